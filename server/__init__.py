@@ -1,0 +1,3 @@
+"""clawdforge: a WebSocket-first realtime server for talking to coding agents."""
+
+__version__ = "0.3.0"

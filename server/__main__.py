@@ -1,0 +1,88 @@
+"""The command line: ``python -m server``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from aiohttp import web
+
+from . import __version__, logs
+from .app import FIRST_TOKENS, StartError, build_app
+from .config import SettingError, Settings, load
+
+ENV_FILE = Path(".env")
+HANDLERS_SECS = 2.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"clawdforge {__version__}")
+    parser.add_argument("command", nargs="?", choices=["serve"], default="serve")
+    parser.parse_args()
+    try:
+        settings = load(os.environ, ENV_FILE)
+    except SettingError as error:
+        print(f"clawdforge: {error}", file=sys.stderr)
+        return 2
+    logs.set_up(settings)
+    try:
+        asyncio.run(serve(settings))
+    except StartError as error:
+        print(f"clawdforge: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        StartError: the server cannot start.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    app = await build_app(settings)
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, shutdown_timeout=HANDLERS_SECS
+    )
+    try:
+        await runner.setup()
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            raise StartError(f"cannot listen on {where}: {error.strerror or error}") from None
+        _greet(app, settings, runner.addresses[0][1])
+        await stop.wait()
+        print("clawdforge is stopping; running turns have a moment to finish", flush=True)
+    finally:
+        await runner.cleanup()
+
+
+def _greet(app: web.Application, settings: Settings, port: int) -> None:
+    shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    host = f"[{shown}]" if ":" in shown else shown
+    address = f"http://{host}:{port}/"
+    lines = [f"clawdforge {__version__} is ready on {address}"]
+    for first in app[FIRST_TOKENS]:
+        lines.append("")
+        if first.admin is not None:
+            lines.append(f"  admin token  {first.admin}")
+        if first.app is not None:
+            lines.append(f"  app token    {first.app}")
+            lines.append(f"  open         {address}#token={first.app}")
+        lines.append("")
+        lines.append("  These are shown this once; only their hashes are kept.")
+    print("\n".join(lines), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What stands between a session and its agent: the interface, and its implementations."""

@@ -1,0 +1,137 @@
+"""What a session knows of its agent, whichever way the agent is run.
+
+A :class:`Backend` makes one :class:`Agent` a session; the agent tells the
+session what its process says through a :class:`Listener`. Listener calls are
+plain functions, made in the order of the agent's output, so that the log has
+that order too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+Context = Literal["fresh", "kept"]
+"""Whether the agent process has the session's conversation, or begins a new one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """An agent that can be asked for by name.
+
+    ``install`` says what would install it, where it is not installed.
+    """
+
+    name: str
+    installed: bool
+    install: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """Which agent a session wants; ``key`` is the session's id, and acpx's session key."""
+
+    key: str
+    agent: str
+    cwd: str
+    model: str | None
+    system: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentState:
+    """What the agent last said of itself, in ACP's own shapes (None: it said nothing)."""
+
+    modes: Any = None
+    models: Any = None
+    config_options: Any = None
+    commands: Any = None
+
+
+class Listener(Protocol):
+    """The session, as its agent sees it."""
+
+    def prompt_sent(self, context: Context) -> None:
+        """The prompt is on its way into the agent's process."""
+
+    def agent_notified(self, message: bytes) -> None:
+        """A notification, as the agent wrote it: one line of JSON without its end."""
+
+    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None:
+        """The response that ends the turn, raw and parsed."""
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None:
+        """``session/request_permission``; answer with :meth:`Agent.answer_permission`."""
+
+    def agent_gone(self) -> None:
+        """The agent's process has ended, whether it was asked to or not."""
+
+
+class Agent(Protocol):
+    """One session's agent: an id at acpx, and a process while there is one."""
+
+    @property
+    def live(self) -> bool:
+        """A process is running or starting."""
+
+    @property
+    def state(self) -> AgentState: ...
+
+    async def wake(self) -> None:
+        """Start a new session's agent, so that its first prompt need not wait for it.
+
+        Raises:
+            Error: it does not start.
+        """
+
+    async def prompt(self, blocks: bytes) -> None:
+        """Send a prompt (JSON of its content blocks) and return when its turn is over.
+
+        The answer itself has gone to :meth:`Listener.prompt_answered` by then.
+
+        Raises:
+            Error: the turn has no answer: the agent did not start, or it ended.
+        """
+
+    def cancel(self) -> None:
+        """Ask the agent to end the running turn; a prompt still on its way is held back."""
+
+    def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None: ...
+
+    async def set_mode(self, mode: str) -> None: ...
+
+    async def set_model(self, model: str) -> None: ...
+
+    async def set_config_option(self, key: str, value: str) -> None: ...
+
+    async def kill(self) -> None:
+        """End the process and all that it started, now."""
+
+    async def hibernate(self) -> None:
+        """End the process and all that it started; the conversation can be resumed."""
+
+
+class Backend(Protocol):
+    """A way to run agents."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """End every process that was started."""
+
+    async def agents(self) -> list[AgentInfo]: ...
+
+    def agent(self, spec: AgentSpec, listener: Listener) -> Agent: ...
+
+    async def forget(self, key: str) -> None:
+        """Delete what acpx keeps of a session that has no process any more."""
+
+
+class Pressure(Protocol):
+    """Whether what agents say can be taken at the moment."""
+
+    @property
+    def has_room(self) -> bool: ...
+
+    async def room(self) -> None: ...

@@ -1,0 +1,34 @@
+"""The environment that the host and the agents get: an allow-list.
+
+What is not named here stays with the server, above all its own settings. More
+names can be let through with ``CLAWDFORGE_AGENT_ENV``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+NAMES = frozenset(
+    {
+        *("HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
+        *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE"),
+        *("IS_SANDBOX", "API_TIMEOUT_MS", "DEMO_PACE_MS"),
+    }
+)
+PREFIXES = (
+    *("LC_", "XDG_", "GIT_"),
+    *("ANTHROPIC_", "CLAUDE_", "OPENAI_", "CODEX_", "GEMINI_", "GOOGLE_", "AWS_", "AZURE_"),
+    *("MISTRAL_", "OPENROUTER_", "OPENCODE_", "COPILOT_", "GH_", "GITHUB_", "CURSOR_", "QWEN_"),
+)
+
+
+def agent_environ(environ: Mapping[str, str], more: Iterable[str] = ()) -> dict[str, str]:
+    """What of *environ* an agent gets."""
+    allowed = NAMES | set(more)
+    return {
+        name: value
+        for name, value in environ.items()
+        if (name in allowed or name.startswith(PREFIXES)) and not name.startswith("CLAWDFORGE_")
+    }

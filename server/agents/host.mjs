@@ -1,0 +1,202 @@
+// The acpx host: one warm process that embeds acpx's runtime for all sessions.
+//
+// Lines of JSON on stdin are calls, `{id, op, ...}`; each is answered on stdout
+// by `{id, result}` or `{id, error: {code, message}}`. The first call is `init`.
+// Besides, `{event: "spawned", key, pid}` announces an agent before it runs:
+// only such a pid may attach at the server's seam. stderr is for people.
+
+import { createRequire } from "node:module";
+import { unlink } from "node:fs/promises";
+import path from "node:path";
+import process from "node:process";
+import readline from "node:readline";
+
+import { AcpxRuntime, createFileSessionStore } from "acpx/runtime";
+import { createAgentRegistry } from "acpx/agent-registry";
+
+// A timer's longest delay. The server ends turns; acpx is not to.
+const FOREVER_MS = 2 ** 31 - 1;
+const DRAIN_IDLE_MS = 50;
+
+const handles = new Map();
+let runtime;
+let registry;
+let stateDir;
+
+function send(message) {
+  process.stdout.write(`${JSON.stringify(message)}\n`);
+}
+
+function say(text) {
+  process.stderr.write(`${text}\n`);
+}
+
+/** acpx's registry, with every agent started through the server's launcher. */
+function launchedRegistry(inner, launcher) {
+  return {
+    list: () => inner.list(),
+    inspect: (name) => inner.inspect(name),
+    resolve(name) {
+      const launch = inner.inspect(name)?.launch;
+      const argv = launch?.kind === "installed" ? launch.argv : inner.resolve(name);
+      return [...launcher, ...(Array.isArray(argv) ? argv : argv.split(" "))];
+    },
+  };
+}
+
+/**
+ * acpx waits for a second of silence after an agent's answer, and snapshots an
+ * agent's descendants with a helper process at every start and close. The server
+ * ends turns at the answer itself and kills what an agent leaves, so both are
+ * shortened. These are acpx's internals: checked here, and left alone when they
+ * are not as expected.
+ */
+function tune(client) {
+  if (typeof client.waitForSessionUpdatesIdle !== "function" || !("agentDescendants" in client)) {
+    return false;
+  }
+  const wait = client.waitForSessionUpdatesIdle.bind(client);
+  client.waitForSessionUpdatesIdle = (options) =>
+    wait(options?.idleMs ? { ...options, idleMs: DRAIN_IDLE_MS } : options);
+  client.agentDescendants = { get: () => undefined, set: () => {} };
+  return true;
+}
+
+async function tunedManager(options) {
+  const Manager = (await new AcpxRuntime(options).getManager()).constructor;
+  if (typeof Manager.prototype.createClient !== "function") return undefined;
+  class TunedManager extends Manager {
+    createClient(clientOptions) {
+      const client = super.createClient(clientOptions);
+      tune(client);
+      return client;
+    }
+  }
+  const probe = new Manager(options).createClient({
+    agentCommand: "true",
+    cwd: options.cwd,
+    permissionMode: "deny-all",
+  });
+  return tune(probe) ? new TunedManager(options) : undefined;
+}
+
+const operations = {
+  async init({ config }) {
+    stateDir = config.stateDir;
+    registry = launchedRegistry(
+      createAgentRegistry({ overrides: config.agents }),
+      config.launcher,
+    );
+    const options = {
+      cwd: config.cwd,
+      sessionStore: createFileSessionStore({ stateDir }),
+      agentRegistry: registry,
+      // The server answers permission requests; none should come as far as here.
+      permissionMode: "deny-all",
+      nonInteractivePermissions: "deny",
+      fs: false,
+      terminal: false,
+      timeoutMs: config.startTimeoutMs,
+      processLifecycle: {
+        onSpawned: ({ pid, scope }) => send({ event: "spawned", pid, key: scope.sessionKey ?? null }),
+      },
+    };
+    const manager = await tunedManager(options);
+    if (!manager) {
+      say("acpx is not built as expected: turns may follow each other a second later");
+    }
+    runtime = new AcpxRuntime(options, manager && { managerFactory: () => manager });
+    const { version } = createRequire(import.meta.url)("acpx/package.json");
+    return { acpx: version, node: process.versions.node };
+  },
+
+  agents() {
+    return registry.list().map((name) => ({ name, launch: registry.inspect(name)?.launch ?? null }));
+  },
+
+  inspect({ agent }) {
+    return registry.inspect(agent)?.launch ?? null;
+  },
+
+  /** Make the session known; a new one's agent is started, an old one's is not. */
+  async open({ key, agent, cwd, options, fresh }) {
+    const input = { sessionKey: key, agent, cwd, mode: "persistent", sessionOptions: options };
+    if (fresh) await runtime.prepareFreshSession({ handle: handles.get(key) });
+    handles.set(key, await runtime.ensureSession(input));
+    return {};
+  },
+
+  async prompt({ key, id, blocks }) {
+    const turn = runtime.startTurn({
+      handle: handles.get(key),
+      text: blocks,
+      mode: "prompt",
+      requestId: String(id),
+      timeoutMs: FOREVER_MS,
+    });
+    await turn.closeStream();
+    const result = await turn.result;
+    if (result.status === "failed") throw result.error;
+    return {};
+  },
+
+  async set_mode({ key, mode }) {
+    await runtime.setMode({ handle: handles.get(key), mode });
+    return {};
+  },
+
+  async set_model({ key, model }) {
+    await runtime.setModel({ handle: handles.get(key), model });
+    return {};
+  },
+
+  async set_config_option({ key, option, value }) {
+    await runtime.setConfigOption({ handle: handles.get(key), key: option, value });
+    return {};
+  },
+
+  /** End the agent and keep the record, so that a later prompt resumes. */
+  async close({ key }) {
+    const handle = handles.get(key);
+    handles.delete(key);
+    if (handle) await runtime.close({ handle, reason: "server" });
+    return {};
+  },
+
+  async forget({ key }) {
+    handles.delete(key);
+    await unlink(path.join(stateDir, "sessions", `${encodeURIComponent(key)}.json`)).catch(
+      (error) => {
+        if (error.code !== "ENOENT") throw error;
+      },
+    );
+    return {};
+  },
+
+  async shutdown() {
+    await runtime?.shutdown();
+    return {};
+  },
+};
+
+async function handle(line) {
+  const call = JSON.parse(line);
+  try {
+    send({ id: call.id, result: await operations[call.op](call) });
+  } catch (error) {
+    send({
+      id: call.id,
+      error: {
+        code: error?.detailCode ?? error?.code ?? "RUNTIME",
+        message: String(error?.message ?? error),
+      },
+    });
+  }
+}
+
+process.on("unhandledRejection", (error) => say(`unhandled rejection: ${error?.stack ?? error}`));
+// Without the server there is nobody to host for.
+readline
+  .createInterface({ input: process.stdin, crlfDelay: Infinity })
+  .on("line", handle)
+  .on("close", () => process.exit(0));

@@ -1,0 +1,87 @@
+"""Finding and ending what an agent has started, as far as it may have hidden."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+MARK = "AGENT_SESSION"
+"""Environment variable that an agent and all that it starts inherit: the session's id."""
+
+
+HOST_MARK = "ACPX_HOST"
+"""The same for a host: everything below it has this server's mark."""
+
+
+def kill_session(leader: int | None, mark: bytes) -> int:
+    """Kill an agent and everything that it left.
+
+    That is: the processes below *leader*, those of its process group and its
+    session, and those that inherited the session's mark, however they detached
+    themselves. Blocking: it reads /proc, a millisecond or so; call it in a thread.
+
+    Args:
+        leader: the agent's pid, which must still be its own (held by a pidfd and
+            not yet reaped, or just ended).
+        mark: the session's, as ``NAME=value``.
+
+    Returns:
+        How many were killed.
+    """
+    killed = 0
+    while found := _belonging(leader, mark):
+        killed += len(found)
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    return killed
+
+
+def kill_marked(mark: bytes) -> int:
+    """Kill every process that has *mark*, ``NAME=value``, in its environment."""
+    return kill_session(None, mark)
+
+
+def _belonging(leader: int | None, mark: bytes) -> set[int]:
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        pid = int(entry.name)
+        try:
+            state, parent, group, session = _stat(entry)
+            if state in b"ZX":
+                continue
+            parents[pid] = parent
+            if leader in (pid, group, session) or mark in _environ(entry):
+                found.add(pid)
+        except OSError:
+            continue  # it has ended meanwhile, or is another user's
+    if leader is not None:
+        found.update(pid for pid in parents if _descends(pid, leader, parents))
+    found.discard(os.getpid())
+    return found
+
+
+def _stat(entry: Path) -> tuple[bytes, int, int, int]:
+    """State, parent, process group and session, of /proc/PID/stat."""
+    fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+    return fields[0], int(fields[1]), int(fields[2]), int(fields[3])
+
+
+def _environ(entry: Path) -> list[bytes]:
+    try:
+        return (entry / "environ").read_bytes().split(b"\0")
+    except PermissionError:
+        return []
+
+
+def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+    while pid in parents:
+        pid = parents[pid]
+        if pid == ancestor:
+            return True
+    return False

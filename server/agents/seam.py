@@ -1,0 +1,349 @@
+"""The seam: the server's place in the middle of an agent's stdin and stdout.
+
+Whole lines go through both ways as they came. On the way the server sees the
+prompt go up and its answer come down, keeps the agent's permission requests
+for itself, and may put lines of its own (a cancel, an answer) in between.
+
+What acpx does not need it does not get: the updates that only tell the story
+of a turn (text, thoughts, tool calls, plans) are for the log and the viewers.
+acpx would chew each of them for its own record, in competition with the server
+for the same cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from ..codec import dumps, parse_message
+from .base import Pressure
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""A longer line ends the agent; acpx has the same bound."""
+BACKLOG_BYTES = 4 << 20
+"""Above this much unread by one side the other side is left in its pipe."""
+
+STORY_UPDATES = frozenset(
+    {
+        "user_message_chunk",
+        "agent_message_chunk",
+        "agent_thought_chunk",
+        "tool_call",
+        "tool_call_update",
+        "plan",
+    }
+)
+_OPENING = frozenset({"session/new", "session/load", "session/resume"})
+
+
+class Handler(Protocol):
+    """Whose agent it is."""
+
+    def admit_prompt(self, fresh: bool) -> bool:
+        """A prompt goes up; False holds it back, and acpx is told that it was cancelled."""
+
+    def notified(self, line: bytes, message: dict[str, Any], *, replayed: bool) -> None:
+        """A notification; *replayed* by session/load, it tells an old story."""
+
+    def answered(self, line: bytes, message: dict[str, Any]) -> None: ...
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None: ...
+
+    def opened(self, result: dict[str, Any] | None) -> None:
+        """The agent's answer to session/new, session/load or session/resume; None: an error."""
+
+    def gone(self, seam: Seam) -> None:
+        """The agent has ended, and all that it wrote has been seen."""
+
+
+class Lines:
+    """Cuts a byte stream into lines without joining a long one piece by piece."""
+
+    def __init__(self) -> None:
+        self._partial: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that *data* completes, without their ends.
+
+        Raises:
+            OverflowError: a line is longer than :data:`MAX_MESSAGE_BYTES`.
+        """
+        lines = data.split(b"\n")
+        if len(lines) > 1 and self._partial:
+            lines[0] = b"".join([*self._partial, lines[0]])
+            self._partial.clear()
+            self._size = 0
+        if tail := lines.pop():
+            self._partial.append(tail)
+            self._size += len(tail)
+            if self._size > MAX_MESSAGE_BYTES:
+                raise OverflowError
+        return lines
+
+
+class _Reader(asyncio.Protocol):
+    """Feeds what one side writes to the seam, a chunk at a time."""
+
+    def __init__(self, feed: Callable[[bytes], None], ended: Callable[[], None]) -> None:
+        self._feed = feed
+        self._ended = ended
+
+    def data_received(self, data: bytes) -> None:
+        self._feed(data)
+
+    def eof_received(self) -> None:
+        self._ended()
+
+
+class _Writer(asyncio.BaseProtocol):
+    """Stops the reader of the other side while this one does not read."""
+
+    def __init__(self, seam: Seam, *, up: bool) -> None:
+        self._seam = seam
+        self._up = up
+
+    def pause_writing(self) -> None:
+        self._seam.hold(self._up, "other side")
+
+    def resume_writing(self) -> None:
+        self._seam.release(self._up, "other side")
+
+
+class Seam:
+    """One agent process, between acpx and its pipes.
+
+    Args:
+        pid: the agent, which waits in its launcher until the seam is in place.
+        pressure: whether the log has room for what the agent says.
+        mark: ``NAME=value`` in the environment of the agent and of all that it starts.
+    """
+
+    def __init__(self, pid: int, handler: Handler, pressure: Pressure, *, mark: bytes) -> None:
+        self.pid = pid
+        self.mark = mark
+        self._handler = handler
+        self._pressure = pressure
+        self._pidfd = os.pidfd_open(pid)
+        self._up_lines = Lines()
+        self._down_lines = Lines()
+        self._readers: dict[bool, asyncio.ReadTransport] = {}
+        self._writers: dict[bool, asyncio.WriteTransport] = {}
+        self._held: dict[bool, set[str]] = {True: set(), False: set()}
+        self._opening: dict[Any, str] = {}
+        self._fresh = False
+        self._loading = False
+        self._prompt_id: Any = None
+        self._prompting = False
+        self._session_id: str | None = None
+        self._waiting_for_room: asyncio.Task[None] | None = None
+        self._agent_out = -1
+        self.over = asyncio.Event()
+
+    async def join(self, acpx_in: int, acpx_out: int) -> tuple[int, int]:
+        """Put the seam in place.
+
+        Args:
+            acpx_in: descriptor from which acpx's lines are read.
+            acpx_out: descriptor to which the agent's lines are written.
+
+        Returns:
+            The descriptors that become the agent's stdin and stdout; the caller
+            hands them over and closes them.
+        """
+        loop = asyncio.get_running_loop()
+        agent_stdin, to_agent = os.pipe()
+        from_agent, agent_stdout = os.pipe()
+        self._agent_out = from_agent
+        for up, descriptor in ((True, to_agent), (False, acpx_out)):
+            writer, _ = await loop.connect_write_pipe(
+                partial(_Writer, self, up=up),
+                os.fdopen(descriptor, "wb", 0),
+            )
+            writer.set_write_buffer_limits(high=BACKLOG_BYTES)
+            self._writers[up] = writer
+        for up, descriptor, feed in (
+            (True, acpx_in, self._feed_up),
+            (False, from_agent, self._feed_down),
+        ):
+            reader, _ = await loop.connect_read_pipe(
+                partial(_Reader, feed, partial(self._ended, up)),
+                os.fdopen(descriptor, "rb", 0),
+            )
+            self._readers[up] = reader
+        loop.add_reader(self._pidfd, self._died)
+        return agent_stdin, agent_stdout
+
+    # Up: acpx to agent.
+
+    def _feed_up(self, data: bytes) -> None:
+        try:
+            lines = self._up_lines.feed(data)
+        except OverflowError:
+            self.kill()
+            return
+        for line in lines:
+            message = parse_message(line)
+            if message is None or self._pass_up(message):
+                self._send(True, line)
+
+    def _pass_up(self, message: dict[str, Any]) -> bool:
+        method = message.get("method")
+        if method == "session/prompt":
+            if not self._handler.admit_prompt(self._fresh):
+                answer = {"jsonrpc": "2.0", "id": message.get("id")}
+                self._send(False, dumps({**answer, "result": {"stopReason": "cancelled"}}))
+                return False
+            self._fresh = False
+            self._prompting = True
+            self._prompt_id = message.get("id")
+            self._note_session(message.get("params"))
+        elif method in _OPENING:
+            self._opening[message.get("id")] = method
+            self._loading = method == "session/load"
+            self._note_session(message.get("params"))
+        return True
+
+    def _note_session(self, params: Any) -> None:
+        if isinstance(params, dict) and isinstance(params.get("sessionId"), str):
+            self._session_id = params["sessionId"]
+
+    # Down: agent to acpx.
+
+    def _feed_down(self, data: bytes) -> None:
+        try:
+            lines = self._down_lines.feed(data)
+        except OverflowError:
+            logger.warning("agent %d: a message over %d bytes", self.pid, MAX_MESSAGE_BYTES)
+            self.kill()
+            return
+        for line in lines:
+            message = parse_message(line)
+            if message is None:
+                if line.strip():
+                    logger.debug("agent %d: skipped a line that is not JSON", self.pid)
+            elif self._pass_down(line, message):
+                self._send(False, line)
+        if not self._pressure.has_room:
+            self._wait_for_room()
+
+    def _pass_down(self, line: bytes, message: dict[str, Any]) -> bool:
+        """Tell the handler; whether acpx gets the line too."""
+        method = message.get("method")
+        if method is None:
+            self._answer_down(line, message)
+            return True
+        if "id" in message:
+            if method == "session/request_permission":
+                self._handler.permission_requested(message["id"], message.get("params"))
+                return False
+            return True
+        self._handler.notified(line, message, replayed=self._loading)
+        return not (method == "session/update" and _is_story(message))
+
+    def _answer_down(self, line: bytes, message: dict[str, Any]) -> None:
+        answered = message.get("id")
+        if self._prompting and answered == self._prompt_id:
+            self._prompting = False
+            self._handler.answered(line, message)
+        elif _is_hashable(answered) and answered in self._opening:
+            method = self._opening.pop(answered)
+            self._loading = False
+            result = message.get("result")
+            if "error" in message or not isinstance(result, dict):
+                self._handler.opened(None)
+                return
+            self._fresh = method == "session/new"
+            self._note_session(result)
+            self._handler.opened(result)
+
+    # What the server says itself.
+
+    def cancel(self) -> None:
+        """Tell the agent to end the running turn."""
+        params = {"sessionId": self._session_id}
+        self._send(True, dumps({"jsonrpc": "2.0", "method": "session/cancel", "params": params}))
+
+    def answer(self, raw_id: Any, result: dict[str, Any]) -> None:
+        """Answer a request of the agent's."""
+        self._send(True, dumps({"jsonrpc": "2.0", "id": raw_id, "result": result}))
+
+    def kill(self) -> None:
+        """Kill the agent's process group."""
+        if self.over.is_set():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            # The pid is the agent's as long as it is not reaped, and then its group's.
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _send(self, up: bool, line: bytes) -> None:
+        writer = self._writers[up]
+        if not writer.is_closing():
+            writer.write(line + b"\n")
+
+    # Pressure.
+
+    def hold(self, up: bool, why: str) -> None:
+        """Leave what that side writes in its pipe until every reason is gone."""
+        self._held[up].add(why)
+        if not self._readers[up].is_closing():
+            self._readers[up].pause_reading()
+
+    def release(self, up: bool, why: str) -> None:
+        self._held[up].discard(why)
+        if not self._held[up] and not self._readers[up].is_closing():
+            self._readers[up].resume_reading()
+
+    def _wait_for_room(self) -> None:
+        if self._waiting_for_room is None and not self.over.is_set():
+            self.hold(False, "log")
+            self._waiting_for_room = asyncio.create_task(self._resume_when_there_is_room())
+
+    async def _resume_when_there_is_room(self) -> None:
+        await self._pressure.room()
+        self._waiting_for_room = None
+        self.release(False, "log")
+
+    # The end.
+
+    def _ended(self, up: bool) -> None:
+        """One side has closed its end: pass that on, too."""
+        self._writers[up].close()
+
+    def _died(self) -> None:
+        """The agent is dead; a grandchild may hold its stdout, so do not wait for its end."""
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        if not self._readers[False].is_closing():
+            self._readers[False].pause_reading()
+            # One pipe's content at most; a grandchild that goes on writing is not waited for.
+            with contextlib.suppress(BlockingIOError):
+                if data := os.read(self._agent_out, 1 << 20):
+                    self._feed_down(data)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        for transport in (*self._readers.values(), *self._writers.values()):
+            transport.close()
+        if self._waiting_for_room is not None:
+            self._waiting_for_room.cancel()
+        self.over.set()
+        self._handler.gone(self)
+
+
+def _is_story(message: dict[str, Any]) -> bool:
+    try:
+        return message["params"]["update"]["sessionUpdate"] in STORY_UPDATES
+    except (KeyError, TypeError):
+        return False
+
+
+def _is_hashable(value: Any) -> bool:
+    return isinstance(value, (str, int, float, type(None)))

@@ -1,0 +1,160 @@
+"""The house put together: what is made in which order, and taken down in the reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+
+from aiohttp import web
+
+from .agents.environ import agent_environ
+from .agents.host import HostBackend, HostError, find_node
+from .auth import FirstTokens, Tokens
+from .config import AgentCommand, Settings
+from .files import Files
+from .health import Health
+from .log import LogWriter
+from .metrics import Metrics
+from .middleware import answer
+from .routes import admin, files, health, page, sessions, socket
+from .services import SERVICES, Services
+from .sessions import FALLBACK_AGENT, Sessions
+from .sockets import Sockets
+from .store import SchemaError, Store
+
+MAX_BODY_BYTES = 16 << 20
+SOCKETS_CLOSE_SECS = 5.0
+FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
+DEMO = Path(__file__).parent / "agents" / "demo.py"
+
+
+class StartError(Exception):
+    """The server cannot start; the message is one line for the operator."""
+
+
+async def build_app(
+    settings: Settings,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    clock: Callable[[], float] = time.time,
+) -> web.Application:
+    """Make the application; nothing runs before it is started.
+
+    Args:
+        environ: of which agents get a part.
+        clock: unix seconds, for everything that ages.
+
+    The application's start raises :class:`StartError` where it cannot.
+    """
+    app = web.Application(middlewares=[answer], client_max_size=MAX_BODY_BYTES)
+    app[FIRST_TOKENS] = []
+
+    async def house(app: web.Application) -> AsyncIterator[None]:
+        try:
+            async with _house(app, settings, environ, clock):
+                yield
+        except (HostError, SchemaError) as error:
+            raise StartError(str(error)) from None
+
+    app.cleanup_ctx.append(house)
+    app.on_shutdown.append(_drain)
+    for module in (admin, files, health, sessions, socket):
+        app.add_routes(module.routes)
+    page.set_up(app)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _house(
+    app: web.Application,
+    settings: Settings,
+    environ: Mapping[str, str],
+    clock: Callable[[], float],
+) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_own(settings.data_dir))
+        store = await Store.open(settings.data_dir / "clawdforge.db", sync=settings.sync)
+        stack.push_async_callback(store.close)
+        writer = LogWriter(store)
+        writer.start()
+        stack.push_async_callback(writer.stop)
+        tokens = Tokens(store, writer)
+        if (first := await tokens.load(settings.admin_token)) is not None:
+            app[FIRST_TOKENS].append(first)
+
+        backend = _backend(settings, environ, writer)
+        await backend.start()
+        stack.push_async_callback(backend.stop)
+        all_sessions = Sessions(settings, store, writer, backend, clock)
+        await all_sessions.start()
+        stack.push_async_callback(all_sessions.stop)
+
+        sockets = Sockets(settings)
+        tokens.on_revoke = sockets.close_app
+        state = Health(settings.claude_bin)
+        state.acpx_version = backend.versions["acpx"]
+        uploads = Files(
+            settings.data_dir / "uploads",
+            store,
+            writer,
+            max_bytes=settings.max_upload_bytes,
+            clock=clock,
+        )
+        metrics = Metrics(
+            {
+                "open_sessions": ("Sessions that are open", lambda: all_sessions.open_count),
+                "live_agents": ("Agent processes", lambda: len(all_sessions.slots)),
+                "sockets": ("Connected sockets", lambda: len(sockets)),
+                "host_restarts": ("Restarts of the acpx host", lambda: backend.restarts),
+            }
+        )
+        app[SERVICES] = Services(settings, tokens, all_sessions, uploads, sockets, state, metrics)
+        for loop in (state.watch(), sockets.beat(), all_sessions.run_sweeper(uploads.sweep)):
+            stack.push_async_callback(_cancel, asyncio.create_task(loop))
+        state.ready = True
+        yield
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _drain(app: web.Application) -> None:
+    """Stop serving: sockets are told first, running turns may finish."""
+    services = app[SERVICES]
+    services.health.ready = False
+    services.sessions.is_draining = True
+    await services.sockets.close_all(SOCKETS_CLOSE_SECS)
+    await services.sessions.stop()
+
+
+@contextlib.contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    """The data folder, for this server alone."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another clawdforge runs on the data folder {folder}") from None
+        yield
+
+
+def _backend(settings: Settings, environ: Mapping[str, str], writer: LogWriter) -> HostBackend:
+    demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
+    return HostBackend(
+        node=find_node(),
+        state_dir=settings.data_dir / "acpx",
+        agents={FALLBACK_AGENT: demo, **settings.agents},
+        environ=agent_environ(environ, settings.agent_env),
+        start_timeout=settings.agent_start_timeout_secs,
+        pressure=writer,
+    )

@@ -1,0 +1,233 @@
+"""Who may do what: tokens, the networks they are bound to, tickets, Origin and Host.
+
+A token is 256 random bits, shown once; only its SHA-256 is kept. All of an
+app's rights hang on its token: what is another app's does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from . import store
+from .config import Settings
+from .errors import Error, bad_request, not_found
+from .log import LogWriter
+from .store import Store, TokenRow
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "cf_"
+TICKET_PREFIX = "cft_"
+FIRST_APP = "first-app"
+ADMIN_KEY = "admin_token"
+TICKET_SECS = 30
+MAX_TICKETS = 100_000
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def new_token() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def unauthorized() -> Error:
+    """Always the same: it says nothing of what was wrong with the token."""
+    return Error("unauthorized", "a valid token is needed: Authorization: Bearer cf_…")
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokens:
+    """The tokens that a first start makes."""
+
+    admin: str | None
+    app: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    app_name: str
+    session_id: str
+    expires_at: float
+
+
+class Tokens:
+    """The apps' tokens, in memory as in the database, and the admin's."""
+
+    def __init__(self, database: Store, writer: LogWriter) -> None:
+        self._store = database
+        self._writer = writer
+        self._admin = b""
+        self._by_hash: dict[bytes, TokenRow] = {}
+        self._names: set[str] = set()
+        self._tickets: dict[bytes, Ticket] = {}
+        self.on_revoke: Callable[[str], None] = lambda name: None
+
+    async def load(self, admin_token: str | None) -> FirstTokens | None:
+        """Read the tokens; a first start makes some.
+
+        Args:
+            admin_token: the setting's; without one a token is made and kept (as a hash).
+
+        Returns:
+            On the first start, what the operator is to be shown, once.
+        """
+        for row in await self._store.tokens():
+            self._by_hash[row.hash] = row
+            self._names.add(row.name)
+        kept = await self._store.server_value(ADMIN_KEY)
+        if admin_token is not None:
+            self._admin = digest(admin_token)
+        elif kept is not None:
+            self._admin = kept
+        if kept is not None:
+            return None
+        made = admin_token or new_token()
+        self._admin = digest(made)
+        await self._writer.commit([store.set_server_value(ADMIN_KEY, self._admin)])
+        app_token = None if self._names else (await self.create(FIRST_APP))[1]
+        return FirstTokens(None if admin_token is not None else made, app_token)
+
+    # Tokens.
+
+    def app_of(self, token: str | None, address: str | None) -> str:
+        """The app that *token* names, asked from *address*.
+
+        Raises:
+            Error: ``unauthorized``.
+        """
+        if token is None:
+            raise unauthorized()
+        asked = digest(token)
+        row = self._by_hash.get(asked)
+        if row is None or not hmac.compare_digest(row.hash, asked):
+            raise unauthorized()
+        networks = json.loads(row.ip_cidrs)
+        if networks and not _in_networks(address, networks):
+            logger.warning("the token of app %s was used from outside its networks", row.name)
+            raise unauthorized()
+        return row.name
+
+    def is_admin(self, token: str | None) -> bool:
+        return token is not None and hmac.compare_digest(digest(token), self._admin)
+
+    def rows(self) -> list[TokenRow]:
+        return sorted(self._by_hash.values(), key=lambda row: row.name)
+
+    async def create(self, name: str, ip_cidrs: Sequence[str] = ()) -> tuple[TokenRow, str]:
+        """Make an app's token.
+
+        Returns:
+            What is kept of it, and the token itself, which is not kept.
+
+        Raises:
+            Error: ``bad_request``, or ``conflict`` where the name is taken.
+        """
+        if not NAME_PATTERN.match(name):
+            raise bad_request("name: 1 to 64 letters, digits, dots, dashes and underscores")
+        for cidr in ip_cidrs:
+            try:
+                ipaddress.ip_network(cidr)
+            except ValueError:
+                raise bad_request(
+                    f"ip_cidrs: {cidr!r} is not a network such as 10.0.0.0/8"
+                ) from None
+        if name in self._names:
+            raise Error("conflict", f"the name {name!r} is taken")
+        self._names.add(name)
+        token = new_token()
+        row = TokenRow(name, digest(token), json.dumps(list(ip_cidrs)), time.time())
+        try:
+            await self._writer.commit([store.insert_token(row)])
+        except BaseException:
+            self._names.discard(name)
+            raise
+        self._by_hash[row.hash] = row
+        return row, token
+
+    async def revoke(self, name: str) -> None:
+        """Take a token back; it is worth nothing from now on, and its sockets close.
+
+        Raises:
+            Error: ``not_found``.
+        """
+        row = next((row for row in self._by_hash.values() if row.name == name), None)
+        if row is None:
+            raise not_found("token")
+        del self._by_hash[row.hash]
+        self._tickets = {k: t for k, t in self._tickets.items() if t.app_name != name}
+        self.on_revoke(name)
+        try:
+            await self._writer.commit([store.delete_token(name)])
+        except Error:
+            self._by_hash[row.hash] = row
+            raise
+        self._names.discard(name)
+
+    # Tickets.
+
+    def issue_ticket(self, app_name: str, session_id: str) -> str:
+        """A ticket for one socket of one session, good once and for :data:`TICKET_SECS`."""
+        now = time.monotonic()
+        if len(self._tickets) >= MAX_TICKETS:
+            self._tickets = {k: t for k, t in self._tickets.items() if t.expires_at > now}
+            if len(self._tickets) >= MAX_TICKETS:
+                raise Error("rate_limited", "too many tickets are open", retry_after=TICKET_SECS)
+        ticket = TICKET_PREFIX + secrets.token_urlsafe(32)
+        self._tickets[digest(ticket)] = Ticket(app_name, session_id, now + TICKET_SECS)
+        return ticket
+
+    def redeem_ticket(self, ticket: str, session_id: str) -> str:
+        """The app that *ticket* lets in; it is used up.
+
+        Raises:
+            Error: ``unauthorized``.
+        """
+        found = self._tickets.pop(digest(ticket), None)
+        if found is None or found.session_id != session_id or found.expires_at <= time.monotonic():
+            raise unauthorized()
+        return found.app_name
+
+
+def _in_networks(address: str | None, networks: Sequence[str]) -> bool:
+    try:
+        parsed = ipaddress.ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return any((mapped or parsed) in ipaddress.ip_network(network) for network in networks)
+
+
+def bearer(request: web.Request) -> str | None:
+    """The token of the Authorization header, or None."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def check_origin(request: web.Request, settings: Settings) -> None:
+    """Refuse a browser's page from elsewhere.
+
+    Raises:
+        Error: ``forbidden``.
+    """
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return
+    scheme, separator, host = origin.lower().partition("://")
+    same = separator and scheme in ("http", "https") and host == request.host.lower()
+    if not same and origin.lower() not in settings.allowed_origins:
+        raise Error("forbidden", "this origin is not allowed")

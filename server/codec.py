@@ -1,0 +1,48 @@
+"""JSON to and from bytes; the only place that imports orjson."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn, cast
+
+import orjson
+
+
+def dumps(value: Any) -> bytes:
+    """Encode *value* on one line."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        # Half a surrogate pair (see parse_message); anything else fails here too.
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def loads(data: bytes | bytearray | memoryview | str) -> Any:
+    """Decode strict JSON.
+
+    Raises:
+        ValueError: *data* is not UTF-8 JSON.
+    """
+    return orjson.loads(data)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def parse_message(line: bytes) -> dict[str, Any] | None:
+    """Decode one JSON-RPC message, or None where *line* is none.
+
+    An agent that streams text in pieces may cut an emoji in two: its JSON then
+    holds half a surrogate pair as ``\\ud83d``, which the grammar allows and
+    browsers accept, but orjson does not. So what orjson refuses gets a second,
+    slower look.
+    """
+    try:
+        message = orjson.loads(line)
+    except ValueError:
+        try:
+            message = json.loads(line.decode(), parse_constant=_refuse)
+        except (ValueError, RecursionError):
+            return None
+    return cast("dict[str, Any]", message) if isinstance(message, dict) else None

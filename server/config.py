@@ -1,0 +1,192 @@
+"""Settings, read once at start from the environment and a ``.env`` file.
+
+Each field of :class:`Settings` is one variable ``CLAWDFORGE_<FIELD IN CAPITALS>``;
+``docs/settings.md`` describes them, and a test keeps the two lists equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from dotenv import dotenv_values
+
+PREFIX = "CLAWDFORGE_"
+
+
+class SettingError(Exception):
+    """A value that cannot be used; the message is one line that names the variable."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentCommand:
+    """How an agent is started: its argv, and variables added to its environment."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _text(value: str) -> str:
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+def _path(value: str) -> Path:
+    return Path(_text(value)).expanduser().absolute()
+
+
+def _int(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError(f"must be a whole number from {low} to {high}") from None
+        if not low <= number <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _seconds(low: float, high: float = 31_536_000) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}") from None
+        if not low <= number <= high:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def _choice(*names: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return value
+
+    return parse
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _origins(value: str) -> tuple[str, ...]:
+    origins = _names(value)
+    for origin in origins:
+        scheme, separator, host = origin.partition("://")
+        if scheme not in ("http", "https") or not separator or not host or "/" in host:
+            raise ValueError(f"{origin!r} is not an origin such as https://chat.example.org")
+    return tuple(origin.lower() for origin in origins)
+
+
+def _roots(value: str) -> tuple[Path, ...]:
+    roots = []
+    for part in _names(value.replace(os.pathsep, ",")):
+        root = Path(part).expanduser()
+        if not root.is_absolute() or not root.is_dir():
+            raise ValueError(f"{part!r} is not an existing folder with an absolute path")
+        roots.append(root.resolve())
+    return tuple(roots)
+
+
+def _agents(value: str) -> Mapping[str, AgentCommand]:
+    shape = 'must be a JSON object such as {"mine": ["my-agent", "--acp"]}'
+    try:
+        raw = json.loads(value)
+    except ValueError:
+        raise ValueError(shape) from None
+    if not isinstance(raw, dict):
+        raise ValueError(shape)
+    return MappingProxyType({_text(name): _agent(name, spec) for name, spec in raw.items()})
+
+
+def _agent(name: str, spec: Any) -> AgentCommand:
+    argv, env = (spec.get("argv"), spec.get("env", {})) if isinstance(spec, dict) else (spec, {})
+    if not isinstance(argv, list) or not argv or not all(isinstance(a, str) and a for a in argv):
+        raise ValueError(f"agent {name!r}: argv must be a list of strings that are not empty")
+    if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
+        raise ValueError(f"agent {name!r}: env must be an object of strings")
+    return AgentCommand(tuple(argv), MappingProxyType(dict(env)))
+
+
+def _setting(parse: Callable[[str], Any], default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"parse": parse})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The server's settings; times are seconds, sizes are bytes."""
+
+    host: str = _setting(_text, "127.0.0.1")
+    port: int = _setting(_int(0, 65535), 8800)
+    data_dir: Path = _setting(_path, Path("data").absolute())
+    admin_token: str | None = _setting(_text, None)
+    agents: Mapping[str, AgentCommand] = dataclasses.field(
+        default_factory=dict, metadata={"parse": _agents}
+    )
+    default_agent: str | None = _setting(_text, None)
+    agent_backend: str = _setting(_choice("host", "cli"), "host")
+    agent_env: tuple[str, ...] = _setting(_names, ())
+    claude_bin: str = _setting(_text, "claude")
+    max_sessions: int = _setting(_int(1, 1_000_000), 1000)
+    max_sessions_per_app: int = _setting(_int(1, 1_000_000), 200)
+    max_live_agents: int = _setting(_int(1, 10_000), 16)
+    max_queued_turns: int = _setting(_int(0, 1000), 8)
+    max_sockets_per_session: int = _setting(_int(1, 100_000), 64)
+    max_runs: int = _setting(_int(1, 1000), 4)
+    max_upload_bytes: int = _setting(_int(1, 2**40), 100 * 2**20)
+    agent_idle_secs: float = _setting(_seconds(0.01), 600)
+    agent_start_timeout_secs: float = _setting(_seconds(0.1), 60)
+    turn_timeout_secs: float = _setting(_seconds(0.1), 3600)
+    cancel_grace_secs: float = _setting(_seconds(0.01, 600), 5)
+    session_ttl_secs: float = _setting(_seconds(0.01), 3600)
+    session_hard_ttl_secs: float = _setting(_seconds(0), 86400)
+    sweep_interval_secs: float = _setting(_seconds(0.01), 60)
+    permission_timeout_secs: float = _setting(_seconds(0.01), 300)
+    auth_timeout_secs: float = _setting(_seconds(0.01, 600), 5)
+    heartbeat_secs: float = _setting(_seconds(0.01, 3600), 20)
+    stall_timeout_secs: float = _setting(_seconds(0.01, 3600), 30)
+    drain_secs: float = _setting(_seconds(0, 3600), 10)
+    allowed_origins: tuple[str, ...] = _setting(_origins, ())
+    workspace_roots: tuple[Path, ...] = _setting(_roots, ())
+    log_format: str = _setting(_choice("text", "json"), "text")
+    log_level: str = _setting(_choice("debug", "info", "warning", "error"), "info")
+    sync: str = _setting(_choice("normal", "full"), "normal")
+
+
+def variables() -> tuple[str, ...]:
+    """The name of every environment variable that is read."""
+    return tuple(PREFIX + field.name.upper() for field in dataclasses.fields(Settings))
+
+
+def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
+    """Read the settings; the environment wins over the file.
+
+    Raises:
+        SettingError: a value cannot be used.
+    """
+    values: dict[str, str] = {}
+    if env_file is not None and env_file.is_file():
+        values.update({k: v for k, v in dotenv_values(env_file).items() if v is not None})
+    values.update(environ)
+    known: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        name = PREFIX + field.name.upper()
+        value = values.get(name, "").strip()
+        if not value:
+            continue  # an empty variable is as good as none: compose files make them
+        try:
+            known[field.name] = field.metadata["parse"](value)
+        except ValueError as error:
+            raise SettingError(f"{name}: {error}") from None
+    return Settings(**known)

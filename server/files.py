@@ -1,0 +1,153 @@
+"""Uploads: files that an app hands over for a while, named by a token.
+
+A file's name never becomes a path: on disk it is its token's hash, in a folder
+that holds a file of a harmless version of the name the app gave, because agents
+look at endings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import store
+from .errors import Error, bad_request
+from .log import LogWriter
+from .store import FileRow, Store
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "ff_"
+TTL_SECS = 3600
+TTL_RANGE = (60, 86400)
+HEADER = "[Attached files]"
+
+
+@dataclass(slots=True)
+class Upload:
+    """A file that has arrived; ``size`` is in bytes."""
+
+    app_name: str
+    token: str
+    path: Path
+    size: int
+
+
+class Files:
+    """The uploads of all apps."""
+
+    def __init__(
+        self,
+        folder: Path,
+        database: Store,
+        writer: LogWriter,
+        *,
+        max_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder = folder
+        self._store = database
+        self._writer = writer
+        self._max_bytes = max_bytes
+        self._clock = clock
+
+    async def save(self, app_name: str, name: str, chunks: AsyncIterator[bytes]) -> Upload:
+        """Write an upload to disk as it comes; it is nobody's until :meth:`keep`.
+
+        Raises:
+            Error: ``payload_too_large``.
+        """
+        token = PREFIX + secrets.token_urlsafe(32)
+        path = self._folder / _digest(token).hex() / _harmless(name)
+        upload = Upload(app_name, token, path, 0)
+        await asyncio.to_thread(path.parent.mkdir, mode=0o700, parents=True)
+        try:
+            upload.size = await self._write(path, chunks)
+        except BaseException:
+            await self.discard(upload)
+            raise
+        return upload
+
+    async def keep(self, upload: Upload, ttl_secs: int) -> None:
+        """Let the upload's token be used, for *ttl_secs*.
+
+        Raises:
+            Error: ``internal``; it could not be stored, and is gone.
+        """
+        row = FileRow(
+            _digest(upload.token),
+            upload.app_name,
+            str(upload.path),
+            upload.size,
+            self._clock() + ttl_secs,
+        )
+        try:
+            await self._writer.commit([store.insert_file(row)])
+        except BaseException:
+            await self.discard(upload)
+            raise
+
+    async def discard(self, upload: Upload) -> None:
+        await asyncio.to_thread(shutil.rmtree, upload.path.parent, ignore_errors=True)
+
+    async def _write(self, path: Path, chunks: AsyncIterator[bytes]) -> int:
+        size = 0
+        file = await asyncio.to_thread(path.open, "xb")
+        try:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > self._max_bytes:
+                    raise Error("payload_too_large", f"a file has at most {self._max_bytes} bytes")
+                await asyncio.to_thread(file.write, chunk)
+        finally:
+            await asyncio.to_thread(file.close)
+        return size
+
+    async def paths(self, app_name: str, tokens: Sequence[str]) -> list[Path]:
+        """Where the app's files of these tokens lie.
+
+        Raises:
+            Error: ``bad_request`` for one that is unknown, expired or another app's.
+        """
+        rows = await self._store.files([_digest(token) for token in tokens])
+        now = self._clock()
+        good = [row for row in rows if row.app_name == app_name and row.expires_at > now]
+        if len(good) != len(tokens):
+            raise bad_request("files: one of the file tokens is unknown or has expired")
+        return [Path(row.path) for row in good]
+
+    async def sweep(self) -> None:
+        """Delete what has expired."""
+        for row in await self._store.files_expired(self._clock()):
+            await asyncio.to_thread(shutil.rmtree, Path(row.path).parent, ignore_errors=True)
+            await self._writer.commit([store.delete_file(row.hash)])
+
+
+def annotate(blocks: list[dict[str, object]], paths: Sequence[Path]) -> list[dict[str, object]]:
+    """*blocks* with the paths listed in front of the prompt's text."""
+    if not paths:
+        return blocks
+    head = "\n".join([HEADER, *map(str, paths)])
+    for index, block in enumerate(blocks):
+        if block.get("type") == "text":
+            text = {**block, "text": f"{head}\n{block['text']}"}
+            return [*blocks[:index], text, *blocks[index + 1 :]]
+    return [{"type": "text", "text": head}, *blocks]
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _harmless(name: str) -> str:
+    """*name* without anything that means something to a file system or a shell."""
+    base = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name.replace("\\", "/")).name)[-100:]
+    return base.lstrip(".-") or "file"

@@ -1,0 +1,346 @@
+"""The session's log: durable before visible, and read by position.
+
+Down one way: :meth:`SessionLog.append` numbers an entry and frames it; the
+:class:`LogWriter` commits whatever has gathered while its last transaction
+ran, of all sessions at once; only then do the entries join the log's ring, the
+head moves and the watchers are told. So no reader can see what a killed server
+would forget, and the cost of a commit is shared by all that wait for it.
+
+A reader is a position: :meth:`SessionLog.recent` gives what the ring has after
+it, :meth:`SessionLog.read` falls back to the database. Replay, live and slow
+are the same loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+
+from . import frames, store
+from .errors import Error
+from .store import LogRow, Statement, Store, StoreError
+
+logger = logging.getLogger(__name__)
+
+RING_BYTES = 1 << 20
+RING_BATCHES = 1024
+ROW_BYTES = 256 << 10
+ROW_ENTRIES = 1024
+PAGE_BYTES = 512 << 10
+BACKLOG_BYTES = 16 << 20
+"""Above this much uncommitted text the agents' output is left in their pipes."""
+RETRY_SECS = (0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class Batch:
+    """Consecutive entries, as they were committed together.
+
+    Attributes:
+        first, last: positions of the first and the last entry.
+        body: the frames' JSON, one a line.
+    """
+
+    __slots__ = ("_wire", "body", "first", "last")
+
+    def __init__(self, first: int, last: int, body: bytes) -> None:
+        self.first = first
+        self.last = last
+        self.body = body
+        self._wire: bytes | None = None
+
+    def lines(self) -> list[bytes]:
+        return self.body.split(b"\n")
+
+    def wire(self) -> bytes:
+        """All entries as WebSocket frames; made once, however many viewers there are."""
+        if self._wire is None:
+            self._wire = b"".join(map(frames.websocket_text, self.lines()))
+        return self._wire
+
+    def after(self, position: int) -> Batch:
+        """The part of this batch behind *position*."""
+        if position < self.first:
+            return self
+        rest = self.body.split(b"\n", position - self.first + 1)[-1]
+        return Batch(position + 1, self.last, rest)
+
+
+class SessionLog:
+    """One session's log in memory: what is not yet committed, and the newest that is."""
+
+    def __init__(self, writer: LogWriter, number: int, head: int) -> None:
+        self.head = head
+        self._writer = writer
+        self._number = number
+        self._next = head + 1
+        self._pending: list[bytes] = []
+        self._ring: deque[Batch] = deque()
+        self._ring_bytes = 0
+        self._watchers: set[Callable[[], None]] = set()
+
+    @property
+    def last(self) -> int:
+        """The newest position given out, committed or not."""
+        return self._next - 1
+
+    def append(self, kind: str, turn_index: int, fields: bytes) -> int:
+        """Add an entry; it becomes visible when it is durable.
+
+        Args:
+            kind: the frame's type.
+            fields: its own fields, JSON without the outer braces.
+
+        Returns:
+            Its position.
+        """
+        seq = self._next
+        self._next += 1
+        frame = frames.entry(kind, seq, time.time_ns() // 1_000_000, turn_index, fields)
+        self._pending.append(frame)
+        self._writer.gather(self, len(frame))
+        return seq
+
+    async def follow(
+        self, after: int, idle: Callable[[], Awaitable[None]], *, idle_secs: float = 15
+    ) -> AsyncIterator[Batch]:
+        """Batches behind *after*, for ever: first those that are there, then as they come.
+
+        Args:
+            idle: called each time that nothing has come for *idle_secs*.
+        """
+        moved = asyncio.Event()
+        self.watch(moved.set)
+        try:
+            while True:
+                moved.clear()
+                for batch in await self.read(after):
+                    after = batch.last
+                    yield batch
+                if after >= self.head:
+                    try:
+                        await asyncio.wait_for(moved.wait(), idle_secs)
+                    except TimeoutError:
+                        await idle()
+        finally:
+            self.unwatch(moved.set)
+
+    async def reach(self, position: int) -> None:
+        """Wait until the entry at *position* is durable."""
+        if self.head >= position:
+            return
+        moved = asyncio.Event()
+        self.watch(moved.set)
+        try:
+            while self.head < position:
+                moved.clear()
+                await moved.wait()
+        finally:
+            self.unwatch(moved.set)
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Have *wake* called whenever the head has moved."""
+        self._watchers.add(wake)
+
+    def unwatch(self, wake: Callable[[], None]) -> None:
+        self._watchers.discard(wake)
+        if not self._watchers:
+            self._clear_ring()
+
+    def recent(self, after: int) -> list[Batch] | None:
+        """What the ring has behind *after*, or None where it does not reach back so far."""
+        if after >= self.head:
+            return []
+        found: list[Batch] = []
+        for batch in reversed(self._ring):
+            found.append(batch)
+            if batch.first <= after + 1:
+                found.reverse()
+                found[0] = found[0].after(after)
+                return found
+        return None
+
+    async def read(self, after: int) -> list[Batch]:
+        """The next entries behind *after*: all of the ring's, or a page of the database's.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        batches = self.recent(after)
+        if batches is not None:
+            return batches
+        rows = await self._writer.store.read_log(self._number, after, PAGE_BYTES)
+        batches = [Batch(row.first_seq, row.last_seq, row.body) for row in rows]
+        if batches:
+            batches[0] = batches[0].after(after)
+        return batches
+
+    def take_pending(self) -> list[LogRow]:
+        """Hand the uncommitted entries over as rows of bounded size."""
+        pending, self._pending = self._pending, []
+        first = self._next - len(pending)
+        rows: list[LogRow] = []
+        start = size = 0
+        for index, frame in enumerate(pending):
+            size += len(frame)
+            count = index - start + 1
+            if size >= ROW_BYTES or count >= ROW_ENTRIES or index == len(pending) - 1:
+                body = b"\n".join(pending[start : index + 1])
+                rows.append(LogRow(self._number, first + start, first + index, body))
+                start, size = index + 1, 0
+        return rows
+
+    def publish(self, rows: Iterable[LogRow]) -> None:
+        """Make committed rows visible."""
+        for row in rows:
+            self.head = row.last_seq
+            if self._watchers:
+                self._ring.append(Batch(row.first_seq, row.last_seq, row.body))
+                self._ring_bytes += len(row.body)
+        while len(self._ring) > 1 and (
+            self._ring_bytes > RING_BYTES or len(self._ring) > RING_BATCHES
+        ):
+            self._ring_bytes -= len(self._ring.popleft().body)
+        for wake in tuple(self._watchers):
+            wake()
+
+    def _clear_ring(self) -> None:
+        self._ring.clear()
+        self._ring_bytes = 0
+
+
+class LogWriter:
+    """The one writer: gathers entries and statements, and commits them in groups."""
+
+    def __init__(self, database: Store) -> None:
+        self.store = database
+        self._dirty: dict[SessionLog, None] = {}
+        self._statements: list[Statement] = []
+        self._prompt: list[tuple[Sequence[Statement], asyncio.Future[None]]] = []
+        self._backlog = 0
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="log-writer")
+
+    async def stop(self) -> None:
+        """Commit what has gathered, and end.
+
+        What cannot be committed within a few seconds is given up, loudly.
+        """
+        if self._task is None:
+            return
+        try:
+            await asyncio.wait_for(self.flush(), 5)
+        except TimeoutError:
+            logger.error("the database took no writes; %d bytes are lost", self._backlog)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def gather(self, log: SessionLog, size: int) -> None:
+        """Note that *log* has something to commit."""
+        self._dirty[log] = None
+        self._backlog += size
+        if self._backlog > BACKLOG_BYTES:
+            self._room.clear()
+        self._wake()
+
+    def add(self, statements: Sequence[Statement]) -> None:
+        """Commit *statements* together with the entries appended in the same breath.
+
+        They are tried again until the database takes them.
+        """
+        self._statements.extend(statements)
+        self._wake()
+
+    async def commit(self, statements: Sequence[Statement]) -> None:
+        """Commit *statements*, all or none of them, with the next group, and wait for it.
+
+        Raises:
+            Error: ``internal``; the database does not take writes now, and none
+                of *statements* was carried out.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._prompt.append((statements, future))
+        self._wake()
+        await future
+
+    async def room(self) -> None:
+        """Wait until the uncommitted backlog is small enough to add to."""
+        await self._room.wait()
+
+    @property
+    def has_room(self) -> bool:
+        return self._room.is_set()
+
+    async def flush(self) -> None:
+        """Wait until everything that has gathered is committed."""
+        await self._idle.wait()
+
+    def _wake(self) -> None:
+        self._idle.clear()
+        self._work.set()
+
+    async def _run(self) -> None:
+        while True:
+            if not (self._dirty or self._statements or self._prompt):
+                self._idle.set()
+            await self._work.wait()
+            self._work.clear()
+            await self._commit_group()
+
+    async def _commit_group(self) -> None:
+        logs = {log: log.take_pending() for log in self._dirty}
+        self._dirty.clear()
+        size, self._backlog = self._backlog, 0
+        statements, self._statements = self._statements, []
+        rows = [row for taken in logs.values() for row in taken]
+        durable = [*store.insert_log(rows), *statements]
+        attempt = 0
+        while True:
+            prompt, self._prompt = self._prompt, []
+            try:
+                await self.store.write([*durable, *(one for group, _ in prompt for one in group)])
+                break
+            except StoreError as error:
+                # Who waits is told now; what agents have said is kept until it can be stored.
+                _settle(prompt, _not_stored())
+                if not durable:
+                    logger.error("the database takes no writes: %s", error)
+                    return
+                if attempt == 0:
+                    logger.error("the database takes no writes, trying again: %s", error)
+                    self._backlog += size
+                await asyncio.sleep(RETRY_SECS[min(attempt, len(RETRY_SECS) - 1)])
+                attempt += 1
+        if attempt:
+            self._backlog -= size
+            logger.warning("the database takes writes again")
+        if self._backlog <= BACKLOG_BYTES:
+            self._room.set()
+        for log, taken in logs.items():
+            log.publish(taken)
+        _settle(prompt, None)
+
+
+def _settle(
+    waiting: Iterable[tuple[Sequence[Statement], asyncio.Future[None]]], error: Error | None
+) -> None:
+    for _, future in waiting:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+
+def _not_stored() -> Error:
+    return Error("internal", "the server cannot store anything at the moment; nothing was accepted")

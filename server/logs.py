@@ -1,0 +1,54 @@
+"""Log lines: one an event, as text for people or as JSON for machines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+
+from .codec import dumps
+from .config import Settings
+
+FIELDS = ("request_id", "app", "session", "turn", "duration_ms")
+
+
+class TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        line = f"{when} {record.levelname.lower():7} {record.getMessage()}{_suffix(record)}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return dumps(entry).decode()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    values = {name: getattr(record, name, None) for name in FIELDS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _suffix(record: logging.LogRecord) -> str:
+    return "".join(f" {name}={value}" for name, value in _fields(record).items())
+
+
+def set_up(settings: Settings) -> None:
+    """Send the log to stderr, as the settings have it."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    # aiohttp's and asyncio's own are for debugging; ours say what matters.
+    for name in ("aiohttp.access", "asyncio", "aiosqlite"):
+        logging.getLogger(name).setLevel(logging.WARNING)

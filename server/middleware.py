@@ -1,0 +1,96 @@
+"""What every request goes through: an id, the Host check, errors by their codes, a log line."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from .auth import LOOPBACK_NAMES
+from .errors import Error, internal
+from .replies import error_reply
+from .services import APP, REQUEST_ID, SESSION, services_of
+
+logger = logging.getLogger(__name__)
+access = logging.getLogger("server.access")
+
+QUIET = frozenset({"/healthz", "/readyz"})
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Run the handler; whatever it raises becomes an answer, and nothing leaks."""
+    request[REQUEST_ID] = request_id = uuid.uuid4().hex[:16]
+    began = time.monotonic()
+    try:
+        _check_host(request)
+        response = await handler(request)
+    except Error as error:
+        response = error_reply(error, request_id)
+    except web.HTTPException as error:
+        response = error_reply(_of_http(error), request_id)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+    except (ConnectionError, web.RequestPayloadError) as error:
+        logger.debug("request %s: the client is gone: %r", request_id, error)
+        response = error_reply(Error("bad_request", "the request ended early"), request_id)
+    except Exception:
+        logger.exception("request %s failed", request_id)
+        response = error_reply(internal(), request_id)
+    if not response.prepared:
+        response.headers["X-Request-Id"] = request_id
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        if request.path.startswith(("/sessions", "/admin", "/files", "/run")):
+            response.headers.setdefault("Cache-Control", "no-store")
+    if request.path not in QUIET:
+        access.info(
+            "%s %s %d",
+            request.method,
+            request.path,  # never the query: it is no place for secrets, but people err
+            response.status,
+            extra={
+                "request_id": request_id,
+                "app": request.get(APP),
+                "session": request.get(SESSION),
+                "duration_ms": int((time.monotonic() - began) * 1000),
+            },
+        )
+    return response
+
+
+def _of_http(error: web.HTTPException) -> Error:
+    match error.status:
+        case 404:
+            return Error("not_found", "no such path")
+        case 405:
+            return Error("method_not_allowed", f"{error.reason}")
+        case 413:
+            return Error("payload_too_large", "the body is too large")
+        case status if 400 <= status < 500:
+            return Error("bad_request", error.reason)
+    return internal()
+
+
+def _check_host(request: web.Request) -> None:
+    """On loopback only local names are ours: a page elsewhere may have its name point here."""
+    settings = services_of(request).settings
+    if settings.host not in ("127.0.0.1", "::1", "localhost"):
+        return
+    host = request.host.lower()
+    if re.sub(r":\d+\Z", "", host) in LOOPBACK_NAMES:
+        return
+    if not any(origin.partition("://")[2] == host for origin in settings.allowed_origins):
+        raise Error("forbidden", "this host name is not allowed; see CLAWDFORGE_ALLOWED_ORIGINS")

@@ -1,0 +1,39 @@
+"""For whoever watches the server: no token, no wait."""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import web
+
+from .. import __version__
+from ..replies import json_reply
+from ..services import services_of
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/healthz")
+async def healthz(request: web.Request) -> web.Response:
+    services = services_of(request)
+    health = services.health
+    return json_reply(
+        {
+            "ok": True,
+            "version": __version__,
+            "claude_present": health.claude_present,
+            "claude_version": health.claude_version,
+            "acpx_present": health.acpx_version is not None,
+            "acpx_version": health.acpx_version,
+            "open_sessions": services.sessions.open_count,
+            "live_agents": len(services.sessions.slots),
+            "sockets": len(services.sockets),
+            "uptime_secs": int(time.time() - services.started_at),
+        }
+    )
+
+
+@routes.get("/readyz")
+async def readyz(request: web.Request) -> web.Response:
+    ready = services_of(request).health.ready
+    return json_reply({"ok": ready}, status=200 if ready else 503)

@@ -1,0 +1,83 @@
+"""The browser's page: its own files, and its libraries from node_modules."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+
+from aiohttp import web
+
+from ..errors import not_found
+
+ROOT = Path(__file__).parent.parent.parent
+STATIC = ROOT / "static"
+MODULES = ROOT / "node_modules"
+LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets")
+
+_IMPORT_MAP = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
+
+routes = web.RouteTableDef()
+
+
+def content_security_policy(page: bytes) -> str:
+    """The page's policy: nothing from elsewhere, nothing inline but its import map."""
+    maps = [hashlib.sha256(found).digest() for found in _IMPORT_MAP.findall(page)]
+    hashes = "".join(f" 'sha256-{base64.b64encode(digest).decode()}'" for digest in maps)
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src 'self'{hashes}",
+            "style-src 'self'",
+            "img-src 'self' data: blob:",
+            "font-src 'self'",
+            "connect-src 'self'",
+            "manifest-src 'self'",
+            "worker-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+
+
+@routes.get("/")
+async def page(request: web.Request) -> web.StreamResponse:
+    headers = {
+        "Content-Security-Policy": request.app[POLICY],
+        "Cache-Control": "no-cache",
+    }
+    return web.FileResponse(STATIC / "index.html", headers=headers)
+
+
+@routes.get("/static/{path:.+}")
+async def static_file(request: web.Request) -> web.StreamResponse:
+    return _file(STATIC, request.match_info["path"])
+
+
+@routes.get("/lib/{path:.+}")
+async def library_file(request: web.Request) -> web.StreamResponse:
+    path = request.match_info["path"]
+    for library in LIBRARIES:
+        if path.startswith(f"{library}/"):
+            return _file(MODULES / library, path.removeprefix(f"{library}/"))
+    raise not_found("file")
+
+
+def _file(folder: Path, path: str) -> web.StreamResponse:
+    """A file below *folder*; names that lead out of it do not exist."""
+    if "\0" in path:
+        raise not_found("file")
+    wanted = (folder / path).resolve()
+    if not wanted.is_relative_to(folder.resolve()) or not wanted.is_file():
+        raise not_found("file")
+    return web.FileResponse(wanted, headers={"Cache-Control": "no-cache"})
+
+
+POLICY = web.AppKey("content-security-policy", str)
+
+
+def set_up(app: web.Application) -> None:
+    app[POLICY] = content_security_policy((STATIC / "index.html").read_bytes())
+    app.add_routes(routes)

@@ -1,0 +1,221 @@
+"""REST: create, list, look at, prompt, cancel, close; the log, also as a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from .. import bodies, frames
+from ..auth import TICKET_SECS
+from ..codec import dumps
+from ..errors import Error, bad_request
+from ..files import annotate
+from ..replies import json_reply, raw_reply
+from ..services import app_of, services_of, session_of
+from ..session import Session, Turn
+from ..sse import EventStream, wants_stream
+
+routes = web.RouteTableDef()
+
+EVENTS_LIMIT = 1000
+EVENTS_MAX_LIMIT = 10_000
+
+
+@routes.post("/sessions")
+async def create_session(request: web.Request) -> web.Response:
+    app_name = app_of(request)
+    body = await bodies.read_body(request, bodies.CreateSession)
+    session = await services_of(request).sessions.create(
+        app_name,
+        agent=body.agent,
+        model=body.model,
+        system=body.system,
+        meta=body.meta,
+        permission=body.permission or "approve-all",
+        cwd=body.cwd,
+    )
+    return json_reply({"ok": True, **session.view()})
+
+
+@routes.get("/sessions")
+async def list_sessions(request: web.Request) -> web.Response:
+    app_name = app_of(request)
+    include_closed = _flag(request, "include_closed")
+    found = await services_of(request).sessions.sessions_of(app_name, include_closed=include_closed)
+    return json_reply({"ok": True, "count": len(found), "sessions": [s.view() for s in found]})
+
+
+@routes.get("/sessions/{session_id}")
+async def get_session(request: web.Request) -> web.Response:
+    session = await session_of(request)
+    return json_reply({"ok": True, **session.view()})
+
+
+@routes.patch("/sessions/{session_id}")
+async def update_session(request: web.Request) -> web.Response:
+    session = await session_of(request)
+    body = await bodies.read_body(request, bodies.UpdateSession)
+    await session.set_meta(body.meta)
+    return json_reply({"ok": True, **session.view()})
+
+
+@routes.delete("/sessions/{session_id}")
+async def delete_session(request: web.Request) -> web.Response:
+    session = await session_of(request)
+    first = await services_of(request).sessions.close(session, "client")
+    reply: dict[str, Any] = {"ok": True, "session_id": session.id}
+    return json_reply(reply if first else {**reply, "already_closed": True})
+
+
+@routes.post("/sessions/{session_id}/turn")
+async def run_turn(request: web.Request) -> web.StreamResponse:
+    session = await session_of(request)
+    body = await bodies.read_body(request, bodies.RunTurn)
+    blocks = frames.parse_blocks(body.prompt)
+    files = services_of(request).files
+    blocks = annotate(blocks, await files.paths(session.row.app_name, body.files or []))
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not 1 <= len(key) <= 256:
+        raise bad_request("Idempotency-Key: must have 1 to 256 characters")
+    turn, _ = await session.prompt(dumps(blocks), client_id=key, timeout=body.timeout_secs)
+    if wants_stream(request):
+        return await _stream_turn(request, session, turn)
+    await session.finished(turn)
+    return await _turn_reply(session, turn)
+
+
+async def _turn_reply(session: Session, turn: Turn) -> web.Response:
+    """A turn's outcome with the raw ACP messages of it, which are spliced in as they came."""
+    events = b",".join([event async for event in _events_of(session, turn)])
+    head: dict[str, Any] = {"ok": turn.error is None}
+    status = 200
+    if turn.error is not None:
+        error = Error(turn.error["code"], turn.error["message"])
+        head |= {"error": error.message, "code": error.code, "retryable": turn.error["retryable"]}
+        status = error.status
+    head |= {
+        "session_id": session.id,
+        "turn_index": turn.index,
+        "stop_reason": turn.stop_reason,
+        "duration_ms": turn.duration_ms,
+    }
+    return raw_reply(dumps(head)[:-1] + b',"events":[' + events + b"]}", status=status)
+
+
+async def _events_of(session: Session, turn: Turn) -> Any:
+    assert turn.first_seq is not None
+    assert turn.last_seq is not None
+    position = turn.first_seq - 1
+    mine = b',"turn_index":%d,' % turn.index
+    while position < turn.last_seq:
+        for batch in await session.log.read(position):
+            for seq, line in enumerate(batch.lines(), batch.first):
+                if seq > turn.last_seq:
+                    return
+                event = frames.event_of(line)
+                if event is not None and mine in line[:120]:
+                    yield event
+            position = batch.last
+
+
+async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> web.StreamResponse:
+    """The turn's entries as they come, up to its end."""
+    await session.started(turn)
+    assert turn.first_seq is not None
+    async with EventStream(request) as stream:
+        async for batch in session.log.follow(turn.first_seq - 1, stream.keep_alive):
+            for seq, line in enumerate(batch.lines(), batch.first):
+                if b',"turn_index":%d,' % turn.index in line[:120]:
+                    await stream.send(seq, line)
+                if turn.last_seq is not None and seq >= turn.last_seq:
+                    return stream.response
+    return stream.response
+
+
+@routes.post("/sessions/{session_id}/cancel")
+async def cancel_turn(request: web.Request) -> web.Response:
+    session = await session_of(request)
+    return json_reply({"ok": True, "cancelled": session.cancel()})
+
+
+@routes.post("/sessions/{session_id}/permissions/{request_id}")
+async def answer_permission(request: web.Request) -> web.Response:
+    session = await session_of(request)
+    body = await bodies.read_body(request, bodies.AnswerPermission)
+    if (body.option_id is None) == (body.outcome is None):
+        raise bad_request("one of option_id and outcome is needed")
+    session.answer_permission(request.match_info["request_id"], option_id=body.option_id)
+    return json_reply({"ok": True})
+
+
+@routes.get("/sessions/{session_id}/events")
+async def list_events(request: web.Request) -> web.StreamResponse:
+    session = await session_of(request)
+    after = _number(request, "after", 0, maximum=1 << 62)
+    limit = _number(request, "limit", EVENTS_LIMIT, minimum=1, maximum=EVENTS_MAX_LIMIT)
+    if wants_stream(request):
+        return await _stream_events(request, session, after)
+    if after > session.log.head:
+        raise bad_request(f"after: the newest entry is {session.log.head}")
+    entries: list[bytes] = []
+    position = after
+    while position < session.log.head and len(entries) < limit:
+        for batch in await session.log.read(position):
+            entries += batch.lines()
+            position = batch.last
+    body = b",".join(entries[:limit])
+    return raw_reply(b'{"ok":true,"entries":[%b],"head":%d}' % (body, session.log.head))
+
+
+async def _stream_events(request: web.Request, session: Session, after: int) -> web.StreamResponse:
+    last = request.headers.get("Last-Event-ID", "")
+    if last.isdecimal():
+        after = int(last)
+    elif "after" not in request.query:
+        after = session.log.head
+    if after > session.log.head:
+        raise bad_request(f"after: the newest entry is {session.log.head}")
+    async with EventStream(request) as stream:
+        async for batch in session.log.follow(after, stream.keep_alive):
+            for seq, line in enumerate(batch.lines(), batch.first):
+                await stream.send(seq, line)
+            if session.is_over and batch.last >= session.log.last:
+                break
+    return stream.response
+
+
+@routes.post("/sessions/{session_id}/ticket")
+async def create_ticket(request: web.Request) -> web.Response:
+    session = await session_of(request)
+    ticket = services_of(request).tokens.issue_ticket(session.row.app_name, session.id)
+    return json_reply({"ok": True, "ticket": ticket, "expires_in": TICKET_SECS})
+
+
+@routes.get("/agents")
+async def list_agents(request: web.Request) -> web.Response:
+    app_of(request)
+    agents = [
+        {"name": info.name, "installed": info.installed, "default": default}
+        | ({} if info.installed else {"install": info.install})
+        for info, default in await services_of(request).sessions.agents()
+    ]
+    return json_reply({"ok": True, "agents": agents})
+
+
+def _flag(request: web.Request, name: str) -> bool:
+    value = request.query.get(name, "false").lower()
+    if value not in ("true", "false", "1", "0"):
+        raise bad_request(f"{name}: must be true or false")
+    return value in ("true", "1")
+
+
+def _number(
+    request: web.Request, name: str, default: int, *, minimum: int = 0, maximum: int
+) -> int:
+    value = request.query.get(name)
+    if value is None:
+        return default
+    if not value.isdecimal() or not minimum <= int(value) <= maximum:
+        raise bad_request(f"{name}: must be a whole number from {minimum} to {maximum}")
+    return int(value)

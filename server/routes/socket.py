@@ -1,0 +1,228 @@
+"""The session's WebSocket: who may in, and what its commands do."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import WSMsgType, web
+
+from .. import frames
+from ..auth import bearer, check_origin
+from ..codec import dumps
+from ..errors import CloseCode, Error, bad_request
+from ..files import annotate
+from ..services import APP, SESSION, Services, app_of, services_of
+from ..session import Session
+from ..viewer import Goodbye, Viewer
+
+routes = web.RouteTableDef()
+
+MAX_FRAME_BYTES = 4 << 20
+
+
+@routes.get("/sessions/{session_id}/ws")
+async def session_socket(request: web.Request) -> web.StreamResponse:
+    services = services_of(request)
+    session_id = request.match_info["session_id"]
+    request[SESSION] = session_id
+    check_origin(request, services.settings)
+    if request.headers.get("Upgrade", "").lower() != "websocket":
+        raise bad_request("this is a WebSocket: upgrade to it")
+    after = _after(request)
+    session: Session | None = None
+    app_name = ""
+    if bearer(request) is not None or "Authorization" in request.headers:
+        app_name = app_of(request)
+        session = await services.sessions.get(session_id, app_name)
+
+    ws = web.WebSocketResponse(
+        max_msg_size=MAX_FRAME_BYTES,
+        compress=False,
+        autoping=False,
+        decode_text=False,
+        timeout=3,
+    )
+    await ws.prepare(request)
+    try:
+        _check_protocol(request.query.get("protocol", str(frames.PROTOCOL)))
+        if session is None:
+            auth = await _first_frame(ws, services.settings.auth_timeout_secs)
+            _check_protocol(str(auth.protocol))
+            app_name = _authenticate(services, request, auth, session_id)
+            after = after if auth.after is None else auth.after
+            try:
+                session = await services.sessions.get(session_id, app_name)
+            except Error:
+                raise Goodbye(CloseCode.NO_SESSION, "no such session") from None
+        if services.sessions.is_draining:
+            raise Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=2000)
+        if session.viewers >= services.settings.max_sockets_per_session:
+            raise Goodbye(CloseCode.TOO_MANY_SOCKETS, "the session has all the sockets it may")
+        if after is not None and after > session.log.head:
+            raise Goodbye(CloseCode.POSITION_UNKNOWN, "the log does not reach so far")
+    except Goodbye as goodbye:
+        await _leave(ws, goodbye)
+        return ws
+    request[APP] = app_name
+
+    commands = Commands(services, request, app_name)
+    cursor = session.log.head if after is None else after
+    viewer = Viewer(request, ws, session, app_name, cursor, commands.dispatch)
+    viewer.send(
+        frames.frame(
+            "ready",
+            protocol=frames.PROTOCOL,
+            session_id=session.id,
+            agent=session.row.agent,
+            head=session.log.head,
+            state=session.state_name,
+            pending_permissions=session.pending_permissions(),
+            queued=session.queued(),
+            model=session.row.model,
+            permission=session.row.permission,
+            **session.agent_view(),
+        )
+    )
+    try:
+        await services.sockets.serve(viewer)
+    finally:
+        await commands.stop()
+    return ws
+
+
+def _after(request: web.Request) -> int | None:
+    value = request.query.get("after")
+    if value is None:
+        return None
+    if not value.isdecimal() or len(value) > 18:
+        raise bad_request("after: must be a whole number, 0 or more")
+    return int(value)
+
+
+def _check_protocol(version: str) -> None:
+    if version != str(frames.PROTOCOL):
+        raise Goodbye(CloseCode.PROTOCOL_VERSION, f"this server speaks protocol {frames.PROTOCOL}")
+
+
+async def _first_frame(ws: web.WebSocketResponse[bool], timeout: float) -> frames.Auth:
+    """The frame that must come first, where no header said who asks."""
+    try:
+        async with asyncio.timeout(timeout):
+            message = await ws.receive()
+            while message.type in (WSMsgType.PING, WSMsgType.PONG):
+                if message.type is WSMsgType.PING:
+                    await ws.pong(message.data)
+                message = await ws.receive()
+    except TimeoutError:
+        raise Goodbye(CloseCode.AUTH_TIMEOUT, f"no auth within {timeout:g} s") from None
+    if message.type is not WSMsgType.TEXT:
+        raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth")
+    try:
+        command = frames.parse(message.data)
+    except (frames.NotAFrameError, frames.FrameError):
+        raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth") from None
+    if not isinstance(command, frames.Auth):
+        raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth")
+    return command
+
+
+def _authenticate(
+    services: Services, request: web.Request, auth: frames.Auth, session_id: str
+) -> str:
+    try:
+        if auth.ticket is not None:
+            return services.tokens.redeem_ticket(auth.ticket, session_id)
+        return services.tokens.app_of(auth.token, request.remote)
+    except Error:
+        raise Goodbye(CloseCode.REFUSED, "the credential is refused") from None
+
+
+async def _leave(ws: web.WebSocketResponse[bool], goodbye: Goodbye) -> None:
+    """Close a socket that never became a viewer."""
+    if ws.closed:
+        return
+    try:
+        await ws.send_frame(goodbye.frame(), WSMsgType.TEXT)
+        await ws.close(code=int(goodbye.code), message=goodbye.reason.encode())
+    except ConnectionError:
+        return  # it did not wait for the answer
+
+
+class Commands:
+    """What the frames of one socket do."""
+
+    def __init__(self, services: Services, request: web.Request, app_name: str) -> None:
+        self._services = services
+        self._request = request
+        self._app_name = app_name
+        self._setting: asyncio.Task[None] | None = None
+
+    async def stop(self) -> None:
+        if self._setting is not None:
+            await asyncio.gather(self._setting, return_exceptions=True)
+
+    async def dispatch(self, viewer: Viewer, command: frames.Command) -> None:
+        """Carry out one command.
+
+        Raises:
+            Error: it cannot be done; the socket stays open.
+            Goodbye: the socket is to be closed.
+        """
+        session = viewer.session
+        match command:
+            case frames.Prompt():
+                await self._prompt(viewer, command)
+            case frames.Cancel(turn_index=turn_index):
+                if not session.cancel(turn_index):
+                    raise Error("not_found", "there is no such turn to cancel")
+            case frames.Permission(request_id=request_id, option_id=option_id):
+                session.answer_permission(request_id, option_id=option_id)
+            case frames.SetMode() | frames.SetModel() | frames.SetConfigOption():
+                self._set(viewer, command)
+            case frames.Close():
+                self._services.sessions.spawn_task(
+                    self._close(session), f"close-{session.id}-by-socket"
+                )
+            case frames.Ping(id=ping_id):
+                viewer.send(frames.frame("pong", id=ping_id))
+            case frames.Auth():
+                self._renew(session, command)
+
+    async def _prompt(self, viewer: Viewer, command: frames.Prompt) -> None:
+        blocks = frames.parse_blocks(command.prompt)
+        paths = await self._services.files.paths(self._app_name, command.files)
+        turn, duplicate = await viewer.session.prompt(
+            dumps(annotate(blocks, paths)), client_id=command.id
+        )
+        # No await from here on: `accepted` comes before the turn's entries.
+        viewer.send(
+            frames.frame(
+                "accepted",
+                id=command.id,
+                turn_index=turn.index,
+                queued=viewer.session.is_queued(turn),
+                duplicate=duplicate,
+            )
+        )
+
+    def _set(self, viewer: Viewer, command: frames.Setting) -> None:
+        """Behind the reader's back: the agent may have to start first, or never answer."""
+        if self._setting is not None and not self._setting.done():
+            raise Error("rate_limited", "the last change is not through yet", retryable=True)
+        self._setting = self._services.sessions.spawn_task(
+            self._carry_out(viewer, command), f"set-{viewer.session.id}"
+        )
+
+    async def _carry_out(self, viewer: Viewer, command: frames.Setting) -> None:
+        try:
+            await viewer.session.change(command)
+        except Error as error:
+            viewer.send(frames.error_frame(error))
+
+    async def _close(self, session: Session) -> None:
+        await self._services.sessions.close(session, "client")
+
+    def _renew(self, session: Session, auth: frames.Auth) -> None:
+        app_name = _authenticate(self._services, self._request, auth, session.id)
+        if app_name != self._app_name:
+            raise Goodbye(CloseCode.REFUSED, "the credential is refused")

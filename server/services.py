@@ -1,0 +1,78 @@
+"""What the routes work with: the house's parts, and the keys to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from .auth import Tokens, bearer
+from .config import Settings
+from .errors import Error
+from .files import Files
+from .health import Health
+from .metrics import Metrics
+from .sessions import Sessions
+from .sockets import Sockets
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a running server; made by ``app.py``, passed to the routes."""
+
+    settings: Settings
+    tokens: Tokens
+    sessions: Sessions
+    files: Files
+    sockets: Sockets
+    health: Health
+    metrics: Metrics
+    started_at: float = dataclasses.field(default_factory=time.time)
+
+
+SERVICES = web.AppKey("services", Services)
+
+# What a request turns out to be about, for its line in the log.
+REQUEST_ID = web.RequestKey("request_id", str)
+APP = web.RequestKey("app", str)
+SESSION = web.RequestKey("session", str)
+
+
+def services_of(request: web.Request) -> Services:
+    return request.app[SERVICES]
+
+
+def app_of(request: web.Request) -> str:
+    """The app that asks.
+
+    Raises:
+        Error: ``unauthorized``.
+    """
+    name = services_of(request).tokens.app_of(bearer(request), request.remote)
+    request[APP] = name
+    return name
+
+
+def require_admin(request: web.Request) -> None:
+    """Let only the admin's token pass.
+
+    Raises:
+        Error: ``unauthorized``, or ``forbidden`` for an app's token.
+    """
+    tokens = services_of(request).tokens
+    if not tokens.is_admin(bearer(request)):
+        app_of(request)
+        raise Error("forbidden", "this needs the admin token")
+
+
+async def session_of(request: web.Request) -> Session:
+    """The session that the path names, if it is the asking app's."""
+    app_name = app_of(request)
+    session_id = request.match_info["session_id"]
+    request[SESSION] = session_id
+    return await services_of(request).sessions.get(session_id, app_name)

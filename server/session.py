@@ -1,0 +1,765 @@
+"""One conversation: its turns, one at a time; its permissions; its state.
+
+A turn is stored before it is acknowledged, waits its turn, runs, and ends with
+exactly one ``turn_end``, whatever happens to the agent, the host or the socket
+that asked for it. Everything a viewer sees goes through the session's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol
+
+from . import frames, store
+from .agents.base import Agent, Context
+from .codec import dumps, loads
+from .config import Settings
+from .errors import Error, bad_request, draining, not_found, session_closed
+from .log import LogWriter, SessionLog
+from .store import SessionRow, Statement, Store, TurnRow
+
+logger = logging.getLogger(__name__)
+
+READ_KINDS = frozenset({"read", "search"})
+CLOSE_GRACE_SECS = 1.0
+"""What a running turn gets to end by itself when its session is closed."""
+
+
+class Ending(enum.Enum):
+    """Why the server ends a turn that its agent has not ended."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    RESTART = "restart"
+
+
+class Turn:
+    """One prompt, from its acceptance to its end.
+
+    Attributes:
+        index: its number in the session, from 1.
+        blocks: JSON of the ACP content blocks.
+        first_seq, last_seq: log positions of its start and its end, when there.
+        stop_reason, error, duration_ms: how it ended; ``error`` as in ``turn_end``.
+        finished: set once it has ended, a moment before its end is durable.
+    """
+
+    def __init__(
+        self, index: int, client_id: str | None, blocks: bytes, timeout: float | None
+    ) -> None:
+        self.index = index
+        self.client_id = client_id
+        self.blocks = blocks
+        self.timeout = timeout
+        self.began = 0.0
+        self.sent = False
+        self.ending: Ending | None = None
+        self.first_seq: int | None = None
+        self.last_seq: int | None = None
+        self.stop_reason: str | None = None
+        self.error: dict[str, Any] | None = None
+        self.duration_ms = 0
+        self.started = asyncio.Event()
+        self.finished = asyncio.Event()
+        self.interrupt: Callable[[], Any] | None = None
+        self.timers: list[asyncio.TimerHandle] = []
+
+    @classmethod
+    def stored(cls, row: TurnRow) -> Turn:
+        """A turn that ended earlier, or that an earlier server left unfinished."""
+        turn = cls(row.turn_index, row.client_id, row.prompt, row.timeout_secs)
+        turn.first_seq, turn.last_seq = row.first_seq, row.last_seq
+        if row.first_seq is not None:
+            turn.started.set()
+        if row.last_seq is not None:
+            turn.stop_reason = row.stop_reason
+            turn.error = loads(row.error) if row.error else None
+            turn.duration_ms = row.duration_ms or 0
+            turn.finished.set()
+        return turn
+
+
+class PendingPermission:
+    """A permission request that waits for a client."""
+
+    def __init__(self, raw_id: Any, request: Any, turn_index: int, expires_at: int) -> None:
+        self.request_id = str(uuid.uuid4())
+        self.raw_id = raw_id
+        self.request = request
+        self.turn_index = turn_index
+        self.expires_at = expires_at
+        self.timer: asyncio.TimerHandle | None = None
+
+    def view(self) -> dict[str, Any]:
+        return {
+            "request_id": self.request_id,
+            "request": self.request,
+            "expires_at": self.expires_at,
+            "turn_index": self.turn_index,
+        }
+
+
+class LiveSlots(Protocol):
+    """The bound on running agents, as a session sees it."""
+
+    async def acquire(self, session: Session) -> None: ...
+
+    def try_acquire(self, session: Session) -> bool: ...
+
+    def must_wait(self, session: Session) -> bool: ...
+
+    def release(self, session: Session) -> None: ...
+
+    def idle(self, session: Session) -> None: ...
+
+
+class House(Protocol):
+    """What a session needs of the house it lives in."""
+
+    settings: Settings
+    store: Store
+    writer: LogWriter
+    is_draining: bool
+
+    @property
+    def slots(self) -> LiveSlots: ...
+
+    def clock(self) -> float: ...
+
+    def spawn_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]: ...
+
+
+class Session:
+    """A session in memory; closed ones can be read, and nothing else.
+
+    Args:
+        head: the newest position of its log.
+        last_turn_index: the newest turn that was accepted.
+    """
+
+    def __init__(self, house: House, row: SessionRow, *, head: int, last_turn_index: int) -> None:
+        self.row = row
+        self.log = SessionLog(house.writer, row.n, head)
+        self.agent: Agent | None = None
+        self.viewers = 0
+        self._house = house
+        self._accepting = asyncio.Lock()
+        self._next_index = last_turn_index + 1
+        self._started_index = last_turn_index
+        self._queue: deque[Turn] = deque()
+        self._by_client_id: dict[str, Turn] = {}
+        self._current: Turn | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._permissions: dict[str, PendingPermission] = {}
+        self._close_reason: str | None = row.close_reason
+        self._closing: asyncio.Task[None] | None = None
+        self._sealed = self.is_closed
+        self._hibernating = False
+        self.last_used = house.clock()
+
+    # What is seen of it.
+
+    @property
+    def id(self) -> str:
+        return self.row.id
+
+    @property
+    def is_closed(self) -> bool:
+        return self._close_reason is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Closed, and nothing will be logged any more."""
+        return self._sealed
+
+    @property
+    def is_busy(self) -> bool:
+        """A turn runs or waits."""
+        return self._current is not None or bool(self._queue) or self._accepting.locked()
+
+    @property
+    def can_hibernate(self) -> bool:
+        return not (self.is_busy or self._hibernating or self.is_closed)
+
+    @property
+    def state_name(self) -> str:
+        if self.is_closed:
+            return "closed"
+        return "running" if self._running is not None else "idle"
+
+    @property
+    def _running(self) -> Turn | None:
+        turn = self._current
+        return turn if turn is not None and not turn.finished.is_set() else None
+
+    def pending_permissions(self) -> list[dict[str, Any]]:
+        return [pending.view() for pending in self._permissions.values()]
+
+    def agent_view(self) -> dict[str, Any]:
+        """What the agent offers, in ACP's shapes, and whether it runs."""
+        agent = self.agent
+        state = agent.state if agent is not None else None
+        return {
+            "agent_state": "live" if agent is not None and agent.live else "hibernated",
+            "modes": state.modes if state else None,
+            "models": state.models if state else None,
+            "config_options": state.config_options if state else None,
+            "commands": state.commands if state else None,
+        }
+
+    def view(self) -> dict[str, Any]:
+        """The state, as REST shows it; times are unix seconds or None."""
+        row = self.row
+        return {
+            "session_id": row.id,
+            "agent": row.agent,
+            "model": row.model,
+            "system": row.system,
+            "meta": loads(row.meta),
+            "permission": row.permission,
+            "cwd": row.cwd,
+            "created_at": int(row.created_at),
+            "last_turn_at": None if row.last_turn_at is None else int(row.last_turn_at),
+            "turn_count": row.turn_count,
+            "closed_at": None if row.closed_at is None else int(row.closed_at),
+            "close_reason": row.close_reason,
+            "state": self.state_name,
+            "head": self.log.head,
+            "turn_index": self._running.index if self._running else None,
+            "queued": self.queued(),
+            "pending_permissions": self.pending_permissions(),
+            "sockets": self.viewers,
+            **self.agent_view(),
+        }
+
+    def queued(self) -> list[dict[str, Any]]:
+        return [
+            {"turn_index": turn.index, "id": turn.client_id, "prompt": loads(turn.blocks)}
+            for turn in self._queue
+        ]
+
+    # Up: what clients ask.
+
+    async def prompt(
+        self, blocks: bytes, *, client_id: str | None = None, timeout: float | None = None
+    ) -> tuple[Turn, bool]:
+        """Accept a prompt; it is stored when this returns.
+
+        Args:
+            blocks: JSON of checked content blocks.
+            client_id: makes it idempotent in this session.
+            timeout: seconds that the turn may run, where less than the setting.
+
+        Returns:
+            The turn, and whether that client id had it already.
+
+        Raises:
+            Error: ``session_closed``, ``draining``, ``queue_full``, or ``internal``
+                where nothing can be stored.
+        """
+        async with self._accepting:
+            if client_id is not None and (known := await self._turn_of(client_id)) is not None:
+                return known, True
+            self._check_accepts()
+            turn = Turn(self._next_index, client_id, blocks, timeout)
+            row = TurnRow(
+                self.row.n, turn.index, client_id, blocks, timeout, None, None, None, None, None
+            )
+            await self._house.writer.commit([store.insert_turn(row)])
+            self._next_index += 1
+            self._queue.append(turn)
+            if client_id is not None:
+                self._by_client_id[client_id] = turn
+            if self.is_closed or self._house.is_draining:  # while it was being stored
+                self._end_queued(Ending.CANCEL if self.is_closed else Ending.RESTART)
+            elif self._runner is None:
+                self._runner = self._house.spawn_task(self._run_turns(), f"turns-{self.id}")
+            return turn, False
+
+    def _check_accepts(self) -> None:
+        if self.is_closed:
+            raise session_closed()
+        if self._house.is_draining:
+            raise draining()
+        limit = self._house.settings.max_queued_turns
+        if len(self._queue) + (self._running is not None) > limit:
+            raise Error("queue_full", f"{limit} prompts wait already; ask again when one has run")
+
+    async def _turn_of(self, client_id: str) -> Turn | None:
+        # What is not over, or not yet stored as such, is known here and not in the database.
+        self._by_client_id = {
+            known: turn
+            for known, turn in self._by_client_id.items()
+            if turn.last_seq is None or turn.last_seq > self.log.head
+        }
+        if (turn := self._by_client_id.get(client_id)) is not None:
+            return turn
+        row = await self._house.store.turn_by_client_id(self.row.n, client_id)
+        return Turn.stored(row) if row is not None else None
+
+    def is_queued(self, turn: Turn) -> bool:
+        """Whether other turns of this session come first, or a free agent must be waited for."""
+        if turn not in self._queue:
+            return False
+        first = self._running is None and self._queue[0] is turn
+        return not first or self._house.slots.must_wait(self)
+
+    def cancel(self, turn_index: int | None = None) -> bool:
+        """Cancel the running turn, or the one of that index, running or queued.
+
+        Returns:
+            False where there is no such turn.
+        """
+        current = self._running
+        if current is not None and turn_index in (None, current.index):
+            self._interrupt(current, Ending.CANCEL, self._house.settings.cancel_grace_secs)
+            return True
+        for turn in self._queue:
+            if turn.index == turn_index or (turn_index is None and current is None):
+                self._queue.remove(turn)
+                turn.ending = Ending.CANCEL
+                self._end(turn)
+                return True
+        return False
+
+    def answer_permission(self, request_id: str, *, option_id: str | None = None) -> None:
+        """A client's answer; without an option the request is cancelled.
+
+        Raises:
+            Error: ``not_found`` where it is not (or no longer) pending,
+                ``bad_request`` where it has no such option.
+        """
+        pending = self._permissions.get(request_id)
+        if pending is None:
+            raise not_found("permission request that waits")
+        if option_id is None:
+            self._resolve(pending, {"outcome": "cancelled"}, "client")
+            return
+        if option_id not in [option["optionId"] for option in _options(pending.request)]:
+            raise bad_request("the permission request has no such option")
+        self._resolve(pending, {"outcome": "selected", "optionId": option_id}, "client")
+
+    async def change(self, setting: frames.Setting) -> None:
+        """Change the agent's mode, model or an option of its own.
+
+        Raises:
+            Error: ``bad_request`` where the agent refuses; what :meth:`prompt` raises.
+        """
+        if self.is_closed:
+            raise session_closed()
+        await self._house.slots.acquire(self)
+        agent = self._live_agent()
+        self.last_used = self._house.clock()
+        try:
+            match setting:
+                case frames.SetMode(mode=mode):
+                    await agent.set_mode(mode)
+                case frames.SetModel(model=model):
+                    await agent.set_model(model)
+                case frames.SetConfigOption(key=key, value=value):
+                    await agent.set_config_option(key, value)
+        finally:
+            self._release_if_gone()
+
+    async def set_meta(self, meta: Mapping[str, Any]) -> None:
+        """Merge *meta* into the session's own; None removes a key."""
+        merged = {**loads(self.row.meta), **meta}
+        text = dumps({k: v for k, v in merged.items() if v is not None}).decode()
+        await self._house.writer.commit([store.set_meta(self.row.n, text)])
+        self.row.meta = text
+
+    def wake(self) -> None:
+        """Start a new session's agent behind its creation, if there is room for one."""
+        if self._house.slots.try_acquire(self):
+            self._house.spawn_task(self._wake(), f"wake-{self.id}")
+
+    async def _wake(self) -> None:
+        try:
+            await self._live_agent().wake()
+        except Error as error:
+            logger.info("session %s: %s", self.id, error.message)  # the first turn tells the client
+        finally:
+            self._release_if_gone()
+
+    def _live_agent(self) -> Agent:
+        if self.agent is None:  # only closed sessions have none
+            raise session_closed()
+        return self.agent
+
+    # A turn's life.
+
+    async def _run_turns(self) -> None:
+        try:
+            while self._queue:
+                self._current = turn = self._queue.popleft()
+                await self._run_turn(turn)
+                self._current = None
+        finally:
+            self._current = None
+            self._runner = None
+            self.last_used = self._house.clock()
+            self._release_if_gone()
+            self._house.slots.idle(self)
+
+    async def _run_turn(self, turn: Turn) -> None:
+        settings = self._house.settings
+        turn.began = time.monotonic()
+        acquiring = asyncio.ensure_future(self._house.slots.acquire(self))
+        turn.interrupt = acquiring.cancel
+        try:
+            await asyncio.wait({acquiring})
+        except asyncio.CancelledError:
+            acquiring.cancel()
+            raise
+        if acquiring.cancelled():
+            self._end(turn)
+            return
+        turn.began = time.monotonic()
+        agent = self._live_agent()
+        turn.interrupt = agent.cancel
+        limit = min(turn.timeout or settings.turn_timeout_secs, settings.turn_timeout_secs)
+        grace = settings.cancel_grace_secs
+        self._later(turn, limit, lambda: self._interrupt(turn, Ending.TIMEOUT, grace))
+        error: Error | None = None
+        try:
+            await agent.prompt(turn.blocks)
+        except Error as failure:
+            error = failure
+        except Exception:
+            logger.exception("session %s: turn %d", self.id, turn.index)
+            error = Error("internal", "internal error; the server's log has the details")
+        self._end(turn, error=error)
+
+    def _later(self, turn: Turn, delay: float, call: Callable[[], Any]) -> None:
+        turn.timers.append(asyncio.get_running_loop().call_later(delay, call))
+
+    def _interrupt(self, turn: Turn, ending: Ending, grace: float) -> None:
+        """Ask the agent to end *turn*; make it, when it has not after *grace* seconds."""
+        if turn.finished.is_set():
+            return
+        if turn.ending is None:
+            turn.ending = ending
+        for pending in tuple(self._permissions.values()):
+            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        if turn.interrupt is not None:
+            turn.interrupt()
+        self._later(turn, grace, lambda: self._kill(turn))
+
+    def _kill(self, turn: Turn) -> None:
+        if self.agent is not None and not turn.finished.is_set():
+            logger.warning("session %s: the agent ignores the cancel; killing it", self.id)
+            self._house.spawn_task(self.agent.kill(), f"kill-{self.id}")
+
+    def prompt_sent(self, context: Context) -> None:
+        turn = self._current
+        if turn is None or turn.first_seq is not None:
+            return
+        turn.sent = True
+        if context == "fresh":
+            self._start(turn, "lost" if self.row.has_context else "new")
+        else:
+            self._start(turn, "kept")
+
+    def _start(self, turn: Turn, context: str) -> None:
+        self._started_index = max(self._started_index, turn.index)
+        turn.first_seq = self.log.append(
+            "turn_start",
+            turn.index,
+            frames.turn_start_fields(turn.blocks, turn.client_id, context),
+        )
+        turn.started.set()
+        now = self._house.clock()
+        self.row.turn_count += 1
+        self.row.last_turn_at = now
+        self.row.has_context = max(self.row.has_context, int(turn.sent))
+        self._house.writer.add(
+            store.start_turn(
+                self.row.n, turn.index, first_seq=turn.first_seq, at=now, sent=turn.sent
+            )
+        )
+
+    def agent_notified(self, message: bytes) -> None:
+        # An update behind a turn's end belongs to the turn that it follows.
+        if self._sealed:
+            return
+        self.log.append("event", self._event_index(), frames.event_fields(message))
+
+    def _event_index(self) -> int:
+        turn = self._current
+        if turn is not None and turn.first_seq is not None:
+            return turn.index
+        return self._started_index
+
+    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None:
+        turn = self._current
+        if turn is None:
+            return
+        self.log.append("event", turn.index, frames.event_fields(message))
+        result = answer.get("result")
+        reason = result.get("stopReason") if isinstance(result, dict) else None
+        if isinstance(reason, str):
+            self._end(turn, stop_reason=reason)
+        else:
+            self._end(turn, error=_error_of(answer.get("error")))
+
+    def _end(
+        self, turn: Turn, *, stop_reason: str | None = None, error: Error | None = None
+    ) -> None:
+        """End *turn*, once: with what the agent said, or with why the server ended it."""
+        if turn.finished.is_set():
+            return
+        for timer in turn.timers:
+            timer.cancel()
+        reason, error = _verdict(turn, stop_reason, error)
+        for pending in [p for p in self._permissions.values() if p.turn_index == turn.index]:
+            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        if turn.first_seq is None:
+            self._start(turn, "kept" if self.row.has_context else "new")
+        turn.stop_reason = reason
+        turn.error = frames.error_fields(error) if error is not None else None
+        turn.duration_ms = int((time.monotonic() - turn.began) * 1000) if turn.began else 0
+        error_json = dumps(turn.error) if turn.error is not None else None
+        turn.last_seq = self.log.append(
+            "turn_end", turn.index, frames.turn_end_fields(reason, turn.duration_ms, error_json)
+        )
+        now = self._house.clock()
+        self.row.last_turn_at = now
+        detail = {
+            "turn_index": turn.index,
+            "stop_reason": reason,
+            "duration_ms": turn.duration_ms,
+            "error": error.code if error is not None else None,
+        }
+        self._house.writer.add(
+            [
+                *store.end_turn(
+                    self.row.n,
+                    turn.index,
+                    last_seq=turn.last_seq,
+                    stop_reason=reason,
+                    error=error_json,
+                    duration_ms=turn.duration_ms,
+                    at=now,
+                ),
+                self._audit("turn", now, **detail),
+            ]
+        )
+        turn.finished.set()
+
+    def _audit(self, event: str, at: float, **detail: Any) -> Statement:
+        return store.audit(self.id, self.row.app_name, event, at, dumps(detail).decode())
+
+    async def finished(self, turn: Turn) -> None:
+        """Wait until *turn* has ended and its end is durable."""
+        await turn.finished.wait()
+        assert turn.last_seq is not None
+        await self.log.reach(turn.last_seq)
+
+    async def started(self, turn: Turn) -> None:
+        """Wait until *turn* has its place in the log."""
+        await turn.started.wait()
+
+    def agent_gone(self) -> None:
+        for pending in tuple(self._permissions.values()):
+            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        self._release_if_gone()
+
+    def _release_if_gone(self) -> None:
+        if not self.is_busy and (self.agent is None or not self.agent.live):
+            self._house.slots.release(self)
+
+    # Permissions.
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None:
+        if self._sealed:
+            return
+        request = params if isinstance(params, dict) else {}
+        timeout = self._house.settings.permission_timeout_secs
+        expires_at = int((time.time() + timeout) * 1000)
+        turn = self._current
+        pending = PendingPermission(raw_id, request, self._event_index(), expires_at)
+        self._permissions[pending.request_id] = pending
+        self.log.append(
+            "permission_request",
+            pending.turn_index,
+            frames.permission_request_fields(pending.request_id, dumps(request), expires_at),
+        )
+        if turn is not None and turn.ending is not None:
+            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        elif self.row.permission == "ask":
+            pending.timer = asyncio.get_running_loop().call_later(
+                timeout, lambda: self._resolve(pending, _choose(request, "reject"), "timeout")
+            )
+        else:
+            self._resolve(pending, self._policy(request), "policy")
+
+    def _policy(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self.row.permission == "approve-all":
+            return _choose(request, "allow")
+        if self.row.permission == "approve-reads":
+            call = request.get("toolCall")
+            kind = call.get("kind") if isinstance(call, dict) else None
+            return _choose(request, "allow" if kind in READ_KINDS else "reject")
+        return _choose(request, "reject")
+
+    def _resolve(self, pending: PendingPermission, outcome: dict[str, Any], by: str) -> None:
+        if self._permissions.pop(pending.request_id, None) is None:
+            return
+        if pending.timer is not None:
+            pending.timer.cancel()
+        if self.agent is not None:
+            self.agent.answer_permission(pending.raw_id, outcome)
+        self.log.append(
+            "permission_resolved",
+            pending.turn_index,
+            frames.fields(request_id=pending.request_id, outcome=outcome, by=by),
+        )
+
+    # The end of it.
+
+    async def close(self, reason: str) -> bool:
+        """End what runs, tell the viewers, end the agent.
+
+        Args:
+            reason: ``client``, ``idle`` or ``admin``.
+
+        Returns:
+            False where it was closed already.
+        """
+        first = not self.is_closed
+        if first:
+            self._close_reason = reason
+            self._closing = self._house.spawn_task(self._close(reason), f"close-{self.id}")
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+        return first
+
+    async def _close(self, reason: str) -> None:
+        async with self._accepting:  # one that is being stored is ended by its own prompt()
+            self._end_queued(Ending.CANCEL)
+        turn = self._running
+        if turn is not None:
+            grace = min(CLOSE_GRACE_SECS, self._house.settings.cancel_grace_secs)
+            self._interrupt(turn, Ending.CANCEL, grace)
+            await turn.finished.wait()
+        now = self._house.clock()
+        seq = self.log.append("session_closed", self._started_index, frames.fields(reason=reason))
+        self._sealed = True
+        self.row.closed_at, self.row.close_reason = now, reason
+        event = "sweep_close" if reason == "idle" else "close"
+        self._house.writer.add(
+            [
+                store.close_session(self.row.n, reason, now),
+                self._audit(event, now, reason=reason, turn_count=self.row.turn_count),
+            ]
+        )
+        await self.log.reach(seq)
+        if self.agent is not None:
+            await self.agent.hibernate()
+        self._house.slots.release(self)
+
+    async def hibernate(self) -> None:
+        """End the agent's process until the next prompt."""
+        if not self.can_hibernate or self.agent is None:
+            return
+        self._hibernating = True
+        try:
+            await self.agent.hibernate()
+        finally:
+            self._hibernating = False
+        self._release_if_gone()
+
+    def _end_queued(self, ending: Ending) -> None:
+        while self._queue:
+            turn = self._queue.popleft()
+            turn.ending = ending
+            self._end(turn)
+
+    async def drain(self, patience: float) -> None:
+        """The server stops: end the queued turns now, the running one in *patience* seconds."""
+        async with self._accepting:
+            self._end_queued(Ending.RESTART)
+        turn = self._running
+        if turn is None:
+            return
+        try:
+            await asyncio.wait_for(turn.finished.wait(), patience)
+        except TimeoutError:
+            self._interrupt(turn, Ending.RESTART, CLOSE_GRACE_SECS)
+            await turn.finished.wait()
+
+    async def recover(self) -> None:
+        """End what an earlier server left unfinished."""
+        for row in await self._house.store.unfinished_turns(self.row.n):
+            turn = Turn.stored(row)
+            if turn.first_seq is not None:
+                for request_id in await self._unresolved(turn.first_seq):
+                    self.log.append(
+                        "permission_resolved",
+                        turn.index,
+                        frames.fields(
+                            request_id=request_id, outcome={"outcome": "cancelled"}, by="cancel"
+                        ),
+                    )
+            turn.ending = Ending.RESTART
+            self._end(turn)
+
+    async def _unresolved(self, first_seq: int) -> set[str]:
+        """Ids of the permission requests since that position that have no outcome."""
+        waiting: set[str] = set()
+        position = first_seq - 1
+        while batches := await self.log.read(position):
+            for batch in batches:
+                for line in batch.lines():
+                    if line.startswith(b'{"type":"permission_request"'):
+                        waiting.add(loads(line)["request_id"])
+                    elif line.startswith(b'{"type":"permission_resolved"'):
+                        waiting.discard(loads(line)["request_id"])
+                position = batch.last
+        return waiting
+
+
+def _verdict(turn: Turn, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:
+    """A turn's stop reason and error, of what the agent said and why it was interrupted."""
+    if turn.ending is Ending.TIMEOUT:
+        return "error", Error("agent_timeout", "the turn took longer than it may")
+    if stop_reason is not None and (
+        stop_reason != "cancelled" or turn.ending is not Ending.RESTART
+    ):
+        return stop_reason, None
+    if turn.ending is Ending.RESTART:
+        return "error", Error("server_restarted", "the server was restarted; ask again")
+    if turn.ending is Ending.CANCEL:
+        return "cancelled", None
+    return "error", error or Error("agent_failed", "the agent ended the turn without an answer")
+
+
+def _error_of(error: Any) -> Error:
+    """What a JSON-RPC error of the agent's says to the client."""
+    code = error.get("code") if isinstance(error, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    text = message if isinstance(message, str) and message else "the agent answered with an error"
+    # Not allowed, or not understood: the same prompt will fare no better.
+    return Error("agent_failed", text, retryable=code not in (-32000, -32600, -32601, -32602))
+
+
+def _options(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    options = request.get("options")
+    if not isinstance(options, list):
+        return []
+    return [option for option in options if isinstance(option, dict) and "optionId" in option]
+
+
+def _choose(request: Mapping[str, Any], verb: str) -> dict[str, Any]:
+    """The outcome that allows or rejects *request*, this once where that is offered."""
+    for kind in (f"{verb}_once", f"{verb}_always"):
+        for option in _options(request):
+            if option.get("kind") == kind:
+                return {"outcome": "selected", "optionId": option["optionId"]}
+    return {"outcome": "cancelled"}

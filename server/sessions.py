@@ -1,0 +1,422 @@
+"""All sessions: found by id, bounded in number, swept when idle.
+
+Also the bound on running agents (:class:`LiveAgents`): any number of sessions
+is open, but only so many have a process; the longest idle one makes room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import stat
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from . import store
+from .agents.base import AgentInfo, AgentSpec, Backend
+from .codec import dumps
+from .config import Settings
+from .errors import Error, bad_request, draining, not_found
+from .log import LogWriter
+from .session import Session
+from .store import SessionRow, Store
+
+logger = logging.getLogger(__name__)
+
+PERMISSIONS = ("approve-all", "approve-reads", "deny-all", "ask")
+FALLBACK_AGENT = "demo"
+PREFERRED_AGENT = "claude"
+POOL_RETRY_SECS = 30
+AT_ONCE = 8
+
+
+class LiveAgents:
+    """Slots for running agents: given in order, taken back from the longest idle."""
+
+    def __init__(
+        self, limit: int, spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
+    ) -> None:
+        self._limit = limit
+        self._spawn = spawn
+        self._holders: set[Session] = set()
+        self._evicting: set[Session] = set()
+        self._waiting: deque[tuple[Session, asyncio.Future[None]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    async def acquire(self, session: Session) -> None:
+        """Wait for a slot; a session that has one keeps it."""
+        if session in self._holders and session not in self._evicting:
+            return
+        entry = (session, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        self._settle()
+        try:
+            await entry[1]
+        except asyncio.CancelledError:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+            elif not entry[1].cancelled():
+                self.release(session)
+            raise
+
+    def try_acquire(self, session: Session) -> bool:
+        """Take a slot only where one is free."""
+        if len(self._holders) >= self._limit or self._waiting:
+            return False
+        self._holders.add(session)
+        return True
+
+    def must_wait(self, session: Session) -> bool:
+        """Whether no slot can be had for *session* but by waiting for a busy agent."""
+        if session in self._holders or len(self._holders) < self._limit:
+            return False
+        return not any(holder.can_hibernate for holder in self._holders)
+
+    def release(self, session: Session) -> None:
+        self._holders.discard(session)
+        self._settle()
+
+    def idle(self, session: Session) -> None:
+        """*session* has no turn any more: it could make room."""
+        self._settle()
+
+    def idle_since(self, before: float) -> list[Session]:
+        """Holders that could hibernate and were last used before that time."""
+        return [s for s in self._holders if s.can_hibernate and s.last_used <= before]
+
+    def _settle(self) -> None:
+        while self._waiting and len(self._holders) < self._limit:
+            session, future = self._waiting.popleft()
+            if not future.done():
+                self._holders.add(session)
+                future.set_result(None)
+        idle = [s for s in self._holders - self._evicting if s.can_hibernate]
+        idle.sort(key=lambda session: session.last_used)
+        for session in idle[: max(0, len(self._waiting) - len(self._evicting))]:
+            self._evicting.add(session)
+            self._spawn(self._evict(session), f"hibernate-{session.id}")
+
+    async def _evict(self, session: Session) -> None:
+        try:
+            await session.hibernate()
+        finally:
+            self._evicting.discard(session)
+            self._holders.discard(session)
+            self._settle()
+
+
+class Sessions:
+    """The sessions of all apps, in memory and in the database."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Store,
+        writer: LogWriter,
+        backend: Backend,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.store = database
+        self.writer = writer
+        self.backend = backend
+        self.clock = clock
+        self.slots = LiveAgents(settings.max_live_agents, self.spawn_task)
+        self.is_draining = False
+        # Whoever still holds a session must meet the same one that is found by its id.
+        self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
+        self._kept: dict[str, Session] = {}
+        self._loading: dict[str, asyncio.Task[Session | None]] = {}
+        self._open: Counter[str] = Counter()
+        self._last_number = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Take up what an earlier server left; its unfinished turns are ended."""
+        self._open.update(await self.store.open_counts())
+        self._last_number = await self.store.last_session_number()
+        for row in await self.store.sessions_with_unfinished_turns():
+            session = await self._load(row)
+            await session.recover()
+        await self.writer.flush()
+
+    async def stop(self) -> None:
+        """End all turns: what runs has ``drain_secs`` to finish. Agents are the backend's."""
+        self.is_draining = True
+        patience = self.settings.drain_secs
+        await asyncio.gather(*(session.drain(patience) for session in self._loaded.values()))
+        for task in tuple(self._tasks):
+            if task.get_name().startswith("close-"):
+                await asyncio.wait({task}, timeout=5)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def spawn_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run *coroutine* as a task of this house: kept, its failure logged, ended with it."""
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
+    @property
+    def open_count(self) -> int:
+        return self._open.total()
+
+    # Finding.
+
+    async def get(self, session_id: str, app_name: str) -> Session:
+        """The session of that id, if it is that app's.
+
+        Raises:
+            Error: ``not_found``, the same for another app's as for none.
+        """
+        session = await self._session(session_id)
+        if session is None or session.row.app_name != app_name:
+            raise not_found()
+        return session
+
+    async def _session(self, session_id: str) -> Session | None:
+        session = self._loaded.get(session_id)
+        if session is not None:
+            self._kept[session_id] = session
+            return session
+        task = self._loading.get(session_id)
+        if task is None:
+            task = asyncio.create_task(self._find(session_id))
+            self._loading[session_id] = task
+            task.add_done_callback(lambda _: self._loading.pop(session_id, None))
+        return await asyncio.shield(task)
+
+    async def _find(self, session_id: str) -> Session | None:
+        row = await self.store.session(session_id)
+        return await self._load(row) if row is not None else None
+
+    async def _load(self, row: SessionRow) -> Session:
+        head = await self.store.head(row.n)
+        session = Session(
+            self, row, head=head, last_turn_index=await self.store.last_turn_index(row.n)
+        )
+        self._settle_in(session)
+        return session
+
+    def _settle_in(self, session: Session) -> None:
+        row = session.row
+        if not session.is_closed:
+            spec = AgentSpec(row.id, row.agent, row.cwd, row.model, row.system)
+            session.agent = self.backend.agent(spec, session)
+        self._loaded[row.id] = self._kept[row.id] = session
+
+    async def sessions_of(self, app_name: str, *, include_closed: bool) -> list[Session]:
+        """The app's sessions, the newest first."""
+        rows = await self.store.sessions_of(app_name, include_closed=include_closed)
+        found = []
+        for row in rows:
+            try:
+                found.append(await self.get(row.id, app_name))
+            except Error:
+                continue  # deleted meanwhile
+        return [session for session in found if include_closed or not session.is_closed]
+
+    # Creating.
+
+    async def create(
+        self,
+        app_name: str,
+        *,
+        agent: str | None = None,
+        model: str | None = None,
+        system: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        permission: str = "approve-all",
+        cwd: str | None = None,
+    ) -> Session:
+        """Open a session; its agent starts behind it.
+
+        Raises:
+            Error: ``bad_request``, ``agent_unavailable``, ``pool_full``, ``draining``
+                or ``internal``.
+        """
+        if self.is_draining:
+            raise draining()
+        name = await self._choose_agent(agent)
+        folder = self._check_cwd(cwd) if cwd is not None else None
+        self._take_place(app_name)
+        session_id = str(uuid.uuid4())
+        made = None
+        try:
+            if folder is None:
+                made = folder = self._workspace(session_id)
+                await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+            self._last_number += 1
+            now = self.clock()
+            row = SessionRow(
+                n=self._last_number,
+                id=session_id,
+                app_name=app_name,
+                agent=name,
+                model=model,
+                system=system,
+                meta=dumps(meta or {}).decode(),
+                permission=permission,
+                cwd=str(folder),
+                created_at=now,
+                last_turn_at=None,
+                turn_count=0,
+                has_context=0,
+                closed_at=None,
+                close_reason=None,
+            )
+            detail = dumps({"agent": name, "model": model, "permission": permission}).decode()
+            await self.writer.commit(
+                [
+                    store.insert_session(row),
+                    store.audit(session_id, app_name, "create", now, detail),
+                ]
+            )
+        except BaseException:
+            self._give_place(app_name)
+            if made is not None:
+                await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
+            raise
+        session = Session(self, row, head=0, last_turn_index=0)
+        self._settle_in(session)
+        session.wake()
+        return session
+
+    def _take_place(self, app_name: str) -> None:
+        settings = self.settings
+        if self._open.total() >= settings.max_sessions:
+            raise Error(
+                "pool_full", "the server holds all the sessions it may", retry_after=POOL_RETRY_SECS
+            )
+        if self._open[app_name] >= settings.max_sessions_per_app:
+            raise Error(
+                "pool_full", "the app has all the sessions it may", retry_after=POOL_RETRY_SECS
+            )
+        self._open[app_name] += 1
+
+    def _give_place(self, app_name: str) -> None:
+        self._open[app_name] -= 1
+
+    def _workspace(self, session_id: str) -> Path:
+        return self.settings.data_dir / "workspaces" / session_id
+
+    def _check_cwd(self, cwd: str) -> Path:
+        roots = self.settings.workspace_roots
+        if not roots:
+            raise bad_request("cwd: this server gives each session a folder of its own")
+        if not cwd.startswith("/") or "\0" in cwd:
+            raise bad_request("cwd: must be an absolute path")
+        folder = Path(cwd).resolve()
+        if not any(folder.is_relative_to(root) for root in roots) or not folder.is_dir():
+            raise bad_request("cwd: must be an existing folder in one of the workspace roots")
+        return folder
+
+    async def agents(self) -> list[tuple[AgentInfo, bool]]:
+        """Every agent that can be asked for, and whether it is the default."""
+        infos = await self.backend.agents()
+        default = self._default_of(infos)
+        return [(info, info.name == default) for info in infos]
+
+    def _default_of(self, infos: list[AgentInfo]) -> str:
+        if self.settings.default_agent is not None:
+            return self.settings.default_agent
+        installed = {info.name for info in infos if info.installed}
+        return PREFERRED_AGENT if PREFERRED_AGENT in installed else FALLBACK_AGENT
+
+    async def _choose_agent(self, name: str | None) -> str:
+        infos = await self.backend.agents()
+        wanted = self._default_of(infos) if name is None else name
+        for info in infos:
+            if info.name == wanted:
+                if info.installed:
+                    return info.name
+                raise Error(
+                    "agent_unavailable", f"the agent {wanted!r} is not installed: {info.install}"
+                )
+        known = ", ".join(info.name for info in infos)
+        raise bad_request(f"agent: {wanted!r} is not known; these are: {known}")
+
+    # Ending.
+
+    async def close(self, session: Session, reason: str) -> bool:
+        """Close *session*; False where it was closed already."""
+        first = await session.close(reason)
+        if first:
+            self._give_place(session.row.app_name)
+        return first
+
+    async def sweep(self) -> None:
+        """One round of the sweeper: close what is idle, delete what is long closed."""
+        now = self.clock()
+        settings = self.settings
+        for session_id in await self.store.idle_sessions(now - settings.session_ttl_secs):
+            session = await self._session(session_id)
+            if session is not None and not session.is_closed and not session.is_busy:
+                await self.close(session, "idle")
+        for row in await self.store.sessions_closed(now - settings.session_hard_ttl_secs):
+            await self._delete(row, now)
+        idle = self.slots.idle_since(now - settings.agent_idle_secs)
+        for start in range(0, len(idle), AT_ONCE):
+            await asyncio.gather(*(one.hibernate() for one in idle[start : start + AT_ONCE]))
+        self._unload()
+
+    async def _delete(self, row: SessionRow, now: float) -> None:
+        """Delete a closed session with all that it left, but for its audit."""
+        self._loaded.pop(row.id, None)
+        self._kept.pop(row.id, None)
+        await self.backend.forget(row.id)
+        workspace = self._workspace(row.id)
+        if row.cwd == str(workspace):
+            await asyncio.to_thread(_remove_tree, workspace)
+        detail = dumps({"agent": row.agent, "turn_count": row.turn_count}).decode()
+        await self.writer.commit(
+            [
+                *store.delete_session(row.n),
+                store.audit(row.id, row.app_name, "hard_delete", now, detail),
+            ]
+        )
+
+    def _unload(self) -> None:
+        """Forget sessions that nobody watches and nothing runs for; the database has them."""
+        for session_id, session in tuple(self._kept.items()):
+            running = session.agent is not None and session.agent.live
+            if not (session.is_busy or session.viewers or running):
+                del self._kept[session_id]
+
+    async def run_sweeper(self, *others: Callable[[], Awaitable[None]]) -> None:
+        """Sweep for ever, and *others* along; what fails is logged and tried again next time."""
+        while True:
+            await asyncio.sleep(self.settings.sweep_interval_secs)
+            try:
+                for sweep in (self.sweep, *others):
+                    await sweep()
+            except Exception:
+                logger.exception("the sweeper failed; it goes on")
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove *folder*, even where an agent has taken away its own right to."""
+
+    def allow(function: Callable[[str], Any], path: str, _: Any) -> None:
+        parent = Path(path).parent
+        parent.chmod(parent.stat().st_mode | stat.S_IRWXU)
+        Path(path).chmod(stat.S_IRWXU, follow_symlinks=False) if Path(path).is_dir() else None
+        function(path)
+
+    if folder.exists():
+        shutil.rmtree(folder, onerror=allow)

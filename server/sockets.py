@@ -1,0 +1,72 @@
+"""All open sockets: beaten by one heart, closed together."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+
+from .config import Settings
+from .errors import CloseCode
+from .viewer import Goodbye, Viewer
+
+RETRY_MS = (500, 5000)
+"""Clients that come back after a restart spread themselves over this time."""
+
+
+class Sockets:
+    """The viewers that are connected."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._by_app: defaultdict[str, set[Viewer]] = defaultdict(set)
+        self._gone = asyncio.Event()
+        self._gone.set()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_app.values()))
+
+    async def serve(self, viewer: Viewer) -> None:
+        """Run *viewer* until it is closed."""
+        self._by_app[viewer.app_name].add(viewer)
+        self._gone.clear()
+        try:
+            await viewer.run()
+        finally:
+            viewers = self._by_app[viewer.app_name]
+            viewers.discard(viewer)
+            if not viewers:
+                del self._by_app[viewer.app_name]
+            if not self._by_app:
+                self._gone.set()
+
+    def close_app(self, app_name: str) -> None:
+        """Close the sockets of an app whose token is revoked."""
+        for viewer in tuple(self._by_app.get(app_name, ())):
+            viewer.close(Goodbye(CloseCode.REVOKED, "the credential was revoked"))
+
+    async def close_all(self, patience: float) -> None:
+        """Tell every socket that the server restarts; drop who has not left in time."""
+        for viewers in tuple(self._by_app.values()):
+            for viewer in tuple(viewers):
+                retry = random.randint(*RETRY_MS)  # noqa: S311 - a spread, not a secret
+                viewer.close(
+                    Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=retry)
+                )
+        try:
+            await asyncio.wait_for(self._gone.wait(), patience)
+        except TimeoutError:
+            for viewers in tuple(self._by_app.values()):
+                for viewer in tuple(viewers):
+                    viewer.abort()
+
+    async def beat(self) -> None:
+        """Look after every socket, for ever."""
+        settings = self._settings
+        while True:
+            await asyncio.sleep(min(1.0, settings.heartbeat_secs / 4))
+            now = time.monotonic()
+            for viewers in tuple(self._by_app.values()):
+                for viewer in tuple(viewers):
+                    viewer.tick(now, settings.heartbeat_secs, settings.stall_timeout_secs)

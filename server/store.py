@@ -1,0 +1,495 @@
+"""The database: its schema, its migrations and every SQL statement.
+
+One SQLite file in WAL mode, with one connection that writes and one that
+reads, so that a long replay never delays a commit. The only place that
+imports aiosqlite.
+
+Writes are described by :data:`Statement` values, made by the functions at the
+end of this module and carried out by :meth:`Store.write`, all of one call in
+one transaction. Who writes when is the business of ``log.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+Statement = tuple[str, Sequence[Any]]
+"""SQL and its parameters."""
+
+StoreError = sqlite3.Error
+"""What a failed read or write raises: a full disk, a locked file."""
+
+BUSY_TIMEOUT_MS = 2000
+
+
+class SchemaError(Exception):
+    """The database is not one that this program can use."""
+
+
+_MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE sessions (
+        n INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        app_name TEXT NOT NULL,
+        agent TEXT NOT NULL,
+        model TEXT,
+        system TEXT,
+        meta TEXT NOT NULL,
+        permission TEXT NOT NULL,
+        cwd TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        last_turn_at REAL,
+        turn_count INTEGER NOT NULL DEFAULT 0,
+        has_context INTEGER NOT NULL DEFAULT 0,
+        closed_at REAL,
+        close_reason TEXT
+    );
+    CREATE INDEX sessions_by_app ON sessions (app_name, closed_at);
+    CREATE INDEX sessions_by_activity ON sessions (closed_at, coalesce(last_turn_at, created_at));
+    CREATE TABLE turns (
+        session INTEGER NOT NULL,
+        turn_index INTEGER NOT NULL,
+        client_id TEXT,
+        prompt BLOB,
+        timeout_secs REAL,
+        first_seq INTEGER,
+        last_seq INTEGER,
+        stop_reason TEXT,
+        error BLOB,
+        duration_ms INTEGER,
+        PRIMARY KEY (session, turn_index)
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX turns_by_client_id ON turns (session, client_id)
+        WHERE client_id IS NOT NULL;
+    CREATE INDEX turns_unfinished ON turns (session) WHERE last_seq IS NULL;
+    CREATE TABLE log (
+        n INTEGER PRIMARY KEY,
+        session INTEGER NOT NULL,
+        first_seq INTEGER NOT NULL,
+        last_seq INTEGER NOT NULL,
+        body BLOB NOT NULL
+    );
+    CREATE INDEX log_by_position ON log (session, last_seq);
+    CREATE TABLE session_events (
+        id INTEGER PRIMARY KEY,
+        session_id TEXT NOT NULL,
+        app_name TEXT NOT NULL,
+        event TEXT NOT NULL,
+        at REAL NOT NULL,
+        detail TEXT NOT NULL
+    );
+    CREATE INDEX session_events_by_session ON session_events (session_id);
+    CREATE TABLE tokens (
+        name TEXT PRIMARY KEY,
+        hash BLOB NOT NULL UNIQUE,
+        ip_cidrs TEXT NOT NULL,
+        created_at REAL NOT NULL
+    );
+    CREATE TABLE server (
+        name TEXT PRIMARY KEY,
+        value BLOB NOT NULL
+    );
+    CREATE TABLE files (
+        hash BLOB PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        path TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        expires_at REAL NOT NULL
+    );
+    """,
+)
+
+
+@dataclasses.dataclass(slots=True)
+class SessionRow:
+    """A session as it is stored; times are unix seconds, ``meta`` is JSON."""
+
+    n: int
+    id: str
+    app_name: str
+    agent: str
+    model: str | None
+    system: str | None
+    meta: str
+    permission: str
+    cwd: str
+    created_at: float
+    last_turn_at: float | None
+    turn_count: int
+    has_context: int
+    closed_at: float | None
+    close_reason: str | None
+
+
+@dataclasses.dataclass(slots=True)
+class TurnRow:
+    """A turn as it is stored.
+
+    ``prompt`` is the JSON of its content blocks; ``first_seq`` and ``last_seq``
+    are the log positions of its start and its end (None until then); ``error``
+    is JSON ``{code, message, retryable}`` or None.
+    """
+
+    session: int
+    turn_index: int
+    client_id: str | None
+    prompt: bytes
+    timeout_secs: float | None
+    first_seq: int | None
+    last_seq: int | None
+    stop_reason: str | None
+    error: bytes | None
+    duration_ms: int | None
+
+
+@dataclasses.dataclass(slots=True)
+class LogRow:
+    """A run of log entries: the frames ``first_seq`` to ``last_seq``, one a line."""
+
+    session: int
+    first_seq: int
+    last_seq: int
+    body: bytes
+
+
+@dataclasses.dataclass(slots=True)
+class TokenRow:
+    """An app's token; ``ip_cidrs`` is a JSON array."""
+
+    name: str
+    hash: bytes
+    ip_cidrs: str
+    created_at: float
+
+
+@dataclasses.dataclass(slots=True)
+class FileRow:
+    """An upload; ``hash`` is the SHA-256 of its file token."""
+
+    hash: bytes
+    app_name: str
+    path: str
+    size: int
+    expires_at: float
+
+
+def _columns(row_type: type[Any]) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(row_type))
+
+
+_SESSION = f"SELECT {_columns(SessionRow)} FROM sessions "
+_TURN = f"SELECT {_columns(TurnRow)} FROM turns "
+
+
+class Store:
+    """The open database."""
+
+    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+        self._writer = writer
+        self._reader = reader
+
+    @classmethod
+    async def open(cls, path: Path, *, sync: str = "normal") -> Store:
+        """Open or create the database at *path* and bring its schema up to date.
+
+        Raises:
+            SchemaError: a newer clawdforge made it.
+        """
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        writer = await _connect(path)
+        try:
+            await writer.execute_fetchall("PRAGMA journal_mode = WAL")
+            await writer.execute_fetchall(f"PRAGMA synchronous = {sync.upper()}")
+            await _migrate(writer)
+            reader = await _connect(path)
+        except BaseException:
+            await writer.close()
+            raise
+        return cls(writer, reader)
+
+    async def close(self) -> None:
+        await self._reader.close()
+        await self._writer.close()
+
+    async def write(self, statements: Sequence[Statement]) -> None:
+        """Carry out *statements*, all or none of them.
+
+        Each call into the connection is a trip to its thread and back, so a
+        single statement, which is what streaming makes, goes without the
+        frame of an explicit transaction.
+        """
+        if not statements:
+            return
+        if len(statements) == 1:
+            await self._writer.execute_fetchall(*statements[0])
+            return
+        await self._writer.execute_fetchall("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                await self._writer.execute_fetchall(*statement)
+            await self._writer.execute_fetchall("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                await self._writer.execute_fetchall("ROLLBACK")
+            raise
+
+    async def _fetch(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await self._reader.execute_fetchall(sql, parameters)]
+
+    async def session(self, session_id: str) -> SessionRow | None:
+        rows = await self._fetch(_SESSION + "WHERE id = ?", session_id)
+        return SessionRow(*rows[0]) if rows else None
+
+    async def sessions_of(self, app_name: str, *, include_closed: bool) -> list[SessionRow]:
+        """An app's sessions, the newest first."""
+        where = "WHERE app_name = ?" + ("" if include_closed else " AND closed_at IS NULL")
+        rows = await self._fetch(_SESSION + where + " ORDER BY n DESC", app_name)
+        return [SessionRow(*row) for row in rows]
+
+    async def open_counts(self) -> dict[str, int]:
+        """How many sessions each app has open."""
+        rows = await self._fetch(
+            "SELECT app_name, count(*) FROM sessions WHERE closed_at IS NULL GROUP BY app_name"
+        )
+        return dict(rows)
+
+    async def last_session_number(self) -> int:
+        rows = await self._fetch("SELECT coalesce(max(n), 0) FROM sessions")
+        return int(rows[0][0])
+
+    async def idle_sessions(self, before: float) -> list[str]:
+        """Ids of open sessions whose last turn, or creation, was before that time."""
+        rows = await self._fetch(
+            "SELECT id FROM sessions"
+            " WHERE closed_at IS NULL AND coalesce(last_turn_at, created_at) <= ?",
+            before,
+        )
+        return [row[0] for row in rows]
+
+    async def sessions_closed(self, before: float) -> list[SessionRow]:
+        rows = await self._fetch(
+            _SESSION + "WHERE closed_at IS NOT NULL AND closed_at <= ?",
+            before,
+        )
+        return [SessionRow(*row) for row in rows]
+
+    async def sessions_with_unfinished_turns(self) -> list[SessionRow]:
+        rows = await self._fetch(
+            _SESSION + "WHERE n IN (SELECT session FROM turns WHERE last_seq IS NULL)"
+        )
+        return [SessionRow(*row) for row in rows]
+
+    async def turn(self, session: int, turn_index: int) -> TurnRow | None:
+        rows = await self._fetch(
+            _TURN + "WHERE session = ? AND turn_index = ?", session, turn_index
+        )
+        return TurnRow(*rows[0]) if rows else None
+
+    async def turn_by_client_id(self, session: int, client_id: str) -> TurnRow | None:
+        rows = await self._fetch(_TURN + "WHERE session = ? AND client_id = ?", session, client_id)
+        return TurnRow(*rows[0]) if rows else None
+
+    async def unfinished_turns(self, session: int) -> list[TurnRow]:
+        rows = await self._fetch(
+            _TURN + "WHERE session = ? AND last_seq IS NULL ORDER BY turn_index", session
+        )
+        return [TurnRow(*row) for row in rows]
+
+    async def last_turn_index(self, session: int) -> int:
+        rows = await self._fetch(
+            "SELECT coalesce(max(turn_index), 0) FROM turns WHERE session = ?", session
+        )
+        return int(rows[0][0])
+
+    async def head(self, session: int) -> int:
+        """The newest stored position of a session's log."""
+        rows = await self._fetch(
+            "SELECT coalesce(max(last_seq), 0) FROM log WHERE session = ?", session
+        )
+        return int(rows[0][0])
+
+    async def read_log(self, session: int, after: int, size: int) -> list[LogRow]:
+        """The next rows that hold entries after that position, in order.
+
+        As many as it takes to reach *size* bytes (one at least, where there is
+        one), so that a page costs the same memory whatever the entries' size.
+        """
+        rows = await self._fetch(
+            "SELECT session, first_seq, last_seq, body FROM log JOIN ("
+            "   SELECT n, sum(length(body)) OVER (ORDER BY last_seq) - length(body) AS before"
+            "   FROM log WHERE session = ? AND last_seq > ? ORDER BY last_seq LIMIT 1024"
+            ") USING (n) WHERE before < ? ORDER BY last_seq",
+            session,
+            after,
+            size,
+        )
+        return [LogRow(*row) for row in rows]
+
+    async def server_value(self, name: str) -> bytes | None:
+        """Something that the server keeps for itself."""
+        rows = await self._fetch("SELECT value FROM server WHERE name = ?", name)
+        return rows[0][0] if rows else None
+
+    async def tokens(self) -> list[TokenRow]:
+        rows = await self._fetch(f"SELECT {_columns(TokenRow)} FROM tokens ORDER BY name")
+        return [TokenRow(*row) for row in rows]
+
+    async def files(self, hashes: Iterable[bytes]) -> list[FileRow]:
+        """The uploads with those hashes, in their order; unknown ones are left out."""
+        found: list[FileRow] = []
+        for digest in hashes:
+            rows = await self._fetch(
+                f"SELECT {_columns(FileRow)} FROM files WHERE hash = ?", digest
+            )
+            found.extend(FileRow(*row) for row in rows)
+        return found
+
+    async def files_expired(self, before: float) -> list[FileRow]:
+        rows = await self._fetch(
+            f"SELECT {_columns(FileRow)} FROM files WHERE expires_at <= ?", before
+        )
+        return [FileRow(*row) for row in rows]
+
+
+async def _connect(path: Path) -> aiosqlite.Connection:
+    # isolation_level None: a lone statement is its own transaction, and nothing
+    # opens one behind our back.
+    connection = await aiosqlite.connect(path, isolation_level=None)
+    await connection.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    return connection
+
+
+async def _migrate(connection: aiosqlite.Connection) -> None:
+    rows = list(await connection.execute_fetchall("PRAGMA user_version"))
+    version = int(rows[0][0])
+    if version > len(_MIGRATIONS):
+        raise SchemaError(
+            f"the database has schema {version}, newer than this program's {len(_MIGRATIONS)}:"
+            " start the version that made it"
+        )
+    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+        await connection.executescript(
+            f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;"
+        )
+
+
+def _insert(table: str, row: Any) -> Statement:
+    names = [field.name for field in dataclasses.fields(row)]
+    marks = ", ".join("?" * len(names))
+    return (
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})",
+        [getattr(row, name) for name in names],
+    )
+
+
+def insert_session(row: SessionRow) -> Statement:
+    return _insert("sessions", row)
+
+
+def insert_turn(row: TurnRow) -> Statement:
+    return _insert("turns", row)
+
+
+def insert_token(row: TokenRow) -> Statement:
+    return _insert("tokens", row)
+
+
+def insert_file(row: FileRow) -> Statement:
+    return _insert("files", row)
+
+
+def set_server_value(name: str, value: bytes) -> Statement:
+    return "INSERT OR REPLACE INTO server (name, value) VALUES (?, ?)", (name, value)
+
+
+def delete_token(name: str) -> Statement:
+    return "DELETE FROM tokens WHERE name = ?", (name,)
+
+
+def delete_file(digest: bytes) -> Statement:
+    return "DELETE FROM files WHERE hash = ?", (digest,)
+
+
+def insert_log(rows: Sequence[LogRow]) -> list[Statement]:
+    """All of *rows*, in one statement as long as SQLite's 999 parameters suffice."""
+    return [_insert_log(rows[start : start + 240]) for start in range(0, len(rows), 240)]
+
+
+def _insert_log(rows: Sequence[LogRow]) -> Statement:
+    marks = ", ".join(["(?, ?, ?, ?)"] * len(rows))
+    return (
+        f"INSERT INTO log (session, first_seq, last_seq, body) VALUES {marks}",
+        [value for row in rows for value in (row.session, row.first_seq, row.last_seq, row.body)],
+    )
+
+
+def start_turn(
+    session: int, turn_index: int, *, first_seq: int, at: float, sent: bool
+) -> list[Statement]:
+    """*sent*: the prompt reached the agent, which so has a conversation to lose."""
+    return [
+        (
+            "UPDATE turns SET first_seq = ? WHERE session = ? AND turn_index = ?",
+            (first_seq, session, turn_index),
+        ),
+        (
+            "UPDATE sessions SET turn_count = turn_count + 1, last_turn_at = ?,"
+            " has_context = max(has_context, ?) WHERE n = ?",
+            (at, int(sent), session),
+        ),
+    ]
+
+
+def end_turn(
+    session: int,
+    turn_index: int,
+    *,
+    last_seq: int,
+    stop_reason: str,
+    error: bytes | None,
+    duration_ms: int,
+    at: float,
+) -> list[Statement]:
+    return [
+        (
+            "UPDATE turns SET last_seq = ?, stop_reason = ?, error = ?, duration_ms = ?"
+            " WHERE session = ? AND turn_index = ?",
+            (last_seq, stop_reason, error, duration_ms, session, turn_index),
+        ),
+        ("UPDATE sessions SET last_turn_at = ? WHERE n = ?", (at, session)),
+    ]
+
+
+def set_meta(session: int, meta: str) -> Statement:
+    return "UPDATE sessions SET meta = ? WHERE n = ?", (meta, session)
+
+
+def close_session(session: int, reason: str, at: float) -> Statement:
+    return (
+        "UPDATE sessions SET closed_at = ?, close_reason = ? WHERE n = ? AND closed_at IS NULL",
+        (at, reason, session),
+    )
+
+
+def delete_session(session: int) -> list[Statement]:
+    return [
+        ("DELETE FROM log WHERE session = ?", (session,)),
+        ("DELETE FROM turns WHERE session = ?", (session,)),
+        ("DELETE FROM sessions WHERE n = ?", (session,)),
+    ]
+
+
+def audit(session_id: str, app_name: str, event: str, at: float, detail: str) -> Statement:
+    return (
+        "INSERT INTO session_events (session_id, app_name, event, at, detail)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (session_id, app_name, event, at, detail),
+    )
