@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from . import frames, store
@@ -23,6 +23,7 @@ from .config import Settings
 from .errors import Error, bad_request, draining, not_found, session_closed
 from .log import LogWriter, SessionLog
 from .store import SessionRow, Statement, Store, TurnRow
+from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -125,14 +126,14 @@ class House(Protocol):
     settings: Settings
     store: Store
     writer: LogWriter
+    tasks: Tasks
+    closing: Tasks
     is_draining: bool
 
     @property
     def slots(self) -> LiveSlots: ...
 
     def clock(self) -> float: ...
-
-    def spawn_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]: ...
 
 
 class Session:
@@ -161,6 +162,7 @@ class Session:
         self._closing: asyncio.Task[None] | None = None
         self._sealed = self.is_closed
         self._hibernating = False
+        self._changing = 0
         self.last_used = house.clock()
 
     # What is seen of it.
@@ -185,7 +187,7 @@ class Session:
 
     @property
     def can_hibernate(self) -> bool:
-        return not (self.is_busy or self._hibernating or self.is_closed)
+        return not (self.is_busy or self._changing or self._hibernating or self.is_closed)
 
     @property
     def state_name(self) -> str:
@@ -279,7 +281,7 @@ class Session:
             if self.is_closed or self._house.is_draining:  # while it was being stored
                 self._end_queued(Ending.CANCEL if self.is_closed else Ending.RESTART)
             elif self._runner is None:
-                self._runner = self._house.spawn_task(self._run_turns(), f"turns-{self.id}")
+                self._runner = self._house.tasks.spawn(self._run_turns(), f"turns-{self.id}")
             return turn, False
 
     def _check_accepts(self) -> None:
@@ -353,10 +355,10 @@ class Session:
         """
         if self.is_closed:
             raise session_closed()
-        await self._house.slots.acquire(self)
-        agent = self._live_agent()
-        self.last_used = self._house.clock()
+        self._changing += 1
         try:
+            await self._house.slots.acquire(self)
+            agent = self._live_agent()
             match setting:
                 case frames.SetMode(mode=mode):
                     await agent.set_mode(mode)
@@ -365,7 +367,10 @@ class Session:
                 case frames.SetConfigOption(key=key, value=value):
                     await agent.set_config_option(key, value)
         finally:
+            self._changing -= 1
+            self.last_used = self._house.clock()
             self._release_if_gone()
+            self._house.slots.idle(self)
 
     async def set_meta(self, meta: Mapping[str, Any]) -> None:
         """Merge *meta* into the session's own; None removes a key."""
@@ -377,7 +382,7 @@ class Session:
     def wake(self) -> None:
         """Start a new session's agent behind its creation, if there is room for one."""
         if self._house.slots.try_acquire(self):
-            self._house.spawn_task(self._wake(), f"wake-{self.id}")
+            self._house.tasks.spawn(self._wake(), f"wake-{self.id}")
 
     async def _wake(self) -> None:
         try:
@@ -454,7 +459,7 @@ class Session:
     def _kill(self, turn: Turn) -> None:
         if self.agent is not None and not turn.finished.is_set():
             logger.warning("session %s: the agent ignores the cancel; killing it", self.id)
-            self._house.spawn_task(self.agent.kill(), f"kill-{self.id}")
+            self._house.tasks.spawn(self.agent.kill(), f"kill-{self.id}")
 
     def prompt_sent(self, context: Context) -> None:
         turn = self._current
@@ -635,7 +640,7 @@ class Session:
         first = not self.is_closed
         if first:
             self._close_reason = reason
-            self._closing = self._house.spawn_task(self._close(reason), f"close-{self.id}")
+            self._closing = self._house.closing.spawn(self._close(reason), f"close-{self.id}")
         if self._closing is not None:
             await asyncio.shield(self._closing)
         return first

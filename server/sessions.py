@@ -13,7 +13,7 @@ import stat
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -26,6 +26,7 @@ from .errors import Error, bad_request, draining, not_found
 from .log import LogWriter
 from .session import Session
 from .store import SessionRow, Store
+from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +35,15 @@ FALLBACK_AGENT = "demo"
 PREFERRED_AGENT = "claude"
 POOL_RETRY_SECS = 30
 AT_ONCE = 8
+CLOSE_SECS = 5
 
 
 class LiveAgents:
     """Slots for running agents: given in order, taken back from the longest idle."""
 
-    def __init__(
-        self, limit: int, spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
-    ) -> None:
+    def __init__(self, limit: int, tasks: Tasks) -> None:
         self._limit = limit
-        self._spawn = spawn
+        self._tasks = tasks
         self._holders: set[Session] = set()
         self._evicting: set[Session] = set()
         self._waiting: deque[tuple[Session, asyncio.Future[None]]] = deque()
@@ -102,7 +102,7 @@ class LiveAgents:
         idle.sort(key=lambda session: session.last_used)
         for session in idle[: max(0, len(self._waiting) - len(self._evicting))]:
             self._evicting.add(session)
-            self._spawn(self._evict(session), f"hibernate-{session.id}")
+            self._tasks.spawn(self._evict(session), f"hibernate-{session.id}")
 
     async def _evict(self, session: Session) -> None:
         try:
@@ -129,7 +129,9 @@ class Sessions:
         self.writer = writer
         self.backend = backend
         self.clock = clock
-        self.slots = LiveAgents(settings.max_live_agents, self.spawn_task)
+        self.tasks = Tasks()
+        self.closing = Tasks()
+        self.slots = LiveAgents(settings.max_live_agents, self.tasks)
         self.is_draining = False
         # Whoever still holds a session must meet the same one that is found by its id.
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
@@ -137,7 +139,6 @@ class Sessions:
         self._loading: dict[str, asyncio.Task[Session | None]] = {}
         self._open: Counter[str] = Counter()
         self._last_number = 0
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Take up what an earlier server left; its unfinished turns are ended."""
@@ -152,25 +153,9 @@ class Sessions:
         """End all turns: what runs has ``drain_secs`` to finish. Agents are the backend's."""
         self.is_draining = True
         patience = self.settings.drain_secs
-        await asyncio.gather(*(session.drain(patience) for session in self._loaded.values()))
-        for task in tuple(self._tasks):
-            if task.get_name().startswith("close-"):
-                await asyncio.wait({task}, timeout=5)
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def spawn_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run *coroutine* as a task of this house: kept, its failure logged, ended with it."""
-        task = asyncio.create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed", task.get_name(), exc_info=error)
+        await asyncio.gather(*(session.drain(patience) for session in tuple(self._kept.values())))
+        await self.closing.finish(CLOSE_SECS)
+        await self.tasks.finish(0)
 
     @property
     def open_count(self) -> int:

@@ -18,7 +18,7 @@ NAMES = frozenset(
     }
 )
 PREFIXES = (
-    *("LC_", "XDG_", "GIT_"),
+    *("LC_", "XDG_", "GIT_", "NODE_", "NPM_CONFIG_", "npm_config_", "PYTHON", "VIRTUAL_ENV"),
     *("ANTHROPIC_", "CLAUDE_", "OPENAI_", "CODEX_", "GEMINI_", "GOOGLE_", "AWS_", "AZURE_"),
     *("MISTRAL_", "OPENROUTER_", "OPENCODE_", "COPILOT_", "GH_", "GITHUB_", "CURSOR_", "QWEN_"),
 )

@@ -16,7 +16,9 @@ import { createAgentRegistry } from "acpx/agent-registry";
 
 // A timer's longest delay. The server ends turns; acpx is not to.
 const FOREVER_MS = 2 ** 31 - 1;
-const DRAIN_IDLE_MS = 50;
+// What acpx waits for after an agent's answer, in silence. Nothing: the server
+// keeps a turn's story from it, and is the one that takes what comes late.
+const DRAIN_IDLE_MS = 0;
 
 const handles = new Map();
 let runtime;

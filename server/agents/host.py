@@ -21,7 +21,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from weakref import WeakValueDictionary
 from ..codec import dumps, loads
 from ..config import AgentCommand
 from ..errors import Error, bad_request
+from ..tasks import Tasks
 from . import processes
 from .base import AgentInfo, AgentSpec, AgentState, Listener, Pressure
 from .seam import Lines, Seam
@@ -118,7 +119,7 @@ class HostBackend:
         self._agents: WeakValueDictionary[str, HostAgent] = WeakValueDictionary()
         self._spawned: dict[int, str] = {}
         self._arrivals: dict[int, asyncio.Future[str]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks = Tasks()
         self._main: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -148,9 +149,7 @@ class HostBackend:
         if self._main is not None:
             self._main.cancel()
             await asyncio.gather(self._main, return_exceptions=True)
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.tasks.finish(0)
 
     def agent(self, spec: AgentSpec, listener: Listener) -> HostAgent:
         return HostAgent(self, spec, listener)
@@ -228,18 +227,6 @@ class HostBackend:
         except TimeoutError:
             raise agent_unavailable("the acpx host is not running") from None
 
-    def spawn_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run *coroutine* as a task that ends with this backend and whose failure is logged."""
-        task = asyncio.create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed", task.get_name(), exc_info=error)
-
     # The host's life.
 
     async def _run(self) -> None:
@@ -291,7 +278,7 @@ class HostBackend:
         assert process.stderr is not None
         self._writer = process.stdin
         stderr = asyncio.create_task(_log_lines(process.stderr), name="acpx-host-stderr")
-        boot = self.spawn_task(self._boot(), "acpx-host-boot")
+        boot = self.tasks.spawn(self._boot(), "acpx-host-boot")
         try:
             await self._read_host(process.stdout)
         finally:
@@ -399,7 +386,7 @@ class HostBackend:
                 logger.error("the seam cannot accept: %s", error)
                 await asyncio.sleep(0.1)
                 continue
-            self.spawn_task(self._attach(connection), "seam-attach")
+            self.tasks.spawn(self._attach(connection), "seam-attach")
 
     async def _attach(self, connection: socket.socket) -> None:
         """Let an announced agent in, and put the seam between it and acpx."""
@@ -482,6 +469,7 @@ class HostAgent:
         self._waiting: deque[_Prompt] = deque()
         self._current: _Prompt | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._ending = False
         self._state = AgentState()
 
     @property
@@ -499,7 +487,7 @@ class HostAgent:
 
     async def prompt(self, blocks: bytes) -> None:
         prompt = _Prompt()
-        self._backend.spawn_task(self._send(prompt, blocks), f"prompt-{self.spec.key}")
+        self._backend.tasks.spawn(self._send(prompt, blocks), f"prompt-{self.spec.key}")
         await prompt.done
 
     def cancel(self) -> None:
@@ -534,6 +522,15 @@ class HostAgent:
             await asyncio.gather(self._sweeping, return_exceptions=True)
 
     async def hibernate(self) -> None:
+        self._ending = True  # one that is still starting is not waited for
+        if self._opening.locked() and self._seam is not None:
+            self._seam.kill()
+        try:
+            await self._hibernate()
+        finally:
+            self._ending = False
+
+    async def _hibernate(self) -> None:
         async with self._opening:
             if self._opened and self._opened == self._backend.generation:
                 await self._close()
@@ -656,6 +653,8 @@ class HostAgent:
 
     def attached(self, seam: Seam) -> None:
         self._seam = seam
+        if self._ending:
+            seam.kill()
 
     def admit_prompt(self, fresh: bool) -> bool:
         prompt = self._waiting.popleft() if self._waiting else None
@@ -716,7 +715,7 @@ class HostAgent:
             prompt.finish(agent_failed("the agent's process ended in the middle of the turn"))
         self._listener.agent_gone()
         # What it started and left behind goes with it.
-        self._sweeping = self._backend.spawn_task(self._sweep(seam), f"sweep-{self.spec.key}")
+        self._sweeping = self._backend.tasks.spawn(self._sweep(seam), f"sweep-{self.spec.key}")
 
     async def _sweep(self, seam: Seam) -> None:
         if killed := await asyncio.to_thread(processes.kill_session, seam.pid, seam.mark):

@@ -180,7 +180,7 @@ class Commands:
             case frames.SetMode() | frames.SetModel() | frames.SetConfigOption():
                 self._set(viewer, command)
             case frames.Close():
-                self._services.sessions.spawn_task(
+                self._services.sessions.closing.spawn(
                     self._close(session), f"close-{session.id}-by-socket"
                 )
             case frames.Ping(id=ping_id):
@@ -209,7 +209,7 @@ class Commands:
         """Behind the reader's back: the agent may have to start first, or never answer."""
         if self._setting is not None and not self._setting.done():
             raise Error("rate_limited", "the last change is not through yet", retryable=True)
-        self._setting = self._services.sessions.spawn_task(
+        self._setting = self._services.sessions.tasks.spawn(
             self._carry_out(viewer, command), f"set-{viewer.session.id}"
         )
 
