@@ -9,6 +9,7 @@ from collections import defaultdict
 
 from .config import Settings
 from .errors import CloseCode
+from .limits import Places
 from .viewer import Goodbye, Viewer
 
 RETRY_MS = (500, 5000)
@@ -21,11 +22,19 @@ class Sockets:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._by_app: defaultdict[str, set[Viewer]] = defaultdict(set)
+        self.waiting = Places(
+            settings.max_waiting_sockets, settings.max_waiting_sockets_per_address
+        )
+        """Places for sockets that have yet to say who they are."""
         self._gone = asyncio.Event()
         self._gone.set()
 
     def __len__(self) -> int:
         return sum(map(len, self._by_app.values()))
+
+    def is_full(self, app_name: str) -> bool:
+        """Whether the app has all the sockets it may."""
+        return len(self._by_app.get(app_name, ())) >= self._settings.max_sockets_per_app
 
     async def serve(self, viewer: Viewer) -> None:
         """Run *viewer* until it is closed."""

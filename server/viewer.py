@@ -27,6 +27,7 @@ from aiohttp import WSMsgType, web
 
 from . import frames
 from .errors import CloseCode, Error, internal
+from .limits import Rate
 from .session import Session
 from .store import StoreError
 
@@ -65,6 +66,7 @@ class Viewer:
     Args:
         cursor: the position that the peer has; what is behind it is sent.
         dispatch: carries out one command.
+        rate: how often it may be asked to.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Viewer:
         app_name: str,
         cursor: int,
         dispatch: Dispatch,
+        rate: Rate,
     ) -> None:
         assert request.transport is not None
         self.app_name = app_name
@@ -84,6 +87,7 @@ class Viewer:
         self._transport: asyncio.WriteTransport = request.transport
         self._cursor = cursor
         self._dispatch = dispatch
+        self._rate = rate
         self._outbox: deque[bytes] = deque()
         self._outbox_room = asyncio.Event()
         self._outbox_room.set()
@@ -265,6 +269,10 @@ class Viewer:
             if message is None:
                 return
             self._last_heard = time.monotonic()
+            if not self._rate.allows():
+                self.close(Goodbye(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
+                await self._said_goodbye
+                return
             if message.type is WSMsgType.TEXT:
                 await self._command(message.data)
             elif message.type is WSMsgType.BINARY:

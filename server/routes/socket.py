@@ -11,6 +11,7 @@ from ..auth import bearer, check_origin
 from ..codec import dumps
 from ..errors import CloseCode, Error, bad_request
 from ..files import annotate
+from ..limits import Rate
 from ..services import APP, SESSION, Services, app_of, services_of
 from ..session import Session
 from ..viewer import Goodbye, Viewer
@@ -18,6 +19,8 @@ from ..viewer import Goodbye, Viewer
 routes = web.RouteTableDef()
 
 MAX_FRAME_BYTES = 4 << 20
+BURST_SECS = 10
+"""So many seconds' worth of commands may come at once."""
 
 
 @routes.get("/sessions/{session_id}/ws")
@@ -42,22 +45,17 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         decode_text=False,
         timeout=3,
     )
-    await ws.prepare(request)
     try:
-        _check_protocol(request.query.get("protocol", str(frames.PROTOCOL)))
         if session is None:
-            auth = await _first_frame(ws, services.settings.auth_timeout_secs)
-            _check_protocol(str(auth.protocol))
-            app_name = _authenticate(services, request, auth, session_id)
+            with services.sockets.waiting.take(request.remote or ""):
+                await ws.prepare(request)
+                auth = await _first_frame(ws, services.settings.auth_timeout_secs)
             after = after if auth.after is None else auth.after
-            try:
-                session = await services.sessions.get(session_id, app_name)
-            except Error:
-                raise Goodbye(CloseCode.NO_SESSION, "no such session") from None
-        if services.sessions.is_draining:
-            raise Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=2000)
-        if session.viewers >= services.settings.max_sockets_per_session:
-            raise Goodbye(CloseCode.TOO_MANY_SOCKETS, "the session has all the sockets it may")
+            app_name, session = await _let_in(services, request, auth, session_id)
+        else:
+            await ws.prepare(request)
+        _check_protocol(request.query.get("protocol", str(frames.PROTOCOL)))
+        _check_room(services, session, app_name)
         if after is not None and after > session.log.head:
             raise Goodbye(CloseCode.POSITION_UNKNOWN, "the log does not reach so far")
     except Goodbye as goodbye:
@@ -67,7 +65,9 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
 
     commands = Commands(services, request, app_name)
     cursor = session.log.head if after is None else after
-    viewer = Viewer(request, ws, session, app_name, cursor, commands.dispatch)
+    per_second = services.settings.max_commands_per_sec
+    rate = Rate(per_second, BURST_SECS * per_second)
+    viewer = Viewer(request, ws, session, app_name, cursor, commands.dispatch, rate)
     viewer.send(
         frames.frame(
             "ready",
@@ -124,6 +124,27 @@ async def _first_frame(ws: web.WebSocketResponse[bool], timeout: float) -> frame
     if not isinstance(command, frames.Auth):
         raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth")
     return command
+
+
+async def _let_in(
+    services: Services, request: web.Request, auth: frames.Auth, session_id: str
+) -> tuple[str, Session]:
+    """The app that a first frame speaks for, and its session."""
+    _check_protocol(str(auth.protocol))
+    app_name = _authenticate(services, request, auth, session_id)
+    try:
+        return app_name, await services.sessions.get(session_id, app_name)
+    except Error:
+        raise Goodbye(CloseCode.NO_SESSION, "no such session") from None
+
+
+def _check_room(services: Services, session: Session, app_name: str) -> None:
+    if services.sessions.is_draining:
+        raise Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=2000)
+    if session.viewers >= services.settings.max_sockets_per_session:
+        raise Goodbye(CloseCode.TOO_MANY_SOCKETS, "the session has all the sockets it may")
+    if services.sockets.is_full(app_name):
+        raise Goodbye(CloseCode.TOO_MANY_SOCKETS, "the app has all the sockets it may")
 
 
 def _authenticate(
