@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from aiohttp import web
 
-from .codec import loads
+from .codec import loads_bounded
 from .errors import Error, bad_request
 from .frames import Name
 
@@ -57,9 +57,9 @@ async def read_body(request: web.Request, shape: type[Body]) -> Body:
     except web.HTTPRequestEntityTooLarge:
         raise Error("payload_too_large", "the body is too large") from None
     try:
-        value = loads(data) if data.strip() else {}
+        value = loads_bounded(data) if data.strip() else {}
     except ValueError:
-        raise bad_request("the body is not JSON") from None
+        raise bad_request("the body is not JSON, or is nested too deeply") from None
     try:
         return msgspec.convert(value, shape)
     except (msgspec.ValidationError, RecursionError) as error:

@@ -7,6 +7,8 @@ from typing import Any, NoReturn, cast
 
 import orjson
 
+MAX_DEPTH = 200
+
 
 def dumps(value: Any) -> bytes:
     """Encode *value* on one line."""
@@ -24,6 +26,30 @@ def loads(data: bytes | bytearray | memoryview | str) -> Any:
         ValueError: *data* is not UTF-8 JSON.
     """
     return orjson.loads(data)
+
+
+def loads_bounded(data: bytes | bytearray | memoryview | str) -> Any:
+    """Decode what a client sent: strict JSON, nested no deeper than can be encoded again.
+
+    Raises:
+        ValueError: *data* is not that.
+    """
+    value = loads(data)
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _containers(parent)]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def _containers(value: Any) -> list[Any]:
+    """The objects and arrays directly in *value*."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return []
+    return [child for child in value if isinstance(child, (dict, list))]
 
 
 def _refuse(constant: str) -> NoReturn:

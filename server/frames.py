@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from .codec import dumps, loads
+from .codec import dumps, loads_bounded
 from .errors import Error, bad_request
 
 PROTOCOL = 1
@@ -79,12 +79,12 @@ def parse(data: bytes | str) -> Command:
     """Read one up-frame.
 
     Raises:
-        NotAFrameError: *data* is not a JSON object.
+        NotAFrameError: *data* is not a JSON object, or is nested too deeply.
         Error: ``bad_request``, for an unknown type or a bad field; its ``frame_id``
             attribute has the frame's ``id``, where it had one.
     """
     try:
-        value = loads(data)
+        value = loads_bounded(data)
     except ValueError:
         raise NotAFrameError from None
     if not isinstance(value, dict):

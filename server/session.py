@@ -135,6 +135,8 @@ class House(Protocol):
 
     def clock(self) -> float: ...
 
+    def check_prompt_rate(self, app_name: str) -> None: ...
+
 
 class Session:
     """A session in memory; closed ones can be read, and nothing else.
@@ -153,6 +155,7 @@ class Session:
         self._accepting = asyncio.Lock()
         self._next_index = last_turn_index + 1
         self._started_index = last_turn_index
+        self._sent_index = last_turn_index
         self._queue: deque[Turn] = deque()
         self._by_client_id: dict[str, Turn] = {}
         self._current: Turn | None = None
@@ -262,8 +265,8 @@ class Session:
             The turn, and whether that client id had it already.
 
         Raises:
-            Error: ``session_closed``, ``draining``, ``queue_full``, or ``internal``
-                where nothing can be stored.
+            Error: ``session_closed``, ``draining``, ``rate_limited``, ``queue_full``, or
+                ``internal`` where nothing can be stored.
         """
         async with self._accepting:
             if client_id is not None and (known := await self._turn_of(client_id)) is not None:
@@ -289,6 +292,7 @@ class Session:
             raise session_closed()
         if self._house.is_draining:
             raise draining()
+        self._house.check_prompt_rate(self.row.app_name)
         limit = self._house.settings.max_queued_turns
         if len(self._queue) + (self._running is not None) > limit:
             raise Error("queue_full", f"{limit} prompts wait already; ask again when one has run")
@@ -422,7 +426,7 @@ class Session:
         except asyncio.CancelledError:
             acquiring.cancel()
             raise
-        if acquiring.cancelled():
+        if turn.ending is not None:  # the agent must never see it
             self._end(turn)
             return
         turn.began = time.monotonic()
@@ -466,10 +470,11 @@ class Session:
         if turn is None or turn.first_seq is not None:
             return
         turn.sent = True
-        if context == "fresh":
-            self._start(turn, "lost" if self.row.has_context else "new")
+        self._sent_index = turn.index
+        if not self.row.has_context:
+            self._start(turn, "new")
         else:
-            self._start(turn, "kept")
+            self._start(turn, "lost" if context == "fresh" else "kept")
 
     def _start(self, turn: Turn, context: str) -> None:
         self._started_index = max(self._started_index, turn.index)
@@ -499,7 +504,7 @@ class Session:
         turn = self._current
         if turn is not None and turn.first_seq is not None:
             return turn.index
-        return self._started_index
+        return self._sent_index
 
     def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None:
         turn = self._current

@@ -23,6 +23,7 @@ from .agents.base import AgentInfo, AgentSpec, Backend
 from .codec import dumps
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found
+from .limits import Rate
 from .log import LogWriter
 from .session import Session
 from .store import SessionRow, Store
@@ -137,6 +138,7 @@ class Sessions:
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
         self._kept: dict[str, Session] = {}
         self._loading: dict[str, asyncio.Task[Session | None]] = {}
+        self._prompt_rates: dict[str, Rate] = {}
         self._open: Counter[str] = Counter()
         self._last_number = 0
 
@@ -156,6 +158,18 @@ class Sessions:
         await asyncio.gather(*(session.drain(patience) for session in tuple(self._kept.values())))
         await self.closing.finish(CLOSE_SECS)
         await self.tasks.finish(0)
+
+    def check_prompt_rate(self, app_name: str) -> None:
+        """Count a prompt of that app.
+
+        Raises:
+            Error: ``rate_limited``; it has asked too often.
+        """
+        per_minute = self.settings.max_prompts_per_min
+        rate = self._prompt_rates.setdefault(app_name, Rate(per_minute / 60, per_minute))
+        if not rate.allows():
+            message = f"an app may send {per_minute} prompts a minute"
+            raise Error("rate_limited", message, retry_after=1)
 
     @property
     def open_count(self) -> int:
@@ -306,8 +320,12 @@ class Sessions:
             raise bad_request("cwd: this server gives each session a folder of its own")
         if not cwd.startswith("/") or "\0" in cwd:
             raise bad_request("cwd: must be an absolute path")
-        folder = Path(cwd).resolve()
-        if not any(folder.is_relative_to(root) for root in roots) or not folder.is_dir():
+        try:
+            folder = Path(cwd).resolve()
+            fits = any(folder.is_relative_to(root) for root in roots) and folder.is_dir()
+        except (OSError, RuntimeError):  # a name that is too long, a loop of links
+            fits = False
+        if not fits:
             raise bad_request("cwd: must be an existing folder in one of the workspace roots")
         return folder
 

@@ -41,7 +41,9 @@ class EventStream:
         return isinstance(error, ConnectionError)
 
     async def send(self, position: int, frame: bytes) -> None:
-        await self.response.write(b"id: %d\ndata: %b\n\n" % (position, frame))
+        # A bare CR may stand between an agent's tokens; here it would end the line.
+        data = frame.replace(b"\r", b" ")
+        await self.response.write(b"id: %d\ndata: %b\n\n" % (position, data))
 
     async def keep_alive(self) -> None:
         await self.response.write(b": keep-alive\n\n")

@@ -316,12 +316,12 @@ class ServerProcess:
         return await asyncio.wait_for(self.process.wait(), PATIENCE)
 
 
-async def start_server(data_dir: Path, log: Path, **variables: str) -> ServerProcess:
+async def start_server(data_dir: Path, log: Path, **variables: str | None) -> ServerProcess:
     """Start ``python -m server`` on a free port and wait until it is ready.
 
     Args:
         log: file that its stderr is added to.
-        variables: settings, by the variable's name without the prefix.
+        variables: settings, by the variable's name without the prefix; None leaves one out.
     """
     agents = {name: {"argv": a.argv, "env": dict(a.env)} for name, a in MOCKS.items()}
     settings = {
@@ -333,7 +333,7 @@ async def start_server(data_dir: Path, log: Path, **variables: str) -> ServerPro
         **variables,
     }
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CLAWDFORGE_")}
-    environ |= {f"CLAWDFORGE_{name}": value for name, value in settings.items()}
+    environ |= {f"CLAWDFORGE_{k}": v for k, v in settings.items() if v is not None}
     environ |= {"DEMO_PACE_MS": "0", "PYTHONWARNINGS": "error"}
     with log.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(

@@ -486,7 +486,7 @@ class HostAgent:
         await self._guard(self._open())
 
     async def prompt(self, blocks: bytes) -> None:
-        prompt = _Prompt()
+        prompt = self._current = _Prompt()  # from here on it can be cancelled
         self._backend.tasks.spawn(self._send(prompt, blocks), f"prompt-{self.spec.key}")
         await prompt.done
 
@@ -549,7 +549,6 @@ class HostAgent:
     # The way of a prompt.
 
     async def _send(self, prompt: _Prompt, blocks: bytes) -> None:
-        self._current = prompt
         self._busy += 1
         try:
             await self._send_through(prompt, blocks)

@@ -67,10 +67,13 @@ async def library_file(request: web.Request) -> web.StreamResponse:
 
 def _file(folder: Path, path: str) -> web.StreamResponse:
     """A file below *folder*; names that lead out of it do not exist."""
-    if "\0" in path:
-        raise not_found("file")
-    wanted = (folder / path).resolve()
-    if not wanted.is_relative_to(folder.resolve()) or not wanted.is_file():
+    wanted = folder / path
+    try:
+        wanted = wanted.resolve()
+        found = wanted.is_relative_to(folder.resolve()) and wanted.is_file()
+    except (OSError, RuntimeError, ValueError):
+        found = False  # a name too long, a link in a circle, a NUL
+    if not found or path.endswith("/"):
         raise not_found("file")
     return web.FileResponse(wanted, headers={"Cache-Control": "no-cache"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
@@ -11,10 +12,11 @@ from ..auth import TICKET_SECS
 from ..codec import dumps
 from ..errors import Error, bad_request
 from ..files import annotate
+from ..log import Batch
 from ..replies import json_reply, raw_reply
 from ..services import app_of, services_of, session_of
 from ..session import Session, Turn
-from ..sse import EventStream, wants_stream
+from ..sse import KEEP_ALIVE_SECS, EventStream, wants_stream
 
 routes = web.RouteTableDef()
 
@@ -124,13 +126,25 @@ async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> we
     await session.started(turn)
     assert turn.first_seq is not None
     async with EventStream(request) as stream:
-        async for batch in session.log.follow(turn.first_seq - 1, stream.keep_alive):
+        async for batch in _follow(request, session, turn.first_seq - 1, stream):
             for seq, line in enumerate(batch.lines(), batch.first):
                 if b',"turn_index":%d,' % turn.index in line[:120]:
                     await stream.send(seq, line)
                 if turn.last_seq is not None and seq >= turn.last_seq:
                     return stream.response
     return stream.response
+
+
+async def _follow(
+    request: web.Request, session: Session, after: int, stream: EventStream
+) -> AsyncIterator[Batch]:
+    """The log behind *after*, as long as the token that asked for it is good."""
+    async for batch in session.log.follow(after, stream.keep_alive, idle_secs=KEEP_ALIVE_SECS):
+        try:
+            app_of(request)
+        except Error:
+            return
+        yield batch
 
 
 @routes.post("/sessions/{session_id}/cancel")
@@ -170,14 +184,16 @@ async def list_events(request: web.Request) -> web.StreamResponse:
 
 async def _stream_events(request: web.Request, session: Session, after: int) -> web.StreamResponse:
     last = request.headers.get("Last-Event-ID", "")
-    if last.isdecimal():
+    if last.isdecimal() and len(last) < 20:
         after = int(last)
     elif "after" not in request.query:
         after = session.log.head
     if after > session.log.head:
         raise bad_request(f"after: the newest entry is {session.log.head}")
     async with EventStream(request) as stream:
-        async for batch in session.log.follow(after, stream.keep_alive):
+        if session.is_over and after >= session.log.last:
+            return stream.response
+        async for batch in _follow(request, session, after, stream):
             for seq, line in enumerate(batch.lines(), batch.first):
                 await stream.send(seq, line)
             if session.is_over and batch.last >= session.log.last:
@@ -216,6 +232,6 @@ def _number(
     value = request.query.get(name)
     if value is None:
         return default
-    if not value.isdecimal() or not minimum <= int(value) <= maximum:
+    if not (value.isdecimal() and len(value) < 20 and minimum <= int(value) <= maximum):
         raise bad_request(f"{name}: must be a whole number from {minimum} to {maximum}")
     return int(value)

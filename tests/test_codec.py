@@ -1,0 +1,102 @@
+"""JSON in and out, and what an agent's line must be to count as a message."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.codec import dumps, loads, parse_message
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5), st.booleans())
+def test_any_object_is_a_message_however_it_is_written(value: Any, escaped: bool) -> None:
+    line = json.dumps(value, ensure_ascii=escaped, indent=1).replace("\n", " ").encode()
+    assert parse_message(line) == value
+
+
+@given(st.binary(max_size=60))
+def test_no_line_is_too_odd_to_look_at(line: bytes) -> None:
+    message = parse_message(line)
+    assert message is None or isinstance(message, dict)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"hello",
+        b"null",
+        b"1",
+        b'"text"',
+        b'[{"jsonrpc":"2.0"}]',
+        b'{"half":',
+        b'{"a":1} {"b":2}',
+        b'{"a":NaN}',
+        b'{"a":-Infinity}',
+        b'{"a":"\xff"}',
+        b'{"a":"\xed\xa0\xbd"}',  # half a pair as bytes is not UTF-8
+        b'\xef\xbb\xbf{"a":1}',
+        b"{'a':1}",
+        b'{"a":1,}',
+        b'{"a":"tab\there"}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+def test_what_is_not_one_json_object_is_no_message(line: bytes) -> None:
+    assert parse_message(line) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        (rb'{"text":"\ud83d"}', {"text": "\ud83d"}),
+        (rb'{"text":"\ude00 and \ud83d\ude00"}', {"text": "\ude00 and 😀"}),
+        (b' \t{ "a" : [ 1 , 2 ] }\r', {"a": [1, 2]}),
+        (b'{"a":1,"a":2}', {"a": 2}),
+        (rb'{"\u0061":"\u0000"}', {"a": "\0"}),
+    ],
+)
+def test_a_message_may_look_odd(line: bytes, value: Any) -> None:
+    assert parse_message(line) == value
+
+
+@pytest.mark.parametrize("number", [b"123456789012345678901234567890", b"1e400", b"0.1e-9"])
+def test_a_number_of_any_size_is_json(number: bytes) -> None:
+    assert parse_message(b'{"jsonrpc":"2.0","a":%b}' % number) is not None
+
+
+@given(JSON)
+def test_what_is_written_is_read_again_and_stands_on_one_line(value: Any) -> None:
+    data = dumps(value)
+    assert b"\n" not in data
+    assert loads(data) == value
+
+
+def test_half_a_surrogate_pair_is_written_as_it_was_read() -> None:
+    assert dumps({"text": "\ud83d"}) == rb'{"text":"\ud83d"}'
+
+
+def test_a_number_beyond_64_bits_is_written() -> None:
+    assert dumps({"id": 2**70}) == b'{"id":%d}' % 2**70
+
+
+def test_what_is_no_json_value_is_refused() -> None:
+    with pytest.raises(TypeError):
+        dumps({"a": object()})
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"NaN", b'{"a":1}x'])
+def test_loads_is_strict(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        loads(data)

@@ -1,0 +1,302 @@
+"""Server-sent events: a session's log and a turn over plain HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from .harness import PATIENCE, Client, Json, LocalServer, eventually, script, texts_of
+
+
+class Stream:
+    """An event stream, read as a browser's EventSource does.
+
+    Attributes:
+        comments: the comment lines so far.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+        self.comments: list[str] = []
+
+    async def next(self) -> tuple[int, Json] | None:
+        """The next event's id and data; None at the stream's end."""
+        position, data = 0, ""
+        while line := await asyncio.wait_for(self.response.content.readline(), PATIENCE):
+            field, _, value = line.decode().rstrip("\n").partition(": ")
+            assert "\r" not in line.decode(), "an EventSource takes it for the line's end"
+            if field == "id":
+                position = int(value)
+            elif field == "data":
+                data += value
+            elif field == "":
+                if value:
+                    self.comments.append(value)
+                elif data:
+                    return position, json.loads(data)
+            else:
+                raise AssertionError(f"a field of another name: {line!r}")
+        return None
+
+    async def take(self, count: int) -> list[tuple[int, Json]]:
+        events = [await self.next() for _ in range(count)]
+        return [event for event in events if event is not None]
+
+    async def rest(self) -> list[tuple[int, Json]]:
+        events = []
+        while (event := await self.next()) is not None:
+            events.append(event)
+        return events
+
+    async def until(self, kind: str) -> list[tuple[int, Json]]:
+        """All events up to the first of that type, which is the last."""
+        events = []
+        while (event := await self.next()) is not None:
+            events.append(event)
+            if event[1]["type"] == kind:
+                return events
+        raise AssertionError(f"the stream ended before {kind}: {events}")
+
+
+@contextlib.asynccontextmanager
+async def stream(
+    client: Client, path: str, body: Any = None, **headers: str
+) -> AsyncIterator[Stream]:
+    headers = {**client.headers(), "Accept": "text/event-stream", **headers}
+    method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
+    async with client.http.request(
+        method, client.url + path, headers=headers, data=data
+    ) as response:
+        assert response.status == 200, await response.text()
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        assert response.headers["Cache-Control"] == "no-store"
+        yield Stream(response)
+
+
+async def session_with_turns(client: Client, count: int) -> str:
+    session = await client.create()
+    for _ in range(count):
+        await client.turn(session, "hello")
+    return session
+
+
+# A session's log.
+
+
+async def test_events_stream_the_log_with_positions_as_ids(client: Client) -> None:
+    session = await session_with_turns(client, 2)
+    entries = await client.events(session)
+    async with stream(client, f"/sessions/{session}/events?after=0") as events:
+        seen = await events.take(len(entries))
+    assert [data for _, data in seen] == entries
+    assert [position for position, _ in seen] == [entry["seq"] for entry in entries]
+
+
+async def test_events_go_on_live_behind_what_was_there(client: Client) -> None:
+    session = await session_with_turns(client, 1)
+    async with stream(client, f"/sessions/{session}/events?after=0") as events:
+        first = await events.until("turn_end")
+        await client.turn(session, script({"say": "live"}))
+        second = await events.until("turn_end")
+    positions = [position for position, _ in first + second]
+    assert positions == list(range(1, len(positions) + 1))
+    assert "live" in json.dumps(second)
+
+
+async def test_events_without_a_position_are_live_from_now(client: Client) -> None:
+    session = await session_with_turns(client, 1)
+    head = (await client.state(session))["head"]
+    async with stream(client, f"/sessions/{session}/events") as events:
+        await client.turn(session, "hello")
+        position, entry = (await events.take(1))[0]
+    assert (position, entry["type"]) == (head + 1, "turn_start")
+
+
+async def test_last_event_id_resumes_without_gap_or_repeat(client: Client) -> None:
+    session = await session_with_turns(client, 1)
+    path = f"/sessions/{session}/events?after=0"
+    async with stream(client, path) as events:
+        last = (await events.take(2))[-1][0]
+    await client.turn(session, "hello")
+    async with stream(client, path, **{"Last-Event-ID": str(last)}) as events:
+        seen = await events.until("turn_end") + await events.until("turn_end")
+    head = (await client.state(session))["head"]
+    assert [position for position, _ in seen] == list(range(last + 1, head + 1))
+
+
+async def test_a_last_event_id_that_is_none_of_ours_counts_for_nothing(client: Client) -> None:
+    session = await session_with_turns(client, 1)
+    for nonsense in ("x", "-1", "1.5", "9" * 5000):
+        path = f"/sessions/{session}/events?after=1"
+        async with stream(client, path, **{"Last-Event-ID": nonsense}) as events:
+            assert (await events.take(1))[0][0] == 2
+
+
+async def test_a_position_beyond_the_head_is_refused_before_the_stream(client: Client) -> None:
+    session = await session_with_turns(client, 1)
+    for path, last in (("?after=999", {}), ("?after=0", {"Last-Event-ID": "999"})):
+        headers = {"Accept": "text/event-stream", **last}
+        status, reply = await client.get(f"/sessions/{session}/events{path}", headers=headers)
+        assert (status, reply["code"]) == (400, "bad_request")
+
+
+async def test_a_quiet_stream_is_kept_alive_by_comments(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.routes.sessions.KEEP_ALIVE_SECS", 0.01)
+    session = await client.create()
+    async with stream(client, f"/sessions/{session}/events") as events:
+        lines = [(await events.response.content.readline()).decode() for _ in range(6)]
+        await client.turn(session, "hello")
+        assert (await events.until("turn_end"))[0][1]["type"] == "turn_start"
+    assert lines == [": ok\n", "\n", ": keep-alive\n", "\n", ": keep-alive\n", "\n"]
+
+
+async def test_the_stream_ends_with_the_session(client: Client) -> None:
+    session = await session_with_turns(client, 1)
+    async with stream(client, f"/sessions/{session}/events?after=0") as events:
+        await events.until("turn_end")
+        await client.delete(f"/sessions/{session}")
+        assert [entry["type"] for _, entry in await events.rest()] == ["session_closed"]
+
+
+async def test_the_stream_of_a_closed_session_ends_once_all_is_told(client: Client) -> None:
+    session = await session_with_turns(client, 1)
+    await client.delete(f"/sessions/{session}")
+    head = (await client.state(session))["head"]
+    for after in (0, head - 1, head):
+        async with stream(client, f"/sessions/{session}/events?after={after}") as events:
+            positions = [position for position, _ in await events.rest()]
+            assert positions == list(range(after + 1, head + 1))
+
+
+async def test_what_agents_write_cannot_break_an_events_line(client: Client) -> None:
+    session = await client.create()
+    message = '{"jsonrpc":"2.0",\r"method":"_x/y",\r\r"params":{"text":"a\\r\\n\\ndata: b"}}\r'
+    async with stream(client, f"/sessions/{session}/events?after=0") as events:
+        await client.turn(session, script({"raw": message}, {"say": "data: c\n\nid: 7\n"}))
+        seen = await events.until("turn_end")
+    told = [entry["event"] for _, entry in seen if entry["type"] == "event"]
+    assert {"jsonrpc": "2.0", "method": "_x/y", "params": {"text": "a\r\n\ndata: b"}} in told
+    assert texts_of(told) == "data: c\n\nid: 7\n"
+
+
+async def test_a_reader_that_leaves_disturbs_nobody(
+    server: LocalServer, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = await client.create()
+    path = f"/sessions/{session}/events?after=0"
+    async with stream(client, path) as stays:
+        async with stream(client, path) as leaves:
+            leaves.response.close()
+        await client.turn(session, script({"burst": {"count": 2000}}))
+        seen = await stays.until("turn_end")
+    assert seen[-1][0] == (await client.state(session))["head"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_stream_needs_its_sessions_token(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    headers = {"Accept": "text/event-stream"}
+    path = f"/sessions/{session}/events"
+    other = await server.client("other")
+    assert (await server.anonymous().get(path, headers=headers))[0] == 401
+    assert (await other.get(path, headers=headers))[0] == 404
+
+
+# A turn.
+
+
+async def test_a_turn_streams_its_entries_up_to_its_end(client: Client) -> None:
+    session = await session_with_turns(client, 1)
+    before = (await client.state(session))["head"]
+    body = {"prompt": script({"say": "one "}, {"say": "two"})}
+    async with stream(client, f"/sessions/{session}/turn", body) as events:
+        seen = await events.rest()
+    assert [entry["type"] for _, entry in seen] == [
+        *("turn_start", "event", "event", "event", "turn_end")
+    ]
+    assert seen[-1][1]["stop_reason"] == "end_turn"
+    assert [entry for _, entry in seen] == await client.events(session, before)
+    assert all(position == entry["seq"] for position, entry in seen)
+
+
+async def test_a_turn_streams_while_it_runs(client: Client) -> None:
+    session = await client.create()
+    body = {"prompt": script({"say": "early"}, {"gate": "go"}, {"say": "late"})}
+    async with stream(client, f"/sessions/{session}/turn", body) as events:
+        seen = await events.take(2)
+        assert "early" in json.dumps(seen[-1][1])
+        (Path((await client.state(session))["cwd"]) / "go").touch()
+        assert "late" in json.dumps(await events.rest())
+
+
+async def test_a_queued_turn_streams_only_its_own_entries(client: Client) -> None:
+    session = await client.create()
+    path = f"/sessions/{session}/turn"
+    held = {"prompt": script({"gate": "go"}, {"say": "mine"})}
+    async with stream(client, path, held) as first, asyncio.TaskGroup() as group:
+        await first.take(1)
+
+        async def run_second() -> list[tuple[int, Json]]:
+            async with stream(client, path, {"prompt": "hello"}) as second:
+                return await second.rest()
+
+        second = group.create_task(run_second())
+
+        async def queued() -> Any:
+            return (await client.state(session))["queued"]
+
+        await eventually("the second prompt to queue", queued)
+        (Path((await client.state(session))["cwd"]) / "go").touch()
+        assert {entry["turn_index"] for _, entry in await first.rest()} == {1}
+    assert {entry["turn_index"] for _, entry in second.result()} == {2}
+    assert [entry["type"] for _, entry in second.result()][-1] == "turn_end"
+
+
+async def test_a_turn_that_fails_says_so_in_its_last_event(client: Client) -> None:
+    session = await client.create()
+    body = {"prompt": script({"say": "half"}, {"exit": 1})}
+    async with stream(client, f"/sessions/{session}/turn", body) as events:
+        end = (await events.rest())[-1][1]
+    assert (end["type"], end["stop_reason"]) == ("turn_end", "error")
+    assert end["error"]["code"] == "agent_failed"
+
+
+async def test_a_turn_goes_on_when_its_reader_leaves(client: Client) -> None:
+    session = await client.create()
+    body = {"prompt": script({"say": "early"}, {"gate": "go"}, {"say": "late"})}
+    async with stream(client, f"/sessions/{session}/turn", body) as events:
+        await events.take(2)
+    (Path((await client.state(session))["cwd"]) / "go").touch()
+
+    async def ended() -> bool:
+        return (await client.events(session))[-1]["type"] == "turn_end"
+
+    await eventually("the turn's end", ended)
+    end = (await client.events(session))[-1]
+    assert end["stop_reason"] == "end_turn"
+
+
+async def test_an_idempotency_key_streams_the_stored_turn_again(client: Client) -> None:
+    session = await client.create()
+    path, key = f"/sessions/{session}/turn", {"Idempotency-Key": "k"}
+    async with stream(client, path, {"prompt": "hello"}, **key) as events:
+        first = await events.rest()
+    async with stream(client, path, {"prompt": "hello"}, **key) as events:
+        assert await events.rest() == first
+    assert (await client.state(session))["turn_count"] == 1
+
+
+async def test_a_bad_prompt_is_refused_before_the_stream(client: Client) -> None:
+    session = await client.create()
+    headers = {"Accept": "text/event-stream"}
+    answer = await client.post(f"/sessions/{session}/turn", {"prompt": ""}, headers=headers)
+    assert (answer[0], answer[1]["code"]) == (400, "bad_request")
