@@ -1,264 +1,223 @@
 /**
- * session.js: one open session. It holds the transcript, feeds it from the wire,
- * and keeps what the log does not know yet: prompts on their way (outbox) and
- * prompts that wait for their turn (queue). No DOM.
+ * session.js: one open session. It feeds a transcript from the wire and keeps
+ * what the log does not know yet: prompts on their way (outbox) and prompts that
+ * wait for their turn (queue). No DOM; its parts are passed in by app.js.
  *
- * Its parts are passed in by app.js. Views listen with on(name, fn):
- *   change   something is different (often; draw once a frame)
- *   synced   the log has been read up to the head: show it
- *   reset    the log begins anew
- *   frame    (dir, text, ts) for the raw view
- *   problem  (message) something to tell
+ * on(name, fn): 'change' (often: draw once a frame), 'synced' (the log has been
+ * read: show it), 'reset' (it begins anew), 'frame' (for the raw view),
+ * 'problem' (a sentence).
  */
 const FRAMES_KEPT = 500;
-const REFRESH_AFTER = 700; // ms from a change of settings to reading them back
+const READ_BACK_AFTER = 700; // ms from a change of settings to reading what came of it
 
 export class Session {
-  #listeners = new Map();
-  #parts;
-  #refreshTimer = 0;
+	#listeners = {};
+	#parts;
+	#timer;
 
-  constructor(id, parts) {
-    this.#parts = parts;
-    this.id = id;
-    this.state = parts.state ?? null; //  the last GET /sessions/{id} or `ready`
-    this.model = parts.createTranscript();
-    this.outbox = new Map(); //           prompt id -> {id, prompt, files, state, error}
-    this.queue = new Map(); //            turn_index -> {turn_index, id, prompt}
-    this.frames = [];
-    this.synced = false;
-    this.head = null;
-    this.wire = new parts.Wire({
-      url: parts.url,
-      credential: async () => ({ token: parts.api.token }),
-      after: 0,
-      on: {
-        entry: (entry) => this.#entry(entry),
-        ready: (frame) => this.#ready(frame),
-        accepted: (frame) => this.#accepted(frame),
-        rejected: (promptId, error) => this.#rejected(promptId, error),
-        reset: () => this.#reset(),
-        error: (frame) => this.#failed(frame),
-        status: () => this.#emit('change'),
-        frame: (dir, frame, text) => this.#keepFrame(dir, frame, text),
-      },
-    });
-  }
+	constructor(id, state, parts) {
+		this.#parts = parts;
+		this.id = id;
+		this.state = state; // the last GET /sessions/{id} or `ready`
+		this.model = parts.createTranscript();
+		this.outbox = new Map(); // prompt id -> {id, prompt, files, state, error}
+		this.queue = new Map(); // turn_index -> {turn_index, prompt}
+		this.frames = []; // {dir, text, ts}
+		this.synced = false;
+		this.wire = new parts.Wire({
+			url: parts.url,
+			credential: async () => ({ token: parts.token }),
+			after: 0,
+			on: {
+				entry: (entry) => this.#entry(entry),
+				ready: (frame) => this.#ready(frame),
+				accepted: (frame) => this.#accepted(frame),
+				rejected: (promptId, error) => this.#rejected(promptId, error),
+				reset: () => this.#reset(),
+				error: (frame) => this.#failed(frame),
+				status: () => this.#emit('change'),
+				frame: (dir, frame, text) => this.#frame(dir, frame, text),
+			},
+		});
+	}
 
-  start() {
-    for (const saved of this.#parts.storage.outbox(this.id)) this.#send(saved);
-    this.wire.start();
-  }
+	start() {
+		for (const saved of this.#parts.storage.outbox(this.id)) this.send(saved);
+		this.wire.start();
+	}
 
-  stop() {
-    clearTimeout(this.#refreshTimer);
-    this.wire.stop();
-    this.#listeners.clear();
-  }
+	stop() {
+		clearTimeout(this.#timer);
+		this.#listeners = {};
+		this.wire.stop();
+	}
 
-  on(name, listener) {
-    if (!this.#listeners.has(name)) this.#listeners.set(name, new Set());
-    this.#listeners.get(name).add(listener);
-    return () => this.#listeners.get(name)?.delete(listener);
-  }
+	on(name, listener) {
+		(this.#listeners[name] ??= new Set()).add(listener);
+		return () => this.#listeners[name]?.delete(listener);
+	}
 
-  #emit(name, ...values) {
-    for (const listener of this.#listeners.get(name) ?? []) listener(...values);
-  }
+	#emit(name, value) {
+		for (const listener of this.#listeners[name] ?? []) listener(value);
+	}
 
-  // ---- what views ask ---------------------------------------------------------
+	// ---- what views ask -------------------------------------------------------
 
-  get title() {
-    return this.state?.meta?.title || this.model.title || '';
-  }
-  get agent() {
-    return this.state?.agent ?? 'the agent';
-  }
-  get running() {
-    return this.model.running.size > 0;
-  }
-  get waiting() {
-    return this.model.waiting.size > 0;
-  }
-  get closed() {
-    return Boolean(this.model.closed || this.state?.closed_at);
-  }
+	get title() {
+		return this.state?.meta?.title || this.model.title || '';
+	}
+	get agent() {
+		return this.state?.agent ?? 'the agent';
+	}
+	get running() {
+		return this.model.running.size > 0;
+	}
+	get waiting() {
+		return this.model.waiting.size > 0;
+	}
+	get closed() {
+		return Boolean(this.model.closed || this.state?.closed_at);
+	}
 
-  /** What was asked in this session, oldest first, for arrow up. */
-  history() {
-    const texts = [];
-    for (const turn of this.model.turns) {
-      const text = turn.prompt ? this.#parts.promptParts(turn.prompt).text : '';
-      if (text && text !== texts[texts.length - 1]) texts.push(text);
-    }
-    return texts;
-  }
+	/** What was asked here, oldest first, for arrow up. */
+	history() {
+		const texts = this.model.turns.map(({ prompt }) => this.#parts.promptParts(prompt).text);
+		return texts.filter((text, index) => text && text !== texts[index - 1]);
+	}
 
-  // ---- what views do ------------------------------------------------------------
+	// ---- what views do ----------------------------------------------------------
 
-  send({ text, blocks = [], files = [] }) {
-    const prompt = blocks.length ? [...(text ? [{ type: 'text', text }] : []), ...blocks] : text || ' ';
-    this.#send({ prompt, files });
-    if (!this.title && text) this.rename(text.split('\n')[0].slice(0, 80)).catch(() => {});
-  }
+	/** Also what failed, or what a turn of the log asked, once more. */
+	send({ id, prompt, files = [] }) {
+		const sent = this.wire.prompt(prompt, { id, files });
+		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending', error: null });
+		this.#changedOutbox();
+		const [line] = this.#parts.promptParts(prompt).text.split('\n');
+		// A name to find it by; without one the list is a list of nothing.
+		if (!this.title && line) this.rename(line.slice(0, 80)).catch(() => {});
+	}
 
-  /** Asks the same again, as the log has it. */
-  again({ prompt, files = [] }) {
-    this.#send({ prompt, files });
-  }
+	/** Takes back a prompt that failed to go out. */
+	discard(id) {
+		this.wire.forget(id);
+		this.outbox.delete(id);
+		this.#changedOutbox();
+	}
 
-  #send({ id, prompt, files }) {
-    const { id: promptId } = this.wire.prompt(prompt, { id, files });
-    this.outbox.set(promptId, { id: promptId, prompt, files, state: 'sending', error: null });
-    this.#saveOutbox();
-    this.#emit('change');
-  }
+	unqueue(turnIndex) {
+		this.#tell(this.wire.cancel(turnIndex));
+	}
+	cancel() {
+		this.#tell(this.wire.cancel());
+	}
+	answer(requestId, optionId) {
+		return this.wire.answer(requestId, optionId);
+	}
 
-  /** A prompt that failed to go out, or has not gone out yet, is taken back. */
-  discard(promptId) {
-    const prompt = this.outbox.get(promptId);
-    this.outbox.delete(promptId);
-    this.wire.forget(promptId);
-    this.#saveOutbox();
-    this.#emit('change');
-    return prompt;
-  }
+	setMode(id) {
+		if (this.#tell(this.wire.setMode(id))) this.model.modes = { ...this.model.modes, currentModeId: id };
+		this.#readBack();
+	}
+	setModel(id) {
+		if (this.#tell(this.wire.setModel(id))) this.model.models = { ...this.model.models, currentModelId: id };
+		this.#readBack();
+	}
+	setOption(key, value) {
+		if (this.#tell(this.wire.setConfigOption(key, value))) this.model.configOptions = this.model.configOptions.map((option) => (option.id === key ? { ...option, currentValue: value } : option));
+		this.#readBack();
+	}
 
-  /** Takes a queued prompt out. */
-  unqueue(turnIndex) {
-    if (!this.wire.cancel(turnIndex)) this.#emit('problem', 'Not connected: the prompt could not be taken out.');
-  }
+	async rename(title) {
+		this.state = { ...this.state, ...(await this.#parts.api.update(this.id, { title })) };
+		this.#emit('change');
+	}
 
-  cancel() {
-    if (!this.wire.cancel()) this.#emit('problem', 'Not connected: the agent could not be stopped.');
-  }
+	#tell(sent) {
+		if (!sent) this.#emit('problem', 'There is no connection at the moment.');
+		return sent;
+	}
 
-  answer(requestId, optionId) {
-    return this.wire.answer(requestId, optionId);
-  }
+	/** A setting is shown at once; what the agent made of it is read back a moment later. */
+	#readBack() {
+		this.#emit('change');
+		clearTimeout(this.#timer);
+		this.#timer = setTimeout(async () => {
+			const state = await this.#parts.api.session(this.id).catch(() => ({})); // the next `ready` tells, too
+			this.state = { ...this.state, ...state };
+			this.#parts.seed(this.model, state);
+			this.#emit('change');
+		}, READ_BACK_AFTER);
+	}
 
-  setMode(id) {
-    if (!this.#set(this.wire.setMode(id))) return;
-    this.model.modes = { ...this.model.modes, currentModeId: id };
-  }
-  setModel(id) {
-    if (!this.#set(this.wire.setModel(id))) return;
-    this.model.models = { ...this.model.models, currentModelId: id };
-  }
-  setOption(key, value) {
-    if (!this.#set(this.wire.setConfigOption(key, value))) return;
-    this.model.configOptions = this.model.configOptions.map((option) => (option.id === key ? { ...option, currentValue: value } : option));
-  }
+	// ---- what the wire says -------------------------------------------------------
 
-  /** Shown at once; what the agent made of it is read back a moment later. */
-  #set(sent) {
-    if (!sent) this.#emit('problem', 'Not connected: nothing was changed.');
-    else this.#refreshSoon();
-    queueMicrotask(() => this.#emit('change'));
-    return sent;
-  }
+	#entry(entry) {
+		this.#parts.reduce(this.model, entry);
+		if (entry.type === 'turn_start') {
+			this.queue.delete(entry.turn_index);
+			if (this.outbox.delete(entry.id)) this.#changedOutbox();
+			if (this.synced) this.state = { ...this.state, agent_state: 'live' };
+		}
+		if (this.synced) this.#emit('change');
+		else this.#caughtUp();
+	}
 
-  async rename(title) {
-    this.state = await this.#parts.api.update(this.id, { title });
-    this.#emit('change');
-  }
+	#ready(frame) {
+		this.state = { ...this.state, ...frame };
+		this.queue = new Map((frame.queued ?? []).map((one) => [one.turn_index, one]));
+		this.#parts.seed(this.model, frame);
+		this.#caughtUp();
+		this.#emit('change');
+	}
 
-  async close() {
-    await this.#parts.api.close(this.id);
-  }
+	#caughtUp() {
+		if (this.synced || this.model.head < this.state.head) return;
+		this.synced = true;
+		this.#emit('synced');
+		this.#emit('change');
+	}
 
-  // ---- what the wire says -----------------------------------------------------------
+	#accepted({ id, turn_index: index, queued, duplicate }) {
+		const sent = this.outbox.get(id);
+		if (!sent) return;
+		sent.state = 'accepted';
+		if (queued && !this.model.byIndex.has(index)) this.queue.set(index, { turn_index: index, prompt: sent.prompt });
+		if (queued || duplicate) this.outbox.delete(id); // else its turn_start follows at once
+		this.#changedOutbox();
+	}
 
-  #entry(entry) {
-    this.#parts.reduce(this.model, entry);
-    if (entry.type === 'turn_start') {
-      this.queue.delete(entry.turn_index);
-      if (entry.id != null && this.outbox.delete(entry.id)) this.#saveOutbox();
-    }
-    this.#caughtUp();
-    this.#emit('change');
-  }
+	#rejected(id, error) {
+		const sent = this.outbox.get(id);
+		// When this page only lets go of the session, the prompt is kept for the next time.
+		if (!sent || error.code === 'forgotten' || error.code === 'stopped') return;
+		Object.assign(sent, { state: 'failed', error });
+		this.#changedOutbox();
+	}
 
-  #ready(frame) {
-    this.state = { ...this.state, ...frame };
-    this.head = frame.head;
-    this.#parts.seed(this.model, frame);
-    this.queue = new Map((frame.queued ?? []).map((one) => [one.turn_index, one]));
-    this.#caughtUp();
-    this.#emit('change');
-  }
+	#failed({ code, message }) {
+		// A second press on Stop, or an answer that came second, is no news.
+		if (code !== 'not_found') this.#emit('problem', message);
+		this.#readBack();
+	}
 
-  #caughtUp() {
-    if (this.synced || this.head == null || this.model.head < this.head) return;
-    this.synced = true;
-    this.#emit('synced');
-  }
+	#reset() {
+		this.model = this.#parts.createTranscript();
+		this.synced = false;
+		this.#emit('reset');
+	}
 
-  #accepted({ id, turn_index: index, queued, duplicate }) {
-    const sent = this.outbox.get(id);
-    if (!sent) return;
-    if (queued && !this.model.byIndex.has(index)) {
-      this.queue.set(index, { turn_index: index, id, prompt: sent.prompt });
-      this.outbox.delete(id);
-    } else if (duplicate) {
-      this.outbox.delete(id); // its turn is in the log, or will be at once
-    } else {
-      sent.state = 'accepted';
-    }
-    this.#saveOutbox();
-    this.#emit('change');
-  }
+	/** Prompts that are not accepted survive a reload, with their id. */
+	#changedOutbox() {
+		const unsure = [...this.outbox.values()].filter(({ state }) => state === 'sending');
+		this.#parts.storage.saveOutbox(this.id, unsure.map(({ id, prompt, files }) => ({ id, prompt, files })));
+		this.#emit('change');
+	}
 
-  #rejected(id, error) {
-    const sent = this.outbox.get(id);
-    if (!sent || error.code === 'forgotten') return;
-    if (error.code === 'stopped') return; // this page lets go of the session; the prompt is kept for next time
-    sent.state = 'failed';
-    sent.error = error;
-    this.#saveOutbox();
-    this.#emit('change');
-  }
-
-  #failed(frame) {
-    // A second click on Stop, or an answer that came second, is no news.
-    if (frame.code !== 'not_found') this.#emit('problem', frame.message);
-    this.#refreshSoon();
-  }
-
-  #reset() {
-    this.model = this.#parts.createTranscript();
-    this.synced = false;
-    this.#emit('reset');
-  }
-
-  #refreshSoon() {
-    clearTimeout(this.#refreshTimer);
-    this.#refreshTimer = setTimeout(async () => {
-      try {
-        const state = await this.#parts.api.session(this.id);
-        this.state = { ...this.state, ...state };
-        this.#parts.seed(this.model, state);
-        this.#emit('change');
-      } catch {
-        // the next `ready` tells it anyway
-      }
-    }, REFRESH_AFTER);
-  }
-
-  /** Prompts that are not accepted survive a reload, with their id. */
-  #saveOutbox() {
-    this.#parts.storage.saveOutbox(
-      this.id,
-      [...this.outbox.values()].filter((one) => one.state === 'sending').map(({ id, prompt, files }) => ({ id, prompt, files })),
-    );
-  }
-
-  #keepFrame(dir, frame, text) {
-    // A credential is nobody's business, not even on one's own screen.
-    const shown = frame.type === 'auth' ? JSON.stringify({ ...frame, ...(frame.token && { token: '…' }), ...(frame.ticket && { ticket: '…' }) }) : text;
-    const kept = { dir, text: shown, ts: Date.now() };
-    this.frames.push(kept);
-    if (this.frames.length > FRAMES_KEPT * 2) this.frames.splice(0, FRAMES_KEPT);
-    this.#emit('frame', kept);
-  }
+	#frame(dir, frame, text) {
+		// A credential is nobody's business, not even on one's own screen.
+		if (frame.type === 'auth') text = JSON.stringify({ type: 'auth', token: '…', after: frame.after });
+		this.frames.push({ dir, text, ts: Date.now() });
+		if (this.frames.length > 2 * FRAMES_KEPT) this.frames.splice(0, FRAMES_KEPT);
+		this.#emit('frame');
+	}
 }

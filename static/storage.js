@@ -1,74 +1,35 @@
 /**
  * storage.js: what the browser remembers for us. The token stays in this tab
- * unless asked otherwise; everything else is convenience, and may be refused.
+ * unless asked otherwise; the rest is convenience. Storage may be full or
+ * forbidden: the page works without it.
  */
-const TOKEN = 'clawdforge:token';
-const PREFERENCES = 'clawdforge:preferences';
-
-export const storage = {
-  token() {
-    return read(sessionStorage, TOKEN) ?? read(localStorage, TOKEN);
-  },
-  saveToken(token, keep) {
-    this.forgetToken();
-    write(keep ? localStorage : sessionStorage, TOKEN, token);
-  },
-  forgetToken() {
-    remove(sessionStorage, TOKEN);
-    remove(localStorage, TOKEN);
-  },
-
-  preferences() {
-    return json(read(localStorage, PREFERENCES)) ?? {};
-  },
-  savePreferences(changes) {
-    write(localStorage, PREFERENCES, JSON.stringify({ ...this.preferences(), ...changes }));
-  },
-
-  draft(id) {
-    return read(sessionStorage, `clawdforge:draft:${id}`) ?? '';
-  },
-  saveDraft(id, text) {
-    if (text) write(sessionStorage, `clawdforge:draft:${id}`, text);
-    else remove(sessionStorage, `clawdforge:draft:${id}`);
-  },
-
-  outbox(id) {
-    return json(read(sessionStorage, `clawdforge:outbox:${id}`)) ?? [];
-  },
-  saveOutbox(id, prompts) {
-    if (prompts.length) write(sessionStorage, `clawdforge:outbox:${id}`, JSON.stringify(prompts));
-    else remove(sessionStorage, `clawdforge:outbox:${id}`);
-  },
+const read = (area, key) => {
+	try {
+		return JSON.parse(globalThis[area].getItem(`clawdforge:${key}`));
+	} catch {
+		return null;
+	}
+};
+const write = (area, key, value) => {
+	try {
+		if (value == null || value === '' || value.length === 0) globalThis[area].removeItem(`clawdforge:${key}`);
+		else globalThis[area].setItem(`clawdforge:${key}`, JSON.stringify(value));
+	} catch {
+		// full (a large image in the outbox) or forbidden
+	}
 };
 
-function json(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
-}
-
-// Storage may be off, full or forbidden: the page works without it.
-function read(area, key) {
-  try {
-    return area.getItem(key);
-  } catch {
-    return null;
-  }
-}
-function write(area, key, value) {
-  try {
-    area.setItem(key, value);
-  } catch {
-    // full (a large image in the outbox) or forbidden
-  }
-}
-function remove(area, key) {
-  try {
-    area.removeItem(key);
-  } catch {
-    // forbidden
-  }
-}
+export const storage = {
+	token: () => read('sessionStorage', 'token') ?? read('localStorage', 'token'),
+	/** null forgets it. */
+	saveToken(token, keep) {
+		write('sessionStorage', 'token', keep ? null : token);
+		write('localStorage', 'token', keep ? token : null);
+	},
+	preferences: () => read('localStorage', 'preferences') ?? {},
+	savePreferences: (changes) => write('localStorage', 'preferences', { ...storage.preferences(), ...changes }),
+	draft: (id) => read('sessionStorage', `draft:${id}`) ?? '',
+	saveDraft: (id, text) => write('sessionStorage', `draft:${id}`, text),
+	outbox: (id) => read('sessionStorage', `outbox:${id}`) ?? [],
+	saveOutbox: (id, prompts) => write('sessionStorage', `outbox:${id}`, prompts),
+};

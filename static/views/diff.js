@@ -1,156 +1,87 @@
 /** diff.js: what changed between two texts, by lines, and how to show it. */
 import { h } from './dom.js';
-import { icon } from './icons.js';
 import { plural } from './format.js';
 
 const CONTEXT = 3;
 const MAX_EDITS = 300; // beyond this many differences the search takes too long
-const MAX_ROWS = 400; //   shown at once
+const MAX_ROWS = 400; // shown at once
 
-/** [{sign: ' ' | '+' | '-', text, oldLine, newLine}] */
+/** [{sign: ' ' | '+' | '-', text, line}] */
 export function diffLines(oldText, newText) {
-  const a = split(oldText);
-  const b = split(newText);
-  let start = 0;
-  while (start < a.length && start < b.length && a[start] === b[start]) start += 1;
-  let endA = a.length;
-  let endB = b.length;
-  while (endA > start && endB > start && a[endA - 1] === b[endB - 1]) {
-    endA -= 1;
-    endB -= 1;
-  }
-  const rows = [];
-  let oldLine = 1;
-  let newLine = 1;
-  const push = (sign, text) => {
-    rows.push({ sign, text, oldLine: sign === '+' ? null : oldLine, newLine: sign === '-' ? null : newLine });
-    if (sign !== '+') oldLine += 1;
-    if (sign !== '-') newLine += 1;
-  };
-  for (let i = 0; i < start; i += 1) push(' ', a[i]);
-  for (const [sign, text] of middle(a.slice(start, endA), b.slice(start, endB))) push(sign, text);
-  for (let i = endA; i < a.length; i += 1) push(' ', a[i]);
-  return rows;
+	const [a, b] = [oldText, newText].map((text) => (text ? text.replace(/\r\n?/g, '\n').replace(/\n$/, '').split('\n') : []));
+	let start = 0;
+	while (start < a.length && start < b.length && a[start] === b[start]) start += 1;
+	let end = 0;
+	while (end < Math.min(a.length, b.length) - start && a.at(-1 - end) === b.at(-1 - end)) end += 1;
+	const same = (text) => [' ', text];
+	const middle = edits(a.slice(start, a.length - end), b.slice(start, b.length - end));
+	let [oldLine, newLine] = [0, 0];
+	return [...a.slice(0, start).map(same), ...middle, ...a.slice(a.length - end).map(same)].map(([sign, text]) => {
+		if (sign !== '+') oldLine += 1;
+		if (sign !== '-') newLine += 1;
+		return { sign, text, line: sign === '-' ? oldLine : newLine };
+	});
 }
 
-function split(text) {
-  if (!text) return [];
-  return text.replace(/\r\n?/g, '\n').replace(/\n$/, '').split('\n');
+/** Myers' greedy search; replaces all when the texts have too little in common. */
+function edits(a, b) {
+	const trace = [];
+	const reach = new Map([[1, 0]]); // diagonal -> how far along a
+	const fromAbove = (k, d, known) => k === -d || (k !== d && known.get(k - 1) < known.get(k + 1));
+	for (let d = 0; a.length && b.length && d <= MAX_EDITS; d += 1) {
+		trace.push(new Map(reach));
+		for (let k = -d; k <= d; k += 2) {
+			let x = fromAbove(k, d, reach) ? reach.get(k + 1) : reach.get(k - 1) + 1;
+			while (x < a.length && x - k < b.length && a[x] === b[x - k]) x += 1;
+			reach.set(k, x);
+			if (x >= a.length && x - k >= b.length) return walkBack(d);
+		}
+	}
+	return [...a.map((text) => ['-', text]), ...b.map((text) => ['+', text])];
+
+	function walkBack(last) {
+		const steps = [];
+		let [x, y] = [a.length, b.length];
+		for (let d = last; d > 0; d -= 1) {
+			const k = x - y;
+			const above = fromAbove(k, d, trace[d]);
+			const fromX = trace[d].get(above ? k + 1 : k - 1);
+			const fromY = fromX - (above ? k + 1 : k - 1);
+			for (; x > fromX + !above && y > fromY + above; x -= 1, y -= 1) steps.push([' ', a[x - 1]]);
+			steps.push(above ? ['+', b[fromY]] : ['-', a[fromX]]);
+			[x, y] = [fromX, fromY];
+		}
+		for (; x > 0; x -= 1) steps.push([' ', a[x - 1]]);
+		return steps.reverse();
+	}
 }
 
-/** Myers' greedy search; gives up and replaces all when the texts have little in common. */
-function middle(a, b) {
-  const replaced = () => [...a.map((text) => ['-', text]), ...b.map((text) => ['+', text])];
-  if (!a.length || !b.length) return replaced();
-  const reach = new Map([[1, 0]]); // diagonal -> how far along a
-  const trace = [];
-  for (let d = 0; d <= a.length + b.length; d += 1) {
-    if (d > MAX_EDITS) break;
-    trace.push(new Map(reach));
-    for (let k = -d; k <= d; k += 2) {
-      const down = k === -d || (k !== d && reach.get(k - 1) < reach.get(k + 1));
-      let x = down ? reach.get(k + 1) : reach.get(k - 1) + 1;
-      while (x < a.length && x - k < b.length && a[x] === b[x - k]) x += 1;
-      reach.set(k, x);
-      if (x >= a.length && x - k >= b.length) return walkBack(a, b, trace, d);
-    }
-  }
-  return replaced();
+export function statView(rows) {
+	const [added, removed] = ['+', '-'].map((wanted) => rows.filter(({ sign }) => sign === wanted).length);
+	return h('span.stat', { role: 'img', 'aria-label': `${plural(added, 'line')} added, ${removed} removed` }, h('span.plus', { text: `+${added}` }), removed > 0 && h('span.minus', { text: `−${removed}` }));
 }
 
-function walkBack(a, b, trace, edits) {
-  const steps = [];
-  let x = a.length;
-  let y = b.length;
-  for (let d = edits; d >= 0; d -= 1) {
-    const reach = trace[d];
-    const k = x - y;
-    const down = k === -d || (k !== d && reach.get(k - 1) < reach.get(k + 1));
-    const fromX = d === 0 ? 0 : reach.get(down ? k + 1 : k - 1);
-    const fromY = d === 0 ? 0 : fromX - (down ? k + 1 : k - 1);
-    const startX = d === 0 ? 0 : down ? fromX : fromX + 1;
-    while (x > startX && y > (d === 0 ? 0 : down ? fromY + 1 : fromY)) {
-      x -= 1;
-      y -= 1;
-      steps.push([' ', a[x]]);
-    }
-    if (d === 0) break;
-    steps.push(down ? ['+', b[fromY]] : ['-', a[fromX]]);
-    x = fromX;
-    y = fromY;
-  }
-  return steps.reverse();
+/** Hunks with some lines of context; a long diff is cut, with a way to see the rest. */
+export function diffView({ path = '', oldText, newText }) {
+	const rows = diffLines(oldText, newText);
+	const shown = [];
+	for (const [index, row] of rows.entries()) {
+		const around = rows.slice(Math.max(0, index - CONTEXT), index + CONTEXT + 1);
+		if (around.some(({ sign }) => sign !== ' ')) shown.push(row);
+		else if (shown.at(-1)?.sign === '@') shown.at(-1).count += 1;
+		else shown.push({ sign: '@', count: 1 });
+	}
+	const body = h('div.diff-body', { tabIndex: 0, role: 'region', 'aria-label': `Changes to ${path}` });
+	const draw = (limit) => {
+		body.replaceChildren(h('div.diff-rows', {}, shown.slice(0, limit).map(rowView)));
+		if (shown.length > limit) body.append(h('button.quiet.wide', { text: `Show ${plural(shown.length - limit, 'more line')}`, onclick: () => draw(Infinity) }));
+	};
+	draw(MAX_ROWS);
+	return h('figure.code', {}, h('figcaption', {}, h('span.path', { text: path, title: path }), statView(rows)), body);
 }
 
-export function diffStat(rows) {
-  let added = 0;
-  let removed = 0;
-  for (const { sign } of rows) {
-    if (sign === '+') added += 1;
-    if (sign === '-') removed += 1;
-  }
-  return { added, removed };
-}
-
-/** The figure: hunks with three lines of context, long ones cut with a way to see the rest. */
-export function diffView({ path, oldText, newText }, rows = diffLines(oldText, newText)) {
-  const { added, removed } = diffStat(rows);
-  const body = h('div.diff-body', { tabIndex: 0, role: 'region', 'aria-label': `Changes to ${path}` });
-  const hunks = visible(rows);
-  const draw = (limit) => {
-    body.replaceChildren(h('div.diff-rows', {}, hunks.slice(0, limit).map(rowView)));
-    if (hunks.length > limit) {
-      body.append(h('button.quiet.more-rows', { onclick: () => draw(Infinity) }, icon('fold'), `Show ${plural(hunks.length - limit, 'more line')}`));
-    }
-  };
-  draw(MAX_ROWS);
-  return h(
-    'figure.code.diff',
-    {},
-    h('figcaption', {}, h('span.path', { textContent: path, title: path }), statView({ added, removed }, oldText == null)),
-    body,
-  );
-}
-
-export function statView({ added, removed }, isNew = false) {
-  return h(
-    'span.stat',
-    { 'aria-label': `${plural(added, 'line')} added, ${removed} removed`, role: 'img' },
-    isNew ? h('span.new', { textContent: 'new' }) : null,
-    h('span.plus', { textContent: `+${added}` }),
-    removed ? h('span.minus', { textContent: `−${removed}` }) : null,
-  );
-}
-
-function visible(rows) {
-  const keep = new Uint8Array(rows.length);
-  rows.forEach(({ sign }, index) => {
-    if (sign !== ' ') keep.fill(1, Math.max(0, index - CONTEXT), index + CONTEXT + 1);
-  });
-  const shown = [];
-  for (let index = 0; index < rows.length; index += 1) {
-    if (keep[index]) {
-      shown.push(rows[index]);
-      continue;
-    }
-    let end = index;
-    while (end < rows.length && !keep[end]) end += 1;
-    if (end - index <= 2) shown.push(...rows.slice(index, end));
-    else shown.push({ sign: '@', text: plural(end - index, 'unchanged line') });
-    index = end - 1;
-  }
-  return shown;
-}
-
-const SIGN = { '+': 'add', '-': 'del', ' ': 'same', '@': 'skip' };
-
-function rowView({ sign, text, oldLine, newLine }) {
-  if (sign === '@') return h('div.row.skip', {}, h('span.text', { textContent: text }));
-  return h(
-    `div.row.${SIGN[sign]}`,
-    {},
-    h('span.no', { 'aria-hidden': 'true', 'data-no': newLine ?? oldLine }),
-    h('span.sign', { textContent: sign === '-' ? '−' : sign }),
-    h('span.text', { textContent: text || ' ' }),
-  );
+function rowView({ sign, text, line, count }) {
+	if (count) return h('div.row.skip', { text: plural(count, 'unchanged line') });
+	const name = { '+': '.add', '-': '.del' }[sign] ?? '';
+	return h(`div.row${name}`, {}, h('span.no', { 'data-no': line }), h('span.sign', { text: sign }), h('span', { text: text || ' ' }));
 }

@@ -1,74 +1,53 @@
 /** dom.js: building elements without markup strings. */
 
-const PROPERTIES = new Set(['value', 'checked', 'disabled', 'hidden', 'textContent', 'open', 'indeterminate', 'htmlFor', 'tabIndex']);
-
 /**
  * h('button.primary', {onclick, 'aria-label': 'Send'}, icon('send'), 'Send')
- * Children are nodes, strings, or null. Strings become text nodes, never markup.
+ * `text` sets textContent. Children: nodes, strings (never markup), arrays, or nothing.
  */
-export function h(spec, props, ...children) {
-  const [tag, ...classes] = spec.split('.');
-  const node = document.createElement(tag || 'div');
-  if (classes.length) node.className = classes.join(' ');
-  if (tag === 'button') node.type = 'button';
-  for (const name in props) {
-    const value = props[name];
-    if (value == null || value === false) continue;
-    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
-    else if (PROPERTIES.has(name)) node[name] = value;
-    else node.setAttribute(name, value === true ? '' : value);
-  }
-  put(node, children);
-  return node;
+export function h(spec, props = {}, ...children) {
+	const [tag, ...classes] = spec.split('.');
+	const node = document.createElement(tag);
+	if (classes.length) node.className = classes.join(' ');
+	if (tag === 'button') node.type = 'button';
+	for (const [name, value] of Object.entries(props)) {
+		if (value == null || value === false) continue;
+		if (name === 'text') node.textContent = value;
+		else if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
+		else if (name === 'value' || name === 'tabIndex') node[name] = value;
+		else node.setAttribute(name, value === true ? '' : value);
+	}
+	node.append(...children.flat(2).filter((child) => child || child === 0));
+	return node;
 }
 
-function put(node, children) {
-  for (const child of children) {
-    if (child == null || child === false) continue;
-    if (Array.isArray(child)) put(node, child);
-    else node.append(child);
-  }
-}
-
-/** Sets text only if it differs: unchanged nodes cause no layout and no speech. */
+/** Only if it differs: unchanged nodes cause no layout and no speech. */
 export function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+	if (node.textContent !== text) node.textContent = text;
 }
 
-export function setAttr(node, name, value) {
-  if (value == null || value === false) node.removeAttribute(name);
-  else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value === true ? '' : value);
-}
-
-/** Ids for aria-controls and the like. */
 let ids = 0;
-export function uid(prefix = 'u') {
-  ids += 1;
-  return `${prefix}-${ids}`;
-}
+export const uid = () => `u${(ids += 1)}`;
 
 /** A function that runs at most once a frame, however often it is called. */
 export function oncePerFrame(fn) {
-  let asked = 0;
-  return () => {
-    asked ||= requestAnimationFrame(() => {
-      asked = 0;
-      fn();
-    });
-  };
+	let asked = 0;
+	const run = () => {
+		asked = 0;
+		fn();
+	};
+	return () => (asked ||= requestAnimationFrame(run));
 }
 
 export async function copyText(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    // No clipboard API on an insecure origin (a LAN address): the old way still works.
-    const area = h('textarea.offscreen', { value: text, 'aria-hidden': 'true' });
-    document.body.append(area);
-    area.select();
-    const done = document.execCommand('copy');
-    area.remove();
-    return done;
-  }
+	try {
+		await navigator.clipboard.writeText(text);
+		return true;
+	} catch {
+		// An insecure origin (a LAN address) has no clipboard API; the old way works.
+		const area = document.body.appendChild(h('textarea.offscreen', { value: text }));
+		area.select();
+		const done = document.execCommand('copy');
+		area.remove();
+		return done;
+	}
 }

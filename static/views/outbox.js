@@ -4,48 +4,31 @@ import { icon } from './icons.js';
 import { promptBubble } from './messages.js';
 
 export class OutboxView {
-  /** `on`: edit(prompt), discard(id), resend(prompt), unqueue(turnIndex); `parts`: promptParts */
-  constructor(root, parts, on) {
-    this.root = root;
-    this.parts = parts;
-    this.on = on;
-    this.shown = '';
-  }
+	/** `on`: edit(prompt), discard(prompt), resend(prompt), unqueue(turnIndex) */
+	constructor(root, parts, on) {
+		Object.assign(this, { root, parts, on });
+	}
 
-  update({ outbox, queue, away }) {
-    const shown = JSON.stringify([[...queue.keys()], [...outbox.values()].map(({ id, state, error }) => [id, state, error?.code]), away]);
-    if (shown === this.shown) return false;
-    this.shown = shown;
-    const rows = [];
-    for (const one of queue.values()) rows.push(this.#queued(one, rows.length + 1));
-    for (const one of outbox.values()) rows.push(this.#sent(one, away));
-    this.root.replaceChildren(...rows);
-    return true;
-  }
+	/** True if something changed. */
+	update(outbox, queue, away) {
+		const shown = JSON.stringify([[...queue.keys()], [...outbox.values()].map(({ id, state }) => [id, state]), away]);
+		if (shown === this.shown) return false;
+		this.shown = shown;
+		this.root.replaceChildren(...[...queue.values()].map((one, index) => this.#queued(one, index)), ...[...outbox.values()].map((one) => this.#sent(one, away)));
+		return true;
+	}
 
-  #queued({ turn_index: index, prompt }, place) {
-    return this.#row('queued', prompt, [
-      icon('clock'),
-      h('span', { textContent: place === 1 ? 'Queued: next' : `Queued: number ${place}` }),
-      h('button.quiet', { textContent: 'Take out', 'aria-label': `Take out queued prompt ${place}`, onclick: () => this.on.unqueue(index) }),
-    ]);
-  }
+	#queued({ turn_index: turn, prompt }, index) {
+		return this.#row('queued', prompt, icon('clock'), index ? `Queued: number ${index + 1}` : 'Queued: next', h('button.quiet', { text: 'Take out', onclick: () => this.on.unqueue(turn) }));
+	}
 
-  #sent(one, away) {
-    if (one.state !== 'failed') {
-      return this.#row('sending', one.prompt, [h('span', { textContent: away ? 'Will be sent when the connection is back' : 'Sending…' })]);
-    }
-    return this.#row('failed', one.prompt, [
-      icon('alert'),
-      h('span', { textContent: one.error.message }),
-      h('button.quiet', { textContent: 'Send again', onclick: () => this.on.resend(one) }),
-      h('button.quiet', { textContent: 'Edit', onclick: () => this.on.edit(one) }),
-      h('button.quiet', { textContent: 'Discard', onclick: () => this.on.discard(one.id) }),
-    ]);
-  }
+	#sent(one, away) {
+		if (one.state !== 'failed') return this.#row('sending', one.prompt, away ? 'Will be sent when the connection is back' : 'Sending…');
+		const button = (text, action) => h('button.quiet', { text, onclick: () => action(one) });
+		return this.#row('failed', one.prompt, icon('alert'), one.error.message, button('Send again', this.on.resend), button('Edit', this.on.edit), button('Discard', this.on.discard));
+	}
 
-  #row(state, prompt, notes) {
-    const blocks = typeof prompt === 'string' ? [{ type: 'text', text: prompt }] : prompt;
-    return h('div.waiting-prompt', { 'data-state': state }, promptBubble(this.parts(blocks)), h('p.waiting-note', { role: 'status' }, notes));
-  }
+	#row(state, prompt, ...notes) {
+		return h('div.waiting-prompt', { 'data-state': state }, promptBubble(this.parts(prompt)), h('p', { role: 'status' }, notes));
+	}
 }

@@ -1,67 +1,49 @@
 /** settings.js: mode, model and the options that the agent advertises, as small menus. */
-import { h, setText } from './dom.js';
+import { h } from './dom.js';
 import { icon } from './icons.js';
 import { menuButton } from './menu.js';
 
 export class SettingsBar {
-  /** `on`: mode(id), model(id), option(key, value) */
-  constructor(on) {
-    this.on = on;
-    this.el = h('div.settings', { role: 'group', 'aria-label': 'Agent settings' });
-    this.shown = '';
-  }
+	/** `on`: mode(id), model(id), option(value, key) */
+	constructor(on) {
+		this.on = on;
+		this.el = h('div.settings', { role: 'group', 'aria-label': 'Agent settings' });
+	}
 
-  update({ modes, models, configOptions }) {
-    const groups = this.#groups(modes, models, configOptions ?? []);
-    // Rebuilt only when something changed: an open menu must not vanish under the pointer.
-    const shown = JSON.stringify(groups);
-    if (shown === this.shown) return;
-    this.shown = shown;
-    this.el.replaceChildren(...groups.map((group) => this.#picker(group)));
-  }
+	update({ modes, models, configOptions }) {
+		const groups = groupsOf(modes, models, configOptions ?? []);
+		// Made anew only when something changed: an open menu must not vanish under the pointer.
+		const shown = JSON.stringify(groups);
+		if (shown === this.shown) return;
+		this.shown = shown;
+		this.el.replaceChildren(...groups.map((group) => this.#picker(group)));
+	}
 
-  /** ACP's config options cover modes and models where an agent has them there. */
-  #groups(modes, models, options) {
-    const groups = [];
-    const has = (category) => options.some((option) => option.category === category);
-    if (modes?.availableModes?.length && !has('mode')) {
-      groups.push({ kind: 'mode', name: 'Mode', value: modes.currentModeId, choices: modes.availableModes.map(({ id, name, description }) => ({ value: id, name, description })) });
-    }
-    if (models?.availableModels?.length && !has('model')) {
-      groups.push({ kind: 'model', name: 'Model', value: models.currentModelId, choices: models.availableModels.map(({ modelId, name, description }) => ({ value: modelId, name, description })) });
-    }
-    for (const option of options) {
-      const base = { kind: 'option', key: option.id, name: option.name, value: option.currentValue };
-      if (option.type === 'boolean') groups.push({ ...base, choices: [{ value: true, name: 'On' }, { value: false, name: 'Off' }] });
-      else if (Array.isArray(option.options)) {
-        const choices = option.options.flatMap((one) => (one.options ? [{ heading: one.name }, ...one.options] : [one]));
-        if (choices.length) groups.push({ ...base, choices });
-      }
-    }
-    return groups;
-  }
+	#picker({ kind, key, name, value, choices }) {
+		const current = choices.find((choice) => choice.value === value)?.name;
+		const words = typeof value === 'boolean' ? `${name}: ${current}` : (current ?? name);
+		const entry = (choice) => (choice.heading ? choice : { label: choice.name, detail: choice.description, checked: choice.value === value, onselect: () => this.on[kind](choice.value, key) });
+		return pickerButton(name, words, () => choices.map(entry));
+	}
+}
 
-  #picker(group) {
-    const current = group.choices.find((choice) => choice.value === group.value);
-    const words = h('span');
-    setText(words, group.choices[0]?.value === true ? `${group.name}: ${current?.name ?? '?'}` : (current?.name ?? group.name));
-    const button = h('button.picker', { 'aria-label': `${group.name}: ${current?.name ?? 'not set'}`, title: group.name }, words, icon('chevron'));
-    menuButton(
-      button,
-      () => [
-        { heading: group.name },
-        ...group.choices.map((choice) =>
-          choice.heading ? choice : { label: choice.name ?? String(choice.value), detail: choice.description, checked: choice.value === group.value, onselect: () => choice.value !== group.value && this.#choose(group, choice.value) },
-        ),
-      ],
-      { label: group.name },
-    );
-    return h('span', {}, button);
-  }
+export function pickerButton(name, words, entries) {
+	const button = h('button.picker', { 'aria-label': `${name}: ${words}`, title: name }, h('span.ellipsis', { text: words }), icon('chevron'));
+	return menuButton(button, () => [{ heading: name }, ...entries()]);
+}
 
-  #choose(group, value) {
-    if (group.kind === 'mode') this.on.mode(value);
-    else if (group.kind === 'model') this.on.model(value);
-    else this.on.option(group.key, value);
-  }
+/** ACP's config options cover modes and models where an agent has them there. */
+function groupsOf(modes, models, options) {
+	const groups = [];
+	const simple = (kind, name, value, list = []) => {
+		const choices = list.map((one) => ({ value: one.id ?? one.modelId, name: one.name, description: one.description }));
+		if (choices.length && !options.some(({ category }) => category === kind)) groups.push({ kind, name, value, choices });
+	};
+	simple('mode', 'Mode', modes?.currentModeId, modes?.availableModes);
+	simple('model', 'Model', models?.currentModelId, models?.availableModels);
+	for (const { id: key, name, type, currentValue: value, options: list = [] } of options) {
+		const choices = type === 'boolean' ? [{ value: true, name: 'On' }, { value: false, name: 'Off' }] : list.flatMap((one) => (one.options ? [{ heading: one.name }, ...one.options] : [one]));
+		if (choices.length) groups.push({ kind: 'option', key, name, value, choices });
+	}
+	return groups;
 }

@@ -1,0 +1,88 @@
+"""What a run remembers and prints: samples with their spread, memory, Markdown tables."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Samples:
+    """Measurements of one thing; the median speaks for them, the spread says how surely."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def add(self, value: float) -> None:
+        self.values.append(value)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def cells(self, digits: int) -> list[str]:
+        """Median, quartiles, range and count, for a table's row."""
+        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
+        ends = f"{min(self.values):,.{digits}f} .. {max(self.values):,.{digits}f}"
+        quartiles = f"{low:,.{digits}f} .. {high:,.{digits}f}"
+        return [f"{self.median:,.{digits}f}", quartiles, ends, str(len(self.values))]
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table; every column but the first is of numbers."""
+    rows = list(rows)
+    widths = [max(2, *map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return " | ".join([first[0].ljust(first[1]), *(cell.rjust(w) for cell, w in others)])
+
+    for cells in (head, rule, *rows):
+        print(f"| {line(cells)} |")
+    print(flush=True)
+
+
+class Memory(NamedTuple):
+    """Memory of some processes in MB: shared pages count by their share (PSS)."""
+
+    total: float
+    own: float
+    """Without the pages of files, whose share depends on who else runs the same programs."""
+
+
+def read_memory(pids: Iterable[int]) -> Memory:
+    sums = Counter[str]()
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name.startswith("Pss"):
+                sums[name] += int(value.split()[0])
+    return Memory(sums["Pss"] / 1024, (sums["Pss"] - sums["Pss_File"]) / 1024)
+
+
+def find_house(pid: int) -> list[int]:
+    """The server *pid*, its host and the host's supervisor; no agents."""
+    parts = ("supervise.py", "host.mjs")
+    below = [child for child in _descendants(pid) if _command_line(child).endswith(parts)]
+    return [pid, *below]
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text(encoding="ascii").split():
+                yield int(child)
+                yield from _descendants(int(child))
+
+
+def _command_line(pid: int) -> str:
+    """The script that a process runs: the last of its arguments that names one."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
+    except OSError:
+        return ""
+    return next((argument for argument in arguments if argument.endswith((".py", ".mjs"))), "")

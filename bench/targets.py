@@ -1,0 +1,538 @@
+"""What is measured: clawdforge and its rivals, each one agent and one warm session.
+
+A target's :meth:`Target.turn` sends a prompt and takes the time until the first update and until
+the end of the turn. All of them take bytes as they come, in big pieces, and look inside only when
+the turn is over: what is measured is what brings the updates, not this program. Then every update
+is parsed, and the run fails unless each has come, once and in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from server.agents.base import AgentSpec  # noqa: E402
+from server.agents.host import HostBackend, find_node  # noqa: E402
+from server.config import AgentCommand  # noqa: E402
+
+NODE = find_node()
+UPDATE = b'"session/update"'
+ANSWER = b'"stopReason"'
+PIECE_BYTES = 1 << 20
+ADMIN = "admin-token-of-the-bench"
+
+
+class BenchError(Exception):
+    """A target does not work, or has lost something."""
+
+
+class Turn(NamedTuple):
+    """Seconds from the prompt to the first update, and to the end with all delivered."""
+
+    first: float
+    total: float
+
+
+class Target(Protocol):
+    name: str
+
+    def turn(self, prompt: str, updates: int) -> Turn:
+        """One turn, in which the agent makes so many updates.
+
+        Raises:
+            BenchError: not all of them came, or not in order.
+        """
+
+    def settle(self) -> None:
+        """Wait for what goes on behind the last turn's end."""
+
+    def close(self) -> None: ...
+
+
+def agent_argv(burst: int) -> list[str]:
+    return [NODE, str(ROOT / "bench" / "agent.mjs"), str(burst)]
+
+
+# Taking a turn's bytes, and looking at them afterwards.
+
+
+def take(read: Callable[[], bytes], end: bytes, began: float) -> tuple[Turn, bytes]:
+    """Read until *end* has come; when the first update and the end came, and all the bytes."""
+    data = bytearray()
+    first = 0.0
+    while True:
+        piece = read()
+        now = time.perf_counter() - began
+        if not piece:
+            raise BenchError(f"ended in mid-turn, after {bytes(data[-500:])!r}")
+        seen = max(0, len(data) - 64)
+        data += piece
+        if not first and data.find(UPDATE, seen) >= 0:
+            first = now
+        if data.find(end, seen) >= 0:
+            return Turn(first, now), bytes(data)
+
+
+def check_updates(messages: Iterable[Any], expected: int) -> None:
+    """Raise :class:`BenchError` unless these are exactly the updates 0, 1, 2, ... in order."""
+    count = 0
+    for message in messages:
+        if message.get("method") != "session/update":
+            continue
+        if message["params"]["update"]["content"]["text"] != f"{count} ":
+            raise BenchError(f"update {count} was expected, and this came: {message}")
+        count += 1
+    if count != expected:
+        raise BenchError(f"{count} updates of {expected} came")
+
+
+def parse_lines(data: bytes) -> Iterator[Any]:
+    return (json.loads(line) for line in data.split(b"\n") if line.startswith(b"{"))
+
+
+def parse_frames(data: bytes) -> Iterator[Any]:
+    """The payloads of unmasked text frames."""
+    at = 0
+    while at < len(data):
+        opcode, size = data[at] & 15, data[at + 1]
+        wide = {126: 2, 127: 8}.get(size, 0)
+        at += 2 + wide
+        if wide:
+            size = int.from_bytes(data[at - wide : at], "big")
+        if opcode == 1:
+            yield json.loads(data[at : at + size])
+        at += size
+
+
+class Socket:
+    """The least of a WebSocket client: text up, raw bytes down."""
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        parts = urlsplit(url)
+        self._socket = socket.create_connection((parts.hostname, parts.port), timeout=30)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        key = base64.b64encode(os.urandom(16)).decode()
+        head = {
+            "Host": parts.netloc,
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Key": key,
+            "Sec-WebSocket-Version": "13",
+            **(headers or {}),
+        }
+        lines = [f"GET {parts.path or '/'} HTTP/1.1", *(f"{k}: {v}" for k, v in head.items())]
+        self._socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            # A byte at a time: the first frame may come right behind, and is for later.
+            if not (byte := self._socket.recv(1)):
+                raise BenchError(f"no WebSocket at {url}: {answer.decode()}")
+            answer += byte
+        if b" 101 " not in answer.split(b"\r\n")[0]:
+            raise BenchError(f"no WebSocket at {url}: {answer.decode()}")
+
+    def send(self, value: Any) -> None:
+        """Send a text frame, masked with zeros: that leaves the payload as it is."""
+        payload = json.dumps(value).encode()
+        size = len(payload)
+        head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")
+        self._socket.sendall(head + b"\0\0\0\0" + payload)
+
+    def read(self) -> bytes:
+        return self._socket.recv(PIECE_BYTES)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+# ACP, as far as it is needed to have an agent's session by hand.
+
+
+def request(call_id: int, method: str, params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": call_id, "method": method, "params": params}
+
+
+def prompt_request(call_id: int, session_id: str, text: str) -> dict[str, Any]:
+    blocks = [{"type": "text", "text": text}]
+    return request(call_id, "session/prompt", {"sessionId": session_id, "prompt": blocks})
+
+
+def open_by_hand(
+    send: Callable[[Any], None], read: Callable[[], bytes], parse: Callable[[bytes], Iterator[Any]]
+) -> str:
+    """Initialize an agent and open a session; its id."""
+    send(request(0, "initialize", {"protocolVersion": 1, "clientCapabilities": {}}))
+    take(read, b'"protocolVersion"', 0)
+    send(request(1, "session/new", {"cwd": "/", "mcpServers": []}))
+    _, data = take(read, b'"sessionId"', 0)
+    return str(list(parse(data))[-1]["result"]["sessionId"])
+
+
+class RawPipe:
+    """(a) The agent's stdio, written and read by this process: the physical limit."""
+
+    name = "the agent's pipe, raw"
+
+    def __init__(self, argv: list[str], folder: Path) -> None:
+        self._process = subprocess.Popen(
+            argv, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in = self._process.stdin
+        self._out = self._process.stdout.fileno()
+        self._ids = itertools.count(2)
+        self._session_id = open_by_hand(self._send, self._read, parse_lines)
+
+    def _send(self, message: Any) -> None:
+        self._in.write(json.dumps(message).encode() + b"\n")
+
+    def _read(self) -> bytes:
+        return os.read(self._out, PIECE_BYTES)
+
+    def turn(self, prompt: str, updates: int) -> Turn:
+        message = prompt_request(next(self._ids), self._session_id, prompt)
+        began = time.perf_counter()
+        self._send(message)
+        turn, data = take(self._read, ANSWER, began)
+        check_updates(parse_lines(data), updates)
+        return turn
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        with self._process:
+            self._process.kill()
+
+
+class HostAlone:
+    """(b) The acpx host and the seam, driven directly: no session, no log, no socket."""
+
+    name = "the acpx host, driven directly"
+
+    def __init__(self, argv: list[str], folder: Path, environ: Mapping[str, str]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._backend = HostBackend(
+            node=NODE,
+            state_dir=folder / "acpx",
+            agents={"bench": AgentCommand(tuple(argv))},
+            environ=environ,
+            start_timeout=30,
+            pressure=_Room(),
+        )
+        self._heard = _Heard()
+        try:
+            self._run(self._backend.start())
+            spec = AgentSpec("bench", "bench", str(folder), None, None)
+            self._agent = self._backend.agent(spec, self._heard)
+            self._run(self._agent.wake())
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    def turn(self, prompt: str, updates: int) -> Turn:
+        blocks = json.dumps([{"type": "text", "text": prompt}]).encode()
+        turn: Turn = self._run(self._turn(blocks))
+        check_updates(map(json.loads, self._heard.lines), updates)
+        return turn
+
+    async def _turn(self, blocks: bytes) -> Turn:
+        heard = self._heard
+        heard.lines, heard.first = [], 0.0
+        began = time.perf_counter()
+        await self._agent.prompt(blocks)
+        return Turn(heard.first - began, time.perf_counter() - began)
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            self._run(self._backend.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class _Room:
+    """A log that always has room."""
+
+    has_room = True
+
+    async def room(self) -> None: ...
+
+
+class _Heard:
+    """Listens to the seam in the session's place, and only keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.first = 0.0
+
+    def agent_notified(self, message: bytes) -> None:
+        if not self.lines:
+            self.first = time.perf_counter()
+        self.lines.append(message)
+
+    def prompt_sent(self, context: Any) -> None: ...
+
+    def prompt_answered(self, message: bytes, answer: Any) -> None: ...
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None: ...
+
+    def agent_gone(self) -> None: ...
+
+
+class Server:
+    """``python -m server`` with its own data folder."""
+
+    def __init__(
+        self, folder: Path, environ: Mapping[str, str], argv: list[str], **settings: str
+    ) -> None:
+        folder.mkdir()
+        variables = {
+            "DATA_DIR": str(folder / "data"),
+            "PORT": "0",
+            "ADMIN_TOKEN": ADMIN,
+            "AGENTS": json.dumps({"bench": argv}),
+            "DEFAULT_AGENT": "bench",
+            **settings,
+        }
+        named = {f"CLAWDFORGE_{name}": value for name, value in variables.items()}
+        self._log = folder / "server.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "server"],
+                # Not in the checkout, where a .env may lie.
+                cwd=folder,
+                env={**environ, **named, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                # A Ctrl-C is for this program to handle.
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if b"is ready on" in line:
+                self.url = line.split()[-1].decode().rstrip("/")
+                break
+        else:
+            self.close()
+            raise BenchError(f"the server did not start:\n{self._log.read_text()}")
+        self._token = ADMIN
+        self._token = self.call("POST", "/admin/tokens", {"name": "bench"})["token"]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"}
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {**self.headers, "Content-Type": "application/json"}
+        ask = urllib.request.Request(self.url + path, data, headers, method=method)
+        with urllib.request.urlopen(ask, timeout=60) as answer:
+            return json.load(answer)
+
+    def create(self) -> str:
+        return str(self.call("POST", "/sessions", {})["session_id"])
+
+    def close(self) -> None:
+        with self._process:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+
+class Clawdforge:
+    """The server, seen from a client's WebSocket, its durable log and all."""
+
+    name = "clawdforge"
+
+    def __init__(self, server: Server) -> None:
+        session_id = server.create()
+        url = f"{server.url}/sessions/{session_id}/ws"
+        self._socket = Socket(url, server.headers)
+        take(self._socket.read, b'"ready"', 0)
+        self._seq = 0
+
+    def turn(self, prompt: str, updates: int) -> Turn:
+        began = time.perf_counter()
+        self._socket.send({"type": "prompt", "prompt": prompt})
+        turn, data = take(self._socket.read, b'"turn_end"', began)
+        frames = list(parse_frames(data))
+        if frames[-1].get("error"):
+            raise BenchError(f"the turn failed: {frames[-1]}")
+        entries = [frame for frame in frames if "seq" in frame]
+        for entry in entries:
+            # Its agent may have spoken before the first turn, but that came with no prompt.
+            if self._seq and entry["seq"] != self._seq + 1:
+                raise BenchError(f"entry {self._seq + 1} was expected, and this came: {entry}")
+            self._seq = entry["seq"]
+        check_updates((entry["event"] for entry in entries if "event" in entry), updates)
+        return turn
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class AcpxPrompt:
+    """(c) ``acpx prompt``, a process a turn, with a warm queue owner behind it."""
+
+    name = "`acpx prompt`"
+
+    def __init__(self, argv: list[str], folder: Path, environ: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._environ = environ
+        self._command = [
+            *(NODE, str(ROOT / "node_modules" / "acpx" / "dist" / "cli.js")),
+            *("--format", "json", "--json-strict", "--approve-all"),
+            *("--agent", shlex.join(argv), "--cwd", str(folder)),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._call("sessions", "ensure", "--name", "bench")
+        self.turn("hi", 1)  # which starts the queue owner and the agent
+        self.settle()
+
+    def _call(self, *arguments: str) -> None:
+        done = subprocess.run(
+            [*self._command, *arguments], env=self._environ, capture_output=True, check=False
+        )
+        if done.returncode:
+            raise BenchError(f"acpx {shlex.join(arguments)}: {done.stderr.decode()}")
+
+    def turn(self, prompt: str, updates: int) -> Turn:
+        last = self._process
+        began = time.perf_counter()
+        process = self._process = subprocess.Popen(
+            [*self._command, "prompt", "-s", "bench", "-f", "-"],
+            env=self._environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(prompt.encode())
+        process.stdin.close()
+        out = process.stdout.fileno()
+        turn, data = take(lambda: os.read(out, PIECE_BYTES), ANSWER, began)
+        check_updates(parse_lines(data), updates)
+        if last is not None:
+            _finish(last)
+        return turn
+
+    def settle(self) -> None:
+        """The process stays for a second behind its turn."""
+        if self._process is not None:
+            _finish(self._process)
+            self._process = None
+
+    def close(self) -> None:
+        self.settle()
+        self._call("sessions", "close", "bench")
+
+
+def _finish(process: subprocess.Popen[bytes]) -> None:
+    with process:
+        assert process.stdout is not None
+        while os.read(process.stdout.fileno(), PIECE_BYTES):
+            pass
+
+
+class StdioToWs:
+    """npm's stdio-to-ws: a bare bridge without sessions, log or auth."""
+
+    name = "`stdio-to-ws`"
+    package = "stdio-to-ws@0.2.0"
+
+    def __init__(self, argv: list[str], folder: Path, environ: Mapping[str, str]) -> None:
+        npm = Path(NODE).parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+        options = ("--ignore-scripts", "--no-audit", "--no-fund")
+        done = subprocess.run(
+            [NODE, str(npm), "install", *options, self.package],
+            cwd=folder,
+            env={**os.environ, **environ},
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode:
+            raise BenchError(f"npm does not install {self.package}: {done.stderr.decode()}")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        script = folder / "node_modules" / "stdio-to-ws" / "dist" / "main.js"
+        self._process = subprocess.Popen(
+            [NODE, str(script), "--quiet", "--port", str(port), shlex.join(argv)],
+            env=environ,
+            # It prints every message, quiet or not.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self._socket = _connect(f"ws://127.0.0.1:{port}/")
+            self._ids = itertools.count(2)
+            self._session_id = open_by_hand(self._socket.send, self._socket.read, parse_frames)
+        except BaseException:
+            self.close()
+            raise
+
+    def turn(self, prompt: str, updates: int) -> Turn:
+        message = prompt_request(next(self._ids), self._session_id, prompt)
+        began = time.perf_counter()
+        self._socket.send(message)
+        turn, data = take(self._socket.read, ANSWER, began)
+        check_updates(parse_frames(data), updates)
+        return turn
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        with self._process:
+            self._process.terminate()
+
+
+def _connect(url: str) -> Socket:
+    for _ in range(100):
+        try:
+            return Socket(url)
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    raise BenchError(f"nothing listens at {url}")

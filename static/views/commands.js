@@ -1,0 +1,61 @@
+/** commands.js: the agent's own commands, offered after a "/" (a listbox that the text field drives). */
+import { h, uid } from './dom.js';
+
+export class CommandList {
+	/** `commands()`: ACP's availableCommands; `take(text)` puts one into the field. */
+	constructor(input, commands, take) {
+		Object.assign(this, { input, commands, take, matches: [] });
+		this.el = h('ul.commands', { id: uid(), role: 'listbox', 'aria-label': 'Commands', hidden: true });
+		input.setAttribute('aria-controls', this.el.id);
+		input.addEventListener('blur', () => this.#show([]));
+	}
+
+	update() {
+		const { value, selectionStart } = this.input;
+		const [, typed] = (selectionStart === value.length && /^\/(\S*)$/.exec(value.toLowerCase())) || [];
+		const at = ({ name }) => name.toLowerCase().indexOf(typed);
+		this.#show(this.commands().filter((command) => at(command) >= 0).sort((a, b) => at(a) - at(b)));
+	}
+
+	#show(matches) {
+		this.matches = matches;
+		this.el.hidden = !matches.length;
+		this.el.replaceChildren(
+			...matches.map(({ name, description, input }, index) => {
+				// The field keeps the focus: a press on the list must not take it.
+				const props = { role: 'option', id: `${this.el.id}-${index}`, onpointerdown: (event) => event.preventDefault(), onclick: () => this.#choose(index) };
+				return h('li', props, h('code', { text: `/${name}` }), h('span.ellipsis', { text: [description, input?.hint && `(${input.hint})`].filter(Boolean).join(' ') }));
+			}),
+		);
+		this.#mark(0);
+	}
+
+	#mark(index) {
+		const row = this.el.children[index];
+		this.marked = index;
+		for (const one of this.el.children) one.setAttribute('aria-selected', String(one === row));
+		this.input.setAttribute('aria-activedescendant', row?.id ?? '');
+		row?.scrollIntoView({ block: 'nearest' });
+	}
+
+	#choose(index) {
+		this.take(`/${this.matches[index].name} `);
+		this.#show([]);
+	}
+
+	/** True if the key was for the list. */
+	key(event) {
+		const { matches, marked } = this;
+		const { length } = matches;
+		if (!length) return false;
+		const step = { ArrowDown: 1, ArrowUp: length - 1 }[event.key];
+		const enter = event.key === 'Enter' && !event.shiftKey;
+		if (enter && this.input.value === `/${matches[marked].name}`) return false; // typed out in full: send it
+		if (step) this.#mark((marked + step) % length);
+		else if (enter || event.key === 'Tab') this.#choose(marked);
+		else if (event.key === 'Escape') this.#show([]);
+		else return false;
+		event.preventDefault();
+		return true;
+	}
+}
