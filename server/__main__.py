@@ -7,13 +7,14 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import web
 
 from . import __version__, logs
 from .app import FIRST_TOKENS, StartError, build_app
-from .config import SettingError, Settings, load
+from .config import Settings, SettingError, load, with_env_file
 
 ENV_FILE = Path(".env")
 HANDLERS_SECS = 2.0
@@ -25,20 +26,21 @@ def main() -> int:
     parser.add_argument("command", nargs="?", choices=["serve"], default="serve")
     parser.parse_args()
     try:
-        settings = load(os.environ, ENV_FILE)
+        environ = with_env_file(os.environ, ENV_FILE)
+        settings = load(environ)
     except SettingError as error:
         print(f"clawdforge: {error}", file=sys.stderr)
         return 2
     logs.set_up(settings)
     try:
-        asyncio.run(serve(settings))
+        asyncio.run(serve(settings, environ))
     except StartError as error:
         print(f"clawdforge: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Raises:
@@ -48,7 +50,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    app = await build_app(settings)
+    app = await build_app(settings, environ=environ)
     runner = web.AppRunner(
         app, access_log=None, handle_signals=False, shutdown_timeout=HANDLERS_SECS
     )

@@ -149,6 +149,8 @@ def _own(folder: Path) -> Iterator[None]:
 
 
 def _backend(settings: Settings, environ: Mapping[str, str], writer: LogWriter) -> HostBackend:
+    if settings.agent_backend != "host":
+        raise StartError("CLAWDFORGE_AGENT_BACKEND: only host is there yet")
     demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
     return HostBackend(
         node=find_node(),

@@ -122,6 +122,10 @@ class Tokens:
             raise unauthorized()
         return row.name
 
+    def has(self, app_name: str) -> bool:
+        """Whether the app has a token."""
+        return any(row.name == app_name for row in self._by_hash.values())
+
     def is_admin(self, token: str | None) -> bool:
         return token is not None and hmac.compare_digest(digest(token), self._admin)
 

@@ -59,9 +59,9 @@ def _seconds(low: float, high: float = 31_536_000) -> Callable[[str], float]:
         try:
             number = float(value)
         except ValueError:
-            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}") from None
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:.15g}") from None
         if not low <= number <= high:
-            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:.15g}")
         return number
 
     return parse
@@ -174,20 +174,26 @@ def variables() -> tuple[str, ...]:
     return tuple(PREFIX + field.name.upper() for field in dataclasses.fields(Settings))
 
 
-def load(environ: Mapping[str, str], env_file: Path | None = None) -> Settings:
-    """Read the settings; the environment wins over the file.
+def with_env_file(environ: Mapping[str, str], path: Path) -> dict[str, str]:
+    """The environment, and what the file at *path* adds to it where there is one.
+
+    What the file says of other programs (an agent's key, a proxy) counts as if
+    it had been exported. The environment wins.
+    """
+    values = dotenv_values(path) if path.is_file() else {}
+    return {**{name: value for name, value in values.items() if value is not None}, **environ}
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read the settings.
 
     Raises:
         SettingError: a value cannot be used.
     """
-    values: dict[str, str] = {}
-    if env_file is not None and env_file.is_file():
-        values.update({k: v for k, v in dotenv_values(env_file).items() if v is not None})
-    values.update(environ)
     known: dict[str, Any] = {}
     for field in dataclasses.fields(Settings):
         name = PREFIX + field.name.upper()
-        value = values.get(name, "").strip()
+        value = environ.get(name, "").strip()
         if not value:
             continue  # an empty variable is as good as none: compose files make them
         try:

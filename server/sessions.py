@@ -322,12 +322,11 @@ class Sessions:
             raise bad_request("cwd: must be an absolute path")
         try:
             folder = Path(cwd).resolve()
-            fits = any(folder.is_relative_to(root) for root in roots) and folder.is_dir()
-        except (OSError, RuntimeError):  # a name that is too long, a loop of links
-            fits = False
-        if not fits:
-            raise bad_request("cwd: must be an existing folder in one of the workspace roots")
-        return folder
+            if any(folder.is_relative_to(root) for root in roots) and folder.is_dir():
+                return folder
+        except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
+            logger.debug("cwd %r: %s", cwd, error)
+        raise bad_request("cwd: must be an existing folder in one of the workspace roots")
 
     async def agents(self) -> list[tuple[AgentInfo, bool]]:
         """Every agent that can be asked for, and whether it is the default."""

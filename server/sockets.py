@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
 
 from .config import Settings
 from .errors import CloseCode
@@ -26,6 +29,7 @@ class Sockets:
             settings.max_waiting_sockets, settings.max_waiting_sockets_per_address
         )
         """Places for sockets that have yet to say who they are."""
+        self._streams: set[asyncio.Task[Any]] = set()
         self._gone = asyncio.Event()
         self._gone.set()
 
@@ -55,8 +59,25 @@ class Sockets:
         for viewer in tuple(self._by_app.get(app_name, ())):
             viewer.close(Goodbye(CloseCode.REVOKED, "the credential was revoked"))
 
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """An event stream that follows a log: it has no end but the client's, or the server's."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._streams:
+                raise
+            task.uncancel()  # it was us: the response ends in order
+        finally:
+            self._streams.discard(task)
+
     async def close_all(self, patience: float) -> None:
         """Tell every socket that the server restarts; drop who has not left in time."""
+        while self._streams:
+            self._streams.pop().cancel()
         for viewers in tuple(self._by_app.values()):
             for viewer in tuple(viewers):
                 retry = random.randint(*RETRY_MS)  # noqa: S311 - a spread, not a secret

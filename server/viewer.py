@@ -38,6 +38,8 @@ WRITE_BYTES = 256 << 10
 OUTBOX_FRAMES = 256
 """Above this many answers unsent, no further command is read."""
 CLOSE_SECS = 3.0
+MAX_FRAME_BYTES = 4 << 20
+TOO_BIG = f"a frame has at most {MAX_FRAME_BYTES} bytes: do not send this one again"
 UNSENT_LOW_WATER = 64 << 10
 _SIOCOUTQ = 0x5411
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
@@ -58,6 +60,16 @@ class Goodbye(Exception):  # noqa: N818 - not an error
         """The ``bye`` that says so."""
         retry = {} if self.retry_after_ms is None else {"retry_after_ms": self.retry_after_ms}
         return frames.frame("bye", code=int(self.code), reason=self.reason, **retry)
+
+
+def is_too_big(data: bytes) -> bool:
+    """Whether a frame is over the bound.
+
+    aiohttp has a bound of its own, but it closes while the peer still sends: the
+    peer then sees a reset instead of why. So that one is set higher, for those
+    who are far over, and this one says good-bye in order.
+    """
+    return len(data) > MAX_FRAME_BYTES
 
 
 class Viewer:
@@ -273,7 +285,9 @@ class Viewer:
                 self.close(Goodbye(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
                 await self._said_goodbye
                 return
-            if message.type is WSMsgType.TEXT:
+            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and is_too_big(message.data):
+                self.close(Goodbye(CloseCode.TOO_BIG, TOO_BIG))
+            elif message.type is WSMsgType.TEXT:
                 await self._command(message.data)
             elif message.type is WSMsgType.BINARY:
                 self.close(Goodbye(CloseCode.BAD_FRAME, "frames are text"))

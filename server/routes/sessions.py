@@ -110,8 +110,8 @@ async def _events_of(session: Session, turn: Turn) -> Any:
     assert turn.last_seq is not None
     position = turn.first_seq - 1
     mine = b',"turn_index":%d,' % turn.index
-    while position < turn.last_seq:
-        for batch in await session.log.read(position):
+    while batches := await session.log.read(position):
+        for batch in batches:
             for seq, line in enumerate(batch.lines(), batch.first):
                 if seq > turn.last_seq:
                     return
@@ -174,8 +174,8 @@ async def list_events(request: web.Request) -> web.StreamResponse:
         raise bad_request(f"after: the newest entry is {session.log.head}")
     entries: list[bytes] = []
     position = after
-    while position < session.log.head and len(entries) < limit:
-        for batch in await session.log.read(position):
+    while len(entries) < limit and (batches := await session.log.read(position)):
+        for batch in batches:
             entries += batch.lines()
             position = batch.last
     body = b",".join(entries[:limit])
@@ -193,11 +193,12 @@ async def _stream_events(request: web.Request, session: Session, after: int) -> 
     async with EventStream(request) as stream:
         if session.is_over and after >= session.log.last:
             return stream.response
-        async for batch in _follow(request, session, after, stream):
-            for seq, line in enumerate(batch.lines(), batch.first):
-                await stream.send(seq, line)
-            if session.is_over and batch.last >= session.log.last:
-                break
+        with services_of(request).sockets.stream():
+            async for batch in _follow(request, session, after, stream):
+                for seq, line in enumerate(batch.lines(), batch.first):
+                    await stream.send(seq, line)
+                if session.is_over and batch.last >= session.log.last:
+                    break
     return stream.response
 
 

@@ -14,11 +14,11 @@ from ..files import annotate
 from ..limits import Rate
 from ..services import APP, SESSION, Services, app_of, services_of
 from ..session import Session
-from ..viewer import Goodbye, Viewer
+from ..viewer import MAX_FRAME_BYTES, TOO_BIG, Goodbye, Viewer, is_too_big
 
 routes = web.RouteTableDef()
 
-MAX_FRAME_BYTES = 4 << 20
+HARD_MAX_FRAME_BYTES = 2 * MAX_FRAME_BYTES
 BURST_SECS = 10
 """So many seconds' worth of commands may come at once."""
 
@@ -39,7 +39,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         session = await services.sessions.get(session_id, app_name)
 
     ws = web.WebSocketResponse(
-        max_msg_size=MAX_FRAME_BYTES,
+        max_msg_size=HARD_MAX_FRAME_BYTES,
         compress=False,
         autoping=False,
         decode_text=False,
@@ -55,6 +55,8 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         else:
             await ws.prepare(request)
         _check_protocol(request.query.get("protocol", str(frames.PROTOCOL)))
+        if not services.tokens.has(app_name):  # it went while we waited for other things
+            raise Goodbye(CloseCode.REVOKED, "the credential was revoked")
         _check_room(services, session, app_name)
         if after is not None and after > session.log.head:
             raise Goodbye(CloseCode.POSITION_UNKNOWN, "the log does not reach so far")
@@ -115,6 +117,8 @@ async def _first_frame(ws: web.WebSocketResponse[bool], timeout: float) -> frame
                 message = await ws.receive()
     except TimeoutError:
         raise Goodbye(CloseCode.AUTH_TIMEOUT, f"no auth within {timeout:g} s") from None
+    if message.type is WSMsgType.TEXT and is_too_big(message.data):
+        raise Goodbye(CloseCode.TOO_BIG, TOO_BIG)
     if message.type is not WSMsgType.TEXT:
         raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth")
     try:
