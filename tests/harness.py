@@ -94,7 +94,8 @@ class Socket:
     async def next(self) -> Json | None:
         """The next frame that nobody has waited for yet; None once the socket is closed."""
         if self._seen == len(self.frames):
-            message = await asyncio.wait_for(self.ws.receive(), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                message = await self.ws.receive()
             if message.type is not WSMsgType.TEXT:
                 return None
             self.frames.append(json.loads(message.data))

@@ -141,9 +141,7 @@ async def test_an_agent_that_is_not_installed_is_told_with_what_would_install_it
     answer = await client.post("/sessions", {"agent": "gemini"})
     assert "put the command 'gemini'" in failure(answer, 502, "agent_unavailable")
     answer = await client.post("/sessions", {"agent": "codex"})
-    assert "npm install @agentclientprotocol/codex-acp" in failure(
-        answer, 502, "agent_unavailable"
-    )
+    assert "npm install @agentclientprotocol/codex-acp" in failure(answer, 502, "agent_unavailable")
 
 
 async def test_agents_lists_each_with_whether_it_is_installed(client: Client) -> None:

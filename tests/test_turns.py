@@ -19,6 +19,12 @@ DEAF = script({"ignore_cancel": True}, {"say": "hanging"}, {"hang": True})
 HISTORY = script({"history": True})
 
 
+@pytest.fixture
+async def server(serve: Serve) -> LocalServer:
+    """One that does not wait at its end for the turns that a test leaves running."""
+    return await serve(drain_secs=0.1)
+
+
 def workspace(server: LocalServer, session: str) -> Path:
     return server.services.settings.data_dir / "workspaces" / session
 
@@ -89,7 +95,7 @@ async def test_of_thirty_prompts_at_once_nine_run_and_the_others_are_queue_full(
 async def test_a_queue_full_prompt_is_an_error_with_its_id_and_the_socket_stays(
     serve: Serve,
 ) -> None:
-    server = await serve(max_queued_turns=0)
+    server = await serve(max_queued_turns=0, drain_secs=0.1)
     client = await server.client()
     session = await client.create()
     socket = await client.connect(session)
@@ -213,7 +219,8 @@ async def test_an_agent_that_ignores_cancel_is_killed_and_its_session_lives_on(
 async def test_words_and_a_verdict_that_come_after_the_cancel_are_kept(client: Client) -> None:
     socket = await client.connect(await client.create())
     await start_turn(
-        socket, script({"say": "hanging"}, {"wait_for": "cancel"}, {"say": "bye"}, {"stop": "refusal"})
+        socket,
+        script({"say": "hanging"}, {"wait_for": "cancel"}, {"say": "bye"}, {"stop": "refusal"}),
     )
     await socket.send("cancel")
     end = await socket.until("turn_end")
@@ -231,9 +238,7 @@ async def test_an_error_in_answer_to_a_cancel_is_a_cancelled_turn(client: Client
 
 
 @pytest.mark.parametrize("agent", ["mock-silent", "slow"])
-async def test_a_turn_is_cancelled_at_once_while_its_agent_starts(
-    serve: Serve, agent: str
-) -> None:
+async def test_a_turn_is_cancelled_at_once_while_its_agent_starts(serve: Serve, agent: str) -> None:
     server = await serve(agents={**MOCKS, "slow": mock_agent("--slow-start=400")})
     client = await server.client()
     session = await client.create(agent)

@@ -1,0 +1,252 @@
+"""What the documentation says is what the code has: settings, frames, codes, links, targets."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from server import config, errors, frames
+from server.app import build_app
+from server.config import PREFIX, Settings
+
+from .harness import ROOT
+from .test_layers import LEVELS, modules
+
+DOCS = ROOT / "docs"
+PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")
+PACKAGES = {"", "agents", "routes"}
+
+
+def markdown_files() -> list[Path]:
+    """Every page that is tracked, or would be with `git add`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    ).stdout.split(b"\0")
+    return [path for name in listed if name and (path := ROOT / name.decode()).is_file()]
+
+
+PAGES = markdown_files()
+
+
+def page_id(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every table row."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def section(heading: str) -> str:
+    """A section of protocol.md."""
+    _, found, rest = PROTOCOL.partition(f"\n## {heading}\n")
+    assert found, heading
+    return rest.partition("\n## ")[0]
+
+
+# Settings.
+
+
+def default_of(name: str) -> str:
+    """A setting's default as the tables show it."""
+    value: Any = getattr(Settings(), name.removeprefix(PREFIX).lower())
+    if value is None or value in ((), {}):
+        return "none"
+    if isinstance(value, Path):
+        return f"`./{value.name}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def settings_table(path: Path) -> list[list[str]]:
+    return [row for row in rows(path.read_text("utf-8")) if row[0].startswith(f"`{PREFIX}")]
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", DOCS / "settings.md"], ids=page_id)
+def test_the_tables_name_every_setting_with_its_default(path: Path) -> None:
+    shown = [(row[0].strip("`"), row[1]) for row in settings_table(path)]
+    assert sorted(shown) == sorted((name, default_of(name)) for name in config.variables())
+
+
+def test_settings_md_has_the_values_that_are_accepted() -> None:
+    for name, _, values, _ in settings_table(DOCS / "settings.md"):
+        variable = name.strip("`")
+        try:
+            config.load({variable: "\0"})
+        except config.SettingError as error:
+            message = str(error)
+        else:
+            continue  # any text will do
+        if bounds := re.search(r"from (\S+) to (\S+)", message):
+            low, high = values.split(" to ")
+            # The message rounds what is large.
+            assert float(bounds[1]) == float(low), variable
+            assert float(bounds[2]) == pytest.approx(float(high), rel=1e-4), variable
+        elif choices := re.search(r"one of (.*)", message):
+            assert values.replace("`", "") == choices[1], variable
+
+
+def test_env_example_names_every_setting_with_its_default(tmp_path: Path) -> None:
+    text = (ROOT / ".env.example").read_text("utf-8")
+    assert not re.search(rf"^{PREFIX}", text, re.MULTILINE), "as it is, it changes nothing"
+    lines = re.findall(rf"^#({PREFIX}\w+)=(.*)$", text, re.MULTILINE)
+    names = [name for name, _ in lines]
+    assert sorted(names) == sorted(config.variables())
+    uncommented = tmp_path / ".env"
+    uncommented.write_text("".join(f"{name}={value}\n" for name, value in lines), "utf-8")
+    assert config.load({}, uncommented) == Settings()
+    for name, value in lines:
+        shown = default_of(name)
+        assert value == ("" if shown == "none" else shown.strip("`"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_no_page_names_a_setting_that_is_none(path: Path) -> None:
+    of_the_tests = {"CLAWDFORGE_TEST_REQUIRE_ALL"}
+    named = set(re.findall(rf"\b{PREFIX}[A-Z_]+\b", path.read_text("utf-8")))
+    assert named <= {*config.variables(), *of_the_tests}
+
+
+# The wire.
+
+
+def up_types() -> set[str]:
+    commands = get_args(frames.Command)
+    return {str(msgspec.inspect.type_info(command).tag) for command in commands}  # type: ignore[attr-defined]
+
+
+def down_types() -> set[str]:
+    """The types of the frames that the code makes: read from its calls."""
+    found = set()
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and node.args):
+                continue
+            called, kind = ast.unparse(node.func), node.args[0]
+            if re.fullmatch(r"(frames\.)?frame|.*\blog\.append", called):
+                assert isinstance(kind, ast.Constant), f"{path}:{node.lineno}"
+                found.add(str(kind.value))
+    return found
+
+
+def examples(text: str) -> list[dict[str, Any]]:
+    """Every block of JSON."""
+    blocks = re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [json.loads(block) for block in blocks]
+
+
+def explained(text: str) -> set[str]:
+    """The frame types that a section explains: `**`name`**`."""
+    return set(re.findall(r"\*\*`(\w+)`\*\*", text))
+
+
+def test_frames_are_found_in_the_code() -> None:
+    assert {"turn_start", "event", "ready", "bye"} <= down_types()
+    assert {"auth", "prompt", "set_mode"} <= up_types()
+
+
+def test_every_down_frame_is_explained_with_an_example_and_no_other() -> None:
+    text = section("Down: log entries") + section("Down: other frames")
+    assert explained(text) == down_types()
+    assert {example["type"] for example in examples(text)} == down_types()
+
+
+def test_log_entries_are_those_with_a_number() -> None:
+    for heading, numbered in (("Down: log entries", True), ("Down: other frames", False)):
+        for example in examples(section(heading)):
+            assert ("seq" in example) is numbered, example
+            assert ({"seq", "ts", "turn_index"} <= example.keys()) is numbered, example
+
+
+def test_every_up_frame_is_explained_with_an_example_and_no_other() -> None:
+    assert explained(section("Up")) == up_types()
+    assert {example["type"] for example in examples(section("Up"))} == up_types()
+
+
+@pytest.mark.parametrize("example", examples(section("Up")), ids=lambda example: example["type"])
+def test_the_server_understands_the_up_frames_of_the_page(example: dict[str, Any]) -> None:
+    command = frames.parse(json.dumps(example))
+    if isinstance(command, frames.Prompt):
+        frames.parse_blocks(command.prompt)
+
+
+def test_every_error_code_is_there_with_its_status_and_no_other() -> None:
+    table = [row for row in rows(section("Error codes")) if row[0].startswith("`")]
+    shown = {code.strip("`"): (int(status), retry) for code, status, retry, _ in table}
+    assert shown == {
+        code: (status, "yes" if code in errors.RETRYABLE else "no")
+        for code, status in errors.STATUS.items()
+    }
+
+
+def test_every_close_code_is_there_and_no_other() -> None:
+    table = [row for row in rows(section("Close codes")) if row[0].isdecimal()]
+    assert [int(code) for code, _ in table] == sorted(errors.CloseCode)
+
+
+async def test_every_rest_call_is_there_and_no_other(tmp_path: Path) -> None:
+    application = await build_app(Settings(data_dir=tmp_path))
+    calls = {
+        f"`{route.method} {route.resource.canonical}`"
+        for route in application.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    pages = {call for call in calls if re.match(r"`GET /(`|static/|lib/)|.*/ws`$", call)}
+    table = [row[0] for row in rows(section("REST")) if row[0].startswith("`")]
+    assert sorted(table) == sorted(calls - pages)
+
+
+# The pages themselves.
+
+
+def anchors(path: Path) -> set[str]:
+    """The names of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", without_code(path.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text("utf-8"))):
+        if re.match(r"https?:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        wanted = path.parent / name if name else path
+        assert wanted.exists(), f"{target} does not exist"
+        assert not anchor or anchor in anchors(wanted), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_named_make_targets_exist(path: Path) -> None:
+    targets = set(re.findall(r"^\.PHONY: (\w+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)\b", path.read_text("utf-8"), re.MULTILINE))
+    assert named <= targets
+
+
+def test_the_architecture_page_has_every_module_at_its_level() -> None:
+    shown = {}
+    for row in rows((DOCS / "architecture.md").read_text("utf-8")):
+        for name in re.findall(r"`([\w/]+)\.py`", row[1]) if row[0].isdecimal() else []:
+            shown[name.replace("/", ".")] = int(row[0])
+    assert shown == {name: LEVELS.get(name) for name in modules().keys() - PACKAGES}
+
+
+def test_the_version_is_the_changelogs_newest() -> None:
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    package = (ROOT / "server" / "__init__.py").read_text("utf-8")
+    assert newest is not None
+    assert f'__version__ = "{newest[1]}"' in package

@@ -1,0 +1,143 @@
+"""Any number of sessions is open, but only so many have an agent; none loses its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+from .conftest import Serve
+from .harness import Client, Clock, Json, script, texts_of
+
+HISTORY = script({"history": True})
+
+
+async def history(client: Client, session: str) -> list[str]:
+    """The prompts that the session's agent remembers, but for this question."""
+    status, reply = await client.turn(session, HISTORY)
+    assert status == 200, reply
+    remembered: list[str] = json.loads(texts_of(reply["events"]))
+    return remembered[:-1]
+
+
+async def agent_states(client: Client) -> list[str]:
+    _, reply = await client.get("/sessions")
+    return sorted(session["agent_state"] for session in reply["sessions"])
+
+
+async def context_of_last_turn(client: Client, session: str) -> str:
+    starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
+    return str(starts[-1]["context"])
+
+
+async def test_the_longest_idle_agent_makes_room(serve: Serve) -> None:
+    server = await serve(max_live_agents=2)
+    client = await server.client()
+    sessions = [await client.create() for _ in range(3)]
+    for session in sessions:
+        await client.turn(session, f"hello {session}")
+    assert await agent_states(client) == ["hibernated", "live", "live"]
+    assert (await client.state(sessions[0]))["agent_state"] == "hibernated"
+    assert await history(client, sessions[0]) == [f"hello {sessions[0]}"]
+    assert await context_of_last_turn(client, sessions[0]) == "kept"
+
+
+async def test_six_sessions_on_two_agents_keep_their_memories_apart(serve: Serve) -> None:
+    server = await serve(max_live_agents=2)
+    client = await server.client()
+    sessions = [await client.create() for _ in range(6)]
+    said: dict[str, list[str]] = {session: [] for session in sessions}
+    dice = random.Random(7)
+    most = 0
+
+    async def converse(session: str) -> None:
+        nonlocal most
+        for number in range(3):
+            text = f"{session} {number} {dice.random()}"
+            status, reply = await client.turn(session, text)
+            assert status == 200, reply
+            said[session].append(text)
+            most = max(most, len(server.services.sessions.slots))
+
+    await asyncio.gather(*map(converse, sessions))
+    for session in sessions:
+        assert await history(client, session) == said[session]
+    assert most <= 2
+
+
+async def test_when_all_agents_are_busy_a_prompt_waits_and_says_so(serve: Serve) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    busy, other = await client.create(), await client.create()
+    first = await client.connect(busy)
+    await first.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
+    await first.until_text("on it")
+    second = await client.connect(other)
+    await second.send("prompt", prompt="me too")
+    assert (await second.until("accepted"))["queued"] is True
+    await first.send("cancel")
+    await first.until("turn_end")
+    assert (await second.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_an_agent_that_waits_for_a_permission_is_not_put_to_sleep(serve: Serve) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    asking = await client.create(permission="ask")
+    socket = await client.connect(asking)
+    await socket.send("prompt", prompt=script({"permission": True}))
+    request = await socket.until("permission_request")
+    other = await client.connect(await client.create())
+    await other.send("prompt", prompt="room for me?")
+    assert (await other.until("accepted"))["queued"] is True
+    state = await client.state(asking)
+    assert [p["request_id"] for p in state["pending_permissions"]] == [request["request_id"]]
+    await socket.send("permission", request_id=request["request_id"], option_id="allow_once")
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
+    await other.until("turn_end")
+
+
+async def test_idle_agents_are_put_to_sleep_and_wake_with_their_context(serve: Serve) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "remember me")
+    clock.advance(59)
+    await server.services.sessions.sweep()
+    assert await agent_states(client) == ["live"]
+    clock.advance(2)
+    await server.services.sessions.sweep()
+    assert await agent_states(client) == ["hibernated"]
+    assert await history(client, session) == ["remember me"]
+    assert await context_of_last_turn(client, session) == "kept"
+
+
+async def test_an_agent_that_cannot_load_says_honestly_that_context_was_lost(
+    serve: Serve,
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    forgetful = await client.create("mock-no-load")
+    await client.turn(forgetful, "remember me")
+    await client.turn(await client.create(), "I need the only agent")
+    assert await history(client, forgetful) == []
+    assert await context_of_last_turn(client, forgetful) == "lost"
+
+
+async def test_a_prompt_that_comes_while_its_agent_falls_asleep_is_answered(
+    serve: Serve,
+) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=1)
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "first")
+    clock.advance(2)
+    sweeping = asyncio.create_task(server.services.sessions.sweep())
+    replies: list[tuple[int, Json]] = await asyncio.gather(
+        *(client.turn(session, f"again {n}") for n in range(3))
+    )
+    await sweeping
+    assert [status for status, _ in replies] == [200, 200, 200]
+    assert (await history(client, session))[0] == "first"

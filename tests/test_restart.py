@@ -1,0 +1,178 @@
+"""The server is killed with -9 and started again: nothing that was seen is lost or changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections import Counter
+
+import aiohttp
+import pytest
+
+from .conftest import Spawn
+from .harness import Client, Json, Socket, new_client, script, texts_of
+
+HISTORY = script({"history": True})
+
+
+async def at(url: str, client: Client) -> Client:
+    """The same client at the restarted server."""
+    return Client(url, client.token, client.http)
+
+
+def one_end_for_each_start(entries: list[Json]) -> bool:
+    starts = Counter(e["turn_index"] for e in entries if e["type"] == "turn_start")
+    ends = Counter(e["turn_index"] for e in entries if e["type"] == "turn_end")
+    return starts == ends and set(starts.values()) <= {1}
+
+
+async def read_what_is_there(socket: Socket) -> None:
+    """Take in what a dead server had sent."""
+    with contextlib.suppress(AssertionError):
+        while await socket.next() is not None:
+            pass
+
+
+async def test_running_and_queued_turns_end_as_server_restarted(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create()
+    await client.turn(session, "before")
+    socket = await client.connect(session, after=0)
+    await socket.send("prompt", id="running", prompt=script({"say": "busy"}, {"hang": True}))
+    await socket.until_text("busy")
+    for name in ("q1", "q2"):
+        await socket.send("prompt", id=name, prompt=name)
+        await socket.until("accepted", id=name)
+    await server.kill()
+    await read_what_is_there(socket)
+
+    client = await at((await spawn()).url, client)
+    entries = await client.events(session)
+    assert entries[: len(socket.entries)] == socket.entries
+    assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
+    assert one_end_for_each_start(entries)
+    ends = [entry for entry in entries if entry["type"] == "turn_end"]
+    assert [end["turn_index"] for end in ends] == [1, 2, 3, 4]
+    for end in ends[1:]:
+        assert end["stop_reason"] == "error"
+        assert end["error"]["code"] == "server_restarted"
+        assert end["error"]["retryable"] is True
+    starts = {e["turn_index"]: e["id"] for e in entries if e["type"] == "turn_start"}
+    assert starts == {1: None, 2: "running", 3: "q1", 4: "q2"}
+    assert (await client.state(session))["state"] == "idle"
+
+
+async def test_the_next_prompt_has_the_context_and_old_ids_are_duplicates(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.turn("remember this", id="c1")
+    await server.kill()
+
+    client = await at((await spawn()).url, client)
+    socket = await client.connect(session)
+    await socket.send("prompt", id="c1", prompt="anything else")
+    again = await socket.until("accepted")
+    assert (again["turn_index"], again["duplicate"]) == (1, True)
+    await socket.turn(HISTORY)
+    assert json.loads(socket.text()) == ["remember this", HISTORY]
+    assert [e["context"] for e in socket.entries if e["type"] == "turn_start"] == ["kept"]
+
+
+async def test_the_demo_agent_remembers_across_a_restart(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create("demo")
+    await client.turn(session, "my name is Zoe")
+    await server.kill()
+    client = await at((await spawn()).url, client)
+    _, reply = await client.turn(session, "what is my name?")
+    assert "Zoe" in texts_of(reply["events"])
+
+
+async def test_a_permission_that_waited_is_resolved_as_cancelled(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create(permission="ask")
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=script({"permission": True}))
+    asked = await socket.until("permission_request")
+    await server.kill()
+
+    client = await at((await spawn()).url, client)
+    entries = await client.events(session)
+    resolved = [entry for entry in entries if entry["type"] == "permission_resolved"]
+    assert [(r["request_id"], r["by"]) for r in resolved] == [(asked["request_id"], "cancel")]
+    assert resolved[0]["outcome"] == {"outcome": "cancelled"}
+    assert (await client.state(session))["pending_permissions"] == []
+    assert entries[-1]["type"] == "turn_end"
+
+
+async def test_closed_sessions_stay_closed_and_tokens_stay_good(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create(meta={"title": "kept"})
+    await client.turn(session, "hello")
+    before = await client.events(session)
+    await client.delete(f"/sessions/{session}")
+    await server.kill()
+    client = await at((await spawn()).url, client)
+    state = await client.state(session)
+    assert (state["state"], state["close_reason"]) == ("closed", "client")
+    assert state["meta"] == {"title": "kept"}
+    assert (await client.events(session))[: len(before)] == before
+    status, reply = await client.turn(session, "anyone?")
+    assert (status, reply["code"]) == (410, "session_closed")
+
+
+@pytest.mark.timeout(120)
+async def test_kills_at_any_moment_lose_and_repeat_nothing(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    """Streaming sessions, killed five times: what any socket saw is there, once, as it was."""
+    dice = random.Random(11)
+    stream = script({"burst": {"count": 1000, "text": "w", "batch": 10, "pause_ms": 1}})
+    server = await spawn()
+    client = await new_client(server.url, http)
+    sessions = [await client.create() for _ in range(3)]
+    seen: dict[str, dict[int, Json]] = {session: {} for session in sessions}
+    for _ in range(5):
+        sockets = []
+        for session in sessions:
+            socket = await client.connect(session, after=max(seen[session], default=0))
+            await socket.send("prompt", prompt=stream)
+            sockets.append(socket)
+        wanted = dice.randrange(1, 400)
+        for socket in sockets:
+            while len(socket.entries) < wanted:
+                assert await socket.next() is not None
+        await server.kill()
+        await asyncio.gather(*map(read_what_is_there, sockets))
+        server = await spawn()
+        client = await at(server.url, client)
+        for session, socket in zip(sessions, sockets, strict=True):
+            for entry in socket.entries:
+                assert seen[session].setdefault(entry["seq"], entry) == entry
+            stored = await client.events(session)
+            assert [entry["seq"] for entry in stored] == list(range(1, len(stored) + 1))
+            assert one_end_for_each_start(stored)
+            for entry in stored:
+                assert seen[session].get(entry["seq"], entry) == entry
+            assert max(seen[session], default=0) <= len(stored)
+    for session in sessions:
+        status, _ = await client.turn(session, "still there?")
+        assert status == 200

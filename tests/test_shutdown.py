@@ -1,0 +1,111 @@
+"""SIGTERM: who watches is told, who works may finish, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import aiohttp
+
+from .conftest import Spawn
+from .harness import Client, descendants, eventually, is_running, new_client, script
+
+
+async def test_a_running_turn_may_finish_and_its_end_is_kept(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    server = await spawn(DRAIN_SECS="10")
+    client = await new_client(server.url, http)
+    session = await client.create()
+    gate = tmp_path / "gate"
+    turn = asyncio.create_task(
+        client.turn(session, script({"say": "on it"}, {"gate": str(gate)}, {"say": " done"}))
+    )
+    socket = await client.connect(session, after=0)
+    await socket.until_text("on it")
+    server.process.send_signal(signal.SIGTERM)
+    bye = await socket.until("bye")
+    assert bye["code"] == 1012
+    assert 0 < bye["retry_after_ms"] <= 5000
+    assert await socket.until_closed() == 1012
+    gate.touch()
+    status, reply = await turn
+    assert (status, reply["stop_reason"]) == (200, "end_turn")
+    assert await server.stop() == 0
+
+    client = Client((await spawn()).url, client.token, http)
+    assert (await client.events(session))[-1]["stop_reason"] == "end_turn"
+
+
+async def test_a_turn_that_does_not_finish_ends_as_server_restarted(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn(DRAIN_SECS="0.1", CANCEL_GRACE_SECS="0.3")
+    client = await new_client(server.url, http)
+    session = await client.create()
+    steps = script({"ignore_cancel": True}, {"say": "never done"}, {"hang": True})
+    turn = asyncio.create_task(client.turn(session, steps))
+    socket = await client.connect(session, after=0)
+    await socket.until_text("never done")
+    await socket.send("prompt", id="queued", prompt="and then?")
+    await socket.until("accepted", id="queued")
+    server.process.send_signal(signal.SIGTERM)
+    assert await socket.until_closed() == 1012
+    status, reply = await turn
+    assert (status, reply["code"], reply["retryable"]) == (503, "server_restarted", True)
+    assert await server.stop() == 0
+
+    client = Client((await spawn()).url, client.token, http)
+    ends = [e for e in await client.events(session) if e["type"] == "turn_end"]
+    assert {end["turn_index"]: end["error"]["code"] for end in ends} == {
+        1: "server_restarted",
+        2: "server_restarted",
+    }
+
+
+async def test_nothing_is_served_and_nothing_is_left_while_and_after_it_stops(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    server = await spawn(DRAIN_SECS="10")
+    client = await new_client(server.url, http)
+    session = await client.create()
+    gate = tmp_path / "gate"
+    turn = asyncio.create_task(client.turn(session, script({"say": "hm"}, {"gate": str(gate)})))
+    socket = await client.connect(session, after=0)
+    await socket.until_text("hm")
+    below = descendants(server.pid)
+    server.process.send_signal(signal.SIGTERM)
+    await socket.until_closed()
+    server.process.send_signal(signal.SIGTERM)  # an impatient operator changes nothing
+    try:
+        status, reply = await client.turn(session, "one more?")
+        assert (status, reply["code"]) == (503, "draining")
+        assert int(client.last_headers["Retry-After"]) > 0
+    except aiohttp.ClientConnectionError:
+        pass  # a new connection is not even taken
+    gate.touch()
+    assert (await turn)[0] == 200
+    assert await server.stop() == 0
+    await eventually("every process to end", lambda: not any(map(is_running, below)))
+
+
+async def test_an_event_stream_does_not_hold_up_the_stop(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create()
+    headers = {**client.headers(), "Accept": "text/event-stream"}
+    url = f"{server.url}/sessions/{session}/events?after=0"
+    async with http.get(url, headers=headers) as response:
+        assert await response.content.readline() == b": ok\n"
+        assert await server.stop() == 0
+        rest = await response.read()
+    assert rest.endswith(b"\n")
+
+
+async def test_an_idle_server_stops_at_once(spawn: Spawn) -> None:
+    server = await spawn()
+    async with asyncio.timeout(3):
+        assert await server.stop() == 0
