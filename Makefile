@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Tests run side by side: each has a server of its own.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 BIN := .venv/bin
@@ -48,7 +50,7 @@ test: $(DEV_STAMP) $(NODE_STAMP) lint ## Check and test everything (ARGS="-k soc
 	@set -- tests/js/*.test.mjs; test -e "$$1" || exit 0; \
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
 	@echo 'pytest'
-	@$(alone) exec $(BIN)/python -m pytest $(ARGS)
+	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## Check style and types

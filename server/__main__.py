@@ -14,7 +14,7 @@ from aiohttp import web
 
 from . import __version__, logs
 from .app import FIRST_TOKENS, StartError, build_app
-from .config import Settings, SettingError, load, with_env_file
+from .config import SettingError, Settings, load, with_env_file
 
 ENV_FILE = Path(".env")
 HANDLERS_SECS = 2.0

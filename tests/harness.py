@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp import WSMsgType, web
+from blockbuster import BlockBuster
 
 from server.app import build_app
 from server.config import AgentCommand, Settings
@@ -268,6 +269,10 @@ class LocalServer:
         await self._runner.cleanup()
 
 
+# While servers serve, whatever would block their event loop fails. Their start may.
+_blockbuster = BlockBuster("server")
+
+
 @contextlib.asynccontextmanager
 async def local_server(
     data_dir: Path, clock: Callable[[], float] = time.time, **settings: Any
@@ -280,6 +285,7 @@ async def local_server(
         "data_dir": data_dir,
         **settings,
     }
+    _blockbuster.deactivate()
     environ = {**os.environ, "DEMO_PACE_MS": "0"}
     app = await build_app(Settings(**values), environ=environ, clock=clock)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
@@ -288,8 +294,10 @@ async def local_server(
         async with http_session() as http:
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
+            _blockbuster.activate()
             yield LocalServer(runner, f"http://127.0.0.1:{runner.addresses[0][1]}", http)
     finally:
+        _blockbuster.deactivate()
         await runner.cleanup()
 
 

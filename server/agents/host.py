@@ -21,13 +21,13 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ..codec import dumps, loads
+from ..codec import dumps, parse_message
 from ..config import AgentCommand
 from ..errors import Error, bad_request
 from ..tasks import Tasks
@@ -134,6 +134,7 @@ class HostBackend:
         try:
             await asyncio.wait_for(asyncio.shield(self._first_boot), BOOT_SECS)
         except TimeoutError:
+            self._first_boot.cancel()
             await self.stop()
             raise HostError(f"the acpx host was not ready within {BOOT_SECS} s") from None
         except HostError:
@@ -162,10 +163,12 @@ class HostBackend:
 
     async def agents(self) -> list[AgentInfo]:
         launches = await self.call("agents")
-        return sorted(
-            (self._info(launch["name"], launch["launch"]) for launch in launches),
-            key=lambda info: info.name,
-        )
+        # In a thread: it looks for programs on the disk.
+        return await asyncio.to_thread(self._describe, launches)
+
+    def _describe(self, launches: list[dict[str, Any]]) -> list[AgentInfo]:
+        infos = [self._info(launch["name"], launch["launch"]) for launch in launches]
+        return sorted(infos, key=lambda info: info.name)
 
     def _info(self, name: str, launch: Any) -> AgentInfo:
         command = self._commands.get(name)
@@ -330,18 +333,14 @@ class HostBackend:
             self._first_boot.set_result(None)
 
     async def _read_host(self, stdout: asyncio.StreamReader) -> None:
-        lines = Lines()
-        while data := await stdout.read(1 << 16):
-            for line in lines.feed(data):
-                try:
-                    message = loads(line)
-                except ValueError:
-                    logger.warning("the acpx host wrote: %s", line[:500].decode(errors="replace"))
-                    continue
-                if message.get("event") == "spawned":
-                    self._announce(message["pid"], message["key"])
-                else:
-                    self._settle(message)
+        async for line in _lines(stdout):
+            message = parse_message(line)
+            if message is not None and message.get("event") == "spawned":
+                self._announce(message["pid"], message["key"])
+            elif message is not None and isinstance(message.get("id"), int):
+                self._settle(message)
+            else:
+                logger.warning("the acpx host wrote: %s", line[:500].decode(errors="replace"))
 
     def _settle(self, message: dict[str, Any]) -> None:
         future = self._calls.get(message["id"])
@@ -776,7 +775,18 @@ async def _readable(connection: socket.socket) -> None:
 
 
 async def _log_lines(stderr: asyncio.StreamReader) -> None:
+    async for line in _lines(stderr):
+        logger.info("acpx: %s", line[:1000].decode(errors="replace"))
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The stream's lines, to its end; of one that is too long only the rest."""
     lines = Lines()
-    while data := await stderr.read(1 << 16):
-        for line in lines.feed(data):
-            logger.info("acpx: %s", line[:1000].decode(errors="replace"))
+    while data := await stream.read(1 << 16):
+        try:
+            found = lines.feed(data)
+        except OverflowError:
+            lines = Lines()
+            continue
+        for line in found:
+            yield line

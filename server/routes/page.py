@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -53,7 +54,7 @@ async def page(request: web.Request) -> web.StreamResponse:
 
 @routes.get("/static/{path:.+}")
 async def static_file(request: web.Request) -> web.StreamResponse:
-    return _file(STATIC, request.match_info["path"])
+    return await _file(STATIC, request.match_info["path"])
 
 
 @routes.get("/lib/{path:.+}")
@@ -61,21 +62,26 @@ async def library_file(request: web.Request) -> web.StreamResponse:
     path = request.match_info["path"]
     for library in LIBRARIES:
         if path.startswith(f"{library}/"):
-            return _file(MODULES / library, path.removeprefix(f"{library}/"))
+            return await _file(MODULES / library, path.removeprefix(f"{library}/"))
     raise not_found("file")
 
 
-def _file(folder: Path, path: str) -> web.StreamResponse:
-    """A file below *folder*; names that lead out of it do not exist."""
-    wanted = folder / path
-    try:
-        wanted = wanted.resolve()
-        found = wanted.is_relative_to(folder.resolve()) and wanted.is_file()
-    except (OSError, RuntimeError, ValueError):
-        found = False  # a name too long, a link in a circle, a NUL
-    if not found or path.endswith("/"):
+async def _file(folder: Path, path: str) -> web.StreamResponse:
+    found = await asyncio.to_thread(_find, folder, path)
+    if found is None:
         raise not_found("file")
-    return web.FileResponse(wanted, headers={"Cache-Control": "no-cache"})
+    return web.FileResponse(found, headers={"Cache-Control": "no-cache"})
+
+
+def _find(folder: Path, path: str) -> Path | None:
+    """The file *path* below *folder*; names that lead out of it do not exist."""
+    if path.endswith("/"):
+        return None
+    try:
+        wanted = (folder / path).resolve()
+        return wanted if wanted.is_relative_to(folder.resolve()) and wanted.is_file() else None
+    except (OSError, RuntimeError, ValueError):
+        return None  # a name too long, a link in a circle, a NUL
 
 
 POLICY = web.AppKey("content-security-policy", str)
