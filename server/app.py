@@ -22,7 +22,8 @@ from .health import Health
 from .log import LogWriter
 from .metrics import Metrics
 from .middleware import answer
-from .routes import admin, files, health, page, sessions, socket
+from .routes import admin, files, health, page, run, sessions, socket
+from .runner import Runner
 from .services import SERVICES, Services
 from .sessions import FALLBACK_AGENT, Sessions
 from .sockets import Sockets
@@ -64,7 +65,7 @@ async def build_app(
 
     app.cleanup_ctx.append(house)
     app.on_shutdown.append(_drain)
-    for module in (admin, files, health, sessions, socket):
+    for module in (admin, files, health, run, sessions, socket):
         app.add_routes(module.routes)
     page.set_up(app)
     return app
@@ -95,6 +96,17 @@ async def _house(
         await all_sessions.start()
         stack.push_async_callback(all_sessions.stop)
 
+        runner = Runner(
+            settings,
+            writer,
+            backend,
+            environ=agent_environ(environ, settings.agent_env),
+            choose_agent=all_sessions.choose_agent,
+            clock=clock,
+        )
+        await runner.start()
+        stack.push_async_callback(runner.stop)
+
         sockets = Sockets(settings)
         tokens.on_revoke = sockets.close_app
         state = Health(settings.claude_bin)
@@ -110,11 +122,15 @@ async def _house(
             {
                 "open_sessions": ("Sessions that are open", lambda: all_sessions.open_count),
                 "live_agents": ("Agent processes", lambda: len(all_sessions.slots)),
+                "runs": ("Runs that have a place", lambda: runner.running),
+                "queued_runs": ("Runs that wait for a place", lambda: runner.queued),
                 "sockets": ("Connected sockets", lambda: len(sockets)),
                 "host_restarts": ("Restarts of the acpx host", lambda: backend.restarts),
             }
         )
-        app[SERVICES] = Services(settings, tokens, all_sessions, uploads, sockets, state, metrics)
+        app[SERVICES] = Services(
+            settings, tokens, all_sessions, uploads, sockets, state, metrics, runner
+        )
         for loop in (state.watch(), sockets.beat(), all_sessions.run_sweeper(uploads.sweep)):
             stack.push_async_callback(_cancel, asyncio.create_task(loop))
         state.ready = True
@@ -132,7 +148,7 @@ async def _drain(app: web.Application) -> None:
     services.health.ready = False
     services.sessions.is_draining = True
     await services.sockets.close_all(SOCKETS_CLOSE_SECS)
-    await services.sessions.stop()
+    await asyncio.gather(services.sessions.stop(), services.runner.stop())
 
 
 @contextlib.contextmanager

@@ -12,6 +12,11 @@ from .errors import Error, bad_request
 from .frames import Name
 
 Timeout = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+NO_NUL = r"\A[^\0]*\Z"
+# What becomes an argument of a program must not look like an option.
+Argument = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=256, pattern=r"\A[^-\s\0][^\0\r\n]*\Z")
+]
 
 
 class CreateSession(msgspec.Struct, frozen=True):
@@ -31,6 +36,17 @@ class RunTurn(msgspec.Struct, frozen=True):
     prompt: str | list[Any]
     files: list[str] | None = None
     timeout_secs: Timeout | None = None
+
+
+class RunOnce(msgspec.Struct, frozen=True):
+    prompt: Annotated[str, msgspec.Meta(min_length=1, pattern=r"\S")]
+    model: Argument | None = None
+    system: Annotated[str, msgspec.Meta(max_length=1 << 20, pattern=NO_NUL)] | None = None
+    system_mode: Literal["replace", "append"] = "replace"
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    files: Annotated[list[str], msgspec.Meta(max_length=100)] | None = None
+    timeout_secs: Timeout | None = None
+    agent: Name | None = None
 
 
 class AnswerPermission(msgspec.Struct, frozen=True):

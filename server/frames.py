@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from .codec import dumps, loads_bounded
+from .codec import dumps, loads_bounded, parse_message
 from .errors import Error, bad_request
 
 PROTOCOL = 1
@@ -86,17 +86,34 @@ def parse(data: bytes | str) -> Command:
     try:
         value = loads_bounded(data)
     except ValueError:
-        raise NotAFrameError from None
+        raise _refusal(data) from None
     if not isinstance(value, dict):
         raise NotAFrameError
     try:
         command: Command = msgspec.convert(value, Command)
     except (msgspec.ValidationError, RecursionError) as error:
-        frame_id = value.get("id")
-        raise FrameError(str(error), frame_id if isinstance(frame_id, str) else None) from None
+        raise FrameError(str(error), _id_of(value)) from None
     if isinstance(command, Permission) and (command.option_id is None) == (command.outcome is None):
         raise FrameError("one of option_id and outcome is needed", None)
     return command
+
+
+def _refusal(data: bytes | str) -> Exception:
+    """What is wrong with *data*, which could not be read.
+
+    Browsers write half a surrogate pair where a text was cut inside an emoji; that is
+    JSON, but no text that an agent could be sent.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    value = parse_message(raw) if b"\\ud" in raw.lower() else None
+    if value is None:
+        return NotAFrameError()
+    return FrameError("half a surrogate pair is no character", _id_of(value))
+
+
+def _id_of(value: dict[str, Any]) -> str | None:
+    frame_id = value.get("id")
+    return frame_id if isinstance(frame_id, str) else None
 
 
 class FrameError(Error):
@@ -190,6 +207,11 @@ def websocket_text(payload: bytes) -> bytes:
 def websocket_ping() -> bytes:
     """An unmasked ping without a payload."""
     return b"\x89\x00"
+
+
+def websocket_pong(payload: bytes) -> bytes:
+    """An unmasked pong; *payload* is its ping's, at most 125 bytes."""
+    return b"\x8a%c%b" % (len(payload), payload)
 
 
 def parse_blocks(prompt: str | list[Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from .errors import Error
 from .files import Files
 from .health import Health
 from .metrics import Metrics
+from .runner import Runner
 from .sessions import Sessions
 from .sockets import Sockets
 
@@ -32,6 +33,7 @@ class Services:
     sockets: Sockets
     health: Health
     metrics: Metrics
+    runner: Runner
     started_at: float = dataclasses.field(default_factory=time.time)
 
 

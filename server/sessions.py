@@ -251,8 +251,8 @@ class Sessions:
         """
         if self.is_draining:
             raise draining()
-        name = await self._choose_agent(agent)
-        folder = self._check_cwd(cwd) if cwd is not None else None
+        name = await self.choose_agent(agent)
+        folder = None if cwd is None else await asyncio.to_thread(self._check_cwd, cwd)
         self._take_place(app_name)
         session_id = str(uuid.uuid4())
         made = None
@@ -340,7 +340,12 @@ class Sessions:
         installed = {info.name for info in infos if info.installed}
         return PREFERRED_AGENT if PREFERRED_AGENT in installed else FALLBACK_AGENT
 
-    async def _choose_agent(self, name: str | None) -> str:
+    async def choose_agent(self, name: str | None) -> str:
+        """The agent of that name, or the default one.
+
+        Raises:
+            Error: ``bad_request``; it is not known. ``agent_unavailable``; not installed.
+        """
         infos = await self.backend.agents()
         wanted = self._default_of(infos) if name is None else name
         for info in infos:

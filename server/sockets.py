@@ -15,6 +15,8 @@ from .errors import CloseCode
 from .limits import Places
 from .viewer import Goodbye, Viewer
 
+REVOKE_SECS = 0.8
+"""A revoked socket that has not left by then is dropped."""
 RETRY_MS = (500, 5000)
 """Clients that come back after a restart spread themselves over this time."""
 
@@ -55,9 +57,10 @@ class Sockets:
                 self._gone.set()
 
     def close_app(self, app_name: str) -> None:
-        """Close the sockets of an app whose token is revoked."""
+        """Close the sockets of an app whose token is revoked, in peace or not."""
         for viewer in tuple(self._by_app.get(app_name, ())):
             viewer.close(Goodbye(CloseCode.REVOKED, "the credential was revoked"))
+            asyncio.get_running_loop().call_later(REVOKE_SECS, viewer.abort)
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:

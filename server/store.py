@@ -104,6 +104,19 @@ _MIGRATIONS: tuple[str, ...] = (
         size INTEGER NOT NULL,
         expires_at REAL NOT NULL
     );
+    CREATE TABLE runs (
+        id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        agent TEXT NOT NULL,
+        model TEXT,
+        prompt_bytes INTEGER NOT NULL,
+        started_at REAL NOT NULL,
+        result_bytes INTEGER,
+        duration_ms INTEGER,
+        stop_reason TEXT,
+        error TEXT
+    );
+    CREATE INDEX runs_unfinished ON runs (id) WHERE stop_reason IS NULL;
     """,
 )
 
@@ -179,6 +192,22 @@ class FileRow:
     path: str
     size: int
     expires_at: float
+
+
+@dataclasses.dataclass(slots=True)
+class RunRow:
+    """A ``/run``: sizes and how it ended, never its words; ``error`` is a code."""
+
+    id: str
+    app_name: str
+    agent: str
+    model: str | None
+    prompt_bytes: int
+    started_at: float
+    result_bytes: int | None = None
+    duration_ms: int | None = None
+    stop_reason: str | None = None
+    error: str | None = None
 
 
 def _columns(row_type: type[Any]) -> str:
@@ -352,6 +381,11 @@ class Store:
             found.extend(FileRow(*row) for row in rows)
         return found
 
+    async def runs(self) -> list[RunRow]:
+        """All runs, in the order of their start."""
+        rows = await self._fetch(f"SELECT {_columns(RunRow)} FROM runs ORDER BY rowid")
+        return [RunRow(*row) for row in rows]
+
     async def files_expired(self, before: float) -> list[FileRow]:
         rows = await self._fetch(
             f"SELECT {_columns(FileRow)} FROM files WHERE expires_at <= ?", before
@@ -404,6 +438,34 @@ def insert_token(row: TokenRow) -> Statement:
 
 def insert_file(row: FileRow) -> Statement:
     return _insert("files", row)
+
+
+def insert_run(row: RunRow) -> Statement:
+    return _insert("runs", row)
+
+
+def end_run(
+    run_id: str,
+    *,
+    result_bytes: int | None,
+    duration_ms: int,
+    stop_reason: str,
+    error: str | None,
+) -> Statement:
+    return (
+        "UPDATE runs SET result_bytes = ?, duration_ms = ?, stop_reason = ?, error = ?"
+        " WHERE id = ?",
+        (result_bytes, duration_ms, stop_reason, error, run_id),
+    )
+
+
+def end_lost_runs() -> Statement:
+    """End the runs that a killed server left."""
+    return (
+        "UPDATE runs SET stop_reason = 'error', error = 'server_restarted'"
+        " WHERE stop_reason IS NULL",
+        (),
+    )
 
 
 def set_server_value(name: str, value: bytes) -> Statement:

@@ -111,8 +111,11 @@ class Viewer:
         self._last_heard = now
         self._last_wrote = now
         self._last_beat = now
-        self._stalled_since: float | None = None
-        self._stalled_at: tuple[int, int] = (0, 0)
+        self._pong: bytes | None = None
+        self._draining = False
+        self._written = 0
+        self._taken = 0
+        self._last_took = now
 
     # What others may ask of it.
 
@@ -141,14 +144,16 @@ class Viewer:
         quiet one that answers no ping. Whoever is only slow answers late: as long
         as data flowed lately, no pong is asked for.
         """
-        if self._stalled_since is not None:
-            progress = self._unsent()
-            if progress != self._stalled_at:
-                self._stalled_at, self._stalled_since = progress, now
-            elif now - self._stalled_since >= stall_timeout:
-                logger.info("session %s: a viewer takes nothing; dropped", self.session.id)
-                self.close(Goodbye(CloseCode.STALLED, "the peer takes nothing"))
-                self.abort()
+        unsent = self._unsent()
+        taken = self._written - unsent
+        if not unsent or taken != self._taken:
+            self._taken, self._last_took = taken, now
+        elif now - self._last_took >= stall_timeout:
+            logger.info("session %s: a viewer takes nothing; dropped", self.session.id)
+            self.close(Goodbye(CloseCode.STALLED, "the peer takes nothing"))
+            self.abort()
+            return
+        if self._draining:
             return
         silent = now - self._last_heard > max(stall_timeout, 1.5 * heartbeat)
         if silent and now - self._last_wrote > 2 * stall_timeout:
@@ -158,14 +163,14 @@ class Viewer:
             self._heartbeat_due = True
             self._wake.set()
 
-    def _unsent(self) -> tuple[int, int]:
-        """Bytes in the transport's buffer, and in the kernel's that the peer has not taken."""
+    def _unsent(self) -> int:
+        """Bytes that the peer has not taken: in the transport's buffer, and in the kernel's."""
         connection = self._transport.get_extra_info("socket")
         try:
             queued = fcntl.ioctl(connection.fileno(), _SIOCOUTQ, b"\0\0\0\0")
         except (OSError, ValueError, AttributeError):
-            return self._transport.get_write_buffer_size(), 0
-        return self._transport.get_write_buffer_size(), struct.unpack("i", queued)[0]
+            return self._transport.get_write_buffer_size()
+        return self._transport.get_write_buffer_size() + int(struct.unpack("i", queued)[0])
 
     # Its life.
 
@@ -210,12 +215,17 @@ class Viewer:
             pass  # the peer is gone; the reader sees it too
         except StoreError:
             logger.exception("session %s: the log cannot be read", self.session.id)
-            self._goodbye = Goodbye(CloseCode.INTERNAL, "the log cannot be read now")
+            self._give_up("the log cannot be read now")
         except Exception:
             logger.exception("session %s: a viewer failed", self.session.id)
-            self._goodbye = Goodbye(CloseCode.INTERNAL, "internal error")
+            self._give_up("internal error")
         if not self._said_goodbye.done():
             self._said_goodbye.set_result(None)
+
+    def _give_up(self, reason: str) -> None:
+        self._goodbye = Goodbye(CloseCode.INTERNAL, reason)
+        with contextlib.suppress(ConnectionError):
+            self._write(frames.websocket_text(self._goodbye.frame()))
 
     async def _write_some(self) -> bool:
         """Send all that there is to send; True after the last frame."""
@@ -237,12 +247,14 @@ class Viewer:
                 chunks += [frames.websocket_text(beat), frames.websocket_ping()]
             elif chunks:
                 self._last_wrote = time.monotonic()
+            if self._pong is not None:
+                chunks.append(frames.websocket_pong(self._pong))
+                self._pong = None
             goodbye = self._goodbye = self._goodbye or self._natural_end()
             if goodbye is not None:
                 chunks.append(frames.websocket_text(goodbye.frame()))
-            if chunks:
-                self._transport.write(b"".join(chunks))
-                await self._drain()
+            self._write(b"".join(chunks))
+            await self._drain(WRITE_BYTES if goodbye is None else 0)
             if goodbye is not None:
                 return True
             if self._cursor >= self.session.log.head and not self._outbox:
@@ -259,19 +271,27 @@ class Viewer:
             return Goodbye(CloseCode.SESSION_CLOSED, "the session is closed")
         return None
 
-    async def _drain(self) -> None:
-        """Wait while the transport's buffer is full; note since when nothing moves."""
+    def _write(self, data: bytes) -> None:
         if self._transport.is_closing():
             raise ConnectionResetError
-        if self._transport.get_write_buffer_size() <= WRITE_BYTES:
+        self._written += len(data)
+        self._transport.write(data)
+
+    async def _drain(self, limit: int) -> None:
+        """Wait until the transport's buffer is as good as below *limit*."""
+        if self._transport.is_closing():
+            raise ConnectionResetError
+        if self._transport.get_write_buffer_size() <= limit:
             # The protocol is not paused then: let others run, and go on.
             await asyncio.sleep(0)
             return
-        self._stalled_at, self._stalled_since = self._unsent(), time.monotonic()
+        self._transport.set_write_buffer_limits(high=limit)
+        self._draining = True
         try:
             await self._request.writer.drain()
         finally:
-            self._stalled_since = None
+            self._draining = False
+            self._last_wrote = time.monotonic()
 
     # Up.
 
@@ -292,7 +312,8 @@ class Viewer:
             elif message.type is WSMsgType.BINARY:
                 self.close(Goodbye(CloseCode.BAD_FRAME, "frames are text"))
             elif message.type is WSMsgType.PING:
-                await self._ws.pong(message.data)
+                self._pong = bytes(message.data)  # the newest alone is answered
+                self._wake.set()
             elif message.type is not WSMsgType.PONG:
                 return
             if not self._outbox_room.is_set():

@@ -4,19 +4,19 @@ export class ApiError extends Error {
 	constructor(status, body) {
 		super(body?.error ?? (status ? `The server answered ${status}.` : 'The server cannot be reached.'));
 		this.status = status; // 0: no answer at all
-		this.code = body?.code ?? 'internal';
+		this.code = body?.code;
 	}
 }
 
 export class Api {
 	#onUnauthorized;
 
-	constructor(token, onUnauthorized = () => {}) {
+	constructor(token, onUnauthorized) {
 		this.token = token;
 		this.#onUnauthorized = onUnauthorized;
 	}
 
-	async sessions(withClosed = false) {
+	async sessions(withClosed) {
 		return (await this.#call('GET', `/sessions${withClosed ? '?include_closed=true' : ''}`)).sessions;
 	}
 	async agents() {
@@ -45,14 +45,14 @@ export class Api {
 			xhr.setRequestHeader('Authorization', `Bearer ${this.token}`);
 			xhr.responseType = 'json';
 			xhr.upload.onprogress = ({ loaded, total }) => onprogress(loaded / total);
-			xhr.onloadend = () => (xhr.status >= 200 && xhr.status < 300 ? resolve(xhr.response) : reject(new ApiError(xhr.status, xhr.response)));
+			xhr.onloadend = () => (xhr.status === 200 || xhr.status === 201 ? resolve(xhr.response) : reject(new ApiError(xhr.status, xhr.response)));
 			xhr.send(form);
 		});
 		return { done, abort: () => xhr.abort() };
 	}
 
 	async #call(method, path, body) {
-		const headers = { Authorization: `Bearer ${this.token}`, ...(body && { 'Content-Type': 'application/json' }) };
+		const headers = { Authorization: `Bearer ${this.token}`, 'Content-Type': 'application/json' };
 		const response = await fetch(path, { method, headers, body: body && JSON.stringify(body), cache: 'no-store' }).catch(() => null);
 		const answer = await response?.json().catch(() => null);
 		if (response?.ok) return answer;

@@ -8,12 +8,12 @@ import { Session } from './session.js';
 import { storage } from './storage.js';
 import { createTranscript, promptParts, reduce, seed, textOf } from './transcript.js';
 import { Attention } from './views/attention.js';
-import { ask, shortcuts, toast } from './views/dialogs.js';
-import { copyText, h } from './views/dom.js';
+import { ask, toast } from './views/dialogs.js';
+import { h } from './views/dom.js';
 import { FramesView } from './views/frames.js';
 import { SessionView } from './views/sessionview.js';
 import { Sidebar } from './views/sidebar.js';
-import { signInView, unreachableView } from './views/signin.js';
+import { signInView } from './views/signin.js';
 import { StartView } from './views/start.js';
 import { Wire } from './wire.js';
 
@@ -33,27 +33,26 @@ let withClosed = false;
 const fragment = () => new URLSearchParams(location.hash.slice(1));
 const narrow = matchMedia('(max-width: 760px)');
 
-// ---- signing in -------------------------------------------------------------------
+// ---- signing in
 
 async function begin() {
 	const given = fragment();
 	if (given.has('token')) {
 		// A sign-in link: its token is taken over, and out of the address bar.
-		storage.saveToken(given.get('token'), false);
+		storage.saveToken(given.get('token'));
 		given.delete('token');
 		history.replaceState(null, '', given.size ? `#${given}` : location.pathname);
 	}
-	applyTheme();
-	if (storage.token()) await enter(storage.token());
+	const token = storage.token();
+	if (token) await enter(token).catch((error) => signIn(error.message, token));
 	else signIn();
 }
 
-function signIn(message = '') {
+function signIn(message, token) {
 	leave();
-	const view = signInView(message, async (token, keep) => {
-		await new Api(token).sessions(); // throws what is wrong with it
-		storage.saveToken(token, keep);
-		await enter(token);
+	const view = signInView(message, token, async (given, keep) => {
+		await enter(given);
+		storage.saveToken(given, keep);
 	});
 	root.replaceChildren(view.el);
 	view.focus();
@@ -70,50 +69,32 @@ function leave() {
 	open.clear();
 	clearInterval(shell?.poll);
 	shell = api = current = null;
-	listed = [];
 	attention.show('idle');
 }
 
+/** Throws what is wrong with the token, or with the server. */
 async function enter(token) {
+	const mine = new Api(token, () => api === mine && signOut('This sign-in is not valid any more.'));
+	const sessions = await mine.sessions();
 	leave();
-	const mine = (api = new Api(token, () => api === mine && signOut('This sign-in is not valid (any more).')));
-	try {
-		listed = await api.sessions();
-	} catch (error) {
-		if (error.status === 401) return;
-		const view = unreachableView(error.message, () => enter(token));
-		root.replaceChildren(view.el);
-		view.focus();
-		return;
-	}
+	api = mine;
+	listed = sessions;
 	buildShell();
 	route();
 	api.agents().then((agents) => shell?.start.setAgents(agents), () => {}); // else the server chooses
 }
 
-// ---- the shell ----------------------------------------------------------------------
+// ---- the shell
 
 function buildShell() {
-	const sidebar = new Sidebar({
-		open: go,
-		create: () => go(null),
-		hide: () => showSidebar(false),
-		rename,
-		close,
-		copyLink,
-		menu: settingsMenu,
-		showClosed: (on) => ((withClosed = on), refresh()),
-	});
-	const start = new StartView({
-		on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu: () => showSidebar(true) },
-		upload: (...file) => api.upload(...file),
-		choice: storage.preferences().start,
-	});
+	const upload = (...file) => api.upload(...file);
+	const menu = () => showSidebar(true);
+	const sidebar = new Sidebar({ open: go, hide: () => showSidebar(false), rename, close, menu: settingsMenu, withClosed: (on) => ((withClosed = on), refresh()), skip: focusMain });
+	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu }, upload, choice: storage.preferences().start });
 	const frames = new FramesView(() => showFrames(false));
 	const main = h('main.main', {}, start.el);
-	const skip = h('a.skip', { href: '#', text: 'Skip to the message field', onclick: (event) => (event.preventDefault(), focusMain()) });
-	const el = h('div.shell', {}, skip, sidebar.el, h('div.menu-veil', { onclick: () => showSidebar(false) }), main, frames.el);
-	shell = { el, sidebar, start, frames, main, poll: setInterval(() => document.visibilityState === 'visible' && refresh(), LIST_EVERY) };
+	const el = h('div.shell', {}, sidebar.el, h('div.menu-veil', { onclick: () => showSidebar(false) }), main, frames.el);
+	shell = { el, sidebar, start, frames, main, upload, poll: setInterval(() => document.visibilityState === 'visible' && refresh(), LIST_EVERY) };
 	root.replaceChildren(el);
 }
 
@@ -126,16 +107,16 @@ function showSidebar(on) {
 	const inside = shell.sidebar.el.contains(document.activeElement);
 	shell.el.classList.toggle('menu-open', on);
 	shell.main.inert = on && narrow.matches;
-	if (on) shell.sidebar.create.focus();
-	else if (inside && narrow.matches) shell.main.querySelector('.session:not([hidden]) .bar button, .start:not([hidden]) .bar button').focus();
+	if (on) shell.sidebar.focus();
+	else if (inside && narrow.matches) shell.main.querySelector(':scope > :not([hidden]) .bar button').focus();
 }
 
 function showFrames(on = shell.frames.el.hidden) {
-	shell.frames.show(on && open.get(current)?.session);
+	shell.frames.show(on ? open.get(current)?.session : null);
 	if (!on) focusMain();
 }
 
-// ---- which session is on the screen ---------------------------------------------------
+// ---- which session is on the screen
 
 function go(id) {
 	if (id !== current) history.pushState(null, '', id ? `#session=${id}` : location.pathname);
@@ -145,12 +126,12 @@ function go(id) {
 function route() {
 	if (!shell) return;
 	const id = fragment().get('session');
-	showSidebar(false);
-	current = id;
 	const entry = id && openSession(id);
 	const el = entry ? entry.view.el : shell.start.el;
+	current = id;
 	if (!el.isConnected) shell.main.append(el);
 	for (const child of shell.main.children) child.hidden = child !== el;
+	showSidebar(false);
 	if (entry) retire(entry);
 	if (!shell.frames.el.hidden) shell.frames.show(entry?.session);
 	entry?.view.scroll.keep();
@@ -174,24 +155,19 @@ function retire(entry) {
 
 function openSession(id, state = listed.find((one) => one.session_id === id)) {
 	if (open.has(id)) return open.get(id);
-	const url = `${location.origin.replace(/^http/, 'ws')}/sessions/${encodeURIComponent(id)}/ws`;
-	const session = new Session(id, state, { api, token: api.token, storage, Wire, createTranscript, reduce, seed, promptParts, url });
-	const row = () => ({ id, title: session.title });
+	const url = `${location.origin.replace('http', 'ws')}/sessions/${encodeURIComponent(id)}/ws`;
+	const session = new Session(id, state, { api, storage, Wire, createTranscript, reduce, seed, promptParts, url });
+	const entries = () => [
+		{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },
+		{ label: 'Rename…', icon: 'pencil', onselect: () => rename(session) },
+		{ label: 'Raw frames', detail: 'Ctrl `', icon: 'frames', onselect: () => showFrames() },
+		{ label: 'Close session…', icon: 'close', danger: true, disabled: session.closed, onselect: () => close(session) },
+	];
 	const view = new SessionView(session, {
 		parts: promptParts,
-		upload: (...file) => api.upload(...file),
+		upload: shell.upload,
 		draft: { text: storage.draft(id), save: (text) => storage.saveDraft(id, text) },
-		on: {
-			showSidebar: () => showSidebar(true),
-			startNew: () => go(null),
-			entries: () => [
-				{ label: 'Rename…', icon: 'pencil', onselect: () => rename(row()) },
-				{ label: 'Copy link', icon: 'link', onselect: () => copyLink(row()) },
-				{ label: 'Raw frames', icon: 'frames', keys: 'Ctrl `', onselect: () => showFrames() },
-				session.state?.cwd ? { heading: `Working in ${session.state.cwd}` } : 'line',
-				{ label: 'Close session…', icon: 'close', danger: true, disabled: session.closed, onselect: () => close(row()) },
-			],
-		},
+		on: { showSidebar: () => showSidebar(true), startNew: () => go(null), entries },
 	});
 	session.on('change', attendSoon);
 	session.on('problem', toast);
@@ -200,15 +176,14 @@ function openSession(id, state = listed.find((one) => one.session_id === id)) {
 	return open.get(id);
 }
 
-async function create(options, { text, blocks, files }) {
+async function create(options, message) {
 	const state = await api.create(options);
-	const { session } = openSession(state.session_id, { ...options, ...state });
-	session.send({ prompt: [...(text ? [{ type: 'text', text }] : []), ...blocks], files });
+	openSession(state.session_id, { ...options, ...state }).session.send(message);
 	go(state.session_id);
 	refresh();
 }
 
-async function rename({ id, title }) {
+async function rename({ id, title = '' }) {
 	const name = await ask({ title: 'Rename the session', input: title, action: 'Rename' });
 	if (name) attempt(() => open.get(id)?.session.rename(name) ?? api.update(id, { title: name }));
 }
@@ -227,12 +202,7 @@ async function attempt(action) {
 	}
 }
 
-async function copyLink({ id }) {
-	const done = await copyText(`${location.origin}/#session=${id}`);
-	toast(done ? 'Link copied.' : 'The link could not be copied.');
-}
-
-// ---- the list ---------------------------------------------------------------------------
+// ---- the list
 
 async function refresh() {
 	const mine = api;
@@ -240,48 +210,44 @@ async function refresh() {
 		const sessions = await mine.sessions(withClosed);
 		if (api !== mine) return;
 		listed = sessions;
+		for (const { session } of open.values()) if (session.wire.status.state === 'away') session.wire.wake(); // it is there again
 		drawList();
 	} catch {
-		if (shell && api === mine) shell.sidebar.fail('The list could not be read again.');
+		if (api === mine) shell?.sidebar.fail('The list could not be read again.');
 	}
 }
 
 function drawList() {
 	const rows = new Map();
-	for (const one of listed) {
-		const state = one.closed_at ? 'closed' : one.pending_permissions?.length ? 'waiting' : one.state;
-		rows.set(one.session_id, { id: one.session_id, title: one.meta?.title, agent: one.agent, at: one.last_turn_at ?? one.created_at, state });
+	for (const { session_id: id, closed_at: closed, pending_permissions: pending, ...one } of listed) {
+		rows.set(id, { id, title: one.meta?.title, agent: one.agent, at: one.last_turn_at ?? one.created_at, state: closed ? 'closed' : pending?.length ? 'waiting' : one.state });
 	}
 	// Of what is open here we know more, and sooner.
 	for (const [id, { session }] of open) {
 		if (!session.synced) continue;
+		const { agent, title, closed, waiting, running, model } = session;
 		const { at = session.state?.created_at ?? 0 } = rows.get(id) ?? {};
-		const state = session.closed ? 'closed' : session.waiting ? 'waiting' : session.running ? 'running' : 'idle';
-		if (session.closed && !withClosed && id !== current) rows.delete(id);
-		else rows.set(id, { id, title: session.title, agent: session.agent, at: Math.max(at, (session.model.turns.at(-1)?.startedAt ?? 0) / 1000), state });
+		rows.set(id, { id, title, agent, at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000), state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : 'idle' });
+		if (closed && !withClosed && id !== current) rows.delete(id);
 	}
 	shell?.sidebar.update([...rows.values()], current);
 }
 
-// ---- attention: title, icon, list, notifications, speech ----------------------------------
+// ---- attention: title, icon, list, notifications, speech
 
-let attendedAt = 0;
 let attendTimer = 0;
 
 function attendSoon() {
-	const wait = attendedAt + ATTEND_EVERY - Date.now();
-	if (wait <= 0) attend();
-	else attendTimer ||= setTimeout(attend, wait);
+	attendTimer ||= setTimeout(attend, ATTEND_EVERY);
 }
 
 function attend() {
 	clearTimeout(attendTimer);
 	attendTimer = 0;
-	attendedAt = Date.now();
-	const sessions = [...open.values()].filter(({ session }) => session.synced);
-	for (const entry of sessions) tell(entry);
-	const any = (name) => sessions.some(({ session }) => session[name]);
-	attention.show(any('waiting') ? 'waiting' : any('running') ? 'running' : 'idle', open.get(current)?.session.title);
+	const entries = [...open.values()].filter(({ session }) => session.synced);
+	for (const entry of entries) tell(entry);
+	const state = ['waiting', 'running'].find((name) => entries.some(({ session }) => session[name]));
+	attention.show(state ?? 'idle', open.get(current)?.session.title);
 	drawList();
 }
 
@@ -291,10 +257,10 @@ function tell(entry) {
 	const { agent, model, running, title } = session;
 	entry.seen = { running, waiting: model.waiting.size };
 	if (!seen) return; // what was so when one came is no news
-	const notify = (words, body) => attention.notify(storage.preferences().notify, words, body, () => go(session.id));
+	const notify = (words, body) => storage.preferences().notify && attention.notify(words, body, () => go(session.id));
 	if (model.waiting.size > seen.waiting) {
 		const what = [...model.waiting.values()].at(-1).title;
-		attention.alert(`${agent} asks for your permission: ${what}`);
+		attention.say(`${agent} asks for your permission: ${what}`, true);
 		notify(`${agent} waits for you`, what || title);
 	}
 	if (running && !seen.running) attention.say(`${agent} is working.`);
@@ -305,24 +271,12 @@ function tell(entry) {
 	notify(`${agent} has finished`, title);
 }
 
-// ---- settings ---------------------------------------------------------------------------------
-
-function applyTheme() {
-	document.documentElement.dataset.theme = storage.preferences().theme ?? 'system';
-}
-
 function settingsMenu() {
-	const { theme = 'system', notify } = storage.preferences();
-	const themed = (name, label) => ({ label, checked: theme === name, onselect: () => (storage.savePreferences({ theme: name }), applyTheme()) });
+	const label = storage.preferences().notify ? 'Do not notify me' : 'Notify me when I am away';
 	return [
-		{ heading: 'Appearance' },
-		themed('system', 'Like the system'),
-		themed('light', 'Light'),
-		themed('dark', 'Dark'),
-		'line',
-		{ label: notify ? 'Do not notify me' : 'Notify me when I am away', icon: 'bell', onselect: toggleNotify },
-		{ label: 'Keyboard', icon: 'keyboard', onselect: shortcuts },
-		{ label: 'Sign out', icon: 'leave', onselect: () => signOut('') },
+		{ heading: 'Ctrl K finds a session, Ctrl Shift O begins one, Ctrl . goes to what waits for you' },
+		{ label, icon: 'bell', onselect: toggleNotify },
+		{ label: 'Sign out', icon: 'leave', onselect: () => signOut() },
 	];
 }
 
@@ -332,25 +286,20 @@ async function toggleNotify() {
 	toast(notify ? 'You will be told when an agent waits for you or has finished.' : 'Notifications are off.');
 }
 
-// ---- the keyboard, and the world outside ---------------------------------------------------------
+// ---- the keyboard, and the world outside
 
 document.addEventListener('keydown', (event) => {
-	if (!shell || document.querySelector('dialog[open]')) return;
-	const { key, altKey, ctrlKey, shiftKey, target } = event;
-	const command = ctrlKey || event.metaKey;
-	const entry = open.get(current);
-	if (command && key.toLowerCase() === 'k') {
-		showSidebar(true);
-		shell.sidebar.find.select();
-	} else if (command && shiftKey && key.toLowerCase() === 'o') go(null);
-	else if (command && key === '.') entry?.view.showWaiting();
-	else if (ctrlKey && key === '`' && entry) showFrames();
-	else if (altKey && (key === 'ArrowUp' || key === 'ArrowDown') && !target.value) {
-		const { order } = shell.sidebar;
-		const next = order.indexOf(current) + (key === 'ArrowUp' ? -1 : 1);
-		if (order.length) go(order.at(next % order.length));
-	} else if (key === 'Escape' && shell.el.classList.contains('menu-open')) showSidebar(false);
-	else if (key === 'Escape' && entry?.session.running && !event.defaultPrevented && target.tagName !== 'INPUT') entry.session.cancel();
+	if (!shell || event.defaultPrevented || document.querySelector('dialog[open], :popover-open')) return;
+	const { ctrlKey, metaKey, shiftKey, target } = event;
+	const key = event.key.toLowerCase();
+	const command = ctrlKey || metaKey;
+	const { session, view } = open.get(current) ?? {};
+	if (command && key === 'k') showSidebar(true);
+	else if (command && shiftKey && key === 'o') go(null);
+	else if (command && key === '.') view?.showWaiting();
+	else if (ctrlKey && key === '`') view && showFrames();
+	else if (key === 'escape' && shell.el.classList.contains('menu-open')) showSidebar(false);
+	else if (key === 'escape' && session?.running && target.tagName !== 'INPUT') session.cancel();
 	else return;
 	event.preventDefault();
 });

@@ -1,11 +1,10 @@
 /**
- * session.js: one open session. It feeds a transcript from the wire and keeps
- * what the log does not know yet: prompts on their way (outbox) and prompts that
- * wait for their turn (queue). No DOM; its parts are passed in by app.js.
+ * session.js: one open session. It feeds a transcript from the wire and keeps what
+ * the log does not know yet: prompts on their way (outbox) and prompts that wait
+ * for their turn (queue). No DOM; its parts are passed in by app.js.
  *
  * on(name, fn): 'change' (often: draw once a frame), 'synced' (the log has been
- * read: show it), 'reset' (it begins anew), 'frame' (for the raw view),
- * 'problem' (a sentence).
+ * read: show it from its end), 'frame' (for the raw view), 'problem' (a sentence).
  */
 const FRAMES_KEPT = 500;
 const READ_BACK_AFTER = 700; // ms from a change of settings to reading what came of it
@@ -26,17 +25,16 @@ export class Session {
 		this.synced = false;
 		this.wire = new parts.Wire({
 			url: parts.url,
-			credential: async () => ({ token: parts.token }),
-			after: 0,
+			credential: async () => ({ token: parts.api.token }),
 			on: {
 				entry: (entry) => this.#entry(entry),
 				ready: (frame) => this.#ready(frame),
 				accepted: (frame) => this.#accepted(frame),
 				rejected: (promptId, error) => this.#rejected(promptId, error),
-				reset: () => this.#reset(),
 				error: (frame) => this.#failed(frame),
 				status: () => this.#emit('change'),
 				frame: (dir, frame, text) => this.#frame(dir, frame, text),
+				reset: () => Object.assign(this, { model: parts.createTranscript(), synced: false }),
 			},
 		});
 	}
@@ -52,6 +50,7 @@ export class Session {
 		this.wire.stop();
 	}
 
+	/** Returns what ends it. */
 	on(name, listener) {
 		(this.#listeners[name] ??= new Set()).add(listener);
 		return () => this.#listeners[name]?.delete(listener);
@@ -60,8 +59,6 @@ export class Session {
 	#emit(name, value) {
 		for (const listener of this.#listeners[name] ?? []) listener(value);
 	}
-
-	// ---- what views ask -------------------------------------------------------
 
 	get title() {
 		return this.state?.meta?.title || this.model.title || '';
@@ -85,45 +82,34 @@ export class Session {
 		return texts.filter((text, index) => text && text !== texts[index - 1]);
 	}
 
-	// ---- what views do ----------------------------------------------------------
-
 	/** Also what failed, or what a turn of the log asked, once more. */
 	send({ id, prompt, files = [] }) {
 		const sent = this.wire.prompt(prompt, { id, files });
-		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending', error: null });
+		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' });
 		this.#changedOutbox();
 		const [line] = this.#parts.promptParts(prompt).text.split('\n');
-		// A name to find it by; without one the list is a list of nothing.
+		// A name to find it by: without one the list is a list of nothing.
 		if (!this.title && line) this.rename(line.slice(0, 80)).catch(() => {});
 	}
 
 	/** Takes back a prompt that failed to go out. */
-	discard(id) {
-		this.wire.forget(id);
+	discard({ id }) {
 		this.outbox.delete(id);
 		this.#changedOutbox();
 	}
 
-	unqueue(turnIndex) {
+	/** Stops the running turn; or takes the one with this index out of the queue. */
+	cancel(turnIndex) {
 		this.#tell(this.wire.cancel(turnIndex));
 	}
-	cancel() {
-		this.#tell(this.wire.cancel());
-	}
+
 	answer(requestId, optionId) {
 		return this.wire.answer(requestId, optionId);
 	}
 
-	setMode(id) {
-		if (this.#tell(this.wire.setMode(id))) this.model.modes = { ...this.model.modes, currentModeId: id };
-		this.#readBack();
-	}
-	setModel(id) {
-		if (this.#tell(this.wire.setModel(id))) this.model.models = { ...this.model.models, currentModelId: id };
-		this.#readBack();
-	}
-	setOption(key, value) {
-		if (this.#tell(this.wire.setConfigOption(key, value))) this.model.configOptions = this.model.configOptions.map((option) => (option.id === key ? { ...option, currentValue: value } : option));
+	/** `kind`: mode, model or config_option (which has a key). */
+	set(kind, value, key) {
+		this.#tell(this.wire.send({ type: `set_${kind}`, ...(key ? { key, value } : { [kind]: value }) }));
 		this.#readBack();
 	}
 
@@ -134,12 +120,10 @@ export class Session {
 
 	#tell(sent) {
 		if (!sent) this.#emit('problem', 'There is no connection at the moment.');
-		return sent;
 	}
 
-	/** A setting is shown at once; what the agent made of it is read back a moment later. */
+	/** The agent says what became of a setting, or it does not: so look. */
 	#readBack() {
-		this.#emit('change');
 		clearTimeout(this.#timer);
 		this.#timer = setTimeout(async () => {
 			const state = await this.#parts.api.session(this.id).catch(() => ({})); // the next `ready` tells, too
@@ -149,32 +133,34 @@ export class Session {
 		}, READ_BACK_AFTER);
 	}
 
-	// ---- what the wire says -------------------------------------------------------
-
 	#entry(entry) {
-		this.#parts.reduce(this.model, entry);
+		const { model } = this;
+		this.#parts.reduce(model, entry);
 		if (entry.type === 'turn_start') {
+			this.asked = false;
 			this.queue.delete(entry.turn_index);
 			if (this.outbox.delete(entry.id)) this.#changedOutbox();
-			if (this.synced) this.state = { ...this.state, agent_state: 'live' };
+		} else if (this.synced && !this.asked && !model.modes && !model.configOptions) {
+			this.asked = true; // the agent is at work: now it is known what it offers
+			this.#readBack();
 		}
-		if (this.synced) this.#emit('change');
-		else this.#caughtUp();
+		this.#changed();
 	}
 
 	#ready(frame) {
 		this.state = { ...this.state, ...frame };
 		this.queue = new Map((frame.queued ?? []).map((one) => [one.turn_index, one]));
 		this.#parts.seed(this.model, frame);
-		this.#caughtUp();
-		this.#emit('change');
+		this.#changed();
 	}
 
-	#caughtUp() {
-		if (this.synced || this.model.head < this.state.head) return;
-		this.synced = true;
-		this.#emit('synced');
-		this.#emit('change');
+	/** While the log is being read there is nothing to draw. */
+	#changed() {
+		if (!this.synced && this.model.head >= this.state.head) {
+			this.synced = true;
+			this.#emit('synced');
+		}
+		if (this.synced) this.#emit('change');
 	}
 
 	#accepted({ id, turn_index: index, queued, duplicate }) {
@@ -189,7 +175,7 @@ export class Session {
 	#rejected(id, error) {
 		const sent = this.outbox.get(id);
 		// When this page only lets go of the session, the prompt is kept for the next time.
-		if (!sent || error.code === 'forgotten' || error.code === 'stopped') return;
+		if (!sent || error.code === 'stopped') return;
 		Object.assign(sent, { state: 'failed', error });
 		this.#changedOutbox();
 	}
@@ -200,12 +186,6 @@ export class Session {
 		this.#readBack();
 	}
 
-	#reset() {
-		this.model = this.#parts.createTranscript();
-		this.synced = false;
-		this.#emit('reset');
-	}
-
 	/** Prompts that are not accepted survive a reload, with their id. */
 	#changedOutbox() {
 		const unsure = [...this.outbox.values()].filter(({ state }) => state === 'sending');
@@ -213,10 +193,9 @@ export class Session {
 		this.#emit('change');
 	}
 
-	#frame(dir, frame, text) {
+	#frame(dir, { type, after }, text) {
 		// A credential is nobody's business, not even on one's own screen.
-		if (frame.type === 'auth') text = JSON.stringify({ type: 'auth', token: '…', after: frame.after });
-		this.frames.push({ dir, text, ts: Date.now() });
+		this.frames.push({ dir, text: type === 'auth' ? JSON.stringify({ type, token: '…', after }) : text, ts: Date.now() });
 		if (this.frames.length > 2 * FRAMES_KEPT) this.frames.splice(0, FRAMES_KEPT);
 		this.#emit('frame');
 	}

@@ -3,21 +3,22 @@
  * unless asked otherwise; the rest is convenience. Storage may be full or
  * forbidden: the page works without it.
  */
-const read = (area, key) => {
+function read(area, key) {
 	try {
 		return JSON.parse(globalThis[area].getItem(`clawdforge:${key}`));
 	} catch {
 		return null;
 	}
-};
-const write = (area, key, value) => {
+}
+
+function write(area, key, value) {
 	try {
-		if (value == null || value === '' || value.length === 0) globalThis[area].removeItem(`clawdforge:${key}`);
-		else globalThis[area].setItem(`clawdforge:${key}`, JSON.stringify(value));
+		if (value?.length === 0) value = null;
+		globalThis[area].setItem(`clawdforge:${key}`, JSON.stringify(value));
 	} catch {
-		// full (a large image in the outbox) or forbidden
+		// then it is forgotten
 	}
-};
+}
 
 export const storage = {
 	token: () => read('sessionStorage', 'token') ?? read('localStorage', 'token'),

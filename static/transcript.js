@@ -1,16 +1,14 @@
 /**
- * transcript.js: from log entries to what there is to show.
- *
- * `reduce(model, entry)` takes the entries of a session's log in order. The same
- * entries always give the same model: no clock, no randomness, no DOM. It changes
- * the model in place (a copy per entry would make a long conversation quadratic),
- * at a cost of O(1) for each entry, and leaves what changed in `model.dirty`
- * (turns, items, the model itself) for a view to take.
+ * transcript.js: from log entries to what there is to show. `reduce(model, entry)`
+ * takes the entries of a session's log in order; the same entries always give the
+ * same model: no clock, no dice, no DOM. It changes the model in place (a copy per
+ * entry would make a long conversation quadratic), O(1) for each entry, and leaves
+ * what changed in `model.dirty` (turns, items, the model) for a view to take.
  *
  *   turns[]  {index, prompt, id, context, status, stopReason, durationMs, error, usage, plan, items[]}
  *   items[]  kind 'message', 'thought', 'user': parts[], done
  *            kind 'tool': id, title, toolKind, status, content, locations, input, output, terminal, permission
- *            kind 'plan': entries[] or text; kind 'note': a small fact
+ *            kind 'plan': entries[]; kind 'note': a small fact
  *            kind 'raw': whatever this version does not know, as it came
  *   waiting  request_id -> the tool item that waits for the user's permission
  *   running  indices of the turns that have not ended
@@ -20,36 +18,22 @@
 const MAX_RAW = 200; // kept of one run of unknown updates; more are only counted
 
 export function createTranscript() {
-	const model = {
-		kind: 'session',
-		head: 0,
-		turns: [],
-		running: new Set(),
-		waiting: new Map(),
-		modes: null,
-		models: null,
-		configOptions: null,
-		commands: null,
-		usage: null,
-		title: null,
-		closed: null,
-	};
-	return hide(model, { dirty: new Set(), byIndex: new Map(), tools: new Map(), requests: new Map(), plans: new Map(), seededAt: 0 });
+	const model = { kind: 'session', head: 0, turns: [], running: new Set(), waiting: new Map(), modes: null, models: null, configOptions: null, commands: null, usage: null, title: null, closed: null };
+	return hide(model, { dirty: new Set(), byIndex: new Map(), tools: new Map(), requests: new Map(), seededAt: 0 });
 }
 
 /**
  * `ready` and GET /sessions/{id} know the present settings; the log up to their
- * head knows only how they came about, and not all of it. So they win over it.
+ * head knows only how they came about, and not all of it: they win over it.
  */
 export function seed(model, { head = 0, modes, models, config_options: configOptions, commands, usage }) {
 	model.seededAt = Math.max(model.seededAt, head);
-	for (const [name, value] of Object.entries({ modes, models, configOptions, commands, usage })) if (value) model[name] = value;
-	model.dirty.add(model);
+	for (const [name, value] of Object.entries({ modes, models, configOptions, commands, usage })) if (value) set(model, name, value);
 }
 
 export function reduce(model, entry) {
-	model.head = entry.seq;
 	const handler = ENTRIES[entry.type];
+	model.head = entry.seq;
 	if (handler) handler(model, entry);
 	else addRaw(model, entry, entry.type, entry);
 	return model;
@@ -61,7 +45,6 @@ const ENTRIES = {
 		const turn = turnOf(model, entry);
 		Object.assign(turn, { prompt: typeof prompt === 'string' ? [{ type: 'text', text: prompt }] : list(prompt), id, context, startedAt: ts, status: 'running' });
 		model.running.add(turn.index);
-		model.dirty.add(model);
 	},
 
 	turn_end(model, entry) {
@@ -74,20 +57,14 @@ const ENTRIES = {
 		}
 		turn.open.clear();
 		model.running.delete(turn.index);
-		model.dirty.add(model);
 	},
 
 	event(model, entry) {
 		const { method, params, result } = entry.event ?? {};
-		if (!method) {
-			// The response that ends the turn; turn_end, which follows, says the rest.
-			if (result?.usage) turnOf(model, entry).usage = result.usage;
-			return;
-		}
-		const update = method === 'session/update' && params?.update;
-		const handler = update && Object.hasOwn(UPDATES, update.sessionUpdate) && UPDATES[update.sessionUpdate];
-		if (handler) handler(model, update, entry);
-		else addRaw(model, entry, (update && update.sessionUpdate) || method, update || params);
+		const update = method === 'session/update' ? (params?.update ?? {}) : {};
+		if (Object.hasOwn(UPDATES, update.sessionUpdate)) UPDATES[update.sessionUpdate](model, update, entry);
+		else if (method) addRaw(model, entry, update.sessionUpdate ?? method, update.sessionUpdate ? update : params);
+		else if (result?.usage) turnOf(model, entry).usage = result.usage; // the response; turn_end says the rest
 	},
 
 	/** A request lives on the tool call that it is about, and brings it if it is new. */
@@ -97,23 +74,18 @@ const ENTRIES = {
 		tool.permission = { requestId, options: list(request?.options), expiresAt, outcome: null, by: null };
 		model.requests.set(requestId, tool);
 		model.waiting.set(requestId, tool);
-		model.dirty.add(model);
 	},
 
 	permission_resolved(model, { request_id: requestId, outcome, by }) {
 		const tool = model.requests.get(requestId);
 		model.requests.delete(requestId);
 		model.waiting.delete(requestId);
-		model.dirty.add(model);
 		if (tool?.permission.requestId !== requestId) return;
 		Object.assign(tool.permission, { outcome: outcome ?? {}, by });
 		model.dirty.add(tool);
 	},
 
-	session_closed(model, { reason }) {
-		model.closed = { reason };
-		model.dirty.add(model);
-	},
+	session_closed: (model, { reason }) => set(model, 'closed', { reason }),
 };
 
 /** By the `sessionUpdate` of ACP. */
@@ -125,55 +97,31 @@ const UPDATES = {
 		const { text } = update.content ?? {};
 		if (!text || !textOf(turnOf(model, entry).prompt).includes(text)) addText(model, 'user', update, entry);
 	},
-
 	tool_call: (model, update, entry) => mergeTool(model, update, entry, true),
 	tool_call_update: (model, update, entry) => mergeTool(model, update, entry),
-
-	plan: (model, { entries }, entry) => setPlan(model, entry, 'plan', list(entries)),
-	plan_update(model, { plan = {} }, entry) {
-		setPlan(model, entry, plan.planId ?? plan.id ?? 'plan', list(plan.entries), plan.content ?? plan.uri ?? '');
+	/** A plan updates in place; a new turn begins a new one. */
+	plan(model, { entries }, entry) {
+		const turn = turnOf(model, entry);
+		turn.plan ??= add(model, entry, 'plan', {});
+		turn.plan.entries = list(entries);
+		model.dirty.add(turn.plan);
 	},
-	plan_removed(model, { planId }) {
-		const item = model.plans.get(planId);
-		if (!item) return;
-		item.removed = true;
-		model.dirty.add(item);
-	},
-
 	available_commands_update: (model, update, entry) => set(model, 'commands', list(update.availableCommands), entry),
 	config_option_update: (model, update, entry) => set(model, 'configOptions', list(update.configOptions), entry),
 	current_mode_update(model, { currentModeId }, entry) {
 		const modes = model.modes ?? { currentModeId: null, availableModes: [] };
 		if (entry.seq > model.seededAt && modes.currentModeId !== currentModeId) {
-			const title = list(modes.availableModes).find(({ id }) => id === currentModeId)?.name ?? currentModeId;
-			add(model, entry, 'note', { note: 'mode', title, text: '' });
+			const name = list(modes.availableModes).find(({ id }) => id === currentModeId)?.name ?? currentModeId;
+			add(model, entry, 'note', { note: 'mode', title: `Mode is now ${name}`, text: '' });
 		}
 		set(model, 'modes', { ...modes, currentModeId }, entry);
 	},
-	session_info_update(model, { title }, entry) {
-		if (title !== undefined) set(model, 'title', title, entry);
-	},
+	session_info_update: (model, { title }, entry) => title !== undefined && set(model, 'title', title, entry),
 	usage_update: (model, { used, size, cost = null }) => set(model, 'usage', { used, size, cost }),
-
 	notice: (model, { severity, title, description }, entry) => add(model, entry, 'note', { note: severity, title, text: description ?? '' }),
-	compaction_update(model, { compactionId: id, status, summary, error }, entry) {
-		const item = compaction(model, id) ?? add(model, entry, 'note', { note: 'compaction', id, title: status, text: '' });
-		model.tools.set(`compaction:${id}`, item);
-		item.title = status;
-		item.text = error ?? (summary ? textOf(summary) : item.text);
-		model.dirty.add(item);
-	},
-	compaction_summary_chunk(model, { compactionId, content }) {
-		const item = compaction(model, compactionId);
-		if (!item) return;
-		item.text += content?.text ?? '';
-		model.dirty.add(item);
-	},
 };
 
-const compaction = (model, id) => model.tools.get(`compaction:${id}`);
-
-// ---- turns and items ----------------------------------------------------------
+// ---- turns and items
 
 /** The turn an entry belongs to; what comes outside of any gets one without a prompt. */
 function turnOf(model, { turn_index: index = 0, ts }) {
@@ -201,7 +149,7 @@ function addText(model, kind, { content = {}, messageId = null }, entry) {
 	const turn = turnOf(model, entry);
 	let item = turn.text;
 	if (item?.kind !== kind || item.messageId !== messageId) {
-		item = add(model, entry, kind, { messageId, parts: [], done: false });
+		item = add(model, entry, kind, { messageId, parts: [] });
 		turn.text = item;
 	}
 	const last = item.parts.at(-1);
@@ -219,37 +167,24 @@ function closeText(model, turn, ts) {
 	turn.text = null;
 }
 
-/** A plan updates in place; a new turn begins a new one. */
-function setPlan(model, entry, id, entries, text = '') {
-	const turn = turnOf(model, entry);
-	let item = model.plans.get(id);
-	if (item?.turnIndex !== turn.index) {
-		item = add(model, entry, 'plan', { id });
-		model.plans.set(id, item);
-	}
-	turn.plan = Object.assign(item, { entries, text, removed: false });
-	model.dirty.add(item);
-}
-
 function addRaw(model, entry, name, data) {
 	const last = turnOf(model, entry).items.at(-1);
-	if (last?.kind !== 'raw' || last.name !== name) return add(model, entry, 'raw', { name, count: 1, data: [data] });
+	if (last?.kind !== 'raw' || last.name !== name) return void add(model, entry, 'raw', { name, count: 1, data: [data] });
 	last.count += 1;
 	if (last.count <= MAX_RAW) last.data.push(data);
 	model.dirty.add(last);
-	return last;
 }
 
 function mergeTool(model, update, entry, announced = false) {
+	const { toolCallId: id, title, kind, status, content, locations, rawInput, rawOutput, _meta: meta } = update;
 	const turn = turnOf(model, entry);
-	let tool = model.tools.get(update.toolCallId);
+	let tool = model.tools.get(id);
 	// An id that a later turn announces again is another call.
 	if (!tool || (announced && tool.turnIndex !== turn.index)) {
-		tool = add(model, entry, 'tool', { id: update.toolCallId, title: '', toolKind: 'other', status: 'pending', content: [], locations: [], input: undefined, output: undefined, terminal: null, permission: null, parent: null, abandoned: false, endedAt: null });
-		model.tools.set(update.toolCallId, tool);
+		tool = add(model, entry, 'tool', { id, title: '', toolKind: 'other', status: 'pending', content: [], locations: [], input: undefined, output: undefined, terminal: null, permission: null, abandoned: false, endedAt: null });
+		model.tools.set(id, tool);
 	}
 	// Absent and null mean unchanged; lists are replaced whole.
-	const { title, kind, status, content, locations, rawInput, rawOutput, _meta: meta } = update;
 	const fields = { title, toolKind: kind, status, content: content && list(content), locations: locations && list(locations), input: rawInput, output: rawOutput };
 	for (const name in fields) if (fields[name] != null) tool[name] = fields[name];
 	const ended = tool.status === 'completed' || tool.status === 'failed';
@@ -258,23 +193,22 @@ function mergeTool(model, update, entry, announced = false) {
 	else if (turn.status === 'running') turn.open.add(tool);
 	else tool.abandoned = true;
 	// Agents whose client has no terminal stream a command's output here.
-	if (meta?.terminal_info || meta?.terminal_output || meta?.terminal_exit) {
+	if (meta?.terminal_output || meta?.terminal_exit) {
 		tool.terminal ??= { output: '', exit: null };
 		tool.terminal.output += meta.terminal_output?.data ?? '';
 		tool.terminal.exit = meta.terminal_exit?.exit_code ?? tool.terminal.exit;
 	}
-	tool.parent = meta?.claudeCode?.parentToolUseId ?? tool.parent;
 	model.dirty.add(tool);
 	return tool;
 }
 
 function set(model, name, value, entry) {
-	if (entry && entry.seq <= model.seededAt && model[name]) return; // seed() knew better
+	if (entry?.seq <= model.seededAt && model[name]) return; // seed() knew better
 	model[name] = value;
 	model.dirty.add(model);
 }
 
-// ---- shared with views --------------------------------------------------------------
+// ---- shared with views
 
 /** The plain text of content blocks. */
 export function textOf(blocks) {
@@ -289,17 +223,17 @@ const ATTACHED = '[Attached files]\n';
  */
 export function promptParts(prompt) {
 	const blocks = typeof prompt === 'string' ? [{ type: 'text', text: prompt }] : list(prompt);
+	const isText = (block) => block?.type === 'text';
 	const files = [];
-	const others = blocks.filter((block) => block?.type !== 'text');
-	let text = textOf(blocks.filter((block) => block?.type === 'text'));
+	let text = textOf(blocks.filter(isText));
 	if (text.startsWith(ATTACHED)) {
 		const lines = text.slice(ATTACHED.length).split('\n');
-		// The uploads of a session share a folder; a prompt may begin with "/", too.
-		const folder = lines[0].slice(0, lines[0].lastIndexOf('/') + 1);
+		// All uploads lie in one folder, each in its own; a prompt may begin with "/", too.
+		const folder = lines[0].split('/').slice(0, -2).join('/');
 		while (folder && lines[0]?.startsWith(folder)) files.push(lines.shift());
 		text = lines.join('\n');
 	}
-	return { text, files, others };
+	return { text, files, others: blocks.filter((block) => !isText(block)) };
 }
 
 function list(value) {

@@ -1,55 +1,50 @@
 /**
- * wire.js: one clawdforge session over a WebSocket, for as long as it takes.
- *
- * The reference client. No DOM, no dependency; any browser, or Node >= 22. Copy it.
+ * wire.js: one clawdforge session over a WebSocket, for as long as it takes. The
+ * reference client: no DOM, no dependency; any browser, or Node >= 22. Copy it.
  *
  *     const wire = new Wire({
  *       url: 'wss://host/sessions/<id>/ws',
- *       credential: async () => ({ token: 'cf_…' }),  // or ({ ticket: '…' }), asked for at each connect
- *       after: 0,                                     // the whole log first; null: live from now
+ *       credential: async () => ({ token: 'cf_…' }), // or ({ ticket }); asked for at each connect
+ *       after: 0,                                    // the whole log first; null: live from now
  *       on: {
- *         entry: (entry) => …,       // numbered log entries, in order, each exactly once
- *         ready: (frame) => …,       // after each (re)connect, before its entries
- *         status: ({ state }) => …,  // 'connecting', 'live', 'away' {retryAt}, 'stopped' {code, reason}, 'idle'
- *         reset: () => …,            // our position means nothing there: forget all, entries begin anew
- *         error: (frame) => …,       // what failed and was no prompt
+ *         entry: (entry) => …,      // numbered log entries: in order, each exactly once
+ *         ready: (frame) => …,      // after each (re)connect, before its entries
+ *         status: ({ state }) => …, // connecting, live, away {retryAt}, stopped {code, reason}, idle
+ *         reset: () => …,           // forget all: entries begin anew
+ *         error: (frame) => …,      // what failed and was no prompt
  *       },
  *     });
  *     wire.start();
  *     const { id, accepted } = wire.prompt('Hello');
- *     const { turn_index, queued } = await accepted;  // rejects with a WireError
+ *     const { turn_index } = await accepted; // or a WireError
  *
- * What it promises:
- * - Entries come without gap or repeat across any number of connections: it resumes
- *   after the last `seq`. A hole in the numbers, or a heartbeat whose head never
- *   comes, makes it reconnect and read on.
- * - A prompt runs exactly once: it keeps its id and is sent again after a reconnect
- *   until the server has accepted it; the server drops duplicates.
- * - It comes back by itself with full jitter, and stays away when told to (close
- *   codes from 4500).
+ * - It resumes after the last `seq`. A hole in the numbers, or a heartbeat whose
+ *   head never comes, makes it reconnect and read on.
+ * - A prompt runs exactly once: it is sent again, with the same id, after each
+ *   reconnect until the server has accepted it; the server drops duplicates.
+ * - It comes back by itself with full jitter, and stays away when told to.
  */
 
-const MAX_FRAME = 4 * 1024 * 1024; // bytes; the server refuses longer ones (1009)
-const BACKOFF_BASE = 500; // ms; the first bound of the wait, which doubles
+const MAX_FRAME = 4 * 1024 * 1024; // bytes; longer ones are refused (1009)
+const BACKOFF_BASE = 500; // ms; the wait's first bound, which doubles
 const BACKOFF_CAP = 30_000; // up to this
-const STABLE_AFTER = 10_000; // a connection this old was a good one: failures are forgotten
+const STABLE_AFTER = 10_000; // so old a connection was good: failures are forgotten
 const OPEN_LIMIT = 15_000; // from connecting to `ready`
 const SILENCE_LIMIT = 45_000; // the server speaks every 20 s
-const TAIL_LIMIT = 5_000; // for the head that a heartbeat names to come nearer
+const TAIL_LIMIT = 5_000; // for the head of a heartbeat to come nearer
 const PONG_LIMIT = 5_000; // for an answer after a wake-up
 
-/** Failures that pass: such a prompt stays pending and is sent again. */
-const PASSING = new Set(['rate_limited', 'draining']);
+/** Such a prompt stays pending and is sent again. */
+const PASSING = ['rate_limited', 'draining'];
 
 export class WireError extends Error {
 	constructor(code, message, retryable = false) {
 		super(message || code);
-		this.code = code; // the contract's
-		this.retryable = retryable;
+		Object.assign(this, { code, retryable });
 	}
 }
 
-/** What to do after a close: the table of the contract as one function. */
+/** What to do after a close, by the table of the contract. */
 export function afterClose(code) {
 	if (code >= 4500 && code < 5000) return 'stop';
 	if (code === 4002) return 'restart'; // from the beginning
@@ -84,7 +79,6 @@ export class Wire {
 		this.#credential = credential;
 		this.#last = after;
 		this.#on = on;
-		// Whatever makes time pass or dice roll can be passed in by tests.
 		this.#env = {
 			WebSocket: globalThis.WebSocket,
 			now: () => Date.now(),
@@ -92,7 +86,7 @@ export class Wire {
 			setTimeout: (fn, ms) => setTimeout(fn, ms),
 			clearTimeout: (timer) => clearTimeout(timer),
 			uuid: randomId,
-			...env,
+			...env, // tests bring their own time and dice
 		};
 	}
 
@@ -103,7 +97,7 @@ export class Wire {
 		return this.#last;
 	}
 
-	/** Connects and stays connected. Also the way back from `stopped`, or sooner from `away`. */
+	/** Connects, now. Also the way back from `stopped`. */
 	start() {
 		const { state } = this.#status;
 		if (state === 'live' || state === 'connecting') return;
@@ -118,33 +112,24 @@ export class Wire {
 		this.#rejectAll(new WireError('stopped', 'The connection was ended here.'));
 	}
 
-	/** The page became visible, the network is back: worth a look. Cheap; call it freely. */
+	/** The page became visible, the network is back: worth a look. */
 	wake() {
 		const { state } = this.#status;
 		if (state === 'away') this.#connect();
 		if (state !== 'live' || this.#timers.pong) return;
-		const asked = this.#env.now();
-		this.#write({ type: 'ping', id: this.#env.uuid() });
-		this.#timer('pong', PONG_LIMIT, () => this.#heardAt < asked && this.#drop('no pong'));
+		this.send({ type: 'ping', id: this.#env.uuid() });
+		this.#timer('pong', PONG_LIMIT, () => this.#closed(1006, 'no pong'));
 	}
 
-	/**
-	 * Asks the agent. `prompt`: a string or ACP content blocks; `files`: tokens from
-	 * POST /files. At any time: what cannot be sent now is sent when we are back.
-	 */
+	/** `prompt`: text or ACP content blocks; `files`: tokens from POST /files. At any time. */
 	prompt(prompt, { id = this.#env.uuid(), files } = {}) {
 		const frame = { type: 'prompt', id, prompt, ...(files?.length && { files }) };
 		const text = JSON.stringify(frame);
 		const accepted = new Promise((resolve, reject) => this.#prompts.set(id, { frame, text, resolve, reject }));
 		accepted.catch(() => {}); // whoever does not care must not crash the page
 		if (byteLength(text) > MAX_FRAME) this.#reject(id, new WireError('payload_too_large', 'This is more than the server takes (4 MiB).'));
-		else if (this.#status.state === 'live') this.#write(frame, text);
+		else this.send(frame, text);
 		return { id, accepted };
-	}
-
-	/** Forgets a prompt that was never accepted; false if it is too late for that. */
-	forget(id) {
-		return this.#reject(id, new WireError('forgotten', 'Taken back before it was sent.'));
 	}
 
 	/** Stops the running turn; or the one with this index, running or queued. */
@@ -159,37 +144,27 @@ export class Wire {
 		return this.send(frame);
 	}
 
-	setMode(mode) {
-		return this.send({ type: 'set_mode', mode });
-	}
-	setModel(model) {
-		return this.send({ type: 'set_model', model });
-	}
-	setConfigOption(key, value) {
-		return this.send({ type: 'set_config_option', key, value });
-	}
-
 	/** Any other frame, now or never: false when there is no live connection. */
-	send(frame) {
+	send(frame, text) {
 		if (this.#status.state !== 'live') return false;
-		this.#write(frame);
+		this.#write(frame, text);
 		return true;
 	}
 
-	// ---- connecting ---------------------------------------------------------
+	// ---- connecting
 
 	async #connect() {
 		this.#leave();
 		this.#bye = null;
 		this.#setStatus({ state: 'connecting' });
-		this.#timer('open', OPEN_LIMIT, () => this.#drop('timeout'));
+		this.#timer('open', OPEN_LIMIT, () => this.#closed(1006, 'timeout'));
 		const mine = (this.#socket = {}); // marks this attempt as the current one
 		try {
 			// Before the socket: the server allows 5 s between open and auth.
 			const credential = await this.#credential();
 			if (this.#socket === mine) this.#open(credential);
 		} catch (error) {
-			if (this.#socket === mine) this.#closed(1006, String(error.message));
+			if (this.#socket === mine) this.#closed(1006, error.message);
 		}
 	}
 
@@ -201,21 +176,12 @@ export class Wire {
 		socket.onclose = current(({ code, reason }) => this.#closed(code, reason));
 	}
 
-	/** Lets go of the socket without waiting for its closing handshake. */
+	/** Lets go of the socket; whatever it still says is not heard. */
 	#leave() {
 		const socket = this.#socket;
-		this.#socket = null; // whatever it still says is not heard
-		for (const name of Object.keys(this.#timers)) this.#timer(name);
-		try {
-			socket?.close?.(1000);
-		} catch {
-			// nothing is left to be done with it
-		}
-	}
-
-	/** The connection is dead although nobody told us. */
-	#drop(reason) {
-		this.#closed(1006, reason);
+		this.#socket = null;
+		for (const name in this.#timers) this.#timer(name);
+		socket?.close?.(1000);
 	}
 
 	#closed(code, reason) {
@@ -241,11 +207,12 @@ export class Wire {
 		this.#setStatus({ state: 'away', code, reason: why, retryAt: this.#env.now() + wait });
 	}
 
-	// ---- receiving ------------------------------------------------------------
+	// ---- receiving
 
 	#received(data) {
-		this.#heardAt = this.#env.now();
 		const frame = JSON.parse(data);
+		this.#heardAt = this.#env.now();
+		if (this.#timers.pong) this.#timer('pong'); // any word will do
 		this.#on.frame?.('down', frame, data);
 		if (typeof frame.seq === 'number') this.#entry(frame);
 		else if (frame.type === 'ready') this.#ready(frame);
@@ -253,7 +220,7 @@ export class Wire {
 		else if (frame.type === 'error') this.#failed(frame);
 		else if (frame.type === 'heartbeat') this.#heartbeat(frame.head);
 		else if (frame.type === 'bye') this.#bye = frame;
-		// A pong has done its work by being heard; types unknown here are for later versions.
+		// Types unknown here are for later versions.
 	}
 
 	#ready(frame) {
@@ -269,13 +236,10 @@ export class Wire {
 
 	#entry(entry) {
 		if (entry.seq <= this.#last) return; // seen
-		if (this.#last != null && entry.seq > this.#last + 1) {
-			this.#drop('gap'); // resumes after #last, so the hole is filled
-			return;
-		}
+		if (this.#last != null && entry.seq > this.#last + 1) return void this.#closed(1006, 'gap');
 		this.#last = entry.seq;
 		// The turn of a prompt whose `accepted` was lost with a connection.
-		if (entry.type === 'turn_start' && entry.id != null) this.#accepted({ id: entry.id, turn_index: entry.turn_index, queued: false, duplicate: true });
+		if (entry.type === 'turn_start') this.#accepted({ id: entry.id, turn_index: entry.turn_index, queued: false, duplicate: true });
 		if (entry.type === 'permission_resolved') this.#answers.delete(entry.request_id);
 		this.#on.entry?.(entry);
 	}
@@ -292,7 +256,7 @@ export class Wire {
 		const { id, code, message, retryable } = frame;
 		this.#answers.delete(id);
 		if (!this.#prompts.has(id)) this.#on.error?.(frame);
-		else if (PASSING.has(code)) this.#timer('resend', 1000 + backoff(2, this.#env.random), () => this.#resend());
+		else if (PASSING.includes(code)) this.#timer('resend', 1000 + backoff(2, this.#env.random), () => this.#resend());
 		else this.#reject(id, new WireError(code, message, Boolean(retryable)));
 	}
 
@@ -301,7 +265,7 @@ export class Wire {
 		if (!(head > this.#last) || this.#timers.tail) return;
 		const seen = this.#last;
 		this.#timer('tail', TAIL_LIMIT, () => {
-			if (this.#last === seen) this.#drop('lost tail');
+			if (this.#last === seen) this.#closed(1006, 'lost tail');
 			else this.#heartbeat(head); // a long catch-up is under way
 		});
 	}
@@ -309,32 +273,25 @@ export class Wire {
 	/** A connection may die without a word: a quiet one is not a live one. */
 	#watch() {
 		const left = SILENCE_LIMIT - (this.#env.now() - this.#heardAt);
-		if (left <= 0) this.#drop('silence');
+		if (left <= 0) this.#closed(1006, 'silence');
 		else this.#timer('silence', left, () => this.#watch());
 	}
 
-	// ---- sending ----------------------------------------------------------------
+	// ---- sending
 
 	#resend() {
-		if (this.#status.state === 'live') for (const { frame, text } of this.#prompts.values()) this.#write(frame, text);
+		for (const { frame, text } of this.#prompts.values()) this.send(frame, text);
 	}
 
 	#write(frame, text = JSON.stringify(frame)) {
 		this.#on.frame?.('up', frame, text);
-		try {
-			this.#socket.send(text);
-		} catch {
-			// its close is on the way; prompts and answers are sent again after it
-		}
+		this.#socket.send(text); // into nothing, if its close is on the way
 	}
 
 	#reject(id, error) {
-		const prompt = this.#prompts.get(id);
-		if (!prompt) return false;
+		this.#prompts.get(id).reject(error);
 		this.#prompts.delete(id);
-		prompt.reject(error);
 		this.#on.rejected?.(id, error);
-		return true;
 	}
 
 	#rejectAll(error) {
@@ -346,8 +303,6 @@ export class Wire {
 		const [largest] = [...this.#prompts.values()].sort((a, b) => b.text.length - a.text.length);
 		if (largest) this.#reject(largest.frame.id, new WireError('payload_too_large', 'The server did not take this: it is too large.'));
 	}
-
-	// ---- small things --------------------------------------------------------------
 
 	#setStatus(status) {
 		this.#status = status;

@@ -367,8 +367,11 @@ async def test_a_text_frame_of_any_size_is_read_by_others(size: int) -> None:
 
 async def test_frames_written_together_are_read_apart() -> None:
     payloads = [b"{}", b"y" * 70_000, b"", b"z" * 126]
-    wire = b"".join(map(frames.websocket_text, payloads)) + frames.websocket_ping()
+    wire = b"".join(map(frames.websocket_text, payloads))
+    wire += frames.websocket_ping() + frames.websocket_pong(b"") + frames.websocket_pong(b"p" * 125)
     assert await read_by_aiohttp(wire) == [
         *((WSMsgType.TEXT, payload) for payload in payloads),
         (WSMsgType.PING, b""),
+        (WSMsgType.PONG, b""),
+        (WSMsgType.PONG, b"p" * 125),
     ]

@@ -157,10 +157,14 @@ async def test_agents_lists_each_with_whether_it_is_installed(client: Client) ->
 # Where it works: cwd.
 
 
+def is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 async def test_without_workspace_roots_every_session_has_a_fresh_folder(client: Client) -> None:
     folders = {(await client.state(await client.create()))["cwd"] for _ in range(2)}
     assert len(folders) == 2
-    assert all(Path(folder).is_dir() and not list(Path(folder).iterdir()) for folder in folders)
+    assert all(is_empty_folder(Path(folder)) for folder in folders)
     failure(await client.post("/sessions", {"cwd": "/"}), 400, "bad_request")
 
 

@@ -663,7 +663,7 @@ async def test_after_replays_what_is_behind_it(client: Client) -> None:
 
 async def read_to(socket: Socket, seq: int) -> None:
     """Read on until that entry; for many frames, and so without a deadline for each."""
-    last = max(seqs(socket), default=0)
+    last = max(seqs(socket), default=0)  # it must have something to come
     async with Deadline(f"entry {seq}"):
         while last < seq:
             message = await socket.ws.receive()
@@ -686,25 +686,24 @@ async def test_after_beyond_the_head_is_4002(client: Client) -> None:
 async def test_whenever_one_comes_nothing_is_missing_or_twice(client: Client) -> None:
     session = await client.create()
     asking = await client.connect(session, after=0)
-    burst = {"count": 3000, "batch": 10, "pause_ms": 1}
-    await asking.send("prompt", prompt=script({"burst": burst}))
-    start = await asking.until("turn_start")
+    state = await client.state(session)
+    steps = [{"burst": {"count": 100, "batch": 5}}, {"gate": "gate-{i}"}]
+    await asking.send("prompt", prompt=script({"repeat": {"times": 16, "steps": steps}}))
+    position = (await asking.until("turn_start"))["seq"]
     sockets: list[tuple[int, Socket]] = []
-    ended = asyncio.create_task(asking.until("turn_end"))
-    position = start["seq"]
-    while not ended.done() and len(sockets) < 40:
-        after = position if len(sockets) % 2 else 0
+    for number in range(16):  # each comes while a burst runs
+        gate(state, f"gate-{number}").touch()
+        after = position if number % 2 else 0
         socket = await client.connect(session, after=after)
         sockets.append((after, socket))
         position = socket.frames[0]["head"]
         assert position >= after
-    last = (await ended)["seq"]
-    assert len(sockets) > 10
+    last = int((await asking.until("turn_end"))["seq"])
+    assert last > 1600
+    assert seqs(asking) == list(range(1, last + 1))
     for after, socket in sockets:
         await read_to(socket, last)
-        assert seqs(socket)[: last - after] == list(range(after + 1, last + 1))
-    assert seqs(asking) == list(range(1, last + 1))
-    assert last > 3000
+        assert seqs(socket) == list(range(after + 1, last + 1))
 
 
 async def test_without_after_it_is_live_from_its_ready(client: Client) -> None:
@@ -806,6 +805,24 @@ async def test_settings_reach_the_agent(client: Client) -> None:
     assert ready["modes"]["currentModeId"] == "code"
     current = {option["id"]: option["currentValue"] for option in ready["config_options"]}
     assert current == {"model": "mock-small", "thought_level": "high"}
+
+
+async def test_settings_sent_in_one_breath_reach_the_agent_in_order(client: Client) -> None:
+    socket = await client.connect(await client.create("mock-modes"))
+    await socket.turn("so that it has started")
+    for level in ("high", "low", "high"):
+        await socket.send("set_config_option", key="thought_level", value=level)
+    await socket.send("set_mode", mode="code")
+    await until_update(socket, "current_mode_update")
+    levels = [
+        option["currentValue"]
+        for entry in socket.entries
+        if entry["type"] == "event"
+        for option in entry["event"].get("params", {}).get("update", {}).get("configOptions", [])
+        if option["id"] == "thought_level"
+    ]
+    assert levels == ["high", "low", "high"]
+    assert "error" not in kinds(socket.frames)
 
 
 async def test_a_model_reaches_the_agent(client: Client) -> None:

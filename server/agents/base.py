@@ -30,13 +30,16 @@ class AgentInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """Which agent a session wants; ``key`` is the session's id, and acpx's session key."""
+    """Which agent a session wants; ``key`` is the session's id, and acpx's session key.
+
+    ``system`` replaces the agent's own system prompt; ``{"append": …}`` adds to it.
+    """
 
     key: str
     agent: str
     cwd: str
     model: str | None
-    system: str | None
+    system: str | Mapping[str, str] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

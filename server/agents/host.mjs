@@ -175,6 +175,10 @@ const operations = {
     return {};
   },
 
+  ping() {
+    return {};
+  },
+
   async shutdown() {
     await runtime?.shutdown();
     return {};

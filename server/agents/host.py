@@ -47,6 +47,8 @@ CLOSE_SECS = 4
 CONTROL_SECS = 20
 BACKOFF_SECS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 STABLE_SECS = 30
+WATCH_SECS = 10
+FROZEN_SECS = 20
 STARTS_AT_ONCE = 4
 CLOSES_AT_ONCE = 4
 
@@ -162,9 +164,18 @@ class HostBackend:
             logger.warning("session %s: acpx keeps its record: %s", key, error)
 
     async def agents(self) -> list[AgentInfo]:
-        launches = await self.call("agents")
+        try:
+            launches = await self.call("agents")
+        except HostGoneError:
+            launches = await self._agents_of_next_host()
         # In a thread: it looks for programs on the disk.
         return await asyncio.to_thread(self._describe, launches)
+
+    async def _agents_of_next_host(self) -> Any:
+        try:
+            return await self.call("agents")
+        except HostGoneError:
+            raise agent_unavailable("the acpx host is not running") from None
 
     def _describe(self, launches: list[dict[str, Any]]) -> list[AgentInfo]:
         infos = [self._info(launch["name"], launch["launch"]) for launch in launches]
@@ -239,7 +250,12 @@ class HostBackend:
             try:
                 while True:
                     began = asyncio.get_running_loop().time()
-                    await self._run_once()
+                    try:
+                        await self._run_once()
+                    except OSError as error:  # no memory or no process left, for one
+                        logger.error("the acpx host cannot be started: %s", error)
+                    if self.generation == 0:  # it never served; `start` says so
+                        return
                     lived = asyncio.get_running_loop().time() - began
                     failures = 0 if lived > STABLE_SECS else failures + 1
                     delay = (
@@ -274,6 +290,9 @@ class HostBackend:
                 start_new_session=True,
                 limit=1 << 16,
             )
+        except BaseException:
+            os.close(lifeline_write)
+            raise
         finally:
             os.close(lifeline_read)
         assert process.stdin is not None
@@ -282,6 +301,7 @@ class HostBackend:
         self._writer = process.stdin
         stderr = asyncio.create_task(_log_lines(process.stderr), name="acpx-host-stderr")
         boot = self.tasks.spawn(self._boot(), "acpx-host-boot")
+        watch = self.tasks.spawn(self._watch(process), "acpx-host-watch")
         try:
             await self._read_host(process.stdout)
         finally:
@@ -292,9 +312,14 @@ class HostBackend:
             for future in self._calls.values():
                 if not future.done():
                     future.set_exception(HostGoneError())
-            # Shielded: whoever stops us must not leave it half done.
-            await asyncio.shield(self._bury(process))
-            await asyncio.gather(stderr, boot, return_exceptions=True)
+            watch.cancel()
+            burial = asyncio.ensure_future(self._bury(process))
+            try:
+                await asyncio.shield(burial)
+            except asyncio.CancelledError:  # whoever stops us must not leave it half done
+                await burial
+                raise
+            await asyncio.gather(stderr, boot, watch, return_exceptions=True)
             self._spawned.clear()
 
     async def _bury(self, process: asyncio.subprocess.Process) -> None:
@@ -309,6 +334,19 @@ class HostBackend:
             await asyncio.to_thread(
                 processes.kill_marked, f"{processes.HOST_MARK}={self._mark}".encode()
             )
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a host that does not answer any more, so that nothing waits for it for ever."""
+        while True:
+            await asyncio.sleep(WATCH_SECS)
+            try:
+                await asyncio.wait_for(self._call("ping"), FROZEN_SECS)
+            except TimeoutError:
+                logger.error("the acpx host does not answer; killing it")
+                process.kill()  # the supervisor: the host dies with it
+                return
+            except HostGoneError:
+                return
 
     async def _boot(self) -> None:
         config = {

@@ -57,6 +57,7 @@ def _ttl(value: str | None) -> int:
     low, high = TTL_RANGE
     if value is None or not value.strip():
         return TTL_SECS
-    if not value.strip().isdecimal() or not low <= int(value) <= high:
+    value = value.strip()
+    if not (value.isdecimal() and len(value) < 20 and low <= int(value) <= high):
         raise bad_request(f"ttl_secs: must be a whole number from {low} to {high}")
     return int(value)

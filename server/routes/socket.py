@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from aiohttp import WSMsgType, web
 
@@ -19,6 +20,7 @@ from ..viewer import MAX_FRAME_BYTES, TOO_BIG, Goodbye, Viewer, is_too_big
 routes = web.RouteTableDef()
 
 HARD_MAX_FRAME_BYTES = 2 * MAX_FRAME_BYTES
+MAX_WAITING_SETTINGS = 16
 BURST_SECS = 10
 """So many seconds' worth of commands may come at once."""
 
@@ -180,6 +182,7 @@ class Commands:
         self._services = services
         self._request = request
         self._app_name = app_name
+        self._settings: deque[frames.Setting] = deque()
         self._setting: asyncio.Task[None] | None = None
 
     async def stop(self) -> None:
@@ -232,17 +235,20 @@ class Commands:
 
     def _set(self, viewer: Viewer, command: frames.Setting) -> None:
         """Behind the reader's back: the agent may have to start first, or never answer."""
-        if self._setting is not None and not self._setting.done():
-            raise Error("rate_limited", "the last change is not through yet", retryable=True)
-        self._setting = self._services.sessions.tasks.spawn(
-            self._carry_out(viewer, command), f"set-{viewer.session.id}"
-        )
+        if len(self._settings) >= MAX_WAITING_SETTINGS:
+            raise Error("rate_limited", "the last changes are not through yet", retryable=True)
+        self._settings.append(command)
+        if self._setting is None or self._setting.done():
+            self._setting = self._services.sessions.tasks.spawn(
+                self._carry_out(viewer), f"set-{viewer.session.id}"
+            )
 
-    async def _carry_out(self, viewer: Viewer, command: frames.Setting) -> None:
-        try:
-            await viewer.session.change(command)
-        except Error as error:
-            viewer.send(frames.error_frame(error))
+    async def _carry_out(self, viewer: Viewer) -> None:
+        while self._settings:
+            try:
+                await viewer.session.change(self._settings.popleft())
+            except Error as error:
+                viewer.send(frames.error_frame(error))
 
     async def _close(self, session: Session) -> None:
         await self._services.sessions.close(session, "client")

@@ -43,7 +43,7 @@ const near = new IntersectionObserver(
 /** A `growing` block takes append(text) until finish(). */
 export function codeBlock(text, language = '', growing = false) {
 	const code = h('code', { text: text.replace(/\n$/, '') });
-	const pre = h('pre', { tabIndex: 0, role: 'region', 'aria-label': `Code ${language}` }, code);
+	const pre = h('pre', { tabIndex: 0, role: 'group', 'aria-label': `Code ${language}` }, code);
 	const el = h('figure.code', {}, h('figcaption', {}, h('span', { text: language || 'text' }), copyButton(() => code.textContent)), pre);
 	let length = text.length;
 	let timer = 0;

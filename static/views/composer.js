@@ -54,7 +54,8 @@ export class Composer {
 		this.text = '';
 		this.at = null;
 		this.commands.update();
-		this.on.send({ prompt: [...(text ? [{ type: 'text', text }] : []), ...blocks], files });
+		const words = text || (blocks.length ? '' : 'Please look at the attached files.'); // a prompt is never empty
+		this.on.send({ prompt: [...(words ? [{ type: 'text', text: words }] : []), ...blocks], files });
 	}
 
 	#buttons() {

@@ -20,7 +20,6 @@ export class ConversationView {
 		this.el = h('div.conversation', { role: 'log', 'aria-live': 'off', 'aria-label': 'Conversation' }, this.turns, this.outbox);
 		this.scroll = null; // set by the session's view, which owns the scroller
 		this.model = null;
-		this.chores = [];
 		this.draw = oncePerFrame(() => this.#draw());
 		this.context = {
 			...context,
@@ -30,10 +29,6 @@ export class ConversationView {
 			},
 			isLast: (turn) => turn === this.model.turns.at(-1),
 			waits: (turn) => [...this.model.waiting.values()].some((tool) => tool.turnIndex === turn.index),
-			whenIdle: (chore) => {
-				this.chores.push(chore);
-				this.#later();
-			},
 		};
 	}
 
@@ -112,7 +107,7 @@ export class ConversationView {
 		for (const turn of this.model.turns.slice(-4)) this.turnViews.get(turn)?.el.classList.toggle('settled', turn.status !== 'running' && !this.context.isLast(turn));
 	}
 
-	/** Fills in above, and does small chores, while the thread is free. */
+	/** Fills in above while the thread is free. */
 	#later() {
 		if (this.asked) return;
 		this.asked = true;
@@ -120,24 +115,11 @@ export class ConversationView {
 			this.asked = false;
 			const until = performance.now() + IDLE_BUDGET;
 			let more = true;
-			while (more && performance.now() < until) {
-				if (this.chores.length) this.chores.shift()();
-				else more = this.#prepend();
-			}
+			while (more && performance.now() < until) more = this.#fill();
 			if (more) this.#later();
 		};
 		if (globalThis.requestIdleCallback) requestIdleCallback(run, { timeout: 500 });
 		else setTimeout(run, 30);
-	}
-
-	#prepend() {
-		const { scroller, following } = this.scroll;
-		if (following || CSS.supports('overflow-anchor', 'auto')) return this.#fill();
-		// Safari does not hold the reader's place when something is put above it.
-		const before = scroller.scrollHeight;
-		const more = this.#fill();
-		scroller.scrollTop += scroller.scrollHeight - before;
-		return more;
 	}
 
 	/** Seconds go by only while something runs. */

@@ -56,7 +56,7 @@ function edits(a, b) {
 	}
 }
 
-export function statView(rows) {
+function statView(rows) {
 	const [added, removed] = ['+', '-'].map((wanted) => rows.filter(({ sign }) => sign === wanted).length);
 	return h('span.stat', { role: 'img', 'aria-label': `${plural(added, 'line')} added, ${removed} removed` }, h('span.plus', { text: `+${added}` }), removed > 0 && h('span.minus', { text: `−${removed}` }));
 }
@@ -71,7 +71,7 @@ export function diffView({ path = '', oldText, newText }) {
 		else if (shown.at(-1)?.sign === '@') shown.at(-1).count += 1;
 		else shown.push({ sign: '@', count: 1 });
 	}
-	const body = h('div.diff-body', { tabIndex: 0, role: 'region', 'aria-label': `Changes to ${path}` });
+	const body = h('div.diff-body', { tabIndex: 0, role: 'group', 'aria-label': `Changes to ${path}` });
 	const draw = (limit) => {
 		body.replaceChildren(h('div.diff-rows', {}, shown.slice(0, limit).map(rowView)));
 		if (shown.length > limit) body.append(h('button.quiet.wide', { text: `Show ${plural(shown.length - limit, 'more line')}`, onclick: () => draw(Infinity) }));

@@ -1,4 +1,5 @@
 /** dom.js: building elements without markup strings. */
+import { icon } from './icons.js';
 
 /**
  * h('button.primary', {onclick, 'aria-label': 'Send'}, icon('send'), 'Send')
@@ -27,6 +28,20 @@ export function setText(node, text) {
 
 let ids = 0;
 export const uid = () => `u${(ids += 1)}`;
+
+/** A line that unfolds `body`, which `draw()` fills when it is seen. */
+export function toggler(words, body, draw) {
+	const el = h('button.line', { 'aria-expanded': 'false', 'aria-controls': (body.id = uid()), onclick: () => open(body.hidden) }, words, icon('chevron'));
+	const toggle = { el, touched: false, open: (on = true) => open(on) };
+	function open(on) {
+		toggle.touched = true;
+		body.hidden = !on;
+		el.setAttribute('aria-expanded', String(on));
+		if (on) draw();
+	}
+	body.hidden = true;
+	return toggle;
+}
 
 /** A function that runs at most once a frame, however often it is called. */
 export function oncePerFrame(fn) {

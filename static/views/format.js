@@ -22,8 +22,9 @@ export const compact = (number) => new Intl.NumberFormat('en', { notation: 'comp
 
 export const bytes = (number) => (number < 1048576 ? `${Math.ceil(number / 1024)} KB` : `${(number / 1048576).toFixed(1)} MB`);
 
-export function money({ amount, currency } = {}) {
-	if (typeof amount !== 'number') return '';
+export function money(cost) {
+	const { amount, currency } = cost ?? {};
+	if (!(amount > 0)) return '';
 	const number = amount.toFixed(amount < 1 ? 3 : 2);
 	return currency === 'USD' ? `$${number}` : `${number} ${currency}`;
 }

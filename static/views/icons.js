@@ -29,11 +29,9 @@ const PATHS = {
 	bell: 'M6 16V11a6 6 0 0 1 12 0v5l1.5 2h-15ZM10 21h4',
 	frames: 'M8 7l-5 5 5 5M16 7l5 5-5 5M13.5 5l-3 14',
 	list: 'M9 6h11M9 12h11M9 18h11M4 6h.01M4 12h.01M4 18h.01',
-	link: 'M10 14a4 4 0 0 0 6 0l3-3a4 4 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6 0l-3 3a4 4 0 0 0 6 6l1-1',
 	refresh: 'M19 12a7 7 0 1 1-2-5l2 2M19 4v5h-5',
 	gear: 'M4 7h9M17 7h3M15 5v4M4 17h3M11 17h9M9 15v4',
 	leave: 'M14 4h5v16h-5M4 12h11M11 8l4 4-4 4',
-	keyboard: 'M3 7h18v10H3zM7 10.5h.01M11 10.5h.01M15 10.5h.01M8 14h8',
 	/* The mark: three strokes of a claw, struck as a spark. */
 	mark: 'M4.5 19.5C5 13 7 8 10 4M10 20.5c.3-5.5 1.6-10 4.3-14M15.5 20.5c.2-3.8 1.1-7 3-10.2',
 };

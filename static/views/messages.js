@@ -1,6 +1,6 @@
 /** messages.js: what was said: the user's prompts, the agent's messages and thoughts. */
 import { contentBlock, fileChip } from './content.js';
-import { h, setText, uid } from './dom.js';
+import { h, setText, toggler } from './dom.js';
 import { duration } from './format.js';
 import { icon } from './icons.js';
 import { MarkdownView } from './markdown.js';
@@ -41,18 +41,13 @@ export class MessageView {
 export class ThoughtView {
 	constructor(item, context) {
 		this.item = item;
-		this.context = context;
-		const id = uid();
 		this.label = h('span');
-		this.head = h('button.line', { 'aria-expanded': 'false', 'aria-controls': id, onclick: () => this.#toggle() }, icon('spark'), this.label, icon('chevron'));
-		this.body = h('div.thought-body', { id, hidden: true });
-		this.el = h('div.thought', {}, this.head, this.body);
-		this.update();
-	}
-
-	#toggle() {
-		this.body.hidden = !this.body.hidden;
-		this.head.setAttribute('aria-expanded', String(!this.body.hidden));
+		this.body = h('div.thought-body');
+		this.draw = () => {
+			if (!this.text) this.body.append((this.text = new MessageView(item, context)).el);
+			this.text.update();
+		};
+		this.el = h('div.thought', {}, toggler([icon('spark'), this.label], this.body, this.draw).el, this.body);
 		this.update();
 	}
 
@@ -61,8 +56,6 @@ export class ThoughtView {
 		const took = endedAt - startedAt;
 		setText(this.label, !done ? 'Thinking' : took >= 1000 ? `Thought for ${duration(took)}` : 'Thought');
 		this.el.classList.toggle('busy', !done);
-		if (this.body.hidden) return;
-		if (this.text) this.text.update();
-		else this.body.append((this.text = new MessageView(this.item, this.context)).el);
+		if (!this.body.hidden) this.draw();
 	}
 }

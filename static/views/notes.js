@@ -3,7 +3,6 @@ import { codeBlock } from './code.js';
 import { h, setText } from './dom.js';
 import { pretty } from './format.js';
 import { icon } from './icons.js';
-import { MarkdownView } from './markdown.js';
 
 const PLAN_WORDS = { pending: 'to do', in_progress: 'in progress', completed: 'done' };
 
@@ -17,14 +16,8 @@ export class PlanView {
 	}
 
 	update() {
-		const { entries, text, removed } = this.item;
-		this.el.hidden = removed;
-		if (text && text !== this.shown) {
-			this.shown = text; // some agents plan in prose
-			this.prose?.remove();
-			this.prose = this.el.appendChild(new MarkdownView(text).el);
-		}
-		setText(this.count, entries.length ? `${entries.filter(({ status }) => status === 'completed').length} of ${entries.length}` : '');
+		const { entries } = this.item;
+		setText(this.count, `${entries.filter(({ status }) => status === 'completed').length} of ${entries.length}`);
 		// Rows stay and change, so that nothing jumps and a reader keeps the place.
 		while (this.list.children.length > entries.length) this.list.lastChild.remove();
 		for (const [index, { content, status }] of entries.entries()) {
@@ -38,22 +31,13 @@ export class PlanView {
 	}
 }
 
-const COMPACTION = { in_progress: 'The conversation is being summarised to free context', completed: 'The conversation was summarised to free context', failed: 'Summarising the conversation failed' };
-
 export class NoteView {
-	constructor(item) {
-		this.item = item;
-		this.words = h('span');
-		this.detail = h('span');
-		this.el = h('p.note', { 'data-note': item.note }, icon({ warning: 'alert', error: 'alert', mode: 'swap' }[item.note] ?? 'info'), this.words, this.detail);
-		this.update();
+	constructor({ note, title, text = '' }) {
+		const name = { warning: 'alert', error: 'alert', mode: 'swap' }[note] ?? 'info';
+		this.el = h('p.note', { 'data-note': note }, icon(name), h('span', {}, `${title} ${text}`));
 	}
 
-	update() {
-		const { note, title, text } = this.item;
-		setText(this.words, note === 'mode' ? `Mode is now ${title}` : ((note === 'compaction' && COMPACTION[title]) || title));
-		setText(this.detail, text ?? '');
-	}
+	update() {} // a fact stays as it is
 }
 
 /** Never swallowed: what this version of the page does not know is shown as it came. */

@@ -9,7 +9,8 @@ import { OutboxView } from './outbox.js';
 import { ScrollKeeper } from './scroll.js';
 import { SettingsBar } from './settings.js';
 
-const NOTICED = 1200; // ms; a shorter absence, or a faster load, is not worth a word
+const NOTICED = 1200; // ms; a shorter absence is not worth a word
+const SLOW = 200; // ms; a faster load needs no skeleton
 const FACTS = { starting: 'starting', hibernated: 'asleep', ask: 'asks first', 'deny-all': 'may only talk' };
 const CLOSED = { idle: 'This session was closed because nothing happened in it for long.', admin: 'This session was closed by the administrator.' };
 const STOPPED = {
@@ -21,75 +22,66 @@ const STOPPED = {
 };
 
 export class SessionView {
-	/** `on`: showSidebar(), startNew(), and entries() of its menu; `parts`: promptParts; `draft`: {text, save} */
+	/** `on`: showSidebar(), startNew(), entries() of its menu; `parts`: promptParts; `draft`: {text, save} */
 	constructor(session, { on, parts, upload, draft }) {
 		this.session = session;
-		this.parts = parts;
 		this.awaySince = 0;
 
-		this.title = h('h1.session-name');
-		this.facts = h('span.session-facts');
-		this.meter = h('meter', { min: 0, max: 1, high: 0.9, low: 0.7, optimum: 0, 'aria-label': 'Context used' });
-		this.usage = h('span.usage', { hidden: true }, this.meter, h('span'));
-		const more = menuButton(h('button.icon-button', { 'aria-label': 'More for this session' }, icon('more')), on.entries, { end: true });
+		this.title = h('h1.ellipsis');
+		this.facts = h('span.hint.ellipsis');
+		this.usage = h('small', { title: 'Context used, and the cost so far' });
+		const more = menuButton(h('button.icon-button', { 'aria-label': 'More for this session' }, icon('more')), on.entries);
 		const bar = h('header.bar', {}, h('button.icon-button.only-narrow', { 'aria-label': 'Show the sessions', onclick: on.showSidebar }, icon('menu')), h('div.bar-words', {}, this.title, this.facts), this.usage, more);
 
 		this.conversation = new ConversationView({
 			agentName: () => session.agent,
 			answer: (id, option) => session.answer(id, option),
-			focusComposer: () => this.composer.focus(),
-			retry: (turn) => this.#send(turn.stopReason === 'error' ? turn : { prompt: 'Continue.' }),
+			focusComposer: () => this.focus(),
+			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
 			parts,
 		});
 		this.outbox = new OutboxView(this.conversation.outbox, parts, {
-			unqueue: (index) => session.unqueue(index),
-			discard: (one) => session.discard(one.id),
-			resend: (one) => (session.discard(one.id), this.#send(one)),
+			unqueue: (turn) => session.cancel(turn),
+			discard: (one) => session.discard(one),
+			resend: (one) => (session.discard(one), this.#send(one)),
 			edit: (one) => {
-				session.discard(one.id);
+				session.discard(one);
 				this.composer.text = parts(one.prompt).text;
-				this.composer.focus();
+				this.focus();
 			},
 		});
 		this.empty = h('div.empty', { hidden: true }, h('h2', { text: `A new conversation with ${session.agent}` }), h('p.hint', { text: 'Write what should be done. Drop files anywhere, or type / to see the agent’s own commands.' }));
-		this.loading = h('div.loading', { hidden: true }, ['short', 'long', 'long', 'mid'].map((size) => h(`div.skeleton.${size}`)));
+		this.loading = h('div.loading', { hidden: true }, [1, 2, 3, 4].map(() => h('div.skeleton')));
 		const column = h('div.column', {}, this.empty, this.loading, this.conversation.el);
 		const scroller = h('div.scroller', { tabIndex: -1 }, column);
-		this.jump = h('button.jump', { hidden: true, 'aria-label': 'Go to the end', onclick: () => this.scroll.toEnd() }, icon('down'));
-		this.scroll = this.conversation.scroll = new ScrollKeeper(scroller, column, (following) => (this.jump.hidden = following));
+		this.draw = oncePerFrame(() => this.#draw());
+		this.scroll = this.conversation.scroll = new ScrollKeeper(scroller, column, this.draw);
 
-		this.settings = new SettingsBar({ mode: (id) => session.setMode(id), model: (id) => session.setModel(id), option: (value, key) => session.setOption(key, value) });
+		this.settings = new SettingsBar((...change) => session.set(...change));
 		this.composer = new Composer({
 			placeholder: `Message ${session.agent}`,
 			upload,
 			controls: this.settings.el,
-			on: {
-				send: ({ text, blocks, files }) => this.#send({ prompt: [...(text ? [{ type: 'text', text }] : []), ...blocks], files }),
-				stop: () => session.cancel(),
-				commands: () => session.model.commands ?? [],
-				history: () => session.history(),
-				draft: draft.save,
-			},
+			on: { send: (message) => this.#send(message), stop: () => session.cancel(), commands: () => session.model.commands ?? [], history: () => session.history(), draft: draft.save },
 		});
 		this.composer.text = draft.text;
-		this.connection = h('div.strip.connection', { role: 'status', hidden: true }, h('span'), h('button.quiet', { onclick: () => session.wire.start() }));
-		this.ask = h('button.strip.ask-jump', { hidden: true, onclick: () => this.showWaiting() }, icon('shield'), h('span'), h('b', { text: 'Review' }));
-		this.plan = h('div.strip', { hidden: true }, h('span.plan-count'), h('span'));
+		this.jump = h('button.jump', { 'aria-label': 'Go to the end', onclick: () => this.scroll.toEnd() }, icon('down'));
+		this.connection = h('div.strip.sunk', { role: 'status', hidden: true }, h('span.grow'), h('button.quiet', { onclick: () => session.wire.start() }));
+		this.ask = h('button.strip.warn', { onclick: () => this.showWaiting() }, icon('shield'), h('span.ellipsis.grow'), h('b', { text: 'Review' }));
+		this.plan = h('div.strip', {}, h('small'), h('span.ellipsis'));
 		this.ended = h('div.ended', { hidden: true }, h('p'), h('button.secondary', { onclick: on.startNew }, icon('plus'), 'New session'));
 		const dock = h('div.dock', {}, this.jump, h('div.dock-inner', {}, this.connection, this.ask, this.plan, this.composer.el, this.ended));
 		this.el = h('section.session', { 'aria-label': 'Session' }, bar, scroller, dock);
 		dropTarget(this.el, (files) => session.closed || this.composer.add(files));
 
-		this.draw = oncePerFrame(() => this.#draw());
-		this.visible = new IntersectionObserver(([entry]) => ((this.cardVisible = entry.isIntersecting), this.draw()), { root: scroller });
 		session.on('change', () => {
 			if (session.synced) this.conversation.draw();
 			this.draw();
 		});
-		session.on('synced', () => this.#load());
-		session.on('reset', () => this.#wait());
-		this.#wait();
-		this.draw();
+		session.on('synced', () => this.conversation.load(session.model));
+		this.slow = performance.now() + SLOW;
+		setTimeout(this.draw, SLOW);
+		this.#draw();
 	}
 
 	focus() {
@@ -98,14 +90,10 @@ export class SessionView {
 
 	/** Goes to the oldest request, with the focus on its first option. */
 	showWaiting() {
-		const view = this.#waitingView();
-		view?.el.scrollIntoView({ block: 'end' });
-		view?.permission.focus();
-	}
-
-	#waitingView() {
 		const [tool] = this.session.model.waiting.values();
-		return tool && this.conversation.context.views?.get(tool);
+		const { permission } = this.conversation.context.views?.get(tool) ?? {};
+		permission?.el.scrollIntoView({ block: 'end' });
+		permission?.focus();
 	}
 
 	#send(message) {
@@ -113,87 +101,54 @@ export class SessionView {
 		this.scroll.toEnd();
 	}
 
-	#wait() {
-		this.conversation.el.hidden = true;
-		this.slow = setTimeout(() => (this.loading.hidden = this.session.synced), NOTICED / 6);
-	}
-
-	#load() {
-		clearTimeout(this.slow);
-		this.loading.hidden = true;
-		this.conversation.el.hidden = false;
-		this.conversation.load(this.session.model);
-		this.draw();
-	}
-
 	#draw() {
 		const { session } = this;
-		const { model, wire, state } = session;
+		const { model, wire, state, synced, agent, closed, running } = session;
 		const { status } = wire;
-		setText(this.title, session.title || 'New session');
-		setText(this.facts, [session.agent, state?.model, !session.running && FACTS[state?.agent_state], FACTS[state?.permission]].filter(Boolean).join(' · '));
-		this.#usage(model.usage);
+		const gone = status.code === 4505;
+		setText(this.title, session.title || (gone ? 'Not found' : 'New session'));
+		setText(this.facts, [!gone && agent, state?.model, !running && FACTS[state?.agent_state], FACTS[state?.permission]].filter(Boolean).join(' · '));
+		const { used, size, cost } = model.usage ?? {};
+		setText(this.usage, used ? [`${compact(used)} / ${compact(size)}`, money(cost)].filter(Boolean).join(' · ') : '');
 		this.settings.update(model);
-		this.composer.setRunning(session.running);
+		this.composer.setRunning(running);
 		const away = this.#connection(status);
 		if (this.outbox.update(session.outbox, session.queue, away)) this.scroll.keep();
-		this.#waiting();
-		this.#plan(model);
-		const gone = status.state === 'stopped' && status.code === 4505;
-		this.composer.el.hidden = session.closed || gone;
-		this.ended.hidden = !session.closed && !gone;
-		setText(this.ended.firstChild, gone ? STOPPED[4505] : (CLOSED[model.closed?.reason ?? state?.close_reason] ?? 'This session was closed.'));
-		this.empty.hidden = !session.synced || model.turns.length + session.outbox.size + session.queue.size > 0;
-	}
 
-	#usage(usage) {
-		this.usage.hidden = !usage;
-		if (!usage) return;
-		const { used, size, cost } = usage;
-		this.meter.value = size ? used / size : 0;
-		setText(this.usage.lastChild, [size ? `${compact(used)} / ${compact(size)}` : compact(used), money(cost)].filter(Boolean).join(' · '));
-		this.usage.title = `Context: ${used} of ${size} tokens. Cost so far: ${money(cost) || 'not told'}.`;
+		// Who looks elsewhere is told what waits; the plan scrolls away, so its present step stays.
+		const [waiting] = model.waiting.values();
+		this.jump.hidden = this.scroll.following;
+		this.ask.hidden = !waiting || this.scroll.following;
+		setText(this.ask.children[1], `${agent} waits for you: ${waiting?.title || 'a permission'}`);
+		const entries = (running && model.turns.at(-1).plan?.entries) || [];
+		const step = entries.findIndex((entry) => entry.status !== 'completed');
+		this.plan.hidden = step < 0;
+		setText(this.plan.firstChild, `${step + 1} of ${entries.length}`);
+		setText(this.plan.lastChild, entries[step]?.content ?? '');
+
+		this.composer.el.hidden = closed || gone;
+		this.ended.hidden = !closed && !gone;
+		setText(this.ended.firstChild, gone ? STOPPED[4505] : (CLOSED[model.closed?.reason ?? state?.close_reason] ?? 'This session was closed.'));
+		this.conversation.el.hidden = !synced;
+		this.loading.hidden = synced || gone || performance.now() < this.slow;
+		this.empty.hidden = !synced || model.turns.length + session.outbox.size + session.queue.size > 0;
 	}
 
 	/** Says quietly that the connection is away, once that is worth saying. */
 	#connection({ state, code, retryAt }) {
 		const now = Date.now();
-		const away = state === 'away' || state === 'stopped' || (state === 'connecting' && this.awaySince > 0);
+		const stopped = state === 'stopped';
+		const away = stopped || state === 'away' || (state === 'connecting' && this.awaySince > 0);
 		this.awaySince = away ? this.awaySince || now : 0;
+		this.connection.hidden = !away || code === 4508 || code === 4505 || (!stopped && now - this.awaySince < NOTICED);
 		clearTimeout(this.later);
-		this.connection.hidden = !away || code === 4508 || code === 4505 || (state !== 'stopped' && now - this.awaySince < NOTICED);
 		if (!away) return false;
+		if (!stopped) this.later = setTimeout(this.draw, 1000);
 		const wait = Math.ceil((retryAt - now) / 1000);
 		const [words, button] = this.connection.children;
-		if (state === 'stopped') setText(words, STOPPED[code] ?? `The server ended the connection (${code}).`);
-		else setText(words, wait > 1 ? `Connection lost. Trying again in ${duration(wait * 1000)}.` : 'Connection lost. Trying again…');
-		setText(button, state === 'stopped' ? 'Try again' : 'Try now');
-		button.hidden = state !== 'stopped' && !(wait > 2);
-		if (state !== 'stopped') this.later = setTimeout(this.draw, 1000);
+		setText(words, stopped ? (STOPPED[code] ?? `The server ended the connection (${code}).`) : `Connection lost. Trying again${wait > 1 ? ` in ${duration(wait * 1000)}.` : '…'}`);
+		setText(button, stopped ? 'Try again' : 'Try now');
+		button.hidden = !stopped && !(wait > 2);
 		return true;
-	}
-
-	/** A request that is not before the reader's eyes is announced above the composer. */
-	#waiting() {
-		const view = this.#waitingView();
-		const card = view?.permission?.card;
-		if (card !== this.card) {
-			this.visible.disconnect();
-			this.card = card;
-			this.cardVisible = true;
-			if (card) this.visible.observe(card);
-		}
-		this.ask.hidden = !card || this.cardVisible;
-		if (card) setText(this.ask.children[1], `${this.session.agent} waits for you: ${view.item.title || 'a permission'}`);
-	}
-
-	/** The plan in one line while it is worked on, for it scrolls away. */
-	#plan({ turns }) {
-		const turn = turns.at(-1);
-		const entries = (turn?.status === 'running' && !turn.plan?.removed && turn.plan?.entries) || [];
-		const at = (wanted) => entries.find(({ status }) => status === wanted);
-		this.plan.hidden = !entries.length;
-		setText(this.plan.firstChild, `${entries.filter(({ status }) => status === 'completed').length} of ${entries.length}`);
-		setText(this.plan.lastChild, (at('in_progress') ?? at('pending'))?.content ?? 'All done');
 	}
 }

@@ -4,9 +4,9 @@ import { icon } from './icons.js';
 import { menuButton } from './menu.js';
 
 export class SettingsBar {
-	/** `on`: mode(id), model(id), option(value, key) */
-	constructor(on) {
-		this.on = on;
+	/** `set(kind, value, key)`: kind is mode, model or config_option */
+	constructor(set) {
+		this.set = set;
 		this.el = h('div.settings', { role: 'group', 'aria-label': 'Agent settings' });
 	}
 
@@ -21,9 +21,8 @@ export class SettingsBar {
 
 	#picker({ kind, key, name, value, choices }) {
 		const current = choices.find((choice) => choice.value === value)?.name;
-		const words = typeof value === 'boolean' ? `${name}: ${current}` : (current ?? name);
-		const entry = (choice) => (choice.heading ? choice : { label: choice.name, detail: choice.description, checked: choice.value === value, onselect: () => this.on[kind](choice.value, key) });
-		return pickerButton(name, words, () => choices.map(entry));
+		const entry = (choice) => (choice.heading ? choice : { label: choice.name, detail: choice.description, checked: choice.value === value, onselect: () => this.set(kind, choice.value, key) });
+		return pickerButton(name, typeof value === 'boolean' ? `${name}: ${current}` : (current ?? name), () => choices.map(entry));
 	}
 }
 
@@ -43,7 +42,7 @@ function groupsOf(modes, models, options) {
 	simple('model', 'Model', models?.currentModelId, models?.availableModels);
 	for (const { id: key, name, type, currentValue: value, options: list = [] } of options) {
 		const choices = type === 'boolean' ? [{ value: true, name: 'On' }, { value: false, name: 'Off' }] : list.flatMap((one) => (one.options ? [{ heading: one.name }, ...one.options] : [one]));
-		if (choices.length) groups.push({ kind: 'option', key, name, value, choices });
+		if (choices.length) groups.push({ kind: 'config_option', key, name, value, choices });
 	}
 	return groups;
 }

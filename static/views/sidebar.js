@@ -7,26 +7,30 @@ import { menuButton } from './menu.js';
 const STATE_WORDS = { running: 'working', waiting: 'waits for you', closed: 'closed' };
 
 export class Sidebar {
-	/** `on`: open(id), create(), rename(row), close(row), hide(), menu(), withClosed(on) */
+	/** `on`: open(id; null: a new one), rename(row), close(row), hide(), skip(), menu(), withClosed(on) */
 	constructor(on) {
 		this.on = on;
 		this.rows = new Map(); // id -> element, kept so that focus and open menus survive a refresh
 		this.find = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find a session', oninput: () => this.#draw() });
 		this.list = h('div.session-list', {}, Array.from({ length: 5 }, () => h('div.skeleton')));
 		this.note = h('p.hint', { role: 'status' });
-		this.create = h('button.new', { onclick: () => on.create() }, icon('plus'), 'New session');
 		const closed = h('input', { type: 'checkbox', onchange: () => on.withClosed(closed.checked) });
 		this.closed = h('label.check.hint', {}, closed, 'Closed ones, too');
 		this.el = h(
 			'nav.sidebar',
 			{ 'aria-label': 'Sessions' },
+			h('button.skip', { text: 'Skip to the message field', onclick: on.skip }),
 			h('div.brand', {}, icon('mark'), h('span.grow', { text: 'clawdforge' }), h('button.icon-button.only-narrow', { 'aria-label': 'Hide the sessions', onclick: on.hide }, icon('close'))),
-			this.create,
+			h('button.new', { onclick: () => on.open(null) }, icon('plus'), 'New session'),
 			h('div.find', {}, icon('search'), this.find),
 			this.list,
 			this.note,
 			menuButton(h('button.quiet.wide', {}, icon('gear'), 'Settings'), on.menu),
 		);
+	}
+
+	focus() {
+		this.find.select();
 	}
 
 	/** Each: {id, title, agent, at (unix s), state} */
@@ -69,7 +73,7 @@ export class Sidebar {
 		row.session = session;
 		row.dataset.state = state;
 		setText(words.children[0], title || 'Untitled');
-		setText(words.children[1], [agent, ago(at)].join(' · '));
+		setText(words.children[1], `${agent} · ${ago(at)}`);
 		setText(spoken, STATE_WORDS[state] ?? '');
 		link.setAttribute('aria-current', id === this.current ? 'page' : 'false');
 		more.firstChild.setAttribute('aria-label', `More for ${title || 'this session'}`);

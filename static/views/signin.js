@@ -2,7 +2,7 @@
 import { h, setText } from './dom.js';
 import { icon } from './icons.js';
 
-export function signInView({ message, token = '', signIn }) {
+export function signInView(message, token, signIn) {
 	const input = h('input', { type: 'password', id: 'token', value: token, autocomplete: 'current-password', placeholder: 'cf_…', required: true, 'aria-describedby': 'token-note' });
 	const keep = h('input', { type: 'checkbox' });
 	const note = h('p.form-note', { id: 'token-note', role: 'alert', text: message });
@@ -10,7 +10,6 @@ export function signInView({ message, token = '', signIn }) {
 	async function onsubmit(event) {
 		event.preventDefault();
 		button.disabled = true;
-		setText(note, '');
 		try {
 			await signIn(input.value.trim(), keep.checked);
 		} catch (error) {

@@ -11,7 +11,7 @@ const ESCAPE = /\x1b\[([0-9;:?]*)[ -/]*([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)
 export class TerminalView {
 	constructor() {
 		this.code = h('code');
-		this.el = h('pre.terminal', { tabIndex: 0, role: 'region', 'aria-label': 'Output' }, this.code);
+		this.el = h('pre.terminal', { tabIndex: 0, role: 'group', 'aria-label': 'Output' }, this.code);
 		this.shown = this.pending = '';
 		this.style = {};
 		this.#newLine();

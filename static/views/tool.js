@@ -5,8 +5,8 @@
  */
 import { codeBlock } from './code.js';
 import { contentBlock } from './content.js';
-import { diffLines, diffView, statView } from './diff.js';
-import { h, setText, uid } from './dom.js';
+import { diffView } from './diff.js';
+import { h, setText, toggler } from './dom.js';
 import { duration, pretty, shortPath } from './format.js';
 import { icon, kindIcon } from './icons.js';
 import { MarkdownView } from './markdown.js';
@@ -20,27 +20,18 @@ export class ToolView {
 	constructor(item, context, live) {
 		Object.assign(this, { item, context, live });
 		this.parts = new Map(); // name -> {text, el} of the body
-		const id = uid();
 		this.icon = h('span.tool-icon');
 		this.title = h('span.ellipsis.grow');
-		this.stat = h('span');
 		this.time = h('small');
-		this.state = h('span.tool-state');
-		this.head = h('button.line', { 'aria-expanded': 'false', 'aria-controls': id, onclick: () => this.#toggle() }, this.icon, this.title, this.stat, this.time, this.state, icon('chevron'));
-		this.body = h('div.tool-body', { id, hidden: true });
-		this.el = h(`div.tool${item.parent ? '.nested' : ''}`, {}, this.head, this.body);
+		this.state = h('span.tool-icon');
+		this.body = h('div.tool-body');
+		this.toggle = toggler([this.icon, this.title, this.time, this.state], this.body, () => this.#drawBody());
+		this.el = h('div.tool', {}, this.toggle.el, this.body);
 		this.update();
 	}
 
-	#toggle(open = this.body.hidden) {
-		this.touched = true;
-		this.body.hidden = !open;
-		this.head.setAttribute('aria-expanded', String(open));
-		if (open) this.#drawBody();
-	}
-
 	update() {
-		const { item, live } = this;
+		const { item, live, toggle } = this;
 		const { toolKind, permission, abandoned, status, startedAt, endedAt } = item;
 		const waits = permission && !permission.outcome && !abandoned;
 		const ended = status === 'completed' || status === 'failed';
@@ -54,19 +45,9 @@ export class ToolView {
 		Object.assign(dataset, { kind: toolKind, state });
 		setText(this.title, titleOf(item));
 		setText(this.time, ended && endedAt - startedAt >= 1000 ? duration(endedAt - startedAt) : '');
-		this.#stat();
 		if (permission) this.#permission(permission);
-		if (!this.touched && (waits || (live && (toolKind === 'execute' || diffsOf(item).length)))) this.#toggle(true);
+		if (!toggle.touched && (waits || (live && (toolKind === 'execute' || hasDiff(item))))) toggle.open();
 		else if (!this.body.hidden) this.#drawBody();
-	}
-
-	#stat() {
-		const diffs = diffsOf(this.item);
-		if (!diffs.length || this.counted === this.item.content) return;
-		this.counted = this.item.content;
-		const count = () => this.stat.replaceChildren(statView(diffs.flatMap((one) => diffLines(one.oldText, one.newText))));
-		if (this.live) count();
-		else this.context.whenIdle(count); // not on the way to the first picture
 	}
 
 	#permission({ requestId }) {
@@ -91,7 +72,7 @@ export class ToolView {
 			if (this.parts.get(name)?.text !== text) this.parts.set(name, { text, el: build(data) });
 			parts.push(this.parts.get(name).el);
 		};
-		if (locations.length && !diffsOf(item).length) part('locations', locations, locationsView);
+		if (locations.length && !hasDiff(item)) part('locations', locations, locationsView);
 		if (command) part('command', command, (text) => codeBlock(text, 'bash').el);
 		for (const [index, one] of content.entries()) {
 			if (printed == null || (one?.type !== 'terminal' && one?.content?.type !== 'text')) part(index, one, contentView);
@@ -101,16 +82,16 @@ export class ToolView {
 			this.terminal.update(printed);
 			parts.push(this.terminal.el);
 		}
-		if (terminal?.exit) part('exit', terminal.exit, (code) => h('p.hint', { text: `Exit code ${code}` }));
-		if (input !== undefined && !command && !diffsOf(item).length) part('input', input, section('Input'));
+		if (terminal?.exit) part('exit', `Exit code ${terminal.exit}`, hint);
+		if (input !== undefined && !command && !hasDiff(item)) part('input', input, section('Input'));
 		if (output !== undefined && printed == null && !content.length) part('output', output, section('Output'));
-		if (!parts.length) part('none', 0, () => h('p.hint', { text: 'The agent told nothing more about this.' }));
+		if (!parts.length) part('none', 'The agent told nothing more about this.', hint);
 		const { childNodes } = this.body;
 		if (childNodes.length !== parts.length || parts.some((el, index) => el !== childNodes[index])) this.body.replaceChildren(...parts);
 	}
 }
 
-const diffsOf = ({ content }) => content.filter((one) => one?.type === 'diff');
+const hasDiff = ({ content }) => content.some((one) => one?.type === 'diff');
 
 function titleOf({ title, toolKind, locations }) {
 	const words = String(title).replace(/^`+|`+$/g, '').replace(/\s+/g, ' ').trim();
@@ -134,11 +115,13 @@ function printedBy({ terminal, toolKind, content, output }) {
 
 function contentView(one) {
 	if (one?.type === 'diff') return diffView(one);
-	if (one?.type === 'terminal') return h('p.hint', { text: 'The output is in a terminal of the agent.' });
+	if (one?.type === 'terminal') return hint('The output is in a terminal of the agent.');
 	if (one?.type !== 'content') return codeBlock(pretty(one), 'json').el;
 	return one.content?.type === 'text' ? new MarkdownView(one.content.text).el : contentBlock(one.content);
 }
 
 const locationsView = (list) => h('p.chips.hint', {}, list.map(({ path, line }) => h('code', { title: path, text: shortPath(path) + (line ? `:${line}` : '') })));
 
-const section = (label) => (value) => h('div', {}, h('h4.hint', { text: label }), codeBlock(pretty(value), typeof value === 'string' ? '' : 'json').el);
+const hint = (text) => h('p.hint', { text });
+
+const section = (label) => (value) => h('div', {}, hint(label), codeBlock(pretty(value), typeof value === 'string' ? '' : 'json').el);

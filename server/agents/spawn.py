@@ -1,0 +1,157 @@
+"""Start programs for the server, each below a supervisor of its own.
+
+Run alone and without site-packages: ``python -I -S spawn.py CONTROL``. CONTROL is
+a socket to the server; a byte on it asks for a program, and brings a socket for
+that program alone and its stdin, stdout and stderr. This process forks for each,
+which takes a millisecond where a new Python takes fifteen or more.
+
+The fork is the program's supervisor. It reads on the program's socket what to
+start, ``{argv, environ, cwd}`` on a line, and tells ``{pid}`` and in the end
+``{status}`` (negative: the signal); ``T`` on it is SIGTERM for the program, ``K``
+is SIGKILL. As a subreaper it inherits every orphan of the program, grandchildren
+in sessions of their own too, and kills them when the program has ended, before it
+tells so, or when the socket ends: then the server is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+TYPE_CHECKING = False  # known to type checkers by its name
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from server.agents import supervise
+else:  # a script's own folder is not on the path of an isolated interpreter (-I)
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    import supervise
+
+    del sys.path[0]
+
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CHANGED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def wake_on_child() -> int:
+    """A descriptor that is readable when a child has ended."""
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return wake_read
+
+
+def wait_for(control: socket.socket, wake: int) -> bool:
+    """Wait for the socket or a child; whether the socket has something."""
+    ready, _, _ = select.select([control, wake], [], [])
+    if wake in ready:
+        os.read(wake, 4096)
+    return control in ready
+
+
+def run(program: dict[str, Any], stdio: list[int]) -> NoReturn:
+    """Become the program."""
+    for number in (*IGNORED, *CHANGED_BY_PYTHON, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    os.setsid()
+    for target, descriptor in enumerate(stdio):
+        os.dup2(descriptor, target)
+    argv = program["argv"]
+    try:
+        os.chdir(program["cwd"])
+        os.execve(argv[0], argv, program["environ"])  # noqa: S606
+    except OSError as error:
+        os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
+    os._exit(127)
+
+
+def start(program: dict[str, Any], stdio: list[int]) -> int:
+    me = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        libc.prctl(supervise.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != me:
+            os._exit(1)
+        run(program, stdio)
+    for descriptor in stdio:
+        os.close(descriptor)
+    return pid
+
+
+def collect(pid: int) -> int | None:
+    """Reap what has ended; the status of *pid*, once it has."""
+    status = None
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            if ended[0] == pid:
+                status = os.waitstatus_to_exitcode(ended[1])
+    return status
+
+
+def kill_rest() -> None:
+    """Kill what the program left. Most leave nothing, and then /proc need not be read."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0] != 0:
+            pass
+        supervise.kill_all()
+
+
+def supervise_program(control: socket.socket, stdio: list[int]) -> None:
+    libc.prctl(supervise.PR_SET_CHILD_SUBREAPER, 1)
+    wake = wake_on_child()
+    with control, control.makefile("rb", buffering=0) as lines:
+        line = lines.readline()
+        if not line.endswith(b"\n"):
+            return
+        pid = start(json.loads(line), stdio)
+        control.send(b'{"pid":%d}\n' % pid)
+        while True:
+            asked = wait_for(control, wake)
+            if (status := collect(pid)) is not None:
+                kill_rest()
+                control.send(b'{"status":%d}\n' % status)
+                return
+            if asked:
+                order = control.recv(1)
+                if not order:
+                    kill_rest()
+                    return
+                os.kill(pid, signal.SIGTERM if order == b"T" else signal.SIGKILL)
+
+
+def main() -> int:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    libc.prctl(supervise.PR_SET_CHILD_SUBREAPER, 1)
+    for ignored in IGNORED:
+        signal.signal(ignored, signal.SIG_IGN)
+    wake = wake_on_child()
+    while True:
+        if not wait_for(control, wake):
+            supervise.reap()
+            continue
+        asked, passed, _, _ = socket.recv_fds(control, 1, 4, socket.MSG_CMSG_CLOEXEC)
+        if not asked:
+            # The supervisors see it too; this is for those that were killed.
+            supervise.kill_all()
+            return 0
+        if os.fork() == 0:
+            control.close()
+            with contextlib.suppress(ConnectionError):  # the server has gone, or wants no more
+                supervise_program(socket.socket(fileno=passed[0]), passed[1:])
+            os._exit(0)
+        for descriptor in passed:
+            os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""A ``claude -p`` that does what its prompt says, for what the real one does only in bad times.
+
+A prompt that is no JSON list is answered with itself. A list is a script of steps, each an
+object with one key:
+
+    {"result": TEXT, …}     the program's JSON on stdout, further keys merged into it
+    {"report": true}        the same, its result {pid, argv, cwd, env, prompt_bytes} as JSON
+    {"print": TEXT} {"stderr": TEXT}
+    {"flood": N}            N MiB on stdout
+    {"sleep": SECONDS}
+    {"gate": PATH}          wait until that file exists
+    {"touch": PATH}         makes that file, with the program's pid in it
+    {"ignore_sigterm": true}
+    {"spawn": PATH}         leave a process in a session of its own; its pid goes to that file
+    {"exit": CODE} {"signal": NAME}
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+GRANDCHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
+
+
+def say(result: str, **more: Any) -> None:
+    message = {"type": "result", "subtype": "success", "is_error": False, "result": result}
+    print(json.dumps({**message, "stop_reason": "end_turn", "num_turns": 1, **more}), flush=True)
+
+
+def write(path: str, text: str) -> None:
+    """Make the file at once with all its text."""
+    whole = Path(f"{path}.new")
+    whole.write_text(text, encoding="utf-8")
+    whole.rename(path)
+
+
+def do(name: str, value: Any, more: dict[str, Any], prompt: str) -> None:
+    match name:
+        case "result":
+            say(value, **more)
+        case "report":
+            report = {
+                "pid": os.getpid(),
+                "argv": sys.argv[1:],
+                "cwd": str(Path.cwd()),
+                "env": dict(os.environ),
+                "prompt_bytes": len(prompt.encode()),
+            }
+            say(json.dumps(report))
+        case "print":
+            print(value, flush=True)
+        case "stderr":
+            print(value, file=sys.stderr, flush=True)
+        case "flood":
+            for _ in range(value):
+                sys.stdout.write("x" * (1 << 20))
+        case "sleep":
+            time.sleep(value)
+        case "gate":
+            while not Path(value).exists():
+                time.sleep(0.005)
+        case "touch":
+            write(value, str(os.getpid()))
+        case "ignore_sigterm":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        case "spawn":
+            child = subprocess.Popen([sys.executable, "-c", GRANDCHILD], start_new_session=True)
+            write(value, str(child.pid))
+        case "exit":
+            sys.exit(value)
+        case "signal":
+            os.kill(os.getpid(), signal.Signals[value])
+
+
+def main() -> None:
+    if "--version" in sys.argv:
+        print("0.0.1 (fake)")
+        return
+    prompt = sys.stdin.read()
+    # Behind the list of attached files stands the script.
+    script = prompt[prompt.find("[{") :] if "[{" in prompt else ""
+    if not script:
+        say(prompt)
+        return
+    for step in json.loads(script):
+        name, value = next(iter(step.items()))
+        do(name, value, {k: v for k, v in step.items() if k != name}, prompt)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,469 @@
+"""Sockets that are slow, silent, stuck or gone: a raw client that reads only when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from server import viewer as viewer_module
+
+from .conftest import Serve
+from .harness import Client, Deadline, Json, LocalServer, eventually, script
+
+TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
+BIG: Json = {"burst": {"count": 20_000, "text": "x" * 100}}
+"""Some 6 MB: more than the kernel and the server keep for one socket."""
+
+
+class RawSocket:
+    """A WebSocket client that takes from the kernel what it is asked to take, and no more.
+
+    It sends no pongs by itself and answers no close.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = bytearray()
+        self.frames: list[Json] = []
+        self.pings = 0
+        self.close_code: int | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self._connection.getsockname()[1])
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        await self.send_frame(TEXT, json.dumps({"type": kind, **fields}).encode())
+
+    async def send_frame(self, opcode: int, payload: bytes = b"") -> None:
+        size = len(payload)
+        length = bytes([0x80 | size]) if size < 126 else b"\xfe" + struct.pack("!H", size)
+        mask = b"\0\0\0\0"  # which leaves the payload as it is
+        await asyncio.get_running_loop().sock_sendall(
+            self._connection, bytes([0x80 | opcode]) + length + mask + payload
+        )
+
+    async def take(self, size: int) -> bool:
+        """Take up to *size* bytes from the kernel; False at the end of the stream."""
+        try:
+            data = await asyncio.wait_for(
+                asyncio.get_running_loop().sock_recv(self._connection, size), 20
+            )
+        except ConnectionResetError:
+            return False
+        self._buffer += data
+        while self._parse():
+            pass
+        return bool(data)
+
+    def _parse(self) -> bool:
+        if len(self._buffer) < 2:
+            return False
+        opcode, size, start = self._buffer[0] & 15, self._buffer[1] & 127, 2
+        if size > 125:
+            start += 2 if size == 126 else 8
+            if len(self._buffer) < start:
+                return False
+            size = int.from_bytes(self._buffer[2:start], "big")
+        if len(self._buffer) < start + size:
+            return False
+        payload = bytes(self._buffer[start : start + size])
+        del self._buffer[: start + size]
+        if opcode == TEXT:
+            self.frames.append(json.loads(payload))
+        elif opcode == CLOSE:
+            self.close_code = int.from_bytes(payload[:2], "big")
+        elif opcode == PING:
+            self.pings += 1
+        return True
+
+    async def until(self, kind: str, size: int = 65536, **fields: Any) -> Json:
+        """Read on until a frame of that type and with those fields has come."""
+        seen = 0
+        while True:
+            for frame in self.frames[seen:]:
+                if frame["type"] == kind and fields.items() <= frame.items():
+                    return frame
+            seen = len(self.frames)
+            if not await self.take(size):
+                raise AssertionError(f"closed with {self.close_code} before {kind} {fields}")
+
+    async def until_closed(self, size: int = 65536, *, pause: float = 0) -> int | None:
+        """Read to the end; the close code, None where the connection just broke."""
+        while self.close_code is None:
+            await asyncio.sleep(pause)
+            if not await self.take(size):
+                break
+        return self.close_code
+
+    @property
+    def last(self) -> int:
+        """The newest entry that has come."""
+        return next((frame["seq"] for frame in reversed(self.frames) if "seq" in frame), 0)
+
+    @property
+    def seqs(self) -> list[int]:
+        return [frame["seq"] for frame in self.frames if "seq" in frame]
+
+    def break_off(self) -> None:
+        """Be gone without a word, as a process that is killed."""
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._connection.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+Connect = Callable[..., Awaitable[RawSocket]]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Open raw sockets, ``await connect(client, session, after=0)``."""
+    with contextlib.ExitStack() as stack:
+
+        async def open_socket(
+            client: Client, session: str, *, after: int | None = None
+        ) -> RawSocket:
+            url = urlsplit(client.url)
+            connection = socket.socket()
+            stack.callback(connection.close)
+            connection.setblocking(False)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(connection, (url.hostname, url.port))
+            query = "" if after is None else f"?after={after}"
+            key = base64.b64encode(os.urandom(16)).decode()
+            head = [
+                f"GET /sessions/{session}/ws{query} HTTP/1.1",
+                f"Host: {url.netloc}",
+                "Connection: Upgrade",
+                "Upgrade: websocket",
+                "Sec-WebSocket-Version: 13",
+                f"Sec-WebSocket-Key: {key}",
+                f"Authorization: Bearer {client.token}",
+            ]
+            await loop.sock_sendall(connection, ("\r\n".join(head) + "\r\n\r\n").encode())
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n"):
+                answer += await loop.sock_recv(connection, 1)
+            assert b" 101 " in answer.partition(b"\r\n")[0]
+            raw = RawSocket(connection)
+            await raw.until("ready")
+            return raw
+
+        yield open_socket
+
+
+def is_held(server: LocalServer, raw: RawSocket) -> bool:
+    """Whether the server's end of the connection has a descriptor (one without has no inode)."""
+    ends = (f":{urlsplit(server.url).port:04X}", f":{raw.port:04X}")
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]]
+    return any(
+        row[1].endswith(ends[0]) and row[2].endswith(ends[1]) and row[9] != "0" for row in rows
+    )
+
+
+async def until_freed(server: LocalServer, raw: RawSocket) -> None:
+    await eventually("the socket to be freed", lambda: not is_held(server, raw))
+
+
+async def long_log(client: Client) -> tuple[str, int]:
+    """A session with more in its log than anything between us keeps; and its head."""
+    session = await client.create()
+    await client.post(f"/sessions/{session}/turn", {"prompt": script(BIG)})
+    return session, (await client.state(session))["head"]
+
+
+# Slow.
+
+
+async def test_a_slow_reader_gets_everything(serve: Serve, connect: Connect) -> None:
+    server = await serve(heartbeat_secs=0.1, stall_timeout_secs=0.3)
+    client = await server.client()
+    session = await client.create()
+    slow = await connect(client, session, after=0)
+    turn = asyncio.create_task(client.turn(session, script(BIG)))
+    began = time.monotonic()
+    while time.monotonic() - began < 1.2:  # far behind for several stall times
+        await slow.take(1024)
+        await asyncio.sleep(0.01)
+    await turn
+    head = (await client.state(session))["head"]
+    assert slow.last < head / 2
+    await slow.until("turn_end", size=1 << 20)
+    assert slow.seqs == list(range(1, head + 1))
+
+
+async def test_a_slow_replay_meets_the_live_end(client: Client, connect: Connect) -> None:
+    session, head = await long_log(client)
+    slow = await connect(client, session, after=0)
+    await slow.take(20_000)
+    await client.turn(session, "while it replays")
+    last = (await client.state(session))["head"]
+    assert last > head
+    await slow.until("turn_end", turn_index=2, size=1 << 20)
+    assert slow.seqs == list(range(1, last + 1))
+
+
+async def test_accepted_comes_before_its_turn_in_a_slow_replay(
+    client: Client, connect: Connect
+) -> None:
+    session, head = await long_log(client)
+    slow = await connect(client, session, after=0)
+    await slow.take(20_000)
+    await slow.send("prompt", prompt="hello", id="c2")
+    end = None
+    while end is None:  # the turn is over before its reader has come so far
+        assert (await client.state(session))["turn_count"] <= 2
+        entries = await client.events(session, head)
+        end = next((entry for entry in entries if entry["type"] == "turn_end"), None)
+    assert slow.last < head
+    await slow.until("turn_end", turn_index=2, size=1 << 20)
+    kinds = [frame["type"] for frame in slow.frames if frame.get("turn_index") == 2]
+    assert kinds[:2] == ["accepted", "turn_start"]
+    assert slow.seqs == list(range(1, slow.seqs[-1] + 1))
+
+
+async def test_a_slow_reader_can_cancel(client: Client, connect: Connect) -> None:
+    session, _ = await long_log(client)
+    slow = await connect(client, session, after=0)
+    await slow.take(20_000)
+    quick = await client.connect(session)
+    await quick.send("prompt", prompt=script({"hang": True}))
+    await quick.until("turn_start")
+    await slow.send("cancel")
+    assert (await quick.until("turn_end"))["stop_reason"] == "cancelled"
+
+
+async def test_a_closed_session_is_delivered_to_its_end_however_slowly(
+    client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewer_module, "CLOSE_SECS", 0.1)
+    session, head = await long_log(client)
+    await client.delete(f"/sessions/{session}")
+    slow = await connect(client, session, after=0)
+    while slow.last < head - 800:
+        assert await slow.take(1 << 20)
+    # The rest is on its way, in the buffers; taking it lasts longer than a close may.
+    assert await slow.until_closed(4096, pause=0.005) == 4508
+    assert [frame["type"] for frame in slow.frames[-2:]] == ["session_closed", "bye"]
+    assert slow.seqs == list(range(1, head + 2))
+
+
+async def test_a_flood_of_pings_from_one_that_does_not_read_is_bounded(
+    serve: Serve, connect: Connect
+) -> None:
+    server = await serve(max_commands_per_sec=100_000)
+    client = await server.client()
+    session, _ = await long_log(client)
+    stuck = await connect(client, session, after=0)
+    # Its answers would take 20 MB: at some point no more of it is read.
+    payload = "x" * 60_000
+    sending = asyncio.create_task(flood(stuck, 350, payload))
+    done, _ = await asyncio.wait({sending}, timeout=1)
+    assert not done
+    while not sending.done():
+        assert await stuck.take(1 << 20)
+    await sending
+    await stuck.until("pong", id=payload)
+
+
+async def flood(raw: RawSocket, times: int, payload: str) -> None:
+    for _ in range(times):
+        await raw.send("ping", id=payload)
+
+
+# Stuck.
+
+
+async def test_a_peer_that_takes_nothing_is_dropped_and_others_stream_on(
+    serve: Serve, connect: Connect
+) -> None:
+    server = await serve(heartbeat_secs=0.1, stall_timeout_secs=0.4)
+    client = await server.client()
+    session = await client.create()
+    stuck, other = await connect(client, session), await connect(client, session)
+    began = time.monotonic()
+    endless = {"repeat": {"times": 100_000, "steps": [BIG, {"sleep": 100}]}}
+    await other.send("prompt", prompt=script(endless))
+    reading = asyncio.create_task(other.until("turn_end", size=1 << 20))
+    await until_freed(server, stuck)
+    assert 0.4 <= time.monotonic() - began < 10
+    await eventually("its place to be free", lambda: len(server.services.sockets) == 1)
+    assert (await client.state(session))["sockets"] == 1
+    await client.post(f"/sessions/{session}/cancel")
+    end = await reading
+    assert other.seqs == list(range(other.seqs[0], end["seq"] + 1))
+
+
+async def test_a_peer_that_takes_nothing_is_dropped_though_little_is_sent(
+    serve: Serve, connect: Connect
+) -> None:
+    # What the kernel holds for it is all there is: nothing waits in the server.
+    server = await serve(heartbeat_secs=0.1, stall_timeout_secs=0.4)
+    client = await server.client()
+    session = await client.create()
+    stuck = await connect(client, session)
+    await client.turn(session, script({"chunk": 60_000}))
+    trickle = {"repeat": {"times": 100_000, "steps": [{"sleep": 50}, {"say": "."}]}}
+    quick = await client.connect(session)
+    await quick.send("prompt", prompt=script(trickle))
+    async with Deadline("the stuck socket to be dropped", 5):
+        await until_freed(server, stuck)
+
+
+async def test_pings_do_not_keep_a_peer_that_takes_nothing(serve: Serve, connect: Connect) -> None:
+    server = await serve(heartbeat_secs=0.1, stall_timeout_secs=0.4)
+    client = await server.client()
+    session, _ = await long_log(client)
+    stuck = await connect(client, session, after=0)
+
+    async def keep_pinging() -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await stuck.send_frame(PING, b"I am alive")
+                await asyncio.sleep(0.05)
+
+    pinging = asyncio.create_task(keep_pinging())
+    async with Deadline("the stuck socket to be dropped", 5):
+        await until_freed(server, stuck)
+    pinging.cancel()
+    await asyncio.gather(pinging, return_exceptions=True)
+
+
+async def test_a_revoked_token_drops_even_a_peer_that_takes_nothing(
+    server: LocalServer, client: Client, connect: Connect
+) -> None:
+    session, _ = await long_log(client)
+    stuck = await connect(client, session, after=0)
+    async with Deadline("the stuck socket to be dropped", 1.5):
+        await server.admin().delete("/admin/tokens/app")
+        await until_freed(server, stuck)
+
+
+# Silent.
+
+
+async def test_who_answers_no_ping_is_4004(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewer_module, "CLOSE_SECS", 0.2)
+    server = await serve(heartbeat_secs=0.05, stall_timeout_secs=0.1)
+    client = await server.client()
+    session = await client.create()
+    silent = await connect(client, session)
+    began = time.monotonic()
+    assert await silent.until_closed() == 4004
+    assert time.monotonic() - began < 5
+    assert silent.pings > 1
+    assert silent.frames[-1] == {**silent.frames[-1], "type": "bye", "code": 4004}
+    await until_freed(server, silent)
+    assert (await client.state(session))["sockets"] == 0
+
+
+async def test_who_answers_pings_stays_though_it_says_nothing(
+    serve: Serve, connect: Connect
+) -> None:
+    server = await serve(heartbeat_secs=0.05, stall_timeout_secs=0.1)
+    client = await server.client()
+    quiet = await connect(client, await client.create())
+    began = time.monotonic()
+    while time.monotonic() - began < 0.8:
+        pings = quiet.pings
+        assert await quiet.take(4096)
+        for _ in range(quiet.pings - pings):
+            await quiet.send_frame(PONG)
+    await quiet.send("ping", id="still")
+    await quiet.until("pong", id="still")
+
+
+# Gone.
+
+
+async def test_a_client_that_vanishes_leaves_nothing_and_no_noise(
+    server: LocalServer,
+    client: Client,
+    connect: Connect,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    session, head = await long_log(client)
+    quick = await client.connect(session)
+    await quick.send("prompt", prompt=script({"say": "a"}, {"hang": True}))
+    await quick.until_text("a")
+    for taken in (0, 1, 5_000, 100_000, 500_000):
+        gone = await connect(client, session, after=0)
+        while taken > 0:
+            await gone.take(min(taken, 5_000))
+            taken -= 5_000
+        gone.break_off()
+    idle = await connect(client, session)
+    idle.break_off()
+    await eventually("them to be gone", lambda: len(server.services.sockets) == 1)
+    await quick.send("cancel")
+    end = await quick.until("turn_end")
+    assert end["stop_reason"] == "cancelled"
+    assert end["seq"] > head
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("server.viewer")] == []
+    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []
+
+
+async def test_a_client_that_ends_its_half_is_let_go(
+    server: LocalServer, client: Client, connect: Connect
+) -> None:
+    session = await client.create()
+    raw = await connect(client, session)
+    raw._connection.shutdown(socket.SHUT_WR)
+    await raw.until_closed()
+    await until_freed(server, raw)
+    assert (await client.state(session))["sockets"] == 0
+
+
+async def test_a_client_that_never_answers_the_close_is_let_go(
+    server: LocalServer, client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewer_module, "CLOSE_SECS", 0.2)
+    session = await client.create()
+    raw = await connect(client, session)
+    await client.delete(f"/sessions/{session}")
+    assert await raw.until_closed() == 4508
+    await until_freed(server, raw)
+
+
+async def test_a_close_of_the_client_is_answered(client: Client, connect: Connect) -> None:
+    raw = await connect(client, await client.create())
+    await raw.send_frame(CLOSE, struct.pack("!H", 1000))
+    assert await raw.until_closed() == 1000
+
+
+# Many.
+
+
+async def test_too_many_frames_close_with_4005(serve: Serve) -> None:
+    server = await serve(max_commands_per_sec=2)  # and 20 at once
+    client = await server.client()
+    session = await client.create()
+    patient, hasty = await client.connect(session), await client.connect(session)
+    for number in range(20):
+        await patient.send("ping", id=number)
+        await patient.until("pong", id=number)
+    for number in range(40):
+        with contextlib.suppress(ConnectionError):
+            await hasty.send("ping", id=number)
+    assert await hasty.until_closed() == 4005
+    assert hasty.frames[-1]["type"] == "bye"
+    assert hasty.frames[-1]["retry_after_ms"] > 0
+    answered = [frame for frame in hasty.frames if frame["type"] == "pong"]
+    assert 20 <= len(answered) < 40
