@@ -51,9 +51,9 @@ class Plan:
 
     def __init__(self, *, quick: bool) -> None:
         self.rounds = 2 if quick else 6
-        self.paused_turns = 4 if quick else 6
+        self.paused_turns = 4 if quick else 5
         self.prompt_turns = 8 if quick else 12
-        self.bursts = 3 if quick else 8
+        self.bursts = 3 if quick else 7
         self.slow_bursts = 2 if quick else 5
         self.sessions = 25 if quick else 100
 
@@ -118,7 +118,7 @@ def _stop(number: int, _: Any) -> None:
 def _machine() -> str:
     return (
         f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()},"
-        f" acpx {ACPX_VERSION}"
+        f" acpx {ACPX_VERSION}, {os.getloadavg()[0]:.1f} processes busy already"
     )
 
 

@@ -28,7 +28,7 @@ from .agents.base import AgentSpec, Backend, Context
 from .agents.programs import Program, Programs
 from .codec import dumps, loads, parse_message
 from .config import Settings
-from .errors import Error, bad_request, draining
+from .errors import Error, bad_request, draining, internal
 from .files import annotate
 from .log import LogWriter
 from .store import RunRow
@@ -308,7 +308,7 @@ class Runner:
         self._runs.discard(run)
         if not run.outcome.cancelled() and (error := run.outcome.exception()) is not None:
             # For the log alone: whoever asked has it from the task.
-            if not isinstance(error, Error):
+            if not isinstance(error, Error) or error.code == "internal":
                 logger.error("run %s broke", run.id, exc_info=error)
             elif isinstance(error, RunFailed):
                 logger.info("run %s: %s: %s", run.id, error.code, error.message[:300])
@@ -322,14 +322,11 @@ class Runner:
             await self._note_start(run, agent)
             try:
                 answer = await work()
-            except Error as error:
+            except Exception as error:  # whatever it is, it is this run's end
                 failure = _failed(error)
                 failure.duration_ms = _ms_since(began)
                 await self._note_failure(run, failure)
-                raise failure from None
-            except BaseException:
-                await self._note_failure(run, RunFailed("internal", ""))
-                raise
+                raise failure from error
             answer = dataclasses.replace(answer, duration_ms=_ms_since(began))
             await self._note_end(
                 run, answer.duration_ms, answer.stop_reason, result_bytes=len(answer.result)
@@ -573,6 +570,8 @@ def claude_environ(environ: Mapping[str, str], timeout: float) -> dict[str, str]
         "CLAUDE_CODE_MAX_RETRIES": str(RETRIES),
         # Otherwise `@/any/file` in a prompt is read without asking for permission.
         "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
+        # Whether a prompt fits is the model's to say: the program refuses from some 4 MB on.
+        "CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE": str(CLAUDE_STDIN_BYTES),
         **environ,
     }
     share = int(timeout * 1000 * 0.9 / (RETRIES + 1))
@@ -753,10 +752,12 @@ def _fail(message: str) -> Callable[[], Awaitable[Answer]]:
     return fail
 
 
-def _failed(error: Error) -> RunFailed:
-    """*error* as a run's own failure."""
+def _failed(error: Exception) -> RunFailed:
+    """*error* as a run's own failure; a defect's words are for the log alone."""
     if isinstance(error, RunFailed):
         return error
+    if not isinstance(error, Error):
+        error = internal()
     return RunFailed(error.code, error.message, retryable=error.retryable)
 
 

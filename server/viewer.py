@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 WRITE_BYTES = 256 << 10
 """What goes into the transport at once; more waits in the log."""
 OUTBOX_FRAMES = 256
-"""Above this many answers unsent, no further command is read."""
+OUTBOX_BYTES = 1 << 20
+"""Above so many answers unsent, or so large ones, no further command is read."""
 CLOSE_SECS = 3.0
 MAX_FRAME_BYTES = 4 << 20
 TOO_BIG = f"a frame has at most {MAX_FRAME_BYTES} bytes: do not send this one again"
@@ -101,6 +102,7 @@ class Viewer:
         self._dispatch = dispatch
         self._rate = rate
         self._outbox: deque[bytes] = deque()
+        self._outbox_bytes = 0
         self._outbox_room = asyncio.Event()
         self._outbox_room.set()
         self._wake = asyncio.Event()
@@ -122,7 +124,8 @@ class Viewer:
     def send(self, frame: bytes) -> None:
         """Send a frame that is no log entry; it goes before entries not yet sent."""
         self._outbox.append(frame)
-        if len(self._outbox) > OUTBOX_FRAMES:
+        self._outbox_bytes += len(frame)
+        if len(self._outbox) > OUTBOX_FRAMES or self._outbox_bytes > OUTBOX_BYTES:
             self._outbox_room.clear()
         self._wake.set()
 
@@ -263,6 +266,7 @@ class Viewer:
     def _take_outbox(self) -> list[bytes]:
         taken = [frames.websocket_text(frame) for frame in self._outbox]
         self._outbox.clear()
+        self._outbox_bytes = 0
         self._outbox_room.set()
         return taken
 

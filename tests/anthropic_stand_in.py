@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import json
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from aiohttp import web
@@ -70,6 +70,8 @@ class Hang:
 
 
 Reply = Text | ToolUse | Failure | Hang
+Plan = Reply | Callable[[Json], Reply]
+"""An answer, or what makes one from the request's body."""
 
 
 class StandIn:
@@ -85,14 +87,14 @@ class StandIn:
         self.url = ""
         self.requests: list[Json] = []
         self.asked = asyncio.Event()
-        self._plan: deque[Reply] = deque()
-        self._rest: Reply = Text("OK")
+        self._plan: deque[Plan] = deque()
+        self._rest: Plan = Text("OK")
         self._over = asyncio.Event()
 
-    def plan(self, *replies: Reply) -> None:
+    def plan(self, *replies: Plan) -> None:
         self._plan.extend(replies)
 
-    def always(self, reply: Reply) -> None:
+    def always(self, reply: Plan) -> None:
         self._rest = reply
 
     @property
@@ -107,12 +109,7 @@ class StandIn:
 
     def texts(self) -> list[str]:
         """Every text that the last request's messages hold."""
-        return [
-            block["text"]
-            for message in self.requests[-1]["messages"]
-            for block in _blocks(message["content"])
-            if block.get("type") == "text"
-        ]
+        return texts_of(self.requests[-1])
 
     def system(self) -> str:
         """The system prompt of the last request."""
@@ -134,7 +131,8 @@ class StandIn:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(await request.json())
-        reply = self._plan.popleft() if self._plan else self._rest
+        planned = self._plan.popleft() if self._plan else self._rest
+        reply = planned(self.requests[-1]) if callable(planned) else planned
         self.asked.set()
         if isinstance(reply, Failure):
             error = {"type": KINDS[reply.status], "message": reply.message}
@@ -156,7 +154,7 @@ class StandIn:
 
         usage = {"input_tokens": 10, "output_tokens": 1}
         head = {"id": f"msg_{len(self.requests)}", "type": "message", "role": "assistant"}
-        empty = {"model": model, "content": [], "stop_reason": None, "stop_sequence": None}
+        empty: Json = {"model": model, "content": [], "stop_reason": None, "stop_sequence": None}
         await send("message_start", message={**head, **empty, "usage": usage})
         stop_reason = "end_turn"
         if isinstance(reply, ToolUse):
@@ -180,6 +178,16 @@ class StandIn:
         ending = {"stop_reason": stop_reason, "stop_sequence": None}
         await send("message_delta", delta=ending, usage={"output_tokens": 5})
         await send("message_stop")
+
+
+def texts_of(body: Json) -> list[str]:
+    """Every text that a request's messages hold."""
+    return [
+        block["text"]
+        for message in body["messages"]
+        for block in _blocks(message["content"])
+        if block.get("type") == "text"
+    ]
 
 
 def _blocks(content: Any) -> list[Json]:

@@ -108,7 +108,7 @@ def test_env_example_names_every_setting_with_its_default(tmp_path: Path) -> Non
     assert sorted(names) == sorted(config.variables())
     uncommented = tmp_path / ".env"
     uncommented.write_text("".join(f"{name}={value}\n" for name, value in lines), "utf-8")
-    assert config.load({}, uncommented) == Settings()
+    assert config.load(config.with_env_file({}, uncommented)) == Settings()
     for name, value in lines:
         shown = default_of(name)
         assert value == ("" if shown == "none" else shown.strip("`"))

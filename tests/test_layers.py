@@ -34,12 +34,15 @@ LEVELS = {
     "agents.environ": 1,
     "agents.host": 1,
     "agents.launch": 1,
+    "agents.programs": 1,
+    "agents.spawn": 1,
     "agents.processes": 1,
     "agents.seam": 1,
     "agents.supervise": 1,
     "log": 2,
     "session": 3,
     "files": 3,
+    "runner": 4,
     "sessions": 4,
     "auth": 5,
     "bodies": 5,
@@ -55,6 +58,7 @@ LEVELS = {
     "routes.files": 8,
     "routes.health": 8,
     "routes.page": 8,
+    "routes.run": 8,
     "routes.sessions": 8,
     "routes.socket": 8,
     "middleware": 8,
@@ -69,10 +73,11 @@ SIBLINGS = {
     "agents.demo_script": {"agents.demo"},
     "agents.seam": {"agents.base"},
     "agents.host": {"agents.base", "agents.processes", "agents.seam"},
+    "agents.spawn": {"agents.supervise"},
 }
 
 # Run as programs of their own, before or beside the server: they need nothing but Python.
-ALONE = {"agents.launch", "agents.supervise", "agents.demo", "agents.demo_script"}
+ALONE = {"agents.launch", "agents.spawn", "agents.supervise", "agents.demo", "agents.demo_script"}
 
 AIOHTTP_LEVEL = 5
 ONLY_IN = {"orjson": {"codec"}, "aiosqlite": {"store"}}

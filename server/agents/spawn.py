@@ -52,10 +52,10 @@ def wake_on_child() -> int:
 
 def wait_for(control: socket.socket, wake: int) -> bool:
     """Wait for the socket or a child; whether the socket has something."""
-    ready, _, _ = select.select([control, wake], [], [])
+    ready, _, _ = select.select([control.fileno(), wake], [], [])
     if wake in ready:
         os.read(wake, 4096)
-    return control in ready
+    return control.fileno() in ready
 
 
 def run(program: dict[str, Any], stdio: list[int]) -> NoReturn:

@@ -66,7 +66,7 @@ export class SessionView {
 		});
 		this.composer.text = draft.text;
 		this.jump = h('button.jump', { 'aria-label': 'Go to the end', onclick: () => this.scroll.toEnd() }, icon('down'));
-		this.connection = h('div.strip.sunk', { role: 'status', hidden: true }, h('span.grow'), h('button.quiet', { onclick: () => session.wire.start() }));
+		this.connection = h('div.strip.connection', { role: 'status', hidden: true }, h('span.grow'), h('button.quiet', { onclick: () => session.wire.start() }));
 		this.ask = h('button.strip.warn', { onclick: () => this.showWaiting() }, icon('shield'), h('span.ellipsis.grow'), h('b', { text: 'Review' }));
 		this.plan = h('div.strip', {}, h('small'), h('span.ellipsis'));
 		this.ended = h('div.ended', { hidden: true }, h('p'), h('button.secondary', { onclick: on.startNew }, icon('plus'), 'New session'));

@@ -86,7 +86,7 @@ export class Sidebar {
 			event.preventDefault();
 			this.on.open(id);
 		};
-		const link = h('a', { href: `#session=${id}`, onclick }, h('span.dot'), h('span.session-words', {}, h('span.ellipsis'), h('small')), h('span.offscreen'));
+		const link = h('a', { href: `/#session=${id}`, onclick }, h('span.dot'), h('span.session-words', {}, h('span.ellipsis'), h('small')), h('span.offscreen'));
 		const entries = () => [
 			{ label: 'Rename…', icon: 'pencil', onselect: () => this.on.rename(row.session) },
 			{ label: 'Close…', icon: 'close', danger: true, disabled: row.session.state === 'closed', onselect: () => this.on.close(row.session) },

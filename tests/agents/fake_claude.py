@@ -28,12 +28,17 @@ from typing import Any
 GRANDCHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
 
 
+def write_out(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def say(result: str, **more: Any) -> None:
     message = {"type": "result", "subtype": "success", "is_error": False, "result": result}
-    print(json.dumps({**message, "stop_reason": "end_turn", "num_turns": 1, **more}), flush=True)
+    write_out(json.dumps({**message, "stop_reason": "end_turn", "num_turns": 1, **more}))
 
 
-def write(path: str, text: str) -> None:
+def write_file(path: str, text: str) -> None:
     """Make the file at once with all its text."""
     whole = Path(f"{path}.new")
     whole.write_text(text, encoding="utf-8")
@@ -54,9 +59,9 @@ def do(name: str, value: Any, more: dict[str, Any], prompt: str) -> None:
             }
             say(json.dumps(report))
         case "print":
-            print(value, flush=True)
+            write_out(value)
         case "stderr":
-            print(value, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{value}\n")
         case "flood":
             for _ in range(value):
                 sys.stdout.write("x" * (1 << 20))
@@ -66,12 +71,12 @@ def do(name: str, value: Any, more: dict[str, Any], prompt: str) -> None:
             while not Path(value).exists():
                 time.sleep(0.005)
         case "touch":
-            write(value, str(os.getpid()))
+            write_file(value, str(os.getpid()))
         case "ignore_sigterm":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case "spawn":
             child = subprocess.Popen([sys.executable, "-c", GRANDCHILD], start_new_session=True)
-            write(value, str(child.pid))
+            write_file(value, str(child.pid))
         case "exit":
             sys.exit(value)
         case "signal":
@@ -80,7 +85,7 @@ def do(name: str, value: Any, more: dict[str, Any], prompt: str) -> None:
 
 def main() -> None:
     if "--version" in sys.argv:
-        print("0.0.1 (fake)")
+        write_out("0.0.1 (fake)")
         return
     prompt = sys.stdin.read()
     # Behind the list of attached files stands the script.
