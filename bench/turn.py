@@ -88,7 +88,7 @@ def main() -> int:
     plan = Plan(quick=options.quick)
     goals = Goals()
     began = time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGALRM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, _stop)
     signal.alarm(LIMIT_SECS)
     print(f"{_machine()}; every turn checked: all updates came, once and in order\n", flush=True)

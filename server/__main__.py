@@ -65,6 +65,7 @@ async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
         _greet(app, settings, runner.addresses[0][1])
         await stop.wait()
         print("clawdforge is stopping; running turns have a moment to finish", flush=True)
+        await app.shutdown()  # still listening: who asks meanwhile is told 503, draining
     finally:
         await runner.cleanup()
 

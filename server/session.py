@@ -166,6 +166,7 @@ class Session:
         self._sealed = self.is_closed
         self._hibernating = False
         self._changing = 0
+        self._waking = False
         self.last_used = house.clock()
 
     # What is seen of it.
@@ -269,7 +270,7 @@ class Session:
                 ``internal`` where nothing can be stored.
         """
         async with self._accepting:
-            if client_id is not None and (known := await self._turn_of(client_id)) is not None:
+            if (known := await self.turn_of(client_id)) is not None:
                 return known, True
             self._check_accepts()
             turn = Turn(self._next_index, client_id, blocks, timeout)
@@ -297,7 +298,10 @@ class Session:
         if len(self._queue) + (self._running is not None) > limit:
             raise Error("queue_full", f"{limit} prompts wait already; ask again when one has run")
 
-    async def _turn_of(self, client_id: str) -> Turn | None:
+    async def turn_of(self, client_id: str | None) -> Turn | None:
+        """The turn that was accepted under that client id, if there is one."""
+        if client_id is None:
+            return None
         # What is not over, or not yet stored as such, is known here and not in the database.
         self._by_client_id = {
             known: turn
@@ -362,6 +366,8 @@ class Session:
         self._changing += 1
         try:
             await self._house.slots.acquire(self)
+            if self.is_closed:
+                raise session_closed()
             agent = self._live_agent()
             match setting:
                 case frames.SetMode(mode=mode):
@@ -386,6 +392,7 @@ class Session:
     def wake(self) -> None:
         """Start a new session's agent behind its creation, if there is room for one."""
         if self._house.slots.try_acquire(self):
+            self._waking = True
             self._house.tasks.spawn(self._wake(), f"wake-{self.id}")
 
     async def _wake(self) -> None:
@@ -394,6 +401,7 @@ class Session:
         except Error as error:
             logger.info("session %s: %s", self.id, error.message)  # the first turn tells the client
         finally:
+            self._waking = False
             self._release_if_gone()
 
     def _live_agent(self) -> Agent:
@@ -581,7 +589,8 @@ class Session:
         self._release_if_gone()
 
     def _release_if_gone(self) -> None:
-        if not self.is_busy and (self.agent is None or not self.agent.live):
+        starting = self.is_busy or self._changing or self._waking
+        if not starting and (self.agent is None or not self.agent.live):
             self._house.slots.release(self)
 
     # Permissions.
@@ -674,16 +683,17 @@ class Session:
             await self.agent.hibernate()
         self._house.slots.release(self)
 
-    async def hibernate(self) -> None:
-        """End the agent's process until the next prompt."""
+    async def hibernate(self) -> bool:
+        """End the agent's process until the next prompt; False where it is in use."""
         if not self.can_hibernate or self.agent is None:
-            return
+            return False
         self._hibernating = True
         try:
             await self.agent.hibernate()
         finally:
             self._hibernating = False
         self._release_if_gone()
+        return True
 
     def _end_queued(self, ending: Ending) -> None:
         while self._queue:

@@ -61,12 +61,9 @@ class LiveAgents:
         self._settle()
         try:
             await entry[1]
-        except asyncio.CancelledError:
+        finally:
             if entry in self._waiting:
                 self._waiting.remove(entry)
-            elif not entry[1].cancelled():
-                self.release(session)
-            raise
 
     def try_acquire(self, session: Session) -> bool:
         """Take a slot only where one is free."""
@@ -94,11 +91,15 @@ class LiveAgents:
         return [s for s in self._holders if s.can_hibernate and s.last_used <= before]
 
     def _settle(self) -> None:
-        while self._waiting and len(self._holders) < self._limit:
-            session, future = self._waiting.popleft()
-            if not future.done():
-                self._holders.add(session)
-                future.set_result(None)
+        for entry in tuple(self._waiting):
+            session, future = entry
+            # Who has a slot needs no second; who falls asleep first has to end its agent.
+            free = session in self._holders or len(self._holders) < self._limit
+            if free and session not in self._evicting:
+                self._waiting.remove(entry)
+                if not future.done():
+                    self._holders.add(session)
+                    future.set_result(None)
         idle = [s for s in self._holders - self._evicting if s.can_hibernate]
         idle.sort(key=lambda session: session.last_used)
         for session in idle[: max(0, len(self._waiting) - len(self._evicting))]:
@@ -106,11 +107,13 @@ class LiveAgents:
             self._tasks.spawn(self._evict(session), f"hibernate-{session.id}")
 
     async def _evict(self, session: Session) -> None:
+        asleep = False
         try:
-            await session.hibernate()
+            asleep = await session.hibernate()
         finally:
             self._evicting.discard(session)
-            self._holders.discard(session)
+            if asleep:  # else a prompt came first
+                self._holders.discard(session)
             self._settle()
 
 

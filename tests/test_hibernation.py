@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+from pathlib import Path
+from typing import Any
+
+from server.sessions import LiveAgents
+from server.tasks import Tasks
 
 from .conftest import Serve
-from .harness import Client, Clock, Json, script, texts_of
+from .harness import (
+    Client,
+    Clock,
+    Json,
+    descendants,
+    script,
+    texts_of,
+)
 
 HISTORY = script({"history": True})
 
@@ -97,6 +110,23 @@ async def test_an_agent_that_waits_for_a_permission_is_not_put_to_sleep(serve: S
     await other.until("turn_end")
 
 
+async def test_a_request_behind_a_turns_end_keeps_its_agent_awake_too(serve: Serve) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    session = await client.create(permission="ask")
+    socket = await client.connect(session)
+    await socket.turn(script({"late": [{"permission": True}]}))
+    request = await socket.until("permission_request")
+    clock.advance(61)
+    await server.services.sessions.sweep()
+    assert (await client.state(session))["agent_state"] == "live"
+    await socket.send("permission", request_id=request["request_id"], option_id="allow_once")
+    await socket.until_text("allow_once")
+    await server.services.sessions.sweep()
+    assert (await client.state(session))["agent_state"] == "hibernated"
+
+
 async def test_idle_agents_are_put_to_sleep_and_wake_with_their_context(serve: Serve) -> None:
     clock = Clock()
     server = await serve(clock=clock, agent_idle_secs=60)
@@ -141,3 +171,144 @@ async def test_a_prompt_that_comes_while_its_agent_falls_asleep_is_answered(
     await sweeping
     assert [status for status, _ in replies] == [200, 200, 200]
     assert (await history(client, session))[0] == "first"
+
+
+async def test_a_setting_and_a_prompt_of_one_session_need_one_agent(serve: Serve) -> None:
+    server = await serve(max_live_agents=1, drain_secs=0.1)
+    client = await server.client()
+    busy = await client.connect(await client.create())
+    await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
+    await busy.until_text("on it")
+    socket = await client.connect(await client.create("mock-modes"))
+    await socket.send("set_mode", mode="code")
+    await socket.send("prompt", prompt="both of us wait")
+    assert (await socket.until("accepted"))["queued"] is True
+    await busy.send("cancel")
+    await busy.until("turn_end")
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_a_setting_that_waits_for_an_agent_starts_none_for_a_closed_session(
+    serve: Serve,
+) -> None:
+    server = await serve(max_live_agents=1, drain_secs=0.1)
+    client = await server.client()
+    busy = await client.connect(await client.create())
+    await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
+    await busy.until_text("on it")
+    session = await client.create("mock-modes")
+    socket = await client.connect(session)
+    await socket.send("set_mode", mode="code")
+    await socket.send("ping", id="read")
+    await socket.until("pong")
+    await client.delete(f"/sessions/{session}")
+    await busy.send("cancel")
+    await busy.until("turn_end")
+    assert (await client.turn(await client.create(), "is there room?"))[0] == 200
+    assert (await client.state(session))["agent_state"] == "hibernated"
+
+
+async def test_never_more_agents_run_than_may_even_when_prompts_are_cancelled(
+    serve: Serve,
+) -> None:
+    server = await serve(max_live_agents=2, drain_secs=0.1)
+    client = await server.client()
+    dice = random.Random(3)
+    most = 0
+
+    async def hurry() -> None:
+        nonlocal most
+        socket = await client.connect(await client.create())
+        for number in range(6):
+            await socket.send("prompt", prompt=script({"sleep": dice.randrange(20)}))
+            if dice.random() < 0.5:
+                await socket.send("cancel")
+            await socket.until("turn_end", turn_index=number + 1)
+            most = max(most, len(agents()))
+
+    await asyncio.gather(*(hurry() for _ in range(5)))
+    assert 0 < most <= 2
+
+
+def agents() -> list[int]:
+    """The mock agents below this process, those in their launcher left out."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        names = [Path(os.fsdecode(part)).name for part in argv]
+        if "mock_agent.py" in names and "launch.py" not in names:
+            found.append(pid)
+    return found
+
+
+# The slots alone, where the moment matters.
+
+
+class Sleeper:
+    """A session as the slots see it; it falls asleep when the test lets it."""
+
+    last_used = 0.0
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.busy = False
+        self.may_sleep = asyncio.Event()
+
+    @property
+    def can_hibernate(self) -> bool:
+        return not self.busy
+
+    async def hibernate(self) -> bool:
+        if self.busy:
+            return False
+        await self.may_sleep.wait()
+        return True
+
+
+async def ticks() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_one_that_is_put_to_sleep_and_asks_again_is_not_counted_out() -> None:
+    tasks = Tasks()
+    slots: Any = LiveAgents(2, tasks)
+    first, second, third, fourth = (Sleeper(name) for name in "abcd")
+    await slots.acquire(first)
+    await slots.acquire(second)
+    second.busy = True
+    for_third = asyncio.ensure_future(slots.acquire(third))
+    await ticks()  # the first is on its way to sleep,
+    again = asyncio.ensure_future(slots.acquire(first))
+    for_third.cancel()
+    second.busy = False
+    slots.release(second)
+    await ticks()
+    assert not again.done()  # and its own agent has to end before the next begins.
+    first.may_sleep.set()
+    await again
+    assert len(slots) == 1
+    await slots.acquire(fourth)
+    assert len(slots) == 2
+    await tasks.finish(1)
+
+
+async def test_one_that_is_busy_before_it_falls_asleep_keeps_its_slot() -> None:
+    tasks = Tasks()
+    slots: Any = LiveAgents(1, tasks)
+    first, second = Sleeper("a"), Sleeper("b")
+    await slots.acquire(first)
+    for_second = asyncio.ensure_future(slots.acquire(second))
+    await asyncio.sleep(0)
+    first.busy = True  # in the very moment between the choice and the sleep
+    await ticks()
+    assert not for_second.done()
+    first.busy = False
+    first.may_sleep.set()
+    slots.idle(first)
+    await for_second
+    assert len(slots) == 1
+    await tasks.finish(1)

@@ -93,6 +93,22 @@ async def test_a_killed_host_ends_its_turns_and_all_sessions_go_on_with_their_co
     await eventually("the old ones to end", lambda: not any(map(is_running, before)))
 
 
+@pytest.mark.parametrize("victim", ["host.mjs", "supervise.py"])
+async def test_a_killed_host_takes_all_along_that_its_agents_started(
+    client: Client, victim: str, tmp_path: Path
+) -> None:
+    hidden = {"double_fork": True, "ignore_sigterm": True, "hold_stdout": True}
+    pids = []
+    for agent, options in (("mock", {"setsid": True}), ("mock-stubborn", hidden)):
+        step = {"spawn": {"pid_file": str(tmp_path / agent), **options}}
+        assert (await client.turn(await client.create(agent), script(step)))[0] == 200
+        pids.append(int((tmp_path / agent).read_text()))
+    pids += descendants(os.getpid())
+    kill(victim)
+    await eventually("all of them to end", lambda: not any(map(is_running, pids)))
+    assert (await client.turn(await client.create(), "a new host"))[0] == 200
+
+
 async def test_a_host_that_is_killed_with_its_agents_idle_or_starting_is_not_noticed(
     client: Client,
 ) -> None:
@@ -182,22 +198,22 @@ async def test_a_host_that_freezes_for_good_is_replaced(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "WATCH_SECS", 0.1)
-    monkeypatch.setattr(host, "FROZEN_SECS", 0.4)
-    server = await serve(agents={"mock": mock_agent("--slow-start=200")})
+    server = await serve(agents={"mock": mock_agent("--slow-start=200")}, drain_secs=0.1)
     client = await server.client()
     (running,) = await running_turns(client, 1)
     starting = await client.create()
     (pid,) = processes("host.mjs")
-    os.kill(pid, signal.SIGSTOP)
-    # Neither who waits for its agent nor who asks for a new one waits for ever.
-    closed, (created, _) = await asyncio.gather(
-        client.delete(f"/sessions/{starting}"), client.post("/sessions", {"agent": "mock"})
-    )
-    assert (closed[0], created) == (200, 200)
+    with monkeypatch.context() as impatience:
+        impatience.setattr(host, "FROZEN_SECS", 0.3)
+        os.kill(pid, signal.SIGSTOP)
+        # Neither who waits for its agent nor who asks for a new one waits for ever.
+        close = asyncio.create_task(client.delete(f"/sessions/{starting}"))
+        create = asyncio.create_task(client.post("/sessions", {"agent": "mock"}))
+        await eventually("it to be killed", lambda: not is_running(pid), seconds=40)
+    assert [(await close)[0], (await create)[0]] == [200, 200]
     assert (await running.until("turn_end"))["error"]["code"] == "agent_failed"
     await running.turn(HISTORY)
     assert json.loads(running.text(3))[0] == "I am 0"
-    assert not is_running(pid)
 
 
 # Noise.

@@ -66,6 +66,17 @@ async def test_running_and_queued_turns_end_as_server_restarted(
     assert starts == {1: None, 2: "running", 3: "q1", 4: "q2"}
     assert (await client.state(session))["state"] == "idle"
 
+    # They ran, as far as their ids are concerned; who wants them again asks by another.
+    socket = await client.connect(session)
+    for index, name in ((2, "running"), (3, "q1")):
+        await socket.send("prompt", id=name, prompt=name)
+        again = await socket.until("accepted", id=name)
+        assert (again["turn_index"], again["duplicate"]) == (index, True)
+    path, headers = f"/sessions/{session}/turn", {"Idempotency-Key": "q1"}
+    status, reply = await client.post(path, {"prompt": "q1"}, headers=headers)
+    assert (status, reply["code"], reply["turn_index"]) == (503, "server_restarted", 3)
+    assert (await client.state(session))["turn_count"] == 4
+
 
 async def test_the_next_prompt_has_the_context_and_old_ids_are_duplicates(
     spawn: Spawn, http: aiohttp.ClientSession

@@ -33,7 +33,7 @@ from .harness import (
     new_client,
     script,
 )
-from .real_claude import find_claude
+from .real_claude import NotInstallableError, find_claude
 
 KEYS = {"ok", "result", "duration_ms", "stop_reason"}
 FAILURE_KEYS = {"ok", "error", "code", "stderr", "duration_ms", "stop_reason"}
@@ -209,37 +209,38 @@ async def test_nothing_is_allowed_that_the_operator_has_not_allowed(client: Clie
     assert not [option for option in argv if "dangerously" in option]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("prompt", None),
-        ("prompt", ""),
-        ("prompt", " \n"),
-        ("prompt", ["x"]),
-        ("model", ""),
-        ("model", "--dangerously-skip-permissions"),
-        ("model", "a\0b"),
-        ("model", 1),
-        ("system", "a\0b"),
-        ("system", "x" * ((1 << 20) + 1)),
-        ("system_mode", "prepend"),
-        ("effort", "extreme"),
-        ("files", "ff_x"),
-        ("files", [1]),
-        ("files", ["ff_unknown"]),
-        ("files", ["ff_x"] * 101),
-        ("timeout_secs", 0),
-        ("timeout_secs", "60"),
-        ("timeout_secs", 86401),
-        ("agent", "no-such-agent"),
-        ("agent", 7),
-    ],
-)
-async def test_a_bad_field_is_named(client: Client, field: str, value: Any) -> None:
-    status, reply = await client.post("/run", {"prompt": "x", field: value})
-    assert (status, reply["code"]) == (400, "bad_request")
-    assert field in reply["error"]
-    assert set(reply) >= {"ok", "error", "code"}
+BAD_FIELDS: list[tuple[str, Any]] = [
+    ("prompt", None),
+    ("prompt", ""),
+    ("prompt", " \n"),
+    ("prompt", ["x"]),
+    ("model", ""),
+    ("model", "--dangerously-skip-permissions"),
+    ("model", "a\0b"),
+    ("model", 1),
+    ("system", "a\0b"),
+    ("system", "x" * ((1 << 20) + 1)),
+    ("system_mode", "prepend"),
+    ("effort", "extreme"),
+    ("files", "ff_x"),
+    ("files", [1]),
+    ("files", ["ff_unknown"]),
+    ("files", ["ff_x"] * 101),
+    ("timeout_secs", 0),
+    ("timeout_secs", "60"),
+    ("timeout_secs", 86401),
+    ("agent", "no-such-agent"),
+    ("agent", 7),
+]
+
+
+async def test_a_bad_field_is_named(server: LocalServer, client: Client) -> None:
+    for field, value in BAD_FIELDS:
+        status, reply = await post(client, {"prompt": "x", field: value})
+        assert (status, reply["code"]) == (400, "bad_request"), (field, str(value)[:50])
+        assert field in reply["error"]
+        assert reply["ok"] is False
+    assert await rows(server) == []
 
 
 async def test_a_run_needs_a_prompt_and_a_token(server: LocalServer, client: Client) -> None:
@@ -315,43 +316,41 @@ def test_retries_are_bounded_so_that_a_run_ends_in_time() -> None:
 # Failures.
 
 
-@pytest.mark.parametrize(
-    ("prompt", "error", "retryable"),
-    [
-        (steps({"signal": "SIGKILL"}), "killed by signal 9", True),
-        (steps({"result": "late"}, {"signal": "SIGTERM"}), "late", True),
-        (steps({"exit": 0}), "without an answer", True),
-        (steps({"stderr": "first\nno such flag"}, {"exit": 1}), "status 1: no such flag", True),
-        (steps({"print": "Segmentation fault"}), "what it wrote is none", True),
-        (steps({"print": "[]"}), "what it wrote is none", True),
-        (steps({"print": '{"type":"result"}'}), "without an answer", True),
-        (steps({"print": '{"type":"result","result":7}'}), "without an answer", True),
-        (steps({"result": "late", "is_error": True}), "late", True),
-        (steps({"result": "fine"}, {"exit": 1}), "fine", True),
-        (
-            steps({"result": "429 slow down", "is_error": True, "api_error_status": 429}),
-            "429 slow down",
-            True,
-        ),
-        (
-            steps({"result": "400 no", "is_error": True, "api_error_status": 400}, {"exit": 1}),
-            "400 no",
-            False,
-        ),
-        (
-            steps({"print": '{"subtype":"error_max_turns","errors":["too many turns"]}'}),
-            "too many turns",
-            True,
-        ),
-    ],
-)
-async def test_whatever_goes_wrong_is_a_502_that_says_what(
-    client: Client, prompt: str, error: str, retryable: bool
-) -> None:
-    reply = await fail(client, prompt)
-    assert error in reply["error"]
-    assert (reply["code"], reply["stop_reason"]) == ("agent_failed", "error")
-    assert reply["retryable"] is retryable
+BAD_TIMES = [
+    (steps({"signal": "SIGKILL"}), "killed by signal 9", True),
+    (steps({"result": "late"}, {"signal": "SIGTERM"}), "late", True),
+    (steps({"exit": 0}), "without an answer", True),
+    (steps({"stderr": "first\nno such flag"}, {"exit": 1}), "status 1: no such flag", True),
+    (steps({"print": "Segmentation fault"}), "what it wrote is none", True),
+    (steps({"print": "[]"}), "what it wrote is none", True),
+    (steps({"print": '{"type":"result"}'}), "without an answer", True),
+    (steps({"print": '{"type":"result","result":7}'}), "without an answer", True),
+    (steps({"result": "late", "is_error": True}), "late", True),
+    (steps({"result": "fine"}, {"exit": 1}), "fine", True),
+    (
+        steps({"result": "429 slow down", "is_error": True, "api_error_status": 429}),
+        "429 slow down",
+        True,
+    ),
+    (
+        steps({"result": "400 no", "is_error": True, "api_error_status": 400}, {"exit": 1}),
+        "400 no",
+        False,
+    ),
+    (
+        steps({"print": '{"subtype":"error_max_turns","errors":["too many turns"]}'}),
+        "too many turns",
+        True,
+    ),
+]
+
+
+async def test_whatever_goes_wrong_is_a_502_that_says_what(client: Client) -> None:
+    for prompt, error, retryable in BAD_TIMES:
+        reply = await fail(client, prompt)
+        assert error in reply["error"], prompt
+        assert (reply["code"], reply["stop_reason"]) == ("agent_failed", "error"), prompt
+        assert reply["retryable"] is retryable, prompt
 
 
 async def test_stderr_is_told_but_for_its_beginning(client: Client) -> None:
@@ -429,12 +428,13 @@ async def test_sigterm_alone_comes_first(client: Client, tmp_path: Path) -> None
     assert not is_running(pid)
 
 
-@pytest.mark.parametrize("ending", [{"result": "done"}, {"signal": "SIGKILL"}, {"sleep": 100}])
-async def test_no_tool_outlives_its_run(client: Client, tmp_path: Path, ending: Json) -> None:
-    tool = tmp_path / "tool"
-    prompt = steps({"spawn": str(tool)}, ending)
-    await client.post("/run", {"prompt": prompt, "timeout_secs": 0.5})
-    assert not is_running(await pid_in(tool))
+async def test_no_tool_outlives_its_run(client: Client, tmp_path: Path) -> None:
+    endings: list[Json] = [{"result": "done"}, {"signal": "SIGKILL"}, {"sleep": 100}]
+    for number, ending in enumerate(endings):
+        tool = tmp_path / f"tool-{number}"
+        prompt = steps({"spawn": str(tool)}, ending)
+        await client.post("/run", {"prompt": prompt, "timeout_secs": 0.5})
+        assert not is_running(await pid_in(tool)), ending
 
 
 async def test_a_client_that_hangs_up_stops_its_run(
@@ -726,38 +726,40 @@ def _values(value: Any) -> list[Any]:
     return [value, *(found for one in inner for found in _values(one))]
 
 
-@pytest.mark.parametrize(
-    ("agent", "prompt", "code"),
-    [
-        ("mock", script({"say": "half"}, {"exit": 1}), "agent_failed"),
-        ("mock", script({"error": {"code": -32603, "message": "no credit"}}), "agent_failed"),
-        ("mock", script({"stop": "cancelled"}), "agent_failed"),
-        ("mock-fail-new", "x", "agent_unavailable"),
-        ("mock-dies", "x", "agent_unavailable"),
-        ("missing", "x", "agent_unavailable"),
-    ],
-)
-async def test_another_agents_failures_are_told_alike(
-    server: LocalServer, client: Client, agent: str, prompt: str, code: str
-) -> None:
-    reply = await fail(client, prompt, agent=agent)
-    assert reply["code"] == code
-    assert "no credit" not in prompt or "no credit" in reply["error"]
+BAD_AGENTS = [
+    ("mock", script({"say": "half"}, {"exit": 1}), "agent_failed"),
+    ("mock", script({"error": {"code": -32603, "message": "no credit"}}), "agent_failed"),
+    ("mock", script({"stop": "cancelled"}), "agent_failed"),
+    ("mock-fail-new", "x", "agent_unavailable"),
+    ("mock-dies", "x", "agent_unavailable"),
+    ("missing", "x", "agent_unavailable"),
+]
+
+
+async def test_another_agents_failures_are_told_alike(server: LocalServer, client: Client) -> None:
+    for agent, prompt, code in BAD_AGENTS:
+        reply = await fail(client, prompt, agent=agent)
+        assert reply["code"] == code, (agent, prompt)
+        assert "no credit" not in prompt or "no credit" in reply["error"]
+        assert (await rows(server))[-1].error == code
     assert records_of(server) == []
-    assert (await rows(server))[-1].error == code
+    assert is_clean(server)
 
 
-@pytest.mark.parametrize("agent", ["mock", "mock-stubborn", "mock-silent"])
-async def test_another_agent_is_ended_in_time(
-    server: LocalServer, client: Client, tmp_path: Path, agent: str
+async def test_other_agents_are_ended_in_time(
+    server: LocalServer, client: Client, tmp_path: Path
 ) -> None:
-    tool = tmp_path / "tool"
-    prompt = script({"ignore_cancel": True}, {"spawn": {"pid_file": str(tool)}}, {"hang": True})
-    reply = await fail(client, prompt, agent=agent, timeout_secs=1)
-    assert (reply["code"], reply["stop_reason"]) == ("agent_timeout", "timeout")
-    await eventually("the agent to end", lambda: not mock_agents())
-    if tool.exists():
-        await gone(int(tool.read_text()))
+    async def hang(agent: str) -> None:
+        tool = tmp_path / agent
+        prompt = script({"ignore_cancel": True}, {"spawn": {"pid_file": str(tool)}}, {"hang": True})
+        reply = await fail(client, prompt, agent=agent, timeout_secs=1)
+        assert (reply["code"], reply["stop_reason"]) == ("agent_timeout", "timeout")
+        assert tool.exists() is (agent != "mock-silent")
+        if tool.exists():
+            await gone(int(tool.read_text()))
+
+    await asyncio.gather(*map(hang, ("mock", "mock-stubborn", "mock-silent")))
+    await eventually("the agents to end", lambda: not mock_agents())
 
 
 async def test_a_hang_up_ends_another_agent_too(server: LocalServer, client: Client) -> None:
@@ -787,7 +789,13 @@ async def test_without_claude_the_default_agent_answers(
 
 @pytest.fixture(scope="session")
 def real_claude() -> str:
-    return str(find_claude())
+    """The real program; where it cannot be installed its tests are skipped, or fail in CI."""
+    try:
+        return str(find_claude())
+    except NotInstallableError as error:
+        if os.environ.get("CLAWDFORGE_TEST_REQUIRE_ALL") == "1":
+            raise
+        pytest.skip(str(error))
 
 
 Real = Callable[..., Awaitable[Client]]

@@ -58,6 +58,11 @@ async def said_goodbye(socket: Socket) -> int:
     return code
 
 
+def answers(socket: Socket) -> list[str]:
+    """The types of the frames that are no log entries."""
+    return [frame["type"] for frame in socket.frames if "seq" not in frame]
+
+
 # By header: answered before the upgrade.
 
 
@@ -427,7 +432,7 @@ async def test_a_renewal_keeps_the_socket(server: LocalServer, client: Client) -
     await socket.send("auth", ticket=await ticket_for(client, session))
     await socket.send("ping", id=1)
     await socket.until("pong")
-    assert [frame["type"] for frame in socket.frames] == ["ready", "pong"]
+    assert answers(socket) == ["ready", "pong"]
 
 
 async def test_a_renewal_with_a_bad_credential_is_4500(server: LocalServer, client: Client) -> None:
@@ -438,7 +443,7 @@ async def test_a_renewal_with_a_bad_credential_is_4500(server: LocalServer, clie
         socket = await client.connect(session)
         await socket.send("auth", **credential)
         assert await socket.until_closed() == 4500, credential
-        assert [frame["type"] for frame in socket.frames] == ["ready", "bye"]
+        assert answers(socket) == ["ready", "bye"]
 
 
 async def test_a_revoked_token_closes_its_sockets_within_a_second(

@@ -12,19 +12,22 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from server import sockets as sockets_module
 from server import viewer as viewer_module
+from server.viewer import Viewer
 
 from .conftest import Serve
-from .harness import Client, Deadline, Json, LocalServer, eventually, script
+from .harness import Client, Clock, Deadline, Json, LocalServer, eventually, script
 
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
-BIG: Json = {"burst": {"count": 20_000, "text": "x" * 100}}
-"""Some 6 MB: more than the kernel and the server keep for one socket."""
+BIG: Json = {"burst": {"count": 6_000, "text": "x" * 100}}
+"""Some 2 MB: more than the kernel and the server keep for one socket."""
 
 
 class RawSocket:
@@ -58,9 +61,7 @@ class RawSocket:
     async def take(self, size: int) -> bool:
         """Take up to *size* bytes from the kernel; False at the end of the stream."""
         try:
-            data = await asyncio.wait_for(
-                asyncio.get_running_loop().sock_recv(self._connection, size), 20
-            )
+            data = await asyncio.get_running_loop().sock_recv(self._connection, size)
         except ConnectionResetError:
             return False
         self._buffer += data
@@ -117,13 +118,27 @@ class RawSocket:
     def seqs(self) -> list[int]:
         return [frame["seq"] for frame in self.frames if "seq" in frame]
 
+    def hurry(self) -> None:
+        """Have the kernel take large portions from now on."""
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+
     def break_off(self) -> None:
         """Be gone without a word, as a process that is killed."""
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._connection.close()
 
-    def close(self) -> None:
-        self._connection.close()
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time by which sockets are looked after."""
+    clock = Clock()
+    for module in (viewer_module, sockets_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+def viewers(server: LocalServer) -> list[Viewer]:
+    return [one for each in server.services.sockets._by_app.values() for one in each]
 
 
 Connect = Callable[..., Awaitable[RawSocket]]
@@ -190,21 +205,29 @@ async def long_log(client: Client) -> tuple[str, int]:
 # Slow.
 
 
-async def test_a_slow_reader_gets_everything(serve: Serve, connect: Connect) -> None:
-    server = await serve(heartbeat_secs=0.1, stall_timeout_secs=0.3)
-    client = await server.client()
+async def test_a_slow_reader_gets_everything(
+    server: LocalServer, client: Client, connect: Connect, clock: Clock
+) -> None:
     session = await client.create()
     slow = await connect(client, session, after=0)
-    turn = asyncio.create_task(client.turn(session, script(BIG)))
-    began = time.monotonic()
-    while time.monotonic() - began < 1.2:  # far behind for several stall times
-        await slow.take(1024)
-        await asyncio.sleep(0.01)
-    await turn
+    await slow.send("prompt", prompt=script(BIG))
+    await eventually("the turn to end", lambda: is_idle(client, session, 1))
+    (viewer,) = viewers(server)
+    for _ in range(20):  # it takes a little, but never nothing, for several stall times
+        for _ in range(8):
+            assert await slow.take(2048)
+        clock.advance(20)
+        viewer.tick(clock(), 20, 30)
     head = (await client.state(session))["head"]
     assert slow.last < head / 2
-    await slow.until("turn_end", size=1 << 20)
+    slow.hurry()
+    await slow.until("turn_end")
     assert slow.seqs == list(range(1, head + 1))
+
+
+async def is_idle(client: Client, session: str, turns: int) -> bool:
+    state = await client.state(session)
+    return bool(state["turn_count"] == turns and state["state"] == "idle")
 
 
 async def test_a_slow_replay_meets_the_live_end(client: Client, connect: Connect) -> None:
@@ -214,7 +237,8 @@ async def test_a_slow_replay_meets_the_live_end(client: Client, connect: Connect
     await client.turn(session, "while it replays")
     last = (await client.state(session))["head"]
     assert last > head
-    await slow.until("turn_end", turn_index=2, size=1 << 20)
+    slow.hurry()
+    await slow.until("turn_end", turn_index=2)
     assert slow.seqs == list(range(1, last + 1))
 
 
@@ -225,13 +249,10 @@ async def test_accepted_comes_before_its_turn_in_a_slow_replay(
     slow = await connect(client, session, after=0)
     await slow.take(20_000)
     await slow.send("prompt", prompt="hello", id="c2")
-    end = None
-    while end is None:  # the turn is over before its reader has come so far
-        assert (await client.state(session))["turn_count"] <= 2
-        entries = await client.events(session, head)
-        end = next((entry for entry in entries if entry["type"] == "turn_end"), None)
-    assert slow.last < head
-    await slow.until("turn_end", turn_index=2, size=1 << 20)
+    await eventually("the turn to end", lambda: is_idle(client, session, 2))
+    assert slow.last < head  # it is over before its reader has come so far
+    slow.hurry()
+    await slow.until("turn_end", turn_index=2)
     kinds = [frame["type"] for frame in slow.frames if frame.get("turn_index") == 2]
     assert kinds[:2] == ["accepted", "turn_start"]
     assert slow.seqs == list(range(1, slow.seqs[-1] + 1))
@@ -255,8 +276,8 @@ async def test_a_closed_session_is_delivered_to_its_end_however_slowly(
     session, head = await long_log(client)
     await client.delete(f"/sessions/{session}")
     slow = await connect(client, session, after=0)
-    while slow.last < head - 800:
-        assert await slow.take(1 << 20)
+    while slow.last < head - 1500:
+        assert await slow.take(65536)
     # The rest is on its way, in the buffers; taking it lasts longer than a close may.
     assert await slow.until_closed(4096, pause=0.005) == 4508
     assert [frame["type"] for frame in slow.frames[-2:]] == ["session_closed", "bye"]
@@ -275,8 +296,9 @@ async def test_a_flood_of_pings_from_one_that_does_not_read_is_bounded(
     sending = asyncio.create_task(flood(stuck, 350, payload))
     done, _ = await asyncio.wait({sending}, timeout=1)
     assert not done
+    stuck.hurry()
     while not sending.done():
-        assert await stuck.take(1 << 20)
+        assert await stuck.take(65536)
     await sending
     await stuck.until("pong", id=payload)
 
@@ -292,16 +314,16 @@ async def flood(raw: RawSocket, times: int, payload: str) -> None:
 async def test_a_peer_that_takes_nothing_is_dropped_and_others_stream_on(
     serve: Serve, connect: Connect
 ) -> None:
-    server = await serve(heartbeat_secs=0.1, stall_timeout_secs=0.4)
+    server = await serve(heartbeat_secs=0.1, stall_timeout_secs=1)
     client = await server.client()
     session = await client.create()
     stuck, other = await connect(client, session), await connect(client, session)
     began = time.monotonic()
     endless = {"repeat": {"times": 100_000, "steps": [BIG, {"sleep": 100}]}}
     await other.send("prompt", prompt=script(endless))
-    reading = asyncio.create_task(other.until("turn_end", size=1 << 20))
+    reading = asyncio.create_task(other.until("turn_end"))
     await until_freed(server, stuck)
-    assert 0.4 <= time.monotonic() - began < 10
+    assert 1 <= time.monotonic() - began < 10
     await eventually("its place to be free", lambda: len(server.services.sockets) == 1)
     assert (await client.state(session))["sockets"] == 1
     await client.post(f"/sessions/{session}/cancel")
@@ -371,23 +393,24 @@ async def test_who_answers_no_ping_is_4004(
     assert silent.pings > 1
     assert silent.frames[-1] == {**silent.frames[-1], "type": "bye", "code": 4004}
     await until_freed(server, silent)
+    await eventually("its place to be free", lambda: not viewers(server))
     assert (await client.state(session))["sockets"] == 0
 
 
 async def test_who_answers_pings_stays_though_it_says_nothing(
-    serve: Serve, connect: Connect
+    server: LocalServer, client: Client, connect: Connect, clock: Clock
 ) -> None:
-    server = await serve(heartbeat_secs=0.05, stall_timeout_secs=0.1)
-    client = await server.client()
     quiet = await connect(client, await client.create())
-    began = time.monotonic()
-    while time.monotonic() - began < 0.8:
-        pings = quiet.pings
-        assert await quiet.take(4096)
-        for _ in range(quiet.pings - pings):
-            await quiet.send_frame(PONG)
-    await quiet.send("ping", id="still")
-    await quiet.until("pong", id="still")
+    (viewer,) = viewers(server)
+    for round_number in range(1, 21):
+        clock.advance(20)
+        viewer.tick(clock(), 20, 30)
+        while quiet.pings < round_number:
+            assert await quiet.take(4096)
+        await quiet.send_frame(PONG)
+        await eventually("the pong to be heard", lambda: viewer._last_heard == clock())
+    assert {frame["type"] for frame in quiet.frames if "seq" not in frame} == {"ready", "heartbeat"}
+    assert viewers(server) == [viewer]
 
 
 # Gone.
@@ -428,6 +451,7 @@ async def test_a_client_that_ends_its_half_is_let_go(
     raw._connection.shutdown(socket.SHUT_WR)
     await raw.until_closed()
     await until_freed(server, raw)
+    await eventually("its place to be free", lambda: not viewers(server))
     assert (await client.state(session))["sockets"] == 0
 
 

@@ -604,7 +604,8 @@ class HostAgent:
     async def _send_through(self, prompt: _Prompt, blocks: bytes) -> None:
         fresh = False
         for last_try in (False, True):
-            await self._guard(self._open(fresh=fresh))
+            if not prompt.held_back:
+                await self._guard(self._open(fresh=fresh))
             if prompt.held_back:
                 return
             self._waiting.append(prompt)

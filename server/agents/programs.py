@@ -154,6 +154,7 @@ class Programs:
                     except BaseException:
                         ours.close()
                         raise
+                ours.setblocking(False)
                 self._control = ours
             return self._control
 

@@ -36,6 +36,7 @@ else:  # a script's own folder is not on the path of an isolated interpreter (-I
     del sys.path[0]
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ORDERS = {ord("T"): signal.SIGTERM, ord("K"): signal.SIGKILL}
 CHANGED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -105,27 +106,39 @@ def kill_rest() -> None:
         supervise.kill_all()
 
 
+def read_line(control: socket.socket) -> tuple[bytes, bytes]:
+    """The first line, and what came behind it; nothing at all where it never ended."""
+    data = b""
+    while b"\n" not in data:
+        piece = control.recv(1 << 16)
+        if not piece:
+            return b"", b""
+        data += piece
+    line, _, rest = data.partition(b"\n")
+    return line, rest
+
+
 def supervise_program(control: socket.socket, stdio: list[int]) -> None:
     libc.prctl(supervise.PR_SET_CHILD_SUBREAPER, 1)
     wake = wake_on_child()
-    with control, control.makefile("rb", buffering=0) as lines:
-        line = lines.readline()
-        if not line.endswith(b"\n"):
+    with control:
+        line, orders = read_line(control)
+        if not line:
             return
         pid = start(json.loads(line), stdio)
         control.send(b'{"pid":%d}\n' % pid)
         while True:
+            for order in orders:
+                os.kill(pid, ORDERS[order])  # it is not reaped yet, so the pid is its own
             asked = wait_for(control, wake)
             if (status := collect(pid)) is not None:
                 kill_rest()
                 control.send(b'{"status":%d}\n' % status)
                 return
-            if asked:
-                order = control.recv(1)
-                if not order:
-                    kill_rest()
-                    return
-                os.kill(pid, signal.SIGTERM if order == b"T" else signal.SIGKILL)
+            orders = control.recv(64) if asked else b""
+            if asked and not orders:
+                kill_rest()
+                return
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ..errors import bad_request
 from ..files import TTL_RANGE, TTL_SECS, Files, Upload
@@ -30,7 +31,7 @@ async def upload(request: web.Request) -> web.Response:
                 ttl_secs = _ttl((await part.read_chunk(64)).decode(errors="replace"))
             elif part.name == "file" and saved is None:
                 saved = await files.save(app_name, part.filename or "file", _chunks(part))
-    except (ValueError, AssertionError, RuntimeError):
+    except (ValueError, AssertionError, RuntimeError, HttpProcessingError):
         await _discard(files, saved)
         raise bad_request("the multipart body is malformed") from None
     except BaseException:

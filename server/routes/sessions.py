@@ -75,12 +75,15 @@ async def run_turn(request: web.Request) -> web.StreamResponse:
     session = await session_of(request)
     body = await bodies.read_body(request, bodies.RunTurn)
     blocks = frames.parse_blocks(body.prompt)
-    files = services_of(request).files
-    blocks = annotate(blocks, await files.paths(session.row.app_name, body.files or []))
     key = request.headers.get("Idempotency-Key")
     if key is not None and not 1 <= len(key) <= 256:
         raise bad_request("Idempotency-Key: must have 1 to 256 characters")
-    turn, _ = await session.prompt(dumps(blocks), client_id=key, timeout=body.timeout_secs)
+    turn = await session.turn_of(key)
+    if turn is None:  # a repeated one need not have its files any more
+        paths = await services_of(request).files.paths(session.row.app_name, body.files or [])
+        turn, _ = await session.prompt(
+            dumps(annotate(blocks, paths)), client_id=key, timeout=body.timeout_secs
+        )
     if wants_stream(request):
         return await _stream_turn(request, session, turn)
     await session.finished(turn)

@@ -218,10 +218,12 @@ class Commands:
 
     async def _prompt(self, viewer: Viewer, command: frames.Prompt) -> None:
         blocks = frames.parse_blocks(command.prompt)
-        paths = await self._services.files.paths(self._app_name, command.files)
-        turn, duplicate = await viewer.session.prompt(
-            dumps(annotate(blocks, paths)), client_id=command.id
-        )
+        turn, duplicate = await viewer.session.turn_of(command.id), True
+        if turn is None:  # a repeated one need not have its files any more
+            paths = await self._services.files.paths(self._app_name, command.files)
+            turn, duplicate = await viewer.session.prompt(
+                dumps(annotate(blocks, paths)), client_id=command.id
+            )
         # No await from here on: `accepted` comes before the turn's entries.
         viewer.send(
             frames.frame(

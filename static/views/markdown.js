@@ -15,7 +15,8 @@ import { h } from './dom.js';
 import { heal } from './heal.js';
 
 const STEP = 16_384; // characters parsed at once
-const MAX_BLOCK = 24_576; // a longer paragraph is shown as plain text
+const MAX_BLOCK = 24_576; // a longer block is shown as plain text,
+const MAX_INLINE = 4096; // and so is longer running text: some of it takes quadratic time
 const SETTLED = 12; // characters of a next block that make the one before final
 
 const ALLOWED = {
@@ -50,8 +51,20 @@ const renderer = Object.assign(new Renderer(), {
 	},
 });
 
+/** Like marked's lex(), but bounded: what is nested too deep throws. */
+function lex(text, links) {
+	const lexer = new Lexer();
+	Object.assign(lexer.tokens.links, links);
+	lexer.blockTokens(text, lexer.tokens);
+	for (const { src, tokens } of lexer.inlineQueue) {
+		if (src.length > MAX_INLINE) tokens.push({ type: 'text', raw: src, text: src });
+		else lexer.inlineTokens(src, tokens);
+	}
+	return lexer.tokens;
+}
+
 function render(tokens) {
-	if (tokens.some(({ raw, type }) => raw.length > MAX_BLOCK && type !== 'code')) return tokens.map(({ raw }) => h('p.plain', { text: raw }));
+	if (tokens.some(({ raw, type }) => type === 'plain' || (raw.length > MAX_BLOCK && type !== 'code'))) return tokens.map(({ raw }) => h('p.plain', { text: raw }));
 	const fragment = DOMPurify.sanitize(Parser.parse(tokens, { renderer }), ALLOWED);
 	for (const node of fragment.querySelectorAll('pre, table, a, li')) {
 		if (node.matches('pre')) node.replaceWith(codeBlock(node.textContent, node.title).el);
@@ -96,10 +109,13 @@ export class MarkdownView {
 	/** True if there is more to do with the same text. */
 	#feedBlocks(text, done) {
 		const rest = text.slice(this.final);
-		const lexer = new Lexer();
-		Object.assign(lexer.tokens.links, this.links);
-		const tokens = lexer.lex(done ? rest : heal(rest));
-		this.links = tokens.links;
+		let tokens = [{ type: 'plain', raw: rest }];
+		try {
+			tokens = lex(done ? rest : heal(rest), this.links);
+			this.links = tokens.links;
+		} catch {
+			// then it is shown as it came
+		}
 		const last = tokens.findLastIndex(({ type }) => type !== 'space');
 		const count = done ? tokens.length : finalCount(tokens, last);
 		for (const node of this.tail) node.remove();
@@ -128,23 +144,23 @@ export class MarkdownView {
 
 	/** Inside an open fence: text is appended as it comes, until a line closes it. */
 	#feedFence(text, done) {
-		const { fence } = this; // shown up to `at`; the line that it is in begins at `line`
+		const { fence } = this; // shown up to `at`; the line that comes next begins at `line`
 		let code = '';
 		let closed = false;
 		while (fence.line < text.length && !closed) {
 			const newline = text.indexOf('\n', fence.line);
-			const next = newline < 0 ? text.length : newline + 1;
-			const words = text.slice(fence.line, newline < 0 ? next : newline);
+			const end = newline < 0 ? text.length : newline;
+			const words = text.slice(fence.line, end);
 			const whole = newline >= 0 || done;
 			closed = whole && fence.close.test(words);
 			// Half a line that may become the closing fence waits for its other half.
 			if (!whole && /^ {0,3}(`+|~+)$/.test(words)) break;
 			if (!closed) {
-				code += text.slice(Math.max(fence.at, fence.line), next);
-				fence.at = next;
+				code += text.slice(fence.at, end); // with the line break before it
+				fence.at = end;
 			}
 			if (newline < 0 && !closed) break;
-			fence.line = next;
+			fence.line = Math.min(text.length, end + 1);
 		}
 		if (code) fence.block.append(code);
 		if (!closed && !done) return false;

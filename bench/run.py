@@ -1,0 +1,160 @@
+"""Measure what ``POST /run`` adds to the ``claude -p`` call that it makes.
+
+``python bench/run.py``, with the packages of requirements-dev.txt; the real program is installed
+into the user's cache if it is not on the PATH. It talks to a stand-in of its API in this process.
+The bare call and ``/run`` take turns, with the same arguments and environment. Next to it the same
+with a program that does nothing, since the real one's own time varies by more than is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from measure import Samples, print_table
+from targets import BenchError, Server
+
+from server.runner import RunRequest, claude_argv, claude_environ
+from tests.anthropic_stand_in import stand_in
+from tests.real_claude import NotInstallableError, find_claude
+
+GOAL_MS = 15.0
+TIMEOUT_SECS = 600
+PROMPT = "What is the answer?"
+NOTHING = """#!/bin/sh
+cat > /dev/null
+echo '{"type":"result","is_error":false,"result":"OK","stop_reason":"end_turn"}'
+"""
+
+
+class Bare:
+    """The call as ``/run`` makes it, from this program."""
+
+    name = "`claude -p`"
+
+    def __init__(self, program: str, folder: Path, environ: Mapping[str, str]) -> None:
+        self._argv = claude_argv(program, RunRequest("bench", PROMPT), folder)
+        self._environ = claude_environ(environ, TIMEOUT_SECS)
+        self._folder = folder
+
+    def run(self) -> None:
+        done = subprocess.run(
+            self._argv,
+            input=PROMPT.encode(),
+            capture_output=True,
+            cwd=self._folder,
+            env=self._environ,
+            check=False,
+        )
+        if done.returncode or json.loads(done.stdout)["result"] != "OK":
+            raise BenchError(f"the bare call failed: {done}")
+
+
+class Run:
+    """``POST /run``, over one connection that stays open."""
+
+    name = "`POST /run`"
+
+    def __init__(self, server: Server) -> None:
+        self._connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
+        self._headers = {**server.headers, "Content-Type": "application/json"}
+
+    def run(self) -> None:
+        self._connection.request("POST", "/run", json.dumps({"prompt": PROMPT}), self._headers)
+        with self._connection.getresponse() as response:
+            reply = json.load(response)
+        if reply.get("result") != "OK":
+            raise BenchError(f"/run failed: {reply}")
+
+
+def measure(title: str, program: str, folder: Path, environ: Mapping[str, str], count: int) -> bool:
+    """Print a table; whether the goal is reached."""
+    folder.mkdir()
+    server = Server(folder / "server", environ, ["true"], CLAUDE_BIN=program)
+    with contextlib.closing(server):
+        sides = (Bare(program, folder, environ), Run(server))
+        samples = {side.name: Samples() for side in sides}
+        for number in range(-2, count):  # two to get warm
+            # Each goes first as often as the other.
+            for side in sides if number % 2 else sides[::-1]:
+                began = time.perf_counter()
+                side.run()
+                if number >= 0:
+                    samples[side.name].add((time.perf_counter() - began) * 1000)
+    rows = [[name, *found.cells(1)] for name, found in samples.items()]
+    print_table((f"{title}, ms", "median", "quartiles", "range", "n"), rows)
+    bare, run = (found.median for found in samples.values())
+    reached = run - bare < GOAL_MS
+    verdict = "reached" if reached else "NOT reached"
+    print(f"/run adds {run - bare:.1f} ms at the median; under {GOAL_MS:g} is wanted: {verdict}\n")
+    return reached
+
+
+@contextlib.contextmanager
+def running_stand_in() -> Iterator[Mapping[str, str]]:
+    """The stand-in, in a thread of its own; what makes claude talk to it."""
+    started: threading.Event = threading.Event()
+    environ: dict[str, str] = {}
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with stand_in() as api:
+            environ.update(api.environ)
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        started.wait(10)
+        yield environ
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--claude", default=shutil.which("claude"), help="the program's path")
+    parser.add_argument("--count", type=int, default=40, help="calls of each side (40)")
+    options = parser.parse_args()
+    cores, busy = os.cpu_count(), os.getloadavg()[0]
+    print(
+        f"{cores} cores, {platform.system()}, Python {platform.python_version()}, load {busy:.1f}\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="clawdforge-bench-") as name, running_stand_in() as api:
+        folder = Path(name)
+        environ = {"HOME": name, "PATH": os.environ["PATH"], **api}
+        nothing = folder / "nothing"
+        nothing.write_text(NOTHING, "utf-8")
+        nothing.chmod(0o755)
+        try:
+            claude = options.claude or str(find_claude())
+            reached = [
+                measure("real program", claude, folder / "real", environ, options.count),
+                measure("does nothing", str(nothing), folder / "fake", environ, options.count * 5),
+            ]
+        except (BenchError, NotInstallableError) as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
+    return 0 if all(reached) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

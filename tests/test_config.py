@@ -1,0 +1,264 @@
+"""Settings: what each variable may be, where it is read from, and how a bad one stops the start."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.config import (
+    PREFIX,
+    AgentCommand,
+    SettingError,
+    Settings,
+    load,
+    variables,
+    with_env_file,
+)
+
+from .harness import PATIENCE, ROOT
+
+
+def read(name: str, value: str) -> Any:
+    """The setting *name* as read from its variable."""
+    return getattr(load({PREFIX + name.upper(): value}), name)
+
+
+def refusal(name: str, value: str) -> str:
+    with pytest.raises(SettingError) as error:
+        read(name, value)
+    message = str(error.value)
+    assert message.startswith(f"{PREFIX}{name.upper()}: ")
+    assert "\n" not in message
+    return message
+
+
+# Good and bad values of each kind.
+
+
+def test_without_variables_all_is_as_documented() -> None:
+    settings = load({})
+    assert settings == Settings()
+    assert (settings.host, settings.port) == ("127.0.0.1", 8800)
+    assert settings.data_dir == Path("data").absolute()
+    assert (settings.admin_token, settings.default_agent) == (None, None)
+    assert (settings.max_sessions, settings.max_sessions_per_app) == (1000, 200)
+    assert (settings.session_ttl_secs, settings.session_hard_ttl_secs) == (3600, 86400)
+    assert (settings.turn_timeout_secs, settings.permission_timeout_secs) == (3600, 300)
+    assert (settings.max_live_agents, settings.agent_idle_secs, settings.max_runs) == (16, 600, 4)
+    assert (settings.log_format, settings.log_level, settings.sync) == ("text", "info", "normal")
+
+
+def test_every_setting_is_one_variable() -> None:
+    names = [field.name for field in dataclasses.fields(Settings)]
+    assert variables() == tuple(f"CLAWDFORGE_{name.upper()}" for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("port", 0, 65535),
+        ("max_sessions", 1, 1_000_000),
+        ("max_sessions_per_app", 1, 1_000_000),
+        ("max_live_agents", 1, 10_000),
+        ("max_queued_turns", 0, 1000),
+        ("max_sockets_per_session", 1, 100_000),
+        ("max_runs", 1, 1000),
+        ("max_upload_bytes", 1, 2**40),
+    ],
+)
+def test_whole_numbers_keep_their_bounds(name: str, low: int, high: int) -> None:
+    assert (read(name, str(low)), read(name, f" {high} ")) == (low, high)
+    for bad in (str(low - 1), str(high + 1), "x", "1.5", "1e2", "0x10", "-", "9" * 5000):
+        assert f"from {low} to {high}" in refusal(name, bad)
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in dataclasses.fields(Settings) if field.name.endswith("_secs")]
+)
+def test_times_are_seconds(name: str) -> None:
+    assert (read(name, "1.5"), read(name, "60")) == (1.5, 60)
+    for bad in ("-1", "x", "nan", "inf", "1e400", "10m", "1,5", "99999999999"):
+        assert "a number of seconds from" in refusal(name, bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("agent_backend", ("host", "cli")),
+        ("log_format", ("text", "json")),
+        ("log_level", ("debug", "info", "warning", "error")),
+        ("sync", ("normal", "full")),
+    ],
+)
+def test_choices_are_named_when_another_is_given(name: str, choices: tuple[str, ...]) -> None:
+    for choice in choices:
+        assert read(name, choice) == choice
+    for bad in ("nope", choices[0].upper(), f"{choices[0]},{choices[1]}"):
+        assert ", ".join(choices) in refusal(name, bad)
+
+
+def test_the_data_dir_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read("data_dir", "~/data") == tmp_path / "data"
+    assert read("data_dir", "some/where") == Path("some/where").absolute()
+    assert "~nobody-of-that-name" in refusal("data_dir", "~nobody-of-that-name/data")
+
+
+def test_workspace_roots_are_existing_folders(tmp_path: Path) -> None:
+    one, two, link = tmp_path / "one", tmp_path / "two", tmp_path / "link"
+    one.mkdir()
+    two.mkdir()
+    link.symlink_to(two)
+    (tmp_path / "file").touch()
+    assert read("workspace_roots", str(one)) == (one,)
+    assert read("workspace_roots", f"{one}, {link},") == (one, two)
+    assert read("workspace_roots", f"{one}{os.pathsep}{two}") == (one, two)
+    for bad in (f"{tmp_path}/missing", f"{tmp_path}/file", "relative", f"{one},{tmp_path}/missing"):
+        assert "an existing folder" in refusal("workspace_roots", bad)
+    for bad in (f"/{'x' * 300}", "~nobody-of-that-name"):
+        assert "an existing folder" in refusal("workspace_roots", bad)
+
+
+def test_origins_are_scheme_and_host() -> None:
+    value = "https://Chat.example.org, http://localhost:3000 ,"
+    origins = ("https://chat.example.org", "http://localhost:3000")
+    assert read("allowed_origins", value) == origins
+    for bad in (
+        "*",
+        "null",
+        "chat.example.org",
+        "https://",
+        "https://a/",
+        "ftp://a",
+        "https://a,b",
+    ):
+        assert "is not an origin" in refusal("allowed_origins", bad)
+
+
+def test_names_are_separated_by_commas() -> None:
+    assert read("agent_env", " ONE, TWO ,,") == ("ONE", "TWO")
+
+
+def test_agents_are_argv_with_or_without_an_environment() -> None:
+    agents = read("agents", '{"a": ["x", "--acp"], "b": {"argv": ["y"], "env": {"K": "v"}}}')
+    assert agents == {"a": AgentCommand(("x", "--acp")), "b": AgentCommand(("y",), {"K": "v"})}
+    assert read("agents", "{}") == {}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("x", "[]", '"x"', "1", "null", "{", '{"": ["x"]}', "[" * 100_000),
+        *('{"a": []}', '{"a": "x"}', '{"a": [1]}', '{"a": [""]}', '{"a": null}', '{"a": {}}'),
+        *('{"a": {"argv": "x"}}', '{"a": {"argv": ["x"], "env": []}}'),
+        *('{"a": {"argv": ["x"], "env": {"K": 1}}}', '{"a": {"argv": ["x"], "env": null}}'),
+    ],
+)
+def test_agents_that_are_none_are_refused(bad: str) -> None:
+    refusal("agents", bad)
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    assert load(dict.fromkeys(variables(), "")) == load(dict.fromkeys(variables(), "  "))
+    assert load(dict.fromkeys(variables(), "")) == Settings()
+
+
+def test_unknown_names_are_ignored() -> None:
+    assert load({"CLAWDFORGE_NOPE": "x", "PORT": "1", "clawdforge_port": "1"}) == Settings()
+
+
+# The .env file.
+
+
+def test_the_env_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text(
+        "# a comment\n"
+        "CLAWDFORGE_PORT=1111\n"
+        "export CLAWDFORGE_MAX_RUNS=2\n"
+        'CLAWDFORGE_AGENTS=\'{"a": ["x"]}\'\n'
+        'CLAWDFORGE_HOST="::1"  # another\n'
+        "CLAWDFORGE_NOPE=ignored\n"
+        "CLAWDFORGE_SYNC\n"
+    )
+    settings = load(with_env_file({"CLAWDFORGE_PORT": "2222"}, file))
+    assert (settings.port, settings.max_runs, settings.host) == (2222, 2, "::1")
+    assert settings.agents == {"a": AgentCommand(("x",))}
+    assert settings.sync == "normal"
+
+
+def test_no_env_file_is_needed(tmp_path: Path) -> None:
+    assert load(with_env_file({}, tmp_path / ".env")) == Settings()
+    assert load(with_env_file({}, tmp_path)) == Settings()  # a folder is none
+
+
+def test_an_env_file_that_is_not_text_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"CLAWDFORGE_PORT=\xff\xfe\n")
+    with pytest.raises(SettingError, match=r"\.env: .*UTF-8"):
+        with_env_file({}, tmp_path / ".env")
+
+
+# The start.
+
+
+async def start(folder: Path, environ: Mapping[str, str]) -> tuple[int | None, str]:
+    """``python -m server`` in *folder*: its exit status and what it says."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "server"),
+        cwd=folder,
+        env={**kept, "PYTHONPATH": str(ROOT), "CLAWDFORGE_PORT": "0", **environ},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode, said.decode()
+
+
+async def test_a_bad_value_stops_the_start_with_one_line_that_names_it(tmp_path: Path) -> None:
+    status, said = await start(tmp_path, {"CLAWDFORGE_PORT": "many"})
+    assert status == 2
+    assert said == "clawdforge: CLAWDFORGE_PORT: must be a whole number from 0 to 65535\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_bad_value_in_the_env_file_does_so_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("CLAWDFORGE_SYNC=perhaps\n")
+    status, said = await start(tmp_path, {})
+    assert (status, said) == (2, "clawdforge: CLAWDFORGE_SYNC: must be one of normal, full\n")
+
+
+async def test_a_data_dir_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for value in ("file", "file/below", "x" * 300):
+        status, said = await start(tmp_path, {"CLAWDFORGE_DATA_DIR": value})
+        assert status in (1, 2)
+        assert said.startswith("clawdforge: CLAWDFORGE_DATA_DIR: ")
+        assert said.count("\n") == 1
+
+
+async def test_an_address_that_cannot_be_listened_on_is_named(tmp_path: Path) -> None:
+    status, said = await start(tmp_path, {"CLAWDFORGE_HOST": "256.256.256.256"})
+    assert status == 1
+    assert said.startswith("clawdforge: cannot listen on 256.256.256.256:0: ")
+    assert said.count("\n") == 1
+
+
+async def test_a_default_agent_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    status, said = await start(tmp_path, {"CLAWDFORGE_DEFAULT_AGENT": "nope"})
+    assert status in (1, 2)
+    assert said.startswith("clawdforge: CLAWDFORGE_DEFAULT_AGENT: ")
+    assert said.count("\n") == 1
