@@ -92,12 +92,16 @@ async def _house(
         backend = _backend(settings, environ, writer)
         await backend.start()
         stack.push_async_callback(backend.stop)
+        known = [info.name for info in await backend.agents()]
+        if settings.default_agent not in (None, *known):
+            raise StartError(f"CLAWDFORGE_DEFAULT_AGENT: must be one of {', '.join(known)}")
         all_sessions = Sessions(settings, store, writer, backend, clock)
         await all_sessions.start()
         stack.push_async_callback(all_sessions.stop)
 
         runner = Runner(
             settings,
+            store,
             writer,
             backend,
             environ=agent_environ(environ, settings.agent_env),
@@ -154,9 +158,13 @@ async def _drain(app: web.Application) -> None:
 @contextlib.contextmanager
 def _own(folder: Path) -> Iterator[None]:
     """The data folder, for this server alone."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    with (folder / "lock").open("w") as lock:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise StartError(f"CLAWDFORGE_DATA_DIR: {folder}: {error.strerror}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

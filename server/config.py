@@ -38,7 +38,10 @@ def _text(value: str) -> str:
 
 
 def _path(value: str) -> Path:
-    return Path(_text(value)).expanduser().absolute()
+    try:
+        return Path(_text(value)).expanduser().absolute()
+    except RuntimeError:  # ~name of nobody
+        raise ValueError(f"{value!r} lies in no home folder that there is") from None
 
 
 def _int(low: int, high: int) -> Callable[[str], int]:
@@ -92,8 +95,12 @@ def _origins(value: str) -> tuple[str, ...]:
 def _roots(value: str) -> tuple[Path, ...]:
     roots = []
     for part in _names(value.replace(os.pathsep, ",")):
-        root = Path(part).expanduser()
-        if not root.is_absolute() or not root.is_dir():
+        try:
+            root = Path(part).expanduser()
+            exists = root.is_absolute() and root.is_dir()
+        except (OSError, RuntimeError):  # a name that is too long, ~name of nobody
+            exists = False
+        if not exists:
             raise ValueError(f"{part!r} is not an existing folder with an absolute path")
         roots.append(root.resolve())
     return tuple(roots)
@@ -103,7 +110,7 @@ def _agents(value: str) -> Mapping[str, AgentCommand]:
     shape = 'must be a JSON object such as {"mine": ["my-agent", "--acp"]}'
     try:
         raw = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(shape) from None
     if not isinstance(raw, dict):
         raise ValueError(shape)
@@ -182,8 +189,15 @@ def with_env_file(environ: Mapping[str, str], path: Path) -> dict[str, str]:
 
     What the file says of other programs (an agent's key, a proxy) counts as if
     it had been exported. The environment wins.
+
+    Raises:
+        SettingError: the file cannot be read.
     """
-    values = dotenv_values(path) if path.is_file() else {}
+    try:
+        values = dotenv_values(path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingError(f"{path} cannot be read: {why}") from None
     return {**{name: value for name, value in values.items() if value is not None}, **environ}
 
 

@@ -31,7 +31,7 @@ from .config import Settings
 from .errors import Error, bad_request, draining, internal
 from .files import annotate
 from .log import LogWriter
-from .store import RunRow
+from .store import RunRow, Store
 
 logger = logging.getLogger(__name__)
 
@@ -246,6 +246,7 @@ class Runner:
     def __init__(
         self,
         settings: Settings,
+        database: Store,
         writer: LogWriter,
         backend: Backend,
         *,
@@ -254,6 +255,7 @@ class Runner:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
+        self._store = database
         self._writer = writer
         self._backend = backend
         self._environ = environ
@@ -275,6 +277,8 @@ class Runner:
 
     async def start(self) -> None:
         """Take up what an earlier server left."""
+        for run_id in await self._store.unfinished_runs():
+            await self._backend.forget(run_id)
         await self._writer.commit([store.end_lost_runs()])
         await asyncio.to_thread(_make_empty, self._folder)
 
@@ -298,7 +302,8 @@ class Runner:
         """
         if self._is_draining:
             raise draining()
-        run = Run(request, request.timeout_secs or self._settings.run_timeout_secs)
+        longest = self._settings.run_timeout_secs
+        run = Run(request, min(request.timeout_secs or longest, longest))
         run.outcome = asyncio.create_task(self._run(run), name=f"run-{run.id}")
         self._runs.add(run)
         run.outcome.add_done_callback(lambda _: self._done(run))

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from . import frames, store
 from .agents.base import Agent, Context
-from .codec import dumps, loads
+from .codec import dumps, loads, parse_message
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found, session_closed
 from .log import LogWriter, SessionLog
@@ -27,6 +27,8 @@ from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
+_REQUESTED = b'{"type":"permission_request"'
+_RESOLVED = b'{"type":"permission_resolved"'
 READ_KINDS = frozenset({"read", "search"})
 CLOSE_GRACE_SECS = 1.0
 """What a running turn gets to end by itself when its session is closed."""
@@ -80,7 +82,7 @@ class Turn:
             turn.started.set()
         if row.last_seq is not None:
             turn.stop_reason = row.stop_reason
-            turn.error = loads(row.error) if row.error else None
+            turn.error = parse_message(row.error) if row.error else None
             turn.duration_ms = row.duration_ms or 0
             turn.finished.set()
         return turn
@@ -191,7 +193,8 @@ class Session:
 
     @property
     def can_hibernate(self) -> bool:
-        return not (self.is_busy or self._changing or self._hibernating or self.is_closed)
+        in_use = self.is_busy or self._changing or self._permissions
+        return not (in_use or self._hibernating or self.is_closed)
 
     @property
     def state_name(self) -> str:
@@ -737,10 +740,10 @@ class Session:
         while batches := await self.log.read(position):
             for batch in batches:
                 for line in batch.lines():
-                    if line.startswith(b'{"type":"permission_request"'):
-                        waiting.add(loads(line)["request_id"])
-                    elif line.startswith(b'{"type":"permission_resolved"'):
-                        waiting.discard(loads(line)["request_id"])
+                    if line.startswith((_REQUESTED, _RESOLVED)):
+                        entry = parse_message(line) or {}
+                        change = waiting.add if line.startswith(_REQUESTED) else waiting.discard
+                        change(entry["request_id"])
                 position = batch.last
         return waiting
 

@@ -381,10 +381,10 @@ class Store:
             found.extend(FileRow(*row) for row in rows)
         return found
 
-    async def runs(self) -> list[RunRow]:
-        """All runs, in the order of their start."""
-        rows = await self._fetch(f"SELECT {_columns(RunRow)} FROM runs ORDER BY rowid")
-        return [RunRow(*row) for row in rows]
+    async def unfinished_runs(self) -> list[str]:
+        """Ids of the runs that have no end yet."""
+        rows = await self._fetch("SELECT id FROM runs WHERE stop_reason IS NULL")
+        return [row[0] for row in rows]
 
     async def files_expired(self, before: float) -> list[FileRow]:
         rows = await self._fetch(

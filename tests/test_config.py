@@ -201,7 +201,7 @@ def test_no_env_file_is_needed(tmp_path: Path) -> None:
 
 def test_an_env_file_that_is_not_text_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"CLAWDFORGE_PORT=\xff\xfe\n")
-    with pytest.raises(SettingError, match=r"\.env: .*UTF-8"):
+    with pytest.raises(SettingError, match=r"\.env cannot be read: .*UTF-8"):
         with_env_file({}, tmp_path / ".env")
 
 

@@ -246,6 +246,7 @@ async def test_files_stand_before_the_first_text_of_blocks(client: Client) -> No
 
 async def test_no_files_leave_the_prompt_as_it_is(client: Client) -> None:
     session = await client.create()
+    files: Any
     for files in ([], None):
         _, reply = await client.turn(session, "hello", files=files)
         assert texts_of(reply["events"]) == "echo: hello"
@@ -281,6 +282,7 @@ async def test_file_tokens_that_are_not_ones_own_are_refused(server: LocalServer
     ]
     messages = {failure(answer, 400, "bad_request") for answer in answers}
     assert len(messages) == 1  # which of these it was is not told
+    bad: Any
     for bad in ("ff_x", [1], {}, [None]):
         failure(await other.turn(session, "hello", files=bad), 400, "bad_request")
     assert (await other.state(session))["turn_count"] == 0

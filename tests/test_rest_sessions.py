@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
-from .conftest import Serve
-from .harness import MOCKS, Client, Json, LocalServer, eventually, mock_agent, script, texts_of
+from .conftest import Serve, Spawn
+from .harness import (
+    MOCKS,
+    Client,
+    Json,
+    LocalServer,
+    eventually,
+    mock_agent,
+    new_client,
+    script,
+    texts_of,
+)
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 UPGRADE = {
@@ -173,9 +184,11 @@ async def test_cwd_may_lie_in_a_workspace_root(serve: Serve, tmp_path: Path) -> 
     (root / "inside").mkdir(parents=True)
     (root / "link").symlink_to(root / "inside")
     client = await (await serve(workspace_roots=(root,))).client()
-    for cwd in (root, root / "inside", root / "link"):
+    for cwd in (root, root / "inside"):
         session = await client.create(cwd=str(cwd))
         assert (await client.state(session))["cwd"] == str(cwd.resolve())
+    session = await client.create(cwd=str(root / "link"))
+    assert (await client.state(session))["cwd"] == str(root / "inside")
     _, reply = await client.turn(session, script({"report": True}))
     assert json.loads(texts_of(reply["events"]))["cwd"] == str(root / "inside")
 
@@ -429,6 +442,7 @@ async def test_each_kind_of_content_block_is_accepted_alone(client: Client) -> N
 async def test_bad_content_blocks_are_refused(client: Client) -> None:
     session = await client.create()
     link = {"type": "resource_link", "uri": "file:///c", "name": "c"}
+    bad: Any
     for bad in (
         "",
         [],
@@ -675,6 +689,17 @@ async def test_timeout_secs_cannot_exceed_the_servers_own(serve: Serve) -> None:
     session = await client.create()
     answer = await client.turn(session, script({"hang": True}), timeout_secs=600)
     failed_turn(session, answer, 504, "agent_timeout")
+
+
+async def test_half_an_emoji_in_an_agents_error_is_kept_and_told_again(client: Client) -> None:
+    session = await client.create()
+    error = r'"error":{"code":-32603,"message":"cut \ud83d"}'
+    answers = [{"raw": f'{{"jsonrpc":"2.0","id":{number},{error}}}'} for number in range(5)]
+    prompt = script(*answers, {"hang": True})  # one of them is the prompt's
+    first = await turn_with_key(client, session, prompt, "k")
+    assert failure(first, 502, "agent_failed") == "cut \ud83d"
+    again = await turn_with_key(client, session, prompt, "k")
+    assert again == first
 
 
 # Cancel.
@@ -1005,3 +1030,24 @@ async def test_only_local_host_names_are_answered_on_loopback(client: Client) ->
     answer = await client.get("/agents", headers={"Host": "evil.example.org"})
     failure(answer, 403, "forbidden")
     assert (await client.get("/agents", headers={"Host": "localhost"}))[0] == 200
+
+
+async def test_half_an_emoji_in_a_permission_request_does_not_stop_the_next_start(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create(permission="ask")
+    socket = await client.connect(session)
+    line = (
+        r'{"jsonrpc":"2.0","id":7,"method":"session/request_permission","params":{"sessionId":"x",'
+        r'"toolCall":{"toolCallId":"1","title":"half \ud83d","kind":"edit"},"options":[]}}'
+    )
+    await socket.send("prompt", prompt=script({"raw": line}, {"hang": True}))
+    request = await socket.until("permission_request")
+    await server.kill()
+
+    client = Client((await spawn()).url, client.token, http)
+    *_, resolved, end = await client.events(session)
+    assert (resolved["request_id"], resolved["by"]) == (request["request_id"], "cancel")
+    assert end["error"]["code"] == "server_restarted"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -19,6 +21,7 @@ import aiohttp
 import pytest
 
 from server.runner import Queue, claude_environ, result_json
+from server.store import RunRow
 
 from .anthropic_stand_in import Failure, Hang, StandIn, Text, ToolUse, stand_in, texts_of
 from .conftest import Serve, Spawn
@@ -82,8 +85,16 @@ async def fail(client: Client, prompt: str, **body: Any) -> Json:
     return reply
 
 
-async def rows(server: LocalServer) -> list[Any]:
-    return await server.services.sessions.store.runs()
+def read_rows(data_dir: Path) -> list[RunRow]:
+    """The table of runs, in the order of their start."""
+    columns = ", ".join(field.name for field in dataclasses.fields(RunRow))
+    with contextlib.closing(sqlite3.connect(data_dir / "clawdforge.db")) as database:
+        found = database.execute(f"SELECT {columns} FROM runs ORDER BY rowid").fetchall()
+    return [RunRow(*row) for row in found]
+
+
+async def rows(server: LocalServer) -> list[RunRow]:
+    return await asyncio.to_thread(read_rows, server.services.settings.data_dir)
 
 
 def is_clean(server: LocalServer) -> bool:
@@ -413,7 +424,7 @@ async def test_over_its_time_a_run_ends_as_timeout(client: Client) -> None:
 
 async def test_the_servers_own_bound_on_time_holds_too(serve: Serve, fake_claude: str) -> None:
     server = await serve(claude_bin=fake_claude, run_timeout_secs=0.2)
-    reply = await fail(await server.client(), steps({"sleep": 100}))
+    reply = await fail(await server.client(), steps({"sleep": 100}), timeout_secs=100)
     assert reply["stop_reason"] == "timeout"
 
 
@@ -453,10 +464,10 @@ async def test_a_client_that_hangs_up_stops_its_run(
 
 
 async def _last_reason(server: LocalServer, reason: str) -> bool:
-    return bool((await rows(server))[-1].stop_reason == reason)
+    return (await rows(server))[-1].stop_reason == reason
 
 
-async def test_a_killed_server_leaves_no_process_and_its_run_ended(
+async def test_a_killed_server_leaves_nothing_of_its_runs(
     spawn: Spawn, http: aiohttp.ClientSession, fake_claude: str, tmp_path: Path
 ) -> None:
     process = await spawn(CLAUDE_BIN=fake_claude)
@@ -465,18 +476,22 @@ async def test_a_killed_server_leaves_no_process_and_its_run_ended(
     prompt = steps(
         {"ignore_sigterm": True}, {"touch": str(program)}, {"spawn": str(tool)}, {"sleep": 100}
     )
-    asked = asyncio.create_task(client.post("/run", {"prompt": prompt}))
+    other = script({"touch": str(tmp_path / "other")}, {"hang": True})
+    asked = [
+        asyncio.create_task(client.post("/run", {"prompt": prompt})),
+        asyncio.create_task(client.post("/run", {"prompt": other, "agent": "mock"})),
+    ]
+    await eventually("the other to run", (tmp_path / "other").exists)
     below = {await pid_in(program), await pid_in(tool), *descendants(process.pid)}
     await process.kill()
-    await asyncio.gather(asked, return_exceptions=True)
+    await asyncio.gather(*asked, return_exceptions=True)
     for pid in below:
         await gone(pid)
     await spawn(CLAUDE_BIN=fake_claude)
-    with sqlite3.connect(tmp_path / "data" / "clawdforge.db") as database:
-        found = database.execute("SELECT app_name, stop_reason, error FROM runs").fetchall()
-    database.close()
-    assert found == [("app", "error", "server_restarted")]
-    assert list((tmp_path / "data" / "runs").iterdir()) == []
+    found = await asyncio.to_thread(read_rows, tmp_path / "data")
+    assert [(row.stop_reason, row.error) for row in found] == [("error", "server_restarted")] * 2
+    for kind in ("runs", "acpx/sessions"):
+        assert list((tmp_path / "data" / kind).iterdir()) == []
 
 
 async def test_a_killed_supervisor_leaves_nothing_either(client: Client, tmp_path: Path) -> None:
@@ -662,6 +677,7 @@ async def test_every_run_has_a_row_without_its_words(server: LocalServer, client
     assert (good.app_name, good.agent, good.model) == ("app", "claude", "opus")
     assert (good.prompt_bytes, good.result_bytes) == (25, 27)
     assert (good.stop_reason, good.error) == ("end_turn", None)
+    assert good.duration_ms is not None
     assert good.duration_ms > 0
     assert abs(good.started_at - time.time()) < 60
     assert (bad.stop_reason, bad.error, bad.result_bytes) == ("error", "agent_failed", None)

@@ -287,7 +287,7 @@ async def test_a_turn_goes_on_when_its_reader_leaves(client: Client) -> None:
     (Path((await client.state(session))["cwd"]) / "go").touch()
 
     async def ended() -> bool:
-        return (await client.events(session))[-1]["type"] == "turn_end"
+        return bool((await client.events(session))[-1]["type"] == "turn_end")
 
     await eventually("the turn's end", ended)
     end = (await client.events(session))[-1]

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -82,6 +83,7 @@ async def test_bad_names_and_networks_are_refused(server: LocalServer) -> None:
     for name in ("", " ", "a b", "../x", "-x", ".x", "x" * 65, "ü", "a\n", "a\0", 1, None, ["a"]):
         answer = await admin.post("/admin/tokens", {"name": name})
         assert "name" in failure(answer, 400, "bad_request")
+    networks: Any
     for networks in (
         "10.0.0.0/8",
         ["10.0.0.1/8"],
@@ -142,7 +144,9 @@ async def test_only_the_hash_of_a_token_is_stored(serve: Serve, tmp_path: Path) 
 
     # Open: what is newest is in the write-ahead log. Stopped: all is in the database.
     assert (data / "clawdforge.db-wal").stat().st_size > 0
-    for everything in (stored(), (await server.stop(), stored())[1]):
+    while_open = stored()
+    await server.stop()
+    for everything in (while_open, stored()):
         assert hashlib.sha256(client.token.encode()).digest() in everything
         for secret in (client.token, ticket, ADMIN):
             assert secret.encode() not in everything
@@ -314,6 +318,7 @@ async def test_a_token_bound_to_networks_is_good_from_there_only(server: LocalSe
 async def test_networks_of_both_families_are_understood(server: LocalServer) -> None:
     client = await server.client(ip_cidrs=["2001:db8::/32", "192.0.2.1", "::1"])
     app_of = server.services.tokens.app_of
+    address: str | None
     for address in ("2001:db8::1", "192.0.2.1", "::ffff:192.0.2.1", "::1", "::1%lo"):
         assert app_of(client.token, address) == "app"
     for address in ("2001:db9::1", "192.0.2.2", "127.0.0.1", "::ffff:127.0.0.1", "", "x", None):
