@@ -93,17 +93,17 @@ def _origins(value: str) -> tuple[str, ...]:
 
 
 def _roots(value: str) -> tuple[Path, ...]:
-    roots = []
-    for part in _names(value.replace(os.pathsep, ",")):
-        try:
-            root = Path(part).expanduser()
-            exists = root.is_absolute() and root.is_dir()
-        except (OSError, RuntimeError):  # a name that is too long, ~name of nobody
-            exists = False
-        if not exists:
-            raise ValueError(f"{part!r} is not an existing folder with an absolute path")
-        roots.append(root.resolve())
-    return tuple(roots)
+    return tuple(_folder(part) for part in _names(value.replace(os.pathsep, ",")))
+
+
+def _folder(name: str) -> Path:
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_absolute() and folder.is_dir():
+            return folder.resolve()
+    except (OSError, RuntimeError):
+        pass  # a name that is too long, ~name of nobody: no folder either
+    raise ValueError(f"{name!r} is not an existing folder with an absolute path")
 
 
 def _agents(value: str) -> Mapping[str, AgentCommand]:

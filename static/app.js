@@ -125,7 +125,7 @@ function go(id) {
 
 function route() {
 	if (!shell) return;
-	const id = fragment().get('session');
+	const id = fragment().get('session') || null;
 	const entry = id && openSession(id);
 	const el = entry ? entry.view.el : shell.start.el;
 	current = id;

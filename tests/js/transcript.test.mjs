@@ -1,0 +1,286 @@
+// The reducer: golden logs (what a real server and its demo agent wrote), and its rules one by one.
+//
+// UPDATE_GOLDEN=1 node --test tests/js/   writes the expected models anew; look at the difference.
+import assert from 'node:assert/strict';
+import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { test } from 'node:test';
+import { createTranscript, promptParts, reduce, seed, textOf } from '../../static/transcript.js';
+
+const GOLDEN = new URL('./golden/', import.meta.url);
+const read = (name) => readFileSync(new URL(name, GOLDEN), 'utf8');
+
+/** A model as plain JSON: Sets and Maps as lists, what waits by the id of its tool. */
+function plain(model) {
+	const shown = { ...model, running: [...model.running], waiting: [...model.waiting].map(([id, tool]) => [id, tool.id]), turns: model.turns.map((turn) => ({ ...turn, plan: turn.plan && turn.items.indexOf(turn.plan) })) };
+	return JSON.parse(JSON.stringify(shown));
+}
+
+for (const name of readdirSync(GOLDEN).filter((file) => file.endsWith('.jsonl'))) {
+	const entries = read(name).trim().split('\n').map((line) => JSON.parse(line));
+	const expected = name.replace('.jsonl', '.model.json');
+
+	test(`golden: ${name}`, () => {
+		const model = plain(entries.reduce(reduce, createTranscript()));
+		if (process.env.UPDATE_GOLDEN) writeFileSync(new URL(expected, GOLDEN), `${JSON.stringify(model, null, '\t')}\n`);
+		assert.deepEqual(model, JSON.parse(read(expected)));
+	});
+
+	test(`golden: ${name} gives the same model again, and changes no entry`, () => {
+		const before = JSON.stringify(entries);
+		const [one, two] = [1, 2].map(() => plain(entries.reduce(reduce, createTranscript())));
+		assert.deepEqual(one, two);
+		assert.equal(JSON.stringify(entries), before);
+	});
+}
+
+/** A log that numbers itself. */
+function log() {
+	const model = createTranscript();
+	let seq = 0;
+	const put = (type, fields = {}) => reduce(model, { type, seq: (seq += 1), ts: seq * 1000, turn_index: 1, ...fields });
+	return {
+		model,
+		put,
+		start: (fields) => put('turn_start', { prompt: [{ type: 'text', text: 'hi' }], id: 'c1', context: 'new', ...fields }),
+		end: (fields) => put('turn_end', { stop_reason: 'end_turn', duration_ms: 1, error: null, ...fields }),
+		update: (sessionUpdate, update, fields) => put('event', { event: { jsonrpc: '2.0', method: 'session/update', params: { update: { sessionUpdate, ...update } } }, ...fields }),
+		say: (text, more, fields) => put('event', { event: { method: 'session/update', params: { update: { sessionUpdate: 'agent_message_chunk', content: { type: 'text', text }, ...more } } }, ...fields }),
+		get items() {
+			return model.turns.at(-1).items;
+		},
+	};
+}
+
+test('chunks of one message become one message; another kind, or another id, begins a new one', () => {
+	const l = log();
+	l.start();
+	l.say('a');
+	l.say('b');
+	l.update('agent_thought_chunk', { content: { type: 'text', text: 'hm' } });
+	l.say('c');
+	l.say('d', { messageId: 'm2' });
+	assert.deepEqual(l.items.map(({ kind, parts, done }) => [kind, textOf(parts), done]), [['message', 'ab', true], ['thought', 'hm', true], ['message', 'c', true], ['message', 'd', false]]);
+	l.end();
+	assert.equal(l.items.at(-1).done, true);
+});
+
+test('what is no text is a part of its own, in its place', () => {
+	const l = log();
+	l.start();
+	l.say('before');
+	l.update('agent_message_chunk', { content: { type: 'image', mimeType: 'image/png', data: 'AA==' } });
+	l.say('after');
+	assert.deepEqual(l.items[0].parts.map(({ type }) => type), ['text', 'image', 'text']);
+});
+
+test('updates of a tool call are merged: absent and null mean unchanged, lists are replaced', () => {
+	const l = log();
+	l.start();
+	l.update('tool_call', { toolCallId: 't', title: 'Read', kind: 'read', locations: [{ path: '/a' }], content: [{ type: 'content' }] });
+	l.update('tool_call_update', { toolCallId: 't', title: null, status: 'in_progress', content: [] });
+	l.update('tool_call_update', { toolCallId: 't', status: 'completed', rawOutput: 'x' });
+	const [tool] = l.items;
+	assert.equal(l.items.length, 1);
+	assert.deepEqual([tool.title, tool.toolKind, tool.status, tool.content, tool.locations, tool.output, tool.endedAt], ['Read', 'read', 'completed', [], [{ path: '/a' }], 'x', 4000]);
+});
+
+test('an update for a call that was never announced shows it', () => {
+	const l = log();
+	l.start();
+	l.update('tool_call_update', { toolCallId: 'x', title: 'Surprise' });
+	assert.equal(l.items[0].title, 'Surprise');
+});
+
+test('an id that a later turn announces again is another call', () => {
+	const l = log();
+	l.start();
+	l.update('tool_call', { toolCallId: 't', title: 'one' });
+	l.end();
+	l.start({ turn_index: 2 });
+	l.update('tool_call', { toolCallId: 't', title: 'two' }, { turn_index: 2 });
+	assert.deepEqual(l.model.turns.map(({ items }) => items[0].title), ['one', 'two']);
+});
+
+test('a call that was under way when its turn ended is abandoned', () => {
+	const l = log();
+	l.start();
+	l.update('tool_call', { toolCallId: 't', title: 'sleep', status: 'in_progress' });
+	l.end({ stop_reason: 'cancelled' });
+	assert.equal(l.items[0].abandoned, true);
+});
+
+test('terminal output that comes in _meta is put together', () => {
+	const l = log();
+	l.start();
+	for (const data of ['a\n', 'b\n']) l.update('tool_call_update', { toolCallId: 't', _meta: { terminal_output: { data } } });
+	l.update('tool_call_update', { toolCallId: 't', _meta: { terminal_exit: { exit_code: 3 } } });
+	assert.deepEqual(l.items[0].terminal, { output: 'a\nb\n', exit: 3 });
+});
+
+test('a permission lives on its tool call, and waits until it is resolved', () => {
+	const l = log();
+	l.start();
+	l.update('tool_call', { toolCallId: 't', title: 'Edit' });
+	l.put('permission_request', { request_id: 'r', request: { toolCall: { toolCallId: 't' }, options: [{ optionId: 'y', name: 'Yes' }] } });
+	assert.equal(l.items.length, 1);
+	assert.equal(l.model.waiting.get('r'), l.items[0]);
+	l.put('permission_resolved', { request_id: 'r', outcome: { outcome: 'selected', optionId: 'y' }, by: 'client' });
+	assert.equal(l.model.waiting.size, 0);
+	assert.deepEqual([l.items[0].permission.outcome.optionId, l.items[0].permission.by], ['y', 'client']);
+});
+
+test('a permission for a call that nobody announced brings it; one without a call gets one', () => {
+	const l = log();
+	l.start();
+	l.put('permission_request', { request_id: 'r1', request: { toolCall: { toolCallId: 'n', title: 'New' }, options: [] } });
+	l.put('permission_request', { request_id: 'r2', request: {} });
+	assert.deepEqual(l.items.map(({ id, title }) => [id, title]), [['n', 'New'], ['permission:r2', '']]);
+});
+
+test('a second request for the same call replaces the first; the late answer to it changes nothing', () => {
+	const l = log();
+	l.start();
+	for (const request_id of ['r1', 'r2']) l.put('permission_request', { request_id, request: { toolCall: { toolCallId: 't' }, options: [] } });
+	l.put('permission_resolved', { request_id: 'r1', outcome: {}, by: 'timeout' });
+	assert.deepEqual([l.items[0].permission.requestId, l.items[0].permission.outcome, l.model.waiting.size], ['r2', null, 1]);
+});
+
+test('entries of two turns may interleave, as when a queued one is taken out', () => {
+	const l = log();
+	l.start();
+	l.say('one');
+	l.start({ turn_index: 2 });
+	l.end({ turn_index: 2, stop_reason: 'cancelled' });
+	l.say(' more');
+	assert.equal(textOf(l.model.turns[0].items[0].parts), 'one more');
+	assert.deepEqual([...l.model.running], [1]);
+});
+
+test('what comes after the end goes to the turn that it follows, and is done', () => {
+	const l = log();
+	l.start();
+	l.end();
+	l.say('late');
+	assert.deepEqual([l.items[0].done, l.model.turns.length, l.model.running.size], [true, 1, 0]);
+});
+
+test('what belongs to no turn gets one without a prompt', () => {
+	const l = log();
+	l.say('hello', {}, { turn_index: undefined });
+	assert.deepEqual([l.model.turns[0].index, l.model.turns[0].prompt], [0, null]);
+});
+
+test('a plan updates in place; the next turn begins a new one', () => {
+	const l = log();
+	const plan = (status, fields) => l.update('plan', { entries: [{ content: 'x', status }] }, fields);
+	l.start();
+	plan('pending');
+	l.say('text between');
+	plan('completed');
+	assert.deepEqual(l.items.map(({ kind }) => kind), ['plan', 'message']);
+	assert.equal(l.items[0].entries[0].status, 'completed');
+	l.end();
+	l.start({ turn_index: 2 });
+	plan('pending', { turn_index: 2 });
+	assert.equal(l.model.turns[0].items[0].entries[0].status, 'completed');
+	assert.equal(l.model.turns[1].plan.entries[0].status, 'pending');
+});
+
+test('nothing unknown is swallowed: kinds, methods, entries; runs are counted', () => {
+	const l = log();
+	l.start();
+	for (let n = 0; n < 250; n += 1) l.update('from_the_future', { n });
+	l.put('event', { event: { jsonrpc: '2.0', method: '_vendor/ping', params: { x: 1 } } });
+	l.put('weather', { sunny: true });
+	l.update('constructor', {}); // a name that every object has
+	assert.deepEqual(l.items.map(({ kind, name, count, data }) => [kind, name, count, data.length]), [
+		['raw', 'from_the_future', 250, 200],
+		['raw', '_vendor/ping', 1, 1],
+		['raw', 'weather', 1, 1],
+		['raw', 'constructor', 1, 1],
+	]);
+});
+
+test('broken updates break nothing', () => {
+	const l = log();
+	l.start({ prompt: 'a string' });
+	l.put('event', {});
+	l.put('event', { event: { method: 'session/update' } });
+	l.put('event', { event: { method: 'session/update', params: { update: null } } });
+	for (const kind of ['agent_message_chunk', 'tool_call', 'tool_call_update', 'plan', 'available_commands_update', 'current_mode_update', 'config_option_update', 'session_info_update', 'usage_update', 'notice', 'user_message_chunk']) l.update(kind, {});
+	l.update('plan', { entries: 'no list' });
+	l.update('tool_call', { toolCallId: 't', content: 7, locations: 'x' });
+	l.put('permission_resolved', { request_id: 'nobody' });
+	l.end({ turn_index: 99 });
+	assert.equal(l.model.turns[0].prompt[0].text, 'a string');
+});
+
+test('settings: seed() wins over the log up to its head, and the log wins after it', () => {
+	const l = log();
+	seed(l.model, { head: 2, modes: { currentModeId: 'plan', availableModes: [{ id: 'plan', name: 'Plan' }, { id: 'code', name: 'Code' }] }, commands: [{ name: 'new' }] });
+	l.update('current_mode_update', { currentModeId: 'code' }); // 1
+	l.update('available_commands_update', { availableCommands: [] }); // 2
+	assert.deepEqual([l.model.modes.currentModeId, l.model.commands.length, l.model.turns.length], ['plan', 1, 0]);
+	l.update('current_mode_update', { currentModeId: 'code' }); // 3
+	assert.equal(l.model.modes.currentModeId, 'code');
+	assert.equal(l.items[0].title, 'Mode is now Code');
+});
+
+test('usage, title, commands, the agent’s words on the turn', () => {
+	const l = log();
+	l.start();
+	l.update('usage_update', { used: 5, size: 10, cost: { amount: 1, currency: 'USD' } });
+	l.update('session_info_update', { title: 'T' });
+	l.update('available_commands_update', { availableCommands: [{ name: 'x' }] });
+	l.put('event', { event: { id: 1, result: { stopReason: 'end_turn', usage: { totalTokens: 7 } } } });
+	assert.deepEqual([l.model.usage.used, l.model.title, l.model.commands.length, l.model.turns[0].usage.totalTokens], [5, 'T', 1, 7]);
+	assert.equal(l.items.length, 0);
+	l.put('session_closed', { reason: 'idle' });
+	assert.deepEqual(l.model.closed, { reason: 'idle' });
+});
+
+test('an agent that echoes the prompt does not say it twice', () => {
+	const l = log();
+	l.start();
+	l.update('user_message_chunk', { content: { type: 'text', text: 'hi' } });
+	l.update('user_message_chunk', { content: { type: 'text', text: 'something else' } });
+	assert.deepEqual(l.items.map(({ kind, parts }) => [kind, textOf(parts)]), [['user', 'something else']]);
+});
+
+test('promptParts: uploads are files again, whatever the text begins with', () => {
+	const files = (text) => promptParts([{ type: 'text', text }]);
+	assert.deepEqual(files('[Attached files]\n/d/uploads/1/a.txt\n/d/uploads/2/b.txt\n/review this'), { text: '/review this', files: ['/d/uploads/1/a.txt', '/d/uploads/2/b.txt'], others: [] });
+	assert.deepEqual(files('[Attached files]\n/d/uploads/1/a.txt').files, ['/d/uploads/1/a.txt']);
+	assert.deepEqual(files('no [Attached files]\n/x'), { text: 'no [Attached files]\n/x', files: [], others: [] });
+	assert.equal(promptParts('plain').text, 'plain');
+	assert.equal(promptParts(null).text, '');
+	assert.equal(promptParts([{ type: 'image' }, { type: 'text', text: 'x' }]).others.length, 1);
+});
+
+test('only what changed is dirty', () => {
+	const l = log();
+	l.start();
+	l.say('a');
+	l.update('tool_call', { toolCallId: 't', title: 'x' });
+	const [message, tool] = l.items;
+	l.model.dirty.clear();
+	l.update('tool_call_update', { toolCallId: 't', status: 'completed' });
+	assert.deepEqual([l.model.dirty.has(tool), l.model.dirty.has(message)], [true, false]);
+});
+
+test('an entry costs the same at the end of a long log as at its beginning', () => {
+	const timeOf = (count) => {
+		const l = log();
+		l.start();
+		const begun = performance.now();
+		for (let n = 0; n < count; n += 1) {
+			l.update('tool_call', { toolCallId: `t${n}`, title: 'x' });
+			l.say('word ');
+			if (n % 100 === 0) l.model.dirty.clear(); // as a view does
+		}
+		return performance.now() - begun;
+	};
+	timeOf(2000); // warm
+	const [short, long] = [timeOf(2000), timeOf(20_000)];
+	assert.ok(long < short * 40 + 50, `2,000 took ${short} ms, 20,000 took ${long} ms`);
+});
