@@ -80,6 +80,10 @@ class Tab:
     def turns(self) -> Any:
         return self.page.locator(".session:not([hidden]) .turn")
 
+    def answer(self, text: str) -> Any:
+        """The agent's messages with that text in them."""
+        return self.page.locator(".session:not([hidden]) .message").filter(has_text=text)
+
     @property
     def session_id(self) -> str:
         return str(self.page.url.partition("#session=")[2])
@@ -251,7 +255,7 @@ async def test_everything_an_agent_can_show(tab: Tab) -> None:
     await raw.locator("summary").click()
     await expect(raw.locator("code")).to_contain_text('"x": 1')
     await page.get_by_role("button", name=re.compile("^Thought")).click()
-    await expect(page.get_by_text("Let me see.")).to_be_visible()
+    await expect(page.get_by_text("Let me see.", exact=True)).to_be_visible()
     await page.get_by_role("button", name="Read a.py").click()
     await expect(page.locator(".tool-body").first).to_contain_text('"path": "a.py"')
     await tab.axe("everything")
@@ -293,7 +297,7 @@ async def test_permission_by_the_mouse_and_by_keys(tab: Tab) -> None:
 async def test_stop_by_the_button_and_by_escape(tab: Tab) -> None:
     for turn, how in enumerate(("button", "escape"), 1):
         await tab.say(script({"say": f"working {turn}"}, {"hang": True}))
-        await expect(tab.page.get_by_text(f"working {turn}")).to_be_visible()
+        await expect(tab.answer(f"working {turn}")).to_be_visible()
         await expect(tab.page).to_have_title(re.compile("^Working · "))
         if how == "button":
             await tab.page.get_by_role("button", name="Stop the agent").click()
@@ -306,7 +310,7 @@ async def test_stop_by_the_button_and_by_escape(tab: Tab) -> None:
 async def test_prompts_queue_and_can_be_taken_out(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     await tab.say(script({"say": "first"}, {"gate": str(gate)}))
-    await expect(tab.page.get_by_text("first", exact=True)).to_be_visible()
+    await expect(tab.answer("first")).to_be_visible()
     await tab.say("second")
     await tab.say("third")
     waiting = tab.page.locator("[data-state=queued]")
@@ -317,15 +321,15 @@ async def test_prompts_queue_and_can_be_taken_out(tab: Tab, tmp_path: Path) -> N
     await waiting.filter(has_text="second").get_by_role("button", name="Take out").click()
     await expect(waiting).to_have_count(1)
     gate.touch()
-    await expect(tab.page.get_by_text("echo: third")).to_be_visible()
-    await expect(tab.page.get_by_text("echo: second")).to_have_count(0)
+    await expect(tab.answer("echo: third")).to_be_visible()
+    await expect(tab.answer("echo: second")).to_have_count(0)
 
 
 async def test_a_reload_in_the_middle_of_a_turn_loses_nothing(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     burst = {"burst": {"count": 200, "text": " word\n\n", "batch": 1, "pause_ms": 2}}
     await tab.say(script({"say": "start\n\n"}, burst, {"gate": str(gate)}, {"say": "end"}))
-    await expect(tab.page.get_by_text("start")).to_be_visible()
+    await expect(tab.answer("start")).to_be_visible()
     await tab.page.reload()
     await expect(tab.page.locator(".message")).to_contain_text("199: word")
     gate.touch()
@@ -364,7 +368,7 @@ async def test_the_connection_goes_and_comes_back(tab: Tab, tmp_path: Path) -> N
     await tab.page.route_web_socket(re.compile("/ws$"), through)
     gate = tmp_path / "gate"
     await tab.say(script({"say": "before"}, {"gate": str(gate)}, {"say": " after"}))
-    await expect(tab.page.get_by_text("before")).to_be_visible()
+    await expect(tab.answer("before")).to_be_visible()
     away = True
     await sockets[-1].close(code=1012)
     await expect(tab.page.get_by_text("Connection lost")).to_be_visible()
@@ -376,7 +380,7 @@ async def test_the_connection_goes_and_comes_back(tab: Tab, tmp_path: Path) -> N
     await tab.page.evaluate("window.dispatchEvent(new Event('online'))")
     await tab.settled(2)
     await expect(tab.page.locator(".message").first).to_have_text("before after")
-    await expect(tab.page.get_by_text("echo: said while away")).to_have_count(1)
+    await expect(tab.answer("echo: said while away")).to_have_count(1)
     await expect(tab.page.get_by_text("Connection lost")).to_be_hidden()
 
 
@@ -394,7 +398,7 @@ async def test_a_server_that_is_killed_in_mid_stream(
         await tab.say("one")
         await tab.settled()
         await tab.say(script({"say": "half"}, {"hang": True}))
-        await expect(tab.page.get_by_text("half", exact=True)).to_be_visible()
+        await expect(tab.answer("half")).to_be_visible()
         await server.kill()
         await expect(tab.page.get_by_text("Connection lost")).to_be_visible()
         await spawn(PORT=port)
@@ -402,10 +406,10 @@ async def test_a_server_that_is_killed_in_mid_stream(
             timeout=30_000
         )
         await tab.picture("restarted")
-        await expect(tab.page.get_by_text("echo: one")).to_have_count(1)
-        await expect(tab.page.get_by_text("half", exact=True)).to_have_count(1)
+        await expect(tab.answer("echo: one")).to_have_count(1)
+        await expect(tab.answer("half")).to_have_count(1)
         await tab.page.get_by_role("button", name="Try again").click()
-        await expect(tab.page.get_by_text("half", exact=True)).to_have_count(2)
+        await expect(tab.answer("half")).to_have_count(2)
 
 
 async def test_files_are_attached_by_choice_and_by_drop(tab: Tab, tmp_path: Path) -> None:
@@ -710,7 +714,7 @@ async def test_streaming_keeps_the_main_thread_free(tab: Tab) -> None:
     words = "Some **words** with `code` in them, as agents write.\n\n"
     burst = {"burst": {"count": 600, "text": words, "batch": 2, "pause_ms": 10}}  # 200 a second
     await tab.say(script({"say": "start"}, burst))
-    await expect(tab.page.get_by_text("start")).to_be_visible()
+    await expect(tab.answer("start")).to_be_visible()
     await tab.page.evaluate("window.longTasks.length = 0")
     await tab.settled()
     at_end = """() => {
@@ -728,7 +732,7 @@ async def test_a_reader_who_looks_back_is_left_alone(tab: Tab, tmp_path: Path) -
     gate = tmp_path / "gate"
     more = {"burst": {"count": 50, "text": "\n\nline"}}
     await tab.say(script(more, {"say": "middle"}, {"gate": str(gate)}, more, {"say": "last"}))
-    await expect(tab.page.get_by_text("middle")).to_be_visible()
+    await expect(tab.answer("middle")).to_be_visible()
     scroller = tab.page.locator(".session:not([hidden]) .scroller")
     await scroller.hover()
     await tab.page.mouse.wheel(0, -600)
@@ -740,7 +744,7 @@ async def test_a_reader_who_looks_back_is_left_alone(tab: Tab, tmp_path: Path) -
     assert abs(await scroller.evaluate("(element) => element.scrollTop") - top) < 2
     await jump.click()
     await expect(jump).to_be_hidden()
-    await expect(tab.page.get_by_text("last")).to_be_in_viewport()
+    await expect(tab.answer("last")).to_be_in_viewport()
 
 
 async def test_a_long_conversation_opens_in_a_second(
@@ -778,5 +782,5 @@ async def test_a_long_conversation_opens_in_a_second(
 async def test_a_session_that_does_not_exist(open_tab: Open, client: Client) -> None:
     tab = await open_tab(client)
     await tab.page.goto(f"{tab.url}/#token={tab.token}&session=00000000-nobody")
-    await expect(tab.page.get_by_text("There is no such session")).to_be_visible()
+    await expect(tab.page.locator(".ended")).to_contain_text("There is no such session")
     await tab.picture("no-session")

@@ -170,22 +170,15 @@ def test_a_result_is_json_where_it_is_json_and_loses_its_fence(text: str, result
     assert json.loads(result_json(text)) == result
 
 
-async def test_json_in_an_answer_arrives_as_json(client: Client) -> None:
+async def test_the_answer_is_what_the_program_says(client: Client) -> None:
     assert await run(client, steps({"result": '```json\n{"n": 1}\n```'})) == {"n": 1}
-
-
-async def test_the_answer_is_found_among_what_else_is_written(client: Client) -> None:
     message = {"type": "result", "is_error": False, "result": "found"}
     noisy = steps({"print": "a new version is there"}, {"result": "found"})
     verbose = steps({"print": json.dumps([{"type": "system"}, message])})
     for prompt in (noisy, verbose, steps({"stderr": "a warning"}, {"result": "found"})):
         assert await run(client, prompt) == "found"
-
-
-async def test_the_programs_stop_reason_is_told(client: Client) -> None:
     prompt = steps({"result": "x", "stop_reason": "stop_sequence"})
-    _, reply = await client.post("/run", {"prompt": prompt})
-    assert reply["stop_reason"] == "stop_sequence"
+    assert (await post(client, {"prompt": prompt}))[1]["stop_reason"] == "stop_sequence"
 
 
 async def test_the_prompt_goes_by_stdin_whatever_its_size(client: Client) -> None:
@@ -207,14 +200,9 @@ async def test_fields_become_options(client: Client) -> None:
     argv = report["argv"]
     for option, value in (("--model", "opus"), ("--effort", "max"), ("--system-prompt", "Be.")):
         assert argv[argv.index(option) + 1] == value
-    appended = await run(
-        client, steps({"report": True}), system="-p", system_mode="append", timeout_secs=30
-    )
+    appended = await run(client, steps({"report": True}), system="-p", system_mode="append")
     assert appended["argv"][-2:] == ["--append-system-prompt", "-p"]
-
-
-async def test_nothing_is_allowed_that_the_operator_has_not_allowed(client: Client) -> None:
-    argv = (await run(client, steps({"report": True})))["argv"]
+    # Nothing is allowed that the operator has not allowed.
     assert argv[argv.index("--permission-mode") + 1] == "dontAsk"
     assert "--no-session-persistence" in argv
     assert not [option for option in argv if "dangerously" in option]
@@ -416,10 +404,10 @@ async def test_a_run_that_cannot_have_a_folder_fails_as_internal(
 
 
 async def test_over_its_time_a_run_ends_as_timeout(client: Client) -> None:
-    reply = await fail(client, steps({"stderr": "thinking"}, {"sleep": 100}), timeout_secs=0.2)
+    reply = await fail(client, steps({"stderr": "thinking"}, {"sleep": 100}), timeout_secs=1)
     assert (reply["code"], reply["stop_reason"]) == ("agent_timeout", "timeout")
     assert reply["stderr"] == "thinking"
-    assert 200 <= reply["duration_ms"] < 5000
+    assert reply["duration_ms"] >= 1000
 
 
 async def test_the_servers_own_bound_on_time_holds_too(serve: Serve, fake_claude: str) -> None:
@@ -428,23 +416,35 @@ async def test_the_servers_own_bound_on_time_holds_too(serve: Serve, fake_claude
     assert reply["stop_reason"] == "timeout"
 
 
-async def test_sigterm_alone_comes_first(client: Client, tmp_path: Path) -> None:
-    # The fake ends of SIGTERM; what it has started does not.
-    tool = tmp_path / "tool"
-    prompt = steps({"spawn": str(tool)}, {"ignore_sigterm": True}, {"sleep": 100})
-    asked = asyncio.create_task(fail(client, prompt, timeout_secs=0.3))
-    pid = await pid_in(tool)
-    assert is_running(pid)
-    assert (await asked)["duration_ms"] >= 500  # its time, and the grace
-    assert not is_running(pid)
+async def test_a_program_that_ignores_sigterm_is_killed_with_its_tools(
+    client: Client, tmp_path: Path
+) -> None:
+    program, tool = tmp_path / "program", tmp_path / "tool"
+    ignoring = steps(
+        {"ignore_sigterm": True}, {"spawn": str(tool)}, {"touch": str(program)}, {"sleep": 100}
+    )
+    asked = asyncio.create_task(post(client, {"prompt": ignoring}))
+    pids = [await pid_in(program), await pid_in(tool)]
+    asked.cancel()
+    for pid in pids:
+        await gone(pid)
+
+
+async def test_a_program_may_clean_up_when_it_is_stopped(client: Client, tmp_path: Path) -> None:
+    began, cleaned = tmp_path / "began", tmp_path / "cleaned"
+    prompt = steps({"on_sigterm": str(cleaned)}, {"touch": str(began)}, {"sleep": 100})
+    asked = asyncio.create_task(post(client, {"prompt": prompt}))
+    pid = await pid_in(began)
+    asked.cancel()
+    assert await pid_in(cleaned) == pid
+    await gone(pid)
 
 
 async def test_no_tool_outlives_its_run(client: Client, tmp_path: Path) -> None:
-    endings: list[Json] = [{"result": "done"}, {"signal": "SIGKILL"}, {"sleep": 100}]
+    endings: list[Json] = [{"result": "done"}, {"exit": 1}, {"signal": "SIGKILL"}]
     for number, ending in enumerate(endings):
         tool = tmp_path / f"tool-{number}"
-        prompt = steps({"spawn": str(tool)}, ending)
-        await client.post("/run", {"prompt": prompt, "timeout_secs": 0.5})
+        await post(client, {"prompt": steps({"spawn": str(tool)}, ending)})
         assert not is_running(await pid_in(tool)), ending
 
 
@@ -537,6 +537,7 @@ async def test_of_fifty_at_once_each_is_answered_or_refused(
 
     asked = [asyncio.create_task(ask(number)) for number in range(50)]
     await eventually("36 to be refused", lambda: sum(task.done() for task in asked) == 36)
+    assert int(client.last_headers["Retry-After"]) > 0
     assert (runner.running, runner.queued) == (4, 10)
     await eventually("four to begin", lambda: len(list(tmp_path.glob("began-*[0-9]"))) == 4)
     gate.touch()
@@ -565,22 +566,6 @@ async def test_the_queue_is_first_come_first_served(
     gate.touch()
     await asyncio.gather(*asked)
     assert [row.prompt_bytes for row in await rows(server)][1:] == [5, 3, 4, 1, 2]
-
-
-async def test_a_full_queue_says_when_to_try_again(
-    serve: Serve, fake_claude: str, tmp_path: Path
-) -> None:
-    server = await serve(claude_bin=fake_claude, max_runs=1, run_queue=0)
-    client = await server.client()
-    began = tmp_path / "began"
-    held = asyncio.create_task(
-        client.post("/run", {"prompt": steps({"touch": str(began)}, {"sleep": 100})})
-    )
-    await pid_in(began)
-    status, reply = await client.post("/run", {"prompt": "x"})
-    assert (status, reply["code"]) == (503, "pool_full")
-    assert int(client.last_headers["Retry-After"]) > 0
-    held.cancel()
 
 
 async def test_nobody_waits_in_the_queue_for_long(serve: Serve, fake_claude: str) -> None:
@@ -709,10 +694,7 @@ async def test_another_agent_answers_by_the_same_contract(
     assert (reply["result"], reply["stop_reason"]) == ("", "refusal")
     token = await upload(client, b"x")
     assert "[Attached files]" in await run(client, "with a file", agent="mock", files=[token])
-
-
-async def test_another_agent_leaves_nothing(server: LocalServer, client: Client) -> None:
-    await run(client, "hello", agent="mock")
+    # And nothing is left of any.
     assert mock_agents() == []
     assert records_of(server) == []
     assert is_clean(server)
@@ -762,30 +744,29 @@ async def test_another_agents_failures_are_told_alike(server: LocalServer, clien
     assert is_clean(server)
 
 
-async def test_other_agents_are_ended_in_time(
-    server: LocalServer, client: Client, tmp_path: Path
-) -> None:
+async def test_other_agents_are_ended_in_time(server: LocalServer, client: Client) -> None:
     async def hang(agent: str) -> None:
-        tool = tmp_path / agent
-        prompt = script({"ignore_cancel": True}, {"spawn": {"pid_file": str(tool)}}, {"hang": True})
+        prompt = script({"ignore_cancel": True}, {"hang": True})
         reply = await fail(client, prompt, agent=agent, timeout_secs=1)
         assert (reply["code"], reply["stop_reason"]) == ("agent_timeout", "timeout")
-        assert tool.exists() is (agent != "mock-silent")
-        if tool.exists():
-            await gone(int(tool.read_text()))
 
     await asyncio.gather(*map(hang, ("mock", "mock-stubborn", "mock-silent")))
-    await eventually("the agents to end", lambda: not mock_agents())
+    assert mock_agents() == []
+    assert records_of(server) == []
 
 
-async def test_a_hang_up_ends_another_agent_too(server: LocalServer, client: Client) -> None:
-    prompt = script({"touch": "began"}, {"hang": True})
-    asked = asyncio.create_task(client.post("/run", {"prompt": prompt, "agent": "mock"}))
-    data = server.services.settings.data_dir
-    await eventually("the turn to begin", lambda: list(data.glob("runs/*/began")))
+async def test_a_hang_up_ends_another_agent_with_its_tools(
+    server: LocalServer, client: Client, tmp_path: Path
+) -> None:
+    tool = tmp_path / "tool"
+    left = {"pid_file": str(tool), "setsid": True, "ignore_sigterm": True}
+    prompt = script({"spawn": left}, {"ignore_cancel": True}, {"hang": True})
+    asked = asyncio.create_task(post(client, {"prompt": prompt, "agent": "mock-stubborn"}))
+    pid = await pid_in(tool)
     asked.cancel()
     await eventually("the row to be ended", lambda: _last_reason(server, "cancelled"))
-    await eventually("the agent to end", lambda: not mock_agents())
+    await gone(pid)
+    assert mock_agents() == []
 
 
 async def test_without_claude_the_default_agent_answers(

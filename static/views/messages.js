@@ -8,7 +8,7 @@ import { MarkdownView } from './markdown.js';
 /** What someone asked, in a bubble; takes transcript.promptParts(). */
 export function promptBubble({ text, files, others }) {
 	const chips = [...others.map(contentBlock), ...files.map((path) => fileChip(path.split('/').pop(), path))];
-	return h('div.bubble', {}, chips.length > 0 && h('div.chips', {}, chips), text && h('p.plain', { text, tabIndex: text.length > 1000 && 0 }));
+	return h('div.bubble', {}, chips.length > 0 && h('div.chips', {}, chips), text && h('p.plain', { text, tabIndex: text.length > 300 || text.split('\n').length > 9 ? 0 : null }));
 }
 
 /** Parts of a message in order: text as growing Markdown, other blocks as they are. */

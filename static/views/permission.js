@@ -31,6 +31,7 @@ export class PermissionView {
 
 	#choose(optionId) {
 		const now = this.context.answer(this.item.permission.requestId, optionId);
+		this.byKey = this.card.querySelector(':focus-visible');
 		setText(this.note, now ? 'Sending your answer…' : 'Your answer goes out as soon as the connection is back.');
 		for (const button of this.buttons) button.disabled = true;
 	}
@@ -38,8 +39,9 @@ export class PermissionView {
 	update() {
 		const { permission, abandoned } = this.item;
 		const open = !permission.outcome && !abandoned;
-		// The buttons go away: the focus goes on to where one would type next.
-		if (!open && this.card.contains(document.activeElement)) this.context.focusComposer();
+		// The buttons go away: who used the keys goes on where one types.
+		if (!open && this.byKey) this.context.focusComposer();
+		if (!open) this.byKey = null;
 		this.card.hidden = !open;
 		setText(this.result, open ? '' : this.#words(permission));
 		this.el.hidden = !open && !this.result.textContent;

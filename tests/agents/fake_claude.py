@@ -12,6 +12,7 @@ object with one key:
     {"gate": PATH}          wait until that file exists
     {"touch": PATH}         makes that file, with the program's pid in it
     {"ignore_sigterm": true}
+    {"on_sigterm": PATH}    makes that file, as `touch` does, and ends
     {"spawn": PATH}         leave a process in a session of its own; its pid goes to that file
     {"exit": CODE} {"signal": NAME}
 """
@@ -74,6 +75,13 @@ def do(name: str, value: Any, more: dict[str, Any], prompt: str) -> None:
             write_file(value, str(os.getpid()))
         case "ignore_sigterm":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        case "on_sigterm":
+
+            def clean_up(*_: object) -> None:
+                write_file(value, str(os.getpid()))
+                sys.exit(0)
+
+            signal.signal(signal.SIGTERM, clean_up)
         case "spawn":
             child = subprocess.Popen([sys.executable, "-c", GRANDCHILD], start_new_session=True)
             write_file(value, str(child.pid))
