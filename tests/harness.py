@@ -283,6 +283,7 @@ async def local_server(
         "agents": MOCKS,
         "default_agent": "mock",
         "data_dir": data_dir,
+        "drain_secs": 0.1,  # a turn that a test leaves running is not waited for
         **settings,
     }
     _blockbuster.deactivate()

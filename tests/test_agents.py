@@ -39,7 +39,7 @@ REPORT = script({"report": True})
 @pytest.fixture
 async def server(serve: Serve) -> LocalServer:
     """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve(drain_secs=0.1)
+    return await serve()
 
 
 def contexts(socket: Socket) -> list[str]:
@@ -300,7 +300,7 @@ async def test_a_message_over_the_bound_ends_its_agent_and_nothing_else(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.agents.seam.MAX_MESSAGE_BYTES", 1 << 20)
-    server = await serve(drain_secs=0.1)
+    server = await serve()
     client = await server.client()
     other = await client.connect(await client.create())
     await other.send("prompt", prompt=script({"say": "in"}, {"sleep": 300}, {"say": "out"}))

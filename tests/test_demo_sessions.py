@@ -29,7 +29,7 @@ from .harness import (
 @pytest.fixture
 async def server(serve: Serve) -> LocalServer:
     """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve(drain_secs=0.1)
+    return await serve()
 
 
 def updates(socket: Socket, kind: str) -> list[Json]:

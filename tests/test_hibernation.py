@@ -174,7 +174,7 @@ async def test_a_prompt_that_comes_while_its_agent_falls_asleep_is_answered(
 
 
 async def test_a_setting_and_a_prompt_of_one_session_need_one_agent(serve: Serve) -> None:
-    server = await serve(max_live_agents=1, drain_secs=0.1)
+    server = await serve(max_live_agents=1)
     client = await server.client()
     busy = await client.connect(await client.create())
     await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
@@ -191,7 +191,7 @@ async def test_a_setting_and_a_prompt_of_one_session_need_one_agent(serve: Serve
 async def test_a_setting_that_waits_for_an_agent_starts_none_for_a_closed_session(
     serve: Serve,
 ) -> None:
-    server = await serve(max_live_agents=1, drain_secs=0.1)
+    server = await serve(max_live_agents=1)
     client = await server.client()
     busy = await client.connect(await client.create())
     await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
@@ -211,7 +211,7 @@ async def test_a_setting_that_waits_for_an_agent_starts_none_for_a_closed_sessio
 async def test_never_more_agents_run_than_may_even_when_prompts_are_cancelled(
     serve: Serve,
 ) -> None:
-    server = await serve(max_live_agents=2, drain_secs=0.1)
+    server = await serve(max_live_agents=2)
     client = await server.client()
     dice = random.Random(3)
     most = 0

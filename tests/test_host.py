@@ -36,7 +36,7 @@ HISTORY = script({"history": True})
 @pytest.fixture
 async def server(serve: Serve) -> LocalServer:
     """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve(drain_secs=0.1)
+    return await serve()
 
 
 def processes(program: str) -> list[int]:
@@ -198,7 +198,7 @@ async def test_a_host_that_freezes_for_good_is_replaced(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "WATCH_SECS", 0.1)
-    server = await serve(agents={"mock": mock_agent("--slow-start=200")}, drain_secs=0.1)
+    server = await serve(agents={"mock": mock_agent("--slow-start=200")})
     client = await server.client()
     (running,) = await running_turns(client, 1)
     starting = await client.create()

@@ -20,7 +20,7 @@ ASK = script({"permission": True})
 @pytest.fixture
 async def server(serve: Serve) -> LocalServer:
     """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve(drain_secs=0.1)
+    return await serve()
 
 
 def events_of_kind(socket: Socket, kind: str) -> list[Json]:

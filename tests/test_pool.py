@@ -49,6 +49,7 @@ async def test_an_apps_bound_is_exact_and_leaves_room_for_others(serve: Serve) -
     server = await serve(max_sessions_per_app=3, max_live_agents=1)
     greedy, other = await server.client("greedy"), await server.client("other")
     assert await create_many(greedy, 20) == [200] * 3 + [503] * 17
+    refused(await greedy.post("/sessions", {"agent": "mock"}))
     assert int(greedy.last_headers["Retry-After"]) > 0
     await other.create()
 

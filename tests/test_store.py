@@ -14,6 +14,8 @@ import pytest
 from server import store
 from server.store import LogRow, SchemaError, SessionRow, Store, StoreError, TokenRow, TurnRow
 
+from .harness import eventually
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -97,11 +99,12 @@ async def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
         await database.write([store.insert_session(session_row(1))])
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 999")
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     with pytest.raises(SchemaError, match="999") as caught:
         await Store.open(path)
     assert "\n" not in str(caught.value)
-    assert threading.active_count() == threads  # no connection is left, which would hang the exit
+    # No connection is left, whose thread would hang the exit.
+    await eventually("the thread to end", lambda: set(threading.enumerate()) <= threads)
     assert ask(path, "PRAGMA user_version") == [(999,)]
     assert ask(path, "SELECT id FROM sessions") == [("session-1",)]
 

@@ -22,7 +22,7 @@ HISTORY = script({"history": True})
 @pytest.fixture
 async def server(serve: Serve) -> LocalServer:
     """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve(drain_secs=0.1)
+    return await serve()
 
 
 def workspace(server: LocalServer, session: str) -> Path:
@@ -95,7 +95,7 @@ async def test_of_thirty_prompts_at_once_nine_run_and_the_others_are_queue_full(
 async def test_a_queue_full_prompt_is_an_error_with_its_id_and_the_socket_stays(
     serve: Serve,
 ) -> None:
-    server = await serve(max_queued_turns=0, drain_secs=0.1)
+    server = await serve(max_queued_turns=0)
     client = await server.client()
     session = await client.create()
     socket = await client.connect(session)
