@@ -30,8 +30,9 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from server.agents.acpx import find_node  # noqa: E402
 from server.agents.base import AgentSpec  # noqa: E402
-from server.agents.host import HostBackend, find_node  # noqa: E402
+from server.agents.host import HostBackend  # noqa: E402
 from server.config import AgentCommand  # noqa: E402
 
 NODE = find_node()

@@ -33,7 +33,7 @@ from targets import (
     agent_argv,
 )
 
-from server.agents.host import ACPX_VERSION
+from server.agents.acpx import ACPX_VERSION
 from server.agents.processes import kill_marked
 
 BURST = 20_000

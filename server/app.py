@@ -13,8 +13,9 @@ from pathlib import Path
 
 from aiohttp import web
 
+from .agents.acpx import AcpxError, find_node
 from .agents.environ import agent_environ
-from .agents.host import HostBackend, HostError, find_node
+from .agents.host import HostBackend
 from .auth import FirstTokens, Tokens
 from .config import AgentCommand, Settings
 from .files import Files
@@ -60,7 +61,7 @@ async def build_app(
         try:
             async with _house(app, settings, environ, clock):
                 yield
-        except (HostError, SchemaError) as error:
+        except (AcpxError, SchemaError) as error:
             raise StartError(str(error)) from None
 
     app.cleanup_ctx.append(house)

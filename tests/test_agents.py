@@ -57,7 +57,7 @@ def at_seam(server: LocalServer) -> str:
     """The name of the socket where agents attach."""
     backend = server.services.sessions.backend
     assert isinstance(backend, host.HostBackend)
-    return "\0" + backend._seam_name
+    return "\0" + backend.seam_name
 
 
 # Crashes.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from server.agents import host
+from server.agents import acpx, host_process
 from server.app import StartError
 
 from .conftest import Serve
@@ -174,7 +174,7 @@ async def test_a_host_that_cannot_be_started_again_is_tried_until_it_can(
 async def test_a_frozen_host_holds_up_neither_cancel_nor_close(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "CLOSE_SECS", 0.3)
+    monkeypatch.setattr(host_process, "CLOSE_SECS", 0.3)
     server = await serve()
     client = await server.client()
     session = await client.create()
@@ -197,14 +197,14 @@ async def test_a_frozen_host_holds_up_neither_cancel_nor_close(
 async def test_a_host_that_freezes_for_good_is_replaced(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "WATCH_SECS", 0.1)
+    monkeypatch.setattr(host_process, "WATCH_SECS", 0.1)
     server = await serve(agents={"mock": mock_agent("--slow-start=200")})
     client = await server.client()
     (running,) = await running_turns(client, 1)
     starting = await client.create()
     (pid,) = processes("host.mjs")
     with monkeypatch.context() as impatience:
-        impatience.setattr(host, "FROZEN_SECS", 0.3)
+        impatience.setattr(host_process, "FROZEN_SECS", 0.3)
         os.kill(pid, signal.SIGSTOP)
         # Neither who waits for its agent nor who asks for a new one waits for ever.
         close = asyncio.create_task(client.delete(f"/sessions/{starting}"))
@@ -222,7 +222,7 @@ async def test_a_host_that_freezes_for_good_is_replaced(
 def noisy_node(tmp_path: Path, noise: str) -> str:
     """A Node that makes *noise*, a shell script, before it runs."""
     program = tmp_path / "node"
-    program.write_text(f'#!/bin/sh\n{noise}\nexec {host.find_node()} "$@"\n')
+    program.write_text(f'#!/bin/sh\n{noise}\nexec {acpx.find_node()} "$@"\n')
     program.chmod(0o700)
     return str(program)
 
@@ -262,7 +262,7 @@ async def start_error(serve: Serve) -> str:
 async def test_another_acpx_stops_the_start_with_one_line(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "ACPX_VERSION", "0.99.0")
+    monkeypatch.setattr(acpx, "ACPX_VERSION", "0.99.0")
     message = await start_error(serve)
     assert "acpx 0.99.0 is needed, but 0.19.1 is installed" in message
     assert "make run" in message
@@ -271,7 +271,7 @@ async def test_another_acpx_stops_the_start_with_one_line(
 async def test_an_old_node_stops_the_start_with_one_line(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "NODE_MINIMUM", (99, 0))
+    monkeypatch.setattr(acpx, "NODE_MINIMUM", (99, 0))
     assert "Node 99.0 or newer is needed" in await start_error(serve)
 
 
@@ -279,9 +279,9 @@ async def test_a_missing_acpx_stops_the_start_with_one_line(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The host looks for acpx from where its file is.
-    (tmp_path / "host.mjs").write_text((host.HERE / "host.mjs").read_text())
-    (tmp_path / "supervise.py").write_text((host.HERE / "supervise.py").read_text())
-    monkeypatch.setattr(host, "HERE", tmp_path)
+    (tmp_path / "host.mjs").write_text((host_process.HERE / "host.mjs").read_text())
+    (tmp_path / "supervise.py").write_text((host_process.HERE / "supervise.py").read_text())
+    monkeypatch.setattr(host_process, "HERE", tmp_path)
     assert "make run" in await start_error(serve)
 
 
@@ -290,7 +290,7 @@ async def test_a_node_that_does_not_run_the_host_stops_the_start(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, node: str
 ) -> None:
     monkeypatch.setattr("server.app.find_node", lambda: node)
-    monkeypatch.setattr(host, "BOOT_SECS", 1)
+    monkeypatch.setattr(host_process, "BOOT_SECS", 1)
     assert "the acpx host" in await start_error(serve)
 
 

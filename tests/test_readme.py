@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from playwright.async_api import async_playwright
 
-from server.agents.host import find_node
+from server.agents.acpx import find_node
 from server.app import build_app
 from server.config import Settings
 

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+from ..errors import Error
+
 Context = Literal["fresh", "kept"]
 """Whether the agent process has the session's conversation, or begins a new one."""
 
@@ -138,3 +140,11 @@ class Pressure(Protocol):
     def has_room(self) -> bool: ...
 
     async def room(self) -> None: ...
+
+
+def agent_failed(message: str) -> Error:
+    return Error("agent_failed", message)
+
+
+def agent_unavailable(message: str) -> Error:
+    return Error("agent_unavailable", message)

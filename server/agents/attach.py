@@ -1,0 +1,169 @@
+"""Where agents attach: the socket at which a launcher hands its stdio over.
+
+Only a process that the host announced may attach. It gets the ends of two fresh
+pipes and what its environment adds; the seam stays in the middle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from ..codec import dumps
+from ..config import AgentCommand
+from ..tasks import Tasks
+from . import processes
+from .base import AgentSpec, Pressure
+from .seam import Handler, Seam
+
+logger = logging.getLogger(__name__)
+
+ATTACH_SECS = 15
+
+
+class Attachable(Handler, Protocol):
+    """An agent that a process can attach for."""
+
+    spec: AgentSpec
+
+    def attached(self, seam: Seam) -> None:
+        """The seam is in place; the process starts now."""
+
+
+class Attachments:
+    """The listening socket, and the agents that are expected at it.
+
+    Args:
+        commands: agents by name, for what their environment adds.
+        pressure: whether the log has room.
+    """
+
+    def __init__(self, commands: Mapping[str, AgentCommand], pressure: Pressure) -> None:
+        self._commands = commands
+        self._pressure = pressure
+        self.name = f"clawdforge-{os.getpid()}-{secrets.token_hex(8)}"
+        """Of an abstract socket: a path could be too long, and would have to be removed."""
+        self._agents: WeakValueDictionary[str, Attachable] = WeakValueDictionary()
+        self._announced: dict[int, str] = {}
+        self._arrivals: dict[int, asyncio.Future[str]] = {}
+        self._tasks = Tasks()
+        self._accepting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._accepting = asyncio.create_task(self._accept(self._listen()), name="seam-accept")
+
+    async def stop(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+        await self._tasks.finish(0)
+
+    def register(self, agent: Attachable) -> None:
+        """Expect processes of *agent*'s session."""
+        self._agents[agent.spec.key] = agent
+
+    def unregister(self, agent: Attachable) -> None:
+        if self._agents.get(agent.spec.key) is agent:
+            del self._agents[agent.spec.key]
+
+    def announce(self, pid: int, key: str) -> None:
+        """The host has started *pid* for the session of that key."""
+        arrival = self._arrivals.get(pid)
+        if arrival is not None and not arrival.done():
+            arrival.set_result(key)
+        else:
+            self._announced[pid] = key
+
+    def forget_announced(self) -> None:
+        """The host has ended, and so has whoever had not attached yet."""
+        self._announced.clear()
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        listener.bind("\0" + self.name)
+        listener.listen(128)
+        return listener
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.closing(listener):
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:  # no descriptors left, for one
+                    logger.error("the seam cannot accept: %s", error)
+                    await asyncio.sleep(0.1)
+                    continue
+                self._tasks.spawn(self._attach(connection), "seam-attach")
+
+    async def _attach(self, connection: socket.socket) -> None:
+        """Let an announced agent in, and put the seam between it and acpx."""
+        with connection:
+            connection.setblocking(False)
+            credentials = connection.getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+            )
+            pid, uid, _ = struct.unpack("3i", credentials)
+            try:
+                key = await self._key_of(pid) if uid == os.getuid() else None
+            except TimeoutError:
+                key = None
+            agent = self._agents.get(key) if key is not None else None
+            if agent is None:
+                logger.warning("refused process %d at the seam: the host did not start it", pid)
+                return
+            await _readable(connection)
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+            if len(descriptors) != 2:
+                return
+            # Its own for each process: ending one agent must not end the next.
+            mark = f"{agent.spec.key}:{secrets.token_hex(4)}"
+            seam = Seam(pid, agent, self._pressure, mark=f"{processes.MARK}={mark}".encode())
+            ends = await seam.join(*descriptors)
+            agent.attached(seam)
+            environ = {**self._environ_of(agent.spec.agent), processes.MARK: mark}
+            try:
+                socket.send_fds(connection, [dumps(environ)], ends)
+            except OSError:
+                logger.debug("agent %d ended in its launcher", pid)
+            finally:
+                for descriptor in ends:
+                    os.close(descriptor)
+
+    async def _key_of(self, pid: int) -> str:
+        if pid in self._announced:
+            return self._announced.pop(pid)
+        arrival: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._arrivals[pid] = arrival
+        try:
+            return await asyncio.wait_for(arrival, ATTACH_SECS)
+        finally:
+            del self._arrivals[pid]
+
+    def _environ_of(self, name: str) -> Mapping[str, str]:
+        command = self._commands.get(name)
+        return command.env if command else {}
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(connection, _set, future)
+    try:
+        await asyncio.wait_for(future, ATTACH_SECS)
+    finally:
+        loop.remove_reader(connection)

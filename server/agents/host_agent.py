@@ -1,0 +1,333 @@
+"""One session's agent through the acpx host: the way of a prompt, and what its seam reports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..errors import Error, bad_request
+from ..tasks import Tasks
+from . import processes
+from .attach import Attachments
+from .base import AgentSpec, AgentState, Listener, agent_failed, agent_unavailable
+from .host_process import CallError, HostGoneError, HostProcess
+from .seam import Seam
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECS = 4
+CONTROL_SECS = 20
+
+
+class _Prompt:
+    """A prompt on its way through acpx."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sent = False
+        self.held_back = False
+
+    def finish(self, error: Error | None = None) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+
+class HostAgent:
+    """One session's agent; see :class:`base.Agent`. Also what its seam reports to.
+
+    Args:
+        starts, closes: bound how many agents start, and end, at once.
+    """
+
+    def __init__(
+        self,
+        host: HostProcess,
+        attachments: Attachments,
+        tasks: Tasks,
+        spec: AgentSpec,
+        listener: Listener,
+        *,
+        starts: asyncio.Semaphore,
+        closes: asyncio.Semaphore,
+    ) -> None:
+        self.spec = spec
+        self._host = host
+        self._attachments = attachments
+        self._tasks = tasks
+        self._starts = starts
+        self._closes = closes
+        self._listener = listener
+        self._seam: Seam | None = None
+        self._opened = 0
+        self._refused_to_load = False
+        self._opening = asyncio.Lock()
+        self._busy = 0
+        self._waiting: deque[_Prompt] = deque()
+        self._current: _Prompt | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._ending = False
+        self._state = AgentState()
+
+    @property
+    def live(self) -> bool:
+        return self._seam is not None or self._busy > 0
+
+    @property
+    def state(self) -> AgentState:
+        return self._state
+
+    # What the session asks for.
+
+    async def wake(self) -> None:
+        await self._guard(self._open())
+
+    async def prompt(self, blocks: bytes) -> None:
+        prompt = self._current = _Prompt()  # from here on it can be cancelled
+        self._tasks.spawn(self._send(prompt, blocks), f"prompt-{self.spec.key}")
+        await prompt.done
+
+    def cancel(self) -> None:
+        prompt = self._current
+        if prompt is None:
+            return
+        if not prompt.sent:
+            prompt.held_back = True
+            prompt.finish()
+        elif self._seam is not None:
+            self._seam.cancel()
+
+    def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
+        if self._seam is not None:
+            self._seam.answer(raw_id, {"outcome": outcome})
+
+    async def set_mode(self, mode: str) -> None:
+        await self._control("set_mode", mode=mode)
+
+    async def set_model(self, model: str) -> None:
+        await self._control("set_model", model=model)
+
+    async def set_config_option(self, key: str, value: str) -> None:
+        await self._control("set_config_option", option=key, value=value)
+
+    async def kill(self) -> None:
+        seam = self._seam
+        if seam is not None:
+            seam.kill()
+            await seam.over.wait()
+        if self._sweeping is not None:
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+
+    async def hibernate(self) -> None:
+        self._ending = True  # one that is still starting is not waited for
+        if self._opening.locked() and self._seam is not None:
+            self._seam.kill()
+        try:
+            await self._hibernate()
+        finally:
+            self._ending = False
+
+    async def _hibernate(self) -> None:
+        async with self._opening:
+            if self._opened and self._opened == self._host.generation:
+                await self._close()
+            self._opened = 0
+            await self.kill()
+            self._attachments.unregister(self)
+
+    async def _close(self) -> None:
+        """Let acpx end the agent and write its record."""
+        async with self._closes:
+            try:
+                await asyncio.wait_for(self._host.call("close", key=self.spec.key), CLOSE_SECS)
+            except (TimeoutError, HostGoneError, CallError, Error) as error:
+                logger.info("session %s: acpx does not close it: %r", self.spec.key, error)
+
+    # The way of a prompt.
+
+    async def _send(self, prompt: _Prompt, blocks: bytes) -> None:
+        self._busy += 1
+        try:
+            await self._send_through(prompt, blocks)
+        except Error as error:
+            prompt.finish(error)
+        except asyncio.CancelledError:
+            prompt.finish(agent_failed("the server is stopping"))
+            raise
+        finally:
+            self._busy -= 1
+            if prompt in self._waiting:
+                self._waiting.remove(prompt)
+            if self._current is prompt:
+                self._current = None
+
+    async def _send_through(self, prompt: _Prompt, blocks: bytes) -> None:
+        fresh = False
+        for last_try in (False, True):
+            if not prompt.held_back:
+                await self._guard(self._open(fresh=fresh))
+            if prompt.held_back:
+                return
+            self._waiting.append(prompt)
+            try:
+                await self._host.call("prompt", key=self.spec.key, raw={"blocks": blocks})
+                prompt.finish()
+                return
+            except HostGoneError:
+                # Its agents die with it; what was never sent is sent again.
+                if prompt.sent or last_try:
+                    await self._end_lost(prompt, "the acpx host ended")
+                    return
+            except CallError as error:
+                if prompt.sent:
+                    await self._end_lost(prompt, _plain(error))
+                    return
+                if last_try or not self._cannot_load(error):
+                    raise _start_error(error) from None
+                fresh = True
+            finally:
+                if prompt in self._waiting:
+                    self._waiting.remove(prompt)
+
+    async def _end_lost(self, prompt: _Prompt, reason: str) -> None:
+        """The turn has no answer; give what the agent wrote before its end time to arrive."""
+        seam = self._seam
+        if seam is not None and not prompt.done.done():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(seam.over.wait(), 1)
+        prompt.finish(agent_failed(reason))
+
+    def _cannot_load(self, error: CallError) -> bool:
+        return error.code == "SESSION_RESUME_REQUIRED" and (
+            self._refused_to_load or "does not support session/resume" in str(error)
+        )
+
+    async def _open(self, *, fresh: bool = False) -> None:
+        """Make the session known to the host that runs now."""
+        async with self._opening:
+            await self._host.ready()
+            if self._opened == self._host.generation and not fresh:
+                return
+            self._attachments.register(self)
+            options = {"model": self.spec.model, "systemPrompt": self.spec.system}
+            async with self._starts:
+                self._busy += 1
+                try:
+                    await self._host.call(
+                        "open",
+                        key=self.spec.key,
+                        agent=self.spec.agent,
+                        cwd=self.spec.cwd,
+                        options={k: v for k, v in options.items() if v is not None},
+                        fresh=fresh,
+                    )
+                finally:
+                    self._busy -= 1
+            self._opened = self._host.generation
+            self._refused_to_load = False
+
+    async def _control(self, op: str, **fields: Any) -> None:
+        await self._guard(self._open())
+        try:
+            await asyncio.wait_for(self._host.call(op, key=self.spec.key, **fields), CONTROL_SECS)
+        except CallError as error:
+            raise bad_request(f"the agent refused: {_plain(error)}") from None
+        except (HostGoneError, TimeoutError):
+            raise agent_failed("the agent did not answer") from None
+
+    async def _guard(self, opening: Awaitable[None]) -> None:
+        """Await *opening*; raise what a client may see."""
+        try:
+            await opening
+        except HostGoneError:
+            raise agent_failed("the acpx host ended while the agent started") from None
+        except CallError as error:
+            raise _start_error(error) from None
+
+    # What the seam reports.
+
+    def attached(self, seam: Seam) -> None:
+        self._seam = seam
+        if self._ending:
+            seam.kill()
+
+    def admit_prompt(self, fresh: bool) -> bool:
+        prompt = self._waiting.popleft() if self._waiting else None
+        if prompt is None or prompt.held_back:
+            return False
+        prompt.sent = True
+        self._listener.prompt_sent("fresh" if fresh else "kept")
+        return True
+
+    def notified(self, line: bytes, message: dict[str, Any], *, replayed: bool) -> None:
+        if message["method"] == "session/update":
+            self._note(message.get("params"))
+        if not replayed:
+            self._listener.agent_notified(line)
+
+    def _note(self, params: Any) -> None:
+        """Remember what the agent offers, for clients that come later."""
+        update = params.get("update") if isinstance(params, dict) else None
+        if not isinstance(update, dict):
+            return
+        state = self._state
+        match update.get("sessionUpdate"):
+            case "available_commands_update":
+                commands = update.get("availableCommands")
+                self._state = replace(state, commands=commands)
+            case "config_option_update":
+                self._state = replace(state, config_options=update.get("configOptions"))
+            case "current_mode_update" if isinstance(state.modes, dict):
+                modes = {**state.modes, "currentModeId": update.get("currentModeId")}
+                self._state = replace(state, modes=modes)
+
+    def answered(self, line: bytes, message: dict[str, Any]) -> None:
+        prompt = self._current
+        self._listener.prompt_answered(line, message)
+        if prompt is not None:
+            prompt.finish()
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None:
+        self._listener.permission_requested(raw_id, params)
+
+    def opened(self, result: dict[str, Any] | None) -> None:
+        if result is None:
+            self._refused_to_load = True
+            return
+        self._state = replace(
+            self._state,
+            modes=result.get("modes") or self._state.modes,
+            models=result.get("models") or self._state.models,
+            config_options=result.get("configOptions") or self._state.config_options,
+        )
+
+    def gone(self, seam: Seam) -> None:
+        if self._seam is not seam:
+            return
+        self._seam = None
+        prompt = self._current
+        if prompt is not None and prompt.sent:
+            prompt.finish(agent_failed("the agent's process ended in the middle of the turn"))
+        self._listener.agent_gone()
+        # What it started and left behind goes with it.
+        self._sweeping = self._tasks.spawn(self._sweep(seam), f"sweep-{self.spec.key}")
+
+    async def _sweep(self, seam: Seam) -> None:
+        if killed := await asyncio.to_thread(processes.kill_session, seam.pid, seam.mark):
+            logger.info("session %s: ended %d processes", self.spec.key, killed)
+
+
+def _plain(error: CallError) -> str:
+    return f"{str(error).strip()[:500]} ({error.code})"
+
+
+def _start_error(error: CallError) -> Error:
+    return agent_unavailable(f"the agent does not start: {_plain(error)}")

@@ -1,0 +1,317 @@
+"""The acpx host's process: started, watched, called, and started again when it ends.
+
+Calls are lines of JSON to ``host.mjs`` and answers come back by their id. The
+host runs below a supervisor (``supervise.py``) that kills all that is left when
+either end goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..codec import dumps, parse_message
+from ..tasks import Tasks
+from . import processes
+from .acpx import AcpxError, check_versions
+from .base import agent_unavailable
+from .seam import Lines
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+
+BOOT_SECS = 20
+STOP_SECS = 4
+BACKOFF_SECS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+STABLE_SECS = 30
+WATCH_SECS = 10
+FROZEN_SECS = 20
+
+
+class CallError(Exception):
+    """acpx refused or failed a call; ``code`` is acpx's."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class HostGoneError(Exception):
+    """The host ended before it answered."""
+
+
+class HostProcess:
+    """The one warm Node process that embeds acpx.
+
+    Args:
+        node: Node's executable.
+        state_dir: acpx's own folder.
+        config: what ``host.mjs`` is set up with; see its ``init``.
+        environ: the environment of the host and of every agent.
+        seam_name: the abstract socket at which agents attach.
+        spawned: told of each agent process before it runs, with its session's key.
+        ended: called when a host has ended, after all below it.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        state_dir: Path,
+        config: Mapping[str, Any],
+        environ: Mapping[str, str],
+        seam_name: str,
+        spawned: Callable[[int, str], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._state_dir = state_dir
+        self._config = config
+        self._environ = environ
+        self._seam_name = seam_name
+        self._spawned = spawned
+        self._ended = ended
+        self.generation = 0
+        """Counts the hosts that have been started; a session must be opened in each anew."""
+        self.restarts = 0
+        self.versions: dict[str, str] = {}
+        self._mark = secrets.token_hex(8)
+        self._ready = asyncio.Event()
+        self._first_boot: asyncio.Future[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._ids = itertools.count(1)
+        self._tasks = Tasks()
+        self._main: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the host and wait until it serves.
+
+        Raises:
+            AcpxError: it does not start, or it is not the acpx that is needed.
+        """
+        self._first_boot = asyncio.get_running_loop().create_future()
+        self._main = asyncio.create_task(self._run(), name="acpx-host")
+        try:
+            await asyncio.wait_for(asyncio.shield(self._first_boot), BOOT_SECS)
+        except TimeoutError:
+            self._first_boot.cancel()
+            await self.stop()
+            raise AcpxError(f"the acpx host was not ready within {BOOT_SECS} s") from None
+        except AcpxError:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Let the agents end in peace, for a moment, and then everything."""
+        if self._ready.is_set():
+            with contextlib.suppress(TimeoutError, HostGoneError, CallError):
+                await asyncio.wait_for(self._call("shutdown"), STOP_SECS)
+        self._ready.clear()
+        if self._main is not None:
+            self._main.cancel()
+            await asyncio.gather(self._main, return_exceptions=True)
+        await self._tasks.finish(0)
+
+    # Calls to the host.
+
+    async def call(self, op: str, *, raw: Mapping[str, bytes] | None = None, **fields: Any) -> Any:
+        """One call, and its result.
+
+        Args:
+            raw: further fields, already JSON.
+
+        Raises:
+            CallError: acpx refused or failed it.
+            HostGoneError: the host ended meanwhile; the call may have been carried out.
+            Error: ``agent_unavailable``; there is no host to call.
+        """
+        await self.ready()
+        return await self._call(op, raw=raw, **fields)
+
+    async def _call(self, op: str, *, raw: Mapping[str, bytes] | None = None, **fields: Any) -> Any:
+        if self._writer is None:
+            raise HostGoneError
+        call_id = next(self._ids)
+        line = dumps({"id": call_id, "op": op, **fields})
+        if raw:
+            line = line[:-1] + b"".join(b",%b:%b" % (dumps(k), v) for k, v in raw.items()) + b"}"
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = future
+        try:
+            self._writer.write(line + b"\n")
+            return await future
+        finally:
+            self._calls.pop(call_id, None)
+
+    async def ready(self) -> None:
+        """Wait for a host that serves.
+
+        Raises:
+            Error: ``agent_unavailable``; there is none for too long.
+        """
+        try:
+            await asyncio.wait_for(self._ready.wait(), BOOT_SECS)
+        except TimeoutError:
+            raise agent_unavailable("the acpx host is not running") from None
+
+    # The host's life.
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                await self._run_once()
+            except OSError as error:  # no memory or no process left, for one
+                logger.error("the acpx host cannot be started: %s", error)
+            if self.generation == 0:  # it never served; `start` says so
+                return
+            lived = asyncio.get_running_loop().time() - began
+            failures = 0 if lived > STABLE_SECS else failures + 1
+            delay = BACKOFF_SECS[min(failures - 1, len(BACKOFF_SECS) - 1)] if failures else 0
+            self.restarts += 1
+            logger.error("the acpx host has ended; starting it again in %g s", delay)
+            await asyncio.sleep(delay)
+
+    async def _run_once(self) -> None:
+        """One host from its start to its end; nothing of it is left afterwards."""
+        lifeline_read, lifeline_write = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-I", "-S", str(HERE / "supervise.py"), str(lifeline_read)),
+                *(self._node, str(HERE / "host.mjs")),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={
+                    **self._environ,
+                    "CLAWDFORGE_SEAM": self._seam_name,
+                    processes.HOST_MARK: self._mark,
+                },
+                cwd=self._state_dir,
+                pass_fds=(lifeline_read,),
+                # A Ctrl-C at the terminal is the server's to handle.
+                start_new_session=True,
+                limit=1 << 16,
+            )
+        except BaseException:
+            os.close(lifeline_write)
+            raise
+        finally:
+            os.close(lifeline_read)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._writer = process.stdin
+        stderr = asyncio.create_task(_log_lines(process.stderr), name="acpx-host-stderr")
+        boot = self._tasks.spawn(self._boot(), "acpx-host-boot")
+        watch = self._tasks.spawn(self._watch(process), "acpx-host-watch")
+        try:
+            await self._read_host(process.stdout)
+        finally:
+            self._ready.clear()
+            self._writer = None
+            process.stdin.close()
+            os.close(lifeline_write)
+            for future in self._calls.values():
+                if not future.done():
+                    future.set_exception(HostGoneError())
+            watch.cancel()
+            burial = asyncio.ensure_future(self._bury(process))
+            try:
+                await asyncio.shield(burial)
+            except asyncio.CancelledError:  # whoever stops us must not leave it half done
+                await burial
+                raise
+            await asyncio.gather(stderr, boot, watch, return_exceptions=True)
+            self._ended()
+
+    async def _bury(self, process: asyncio.subprocess.Process) -> None:
+        """Wait for the supervisor to end, which first kills all below it."""
+        try:
+            await asyncio.wait_for(process.wait(), 5)
+        except TimeoutError:
+            logger.error("the host's supervisor does not end; killing it")
+            process.kill()
+            await process.wait()
+        if process.returncode != 0:
+            await asyncio.to_thread(
+                processes.kill_marked, f"{processes.HOST_MARK}={self._mark}".encode()
+            )
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a host that does not answer any more, so that nothing waits for it for ever."""
+        while True:
+            await asyncio.sleep(WATCH_SECS)
+            try:
+                await asyncio.wait_for(self._call("ping"), FROZEN_SECS)
+            except TimeoutError:
+                logger.error("the acpx host does not answer; killing it")
+                process.kill()  # the supervisor: the host dies with it
+                return
+            except HostGoneError:
+                return
+
+    async def _boot(self) -> None:
+        assert self._first_boot is not None
+        try:
+            self.versions = await self._call("init", config=self._config)
+            check_versions(self.versions)
+        except (HostGoneError, CallError, AcpxError) as error:
+            if not self._first_boot.done():
+                reason = str(error) or "it ended at once; is acpx installed? `make run` does it"
+                self._first_boot.set_exception(AcpxError(f"the acpx host does not start: {reason}"))
+            return
+        self.generation += 1
+        self._ready.set()
+        if not self._first_boot.done():
+            self._first_boot.set_result(None)
+
+    async def _read_host(self, stdout: asyncio.StreamReader) -> None:
+        async for line in _lines(stdout):
+            message = parse_message(line)
+            if message is not None and message.get("event") == "spawned":
+                if message["key"] is not None:
+                    self._spawned(message["pid"], message["key"])
+            elif message is not None and isinstance(message.get("id"), int):
+                self._settle(message)
+            else:
+                logger.warning("the acpx host wrote: %s", line[:500].decode(errors="replace"))
+
+    def _settle(self, message: dict[str, Any]) -> None:
+        future = self._calls.get(message["id"])
+        if future is None or future.done():
+            return
+        if error := message.get("error"):
+            future.set_exception(CallError(error["code"], error["message"]))
+        else:
+            future.set_result(message["result"])
+
+
+async def _log_lines(stderr: asyncio.StreamReader) -> None:
+    async for line in _lines(stderr):
+        logger.info("acpx: %s", line[:1000].decode(errors="replace"))
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The stream's lines, to its end; of one that is too long only the rest."""
+    lines = Lines()
+    while data := await stream.read(1 << 16):
+        try:
+            found = lines.feed(data)
+        except OverflowError:
+            lines = Lines()
+            continue
+        for line in found:
+            yield line
