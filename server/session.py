@@ -8,15 +8,13 @@ that asked for it. Everything a viewer sees goes through the session's log.
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from . import frames, store
+from . import frames, permissions, store
 from .agents.base import Agent, Context
 from .codec import dumps, loads, parse_message
 from .config import Settings
@@ -24,88 +22,14 @@ from .errors import Error, bad_request, draining, not_found, session_closed
 from .log import LogWriter, SessionLog
 from .store import SessionRow, Statement, Store, TurnRow
 from .tasks import Tasks
+from .turn import Ending, Turn, error_of, verdict
 
 logger = logging.getLogger(__name__)
 
 _REQUESTED = b'{"type":"permission_request"'
 _RESOLVED = b'{"type":"permission_resolved"'
-READ_KINDS = frozenset({"read", "search"})
 CLOSE_GRACE_SECS = 1.0
 """What a running turn gets to end by itself when its session is closed."""
-
-
-class Ending(enum.Enum):
-    """Why the server ends a turn that its agent has not ended."""
-
-    CANCEL = "cancel"
-    TIMEOUT = "timeout"
-    RESTART = "restart"
-
-
-class Turn:
-    """One prompt, from its acceptance to its end.
-
-    Attributes:
-        index: its number in the session, from 1.
-        blocks: JSON of the ACP content blocks.
-        first_seq, last_seq: log positions of its start and its end, when there.
-        stop_reason, error, duration_ms: how it ended; ``error`` as in ``turn_end``.
-        finished: set once it has ended, a moment before its end is durable.
-    """
-
-    def __init__(
-        self, index: int, client_id: str | None, blocks: bytes, timeout: float | None
-    ) -> None:
-        self.index = index
-        self.client_id = client_id
-        self.blocks = blocks
-        self.timeout = timeout
-        self.began = 0.0
-        self.sent = False
-        self.ending: Ending | None = None
-        self.first_seq: int | None = None
-        self.last_seq: int | None = None
-        self.stop_reason: str | None = None
-        self.error: dict[str, Any] | None = None
-        self.duration_ms = 0
-        self.started = asyncio.Event()
-        self.finished = asyncio.Event()
-        self.interrupt: Callable[[], Any] | None = None
-        self.timers: list[asyncio.TimerHandle] = []
-
-    @classmethod
-    def stored(cls, row: TurnRow) -> Turn:
-        """A turn that ended earlier, or that an earlier server left unfinished."""
-        turn = cls(row.turn_index, row.client_id, row.prompt, row.timeout_secs)
-        turn.first_seq, turn.last_seq = row.first_seq, row.last_seq
-        if row.first_seq is not None:
-            turn.started.set()
-        if row.last_seq is not None:
-            turn.stop_reason = row.stop_reason
-            turn.error = parse_message(row.error) if row.error else None
-            turn.duration_ms = row.duration_ms or 0
-            turn.finished.set()
-        return turn
-
-
-class PendingPermission:
-    """A permission request that waits for a client."""
-
-    def __init__(self, raw_id: Any, request: Any, turn_index: int, expires_at: int) -> None:
-        self.request_id = str(uuid.uuid4())
-        self.raw_id = raw_id
-        self.request = request
-        self.turn_index = turn_index
-        self.expires_at = expires_at
-        self.timer: asyncio.TimerHandle | None = None
-
-    def view(self) -> dict[str, Any]:
-        return {
-            "request_id": self.request_id,
-            "request": self.request,
-            "expires_at": self.expires_at,
-            "turn_index": self.turn_index,
-        }
 
 
 class LiveSlots(Protocol):
@@ -162,7 +86,7 @@ class Session:
         self._by_client_id: dict[str, Turn] = {}
         self._current: Turn | None = None
         self._runner: asyncio.Task[None] | None = None
-        self._permissions: dict[str, PendingPermission] = {}
+        self._permissions: dict[str, permissions.Pending] = {}
         self._close_reason: str | None = row.close_reason
         self._closing: asyncio.Task[None] | None = None
         self._sealed = self.is_closed
@@ -354,7 +278,7 @@ class Session:
         if option_id is None:
             self._resolve(pending, {"outcome": "cancelled"}, "client")
             return
-        if option_id not in [option["optionId"] for option in _options(pending.request)]:
+        if option_id not in [option["optionId"] for option in permissions.options(pending.request)]:
             raise bad_request("the permission request has no such option")
         self._resolve(pending, {"outcome": "selected", "optionId": option_id}, "client")
 
@@ -527,7 +451,7 @@ class Session:
         if isinstance(reason, str):
             self._end(turn, stop_reason=reason)
         else:
-            self._end(turn, error=_error_of(answer.get("error")))
+            self._end(turn, error=error_of(answer.get("error")))
 
     def _end(
         self, turn: Turn, *, stop_reason: str | None = None, error: Error | None = None
@@ -537,7 +461,7 @@ class Session:
             return
         for timer in turn.timers:
             timer.cancel()
-        reason, error = _verdict(turn, stop_reason, error)
+        reason, error = verdict(turn, stop_reason, error)
         for pending in [p for p in self._permissions.values() if p.turn_index == turn.index]:
             self._resolve(pending, {"outcome": "cancelled"}, "cancel")
         if turn.first_seq is None:
@@ -605,7 +529,7 @@ class Session:
         timeout = self._house.settings.permission_timeout_secs
         expires_at = int((time.time() + timeout) * 1000)
         turn = self._current
-        pending = PendingPermission(raw_id, request, self._event_index(), expires_at)
+        pending = permissions.Pending(raw_id, request, self._event_index(), expires_at)
         self._permissions[pending.request_id] = pending
         self.log.append(
             "permission_request",
@@ -616,21 +540,13 @@ class Session:
             self._resolve(pending, {"outcome": "cancelled"}, "cancel")
         elif self.row.permission == "ask":
             pending.timer = asyncio.get_running_loop().call_later(
-                timeout, lambda: self._resolve(pending, _choose(request, "reject"), "timeout")
+                timeout,
+                lambda: self._resolve(pending, permissions.choose(request, "reject"), "timeout"),
             )
         else:
-            self._resolve(pending, self._policy(request), "policy")
+            self._resolve(pending, permissions.by_policy(self.row.permission, request), "policy")
 
-    def _policy(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if self.row.permission == "approve-all":
-            return _choose(request, "allow")
-        if self.row.permission == "approve-reads":
-            call = request.get("toolCall")
-            kind = call.get("kind") if isinstance(call, dict) else None
-            return _choose(request, "allow" if kind in READ_KINDS else "reject")
-        return _choose(request, "reject")
-
-    def _resolve(self, pending: PendingPermission, outcome: dict[str, Any], by: str) -> None:
+    def _resolve(self, pending: permissions.Pending, outcome: dict[str, Any], by: str) -> None:
         if self._permissions.pop(pending.request_id, None) is None:
             return
         if pending.timer is not None:
@@ -746,43 +662,3 @@ class Session:
                         change(entry["request_id"])
                 position = batch.last
         return waiting
-
-
-def _verdict(turn: Turn, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:
-    """A turn's stop reason and error, of what the agent said and why it was interrupted."""
-    if turn.ending is Ending.TIMEOUT:
-        return "error", Error("agent_timeout", "the turn took longer than it may")
-    if stop_reason is not None and (
-        stop_reason != "cancelled" or turn.ending is not Ending.RESTART
-    ):
-        return stop_reason, None
-    if turn.ending is Ending.RESTART:
-        return "error", Error("server_restarted", "the server was restarted; ask again")
-    if turn.ending is Ending.CANCEL:
-        return "cancelled", None
-    return "error", error or Error("agent_failed", "the agent ended the turn without an answer")
-
-
-def _error_of(error: Any) -> Error:
-    """What a JSON-RPC error of the agent's says to the client."""
-    code = error.get("code") if isinstance(error, dict) else None
-    message = error.get("message") if isinstance(error, dict) else None
-    text = message if isinstance(message, str) and message else "the agent answered with an error"
-    # Not allowed, or not understood: the same prompt will fare no better.
-    return Error("agent_failed", text, retryable=code not in (-32000, -32600, -32601, -32602))
-
-
-def _options(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    options = request.get("options")
-    if not isinstance(options, list):
-        return []
-    return [option for option in options if isinstance(option, dict) and "optionId" in option]
-
-
-def _choose(request: Mapping[str, Any], verb: str) -> dict[str, Any]:
-    """The outcome that allows or rejects *request*, this once where that is offered."""
-    for kind in (f"{verb}_once", f"{verb}_always"):
-        for option in _options(request):
-            if option.get("kind") == kind:
-                return {"outcome": "selected", "optionId": option["optionId"]}
-    return {"outcome": "cancelled"}

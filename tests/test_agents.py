@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from server.agents import environ, host
+from server.agents import attach, environ, host
 from server.config import AgentCommand
 
 from .conftest import Serve
@@ -34,12 +34,6 @@ from .harness import (
 
 HISTORY = script({"history": True})
 REPORT = script({"report": True})
-
-
-@pytest.fixture
-async def server(serve: Serve) -> LocalServer:
-    """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve()
 
 
 def contexts(socket: Socket) -> list[str]:
@@ -193,7 +187,7 @@ async def test_what_load_replays_is_not_told_again(client: Client) -> None:
 async def test_the_first_turn_tells_that_the_agent_does_not_start(
     serve: Serve, agent: str, says: str
 ) -> None:
-    server = await serve(agent_start_timeout_secs=0.5)
+    server = await serve(agent_start_timeout_secs=0.5 if agent == "mock-silent" else 20)
     client = await server.client()
     session = await client.create(agent)
     socket = await client.connect(session)
@@ -401,7 +395,7 @@ async def test_an_agent_runs_in_a_folder_of_its_own_with_nothing_but_its_pipes(
 async def test_a_stranger_may_not_attach_at_the_seam(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "ATTACH_SECS", 0.2)
+    monkeypatch.setattr(attach, "ATTACH_SECS", 0.2)
     await client.turn(await client.create(), "an agent runs")
     connect = (
         "import socket, sys, os\n"
@@ -426,7 +420,7 @@ async def test_a_stranger_may_not_attach_at_the_seam(
 async def test_the_server_itself_may_not_attach_either(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "ATTACH_SECS", 0.1)
+    monkeypatch.setattr(attach, "ATTACH_SECS", 0.1)
     with sockets.socket(sockets.AF_UNIX) as stranger:
         stranger.setblocking(False)
         loop = asyncio.get_running_loop()

@@ -26,12 +26,6 @@ from .harness import (
 )
 
 
-@pytest.fixture
-async def server(serve: Serve) -> LocalServer:
-    """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve()
-
-
 def updates(socket: Socket, kind: str) -> list[Json]:
     found = (e["event"].get("params", {}).get("update", {}) for e in socket.entries if "event" in e)
     return [update for update in found if update.get("sessionUpdate") == kind]

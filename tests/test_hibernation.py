@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from server.sessions import LiveAgents
+from server.live_agents import LiveAgents
 from server.tasks import Tasks
 
 from .conftest import Serve

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
-from server.agents import acpx, host_process
+from server.agents import acpx, host_agent, host_process
 from server.app import StartError
 
 from .conftest import Serve
 from .harness import (
     Client,
-    LocalServer,
     Socket,
     descendants,
     eventually,
@@ -31,12 +30,6 @@ from .harness import (
 
 HANG = script({"say": "hanging"}, {"hang": True})
 HISTORY = script({"history": True})
-
-
-@pytest.fixture
-async def server(serve: Serve) -> LocalServer:
-    """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve()
 
 
 def processes(program: str) -> list[int]:
@@ -174,7 +167,7 @@ async def test_a_host_that_cannot_be_started_again_is_tried_until_it_can(
 async def test_a_frozen_host_holds_up_neither_cancel_nor_close(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_process, "CLOSE_SECS", 0.3)
+    monkeypatch.setattr(host_agent, "CLOSE_SECS", 0.3)
     server = await serve()
     client = await server.client()
     session = await client.create()

@@ -44,8 +44,11 @@ LEVELS = {
     "agents.seam": 1,
     "agents.supervise": 1,
     "log": 2,
+    "permissions": 2,
+    "turn": 2,
     "session": 3,
     "files": 3,
+    "live_agents": 4,
     "runner": 4,
     "sessions": 4,
     "auth": 5,
@@ -84,6 +87,7 @@ SIBLINGS = {
     },
     "agents.host": {"agents.attach", "agents.base", "agents.host_agent", "agents.host_process"},
     "agents.spawn": {"agents.supervise"},
+    "sessions": {"live_agents"},
 }
 
 # Run as programs of their own, before or beside the server: they need nothing but Python.

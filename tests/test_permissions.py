@@ -17,12 +17,6 @@ from .harness import Client, Json, LocalServer, Socket, script, texts_of
 ASK = script({"permission": True})
 
 
-@pytest.fixture
-async def server(serve: Serve) -> LocalServer:
-    """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve()
-
-
 def events_of_kind(socket: Socket, kind: str) -> list[Json]:
     return [entry for entry in socket.entries if entry["type"] == kind]
 

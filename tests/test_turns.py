@@ -19,12 +19,6 @@ DEAF = script({"ignore_cancel": True}, {"say": "hanging"}, {"hang": True})
 HISTORY = script({"history": True})
 
 
-@pytest.fixture
-async def server(serve: Serve) -> LocalServer:
-    """One that does not wait at its end for the turns that a test leaves running."""
-    return await serve()
-
-
 def workspace(server: LocalServer, session: str) -> Path:
     return server.services.settings.data_dir / "workspaces" / session
 
@@ -294,7 +288,7 @@ async def test_a_turn_that_waits_for_a_free_agent_is_cancelled_at_once(serve: Se
 
 
 async def test_a_turn_over_its_time_is_cancelled_and_ends_as_agent_timeout(serve: Serve) -> None:
-    server = await serve(turn_timeout_secs=0.3)
+    server = await serve(turn_timeout_secs=1.5)  # its agent has to start in that time, too
     client = await server.client()
     session = await client.create()
     socket = await client.connect(session)
@@ -307,7 +301,7 @@ async def test_a_turn_over_its_time_is_cancelled_and_ends_as_agent_timeout(serve
 
 
 async def test_a_deaf_agent_does_not_outstay_its_time(serve: Serve) -> None:
-    server = await serve(turn_timeout_secs=0.3, cancel_grace_secs=0.2)
+    server = await serve(turn_timeout_secs=1.5, cancel_grace_secs=0.2)
     client = await server.client()
     socket = await client.connect(await client.create())
     end = await socket.turn(DEAF)

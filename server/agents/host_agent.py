@@ -147,7 +147,7 @@ class HostAgent:
         """Let acpx end the agent and write its record."""
         async with self._closes:
             try:
-                await asyncio.wait_for(self._host.call("close", key=self.spec.key), CLOSE_SECS)
+                await asyncio.wait_for(self._call("close"), CLOSE_SECS)
             except (TimeoutError, HostGoneError, CallError, Error) as error:
                 logger.info("session %s: acpx does not close it: %r", self.spec.key, error)
 
@@ -178,7 +178,7 @@ class HostAgent:
                 return
             self._waiting.append(prompt)
             try:
-                await self._host.call("prompt", key=self.spec.key, raw={"blocks": blocks})
+                await self._call("prompt", raw={"blocks": blocks})
                 prompt.finish()
                 return
             except HostGoneError:
@@ -237,11 +237,15 @@ class HostAgent:
     async def _control(self, op: str, **fields: Any) -> None:
         await self._guard(self._open())
         try:
-            await asyncio.wait_for(self._host.call(op, key=self.spec.key, **fields), CONTROL_SECS)
+            await asyncio.wait_for(self._call(op, **fields), CONTROL_SECS)
         except CallError as error:
             raise bad_request(f"the agent refused: {_plain(error)}") from None
         except (HostGoneError, TimeoutError):
             raise agent_failed("the agent did not answer") from None
+
+    async def _call(self, op: str, **fields: Any) -> Any:
+        """A call to the host in which the session was opened, and to no later one."""
+        return await self._host.call(op, key=self.spec.key, generation=self._opened, **fields)
 
     async def _guard(self, opening: Awaitable[None]) -> None:
         """Await *opening*; raise what a client may see."""

@@ -124,10 +124,18 @@ class HostProcess:
 
     # Calls to the host.
 
-    async def call(self, op: str, *, raw: Mapping[str, bytes] | None = None, **fields: Any) -> Any:
+    async def call(
+        self,
+        op: str,
+        *,
+        generation: int | None = None,
+        raw: Mapping[str, bytes] | None = None,
+        **fields: Any,
+    ) -> Any:
         """One call, and its result.
 
         Args:
+            generation: of the host that it is for; another knows nothing of the session.
             raw: further fields, already JSON.
 
         Raises:
@@ -136,6 +144,8 @@ class HostProcess:
             Error: ``agent_unavailable``; there is no host to call.
         """
         await self.ready()
+        if generation not in (None, self.generation):
+            raise HostGoneError
         return await self._call(op, raw=raw, **fields)
 
     async def _call(self, op: str, *, raw: Mapping[str, bytes] | None = None, **fields: Any) -> Any:

@@ -15,8 +15,9 @@ from ..files import annotate
 from ..log import Batch
 from ..replies import json_reply, raw_reply
 from ..services import app_of, services_of, session_of
-from ..session import Session, Turn
+from ..session import Session
 from ..sse import KEEP_ALIVE_SECS, EventStream, wants_stream
+from ..turn import Turn
 
 routes = web.RouteTableDef()
 

@@ -1,0 +1,90 @@
+"""One prompt, from its acceptance to its end, and how that end is told."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from .codec import parse_message
+from .errors import Error
+from .store import TurnRow
+
+
+class Ending(enum.Enum):
+    """Why the server ends a turn that its agent has not ended."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    RESTART = "restart"
+
+
+class Turn:
+    """One prompt, from its acceptance to its end.
+
+    Attributes:
+        index: its number in the session, from 1.
+        blocks: JSON of the ACP content blocks.
+        first_seq, last_seq: log positions of its start and its end, when there.
+        stop_reason, error, duration_ms: how it ended; ``error`` as in ``turn_end``.
+        finished: set once it has ended, a moment before its end is durable.
+    """
+
+    def __init__(
+        self, index: int, client_id: str | None, blocks: bytes, timeout: float | None
+    ) -> None:
+        self.index = index
+        self.client_id = client_id
+        self.blocks = blocks
+        self.timeout = timeout
+        self.began = 0.0
+        self.sent = False
+        self.ending: Ending | None = None
+        self.first_seq: int | None = None
+        self.last_seq: int | None = None
+        self.stop_reason: str | None = None
+        self.error: dict[str, Any] | None = None
+        self.duration_ms = 0
+        self.started = asyncio.Event()
+        self.finished = asyncio.Event()
+        self.interrupt: Callable[[], Any] | None = None
+        self.timers: list[asyncio.TimerHandle] = []
+
+    @classmethod
+    def stored(cls, row: TurnRow) -> Turn:
+        """A turn that ended earlier, or that an earlier server left unfinished."""
+        turn = cls(row.turn_index, row.client_id, row.prompt, row.timeout_secs)
+        turn.first_seq, turn.last_seq = row.first_seq, row.last_seq
+        if row.first_seq is not None:
+            turn.started.set()
+        if row.last_seq is not None:
+            turn.stop_reason = row.stop_reason
+            turn.error = parse_message(row.error) if row.error else None
+            turn.duration_ms = row.duration_ms or 0
+            turn.finished.set()
+        return turn
+
+
+def verdict(turn: Turn, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:
+    """A turn's stop reason and error, of what the agent said and why it was interrupted."""
+    if turn.ending is Ending.TIMEOUT:
+        return "error", Error("agent_timeout", "the turn took longer than it may")
+    if stop_reason is not None and (
+        stop_reason != "cancelled" or turn.ending is not Ending.RESTART
+    ):
+        return stop_reason, None
+    if turn.ending is Ending.RESTART:
+        return "error", Error("server_restarted", "the server was restarted; ask again")
+    if turn.ending is Ending.CANCEL:
+        return "cancelled", None
+    return "error", error or Error("agent_failed", "the agent ended the turn without an answer")
+
+
+def error_of(error: Any) -> Error:
+    """What a JSON-RPC error of the agent's says to the client."""
+    code = error.get("code") if isinstance(error, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    text = message if isinstance(message, str) and message else "the agent answered with an error"
+    # Not allowed, or not understood: the same prompt will fare no better.
+    return Error("agent_failed", text, retryable=code not in (-32000, -32600, -32601, -32602))
