@@ -13,7 +13,7 @@ from typing import Any
 from .config import Settings
 from .errors import CloseCode
 from .limits import Places
-from .viewer import Goodbye, Viewer
+from .peer import Goodbye, Peer
 
 REVOKE_SECS = 0.8
 """A revoked socket that has not left by then is dropped."""
@@ -22,11 +22,11 @@ RETRY_MS = (500, 5000)
 
 
 class Sockets:
-    """The viewers that are connected."""
+    """The peers that are connected."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._by_app: defaultdict[str, set[Viewer]] = defaultdict(set)
+        self._by_app: defaultdict[str, set[Peer]] = defaultdict(set)
         self.waiting = Places(
             settings.max_waiting_sockets, settings.max_waiting_sockets_per_address
         )
@@ -42,25 +42,25 @@ class Sockets:
         """Whether the app has all the sockets it may."""
         return len(self._by_app.get(app_name, ())) >= self._settings.max_sockets_per_app
 
-    async def serve(self, viewer: Viewer) -> None:
-        """Run *viewer* until it is closed."""
-        self._by_app[viewer.app_name].add(viewer)
+    async def serve(self, peer: Peer) -> None:
+        """Run *peer* until it is closed."""
+        self._by_app[peer.app_name].add(peer)
         self._gone.clear()
         try:
-            await viewer.run()
+            await peer.run()
         finally:
-            viewers = self._by_app[viewer.app_name]
-            viewers.discard(viewer)
-            if not viewers:
-                del self._by_app[viewer.app_name]
+            peers = self._by_app[peer.app_name]
+            peers.discard(peer)
+            if not peers:
+                del self._by_app[peer.app_name]
             if not self._by_app:
                 self._gone.set()
 
     def close_app(self, app_name: str) -> None:
         """Close the sockets of an app whose token is revoked, in peace or not."""
-        for viewer in tuple(self._by_app.get(app_name, ())):
-            viewer.close(Goodbye(CloseCode.REVOKED, "the credential was revoked"))
-            asyncio.get_running_loop().call_later(REVOKE_SECS, viewer.abort)
+        for peer in tuple(self._by_app.get(app_name, ())):
+            peer.close(Goodbye(CloseCode.REVOKED, "the credential was revoked"))
+            asyncio.get_running_loop().call_later(REVOKE_SECS, peer.abort)
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
@@ -81,18 +81,18 @@ class Sockets:
         """Tell every socket that the server restarts; drop who has not left in time."""
         while self._streams:
             self._streams.pop().cancel()
-        for viewers in tuple(self._by_app.values()):
-            for viewer in tuple(viewers):
+        for peers in tuple(self._by_app.values()):
+            for peer in tuple(peers):
                 retry = random.randint(*RETRY_MS)  # noqa: S311 - a spread, not a secret
-                viewer.close(
+                peer.close(
                     Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=retry)
                 )
         try:
             await asyncio.wait_for(self._gone.wait(), patience)
         except TimeoutError:
-            for viewers in tuple(self._by_app.values()):
-                for viewer in tuple(viewers):
-                    viewer.abort()
+            for peers in tuple(self._by_app.values()):
+                for peer in tuple(peers):
+                    peer.abort()
 
     async def beat(self) -> None:
         """Look after every socket, for ever."""
@@ -100,6 +100,6 @@ class Sockets:
         while True:
             await asyncio.sleep(min(1.0, settings.heartbeat_secs / 4))
             now = time.monotonic()
-            for viewers in tuple(self._by_app.values()):
-                for viewer in tuple(viewers):
-                    viewer.tick(now, settings.heartbeat_secs, settings.stall_timeout_secs)
+            for peers in tuple(self._by_app.values()):
+                for peer in tuple(peers):
+                    peer.tick(now, settings.heartbeat_secs, settings.stall_timeout_secs)

@@ -1,85 +1,34 @@
-"""One socket on a session: a cursor in the log, and a reader of commands.
+"""One socket on a session: a cursor in its log, and commands.
 
-The writer is a loop: what the log has behind the cursor goes out, the cursor
-moves, and else it waits to be woken. So replay, live and slow are one code
-path, nothing can be left out or repeated, and a slow peer costs no memory but
-its transport's buffer. Frames that are no entries (answers, pongs) wait in a
-small outbox and go first.
-
-The reader never awaits a turn, or a cancel could not be read. It also owns the
-close: the writer says good-bye, and the reader shuts the socket.
+What the log has behind the cursor goes out, and the cursor moves. So replay,
+live and slow are one code path, nothing can be left out or repeated, and a slow
+peer costs no memory but its transport's buffer.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import fcntl
 import logging
-import socket
-import struct
-import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from . import frames
 from .errors import CloseCode, Error, internal
-from .limits import Rate
+from .peer import WRITE_BYTES, Goodbye, Peer
 from .session import Session
-from .store import StoreError
 
 logger = logging.getLogger(__name__)
-
-WRITE_BYTES = 256 << 10
-"""What goes into the transport at once; more waits in the log."""
-OUTBOX_FRAMES = 256
-OUTBOX_BYTES = 1 << 20
-"""Above so many answers unsent, or so large ones, no further command is read."""
-CLOSE_SECS = 3.0
-MAX_FRAME_BYTES = 4 << 20
-TOO_BIG = f"a frame has at most {MAX_FRAME_BYTES} bytes: do not send this one again"
-UNSENT_LOW_WATER = 64 << 10
-_SIOCOUTQ = 0x5411
-_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 
 Dispatch = Callable[["Viewer", frames.Command], Awaitable[None]]
 
 
-class Goodbye(Exception):  # noqa: N818 - not an error
-    """The socket is to be closed, by code and reason."""
-
-    def __init__(self, code: CloseCode, reason: str, *, retry_after_ms: int | None = None) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-        self.retry_after_ms = retry_after_ms
-
-    def frame(self) -> bytes:
-        """The ``bye`` that says so."""
-        retry = {} if self.retry_after_ms is None else {"retry_after_ms": self.retry_after_ms}
-        return frames.frame("bye", code=int(self.code), reason=self.reason, **retry)
-
-
-def is_too_big(data: bytes) -> bool:
-    """Whether a frame is over the bound.
-
-    aiohttp has a bound of its own, but it closes while the peer still sends: the
-    peer then sees a reset instead of why. So that one is set higher, for those
-    who are far over, and this one says good-bye in order.
-    """
-    return len(data) > MAX_FRAME_BYTES
-
-
-class Viewer:
+class Viewer(Peer):
     """A prepared socket that watches and drives *session*.
 
     Args:
         cursor: the position that the peer has; what is behind it is sent.
         dispatch: carries out one command.
-        rate: how often it may be asked to.
+        commands_per_sec: how often it may be asked to.
     """
 
     def __init__(
@@ -90,251 +39,57 @@ class Viewer:
         app_name: str,
         cursor: int,
         dispatch: Dispatch,
-        rate: Rate,
+        commands_per_sec: float,
     ) -> None:
-        assert request.transport is not None
-        self.app_name = app_name
+        super().__init__(
+            request,
+            socket_response,
+            app_name,
+            name=f"viewer of session {session.id}",
+            commands_per_sec=commands_per_sec,
+        )
         self.session = session
-        self._request = request
-        self._ws = socket_response
-        self._transport: asyncio.WriteTransport = request.transport
         self._cursor = cursor
         self._dispatch = dispatch
-        self._rate = rate
-        self._outbox: deque[bytes] = deque()
-        self._outbox_bytes = 0
-        self._outbox_room = asyncio.Event()
-        self._outbox_room.set()
-        self._wake = asyncio.Event()
-        self._goodbye: Goodbye | None = None
-        self._said_goodbye: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._heartbeat_due = False
-        now = time.monotonic()
-        self._last_heard = now
-        self._last_wrote = now
-        self._last_beat = now
-        self._pong: bytes | None = None
-        self._draining = False
-        self._written = 0
-        self._taken = 0
-        self._last_took = now
 
-    # What others may ask of it.
-
-    def send(self, frame: bytes) -> None:
-        """Send a frame that is no log entry; it goes before entries not yet sent."""
-        self._outbox.append(frame)
-        self._outbox_bytes += len(frame)
-        if len(self._outbox) > OUTBOX_FRAMES or self._outbox_bytes > OUTBOX_BYTES:
-            self._outbox_room.clear()
-        self._wake.set()
-
-    def close(self, goodbye: Goodbye) -> None:
-        """Say good-bye behind what is on its way, and close."""
-        if self._goodbye is None:
-            self._goodbye = goodbye
-            self._wake.set()
-
-    def abort(self) -> None:
-        """Drop the connection; the only thing that frees a blocked one at once."""
-        if self._request.transport is not None:
-            self._request.transport.abort()
-
-    def tick(self, now: float, heartbeat: float, stall_timeout: float) -> None:
-        """Heartbeat when it is due, and drop a peer that is gone.
-
-        A peer that takes nothing for *stall_timeout* is dropped, and so is a
-        quiet one that answers no ping. Whoever is only slow answers late: as long
-        as data flowed lately, no pong is asked for.
-        """
-        unsent = self._unsent()
-        taken = self._written - unsent
-        if not unsent or taken != self._taken:
-            self._taken, self._last_took = taken, now
-        elif now - self._last_took >= stall_timeout:
-            logger.info("session %s: a viewer takes nothing; dropped", self.session.id)
-            self.close(Goodbye(CloseCode.STALLED, "the peer takes nothing"))
-            self.abort()
-            return
-        if self._draining:
-            return
-        silent = now - self._last_heard > max(stall_timeout, 1.5 * heartbeat)
-        if silent and now - self._last_wrote > 2 * stall_timeout:
-            self.close(Goodbye(CloseCode.NO_PONG, "no pong"))
-        if now - self._last_beat >= heartbeat:
-            self._last_beat = now
-            self._heartbeat_due = True
-            self._wake.set()
-
-    def _unsent(self) -> int:
-        """Bytes that the peer has not taken: in the transport's buffer, and in the kernel's."""
-        connection = self._transport.get_extra_info("socket")
-        try:
-            queued = fcntl.ioctl(connection.fileno(), _SIOCOUTQ, b"\0\0\0\0")
-        except (OSError, ValueError, AttributeError):
-            return self._transport.get_write_buffer_size()
-        return self._transport.get_write_buffer_size() + int(struct.unpack("i", queued)[0])
-
-    # Its life.
-
-    async def run(self) -> None:
-        """Serve the socket until it is closed."""
-        connection = self._transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):
-            # What a slow peer has not taken stays in the log, not in the kernel.
-            connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_LOW_WATER)
-        self._transport.set_write_buffer_limits(high=WRITE_BYTES)
+    def _enter(self) -> None:
         self.session.viewers += 1
         self.session.log.watch(self._wake.set)
-        writer = asyncio.create_task(self._write_all(), name=f"viewer-{self.session.id}")
-        try:
-            await self._read_all()
-            await self._shut()
-        finally:
-            self.session.log.unwatch(self._wake.set)
-            self.session.viewers -= 1
-            if not writer.done():
-                # Never cancelled while it may be sending: its transport goes, and it ends.
-                self.close(Goodbye(CloseCode.GOING_AWAY, "the peer is gone"))
-                self.abort()
-            await asyncio.gather(writer, return_exceptions=True)
 
-    async def _shut(self) -> None:
-        goodbye = self._goodbye
-        code = int(goodbye.code) if goodbye is not None else 1000
-        reason = goodbye.reason.encode()[:120] if goodbye is not None else b""
-        try:
-            await asyncio.wait_for(self._ws.close(code=code, message=reason), CLOSE_SECS)
-        except TimeoutError:
-            self.abort()
+    def _leave(self) -> None:
+        self.session.log.unwatch(self._wake.set)
+        self.session.viewers -= 1
 
     # Down.
 
-    async def _write_all(self) -> None:
-        try:
-            while not await self._write_some():
-                await self._wake.wait()
-        except (ConnectionError, asyncio.CancelledError):
-            pass  # the peer is gone; the reader sees it too
-        except StoreError:
-            logger.exception("session %s: the log cannot be read", self.session.id)
-            self._give_up("the log cannot be read now")
-        except Exception:
-            logger.exception("session %s: a viewer failed", self.session.id)
-            self._give_up("internal error")
-        if not self._said_goodbye.done():
-            self._said_goodbye.set_result(None)
+    async def _gather(self) -> list[bytes]:
+        batches = await self.session.log.read(self._cursor)
+        # Answers first: `accepted` comes before the entries of its turn.
+        chunks = self._take_outbox()
+        size = sum(map(len, chunks))
+        for batch in batches:
+            chunks.append(batch.wire())
+            self._cursor = batch.last
+            size += len(chunks[-1])
+            if size >= WRITE_BYTES:
+                break
+        return chunks
 
-    def _give_up(self, reason: str) -> None:
-        self._goodbye = Goodbye(CloseCode.INTERNAL, reason)
-        with contextlib.suppress(ConnectionError):
-            self._write(frames.websocket_text(self._goodbye.frame()))
+    def _has_more(self) -> bool:
+        return self._cursor < self.session.log.head
 
-    async def _write_some(self) -> bool:
-        """Send all that there is to send; True after the last frame."""
-        while True:
-            self._wake.clear()
-            batches = await self.session.log.read(self._cursor)
-            # Answers first: `accepted` comes before the entries of its turn.
-            chunks = self._take_outbox()
-            size = sum(map(len, chunks))
-            for batch in batches:
-                chunks.append(batch.wire())
-                self._cursor = batch.last
-                size += len(chunks[-1])
-                if size >= WRITE_BYTES:
-                    break
-            if self._heartbeat_due:
-                self._heartbeat_due = False
-                beat = frames.frame("heartbeat", head=self.session.log.head)
-                chunks += [frames.websocket_text(beat), frames.websocket_ping()]
-            elif chunks:
-                self._last_wrote = time.monotonic()
-            if self._pong is not None:
-                chunks.append(frames.websocket_pong(self._pong))
-                self._pong = None
-            goodbye = self._goodbye = self._goodbye or self._natural_end()
-            if goodbye is not None:
-                chunks.append(frames.websocket_text(goodbye.frame()))
-            self._write(b"".join(chunks))
-            await self._drain(WRITE_BYTES if goodbye is None else 0)
-            if goodbye is not None:
-                return True
-            if self._cursor >= self.session.log.head and not self._outbox:
-                return False
-
-    def _take_outbox(self) -> list[bytes]:
-        taken = [frames.websocket_text(frame) for frame in self._outbox]
-        self._outbox.clear()
-        self._outbox_bytes = 0
-        self._outbox_room.set()
-        return taken
+    def _heartbeat(self) -> list[bytes]:
+        return [frames.websocket_text(frames.frame("heartbeat", head=self.session.log.head))]
 
     def _natural_end(self) -> Goodbye | None:
         if self.session.is_over and self._cursor >= self.session.log.last:
             return Goodbye(CloseCode.SESSION_CLOSED, "the session is closed")
         return None
 
-    def _write(self, data: bytes) -> None:
-        if self._transport.is_closing():
-            raise ConnectionResetError
-        self._written += len(data)
-        self._transport.write(data)
-
-    async def _drain(self, limit: int) -> None:
-        """Wait until the transport's buffer is as good as below *limit*."""
-        if self._transport.is_closing():
-            raise ConnectionResetError
-        if self._transport.get_write_buffer_size() <= limit:
-            # The protocol is not paused then: let others run, and go on.
-            await asyncio.sleep(0)
-            return
-        self._transport.set_write_buffer_limits(high=limit)
-        self._draining = True
-        try:
-            await self._request.writer.drain()
-        finally:
-            self._draining = False
-            self._last_wrote = time.monotonic()
+    def _farewell(self, goodbye: Goodbye) -> list[bytes]:
+        return [frames.websocket_text(goodbye.frame())]
 
     # Up.
-
-    async def _read_all(self) -> None:
-        while True:
-            message = await self._receive()
-            if message is None:
-                return
-            self._last_heard = time.monotonic()
-            if not self._rate.allows():
-                self.close(Goodbye(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
-                await self._said_goodbye
-                return
-            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and is_too_big(message.data):
-                self.close(Goodbye(CloseCode.TOO_BIG, TOO_BIG))
-            elif message.type is WSMsgType.TEXT:
-                await self._command(message.data)
-            elif message.type is WSMsgType.BINARY:
-                self.close(Goodbye(CloseCode.BAD_FRAME, "frames are text"))
-            elif message.type is WSMsgType.PING:
-                self._pong = bytes(message.data)  # the newest alone is answered
-                self._wake.set()
-            elif message.type is not WSMsgType.PONG:
-                return
-            if not self._outbox_room.is_set():
-                await self._until_goodbye(self._outbox_room.wait())
-
-    async def _receive(self) -> Any:
-        """The next message, or None once good-bye is said."""
-        return await self._until_goodbye(self._ws.receive())
-
-    async def _until_goodbye(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        task = asyncio.ensure_future(coroutine)
-        await asyncio.wait({task, self._said_goodbye}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return None
 
     async def _command(self, data: bytes) -> None:
         try:

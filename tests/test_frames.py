@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from server import frames
 from server.errors import STATUS, CloseCode, Error
 from server.frames import FrameError, NotAFrameError
-from server.viewer import Goodbye
+from server.peer import Goodbye
 
 GOLDEN = Path(__file__).parent / "golden"
 TS = 1767225600000

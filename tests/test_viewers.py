@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from server import peer as peer_module
 from server import sockets as sockets_module
-from server import viewer as viewer_module
-from server.viewer import Viewer
+from server.peer import Peer
 
 from .conftest import Serve
 from .harness import Client, Clock, Deadline, Json, LocalServer, eventually, script
@@ -132,12 +132,12 @@ class RawSocket:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time by which sockets are looked after."""
     clock = Clock()
-    for module in (viewer_module, sockets_module):
+    for module in (peer_module, sockets_module):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
     return clock
 
 
-def viewers(server: LocalServer) -> list[Viewer]:
+def viewers(server: LocalServer) -> list[Peer]:
     return [one for each in server.services.sockets._by_app.values() for one in each]
 
 
@@ -272,7 +272,7 @@ async def test_a_slow_reader_can_cancel(client: Client, connect: Connect) -> Non
 async def test_a_closed_session_is_delivered_to_its_end_however_slowly(
     client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(viewer_module, "CLOSE_SECS", 0.1)
+    monkeypatch.setattr(peer_module, "CLOSE_SECS", 0.1)
     session, head = await long_log(client)
     await client.delete(f"/sessions/{session}")
     slow = await connect(client, session, after=0)
@@ -382,7 +382,7 @@ async def test_a_revoked_token_drops_even_a_peer_that_takes_nothing(
 async def test_who_answers_no_ping_is_4004(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(viewer_module, "CLOSE_SECS", 0.2)
+    monkeypatch.setattr(peer_module, "CLOSE_SECS", 0.2)
     server = await serve(heartbeat_secs=0.05, stall_timeout_secs=0.1)
     client = await server.client()
     session = await client.create()
@@ -458,7 +458,7 @@ async def test_a_client_that_ends_its_half_is_let_go(
 async def test_a_client_that_never_answers_the_close_is_let_go(
     server: LocalServer, client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(viewer_module, "CLOSE_SECS", 0.2)
+    monkeypatch.setattr(peer_module, "CLOSE_SECS", 0.2)
     session = await client.create()
     raw = await connect(client, session)
     await client.delete(f"/sessions/{session}")

@@ -12,17 +12,14 @@ from ..auth import bearer, check_origin
 from ..codec import dumps
 from ..errors import CloseCode, Error, bad_request
 from ..files import annotate
-from ..limits import Rate
+from ..peer import TOO_BIG, Goodbye, is_too_big, new_socket
 from ..services import APP, SESSION, Services, app_of, services_of
 from ..session import Session
-from ..viewer import MAX_FRAME_BYTES, TOO_BIG, Goodbye, Viewer, is_too_big
+from ..viewer import Viewer
 
 routes = web.RouteTableDef()
 
-HARD_MAX_FRAME_BYTES = 2 * MAX_FRAME_BYTES
 MAX_WAITING_SETTINGS = 16
-BURST_SECS = 10
-"""So many seconds' worth of commands may come at once."""
 
 
 @routes.get("/sessions/{session_id}/ws")
@@ -40,13 +37,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         app_name = app_of(request)
         session = await services.sessions.get(session_id, app_name)
 
-    ws = web.WebSocketResponse(
-        max_msg_size=HARD_MAX_FRAME_BYTES,
-        compress=False,
-        autoping=False,
-        decode_text=False,
-        timeout=3,
-    )
+    ws = new_socket()
     try:
         if session is None:
             with services.sockets.waiting.take(request.remote or ""):
@@ -70,8 +61,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     commands = Commands(services, request, app_name)
     cursor = session.log.head if after is None else after
     per_second = services.settings.max_commands_per_sec
-    rate = Rate(per_second, BURST_SECS * per_second)
-    viewer = Viewer(request, ws, session, app_name, cursor, commands.dispatch, rate)
+    viewer = Viewer(request, ws, session, app_name, cursor, commands.dispatch, per_second)
     viewer.send(
         frames.frame(
             "ready",
