@@ -7,24 +7,23 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aiohttp import web
 
-from . import __version__, logs
+from . import __version__, control, logs
 from .app import FIRST_TOKENS, StartError, build_app
+from .commands import backup, doctor, sessions, tokens
+from .commands.house import CommandError
 from .config import SettingError, Settings, load, with_env_file
 
 ENV_FILE = Path(".env")
 HANDLERS_SECS = 2.0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"clawdforge {__version__}")
-    parser.add_argument("command", nargs="?", choices=["serve"], default="serve")
-    parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
     try:
         environ = with_env_file(os.environ, ENV_FILE)
         settings = load(environ)
@@ -33,10 +32,32 @@ def main() -> int:
         return 2
     logs.set_up(settings)
     try:
-        asyncio.run(serve(settings, environ))
-    except StartError as error:
+        return int(arguments.run(arguments, settings, environ))
+    except (StartError, CommandError) as error:
         print(f"clawdforge: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description=f"clawdforge {__version__}. Without a command it serves.",
+        epilog="Settings come from the environment and from .env: see docs/settings.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"clawdforge {__version__}")
+    parser.set_defaults(run=_serve)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    text = "serve until SIGTERM or Ctrl-C (the default)"
+    commands.add_parser("serve", help=text, description=text.capitalize() + ".")
+    for module in (tokens, sessions, doctor, backup):
+        module.add_to(commands)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
+    asyncio.run(serve(settings, environ))
     return 0
 
 
@@ -62,10 +83,11 @@ async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
             raise StartError(f"cannot listen on {where}: {error.strerror or error}") from None
-        _greet(app, settings, runner.addresses[0][1])
-        await stop.wait()
-        print("clawdforge is stopping; running turns have a moment to finish", flush=True)
-        await app.shutdown()  # still listening: who asks meanwhile is told 503, draining
+        async with control.listening(runner, settings.data_dir):
+            _greet(app, settings, runner.addresses[0][1])
+            await stop.wait()
+            print("clawdforge is stopping; running turns have a moment to finish", flush=True)
+            await app.shutdown()  # still listening: who asks meanwhile is told 503, draining
     finally:
         await runner.cleanup()
 

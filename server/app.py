@@ -14,6 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from .agents.acpx import AcpxError, find_node
+from .agents.base import Pressure
 from .agents.environ import agent_environ
 from .agents.host import HostBackend
 from .auth import FirstTokens, Tokens
@@ -80,7 +81,7 @@ async def _house(
     clock: Callable[[], float],
 ) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_own(settings.data_dir))
+        stack.enter_context(own_folder(settings.data_dir))
         store = await Store.open(settings.data_dir / "clawdforge.db", sync=settings.sync)
         stack.push_async_callback(store.close)
         writer = LogWriter(store)
@@ -90,7 +91,7 @@ async def _house(
         if (first := await tokens.load(settings.admin_token)) is not None:
             app[FIRST_TOKENS].append(first)
 
-        backend = _backend(settings, environ, writer)
+        backend = make_backend(settings, environ, writer)
         await backend.start()
         stack.push_async_callback(backend.stop)
         known = [info.name for info in await backend.agents()]
@@ -157,8 +158,12 @@ async def _drain(app: web.Application) -> None:
 
 
 @contextlib.contextmanager
-def _own(folder: Path) -> Iterator[None]:
-    """The data folder, for this server alone."""
+def own_folder(folder: Path) -> Iterator[None]:
+    """The data folder, for this process alone.
+
+    Raises:
+        StartError: it cannot be used, or another process has it.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -173,7 +178,8 @@ def _own(folder: Path) -> Iterator[None]:
         yield
 
 
-def _backend(settings: Settings, environ: Mapping[str, str], writer: LogWriter) -> HostBackend:
+def make_backend(settings: Settings, environ: Mapping[str, str], pressure: Pressure) -> HostBackend:
+    """The way to run agents that the settings ask for."""
     if settings.agent_backend != "host":
         raise StartError("CLAWDFORGE_AGENT_BACKEND: only host is there yet")
     demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
@@ -183,5 +189,5 @@ def _backend(settings: Settings, environ: Mapping[str, str], writer: LogWriter) 
         agents={FALLBACK_AGENT: demo, **settings.agents},
         environ=agent_environ(environ, settings.agent_env),
         start_timeout=settings.agent_start_timeout_secs,
-        pressure=writer,
+        pressure=pressure,
     )

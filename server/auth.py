@@ -86,9 +86,7 @@ class Tokens:
         Returns:
             On the first start, what the operator is to be shown, once.
         """
-        for row in await self._store.tokens():
-            self._by_hash[row.hash] = row
-            self._names.add(row.name)
+        await self.look()
         kept = await self._store.server_value(ADMIN_KEY)
         if admin_token is not None:
             self._admin = digest(admin_token)
@@ -101,6 +99,12 @@ class Tokens:
         await self._writer.commit([store.set_server_value(ADMIN_KEY, self._admin)])
         app_token = None if self._names else (await self.create(FIRST_APP))[1]
         return FirstTokens(None if admin_token is not None else made, app_token)
+
+    async def look(self) -> None:
+        """Read the apps' tokens, and make none."""
+        for row in await self._store.tokens():
+            self._by_hash[row.hash] = row
+            self._names.add(row.name)
 
     # Tokens.
 

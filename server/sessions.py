@@ -289,6 +289,17 @@ class Sessions:
             self._give_place(session.row.app_name)
         return first
 
+    async def close_any(self, session_id: str, reason: str) -> bool:
+        """Close the session of that id, whoever's it is; False where it was closed already.
+
+        Raises:
+            Error: ``not_found``.
+        """
+        session = await self._session(session_id)
+        if session is None:
+            raise not_found()
+        return await self.close(session, reason)
+
     async def sweep(self) -> None:
         """One round of the sweeper: close what is idle, delete what is long closed."""
         now = self.clock()

@@ -11,12 +11,14 @@ one transaction. Who writes when is the business of ``log.py``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiosqlite
 
@@ -244,9 +246,25 @@ class Store:
             raise
         return cls(writer, reader)
 
+    @classmethod
+    async def look(cls, path: Path) -> Store:
+        """Open the database at *path* to read it only, also beside the server that writes it.
+
+        Raises:
+            SchemaError: another version of clawdforge made it.
+        """
+        reader = await _connect(_read_only(path), uri=True)
+        try:
+            await _check_version(reader)
+        except BaseException:
+            await reader.close()
+            raise
+        return cls(reader, reader)
+
     async def close(self) -> None:
         await self._reader.close()
-        await self._writer.close()
+        if self._writer is not self._reader:
+            await self._writer.close()
 
     async def write(self, statements: Sequence[Statement]) -> None:
         """Carry out *statements*, all or none of them.
@@ -281,6 +299,12 @@ class Store:
         """An app's sessions, the newest first."""
         where = "WHERE app_name = ?" + ("" if include_closed else " AND closed_at IS NULL")
         rows = await self._fetch(_SESSION + where + " ORDER BY n DESC", app_name)
+        return [SessionRow(*row) for row in rows]
+
+    async def all_sessions(self, *, include_closed: bool) -> list[SessionRow]:
+        """Every app's sessions, the newest first."""
+        where = "" if include_closed else "WHERE closed_at IS NULL "
+        rows = await self._fetch(f"{_SESSION}{where}ORDER BY n DESC")
         return [SessionRow(*row) for row in rows]
 
     async def open_counts(self) -> dict[str, int]:
@@ -393,17 +417,33 @@ class Store:
         return [FileRow(*row) for row in rows]
 
 
-async def _connect(path: Path) -> aiosqlite.Connection:
+async def _connect(path: Path | str, *, uri: bool = False) -> aiosqlite.Connection:
     # isolation_level None: a lone statement is its own transaction, and nothing
     # opens one behind our back.
-    connection = await aiosqlite.connect(path, isolation_level=None)
+    connection = await aiosqlite.connect(path, isolation_level=None, uri=uri)
     await connection.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     return connection
 
 
-async def _migrate(connection: aiosqlite.Connection) -> None:
+def _read_only(path: Path) -> str:
+    return f"file:{quote(str(path))}?mode=ro"
+
+
+async def _version(connection: aiosqlite.Connection) -> int:
     rows = list(await connection.execute_fetchall("PRAGMA user_version"))
-    version = int(rows[0][0])
+    return int(rows[0][0])
+
+
+async def _check_version(connection: aiosqlite.Connection) -> None:
+    if (version := await _version(connection)) != len(_MIGRATIONS):
+        raise SchemaError(
+            f"the database has schema {version}, this program {len(_MIGRATIONS)}:"
+            " start the server once, which brings an older one up to date"
+        )
+
+
+async def _migrate(connection: aiosqlite.Connection) -> None:
+    version = await _version(connection)
     if version > len(_MIGRATIONS):
         raise SchemaError(
             f"the database has schema {version}, newer than this program's {len(_MIGRATIONS)}:"
@@ -413,6 +453,39 @@ async def _migrate(connection: aiosqlite.Connection) -> None:
         await connection.executescript(
             f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;"
         )
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy the database as it is at one moment into a file, whoever writes it meanwhile."""
+    with (
+        contextlib.closing(sqlite3.connect(_read_only(source), uri=True)) as a,
+        contextlib.closing(sqlite3.connect(target)) as b,
+    ):
+        a.backup(b)
+        b.execute("PRAGMA journal_mode = DELETE")  # one file, without a WAL beside it
+    target.chmod(0o600)
+
+
+def check_file(path: Path) -> int:
+    """Look through the whole database at *path*.
+
+    Returns:
+        Its schema's version.
+
+    Raises:
+        SchemaError: it is damaged, none of ours, or newer than this program.
+        StoreError: it is no database at all.
+    """
+    with contextlib.closing(sqlite3.connect(_read_only(path), uri=True)) as connection:
+        [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
+        [(version,)] = connection.execute("PRAGMA user_version").fetchall()
+    if found != "ok":
+        raise SchemaError(f"it is damaged: {found}")
+    if not 0 < version <= len(_MIGRATIONS):
+        raise SchemaError(
+            f"it has schema {version}, and this program knows 1 to {len(_MIGRATIONS)}"
+        )
+    return int(version)
 
 
 def _insert(table: str, row: Any) -> Statement:

@@ -53,6 +53,7 @@ LEVELS = {
     "sessions": 4,
     "auth": 5,
     "bodies": 5,
+    "control": 5,
     "health": 5,
     "metrics": 5,
     "peer": 5,
@@ -71,7 +72,13 @@ LEVELS = {
     "routes.socket": 8,
     "middleware": 8,
     "app": 9,
-    "__main__": 10,
+    "commands": 0,
+    "commands.house": 10,
+    "commands.backup": 11,
+    "commands.doctor": 11,
+    "commands.sessions": 11,
+    "commands.tokens": 11,
+    "__main__": 12,
 }
 
 # The only neighbours of one level that know each other: the demo and its words, and an agent's

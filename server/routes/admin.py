@@ -1,4 +1,4 @@
-"""The operator's routes: tokens and metrics."""
+"""The operator's routes: tokens, any app's sessions, metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aiohttp import web
 
 from .. import bodies
 from ..replies import json_reply
-from ..services import require_admin, services_of
+from ..services import SESSION, require_admin, services_of
 from ..store import TokenRow
 
 routes = web.RouteTableDef()
@@ -35,6 +35,15 @@ async def delete_token(request: web.Request) -> web.Response:
     name = request.match_info["name"]
     await services_of(request).tokens.revoke(name)
     return json_reply({"ok": True, "name": name})
+
+
+@routes.delete("/admin/sessions/{session_id}")
+async def close_session(request: web.Request) -> web.Response:
+    require_admin(request)
+    session_id = request[SESSION] = request.match_info["session_id"]
+    first = await services_of(request).sessions.close_any(session_id, "admin")
+    reply = {"ok": True, "session_id": session_id}
+    return json_reply(reply if first else {**reply, "already_closed": True})
 
 
 @routes.get("/metrics")

@@ -1,0 +1,136 @@
+"""``backup`` and ``restore``: all that is kept, in one archive."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..app import StartError, own_folder
+from ..config import Settings
+from ..store import SchemaError, check_file, copy_database
+from . import house
+
+DATABASE = "clawdforge.db"
+BESIDE = ("acpx", "workspaces", "uploads")
+"""Folders of the data folder that a backup has: agents' conversations, and files."""
+
+
+def add_to(commands: Any) -> None:
+    """Add this module's commands to a parser's."""
+    text = "write all that is kept into an archive, also while the server runs"
+    one = commands.add_parser("backup", help=text, description=text.capitalize() + ".")
+    one.add_argument("archive", type=Path, help="the file to make, clawdforge.tar.gz say")
+    one.add_argument(
+        "--without-files",
+        action="store_true",
+        help="leave out the sessions' folders and the uploads, which may be large",
+    )
+    one.set_defaults(run=backup)
+
+    text = "put an archive's content into the data folder of a stopped server"
+    one = commands.add_parser("restore", help=text, description=text.capitalize() + ".")
+    one.add_argument("archive", type=Path, help="what backup made")
+    one.add_argument(
+        "--replace",
+        action="store_true",
+        help="where the data folder has content: move that aside, into a folder beside it",
+    )
+    one.set_defaults(run=restore)
+
+
+def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
+    """The database as it is at one moment; the files as they are when they are read."""
+    source, archive = settings.data_dir / DATABASE, arguments.archive
+    if not source.is_file():
+        raise house.CommandError(f"there is no database at {source}")
+    part = archive.with_name(archive.name + ".part")
+    folders = BESIDE[:1] if arguments.without_files else BESIDE
+    try:
+        # It holds prompts and answers: for its owner alone, from the first byte on.
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out,
+            tarfile.open(fileobj=out, mode="w:gz", compresslevel=6) as tar,
+        ):
+            copy_database(source, Path(folder) / DATABASE)
+            tar.add(Path(folder) / DATABASE, DATABASE)
+            for name in folders:
+                _add(tar, settings.data_dir / name, name)
+        part.replace(archive)
+    except (OSError, sqlite3.Error) as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise house.CommandError(f"{archive}: {error}") from None
+    print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
+    """Add what is there; what a running agent deletes meanwhile is not."""
+    with contextlib.suppress(FileNotFoundError):
+        tar.add(path, name, recursive=False)
+        if path.is_dir() and not path.is_symlink():
+            for child in sorted(path.iterdir()):
+                _add(tar, child, f"{name}/{child.name}")
+
+
+def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
+    folder, archive = settings.data_dir, arguments.archive
+    try:
+        with own_folder(folder):
+            aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+            old = [name for name in (DATABASE, *BESIDE) if (folder / name).exists()]
+            if old and not arguments.replace:
+                raise house.CommandError(
+                    f"{folder} has content: with --replace it is moved into a folder beside it"
+                )
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".restore-") as made:
+                _unpack(archive, Path(made))
+                if old:
+                    aside.mkdir(mode=0o700)
+                    for name in (*old, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+                        with contextlib.suppress(FileNotFoundError):
+                            (folder / name).rename(aside / name)
+                for child in Path(made).iterdir():
+                    child.rename(folder / child.name)
+    except StartError as error:
+        raise house.CommandError(f"{error}: stop it first") from None
+    except (OSError, tarfile.TarError) as error:
+        raise house.CommandError(f"{archive}: {error}") from None
+    print(f"{folder} is restored." + (f" What it had is in {aside}." if old else ""))
+    return 0
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack and check an archive of our own; nothing of it leaves *folder*."""
+    root = folder.resolve()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.name.split("/")[0] not in (DATABASE, *BESIDE):
+                raise tarfile.ReadError("no backup of clawdforge")
+            target = folder / member.name
+            # A link that came first is never gone through: it may lead anywhere.
+            if not target.parent.resolve().is_relative_to(root):
+                raise tarfile.ReadError(f"{member.name} lies outside")
+            if member.isdir():
+                target.mkdir(mode=0o700)
+            elif member.issym():
+                target.symlink_to(member.linkname)
+            elif (content := tar.extractfile(member)) is not None:
+                with content, target.open("xb") as out:
+                    shutil.copyfileobj(content, out)
+                target.chmod(member.mode & 0o777)
+            # Else an agent's socket or pipe, which is worth nothing without it.
+    try:
+        check_file(folder / DATABASE)
+    except (sqlite3.Error, SchemaError) as error:
+        raise tarfile.ReadError(f"its database cannot be used: {error}") from None

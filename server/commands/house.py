@@ -1,0 +1,196 @@
+"""What commands work on: a running server by its socket, or the data folder of a stopped one.
+
+Reading needs neither: the database can be read beside whoever writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import aiohttp
+
+from .. import control
+from ..app import StartError, make_backend, own_folder
+from ..auth import Tokens
+from ..config import Settings
+from ..errors import Error
+from ..log import LogWriter
+from ..sessions import Sessions
+from ..store import SchemaError, Store
+
+WAIT_SECS = 15
+"""For a server that is starting or stopping: it has the folder, and no socket."""
+REPLY_SECS = 60
+
+Command = Callable[[argparse.Namespace, Settings, Mapping[str, str]], Awaitable[None]]
+
+
+class CommandError(Exception):
+    """A command cannot be carried out; the message is one line for the operator."""
+
+
+class House(Protocol):
+    """What can be changed."""
+
+    async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
+        """Make an app's token; the token itself, which is not kept."""
+
+    async def revoke_token(self, name: str) -> None: ...
+
+    async def close_session(self, session_id: str) -> bool:
+        """Close a session; False where it was closed already."""
+
+
+class RunningHouse:
+    """A running server: what it is told takes effect at once."""
+
+    def __init__(self, http: aiohttp.ClientSession) -> None:
+        self._http = http
+
+    async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
+        body = {"name": name, "ip_cidrs": list(ip_cidrs)}
+        return str((await self._call("POST", "/admin/tokens", json=body))["token"])
+
+    async def revoke_token(self, name: str) -> None:
+        await self._call("DELETE", f"/admin/tokens/{quote(name, safe='')}")
+
+    async def close_session(self, session_id: str) -> bool:
+        reply = await self._call("DELETE", f"/admin/sessions/{quote(session_id, safe='')}")
+        return "already_closed" not in reply
+
+    async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            async with self._http.request(method, path, **options) as response:
+                reply: dict[str, Any] = json.loads(await response.read())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise CommandError(f"the running server does not answer: {error!r}") from None
+        if not reply["ok"]:
+            raise CommandError(reply["error"])
+        return reply
+
+
+class StoppedHouse:
+    """The data folder of a stopped server, which no server can start on meanwhile."""
+
+    def __init__(self, tokens: Tokens, sessions: Sessions) -> None:
+        self._tokens = tokens
+        self._sessions = sessions
+
+    async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
+        return (await self._tokens.create(name, ip_cidrs))[1]
+
+    async def revoke_token(self, name: str) -> None:
+        await self._tokens.revoke(name)
+
+    async def close_session(self, session_id: str) -> bool:
+        return await self._sessions.close_any(session_id, "admin")
+
+
+@contextlib.asynccontextmanager
+async def open_house(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[House]:
+    """The running server where there is one, else the data folder itself."""
+    async with contextlib.AsyncExitStack() as stack:
+        deadline = time.monotonic() + WAIT_SECS
+        while True:
+            try:
+                stack.enter_context(own_folder(settings.data_dir))
+            except StartError as error:
+                if await _answers(settings):
+                    yield await stack.enter_async_context(_running(settings))
+                    return
+                if time.monotonic() > deadline:
+                    raise CommandError(f"{error}, without {control.NAME}: stop it first") from None
+                await asyncio.sleep(0.1)
+            else:
+                yield await stack.enter_async_context(_stopped(settings, environ))
+                return
+
+
+async def _answers(settings: Settings) -> bool:
+    try:
+        with control.address(settings.data_dir) as path:
+            _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+@contextlib.asynccontextmanager
+async def _running(settings: Settings) -> AsyncIterator[House]:
+    with control.address(settings.data_dir) as path:
+        async with aiohttp.ClientSession(
+            "http://localhost",
+            connector=aiohttp.UnixConnector(path),
+            timeout=aiohttp.ClientTimeout(total=REPLY_SECS),
+        ) as http:
+            yield RunningHouse(http)
+
+
+@contextlib.asynccontextmanager
+async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[House]:
+    async with contextlib.AsyncExitStack() as stack:
+        store = await Store.open(settings.data_dir / "clawdforge.db", sync=settings.sync)
+        stack.push_async_callback(store.close)
+        writer = LogWriter(store)
+        writer.start()
+        stack.push_async_callback(writer.stop)
+        tokens = Tokens(store, writer)
+        await tokens.look()
+        # Agents are described by it and never started.
+        backend = make_backend(settings, environ, writer)
+        sessions = Sessions(settings, store, writer, backend)
+        await sessions.start()
+        stack.push_async_callback(sessions.stop)
+        yield StoppedHouse(tokens, sessions)
+
+
+@contextlib.asynccontextmanager
+async def reading(settings: Settings) -> AsyncIterator[Store]:
+    """The database, to read it."""
+    path = settings.data_dir / "clawdforge.db"
+    if not await asyncio.to_thread(path.is_file):
+        raise CommandError(
+            f"there is no database at {path}; CLAWDFORGE_DATA_DIR says where to look"
+        )
+    store = await Store.look(path)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def run(
+    command: Command, arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
+) -> int:
+    """Carry out a command.
+
+    Raises:
+        CommandError: it cannot be.
+    """
+    try:
+        asyncio.run(_awaited(command(arguments, settings, environ)))
+    except (Error, SchemaError) as error:
+        raise CommandError(str(error)) from None
+    return 0
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,277 @@
+"""The operator's commands, as the operator types them: beside a running server, and without one."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from server import __main__ as command_line
+from server import logs
+from server.control import NAME
+
+from .conftest import Spawn
+from .harness import ROOT, Client, new_client, script
+
+
+class Operator:
+    """Runs commands on the data folder that ``spawn`` uses: here, which saves their start."""
+
+    def __init__(self, data_dir: Path, patch: pytest.MonkeyPatch) -> None:
+        self.data_dir = data_dir
+        self._patch = patch
+
+    async def run(self, *argv: str, status: int = 0, **variables: str) -> tuple[str, str]:
+        """A command's stdout and stderr; it must end with *status*."""
+        out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+        with (
+            self._patch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.setattr(logs, "set_up", lambda settings: None)
+            patch.chdir(self.data_dir.parent)  # no .env of a developer's
+            for name, value in {"DATA_DIR": str(self.data_dir), **variables}.items():
+                patch.setenv(f"CLAWDFORGE_{name}", value)
+            ended = await asyncio.to_thread(command_line.main, argv)
+        out.seek(0)
+        said = out.read()
+        assert ended == status, (argv, said, err.getvalue())
+        return said, err.getvalue()
+
+
+@pytest.fixture
+def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
+    return Operator(tmp_path / "data", monkeypatch)
+
+
+def commands(parser: argparse.ArgumentParser, *path: str) -> Iterator[tuple[str, ...]]:
+    """Every command there is, read from the parser's own tree."""
+    yield path
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                yield from commands(child, *path, name)
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    found = set(commands(command_line._parser()))
+    assert {
+        ("serve",),
+        ("token", "add"),
+        ("doctor",),
+        ("sessions", "export"),
+        ("restore",),
+    } <= found
+    for path in found:
+        with pytest.raises(SystemExit) as ended:
+            command_line._parser().parse_args([*path, "--help"])
+        assert ended.value.code == 0
+        assert f"usage: python -m server {' '.join(path)}".rstrip() in capsys.readouterr().out
+
+
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    environ = {**os.environ, "CLAWDFORGE_DATA_DIR": str(tmp_path)}
+    argv = [sys.executable, "-W", "error", "-m", "server", "token", "add", "app"]
+    done = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cf_")
+    again = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr == "clawdforge: the name 'app' is taken\n"
+
+
+async def test_tokens_of_a_stopped_server(
+    operator: Operator, spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    assert "there is no database" in (await operator.run("token", "list", status=1))[1]
+    token = (await operator.run("token", "add", "early", "--network", "127.0.0.0/8"))[0].strip()
+    await operator.run("token", "add", "gone")
+    assert "is taken" in (await operator.run("token", "add", "gone", status=1))[1]
+    assert (
+        "not a network" in (await operator.run("token", "add", "x", "--network", "a", status=1))[1]
+    )
+    await operator.run("token", "revoke", "gone")
+    assert "no such token" in (await operator.run("token", "revoke", "gone", status=1))[1]
+    listed, _ = await operator.run("token", "list")
+    assert listed.splitlines()[1].split()[:2] == ["early", "127.0.0.0/8"]
+    assert token not in listed
+    server = await spawn()
+    assert (await Client(server.url, token, http).get("/agents"))[0] == 200
+
+
+async def test_a_running_server_obeys_at_once(
+    operator: Operator, spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    token = (await operator.run("token", "add", "bot"))[0].strip()
+    bot = Client(server.url, token, http)
+    session = await bot.create()
+    driving = await bot.connect(session)
+    other = await bot.create()
+    watching = await bot.connect(other)
+
+    listed = (await operator.run("sessions", "list", "--json"))[0].splitlines()
+    assert [json.loads(line)["session_id"] for line in listed] == [other, session]
+    assert session in (await operator.run("sessions", "list"))[0]
+    assert session not in (await operator.run("sessions", "list", "--app", "nobody"))[0]
+
+    await operator.run("sessions", "close", other)
+    assert (await watching.until("session_closed"))["reason"] == "admin"
+    assert await watching.until_closed() == 4508
+    assert "already" in (await operator.run("sessions", "close", other))[0]
+    assert "no such session" in (await operator.run("sessions", "close", "x", status=1))[1]
+    assert other not in (await operator.run("sessions", "list"))[0]
+    assert "closed (admin)" in (await operator.run("sessions", "list", "--all"))[0]
+
+    await operator.run("token", "revoke", "bot")
+    assert await driving.until_closed() == 4503
+    assert (await bot.get("/sessions"))[0] == 401
+
+    await server.stop()
+    assert not (operator.data_dir / NAME).exists()
+
+
+async def test_a_session_is_closed_without_a_server(
+    operator: Operator, spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create()
+    running = asyncio.create_task(client.turn(session, script({"hang": True})))
+    watching = await client.connect(session, after=0)
+    await watching.until("turn_start")
+    await server.kill()
+    running.cancel()
+    await operator.run("sessions", "close", session)
+    server = await spawn()
+    entries = await Client(server.url, client.token, http).events(session)
+    assert [entry["type"] for entry in entries][-2:] == ["turn_end", "session_closed"]
+    assert entries[-2]["error"]["code"] == "server_restarted"
+
+
+async def test_a_log_is_exported(
+    operator: Operator, spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create()
+    tool = {"sessionUpdate": "tool_call", "toolCallId": "1", "title": "Look"}
+    odd = {"method": "session/update", "params": []}
+    await client.turn(session, script({"say": "hello \x1b[2J"}, {"update": tool}, {"notify": odd}))
+    lines = (await operator.run("sessions", "export", session))[0].splitlines()
+    assert [json.loads(line) for line in lines] == await client.events(session)
+    page, _ = await operator.run("sessions", "export", session, "--format", "markdown")
+    assert page.startswith(f"# Session {session}\n")
+    assert "## Turn 1\n\n> {" in page
+    assert "\nhello [2J\n" in page
+    assert "*Tool: Look.*\n\n*end_turn, " in page
+    assert "no such session" in (await operator.run("sessions", "export", "x", status=1))[1]
+
+
+async def test_a_backup_of_a_running_server_brings_all_back(
+    operator: Operator, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create()
+    await client.turn(session, "one")
+    cwd = Path((await client.state(session))["cwd"])
+    (cwd / "note").write_text("kept", "utf-8")
+    (cwd / "link").symlink_to("note")
+    archive = tmp_path / "all.tar.gz"
+    await operator.run("backup", str(archive))
+    assert archive.stat().st_mode & 0o777 == 0o600
+    small = tmp_path / "small.tar.gz"
+    await operator.run("backup", "--without-files", str(small))
+    with tarfile.open(small) as tar:
+        assert not [name for name in tar.getnames() if name.startswith("workspaces")]
+    before = await client.events(session)
+    await client.turn(session, "two")  # after the backup: it will be gone
+
+    _, err = await operator.run("restore", str(archive), status=1)
+    assert "stop it first" in err
+    await server.stop()
+    _, err = await operator.run("restore", str(archive), status=1)
+    assert "--replace" in err
+    out, _ = await operator.run("restore", "--replace", str(archive))
+    [aside] = tmp_path.glob("data-before-*")
+    assert str(aside) in out
+    assert (aside / "clawdforge.db").is_file()
+
+    server = await spawn()
+    client = Client(server.url, client.token, http)
+    assert await client.events(session) == before
+    assert (cwd / "link").read_text("utf-8") == "kept"
+    await client.turn(session, "again")
+    starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
+    assert [start["context"] for start in starts] == ["new", "kept"]
+
+
+@pytest.mark.parametrize("kind", ["text", "foreign", "outside", "damaged"])
+async def test_what_is_no_backup_is_refused_and_changes_nothing(
+    operator: Operator, tmp_path: Path, kind: str
+) -> None:
+    await operator.run("token", "add", "kept")
+    archive = tmp_path / "odd.tar.gz"
+    odd = tmp_path / "odd"
+    odd.write_bytes(b"no database")
+    if kind == "text":
+        archive.write_bytes(b"no archive")
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            if kind == "outside":
+                link = tarfile.TarInfo("workspaces")
+                link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+                tar.addfile(link)
+            names = {"foreign": "etc/passwd", "outside": "workspaces/evil"}
+            tar.add(odd, names.get(kind, "clawdforge.db"))
+    await operator.run("restore", "--replace", str(archive), status=1)
+    assert not (tmp_path / "evil").exists()
+    assert "kept" in (await operator.run("token", "list"))[0]
+    assert not [p for p in operator.data_dir.iterdir() if p.name.startswith(".restore")]
+
+
+async def test_the_doctor_finds_what_is_wrong(operator: Operator, tmp_path: Path) -> None:
+    out, _ = await operator.run("doctor", CLAUDE_BIN="no-such-program", PORT="0")
+    found = [line.split(maxsplit=2) for line in out.splitlines() if not line.startswith(" ")]
+    marks = {what: mark for mark, what, _ in found if what != "agent"}
+    assert marks == {
+        **dict.fromkeys(["python", "data", "disk", "database", "port", "node", "acpx"], "ok"),
+        "claude": "note",
+    }
+    assert ["ok", "agent", "demo"] in found
+
+    operator.data_dir.mkdir()
+    (operator.data_dir / "clawdforge.db").write_bytes(b"x" * 5000)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        out, err = await operator.run(
+            *("doctor", "--json"), status=1, PORT=str(port), DEFAULT_AGENT="nobody"
+        )
+    findings = [json.loads(line) for line in out.splitlines()]
+    bad = {one["what"]: one for one in findings if one["mark"] == "BAD"}
+    assert bad.keys() == {"database", "port", "agent"}
+    assert all(one["advice"] for one in bad.values())
+    assert "3 things are not well" in err
+
+
+async def test_the_database_of_a_newer_version_is_left_alone(operator: Operator) -> None:
+    await operator.run("token", "add", "app")
+    with sqlite3.connect(operator.data_dir / "clawdforge.db") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    assert "schema 99" in (await operator.run("token", "list", status=1))[1]
+    assert "schema 99" in (await operator.run("token", "add", "x", status=1))[1]
