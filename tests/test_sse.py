@@ -120,13 +120,17 @@ async def test_events_go_on_live_behind_what_was_there(client: Client) -> None:
     assert "live" in json.dumps(second)
 
 
-async def test_events_without_a_position_are_live_from_now(client: Client) -> None:
+async def test_events_without_a_position_begin_with_the_first_and_go_on_live(
+    client: Client,
+) -> None:
     session = await session_with_turns(client, 1)
     head = (await client.state(session))["head"]
     async with stream(client, f"/sessions/{session}/events") as events:
+        seen = await events.take(head)
         await client.turn(session, "hello")
-        position, entry = (await events.take(1))[0]
-    assert (position, entry["type"]) == (head + 1, "turn_start")
+        seen += await events.take(1)
+    assert [position for position, _ in seen] == list(range(1, head + 2))
+    assert seen[-1][1]["type"] == "turn_start"
 
 
 async def test_last_event_id_resumes_without_gap_or_repeat(client: Client) -> None:

@@ -190,8 +190,6 @@ async def _stream_events(request: web.Request, session: Session, after: int) -> 
     last = request.headers.get("Last-Event-ID", "")
     if last.isdecimal() and len(last) < 20:
         after = int(last)
-    elif "after" not in request.query:
-        after = session.log.head
     if after > session.log.head:
         raise bad_request(f"after: the newest entry is {session.log.head}")
     async with EventStream(request) as stream:
