@@ -27,12 +27,13 @@ SECURITY = {
 }
 
 
-async def ask(server: LocalServer, target: bytes) -> tuple[int, bytes]:
+async def ask(server: LocalServer, target: bytes, head: bytes = b"") -> tuple[int, bytes]:
     """Status and body of a GET whose target goes out as it is, which clients would tidy up."""
     url = urlsplit(server.url)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     try:
-        writer.write(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target)
+        head += b"Host: localhost\r\nConnection: close\r\n\r\n"
+        writer.write(b"GET %b HTTP/1.1\r\n%b" % (target, head))
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     finally:
         writer.close()
@@ -133,6 +134,35 @@ async def test_a_file_is_asked_for_again_only_when_it_has_changed(
             assert await response.read() == b""
         async with http.head(server.url + path) as response:
             assert response.status == 200
+
+
+async def test_files_are_sent_compressed(server: LocalServer, http: aiohttp.ClientSession) -> None:
+    async with http.get(server.url + "/static/app.js") as response:
+        assert response.headers["Content-Encoding"] in ("gzip", "deflate")
+        assert response.headers["Vary"] == "Accept-Encoding"
+        modified = response.headers["Last-Modified"]
+        whole = await response.read()  # as it was before
+    plain = {"Accept-Encoding": "identity"}
+    async with http.get(server.url + "/static/app.js", headers=plain) as response:
+        assert "Content-Encoding" not in response.headers
+        assert await response.read() == whole
+    # An answer without the file in it has no compressed nothing in it either.
+    head = b"accept-encoding: gzip\r\nif-modified-since: %b\r\n" % modified.encode()
+    assert await ask(server, b"/static/app.js", head) == (304, b"")
+    head = b"accept-encoding: gzip\r\nrange: bytes=0-3\r\n"
+    assert await ask(server, b"/static/app.js", head) == (206, whole[:4])
+
+
+async def test_the_page_asks_for_all_its_modules_at_once() -> None:
+    """Else a phone finds them one import after the other."""
+    page = (ROOT / "static" / "index.html").read_text("utf-8")
+    named = re.findall(
+        r'<(?:link rel="modulepreload" href|script type="module" src)="([^"]*)"', page
+    )
+    modules = {f"/{path.relative_to(ROOT)}" for path in (ROOT / "static").rglob("*.js")}
+    assert {path for path in named if path.startswith("/static/")} == modules - {
+        "/static/highlight.worker.js"
+    }
 
 
 async def test_no_name_leads_out_of_the_folder(server: LocalServer) -> None:

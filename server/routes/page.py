@@ -19,6 +19,8 @@ LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets")
 
 _IMPORT_MAP = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
 
+_SHORT = ("If-None-Match", "If-Modified-Since", "Range")
+
 routes = web.RouteTableDef()
 
 
@@ -49,12 +51,12 @@ async def page(request: web.Request) -> web.StreamResponse:
         "Content-Security-Policy": request.app[POLICY],
         "Cache-Control": "no-cache",
     }
-    return web.FileResponse(STATIC / "index.html", headers=headers)
+    return _compressed(request, web.FileResponse(STATIC / "index.html", headers=headers))
 
 
 @routes.get("/static/{path:.+}")
 async def static_file(request: web.Request) -> web.StreamResponse:
-    return await _file(STATIC, request.match_info["path"])
+    return await _file(request, STATIC, request.match_info["path"])
 
 
 @routes.get("/lib/{path:.+}")
@@ -62,15 +64,23 @@ async def library_file(request: web.Request) -> web.StreamResponse:
     path = request.match_info["path"]
     for library in LIBRARIES:
         if path.startswith(f"{library}/"):
-            return await _file(MODULES / library, path.removeprefix(f"{library}/"))
+            return await _file(request, MODULES / library, path.removeprefix(f"{library}/"))
     raise not_found("file")
 
 
-async def _file(folder: Path, path: str) -> web.StreamResponse:
+async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResponse:
     found = await asyncio.to_thread(_find, folder, path)
     if found is None:
         raise not_found("file")
-    return web.FileResponse(found, headers={"Cache-Control": "no-cache"})
+    return _compressed(request, web.FileResponse(found, headers={"Cache-Control": "no-cache"}))
+
+
+def _compressed(request: web.Request, response: web.FileResponse) -> web.FileResponse:
+    """A third of the bytes; not where the answer may be a 304 or a part of the file."""
+    response.headers["Vary"] = "Accept-Encoding"
+    if request.method == "GET" and not any(name in request.headers for name in _SHORT):
+        response.enable_compression()
+    return response
 
 
 def _find(folder: Path, path: str) -> Path | None:
