@@ -63,6 +63,8 @@ Flags
     --no-load           does not offer session/load
     --resume            offers session/resume
     --close             offers session/close
+    --plays=PATH        a JSON file, prompt text to steps: a prompt that reads like a person's plays
+                        them
     --text-only         offers no image, audio or embedded context
     --modes             offers modes (ask, code) and config options (model, thought_level)
     --fail-load[=CODE]  session/load and session/resume answer an error (-32603)
@@ -259,8 +261,9 @@ def script_of(text: str) -> list[Json] | None:
     if text.startswith("[Attached files]\n"):
         script = re.search(r"^\s*[{\[](?!Attached)", text, re.MULTILINE)
         text = text[script.start() :] if script else text
+    plays = json.loads(Path(flags["plays"]).read_bytes()) if "plays" in flags else {}
     try:
-        value = json.loads(text)
+        value = plays[text] if text in plays else json.loads(text)
     except (ValueError, RecursionError):
         return None
     if isinstance(value, dict) and isinstance(value.get("steps"), list):

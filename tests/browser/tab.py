@@ -1,0 +1,99 @@
+"""A page of the browser: what a person does with it, and what must never happen in it."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.async_api import Locator, Page, Request, expect
+
+from ..harness import ROOT
+
+PICTURES = ROOT / ".pytest_cache" / "screenshots"
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+DESKTOP = {"width": 1280, "height": 800}
+PHONE = {"width": 360, "height": 740}
+
+# Before anything of the page runs: what it does against its policy.
+WATCH = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) =>
+    violations.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
+"""
+
+
+class Tab:
+    """Signs in as one app, and writes down errors, foreign requests and broken policies."""
+
+    def __init__(self, page: Page, url: str, token: str) -> None:
+        self.page = page
+        self.url = url
+        self.token = token
+        self.errors: list[str] = []
+        self.foreign: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", self._request)
+
+    def _request(self, request: Request) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")):
+            self.foreign.append(request.url)
+
+    @property
+    def composer(self) -> Locator:
+        return self.page.locator("main textarea:visible").first
+
+    @property
+    def shown(self) -> Locator:
+        """The session on the screen: others may be open behind it."""
+        return self.page.locator(".session:not([hidden])")
+
+    @property
+    def turns(self) -> Locator:
+        return self.shown.locator(".turn")
+
+    @property
+    def scroller(self) -> Locator:
+        return self.shown.locator(".scroller")
+
+    def answer(self, text: str) -> Locator:
+        """The agent's messages with that text in them."""
+        return self.shown.locator(".message").filter(has_text=text)
+
+    def button(self, name: str | re.Pattern[str]) -> Locator:
+        return self.page.get_by_role("button", name=name)
+
+    @property
+    def session_id(self) -> str:
+        return self.page.url.partition("#session=")[2]
+
+    async def sign_in(self, session_id: str = "") -> None:
+        await self.page.goto(f"{self.url}/#token={self.token}&session={session_id}")
+        await expect(self.composer).to_be_visible()
+
+    async def say(self, prompt: str) -> None:
+        await self.composer.fill(prompt)
+        await self.composer.press("Enter")
+
+    async def settled(self, turns: int = 1) -> None:
+        """That many turns are over, and none runs."""
+        await expect(self.turns.locator(".facts:not(.working)")).to_have_count(turns)
+        await expect(self.shown.locator(".working")).to_have_count(0)
+
+    async def picture(self, name: str) -> None:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        await self.page.screenshot(path=PICTURES / f"{name}.png")
+
+    async def axe(self, name: str) -> None:
+        """Nothing serious, by axe's own measure."""
+        await self.page.evaluate(AXE.read_text("utf-8"))
+        found = await self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        serious = [
+            f"{name}: {one['id']}: {one['nodes'][0]['html'][:200]}"
+            for one in found["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+        assert not serious, serious
+
+    async def assert_clean(self) -> None:
+        assert self.errors == []
+        assert self.foreign == []
+        assert await self.page.evaluate("window.violations") == []

@@ -1,0 +1,97 @@
+"""By keys alone, on a phone, in the dark, for axe."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from ..harness import Client, script
+from .conftest import OpenTab
+from .tab import PHONE, Tab
+
+Json = dict[str, Any]
+
+
+async def test_by_keys_alone(tab: Tab) -> None:
+    page = tab.page
+    await expect(tab.composer).to_be_focused()
+    await page.keyboard.type("one")
+    await page.keyboard.press("Shift+Enter")
+    await page.keyboard.type("two")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".message")).to_contain_text("echo: one\ntwo", use_inner_text=True)
+    await tab.settled()
+    await page.keyboard.press("ArrowUp")
+    await expect(tab.composer).to_have_value("one\ntwo")
+    await page.keyboard.press("ArrowDown")  # from the first line to the second, not in history
+    await expect(tab.composer).to_have_value("one\ntwo")
+    await tab.composer.fill("")
+    commands = [{"name": "help", "description": "h"}, {"name": "plan", "description": "p"}]
+    update = {"sessionUpdate": "available_commands_update", "availableCommands": commands}
+    await tab.say(script({"update": update}))
+    await tab.settled(2)
+    await page.keyboard.type("/p")
+    await expect(page.get_by_role("option", name="/plan")).to_have_attribute(
+        "aria-selected", "true"
+    )
+    await tab.axe("commands")
+    await page.keyboard.press("Tab")
+    await expect(tab.composer).to_have_value("/plan ")
+    await tab.composer.fill("")
+    await page.keyboard.press("Control+Shift+o")
+    await expect(page.get_by_role("heading", name="What should be done?")).to_be_visible()
+    # Everything can be reached, and one sees where one is.
+    for _ in range(25):
+        await page.keyboard.press("Tab")
+        ring = """() => {
+            const element = document.activeElement;
+            if (element === document.body) return "body";
+            const { outlineStyle, boxShadow } = getComputedStyle(element);
+            const around = getComputedStyle(element.closest(".composer") ?? element);
+            return outlineStyle !== "none" || boxShadow !== "none" || around.boxShadow !== "none";
+        }"""
+        assert await page.evaluate(ring), await page.evaluate("document.activeElement.outerHTML")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_on_a_phone(open_tab: OpenTab, client: Client, scheme: str) -> None:
+    tab = await open_tab(
+        client, viewport=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True
+    )
+    page = tab.page
+    await tab.sign_in()
+    await tab.axe("phone")
+    wide = "x" * 300
+    table = "| " + " | ".join(["column"] * 12) + " |\n|" + " - |" * 12 + "\n"
+    await tab.composer.fill(
+        script({"say": f"{wide}\n\n```\n{wide}\n```\n\n{table}"}, {"permission": True})
+    )
+    await page.get_by_role("button", name="Send").click()
+    await expect(page.locator(".ask-card")).to_be_visible()
+    await tab.axe("phone, permission")
+    await tab.picture(f"phone-{scheme}")
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert await page.evaluate(overflow) == 0
+    assert await page.evaluate("document.querySelector('.session').scrollWidth") <= PHONE["width"]
+    await page.get_by_role("button", name="Allow once").tap()
+    await tab.settled()
+    await page.get_by_role("button", name="Show the sessions").tap()
+    await expect(page.get_by_role("navigation", name="Sessions")).to_be_visible()
+    await tab.axe("phone, sessions")
+    await tab.picture(f"phone-sessions-{scheme}")
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("navigation", name="Sessions")).to_be_hidden()
+
+
+async def test_dark(open_tab: OpenTab, client: Client) -> None:
+    tab = await open_tab(client, color_scheme="dark")
+    await tab.sign_in()
+    await tab.say(script({"say": "**dark**, with `code`"}, {"permission": True}))
+    await expect(tab.page.locator(".ask-card")).to_be_visible()
+    await tab.axe("dark")
+    await tab.picture("dark")
+    colour = await tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", colour)[:3])) < 60

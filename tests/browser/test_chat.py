@@ -1,0 +1,247 @@
+"""A conversation, from the first visit on: what a person does, and sees."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import expect
+
+from ..harness import ROOT, Client, LocalServer, script
+from .conftest import OpenTab
+from .tab import Tab
+
+Json = dict[str, Any]
+
+
+async def test_from_the_first_visit_to_the_first_answer(open_tab: OpenTab, client: Client) -> None:
+    tab = await open_tab(client)
+    page = tab.page
+    await page.goto(tab.url)
+    await tab.picture("sign-in")
+    await tab.axe("sign-in")
+    await page.get_by_label("Access token").fill("cf_wrong")
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("alert").first).to_contain_text("does not know this token")
+    await page.get_by_label("Access token").fill(tab.token)
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("heading", name="What should be done?")).to_be_visible()
+    await tab.picture("start")
+    await tab.axe("start")
+    await tab.say("Hello, agent")
+    await expect(page.locator(".message")).to_contain_text("echo: Hello, agent")
+    await tab.settled()
+    await expect(page.get_by_role("heading", name="Hello, agent", level=1)).to_be_visible()
+    await expect(page.locator(".session-row")).to_contain_text("Hello, agent")
+    state = await client.state(tab.session_id)
+    assert state["meta"] == {"title": "Hello, agent"}
+    assert state["permission"] == "ask"
+    # The token is in this tab, and nowhere else.
+    assert await page.evaluate("Object.keys(sessionStorage)") != []
+    assert tab.token not in await page.evaluate("JSON.stringify(localStorage)")
+
+
+async def test_a_sign_in_link_leaves_the_address_bar(open_tab: OpenTab, client: Client) -> None:
+    session_id = await client.create()
+    tab = await open_tab(client)
+    await tab.page.goto(f"{tab.url}/#token={tab.token}&session={session_id}")
+    await expect(tab.composer).to_be_visible()
+    assert tab.page.url == f"{tab.url}/#session={session_id}"
+    await tab.page.reload()
+    await expect(tab.composer).to_be_visible()
+    await expect(tab.page.locator(".empty")).to_be_visible()
+    await tab.picture("empty")
+
+
+async def test_signing_out_forgets_the_token(tab: Tab) -> None:
+    await tab.page.get_by_role("button", name="Settings").click()
+    await tab.page.get_by_role("menuitem", name="Sign out").click()
+    await expect(tab.page.get_by_label("Access token")).to_be_visible()
+    await tab.page.reload()
+    await expect(tab.page.get_by_label("Access token")).to_be_visible()
+
+
+async def test_a_revoked_token_leads_back_to_the_sign_in(
+    tab: Tab, server: LocalServer, app: str
+) -> None:
+    await tab.say("hello")
+    await tab.settled()
+    assert (await server.admin().delete(f"/admin/tokens/{app}"))[0] == 200
+    await expect(tab.page.get_by_text("This sign-in was revoked.")).to_be_visible()
+
+
+async def test_permission_by_the_mouse_and_by_keys(tab: Tab) -> None:
+    page = tab.page
+    ask = {"permission": {"title": "Delete everything", "kind": "delete"}}
+    await tab.say(script(ask))
+    card = page.get_by_role("group", name="asks for your permission")
+    await expect(card).to_be_visible()
+    await expect(page).to_have_title(re.compile("^Waiting for you · "))
+    assert "circle" in (await page.get_attribute("link[rel=icon]", "href") or "")
+    await tab.axe("permission")
+    await tab.picture("permission")
+    # A key that is pressed while writing answers nothing.
+    await tab.composer.press("1")
+    await expect(card).to_be_visible()
+    await tab.composer.fill("")
+    await card.get_by_role("button", name="Allow once").click()
+    await tab.settled(1)
+    await expect(page.locator(".message").last).to_contain_text("allow_once")
+    await expect(page.get_by_text("Allowed once")).to_be_visible()
+    await expect(page).not_to_have_title(re.compile("^Waiting"))
+    await tab.say(script(ask))
+    await expect(card).to_be_visible()
+    await page.keyboard.press("Control+.")
+    await expect(card.get_by_role("button").first).to_be_focused()
+    await page.keyboard.press("ArrowRight")
+    await expect(card.get_by_role("button").nth(1)).to_be_focused()
+    await page.keyboard.press("3")
+    await tab.settled(2)
+    await expect(page.locator(".message").last).to_contain_text("reject_once")
+    await expect(tab.composer).to_be_focused()
+
+
+async def test_stop_by_the_button_and_by_escape(tab: Tab) -> None:
+    for turn, how in enumerate(("button", "escape"), 1):
+        await tab.say(script({"say": f"working {turn}"}, {"hang": True}))
+        await expect(tab.answer(f"working {turn}")).to_be_visible()
+        await expect(tab.page).to_have_title(re.compile("^Working · "))
+        if how == "button":
+            await tab.page.get_by_role("button", name="Stop the agent").click()
+        else:
+            await tab.composer.press("Escape")
+        await tab.settled(turn)
+        await expect(tab.turns.nth(turn - 1)).to_contain_text("Stopped")
+
+
+async def test_prompts_queue_and_can_be_taken_out(tab: Tab, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    await tab.say(script({"say": "first"}, {"gate": str(gate)}))
+    await expect(tab.answer("first")).to_be_visible()
+    await tab.say("second")
+    await tab.say("third")
+    waiting = tab.page.locator("[data-state=queued]")
+    await expect(waiting).to_have_count(2)
+    await tab.picture("queue")
+    await tab.page.reload()  # the server knows them, too
+    await expect(waiting).to_have_count(2)
+    await waiting.filter(has_text="second").get_by_role("button", name="Take out").click()
+    await expect(waiting).to_have_count(1)
+    gate.touch()
+    await expect(tab.answer("echo: third")).to_be_visible()
+    await expect(tab.answer("echo: second")).to_have_count(0)
+
+
+async def test_two_tabs_see_the_same_at_once(open_tab: OpenTab, tab: Tab, client: Client) -> None:
+    await tab.say("hello")
+    await tab.settled()
+    other = await open_tab(client)
+    await other.sign_in(tab.session_id)
+    await expect(other.page.locator(".message")).to_contain_text("echo: hello")
+    await other.say(script({"permission": True}))
+    for one in (tab, other):
+        await expect(one.page.locator(".ask-card")).to_be_visible()
+    await tab.page.get_by_role("button", name="Allow once").click()
+    for one in (tab, other):
+        await one.settled(2)
+        await expect(one.page.get_by_text("Allowed once")).to_be_visible()
+
+
+async def test_files_are_attached_by_choice_and_by_drop(tab: Tab, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("remember the milk")
+    picture = tmp_path / "p.png"
+    shutil.copy(ROOT / "docs" / "flow.svg", tmp_path / "flow.svg")
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 100)
+    await tab.page.locator("input[type=file]").first.set_input_files([notes, picture])
+    chips = tab.page.locator(".attachments .chip[data-state=ready]")
+    await expect(chips).to_have_count(2)
+    await tab.picture("attached")
+    drop = """(area) => {
+        const data = new DataTransfer();
+        data.items.add(new File(["dropped"], "dropped.md", { type: "text/markdown" }));
+        for (const type of ["dragenter", "drop"])
+            area.dispatchEvent(new DragEvent(type, { bubbles: true, dataTransfer: data }));
+    }"""
+    await tab.page.locator(".start").evaluate(drop)
+    await expect(chips).to_have_count(3)
+    await chips.filter(has_text="dropped.md").get_by_role("button").click()
+    await expect(chips).to_have_count(2)
+    await tab.say(script({"echo": True}))
+    await tab.settled()
+    bubble = tab.page.locator(".bubble")
+    await expect(bubble).to_contain_text("notes.txt")
+    await expect(bubble).not_to_contain_text("Attached files")
+    await expect(bubble.locator("img")).to_have_count(1)
+    said = await tab.page.locator(".message").inner_text()
+    path = re.search(r"/\S*?/notes\.txt", said)
+    assert path is not None, said
+    assert Path(path[0]).read_text() == "remember the milk"
+
+
+async def test_mode_and_options_come_from_the_agent(open_tab: OpenTab, client: Client) -> None:
+    session_id = await client.create("mock-modes")
+    tab = await open_tab(client)
+    await tab.sign_in(session_id)
+    await tab.say("hello")
+    await tab.settled()
+    bar = tab.page.get_by_role("group", name="Agent settings")
+    await bar.get_by_role("button", name=re.compile("^Mode: ")).click()
+    await tab.page.get_by_role("menuitemradio", name="code", exact=False).click()
+    await expect(
+        bar.get_by_role("button", name=re.compile("^Mode: code", re.IGNORECASE))
+    ).to_be_visible()
+    state = await client.state(session_id)
+    assert state["modes"]["currentModeId"] == "code"
+
+
+async def test_rename_find_and_close(tab: Tab, client: Client) -> None:
+    page = tab.page
+    await tab.say("first name")
+    await tab.settled()
+    session_id = tab.session_id
+    await page.get_by_role("button", name="More for this session").click()
+    await page.get_by_role("menuitem", name="Rename").click()
+    await page.get_by_role("textbox", name="Rename the session").fill("Second name")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="Second name")).to_be_visible()
+    await client.create(meta={"title": "Another one"})
+    await page.keyboard.press("Control+k")
+    await expect(page.get_by_label("Find a session")).to_be_focused()
+    await page.reload()
+    rows = page.locator(".session-row")
+    await expect(rows).to_have_count(2)
+    await page.get_by_label("Find a session").fill("another")
+    await expect(rows).to_have_count(1)
+    await page.get_by_label("Find a session").fill("")
+    await page.get_by_role("button", name="More for this session").click()
+    await page.get_by_role("menuitem", name="Close session").click()
+    await page.get_by_role("button", name="Close session").click()
+    await expect(page.get_by_text("This session was closed.")).to_be_visible()
+    await tab.picture("closed")
+    assert (await client.state(session_id))["state"] == "closed"
+
+
+async def test_raw_frames(tab: Tab) -> None:
+    await tab.say("hello")
+    await tab.settled()
+    await tab.page.keyboard.press("Control+`")
+    frames = tab.page.get_by_role("complementary", name="Raw frames")
+    await expect(frames.locator("summary").filter(has_text="turn_end")).to_have_count(1)
+    auth = frames.locator("li").filter(has_text="auth").first
+    await auth.locator("summary").click()
+    await expect(auth.locator("pre")).to_contain_text('"after": 0')
+    assert tab.token not in await frames.inner_text()  # not even on one's own screen
+    await tab.axe("frames")
+    await tab.picture("frames")
+    await frames.get_by_role("button", name="Close the raw frames").click()
+    await expect(frames).to_be_hidden()
+
+
+async def test_a_session_that_does_not_exist(open_tab: OpenTab, client: Client) -> None:
+    tab = await open_tab(client)
+    await tab.page.goto(f"{tab.url}/#token={tab.token}&session=00000000-nobody")
+    await expect(tab.page.locator(".ended")).to_contain_text("There is no such session")
+    await tab.picture("no-session")

@@ -1,0 +1,186 @@
+"""What agents send is shown whole, and nothing of it runs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from playwright.async_api import expect
+
+from ..harness import script
+from .tab import Tab
+
+Json = dict[str, Any]
+
+
+async def test_everything_an_agent_can_show(tab: Tab) -> None:
+    page = tab.page
+    call = {"toolCallId": "t1", "title": "Read a.py", "kind": "read", "status": "completed"}
+    diff = {"type": "diff", "path": "/x/a.py", "oldText": "one\ntwo\n", "newText": "one\n2\n"}
+    edit = {"toolCallId": "t2", "title": "Edit a.py", "kind": "edit", "status": "completed"}
+    run = {"toolCallId": "t3", "title": "make test", "kind": "execute", "status": "failed"}
+    output = [{"type": "content", "content": {"type": "text", "text": "\x1b[31m1 failed\x1b[0m"}}]
+    plan = [("Look", "completed"), ("Change", "in_progress"), ("Test", "pending")]
+    entries = [{"content": c, "status": s, "priority": "medium"} for c, s in plan]
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAA"
+    image = {"type": "image", "mimeType": "image/png", "data": pixel + "AABJRU5ErkJggg=="}
+    usage = {"used": 34200, "size": 200000, "cost": {"amount": 0.25, "currency": "USD"}}
+    await tab.say(
+        script(
+            {"think": "Let me see."},
+            {"update": {"sessionUpdate": "plan", "entries": entries}},
+            {"update": {"sessionUpdate": "tool_call", **call, "rawInput": {"path": "a.py"}}},
+            {"update": {"sessionUpdate": "tool_call", **edit, "content": [diff]}},
+            {"update": {"sessionUpdate": "tool_call", **run, "content": output}},
+            {"update": {"sessionUpdate": "from_the_future", "x": 1}},
+            {"update": {"sessionUpdate": "usage_update", **usage}},
+            {"update": {"sessionUpdate": "agent_message_chunk", "content": image}},
+            {"say": "## Done\n\n- **one**\n- `two`\n\n```python\nprint(1)\n```\n\n"},
+            {"say": "| a | b |\n| - | - |\n| 1 | 2 |\n"},
+        )
+    )
+    await tab.settled()
+    await expect(page.locator(".plan li")).to_have_count(3)
+    await expect(page.locator(".row.add")).to_contain_text("2")
+    await expect(page.locator(".row.del")).to_contain_text("two")
+    await expect(page.locator(".terminal .t-fg-red")).to_have_text("1 failed")
+    await expect(page.locator(".md h4")).to_have_text("Done")
+    await expect(page.locator(".md strong")).to_have_text("one")
+    await expect(page.locator(".md table td").first).to_have_text("1")
+    await expect(page.locator(".md .hljs-number")).to_have_text("1")  # coloured by the worker
+    await expect(page.locator(".image img")).to_be_visible()
+    await expect(page.get_by_text("34.2k / 200k · $0.250")).to_be_visible()
+    raw = page.locator(".raw").filter(has_text="from_the_future")
+    await raw.locator("summary").click()
+    await expect(raw.locator("code")).to_contain_text('"x": 1')
+    await page.get_by_role("button", name=re.compile("^Thought")).click()
+    await expect(page.get_by_text("Let me see.", exact=True)).to_be_visible()
+    await page.get_by_role("button", name="Read a.py").click()
+    await expect(page.locator(".tool-body").first).to_contain_text('"path": "a.py"')
+    await tab.axe("everything")
+    await tab.picture("everything")
+
+
+HOSTILE = r"""
+<script>window.pwned=1</script>
+
+<img src=x onerror="window.pwned=2">
+
+<svg onload="window.pwned=3"><script>window.pwned=4</script></svg>
+
+<iframe srcdoc="<script>parent.pwned=5</script>"></iframe>
+
+<a href="javascript:window.pwned=6">x</a> [x](javascript:window.pwned=7)
+[x](JaVaScRiPt:window.pwned=8) [x](javas&#99;ript:window.pwned=9) [x](java	script:window.pwned=10)
+[x](data:text/html,<script>window.pwned=11</script>) [x](vbscript:x) <javascript:window.pwned=12>
+
+![x](javascript:window.pwned=13) ![x](https://evil.example/track.png) ![x](//evil.example/x.png)
+![x](/\evil.example/x.png) ![x](data:text/html,<script>window.pwned=14</script>)
+
+[x](https://example.com/" onmouseover="window.pwned=15) <https://example.com/"onclick="pwned=16>
+
+[self](/#token=cf_evil) [self](SELF/#token=cf_evil)
+
+<style>body{display:none}</style><link rel=stylesheet href=https://evil.example/x.css>
+
+<meta http-equiv=refresh content="0;url=https://evil.example"><base href="https://evil.example/">
+
+<form action="https://evil.example"><input autofocus onfocus="window.pwned=17"></form>
+
+<math><mtext></p><style><img src onerror=window.pwned=18></style></math>
+
+<details open ontoggle="window.pwned=19">x</details><div style="position:fixed;inset:0">x</div>
+
+| <img src=x onerror=window.pwned=20> | [x](javascript:window.pwned=21) |
+| --- | --- |
+| `<img src=x onerror=window.pwned=22>` | <script>window.pwned=23</script> |
+
+[ref]: javascript:window.pwned=24
+[ref] &lt;img src=x onerror=window.pwned=25&gt;
+
+```html"><img src=x onerror=window.pwned=26>
+<img src=x onerror="window.pwned=27">
+```
+"""
+
+
+async def test_nothing_of_what_an_agent_says_runs(tab: Tab) -> None:
+    page = tab.page
+    hostile = HOSTILE.replace("SELF", tab.url)
+    call = {
+        "toolCallId": "t",
+        "title": hostile,
+        "kind": "edit",
+        "status": "completed",
+        "locations": [{"path": "javascript:window.pwned=30"}],
+        "rawInput": {"x": hostile},
+        "content": [
+            {"type": "content", "content": {"type": "text", "text": hostile}},
+            {"type": "diff", "path": hostile, "oldText": hostile, "newText": "x"},
+            {
+                "type": "content",
+                "content": {"type": "resource_link", "name": hostile, "uri": "javascript:pwned=31"},
+            },
+            {
+                "type": "content",
+                "content": {
+                    "type": "image",
+                    "mimeType": 'image/png" onerror="pwned=32',
+                    "data": "",
+                },
+            },
+        ],
+    }
+    steps: list[Json] = [{"say": piece} for piece in re.findall(r"[\s\S]{1,40}", hostile)]
+    steps += [
+        {"update": {"sessionUpdate": "tool_call", **call}},
+        {"update": {"sessionUpdate": "plan", "entries": [{"content": hostile, "status": "x"}]}},
+        {"update": {"sessionUpdate": hostile, "x": hostile}},
+        {"update": {"sessionUpdate": "session_info_update", "title": hostile}},
+        {"think": hostile},
+        {"permission": {"title": hostile, "options": [{"optionId": "a", "name": hostile}]}},
+    ]
+    await tab.say(script(*steps))
+    await page.locator(".ask-card button").click()
+    await tab.settled()
+    unfold = """() => {
+        for (const line of document.querySelectorAll(".line[aria-expanded=false], .raw summary"))
+            line.click();
+    }"""
+    await page.evaluate(unfold)
+    await page.evaluate(
+        """() => document.querySelectorAll(".turn *").forEach((element) =>
+            element.dispatchEvent(new MouseEvent("mouseover", { bubbles: true })))"""
+    )
+    await tab.picture("hostile")
+    assert await page.evaluate("window.pwned") is None
+    handlers = """[...document.querySelectorAll("#app *")].flatMap((element) =>
+        [...element.attributes].map((attribute) => [attribute.name, attribute.value])).filter(
+            ([name, value]) => name.startsWith("on") || (/^(href|src)$/.test(name) &&
+                /^\\s*(javascript|vbscript|data:text)/i.test(value)))"""
+    assert await page.evaluate(handlers) == []
+    tags = await page.evaluate(
+        "[...new Set([...document.querySelectorAll('.md *')].map((element) => element.tagName))]"
+    )
+    assert not {"SCRIPT", "STYLE", "IFRAME", "FORM", "INPUT", "LINK", "META", "BASE"} & set(tags)
+    links = await page.evaluate(
+        "[...document.querySelectorAll('.turn a')].map((a) => [a.host, a.target, a.rel])"
+    )
+    assert links
+    for host, target, rel in links:
+        assert host in ("evil.example", "example.com"), host  # as links only, and never to us
+        assert (target, rel) == ("_blank", "noopener noreferrer")
+
+
+async def test_the_policy_is_enforced(tab: Tab) -> None:
+    run = """() => {
+        const script = document.createElement("script");
+        script.textContent = "window.pwned = 1";
+        document.body.append(script);
+        document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='window.pwned = 2'>");
+        return new Promise((done) => setTimeout(done, 200));
+    }"""
+    await tab.page.evaluate(run)
+    assert await tab.page.evaluate("window.pwned") is None
+    assert len(await tab.page.evaluate("window.violations")) >= 2
+    await tab.page.evaluate("window.violations.length = 0")

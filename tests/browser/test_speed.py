@@ -1,0 +1,125 @@
+"""Long conversations, fast ones, and a page that is small."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import expect
+
+from ..harness import Client, script
+from .conftest import OpenTab
+from .tab import Tab
+
+Json = dict[str, Any]
+
+
+AT_END = """() => {
+    const { scrollHeight, scrollTop, clientHeight } =
+        document.querySelector(".session:not([hidden]) .scroller");
+    return scrollHeight - scrollTop - clientHeight < 4;
+}"""
+OPEN = """async (id) => {
+    const begun = performance.now();
+    document.querySelector(`a[href$="${id}"]`).click();
+    while (!document.querySelector(".session:not([hidden]) .turn .chunk"))
+        await new Promise((next) => requestAnimationFrame(next));
+    return performance.now() - begun;
+}"""
+
+
+@contextlib.asynccontextmanager
+async def main_thread(tab: Tab) -> AsyncIterator[list[float]]:
+    """What each task of the page's main thread took, ms of processor time, filled in at the end.
+
+    Not time on the clock: that would measure what else the machine is busy with.
+    """
+    browser = tab.page.context.browser
+    assert browser is not None
+    tasks: list[float] = []
+    await browser.start_tracing(page=tab.page, categories=["disabled-by-default-devtools.timeline"])
+    yield tasks
+    events = json.loads(await browser.stop_tracing())["traceEvents"]
+    names = {
+        (event["pid"], event["tid"]): event["args"]["name"]
+        for event in events
+        if event["name"] == "thread_name"
+    }
+    tasks += [
+        event.get("tdur", 0) / 1000  # one that was cut off has none
+        for event in events
+        if event["name"] == "RunTask"
+        and names.get((event["pid"], event["tid"])) == "CrRendererMain"
+    ]
+    assert sum(tasks) > 0
+
+
+async def test_streaming_keeps_the_main_thread_free(tab: Tab) -> None:
+    words = "Some **words** with `code` in them, as agents write.\n\n"
+    burst = {"burst": {"count": 400, "text": words, "batch": 2, "pause_ms": 10}}  # 200 a second
+    await tab.say("hello")
+    await tab.settled()
+    async with main_thread(tab) as tasks:
+        await tab.say(script(burst))
+        await tab.settled(2)
+    assert await tab.page.evaluate(AT_END)
+    assert max(tasks) < 50, sorted(tasks)[-5:]
+
+
+async def test_a_reader_who_looks_back_is_left_alone(tab: Tab, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    more = {"burst": {"count": 50, "text": "\n\nline"}}
+    await tab.say(script(more, {"say": "middle"}, {"gate": str(gate)}, more, {"say": "last"}))
+    await expect(tab.answer("middle")).to_be_visible()
+    scroller = tab.scroller
+    await scroller.hover()
+    await tab.page.mouse.wheel(0, -600)
+    jump = tab.page.get_by_role("button", name="Go to the end")
+    await expect(jump).to_be_visible()
+    top = await scroller.evaluate("(element) => element.scrollTop")
+    gate.touch()
+    await tab.settled()
+    assert abs(await scroller.evaluate("(element) => element.scrollTop") - top) < 2
+    await jump.click()
+    await expect(jump).to_be_hidden()
+    await expect(tab.answer("last")).to_be_in_viewport()
+
+
+async def test_a_conversation_of_5000_entries_opens_in_a_second(
+    open_tab: OpenTab, client: Client
+) -> None:
+    session_id = await client.create()
+    call = {"toolCallId": "t{i}", "title": "Read {i}", "kind": "read", "status": "completed"}
+    steps = [
+        {"update": {"sessionUpdate": "tool_call", **call}},
+        {"say": "Step **{i}** is done.\n\n"},
+    ]
+    repeat = script({"repeat": {"times": 250, "steps": steps}})
+    for _ in range(10):
+        assert (await client.turn(session_id, repeat))[0] == 200
+    assert (await client.state(session_id))["head"] > 5000
+    tab = await open_tab(client)
+    await tab.sign_in()
+    async with main_thread(tab) as tasks:
+        clock = await tab.page.evaluate(OPEN, session_id)
+    assert sum(tasks) < 1000, (sum(tasks), clock)
+    assert clock < 10_000, clock  # a second, where nothing else runs
+    await expect(tab.turns).to_have_count(10)  # what is above is filled in when there is time
+    await expect(tab.page.locator(".tool")).to_have_count(2500)
+    assert await tab.page.evaluate(AT_END)
+
+
+async def test_what_a_browser_loads_of_ours_is_small(tab: Tab) -> None:
+    await tab.say(script({"say": "```py\n1\n```"}))  # with the worker that colours it
+    await expect(tab.page.locator(".hljs-number")).to_have_text("1")
+    loaded = await tab.page.evaluate(
+        """performance.getEntriesByType("resource").map(
+            ({ name, encodedBodySize }) => [new URL(name).pathname, encodedBodySize])"""
+    )
+    ours = {path: size for path, size in loaded if re.search(r"^/static/.*\.(js|css)$", path)}
+    assert ours.keys() >= {"/static/app.js", "/static/style.css", "/static/views/tool.js"}
+    assert sum(ours.values()) < 150_000 / 2, ours
