@@ -165,7 +165,8 @@ async def test_a_quiet_stream_is_kept_alive_by_comments(
     client: Client,
 ) -> None:
     session = await session_with_turns(client, 1)  # its agent has no more to say by itself
-    async with stream(client, f"/sessions/{session}/events") as events:
+    head = (await client.state(session))["head"]
+    async with stream(client, f"/sessions/{session}/events?after={head}") as events:
         lines = [(await events.response.content.readline()).decode() for _ in range(6)]
         await client.turn(session, "hello")
         assert (await events.until("turn_end"))[0][1]["type"] == "turn_start"
