@@ -44,16 +44,19 @@ async def listening(runner: web.AppRunner, folder: Path) -> AsyncIterator[None]:
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with door:
         (folder / NAME).unlink(missing_ok=True)  # a killed server's
+        site = web.SockSite(runner, door)
         try:
             with address(folder) as path:
                 door.bind(path)
             (folder / NAME).chmod(0o600)
-            await web.SockSite(runner, door).start()
+            await site.start()
         except OSError as error:
             logger.warning("no operator's socket, so commands need a stopped server: %s", error)
         try:
             yield
         finally:
+            if site in runner.sites:
+                await site.stop()  # before the socket is closed under it
             (folder / NAME).unlink(missing_ok=True)
 
 
