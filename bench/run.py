@@ -28,7 +28,8 @@ from urllib.parse import urlsplit
 from measure import Samples, print_table
 from targets import BenchError, Server
 
-from server.runner import RunRequest, claude_argv, claude_environ
+from server.runs.claude import claude_argv, claude_environ
+from server.runs.run import RunRequest
 from tests.anthropic_stand_in import stand_in
 from tests.real_claude import NotInstallableError, find_claude
 

@@ -9,7 +9,8 @@ from aiohttp import web
 from .. import bodies
 from ..codec import dumps
 from ..replies import json_reply, raw_reply
-from ..runner import RunFailed, RunRequest
+from ..runs.answers import RunFailed
+from ..runs.run import RunRequest
 from ..services import REQUEST_ID, app_of, services_of
 
 routes = web.RouteTableDef()

@@ -1,0 +1,218 @@
+"""A run on the claude program: its command line, its environment, and one process of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..agents import processes
+from ..agents.programs import Program, Programs
+from ..errors import Error
+from ..files import annotate
+from .answers import MAX_OUTPUT_BYTES, Answer, too_long
+from .outcome import Output, read_answer
+from .run import Run, RunRequest, ended
+
+CLAUDE = "claude"
+NOT_INSTALLED = (
+    "the claude program is not installed:"
+    " npm install -g @anthropic-ai/claude-code, or set CLAWDFORGE_CLAUDE_BIN"
+)
+STDIN_BYTES = 10 << 20
+"""More than this the program refuses."""
+MAX_ARGUMENT_BYTES = 100 << 10
+"""Linux takes no argument over 128 KiB; what is longer goes by a file."""
+STDERR_BYTES = 8 << 10
+RETRIES = 2
+WORK = "work"
+
+
+class Claude:
+    """The program, run once for each run.
+
+    Args:
+        name: of the program, or its path.
+        environ: of the program: an allow-list.
+        folder: in which each run has a folder for its time.
+        grace: seconds from SIGTERM to SIGKILL.
+    """
+
+    def __init__(self, name: str, environ: Mapping[str, str], folder: Path, grace: float) -> None:
+        self._name = name
+        self._environ = environ
+        self._folder = folder
+        self._grace = grace
+        self._programs = Programs(environ)
+
+    async def find(self) -> str | None:
+        """The program's path, where it is installed."""
+        return await asyncio.to_thread(_find, self._name, self._environ.get("PATH"))
+
+    async def run(self, run: Run, path: str) -> Answer:
+        """Run the program at *path*.
+
+        Raises:
+            RunFailed: it gave no answer.
+        """
+        folder = self._folder / run.id
+        try:
+            stdin = await asyncio.to_thread(_prepare, folder, run.request)
+            try:
+                return read_answer(await self._output(run, path, folder, stdin))
+            finally:
+                os.close(stdin)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _output(self, run: Run, path: str, folder: Path, stdin: int) -> Output:
+        program = await self._programs.start(
+            claude_argv(path, run.request, folder),
+            environ={**claude_environ(self._environ, run.timeout), processes.MARK: run.id},
+            cwd=folder / WORK,
+            stdin=stdin,
+        )
+        try:
+            return await self._watch(run, program)
+        finally:
+            await program.close()
+
+    async def _watch(self, run: Run, program: Program) -> Output:
+        async def kill() -> None:
+            program.kill()
+
+        work = asyncio.create_task(_collect(program, f"{processes.MARK}={run.id}".encode()))
+        try:
+            ending = await run.watch(work, program.terminate, kill, self._grace)
+            if ending is None:
+                return work.result()
+            told = work.done() and work.exception() is None
+            raise ended(ending, work.result().stderr if told else "")
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """End whatever of it still runs."""
+        await self._programs.stop()
+
+
+def _find(name: str, path: str | None) -> str | None:
+    found = shutil.which(name, path=path)
+    return str(Path(found).absolute()) if found is not None else None
+
+
+def check_size(request: RunRequest) -> None:
+    """Refuse what the program would not take.
+
+    Raises:
+        Error: ``payload_too_large``.
+    """
+    if len(_stdin_of(request)) > STDIN_BYTES:
+        raise Error("payload_too_large", f"prompt: claude takes at most {STDIN_BYTES >> 20} MiB")
+
+
+def claude_argv(path: str, request: RunRequest, folder: Path) -> list[str]:
+    """The command line; the prompt goes on stdin."""
+    argv = [path, "-p", "--output-format", "json", "--no-session-persistence"]
+    # Whatever the settings of the server's user say: what is not allowed there is not done.
+    argv += ["--permission-mode", "dontAsk"]
+    if request.model is not None:
+        argv += ["--model", request.model]
+    if request.effort is not None:
+        argv += ["--effort", request.effort]
+    if request.system is not None:
+        flag = "--system-prompt" if request.system_mode == "replace" else "--append-system-prompt"
+        if _is_long(request.system):
+            argv += [f"{flag}-file", str(_system_file(folder))]
+        else:
+            argv += [flag, request.system]
+    if request.files:
+        argv += ["--add-dir", *dict.fromkeys(str(path.parent) for path in request.files)]
+    return argv
+
+
+def claude_environ(environ: Mapping[str, str], timeout: float) -> dict[str, str]:
+    """*environ* with what makes the program give up before its time is over.
+
+    By its own defaults an API that refuses or hangs keeps it for minutes.
+    """
+    bounded = {
+        "CLAUDE_CODE_MAX_RETRIES": str(RETRIES),
+        # Otherwise `@/any/file` in a prompt is read without asking for permission.
+        "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
+        # Whether a prompt fits is the model's to say: the program refuses from some 4 MB on.
+        "CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE": str(STDIN_BYTES),
+        **environ,
+    }
+    share = int(timeout * 1000 * 0.9 / (RETRIES + 1))
+    asked = bounded.get("API_TIMEOUT_MS", "")
+    bounded["API_TIMEOUT_MS"] = str(min(share, int(asked)) if asked.isdecimal() else share)
+    return bounded
+
+
+def _stdin_of(request: RunRequest) -> bytes:
+    block = annotate([{"type": "text", "text": request.prompt}], request.files)[0]
+    return str(block["text"]).encode()
+
+
+def _is_long(text: str) -> bool:
+    return len(text.encode()) > MAX_ARGUMENT_BYTES
+
+
+def _system_file(folder: Path) -> Path:
+    return folder / "system"
+
+
+def _prepare(folder: Path, request: RunRequest) -> int:
+    """Make the run's folder; the prompt, as a file in memory that can be its stdin."""
+    (folder / WORK).mkdir(mode=0o700, parents=True)
+    if request.system is not None and _is_long(request.system):
+        _system_file(folder).write_text(request.system, "utf-8")
+    descriptor = os.memfd_create("prompt")
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(_stdin_of(request))
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+async def _collect(program: Program, mark: bytes) -> Output:
+    stdout, stderr, status = await asyncio.gather(
+        _read(program), _read_end(program.stderr), _wait(program, mark)
+    )
+    if stdout is None:
+        raise too_long()
+    return Output(status, stdout, stderr)
+
+
+async def _wait(program: Program, mark: bytes) -> int | None:
+    status = await program.wait()
+    if status is None:  # what its supervisor did not see to
+        await asyncio.to_thread(processes.kill_marked, mark)
+    return status
+
+
+async def _read(program: Program) -> bytes | None:
+    """All of its stdout; None, and the program is killed, where that is too much."""
+    pieces: list[bytes] = []
+    size = 0
+    while piece := await program.stdout.read(1 << 18):
+        size += len(piece)
+        if size <= MAX_OUTPUT_BYTES:
+            pieces.append(piece)
+        else:
+            program.kill()
+    return b"".join(pieces) if size <= MAX_OUTPUT_BYTES else None
+
+
+async def _read_end(stream: asyncio.StreamReader) -> str:
+    end = b""
+    while piece := await stream.read(1 << 16):
+        end = (end + piece)[-STDERR_BYTES:]
+    return end.decode(errors="replace").strip()

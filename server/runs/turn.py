@@ -1,0 +1,126 @@
+"""A run on any other agent: one turn of a fresh session, through acpx."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..agents.base import Agent, AgentSpec, Backend, Context
+from ..codec import dumps, parse_message
+from ..files import annotate
+from .answers import MAX_OUTPUT_BYTES, Answer, RunFailed, result_json, too_long
+from .run import Run, ended
+
+READ_KINDS = frozenset({"read", "search"})
+
+
+async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: float) -> Answer:
+    """Run the agent of that name for one turn; nothing of it is left.
+
+    Args:
+        folder: made for the run, and removed.
+        grace: seconds from the cancel to the kill.
+
+    Raises:
+        Error: it gave no answer.
+    """
+    request = run.request
+    await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+    system: Any = request.system
+    if system is not None and request.system_mode == "append":
+        system = {"append": system}
+    turn = _Turn()
+    agent = backend.agent(AgentSpec(run.id, name, str(folder), request.model, system), turn)
+    turn.agent = agent
+    blocks: list[dict[str, object]] = [{"type": "text", "text": request.prompt}]
+    work = asyncio.create_task(
+        agent.prompt(dumps(annotate(blocks, request.files))), name=f"run-{run.id}-turn"
+    )
+    try:
+        ending = await run.watch(work, agent.cancel, agent.kill, grace)
+        if ending is not None:
+            raise ended(ending)
+        work.result()
+        return turn.answer()
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await agent.hibernate()
+        await backend.forget(run.id)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+class _Turn:
+    """What an agent says in the one turn of a run; see :class:`base.Listener`."""
+
+    agent: Agent
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._size = 0
+        self._response: Mapping[str, Any] | None = None
+
+    def answer(self) -> Answer:
+        response = self._response or {}
+        result = response.get("result")
+        stop_reason = result.get("stopReason") if isinstance(result, dict) else None
+        if not isinstance(stop_reason, str):
+            error = response.get("error")
+            message = error.get("message") if isinstance(error, dict) else None
+            raise RunFailed("agent_failed", str(message or "the agent gave no answer")[:1000])
+        if self._size > MAX_OUTPUT_BYTES:
+            raise too_long()
+        if stop_reason == "cancelled":
+            raise RunFailed("agent_failed", "the agent cancelled the turn", stop_reason=stop_reason)
+        return Answer(result_json("".join(self._texts)), stop_reason)
+
+    def prompt_sent(self, context: Context) -> None:
+        pass
+
+    def agent_notified(self, message: bytes) -> None:
+        if self._size > MAX_OUTPUT_BYTES or b"agent_message_chunk" not in message:
+            return
+        text = _text_of(message)
+        if text is None:
+            return
+        self._texts.append(text)
+        self._size += len(message)
+        if self._size > MAX_OUTPUT_BYTES:
+            self.agent.cancel()
+
+    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None:
+        self._response = answer
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None:
+        """Reading is allowed, as ``claude -p`` allows it; there is nobody to ask for more."""
+        request = params if isinstance(params, dict) else {}
+        call = request.get("toolCall")
+        reads = isinstance(call, dict) and call.get("kind") in READ_KINDS
+        self.agent.answer_permission(raw_id, _choose(request, "allow" if reads else "reject"))
+
+    def agent_gone(self) -> None:
+        pass
+
+
+def _text_of(message: bytes) -> str | None:
+    """The text of a message chunk, None for any other notification, however odd."""
+    value: Any = parse_message(message)
+    for name in ("params", "update"):
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, dict) or value.get("sessionUpdate") != "agent_message_chunk":
+        return None
+    content = value.get("content")
+    text = content.get("text") if isinstance(content, dict) else None
+    return text if isinstance(text, str) else None
+
+
+def _choose(request: Mapping[str, Any], verb: str) -> dict[str, Any]:
+    options = request.get("options")
+    for kind in (f"{verb}_once", f"{verb}_always"):
+        for option in options if isinstance(options, list) else ():
+            if isinstance(option, dict) and option.get("kind") == kind and "optionId" in option:
+                return {"outcome": "selected", "optionId": option["optionId"]}
+    return {"outcome": "cancelled"}
