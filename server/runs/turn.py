@@ -11,10 +11,9 @@ from typing import Any
 from ..agents.base import Agent, AgentSpec, Backend, Context
 from ..codec import dumps, parse_message
 from ..files import annotate
+from ..permissions import by_policy
 from .answers import MAX_OUTPUT_BYTES, Answer, RunFailed, result_json, too_long
 from .run import Run, ended
-
-READ_KINDS = frozenset({"read", "search"})
 
 
 async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: float) -> Answer:
@@ -97,9 +96,7 @@ class _Turn:
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         """Reading is allowed, as ``claude -p`` allows it; there is nobody to ask for more."""
         request = params if isinstance(params, dict) else {}
-        call = request.get("toolCall")
-        reads = isinstance(call, dict) and call.get("kind") in READ_KINDS
-        self.agent.answer_permission(raw_id, _choose(request, "allow" if reads else "reject"))
+        self.agent.answer_permission(raw_id, by_policy("approve-reads", request))
 
     def agent_gone(self) -> None:
         pass
@@ -115,12 +112,3 @@ def _text_of(message: bytes) -> str | None:
     content = value.get("content")
     text = content.get("text") if isinstance(content, dict) else None
     return text if isinstance(text, str) else None
-
-
-def _choose(request: Mapping[str, Any], verb: str) -> dict[str, Any]:
-    options = request.get("options")
-    for kind in (f"{verb}_once", f"{verb}_always"):
-        for option in options if isinstance(options, list) else ():
-            if isinstance(option, dict) and option.get("kind") == kind and "optionId" in option:
-                return {"outcome": "selected", "optionId": option["optionId"]}
-    return {"outcome": "cancelled"}
