@@ -84,7 +84,8 @@ async def _house(
         stack.enter_context(own_folder(settings.data_dir))
         store = await Store.open(settings.data_dir / "clawdforge.db", sync=settings.sync)
         stack.push_async_callback(store.close)
-        writer = LogWriter(store)
+        metrics = Metrics()
+        writer = LogWriter(store, metrics)
         writer.start()
         stack.push_async_callback(writer.stop)
         tokens = Tokens(store, writer)
@@ -97,7 +98,7 @@ async def _house(
         known = [info.name for info in await backend.agents()]
         if settings.default_agent not in (None, *known):
             raise StartError(f"CLAWDFORGE_DEFAULT_AGENT: must be one of {', '.join(known)}")
-        all_sessions = Sessions(settings, store, writer, backend, clock)
+        all_sessions = Sessions(settings, store, writer, metrics, backend, clock)
         await all_sessions.start()
         stack.push_async_callback(all_sessions.stop)
 
@@ -124,23 +125,51 @@ async def _house(
             max_bytes=settings.max_upload_bytes,
             clock=clock,
         )
-        metrics = Metrics(
-            {
-                "open_sessions": ("Sessions that are open", lambda: all_sessions.open_count),
-                "live_agents": ("Agent processes", lambda: len(all_sessions.slots)),
-                "runs": ("Runs that have a place", lambda: runner.running),
-                "queued_runs": ("Runs that wait for a place", lambda: runner.queued),
-                "sockets": ("Connected sockets", lambda: len(sockets)),
-                "host_restarts": ("Restarts of the acpx host", lambda: backend.restarts),
-            }
-        )
+        _show(metrics, writer, all_sessions, runner, sockets, backend)
         app[SERVICES] = Services(
             settings, tokens, all_sessions, uploads, sockets, state, metrics, runner
         )
-        for loop in (state.watch(), sockets.beat(), all_sessions.run_sweeper(uploads.sweep)):
+        for loop in (
+            state.watch(),
+            sockets.beat(),
+            metrics.watch_loop(),
+            all_sessions.run_sweeper(uploads.sweep),
+        ):
             stack.push_async_callback(_cancel, asyncio.create_task(loop))
         state.ready = True
         yield
+
+
+def _show(
+    metrics: Metrics,
+    writer: LogWriter,
+    all_sessions: Sessions,
+    runner: Runner,
+    sockets: Sockets,
+    backend: HostBackend,
+) -> None:
+    """Let the metrics read the parts' own figures."""
+    slots = all_sessions.slots
+    for name, description, read in (
+        ("open_sessions", "Sessions that are open", lambda: all_sessions.open_count),
+        ("live_agents", "Agent processes", lambda: len(slots)),
+        ("queued_for_agent", "Sessions that wait for a free agent", lambda: slots.queued),
+        ("running_turns", "Turns that run", lambda: all_sessions.running_turns),
+        ("queued_turns", "Prompts that wait in their sessions", lambda: all_sessions.queued_turns),
+        ("runs", "Runs that have a place", lambda: runner.running),
+        ("queued_runs", "Runs that wait for a place", lambda: runner.queued),
+        ("sockets", "Connected sockets", lambda: len(sockets)),
+        (
+            "waiting_sockets",
+            "Sockets that have yet to say who they are",
+            lambda: len(sockets.waiting),
+        ),
+        ("replay_lag_entries", "What the socket farthest behind lacks", lambda: sockets.replay_lag),
+        ("log_backlog_bytes", "Entries that are not yet durable", lambda: writer.backlog),
+        ("host_restarts", "Restarts of the acpx host", lambda: backend.restarts),
+        ("cpu_seconds", "What the server's own process has used", time.process_time),
+    ):
+        metrics.read(name, description, read)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -45,6 +45,10 @@ class Places:
         self._each = each
         self._taken: Counter[str] = Counter()
 
+    def __len__(self) -> int:
+        """How many are taken."""
+        return self._taken.total()
+
     @contextlib.contextmanager
     def take(self, key: str) -> Iterator[None]:
         """Hold a place for the time of the block.

@@ -26,6 +26,11 @@ class LiveAgents:
     def __len__(self) -> int:
         return len(self._holders)
 
+    @property
+    def queued(self) -> int:
+        """How many wait for a slot."""
+        return len(self._waiting)
+
     async def acquire(self, session: Session) -> None:
         """Wait for a slot; a session that has one keeps it."""
         if session in self._holders and session not in self._evicting:

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 
 from . import frames, store
 from .errors import Error
+from .metrics import Metrics
 from .store import LogRow, Statement, Store, StoreError
 
 logger = logging.getLogger(__name__)
@@ -214,12 +215,14 @@ class SessionLog:
 class LogWriter:
     """The one writer: gathers entries and statements, and commits them in groups."""
 
-    def __init__(self, database: Store) -> None:
+    def __init__(self, database: Store, metrics: Metrics) -> None:
         self.store = database
+        self._metrics = metrics
         self._dirty: dict[SessionLog, None] = {}
         self._statements: list[Statement] = []
         self._prompt: list[tuple[Sequence[Statement], asyncio.Future[None]]] = []
         self._backlog = 0
+        self._gathering_since = 0.0
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -246,6 +249,8 @@ class LogWriter:
 
     def gather(self, log: SessionLog, size: int) -> None:
         """Note that *log* has something to commit."""
+        if not self._dirty:
+            self._gathering_since = time.monotonic()
         self._dirty[log] = None
         self._backlog += size
         if self._backlog > BACKLOG_BYTES:
@@ -271,6 +276,11 @@ class LogWriter:
         self._prompt.append((statements, future))
         self._wake()
         await future
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of entries that are not yet durable."""
+        return self._backlog
 
     async def room(self) -> None:
         """Wait until the uncommitted backlog is small enough to add to."""
@@ -299,6 +309,7 @@ class LogWriter:
     async def _commit_group(self) -> None:
         logs = {log: log.take_pending() for log in self._dirty}
         self._dirty.clear()
+        since = self._gathering_since
         size, self._backlog = self._backlog, 0
         statements, self._statements = self._statements, []
         rows = [row for taken in logs.values() for row in taken]
@@ -328,6 +339,10 @@ class LogWriter:
         for log, taken in logs.items():
             log.publish(taken)
         _settle(prompt, None)
+        if rows:
+            self._metrics.log_append.observe(time.monotonic() - since)
+            self._metrics.log_batch.observe(sum(row.last_seq + 1 - row.first_seq for row in rows))
+            self._metrics.log_bytes.inc(size)
 
 
 def _settle(

@@ -1,24 +1,85 @@
-"""Figures for Prometheus."""
+"""Figures for Prometheus: what is counted as it happens, and what is read when it is asked for.
+
+Counted things cost a microsecond each, so they are counted once a turn or once a
+commit, never once an update.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from .errors import STATUS
+
+PREFIX = "clawdforge_"
+LAG_PAUSE_SECS = 0.1
+
+OUTCOMES = STATUS.keys() | {"end_turn", "max_tokens", "max_turn_requests", "refusal", "cancelled"}
+"""How turns end; whatever else an agent says counts as ``other``, lest it makes up labels."""
+
+_MS = 0.001
+_SHORT = (*(n * _MS for n in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)), 1, 2.5, 5)
+_LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+_COUNTS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
 
 
 class Metrics:
-    """Gauges that are read when they are asked for.
+    """The server's figures; times are in seconds.
 
-    Args:
-        gauges: name (without the prefix) to its description and the function that reads it.
+    Attributes:
+        turn_wait: from a prompt's acceptance to its turn's start.
+        first_update: from a turn's start to its first update.
+        turn: from a turn's start to its end.
+        log_append: from the oldest entry of a commit to its durability.
+        log_batch: entries of one commit.
+        log_bytes: of all entries that were committed.
+        loop_lag: what the event loop was late for something that was due.
     """
 
-    def __init__(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        for name, (description, read) in gauges.items():
-            Gauge(f"clawdforge_{name}", description, registry=self._registry).set_function(read)
+        self._turns = Counter(
+            f"{PREFIX}turns", "Turns that ended", ("outcome",), registry=self._registry
+        )
+        self.turn_wait = self._histogram(
+            "turn_wait_seconds", "From a prompt's acceptance to its turn's start", _LONG
+        )
+        self.first_update = self._histogram(
+            "first_update_seconds", "From a turn's start to its first update", _LONG
+        )
+        self.turn = self._histogram("turn_seconds", "From a turn's start to its end", _LONG)
+        self.log_append = self._histogram(
+            "log_append_seconds", "From the oldest entry of a commit to its durability", _SHORT
+        )
+        self.log_batch = self._histogram("log_batch_entries", "Entries of one commit", _COUNTS)
+        self.log_bytes = Counter(
+            f"{PREFIX}log_bytes", "Bytes of committed entries", registry=self._registry
+        )
+        self.loop_lag = self._histogram(
+            "event_loop_lag_seconds", "What the event loop is late by, looked at often", _SHORT
+        )
+
+    def _histogram(self, name: str, description: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"{PREFIX}{name}", description, buckets=buckets, registry=self._registry)
+
+    def count_turn(self, outcome: str) -> None:
+        """Count a turn by its stop reason, or by its error's code."""
+        self._turns.labels(outcome if outcome in OUTCOMES else "other").inc()
+
+    def read(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """Show what *read* gives, whenever somebody looks."""
+        Gauge(f"{PREFIX}{name}", description, registry=self._registry).set_function(read)
+
+    async def watch_loop(self) -> None:
+        """Measure the event loop's lag, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_PAUSE_SECS
+            await asyncio.sleep(LAG_PAUSE_SECS)
+            self.loop_lag.observe(max(0.0, loop.time() - due))
 
     def render(self) -> tuple[bytes, str]:
         """The text, and its content type."""

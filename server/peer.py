@@ -128,6 +128,11 @@ class Peer(abc.ABC):
 
     # What a subclass says.
 
+    @property
+    def lag(self) -> int:
+        """Entries of its log that it has not been sent."""
+        return 0
+
     @abc.abstractmethod
     def _enter(self) -> None:
         """The socket begins to be served."""

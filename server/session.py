@@ -20,6 +20,7 @@ from .codec import dumps, loads, parse_message
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found, session_closed
 from .log import LogWriter, SessionLog
+from .metrics import Metrics
 from .store import SessionRow, Statement, Store, TurnRow
 from .tasks import Tasks
 from .turn import Ending, Turn, error_of, verdict
@@ -52,6 +53,7 @@ class House(Protocol):
     settings: Settings
     store: Store
     writer: LogWriter
+    metrics: Metrics
     tasks: Tasks
     closing: Tasks
     is_draining: bool
@@ -170,6 +172,10 @@ class Session:
             "sockets": self.viewers,
             **self.agent_view(),
         }
+
+    @property
+    def queued_turns(self) -> int:
+        return len(self._queue)
 
     def queued(self) -> list[dict[str, Any]]:
         return [
@@ -365,6 +371,7 @@ class Session:
             self._end(turn)
             return
         turn.began = time.monotonic()
+        self._house.metrics.turn_wait.observe(turn.began - turn.accepted_at)
         agent = self._live_agent()
         turn.interrupt = agent.cancel
         limit = min(turn.timeout or settings.turn_timeout_secs, settings.turn_timeout_secs)
@@ -430,12 +437,16 @@ class Session:
         )
 
     def agent_notified(self, message: bytes) -> None:
-        # An update behind a turn's end belongs to the turn that it follows.
         if self._sealed:
             return
         self.log.append("event", self._event_index(), frames.event_fields(message))
+        turn = self._current
+        if turn is not None and turn.sent and not turn.updated:
+            turn.updated = True
+            self._house.metrics.first_update.observe(time.monotonic() - turn.began)
 
     def _event_index(self) -> int:
+        # An update behind a turn's end belongs to the turn that it follows.
         turn = self._current
         if turn is not None and turn.first_seq is not None:
             return turn.index
@@ -495,6 +506,9 @@ class Session:
                 self._audit("turn", now, **detail),
             ]
         )
+        self._house.metrics.count_turn(reason if error is None else error.code)
+        if turn.began:
+            self._house.metrics.turn.observe(time.monotonic() - turn.began)
         turn.finished.set()
 
     def _audit(self, event: str, at: float, **detail: Any) -> Statement:

@@ -22,6 +22,7 @@ from .errors import Error, bad_request, draining, not_found
 from .limits import Rate
 from .live_agents import LiveAgents
 from .log import LogWriter
+from .metrics import Metrics
 from .session import Session
 from .store import SessionRow, Store
 from .tasks import Tasks
@@ -44,12 +45,14 @@ class Sessions:
         settings: Settings,
         database: Store,
         writer: LogWriter,
+        metrics: Metrics,
         backend: Backend,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
         self.store = database
         self.writer = writer
+        self.metrics = metrics
         self.backend = backend
         self.clock = clock
         self.tasks = Tasks()
@@ -96,6 +99,14 @@ class Sessions:
     @property
     def open_count(self) -> int:
         return self._open.total()
+
+    @property
+    def running_turns(self) -> int:
+        return sum(session.state_name == "running" for session in self._kept.values())
+
+    @property
+    def queued_turns(self) -> int:
+        return sum(session.queued_turns for session in self._kept.values())
 
     # Finding.
 

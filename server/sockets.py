@@ -38,6 +38,11 @@ class Sockets:
     def __len__(self) -> int:
         return sum(map(len, self._by_app.values()))
 
+    @property
+    def replay_lag(self) -> int:
+        """Entries that the socket farthest behind has not been sent."""
+        return max((one.lag for viewers in self._by_app.values() for one in viewers), default=0)
+
     def is_full(self, app_name: str) -> bool:
         """Whether the app has all the sockets it may."""
         return len(self._by_app.get(app_name, ())) >= self._settings.max_sockets_per_app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,8 @@ class Turn:
         blocks: JSON of the ACP content blocks.
         first_seq, last_seq: log positions of its start and its end, when there.
         stop_reason, error, duration_ms: how it ended; ``error`` as in ``turn_end``.
+        accepted_at, began: when it was accepted, and when it had its agent (0: never).
+        sent, updated: its prompt has reached the agent, which has told something since.
         finished: set once it has ended, a moment before its end is durable.
     """
 
@@ -38,8 +41,10 @@ class Turn:
         self.client_id = client_id
         self.blocks = blocks
         self.timeout = timeout
+        self.accepted_at = time.monotonic()
         self.began = 0.0
         self.sent = False
+        self.updated = False
         self.ending: Ending | None = None
         self.first_seq: int | None = None
         self.last_seq: int | None = None

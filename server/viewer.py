@@ -52,6 +52,10 @@ class Viewer(Peer):
         self._cursor = cursor
         self._dispatch = dispatch
 
+    @property
+    def lag(self) -> int:
+        return self.session.log.head - self._cursor
+
     def _enter(self) -> None:
         self.session.viewers += 1
         self.session.log.watch(self._wake.set)

@@ -21,6 +21,7 @@ from server import store
 from server.errors import Error
 from server.frames import websocket_text
 from server.log import Batch, LogWriter, SessionLog
+from server.metrics import Metrics
 from server.store import Statement, Store, StoreError, TokenRow
 
 from .harness import Deadline
@@ -72,7 +73,7 @@ async def database(path: Path) -> AsyncIterator[MoodyStore]:
 
 @pytest.fixture
 async def writer(database: MoodyStore) -> AsyncIterator[LogWriter]:
-    writer = LogWriter(database)
+    writer = LogWriter(database, Metrics())
     writer.start()
     yield writer
     database.broken = False
