@@ -136,12 +136,19 @@ class Session:
     def pending_permissions(self) -> list[dict[str, Any]]:
         return [pending.view() for pending in self._permissions.values()]
 
+    @property
+    def agent_state(self) -> str:
+        """Whether the agent runs: ``live``, ``waking`` or ``hibernated``."""
+        if self.agent is None or not self.agent.live:
+            return "hibernated"
+        return "waking" if self.agent.waking else "live"
+
     def agent_view(self) -> dict[str, Any]:
         """What the agent offers, in ACP's shapes, and whether it runs."""
         agent = self.agent
         state = agent.state if agent is not None else None
         return {
-            "agent_state": "live" if agent is not None and agent.live else "hibernated",
+            "agent_state": self.agent_state,
             "modes": state.modes if state else None,
             "models": state.models if state else None,
             "config_options": state.config_options if state else None,

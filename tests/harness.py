@@ -224,6 +224,14 @@ class Client:
         assert status == 200, reply
         return reply
 
+    async def awake(self, session_id: str) -> None:
+        """Wait until the session's agent has started."""
+
+        async def live() -> bool:
+            return bool((await self.state(session_id))["agent_state"] == "live")
+
+        await eventually("the agent to start", live)
+
     async def connect(
         self, session_id: str, *, after: int | None = None, ready: bool = True, **options: Any
     ) -> Socket:

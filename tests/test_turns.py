@@ -291,6 +291,7 @@ async def test_a_turn_over_its_time_is_cancelled_and_ends_as_agent_timeout(serve
     server = await serve(turn_timeout_secs=1.5)  # its agent has to start in that time, too
     client = await server.client()
     session = await client.create()
+    await client.awake(session)
     socket = await client.connect(session)
     end = await socket.turn(script({"wait_for": "cancel"}, {"say": "was cancelled"}))
     assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_timeout")
@@ -303,7 +304,9 @@ async def test_a_turn_over_its_time_is_cancelled_and_ends_as_agent_timeout(serve
 async def test_a_deaf_agent_does_not_outstay_its_time(serve: Serve) -> None:
     server = await serve(turn_timeout_secs=1.5, cancel_grace_secs=0.2)
     client = await server.client()
-    socket = await client.connect(await client.create())
+    session = await client.create()
+    await client.awake(session)
+    socket = await client.connect(session)
     end = await socket.turn(DEAF)
     assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_timeout")
     await socket.turn(HISTORY)

@@ -81,6 +81,10 @@ class Agent(Protocol):
         """A process is running or starting."""
 
     @property
+    def waking(self) -> bool:
+        """A process is starting, or loads its conversation."""
+
+    @property
     def state(self) -> AgentState: ...
 
     async def wake(self) -> None:

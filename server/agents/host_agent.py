@@ -67,6 +67,7 @@ class HostAgent:
         self._closes = closes
         self._listener = listener
         self._seam: Seam | None = None
+        self._awake = False
         self._opened = 0
         self._refused_to_load = False
         self._opening = asyncio.Lock()
@@ -80,6 +81,10 @@ class HostAgent:
     @property
     def live(self) -> bool:
         return self._seam is not None or self._busy > 0
+
+    @property
+    def waking(self) -> bool:
+        return self.live and not self._awake
 
     @property
     def state(self) -> AgentState:
@@ -260,6 +265,7 @@ class HostAgent:
 
     def attached(self, seam: Seam) -> None:
         self._seam = seam
+        self._awake = False
         if self._ending:
             seam.kill()
 
@@ -306,6 +312,7 @@ class HostAgent:
         if result is None:
             self._refused_to_load = True
             return
+        self._awake = True
         self._state = replace(
             self._state,
             modes=result.get("modes") or self._state.modes,
@@ -317,6 +324,7 @@ class HostAgent:
         if self._seam is not seam:
             return
         self._seam = None
+        self._awake = False
         prompt = self._current
         if prompt is not None and prompt.sent:
             prompt.finish(agent_failed("the agent's process ended in the middle of the turn"))

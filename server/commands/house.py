@@ -22,6 +22,7 @@ from ..auth import Tokens
 from ..config import Settings
 from ..errors import Error
 from ..log import LogWriter
+from ..metrics import Metrics
 from ..sessions import Sessions
 from ..store import SchemaError, Store
 
@@ -139,14 +140,15 @@ async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncItera
     async with contextlib.AsyncExitStack() as stack:
         store = await Store.open(settings.data_dir / "clawdforge.db", sync=settings.sync)
         stack.push_async_callback(store.close)
-        writer = LogWriter(store)
+        metrics = Metrics()
+        writer = LogWriter(store, metrics)
         writer.start()
         stack.push_async_callback(writer.stop)
         tokens = Tokens(store, writer)
         await tokens.look()
         # Agents are described by it and never started.
         backend = make_backend(settings, environ, writer)
-        sessions = Sessions(settings, store, writer, backend)
+        sessions = Sessions(settings, store, writer, metrics, backend)
         await sessions.start()
         stack.push_async_callback(sessions.stop)
         yield StoppedHouse(tokens, sessions)
