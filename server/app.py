@@ -34,6 +34,7 @@ from .store import SchemaError, Store
 MAX_BODY_BYTES = 16 << 20
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
+STDERR_FOLDER = "stderr"
 DEMO = Path(__file__).parent / "agents" / "demo.py"
 
 
@@ -215,6 +216,7 @@ def make_backend(settings: Settings, environ: Mapping[str, str], pressure: Press
     return HostBackend(
         node=find_node(),
         state_dir=settings.data_dir / "acpx",
+        stderr_dir=settings.data_dir / STDERR_FOLDER,
         agents={FALLBACK_AGENT: demo, **settings.agents},
         environ=agent_environ(environ, settings.agent_env),
         start_timeout=settings.agent_start_timeout_secs,

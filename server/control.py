@@ -42,22 +42,23 @@ def address(folder: Path) -> Iterator[str]:
 async def listening(runner: web.AppRunner, folder: Path) -> AsyncIterator[None]:
     """Answer at the socket, too, where the folder can hold one."""
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with door:
+    site = web.SockSite(runner, door)
+    try:
         (folder / NAME).unlink(missing_ok=True)  # a killed server's
-        site = web.SockSite(runner, door)
-        try:
-            with address(folder) as path:
-                door.bind(path)
-            (folder / NAME).chmod(0o600)
-            await site.start()
-        except OSError as error:
-            logger.warning("no operator's socket, so commands need a stopped server: %s", error)
-        try:
-            yield
-        finally:
-            if site in runner.sites:
-                await site.stop()  # before the socket is closed under it
-            (folder / NAME).unlink(missing_ok=True)
+        with address(folder) as path:
+            door.bind(path)
+        (folder / NAME).chmod(0o600)
+        await site.start()
+    except OSError as error:
+        door.close()
+        logger.warning("no operator's socket, so commands need a stopped server: %s", error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        (folder / NAME).unlink(missing_ok=True)
+        await site.stop()  # which closes the socket
 
 
 def is_operator(request: web.Request) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 
@@ -11,11 +12,15 @@ from .config import Settings
 
 FIELDS = ("request_id", "app", "session", "turn", "duration_ms")
 
+# In a path that was asked for, say: a line break in it must not begin another line.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
         line = f"{when} {record.levelname.lower():7} {record.getMessage()}{_suffix(record)}"
+        line = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line

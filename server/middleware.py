@@ -13,7 +13,7 @@ from aiohttp import web
 from .auth import LOOPBACK_NAMES
 from .errors import Error, internal
 from .replies import error_reply
-from .services import APP, REQUEST_ID, SESSION, services_of
+from .services import APP, REQUEST_ID, SESSION, TURN, services_of
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("server.access")
@@ -44,10 +44,10 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
     except (ConnectionError, web.RequestPayloadError) as error:
-        logger.debug("request %s: the client is gone: %r", request_id, error)
+        logger.debug("the client is gone: %r", error, extra={"request_id": request_id})
         response = error_reply(Error("bad_request", "the request ended early"), request_id)
     except Exception:
-        logger.exception("request %s failed", request_id)
+        logger.exception("the request failed", extra={"request_id": request_id})
         response = error_reply(internal(), request_id)
     if not response.prepared:
         response.headers["X-Request-Id"] = request_id
@@ -65,6 +65,7 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
                 "request_id": request_id,
                 "app": request.get(APP),
                 "session": request.get(SESSION),
+                "turn": request.get(TURN),
                 "duration_ms": int((time.monotonic() - began) * 1000),
             },
         )

@@ -44,6 +44,7 @@ SERVICES = web.AppKey("services", Services)
 REQUEST_ID = web.RequestKey("request_id", str)
 APP = web.RequestKey("app", str)
 SESSION = web.RequestKey("session", str)
+TURN = web.RequestKey("turn", int)
 
 
 def services_of(request: web.Request) -> Services:

@@ -339,7 +339,8 @@ class Session:
         try:
             await self._live_agent().wake()
         except Error as error:
-            logger.info("session %s: %s", self.id, error.message)  # the first turn tells the client
+            # The first turn tells the client.
+            logger.info("the agent does not start: %s", error.code, extra=self._about())
         finally:
             self._waking = False
             self._release_if_gone()
@@ -390,7 +391,7 @@ class Session:
         except Error as failure:
             error = failure
         except Exception:
-            logger.exception("session %s: turn %d", self.id, turn.index)
+            logger.exception("the turn broke", extra=self._about(turn))
             error = Error("internal", "internal error; the server's log has the details")
         self._end(turn, error=error)
 
@@ -411,7 +412,7 @@ class Session:
 
     def _kill(self, turn: Turn) -> None:
         if self.agent is not None and not turn.finished.is_set():
-            logger.warning("session %s: the agent ignores the cancel; killing it", self.id)
+            logger.warning("the agent ignores the cancel; killing it", extra=self._about(turn))
             self._house.tasks.spawn(self.agent.kill(), f"kill-{self.id}")
 
     def prompt_sent(self, context: Context) -> None:
@@ -516,7 +517,16 @@ class Session:
         self._house.metrics.count_turn(reason if error is None else error.code)
         if turn.began:
             self._house.metrics.turn.observe(time.monotonic() - turn.began)
+        why = f"{reason}: {error.code}" if error is not None else reason
+        logger.info("turn ended: %s", why, extra=self._about(turn))
         turn.finished.set()
+
+    def _about(self, turn: Turn | None = None) -> dict[str, Any]:
+        """What a line in the server's log says of this session, and of a turn of it."""
+        about: dict[str, Any] = {"session": self.id, "app": self.row.app_name}
+        if turn is not None:
+            about |= {"turn": turn.index, "duration_ms": turn.duration_ms or None}
+        return about
 
     def _audit(self, event: str, at: float, **detail: Any) -> Statement:
         return store.audit(self.id, self.row.app_name, event, at, dumps(detail).decode())
@@ -618,6 +628,7 @@ class Session:
                 self._audit(event, now, reason=reason, turn_count=self.row.turn_count),
             ]
         )
+        logger.info("session closed: %s", reason, extra=self._about())
         await self.log.reach(seq)
         if self.agent is not None:
             await self.agent.hibernate()

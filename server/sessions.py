@@ -224,6 +224,7 @@ class Sessions:
             if made is not None:
                 await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
             raise
+        logger.info("session opened: %s", name, extra={"session": session_id, "app": app_name})
         session = Session(self, row, head=0, last_turn_index=0)
         self._settle_in(session)
         session.wake()

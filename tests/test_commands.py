@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import socket
 import sqlite3
 import subprocess
@@ -140,8 +141,17 @@ async def test_a_running_server_obeys_at_once(
     assert await driving.until_closed() == 4503
     assert (await bot.get("/sessions"))[0] == 401
 
-    await server.stop()
+    assert await server.stop() == 0
     assert not (operator.data_dir / NAME).exists()
+
+
+async def test_a_folder_that_holds_no_socket_is_served_all_the_same(
+    operator: Operator, spawn: Spawn, tmp_path: Path
+) -> None:
+    (operator.data_dir / NAME / "a folder in its place").mkdir(parents=True)
+    server = await spawn()
+    assert await server.stop() == 0
+    assert "no operator's socket" in (tmp_path / "server.log").read_text("utf-8")
 
 
 async def test_a_session_is_closed_without_a_server(
@@ -168,14 +178,17 @@ async def test_a_log_is_exported(
     server = await spawn()
     client = await new_client(server.url, http)
     session = await client.create()
+    await client.turn(session, script({"stderr": "not logged in"}))
     tool = {"sessionUpdate": "tool_call", "toolCallId": "1", "title": "Look"}
     odd = {"method": "session/update", "params": []}
     await client.turn(session, script({"say": "hello \x1b[2J"}, {"update": tool}, {"notify": odd}))
+    said, _ = await operator.run("sessions", "stderr", session)
+    assert re.fullmatch(r"-- \S+ process \d+\nnot logged in\n", said)
     lines = (await operator.run("sessions", "export", session))[0].splitlines()
     assert [json.loads(line) for line in lines] == await client.events(session)
     page, _ = await operator.run("sessions", "export", session, "--format", "markdown")
     assert page.startswith(f"# Session {session}\n")
-    assert "## Turn 1\n\n> {" in page
+    assert "## Turn 2\n\n> {" in page
     assert "\nhello [2J\n" in page
     assert "*Tool: Look.*\n\n*end_turn, " in page
     assert "no such session" in (await operator.run("sessions", "export", "x", status=1))[1]

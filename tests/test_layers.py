@@ -43,6 +43,7 @@ LEVELS = {
     "agents.spawn": 1,
     "agents.processes": 1,
     "agents.seam": 1,
+    "agents.stderr": 1,
     "agents.supervise": 1,
     "log": 2,
     "permissions": 2,
@@ -94,13 +95,16 @@ SIBLINGS = {
     "agents.demo": {"agents.demo_script"},
     "agents.demo_script": {"agents.demo"},
     "agents.seam": {"agents.base"},
-    "agents.attach": {"agents.base", "agents.processes", "agents.seam"},
+    "agents.attach": {"agents.base", "agents.processes", "agents.seam", "agents.stderr"},
     "agents.host_process": {"agents.acpx", "agents.base", "agents.processes", "agents.seam"},
     "agents.host_agent": {
         *("agents.base", "agents.processes", "agents.seam"),
         *("agents.attach", "agents.host_process"),
     },
-    "agents.host": {"agents.attach", "agents.base", "agents.host_agent", "agents.host_process"},
+    "agents.host": {
+        *("agents.attach", "agents.base", "agents.host_agent", "agents.host_process"),
+        "agents.stderr",
+    },
     "agents.spawn": {"agents.supervise"},
     "sessions": {"live_agents"},
 }

@@ -1,7 +1,8 @@
 """Where agents attach: the socket at which a launcher hands its stdio over.
 
 Only a process that the host announced may attach. It gets the ends of two fresh
-pipes and what its environment adds; the seam stays in the middle.
+pipes, a third for its stderr, and what its environment adds; the seam stays in
+the middle.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..tasks import Tasks
 from . import processes
 from .base import AgentSpec, Pressure
 from .seam import Handler, Seam
+from .stderr import StderrFiles
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +46,15 @@ class Attachments:
     Args:
         commands: agents by name, for what their environment adds.
         pressure: whether the log has room.
+        stderr: where their stderr is kept.
     """
 
-    def __init__(self, commands: Mapping[str, AgentCommand], pressure: Pressure) -> None:
+    def __init__(
+        self, commands: Mapping[str, AgentCommand], pressure: Pressure, stderr: StderrFiles
+    ) -> None:
         self._commands = commands
         self._pressure = pressure
+        self.stderr = stderr
         self.name = f"clawdforge-{os.getpid()}-{secrets.token_hex(8)}"
         """Of an abstract socket: a path could be too long, and would have to be removed."""
         self._agents: WeakValueDictionary[str, Attachable] = WeakValueDictionary()
@@ -65,6 +71,7 @@ class Attachments:
             self._accepting.cancel()
             await asyncio.gather(self._accepting, return_exceptions=True)
         await self._tasks.finish(0)
+        await self.stderr.stop()
 
     def register(self, agent: Attachable) -> None:
         """Expect processes of *agent*'s session."""
@@ -128,7 +135,7 @@ class Attachments:
             # Its own for each process: ending one agent must not end the next.
             mark = f"{agent.spec.key}:{secrets.token_hex(4)}"
             seam = Seam(pid, agent, self._pressure, mark=f"{processes.MARK}={mark}".encode())
-            ends = await seam.join(*descriptors)
+            ends = [*await seam.join(*descriptors), await self.stderr.open(agent.spec.key, pid)]
             agent.attached(seam)
             environ = {**self._environ_of(agent.spec.agent), processes.MARK: mark}
             try:

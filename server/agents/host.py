@@ -24,6 +24,7 @@ from .attach import Attachments
 from .base import AgentInfo, AgentSpec, Listener, Pressure, agent_unavailable
 from .host_agent import HostAgent
 from .host_process import CallError, HostGoneError, HostProcess
+from .stderr import StderrFiles
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class HostBackend:
     Args:
         node: Node's executable.
         state_dir: acpx's own folder.
+        stderr_dir: where the end of each session's agent's stderr is kept.
         agents: name to argv and environment, over acpx's own list.
         environ: the environment of the host and of every agent: an allow-list.
         start_timeout: seconds for an agent to start and load its session.
@@ -49,6 +51,7 @@ class HostBackend:
         *,
         node: str,
         state_dir: Path,
+        stderr_dir: Path,
         agents: Mapping[str, AgentCommand],
         environ: Mapping[str, str],
         start_timeout: float,
@@ -57,7 +60,7 @@ class HostBackend:
         self._state_dir = state_dir
         self._commands = agents
         self._environ = environ
-        self._attachments = Attachments(agents, pressure)
+        self._attachments = Attachments(agents, pressure, StderrFiles(stderr_dir))
         self._host = HostProcess(
             node=node,
             state_dir=state_dir,
@@ -124,6 +127,7 @@ class HostBackend:
         )
 
     async def forget(self, key: str) -> None:
+        await self._attachments.stderr.forget(key)
         try:
             await self._host.call("forget", key=key)
         except (HostGoneError, CallError, Error) as error:

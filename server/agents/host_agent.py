@@ -196,7 +196,7 @@ class HostAgent:
                     await self._end_lost(prompt, _plain(error))
                     return
                 if last_try or not self._cannot_load(error):
-                    raise _start_error(error) from None
+                    raise await self._start_error(error) from None
                 fresh = True
             finally:
                 if prompt in self._waiting:
@@ -259,7 +259,14 @@ class HostAgent:
         except HostGoneError:
             raise agent_failed("the acpx host ended while the agent started") from None
         except CallError as error:
-            raise _start_error(error) from None
+            raise await self._start_error(error) from None
+
+    async def _start_error(self, error: CallError) -> Error:
+        said = ""
+        if error.code == "AGENT_STARTUP_FAILED":  # it is gone, and has said all that it will
+            said = await self._attachments.stderr.last_words(self.spec.key)
+        why = f"the agent does not start: {_plain(error)}"
+        return agent_unavailable(f"{why}: {said}" if said else why)
 
     # What the seam reports.
 
@@ -339,7 +346,3 @@ class HostAgent:
 
 def _plain(error: CallError) -> str:
     return f"{str(error).strip()[:500]} ({error.code})"
-
-
-def _start_error(error: CallError) -> Error:
-    return agent_unavailable(f"the agent does not start: {_plain(error)}")

@@ -3,9 +3,9 @@
 Run by acpx in the agent's place, alone and without site-packages:
 ``python -I -S launch.py AGENT [ARG ...]``. It becomes the leader of a session
 and process group of its own, dies with its parent, hands its stdin and stdout
-to the server, takes the two pipes that it gets for them and becomes the agent.
-From then on everything between acpx and the agent goes through the server,
-with no process added.
+to the server, takes the two pipes that it gets for them, and a third for its
+stderr, and becomes the agent. From then on everything between acpx and the agent
+goes through the server, with no process added.
 """
 
 import ctypes
@@ -29,12 +29,11 @@ def main() -> None:
     seam = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     seam.connect("\0" + os.environ[SEAM])
     socket.send_fds(seam, [b"\n"], [0, 1])
-    overlay, (stdin, stdout), _, _ = socket.recv_fds(seam, 1 << 20, 2)
+    overlay, given, _, _ = socket.recv_fds(seam, 1 << 20, 3)
     seam.close()
-    os.dup2(stdin, 0)
-    os.dup2(stdout, 1)
-    os.close(stdin)
-    os.close(stdout)
+    for number, descriptor in enumerate(given):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
 
     # The server's own settings hold its secrets: none of them is the agent's business.
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CLAWDFORGE_")}

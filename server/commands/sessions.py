@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from ..agents.stderr import path_of
+from ..app import STDERR_FOLDER
 from ..codec import parse_message
 from ..config import Settings
 from ..store import SessionRow, Store
@@ -35,6 +37,11 @@ def add_to(commands: Any) -> None:
     one = actions.add_parser("close", help=text, description=text.capitalize() + ".")
     one.add_argument("session_id")
     one.set_defaults(run=functools.partial(house.run, close))
+
+    text = "show the end of what a session's agent wrote on stderr: why it does not work, say"
+    one = actions.add_parser("stderr", help=text, description=text.capitalize() + ".")
+    one.add_argument("session_id")
+    one.set_defaults(run=functools.partial(house.run, show_stderr))
 
     text = "write a session's log to stdout"
     one = actions.add_parser("export", help=text, description=text.capitalize() + ".")
@@ -93,6 +100,18 @@ async def close(
     async with house.open_house(settings, environ) as opened:
         first = await opened.close_session(arguments.session_id)
     print(f"The session {arguments.session_id} is closed." if first else "It was closed already.")
+
+
+async def show_stderr(
+    arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
+) -> None:
+    async with house.reading(settings) as store:
+        row = await store.session(arguments.session_id)
+    if row is None:
+        raise house.CommandError("no such session")
+    path = path_of(settings.data_dir / STDERR_FOLDER, row.id)
+    text = path.read_bytes() if path.is_file() else b""
+    sys.stdout.buffer.write(text)
 
 
 async def export(

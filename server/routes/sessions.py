@@ -14,7 +14,7 @@ from ..errors import Error, bad_request
 from ..files import annotate
 from ..log import Batch
 from ..replies import json_reply, raw_reply
-from ..services import app_of, services_of, session_of
+from ..services import TURN, app_of, services_of, session_of
 from ..session import Session
 from ..sse import KEEP_ALIVE_SECS, EventStream, wants_stream
 from ..turn import Turn
@@ -85,6 +85,7 @@ async def run_turn(request: web.Request) -> web.StreamResponse:
         turn, _ = await session.prompt(
             dumps(annotate(blocks, paths)), client_id=key, timeout=body.timeout_secs
         )
+    request[TURN] = turn.index
     if wants_stream(request):
         return await _stream_turn(request, session, turn)
     await session.finished(turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 
 from aiohttp import WSMsgType, web
@@ -13,9 +14,11 @@ from ..codec import dumps
 from ..errors import CloseCode, Error, bad_request
 from ..files import annotate
 from ..peer import TOO_BIG, Goodbye, is_too_big, new_socket
-from ..services import APP, SESSION, Services, app_of, services_of
+from ..services import APP, REQUEST_ID, SESSION, Services, app_of, services_of
 from ..session import Session
 from ..viewer import Viewer
+
+logger = logging.getLogger(__name__)
 
 routes = web.RouteTableDef()
 
@@ -223,6 +226,15 @@ class Commands:
                 queued=viewer.session.is_queued(turn),
                 duplicate=duplicate,
             )
+        )
+        logger.info(
+            "prompt accepted",
+            extra={
+                "request_id": self._request[REQUEST_ID],
+                "app": self._app_name,
+                "session": viewer.session.id,
+                "turn": turn.index,
+            },
         )
 
     def _set(self, viewer: Viewer, command: frames.Setting) -> None:

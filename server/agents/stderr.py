@@ -1,0 +1,127 @@
+"""What agents write on stderr: kept for the operator, the end of it, in a file a session.
+
+An agent's own words on why it does not work (no login, no network) are often
+there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from ..tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+FILE_BYTES = 256 << 10
+"""A file that has grown beyond this is cut to its newer half."""
+LAST_WORDS = 500
+LAST_WORDS_SECS = 1.0
+
+
+class StderrFiles:
+    """The files, and who writes them: a task for each running agent.
+
+    Args:
+        folder: of the files, ``<session's key>.log``; it holds what agents were told.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tasks = Tasks()
+        self._running: dict[str, tuple[asyncio.Task[None], bytearray]] = {}
+
+    async def stop(self) -> None:
+        await self._tasks.finish(LAST_WORDS_SECS)
+
+    async def open(self, key: str, pid: int) -> int:
+        """A descriptor to be an agent's stderr; what is written on it is kept.
+
+        The caller passes it on and closes it.
+        """
+        read_end, write_end = os.pipe()
+        reader = asyncio.StreamReader()
+        pipe = cast(BinaryIO, os.fdopen(read_end, "rb", buffering=0))
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        )
+        newest = bytearray()
+        task = self._tasks.spawn(self._keep(key, pid, reader, transport, newest), f"stderr-{pid}")
+        self._running[key] = task, newest
+        task.add_done_callback(lambda task: self._ended(key, task))
+        return write_end
+
+    def _ended(self, key: str, task: asyncio.Task[None]) -> None:
+        if key in self._running and self._running[key][0] is task:
+            # Its last words may be asked for once more, until the next agent's first ones.
+            asyncio.get_running_loop().call_later(LAST_WORDS_SECS, self._drop, key, task)
+
+    def _drop(self, key: str, task: asyncio.Task[None]) -> None:
+        if key in self._running and self._running[key][0] is task:
+            del self._running[key]
+
+    async def last_words(self, key: str) -> str:
+        """The end of what the session's agent said, on one line; after its death, all of it."""
+        if key not in self._running:
+            return ""
+        task, newest = self._running[key]
+        await asyncio.wait([task], timeout=LAST_WORDS_SECS)
+        return " ".join(newest.decode(errors="replace").split())[-LAST_WORDS:]
+
+    async def forget(self, key: str) -> None:
+        """Delete what is kept of a session that has no agent any more."""
+        await asyncio.to_thread(self._path(key).unlink, missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return path_of(self._folder, key)
+
+    async def _keep(
+        self,
+        key: str,
+        pid: int,
+        reader: asyncio.StreamReader,
+        transport: asyncio.BaseTransport,
+        newest: bytearray,
+    ) -> None:
+        head = f"-- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} process {pid}\n".encode()
+        try:
+            while data := await reader.read(1 << 16):
+                newest += data
+                del newest[: -4 * LAST_WORDS]
+                logger.debug(
+                    "stderr: %s", data[:1000].decode(errors="replace"), extra={"session": key}
+                )
+                try:
+                    await asyncio.to_thread(_append, self._path(key), head + data)
+                except OSError as error:  # a full disk; the agent goes on all the same
+                    logger.warning("stderr is not kept: %s", error, extra={"session": key})
+                head = b""
+        finally:
+            transport.close()
+
+
+def path_of(folder: Path, key: str) -> Path:
+    """The file of a session's agents."""
+    return folder / f"{key}.log"
+
+
+def _append(path: Path, data: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "rb+") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(data)
+        if file.tell() <= FILE_BYTES:
+            return
+        file.seek(-FILE_BYTES // 2, os.SEEK_END)
+        kept = file.read()
+    part = path.with_suffix(".part")
+    with contextlib.suppress(FileNotFoundError):
+        part.unlink()
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(kept.partition(b"\n")[2] or kept)
+    part.replace(path)

@@ -1,0 +1,116 @@
+"""The server's log: one line an event, which says whose; and what agents write on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from server.agents import stderr
+from server.logs import JsonFormatter, TextFormatter
+
+from .conftest import Serve, Spawn
+from .harness import ADMIN, Json, eventually, mock_agent, new_client, script
+
+
+def lines_of(log: Path) -> list[Json]:
+    return [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+
+
+def said(lines: list[Json], message: str) -> Json:
+    found = [line for line in lines if line["message"] == message]
+    assert len(found) == 1, (message, lines)
+    return found[0]
+
+
+async def test_lines_say_which_request_app_session_and_turn(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    server = await spawn(LOG_FORMAT="json")
+    client = await new_client(server.url, http, name="bot")
+    secret = "a secret of the prompt's"
+    session = await client.create()
+    about = {"app": "bot", "session": session}
+    await client.turn(session, secret)
+    turn_request = client.last_headers["X-Request-Id"]
+    socket = await client.connect(session)
+    await socket.turn(script({"error": {"code": -1, "message": secret}}))
+    await socket.close()
+    await client.get(f"/sessions?token={client.token}&include_closed=true")
+    for path in ("/healthz", "/readyz"):
+        await client.get(path)
+    await client.delete(f"/sessions/{session}")
+    status, _ = await client.get("/nowhere")
+    assert status == 404
+    await server.stop()
+
+    lines = lines_of(tmp_path / "server.log")
+    turn = said(lines, f"POST /sessions/{session}/turn 200")
+    assert about.items() <= turn.items()
+    assert (turn["request_id"], turn["turn"]) == (turn_request, 1)
+    assert about.items() <= said(lines, "session opened: mock").items()
+    assert {**about, "turn": 1}.items() <= said(lines, "turn ended: end_turn").items()
+    accepted = said(lines, "prompt accepted")
+    assert {**about, "turn": 2}.items() <= accepted.items()
+    upgrade = said(lines, f"GET /sessions/{session}/ws 101")
+    assert upgrade["request_id"] == accepted["request_id"]
+    assert said(lines, "turn ended: error: agent_failed")["turn"] == 2
+    assert about.items() <= said(lines, "session closed: client").items()
+    said(lines, "GET /sessions 200")
+    said(lines, "GET /nowhere 404")
+
+    whole = (tmp_path / "server.log").read_text("utf-8")
+    assert client.token is not None
+    for secret_text in (secret, client.token, ADMIN, "include_closed", "healthz", "readyz"):
+        assert secret_text not in whole
+
+
+def record(**extra: Any) -> logging.LogRecord:
+    made = logging.LogRecord("server.x", logging.INFO, "x.py", 1, "hello %s", ("you",), None)
+    made.__dict__.update(extra)
+    return made
+
+
+def test_the_two_formats() -> None:
+    text = TextFormatter().format(record(request_id="r", app="a", session=None, turn=3))
+    assert re.fullmatch(r"[-\d]+ [:\d]+ info    hello you request_id=r app=a turn=3", text)
+    entry = json.loads(JsonFormatter().format(record(session="s", secret="no field of ours")))
+    assert entry.pop("at")
+    assert entry == {
+        "level": "info",
+        "logger": "server.x",
+        "message": "hello you",
+        "session": "s",
+    }
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+def test_a_line_break_in_a_message_starts_no_line(formatter: logging.Formatter) -> None:
+    forged = formatter.format(record(app="a\n2026-01-01 00:00:00 info    forged"))
+    assert len(forged.splitlines()) == 1
+
+
+async def test_an_agents_stderr_is_kept_until_its_session_is_deleted(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stderr, "FILE_BYTES", 2000)
+    noisy = mock_agent("--stderr=no login")
+    server = await serve(agents={"noisy": noisy}, default_agent="noisy", session_hard_ttl_secs=0)
+    client = await server.client()
+    session = await client.create("noisy")
+    await client.turn(session, script(*[{"stderr": f"line {n:03}"} for n in range(300)]))
+    kept = stderr.path_of(tmp_path / "data" / "stderr", session)
+    await eventually("stderr to be kept", lambda: kept.exists() and "299" in kept.read_text())
+    lines = kept.read_text("utf-8").splitlines()
+    assert lines[-1] == "line 299"
+    assert lines == [f"line {n:03}" for n in range(300 - len(lines), 300)], "whole lines, in order"
+    assert kept.stat().st_size <= 2000
+    assert kept.stat().st_mode & 0o777 == 0o600
+    await client.delete(f"/sessions/{session}")
+    await server.services.sessions.sweep()
+    assert not kept.exists()
