@@ -9,12 +9,14 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
 from .agents.acpx import AcpxError, find_node
 from .agents.base import Pressure
+from .agents.cli import CliBackend
 from .agents.environ import agent_environ
 from .agents.host import HostBackend
 from .auth import FirstTokens, Tokens
@@ -147,7 +149,7 @@ def _show(
     all_sessions: Sessions,
     runner: Runner,
     sockets: Sockets,
-    backend: HostBackend,
+    backend: HostBackend | CliBackend,
 ) -> None:
     """Let the metrics read the parts' own figures."""
     slots = all_sessions.slots
@@ -208,15 +210,19 @@ def own_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def make_backend(settings: Settings, environ: Mapping[str, str], pressure: Pressure) -> HostBackend:
+def make_backend(
+    settings: Settings, environ: Mapping[str, str], pressure: Pressure
+) -> HostBackend | CliBackend:
     """The way to run agents that the settings ask for."""
-    if settings.agent_backend != "host":
-        raise StartError("CLAWDFORGE_AGENT_BACKEND: only host is there yet")
     demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
-    return HostBackend(
+    make, state = (
+        (partial(HostBackend, stderr_dir=settings.data_dir / STDERR_FOLDER), "acpx")
+        if settings.agent_backend == "host"
+        else (CliBackend, "acpx-cli")
+    )
+    return make(
         node=find_node(),
-        state_dir=settings.data_dir / "acpx",
-        stderr_dir=settings.data_dir / STDERR_FOLDER,
+        state_dir=settings.data_dir / state,
         agents={FALLBACK_AGENT: demo, **settings.agents},
         environ=agent_environ(environ, settings.agent_env),
         start_timeout=settings.agent_start_timeout_secs,

@@ -556,10 +556,28 @@ class Session:
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         if self._sealed:
             return
+        pending = self._note_permission(raw_id, params)
+        request, turn = pending.request, self._current
+        if turn is not None and turn.ending is not None:
+            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        elif self.row.permission == "ask":
+            timeout = self._house.settings.permission_timeout_secs
+            pending.timer = asyncio.get_running_loop().call_later(
+                timeout,
+                lambda: self._resolve(pending, permissions.choose(request, "reject"), "timeout"),
+            )
+        else:
+            self._resolve(pending, permissions.by_policy(self.row.permission, request), "policy")
+
+    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
+        if not self._sealed:
+            pending = self._note_permission(None, params)
+            self._resolve(pending, dict(outcome), "policy")
+
+    def _note_permission(self, raw_id: Any, params: Any) -> permissions.Pending:
         request = params if isinstance(params, dict) else {}
         timeout = self._house.settings.permission_timeout_secs
         expires_at = int((time.time() + timeout) * 1000)
-        turn = self._current
         pending = permissions.Pending(raw_id, request, self._event_index(), expires_at)
         self._permissions[pending.request_id] = pending
         self.log.append(
@@ -567,15 +585,7 @@ class Session:
             pending.turn_index,
             frames.permission_request_fields(pending.request_id, dumps(request), expires_at),
         )
-        if turn is not None and turn.ending is not None:
-            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
-        elif self.row.permission == "ask":
-            pending.timer = asyncio.get_running_loop().call_later(
-                timeout,
-                lambda: self._resolve(pending, permissions.choose(request, "reject"), "timeout"),
-            )
-        else:
-            self._resolve(pending, permissions.by_policy(self.row.permission, request), "policy")
+        return pending
 
     def _resolve(self, pending: permissions.Pending, outcome: dict[str, Any], by: str) -> None:
         if self._permissions.pop(pending.request_id, None) is None:

@@ -148,7 +148,7 @@ class Sessions:
     def _settle_in(self, session: Session) -> None:
         row = session.row
         if not session.is_closed:
-            spec = AgentSpec(row.id, row.agent, row.cwd, row.model, row.system)
+            spec = AgentSpec(row.id, row.agent, row.cwd, row.model, row.system, row.permission)
             session.agent = self.backend.agent(spec, session)
         self._loaded[row.id] = self._kept[row.id] = session
 
@@ -184,6 +184,8 @@ class Sessions:
         """
         if self.is_draining:
             raise draining()
+        if permission == "ask" and not self.backend.can_ask:
+            raise bad_request("permission: ask cannot be had with CLAWDFORGE_AGENT_BACKEND=cli")
         name = await self.choose_agent(agent)
         folder = None if cwd is None else await asyncio.to_thread(self._check_cwd, cwd)
         self._take_place(app_name)

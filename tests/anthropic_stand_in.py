@@ -73,13 +73,18 @@ Reply = Text | ToolUse | Failure | Hang
 Plan = Reply | Callable[[Json], Reply]
 """An answer, or what makes one from the request's body."""
 
+ERRAND = Text("Errand")
+
 
 class StandIn:
     """The running stand-in.
 
+    A request without tools is claude's own errand (a title for the session, at any
+    time): it gets a word, and is neither planned for nor kept.
+
     Attributes:
         url: its base address.
-        requests: the bodies of all requests, as they came.
+        requests: the bodies of all other requests, as they came.
         asked: set whenever a request has come; a test may clear it.
     """
 
@@ -130,10 +135,14 @@ class StandIn:
         self._over.set()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(await request.json())
-        planned = self._plan.popleft() if self._plan else self._rest
-        reply = planned(self.requests[-1]) if callable(planned) else planned
-        self.asked.set()
+        body = await request.json()
+        if body.get("tools"):
+            self.requests.append(body)
+            planned = self._plan.popleft() if self._plan else self._rest
+            reply = planned(body) if callable(planned) else planned
+            self.asked.set()
+        else:
+            reply = ERRAND
         if isinstance(reply, Failure):
             error = {"type": KINDS[reply.status], "message": reply.message}
             return web.json_response({"type": "error", "error": error}, status=reply.status)
@@ -144,7 +153,7 @@ class StandIn:
         # A claude that was ended in mid-answer is no failure of the stand-in's.
         with contextlib.suppress(ConnectionError):
             await response.prepare(request)
-            await self._stream(response, reply, self.requests[-1]["model"])
+            await self._stream(response, reply, body["model"])
         return response
 
     async def _stream(self, response: web.StreamResponse, reply: Reply, model: str) -> None:

@@ -1,4 +1,4 @@
-"""Which acpx and which Node run the agents, and where they are."""
+"""Which acpx and which Node run the agents, where they are, and which agents there are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import importlib.util
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from ..config import AgentCommand
+from .base import AgentInfo
 
 ACPX_VERSION = "0.19.1"
 NODE_MINIMUM = (22, 13)
@@ -16,7 +20,7 @@ class AcpxError(Exception):
 
 
 def check_versions(versions: Mapping[str, str]) -> None:
-    """Check what the host says of itself: ``{acpx, node}``.
+    """Check what acpx says of itself: ``{acpx, node}``.
 
     Raises:
         AcpxError: it is not the acpx, or not the Node, that is needed.
@@ -29,6 +33,40 @@ def check_versions(versions: Mapping[str, str]) -> None:
     node = tuple(int(part) for part in versions["node"].split(".")[:2])
     if node < NODE_MINIMUM:
         raise AcpxError(f"Node {NODE_MINIMUM[0]}.{NODE_MINIMUM[1]} or newer is needed")
+
+
+def describe(
+    launches: list[dict[str, Any]], commands: Mapping[str, AgentCommand], path: str | None
+) -> list[AgentInfo]:
+    """The agents that can be asked for, by name. Blocking: it looks for programs on the disk.
+
+    Args:
+        launches: what acpx says of each: ``{name, launch}``.
+        commands: the server's own, over acpx's.
+        path: where their programs are looked for.
+    """
+    infos = [_info(one["name"], one["launch"], commands, path) for one in launches]
+    return sorted(infos, key=lambda info: info.name)
+
+
+def _info(
+    name: str, launch: Any, commands: Mapping[str, AgentCommand], path: str | None
+) -> AgentInfo:
+    if (command := commands.get(name)) is not None:
+        program = command.argv[0]
+        if shutil.which(program, path=path):
+            return AgentInfo(name, True)
+        return AgentInfo(name, False, f"its program {program!r} is not on this machine")
+    if launch and launch["kind"] == "installed":
+        return AgentInfo(name, True)
+    needs = launch["requirements"] if launch else []
+    hints = [
+        f"npm install {need['name']}"
+        if need["kind"] == "package"
+        else f"put the command {need['name']!r} on the server's PATH"
+        for need in needs
+    ]
+    return AgentInfo(name, False, "; ".join(hints) or "its program is not on this machine")
 
 
 def find_node() -> str:

@@ -35,6 +35,7 @@ class AgentSpec:
     """Which agent a session wants; ``key`` is the session's id, and acpx's session key.
 
     ``system`` replaces the agent's own system prompt; ``{"append": …}`` adds to it.
+    ``permission`` is the session's; it matters to a backend that cannot ask.
     """
 
     key: str
@@ -42,6 +43,7 @@ class AgentSpec:
     cwd: str
     model: str | None
     system: str | Mapping[str, str] | None
+    permission: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +54,30 @@ class AgentState:
     models: Any = None
     config_options: Any = None
     commands: Any = None
+
+    def opened(self, result: Mapping[str, Any]) -> AgentState:
+        """With the agent's answer to session/new, session/load or session/resume."""
+        return dataclasses.replace(
+            self,
+            modes=result.get("modes") or self.modes,
+            models=result.get("models") or self.models,
+            config_options=result.get("configOptions") or self.config_options,
+        )
+
+    def updated(self, params: Any) -> AgentState:
+        """With a ``session/update`` of the agent's."""
+        update = params.get("update") if isinstance(params, dict) else None
+        if not isinstance(update, dict):
+            return self
+        match update.get("sessionUpdate"):
+            case "available_commands_update":
+                return dataclasses.replace(self, commands=update.get("availableCommands"))
+            case "config_option_update":
+                return dataclasses.replace(self, config_options=update.get("configOptions"))
+            case "current_mode_update" if isinstance(self.modes, dict):
+                modes = {**self.modes, "currentModeId": update.get("currentModeId")}
+                return dataclasses.replace(self, modes=modes)
+        return self
 
 
 class Listener(Protocol):
@@ -68,6 +94,9 @@ class Listener(Protocol):
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         """``session/request_permission``; answer with :meth:`Agent.answer_permission`."""
+
+    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
+        """The same, where the backend has answered it already, by the session's permission."""
 
     def agent_gone(self) -> None:
         """The agent's process has ended, whether it was asked to or not."""
@@ -122,7 +151,17 @@ class Agent(Protocol):
 
 
 class Backend(Protocol):
-    """A way to run agents."""
+    """A way to run agents.
+
+    Attributes:
+        versions: of ``acpx`` and ``node``, once it is started.
+        can_ask: permission requests come to the session; else acpx decides them.
+    """
+
+    can_ask: bool
+
+    @property
+    def versions(self) -> Mapping[str, str]: ...
 
     async def start(self) -> None: ...
 
@@ -144,6 +183,9 @@ class Pressure(Protocol):
     def has_room(self) -> bool: ...
 
     async def room(self) -> None: ...
+
+
+AGENT_GONE = "the agent's process ended in the middle of the turn"
 
 
 def agent_failed(message: str) -> Error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from ..config import AgentCommand
 from ..errors import Error
 from ..tasks import Tasks
+from .acpx import describe
 from .attach import Attachments
 from .base import AgentInfo, AgentSpec, Listener, Pressure, agent_unavailable
 from .host_agent import HostAgent
@@ -45,6 +45,8 @@ class HostBackend:
         start_timeout: seconds for an agent to start and load its session.
         pressure: whether the log has room.
     """
+
+    can_ask = True
 
     def __init__(
         self,
@@ -139,32 +141,12 @@ class HostBackend:
         except HostGoneError:
             launches = await self._agents_of_next_host()
         # In a thread: it looks for programs on the disk.
-        return await asyncio.to_thread(self._describe, launches)
+        return await asyncio.to_thread(
+            describe, launches, self._commands, self._environ.get("PATH")
+        )
 
     async def _agents_of_next_host(self) -> Any:
         try:
             return await self._host.call("agents")
         except HostGoneError:
             raise agent_unavailable("the acpx host is not running") from None
-
-    def _describe(self, launches: list[dict[str, Any]]) -> list[AgentInfo]:
-        infos = [self._info(launch["name"], launch["launch"]) for launch in launches]
-        return sorted(infos, key=lambda info: info.name)
-
-    def _info(self, name: str, launch: Any) -> AgentInfo:
-        command = self._commands.get(name)
-        if command is not None:
-            program = command.argv[0]
-            if shutil.which(program, path=self._environ.get("PATH")):
-                return AgentInfo(name, True)
-            return AgentInfo(name, False, f"its program {program!r} is not on this machine")
-        if launch and launch["kind"] == "installed":
-            return AgentInfo(name, True)
-        needs = launch["requirements"] if launch else []
-        hints = [
-            f"npm install {need['name']}"
-            if need["kind"] == "package"
-            else f"put the command {need['name']!r} on the server's PATH"
-            for need in needs
-        ]
-        return AgentInfo(name, False, "; ".join(hints) or "its program is not on this machine")

@@ -7,14 +7,13 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..errors import Error, bad_request
 from ..tasks import Tasks
 from . import processes
 from .attach import Attachments
-from .base import AgentSpec, AgentState, Listener, agent_failed, agent_unavailable
+from .base import AGENT_GONE, AgentSpec, AgentState, Listener, agent_failed, agent_unavailable
 from .host_process import CallError, HostGoneError, HostProcess
 from .seam import Seam
 
@@ -286,25 +285,9 @@ class HostAgent:
 
     def notified(self, line: bytes, message: dict[str, Any], *, replayed: bool) -> None:
         if message["method"] == "session/update":
-            self._note(message.get("params"))
+            self._state = self._state.updated(message.get("params"))
         if not replayed:
             self._listener.agent_notified(line)
-
-    def _note(self, params: Any) -> None:
-        """Remember what the agent offers, for clients that come later."""
-        update = params.get("update") if isinstance(params, dict) else None
-        if not isinstance(update, dict):
-            return
-        state = self._state
-        match update.get("sessionUpdate"):
-            case "available_commands_update":
-                commands = update.get("availableCommands")
-                self._state = replace(state, commands=commands)
-            case "config_option_update":
-                self._state = replace(state, config_options=update.get("configOptions"))
-            case "current_mode_update" if isinstance(state.modes, dict):
-                modes = {**state.modes, "currentModeId": update.get("currentModeId")}
-                self._state = replace(state, modes=modes)
 
     def answered(self, line: bytes, message: dict[str, Any]) -> None:
         prompt = self._current
@@ -320,12 +303,7 @@ class HostAgent:
             self._refused_to_load = True
             return
         self._awake = True
-        self._state = replace(
-            self._state,
-            modes=result.get("modes") or self._state.modes,
-            models=result.get("models") or self._state.models,
-            config_options=result.get("configOptions") or self._state.config_options,
-        )
+        self._state = self._state.opened(result)
 
     def gone(self, seam: Seam) -> None:
         if self._seam is not seam:
@@ -334,7 +312,7 @@ class HostAgent:
         self._awake = False
         prompt = self._current
         if prompt is not None and prompt.sent:
-            prompt.finish(agent_failed("the agent's process ended in the middle of the turn"))
+            prompt.finish(agent_failed(AGENT_GONE))
         self._listener.agent_gone()
         # What it started and left behind goes with it.
         self._sweeping = self._tasks.spawn(self._sweep(seam), f"sweep-{self.spec.key}")

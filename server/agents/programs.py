@@ -17,6 +17,7 @@ from pathlib import Path
 from ..codec import dumps, loads
 
 SPAWN = Path(__file__).parent / "spawn.py"
+FINISH = b"."
 PIPE_BYTES = 1 << 18
 END_SECS = 5
 
@@ -85,14 +86,26 @@ class Programs:
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
 
+    @property
+    def running(self) -> bool:
+        """There is a starter, and what is below it."""
+        return self._process is not None and self._process.returncode is None
+
     async def start(
-        self, argv: Sequence[str], *, environ: Mapping[str, str], cwd: Path, stdin: int
+        self,
+        argv: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        cwd: Path,
+        stdin: int,
+        keep: bool = False,
     ) -> Program:
         """Start a program; close it when it is no longer needed.
 
         Args:
             argv: the first is the path of its file.
             stdin: a descriptor; it stays the caller's.
+            keep: what the program leaves lives on, until :meth:`stop`.
         """
         async with contextlib.AsyncExitStack() as stack:
             ours, theirs = socket.socketpair()
@@ -104,22 +117,35 @@ class Programs:
             reports, orders = await asyncio.open_connection(sock=ours)
             stack.push_async_callback(_close, orders)
             request = {"argv": list(argv), "environ": dict(environ), "cwd": str(cwd)}
-            orders.write(dumps(request) + b"\n")
+            orders.write(dumps({**request, "keep": keep}) + b"\n")
             return Program(stdout, stderr, reports, orders, stack.pop_all())
         raise AssertionError("not reached")
 
-    async def stop(self) -> None:
-        """End the starter, and whatever it has started."""
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        if self._process is not None:
-            try:
-                await asyncio.wait_for(self._process.wait(), END_SECS)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
-            self._process = None
+    async def stop(self, grace: float = 0) -> bool:
+        """End the starter, and whatever it has started.
+
+        Args:
+            grace: seconds that what is left has to end by itself, after a SIGTERM.
+
+        Returns:
+            False where the starter was killed: then something may be left.
+        """
+        process, control = self._process, self._control
+        self._process = self._control = None
+        if control is not None:
+            if grace and process is not None:
+                with contextlib.suppress(OSError, TimeoutError):
+                    control.send(FINISH)
+                    await asyncio.wait_for(process.wait(), grace)
+            control.close()
+        if process is None:
+            return True
+        try:
+            await asyncio.wait_for(process.wait(), END_SECS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        return process.returncode == 0
 
     async def _pass(self, descriptors: list[int]) -> None:
         for last_try in (False, True):

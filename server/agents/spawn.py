@@ -6,11 +6,15 @@ that program alone and its stdin, stdout and stderr. This process forks for each
 which takes a millisecond where a new Python takes fifteen or more.
 
 The fork is the program's supervisor. It reads on the program's socket what to
-start, ``{argv, environ, cwd}`` on a line, and tells ``{pid}`` and in the end
+start, ``{argv, environ, cwd, keep}`` on a line, and tells ``{pid}`` and in the end
 ``{status}`` (negative: the signal); ``T`` on it is SIGTERM for the program, ``K``
 is SIGKILL. As a subreaper it inherits every orphan of the program, grandchildren
 in sessions of their own too, and kills them when the program has ended, before it
 tells so, or when the socket ends: then the server is gone.
+
+With ``keep`` the program may leave processes: they stay until this process ends. It
+does, and kills all below it, when CONTROL is closed; ``.`` on CONTROL is SIGTERM for
+what was left, and then it ends as soon as that has.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ else:  # a script's own folder is not on the path of an isolated interpreter (-I
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ORDERS = {ord("T"): signal.SIGTERM, ord("K"): signal.SIGKILL}
+FINISH = b"."
 CHANGED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -119,20 +124,23 @@ def read_line(control: socket.socket) -> tuple[bytes, bytes]:
 
 
 def supervise_program(control: socket.socket, stdio: list[int]) -> None:
-    libc.prctl(supervise.PR_SET_CHILD_SUBREAPER, 1)
     wake = wake_on_child()
     with control:
         line, orders = read_line(control)
         if not line:
             return
-        pid = start(json.loads(line), stdio)
+        program = json.loads(line)
+        keep = bool(program["keep"])
+        libc.prctl(supervise.PR_SET_CHILD_SUBREAPER, not keep)
+        pid = start(program, stdio)
         control.send(b'{"pid":%d}\n' % pid)
         while True:
             for order in orders:
                 os.kill(pid, ORDERS[order])  # it is not reaped yet, so the pid is its own
             asked = wait_for(control, wake)
             if (status := collect(pid)) is not None:
-                kill_rest()
+                if not keep:
+                    kill_rest()
                 control.send(b'{"status":%d}\n' % status)
                 return
             orders = control.recv(64) if asked else b""
@@ -148,15 +156,22 @@ def main() -> int:
     for ignored in IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
     wake = wake_on_child()
-    while True:
-        if not wait_for(control, wake):
-            supervise.reap()
+    finishing: set[int] | None = None
+    while finishing is None or finishing:
+        is_asked = wait_for(control, wake)
+        ended = supervise.reap()
+        if finishing is not None:
+            finishing -= ended
+        if not is_asked:
             continue
         asked, passed, _, _ = socket.recv_fds(control, 1, 4, socket.MSG_CMSG_CLOEXEC)
         if not asked:
-            # The supervisors see it too; this is for those that were killed.
-            supervise.kill_all()
-            return 0
+            break  # the supervisors see it too
+        if asked == FINISH:
+            finishing = set(supervise.children())
+            for pid in finishing:
+                os.kill(pid, signal.SIGTERM)  # a child of ours, so it is not reaped yet
+            continue
         if os.fork() == 0:
             control.close()
             with contextlib.suppress(ConnectionError):  # the server has gone, or wants no more
@@ -164,6 +179,8 @@ def main() -> int:
             os._exit(0)
         for descriptor in passed:
             os.close(descriptor)
+    supervise.kill_all()
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from ..permissions import by_policy
 from .answers import MAX_OUTPUT_BYTES, Answer, RunFailed, result_json, too_long
 from .run import Run, ended
 
+PERMISSION = "approve-reads"
+"""As ``claude -p`` has it; there is nobody to ask for more."""
+
 
 async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: float) -> Answer:
     """Run the agent of that name for one turn; nothing of it is left.
@@ -32,7 +35,8 @@ async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: f
     if system is not None and request.system_mode == "append":
         system = {"append": system}
     turn = _Turn()
-    agent = backend.agent(AgentSpec(run.id, name, str(folder), request.model, system), turn)
+    spec = AgentSpec(run.id, name, str(folder), request.model, system, PERMISSION)
+    agent = backend.agent(spec, turn)
     turn.agent = agent
     blocks: list[dict[str, object]] = [{"type": "text", "text": request.prompt}]
     work = asyncio.create_task(
@@ -94,9 +98,11 @@ class _Turn:
         self._response = answer
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
-        """Reading is allowed, as ``claude -p`` allows it; there is nobody to ask for more."""
         request = params if isinstance(params, dict) else {}
-        self.agent.answer_permission(raw_id, by_policy("approve-reads", request))
+        self.agent.answer_permission(raw_id, by_policy(PERMISSION, request))
+
+    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
+        pass
 
     def agent_gone(self) -> None:
         pass

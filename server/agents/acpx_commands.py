@@ -1,0 +1,174 @@
+"""acpx's command line, for one session: in a home of the session's own, below one starter."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..codec import parse_message
+from . import processes
+from .base import AgentSpec
+from .programs import Program, Programs
+
+FOREVER_SECS = 2**31 // 1000
+"""acpx's longest timeout. The server ends turns; acpx is not to."""
+STDERR_BYTES = 2000
+
+POLICIES = {
+    "approve-all": "--approve-all",
+    "approve-reads": "--approve-reads",
+    "deny-all": "--deny-all",
+    # Of a session that was opened under the host: here there is nobody to ask.
+    "ask": "--deny-all",
+}
+
+
+class CommandError(Exception):
+    """A command failed; ``code`` is acpx's, or the agent's own number."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{super().__str__().strip()[:500]} ({self.code})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Acpx:
+    """Where acpx is, and with what it is run.
+
+    Attributes:
+        node, script: the program.
+        environ: its environment, but for HOME.
+        no_mcp: a file that names no MCP servers.
+    """
+
+    node: str
+    script: str
+    environ: Mapping[str, str]
+    no_mcp: Path
+
+
+class AcpxCommands:
+    """One session's commands, and all processes that come of them.
+
+    Args:
+        home: acpx's, for this session alone: its record, its queue, its sockets.
+        agent_argv: the agent's command.
+        agent_environ: what the agent has over acpx's environment.
+    """
+
+    def __init__(
+        self,
+        acpx: Acpx,
+        spec: AgentSpec,
+        home: Path,
+        *,
+        agent_argv: Sequence[str],
+        agent_environ: Mapping[str, str],
+    ) -> None:
+        self._acpx = acpx
+        self._spec = spec
+        self._home = home
+        environ = {**acpx.environ, **agent_environ}
+        # The agent's home is the user's, with the user's logins.
+        user_home = [f"HOME={environ['HOME']}"] if "HOME" in environ else ["-u", "HOME"]
+        self._agent = shlex.join(["/usr/bin/env", *user_home, *agent_argv])
+        self._mark = f"{spec.key}:{secrets.token_hex(4)}"
+        self._environ = {**environ, "HOME": str(home), processes.MARK: self._mark}
+        self._programs = Programs(acpx.environ)
+
+    @property
+    def running(self) -> bool:
+        return self._programs.running
+
+    async def start(
+        self, *command: str, stdin: bytes = b"", options: Sequence[str] = ()
+    ) -> Program:
+        """Start a command; close it when it is no longer needed."""
+        argv = [
+            *(self._acpx.node, self._acpx.script, "--format", "json", "--json-strict"),
+            *("--cwd", self._spec.cwd, "--agent", self._agent),
+            # What follows also overrules what a workspace's `.acpxrc.json` says.
+            *(POLICIES[self._spec.permission], "--non-interactive-permissions", "deny"),
+            *("--mcp-config", str(self._acpx.no_mcp), "--auth-policy", "skip"),
+            *("--timeout", str(FOREVER_SECS), "--ttl", "0"),
+            # As under the host: agents use tools of their own.
+            *("--no-fs", "--no-terminal"),
+            *options,
+            *command,
+        ]
+        descriptor = await asyncio.to_thread(self._prepare, stdin)
+        try:
+            return await self._programs.start(
+                argv, environ=self._environ, cwd=self._home, stdin=descriptor, keep=True
+            )
+        finally:
+            os.close(descriptor)
+
+    def _prepare(self, stdin: bytes) -> int:
+        """Make the home; a file in memory that can be a program's stdin."""
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.memfd_create("stdin")
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(stdin)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return descriptor
+
+    async def run(self, *command: str, options: Sequence[str] = ()) -> dict[str, Any]:
+        """Run a command to its end; what it tells.
+
+        Raises:
+            CommandError: it failed.
+        """
+        program = await self.start(*command, options=options)
+        try:
+            output, stderr = await asyncio.gather(program.stdout.read(), read_end(program.stderr))
+        finally:
+            await program.close()
+        for line in output.splitlines():
+            message = parse_message(line) or {}
+            if "action" in message:
+                return message
+            if isinstance(message.get("error"), dict):
+                raise error_in(message["error"], stderr)
+        raise error_in(None, stderr)
+
+    async def end(self, grace: float = 0) -> None:
+        """End all processes of the session; what is left after *grace* seconds is killed."""
+        if not await self._programs.stop(grace):
+            mark = f"{processes.MARK}={self._mark}".encode()
+            await asyncio.to_thread(processes.kill_marked, mark)
+        await asyncio.to_thread(shutil.rmtree, socket_folder(self._home), ignore_errors=True)
+
+
+def socket_folder(home: Path) -> Path:
+    """Where acpx has a home's sockets: in the system's folder for what is temporary."""
+    return Path("/tmp") / f"acpx-{hashlib.sha256(str(home).encode()).hexdigest()[:10]}"  # noqa: S108
+
+
+async def read_end(stream: asyncio.StreamReader) -> str:
+    """Read *stream* to its end; its last words."""
+    end = b""
+    while piece := await stream.read(1 << 16):
+        end = (end + piece)[-STDERR_BYTES:]
+    return end.decode(errors="replace").strip()
+
+
+def error_in(failure: Mapping[str, Any] | None, stderr: str) -> CommandError:
+    """What acpx has told of a failure."""
+    if failure is None:
+        return CommandError(stderr.rpartition("\n")[2] or "acpx ended without a word", "RUNTIME")
+    data = failure.get("data")
+    codes = data if isinstance(data, dict) else {}
+    code = codes.get("detailCode") or codes.get("acpxCode") or failure.get("code")
+    return CommandError(str(failure.get("message")), str(code))

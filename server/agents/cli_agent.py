@@ -1,0 +1,357 @@
+"""One session's agent through acpx's command line: the way of a prompt, and of a cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..errors import Error, bad_request
+from ..tasks import Tasks
+from .acpx_commands import AcpxCommands, CommandError, error_in, read_end
+from .base import (
+    AGENT_GONE,
+    AgentSpec,
+    AgentState,
+    Listener,
+    Pressure,
+    agent_failed,
+    agent_unavailable,
+)
+from .programs import Program
+from .seam import Lines
+from .transcript import Transcript
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECS = 4
+CONTROL_SECS = 30
+MAX_ARGUMENT_BYTES = 100 << 10
+
+
+class _Turn:
+    """A prompt on its way; also what its transcript tells.
+
+    Attributes:
+        done: when the turn is over for the session.
+        program: its ``acpx prompt``, once there is one.
+        held_back: it was cancelled before it was sent.
+    """
+
+    def __init__(self, agent: CliAgent) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.program: Program | None = None
+        self.sent = False
+        self.held_back = False
+        self._agent = agent
+
+    def begin(self, program: Program) -> None:
+        self.program = program
+        if self.held_back:  # while it was started
+            program.kill()
+
+    def finish(self, error: Error | None = None) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+    def prompt_sent(self, *, fresh: bool) -> None:
+        if not self.done.done():
+            self.sent = True
+            self._agent.prompt_sent(fresh=fresh)
+
+    def notified(self, line: bytes, message: dict[str, Any]) -> None:
+        if not self.held_back:
+            self._agent.notified(line, message)
+
+    def decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
+        if not self.held_back:
+            self._agent.listener.permission_decided(params, outcome)
+
+    def opened(self, result: dict[str, Any]) -> None:
+        self._agent.opened(result)
+
+    def answered(self, line: bytes, message: dict[str, Any]) -> None:
+        if not self.done.done():
+            self._agent.listener.prompt_answered(line, message)
+            self.finish()
+
+
+class CliAgent:
+    """One session's agent; see :class:`base.Agent`.
+
+    Args:
+        find_commands: the session's acpx commands; it raises :class:`Error` where its
+            agent is not installed any more.
+        start_timeout: seconds for an agent to start and load its session.
+        pressure: whether the log has room.
+    """
+
+    def __init__(
+        self,
+        spec: AgentSpec,
+        listener: Listener,
+        *,
+        find_commands: Callable[[AgentSpec], Awaitable[AcpxCommands]],
+        tasks: Tasks,
+        start_timeout: float,
+        pressure: Pressure,
+    ) -> None:
+        self.spec = spec
+        self.listener = listener
+        self._find_commands = find_commands
+        self._tasks = tasks
+        self._start_timeout = start_timeout
+        self._pressure = pressure
+        self._acpx: AcpxCommands | None = None
+        self._is_known = False
+        self._is_awake = False
+        self._ending = asyncio.Lock()
+        self._era = 0
+        # One at a time: a late cancel must not meet the next turn.
+        self._command = asyncio.Lock()
+        self._fresh = False
+        self._busy = 0
+        self._turn: _Turn | None = None
+        self._state = AgentState()
+
+    @property
+    def live(self) -> bool:
+        return self._busy > 0 or (self._acpx is not None and self._acpx.running)
+
+    @property
+    def waking(self) -> bool:
+        return self._busy > 0 and not self._is_awake
+
+    @property
+    def state(self) -> AgentState:
+        return self._state
+
+    # What the session asks for.
+
+    async def wake(self) -> None:
+        async with self._commanding():
+            pass
+
+    async def prompt(self, blocks: bytes) -> None:
+        turn = self._turn = _Turn(self)  # from here on it can be cancelled
+        self._tasks.spawn(self._run_turn(turn, blocks), f"prompt-{self.spec.key}")
+        await turn.done
+
+    def cancel(self) -> None:
+        turn = self._turn
+        if turn is None or turn.done.done():
+            return
+        if not turn.sent:
+            turn.held_back = True
+            turn.finish()
+        if turn.program is not None:
+            if turn.held_back:
+                turn.program.kill()  # acpx may have passed the prompt on already
+            self._tasks.spawn(self._cancel(), f"cancel-{self.spec.key}")
+
+    def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
+        """Nothing: acpx answers them itself."""
+
+    async def set_mode(self, mode: str) -> None:
+        await self._control("set-mode", mode)
+        if isinstance(self._state.modes, dict):
+            modes = {**self._state.modes, "currentModeId": mode}
+            self._state = replace(self._state, modes=modes)
+
+    async def set_model(self, model: str) -> None:
+        await self._control("set", "model", model)
+
+    async def set_config_option(self, key: str, value: str) -> None:
+        result = await self._control("set", key, value)
+        options = result.get("configOptions") or self._state.config_options
+        self._state = replace(self._state, config_options=options)
+
+    async def kill(self) -> None:
+        await self._end()
+
+    async def hibernate(self) -> None:
+        await self._end(CLOSE_SECS)
+
+    async def _end(self, grace: float = 0) -> None:
+        """End all processes of the session; what is left after *grace* seconds is killed."""
+        self._era += 1
+        async with self._ending:
+            if self._acpx is None or not self.live:
+                return
+            await self._acpx.end(grace)
+            async with self._command:  # what was under way has failed, if it had begun
+                await self._acpx.end()
+        self._is_awake = False
+        if self._turn is not None and self._turn.sent:
+            self._turn.finish(agent_failed(AGENT_GONE))
+        self.listener.agent_gone()
+
+    # The way of a prompt.
+
+    async def _run_turn(self, turn: _Turn, blocks: bytes) -> None:
+        patience = asyncio.get_running_loop().call_later(self._start_timeout, self._give_up, turn)
+        try:
+            if not await self._send(turn, blocks):
+                # The agent cannot load the session: begin a new one.
+                async with self._commanding() as acpx:
+                    await self._make_session(acpx, "new")
+                await self._send(turn, blocks)
+        except Error as error:
+            turn.finish(error)
+        finally:
+            patience.cancel()
+            turn.finish(agent_failed("the turn was given up"))  # else it is over already
+
+    async def _send(self, turn: _Turn, blocks: bytes) -> bool:
+        """Send the prompt, and follow its ``acpx prompt`` to the end.
+
+        Returns:
+            False where nothing was sent, for the agent could not load the session.
+
+        Raises:
+            Error: the turn has no answer.
+        """
+        transcript = Transcript(turn)
+        async with self._commanding() as acpx:
+            if turn.done.done():
+                return True
+            program = await acpx.start("prompt", *self._name, "-f", "-", stdin=blocks)
+            turn.begin(program)
+        try:
+            stderr = await self._follow(program, transcript)
+        finally:
+            await program.close()
+        if turn.done.done():
+            return True
+        error = error_in(transcript.failure, stderr)
+        if turn.sent:
+            gone = error.code == "AGENT_DISCONNECTED"
+            turn.finish(agent_failed(AGENT_GONE if gone else str(error)))
+            await self.kill()  # so ends what the agent has left
+            return True
+        if transcript.refused and not self._fresh:
+            return False
+        raise _start_error(error)
+
+    def _give_up(self, turn: _Turn) -> None:
+        """The agent does not start in time."""
+        if not turn.sent and not turn.done.done():
+            self._tasks.spawn(self.kill(), f"kill-{self.spec.key}")
+            turn.finish(agent_unavailable("the agent does not start: it took too long"))
+
+    async def _follow(self, program: Program, transcript: Transcript) -> str:
+        """Read all that the program writes; the end of its stderr."""
+        stderr = asyncio.create_task(read_end(program.stderr))
+        lines = Lines()
+        try:
+            while data := await program.stdout.read(1 << 16):
+                for line in lines.feed(data):
+                    transcript.read(line)
+                if not self._pressure.has_room:
+                    await self._pressure.room()
+            return await stderr
+        finally:
+            stderr.cancel()
+            await asyncio.gather(stderr, return_exceptions=True)
+
+    async def _cancel(self) -> None:
+        try:
+            async with self._commanding() as acpx:
+                await acpx.run("cancel", *self._name)
+        except Error as error:
+            logger.info("session %s: not cancelled: %s", self.spec.key, error.message)
+
+    async def _control(self, verb: str, *operands: str) -> dict[str, Any]:
+        async with self._commanding() as acpx:
+            try:
+                async with asyncio.timeout(CONTROL_SECS):
+                    return await acpx.run(verb, *self._name, "--", *operands)
+            except CommandError as error:
+                raise bad_request(f"the agent refused: {error}") from None
+            except TimeoutError:
+                raise agent_failed("the agent did not answer") from None
+
+    @property
+    def _name(self) -> tuple[str, str]:
+        return ("--session", self.spec.key)
+
+    @contextlib.asynccontextmanager
+    async def _commanding(self) -> AsyncIterator[AcpxCommands]:
+        """The right to give commands, once acpx knows the session; raises what a client may see."""
+        self._busy += 1
+        try:
+            era = self._era
+            async with self._ending:
+                pass
+            async with self._command:
+                if era != self._era:
+                    raise agent_failed("the agent was stopped")
+                yield await self._ensured()
+        except CommandError as error:
+            raise _start_error(error) from None
+        except OSError as error:
+            raise agent_unavailable(f"acpx cannot be started: {error.strerror}") from None
+        finally:
+            self._busy -= 1
+
+    async def _ensured(self) -> AcpxCommands:
+        """Make the session known to acpx. A new one's agent is started for that, and ended."""
+        acpx = self._acpx
+        if acpx is None:
+            acpx = self._acpx = await self._find_commands(self.spec)
+        if not self._is_known:
+            try:
+                await self._make_session(acpx, "ensure")
+            except BaseException:
+                await acpx.end()
+                raise
+            self._is_known = True
+        return acpx
+
+    async def _make_session(self, acpx: AcpxCommands, verb: str) -> None:
+        command = ("sessions", verb, "--name", self.spec.key)
+        try:
+            async with asyncio.timeout(self._start_timeout):
+                result = await acpx.run(*command, options=self._session_options())
+        except TimeoutError:
+            raise CommandError("it took too long", "TIMEOUT") from None
+        self._fresh = bool(result.get("created"))
+
+    def _session_options(self) -> list[str]:
+        options: list[str] = []
+        if self.spec.model:
+            options.append(f"--model={self.spec.model}")
+        if system := self.spec.system:
+            flag = "--system-prompt"
+            if not isinstance(system, str):
+                flag, system = "--append-system-prompt", system["append"]
+            if len(system.encode()) > MAX_ARGUMENT_BYTES:
+                raise bad_request("system: it is longer than acpx's command line takes")
+            options.append(f"{flag}={system}")
+        return options
+
+    # What a turn's transcript tells.
+
+    def prompt_sent(self, *, fresh: bool) -> None:
+        self._is_awake = True
+        self.listener.prompt_sent("fresh" if fresh or self._fresh else "kept")
+        self._fresh = False
+
+    def notified(self, line: bytes, message: dict[str, Any]) -> None:
+        if message["method"] == "session/update":
+            self._state = self._state.updated(message.get("params"))
+        self.listener.agent_notified(line)
+
+    def opened(self, result: dict[str, Any]) -> None:
+        self._state = self._state.opened(result)
+
+
+def _start_error(error: CommandError) -> Error:
+    return agent_unavailable(f"the agent does not start: {error}")
