@@ -34,7 +34,7 @@ alone = unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES MAKE_TERMOUT MAKE_TERMERR
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.13 chooses the Python (3.11 or newer), ARGS="..." is passed on to run, test and bench.'
 
@@ -69,6 +69,12 @@ fmt: $(DEV_STAMP) ## Format the code and mend what can be mended
 .PHONY: bench
 bench: setup ## Measure how fast turns are relayed
 	@$(alone) exec $(BIN)/python bench/turn.py $(ARGS)
+
+.PHONY: pictures
+pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's pictures anew (looks best with the fonts Inter and JetBrains Mono)
+	@$(alone) $(BIN)/python -m pytest tests/browser/test_pictures.py
+	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/page.png
+	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/page-phone.png
 
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/

@@ -63,6 +63,10 @@ export class Session {
 	get title() {
 		return this.state?.meta?.title || this.model.title || '';
 	}
+	/** What it is called until somebody, or the agent, finds a better name. */
+	get #firstWords() {
+		return firstLine(this.#parts.promptParts(this.model.turns[0]?.prompt).text);
+	}
 	get agent() {
 		return this.state?.agent ?? 'the agent';
 	}
@@ -87,9 +91,9 @@ export class Session {
 		const sent = this.wire.prompt(prompt, { id, files });
 		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' });
 		this.#changedOutbox();
-		const [line] = this.#parts.promptParts(prompt).text.split('\n');
+		const line = firstLine(this.#parts.promptParts(prompt).text);
 		// A name to find it by: without one the list is a list of nothing.
-		if (!this.title && line) this.rename(line.slice(0, 80)).catch(() => {});
+		if (!this.title && line) this.rename(line).catch(() => {});
 	}
 
 	/** Takes back a prompt that failed to go out. */
@@ -143,6 +147,10 @@ export class Session {
 		} else if (this.synced && !this.asked && !model.modes && !model.configOptions) {
 			this.asked = true; // the agent is at work: now it is known what it offers
 			this.#readBack();
+		}
+		const { title } = model;
+		if (this.synced && entry.type === 'turn_end' && title && title !== this.title && this.title === this.#firstWords) {
+			this.rename(title).catch(() => {}); // the agent's own name for it says more
 		}
 		this.#changed();
 	}
@@ -200,3 +208,5 @@ export class Session {
 		this.#emit('frame');
 	}
 }
+
+const firstLine = (text) => text.trim().split('\n')[0].slice(0, 80);

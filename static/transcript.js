@@ -6,6 +6,7 @@
  * what changed in `model.dirty` (turns, items, the model) for a view to take.
  *
  *   turns[]  {index, prompt, id, context, status, stopReason, durationMs, error, usage, plan, items[]}
+ *            failure: what the agent told beyond the error's message; null if it answered no error
  *   items[]  kind 'message', 'thought', 'user': parts[], done
  *            kind 'tool': id, title, toolKind, status, content, locations, input, output, terminal, permission
  *            kind 'plan': entries[]; kind 'note': a small fact
@@ -60,11 +61,12 @@ const ENTRIES = {
 	},
 
 	event(model, entry) {
-		const { method, params, result } = entry.event ?? {};
+		const { method, params, result, error } = entry.event ?? {};
 		const update = method === 'session/update' ? (params?.update ?? {}) : {};
 		if (Object.hasOwn(UPDATES, update.sessionUpdate)) UPDATES[update.sessionUpdate](model, update, entry);
 		else if (method) addRaw(model, entry, update.sessionUpdate ?? method, update.sessionUpdate ? update : params);
 		else if (result?.usage) turnOf(model, entry).usage = result.usage; // the response; turn_end says the rest
+		else if (error) turnOf(model, entry).failure = detailOf(error.data);
 	},
 
 	/** A request lives on the tool call that it is about, and brings it if it is new. */
@@ -127,7 +129,7 @@ const UPDATES = {
 function turnOf(model, { turn_index: index = 0, ts }) {
 	let turn = model.byIndex.get(index);
 	if (!turn) {
-		turn = { kind: 'turn', index, prompt: null, id: null, context: 'kept', status: 'ended', startedAt: ts, stopReason: null, durationMs: null, error: null, usage: null, plan: null, items: [] };
+		turn = { kind: 'turn', index, prompt: null, id: null, context: 'kept', status: 'ended', startedAt: ts, stopReason: null, durationMs: null, error: null, failure: null, usage: null, plan: null, items: [] };
 		hide(turn, { open: new Set(), text: null }); // tool calls that still run; the text that still grows
 		model.byIndex.set(index, turn);
 		model.turns.push(turn);
@@ -234,6 +236,12 @@ export function promptParts(prompt) {
 		text = lines.join('\n');
 	}
 	return { text, files, others: blocks.filter((block) => !isText(block)) };
+}
+
+/** What agents put beside the message of a JSON-RPC error, where it is for a reader. */
+function detailOf(data) {
+	const text = typeof data === 'string' ? data : (data?.details ?? data?.message);
+	return typeof text === 'string' ? text : '';
 }
 
 function list(value) {

@@ -13,12 +13,14 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from server.agents.acpx import find_node
 from server.routes import page as page_module
 
 from .conftest import Serve
-from .harness import ROOT, LocalServer
+from .harness import PATIENCE, ROOT, Client, LocalServer
 
 JAVASCRIPT = ("text/javascript", "application/javascript")
+NODE = find_node()
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -253,3 +255,24 @@ async def test_what_is_served_is_only_read(
             async with http.request(method, server.url + path) as response:
                 assert response.status == 405
                 assert "GET" in response.headers["Allow"]
+
+
+async def test_the_client_to_copy_works_in_node_as_the_docs_show_it(
+    server: LocalServer, client: Client, tmp_path: Path
+) -> None:
+    docs = (ROOT / "docs" / "browser.md").read_text("utf-8")
+    (code,) = re.findall(
+        r"^<!-- the node client -->\n```js\n(.*?)^```$", docs, re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "chat.mjs").write_text(code.replace("./static/", f"{ROOT.as_uri()}/static/"))
+    process = await asyncio.create_subprocess_exec(
+        NODE,
+        "chat.mjs",
+        "hello",
+        cwd=tmp_path,
+        env={"SERVER": server.url, "TOKEN": client.token or ""},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert said.decode() == "echo: hello\n(end_turn)\n"
+    assert process.returncode == 0

@@ -25,7 +25,7 @@ export const bytes = (number) => (number < 1048576 ? `${Math.ceil(number / 1024)
 export function money(cost) {
 	const { amount, currency } = cost ?? {};
 	if (!(amount > 0)) return '';
-	const number = amount.toFixed(amount < 1 ? 3 : 2);
+	const number = amount.toFixed(amount < 0.1 ? 4 : 2);
 	return currency === 'USD' ? `$${number}` : `${number} ${currency}`;
 }
 

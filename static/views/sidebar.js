@@ -13,9 +13,9 @@ export class Sidebar {
 		this.rows = new Map(); // id -> element, kept so that focus and open menus survive a refresh
 		this.find = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find a session', oninput: () => this.#draw() });
 		this.list = h('div.session-list', {}, Array.from({ length: 5 }, () => h('div.skeleton')));
-		this.note = h('p.hint', { role: 'status' });
+		this.note = h('p.hint.list-note', { role: 'status' });
 		const closed = h('input', { type: 'checkbox', onchange: () => on.withClosed(closed.checked) });
-		this.closed = h('label.check.hint', {}, closed, 'Closed ones, too');
+		this.closed = h('label.check.hint', {}, closed, 'Show closed sessions');
 		this.el = h(
 			'nav.sidebar',
 			{ 'aria-label': 'Sessions' },
@@ -23,8 +23,8 @@ export class Sidebar {
 			h('div.brand', {}, icon('mark'), h('span.grow', { text: 'clawdforge' }), h('button.icon-button.only-narrow', { 'aria-label': 'Hide the sessions', onclick: on.hide }, icon('close'))),
 			h('button.new', { onclick: () => on.open(null) }, icon('plus'), 'New session'),
 			h('div.find', {}, icon('search'), this.find),
-			this.list,
 			this.note,
+			this.list,
 			menuButton(h('button.quiet.wide', {}, icon('gear'), 'Settings'), on.menu),
 		);
 	}
@@ -61,7 +61,7 @@ export class Sidebar {
 			this.list.replaceChildren(...nodes, this.closed);
 			if (this.list.contains(focused)) focused.focus();
 		}
-		setText(this.note, shown.length ? '' : wanted ? 'No session fits.' : 'No sessions yet.');
+		setText(this.note, shown.length ? '' : wanted ? 'No session fits.' : 'Your sessions will be listed here.');
 	}
 
 	#row(session) {

@@ -12,6 +12,9 @@ const PERMISSIONS = {
 };
 
 export class StartView {
+	/** What the demo agent can show, for a first visit without any other. */
+	static #IDEAS = ['help', 'plan', 'diff', 'code'];
+
 	/** `on`: create(options, message), save(choice), menu(); `choice`: what was chosen last time */
 	constructor({ on, upload, choice }) {
 		this.on = on;
@@ -23,13 +26,15 @@ export class StartView {
 		this.cwd = h('input', { placeholder: 'a fresh one', spellcheck: 'false' });
 		this.system = h('textarea', { placeholder: 'none', rows: 3 });
 		this.note = h('p.form-note', { role: 'alert' });
+		const ideas = StartView.#IDEAS.map((text) => h('button.secondary', { text, onclick: () => this.#create({ prompt: [{ type: 'text', text }] }) }));
+		this.ideas = h('div.chips.ideas', {}, h('p.hint', { text: 'The demo agent needs no account. See it:' }), ideas);
 		const field = (label, input) => h('label', {}, label, input);
 		const more = h('details.start-more', {}, h('summary', {}, icon('chevron'), 'More choices'), h('div.fields', {}, field('Model', this.model), field('Working folder', this.cwd), field('Instructions for the agent', this.system)));
 		this.el = h(
 			'section.start',
 			{ 'aria-labelledby': 'start-title' },
 			h('header.bar', {}, h('button.icon-button.only-narrow', { 'aria-label': 'Show the sessions', onclick: on.menu }, icon('menu'))),
-			h('div.start-inner', {}, h('h1', { id: 'start-title' }, icon('mark'), 'What should be done?'), this.composer.el, this.note, more),
+			h('div.start-inner', {}, h('h1', { id: 'start-title' }, icon('mark'), 'What should be done?'), this.composer.el, this.note, this.ideas, more),
 		);
 		dropTarget(this.el, (files) => this.composer.add(files));
 		this.#draw();
@@ -41,7 +46,8 @@ export class StartView {
 
 	setAgents(agents) {
 		const usable = agents.filter(({ installed }) => installed);
-		this.agents = [...usable, ...agents.filter(({ installed }) => !installed)];
+		this.agents = usable.map(({ name }) => name);
+		this.missing = agents.filter(({ installed }) => !installed).map(({ name }) => name).join(', ');
 		this.choice.agent = (usable.find(({ name }) => name === this.choice.agent) ?? usable.find((agent) => agent.default) ?? usable[0])?.name;
 		this.#draw();
 	}
@@ -53,8 +59,9 @@ export class StartView {
 			this.on.save(this.choice);
 			this.#draw();
 		};
-		const agents = () => this.agents.map(({ name, installed }) => ({ label: name, detail: !installed && 'not installed on the server', disabled: !installed, checked: name === agent, onselect: pick({ agent: name }) }));
+		const agents = () => [...this.agents.map((name) => ({ label: name, checked: name === agent, onselect: pick({ agent: name }) })), this.missing && { heading: `Not installed on the server: ${this.missing}` }].filter(Boolean);
 		const permissions = () => Object.entries(PERMISSIONS).map(([value, [label, detail]]) => ({ label, detail, checked: value === permission, onselect: pick({ permission: value }) }));
+		this.ideas.hidden = agent !== 'demo';
 		this.pickers.replaceChildren(pickerButton('Agent', agent, agents), pickerButton('Permission', PERMISSIONS[permission]?.[0] ?? permission, permissions));
 	}
 

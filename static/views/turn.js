@@ -103,19 +103,19 @@ export class TurnView {
 	}
 
 	#ending() {
-		const { stopReason, error } = this.turn;
+		const { stopReason, error, failure } = this.turn;
 		const [words, name, action] = ENDINGS[stopReason] ?? [];
 		if (!words) return [];
 		const again = action && (!error || error.retryable) && h('button.secondary.again', { onclick: () => this.context.retry(this.turn) }, icon('refresh'), action);
-		return [h('div.ending', { 'data-reason': stopReason }, icon(name), h('div.grow', {}, ERRORS[error?.code] ?? words, error?.message && h('p', { text: error.message })), again)];
+		return [h('div.ending', { 'data-reason': stopReason }, icon(name), h('div.grow', {}, failure === null ? (ERRORS[error?.code] ?? words) : 'The agent reported an error', [error?.message, failure].map((text) => text && h('p', { text }))), again)];
 	}
 
 	#facts() {
-		const { durationMs, usage, items } = this.turn;
+		const { startedAt, durationMs, usage, items } = this.turn;
 		const messages = items.filter(({ kind }) => kind === 'message');
 		const words = [durationMs && duration(durationMs), usage?.totalTokens && `${compact(usage.totalTokens)} tokens`].filter(Boolean).join(' · ');
 		const answer = () => messages.map(({ parts }) => parts.map(({ text }) => text ?? '').join('')).join('\n\n');
-		return h('p.facts', {}, words, messages.length > 0 && copyButton(answer, 'Copy answer'));
+		return h('p.facts', { title: new Date(startedAt).toLocaleString() }, words, messages.length > 0 && copyButton(answer, 'Copy answer'));
 	}
 }
 

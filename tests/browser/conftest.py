@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +15,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, async_playwright, expect
 
-from ..harness import PATIENCE, Client, LocalServer, local_server
+from ..harness import MOCKS, PATIENCE, Client, LocalServer, local_server, mock_agent
+from .scenes import PLAYS
 from .tab import DESKTOP, WATCH, Tab
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -59,7 +61,10 @@ async def browser() -> AsyncIterator[Browser]:
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
     # Debugging a loop doubles the time of every message to and from the browser.
     asyncio.get_running_loop().set_debug(False)
-    async with local_server(tmp_path_factory.mktemp("browser") / "data") as started:
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "plays.json").write_text(json.dumps(PLAYS))
+    agents = {**MOCKS, "claude": mock_agent(f"--plays={folder / 'plays.json'}")}
+    async with local_server(folder / "data", agents=agents) as started:
         yield started
 
 

@@ -72,16 +72,32 @@ def _tool(identity: str, title: str, kind: str, **fields: Any) -> Json:
     )
 
 
-def _stream(text: str, ms: int) -> list[Json]:
-    steps: list[Json] = []
-    for word in text.splitlines(keepends=True):
-        steps += [{"say": word}, {"sleep": ms}] if ms else [{"say": word}]
-    return steps
+def _options(*choices: tuple[str, str]) -> Json:
+    options = [
+        {
+            "id": name.lower(),
+            "name": name,
+            "type": "select",
+            "currentValue": value,
+            "options": [{"value": value, "name": value}],
+        }
+        for name, value in choices
+    ]
+    return _update("config_option_update", configOptions=options)
 
+
+OTHERS = [
+    "Upgrade the dependencies",
+    "Why is the build slow?",
+    "Draft the release notes",
+    "Port the parser",
+    "Review the auth module",
+]
 
 PLAYS: dict[str, list[Json]] = {
     FLAKY: [
         _update("session_info_update", title="Fix the flaky login test"),
+        _options(("Mode", "Ask first"), ("Model", "Large"), ("Thinking", "Medium")),
         {"think": "A test that fails now and then waits for time, not for an event. "},
         {"think": "I will look for a sleep in the login helper first."},
         _plan(1),

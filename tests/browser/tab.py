@@ -80,6 +80,7 @@ class Tab:
 
     async def picture(self, name: str) -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
+        await self.page.evaluate("document.fonts.ready")
         await self.page.screenshot(path=PICTURES / f"{name}.png")
 
     async def axe(self, name: str) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
-from ..harness import ROOT, Client, LocalServer, script
+from ..harness import Client, LocalServer, script
 from .conftest import OpenTab
 from .tab import Tab
 
@@ -28,16 +28,19 @@ async def test_from_the_first_visit_to_the_first_answer(open_tab: OpenTab, clien
     await page.get_by_label("Access token").fill(tab.token)
     await page.get_by_role("button", name="Sign in").click()
     await expect(page.get_by_role("heading", name="What should be done?")).to_be_visible()
+    await page.get_by_role("button", name="Agent: ").click()
+    await page.get_by_role("menuitemradio", name="demo").click()
+    await expect(tab.button("help")).to_be_visible()
     await tab.picture("start")
     await tab.axe("start")
     await tab.say("Hello, agent")
-    await expect(page.locator(".message")).to_contain_text("echo: Hello, agent")
+    await expect(tab.answer("I am the clawdforge demo agent")).to_be_visible()
     await tab.settled()
     await expect(page.get_by_role("heading", name="Hello, agent", level=1)).to_be_visible()
     await expect(page.locator(".session-row")).to_contain_text("Hello, agent")
     state = await client.state(tab.session_id)
     assert state["meta"] == {"title": "Hello, agent"}
-    assert state["permission"] == "ask"
+    assert (state["agent"], state["permission"]) == ("demo", "ask")
     # The token is in this tab, and nowhere else.
     assert await page.evaluate("Object.keys(sessionStorage)") != []
     assert tab.token not in await page.evaluate("JSON.stringify(localStorage)")
@@ -149,16 +152,78 @@ async def test_two_tabs_see_the_same_at_once(open_tab: OpenTab, tab: Tab, client
         await expect(one.page.get_by_text("Allowed once")).to_be_visible()
 
 
+NOTIFICATIONS = """
+window.told = [];
+window.Notification = class {
+    static requestPermission = async () => "granted";
+    constructor(title, { body }) { told.push(`${title}: ${body}`); }
+};
+document.hasFocus = () => false; // its reader is elsewhere
+"""
+
+
+async def test_a_session_in_the_background_says_when_it_waits(
+    open_tab: OpenTab, client: Client, tmp_path: Path
+) -> None:
+    tab = await open_tab(client)
+    page = tab.page
+    await page.add_init_script(NOTIFICATIONS)
+    await tab.sign_in()
+    await tab.button("Settings").click()
+    await page.get_by_role("menuitem", name="Notify me").click()
+    gate = tmp_path / "gate"
+    name = {"update": {"sessionUpdate": "session_info_update", "title": "Named by its agent"}}
+    ask = {"permission": {"title": "Delete everything"}}
+    await tab.say(script({"say": "begun"}, name, {"gate": str(gate)}, ask))
+    await expect(tab.answer("begun")).to_be_visible()
+    await tab.button("New session").click()
+    await tab.say("another one")
+    await tab.settled()
+    rows = page.locator(".session-row")
+    await expect(rows).to_have_count(2)
+    await expect(page.locator(".session-row[data-state=running]")).to_have_count(1)
+    gate.touch()
+    await expect(page).to_have_title("Waiting for you · another one")
+    assert await page.evaluate("told.at(-1)") == "mock waits for you: Delete everything"
+    await page.locator(".session-row[data-state=waiting] a").click()
+    await tab.button("Allow once").click()
+    await tab.settled()
+    # The first line of what was asked gives way to the agent's own name for it.
+    await expect(rows.filter(has_text="Named by its agent")).to_have_count(1)
+    await expect(page.get_by_role("heading", name="Named by its agent")).to_be_visible()
+    await expect(page).to_have_title("Named by its agent")
+
+
 async def test_files_are_attached_by_choice_and_by_drop(tab: Tab, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("remember the milk")
     picture = tmp_path / "p.png"
-    shutil.copy(ROOT / "docs" / "flow.svg", tmp_path / "flow.svg")
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 100)
+    arrived = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await arrived.wait()
+        await route.continue_()
+
+    await tab.page.route("**/files", hold)
     await tab.page.locator("input[type=file]").first.set_input_files([notes, picture])
     chips = tab.page.locator(".attachments .chip[data-state=ready]")
+    await expect(tab.page.get_by_role("progressbar", name="Uploading notes.txt")).to_be_visible()
+    await tab.composer.fill("too early")
+    await expect(tab.button("Send").and_(tab.page.locator(":visible"))).to_be_disabled()
+    arrived.set()
     await expect(chips).to_have_count(2)
     await tab.picture("attached")
+    # One comes through the clipboard, as a screenshot does.
+    paste = """(field) => {
+        const data = new DataTransfer();
+        data.items.add(new File(["pasted"], "pasted.txt", { type: "text/plain" }));
+        field.dispatchEvent(new ClipboardEvent("paste", { bubbles: true, clipboardData: data }));
+    }"""
+    await tab.composer.evaluate(paste)
+    await expect(chips).to_have_count(3)
+    await chips.filter(has_text="pasted.txt").get_by_role("button").click()
+    await expect(chips).to_have_count(2)
     drop = """(area) => {
         const data = new DataTransfer();
         data.items.add(new File(["dropped"], "dropped.md", { type: "text/markdown" }));

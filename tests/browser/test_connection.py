@@ -66,11 +66,12 @@ async def test_the_connection_goes_and_comes_back(tab: Tab, tmp_path: Path) -> N
 async def running(data_dir: Path, port: int) -> AsyncIterator[ServerProcess]:
     """A server as a process on that port: what it left there is what the next one finds."""
     log = data_dir.with_suffix(".log")
-    server = await start_server(data_dir, log, PORT=str(port), DRAIN_SECS="0")
+    server = await start_server(data_dir, log, PORT=str(port))
     try:
         yield server
     finally:
-        await server.stop()
+        if server.process.returncode is None:
+            await server.kill()  # at once, and all that it started with it
 
 
 async def test_a_server_that_is_killed_in_mid_stream(open_tab: OpenTab, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ async def test_everything_an_agent_can_show(tab: Tab) -> None:
     await expect(page.locator(".md table td").first).to_have_text("1")
     await expect(page.locator(".md .hljs-number")).to_have_text("1")  # coloured by the worker
     await expect(page.locator(".image img")).to_be_visible()
-    await expect(page.get_by_text("34.2k / 200k · $0.250")).to_be_visible()
+    await expect(page.get_by_text("34.2k / 200k · $0.25")).to_be_visible()
     raw = page.locator(".raw").filter(has_text="from_the_future")
     await raw.locator("summary").click()
     await expect(raw.locator("code")).to_contain_text('"x": 1')
@@ -184,3 +184,22 @@ async def test_the_policy_is_enforced(tab: Tab) -> None:
     assert await tab.page.evaluate("window.pwned") is None
     assert len(await tab.page.evaluate("window.violations")) >= 2
     await tab.page.evaluate("window.violations.length = 0")
+
+
+async def test_how_a_turn_ended_is_said_in_words(tab: Tab) -> None:
+    failure = {"code": -32603, "message": "Internal error", "data": {"details": "no quota left"}}
+    ends: dict[str, list[Json]] = {
+        "The agent declined": [{"stop": "refusal"}],
+        "reached its length limit": [{"stop": "max_tokens"}],
+        "no quota left": [{"say": "half"}, {"error": failure}],
+        "The agent stopped unexpectedly": [{"exit": 3}],
+    }
+    for turn, (words, steps) in enumerate(ends.items(), 1):
+        await tab.say(script(*steps))
+        await tab.settled(turn)
+        await expect(tab.turns.last.locator(".ending")).to_contain_text(words)
+    await expect(tab.button("Try again")).to_have_count(1)  # of the last one only
+    await tab.axe("endings")
+    await tab.picture("endings")
+    await tab.button("Try again").click()
+    await tab.settled(5)

@@ -60,7 +60,7 @@ async def main_thread(tab: Tab) -> AsyncIterator[list[float]]:
 
 async def test_streaming_keeps_the_main_thread_free(tab: Tab) -> None:
     words = "Some **words** with `code` in them, as agents write.\n\n"
-    burst = {"burst": {"count": 400, "text": words, "batch": 2, "pause_ms": 10}}  # 200 a second
+    burst = {"burst": {"count": 300, "text": words, "batch": 2, "pause_ms": 10}}  # 200 a second
     await tab.say("hello")
     await tab.settled()
     async with main_thread(tab) as tasks:

@@ -60,7 +60,7 @@ test('numbers and times in a few characters', () => {
 	assert.deepEqual([0, 300, 7200, 200_000].map((past) => ago(Date.now() / 1000 - past)), ['now', '5 min', '2 h', '2 d']);
 	assert.deepEqual([950, 34_200, 200_000].map(compact), ['950', '34.2k', '200k']);
 	assert.deepEqual([100, 2_000_000].map(bytes), ['1 KB', '1.9 MB']);
-	assert.deepEqual([money({ amount: 0.1234, currency: 'USD' }), money({ amount: 2, currency: 'EUR' }), money(null)], ['$0.123', '2.00 EUR', '']);
+	assert.deepEqual([money({ amount: 0.0123, currency: 'USD' }), money({ amount: 2, currency: 'EUR' }), money(null)], ['$0.0123', '2.00 EUR', '']);
 	assert.equal(shortPath('/a/b/c/d.js'), 'c/d.js');
 });
 
