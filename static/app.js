@@ -18,7 +18,8 @@ import { StartView } from './views/start.js';
 import { Wire } from './wire.js';
 
 const KEPT_OPEN = 8; // sessions that stay connected while one looks at another
-const LIST_EVERY = 15_000; // ms between looks at the list
+const LIST_EVERY = 15_000; // ms between looks at the list, and
+const LIST_LIVELY = 3000; // while an agent works on what is on the screen: others may queue something, too
 const ATTEND_EVERY = 250; // ms; not once a frame, for a hidden tab has no frames
 
 const root = document.getElementById('app');
@@ -94,7 +95,7 @@ function buildShell() {
 	const frames = new FramesView(() => showFrames(false));
 	const main = h('main.main', {}, start.el);
 	const el = h('div.shell', {}, sidebar.el, h('div.menu-veil', { onclick: () => showSidebar(false) }), main, frames.el);
-	shell = { el, sidebar, start, frames, main, upload, poll: setInterval(() => document.visibilityState === 'visible' && refresh(), LIST_EVERY) };
+	shell = { el, sidebar, start, frames, main, upload, poll: setInterval(poll, LIST_LIVELY) };
 	root.replaceChildren(el);
 }
 
@@ -204,12 +205,26 @@ async function attempt(action) {
 
 // ---- the list
 
+let listedAt = 0;
+
+function poll() {
+	const due = Date.now() - listedAt >= LIST_EVERY || open.get(current)?.session.running;
+	if (due && document.visibilityState === 'visible') refresh();
+}
+
 async function refresh() {
 	const mine = api;
+	listedAt = Date.now();
+	const before = new Map([...open.values()].map(({ session }) => [session, session.changes]));
 	try {
 		const sessions = await mine.sessions(withClosed);
 		if (api !== mine) return;
 		listed = sessions;
+		for (const state of listed) {
+			const session = open.get(state.session_id)?.session;
+			// What has changed here since we asked, the answer may not know.
+			if (session && session.changes === before.get(session)) session.hear(state);
+		}
 		for (const { session } of open.values()) if (session.wire.status.state === 'away') session.wire.wake(); // it is there again
 		drawList();
 	} catch {

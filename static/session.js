@@ -23,6 +23,7 @@ export class Session {
 		this.queue = new Map(); // turn_index -> {turn_index, prompt}
 		this.frames = []; // {dir, text, ts}
 		this.synced = false;
+		this.changes = 0; // counts what GET /sessions would tell, too
 		this.wire = new parts.Wire({
 			url: parts.url,
 			credential: async () => ({ token: parts.api.token }),
@@ -118,8 +119,16 @@ export class Session {
 	}
 
 	async rename(title) {
-		this.state = { ...this.state, ...(await this.#parts.api.update(this.id, { title })) };
-		this.#emit('change');
+		this.hear(await this.#parts.api.update(this.id, { title }));
+	}
+
+	/** The server's present state: another window may have named it, or queued a prompt. */
+	hear(state) {
+		this.changes += 1;
+		this.state = { ...this.state, ...state };
+		this.queue = new Map((state.queued ?? []).map((one) => [one.turn_index, one]));
+		this.#parts.seed(this.model, state);
+		if (this.synced) this.#emit('change');
 	}
 
 	#tell(sent) {
@@ -130,10 +139,8 @@ export class Session {
 	#readBack() {
 		clearTimeout(this.#timer);
 		this.#timer = setTimeout(async () => {
-			const state = await this.#parts.api.session(this.id).catch(() => ({})); // the next `ready` tells, too
-			this.state = { ...this.state, ...state };
-			this.#parts.seed(this.model, state);
-			this.#emit('change');
+			const state = await this.#parts.api.session(this.id).catch(() => null); // the next `ready` tells, too
+			if (state) this.hear(state);
 		}, READ_BACK_AFTER);
 	}
 
@@ -141,6 +148,7 @@ export class Session {
 		const { model } = this;
 		this.#parts.reduce(model, entry);
 		if (entry.type === 'turn_start') {
+			this.changes += 1;
 			this.asked = false;
 			this.queue.delete(entry.turn_index);
 			if (this.outbox.delete(entry.id)) this.#changedOutbox();
@@ -156,9 +164,7 @@ export class Session {
 	}
 
 	#ready(frame) {
-		this.state = { ...this.state, ...frame };
-		this.queue = new Map((frame.queued ?? []).map((one) => [one.turn_index, one]));
-		this.#parts.seed(this.model, frame);
+		this.hear(frame);
 		this.#changed();
 	}
 
@@ -175,6 +181,7 @@ export class Session {
 		const sent = this.outbox.get(id);
 		if (!sent) return;
 		sent.state = 'accepted';
+		this.changes += 1;
 		if (queued && !this.model.byIndex.has(index)) this.queue.set(index, { turn_index: index, prompt: sent.prompt });
 		if (queued || duplicate) this.outbox.delete(id); // else its turn_start follows at once
 		this.#changedOutbox();

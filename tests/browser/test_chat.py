@@ -150,6 +150,16 @@ async def test_two_tabs_see_the_same_at_once(open_tab: OpenTab, tab: Tab, client
     for one in (tab, other):
         await one.settled(2)
         await expect(one.page.get_by_text("Allowed once")).to_be_visible()
+    await tab.say(script({"hang": True}))
+    await expect(other.turns).to_have_count(3)
+    await tab.say("what waits for its turn")
+    for one in (tab, other):
+        await expect(one.page.locator("[data-state=queued]")).to_have_count(1)
+    await other.button("Take out").click()
+    for one in (tab, other):
+        await expect(one.page.locator("[data-state=queued]")).to_have_count(0)
+    await other.composer.press("Escape")
+    await tab.settled(4)
 
 
 NOTIFICATIONS = """
