@@ -173,6 +173,10 @@ def _show(
         ("cpu_seconds", "What the server's own process has used", time.process_time),
     ):
         metrics.read(name, description, read)
+    states = ("live", "waking", "prewarmed", "hibernated")
+    metrics.read_each(
+        "agents", "Agents, and sessions without one", "state", states, all_sessions.count_agents
+    )
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

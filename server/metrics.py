@@ -7,7 +7,8 @@ commit, never once an update.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -73,6 +74,19 @@ class Metrics:
         """Show what *read* gives, whenever somebody looks."""
         Gauge(f"{PREFIX}{name}", description, registry=self._registry).set_function(read)
 
+    def read_each(
+        self,
+        name: str,
+        description: str,
+        label: str,
+        values: Sequence[str],
+        read: Callable[[], Mapping[str, float]],
+    ) -> None:
+        """The same for a figure that is there once for each of *values*."""
+        gauge = Gauge(f"{PREFIX}{name}", description, (label,), registry=self._registry)
+        for value in values:
+            gauge.labels(value).set_function(partial(_one_of, read, value))
+
     async def watch_loop(self) -> None:
         """Measure the event loop's lag, for ever."""
         loop = asyncio.get_running_loop()
@@ -84,3 +98,7 @@ class Metrics:
     def render(self) -> tuple[bytes, str]:
         """The text, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+def _one_of(read: Callable[[], Mapping[str, float]], value: str) -> float:
+    return read()[value]

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from . import frames, permissions, store
-from .agents.base import Agent, Context
+from .agents.base import Agent, AgentSpec, Context
 from .codec import dumps, loads, parse_message
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found, session_closed
 from .log import LogWriter, SessionLog
 from .metrics import Metrics
+from .prewarmed import Prewarmed
 from .store import SessionRow, Statement, Store, TurnRow
 from .tasks import Tasks
 from .turn import Ending, Turn, error_of, verdict
@@ -36,15 +37,17 @@ CLOSE_GRACE_SECS = 1.0
 class LiveSlots(Protocol):
     """The bound on running agents, as a session sees it."""
 
-    async def acquire(self, session: Session) -> None: ...
+    async def acquire(self, holder: Session) -> None: ...
 
-    def try_acquire(self, session: Session) -> bool: ...
+    def try_acquire(self, holder: Session) -> bool: ...
 
-    def must_wait(self, session: Session) -> bool: ...
+    def must_wait(self, holder: Session) -> bool: ...
 
-    def release(self, session: Session) -> None: ...
+    def pass_on(self, holder: Prewarmed, heir: Session) -> None: ...
 
-    def idle(self, session: Session) -> None: ...
+    def release(self, holder: Session) -> None: ...
+
+    def idle(self, holder: Session) -> None: ...
 
 
 class House(Protocol):
@@ -95,6 +98,7 @@ class Session:
         self._hibernating = False
         self._changing = 0
         self._waking = False
+        self._prewarmed = False
         self.last_used = house.clock()
 
     # What is seen of it.
@@ -102,6 +106,12 @@ class Session:
     @property
     def id(self) -> str:
         return self.row.id
+
+    @property
+    def spec(self) -> AgentSpec:
+        """The agent that it wants."""
+        row = self.row
+        return AgentSpec(row.id, row.agent, row.cwd, row.model, row.system, row.permission)
 
     @property
     def is_closed(self) -> bool:
@@ -138,9 +148,11 @@ class Session:
 
     @property
     def agent_state(self) -> str:
-        """Whether the agent runs: ``live``, ``waking`` or ``hibernated``."""
+        """Whether the agent runs: ``live``, ``waking``, ``prewarmed`` or ``hibernated``."""
         if self.agent is None or not self.agent.live:
             return "hibernated"
+        if self._prewarmed and self._current is None and not self._sent_index:
+            return "prewarmed"
         return "waking" if self.agent.waking else "live"
 
     def agent_view(self) -> dict[str, Any]:
@@ -328,6 +340,13 @@ class Session:
         text = dumps({k: v for k, v in merged.items() if v is not None}).decode()
         await self._house.writer.commit([store.set_meta(self.row.n, text)])
         self.row.meta = text
+
+    def take_over(self, spare: Prewarmed) -> None:
+        """Have the agent that was started for this session before it was asked for."""
+        self.agent = spare.hand_over(self.spec, self)
+        self._prewarmed = self.agent.live
+        self._house.slots.pass_on(spare, self)
+        self._release_if_gone()
 
     def wake(self) -> None:
         """Start a new session's agent behind its creation, if there is room for one."""
@@ -544,6 +563,7 @@ class Session:
     def agent_gone(self) -> None:
         for pending in tuple(self._permissions.values()):
             self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        self._prewarmed = False
         self._release_if_gone()
 
     def _release_if_gone(self) -> None:

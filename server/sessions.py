@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from . import store
-from .agents.base import AgentInfo, AgentSpec, Backend
+from .agents.base import AgentInfo, Backend
 from .codec import dumps
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found
@@ -23,6 +23,7 @@ from .limits import Rate
 from .live_agents import LiveAgents
 from .log import LogWriter
 from .metrics import Metrics
+from .prewarmed import Prewarmer
 from .session import Session
 from .store import SessionRow, Store
 from .tasks import Tasks
@@ -59,6 +60,9 @@ class Sessions:
         self.closing = Tasks()
         self.slots = LiveAgents(settings.max_live_agents, self.tasks)
         self.is_draining = False
+        # The other backend keeps no process between turns.
+        keeps_agents = settings.agent_backend == "host"
+        self.prewarmer = Prewarmer(settings.prewarmed_agents if keeps_agents else 0, self)
         # Whoever still holds a session must meet the same one that is found by its id.
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
         self._kept: dict[str, Session] = {}
@@ -99,6 +103,13 @@ class Sessions:
     @property
     def open_count(self) -> int:
         return self._open.total()
+
+    def count_agents(self) -> Counter[str]:
+        """How many agents are in which state; of a session without one it is hibernated."""
+        found = self.slots.count_states()
+        del found["hibernated"]  # those are about to start
+        found["hibernated"] = self.open_count + len(self.prewarmer) - found.total()
+        return found
 
     @property
     def running_turns(self) -> int:
@@ -146,11 +157,9 @@ class Sessions:
         return session
 
     def _settle_in(self, session: Session) -> None:
-        row = session.row
         if not session.is_closed:
-            spec = AgentSpec(row.id, row.agent, row.cwd, row.model, row.system, row.permission)
-            session.agent = self.backend.agent(spec, session)
-        self._loaded[row.id] = self._kept[row.id] = session
+            session.agent = self.backend.agent(session.spec, session)
+        self._loaded[session.id] = self._kept[session.id] = session
 
     async def sessions_of(self, app_name: str, *, include_closed: bool) -> list[Session]:
         """The app's sessions, the newest first."""
@@ -190,10 +199,14 @@ class Sessions:
         folder = None if cwd is None else await asyncio.to_thread(self._check_cwd, cwd)
         self._take_place(app_name)
         session_id = str(uuid.uuid4())
-        made = None
+        spare = made = None
+        if model is None and system is None and folder is None:
+            spare = self.prewarmer.take(name)
         try:
-            if folder is None:
-                made = folder = self._workspace(session_id)
+            if spare is not None:
+                session_id, folder = spare.id, Path(spare.spec.cwd)
+            elif folder is None:
+                made = folder = self.workspace(session_id)
                 await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
             self._last_number += 1
             now = self.clock()
@@ -219,17 +232,24 @@ class Sessions:
                 [
                     store.insert_session(row),
                     store.audit(session_id, app_name, "create", now, detail),
+                    *([store.delete_prewarmed(session_id)] if spare is not None else []),
                 ]
             )
         except BaseException:
             self._give_place(app_name)
+            if spare is not None:
+                self.tasks.spawn(self.prewarmer.end(spare), f"prewarm-end-{spare.id}")
             if made is not None:
                 await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
             raise
         logger.info("session opened: %s", name, extra={"session": session_id, "app": app_name})
         session = Session(self, row, head=0, last_turn_index=0)
         self._settle_in(session)
-        session.wake()
+        if spare is not None:
+            session.take_over(spare)
+        else:
+            session.wake()
+        self.prewarmer.fill()
         return session
 
     def _take_place(self, app_name: str) -> None:
@@ -247,7 +267,8 @@ class Sessions:
     def _give_place(self, app_name: str) -> None:
         self._open[app_name] -= 1
 
-    def _workspace(self, session_id: str) -> Path:
+    def workspace(self, session_id: str) -> Path:
+        """The folder of a session that asks for none."""
         return self.settings.data_dir / "workspaces" / session_id
 
     def _check_cwd(self, cwd: str) -> Path:
@@ -324,19 +345,26 @@ class Sessions:
                 await self.close(session, "idle")
         for row in await self.store.sessions_closed(now - settings.session_hard_ttl_secs):
             await self._delete(row, now)
-        idle = self.slots.idle_since(now - settings.agent_idle_secs)
-        for start in range(0, len(idle), AT_ONCE):
-            await asyncio.gather(*(one.hibernate() for one in idle[start : start + AT_ONCE]))
+        await self._hibernate_unused(now)
         self._unload()
+        self.prewarmer.fill()
+
+    async def _hibernate_unused(self, now: float) -> None:
+        """Put idle agents to sleep, and before their time those in the place of prewarmed ones."""
+        idle_secs = self.settings.agent_idle_secs
+        unused_secs = min(idle_secs, self.settings.sweep_interval_secs)
+        count = max(
+            len(self.slots.idle_since(now - idle_secs)), self.prewarmer.missing - self.slots.free
+        )
+        unused = self.slots.idle_since(now - unused_secs)[:count]
+        for start in range(0, len(unused), AT_ONCE):
+            await asyncio.gather(*(one.hibernate() for one in unused[start : start + AT_ONCE]))
 
     async def _delete(self, row: SessionRow, now: float) -> None:
         """Delete a closed session with all that it left, but for its audit."""
         self._loaded.pop(row.id, None)
         self._kept.pop(row.id, None)
-        await self.backend.forget(row.id)
-        workspace = self._workspace(row.id)
-        if row.cwd == str(workspace):
-            await asyncio.to_thread(_remove_tree, workspace)
+        await self.leave_nothing(row.id, Path(row.cwd))
         detail = dumps({"agent": row.agent, "turn_count": row.turn_count}).decode()
         await self.writer.commit(
             [
@@ -344,6 +372,12 @@ class Sessions:
                 store.audit(row.id, row.app_name, "hard_delete", now, detail),
             ]
         )
+
+    async def leave_nothing(self, session_id: str, folder: Path) -> None:
+        """Remove what acpx keeps of a session, and its folder if it is its own."""
+        await self.backend.forget(session_id)
+        if folder == self.workspace(session_id):
+            await asyncio.to_thread(_remove_tree, folder)
 
     def _unload(self) -> None:
         """Forget sessions that nobody watches and nothing runs for; the database has them."""
@@ -354,6 +388,7 @@ class Sessions:
 
     async def run_sweeper(self, *others: Callable[[], Awaitable[None]]) -> None:
         """Sweep for ever, and *others* along; what fails is logged and tried again next time."""
+        self.prewarmer.start(await self.store.prewarmed())
         while True:
             await asyncio.sleep(self.settings.sweep_interval_secs)
             try:

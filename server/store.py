@@ -120,6 +120,7 @@ _MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX runs_unfinished ON runs (id) WHERE stop_reason IS NULL;
     """,
+    "CREATE TABLE prewarmed (id TEXT PRIMARY KEY) WITHOUT ROWID;",
 )
 
 
@@ -410,6 +411,10 @@ class Store:
         rows = await self._fetch("SELECT id FROM runs WHERE stop_reason IS NULL")
         return [row[0] for row in rows]
 
+    async def prewarmed(self) -> list[str]:
+        """Ids of agents that were prewarmed and never had an owner."""
+        return [row[0] for row in await self._fetch("SELECT id FROM prewarmed")]
+
     async def files_expired(self, before: float) -> list[FileRow]:
         rows = await self._fetch(
             f"SELECT {_columns(FileRow)} FROM files WHERE expires_at <= ?", before
@@ -547,6 +552,14 @@ def set_server_value(name: str, value: bytes) -> Statement:
 
 def delete_token(name: str) -> Statement:
     return "DELETE FROM tokens WHERE name = ?", (name,)
+
+
+def insert_prewarmed(session_id: str) -> Statement:
+    return "INSERT INTO prewarmed (id) VALUES (?)", (session_id,)
+
+
+def delete_prewarmed(session_id: str) -> Statement:
+    return "DELETE FROM prewarmed WHERE id = ?", (session_id,)
 
 
 def delete_file(digest: bytes) -> Statement:

@@ -55,29 +55,6 @@ async def test_the_longest_idle_agent_makes_room(serve: Serve) -> None:
     assert await context_of_last_turn(client, sessions[0]) == "kept"
 
 
-async def test_six_sessions_on_two_agents_keep_their_memories_apart(serve: Serve) -> None:
-    server = await serve(max_live_agents=2)
-    client = await server.client()
-    sessions = [await client.create() for _ in range(6)]
-    said: dict[str, list[str]] = {session: [] for session in sessions}
-    dice = random.Random(7)
-    most = 0
-
-    async def converse(session: str) -> None:
-        nonlocal most
-        for number in range(3):
-            text = f"{session} {number} {dice.random()}"
-            status, reply = await client.turn(session, text)
-            assert status == 200, reply
-            said[session].append(text)
-            most = max(most, len(server.services.sessions.slots))
-
-    await asyncio.gather(*map(converse, sessions))
-    for session in sessions:
-        assert await history(client, session) == said[session]
-    assert most <= 2
-
-
 async def test_when_all_agents_are_busy_a_prompt_waits_and_says_so(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()

@@ -52,6 +52,7 @@ LEVELS = {
     "log": 2,
     "permissions": 2,
     "turn": 2,
+    "prewarmed": 3,
     "session": 3,
     "files": 3,
     "live_agents": 4,
@@ -117,6 +118,7 @@ SIBLINGS = {
         *("agents.host_agent", "agents.host_process"),
     },
     "agents.spawn": {"agents.supervise"},
+    "session": {"prewarmed"},
     "sessions": {"live_agents"},
 }
 

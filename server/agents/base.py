@@ -116,6 +116,9 @@ class Agent(Protocol):
     @property
     def state(self) -> AgentState: ...
 
+    def pass_to(self, spec: AgentSpec, listener: Listener) -> None:
+        """Serve another *listener* from now on, with another permission in *spec* perhaps."""
+
     async def wake(self) -> None:
         """Start a new session's agent, so that its first prompt need not wait for it.
 

@@ -133,6 +133,10 @@ class CliAgent:
     def state(self) -> AgentState:
         return self._state
 
+    def pass_to(self, spec: AgentSpec, listener: Listener) -> None:
+        self.spec, self.listener = spec, listener
+        self._acpx = None  # its commands name the permission
+
     # What the session asks for.
 
     async def wake(self) -> None:

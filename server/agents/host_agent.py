@@ -89,6 +89,9 @@ class HostAgent:
     def state(self) -> AgentState:
         return self._state
 
+    def pass_to(self, spec: AgentSpec, listener: Listener) -> None:
+        self.spec, self._listener = spec, listener
+
     # What the session asks for.
 
     async def wake(self) -> None:

@@ -1,0 +1,57 @@
+"""Many sessions on a few agents, asked at random by many clients: none forgets, none mixes up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+from .conftest import Serve
+from .harness import script, texts_of
+
+SESSIONS, AGENTS, CLIENTS, PROMPTS = 40, 4, 20, 60
+
+
+async def test_many_sessions_on_four_agents_keep_their_memories(serve: Serve) -> None:
+    server = await serve(
+        max_live_agents=AGENTS,
+        prewarmed_agents=1,
+        max_queued_turns=PROMPTS,
+        max_sessions_per_app=SESSIONS,
+    )
+    slots = server.services.sessions.slots
+    apps = [await server.client(f"app-{n}") for n in range(2)]
+    sessions = [(apps[n % 2], await apps[n % 2].create()) for n in range(SESSIONS)]
+    dice = random.Random(20)
+    answers: dict[str, dict[int, tuple[str, list[str]]]] = {one: {} for _, one in sessions}
+    left = iter(range(PROMPTS))
+    most = 0
+
+    async def ask() -> None:
+        """One client: prompts any session until all prompts are spent."""
+        nonlocal most
+        for number in left:
+            app, session = dice.choice(sessions)
+            text = script({"say": f"{session} {number}"}, {"history": True})
+            status, reply = await app.turn(session, text)
+            assert status == 200, reply
+            most = max(most, len(slots))
+            answer, _, remembered = texts_of(reply["events"]).partition("[")
+            assert answer == f"{session} {number}"
+            answers[session][reply["turn_index"]] = text, json.loads("[" + remembered)
+
+    await asyncio.gather(*(ask() for _ in range(CLIENTS)))
+    assert 0 < most <= AGENTS
+    assert sum(map(len, answers.values())) == PROMPTS
+    for turns in answers.values():
+        said: list[str] = []
+        for _, (text, remembered) in sorted(turns.items()):
+            said.append(text)
+            assert remembered == said
+    contexts = [
+        entry["context"]
+        for app, session in sessions
+        for entry in await app.events(session)
+        if entry["type"] == "turn_start"
+    ]
+    assert set(contexts) == {"new", "kept"}
