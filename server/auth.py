@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from . import store
-from .config import Settings
+from .config import Network, Settings
 from .errors import Error, bad_request, not_found
 from .log import LogWriter
 from .store import Store, TokenRow
@@ -212,12 +212,34 @@ class Tokens:
 
 
 def _in_networks(address: str | None, networks: Sequence[str]) -> bool:
+    return _is_in(address, [ipaddress.ip_network(network) for network in networks])
+
+
+def _is_in(address: str | None, networks: Sequence[Network]) -> bool:
+    if not networks:
+        return False
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])
     except ValueError:
         return False
     mapped = getattr(parsed, "ipv4_mapped", None)
-    return any((mapped or parsed) in ipaddress.ip_network(network) for network in networks)
+    return any((mapped or parsed) in network for network in networks)
+
+
+def client_address(request: web.Request, trusted: Sequence[Network]) -> str | None:
+    """Whose request it is, behind proxies that are *trusted*.
+
+    Each proxy adds the address that it was asked from to the end of
+    X-Forwarded-For: read from there, the first that is no trusted proxy's is the
+    client's. What stands before it the client may have written itself.
+    """
+    address = request.remote
+    hops = [
+        hop for line in request.headers.getall("X-Forwarded-For", ()) for hop in line.split(",")
+    ]
+    while hops and _is_in(address, trusted):
+        address = hops.pop().strip()
+    return address
 
 
 def bearer(request: web.Request) -> str | None:

@@ -7,6 +7,7 @@ Each field of :class:`Settings` is one variable ``CLAWDFORGE_<FIELD IN CAPITALS>
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from typing import Any
 from dotenv import dotenv_values
 
 PREFIX = "CLAWDFORGE_"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class SettingError(Exception):
@@ -94,6 +97,13 @@ def _origins(value: str) -> tuple[str, ...]:
 
 def _roots(value: str) -> tuple[Path, ...]:
     return tuple(_folder(part) for part in _names(value.replace(os.pathsep, ",")))
+
+
+def _networks(value: str) -> tuple[Network, ...]:
+    try:
+        return tuple(map(ipaddress.ip_network, _names(value)))
+    except ValueError as error:
+        raise ValueError(f"must be networks such as 127.0.0.1/32, 10.0.0.0/8: {error}") from None
 
 
 def _folder(name: str) -> Path:
@@ -174,6 +184,7 @@ class Settings:
     stall_timeout_secs: float = _setting(_seconds(0.01, 3600), 30)
     drain_secs: float = _setting(_seconds(0, 3600), 10)
     allowed_origins: tuple[str, ...] = _setting(_origins, ())
+    trusted_proxies: tuple[Network, ...] = _setting(_networks, ())
     workspace_roots: tuple[Path, ...] = _setting(_roots, ())
     log_format: str = _setting(_choice("text", "json"), "text")
     log_level: str = _setting(_choice("debug", "info", "warning", "error"), "info")

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from .auth import LOOPBACK_NAMES
+from .auth import LOOPBACK_NAMES, client_address
 from .errors import Error, internal
 from .replies import error_reply
 from .services import APP, REQUEST_ID, SESSION, TURN, services_of
@@ -32,6 +32,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Run the handler; whatever it raises becomes an answer, and nothing leaks."""
+    trusted = services_of(request).settings.trusted_proxies
+    if trusted:
+        request = request.clone(remote=client_address(request, trusted) or "")
     request[REQUEST_ID] = request_id = uuid.uuid4().hex[:16]
     began = time.monotonic()
     try:

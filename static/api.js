@@ -1,5 +1,8 @@
 /** api.js: the REST calls of the contract. A failure is an ApiError with the server's code. */
 
+/** The address of a path of the contract; the page may lie below a proxy's prefix. */
+export const addressOf = (path) => new URL(`..${path}`, import.meta.url).href;
+
 export class ApiError extends Error {
 	constructor(status, body) {
 		super(body?.error ?? (status ? `The server answered ${status}.` : 'The server cannot be reached.'));
@@ -41,7 +44,7 @@ export class Api {
 		const done = new Promise((resolve, reject) => {
 			const form = new FormData();
 			form.append('file', file, file.name);
-			xhr.open('POST', '/files');
+			xhr.open('POST', addressOf('/files'));
 			xhr.setRequestHeader('Authorization', `Bearer ${this.token}`);
 			xhr.responseType = 'json';
 			xhr.upload.onprogress = ({ loaded, total }) => onprogress(loaded / total);
@@ -53,7 +56,7 @@ export class Api {
 
 	async #call(method, path, body) {
 		const headers = { Authorization: `Bearer ${this.token}`, 'Content-Type': 'application/json' };
-		const response = await fetch(path, { method, headers, body: body && JSON.stringify(body), cache: 'no-store' }).catch(() => null);
+		const response = await fetch(addressOf(path), { method, headers, body: body && JSON.stringify(body), cache: 'no-store' }).catch(() => null);
 		const answer = await response?.json().catch(() => null);
 		if (response?.ok) return answer;
 		const error = new ApiError(response?.status ?? 0, answer);

@@ -3,7 +3,7 @@
  * the screen, and hands each part what it needs. The only module that imports its
  * siblings; they do not know each other.
  */
-import { Api } from './api.js';
+import { addressOf, Api } from './api.js';
 import { Session } from './session.js';
 import { storage } from './storage.js';
 import { createTranscript, promptParts, reduce, seed, textOf } from './transcript.js';
@@ -156,7 +156,7 @@ function retire(entry) {
 
 function openSession(id, state = listed.find((one) => one.session_id === id)) {
 	if (open.has(id)) return open.get(id);
-	const url = `${location.origin.replace('http', 'ws')}/sessions/${encodeURIComponent(id)}/ws`;
+	const url = addressOf(`/sessions/${encodeURIComponent(id)}/ws`).replace('http', 'ws');
 	const session = new Session(id, state, { api, storage, Wire, createTranscript, reduce, seed, promptParts, url });
 	const entries = () => [
 		{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },

@@ -2,9 +2,9 @@
  * highlight.worker.js: colours code off the main thread.
  * In: {id, code, language}. Out: {id, tokens: [[class or null, text], …] or null}:
  * tokens, so that the page makes text nodes and never parses HTML. (A worker has
- * no import map, hence the full address.)
+ * no import map, hence the address.)
  */
-import hljs from '/lib/@highlightjs/cdn-assets/es/highlight.min.js';
+import hljs from '../lib/@highlightjs/cdn-assets/es/highlight.min.js';
 
 self.onmessage = ({ data: { id, code, language } }) => {
 	const known = hljs.getLanguage(language); // else plain code is a fine answer

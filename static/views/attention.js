@@ -33,7 +33,7 @@ export class Attention {
 	notify(title, body, onclick) {
 		if (document.visibilityState === 'visible' && document.hasFocus()) return;
 		try {
-			const note = new Notification(title, { body, tag: title, icon: '/static/favicon.svg' });
+			const note = new Notification(title, { body, tag: title, icon: new URL('../favicon.svg', import.meta.url).href });
 			note.onclick = () => {
 				window.focus();
 				onclick();

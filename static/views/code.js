@@ -13,7 +13,7 @@ const languages = new WeakMap(); // code element -> language
 
 async function paint(code) {
 	if (!worker) {
-		worker = new Worker('/static/highlight.worker.js', { type: 'module' });
+		worker = new Worker(new URL('../highlight.worker.js', import.meta.url), { type: 'module' });
 		worker.onmessage = ({ data: { id, tokens } }) => {
 			waiting.get(id)(tokens);
 			waiting.delete(id);
