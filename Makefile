@@ -76,6 +76,10 @@ pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's pictures anew (looks b
 	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/page.png
 	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/page-phone.png
 
+.PHONY: chaos
+chaos: $(DEV_STAMP) $(NODE_STAMP) ## Keep every promise under its fault, at length, and show the figures
+	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos
+
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/
 	rm -rf .venv node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ from .app import FIRST_TOKENS, StartError, build_app
 from .commands import backup, doctor, sessions, tokens
 from .commands.house import CommandError
 from .config import SettingError, Settings, load, with_env_file
+from .door import Door
+from .services import SERVICES
 
 ENV_FILE = Path(".env")
 HANDLERS_SECS = 2.0
@@ -72,24 +75,21 @@ async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     app = await build_app(settings, environ=environ)
-    runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, shutdown_timeout=HANDLERS_SECS
-    )
-    try:
+    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=HANDLERS_SECS)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(runner.cleanup)
         await runner.setup()
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+        door = Door(app[SERVICES].sockets.waiting, settings.auth_timeout_secs)
         try:
-            await site.start()
+            port = await stack.enter_async_context(door.open(runner, settings.host, settings.port))
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
             raise StartError(f"cannot listen on {where}: {error.strerror or error}") from None
         async with control.listening(runner, settings.data_dir):
-            _greet(app, settings, runner.addresses[0][1])
+            _greet(app, settings, port)
             await stop.wait()
             print("clawdforge is stopping; running turns have a moment to finish", flush=True)
             await app.shutdown()  # still listening: who asks meanwhile is told 503, draining
-    finally:
-        await runner.cleanup()
 
 
 def _greet(app: web.Application, settings: Settings, port: int) -> None:

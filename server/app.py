@@ -126,8 +126,10 @@ async def _house(
             store,
             writer,
             max_bytes=settings.max_upload_bytes,
+            max_bytes_per_app=settings.max_upload_bytes_per_app,
             clock=clock,
         )
+        await uploads.start()
         _show(metrics, writer, all_sessions, runner, sockets, backend)
         app[SERVICES] = Services(
             settings, tokens, all_sessions, uploads, sockets, state, metrics, runner
@@ -164,11 +166,12 @@ def _show(
         ("sockets", "Connected sockets", lambda: len(sockets)),
         (
             "waiting_sockets",
-            "Sockets that have yet to say who they are",
+            "Connections and sockets that have yet to say who they are",
             lambda: len(sockets.waiting),
         ),
         ("replay_lag_entries", "What the socket farthest behind lacks", lambda: sockets.replay_lag),
         ("log_backlog_bytes", "Entries that are not yet durable", lambda: writer.backlog),
+        ("tasks", "Asyncio tasks", lambda: len(asyncio.all_tasks())),
         ("host_restarts", "Restarts of the acpx host", lambda: backend.restarts),
         ("cpu_seconds", "What the server's own process has used", time.process_time),
     ):

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,12 @@ class Upload:
 
 
 class Files:
-    """The uploads of all apps."""
+    """The uploads of all apps.
+
+    Args:
+        max_bytes: of one file.
+        max_bytes_per_app: of all the files that an app has here, those that still arrive included.
+    """
 
     def __init__(
         self,
@@ -51,13 +57,20 @@ class Files:
         writer: LogWriter,
         *,
         max_bytes: int,
+        max_bytes_per_app: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
         self._store = database
         self._writer = writer
         self._max_bytes = max_bytes
+        self._max_bytes_per_app = max_bytes_per_app
         self._clock = clock
+        self._bytes_of: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        """Count what earlier servers kept."""
+        self._bytes_of.update(await self._store.upload_sizes())
 
     async def save(self, app_name: str, name: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Write an upload to disk as it comes; it is nobody's until :meth:`keep`.
@@ -70,7 +83,7 @@ class Files:
         upload = Upload(app_name, token, path, 0)
         await asyncio.to_thread(path.parent.mkdir, mode=0o700, parents=True)
         try:
-            upload.size = await self._write(path, chunks)
+            await self._write(upload, chunks)
         except BaseException:
             await self.discard(upload)
             raise
@@ -96,20 +109,30 @@ class Files:
             raise
 
     async def discard(self, upload: Upload) -> None:
+        self._bytes_of[upload.app_name] -= upload.size
         await asyncio.to_thread(shutil.rmtree, upload.path.parent, ignore_errors=True)
 
-    async def _write(self, path: Path, chunks: AsyncIterator[bytes]) -> int:
-        size = 0
-        file = await asyncio.to_thread(path.open, "xb")
+    async def _write(self, upload: Upload, chunks: AsyncIterator[bytes]) -> None:
+        file = await asyncio.to_thread(upload.path.open, "xb")
         try:
             async for chunk in chunks:
-                size += len(chunk)
-                if size > self._max_bytes:
-                    raise Error("payload_too_large", f"a file has at most {self._max_bytes} bytes")
+                self._count(upload, len(chunk))
                 await asyncio.to_thread(file.write, chunk)
         finally:
             await asyncio.to_thread(file.close)
-        return size
+
+    def _count(self, upload: Upload, more: int) -> None:
+        """Take *more* bytes of the app's allowance, before they are written."""
+        if upload.size + more > self._max_bytes:
+            raise Error("payload_too_large", f"a file has at most {self._max_bytes} bytes")
+        if self._bytes_of[upload.app_name] + more > self._max_bytes_per_app:
+            raise Error(
+                "payload_too_large",
+                f"an app's files have at most {self._max_bytes_per_app} bytes together:"
+                " wait until some have expired",
+            )
+        upload.size += more
+        self._bytes_of[upload.app_name] += more
 
     async def paths(self, app_name: str, tokens: Sequence[str]) -> list[Path]:
         """Where the app's files of these tokens lie.
@@ -129,6 +152,7 @@ class Files:
         for row in await self._store.files_expired(self._clock()):
             await asyncio.to_thread(shutil.rmtree, Path(row.path).parent, ignore_errors=True)
             await self._writer.commit([store.delete_file(row.hash)])
+            self._bytes_of[row.app_name] -= row.size
 
 
 def annotate(blocks: list[dict[str, object]], paths: Sequence[Path]) -> list[dict[str, object]]:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from .auth import LOOPBACK_NAMES, client_address
+from .door import Connection
 from .errors import Error, internal
 from .replies import error_reply
 from .services import APP, REQUEST_ID, SESSION, TURN, services_of
@@ -37,6 +38,8 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         request = request.clone(remote=client_address(request, trusted) or "")
     request[REQUEST_ID] = request_id = uuid.uuid4().hex[:16]
     began = time.monotonic()
+    if isinstance(request.protocol, Connection):
+        request.protocol.has_asked()
     try:
         _check_host(request)
         response = await handler(request)

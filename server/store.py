@@ -406,6 +406,10 @@ class Store:
             found.extend(FileRow(*row) for row in rows)
         return found
 
+    async def upload_sizes(self) -> dict[str, int]:
+        """How many bytes each app has uploaded, of the files that are still there."""
+        return dict(await self._fetch("SELECT app_name, sum(size) FROM files GROUP BY app_name"))
+
     async def unfinished_runs(self) -> list[str]:
         """Ids of the runs that have no end yet."""
         rows = await self._fetch("SELECT id FROM runs WHERE stop_reason IS NULL")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import aiohttp
 import pytest
 
 from .harness import (
+    ADMIN,
     Client,
     Clock,
     LocalServer,
@@ -22,9 +24,14 @@ from .harness import (
     local_server,
     start_server,
 )
+from .raw_socket import RawSocket, open_raw_socket
+
+SECRET = re.compile(rf"{ADMIN}|(cf|cft|ff)_[A-Za-z0-9_-]{{40}}")
+"""A token, a ticket or a file token: no log may have one."""
 
 Serve = Callable[..., Awaitable[LocalServer]]
 Spawn = Callable[..., Awaitable[ServerProcess]]
+Connect = Callable[..., Awaitable[RawSocket]]
 
 
 @pytest.fixture
@@ -60,13 +67,27 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Open raw sockets, ``await connect(client, session, after=0)``."""
+    with contextlib.ExitStack() as stack:
+
+        async def open_socket(client: Client, session: str, **options: Any) -> RawSocket:
+            raw = await open_raw_socket(client, session, **options)
+            stack.callback(raw.break_off)
+            return raw
+
+        yield open_socket
+
+
+@pytest.fixture
 async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
     """Start servers as processes, ``await spawn(DRAIN_SECS="1")``; none outlives the test."""
     started: list[ServerProcess] = []
     below: set[int] = set()
+    log = tmp_path / "server.log"
 
     async def start(**variables: str) -> ServerProcess:
-        process = await start_server(tmp_path / "data", tmp_path / "server.log", **variables)
+        process = await start_server(tmp_path / "data", log, **variables)
         started.append(process)
         return process
 
@@ -78,3 +99,6 @@ async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
     await eventually(
         "every process that a server started to end", lambda: not any(map(is_running, below))
     )
+    lines = log.read_text("utf-8", "replace") if log.exists() else ""
+    assert "Traceback" not in lines, lines[-5000:]
+    assert not SECRET.search(lines)

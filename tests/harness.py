@@ -25,6 +25,7 @@ from blockbuster import BlockBuster
 
 from server.app import build_app
 from server.config import AgentCommand, Settings
+from server.door import Door
 from server.services import SERVICES, Services
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +96,7 @@ class Socket:
     async def next(self) -> Json | None:
         """The next frame that nobody has waited for yet; None once the socket is closed."""
         if self._seen == len(self.frames):
-            async with asyncio.timeout(PATIENCE):
+            async with Deadline(f"a frame; the last was {self.frames[-1:]}"):
                 message = await self.ws.receive()
             if message.type is not WSMsgType.TEXT:
                 return None
@@ -297,14 +298,13 @@ async def local_server(
     _blockbuster.deactivate()
     environ = {**os.environ, "DEMO_PACE_MS": "0"}
     app = await build_app(Settings(**values), environ=environ, clock=clock)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+    runner = web.AppRunner(app, shutdown_timeout=2)
     try:
         await runner.setup()
-        async with http_session() as http:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
+        door = Door(app[SERVICES].sockets.waiting, app[SERVICES].settings.auth_timeout_secs)
+        async with http_session() as http, door.open(runner, "127.0.0.1", 0) as port:
             _blockbuster.activate()
-            yield LocalServer(runner, f"http://127.0.0.1:{runner.addresses[0][1]}", http)
+            yield LocalServer(runner, f"http://127.0.0.1:{port}", http)
     finally:
         _blockbuster.deactivate()
         await runner.cleanup()

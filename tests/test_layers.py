@@ -68,6 +68,7 @@ LEVELS = {
     "auth": 5,
     "bodies": 5,
     "control": 5,
+    "door": 5,
     "health": 5,
     "peer": 5,
     "replies": 5,

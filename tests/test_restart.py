@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import random
 from collections import Counter
 
 import aiohttp
-import pytest
 
 from .conftest import Spawn
 from .harness import Client, Json, Socket, new_client, script, texts_of
@@ -148,42 +145,3 @@ async def test_closed_sessions_stay_closed_and_tokens_stay_good(
     assert (await client.events(session))[: len(before)] == before
     status, reply = await client.turn(session, "anyone?")
     assert (status, reply["code"]) == (410, "session_closed")
-
-
-@pytest.mark.timeout(120)
-async def test_kills_at_any_moment_lose_and_repeat_nothing(
-    spawn: Spawn, http: aiohttp.ClientSession
-) -> None:
-    """Streaming sessions, killed five times: what any socket saw is there, once, as it was."""
-    dice = random.Random(11)
-    stream = script({"burst": {"count": 1000, "text": "w", "batch": 10, "pause_ms": 1}})
-    server = await spawn()
-    client = await new_client(server.url, http)
-    sessions = [await client.create() for _ in range(3)]
-    seen: dict[str, dict[int, Json]] = {session: {} for session in sessions}
-    for _ in range(5):
-        sockets = []
-        for session in sessions:
-            socket = await client.connect(session, after=max(seen[session], default=0))
-            await socket.send("prompt", prompt=stream)
-            sockets.append(socket)
-        wanted = dice.randrange(1, 400)
-        for socket in sockets:
-            while len(socket.entries) < wanted:
-                assert await socket.next() is not None
-        await server.kill()
-        await asyncio.gather(*map(read_what_is_there, sockets))
-        server = await spawn()
-        client = await at(server.url, client)
-        for session, socket in zip(sessions, sockets, strict=True):
-            for entry in socket.entries:
-                assert seen[session].setdefault(entry["seq"], entry) == entry
-            stored = await client.events(session)
-            assert [entry["seq"] for entry in stored] == list(range(1, len(stored) + 1))
-            assert one_end_for_each_start(stored)
-            for entry in stored:
-                assert seen[session].get(entry["seq"], entry) == entry
-            assert max(seen[session], default=0) <= len(stored)
-    for session in sessions:
-        status, _ = await client.turn(session, "still there?")
-        assert status == 200

@@ -77,8 +77,9 @@ async def run_turn(request: web.Request) -> web.StreamResponse:
     body = await bodies.read_body(request, bodies.RunTurn)
     blocks = frames.parse_blocks(body.prompt)
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not 1 <= len(key) <= 256:
-        raise bad_request("Idempotency-Key: must have 1 to 256 characters")
+    # Bytes of a header that are no UTF-8 come as half surrogate pairs, which are no characters.
+    if key is not None and not (1 <= len(key) <= 256 and key.isprintable()):
+        raise bad_request("Idempotency-Key: must have 1 to 256 printable characters")
     turn = await session.turn_of(key)
     if turn is None:  # a repeated one need not have its files any more
         paths = await services_of(request).files.paths(session.row.app_name, body.files or [])

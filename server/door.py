@@ -1,0 +1,105 @@
+"""The door: connections that have asked for nothing yet are bounded, in number and in time.
+
+A connection that sends no request, or half of one, costs a descriptor and says
+nothing of who it is. It holds one of the places of those who have yet to say so
+(:class:`limits.Places`) until its first request is whole; where there is none
+left it is dropped, and where it takes too long, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from .errors import Error
+from .limits import Places
+
+KEEP_ALIVE_SECS = 75
+"""An idle connection is closed after so long: longer than proxies keep theirs."""
+BACKLOG = 1024
+
+
+class Door:
+    """Where connections come in.
+
+    Args:
+        places: for those that have yet to say who they are.
+        patience: seconds that a first request may take.
+    """
+
+    def __init__(self, places: Places, patience: float) -> None:
+        self._places = places
+        self._patience = patience
+
+    @contextlib.asynccontextmanager
+    async def open(self, runner: web.AppRunner, host: str, port: int) -> AsyncIterator[int]:
+        """Listen for *runner*, which has been set up.
+
+        Yields:
+            The port; it is chosen here where *port* is 0.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        handlers = runner.server
+        assert handlers is not None
+        listener = await loop.create_server(
+            lambda: Connection(self, handlers, loop), host, port, backlog=BACKLOG
+        )
+        try:
+            yield listener.sockets[0].getsockname()[1]
+        finally:
+            listener.close()
+
+    def enter(self, connection: Connection, address: str) -> contextlib.ExitStack | None:
+        """A place for *connection*, to be given back by closing it; None where there is none."""
+        place = contextlib.ExitStack()
+        try:
+            place.enter_context(self._places.take(address))
+        except Error:
+            return None
+        timer = asyncio.get_running_loop().call_later(self._patience, connection.abort)
+        place.callback(timer.cancel)
+        return place
+
+
+class Connection(web.RequestHandler):
+    """One connection; it holds a place at the door until it has asked for something."""
+
+    __slots__ = ("_door", "_place")
+
+    def __init__(self, door: Door, handlers: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            handlers,
+            loop=loop,
+            keepalive_timeout=KEEP_ALIVE_SECS,
+            access_log=None,  # type: ignore[arg-type]  # none, as everywhere in aiohttp
+        )
+        self._door = door
+        self._place: contextlib.ExitStack | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        peer = transport.get_extra_info("peername")
+        self._place = self._door.enter(self, peer[0] if peer else "")
+        if self._place is not None:
+            super().connection_made(transport)
+        elif isinstance(transport, asyncio.Transport):
+            transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.has_asked()
+        super().connection_lost(exc)
+
+    def has_asked(self) -> None:
+        """Its first request is there: it is a matter of that now, and not of the door's."""
+        if self._place is not None:
+            self._place.close()
+            self._place = None
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()

@@ -1,0 +1,193 @@
+"""A WebSocket client without manners: it reads, answers and leaves only as it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from .harness import Client, Json
+
+TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
+READY = b'{"type":"ready"'
+
+Sink = Callable[[bytes], None]
+
+
+class RawSocket:
+    """A WebSocket client that takes from the kernel what it is asked to take, and no more.
+
+    It sends no pongs by itself and answers no close.
+
+    Args:
+        sink: gets the text frames behind ``ready``, as bytes, instead of `frames`.
+
+    Attributes:
+        frames: all text frames, as they came.
+    """
+
+    def __init__(self, connection: socket.socket, sink: Sink | None = None) -> None:
+        self.connection = connection
+        self._buffer = bytearray()
+        self._sink = sink
+        self.frames: list[Json] = []
+        self.pings = 0
+        self.close_code: int | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self.connection.getsockname()[1])
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        await self.send_frame(TEXT, json.dumps({"type": kind, **fields}).encode())
+
+    async def send_frame(self, opcode: int, payload: bytes = b"") -> None:
+        size = len(payload)
+        length = bytes([0x80 | size]) if size < 126 else b"\xfe" + struct.pack("!H", size)
+        mask = b"\0\0\0\0"  # which leaves the payload as it is
+        await asyncio.get_running_loop().sock_sendall(
+            self.connection, bytes([0x80 | opcode]) + length + mask + payload
+        )
+
+    async def take(self, size: int) -> bool:
+        """Take up to *size* bytes from the kernel; False at the end of the stream."""
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self.connection, size)
+        except ConnectionResetError:
+            return False
+        self._buffer += data
+        while self._parse():
+            pass
+        return bool(data)
+
+    def _parse(self) -> bool:
+        if len(self._buffer) < 2:
+            return False
+        opcode, size, start = self._buffer[0] & 15, self._buffer[1] & 127, 2
+        if size > 125:
+            start += 2 if size == 126 else 8
+            if len(self._buffer) < start:
+                return False
+            size = int.from_bytes(self._buffer[2:start], "big")
+        if len(self._buffer) < start + size:
+            return False
+        payload = bytes(self._buffer[start : start + size])
+        del self._buffer[: start + size]
+        if opcode == TEXT and self._sink is not None and not payload.startswith(READY):
+            self._sink(payload)
+        elif opcode == TEXT:
+            self.frames.append(json.loads(payload))
+        elif opcode == CLOSE:
+            self.close_code = int.from_bytes(payload[:2], "big")
+        elif opcode == PING:
+            self.pings += 1
+        return True
+
+    async def until(self, kind: str, size: int = 65536, **fields: Any) -> Json:
+        """Read on until a frame of that type and with those fields has come."""
+        seen = 0
+        while True:
+            for frame in self.frames[seen:]:
+                if frame["type"] == kind and fields.items() <= frame.items():
+                    return frame
+            seen = len(self.frames)
+            if not await self.take(size):
+                raise AssertionError(f"closed with {self.close_code} before {kind} {fields}")
+
+    async def until_closed(self, size: int = 65536, *, pause: float = 0) -> int | None:
+        """Read to the end; the close code, None where the connection just broke."""
+        while self.close_code is None:
+            await asyncio.sleep(pause)
+            if not await self.take(size):
+                break
+        return self.close_code
+
+    @property
+    def last(self) -> int:
+        """The newest entry that has come."""
+        return next((frame["seq"] for frame in reversed(self.frames) if "seq" in frame), 0)
+
+    @property
+    def seqs(self) -> list[int]:
+        return [frame["seq"] for frame in self.frames if "seq" in frame]
+
+    def hurry(self) -> None:
+        """Have the kernel take large portions from now on."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+
+    def break_off(self) -> None:
+        """Be gone without a word, as a process that is killed."""
+        if self.connection.fileno() < 0:
+            return
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+
+async def open_connection(url: str, *, receive_buffer: int = 4096) -> socket.socket:
+    """A TCP connection to the server at *url*."""
+    where = urlsplit(url)
+    connection = socket.socket()
+    try:
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        await asyncio.get_running_loop().sock_connect(connection, (where.hostname, where.port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def upgrade_request(url: str, path: str, token: str | None) -> bytes:
+    """The request that asks for a WebSocket; without a token the first frame has to tell."""
+    key = base64.b64encode(os.urandom(16)).decode()
+    head = [
+        f"GET {path} HTTP/1.1",
+        f"Host: {urlsplit(url).netloc}",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {key}",
+        *([f"Authorization: Bearer {token}"] if token is not None else []),
+    ]
+    return ("\r\n".join(head) + "\r\n\r\n").encode()
+
+
+async def read_head(connection: socket.socket) -> bytes:
+    """An answer's status line and headers; what there is of them where the peer hangs up."""
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        byte = await asyncio.get_running_loop().sock_recv(connection, 1)
+        if not byte:
+            break
+        answer += byte
+    return answer
+
+
+async def open_raw_socket(
+    client: Client,
+    session: str,
+    *,
+    after: int | None = None,
+    receive_buffer: int = 4096,
+    sink: Sink | None = None,
+) -> RawSocket:
+    """A session's socket, its ``ready`` read."""
+    query = "" if after is None else f"?after={after}"
+    connection = await open_connection(client.url, receive_buffer=receive_buffer)
+    try:
+        request = upgrade_request(client.url, f"/sessions/{session}/ws{query}", client.token)
+        await asyncio.get_running_loop().sock_sendall(connection, request)
+        answer = await read_head(connection)
+        assert b" 101 " in answer.partition(b"\r\n")[0], answer
+        raw = RawSocket(connection, sink)
+        await raw.until("ready")
+    except BaseException:
+        connection.close()
+        raise
+    return raw
