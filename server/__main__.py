@@ -75,7 +75,9 @@ async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     app = await build_app(settings, environ=environ)
-    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=HANDLERS_SECS)
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, shutdown_timeout=HANDLERS_SECS
+    )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runner.cleanup)
         await runner.setup()

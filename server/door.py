@@ -10,12 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from .errors import Error
+from .errors import Error, bad_request
 from .limits import Places
+from .replies import error_reply
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECS = 75
 """An idle connection is closed after so long: longer than proxies keep theirs."""
@@ -99,6 +106,29 @@ class Connection(web.RequestHandler):
         if self._place is not None:
             self._place.close()
             self._place = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer bytes that are no request; what is one is the middleware's, errors too."""
+        if status >= 500 or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        self.log_exception(exc_info=exc)
+        reply = error_reply(bad_request("this is no request that is understood"), uuid.uuid4().hex)
+        reply.force_close()
+        return reply
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """Log it; of bytes that make no sense only that: they may be anyone's secret."""
+        error = options.get("exc_info")
+        if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
+            logger.info("a connection sent what is no request: %s", type(error).__name__)
+        else:
+            super().log_exception(*args, **options)
 
     def abort(self) -> None:
         if self.transport is not None:

@@ -97,6 +97,10 @@ def internal() -> Error:
     return Error("internal", "internal error; the server's log has the details")
 
 
+def not_stored() -> Error:
+    return Error("internal", "the server cannot store anything at the moment; nothing was accepted")
+
+
 class CloseCode(enum.IntEnum):
     """WebSocket close codes. Below 4500: come back and resume; from 4500: stay away."""
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import store
-from .errors import Error, bad_request
+from .errors import Error, bad_request, not_stored
 from .log import LogWriter
 from .store import FileRow, Store
 
@@ -76,14 +76,18 @@ class Files:
         """Write an upload to disk as it comes; it is nobody's until :meth:`keep`.
 
         Raises:
-            Error: ``payload_too_large``.
+            Error: ``payload_too_large``, or ``internal`` where the disk takes nothing.
         """
         token = PREFIX + secrets.token_urlsafe(32)
         path = self._folder / _digest(token).hex() / _harmless(name)
         upload = Upload(app_name, token, path, 0)
-        await asyncio.to_thread(path.parent.mkdir, mode=0o700, parents=True)
         try:
+            await asyncio.to_thread(path.parent.mkdir, mode=0o700, parents=True)
             await self._write(upload, chunks)
+        except OSError as error:
+            await self.discard(upload)
+            logger.error("an upload cannot be stored: %s", error.strerror)
+            raise not_stored() from None
         except BaseException:
             await self.discard(upload)
             raise

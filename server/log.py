@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from . import frames, store
-from .errors import Error
+from .errors import Error, not_stored
 from .metrics import Metrics
 from .store import LogRow, Statement, Store, StoreError
 
@@ -322,7 +322,7 @@ class LogWriter:
                 break
             except StoreError as error:
                 # Who waits is told now; what agents have said is kept until it can be stored.
-                _settle(prompt, _not_stored())
+                _settle(prompt, not_stored())
                 if not durable:
                     logger.error("the database takes no writes: %s", error)
                     return
@@ -355,7 +355,3 @@ def _settle(
             future.set_result(None)
         else:
             future.set_exception(error)
-
-
-def _not_stored() -> Error:
-    return Error("internal", "the server cannot store anything at the moment; nothing was accepted")

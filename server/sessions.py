@@ -18,7 +18,7 @@ from . import store
 from .agents.base import AgentInfo, Backend
 from .codec import dumps
 from .config import Settings
-from .errors import Error, bad_request, draining, not_found
+from .errors import Error, bad_request, draining, not_found, not_stored
 from .limits import Rate
 from .live_agents import LiveAgents
 from .log import LogWriter
@@ -127,9 +127,15 @@ class Sessions:
         Raises:
             Error: ``not_found``, the same for another app's as for none.
         """
-        session = await self._session(session_id)
+        session = self._loaded.get(session_id)
         if session is None or session.row.app_name != app_name:
+            # Another app's goes the way of one that is not there, and takes the same time.
+            if not await self.store.has_session(app_name, session_id):
+                raise not_found()
+            session = await self._session(session_id)
+        if session is None:  # deleted meanwhile
             raise not_found()
+        self._kept[session_id] = session
         return session
 
     async def _session(self, session_id: str) -> Session | None:
@@ -235,12 +241,15 @@ class Sessions:
                     *([store.delete_prewarmed(session_id)] if spare is not None else []),
                 ]
             )
-        except BaseException:
+        except BaseException as error:
             self._give_place(app_name)
             if spare is not None:
                 self.tasks.spawn(self.prewarmer.end(spare), f"prewarm-end-{spare.id}")
             if made is not None:
                 await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
+            if isinstance(error, OSError):
+                logger.error("a session's folder cannot be made: %s", error.strerror)
+                raise not_stored() from None
             raise
         logger.info("session opened: %s", name, extra={"session": session_id, "app": app_name})
         session = Session(self, row, head=0, last_turn_index=0)

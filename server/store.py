@@ -296,6 +296,13 @@ class Store:
         rows = await self._fetch(_SESSION + "WHERE id = ?", session_id)
         return SessionRow(*rows[0]) if rows else None
 
+    async def has_session(self, app_name: str, session_id: str) -> bool:
+        return bool(
+            await self._fetch(
+                "SELECT 1 FROM sessions WHERE id = ? AND app_name = ?", session_id, app_name
+            )
+        )
+
     async def sessions_of(self, app_name: str, *, include_closed: bool) -> list[SessionRow]:
         """An app's sessions, the newest first."""
         where = "WHERE app_name = ?" + ("" if include_closed else " AND closed_at IS NULL")

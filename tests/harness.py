@@ -298,7 +298,7 @@ async def local_server(
     _blockbuster.deactivate()
     environ = {**os.environ, "DEMO_PACE_MS": "0"}
     app = await build_app(Settings(**values), environ=environ, clock=clock)
-    runner = web.AppRunner(app, shutdown_timeout=2)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
     try:
         await runner.setup()
         door = Door(app[SERVICES].sockets.waiting, app[SERVICES].settings.auth_timeout_secs)

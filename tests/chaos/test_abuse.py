@@ -235,6 +235,11 @@ async def test_requests_that_are_no_requests(
         "many headers": b"GET /sessions HTTP/1.1\r\n" + host + b"X: y\r\n" * 5000 + b"\r\n",
         "a long path": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n" + host + b"\r\n",
         "no HTTP": b"\x16\x03\x01 hello\r\n\r\n",
+        "a token in a broken line": b"GET /sessions HTTP/1.1\r\nAuthorization: Bearer "
+        + str(client.token).encode()
+        + b"\0\r\n"
+        + host
+        + b"\r\n",
         "a bad method": b"G@T / HTTP/1.1\r\n" + host + b"\r\n",
         "a bad length": b"POST /sessions HTTP/1.1\r\nContent-Length: -1\r\n" + host + b"\r\n",
         "two lengths": b"POST /sessions HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n"

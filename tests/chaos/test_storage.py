@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from ..conftest import Spawn
-from ..harness import Client, Json, Socket, eventually, new_client, script
+from ..harness import Client, ServerProcess, Socket, eventually, new_client, script
 from .conftest import Scenario
 
 
-async def refused_and_accepted(client: Client, session: str, socket: Socket, n: int) -> str | None:
-    """Ask by socket, and again by REST; the error's code, None where it was accepted."""
+async def ask(socket: Socket, n: int) -> str | None:
+    """Send the prompt of that number; the error's code, None where it was accepted."""
     await socket.send("prompt", id=f"p{n}", prompt=f"prompt {n}")
     while (frame := await socket.next()) is not None:
         if frame["type"] == "accepted" and frame["id"] == f"p{n}":
@@ -46,11 +49,37 @@ async def until_all_ended(client: Client, session: str) -> None:
     await eventually("the turns to end", idle)
 
 
-async def test_a_locked_database(
-    chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+@contextlib.contextmanager
+def locked(server: ServerProcess, folder: Path) -> Iterator[None]:
+    """Another process holds the database's write lock."""
+    with contextlib.closing(sqlite3.connect(folder / "clawdforge.db", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def full(server: ServerProcess, folder: Path) -> Iterator[None]:
+    """The server can make no file longer."""
+    limits = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("fault", [locked, full])
+async def test_nothing_can_be_stored(
+    chaos: Scenario,
+    spawn: Spawn,
+    http: aiohttp.ClientSession,
+    tmp_path: Path,
+    fault: Callable[[ServerProcess, Path], contextlib.AbstractContextManager[None]],
 ) -> None:
-    """While another process locks the database, prompts are refused; nothing accepted is lost."""
+    """While nothing can be stored, all is refused and nothing accepted is lost; then it goes on."""
     rounds = chaos.size(1, 5)
+    folder = tmp_path / "data"
     server = await spawn(DRAIN_SECS="0")
     client = await new_client(server.url, http)
     session = await client.create()
@@ -59,75 +88,34 @@ async def test_a_locked_database(
     refused = 0
     for n in range(rounds):
         gate = tmp_path / f"gate-{n}"
-        running: Json = {"gate": str(gate)}
-        await socket.send(
-            "prompt",
-            id=f"run{n}",
-            prompt=script({"say": "before"}, running, {"burst": {"count": 500, "text": "x"}}),
-        )
+        steps = script({"say": "before"}, {"gate": str(gate)}, {"burst": {"count": 500}})
+        await socket.send("prompt", id=f"run{n}", prompt=steps)
         await socket.until("accepted", id=f"run{n}")
         accepted.add(f"run{n}")
         await socket.until_text("before")
-        with sqlite3.connect(tmp_path / "data" / "clawdforge.db", isolation_level=None) as other:
-            other.execute("BEGIN IMMEDIATE")
-            gate.touch()  # the agent writes on into a database that takes nothing
-            assert await refused_and_accepted(client, session, socket, n) == "internal"
-            refused += 1
-            status, reply = await client.turn(session, "by REST")
-            assert (status, reply["code"]) == (500, "internal")
+        with fault(server, folder):
+            gate.touch()  # the agent writes on
+            assert await ask(socket, n) == "internal"
+            form = aiohttp.FormData()
+            form.add_field("file", b"x" * 100_000, filename="big")
+            url, headers = f"{client.url}/files", client.headers()
+            async with http.post(url, data=form, headers=headers) as reply:
+                assert reply.status == 500
+            for path, body in (
+                (f"/sessions/{session}/turn", {"prompt": "by REST"}),
+                ("/sessions", {"agent": "mock"}),
+            ):
+                status, answer = await client.post(path, body)
+                assert (status, answer["code"]) == (500, "internal")
+            refused += 4
             assert (await client.get("/healthz"))[0] == 200
-            assert (await client.state(session))["closed_at"] is None
-            other.execute("ROLLBACK")
-        other.close()
-        assert await refused_and_accepted(client, session, socket, n) is None
+        assert await ask(socket, n) is None
         accepted.add(f"p{n}")
         await socket.until("turn_end")
     await until_all_ended(client, session)
     await check_the_log(client, session, accepted, socket)
-    chaos.measured(rounds=rounds, refused=refused, accepted_and_run=len(accepted), lost=0)
-
-
-async def test_a_full_disk(
-    chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
-) -> None:
-    """While the disk takes nothing, prompts and uploads are refused; service returns by itself."""
-    rounds = chaos.size(1, 5)
-    server = await spawn(DRAIN_SECS="0")
-    client = await new_client(server.url, http)
-    session = await client.create()
-    socket = await client.connect(session)
-    accepted: set[str] = set()
-    refused = 0
-    for n in range(rounds):
-        gate = tmp_path / f"gate-{n}"
-        await socket.send(
-            "prompt",
-            id=f"run{n}",
-            prompt=script({"say": "before"}, {"gate": str(gate)}, {"burst": {"count": 500}}),
-        )
-        await socket.until("accepted", id=f"run{n}")
-        accepted.add(f"run{n}")
-        await socket.until_text("before")
-        unlimited = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
-        gate.touch()
-        assert await refused_and_accepted(client, session, socket, n) == "internal"
-        form = aiohttp.FormData()
-        form.add_field("file", b"x" * 100_000, filename="big")
-        async with http.post(f"{client.url}/files", data=form, headers=client.headers()) as reply:
-            assert reply.status == 500
-        status, reply_body = await client.post("/sessions", {"agent": "mock"})
-        assert (status, reply_body["code"]) == (500, "internal")
-        refused += 3
-        assert (await client.get("/healthz"))[0] == 200
-        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, unlimited)
-        assert await refused_and_accepted(client, session, socket, n) is None
-        accepted.add(f"p{n}")
-        await socket.until("turn_end")
-    await until_all_ended(client, session)
-    await check_the_log(client, session, accepted, socket)
-    uploads = tmp_path / "data" / "uploads"
-    assert not list(uploads.rglob("*"))
-    workspaces = list((tmp_path / "data" / "workspaces").iterdir())
-    assert [folder.name for folder in workspaces] == [session]
-    chaos.measured(rounds=rounds, refused=refused, accepted_and_run=len(accepted), lost=0)
+    assert not list((folder / "uploads").iterdir())
+    assert [found.name for found in (folder / "workspaces").iterdir()] == [session]
+    chaos.measured(
+        fault=fault.__name__, rounds=rounds, refused=refused, accepted_and_run=len(accepted), lost=0
+    )
