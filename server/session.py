@@ -97,8 +97,9 @@ class Session:
         self._sealed = self.is_closed
         self._hibernating = False
         self._changing = 0
-        self._waking = False
         self._prewarmed = False
+        self._waking: asyncio.Task[None] | None = None
+        self._start_error: Error | None = None
         self.last_used = house.clock()
 
     # What is seen of it.
@@ -307,8 +308,11 @@ class Session:
             raise bad_request("the permission request has no such option")
         self._resolve(pending, {"outcome": "selected", "optionId": option_id}, "client")
 
-    async def change(self, setting: frames.Setting) -> None:
+    async def change(self, setting: frames.Setting) -> Mapping[str, Any]:
         """Change the agent's mode, model or an option of its own.
+
+        Returns:
+            The agent's own result.
 
         Raises:
             Error: ``bad_request`` where the agent refuses; what :meth:`prompt` raises.
@@ -323,11 +327,11 @@ class Session:
             agent = self._live_agent()
             match setting:
                 case frames.SetMode(mode=mode):
-                    await agent.set_mode(mode)
+                    return await agent.set_mode(mode)
                 case frames.SetModel(model=model):
-                    await agent.set_model(model)
+                    return await agent.set_model(model)
                 case frames.SetConfigOption(key=key, value=value):
-                    await agent.set_config_option(key, value)
+                    return await agent.set_config_option(key, value)
         finally:
             self._changing -= 1
             self.last_used = self._house.clock()
@@ -351,8 +355,7 @@ class Session:
     def wake(self) -> None:
         """Start a new session's agent behind its creation, if there is room for one."""
         if self._house.slots.try_acquire(self):
-            self._waking = True
-            self._house.tasks.spawn(self._wake(), f"wake-{self.id}")
+            self._waking = self._house.tasks.spawn(self._wake(), f"wake-{self.id}")
 
     async def _wake(self) -> None:
         try:
@@ -360,9 +363,21 @@ class Session:
         except Error as error:
             # The first turn tells the client.
             logger.info("the agent does not start: %s", error.code, extra=self._about())
+            self._start_error = error
         finally:
-            self._waking = False
+            self._waking = None
             self._release_if_gone()
+
+    async def awake(self) -> None:
+        """Wait for the start that :meth:`wake` began, for a client that wants to know now.
+
+        Raises:
+            Error: the agent does not start.
+        """
+        if self._waking is not None:
+            await asyncio.wait({self._waking})
+        if self._start_error is not None:
+            raise self._start_error
 
     def _live_agent(self) -> Agent:
         if self.agent is None:  # only closed sessions have none

@@ -50,13 +50,17 @@ class AgentSpec:
 class AgentState:
     """What the agent last said of itself, in ACP's own shapes (None: it said nothing)."""
 
+    capabilities: Any = None
     modes: Any = None
     models: Any = None
     config_options: Any = None
     commands: Any = None
 
     def opened(self, result: Mapping[str, Any]) -> AgentState:
-        """With the agent's answer to session/new, session/load or session/resume."""
+        """With the agent's answer to session/new, session/load or session/resume.
+
+        What it does not name stays.
+        """
         return dataclasses.replace(
             self,
             modes=result.get("modes") or self.modes,
@@ -74,10 +78,15 @@ class AgentState:
                 return dataclasses.replace(self, commands=update.get("availableCommands"))
             case "config_option_update":
                 return dataclasses.replace(self, config_options=update.get("configOptions"))
-            case "current_mode_update" if isinstance(self.modes, dict):
-                modes = {**self.modes, "currentModeId": update.get("currentModeId")}
-                return dataclasses.replace(self, modes=modes)
+            case "current_mode_update":
+                return self.in_mode(update.get("currentModeId"))
         return self
+
+    def in_mode(self, mode: Any) -> AgentState:
+        """With another mode, where there are modes."""
+        if not isinstance(self.modes, dict):
+            return self
+        return dataclasses.replace(self, modes={**self.modes, "currentModeId": mode})
 
 
 class Listener(Protocol):
@@ -140,11 +149,19 @@ class Agent(Protocol):
 
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None: ...
 
-    async def set_mode(self, mode: str) -> None: ...
+    async def set_mode(self, mode: str) -> Mapping[str, Any]:
+        """Change the agent's mode.
 
-    async def set_model(self, model: str) -> None: ...
+        Returns:
+            The agent's own result; so do the next two.
 
-    async def set_config_option(self, key: str, value: str) -> None: ...
+        Raises:
+            Error: the agent refuses, or cannot be asked.
+        """
+
+    async def set_model(self, model: str) -> Mapping[str, Any]: ...
+
+    async def set_config_option(self, key: str, value: str) -> Mapping[str, Any]: ...
 
     async def kill(self) -> None:
         """End the process and all that it started, now."""
@@ -172,6 +189,12 @@ class Backend(Protocol):
         """End every process that was started."""
 
     async def agents(self) -> list[AgentInfo]: ...
+
+    async def capabilities(self, name: str) -> Mapping[str, Any]:
+        """An agent's ``agentCapabilities``, empty where they cannot be had.
+
+        The first time the agent may be started for it, which takes a while.
+        """
 
     def agent(self, spec: AgentSpec, listener: Listener) -> Agent: ...
 

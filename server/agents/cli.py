@@ -137,6 +137,9 @@ class CliBackend:
             describe, launches, self._commands, self._environ.get("PATH")
         )
 
+    async def capabilities(self, name: str) -> Mapping[str, Any]:
+        return {}  # acpx's commands do not tell
+
     async def _look_for_client(self) -> dict[str, Any]:
         try:
             return await self._look()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..errors import Error, bad_request
@@ -163,19 +162,20 @@ class CliAgent:
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         """Nothing: acpx answers them itself."""
 
-    async def set_mode(self, mode: str) -> None:
+    async def set_mode(self, mode: str) -> Mapping[str, Any]:
         await self._control("set-mode", mode)
-        if isinstance(self._state.modes, dict):
-            modes = {**self._state.modes, "currentModeId": mode}
-            self._state = replace(self._state, modes=modes)
+        self._state = self._state.in_mode(mode)
+        return {}
 
-    async def set_model(self, model: str) -> None:
+    async def set_model(self, model: str) -> Mapping[str, Any]:
         await self._control("set", "model", model)
+        return {}
 
-    async def set_config_option(self, key: str, value: str) -> None:
+    async def set_config_option(self, key: str, value: str) -> Mapping[str, Any]:
+        # acpx's own words, of which these are the agent's.
         result = await self._control("set", key, value)
-        options = result.get("configOptions") or self._state.config_options
-        self._state = replace(self._state, config_options=options)
+        self._state = self._state.opened(result)
+        return {"configOptions": self._state.config_options or []}
 
     async def kill(self) -> None:
         await self._end()

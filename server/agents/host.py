@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ..errors import Error
 from ..tasks import Tasks
 from .acpx import describe
 from .attach import Attachments
-from .base import AgentInfo, AgentSpec, Listener, Pressure, agent_unavailable
+from .base import AgentInfo, AgentSpec, Context, Listener, Pressure, agent_unavailable
 from .host_agent import HostAgent
 from .host_process import CallError, HostGoneError, HostProcess
 from .stderr import StderrFiles
@@ -31,6 +33,23 @@ logger = logging.getLogger(__name__)
 LAUNCHER = Path(__file__).parent / "launch.py"
 STARTS_AT_ONCE = 4
 CLOSES_AT_ONCE = 4
+PROBE_SECS = 10
+
+
+class _Nobody:
+    """Listens to an agent that is asked for nothing."""
+
+    def prompt_sent(self, context: Context) -> None: ...
+
+    def agent_notified(self, message: bytes) -> None: ...
+
+    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None: ...
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None: ...
+
+    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None: ...
+
+    def agent_gone(self) -> None: ...
 
 
 class HostBackend:
@@ -81,6 +100,7 @@ class HostBackend:
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._closes = asyncio.Semaphore(CLOSES_AT_ONCE)
         self._tasks = Tasks()
+        self._capabilities: dict[str, asyncio.Task[Mapping[str, Any]]] = {}
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -113,6 +133,9 @@ class HostBackend:
 
     async def stop(self) -> None:
         """Let the agents end in peace, for a moment, and then everything."""
+        for probe in self._capabilities.values():
+            probe.cancel()
+        await asyncio.gather(*self._capabilities.values(), return_exceptions=True)
         await self._host.stop()
         await self._attachments.stop()
         await self._tasks.finish(0)
@@ -127,6 +150,34 @@ class HostBackend:
             starts=self._starts,
             closes=self._closes,
         )
+
+    async def capabilities(self, name: str) -> Mapping[str, Any]:
+        task = self._capabilities.get(name)
+        if task is None:
+            task = self._capabilities[name] = asyncio.create_task(self._probe(name))
+        try:
+            found = await asyncio.wait_for(asyncio.shield(task), PROBE_SECS)
+        except TimeoutError:
+            return {}
+        if not found:  # it may start the next time
+            self._capabilities.pop(name, None)
+        return found
+
+    async def _probe(self, name: str) -> Mapping[str, Any]:
+        """Start the agent for a moment, for what it says of itself."""
+        folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="probe-", dir=self._state_dir)
+        spec = AgentSpec(Path(folder).name, name, folder, None, None, "ask")
+        agent = self.agent(spec, _Nobody())
+        try:
+            await agent.wake()
+        except Error as error:
+            logger.warning("the agent %s does not say what it can do: %s", name, error.message)
+        finally:
+            await agent.hibernate()
+            await self.forget(spec.key)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        capabilities = agent.state.capabilities
+        return capabilities if isinstance(capabilities, dict) else {}
 
     async def forget(self, key: str) -> None:
         await self._attachments.stderr.forget(key)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import Error, bad_request
@@ -76,6 +77,8 @@ class HostAgent:
         self._sweeping: asyncio.Task[None] | None = None
         self._ending = False
         self._state = AgentState()
+        self._setting = asyncio.Lock()
+        self._replies: dict[str, dict[str, Any]] = {}
 
     @property
     def live(self) -> bool:
@@ -116,14 +119,16 @@ class HostAgent:
         if self._seam is not None:
             self._seam.answer(raw_id, {"outcome": outcome})
 
-    async def set_mode(self, mode: str) -> None:
-        await self._control("set_mode", mode=mode)
+    async def set_mode(self, mode: str) -> Mapping[str, Any]:
+        result = await self._control("set_mode", mode=mode)
+        self._state = self._state.in_mode(mode)  # whoever asked for it is not always told
+        return result
 
-    async def set_model(self, model: str) -> None:
-        await self._control("set_model", model=model)
+    async def set_model(self, model: str) -> Mapping[str, Any]:
+        return await self._control("set_model", model=model)
 
-    async def set_config_option(self, key: str, value: str) -> None:
-        await self._control("set_config_option", option=key, value=value)
+    async def set_config_option(self, key: str, value: str) -> Mapping[str, Any]:
+        return await self._control("set_config_option", option=key, value=value)
 
     async def kill(self) -> None:
         seam = self._seam
@@ -241,14 +246,19 @@ class HostAgent:
             self._opened = self._host.generation
             self._refused_to_load = False
 
-    async def _control(self, op: str, **fields: Any) -> None:
+    async def _control(self, op: str, **fields: Any) -> Mapping[str, Any]:
+        """Change a setting; the agent's own result, as it passed by at the seam."""
         await self._guard(self._open())
-        try:
-            await asyncio.wait_for(self._call(op, **fields), CONTROL_SECS)
-        except CallError as error:
-            raise bad_request(f"the agent refused: {_plain(error)}") from None
-        except (HostGoneError, TimeoutError):
-            raise agent_failed("the agent did not answer") from None
+        async with self._setting:
+            self._replies.clear()
+            try:
+                await asyncio.wait_for(self._call(op, **fields), CONTROL_SECS)
+            except CallError as error:
+                raise bad_request(f"the agent refused: {_plain(error)}") from None
+            except (HostGoneError, TimeoutError):
+                raise agent_failed("the agent did not answer") from None
+            # An agent that had to start first may have been told other settings before this one.
+            return self._replies.get(f"session/{op}", {})
 
     async def _call(self, op: str, **fields: Any) -> Any:
         """A call to the host in which the session was opened, and to no later one."""
@@ -307,6 +317,13 @@ class HostAgent:
             return
         self._awake = True
         self._state = self._state.opened(result)
+
+    def replied(self, method: str, result: dict[str, Any]) -> None:
+        self._replies[method] = result
+        if method == "initialize":
+            self._state = replace(self._state, capabilities=result.get("agentCapabilities"))
+        else:
+            self._state = self._state.opened(result)  # a setting's answer has some of the same
 
     def gone(self, seam: Seam) -> None:
         if self._seam is not seam:

@@ -42,6 +42,12 @@ STORY_UPDATES = frozenset(
     }
 )
 _OPENING = frozenset({"session/new", "session/load", "session/resume"})
+_WATCHED = _OPENING | {
+    "initialize",
+    "session/set_mode",
+    "session/set_model",
+    "session/set_config_option",
+}
 
 
 class Handler(Protocol):
@@ -59,6 +65,9 @@ class Handler(Protocol):
 
     def opened(self, result: dict[str, Any] | None) -> None:
         """The agent's answer to session/new, session/load or session/resume; None: an error."""
+
+    def replied(self, method: str, result: dict[str, Any]) -> None:
+        """The agent's answer to ``initialize``, or to a change of its settings."""
 
     def gone(self, seam: Seam) -> None:
         """The agent has ended, and all that it wrote has been seen."""
@@ -138,7 +147,7 @@ class Seam:
         self._readers: dict[bool, asyncio.ReadTransport] = {}
         self._writers: dict[bool, asyncio.WriteTransport] = {}
         self._held: dict[bool, set[str]] = {True: set(), False: set()}
-        self._opening: dict[Any, str] = {}
+        self._watched: dict[Any, str] = {}
         self._fresh = False
         self._loading = False
         self._prompt_id: Any = None
@@ -206,10 +215,11 @@ class Seam:
             self._prompting = True
             self._prompt_id = message.get("id")
             self._note_session(message.get("params"))
-        elif method in _OPENING:
-            self._opening[message.get("id")] = method
-            self._loading = method == "session/load"
-            self._note_session(message.get("params"))
+        elif method in _WATCHED:
+            self._watched[message.get("id")] = method
+            if method in _OPENING:
+                self._loading = method == "session/load"
+                self._note_session(message.get("params"))
         return True
 
     def _note_session(self, params: Any) -> None:
@@ -254,16 +264,22 @@ class Seam:
         if self._prompting and answered == self._prompt_id:
             self._prompting = False
             self._handler.answered(line, message)
-        elif _is_hashable(answered) and answered in self._opening:
-            method = self._opening.pop(answered)
-            self._loading = False
+        elif _is_hashable(answered) and answered in self._watched:
+            method = self._watched.pop(answered)
             result = message.get("result")
             if "error" in message or not isinstance(result, dict):
-                self._handler.opened(None)
-                return
+                result = None
+            if method in _OPENING:
+                self._opened(method, result)
+            elif result is not None:
+                self._handler.replied(method, result)
+
+    def _opened(self, method: str, result: dict[str, Any] | None) -> None:
+        self._loading = False
+        if result is not None:
             self._fresh = method == "session/new"
             self._note_session(result)
-            self._handler.opened(result)
+        self._handler.opened(result)
 
     # What the server says itself.
 
