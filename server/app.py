@@ -26,7 +26,7 @@ from .health import Health
 from .log import LogWriter
 from .metrics import Metrics
 from .middleware import answer
-from .routes import admin, files, health, page, run, sessions, socket
+from .routes import acp, admin, files, health, page, run, sessions, socket
 from .runner import Runner
 from .services import SERVICES, Services
 from .sessions import FALLBACK_AGENT, Sessions
@@ -70,7 +70,7 @@ async def build_app(
 
     app.cleanup_ctx.append(house)
     app.on_shutdown.append(_drain)
-    for module in (admin, files, health, run, sessions, socket):
+    for module in (acp, admin, files, health, run, sessions, socket):
         app.add_routes(module.routes)
     page.set_up(app)
     return app

@@ -205,10 +205,30 @@ class Tokens:
         Raises:
             Error: ``unauthorized``.
         """
-        found = self._tickets.pop(digest(ticket), None)
-        if found is None or found.session_id != session_id or found.expires_at <= time.monotonic():
+        found = self._take_ticket(ticket)
+        if found.session_id != session_id:
             raise unauthorized()
         return found.app_name
+
+    def redeem(self, secret: str, address: str | None) -> tuple[str, str | None]:
+        """Let in whoever shows a token, or a ticket, which is used up.
+
+        Returns:
+            The app, and for a ticket the one session that it is for.
+
+        Raises:
+            Error: ``unauthorized``.
+        """
+        if not secret.startswith(TICKET_PREFIX):
+            return self.app_of(secret, address), None
+        found = self._take_ticket(secret)
+        return found.app_name, found.session_id
+
+    def _take_ticket(self, ticket: str) -> Ticket:
+        found = self._tickets.pop(digest(ticket), None)
+        if found is None or found.expires_at <= time.monotonic():
+            raise unauthorized()
+        return found
 
 
 def _in_networks(address: str | None, networks: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ STATUS: Final[dict[str, int]] = {
     "conflict": 409,
     "session_closed": 410,
     "payload_too_large": 413,
+    "upgrade_required": 426,
     "queue_full": 429,
     "rate_limited": 429,
     "internal": 500,
@@ -105,6 +106,7 @@ class CloseCode(enum.IntEnum):
     """WebSocket close codes. Below 4500: come back and resume; from 4500: stay away."""
 
     GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
     TOO_BIG = 1009
     RESTARTING = 1012
     OVERLOADED = 1013

@@ -136,6 +136,7 @@ def entry(kind: str, seq: int, ts: int, turn_index: int, rest: bytes) -> bytes:
 
 
 _EVENT = b',"event":'
+_TURN_INDEX = b'"turn_index":'
 _EVENT_START = b'{"type":"event",'
 
 
@@ -150,6 +151,12 @@ def event_of(frame: bytes) -> bytes | None:
         return None
     # Our own head comes first and holds nothing that an agent could have written.
     return frame[frame.index(_EVENT) + len(_EVENT) : -1]
+
+
+def turn_index_of(frame: bytes) -> int:
+    """The turn of an ``event`` entry."""
+    start = frame.index(_TURN_INDEX) + len(_TURN_INDEX)
+    return int(frame[start : frame.index(_EVENT)])
 
 
 def turn_start_fields(prompt: bytes, client_id: str | None, context: str) -> bytes:

@@ -315,6 +315,26 @@ class Store:
         rows = await self._fetch(f"{_SESSION}{where}ORDER BY n DESC")
         return [SessionRow(*row) for row in rows]
 
+    async def session_page(
+        self, app_name: str, *, before: int | None, limit: int, cwd: str | None
+    ) -> list[SessionRow]:
+        """At most *limit* of an app's open sessions, the newest first.
+
+        Args:
+            before: only those with smaller numbers.
+            cwd: only those in that folder.
+        """
+        where = "WHERE app_name = ? AND closed_at IS NULL"
+        values: list[Any] = [app_name]
+        if before is not None:
+            where += " AND n < ?"
+            values.append(before)
+        if cwd is not None:
+            where += " AND cwd = ?"
+            values.append(cwd)
+        rows = await self._fetch(_SESSION + where + " ORDER BY n DESC LIMIT ?", *values, limit)
+        return [SessionRow(*row) for row in rows]
+
     async def open_counts(self) -> dict[str, int]:
         """How many sessions each app has open."""
         rows = await self._fetch(

@@ -20,6 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import aiohttp
+import pytest
 from aiohttp import WSMsgType, web
 from blockbuster import BlockBuster
 
@@ -233,6 +234,15 @@ class Client:
 
         await eventually("the agent to start", live)
 
+    def keep(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        """Have *ws* closed with the client."""
+        _sockets.setdefault(self.http, []).append(ws)
+
+    async def close_sockets(self) -> None:
+        """Close what has been kept so far."""
+        for ws in _sockets.pop(self.http, []):
+            await ws.close()
+
     async def connect(
         self, session_id: str, *, after: int | None = None, ready: bool = True, **options: Any
     ) -> Socket:
@@ -246,7 +256,7 @@ class Client:
             **options,
         )
         socket = Socket(ws)
-        _sockets.setdefault(self.http, []).append(ws)
+        self.keep(ws)
         if ready:
             await socket.until("ready")
         return socket
@@ -425,6 +435,25 @@ async def eventually(what: str, condition: Callable[[], Any], seconds: float = P
             if value:
                 return value
             await asyncio.sleep(0.01)
+
+
+async def run_program(*argv: str, **variables: str) -> tuple[int | None, str, str]:
+    """Run a program; its exit status, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+    except TimeoutError:
+        process.kill()
+        out, err = await process.communicate()
+        pytest.fail(f"{argv[0]} took too long; it said {out!r} {err!r}")
+    return process.returncode, out.decode(), err.decode()
 
 
 def is_running(pid: int) -> bool:

@@ -21,7 +21,7 @@ from .test_layers import LEVELS, modules
 
 DOCS = ROOT / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")
-PACKAGES = {"", "agents", "commands", "routes", "runs"}
+PACKAGES = {"", "acp", "agents", "commands", "routes", "runs"}
 
 
 def markdown_files() -> list[Path]:

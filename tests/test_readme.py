@@ -19,7 +19,17 @@ from server.app import build_app
 from server.config import Settings
 
 from .conftest import Spawn
-from .harness import ADMIN, PATIENCE, ROOT, Client, Json, ServerProcess, eventually, new_client
+from .harness import (
+    ADMIN,
+    PATIENCE,
+    ROOT,
+    Client,
+    Json,
+    ServerProcess,
+    eventually,
+    new_client,
+    run_program,
+)
 
 README = (ROOT / "README.md").read_text("utf-8")
 URL = "http://127.0.0.1:8800"
@@ -55,25 +65,6 @@ async def app(demo: ServerProcess, http: aiohttp.ClientSession) -> Client:
     return await new_client(demo.url, http)
 
 
-async def run(*argv: str, **variables: str) -> tuple[int | None, str, str]:
-    """Run a program; its exit status, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
-    except TimeoutError:
-        process.kill()
-        out, err = await process.communicate()
-        pytest.fail(f"{argv[0]} took too long; it said {out!r} {err!r}")
-    return process.returncode, out.decode(), err.decode()
-
-
 async def test_the_first_start_prints_what_the_readme_shows(spawn: Spawn) -> None:
     server = await spawn(ADMIN_TOKEN=None, AGENTS=None, DEFAULT_AGENT=None)
     printed = server.greeting
@@ -92,7 +83,7 @@ async def test_the_bot_prints_the_agents_answer(
     assert app.token is not None
     bot = tmp_path / "bot.py"
     bot.write_text(snippet("the bot").replace(URL, demo.url), "utf-8")
-    status, out, err = await run(sys.executable, str(bot), TOKEN=app.token)
+    status, out, err = await run_program(sys.executable, str(bot), TOKEN=app.token)
     assert (status, err) == (0, "")
     assert HEADING in out
 
@@ -119,7 +110,7 @@ async def test_the_browser_snippet_logs_the_answer_in_node(
         "console.log = (text) => { log(text); process.exit(0); };\n"
     )
     script.write_text(prelude + browser_snippet(app.token), "utf-8")
-    status, out, err = await run(find_node(), str(script))
+    status, out, err = await run_program(find_node(), str(script))
     assert (status, err) == (0, "")
     assert HEADING in out
 
@@ -174,7 +165,7 @@ class Shell:
     async def _run(self, command: str) -> tuple[int | None, str, str]:
         # Quiet about progress, and told off by a status that is no success.
         quiet = re.sub(r"^curl ", "curl -sS --fail-with-body ", command)
-        status, out, err = await run("bash", "-euc", quiet, **self.variables)
+        status, out, err = await run_program("bash", "-euc", quiet, **self.variables)
         assert (status, err) == (0, ""), f"{command}\n{out}{err}"
         return status, out, err
 
@@ -240,6 +231,8 @@ async def test_the_readme_has_a_curl_command_for_each_call(tmp_path: Path) -> No
     of_browsers = {
         call
         for call in calls
-        if call[1] == "/" or call[1].endswith("/ws") or call[1].startswith(PATHS_OF_THE_PAGE)
+        if call[1] == "/"
+        or call[1].endswith(("/ws", "/acp"))
+        or call[1].startswith(PATHS_OF_THE_PAGE)
     }
     assert {call_of(command) for command in commands} == calls - of_browsers

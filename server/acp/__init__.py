@@ -1,0 +1,1 @@
+"""The Agent Client Protocol over WebSocket: clawdforge as an agent to any ACP client."""

@@ -1,0 +1,499 @@
+"""One ACP client: what it asks, and the sessions that it watches and drives.
+
+The reader carries out at once what is quick, in the order in which it was asked;
+what waits for an agent is a task, so that a cancel is always read. Answers that
+belong behind a session's updates go the way of its log (``attachment.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from aiohttp import web
+
+from .. import __version__, frames
+from ..codec import dumps, loads
+from ..errors import CloseCode, Error, bad_request, internal, not_found, session_closed
+from ..peer import WRITE_BYTES, Goodbye, Peer
+from ..session import Session
+from ..sessions import Sessions
+from ..store import SessionRow
+from . import messages, rpc, story
+from .attachment import Attachment
+from .fit import MAX_MESSAGE_BYTES
+from .messages import NAMESPACE, Wishes
+from .rpc import RpcError
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+PAGE = 50
+MAX_WAITING = 16
+"""Requests that may wait for agents at once."""
+
+
+class Connection(Peer):
+    """A prepared socket of an ACP client.
+
+    Args:
+        request_id: of its upgrade, for the log.
+        wishes: what its address asks for; what it says later counts more.
+        only: the one session that its ticket is for.
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        socket_response: web.WebSocketResponse[bool],
+        app_name: str,
+        sessions: Sessions,
+        *,
+        connection_id: str,
+        request_id: str,
+        wishes: Wishes,
+        only: str | None,
+    ) -> None:
+        super().__init__(
+            request,
+            socket_response,
+            app_name,
+            name=f"ACP connection {connection_id}",
+            commands_per_sec=sessions.settings.max_commands_per_sec,
+        )
+        self._sessions = sessions
+        self._request_id = request_id
+        self._wishes = wishes
+        self._only = only
+        self._initialized = False
+        self._left = False
+        self._attached: dict[str, Attachment] = {}
+        self._ids = itertools.count(1)
+        self._cancels: dict[bytes, Callable[[], object]] = {}
+        self._waiting = 0
+        self._calls: dict[str, Callable[[rpc.Request], Awaitable[None]]] = {
+            "initialize": self._initialize,
+            "session/new": self._new,
+            "session/load": self._load,
+            "session/resume": self._resume,
+            "session/list": self._list,
+            "session/close": self._close_session,
+            "session/prompt": self._prompt,
+            "session/set_mode": self._set_mode,
+            "session/set_model": self._set_model,
+            "session/set_config_option": self._set_config_option,
+        }
+
+    @property
+    def lag(self) -> int:
+        behind = [one.session.log.head - one.cursor for one in self._attached.values()]
+        return max(behind, default=0)
+
+    def _enter(self) -> None:
+        pass
+
+    def _leave(self) -> None:
+        self._left = True
+        for attachment in tuple(self._attached.values()):
+            self._detach(attachment)
+
+    # Down.
+
+    async def _gather(self) -> list[bytes]:
+        told: list[bytes] = []
+        size = 0
+        for attachment in tuple(self._attached.values()):
+            cursor = attachment.cursor
+            batches = await attachment.session.log.read(cursor)
+            current = self._attached.get(attachment.session.id)
+            if current is not attachment or attachment.cursor != cursor:
+                continue  # it was loaded anew meanwhile, or it is gone
+            for batch in batches:
+                messages_of_batch = attachment.tell(batch, WRITE_BYTES - size)
+                told += messages_of_batch
+                size += sum(map(len, messages_of_batch))
+                if size >= WRITE_BYTES:
+                    break
+            if attachment.is_over:
+                self._detach(attachment)
+            else:  # the next round begins with another
+                self._attached[attachment.session.id] = self._attached.pop(attachment.session.id)
+            if size >= WRITE_BYTES:
+                break
+        # Answers first: `session/new` is answered before its session's updates.
+        return [*self._take_outbox(), *map(frames.websocket_text, told)]
+
+    def _has_more(self) -> bool:
+        return any(attachment.has_more for attachment in self._attached.values())
+
+    # Up.
+
+    def _take_binary(self) -> None:
+        pass  # as the transport's description has it
+
+    async def _command(self, data: bytes) -> None:
+        try:
+            message = rpc.parse(data)
+        except RpcError as error:
+            self.send(rpc.error(error.request_id, error))
+            if not self._initialized:
+                self._refuse_to_begin()
+            return
+        begins = isinstance(message, rpc.Request) and message.method == "initialize"
+        if not (self._initialized or begins):
+            self._refuse_to_begin()
+            return
+        match message:
+            case rpc.Request():
+                await self._answer(message, self._call(message))
+            case rpc.Notification(method="session/cancel"):
+                await self._cancel(message.params)
+            case rpc.Notification(method="$/cancel_request"):
+                self._cancel_request(message.params)
+            case rpc.Response():
+                self._take_answer(message)
+
+    def _refuse_to_begin(self) -> None:
+        self.close(Goodbye(CloseCode.PROTOCOL_ERROR, "the first message must be initialize"))
+
+    def _call(self, request: rpc.Request) -> Awaitable[None]:
+        call = self._calls.get(request.method)
+        if call is None:
+            return _fail(RpcError(rpc.METHOD_NOT_FOUND, f"no such method: {request.method}"))
+        return call(request)
+
+    async def _answer(self, request: rpc.Request, call: Awaitable[None]) -> None:
+        """Await *call*; what it raises is the answer."""
+        try:
+            await call
+        except RpcError as error:
+            self.send(rpc.error(request.id, error))
+        except Error as error:
+            self.send(rpc.error(request.id, RpcError.of(error)))
+        except Exception:
+            logger.exception("%s: %s failed", self.name, request.method)
+            self.send(rpc.error(request.id, RpcError.of(internal())))
+
+    def _later(self, request: rpc.Request, call: Coroutine[Any, Any, None]) -> None:
+        """Carry out behind the reader's back what may wait for an agent."""
+        if self._waiting >= MAX_WAITING:
+            call.close()
+            raise Error("rate_limited", "the last requests are not through yet")
+        self._waiting += 1
+        task = self._sessions.tasks.spawn(
+            self._carry_out(request, call), f"{request.method} of {self.name}"
+        )
+        self._cancels[request.key] = task.cancel
+
+    async def _carry_out(self, request: rpc.Request, call: Coroutine[Any, Any, None]) -> None:
+        try:
+            await self._answer(request, call)
+        except asyncio.CancelledError:
+            self.send(rpc.error(request.id, RpcError(rpc.REQUEST_CANCELLED, "cancelled")))
+        finally:
+            self._waiting -= 1
+            self._forget(request)
+
+    def _forget(self, request: rpc.Request) -> None:
+        """It is answered, and cannot be cancelled any more."""
+        self._cancels.pop(request.key, None)
+
+    def _reply(self, request: rpc.Request, result: Any) -> None:
+        self.send(rpc.result(request.id, result))
+
+    # The beginning.
+
+    async def _initialize(self, request: rpc.Request) -> None:
+        params = messages.read(messages.Initialize, request.params)
+        if self._initialized:
+            raise RpcError(rpc.INVALID_REQUEST, "the connection is initialized already")
+        self._wishes = params.wishes.over(self._wishes)
+        agent = await self._sessions.choose_agent(self._wishes.agent)
+        capabilities = await self._sessions.backend.capabilities(agent)
+        self._initialized = True
+        self._reply(
+            request,
+            {
+                "protocolVersion": messages.PROTOCOL_VERSION,
+                "agentCapabilities": {
+                    "loadSession": True,
+                    "promptCapabilities": capabilities.get("promptCapabilities") or {},
+                    "mcpCapabilities": {"http": False, "sse": False},
+                    "sessionCapabilities": {"list": {}, "resume": {}, "close": {}},
+                },
+                "agentInfo": {"name": "clawdforge", "title": "clawdforge", "version": __version__},
+                "authMethods": [],
+                "_meta": {NAMESPACE: {"agent": agent}},
+            },
+        )
+
+    # Sessions.
+
+    async def _new(self, request: rpc.Request) -> None:
+        params = messages.read(messages.NewSession, request.params)
+        if self._only is not None:
+            raise Error("forbidden", "a ticket is for its one session")
+        self._later(request, self._create(request, params))
+
+    async def _create(self, request: rpc.Request, params: messages.NewSession) -> None:
+        wishes = params.wishes.over(self._wishes)
+        permission = "ask" if self._sessions.backend.can_ask else "approve-all"
+        # Without workspace roots each session has a folder of its own, whatever the client names.
+        roots = self._sessions.settings.workspace_roots
+        session = await self._sessions.create(
+            self.app_name,
+            agent=wishes.agent,
+            model=wishes.model,
+            permission=wishes.permission or permission,
+            cwd=params.cwd if roots else None,
+        )
+        try:
+            await session.awake()
+        except BaseException:  # nobody has its id
+            close = self._sessions.close(session, "client")
+            await asyncio.shield(self._sessions.closing.spawn(_wait(close), f"close-{session.id}"))
+            raise
+        if self._left:
+            return
+        attachment = self._attach(session, 0)
+        row = session.row
+        ours = {
+            "agent": row.agent,
+            "model": row.model,
+            "permission": row.permission,
+            "cwd": row.cwd,
+            "ignored": _ignored(params),
+        }
+        settings = attachment.settings()
+        self._reply(request, {"sessionId": session.id, **settings, "_meta": {NAMESPACE: ours}})
+
+    async def _load(self, request: rpc.Request) -> None:
+        params = messages.read(messages.LoadSession, request.params)
+        attachment = await self._attached_to(params.session_id)
+        for answer in attachment.replay(request):
+            self.send(answer)
+        self._wake.set()
+
+    async def _resume(self, request: rpc.Request) -> None:
+        params = messages.read(messages.ResumeSession, request.params)
+        attachment = await self._attached_to(params.session_id)
+        self._reply(request, attachment.settings())
+        for ask in attachment.ask_pending():
+            self.send(ask)
+
+    async def _list(self, request: rpc.Request) -> None:
+        params = messages.read(messages.ListSessions, request.params)
+        if self._only is not None:
+            rows = [(await self._session(self._only)).row]
+            rows = [row for row in rows if params.cwd in (None, row.cwd)]
+        else:
+            before = None if params.cursor is None else _position(params.cursor)
+            rows = await self._sessions.store.session_page(
+                self.app_name, before=before, limit=PAGE + 1, cwd=params.cwd
+            )
+        page: Json = {"sessions": [_info(row) for row in rows[:PAGE]]}
+        if len(rows) > PAGE:
+            page["nextCursor"] = _cursor(rows[PAGE - 1].n)
+        self._reply(request, page)
+
+    async def _close_session(self, request: rpc.Request) -> None:
+        params = messages.read(messages.CloseSession, request.params)
+        session = await self._session(params.session_id)
+        attachment = self._attached.get(session.id)
+        if attachment is not None:
+            attachment.answer_at_end(request)
+        # Not one of the requests that may be cancelled: a close goes through.
+        self._sessions.closing.spawn(
+            self._close_and_answer(request, session, attachment), f"close-{session.id}-over-acp"
+        )
+
+    async def _close_and_answer(
+        self, request: rpc.Request, session: Session, attachment: Attachment | None
+    ) -> None:
+        await self._sessions.close(session, "client")
+        if attachment is None:
+            self._reply(request, {})
+
+    async def _session(self, session_id: str) -> Session:
+        """The app's session of that id; with a ticket, only the ticket's.
+
+        Raises:
+            Error: ``not_found``.
+        """
+        if self._only not in (None, session_id):
+            raise not_found()
+        return await self._sessions.get(session_id, self.app_name)
+
+    async def _attached_to(self, session_id: str) -> Attachment:
+        """The session on this connection; from now on, where it was not yet."""
+        session = await self._session(session_id)
+        if session.is_closed:
+            raise session_closed()
+        return self._attached.get(session_id) or self._attach(session, session.log.head)
+
+    def _attach(self, session: Session, cursor: int) -> Attachment:
+        if session.viewers >= self._sessions.settings.max_sockets_per_session:
+            raise Error("rate_limited", "the session has all the sockets it may")
+        attachment = self._attached[session.id] = Attachment(
+            session,
+            cursor,
+            answered=self._forget,
+            next_id=self._ids.__next__,
+            limit=self._wishes.max_message_bytes or MAX_MESSAGE_BYTES,
+        )
+        session.viewers += 1
+        session.log.watch(self._wake.set)
+        self._wake.set()
+        return attachment
+
+    def _detach(self, attachment: Attachment) -> None:
+        del self._attached[attachment.session.id]
+        attachment.session.log.unwatch(self._wake.set)
+        attachment.session.viewers -= 1
+
+    # Turns.
+
+    async def _prompt(self, request: rpc.Request) -> None:
+        params = messages.read(messages.Prompt, request.params)
+        blocks = frames.parse_blocks(params.prompt)
+        attachment = await self._attached_to(params.session_id)
+        turn, _ = await attachment.session.prompt(dumps(blocks))
+        # No await from here on: the turn's end finds who asked.
+        attachment.prompts[turn.index] = request
+        self._cancels[request.key] = lambda: attachment.session.cancel(turn.index)
+        about = {"session": attachment.session.id, "turn": turn.index}
+        logger.info(
+            "prompt accepted",
+            extra={"request_id": self._request_id, "app": self.app_name, **about},
+        )
+
+    async def _cancel(self, value: Any) -> None:
+        """Cancel what this client asked for, or else what runs."""
+        try:
+            params = messages.read(messages.Cancel, value)
+            session = await self._session(params.session_id)
+        except (RpcError, Error):
+            return  # a notification has no answer
+        attachment = self._attached.get(session.id)
+        own = tuple(attachment.prompts) if attachment is not None else ()
+        for index in own:
+            session.cancel(index)
+        if not own:
+            session.cancel()
+
+    def _cancel_request(self, value: Any) -> None:
+        try:
+            params = messages.read(messages.CancelRequest, value)
+        except RpcError:
+            return
+        cancel = self._cancels.get(rpc.key_of(params.request_id))
+        if cancel is not None:
+            cancel()
+
+    def _take_answer(self, response: rpc.Response) -> None:
+        """The client's answer to a permission request; the first of any client counts."""
+        for attachment in self._attached.values():
+            for request_id, asked in tuple(attachment.asked.items()):
+                if asked == response.id:
+                    del attachment.asked[request_id]
+                    self._decide(attachment.session, request_id, response.result)
+                    return
+
+    def _decide(self, session: Session, request_id: str, result: Any) -> None:
+        outcome = result.get("outcome") if isinstance(result, dict) else None
+        choice = outcome if isinstance(outcome, dict) else {}
+        try:
+            match choice.get("outcome"), choice.get("optionId"):
+                case "selected", str(option_id):
+                    session.answer_permission(request_id, option_id=option_id)
+                    return
+                case "cancelled", _:
+                    session.answer_permission(request_id)
+                    return
+            raise bad_request("no outcome")
+        except Error as error:
+            logger.info("%s: no answer to a permission request: %s", self.name, error.message)
+        # It cannot answer. Another client may; where there is none, nobody is waited for.
+        if session.viewers == 1 and any(
+            pending["request_id"] == request_id for pending in session.pending_permissions()
+        ):
+            session.answer_permission(request_id)
+
+    # Settings.
+
+    async def _set_mode(self, request: rpc.Request) -> None:
+        params = messages.read(messages.SetMode, request.params)
+        await self._set(request, params.session_id, frames.SetMode(params.mode_id))
+
+    async def _set_model(self, request: rpc.Request) -> None:
+        params = messages.read(messages.SetModel, request.params)
+        await self._set(request, params.session_id, frames.SetModel(params.model_id))
+
+    async def _set_config_option(self, request: rpc.Request) -> None:
+        params = messages.read(messages.SetConfigOption, request.params)
+        setting = frames.SetConfigOption(params.config_id, params.value)
+        await self._set(request, params.session_id, setting)
+
+    async def _set(self, request: rpc.Request, session_id: str, setting: frames.Setting) -> None:
+        attachment = await self._attached_to(session_id)
+
+        async def change() -> None:
+            self._reply(request, await attachment.session.change(setting))
+
+        self._later(request, change())
+
+
+async def _fail(error: RpcError) -> None:
+    raise error
+
+
+async def _wait(call: Awaitable[object]) -> None:
+    await call
+
+
+def _ignored(params: messages.NewSession) -> list[str]:
+    """What the client named and this server does nothing with."""
+    named = {
+        "mcpServers": params.mcp_servers,
+        "additionalDirectories": params.additional_directories,
+    }
+    return [name for name, value in named.items() if value]
+
+
+def _info(row: SessionRow) -> Json:
+    meta = loads(row.meta)
+    title = meta.get("title")
+    return {
+        "sessionId": row.id,
+        "cwd": row.cwd,
+        **({"title": title} if isinstance(title, str) else {}),
+        "updatedAt": story.iso_time(row.last_turn_at or row.created_at),
+        "_meta": {
+            NAMESPACE: {
+                "agent": row.agent,
+                "model": row.model,
+                "permission": row.permission,
+                "meta": meta,
+            }
+        },
+    }
+
+
+def _cursor(number: int) -> str:
+    return base64.urlsafe_b64encode(b"n%d" % number).decode()
+
+
+def _position(cursor: str) -> int:
+    try:
+        decoded = base64.urlsafe_b64decode(cursor.encode()).decode()
+        if decoded.startswith("n") and decoded[1:].isdecimal() and len(decoded) < 20:
+            return int(decoded[1:])
+    except (binascii.Error, UnicodeError):
+        pass
+    raise bad_request("cursor: it is none of this server's")

@@ -1,0 +1,100 @@
+"""``GET /acp``: who may in; what is spoken then is ``acp/connection.py``'s."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+from aiohttp import hdrs, web
+
+from ..acp.connection import Connection
+from ..acp.messages import Wishes
+from ..auth import check_origin
+from ..errors import Error, bad_request, draining
+from ..peer import new_socket
+from ..replies import error_reply
+from ..services import APP, REQUEST_ID, SESSION, Services, app_of, services_of
+
+routes = web.RouteTableDef()
+
+SUBPROTOCOL = "acp"
+AUTH_PREFIX = "acp.auth."
+CONNECTION_ID = "Acp-Connection-Id"
+WISHES = ("agent", "model", "permission")
+
+
+@routes.get("/acp", allow_head=False)
+async def acp_socket(request: web.Request) -> web.StreamResponse:
+    services = services_of(request)
+    if request.headers.get(hdrs.UPGRADE, "").strip().lower() != "websocket":
+        error = Error("upgrade_required", "ACP is spoken over WebSocket here: upgrade to it")
+        reply = error_reply(error, request[REQUEST_ID])
+        reply.headers[hdrs.UPGRADE] = "websocket"
+        return reply
+    check_origin(request, services.settings)
+    offered = _subprotocols(request)
+    app_name, only = _let_in(services, request, offered)
+    request[APP] = app_name
+    wishes = _wishes(request)
+    if services.sessions.is_draining:
+        raise draining()
+    if services.sockets.is_full(app_name):
+        raise Error("rate_limited", "the app has all the sockets it may", retry_after=5)
+    if only is not None:
+        request[SESSION] = only
+
+    connection_id = str(uuid.uuid4())
+    ws = new_socket((SUBPROTOCOL,) if offered else ())
+    ws.headers[CONNECTION_ID] = connection_id
+    await ws.prepare(request)
+    await services.sockets.serve(
+        Connection(
+            request,
+            ws,
+            app_name,
+            services.sessions,
+            connection_id=connection_id,
+            request_id=request[REQUEST_ID],
+            wishes=wishes,
+            only=only,
+        )
+    )
+    return ws
+
+
+def _subprotocols(request: web.Request) -> list[str]:
+    """What the client offers.
+
+    aiohttp logs an offer of which it knows nothing, and a token would be in it: so
+    that is refused before.
+    """
+    values = request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
+    offered = [name.strip() for value in values for name in value.split(",")]
+    if offered and SUBPROTOCOL not in offered:
+        raise bad_request(f"the subprotocol {SUBPROTOCOL!r} must be offered, too")
+    return offered
+
+
+def _let_in(services: Services, request: web.Request, offered: list[str]) -> tuple[str, str | None]:
+    """The app that asks, and the session that its ticket is for.
+
+    Raises:
+        Error: ``unauthorized``.
+    """
+    secrets = [name.removeprefix(AUTH_PREFIX) for name in offered if name.startswith(AUTH_PREFIX)]
+    if "Authorization" in request.headers or not secrets:
+        return app_of(request), None
+    return services.tokens.redeem(secrets[0], request.remote)
+
+
+def _wishes(request: web.Request) -> Wishes:
+    """What the address asks for: ``?agent=…&model=…&permission=…``."""
+    asked = {
+        key: value
+        for key, value in request.query.items()
+        if key in ("agent", "model", "permission")
+    }
+    try:
+        return msgspec.convert(asked, Wishes)
+    except msgspec.ValidationError as error:
+        raise bad_request(str(error)) from None
