@@ -327,6 +327,7 @@ function wake() {
 }
 document.addEventListener('visibilitychange', wake);
 window.addEventListener('online', wake);
+window.addEventListener('offline', wake); // it may be so, or not: ask
 window.addEventListener('pageshow', wake);
 // A sign-in link may be opened in a tab that was here already.
 window.addEventListener('popstate', () => (fragment().has('token') ? begin() : route()));

@@ -126,7 +126,7 @@ export class Session {
 	hear(state) {
 		this.changes += 1;
 		this.state = { ...this.state, ...state };
-		this.queue = new Map((state.queued ?? []).map((one) => [one.turn_index, one]));
+		if (state.queued) this.queue = new Map(state.queued.map((one) => [one.turn_index, one]));
 		this.#parts.seed(this.model, state);
 		if (this.synced) this.#emit('change');
 	}

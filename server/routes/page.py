@@ -33,7 +33,7 @@ def content_security_policy(page: bytes) -> str:
             "default-src 'none'",
             f"script-src 'self'{hashes}",
             "style-src 'self'",
-            "img-src 'self' data: blob:",
+            "img-src 'self' data:",
             "font-src 'self'",
             "connect-src 'self'",
             "manifest-src 'self'",

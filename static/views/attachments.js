@@ -34,7 +34,7 @@ export class Attachments {
 		try {
 			const inline = this.items.reduce((sum, { image }) => sum + (image?.size ?? 0), file.size);
 			if (INLINE.test(file.type) && inline <= INLINE_ALL) {
-				Object.assign(item, { image: file, preview: URL.createObjectURL(file), data: await base64(file) });
+				Object.assign(item, { image: file, data: await base64(file) });
 			} else {
 				item.job = this.upload(file, (part) => {
 					item.bar.value = part;
@@ -50,12 +50,12 @@ export class Attachments {
 	}
 
 	#draw(item) {
-		const { name, state, error, preview, file } = item;
+		const { name, state, error, data, file } = item;
 		item.note = h('small', { text: error ?? (state === 'busy' ? '' : bytes(file.size)) });
 		item.bar = h('progress', { max: 1, 'aria-label': `Uploading ${name}` });
 		item.el.dataset.state = state;
 		item.el.replaceChildren(
-			preview ? h('img', { src: preview, alt: '' }) : icon(error ? 'alert' : 'file'),
+			data ? h('img', { src: `data:${file.type};base64,${data}`, alt: '' }) : icon(error ? 'alert' : 'file'),
 			h('span.ellipsis', { text: name, title: name }),
 			item.note,
 			h('button.icon-button', { 'aria-label': `Remove ${name}`, onclick: () => this.#remove(item) }, icon('close')),
@@ -66,7 +66,6 @@ export class Attachments {
 
 	#remove(item) {
 		item.job?.abort();
-		URL.revokeObjectURL(item.preview);
 		this.items = this.items.filter((one) => one !== item);
 		item.el.remove();
 		this.#changed();

@@ -13,9 +13,13 @@ AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 360, "height": 740}
 
-# Before anything of the page runs: what it does against its policy.
+# Before anything of the page runs: what it does against its policy, and what jumps about.
 WATCH = """
 window.violations = [];
+window.shifts = [];
+new PerformanceObserver((list) => {
+    for (const { value, hadRecentInput } of list.getEntries()) hadRecentInput || shifts.push(value);
+}).observe({ type: "layout-shift" });
 document.addEventListener("securitypolicyviolation", (event) =>
     violations.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
 """
@@ -34,7 +38,7 @@ class Tab:
         page.on("request", self._request)
 
     def _request(self, request: Request) -> None:
-        if not request.url.startswith((self.url, "data:", "blob:")):
+        if not request.url.startswith((self.url, "data:")):
             self.foreign.append(request.url)
 
     @property

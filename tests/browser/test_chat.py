@@ -223,6 +223,7 @@ async def test_files_are_attached_by_choice_and_by_drop(tab: Tab, tmp_path: Path
     await expect(tab.button("Send").and_(tab.page.locator(":visible"))).to_be_disabled()
     arrived.set()
     await expect(chips).to_have_count(2)
+    await expect(chips.locator("img")).to_be_visible()
     await tab.picture("attached")
     # One comes through the clipboard, as a screenshot does.
     paste = """(field) => {

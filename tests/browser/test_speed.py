@@ -65,7 +65,10 @@ async def test_streaming_keeps_the_main_thread_free(tab: Tab) -> None:
     await tab.settled()
     async with main_thread(tab) as tasks:
         await tab.say(script(burst))
+        await expect(tab.answer("0:")).to_be_visible()
+        await tab.page.evaluate("window.shifts.length = 0")
         await tab.settled(2)
+    assert await tab.page.evaluate("window.shifts") == []  # nothing jumps about
     assert await tab.page.evaluate(AT_END)
     assert max(tasks) < 50, sorted(tasks)[-5:]
 
@@ -80,10 +83,12 @@ async def test_a_reader_who_looks_back_is_left_alone(tab: Tab, tmp_path: Path) -
     await tab.page.mouse.wheel(0, -600)
     jump = tab.page.get_by_role("button", name="Go to the end")
     await expect(jump).to_be_visible()
+    await tab.page.evaluate("window.shifts.length = 0")
     top = await scroller.evaluate("(element) => element.scrollTop")
     gate.touch()
     await tab.settled()
     assert abs(await scroller.evaluate("(element) => element.scrollTop") - top) < 2
+    assert await tab.page.evaluate("window.shifts") == []
     await jump.click()
     await expect(jump).to_be_hidden()
     await expect(tab.answer("last")).to_be_in_viewport()

@@ -64,6 +64,16 @@ test('chunks of one message become one message; another kind, or another id, beg
 	assert.equal(l.items.at(-1).done, true);
 });
 
+test('what an agent tells about its error is kept, in whatever shape', () => {
+	for (const [data, kept] of [[{ details: 'no quota' }, 'no quota'], ['no quota', 'no quota'], [{ message: 'm' }, 'm'], [{ details: { a: 1 } }, ''], [undefined, '']]) {
+		const l = log();
+		l.start();
+		assert.equal(l.model.turns[0].failure, null);
+		l.put('event', { event: { id: 1, error: { code: -32603, message: 'Internal error', data } } });
+		assert.equal(l.model.turns[0].failure, kept);
+	}
+});
+
 test('what is no text is a part of its own, in its place', () => {
 	const l = log();
 	l.start();

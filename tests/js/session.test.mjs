@@ -1,0 +1,134 @@
+// One open session, between the wire and the transcript: a wire that only remembers what it is told.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Session } from '../../static/session.js';
+import { createTranscript, promptParts, reduce, seed } from '../../static/transcript.js';
+
+const words = (text) => [{ type: 'text', text }];
+
+/** A session whose server and browser are the test. */
+function world({ state, outbox = [] } = {}) {
+	const seen = { problems: [], synced: 0, updates: [], sent: [], saved: outbox };
+	let on;
+	let ids = 0;
+	class Wire {
+		status = { state: 'live' };
+		constructor(options) {
+			on = options.on;
+		}
+		start() {}
+		stop() {}
+		prompt(prompt, { id = `p${(ids += 1)}`, files }) {
+			seen.sent.push({ id, prompt, files });
+			return { id };
+		}
+		cancel(turn) {
+			seen.sent.push({ cancel: turn });
+			return this.status.state === 'live';
+		}
+		send(frame) {
+			seen.sent.push(frame);
+			return true;
+		}
+	}
+	const api = {
+		update: async (id, meta) => {
+			seen.updates.push(meta);
+			return { meta };
+		},
+		session: async () => ({}),
+	};
+	const storage = { outbox: () => seen.saved, saveOutbox: (id, prompts) => (seen.saved = prompts) };
+	const session = new Session('s', state, { api, storage, Wire, createTranscript, reduce, seed, promptParts, url: 'ws://test' });
+	session.on('problem', (text) => seen.problems.push(text));
+	session.on('synced', () => (seen.synced += 1));
+	let seq = 0;
+	const put = (type, fields) => on.entry({ type, seq: (seq += 1), ts: seq, turn_index: 1, ...fields });
+	const update = (fields) => put('event', { event: { method: 'session/update', params: { update: fields } } });
+	session.start();
+	return { session, seen, put, update, wire: (name, ...values) => on[name](...values) };
+}
+
+/** Until promises that are settled already have been heard. */
+const settle = () => new Promise((resolve) => setImmediate(resolve));
+
+test('a prompt is kept until the server has accepted it, and sent again with its id after a reload', () => {
+	const { session, seen, wire } = world({ state: { meta: { title: 'A' } } });
+	session.send({ prompt: words('hello'), files: ['ff_1'] });
+	assert.deepEqual(seen.saved, [{ id: 'p1', prompt: words('hello'), files: ['ff_1'] }]);
+	const reloaded = world({ outbox: seen.saved });
+	assert.deepEqual(reloaded.seen.sent, [{ id: 'p1', prompt: words('hello'), files: ['ff_1'] }]);
+	wire('accepted', { id: 'p1', turn_index: 1, queued: false, duplicate: false });
+	assert.deepEqual(seen.saved, []);
+	assert.equal(session.outbox.get('p1').state, 'accepted'); // shown until its turn begins
+});
+
+test('the turn of a prompt takes its place', () => {
+	const { session, put, wire } = world({ state: { meta: { title: 'A' } } });
+	session.send({ prompt: words('hello') });
+	wire('ready', { head: 0, queued: [] });
+	wire('accepted', { id: 'p1', turn_index: 1, queued: true, duplicate: false });
+	assert.deepEqual([...session.queue.keys()], [1]);
+	put('turn_start', { prompt: words('hello'), id: 'p1' });
+	assert.deepEqual([session.queue.size, session.outbox.size, session.running], [0, 0, true]);
+});
+
+test('a prompt that was refused can be taken back', () => {
+	const { session, wire } = world();
+	session.send({ prompt: words('hello') });
+	wire('rejected', 'p1', new Error('The queue is full.'));
+	assert.equal(session.outbox.get('p1').state, 'failed');
+	session.discard(session.outbox.get('p1'));
+	assert.equal(session.outbox.size, 0);
+});
+
+test('what waits in the queue is what the server says', () => {
+	const { session, wire } = world();
+	wire('ready', { head: 0, queued: [{ turn_index: 2, prompt: words('of another window') }] });
+	assert.deepEqual([...session.queue.keys()], [2]);
+	const before = session.changes;
+	session.hear({ queued: [], meta: { title: 'Named elsewhere' } });
+	assert.deepEqual([session.queue.size, session.title], [0, 'Named elsewhere']);
+	assert.ok(session.changes > before);
+});
+
+test('it is shown once the log is read up to its head', () => {
+	const { seen, put, wire } = world();
+	wire('ready', { head: 2, queued: [] });
+	put('turn_start', { prompt: words('hello') });
+	assert.equal(seen.synced, 0);
+	put('turn_end', { stop_reason: 'end_turn', duration_ms: 1 });
+	assert.equal(seen.synced, 1);
+	wire('reset'); // the position was unknown: all begins anew
+	put('turn_start', { prompt: words('hello') });
+	assert.equal(seen.synced, 2);
+});
+
+test('its name is the first line of what was asked, until the agent has a better one', async () => {
+	const { session, seen, put, update, wire } = world();
+	wire('ready', { head: 0, queued: [] });
+	session.send({ prompt: words('Fix the test\nIt fails') });
+	await settle();
+	assert.equal(session.title, 'Fix the test');
+	put('turn_start', { prompt: words('Fix the test\nIt fails'), id: 'p1' });
+	update({ sessionUpdate: 'session_info_update', title: 'Fix a flaky test' });
+	put('turn_end', { stop_reason: 'end_turn', duration_ms: 1 });
+	await settle();
+	assert.deepEqual(seen.updates, [{ title: 'Fix the test' }, { title: 'Fix a flaky test' }]);
+});
+
+test('a name that somebody gave stays', async () => {
+	const { session, seen, put, update, wire } = world({ state: { meta: { title: 'Mine' } } });
+	wire('ready', { head: 0, queued: [] });
+	put('turn_start', { prompt: words('Fix the test') });
+	update({ sessionUpdate: 'session_info_update', title: 'Fix a flaky test' });
+	put('turn_end', { stop_reason: 'end_turn', duration_ms: 1 });
+	await settle();
+	assert.deepEqual([session.title, seen.updates], ['Mine', []]);
+});
+
+test('no token is shown among the frames', () => {
+	const { session, wire } = world();
+	wire('frame', 'up', { type: 'auth', token: 'cf_secret', after: 7 }, '{"type":"auth","token":"cf_secret","after":7}');
+	assert.deepEqual(session.frames.map(({ text }) => text), ['{"type":"auth","token":"…","after":7}']);
+});
