@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from .harness import (
     ADMIN,
@@ -17,6 +19,7 @@ from .harness import (
     Clock,
     LocalServer,
     ServerProcess,
+    blocking,
     descendants,
     eventually,
     http_session,
@@ -48,16 +51,41 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
         yield start
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
+    async with local_server(tmp_path_factory.mktemp("shared") / "data") as server:
+        blocking.deactivate()
+        yield server
+
+
 @pytest.fixture
-async def server(serve: Serve) -> LocalServer:
-    """A server with default settings and the mock agents."""
-    return await serve()
+async def server(shared_server: LocalServer) -> AsyncIterator[LocalServer]:
+    """A server with default settings and the mock agents.
+
+    It is the module's; the apps that a test makes there, and their sessions, end with the test.
+    """
+    blocking.activate()
+    yield shared_server
+    blocking.deactivate()
+    await shared_server.clear()
 
 
 @pytest.fixture
 async def client(server: LocalServer) -> Client:
-    """An app's client at ``server``."""
-    return await server.client()
+    """A new app's client at ``server``."""
+    return await server.client(f"app-{secrets.token_hex(4)}")
+
+
+@pytest.fixture
+async def own_server(serve: Serve) -> LocalServer:
+    """The same for this test alone, which may break it."""
+    return await serve()
+
+
+@pytest.fixture
+async def own_client(own_server: LocalServer) -> Client:
+    """An app's client at ``own_server``."""
+    return await own_server.client()
 
 
 @pytest.fixture

@@ -278,6 +278,14 @@ class LocalServer:
         assert status == 200, reply
         return Client(self.url, reply["token"], self._http)
 
+    async def clear(self) -> None:
+        """End every app, with its sessions and their agents."""
+        services = self.services
+        for row in services.tokens.rows():
+            for session in await services.sessions.sessions_of(row.name, include_closed=False):
+                await services.sessions.close(session, "admin")
+            await services.tokens.revoke(row.name)
+
     def admin(self) -> Client:
         return Client(self.url, ADMIN, self._http)
 
@@ -288,8 +296,9 @@ class LocalServer:
         await self._runner.cleanup()
 
 
-# While servers serve, whatever would block their event loop fails. Their start may.
-_blockbuster = BlockBuster("server")
+# While tests run against servers here, whatever would block their event loop fails. A server's
+# start and end may.
+blocking = BlockBuster("server")
 
 
 @contextlib.asynccontextmanager
@@ -305,7 +314,7 @@ async def local_server(
         "drain_secs": 0.1,  # a turn that a test leaves running is not waited for
         **settings,
     }
-    _blockbuster.deactivate()
+    blocking.deactivate()
     environ = {**os.environ, "DEMO_PACE_MS": "0"}
     app = await build_app(Settings(**values), environ=environ, clock=clock)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
@@ -313,10 +322,10 @@ async def local_server(
         await runner.setup()
         door = Door(app[SERVICES].sockets.waiting, app[SERVICES].settings.auth_timeout_secs)
         async with http_session() as http, door.open(runner, "127.0.0.1", 0) as port:
-            _blockbuster.activate()
+            blocking.activate()
             yield LocalServer(runner, f"http://127.0.0.1:{port}", http)
     finally:
-        _blockbuster.deactivate()
+        blocking.deactivate()
         await runner.cleanup()
 
 

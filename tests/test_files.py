@@ -76,9 +76,9 @@ async def test_an_upload_answers_with_its_token(client: Client) -> None:
     assert (reply["ttl_secs"], reply["size"]) == (3600, 5)
 
 
-async def test_an_upload_needs_a_token(server: LocalServer) -> None:
-    failure(await upload(server.anonymous(), b"hello"), 401, "unauthorized")
-    assert uploads_in(server) == []
+async def test_an_upload_needs_a_token(own_server: LocalServer) -> None:
+    failure(await upload(own_server.anonymous(), b"hello"), 401, "unauthorized")
+    assert uploads_in(own_server) == []
 
 
 async def test_an_empty_file_is_a_file(client: Client) -> None:
@@ -115,13 +115,13 @@ async def test_ttl_secs_is_kept_within_its_bounds(client: Client) -> None:
         assert "ttl_secs" in failure(answer, 400, "bad_request")
 
 
-async def test_a_bad_ttl_leaves_no_file_behind(client: Client, server: LocalServer) -> None:
-    failure(await upload(client, b"x", ttl_secs=1), 400, "bad_request")
-    assert uploads_in(server) == []
+async def test_a_bad_ttl_leaves_no_file_behind(own_client: Client, own_server: LocalServer) -> None:
+    failure(await upload(own_client, b"x", ttl_secs=1), 400, "bad_request")
+    assert uploads_in(own_server) == []
 
 
 async def test_a_malformed_upload_is_a_bad_request_and_leaves_nothing(
-    client: Client, server: LocalServer
+    own_client: Client, own_server: LocalServer
 ) -> None:
     for body in (
         b"",
@@ -142,7 +142,7 @@ async def test_a_malformed_upload_is_a_bad_request_and_leaves_nothing(
         part(FILE)[: -len("data\r\n")],
         part(FILE) + part('Content-Disposition: form-data; name="ttl_secs"', "soon") + END,
     ):
-        failure(await post_raw(client, body), 400, "bad_request")
+        failure(await post_raw(own_client, body), 400, "bad_request")
     for content_type in (
         "multipart/form-data",
         "multipart/form-data; boundary=",
@@ -152,8 +152,8 @@ async def test_a_malformed_upload_is_a_bad_request_and_leaves_nothing(
         "text/plain",
         "nonsense",
     ):
-        failure(await post_raw(client, part(FILE) + END, content_type), 400, "bad_request")
-    assert uploads_in(server) == []
+        failure(await post_raw(own_client, part(FILE) + END, content_type), 400, "bad_request")
+    assert uploads_in(own_server) == []
 
 
 async def test_the_field_is_found_among_others(client: Client) -> None:
@@ -197,10 +197,10 @@ async def test_a_names_ending_is_kept(client: Client) -> None:
 
 
 async def test_only_the_server_can_read_what_was_uploaded(
-    client: Client, server: LocalServer
+    own_client: Client, own_server: LocalServer
 ) -> None:
-    await token_of(client)
-    folder, _ = uploads_in(server)
+    await token_of(own_client)
+    folder, _ = uploads_in(own_server)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 

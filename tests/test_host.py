@@ -66,9 +66,9 @@ async def running_turns(client: Client, count: int) -> list[Socket]:
 
 @pytest.mark.parametrize("victim", ["host.mjs", "supervise.py"])
 async def test_a_killed_host_ends_its_turns_and_all_sessions_go_on_with_their_context(
-    client: Client, victim: str
+    own_client: Client, victim: str
 ) -> None:
-    sockets = await running_turns(client, 3)
+    sockets = await running_turns(own_client, 3)
     before = descendants(os.getpid())
     began = time.monotonic()
     kill(victim)
@@ -88,43 +88,43 @@ async def test_a_killed_host_ends_its_turns_and_all_sessions_go_on_with_their_co
 
 @pytest.mark.parametrize("victim", ["host.mjs", "supervise.py"])
 async def test_a_killed_host_takes_all_along_that_its_agents_started(
-    client: Client, victim: str, tmp_path: Path
+    own_client: Client, victim: str, tmp_path: Path
 ) -> None:
     hidden = {"double_fork": True, "ignore_sigterm": True, "hold_stdout": True}
     pids = []
     for agent, options in (("mock", {"setsid": True}), ("mock-stubborn", hidden)):
         step = {"spawn": {"pid_file": str(tmp_path / agent), **options}}
-        assert (await client.turn(await client.create(agent), script(step)))[0] == 200
+        assert (await own_client.turn(await own_client.create(agent), script(step)))[0] == 200
         pids.append(int((tmp_path / agent).read_text()))
     pids += descendants(os.getpid())
     kill(victim)
     await eventually("all of them to end", lambda: not any(map(is_running, pids)))
-    assert (await client.turn(await client.create(), "a new host"))[0] == 200
+    assert (await own_client.turn(await own_client.create(), "a new host"))[0] == 200
 
 
 async def test_a_host_that_is_killed_with_its_agents_idle_or_starting_is_not_noticed(
-    client: Client,
+    own_client: Client,
 ) -> None:
-    idle = await client.create()
-    await client.turn(idle, "before")
-    new = await client.create()
-    turns = [asyncio.create_task(client.turn(s, HISTORY)) for s in (new, idle)]
+    idle = await own_client.create()
+    await own_client.turn(idle, "before")
+    new = await own_client.create()
+    turns = [asyncio.create_task(own_client.turn(s, HISTORY)) for s in (new, idle)]
     kill("host.mjs")
     for turn in turns:
         status, reply = await turn
         # What had reached its agent is lost with it, and says so; all else just runs.
         assert status == 200 or reply["code"] == "agent_failed", reply
-    status, reply = await client.turn(idle, HISTORY)
+    status, reply = await own_client.turn(idle, HISTORY)
     assert status == 200
     assert json.loads(texts_of(reply["events"]))[0] == "before"
 
 
-async def test_a_prompt_right_behind_the_hosts_death_is_carried_out(client: Client) -> None:
-    session = await client.create()
-    await client.turn(session, "before")
+async def test_a_prompt_right_behind_the_hosts_death_is_carried_out(own_client: Client) -> None:
+    session = await own_client.create()
+    await own_client.turn(session, "before")
     for number in range(3):
         kill("host.mjs")
-        status, reply = await client.turn(session, f"behind {number}")
+        status, reply = await own_client.turn(session, f"behind {number}")
         assert status == 200, reply
         assert texts_of(reply["events"]) == f"echo: behind {number}"
     assert len(processes("host.mjs")) == 1
@@ -145,10 +145,10 @@ async def test_a_host_that_dies_while_an_agent_starts_is_started_again_for_it(
 
 
 async def test_a_host_that_cannot_be_started_again_is_tried_until_it_can(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = await client.create()
-    await client.turn(session, "before")
+    session = await own_client.create()
+    await own_client.turn(session, "before")
     start = asyncio.create_subprocess_exec
     failures = [OSError(12, "Cannot allocate memory"), BlockingIOError(11, "Try again")]
 
@@ -159,7 +159,7 @@ async def test_a_host_that_cannot_be_started_again_is_tried_until_it_can(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start_later)
     kill("host.mjs")
-    status, reply = await client.turn(session, HISTORY)
+    status, reply = await own_client.turn(session, HISTORY)
     assert (status, failures) == (200, []), reply
     assert json.loads(texts_of(reply["events"]))[0] == "before"
 

@@ -400,8 +400,8 @@ async def test_garbage_lines_of_the_agent_are_skipped(client: Client) -> None:
     )
     assert (status, reply["stop_reason"]) == (200, "end_turn")
     assert texts_of(reply["events"]) == "before after"
-    entries = [e for e in await client.events(session) if e["turn_index"] == 1]
-    assert [e["type"] for e in entries] == ["turn_start", "event", "event", "event", "turn_end"]
+    events = [e["event"] for e in await client.events(session) if e["type"] == "event"]
+    assert all(event["jsonrpc"] == "2.0" for event in events)
 
 
 # Prompts as content blocks.

@@ -871,10 +871,10 @@ async def test_a_setting_that_the_agent_refuses_is_an_error(client: Client) -> N
 
 
 async def test_a_stopping_server_says_when_to_come_back(
-    server: LocalServer, client: Client
+    own_server: LocalServer, own_client: Client
 ) -> None:
-    sockets = [await client.connect(await client.create()) for _ in range(2)]
-    stopping = asyncio.create_task(server.stop())
+    sockets = [await own_client.connect(await own_client.create()) for _ in range(2)]
+    stopping = asyncio.create_task(own_server.stop())
     for socket in sockets:
         assert await socket.until_closed() in (1001, 1012)
         bye = socket.frames[-1]
@@ -884,39 +884,41 @@ async def test_a_stopping_server_says_when_to_come_back(
     await stopping
 
 
-async def test_a_server_that_goes_away_lets_nobody_in(server: LocalServer, client: Client) -> None:
-    session = await client.create()
-    server.services.sessions.is_draining = True
-    socket = await client.connect(session, ready=False)
+async def test_a_server_that_goes_away_lets_nobody_in(
+    own_server: LocalServer, own_client: Client
+) -> None:
+    session = await own_client.create()
+    own_server.services.sessions.is_draining = True
+    socket = await own_client.connect(session, ready=False)
     assert await socket.until_closed() in (1001, 1012)
     assert socket.frames[-1]["retry_after_ms"] > 0
 
 
 async def test_a_log_that_cannot_be_read_is_4000(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = await client.create()
-    await client.turn(session, "hello")
+    session = await own_client.create()
+    await own_client.turn(session, "hello")
 
     async def fail(*_: Any) -> Any:
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "read_log", fail)
-        socket = await client.connect(session, after=0, ready=False)
+        socket = await own_client.connect(session, after=0, ready=False)
         assert await socket.until_closed() == 4000
     assert kinds(socket.frames)[-1] == "bye"
     assert socket.frames[-1]["code"] == 4000
     assert "disk" not in json.dumps(socket.frames)
-    again = await client.connect(session, after=0)
+    again = await own_client.connect(session, after=0)
     await again.until("turn_end")
 
 
 async def test_a_prompt_that_cannot_be_stored_is_an_error_and_runs_nothing(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = await client.create()
-    socket = await client.connect(session)
+    session = await own_client.create()
+    socket = await own_client.connect(session)
     await socket.turn("so that nothing else is to be stored")
 
     async def fail(*_: Any) -> Any:
@@ -932,9 +934,9 @@ async def test_a_prompt_that_cannot_be_stored_is_an_error_and_runs_nothing(
 
 
 async def test_a_defect_is_an_error_that_says_nothing(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    socket = await client.connect(await client.create())
+    socket = await own_client.connect(await own_client.create())
 
     def fail(*_: Any) -> Any:
         raise KeyError("a secret")

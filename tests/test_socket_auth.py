@@ -478,7 +478,7 @@ async def test_a_token_revoked_while_its_socket_opens_does_not_let_in(
 
     async def revoke_first(self: Sessions, session_id: str, app_name: str) -> Any:
         found = await get(self, session_id, app_name)
-        await server.services.tokens.revoke("app")
+        await server.services.tokens.revoke(app_name)
         return found
 
     monkeypatch.setattr(Sessions, "get", revoke_first)
