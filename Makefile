@@ -49,6 +49,7 @@ setup: $(RUN_STAMP) $(NODE_STAMP) ## Install what is missing, and start nothing
 test: $(DEV_STAMP) $(NODE_STAMP) lint ## Check and test everything (ARGS="-k socket" goes to pytest)
 	@set -- tests/js/*.test.mjs; test -e "$$1" || exit 0; \
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
+	@$(alone) $(BIN)/python -m tests.real_agents || true
 	@echo 'pytest'
 	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 

@@ -31,7 +31,7 @@ from targets import BenchError, Server
 from server.runs.claude import claude_argv, claude_environ
 from server.runs.run import RunRequest
 from tests.anthropic_stand_in import stand_in
-from tests.real_claude import NotInstallableError, find_claude
+from tests.real_agents import NotInstalledError, find_claude, install
 
 GOAL_MS = 15.0
 TIMEOUT_SECS = 600
@@ -146,12 +146,14 @@ def main() -> int:
         nothing.write_text(NOTHING, "utf-8")
         nothing.chmod(0o755)
         try:
+            if not options.claude:
+                install()
             claude = options.claude or str(find_claude())
             reached = [
                 measure("real program", claude, folder / "real", environ, options.count),
                 measure("does nothing", str(nothing), folder / "fake", environ, options.count * 5),
             ]
-        except (BenchError, NotInstallableError) as error:
+        except (BenchError, NotInstalledError) as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1
     return 0 if all(reached) else 1

@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from server.agents.acpx import ACPX_VERSION
+
 ROOT = Path(__file__).resolve().parents[1]
 ACPX = "0.19.1"
 
@@ -36,10 +38,14 @@ def read_pins(name: str) -> dict[str, str]:
     return pins
 
 
-def read_lock() -> dict[str, dict[str, Any]]:
+def read_lock(folder: str = ".") -> dict[str, dict[str, Any]]:
     packages: dict[str, dict[str, Any]]
-    packages = json.loads((ROOT / "package-lock.json").read_text())["packages"]
+    packages = json.loads((ROOT / folder / "package-lock.json").read_text())["packages"]
     return packages
+
+
+# The server's packages, and the agents that the tests run for real.
+each_lock = pytest.mark.parametrize("folder", [".", "tests/agents/real"])
 
 
 def list_files() -> list[Path]:
@@ -70,19 +76,25 @@ def test_the_two_requirements_files_share_no_package() -> None:
     assert not read_pins("requirements.txt").keys() & read_pins("requirements-dev.txt").keys()
 
 
-def test_package_json_pins_exactly_and_the_lock_agrees() -> None:
-    package = json.loads((ROOT / "package.json").read_text())
-    assert package["dependencies"]["acpx"] == ACPX
-    lock = read_lock()
-    for kind in ("dependencies", "devDependencies"):
-        assert lock[""][kind] == package[kind]
-        for name, version in package[kind].items():
+@each_lock
+def test_package_json_pins_exactly_and_the_lock_agrees(folder: str) -> None:
+    package = json.loads((ROOT / folder / "package.json").read_text())
+    lock = read_lock(folder)
+    for kind in ("dependencies", "devDependencies", "optionalDependencies"):
+        assert lock[""].get(kind) == package.get(kind)
+        for name, version in package.get(kind, {}).items():
             assert re.fullmatch(r"\d+\.\d+\.\d+", version), f"{name} is not pinned"
             assert lock[f"node_modules/{name}"]["version"] == version
 
 
-def test_the_lock_names_no_registry_and_hashes_everything() -> None:
-    for name, entry in read_lock().items():
+def test_the_server_is_pinned_to_its_acpx() -> None:
+    package = json.loads((ROOT / "package.json").read_text())
+    assert package["dependencies"]["acpx"] == ACPX == ACPX_VERSION
+
+
+@each_lock
+def test_the_lock_names_no_registry_and_hashes_everything(folder: str) -> None:
+    for name, entry in read_lock(folder).items():
         if name:
             assert "resolved" not in entry, name
             algorithm, _, digest = entry["integrity"].partition("-")
@@ -90,10 +102,11 @@ def test_the_lock_names_no_registry_and_hashes_everything() -> None:
             assert len(base64.b64decode(digest, validate=True)) == 64, name
 
 
-def test_the_lock_knows_every_platform() -> None:
+@each_lock
+def test_the_lock_knows_every_platform(folder: str) -> None:
     # npm leaves out what its registry does not have at that moment, and `npm ci` then refuses the
     # lock that npm itself has written: https://github.com/npm/cli/issues/9846
-    lock = read_lock()
+    lock = read_lock(folder)
     for name, entry in lock.items():
         for needed in entry.get("optionalDependencies", {}):
             assert f"node_modules/{needed}" in lock, f"{name} may need {needed}"

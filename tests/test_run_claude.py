@@ -17,7 +17,7 @@ from .harness import (
     Json,
     descendants,
 )
-from .real_claude import NotInstallableError, find_claude
+from .real_agents import NotInstalledError, find_claude
 from .runs import (
     command_line,
     fail,
@@ -33,7 +33,7 @@ def real_claude() -> str:
     """The real program; where it cannot be installed its tests are skipped, or fail in CI."""
     try:
         return str(find_claude())
-    except NotInstallableError as error:
+    except NotInstalledError as error:
         if os.environ.get("CLAWDFORGE_TEST_REQUIRE_ALL") == "1":
             raise
         pytest.skip(str(error))
