@@ -282,37 +282,36 @@ async def test_resume_replays_nothing(acp: AcpClient, client: Client) -> None:
 
 
 async def test_sessions_are_listed_in_pages(
-    acp: AcpClient, client: Client, stranger: Client, monkeypatch: pytest.MonkeyPatch
+    server: LocalServer, stranger: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_module, "PAGE", 2)
-    await stranger.create()
+    client = await server.client("lister")
+    acp = await connect(client)
+    assert await acp.call("session/list") == {"sessions": []}
+    theirs = await stranger.create()
     made = [await client.create(meta={"title": f"number {n}"}) for n in range(5)]
-    pages = []
-    cursor: Json = {}
-    while True:
-        page = await acp.call("session/list", **cursor)
-        pages.append(page["sessions"])
-        if "nextCursor" not in page:
-            break
-        cursor = {"cursor": page["nextCursor"]}
-        if len(pages) == 1:  # one that comes or goes meanwhile shifts nothing
-            await client.delete(f"/sessions/{made.pop()}")
-            made.insert(0, await client.create())
-            made.append(made.pop(0))
-    listed = [one["sessionId"] for page in pages for one in page]
-    assert listed == [*reversed([*made[:-1]])] or set(made[:-1]) < set(listed)
-    assert max(map(len, pages)) == 2
-    (first,) = [one for page in pages for one in page if one["sessionId"] == made[0]]
+
+    first = await acp.call("session/list")
+    # One that comes or goes meanwhile shifts nothing.
+    await client.delete(f"/sessions/{made[2]}")
+    made.append(await client.create())
+    second = await acp.call("session/list", cursor=first["nextCursor"])
+    assert "nextCursor" not in second
+    listed = [one["sessionId"] for page in (first, second) for one in page["sessions"]]
+    assert listed == [made[4], made[3], made[1], made[0]]
+
     state = await client.state(made[0])
-    assert (first["title"], first["cwd"]) == ("number 0", state["cwd"])
-    assert first["updatedAt"].endswith("Z")
+    told = second["sessions"][-1]
+    assert (told["title"], told["cwd"]) == ("number 0", state["cwd"])
+    assert told["updatedAt"].endswith("Z")
+    assert told["_meta"]["clawdforge"]["agent"] == "mock"
     only = await acp.call("session/list", cwd=state["cwd"])
     assert [one["sessionId"] for one in only["sessions"]] == [made[0]]
-    assert (await acp.call("session/list", cwd="/nowhere")) == {"sessions": []}
-    for cursor_of_others in ("x", "bjE", "é", ""):
-        assert await code_of(acp, "session/list", cursor=cursor_of_others) == -32602
+    for cursor in ("x", "bjE", "é", ""):
+        assert await code_of(acp, "session/list", cursor=cursor) == -32602
     for one in made:
         await client.delete(f"/sessions/{one}")
+    await stranger.delete(f"/sessions/{theirs}")
 
 
 async def test_close_ends_the_turn_and_is_answered_last(acp: AcpClient, client: Client) -> None:

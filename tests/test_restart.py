@@ -8,6 +8,7 @@ from collections import Counter
 
 import aiohttp
 
+from .acp_client import connect
 from .conftest import Spawn
 from .harness import Client, Json, Socket, new_client, script, texts_of
 
@@ -145,3 +146,24 @@ async def test_closed_sessions_stay_closed_and_tokens_stay_good(
     assert (await client.events(session))[: len(before)] == before
     status, reply = await client.turn(session, "anyone?")
     assert (status, reply["code"]) == (410, "session_closed")
+
+
+async def test_an_acp_client_comes_back_to_all_that_it_was_told(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    acp = await connect(client)
+    session = await acp.new_session()
+    await acp.prompt(session, "before")
+    await acp.start_prompt(session, script({"say": "busy"}, {"hang": True}))
+    await acp.until_text("busy")
+    await server.kill()
+    assert await acp.next() is None
+
+    client = await at((await spawn()).url, client)
+    again = await connect(client)
+    await again.call("session/load", sessionId=session, cwd="/", mcpServers=[])
+    assert again.text() == acp.text() == "echo: beforebusy"
+    assert await again.prompt(session, HISTORY) == {"stopReason": "end_turn"}
+    assert '"before"' in again.text()

@@ -255,9 +255,10 @@ class Connection(Peer):
         )
         try:
             await session.awake()
-        except BaseException:  # nobody has its id
-            close = self._sessions.close(session, "client")
-            await asyncio.shield(self._sessions.closing.spawn(_wait(close), f"close-{session.id}"))
+        except BaseException:
+            if not self._sessions.is_draining:  # nobody has its id
+                close = _wait(self._sessions.close(session, "client"))
+                await asyncio.shield(self._sessions.closing.spawn(close, f"close-{session.id}"))
             raise
         if self._left:
             return
