@@ -133,7 +133,10 @@ function route() {
 	if (!el.isConnected) shell.main.append(el);
 	for (const child of shell.main.children) child.hidden = child !== el;
 	showSidebar(false);
-	if (entry) retire(entry);
+	if (entry) {
+		entry.unseen = false;
+		retire(entry);
+	}
 	if (!shell.frames.el.hidden) shell.frames.show(entry?.session);
 	entry?.view.scroll.keep();
 	// On a phone the keyboard would cover what one came to read.
@@ -145,9 +148,9 @@ function route() {
 function retire(entry) {
 	open.delete(entry.session.id);
 	open.set(entry.session.id, entry);
-	for (const [id, { session, view }] of open) {
+	for (const [id, { session, view, unseen }] of open) {
 		if (open.size <= KEPT_OPEN) break;
-		if (session === entry.session || session.running || session.outbox.size) continue;
+		if (session === entry.session || session.running || unseen || session.outbox.size) continue;
 		session.stop();
 		view.el.remove();
 		open.delete(id);
@@ -226,7 +229,7 @@ async function refresh() {
 			if (session && session.changes === before.get(session)) session.hear(state);
 		}
 		for (const { session } of open.values()) if (session.wire.status.state === 'away') session.wire.wake(); // it is there again
-		drawList();
+		attend();
 	} catch {
 		if (api === mine) shell?.sidebar.fail('The list could not be read again.');
 	}
@@ -238,14 +241,15 @@ function drawList() {
 		rows.set(id, { id, title: one.meta?.title, agent: one.agent, at: one.last_turn_at ?? one.created_at, state: closed ? 'closed' : pending?.length ? 'waiting' : one.state });
 	}
 	// Of what is open here we know more, and sooner.
-	for (const [id, { session }] of open) {
+	for (const [id, { session, unseen }] of open) {
 		if (!session.synced) continue;
 		const { agent, title, closed, waiting, running, model } = session;
 		const { at = session.state?.created_at ?? 0 } = rows.get(id) ?? {};
-		rows.set(id, { id, title, agent, at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000), state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : 'idle' });
+		rows.set(id, { id, title, agent, at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000), state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : unseen ? 'finished' : 'idle' });
 		if (closed && !withClosed && id !== current) rows.delete(id);
 	}
 	shell?.sidebar.update([...rows.values()], current);
+	return [...rows.values()];
 }
 
 // ---- attention: title, icon, list, notifications, speech
@@ -261,16 +265,17 @@ function attend() {
 	attendTimer = 0;
 	const entries = [...open.values()].filter(({ session }) => session.synced);
 	for (const entry of entries) tell(entry);
-	const state = ['waiting', 'running'].find((name) => entries.some(({ session }) => session[name]));
-	attention.show(state ?? 'idle', open.get(current)?.session.title);
-	drawList();
+	const waits = drawList().some(({ state }) => state === 'waiting'); // also in what is not open here
+	const runs = entries.some(({ session }) => session.running);
+	attention.show(waits ? 'waiting' : runs ? 'running' : 'idle', open.get(current)?.session.title);
 }
 
 /** Tells what is new since the last look. */
 function tell(entry) {
 	const { session, seen } = entry;
 	const { agent, model, running, title } = session;
-	entry.seen = { running, waiting: model.waiting.size };
+	const turns = model.turns.length;
+	entry.seen = { running, turns, waiting: model.waiting.size };
 	if (!seen) return; // what was so when one came is no news
 	const notify = (words, body) => storage.preferences().notify && attention.notify(words, body, () => go(session.id));
 	if (model.waiting.size > seen.waiting) {
@@ -279,7 +284,8 @@ function tell(entry) {
 		notify(`${agent} waits for you`, what || title);
 	}
 	if (running && !seen.running) attention.say(`${agent} is working.`);
-	if (running || !seen.running) return;
+	if (running || !(seen.running || turns > seen.turns)) return; // a short one may run between two looks
+	entry.unseen = session.id !== current;
 	const turn = model.turns.at(-1);
 	const answer = textOf(turn.items.findLast(({ kind }) => kind === 'message')?.parts);
 	attention.say(turn.stopReason === 'end_turn' ? `${agent} has finished. ${answer.slice(0, 600)}` : `The turn has ended: ${turn.error?.message ?? turn.stopReason}`);

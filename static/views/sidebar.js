@@ -4,7 +4,7 @@ import { ago } from './format.js';
 import { icon } from './icons.js';
 import { menuButton } from './menu.js';
 
-const STATE_WORDS = { running: 'working', waiting: 'waits for you', closed: 'closed' };
+const STATE_WORDS = { running: 'working', waiting: 'waits for you', finished: 'has finished', closed: 'closed' };
 
 export class Sidebar {
 	/** `on`: open(id; null: a new one), rename(row), close(row), hide(), skip(), menu(), withClosed(on) */

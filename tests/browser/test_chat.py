@@ -195,6 +195,8 @@ async def test_a_session_in_the_background_says_when_it_waits(
     gate.touch()
     await expect(page).to_have_title("Waiting for you · another one")
     assert await page.evaluate("told.at(-1)") == "mock waits for you: Delete everything"
+    await page.reload()  # where only the one on the screen is open
+    await expect(page).to_have_title("Waiting for you · another one")
     await page.locator(".session-row[data-state=waiting] a").click()
     await tab.button("Allow once").click()
     await tab.settled()
@@ -202,6 +204,15 @@ async def test_a_session_in_the_background_says_when_it_waits(
     await expect(rows.filter(has_text="Named by its agent")).to_have_count(1)
     await expect(page.get_by_role("heading", name="Named by its agent")).to_be_visible()
     await expect(page).to_have_title("Named by its agent")
+    # What has finished while one looked elsewhere says so until one looks.
+    gate.unlink()
+    await tab.say(script({"gate": str(gate)}))
+    await rows.filter(has_text="another one").locator("a").click()
+    gate.touch()
+    finished = page.locator(".session-row[data-state=finished] a")
+    await expect(finished).to_have_count(1)
+    await finished.click()
+    await expect(finished).to_have_count(0)
 
 
 async def test_files_are_attached_by_choice_and_by_drop(tab: Tab, tmp_path: Path) -> None:
