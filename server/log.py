@@ -321,6 +321,12 @@ class LogWriter:
                 await self.store.write([*durable, *(one for group, _ in prompt for one in group)])
                 break
             except StoreError as error:
+                if not store.may_pass(error):
+                    logger.error("something can never be stored: %s", error)
+                    for group, future in prompt:
+                        await self._commit_alone(group, future)
+                    durable = await self._without_the_impossible(durable)
+                    continue
                 # Who waits is told now; what agents have said is kept until it can be stored.
                 _settle(prompt, not_stored())
                 if not durable:
@@ -343,6 +349,34 @@ class LogWriter:
             self._metrics.log_append.observe(time.monotonic() - since)
             self._metrics.log_batch.observe(sum(row.last_seq + 1 - row.first_seq for row in rows))
             self._metrics.log_bytes.inc(size)
+
+    async def _commit_alone(self, group: Sequence[Statement], future: asyncio.Future[None]) -> None:
+        """Commit what somebody waits for; where that fails, it fails for that one alone."""
+        error = None
+        try:
+            await self.store.write(group)
+        except StoreError:
+            error = not_stored()
+        _settle([(group, future)], error)
+
+    async def _without_the_impossible(self, durable: Iterable[Statement]) -> list[Statement]:
+        """Commit each of *durable* by itself, and give up what can never be stored.
+
+        Else it would be tried for ever, and hold up all that comes behind it.
+
+        Returns:
+            What could not be stored now, but may be later.
+        """
+        rest: list[Statement] = []
+        for statement in durable:
+            try:
+                await self.store.write([statement])
+            except StoreError as error:
+                if store.may_pass(error):
+                    rest.append(statement)
+                else:
+                    logger.error("given up: %s: %s", error, statement[0])
+        return rest
 
 
 def _settle(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from . import frames, permissions, store
 from .agents.base import Agent, AgentSpec, Context
-from .codec import dumps, loads, parse_message
+from .codec import dumps, loads
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found, session_closed
 from .log import LogWriter, SessionLog
@@ -28,8 +28,6 @@ from .turn import Ending, Turn, error_of, verdict
 
 logger = logging.getLogger(__name__)
 
-_REQUESTED = b'{"type":"permission_request"'
-_RESOLVED = b'{"type":"permission_resolved"'
 CLOSE_GRACE_SECS = 1.0
 """What a running turn gets to end by itself when its session is closed."""
 
@@ -438,8 +436,7 @@ class Session:
             return
         if turn.ending is None:
             turn.ending = ending
-        for pending in tuple(self._permissions.values()):
-            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        self._cancel_permissions()
         if turn.interrupt is not None:
             turn.interrupt()
         self._later(turn, grace, lambda: self._kill(turn))
@@ -576,8 +573,7 @@ class Session:
         await turn.started.wait()
 
     def agent_gone(self) -> None:
-        for pending in tuple(self._permissions.values()):
-            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        self._cancel_permissions()
         self._prewarmed = False
         self._release_if_gone()
 
@@ -596,6 +592,8 @@ class Session:
         if turn is not None and turn.ending is not None:
             self._resolve(pending, {"outcome": "cancelled"}, "cancel")
         elif self.row.permission == "ask":
+            # Durable with its entry: a killed server leaves none without an outcome.
+            self._house.writer.add([store.ask(self.row.n, pending.request_id, pending.turn_index)])
             timeout = self._house.settings.permission_timeout_secs
             pending.timer = asyncio.get_running_loop().call_later(
                 timeout,
@@ -622,6 +620,10 @@ class Session:
         )
         return pending
 
+    def _cancel_permissions(self) -> None:
+        for pending in tuple(self._permissions.values()):
+            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+
     def _resolve(self, pending: permissions.Pending, outcome: dict[str, Any], by: str) -> None:
         if self._permissions.pop(pending.request_id, None) is None:
             return
@@ -629,11 +631,18 @@ class Session:
             pending.timer.cancel()
         if self.agent is not None:
             self.agent.answer_permission(pending.raw_id, outcome)
+        self._log_outcome(pending.request_id, pending.turn_index, outcome, by)
+
+    def _log_outcome(
+        self, request_id: str, turn_index: int, outcome: dict[str, Any], by: str
+    ) -> None:
         self.log.append(
             "permission_resolved",
-            pending.turn_index,
-            frames.fields(request_id=pending.request_id, outcome=outcome, by=by),
+            turn_index,
+            frames.fields(request_id=request_id, outcome=outcome, by=by),
         )
+        if self.row.permission == "ask":
+            self._house.writer.add([store.resolve(self.row.n, request_id)])
 
     # The end of it.
 
@@ -662,6 +671,7 @@ class Session:
             grace = min(CLOSE_GRACE_SECS, self._house.settings.cancel_grace_secs)
             self._interrupt(turn, Ending.CANCEL, grace)
             await turn.finished.wait()
+        self._cancel_permissions()  # what was asked behind a turn's end
         now = self._house.clock()
         seq = self.log.append("session_closed", self._started_index, frames.fields(reason=reason))
         self._sealed = True
@@ -712,30 +722,9 @@ class Session:
 
     async def recover(self) -> None:
         """End what an earlier server left unfinished."""
+        for request_id, turn_index in await self._house.store.asked(self.row.n):
+            self._log_outcome(request_id, turn_index, {"outcome": "cancelled"}, "cancel")
         for row in await self._house.store.unfinished_turns(self.row.n):
             turn = Turn.stored(row)
-            if turn.first_seq is not None:
-                for request_id in await self._unresolved(turn.first_seq):
-                    self.log.append(
-                        "permission_resolved",
-                        turn.index,
-                        frames.fields(
-                            request_id=request_id, outcome={"outcome": "cancelled"}, by="cancel"
-                        ),
-                    )
             turn.ending = Ending.RESTART
             self._end(turn)
-
-    async def _unresolved(self, first_seq: int) -> set[str]:
-        """Ids of the permission requests since that position that have no outcome."""
-        waiting: set[str] = set()
-        position = first_seq - 1
-        while batches := await self.log.read(position):
-            for batch in batches:
-                for line in batch.lines():
-                    if line.startswith((_REQUESTED, _RESOLVED)):
-                        entry = parse_message(line) or {}
-                        change = waiting.add if line.startswith(_REQUESTED) else waiting.discard
-                        change(entry["request_id"])
-                position = batch.last
-        return waiting

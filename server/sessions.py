@@ -75,7 +75,7 @@ class Sessions:
         """Take up what an earlier server left; its unfinished turns are ended."""
         self._open.update(await self.store.open_counts())
         self._last_number = await self.store.last_session_number()
-        for row in await self.store.sessions_with_unfinished_turns():
+        for row in await self.store.sessions_to_recover():
             session = await self._load(row)
             await session.recover()
         await self.writer.flush()

@@ -31,6 +31,16 @@ StoreError = sqlite3.Error
 BUSY_TIMEOUT_MS = 2000
 
 
+def may_pass(error: StoreError) -> bool:
+    """Whether the same write may succeed later, as after a full disk or a lock.
+
+    What the database has understood and refuses (a duplicate, say) it refuses for ever.
+    """
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
+    return type(error) is sqlite3.DatabaseError  # a damaged file: it may be put right
+
+
 class SchemaError(Exception):
     """The database is not one that this program can use."""
 
@@ -121,6 +131,14 @@ _MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX runs_unfinished ON runs (id) WHERE stop_reason IS NULL;
     """,
     "CREATE TABLE prewarmed (id TEXT PRIMARY KEY) WITHOUT ROWID;",
+    """
+    CREATE TABLE asked (
+        session INTEGER NOT NULL,
+        request_id TEXT NOT NULL,
+        turn_index INTEGER NOT NULL,
+        PRIMARY KEY (session, request_id)
+    ) WITHOUT ROWID;
+    """,
 )
 
 
@@ -270,12 +288,21 @@ class Store:
     async def write(self, statements: Sequence[Statement]) -> None:
         """Carry out *statements*, all or none of them.
 
+        Raises:
+            StoreError: none was carried out; :func:`may_pass` says whether that may change.
+
         Each call into the connection is a trip to its thread and back, so a
         single statement, which is what streaming makes, goes without the
         frame of an explicit transaction.
         """
         if not statements:
             return
+        try:
+            await self._write(statements)
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise sqlite3.DataError(f"no value for SQLite: {error}") from error
+
+    async def _write(self, statements: Sequence[Statement]) -> None:
         if len(statements) == 1:
             await self._writer.execute_fetchall(*statements[0])
             return
@@ -362,9 +389,11 @@ class Store:
         )
         return [SessionRow(*row) for row in rows]
 
-    async def sessions_with_unfinished_turns(self) -> list[SessionRow]:
+    async def sessions_to_recover(self) -> list[SessionRow]:
+        """Those with a turn that has not ended, or a permission request that has no outcome."""
         rows = await self._fetch(
-            _SESSION + "WHERE n IN (SELECT session FROM turns WHERE last_seq IS NULL)"
+            _SESSION + "WHERE n IN (SELECT session FROM turns WHERE last_seq IS NULL"
+            " UNION SELECT session FROM asked)"
         )
         return [SessionRow(*row) for row in rows]
 
@@ -377,6 +406,13 @@ class Store:
     async def turn_by_client_id(self, session: int, client_id: str) -> TurnRow | None:
         rows = await self._fetch(_TURN + "WHERE session = ? AND client_id = ?", session, client_id)
         return TurnRow(*rows[0]) if rows else None
+
+    async def asked(self, session: int) -> list[tuple[str, int]]:
+        """Permission requests that have no outcome: each id, and the index of its turn."""
+        rows = await self._fetch(
+            "SELECT request_id, turn_index FROM asked WHERE session = ?", session
+        )
+        return [(row[0], row[1]) for row in rows]
 
     async def unfinished_turns(self, session: int) -> list[TurnRow]:
         rows = await self._fetch(
@@ -656,6 +692,16 @@ def close_session(session: int, reason: str, at: float) -> Statement:
         "UPDATE sessions SET closed_at = ?, close_reason = ? WHERE n = ? AND closed_at IS NULL",
         (at, reason, session),
     )
+
+
+def ask(session: int, request_id: str, turn_index: int) -> Statement:
+    """A permission request waits for a client."""
+    return "INSERT INTO asked VALUES (?, ?, ?)", (session, request_id, turn_index)
+
+
+def resolve(session: int, request_id: str) -> Statement:
+    """It has its outcome."""
+    return "DELETE FROM asked WHERE session = ? AND request_id = ?", (session, request_id)
 
 
 def delete_session(session: int) -> list[Statement]:

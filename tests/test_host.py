@@ -144,6 +144,37 @@ async def test_a_host_that_dies_while_an_agent_starts_is_started_again_for_it(
     assert (await client.turn(session, "again"))[0] == 200
 
 
+async def test_an_agent_whose_prompt_acpx_gives_up_does_not_write_into_the_next_turn(
+    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    socket = await client.connect(await client.create())
+    await socket.turn("before")
+    gate, call = tmp_path / "gate", host_process.HostProcess.call
+    given_up = asyncio.Event()
+
+    async def give_up(host: host_process.HostProcess, op: str, **fields: Any) -> Any:
+        if op != "prompt" or given_up.is_set():
+            return await call(host, op, **fields)
+        running = asyncio.ensure_future(call(host, op, **fields))
+        await given_up.wait()
+        running.cancel()
+        raise host_process.CallError("RUNTIME", "acpx has given up")
+
+    monkeypatch.setattr(host_process.HostProcess, "call", give_up)
+    await socket.send(
+        "prompt", prompt=script({"say": "on it"}, {"gate": str(gate)}, {"say": "stray"})
+    )
+    await socket.until_text("on it")
+    given_up.set()
+    end = await socket.until("turn_end")
+    assert (end["error"]["code"], end["error"]["retryable"]) == ("agent_failed", True)
+    gate.touch()
+    await socket.turn("next")
+    assert (socket.text(2), socket.text(3)) == ("on it", "echo: next")
+    await socket.turn(HISTORY)
+    assert json.loads(socket.text(4))[0] == "before"
+
+
 async def test_a_host_that_cannot_be_started_again_is_tried_until_it_can(
     own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -450,6 +450,31 @@ async def test_a_refused_commit_leaves_no_part_of_it(
     assert [row.name for row in await database.tokens()] == ["taken"]
 
 
+async def test_what_can_never_be_stored_holds_up_nothing(
+    log: SessionLog, writer: LogWriter, database: MoodyStore
+) -> None:
+    await writer.commit([token("taken")])
+    add(log)
+    writer.add([token("taken"), token("with-the-entry")])
+    fine, twice = await asyncio.gather(
+        writer.commit([token("mine")]), writer.commit([token("taken")]), return_exceptions=True
+    )
+    await log.reach(1)
+    assert fine is None
+    assert isinstance(twice, Error)
+    add(log)
+    await log.reach(2)
+    assert await read_all(log) == [1, 2]
+    assert [row.name for row in await database.tokens()] == ["mine", "taken", "with-the-entry"]
+
+
+@pytest.mark.parametrize("value", ["half a pair: \ud83d", 1 << 70])
+async def test_a_value_that_sqlite_cannot_take_is_refused(writer: LogWriter, value: Any) -> None:
+    with pytest.raises(Error):
+        await writer.commit([("INSERT INTO server (name, value) VALUES ('x', ?)", [value])])
+    await writer.commit([token("after it")])
+
+
 async def test_a_waiter_that_is_gone_hinders_nobody(
     writer: LogWriter, database: MoodyStore
 ) -> None:

@@ -303,6 +303,21 @@ async def test_a_request_behind_a_turns_end_can_be_answered_too(client: Client) 
     assert told["turn_index"] == 1
 
 
+async def test_a_request_that_waits_is_resolved_before_its_session_is_closed(
+    client: Client,
+) -> None:
+    session = await client.create(permission="ask")
+    socket = await client.connect(session)
+    await socket.turn(script({"late": [{"permission": True}]}))
+    await socket.until("permission_request")
+    await client.delete(f"/sessions/{session}")
+    assert await socket.until_closed() == 4508
+    assert [entry["type"] for entry in await client.events(session)][-2:] == [
+        "permission_resolved",
+        "session_closed",
+    ]
+
+
 async def test_a_turns_end_resolves_the_requests_that_it_leaves(client: Client) -> None:
     request = {"jsonrpc": "2.0", "id": "left", "method": "session/request_permission"}
     raw = json.dumps({**request, "params": {"options": [], "toolCall": {}}})

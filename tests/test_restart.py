@@ -109,24 +109,35 @@ async def test_the_demo_agent_remembers_across_a_restart(
     assert "Zoe" in texts_of(reply["events"])
 
 
-async def test_a_permission_that_waited_is_resolved_as_cancelled(
+async def test_permissions_that_waited_are_resolved_as_cancelled(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
+    """In the middle of a turn, and behind a turn's end."""
     server = await spawn()
     client = await new_client(server.url, http)
-    session = await client.create(permission="ask")
-    socket = await client.connect(session)
-    await socket.send("prompt", prompt=script({"permission": True}))
-    asked = await socket.until("permission_request")
+    asked = {}
+    for steps in ({"permission": True}, {"late": [{"permission": True}]}):
+        session = await client.create(permission="ask")
+        socket = await client.connect(session)
+        await socket.send("prompt", prompt=script(steps))
+        request = await socket.until("permission_request")
+        asked[session] = (request["request_id"], request["turn_index"])
     await server.kill()
 
-    client = await at((await spawn()).url, client)
-    entries = await client.events(session)
-    resolved = [entry for entry in entries if entry["type"] == "permission_resolved"]
-    assert [(r["request_id"], r["by"]) for r in resolved] == [(asked["request_id"], "cancel")]
-    assert resolved[0]["outcome"] == {"outcome": "cancelled"}
-    assert (await client.state(session))["pending_permissions"] == []
-    assert entries[-1]["type"] == "turn_end"
+    for _ in range(2):  # and that is told once
+        server = await spawn()
+        client = await at(server.url, client)
+        for session, (request_id, turn_index) in asked.items():
+            entries = await client.events(session)
+            [resolved] = [entry for entry in entries if entry["type"] == "permission_resolved"]
+            assert (resolved["request_id"], resolved["by"]) == (request_id, "cancel")
+            assert (resolved["turn_index"], resolved["outcome"]) == (
+                turn_index,
+                {"outcome": "cancelled"},
+            )
+            assert (await client.state(session))["pending_permissions"] == []
+            assert sum(entry["type"] == "turn_end" for entry in entries) == 1
+        await server.kill()
 
 
 async def test_closed_sessions_stay_closed_and_tokens_stay_good(

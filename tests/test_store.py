@@ -252,7 +252,7 @@ async def test_turns_without_an_end_are_found(database: Store) -> None:
             *end_turn(2, 1),
         ]
     )
-    assert [row.n for row in await database.sessions_with_unfinished_turns()] == [1]
+    assert [row.n for row in await database.sessions_to_recover()] == [1]
     assert [row.turn_index for row in await database.unfinished_turns(1)] == [2, 3]
     assert await database.last_turn_index(1) == 3
     assert await database.last_turn_index(9) == 0

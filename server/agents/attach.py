@@ -128,23 +128,31 @@ class Attachments:
             if agent is None:
                 logger.warning("refused process %d at the seam: the host did not start it", pid)
                 return
-            await _readable(connection)
-            _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+            try:
+                await self._put_between(connection, pid, agent)
+            except OSError as error:  # it died in its launcher; or no descriptors are left
+                logger.warning("process %d cannot attach: %s", pid, error.strerror)
+
+    async def _put_between(self, connection: socket.socket, pid: int, agent: Attachable) -> None:
+        await _readable(connection)
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+        # Its own for each process: ending one agent must not end the next.
+        mark = f"{agent.spec.key}:{secrets.token_hex(4)}"
+        with contextlib.ExitStack() as ours:
+            for descriptor in descriptors:
+                ours.callback(os.close, descriptor)
             if len(descriptors) != 2:
                 return
-            # Its own for each process: ending one agent must not end the next.
-            mark = f"{agent.spec.key}:{secrets.token_hex(4)}"
             seam = Seam(pid, agent, self._pressure, mark=f"{processes.MARK}={mark}".encode())
-            ends = [*await seam.join(*descriptors), await self.stderr.open(agent.spec.key, pid)]
+            ours.pop_all()  # they are the seam's
+            ends = [*await seam.join(*descriptors)]
+            for descriptor in ends:
+                ours.callback(os.close, descriptor)
+            ends.append(await self.stderr.open(agent.spec.key, pid))
+            ours.callback(os.close, ends[-1])
             agent.attached(seam)
             environ = {**self._environ_of(agent.spec.agent), processes.MARK: mark}
-            try:
-                socket.send_fds(connection, [dumps(environ)], ends)
-            except OSError:
-                logger.debug("agent %d ended in its launcher", pid)
-            finally:
-                for descriptor in ends:
-                    os.close(descriptor)
+            socket.send_fds(connection, [dumps(environ)], ends)
 
     async def _key_of(self, pid: int) -> str:
         if pid in self._announced:

@@ -210,11 +210,16 @@ class HostAgent:
                     self._waiting.remove(prompt)
 
     async def _end_lost(self, prompt: _Prompt, reason: str) -> None:
-        """The turn has no answer; give what the agent wrote before its end time to arrive."""
+        """The turn has no answer; give what the agent wrote before its end time to arrive.
+
+        An agent that lives on would write into the next turn: it is ended, too.
+        """
         seam = self._seam
         if seam is not None and not prompt.done.done():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(seam.over.wait(), 1)
+            if not prompt.done.done():
+                await self.kill()
         prompt.finish(agent_failed(reason))
 
     def _cannot_load(self, error: CallError) -> bool:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import signal
+import time
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 MARK = "AGENT_SESSION"
 """Environment variable that an agent and all that it starts inherit: the session's id."""
+
+
+DEATH_SECS = 5.0
+"""A process that has not died of SIGKILL by then hangs in the kernel."""
+DEATH_PAUSE_SECS = 0.002
 
 
 HOST_MARK = "ACPX_HOST"
@@ -28,15 +36,30 @@ def kill_session(leader: int | None, mark: bytes) -> int:
         mark: the session's, as ``NAME=value``.
 
     Returns:
-        How many were killed.
+        How many were killed. What is another user's, or does not die of it, stays, and
+        is logged.
     """
-    killed = 0
-    while found := _belonging(leader, mark):
-        killed += len(found)
+    killed: set[int] = set()
+    foreign: set[int] = set()
+    deadline = time.monotonic() + DEATH_SECS
+    # Until none is found: what one starts while we look comes up in the next round.
+    while found := _belonging(leader, mark) - foreign:
         for pid in found:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(pid, signal.SIGKILL)
-    return killed
+            except ProcessLookupError:
+                continue
+            except PermissionError:
+                foreign.add(pid)
+        killed |= found - foreign
+        if time.monotonic() > deadline:
+            killed -= found
+            foreign |= found
+        elif found - foreign:
+            time.sleep(DEATH_PAUSE_SECS)
+    if foreign:
+        logger.warning("processes that cannot be ended: %s", sorted(foreign))
+    return len(killed)
 
 
 def kill_marked(mark: bytes) -> int:

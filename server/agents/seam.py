@@ -167,28 +167,40 @@ class Seam:
         Returns:
             The descriptors that become the agent's stdin and stdout; the caller
             hands them over and closes them.
+
+        Raises:
+            OSError: there are no descriptors left. The seam is not in place, and what
+                it was given is closed.
         """
         loop = asyncio.get_running_loop()
-        agent_stdin, to_agent = os.pipe()
-        from_agent, agent_stdout = os.pipe()
-        self._agent_out = from_agent
-        for up, descriptor in ((True, to_agent), (False, acpx_out)):
-            writer, _ = await loop.connect_write_pipe(
-                partial(_Writer, self, up=up),
-                os.fdopen(descriptor, "wb", 0),
-            )
-            writer.set_write_buffer_limits(high=BACKLOG_BYTES)
-            self._writers[up] = writer
-        for up, descriptor, feed in (
-            (True, acpx_in, self._feed_up),
-            (False, from_agent, self._feed_down),
-        ):
-            reader, _ = await loop.connect_read_pipe(
-                partial(_Reader, feed, partial(self._ended, up)),
-                os.fdopen(descriptor, "rb", 0),
-            )
-            self._readers[up] = reader
-        loop.add_reader(self._pidfd, self._died)
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._pidfd)
+
+            def own(descriptor: int, mode: str) -> Any:
+                return undo.enter_context(os.fdopen(descriptor, mode, 0))
+
+            from_acpx, to_acpx = own(acpx_in, "rb"), own(acpx_out, "wb")
+            agent_stdin, write_end = os.pipe()
+            undo.callback(os.close, agent_stdin)
+            to_agent = own(write_end, "wb")
+            self._agent_out, agent_stdout = os.pipe()
+            undo.callback(os.close, agent_stdout)
+            from_agent = own(self._agent_out, "rb")
+            for up, target in ((True, to_agent), (False, to_acpx)):
+                writer, _ = await loop.connect_write_pipe(partial(_Writer, self, up=up), target)
+                undo.callback(writer.abort)
+                writer.set_write_buffer_limits(high=BACKLOG_BYTES)
+                self._writers[up] = writer
+            for up, source, feed in (
+                (True, from_acpx, self._feed_up),
+                (False, from_agent, self._feed_down),
+            ):
+                protocol = partial(_Reader, feed, partial(self._ended, up))
+                reader, _ = await loop.connect_read_pipe(protocol, source)
+                undo.callback(reader.close)
+                self._readers[up] = reader
+            loop.add_reader(self._pidfd, self._died)
+            undo.pop_all()
         return agent_stdin, agent_stdout
 
     # Up: acpx to agent.

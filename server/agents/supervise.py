@@ -39,13 +39,22 @@ def children() -> list[int]:
 
 
 def kill_all() -> None:
-    """Kill the children until there are none: those of a killed one become ours."""
-    while pids := children():
+    """Kill the children until there are none: those of a killed one become ours.
+
+    What may not be killed, as another user's, is left.
+    """
+    foreign: set[int] = set()
+    while pids := set(children()) - foreign:
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, 0)
+            except ProcessLookupError:
+                continue
+            except PermissionError:
+                foreign.add(pid)
+        if pids - foreign:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, 0)
         reap()
 
 

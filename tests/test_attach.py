@@ -1,0 +1,92 @@
+"""Launchers that die at the wrong moment leave nothing in the server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.agents import stderr as stderr_module
+from server.agents.attach import Attachments
+from server.agents.base import AgentSpec
+from server.agents.stderr import StderrFiles
+
+from .harness import eventually
+
+LAUNCHER = """
+import os, socket, sys
+seam = socket.socket(socket.AF_UNIX)
+seam.connect("\\0" + sys.argv[1])
+if sys.argv[2] != "nothing":
+    socket.send_fds(seam, [b"\\n"], [0, 1][: int(sys.argv[2])])
+if sys.argv[3] == "stay":
+    seam.recv(1)
+"""
+
+
+class Room:
+    has_room = True
+
+    async def room(self) -> None: ...
+
+
+class Nobody:
+    """An agent that nothing is told of."""
+
+    spec = AgentSpec("key", "mock", "/", None, None, "ask")
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("fds", "early"), [("nothing", True), ("1", True), ("2", True), ("1", False), ("2", False)]
+)
+async def test_a_launcher_that_fails_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fds: str, early: bool
+) -> None:
+    """It dies before it is let in; or no more files can be opened for it."""
+    if not early:
+
+        async def full(*_: Any) -> int:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(stderr_module.StderrFiles, "open", full)
+    attachments = Attachments({}, Room(), StderrFiles(tmp_path))
+    agent = Nobody()
+    attachments.register(agent)
+    attachments.start()
+    ours, theirs = socket.socketpair()
+
+    async def launch() -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-ISc",
+            LAUNCHER,
+            attachments.name,
+            fds,
+            "" if early else "stay",
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+        )
+        if early:
+            await process.wait()  # its pid is nobody's when it is announced
+        attachments.announce(process.pid, "key")
+        await process.wait()
+        await eventually("it to be dealt with", lambda: not attachments._tasks._tasks)
+
+    with ours, theirs:
+        await launch()
+        before = open_files()
+        for _ in range(3):
+            await launch()
+        await eventually("the descriptors to be closed", lambda: open_files() <= before)
+    await attachments.stop()

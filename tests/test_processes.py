@@ -1,0 +1,81 @@
+"""Ending what agents leave, where not everything can be ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from server.agents import processes, supervise
+
+from .harness import is_running
+
+MARK = "AGENT_SESSION=the-tests-own"
+kill = os.kill
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[], int]]:
+    """Start processes that want to stay."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one() -> int:
+        name, _, value = MARK.partition("=")
+        program = [sys.executable, "-ISc", "import time; time.sleep(100)"]
+        started.append(subprocess.Popen(program, env={name: value}))
+        return started[-1].pid
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, foreign: int) -> None:
+    """Let *foreign* be as another user's process: no signal reaches it."""
+
+    def refused(pid: int, number: int) -> None:
+        if pid == foreign:
+            raise PermissionError(1, "Operation not permitted")
+        kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", refused)
+
+
+def test_what_cannot_be_killed_does_not_keep_the_rest(
+    start: Callable[[], int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, foreign, last = start(), start(), start()
+    refuse(monkeypatch, foreign)
+    assert processes.kill_marked(MARK.encode()) == 2
+    assert [is_running(pid) for pid in (first, foreign, last)] == [False, True, False]
+    assert str(foreign) in caplog.text
+
+
+def test_what_does_not_die_is_not_waited_for(
+    start: Callable[[], int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that hangs in the kernel."""
+    stuck = start()
+    monkeypatch.setattr(processes, "DEATH_SECS", 0.05)
+    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    assert processes.kill_marked(MARK.encode()) == 0
+    assert is_running(stuck)
+    assert str(stuck) in caplog.text
+
+
+def test_the_supervisor_ends_all_but_what_it_may_not(
+    start: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, foreign, last = start(), start(), start()
+    refuse(monkeypatch, foreign)
+    monkeypatch.setattr(
+        supervise, "children", lambda: list(filter(is_running, (first, foreign, last)))
+    )
+    supervise.kill_all()
+    assert [is_running(pid) for pid in (first, foreign, last)] == [False, True, False]
+    kill(foreign, signal.SIGKILL)
