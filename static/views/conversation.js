@@ -13,7 +13,7 @@ const IDLE_BUDGET = 10; // ms at a time for filling in above
 const SLICE = 12; // items built at a time there
 
 export class ConversationView {
-	/** `context`: agentName(), answer(), focusComposer(), retry(turn), parts(prompt) */
+	/** `context`: agentName(), cwd(), answer(), focusComposer(), retry(turn), parts(prompt) */
 	constructor(context) {
 		this.turns = h('div');
 		this.outbox = h('div');

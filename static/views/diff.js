@@ -61,8 +61,8 @@ function statView(rows) {
 	return h('span.stat', { role: 'img', 'aria-label': `${plural(added, 'line')} added, ${removed} removed` }, h('span.plus', { text: `+${added}` }), removed > 0 && h('span.minus', { text: `−${removed}` }));
 }
 
-/** Hunks with some lines of context; a long diff is cut, with a way to see the rest. */
-export function diffView({ path = '', oldText, newText }) {
+/** Hunks with some lines of context; a long diff is cut, with a way to see the rest. Paths below `cwd` are told from there. */
+export function diffView({ path = '', oldText, newText }, cwd) {
 	const rows = diffLines(oldText, newText);
 	const shown = [];
 	for (const [index, row] of rows.entries()) {
@@ -77,7 +77,7 @@ export function diffView({ path = '', oldText, newText }) {
 		if (shown.length > limit) body.append(h('button.quiet.wide', { text: `Show ${plural(shown.length - limit, 'more line')}`, onclick: () => draw(Infinity) }));
 	};
 	draw(MAX_ROWS);
-	return h('figure.code', {}, h('figcaption', {}, h('span.path', { text: path, title: path }), statView(rows)), body);
+	return h('figure.code', {}, h('figcaption', {}, h('span.path', { text: cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, title: path }), statView(rows)), body);
 }
 
 function rowView({ sign, text, line, count }) {

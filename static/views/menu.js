@@ -17,7 +17,9 @@ export function menuButton(button, build) {
 		menu.setAttribute('aria-label', button.getAttribute('aria-label') ?? button.textContent);
 	}
 	function ontoggle({ newState }) {
-		if (newState === 'open') (menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.focus();
+		if (newState !== 'open') return;
+		place(menu, button.getBoundingClientRect());
+		(menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.focus();
 	}
 	function onkeydown(event) {
 		const items = [...menu.querySelectorAll('button:enabled')];
@@ -39,4 +41,14 @@ export function menuButton(button, build) {
 		return h(`button.menu-item${danger ? '.danger' : ''}`, { role, 'aria-checked': checked !== undefined && String(checked), tabIndex: -1, disabled, onclick }, name && icon(name), words, checked && icon('check'));
 	}
 	return h('span.menu-box', {}, button, menu);
+}
+
+const GAP = 4; // px between a menu and its button, or the edge of the window
+
+/** Below its button, else above it; always inside the window. */
+function place(menu, { left, top, bottom }) {
+	const { offsetWidth: width, offsetHeight: height } = menu;
+	const below = bottom + GAP + height <= innerHeight;
+	menu.style.top = `${below ? bottom + GAP : Math.max(GAP, top - GAP - height)}px`;
+	menu.style.left = `${Math.max(GAP, Math.min(left, innerWidth - GAP - width))}px`;
 }

@@ -35,6 +35,7 @@ export class SessionView {
 
 		this.conversation = new ConversationView({
 			agentName: () => session.agent,
+			cwd: () => session.state?.cwd,
 			answer: (id, option) => session.answer(id, option),
 			focusComposer: () => this.focus(),
 			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),

@@ -75,7 +75,7 @@ export class ToolView {
 		if (locations.length && !hasDiff(item)) part('locations', locations, locationsView);
 		if (command) part('command', command, (text) => codeBlock(text, 'bash').el);
 		for (const [index, one] of content.entries()) {
-			if (printed == null || (one?.type !== 'terminal' && one?.content?.type !== 'text')) part(index, one, contentView);
+			if (printed == null || (one?.type !== 'terminal' && one?.content?.type !== 'text')) part(index, one, (data) => contentView(data, this.context.cwd()));
 		}
 		if (printed != null) {
 			this.terminal ??= new TerminalView();
@@ -113,8 +113,8 @@ function printedBy({ terminal, toolKind, content, output }) {
 	return parts.filter((part) => part && typeof part === 'string').join('\n') || null;
 }
 
-function contentView(one) {
-	if (one?.type === 'diff') return diffView(one);
+function contentView(one, cwd) {
+	if (one?.type === 'diff') return diffView(one, cwd);
 	if (one?.type === 'terminal') return hint('The output is in a terminal of the agent.');
 	if (one?.type !== 'content') return codeBlock(pretty(one), 'json').el;
 	return one.content?.type === 'text' ? new MarkdownView(one.content.text).el : contentBlock(one.content);

@@ -36,6 +36,10 @@ async def test_from_the_first_visit_to_the_first_answer(open_tab: OpenTab, clien
     await tab.say("Hello, agent")
     await expect(tab.answer("I am the clawdforge demo agent")).to_be_visible()
     await tab.settled()
+    await tab.say("diff")
+    await tab.button(re.compile("^Allow")).first.click()
+    await tab.settled(2)
+    await expect(page.locator(".path")).to_have_text("demo-notes.md")  # from where the agent works
     await expect(page.get_by_role("heading", name="Hello, agent", level=1)).to_be_visible()
     await expect(page.locator(".session-row")).to_contain_text("Hello, agent")
     state = await client.state(tab.session_id)
@@ -276,6 +280,12 @@ async def test_mode_and_options_come_from_the_agent(open_tab: OpenTab, client: C
     await tab.settled()
     bar = tab.page.get_by_role("group", name="Agent settings")
     await bar.get_by_role("button", name=re.compile("^Mode: ")).click()
+    menu = await tab.page.get_by_role("menu").bounding_box()
+    window = tab.page.viewport_size
+    assert menu is not None
+    assert window is not None
+    assert 0 <= menu["x"] <= window["width"] - menu["width"]
+    assert 0 <= menu["y"] <= window["height"] - menu["height"]
     await tab.page.get_by_role("menuitemradio", name="code", exact=False).click()
     await expect(
         bar.get_by_role("button", name=re.compile("^Mode: code", re.IGNORECASE))

@@ -279,18 +279,19 @@ test('only what changed is dirty', () => {
 });
 
 test('an entry costs the same at the end of a long log as at its beginning', () => {
+	/** Of the processor, ms: a clock would also measure what else the machine does. */
 	const timeOf = (count) => {
 		const l = log();
 		l.start();
-		const begun = performance.now();
+		const begun = process.cpuUsage();
 		for (let n = 0; n < count; n += 1) {
 			l.update('tool_call', { toolCallId: `t${n}`, title: 'x' });
 			l.say('word ');
 			if (n % 100 === 0) l.model.dirty.clear(); // as a view does
 		}
-		return performance.now() - begun;
+		return process.cpuUsage(begun).user / 1000;
 	};
 	timeOf(2000); // warm
-	const [short, long] = [timeOf(2000), timeOf(20_000)];
+	const [short, long] = [2000, 20_000].map((count) => Math.min(...[1, 2, 3].map(() => timeOf(count))));
 	assert.ok(long < short * 40 + 50, `2,000 took ${short} ms, 20,000 took ${long} ms`);
 });
