@@ -272,6 +272,25 @@ async def test_load_replays_all_and_answers_behind_it(acp: AcpClient, client: Cl
     assert acp.text().endswith("echo: three")
 
 
+async def test_a_long_replay_has_no_gap_and_may_be_begun_again(client: Client) -> None:
+    sessions = [await client.create() for _ in range(2)]
+    burst = script({"burst": {"count": 2_000, "text": "x" * 100}})
+    await asyncio.gather(*(client.turn(session, burst) for session in sessions))
+    acp = await connect(client, strict=False)
+    loads = [
+        await acp.ask("session/load", of_session(session)) for session in (*sessions, *sessions)
+    ]
+    for load in loads:
+        await acp.answer_to(load)
+    whole = "".join(f"{n}:{'x' * 100}" for n in range(2_000))
+    for session in sessions:
+        text = acp.text(session)
+        assert text.endswith(whole)
+        # What was under way when it was begun again is a beginning of the same.
+        assert whole.startswith(text.removesuffix(whole))
+        await client.delete(f"/sessions/{session}")
+
+
 async def test_resume_replays_nothing(acp: AcpClient, client: Client) -> None:
     session = await client.create()
     bot = await client.connect(session)

@@ -21,6 +21,8 @@ from .rpc import RpcError
 
 Json = dict[str, Any]
 
+ERROR_LENGTH = 10_000
+
 
 class Attachment:
     """A session as one client sees it.
@@ -216,7 +218,8 @@ def _answer(request: rpc.Request, end: Json, ending: story.Notice | None) -> byt
     told = end["error"]
     if error is not None and told["code"] == "agent_failed" and _is_error(parse_message(error)):
         return rpc.raw_error(request.id, error)
-    failure = Error(told["code"], told["message"], retryable=told["retryable"])
+    message = told["message"][:ERROR_LENGTH]  # it may be the agent's
+    failure = Error(told["code"], message, retryable=told["retryable"])
     return rpc.error(request.id, RpcError.of(failure))
 
 

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 PAGE = 50
+TITLE_LENGTH = 200
 MAX_WAITING = 16
 """Requests that may wait for agents at once."""
 
@@ -468,21 +469,14 @@ def _ignored(params: messages.NewSession) -> list[str]:
 
 
 def _info(row: SessionRow) -> Json:
-    meta = loads(row.meta)
-    title = meta.get("title")
+    title = loads(row.meta).get("title")
+    ours = {"agent": row.agent, "model": row.model, "permission": row.permission}
     return {
         "sessionId": row.id,
         "cwd": row.cwd,
-        **({"title": title} if isinstance(title, str) else {}),
+        **({"title": title[:TITLE_LENGTH]} if isinstance(title, str) else {}),
         "updatedAt": story.iso_time(row.last_turn_at or row.created_at),
-        "_meta": {
-            NAMESPACE: {
-                "agent": row.agent,
-                "model": row.model,
-                "permission": row.permission,
-                "meta": meta,
-            }
-        },
+        "_meta": {NAMESPACE: ours},
     }
 
 
