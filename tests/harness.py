@@ -457,7 +457,7 @@ async def run_program(*argv: str, **variables: str) -> tuple[int | None, str, st
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+        out, err = await asyncio.wait_for(process.communicate(), 2 * PATIENCE)
     except TimeoutError:
         process.kill()
         out, err = await process.communicate()
