@@ -26,7 +26,7 @@ from .health import Health
 from .log import LogWriter
 from .metrics import Metrics
 from .middleware import answer
-from .routes import acp, admin, files, health, page, run, sessions, socket
+from .routes import acp, admin, docs, files, health, page, run, sessions, socket
 from .runner import Runner
 from .services import SERVICES, Services
 from .sessions import FALLBACK_AGENT, Sessions
@@ -72,6 +72,7 @@ async def build_app(
     app.on_shutdown.append(_drain)
     for module in (acp, admin, files, health, run, sessions, socket):
         app.add_routes(module.routes)
+    docs.set_up(app)
     page.set_up(app)
     return app
 
@@ -127,6 +128,7 @@ async def _house(
             writer,
             max_bytes=settings.max_upload_bytes,
             max_bytes_per_app=settings.max_upload_bytes_per_app,
+            max_count_per_app=settings.max_uploads_per_app,
             clock=clock,
         )
         await uploads.start()

@@ -1,7 +1,8 @@
-"""Bodies of REST requests: their shapes, which both check them and describe them."""
+"""What REST takes: bodies, queries and headers. Their shapes both check them and describe them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -9,60 +10,177 @@ from aiohttp import web
 
 from .codec import loads_bounded
 from .errors import Error, bad_request
-from .frames import Name
+from .files import TTL_RANGE, TTL_SECS
+from .frames import Id, Name, parse_blocks
 
-Timeout = Annotated[float, msgspec.Meta(gt=0, le=86400)]
-NO_NUL = r"\A[^\0]*\Z"
-# What becomes an argument of a program must not look like an option.
-Argument = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=256, pattern=r"\A[^-\s\0][^\0\r\n]*\Z")
+MAX_POSITION = 1 << 62
+MAX_EVENTS = 10_000
+
+
+def _about(text: str) -> Any:
+    return msgspec.Meta(description=text)
+
+
+Timeout = Annotated[
+    float, msgspec.Meta(gt=0, le=86400, description="Seconds; the server's own bound holds too.")
 ]
+NO_NUL = r"^[^\x00]*$"
+# What becomes an argument of a program must not look like an option. `$` alone would let a line
+# feed through at the end.
+Argument = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^-\s\x00][^\x00\r\n]*$(?!\n)")
+]
+Files = Annotated[list[str] | None, _about("Tokens of `POST /files`.")]
+
+
+class Blocks(list[dict[str, Any]]):
+    """A prompt's content blocks: checked, and each kept as it came."""
 
 
 class CreateSession(msgspec.Struct, frozen=True):
-    agent: Name | None = None
-    model: Name | None = None
-    system: Annotated[str, msgspec.Meta(max_length=1 << 20)] | None = None
-    meta: dict[str, Any] | None = None
-    permission: Literal["approve-all", "approve-reads", "deny-all", "ask"] | None = None
-    cwd: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None = None
+    """A new session."""
+
+    agent: Annotated[Name | None, _about("One of `GET /agents`; else the default one.")] = None
+    model: Annotated[Name | None, _about("Passed on to the agent.")] = None
+    system: Annotated[
+        Annotated[str, msgspec.Meta(max_length=1 << 20)] | None,
+        _about("Replaces the agent's own system prompt."),
+    ] = None
+    meta: Annotated[dict[str, Any] | None, _about("The app's own notes.")] = None
+    permission: Annotated[
+        Literal["approve-all", "approve-reads", "deny-all", "ask"] | None,
+        _about("What the agent may do; `approve-all` where nothing is said."),
+    ] = None
+    cwd: Annotated[
+        Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None,
+        _about("A folder in one of `CLAWDFORGE_WORKSPACE_ROOTS`; else a fresh one."),
+    ] = None
+
+
+class ListSessions(msgspec.Struct, frozen=True):
+    """Which sessions."""
+
+    include_closed: bool = False
 
 
 class UpdateSession(msgspec.Struct, frozen=True):
+    """What to note."""
+
     meta: dict[str, Any]
 
 
 class RunTurn(msgspec.Struct, frozen=True):
-    prompt: str | list[Any]
-    files: list[str] | None = None
+    """A prompt."""
+
+    prompt: Annotated[Blocks, _about("Text, or ACP content blocks.")]
+    files: Files = None
     timeout_secs: Timeout | None = None
+
+
+class TurnHeaders(msgspec.Struct, frozen=True):
+    """Headers of a turn."""
+
+    idempotency_key: Annotated[
+        Id | None,
+        _about("The same key again in the same session runs nothing: it gives the stored turn."),
+    ] = msgspec.field(default=None, name="Idempotency-Key")
+
+
+class ListEvents(msgspec.Struct, frozen=True):
+    """Which entries."""
+
+    after: Annotated[
+        int, msgspec.Meta(ge=0, le=MAX_POSITION, description="The last `seq` that is known.")
+    ] = 0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_EVENTS)] = 1000
+
+
+class EventsHeaders(msgspec.Struct, frozen=True):
+    """Headers of a stream."""
+
+    last_event_id: Annotated[
+        str | None, _about("Goes before `after`. What is no position counts for nothing.")
+    ] = msgspec.field(default=None, name="Last-Event-ID")
+
+
+class SocketQuery(msgspec.Struct, frozen=True):
+    """Where a socket begins."""
+
+    after: Annotated[
+        Annotated[int, msgspec.Meta(ge=0, le=10**18)] | None,
+        _about("The last `seq` that is known; without it, the socket is live from now."),
+    ] = None
+    protocol: Annotated[str, _about("The version; there is 1.")] = "1"
 
 
 class RunOnce(msgspec.Struct, frozen=True):
+    """One prompt."""
+
     prompt: Annotated[str, msgspec.Meta(min_length=1, pattern=r"\S")]
-    model: Argument | None = None
-    system: Annotated[str, msgspec.Meta(max_length=1 << 20, pattern=NO_NUL)] | None = None
-    system_mode: Literal["replace", "append"] = "replace"
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    files: Annotated[list[str], msgspec.Meta(max_length=100)] | None = None
+    model: Annotated[Argument | None, _about("Passed on as it is.")] = None
+    system: Annotated[
+        Annotated[str, msgspec.Meta(max_length=1 << 20, pattern=NO_NUL)] | None,
+        _about("A system prompt."),
+    ] = None
+    system_mode: Annotated[
+        Literal["replace", "append"], _about("Instead of the agent's own, or behind it.")
+    ] = "replace"
+    effort: Annotated[
+        Literal["low", "medium", "high", "xhigh", "max"] | None, _about("Only claude takes one.")
+    ] = None
+    files: Annotated[
+        Annotated[list[str], msgspec.Meta(max_length=100)] | None,
+        _about("Tokens of `POST /files`."),
+    ] = None
     timeout_secs: Timeout | None = None
-    agent: Name | None = None
+    agent: Annotated[Name | None, _about("`claude`, or any of `GET /agents`.")] = None
+
+
+Ttl = Annotated[
+    int,
+    msgspec.Meta(ge=TTL_RANGE[0], le=TTL_RANGE[1], description="Seconds that it is kept."),
+]
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """A file, in the parts of a form."""
+
+    file: Annotated[str, msgspec.Meta(extra_json_schema={"format": "binary"})]
+    ttl_secs: Ttl = TTL_SECS
+
+
+class UploadQuery(msgspec.Struct, frozen=True):
+    """The same, for who sends no such part."""
+
+    ttl_secs: Ttl = TTL_SECS
 
 
 class AnswerPermission(msgspec.Struct, frozen=True):
-    option_id: str | None = None
+    """One of the two."""
+
+    option_id: Annotated[str | None, _about("One of the request's options.")] = None
     outcome: Literal["cancelled"] | None = None
 
 
 class CreateToken(msgspec.Struct, frozen=True):
-    name: str
-    ip_cidrs: list[str] | None = None
+    """A new app."""
+
+    name: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)",
+            description="1 to 64 letters, digits, dots, dashes and underscores.",
+        ),
+    ]
+    ip_cidrs: Annotated[
+        list[str] | None, _about("Networks from which alone the token is good.")
+    ] = None
 
 
-Body = TypeVar("Body")
+Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 
-async def read_body(request: web.Request, shape: type[Body]) -> Body:
+async def read_body(request: web.Request, shape: type[Shape]) -> Shape:
     """The request's JSON body, checked; none at all is an empty object.
 
     Raises:
@@ -76,7 +194,62 @@ async def read_body(request: web.Request, shape: type[Body]) -> Body:
         value = loads_bounded(data) if data.strip() else {}
     except ValueError:
         raise bad_request("the body is not JSON, or is nested too deeply") from None
+    return _check(value, shape, strict=True)
+
+
+def read_query(request: web.Request, shape: type[Shape]) -> Shape:
+    """The request's query, checked.
+
+    Raises:
+        Error: ``bad_request``, naming the parameter.
+    """
+    return read_texts(request.query, shape)
+
+
+def read_headers(request: web.Request, shape: type[Shape]) -> Shape:
+    """The headers that *shape* names, checked.
+
+    Raises:
+        Error: ``bad_request``, naming the header.
+    """
+    return read_texts(request.headers, shape)
+
+
+def read_texts(values: Mapping[str, str], shape: type[Shape]) -> Shape:
+    """Fields whose values came as text: *shape* says what they stand for.
+
+    Raises:
+        Error: ``bad_request``, naming the field.
+    """
+    names = [field.encode_name for field in msgspec.structs.fields(shape)]
+    return _check({name: values[name] for name in names if name in values}, shape, strict=False)
+
+
+def _check(value: Any, shape: type[Shape], *, strict: bool) -> Shape:
     try:
-        return msgspec.convert(value, shape)
+        return msgspec.convert(value, shape, strict=strict, dec_hook=_convert)
     except (msgspec.ValidationError, RecursionError) as error:
         raise bad_request(str(error)) from None
+
+
+def _convert(kind: type, value: Any) -> Any:
+    """What msgspec does not know by itself."""
+    assert kind is Blocks
+    if not isinstance(value, (str, list)):
+        raise bad_request("prompt: must be text or a list of content blocks")
+    return Blocks(parse_blocks(value))
+
+
+def describe(kind: type) -> dict[str, Any]:
+    """The JSON schema of what msgspec does not know by itself."""
+    assert kind is Blocks
+    return {
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {
+                "type": "array",
+                "minItems": 1,
+                "items": {"$ref": "#/components/schemas/ContentBlock"},
+            },
+        ]
+    }

@@ -169,6 +169,7 @@ class Settings:
     run_queue: int = _setting(_int(0, 10_000), 16)
     max_upload_bytes: int = _setting(_int(1, 2**40), 100 * 2**20)
     max_upload_bytes_per_app: int = _setting(_int(1, 2**50), 2**30)
+    max_uploads_per_app: int = _setting(_int(1, 1_000_000), 1000)
     prewarmed_agents: int = _setting(_int(0, 1000), 0)
     agent_idle_secs: float = _setting(_seconds(0.01), 600)
     agent_start_timeout_secs: float = _setting(_seconds(0.1), 60)

@@ -48,6 +48,7 @@ class Files:
     Args:
         max_bytes: of one file.
         max_bytes_per_app: of all the files that an app has here, those that still arrive included.
+        max_count_per_app: how many these may be.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Files:
         *,
         max_bytes: int,
         max_bytes_per_app: int,
+        max_count_per_app: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
@@ -65,22 +67,35 @@ class Files:
         self._writer = writer
         self._max_bytes = max_bytes
         self._max_bytes_per_app = max_bytes_per_app
+        self._max_count_per_app = max_count_per_app
         self._clock = clock
         self._bytes_of: Counter[str] = Counter()
+        self._count_of: Counter[str] = Counter()
 
     async def start(self) -> None:
-        """Count what earlier servers kept."""
-        self._bytes_of.update(await self._store.upload_sizes())
+        """Count what earlier servers kept, and delete what a killed one was still taking in."""
+        kept = await self._store.all_files()
+        for row in kept:
+            self._bytes_of[row.app_name] += row.size
+            self._count_of[row.app_name] += 1
+        await asyncio.to_thread(_keep_only, self._folder, {row.hash.hex() for row in kept})
 
     async def save(self, app_name: str, name: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Write an upload to disk as it comes; it is nobody's until :meth:`keep`.
 
         Raises:
-            Error: ``payload_too_large``, or ``internal`` where the disk takes nothing.
+            Error: ``payload_too_large``, ``rate_limited`` where the app has as many files as it
+                may, or ``internal`` where the disk takes nothing.
         """
+        if self._count_of[app_name] >= self._max_count_per_app:
+            raise Error(
+                "rate_limited",
+                f"an app has at most {self._max_count_per_app} files: wait until some have expired",
+            )
         token = PREFIX + secrets.token_urlsafe(32)
         path = self._folder / _digest(token).hex() / _harmless(name)
         upload = Upload(app_name, token, path, 0)
+        self._count_of[app_name] += 1
         try:
             await asyncio.to_thread(path.parent.mkdir, mode=0o700, parents=True)
             await self._write(upload, chunks)
@@ -113,7 +128,8 @@ class Files:
             raise
 
     async def discard(self, upload: Upload) -> None:
-        self._bytes_of[upload.app_name] -= upload.size
+        """Delete an upload that is not kept."""
+        self._give_back(upload.app_name, upload.size)
         await asyncio.to_thread(shutil.rmtree, upload.path.parent, ignore_errors=True)
 
     async def _write(self, upload: Upload, chunks: AsyncIterator[bytes]) -> None:
@@ -156,7 +172,17 @@ class Files:
         for row in await self._store.files_expired(self._clock()):
             await asyncio.to_thread(shutil.rmtree, Path(row.path).parent, ignore_errors=True)
             await self._writer.commit([store.delete_file(row.hash)])
-            self._bytes_of[row.app_name] -= row.size
+            self._give_back(row.app_name, row.size)
+
+    def _give_back(self, app_name: str, size: int) -> None:
+        self._bytes_of[app_name] -= size
+        self._count_of[app_name] -= 1
+
+
+def _keep_only(folder: Path, names: set[str]) -> None:
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name not in names:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def annotate(blocks: list[dict[str, object]], paths: Sequence[Path]) -> list[dict[str, object]]:

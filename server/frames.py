@@ -14,6 +14,7 @@ from .codec import dumps, loads_bounded, parse_message
 from .errors import Error, bad_request
 
 PROTOCOL = 1
+BASE64 = r"^[A-Za-z0-9+/]+={0,2}$(?!\n)"
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -247,12 +248,12 @@ class Text(_Block, frozen=True, tag="text"):
 
 
 class Image(_Block, frozen=True, tag="image"):
-    data: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9+/]+={0,2}\Z")]
+    data: Annotated[str, msgspec.Meta(pattern=BASE64)]
     mime_type: Annotated[str, msgspec.Meta(pattern=r"^image/")]
 
 
 class Audio(_Block, frozen=True, tag="audio"):
-    data: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9+/]+={0,2}\Z")]
+    data: Annotated[str, msgspec.Meta(pattern=BASE64)]
     mime_type: Annotated[str, msgspec.Meta(pattern=r"^audio/")]
 
 

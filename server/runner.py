@@ -23,7 +23,7 @@ from .errors import Error, bad_request, draining, internal
 from .log import LogWriter
 from .runs.answers import Answer, RunFailed
 from .runs.claude import CLAUDE, NOT_INSTALLED, Claude, check_size
-from .runs.places import Places
+from .runs.places import Queue
 from .runs.run import Run, RunRequest
 from .runs.turn import run_turn
 from .store import RunRow, Store
@@ -60,17 +60,17 @@ class Runner:
         self._folder = settings.data_dir / "runs"
         self._grace = settings.cancel_grace_secs
         self._claude = Claude(settings.claude_bin, environ, self._folder, self._grace)
-        self._places = Places(settings.max_runs, settings.run_queue, settings.run_queue_secs)
+        self._queue = Queue(settings.max_runs, settings.run_queue, settings.run_queue_secs)
         self._runs: set[Run] = set()
         self._is_draining = False
 
     @property
     def queued(self) -> int:
-        return self._places.waiting
+        return self._queue.waiting
 
     @property
     def running(self) -> int:
-        return len(self._runs) - self._places.waiting
+        return len(self._runs) - self._queue.waiting
 
     async def start(self) -> None:
         """Take up what an earlier server left."""
@@ -82,7 +82,7 @@ class Runner:
     async def stop(self) -> None:
         """Let what runs finish, for ``drain_secs``, and end the rest."""
         self._is_draining = True
-        self._places.refuse_all(draining())
+        self._queue.refuse_all(draining())
         tasks = [run.outcome for run in self._runs]
         if tasks:
             await asyncio.wait(tasks, timeout=self._settings.drain_secs)
@@ -118,7 +118,7 @@ class Runner:
     # The way of a run.
 
     async def _run(self, run: Run) -> Answer:
-        async with self._places.hold(run.stopped):
+        async with self._queue.hold(run.stopped):
             began = time.monotonic()
             agent, work = await self._choose(run)
             await self._note_start(run, agent)

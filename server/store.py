@@ -469,9 +469,10 @@ class Store:
             found.extend(FileRow(*row) for row in rows)
         return found
 
-    async def upload_sizes(self) -> dict[str, int]:
-        """How many bytes each app has uploaded, of the files that are still there."""
-        return dict(await self._fetch("SELECT app_name, sum(size) FROM files GROUP BY app_name"))
+    async def all_files(self) -> list[FileRow]:
+        """Every upload that is there."""
+        rows = await self._fetch(f"SELECT {_columns(FileRow)} FROM files")
+        return [FileRow(*row) for row in rows]
 
     async def unfinished_runs(self) -> list[str]:
         """Ids of the runs that have no end yet."""

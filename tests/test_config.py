@@ -71,6 +71,7 @@ def test_every_setting_is_one_variable() -> None:
         ("max_sockets_per_session", 1, 100_000),
         ("max_runs", 1, 1000),
         ("max_upload_bytes", 1, 2**40),
+        ("max_uploads_per_app", 1, 1_000_000),
     ],
 )
 def test_whole_numbers_keep_their_bounds(name: str, low: int, high: int) -> None:

@@ -105,11 +105,45 @@ async def test_a_file_over_the_bound_is_refused_and_leaves_nothing(serve: Serve)
     assert (await upload(client, b"x" * 1000))[0] == 200
 
 
+async def test_an_app_has_so_many_files_at_once(serve: Serve) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, max_uploads_per_app=2)
+    client, other = await server.client(), await server.client("other")
+    await upload(client, b"x", ttl_secs=60)
+    failure(await upload(client, b"x", ttl_secs=1), 400, "bad_request")  # that one counts no more
+    assert (await upload(client, b"x"))[0] == 200
+    assert "2 files" in failure(await upload(client, b"x"), 429, "rate_limited")
+    assert (await upload(other, b"x"))[0] == 200
+    # They are counted by the next server too, and what has expired makes room.
+    await server.stop()
+    server = await serve(clock=clock, max_uploads_per_app=2)
+    client = Client(server.url, client.token, client.http)
+    failure(await upload(client, b"x"), 429, "rate_limited")
+    clock.advance(61)
+    await server.services.files.sweep()
+    assert (await upload(client, b"x"))[0] == 200
+    failure(await upload(client, b"x"), 429, "rate_limited")
+
+
+async def test_what_a_killed_server_was_taking_in_goes_at_the_next_start(serve: Serve) -> None:
+    server = await serve()
+    client = await server.client()
+    token = await token_of(client)
+    folder = uploads_in(server)[0].parent
+    await server.stop()
+    (folder / "half").mkdir()
+    (folder / "half" / "notes.txt").write_text("ha")
+    server = await serve()
+    client = Client(server.url, client.token, client.http)
+    assert len(uploads_in(server)) == 2
+    assert len(await attached(client, token)) == 1
+
+
 async def test_ttl_secs_is_kept_within_its_bounds(client: Client) -> None:
     for good in (60, 86400):
         status, reply = await upload(client, b"x", ttl_secs=good)
         assert (status, reply["ttl_secs"]) == (200, good)
-    for bad in (59, 86401, -60, 0, "x", "1e3", "60.5", "9" * 5000):
+    for bad in (59, 86401, -60, 0, "x", "60.5", "9" * 5000):
         assert "ttl_secs" in failure(await upload(client, b"x", ttl_secs=bad), 400, "bad_request")
         answer = await upload(client, b"x", query=f"?ttl_secs={bad}")
         assert "ttl_secs" in failure(answer, 400, "bad_request")

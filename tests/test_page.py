@@ -69,6 +69,26 @@ async def test_the_page_has_a_policy_that_allows_nothing_from_elsewhere(
     assert not re.search(r"<style|\sstyle=|\son\w+=", page)
 
 
+async def test_the_docs_page_has_the_same_policy_and_nothing_inline(
+    server: LocalServer, http: aiohttp.ClientSession
+) -> None:
+    async with http.get(server.url + "/docs") as response:
+        page = await response.text()
+        assert (response.status, response.content_type) == (200, "text/html")
+        policy = response.headers["Content-Security-Policy"]
+    async with http.get(server.url + "/") as response:
+        plain = re.sub(r" 'sha256-[^']*'", "", response.headers["Content-Security-Policy"])
+    assert policy == plain
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
+    for path in re.findall(r'(?:href|src)="([^"]*)"', page):
+        assert not path.startswith(("/", "http")), "it may be served below a prefix"
+        async with http.get(f"{server.url}/{path}") as response:
+            assert response.status == 200, path
+    # Of that library nothing else is served.
+    async with http.get(server.url + "/lib/swagger-ui-dist/oauth2-redirect.html") as response:
+        assert response.status == 404
+
+
 async def test_all_that_the_page_names_is_served(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
@@ -164,7 +184,8 @@ async def test_the_page_asks_for_all_its_modules_at_once() -> None:
     )
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "static").rglob("*.js")}
     assert {path for path in named if path.startswith("static/")} == modules - {
-        "static/highlight.worker.js"
+        "static/highlight.worker.js",
+        "static/docs.js",  # another page's
     }
 
 
@@ -229,6 +250,7 @@ async def test_a_link_that_leads_out_is_not_found(
     outside.mkdir()
     (outside / "secret.txt").write_text("secret")
     (folder / "index.html").write_text("<p>page</p>")
+    (folder / "docs.html").write_text("<p>docs</p>")
     (folder / "inside").symlink_to(folder / "index.html")
     (folder / "secret.txt").symlink_to(outside / "secret.txt")
     (folder / "folder").symlink_to(outside)

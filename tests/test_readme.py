@@ -38,7 +38,7 @@ HEADING = "What I can show"
 """What the demo agent's answer to "help" begins with."""
 CHROMIUM = Path("/usr/bin/chromium")
 HAS_CHROMIUM = CHROMIUM.exists()
-PATHS_OF_THE_PAGE = ("/static/", "/lib/")
+PATHS_OF_THE_PAGE = ("/docs", "/static/", "/lib/")
 
 
 def snippet(marker: str) -> str:
@@ -155,6 +155,8 @@ class Shell:
             assert '"type":"turn_end"' in out, out
         elif "/metrics" in command:
             assert "clawdforge_open_sessions" in out
+        elif "/openapi.json" in command:
+            assert "/run" in json.loads(out)["paths"]
         else:
             answer = json.loads(out)
             assert answer["ok"] is True, f"{command}\n{out}"

@@ -678,7 +678,7 @@ async def test_an_agent_that_does_not_start_fails_the_first_turn(client: Client)
 async def test_a_turn_over_its_timeout_is_cancelled_and_fails(client: Client) -> None:
     session = await client.create()
     prompt = script({"say": "half"}, {"wait_for": "cancel"}, {"say": " and cancelled"})
-    answer = await client.turn(session, prompt, timeout_secs=0.5)
+    answer = await client.turn(session, prompt, timeout_secs=2)
     reply = failed_turn(session, answer, 504, "agent_timeout")
     assert texts_of(reply["events"]) == "half and cancelled"
     assert (await client.turn(session, "next"))[0] == 200

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from server.runs.places import Places
+from server.runs.places import Queue
 
 from .conftest import Serve, Spawn
 from .harness import (
@@ -197,7 +197,7 @@ async def test_who_hangs_up_in_the_queue_makes_room(serve: Serve, fake_claude: s
 
 
 async def test_a_place_that_comes_with_the_hang_up_is_not_lost() -> None:
-    queue = Places(1, 1, 10)
+    queue = Queue(1, 1, 10)
     nobody = asyncio.get_running_loop().create_future()
 
     async def hold(entered: asyncio.Event, leave: asyncio.Event) -> None:

@@ -12,7 +12,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from .harness import PATIENCE, Client, Json, LocalServer, eventually, script, texts_of
+from server.agents.acpx import find_node
+
+from .harness import PATIENCE, ROOT, Client, Json, LocalServer, eventually, script, texts_of
+
+NODE = str(find_node())
 
 
 class Stream:
@@ -223,6 +227,31 @@ async def test_a_stream_needs_its_sessions_token(server: LocalServer, client: Cl
     other = await server.client("other")
     assert (await server.anonymous().get(path, headers=headers))[0] == 401
     assert (await other.get(path, headers=headers))[0] == 404
+
+
+async def test_an_event_source_whose_connection_breaks_goes_on_where_it_was(
+    client: Client,
+) -> None:
+    session = await client.create()
+    await client.turn(session, script({"burst": {"count": 50}}))
+    head = (await client.state(session))["head"]
+    assert client.token is not None
+    process = await asyncio.create_subprocess_exec(
+        *(NODE, str(ROOT / "tests" / "event_source.mjs")),
+        *(f"{client.url}/sessions/{session}/events?after=0", client.token, "5000"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(PATIENCE):
+        output, _ = await process.communicate()
+    told = [json.loads(line) for line in output.splitlines()]
+    connects = [one["connects"] for one in told if "connects" in one]
+    entries = [one for one in told if "seq" in one]
+    assert [entry["seq"] for entry in entries] == list(range(1, head + 1))
+    assert all(entry["id"] == str(entry["seq"]) for entry in entries)
+    # Cut in the middle of an event, it asked for what followed the last whole one.
+    assert len(connects) == 2
+    assert connects[0] is None
+    assert 1 < int(connects[1]) < head
 
 
 # A turn.

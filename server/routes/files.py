@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from .. import bodies
 from ..errors import bad_request
-from ..files import TTL_RANGE, TTL_SECS, Files, Upload
+from ..files import Files, Upload
 from ..replies import json_reply
 from ..services import app_of, services_of
 
@@ -21,14 +22,15 @@ async def upload(request: web.Request) -> web.Response:
     if not request.content_type.startswith("multipart/"):
         raise bad_request("an upload is multipart/form-data with a field named file")
     files = services_of(request).files
-    ttl_secs = _ttl(request.query.get("ttl_secs"))
+    ttl_secs = bodies.read_query(request, bodies.UploadQuery).ttl_secs
     saved: Upload | None = None
     try:
         async for part in await request.multipart():
             if not isinstance(part, BodyPartReader):
                 raise bad_request("multipart: parts within parts are not understood")
             if part.name == "ttl_secs":
-                ttl_secs = _ttl((await part.read_chunk(64)).decode(errors="replace"))
+                text = (await part.read_chunk(64)).decode(errors="replace")
+                ttl_secs = bodies.read_texts({"ttl_secs": text}, bodies.UploadQuery).ttl_secs
             elif part.name == "file" and saved is None:
                 saved = await files.save(app_name, part.filename or "file", _chunks(part))
     except (ValueError, AssertionError, RuntimeError, HttpProcessingError):
@@ -52,13 +54,3 @@ async def _discard(files: Files, saved: Upload | None) -> None:
 async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
     while chunk := await part.read_chunk(1 << 18):
         yield chunk
-
-
-def _ttl(value: str | None) -> int:
-    low, high = TTL_RANGE
-    if value is None or not value.strip():
-        return TTL_SECS
-    value = value.strip()
-    if not (value.isdecimal() and len(value) < 20 and low <= int(value) <= high):
-        raise bad_request(f"ttl_secs: must be a whole number from {low} to {high}")
-    return int(value)

@@ -1,4 +1,4 @@
-"""The browser's page: its own files, and its libraries from node_modules."""
+"""The pages for browsers: their own files, and their libraries from node_modules."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ ROOT = Path(__file__).parent.parent.parent
 STATIC = ROOT / "static"
 MODULES = ROOT / "node_modules"
 LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets")
+LIBRARY_FILES = {"swagger-ui-dist/swagger-ui-bundle.js", "swagger-ui-dist/swagger-ui.css"}
+PAGES = {"/": "index.html", "/docs": "docs.html"}
 
 _IMPORT_MAP = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
 
@@ -25,7 +27,7 @@ routes = web.RouteTableDef()
 
 
 def content_security_policy(page: bytes) -> str:
-    """The page's policy: nothing from elsewhere, nothing inline but its import map."""
+    """A page's policy: nothing from elsewhere, nothing inline but its import map."""
     maps = [hashlib.sha256(found).digest() for found in _IMPORT_MAP.findall(page)]
     hashes = "".join(f" 'sha256-{base64.b64encode(digest).decode()}'" for digest in maps)
     return "; ".join(
@@ -46,12 +48,13 @@ def content_security_policy(page: bytes) -> str:
 
 
 @routes.get("/")
+@routes.get("/docs")
 async def page(request: web.Request) -> web.StreamResponse:
     headers = {
-        "Content-Security-Policy": request.app[POLICY],
+        "Content-Security-Policy": request.app[POLICIES][request.path],
         "Cache-Control": "no-cache",
     }
-    return _compressed(request, web.FileResponse(STATIC / "index.html", headers=headers))
+    return _compressed(request, web.FileResponse(STATIC / PAGES[request.path], headers=headers))
 
 
 @routes.get("/static/{path:.+}")
@@ -62,6 +65,8 @@ async def static_file(request: web.Request) -> web.StreamResponse:
 @routes.get("/lib/{path:.+}")
 async def library_file(request: web.Request) -> web.StreamResponse:
     path = request.match_info["path"]
+    if path in LIBRARY_FILES:
+        return await _file(request, MODULES, path)
     for library in LIBRARIES:
         if path.startswith(f"{library}/"):
             return await _file(request, MODULES / library, path.removeprefix(f"{library}/"))
@@ -94,9 +99,11 @@ def _find(folder: Path, path: str) -> Path | None:
         return None  # a name too long, a link in a circle, a NUL
 
 
-POLICY = web.AppKey("content-security-policy", str)
+POLICIES = web.AppKey("content-security-policies", dict[str, str])
 
 
 def set_up(app: web.Application) -> None:
-    app[POLICY] = content_security_policy((STATIC / "index.html").read_bytes())
+    app[POLICIES] = {
+        path: content_security_policy((STATIC / name).read_bytes()) for path, name in PAGES.items()
+    }
     app.add_routes(routes)

@@ -21,9 +21,6 @@ from ..turn import Turn
 
 routes = web.RouteTableDef()
 
-EVENTS_LIMIT = 1000
-EVENTS_MAX_LIMIT = 10_000
-
 
 @routes.post("/sessions")
 async def create_session(request: web.Request) -> web.Response:
@@ -44,8 +41,10 @@ async def create_session(request: web.Request) -> web.Response:
 @routes.get("/sessions")
 async def list_sessions(request: web.Request) -> web.Response:
     app_name = app_of(request)
-    include_closed = _flag(request, "include_closed")
-    found = await services_of(request).sessions.sessions_of(app_name, include_closed=include_closed)
+    query = bodies.read_query(request, bodies.ListSessions)
+    found = await services_of(request).sessions.sessions_of(
+        app_name, include_closed=query.include_closed
+    )
     return json_reply({"ok": True, "count": len(found), "sessions": [s.view() for s in found]})
 
 
@@ -75,16 +74,15 @@ async def delete_session(request: web.Request) -> web.Response:
 async def run_turn(request: web.Request) -> web.StreamResponse:
     session = await session_of(request)
     body = await bodies.read_body(request, bodies.RunTurn)
-    blocks = frames.parse_blocks(body.prompt)
-    key = request.headers.get("Idempotency-Key")
+    key = bodies.read_headers(request, bodies.TurnHeaders).idempotency_key
     # Bytes of a header that are no UTF-8 come as half surrogate pairs, which are no characters.
-    if key is not None and not (1 <= len(key) <= 256 and key.isprintable()):
-        raise bad_request("Idempotency-Key: must have 1 to 256 printable characters")
+    if key is not None and not key.isprintable():
+        raise bad_request("Idempotency-Key: must have printable characters alone")
     turn = await session.turn_of(key)
     if turn is None:  # a repeated one need not have its files any more
         paths = await services_of(request).files.paths(session.row.app_name, body.files or [])
         turn, _ = await session.prompt(
-            dumps(annotate(blocks, paths)), client_id=key, timeout=body.timeout_secs
+            dumps(annotate(body.prompt, paths)), client_id=key, timeout=body.timeout_secs
         )
     request[TURN] = turn.index
     if wants_stream(request):
@@ -172,8 +170,8 @@ async def answer_permission(request: web.Request) -> web.Response:
 @routes.get("/sessions/{session_id}/events")
 async def list_events(request: web.Request) -> web.StreamResponse:
     session = await session_of(request)
-    after = _number(request, "after", 0, maximum=1 << 62)
-    limit = _number(request, "limit", EVENTS_LIMIT, minimum=1, maximum=EVENTS_MAX_LIMIT)
+    query = bodies.read_query(request, bodies.ListEvents)
+    after, limit = query.after, query.limit
     if wants_stream(request):
         return await _stream_events(request, session, after)
     if after > session.log.head:
@@ -189,7 +187,7 @@ async def list_events(request: web.Request) -> web.StreamResponse:
 
 
 async def _stream_events(request: web.Request, session: Session, after: int) -> web.StreamResponse:
-    last = request.headers.get("Last-Event-ID", "")
+    last = bodies.read_headers(request, bodies.EventsHeaders).last_event_id or ""
     if last.isdecimal() and len(last) < 20:
         after = int(last)
     if after > session.log.head:
@@ -222,21 +220,3 @@ async def list_agents(request: web.Request) -> web.Response:
         for info, default in await services_of(request).sessions.agents()
     ]
     return json_reply({"ok": True, "agents": agents})
-
-
-def _flag(request: web.Request, name: str) -> bool:
-    value = request.query.get(name, "false").lower()
-    if value not in ("true", "false", "1", "0"):
-        raise bad_request(f"{name}: must be true or false")
-    return value in ("true", "1")
-
-
-def _number(
-    request: web.Request, name: str, default: int, *, minimum: int = 0, maximum: int
-) -> int:
-    value = request.query.get(name)
-    if value is None:
-        return default
-    if not (value.isdecimal() and len(value) < 20 and minimum <= int(value) <= maximum):
-        raise bad_request(f"{name}: must be a whole number from {minimum} to {maximum}")
-    return int(value)

@@ -8,7 +8,7 @@ from collections import deque
 
 from aiohttp import WSMsgType, web
 
-from .. import frames
+from .. import bodies, frames
 from ..auth import bearer, check_origin
 from ..codec import dumps
 from ..errors import CloseCode, Error, bad_request
@@ -33,7 +33,8 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     check_origin(request, services.settings)
     if request.headers.get("Upgrade", "").lower() != "websocket":
         raise bad_request("this is a WebSocket: upgrade to it")
-    after = _after(request)
+    query = bodies.read_query(request, bodies.SocketQuery)
+    after = query.after
     session: Session | None = None
     app_name = ""
     if bearer(request) is not None or "Authorization" in request.headers:
@@ -50,7 +51,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
             app_name, session = await _let_in(services, request, auth, session_id)
         else:
             await ws.prepare(request)
-        _check_protocol(request.query.get("protocol", str(frames.PROTOCOL)))
+        _check_protocol(query.protocol)
         if not services.tokens.has(app_name):  # it went while we waited for other things
             raise Goodbye(CloseCode.REVOKED, "the credential was revoked")
         _check_room(services, session, app_name)
@@ -85,15 +86,6 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     finally:
         await commands.stop()
     return ws
-
-
-def _after(request: web.Request) -> int | None:
-    value = request.query.get("after")
-    if value is None:
-        return None
-    if not value.isdecimal() or len(value) > 18:
-        raise bad_request("after: must be a whole number, 0 or more")
-    return int(value)
 
 
 def _check_protocol(version: str) -> None:

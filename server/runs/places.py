@@ -13,18 +13,18 @@ from ..errors import Error
 RETRY_SECS = 5
 
 
-class Places:
-    """Places, first come first served; who would wait too long is refused at once or in time.
+class Queue:
+    """Places, first come first served; who would wait for too long is refused.
 
     Args:
-        count: how many are held at once.
-        queue: how many may wait for one.
+        places: how many are held at once.
+        length: how many may wait for one.
         patience: seconds that each of them waits.
     """
 
-    def __init__(self, count: int, queue: int, patience: float) -> None:
-        self._free = count
-        self._queue = queue
+    def __init__(self, places: int, length: int, patience: float) -> None:
+        self._free = places
+        self._length = length
         self._patience = patience
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -52,7 +52,7 @@ class Places:
         if self._free:  # then nobody waits
             self._free -= 1
             return
-        if len(self._waiting) >= self._queue:
+        if len(self._waiting) >= self._length:
             raise _full("the server runs all that it may, and its queue is full")
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(mine)

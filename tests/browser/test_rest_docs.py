@@ -1,0 +1,52 @@
+"""The page that shows REST's own description."""
+
+from __future__ import annotations
+
+from playwright.async_api import Page, expect
+
+from server.operations import OPERATIONS
+
+from ..harness import Client
+from .conftest import OpenTab
+from .tab import PHONE
+
+DARK = "getComputedStyle(document.body).backgroundColor === 'rgb(28, 32, 34)'"
+TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
+
+
+async def show(page: Page, url: str) -> None:
+    await page.goto(f"{url}/docs")
+    await expect(page.locator(".opblock")).to_have_count(len(OPERATIONS))
+
+
+async def test_in_the_dark_on_a_phone_every_call_is_shown(
+    open_tab: OpenTab, client: Client
+) -> None:
+    tab = await open_tab(client, viewport=PHONE, color_scheme="dark")
+    page = tab.page
+    await show(page, tab.url)
+    await page.locator("#operations-Turns-post_sessions_session_id_turn button").first.click()
+    await expect(page.locator(".opblock-body")).to_contain_text("Idempotency-Key")
+    await expect(page.locator(".response-col_status", has_text="410")).to_be_visible()
+    assert await page.evaluate(DARK)
+    assert not await page.evaluate(TOO_WIDE)
+    await tab.picture("rest-docs-phone-dark")
+
+
+async def test_a_call_can_be_tried_with_ones_token(open_tab: OpenTab, client: Client) -> None:
+    tab = await open_tab(client, color_scheme="light")
+    page = tab.page
+    await show(page, tab.url)
+    assert not await page.evaluate(DARK)
+    await page.locator(".authorize").first.click()
+    await page.get_by_label("auth-bearer-value").first.fill(tab.token)
+    await page.locator(".auth-btn-wrapper .authorize").first.click()
+    await page.locator(".btn-done").first.click()
+    call = page.locator("#operations-Sessions-get_agents")
+    await call.locator("button").first.click()
+    await call.locator(".try-out__btn").click()
+    await call.locator(".execute").click()
+    answer = call.locator(".live-responses-table")
+    await expect(answer.locator(".response-col_status").last).to_contain_text("200")
+    await expect(answer).to_contain_text('"demo"')
+    await tab.picture("rest-docs-light")
