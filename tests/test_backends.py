@@ -162,6 +162,7 @@ async def test_agents_that_do_not_start_end_their_turn_as_unavailable(
     )
     assert "exit=1" in dies
     assert "--fail-new" in refuses
+    assert "there is no more to it" in refuses
     status, reply = await patient.post("/sessions", {"agent": "missing"})
     assert (status, reply["code"]) == (502, "agent_unavailable")
     await eventually(

@@ -45,11 +45,13 @@ def machine(tmp_path: Path, api: StandIn, monkeypatch: pytest.MonkeyPatch) -> Pa
     settings = {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "HOME": str(home),
-        "IS_SANDBOX": "1",  # else claude does not start for root
         **api.environ,
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv(
+        "IS_SANDBOX", raising=False
+    )  # for root it makes claude take flags it refuses
     return home
 
 

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import pytest
 from .conftest import Serve, Spawn
 from .harness import (
     MOCKS,
+    ROOT,
     Client,
     Json,
     LocalServer,
@@ -150,9 +152,15 @@ async def test_an_agent_that_is_not_installed_is_told_with_what_would_install_it
     answer = await client.post("/sessions", {"agent": "missing"})
     assert "no-such-program-anywhere" in failure(answer, 502, "agent_unavailable")
     answer = await client.post("/sessions", {"agent": "gemini"})
-    assert "put the command 'gemini'" in failure(answer, 502, "agent_unavailable")
+    assert "npm install -g @google/gemini-cli" in failure(answer, 502, "agent_unavailable")
+    answer = await client.post("/sessions", {"agent": "cursor"})
+    assert "put the command 'cursor-agent'" in failure(answer, 502, "agent_unavailable")
+    answer = await client.post("/sessions", {"agent": "fast-agent"})
+    assert "CLAWDFORGE_AGENTS" in failure(answer, 502, "agent_unavailable")
     answer = await client.post("/sessions", {"agent": "codex"})
-    assert "npm install @agentclientprotocol/codex-acp" in failure(answer, 502, "agent_unavailable")
+    assert "npm install -g @agentclientprotocol/codex-acp@1" in failure(
+        answer, 502, "agent_unavailable"
+    )
 
 
 async def test_agents_lists_each_with_whether_it_is_installed(client: Client) -> None:
@@ -163,6 +171,13 @@ async def test_agents_lists_each_with_whether_it_is_installed(client: Client) ->
     assert agents["demo"] == {"name": "demo", "installed": True, "default": False}
     assert agents["missing"]["installed"] is False
     assert agents["missing"]["install"]
+    # The table in the docs has all of acpx's, with what installs them.
+    page = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([a-z-]+)` \| (.+?) \|", page, re.MULTILINE))
+    assert told.keys() == agents.keys() - MOCKS.keys() - {"demo"}
+    for name, install in told.items():
+        if install.startswith("`npm") and not agents[name]["installed"]:
+            assert agents[name]["install"].partition(" and ")[0] in install
 
 
 # Where it works: cwd.
@@ -1003,7 +1018,7 @@ async def test_a_defect_is_answered_as_internal_and_leaks_nothing(
     answer = await client.get("/sessions")
     assert "secret" not in json.dumps(answer[1])
     failure(answer, 500, "internal")
-    assert f"request {answer[1]['request_id']} failed" in caplog.text
+    assert answer[1]["request_id"] in [getattr(one, "request_id", "") for one in caplog.records]
     assert "the secret of the house" in caplog.text
 
 

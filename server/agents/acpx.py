@@ -13,6 +13,17 @@ from .base import AgentInfo
 
 ACPX_VERSION = "0.19.1"
 NODE_MINIMUM = (22, 13)
+NPM_PACKAGES = {
+    "copilot": "@github/copilot",
+    "droid": "droid",
+    "gemini": "@google/gemini-cli",
+    "kilo": "@kilocode/cli",
+    "openclaw": "openclaw",
+    "opencode": "opencode-ai",
+    "qodercli": "@qoder-ai/qodercli",
+    "qwen": "@qwen-code/qwen-code",
+}
+"""Where agents' commands come from, as their makers publish them."""
 
 
 class AcpxError(Exception):
@@ -60,13 +71,23 @@ def _info(
     if launch and launch["kind"] == "installed":
         return AgentInfo(name, True)
     needs = launch["requirements"] if launch else []
-    hints = [
-        f"npm install {need['name']}"
-        if need["kind"] == "package"
-        else f"put the command {need['name']!r} on the server's PATH"
-        for need in needs
-    ]
-    return AgentInfo(name, False, "; ".join(hints) or "its program is not on this machine")
+    return AgentInfo(
+        name,
+        False,
+        " and ".join(map(_install, needs))
+        # acpx would have a package manager fetch it at each start.
+        or f"install it, and name its command in CLAWDFORGE_AGENTS as {name!r}",
+    )
+
+
+def _install(need: Mapping[str, str]) -> str:
+    """The command that installs what an agent needs; where it is not known, what to do."""
+    if need["kind"] == "package":
+        version = f"@{need['version']}" if need.get("version") else ""
+        return f"npm install -g {need['name']}{version}"
+    if (package := NPM_PACKAGES.get(need["name"])) is not None:
+        return f"npm install -g {package}"
+    return f"put the command {need['name']!r} on the server's PATH"
 
 
 def find_node() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..codec import parse_message
 from . import processes
-from .base import AgentSpec
+from .base import AgentSpec, details_of
 from .programs import Program, Programs
 
 FOREVER_SECS = 2**31 // 1000
@@ -171,4 +171,5 @@ def error_in(failure: Mapping[str, Any] | None, stderr: str) -> CommandError:
     data = failure.get("data")
     codes = data if isinstance(data, dict) else {}
     code = codes.get("detailCode") or codes.get("acpxCode") or failure.get("code")
-    return CommandError(str(failure.get("message")), str(code))
+    message, details = str(failure.get("message")), details_of(failure)
+    return CommandError(f"{message}: {details}" if details else message, str(code))

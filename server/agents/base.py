@@ -211,6 +211,13 @@ class Pressure(Protocol):
     async def room(self) -> None: ...
 
 
+def details_of(error: Any) -> str:
+    """What a JSON-RPC error says beyond its message; many agents put the reason there."""
+    data = error.get("data") if isinstance(error, dict) else None
+    details = data.get("details") if isinstance(data, dict) else data
+    return " ".join(details.split())[:500] if isinstance(details, str) else ""
+
+
 AGENT_GONE = "the agent's process ended in the middle of the turn"
 
 

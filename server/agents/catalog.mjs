@@ -11,6 +11,8 @@ import process from "node:process";
 
 import { createAgentRegistry } from "acpx/agent-registry";
 
+import { launchesOf } from "./launches.mjs";
+
 const require = createRequire(import.meta.url);
 const manifest = require.resolve("acpx/package.json");
 const { version, bin } = require(manifest);
@@ -21,6 +23,6 @@ process.stdout.write(
   JSON.stringify({
     versions: { acpx: version, node: process.versions.node },
     cli: path.join(path.dirname(manifest), typeof bin === "string" ? bin : bin.acpx),
-    agents: [...names].map((name) => ({ name, launch: registry.inspect(name)?.launch ?? null })),
+    agents: launchesOf(registry, [...names]),
   }),
 );

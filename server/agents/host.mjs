@@ -14,6 +14,8 @@ import readline from "node:readline";
 import { AcpxRuntime, createFileSessionStore } from "acpx/runtime";
 import { createAgentRegistry } from "acpx/agent-registry";
 
+import { launchesOf } from "./launches.mjs";
+
 // A timer's longest delay. The server ends turns; acpx is not to.
 const FOREVER_MS = 2 ** 31 - 1;
 // What acpx waits for after an agent's answer, in silence. Nothing: the server
@@ -113,7 +115,7 @@ const operations = {
   },
 
   agents() {
-    return registry.list().map((name) => ({ name, launch: registry.inspect(name)?.launch ?? null }));
+    return launchesOf(registry);
   },
 
   inspect({ agent }) {

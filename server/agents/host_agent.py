@@ -14,7 +14,15 @@ from ..errors import Error, bad_request
 from ..tasks import Tasks
 from . import processes
 from .attach import Attachments
-from .base import AGENT_GONE, AgentSpec, AgentState, Listener, agent_failed, agent_unavailable
+from .base import (
+    AGENT_GONE,
+    AgentSpec,
+    AgentState,
+    Listener,
+    agent_failed,
+    agent_unavailable,
+    details_of,
+)
 from .host_process import CallError, HostGoneError, HostProcess
 from .seam import Seam
 
@@ -69,7 +77,7 @@ class HostAgent:
         self._seam: Seam | None = None
         self._awake = False
         self._opened = 0
-        self._refused_to_load = False
+        self._refusal: Any = None
         self._opening = asyncio.Lock()
         self._busy = 0
         self._waiting: deque[_Prompt] = deque()
@@ -224,7 +232,7 @@ class HostAgent:
 
     def _cannot_load(self, error: CallError) -> bool:
         return error.code == "SESSION_RESUME_REQUIRED" and (
-            self._refused_to_load or "does not support session/resume" in str(error)
+            self._refusal is not None or "does not support session/resume" in str(error)
         )
 
     async def _open(self, *, fresh: bool = False) -> None:
@@ -249,7 +257,7 @@ class HostAgent:
                 finally:
                     self._busy -= 1
             self._opened = self._host.generation
-            self._refused_to_load = False
+            self._refusal = None
 
     async def _control(self, op: str, **fields: Any) -> Mapping[str, Any]:
         """Change a setting; the agent's own result, as it passed by at the seam."""
@@ -279,7 +287,7 @@ class HostAgent:
             raise await self._start_error(error) from None
 
     async def _start_error(self, error: CallError) -> Error:
-        said = ""
+        said = details_of(self._refusal)
         if error.code == "AGENT_STARTUP_FAILED":  # it is gone, and has said all that it will
             said = await self._attachments.stderr.last_words(self.spec.key)
         why = f"the agent does not start: {_plain(error)}"
@@ -316,9 +324,9 @@ class HostAgent:
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         self._listener.permission_requested(raw_id, params)
 
-    def opened(self, result: dict[str, Any] | None) -> None:
+    def opened(self, result: dict[str, Any] | None, error: Any) -> None:
+        self._refusal = None if result is not None else error or {}
         if result is None:
-            self._refused_to_load = True
             return
         self._awake = True
         self._state = self._state.opened(result)

@@ -63,7 +63,7 @@ class Handler(Protocol):
 
     def permission_requested(self, raw_id: Any, params: Any) -> None: ...
 
-    def opened(self, result: dict[str, Any] | None) -> None:
+    def opened(self, result: dict[str, Any] | None, error: Any) -> None:
         """The agent's answer to session/new, session/load or session/resume; None: an error."""
 
     def replied(self, method: str, result: dict[str, Any]) -> None:
@@ -282,16 +282,16 @@ class Seam:
             if "error" in message or not isinstance(result, dict):
                 result = None
             if method in _OPENING:
-                self._opened(method, result)
+                self._opened(method, result, message.get("error"))
             elif result is not None:
                 self._handler.replied(method, result)
 
-    def _opened(self, method: str, result: dict[str, Any] | None) -> None:
+    def _opened(self, method: str, result: dict[str, Any] | None, error: Any) -> None:
         self._loading = False
         if result is not None:
             self._fresh = method == "session/new"
             self._note_session(result)
-        self._handler.opened(result)
+        self._handler.opened(result, error)
 
     # What the server says itself.
 

@@ -628,7 +628,8 @@ def adopt(session: Session) -> Json:
 
 def fail_if(flag: str) -> None:
     if flag in flags:
-        raise RpcError(int(flags[flag] or -32603), f"the mock was started with --{flag}")
+        message = f"the mock was started with --{flag}"
+        raise RpcError(int(flags[flag] or -32603), message, "there is no more to it")
 
 
 def close_session(params: Json, _: Any) -> Json:

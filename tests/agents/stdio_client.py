@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 TIMEOUT = 20.0
 PROJECT = Path(__file__).resolve().parents[2]
-SCHEMA_FILE = PROJECT / "node_modules/@agentclientprotocol/sdk/schema/schema.json"
+SCHEMA_FILE = PROJECT / "node_modules/@agentclientprotocol/sdk/schema/v1/schema.json"
 
 # The result of each of the agent's methods, by the name of its schema.
 RESULTS = {
