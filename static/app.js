@@ -19,7 +19,7 @@ import { Wire } from './wire.js';
 
 const KEPT_OPEN = 8; // sessions that stay connected while one looks at another
 const LIST_EVERY = 15_000; // ms between looks at the list, and
-const LIST_LIVELY = 3000; // while an agent works on what is on the screen: others may queue something, too
+const LOOK_EVERY = 3000; // at a session where an agent works: others may queue something, too
 const ATTEND_EVERY = 250; // ms; not once a frame, for a hidden tab has no frames
 
 const root = document.getElementById('app');
@@ -95,7 +95,7 @@ function buildShell() {
 	const frames = new FramesView(() => showFrames(false));
 	const main = h('main.main', {}, start.el);
 	const el = h('div.shell', {}, sidebar.el, h('div.menu-veil', { onclick: () => showSidebar(false) }), main, frames.el);
-	shell = { el, sidebar, start, frames, main, upload, poll: setInterval(poll, LIST_LIVELY) };
+	shell = { el, sidebar, start, frames, main, upload, poll: setInterval(poll, LOOK_EVERY) };
 	root.replaceChildren(el);
 }
 
@@ -211,8 +211,10 @@ async function attempt(action) {
 let listedAt = 0;
 
 function poll() {
-	const due = Date.now() - listedAt >= LIST_EVERY || open.get(current)?.session.running;
-	if (due && document.visibilityState === 'visible') refresh();
+	const { session } = open.get(current) ?? {};
+	if (document.visibilityState !== 'visible') return;
+	if (Date.now() - listedAt >= LIST_EVERY) refresh();
+	else if (session?.running) session.look();
 }
 
 async function refresh() {

@@ -138,10 +138,15 @@ export class Session {
 	/** The agent says what became of a setting, or it does not: so look. */
 	#readBack() {
 		clearTimeout(this.#timer);
-		this.#timer = setTimeout(async () => {
-			const state = await this.#parts.api.session(this.id).catch(() => null); // the next `ready` tells, too
-			if (state) this.hear(state);
-		}, READ_BACK_AFTER);
+		this.#timer = setTimeout(() => this.look(), READ_BACK_AFTER);
+	}
+
+	/** Asks what the log does not tell, again if something changed meanwhile; no answer is fine: `ready` tells, too. */
+	async look() {
+		const { changes } = this;
+		const state = await this.#parts.api.session(this.id).catch(() => null);
+		if (changes !== this.changes) await this.look();
+		else if (state) this.hear(state);
 	}
 
 	#entry(entry) {

@@ -8,7 +8,7 @@ const words = (text) => [{ type: 'text', text }];
 
 /** A session whose server and browser are the test. */
 function world({ state, outbox = [] } = {}) {
-	const seen = { problems: [], synced: 0, updates: [], sent: [], saved: outbox };
+	const seen = { problems: [], synced: 0, updates: [], looks: 0, sent: [], saved: outbox };
 	let on;
 	let ids = 0;
 	class Wire {
@@ -36,7 +36,11 @@ function world({ state, outbox = [] } = {}) {
 			seen.updates.push(meta);
 			return { meta };
 		},
-		session: async () => ({}),
+		session: async () => {
+			seen.looks += 1;
+			await seen.meanwhile?.();
+			return { meta: { title: `look ${seen.looks}` } };
+		},
 	};
 	const storage = { outbox: () => seen.saved, saveOutbox: (id, prompts) => (seen.saved = prompts) };
 	const session = new Session('s', state, { api, storage, Wire, createTranscript, reduce, seed, promptParts, url: 'ws://test' });
@@ -90,6 +94,13 @@ test('what waits in the queue is what the server says', () => {
 	session.hear({ queued: [], meta: { title: 'Named elsewhere' } });
 	assert.deepEqual([session.queue.size, session.title], [0, 'Named elsewhere']);
 	assert.ok(session.changes > before);
+});
+
+test('an answer that something has overtaken is asked for again', async () => {
+	const { session, seen, put } = world();
+	seen.meanwhile = () => seen.looks === 1 && put('turn_start', { prompt: words('hello') });
+	await session.look();
+	assert.deepEqual([session.title, seen.looks], ['look 2', 2]);
 });
 
 test('it is shown once the log is read up to its head', () => {
