@@ -25,6 +25,7 @@ DISGUISES: dict[str, dict[str, Any]] = {
     "plain": {},
     "session of its own": {"setsid": True},
     "daemon": {"double_fork": True},
+    "daemon with a clean environment": {"double_fork": True, "clear_env": True},
     "ignores SIGTERM": {"setsid": True, "ignore_sigterm": True},
     "holds the agent's stdout": {"setsid": True, "hold_stdout": True},
     "all at once": {"double_fork": True, "ignore_sigterm": True, "hold_stdout": True},

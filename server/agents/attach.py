@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import secrets
@@ -29,6 +30,8 @@ from .stderr import StderrFiles
 logger = logging.getLogger(__name__)
 
 ATTACH_SECS = 15
+MAX_SIGNS = 500_000
+"""More than agents can be alive."""
 
 
 class Attachable(Handler, Protocol):
@@ -60,6 +63,7 @@ class Attachments:
         self._agents: WeakValueDictionary[str, Attachable] = WeakValueDictionary()
         self._announced: dict[int, str] = {}
         self._arrivals: dict[int, asyncio.Future[str]] = {}
+        self._signs = itertools.cycle(range(1, MAX_SIGNS))
         self._tasks = Tasks()
         self._accepting: asyncio.Task[None] | None = None
 
@@ -143,7 +147,10 @@ class Attachments:
                 ours.callback(os.close, descriptor)
             if len(descriptors) != 2:
                 return
-            seam = Seam(pid, agent, self._pressure, mark=f"{processes.MARK}={mark}".encode())
+            sign = processes.brand(pid, next(self._signs))
+            seam = Seam(
+                pid, agent, self._pressure, mark=f"{processes.MARK}={mark}".encode(), sign=sign
+            )
             ours.pop_all()  # they are the seam's
             ends = [*await seam.join(*descriptors)]
             for descriptor in ends:

@@ -351,7 +351,9 @@ class HostAgent:
         self._sweeping = self._tasks.spawn(self._sweep(seam), f"sweep-{self.spec.key}")
 
     async def _sweep(self, seam: Seam) -> None:
-        if killed := await asyncio.to_thread(processes.kill_session, seam.pid, seam.mark):
+        if killed := await asyncio.to_thread(
+            processes.kill_session, seam.pid, seam.mark, seam.sign
+        ):
             logger.info("session %s: ended %d processes", self.spec.key, killed)
 
 

@@ -134,11 +134,15 @@ class Seam:
         pid: the agent, which waits in its launcher until the seam is in place.
         pressure: whether the log has room for what the agent says.
         mark: ``NAME=value`` in the environment of the agent and of all that it starts.
+        sign: what :func:`processes.brand` gave the agent.
     """
 
-    def __init__(self, pid: int, handler: Handler, pressure: Pressure, *, mark: bytes) -> None:
+    def __init__(
+        self, pid: int, handler: Handler, pressure: Pressure, *, mark: bytes, sign: int | None
+    ) -> None:
         self.pid = pid
         self.mark = mark
+        self.sign = sign
         self._handler = handler
         self._pressure = pressure
         self._pidfd = os.pidfd_open(pid)
