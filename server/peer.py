@@ -13,10 +13,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-import fcntl
 import logging
-import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -24,7 +21,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from . import frames
+from . import frames, tcp
 from .errors import CloseCode
 from .limits import Rate
 from .store import StoreError
@@ -42,9 +39,6 @@ HARD_MAX_FRAME_BYTES = 2 * MAX_FRAME_BYTES
 TOO_BIG = f"a frame has at most {MAX_FRAME_BYTES} bytes: do not send this one again"
 BURST_SECS = 10
 """So many seconds' worth of commands may come at once."""
-UNSENT_LOW_WATER = 64 << 10
-_SIOCOUTQ = 0x5411
-_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 
 
 class Goodbye(Exception):  # noqa: N818 - not an error
@@ -197,9 +191,9 @@ class Peer(abc.ABC):
         quiet one that answers no ping. Whoever is only slow answers late: as long
         as data flowed lately, no pong is asked for.
         """
-        unsent = self._unsent()
-        taken = self._written - unsent
-        if not unsent or taken != self._taken:
+        untaken = tcp.untaken(self._transport)
+        taken = self._written - untaken
+        if not untaken or taken != self._taken:
             self._taken, self._last_took = taken, now
         elif now - self._last_took >= stall_timeout:
             logger.info("%s: the peer takes nothing; dropped", self.name)
@@ -216,23 +210,11 @@ class Peer(abc.ABC):
             self._heartbeat_due = True
             self._wake.set()
 
-    def _unsent(self) -> int:
-        """Bytes that the peer has not taken: in the transport's buffer, and in the kernel's."""
-        connection = self._transport.get_extra_info("socket")
-        try:
-            queued = fcntl.ioctl(connection.fileno(), _SIOCOUTQ, b"\0\0\0\0")
-        except (OSError, ValueError, AttributeError):
-            return self._transport.get_write_buffer_size()
-        return self._transport.get_write_buffer_size() + int(struct.unpack("i", queued)[0])
-
     # Its life.
 
     async def run(self) -> None:
         """Serve the socket until it is closed."""
-        connection = self._transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):
-            # What a slow peer has not taken stays in the log, not in the kernel.
-            connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_LOW_WATER)
+        tcp.keep_little(self._transport)
         self._transport.set_write_buffer_limits(high=WRITE_BYTES)
         self._enter()
         writer = asyncio.create_task(self._write_all(), name=self.name)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .config import Settings
-from .errors import CloseCode
+from .errors import CloseCode, Error
 from .limits import Places
 from .peer import Goodbye, Peer
 
@@ -31,7 +31,7 @@ class Sockets:
             settings.max_waiting_sockets, settings.max_waiting_sockets_per_address
         )
         """Places for sockets that have yet to say who they are."""
-        self._streams: set[asyncio.Task[Any]] = set()
+        self._streams: dict[asyncio.Task[Any], str] = {}
         self._gone = asyncio.Event()
         self._gone.set()
 
@@ -44,8 +44,10 @@ class Sockets:
         return max((one.lag for viewers in self._by_app.values() for one in viewers), default=0)
 
     def is_full(self, app_name: str) -> bool:
-        """Whether the app has all the sockets it may."""
-        return len(self._by_app.get(app_name, ())) >= self._settings.max_sockets_per_app
+        """Whether the app has all the sockets it may; a stream of events counts as one."""
+        streams = sum(name == app_name for name in self._streams.values())
+        taken = len(self._by_app.get(app_name, ())) + streams
+        return taken >= self._settings.max_sockets_per_app
 
     async def serve(self, peer: Peer) -> None:
         """Run *peer* until it is closed."""
@@ -66,13 +68,22 @@ class Sockets:
         for peer in tuple(self._by_app.get(app_name, ())):
             peer.close(Goodbye(CloseCode.REVOKED, "the credential was revoked"))
             asyncio.get_running_loop().call_later(REVOKE_SECS, peer.abort)
+        for task in [task for task, name in self._streams.items() if name == app_name]:
+            del self._streams[task]
+            task.cancel()
 
     @contextlib.contextmanager
-    def stream(self) -> Iterator[None]:
-        """An event stream that follows a log: it has no end but the client's, or the server's."""
+    def stream(self, app_name: str) -> Iterator[None]:
+        """An event stream that follows a log: it has no end but the client's, or the server's.
+
+        Raises:
+            Error: ``rate_limited``; the app has all the sockets it may.
+        """
+        if self.is_full(app_name):
+            raise Error("rate_limited", "the app has all the sockets it may", retry_after=5)
         task = asyncio.current_task()
         assert task is not None
-        self._streams.add(task)
+        self._streams[task] = app_name
         try:
             yield
         except asyncio.CancelledError:
@@ -80,12 +91,12 @@ class Sockets:
                 raise
             task.uncancel()  # it was us: the response ends in order
         finally:
-            self._streams.discard(task)
+            self._streams.pop(task, None)
 
     async def close_all(self, patience: float) -> None:
         """Tell every socket that the server restarts; drop who has not left in time."""
         while self._streams:
-            self._streams.pop().cancel()
+            self._streams.popitem()[0].cancel()
         for peers in tuple(self._by_app.values()):
             for peer in tuple(peers):
                 retry = random.randint(*RETRY_MS)  # noqa: S311 - a spread, not a secret

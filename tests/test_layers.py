@@ -35,6 +35,7 @@ LEVELS = {
     "logs": 1,
     "metrics": 1,
     "store": 1,
+    "tcp": 1,
     "agents": 0,
     "agents.acpx": 1,
     "agents.acpx_commands": 1,

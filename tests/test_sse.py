@@ -14,7 +14,9 @@ import pytest
 
 from server.agents.acpx import find_node
 
+from .conftest import Serve
 from .harness import PATIENCE, ROOT, Client, Json, LocalServer, eventually, script, texts_of
+from .raw_socket import open_connection
 
 NODE = str(find_node())
 
@@ -343,3 +345,36 @@ async def test_a_bad_prompt_is_refused_before_the_stream(client: Client) -> None
     headers = {"Accept": "text/event-stream"}
     answer = await client.post(f"/sessions/{session}/turn", {"prompt": ""}, headers=headers)
     assert (answer[0], answer[1]["code"]) == (400, "bad_request")
+
+
+async def test_a_stream_that_nobody_reads_is_dropped(serve: Serve) -> None:
+    server = await serve(stall_timeout_secs=0.3)
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, script({"burst": {"count": 6000, "text": "x" * 100}}))
+    streams = server.services.sockets._streams
+    with await open_connection(server.url) as stuck:
+        request = (
+            f"GET /sessions/{session}/events?after=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Authorization: Bearer {client.token}\r\nAccept: text/event-stream\r\n\r\n"
+        )
+        await asyncio.get_running_loop().sock_sendall(stuck, request.encode())
+        await eventually("the stream to begin", lambda: streams)
+        await eventually("the stream to be dropped", lambda: not streams)
+
+
+async def test_streams_count_as_sockets_and_end_with_their_token(serve: Serve) -> None:
+    server = await serve(max_sockets_per_app=1)
+    client = await server.client()
+    session = await client.create()
+    path = f"/sessions/{session}/events"
+    async with stream(client, path) as quiet:
+        await eventually("it to be counted", lambda: server.services.sockets._streams)
+        headers = {"Accept": "text/event-stream"}
+        status, reply = await client.get(path, headers=headers)
+        assert (status, reply["code"]) == (429, "rate_limited")
+        refused = await client.connect(session, ready=False)
+        assert await refused.until_closed() == 4504
+        async with asyncio.timeout(1):
+            await server.admin().delete("/admin/tokens/app")
+            assert await quiet.rest() == []

@@ -223,12 +223,13 @@ async def test_pings_do_not_keep_a_peer_that_takes_nothing(serve: Serve, connect
 
 
 async def test_a_revoked_token_drops_even_a_peer_that_takes_nothing(
-    server: LocalServer, client: Client, connect: Connect
+    server: LocalServer, connect: Connect
 ) -> None:
+    client = await server.client("stuck")
     session, _ = await long_log(client)
     stuck = await connect(client, session, after=0)
     async with Deadline("the stuck socket to be dropped", 5):
-        await server.admin().delete("/admin/tokens/app")
+        assert (await server.admin().delete("/admin/tokens/stuck"))[0] == 200
         await until_freed(server, stuck)
 
 

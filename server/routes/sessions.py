@@ -129,7 +129,7 @@ async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> we
     """The turn's entries as they come, up to its end."""
     await session.started(turn)
     assert turn.first_seq is not None
-    async with EventStream(request) as stream:
+    async with EventStream(request, services_of(request).settings.stall_timeout_secs) as stream:
         async for batch in _follow(request, session, turn.first_seq - 1, stream):
             for seq, line in enumerate(batch.lines(), batch.first):
                 if b',"turn_index":%d,' % turn.index in line[:120]:
@@ -192,10 +192,12 @@ async def _stream_events(request: web.Request, session: Session, after: int) -> 
         after = int(last)
     if after > session.log.head:
         raise bad_request(f"after: the newest entry is {session.log.head}")
-    async with EventStream(request) as stream:
-        if session.is_over and after >= session.log.last:
-            return stream.response
-        with services_of(request).sockets.stream():
+    services = services_of(request)
+    stream = EventStream(request, services.settings.stall_timeout_secs)
+    with services.sockets.stream(session.row.app_name):
+        async with stream:
+            if session.is_over and after >= session.log.last:
+                return stream.response
             async for batch in _follow(request, session, after, stream):
                 for seq, line in enumerate(batch.lines(), batch.first):
                     await stream.send(seq, line)

@@ -1,0 +1,30 @@
+"""What the kernel knows of a connection: how much of what was written its peer has taken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import socket
+import struct
+
+UNSENT_LOW_WATER = 64 << 10
+_SIOCOUTQ = 0x5411
+_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+
+
+def keep_little(transport: asyncio.WriteTransport) -> None:
+    """Leave what a slow peer has not taken where it comes from, and not in the kernel."""
+    connection = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError, AttributeError):
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_LOW_WATER)
+
+
+def untaken(transport: asyncio.WriteTransport) -> int:
+    """Bytes that the peer has not taken: in the transport's buffer, and in the kernel's."""
+    connection = transport.get_extra_info("socket")
+    try:
+        queued = fcntl.ioctl(connection.fileno(), _SIOCOUTQ, b"\0\0\0\0")
+    except (OSError, ValueError, AttributeError):
+        return transport.get_write_buffer_size()
+    return transport.get_write_buffer_size() + int(struct.unpack("i", queued)[0])
