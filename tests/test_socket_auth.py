@@ -291,7 +291,8 @@ async def test_a_ticket_is_good_for_30_seconds(
         assert await said_goodbye(socket) == 4500
 
 
-async def test_a_ticket_goes_with_its_token(server: LocalServer, client: Client) -> None:
+async def test_a_ticket_goes_with_its_token(server: LocalServer) -> None:
+    client = await server.client("app")
     session = await client.create()
     ticket = await ticket_for(client, session)
     assert (await server.admin().delete("/admin/tokens/app"))[0] == 200
@@ -446,9 +447,8 @@ async def test_a_renewal_with_a_bad_credential_is_4500(server: LocalServer, clie
         assert answers(socket) == ["ready", "bye"]
 
 
-async def test_a_revoked_token_closes_its_sockets_within_a_second(
-    server: LocalServer, client: Client
-) -> None:
+async def test_a_revoked_token_closes_its_sockets_within_a_second(server: LocalServer) -> None:
+    client = await server.client("app")
     session = await client.create()
     other = await server.client("other")
     bystander = await other.connect(await other.create())
