@@ -180,7 +180,9 @@ async def test_versions_are_negotiated(client: Client) -> None:
     assert await code_of(acp, "initialize", **HELLO) == -32600
 
 
-async def test_capabilities_are_the_agents_where_they_depend_on_it(client: Client) -> None:
+async def test_capabilities_are_the_agents_where_they_depend_on_it(
+    server: LocalServer, client: Client
+) -> None:
     acp = await connect(client, "?agent=mock-text", hello=None)
     result = await acp.call("initialize", **HELLO)
     told = result["agentCapabilities"]
@@ -189,6 +191,16 @@ async def test_capabilities_are_the_agents_where_they_depend_on_it(client: Clien
     assert told["sessionCapabilities"] == {"list": {}, "resume": {}, "close": {}}
     assert result["_meta"]["clawdforge"]["agent"] == "mock-text"
     assert result["agentInfo"]["name"] == "clawdforge"
+
+    # One that opens no session has told before, and one that does not start tells nothing.
+    told_by = {"mock-fail-new": {"image", "audio", "embeddedContext"}, "mock-dies": set()}
+    for agent, names in told_by.items():
+        acp = await connect(client, f"?agent={agent}")
+        told = acp.messages[0]["result"]["agentCapabilities"]
+        assert told["promptCapabilities"].keys() == names
+    state_dir = server.services.settings.data_dir / "acpx"
+    probes = await asyncio.to_thread(lambda: [*state_dir.glob("probe-*")])
+    assert probes == []  # nothing is left of what was started to see
 
     acp = await connect(client)  # the default agent
     told = acp.messages[0]["result"]["agentCapabilities"]

@@ -100,7 +100,8 @@ class HostBackend:
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._closes = asyncio.Semaphore(CLOSES_AT_ONCE)
         self._tasks = Tasks()
-        self._capabilities: dict[str, asyncio.Task[Mapping[str, Any]]] = {}
+        self._capabilities: dict[str, Mapping[str, Any]] = {}
+        self._probes: dict[str, asyncio.Task[None]] = {}
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -133,9 +134,6 @@ class HostBackend:
 
     async def stop(self) -> None:
         """Let the agents end in peace, for a moment, and then everything."""
-        for probe in self._capabilities.values():
-            probe.cancel()
-        await asyncio.gather(*self._capabilities.values(), return_exceptions=True)
         await self._host.stop()
         await self._attachments.stop()
         await self._tasks.finish(0)
@@ -152,18 +150,15 @@ class HostBackend:
         )
 
     async def capabilities(self, name: str) -> Mapping[str, Any]:
-        task = self._capabilities.get(name)
-        if task is None:
-            task = self._capabilities[name] = asyncio.create_task(self._probe(name))
-        try:
-            found = await asyncio.wait_for(asyncio.shield(task), PROBE_SECS)
-        except TimeoutError:
-            return {}
-        if not found:  # it may start the next time
-            self._capabilities.pop(name, None)
-        return found
+        if name not in self._capabilities:
+            probe = self._probes.get(name)
+            if probe is None:
+                probe = self._probes[name] = self._tasks.spawn(self._probe(name), f"probe-{name}")
+                probe.add_done_callback(lambda _: self._probes.pop(name))
+            await asyncio.wait({probe}, timeout=PROBE_SECS)
+        return self._capabilities.get(name, {})
 
-    async def _probe(self, name: str) -> Mapping[str, Any]:
+    async def _probe(self, name: str) -> None:
         """Start the agent for a moment, for what it says of itself."""
         folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="probe-", dir=self._state_dir)
         spec = AgentSpec(Path(folder).name, name, folder, None, None, "ask")
@@ -173,11 +168,11 @@ class HostBackend:
         except Error as error:
             logger.warning("the agent %s does not say what it can do: %s", name, error.message)
         finally:
+            if isinstance(told := agent.state.capabilities, dict):
+                self._capabilities[name] = told
             await agent.hibernate()
             await self.forget(spec.key)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        capabilities = agent.state.capabilities
-        return capabilities if isinstance(capabilities, dict) else {}
 
     async def forget(self, key: str) -> None:
         await self._attachments.stderr.forget(key)
