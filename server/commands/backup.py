@@ -42,7 +42,7 @@ def add_to(commands: Any) -> None:
     one.add_argument(
         "--replace",
         action="store_true",
-        help="where the data folder has content: move that aside, into a folder beside it",
+        help="where the data folder has content: move that aside, into a folder in it",
     )
     one.set_defaults(run=restore)
 
@@ -57,7 +57,7 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
     try:
         # It holds prompts and answers: for its owner alone, from the first byte on.
         with (
-            tempfile.TemporaryDirectory() as folder,
+            tempfile.TemporaryDirectory(dir=archive.absolute().parent, prefix=".backup-") as folder,
             os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out,
             tarfile.open(fileobj=out, mode="w:gz", compresslevel=6) as tar,
         ):
@@ -87,27 +87,39 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
     folder, archive = settings.data_dir, arguments.archive
     try:
         with own_folder(folder):
-            aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+            aside = folder / f"before-restore-{time.strftime('%Y%m%d-%H%M%S')}"
             old = [name for name in (DATABASE, *BESIDE) if (folder / name).exists()]
             if old and not arguments.replace:
                 raise house.CommandError(
-                    f"{folder} has content: with --replace it is moved into a folder beside it"
+                    f"{folder} has content: with --replace it is moved into a folder in it"
                 )
             with tempfile.TemporaryDirectory(dir=folder, prefix=".restore-") as made:
                 _unpack(archive, Path(made))
                 if old:
                     aside.mkdir(mode=0o700)
                     for name in (*old, f"{DATABASE}-wal", f"{DATABASE}-shm"):
-                        with contextlib.suppress(FileNotFoundError):
-                            (folder / name).rename(aside / name)
+                        _move(folder / name, aside / name)
                 for child in Path(made).iterdir():
-                    child.rename(folder / child.name)
+                    _move(child, folder / child.name)
     except StartError as error:
         raise house.CommandError(f"{error}: stop it first") from None
     except (OSError, tarfile.TarError) as error:
         raise house.CommandError(f"{archive}: {error}") from None
     print(f"{folder} is restored." + (f" What it had is in {aside}." if old else ""))
     return 0
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move what is there; of a folder with a volume in it, as in a container, what is in it."""
+    if not source.is_symlink() and source.is_dir():
+        below = [child for child in source.iterdir() if child.is_dir() and child.is_mount()]
+        if below or source.is_mount() or target.is_dir():
+            target.mkdir(mode=0o700, exist_ok=True)
+            for child in source.iterdir():
+                _move(child, target / child.name)
+            return
+    if source.is_symlink() or source.exists():
+        shutil.move(source, target)
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -25,6 +25,7 @@ from ..log import LogWriter
 from ..metrics import Metrics
 from ..sessions import Sessions
 from ..store import SchemaError, Store
+from ..upgrade import upgrade
 
 WAIT_SECS = 15
 """For a server that is starting or stopping: it has the folder, and no socket."""
@@ -138,7 +139,9 @@ async def _running(settings: Settings) -> AsyncIterator[House]:
 @contextlib.asynccontextmanager
 async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[House]:
     async with contextlib.AsyncExitStack() as stack:
-        store = await Store.open(settings.data_dir / "clawdforge.db", sync=settings.sync)
+        database = settings.data_dir / "clawdforge.db"
+        await upgrade(database)
+        store = await Store.open(database, sync=settings.sync)
         stack.push_async_callback(store.close)
         metrics = Metrics()
         writer = LogWriter(store, metrics)
