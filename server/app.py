@@ -17,7 +17,7 @@ from aiohttp import web
 from .agents.acpx import AcpxError, find_node
 from .agents.base import Pressure
 from .agents.cli import CliBackend
-from .agents.environ import agent_environ
+from .agents.environ import agent_environ, with_folder_of
 from .agents.host import HostBackend
 from .auth import FirstTokens, Tokens
 from .config import AgentCommand, Settings
@@ -232,11 +232,12 @@ def make_backend(
         if settings.agent_backend == "host"
         else (CliBackend, "acpx-cli")
     )
+    node = find_node()
     return make(
-        node=find_node(),
+        node=node,
         state_dir=settings.data_dir / state,
         agents={FALLBACK_AGENT: demo, **settings.agents},
-        environ=agent_environ(environ, settings.agent_env),
+        environ=with_folder_of(node, agent_environ(environ, settings.agent_env)),
         start_timeout=settings.agent_start_timeout_secs,
         pressure=pressure,
     )

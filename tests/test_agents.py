@@ -352,6 +352,14 @@ async def test_an_agent_that_stops_reading_is_ended_by_a_cancel(serve: Serve) ->
 # What an agent gets.
 
 
+def test_our_node_is_the_last_on_an_agents_path() -> None:
+    assert environ.with_folder_of("/n/bin/node", {"PATH": "/a:/b", "X": "1"}) == {
+        "PATH": "/a:/b:/n/bin",
+        "X": "1",
+    }
+    assert environ.with_folder_of("/n/bin/node", {}) == {"PATH": "/n/bin"}
+
+
 async def test_an_agents_environment_is_an_allow_list_without_the_servers_secrets(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

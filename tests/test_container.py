@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 from .harness import ROOT
-from .real_claude import VERSION
+from .real_agents import PACKAGES
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 
@@ -27,7 +28,10 @@ def test_one_version_of_claude_code_is_built_tested_and_written_down() -> None:
         pinned = re.search(rf"^ARG {name}=([\d.]+)$", DOCKERFILE, re.MULTILINE)
         assert pinned, name
         assert f"${{{name}-{pinned[1]}}}" in compose
-    assert f"ARG CLAUDE_CODE_VERSION={VERSION}\n" in DOCKERFILE
+    tested = json.loads((PACKAGES / "package.json").read_text("utf-8"))["dependencies"]
+    assert f"ARG CLAUDE_CODE_VERSION={tested['@anthropic-ai/claude-code']}\n" in DOCKERFILE
+    adapter = tested["@agentclientprotocol/claude-agent-acp"]
+    assert f"ARG CLAUDE_AGENT_ACP_VERSION={adapter}\n" in DOCKERFILE
 
 
 def test_the_stop_has_more_time_than_the_server_takes() -> None:

@@ -6,6 +6,7 @@ names can be let through with ``CLAWDFORGE_AGENT_ENV``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 NAMES = frozenset(
@@ -22,6 +23,15 @@ PREFIXES = (
     *("ANTHROPIC_", "CLAUDE_", "OPENAI_", "CODEX_", "GEMINI_", "GOOGLE_", "AWS_", "AZURE_"),
     *("MISTRAL_", "OPENROUTER_", "OPENCODE_", "COPILOT_", "GH_", "GITHUB_", "CURSOR_", "QWEN_"),
 )
+
+
+def with_folder_of(program: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """*environ*, in which *program*'s folder is the last one on the PATH.
+
+    Many agents are scripts for Node, and the machine may have none but ours.
+    """
+    folder = os.path.dirname(program)  # noqa: PTH120
+    return {**environ, "PATH": os.pathsep.join(filter(None, [environ.get("PATH"), folder]))}
 
 
 def agent_environ(environ: Mapping[str, str], more: Iterable[str] = ()) -> dict[str, str]:
