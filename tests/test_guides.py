@@ -11,8 +11,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from server.agents.acpx import find_node
+
 from .conftest import Spawn
-from .harness import PATIENCE, ROOT, new_client
+from .harness import PATIENCE, ROOT, eventually, new_client, script
+from .proxies import free_port, program
 
 
 def commands_of(page: str) -> str:
@@ -21,6 +24,16 @@ def commands_of(page: str) -> str:
     blocks = re.findall(r"^<!-- run -->\n```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert blocks, f"{page} has no commands to run"
     return "".join(blocks)
+
+
+def program_of(page: str, name: str) -> str:
+    """The program of a page that is marked with its file's name."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    found = re.findall(
+        rf"^<!-- {re.escape(name)} -->\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE
+    )
+    assert len(found) == 1, name
+    return str(found[0])
 
 
 async def bash(text: str, folder: Path, **variables: str) -> str:
@@ -34,12 +47,13 @@ async def bash(text: str, folder: Path, **variables: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 3 * PATIENCE)
+    out, _ = await asyncio.wait_for(process.communicate(), 10 * PATIENCE)
     assert process.returncode == 0, out.decode()
     return out.decode()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # a dozen programs that start
 async def test_the_operators_commands_work_as_shown(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
@@ -55,3 +69,86 @@ async def test_the_operators_commands_work_as_shown(
     assert "hello" in (folder / "session.md").read_text("utf-8")
     assert (folder / "clawdforge.tar.gz").is_file()
     assert await client.get("/sessions") == (200, {"ok": True, "count": 0, "sessions": []})
+
+
+@pytest.mark.slow
+async def test_the_bots_answer(spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path) -> None:
+    server = await spawn(AGENTS=None, DEFAULT_AGENT="demo")
+    client = await new_client(server.url, http)
+    assert client.token is not None
+    program("jq")
+    runners = {"bot.py": sys.executable, "bot.mjs": find_node(), "bot.sh": "bash"}
+    for name, runner in runners.items():
+        (tmp_path / name).write_text(program_of("bots.md", name), "utf-8")
+        out = await bash(
+            f"exec '{runner}' {name} hello, bot", tmp_path, URL=server.url, TOKEN=client.token
+        )
+        assert "hello, bot" in out.partition("hello, bot")[2], (name, out)
+
+
+@pytest.mark.slow
+async def test_a_bot_survives_a_killed_server(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    server = await spawn(PORT=port)
+    client = await new_client(server.url, http)
+    assert client.token is not None
+    (tmp_path / "bot.py").write_text(program_of("bots.md", "bot.py"), "utf-8")
+    gate = tmp_path / "gate"
+    text = script({"say": "one "}, {"gate": str(gate)}, {"say": "two "})
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "bot.py", text),
+        cwd=tmp_path,
+        env={**os.environ, "URL": server.url, "TOKEN": client.token},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(PATIENCE):
+        assert await process.stdout.readexactly(4) == b"one "
+    await server.kill()
+    server = await spawn(PORT=port)
+    out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+    # The turn died with its server: the bot is told so, having seen nothing twice.
+    assert (process.returncode, out) == (1, b"")
+    assert b"the server was restarted" in err
+
+
+@pytest.mark.slow
+async def test_a_page_of_an_apps_own_gets_in_by_a_ticket(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    server = await spawn(AGENTS=None, DEFAULT_AGENT="demo")
+    client = await new_client(server.url, http)
+    assert client.token is not None
+    (tmp_path / "backend.py").write_text(program_of("embed.md", "backend.py"), "utf-8")
+    # It goes on for ever, as a page does; fetch has no page to be relative to in Node.
+    prelude = (
+        f"const {{ fetch: real }} = globalThis;\n"
+        f"globalThis.fetch = (path, options) => real('http://127.0.0.1:{port}' + path, options);\n"
+        "const { log } = console;\n"
+        "console.log = (text) => { log(text); process.exit(0); };\n"
+    )
+    (tmp_path / "page.mjs").write_text(prelude + program_of("embed.md", "page.mjs"), "utf-8")
+    backend = await asyncio.create_subprocess_exec(
+        *(sys.executable, "backend.py"),
+        cwd=tmp_path,
+        env={**os.environ, "URL": server.url, "TOKEN": client.token, "PORT": port},
+    )
+    try:
+
+        async def answers() -> bool:
+            try:
+                async with http.get(f"http://127.0.0.1:{port}/"):
+                    return True
+            except aiohttp.ClientConnectionError:
+                return False
+
+        await eventually("the backend to answer", answers)
+        out = await bash(f"exec '{find_node()}' page.mjs", tmp_path)
+    finally:
+        backend.terminate()
+        await backend.wait()
+    assert "What I can show" in out
