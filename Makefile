@@ -53,6 +53,10 @@ test: $(DEV_STAMP) $(NODE_STAMP) lint ## Check and test everything (ARGS="-k soc
 	@echo 'pytest'
 	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
+.PHONY: docs
+docs: $(DEV_STAMP) $(NODE_STAMP) ## Check the docs: links, settings, frames, and every command and program in them
+	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) tests/test_docs.py tests/test_guides.py tests/test_readme.py $(ARGS)
+
 .PHONY: image
 image: $(DEV_STAMP) $(NODE_STAMP) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
 	@$(alone) exec $(BIN)/python -m pytest -m image tests/image $(ARGS)

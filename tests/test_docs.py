@@ -210,6 +210,18 @@ async def test_every_rest_call_is_there_and_no_other(tmp_path: Path) -> None:
     assert sorted(table) == sorted(calls - pages)
 
 
+def test_the_messages_that_troubleshooting_explains_are_the_programs() -> None:
+    sources = "".join(path.read_text("utf-8") for path in modules().values())
+    # As they are said: strings that follow each other are one, and `{}` is anything.
+    said = re.sub(r"\"\s*\n?\s*f?\"", "", sources)
+    page = (DOCS / "troubleshooting.md").read_text("utf-8")
+    shown = [match[1] for row in rows(page) if (match := re.match(r"`([^`]+)`", row[0]))]
+    of_agents = {"Authentication required", '"context": "lost"'}
+    assert len(shown) > 15
+    missing = [text for text in shown if text not in said and text not in of_agents]
+    assert not missing
+
+
 # The pages themselves.
 
 
