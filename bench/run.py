@@ -4,12 +4,16 @@
 into the user's cache if it is not on the PATH. It talks to a stand-in of its API in this process.
 The bare call and ``/run`` take turns, with the same arguments and environment. Next to it the same
 with a program that does nothing, since the real one's own time varies by more than is measured.
+
+Then a crowd: fifty calls at once, of which four may run and so many may wait, again and again.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
+import concurrent.futures
 import contextlib
 import http.client
 import json
@@ -21,11 +25,12 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from measure import Samples, print_table
+from measure import Samples, print_table, read_memory
 from targets import BenchError, Server
 
 from server.runs.claude import claude_argv, claude_environ
@@ -34,6 +39,8 @@ from tests.anthropic_stand_in import stand_in
 from tests.real_agents import NotInstalledError, find_claude, install
 
 GOAL_MS = 15.0
+CROWD, PLACES, WAITING, ROUNDS = 50, 4, 30, 20
+MAX_GROWTH_MB = 5.0
 TIMEOUT_SECS = 600
 PROMPT = "What is the answer?"
 NOTHING = """#!/bin/sh
@@ -105,6 +112,38 @@ def measure(title: str, program: str, folder: Path, environ: Mapping[str, str], 
     return reached
 
 
+def measure_crowd(program: str, folder: Path, environ: Mapping[str, str]) -> bool:
+    """Print what became of each call, and the server's memory; whether it is as promised."""
+    folder.mkdir()
+    bounds = {"MAX_RUNS": str(PLACES), "RUN_QUEUE": str(WAITING)}
+    server = Server(folder / "server", environ, ["true"], CLAUDE_BIN=program, **bounds)
+
+    def ask(number: int) -> str:
+        try:
+            reply = server.call("POST", "/run", {"prompt": f"{PROMPT} {number}"})
+        except urllib.error.HTTPError as error:
+            with error:
+                return f"{error.code} {json.load(error)['code']}"
+        return f"200 {reply['result']}"
+
+    memory, answers = [], collections.Counter[str]()
+    threads = concurrent.futures.ThreadPoolExecutor(CROWD)
+    with contextlib.closing(server), threads:
+        for _ in range(ROUNDS):
+            answers.update(threads.map(ask, range(CROWD)))
+            memory.append(read_memory([server.pid]).own)
+    # The first rounds fill caches; from then on nothing may gather.
+    settled = memory[ROUNDS // 4]
+    growth = memory[-1] - settled
+    told = ", ".join(f"{count} {what}" for what, count in sorted(answers.items()))
+    print(f"{ROUNDS} crowds of {CROWD}, {PLACES} at once, {WAITING} waiting: {told}")
+    print(f"the server's own memory: {settled:.1f} MB, in the end {growth:+.1f} MB\n")
+    none_lost = answers.keys() <= {"200 OK", "503 pool_full"}
+    # Whether one more finds a place depends on who ends first; fewer may not.
+    served = answers["200 OK"] >= ROUNDS * (PLACES + WAITING)
+    return none_lost and served and growth < MAX_GROWTH_MB
+
+
 @contextlib.contextmanager
 def running_stand_in() -> Iterator[Mapping[str, str]]:
     """The stand-in, in a thread of its own; what makes claude talk to it."""
@@ -152,6 +191,7 @@ def main() -> int:
             reached = [
                 measure("real program", claude, folder / "real", environ, options.count),
                 measure("does nothing", str(nothing), folder / "fake", environ, options.count * 5),
+                measure_crowd(str(nothing), folder / "crowd", environ),
             ]
         except (BenchError, NotInstalledError) as error:
             print(f"bench: {error}", file=sys.stderr)
