@@ -16,6 +16,8 @@ RUN_STAMP := .venv/.run-$(call sum,requirements.txt)
 DEV_STAMP := .venv/.dev-$(call sum,requirements.txt requirements-dev.txt)
 NODE_STAMP := node_modules/.ci-$(call sum,package.json package-lock.json .npmrc)
 
+BENCH_STAMP := bench/node_modules/.ci-$(call sum,bench/package.json bench/package-lock.json)
+
 # A virtual environment breaks when the Python under it is upgraded away, or when an installation
 # was interrupted. Then it is made anew, whatever its stamps say.
 whole_venv = test ! -e .venv/.installing && $(BIN)/python -c 'import pip' 2>/dev/null
@@ -76,8 +78,8 @@ fmt: $(DEV_STAMP) ## Format the code and mend what can be mended
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: setup ## Measure how fast turns are relayed
-	@$(alone) exec $(BIN)/python bench/turn.py $(ARGS)
+bench: setup $(BENCH_STAMP) ## Measure it next to its rivals (ARGS=--quick; --write updates the docs)
+	@$(alone) exec $(BIN)/python bench/main.py $(ARGS)
 
 .PHONY: pictures
 pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's pictures anew (looks best with the fonts Inter and JetBrains Mono)
@@ -91,7 +93,7 @@ chaos: $(DEV_STAMP) $(NODE_STAMP) ## Keep every promise under its fault, at leng
 
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/
-	rm -rf .venv node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv node_modules bench/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find server tests bench -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Node's real executable: the `node` that other packages put into a virtual environment's bin is a
@@ -115,6 +117,13 @@ $(NODE_STAMP): | $(RUN_STAMP)
 	@rm -f node_modules/.ci-*
 	@home="$(NODE_HOME)"; $(call quietly,Installing acpx,"$$home/bin/node" \
 		"$$home/lib/node_modules/npm/bin/npm-cli.js" ci --ignore-scripts --no-audit --no-fund)
+	@touch $@
+
+$(BENCH_STAMP): | $(RUN_STAMP)
+	@rm -f bench/node_modules/.ci-*
+	@home="$(NODE_HOME)"; $(call quietly,Installing what it is measured against,\
+		"$$home/bin/node" "$$home/lib/node_modules/npm/bin/npm-cli.js" ci --prefix bench \
+		--ignore-scripts --no-audit --no-fund)
 	@touch $@
 
 check_python = \

@@ -1,15 +1,17 @@
 // The smallest ACP agent there can be, so that it is not the agent that is measured.
 //
 // The prompt "hi" is answered by one update at once, and 10 ms later by the end of the turn: an
-// agent that streams does not end in the same breath. The prompt "burst" is answered by as many
-// small updates as argv says, numbered from 0, encoded beforehand and written in big pieces.
+// agent that streams does not end in the same breath. "burst N" is answered by N small updates,
+// numbered from 0, encoded before the first turn that asks for so many and written in big pieces.
+// "tick N" is answered by N updates, one each 50 ms, whose text is the time: CLOCK_MONOTONIC in
+// nanoseconds.
 
 import { randomUUID } from "node:crypto";
 import process from "node:process";
 
 const PIECE_BYTES = 64 << 10;
 const ANSWER_MS = 10;
-const burstSize = Number(process.argv[2] ?? 20000);
+const TICK_MS = 50;
 const bursts = new Map();
 
 const line = (message) => `${JSON.stringify({ jsonrpc: "2.0", ...message })}\n`;
@@ -23,10 +25,13 @@ function update(sessionId, text) {
   };
 }
 
-function prepare(sessionId) {
-  if (bursts.has(sessionId)) return;
-  const lines = Array.from({ length: burstSize }, (_, n) => line(update(sessionId, `${n} `)));
-  bursts.set(sessionId, Buffer.from(lines.join("")));
+function prepare(sessionId, count) {
+  const key = `${sessionId} ${count}`;
+  if (!bursts.has(key)) {
+    const lines = Array.from({ length: count }, (_, n) => line(update(sessionId, `${n} `)));
+    bursts.set(key, Buffer.from(lines.join("")));
+  }
+  return bursts.get(key);
 }
 
 const methods = {
@@ -36,29 +41,31 @@ const methods = {
     agentInfo: { name: "bench", version: "1" },
     authMethods: [],
   }),
-  "session/new"() {
-    const sessionId = randomUUID();
-    prepare(sessionId);
-    return { sessionId };
-  },
-  "session/load"({ sessionId }) {
-    prepare(sessionId);
-    return {};
-  },
+  "session/new": () => ({ sessionId: randomUUID() }),
+  "session/load": () => ({}),
 };
 
 function prompt(id, { sessionId, prompt: blocks }) {
   const answer = { id, result: { stopReason: "end_turn" } };
-  if (blocks[0].text.trim() !== "burst") {
+  const [word, count] = blocks[0].text.trim().split(" ");
+  if (word === "burst") {
+    const bytes = prepare(sessionId, Number(count));
+    for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
+      process.stdout.write(bytes.subarray(at, at + PIECE_BYTES));
+    }
+    send(answer);
+  } else if (word === "tick") {
+    let left = Number(count);
+    const timer = setInterval(() => {
+      send(update(sessionId, `${process.hrtime.bigint()} `));
+      if (--left) return;
+      clearInterval(timer);
+      send(answer);
+    }, TICK_MS);
+  } else {
     send(update(sessionId, "0 "));
     setTimeout(send, ANSWER_MS, answer);
-    return;
   }
-  const bytes = bursts.get(sessionId);
-  for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
-    process.stdout.write(bytes.subarray(at, at + PIECE_BYTES));
-  }
-  send(answer);
 }
 
 let rest = "";

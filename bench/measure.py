@@ -1,4 +1,4 @@
-"""What a run remembers and prints: samples with their spread, memory, Markdown tables."""
+"""Samples with their spread, and the memory of processes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 
 class Samples:
     """Measurements of one thing; the median speaks for them, the spread says how surely."""
 
-    def __init__(self) -> None:
-        self.values: list[float] = []
+    def __init__(self, values: Iterable[float] = ()) -> None:
+        self.values = list(values)
 
     def add(self, value: float) -> None:
         self.values.append(value)
@@ -23,16 +22,28 @@ class Samples:
     def median(self) -> float:
         return statistics.median(self.values)
 
+    @property
+    def p99(self) -> float:
+        """The nearest rank."""
+        return sorted(self.values)[min(len(self.values) - 1, int(len(self.values) * 0.99))]
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        if len(self.values) == 1:
+            return self.values[0], self.values[0]
+        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
+        return low, high
+
     def cells(self, digits: int) -> list[str]:
         """Median, quartiles, range and count, for a table's row."""
-        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
+        low, high = self.quartiles
         ends = f"{min(self.values):,.{digits}f} .. {max(self.values):,.{digits}f}"
         quartiles = f"{low:,.{digits}f} .. {high:,.{digits}f}"
         return [f"{self.median:,.{digits}f}", quartiles, ends, str(len(self.values))]
 
 
-def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a Markdown table; every column but the first is of numbers."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is of numbers."""
     rows = list(rows)
     widths = [max(2, *map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -41,27 +52,26 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         first, *others = zip(cells, widths, strict=True)
         return " | ".join([first[0].ljust(first[1]), *(cell.rjust(w) for cell, w in others)])
 
-    for cells in (head, rule, *rows):
-        print(f"| {line(cells)} |")
-    print(flush=True)
+    return "\n".join(f"| {line(cells)} |" for cells in (head, rule, *rows))
 
 
-class Memory(NamedTuple):
-    """Memory of some processes in MB: shared pages count by their share (PSS)."""
-
-    total: float
-    own: float
-    """Without the pages of files, whose share depends on who else runs the same programs."""
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print(table(head, rows), end="\n\n", flush=True)
 
 
-def read_memory(pids: Iterable[int]) -> Memory:
+def read_memory(pids: Iterable[int]) -> float:
+    """Memory of some processes in KB, without the pages of files.
+
+    Shared pages count by their share (PSS); that of a file's depends on who else
+    runs the same programs.
+    """
     sums = Counter[str]()
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
             name, _, value = line.partition(":")
             if name.startswith("Pss"):
                 sums[name] += int(value.split()[0])
-    return Memory(sums["Pss"] / 1024, (sums["Pss"] - sums["Pss_File"]) / 1024)
+    return sums["Pss"] - sums["Pss_File"]
 
 
 def find_house(pid: int) -> list[int]:

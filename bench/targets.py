@@ -14,6 +14,8 @@ import contextlib
 import itertools
 import json
 import os
+import secrets
+import select
 import shlex
 import signal
 import socket
@@ -25,7 +27,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -39,6 +41,7 @@ NODE = find_node()
 UPDATE = b'"session/update"'
 ANSWER = b'"stopReason"'
 PIECE_BYTES = 1 << 20
+QUIET_SECS = 0.2
 ADMIN = "admin-token-of-the-bench"
 
 
@@ -69,8 +72,8 @@ class Target(Protocol):
     def close(self) -> None: ...
 
 
-def agent_argv(burst: int) -> list[str]:
-    return [NODE, str(ROOT / "bench" / "agent.mjs"), str(burst)]
+AGENT = [NODE, str(ROOT / "bench" / "agent.mjs")]
+RIVALS = ROOT / "bench" / "node_modules"
 
 
 # Taking a turn's bytes, and looking at them afterwards.
@@ -89,7 +92,8 @@ def take(read: Callable[[], bytes], end: bytes, began: float) -> tuple[Turn, byt
         data += piece
         if not first and data.find(UPDATE, seen) >= 0:
             first = now
-        if data.find(end, seen) >= 0:
+        # Its frame, too, is to be there whole.
+        if data.find(end, max(0, seen - 256)) >= 0 and data.endswith((b"}", b"}\n")):
             return Turn(first, now), bytes(data)
 
 
@@ -124,6 +128,21 @@ def parse_frames(data: bytes) -> Iterator[Any]:
         at += size
 
 
+def upgrade_request(parts: SplitResult, headers: Mapping[str, str]) -> bytes:
+    """What asks for a WebSocket at that address."""
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    head = {
+        "Host": parts.netloc,
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+        "Sec-WebSocket-Version": "13",
+        **headers,
+    }
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 class Socket:
     """The least of a WebSocket client: text up, raw bytes down."""
 
@@ -131,17 +150,7 @@ class Socket:
         parts = urlsplit(url)
         self._socket = socket.create_connection((parts.hostname, parts.port), timeout=30)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        key = base64.b64encode(os.urandom(16)).decode()
-        head = {
-            "Host": parts.netloc,
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Key": key,
-            "Sec-WebSocket-Version": "13",
-            **(headers or {}),
-        }
-        lines = [f"GET {parts.path or '/'} HTTP/1.1", *(f"{k}: {v}" for k, v in head.items())]
-        self._socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        self._socket.sendall(upgrade_request(parts, headers or {}))
         answer = b""
         while b"\r\n\r\n" not in answer:
             # A byte at a time: the first frame may come right behind, and is for later.
@@ -160,6 +169,9 @@ class Socket:
 
     def read(self) -> bytes:
         return self._socket.recv(PIECE_BYTES)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
@@ -233,7 +245,7 @@ class HostAlone:
 
     def __init__(self, argv: list[str], folder: Path, environ: Mapping[str, str]) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._backend = HostBackend(
             node=NODE,
@@ -242,11 +254,12 @@ class HostAlone:
             environ=environ,
             start_timeout=30,
             pressure=_Room(),
+            stderr_dir=folder / "stderr",
         )
         self._heard = _Heard()
         try:
             self._run(self._backend.start())
-            spec = AgentSpec("bench", "bench", str(folder), None, None)
+            spec = AgentSpec("bench", "bench", str(folder), None, None, "deny-all")
             self._agent = self._backend.agent(spec, self._heard)
             self._run(self._agent.wake())
         except BaseException:
@@ -306,6 +319,8 @@ class _Heard:
 
     def permission_requested(self, raw_id: Any, params: Any) -> None: ...
 
+    def permission_decided(self, params: Any, outcome: Any) -> None: ...
+
     def agent_gone(self) -> None: ...
 
 
@@ -313,9 +328,14 @@ class Server:
     """``python -m server`` with its own data folder."""
 
     def __init__(
-        self, folder: Path, environ: Mapping[str, str], argv: list[str], **settings: str
+        self,
+        folder: Path,
+        environ: Mapping[str, str],
+        argv: list[str],
+        program: str | None = None,
+        **settings: str,
     ) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         variables = {
             "DATA_DIR": str(folder / "data"),
             "PORT": "0",
@@ -326,9 +346,10 @@ class Server:
         }
         named = {f"CLAWDFORGE_{name}": value for name, value in variables.items()}
         self._log = folder / "server.log"
+        began = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server"],
+                [sys.executable, *(["-m", "server"] if program is None else [program])],
                 # Not in the checkout, where a .env may lie.
                 cwd=folder,
                 env={**environ, **named, "PYTHONPATH": str(ROOT)},
@@ -341,13 +362,14 @@ class Server:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if b"is ready on" in line:
+                self.start_secs = time.perf_counter() - began
                 self.url = line.split()[-1].decode().rstrip("/")
                 break
         else:
             self.close()
             raise BenchError(f"the server did not start:\n{self._log.read_text()}")
         self._token = ADMIN
-        self._token = self.call("POST", "/admin/tokens", {"name": "bench"})["token"]
+        self._token = self.call("POST", "/admin/tokens", {"name": secrets.token_hex(8)})["token"]
 
     @property
     def pid(self) -> int:
@@ -363,6 +385,11 @@ class Server:
         ask = urllib.request.Request(self.url + path, data, headers, method=method)
         with urllib.request.urlopen(ask, timeout=60) as answer:
             return json.load(answer)
+
+    def cpu_secs(self) -> float:
+        """Processor time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def create(self) -> str:
         return str(self.call("POST", "/sessions", {})["session_id"])
@@ -382,16 +409,26 @@ class Clawdforge:
     name = "clawdforge"
 
     def __init__(self, server: Server) -> None:
-        session_id = server.create()
-        url = f"{server.url}/sessions/{session_id}/ws"
-        self._socket = Socket(url, server.headers)
-        take(self._socket.read, b'"ready"', 0)
+        self.session_id = server.create()
+        url = f"{server.url}/sessions/{self.session_id}/ws"
+        self.socket = Socket(url, server.headers)
+        take(self.socket.read, b'"ready"', 0)
         self._seq = 0
+
+    def ask(self, prompt: str) -> None:
+        self.socket.send({"type": "prompt", "prompt": prompt})
+
+    def take_all(self, prompt: str) -> None:
+        """A turn whose updates nobody looks at."""
+        self.ask(prompt)
+        tail = b""
+        while not (b'"turn_end"' in tail and tail.endswith(b"}")):
+            tail = tail[-256:] + self.socket.read()
 
     def turn(self, prompt: str, updates: int) -> Turn:
         began = time.perf_counter()
-        self._socket.send({"type": "prompt", "prompt": prompt})
-        turn, data = take(self._socket.read, b'"turn_end"', began)
+        self.ask(prompt)
+        turn, data = take(self.socket.read, b'"turn_end"', began)
         frames = list(parse_frames(data))
         if frames[-1].get("error"):
             raise BenchError(f"the turn failed: {frames[-1]}")
@@ -408,7 +445,7 @@ class Clawdforge:
         pass
 
     def close(self) -> None:
-        self._socket.close()
+        self.socket.close()
 
 
 class AcpxPrompt:
@@ -476,51 +513,158 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
             pass
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 class StdioToWs:
-    """npm's stdio-to-ws: a bare bridge without sessions, log or auth."""
+    """(d) npm's stdio-to-ws: a bare bridge without sessions, log or auth."""
 
     name = "`stdio-to-ws`"
-    package = "stdio-to-ws@0.2.0"
 
     def __init__(self, argv: list[str], folder: Path, environ: Mapping[str, str]) -> None:
-        npm = Path(NODE).parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-        options = ("--ignore-scripts", "--no-audit", "--no-fund")
-        done = subprocess.run(
-            [NODE, str(npm), "install", *options, self.package],
-            cwd=folder,
-            env={**os.environ, **environ},
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        if done.returncode:
-            raise BenchError(f"npm does not install {self.package}: {done.stderr.decode()}")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        script = folder / "node_modules" / "stdio-to-ws" / "dist" / "main.js"
+        port = free_port()
+        script = RIVALS / "stdio-to-ws" / "dist" / "main.js"
         self._process = subprocess.Popen(
             [NODE, str(script), "--quiet", "--port", str(port), shlex.join(argv)],
+            cwd=folder,
             env=environ,
             # It prints every message, quiet or not.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        self.url = f"ws://127.0.0.1:{port}/"
         try:
-            self._socket = _connect(f"ws://127.0.0.1:{port}/")
-            self._ids = itertools.count(2)
-            self._session_id = open_by_hand(self._socket.send, self._socket.read, parse_frames)
+            self._line = self.connect()
         except BaseException:
             self.close()
             raise
 
+    def connect(self) -> BridgedAgent:
+        """One more socket, with an agent of its own."""
+        return BridgedAgent(_connect(self.url))
+
     def turn(self, prompt: str, updates: int) -> Turn:
-        message = prompt_request(next(self._ids), self._session_id, prompt)
+        return self._line.turn(prompt, updates)
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        with self._process:
+            self._process.terminate()
+
+
+class BridgedAgent:
+    """An agent's session by hand, through a socket that carries its lines."""
+
+    def __init__(self, line: Socket) -> None:
+        self.socket = line
+        self._ids = itertools.count(2)
+        self._session_id = open_by_hand(line.send, line.read, parse_frames)
+
+    def ask(self, prompt: str) -> None:
+        self.socket.send(prompt_request(next(self._ids), self._session_id, prompt))
+
+    def turn(self, prompt: str, updates: int) -> Turn:
         began = time.perf_counter()
-        self._socket.send(message)
-        turn, data = take(self._socket.read, ANSWER, began)
+        self.ask(prompt)
+        turn, data = take(self.socket.read, ANSWER, began)
         check_updates(parse_frames(data), updates)
         return turn
+
+
+class SandboxAgent:
+    """(f) @sandbox-agent/cli: ACP over HTTP, updates as server-sent events."""
+
+    name = "`sandbox-agent`"
+
+    def __init__(self, argv: list[str], folder: Path, environ: Mapping[str, str]) -> None:
+        # It knows a few agents by name, and finds this one on the PATH.
+        program = folder / "opencode"
+        program.write_text(f"#!/bin/sh\nexec {shlex.join(argv)}\n", "utf-8")
+        program.chmod(0o755)
+        port = free_port()
+        binary = RIVALS / "@sandbox-agent" / "cli-linux-x64" / "bin" / "sandbox-agent"
+        binary.chmod(0o755)
+        self._process = subprocess.Popen(
+            [str(binary), "server", "--no-token", "--no-telemetry", "--port", str(port)],
+            cwd=folder,
+            env={**environ, "PATH": f"{folder}:{environ['PATH']}"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._host = f"127.0.0.1:{port}"
+        self._ids = itertools.count(2)
+        self.lost = 0
+        try:
+            self._posts = self._open()
+            self._call(request(0, "initialize", {"protocolVersion": 1, "clientCapabilities": {}}))
+            opened = self._call(request(1, "session/new", {"cwd": "/", "mcpServers": []}))
+            self._session_id = opened["result"]["sessionId"]
+            self._events = self._open()
+            self._events.sendall(
+                f"GET /v1/acp/bench HTTP/1.1\r\nHost: {self._host}\r\n"
+                "Accept: text/event-stream\r\n\r\n".encode()
+            )
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                answer += self._events.recv(PIECE_BYTES)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> socket.socket:
+        name, _, port = self._host.partition(":")
+        for _ in range(100):
+            try:
+                line = socket.create_connection((name, int(port)), timeout=30)
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return line
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        raise BenchError("sandbox-agent does not listen")
+
+    def _post(self, message: Any) -> None:
+        body = json.dumps(message).encode()
+        self._posts.sendall(
+            f"POST /v1/acp/bench?agent=opencode HTTP/1.1\r\nHost: {self._host}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+
+    def _call(self, message: Any) -> Any:
+        self._post(message)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        answer = b""
+        while not answer.endswith(b"}"):
+            if not (piece := self._posts.recv(PIECE_BYTES)):
+                raise BenchError(f"sandbox-agent hung up: {answer!r}")
+            answer += piece
+        return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+    def turn(self, prompt: str, updates: int) -> Turn:
+        """As far as it brings the updates: those that it loses are counted, in :attr:`lost`."""
+        began = time.perf_counter()
+        self._post(prompt_request(next(self._ids), self._session_id, prompt))
+        count, tail, first, ended = 0, b"", 0.0, 0.0
+        while count < updates:
+            if select.select([self._events], [], [], QUIET_SECS)[0]:
+                piece = tail + self._events.recv(PIECE_BYTES)
+                ended = time.perf_counter() - began
+                count += piece.count(UPDATE)
+                tail = piece[1 - len(UPDATE) :]
+                first = first or (ended if count else 0.0)
+            elif select.select([self._posts], [], [], 0)[0]:
+                break  # it has answered, and nothing comes any more
+        self._answer()
+        self.lost += updates - count
+        return Turn(first, ended)
 
     def settle(self) -> None:
         pass

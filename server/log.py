@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from . import frames, store
@@ -30,7 +30,9 @@ RING_BYTES = 1 << 20
 RING_BATCHES = 1024
 ROW_BYTES = 256 << 10
 ROW_ENTRIES = 1024
-PAGE_BYTES = 512 << 10
+PAGE_BYTES = 256 << 10
+PAGES = 8
+PAGES_AT_ONCE = 2
 BACKLOG_BYTES = 16 << 20
 """Above this much uncommitted text the agents' output is left in their pipes."""
 RETRY_SECS = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -172,11 +174,7 @@ class SessionLog:
         batches = self.recent(after)
         if batches is not None:
             return batches
-        rows = await self._writer.store.read_log(self._number, after, PAGE_BYTES)
-        batches = [Batch(row.first_seq, row.last_seq, row.body) for row in rows]
-        if batches:
-            batches[0] = batches[0].after(after)
-        return batches
+        return await self._writer.pages.read(self._number, after)
 
     def take_pending(self) -> list[LogRow]:
         """Hand the uncommitted entries over as rows of bounded size."""
@@ -212,11 +210,50 @@ class SessionLog:
         self._ring_bytes = 0
 
 
+class Pages:
+    """Pages of the stored logs; who replays the same as others did just now shares theirs."""
+
+    def __init__(self, database: Store) -> None:
+        self._store = database
+        self._pages: OrderedDict[tuple[int, int], asyncio.Task[list[Batch]]] = OrderedDict()
+        self._turns = asyncio.Semaphore(PAGES_AT_ONCE)
+
+    async def read(self, session: int, after: int) -> list[Batch]:
+        """The page behind *after*, which must not be the log's head.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        async with self._turns:
+            # A few in one turn of the event loop, which who is live needs as well.
+            await asyncio.sleep(0)
+        key = session, after
+        page = self._pages.get(key)
+        if page is None:
+            page = self._pages[key] = asyncio.create_task(self._load(key), name="log-page")
+            if len(self._pages) > PAGES:
+                self._pages.popitem(last=False)
+        return await asyncio.shield(page)
+
+    async def _load(self, key: tuple[int, int]) -> list[Batch]:
+        session, after = key
+        try:
+            rows = await self._store.read_log(session, after, PAGE_BYTES)
+        except BaseException:
+            self._pages.pop(key, None)
+            raise
+        batches = [Batch(row.first_seq, row.last_seq, row.body) for row in rows]
+        if batches:
+            batches[0] = batches[0].after(after)
+        return batches
+
+
 class LogWriter:
     """The one writer: gathers entries and statements, and commits them in groups."""
 
     def __init__(self, database: Store, metrics: Metrics) -> None:
         self.store = database
+        self.pages = Pages(database)
         self._metrics = metrics
         self._dirty: dict[SessionLog, None] = {}
         self._statements: list[Statement] = []

@@ -107,6 +107,7 @@ class Peer(abc.ABC):
         self._outbox_room = asyncio.Event()
         self._outbox_room.set()
         self._wake = asyncio.Event()
+        self._resting = False
         self._goodbye: Goodbye | None = None
         self._said_goodbye: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._heartbeat_due = False
@@ -243,7 +244,9 @@ class Peer(abc.ABC):
     async def _write_all(self) -> None:
         try:
             while not await self._write_some():
+                self._resting = True
                 await self._wake.wait()
+                self._resting = False
         except (ConnectionError, asyncio.CancelledError):
             pass  # the peer is gone; the reader sees it too
         except StoreError:

@@ -239,10 +239,36 @@ _SESSION = f"SELECT {_columns(SessionRow)} FROM sessions "
 _TURN = f"SELECT {_columns(TurnRow)} FROM turns "
 
 
+class _Connection(aiosqlite.Connection):
+    """A connection whose transactions are one trip to its thread and back.
+
+    A trip costs more than a statement does, and a turn's start and end take several.
+    """
+
+    async def write(self, statements: Sequence[Statement]) -> None:
+        """Carry out *statements*, all or none of them."""
+        await self._execute(self._write, statements)  # type: ignore[no-untyped-call]
+
+    def _write(self, statements: Sequence[Statement]) -> None:
+        connection = self._conn
+        if len(statements) == 1:
+            connection.execute(*statements[0])
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                connection.execute(*statement)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
 class Store:
     """The open database."""
 
-    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+    def __init__(self, writer: _Connection, reader: _Connection) -> None:
         self._writer = writer
         self._reader = reader
 
@@ -290,31 +316,13 @@ class Store:
 
         Raises:
             StoreError: none was carried out; :func:`may_pass` says whether that may change.
-
-        Each call into the connection is a trip to its thread and back, so a
-        single statement, which is what streaming makes, goes without the
-        frame of an explicit transaction.
         """
         if not statements:
             return
         try:
-            await self._write(statements)
+            await self._writer.write(statements)
         except (OverflowError, UnicodeEncodeError) as error:
             raise sqlite3.DataError(f"no value for SQLite: {error}") from error
-
-    async def _write(self, statements: Sequence[Statement]) -> None:
-        if len(statements) == 1:
-            await self._writer.execute_fetchall(*statements[0])
-            return
-        await self._writer.execute_fetchall("BEGIN IMMEDIATE")
-        try:
-            for statement in statements:
-                await self._writer.execute_fetchall(*statement)
-            await self._writer.execute_fetchall("COMMIT")
-        except BaseException:
-            if self._writer.in_transaction:
-                await self._writer.execute_fetchall("ROLLBACK")
-            raise
 
     async def _fetch(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await self._reader.execute_fetchall(sql, parameters)]
@@ -490,10 +498,14 @@ class Store:
         return [FileRow(*row) for row in rows]
 
 
-async def _connect(path: Path | str, *, uri: bool = False) -> aiosqlite.Connection:
-    # isolation_level None: a lone statement is its own transaction, and nothing
-    # opens one behind our back.
-    connection = await aiosqlite.connect(path, isolation_level=None, uri=uri)
+async def _connect(path: Path | str, *, uri: bool = False) -> _Connection:
+    connection = _Connection(
+        # isolation_level None: a lone statement is its own transaction, and nothing
+        # opens one behind our back.
+        lambda: sqlite3.connect(path, isolation_level=None, uri=uri),
+        iter_chunk_size=64,
+    )
+    await connection
     await connection.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     return connection
 

@@ -7,7 +7,9 @@ peer costs no memory but its transport's buffer.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -51,6 +53,7 @@ class Viewer(Peer):
         self.session = session
         self._cursor = cursor
         self._dispatch = dispatch
+        self._is_told = False
 
     @property
     def lag(self) -> int:
@@ -58,13 +61,43 @@ class Viewer(Peer):
 
     def _enter(self) -> None:
         self.session.viewers += 1
-        self.session.log.watch(self._wake.set)
+        self.session.log.watch(self._log_moved)
 
     def _leave(self) -> None:
-        self.session.log.unwatch(self._wake.set)
+        self.session.log.unwatch(self._log_moved)
         self.session.viewers -= 1
 
     # Down.
+
+    def _log_moved(self) -> None:
+        if not self._is_told:
+            self._is_told = True
+            asyncio.get_running_loop().call_soon(self._send_new)
+
+    def _send_new(self) -> None:
+        """Send what the log has gained, if that is all there is to do; else wake the writer.
+
+        The writer's own way takes a few turns of the event loop, and a thousand viewers of
+        one session would feel them.
+        """
+        self._is_told = False
+        batches = self.session.log.recent(self._cursor) if self._is_free() else None
+        if batches is None or len(batches) > 1:
+            self._wake.set()
+        elif batches:
+            self._write(batches[0].wire())
+            self._cursor = batches[0].last
+            self._last_wrote = time.monotonic()
+
+    def _is_free(self) -> bool:
+        """Whether the writer rests, and the peer has taken all that it was sent."""
+        return (
+            self._resting
+            and not self._wake.is_set()
+            and not self.session.is_over  # the writer says good-bye
+            and not self._transport.is_closing()
+            and not self._transport.get_write_buffer_size()
+        )
 
     async def _gather(self) -> list[bytes]:
         batches = await self.session.log.read(self._cursor)

@@ -1,0 +1,213 @@
+"""A turn: how soon its first update comes, how fast the rest, and what others feel of it."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from measure import Samples
+from report import Report
+from targets import (
+    AGENT,
+    ANSWER,
+    AcpxPrompt,
+    BenchError,
+    Clawdforge,
+    HostAlone,
+    RawPipe,
+    SandboxAgent,
+    Server,
+    StdioToWs,
+    Target,
+)
+
+BURST = 20_000
+PAUSE_SECS = 0.3
+TOGETHER = 10
+
+
+class Targets(NamedTuple):
+    """Clawdforge and its rivals, each with an agent of its own, warm."""
+
+    ours: Clawdforge
+    raw: RawPipe
+    host: HostAlone
+    prompt: AcpxPrompt
+    bridge: StdioToWs
+    sandbox: SandboxAgent
+
+
+def start(
+    stack: contextlib.ExitStack, server: Server, folder: Path, environ: Mapping[str, str]
+) -> Targets:
+    """Start every target and warm it up."""
+
+    def room(name: str) -> Path:
+        (folder / name).mkdir()
+        return folder / name
+
+    def own(target: Any) -> Any:
+        stack.callback(target.close)
+        return target
+
+    targets = Targets(
+        own(Clawdforge(server)),
+        own(RawPipe(AGENT, room("raw"))),
+        own(HostAlone(AGENT, room("host"), environ)),
+        own(AcpxPrompt(AGENT, room("acpx"), environ)),
+        own(StdioToWs(AGENT, room("stdio-to-ws"), environ)),
+        own(SandboxAgent(AGENT, room("sandbox-agent"), environ)),
+    )
+    for target in targets:
+        for _ in range(3):
+            target.turn("hi", 1)
+        target.turn(f"burst {BURST}", BURST)
+        target.settle()
+    targets.sandbox.lost = 0
+    return targets
+
+
+def measure_latency(targets: Targets, report: Report, *, quick: bool) -> None:
+    """From the prompt to the first update."""
+    paused: dict[Target, Samples] = {target: Samples() for target in targets}
+    at_once: dict[Target, Samples] = {target: Samples() for target in targets}
+    for _ in range(4 if quick else 15):
+        for target in targets:
+            slow = target is targets.prompt
+            for _ in range(1 if slow else 3 if quick else 6):
+                target.settle()
+                time.sleep(PAUSE_SECS)
+                paused[target].add(target.turn("hi", 1).first * 1000)
+            for _ in range(1 if slow else 10 if quick else 20):
+                at_once[target].add(target.turn("hi", 1).first * 1000)
+            target.settle()
+    for title, samples in (("after a pause", paused), ("right after a turn", at_once)):
+        report.compare(f"First update, {title}", "ms", _by_name(samples), digits=2)
+        ours, host = samples[targets.ours], samples[targets.host]
+        report.at_most(
+            f"first update, {title}, median: behind the host", ours.median - host.median, 1, "ms"
+        )
+        report.at_most(f"first update, {title}, p99: behind the host", ours.p99 - host.p99, 4, "ms")
+        report.at_most(f"first update, {title}, median", ours.median, 10, "ms")
+        report.at_least(
+            f"first update, {title}: faster than `acpx prompt`",
+            samples[targets.prompt].median / ours.median,
+            40,
+            "times",
+        )
+
+
+def measure_bursts(targets: Targets, report: Report, *, quick: bool) -> None:
+    """Updates a second, from the prompt until all of them are there."""
+    rates: dict[Target, Samples] = {target: Samples() for target in targets}
+    first, after = Samples(), Samples()
+    rounds = 4 if quick else 11
+    for number in range(rounds):
+        for target in targets:
+            if target is targets.prompt and number >= rounds // 2:
+                continue  # it takes seconds
+            time.sleep(PAUSE_SECS)
+            rates[target].add(BURST / target.turn(f"burst {BURST}", BURST).total)
+            if target is targets.ours:
+                after.add(target.turn("hi", 1).first * 1000)
+                for _ in range(3):
+                    first.add(target.turn("hi", 1).first * 1000)
+            target.settle()
+    report.compare(f"A burst of {BURST:,}, all delivered", "updates/s", _by_name(rates))
+    base = rates[targets.ours].median
+    for rival, goal in ((targets.bridge, 3), (targets.prompt, 6)):
+        report.at_least(
+            f"a burst: faster than {rival.name}", base / rates[rival].median, goal, "times"
+        )
+    report.at_most(
+        "first update right after a burst: behind one after a small turn",
+        after.median - first.median,
+        1,
+        "ms",
+    )
+    if targets.sandbox.lost:
+        share = targets.sandbox.lost / (BURST * rounds)
+        print(f"{targets.sandbox.name} lost {share:.1%} of its updates\n")
+
+
+def _by_name(samples: Mapping[Target, Samples]) -> dict[str, Samples]:
+    return {target.name: taken for target, taken in samples.items()}
+
+
+def measure_neighbour(server: Server, report: Report, *, quick: bool) -> None:
+    """A first update in one session while another one's agent writes as fast as it can."""
+    loud, quiet = Clawdforge(server), Clawdforge(server)
+    with contextlib.closing(loud), contextlib.closing(quiet):
+        count = BURST * (10 if quick else 20)
+        loud.turn(f"burst {count}", count)
+        quiet.turn("hi", 1)
+        alone = Samples(quiet.turn("hi", 1).first * 1000 for _ in range(20))
+        beside = Samples()
+        for _ in range(2 if quick else 4):
+            reader = threading.Thread(target=loud.take_all, args=(f"burst {count}",))
+            reader.start()
+            while reader.is_alive():
+                beside.add(quiet.turn("hi", 1).first * 1000)
+            reader.join()
+    report.compare(
+        f"A neighbour's first update beside a burst of {count:,}",
+        "ms",
+        {"clawdforge, beside": beside, "clawdforge, alone": alone},
+        digits=1,
+    )
+    report.at_most("a neighbour's first update beside a burst", beside.median, 15, "ms")
+
+
+def measure_together(server: Server, bridge: StdioToWs, report: Report, *, quick: bool) -> None:
+    """Ten sessions at once, one reader."""
+    ours = [Clawdforge(server) for _ in range(TOGETHER)]
+    theirs = [bridge.connect() for _ in range(TOGETHER)]
+    with contextlib.ExitStack() as stack:
+        for one in (*ours, *(other.socket for other in theirs)):
+            stack.callback(one.close)
+        ways = (
+            ("clawdforge", [one.socket for one in ours], [one.ask for one in ours], b'"turn_end"'),
+            (
+                bridge.name,
+                [one.socket for one in theirs],
+                [one.ask for one in theirs],
+                ANSWER,
+            ),
+        )
+        rates = {name: Samples() for name, *_ in ways}
+        for number in range(4 if quick else 10):
+            for name, sockets, asks, end in ways:
+                time.sleep(PAUSE_SECS)
+                secs = _ask_all(sockets, asks, end)
+                if number:  # the first is a warm-up
+                    rates[name].add(TOGETHER * BURST / secs)
+    report.compare(f"{TOGETHER} sessions at once, total", "updates/s", rates)
+    mine, other = (samples.median for samples in rates.values())
+    report.at_least(f"ten sessions at once: faster than {bridge.name}", mine / other, 2, "times")
+
+
+def _ask_all(sockets: Sequence[Any], asks: Sequence[Any], end: bytes) -> float:
+    """Seconds until each has its turn's end."""
+    began = time.perf_counter()
+    with selectors.DefaultSelector() as selector:
+        for line in sockets:
+            selector.register(line.fileno(), selectors.EVENT_READ, [line, b""])
+        for ask in asks:
+            ask(f"burst {BURST}")
+        left = len(sockets)
+        while left:
+            ready = selector.select(30)
+            if not ready:
+                raise BenchError("not all of the sessions came to an end")
+            for key, _ in ready:
+                line, tail = key.data
+                tail = key.data[1] = (tail + line.read())[-256:]
+                if end in tail and tail.endswith((b"}", b"}\n")):
+                    selector.unregister(key.fd)
+                    left -= 1
+    return time.perf_counter() - began
