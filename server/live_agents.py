@@ -59,9 +59,13 @@ class LiveAgents:
         """How many holders' agents are in which state."""
         return Counter(holder.agent_state for holder in self._holders)
 
+    def holds(self, holder: Holder) -> bool:
+        """Whether it has a slot, and is not about to lose it."""
+        return holder in self._holders and holder not in self._evicting
+
     async def acquire(self, holder: Holder) -> None:
         """Wait for a slot; a session that has one keeps it."""
-        if holder in self._holders and holder not in self._evicting:
+        if self.holds(holder):
             return
         entry = (holder, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)

@@ -37,6 +37,8 @@ class LiveSlots(Protocol):
 
     async def acquire(self, holder: Session) -> None: ...
 
+    def holds(self, holder: Session) -> bool: ...
+
     def try_acquire(self, holder: Session) -> bool: ...
 
     def must_wait(self, holder: Session) -> bool: ...
@@ -399,14 +401,8 @@ class Session:
 
     async def _run_turn(self, turn: Turn) -> None:
         settings = self._house.settings
-        turn.began = time.monotonic()
-        acquiring = asyncio.ensure_future(self._house.slots.acquire(self))
-        turn.interrupt = acquiring.cancel
-        try:
-            await asyncio.wait({acquiring})
-        except asyncio.CancelledError:
-            acquiring.cancel()
-            raise
+        if not self._house.slots.holds(self):
+            await self._wait_for_slot(turn)
         if turn.ending is not None:  # the agent must never see it
             self._end(turn)
             return
@@ -426,6 +422,17 @@ class Session:
             logger.exception("the turn broke", extra=self._about(turn))
             error = Error("internal", "internal error; the server's log has the details")
         self._end(turn, error=error)
+
+    async def _wait_for_slot(self, turn: Turn) -> None:
+        """Return when it has one, or when *turn* was ended meanwhile."""
+        turn.began = time.monotonic()
+        acquiring = asyncio.ensure_future(self._house.slots.acquire(self))
+        turn.interrupt = acquiring.cancel
+        try:
+            await asyncio.wait({acquiring})
+        except asyncio.CancelledError:
+            acquiring.cancel()
+            raise
 
     def _later(self, turn: Turn, delay: float, call: Callable[[], Any]) -> None:
         turn.timers.append(asyncio.get_running_loop().call_later(delay, call))

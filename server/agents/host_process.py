@@ -169,6 +169,8 @@ class HostProcess:
         Raises:
             Error: ``agent_unavailable``; there is none for too long.
         """
+        if self._ready.is_set():
+            return
         try:
             await asyncio.wait_for(self._ready.wait(), BOOT_SECS)
         except TimeoutError:
