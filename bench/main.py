@@ -28,7 +28,7 @@ from targets import AGENT, RIVALS, ROOT, BenchError, Server
 from server.agents.acpx import ACPX_VERSION
 from server.agents.processes import kill_marked
 
-LIMIT_SECS = {True: 240, False: 600}
+LIMIT_SECS = {True: 180, False: 600}
 PARTS = ("latency", "bursts", "viewers", "sockets", "replay", "house", "growth")
 
 
