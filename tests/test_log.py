@@ -22,7 +22,7 @@ from server.errors import Error
 from server.frames import websocket_text
 from server.log import Batch, LogWriter, SessionLog
 from server.metrics import Metrics
-from server.store import Statement, Store, StoreError, TokenRow
+from server.store import LogRow, Statement, Store, StoreError, TokenRow
 
 from .harness import Deadline
 
@@ -224,6 +224,43 @@ async def test_a_long_breath_is_cut_into_rows_of_bounded_size(
 
 
 # Reading.
+
+
+async def test_who_replays_the_same_at_once_shares_its_pages(
+    log: SessionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "PAGE_BYTES", 1)  # a page is a row
+    for _ in range(3):
+        add(log, 10)
+        await log.reach(log.last)
+    store, reads = log._writer.store, []
+
+    async def read_log(session: int, after: int, size: int) -> list[LogRow]:
+        reads.append(after)
+        return await Store.read_log(store, session, after, size)
+
+    monkeypatch.setattr(store, "read_log", read_log)
+    found = await asyncio.gather(*(read_all(log) for _ in range(50)))
+    assert found == [list(range(1, 31))] * 50
+    assert reads == [0, 10, 20]
+    assert await read_all(log, 15) == list(range(16, 31))
+
+
+async def test_a_page_that_could_not_be_read_is_read_again(
+    log: SessionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(log, 3)
+    await log.reach(3)
+
+    async def fail(*_: object) -> list[LogRow]:
+        raise StoreError("unable to open database file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log._writer.store, "read_log", fail)
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                await log.read(0)
+    assert await read_all(log) == [1, 2, 3]
 
 
 async def test_every_position_can_be_read_behind(log: SessionLog) -> None:
