@@ -5,26 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 
-from .conftest import Serve
-from .harness import script, texts_of
+from ..conftest import Serve
+from ..harness import script, texts_of
+from .conftest import Scenario
 
-SESSIONS, AGENTS, CLIENTS, PROMPTS = 40, 4, 20, 60
+AGENTS = 4
 
 
-async def test_many_sessions_on_four_agents_keep_their_memories(serve: Serve) -> None:
+async def test_many_sessions_on_four_agents_keep_their_memories(
+    serve: Serve, chaos: Scenario
+) -> None:
+    """Of many sessions on four agents none forgets, and none mixes up"""
+    session_count, prompts = chaos.size((40, 60), (500, 1000))
+    clients = chaos.size(20, 50)
     server = await serve(
         max_live_agents=AGENTS,
         prewarmed_agents=1,
-        max_queued_turns=PROMPTS,
-        max_sessions_per_app=SESSIONS,
+        max_queued_turns=prompts,
+        max_sessions_per_app=session_count,
     )
     slots = server.services.sessions.slots
     apps = [await server.client(f"app-{n}") for n in range(2)]
-    sessions = [(apps[n % 2], await apps[n % 2].create()) for n in range(SESSIONS)]
+    sessions = [(apps[n % 2], await apps[n % 2].create()) for n in range(session_count)]
     dice = random.Random(20)
     answers: dict[str, dict[int, tuple[str, list[str]]]] = {one: {} for _, one in sessions}
-    left = iter(range(PROMPTS))
+    left = iter(range(prompts))
+    began = time.monotonic()
     most = 0
 
     async def ask() -> None:
@@ -40,9 +48,10 @@ async def test_many_sessions_on_four_agents_keep_their_memories(serve: Serve) ->
             assert answer == f"{session} {number}"
             answers[session][reply["turn_index"]] = text, json.loads("[" + remembered)
 
-    await asyncio.gather(*(ask() for _ in range(CLIENTS)))
+    await asyncio.gather(*(ask() for _ in range(clients)))
+    took = time.monotonic() - began
     assert 0 < most <= AGENTS
-    assert sum(map(len, answers.values())) == PROMPTS
+    assert sum(map(len, answers.values())) == prompts
     for turns in answers.values():
         said: list[str] = []
         for _, (text, remembered) in sorted(turns.items()):
@@ -55,3 +64,4 @@ async def test_many_sessions_on_four_agents_keep_their_memories(serve: Serve) ->
         if entry["type"] == "turn_start"
     ]
     assert set(contexts) == {"new", "kept"}
+    chaos.measured(sessions=session_count, prompts=prompts, most_agents=most, seconds=took)
