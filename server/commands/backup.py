@@ -20,7 +20,7 @@ from ..store import SchemaError, check_file, copy_database
 from . import house
 
 DATABASE = "clawdforge.db"
-BESIDE = ("acpx", "workspaces", "uploads")
+BESIDE = ("acpx", "acpx-cli", "workspaces", "uploads")
 """Folders of the data folder that a backup has: agents' conversations, and files."""
 
 
@@ -53,7 +53,7 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
     if not source.is_file():
         raise house.CommandError(f"there is no database at {source}")
     part = archive.with_name(archive.name + ".part")
-    folders = BESIDE[:1] if arguments.without_files else BESIDE
+    folders = BESIDE[:2] if arguments.without_files else BESIDE
     try:
         # It holds prompts and answers: for its owner alone, from the first byte on.
         with (
