@@ -10,12 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from server.agents.acpx_commands import socket_folder
 
 from .agents import mock_agent
-from .conftest import Serve
+from .conftest import Serve, Spawn
 from .harness import (
     MOCKS,
     Client,
@@ -26,9 +27,13 @@ from .harness import (
     descendants,
     eventually,
     is_running,
+    new_client,
     script,
     texts_of,
 )
+
+# Each step has its own patience; all of them together take their time on a busy machine.
+pytestmark = pytest.mark.timeout(240)
 
 HISTORY = script({"history": True})
 HANG = script({"say": "hanging"}, {"hang": True})
@@ -261,6 +266,27 @@ async def test_a_closed_session_leaves_no_process_and_a_deleted_one_no_file(serv
     clock.advance(100_000)
     await server.services.sessions.sweep()
     assert not home.exists()
+
+
+async def test_nothing_outlives_a_killed_server(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    server = await spawn(AGENT_BACKEND="cli")
+    client = await new_client(server.url, http)
+    session = await client.create("mock-stubborn")
+    hidden = {"double_fork": True, "clear_env": True, "ignore_sigterm": True}
+    step = {"spawn": {"pid_file": str(tmp_path / "pid"), **hidden}}
+    status, reply = await client.turn(session, script(step, {"say": "started"}))
+    assert status == 200, reply
+    below = descendants(server.pid)
+    assert int((tmp_path / "pid").read_text()) in below
+    await server.kill()
+    await eventually("all below the server to end", lambda: not any(map(is_running, below)))
+
+    sockets = socket_folder(tmp_path / "data" / "acpx-cli" / "homes" / session)
+    assert sockets.exists()
+    await spawn(AGENT_BACKEND="cli")
+    assert not sockets.exists()
 
 
 # The same transcript.
