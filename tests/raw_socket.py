@@ -61,10 +61,14 @@ class RawSocket:
             data = await asyncio.get_running_loop().sock_recv(self.connection, size)
         except ConnectionResetError:
             return False
+        self.feed(data)
+        return bool(data)
+
+    def feed(self, data: bytes) -> None:
+        """Make frames of *data*, which has come."""
         self._buffer += data
         while self._parse():
             pass
-        return bool(data)
 
     def _parse(self) -> bool:
         if len(self._buffer) < 2:
@@ -158,15 +162,19 @@ def upgrade_request(url: str, path: str, token: str | None) -> bytes:
     return ("\r\n".join(head) + "\r\n\r\n").encode()
 
 
-async def read_head(connection: socket.socket) -> bytes:
-    """An answer's status line and headers; what there is of them where the peer hangs up."""
+async def read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """An answer's status line and headers, and what has come behind them.
+
+    Where the peer hangs up, what there is.
+    """
     answer = b""
-    while not answer.endswith(b"\r\n\r\n"):
-        byte = await asyncio.get_running_loop().sock_recv(connection, 1)
-        if not byte:
+    while b"\r\n\r\n" not in answer:
+        data = await asyncio.get_running_loop().sock_recv(connection, 4096)
+        if not data:
             break
-        answer += byte
-    return answer
+        answer += data
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    return head, rest
 
 
 async def open_raw_socket(
@@ -183,9 +191,11 @@ async def open_raw_socket(
     try:
         request = upgrade_request(client.url, f"/sessions/{session}/ws{query}", client.token)
         await asyncio.get_running_loop().sock_sendall(connection, request)
-        answer = await read_head(connection)
-        assert b" 101 " in answer.partition(b"\r\n")[0], answer
+        head, rest = await read_head(connection)
+        if b" 101 " not in head.partition(b"\r\n")[0]:
+            raise ConnectionRefusedError(head)
         raw = RawSocket(connection, sink)
+        raw.feed(rest)
         await raw.until("ready")
     except BaseException:
         connection.close()

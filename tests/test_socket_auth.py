@@ -272,7 +272,7 @@ async def test_of_two_that_race_with_one_ticket_one_gets_in(
     assert sorted(frame["type"] for frame in firsts if frame) == ["bye"] * 7 + ["ready"]
 
 
-@pytest.mark.parametrize(("age", "good"), [(29.9, True), (30.1, False)])
+@pytest.mark.parametrize(("age", "good"), [(20, True), (30.1, False)])
 async def test_a_ticket_is_good_for_30_seconds(
     server: LocalServer,
     client: Client,

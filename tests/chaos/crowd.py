@@ -59,7 +59,11 @@ class Follower:
             stay: seconds until the connection is cut, asked at each visit; without it it stays.
         """
         while self.ended < turns:
-            raw = await self._visit()
+            try:
+                raw = await self._visit()
+            except ConnectionError:  # too many at once, for a moment: as any client it tries again
+                await asyncio.sleep(0.1)
+                continue
             try:
                 async with asyncio.timeout(None if stay is None else stay()):
                     while self.ended < turns and await raw.take(65536):

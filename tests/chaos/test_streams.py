@@ -109,7 +109,7 @@ async def test_a_graceful_restart(
     port = server.url.rpartition(":")[2]
     client = await new_client(server.url, http)
     sessions = [await client.create() for _ in range(chaos.size(3, 10))]
-    await start_turns(client, sessions, stream(1_000_000))
+    await start_turns(client, sessions, stream(1_000_000, pause_ms=chaos.size(20, 500)))
     raws = [
         await connect(client, sessions[n % len(sessions)], after=0, receive_buffer=65536)
         for n in range(count)
