@@ -223,7 +223,7 @@ class Session:
                 ``internal`` where nothing can be stored.
         """
         async with self._accepting:
-            if (known := await self.turn_of(client_id)) is not None:
+            if (known := await self._known(client_id)) is not None:
                 return known, True
             self._check_accepts()
             turn = Turn(self._next_index, client_id, blocks, timeout)
@@ -253,6 +253,14 @@ class Session:
 
     async def turn_of(self, client_id: str | None) -> Turn | None:
         """The turn that was accepted under that client id, if there is one."""
+        turn = await self._known(client_id)
+        if turn is None or turn.finished.is_set() or turn in self._by_client_id.values():
+            return turn
+        # The database has it, and we have not yet: it is being accepted at this moment.
+        async with self._accepting:
+            return await self._known(client_id)
+
+    async def _known(self, client_id: str | None) -> Turn | None:
         if client_id is None:
             return None
         # What is not over, or not yet stored as such, is known here and not in the database.

@@ -7,11 +7,25 @@ import time
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from server.log import LogWriter
+from server.store import Store
+
 from .conftest import Serve
-from .harness import MOCKS, Client, Json, LocalServer, Socket, mock_agent, script, texts_of
+from .harness import (
+    MOCKS,
+    PATIENCE,
+    Client,
+    Json,
+    LocalServer,
+    Socket,
+    mock_agent,
+    script,
+    texts_of,
+)
 
 GATED = script({"say": "in"}, {"gate": "go"}, {"say": "out"})
 HANG = script({"say": "hanging"}, {"hang": True})
@@ -403,3 +417,32 @@ async def test_the_first_turn_is_new_and_the_following_are_kept(client: Client) 
         await socket.turn(prompt)
     starts = [e for e in socket.entries if e["type"] == "turn_start"]
     assert [start["context"] for start in starts] == ["new", "kept"]
+
+
+async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    commit, find = LogWriter.commit, Store.turn_by_client_id
+    stored, found = asyncio.Event(), asyncio.Event()
+
+    async def commit_and_wait(writer: LogWriter, statements: Any) -> None:
+        await commit(writer, statements)
+        stored.set()  # the database has it, and the session not yet
+        await found.wait()
+
+    async def find_and_tell(store: Store, *which: Any) -> Any:
+        row = await find(store, *which)
+        if row is not None:
+            found.set()
+        return row
+
+    monkeypatch.setattr(LogWriter, "commit", commit_and_wait)
+    monkeypatch.setattr(Store, "turn_by_client_id", find_and_tell)
+    path, headers = f"/sessions/{session}/turn", {"Idempotency-Key": "once"}
+    first = asyncio.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
+    await stored.wait()
+    second = asyncio.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
+    async with asyncio.timeout(PATIENCE):
+        for status, reply in await asyncio.gather(first, second):
+            assert (status, reply["turn_index"]) == (200, 1)
