@@ -105,7 +105,9 @@ async def test_nothing_grows(
     server = await spawn(
         DRAIN_SECS="0",
         SWEEP_INTERVAL_SECS="0.5",
-        SESSION_TTL_SECS="1",  # the session whose app is revoked has nobody to close it
+        SESSION_TTL_SECS=chaos.size(
+            "3", "10"
+        ),  # the session whose app is revoked has nobody to close it
         SESSION_HARD_TTL_SECS="0.5",
     )
     admin = Client(server.url, ADMIN, http)
