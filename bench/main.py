@@ -34,7 +34,7 @@ PARTS = ("latency", "bursts", "viewers", "sockets", "replay", "house", "growth")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/main.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples, under 90 s")
+    parser.add_argument("--quick", action="store_true", help="fewer samples, less time")
     parser.add_argument("--write", action="store_true", help="update docs/performance.md")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part (repeatable)")
     options = parser.parse_args()
