@@ -20,6 +20,7 @@ from ..harness import (
     Json,
     ServerProcess,
     Socket,
+    chunk_text,
     descendants,
     eventually,
     is_running,
@@ -101,7 +102,7 @@ async def test_the_server_is_killed(
         prompts = json.loads(update["params"]["update"]["content"]["text"])
         # What has an answer was surely heard; one that was killed at its start may have been.
         entries = await client.events(session)
-        answered = {entry["turn_index"] for entry in entries if entry["type"] == "event"}
+        answered = {entry["turn_index"] for entry in entries if chunk_text(entry)}
         heard = [
             e["prompt"][0]["text"]
             for e in entries

@@ -146,7 +146,7 @@ async def test_nothing_grows(
     assert (last.files, last.tasks, last.children) == (first.files, first.tasks, first.children)
     assert last.threads <= 12  # the executor's own bound, SQLite's two, and the main one
     assert last.memory_kb < first.memory_kb + chaos.size(20_000, 40_000)
-    if seconds > 60:
+    if seconds >= 600:  # before that it is still warming up
         assert slope([(at / 60, h.memory_kb) for at, h in later]) < 300
 
 
