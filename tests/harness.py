@@ -279,7 +279,8 @@ class LocalServer:
         return Client(self.url, reply["token"], self._http)
 
     async def clear(self) -> None:
-        """End every app, with its sessions and their agents."""
+        """End every app, with its sockets, its sessions and their agents."""
+        await self.anonymous().close_sockets()
         services = self.services
         for row in services.tokens.rows():
             for session in await services.sessions.sessions_of(row.name, include_closed=False):
@@ -401,8 +402,7 @@ async def http_session() -> AsyncIterator[aiohttp.ClientSession]:
         try:
             yield http
         finally:
-            for ws in _sockets.pop(http, []):
-                await ws.close()
+            await Client("", None, http).close_sockets()
 
 
 async def new_client(url: str, http: aiohttp.ClientSession, name: str = "app") -> Client:

@@ -145,9 +145,9 @@ async def test_a_host_that_dies_while_an_agent_starts_is_started_again_for_it(
 
 
 async def test_an_agent_whose_prompt_acpx_gives_up_does_not_write_into_the_next_turn(
-    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    own_client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    socket = await client.connect(await client.create())
+    socket = await own_client.connect(await own_client.create())
     await socket.turn("before")
     gate, call = tmp_path / "gate", host_process.HostProcess.call
     given_up = asyncio.Event()

@@ -13,6 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from server.auth import FIRST_APP
+
 from .conftest import Serve
 from .harness import Client, Clock, LocalServer, eventually, script
 
@@ -85,8 +87,9 @@ async def test_an_idle_close_leaves_its_row_in_the_audit(
     clock.advance(IDLE)
     await sweep(server)
     assert events(server, session) == ["create", "turn", "sweep_close"]
+    (app,) = [row for row in server.services.tokens.rows() if row.name != FIRST_APP]
     sql = "SELECT app_name, at FROM session_events WHERE event = 'sweep_close'"
-    assert rows(server, sql) == [("app", clock.now)]
+    assert rows(server, sql) == [(app.name, clock.now)]
 
 
 async def test_a_session_that_is_not_yet_idle_is_left_alone(
