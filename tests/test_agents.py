@@ -88,6 +88,17 @@ async def test_an_agent_that_dies_between_turns_is_started_again_with_its_contex
     assert [start["context"] for start in starts] == ["new", "kept"]
 
 
+async def test_a_prompt_right_behind_its_agents_death_never_blames_the_start(
+    client: Client,
+) -> None:
+    session = await client.create()
+    for _ in range(12):  # acpx notices the death before, while or after it takes the prompt
+        pid = (await told(client, session, {"report": True}))["pid"]
+        os.kill(pid, signal.SIGKILL)
+        status, reply = await client.turn(session, "behind")
+        assert status == 200 or reply["code"] == "agent_failed", reply
+
+
 async def test_the_first_turn_is_new_even_if_its_agent_died_before(client: Client) -> None:
     session = await client.create("mock-fail-load")
 

@@ -210,9 +210,9 @@ class HostAgent:
                 if prompt.sent:
                     await self._end_lost(prompt, _plain(error))
                     return
-                if last_try or not self._cannot_load(error):
+                if last_try or not (_was_gone(error) or self._cannot_load(error)):
                     raise await self._start_error(error) from None
-                fresh = True
+                fresh = self._cannot_load(error)
             finally:
                 if prompt in self._waiting:
                     self._waiting.remove(prompt)
@@ -355,6 +355,11 @@ class HostAgent:
             processes.kill_session, seam.pid, seam.mark, seam.sign
         ):
             logger.info("session %s: ended %d processes", self.spec.key, killed)
+
+
+def _was_gone(error: CallError) -> bool:
+    """Whether acpx had not noticed yet that the agent was dead; the next time it starts another."""
+    return error.code == "AGENT_DISCONNECTED" or "ACP client not started" in str(error)
 
 
 def _plain(error: CallError) -> str:
