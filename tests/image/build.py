@@ -156,6 +156,8 @@ class Build:
     def _run(self, rest: str) -> None:
         network = {k: v for k, v in os.environ.items() if NETWORK.fullmatch(k)}
         network.pop("PIP_FIND_LINKS", None)
+        # Node knows certificates of its own only; where a mirror has another, the system has it.
+        network.setdefault("NODE_EXTRA_CA_CERTS", f"/{CERTIFICATES}")
         # Args are seen by what runs and are not kept.
         environ = {**network, **self._arguments, **self._stage.environ, "HOME": "/root"}
         done = subprocess.run(
