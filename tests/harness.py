@@ -163,6 +163,11 @@ def texts_of(events: list[Json]) -> str:
     return "".join(chunk_text({"event": event}) for event in events)
 
 
+def without_commands(events: list[Json]) -> list[Json]:
+    """Without what the agent says soon after its start, within the first turn or before it."""
+    return [event for event in events if "available_commands_update" not in str(event)]
+
+
 _sockets: WeakKeyDictionary[aiohttp.ClientSession, list[aiohttp.ClientWebSocketResponse]] = (
     WeakKeyDictionary()
 )

@@ -324,3 +324,19 @@ async def test_without_any_node_the_start_says_how_to_get_one(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr("shutil.which", lambda _: None)
     assert "Node is missing" in await start_error(serve)
+
+
+async def test_what_a_killed_server_had_only_begun_is_deleted_at_the_next_start(
+    serve: Serve, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    begun = [data / "acpx" / name for name in ("probe-1", "sessions/acpx-write-1")]
+    for folder in begun:
+        folder.mkdir(parents=True)
+        (folder / "record.json").touch()
+    record = data / "acpx" / "sessions" / "probe-1.json"
+    kept = record.with_name("0b1e.json")
+    record.touch()
+    kept.touch()
+    await serve()
+    assert [path.exists() for path in (*begun, record, kept)] == [False, False, False, True]

@@ -124,13 +124,23 @@ class HostBackend:
         Raises:
             AcpxError: it does not start, or it is not the acpx that is needed.
         """
-        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(self._prepare_state_dir)
         self._attachments.start()
         try:
             await self._host.start()
         except BaseException:
             await self._attachments.stop()
             raise
+
+    def _prepare_state_dir(self) -> None:
+        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What a killed server or host had only begun: probes, and records that acpx was writing.
+        for pattern in ("probe-*", "sessions/probe-*", "sessions/acpx-write*"):
+            for path in self._state_dir.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     async def stop(self) -> None:
         """Let the agents end in peace, for a moment, and then everything."""
