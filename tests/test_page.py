@@ -69,6 +69,24 @@ async def test_the_page_has_a_policy_that_allows_nothing_from_elsewhere(
     assert not re.search(r"<style|\sstyle=|\son\w+=", page)
 
 
+async def test_a_page_that_is_exchanged_under_a_running_server_is_not_blocked(
+    serve: Serve, http: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an upgrade: the policy allows the import map that goes out with it."""
+    monkeypatch.setattr(page_module, "STATIC", tmp_path)
+    server = await serve()
+    seen: set[str] = set()
+    for name in ("old", "new"):
+        (tmp_path / "index.html").write_text(f'<script type="importmap">{name}</script>')
+        digest = base64.b64encode(hashlib.sha256(name.encode()).digest()).decode()
+        # With the tag of the old page the new one comes whole.
+        async with http.get(server.url + "/", headers={"If-None-Match": ", ".join(seen)}) as page:
+            assert name in await page.text()
+            assert f"'sha256-{digest}'" in page.headers["Content-Security-Policy"]
+            seen.add(page.headers["ETag"])
+    assert len(seen) == 2
+
+
 async def test_the_docs_page_has_the_same_policy_and_nothing_inline(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:

@@ -50,11 +50,16 @@ def content_security_policy(page: bytes) -> str:
 @routes.get("/")
 @routes.get("/docs")
 async def page(request: web.Request) -> web.StreamResponse:
-    headers = {
-        "Content-Security-Policy": request.app[POLICIES][request.path],
-        "Cache-Control": "no-cache",
-    }
-    return _compressed(request, web.FileResponse(STATIC / PAGES[request.path], headers=headers))
+    """Read anew each time: a policy fits its page, also when that is exchanged under us."""
+    body = await asyncio.to_thread((STATIC / PAGES[request.path]).read_bytes)
+    tag = hashlib.sha256(body).hexdigest()[:32]
+    headers = {"Content-Security-Policy": content_security_policy(body)}
+    if any(tag == known.value for known in request.if_none_match or ()):
+        response = web.Response(status=304, headers=headers)
+    else:
+        response = web.Response(body=body, content_type="text/html", headers=headers)
+    response.etag = tag
+    return _compressed(request, response)
 
 
 @routes.get("/static/{path:.+}")
@@ -77,11 +82,12 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
     found = await asyncio.to_thread(_find, folder, path)
     if found is None:
         raise not_found("file")
-    return _compressed(request, web.FileResponse(found, headers={"Cache-Control": "no-cache"}))
+    return _compressed(request, web.FileResponse(found))
 
 
-def _compressed(request: web.Request, response: web.FileResponse) -> web.FileResponse:
+def _compressed(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
     """A third of the bytes; not where the answer may be a 304 or a part of the file."""
+    response.headers["Cache-Control"] = "no-cache"  # asked for again each time, by its tag
     response.headers["Vary"] = "Accept-Encoding"
     if request.method == "GET" and not any(name in request.headers for name in _SHORT):
         response.enable_compression()
@@ -99,11 +105,5 @@ def _find(folder: Path, path: str) -> Path | None:
         return None  # a name too long, a link in a circle, a NUL
 
 
-POLICIES = web.AppKey("content-security-policies", dict[str, str])
-
-
 def set_up(app: web.Application) -> None:
-    app[POLICIES] = {
-        path: content_security_policy((STATIC / name).read_bytes()) for path, name in PAGES.items()
-    }
     app.add_routes(routes)
