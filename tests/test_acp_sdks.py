@@ -13,14 +13,12 @@ from typing import Any, cast
 import acp
 import pytest
 import pytest_asyncio
-from acp.connection import StreamDirection, StreamEvent
-from acp.schema import AllowedOutcome, RequestPermissionResponse
-from acp.ws import create_websocket_stream
 
 from server.agents.acpx import find_node
 
 from .acp_client import acp_url, check, connect
-from .harness import ROOT, Client, Deadline, Json, LocalServer, local_server, run_program, script
+from .acp_sdk import Me, dial, steps
+from .harness import ROOT, Client, LocalServer, local_server, run_program, script
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,69 +61,6 @@ async def output_of(*argv: str, **variables: str) -> str:
 
 
 # Python.
-
-
-class Me:
-    """A client on the SDK; what it is told is kept by session."""
-
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-        self.users: dict[str, str] = {}
-        self.tools: list[Any] = []
-        self.asked: list[Any] = []
-        self.arrived = asyncio.Condition()
-
-    async def session_update(self, session_id: str, update: Any, **_: Any) -> None:
-        kept = {"agent_message_chunk": self.texts, "user_message_chunk": self.users}
-        if (texts := kept.get(update.session_update)) is not None:
-            texts[session_id] = texts.get(session_id, "") + update.content.text
-        elif update.session_update == "tool_call":
-            self.tools.append(update)
-        async with self.arrived:
-            self.arrived.notify_all()
-
-    async def request_permission(
-        self, session_id: str, tool_call: Any, options: list[Any], **_: Any
-    ) -> RequestPermissionResponse:
-        self.asked.append((session_id, tool_call.title))
-        (option,) = [one for one in options if one.kind == "allow_once"]
-        outcome = AllowedOutcome(outcome="selected", option_id=option.option_id)
-        return RequestPermissionResponse(outcome=outcome)
-
-    async def until_text(self, session_id: str, text: str) -> None:
-        async with Deadline(f"the text {text!r}"), self.arrived:
-            await self.arrived.wait_for(lambda: text in self.texts.get(session_id, ""))
-
-
-class Recorder:
-    """Holds every frame against the schema as the SDK sees it."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self._methods: dict[Any, str] = {}
-
-    def __call__(self, event: StreamEvent) -> None:
-        message = event.message
-        if event.direction is StreamDirection.OUTGOING:
-            if "method" in message and "id" in message:
-                self._methods[message["id"]] = message["method"]
-            return
-        self.sizes.append(len(json.dumps(message, separators=(",", ":"))))
-        check(message, None if "method" in message else self._methods[message["id"]])
-
-
-async def dial(client: Client, me: Me) -> tuple[Any, Recorder]:
-    transport = await create_websocket_stream(acp_url(client), headers=client.headers())
-    recorder = Recorder()
-    agent = acp.connect_to_agent(cast(Any, me), transport, observers=[recorder])
-    initialized = await agent.initialize(protocol_version=acp.PROTOCOL_VERSION)
-    assert initialized.agent_capabilities is not None
-    assert initialized.agent_capabilities.load_session is True
-    return agent, recorder
-
-
-def steps(*them: Json) -> list[Any]:
-    return [acp.text_block(script(*them))]
 
 
 async def test_the_python_sdk_has_its_conversations(alone: Client) -> None:
