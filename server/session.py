@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from . import frames, permissions, store
-from .agents.base import Agent, AgentSpec, Context
+from .agents.base import NEW, Agent, AgentSpec, AgentState, Context
 from .codec import dumps, loads
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found, session_closed
@@ -158,15 +158,20 @@ class Session:
 
     def agent_view(self) -> dict[str, Any]:
         """What the agent offers, in ACP's shapes, and whether it runs."""
-        agent = self.agent
-        state = agent.state if agent is not None else None
-        return {
-            "agent_state": self.agent_state,
-            "modes": state.modes if state else None,
-            "models": state.models if state else None,
-            "config_options": state.config_options if state else None,
-            "commands": state.commands if state else None,
-        }
+        state = self.agent.state if self.agent is not None else NEW
+        return {"agent_state": self.agent_state, **state.told()}
+
+    def kept_agent_state(self) -> AgentState:
+        """What an earlier server's agent last said of itself."""
+        return AgentState.of(loads(self.row.agent_state)) if self.row.agent_state else NEW
+
+    def _keep_agent_state(self) -> None:
+        """Keep what the agent says of itself, for when there is neither it nor this server."""
+        told = self.agent.state.told() if self.agent is not None else NEW.told()
+        text = dumps(told).decode()
+        if told != NEW.told() and text != self.row.agent_state:
+            self.row.agent_state = text
+            self._house.writer.add([store.set_agent_state(self.row.n, text)])
 
     def view(self) -> dict[str, Any]:
         """The state, as REST shows it; times are unix seconds or None."""
@@ -342,6 +347,7 @@ class Session:
                     return await agent.set_config_option(key, value)
         finally:
             self._changing -= 1
+            self._keep_agent_state()
             self.last_used = self._house.clock()
             self._release_if_gone()
             self._house.slots.idle(self)
@@ -358,6 +364,7 @@ class Session:
         self.agent = spare.hand_over(self.spec, self)
         self._prewarmed = self.agent.live
         self._house.slots.pass_on(spare, self)
+        self._keep_agent_state()
         self._release_if_gone()
 
     def wake(self) -> None:
@@ -374,6 +381,7 @@ class Session:
             self._start_error = error
         finally:
             self._waking = None
+            self._keep_agent_state()
             self._release_if_gone()
 
     async def awake(self) -> None:
@@ -538,6 +546,7 @@ class Session:
         turn.last_seq = self.log.append(
             "turn_end", turn.index, frames.turn_end_fields(reason, turn.duration_ms, error_json)
         )
+        self._keep_agent_state()
         now = self._house.clock()
         self.row.last_turn_at = now
         detail = {
@@ -590,6 +599,7 @@ class Session:
     def agent_gone(self) -> None:
         self._cancel_permissions()
         self._prewarmed = False
+        self._keep_agent_state()
         self._release_if_gone()
 
     def _release_if_gone(self) -> None:

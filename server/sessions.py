@@ -164,7 +164,7 @@ class Sessions:
 
     def _settle_in(self, session: Session) -> None:
         if not session.is_closed:
-            session.agent = self.backend.agent(session.spec, session)
+            session.agent = self.backend.agent(session.spec, session, session.kept_agent_state())
         self._loaded[session.id] = self._kept[session.id] = session
 
     async def sessions_of(self, app_name: str, *, include_closed: bool) -> list[Session]:

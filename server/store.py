@@ -139,12 +139,16 @@ _MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (session, request_id)
     ) WITHOUT ROWID;
     """,
+    "ALTER TABLE sessions ADD COLUMN agent_state TEXT;",
 )
 
 
 @dataclasses.dataclass(slots=True)
 class SessionRow:
-    """A session as it is stored; times are unix seconds, ``meta`` is JSON."""
+    """A session as it is stored; times are unix seconds, ``meta`` is JSON.
+
+    ``agent_state`` is the JSON of what its agent last said of itself, if it has said anything.
+    """
 
     n: int
     id: str
@@ -161,6 +165,7 @@ class SessionRow:
     has_context: int
     closed_at: float | None
     close_reason: str | None
+    agent_state: str | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -699,6 +704,10 @@ def end_turn(
 
 def set_meta(session: int, meta: str) -> Statement:
     return "UPDATE sessions SET meta = ? WHERE n = ?", (meta, session)
+
+
+def set_agent_state(session: int, state: str) -> Statement:
+    return "UPDATE sessions SET agent_state = ? WHERE n = ?", (state, session)
 
 
 def close_session(session: int, reason: str, at: float) -> Statement:

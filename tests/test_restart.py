@@ -81,13 +81,28 @@ async def test_the_next_prompt_has_the_context_and_old_ids_are_duplicates(
 ) -> None:
     server = await spawn()
     client = await new_client(server.url, http)
-    session = await client.create()
+    session = await client.create("mock-modes")
+    editor = await connect(client)
+    await editor.call("session/resume", sessionId=session, cwd="/")
+    await editor.call("session/set_mode", sessionId=session, modeId="code")
     socket = await client.connect(session)
     await socket.turn("remember this", id="c1")
+    before = await client.state(session)
+    assert before["modes"]["currentModeId"] == "code"
     await server.kill()
 
     client = await at((await spawn()).url, client)
+    state = await client.state(session)
+    assert state["agent_state"] == "hibernated"
+    offers = ("modes", "models", "config_options")
+    assert [state[name] for name in offers] == [before[name] for name in offers]
+    told = {"modes": state["modes"], "configOptions": state["config_options"]}
+    editor = await connect(client)
+    for method in ("session/resume", "session/load"):
+        answer = await editor.call(method, sessionId=session, cwd="/", mcpServers=[])
+        assert {name: answer[name] for name in told} == told
     socket = await client.connect(session)
+    assert [socket.frames[0][name] for name in offers] == [state[name] for name in offers]
     await socket.send("prompt", id="c1", prompt="anything else")
     again = await socket.until("accepted")
     assert (again["turn_index"], again["duplicate"]) == (1, True)

@@ -46,6 +46,9 @@ class AgentSpec:
     permission: str
 
 
+TOLD = ("modes", "models", "config_options", "commands")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentState:
     """What the agent last said of itself, in ACP's own shapes (None: it said nothing)."""
@@ -55,6 +58,15 @@ class AgentState:
     models: Any = None
     config_options: Any = None
     commands: Any = None
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> AgentState:
+        """From what :meth:`told` gave."""
+        return cls(**{name: told.get(name) for name in TOLD})
+
+    def told(self) -> dict[str, Any]:
+        """What clients are told of it."""
+        return {name: getattr(self, name) for name in TOLD}
 
     def opened(self, result: Mapping[str, Any]) -> AgentState:
         """With the agent's answer to session/new, session/load or session/resume.
@@ -87,6 +99,9 @@ class AgentState:
         if not isinstance(self.modes, dict):
             return self
         return dataclasses.replace(self, modes={**self.modes, "currentModeId": mode})
+
+
+NEW = AgentState()
 
 
 class Listener(Protocol):
@@ -196,7 +211,8 @@ class Backend(Protocol):
         The first time the agent may be started for it, which takes a while.
         """
 
-    def agent(self, spec: AgentSpec, listener: Listener) -> Agent: ...
+    def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> Agent:
+        """A session's agent; *state* is what it said of itself when it last ran."""
 
     async def forget(self, key: str) -> None:
         """Delete what acpx keeps of a session that has no process any more."""

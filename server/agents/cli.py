@@ -25,7 +25,7 @@ from ..config import AgentCommand
 from ..tasks import Tasks
 from .acpx import AcpxError, check_versions, describe
 from .acpx_commands import Acpx, AcpxCommands, socket_folder
-from .base import AgentInfo, AgentSpec, Listener, Pressure, agent_unavailable
+from .base import NEW, AgentInfo, AgentSpec, AgentState, Listener, Pressure, agent_unavailable
 from .cli_agent import CliAgent
 
 logger = logging.getLogger(__name__)
@@ -98,10 +98,11 @@ class CliBackend:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
 
-    def agent(self, spec: AgentSpec, listener: Listener) -> CliAgent:
+    def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> CliAgent:
         agent = CliAgent(
             spec,
             listener,
+            state,
             find_commands=self._find_commands,
             tasks=self._tasks,
             start_timeout=self._start_timeout,

@@ -96,6 +96,7 @@ class CliAgent:
         self,
         spec: AgentSpec,
         listener: Listener,
+        state: AgentState,
         *,
         find_commands: Callable[[AgentSpec], Awaitable[AcpxCommands]],
         tasks: Tasks,
@@ -118,7 +119,7 @@ class CliAgent:
         self._fresh = False
         self._busy = 0
         self._turn: _Turn | None = None
-        self._state = AgentState()
+        self._state = state
 
     @property
     def live(self) -> bool:

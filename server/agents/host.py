@@ -23,7 +23,16 @@ from ..errors import Error
 from ..tasks import Tasks
 from .acpx import describe
 from .attach import Attachments
-from .base import AgentInfo, AgentSpec, Context, Listener, Pressure, agent_unavailable
+from .base import (
+    NEW,
+    AgentInfo,
+    AgentSpec,
+    AgentState,
+    Context,
+    Listener,
+    Pressure,
+    agent_unavailable,
+)
 from .host_agent import HostAgent
 from .host_process import CallError, HostGoneError, HostProcess
 from .stderr import StderrFiles
@@ -148,13 +157,14 @@ class HostBackend:
         await self._attachments.stop()
         await self._tasks.finish(0)
 
-    def agent(self, spec: AgentSpec, listener: Listener) -> HostAgent:
+    def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> HostAgent:
         return HostAgent(
             self._host,
             self._attachments,
             self._tasks,
             spec,
             listener,
+            state,
             starts=self._starts,
             closes=self._closes,
         )

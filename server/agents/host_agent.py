@@ -63,6 +63,7 @@ class HostAgent:
         tasks: Tasks,
         spec: AgentSpec,
         listener: Listener,
+        state: AgentState,
         *,
         starts: asyncio.Semaphore,
         closes: asyncio.Semaphore,
@@ -84,7 +85,7 @@ class HostAgent:
         self._current: _Prompt | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._ending = False
-        self._state = AgentState()
+        self._state = state
         self._setting = asyncio.Lock()
         self._replies: dict[str, dict[str, Any]] = {}
 
