@@ -25,6 +25,13 @@ ifneq ($(shell $(whole_venv) && echo whole),whole)
 $(RUN_STAMP) $(DEV_STAMP): FORCE
 endif
 
+# The same for acpx, which an `npm install` by hand may have exchanged or removed.
+whole_acpx = grep -qF "\"version\": \"$$(sed -n 's/.*"acpx": "\([^"]*\)".*/\1/p' package.json)\"" \
+	node_modules/acpx/package.json 2>/dev/null
+ifneq ($(shell $(whole_acpx) && echo whole),whole)
+$(NODE_STAMP): FORCE
+endif
+
 # $(call quietly,what,command): says what, and shows the command's output only if it fails.
 quietly = echo '$(1) …'; output=$$($(2) 2>&1) || \
 	{ printf '%s\n' "$$output" >&2; echo '$(1) failed: the output is above.' >&2; exit 1; }

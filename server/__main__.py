@@ -17,7 +17,7 @@ from aiohttp import web
 from . import __version__, control, logs
 from .app import FIRST_TOKENS, StartError, build_app
 from .commands import backup, doctor, sessions, tokens
-from .commands.house import CommandError
+from .commands.house import CommandError, sentence
 from .config import SettingError, Settings, load, with_env_file
 from .door import Door
 from .services import SERVICES
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=_serve)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     text = "serve until SIGTERM or Ctrl-C (the default)"
-    commands.add_parser("serve", help=text, description=text.capitalize() + ".")
+    commands.add_parser("serve", help=text, description=sentence(text))
     for module in (tokens, sessions, doctor, backup):
         module.add_to(commands)
     return parser
@@ -81,6 +81,8 @@ async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(runner.cleanup)
+        # They are made once: a first start that fails after that shows them, too.
+        stack.callback(_show_tokens, app)
         await runner.setup()
         door = Door(app[SERVICES].sockets.waiting, settings.auth_timeout_secs)
         try:
@@ -112,17 +114,23 @@ def _greet(app: web.Application, settings: Settings, port: int) -> None:
     shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     host = f"[{shown}]" if ":" in shown else shown
     address = f"http://{host}:{port}/"
-    lines = [f"clawdforge {__version__} is ready on {address}"]
-    for first in app[FIRST_TOKENS]:
-        lines.append("")
+    print(f"clawdforge {__version__} is ready on {address}", flush=True)
+    _show_tokens(app, address)
+
+
+def _show_tokens(app: web.Application, address: str | None = None) -> None:
+    """Show the tokens that a first start has made, this once."""
+    while app[FIRST_TOKENS]:
+        first = app[FIRST_TOKENS].pop()
+        lines = [""]
         if first.admin is not None:
             lines.append(f"  admin token  {first.admin}")
         if first.app is not None:
             lines.append(f"  app token    {first.app}")
-            lines.append(f"  open         {address}#token={first.app}")
-        lines.append("")
-        lines.append("  These are shown this once; only their hashes are kept.")
-    print("\n".join(lines), flush=True)
+            if address is not None:
+                lines.append(f"  open         {address}#token={first.app}")
+        lines += ["", "  These are shown this once; only their hashes are kept."]
+        print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":

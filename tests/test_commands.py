@@ -81,7 +81,9 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         with pytest.raises(SystemExit) as ended:
             command_line._parser().parse_args([*path, "--help"])
         assert ended.value.code == 0
-        assert f"usage: python -m server {' '.join(path)}".rstrip() in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"usage: python -m server {' '.join(path)}".rstrip() in said
+        assert not re.search(r"sigterm|look at node", said), "names keep their capitals"
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:
@@ -92,6 +94,14 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
     again = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (1, "")
     assert again.stderr == "clawdforge: the name 'app' is taken\n"
+    read, write = os.pipe()
+    os.close(read)  # as `head` does once it has its lines
+    shown = [*argv[:-2], "list"]
+    done = subprocess.run(
+        shown, cwd=ROOT, env=environ, stdout=write, stderr=subprocess.PIPE, text=True, check=True
+    )
+    os.close(write)
+    assert done.stderr == ""
 
 
 async def test_tokens_of_a_stopped_server(
@@ -251,7 +261,8 @@ async def test_what_is_no_backup_is_refused_and_changes_nothing(
                 tar.addfile(link)
             names = {"foreign": "etc/passwd", "outside": "workspaces/evil"}
             tar.add(odd, names.get(kind, "clawdforge.db"))
-    await operator.run("restore", "--replace", str(archive), status=1)
+    _, err = await operator.run("restore", "--replace", str(archive), status=1)
+    assert err.count("\n") == 1
     assert not (tmp_path / "evil").exists()
     assert "kept" in (await operator.run("token", "list"))[0]
     assert not [p for p in operator.data_dir.iterdir() if p.name.startswith(".restore")]

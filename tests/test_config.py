@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -209,8 +210,8 @@ def test_an_env_file_that_is_not_text_is_told_in_one_line(tmp_path: Path) -> Non
 # The start.
 
 
-async def start(folder: Path, environ: Mapping[str, str]) -> tuple[int | None, str]:
-    """``python -m server`` in *folder*: its exit status and what it says."""
+async def start(folder: Path, environ: Mapping[str, str]) -> tuple[int | None, str, str]:
+    """``python -m server`` in *folder*: its exit status, and what it says on stderr and stdout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "server"),
@@ -218,19 +219,19 @@ async def start(folder: Path, environ: Mapping[str, str]) -> tuple[int | None, s
         env={**kept, "PYTHONPATH": str(ROOT), "CLAWDFORGE_PORT": "0", **environ},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
-        said, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+        out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return process.returncode, said.decode()
+    return process.returncode, err.decode(), out.decode()
 
 
 async def test_a_bad_value_stops_the_start_with_one_line_that_names_it(tmp_path: Path) -> None:
-    status, said = await start(tmp_path, {"CLAWDFORGE_PORT": "many"})
+    status, said, _ = await start(tmp_path, {"CLAWDFORGE_PORT": "many"})
     assert status == 2
     assert said == "clawdforge: CLAWDFORGE_PORT: must be a whole number from 0 to 65535\n"
     assert list(tmp_path.iterdir()) == []
@@ -238,28 +239,29 @@ async def test_a_bad_value_stops_the_start_with_one_line_that_names_it(tmp_path:
 
 async def test_a_bad_value_in_the_env_file_does_so_too(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CLAWDFORGE_SYNC=perhaps\n")
-    status, said = await start(tmp_path, {})
+    status, said, _ = await start(tmp_path, {})
     assert (status, said) == (2, "clawdforge: CLAWDFORGE_SYNC: must be one of normal, full\n")
 
 
 async def test_a_data_dir_that_cannot_be_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for value in ("file", "file/below", "x" * 300):
-        status, said = await start(tmp_path, {"CLAWDFORGE_DATA_DIR": value})
+        status, said, _ = await start(tmp_path, {"CLAWDFORGE_DATA_DIR": value})
         assert status in (1, 2)
         assert said.startswith("clawdforge: CLAWDFORGE_DATA_DIR: ")
         assert said.count("\n") == 1
 
 
 async def test_an_address_that_cannot_be_listened_on_is_named(tmp_path: Path) -> None:
-    status, said = await start(tmp_path, {"CLAWDFORGE_HOST": "256.256.256.256"})
+    status, said, shown = await start(tmp_path, {"CLAWDFORGE_HOST": "256.256.256.256"})
     assert status == 1
+    assert len(re.findall(r"(admin|app) token +cf_", shown)) == 2, "made now, and never again"
     assert said.startswith("clawdforge: cannot listen on 256.256.256.256:0: ")
     assert said.count("\n") == 1
 
 
 async def test_a_default_agent_that_nobody_knows_is_named(tmp_path: Path) -> None:
-    status, said = await start(tmp_path, {"CLAWDFORGE_DEFAULT_AGENT": "nope"})
+    status, said, _ = await start(tmp_path, {"CLAWDFORGE_DEFAULT_AGENT": "nope"})
     assert status in (1, 2)
     assert said.startswith("clawdforge: CLAWDFORGE_DEFAULT_AGENT: ")
     assert said.count("\n") == 1

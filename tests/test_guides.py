@@ -78,12 +78,21 @@ async def test_the_bots_answer(spawn: Spawn, http: aiohttp.ClientSession, tmp_pa
     assert client.token is not None
     program("jq")
     runners = {"bot.py": sys.executable, "bot.mjs": find_node(), "bot.sh": "bash"}
-    for name, runner in runners.items():
+
+    async def run(name: str, runner: str | Path, token: str) -> str:
+        command = f"'{runner}' {name} hello, bot"
+        command = f"exec {command}" if token == client.token else f"! {command}"
+        return await bash(command, tmp_path, URL=server.url, TOKEN=token)
+
+    for name in runners:
         (tmp_path / name).write_text(program_of("bots.md", name), "utf-8")
-        out = await bash(
-            f"exec '{runner}' {name} hello, bot", tmp_path, URL=server.url, TOKEN=client.token
-        )
+    answers = [run(*each, client.token) for each in runners.items()]
+    refusals = [run(*each, "cf_wrong") for each in runners.items()]
+    said = await asyncio.gather(*answers, *refusals)
+    for name, out in zip(runners, said[:3], strict=True):
         assert "hello, bot" in out.partition("hello, bot")[2], (name, out)
+    for name, out in zip(runners, said[3:], strict=True):
+        assert "a valid token is needed" in out, (name, out)
 
 
 @pytest.mark.slow

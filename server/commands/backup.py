@@ -22,12 +22,13 @@ from . import house
 DATABASE = "clawdforge.db"
 BESIDE = ("acpx", "acpx-cli", "workspaces", "uploads")
 """Folders of the data folder that a backup has: agents' conversations, and files."""
+NO_BACKUP = "no backup of clawdforge"
 
 
 def add_to(commands: Any) -> None:
     """Add this module's commands to a parser's."""
     text = "write all that is kept into an archive, also while the server runs"
-    one = commands.add_parser("backup", help=text, description=text.capitalize() + ".")
+    one = commands.add_parser("backup", help=text, description=house.sentence(text))
     one.add_argument("archive", type=Path, help="the file to make, clawdforge.tar.gz say")
     one.add_argument(
         "--without-files",
@@ -37,7 +38,7 @@ def add_to(commands: Any) -> None:
     one.set_defaults(run=backup)
 
     text = "put an archive's content into the data folder of a stopped server"
-    one = commands.add_parser("restore", help=text, description=text.capitalize() + ".")
+    one = commands.add_parser("restore", help=text, description=house.sentence(text))
     one.add_argument("archive", type=Path, help="what backup made")
     one.add_argument(
         "--replace",
@@ -69,9 +70,14 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
     except (OSError, sqlite3.Error) as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise house.CommandError(f"{archive}: {error}") from None
+        raise house.CommandError(f"{archive}: {_why(error)}") from None
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
     return 0
+
+
+def _why(error: Exception) -> str:
+    """In words, without the names of folders that are made on the way."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
@@ -104,7 +110,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
     except StartError as error:
         raise house.CommandError(f"{error}: stop it first") from None
     except (OSError, tarfile.TarError) as error:
-        raise house.CommandError(f"{archive}: {error}") from None
+        raise house.CommandError(f"{archive}: {_why(error)}") from None
     print(f"{folder} is restored." + (f" What it had is in {aside}." if old else ""))
     return 0
 
@@ -125,10 +131,14 @@ def _move(source: Path, target: Path) -> None:
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack and check an archive of our own; nothing of it leaves *folder*."""
     root = folder.resolve()
-    with tarfile.open(archive) as tar:
+    try:
+        opened = tarfile.open(archive)  # noqa: SIM115  # closed below
+    except tarfile.ReadError:
+        raise tarfile.ReadError(NO_BACKUP) from None  # it would tell why of each compression
+    with opened as tar:
         for member in tar:
             if member.name.split("/")[0] not in (DATABASE, *BESIDE):
-                raise tarfile.ReadError("no backup of clawdforge")
+                raise tarfile.ReadError(NO_BACKUP)
             target = folder / member.name
             # A link that came first is never gone through: it may lead anywhere.
             if not target.parent.resolve().is_relative_to(root):

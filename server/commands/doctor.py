@@ -46,7 +46,9 @@ def add_to(commands: Any) -> None:
     """Add this module's command to a parser's."""
     text = "look at Node, acpx, agents, disk, database and port, and say what to do"
     one = commands.add_parser(
-        "doctor", help=text, description=f"{text.capitalize()}. Exits with 1 where it is not well."
+        "doctor",
+        help=text,
+        description=f"{house.sentence(text)} Exits with 1 where it is not well.",
     )
     one.add_argument("--json", action="store_true", help="an object a line")
     one.set_defaults(run=functools.partial(house.run, doctor))

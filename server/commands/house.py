@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -182,6 +184,10 @@ def run(
     """
     try:
         asyncio.run(_awaited(command(arguments, settings, environ)))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough, `head` say: the rest goes nowhere, also at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Error, SchemaError) as error:
         raise CommandError(str(error)) from None
     return 0
@@ -189,6 +195,11 @@ def run(
 
 async def _awaited(work: Awaitable[None]) -> None:
     await work
+
+
+def sentence(text: str) -> str:
+    """A command's help, as the sentence that describes it."""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

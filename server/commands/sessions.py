@@ -27,24 +27,24 @@ def add_to(commands: Any) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     text = "list the open sessions, the newest first"
-    one = actions.add_parser("list", help=text, description=text.capitalize() + ".")
+    one = actions.add_parser("list", help=text, description=house.sentence(text))
     one.add_argument("--app", metavar="NAME", help="only this app's")
     one.add_argument("--all", action="store_true", help="the closed ones, too")
     one.add_argument("--json", action="store_true", help="an object a line")
     one.set_defaults(run=functools.partial(house.run, show))
 
     text = "close a session; what runs is cancelled, its sockets close"
-    one = actions.add_parser("close", help=text, description=text.capitalize() + ".")
+    one = actions.add_parser("close", help=text, description=house.sentence(text))
     one.add_argument("session_id")
     one.set_defaults(run=functools.partial(house.run, close))
 
     text = "show the end of what a session's agent wrote on stderr: why it does not work, say"
-    one = actions.add_parser("stderr", help=text, description=text.capitalize() + ".")
+    one = actions.add_parser("stderr", help=text, description=house.sentence(text))
     one.add_argument("session_id")
     one.set_defaults(run=functools.partial(house.run, show_stderr))
 
     text = "write a session's log to stdout"
-    one = actions.add_parser("export", help=text, description=text.capitalize() + ".")
+    one = actions.add_parser("export", help=text, description=house.sentence(text))
     one.add_argument("session_id")
     one.add_argument(
         "--format",

@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     text = "make a token for an app; it is shown this once"
-    one = actions.add_parser("add", help=text, description=f"{text.capitalize()}, on stdout.")
+    one = actions.add_parser("add", help=text, description=house.sentence(f"{text}, on stdout"))
     one.add_argument("name", help="the app's name: letters, digits, dots, dashes, underscores")
     one.add_argument(
         "--network",
@@ -33,12 +33,12 @@ def add_to(commands: Any) -> None:
     one.set_defaults(run=functools.partial(house.run, add))
 
     text = "list the tokens: names and networks, never the tokens themselves"
-    one = actions.add_parser("list", help=text, description=text.capitalize() + ".")
+    one = actions.add_parser("list", help=text, description=house.sentence(text))
     one.add_argument("--json", action="store_true", help="an object a line")
     one.set_defaults(run=functools.partial(house.run, show))
 
     text = "take a token back; it is worth nothing from now on, and its sockets close"
-    one = actions.add_parser("revoke", help=text, description=text.capitalize() + ".")
+    one = actions.add_parser("revoke", help=text, description=house.sentence(text))
     one.add_argument("name", help="the app's name")
     one.set_defaults(run=functools.partial(house.run, revoke))
 
