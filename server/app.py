@@ -26,6 +26,7 @@ from .health import Health
 from .log import LogWriter
 from .metrics import Metrics
 from .middleware import answer
+from .replies import sign
 from .routes import acp, admin, docs, files, health, page, run, sessions, socket
 from .runner import Runner
 from .services import SERVICES, Services
@@ -61,6 +62,7 @@ async def build_app(
     """
     app = web.Application(middlewares=[answer], client_max_size=MAX_BODY_BYTES)
     app[FIRST_TOKENS] = []
+    app.on_response_prepare.append(sign)
 
     async def house(app: web.Application) -> AsyncIterator[None]:
         try:

@@ -15,12 +15,12 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from .errors import Error, bad_request
 from .limits import Places
-from .replies import error_reply
+from .replies import NAME, error_reply
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +115,15 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer bytes that are no request; what is one is the middleware's, errors too."""
+        reply: web.StreamResponse
         if status >= 500 or request.writer.output_size > 0:
-            return super().handle_error(request, status, exc, message)
-        self.log_exception(exc_info=exc)
-        reply = error_reply(bad_request("this is no request that is understood"), uuid.uuid4().hex)
-        reply.force_close()
+            reply = super().handle_error(request, status, exc, message)
+        else:
+            self.log_exception(exc_info=exc)
+            error = bad_request("this is no request that is understood")
+            reply = error_reply(error, uuid.uuid4().hex)
+            reply.force_close()
+        reply.headers[hdrs.SERVER] = NAME  # no application sees it on its way
         return reply
 
     def log_exception(self, *args: Any, **options: Any) -> None:

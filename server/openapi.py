@@ -83,6 +83,7 @@ def document(operations: Mapping[tuple[str, str], Operation] = OPERATIONS) -> Js
             "description": ABOUT,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
+        "servers": [{"url": ".", "description": "Where this document lies, also under a path."}],
         "tags": [{"name": name} for name in tags],
         "paths": paths,
         "components": {

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from .codec import dumps
 from .errors import Error
+
+NAME = "clawdforge"
+
+
+async def sign(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Say who answers, and nothing of versions: left to itself aiohttp tells its and Python's."""
+    response.headers[hdrs.SERVER] = NAME
 
 
 def raw_reply(body: bytes, *, status: int = 200) -> web.Response:

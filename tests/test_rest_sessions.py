@@ -1042,6 +1042,33 @@ async def test_a_path_that_is_not_utf8_is_answered_and_not_broken_by(client: Cli
     assert status.split()[1] in (b"400", b"404"), status
 
 
+async def test_no_answer_tells_what_the_server_is_made_of(client: Client) -> None:
+    session = await client.create()
+    answers: list[tuple[int, Any]] = []
+    for method, path in (
+        ("GET", "/healthz"),
+        ("GET", "/"),
+        ("GET", "/static/app.js"),
+        ("GET", "/no/such/path"),
+        ("DELETE", "/acp"),
+        ("POST", "/sessions"),
+    ):
+        async with client.http.request(method, client.url + path) as response:
+            answers.append((response.status, response.headers))
+    stream = {**client.headers(), "Accept": "text/event-stream"}
+    async with client.http.get(f"{client.url}/sessions/{session}/events", headers=stream) as sse:
+        answers.append((sse.status, sse.headers))
+    for path in (f"/sessions/{session}/ws", "/acp"):
+        ws = await client.http.ws_connect(client.url + path, headers=client.headers())
+        answers.append((101, ws._response.headers))
+        await ws.close()
+    assert [status for status, _ in answers] == [200, 200, 200, 404, 405, 401, 200, 101, 101]
+    assert [headers.getall("Server") for _, headers in answers] == [["clawdforge"]] * len(answers)
+    head, _, _ = (await raw_request(client.url, b"no request\r\n\r\n")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 400")
+    assert b"\r\nServer: clawdforge\r\n" in head + b"\r\n"
+
+
 async def test_only_local_host_names_are_answered_on_loopback(client: Client) -> None:
     answer = await client.get("/agents", headers={"Host": "evil.example.org"})
     failure(answer, 403, "forbidden")

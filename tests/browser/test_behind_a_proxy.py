@@ -26,5 +26,16 @@ async def test_the_page_works_under_a_path(
         await expect(tab.answer("print")).to_be_visible()
         await tab.settled()
         assert tab.page.url.startswith(f"{tab.url}/#session=")
+
+        # REST's own page asks under that path, too.
+        page = tab.page
+        await page.goto(f"{tab.url}/docs")
+        call = page.locator("#operations-For_who_watches-get_healthz")
+        await call.locator("button").first.click()
+        await call.locator(".try-out__btn").click()
+        await call.locator(".execute").click()
+        await expect(call.locator(".request-url pre")).to_have_text(f"{tab.url}/healthz")
+        answer = call.locator(".live-responses-table .response-col_status")
+        await expect(answer.last).to_contain_text("200")
         await tab.assert_clean()
         await context.close()
