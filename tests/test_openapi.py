@@ -150,7 +150,7 @@ async def test_no_request_gets_an_undocumented_answer_or_breaks_the_server(
     client = await server.client()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG)),
-        *("run", f"{server.url}/openapi.json", "--warnings", "off"),
+        *("run", f"{server.url}/openapi.json", "--url", server.url, "--warnings", "off"),
         cwd=tmp_path,
         env={
             **os.environ,
