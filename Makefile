@@ -63,7 +63,8 @@ test: $(DEV_STAMP) $(NODE_STAMP) lint ## Check and test everything (ARGS="-k soc
 	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: docs
-docs: $(DEV_STAMP) $(NODE_STAMP) ## Check the docs: links, settings, frames, and every command and program in them
+docs: $(DEV_STAMP) $(NODE_STAMP) ## Write the lists of settings anew, and check all that the docs say and show
+	@$(alone) $(BIN)/python -m tests.settings_pages
 	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) tests/test_docs.py tests/test_guides.py tests/test_readme.py $(ARGS)
 
 .PHONY: image

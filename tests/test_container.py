@@ -28,10 +28,21 @@ def test_one_version_of_claude_code_is_built_tested_and_written_down() -> None:
         pinned = re.search(rf"^ARG {name}=([\d.]+)$", DOCKERFILE, re.MULTILINE)
         assert pinned, name
         assert f"${{{name}-{pinned[1]}}}" in compose
+        assert f"#{name}={pinned[1]}\n" in (ROOT / ".env.example").read_text("utf-8")
     tested = json.loads((PACKAGES / "package.json").read_text("utf-8"))["dependencies"]
     assert f"ARG CLAUDE_CODE_VERSION={tested['@anthropic-ai/claude-code']}\n" in DOCKERFILE
     adapter = tested["@agentclientprotocol/claude-agent-acp"]
     assert f"ARG CLAUDE_AGENT_ACP_VERSION={adapter}\n" in DOCKERFILE
+
+
+def test_every_variable_of_the_compose_file_can_be_found() -> None:
+    compose = (ROOT / "compose.yml").read_text("utf-8")
+    example = (ROOT / ".env.example").read_text("utf-8")
+    page = (ROOT / "docs" / "container.md").read_text("utf-8")
+    names = set(re.findall(r"\$\{(\w+)", compose))
+    assert len(names) >= 8
+    assert [name for name in names if f"\n#{name}=" not in example] == []
+    assert [name for name in names if name not in page] == []
 
 
 def test_the_stop_has_more_time_than_the_server_takes() -> None:

@@ -1,0 +1,109 @@
+"""The lists of settings in the pages, made from the code's own: ``python -m tests.settings_pages``.
+
+Names, defaults and values are the code's; what a setting is for is written by people, at length in
+``docs/settings.md`` and in a few words in the README. ``.env.example`` is made of both. ``make
+docs`` writes all three, and a test holds that nothing is left to write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from server import config
+from server.config import PREFIX, Settings
+
+from .harness import ROOT
+
+README, PAGE, EXAMPLE = ROOT / "README.md", ROOT / "docs" / "settings.md", ROOT / ".env.example"
+ROW = re.compile(rf"^\| `({PREFIX}\w+)` \|.*\|$", re.MULTILINE)
+ROWS = re.compile(rf"(?:^\| `{PREFIX}\w+` \|.*\|\n)+", re.MULTILINE)
+OF_COMPOSE = "# For compose.yml alone"
+
+
+def default_of(name: str) -> str:
+    """A setting's default, as one would write it; empty for none."""
+    value: Any = getattr(Settings(), name.removeprefix(PREFIX).lower())
+    if value is None or value in ((), {}):
+        return ""
+    if isinstance(value, Path):
+        return f"./{value.name}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def values_of(name: str) -> str | None:
+    """What is accepted, as the code says it of a value that is not; None for text of some kind."""
+    try:
+        config.load({name: "\0"})
+    except config.SettingError as error:
+        if bounds := re.search(r"from (\S+ to \S+)$", str(error)):
+            return bounds[1]
+        if choices := re.search(r"one of (.*)", str(error)):
+            return ", ".join(f"`{choice}`" for choice in choices[1].split(", "))
+    return None
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split(" | ")]
+
+
+def shown(name: str) -> str:
+    default = default_of(name)
+    return f"`{default}`" if default else "none"
+
+
+def words(text: str) -> dict[str, str]:
+    """What the rows of a page say about each setting.
+
+    Raises:
+        LookupError: the page has a row for what is no setting, or none for what is one.
+    """
+    found = {row[1]: cells(row[0])[-1] for row in ROW.finditer(text)}
+    if odd := set(found) ^ set(config.variables()):
+        raise LookupError(f"settings without a row to tell of them, or the reverse: {sorted(odd)}")
+    return found
+
+
+def readme(text: str) -> str:
+    said = words(text)
+    rows = "".join(f"| `{n}` | {shown(n)} | {said[n]} |\n" for n in config.variables())
+    return ROWS.sub(lambda _: rows, text)
+
+
+def page(text: str) -> str:
+    words(text)
+
+    def row(match: re.Match[str]) -> str:
+        name, (_, _, values, about) = match[1], cells(match[0])
+        return f"| `{name}` | {shown(name)} | {values_of(name) or values} | {about} |"
+
+    return ROW.sub(row, text)
+
+
+def example(text: str) -> str:
+    """Its head and what is for compose.yml are kept; what is between them is made."""
+    head = text.partition("\n\n")[0]
+    tail = text[text.index(OF_COMPOSE) :]
+    short = words(README.read_text("utf-8"))
+    parts = [head]
+    for section in PAGE.read_text("utf-8").split("\n## ")[1:]:
+        lines = [f"# {section.partition(chr(10))[0]}"]
+        for name in (row[1] for row in ROW.finditer(section)):
+            lines += [f"# {short[name].replace('`', '')}", f"#{name}={default_of(name)}"]
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, tail])
+
+
+PAGES: dict[Path, Callable[[str], str]] = {README: readme, PAGE: page, EXAMPLE: example}
+"""Each file, and what makes its new text of the one that it has."""
+
+
+def main() -> None:
+    for path, make in PAGES.items():
+        path.write_text(make(path.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
