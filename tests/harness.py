@@ -47,7 +47,7 @@ MOCKS: dict[str, AgentCommand] = {
     "mock-resume": mock_agent("--resume"),
     "mock-modes": mock_agent("--modes"),
     "mock-no-load": mock_agent("--no-load"),
-    "mock-fail-load": mock_agent("--fail-load"),
+    "mock-fail-load": mock_agent("--fail-load", "--commands"),
     "mock-fail-new": mock_agent("--fail-new"),
     "mock-dies": mock_agent("--die-at-start"),
     "mock-silent": mock_agent("--silent"),
@@ -161,11 +161,6 @@ def chunk_text(frame: Json) -> str:
 def texts_of(events: list[Json]) -> str:
     """The same for the raw events of a REST turn."""
     return "".join(chunk_text({"event": event}) for event in events)
-
-
-def without_commands(events: list[Json]) -> list[Json]:
-    """Without what the agent says soon after its start, within the first turn or before it."""
-    return [event for event in events if "available_commands_update" not in str(event)]
 
 
 _sockets: WeakKeyDictionary[aiohttp.ClientSession, list[aiohttp.ClientWebSocketResponse]] = (

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -145,7 +146,20 @@ async def caddy(folder: Path, port: int, server: str) -> AsyncIterator[Path]:
         "--config",
         str(folder / "Caddyfile"),
     ]
+    root = folder / "storage" / "pki" / "authorities" / "local" / "root.crt"
+
+    async def is_trusted() -> bool:
+        trust = ssl.create_default_context(cafile=root)
+        try:
+            _, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=trust, server_hostname=NAME
+            )
+        except OSError:  # it is signed a moment later
+            return False
+        writer.close()
+        return True
+
     async with running(argv, port, folder):
-        root = folder / "storage" / "pki" / "authorities" / "local" / "root.crt"
-        await eventually("Caddy's certificate", root.exists)
+        await eventually("Caddy's authority", root.exists)
+        await eventually("Caddy's certificate", is_trusted)
         yield root

@@ -28,7 +28,7 @@ from tests.agents.stdio_client import (
     wait_for,
 )
 
-MOCK = [sys.executable, "-I", "-S", str(Path(mock_agent.__file__).resolve())]
+MOCK = [sys.executable, "-I", "-S", str(Path(mock_agent.__file__).resolve()), "--commands"]
 
 Start = Callable[..., StdioAgent]
 
@@ -231,7 +231,7 @@ def test_report_and_env(start: Start, tmp_path: Path) -> None:
     assert report["ppid"] == os.getpid()
     assert report["pgid"] == os.getpgrp()
     assert report["cwd"] == str(tmp_path)
-    assert report["argv"][1:] == ["--modes"]
+    assert report["argv"][1:] == ["--commands", "--modes"]
     assert "MOCK_TEST" in report["env"]
     assert {0, 1, 2} <= set(report["fds"])
     assert report["initialize"]["protocolVersion"] == 1

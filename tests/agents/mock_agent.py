@@ -66,6 +66,7 @@ Flags
     --plays=PATH        a JSON file, prompt text to steps: a prompt that reads like a person's plays
                         them
     --text-only         offers no image, audio or embedded context
+    --commands          tells its commands soon after session/new, session/load and session/resume
     --modes             offers modes (ask, code) and config options (model, thought_level)
     --fail-load[=CODE]  session/load and session/resume answer an error (-32603)
     --fail-new[=CODE]   session/new answers an error (-32603; -32000 is "authentication required")
@@ -201,6 +202,7 @@ class Session:
         self.cwd = cwd
         self.data = data
         self.turn: Turn | None = None
+        self._lock = threading.Lock()  # a setting may be stored in the middle of a turn
 
     @classmethod
     def new(cls, params: Json) -> Session:
@@ -221,8 +223,9 @@ class Session:
         path = state_file(self.id, self.cwd)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".tmp")
-        new.write_text(json.dumps(self.data))
-        new.replace(path)
+        with self._lock:
+            new.write_text(json.dumps(self.data))
+            new.replace(path)
 
     def settings(self) -> Json:
         """The `modes` and `configOptions` of an answer, with --modes."""
@@ -721,7 +724,8 @@ def handle_call(message: Json) -> None:
         answer = {"error": {"code": -32602, "message": "Invalid params", "data": repr(error)}}
     if "id" in message and answer.get("result") is not PENDING:
         send({"id": request_id, **answer})
-    if method in ("session/new", "session/load", "session/resume") and "result" in answer:
+    opens = method in ("session/new", "session/load", "session/resume") and "result" in answer
+    if "commands" in flags and opens:
         commands = [{"name": "mock", "description": "Does nothing"}]
         update = {"sessionUpdate": "available_commands_update", "availableCommands": commands}
         send_update(answer["result"].get("sessionId") or message["params"]["sessionId"], update)
