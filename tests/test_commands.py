@@ -25,7 +25,7 @@ from server import logs
 from server.control import NAME
 
 from .conftest import Spawn
-from .harness import ROOT, Client, new_client, script
+from .harness import ROOT, Client, new_client, run_program, script
 
 
 class Operator:
@@ -241,6 +241,33 @@ async def test_a_backup_of_a_running_server_brings_all_back(
     await client.turn(session, "again")
     starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
     assert [start["context"] for start in starts] == ["new", "kept"]
+
+
+async def test_a_volume_in_the_data_folder_stays_where_it_is(
+    operator: Operator, tmp_path: Path
+) -> None:
+    # As in a container: acpx's sessions are a volume of their own, on the same disk.
+    sessions, volume = operator.data_dir / "acpx" / "sessions", tmp_path / "a volume"
+    sessions.mkdir(parents=True)
+    volume.mkdir()
+    await operator.run("token", "add", "app")
+    (sessions / "kept").touch()
+    archive = tmp_path / "all.tar.gz"
+    await operator.run("backup", str(archive))
+    (sessions / "kept").rename(volume / "newer")
+    command = f"mount --bind '{volume}' '{sessions}' && exec '{sys.executable}' -m server"
+    command += f" restore --replace '{archive}'"
+    status, _, err = await run_program(
+        *("unshare", "--map-root-user", "--mount", "sh", "-c", command),
+        PYTHONPATH=str(ROOT),
+        CLAWDFORGE_DATA_DIR=str(operator.data_dir),
+    )
+    if err.startswith("unshare:") and not os.environ.get("CLAWDFORGE_TEST_REQUIRE_ALL"):
+        pytest.skip("nobody may mount anything here")
+    assert (status, err) == (0, "")
+    assert [path.name for path in volume.iterdir()] == ["kept"]
+    [aside] = operator.data_dir.glob("before-restore-*")
+    assert [path.name for path in (aside / "acpx" / "sessions").iterdir()] == ["newer"]
 
 
 @pytest.mark.parametrize("kind", ["text", "foreign", "outside", "damaged"])

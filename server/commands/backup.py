@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,10 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
-    folder, archive = settings.data_dir, arguments.archive
+    folder, archive = settings.data_dir.resolve(), arguments.archive
+    aside: Path | None = None
     try:
         with own_folder(folder):
-            aside = folder / f"before-restore-{time.strftime('%Y%m%d-%H%M%S')}"
             old = [name for name in (DATABASE, *BESIDE) if (folder / name).exists()]
             if old and not arguments.replace:
                 raise house.CommandError(
@@ -101,30 +102,46 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
                 )
             with tempfile.TemporaryDirectory(dir=folder, prefix=".restore-") as made:
                 _unpack(archive, Path(made))
+                mounts = mount_points()
                 if old:
-                    aside.mkdir(mode=0o700)
+                    now = time.strftime("%Y%m%d-%H%M%S")
+                    aside = Path(tempfile.mkdtemp(dir=folder, prefix=f"before-restore-{now}-"))
                     for name in (*old, f"{DATABASE}-wal", f"{DATABASE}-shm"):
-                        _move(folder / name, aside / name)
+                        _move(folder / name, aside / name, mounts)
                 for child in Path(made).iterdir():
-                    _move(child, folder / child.name)
+                    _move(child, folder / child.name, mounts)
     except StartError as error:
         raise house.CommandError(f"{error}: stop it first") from None
     except (OSError, tarfile.TarError) as error:
-        raise house.CommandError(f"{archive}: {_why(error)}") from None
-    print(f"{folder} is restored." + (f" What it had is in {aside}." if old else ""))
+        moved = f"; what was moved already is in {aside}" if aside else ""
+        raise house.CommandError(f"{archive}: {_why(error)}{moved}") from None
+    print(f"{folder} is restored." + (f" What it had is in {aside}." if aside else ""))
     return 0
 
 
-def _move(source: Path, target: Path) -> None:
-    """Move what is there; of a folder with a volume in it, as in a container, what is in it."""
-    if not source.is_symlink() and source.is_dir():
-        below = [child for child in source.iterdir() if child.is_dir() and child.is_mount()]
-        if below or source.is_mount() or target.is_dir():
-            target.mkdir(mode=0o700, exist_ok=True)
-            for child in source.iterdir():
-                _move(child, target / child.name)
-            return
-    if source.is_symlink() or source.exists():
+def mount_points() -> list[Path]:
+    """Where something is mounted: only the kernel tells a volume on the same disk from a folder."""
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    names = (line.split()[4] for line in lines)  # blanks and the like are octal in it
+    return [Path(os.fsdecode(re.sub(rb"\\(\d{3})", _octal, name))) for name in names]
+
+
+def _octal(match: re.Match[bytes]) -> bytes:
+    return bytes([int(match[1], 8)])
+
+
+def _move(source: Path, target: Path, mounts: Sequence[Path]) -> None:
+    """Move what is there.
+
+    A volume stays where it is, and what is in it moves: with a folder that has one below it the
+    volume would move, too, and be back at its place at the next start, with what it had.
+    """
+    has_volume = any(mount.is_relative_to(source) for mount in mounts)
+    if source.is_dir() and not source.is_symlink() and (has_volume or target.is_dir()):
+        target.mkdir(mode=0o700, exist_ok=True)
+        for child in source.iterdir():
+            _move(child, target / child.name, mounts)
+    elif source.is_symlink() or source.exists():
         shutil.move(source, target)
 
 
