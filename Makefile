@@ -4,7 +4,7 @@
 PYTHON ?= python3
 ARGS ?=
 # Tests run side by side: each has a server of its own.
-WORKERS ?= 2
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 BIN := .venv/bin

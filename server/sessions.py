@@ -297,14 +297,14 @@ class Sessions:
     async def agents(self) -> list[tuple[AgentInfo, bool]]:
         """Every agent that can be asked for, and whether it is the default."""
         infos = await self.backend.agents()
-        default = self._default_of(infos)
+        default = await self._default_agent()
         return [(info, info.name == default) for info in infos]
 
-    def _default_of(self, infos: list[AgentInfo]) -> str:
+    async def _default_agent(self) -> str:
         if self.settings.default_agent is not None:
             return self.settings.default_agent
-        installed = {info.name for info in infos if info.installed}
-        return PREFERRED_AGENT if PREFERRED_AGENT in installed else FALLBACK_AGENT
+        found = await self.backend.agents(PREFERRED_AGENT)
+        return PREFERRED_AGENT if any(info.installed for info in found) else FALLBACK_AGENT
 
     async def choose_agent(self, name: str | None) -> str:
         """The agent of that name, or the default one.
@@ -312,16 +312,14 @@ class Sessions:
         Raises:
             Error: ``bad_request``; it is not known. ``agent_unavailable``; not installed.
         """
-        infos = await self.backend.agents()
-        wanted = self._default_of(infos) if name is None else name
-        for info in infos:
-            if info.name == wanted:
-                if info.installed:
-                    return info.name
-                raise Error(
-                    "agent_unavailable", f"the agent {wanted!r} is not installed: {info.install}"
-                )
-        known = ", ".join(info.name for info in infos)
+        wanted = await self._default_agent() if name is None else name
+        for info in await self.backend.agents(wanted):
+            if info.installed:
+                return info.name
+            raise Error(
+                "agent_unavailable", f"the agent {wanted!r} is not installed: {info.install}"
+            )
+        known = ", ".join(info.name for info in await self.backend.agents())
         raise bad_request(f"agent: {wanted!r} is not known; these are: {known}")
 
     # Ending.

@@ -203,7 +203,8 @@ class Backend(Protocol):
     async def stop(self) -> None:
         """End every process that was started."""
 
-    async def agents(self) -> list[AgentInfo]: ...
+    async def agents(self, only: str | None = None) -> list[AgentInfo]:
+        """All agents that can be asked for by name, or *only* the one of that name."""
 
     async def capabilities(self, name: str) -> Mapping[str, Any]:
         """An agent's ``agentCapabilities``, empty where they cannot be had.

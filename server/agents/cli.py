@@ -132,8 +132,12 @@ class CliBackend:
     async def forget(self, key: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self._homes / key, ignore_errors=True)
 
-    async def agents(self) -> list[AgentInfo]:
-        launches = (await self._look_for_client())["agents"]
+    async def agents(self, only: str | None = None) -> list[AgentInfo]:
+        if only in self._commands:  # the server's own: acpx need not be asked
+            launches = [{"name": only, "launch": None}]
+        else:
+            found = (await self._look_for_client())["agents"]
+            launches = [one for one in found if only in (None, one["name"])]
         return await asyncio.to_thread(
             describe, launches, self._commands, self._environ.get("PATH")
         )

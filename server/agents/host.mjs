@@ -114,8 +114,8 @@ const operations = {
     return { acpx: version, node: process.versions.node };
   },
 
-  agents() {
-    return launchesOf(registry);
+  agents({ only }) {
+    return launchesOf(registry, registry.list().filter((name) => (only ?? name) === name));
   },
 
   inspect({ agent }) {

@@ -10,6 +10,7 @@ started again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import sys
@@ -201,18 +202,18 @@ class HostBackend:
         except (HostGoneError, CallError, Error) as error:
             logger.warning("session %s: acpx keeps its record: %s", key, error)
 
-    async def agents(self) -> list[AgentInfo]:
-        try:
-            launches = await self._host.call("agents")
-        except HostGoneError:
-            launches = await self._agents_of_next_host()
+    async def agents(self, only: str | None = None) -> list[AgentInfo]:
+        if only in self._commands:  # the server's own: acpx need not be asked
+            launches = [{"name": only, "launch": None}]
+        else:
+            launches = await self._ask_for_agents(only)
         # In a thread: it looks for programs on the disk.
         return await asyncio.to_thread(
             describe, launches, self._commands, self._environ.get("PATH")
         )
 
-    async def _agents_of_next_host(self) -> Any:
-        try:
-            return await self._host.call("agents")
-        except HostGoneError:
-            raise agent_unavailable("the acpx host is not running") from None
+    async def _ask_for_agents(self, only: str | None) -> Any:
+        for _ in range(2):  # a host that dies at this moment is replaced
+            with contextlib.suppress(HostGoneError):
+                return await self._host.call("agents", only=only)
+        raise agent_unavailable("the acpx host is not running")

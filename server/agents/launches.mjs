@@ -9,7 +9,7 @@ function versionOf(name) {
 }
 
 /** `{name, launch}` of every agent; a package that is missing has its `version`. */
-export function launchesOf(registry, names = registry.list()) {
+export function launchesOf(registry, names) {
   return names.map((name) => {
     const launch = registry.inspect(name)?.launch ?? null;
     for (const need of launch?.requirements ?? []) {
