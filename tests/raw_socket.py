@@ -47,6 +47,11 @@ class RawSocket:
     async def send(self, kind: str, **fields: Any) -> None:
         await self.send_frame(TEXT, json.dumps({"type": kind, **fields}).encode())
 
+    async def ask(self, request_id: int, method: str, **params: Any) -> None:
+        """Send a JSON-RPC request."""
+        message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
+        await self.send_frame(TEXT, json.dumps(message).encode())
+
     async def send_frame(self, opcode: int, payload: bytes = b"") -> None:
         size = len(payload)
         length = bytes([0x80 | size]) if size < 126 else b"\xfe" + struct.pack("!H", size)
@@ -187,16 +192,30 @@ async def open_raw_socket(
 ) -> RawSocket:
     """A session's socket, its ``ready`` read."""
     query = "" if after is None else f"?after={after}"
+    raw = await upgrade(
+        client, f"/sessions/{session}/ws{query}", receive_buffer=receive_buffer, sink=sink
+    )
+    try:
+        await raw.until("ready")
+    except BaseException:
+        raw.connection.close()
+        raise
+    return raw
+
+
+async def upgrade(
+    client: Client, path: str, *, receive_buffer: int = 4096, sink: Sink | None = None
+) -> RawSocket:
+    """The socket at *path*, just opened."""
     connection = await open_connection(client.url, receive_buffer=receive_buffer)
     try:
-        request = upgrade_request(client.url, f"/sessions/{session}/ws{query}", client.token)
+        request = upgrade_request(client.url, path, client.token)
         await asyncio.get_running_loop().sock_sendall(connection, request)
         head, rest = await read_head(connection)
         if b" 101 " not in head.partition(b"\r\n")[0]:
             raise ConnectionRefusedError(head)
         raw = RawSocket(connection, sink)
         raw.feed(rest)
-        await raw.until("ready")
     except BaseException:
         connection.close()
         raise

@@ -16,6 +16,8 @@ from aiohttp import WSMsgType
 
 from server.store import Store
 
+from .acp_client import AnswerError
+from .acp_client import connect as connect_acp
 from .conftest import Serve
 from .harness import Client, Deadline, Json, LocalServer, Socket, eventually, script
 
@@ -770,6 +772,33 @@ async def test_one_socket_too_many_is_4504(serve: Serve) -> None:
 
 async def one_socket(client: Client, session: str) -> bool:
     return bool((await client.state(session))["sockets"] == 1)
+
+
+async def test_connections_at_acp_count_as_sockets(serve: Serve) -> None:
+    server = await serve(max_sockets_per_session=1, max_sockets_per_app=2)
+    client = await server.client()
+    first, second = [await connect_acp(client) for _ in range(2)]
+    with pytest.raises(aiohttp.WSServerHandshakeError) as failure:
+        await connect_acp(client)
+    assert failure.value.status == 429
+    assert failure.value.headers is not None
+    assert failure.value.headers["Retry-After"] == "5"
+    await connect_acp(await server.client("other"))  # another app has its own
+
+    session = await first.new_session()
+    for method in ("session/resume", "session/load"):
+        with pytest.raises(AnswerError) as refusal:
+            await second.call(method, sessionId=session, cwd="/", mcpServers=[])
+        assert refusal.value.data["code"] == "rate_limited"
+    await first.ws.close()
+    await eventually("room", lambda: len(server.services.sockets) == 2)
+    await second.call("session/resume", sessionId=session, cwd="/", mcpServers=[])
+    assert await second.prompt(session, "hello") == {"stopReason": "end_turn"}
+    watching = await client.connect(session, ready=False)
+    assert await watching.until_closed() == 4504
+    await second.ws.close()
+    await eventually("room", lambda: len(server.services.sockets) == 1)
+    await client.connect(session)
 
 
 async def test_sixty_four_sockets_may_watch_one_session(client: Client) -> None:

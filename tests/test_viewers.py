@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import struct
 import time
@@ -19,7 +20,7 @@ from server.peer import Peer
 
 from .conftest import Connect, Serve
 from .harness import Client, Clock, Deadline, Json, LocalServer, eventually, script
-from .raw_socket import CLOSE, PING, PONG, RawSocket
+from .raw_socket import CLOSE, PING, PONG, RawSocket, upgrade
 
 BIG: Json = {"burst": {"count": 6_000, "text": "x" * 100}}
 """Some 2 MB: more than the kernel and the server keep for one socket."""
@@ -79,6 +80,45 @@ async def test_a_slow_reader_gets_everything(
     end = await slow.until("turn_end")
     assert end["seq"] > 6000
     assert slow.seqs == list(range(1, end["seq"] + 1))
+
+
+async def test_at_acp_a_slow_reader_gets_everything_and_a_stuck_one_is_dropped(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    session, _ = await long_log(client)
+    told: list[Json] = []
+    load = {"sessionId": session, "cwd": "/", "mcpServers": []}
+    slow, stuck = [
+        await upgrade(client, "/acp", sink=lambda frame: told.append(json.loads(frame)))
+        for _ in range(2)
+    ]
+    with contextlib.closing(slow.connection), contextlib.closing(stuck.connection):
+        for raw in (stuck, slow):
+            await raw.ask(1, "initialize", protocolVersion=1)
+            await raw.ask(2, "session/load", **load)
+        await eventually("both to be full", lambda: draining(server) == 2)
+        for _ in range(20):
+            for _ in range(8):
+                assert await slow.take(2048)
+            clock.advance(4)  # in all more than twice what a stuck one has
+            for viewer in viewers(server):
+                viewer.tick(clock(), 20, 30)
+        assert len(told) < 3000
+        await eventually("the stuck one to be dropped", lambda: len(viewers(server)) == 1)
+        slow.hurry()
+        while told[-1].get("id") != 2:
+            assert await slow.take(65536)
+        texts = [
+            one["params"]["update"]["content"]["text"]
+            for one in told
+            if one.get("params", {}).get("update", {}).get("sessionUpdate") == "agent_message_chunk"
+        ]
+        assert texts == [f"{n}:{'x' * 100}" for n in range(6_000)]
+        assert await stuck.until_closed() in (None, 4003)
+
+
+def draining(server: LocalServer) -> int:
+    return sum(one._draining for one in viewers(server))
 
 
 async def is_idle(client: Client, session: str, turns: int) -> bool:
