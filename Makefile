@@ -97,7 +97,7 @@ pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's pictures anew (looks b
 
 .PHONY: chaos
 chaos: $(DEV_STAMP) $(NODE_STAMP) ## Keep every promise under its fault, at length, and show the figures
-	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos
+	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/test_openapi.py
 
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/
