@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +26,13 @@ from server.control import NAME
 
 from .conftest import Spawn
 from .harness import ROOT, Client, new_client, run_program, script
+
+
+def exit_status(argv: Sequence[str]) -> int:
+    try:
+        return command_line.main(argv)
+    except SystemExit as ended:  # argparse's, of --help say
+        return int(ended.code or 0)
 
 
 class Operator:
@@ -47,7 +54,7 @@ class Operator:
             patch.chdir(self.data_dir.parent)  # no .env of a developer's
             for name, value in {"DATA_DIR": str(self.data_dir), **variables}.items():
                 patch.setenv(f"CLAWDFORGE_{name}", value)
-            ended = await asyncio.to_thread(command_line.main, argv)
+            ended = await asyncio.to_thread(exit_status, argv)
         out.seek(0)
         said = out.read()
         assert ended == status, (argv, said, err.getvalue())
