@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -229,7 +230,18 @@ def _check(value: Any, shape: type[Shape], *, strict: bool) -> Shape:
     try:
         return msgspec.convert(value, shape, strict=strict, dec_hook=_convert)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise bad_request(str(error)) from None
+        raise bad_request(f"{error}{_choices(str(error), shape)}") from None
+
+
+def _choices(message: str, shape: type[Shape]) -> str:
+    """What a field may be that is one of a few words: msgspec tells only what it may not."""
+    found = re.fullmatch(r"Invalid enum value .* - at `\$\.(\w+)`", message, re.DOTALL)
+    if found is None:
+        return ""
+    schema = msgspec.json.schema(shape, schema_hook=describe)["$defs"][shape.__name__]
+    field = schema["properties"].get(found[1], {})
+    words = [word for one in (field, *field.get("anyOf", ())) for word in one.get("enum", ())]
+    return f": it may be {', '.join(map(str, words))}" if words else ""
 
 
 def _convert(kind: type, value: Any) -> Any:

@@ -138,6 +138,8 @@ async def test_a_bad_field_is_named(server: LocalServer, client: Client) -> None
         assert (status, reply["code"]) == (400, "bad_request"), (field, str(value)[:50])
         assert field in reply["error"]
         assert reply["ok"] is False
+        if field == "effort":  # what it may be is told, too
+            assert reply["error"].endswith("it may be high, low, max, medium, xhigh")
     assert await rows(server) == before
 
 
