@@ -1,4 +1,4 @@
-/** api.js: the REST calls of the contract. A failure is an ApiError with the server's code. */
+/** The REST calls of the contract. A failure is an ApiError with the server's code. */
 
 /** The address of a path of the contract; the page may lie below a proxy's prefix. */
 export const addressOf = (path) => new URL(`..${path}`, import.meta.url).href;
@@ -6,7 +6,7 @@ export const addressOf = (path) => new URL(`..${path}`, import.meta.url).href;
 export class ApiError extends Error {
 	constructor(status, body) {
 		super(body?.error ?? (status ? `The server answered ${status}.` : 'The server cannot be reached.'));
-		this.status = status; // 0: no answer at all
+		this.status = status;
 		this.code = body?.code;
 	}
 }

@@ -1,8 +1,4 @@
-/**
- * app.js: the wiring. Signs in, knows which sessions are open and which one is on
- * the screen, and hands each part what it needs. The only module that imports its
- * siblings; they do not know each other.
- */
+/** The wiring: signs in, knows which sessions are open, hands each part what it needs. The only module that imports its siblings. */
 import { addressOf, Api } from './api.js';
 import { Session } from './session.js';
 import { storage } from './storage.js';
@@ -28,18 +24,16 @@ const open = new Map(); // session id -> {session, view, seen}, least recently s
 let api = null;
 let shell = null; // what is on the screen when signed in
 let current = null; // id of the session on the screen; null: a new one
-let listed = []; // the last GET /sessions
+let listed = [];
 let withClosed = false;
 
 const fragment = () => new URLSearchParams(location.hash.slice(1));
 const narrow = matchMedia('(max-width: 760px)');
 
-// ---- signing in
 
 async function begin() {
 	const given = fragment();
 	if (given.has('token')) {
-		// A sign-in link: its token is taken over, and out of the address bar.
 		storage.saveToken(given.get('token'));
 		given.delete('token');
 		history.replaceState(null, '', given.size ? `#${given}` : location.pathname);
@@ -73,7 +67,6 @@ function leave() {
 	attention.show('idle');
 }
 
-/** Throws what is wrong with the token, or with the server. */
 async function enter(token) {
 	const mine = new Api(token, () => api === mine && signOut('This sign-in is not valid any more.'));
 	const sessions = await mine.sessions();
@@ -82,7 +75,7 @@ async function enter(token) {
 	listed = sessions;
 	buildShell();
 	route();
-	api.agents().then((agents) => shell?.start.setAgents(agents), () => {}); // else the server chooses
+	api.agents().then((agents) => shell?.start.setAgents(agents), () => {});
 }
 
 // ---- the shell
@@ -103,7 +96,6 @@ function focusMain() {
 	(open.get(current)?.view ?? shell.start).focus();
 }
 
-/** On a phone the list of sessions is a drawer. */
 function showSidebar(on) {
 	const inside = shell.sidebar.el.contains(document.activeElement);
 	shell.el.classList.toggle('menu-open', on);
@@ -168,7 +160,6 @@ function openSession(id, state = listed.find((one) => one.session_id === id)) {
 		{ label: 'Close session…', icon: 'close', danger: true, disabled: session.closed, onselect: () => close(session) },
 	];
 	const view = new SessionView(session, {
-		parts: promptParts,
 		upload: shell.upload,
 		draft: { text: storage.draft(id), save: (text) => storage.saveDraft(id, text) },
 		on: { showSidebar: () => showSidebar(true), startNew: () => go(null), entries },
@@ -227,10 +218,9 @@ async function refresh() {
 		listed = sessions;
 		for (const state of listed) {
 			const session = open.get(state.session_id)?.session;
-			// What has changed here since we asked, the answer may not know.
 			if (session && session.changes === before.get(session)) session.hear(state);
 		}
-		for (const { session } of open.values()) if (session.wire.status.state === 'away') session.wire.wake(); // it is there again
+		for (const { session } of open.values()) if (session.wire.status.state === 'away') session.wire.wake();
 		attend();
 	} catch {
 		if (api === mine) shell?.sidebar.fail('The list could not be read again.');
@@ -242,7 +232,6 @@ function drawList() {
 	for (const { session_id: id, closed_at: closed, pending_permissions: pending, ...one } of listed) {
 		rows.set(id, { id, title: one.meta?.title, agent: one.agent, at: one.last_turn_at ?? one.created_at, state: closed ? 'closed' : pending?.length ? 'waiting' : one.state });
 	}
-	// Of what is open here we know more, and sooner.
 	for (const [id, { session, unseen }] of open) {
 		if (!session.synced) continue;
 		const { agent, title, closed, waiting, running, model } = session;
@@ -267,7 +256,7 @@ function attend() {
 	attendTimer = 0;
 	const entries = [...open.values()].filter(({ session }) => session.synced);
 	for (const entry of entries) tell(entry);
-	const waits = drawList().some(({ state }) => state === 'waiting'); // also in what is not open here
+	const waits = drawList().some(({ state }) => state === 'waiting');
 	const runs = entries.some(({ session }) => session.running);
 	attention.show(waits ? 'waiting' : runs ? 'running' : 'idle', open.get(current)?.session.title);
 }
@@ -278,7 +267,7 @@ function tell(entry) {
 	const { agent, model, running, title } = session;
 	const turns = model.turns.length;
 	entry.seen = { running, turns, waiting: model.waiting.size };
-	if (!seen) return; // what was so when one came is no news
+	if (!seen) return;
 	const notify = (words, body) => storage.preferences().notify && attention.notify(words, body, () => go(session.id));
 	if (model.waiting.size > seen.waiting) {
 		const what = [...model.waiting.values()].at(-1).title;
@@ -286,7 +275,7 @@ function tell(entry) {
 		notify(`${agent} waits for you`, what || title);
 	}
 	if (running && !seen.running) attention.say(`${agent} is working.`);
-	if (running || !(seen.running || turns > seen.turns)) return; // a short one may run between two looks
+	if (running || !(seen.running || turns > seen.turns)) return;
 	entry.unseen = session.id !== current;
 	const turn = model.turns.at(-1);
 	const answer = textOf(turn.items.findLast(({ kind }) => kind === 'message')?.parts);
@@ -335,9 +324,8 @@ function wake() {
 }
 document.addEventListener('visibilitychange', wake);
 window.addEventListener('online', wake);
-window.addEventListener('offline', wake); // it may be so, or not: ask
+window.addEventListener('offline', wake);
 window.addEventListener('pageshow', wake);
-// A sign-in link may be opened in a tab that was here already.
 window.addEventListener('popstate', () => (fragment().has('token') ? begin() : route()));
 // A file that is dropped beside the target must not replace the page.
 for (const name of ['dragover', 'drop']) window.addEventListener(name, (event) => event.preventDefault());

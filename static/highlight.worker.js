@@ -1,19 +1,17 @@
 /**
- * highlight.worker.js: colours code off the main thread.
+ * Colours code off the main thread.
  * In: {id, code, language}. Out: {id, tokens: [[class or null, text], …] or null}:
- * tokens, so that the page makes text nodes and never parses HTML. (A worker has
- * no import map, hence the address.)
+ * tokens, so that the page never parses HTML.
  */
 import hljs from '../lib/@highlightjs/cdn-assets/es/highlight.min.js';
 
 self.onmessage = ({ data: { id, code, language } }) => {
-	const known = hljs.getLanguage(language); // else plain code is a fine answer
+	const known = hljs.getLanguage(language);
 	self.postMessage({ id, tokens: known ? flatten(hljs.highlight(code, { language, ignoreIllegals: true }).value) : null });
 };
 
 const ENTITIES = { '&amp;': '&', '&lt;': '<', '&gt;': '>', '&quot;': '"', '&#x27;': "'" };
 
-/** highlight.js writes <span class="…">, </span> and escaped text, nothing else. */
 function flatten(html) {
 	const tokens = [];
 	const open = [];

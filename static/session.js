@@ -1,10 +1,7 @@
 /**
- * session.js: one open session. It feeds a transcript from the wire and keeps what
- * the log does not know yet: prompts on their way (outbox) and prompts that wait
- * for their turn (queue). No DOM; its parts are passed in by app.js.
- *
- * on(name, fn): 'change' (often: draw once a frame), 'synced' (the log has been
- * read: show it from its end), 'frame' (for the raw view), 'problem' (a sentence).
+ * One open session: a transcript from the wire, and what the log does not know yet:
+ * prompts on their way (outbox), or in the queue. on(name, fn): 'change' (often),
+ * 'synced' (the log has been read), 'frame' (for the raw view), 'problem' (a sentence).
  */
 const FRAMES_KEPT = 500;
 const READ_BACK_AFTER = 700; // ms from a change of settings to reading what came of it
@@ -17,11 +14,11 @@ export class Session {
 	constructor(id, state, parts) {
 		this.#parts = parts;
 		this.id = id;
-		this.state = state; // the last GET /sessions/{id} or `ready`
+		this.state = state;
 		this.model = parts.createTranscript();
 		this.outbox = new Map(); // prompt id -> {id, prompt, files, state, error}
 		this.queue = new Map(); // turn_index -> {turn_index, prompt}
-		this.frames = []; // {dir, text, ts}
+		this.frames = [];
 		this.synced = false;
 		this.changes = 0; // counts what GET /sessions would tell, too
 		this.wire = new parts.Wire({
@@ -51,7 +48,6 @@ export class Session {
 		this.wire.stop();
 	}
 
-	/** Returns what ends it. */
 	on(name, listener) {
 		(this.#listeners[name] ??= new Set()).add(listener);
 		return () => this.#listeners[name]?.delete(listener);
@@ -64,7 +60,7 @@ export class Session {
 	get title() {
 		return this.state?.meta?.title || this.model.title || '';
 	}
-	/** What it is called until somebody, or the agent, finds a better name. */
+	/** Its name until somebody, or the agent, finds a better one. */
 	get #firstWords() {
 		return firstLine(this.#parts.promptParts(this.model.turns[0]?.prompt).text);
 	}
@@ -81,29 +77,24 @@ export class Session {
 		return Boolean(this.model.closed || this.state?.closed_at);
 	}
 
-	/** What was asked here, oldest first, for arrow up. */
 	history() {
 		const texts = this.model.turns.map(({ prompt }) => this.#parts.promptParts(prompt).text);
 		return texts.filter((text, index) => text && text !== texts[index - 1]);
 	}
 
-	/** Also what failed, or what a turn of the log asked, once more. */
 	send({ id, prompt, files = [] }) {
 		const sent = this.wire.prompt(prompt, { id, files });
 		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' });
 		this.#changedOutbox();
 		const line = firstLine(this.#parts.promptParts(prompt).text);
-		// A name to find it by: without one the list is a list of nothing.
 		if (!this.title && line) this.rename(line).catch(() => {});
 	}
 
-	/** Takes back a prompt that failed to go out. */
 	discard({ id }) {
 		this.outbox.delete(id);
 		this.#changedOutbox();
 	}
 
-	/** Stops the running turn; or takes the one with this index out of the queue. */
 	cancel(turnIndex) {
 		this.#tell(this.wire.cancel(turnIndex));
 	}
@@ -112,7 +103,6 @@ export class Session {
 		return this.wire.answer(requestId, optionId);
 	}
 
-	/** `kind`: mode, model or config_option (which has a key). */
 	set(kind, value, key) {
 		this.#tell(this.wire.send({ type: `set_${kind}`, ...(key ? { key, value } : { [kind]: value }) }));
 		this.#readBack();
@@ -122,7 +112,6 @@ export class Session {
 		this.hear(await this.#parts.api.update(this.id, { title }));
 	}
 
-	/** The server's present state: another window may have named it, or queued a prompt. */
 	hear(state) {
 		this.changes += 1;
 		this.state = { ...this.state, ...state };
@@ -135,13 +124,13 @@ export class Session {
 		if (!sent) this.#emit('problem', 'There is no connection at the moment.');
 	}
 
-	/** The agent says what became of a setting, or it does not: so look. */
+	/** An agent may say what became of a setting, or not: so look. */
 	#readBack() {
 		clearTimeout(this.#timer);
 		this.#timer = setTimeout(() => this.look(), READ_BACK_AFTER);
 	}
 
-	/** Asks what the log does not tell, again if something changed meanwhile; no answer is fine: `ready` tells, too. */
+	/** Asks what the log does not tell; again if something changed meanwhile. */
 	async look() {
 		const { changes } = this;
 		const state = await this.#parts.api.session(this.id).catch(() => null);
@@ -158,12 +147,12 @@ export class Session {
 			this.queue.delete(entry.turn_index);
 			if (this.outbox.delete(entry.id)) this.#changedOutbox();
 		} else if (this.synced && !this.asked && !model.modes && !model.configOptions) {
-			this.asked = true; // the agent is at work: now it is known what it offers
+			this.asked = true;
 			this.#readBack();
 		}
 		const { title } = model;
 		if (this.synced && entry.type === 'turn_end' && title && title !== this.title && this.title === this.#firstWords) {
-			this.rename(title).catch(() => {}); // the agent's own name for it says more
+			this.rename(title).catch(() => {});
 		}
 		this.#changed();
 	}
@@ -173,7 +162,6 @@ export class Session {
 		this.#changed();
 	}
 
-	/** While the log is being read there is nothing to draw. */
 	#changed() {
 		if (!this.synced && this.model.head >= this.state.head) {
 			this.synced = true;
@@ -188,20 +176,18 @@ export class Session {
 		sent.state = 'accepted';
 		this.changes += 1;
 		if (queued && !this.model.byIndex.has(index)) this.queue.set(index, { turn_index: index, prompt: sent.prompt });
-		if (queued || duplicate) this.outbox.delete(id); // else its turn_start follows at once
+		if (queued || duplicate) this.outbox.delete(id);
 		this.#changedOutbox();
 	}
 
 	#rejected(id, error) {
 		const sent = this.outbox.get(id);
-		// When this page only lets go of the session, the prompt is kept for the next time.
 		if (!sent || error.code === 'stopped') return;
 		Object.assign(sent, { state: 'failed', error });
 		this.#changedOutbox();
 	}
 
 	#failed({ code, message }) {
-		// A second press on Stop, or an answer that came second, is no news.
 		if (code !== 'not_found') this.#emit('problem', message);
 		this.#readBack();
 	}

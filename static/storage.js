@@ -1,8 +1,4 @@
-/**
- * storage.js: what the browser remembers for us. The token stays in this tab
- * unless asked otherwise; the rest is convenience. Storage may be full or
- * forbidden: the page works without it.
- */
+/** What the browser remembers for us. It may be full or forbidden: the page works without it. */
 function read(area, key) {
 	try {
 		return JSON.parse(globalThis[area].getItem(`clawdforge:${key}`));
@@ -16,13 +12,11 @@ function write(area, key, value) {
 		if (value?.length === 0) value = null;
 		globalThis[area].setItem(`clawdforge:${key}`, JSON.stringify(value));
 	} catch {
-		// then it is forgotten
 	}
 }
 
 export const storage = {
 	token: () => read('sessionStorage', 'token') ?? read('localStorage', 'token'),
-	/** null forgets it. */
 	saveToken(token, keep) {
 		write('sessionStorage', 'token', keep ? null : token);
 		write('localStorage', 'token', keep ? token : null);

@@ -1,21 +1,18 @@
 /**
  * transcript.js: from log entries to what there is to show. `reduce(model, entry)`
- * takes the entries of a session's log in order; the same entries always give the
- * same model: no clock, no dice, no DOM. It changes the model in place (a copy per
- * entry would make a long conversation quadratic), O(1) for each entry, and leaves
- * what changed in `model.dirty` (turns, items, the model) for a view to take.
+ * takes a session's entries in order, and changes the model in place at the same
+ * cost for each. What changed it leaves in `model.dirty`, for a view to take. No
+ * clock, no dice, no DOM.
  *
  *   turns[]  {index, prompt, id, context, status, stopReason, durationMs, error, usage, plan, items[]}
  *            failure: what the agent told beyond the error's message; null if it answered no error
  *   items[]  kind 'message', 'thought', 'user': parts[], done
  *            kind 'tool': id, title, toolKind, status, content, locations, input, output, terminal, permission
- *            kind 'plan': entries[]; kind 'note': a small fact
- *            kind 'raw': whatever this version does not know, as it came
+ *            kind 'plan': entries[]; 'note': a small fact; 'raw': what is not known here, as it came
  *   waiting  request_id -> the tool item that waits for the user's permission
  *   running  indices of the turns that have not ended
  *   modes, models, configOptions, commands, usage, title, closed
  */
-
 const MAX_RAW = 200; // kept of one run of unknown updates; more are only counted
 
 export function createTranscript() {
@@ -23,10 +20,7 @@ export function createTranscript() {
 	return hide(model, { dirty: new Set(), byIndex: new Map(), tools: new Map(), requests: new Map(), seededAt: 0 });
 }
 
-/**
- * `ready` and GET /sessions/{id} know the present settings; the log up to their
- * head knows only how they came about, and not all of it: they win over it.
- */
+/** `ready` and GET /sessions/{id} know the present settings: they win over the log up to their head. */
 export function seed(model, { head = 0, modes, models, config_options: configOptions, commands, usage }) {
 	model.seededAt = Math.max(model.seededAt, head);
 	for (const [name, value] of Object.entries({ modes, models, configOptions, commands, usage })) if (value) set(model, name, value);
@@ -53,7 +47,7 @@ const ENTRIES = {
 		closeText(model, turn, entry.ts);
 		Object.assign(turn, { status: 'ended', stopReason: entry.stop_reason, durationMs: entry.duration_ms, error: entry.error ?? null });
 		for (const tool of turn.open) {
-			tool.abandoned = true; // nothing will be heard of it any more
+			tool.abandoned = true;
 			model.dirty.add(tool);
 		}
 		turn.open.clear();
@@ -65,11 +59,10 @@ const ENTRIES = {
 		const update = method === 'session/update' ? (params?.update ?? {}) : {};
 		if (Object.hasOwn(UPDATES, update.sessionUpdate)) UPDATES[update.sessionUpdate](model, update, entry);
 		else if (method) addRaw(model, entry, update.sessionUpdate ?? method, update.sessionUpdate ? update : params);
-		else if (result?.usage) turnOf(model, entry).usage = result.usage; // the response; turn_end says the rest
+		else if (result?.usage) turnOf(model, entry).usage = result.usage;
 		else if (error) turnOf(model, entry).failure = detailOf(error.data);
 	},
 
-	/** A request lives on the tool call that it is about, and brings it if it is new. */
 	permission_request(model, entry) {
 		const { request_id: requestId, request, expires_at: expiresAt = null } = entry;
 		const tool = mergeTool(model, { toolCallId: `permission:${requestId}`, ...request?.toolCall }, entry);
@@ -101,7 +94,6 @@ const UPDATES = {
 	},
 	tool_call: (model, update, entry) => mergeTool(model, update, entry, true),
 	tool_call_update: (model, update, entry) => mergeTool(model, update, entry),
-	/** A plan updates in place; a new turn begins a new one. */
 	plan(model, { entries }, entry) {
 		const turn = turnOf(model, entry);
 		turn.plan ??= add(model, entry, 'plan', {});
@@ -125,7 +117,6 @@ const UPDATES = {
 
 // ---- turns and items
 
-/** The turn an entry belongs to; what comes outside of any gets one without a prompt. */
 function turnOf(model, { turn_index: index = 0, ts }) {
 	let turn = model.byIndex.get(index);
 	if (!turn) {
@@ -158,7 +149,7 @@ function addText(model, kind, { content = {}, messageId = null }, entry) {
 	if (content.type === 'text' && last?.type === 'text') last.text += content.text ?? '';
 	else item.parts.push(content.type === 'text' ? { type: 'text', text: content.text ?? '' } : content);
 	item.endedAt = entry.ts;
-	item.done = turn.stopReason !== null; // after the end of its turn nothing would end it
+	item.done = turn.stopReason !== null;
 	model.dirty.add(item);
 }
 
@@ -205,24 +196,20 @@ function mergeTool(model, update, entry, announced = false) {
 }
 
 function set(model, name, value, entry) {
-	if (entry?.seq <= model.seededAt && model[name]) return; // seed() knew better
+	if (entry?.seq <= model.seededAt && model[name]) return;
 	model[name] = value;
 	model.dirty.add(model);
 }
 
 // ---- shared with views
 
-/** The plain text of content blocks. */
 export function textOf(blocks) {
 	return list(blocks).map((block) => block?.text ?? '').join('');
 }
 
 const ATTACHED = '[Attached files]\n';
 
-/**
- * A prompt (text or blocks) as its author saw it: the server puts the paths of
- * uploaded files before the text, one a line; here they are files again.
- */
+/** A prompt (text or blocks) as its author saw it: the server put the paths of uploads before its text. */
 export function promptParts(prompt) {
 	const blocks = typeof prompt === 'string' ? [{ type: 'text', text: prompt }] : list(prompt);
 	const isText = (block) => block?.type === 'text';
@@ -238,7 +225,6 @@ export function promptParts(prompt) {
 	return { text, files, others: blocks.filter((block) => !isText(block)) };
 }
 
-/** What agents put beside the message of a JSON-RPC error, where it is for a reader. */
 function detailOf(data) {
 	const text = typeof data === 'string' ? data : (data?.details ?? data?.message);
 	return typeof text === 'string' ? text : '';
@@ -248,7 +234,7 @@ function list(value) {
 	return Array.isArray(value) ? value : [];
 }
 
-/** Bookkeeping that is no part of what one sees, or of what a golden file holds. */
+/** Bookkeeping that is no part of what one sees. */
 function hide(object, fields) {
 	for (const [name, value] of Object.entries(fields)) Object.defineProperty(object, name, { value, writable: true });
 	return object;

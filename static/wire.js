@@ -1,28 +1,7 @@
 /**
  * wire.js: one clawdforge session over a WebSocket, for as long as it takes. The
- * reference client: no DOM, no dependency; any browser, or Node >= 22. Copy it.
- *
- *     const wire = new Wire({
- *       url: 'wss://host/sessions/<id>/ws',
- *       credential: async () => ({ token: 'cf_…' }), // or ({ ticket }); asked for at each connect
- *       after: 0,                                    // the whole log first; null: live from now
- *       on: {
- *         entry: (entry) => …,      // numbered log entries: in order, each exactly once
- *         ready: (frame) => …,      // after each (re)connect, before its entries
- *         status: ({ state }) => …, // connecting, live, away {retryAt}, stopped {code, reason}, idle
- *         reset: () => …,           // forget all: entries begin anew
- *         error: (frame) => …,      // what failed and was no prompt
- *       },
- *     });
- *     wire.start();
- *     const { id, accepted } = wire.prompt('Hello');
- *     const { turn_index } = await accepted; // or a WireError
- *
- * - It resumes after the last `seq`. A hole in the numbers, or a heartbeat whose
- *   head never comes, makes it reconnect and read on.
- * - A prompt runs exactly once: it is sent again, with the same id, after each
- *   reconnect until the server has accepted it; the server drops duplicates.
- * - It comes back by itself with full jitter, and stays away when told to.
+ * reference client: no DOM, no dependency; any browser, or Node >= 22. Copy it;
+ * docs/browser.md says how it is used, and what it promises.
  */
 
 const MAX_FRAME = 4 * 1024 * 1024; // bytes; longer ones are refused (1009)
@@ -47,9 +26,9 @@ export class WireError extends Error {
 /** What to do after a close, by the table of the contract. */
 export function afterClose(code) {
 	if (code >= 4500 && code < 5000) return 'stop';
-	if (code === 4002) return 'restart'; // from the beginning
+	if (code === 4002) return 'restart';
 	if (code === 1009) return 'shrink'; // resume, but never resend what was too big
-	if (code === 1013 || code === 4005) return 'slow'; // resume, but give it air
+	if (code === 1013 || code === 4005) return 'slow';
 	return 'resume';
 }
 
@@ -81,10 +60,10 @@ export class Wire {
 		this.#on = on;
 		this.#env = {
 			WebSocket: globalThis.WebSocket,
-			now: () => Date.now(),
+			now: Date.now,
 			random: Math.random,
-			setTimeout: (fn, ms) => setTimeout(fn, ms),
-			clearTimeout: (timer) => clearTimeout(timer),
+			setTimeout: globalThis.setTimeout.bind(globalThis),
+			clearTimeout: globalThis.clearTimeout.bind(globalThis),
 			uuid: randomId,
 			...env, // tests bring their own time and dice
 		};
@@ -97,7 +76,6 @@ export class Wire {
 		return this.#last;
 	}
 
-	/** Connects, now. Also the way back from `stopped`. */
 	start() {
 		const { state } = this.#status;
 		if (state === 'live' || state === 'connecting') return;
@@ -105,14 +83,14 @@ export class Wire {
 		this.#connect();
 	}
 
-	/** Ends it. Prompts that are not accepted by now are rejected. */
+	/** Prompts that are not accepted by now are rejected. */
 	stop() {
 		this.#leave();
 		this.#setStatus({ state: 'idle' });
 		this.#rejectAll(new WireError('stopped', 'The connection was ended here.'));
 	}
 
-	/** The page became visible, the network is back: worth a look. */
+	/** The page is visible again, the network is back: worth a look. */
 	wake() {
 		const { state } = this.#status;
 		if (state === 'away') this.#connect();
@@ -126,13 +104,12 @@ export class Wire {
 		const frame = { type: 'prompt', id, prompt, ...(files?.length && { files }) };
 		const text = JSON.stringify(frame);
 		const accepted = new Promise((resolve, reject) => this.#prompts.set(id, { frame, text, resolve, reject }));
-		accepted.catch(() => {}); // whoever does not care must not crash the page
+		accepted.catch(() => {});
 		if (byteLength(text) > MAX_FRAME) this.#reject(id, new WireError('payload_too_large', 'This is more than the server takes (4 MiB).'));
 		else this.send(frame, text);
 		return { id, accepted };
 	}
 
-	/** Stops the running turn; or the one with this index, running or queued. */
 	cancel(turnIndex) {
 		return this.send({ type: 'cancel', ...(turnIndex != null && { turn_index: turnIndex }) });
 	}
@@ -158,7 +135,7 @@ export class Wire {
 		this.#bye = null;
 		this.#setStatus({ state: 'connecting' });
 		this.#timer('open', OPEN_LIMIT, () => this.#closed(1006, 'timeout'));
-		const mine = (this.#socket = {}); // marks this attempt as the current one
+		const mine = (this.#socket = {});
 		try {
 			// Before the socket: the server allows 5 s between open and auth.
 			const credential = await this.#credential();
@@ -176,7 +153,7 @@ export class Wire {
 		socket.onclose = current(({ code, reason }) => this.#closed(code, reason));
 	}
 
-	/** Lets go of the socket; whatever it still says is not heard. */
+	/** Whatever the socket still says is not heard. */
 	#leave() {
 		const socket = this.#socket;
 		this.#socket = null;
@@ -212,7 +189,7 @@ export class Wire {
 	#received(data) {
 		const frame = JSON.parse(data);
 		this.#heardAt = this.#env.now();
-		if (this.#timers.pong) this.#timer('pong'); // any word will do
+		if (this.#timers.pong) this.#timer('pong');
 		this.#on.frame?.('down', frame, data);
 		if (typeof frame.seq === 'number') this.#entry(frame);
 		else if (frame.type === 'ready') this.#ready(frame);
@@ -220,7 +197,6 @@ export class Wire {
 		else if (frame.type === 'error') this.#failed(frame);
 		else if (frame.type === 'heartbeat') this.#heartbeat(frame.head);
 		else if (frame.type === 'bye') this.#bye = frame;
-		// Types unknown here are for later versions.
 	}
 
 	#ready(frame) {
@@ -235,7 +211,7 @@ export class Wire {
 	}
 
 	#entry(entry) {
-		if (entry.seq <= this.#last) return; // seen
+		if (entry.seq <= this.#last) return;
 		if (this.#last != null && entry.seq > this.#last + 1) return void this.#closed(1006, 'gap');
 		this.#last = entry.seq;
 		// The turn of a prompt whose `accepted` was lost with a connection.
@@ -266,7 +242,7 @@ export class Wire {
 		const seen = this.#last;
 		this.#timer('tail', TAIL_LIMIT, () => {
 			if (this.#last === seen) this.#closed(1006, 'lost tail');
-			else this.#heartbeat(head); // a long catch-up is under way
+			else this.#heartbeat(head);
 		});
 	}
 
@@ -321,7 +297,6 @@ export class Wire {
 	}
 }
 
-/** Only long texts are worth the exact count. */
 function byteLength(text) {
 	return text.length * 3 <= MAX_FRAME ? text.length : new TextEncoder().encode(text).length;
 }

@@ -1,23 +1,18 @@
-/**
- * attachments.js: files that go with a prompt. Images that fit go inside it, as
- * ACP image blocks; everything else is uploaded, and the prompt names its token.
- */
-import { h, setText } from './dom.js';
+/** Files that go with a prompt. Images that fit go inside it, as ACP image blocks; others are uploaded. */
+import { h, icon, iconButton, setText } from './dom.js';
 import { bytes } from './format.js';
-import { icon } from './icons.js';
 
 const INLINE = /^image\/(png|jpeg|gif|webp)$/;
-const INLINE_ALL = 2_600_000; // bytes; a frame takes 4 MiB, and base64 adds a third
+const INLINE_ALL = 2_600_000;
 
 export class Attachments {
 	constructor(upload, onchange) {
 		this.upload = upload;
 		this.onchange = onchange;
 		this.items = [];
-		this.el = h('ul.chips.attachments', { 'aria-label': 'Attached files', hidden: true });
+		this.el = h('ul.chips.attachments', { label: 'Attached files', hidden: true });
 	}
 
-	/** Something that is on its way, or that failed, keeps the prompt from going. */
 	get blocked() {
 		return this.items.some(({ state }) => state !== 'ready');
 	}
@@ -52,13 +47,13 @@ export class Attachments {
 	#draw(item) {
 		const { name, state, error, data, file } = item;
 		item.note = h('small', { text: error ?? (state === 'busy' ? '' : bytes(file.size)) });
-		item.bar = h('progress', { max: 1, 'aria-label': `Uploading ${name}` });
+		item.bar = h('progress', { max: 1, label: `Uploading ${name}` });
 		item.el.dataset.state = state;
 		item.el.replaceChildren(
 			data ? h('img', { src: `data:${file.type};base64,${data}`, alt: '' }) : icon(error ? 'alert' : 'file'),
 			h('span.ellipsis', { text: name, title: name }),
 			item.note,
-			h('button.icon-button', { 'aria-label': `Remove ${name}`, onclick: () => this.#remove(item) }, icon('close')),
+			iconButton('close', `Remove ${name}`, () => this.#remove(item)),
 			state === 'busy' ? item.bar : '',
 		);
 		this.#changed();
@@ -76,7 +71,6 @@ export class Attachments {
 		this.onchange();
 	}
 
-	/** What goes into the prompt; empties the list. */
 	take() {
 		const blocks = this.items.filter(({ data }) => data).map(({ data, file }) => ({ type: 'image', mimeType: file.type, data }));
 		const files = this.items.map(({ token }) => token).filter(Boolean);

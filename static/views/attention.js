@@ -1,11 +1,8 @@
-/**
- * attention.js: the tab's title and icon, a notification, and what a screen
- * reader is told. All say the same: working, done, or waiting for you.
- */
+/** The tab's title and icon, a notification, and what a screen reader is told: working, done, or waiting for you. */
 import { h, setText } from './dom.js';
-import { MARK } from './icons.js';
 
-const STATES = { idle: ['', ''], running: ['Working · ', '#3b82f6'], waiting: ['Waiting for you · ', '#f59e0b'] };
+const STATES = { idle: ['', ''], running: ['Working · ', '-running'], waiting: ['Waiting for you · ', '-waiting'] };
+const iconAddress = (suffix = '') => new URL(`../favicon${suffix}.svg`, import.meta.url).href;
 
 export class Attention {
 	constructor() {
@@ -15,14 +12,12 @@ export class Attention {
 	}
 
 	show(state, title) {
-		const [words, colour] = STATES[state];
+		const [words, suffix] = STATES[state];
 		const full = words + (title || 'clawdforge');
 		if (document.title !== full) document.title = full;
 		if (this.state === state) return;
 		this.state = state;
-		const dot = colour && `<circle cx="25" cy="25" r="7" fill="${colour}" stroke="#fff" stroke-width="2"/>`;
-		const svg = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="8" fill="#b04417"/><path d="${MARK}" transform="translate(4.5 4)" fill="none" stroke="#fff" stroke-width="2.6" stroke-linecap="round"/>${dot}</svg>`;
-		document.querySelector('link[rel="icon"]').href = `data:image/svg+xml,${encodeURIComponent(svg)}`;
+		document.querySelector('link[rel="icon"]').href = iconAddress(suffix);
 	}
 
 	say(text, urgent) {
@@ -33,14 +28,13 @@ export class Attention {
 	notify(title, body, onclick) {
 		if (document.visibilityState === 'visible' && document.hasFocus()) return;
 		try {
-			const note = new Notification(title, { body, tag: title, icon: new URL('../favicon.svg', import.meta.url).href });
+			const note = new Notification(title, { body, tag: title, icon: iconAddress() });
 			note.onclick = () => {
 				window.focus();
 				onclick();
 				note.close();
 			};
 		} catch {
-			// not supported, or (Chrome on Android) only for service workers
 		}
 	}
 }

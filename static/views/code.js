@@ -1,6 +1,5 @@
-/** code.js: a block of code with its language, a copy button, and colours from a worker. */
-import { copyText, h } from './dom.js';
-import { icon } from './icons.js';
+/** A block of code with its language, a copy button, and colours from a worker. */
+import { copyText, h, icon } from './dom.js';
 
 const MAX_COLOURED = 60_000; // characters; longer code stays plain
 const LIVE_COLOURED = 12_000; // the same while it still grows, and
@@ -8,8 +7,8 @@ const LIVE_EVERY = 400; // ms between two colourings of it
 
 let worker;
 let asked = 0;
-const waiting = new Map(); // id -> what to do with its tokens
-const languages = new WeakMap(); // code element -> language
+const waiting = new Map();
+const languages = new WeakMap();
 
 async function paint(code) {
 	if (!worker) {
@@ -24,11 +23,10 @@ async function paint(code) {
 	worker.postMessage({ id, code: text, language: languages.get(code) });
 	const tokens = await new Promise((resolve) => waiting.set(id, resolve));
 	if (!tokens || !code.textContent.startsWith(text)) return;
-	const rest = code.textContent.slice(text.length); // came while the worker worked
+	const rest = code.textContent.slice(text.length);
 	code.replaceChildren(...tokens.map(([name, part]) => (name ? h('span', { class: name, text: part }) : part)), rest);
 }
 
-/** Code off the screen can wait until someone comes near it. */
 const near = new IntersectionObserver(
 	(entries) => {
 		for (const { isIntersecting, target } of entries) {
@@ -40,12 +38,11 @@ const near = new IntersectionObserver(
 	{ rootMargin: '600px' },
 );
 
-/** A `growing` block takes append(text) until finish(). */
 export function codeBlock(text, language = '', growing = false) {
 	const code = h('code', { text: text.replace(/\n$/, '') });
-	const pre = h('pre', { tabIndex: 0, role: 'group', 'aria-label': `Code ${language}` }, code);
-	const el = h('figure.code', {}, h('figcaption', {}, h('span', { text: language || 'text' }), copyButton(() => code.textContent)), pre);
-	let length = text.length;
+	const pre = h('pre', { tabIndex: 0, role: 'group', label: `Code ${language}` }, code);
+	const el = h('figure.code', {}, h('figcaption', {}, h('span.grow', { text: language || 'text' }), copyButton(() => code.textContent)), pre);
+	let { length } = text;
 	let timer = 0;
 	languages.set(code, language);
 	const finish = () => {

@@ -1,11 +1,10 @@
-/** commands.js: the agent's own commands, offered after a "/" (a listbox that the text field drives). */
+/** The agent's own commands, offered after a "/" (a listbox that the text field drives). */
 import { h, uid } from './dom.js';
 
 export class CommandList {
-	/** `commands()`: ACP's availableCommands; `take(text)` puts one into the field. */
 	constructor(input, commands, take) {
 		Object.assign(this, { input, commands, take, matches: [] });
-		this.el = h('ul.commands', { id: uid(), role: 'listbox', 'aria-label': 'Commands', hidden: true });
+		this.el = h('ul.commands', { id: uid(), role: 'listbox', label: 'Commands', hidden: true });
 		input.setAttribute('aria-controls', this.el.id);
 		input.addEventListener('blur', () => this.#show([]));
 	}
@@ -43,14 +42,13 @@ export class CommandList {
 		this.#show([]);
 	}
 
-	/** True if the key was for the list. */
 	key(event) {
 		const { matches, marked } = this;
 		const { length } = matches;
 		if (!length) return false;
 		const step = { ArrowDown: 1, ArrowUp: length - 1 }[event.key];
 		const enter = event.key === 'Enter' && !event.shiftKey;
-		if (enter && this.input.value === `/${matches[marked].name}`) return false; // typed out in full: send it
+		if (enter && this.input.value === `/${matches[marked].name}`) return false;
 		if (step) this.#mark((marked + step) % length);
 		else if (enter || event.key === 'Tab') this.#choose(marked);
 		else if (event.key === 'Escape') this.#show([]);

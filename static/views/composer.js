@@ -1,26 +1,21 @@
-/**
- * composer.js: where one writes. Enter sends, Shift+Enter breaks the line, Esc
- * stops the agent, arrow up brings back earlier prompts, "/" completes the agent's
- * commands, files come by button, drag or paste.
- */
+/** Where one writes: Enter sends, Shift+Enter breaks the line, Esc stops the agent, arrow up brings back earlier prompts. */
 import { Attachments } from './attachments.js';
 import { CommandList } from './commands.js';
-import { h } from './dom.js';
-import { icon } from './icons.js';
+import { h, icon, iconButton } from './dom.js';
 
 export class Composer {
 	/** `on`: send({prompt, files}), and maybe stop(), commands(), history(), draft(text) */
 	constructor({ on, upload, placeholder, label = 'Message', controls }) {
 		this.on = on;
 		this.running = false;
-		this.at = null; // position in the history; null: not in it
-		this.input = h('textarea', { rows: 1, placeholder, 'aria-label': label, 'aria-autocomplete': 'list', enterkeyhint: 'send', oninput: () => this.#typed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event) });
+		this.at = null;
+		this.input = h('textarea', { rows: 1, placeholder, label, 'aria-autocomplete': 'list', enterkeyhint: 'send', oninput: () => this.#typed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event) });
 		this.attachments = new Attachments(upload, () => this.#buttons());
 		this.commands = new CommandList(this.input, () => on.commands?.() ?? [], (text) => ((this.text = text), this.focus()));
-		const picker = h('input', { type: 'file', multiple: true, hidden: true, 'aria-label': 'Choose files', onchange: () => (this.add([...picker.files]), (picker.value = '')) });
-		this.stop = h('button.round.stop', { 'aria-label': 'Stop the agent', title: 'Stop (Esc)', onclick: () => on.stop() }, icon('stop'));
+		const picker = h('input', { type: 'file', multiple: true, hidden: true, label: 'Choose files', onchange: () => (this.add([...picker.files]), (picker.value = '')) });
+		this.stop = h('button.round.stop', { label: 'Stop the agent', title: 'Stop (Esc)', onclick: () => on.stop() }, icon('stop'));
 		this.go = h('button.round.send', { onclick: () => this.send() }, icon('up'));
-		const row = h('div.composer-row', {}, h('button.icon-button', { 'aria-label': 'Attach files', title: 'Attach files', onclick: () => picker.click() }, icon('clip')), picker, h('div.composer-controls', {}, controls), this.stop, this.go);
+		const row = h('div.composer-row', {}, iconButton('clip', 'Attach files', () => picker.click()), picker, h('div.composer-controls', {}, controls), this.stop, this.go);
 		this.el = h('div.composer', {}, this.commands.el, this.attachments.el, this.input, row);
 		this.#buttons();
 	}
@@ -54,7 +49,7 @@ export class Composer {
 		this.text = '';
 		this.at = null;
 		this.commands.update();
-		const words = text || (blocks.length ? '' : 'Please look at the attached files.'); // a prompt is never empty
+		const words = text || (blocks.length ? '' : 'Please look at the attached files.');
 		this.on.send({ prompt: [...(words ? [{ type: 'text', text: words }] : []), ...blocks], files });
 	}
 
@@ -65,7 +60,7 @@ export class Composer {
 		this.go.title = this.attachments.blocked ? 'Waits for the attached files' : `${words} (Enter)`;
 		this.go.setAttribute('aria-label', words);
 		this.stop.hidden = !this.running;
-		this.go.hidden = this.running && empty; // while it works, one button is enough
+		this.go.hidden = this.running && empty;
 	}
 
 	#changed() {
@@ -122,17 +117,12 @@ export class Composer {
 /** Makes an area take dropped files; while one drags them over it, it says so. */
 export function dropTarget(area, take) {
 	const veil = area.appendChild(h('div.drop-veil', { hidden: true }, icon('clip'), 'Drop files to attach them'));
-	let depth = 0; // children are entered before their parents are left
-	const listen = (name, change) =>
+	for (const name of ['dragover', 'dragleave', 'drop']) {
 		area.addEventListener(name, (event) => {
-			if (!event.dataTransfer?.types.includes('Files')) return;
+			if (!event.dataTransfer?.types.includes('Files') || area.contains(event.relatedTarget)) return;
 			event.preventDefault();
-			depth = change(depth);
-			veil.hidden = depth < 1;
+			veil.hidden = name !== 'dragover';
 			if (name === 'drop') take([...event.dataTransfer.files]);
 		});
-	listen('dragenter', (now) => now + 1);
-	listen('dragleave', (now) => now - 1);
-	listen('dragover', (now) => now);
-	listen('drop', () => 0);
+	}
 }

@@ -1,8 +1,7 @@
-/** content.js: ACP content blocks that are not running text. */
+/** ACP content blocks that are not running text. */
 import { codeBlock } from './code.js';
-import { h } from './dom.js';
+import { h, icon } from './dom.js';
 import { bytes, pretty, shortPath } from './format.js';
-import { icon } from './icons.js';
 
 export function contentBlock(block) {
 	const { type, data, mimeType, uri, name, title, size, resource, text } = block ?? {};
@@ -16,7 +15,7 @@ export function contentBlock(block) {
 		const src = data ? `data:${mimeType};base64,${data}` : uri;
 		if (type === 'audio' || !safeImage(src)) return fileChip(`${type}, ${mimeType}`, uri);
 		const image = h('img', { src, alt: 'Image', loading: 'lazy', decoding: 'async' });
-		return h('button.image', { 'aria-label': 'Image: show it larger or smaller', onclick: () => image.classList.toggle('full') }, image);
+		return h('button.image', { label: 'Image: show it larger or smaller', onclick: () => image.classList.toggle('full') }, image);
 	}
 	return codeBlock(pretty(block), 'json').el;
 }

@@ -1,24 +1,19 @@
-/**
- * conversation.js: the transcript on the screen. The model says what is dirty;
- * once a frame this draws it, within a budget, and leaves the rest for the next.
- * A long conversation opens at its end; what is above is filled in while nobody
- * needs the thread.
- */
+/** The transcript on the screen. Once a frame it draws what is dirty, within a budget; a long one opens at its end, and is filled in above while nobody needs the thread. */
 import { h, oncePerFrame } from './dom.js';
 import { TurnView } from './turn.js';
 
-const FRAME_BUDGET = 10; // ms of a frame for drawing
+const FRAME_BUDGET = 10;
 const OPEN_BUDGET = 30; // ms for the end of a conversation that one opens
-const IDLE_BUDGET = 10; // ms at a time for filling in above
-const SLICE = 12; // items built at a time there
+const IDLE_BUDGET = 10;
+const SLICE = 12;
 
 export class ConversationView {
-	/** `context`: agentName(), cwd(), answer(), focusComposer(), retry(turn), parts(prompt) */
+	/** `context`: agentName(), cwd(), answer(), focusComposer(), retry(turn) */
 	constructor(context) {
 		this.turns = h('div');
 		this.outbox = h('div');
-		this.el = h('div.conversation', { role: 'log', 'aria-live': 'off', 'aria-label': 'Conversation' }, this.turns, this.outbox);
-		this.scroll = null; // set by the session's view, which owns the scroller
+		this.el = h('div.conversation', { role: 'log', 'aria-live': 'off', label: 'Conversation' }, this.turns, this.outbox);
+		this.scroll = null;
 		this.model = null;
 		this.draw = oncePerFrame(() => this.#draw());
 		this.context = {
@@ -37,8 +32,8 @@ export class ConversationView {
 		this.model = model;
 		model.dirty.clear();
 		this.turns.replaceChildren();
-		this.context.views = new WeakMap(); // item -> its view
-		this.turnViews = new Map(); // turn -> its view
+		this.context.views = new WeakMap();
+		this.turnViews = new Map();
 		this.first = model.turns.length; // turns before this one have no view yet
 		const until = performance.now() + OPEN_BUDGET;
 		while (this.#fill() && performance.now() < until);
@@ -89,7 +84,7 @@ export class ConversationView {
 	#drawTurn(turn, enough) {
 		let view = this.turnViews.get(turn);
 		if (!view) {
-			if (this.model.turns.indexOf(turn) < this.first) return true; // is built later, as it is then
+			if (this.model.turns.indexOf(turn) < this.first) return true;
 			view = this.#turn(turn, false);
 			this.turns.append(view.el);
 			this.#settle();
@@ -122,7 +117,6 @@ export class ConversationView {
 		else setTimeout(run, 30);
 	}
 
-	/** Seconds go by only while something runs. */
 	#clock() {
 		if (this.timer || !this.model.running.size) return;
 		this.timer = setInterval(() => {

@@ -1,10 +1,9 @@
-/** dialogs.js: small modal questions, on the browser's own <dialog>; and a sentence that comes and goes. */
+/** Small modal questions, on the browser's own <dialog>; and a sentence that comes and goes. */
 import { h } from './dom.js';
 
-/** Resolves to true, or to what was written where there is an `input`; to null if it was cancelled. */
 export function ask({ title, text, input, action, danger }) {
 	return new Promise((resolve) => {
-		const field = input !== undefined && h('input', { value: input, 'aria-label': title, maxlength: 120 });
+		const field = input !== undefined && h('input', { value: input, label: title, maxlength: 120 });
 		const onsubmit = (event) => {
 			event.preventDefault();
 			dialog.close('yes');
@@ -14,7 +13,7 @@ export function ask({ title, text, input, action, danger }) {
 			resolve(dialog.returnValue !== 'yes' ? null : field ? field.value.trim() : true);
 		};
 		const buttons = [h('button.secondary', { text: 'Cancel', onclick: () => dialog.close('') }), h(`button.${danger ? 'danger' : 'primary'}`, { text: action, type: 'submit', autofocus: !field })];
-		const dialog = document.body.appendChild(h('dialog.dialog', { 'aria-label': title, onclose }, h('form', { onsubmit }, h('h2', { text: title }), text && h('p', { text }), field, h('div.dialog-actions', {}, buttons))));
+		const dialog = document.body.appendChild(h('dialog.dialog', { label: title, onclose }, h('form', { onsubmit }, h('h2', { text: title }), text && h('p', { text }), field, h('div.dialog-actions', {}, buttons))));
 		dialog.showModal();
 		if (field) field.select();
 	});
@@ -24,6 +23,6 @@ const toasts = document.body.appendChild(h('div.toasts', { role: 'status' }));
 
 export function toast(text) {
 	const one = h('p', { text, onclick: () => one.remove() });
-	toasts.replaceChildren(one); // one at a time is enough
+	toasts.replaceChildren(one);
 	setTimeout(() => one.remove(), 6000);
 }

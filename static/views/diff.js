@@ -1,10 +1,10 @@
-/** diff.js: what changed between two texts, by lines, and how to show it. */
+/** What changed between two texts, by lines, and how to show it. */
 import { h } from './dom.js';
 import { plural } from './format.js';
 
 const CONTEXT = 3;
-const MAX_EDITS = 300; // beyond this many differences the search takes too long
-const MAX_ROWS = 400; // shown at once
+const MAX_CELLS = 1_000_000; // pairs of lines compared; where there are more, all is replaced
+const MAX_ROWS = 400;
 
 /** [{sign: ' ' | '+' | '-', text, line}] */
 export function diffLines(oldText, newText) {
@@ -23,42 +23,40 @@ export function diffLines(oldText, newText) {
 	});
 }
 
-/** Myers' greedy search; replaces all when the texts have too little in common. */
+/** By the longest common subsequence, from a table of its lengths for each pair of tails. */
 function edits(a, b) {
-	const trace = [];
-	const reach = new Map([[1, 0]]); // diagonal -> how far along a
-	const fromAbove = (k, d, known) => k === -d || (k !== d && known.get(k - 1) < known.get(k + 1));
-	for (let d = 0; a.length && b.length && d <= MAX_EDITS; d += 1) {
-		trace.push(new Map(reach));
-		for (let k = -d; k <= d; k += 2) {
-			let x = fromAbove(k, d, reach) ? reach.get(k + 1) : reach.get(k - 1) + 1;
-			while (x < a.length && x - k < b.length && a[x] === b[x - k]) x += 1;
-			reach.set(k, x);
-			if (x >= a.length && x - k >= b.length) return walkBack(d);
+	const width = b.length + 1;
+	const small = a.length * b.length <= MAX_CELLS;
+	const lengths = new Uint32Array(small ? (a.length + 1) * width : 0);
+	for (let i = a.length - 1; small && i >= 0; i -= 1) {
+		for (let j = b.length - 1; j >= 0; j -= 1) {
+			const at = i * width + j;
+			lengths[at] = a[i] === b[j] ? lengths[at + width + 1] + 1 : Math.max(lengths[at + width], lengths[at + 1]);
 		}
 	}
-	return [...a.map((text) => ['-', text]), ...b.map((text) => ['+', text])];
-
-	function walkBack(last) {
-		const steps = [];
-		let [x, y] = [a.length, b.length];
-		for (let d = last; d > 0; d -= 1) {
-			const k = x - y;
-			const above = fromAbove(k, d, trace[d]);
-			const fromX = trace[d].get(above ? k + 1 : k - 1);
-			const fromY = fromX - (above ? k + 1 : k - 1);
-			for (; x > fromX + !above && y > fromY + above; x -= 1, y -= 1) steps.push([' ', a[x - 1]]);
-			steps.push(above ? ['+', b[fromY]] : ['-', a[fromX]]);
-			[x, y] = [fromX, fromY];
+	const steps = [];
+	let [i, j] = [0, 0];
+	while (i < a.length || j < b.length) {
+		const at = i * width + j;
+		const both = small && i < a.length && j < b.length;
+		if (both && a[i] === b[j]) {
+			steps.push([' ', a[i]]);
+			i += 1;
+			j += 1;
+		} else if (i < a.length && (!both || lengths[at + width] >= lengths[at + 1])) {
+			steps.push(['-', a[i]]);
+			i += 1;
+		} else {
+			steps.push(['+', b[j]]);
+			j += 1;
 		}
-		for (; x > 0; x -= 1) steps.push([' ', a[x - 1]]);
-		return steps.reverse();
 	}
+	return steps;
 }
 
 function statView(rows) {
 	const [added, removed] = ['+', '-'].map((wanted) => rows.filter(({ sign }) => sign === wanted).length);
-	return h('span.stat', { role: 'img', 'aria-label': `${plural(added, 'line')} added, ${removed} removed` }, h('span.plus', { text: `+${added}` }), removed > 0 && h('span.minus', { text: `−${removed}` }));
+	return h('span.stat', { role: 'img', label: `${plural(added, 'line')} added, ${removed} removed` }, h('span.plus', { text: `+${added}` }), removed > 0 && h('span.minus', { text: `−${removed}` }));
 }
 
 /** Hunks with some lines of context; a long diff is cut, with a way to see the rest. Paths below `cwd` are told from there. */
@@ -68,16 +66,16 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	for (const [index, row] of rows.entries()) {
 		const around = rows.slice(Math.max(0, index - CONTEXT), index + CONTEXT + 1);
 		if (around.some(({ sign }) => sign !== ' ')) shown.push(row);
-		else if (shown.at(-1)?.sign === '@') shown.at(-1).count += 1;
-		else shown.push({ sign: '@', count: 1 });
+		else if (shown.at(-1)?.count) shown.at(-1).count += 1;
+		else shown.push({ count: 1 });
 	}
-	const body = h('div.diff-body', { tabIndex: 0, role: 'group', 'aria-label': `Changes to ${path}` });
+	const body = h('div.diff-body', { tabIndex: 0, role: 'group', label: `Changes to ${path}` });
 	const draw = (limit) => {
 		body.replaceChildren(h('div.diff-rows', {}, shown.slice(0, limit).map(rowView)));
 		if (shown.length > limit) body.append(h('button.quiet.wide', { text: `Show ${plural(shown.length - limit, 'more line')}`, onclick: () => draw(Infinity) }));
 	};
 	draw(MAX_ROWS);
-	return h('figure.code', {}, h('figcaption', {}, h('span.path', { text: cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, title: path }), statView(rows)), body);
+	return h('figure.code', {}, h('figcaption', {}, h('span.path.grow', { text: cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, title: path }), statView(rows)), body);
 }
 
 function rowView({ sign, text, line, count }) {

@@ -1,9 +1,8 @@
-/** dom.js: building elements without markup strings. */
-import { icon } from './icons.js';
+/** Building elements without markup strings. */
 
 /**
- * h('button.primary', {onclick, 'aria-label': 'Send'}, icon('send'), 'Send')
- * `text` sets textContent. Children: nodes, strings (never markup), arrays, or nothing.
+ * h('button.primary', {onclick, label: 'Send'}, icon('up'), 'Send')
+ * `text` sets textContent, `label` aria-label. Children: nodes, strings (never markup), arrays, or nothing.
  */
 export function h(spec, props = {}, ...children) {
 	const [tag, ...classes] = spec.split('.');
@@ -15,13 +14,28 @@ export function h(spec, props = {}, ...children) {
 		if (name === 'text') node.textContent = value;
 		else if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
 		else if (name === 'value' || name === 'tabIndex') node[name] = value;
-		else node.setAttribute(name, value === true ? '' : value);
+		else node.setAttribute(name === 'label' ? 'aria-label' : name, value === true ? '' : value);
 	}
 	node.append(...children.flat(2).filter((child) => child || child === 0));
 	return node;
 }
 
-/** Only if it differs: unchanged nodes cause no layout and no speech. */
+const ICONS = new URL('../icons.svg', import.meta.url).href;
+
+export function icon(name) {
+	const [svg, use] = ['svg', 'use'].map((tag) => document.createElementNS('http://www.w3.org/2000/svg', tag));
+	svg.setAttribute('viewBox', '0 0 24 24');
+	svg.setAttribute('class', name === 'mark' ? 'mark' : `icon icon-${name}`);
+	svg.setAttribute('aria-hidden', 'true');
+	use.setAttribute('href', `${ICONS}#${name}`);
+	svg.append(use);
+	return svg;
+}
+
+export function iconButton(name, label, onclick, classes = 'icon-button') {
+	return h(`button.${classes}`, { label, onclick }, icon(name));
+}
+
 export function setText(node, text) {
 	if (node.textContent !== text) node.textContent = text;
 }
@@ -29,11 +43,10 @@ export function setText(node, text) {
 let ids = 0;
 export const uid = () => `u${(ids += 1)}`;
 
-/** A line that unfolds `body`, which `draw()` fills when it is seen. */
 export function toggler(words, body, draw) {
 	const el = h('button.line', { 'aria-expanded': 'false', 'aria-controls': (body.id = uid()), onclick: () => open(body.hidden) }, words, icon('chevron'));
-	const toggle = { el, touched: false, open: (on = true) => open(on) };
-	function open(on) {
+	const toggle = { el, open, touched: false };
+	function open(on = true) {
 		toggle.touched = true;
 		body.hidden = !on;
 		el.setAttribute('aria-expanded', String(on));
@@ -43,7 +56,6 @@ export function toggler(words, body, draw) {
 	return toggle;
 }
 
-/** A function that runs at most once a frame, however often it is called. */
 export function oncePerFrame(fn) {
 	let asked = 0;
 	const run = () => {

@@ -1,4 +1,4 @@
-/** format.js: numbers and times in a few characters. */
+/** Numbers and times in a few characters. */
 
 export function duration(ms) {
 	const seconds = Math.round(ms / 1000);
@@ -8,7 +8,6 @@ export function duration(ms) {
 	return `${Math.floor(seconds / 3600)} h ${Math.floor(seconds / 60) % 60} min`;
 }
 
-/** How long ago, from unix seconds: 'now', '5 min', '3 h', '2 d', or a date. */
 export function ago(at) {
 	const past = Date.now() / 1000 - at;
 	if (past < 60) return 'now';
@@ -31,7 +30,6 @@ export function money(cost) {
 
 export const plural = (count, one) => `${count} ${one}${count === 1 ? '' : 's'}`;
 
-/** The end of a path is what tells files apart. */
 export const shortPath = (path = '') => String(path).split('/').slice(-2).join('/');
 
 export const pretty = (value) => (typeof value === 'string' ? value : (JSON.stringify(value, null, 2) ?? ''));

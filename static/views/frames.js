@@ -1,24 +1,21 @@
-/** frames.js: the raw frames of a session, for developers of other clients. */
+/** The raw frames of a session, for developers of other clients. */
 import { copyButton } from './code.js';
-import { h, oncePerFrame, setText } from './dom.js';
+import { h, iconButton, oncePerFrame, setText } from './dom.js';
 import { plural } from './format.js';
-import { icon } from './icons.js';
 
 const SHOWN = 300;
 
 export class FramesView {
 	constructor(onclose) {
-		this.filter = h('input', { type: 'search', placeholder: 'Filter', 'aria-label': 'Filter frames', oninput: () => this.draw() });
-		this.list = h('ol', { 'aria-label': 'Frames' });
+		this.filter = h('input', { type: 'search', placeholder: 'Filter', label: 'Filter frames', oninput: () => this.draw() });
+		this.list = h('ol', { label: 'Frames' });
 		this.count = h('span.hint.grow');
 		const copy = copyButton(() => this.#matching().map(({ text }) => text).join('\n'), 'Copy all');
-		const close = h('button.icon-button', { 'aria-label': 'Close the raw frames', onclick: onclose }, icon('close'));
-		this.el = h('aside.frames', { 'aria-label': 'Raw frames', hidden: true }, h('header', {}, h('h2', { text: 'Raw frames' }), this.count, copy, close), this.filter, this.list);
-		this.rows = new WeakMap(); // frame -> row, so that a busy stream only adds some
+		this.el = h('aside.frames', { label: 'Raw frames', hidden: true }, h('header', {}, h('h2', { text: 'Raw frames' }), this.count, copy, iconButton('close', 'Close the raw frames', onclose)), this.filter, this.list);
+		this.rows = new WeakMap();
 		this.draw = oncePerFrame(() => this.#draw());
 	}
 
-	/** Of a session, or of none: hidden. */
 	show(session) {
 		this.off?.();
 		this.session = session;
@@ -36,15 +33,16 @@ export class FramesView {
 		if (!this.session) return;
 		const { scrollHeight, scrollTop, clientHeight } = this.list;
 		const frames = this.#matching();
-		const rows = frames.slice(-SHOWN).map((frame) => {
-			if (!this.rows.has(frame)) this.rows.set(frame, rowView(frame));
-			return this.rows.get(frame);
-		});
-		const keep = new Set(rows);
-		for (const row of [...this.list.children]) if (!keep.has(row)) row.remove();
-		for (const [index, row] of rows.entries()) if (row !== this.list.children[index]) this.list.insertBefore(row, this.list.children[index] ?? null);
+		const shown = new Set(frames.slice(-SHOWN).map((frame) => this.#row(frame)));
+		for (const row of [...this.list.children]) if (!shown.has(row)) row.remove();
+		for (const [index, row] of [...shown].entries()) if (row !== this.list.children[index]) this.list.insertBefore(row, this.list.children[index] ?? null);
 		setText(this.count, plural(frames.length, 'frame'));
 		if (scrollHeight - scrollTop - clientHeight < 40) this.list.scrollTop = this.list.scrollHeight;
+	}
+
+	#row(frame) {
+		if (!this.rows.has(frame)) this.rows.set(frame, rowView(frame));
+		return this.rows.get(frame);
 	}
 }
 

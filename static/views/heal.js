@@ -1,8 +1,4 @@
-/**
- * heal.js: hides what half-written Markdown would show for a moment and take
- * back: an emphasis or link that is not closed yet, the first line of a table,
- * the dashes that would turn a paragraph into a heading.
- */
+/** Hides what half-written Markdown would show for a moment and take back: marks and links that are not closed, the first line of a table. */
 export function heal(text) {
 	const start = text.lastIndexOf('\n\n') + 1; // marks of one block do not reach into the next
 	const line = text.slice(text.lastIndexOf('\n') + 1);
@@ -10,7 +6,6 @@ export function heal(text) {
 	const lines = block.replace(/^\n/, '').split('\n');
 	// A table's header is no table before its second line is over.
 	if (lines.length < 3 && /^\s*\|/.test(lines[0])) return text.slice(0, -lines.join('\n').length);
-	// Nothing but the marker of a block to come.
 	if (/^\s*([-=*_+]+|\d+[.)]?|#{1,6}|>|`{1,3}|~{1,3})\s*$/.test(line)) return text.slice(0, -line.length);
 	if (/(^|\n) {0,3}(```|~~~)/.test(block)) return text;
 
@@ -18,7 +13,6 @@ export function heal(text) {
 	const [run, ticks = '', rest] = /(`+)([^`]*)$/.exec(block.replace(/(`+)[^`]+\1(?!`)/g, blank)) ?? [];
 	if (run && !rest) block = block.slice(0, -run.length);
 	if (!run) {
-		// A link that is not over shows its words only; arr[0] is no link.
 		const link = /(^|\s)!?\[([^\]\n]*)(\]\([^)\n]*|\])?$/.exec(block);
 		if (link) block = block.slice(0, link.index) + link[1] + (/^[ x]?$/i.test(link[2]) ? '' : link[2]);
 		block = block.replace(/[*_~]+$/, '');
@@ -28,7 +22,7 @@ export function heal(text) {
 	for (const mark of ['~~', '**', '__', '*', '_']) {
 		const at = bare.lastIndexOf(mark);
 		const opens = at >= 0 && /^$|[\s("'[*_]/.test(bare.charAt(at - 1)) && /[^\s*_~]/.test(bare.charAt(at + mark.length));
-		if (opens) marks = mark + marks; // innermost closes first
+		if (opens) marks = mark + marks;
 		bare = bare.replaceAll(mark, blank);
 	}
 	const closing = (rest ? ticks : '') + marks;

@@ -1,11 +1,11 @@
 /**
- * markdown.js: Markdown that grows. A message comes in hundreds of pieces, so what
- * later text can no longer change is rendered once and stays; only the open block
- * at the end is rendered again, and an open code fence only gets text appended.
+ * Markdown that grows. What later text can no longer change is
+ * rendered once and stays; only the open block at the end is rendered again, and
+ * an open code fence only gets text appended.
  *
- * The text is hostile. Raw HTML in it is shown as text (mostly it is code that
- * someone talks about); what marked makes of the rest goes through DOMPurify with
- * a short list of tags; links and images are held to rules of their own.
+ * The text is hostile. Raw HTML in it is shown as text; what marked makes of the
+ * rest goes through DOMPurify with a short list of tags; links and images are held
+ * to rules of their own.
  */
 import DOMPurify from 'dompurify';
 import { Lexer, Parser, Renderer } from 'marked';
@@ -14,7 +14,7 @@ import { safeImage } from './content.js';
 import { h } from './dom.js';
 import { heal } from './heal.js';
 
-const STEP = 16_384; // characters parsed at once
+const STEP = 16_384;
 const MAX_BLOCK = 24_576; // a longer block is shown as plain text,
 const MAX_INLINE = 4096; // and so is longer running text: some of it takes quadratic time
 const SETTLED = 12; // characters of a next block that make the one before final
@@ -30,7 +30,7 @@ const ALLOWED = {
 const escape = (text) => text.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`);
 
 function anchor(href, inner) {
-	const url = URL.canParse(href) ? new URL(href) : {}; // a relative path means a file of the agent's
+	const url = URL.canParse(href) ? new URL(href) : {};
 	// Not into this very page: such a link could carry somebody's token.
 	const safe = url.protocol === 'mailto:' || (/^https?:$/.test(url.protocol) && url.host !== location.host);
 	return safe ? `<a href="${escape(url.href)}">${inner}</a>` : `<span>${inner}</span>`;
@@ -46,7 +46,7 @@ const renderer = Object.assign(new Renderer(), {
 		return anchor(href, this.parser.parseInline(tokens));
 	},
 	heading({ tokens, depth }) {
-		const tag = `h${Math.min(6, depth + 2)}`; // h1 and h2 are the page's own
+		const tag = `h${Math.min(6, depth + 2)}`;
 		return `<${tag}>${this.parser.parseInline(tokens)}</${tag}>`;
 	},
 });
@@ -71,7 +71,7 @@ function render(tokens) {
 		else if (node.matches('a')) Object.assign(node, { target: '_blank', rel: 'noopener noreferrer' });
 		else if (node.matches('li')) node.classList.toggle('task', /^[☑☐]/.test(node.textContent));
 		else {
-			const box = h('div.table', { tabIndex: 0, role: 'group', 'aria-label': 'Table' });
+			const box = h('div.table', { tabIndex: 0, role: 'group', label: 'Table' });
 			node.replaceWith(box);
 			box.append(node);
 		}
@@ -83,9 +83,9 @@ export class MarkdownView {
 	constructor(text) {
 		this.el = h('div.md');
 		this.final = 0; // what is before this offset is rendered for good
-		this.tail = []; // nodes of the open block
-		this.fence = null; // the open code fence, if that is where we are
-		this.links = {}; // reference definitions seen so far
+		this.tail = [];
+		this.fence = null; // {block, length} of the open code fence, if that is where we are
+		this.links = {};
 		this.nextAt = 0;
 		if (text) this.update(text, true);
 	}
@@ -98,76 +98,59 @@ export class MarkdownView {
 		for (let end = 0; end < clean.length; ) {
 			end = Math.min(clean.length, Math.max(end, this.final) + STEP);
 			const last = done && end === clean.length;
-			while (this.fence ? this.#feedFence(clean.slice(0, end), last) : this.#feedBlocks(clean.slice(0, end), last));
+			this.#feed(clean.slice(this.final, end), last);
 		}
-		// A block that is costly to render is rendered less often.
 		const cost = performance.now() - begun;
 		this.nextAt = cost > 4 ? begun + cost * 7 : 0;
 		return true;
 	}
 
-	/** True if there is more to do with the same text. */
-	#feedBlocks(text, done) {
-		const rest = text.slice(this.final);
+	#feed(text, done) {
+		const rest = this.fence ? this.#feedFence(text, done) : text;
+		if (!rest) return;
 		let tokens = [{ type: 'plain', raw: rest }];
 		try {
 			tokens = lex(done ? rest : heal(rest), this.links);
 			this.links = tokens.links;
 		} catch {
-			// then it is shown as it came
 		}
 		const last = tokens.findLastIndex(({ type }) => type !== 'space');
 		const count = done ? tokens.length : finalCount(tokens, last);
 		for (const node of this.tail) node.remove();
-		this.tail = [];
 		this.#show(tokens.slice(0, count));
 		for (const { raw } of tokens.slice(0, count)) this.final += raw.length;
-		if (count > last) return false;
-		const open = tokens[last];
-		const mark = count === last && open.type === 'code' && /^ {0,3}(`{3,}|~{3,})[^\n]*\n/.exec(open.raw);
-		if (mark) {
-			const block = codeBlock('', open.lang?.split(/\s/)[0], true);
-			const at = this.final + mark[0].length;
-			this.el.append(block.el);
-			this.fence = { block, close: new RegExp(`^ {0,3}${mark[1][0]}{${mark[1].length},}[ \\t]*$`), at, line: at };
-			return true;
+		this.tail = [];
+		if (count > last) return;
+		const open = tokens[count];
+		if (count === last && open.type === 'code' && /^ {0,3}(```|~~~)/.test(open.raw)) {
+			this.fence = { block: codeBlock('', open.lang?.split(/\s/)[0], true), length: 0 };
+			this.el.append(this.fence.block.el);
+			this.#feedFence(open.raw);
+		} else {
+			this.tail = this.#show(tokens.slice(count));
 		}
-		this.tail = this.#show(tokens.slice(count));
-		return false;
+	}
+
+	/** An open fence only gets what has come to it; returns what is left behind its end. */
+	#feedFence(rest, done) {
+		const { fence } = this;
+		// Half a line that may become the closing fence waits for its other half.
+		const whole = done ? rest : rest.replace(/\n {0,3}(`+|~+)$/, '');
+		const { text, raw } = new Lexer().tokenizer.fences(whole);
+		const code = text.replace(/\n+$/, '');
+		fence.block.append(code.slice(fence.length));
+		fence.length = code.length;
+		if (raw.length === whole.length && !done) return '';
+		fence.block.finish();
+		this.fence = null;
+		this.final += raw.length;
+		return rest.slice(raw.length);
 	}
 
 	#show(tokens) {
 		const nodes = tokens.length ? render(tokens) : [];
 		this.el.append(...nodes);
 		return nodes;
-	}
-
-	/** Inside an open fence: text is appended as it comes, until a line closes it. */
-	#feedFence(text, done) {
-		const { fence } = this; // shown up to `at`; the line that comes next begins at `line`
-		let code = '';
-		let closed = false;
-		while (fence.line < text.length && !closed) {
-			const newline = text.indexOf('\n', fence.line);
-			const end = newline < 0 ? text.length : newline;
-			const words = text.slice(fence.line, end);
-			const whole = newline >= 0 || done;
-			closed = whole && fence.close.test(words);
-			// Half a line that may become the closing fence waits for its other half.
-			if (!whole && /^ {0,3}(`+|~+)$/.test(words)) break;
-			if (!closed) {
-				code += text.slice(fence.at, end); // with the line break before it
-				fence.at = end;
-			}
-			if (newline < 0 && !closed) break;
-			fence.line = Math.min(text.length, end + 1);
-		}
-		if (code) fence.block.append(code);
-		if (!closed && !done) return false;
-		fence.block.finish();
-		this.final = closed ? fence.line : text.length;
-		this.fence = null;
-		return closed;
 	}
 }
 

@@ -1,6 +1,5 @@
-/** menu.js: a button that opens a list to choose from (a WAI-ARIA menu button, on the browser's own popover). */
-import { h, uid } from './dom.js';
-import { icon } from './icons.js';
+/** A button that opens a list to choose from (a WAI-ARIA menu button, on the browser's own popover). */
+import { h, icon, uid } from './dom.js';
 
 /**
  * `build()` is called at each opening and returns entries:
@@ -8,18 +7,14 @@ import { icon } from './icons.js';
  */
 export function menuButton(button, build) {
 	const id = uid();
-	const menu = h('div.menu', { id, role: 'menu', popover: '', onbeforetoggle, ontoggle, onkeydown });
+	const menu = h('div.menu', { id, role: 'menu', popover: '', onbeforetoggle, onkeydown });
 	button.setAttribute('aria-haspopup', 'menu');
 	button.setAttribute('popovertarget', id);
 	function onbeforetoggle({ newState }) {
 		if (newState !== 'open') return;
 		menu.replaceChildren(...build().map(entryView));
 		menu.setAttribute('aria-label', button.getAttribute('aria-label') ?? button.textContent);
-	}
-	function ontoggle({ newState }) {
-		if (newState !== 'open') return;
-		place(menu, button.getBoundingClientRect());
-		(menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.focus();
+		(menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.setAttribute('autofocus', '');
 	}
 	function onkeydown(event) {
 		const items = [...menu.querySelectorAll('button:enabled')];
@@ -41,14 +36,4 @@ export function menuButton(button, build) {
 		return h(`button.menu-item${danger ? '.danger' : ''}`, { role, 'aria-checked': checked !== undefined && String(checked), tabIndex: -1, disabled, onclick }, name && icon(name), words, checked && icon('check'));
 	}
 	return h('span.menu-box', {}, button, menu);
-}
-
-const GAP = 4; // px between a menu and its button, or the edge of the window
-
-/** Below its button, else above it; always inside the window. */
-function place(menu, { left, top, bottom }) {
-	const { offsetWidth: width, offsetHeight: height } = menu;
-	const below = bottom + GAP + height <= innerHeight;
-	menu.style.top = `${below ? bottom + GAP : Math.max(GAP, top - GAP - height)}px`;
-	menu.style.left = `${Math.max(GAP, Math.min(left, innerWidth - GAP - width))}px`;
 }

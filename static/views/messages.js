@@ -1,17 +1,16 @@
-/** messages.js: what was said: the user's prompts, the agent's messages and thoughts. */
+/** What was said: the user's prompts, the agent's messages and thoughts. */
+import { promptParts } from '../transcript.js';
 import { contentBlock, fileChip } from './content.js';
-import { h, setText, toggler } from './dom.js';
+import { h, icon, setText, toggler } from './dom.js';
 import { duration } from './format.js';
-import { icon } from './icons.js';
 import { MarkdownView } from './markdown.js';
 
-/** What someone asked, in a bubble; takes transcript.promptParts(). */
-export function promptBubble({ text, files, others }) {
+export function promptBubble(prompt) {
+	const { text, files, others } = promptParts(prompt);
 	const chips = [...others.map(contentBlock), ...files.map((path) => fileChip(path.split('/').pop(), path))];
 	return h('div.bubble', {}, chips.length > 0 && h('div.chips', {}, chips), text && h('p.plain', { text, tabIndex: text.length > 300 || text.split('\n').length > 9 ? 0 : null }));
 }
 
-/** Parts of a message in order: text as growing Markdown, other blocks as they are. */
 export class MessageView {
 	constructor(item, context) {
 		this.item = item;
@@ -30,14 +29,12 @@ export class MessageView {
 			}
 			const view = this.views[index];
 			if (view.finished) continue;
-			// Only the last part still grows: the others were over when they got a successor.
 			view.finished = done || index < parts.length - 1;
 			if (!view.update(part.text, view.finished)) this.context.again(this.item);
 		}
 	}
 }
 
-/** Thoughts are folded: one line says that there are some, and how long they took. */
 export class ThoughtView {
 	constructor(item, context) {
 		this.item = item;

@@ -1,8 +1,7 @@
-/** notes.js: the plan, small facts, and updates that nobody knows yet. */
+/** The plan, small facts, and updates that nobody knows yet. */
 import { codeBlock } from './code.js';
-import { h, setText } from './dom.js';
+import { h, icon, setText } from './dom.js';
 import { pretty } from './format.js';
-import { icon } from './icons.js';
 
 const PLAN_WORDS = { pending: 'to do', in_progress: 'in progress', completed: 'done' };
 
@@ -11,7 +10,7 @@ export class PlanView {
 		this.item = item;
 		this.count = h('small');
 		this.list = h('ol');
-		this.el = h('section.plan', { 'aria-label': 'Plan' }, h('h3', {}, icon('list'), 'Plan', this.count), this.list);
+		this.el = h('section.plan', { label: 'Plan' }, h('h3', {}, icon('list'), 'Plan', this.count), this.list);
 		this.update();
 	}
 
@@ -37,7 +36,7 @@ export class NoteView {
 		this.el = h('p.note', { 'data-note': note }, icon(name), h('span', {}, `${title} ${text}`));
 	}
 
-	update() {} // a fact stays as it is
+	update() {}
 }
 
 /** Never swallowed: what this version of the page does not know is shown as it came. */

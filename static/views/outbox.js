@@ -1,15 +1,13 @@
-/** outbox.js: prompts that are no turns yet: on their way, failed, or waiting in the queue. */
-import { h } from './dom.js';
-import { icon } from './icons.js';
+/** Prompts that are no turns yet: on their way, failed, or waiting in the queue. */
+import { h, icon } from './dom.js';
 import { promptBubble } from './messages.js';
 
 export class OutboxView {
 	/** `on`: edit(prompt), discard(prompt), resend(prompt), unqueue(turnIndex) */
-	constructor(root, parts, on) {
-		Object.assign(this, { root, parts, on });
+	constructor(root, on) {
+		Object.assign(this, { root, on });
 	}
 
-	/** True if something changed. */
 	update(outbox, queue, away) {
 		const shown = JSON.stringify([[...queue.keys()], [...outbox.values()].map(({ id, state }) => [id, state]), away]);
 		if (shown === this.shown) return false;
@@ -29,6 +27,6 @@ export class OutboxView {
 	}
 
 	#row(state, prompt, ...notes) {
-		return h('div.waiting-prompt', { 'data-state': state }, promptBubble(this.parts(prompt)), h('p', { role: 'status' }, notes));
+		return h('div.waiting-prompt', { 'data-state': state }, promptBubble(prompt), h('p', { role: 'status' }, notes));
 	}
 }

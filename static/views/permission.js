@@ -1,10 +1,5 @@
-/**
- * permission.js: the agent asks, in its own words and with its own options. It
- * never takes the focus from what someone is typing, so no key pressed there can
- * answer by accident. Within the card, arrows move and digits choose.
- */
-import { h, setText, uid } from './dom.js';
-import { icon } from './icons.js';
+/** The agent asks, with its own options. It never takes the focus from what someone is typing, so that no key answers by accident. */
+import { h, icon, setText, uid } from './dom.js';
 
 const OUTCOME = { allow_once: 'Allowed once', allow_always: 'Always allowed', reject_once: 'Rejected', reject_always: 'Always rejected' };
 const BY = { policy: 'by the session’s policy', timeout: 'nobody answered in time', cancel: 'the turn was stopped' };
@@ -49,7 +44,6 @@ export class PermissionView {
 
 	#words({ outcome, by }) {
 		const option = this.options.find(({ optionId }) => optionId === outcome?.optionId);
-		// What the policy lets through is routine; it needs no line of its own.
 		if (by === 'policy' && option?.kind?.startsWith('allow')) return '';
 		return [option ? (OUTCOME[option.kind] ?? option.name) : 'Not allowed', BY[by]].filter(Boolean).join(': ');
 	}

@@ -1,8 +1,5 @@
-/**
- * scroll.js: stays at the end if the reader is there, and leaves the reader
- * alone otherwise (the idea is Campfire's scroll manager).
- */
-const NEAR = 56; // px from the end that still count as being there
+/** Stays at the end if the reader is there, and leaves the reader alone otherwise. */
+const NEAR = 56;
 
 export class ScrollKeeper {
 	constructor(scroller, content, onchange) {
@@ -39,7 +36,7 @@ export class ScrollKeeper {
 
 	#follow(following) {
 		const { scrollHeight, clientHeight } = this.scroller;
-		if (!following && scrollHeight <= clientHeight) return; // there is nothing to look back at
+		if (!following && scrollHeight <= clientHeight) return;
 		if (this.following === following) return;
 		this.following = following;
 		this.onchange(following);

@@ -1,16 +1,16 @@
-/** sessionview.js: one session on the screen: header, conversation, and what is docked below. */
+/** One session on the screen: header, conversation, and what is docked below. */
+import { promptParts } from '../transcript.js';
 import { Composer, dropTarget } from './composer.js';
 import { ConversationView } from './conversation.js';
-import { h, oncePerFrame, setText } from './dom.js';
+import { h, icon, iconButton, oncePerFrame, setText } from './dom.js';
 import { compact, duration, money } from './format.js';
-import { icon } from './icons.js';
 import { menuButton } from './menu.js';
 import { OutboxView } from './outbox.js';
 import { ScrollKeeper } from './scroll.js';
 import { SettingsBar } from './settings.js';
 
-const NOTICED = 1200; // ms; a shorter absence is not worth a word
-const SLOW = 200; // ms; a faster load needs no skeleton
+const NOTICED = 1200;
+const SLOW = 200;
 const FACTS = { starting: 'starting', hibernated: 'asleep', ask: 'asks first', 'deny-all': 'may only talk' };
 const CLOSED = { idle: 'This session was closed because nothing happened in it for long.', admin: 'This session was closed by the administrator.' };
 const STOPPED = {
@@ -22,16 +22,16 @@ const STOPPED = {
 };
 
 export class SessionView {
-	/** `on`: showSidebar(), startNew(), entries() of its menu; `parts`: promptParts; `draft`: {text, save} */
-	constructor(session, { on, parts, upload, draft }) {
+	/** `on`: showSidebar(), startNew(), entries() of its menu; `draft`: {text, save} */
+	constructor(session, { on, upload, draft }) {
 		this.session = session;
 		this.awaySince = 0;
 
 		this.title = h('h1.ellipsis');
 		this.facts = h('span.hint.ellipsis');
 		this.usage = h('small', { title: 'Context used, and the cost so far' });
-		const more = menuButton(h('button.icon-button', { 'aria-label': 'More for this session' }, icon('more')), on.entries);
-		const bar = h('header.bar', {}, h('button.icon-button.only-narrow', { 'aria-label': 'Show the sessions', onclick: on.showSidebar }, icon('menu')), h('div.bar-words', {}, this.title, this.facts), this.usage, more);
+		const more = menuButton(iconButton('more', 'More for this session'), on.entries);
+		const bar = h('header.bar', {}, iconButton('menu', 'Show the sessions', on.showSidebar, 'icon-button.only-narrow'), h('div.bar-words', {}, this.title, this.facts), this.usage, more);
 
 		this.conversation = new ConversationView({
 			agentName: () => session.agent,
@@ -39,15 +39,14 @@ export class SessionView {
 			answer: (id, option) => session.answer(id, option),
 			focusComposer: () => this.focus(),
 			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
-			parts,
 		});
-		this.outbox = new OutboxView(this.conversation.outbox, parts, {
+		this.outbox = new OutboxView(this.conversation.outbox, {
 			unqueue: (turn) => session.cancel(turn),
 			discard: (one) => session.discard(one),
 			resend: (one) => (session.discard(one), this.#send(one)),
 			edit: (one) => {
 				session.discard(one);
-				this.composer.text = parts(one.prompt).text;
+				this.composer.text = promptParts(one.prompt).text;
 				this.focus();
 			},
 		});
@@ -66,13 +65,13 @@ export class SessionView {
 			on: { send: (message) => this.#send(message), stop: () => session.cancel(), commands: () => session.model.commands ?? [], history: () => session.history(), draft: draft.save },
 		});
 		this.composer.text = draft.text;
-		this.jump = h('button.jump', { 'aria-label': 'Go to the end', onclick: () => this.scroll.toEnd() }, icon('down'));
+		this.jump = iconButton('down', 'Go to the end', () => this.scroll.toEnd(), 'round.jump');
 		this.connection = h('div.strip.connection', { role: 'status', hidden: true }, h('span.grow'), h('button.quiet', { onclick: () => session.wire.start() }));
 		this.ask = h('button.strip.warn', { onclick: () => this.showWaiting() }, icon('shield'), h('span.ellipsis.grow'), h('b', { text: 'Review' }));
 		this.plan = h('div.strip', {}, h('small'), h('span.ellipsis'));
 		this.ended = h('div.ended', { hidden: true }, h('p'), h('button.secondary', { onclick: on.startNew }, icon('plus'), 'New session'));
 		const dock = h('div.dock', {}, this.jump, h('div.dock-inner', {}, this.connection, this.ask, this.plan, this.composer.el, this.ended));
-		this.el = h('section.session', { 'aria-label': 'Session' }, bar, scroller, dock);
+		this.el = h('section.session', { label: 'Session' }, bar, scroller, dock);
 		dropTarget(this.el, (files) => session.closed || this.composer.add(files));
 
 		session.on('change', () => {
@@ -89,7 +88,6 @@ export class SessionView {
 		this.composer.focus();
 	}
 
-	/** Goes to the oldest request, with the focus on its first option. */
 	showWaiting() {
 		const [tool] = this.session.model.waiting.values();
 		const { permission } = this.conversation.context.views?.get(tool) ?? {};
@@ -116,7 +114,6 @@ export class SessionView {
 		const away = this.#connection(status);
 		if (this.outbox.update(session.outbox, session.queue, away)) this.scroll.keep();
 
-		// Who looks elsewhere is told what waits; the plan scrolls away, so its present step stays.
 		const [waiting] = model.waiting.values();
 		this.jump.hidden = this.scroll.following;
 		this.ask.hidden = !waiting || this.scroll.following;
@@ -135,7 +132,6 @@ export class SessionView {
 		this.empty.hidden = !synced || model.turns.length + session.outbox.size + session.queue.size > 0;
 	}
 
-	/** Says quietly that the connection is away, once that is worth saying. */
 	#connection({ state, code, retryAt }) {
 		const now = Date.now();
 		const stopped = state === 'stopped';

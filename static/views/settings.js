@@ -1,13 +1,11 @@
-/** settings.js: mode, model and the options that the agent advertises, as small menus. */
-import { h } from './dom.js';
-import { icon } from './icons.js';
+/** Mode, model and the options that the agent advertises, as small menus. */
+import { h, icon } from './dom.js';
 import { menuButton } from './menu.js';
 
 export class SettingsBar {
-	/** `set(kind, value, key)`: kind is mode, model or config_option */
 	constructor(set) {
 		this.set = set;
-		this.el = h('div.settings', { role: 'group', 'aria-label': 'Agent settings' });
+		this.el = h('div.settings', { role: 'group', label: 'Agent settings' });
 	}
 
 	update({ modes, models, configOptions }) {
@@ -27,7 +25,7 @@ export class SettingsBar {
 }
 
 export function pickerButton(name, words, entries) {
-	const button = h('button.picker', { 'aria-label': `${name}: ${words}`, title: name }, h('span.ellipsis', { text: words }), icon('chevron'));
+	const button = h('button.picker', { label: `${name}: ${words}`, title: name }, h('span.ellipsis', { text: words }), icon('chevron'));
 	return menuButton(button, () => [{ heading: name }, ...entries()]);
 }
 

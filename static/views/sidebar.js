@@ -1,7 +1,6 @@
-/** sidebar.js: the sessions, by when something last happened in them. */
-import { h, setText } from './dom.js';
+/** The sessions, by when something last happened in them. */
+import { h, icon, iconButton, setText } from './dom.js';
 import { ago } from './format.js';
-import { icon } from './icons.js';
 import { menuButton } from './menu.js';
 
 const STATE_WORDS = { running: 'working', waiting: 'waits for you', finished: 'has finished', closed: 'closed' };
@@ -10,17 +9,17 @@ export class Sidebar {
 	/** `on`: open(id; null: a new one), rename(row), close(row), hide(), skip(), menu(), withClosed(on) */
 	constructor(on) {
 		this.on = on;
-		this.rows = new Map(); // id -> element, kept so that focus and open menus survive a refresh
-		this.find = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find a session', oninput: () => this.#draw() });
+		this.rows = new Map();
+		this.find = h('input', { type: 'search', placeholder: 'Find', label: 'Find a session', oninput: () => this.#draw() });
 		this.list = h('div.session-list', {}, Array.from({ length: 5 }, () => h('div.skeleton')));
 		this.note = h('p.hint.list-note', { role: 'status' });
 		const closed = h('input', { type: 'checkbox', onchange: () => on.withClosed(closed.checked) });
 		this.closed = h('label.check.hint', {}, closed, 'Show closed sessions');
 		this.el = h(
 			'nav.sidebar',
-			{ 'aria-label': 'Sessions' },
+			{ label: 'Sessions' },
 			h('button.skip', { text: 'Skip to the message field', onclick: on.skip }),
-			h('div.brand', {}, icon('mark'), h('span.grow', { text: 'clawdforge' }), h('button.icon-button.only-narrow', { 'aria-label': 'Hide the sessions', onclick: on.hide }, icon('close'))),
+			h('div.brand', {}, icon('mark'), h('span.grow', { text: 'clawdforge' }), iconButton('close', 'Hide the sessions', on.hide, 'icon-button.only-narrow')),
 			h('button.new', { onclick: () => on.open(null) }, icon('plus'), 'New session'),
 			h('div.find', {}, icon('search'), this.find),
 			this.note,
@@ -33,7 +32,6 @@ export class Sidebar {
 		this.find.select();
 	}
 
-	/** Each: {id, title, agent, at (unix s), state} */
 	update(sessions, current) {
 		Object.assign(this, { sessions, current });
 		this.#draw();
@@ -47,11 +45,11 @@ export class Sidebar {
 		const wanted = this.find.value.trim().toLowerCase();
 		const shown = this.sessions.filter(({ title, agent, id }) => `${title} ${agent} ${id}`.toLowerCase().includes(wanted)).sort((a, b) => b.at - a.at);
 		const nodes = [];
-		let group = '';
+		const groups = new Set();
 		for (const session of shown) {
-			const name = groupOf(session.at);
-			if (name !== group) nodes.push(h('h2', { text: name }));
-			group = name;
+			const group = groupOf(session.at);
+			if (!groups.has(group)) nodes.push(h('h2', { text: group }));
+			groups.add(group);
 			nodes.push(this.#row(session));
 		}
 		const shape = shown.map(({ id, at }) => groupOf(at) + id).join();
@@ -82,16 +80,16 @@ export class Sidebar {
 
 	#newRow(id) {
 		const onclick = (event) => {
-			if (event.ctrlKey || event.metaKey || event.shiftKey) return; // another tab is a fine wish
+			if (event.ctrlKey || event.metaKey || event.shiftKey) return;
 			event.preventDefault();
 			this.on.open(id);
 		};
-		const link = h('a', { href: `/#session=${id}`, onclick }, h('span.dot'), h('span.session-words', {}, h('span.ellipsis'), h('small')), h('span.offscreen'));
+		const link = h('a', { href: `#session=${id}`, onclick }, h('span.dot'), h('span.session-words', {}, h('span.ellipsis'), h('small')), h('span.offscreen'));
 		const entries = () => [
 			{ label: 'Rename…', icon: 'pencil', onselect: () => this.on.rename(row.session) },
 			{ label: 'Close…', icon: 'close', danger: true, disabled: row.session.state === 'closed', onselect: () => this.on.close(row.session) },
 		];
-		const row = h('div.session-row', {}, link, menuButton(h('button.icon-button', {}, icon('more')), entries));
+		const row = h('div.session-row', {}, link, menuButton(iconButton('more'), entries));
 		return row;
 	}
 }

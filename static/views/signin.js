@@ -1,6 +1,5 @@
-/** signin.js: one field, and words that say what is wrong with it. */
-import { h, setText } from './dom.js';
-import { icon } from './icons.js';
+/** One field, and words that say what is wrong with it. */
+import { h, icon, setText } from './dom.js';
 
 export function signInView(message, token, signIn) {
 	const input = h('input', { type: 'password', id: 'token', value: token, autocomplete: 'current-password', placeholder: 'cf_…', required: true, 'aria-describedby': 'token-note' });
@@ -24,7 +23,6 @@ export function signInView(message, token, signIn) {
 		h('h1', {}, icon('mark'), 'clawdforge'),
 		h('p.lede', { text: 'Coding agents, in real time.' }),
 		h('label', { for: 'token', text: 'Access token' }),
-		// Password managers want a name to go with it.
 		h('input.offscreen', { autocomplete: 'username', value: 'clawdforge', tabIndex: -1, 'aria-hidden': 'true' }),
 		input,
 		note,

@@ -1,7 +1,6 @@
-/** start.js: a new session begins with what one wants, and a few choices below it. */
+/** A new session begins with what one wants, and a few choices below it. */
 import { Composer, dropTarget } from './composer.js';
-import { h, setText } from './dom.js';
-import { icon } from './icons.js';
+import { h, icon, iconButton, setText } from './dom.js';
 import { pickerButton } from './settings.js';
 
 const PERMISSIONS = {
@@ -12,7 +11,6 @@ const PERMISSIONS = {
 };
 
 export class StartView {
-	/** What the demo agent can show, for a first visit without any other. */
 	static #IDEAS = ['help', 'plan', 'diff', 'code'];
 
 	/** `on`: create(options, message), save(choice), menu(); `choice`: what was chosen last time */
@@ -33,7 +31,7 @@ export class StartView {
 		this.el = h(
 			'section.start',
 			{ 'aria-labelledby': 'start-title' },
-			h('header.bar', {}, h('button.icon-button.only-narrow', { 'aria-label': 'Show the sessions', onclick: on.menu }, icon('menu'))),
+			h('header.bar', {}, iconButton('menu', 'Show the sessions', on.menu, 'icon-button.only-narrow')),
 			h('div.start-inner', {}, h('h1', { id: 'start-title' }, icon('mark'), 'What should be done?'), this.composer.el, this.note, this.ideas, more),
 		);
 		dropTarget(this.el, (files) => this.composer.add(files));
@@ -73,7 +71,7 @@ export class StartView {
 			await this.on.create(options, message);
 		} catch (error) {
 			setText(this.note, error.message);
-			this.composer.text = message.prompt[0]?.text ?? ''; // nothing of what was written is lost
+			this.composer.text = message.prompt[0]?.text ?? '';
 		}
 	}
 }

@@ -1,17 +1,17 @@
-/** terminal.js: output of commands about as a terminal shows it: colours, and lines written over. */
+/** Output of commands about as a terminal shows it: colours, and lines written over. */
 import { h } from './dom.js';
 
 const MAX_LINES = 2000;
-const COLOURS = ['black', 'red', 'green', 'yellow', 'blue', 'magenta', 'cyan', 'white'];
-const STYLES = { 1: 'bold', 2: 'dim', 3: 'italic', 4: 'under' };
-const OFF = { 22: ['bold', 'dim'], 23: ['italic'], 24: ['under'], 39: ['fg'], 49: ['bg'] };
+const COLOURS = ['#958d82', '#f08a80', '#8fd19e', '#e8c37a', '#8fb9f5', '#d8a1e6', '#86d3d6', '#e6e1d8'];
+const STYLES = { 1: ['fontWeight', 700], 2: ['opacity', 0.75], 3: ['fontStyle', 'italic'], 4: ['textDecoration', 'underline'] };
+const OFF = { 22: ['fontWeight', 'opacity'], 23: ['fontStyle'], 24: ['textDecoration'], 39: ['color'], 49: ['backgroundColor'] };
 // CSI (colours, cursor), OSC (titles, links), and the short escapes.
 const ESCAPE = /\x1b\[([0-9;:?]*)[ -/]*([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_()][A-Z0-9]?/g;
 
 export class TerminalView {
 	constructor() {
 		this.code = h('code');
-		this.el = h('pre.terminal', { tabIndex: 0, role: 'group', 'aria-label': 'Output' }, this.code);
+		this.el = h('pre.terminal', { tabIndex: 0, role: 'group', label: 'Output' }, this.code);
 		this.shown = this.pending = '';
 		this.style = {};
 		this.#newLine();
@@ -38,13 +38,13 @@ export class TerminalView {
 
 	#print(text) {
 		for (const piece of text.split(/(\r?\n|\r)/)) {
-			if (piece === '\r') this.over = true; // a progress bar writes over its line
+			if (piece === '\r') this.over = true;
 			else if (piece.endsWith('\n')) this.#newLine();
 			else if (piece) {
 				if (this.over) this.line.replaceChildren();
 				this.over = false;
-				const classes = Object.values(this.style).join('.');
-				this.line.append(h(classes ? `span.${classes}` : 'span', { text: piece.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, '') }));
+				const span = this.line.appendChild(h('span', { text: piece.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, '') }));
+				Object.assign(span.style, this.style);
 			}
 		}
 	}
@@ -60,13 +60,14 @@ export class TerminalView {
 		const codes = (params || '0').split(/[;:]/).map(Number);
 		for (let i = 0; i < codes.length; i += 1) {
 			const code = codes[i];
+			const [name, value] = STYLES[code] ?? [];
 			if (code === 0) this.style = {};
-			else if (STYLES[code]) this.style[STYLES[code]] = `t-${STYLES[code]}`;
-			else if (OFF[code]) for (const name of OFF[code]) delete this.style[name];
-			else if (code === 38 || code === 48) i += codes[i + 1] === 5 ? 2 : 4; // exact colours are left out
+			else if (name) this.style[name] = value;
+			else if (OFF[code]) for (const off of OFF[code]) delete this.style[off];
+			else if (code === 38 || code === 48) i += codes[i + 1] === 5 ? 2 : 4;
 			else if (code >= 30 && code % 10 < 8) {
-				const name = (code >= 40 && code < 50) || code >= 100 ? 'bg' : 'fg';
-				this.style[name] = `t-${name}-${COLOURS[code % 10]}`;
+				const behind = (code >= 40 && code < 50) || code >= 100;
+				this.style[behind ? 'backgroundColor' : 'color'] = COLOURS[code % 10] + (behind ? '55' : '');
 			}
 		}
 	}

@@ -1,25 +1,20 @@
-/**
- * tool.js: a tool call as one calm line that opens into a card. The body is built
- * when it is first opened: a conversation may have thousands of calls that nobody
- * looks into. A request for permission is shown with the call that it is about.
- */
+/** A tool call as one calm line that opens into a card, which is built when it is first opened: a conversation may have thousands. */
 import { codeBlock } from './code.js';
 import { contentBlock } from './content.js';
 import { diffView } from './diff.js';
-import { h, setText, toggler } from './dom.js';
+import { h, icon, setText, toggler } from './dom.js';
 import { duration, pretty, shortPath } from './format.js';
-import { icon, kindIcon } from './icons.js';
 import { MarkdownView } from './markdown.js';
 import { PermissionView } from './permission.js';
 import { TerminalView } from './terminal.js';
 
+const KINDS = { read: 'file', edit: 'pencil', delete: 'trash', move: 'move', search: 'search', execute: 'terminal', think: 'spark', fetch: 'globe', switch_mode: 'swap' };
 const STATES = { pending: ['Waiting', 'clock'], in_progress: ['Running'], completed: ['Done', 'check'], failed: ['Failed', 'close'], asking: ['Needs your permission', 'shield'], stopped: ['Not finished', 'stop'] };
 
 export class ToolView {
-	/** What happens before one's eyes (`live`) is shown; history is folded. */
 	constructor(item, context, live) {
 		Object.assign(this, { item, context, live });
-		this.parts = new Map(); // name -> {text, el} of the body
+		this.parts = new Map();
 		this.icon = h('span.tool-icon');
 		this.title = h('span.ellipsis.grow');
 		this.time = h('small');
@@ -37,7 +32,7 @@ export class ToolView {
 		const ended = status === 'completed' || status === 'failed';
 		const state = waits ? 'asking' : abandoned && !ended ? 'stopped' : status;
 		const { dataset } = this.el;
-		if (dataset.kind !== toolKind) this.icon.replaceChildren(kindIcon(toolKind));
+		if (dataset.kind !== toolKind) this.icon.replaceChildren(icon(KINDS[toolKind] ?? 'wrench'));
 		if (dataset.state !== state) {
 			const [words, mark] = STATES[state] ?? STATES.in_progress;
 			this.state.replaceChildren(mark ? icon(mark) : h('span.spinner'), h('span.offscreen', { text: words }));
@@ -55,7 +50,7 @@ export class ToolView {
 			this.asked = requestId;
 			this.permission?.el.remove();
 			this.permission = new PermissionView(this.item, this.context);
-			this.el.append(this.permission.el); // below what it is about
+			this.el.append(this.permission.el);
 		}
 		this.permission.update();
 	}

@@ -1,15 +1,15 @@
-/** turn.js: one prompt, what the agent did with it, and how it ended. */
+/** One prompt, what the agent did with it, and how it ended. */
+import { promptParts } from '../transcript.js';
 import { copyButton } from './code.js';
-import { h, setText, uid } from './dom.js';
+import { h, icon, setText, uid } from './dom.js';
 import { compact, duration } from './format.js';
-import { icon } from './icons.js';
 import { MessageView, ThoughtView, promptBubble } from './messages.js';
 import { NoteView, PlanView, RawView } from './notes.js';
 import { ToolView } from './tool.js';
 
 const VIEWS = { message: MessageView, user: MessageView, thought: ThoughtView, tool: ToolView, plan: PlanView, note: NoteView };
 const CHUNK = 24; // items that the browser may skip together when they are off screen
-const LIVELY = 60; // the last turn of a log is shown like a live one, if it is no longer
+const LIVELY = 60;
 
 /** How a turn ended, when there is something to say about it: [words, icon, what to do next]. */
 const ENDINGS = {
@@ -31,7 +31,7 @@ export class TurnView {
 	constructor(turn, context, later) {
 		this.turn = turn;
 		this.context = context;
-		this.from = this.to = later ? turn.items.length : 0; // items that have views
+		this.from = this.to = later ? turn.items.length : 0;
 		const id = uid();
 		this.heading = h('h2.offscreen', { id, text: 'Outside of a turn' });
 		this.head = h('div.turn-head');
@@ -44,15 +44,13 @@ export class TurnView {
 	update() {
 		const { prompt, context } = this.turn;
 		if (prompt && !this.head.firstChild) {
-			const parts = this.context.parts(prompt);
-			setText(this.heading, `You: ${parts.text.slice(0, 80) || 'files'}`);
+			setText(this.heading, `You: ${promptParts(prompt).text.slice(0, 80) || 'files'}`);
 			if (context === 'lost') this.head.append(new NoteView({ note: 'warning', title: 'The agent was started anew and does not remember what is above.' }).el);
-			this.head.append(promptBubble(parts));
+			this.head.append(promptBubble(prompt));
 		}
 		this.#foot();
 	}
 
-	/** Builds views for new items until `enough()`; false if some are left. */
 	append(enough) {
 		const { items } = this.turn;
 		for (; this.to < items.length && !enough(); this.to += 1) {
@@ -73,8 +71,6 @@ export class TurnView {
 		const older = items.slice(first, this.from);
 		const live = this.context.isLast(this.turn) && items.length < LIVELY;
 		const chunk = h('div.chunk.settled', {}, older.map((item) => this.#build(item, live)));
-		// A good guess of its height keeps the scrollbar from jumping.
-		chunk.style.containIntrinsicSize = `auto ${older.reduce((sum, item) => sum + guess(item), 0)}px`;
 		if (older.length) this.body.prepend(chunk);
 		this.from = first;
 	}
@@ -85,7 +81,6 @@ export class TurnView {
 		return view.el;
 	}
 
-	/** Once a second while it runs. */
 	tick(now) {
 		if (this.elapsed) setText(this.elapsed, duration(Math.max(1000, now - this.turn.startedAt)));
 	}
@@ -117,11 +112,4 @@ export class TurnView {
 		const answer = () => messages.map(({ parts }) => parts.map(({ text }) => text ?? '').join('')).join('\n\n');
 		return h('p.facts', { title: new Date(startedAt).toLocaleString() }, words, messages.length > 0 && copyButton(answer, 'Copy answer'));
 	}
-}
-
-/** Roughly how tall an item will be, px. */
-function guess({ kind, entries, parts }) {
-	if (kind === 'plan') return 60 + 26 * entries.length;
-	if (kind !== 'message') return 37;
-	return parts.reduce((sum, { text }) => sum + (text ? 24 * (text.length / 90 + text.split('\n').length) : 240), 0);
 }

@@ -86,7 +86,7 @@ async def test_permission_by_the_mouse_and_by_keys(tab: Tab) -> None:
     card = page.get_by_role("group", name="asks for your permission")
     await expect(card).to_be_visible()
     await expect(page).to_have_title(re.compile("^Waiting for you · "))
-    assert "circle" in (await page.get_attribute("link[rel=icon]", "href") or "")
+    assert (await page.get_attribute("link[rel=icon]", "href") or "").endswith("-waiting.svg")
     await tab.axe("permission")
     await tab.picture("permission")
     # A key that is pressed while writing answers nothing.
@@ -254,7 +254,7 @@ async def test_files_are_attached_by_choice_and_by_drop(tab: Tab, tmp_path: Path
     drop = """(area) => {
         const data = new DataTransfer();
         data.items.add(new File(["dropped"], "dropped.md", { type: "text/markdown" }));
-        for (const type of ["dragenter", "drop"])
+        for (const type of ["dragover", "drop"])
             area.dispatchEvent(new DragEvent(type, { bubbles: true, dataTransfer: data }));
     }"""
     await tab.page.locator(".start").evaluate(drop)

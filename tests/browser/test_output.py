@@ -43,7 +43,9 @@ async def test_everything_an_agent_can_show(tab: Tab) -> None:
     await expect(page.locator(".plan li")).to_have_count(3)
     await expect(page.locator(".row.add")).to_contain_text("2")
     await expect(page.locator(".row.del")).to_contain_text("two")
-    await expect(page.locator(".terminal .t-fg-red")).to_have_text("1 failed")
+    failed = page.locator(".terminal span", has_not=page.locator("span")).first
+    await expect(failed).to_have_text("1 failed")
+    await expect(failed).to_have_css("color", "rgb(240, 138, 128)")
     await expect(page.locator(".md h4")).to_have_text("Done")
     await expect(page.locator(".md strong")).to_have_text("one")
     await expect(page.locator(".md table td").first).to_have_text("1")
