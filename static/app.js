@@ -30,7 +30,6 @@ let withClosed = false;
 const fragment = () => new URLSearchParams(location.hash.slice(1));
 const narrow = matchMedia('(max-width: 760px)');
 
-
 async function begin() {
 	const given = fragment();
 	if (given.has('token')) {

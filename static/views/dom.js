@@ -20,16 +20,18 @@ export function h(spec, props = {}, ...children) {
 	return node;
 }
 
-const ICONS = new URL('../icons.svg', import.meta.url).href;
+const icons = new Map();
 
+/** One of those that index.html draws. */
 export function icon(name) {
-	const [svg, use] = ['svg', 'use'].map((tag) => document.createElementNS('http://www.w3.org/2000/svg', tag));
-	svg.setAttribute('viewBox', '0 0 24 24');
-	svg.setAttribute('class', name === 'mark' ? 'mark' : `icon icon-${name}`);
-	svg.setAttribute('aria-hidden', 'true');
-	use.setAttribute('href', `${ICONS}#${name}`);
-	svg.append(use);
-	return svg;
+	if (!icons.has(name)) {
+		const all = document.getElementById('icons').content.firstElementChild;
+		const svg = all.cloneNode();
+		svg.setAttribute('class', name === 'mark' ? 'mark' : `icon icon-${name}`);
+		svg.append(all.querySelector(`[data-icon='${name}']`).cloneNode());
+		icons.set(name, svg);
+	}
+	return icons.get(name).cloneNode(true);
 }
 
 export function iconButton(name, label, onclick, classes = 'icon-button') {

@@ -91,7 +91,7 @@ export class SessionView {
 	showWaiting() {
 		const [tool] = this.session.model.waiting.values();
 		const { permission } = this.conversation.context.views?.get(tool) ?? {};
-		permission?.el.scrollIntoView({ block: 'end' });
+		if (!this.scroll.following) permission?.el.scrollIntoView({ block: 'end' });
 		permission?.focus();
 	}
 
