@@ -15,7 +15,7 @@ import { Wire } from './wire.js';
 
 const KEPT_OPEN = 8; // sessions that stay connected while one looks at another
 const LIST_EVERY = 15_000; // ms between looks at the list, and
-const LOOK_EVERY = 3000; // at a session where an agent works: others may queue something, too
+const LOOK_EVERY = 1000; // at a session where an agent works: others may queue something, too
 const ATTEND_EVERY = 250; // ms; not once a frame, for a hidden tab has no frames
 
 const root = document.getElementById('app');

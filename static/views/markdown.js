@@ -96,7 +96,7 @@ export class MarkdownView {
 		if (!done && begun < this.nextAt) return false;
 		const clean = text.replace(/\r\n?/g, '\n');
 		for (let end = 0; end < clean.length; ) {
-			end = Math.min(clean.length, Math.max(end, this.final) + STEP);
+			end = Math.min(clean.length, Math.max(end, this.final + (this.fence?.length ?? 0)) + STEP);
 			const last = done && end === clean.length;
 			this.#feed(clean.slice(this.final, end), last);
 		}
@@ -122,7 +122,7 @@ export class MarkdownView {
 		this.tail = [];
 		if (count > last) return;
 		const open = tokens[count];
-		if (count === last && open.type === 'code' && /^ {0,3}(```|~~~)/.test(open.raw)) {
+		if (count === last && open.type === 'code' && /^ {0,3}(```|~~~).*\n/.test(open.raw)) {
 			this.fence = { block: codeBlock('', open.lang?.split(/\s/)[0], true), length: 0 };
 			this.el.append(this.fence.block.el);
 			this.#feedFence(open.raw);
@@ -135,7 +135,7 @@ export class MarkdownView {
 	#feedFence(rest, done) {
 		const { fence } = this;
 		// Half a line that may become the closing fence waits for its other half.
-		const whole = done ? rest : rest.replace(/\n {0,3}(`+|~+)$/, '');
+		const whole = done ? rest : rest.replace(/\n {0,3}[`~]*$/, '');
 		const { text, raw } = new Lexer().tokenizer.fences(whole);
 		const code = text.replace(/\n+$/, '');
 		fence.block.append(code.slice(fence.length));

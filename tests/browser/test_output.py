@@ -205,3 +205,33 @@ async def test_how_a_turn_ended_is_said_in_words(tab: Tab) -> None:
     await tab.picture("endings")
     await tab.button("Try again").click()
     await tab.settled(5)
+
+
+GROWING = [
+    "Hi\n\n```py\nx = 1\n\n\ny = **2**\n- a\n1\n```\n\nAfter **bold**, a text.\n\n```\nplain\n",
+    "a\n```js\n``\nbar\n````\n```\nb\n\n~~~\n\n- x\n  ```c\n  int a;\n  ```\n- y\n",
+    "````md\n```\ninner\n```\n````\n| a | b |\n| - | - |\n| 1 | 2 |\n",
+    "```text\n" + "a line of code\n" * 3000 + "```\ndone with it\n",
+]
+GROW = """async (texts) => {
+    const { MarkdownView } = await import("/static/views/markdown.js");
+    const shown = ({ el }) => [...el.children].map((one) => one.tagName + one.textContent).join();
+    const wrong = [];
+    for (const text of texts) {
+        for (let seed = 1; seed < 6; seed += 1) {
+            const view = new MarkdownView();
+            for (let at = 0, dice = seed; at < text.length; ) {
+                dice = (dice * 48271) % 2147483647;
+                at += 1 + (dice % (text.length > 1000 ? 2000 : 7));
+                view.nextAt = 0; // no pause
+                view.update(text.slice(0, at), at >= text.length);
+            }
+            if (shown(view) !== shown(new MarkdownView(text))) wrong.push([seed, text]);
+        }
+    }
+    return wrong;
+}"""
+
+
+async def test_what_grew_in_pieces_looks_like_what_came_at_once(tab: Tab) -> None:
+    assert await tab.page.evaluate(GROW, GROWING) == []
