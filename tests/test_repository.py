@@ -132,6 +132,28 @@ def test_no_file_is_one_that_should_be_ignored() -> None:
     assert not [name for name in names if re.match(r"(data|node_modules|\.venv)/|\.env$", name)]
 
 
+def test_make_installs_an_acpx_that_was_exchanged_or_removed(tmp_path: Path) -> None:
+    installed = ("requirements.txt", "requirements-dev.txt", "package.json", "package-lock.json")
+    for name in ("Makefile", ".venv", ".npmrc", *installed):
+        (tmp_path / name).symlink_to(ROOT / name)
+    acpx = tmp_path / "node_modules" / "acpx" / "package.json"
+    acpx.parent.mkdir(parents=True)
+    for stamp in (ROOT / "node_modules").glob(".ci-*"):
+        (tmp_path / "node_modules" / stamp.name).touch()
+
+    def installs() -> bool:
+        argv = ["make", "--dry-run", "setup"]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return "npm-cli.js" in done.stdout
+
+    acpx.write_bytes((ROOT / "node_modules" / "acpx" / "package.json").read_bytes())
+    assert not installs()
+    acpx.write_text('{\n  "version": "0.0.1"\n}\n', "utf-8")
+    assert installs()
+    acpx.unlink()
+    assert installs()
+
+
 def test_make_help_lists_every_target_for_people() -> None:
     text = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE))

@@ -28,7 +28,7 @@ export function signInView(message, token, signIn) {
 		note,
 		h('label.check', {}, keep, 'Keep me signed in on this device'),
 		button,
-		h('p.hint', { text: 'The server prints a sign-in link when it starts. Its administrator can make more tokens.' }),
+		h('p.hint', { text: 'The server prints a sign-in link when it first starts. Its administrator can make more tokens.' }),
 	);
 	return { el: h('main.signin-page', {}, form), focus: () => input.focus() };
 }
