@@ -21,6 +21,7 @@ from pathlib import Path
 
 from . import store
 from .errors import Error, bad_request, not_stored
+from .limits import give_back
 from .log import LogWriter
 from .store import FileRow, Store
 
@@ -175,8 +176,8 @@ class Files:
             self._give_back(row.app_name, row.size)
 
     def _give_back(self, app_name: str, size: int) -> None:
-        self._bytes_of[app_name] -= size
-        self._count_of[app_name] -= 1
+        give_back(self._bytes_of, app_name, size)
+        give_back(self._count_of, app_name)
 
 
 def _keep_only(folder: Path, names: set[str]) -> None:

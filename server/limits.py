@@ -36,6 +36,17 @@ class Rate:
         self._left -= 1
         return True
 
+    def is_unspent(self) -> bool:
+        """Whether all of the allowance has come back by now."""
+        return self._left + (time.monotonic() - self._then) * self._per_second >= self._burst
+
+
+def give_back(taken: Counter[str], key: str, count: int = 1) -> None:
+    """Subtract from a key's count, and forget a key that has nothing any more."""
+    taken[key] -= count
+    if not taken[key]:
+        del taken[key]
+
 
 class Places:
     """So many at once, in all and for each key."""
@@ -62,6 +73,4 @@ class Places:
         try:
             yield
         finally:
-            self._taken[key] -= 1
-            if not self._taken[key]:
-                del self._taken[key]
+            give_back(self._taken, key)

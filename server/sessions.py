@@ -19,7 +19,7 @@ from .agents.base import AgentInfo, Backend
 from .codec import dumps
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found, not_stored
-from .limits import Rate
+from .limits import Rate, give_back
 from .live_agents import LiveAgents
 from .log import LogWriter
 from .metrics import Metrics
@@ -274,7 +274,7 @@ class Sessions:
         self._open[app_name] += 1
 
     def _give_place(self, app_name: str) -> None:
-        self._open[app_name] -= 1
+        give_back(self._open, app_name)
 
     def workspace(self, session_id: str) -> Path:
         """The folder of a session that asks for none."""
@@ -354,6 +354,9 @@ class Sessions:
             await self._delete(row, now)
         await self._hibernate_unused(now)
         self._unload()
+        self._prompt_rates = {
+            app_name: rate for app_name, rate in self._prompt_rates.items() if not rate.is_unspent()
+        }
         self.prewarmer.fill()
 
     async def _hibernate_unused(self, now: float) -> None:

@@ -63,7 +63,7 @@ class Attachments:
         self._agents: WeakValueDictionary[str, Attachable] = WeakValueDictionary()
         self._announced: dict[int, str] = {}
         self._arrivals: dict[int, asyncio.Future[str]] = {}
-        self._signs = itertools.cycle(range(1, MAX_SIGNS))
+        self._signs = itertools.count()
         self._tasks = Tasks()
         self._accepting: asyncio.Task[None] | None = None
 
@@ -147,7 +147,7 @@ class Attachments:
                 ours.callback(os.close, descriptor)
             if len(descriptors) != 2:
                 return
-            sign = processes.brand(pid, next(self._signs))
+            sign = processes.brand(pid, 1 + next(self._signs) % MAX_SIGNS)
             seam = Seam(
                 pid, agent, self._pressure, mark=f"{processes.MARK}={mark}".encode(), sign=sign
             )
