@@ -5,7 +5,7 @@
 // Besides, `{event: "spawned", key, pid}` announces an agent before it runs:
 // only such a pid may attach at the server's seam. stderr is for people.
 
-import { createRequire } from "node:module";
+import { createRequire, flushCompileCache } from "node:module";
 import { unlink } from "node:fs/promises";
 import path from "node:path";
 import process from "node:process";
@@ -15,6 +15,7 @@ import { AcpxRuntime, createFileSessionStore } from "acpx/runtime";
 import { createAgentRegistry } from "acpx/agent-registry";
 
 import { launchesOf } from "./launches.mjs";
+import { writeBehind } from "./records.mjs";
 
 // A timer's longest delay. The server ends turns; acpx is not to.
 const FOREVER_MS = 2 ** 31 - 1;
@@ -22,9 +23,13 @@ const FOREVER_MS = 2 ** 31 - 1;
 // keeps a turn's story from it, and is the one that takes what comes late.
 const DRAIN_IDLE_MS = 0;
 
+// It is for this process: agents are to be run as they would be elsewhere.
+delete process.env.NODE_COMPILE_CACHE;
+
 const handles = new Map();
 let runtime;
 let registry;
+let records;
 let stateDir;
 
 function send(message) {
@@ -91,9 +96,12 @@ const operations = {
       createAgentRegistry({ overrides: config.agents }),
       config.launcher,
     );
+    records = writeBehind(createFileSessionStore({ stateDir }), (error) =>
+      say(`a record is not stored: ${error.message}`),
+    );
     const options = {
       cwd: config.cwd,
-      sessionStore: createFileSessionStore({ stateDir }),
+      sessionStore: records,
       agentRegistry: registry,
       // The server answers permission requests; none should come as far as here.
       permissionMode: "deny-all",
@@ -111,6 +119,7 @@ const operations = {
     }
     runtime = new AcpxRuntime(options, manager && { managerFactory: () => manager });
     const { version } = createRequire(import.meta.url)("acpx/package.json");
+    setTimeout(flushCompileCache, 1000).unref(); // for the next one, when this one has started
     return { acpx: version, node: process.versions.node };
   },
 
@@ -127,6 +136,7 @@ const operations = {
     const input = { sessionKey: key, agent, cwd, mode: "persistent", sessionOptions: options };
     if (fresh) await runtime.prepareFreshSession({ handle: handles.get(key) });
     handles.set(key, await runtime.ensureSession(input));
+    await records.flush(key);
     return {};
   },
 
@@ -146,16 +156,19 @@ const operations = {
 
   async set_mode({ key, mode }) {
     await runtime.setMode({ handle: handles.get(key), mode });
+    await records.flush(key);
     return {};
   },
 
   async set_model({ key, model }) {
     await runtime.setModel({ handle: handles.get(key), model });
+    await records.flush(key);
     return {};
   },
 
   async set_config_option({ key, option, value }) {
     await runtime.setConfigOption({ handle: handles.get(key), key: option, value });
+    await records.flush(key);
     return {};
   },
 
@@ -164,11 +177,13 @@ const operations = {
     const handle = handles.get(key);
     handles.delete(key);
     if (handle) await runtime.close({ handle, reason: "server" });
+    await records.flush(key);
     return {};
   },
 
   async forget({ key }) {
     handles.delete(key);
+    await records.forget(key);
     await unlink(path.join(stateDir, "sessions", `${encodeURIComponent(key)}.json`)).catch(
       (error) => {
         if (error.code !== "ENOENT") throw error;
@@ -183,6 +198,7 @@ const operations = {
 
   async shutdown() {
     await runtime?.shutdown();
+    await records?.flushAll();
     return {};
   },
 };

@@ -1,0 +1,80 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { writeBehind } from '../../server/agents/records.mjs';
+
+/** A store in memory that counts, and fails while it is told to. */
+function memory() {
+	const files = {
+		kept: new Map(),
+		saves: 0,
+		broken: false,
+		load: async (id) => structuredClone(files.kept.get(id)),
+		async save(record) {
+			files.saves += 1;
+			await sleep(1);
+			if (files.broken) throw new Error('no space');
+			files.kept.set(record.acpxRecordId, structuredClone(record));
+		},
+	};
+	return files;
+}
+
+const record = (turns) => ({ acpxRecordId: 'one', turns });
+
+test('what is saved is loaded at once, and written once, a moment later', async () => {
+	const files = memory();
+	const records = writeBehind(files, assert.fail);
+	const mine = record(1);
+	await records.save(mine);
+	await records.save(record(2));
+	mine.turns = 99; // whose it is may go on with it
+	assert.deepEqual(await records.load('one'), record(2));
+	assert.equal(files.saves, 0);
+	while (!files.kept.has('one')) await sleep(5);
+	assert.deepEqual(files.kept.get('one'), record(2));
+	assert.equal(files.saves, 1);
+});
+
+test('a flush writes all that was saved, also during a write', async () => {
+	const files = memory();
+	const records = writeBehind(files, assert.fail);
+	await records.save(record(1));
+	const flushed = records.flush('one');
+	await records.save(record(2));
+	await flushed;
+	assert.deepEqual(files.kept.get('one'), record(2));
+	await records.save(record(3));
+	await records.flushAll();
+	assert.deepEqual(files.kept.get('one'), record(3));
+	await records.flush('nobody');
+});
+
+test('what cannot be written is told, kept, and written when it can be', async () => {
+	const files = memory();
+	const told = [];
+	const records = writeBehind(files, (error) => told.push(error.message));
+	files.broken = true;
+	await records.save(record(1));
+	await assert.rejects(records.flush('one'), /no space/);
+	await records.save(record(2));
+	while (!told.length) await sleep(5);
+	assert.deepEqual(await records.load('one'), record(2));
+	files.broken = false;
+	await records.flushAll();
+	assert.deepEqual(files.kept.get('one'), record(2));
+});
+
+test('a forgotten record is not written any more', async () => {
+	const files = memory();
+	const records = writeBehind(files, assert.fail);
+	await records.save(record(1));
+	const flushed = records.flush('one');
+	await records.save(record(2));
+	await records.forget('one');
+	files.kept.delete('one'); // as who forgets it deletes the file
+	await flushed;
+	assert.equal(await records.load('one'), undefined);
+	assert.equal(files.saves, 1);
+});
