@@ -5,7 +5,7 @@ import { storage } from './storage.js';
 import { createTranscript, promptParts, reduce, seed, textOf } from './transcript.js';
 import { Attention } from './views/attention.js';
 import { ask, toast } from './views/dialogs.js';
-import { h } from './views/dom.js';
+import { template } from './views/dom.js';
 import { FramesView } from './views/frames.js';
 import { SessionView } from './views/sessionview.js';
 import { Sidebar } from './views/sidebar.js';
@@ -85,8 +85,11 @@ function buildShell() {
 	const sidebar = new Sidebar({ open: go, hide: () => showSidebar(false), rename, close, menu: settingsMenu, withClosed: (on) => ((withClosed = on), refresh()), skip: focusMain });
 	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu }, upload, choice: storage.preferences().start });
 	const frames = new FramesView(() => showFrames(false));
-	const main = h('main.main', {}, start.el);
-	const el = h('div.shell', {}, sidebar.el, h('div.menu-veil', { onclick: () => showSidebar(false) }), main, frames.el);
+	const { el, veil, main } = template('shell');
+	veil.onclick = () => showSidebar(false);
+	main.append(start.el);
+	el.prepend(sidebar.el);
+	el.append(frames.el);
 	shell = { el, sidebar, start, frames, main, upload, poll: setInterval(poll, LOOK_EVERY) };
 	root.replaceChildren(el);
 }

@@ -1,16 +1,13 @@
 /** Files that go with a prompt. Images that fit go inside it, as ACP image blocks; others are uploaded. */
-import { h, icon, iconButton, setText } from './dom.js';
+import { h, icon, setText } from './dom.js';
 import { bytes } from './format.js';
 
 const INLINE = /^image\/(png|jpeg|gif|webp)$/;
 const INLINE_ALL = 2_600_000;
 
 export class Attachments {
-	constructor(upload, onchange) {
-		this.upload = upload;
-		this.onchange = onchange;
-		this.items = [];
-		this.el = h('ul.chips.attachments', { label: 'Attached files', hidden: true });
+	constructor(el, upload, onchange) {
+		Object.assign(this, { el, upload, onchange, items: [] });
 	}
 
 	get blocked() {
@@ -53,7 +50,7 @@ export class Attachments {
 			data ? h('img', { src: `data:${file.type};base64,${data}`, alt: '' }) : icon(error ? 'alert' : 'file'),
 			h('span.ellipsis', { text: name, title: name }),
 			item.note,
-			iconButton('close', `Remove ${name}`, () => this.#remove(item)),
+			h('button.icon-button', { label: `Remove ${name}`, onclick: () => this.#remove(item) }, icon('close')),
 			state === 'busy' ? item.bar : '',
 		);
 		this.#changed();

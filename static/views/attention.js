@@ -1,16 +1,10 @@
 /** The tab's title and icon, a notification, and what a screen reader is told: working, done, or waiting for you. */
-import { h, setText } from './dom.js';
+import { setText } from './dom.js';
 
 const STATES = { idle: ['', ''], running: ['Working · ', '-running'], waiting: ['Waiting for you · ', '-waiting'] };
 const iconAddress = (suffix = '') => new URL(`../favicon${suffix}.svg`, import.meta.url).href;
 
 export class Attention {
-	constructor() {
-		this.spoken = h('div.offscreen', { role: 'status' });
-		this.urgent = h('div.offscreen', { role: 'alert' });
-		document.body.append(this.spoken, this.urgent);
-	}
-
 	show(state, title) {
 		const [words, suffix] = STATES[state];
 		const full = words + (title || 'clawdforge');
@@ -21,7 +15,7 @@ export class Attention {
 	}
 
 	say(text, urgent) {
-		setText(urgent ? this.urgent : this.spoken, text);
+		setText(document.getElementById(urgent ? 'urgent' : 'spoken'), text);
 	}
 
 	/** Only to someone who is looking elsewhere. */

@@ -2,10 +2,10 @@
 import { h, uid } from './dom.js';
 
 export class CommandList {
-	constructor(input, commands, take) {
-		Object.assign(this, { input, commands, take, matches: [] });
-		this.el = h('ul.commands', { id: uid(), role: 'listbox', label: 'Commands', hidden: true });
-		input.setAttribute('aria-controls', this.el.id);
+	constructor(el, input, commands, take) {
+		Object.assign(this, { el, input, commands, take, matches: [] });
+		el.id = uid();
+		input.setAttribute('aria-controls', el.id);
 		input.addEventListener('blur', () => this.#show([]));
 	}
 
@@ -32,7 +32,7 @@ export class CommandList {
 	#mark(index) {
 		const row = this.el.children[index];
 		this.marked = index;
-		for (const one of this.el.children) one.setAttribute('aria-selected', String(one === row));
+		for (const one of this.el.children) one.ariaSelected = one === row;
 		this.input.setAttribute('aria-activedescendant', row?.id ?? '');
 		row?.scrollIntoView({ block: 'nearest' });
 	}

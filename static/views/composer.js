@@ -1,22 +1,23 @@
 /** Where one writes: Enter sends, Shift+Enter breaks the line, Esc stops the agent, arrow up brings back earlier prompts. */
 import { Attachments } from './attachments.js';
 import { CommandList } from './commands.js';
-import { h, icon, iconButton } from './dom.js';
+import { template } from './dom.js';
 
 export class Composer {
 	/** `on`: send({prompt, files}), and maybe stop(), commands(), history(), draft(text) */
 	constructor({ on, upload, placeholder, label = 'Message', controls }) {
-		this.on = on;
+		Object.assign(this, template('composer'), { on });
 		this.running = false;
 		this.at = null;
-		this.input = h('textarea', { rows: 1, placeholder, label, 'aria-autocomplete': 'list', enterkeyhint: 'send', oninput: () => this.#typed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event) });
-		this.attachments = new Attachments(upload, () => this.#buttons());
-		this.commands = new CommandList(this.input, () => on.commands?.() ?? [], (text) => ((this.text = text), this.focus()));
-		const picker = h('input', { type: 'file', multiple: true, hidden: true, label: 'Choose files', onchange: () => (this.add([...picker.files]), (picker.value = '')) });
-		this.stop = h('button.round.stop', { label: 'Stop the agent', title: 'Stop (Esc)', onclick: () => on.stop() }, icon('stop'));
-		this.go = h('button.round.send', { onclick: () => this.send() }, icon('up'));
-		const row = h('div.composer-row', {}, iconButton('clip', 'Attach files', () => picker.click()), picker, h('div.composer-controls', {}, controls), this.stop, this.go);
-		this.el = h('div.composer', {}, this.commands.el, this.attachments.el, this.input, row);
+		const { input, picker } = this;
+		Object.assign(input, { placeholder, ariaLabel: label, oninput: () => this.#typed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event) });
+		this.attachments = new Attachments(this.attached, upload, () => this.#buttons());
+		this.commands = new CommandList(this.offered, input, () => on.commands?.() ?? [], (text) => ((this.text = text), this.focus()));
+		this.clip.onclick = () => picker.click();
+		picker.onchange = () => (this.add([...picker.files]), (picker.value = ''));
+		this.controls.append(controls);
+		this.stop.onclick = () => on.stop();
+		this.go.onclick = () => this.send();
 		this.#buttons();
 	}
 
@@ -58,7 +59,7 @@ export class Composer {
 		const words = this.running ? 'Send next: it waits until this turn is over' : 'Send';
 		this.go.disabled = empty || this.attachments.blocked;
 		this.go.title = this.attachments.blocked ? 'Waits for the attached files' : `${words} (Enter)`;
-		this.go.setAttribute('aria-label', words);
+		this.go.ariaLabel = words;
 		this.stop.hidden = !this.running;
 		this.go.hidden = this.running && empty;
 	}
@@ -116,7 +117,7 @@ export class Composer {
 
 /** Makes an area take dropped files; while one drags them over it, it says so. */
 export function dropTarget(area, take) {
-	const veil = area.appendChild(h('div.drop-veil', { hidden: true }, icon('clip'), 'Drop files to attach them'));
+	const veil = area.appendChild(template('drop').el);
 	for (const name of ['dragover', 'dragleave', 'drop']) {
 		area.addEventListener(name, (event) => {
 			if (!event.dataTransfer?.types.includes('Files') || area.contains(event.relatedTarget)) return;

@@ -1,5 +1,5 @@
 /** The transcript on the screen. Once a frame it draws what is dirty, within a budget; a long one opens at its end, and is filled in above while nobody needs the thread. */
-import { h, oncePerFrame } from './dom.js';
+import { oncePerFrame } from './dom.js';
 import { TurnView } from './turn.js';
 
 const FRAME_BUDGET = 10;
@@ -9,10 +9,9 @@ const SLICE = 12;
 
 export class ConversationView {
 	/** `context`: agentName(), cwd(), answer(), focusComposer(), retry(turn) */
-	constructor(context) {
-		this.turns = h('div');
-		this.outbox = h('div');
-		this.el = h('div.conversation', { role: 'log', 'aria-live': 'off', label: 'Conversation' }, this.turns, this.outbox);
+	constructor(el, context) {
+		this.el = el;
+		[this.turns, this.outbox] = el.children;
 		this.scroll = null;
 		this.model = null;
 		this.draw = oncePerFrame(() => this.#draw());

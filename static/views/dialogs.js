@@ -1,28 +1,32 @@
 /** Small modal questions, on the browser's own <dialog>; and a sentence that comes and goes. */
-import { h } from './dom.js';
+import { h, setText, template } from './dom.js';
 
+/** Resolves to the text of the field if there is an `input`, else to true; to null when it was called off. */
 export function ask({ title, text, input, action, danger }) {
+	const { el, heading, words, field, cancel, yes } = template('dialog');
+	el.ariaLabel = field.ariaLabel = title;
+	setText(heading, title);
+	setText(words, text);
+	words.hidden = !text;
+	field.value = input ?? '';
+	field.hidden = input === undefined;
+	cancel.onclick = () => el.close('');
+	setText(yes, action);
+	yes.className = danger ? 'danger' : 'primary';
+	yes.autofocus = field.hidden;
+	document.body.append(el);
+	el.showModal();
+	if (!field.hidden) field.select();
 	return new Promise((resolve) => {
-		const field = input !== undefined && h('input', { value: input, label: title, maxlength: 120 });
-		const onsubmit = (event) => {
-			event.preventDefault();
-			dialog.close('yes');
+		el.onclose = () => {
+			el.remove();
+			resolve(el.returnValue !== 'yes' ? null : field.hidden || field.value.trim());
 		};
-		const onclose = () => {
-			dialog.remove();
-			resolve(dialog.returnValue !== 'yes' ? null : field ? field.value.trim() : true);
-		};
-		const buttons = [h('button.secondary', { text: 'Cancel', onclick: () => dialog.close('') }), h(`button.${danger ? 'danger' : 'primary'}`, { text: action, type: 'submit', autofocus: !field })];
-		const dialog = document.body.appendChild(h('dialog.dialog', { label: title, onclose }, h('form', { onsubmit }, h('h2', { text: title }), text && h('p', { text }), field, h('div.dialog-actions', {}, buttons))));
-		dialog.showModal();
-		if (field) field.select();
 	});
 }
 
-const toasts = document.body.appendChild(h('div.toasts', { role: 'status' }));
-
 export function toast(text) {
 	const one = h('p', { text, onclick: () => one.remove() });
-	toasts.replaceChildren(one);
+	document.getElementById('toasts').replaceChildren(one);
 	setTimeout(() => one.remove(), 6000);
 }

@@ -1,4 +1,4 @@
-/** Building elements without markup strings. */
+/** Building elements: from the templates of index.html, or one by one. Never from strings of markup. */
 
 /**
  * h('button.primary', {onclick, label: 'Send'}, icon('up'), 'Send')
@@ -20,6 +20,16 @@ export function h(spec, props = {}, ...children) {
 	return node;
 }
 
+/** A copy of that template: `el`, and by name each part of it that has a `data-part`. */
+export function template(id) {
+	const [original] = document.getElementById(id).content.children;
+	// Icons are drawn into the template itself, so once.
+	for (const place of original.querySelectorAll('i')) place.replaceWith(icon(place.dataset.icon));
+	const parts = { el: document.importNode(original, true) };
+	for (const part of parts.el.querySelectorAll('[data-part]')) parts[part.dataset.part] = part;
+	return parts;
+}
+
 const icons = new Map();
 
 /** One of those that index.html draws. */
@@ -34,10 +44,6 @@ export function icon(name) {
 	return icons.get(name).cloneNode(true);
 }
 
-export function iconButton(name, label, onclick, classes = 'icon-button') {
-	return h(`button.${classes}`, { label, onclick }, icon(name));
-}
-
 export function setText(node, text) {
 	if (node.textContent !== text) node.textContent = text;
 }
@@ -45,16 +51,21 @@ export function setText(node, text) {
 let ids = 0;
 export const uid = () => `u${(ids += 1)}`;
 
-export function toggler(words, body, draw) {
-	const el = h('button.line', { 'aria-expanded': 'false', 'aria-controls': (body.id = uid()), onclick: () => open(body.hidden) }, words, icon('chevron'));
-	const toggle = { el, open, touched: false };
+/** Makes a button show and hide `body`, which is drawn each time it is shown. */
+export function toggler(button, body, draw) {
+	const toggle = { open, touched: false };
 	function open(on = true) {
 		toggle.touched = true;
-		body.hidden = !on;
-		el.setAttribute('aria-expanded', String(on));
+		show(on);
 		if (on) draw();
 	}
-	body.hidden = true;
+	function show(on) {
+		body.hidden = !on;
+		button.ariaExpanded = on;
+	}
+	button.setAttribute('aria-controls', (body.id = uid()));
+	button.onclick = () => open(body.hidden);
+	show(false);
 	return toggle;
 }
 

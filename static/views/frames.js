@@ -1,18 +1,16 @@
 /** The raw frames of a session, for developers of other clients. */
 import { copyButton } from './code.js';
-import { h, iconButton, oncePerFrame, setText } from './dom.js';
+import { h, oncePerFrame, setText, template } from './dom.js';
 import { plural } from './format.js';
 
 const SHOWN = 300;
 
 export class FramesView {
 	constructor(onclose) {
-		this.filter = h('input', { type: 'search', placeholder: 'Filter', label: 'Filter frames', oninput: () => this.draw() });
-		this.list = h('ol', { label: 'Frames' });
-		this.count = h('span.hint.grow');
-		const copy = copyButton(() => this.#matching().map(({ text }) => text).join('\n'), 'Copy all');
-		this.el = h('aside.frames', { label: 'Raw frames', hidden: true }, h('header', {}, h('h2', { text: 'Raw frames' }), this.count, copy, iconButton('close', 'Close the raw frames', onclose)), this.filter, this.list);
-		this.rows = new WeakMap();
+		Object.assign(this, template('frames'), { rows: new WeakMap() });
+		this.close.before(copyButton(() => this.#matching().map(({ text }) => text).join('\n'), 'Copy all'));
+		this.close.onclick = onclose;
+		this.filter.oninput = () => this.draw();
 		this.draw = oncePerFrame(() => this.#draw());
 	}
 

@@ -13,7 +13,7 @@ export function menuButton(button, build) {
 	function onbeforetoggle({ newState }) {
 		if (newState !== 'open') return;
 		menu.replaceChildren(...build().map(entryView));
-		menu.setAttribute('aria-label', button.getAttribute('aria-label') ?? button.textContent);
+		menu.ariaLabel = button.ariaLabel ?? button.textContent;
 		(menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.setAttribute('autofocus', '');
 	}
 	function onkeydown(event) {

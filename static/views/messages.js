@@ -1,7 +1,7 @@
 /** What was said: the user's prompts, the agent's messages and thoughts. */
 import { promptParts } from '../transcript.js';
 import { contentBlock, fileChip } from './content.js';
-import { h, icon, setText, toggler } from './dom.js';
+import { h, setText, template, toggler } from './dom.js';
 import { duration } from './format.js';
 import { MarkdownView } from './markdown.js';
 
@@ -37,14 +37,12 @@ export class MessageView {
 
 export class ThoughtView {
 	constructor(item, context) {
-		this.item = item;
-		this.label = h('span');
-		this.body = h('div.thought-body');
+		Object.assign(this, template('thought'), { item });
 		this.draw = () => {
 			if (!this.text) this.body.append((this.text = new MessageView(item, context)).el);
 			this.text.update();
 		};
-		this.el = h('div.thought', {}, toggler([icon('spark'), this.label], this.body, this.draw).el, this.body);
+		toggler(this.line, this.body, this.draw);
 		this.update();
 	}
 

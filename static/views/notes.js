@@ -1,16 +1,13 @@
 /** The plan, small facts, and updates that nobody knows yet. */
 import { codeBlock } from './code.js';
-import { h, icon, setText } from './dom.js';
+import { h, icon, setText, template } from './dom.js';
 import { pretty } from './format.js';
 
 const PLAN_WORDS = { pending: 'to do', in_progress: 'in progress', completed: 'done' };
 
 export class PlanView {
 	constructor(item) {
-		this.item = item;
-		this.count = h('small');
-		this.list = h('ol');
-		this.el = h('section.plan', { label: 'Plan' }, h('h3', {}, icon('list'), 'Plan', this.count), this.list);
+		Object.assign(this, template('plan'), { item });
 		this.update();
 	}
 
@@ -42,10 +39,8 @@ export class NoteView {
 /** Never swallowed: what this version of the page does not know is shown as it came. */
 export class RawView {
 	constructor(item) {
-		this.item = item;
-		this.label = h('span');
-		this.box = h('div');
-		this.el = h('details.raw', { ontoggle: () => this.update() }, h('summary', {}, icon('frames'), this.label), this.box);
+		Object.assign(this, template('raw'), { item });
+		this.el.ontoggle = () => this.update();
 		this.update();
 	}
 

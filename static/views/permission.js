@@ -1,23 +1,21 @@
 /** The agent asks, with its own options. It never takes the focus from what someone is typing, so that no key answers by accident. */
-import { h, icon, setText, uid } from './dom.js';
+import { h, setText, template, uid } from './dom.js';
 
 const OUTCOME = { allow_once: 'Allowed once', allow_always: 'Always allowed', reject_once: 'Rejected', reject_always: 'Always rejected' };
 const BY = { policy: 'by the session’s policy', timeout: 'nobody answered in time', cancel: 'the turn was stopped' };
 
 export class PermissionView {
 	constructor(item, context) {
-		this.item = item;
-		this.context = context;
-		this.options = item.permission.options;
-		const id = uid();
+		Object.assign(this, template('permission'), { item, context, options: item.permission.options });
+		const { card, heading, who, choices } = this;
 		this.buttons = this.options.map(({ kind, name, optionId }, index) => {
 			const tone = kind === 'allow_once' ? 'primary' : kind?.startsWith('reject') ? 'secondary.reject' : 'secondary';
 			return h(`button.${tone}`, { onclick: () => this.#choose(optionId) }, name ?? optionId, h('kbd', { text: index + 1, 'aria-hidden': 'true' }));
 		});
-		this.note = h('p.hint', { role: 'status' });
-		this.card = h('div.ask-card', { role: 'group', 'aria-labelledby': id, onkeydown: (event) => this.#key(event) }, h('p', { id }, icon('shield'), `${context.agentName()} asks for your permission`), h('div.chips', {}, this.buttons), this.note);
-		this.result = h('p.hint');
-		this.el = h('div.tool-ask', {}, this.card, this.result);
+		setText(who, `${context.agentName()} asks for your permission`);
+		choices.append(...this.buttons);
+		card.setAttribute('aria-labelledby', (heading.id = uid()));
+		card.onkeydown = (event) => this.#key(event);
 	}
 
 	focus() {

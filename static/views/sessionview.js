@@ -2,7 +2,7 @@
 import { promptParts } from '../transcript.js';
 import { Composer, dropTarget } from './composer.js';
 import { ConversationView } from './conversation.js';
-import { h, icon, iconButton, oncePerFrame, setText } from './dom.js';
+import { oncePerFrame, setText, template } from './dom.js';
 import { compact, duration, money } from './format.js';
 import { menuButton } from './menu.js';
 import { OutboxView } from './outbox.js';
@@ -24,16 +24,12 @@ const STOPPED = {
 export class SessionView {
 	/** `on`: showSidebar(), startNew(), entries() of its menu; `draft`: {text, save} */
 	constructor(session, { on, upload, draft }) {
-		this.session = session;
-		this.awaySince = 0;
+		Object.assign(this, template('session'), { session, awaySince: 0 });
+		this.menu.onclick = on.showSidebar;
+		this.usage.after(menuButton(this.more, on.entries));
+		setText(this.greeting, `A new conversation with ${session.agent}`);
 
-		this.title = h('h1.ellipsis');
-		this.facts = h('span.hint.ellipsis');
-		this.usage = h('small', { title: 'Context used, and the cost so far' });
-		const more = menuButton(iconButton('more', 'More for this session'), on.entries);
-		const bar = h('header.bar', {}, iconButton('menu', 'Show the sessions', on.showSidebar, 'icon-button.only-narrow'), h('div.bar-words', {}, this.title, this.facts), this.usage, more);
-
-		this.conversation = new ConversationView({
+		this.conversation = new ConversationView(this.log, {
 			agentName: () => session.agent,
 			cwd: () => session.state?.cwd,
 			answer: (id, option) => session.answer(id, option),
@@ -50,12 +46,8 @@ export class SessionView {
 				this.focus();
 			},
 		});
-		this.empty = h('div.empty', { hidden: true }, h('h2', { text: `A new conversation with ${session.agent}` }), h('p.hint', { text: 'Write what should be done. Drop files anywhere, or type / to see the agent’s own commands.' }));
-		this.loading = h('div.loading', { hidden: true }, [1, 2, 3, 4].map(() => h('div.skeleton')));
-		const column = h('div.column', {}, this.empty, this.loading, this.conversation.el);
-		const scroller = h('div.scroller', { tabIndex: -1 }, column);
 		this.draw = oncePerFrame(() => this.#draw());
-		this.scroll = this.conversation.scroll = new ScrollKeeper(scroller, column, this.draw);
+		this.scroll = this.conversation.scroll = new ScrollKeeper(this.scroller, this.column, this.draw);
 
 		this.settings = new SettingsBar((...change) => session.set(...change));
 		this.composer = new Composer({
@@ -65,13 +57,11 @@ export class SessionView {
 			on: { send: (message) => this.#send(message), stop: () => session.cancel(), commands: () => session.model.commands ?? [], history: () => session.history(), draft: draft.save },
 		});
 		this.composer.text = draft.text;
-		this.jump = iconButton('down', 'Go to the end', () => this.scroll.toEnd(), 'round.jump');
-		this.connection = h('div.strip.connection', { role: 'status', hidden: true }, h('span.grow'), h('button.quiet', { onclick: () => session.wire.start() }));
-		this.ask = h('button.strip.warn', { onclick: () => this.showWaiting() }, icon('shield'), h('span.ellipsis.grow'), h('b', { text: 'Review' }));
-		this.plan = h('div.strip', {}, h('small'), h('span.ellipsis'));
-		this.ended = h('div.ended', { hidden: true }, h('p'), h('button.secondary', { onclick: on.startNew }, icon('plus'), 'New session'));
-		const dock = h('div.dock', {}, this.jump, h('div.dock-inner', {}, this.connection, this.ask, this.plan, this.composer.el, this.ended));
-		this.el = h('section.session', { label: 'Session' }, bar, scroller, dock);
+		this.ended.before(this.composer.el);
+		this.jump.onclick = () => this.scroll.toEnd();
+		this.connection.lastChild.onclick = () => session.wire.start();
+		this.ask.onclick = () => this.showWaiting();
+		this.anew.onclick = on.startNew;
 		dropTarget(this.el, (files) => session.closed || this.composer.add(files));
 
 		session.on('change', () => {
@@ -117,7 +107,7 @@ export class SessionView {
 		const [waiting] = model.waiting.values();
 		this.jump.hidden = this.scroll.following;
 		this.ask.hidden = !waiting || this.scroll.following;
-		setText(this.ask.children[1], `${agent} waits for you: ${waiting?.title || 'a permission'}`);
+		setText(this.asked, `${agent} waits for you: ${waiting?.title || 'a permission'}`);
 		const entries = (running && model.turns.at(-1).plan?.entries) || [];
 		const step = entries.findIndex((entry) => entry.status !== 'completed');
 		this.plan.hidden = step < 0;
@@ -126,7 +116,7 @@ export class SessionView {
 
 		this.composer.el.hidden = closed || gone;
 		this.ended.hidden = !closed && !gone;
-		setText(this.ended.firstChild, gone ? STOPPED[4505] : (CLOSED[model.closed?.reason ?? state?.close_reason] ?? 'This session was closed.'));
+		setText(this.why, gone ? STOPPED[4505] : (CLOSED[model.closed?.reason ?? state?.close_reason] ?? 'This session was closed.'));
 		this.conversation.el.hidden = !synced;
 		this.loading.hidden = synced || gone || performance.now() < this.slow;
 		this.empty.hidden = !synced || model.turns.length + session.outbox.size + session.queue.size > 0;

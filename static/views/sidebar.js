@@ -1,5 +1,5 @@
 /** The sessions, by when something last happened in them. */
-import { h, icon, iconButton, setText } from './dom.js';
+import { h, setText, template } from './dom.js';
 import { ago } from './format.js';
 import { menuButton } from './menu.js';
 
@@ -8,24 +8,15 @@ const STATE_WORDS = { running: 'working', waiting: 'waits for you', finished: 'h
 export class Sidebar {
 	/** `on`: open(id; null: a new one), rename(row), close(row), hide(), skip(), menu(), withClosed(on) */
 	constructor(on) {
-		this.on = on;
-		this.rows = new Map();
-		this.find = h('input', { type: 'search', placeholder: 'Find', label: 'Find a session', oninput: () => this.#draw() });
-		this.list = h('div.session-list', {}, Array.from({ length: 5 }, () => h('div.skeleton')));
-		this.note = h('p.hint.list-note', { role: 'status' });
-		const closed = h('input', { type: 'checkbox', onchange: () => on.withClosed(closed.checked) });
-		this.closed = h('label.check.hint', {}, closed, 'Show closed sessions');
-		this.el = h(
-			'nav.sidebar',
-			{ label: 'Sessions' },
-			h('button.skip', { text: 'Skip to the message field', onclick: on.skip }),
-			h('div.brand', {}, icon('mark'), h('span.grow', { text: 'clawdforge' }), iconButton('close', 'Hide the sessions', on.hide, 'icon-button.only-narrow')),
-			h('button.new', { onclick: () => on.open(null) }, icon('plus'), 'New session'),
-			h('div.find', {}, icon('search'), this.find),
-			this.note,
-			this.list,
-			menuButton(h('button.quiet.wide', {}, icon('gear'), 'Settings'), on.menu),
-		);
+		Object.assign(this, template('sidebar'), { on, rows: new Map() });
+		this.find.oninput = () => this.#draw();
+		this.skip.onclick = on.skip;
+		this.hide.onclick = on.hide;
+		this.begin.onclick = () => on.open(null);
+		this.el.append(menuButton(this.settings, on.menu));
+		const { el, box } = template('with-closed');
+		box.onchange = () => on.withClosed(box.checked);
+		this.withClosed = el;
 	}
 
 	focus() {
@@ -56,7 +47,7 @@ export class Sidebar {
 		if (shape !== this.shape) {
 			this.shape = shape;
 			const focused = document.activeElement;
-			this.list.replaceChildren(...nodes, this.closed);
+			this.list.replaceChildren(...nodes, this.withClosed);
 			if (this.list.contains(focused)) focused.focus();
 		}
 		setText(this.note, shown.length ? '' : wanted ? 'No session fits.' : 'Your sessions will be listed here.');
@@ -66,30 +57,29 @@ export class Sidebar {
 		const { id, title, agent, at, state } = session;
 		if (!this.rows.has(id)) this.rows.set(id, this.#newRow(id));
 		const row = this.rows.get(id);
-		const [link, more] = row.children;
-		const [, words, spoken] = link.children;
 		row.session = session;
-		row.dataset.state = state;
-		setText(words.children[0], title || 'Untitled');
-		setText(words.children[1], `${agent} · ${ago(at)}`);
-		setText(spoken, STATE_WORDS[state] ?? '');
-		link.setAttribute('aria-current', id === this.current ? 'page' : 'false');
-		more.firstChild.setAttribute('aria-label', `More for ${title || 'this session'}`);
-		return row;
+		row.el.dataset.state = state;
+		setText(row.title, title || 'Untitled');
+		setText(row.facts, `${agent} · ${ago(at)}`);
+		setText(row.spoken, STATE_WORDS[state] ?? '');
+		row.link.ariaCurrent = id === this.current ? 'page' : 'false';
+		row.more.ariaLabel = `More for ${title || 'this session'}`;
+		return row.el;
 	}
 
 	#newRow(id) {
-		const onclick = (event) => {
+		const row = template('session-row');
+		row.link.href = `#session=${id}`;
+		row.link.onclick = (event) => {
 			if (event.ctrlKey || event.metaKey || event.shiftKey) return;
 			event.preventDefault();
 			this.on.open(id);
 		};
-		const link = h('a', { href: `#session=${id}`, onclick }, h('span.dot'), h('span.session-words', {}, h('span.ellipsis'), h('small')), h('span.offscreen'));
 		const entries = () => [
 			{ label: 'Rename…', icon: 'pencil', onselect: () => this.on.rename(row.session) },
 			{ label: 'Close…', icon: 'close', danger: true, disabled: row.session.state === 'closed', onselect: () => this.on.close(row.session) },
 		];
-		const row = h('div.session-row', {}, link, menuButton(iconButton('more'), entries));
+		row.el.append(menuButton(row.more, entries));
 		return row;
 	}
 }

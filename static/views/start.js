@@ -1,6 +1,6 @@
 /** A new session begins with what one wants, and a few choices below it. */
 import { Composer, dropTarget } from './composer.js';
-import { h, icon, iconButton, setText } from './dom.js';
+import { h, setText, template } from './dom.js';
 import { pickerButton } from './settings.js';
 
 const PERMISSIONS = {
@@ -11,29 +11,16 @@ const PERMISSIONS = {
 };
 
 export class StartView {
-	static #IDEAS = ['help', 'plan', 'diff', 'code'];
-
 	/** `on`: create(options, message), save(choice), menu(); `choice`: what was chosen last time */
 	constructor({ on, upload, choice }) {
-		this.on = on;
+		Object.assign(this, template('start'), { on });
 		this.agents = [];
 		this.choice = { permission: 'ask', ...choice };
 		this.pickers = h('div.settings');
 		this.composer = new Composer({ placeholder: 'Describe a task', label: 'First message', upload, on: { send: (message) => this.#create(message) }, controls: this.pickers });
-		this.model = h('input', { placeholder: 'the agent’s default' });
-		this.cwd = h('input', { placeholder: 'a fresh one', spellcheck: 'false' });
-		this.system = h('textarea', { placeholder: 'none', rows: 3 });
-		this.note = h('p.form-note', { role: 'alert' });
-		const ideas = StartView.#IDEAS.map((text) => h('button.secondary', { text, onclick: () => this.#create({ prompt: [{ type: 'text', text }] }) }));
-		this.ideas = h('div.chips.ideas', {}, h('p.hint', { text: 'The demo agent needs no account. See it:' }), ideas);
-		const field = (label, input) => h('label', {}, label, input);
-		const more = h('details.start-more', {}, h('summary', {}, icon('chevron'), 'More choices'), h('div.fields', {}, field('Model', this.model), field('Working folder', this.cwd), field('Instructions for the agent', this.system)));
-		this.el = h(
-			'section.start',
-			{ 'aria-labelledby': 'start-title' },
-			h('header.bar', {}, iconButton('menu', 'Show the sessions', on.menu, 'icon-button.only-narrow')),
-			h('div.start-inner', {}, h('h1', { id: 'start-title' }, icon('mark'), 'What should be done?'), this.composer.el, this.note, this.ideas, more),
-		);
+		this.heading.after(this.composer.el);
+		this.menu.onclick = on.menu;
+		for (const idea of this.ideas.querySelectorAll('button')) idea.onclick = () => this.#create({ prompt: [{ type: 'text', text: idea.textContent }] });
 		dropTarget(this.el, (files) => this.composer.add(files));
 		this.#draw();
 	}

@@ -2,7 +2,7 @@
 import { codeBlock } from './code.js';
 import { contentBlock } from './content.js';
 import { diffView } from './diff.js';
-import { h, icon, setText, toggler } from './dom.js';
+import { h, icon, setText, template, toggler } from './dom.js';
 import { duration, pretty, shortPath } from './format.js';
 import { MarkdownView } from './markdown.js';
 import { PermissionView } from './permission.js';
@@ -13,15 +13,8 @@ const STATES = { pending: ['Waiting', 'clock'], in_progress: ['Running'], comple
 
 export class ToolView {
 	constructor(item, context, live) {
-		Object.assign(this, { item, context, live });
-		this.parts = new Map();
-		this.icon = h('span.tool-icon');
-		this.title = h('span.ellipsis.grow');
-		this.time = h('small');
-		this.state = h('span.tool-icon');
-		this.body = h('div.tool-body');
-		this.toggle = toggler([this.icon, this.title, this.time, this.state], this.body, () => this.#drawBody());
-		this.el = h('div.tool', {}, this.toggle.el, this.body);
+		Object.assign(this, template('tool'), { item, context, live, parts: new Map() });
+		this.toggle = toggler(this.line, this.body, () => this.#drawBody());
 		this.update();
 	}
 

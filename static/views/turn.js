@@ -1,7 +1,7 @@
 /** One prompt, what the agent did with it, and how it ended. */
 import { promptParts } from '../transcript.js';
 import { copyButton } from './code.js';
-import { h, icon, setText, uid } from './dom.js';
+import { h, icon, setText, template, uid } from './dom.js';
 import { compact, duration } from './format.js';
 import { MessageView, ThoughtView, promptBubble } from './messages.js';
 import { NoteView, PlanView, RawView } from './notes.js';
@@ -29,15 +29,9 @@ const ERRORS = {
 export class TurnView {
 	/** With `later`, its items wait for prepend(); else append() builds them. */
 	constructor(turn, context, later) {
-		this.turn = turn;
-		this.context = context;
+		Object.assign(this, template('turn'), { turn, context });
 		this.from = this.to = later ? turn.items.length : 0;
-		const id = uid();
-		this.heading = h('h2.offscreen', { id, text: 'Outside of a turn' });
-		this.head = h('div.turn-head');
-		this.body = h('div.turn-body');
-		this.foot = h('div.turn-foot');
-		this.el = h('section.turn', { 'aria-labelledby': id }, this.heading, this.head, this.body, this.foot);
+		this.el.setAttribute('aria-labelledby', (this.heading.id = uid()));
 		this.update();
 	}
 
