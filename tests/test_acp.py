@@ -774,6 +774,30 @@ async def test_requests_that_wait_for_an_agent_are_bounded_and_can_be_cancelled(
     await eventually("the session to be closed", is_gone)
 
 
+async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
+    server: LocalServer, acp: AcpClient, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, stored, go_on = server.services.sessions.writer, asyncio.Event(), asyncio.Event()
+    commit = writer.commit
+
+    async def slow_commit(statements: Any) -> None:
+        await commit(statements)
+        stored.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(writer, "commit", slow_commit)
+    waiting = await acp.ask("session/new", {"cwd": "/"})
+    await stored.wait()
+    await acp.notify("$/cancel_request", requestId=waiting)
+    await code_of(acp, "session/list", cursor="none")  # the cancel has been read
+    monkeypatch.undo()
+    go_on.set()
+    with pytest.raises(AnswerError) as failure:
+        await acp.answer_to(waiting)
+    assert failure.value.code == -32800
+    assert (await client.get("/sessions"))[1]["sessions"] == []
+
+
 async def test_too_many_frames_close(client: Client) -> None:
     acp = await connect(client)
     for _ in range(1000):

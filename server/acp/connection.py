@@ -247,19 +247,22 @@ class Connection(Peer):
         permission = "ask" if self._sessions.backend.can_ask else "approve-all"
         # Without workspace roots each session has a folder of its own, whatever the client names.
         roots = self._sessions.settings.workspace_roots
-        session = await self._sessions.create(
-            self.app_name,
-            agent=wishes.agent,
-            model=wishes.model,
-            permission=wishes.permission or permission,
-            cwd=params.cwd if roots else None,
+        creating = asyncio.create_task(
+            self._sessions.create(
+                self.app_name,
+                agent=wishes.agent,
+                model=wishes.model,
+                permission=wishes.permission or permission,
+                cwd=params.cwd if roots else None,
+            ),
+            name=f"session of {self.name}",
         )
         try:
+            session = await asyncio.shield(creating)  # it may be stored when it is cancelled
             await session.awake()
         except BaseException:
-            if not self._sessions.is_draining:  # nobody has its id
-                close = _wait(self._sessions.close(session, "client"))
-                await asyncio.shield(self._sessions.closing.spawn(close, f"close-{session.id}"))
+            abandon = self._sessions.closing.spawn(self._abandon(creating), "abandoned session")
+            await asyncio.shield(abandon)
             raise
         if self._left:
             return
@@ -274,6 +277,13 @@ class Connection(Peer):
         }
         settings = attachment.settings()
         self._reply(request, {"sessionId": session.id, **settings, "_meta": {NAMESPACE: ours}})
+
+    async def _abandon(self, creating: asyncio.Task[Session]) -> None:
+        """Close a new session, if it comes to be one: nobody has its id."""
+        await asyncio.wait({creating})
+        failed = creating.cancelled() or creating.exception() is not None
+        if not failed and not self._sessions.is_draining:
+            await self._sessions.close(creating.result(), "client")
 
     async def _load(self, request: rpc.Request) -> None:
         params = messages.read(messages.LoadSession, request.params)
@@ -453,10 +463,6 @@ class Connection(Peer):
 
 async def _fail(error: RpcError) -> None:
     raise error
-
-
-async def _wait(call: Awaitable[object]) -> None:
-    await call
 
 
 def _ignored(params: messages.NewSession) -> list[str]:
