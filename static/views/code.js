@@ -1,5 +1,5 @@
 /** A block of code with its language, a copy button, and colours from a worker. */
-import { copyText, h, icon } from './dom.js';
+import { copyText, h, setText, template } from './dom.js';
 
 const MAX_COLOURED = 60_000; // characters; longer code stays plain
 const LIVE_COLOURED = 12_000; // the same while it still grows, and
@@ -39,9 +39,11 @@ const near = new IntersectionObserver(
 );
 
 export function codeBlock(text, language = '', growing = false) {
-	const code = h('code', { text: text.replace(/\n$/, '') });
-	const pre = h('pre', { tabIndex: 0, role: 'group', label: `Code ${language}` }, code);
-	const el = h('figure.code', {}, h('figcaption', {}, h('span.grow', { text: language || 'text' }), copyButton(() => code.textContent)), pre);
+	const { el, name, pre, code } = template('code');
+	setText(code, text.replace(/\n$/, ''));
+	setText(name, language || 'text');
+	pre.ariaLabel = `Code ${language}`;
+	name.after(copyButton(() => code.textContent));
 	let { length } = text;
 	let timer = 0;
 	languages.set(code, language);
@@ -64,10 +66,11 @@ export function codeBlock(text, language = '', growing = false) {
 }
 
 export function copyButton(text, label = 'Copy') {
-	const words = h('span', { text: label });
-	const onclick = async () => {
-		words.textContent = (await copyText(text())) ? 'Copied' : 'Failed';
-		setTimeout(() => (words.textContent = label), 1500);
+	const { el, words } = template('copy');
+	setText(words, label);
+	el.onclick = async () => {
+		setText(words, (await copyText(text())) ? 'Copied' : 'Failed');
+		setTimeout(() => setText(words, label), 1500);
 	};
-	return h('button.quiet.copy', { onclick }, icon('copy'), words);
+	return el;
 }

@@ -1,5 +1,5 @@
 /** What changed between two texts, by lines, and how to show it. */
-import { h } from './dom.js';
+import { h, setText, template } from './dom.js';
 import { plural } from './format.js';
 
 const CONTEXT = 3;
@@ -54,11 +54,6 @@ function edits(a, b) {
 	return steps;
 }
 
-function statView(rows) {
-	const [added, removed] = ['+', '-'].map((wanted) => rows.filter(({ sign }) => sign === wanted).length);
-	return h('span.stat', { role: 'img', label: `${plural(added, 'line')} added, ${removed} removed` }, h('span.plus', { text: `+${added}` }), removed > 0 && h('span.minus', { text: `−${removed}` }));
-}
-
 /** Hunks with some lines of context; a long diff is cut, with a way to see the rest. Paths below `cwd` are told from there. */
 export function diffView({ path = '', oldText, newText }, cwd) {
 	const rows = diffLines(oldText, newText);
@@ -69,13 +64,21 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 		else if (shown.at(-1)?.count) shown.at(-1).count += 1;
 		else shown.push({ count: 1 });
 	}
-	const body = h('div.diff-body', { tabIndex: 0, role: 'group', label: `Changes to ${path}` });
+	const { el, name, stat, plus, minus, body } = template('diff');
+	const [added, removed] = ['+', '-'].map((wanted) => rows.filter(({ sign }) => sign === wanted).length);
+	stat.ariaLabel = `${plural(added, 'line')} added, ${removed} removed`;
+	setText(plus, `+${added}`);
+	setText(minus, `−${removed}`);
+	minus.hidden = !removed;
+	name.title = path;
+	setText(name, cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path);
+	body.ariaLabel = `Changes to ${path}`;
 	const draw = (limit) => {
 		body.replaceChildren(h('div.diff-rows', {}, shown.slice(0, limit).map(rowView)));
 		if (shown.length > limit) body.append(h('button.quiet.wide', { text: `Show ${plural(shown.length - limit, 'more line')}`, onclick: () => draw(Infinity) }));
 	};
 	draw(MAX_ROWS);
-	return h('figure.code', {}, h('figcaption', {}, h('span.path.grow', { text: cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, title: path }), statView(rows)), body);
+	return el;
 }
 
 function rowView({ sign, text, line, count }) {

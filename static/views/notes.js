@@ -17,7 +17,7 @@ export class PlanView {
 		// Rows stay and change, so that nothing jumps and a reader keeps the place.
 		while (this.list.children.length > entries.length) this.list.lastChild.remove();
 		for (const [index, { content, status }] of entries.entries()) {
-			const row = this.list.children[index] ?? this.list.appendChild(h('li', {}, h('span.plan-mark'), h('span.plan-text'), h('span.offscreen')));
+			const row = this.list.children[index] ?? this.list.appendChild(template('plan-step').el);
 			const [mark, words, spoken] = row.children;
 			if (row.dataset.status !== status) mark.replaceChildren(status === 'completed' ? icon('check') : '');
 			row.dataset.status = status;

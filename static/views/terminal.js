@@ -1,5 +1,5 @@
 /** Output of commands about as a terminal shows it: colours, and lines written over. */
-import { h } from './dom.js';
+import { h, template } from './dom.js';
 
 const MAX_LINES = 2000;
 const COLOURS = ['#958d82', '#f08a80', '#8fd19e', '#e8c37a', '#8fb9f5', '#d8a1e6', '#86d3d6', '#e6e1d8'];
@@ -10,8 +10,7 @@ const ESCAPE = /\x1b\[([0-9;:?]*)[ -/]*([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)
 
 export class TerminalView {
 	constructor() {
-		this.code = h('code');
-		this.el = h('pre.terminal', { tabIndex: 0, role: 'group', label: 'Output' }, this.code);
+		Object.assign(this, template('terminal'));
 		this.shown = this.pending = '';
 		this.style = {};
 		this.#newLine();
