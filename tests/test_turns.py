@@ -22,6 +22,7 @@ from .harness import (
     Json,
     LocalServer,
     Socket,
+    eventually,
     mock_agent,
     script,
     texts_of,
@@ -386,10 +387,16 @@ async def test_a_rest_turns_events_hold_no_late_words_of_the_turn_before(
     client: Client, server: LocalServer
 ) -> None:
     session = await client.create()
-    late = {"late": [{"gate": "go"}, {"say": "late"}, {"touch": "said"}]}
+    late = {"late": [{"gate": "go"}, {"say": "late"}]}
     assert (await client.turn(session, script(late)))[0] == 200
+    head = (await client.state(session))["head"]
     (workspace(server, session) / "go").touch()
-    _, reply = await client.turn(session, script({"gate": "said"}, {"say": "mine"}))
+
+    async def is_said() -> bool:
+        return bool((await client.state(session))["head"] > head)
+
+    await eventually("the late words", is_said)
+    _, reply = await client.turn(session, script({"say": "mine"}))
     assert texts_of(reply["events"]) == "mine"
 
 
