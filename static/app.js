@@ -1,4 +1,4 @@
-/** The wiring: signs in, knows which sessions are open, hands each part what it needs. The only module that imports its siblings. */
+/** The wiring: who is signed in, which sessions are open, and what each part needs. */
 import { addressOf, Api } from './api.js';
 import { Session } from './session.js';
 import { storage } from './storage.js';

@@ -5,10 +5,10 @@
  * clock, no dice, no DOM.
  *
  *   turns[]  {index, prompt, id, context, status, stopReason, durationMs, error, usage, plan, items[]}
- *            failure: what the agent told beyond the error's message; null if it answered no error
+ *     failure: what the agent told beyond the error's message; null if it answered no error
  *   items[]  kind 'message', 'thought', 'user': parts[], done
- *            kind 'tool': id, title, toolKind, status, content, locations, input, output, terminal, permission
- *            kind 'plan': entries[]; 'note': a small fact; 'raw': what is not known here, as it came
+ *     kind 'tool': id, title, toolKind, status, content, locations, input, output, terminal, permission
+ *     kind 'plan': entries[]; 'note': a small fact; 'raw': what is not known here, as it came
  *   waiting  request_id -> the tool item that waits for the user's permission
  *   running  indices of the turns that have not ended
  *   modes, models, configOptions, commands, usage, title, closed

@@ -1,4 +1,4 @@
-/** Files that go with a prompt. Images that fit go inside it, as ACP image blocks; others are uploaded. */
+/** Files that go with a prompt: images that fit as ACP image blocks, others uploaded. */
 import { h, icon, setText } from './dom.js';
 import { bytes } from './format.js';
 

@@ -1,4 +1,4 @@
-/** The tab's title and icon, a notification, and what a screen reader is told: working, done, or waiting for you. */
+/** The tab's title and icon, a notification, and what a screen reader is told. */
 import { setText } from './dom.js';
 
 const STATES = { idle: ['', ''], running: ['Working · ', '-running'], waiting: ['Waiting for you · ', '-waiting'] };

@@ -1,4 +1,4 @@
-/** Where one writes: Enter sends, Shift+Enter breaks the line, Esc stops the agent, arrow up brings back earlier prompts. */
+/** Where one writes. Enter sends, Shift+Enter breaks the line, Esc stops, arrow up recalls. */
 import { Attachments } from './attachments.js';
 import { CommandList } from './commands.js';
 import { template } from './dom.js';

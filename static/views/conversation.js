@@ -1,4 +1,4 @@
-/** The transcript on the screen. Once a frame it draws what is dirty, within a budget; a long one opens at its end, and is filled in above while nobody needs the thread. */
+/** The transcript on the screen. Once a frame it draws what is dirty, within a budget; a long one opens at its end. */
 import { oncePerFrame } from './dom.js';
 import { TurnView } from './turn.js';
 

@@ -1,7 +1,7 @@
 /** Small modal questions, on the browser's own <dialog>; and a sentence that comes and goes. */
 import { h, setText, template } from './dom.js';
 
-/** Resolves to the text of the field if there is an `input`, else to true; to null when it was called off. */
+/** Resolves to the field's text if there is an `input`, else to true; to null when called off. */
 export function ask({ title, text, input, action, danger }) {
 	const { el, heading, words, field, cancel, yes } = template('dialog');
 	el.ariaLabel = field.ariaLabel = title;

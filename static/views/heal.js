@@ -1,4 +1,4 @@
-/** Hides what half-written Markdown would show for a moment and take back: marks and links that are not closed, the first line of a table. */
+/** Hides what half-written Markdown would show and take back: open marks and links, a table's first line. */
 export function heal(text) {
 	const start = text.lastIndexOf('\n\n') + 1; // marks of one block do not reach into the next
 	const line = text.slice(text.lastIndexOf('\n') + 1);

@@ -1,4 +1,4 @@
-/** A button that opens a list to choose from (a WAI-ARIA menu button, on the browser's own popover). */
+/** A WAI-ARIA menu button, on the browser's own popover. */
 import { h, icon, uid } from './dom.js';
 
 /**

@@ -1,4 +1,4 @@
-/** What was said: the user's prompts, the agent's messages and thoughts. */
+/** Prompts, the agent's messages and thoughts. */
 import { promptParts } from '../transcript.js';
 import { contentBlock, fileChip } from './content.js';
 import { h, setText, template, toggler } from './dom.js';

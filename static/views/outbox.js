@@ -1,4 +1,4 @@
-/** Prompts that are no turns yet: on their way, failed, or waiting in the queue. */
+/** Prompts that are no turns yet: on their way, failed, or queued. */
 import { h, icon } from './dom.js';
 import { promptBubble } from './messages.js';
 

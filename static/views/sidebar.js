@@ -1,4 +1,4 @@
-/** The sessions, by when something last happened in them. */
+/** The sessions, the latest first. */
 import { h, setText, template } from './dom.js';
 import { ago } from './format.js';
 import { menuButton } from './menu.js';

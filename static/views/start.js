@@ -1,4 +1,4 @@
-/** A new session begins with what one wants, and a few choices below it. */
+/** A new session: what one wants, and a few choices. */
 import { Composer, dropTarget } from './composer.js';
 import { h, setText, template } from './dom.js';
 import { pickerButton } from './settings.js';

@@ -1,4 +1,4 @@
-/** Output of commands about as a terminal shows it: colours, and lines written over. */
+/** Commands' output about as a terminal shows it: colours, lines written over. */
 import { h, template } from './dom.js';
 
 const MAX_LINES = 2000;

@@ -1,4 +1,4 @@
-/** A tool call as one calm line that opens into a card, which is built when it is first opened: a conversation may have thousands. */
+/** A tool call: a line that opens into a card, built when it is first opened, for there may be thousands. */
 import { codeBlock } from './code.js';
 import { contentBlock } from './content.js';
 import { diffView } from './diff.js';
