@@ -131,7 +131,7 @@ def measure_crowd(program: str, folder: Path, environ: Mapping[str, str]) -> boo
     with contextlib.closing(server), threads:
         for _ in range(ROUNDS):
             answers.update(threads.map(ask, range(CROWD)))
-            memory.append(read_memory([server.pid]).own)
+            memory.append(read_memory([server.pid]) / 1024)
     # The first rounds fill caches; from then on nothing may gather.
     settled = memory[ROUNDS // 4]
     growth = memory[-1] - settled
