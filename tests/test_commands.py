@@ -265,7 +265,14 @@ async def test_a_volume_in_the_data_folder_stays_where_it_is(
     command = f"mount --bind '{volume}' '{sessions}' && exec '{sys.executable}' -m server"
     command += f" restore --replace '{archive}'"
     status, _, err = await run_program(
-        *("unshare", "--map-root-user", "--mount", "sh", "-c", command),
+        *(
+            "unshare",
+            "--mount",
+            *(["--map-root-user"] if os.geteuid() else []),
+            "sh",
+            "-c",
+            command,
+        ),
         PYTHONPATH=str(ROOT),
         CLAWDFORGE_DATA_DIR=str(operator.data_dir),
     )

@@ -23,7 +23,7 @@ function memory() {
 
 const record = (turns) => ({ acpxRecordId: 'one', turns });
 
-test('what is saved is loaded at once, and written once, a moment later', async () => {
+test('what is saved is loaded at once, and written once, a moment later', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const records = writeBehind(files, assert.fail);
 	const mine = record(1);
@@ -37,7 +37,7 @@ test('what is saved is loaded at once, and written once, a moment later', async 
 	assert.equal(files.saves, 1);
 });
 
-test('a flush writes all that was saved, also during a write', async () => {
+test('a flush writes all that was saved, also during a write', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const records = writeBehind(files, assert.fail);
 	await records.save(record(1));
@@ -51,7 +51,7 @@ test('a flush writes all that was saved, also during a write', async () => {
 	await records.flush('nobody');
 });
 
-test('what cannot be written is told, kept, and written when it can be', async () => {
+test('what cannot be written is told, kept, and written when it can be', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const told = [];
 	const records = writeBehind(files, (error) => told.push(error.message));
@@ -66,7 +66,7 @@ test('what cannot be written is told, kept, and written when it can be', async (
 	assert.deepEqual(files.kept.get('one'), record(2));
 });
 
-test('a forgotten record is not written any more', async () => {
+test('a forgotten record is not written any more', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const records = writeBehind(files, assert.fail);
 	await records.save(record(1));
