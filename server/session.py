@@ -142,7 +142,9 @@ class Session:
     @property
     def _running(self) -> Turn | None:
         turn = self._current
-        return turn if turn is not None and not turn.finished.is_set() else None
+        if turn is None or not turn.is_stored or turn.finished.is_set():
+            return None
+        return turn
 
     def pending_permissions(self) -> list[dict[str, Any]]:
         return [pending.view() for pending in self._permissions.values()]
@@ -235,16 +237,37 @@ class Session:
             row = TurnRow(
                 self.row.n, turn.index, client_id, blocks, timeout, None, None, None, None, None
             )
-            await self._house.writer.commit([store.insert_turn(row)])
+            early = self._runner is None and self._house.slots.holds(self)
+            if early:
+                # It goes through acpx while it is stored, and is held before the agent until then.
+                self._current = turn
+                self._run()
+            try:
+                await asyncio.sleep(0)  # acpx takes longer than the database, and so comes first
+                await self._house.writer.commit([store.insert_turn(row)])
+            except BaseException:
+                self._hold_back(turn, Ending.CANCEL)
+                turn.stored.set_result(False)
+                raise
             self._next_index += 1
-            self._queue.append(turn)
             if client_id is not None:
                 self._by_client_id[client_id] = turn
+            if not early:
+                self._queue.append(turn)
             if self.is_closed or self._house.is_draining:  # while it was being stored
-                self._end_queued(Ending.CANCEL if self.is_closed else Ending.RESTART)
-            elif self._runner is None:
-                self._runner = self._house.tasks.spawn(self._run_turns(), f"turns-{self.id}")
+                ending = Ending.CANCEL if self.is_closed else Ending.RESTART
+                self._hold_back(turn, ending)
+                self._end_queued(ending)
+            turn.stored.set_result(True)
+            if self._queue and self._runner is None:
+                self._run()
             return turn, False
+
+    def _hold_back(self, turn: Turn, ending: Ending) -> None:
+        """The agent must never see *turn*, which is about to be stored or refused."""
+        turn.ending = ending
+        if turn.interrupt is not None:
+            turn.interrupt()
 
     def _check_accepts(self) -> None:
         if self.is_closed:
@@ -277,7 +300,7 @@ class Session:
         if (turn := self._by_client_id.get(client_id)) is not None:
             return turn
         row = await self._house.store.turn_by_client_id(self.row.n, client_id)
-        return Turn.stored(row) if row is not None else None
+        return Turn.of(row) if row is not None else None
 
     def is_queued(self, turn: Turn) -> bool:
         """Whether other turns of this session come first, or a free agent must be waited for."""
@@ -402,11 +425,15 @@ class Session:
 
     # A turn's life.
 
+    def _run(self) -> None:
+        self._runner = self._house.tasks.spawn(self._run_turns(), f"turns-{self.id}")
+
     async def _run_turns(self) -> None:
         try:
-            while self._queue:
-                self._current = turn = self._queue.popleft()
-                await self._run_turn(turn)
+            while self._current is not None or self._queue:
+                if self._current is None:
+                    self._current = self._queue.popleft()
+                await self._run_turn(self._current)
                 self._current = None
         finally:
             self._current = None
@@ -420,7 +447,7 @@ class Session:
         if not self._house.slots.holds(self):
             await self._wait_for_slot(turn)
         if turn.ending is not None:  # the agent must never see it
-            self._end(turn)
+            await self._end_if_stored(turn)
             return
         turn.began = time.monotonic()
         self._house.metrics.turn_wait.observe(turn.began - turn.accepted_at)
@@ -431,13 +458,21 @@ class Session:
         self._later(turn, limit, lambda: self._interrupt(turn, Ending.TIMEOUT, grace))
         error: Error | None = None
         try:
-            await agent.prompt(turn.blocks)
+            await agent.prompt(turn.blocks, turn.stored)
         except Error as failure:
             error = failure
         except Exception:
             logger.exception("the turn broke", extra=self._about(turn))
             error = Error("internal", "internal error; the server's log has the details")
-        self._end(turn, error=error)
+        await self._end_if_stored(turn, error)
+
+    async def _end_if_stored(self, turn: Turn, error: Error | None = None) -> None:
+        if not turn.stored.done():
+            await asyncio.wait({turn.stored})
+        if turn.is_stored:
+            self._end(turn, error=error)
+        else:
+            turn.stop_timers()
 
     async def _wait_for_slot(self, turn: Turn) -> None:
         """Return when it has one, or when *turn* was ended meanwhile."""
@@ -532,8 +567,7 @@ class Session:
         """End *turn*, once: with what the agent said, or with why the server ended it."""
         if turn.finished.is_set():
             return
-        for timer in turn.timers:
-            timer.cancel()
+        turn.stop_timers()
         reason, error = verdict(turn, stop_reason, error)
         for pending in [p for p in self._permissions.values() if p.turn_index == turn.index]:
             self._resolve(pending, {"outcome": "cancelled"}, "cancel")
@@ -750,6 +784,6 @@ class Session:
         for request_id, turn_index in await self._house.store.asked(self.row.n):
             self._log_outcome(request_id, turn_index, {"outcome": "cancelled"}, "cancel")
         for row in await self._house.store.unfinished_turns(self.row.n):
-            turn = Turn.stored(row)
+            turn = Turn.of(row)
             turn.ending = Ending.RESTART
             self._end(turn)

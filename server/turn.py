@@ -31,6 +31,8 @@ class Turn:
         stop_reason, error, duration_ms: how it ended; ``error`` as in ``turn_end``.
         accepted_at, began: when it was accepted, and when it had its agent (0: never).
         sent, updated: its prompt has reached the agent, which has told something since.
+        stored: done once it is decided whether there is such a turn: it is in the database
+            (True), or could not be stored (False).
         finished: set once it has ended, a moment before its end is durable.
     """
 
@@ -51,16 +53,22 @@ class Turn:
         self.stop_reason: str | None = None
         self.error: dict[str, Any] | None = None
         self.duration_ms = 0
+        self.stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.started = asyncio.Event()
         self.finished = asyncio.Event()
         self.interrupt: Callable[[], Any] | None = None
         self.timers: list[asyncio.TimerHandle] = []
 
+    @property
+    def is_stored(self) -> bool:
+        return self.stored.done() and self.stored.result()
+
     @classmethod
-    def stored(cls, row: TurnRow) -> Turn:
+    def of(cls, row: TurnRow) -> Turn:
         """A turn that ended earlier, or that an earlier server left unfinished."""
         turn = cls(row.turn_index, row.client_id, row.prompt, row.timeout_secs)
         turn.first_seq, turn.last_seq = row.first_seq, row.last_seq
+        turn.stored.set_result(True)
         if row.first_seq is not None:
             turn.started.set()
         if row.last_seq is not None:
@@ -69,6 +77,10 @@ class Turn:
             turn.duration_ms = row.duration_ms or 0
             turn.finished.set()
         return turn
+
+    def stop_timers(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
 
 
 def verdict(turn: Turn, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from server.agents.host_agent import HostAgent
+from server.errors import not_stored
 from server.log import LogWriter
 from server.store import Store
 
@@ -47,6 +49,17 @@ async def start_turn(socket: Socket, prompt: str = HANG, text: str = "hanging") 
     """Send a prompt and wait for its turn's first words; its index."""
     await socket.send("prompt", prompt=prompt)
     return int((await socket.until_text(text))["turn_index"])
+
+
+async def prompt_at_the_door(server: LocalServer, session: str) -> None:
+    """Wait until acpx has sent the prompt on its way to the agent."""
+    agent = server.services.sessions._kept[session].agent
+    assert isinstance(agent, HostAgent)
+
+    def is_held() -> bool:
+        return agent._seam is not None and "prompt" in agent._seam._held[True]
+
+    await eventually("the prompt to be held before the agent", is_held)
 
 
 # The queue.
@@ -264,19 +277,37 @@ async def test_a_turn_is_cancelled_at_once_while_its_agent_starts(serve: Serve, 
         assert "never seen" not in socket.text(2)
 
 
-async def test_a_prompt_cancelled_in_the_same_breath_never_reaches_the_agent(
-    client: Client,
-) -> None:
+async def test_a_prompt_cancelled_in_the_same_breath_is_a_cancelled_turn(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await socket.turn("warm")
     for number in range(20):
-        await socket.send("prompt", prompt=f"unwanted {number}")
+        await socket.send("prompt", prompt=script({"sleep": 60_000}))
         await socket.send("cancel")
         end = await socket.until("turn_end")
         assert end["stop_reason"] == "cancelled", number
-    await socket.turn(script({"sleep": 1}, {"history": True}))
-    last = socket.text(22)
+    await socket.turn("on it goes")
+    assert socket.text(22) == "echo: on it goes"
+
+
+async def test_a_prompt_cancelled_on_its_way_never_reaches_the_agent(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.turn("warm")
+    for number in range(3):
+        arrived = asyncio.get_running_loop().create_future()
+        with monkeypatch.context() as patch:
+            patch.setattr(HostAgent, "prompt_waits_for", lambda _, until=arrived: until)
+            await socket.send("prompt", prompt=f"unwanted {number}")
+            await prompt_at_the_door(server, session)
+            await socket.send("cancel")
+            end = await socket.until("turn_end")
+            assert end["stop_reason"] == "cancelled"
+        arrived.set_result(True)
+    await socket.turn(HISTORY)
+    last = socket.text(5)
     assert "warm" in last
     assert "unwanted" not in last
 
@@ -297,6 +328,107 @@ async def test_a_turn_that_waits_for_a_free_agent_is_cancelled_at_once(serve: Se
     await busy.until("turn_end")
     await waiting.turn(HISTORY)
     assert "patient" not in waiting.text()
+
+
+# Acceptance.
+
+
+class Commits:
+    """Holds the next commit that is waited for, until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        commit = LogWriter.commit
+
+        async def commit_when_decided(writer: LogWriter, statements: Any) -> None:
+            await self._decided
+            await commit(writer, statements)
+
+        monkeypatch.setattr(LogWriter, "commit", commit_when_decided)
+
+    def let_go(self) -> None:
+        self._decided.set_result(None)
+
+    def refuse(self) -> None:
+        self._decided.set_exception(not_stored())
+
+
+async def test_a_prompt_does_not_reach_the_agent_before_it_is_stored(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.turn("warm")
+    commits = Commits(monkeypatch)
+    await socket.send("prompt", prompt=script({"touch": "seen"}, {"say": "done"}))
+    await prompt_at_the_door(server, session)
+    assert not (workspace(server, session) / "seen").exists()
+    state = await client.state(session)
+    assert (state["state"], state["turn_index"], state["queued"]) == ("idle", None, [])
+    commits.let_go()
+    assert (await socket.until("accepted"))["queued"] is False
+    await socket.until("turn_end")
+    assert (socket.text(2), (workspace(server, session) / "seen").exists()) == ("done", True)
+
+
+async def test_a_prompt_that_cannot_be_stored_never_reaches_the_agent(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.turn("warm")
+    for number in range(3):
+        with monkeypatch.context() as patch:
+            commits = Commits(patch)
+            await socket.send("prompt", prompt=f"refused {number}", id="again")
+            if number:  # at the door; else on its way there
+                await prompt_at_the_door(server, session)
+            commits.refuse()
+            assert (await socket.until("error"))["code"] == "internal"
+    await socket.send("prompt", prompt=HISTORY, id="again")
+    accepted = await socket.until("accepted")
+    assert (accepted["turn_index"], accepted["duplicate"]) == (2, False)
+    await socket.until("turn_end")
+    assert "warm" in socket.text(2)
+    assert "refused" not in socket.text(2)
+
+
+async def test_a_session_closed_while_a_prompt_is_stored_cancels_it(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    await socket.turn("warm")
+    commits = Commits(monkeypatch)
+    await socket.send("prompt", prompt=script({"touch": "seen"}))
+    await prompt_at_the_door(server, session)
+    closing = asyncio.create_task(client.delete(f"/sessions/{session}"))
+    held = server.services.sessions._kept[session]
+    await eventually("the session to be closed", lambda: held.is_closed)
+    commits.let_go()
+    assert (await closing)[0] == 200
+    await socket.until_closed()
+    assert kinds(socket.entries)[2:] == [("turn_start", 2), ("turn_end", 2), ("session_closed", 2)]
+    assert socket.entries[-2]["stop_reason"] == "cancelled"
+    assert not (workspace(server, session) / "seen").exists()
+
+
+async def test_an_agent_that_dies_before_its_prompt_is_stored_is_started_anew_for_it(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.turn("warm")
+    commits = Commits(monkeypatch)
+    await socket.send("prompt", prompt=HISTORY)
+    await prompt_at_the_door(server, session)
+    agent = server.services.sessions._kept[session].agent
+    assert isinstance(agent, HostAgent)
+    await agent.kill()
+    commits.let_go()
+    end = await socket.until("turn_end")
+    assert (end["stop_reason"], end["error"]) == ("end_turn", None)
+    assert "warm" in socket.text(2)
 
 
 # Deadlines.

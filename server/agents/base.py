@@ -8,6 +8,7 @@ that order too.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
@@ -150,10 +151,14 @@ class Agent(Protocol):
             Error: it does not start.
         """
 
-    async def prompt(self, blocks: bytes) -> None:
+    async def prompt(self, blocks: bytes, stored: asyncio.Future[bool] | None = None) -> None:
         """Send a prompt (JSON of its content blocks) and return when its turn is over.
 
         The answer itself has gone to :meth:`Listener.prompt_answered` by then.
+
+        Args:
+            stored: the prompt does not reach the agent's process before this is done; all
+                that comes before that may begin already.
 
         Raises:
             Error: the turn has no answer: the agent did not start, or it ended.

@@ -143,8 +143,10 @@ class CliAgent:
         async with self._commanding():
             pass
 
-    async def prompt(self, blocks: bytes) -> None:
+    async def prompt(self, blocks: bytes, stored: asyncio.Future[bool] | None = None) -> None:
         turn = self._turn = _Turn(self)  # from here on it can be cancelled
+        if stored is not None and not stored.done():
+            await asyncio.wait({stored})
         self._tasks.spawn(self._run_turn(turn, blocks), f"prompt-{self.spec.key}")
         await turn.done
 

@@ -33,9 +33,10 @@ CONTROL_SECS = 20
 
 
 class _Prompt:
-    """A prompt on its way through acpx."""
+    """A prompt on its way through acpx, which ends before the agent until it is *stored*."""
 
-    def __init__(self) -> None:
+    def __init__(self, stored: asyncio.Future[bool] | None) -> None:
+        self.stored = stored
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sent = False
         self.held_back = False
@@ -109,8 +110,8 @@ class HostAgent:
     async def wake(self) -> None:
         await self._guard(self._open())
 
-    async def prompt(self, blocks: bytes) -> None:
-        prompt = self._current = _Prompt()  # from here on it can be cancelled
+    async def prompt(self, blocks: bytes, stored: asyncio.Future[bool] | None = None) -> None:
+        prompt = self._current = _Prompt(stored)  # from here on it can be cancelled
         self._tasks.spawn(self._send(prompt, blocks), f"prompt-{self.spec.key}")
         await prompt.done
 
@@ -301,6 +302,10 @@ class HostAgent:
         self._awake = False
         if self._ending:
             seam.kill()
+
+    def prompt_waits_for(self) -> asyncio.Future[bool] | None:
+        stored = self._waiting[0].stored if self._waiting else None
+        return None if stored is None or stored.done() else stored
 
     def admit_prompt(self, fresh: bool) -> bool:
         prompt = self._waiting.popleft() if self._waiting else None

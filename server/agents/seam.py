@@ -17,6 +17,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -52,6 +53,9 @@ _WATCHED = _OPENING | {
 
 class Handler(Protocol):
     """Whose agent it is."""
+
+    def prompt_waits_for(self) -> asyncio.Future[bool] | None:
+        """What must be done before the prompt that goes up is asked about, if anything."""
 
     def admit_prompt(self, fresh: bool) -> bool:
         """A prompt goes up; False holds it back, and acpx is told that it was cancelled."""
@@ -147,6 +151,7 @@ class Seam:
         self._pressure = pressure
         self._pidfd = os.pidfd_open(pid)
         self._up_lines = Lines()
+        self._going_up: deque[bytes] = deque()
         self._down_lines = Lines()
         self._readers: dict[bool, asyncio.ReadTransport] = {}
         self._writers: dict[bool, asyncio.WriteTransport] = {}
@@ -215,10 +220,25 @@ class Seam:
         except OverflowError:
             self.kill()
             return
-        for line in lines:
-            message = parse_message(line)
+        self._going_up.extend(lines)
+        self._go_up()
+
+    def _go_up(self) -> None:
+        while self._going_up:
+            message = parse_message(self._going_up[0])
+            if message is not None and message.get("method") == "session/prompt":
+                waits_for = self._handler.prompt_waits_for()
+                if waits_for is not None:
+                    self.hold(True, "prompt")
+                    waits_for.add_done_callback(self._go_on)
+                    return
+            line = self._going_up.popleft()
             if message is None or self._pass_up(message):
                 self._send(True, line)
+
+    def _go_on(self, _: asyncio.Future[bool]) -> None:
+        self.release(True, "prompt")
+        self._go_up()
 
     def _pass_up(self, message: dict[str, Any]) -> bool:
         method = message.get("method")
@@ -362,6 +382,7 @@ class Seam:
                     self._feed_down(data)
         os.close(self._pidfd)
         self._pidfd = -1
+        self._going_up.clear()
         for transport in (*self._readers.values(), *self._writers.values()):
             transport.close()
         if self._waiting_for_room is not None:
