@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECS = 75
 """An idle connection is closed after so long: longer than proxies keep theirs."""
 BACKLOG = 1024
+"""So many wait at the system for us to accept them."""
+ACCEPTS_AT_ONCE = 32
+"""So many are accepted in one turn of the event loop, which others need as well."""
 
 
 class Door:
@@ -55,8 +59,11 @@ class Door:
         handlers = runner.server
         assert handlers is not None
         listener = await loop.create_server(
-            lambda: Connection(self, handlers, loop), host, port, backlog=BACKLOG
+            lambda: Connection(self, handlers, loop), host, port, backlog=ACCEPTS_AT_ONCE
         )
+        for one in listener.sockets:  # for asyncio the two are one number
+            with socket.fromfd(one.fileno(), one.family, one.type) as same:
+                same.listen(BACKLOG)
         try:
             yield listener.sockets[0].getsockname()[1]
         finally:
