@@ -7,6 +7,7 @@ import json
 import os
 import re
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -213,6 +214,7 @@ def measure_slices(folder: Path, environ: Mapping[str, str], report: Report) -> 
         driver = Clawdforge(server)
         crowd = Crowd(_address(server, driver), 1000, server.headers, b'"ready"')
         with contextlib.closing(crowd), contextlib.closing(driver):
+            os.kill(server.pid, signal.SIGUSR1)
             for _ in range(2):
                 driver.ask("burst 2000")
                 crowd.take(b'"turn_end"')

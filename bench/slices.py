@@ -1,7 +1,8 @@
 """The server, with each slice of its event loop timed: what one callback takes before the next.
 
-In processor time of its thread: what other programs take of the machine is not its doing. At the
-end the longest are written to the file that ``BENCH_SLICES`` names.
+In processor time of its thread: what other programs take of the machine is not its doing. What a
+start takes is not looked for: it begins with SIGUSR1. At the end the longest are written to the
+file that ``BENCH_SLICES`` names.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import gc
 import heapq
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,10 +26,10 @@ run = asyncio.Handle._run
 
 def timed(handle: Any) -> None:
     collected.clear()
-    began = time.thread_time()
+    since = time.thread_time()
     run(handle)
-    took = time.thread_time() - began
-    if SERVING and (len(slowest) < KEPT or took > slowest[0][0]):
+    took = time.thread_time() - since
+    if began and (len(slowest) < KEPT or took > slowest[0][0]):
         step = getattr(handle._callback, "__self__", handle._callback)
         name = step.get_name() if isinstance(step, asyncio.Task) else repr(handle._callback)[:80]
         if name == "Task-1":
@@ -45,17 +47,13 @@ def watch_collector(phase: str, _: Any) -> None:
         collected[-1] += now
 
 
-class Serving:
-    """False until the first requests: what a start takes is not what is looked for."""
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-
-    def __bool__(self) -> bool:
-        return time.perf_counter() - self._since > 1.5
+def begin(*_: Any) -> None:
+    global began
+    began = True
 
 
-SERVING = Serving()
+began = False
+signal.signal(signal.SIGUSR1, begin)
 gc.callbacks.append(watch_collector)
 asyncio.Handle._run = timed  # type: ignore[method-assign]
 status = main()

@@ -145,6 +145,7 @@ async def _house(
             state.watch(),
             sockets.beat(),
             metrics.watch_loop(),
+            writer.write_back(),
             all_sessions.run_sweeper(uploads.sweep),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(loop))

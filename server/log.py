@@ -14,6 +14,7 @@ are the same loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
@@ -35,6 +36,9 @@ PAGES = 8
 PAGES_AT_ONCE = 2
 BACKLOG_BYTES = 16 << 20
 """Above this much uncommitted text the agents' output is left in their pipes."""
+CHECKPOINT_SECS = 1.0
+CHECKPOINT_BYTES = 4 << 20
+"""What was committed is written back from the WAL after a second, or when it is so much."""
 RETRY_SECS = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -266,6 +270,9 @@ class LogWriter:
         self._idle = asyncio.Event()
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
+        self._to_write_back = 0
+        self._committed = asyncio.Event()
+        self._committed_much = asyncio.Event()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="log-writer")
@@ -283,6 +290,22 @@ class LogWriter:
             logger.error("the database took no writes; %d bytes are lost", self._backlog)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+    async def write_back(self) -> None:
+        """For ever, have what was committed written back from the WAL.
+
+        If the writer did it, as SQLite has it by itself, some commits would take 15 ms.
+        """
+        while True:
+            await self._committed.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._committed_much.wait(), CHECKPOINT_SECS)
+            self._to_write_back = 0
+            self._committed.clear()
+            self._committed_much.clear()
+            # What cannot be written back now is tried again behind the next commit.
+            with contextlib.suppress(StoreError):
+                await self.store.checkpoint()
 
     def gather(self, log: SessionLog, size: int) -> None:
         """Note that *log* has something to commit."""
@@ -379,6 +402,10 @@ class LogWriter:
             logger.warning("the database takes writes again")
         if self._backlog <= BACKLOG_BYTES:
             self._room.set()
+        self._to_write_back += size
+        self._committed.set()
+        if self._to_write_back >= CHECKPOINT_BYTES:
+            self._committed_much.set()
         for log, taken in logs.items():
             log.publish(taken)
         _settle(prompt, None)

@@ -1,8 +1,8 @@
 """The database: its schema, its migrations and every SQL statement.
 
-One SQLite file in WAL mode, with one connection that writes and one that
-reads, so that a long replay never delays a commit. The only place that
-imports aiosqlite.
+One SQLite file in WAL mode, with one connection that writes, one that reads, so
+that a long replay never delays a commit, and one that writes the WAL back, which
+would delay one, too. The only place that imports aiosqlite.
 
 Writes are described by :data:`Statement` values, made by the functions at the
 end of this module and carried out by :meth:`Store.write`, all of one call in
@@ -29,6 +29,9 @@ StoreError = sqlite3.Error
 """What a failed read or write raises: a full disk, a locked file."""
 
 BUSY_TIMEOUT_MS = 2000
+WAL_PAGES = 16_384
+"""At so many (64 MiB) the writer itself writes the WAL back: what is written without a pause
+leaves no moment in which it could begin anew."""
 
 
 def may_pass(error: StoreError) -> bool:
@@ -273,9 +276,10 @@ class _Connection(aiosqlite.Connection):
 class Store:
     """The open database."""
 
-    def __init__(self, writer: _Connection, reader: _Connection) -> None:
+    def __init__(self, writer: _Connection, reader: _Connection, checkpointer: _Connection) -> None:
         self._writer = writer
         self._reader = reader
+        self._checkpointer = checkpointer
 
     @classmethod
     async def open(cls, path: Path, *, sync: str = "normal") -> Store:
@@ -285,16 +289,21 @@ class Store:
             SchemaError: a newer clawdforge made it.
         """
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        writer = await _connect(path)
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+
+            async def connect() -> _Connection:
+                connection = await _connect(path)
+                undo.push_async_callback(connection.close)
+                return connection
+
+            writer = await connect()
             await writer.execute_fetchall("PRAGMA journal_mode = WAL")
             await writer.execute_fetchall(f"PRAGMA synchronous = {sync.upper()}")
+            await writer.execute_fetchall(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
             await _migrate(writer)
-            reader = await _connect(path)
-        except BaseException:
-            await writer.close()
-            raise
-        return cls(writer, reader)
+            opened = cls(writer, await connect(), await connect())
+            undo.pop_all()
+        return opened
 
     @classmethod
     async def look(cls, path: Path) -> Store:
@@ -309,12 +318,19 @@ class Store:
         except BaseException:
             await reader.close()
             raise
-        return cls(reader, reader)
+        return cls(reader, reader, reader)
 
     async def close(self) -> None:
-        await self._reader.close()
-        if self._writer is not self._reader:
-            await self._writer.close()
+        for connection in {self._checkpointer, self._reader, self._writer}:
+            await connection.close()
+
+    async def checkpoint(self) -> None:
+        """Write what was committed back from the WAL, beside the writer.
+
+        Raises:
+            StoreError: it could not all be written back; the WAL has it still.
+        """
+        await self._checkpointer.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
 
     async def write(self, statements: Sequence[Statement]) -> None:
         """Carry out *statements*, all or none of them.

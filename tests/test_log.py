@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import server.log
 from server import log as log_module
 from server import store
 from server.errors import Error
@@ -582,6 +583,42 @@ async def test_what_cannot_be_stored_counts_as_backlog(
         await writer.room()
     await log.reach(2)
     assert await read_all(log) == [1, 2]
+
+
+@pytest.mark.parametrize("bound", ["SECS", "BYTES"])
+async def test_what_was_committed_is_written_back_a_moment_later_or_when_it_is_much(
+    writer: LogWriter,
+    log: SessionLog,
+    database: MoodyStore,
+    monkeypatch: pytest.MonkeyPatch,
+    bound: str,
+) -> None:
+    monkeypatch.setattr(server.log, "CHECKPOINT_SECS", 1000)
+    monkeypatch.setattr(server.log, f"CHECKPOINT_{bound}", 0)
+    done = asyncio.Semaphore(0)
+    checkpoint, fails = database.checkpoint, True
+
+    async def checkpoint_and_tell() -> None:
+        nonlocal fails
+        await checkpoint()
+        done.release()
+        if fails:
+            fails = False
+            raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(database, "checkpoint", checkpoint_and_tell)
+    task = asyncio.create_task(writer.write_back())
+    try:
+        for _ in range(2):
+            add(log)
+            async with Deadline("a checkpoint"):
+                await done.acquire()
+        for _ in range(3):
+            await checkpoint()
+        assert done.locked()  # without a commit there was none meanwhile
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_logs_have_each_their_own_order(writer: LogWriter) -> None:

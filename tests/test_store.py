@@ -94,6 +94,26 @@ async def test_it_is_in_wal_mode_and_syncs_as_set(path: Path) -> None:
     assert ask(path, "PRAGMA journal_mode") == [("wal",)]
 
 
+async def test_the_wal_is_written_back_beside_the_writer(database: Store, path: Path) -> None:
+    size = path.stat().st_size
+    for first in range(1, 61):
+        await database.write(store.insert_log([LogRow(1, first, first, b"x" * 200_000)]))
+    assert path.stat().st_size == size  # SQLite by itself would have begun at 4 MB
+    await database.checkpoint()
+    assert path.stat().st_size > 60 * 200_000
+
+
+async def test_a_wal_that_gets_long_is_written_back_at_once_and_begun_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "WAL_PAGES", 500)
+    async with opened(path) as database:
+        for first in range(1, 101):
+            await database.write(store.insert_log([LogRow(1, first, first, b"x" * 200_000)]))
+        assert path.with_name(f"{path.name}-wal").stat().st_size < 4_000_000
+        assert path.stat().st_size > 16_000_000
+
+
 async def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
     async with opened(path) as database:
         await database.write([store.insert_session(session_row(1))])

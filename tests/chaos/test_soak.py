@@ -153,7 +153,7 @@ async def test_nothing_grows(
             return bool(getattr(await held(server, admin), name) <= getattr(first, name))
 
         await eventually(f"the {name} that were held to be given back", given_back)
-    assert last.threads <= 12  # the executor's own bound, SQLite's two, and the main one
+    assert last.threads <= 12  # the executor's own bound, SQLite's three, and the main one
     assert last.memory_kb < first.memory_kb + chaos.size(20_000, 40_000)
     if seconds >= 600:  # before that it is still warming up
         assert slope([(at / 60, h.memory_kb) for at, h in later]) < 300
