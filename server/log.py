@@ -37,8 +37,9 @@ PAGES_AT_ONCE = 2
 BACKLOG_BYTES = 16 << 20
 """Above this much uncommitted text the agents' output is left in their pipes."""
 CHECKPOINT_SECS = 1.0
-CHECKPOINT_BYTES = 4 << 20
-"""What was committed is written back from the WAL after a second, or when it is so much."""
+CHECKPOINT_BYTES = 16 << 20
+"""What was committed is written back from the WAL after a second, or when it is so much: not just
+behind every burst, where the next prompt would meet it."""
 RETRY_SECS = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
