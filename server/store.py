@@ -301,7 +301,9 @@ class Store:
             await writer.execute_fetchall(f"PRAGMA synchronous = {sync.upper()}")
             await writer.execute_fetchall(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
             await _migrate(writer)
-            opened = cls(writer, await connect(), await connect())
+            reader, checkpointer = await connect(), await connect()
+            await _version(checkpointer)  # SQLite opens its files when they are first needed: now
+            opened = cls(writer, reader, checkpointer)
             undo.pop_all()
         return opened
 

@@ -226,6 +226,14 @@ class Client:
         assert status == 200, reply
         return reply
 
+    async def asleep(self, session_id: str) -> None:
+        """Wait until the server has noticed that the session's agent is gone."""
+
+        async def gone() -> bool:
+            return bool((await self.state(session_id))["agent_state"] == "hibernated")
+
+        await eventually("the agent to be gone", gone)
+
     async def awake(self, session_id: str) -> None:
         """Wait until the session's agent has started."""
 

@@ -82,7 +82,7 @@ async def test_an_agent_that_dies_between_turns_is_started_again_with_its_contex
     session = await client.create()
     pid = (await told(client, session, {"report": True}))["pid"]
     os.kill(pid, signal.SIGKILL)
-    await eventually("the agent to end", lambda: not is_running(pid))
+    await client.asleep(session)
     assert len(await told(client, session, {"history": True})) == 2
     starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
     assert [start["context"] for start in starts] == ["new", "kept"]
@@ -108,17 +108,17 @@ async def test_the_first_turn_is_new_even_if_its_agent_died_before(client: Clien
     await eventually("the agent to start", is_live)
     # A crash before any prompt loses nothing.
     socket = await client.connect(session, after=0)
-    await kill_agent(session)
+    await kill_agent(client, session)
     await socket.turn("hello")
     assert contexts(socket) == ["new"]
 
 
-async def kill_agent(session: str) -> None:
+async def kill_agent(client: Client, session: str) -> None:
     pids = agents_of(session)
     assert pids
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    await eventually("the agent to end", lambda: not any(map(is_running, pids)))
+    await client.asleep(session)
 
 
 def agents_of(session: str) -> list[int]:
@@ -177,7 +177,7 @@ async def test_what_load_replays_is_not_told_again(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session, after=0)
     await socket.turn("once")
-    await kill_agent(session)
+    await kill_agent(client, session)
     await socket.turn("twice")
     texts = [e for e in socket.entries if e["type"] == "event" and "once" in json.dumps(e)]
     assert len(texts) == 1
@@ -238,9 +238,9 @@ async def test_a_program_that_vanishes_fails_the_turn_and_is_used_when_it_is_bac
     session = await client.create("own")
     await client.turn(session, script({"say": "one"}))
     program.rename(tmp_path / "gone")
-    await kill_agent(session)
+    await kill_agent(client, session)
     status, reply = await client.turn(session, "two")
-    assert (status, reply["code"]) == (502, "agent_unavailable")
+    assert (status, reply["code"]) == (502, "agent_unavailable"), reply
     (tmp_path / "gone").rename(program)
     assert (await told(client, session, {"history": True}))[0] == script({"say": "one"})
 

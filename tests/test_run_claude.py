@@ -16,6 +16,7 @@ from .harness import (
     Client,
     Json,
     descendants,
+    eventually,
 )
 from .real_agents import NotInstalledError, find_claude
 from .runs import (
@@ -165,7 +166,10 @@ async def test_the_real_claude_is_stopped_in_time_with_its_tools(
     asked.cancel()
     await gone(pid)
     await asyncio.gather(asked, return_exceptions=True)
-    assert not [pid for pid in descendants(os.getpid()) if b"sleep" in command_line(pid)]
+    await eventually(
+        "the command to end",
+        lambda: not [pid for pid in descendants(os.getpid()) if b"sleep" in command_line(pid)],
+    )
 
     for hang in (Hang(), Hang(started=True)):
         api.plan(hang)
