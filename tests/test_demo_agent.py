@@ -507,6 +507,8 @@ def test_it_works_where_it_cannot_write(agent: StdioAgent, tmp_path: Path) -> No
     session = agent.open_session()
     agent.prompt(session, "my name is Ada")
     assert "**Ada**" in agent.prompt(session, "what is my name?").text
+    agent.close_stdin()
+    agent.wait()  # then all that it said is there
     assert "not stored" in "".join(agent.stderr)
 
 
