@@ -304,9 +304,11 @@ class LogWriter:
             self._to_write_back = 0
             self._committed.clear()
             self._committed_much.clear()
-            # What cannot be written back now is tried again behind the next commit.
-            with contextlib.suppress(StoreError):
+            try:
                 await self.store.checkpoint()
+            except StoreError as error:
+                # The WAL has it all; it is tried again behind the next commit.
+                logger.info("the WAL is not written back: %s", error)
 
     def gather(self, log: SessionLog, size: int) -> None:
         """Note that *log* has something to commit."""

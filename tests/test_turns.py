@@ -45,6 +45,14 @@ def kinds(entries: Iterable[Json]) -> list[tuple[str, int]]:
     return [(entry["type"], entry["turn_index"]) for entry in entries if entry["type"] != "event"]
 
 
+async def warm_session(client: Client) -> tuple[str, Socket]:
+    """A session that has had its first turn, and a socket that has seen it from its beginning."""
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    await socket.turn("warm")
+    return session, socket
+
+
 async def start_turn(socket: Socket, prompt: str = HANG, text: str = "hanging") -> int:
     """Send a prompt and wait for its turn's first words; its index."""
     await socket.send("prompt", prompt=prompt)
@@ -278,9 +286,7 @@ async def test_a_turn_is_cancelled_at_once_while_its_agent_starts(serve: Serve, 
 
 
 async def test_a_prompt_cancelled_in_the_same_breath_is_a_cancelled_turn(client: Client) -> None:
-    session = await client.create()
-    socket = await client.connect(session)
-    await socket.turn("warm")
+    _, socket = await warm_session(client)
     for number in range(20):
         await socket.send("prompt", prompt=script({"sleep": 60_000}))
         await socket.send("cancel")
@@ -293,9 +299,7 @@ async def test_a_prompt_cancelled_in_the_same_breath_is_a_cancelled_turn(client:
 async def test_a_prompt_cancelled_on_its_way_never_reaches_the_agent(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = await client.create()
-    socket = await client.connect(session)
-    await socket.turn("warm")
+    session, socket = await warm_session(client)
     for number in range(3):
         arrived = asyncio.get_running_loop().create_future()
         with monkeypatch.context() as patch:
@@ -356,9 +360,7 @@ class Commits:
 async def test_a_prompt_does_not_reach_the_agent_before_it_is_stored(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = await client.create()
-    socket = await client.connect(session)
-    await socket.turn("warm")
+    session, socket = await warm_session(client)
     commits = Commits(monkeypatch)
     await socket.send("prompt", prompt=script({"touch": "seen"}, {"say": "done"}))
     await prompt_at_the_door(server, session)
@@ -374,9 +376,7 @@ async def test_a_prompt_does_not_reach_the_agent_before_it_is_stored(
 async def test_a_prompt_that_cannot_be_stored_never_reaches_the_agent(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = await client.create()
-    socket = await client.connect(session)
-    await socket.turn("warm")
+    session, socket = await warm_session(client)
     for number in range(3):
         with monkeypatch.context() as patch:
             commits = Commits(patch)
@@ -396,9 +396,7 @@ async def test_a_prompt_that_cannot_be_stored_never_reaches_the_agent(
 async def test_a_session_closed_while_a_prompt_is_stored_cancels_it(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = await client.create()
-    socket = await client.connect(session, after=0)
-    await socket.turn("warm")
+    session, socket = await warm_session(client)
     commits = Commits(monkeypatch)
     await socket.send("prompt", prompt=script({"touch": "seen"}))
     await prompt_at_the_door(server, session)
@@ -416,9 +414,7 @@ async def test_a_session_closed_while_a_prompt_is_stored_cancels_it(
 async def test_an_agent_that_dies_before_its_prompt_is_stored_is_started_anew_for_it(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = await client.create()
-    socket = await client.connect(session)
-    await socket.turn("warm")
+    session, socket = await warm_session(client)
     commits = Commits(monkeypatch)
     await socket.send("prompt", prompt=HISTORY)
     await prompt_at_the_door(server, session)

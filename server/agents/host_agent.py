@@ -33,7 +33,7 @@ CONTROL_SECS = 20
 
 
 class _Prompt:
-    """A prompt on its way through acpx, which ends before the agent until it is *stored*."""
+    """A prompt on its way through acpx; the agent does not get it until it is *stored*."""
 
     def __init__(self, stored: asyncio.Future[bool] | None) -> None:
         self.stored = stored

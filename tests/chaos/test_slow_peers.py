@@ -76,8 +76,8 @@ async def test_viewers_that_do_not_read(
     assert dropped >= stall
     assert grown < (count + 1) * 1024 + 8192
     assert statistics.median(beside) < 3 * statistics.median(alone) + 20
-    # Of few, and beside other tests, the slowest says nothing.
-    assert p99(beside) < chaos.size(10_000, 1.2 * p99(alone) + 3)
+    if chaos.size(False, True):  # of few, and beside other tests, the slowest says nothing
+        assert p99(beside) < 1.2 * p99(alone) + 3
 
 
 async def test_viewers_that_answer_no_ping(
