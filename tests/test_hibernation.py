@@ -120,6 +120,23 @@ async def test_idle_agents_are_put_to_sleep_and_wake_with_their_context(serve: S
     assert await context_of_last_turn(client, session) == "kept"
 
 
+async def test_what_acpx_keeps_of_a_session_does_not_grow_with_its_prompts(serve: Serve) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    session = await client.create()
+    socket = await client.connect(session)
+    picture = {"type": "image", "mimeType": "image/png", "data": "A" * 1_000_000}
+    for number in range(3):
+        await socket.turn([{"type": "text", "text": f"look at {number}"}, picture])
+    clock.advance(61)
+    await server.services.sessions.sweep()
+    (record,) = (server.services.settings.data_dir / "acpx" / "sessions").glob("*.json")
+    assert record.stat().st_size < 20_000
+    said = await history(client, session)
+    assert [text.partition(" ")[0] for text in said] == ["look"] * 3
+
+
 async def test_an_agent_that_cannot_load_says_honestly_that_context_was_lost(
     serve: Serve,
 ) -> None:

@@ -15,7 +15,7 @@ import { AcpxRuntime, createFileSessionStore } from "acpx/runtime";
 import { createAgentRegistry } from "acpx/agent-registry";
 
 import { launchesOf } from "./launches.mjs";
-import { writeBehind } from "./records.mjs";
+import { keepRecords } from "./records.mjs";
 
 // A timer's longest delay. The server ends turns; acpx is not to.
 const FOREVER_MS = 2 ** 31 - 1;
@@ -96,7 +96,7 @@ const operations = {
       createAgentRegistry({ overrides: config.agents }),
       config.launcher,
     );
-    records = writeBehind(createFileSessionStore({ stateDir }), (error) =>
+    records = keepRecords(createFileSessionStore({ stateDir }), (error) =>
       say(`a record is not stored: ${error.message}`),
     );
     const options = {
@@ -177,7 +177,7 @@ const operations = {
     const handle = handles.get(key);
     handles.delete(key);
     if (handle) await runtime.close({ handle, reason: "server" });
-    await records.flush(key);
+    await records.release(key);
     return {};
   },
 
