@@ -44,7 +44,9 @@ def processes(program: str) -> list[int]:
         # The first: the supervisor has the host's argv behind its own.
         if program in [name for name in names if name.endswith((".py", ".mjs"))][:1]:
             found.append(pid)
-    return found
+    # A child has its parent's argv until it executes a program of its own.
+    forked = {child for pid in found for child in descendants(pid)}
+    return [pid for pid in found if pid not in forked]
 
 
 def kill(program: str) -> None:
@@ -281,6 +283,15 @@ async def start_error(serve: Serve) -> str:
     assert "\n" not in str(caught.value)
     await eventually("every process to end", lambda: not processes("supervise.py"))
     return str(caught.value)
+
+
+async def test_neither_host_nor_agents_take_the_core_from_the_server_when_they_are_woken(
+    own_client: Client,
+) -> None:
+    await own_client.turn(await own_client.create(), "hi")
+    for pid in (*processes("host.mjs"), *processes("mock_agent.py")):
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 async def test_another_acpx_stops_the_start_with_one_line(

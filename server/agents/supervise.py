@@ -78,6 +78,10 @@ def main() -> int:
         for restored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(restored, signal.SIG_DFL)
         os.close(lifeline)
+        # The host and the agents do not take the core from the server that wakes them: it has a
+        # prompt to store meanwhile, and others to serve.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
             os.execvp(sys.argv[2], sys.argv[2:])
         except OSError as error:
