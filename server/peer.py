@@ -109,7 +109,8 @@ class Peer(abc.ABC):
         self._wake = asyncio.Event()
         self._resting = False
         self._goodbye: Goodbye | None = None
-        self._said_goodbye: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._said_goodbye = asyncio.Event()
+        self._patience: asyncio.Timeout | None = None
         self._heartbeat_due = False
         now = time.monotonic()
         self._last_heard = now
@@ -255,8 +256,9 @@ class Peer(abc.ABC):
         except Exception:
             logger.exception("%s: the socket failed", self.name)
             self._give_up("internal error")
-        if not self._said_goodbye.done():
-            self._said_goodbye.set_result(None)
+        self._said_goodbye.set()
+        if self._patience is not None:
+            self._patience.reschedule(0)
 
     def _give_up(self, reason: str) -> None:
         self._goodbye = Goodbye(CloseCode.INTERNAL, reason)
@@ -325,7 +327,7 @@ class Peer(abc.ABC):
             self._last_heard = time.monotonic()
             if not self._rate.allows():
                 self.close(Goodbye(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
-                await self._said_goodbye
+                await self._said_goodbye.wait()
                 return
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and is_too_big(message.data):
                 self.close(Goodbye(CloseCode.TOO_BIG, TOO_BIG))
@@ -346,10 +348,13 @@ class Peer(abc.ABC):
         return await self._until_goodbye(self._ws.receive())
 
     async def _until_goodbye(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        task = asyncio.ensure_future(coroutine)
-        await asyncio.wait({task, self._said_goodbye}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return None
+        if self._said_goodbye.is_set():
+            coroutine.close()
+            return None
+        try:
+            async with asyncio.timeout(None) as self._patience:
+                return await coroutine
+        except TimeoutError:
+            return None
+        finally:
+            self._patience = None
