@@ -213,12 +213,18 @@ class Session:
     # Up: what clients ask.
 
     async def prompt(
-        self, blocks: bytes, *, client_id: str | None = None, timeout: float | None = None
+        self,
+        blocks: bytes,
+        *,
+        request_id: str | None = None,
+        client_id: str | None = None,
+        timeout: float | None = None,
     ) -> tuple[Turn, bool]:
         """Accept a prompt; it is stored when this returns.
 
         Args:
             blocks: JSON of checked content blocks.
+            request_id: what the server's log calls the request.
             client_id: makes it idempotent in this session.
             timeout: seconds that the turn may run, where less than the setting.
 
@@ -230,24 +236,24 @@ class Session:
                 ``internal`` where nothing can be stored.
         """
         async with self._accepting:
-            if (known := await self._known(client_id)) is not None:
-                return known, True
-            self._check_accepts()
-            turn = Turn(self._next_index, client_id, blocks, timeout)
+            turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
             row = TurnRow(
                 self.row.n, turn.index, client_id, blocks, timeout, None, None, None, None, None
             )
-            early = self._runner is None and self._house.slots.holds(self)
+            early = self._may_run_at_once()
             if early:
                 # It goes through acpx while it is stored, and is held before the agent until then.
                 self._current = turn
                 self._run()
             try:
                 await asyncio.sleep(0)  # acpx takes longer than the database, and so comes first
+                if (known := await self._known(client_id)) is not None:
+                    self._refuse(turn)
+                    return known, True
+                self._check_accepts()
                 await self._house.writer.commit([store.insert_turn(row)])
             except BaseException:
-                self._hold_back(turn, Ending.CANCEL)
-                turn.stored.set_result(False)
+                self._refuse(turn)
                 raise
             self._next_index += 1
             if client_id is not None:
@@ -262,6 +268,14 @@ class Session:
             if self._queue and self._runner is None:
                 self._run()
             return turn, False
+
+    def _may_run_at_once(self) -> bool:
+        is_open = not (self.is_closed or self._house.is_draining)
+        return is_open and self._runner is None and self._house.slots.holds(self)
+
+    def _refuse(self, turn: Turn) -> None:
+        self._hold_back(turn, Ending.CANCEL)
+        turn.stored.set_result(False)
 
     def _hold_back(self, turn: Turn, ending: Ending) -> None:
         """The agent must never see *turn*, which is about to be stored or refused."""
@@ -281,11 +295,7 @@ class Session:
 
     async def turn_of(self, client_id: str | None) -> Turn | None:
         """The turn that was accepted under that client id, if there is one."""
-        turn = await self._known(client_id)
-        if turn is None or turn.finished.is_set() or turn in self._by_client_id.values():
-            return turn
-        # The database has it, and we have not yet: it is being accepted at this moment.
-        async with self._accepting:
+        async with self._accepting:  # it may be being accepted at this moment
             return await self._known(client_id)
 
     async def _known(self, client_id: str | None) -> Turn | None:
@@ -614,7 +624,11 @@ class Session:
         """What a line in the server's log says of this session, and of a turn of it."""
         about: dict[str, Any] = {"session": self.id, "app": self.row.app_name}
         if turn is not None:
-            about |= {"turn": turn.index, "duration_ms": turn.duration_ms or None}
+            about |= {
+                "request_id": turn.request_id,
+                "turn": turn.index,
+                "duration_ms": turn.duration_ms or None,
+            }
         return about
 
     def _audit(self, event: str, at: float, **detail: Any) -> Statement:

@@ -30,6 +30,7 @@ class Turn:
         first_seq, last_seq: log positions of its start and its end, when there.
         stop_reason, error, duration_ms: how it ended; ``error`` as in ``turn_end``.
         accepted_at, began: when it was accepted, and when it had its agent (0: never).
+        request_id: of the request that asked for it.
         sent, updated: its prompt has reached the agent, which has told something since.
         stored: done once it is decided whether there is such a turn: it is in the database
             (True), or could not be stored (False).
@@ -37,12 +38,18 @@ class Turn:
     """
 
     def __init__(
-        self, index: int, client_id: str | None, blocks: bytes, timeout: float | None
+        self,
+        index: int,
+        client_id: str | None,
+        blocks: bytes,
+        timeout: float | None,
+        request_id: str | None = None,
     ) -> None:
         self.index = index
         self.client_id = client_id
         self.blocks = blocks
         self.timeout = timeout
+        self.request_id = request_id
         self.accepted_at = time.monotonic()
         self.began = 0.0
         self.sent = False

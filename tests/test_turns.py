@@ -14,7 +14,6 @@ import pytest
 from server.agents.host_agent import HostAgent
 from server.errors import not_stored
 from server.log import LogWriter
-from server.store import Store
 
 from .conftest import Serve
 from .harness import (
@@ -393,6 +392,29 @@ async def test_a_prompt_that_cannot_be_stored_never_reaches_the_agent(
     assert "refused" not in socket.text(2)
 
 
+async def test_a_repeated_prompt_does_not_reach_the_agent_again(client: Client) -> None:
+    _, socket = await warm_session(client)
+    await socket.turn("told once", id="once")
+    for _ in range(3):
+        await socket.send("prompt", prompt="told again", id="once")
+        accepted = await socket.until("accepted")
+        assert (accepted["turn_index"], accepted["duplicate"]) == (2, True)
+    end = await socket.turn(HISTORY)
+    assert end["turn_index"] == 3
+    assert ("told once" in socket.text(3), "told again" in socket.text(3)) == (True, False)
+
+
+async def test_a_prompt_over_the_rate_does_not_reach_the_agent(serve: Serve) -> None:
+    server = await serve(max_prompts_per_min=2)
+    client = await server.client()
+    session, socket = await warm_session(client)
+    await socket.turn("the second")
+    await socket.send("prompt", prompt=script({"touch": "seen"}))
+    assert (await socket.until("error"))["code"] == "rate_limited"
+    await client.delete(f"/sessions/{session}")  # which waits for what is on its way
+    assert not (workspace(server, session) / "seen").exists()
+
+
 async def test_a_session_closed_while_a_prompt_is_stored_cancels_it(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,30 +576,27 @@ async def test_the_first_turn_is_new_and_the_following_are_kept(client: Client) 
     assert [start["context"] for start in starts] == ["new", "kept"]
 
 
+@pytest.mark.parametrize("files", [[], ["gone meanwhile"]])
 async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, files: list[str]
 ) -> None:
     session = await client.create()
-    commit, find = LogWriter.commit, Store.turn_by_client_id
-    stored, found = asyncio.Event(), asyncio.Event()
+    commit, stored, asked = LogWriter.commit, asyncio.Event(), asyncio.Event()
 
     async def commit_and_wait(writer: LogWriter, statements: Any) -> None:
         await commit(writer, statements)
         stored.set()  # the database has it, and the session not yet
-        await found.wait()
-
-    async def find_and_tell(store: Store, *which: Any) -> Any:
-        row = await find(store, *which)
-        if row is not None:
-            found.set()
-        return row
+        await asked.wait()
 
     monkeypatch.setattr(LogWriter, "commit", commit_and_wait)
-    monkeypatch.setattr(Store, "turn_by_client_id", find_and_tell)
     path, headers = f"/sessions/{session}/turn", {"Idempotency-Key": "once"}
     first = asyncio.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
     await stored.wait()
-    second = asyncio.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
+    body = {"prompt": "hi", "files": files}
+    second = asyncio.create_task(client.post(path, body, headers=headers))
+    accepting = server.services.sessions._kept[session]._accepting
+    await eventually("the second to wait for the first", lambda: accepting._waiters)
+    asked.set()
     async with asyncio.timeout(PATIENCE):
         for status, reply in await asyncio.gather(first, second):
             assert (status, reply["turn_index"]) == (200, 1)

@@ -375,15 +375,10 @@ class Connection(Peer):
         params = messages.read(messages.Prompt, request.params)
         blocks = frames.parse_blocks(params.prompt)
         attachment = await self._attached_to(params.session_id)
-        turn, _ = await attachment.session.prompt(dumps(blocks))
+        turn, _ = await attachment.session.prompt(dumps(blocks), request_id=self._request_id)
         # No await from here on: the turn's end finds who asked.
         attachment.prompts[turn.index] = request
         self._cancels[request.key] = lambda: attachment.session.cancel(turn.index)
-        about = {"session": attachment.session.id, "turn": turn.index}
-        logger.info(
-            "prompt accepted",
-            extra={"request_id": self._request_id, "app": self.app_name, **about},
-        )
 
     async def _cancel(self, value: Any) -> None:
         """Cancel what this client asked for, or else what runs."""

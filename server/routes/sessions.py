@@ -14,7 +14,7 @@ from ..errors import Error, bad_request
 from ..files import annotate
 from ..log import Batch
 from ..replies import json_reply, raw_reply
-from ..services import TURN, app_of, services_of, session_of
+from ..services import REQUEST_ID, TURN, app_of, services_of, session_of
 from ..session import Session
 from ..sse import KEEP_ALIVE_SECS, EventStream, wants_stream
 from ..turn import Turn
@@ -78,11 +78,16 @@ async def run_turn(request: web.Request) -> web.StreamResponse:
     # Bytes of a header that are no UTF-8 come as half surrogate pairs, which are no characters.
     if key is not None and not key.isprintable():
         raise bad_request("Idempotency-Key: must have printable characters alone")
-    turn = await session.turn_of(key)
-    if turn is None:  # a repeated one need not have its files any more
+    turn = None
+    if body.files:  # a repeated one need not have them any more
+        turn = await session.turn_of(key)
+    if turn is None:
         paths = await services_of(request).files.paths(session.row.app_name, body.files or [])
         turn, _ = await session.prompt(
-            dumps(annotate(body.prompt, paths)), client_id=key, timeout=body.timeout_secs
+            dumps(annotate(body.prompt, paths)),
+            request_id=request[REQUEST_ID],
+            client_id=key,
+            timeout=body.timeout_secs,
         )
     request[TURN] = turn.index
     if wants_stream(request):

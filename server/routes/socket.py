@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 
 from aiohttp import WSMsgType, web
@@ -17,8 +16,6 @@ from ..peer import TOO_BIG, Goodbye, is_too_big, new_socket
 from ..services import APP, REQUEST_ID, SESSION, Services, app_of, services_of
 from ..session import Session
 from ..viewer import Viewer
-
-logger = logging.getLogger(__name__)
 
 routes = web.RouteTableDef()
 
@@ -203,11 +200,15 @@ class Commands:
 
     async def _prompt(self, viewer: Viewer, command: frames.Prompt) -> None:
         blocks = frames.parse_blocks(command.prompt)
-        turn, duplicate = await viewer.session.turn_of(command.id), True
-        if turn is None:  # a repeated one need not have its files any more
+        session, turn, duplicate = viewer.session, None, True
+        if command.files:  # a repeated one need not have them any more
+            turn = await session.turn_of(command.id)
+        if turn is None:
             paths = await self._services.files.paths(self._app_name, command.files)
-            turn, duplicate = await viewer.session.prompt(
-                dumps(annotate(blocks, paths)), client_id=command.id
+            turn, duplicate = await session.prompt(
+                dumps(annotate(blocks, paths)),
+                request_id=self._request[REQUEST_ID],
+                client_id=command.id,
             )
         # No await from here on: `accepted` comes before the turn's entries.
         viewer.send(
@@ -215,18 +216,9 @@ class Commands:
                 "accepted",
                 id=command.id,
                 turn_index=turn.index,
-                queued=viewer.session.is_queued(turn),
+                queued=session.is_queued(turn),
                 duplicate=duplicate,
             )
-        )
-        logger.info(
-            "prompt accepted",
-            extra={
-                "request_id": self._request[REQUEST_ID],
-                "app": self._app_name,
-                "session": viewer.session.id,
-                "turn": turn.index,
-            },
         )
 
     def _set(self, viewer: Viewer, command: frames.Setting) -> None:
