@@ -87,7 +87,7 @@ export class Session {
 		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' });
 		this.#changedOutbox();
 		const line = firstLine(this.#parts.promptParts(prompt).text);
-		if (!this.title && line) this.rename(line).catch(() => {});
+		if (!this.title && line) this.named = this.rename(line).catch(() => {});
 	}
 
 	discard({ id }) {
@@ -150,11 +150,14 @@ export class Session {
 			this.asked = true;
 			this.#readBack();
 		}
-		const { title } = model;
-		if (this.synced && entry.type === 'turn_end' && title && title !== this.title && this.title === this.#firstWords) {
-			this.rename(title).catch(() => {});
-		}
+		if (this.synced && entry.type === 'turn_end') this.#takeTitle().catch(() => {});
 		this.#changed();
+	}
+
+	async #takeTitle() {
+		await this.named; // a quick turn ends before that is answered
+		const { title } = this.model;
+		if (title && title !== this.title && this.title === this.#firstWords) await this.rename(title);
 	}
 
 	#ready(frame) {
@@ -200,7 +203,7 @@ export class Session {
 	}
 
 	#frame(dir, { type, after }, text) {
-		// A credential is nobody's business, not even on one's own screen.
+		// A credential is nobody's business, not even here.
 		this.frames.push({ dir, text: type === 'auth' ? JSON.stringify({ type, token: '…', after }) : text, ts: Date.now() });
 		if (this.frames.length > 2 * FRAMES_KEPT) this.frames.splice(0, FRAMES_KEPT);
 		this.#emit('frame');

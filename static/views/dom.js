@@ -1,4 +1,4 @@
-/** Building elements: from the templates of index.html, or one by one. Never from strings of markup. */
+/** Elements, from index.html's templates or one by one; never from strings of markup. */
 
 /**
  * h('button.primary', {onclick, label: 'Send'}, icon('up'), 'Send')
@@ -83,7 +83,7 @@ export async function copyText(text) {
 		await navigator.clipboard.writeText(text);
 		return true;
 	} catch {
-		// An insecure origin (a LAN address) has no clipboard API; the old way works.
+		// An insecure origin (a LAN address) has no clipboard API.
 		const area = document.body.appendChild(h('textarea.offscreen', { value: text }));
 		area.select();
 		const done = document.execCommand('copy');

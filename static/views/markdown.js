@@ -31,7 +31,7 @@ const escape = (text) => text.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt
 
 function anchor(href, inner) {
 	const url = URL.canParse(href) ? new URL(href) : {};
-	// Not into this very page: such a link could carry somebody's token.
+	// Not into this very page: such a link could carry a token.
 	const safe = url.protocol === 'mailto:' || (/^https?:$/.test(url.protocol) && url.host !== location.host);
 	return safe ? `<a href="${escape(url.href)}">${inner}</a>` : `<span>${inner}</span>`;
 }

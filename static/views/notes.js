@@ -36,7 +36,7 @@ export class NoteView {
 	update() {}
 }
 
-/** Never swallowed: what this version of the page does not know is shown as it came. */
+/** What this version of the page does not know is shown as it came. */
 export class RawView {
 	constructor(item) {
 		Object.assign(this, template('raw'), { item });

@@ -1,4 +1,4 @@
-/** The agent asks, with its own options. It never takes the focus from what someone is typing, so that no key answers by accident. */
+/** The agent asks, with its own options. It never takes the focus: no key answers by accident. */
 import { h, setText, template, uid } from './dom.js';
 
 const OUTCOME = { allow_once: 'Allowed once', allow_always: 'Always allowed', reject_once: 'Rejected', reject_always: 'Always rejected' };

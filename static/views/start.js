@@ -3,26 +3,26 @@ import { Composer, dropTarget } from './composer.js';
 import { h, setText, template } from './dom.js';
 import { pickerButton } from './settings.js';
 
-const PERMISSIONS = {
-	'ask': ['Ask me', 'The agent asks before it acts'],
-	'approve-reads': ['Allow reading', 'Reads and searches freely, nothing else'],
-	'approve-all': ['Allow everything', 'Works on its own'],
-	'deny-all': ['Deny everything', 'Only talks'],
-};
+const PERMISSIONS = [
+	['ask', 'Ask me', 'The agent asks before it acts'],
+	['approve-reads', 'Allow reading', 'Reads and searches freely, nothing else'],
+	['approve-all', 'Allow everything', 'Works on its own'],
+	['deny-all', 'Deny everything', 'Only talks'],
+];
 
 export class StartView {
 	/** `on`: create(options, message), save(choice), menu(); `choice`: what was chosen last time */
 	constructor({ on, upload, choice }) {
 		Object.assign(this, template('start'), { on });
-		this.agents = [];
 		this.choice = { permission: 'ask', ...choice };
-		this.pickers = h('div.settings');
+		this.pickers = h('div.settings', {}, h('span'), h('span'));
 		this.composer = new Composer({ placeholder: 'Describe a task', label: 'First message', upload, on: { send: (message) => this.#create(message) }, controls: this.pickers });
 		this.heading.after(this.composer.el);
 		this.menu.onclick = on.menu;
 		for (const idea of this.ideas.querySelectorAll('button')) idea.onclick = () => this.#create({ prompt: [{ type: 'text', text: idea.textContent }] });
 		dropTarget(this.el, (files) => this.composer.add(files));
-		this.#draw();
+		this.#draw('Agent');
+		this.#draw('Permission', PERMISSIONS, []);
 	}
 
 	focus() {
@@ -30,24 +30,26 @@ export class StartView {
 	}
 
 	setAgents(agents) {
-		const usable = agents.filter(({ installed }) => installed);
-		this.agents = usable.map(({ name }) => name);
-		this.missing = agents.filter(({ installed }) => !installed).map(({ name }) => name).join(', ');
-		this.choice.agent = (usable.find(({ name }) => name === this.choice.agent) ?? usable.find((agent) => agent.default) ?? usable[0])?.name;
-		this.#draw();
+		const usable = agents.filter((one) => one.installed);
+		const missing = agents.filter((one) => !one.installed).map(({ name }) => name).join(', ');
+		this.choice.agent = (usable.find(({ name }) => name === this.choice.agent) ?? usable.find((one) => one.default) ?? usable[0])?.name;
+		this.#draw('Agent', usable.map(({ name }) => [name, name]), missing ? [{ heading: `Not installed on the server: ${missing}` }] : []);
 	}
 
-	#draw() {
-		const { agent = 'default', permission } = this.choice;
-		const pick = (change) => () => {
-			Object.assign(this.choice, change);
+	/** One picker alone: the other's menu may be open. */
+	#draw(name, choices, note) {
+		const key = name.toLowerCase();
+		const value = this.choice[key] ?? 'default';
+		const choose = (one) => {
+			this.choice[key] = one;
 			this.on.save(this.choice);
-			this.#draw();
+			this.#draw(name, choices, note);
 		};
-		const agents = () => [...this.agents.map((name) => ({ label: name, checked: name === agent, onselect: pick({ agent: name }) })), this.missing && { heading: `Not installed on the server: ${this.missing}` }].filter(Boolean);
-		const permissions = () => Object.entries(PERMISSIONS).map(([value, [label, detail]]) => ({ label, detail, checked: value === permission, onselect: pick({ permission: value }) }));
-		this.ideas.hidden = agent !== 'demo';
-		this.pickers.replaceChildren(pickerButton('Agent', agent, agents), pickerButton('Permission', PERMISSIONS[permission]?.[0] ?? permission, permissions));
+		const entry = ([one, label, detail]) => ({ label, detail, checked: one === value, onselect: () => choose(one) });
+		const picker = pickerButton(name, choices?.find(([one]) => one === value)?.[1] ?? value, () => [...choices.map(entry), ...note]);
+		picker.firstChild.disabled = !choices;
+		this.pickers.children[key === 'agent' ? 0 : 1].replaceWith(picker);
+		this.ideas.hidden = this.choice.agent !== 'demo';
 	}
 
 	async #create(message) {

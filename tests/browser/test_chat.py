@@ -50,6 +50,29 @@ async def test_from_the_first_visit_to_the_first_answer(open_tab: OpenTab, clien
     assert tab.token not in await page.evaluate("JSON.stringify(localStorage)")
 
 
+async def test_a_menu_that_is_open_stays_open_when_the_agents_become_known(
+    open_tab: OpenTab, client: Client
+) -> None:
+    tab = await open_tab(client)
+    page, known = tab.page, asyncio.Event()
+
+    async def answer_late(route: Route) -> None:
+        await known.wait()
+        await route.continue_()
+
+    await page.route("**/agents", answer_late)
+    await page.goto(f"{tab.url}/#token={tab.token}")
+    await expect(page.get_by_role("button", name="Agent: ")).to_be_disabled()
+    await page.get_by_role("button", name="Permission: ").click()
+    known.set()
+    await expect(page.get_by_role("button", name="Agent: ")).to_be_enabled()
+    await page.get_by_role("menuitemradio", name="Deny everything").click()
+    await expect(page.get_by_role("button", name="Permission: Deny everything")).to_be_visible()
+    await page.get_by_role("button", name="Agent: ").click()
+    await page.get_by_role("menuitemradio", name="demo").click()
+    await expect(page.get_by_role("button", name="Agent: demo")).to_be_visible()
+
+
 async def test_a_sign_in_link_leaves_the_address_bar(open_tab: OpenTab, client: Client) -> None:
     session_id = await client.create()
     tab = await open_tab(client)

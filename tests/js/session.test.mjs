@@ -128,6 +128,17 @@ test('its name is the first line of what was asked, until the agent has a better
 	assert.deepEqual(seen.updates, [{ title: 'Fix the test' }, { title: 'Fix a flaky test' }]);
 });
 
+test('a turn may be over before its first name is stored', async () => {
+	const { session, seen, put, update, wire } = world();
+	wire('ready', { head: 0, queued: [] });
+	session.send({ prompt: words('Fix the test') });
+	put('turn_start', { prompt: words('Fix the test'), id: 'p1' });
+	update({ sessionUpdate: 'session_info_update', title: 'Fix a flaky test' });
+	put('turn_end', { stop_reason: 'end_turn', duration_ms: 1 });
+	await settle();
+	assert.deepEqual(seen.updates, [{ title: 'Fix the test' }, { title: 'Fix a flaky test' }]);
+});
+
 test('a name that somebody gave stays', async () => {
 	const { session, seen, put, update, wire } = world({ state: { meta: { title: 'Mine' } } });
 	wire('ready', { head: 0, queued: [] });
