@@ -70,7 +70,7 @@ class Runner:
 
     @property
     def running(self) -> int:
-        return len(self._runs) - self._queue.waiting
+        return self._queue.held
 
     async def start(self) -> None:
         """Take up what an earlier server left."""

@@ -42,7 +42,9 @@ def fake_claude(tmp_path: Path) -> str:
 
 
 def _is_queued(server: LocalServer, count: int) -> bool:
-    return server.services.runner.queued == count
+    """Whether one runs, and so many wait."""
+    runner = server.services.runner
+    return (runner.running, runner.queued) == (1, count)
 
 
 async def test_the_program_gets_the_allowed_environment(

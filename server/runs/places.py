@@ -23,10 +23,15 @@ class Queue:
     """
 
     def __init__(self, places: int, length: int, patience: float) -> None:
+        self._places = places
         self._free = places
         self._length = length
         self._patience = patience
         self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def held(self) -> int:
+        return self._places - self._free
 
     @property
     def waiting(self) -> int:
