@@ -79,7 +79,8 @@ def main() -> int:
             signal.signal(restored, signal.SIG_DFL)
         os.close(lifeline)
         # The host and the agents do not take the core from the server that wakes them: it has a
-        # prompt to store meanwhile, and others to serve.
+        # prompt to store meanwhile, and others to serve. Where that may not be set, all runs a
+        # little later.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
