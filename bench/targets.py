@@ -143,11 +143,21 @@ def upgrade_request(parts: SplitResult, headers: Mapping[str, str]) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
+def text_frame(value: Any) -> bytes:
+    """A WebSocket's text frame, masked with zeros: that leaves the payload as it is."""
+    payload = json.dumps(value).encode()
+    size = len(payload)
+    head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")
+    return head + b"\0\0\0\0" + payload
+
+
 class Socket:
-    """The least of a WebSocket client: text up, raw bytes down."""
+    """The least of a WebSocket client: frames up, raw bytes down."""
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         parts = urlsplit(url)
+        # One for all: a new one of this size costs page faults, at every read.
+        self._piece = memoryview(bytearray(PIECE_BYTES))
         self._socket = socket.create_connection((parts.hostname, parts.port), timeout=30)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.sendall(upgrade_request(parts, headers or {}))
@@ -160,15 +170,12 @@ class Socket:
         if b" 101 " not in answer.split(b"\r\n")[0]:
             raise BenchError(f"no WebSocket at {url}: {answer.decode()}")
 
-    def send(self, value: Any) -> None:
-        """Send a text frame, masked with zeros: that leaves the payload as it is."""
-        payload = json.dumps(value).encode()
-        size = len(payload)
-        head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")
-        self._socket.sendall(head + b"\0\0\0\0" + payload)
+    def send(self, frame: bytes) -> None:
+        self._socket.sendall(frame)
 
     def read(self) -> bytes:
-        return self._socket.recv(PIECE_BYTES)
+        size = self._socket.recv_into(self._piece)
+        return bytes(self._piece[:size])
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -213,19 +220,27 @@ class RawPipe:
         assert self._process.stdout is not None
         self._in = self._process.stdin
         self._out = self._process.stdout.fileno()
+        self._piece = memoryview(bytearray(PIECE_BYTES))
         self._ids = itertools.count(2)
-        self._session_id = open_by_hand(self._send, self._read, parse_lines)
+        self._session_id = open_by_hand(
+            lambda message: self._send(self._line(message)), self._read, parse_lines
+        )
 
-    def _send(self, message: Any) -> None:
-        self._in.write(json.dumps(message).encode() + b"\n")
+    @staticmethod
+    def _line(message: Any) -> bytes:
+        return json.dumps(message).encode() + b"\n"
+
+    def _send(self, line: bytes) -> None:
+        self._in.write(line)
 
     def _read(self) -> bytes:
-        return os.read(self._out, PIECE_BYTES)
+        size = os.readv(self._out, [self._piece])
+        return bytes(self._piece[:size])
 
     def turn(self, prompt: str, updates: int) -> Turn:
-        message = prompt_request(next(self._ids), self._session_id, prompt)
+        line = self._line(prompt_request(next(self._ids), self._session_id, prompt))
         began = time.perf_counter()
-        self._send(message)
+        self._send(line)
         turn, data = take(self._read, ANSWER, began)
         check_updates(parse_lines(data), updates)
         return turn
@@ -415,8 +430,12 @@ class Clawdforge:
         take(self.socket.read, b'"ready"', 0)
         self._seq = 0
 
+    @staticmethod
+    def _frame(prompt: str) -> bytes:
+        return text_frame({"type": "prompt", "prompt": prompt})
+
     def ask(self, prompt: str) -> None:
-        self.socket.send({"type": "prompt", "prompt": prompt})
+        self.socket.send(self._frame(prompt))
 
     def take_all(self, prompt: str) -> None:
         """A turn whose updates nobody looks at."""
@@ -426,8 +445,9 @@ class Clawdforge:
             tail = tail[-256:] + self.socket.read()
 
     def turn(self, prompt: str, updates: int) -> Turn:
+        frame = self._frame(prompt)
         began = time.perf_counter()
-        self.ask(prompt)
+        self.socket.send(frame)
         turn, data = take(self.socket.read, b'"turn_end"', began)
         frames = list(parse_frames(data))
         if frames[-1].get("error"):
@@ -564,14 +584,20 @@ class BridgedAgent:
     def __init__(self, line: Socket) -> None:
         self.socket = line
         self._ids = itertools.count(2)
-        self._session_id = open_by_hand(line.send, line.read, parse_frames)
+        self._session_id = open_by_hand(
+            lambda message: line.send(text_frame(message)), line.read, parse_frames
+        )
+
+    def _frame(self, prompt: str) -> bytes:
+        return text_frame(prompt_request(next(self._ids), self._session_id, prompt))
 
     def ask(self, prompt: str) -> None:
-        self.socket.send(prompt_request(next(self._ids), self._session_id, prompt))
+        self.socket.send(self._frame(prompt))
 
     def turn(self, prompt: str, updates: int) -> Turn:
+        frame = self._frame(prompt)
         began = time.perf_counter()
-        self.ask(prompt)
+        self.socket.send(frame)
         turn, data = take(self.socket.read, ANSWER, began)
         check_updates(parse_frames(data), updates)
         return turn
@@ -628,16 +654,16 @@ class SandboxAgent:
                 time.sleep(0.05)
         raise BenchError("sandbox-agent does not listen")
 
-    def _post(self, message: Any) -> None:
+    def _post(self, message: Any) -> bytes:
         body = json.dumps(message).encode()
-        self._posts.sendall(
+        head = (
             f"POST /v1/acp/bench?agent=opencode HTTP/1.1\r\nHost: {self._host}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            + body
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
+        return head.encode() + body
 
     def _call(self, message: Any) -> Any:
-        self._post(message)
+        self._posts.sendall(self._post(message))
         return self._answer()
 
     def _answer(self) -> Any:
@@ -650,8 +676,9 @@ class SandboxAgent:
 
     def turn(self, prompt: str, updates: int) -> Turn:
         """As far as it brings the updates: those that it loses are counted, in :attr:`lost`."""
+        post = self._post(prompt_request(next(self._ids), self._session_id, prompt))
         began = time.perf_counter()
-        self._post(prompt_request(next(self._ids), self._session_id, prompt))
+        self._posts.sendall(post)
         count, tail, first, ended = 0, b"", 0.0, 0.0
         while count < updates:
             if select.select([self._events], [], [], QUIET_SECS)[0]:

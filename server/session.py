@@ -244,9 +244,8 @@ class Session:
             if early:
                 # It goes through acpx while it is stored, and is held before the agent until then.
                 self._current = turn
-                self._run()
+                self._pass_on(turn)
             try:
-                await asyncio.sleep(0)  # acpx takes longer than the database, and so comes first
                 if (known := await self._known(client_id)) is not None:
                     self._refuse(turn)
                     return known, True
@@ -265,7 +264,7 @@ class Session:
                 self._hold_back(turn, ending)
                 self._end_queued(ending)
             turn.stored.set_result(True)
-            if self._queue and self._runner is None:
+            if self._runner is None and (early or self._queue):
                 self._run()
             return turn, False
 
@@ -276,6 +275,8 @@ class Session:
     def _refuse(self, turn: Turn) -> None:
         self._hold_back(turn, Ending.CANCEL)
         turn.stored.set_result(False)
+        if turn.over is not None:
+            self._run()
 
     def _hold_back(self, turn: Turn, ending: Ending) -> None:
         """The agent must never see *turn*, which is about to be stored or refused."""
@@ -452,23 +453,30 @@ class Session:
             self._release_if_gone()
             self._house.slots.idle(self)
 
+    def _pass_on(self, turn: Turn) -> None:
+        """Give *turn* to the agent, for which there must be a slot."""
+        agent = self._live_agent()
+        turn.began = time.monotonic()
+        turn.over = agent.prompt(turn.blocks, turn.stored)
+        turn.interrupt = agent.cancel
+
     async def _run_turn(self, turn: Turn) -> None:
         settings = self._house.settings
-        if not self._house.slots.holds(self):
-            await self._wait_for_slot(turn)
-        if turn.ending is not None:  # the agent must never see it
-            await self._end_if_stored(turn)
-            return
-        turn.began = time.monotonic()
+        if turn.over is None:
+            if not self._house.slots.holds(self):
+                await self._wait_for_slot(turn)
+            if turn.ending is not None:  # the agent must never see it
+                await self._end_if_stored(turn)
+                return
+            self._pass_on(turn)
+        assert turn.over is not None
         self._house.metrics.turn_wait.observe(turn.began - turn.accepted_at)
-        agent = self._live_agent()
-        turn.interrupt = agent.cancel
         limit = min(turn.timeout or settings.turn_timeout_secs, settings.turn_timeout_secs)
         grace = settings.cancel_grace_secs
         self._later(turn, limit, lambda: self._interrupt(turn, Ending.TIMEOUT, grace))
         error: Error | None = None
         try:
-            await agent.prompt(turn.blocks, turn.stored)
+            await turn.over
         except Error as failure:
             error = failure
         except Exception:

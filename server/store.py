@@ -327,12 +327,14 @@ class Store:
             await connection.close()
 
     async def checkpoint(self) -> None:
-        """Write what was committed back from the WAL, beside the writer.
+        """Write what was committed back from the WAL, beside the writer, and begin it anew.
 
         Raises:
             StoreError: it could not all be written back; the WAL has it still.
         """
         await self._checkpointer.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+        # The first commit behind it begins the WAL anew, and waits for the disk: not a prompt's.
+        await self.write([set_server_value("wal", b"")])
 
     async def write(self, statements: Sequence[Statement]) -> None:
         """Carry out *statements*, all or none of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .codec import parse_message
@@ -32,6 +32,7 @@ class Turn:
         accepted_at, began: when it was accepted, and when it had its agent (0: never).
         request_id: of the request that asked for it.
         sent, updated: its prompt has reached the agent, which has told something since.
+        over: what :meth:`Agent.prompt` gave, once the agent has been passed the prompt.
         stored: done once it is decided whether there is such a turn: it is in the database
             (True), or could not be stored (False).
         finished: set once it has ended, a moment before its end is durable.
@@ -63,6 +64,7 @@ class Turn:
         self.stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.started = asyncio.Event()
         self.finished = asyncio.Event()
+        self.over: Coroutine[Any, Any, None] | None = None
         self.interrupt: Callable[[], Any] | None = None
         self.timers: list[asyncio.TimerHandle] = []
 

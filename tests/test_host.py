@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from server.agents import acpx, host_agent, host_process
+from server.agents import acpx, host_agent, host_process, supervise
 from server.app import StartError
 
 from .conftest import Serve
@@ -47,6 +49,19 @@ def processes(program: str) -> list[int]:
     # A child has its parent's argv until it executes a program of its own.
     forked = {child for pid in found for child in descendants(pid)}
     return [pid for pid in found if pid not in forked]
+
+
+def has_slices() -> bool:
+    """Whether the kernel lets a process say how long its slices are to be."""
+    major, minor = platform.release().split(".")[:2]
+    return (int(major), int(minor)) >= (6, 12) and platform.machine() in supervise.SYS_SCHED_SETATTR
+
+
+def slice_ns(pid: int) -> int:
+    attributes = ctypes.create_string_buffer(supervise.SCHED_ATTR.size)
+    sched_getattr = supervise.SYS_SCHED_SETATTR[platform.machine()] + 1
+    ctypes.CDLL(None).syscall(sched_getattr, pid, attributes, len(attributes), 0)
+    return int(supervise.SCHED_ATTR.unpack(attributes.raw)[5])
 
 
 def kill(program: str) -> None:
@@ -151,23 +166,21 @@ async def test_an_agent_whose_prompt_acpx_gives_up_does_not_write_into_the_next_
 ) -> None:
     socket = await own_client.connect(await own_client.create())
     await socket.turn("before")
-    gate, call = tmp_path / "gate", host_process.HostProcess.call
-    given_up = asyncio.Event()
+    gate, send = tmp_path / "gate", host_process.HostProcess.send
+    prompts: list[asyncio.Future[Any]] = []
 
-    async def give_up(host: host_process.HostProcess, op: str, **fields: Any) -> Any:
-        if op != "prompt" or given_up.is_set():
-            return await call(host, op, **fields)
-        running = asyncio.ensure_future(call(host, op, **fields))
-        await given_up.wait()
-        running.cancel()
-        raise host_process.CallError("RUNTIME", "acpx has given up")
+    def note(host: host_process.HostProcess, op: str, **fields: Any) -> asyncio.Future[Any]:
+        call = send(host, op, **fields)
+        if op == "prompt":
+            prompts.append(call)
+        return call
 
-    monkeypatch.setattr(host_process.HostProcess, "call", give_up)
+    monkeypatch.setattr(host_process.HostProcess, "send", note)
     await socket.send(
         "prompt", prompt=script({"say": "on it"}, {"gate": str(gate)}, {"say": "stray"})
     )
     await socket.until_text("on it")
-    given_up.set()
+    prompts[0].set_exception(host_process.CallError("RUNTIME", "acpx has given up"))
     end = await socket.until("turn_end")
     assert (end["error"]["code"], end["error"]["retryable"]) == ("agent_failed", True)
     gate.touch()
@@ -291,6 +304,8 @@ async def test_neither_host_nor_agents_take_the_core_from_the_server_when_they_a
     await own_client.turn(await own_client.create(), "hi")
     for pid in (*processes("host.mjs"), *processes("mock_agent.py")):
         assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+        if has_slices():
+            assert slice_ns(pid) == supervise.SLICE_NS > slice_ns(os.getpid())
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 

@@ -103,6 +103,21 @@ async def test_the_wal_is_written_back_beside_the_writer(database: Store, path: 
     assert path.stat().st_size > 60 * 200_000
 
 
+async def test_no_commit_has_to_begin_the_wal_anew_behind_a_checkpoint(
+    database: Store, path: Path
+) -> None:
+    def salts() -> bytes:
+        return path.with_name(f"{path.name}-wal").read_bytes()[16:24]
+
+    await database.write([store.insert_session(session_row(1))])
+    before = salts()
+    await database.checkpoint()
+    begun = salts()
+    assert begun != before
+    await database.write([store.insert_session(session_row(2))])
+    assert salts() == begun
+
+
 async def test_a_wal_that_gets_long_is_written_back_at_once_and_begun_anew(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

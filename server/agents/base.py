@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Literal, Protocol
 
 from ..errors import Error
@@ -151,17 +151,19 @@ class Agent(Protocol):
             Error: it does not start.
         """
 
-    async def prompt(self, blocks: bytes, stored: asyncio.Future[bool] | None = None) -> None:
-        """Send a prompt (JSON of its content blocks) and return when its turn is over.
-
-        The answer itself has gone to :meth:`Listener.prompt_answered` by then.
+    def prompt(
+        self, blocks: bytes, stored: asyncio.Future[bool] | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """Send a prompt (JSON of its content blocks), which can be cancelled from here on.
 
         Args:
             stored: the prompt does not reach the agent's process before this is done; all
                 that comes before that may begin already.
 
-        Raises:
-            Error: the turn has no answer: the agent did not start, or it ended.
+        Returns:
+            What must be awaited, and is over when the turn is. The answer itself has gone to
+            :meth:`Listener.prompt_answered` by then. It raises :class:`Error` where the turn
+            has no answer: the agent did not start, or it ended.
         """
 
     def cancel(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from ..errors import Error, bad_request
@@ -143,8 +143,15 @@ class CliAgent:
         async with self._commanding():
             pass
 
-    async def prompt(self, blocks: bytes, stored: asyncio.Future[bool] | None = None) -> None:
-        turn = self._turn = _Turn(self)  # from here on it can be cancelled
+    def prompt(
+        self, blocks: bytes, stored: asyncio.Future[bool] | None = None
+    ) -> Coroutine[Any, Any, None]:
+        turn = self._turn = _Turn(self)
+        return self._see_through(turn, blocks, stored)
+
+    async def _see_through(
+        self, turn: _Turn, blocks: bytes, stored: asyncio.Future[bool] | None
+    ) -> None:
         if stored is not None and not stored.done():
             await asyncio.wait({stored})
         self._tasks.spawn(self._run_turn(turn, blocks), f"prompt-{self.spec.key}")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -110,10 +110,13 @@ class HostAgent:
     async def wake(self) -> None:
         await self._guard(self._open())
 
-    async def prompt(self, blocks: bytes, stored: asyncio.Future[bool] | None = None) -> None:
-        prompt = self._current = _Prompt(stored)  # from here on it can be cancelled
-        self._tasks.spawn(self._send(prompt, blocks), f"prompt-{self.spec.key}")
-        await prompt.done
+    def prompt(
+        self, blocks: bytes, stored: asyncio.Future[bool] | None = None
+    ) -> Coroutine[Any, Any, None]:
+        prompt = self._current = _Prompt(stored)
+        # acpx can have it now: it takes longer than all that comes in between.
+        call = self._pass_on(prompt, blocks) if self._is_open else None
+        return self._see_through(prompt, blocks, call)
 
     def cancel(self) -> None:
         prompt = self._current
@@ -175,10 +178,22 @@ class HostAgent:
 
     # The way of a prompt.
 
-    async def _send(self, prompt: _Prompt, blocks: bytes) -> None:
+    def _pass_on(self, prompt: _Prompt, blocks: bytes) -> asyncio.Future[Any]:
+        self._waiting.append(prompt)
+        return self._host.send(
+            "prompt", key=self.spec.key, generation=self._opened, raw={"blocks": blocks}
+        )
+
+    async def _see_through(
+        self, prompt: _Prompt, blocks: bytes, call: asyncio.Future[Any] | None
+    ) -> None:
+        self._tasks.spawn(self._send(prompt, blocks, call), f"prompt-{self.spec.key}")
+        await prompt.done
+
+    async def _send(self, prompt: _Prompt, blocks: bytes, call: asyncio.Future[Any] | None) -> None:
         self._busy += 1
         try:
-            await self._send_through(prompt, blocks)
+            await self._send_through(prompt, blocks, call)
         except Error as error:
             prompt.finish(error)
         except asyncio.CancelledError:
@@ -191,16 +206,17 @@ class HostAgent:
             if self._current is prompt:
                 self._current = None
 
-    async def _send_through(self, prompt: _Prompt, blocks: bytes) -> None:
+    async def _send_through(
+        self, prompt: _Prompt, blocks: bytes, call: asyncio.Future[Any] | None
+    ) -> None:
         fresh = False
         for last_try in (False, True):
-            if not prompt.held_back:
+            if call is None and not prompt.held_back:
                 await self._guard(self._open(fresh=fresh))
-            if prompt.held_back:
+            if call is None and prompt.held_back:
                 return
-            self._waiting.append(prompt)
             try:
-                await self._call("prompt", raw={"blocks": blocks})
+                await (call or self._pass_on(prompt, blocks))
                 prompt.finish()
                 return
             except HostGoneError:
@@ -216,6 +232,7 @@ class HostAgent:
                     raise await self._start_error(error) from None
                 fresh = self._cannot_load(error)
             finally:
+                call = None
                 if prompt in self._waiting:
                     self._waiting.remove(prompt)
 
@@ -236,6 +253,12 @@ class HostAgent:
         return error.code == "SESSION_RESUME_REQUIRED" and (
             self._refusal is not None or "does not support session/resume" in str(error)
         )
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether the host that runs now knows the session, and nothing is changing that."""
+        is_known = self._host.is_ready and self._opened == self._host.generation
+        return is_known and not self._opening.locked()
 
     async def _open(self, *, fresh: bool = False) -> None:
         """Make the session known to the host that runs now."""

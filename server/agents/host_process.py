@@ -117,7 +117,7 @@ class HostProcess:
         """Let the agents end in peace, for a moment, and then everything."""
         if self._ready.is_set():
             with contextlib.suppress(TimeoutError, HostGoneError, CallError):
-                await asyncio.wait_for(self._call("shutdown"), STOP_SECS)
+                await asyncio.wait_for(self.send("shutdown"), STOP_SECS)
         self._ready.clear()
         if self._main is not None:
             self._main.cancel()
@@ -146,12 +146,22 @@ class HostProcess:
             Error: ``agent_unavailable``; there is no host to call.
         """
         await self.ready()
-        if generation not in (None, self.generation):
-            raise HostGoneError
-        return await self._call(op, raw=raw, **fields)
+        return await self.send(op, generation=generation, raw=raw, **fields)
 
-    async def _call(self, op: str, *, raw: Mapping[str, bytes] | None = None, **fields: Any) -> Any:
-        if self._writer is None:
+    def send(
+        self,
+        op: str,
+        *,
+        generation: int | None = None,
+        raw: Mapping[str, bytes] | None = None,
+        **fields: Any,
+    ) -> asyncio.Future[Any]:
+        """A call that goes out now, and its result; arguments as for :meth:`call`.
+
+        Raises:
+            HostGoneError: there is no such host, and nothing was sent.
+        """
+        if self._writer is None or generation not in (None, self.generation):
             raise HostGoneError
         call_id = next(self._ids)
         line = dumps({"id": call_id, "op": op, **fields})
@@ -159,11 +169,13 @@ class HostProcess:
             line = line[:-1] + b"".join(b",%b:%b" % (dumps(k), v) for k, v in raw.items()) + b"}"
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._calls[call_id] = future
-        try:
-            self._writer.write(line + b"\n")
-            return await future
-        finally:
-            self._calls.pop(call_id, None)
+        future.add_done_callback(lambda _: self._calls.pop(call_id, None))
+        self._writer.write(line + b"\n")
+        return future
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
 
     async def ready(self) -> None:
         """Wait for a host that serves.
@@ -171,7 +183,7 @@ class HostProcess:
         Raises:
             Error: ``agent_unavailable``; there is none for too long.
         """
-        if self._ready.is_set():
+        if self.is_ready:
             return
         try:
             await asyncio.wait_for(self._ready.wait(), BOOT_SECS)
@@ -270,7 +282,7 @@ class HostProcess:
         while True:
             await asyncio.sleep(WATCH_SECS)
             try:
-                await asyncio.wait_for(self._call("ping"), FROZEN_SECS)
+                await asyncio.wait_for(self.send("ping"), FROZEN_SECS)
             except TimeoutError:
                 logger.error("the acpx host does not answer; killing it")
                 process.kill()  # the supervisor: the host dies with it
@@ -281,7 +293,7 @@ class HostProcess:
     async def _boot(self) -> None:
         assert self._first_boot is not None
         try:
-            self.versions = await self._call("init", config=self._config)
+            self.versions = await self.send("init", config=self._config)
             check_versions(self.versions)
         except (HostGoneError, CallError, AcpxError) as error:
             if not self._first_boot.done():
