@@ -230,16 +230,16 @@ def measure_slices(folder: Path, environ: Mapping[str, str], report: Report) -> 
 
 def measure_idle_sockets(server: Server, report: Report, *, quick: bool) -> None:
     """Memory of a socket that only listens, and whether an active session feels so many."""
-    count = 2000 if quick else 10_000
+    count, turns = (2000, 100) if quick else (10_000, 400)
     active, watched = Clawdforge(server), Clawdforge(server)
     with contextlib.closing(active), contextlib.closing(watched):
         active.turn("hi", 1)
-        alone = Samples(active.turn("hi", 1).first * 1000 for _ in range(40))
+        alone = Samples(active.turn("hi", 1).first * 1000 for _ in range(turns))
         before = read_memory([server.pid])
         crowd = Crowd(_address(server, watched), count, server.headers, b'"ready"')
         with contextlib.closing(crowd):
             each = (read_memory([server.pid]) - before) / count
-            beside = Samples(active.turn("hi", 1).first * 1000 for _ in range(40))
+            beside = Samples(active.turn("hi", 1).first * 1000 for _ in range(turns))
     report.at_most(f"memory of an idle socket, of {count:,}", each, 20, "KB")
     report.compare(
         f"First update beside {count:,} idle sockets",

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Coroutine
 from typing import Any
 
@@ -102,14 +101,14 @@ class Peer(abc.ABC):
         self._ws = socket_response
         self._transport: asyncio.WriteTransport = request.transport
         self._rate = Rate(commands_per_sec, BURST_SECS * commands_per_sec)
-        self._outbox: deque[bytes] = deque()
+        # Lists and futures: an idle socket's deques and events took 3.7 KB.
+        self._outbox: list[bytes] = []
         self._outbox_bytes = 0
-        self._outbox_room = asyncio.Event()
-        self._outbox_room.set()
-        self._wake = asyncio.Event()
-        self._resting = False
+        self._room: asyncio.Future[None] | None = None
+        self._writer: asyncio.Task[None]
+        self._is_due = False
+        self._rest: asyncio.Future[None] | None = None
         self._goodbye: Goodbye | None = None
-        self._said_goodbye = asyncio.Event()
         self._patience: asyncio.Timeout | None = None
         self._heartbeat_due = False
         now = time.monotonic()
@@ -171,15 +170,26 @@ class Peer(abc.ABC):
         """Send a frame that is no log entry; it goes before entries not yet sent."""
         self._outbox.append(frame)
         self._outbox_bytes += len(frame)
-        if len(self._outbox) > OUTBOX_FRAMES or self._outbox_bytes > OUTBOX_BYTES:
-            self._outbox_room.clear()
-        self._wake.set()
+        is_full = len(self._outbox) > OUTBOX_FRAMES or self._outbox_bytes > OUTBOX_BYTES
+        if is_full and self._room is None:
+            self._room = asyncio.get_running_loop().create_future()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the writer look for what there is to send."""
+        self._is_due = True
+        if self._rest is not None and not self._rest.done():
+            self._rest.set_result(None)
+
+    @property
+    def _is_resting(self) -> bool:
+        return self._rest is not None and not self._rest.done()
 
     def close(self, goodbye: Goodbye) -> None:
         """Say good-bye behind what is on its way, and close."""
         if self._goodbye is None:
             self._goodbye = goodbye
-            self._wake.set()
+            self.wake()
 
     def abort(self) -> None:
         """Drop the connection; the only thing that frees a blocked one at once."""
@@ -193,7 +203,8 @@ class Peer(abc.ABC):
         quiet one that answers no ping. Whoever is only slow answers late: as long
         as data flowed lately, no pong is asked for.
         """
-        untaken = tcp.untaken(self._transport)
+        # Who had taken all, and was sent nothing since, need not be asked.
+        untaken = tcp.untaken(self._transport) if self._taken != self._written else 0
         taken = self._written - untaken
         if not untaken or taken != self._taken:
             self._taken, self._last_took = taken, now
@@ -210,7 +221,7 @@ class Peer(abc.ABC):
         if now - self._last_beat >= heartbeat:
             self._last_beat = now
             self._heartbeat_due = True
-            self._wake.set()
+            self.wake()
 
     # Its life.
 
@@ -219,7 +230,7 @@ class Peer(abc.ABC):
         tcp.keep_little(self._transport)
         self._transport.set_write_buffer_limits(high=WRITE_BYTES)
         self._enter()
-        writer = asyncio.create_task(self._write_all(), name=self.name)
+        writer = self._writer = asyncio.create_task(self._write_all(), name=self.name)
         try:
             await self._read_all()
             await self._shut()
@@ -245,9 +256,9 @@ class Peer(abc.ABC):
     async def _write_all(self) -> None:
         try:
             while not await self._write_some():
-                self._resting = True
-                await self._wake.wait()
-                self._resting = False
+                if not self._is_due:
+                    self._rest = asyncio.get_running_loop().create_future()
+                    await self._rest
         except (ConnectionError, asyncio.CancelledError):
             pass  # the peer is gone; the reader sees it too
         except StoreError:
@@ -256,7 +267,6 @@ class Peer(abc.ABC):
         except Exception:
             logger.exception("%s: the socket failed", self.name)
             self._give_up("internal error")
-        self._said_goodbye.set()
         if self._patience is not None:
             self._patience.reschedule(0)
 
@@ -268,7 +278,7 @@ class Peer(abc.ABC):
     async def _write_some(self) -> bool:
         """Send all that there is to send; True after the last frame."""
         while True:
-            self._wake.clear()
+            self._is_due = False
             chunks = await self._gather()
             if self._heartbeat_due:
                 self._heartbeat_due = False
@@ -290,9 +300,10 @@ class Peer(abc.ABC):
 
     def _take_outbox(self) -> list[bytes]:
         taken = [frames.websocket_text(frame) for frame in self._outbox]
-        self._outbox.clear()
-        self._outbox_bytes = 0
-        self._outbox_room.set()
+        self._outbox, self._outbox_bytes = [], 0
+        if self._room is not None:
+            self._room.set_result(None)
+            self._room = None
         return taken
 
     def _write(self, data: bytes) -> None:
@@ -327,7 +338,7 @@ class Peer(abc.ABC):
             self._last_heard = time.monotonic()
             if not self._rate.allows():
                 self.close(Goodbye(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
-                await self._said_goodbye.wait()
+                await asyncio.wait({self._writer})
                 return
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and is_too_big(message.data):
                 self.close(Goodbye(CloseCode.TOO_BIG, TOO_BIG))
@@ -337,18 +348,18 @@ class Peer(abc.ABC):
                 self._take_binary()
             elif message.type is WSMsgType.PING:
                 self._pong = bytes(message.data)  # the newest alone is answered
-                self._wake.set()
+                self.wake()
             elif message.type is not WSMsgType.PONG:
                 return
-            if not self._outbox_room.is_set():
-                await self._until_goodbye(self._outbox_room.wait())
+            if self._room is not None:
+                await self._until_goodbye(_done(self._room))
 
     async def _receive(self) -> Any:
         """The next message, or None once good-bye is said."""
         return await self._until_goodbye(self._ws.receive())
 
     async def _until_goodbye(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        if self._said_goodbye.is_set():
+        if self._writer.done():
             coroutine.close()
             return None
         try:
@@ -358,3 +369,7 @@ class Peer(abc.ABC):
             return None
         finally:
             self._patience = None
+
+
+async def _done(future: asyncio.Future[None]) -> None:
+    await asyncio.wait({future})

@@ -557,8 +557,7 @@ class Session:
         self.log.append("event", self._event_index(), frames.event_fields(message))
         turn = self._current
         if turn is not None and turn.sent and not turn.updated:
-            turn.updated = True
-            self._house.metrics.first_update.observe(time.monotonic() - turn.began)
+            turn.updated = time.monotonic()
 
     def _event_index(self) -> int:
         # An update behind a turn's end belongs to the turn that it follows.
@@ -624,6 +623,8 @@ class Session:
         self._house.metrics.count_turn(reason if error is None else error.code)
         if turn.began:
             self._house.metrics.turn.observe(time.monotonic() - turn.began)
+        if turn.updated:
+            self._house.metrics.first_update.observe(turn.updated - turn.began)
         why = f"{reason}: {error.code}" if error is not None else reason
         logger.info("turn ended: %s", why, extra=self._about(turn))
         turn.finished.set()

@@ -29,9 +29,10 @@ class Turn:
         blocks: JSON of the ACP content blocks.
         first_seq, last_seq: log positions of its start and its end, when there.
         stop_reason, error, duration_ms: how it ended; ``error`` as in ``turn_end``.
-        accepted_at, began: when it was accepted, and when it had its agent (0: never).
+        accepted_at, began, updated: when it was accepted, when it had its agent, and when that
+            told something first (0: never).
         request_id: of the request that asked for it.
-        sent, updated: its prompt has reached the agent, which has told something since.
+        sent: its prompt has reached the agent.
         over: what :meth:`Agent.prompt` gave, once the agent has been passed the prompt.
         stored: done once it is decided whether there is such a turn: it is in the database
             (True), or could not be stored (False).
@@ -54,7 +55,7 @@ class Turn:
         self.accepted_at = time.monotonic()
         self.began = 0.0
         self.sent = False
-        self.updated = False
+        self.updated = 0.0
         self.ending: Ending | None = None
         self.first_seq: int | None = None
         self.last_seq: int | None = None

@@ -83,7 +83,7 @@ class Viewer(Peer):
         self._is_told = False
         batches = self.session.log.recent(self._cursor) if self._is_free() else None
         if batches is None or len(batches) > 1:
-            self._wake.set()
+            self.wake()
         elif batches:
             self._write(batches[0].wire())
             self._cursor = batches[0].last
@@ -92,8 +92,7 @@ class Viewer(Peer):
     def _is_free(self) -> bool:
         """Whether the writer rests, and the peer has taken all that it was sent."""
         return (
-            self._resting
-            and not self._wake.is_set()
+            self._is_resting
             and not self.session.is_over  # the writer says good-bye
             and not self._transport.is_closing()
             and not self._transport.get_write_buffer_size()

@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -202,6 +203,35 @@ async def test_a_flood_of_pings_from_one_that_does_not_read_is_bounded(
 async def flood(raw: RawSocket, times: int, payload: str) -> None:
     for _ in range(times):
         await raw.send("ping", id=payload)
+
+
+async def test_many_sockets_are_looked_after_a_few_in_one_turn_of_the_event_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets_module, "BEATS_AT_ONCE", 2)
+    turns = 0
+    ticks: Counter[int] = Counter()
+    tick = Peer.tick
+
+    def note(peer: Peer, *times: float) -> None:
+        ticks[turns] += 1
+        tick(peer, *times)
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while ticks.total() < 50:
+            turns += 1
+            await asyncio.sleep(0)
+
+    server = await serve(heartbeat_secs=0.05)
+    client = await server.client()
+    session = await client.create()
+    for _ in range(5):
+        await client.connect(session)
+    monkeypatch.setattr(Peer, "tick", note)
+    async with Deadline("ten rounds"):
+        await count_turns()
+    assert max(ticks.values()) == 2
 
 
 # Stuck.

@@ -290,7 +290,7 @@ class Connection(Peer):
         attachment = await self._attached_to(params.session_id)
         for answer in attachment.replay(request):
             self.send(answer)
-        self._wake.set()
+        self.wake()
 
     async def _resume(self, request: rpc.Request) -> None:
         params = messages.read(messages.ResumeSession, request.params)
@@ -360,13 +360,13 @@ class Connection(Peer):
             limit=self._wishes.max_message_bytes or MAX_MESSAGE_BYTES,
         )
         session.viewers += 1
-        session.log.watch(self._wake.set)
-        self._wake.set()
+        session.log.watch(self.wake)
+        self.wake()
         return attachment
 
     def _detach(self, attachment: Attachment) -> None:
         del self._attached[attachment.session.id]
-        attachment.session.log.unwatch(self._wake.set)
+        attachment.session.log.unwatch(self.wake)
         attachment.session.viewers -= 1
 
     # Turns.

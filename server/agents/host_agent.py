@@ -330,13 +330,15 @@ class HostAgent:
         stored = self._waiting[0].stored if self._waiting else None
         return None if stored is None or stored.done() else stored
 
-    def admit_prompt(self, fresh: bool) -> bool:
+    def admit_prompt(self) -> bool:
         prompt = self._waiting.popleft() if self._waiting else None
         if prompt is None or prompt.held_back:
             return False
         prompt.sent = True
-        self._listener.prompt_sent("fresh" if fresh else "kept")
         return True
+
+    def prompt_sent(self, fresh: bool) -> None:
+        self._listener.prompt_sent("fresh" if fresh else "kept")
 
     def notified(self, line: bytes, message: dict[str, Any], *, replayed: bool) -> None:
         if message["method"] == "session/update":

@@ -57,8 +57,11 @@ class Handler(Protocol):
     def prompt_waits_for(self) -> asyncio.Future[bool] | None:
         """What must be done before the prompt that goes up is asked about, if anything."""
 
-    def admit_prompt(self, fresh: bool) -> bool:
-        """A prompt goes up; False holds it back, and acpx is told that it was cancelled."""
+    def admit_prompt(self) -> bool:
+        """A prompt is to go up; False holds it back, and acpx is told that it was cancelled."""
+
+    def prompt_sent(self, fresh: bool) -> None:
+        """It has gone up."""
 
     def notified(self, line: bytes, message: dict[str, Any], *, replayed: bool) -> None:
         """A notification; *replayed* by session/load, it tells an old story."""
@@ -232,31 +235,36 @@ class Seam:
                     self.hold(True, "prompt")
                     waits_for.add_done_callback(self._go_on)
                     return
-            line = self._going_up.popleft()
-            if message is None or self._pass_up(message):
-                self._send(True, line)
+                self._pass_prompt(self._going_up.popleft(), message)
+                continue
+            if message is not None:
+                self._note(message)
+            self._send(True, self._going_up.popleft())
 
     def _go_on(self, _: asyncio.Future[bool]) -> None:
         self.release(True, "prompt")
         self._go_up()
 
-    def _pass_up(self, message: dict[str, Any]) -> bool:
+    def _pass_prompt(self, line: bytes, message: dict[str, Any]) -> None:
+        if not self._handler.admit_prompt():
+            answer = {"jsonrpc": "2.0", "id": message.get("id")}
+            self._send(False, dumps({**answer, "result": {"stopReason": "cancelled"}}))
+            return
+        self._prompting = True
+        self._prompt_id = message.get("id")
+        self._note_session(message.get("params"))
+        self._send(True, line)  # first: the agent works while the session takes note of it
+        fresh, self._fresh = self._fresh, False
+        self._handler.prompt_sent(fresh)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        """Remember what the agent is asked, where the answer is of use."""
         method = message.get("method")
-        if method == "session/prompt":
-            if not self._handler.admit_prompt(self._fresh):
-                answer = {"jsonrpc": "2.0", "id": message.get("id")}
-                self._send(False, dumps({**answer, "result": {"stopReason": "cancelled"}}))
-                return False
-            self._fresh = False
-            self._prompting = True
-            self._prompt_id = message.get("id")
-            self._note_session(message.get("params"))
-        elif method in _WATCHED:
+        if method in _WATCHED:
             self._watched[message.get("id")] = method
             if method in _OPENING:
                 self._loading = method == "session/load"
                 self._note_session(message.get("params"))
-        return True
 
     def _note_session(self, params: Any) -> None:
         if isinstance(params, dict) and isinstance(params.get("sessionId"), str):

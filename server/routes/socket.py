@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 from aiohttp import WSMsgType, web
 
@@ -164,7 +163,7 @@ class Commands:
         self._services = services
         self._request = request
         self._app_name = app_name
-        self._settings: deque[frames.Setting] = deque()
+        self._settings: list[frames.Setting] = []
         self._setting: asyncio.Task[None] | None = None
 
     async def stop(self) -> None:
@@ -234,7 +233,7 @@ class Commands:
     async def _carry_out(self, viewer: Viewer) -> None:
         while self._settings:
             try:
-                await viewer.session.change(self._settings.popleft())
+                await viewer.session.change(self._settings.pop(0))
             except Error as error:
                 viewer.send(frames.error_frame(error))
 
