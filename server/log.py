@@ -38,8 +38,9 @@ BACKLOG_BYTES = 16 << 20
 """Above this much uncommitted text the agents' output is left in their pipes."""
 CHECKPOINT_SECS = 1.0
 CHECKPOINT_BYTES = 16 << 20
-"""What was committed is written back from the WAL after a second, or when it is so much: not just
-behind every burst, where the next prompt would meet it."""
+CHECKPOINT_LATEST_SECS = 10.0
+"""What was committed is written back from the WAL after a second without a commit, or when it is
+so much, or after ten seconds: whoever commits meanwhile may wait for the disk."""
 RETRY_SECS = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -272,6 +273,7 @@ class LogWriter:
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
         self._to_write_back = 0
+        self._last_commit = 0.0
         self._committed = asyncio.Event()
         self._committed_much = asyncio.Event()
 
@@ -299,8 +301,7 @@ class LogWriter:
         """
         while True:
             await self._committed.wait()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._committed_much.wait(), CHECKPOINT_SECS)
+            await self._lull()
             self._to_write_back = 0
             self._committed.clear()
             self._committed_much.clear()
@@ -309,6 +310,16 @@ class LogWriter:
             except StoreError as error:
                 # The WAL has it all; it is tried again behind the next commit.
                 logger.info("the WAL is not written back: %s", error)
+
+    async def _lull(self) -> None:
+        """Wait until it is time to write back what was committed."""
+        latest = time.monotonic() + CHECKPOINT_LATEST_SECS
+        while not self._committed_much.is_set():
+            due = min(self._last_commit + CHECKPOINT_SECS, latest)
+            if (rest := due - time.monotonic()) <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._committed_much.wait(), rest)
 
     def gather(self, log: SessionLog, size: int) -> None:
         """Note that *log* has something to commit."""
@@ -406,6 +417,7 @@ class LogWriter:
         if self._backlog <= BACKLOG_BYTES:
             self._room.set()
         self._to_write_back += size
+        self._last_commit = time.monotonic()
         self._committed.set()
         if self._to_write_back >= CHECKPOINT_BYTES:
             self._committed_much.set()

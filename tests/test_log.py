@@ -585,8 +585,8 @@ async def test_what_cannot_be_stored_counts_as_backlog(
     assert await read_all(log) == [1, 2]
 
 
-@pytest.mark.parametrize("bound", ["SECS", "BYTES"])
-async def test_what_was_committed_is_written_back_a_moment_later_or_when_it_is_much(
+@pytest.mark.parametrize("bound", ["SECS", "BYTES", "LATEST_SECS"])
+async def test_what_was_committed_is_written_back_in_a_lull_or_when_it_is_much_or_long_ago(
     writer: LogWriter,
     log: SessionLog,
     database: MoodyStore,
@@ -594,6 +594,7 @@ async def test_what_was_committed_is_written_back_a_moment_later_or_when_it_is_m
     bound: str,
 ) -> None:
     monkeypatch.setattr(server.log, "CHECKPOINT_SECS", 1000)
+    monkeypatch.setattr(server.log, "CHECKPOINT_LATEST_SECS", 1000)
     monkeypatch.setattr(server.log, f"CHECKPOINT_{bound}", 0)
     done = asyncio.Semaphore(0)
     checkpoint, fails = database.checkpoint, True

@@ -205,7 +205,7 @@ async def flood(raw: RawSocket, times: int, payload: str) -> None:
         await raw.send("ping", id=payload)
 
 
-async def test_many_sockets_are_looked_after_a_few_in_one_turn_of_the_event_loop(
+async def test_many_sockets_are_looked_after_a_few_at_a_time(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets_module, "BEATS_AT_ONCE", 2)
