@@ -107,6 +107,7 @@ class Peer(abc.ABC):
         self._room: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None]
         self._is_due = False
+        self._is_resting = False
         self._rest: asyncio.Future[None] | None = None
         self._goodbye: Goodbye | None = None
         self._patience: asyncio.Timeout | None = None
@@ -179,11 +180,8 @@ class Peer(abc.ABC):
         """Have the writer look for what there is to send."""
         self._is_due = True
         if self._rest is not None and not self._rest.done():
+            self._is_resting = False
             self._rest.set_result(None)
-
-    @property
-    def _is_resting(self) -> bool:
-        return self._rest is not None and not self._rest.done()
 
     def close(self, goodbye: Goodbye) -> None:
         """Say good-bye behind what is on its way, and close."""
@@ -258,6 +256,7 @@ class Peer(abc.ABC):
             while not await self._write_some():
                 if not self._is_due:
                     self._rest = asyncio.get_running_loop().create_future()
+                    self._is_resting = True
                     await self._rest
         except (ConnectionError, asyncio.CancelledError):
             pass  # the peer is gone; the reader sees it too
