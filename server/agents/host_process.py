@@ -115,7 +115,7 @@ class HostProcess:
 
     async def stop(self) -> None:
         """Let the agents end in peace, for a moment, and then everything."""
-        if self._ready.is_set():
+        if self.is_ready:
             with contextlib.suppress(TimeoutError, HostGoneError, CallError):
                 await asyncio.wait_for(self.send("shutdown"), STOP_SECS)
         self._ready.clear()
