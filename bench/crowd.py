@@ -285,6 +285,12 @@ def measure_replay(server: Server, report: Report, *, quick: bool) -> None:
         {"clawdforge, beside them": beside, "clawdforge, alone": alone},
         digits=1,
     )
+    report.at_most(
+        "first update beside 100 replays, p99: behind the one alone",
+        beside.p99 - alone.p99,
+        4,
+        "ms",
+    )
 
 
 def _replay(url: str, count: int, server: Server) -> float:
