@@ -93,7 +93,7 @@ def run(
             crowd.measure_delivery(server, report, quick=quick)
             crowd.measure_slices(folder, environ, report)
         if "replay" in parts:
-            crowd.measure_replay(server, report, quick=quick)
+            crowd.measure_replay(server, folder, environ, report, quick=quick)
         if "sockets" in parts:
             crowd.measure_idle_sockets(server, report, quick=quick)
 

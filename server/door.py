@@ -4,6 +4,10 @@ A connection that sends no request, or half of one, costs a descriptor and says
 nothing of who it is. It holds one of the places of those who have yet to say so
 (:class:`limits.Places`) until its first request is whole; where there is none
 left it is dropped, and where it takes too long, too.
+
+Who comes alone is let in at once. A crowd is let in one by one, or who is in
+already would feel each of them: a socket and what it missed take half a
+millisecond of the event loop.
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import select
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -22,6 +28,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from .errors import Error, bad_request
 from .limits import Places
 from .replies import NAME, error_reply
+from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +36,13 @@ KEEP_ALIVE_SECS = 75
 """An idle connection is closed after so long: longer than proxies keep theirs."""
 BACKLOG = 1024
 """So many wait at the system for us to accept them."""
-ACCEPTS_AT_ONCE = 32
-"""So many are accepted in one turn of the event loop, which others need as well."""
+PAUSE_SECS = 0.003
+"""Between connections that come together."""
+CROWD = 100
+"""Of so many that come together each has its pause; of the next hundred every second, and so on:
+ten thousand wait two seconds, not thirty."""
+RETRY_SECS = 1.0
+"""Where the system has no descriptor or memory for a connection, it may have one by then."""
 
 
 class Door:
@@ -58,16 +70,25 @@ class Door:
         loop = asyncio.get_running_loop()
         handlers = runner.server
         assert handlers is not None
-        listener = await loop.create_server(
-            lambda: Connection(self, handlers, loop), host, port, backlog=ACCEPTS_AT_ONCE
-        )
-        for one in listener.sockets:  # for asyncio the two are one number
-            with socket.fromfd(one.fileno(), one.family, one.type) as same:
-                same.listen(BACKLOG)
-        try:
-            yield listener.sockets[0].getsockname()[1]
-        finally:
-            listener.close()
+
+        def connection() -> Connection:
+            return Connection(self, handlers, loop)
+
+        # asyncio accepts as many at a time as it lets wait: it only binds, and the rest is ours.
+        bound = await loop.create_server(connection, host, port, start_serving=False)
+        accepting = Tasks()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(bound.close)
+            listeners = [
+                stack.enter_context(socket.socket(fileno=os.dup(one.fileno())))
+                for one in bound.sockets
+            ]
+            stack.push_async_callback(accepting.finish, 0)
+            for listener in listeners:
+                listener.setblocking(False)
+                listener.listen(BACKLOG)
+                accepting.spawn(_accept(listener, connection), "door")
+            yield bound.sockets[0].getsockname()[1]
 
     def enter(self, connection: Connection, address: str) -> contextlib.ExitStack | None:
         """A place for *connection*, to be given back by closing it; None where there is none."""
@@ -79,6 +100,36 @@ class Door:
         timer = asyncio.get_running_loop().call_later(self._patience, connection.abort)
         place.callback(timer.cancel)
         return place
+
+
+async def _accept(listener: socket.socket, connection: Callable[[], asyncio.Protocol]) -> None:
+    """Accept for ever."""
+    loop = asyncio.get_running_loop()
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    together = 0
+    while True:
+        try:
+            accepted, _ = await loop.sock_accept(listener)
+        except ConnectionAbortedError:
+            continue
+        except OSError as error:
+            logger.error("no connection can be accepted: %s", error.strerror)
+            await asyncio.sleep(RETRY_SECS)
+            continue
+        try:
+            await loop.connect_accepted_socket(connection, accepted)
+        except Exception:
+            logger.exception("a connection could not be served")
+            accepted.close()
+        together = together + 1 if waiting.poll(0) else 0
+        if is_to_pause(together):
+            await asyncio.sleep(PAUSE_SECS)
+
+
+def is_to_pause(together: int) -> bool:
+    """Whether there is a pause behind the connection of that number, if others wait behind it."""
+    return together > 0 and together % (1 + together // CROWD) == 0
 
 
 class Connection(web.RequestHandler):
