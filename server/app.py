@@ -29,10 +29,11 @@ from .middleware import answer
 from .replies import sign
 from .routes import acp, admin, docs, files, health, page, run, sessions, socket
 from .runner import Runner
+from .schema import SchemaError
 from .services import SERVICES, Services
 from .sessions import FALLBACK_AGENT, Sessions
 from .sockets import Sockets
-from .store import SchemaError, Store
+from .store import Store
 from .upgrade import upgrade
 
 MAX_BODY_BYTES = 16 << 20

@@ -22,7 +22,8 @@ from . import store
 from .config import Network, Settings
 from .errors import Error, bad_request, not_found
 from .log import LogWriter
-from .store import Store, TokenRow
+from .schema import TokenRow
+from .store import Store
 
 logger = logging.getLogger(__name__)
 

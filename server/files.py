@@ -23,7 +23,8 @@ from . import store
 from .errors import Error, bad_request, not_stored
 from .limits import give_back
 from .log import LogWriter
-from .store import FileRow, Store
+from .schema import FileRow
+from .store import Store
 
 logger = logging.getLogger(__name__)
 

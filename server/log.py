@@ -23,7 +23,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from . import frames, store
 from .errors import Error, not_stored
 from .metrics import Metrics
-from .store import LogRow, Statement, Store, StoreError
+from .schema import LogRow
+from .store import Statement, Store, StoreError
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,28 @@
-"""What an agent asks leave for, and how a policy answers it."""
+"""What an agent asks leave for: who answers it, a policy or a client, and how that is told."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from . import frames, store
+from .codec import dumps
+from .errors import bad_request, not_found
+from .log import LogWriter, SessionLog
+from .schema import SessionRow
 
 READ_KINDS = frozenset({"read", "search"})
 
 
 class Pending:
-    """A permission request that waits for a client."""
+    """A permission request that has no outcome yet."""
 
-    def __init__(self, raw_id: Any, request: Any, turn_index: int, expires_at: int) -> None:
+    def __init__(
+        self, raw_id: Any, request: Mapping[str, Any], turn_index: int, expires_at: int
+    ) -> None:
         self.request_id = str(uuid.uuid4())
         self.raw_id = raw_id
         self.request = request
@@ -56,3 +65,117 @@ def by_policy(policy: str, request: Mapping[str, Any]) -> dict[str, Any]:
         kind = call.get("kind") if isinstance(call, dict) else None
         return choose(request, "allow" if kind in READ_KINDS else "reject")
     return choose(request, "reject")
+
+
+class Permissions:
+    """What the agent of one session asks leave for, each until it has its outcome.
+
+    Args:
+        timeout: seconds that clients have, where they are asked.
+        answer: tells the agent an outcome, by the id that it asked with.
+    """
+
+    def __init__(
+        self,
+        row: SessionRow,
+        log: SessionLog,
+        writer: LogWriter,
+        timeout: float,
+        answer: Callable[[Any, Mapping[str, Any]], None],
+    ) -> None:
+        self._row = row
+        self._log = log
+        self._writer = writer
+        self._timeout = timeout
+        self._tell_agent = answer
+        self._pending: dict[str, Pending] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def pending(self) -> list[dict[str, Any]]:
+        """Those that wait, as clients are shown them."""
+        return [pending.view() for pending in self._pending.values()]
+
+    def ask(self, raw_id: Any, params: Any, turn_index: int, *, is_ending: bool) -> None:
+        """The agent asks.
+
+        Args:
+            params: ``session/request_permission``'s, whatever the agent sent as such.
+            is_ending: its turn is being cancelled, so nobody is asked.
+        """
+        pending = self._note(raw_id, params, turn_index)
+        if is_ending:
+            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        elif self._row.permission == "ask":
+            # Durable with its entry: a killed server leaves none without an outcome.
+            self._writer.add([store.ask(self._row.n, pending.request_id, turn_index)])
+            rejection = choose(pending.request, "reject")
+            pending.timer = asyncio.get_running_loop().call_later(
+                self._timeout, self._resolve, pending, rejection, "timeout"
+            )
+        else:
+            self._resolve(pending, by_policy(self._row.permission, pending.request), "policy")
+
+    def note_decided(self, params: Any, outcome: Mapping[str, Any], turn_index: int) -> None:
+        """The agent has asked, and had the policy's answer already."""
+        self._resolve(self._note(None, params, turn_index), outcome, "policy")
+
+    def answer(self, request_id: str, *, option_id: str | None = None) -> None:
+        """A client's answer; without an option the request is cancelled.
+
+        Raises:
+            Error: ``not_found`` where it is not (or no longer) pending,
+                ``bad_request`` where it has no such option.
+        """
+        pending = self._pending.get(request_id)
+        if pending is None:
+            raise not_found("permission request that waits")
+        if option_id is None:
+            self._resolve(pending, {"outcome": "cancelled"}, "client")
+            return
+        if option_id not in [option["optionId"] for option in options(pending.request)]:
+            raise bad_request("the permission request has no such option")
+        self._resolve(pending, {"outcome": "selected", "optionId": option_id}, "client")
+
+    def cancel(self, turn_index: int | None = None) -> None:
+        """Cancel those that wait, of one turn or of all."""
+        for pending in tuple(self._pending.values()):
+            if turn_index in (None, pending.turn_index):
+                self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+
+    def cancel_left(self, asked: Iterable[tuple[str, int]]) -> None:
+        """Cancel those that an earlier server left: each one's id, and the index of its turn."""
+        for request_id, turn_index in asked:
+            self._log_outcome(request_id, turn_index, {"outcome": "cancelled"}, "cancel")
+
+    def _note(self, raw_id: Any, params: Any, turn_index: int) -> Pending:
+        request = params if isinstance(params, dict) else {}
+        expires_at = int((time.time() + self._timeout) * 1000)
+        pending = Pending(raw_id, request, turn_index, expires_at)
+        self._pending[pending.request_id] = pending
+        self._log.append(
+            "permission_request",
+            turn_index,
+            frames.permission_request_fields(pending.request_id, dumps(request), expires_at),
+        )
+        return pending
+
+    def _resolve(self, pending: Pending, outcome: Mapping[str, Any], by: str) -> None:
+        if self._pending.pop(pending.request_id, None) is None:
+            return
+        if pending.timer is not None:
+            pending.timer.cancel()
+        self._tell_agent(pending.raw_id, outcome)
+        self._log_outcome(pending.request_id, pending.turn_index, outcome, by)
+
+    def _log_outcome(
+        self, request_id: str, turn_index: int, outcome: Mapping[str, Any], by: str
+    ) -> None:
+        self._log.append(
+            "permission_resolved",
+            turn_index,
+            frames.fields(request_id=request_id, outcome=outcome, by=by),
+        )
+        if self._row.permission == "ask":
+            self._writer.add([store.resolve(self._row.n, request_id)])

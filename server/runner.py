@@ -26,7 +26,8 @@ from .runs.claude import CLAUDE, NOT_INSTALLED, Claude, check_size
 from .runs.places import Queue
 from .runs.run import Run, RunRequest
 from .runs.turn import run_turn
-from .store import RunRow, Store
+from .schema import RunRow
+from .store import Store
 
 logger = logging.getLogger(__name__)
 

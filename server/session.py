@@ -14,15 +14,17 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from . import frames, permissions, store
+from . import frames, store
 from .agents.base import NEW, Agent, AgentSpec, AgentState, Context
 from .codec import dumps, loads
 from .config import Settings
-from .errors import Error, bad_request, draining, not_found, session_closed
+from .errors import Error, draining, session_closed
 from .log import LogWriter, SessionLog
 from .metrics import Metrics
+from .permissions import Permissions
 from .prewarmed import Prewarmed
-from .store import SessionRow, Statement, Store, TurnRow
+from .schema import SessionRow, TurnRow
+from .store import Statement, Store
 from .tasks import Tasks
 from .turn import Ending, Turn, error_of, verdict
 
@@ -91,7 +93,13 @@ class Session:
         self._by_client_id: dict[str, Turn] = {}
         self._current: Turn | None = None
         self._runner: asyncio.Task[None] | None = None
-        self._permissions: dict[str, permissions.Pending] = {}
+        self.permissions = Permissions(
+            row,
+            self.log,
+            house.writer,
+            house.settings.permission_timeout_secs,
+            self._tell_outcome,
+        )
         self._close_reason: str | None = row.close_reason
         self._closing: asyncio.Task[None] | None = None
         self._sealed = self.is_closed
@@ -130,7 +138,7 @@ class Session:
 
     @property
     def can_hibernate(self) -> bool:
-        in_use = self.is_busy or self._changing or self._permissions
+        in_use = self.is_busy or self._changing or self.permissions
         return not (in_use or self._hibernating or self.is_closed)
 
     @property
@@ -145,9 +153,6 @@ class Session:
         if turn is None or not turn.is_stored or turn.finished.is_set():
             return None
         return turn
-
-    def pending_permissions(self) -> list[dict[str, Any]]:
-        return [pending.view() for pending in self._permissions.values()]
 
     @property
     def agent_state(self) -> str:
@@ -195,7 +200,7 @@ class Session:
             "head": self.log.head,
             "turn_index": self._running.index if self._running else None,
             "queued": self.queued(),
-            "pending_permissions": self.pending_permissions(),
+            "pending_permissions": self.permissions.pending(),
             "sockets": self.viewers,
             **self.agent_view(),
         }
@@ -337,23 +342,6 @@ class Session:
                 self._end(turn)
                 return True
         return False
-
-    def answer_permission(self, request_id: str, *, option_id: str | None = None) -> None:
-        """A client's answer; without an option the request is cancelled.
-
-        Raises:
-            Error: ``not_found`` where it is not (or no longer) pending,
-                ``bad_request`` where it has no such option.
-        """
-        pending = self._permissions.get(request_id)
-        if pending is None:
-            raise not_found("permission request that waits")
-        if option_id is None:
-            self._resolve(pending, {"outcome": "cancelled"}, "client")
-            return
-        if option_id not in [option["optionId"] for option in permissions.options(pending.request)]:
-            raise bad_request("the permission request has no such option")
-        self._resolve(pending, {"outcome": "selected", "optionId": option_id}, "client")
 
     async def change(self, setting: frames.Setting) -> Mapping[str, Any]:
         """Change the agent's mode, model or an option of its own.
@@ -512,7 +500,7 @@ class Session:
             return
         if turn.ending is None:
             turn.ending = ending
-        self._cancel_permissions()
+        self.permissions.cancel()
         if turn.interrupt is not None:
             turn.interrupt()
         self._later(turn, grace, lambda: self._kill(turn))
@@ -586,8 +574,7 @@ class Session:
             return
         turn.stop_timers()
         reason, error = verdict(turn, stop_reason, error)
-        for pending in [p for p in self._permissions.values() if p.turn_index == turn.index]:
-            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        self.permissions.cancel(turn.index)
         if turn.first_seq is None:
             self._start(turn, "kept" if self.row.has_context else "new")
         turn.stop_reason = reason
@@ -654,7 +641,7 @@ class Session:
         await turn.started.wait()
 
     def agent_gone(self) -> None:
-        self._cancel_permissions()
+        self.permissions.cancel()
         self._prewarmed = False
         self._keep_agent_state()
         self._release_if_gone()
@@ -667,64 +654,18 @@ class Session:
     # Permissions.
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
-        if self._sealed:
-            return
-        pending = self._note_permission(raw_id, params)
-        request, turn = pending.request, self._current
-        if turn is not None and turn.ending is not None:
-            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
-        elif self.row.permission == "ask":
-            # Durable with its entry: a killed server leaves none without an outcome.
-            self._house.writer.add([store.ask(self.row.n, pending.request_id, pending.turn_index)])
-            timeout = self._house.settings.permission_timeout_secs
-            pending.timer = asyncio.get_running_loop().call_later(
-                timeout,
-                lambda: self._resolve(pending, permissions.choose(request, "reject"), "timeout"),
-            )
-        else:
-            self._resolve(pending, permissions.by_policy(self.row.permission, request), "policy")
+        if not self._sealed:
+            turn = self._current
+            is_ending = turn is not None and turn.ending is not None
+            self.permissions.ask(raw_id, params, self._event_index(), is_ending=is_ending)
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         if not self._sealed:
-            pending = self._note_permission(None, params)
-            self._resolve(pending, dict(outcome), "policy")
+            self.permissions.note_decided(params, outcome, self._event_index())
 
-    def _note_permission(self, raw_id: Any, params: Any) -> permissions.Pending:
-        request = params if isinstance(params, dict) else {}
-        timeout = self._house.settings.permission_timeout_secs
-        expires_at = int((time.time() + timeout) * 1000)
-        pending = permissions.Pending(raw_id, request, self._event_index(), expires_at)
-        self._permissions[pending.request_id] = pending
-        self.log.append(
-            "permission_request",
-            pending.turn_index,
-            frames.permission_request_fields(pending.request_id, dumps(request), expires_at),
-        )
-        return pending
-
-    def _cancel_permissions(self) -> None:
-        for pending in tuple(self._permissions.values()):
-            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
-
-    def _resolve(self, pending: permissions.Pending, outcome: dict[str, Any], by: str) -> None:
-        if self._permissions.pop(pending.request_id, None) is None:
-            return
-        if pending.timer is not None:
-            pending.timer.cancel()
+    def _tell_outcome(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         if self.agent is not None:
-            self.agent.answer_permission(pending.raw_id, outcome)
-        self._log_outcome(pending.request_id, pending.turn_index, outcome, by)
-
-    def _log_outcome(
-        self, request_id: str, turn_index: int, outcome: dict[str, Any], by: str
-    ) -> None:
-        self.log.append(
-            "permission_resolved",
-            turn_index,
-            frames.fields(request_id=request_id, outcome=outcome, by=by),
-        )
-        if self.row.permission == "ask":
-            self._house.writer.add([store.resolve(self.row.n, request_id)])
+            self.agent.answer_permission(raw_id, outcome)
 
     # The end of it.
 
@@ -753,7 +694,7 @@ class Session:
             grace = min(CLOSE_GRACE_SECS, self._house.settings.cancel_grace_secs)
             self._interrupt(turn, Ending.CANCEL, grace)
             await turn.finished.wait()
-        self._cancel_permissions()  # what was asked behind a turn's end
+        self.permissions.cancel()  # what was asked behind a turn's end
         now = self._house.clock()
         seq = self.log.append("session_closed", self._started_index, frames.fields(reason=reason))
         self._sealed = True
@@ -804,8 +745,7 @@ class Session:
 
     async def recover(self) -> None:
         """End what an earlier server left unfinished."""
-        for request_id, turn_index in await self._house.store.asked(self.row.n):
-            self._log_outcome(request_id, turn_index, {"outcome": "cancelled"}, "cancel")
+        self.permissions.cancel_left(await self._house.store.asked(self.row.n))
         for row in await self._house.store.unfinished_turns(self.row.n):
             turn = Turn.of(row)
             turn.ending = Ending.RESTART

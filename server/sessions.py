@@ -24,8 +24,9 @@ from .live_agents import LiveAgents
 from .log import LogWriter
 from .metrics import Metrics
 from .prewarmed import Prewarmer
+from .schema import SessionRow
 from .session import Session
-from .store import SessionRow, Store
+from .store import Store
 from .tasks import Tasks
 
 logger = logging.getLogger(__name__)

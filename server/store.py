@@ -1,4 +1,4 @@
-"""The database: its schema, its migrations and every SQL statement.
+"""The database: every SQL statement that reads or writes it.
 
 One SQLite file in WAL mode, with one connection that writes, one that reads, so
 that a long replay never delays a commit, and one that writes the WAL back, which
@@ -22,6 +22,9 @@ from urllib.parse import quote
 
 import aiosqlite
 
+from . import schema
+from .schema import FileRow, LogRow, RunRow, SchemaError, SessionRow, TokenRow, TurnRow
+
 Statement = tuple[str, Sequence[Any]]
 """SQL and its parameters."""
 
@@ -42,201 +45,6 @@ def may_pass(error: StoreError) -> bool:
     if isinstance(error, sqlite3.OperationalError):
         return getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
     return type(error) is sqlite3.DatabaseError  # a damaged file: it may be put right
-
-
-class SchemaError(Exception):
-    """The database is not one that this program can use."""
-
-
-_MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE sessions (
-        n INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
-        app_name TEXT NOT NULL,
-        agent TEXT NOT NULL,
-        model TEXT,
-        system TEXT,
-        meta TEXT NOT NULL,
-        permission TEXT NOT NULL,
-        cwd TEXT NOT NULL,
-        created_at REAL NOT NULL,
-        last_turn_at REAL,
-        turn_count INTEGER NOT NULL DEFAULT 0,
-        has_context INTEGER NOT NULL DEFAULT 0,
-        closed_at REAL,
-        close_reason TEXT
-    );
-    CREATE INDEX sessions_by_app ON sessions (app_name, closed_at);
-    CREATE INDEX sessions_by_activity ON sessions (closed_at, coalesce(last_turn_at, created_at));
-    CREATE TABLE turns (
-        session INTEGER NOT NULL,
-        turn_index INTEGER NOT NULL,
-        client_id TEXT,
-        prompt BLOB,
-        timeout_secs REAL,
-        first_seq INTEGER,
-        last_seq INTEGER,
-        stop_reason TEXT,
-        error BLOB,
-        duration_ms INTEGER,
-        PRIMARY KEY (session, turn_index)
-    ) WITHOUT ROWID;
-    CREATE UNIQUE INDEX turns_by_client_id ON turns (session, client_id)
-        WHERE client_id IS NOT NULL;
-    CREATE INDEX turns_unfinished ON turns (session) WHERE last_seq IS NULL;
-    CREATE TABLE log (
-        n INTEGER PRIMARY KEY,
-        session INTEGER NOT NULL,
-        first_seq INTEGER NOT NULL,
-        last_seq INTEGER NOT NULL,
-        body BLOB NOT NULL
-    );
-    CREATE INDEX log_by_position ON log (session, last_seq);
-    CREATE TABLE session_events (
-        id INTEGER PRIMARY KEY,
-        session_id TEXT NOT NULL,
-        app_name TEXT NOT NULL,
-        event TEXT NOT NULL,
-        at REAL NOT NULL,
-        detail TEXT NOT NULL
-    );
-    CREATE INDEX session_events_by_session ON session_events (session_id);
-    CREATE TABLE tokens (
-        name TEXT PRIMARY KEY,
-        hash BLOB NOT NULL UNIQUE,
-        ip_cidrs TEXT NOT NULL,
-        created_at REAL NOT NULL
-    );
-    CREATE TABLE server (
-        name TEXT PRIMARY KEY,
-        value BLOB NOT NULL
-    );
-    CREATE TABLE files (
-        hash BLOB PRIMARY KEY,
-        app_name TEXT NOT NULL,
-        path TEXT NOT NULL,
-        size INTEGER NOT NULL,
-        expires_at REAL NOT NULL
-    );
-    CREATE TABLE runs (
-        id TEXT PRIMARY KEY,
-        app_name TEXT NOT NULL,
-        agent TEXT NOT NULL,
-        model TEXT,
-        prompt_bytes INTEGER NOT NULL,
-        started_at REAL NOT NULL,
-        result_bytes INTEGER,
-        duration_ms INTEGER,
-        stop_reason TEXT,
-        error TEXT
-    );
-    CREATE INDEX runs_unfinished ON runs (id) WHERE stop_reason IS NULL;
-    """,
-    "CREATE TABLE prewarmed (id TEXT PRIMARY KEY) WITHOUT ROWID;",
-    """
-    CREATE TABLE asked (
-        session INTEGER NOT NULL,
-        request_id TEXT NOT NULL,
-        turn_index INTEGER NOT NULL,
-        PRIMARY KEY (session, request_id)
-    ) WITHOUT ROWID;
-    """,
-    "ALTER TABLE sessions ADD COLUMN agent_state TEXT;",
-)
-
-
-@dataclasses.dataclass(slots=True)
-class SessionRow:
-    """A session as it is stored; times are unix seconds, ``meta`` is JSON.
-
-    ``agent_state`` is the JSON of what its agent last said of itself, if it has said anything.
-    """
-
-    n: int
-    id: str
-    app_name: str
-    agent: str
-    model: str | None
-    system: str | None
-    meta: str
-    permission: str
-    cwd: str
-    created_at: float
-    last_turn_at: float | None
-    turn_count: int
-    has_context: int
-    closed_at: float | None
-    close_reason: str | None
-    agent_state: str | None = None
-
-
-@dataclasses.dataclass(slots=True)
-class TurnRow:
-    """A turn as it is stored.
-
-    ``prompt`` is the JSON of its content blocks; ``first_seq`` and ``last_seq``
-    are the log positions of its start and its end (None until then); ``error``
-    is JSON ``{code, message, retryable}`` or None.
-    """
-
-    session: int
-    turn_index: int
-    client_id: str | None
-    prompt: bytes
-    timeout_secs: float | None
-    first_seq: int | None
-    last_seq: int | None
-    stop_reason: str | None
-    error: bytes | None
-    duration_ms: int | None
-
-
-@dataclasses.dataclass(slots=True)
-class LogRow:
-    """A run of log entries: the frames ``first_seq`` to ``last_seq``, one a line."""
-
-    session: int
-    first_seq: int
-    last_seq: int
-    body: bytes
-
-
-@dataclasses.dataclass(slots=True)
-class TokenRow:
-    """An app's token; ``ip_cidrs`` is a JSON array."""
-
-    name: str
-    hash: bytes
-    ip_cidrs: str
-    created_at: float
-
-
-@dataclasses.dataclass(slots=True)
-class FileRow:
-    """An upload; ``hash`` is the SHA-256 of its file token."""
-
-    hash: bytes
-    app_name: str
-    path: str
-    size: int
-    expires_at: float
-
-
-@dataclasses.dataclass(slots=True)
-class RunRow:
-    """A ``/run``: sizes and how it ended, never its words; ``error`` is a code."""
-
-    id: str
-    app_name: str
-    agent: str
-    model: str | None
-    prompt_bytes: int
-    started_at: float
-    result_bytes: int | None = None
-    duration_ms: int | None = None
-    stop_reason: str | None = None
-    error: str | None = None
 
 
 def _columns(row_type: type[Any]) -> str:
@@ -300,7 +108,8 @@ class Store:
             await writer.execute_fetchall("PRAGMA journal_mode = WAL")
             await writer.execute_fetchall(f"PRAGMA synchronous = {sync.upper()}")
             await writer.execute_fetchall(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
-            await _migrate(writer)
+            for script in schema.migrations(await _version(writer)):
+                await writer.executescript(script)
             reader, checkpointer = await connect(), await connect()
             await _version(checkpointer)  # SQLite opens its files when they are first needed: now
             opened = cls(writer, reader, checkpointer)
@@ -316,7 +125,7 @@ class Store:
         """
         reader = await _connect(read_only(path), uri=True)
         try:
-            await _check_version(reader)
+            schema.check(await _version(reader))
         except BaseException:
             await reader.close()
             raise
@@ -545,27 +354,6 @@ async def _version(connection: aiosqlite.Connection) -> int:
     return int(rows[0][0])
 
 
-async def _check_version(connection: aiosqlite.Connection) -> None:
-    if (version := await _version(connection)) != len(_MIGRATIONS):
-        raise SchemaError(
-            f"the database has schema {version}, this program {len(_MIGRATIONS)}:"
-            " start the server once, which brings an older one up to date"
-        )
-
-
-async def _migrate(connection: aiosqlite.Connection) -> None:
-    version = await _version(connection)
-    if version > len(_MIGRATIONS):
-        raise SchemaError(
-            f"the database has schema {version}, newer than this program's {len(_MIGRATIONS)}:"
-            " start the version that made it"
-        )
-    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
-        await connection.executescript(
-            f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;"
-        )
-
-
 def copy_database(source: Path, target: Path) -> None:
     """Copy the database as it is at one moment into a file, whoever writes it meanwhile."""
     with (
@@ -592,10 +380,9 @@ def check_file(path: Path) -> int:
         [(version,)] = connection.execute("PRAGMA user_version").fetchall()
     if found != "ok":
         raise SchemaError(f"it is damaged: {found}")
-    if not 0 < version <= len(_MIGRATIONS):
-        raise SchemaError(
-            f"it has schema {version}, and this program knows 1 to {len(_MIGRATIONS)}"
-        )
+    known = len(schema.MIGRATIONS)
+    if not 0 < version <= known:
+        raise SchemaError(f"it has schema {version}, and this program knows 1 to {known}")
     return int(version)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .codec import parse_message
 from .errors import Error
-from .store import TurnRow
+from .schema import TurnRow
 
 
 class Ending(enum.Enum):

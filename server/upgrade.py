@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from . import store
-from .store import RunRow, SchemaError, SessionRow, Statement, TokenRow, read_only
+from .schema import RunRow, SchemaError, SessionRow, TokenRow
+from .store import Statement, read_only
 
 logger = logging.getLogger(__name__)
 

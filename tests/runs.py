@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from server.store import RunRow
+from server.schema import RunRow
 
 from .harness import ROOT, Client, Json, LocalServer, eventually, is_running
 

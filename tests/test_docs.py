@@ -110,7 +110,7 @@ def down_types() -> set[str]:
             if not (isinstance(node, ast.Call) and node.args):
                 continue
             called, kind = ast.unparse(node.func), node.args[0]
-            if re.fullmatch(r"(frames\.)?frame|.*\blog\.append", called):
+            if re.fullmatch(r"(frames\.)?frame|.*\b_?log\.append", called):
                 assert isinstance(kind, ast.Constant), f"{path}:{node.lineno}"
                 found.add(str(kind.value))
     return found

@@ -34,6 +34,7 @@ LEVELS = {
     "limits": 1,
     "logs": 1,
     "metrics": 1,
+    "schema": 0,
     "store": 1,
     "tcp": 1,
     "agents": 0,
@@ -59,8 +60,8 @@ LEVELS = {
     "agents.transcript": 1,
     "log": 2,
     "upgrade": 2,
-    "permissions": 2,
     "turn": 2,
+    "permissions": 3,
     "prewarmed": 3,
     "session": 3,
     "files": 3,
@@ -133,7 +134,7 @@ SIBLINGS = {
         *("agents.host_agent", "agents.host_process"),
     },
     "agents.spawn": {"agents.supervise"},
-    "session": {"prewarmed"},
+    "session": {"permissions", "prewarmed"},
     "sessions": {"live_agents"},
 }
 

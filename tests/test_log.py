@@ -23,7 +23,8 @@ from server.errors import Error
 from server.frames import websocket_text
 from server.log import Batch, LogWriter, SessionLog
 from server.metrics import Metrics
-from server.store import LogRow, Statement, Store, StoreError, TokenRow
+from server.schema import LogRow, TokenRow
+from server.store import Statement, Store, StoreError
 
 from .harness import Deadline
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from server import store
-from server.store import LogRow, SchemaError, SessionRow, Store, StoreError, TokenRow, TurnRow
+from server import schema, store
+from server.schema import LogRow, SchemaError, SessionRow, TokenRow, TurnRow
+from server.store import Store, StoreError
 
 from .harness import eventually
 
@@ -150,9 +151,9 @@ async def test_a_migration_that_fails_changes_nothing(
     async with opened(path):
         pass
     (version,) = ask(path, "PRAGMA user_version")[0]
-    broken = (*store._MIGRATIONS, "CREATE TABLE extra (a); CREATE TABLE sessions (b)")
+    broken = (*schema.MIGRATIONS, "CREATE TABLE extra (a); CREATE TABLE sessions (b)")
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_MIGRATIONS", broken)
+        patch.setattr(schema, "MIGRATIONS", broken)
         with pytest.raises(StoreError):
             await Store.open(path)
     assert ask(path, "PRAGMA user_version") == [(version,)]
@@ -165,9 +166,9 @@ async def test_an_older_schema_is_brought_up_to_date(
     async with opened(path) as database:
         await database.write([store.insert_session(session_row(1))])
     monkeypatch.setattr(
-        store,
-        "_MIGRATIONS",
-        (*store._MIGRATIONS, "CREATE TABLE extra (a); INSERT INTO extra VALUES (7)"),
+        schema,
+        "MIGRATIONS",
+        (*schema.MIGRATIONS, "CREATE TABLE extra (a); INSERT INTO extra VALUES (7)"),
     )
     for _ in range(2):  # the second time there is nothing to do
         async with opened(path) as database:

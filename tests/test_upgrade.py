@@ -10,7 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from server.store import SchemaError, Store
+from server.schema import SchemaError
+from server.store import Store
 from server.upgrade import statements_of, upgrade
 
 from .conftest import Spawn

@@ -81,7 +81,7 @@ class Attachment:
     def ask_pending(self) -> list[bytes]:
         """Ask for the permissions that wait, and of which this client does not know."""
         asking: list[bytes] = []
-        for pending in self.session.pending_permissions():
+        for pending in self.session.permissions.pending():
             if pending["request_id"] not in self.asked:
                 asking += self._ask(pending)
         return asking

@@ -21,9 +21,9 @@ from .. import __version__, frames
 from ..codec import dumps, loads
 from ..errors import CloseCode, Error, bad_request, internal, not_found, session_closed
 from ..peer import WRITE_BYTES, Goodbye, Peer
+from ..schema import SessionRow
 from ..session import Session
 from ..sessions import Sessions
-from ..store import SessionRow
 from . import messages, rpc, story
 from .attachment import Attachment
 from .fit import MAX_MESSAGE_BYTES
@@ -418,19 +418,19 @@ class Connection(Peer):
         try:
             match choice.get("outcome"), choice.get("optionId"):
                 case "selected", str(option_id):
-                    session.answer_permission(request_id, option_id=option_id)
+                    session.permissions.answer(request_id, option_id=option_id)
                     return
                 case "cancelled", _:
-                    session.answer_permission(request_id)
+                    session.permissions.answer(request_id)
                     return
             raise bad_request("no outcome")
         except Error as error:
             logger.info("%s: no answer to a permission request: %s", self.name, error.message)
         # It cannot answer. Another client may; where there is none, nobody is waited for.
         if session.viewers == 1 and any(
-            pending["request_id"] == request_id for pending in session.pending_permissions()
+            pending["request_id"] == request_id for pending in session.permissions.pending()
         ):
-            session.answer_permission(request_id)
+            session.permissions.answer(request_id)
 
     # Settings.
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from ..app import StartError, own_folder
 from ..config import Settings
-from ..store import SchemaError, check_file, copy_database
+from ..schema import SchemaError
+from ..store import check_file, copy_database
 from . import house
 
 DATABASE = "clawdforge.db"

@@ -22,7 +22,8 @@ from ..agents.acpx import AcpxError
 from ..agents.base import AgentInfo
 from ..app import StartError, make_backend, own_folder
 from ..config import Settings
-from ..store import SchemaError, check_file
+from ..schema import SchemaError
+from ..store import check_file
 from . import house
 
 LOW_DISK_BYTES = 1 << 30

@@ -25,8 +25,9 @@ from ..config import Settings
 from ..errors import Error
 from ..log import LogWriter
 from ..metrics import Metrics
+from ..schema import SchemaError
 from ..sessions import Sessions
-from ..store import SchemaError, Store
+from ..store import Store
 from ..upgrade import upgrade
 
 WAIT_SECS = 15

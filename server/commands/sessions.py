@@ -14,7 +14,8 @@ from ..agents.stderr import path_of
 from ..app import STDERR_FOLDER
 from ..codec import parse_message
 from ..config import Settings
-from ..store import SessionRow, Store
+from ..schema import SessionRow
+from ..store import Store
 from . import house
 
 PAGE_BYTES = 512 << 10

@@ -8,8 +8,8 @@ from aiohttp import web
 
 from .. import bodies
 from ..replies import json_reply
+from ..schema import TokenRow
 from ..services import SESSION, require_admin, services_of
-from ..store import TokenRow
 
 routes = web.RouteTableDef()
 

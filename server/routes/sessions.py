@@ -168,7 +168,7 @@ async def answer_permission(request: web.Request) -> web.Response:
     body = await bodies.read_body(request, bodies.AnswerPermission)
     if (body.option_id is None) == (body.outcome is None):
         raise bad_request("one of option_id and outcome is needed")
-    session.answer_permission(request.match_info["request_id"], option_id=body.option_id)
+    session.permissions.answer(request.match_info["request_id"], option_id=body.option_id)
     return json_reply({"ok": True})
 
 

@@ -70,7 +70,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
             agent=session.row.agent,
             head=session.log.head,
             state=session.state_name,
-            pending_permissions=session.pending_permissions(),
+            pending_permissions=session.permissions.pending(),
             queued=session.queued(),
             model=session.row.model,
             permission=session.row.permission,
@@ -185,7 +185,7 @@ class Commands:
                 if not session.cancel(turn_index):
                     raise Error("not_found", "there is no such turn to cancel")
             case frames.Permission(request_id=request_id, option_id=option_id):
-                session.answer_permission(request_id, option_id=option_id)
+                session.permissions.answer(request_id, option_id=option_id)
             case frames.SetMode() | frames.SetModel() | frames.SetConfigOption():
                 self._set(viewer, command)
             case frames.Close():
