@@ -67,14 +67,22 @@ export class ConversationView {
 		const { model } = this;
 		const until = performance.now() + FRAME_BUDGET;
 		const enough = () => performance.now() > until;
-		// Turns first: they make the views of their new items.
-		for (const thing of [...model.dirty].sort((a, b) => (b.kind === 'turn') - (a.kind === 'turn'))) {
+		const dirty = [...model.dirty];
+		// Turns first: they make the views of their new items. Their ends last, behind all that came before.
+		const grown = dirty.filter((thing) => thing.kind === 'turn' && !enough() && this.#drawTurn(thing, enough));
+		for (const item of dirty) {
+			if (item.kind === 'turn') continue;
+			model.dirty.delete(item);
+			this.context.views.get(item)?.update();
 			if (enough()) break;
-			const done = thing.kind !== 'turn' || this.#drawTurn(thing, enough);
-			if (done) model.dirty.delete(thing);
-			this.context.views.get(thing)?.update();
 		}
-		for (const view of this.#running()) view.update();
+		const left = new Set([...model.dirty].map(({ turnIndex }) => turnIndex));
+		for (const turn of grown) {
+			if (left.has(turn.index)) continue;
+			model.dirty.delete(turn);
+			this.turnViews.get(turn)?.showStatus();
+		}
+		for (const view of this.#running()) view.showStatus();
 		this.scroll.keep();
 		if (model.dirty.size) this.draw();
 		this.#clock();

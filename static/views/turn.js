@@ -33,6 +33,7 @@ export class TurnView {
 		this.from = this.to = later ? turn.items.length : 0;
 		this.el.setAttribute('aria-labelledby', (this.heading.id = uid()));
 		this.update();
+		if (later) this.showStatus();
 	}
 
 	update() {
@@ -42,7 +43,6 @@ export class TurnView {
 			if (context === 'lost') this.head.append(new NoteView({ note: 'warning', title: 'The agent was started anew and does not remember what is above.' }).el);
 			this.head.append(promptBubble(prompt));
 		}
-		this.#foot();
 	}
 
 	append(enough) {
@@ -79,7 +79,8 @@ export class TurnView {
 		if (this.elapsed) setText(this.elapsed, duration(Math.max(1000, now - this.turn.startedAt)));
 	}
 
-	#foot() {
+	/** Shows that it runs, or how it ended. */
+	showStatus() {
 		const { turn, context } = this;
 		const running = turn.status === 'running';
 		const waits = running && context.waits(turn);

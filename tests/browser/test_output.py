@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from playwright.async_api import expect
@@ -11,6 +12,29 @@ from ..harness import script
 from .tab import Tab
 
 Json = dict[str, Any]
+
+
+# Each look at the clock takes 6 ms, so no frame has the time to draw all that is new. What stands
+# there when a turn is shown as over is kept.
+SLOW_FRAMES = """() => {
+    const now = performance.now.bind(performance);
+    let looks = 0;
+    performance.now = () => now() + 6 * ++looks;
+    new MutationObserver(() => {
+        if (document.querySelector(".facts:not(.working)"))
+            window.standing ??= document.querySelector(".message").innerText;
+    }).observe(document.body, { childList: true, subtree: true });
+}"""
+
+
+async def test_a_turn_is_shown_as_over_behind_all_of_its_answer(tab: Tab, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    await tab.say(script({"say": "start "}, {"gate": str(gate)}, {"say": "end"}))
+    await expect(tab.answer("start")).to_be_visible()
+    await tab.page.evaluate(SLOW_FRAMES)
+    gate.touch()
+    await tab.settled()
+    assert await tab.page.evaluate("standing") == "start end"
 
 
 async def test_everything_an_agent_can_show(tab: Tab) -> None:
