@@ -3,7 +3,7 @@ import { oncePerFrame } from './dom.js';
 import { TurnView } from './turn.js';
 
 const FRAME_BUDGET = 10;
-const OPEN_BUDGET = 30; // ms for the end of a conversation that one opens
+const OPEN_BUDGET = 30; // ms
 const IDLE_BUDGET = 10;
 const SLICE = 12;
 
@@ -22,6 +22,7 @@ export class ConversationView {
 				this.draw();
 			},
 			isLast: (turn) => turn === this.model.turns.at(-1),
+			draws: (turn) => [...this.model.dirty].some(({ turnIndex }) => turnIndex === turn.index),
 			waits: (turn) => [...this.model.waiting.values()].some((tool) => tool.turnIndex === turn.index),
 		};
 	}
@@ -42,7 +43,7 @@ export class ConversationView {
 		this.#clock();
 	}
 
-	/** Another slice above what is there; false when all is there. */
+	/** A slice above what is there; false: that is all. */
 	#fill() {
 		const { turns } = this.model;
 		let view = this.turnViews.get(turns[this.first]);
@@ -67,22 +68,14 @@ export class ConversationView {
 		const { model } = this;
 		const until = performance.now() + FRAME_BUDGET;
 		const enough = () => performance.now() > until;
-		const dirty = [...model.dirty];
-		// Turns first: they make the views of their new items. Their ends last, behind all that came before.
-		const grown = dirty.filter((thing) => thing.kind === 'turn' && !enough() && this.#drawTurn(thing, enough));
-		for (const item of dirty) {
-			if (item.kind === 'turn') continue;
-			model.dirty.delete(item);
-			this.context.views.get(item)?.update();
+		// Turns first: they make the views of their new items.
+		for (const thing of [...model.dirty].sort((a, b) => (b.kind === 'turn') - (a.kind === 'turn'))) {
 			if (enough()) break;
+			const done = thing.kind !== 'turn' || this.#drawTurn(thing, enough);
+			if (done) model.dirty.delete(thing);
+			this.context.views.get(thing)?.update();
 		}
-		const left = new Set([...model.dirty].map(({ turnIndex }) => turnIndex));
-		for (const turn of grown) {
-			if (left.has(turn.index)) continue;
-			model.dirty.delete(turn);
-			this.turnViews.get(turn)?.showStatus();
-		}
-		for (const view of this.#running()) view.showStatus();
+		for (const view of this.turnViews.values()) view.update();
 		this.scroll.keep();
 		if (model.dirty.size) this.draw();
 		this.#clock();

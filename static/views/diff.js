@@ -54,7 +54,7 @@ function edits(a, b) {
 	return steps;
 }
 
-/** Hunks with some lines of context; a long diff is cut, with a way to see the rest. Paths below `cwd` are told from there. */
+/** Hunks with some lines of context; a long one is cut. Paths are told from `cwd`. */
 export function diffView({ path = '', oldText, newText }, cwd) {
 	const rows = diffLines(oldText, newText);
 	const shown = [];

@@ -4,8 +4,7 @@
  * an open code fence only gets text appended.
  *
  * The text is hostile. Raw HTML in it is shown as text; what marked makes of the
- * rest goes through DOMPurify with a short list of tags; links and images are held
- * to rules of their own.
+ * rest goes through DOMPurify with a short list of tags.
  */
 import DOMPurify from 'dompurify';
 import { Lexer, Parser, Renderer } from 'marked';

@@ -1,4 +1,4 @@
-/** A tool call: a line that opens into a card, built when it is first opened, for there may be thousands. */
+/** A tool call: a line that opens into a card, built when it is opened: there may be thousands. */
 import { codeBlock } from './code.js';
 import { contentBlock } from './content.js';
 import { diffView } from './diff.js';
@@ -54,7 +54,7 @@ export class ToolView {
 		const command = item.toolKind === 'execute' ? commandOf(item) : '';
 		const printed = printedBy(item);
 		const parts = [];
-		/** A part whose data did not change keeps its element, with its scroll position and selection. */
+		/** A part whose data did not change keeps its element, scroll position and selection. */
 		const part = (name, data, build) => {
 			const text = JSON.stringify(data);
 			if (this.parts.get(name)?.text !== text) this.parts.set(name, { text, el: build(data) });

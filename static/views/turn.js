@@ -11,7 +11,7 @@ const VIEWS = { message: MessageView, user: MessageView, thought: ThoughtView, t
 const CHUNK = 24; // items that the browser may skip together when they are off screen
 const LIVELY = 60;
 
-/** How a turn ended, when there is something to say about it: [words, icon, what to do next]. */
+/** How a turn ended, where there is something to say: [words, icon, what to do next]. */
 const ENDINGS = {
 	cancelled: ['Stopped', 'stop'],
 	max_tokens: ['The answer reached its length limit', 'info', 'Continue'],
@@ -33,7 +33,6 @@ export class TurnView {
 		this.from = this.to = later ? turn.items.length : 0;
 		this.el.setAttribute('aria-labelledby', (this.heading.id = uid()));
 		this.update();
-		if (later) this.showStatus();
 	}
 
 	update() {
@@ -43,6 +42,7 @@ export class TurnView {
 			if (context === 'lost') this.head.append(new NoteView({ note: 'warning', title: 'The agent was started anew and does not remember what is above.' }).el);
 			this.head.append(promptBubble(prompt));
 		}
+		this.#foot();
 	}
 
 	append(enough) {
@@ -79,13 +79,13 @@ export class TurnView {
 		if (this.elapsed) setText(this.elapsed, duration(Math.max(1000, now - this.turn.startedAt)));
 	}
 
-	/** Shows that it runs, or how it ended. */
-	showStatus() {
+	#foot() {
 		const { turn, context } = this;
 		const running = turn.status === 'running';
 		const waits = running && context.waits(turn);
 		const shown = running ? `running ${waits}` : turn.stopReason;
-		if (shown === this.shown) return;
+		// Never before its last words.
+		if (shown === this.shown || (!running && context.draws(turn))) return;
 		this.shown = shown;
 		this.elapsed = running ? h('span') : null;
 		if (running) this.foot.replaceChildren(h('p.facts.working', { 'data-waits': String(waits) }, h('span.spinner'), waits ? 'Waiting for you' : 'Working', this.elapsed));
