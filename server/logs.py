@@ -12,12 +12,24 @@ from .config import Settings
 
 FIELDS = ("request_id", "app", "session", "turn", "duration_ms")
 
+# A token or a ticket that somebody put where it does not belong: into a path, say.
+_SECRET = re.compile(r"\b(cft?_)[A-Za-z0-9_-]{20,}")
 # In a path that was asked for, say: a line break in it must not begin another line.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class TextFormatter(logging.Formatter):
+class Formatter(logging.Formatter):
+    """Lines without the secrets that a client put into its request."""
+
     def format(self, record: logging.LogRecord) -> str:
+        return _SECRET.sub(r"\1…", self.line(record))
+
+    def line(self, record: logging.LogRecord) -> str:
+        raise NotImplementedError
+
+
+class TextFormatter(Formatter):
+    def line(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
         line = f"{when} {record.levelname.lower():7} {record.getMessage()}{_suffix(record)}"
         line = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
@@ -26,8 +38,8 @@ class TextFormatter(logging.Formatter):
         return line
 
 
-class JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+class JsonFormatter(Formatter):
+    def line(self, record: logging.LogRecord) -> str:
         entry = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),
@@ -57,3 +69,5 @@ def set_up(settings: Settings) -> None:
     # aiohttp's and asyncio's own are for debugging; ours say what matters.
     for name in ("aiohttp.access", "asyncio", "aiosqlite"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns of subprotocols that it does not know, word by word: a token may be one.
+    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)

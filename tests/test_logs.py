@@ -28,6 +28,20 @@ def said(lines: list[Json], message: str) -> Json:
     return found[0]
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_a_token_where_it_does_not_belong_is_not_in_the_log(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path, log_format: str
+) -> None:
+    server = await spawn(LOG_FORMAT=log_format)
+    client = await new_client(server.url, http)
+    await client.get(f"/sessions/{client.token}")
+    await client.get(f"/{client.token}/nowhere")
+    await server.stop()
+    log = (tmp_path / "server.log").read_text("utf-8")
+    assert "/sessions/cf_… 404" in log
+    assert str(client.token)[3:] not in log
+
+
 async def test_lines_say_which_request_app_session_and_turn(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

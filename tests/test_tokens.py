@@ -16,7 +16,7 @@ import pytest
 from server.errors import Error
 
 from .conftest import Serve, Spawn
-from .harness import ADMIN, Client, Json, LocalServer, script
+from .harness import ADMIN, Client, Json, LocalServer, new_client, script
 
 
 def failure(answer: tuple[int, Json], status: int, code: str) -> str:
@@ -169,6 +169,23 @@ async def test_no_token_reaches_the_log(
     assert "GET /sessions" in caplog.text
     for secret in (client.token, ticket, ADMIN):
         assert secret not in caplog.text
+
+
+async def test_a_token_that_is_offered_as_a_subprotocol_reaches_no_log(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    # aiohttp would log an offer that it does not know.
+    server = await spawn(LOG_LEVEL="debug")
+    client = await new_client(server.url, http)
+    assert client.token is not None
+    url = f"{server.url}/sessions/{await client.create()}/ws"
+    for headers in ({}, {"Authorization": f"Bearer {client.token}"}):
+        protocols = ("acp", f"acp.auth.{client.token}")
+        await (await http.ws_connect(url, protocols=protocols, headers=headers)).close()
+    await server.stop()
+    log = (tmp_path / "server.log").read_text("utf-8")
+    assert "/ws 101" in log
+    assert client.token not in log
 
 
 async def test_a_token_in_the_url_counts_for_nothing(server: LocalServer) -> None:
