@@ -25,7 +25,7 @@ from .files import Files
 from .health import Health
 from .log import LogWriter
 from .metrics import Metrics
-from .middleware import answer
+from .middleware import answer, label
 from .replies import sign
 from .routes import acp, admin, docs, files, health, page, run, sessions, socket
 from .runner import Runner
@@ -34,6 +34,7 @@ from .services import SERVICES, Services
 from .sessions import FALLBACK_AGENT, Sessions
 from .sockets import Sockets
 from .store import Store
+from .tasks import Tasks
 from .upgrade import upgrade
 
 MAX_BODY_BYTES = 16 << 20
@@ -63,7 +64,7 @@ async def build_app(
     """
     app = web.Application(middlewares=[answer], client_max_size=MAX_BODY_BYTES)
     app[FIRST_TOKENS] = []
-    app.on_response_prepare.append(sign)
+    app.on_response_prepare.extend((sign, label))
 
     async def house(app: web.Application) -> AsyncIterator[None]:
         try:
@@ -142,14 +143,13 @@ async def _house(
         app[SERVICES] = Services(
             settings, tokens, all_sessions, uploads, sockets, state, metrics, runner
         )
-        for loop in (
-            state.watch(),
-            sockets.beat(),
-            metrics.watch_loop(),
-            writer.write_back(),
-            all_sessions.run_sweeper(uploads.sweep),
-        ):
-            stack.push_async_callback(_cancel, asyncio.create_task(loop))
+        loops = Tasks()
+        stack.push_async_callback(loops.finish, patience=0)
+        loops.spawn(state.watch(), "health")
+        loops.spawn(sockets.beat(), "heart")
+        loops.spawn(metrics.watch_loop(), "metrics")
+        loops.spawn(writer.write_back(), "write-back")
+        loops.spawn(all_sessions.run_sweeper(uploads.sweep), "sweeper")
         state.ready = True
         yield
 
@@ -189,11 +189,6 @@ def _show(
     metrics.read_each(
         "agents", "Agents, and sessions without one", "state", states, all_sessions.count_agents
     )
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _drain(app: web.Application) -> None:

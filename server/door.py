@@ -179,7 +179,9 @@ class Connection(web.RequestHandler):
         else:
             self.log_exception(exc_info=exc)
             error = bad_request("this is no request that is understood")
-            reply = error_reply(error, uuid.uuid4().hex)
+            request_id = uuid.uuid4().hex[:16]
+            reply = error_reply(error, request_id)
+            reply.headers["X-Request-Id"] = request_id
             reply.force_close()
         reply.headers[hdrs.SERVER] = NAME  # no application sees it on its way
         return reply

@@ -8,8 +8,8 @@ import shutil
 
 logger = logging.getLogger(__name__)
 
-PROBE_SECS = 60
-PROBE_TIMEOUT_SECS = 15
+PROBE_SECS = 60.0
+PROBE_TIMEOUT_SECS = 15.0
 
 
 class Health:
@@ -17,12 +17,20 @@ class Health:
 
     Attributes:
         ready: whether requests are served; False while starting and draining.
-        claude_version: of the ``claude`` program, or None where it is not present.
+        claude_version: of the ``claude`` program, or None where it is not present or tells none.
         acpx_version: of acpx, or None while there is no host.
     """
 
-    def __init__(self, claude_bin: str) -> None:
+    def __init__(
+        self,
+        claude_bin: str,
+        *,
+        every: float = PROBE_SECS,
+        timeout: float = PROBE_TIMEOUT_SECS,
+    ) -> None:
         self._claude_bin = claude_bin
+        self._every = every
+        self._timeout = timeout
         self.ready = False
         self.claude_present = False
         self.claude_version: str | None = None
@@ -32,15 +40,15 @@ class Health:
         """Probe for ever."""
         while True:
             await self._probe()
-            await asyncio.sleep(PROBE_SECS)
+            await asyncio.sleep(self._every)
 
     async def _probe(self) -> None:
         program = await asyncio.to_thread(shutil.which, self._claude_bin)
         self.claude_present = program is not None
-        self.claude_version = None if program is None else await _version_of(program)
+        self.claude_version = program and await _version_of(program, self._timeout)
 
 
-async def _version_of(program: str) -> str | None:
+async def _version_of(program: str, timeout: float) -> str | None:
     try:
         process = await asyncio.create_subprocess_exec(
             program,
@@ -53,10 +61,13 @@ async def _version_of(program: str) -> str | None:
         logger.info("%s cannot be started: %s", program, error)
         return None
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), PROBE_TIMEOUT_SECS)
-    except (TimeoutError, asyncio.CancelledError):
-        process.kill()
-        await process.wait()
-        raise
+        output, _ = await asyncio.wait_for(process.communicate(), timeout)
+    except TimeoutError:
+        logger.warning("%s did not tell its version in %g s", program, timeout)
+        return None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     words = output.decode(errors="replace").split()
     return words[0] if process.returncode == 0 and words else None

@@ -25,6 +25,7 @@ from .errors import Error, not_stored
 from .metrics import Metrics
 from .schema import LogRow
 from .store import Statement, Store, StoreError
+from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +151,11 @@ class SessionLog:
         finally:
             self.unwatch(moved.set)
 
+    @property
+    def is_watched(self) -> bool:
+        """Somebody follows it: a socket, a stream."""
+        return bool(self._watchers)
+
     def watch(self, wake: Callable[[], None]) -> None:
         """Have *wake* called whenever the head has moved."""
         self._watchers.add(wake)
@@ -176,12 +182,15 @@ class SessionLog:
         """The next entries behind *after*: all of the ring's, or a page of the database's.
 
         Raises:
-            StoreError: the database cannot be read.
+            StoreError: the database cannot be read, or the log was deleted meanwhile.
         """
         batches = self.recent(after)
         if batches is not None:
             return batches
-        return await self._writer.pages.read(self._number, after)
+        batches = await self._writer.pages.read(self._number, after)
+        if not batches:  # there are entries behind *after*, or there were: no reader would end
+            raise StoreError("the log is deleted")
+        return batches
 
     def take_pending(self) -> list[LogRow]:
         """Hand the uncommitted entries over as rows of bounded size."""
@@ -272,6 +281,7 @@ class LogWriter:
         self._room.set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._to_write_back = 0
         self._last_commit = 0.0
@@ -279,7 +289,7 @@ class LogWriter:
         self._committed_much = asyncio.Event()
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="log-writer")
+        self._task = self._tasks.spawn(self._run(), "log-writer")
 
     async def stop(self) -> None:
         """Commit what has gathered, and end.

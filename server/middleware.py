@@ -33,10 +33,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Run the handler; whatever it raises becomes an answer, and nothing leaks."""
+    request[REQUEST_ID] = request_id = _new_id()
     trusted = services_of(request).settings.trusted_proxies
     if trusted:
         request = request.clone(remote=client_address(request, trusted) or "")
-    request[REQUEST_ID] = request_id = uuid.uuid4().hex[:16]
     began = time.monotonic()
     if isinstance(request.protocol, Connection):
         request.protocol.has_asked()
@@ -55,12 +55,6 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception:
         logger.exception("the request failed", extra={"request_id": request_id})
         response = error_reply(internal(), request_id)
-    if not response.prepared:
-        response.headers["X-Request-Id"] = request_id
-        for name, value in SECURITY_HEADERS.items():
-            response.headers.setdefault(name, value)
-        if request.path.startswith(("/sessions", "/admin", "/files", "/run")):
-            response.headers.setdefault("Cache-Control", "no-store")
     if request.path not in QUIET:
         access.info(
             "%s %s %d",
@@ -76,6 +70,23 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
             },
         )
     return response
+
+
+async def label(request: web.Request, response: web.StreamResponse) -> None:
+    """Give an answer, also one that is streamed, the headers that all have; a socket needs none."""
+    if response.status == 101:
+        return
+    if REQUEST_ID not in request:  # aiohttp refused it by itself: for an `Expect` it does not know
+        request[REQUEST_ID] = _new_id()
+    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    for name, value in SECURITY_HEADERS.items():
+        response.headers.setdefault(name, value)
+    if request.path.startswith(("/sessions", "/admin", "/files", "/run")):
+        response.headers.setdefault("Cache-Control", "no-store")
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:16]
 
 
 def _of_http(error: web.HTTPException) -> Error:

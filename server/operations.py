@@ -306,7 +306,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         auth=None,
         answer=shapes.Ready,
         example={"ok": True},
-        failures={503: shapes.NotReady},
+        codes=("draining",),
     ),
     ("GET", "/openapi.json"): Operation(
         tag="For who watches",

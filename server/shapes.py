@@ -311,12 +311,6 @@ class Ready(msgspec.Struct, kw_only=True):
     ok: Ok
 
 
-class NotReady(msgspec.Struct, kw_only=True):
-    """It is stopping."""
-
-    ok: NotOk
-
-
 class TokenInfo(msgspec.Struct, kw_only=True):
     """An app's token, without its secret."""
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import aiohttp
 
+from server.health import Health
+
 from .conftest import Serve, Spawn
 from .harness import (
     Client,
@@ -90,6 +92,21 @@ async def test_healthz_does_not_wait_for_a_program_that_hangs(serve: Serve, tmp_
     await eventually("the program to end with the server", lambda: not is_running(int(pid)))
 
 
+async def test_a_program_that_once_took_too_long_is_asked_again(tmp_path: Path) -> None:
+    been = tmp_path / "been"
+    claude = program(
+        tmp_path / "claude",
+        f"import pathlib, time; been = pathlib.Path({str(been)!r})\n"
+        "if not been.exists(): been.touch(); time.sleep(1000)\n"
+        'print("2.7.18")',
+    )
+    health = Health(claude, every=0.01, timeout=0.5)
+    watching = asyncio.create_task(health.watch())
+    assert await eventually("the second probe", lambda: health.claude_version) == "2.7.18"
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
 async def test_healthz_is_answered_beside_a_burst(server: LocalServer, client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
@@ -104,7 +121,9 @@ async def test_readyz_says_whether_requests_are_served(server: LocalServer) -> N
     anonymous = server.anonymous()
     assert (await anonymous.get("/readyz"))[0] == 200
     server.services.health.ready = False
-    assert (await anonymous.get("/readyz"))[0] == 503
+    status, reply = await anonymous.get("/readyz")
+    assert (status, reply["ok"], reply["code"]) == (503, False, "draining")
+    assert int(anonymous.last_headers["Retry-After"]) > 0
     assert (await anonymous.get("/healthz"))[0] == 200
 
 

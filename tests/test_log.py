@@ -527,6 +527,17 @@ async def test_a_waiter_that_is_gone_hinders_nobody(
     assert [row.name for row in await database.tokens()] == ["a", "b"]
 
 
+async def test_a_log_that_is_deleted_while_it_is_read_says_so(
+    log: SessionLog, writer: LogWriter
+) -> None:
+    # Else its reader would ask again and again for what is never there.
+    add(log)
+    await log.reach(1)
+    await writer.commit([("DELETE FROM log", ())])
+    with pytest.raises(StoreError, match="deleted"):
+        await log.read(0)
+
+
 async def test_a_log_that_cannot_be_read_says_so(
     log: SessionLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

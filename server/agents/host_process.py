@@ -102,7 +102,7 @@ class HostProcess:
             AcpxError: it does not start, or it is not the acpx that is needed.
         """
         self._first_boot = asyncio.get_running_loop().create_future()
-        self._main = asyncio.create_task(self._run(), name="acpx-host")
+        self._main = self._tasks.spawn(self._run(), "acpx-host")
         try:
             await asyncio.wait_for(asyncio.shield(self._first_boot), BOOT_SECS)
         except TimeoutError:

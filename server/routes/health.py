@@ -7,6 +7,7 @@ import time
 from aiohttp import web
 
 from .. import __version__
+from ..errors import draining
 from ..replies import json_reply
 from ..services import services_of
 
@@ -35,5 +36,6 @@ async def healthz(request: web.Request) -> web.Response:
 
 @routes.get("/readyz")
 async def readyz(request: web.Request) -> web.Response:
-    ready = services_of(request).health.ready
-    return json_reply({"ok": ready}, status=200 if ready else 503)
+    if not services_of(request).health.ready:
+        raise draining()
+    return json_reply({"ok": True})
