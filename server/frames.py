@@ -20,8 +20,14 @@ Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 
 
-class _Command(msgspec.Struct, frozen=True, tag_field="type"):
-    """A frame that a client sends; its class's tag is the frame's ``type``."""
+class _Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """A frame that a client sends; its class's tag is the frame's ``type``.
+
+    Attributes:
+        id: the client's own, by which an ``error`` that answers the frame names it.
+    """
+
+    id: Any = None
 
 
 class Auth(_Command, frozen=True, tag="auth"):
@@ -31,31 +37,31 @@ class Auth(_Command, frozen=True, tag="auth"):
     protocol: int = PROTOCOL
 
 
-class Prompt(_Command, frozen=True, tag="prompt"):
+class Prompt(_Command, frozen=True, kw_only=True, tag="prompt"):
     prompt: str | list[Any]
     id: Id | None = None
-    files: list[str] = []
+    files: list[str] | None = None
 
 
 class Cancel(_Command, frozen=True, tag="cancel"):
     turn_index: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
-class Permission(_Command, frozen=True, tag="permission"):
+class Permission(_Command, frozen=True, kw_only=True, tag="permission"):
     request_id: str
     option_id: str | None = None
     outcome: Literal["cancelled"] | None = None
 
 
-class SetMode(_Command, frozen=True, tag="set_mode"):
+class SetMode(_Command, frozen=True, kw_only=True, tag="set_mode"):
     mode: Name
 
 
-class SetModel(_Command, frozen=True, tag="set_model"):
+class SetModel(_Command, frozen=True, kw_only=True, tag="set_model"):
     model: Name
 
 
-class SetConfigOption(_Command, frozen=True, tag="set_config_option"):
+class SetConfigOption(_Command, frozen=True, kw_only=True, tag="set_config_option"):
     key: Name
     value: Name
 
@@ -65,7 +71,7 @@ class Close(_Command, frozen=True, tag="close"):
 
 
 class Ping(_Command, frozen=True, tag="ping"):
-    id: Any = None
+    pass
 
 
 Setting = SetMode | SetModel | SetConfigOption
@@ -93,9 +99,9 @@ def parse(data: bytes | str) -> Command:
     try:
         command: Command = msgspec.convert(value, Command)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise FrameError(str(error), _id_of(value)) from None
+        raise FrameError(str(error), value.get("id")) from None
     if isinstance(command, Permission) and (command.option_id is None) == (command.outcome is None):
-        raise FrameError("one of option_id and outcome is needed", None)
+        raise FrameError("one of option_id and outcome is needed", value.get("id"))
     return command
 
 
@@ -109,18 +115,13 @@ def _refusal(data: bytes | str) -> Exception:
     value = parse_message(raw) if b"\\ud" in raw.lower() else None
     if value is None:
         return NotAFrameError()
-    return FrameError("half a surrogate pair is no character", _id_of(value))
-
-
-def _id_of(value: dict[str, Any]) -> str | None:
-    frame_id = value.get("id")
-    return frame_id if isinstance(frame_id, str) else None
+    return FrameError("half a surrogate pair is no character", value.get("id"))
 
 
 class FrameError(Error):
     """A frame that is JSON, but not one that the contract knows."""
 
-    def __init__(self, message: str, frame_id: str | None) -> None:
+    def __init__(self, message: str, frame_id: Any) -> None:
         super().__init__("bad_request", message)
         self.frame_id = frame_id
 
@@ -155,9 +156,9 @@ def event_of(frame: bytes) -> bytes | None:
 
 
 def turn_index_of(frame: bytes) -> int:
-    """The turn of an ``event`` entry."""
-    start = frame.index(_TURN_INDEX) + len(_TURN_INDEX)
-    return int(frame[start : frame.index(_EVENT)])
+    """The turn of an entry."""
+    start = frame.index(_TURN_INDEX) + len(_TURN_INDEX)  # its head comes first, as above
+    return int(frame[start : frame.index(b",", start)])
 
 
 def turn_start_fields(prompt: bytes, client_id: str | None, context: str) -> bytes:
@@ -196,9 +197,9 @@ def error_fields(error: Error) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "retryable": error.retryable}
 
 
-def error_frame(error: Error, frame_id: str | None = None) -> bytes:
-    """An ``error`` frame; it names the frame that it answers, where that had an id."""
-    answered = {} if frame_id is None else {"id": frame_id}
+def error_frame(error: Error, frame_id: Any = None) -> bytes:
+    """An ``error`` frame; it names the frame that it answers, where that had a string for an id."""
+    answered = {"id": frame_id} if isinstance(frame_id, str) else {}
     return frame("error", **answered, **error_fields(error))
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from .auth import Tokens, bearer
+from .codec import dumps
 from .config import Settings
 from .control import is_operator
-from .errors import Error
-from .files import Files
+from .errors import Error, session_closed
+from .files import Files, annotate
 from .health import Health
 from .metrics import Metrics
 from .runner import Runner
@@ -21,6 +23,7 @@ from .sockets import Sockets
 
 if TYPE_CHECKING:
     from .session import Session
+    from .turn import Turn
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,3 +83,34 @@ async def session_of(request: web.Request) -> Session:
     session_id = request.match_info["session_id"]
     request[SESSION] = session_id
     return await services_of(request).sessions.get(session_id, app_name)
+
+
+async def prompt(
+    request: web.Request,
+    session: Session,
+    blocks: list[dict[str, Any]],
+    files: Sequence[str],
+    *,
+    client_id: str | None,
+    timeout: float | None = None,
+) -> tuple[Turn, bool]:
+    """Prompt *session* with checked content blocks, and with its app's uploads before them.
+
+    Returns:
+        The turn, and whether that client id had it already.
+
+    Raises:
+        Error: what :meth:`Files.paths` and :meth:`Session.prompt` raise.
+    """
+    if files:  # a repeated prompt need not have them any more, nor a closed session
+        if (turn := await session.turn_of(client_id)) is not None:
+            return turn, True
+        if session.is_closed:
+            raise session_closed()
+    paths = await services_of(request).files.paths(session.row.app_name, files)
+    return await session.prompt(
+        dumps(annotate(blocks, paths)),
+        request_id=request[REQUEST_ID],
+        client_id=client_id,
+        timeout=timeout,
+    )

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 CLOSE_GRACE_SECS = 1.0
 """What a running turn gets to end by itself when its session is closed."""
+MAX_CHANGES = 16
+"""Changes of mode, model or option that may wait, for an agent say, whoever asked for them."""
 
 
 class LiveSlots(Protocol):
@@ -86,6 +88,7 @@ class Session:
         self.viewers = 0
         self._house = house
         self._accepting = asyncio.Lock()
+        self._merging = asyncio.Lock()
         self._next_index = last_turn_index + 1
         self._started_index = last_turn_index
         self._sent_index = last_turn_index
@@ -350,10 +353,13 @@ class Session:
             The agent's own result.
 
         Raises:
-            Error: ``bad_request`` where the agent refuses; what :meth:`prompt` raises.
+            Error: ``bad_request`` where the agent refuses, ``rate_limited`` where too many
+                changes wait; what :meth:`prompt` raises.
         """
         if self.is_closed:
             raise session_closed()
+        if self._changing >= MAX_CHANGES:
+            raise Error("rate_limited", "the last changes are not through yet", retryable=True)
         self._changing += 1
         try:
             await self._house.slots.acquire(self)
@@ -376,10 +382,11 @@ class Session:
 
     async def set_meta(self, meta: Mapping[str, Any]) -> None:
         """Merge *meta* into the session's own; None removes a key."""
-        merged = {**loads(self.row.meta), **meta}
-        text = dumps({k: v for k, v in merged.items() if v is not None}).decode()
-        await self._house.writer.commit([store.set_meta(self.row.n, text)])
-        self.row.meta = text
+        async with self._merging:
+            merged = {**loads(self.row.meta), **meta}
+            text = dumps({k: v for k, v in merged.items() if v is not None}).decode()
+            await self._house.writer.commit([store.set_meta(self.row.n, text)])
+            self.row.meta = text
 
     def take_over(self, spare: Prewarmed) -> None:
         """Have the agent that was started for this session before it was asked for."""
@@ -398,9 +405,10 @@ class Session:
         try:
             await self._live_agent().wake()
         except Error as error:
-            # The first turn tells the client.
-            logger.info("the agent does not start: %s", error.code, extra=self._about())
-            self._start_error = error
+            if self._waking is not None:  # else it was ended for who needs its slot
+                # The first turn tells the client.
+                logger.info("the agent does not start: %s", error.code, extra=self._about())
+                self._start_error = error
         finally:
             self._waking = None
             self._keep_agent_state()
@@ -561,7 +569,7 @@ class Session:
         self.log.append("event", turn.index, frames.event_fields(message))
         result = answer.get("result")
         reason = result.get("stopReason") if isinstance(result, dict) else None
-        if isinstance(reason, str):
+        if isinstance(reason, str) and reason not in ("", "error"):  # `error` is ours to say
             self._end(turn, stop_reason=reason)
         else:
             self._end(turn, error=error_of(answer.get("error")))
@@ -577,6 +585,7 @@ class Session:
         self.permissions.cancel(turn.index)
         if turn.first_seq is None:
             self._start(turn, "kept" if self.row.has_context else "new")
+        turn.blocks = b""  # the log has it; who asks by its client id again needs it no more
         turn.stop_reason = reason
         turn.error = frames.error_fields(error) if error is not None else None
         turn.duration_ms = int((time.monotonic() - turn.began) * 1000) if turn.began else 0
@@ -666,6 +675,8 @@ class Session:
     def _tell_outcome(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         if self.agent is not None:
             self.agent.answer_permission(raw_id, outcome)
+        # One that was asked behind its turn's end was all that kept the agent from making room.
+        self._house.slots.idle(self)
 
     # The end of it.
 
@@ -717,6 +728,7 @@ class Session:
         if not self.can_hibernate or self.agent is None:
             return False
         self._hibernating = True
+        self._waking = None  # that a start comes to nothing by this is no failure of the agent's
         try:
             await self.agent.hibernate()
         finally:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import TracebackType
 
 from aiohttp import web
 
 from . import tcp
 
+logger = logging.getLogger(__name__)
+
 KEEP_ALIVE_SECS = 15
 
 
 def wants_stream(request: web.Request) -> bool:
-    return "text/event-stream" in request.headers.get("Accept", "")
+    """Whether the answer is to be a stream; that to a HEAD has no body to stream."""
+    accepted = request.headers.get("Accept", "").lower()
+    return "text/event-stream" in accepted and request.method != "HEAD"
 
 
 class EventStream:
@@ -52,8 +57,14 @@ class EventStream:
     ) -> bool:
         if self._looking is not None:
             self._looking.cancel()
+        if not isinstance(error, Exception):
+            return False
         # A client that hangs up ends its stream, and nothing else.
-        return isinstance(error, ConnectionError)
+        if not isinstance(error, ConnectionError):
+            logger.error("a stream of %s is cut", self._request.path, exc_info=error)
+            if self._request.transport is not None:  # too late for another answer
+                self._request.transport.abort()
+        return True
 
     async def send(self, position: int, frame: bytes) -> None:
         # A bare CR may stand between an agent's tokens; here it would end the line.

@@ -95,17 +95,15 @@ class Turn:
 
 def verdict(turn: Turn, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:
     """A turn's stop reason and error, of what the agent said and why it was interrupted."""
-    if turn.ending is Ending.TIMEOUT:
-        return "error", Error("agent_timeout", "the turn took longer than it may")
-    if stop_reason is not None and (
-        stop_reason != "cancelled" or turn.ending is not Ending.RESTART
-    ):
-        return stop_reason, None
-    if turn.ending is Ending.RESTART:
-        return "error", Error("server_restarted", "the server was restarted; ask again")
     if turn.ending is Ending.CANCEL:
         return "cancelled", None
-    return "error", error or Error("agent_failed", "the agent ended the turn without an answer")
+    if turn.ending is Ending.TIMEOUT:
+        return "error", Error("agent_timeout", "the turn took longer than it may")
+    if turn.ending is Ending.RESTART and stop_reason in (None, "cancelled"):
+        return "error", Error("server_restarted", "the server was restarted; ask again")
+    if stop_reason is None:
+        return "error", error or Error("agent_failed", "the agent ended the turn without an answer")
+    return stop_reason, None
 
 
 def error_of(error: Any) -> Error:

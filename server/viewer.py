@@ -136,13 +136,12 @@ class Viewer(Peer):
         except frames.FrameError as error:
             self.send(frames.error_frame(error, error.frame_id))
             return
-        frame_id = getattr(command, "id", None)
         try:
             await self._dispatch(self, command)
         except Error as error:
-            self.send(frames.error_frame(error, frame_id if isinstance(frame_id, str) else None))
+            self.send(frames.error_frame(error, command.id))
         except Goodbye as goodbye:
             self.close(goodbye)
         except Exception:
             logger.exception("session %s: a command failed", self.session.id)
-            self.send(frames.error_frame(internal()))
+            self.send(frames.error_frame(internal(), command.id))

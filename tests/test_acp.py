@@ -592,8 +592,9 @@ async def test_settings_are_answered_with_the_agents_own_result(
     (level,) = [one for one in result["configOptions"] if one["id"] == "thought_level"]
     assert level["currentValue"] == "high"
     assert await acp.call("session/set_model", sessionId=session, modelId="mock-large") is not None
-    kinds = [update["sessionUpdate"] for update in acp.updates()]
-    assert {"config_option_update", "current_mode_update"} <= set(kinds)
+    told = {"config_option_update", "current_mode_update"}  # the answer does not wait for them
+    while not told <= {update["sessionUpdate"] for update in acp.updates()}:
+        await acp.next()
 
     assert await code_of(acp, "session/set_mode", sessionId=session, modeId="none") == -32602
     assert await code_of(acp, "session/set_config_option", **{**params, "value": "none"}) == -32602
@@ -774,9 +775,10 @@ async def test_requests_that_wait_for_an_agent_are_bounded_and_can_be_cancelled(
     await eventually("the session to be closed", is_gone)
 
 
-async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
-    server: LocalServer, acp: AcpClient, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hold_commits(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.Event, asyncio.Event]:
+    """Keep whoever commits waiting: an event that it is stored, and one that lets them go on."""
     writer, stored, go_on = server.services.sessions.writer, asyncio.Event(), asyncio.Event()
     commit = writer.commit
 
@@ -785,8 +787,15 @@ async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
         stored.set()
         await go_on.wait()
 
-    before = (await client.get("/sessions"))[1]["count"]
     monkeypatch.setattr(writer, "commit", slow_commit)
+    return stored, go_on
+
+
+async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
+    server: LocalServer, acp: AcpClient, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (await client.get("/sessions"))[1]["count"]
+    stored, go_on = hold_commits(server, monkeypatch)
     waiting = await acp.ask("session/new", {"cwd": "/"})
     await stored.wait()
     await acp.notify("$/cancel_request", requestId=waiting)
@@ -797,6 +806,48 @@ async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
         await acp.answer_to(waiting)
     assert failure.value.code == -32800
     assert (await client.get("/sessions"))[1]["count"] == before
+
+
+async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_closed(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave, left = connection_module.Connection._leave, asyncio.Event()
+
+    def note_leave(connection: connection_module.Connection) -> None:
+        leave(connection)
+        left.set()
+
+    async def is_closed() -> bool:
+        return bool((await client.get("/sessions"))[1]["count"] == before)
+
+    before = (await client.get("/sessions"))[1]["count"]
+    acp = await connect(client)
+    stored, go_on = hold_commits(server, monkeypatch)
+    monkeypatch.setattr(connection_module.Connection, "_leave", note_leave)
+    await acp.ask("session/new", {"cwd": "/"})
+    await stored.wait()
+    acp.ws._response.connection.transport.abort()  # type: ignore[union-attr]
+    await left.wait()
+    assert not await is_closed()
+    monkeypatch.undo()
+    go_on.set()
+    await eventually("the session to be closed", is_closed)
+
+
+@pytest.mark.parametrize("method", ["session/new", "session/set_mode"])
+async def test_a_request_cancelled_right_behind_its_sending_is_answered_and_gives_its_place_back(
+    acp: AcpClient, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    session = await acp.new_session(_meta={"clawdforge": {"agent": "mock-modes"}})
+    monkeypatch.setattr(connection_module, "MAX_WAITING", 1)
+    # Both are written before the loop turns, so the server reads them in one go.
+    hasty = await acp.ask(method, of_session(session, modeId="code"))
+    await acp.notify("$/cancel_request", requestId=hasty)
+    with pytest.raises(AnswerError) as failure:
+        await acp.answer_to(hasty)
+    assert failure.value.code == -32800
+    assert await acp.call("session/set_mode", sessionId=session, modeId="code") == {}
+    assert [message.get("id") for message in acp.messages].count(hasty) == 1
 
 
 async def test_too_many_frames_close(client: Client) -> None:

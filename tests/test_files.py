@@ -357,3 +357,6 @@ async def test_a_prompt_that_repeats_its_id_need_not_have_its_files_any_more(
     socket = await client.connect(session)
     await socket.send("prompt", id="k", prompt="hello", files=[token])
     assert (await socket.until("accepted"))["duplicate"] is True
+    await client.delete(f"/sessions/{session}")
+    assert await client.post(path, body, headers=key) == first
+    failure(await client.post(path, body), 410, "session_closed")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import os
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -135,6 +137,14 @@ async def test_patch_merges_meta_and_null_removes(client: Client) -> None:
     assert (status, reply["meta"]) == (200, {"title": "new"})
     assert (await client.state(session))["meta"] == {"title": "new"}
     failure(await client.call("PATCH", path, {}), 400, "bad_request")
+
+
+async def test_changes_of_meta_at_the_same_time_are_all_kept(client: Client) -> None:
+    session = await client.create()
+    path = f"/sessions/{session}"
+    changes = [client.call("PATCH", path, {"meta": {name: 1}}) for name in "abcdef"]
+    assert {status for status, _ in await asyncio.gather(*changes)} == {200}
+    assert (await client.state(session))["meta"] == dict.fromkeys("abcdef", 1)
 
 
 async def test_an_unknown_agent_is_refused_and_the_known_ones_are_named(client: Client) -> None:
@@ -598,6 +608,23 @@ async def test_the_same_idempotency_key_waits_for_the_running_turn(client: Clien
     assert (await client.state(session))["turn_count"] == 1
 
 
+async def test_a_turn_that_is_over_keeps_its_key_and_not_its_prompt(client: Client) -> None:
+    size = 900_000
+    prompt = script({"say": "hi"}) + " " * size
+    await turn_with_key(client, await client.create(), prompt, "k")  # what is loaded once is loaded
+    gc.collect()
+    gc.disable()  # it would come too late in a real server
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            await turn_with_key(client, await client.create(), prompt, "k")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < 10 * size  # not one each; the newest pages of the logs are kept
+
+
 async def test_an_idempotency_key_counts_in_its_session_only(client: Client) -> None:
     for _ in range(2):
         _, reply = await turn_with_key(client, await client.create(), "hello", "k")
@@ -630,6 +657,16 @@ async def test_an_idempotency_key_is_answered_after_the_close_too(client: Client
     first = await turn_with_key(client, session, "hello", "k")
     await client.delete(f"/sessions/{session}")
     assert await turn_with_key(client, session, "hello", "k") == first
+
+
+@pytest.mark.parametrize("key", ["\U0001f468\u200d\U0001f469", "a\u00a0b", "a\tb"])
+async def test_an_idempotency_key_is_any_text_as_a_prompts_id_is(client: Client, key: str) -> None:
+    session = await client.create()
+    first = await turn_with_key(client, session, "hello", key)
+    assert first[0] == 200
+    socket = await client.connect(session)
+    await socket.send("prompt", id=key, prompt="hello")
+    assert (await socket.until("accepted"))["duplicate"] is True
 
 
 async def test_a_bad_idempotency_key_is_refused(client: Client) -> None:
@@ -1004,6 +1041,9 @@ async def test_every_answer_names_its_request_and_failures_do_so_in_the_body(
     first = client.last_headers["X-Request-Id"]
     _, reply = await client.get("/sessions/x")
     assert client.last_headers["X-Request-Id"] == reply["request_id"] != first
+    # That one aiohttp refuses by itself.
+    async with client.http.get(client.url + "/agents", headers={"Expect": "more"}) as response:
+        assert (response.status, bool(response.headers["X-Request-Id"])) == (417, True)
     assert client.last_headers["Content-Type"] == "application/json; charset=utf-8"
     assert client.last_headers["Cache-Control"] == "no-store"
 

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
+from server.session import MAX_CHANGES
 from server.store import Store
 
 from .acp_client import AnswerError
@@ -435,6 +436,7 @@ async def test_a_bad_frame_gets_an_error_and_the_socket_stays(client: Client) ->
         ({"type": "cancel", "turn_index": "1"}, None),
         ({"type": "cancel", "turn_index": 0}, None),
         ({"type": "permission", "request_id": "r"}, None),
+        ({"type": "permission", "request_id": "r", "id": "c1"}, "c1"),
         ({"type": "permission", "request_id": "r", "outcome": "selected"}, None),
         ({"type": "set_mode"}, None),
         ({"type": "set_model", "model": 1}, None),
@@ -450,6 +452,45 @@ async def test_a_bad_frame_gets_an_error_and_the_socket_stays(client: Client) ->
         assert answer["retryable"] is False
     await is_alive(socket)
     assert (await client.state(session))["turn_count"] == 0
+
+
+async def test_what_cannot_be_done_is_answered_under_the_id_of_whatever_asked(
+    client: Client,
+) -> None:
+    socket = await client.connect(await client.create())
+    refused: list[tuple[Json, str]] = [
+        ({"type": "cancel"}, "not_found"),
+        ({"type": "permission", "request_id": "r", "option_id": "o"}, "not_found"),
+        ({"type": "set_mode", "mode": "no such"}, "bad_request"),
+        ({"type": "set_config_option", "key": "no", "value": "such"}, "bad_request"),
+    ]
+    for number, (frame, code) in enumerate(refused):
+        await socket.ws.send_str(json.dumps({**frame, "id": f"c{number}"}))
+        answer = await socket.until("error")
+        assert (answer.get("id"), answer["code"]) == (f"c{number}", code), frame
+
+
+async def test_a_session_has_so_many_changes_that_wait_whoever_asked_for_them(
+    serve: Serve,
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    busy = await client.connect(await client.create())
+    await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
+    await busy.until_text("on it")  # it has the only agent
+    session = await client.create()
+    for _ in range(MAX_CHANGES):
+        leaver = await client.connect(session)
+        await leaver.send("set_mode", mode="code")
+        await is_alive(leaver)
+        await leaver.close()
+    socket = await client.connect(session)
+    await socket.send("set_mode", mode="code", id="too many")
+    error = await socket.until("error")
+    assert (error["id"], error["code"]) == ("too many", "rate_limited")
+    assert error["retryable"] is True
+    await busy.send("cancel")
+    await busy.until("turn_end")
 
 
 async def test_half_a_surrogate_pair_in_a_frame_is_a_bad_request(client: Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,41 @@ async def test_what_agents_write_cannot_break_an_events_line(client: Client) -> 
     assert texts_of(told) == "data: c\n\nid: 7\n"
 
 
+async def test_a_stream_has_the_headers_that_every_answer_has(client: Client) -> None:
+    async with stream(client, f"/sessions/{await client.create()}/events") as events:
+        assert events.response.headers["X-Request-Id"]
+        assert events.response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_a_head_of_a_stream_has_no_body(server: LocalServer, client: Client) -> None:
+    path = f"/sessions/{await client.create()}/events"
+    headers = {**client.headers(), "Accept": "Text/Event-Stream"}
+    # The second one comes on the same connection.
+    for _ in range(2):
+        async with client.http.head(server.url + path, headers=headers) as response:
+            assert (response.status, await response.read()) == (200, b"")
+    headers["Connection"] = "close"
+    async with client.http.get(server.url + path, headers=headers) as response:
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+
+
+async def test_whoever_reads_a_log_that_is_deleted_meanwhile_is_cut_off(
+    server: LocalServer, client: Client
+) -> None:
+    session = await session_with_turns(client, 1)
+    await client.delete(f"/sessions/{session}")
+    with contextlib.closing(
+        sqlite3.connect(server.services.settings.data_dir / "clawdforge.db")
+    ) as other:
+        other.execute("DELETE FROM log")
+        other.commit()
+    async with stream(client, f"/sessions/{session}/events") as events:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await events.rest()
+    socket = await client.connect(session, after=0)
+    assert await socket.until_closed() == 4000
+
+
 async def test_a_reader_that_leaves_disturbs_nobody(
     server: LocalServer, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -304,6 +340,22 @@ async def test_a_queued_turn_streams_only_its_own_entries(client: Client) -> Non
         assert {entry["turn_index"] for _, entry in await first.rest()} == {1}
     assert {entry["turn_index"] for _, entry in second.result()} == {2}
     assert [entry["type"] for _, entry in second.result()][-1] == "turn_end"
+
+
+async def test_a_prompt_that_looks_like_another_turns_entry_is_not_told_as_one(
+    client: Client,
+) -> None:
+    session = await client.create()
+    held = {"prompt": script({"gate": "go"}, {"say": "mine"})}
+    async with stream(client, f"/sessions/{session}/turn", held) as events:
+        await events.take(1)
+        socket = await client.connect(session)
+        await socket.send("prompt", prompt=[{"type": "text", "turn_index": 1, "text": "x"}])
+        await socket.until("accepted")
+        await socket.send("cancel", turn_index=2)
+        await socket.until("turn_end", turn_index=2)
+        (Path((await client.state(session))["cwd"]) / "go").touch()
+        assert {entry["turn_index"] for _, entry in await events.rest()} == {1}
 
 
 async def test_a_turn_that_fails_says_so_in_its_last_event(client: Client) -> None:

@@ -245,16 +245,41 @@ async def test_an_agent_that_ignores_cancel_is_killed_and_its_session_lives_on(
     assert "ignore_cancel" in socket.text(2)
 
 
-async def test_words_and_a_verdict_that_come_after_the_cancel_are_kept(client: Client) -> None:
+@pytest.mark.parametrize("verdict", ["end_turn", "refusal", "error"])
+async def test_a_cancelled_turn_ends_so_whatever_its_agent_says_of_it(
+    client: Client, verdict: str
+) -> None:
     socket = await client.connect(await client.create())
     await start_turn(
         socket,
-        script({"say": "hanging"}, {"wait_for": "cancel"}, {"say": "bye"}, {"stop": "refusal"}),
+        script({"say": "hanging"}, {"wait_for": "cancel"}, {"say": "bye"}, {"stop": verdict}),
     )
     await socket.send("cancel")
     end = await socket.until("turn_end")
-    assert socket.text(1) == "hangingbye"
-    assert end["stop_reason"] == "refusal"
+    assert socket.text(1) == "hangingbye"  # what it still said is kept
+    assert (end["stop_reason"], end["error"]) == ("cancelled", None)
+
+
+async def test_a_prompt_of_a_kind_that_its_agent_does_not_take_is_a_bad_request(
+    serve: Serve,
+) -> None:
+    server = await serve(agents={**MOCKS, "text": mock_agent("--text-only")})
+    client = await server.client()
+    socket = await client.connect(await client.create("text"))
+    await socket.turn("hello")
+    end = await socket.turn([{"type": "image", "data": "aGk=", "mimeType": "image/png"}])
+    assert (end["error"]["code"], end["error"]["retryable"]) == ("bad_request", False)
+    assert "image" in end["error"]["message"]
+    assert (await socket.turn("hello again"))["stop_reason"] == "end_turn"
+
+
+@pytest.mark.parametrize("verdict", ["error", ""])
+async def test_a_stop_reason_that_is_none_is_the_agents_failure(
+    client: Client, verdict: str
+) -> None:
+    socket = await client.connect(await client.create())
+    end = await socket.turn(script({"say": "hi"}, {"stop": verdict}))
+    assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
 
 
 async def test_an_error_in_answer_to_a_cancel_is_a_cancelled_turn(client: Client) -> None:

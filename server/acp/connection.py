@@ -188,18 +188,19 @@ class Connection(Peer):
             raise Error("rate_limited", "the last requests are not through yet")
         self._waiting += 1
         task = self._sessions.tasks.spawn(
-            self._carry_out(request, call), f"{request.method} of {self.name}"
+            self._answer(request, call), f"{request.method} of {self.name}"
         )
-        self._cancels[request.key] = task.cancel
 
-    async def _carry_out(self, request: rpc.Request, call: Coroutine[Any, Any, None]) -> None:
-        try:
-            await self._answer(request, call)
-        except asyncio.CancelledError:
-            self.send(rpc.error(request.id, RpcError(rpc.REQUEST_CANCELLED, "cancelled")))
-        finally:
+        def carried_out(task: asyncio.Task[None]) -> None:
+            # Not in the task's own body: one that is cancelled before it begins never runs it.
+            call.close()
             self._waiting -= 1
             self._forget(request)
+            if task.cancelled():
+                self.send(rpc.error(request.id, RpcError(rpc.REQUEST_CANCELLED, "cancelled")))
+
+        task.add_done_callback(carried_out)
+        self._cancels[request.key] = task.cancel
 
     def _forget(self, request: rpc.Request) -> None:
         """It is answered, and cannot be cancelled any more."""
@@ -265,6 +266,7 @@ class Connection(Peer):
             await asyncio.shield(abandon)
             raise
         if self._left:
+            await self._abandon(creating)
             return
         attachment = self._attach(session, 0)
         row = session.row
@@ -436,15 +438,15 @@ class Connection(Peer):
 
     async def _set_mode(self, request: rpc.Request) -> None:
         params = messages.read(messages.SetMode, request.params)
-        await self._set(request, params.session_id, frames.SetMode(params.mode_id))
+        await self._set(request, params.session_id, frames.SetMode(mode=params.mode_id))
 
     async def _set_model(self, request: rpc.Request) -> None:
         params = messages.read(messages.SetModel, request.params)
-        await self._set(request, params.session_id, frames.SetModel(params.model_id))
+        await self._set(request, params.session_id, frames.SetModel(model=params.model_id))
 
     async def _set_config_option(self, request: rpc.Request) -> None:
         params = messages.read(messages.SetConfigOption, request.params)
-        setting = frames.SetConfigOption(params.config_id, params.value)
+        setting = frames.SetConfigOption(key=params.config_id, value=params.value)
         await self._set(request, params.session_id, setting)
 
     async def _set(self, request: rpc.Request, session_id: str, setting: frames.Setting) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,10 +12,9 @@ from .. import bodies, frames
 from ..auth import TICKET_SECS
 from ..codec import dumps
 from ..errors import Error, bad_request
-from ..files import annotate
 from ..log import Batch
 from ..replies import json_reply, raw_reply
-from ..services import REQUEST_ID, TURN, app_of, services_of, session_of
+from ..services import TURN, app_of, prompt, services_of, session_of
 from ..session import Session
 from ..sse import KEEP_ALIVE_SECS, EventStream, wants_stream
 from ..turn import Turn
@@ -76,19 +76,16 @@ async def run_turn(request: web.Request) -> web.StreamResponse:
     body = await bodies.read_body(request, bodies.RunTurn)
     key = bodies.read_headers(request, bodies.TurnHeaders).idempotency_key
     # Bytes of a header that are no UTF-8 come as half surrogate pairs, which are no characters.
-    if key is not None and not key.isprintable():
-        raise bad_request("Idempotency-Key: must have printable characters alone")
-    turn = None
-    if body.files:  # a repeated one need not have them any more
-        turn = await session.turn_of(key)
-    if turn is None:
-        paths = await services_of(request).files.paths(session.row.app_name, body.files or [])
-        turn, _ = await session.prompt(
-            dumps(annotate(body.prompt, paths)),
-            request_id=request[REQUEST_ID],
-            client_id=key,
-            timeout=body.timeout_secs,
-        )
+    if key is not None and re.search("[\ud800-\udfff]", key):
+        raise bad_request("Idempotency-Key: must be UTF-8")
+    turn, _ = await prompt(
+        request,
+        session,
+        body.prompt,
+        body.files or [],
+        client_id=key,
+        timeout=body.timeout_secs,
+    )
     request[TURN] = turn.index
     if wants_stream(request):
         return await _stream_turn(request, session, turn)
@@ -114,18 +111,17 @@ async def _turn_reply(session: Session, turn: Turn) -> web.Response:
     return raw_reply(dumps(head)[:-1] + b',"events":[' + events + b"]}", status=status)
 
 
-async def _events_of(session: Session, turn: Turn) -> Any:
+async def _events_of(session: Session, turn: Turn) -> AsyncIterator[bytes]:
     assert turn.first_seq is not None
     assert turn.last_seq is not None
     position = turn.first_seq - 1
-    mine = b',"turn_index":%d,' % turn.index
     while batches := await session.log.read(position):
         for batch in batches:
             for seq, line in enumerate(batch.lines(), batch.first):
                 if seq > turn.last_seq:
                     return
                 event = frames.event_of(line)
-                if event is not None and mine in line[:120]:
+                if event is not None and frames.turn_index_of(line) == turn.index:
                     yield event
             position = batch.last
 
@@ -137,7 +133,7 @@ async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> we
     async with EventStream(request, services_of(request).settings.stall_timeout_secs) as stream:
         async for batch in _follow(request, session, turn.first_seq - 1, stream):
             for seq, line in enumerate(batch.lines(), batch.first):
-                if b',"turn_index":%d,' % turn.index in line[:120]:
+                if frames.turn_index_of(line) == turn.index:
                     await stream.send(seq, line)
                 if turn.last_seq is not None and seq >= turn.last_seq:
                     return stream.response

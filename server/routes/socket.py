@@ -8,17 +8,13 @@ from aiohttp import WSMsgType, web
 
 from .. import bodies, frames
 from ..auth import bearer, check_origin
-from ..codec import dumps
 from ..errors import CloseCode, Error, bad_request
-from ..files import annotate
 from ..peer import TOO_BIG, Goodbye, is_too_big, new_socket
-from ..services import APP, REQUEST_ID, SESSION, Services, app_of, services_of
-from ..session import Session
+from ..services import APP, SESSION, Services, app_of, prompt, services_of
+from ..session import MAX_CHANGES, Session
 from ..viewer import Viewer
 
 routes = web.RouteTableDef()
-
-MAX_WAITING_SETTINGS = 16
 
 
 @routes.get("/sessions/{session_id}/ws")
@@ -199,30 +195,23 @@ class Commands:
 
     async def _prompt(self, viewer: Viewer, command: frames.Prompt) -> None:
         blocks = frames.parse_blocks(command.prompt)
-        session, turn, duplicate = viewer.session, None, True
-        if command.files:  # a repeated one need not have them any more
-            turn = await session.turn_of(command.id)
-        if turn is None:
-            paths = await self._services.files.paths(self._app_name, command.files)
-            turn, duplicate = await session.prompt(
-                dumps(annotate(blocks, paths)),
-                request_id=self._request[REQUEST_ID],
-                client_id=command.id,
-            )
+        turn, duplicate = await prompt(
+            self._request, viewer.session, blocks, command.files or [], client_id=command.id
+        )
         # No await from here on: `accepted` comes before the turn's entries.
         viewer.send(
             frames.frame(
                 "accepted",
                 id=command.id,
                 turn_index=turn.index,
-                queued=session.is_queued(turn),
+                queued=viewer.session.is_queued(turn),
                 duplicate=duplicate,
             )
         )
 
     def _set(self, viewer: Viewer, command: frames.Setting) -> None:
         """Behind the reader's back: the agent may have to start first, or never answer."""
-        if len(self._settings) >= MAX_WAITING_SETTINGS:
+        if len(self._settings) >= MAX_CHANGES:
             raise Error("rate_limited", "the last changes are not through yet", retryable=True)
         self._settings.append(command)
         if self._setting is None or self._setting.done():
@@ -232,10 +221,11 @@ class Commands:
 
     async def _carry_out(self, viewer: Viewer) -> None:
         while self._settings:
+            setting = self._settings.pop(0)
             try:
-                await viewer.session.change(self._settings.pop(0))
+                await viewer.session.change(setting)
             except Error as error:
-                viewer.send(frames.error_frame(error))
+                viewer.send(frames.error_frame(error, setting.id))
 
     async def _close(self, session: Session) -> None:
         await self._services.sessions.close(session, "client")
