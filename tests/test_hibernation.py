@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from server.agents.host_process import HostProcess
+from server.frames import SetMode
 from server.live_agents import LiveAgents
 from server.tasks import Tasks
 
+from . import acp_client
 from .conftest import Serve
 from .harness import (
+    MOCKS,
     Client,
     Clock,
     Json,
+    LocalServer,
     descendants,
+    eventually,
+    mock_agent,
     script,
     texts_of,
 )
@@ -104,6 +114,21 @@ async def test_a_request_behind_a_turns_end_keeps_its_agent_awake_too(serve: Ser
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 
+async def test_a_prompt_that_waits_for_an_agent_gets_it_once_its_late_request_is_answered(
+    serve: Serve,
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    asking = await client.connect(await client.create(permission="ask"))
+    await asking.turn(script({"late": [{"permission": True}]}))
+    request = await asking.until("permission_request")
+    other = await client.connect(await client.create())
+    await other.send("prompt", prompt="room for me?")
+    assert (await other.until("accepted"))["queued"] is True
+    await asking.send("permission", request_id=request["request_id"], option_id="allow_once")
+    assert (await other.until("turn_end"))["stop_reason"] == "end_turn"
+
+
 async def test_idle_agents_are_put_to_sleep_and_wake_with_their_context(serve: Serve) -> None:
     clock = Clock()
     server = await serve(clock=clock, agent_idle_secs=60)
@@ -167,6 +192,14 @@ async def test_a_prompt_that_comes_while_its_agent_falls_asleep_is_answered(
     assert (await history(client, session))[0] == "first"
 
 
+async def test_an_agent_that_dies_in_a_turn_gives_its_slot_back(serve: Serve) -> None:
+    server = await serve()
+    client = await server.client()
+    _, reply = await client.turn(await client.create(), script({"exit": 1}))
+    assert reply["code"] == "agent_failed"
+    await eventually("its slot to be free", lambda: not len(server.services.sessions.slots))
+
+
 async def test_a_setting_and_a_prompt_of_one_session_need_one_agent(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
@@ -199,6 +232,89 @@ async def test_a_setting_that_waits_for_an_agent_starts_none_for_a_closed_sessio
     await busy.send("cancel")
     await busy.until("turn_end")
     assert (await client.turn(await client.create(), "is there room?"))[0] == 200
+    assert (await client.state(session))["agent_state"] == "hibernated"
+
+
+async def give_up_setting(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, session_id: str, op: str
+) -> None:
+    """Change the session's mode, and wait for it no more once acpx was told to do *op* for it."""
+    session = await server.services.sessions.get(session_id, "app")
+    send, told = HostProcess.send, asyncio.Event()
+
+    def note(host: HostProcess, asked: str, **fields: Any) -> asyncio.Future[Any]:
+        if asked == op and fields["key"] == session_id:
+            told.set()
+        return send(host, asked, **fields)
+
+    monkeypatch.setattr(HostProcess, "send", note)
+    setting = asyncio.create_task(session.change(SetMode(mode="code")))
+    await told.wait()
+    setting.cancel()
+    await asyncio.wait({setting})
+    assert setting.cancelled()
+
+
+async def test_an_agent_that_starts_for_a_setting_keeps_its_slot_when_that_is_given_up(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    other = await client.create()
+    await client.turn(other, "I have the only agent")
+    session = await client.create("mock-modes")
+    await give_up_setting(server, monkeypatch, session, "open")
+    assert len(server.services.sessions.slots) == 1
+    await client.awake(session)
+    assert (await client.turn(other, "I need it again"))[0] == 200
+    assert len(agents()) == 1
+    assert (await client.state(session))["agent_state"] == "hibernated"
+
+
+async def test_an_agent_that_wakes_for_a_given_up_setting_has_its_slot_as_long_as_it_lives(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=1)
+    client = await server.client()
+    session = await client.create("mock-modes")
+    await client.turn(session, "hello")
+    clock.advance(2)
+    await server.services.sessions.sweep()
+    slots = server.services.sessions.slots
+    assert len(slots) == 0
+    await give_up_setting(server, monkeypatch, session, "set_mode")
+    assert len(slots) == 1
+    await eventually("its slot to be free", lambda: not len(slots))
+    assert not agents()
+
+
+async def test_an_agent_that_does_not_start_for_a_given_up_setting_frees_its_slot_quietly(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await serve()
+    client = await server.client()
+    session = await client.create("mock-dies")
+    slots = server.services.sessions.slots
+    await eventually("the first start to fail", lambda: not len(slots))
+    await give_up_setting(server, monkeypatch, session, "open")
+    assert len(slots) == 1
+    await eventually("its slot to be free", lambda: not len(slots))
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_new_session_whose_starting_agent_makes_room_for_a_prompt_is_created_all_the_same(
+    serve: Serve,
+) -> None:
+    agents_known = {**MOCKS, "mock-slow": mock_agent("--slow-start=60000")}
+    server = await serve(max_live_agents=1, agents=agents_known)
+    client = await server.client()
+    acp = await acp_client.connect(client)
+    wishes = {"clawdforge": {"agent": "mock-slow"}}
+    creating = await acp.ask("session/new", {"cwd": "/", "mcpServers": [], "_meta": wishes})
+    await eventually("its agent to start", agents)
+    assert (await client.turn(await client.create(), "I need it now"))[0] == 200
+    session = (await acp.answer_to(creating))["sessionId"]
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 

@@ -133,9 +133,7 @@ class HostAgent:
             self._seam.answer(raw_id, {"outcome": outcome})
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
-        result = await self._control("set_mode", mode=mode)
-        self._state = self._state.in_mode(mode)  # whoever asked for it is not always told
-        return result
+        return await self._control("set_mode", mode=mode)
 
     async def set_model(self, model: str) -> Mapping[str, Any]:
         return await self._control("set_model", model=model)
@@ -205,6 +203,12 @@ class HostAgent:
                 self._waiting.remove(prompt)
             if self._current is prompt:
                 self._current = None
+        self._tell_if_gone()
+
+    def _tell_if_gone(self) -> None:
+        """Tell of an agent that went, or never came, while acpx was at work: it was live still."""
+        if not self.live:
+            self._listener.agent_gone()
 
     async def _send_through(
         self, prompt: _Prompt, blocks: bytes, call: asyncio.Future[Any] | None
@@ -286,6 +290,32 @@ class HostAgent:
 
     async def _control(self, op: str, **fields: Any) -> Mapping[str, Any]:
         """Change a setting; the agent's own result, as it passed by at the seam."""
+        result: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        self._tasks.spawn(self._see_to(result, op, fields), f"{op}-{self.spec.key}")
+        return await result
+
+    async def _see_to(
+        self, result: asyncio.Future[Mapping[str, Any]], op: str, fields: Mapping[str, Any]
+    ) -> None:
+        """Change it, even if nobody waits for *result* any more.
+
+        acpx goes on, too, and may be starting the agent: it must count as live.
+        """
+        failure = agent_failed("the server is stopping")
+        self._busy += 1
+        try:
+            value = await self._change(op, fields)
+            if not result.done():
+                result.set_result(value)
+        except Error as error:
+            failure = error
+        finally:
+            self._busy -= 1
+            if not result.done():
+                result.set_exception(failure)
+        self._tell_if_gone()
+
+    async def _change(self, op: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         await self._guard(self._open())
         async with self._setting:
             self._replies.clear()
@@ -295,6 +325,8 @@ class HostAgent:
                 raise bad_request(f"the agent refused: {_plain(error)}") from None
             except (HostGoneError, TimeoutError):
                 raise agent_failed("the agent did not answer") from None
+            if op == "set_mode":  # whoever asked for it is not always told
+                self._state = self._state.in_mode(fields["mode"])
             # An agent that had to start first may have been told other settings before this one.
             return self._replies.get(f"session/{op}", {})
 
@@ -312,6 +344,8 @@ class HostAgent:
             raise await self._start_error(error) from None
 
     async def _start_error(self, error: CallError) -> Error:
+        if error.code == "UNSUPPORTED_PROMPT_CONTENT":  # it did start
+            return bad_request(f"the agent does not take this prompt: {_plain(error)}")
         said = details_of(self._refusal)
         if error.code == "AGENT_STARTUP_FAILED":  # it is gone, and has said all that it will
             said = await self._attachments.stderr.last_words(self.spec.key)
