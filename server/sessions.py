@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
+import os
 import shutil
 import stat
 import time
@@ -68,6 +71,7 @@ class Sessions:
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
         self._kept: dict[str, Session] = {}
         self._loading: dict[str, asyncio.Task[Session | None]] = {}
+        self._going: set[str] = set()
         self._prompt_rates: dict[str, Rate] = {}
         self._open: Counter[str] = Counter()
         self._last_number = 0
@@ -85,7 +89,8 @@ class Sessions:
         """End all turns: what runs has ``drain_secs`` to finish. Agents are the backend's."""
         self.is_draining = True
         patience = self.settings.drain_secs
-        await asyncio.gather(*(session.drain(patience) for session in tuple(self._kept.values())))
+        sessions = tuple(self._loaded.values())  # who is held may work, kept or not
+        await asyncio.gather(*(session.drain(patience) for session in sessions))
         await self.closing.finish(CLOSE_SECS)
         await self.tasks.finish(0)
 
@@ -114,11 +119,11 @@ class Sessions:
 
     @property
     def running_turns(self) -> int:
-        return sum(session.state_name == "running" for session in self._kept.values())
+        return sum(session.state_name == "running" for session in self._loaded.values())
 
     @property
     def queued_turns(self) -> int:
-        return sum(session.queued_turns for session in self._kept.values())
+        return sum(session.queued_turns for session in self._loaded.values())
 
     # Finding.
 
@@ -140,6 +145,8 @@ class Sessions:
         return session
 
     async def _session(self, session_id: str) -> Session | None:
+        if session_id in self._going:
+            return None
         session = self._loaded.get(session_id)
         if session is not None:
             self._kept[session_id] = session
@@ -344,21 +351,27 @@ class Sessions:
         return await self.close(session, reason)
 
     async def sweep(self) -> None:
-        """One round of the sweeper: close what is idle, delete what is long closed."""
+        """One round of the sweeper: close what is idle, delete what is long closed.
+
+        Where that fails for one session, it goes on with the next.
+        """
         now = self.clock()
         settings = self.settings
         for session_id in await self.store.idle_sessions(now - settings.session_ttl_secs):
-            session = await self._session(session_id)
-            if session is not None and not session.is_closed and not session.is_busy:
-                await self.close(session, "idle")
+            await _attempt(self._close_idle(session_id), session=session_id)
         for row in await self.store.sessions_closed(now - settings.session_hard_ttl_secs):
-            await self._delete(row, now)
+            await _attempt(self._delete(row, now), session=row.id, app=row.app_name)
         await self._hibernate_unused(now)
         self._unload()
         self._prompt_rates = {
             app_name: rate for app_name, rate in self._prompt_rates.items() if not rate.is_unspent()
         }
         self.prewarmer.fill()
+
+    async def _close_idle(self, session_id: str) -> None:
+        session = await self._session(session_id)
+        if session is not None and not session.is_closed and not session.is_busy:
+            await self.close(session, "idle")
 
     async def _hibernate_unused(self, now: float) -> None:
         """Put idle agents to sleep, and before their time those in the place of prewarmed ones."""
@@ -369,26 +382,45 @@ class Sessions:
         )
         unused = self.slots.idle_since(now - unused_secs)[:count]
         for start in range(0, len(unused), AT_ONCE):
-            await asyncio.gather(*(one.hibernate() for one in unused[start : start + AT_ONCE]))
+            few = unused[start : start + AT_ONCE]
+            await asyncio.gather(*(_attempt(one.hibernate(), session=one.id) for one in few))
 
     async def _delete(self, row: SessionRow, now: float) -> None:
-        """Delete a closed session with all that it left, but for its audit."""
+        """Delete a closed session with all that it left, but for its audit.
+
+        One that is read, or about to be, is left for a later round.
+        """
+        session = self._loaded.get(row.id)
+        if row.id in self._loading or (session is not None and session.log.is_watched):
+            return
+        # Its rows go last: till then they must not bring it back.
+        self._going.add(row.id)
         self._loaded.pop(row.id, None)
         self._kept.pop(row.id, None)
-        await self.leave_nothing(row.id, Path(row.cwd))
-        detail = dumps({"agent": row.agent, "turn_count": row.turn_count}).decode()
-        await self.writer.commit(
-            [
-                *store.delete_session(row.n),
-                store.audit(row.id, row.app_name, "hard_delete", now, detail),
-            ]
-        )
+        try:
+            await self.leave_nothing(row.id, Path(row.cwd))
+            detail = dumps({"agent": row.agent, "turn_count": row.turn_count}).decode()
+            await self.writer.commit(
+                [
+                    *store.delete_session(row.n),
+                    store.audit(row.id, row.app_name, "hard_delete", now, detail),
+                ]
+            )
+        finally:
+            self._going.discard(row.id)
 
     async def leave_nothing(self, session_id: str, folder: Path) -> None:
-        """Remove what acpx keeps of a session, and its folder if it is its own."""
+        """Remove what acpx keeps of a session, and its folder if it is its own.
+
+        What may not be removed is the operator's to remove: it will not go the next time either.
+        """
         await self.backend.forget(session_id)
         if folder == self.workspace(session_id):
-            await asyncio.to_thread(_remove_tree, folder)
+            try:
+                await asyncio.to_thread(_remove_tree, folder)
+            except OSError as error:
+                about = {"session": session_id}
+                logger.error("a session's folder cannot be removed: %s", error, extra=about)
 
     def _unload(self) -> None:
         """Forget sessions that nobody watches and nothing runs for; the database has them."""
@@ -402,21 +434,45 @@ class Sessions:
         self.prewarmer.start(await self.store.prewarmed())
         while True:
             await asyncio.sleep(self.settings.sweep_interval_secs)
-            try:
-                for sweep in (self.sweep, *others):
-                    await sweep()
-            except Exception:
-                logger.exception("the sweeper failed; it goes on")
+            for sweep in (self.sweep, *others):
+                await _attempt(sweep())
+
+
+async def _attempt(work: Awaitable[object], **about: str) -> None:
+    """Wait for *work*; should it fail, that is logged, and the sweeper goes on with the rest."""
+    try:
+        await work
+    except Exception:
+        logger.exception("the sweeper failed; it goes on", extra=about)
 
 
 def _remove_tree(folder: Path) -> None:
-    """Remove *folder*, even where an agent has taken away its own right to."""
+    """Remove *folder*, even where an agent has taken away its own right to.
 
-    def allow(function: Callable[[str], Any], path: str, _: Any) -> None:
-        parent = Path(path).parent
-        parent.chmod(parent.stat().st_mode | stat.S_IRWXU)
-        Path(path).chmod(stat.S_IRWXU, follow_symlinks=False) if Path(path).is_dir() else None
-        function(path)
+    Raises:
+        OSError: the first that cannot be removed; all that can be is.
+    """
+    failed: list[OSError] = []
+
+    def note(_: Any, path: str, failure: Any) -> None:
+        error = failure[1]
+        error.filename = path  # not relative to a descriptor
+        failed.append(error)
 
     if folder.exists():
-        shutil.rmtree(folder, onerror=allow)
+        shutil.rmtree(folder, onerror=note)
+    if failed and not folder.is_symlink():  # which would lead us out of it
+        _unlock(folder)
+        failed.clear()
+        shutil.rmtree(folder, onerror=note)
+    if failed:
+        raise failed[0]
+
+
+def _unlock(folder: Path) -> None:
+    """Give us all rights to *folder* and the folders in it, as far as they are ours."""
+    # Each is unlocked before the walk comes to it.
+    below = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)
+    for one in itertools.chain([folder], below):
+        with contextlib.suppress(OSError, NotImplementedError):  # another's, a link
+            one.chmod(stat.S_IRWXU, follow_symlinks=False)

@@ -6,17 +6,24 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import sqlite3
+import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from server import sessions
 from server.auth import FIRST_APP
+from server.codec import dumps
+from server.log import Batch, SessionLog
+from server.session import Session
 
 from .conftest import Serve
-from .harness import Client, Clock, LocalServer, eventually, script
+from .harness import PATIENCE, Client, Clock, LocalServer, eventually, script
 
 IDLE = 3600
 HARD = 86400
@@ -56,6 +63,22 @@ def traces(server: LocalServer, session: str) -> list[str]:
     """Files and folders below the data folder that carry the session's name."""
     folder = server.services.settings.data_dir
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(f"*{session}*"))
+
+
+def failures(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
+    """The sessions whose failures were logged, and whether with a traceback."""
+    errors = (record for record in caplog.records if record.levelname == "ERROR")
+    return [(getattr(error, "session", ""), bool(error.exc_info)) for error in errors]
+
+
+def fail_for(session: str) -> Callable[..., Awaitable[None]]:
+    """Stands in for what the sweeper does with each session's id, or row, or the session."""
+
+    async def works(_: Any, one: Any, *__: Any) -> None:
+        if session in (one, getattr(one, "id", None)):
+            raise RuntimeError("the disk hiccuped")
+
+    return works
 
 
 # Idle sessions.
@@ -279,6 +302,245 @@ async def test_a_link_in_a_workspace_is_deleted_and_not_what_it_points_to(
     assert (precious / "file").exists()
 
 
+async def test_a_folder_that_cannot_be_removed_is_named_in_the_log_once(
+    server: LocalServer,
+    client: Client,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck, other = await client.create(), await client.create()
+    for session in (stuck, other):
+        await client.delete(f"/sessions/{session}")
+    remove = sessions._remove_tree
+
+    def remove_ours(folder: Path) -> None:
+        if folder.name == stuck:
+            raise PermissionError(13, "Permission denied", str(folder / "of-root"))
+        remove(folder)
+
+    monkeypatch.setattr(sessions, "_remove_tree", remove_ours)
+    clock.advance(HARD)
+    for _ in range(2):
+        await sweep(server)
+    assert traces(server, other) == []
+    assert traces(server, stuck) == [f"workspaces/{stuck}"]
+    assert (await client.get(f"/sessions/{stuck}"))[0] == 404
+    assert events(server, stuck) == ["create", "close", "hard_delete"]
+    assert failures(caplog) == [(stuck, False)]
+    assert f"{stuck}/of-root" in caplog.text
+
+
+async def test_a_session_that_cannot_be_deleted_holds_up_no_other_and_is_tried_again(
+    server: LocalServer,
+    client: Client,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stuck, other = await client.create(), await client.create()
+    for session in (stuck, other):
+        await client.delete(f"/sessions/{session}")
+    clock.advance(HARD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(server.services.sessions.backend), "forget", fail_for(stuck))
+        await sweep(server)
+    assert (await client.state(stuck))["state"] == "closed"
+    assert (await client.get(f"/sessions/{other}"))[0] == 404
+    assert failures(caplog) == [(stuck, True)]
+    await sweep(server)
+    assert (await client.get(f"/sessions/{stuck}"))[0] == 404
+
+
+async def test_a_session_that_cannot_be_closed_holds_up_no_other(
+    server: LocalServer,
+    client: Client,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck, other, old = [await client.create() for _ in range(3)]
+    await client.delete(f"/sessions/{old}")
+    clock.advance(HARD)
+    close = Session.close
+
+    async def close_others(session: Session, reason: str) -> bool:
+        await fail_for(stuck)(None, session)
+        return await close(session, reason)
+
+    monkeypatch.setattr(Session, "close", close_others)
+    await sweep(server)
+    monkeypatch.undo()
+    assert (await client.state(stuck))["state"] == "idle"
+    assert (await client.state(other))["state"] == "closed"
+    assert (await client.get(f"/sessions/{old}"))[0] == 404
+    assert failures(caplog) == [(stuck, True)]
+
+
+async def test_an_agent_that_cannot_be_put_to_sleep_does_not_keep_sessions_in_memory(
+    serve: Serve, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    stuck, other = await client.create(), await client.create()
+    for session in (stuck, other):
+        await client.turn(session, "hello")
+    clock.advance(60)
+    hibernate = Session.hibernate
+
+    async def hibernate_others(session: Session) -> bool:
+        await fail_for(stuck)(None, session)
+        return await hibernate(session)
+
+    monkeypatch.setattr(Session, "hibernate", hibernate_others)
+    await sweep(server)
+    assert set(server.services.sessions._kept) == {stuck}
+    assert failures(caplog) == [(stuck, True)]
+
+
+@pytest.mark.parametrize("by_socket", [True, False])
+async def test_a_session_is_not_deleted_while_it_is_read(
+    server: LocalServer,
+    client: Client,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    by_socket: bool,
+) -> None:
+    session = await client.create()
+    await client.turn(session, "hello")
+    await client.delete(f"/sessions/{session}")
+    head = (await client.state(session))["head"]
+    clock.advance(HARD)
+    read, reading, go_on = SessionLog.read, asyncio.Event(), asyncio.Event()
+
+    async def read_slowly(log: SessionLog, after: int) -> list[Batch]:
+        reading.set()
+        await go_on.wait()
+        return await read(log, after)
+
+    async def read_all() -> int:
+        if by_socket:
+            socket = await client.connect(session, after=0)
+            await socket.until_closed()
+            return int(socket.entries[-1]["seq"])
+        headers = {**client.headers(), "Accept": "text/event-stream"}
+        url = f"{client.url}/sessions/{session}/events"
+        async with client.http.get(url, headers=headers) as response:
+            return int((await response.text()).rpartition("id: ")[2].partition("\n")[0])
+
+    monkeypatch.setattr(SessionLog, "read", read_slowly)
+    reader = asyncio.create_task(read_all())
+    await asyncio.wait_for(reading.wait(), PATIENCE)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "closed"
+    go_on.set()
+    assert await asyncio.wait_for(reader, PATIENCE) == head
+
+    async def gone() -> bool:
+        await sweep(server)
+        return (await client.get(f"/sessions/{session}"))[0] == 404
+
+    await eventually("the session to be deleted in a later round", gone)
+
+
+async def test_a_session_is_not_found_from_the_moment_it_is_being_deleted(
+    server: LocalServer, client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    await client.turn(session, "hello")
+    await client.delete(f"/sessions/{session}")
+    clock.advance(HARD)
+    backend = server.services.sessions.backend
+    forget, going, go_on = backend.forget, asyncio.Event(), asyncio.Event()
+
+    async def forget_slowly(key: str) -> None:
+        going.set()
+        await go_on.wait()
+        await forget(key)
+
+    monkeypatch.setattr(backend, "forget", forget_slowly)
+    sweeping = asyncio.create_task(sweep(server))
+    await asyncio.wait_for(going.wait(), PATIENCE)
+    try:
+        for path in ("", "/events"):
+            assert (await client.get(f"/sessions/{session}{path}"))[0] == 404
+        assert (await client.get("/sessions?include_closed=true"))[1]["count"] == 0
+    finally:
+        go_on.set()
+        await sweeping
+    assert (await client.get(f"/sessions/{session}"))[0] == 404
+    assert events(server, session) == ["create", "turn", "close", "hard_delete"]
+
+
+def test_all_of_a_folder_is_removed_but_what_cannot_be(tmp_path: Path) -> None:
+    for name in ("a/file", "b/of-root", "c/file"):
+        path = tmp_path / "workspace" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    unlink = os.unlink
+
+    def unlink_ours(path: str, **options: Any) -> None:
+        if path == "of-root":
+            raise PermissionError(13, "Permission denied", path)
+        unlink(path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", unlink_ours)
+        with pytest.raises(PermissionError, match="workspace/b/of-root"):
+            sessions._remove_tree(tmp_path / "workspace")
+    left = [str(path.relative_to(tmp_path)) for path in (tmp_path / "workspace").rglob("*")]
+    assert left == ["workspace/b", "workspace/b/of-root"]
+
+
+def test_folders_that_an_agent_has_locked_are_removed(tmp_path: Path) -> None:
+    inner = tmp_path / "workspace" / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "file").touch()
+    precious = tmp_path / "precious"
+    precious.mkdir(mode=0o500)
+    (inner / "link").symlink_to(precious)
+    for folder in (inner, inner.parent, inner.parent.parent):
+        folder.chmod(0)
+    works = os.open
+
+    def open_unlocked(path: str, flags: int, *options: Any, dir_fd: int | None = None) -> int:
+        # To root, who may run the tests, no folder is locked.
+        if not os.stat(path, dir_fd=dir_fd).st_mode & stat.S_IRUSR:
+            raise PermissionError(13, "Permission denied", path)
+        return works(path, flags, *options, dir_fd=dir_fd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", open_unlocked)
+        sessions._remove_tree(tmp_path / "workspace")
+    assert list(tmp_path.iterdir()) == [precious]
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o500
+
+
+# Sessions that are not kept in memory.
+
+
+async def test_a_turn_of_a_session_that_is_held_and_no_longer_kept_is_counted_and_drained(
+    serve: Serve, clock: Clock
+) -> None:
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "hello")
+    ours = server.services.sessions
+    held = await ours.get(session, "app")
+    clock.advance(60)
+    await sweep(server)
+    assert session not in ours._kept
+    prompt = [{"type": "text", "text": script({"hang": True})}]
+    running, _ = await held.prompt(dumps(prompt))
+    queued, _ = await held.prompt(dumps(prompt))
+    await asyncio.wait_for(held.started(running), PATIENCE)
+    assert (ours.running_turns, ours.queued_turns) == (1, 1)
+    await asyncio.wait_for(ours.stop(), PATIENCE)
+    for turn in (running, queued):
+        assert turn.error is not None
+        assert turn.error["code"] == "server_restarted"
+
+
 # Uploads.
 
 
@@ -341,4 +603,24 @@ async def test_a_sweep_that_fails_does_not_stop_the_sweeper(
         return bool((await client.state(session))["state"] == "closed")
 
     await eventually("the sweeper to close the session", closed)
+    assert "the sweeper failed" in caplog.text
+
+
+async def test_a_sweeper_that_fails_does_not_keep_the_others_from_their_round(
+    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(sweep_interval_secs=0.02)
+    ours = server.services.sessions
+    swept = asyncio.Event()
+
+    async def fail(*_: Any) -> Any:
+        raise RuntimeError("the disk hiccuped")
+
+    async def works() -> None:
+        swept.set()
+
+    monkeypatch.setattr(ours.store, "idle_sessions", fail)
+    sweeping = asyncio.create_task(ours.run_sweeper(fail, works))
+    await asyncio.wait_for(swept.wait(), PATIENCE)
+    sweeping.cancel()
     assert "the sweeper failed" in caplog.text
