@@ -774,8 +774,8 @@ def main() -> NoReturn:
             break
     if not (Switches.ignore_eof or Switches.stop_reading):
         os._exit(0)
-    while True:
-        signal.pause()
+    while True:  # not `signal.pause`: a signal just before it would wait in it for the next one
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
