@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import Error, bad_request
+from ..errors import Error, bad_request, internal
 from ..tasks import Tasks
 from . import processes
 from .attach import Attachments
@@ -309,6 +309,9 @@ class HostAgent:
                 result.set_result(value)
         except Error as error:
             failure = error
+        except Exception:
+            failure = internal()
+            raise  # to the log
         finally:
             self._busy -= 1
             if not result.done():
