@@ -64,9 +64,9 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Hang:
-    """Nothing at all, or, if *started*, the beginning of an answer and nothing more."""
+    """The beginning of an answer, *text*, and nothing more; if that is None, nothing at all."""
 
-    started: bool = False
+    text: str | None = None
 
 
 Reply = Text | ToolUse | Failure | Hang
@@ -146,7 +146,7 @@ class StandIn:
         if isinstance(reply, Failure):
             error = {"type": KINDS[reply.status], "message": reply.message}
             return web.json_response({"type": "error", "error": error}, status=reply.status)
-        if isinstance(reply, Hang) and not reply.started:
+        if isinstance(reply, Hang) and reply.text is None:
             await self._over.wait()
             return web.Response(status=500)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -174,14 +174,19 @@ class StandIn:
             await send("content_block_delta", index=0, delta=delta)
         else:
             await send("content_block_start", index=0, content_block={"type": "text", "text": ""})
+
+            async def say(text: str) -> None:
+                delta = {"type": "text_delta", "text": text}
+                await send("content_block_delta", index=0, delta=delta)
+
             if isinstance(reply, Hang):
+                await say(reply.text or "")
                 await self._over.wait()
                 return
             assert isinstance(reply, Text)
             stop_reason = reply.stop_reason
             for piece in _cut(reply.text, reply.pieces):
-                delta = {"type": "text_delta", "text": piece}
-                await send("content_block_delta", index=0, delta=delta)
+                await say(piece)
                 await asyncio.sleep(reply.pause)
         await send("content_block_stop", index=0)
         ending = {"stop_reason": stop_reason, "stop_sequence": None}

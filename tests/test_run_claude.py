@@ -171,7 +171,7 @@ async def test_the_real_claude_is_stopped_in_time_with_its_tools(
         lambda: not [pid for pid in descendants(os.getpid()) if b"sleep" in command_line(pid)],
     )
 
-    for hang in (Hang(), Hang(started=True)):
+    for hang in (Hang(), Hang("So")):
         api.plan(hang)
         reply = await fail(client, "hi", timeout_secs=1)
         assert reply["stop_reason"] == "timeout"
