@@ -48,7 +48,7 @@ export class Api {
 			xhr.setRequestHeader('Authorization', `Bearer ${this.token}`);
 			xhr.responseType = 'json';
 			xhr.upload.onprogress = ({ loaded, total }) => onprogress(loaded / total);
-			xhr.onloadend = () => (xhr.status === 200 || xhr.status === 201 ? resolve(xhr.response) : reject(new ApiError(xhr.status, xhr.response)));
+			xhr.onloadend = () => (xhr.response?.file_token ? resolve(xhr.response) : reject(new ApiError(xhr.status, xhr.response)));
 			xhr.send(form);
 		});
 		return { done, abort: () => xhr.abort() };

@@ -325,9 +325,7 @@ function wake() {
 	refresh();
 }
 document.addEventListener('visibilitychange', wake);
-window.addEventListener('online', wake);
-window.addEventListener('offline', wake);
-window.addEventListener('pageshow', wake);
+for (const name of ['online', 'offline', 'pageshow']) window.addEventListener(name, wake);
 window.addEventListener('popstate', () => (fragment().has('token') ? begin() : route()));
 // A file that is dropped beside the target must not replace the page.
 for (const name of ['dragover', 'drop']) window.addEventListener(name, (event) => event.preventDefault());

@@ -93,10 +93,6 @@ export class ConversationView {
 		return view.append(enough);
 	}
 
-	#running() {
-		return [...this.model.running].map((index) => this.turnViews.get(this.model.byIndex.get(index))).filter(Boolean);
-	}
-
 	/** What is over and not last may be skipped by the browser off screen. */
 	#settle() {
 		for (const turn of this.model.turns.slice(-4)) this.turnViews.get(turn)?.el.classList.toggle('settled', turn.status !== 'running' && !this.context.isLast(turn));
@@ -120,7 +116,7 @@ export class ConversationView {
 	#clock() {
 		if (this.timer || !this.model.running.size) return;
 		this.timer = setInterval(() => {
-			for (const view of this.#running()) view.tick(Date.now());
+			for (const index of this.model.running) this.turnViews.get(this.model.byIndex.get(index))?.tick(Date.now());
 			if (this.model.running.size && this.el.isConnected) return;
 			clearInterval(this.timer);
 			this.timer = 0;

@@ -1,7 +1,7 @@
 /** The raw frames of a session, for developers of other clients. */
 import { copyButton } from './code.js';
 import { h, oncePerFrame, setText, template } from './dom.js';
-import { plural } from './format.js';
+import { plural, pretty } from './format.js';
 
 const SHOWN = 300;
 
@@ -48,7 +48,7 @@ function rowView({ dir, text, ts }) {
 	const find = (pattern) => pattern.exec(text)?.[1] ?? '';
 	const type = [find(/"type":\s*"(\w+)"/), find(/"sessionUpdate":\s*"(\w+)"/)].join(' ');
 	const pre = h('pre', { tabIndex: 0 });
-	const ontoggle = () => setText(pre, JSON.stringify(JSON.parse(text), null, 2));
+	const ontoggle = () => setText(pre, pretty(JSON.parse(text)));
 	const cells = [dir === 'up' ? '↑' : '↓', find(/"seq":\s*(\d+)/), type, new Date(ts).toISOString().slice(11, 23)];
 	return h('li', { 'data-dir': dir }, h('details', { ontoggle }, h('summary', {}, cells.map((cell) => h('span.ellipsis', { text: cell }))), pre, copyButton(() => text)));
 }

@@ -30,7 +30,7 @@ export class PlanView {
 export class NoteView {
 	constructor({ note, title, text = '' }) {
 		const name = { warning: 'alert', error: 'alert', mode: 'swap' }[note] ?? 'info';
-		this.el = h('p.note', { 'data-note': note }, icon(name), h('span', {}, `${title} ${text}`));
+		this.el = h('p.note.hint', { 'data-note': note }, icon(name), h('span', {}, `${title} ${text}`));
 	}
 
 	update() {}

@@ -22,8 +22,7 @@ export class ToolView {
 		const { item, live, toggle } = this;
 		const { toolKind, permission, abandoned, status, startedAt, endedAt } = item;
 		const waits = permission && !permission.outcome && !abandoned;
-		const ended = status === 'completed' || status === 'failed';
-		const state = waits ? 'asking' : abandoned && !ended ? 'stopped' : status;
+		const state = waits ? 'asking' : abandoned && !endedAt ? 'stopped' : status;
 		const { dataset } = this.el;
 		if (dataset.kind !== toolKind) this.icon.replaceChildren(icon(KINDS[toolKind] ?? 'wrench'));
 		if (dataset.state !== state) {
@@ -32,7 +31,7 @@ export class ToolView {
 		}
 		Object.assign(dataset, { kind: toolKind, state });
 		setText(this.title, titleOf(item));
-		setText(this.time, ended && endedAt - startedAt >= 1000 ? duration(endedAt - startedAt) : '');
+		setText(this.time, endedAt - startedAt >= 1000 ? duration(endedAt - startedAt) : '');
 		if (permission) this.#permission(permission);
 		if (!toggle.touched && (waits || (live && (toolKind === 'execute' || hasDiff(item))))) toggle.open();
 		else if (!this.body.hidden) this.#drawBody();

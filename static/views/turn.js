@@ -1,5 +1,5 @@
 /** One prompt, what the agent did with it, and how it ended. */
-import { promptParts } from '../transcript.js';
+import { promptParts, textOf } from '../transcript.js';
 import { copyButton } from './code.js';
 import { h, icon, setText, template, uid } from './dom.js';
 import { compact, duration } from './format.js';
@@ -104,7 +104,7 @@ export class TurnView {
 		const { startedAt, durationMs, usage, items } = this.turn;
 		const messages = items.filter(({ kind }) => kind === 'message');
 		const words = [durationMs && duration(durationMs), usage?.totalTokens && `${compact(usage.totalTokens)} tokens`].filter(Boolean).join(' · ');
-		const answer = () => messages.map(({ parts }) => parts.map(({ text }) => text ?? '').join('')).join('\n\n');
+		const answer = () => messages.map(({ parts }) => textOf(parts)).join('\n\n');
 		return h('p.facts', { title: new Date(startedAt).toLocaleString() }, words, messages.length > 0 && copyButton(answer, 'Copy answer'));
 	}
 }
