@@ -11,14 +11,20 @@ const ESCAPE = /\x1b\[([0-9;:?]*)[ -/]*([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)
 export class TerminalView {
 	constructor() {
 		Object.assign(this, template('terminal'));
+		this.#clear();
+	}
+
+	#clear() {
 		this.shown = this.pending = '';
 		this.style = {};
+		this.code.replaceChildren();
 		this.#newLine();
 	}
 
-	/** `text` is all of the output; it begins with what was shown before. */
+	/** `text` is all of the output; most often it begins with what was shown before. */
 	update(text) {
 		const { scrollTop, scrollHeight, clientHeight } = this.el;
+		if (!text.startsWith(this.shown)) this.#clear();
 		const more = this.pending + text.slice(this.shown.length);
 		this.shown = text;
 		// An escape sequence whose end has not come yet waits for it.
@@ -29,7 +35,7 @@ export class TerminalView {
 			this.#print(whole.slice(at, match.index));
 			at = match.index + match[0].length;
 			if (match[2] === 'm') this.#restyle(match[1]);
-			else if (match[2] === 'K') this.line.replaceChildren();
+			else if (match[2] === 'K' && (this.over || match[1] > 0)) this.line.replaceChildren();
 		}
 		this.#print(whole.slice(at));
 		if (scrollHeight - scrollTop - clientHeight < 8) this.el.scrollTop = this.el.scrollHeight;

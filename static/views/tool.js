@@ -91,11 +91,12 @@ function commandOf({ input }) {
 }
 
 /** What a command printed, wherever its agent has put it; null if it printed nothing. */
-function printedBy({ terminal, toolKind, content, output }) {
+function printedBy({ terminal, toolKind, content, input, output }) {
 	if (terminal?.output) return terminal.output;
 	if (toolKind !== 'execute') return null;
-	const texts = content.filter((one) => one?.content?.type === 'text').map((one) => one.content.text);
-	if (texts.length) return texts.join('\n').replace(/^\s*```\w*\n([\s\S]*?)\n?```\s*$/, '$1');
+	const text = content.filter((one) => one?.content?.type === 'text').map((one) => one.content.text).join('\n');
+	// Claude has there what a command is for, until it has printed something.
+	if (text && text !== input?.description) return text.replace(/^\s*```\w*\n([\s\S]*?)\n?```\s*$/, '$1');
 	const parts = [output, output?.stdout, output?.stderr, output?.formatted_output ?? output?.output];
 	return parts.filter((part) => part && typeof part === 'string').join('\n') || null;
 }

@@ -87,6 +87,38 @@ async def test_everything_an_agent_can_show(tab: Tab) -> None:
     await tab.picture("everything")
 
 
+async def test_what_a_command_printed_takes_the_place_of_what_stood_there(
+    tab: Tab, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    purpose = "Look for what is left to do"
+    search = {"command": "grep -r TODO", "description": purpose}
+    printed = "src/a.c: \x1b[01;31m\x1b[KTODO\x1b[m\x1b[K later\nsrc/b.c: none"
+
+    def update(kind: str, call: str, text: str, /, **fields: Any) -> Json:
+        content = [{"type": "content", "content": {"type": "text", "text": text}}]
+        call_update = {"sessionUpdate": kind, "toolCallId": call, "content": content, **fields}
+        return {"update": call_update}
+
+    steps = [
+        update("tool_call", "t1", purpose, kind="execute", title="grep", rawInput=search),
+        update("tool_call", "t2", "```sh\nstep 1", kind="execute", title="make"),
+        {"gate": str(gate)},
+        update("tool_call_update", "t1", f"```console\n{printed}\n```", status="completed"),
+        update("tool_call_update", "t2", "```sh\nstep 1\nstep 2\n```", status="completed"),
+    ]
+    await tab.say(script(*steps))
+    bodies = tab.page.locator(".tool-body")
+    await expect(bodies.first).to_contain_text(purpose)
+    await expect(bodies.first.locator(".terminal")).to_have_count(0)
+    await expect(bodies.last.locator(".terminal")).to_contain_text("step 1")
+    gate.touch()
+    await tab.settled()
+    shown = ["src/a.c: TODO later\nsrc/b.c: none", "step 1\nstep 2"]
+    await expect(bodies.locator(".terminal")).to_have_text(shown, use_inner_text=True)
+    await expect(bodies.first).not_to_contain_text(purpose)
+
+
 HOSTILE = r"""
 <script>window.pwned=1</script>
 
