@@ -28,7 +28,6 @@ export class Session {
 				entry: (entry) => this.#entry(entry),
 				ready: (frame) => this.#ready(frame),
 				accepted: (frame) => this.#accepted(frame),
-				rejected: (promptId, error) => this.#rejected(promptId, error),
 				error: (frame) => this.#failed(frame),
 				status: () => this.#emit('change'),
 				frame: (dir, frame, text) => this.#frame(dir, frame, text),
@@ -85,6 +84,7 @@ export class Session {
 	send({ id, prompt, files = [] }) {
 		const sent = this.wire.prompt(prompt, { id, files });
 		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' });
+		sent.accepted.catch((error) => this.#rejected(sent.id, error));
 		this.#changedOutbox();
 		const line = firstLine(this.#parts.promptParts(prompt).text);
 		if (!this.title && line) this.named = this.rename(line).catch(() => {});

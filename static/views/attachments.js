@@ -26,7 +26,8 @@ export class Attachments {
 		try {
 			const inline = this.items.reduce((sum, { image }) => sum + (image?.size ?? 0), file.size);
 			if (INLINE.test(file.type) && inline <= INLINE_ALL) {
-				Object.assign(item, { image: file, data: await base64(file) });
+				item.image = file; // which the next one counts, before it is read
+				item.data = await base64(file);
 			} else {
 				item.job = this.upload(file, (part) => {
 					item.bar.value = part;

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Route, expect
+from playwright.async_api import FilePayload, Route, expect
 
 from ..harness import Client, LocalServer, script
 from .conftest import OpenTab
@@ -294,6 +294,19 @@ async def test_files_are_attached_by_choice_and_by_drop(tab: Tab, tmp_path: Path
     path = re.search(r"/\S*?/notes\.txt", said)
     assert path is not None, said
     assert Path(path[0]).read_text() == "remember the milk"
+
+
+async def test_pictures_that_are_chosen_together_fit_into_the_prompt_or_are_uploaded(
+    tab: Tab,
+) -> None:
+    data = b"\x89PNG\r\n\x1a\n" + b"\0" * 1_500_000
+    pictures = [
+        FilePayload(name=name, mimeType="image/png", buffer=data) for name in ("a.png", "b.png")
+    ]
+    await tab.page.locator("input[type=file]").first.set_input_files(pictures)
+    chips = tab.page.locator(".attachments .chip[data-state=ready]")
+    await expect(chips).to_have_count(2)
+    await expect(chips.locator("img")).to_have_count(1)
 
 
 async def test_mode_and_options_come_from_the_agent(open_tab: OpenTab, client: Client) -> None:

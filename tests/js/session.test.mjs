@@ -20,7 +20,9 @@ function world({ state, outbox = [] } = {}) {
 		stop() {}
 		prompt(prompt, { id = `p${(ids += 1)}`, files }) {
 			seen.sent.push({ id, prompt, files });
-			return { id };
+			const accepted = new Promise((resolve, reject) => (seen.reject = reject));
+			if (seen.refusal) seen.reject(seen.refusal);
+			return { id, accepted };
 		}
 		cancel(turn) {
 			seen.sent.push({ cancel: turn });
@@ -77,13 +79,22 @@ test('the turn of a prompt takes its place', () => {
 	assert.deepEqual([session.queue.size, session.outbox.size, session.running], [0, 0, true]);
 });
 
-test('a prompt that was refused can be taken back', () => {
-	const { session, wire } = world();
+test('a prompt that was refused can be taken back', async () => {
+	const { session, seen } = world();
 	session.send({ prompt: words('hello') });
-	wire('rejected', 'p1', new Error('The queue is full.'));
+	seen.reject(new Error('The queue is full.'));
+	await settle();
 	assert.equal(session.outbox.get('p1').state, 'failed');
 	session.discard(session.outbox.get('p1'));
 	assert.equal(session.outbox.size, 0);
+});
+
+test('so can one that is refused before it is sent', async () => {
+	const { session, seen } = world();
+	seen.refusal = new Error('This is more than the server takes (4 MiB).');
+	session.send({ prompt: words('hello') });
+	await settle();
+	assert.equal(session.outbox.get('p1').state, 'failed');
 });
 
 test('what waits in the queue is what the server says', () => {
