@@ -23,14 +23,16 @@ export class MessageView {
 	update() {
 		const { parts, done } = this.item;
 		for (const [index, part] of parts.entries()) {
-			if (!this.views[index]) {
-				this.views[index] = part.type === 'text' ? new MarkdownView() : { el: contentBlock(part), finished: true };
-				this.el.append(this.views[index].el);
+			let view = this.views[index];
+			if (view?.finished && view.text === part.text) continue;
+			if (!view || view.finished) {
+				// What comes behind a turn's end is done with each of its pieces, until there is one more.
+				view?.el.remove();
+				view = this.views[index] = part.type === 'text' ? new MarkdownView() : { el: contentBlock(part), update: () => true };
+				this.el.append(view.el);
 			}
-			const view = this.views[index];
-			if (view.finished) continue;
-			view.finished = done || index < parts.length - 1;
-			if (!view.update(part.text, view.finished)) this.context.again(this.item);
+			Object.assign(view, { text: part.text, finished: done || index < parts.length - 1 });
+			if (!view.update(view.text, view.finished)) this.context.again(this.item);
 		}
 	}
 }

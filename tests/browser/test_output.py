@@ -291,3 +291,19 @@ GROW = """async (texts) => {
 
 async def test_what_grew_in_pieces_looks_like_what_came_at_once(tab: Tab) -> None:
     assert await tab.page.evaluate(GROW, GROWING) == []
+
+
+# The two pieces, drawn each by itself, of a message that comes behind the end of its turn.
+LATE = """async () => {
+    const { MessageView } = await import("/static/views/messages.js");
+    const part = { type: "text", text: "The **build" };
+    const view = new MessageView({ kind: "message", parts: [part], done: true });
+    part.text += "** is over.";
+    view.update();
+    return view.el.innerHTML;
+}"""
+
+
+async def test_what_an_agent_says_behind_the_end_of_a_turn_is_shown_whole(tab: Tab) -> None:
+    html = await tab.page.evaluate(LATE)
+    assert html.strip() == '<div class="md"><p>The <strong>build</strong> is over.</p>\n</div>'
