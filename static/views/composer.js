@@ -80,8 +80,9 @@ export class Composer {
 	}
 
 	#key(event) {
-		// While an input method is at work, its keys are not ours.
-		if (event.isComposing || this.commands.key(event)) return;
+		// While an input method is at work, its keys are not ours. WebKit tells the last only by its code.
+		if (event.isComposing || event.keyCode === 229) return event.stopPropagation();
+		if (this.commands.key(event)) return;
 		if (event.key === 'Enter' && !event.shiftKey && !event.altKey) this.send();
 		else if (event.key === 'Escape' && this.running) this.on.stop();
 		else if (!this.#history(event)) return;

@@ -146,6 +146,21 @@ async def test_stop_by_the_button_and_by_escape(tab: Tab) -> None:
         await expect(tab.turns.nth(turn - 1)).to_contain_text("Stopped")
 
 
+async def test_the_keys_of_an_input_method_neither_send_nor_stop(tab: Tab, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    await tab.say(script({"say": "begun, "}, {"gate": str(gate)}, {"say": "done"}))
+    await expect(tab.answer("begun")).to_be_visible()
+    await tab.composer.fill("にほんご")
+    press = """(field, key) => field.dispatchEvent(
+        new KeyboardEvent("keydown", { bubbles: true, cancelable: true, ...key }))"""
+    await tab.composer.evaluate(press, {"key": "Escape", "isComposing": True})
+    await tab.composer.evaluate(press, {"key": "Enter", "keyCode": 229})  # as WebKit confirms
+    await expect(tab.composer).to_have_value("にほんご")
+    gate.touch()
+    await tab.settled()
+    await expect(tab.answer("begun, done")).to_be_visible()
+
+
 async def test_prompts_queue_and_can_be_taken_out(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     await tab.say(script({"say": "first"}, {"gate": str(gate)}))
