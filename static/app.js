@@ -304,7 +304,7 @@ async function toggleNotify() {
 
 document.addEventListener('keydown', (event) => {
 	if (!shell || event.defaultPrevented || document.querySelector('dialog[open], :popover-open')) return;
-	const { ctrlKey, metaKey, shiftKey, target } = event;
+	const { ctrlKey, metaKey, repeat, shiftKey, target } = event;
 	const key = event.key.toLowerCase();
 	const command = ctrlKey || metaKey;
 	const { session, view } = open.get(current) ?? {};
@@ -313,7 +313,7 @@ document.addEventListener('keydown', (event) => {
 	else if (command && key === '.') view?.showWaiting();
 	else if (ctrlKey && key === '`') view && showFrames();
 	else if (key === 'escape' && shell.el.classList.contains('menu-open')) showSidebar(false);
-	else if (key === 'escape' && session?.running && target.tagName !== 'INPUT') session.cancel();
+	else if (key === 'escape' && session?.running && !repeat && target.tagName !== 'INPUT') session.cancel();
 	else return;
 	event.preventDefault();
 });

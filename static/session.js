@@ -95,8 +95,9 @@ export class Session {
 		this.#changedOutbox();
 	}
 
-	cancel(turnIndex) {
-		this.#tell(this.wire.cancel(turnIndex));
+	/** Without an index, the turn that one sees run: by the time this arrives the next may. */
+	cancel(turnIndex = [...this.model.running][0]) {
+		if (turnIndex !== undefined) this.#tell(this.wire.cancel(turnIndex));
 	}
 
 	answer(requestId, optionId) {

@@ -1,4 +1,4 @@
-/** Where one writes. Enter sends, Shift+Enter breaks the line, Esc stops, arrow up recalls. */
+/** Where one writes. Enter sends, Shift+Enter breaks the line, arrow up recalls. */
 import { Attachments } from './attachments.js';
 import { CommandList } from './commands.js';
 import { template } from './dom.js';
@@ -84,7 +84,6 @@ export class Composer {
 		if (event.isComposing || event.keyCode === 229) return event.stopPropagation();
 		if (this.commands.key(event)) return;
 		if (event.key === 'Enter' && !event.shiftKey && !event.altKey) this.send();
-		else if (event.key === 'Escape' && this.running) this.on.stop();
 		else if (!this.#history(event)) return;
 		event.preventDefault();
 	}

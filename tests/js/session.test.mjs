@@ -97,6 +97,17 @@ test('so can one that is refused before it is sent', async () => {
 	assert.equal(session.outbox.get('p1').state, 'failed');
 });
 
+test('to stop is to stop the turn that one sees, and not the one behind it', () => {
+	const { session, seen, put, wire } = world();
+	wire('ready', { head: 0, queued: [] });
+	put('turn_start', { prompt: words('hello') });
+	session.cancel();
+	put('turn_end', { stop_reason: 'cancelled', duration_ms: 1 });
+	session.cancel(); // a moment too late
+	session.cancel(2); // out of the queue
+	assert.deepEqual(seen.sent, [{ cancel: 1 }, { cancel: 2 }]);
+});
+
 test('what waits in the queue is what the server says', () => {
 	const { session, wire } = world();
 	wire('ready', { head: 0, queued: [{ turn_index: 2, prompt: words('of another window') }] });
