@@ -33,7 +33,7 @@ export function menuButton(button, build) {
 		};
 		const role = checked === undefined ? 'menuitem' : 'menuitemradio';
 		const words = h('span.grow', {}, label, detail && h('small', { text: detail }));
-		return h(`button.menu-item${danger ? '.danger' : ''}`, { role, 'aria-checked': checked !== undefined && String(checked), tabIndex: -1, disabled, onclick }, name && icon(name), words, checked && icon('check'));
+		return h(`button.menu-item${danger ? '.bad' : ''}`, { role, 'aria-checked': checked !== undefined && String(checked), tabIndex: -1, disabled, onclick }, name && icon(name), words, checked && icon('check'));
 	}
 	return h('span.menu-box', {}, button, menu);
 }
