@@ -82,7 +82,7 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 }
 
 function rowView({ sign, text, line, count }) {
-	if (count) return h('div.row.skip', { text: plural(count, 'unchanged line') });
+	if (count) return h('div.row.gap', { text: plural(count, 'unchanged line') });
 	const name = { '+': '.add', '-': '.del' }[sign] ?? '';
 	return h(`div.row${name}`, {}, h('span.no', { 'data-no': line }), h('span.sign', { text: sign }), h('span', { text: text || ' ' }));
 }

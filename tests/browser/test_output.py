@@ -40,7 +40,9 @@ async def test_a_turn_is_shown_as_over_behind_all_of_its_answer(tab: Tab, tmp_pa
 async def test_everything_an_agent_can_show(tab: Tab) -> None:
     page = tab.page
     call = {"toolCallId": "t1", "title": "Read a.py", "kind": "read", "status": "completed"}
-    diff = {"type": "diff", "path": "/x/a.py", "oldText": "one\ntwo\n", "newText": "one\n2\n"}
+    same = "same\n" * 9
+    old, new = f"one\ntwo\n{same}", f"one\n2\n{same}"
+    diff = {"type": "diff", "path": "/x/a.py", "oldText": old, "newText": new}
     edit = {"toolCallId": "t2", "title": "Edit a.py", "kind": "edit", "status": "completed"}
     run = {"toolCallId": "t3", "title": "make test", "kind": "execute", "status": "failed"}
     output = [{"type": "content", "content": {"type": "text", "text": "\x1b[31m1 failed\x1b[0m"}}]
@@ -67,6 +69,9 @@ async def test_everything_an_agent_can_show(tab: Tab) -> None:
     await expect(page.locator(".plan li")).to_have_count(3)
     await expect(page.locator(".row.add")).to_contain_text("2")
     await expect(page.locator(".row.del")).to_contain_text("two")
+    unchanged = page.get_by_text("6 unchanged lines")
+    await unchanged.scroll_into_view_if_needed()
+    await expect(unchanged).to_be_in_viewport()
     failed = page.locator(".terminal span", has_not=page.locator("span")).first
     await expect(failed).to_have_text("1 failed")
     await expect(failed).to_have_css("color", "rgb(240, 138, 128)")
