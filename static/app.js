@@ -82,7 +82,7 @@ async function enter(token) {
 function buildShell() {
 	const upload = (...file) => api.upload(...file);
 	const menu = () => showSidebar(true);
-	const sidebar = new Sidebar({ open: go, hide: () => showSidebar(false), rename, close, menu: settingsMenu, withClosed: (on) => ((withClosed = on), refresh()), skip: focusMain });
+	const sidebar = new Sidebar({ open: go, hide: () => showSidebar(false), entries: entriesOf, menu: settingsMenu, withClosed: (on) => ((withClosed = on), refresh()), skip: focusMain });
 	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu }, upload, choice: storage.preferences().start });
 	const frames = new FramesView(() => showFrames(false));
 	const { el, veil, main } = template('shell');
@@ -157,9 +157,8 @@ function openSession(id, state = listed.find((one) => one.session_id === id)) {
 	const session = new Session(id, state, { api, storage, Wire, createTranscript, reduce, seed, promptParts, url });
 	const entries = () => [
 		{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },
-		{ label: 'Rename…', icon: 'pencil', onselect: () => rename(session) },
 		{ label: 'Raw frames', detail: 'Ctrl `', icon: 'frames', onselect: () => showFrames() },
-		{ label: 'Close session…', icon: 'close', danger: true, disabled: session.closed, onselect: () => close(session) },
+		...entriesOf(session),
 	];
 	const view = new SessionView(session, {
 		upload: shell.upload,
@@ -179,6 +178,12 @@ async function create(options, message) {
 	go(state.session_id);
 	refresh();
 }
+
+/** The menu of a session, or of its row in the list. */
+const entriesOf = (one) => [
+	{ label: 'Rename…', icon: 'pencil', onselect: () => rename(one) },
+	{ label: 'Close session…', icon: 'close', danger: true, disabled: one.closed ?? one.state === 'closed', onselect: () => close(one) },
+];
 
 async function rename({ id, title = '' }) {
 	const name = await ask({ title: 'Rename the session', input: title, action: 'Rename' });

@@ -6,7 +6,7 @@ import { menuButton } from './menu.js';
 const STATE_WORDS = { running: 'working', waiting: 'waits for you', finished: 'has finished', closed: 'closed' };
 
 export class Sidebar {
-	/** `on`: open(id; null: a new one), rename(row), close(row), hide(), skip(), menu(), withClosed(on) */
+	/** `on`: open(id; null: a new one), entries(row), hide(), skip(), menu(), withClosed(on) */
 	constructor(on) {
 		Object.assign(this, template('sidebar'), { on, rows: new Map() });
 		this.find.oninput = () => this.#draw();
@@ -75,11 +75,7 @@ export class Sidebar {
 			event.preventDefault();
 			this.on.open(id);
 		};
-		const entries = () => [
-			{ label: 'Rename…', icon: 'pencil', onselect: () => this.on.rename(row.session) },
-			{ label: 'Close…', icon: 'close', danger: true, disabled: row.session.state === 'closed', onselect: () => this.on.close(row.session) },
-		];
-		row.el.append(menuButton(row.more, entries));
+		row.el.append(menuButton(row.more, () => this.on.entries(row.session)));
 		return row;
 	}
 }
