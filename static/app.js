@@ -28,6 +28,7 @@ let listed = [];
 let withClosed = false;
 
 const fragment = () => new URLSearchParams(location.hash.slice(1));
+const draftOf = (id) => ({ text: storage.draft(id), save: (text) => storage.saveDraft(id, text) });
 const narrow = matchMedia('(max-width: 760px)');
 
 async function begin() {
@@ -83,7 +84,7 @@ function buildShell() {
 	const upload = (...file) => api.upload(...file);
 	const menu = () => showSidebar(true);
 	const sidebar = new Sidebar({ open: go, hide: () => showSidebar(false), entries: entriesOf, menu: settingsMenu, withClosed: (on) => ((withClosed = on), refresh()), skip: focusMain });
-	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu }, upload, choice: storage.preferences().start });
+	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu }, upload, choice: storage.preferences().start, draft: draftOf('new') });
 	const frames = new FramesView(() => showFrames(false));
 	const { el, veil, main } = template('shell');
 	veil.onclick = () => showSidebar(false);
@@ -162,7 +163,7 @@ function openSession(id, state = listed.find((one) => one.session_id === id)) {
 	];
 	const view = new SessionView(session, {
 		upload: shell.upload,
-		draft: { text: storage.draft(id), save: (text) => storage.saveDraft(id, text) },
+		draft: draftOf(id),
 		on: { showSidebar: () => showSidebar(true), startNew: () => go(null), entries },
 	});
 	session.on('change', attendSoon);
@@ -175,7 +176,8 @@ function openSession(id, state = listed.find((one) => one.session_id === id)) {
 async function create(options, message) {
 	const state = await api.create(options);
 	openSession(state.session_id, { ...options, ...state }).session.send(message);
-	go(state.session_id);
+	// Whoever looks at another one by now finds it in the list.
+	if (current === null) go(state.session_id);
 	refresh();
 }
 
@@ -295,7 +297,7 @@ function settingsMenu() {
 	return [
 		{ heading: 'Ctrl K finds a session, Ctrl Shift O begins one, Ctrl . goes to what waits for you' },
 		{ label, icon: 'bell', onselect: toggleNotify },
-		{ label: 'Sign out', icon: 'leave', onselect: () => signOut() },
+		{ label: 'Sign out', icon: 'leave', onselect: () => (storage.saveDraft('new', ''), signOut()) },
 	];
 }
 

@@ -37,7 +37,10 @@ export class Session {
 	}
 
 	start() {
-		for (const saved of this.#parts.storage.outbox(this.id)) this.send(saved);
+		for (const saved of this.#parts.storage.outbox(this.id)) {
+			if (saved.error) this.outbox.set(saved.id, saved);
+			else this.send(saved);
+		}
 		this.wire.start();
 	}
 
@@ -187,7 +190,7 @@ export class Session {
 	#rejected(id, error) {
 		const sent = this.outbox.get(id);
 		if (!sent || error.code === 'stopped') return;
-		Object.assign(sent, { state: 'failed', error });
+		Object.assign(sent, { state: 'failed', error: error.message });
 		this.#changedOutbox();
 	}
 
@@ -198,8 +201,8 @@ export class Session {
 
 	/** Prompts that are not accepted survive a reload, with their id. */
 	#changedOutbox() {
-		const unsure = [...this.outbox.values()].filter(({ state }) => state === 'sending');
-		this.#parts.storage.saveOutbox(this.id, unsure.map(({ id, prompt, files }) => ({ id, prompt, files })));
+		const unsure = [...this.outbox.values()].filter(({ state }) => state !== 'accepted');
+		this.#parts.storage.saveOutbox(this.id, unsure);
 		this.#emit('change');
 	}
 

@@ -15,19 +15,28 @@ export class Attachments {
 	}
 
 	add(files) {
-		for (const file of files) this.#start({ file, name: file.name || 'image', state: 'busy' });
+		for (const file of files) this.#start({ file, size: file.size, name: file.name || 'image', state: 'busy' });
+	}
+
+	/** Of a prompt that comes back to be changed. */
+	put(blocks, files) {
+		for (const block of blocks) this.#show({ block, size: block.data?.length * 0.75, name: 'image', state: 'ready' });
+		for (const token of files) this.#show({ token, name: 'file', state: 'ready' });
+	}
+
+	#show(item) {
+		item.el = this.el.appendChild(h('li.chip'));
+		this.items.push(item);
+		this.#draw(item);
 	}
 
 	async #start(item) {
 		const { file } = item;
-		item.el = this.el.appendChild(h('li.chip'));
-		this.items.push(item);
-		this.#draw(item);
+		this.#show(item);
 		try {
-			const inline = this.items.reduce((sum, { image }) => sum + (image?.size ?? 0), file.size);
+			const inline = this.items.reduce((sum, { job, size = 0 }) => sum + (job ? 0 : size), 0);
 			if (INLINE.test(file.type) && inline <= INLINE_ALL) {
-				item.image = file; // which the next one counts, before it is read
-				item.data = await base64(file);
+				item.block = { type: 'image', mimeType: file.type, data: await base64(file) };
 			} else {
 				item.job = this.upload(file, (part) => {
 					item.bar.value = part;
@@ -43,12 +52,12 @@ export class Attachments {
 	}
 
 	#draw(item) {
-		const { name, state, error, data, file } = item;
-		item.note = h('small', { text: error ?? (state === 'busy' ? '' : bytes(file.size)) });
+		const { name, size, state, error, block } = item;
+		item.note = h('small', { text: error ?? (size && state === 'ready' ? bytes(size) : '') });
 		item.bar = h('progress', { max: 1, label: `Uploading ${name}` });
 		item.el.dataset.state = state;
 		item.el.replaceChildren(
-			data ? h('img', { src: `data:${file.type};base64,${data}`, alt: '' }) : icon(error ? 'alert' : 'file'),
+			block ? h('img', { src: `data:${block.mimeType};base64,${block.data}`, alt: '' }) : icon(error ? 'alert' : 'file'),
 			h('span.ellipsis', { text: name, title: name }),
 			item.note,
 			h('button.icon-button', { label: `Remove ${name}`, onclick: () => this.#remove(item) }, icon('close')),
@@ -69,11 +78,13 @@ export class Attachments {
 		this.onchange();
 	}
 
-	take() {
-		const blocks = this.items.filter(({ data }) => data).map(({ data, file }) => ({ type: 'image', mimeType: file.type, data }));
-		const files = this.items.map(({ token }) => token).filter(Boolean);
+	get contents() {
+		const all = (name) => this.items.map((item) => item[name]).filter(Boolean);
+		return { blocks: all('block'), files: all('token') };
+	}
+
+	clear() {
 		for (const item of this.items) this.#remove(item);
-		return { blocks, files };
 	}
 }
 

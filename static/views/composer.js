@@ -4,9 +4,9 @@ import { CommandList } from './commands.js';
 import { template } from './dom.js';
 
 export class Composer {
-	/** `on`: send({prompt, files}), and maybe stop(), commands(), history(), draft(text) */
-	constructor({ on, upload, placeholder, label = 'Message', controls }) {
-		Object.assign(this, template('composer'), { on });
+	/** `on`: send({prompt, files}), and maybe stop(), commands(), history(); `draft`: {text, save} */
+	constructor({ on, upload, placeholder, label = 'Message', controls, draft }) {
+		Object.assign(this, template('composer'), { on, draft });
 		this.running = false;
 		this.at = null;
 		const { input, picker } = this;
@@ -18,7 +18,7 @@ export class Composer {
 		this.controls.append(controls);
 		this.stop.onclick = () => on.stop();
 		this.go.onclick = () => this.send();
-		this.#buttons();
+		this.text = draft.text;
 	}
 
 	focus() {
@@ -46,12 +46,24 @@ export class Composer {
 	send() {
 		if (this.go.disabled) return;
 		const text = this.text.trim();
-		const { blocks, files } = this.attachments.take();
+		const { blocks, files } = this.attachments.contents;
+		const words = text || (blocks.length ? '' : 'Please look at the attached files.');
+		this.on.send({ prompt: [...(words ? [{ type: 'text', text: words }] : []), ...blocks], files });
+	}
+
+	/** What was written has gone out. */
+	clear() {
+		this.attachments.clear();
 		this.text = '';
 		this.at = null;
 		this.commands.update();
-		const words = text || (blocks.length ? '' : 'Please look at the attached files.');
-		this.on.send({ prompt: [...(words ? [{ type: 'text', text: words }] : []), ...blocks], files });
+	}
+
+	/** A prompt comes back to be changed, above what is being written. */
+	put(text, blocks, files) {
+		this.text = [text, this.text].filter(Boolean).join('\n\n');
+		this.attachments.put(blocks, files);
+		this.focus();
 	}
 
 	#buttons() {
@@ -70,7 +82,7 @@ export class Composer {
 			this.input.style.height = `${this.input.scrollHeight}px`;
 		}
 		this.#buttons();
-		this.on.draft?.(this.text);
+		this.draft.save(this.text);
 	}
 
 	#typed() {

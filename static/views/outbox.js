@@ -23,7 +23,7 @@ export class OutboxView {
 	#sent(one, away) {
 		if (one.state !== 'failed') return this.#row('sending', one.prompt, away ? 'Will be sent when the connection is back' : 'Sending…');
 		const button = (text, action) => h('button.quiet', { text, onclick: () => action(one) });
-		return this.#row('failed', one.prompt, icon('alert'), one.error.message, button('Send again', this.on.resend), button('Edit', this.on.edit), button('Discard', this.on.discard));
+		return this.#row('failed', one.prompt, icon('alert'), one.error, button('Send again', this.on.resend), button('Edit', this.on.edit), button('Discard', this.on.discard));
 	}
 
 	#row(state, prompt, ...notes) {

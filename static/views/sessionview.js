@@ -41,9 +41,9 @@ export class SessionView {
 			discard: (one) => session.discard(one),
 			resend: (one) => (session.discard(one), this.#send(one)),
 			edit: (one) => {
+				const { text, others } = promptParts(one.prompt);
 				session.discard(one);
-				this.composer.text = promptParts(one.prompt).text;
-				this.focus();
+				this.composer.put(text, others, one.files);
 			},
 		});
 		this.draw = oncePerFrame(() => this.#draw());
@@ -54,9 +54,9 @@ export class SessionView {
 			placeholder: `Message ${session.agent}`,
 			upload,
 			controls: this.settings.el,
-			on: { send: (message) => this.#send(message), stop: () => session.cancel(), commands: () => session.model.commands ?? [], history: () => session.history(), draft: draft.save },
+			draft,
+			on: { send: (message) => (this.composer.clear(), this.#send(message)), stop: () => session.cancel(), commands: () => session.model.commands ?? [], history: () => session.history() },
 		});
-		this.composer.text = draft.text;
 		this.ended.before(this.composer.el);
 		this.jump.onclick = () => this.scroll.toEnd();
 		this.connection.lastChild.onclick = () => session.wire.start();

@@ -11,12 +11,12 @@ const PERMISSIONS = [
 ];
 
 export class StartView {
-	/** `on`: create(options, message), save(choice), menu(); `choice`: what was chosen last time */
-	constructor({ on, upload, choice }) {
+	/** `on`: create(options, message), save(choice), menu(); `choice`: what was chosen last time; `draft`: {text, save} */
+	constructor({ on, upload, choice, draft }) {
 		Object.assign(this, template('start'), { on });
 		this.choice = { permission: 'ask', ...choice };
 		this.pickers = h('div.settings', {}, h('span'), h('span'));
-		this.composer = new Composer({ placeholder: 'Describe a task', label: 'First message', upload, on: { send: (message) => this.#create(message) }, controls: this.pickers });
+		this.composer = new Composer({ placeholder: 'Describe a task', label: 'First message', upload, draft, on: { send: async (message) => (await this.#create(message)) && this.composer.clear() }, controls: this.pickers });
 		this.heading.after(this.composer.el);
 		this.menu.onclick = on.menu;
 		for (const idea of this.ideas.querySelectorAll('button')) idea.onclick = () => this.#create({ prompt: [{ type: 'text', text: idea.textContent }] });
@@ -52,15 +52,18 @@ export class StartView {
 		this.ideas.hidden = this.choice.agent !== 'demo';
 	}
 
+	/** True once it is made; meanwhile there is no other. */
 	async #create(message) {
+		if (this.inner.inert) return;
 		const options = { ...this.choice };
 		for (const name of ['model', 'cwd', 'system']) if (this[name].value.trim()) options[name] = this[name].value.trim();
 		setText(this.note, '');
-		try {
-			await this.on.create(options, message);
-		} catch (error) {
-			setText(this.note, error.message);
-			this.composer.text = message.prompt[0]?.text ?? '';
-		}
+		this.inner.inert = true;
+		const error = await this.on.create(options, message).catch((failure) => failure);
+		this.inner.inert = false;
+		if (!error) return true;
+		setText(this.note, error.message);
+		this.focus();
+		return false;
 	}
 }

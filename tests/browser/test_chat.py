@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import FilePayload, Route, expect
+from playwright.async_api import FilePayload, Route, WebSocketRoute, expect
 
 from ..harness import Client, LocalServer, script
 from .conftest import OpenTab
@@ -325,6 +326,108 @@ async def test_pictures_that_are_chosen_together_fit_into_the_prompt_or_are_uplo
     chips = tab.page.locator(".attachments .chip[data-state=ready]")
     await expect(chips).to_have_count(2)
     await expect(chips.locator("img")).to_have_count(1)
+
+
+NOTES = FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"remember the milk")
+
+
+async def test_a_session_that_cannot_be_made_leaves_what_was_written(tab: Tab) -> None:
+    page = tab.page
+
+    async def refuse(route: Route) -> None:
+        failure = {"ok": False, "error": "All places are taken.", "code": "pool_full"}
+        if route.request.method == "POST":
+            await route.fulfill(status=503, json=failure)
+        else:
+            await route.continue_()
+
+    await page.route("**/sessions", refuse)
+    await tab.composer.fill("read it")
+    await page.reload()
+    await expect(tab.composer).to_have_value("read it")
+    await page.locator("input[type=file]").first.set_input_files(NOTES)
+    chips = page.locator(".attachments .chip[data-state=ready]")
+    await expect(chips).to_have_count(1)
+    await tab.composer.press("Enter")
+    await expect(page.get_by_text("All places are taken.")).to_be_visible()
+    await expect(tab.composer).to_be_focused()
+    await expect(tab.composer).to_have_value("read it")
+    await expect(chips).to_have_count(1)
+    await page.unroute("**/sessions")
+    await tab.composer.press("Enter")
+    await tab.settled()
+    await expect(page.locator(".bubble")).to_contain_text("notes.txt")
+    await tab.button("New session").click()
+    await expect(tab.composer).to_have_value("")
+    await expect(chips).to_have_count(0)
+
+
+async def test_a_new_session_is_made_once_and_pulls_nobody_away(
+    open_tab: OpenTab, client: Client
+) -> None:
+    elsewhere = await client.create(meta={"title": "Elsewhere"})
+    tab = await open_tab(client)
+    await tab.sign_in()
+    page, known, asked = tab.page, asyncio.Event(), 0
+
+    async def answer_late(route: Route) -> None:
+        nonlocal asked
+        if route.request.method == "POST":
+            asked += 1
+            await known.wait()
+        await route.continue_()
+
+    await page.route("**/sessions", answer_late)
+    await tab.composer.fill("hello")
+    twice = """(field) => {
+        for (let press = 0; press < 2; press += 1)
+            field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+    }"""
+    await tab.composer.evaluate(twice)
+    await expect(page.locator(".start-inner[inert]")).to_have_count(1)
+    await page.get_by_role("link", name="Elsewhere").click()
+    await expect(page.get_by_role("heading", name="Elsewhere")).to_be_visible()
+    await tab.composer.fill("half a sent")
+    known.set()
+    await expect(page.locator(".session-row")).to_have_count(2)
+    await expect(tab.composer).to_have_value("half a sent")
+    assert (tab.session_id, asked) == (elsewhere, 1)
+
+
+async def test_a_refused_prompt_comes_back_above_what_is_being_written(
+    open_tab: OpenTab, client: Client
+) -> None:
+    session_id = await client.create()
+    tab = await open_tab(client)
+    page = tab.page
+
+    async def refuse(ws: WebSocketRoute) -> None:
+        server = ws.connect_to_server()
+
+        def up(message: str | bytes) -> None:
+            frame = json.loads(message)
+            if frame["type"] == "prompt":
+                failure = {"code": "queue_full", "message": "Eight wait.", "retryable": True}
+                ws.send(json.dumps({"type": "error", "id": frame["id"], **failure}))
+            else:
+                server.send(message)
+
+        ws.on_message(up)
+
+    await page.route_web_socket(re.compile("/ws$"), refuse)
+    await tab.sign_in(session_id)
+    await tab.shown.locator("input[type=file]").set_input_files(NOTES)
+    chips = tab.shown.locator(".attachments .chip[data-state=ready]")
+    await expect(chips).to_have_count(1)
+    await tab.say("read it")
+    await expect(page.get_by_text("Eight wait.")).to_be_visible()
+    await expect(chips).to_have_count(0)
+    await tab.composer.fill("and this")
+    await page.reload()
+    await tab.button("Edit").click()
+    await expect(tab.composer).to_have_value("read it\n\nand this")
+    await expect(chips).to_have_count(1)
+    await expect(tab.button("Edit")).to_have_count(0)
 
 
 async def test_mode_and_options_come_from_the_agent(open_tab: OpenTab, client: Client) -> None:

@@ -61,7 +61,7 @@ const settle = () => new Promise((resolve) => setImmediate(resolve));
 test('a prompt is kept until the server has accepted it, and sent again with its id after a reload', () => {
 	const { session, seen, wire } = world({ state: { meta: { title: 'A' } } });
 	session.send({ prompt: words('hello'), files: ['ff_1'] });
-	assert.deepEqual(seen.saved, [{ id: 'p1', prompt: words('hello'), files: ['ff_1'] }]);
+	assert.deepEqual(seen.saved, [{ id: 'p1', prompt: words('hello'), files: ['ff_1'], state: 'sending' }]);
 	const reloaded = world({ outbox: seen.saved });
 	assert.deepEqual(reloaded.seen.sent, [{ id: 'p1', prompt: words('hello'), files: ['ff_1'] }]);
 	wire('accepted', { id: 'p1', turn_index: 1, queued: false, duplicate: false });
@@ -106,6 +106,16 @@ test('to stop is to stop the turn that one sees, and not the one behind it', () 
 	session.cancel(); // a moment too late
 	session.cancel(2); // out of the queue
 	assert.deepEqual(seen.sent, [{ cancel: 1 }, { cancel: 2 }]);
+});
+
+test('a prompt that was refused is so after a reload, too, and is not sent again by itself', async () => {
+	const { session, seen } = world();
+	session.send({ prompt: words('hello') });
+	seen.reject(new Error('The queue is full.'));
+	await settle();
+	const reloaded = world({ outbox: JSON.parse(JSON.stringify(seen.saved)) });
+	assert.deepEqual(reloaded.seen.sent, []);
+	assert.equal(reloaded.session.outbox.get('p1').error, 'The queue is full.');
 });
 
 test('what waits in the queue is what the server says', () => {
