@@ -9,7 +9,6 @@ function read(area, key) {
 
 function write(area, key, value) {
 	try {
-		if (value?.length === 0) value = null;
 		globalThis[area].setItem(`clawdforge:${key}`, JSON.stringify(value));
 	} catch {
 	}

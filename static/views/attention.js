@@ -7,8 +7,7 @@ const iconAddress = (suffix = '') => new URL(`../favicon${suffix}.svg`, import.m
 export class Attention {
 	show(state, title) {
 		const [words, suffix] = STATES[state];
-		const full = words + (title || 'clawdforge');
-		if (document.title !== full) document.title = full;
+		document.title = words + (title || 'clawdforge');
 		if (this.state === state) return;
 		this.state = state;
 		document.querySelector('link[rel="icon"]').href = iconAddress(suffix);
