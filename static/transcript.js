@@ -65,7 +65,7 @@ const ENTRIES = {
 
 	permission_request(model, entry) {
 		const { request_id: requestId, request, expires_at: expiresAt = null } = entry;
-		const tool = mergeTool(model, { toolCallId: `permission:${requestId}`, ...request?.toolCall }, entry);
+		const tool = mergeTool(model, { toolCallId: `permission:${requestId}`, ...request?.toolCall }, entry, true);
 		tool.permission = { requestId, options: list(request?.options), expiresAt, outcome: null, by: null };
 		model.requests.set(requestId, tool);
 		model.waiting.set(requestId, tool);

@@ -8,7 +8,7 @@ const IDLE_BUDGET = 10;
 const SLICE = 12;
 
 export class ConversationView {
-	/** `context`: agentName(), cwd(), answer(), focusComposer(), retry(turn) */
+	/** `context`: agentName(), cwd(), answer(), focusComposer(), seen(), retry(turn) */
 	constructor(el, context) {
 		this.el = el;
 		[this.turns, this.outbox] = el.children;

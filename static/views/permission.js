@@ -16,6 +16,8 @@ export class PermissionView {
 		choices.append(...this.buttons);
 		card.setAttribute('aria-labelledby', (heading.id = uid()));
 		card.onkeydown = (event) => this.#key(event);
+		const look = (entries) => context.seen((this.seen = entries.at(-1).intersectionRatio >= 0.5));
+		new IntersectionObserver(look, { threshold: 0.5 }).observe(card);
 	}
 
 	focus() {

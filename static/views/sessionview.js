@@ -34,6 +34,7 @@ export class SessionView {
 			cwd: () => session.state?.cwd,
 			answer: (id, option) => session.answer(id, option),
 			focusComposer: () => this.focus(),
+			seen: () => this.draw(),
 			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
 		});
 		this.outbox = new OutboxView(this.conversation.outbox, {
@@ -78,11 +79,15 @@ export class SessionView {
 		this.composer.focus();
 	}
 
-	showWaiting() {
+	/** The first request that waits. */
+	get #permission() {
 		const [tool] = this.session.model.waiting.values();
-		const { permission } = this.conversation.context.views?.get(tool) ?? {};
-		if (!this.scroll.following) permission?.el.scrollIntoView({ block: 'end' });
-		permission?.focus();
+		return this.conversation.context.views?.get(tool)?.permission;
+	}
+
+	showWaiting() {
+		this.#permission?.el.scrollIntoView({ block: 'end' });
+		this.#permission?.focus();
 	}
 
 	#send(message) {
@@ -106,7 +111,7 @@ export class SessionView {
 
 		const [waiting] = model.waiting.values();
 		this.jump.hidden = this.scroll.following;
-		this.ask.hidden = !waiting || this.scroll.following;
+		this.ask.hidden = this.#permission?.seen !== false; // not before it is known
 		setText(this.asked, `${agent} waits for you: ${waiting?.title || 'a permission'}`);
 		const entries = (running && model.turns.at(-1).plan?.entries) || [];
 		const step = entries.findIndex((entry) => entry.status !== 'completed');

@@ -134,6 +134,35 @@ async def test_permission_by_the_mouse_and_by_keys(tab: Tab) -> None:
     await expect(tab.composer).to_be_focused()
 
 
+async def test_a_request_above_what_is_on_the_screen_is_led_to(tab: Tab) -> None:
+    ask = {"toolCallId": "t1", "title": "Edit a.py", "kind": "edit"}
+    lines = "\n\n".join(f"line {number}" for number in range(60))
+    await tab.say(
+        script(
+            {"update": {"sessionUpdate": "tool_call", **ask}},
+            {"say": lines},
+            {"permission": {"toolCall": ask}},
+        )
+    )
+    card = tab.page.get_by_role("group", name="asks for your permission")
+    review = tab.button("Review")
+    await expect(review).to_be_visible()
+    await expect(tab.page.get_by_text("line 59", exact=True)).to_be_in_viewport()
+    await expect(card).not_to_be_in_viewport()
+    await tab.picture("permission-above")
+    await review.click()
+    await expect(card.get_by_role("button").first).to_be_focused()
+    await expect(card).to_be_in_viewport()
+    await expect(review).to_be_hidden()
+    await tab.button("Go to the end").click()
+    await expect(review).to_be_visible()
+    await tab.page.keyboard.press("Control+.")
+    await expect(card).to_be_in_viewport()
+    await card.get_by_role("button", name="Allow once").click()
+    await tab.settled()
+    await expect(review).to_be_hidden()
+
+
 async def test_stop_by_the_button_and_by_escape(tab: Tab) -> None:
     for turn, how in enumerate(("button", "escape"), 1):
         await tab.say(script({"say": f"working {turn}"}, {"hang": True}))

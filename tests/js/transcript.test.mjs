@@ -147,6 +147,16 @@ test('a permission for a call that nobody announced brings it; one without a cal
 	assert.deepEqual(l.items.map(({ id, title }) => [id, title]), [['n', 'New'], ['permission:r2', '']]);
 });
 
+test('a permission for an id of an earlier turn is asked for in its own', () => {
+	const l = log();
+	l.start();
+	l.update('tool_call', { toolCallId: 't', title: 'one', status: 'completed' });
+	l.end();
+	l.start({ turn_index: 2 });
+	l.put('permission_request', { request_id: 'r', turn_index: 2, request: { toolCall: { toolCallId: 't', title: 'two' }, options: [] } });
+	assert.deepEqual(l.model.turns.map(({ items }) => items.map(({ title, permission }) => [title, permission?.requestId])), [[['one', undefined]], [['two', 'r']]]);
+});
+
 test('a second request for the same call replaces the first; the late answer to it changes nothing', () => {
 	const l = log();
 	l.start();
