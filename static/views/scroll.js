@@ -15,9 +15,11 @@ export class ScrollKeeper {
 		resized.observe(scroller);
 	}
 
-	/** After the content changed: one write, no reading back. */
+	/** After the content changed. */
 	keep() {
-		if (this.following) this.scroller.scrollTop = this.scroller.scrollHeight;
+		if (!this.following) return;
+		this.scroller.scrollTop = this.scroller.scrollHeight;
+		this.top = this.scroller.scrollTop;
 	}
 
 	toEnd() {
@@ -30,8 +32,8 @@ export class ScrollKeeper {
 		const left = scrollHeight - scrollTop - clientHeight;
 		const up = scrollTop < this.top - 1;
 		this.top = scrollTop;
-		if (left < 4 || (!up && left <= NEAR)) this.#follow(true);
-		else if (up && left > NEAR) this.#follow(false);
+		if (left < 2 || (!up && left <= NEAR)) this.#follow(true);
+		else if (up) this.#follow(false);
 	}
 
 	#follow(following) {

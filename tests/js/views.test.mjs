@@ -1,10 +1,11 @@
-// The parts of the views that are pure: half-written Markdown, and differences of texts.
+// The parts of the views that need no page: half-written Markdown, differences of texts, scrolling.
 import assert from 'node:assert/strict';
 import { readFileSync, readdirSync } from 'node:fs';
 import { test } from 'node:test';
 import { diffLines } from '../../static/views/diff.js';
 import { ago, bytes, compact, duration, money, shortPath } from '../../static/views/format.js';
 import { heal } from '../../static/views/heal.js';
+import { ScrollKeeper } from '../../static/views/scroll.js';
 
 test('heal: what would be shown for a moment and taken back is not shown', () => {
 	const cases = {
@@ -62,6 +63,40 @@ test('numbers and times in a few characters', () => {
 	assert.deepEqual([100, 2_000_000].map(bytes), ['1 KB', '1.9 MB']);
 	assert.deepEqual([money({ amount: 0.0123, currency: 'USD' }), money({ amount: 2, currency: 'EUR' }), money(null)], ['$0.0123', '2.00 EUR', '']);
 	assert.equal(shortPath('/a/b/c/d.js'), 'c/d.js');
+});
+
+test('who looks back is left alone, however slowly; who is at the end is kept there', (t) => {
+	globalThis.ResizeObserver = class {
+		observe() {}
+	};
+	t.after(() => delete globalThis.ResizeObserver);
+	let top = 0;
+	const heard = {};
+	const scroller = {
+		scrollHeight: 2000,
+		clientHeight: 500,
+		get scrollTop() {
+			return top;
+		},
+		set scrollTop(value) {
+			top = Math.min(value, this.scrollHeight - this.clientHeight);
+		},
+		addEventListener: (name, listener) => (heard[name] = listener),
+	};
+	const keeper = new ScrollKeeper(scroller, null, () => {});
+	/** What the reader, or the browser, does, and then more of an answer comes. */
+	const after = (move, more = 0) => {
+		scroller.scrollTop = move;
+		heard.scroll();
+		scroller.scrollHeight += more;
+		keeper.keep();
+		return top;
+	};
+	assert.equal(after(1500, 100), 1600);
+	assert.equal(after(1597, 100), 1597); // a finger's first few pixels
+	assert.equal(after(1650, 100), 1800); // back near the end
+	scroller.scrollHeight -= 40; // something is folded: the browser moves up by itself
+	assert.equal(after(1760, 100), 1860);
 });
 
 test('the JavaScript and CSS of the page stay small: under 150 KB as written', () => {
