@@ -6,9 +6,7 @@ import { template } from './dom.js';
 export class Composer {
 	/** `on`: send({prompt, files}), and maybe stop(), commands(), history(); `draft`: {text, save} */
 	constructor({ on, upload, placeholder, label = 'Message', controls, draft }) {
-		Object.assign(this, template('composer'), { on, draft });
-		this.running = false;
-		this.at = null;
+		Object.assign(this, template('composer'), { on, draft, running: false, at: null });
 		const { input, picker } = this;
 		Object.assign(input, { placeholder, ariaLabel: label, oninput: () => this.#typed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event) });
 		this.attachments = new Attachments(this.attached, upload, () => this.#buttons());

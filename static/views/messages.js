@@ -13,10 +13,7 @@ export function promptBubble(prompt) {
 
 export class MessageView {
 	constructor(item, context) {
-		this.item = item;
-		this.context = context;
-		this.views = [];
-		this.el = h(`div.message.${item.kind}`);
+		Object.assign(this, { item, context, views: [], el: h(`div.message.${item.kind}`) });
 		this.update();
 	}
 

@@ -3,10 +3,7 @@ const NEAR = 56;
 
 export class ScrollKeeper {
 	constructor(scroller, content, onchange) {
-		this.scroller = scroller;
-		this.onchange = onchange;
-		this.following = true;
-		this.top = 0;
+		Object.assign(this, { scroller, onchange, following: true, top: 0 });
 		scroller.addEventListener('scroll', () => this.#scrolled(), { passive: true });
 		// The wish to look back is known before the scrolling begins.
 		scroller.addEventListener('wheel', (event) => event.deltaY < 0 && this.#follow(false), { passive: true });
