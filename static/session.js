@@ -131,15 +131,23 @@ export class Session {
 	/** An agent may say what became of a setting, or not: so look. */
 	#readBack() {
 		clearTimeout(this.#timer);
-		this.#timer = setTimeout(() => this.look(), READ_BACK_AFTER);
+		// What an answer that is under way tells may be older.
+		this.#timer = setTimeout(() => ((this.changes += 1), this.look()), READ_BACK_AFTER);
 	}
 
-	/** Asks what the log does not tell; again if something changed meanwhile. */
-	async look() {
-		const { changes } = this;
-		const state = await this.#parts.api.session(this.id).catch(() => null);
-		if (changes !== this.changes) await this.look();
-		else if (state) this.hear(state);
+	/** Asks what the log does not tell; again if something changed meanwhile. One question at a time. */
+	look() {
+		return (this.looking ??= this.#look().finally(() => (this.looking = null)));
+	}
+
+	async #look() {
+		let changes;
+		let state;
+		while (changes !== this.changes) {
+			({ changes } = this);
+			state = await this.#parts.api.session(this.id).catch(() => null);
+		}
+		if (state) this.hear(state);
 	}
 
 	#entry(entry) {

@@ -135,6 +135,19 @@ test('an answer that something has overtaken is asked for again', async () => {
 	assert.deepEqual([session.title, seen.looks], ['look 2', 2]);
 });
 
+test('there is one question at a time, however slow the answers are', async () => {
+	const { session, seen } = world();
+	let answer;
+	seen.meanwhile = () => new Promise((resolve) => (answer = resolve));
+	const asked = [session.look(), session.look(), session.look()];
+	assert.equal(seen.looks, 1);
+	answer();
+	await Promise.all(asked);
+	assert.deepEqual([session.title, seen.looks], ['look 1', 1]);
+	session.look();
+	assert.equal(seen.looks, 2);
+});
+
 test('it is shown once the log is read up to its head', () => {
 	const { seen, put, wire } = world();
 	wire('ready', { head: 2, queued: [] });
