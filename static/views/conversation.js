@@ -12,8 +12,6 @@ export class ConversationView {
 	constructor(el, context) {
 		this.el = el;
 		[this.turns, this.outbox] = el.children;
-		this.scroll = null;
-		this.model = null;
 		this.draw = oncePerFrame(() => this.#draw());
 		this.context = {
 			...context,
