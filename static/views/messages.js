@@ -23,7 +23,7 @@ export class MessageView {
 			let view = this.views[index];
 			if (view?.finished && view.text === part.text) continue;
 			if (!view || view.finished) {
-				// What comes behind a turn's end is done with each of its pieces, until there is one more.
+				// Behind a turn's end each piece is done, until one more comes.
 				view?.el.remove();
 				view = this.views[index] = part.type === 'text' ? new MarkdownView() : { el: contentBlock(part), update: () => true };
 				this.el.append(view.el);

@@ -64,6 +64,5 @@ export class StartView {
 		if (!error) return true;
 		setText(this.note, error.message);
 		this.focus();
-		return false;
 	}
 }
