@@ -96,7 +96,7 @@ export class TurnView {
 		const { stopReason, error, failure } = this.turn;
 		const [words, name, action] = ENDINGS[stopReason] ?? [];
 		if (!words) return [];
-		const again = action && (!error || error.retryable) && h('button.secondary.again', { onclick: () => this.context.retry(this.turn) }, icon('refresh'), action);
+		const again = action && (!error || error.retryable) && h('button.secondary.again', { onclick: ({ currentTarget }) => ((currentTarget.disabled = true), this.context.retry(this.turn)) }, icon('refresh'), action);
 		return [h('div.ending', { 'data-reason': stopReason }, icon(name), h('div.grow', {}, failure === null ? (ERRORS[error?.code] ?? words) : 'The agent reported an error', [error?.message, failure].map((text) => text && h('p', { text }))), again)];
 	}
 

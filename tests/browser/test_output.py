@@ -264,8 +264,11 @@ async def test_how_a_turn_ended_is_said_in_words(tab: Tab) -> None:
     await expect(tab.button("Try again")).to_have_count(1)  # of the last one only
     await tab.axe("endings")
     await tab.picture("endings")
-    await tab.button("Try again").click()
+    await tab.button("Try again").dblclick()
     await tab.settled(5)
+    await tab.say("after all")
+    await expect(tab.answer("echo: after all")).to_be_visible()
+    await expect(tab.turns).to_have_count(6)
 
 
 GROWING = [
