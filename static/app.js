@@ -45,7 +45,7 @@ async function begin() {
 
 function signIn(message, token) {
 	leave();
-	const view = signInView(message, token, async (given, keep) => {
+	const view = signInView(message, token, storage.kept(token), async (given, keep) => {
 		await enter(given);
 		storage.saveToken(given, keep);
 	});
@@ -54,7 +54,7 @@ function signIn(message, token) {
 }
 
 function signOut(message) {
-	storage.saveToken(null);
+	storage.saveToken(null, false);
 	signIn(message);
 }
 

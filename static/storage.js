@@ -16,9 +16,11 @@ function write(area, key, value) {
 
 export const storage = {
 	token: () => read('sessionStorage', 'token') ?? read('localStorage', 'token'),
+	kept: (token) => read('localStorage', 'token') === token,
+	/** Without `keep`, for this tab: what is kept stays. */
 	saveToken(token, keep) {
 		write('sessionStorage', 'token', keep ? null : token);
-		write('localStorage', 'token', keep ? token : null);
+		if (keep !== undefined) write('localStorage', 'token', keep ? token : null);
 	},
 	preferences: () => read('localStorage', 'preferences') ?? {},
 	savePreferences: (changes) => write('localStorage', 'preferences', { ...storage.preferences(), ...changes }),

@@ -1,9 +1,10 @@
 /** One field, and words that say what is wrong with it. */
 import { setText, template } from './dom.js';
 
-export function signInView(message = '', token = '', signIn) {
+export function signInView(message = '', token = '', kept, signIn) {
 	const { el, form, input, keep, note, button } = template('signin');
 	input.value = token;
+	keep.checked = kept;
 	setText(note, message);
 	form.onsubmit = async (event) => {
 		event.preventDefault();

@@ -86,6 +86,33 @@ async def test_a_sign_in_link_leaves_the_address_bar(open_tab: OpenTab, client: 
     await tab.picture("empty")
 
 
+async def test_a_sign_in_that_is_kept_outlives_a_failure_and_a_link(
+    open_tab: OpenTab, client: Client
+) -> None:
+    tab = await open_tab(client)
+    page = tab.page
+    await page.goto(tab.url)
+    await page.get_by_label("Access token").fill(tab.token)
+    await page.get_by_label("Keep me signed in").check()
+    await tab.button("Sign in").click()
+    await expect(tab.composer).to_be_visible()
+
+    async def refuse(route: Route) -> None:
+        await route.fulfill(status=503, json={"ok": False, "error": "Just a moment."})
+
+    await page.route("**/sessions", refuse)
+    await page.reload()
+    await expect(page.get_by_text("Just a moment.")).to_be_visible()
+    await page.unroute("**/sessions")
+    await tab.button("Sign in").click()
+    await expect(tab.composer).to_be_visible()
+    kept = "localStorage['clawdforge:token']"
+    assert tab.token in await page.evaluate(kept)
+    await page.goto(f"{tab.url}/#token={tab.token}")  # which is for its own tab
+    await expect(page).to_have_url(f"{tab.url}/")
+    assert tab.token in await page.evaluate(kept)
+
+
 async def test_signing_out_forgets_the_token(tab: Tab) -> None:
     await tab.page.get_by_role("button", name="Settings").click()
     await tab.page.get_by_role("menuitem", name="Sign out").click()
