@@ -21,6 +21,7 @@ from .agents.environ import agent_environ, with_folder_of
 from .agents.host import HostBackend
 from .auth import FirstTokens, Tokens
 from .config import AgentCommand, Settings
+from .errors import Error
 from .files import Files
 from .health import Health
 from .log import LogWriter
@@ -33,7 +34,7 @@ from .schema import SchemaError
 from .services import SERVICES, Services
 from .sessions import FALLBACK_AGENT, Sessions
 from .sockets import Sockets
-from .store import Store
+from .store import Store, StoreError
 from .tasks import Tasks
 from .upgrade import upgrade
 
@@ -67,11 +68,14 @@ async def build_app(
     app.on_response_prepare.extend((sign, label))
 
     async def house(app: web.Application) -> AsyncIterator[None]:
-        try:
-            async with _house(app, settings, environ, clock):
-                yield
-        except (AcpxError, SchemaError) as error:
-            raise StartError(str(error)) from None
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(_house(app, settings, environ, clock))
+            except (AcpxError, Error, SchemaError) as error:
+                raise StartError(str(error)) from None
+            except (OSError, StoreError) as error:
+                raise StartError(f"CLAWDFORGE_DATA_DIR: {settings.data_dir}: {error}") from None
+            yield
 
     app.cleanup_ctx.append(house)
     app.on_shutdown.append(_drain)

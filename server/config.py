@@ -40,6 +40,14 @@ def _text(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    try:
+        value.encode("idna")  # as whoever looks the name up does
+    except UnicodeError:
+        raise ValueError(f"{value!r} is neither an address nor the name of a host") from None
+    return value
+
+
 def _path(value: str) -> Path:
     try:
         return Path(_text(value)).expanduser().absolute()
@@ -144,7 +152,7 @@ def _setting(parse: Callable[[str], Any], default: Any) -> Any:
 class Settings:
     """The server's settings; times are seconds, sizes are bytes."""
 
-    host: str = _setting(_text, "127.0.0.1")
+    host: str = _setting(_host, "127.0.0.1")
     port: int = _setting(_int(0, 65535), 8800)
     data_dir: Path = _setting(_path, Path("data").absolute())
     admin_token: str | None = _setting(_text, None)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import re
+import sqlite3
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from server.app import StartError
 from server.config import (
     PREFIX,
     AgentCommand,
@@ -22,7 +24,9 @@ from server.config import (
     variables,
     with_env_file,
 )
+from server.errors import not_stored
 
+from .conftest import Serve
 from .harness import PATIENCE, ROOT
 
 
@@ -104,6 +108,13 @@ def test_choices_are_named_when_another_is_given(name: str, choices: tuple[str, 
         assert read(name, choice) == choice
     for bad in ("nope", choices[0].upper(), f"{choices[0]},{choices[1]}"):
         assert ", ".join(choices) in refusal(name, bad)
+
+
+def test_a_host_is_one_that_can_be_looked_up() -> None:
+    for good in ("0.0.0.0", "::1", "localhost", "bücher.example"):
+        assert read("host", good) == good
+    for bad in ("127.0.0..1", "x" * 64, ".example"):
+        assert bad in refusal("host", bad)
 
 
 def test_the_data_dir_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -258,6 +269,35 @@ async def test_an_address_that_cannot_be_listened_on_is_named(tmp_path: Path) ->
     assert len(re.findall(r"(admin|app) token +cf_", shown)) == 2, "made now, and never again"
     assert said.startswith("clawdforge: cannot listen on 256.256.256.256:0: ")
     assert said.count("\n") == 1
+
+
+async def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "clawdforge.db").mkdir()
+    status, said, _ = await start(tmp_path, {"CLAWDFORGE_DATA_DIR": str(tmp_path)})
+    assert status == 1
+    assert said.startswith(f"clawdforge: CLAWDFORGE_DATA_DIR: {tmp_path}: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.OperationalError("database or disk is full"),
+        PermissionError(13, "Permission denied", "acpx"),
+        not_stored(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_failing_start_is_told_in_one_line(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("server.app.Tokens.load", fail)
+    with pytest.raises(StartError, match=re.escape(str(error))) as caught:
+        await serve()
+    assert "\n" not in str(caught.value)
 
 
 async def test_a_default_agent_that_nobody_knows_is_named(tmp_path: Path) -> None:
