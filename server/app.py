@@ -49,6 +49,10 @@ class StartError(Exception):
     """The server cannot start; the message is one line for the operator."""
 
 
+class FolderTakenError(StartError):
+    """Another process has the data folder."""
+
+
 async def build_app(
     settings: Settings,
     *,
@@ -209,7 +213,7 @@ def own_folder(folder: Path) -> Iterator[None]:
     """The data folder, for this process alone.
 
     Raises:
-        StartError: it cannot be used, or another process has it.
+        StartError: it cannot be used; :class:`FolderTakenError` where another process has it.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -221,7 +225,7 @@ def own_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StartError(f"another clawdforge runs on the data folder {folder}") from None
+            raise FolderTakenError(f"another clawdforge runs on the data folder {folder}") from None
         yield
 
 

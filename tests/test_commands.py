@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 import socket
 import sqlite3
@@ -22,10 +23,13 @@ import pytest
 
 from server import __main__ as command_line
 from server import logs
+from server.commands.doctor import _here
+from server.config import Settings
 from server.control import NAME
 
 from .conftest import Spawn
 from .harness import ROOT, Client, new_client, run_program, script
+from .test_upgrade import make
 
 
 def exit_status(argv: Sequence[str]) -> int:
@@ -284,14 +288,14 @@ async def test_a_volume_in_the_data_folder_stays_where_it_is(
     assert [path.name for path in (aside / "acpx" / "sessions").iterdir()] == ["newer"]
 
 
-@pytest.mark.parametrize("kind", ["text", "foreign", "outside", "damaged"])
+@pytest.mark.parametrize("kind", ["text", "foreign", "outside", "damaged", "cut", "rotten"])
 async def test_what_is_no_backup_is_refused_and_changes_nothing(
     operator: Operator, tmp_path: Path, kind: str
 ) -> None:
     await operator.run("token", "add", "kept")
     archive = tmp_path / "odd.tar.gz"
     odd = tmp_path / "odd"
-    odd.write_bytes(b"no database")
+    odd.write_bytes(random.Random(0).randbytes(50_000).hex().encode())  # no database
     if kind == "text":
         archive.write_bytes(b"no archive")
     else:
@@ -302,6 +306,12 @@ async def test_what_is_no_backup_is_refused_and_changes_nothing(
                 tar.addfile(link)
             names = {"foreign": "etc/passwd", "outside": "workspaces/evil"}
             tar.add(odd, names.get(kind, "clawdforge.db"))
+    content = archive.read_bytes()
+    middle = len(content) // 2
+    if kind == "cut":
+        archive.write_bytes(content[:middle])
+    elif kind == "rotten":
+        archive.write_bytes(content[:middle] + bytes(100) + content[middle + 100 :])
     _, err = await operator.run("restore", "--replace", str(archive), status=1)
     assert err.count("\n") == 1
     assert not (tmp_path / "evil").exists()
@@ -340,3 +350,50 @@ async def test_the_database_of_a_newer_version_is_left_alone(operator: Operator)
     database.close()
     assert "schema 99" in (await operator.run("token", "list", status=1))[1]
     assert "schema 99" in (await operator.run("token", "add", "x", status=1))[1]
+
+
+async def test_a_data_folder_that_cannot_be_used_is_not_taken_for_a_servers(
+    operator: Operator, tmp_path: Path
+) -> None:
+    operator.data_dir.touch()
+    for argv in (["token", "add", "app"], ["sessions", "close", "x"], ["restore", "all.tar.gz"]):
+        _, err = await operator.run(*argv, status=1)
+        assert err == f"clawdforge: CLAWDFORGE_DATA_DIR: {operator.data_dir}: File exists\n"
+    found = {one.what: one for one in _here(Settings(data_dir=operator.data_dir, port=0))}
+    assert found["data"].mark == "BAD"
+    assert "database" not in found
+    assert found["port"].found.endswith("is free"), "no server runs"
+
+
+async def test_a_database_that_cannot_be_read_is_told_in_one_line(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await operator.run("token", "add", "app")
+    database = operator.data_dir / "clawdforge.db"
+    database.write_bytes(b"x" * 5000)
+    for argv in (["token", "list"], ["sessions", "list"], ["token", "add", "x"]):
+        _, err = await operator.run(*argv, status=1)
+        assert err.startswith(f"clawdforge: {database}")
+        assert err.count("\n") == 1
+
+    def refuse(path: Path) -> bool:  # as another user's folder does
+        if path == database:
+            raise PermissionError(13, "Permission denied", str(path))
+        return False
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    _, err = await operator.run("sessions", "list", status=1)
+    assert err.count("\n") == 1
+    assert "Permission denied" in err
+
+
+def test_the_doctor_does_not_complain_of_what_a_start_brings_up_to_date(tmp_path: Path) -> None:
+    def mark() -> str:
+        [found] = [one for one in _here(Settings(data_dir=tmp_path)) if one.what == "database"]
+        return found.mark
+
+    database = tmp_path / "clawdforge.db"
+    database.touch()  # of a first start that was interrupted
+    assert mark() == "ok"
+    make(database)
+    assert mark() == "note"

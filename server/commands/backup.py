@@ -11,11 +11,12 @@ import sqlite3
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..app import StartError, own_folder
+from ..app import FolderTakenError, own_folder
 from ..config import Settings
 from ..schema import SchemaError
 from ..store import check_file, copy_database
@@ -53,10 +54,12 @@ def add_to(commands: Any) -> None:
 def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
     """The database as it is at one moment; the files as they are when they are read."""
     source, archive = settings.data_dir / DATABASE, arguments.archive
-    if not source.is_file():
-        raise house.CommandError(f"there is no database at {source}")
     part = archive.with_name(archive.name + ".part")
     folders = BESIDE[:2] if arguments.without_files else BESIDE
+    try:
+        source.stat()
+    except OSError as error:
+        raise house.CommandError(f"there is no database: {source}: {error.strerror}") from None
     try:
         # It holds prompts and answers: for its owner alone, from the first byte on.
         with (
@@ -111,9 +114,9 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
                         _move(folder / name, aside / name, mounts)
                 for child in Path(made).iterdir():
                     _move(child, folder / child.name, mounts)
-    except StartError as error:
+    except FolderTakenError as error:
         raise house.CommandError(f"{error}: stop it first") from None
-    except (OSError, tarfile.TarError) as error:
+    except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
         moved = f"; what was moved already is in {aside}" if aside else ""
         raise house.CommandError(f"{archive}: {_why(error)}{moved}") from None
     print(f"{folder} is restored." + (f" What it had is in {aside}." if aside else ""))

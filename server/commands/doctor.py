@@ -20,10 +20,11 @@ from typing import Any
 from .. import control
 from ..agents.acpx import AcpxError
 from ..agents.base import AgentInfo
-from ..app import StartError, make_backend, own_folder
+from ..app import FolderTakenError, StartError, make_backend, own_folder
 from ..config import Settings
 from ..schema import SchemaError
 from ..store import check_file
+from ..upgrade import statements_of
 from . import house
 
 LOW_DISK_BYTES = 1 << 30
@@ -81,39 +82,33 @@ async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncIter
 def _here(settings: Settings) -> Iterator[Finding]:
     """What can be seen without starting anything."""
     yield Finding("ok", "python", ".".join(map(str, sys.version_info[:3])))
-    running = _is_running(settings)
-    yield _data(settings, running)
+    data, running = _data(settings.data_dir)
+    yield data
     yield _disk(settings)
-    yield _database(settings)
+    if data.mark != "BAD":
+        yield _database(settings)
     yield _port(settings, running)
     env_file = Path(".env")
     if env_file.is_file() and stat.S_IMODE(env_file.stat().st_mode) & 0o077:
         yield Finding("note", ".env", "others may read it", "chmod 600 .env: it holds secrets")
 
 
-def _is_running(settings: Settings) -> bool:
-    if not settings.data_dir.is_dir():
-        return False
-    try:
-        with own_folder(settings.data_dir):
-            return False
-    except StartError:
-        return True
-
-
-def _data(settings: Settings, running: bool) -> Finding:
-    folder = settings.data_dir
+def _data(folder: Path) -> tuple[Finding, bool]:
+    """The data folder, and whether a server runs on it."""
     if not folder.exists():
-        return Finding("ok", "data", f"{folder} is not there yet; the first start makes it")
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        advice = f"let this user own it: chown -R {os.getuid()} {folder}"
-        return Finding("BAD", "data", f"{folder} cannot be written", advice)
-    if not running:
-        return Finding("ok", "data", f"{folder}, and no server runs on it")
+        return Finding("ok", "data", f"{folder} is not there yet; the first start makes it"), False
+    try:
+        with own_folder(folder):
+            return Finding("ok", "data", f"{folder}, and no server runs on it"), False
+    except FolderTakenError:
+        pass
+    except StartError as error:
+        advice = f"run as its user, or let this one own it: chown -R {os.getuid()} {folder}"
+        return Finding("BAD", "data", str(error), advice), False
     if not (folder / control.NAME).is_socket():
         advice = "it is starting or stopping, or the folder can hold no socket: look again"
-        return Finding("note", "data", f"{folder}: a server has it, without a socket", advice)
-    return Finding("ok", "data", f"{folder}, and a server runs on it")
+        return Finding("note", "data", f"{folder}: a server has it, without a socket", advice), True
+    return Finding("ok", "data", f"{folder}, and a server runs on it"), True
 
 
 def _disk(settings: Settings) -> Finding:
@@ -130,12 +125,16 @@ def _disk(settings: Settings) -> Finding:
 
 def _database(settings: Settings) -> Finding:
     path = settings.data_dir / "clawdforge.db"
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size == 0:
         return Finding("ok", "database", "none yet; the first start makes it")
     try:
+        if statements_of(path) is not None:
+            found = f"{path} was made by 0.2; the first start brings it up to date"
+            return Finding("note", "database", found)
         version = check_file(path)
     except (SchemaError, sqlite3.Error) as error:
-        return Finding("BAD", "database", f"{path}: {error}", "restore a backup")
+        why = str(error).removeprefix(f"{path} ")
+        return Finding("BAD", "database", f"{path}: {why}", "restore a backup")
     size = path.stat().st_size / 2**20
     return Finding("ok", "database", f"{size:.1f} MiB, schema {version}, sound")
 

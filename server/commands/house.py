@@ -19,7 +19,8 @@ from urllib.parse import quote
 import aiohttp
 
 from .. import control
-from ..app import StartError, make_backend, own_folder
+from ..agents.acpx import AcpxError
+from ..app import FolderTakenError, make_backend, own_folder
 from ..auth import Tokens
 from ..config import Settings
 from ..errors import Error
@@ -27,7 +28,7 @@ from ..log import LogWriter
 from ..metrics import Metrics
 from ..schema import SchemaError
 from ..sessions import Sessions
-from ..store import Store
+from ..store import Store, StoreError
 from ..upgrade import upgrade
 
 WAIT_SECS = 15
@@ -106,7 +107,7 @@ async def open_house(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
         while True:
             try:
                 stack.enter_context(own_folder(settings.data_dir))
-            except StartError as error:
+            except FolderTakenError as error:
                 if await _answers(settings):
                     yield await stack.enter_async_context(_running(settings))
                     return
@@ -189,8 +190,11 @@ def run(
     except BrokenPipeError:
         # Whoever reads has seen enough, `head` say: the rest goes nowhere, also at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (Error, SchemaError) as error:
+    except (AcpxError, Error, OSError, SchemaError) as error:
         raise CommandError(str(error)) from None
+    except StoreError as error:
+        where = settings.data_dir / "clawdforge.db"
+        raise CommandError(f"{where}: {error}: `doctor` says what to do") from None
     return 0
 
 
