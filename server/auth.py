@@ -83,21 +83,26 @@ class Tokens:
             admin_token: the setting's; without one a token is made and kept (as a hash).
 
         Returns:
-            On the first start, what the operator is to be shown, once.
+            What was made, if anything, which the operator is to be shown, once.
         """
         await self.look()
         kept = await self._store.server_value(ADMIN_KEY)
+        made = None
         if admin_token is not None:
             self._admin = digest(admin_token)
-        elif kept is not None:
-            self._admin = kept
-        if kept is not None:
-            return None
-        made = admin_token or new_token()
-        self._admin = digest(made)
-        await self._writer.commit([store.set_server_value(ADMIN_KEY, self._admin)])
-        app_token = None if self._names else (await self.create(FIRST_APP))[1]
-        return FirstTokens(None if admin_token is not None else made, app_token)
+            # Good as long as it is set: of it nothing is kept but that there was a first start.
+            keep = b"" if kept is None or kept == self._admin else kept
+        elif kept:
+            self._admin = keep = kept
+        else:
+            made = new_token()
+            self._admin = keep = digest(made)
+        if keep != kept:
+            await self._writer.commit([store.set_server_value(ADMIN_KEY, keep)])
+        app_token = None
+        if kept is None and not self._names:
+            app_token = (await self.create(FIRST_APP))[1]
+        return FirstTokens(made, app_token) if made or app_token else None
 
     async def look(self) -> None:
         """Read the apps' tokens, and make none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,7 +14,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from server.auth import ADMIN_KEY, FirstTokens, Tokens, digest
 from server.errors import Error
+from server.log import LogWriter
+from server.metrics import Metrics
+from server.store import Store, set_server_value
 
 from .conftest import Serve, Spawn
 from .harness import ADMIN, Client, Json, LocalServer, new_client, script
@@ -385,3 +390,31 @@ async def test_an_admin_token_of_the_settings_is_not_shown(
     said = server.greeting + (await server.process.stdout.read()).decode()
     assert shown_tokens(said).keys() == {"app"}
     assert ADMIN not in said
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept by an earlier version"])
+async def test_an_admin_token_of_the_settings_is_good_only_while_it_is_set(
+    tmp_path: Path, kept: bool
+) -> None:
+    async def start(setting: str | None) -> tuple[Tokens, FirstTokens | None]:
+        async with contextlib.AsyncExitStack() as stack:
+            database = await Store.open(tmp_path / "clawdforge.db")
+            stack.push_async_callback(database.close)
+            if kept and setting == "leaked":
+                await database.write([set_server_value(ADMIN_KEY, digest("leaked"))])
+            writer = LogWriter(database, Metrics())
+            writer.start()
+            stack.push_async_callback(writer.stop)
+            tokens = Tokens(database, writer)
+            return tokens, await tokens.load(setting)
+
+    for setting in ("leaked", "another"):
+        tokens, _ = await start(setting)
+        assert [t for t in ("leaked", "another") if tokens.is_admin(t)] == [setting]
+    tokens, shown = await start(None)
+    assert shown is not None
+    assert shown.admin is not None
+    assert [t for t in ("leaked", "another", shown.admin) if tokens.is_admin(t)] == [shown.admin]
+    again, shown_again = await start(None)
+    assert again.is_admin(shown.admin)
+    assert shown_again is None
