@@ -17,6 +17,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -252,6 +253,41 @@ async def test_a_backup_of_a_running_server_brings_all_back(
     await client.turn(session, "again")
     starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
     assert [start["context"] for start in starts] == ["new", "kept"]
+
+
+async def test_what_agents_do_to_their_files_spoils_no_backup(
+    operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await operator.run("token", "add", "app")
+    folder = operator.data_dir / "workspaces" / "session"
+    folder.mkdir(parents=True)
+    locked, shrinks, hard, plain = (folder / name for name in ("locked", "log", "other", "plain"))
+    for path in (locked, shrinks, plain):
+        path.write_bytes(b"x" * 100_000)
+    hard.hardlink_to(locked)  # for which it must not stand
+    opened, described = os.open, tarfile.TarFile.gettarinfo
+
+    def open_file(path: Any, *arguments: Any, **options: Any) -> int:
+        if Path(path) == locked:  # root, too, is to be refused
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    def describe(tar: tarfile.TarFile, *arguments: Any, **options: Any) -> tarfile.TarInfo:
+        info = described(tar, *arguments, **options)
+        if info.name.endswith("/log"):
+            os.truncate(shrinks, 1)
+        return info
+
+    archive = tmp_path / "all.tar.gz"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_file)
+        patch.setattr(tarfile.TarFile, "gettarinfo", describe)
+        _, err = await operator.run("backup", str(archive))
+    assert err == f"clawdforge: left out: {locked}: Permission denied\n"
+    await operator.run("restore", "--replace", str(archive))
+    assert sorted(folder.iterdir()) == [shrinks, hard, plain]
+    assert shrinks.read_bytes() == b"x" + bytes(99_999)
+    assert hard.read_bytes() == plain.read_bytes() == b"x" * 100_000
 
 
 async def test_a_volume_in_the_data_folder_stays_where_it_is(

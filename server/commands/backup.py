@@ -8,13 +8,15 @@ import os
 import re
 import shutil
 import sqlite3
+import stat
+import sys
 import tarfile
 import tempfile
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..app import FolderTakenError, own_folder
 from ..config import Settings
@@ -86,12 +88,40 @@ def _why(error: Exception) -> str:
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    """Add what is there; what a running agent deletes meanwhile is not."""
-    with contextlib.suppress(FileNotFoundError):
-        tar.add(path, name, recursive=False)
-        if path.is_dir() and not path.is_symlink():
-            for child in sorted(path.iterdir()):
-                _add(tar, child, f"{name}/{child.name}")
+    """Add what is there and can be read.
+
+    What a running agent deletes meanwhile is not there; what it keeps from us is named.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            mode = path.lstat().st_mode
+            children = sorted(path.iterdir()) if stat.S_ISDIR(mode) else []
+            file = stack.enter_context(_open(path)) if stat.S_ISREG(mode) else None
+            info = tar.gettarinfo(path, name, file)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            print(f"clawdforge: left out: {path}: {error.strerror}", file=sys.stderr)
+            return
+        if info is not None:  # a socket has none
+            tar.addfile(info, None if file is None else _Padded(file))
+    for child in children:
+        _add(tar, child, f"{name}/{child.name}")
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file; should an agent exchange it, no link is followed, and no pipe waited for."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+
+
+class _Padded:
+    """A file that keeps its size: zeros stand for what an agent cuts off meanwhile."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._file.read(size).ljust(size, b"\0")
 
 
 def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
