@@ -27,6 +27,7 @@ from server import logs
 from server.commands.doctor import _here
 from server.config import Settings
 from server.control import NAME
+from server.store import copy_database
 
 from .conftest import Spawn
 from .harness import ROOT, Client, new_client, run_program, script
@@ -288,6 +289,27 @@ async def test_what_agents_do_to_their_files_spoils_no_backup(
     assert sorted(folder.iterdir()) == [shrinks, hard, plain]
     assert shrinks.read_bytes() == b"x" + bytes(99_999)
     assert hard.read_bytes() == plain.read_bytes() == b"x" * 100_000
+
+
+async def test_two_backups_to_one_name_at_once_are_whole_each(
+    operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await operator.run("token", "add", "app")
+    archive, meanwhile = tmp_path / "all.tar.gz", tmp_path / "meanwhile.tar.gz"
+    name = "server.commands.backup.copy_database"
+
+    def copy(source: Path, target: Path) -> None:
+        monkeypatch.setattr(name, copy_database)
+        assert exit_status(["backup", str(archive)]) == 0
+        archive.rename(meanwhile)
+        copy_database(source, target)
+
+    monkeypatch.setattr(name, copy)
+    await operator.run("backup", str(archive))
+    for whole in (meanwhile, archive):
+        await operator.run("restore", "--replace", str(whole))
+        assert "app" in (await operator.run("token", "list"))[0]
+    assert sorted(tmp_path.iterdir()) == [archive, operator.data_dir, meanwhile]
 
 
 async def test_a_volume_in_the_data_folder_stays_where_it_is(

@@ -56,27 +56,25 @@ def add_to(commands: Any) -> None:
 def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
     """The database as it is at one moment; the files as they are when they are read."""
     source, archive = settings.data_dir / DATABASE, arguments.archive
-    part = archive.with_name(archive.name + ".part")
     folders = BESIDE[:2] if arguments.without_files else BESIDE
     try:
         source.stat()
     except OSError as error:
         raise house.CommandError(f"there is no database: {source}: {error.strerror}") from None
     try:
-        # It holds prompts and answers: for its owner alone, from the first byte on.
-        with (
-            tempfile.TemporaryDirectory(dir=archive.absolute().parent, prefix=".backup-") as folder,
-            os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out,
-            tarfile.open(fileobj=out, mode="w:gz", compresslevel=6) as tar,
-        ):
-            copy_database(source, Path(folder) / DATABASE)
-            tar.add(Path(folder) / DATABASE, DATABASE)
-            for name in folders:
-                _add(tar, settings.data_dir / name, name)
-        part.replace(archive)
+        with tempfile.TemporaryDirectory(dir=archive.absolute().parent, prefix=".backup-") as made:
+            part = Path(made) / "part"  # of this backup alone, until it is whole
+            # It holds prompts and answers: for its owner alone, from the first byte on.
+            with (
+                os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as out,
+                tarfile.open(fileobj=out, mode="w:gz", compresslevel=6) as tar,
+            ):
+                copy_database(source, Path(made) / DATABASE)
+                tar.add(Path(made) / DATABASE, DATABASE)
+                for name in folders:
+                    _add(tar, settings.data_dir / name, name)
+            part.replace(archive)
     except (OSError, sqlite3.Error) as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise house.CommandError(f"{archive}: {_why(error)}") from None
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
     return 0
