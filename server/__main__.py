@@ -17,7 +17,7 @@ from aiohttp import web
 from . import __version__, control, logs
 from .app import FIRST_TOKENS, StartError, build_app
 from .commands import backup, doctor, sessions, tokens
-from .commands.house import CommandError, sentence
+from .commands.house import CommandError, drop_stdout, sentence
 from .config import SettingError, Settings, load, with_env_file
 from .door import Door
 from .services import SERVICES
@@ -94,7 +94,7 @@ async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
             _spare_collector()
             _greet(app, settings, port)
             await stop.wait()
-            print("clawdforge is stopping; running turns have a moment to finish", flush=True)
+            _say("clawdforge is stopping; running turns have a moment to finish")
             await app.shutdown()  # still listening: who asks meanwhile is told 503, draining
 
 
@@ -114,7 +114,7 @@ def _greet(app: web.Application, settings: Settings, port: int) -> None:
     shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     host = f"[{shown}]" if ":" in shown else shown
     address = f"http://{host}:{port}/"
-    print(f"clawdforge {__version__} is ready on {address}", flush=True)
+    _say(f"clawdforge {__version__} is ready on {address}")
     _show_tokens(app, address)
 
 
@@ -130,7 +130,15 @@ def _show_tokens(app: web.Application, address: str | None = None) -> None:
             if address is not None:
                 lines.append(f"  open         {address}#token={first.app}")
         lines += ["", "  These are shown this once; only their hashes are kept."]
-        print("\n".join(lines), flush=True)
+        _say("\n".join(lines))
+
+
+def _say(text: str) -> None:
+    """Say it on stdout; where nobody can be told any more, the server goes on all the same."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        drop_stdout()
 
 
 if __name__ == "__main__":

@@ -109,3 +109,17 @@ async def test_an_idle_server_stops_at_once(spawn: Spawn) -> None:
     server = await spawn()
     async with asyncio.timeout(3):
         assert await server.stop() == 0
+
+
+async def test_it_stops_in_order_though_nobody_reads_what_it_says(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    # As in `make run | tee log`, where a Ctrl-C ends tee as well.
+    server = await spawn(DRAIN_SECS="10")
+    client = await new_client(server.url, http)
+    socket = await client.connect(await client.create())
+    server.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+    await asyncio.sleep(0)  # which is when it is closed
+    server.process.send_signal(signal.SIGTERM)
+    assert await socket.until_closed() == 1012
+    assert await server.stop() == 0

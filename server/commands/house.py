@@ -188,14 +188,18 @@ def run(
         asyncio.run(_awaited(command(arguments, settings, environ)))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has seen enough, `head` say: the rest goes nowhere, also at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()  # whoever reads has seen enough, `head` say
     except (AcpxError, Error, OSError, SchemaError) as error:
         raise CommandError(str(error)) from None
     except StoreError as error:
         where = settings.data_dir / "clawdforge.db"
         raise CommandError(f"{where}: {error}: `doctor` says what to do") from None
     return 0
+
+
+def drop_stdout() -> None:
+    """Let what is still to be said go nowhere, also at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def _awaited(work: Awaitable[None]) -> None:
