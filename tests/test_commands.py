@@ -127,6 +127,8 @@ async def test_tokens_of_a_stopped_server(
     assert (
         "not a network" in (await operator.run("token", "add", "x", "--network", "a", status=1))[1]
     )
+    for name in ("", "my bot", "a\nb", "x" * 65):
+        assert "name" in (await operator.run("token", "add", name, status=1))[1]
     await operator.run("token", "revoke", "gone")
     assert "no such token" in (await operator.run("token", "revoke", "gone", status=1))[1]
     listed, _ = await operator.run("token", "list")

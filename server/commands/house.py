@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from .. import control
+from .. import bodies, control
 from ..agents.acpx import AcpxError
 from ..app import FolderTakenError, make_backend, own_folder
 from ..auth import Tokens
@@ -90,7 +90,8 @@ class StoppedHouse:
         self._sessions = sessions
 
     async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
-        return (await self._tokens.create(name, ip_cidrs))[1]
+        body = bodies.read_texts({"name": name}, bodies.CreateToken)  # by the rule of the route
+        return (await self._tokens.create(body.name, ip_cidrs))[1]
 
     async def revoke_token(self, name: str) -> None:
         await self._tokens.revoke(name)
