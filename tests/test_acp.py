@@ -210,6 +210,21 @@ async def test_capabilities_are_the_agents_where_they_depend_on_it(
     assert await code_of(acp, "initialize", **HELLO, **wish) == -32602
 
 
+async def test_an_agent_that_cannot_be_asked_what_it_can_do_is_served_all_the_same(
+    own_client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(**options: Any) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("server.agents.host.tempfile.mkdtemp", refuse)
+    acp = await connect(own_client)
+    assert acp.messages[0]["result"]["agentCapabilities"]["promptCapabilities"] == {}
+    session = await acp.new_session()
+    assert await acp.prompt(session, "hello") == {"stopReason": "end_turn"}
+    assert "is not asked what it can do: [Errno 13]" in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 # Sessions.
 
 

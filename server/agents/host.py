@@ -181,7 +181,11 @@ class HostBackend:
 
     async def _probe(self, name: str) -> None:
         """Start the agent for a moment, for what it says of itself."""
-        folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="probe-", dir=self._state_dir)
+        try:
+            folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="probe-", dir=self._state_dir)
+        except OSError as error:
+            logger.warning("the agent %s is not asked what it can do: %s", name, error)
+            return
         spec = AgentSpec(Path(folder).name, name, folder, None, None, "ask")
         agent = self.agent(spec, _Nobody())
         try:
