@@ -94,6 +94,14 @@ def test_no_page_names_a_setting_that_is_none(path: Path) -> None:
     assert named <= {*config.variables(), *of_the_tests}
 
 
+def test_the_unit_gives_a_stop_the_time_that_the_server_takes() -> None:
+    unit = (DOCS / "operations.md").read_text("utf-8")
+    assert "\nKillMode=mixed\n" in unit, "a signal to the agents would end their turns at once"
+    limit = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert limit
+    assert int(limit[1]) > 2 * Settings().drain_secs + 5, "turns, runs, sockets that do not leave"
+
+
 # The wire.
 
 
