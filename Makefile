@@ -45,7 +45,8 @@ alone = unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES MAKE_TERMOUT MAKE_TERMERR
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  PYTHON=python3.13 chooses the Python (3.11 or newer), ARGS="..." is passed on to run, test and bench.'
+	@echo '  PYTHON=python3.13 chooses the Python (3.11 or newer) of a new .venv (after "make clean").'
+	@echo '  ARGS="..." is passed on to run, test and bench.'
 
 .PHONY: run
 run: setup ## Install what is missing, then run the server in the foreground
