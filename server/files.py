@@ -95,7 +95,7 @@ class Files:
                 f"an app has at most {self._max_count_per_app} files: wait until some have expired",
             )
         token = PREFIX + secrets.token_urlsafe(32)
-        path = self._folder / _digest(token).hex() / _harmless(name)
+        path = self._path(_digest(token), _harmless(name))
         upload = Upload(app_name, token, path, 0)
         self._count_of[app_name] += 1
         try:
@@ -167,14 +167,19 @@ class Files:
         good = [row for row in rows if row.app_name == app_name and row.expires_at > now]
         if len(good) != len(tokens):
             raise bad_request("files: one of the file tokens is unknown or has expired")
-        return [Path(row.path) for row in good]
+        return [self._path(row.hash, Path(row.path).name) for row in good]
 
     async def sweep(self) -> None:
         """Delete what has expired."""
         for row in await self._store.files_expired(self._clock()):
-            await asyncio.to_thread(shutil.rmtree, Path(row.path).parent, ignore_errors=True)
+            folder = self._path(row.hash, "")
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             await self._writer.commit([store.delete_file(row.hash)])
             self._give_back(row.app_name, row.size)
+
+    def _path(self, digest: bytes, name: str) -> Path:
+        """Where a file is; the data folder may have been elsewhere when it came."""
+        return self._folder / digest.hex() / name
 
     def _give_back(self, app_name: str, size: int) -> None:
         give_back(self._bytes_of, app_name, size)

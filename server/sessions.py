@@ -78,6 +78,7 @@ class Sessions:
 
     async def start(self) -> None:
         """Take up what an earlier server left; its unfinished turns are ended."""
+        await self.writer.commit([store.move_workspaces(str(self.workspace("")))])
         self._open.update(await self.store.open_counts())
         self._last_number = await self.store.last_session_number()
         for row in await self.store.sessions_to_recover():

@@ -509,6 +509,15 @@ def end_turn(
     ]
 
 
+def move_workspaces(folder: str) -> Statement:
+    """Folders of the sessions' own are in *folder*, wherever the data folder was before."""
+    return (
+        "UPDATE sessions SET cwd = ?1 || id"
+        " WHERE cwd LIKE '%/workspaces/' || id AND cwd != ?1 || id",
+        (f"{folder}/",),
+    )
+
+
 def set_meta(session: int, meta: str) -> Statement:
     return "UPDATE sessions SET meta = ? WHERE n = ?", (meta, session)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
+from pathlib import Path
 
 import aiohttp
 
 from .acp_client import connect
-from .conftest import Spawn
+from .conftest import Serve, Spawn
 from .harness import Client, Json, Socket, new_client, script, texts_of
+from .runs import upload
 
 HISTORY = script({"history": True})
 
@@ -193,3 +195,26 @@ async def test_an_acp_client_comes_back_to_all_that_it_was_told(
     assert again.text() == acp.text() == "echo: beforebusy"
     assert await again.prompt(session, HISTORY) == {"stopReason": "end_turn"}
     assert '"before"' in again.text()
+
+
+async def test_a_data_folder_may_be_moved(serve: Serve, tmp_path: Path) -> None:
+    server = await serve()
+    client = await server.client()
+    session, other, closed = [await client.create(agent) for agent in ("demo", "mock", "mock")]
+    await client.turn(session, "my name is Zoe")
+    file = await upload(client, b"notes")
+    await client.delete(f"/sessions/{closed}")
+    await server.stop()
+
+    moved = (tmp_path / "data").rename(tmp_path / "elsewhere")
+    server = await serve(data_dir=moved, session_hard_ttl_secs=0)
+    client = await at(server.url, client)
+    assert (await client.state(session))["cwd"] == str(moved / "workspaces" / session)
+    _, reply = await client.turn(session, "what is my name?")
+    assert "Zoe" in texts_of(reply["events"])
+    starts = [entry for entry in await client.events(session) if entry["type"] == "turn_start"]
+    assert [start["context"] for start in starts] == ["new", "kept"]
+    _, reply = await client.turn(other, "look", files=[file])
+    assert f"{moved}/uploads/" in texts_of(reply["events"])
+    await server.services.sessions.sweep()
+    assert not (moved / "workspaces" / closed).exists()

@@ -134,6 +134,9 @@ const operations = {
   /** Make the session known; a new one's agent is started, an old one's is not. */
   async open({ key, agent, cwd, options, fresh }) {
     const input = { sessionKey: key, agent, cwd, mode: "persistent", sessionOptions: options };
+    const record = await records.load(key);
+    // The data folder has been moved. acpx would begin anew; the agent may find what it kept there.
+    if (record && record.cwd !== cwd) await records.save({ ...record, cwd });
     if (fresh) await runtime.prepareFreshSession({ handle: handles.get(key) });
     handles.set(key, await runtime.ensureSession(input));
     await records.flush(key);

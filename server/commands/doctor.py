@@ -119,7 +119,7 @@ def _disk(settings: Settings) -> Finding:
     found = f"{free / 2**30:.1f} GiB free for {settings.data_dir}"
     if free >= LOW_DISK_BYTES:
         return Finding("ok", "disk", found)
-    advice = "prompts are refused when it is full: make room, or move CLAWDFORGE_DATA_DIR"
+    advice = "prompts are refused when it is full: make room, or stop it and move the folder"
     return Finding("BAD", "disk", found, advice)
 
 
