@@ -364,7 +364,9 @@ async def test_what_is_no_backup_is_refused_and_changes_nothing(
                 link = tarfile.TarInfo("workspaces")
                 link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
                 tar.addfile(link)
-            names = {"foreign": "etc/passwd", "outside": "workspaces/evil"}
+            if kind == "rotten":
+                tar.add(operator.data_dir / "clawdforge.db", "clawdforge.db")
+            names = {"foreign": "etc/passwd", "outside": "workspaces/evil", "rotten": "uploads"}
             tar.add(odd, names.get(kind, "clawdforge.db"))
     content = archive.read_bytes()
     middle = len(content) // 2
