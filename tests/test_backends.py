@@ -146,6 +146,16 @@ async def test_policies_decide_and_the_log_has_what_was_decided(client: Client) 
     assert found == [["allow_once", "reject_once"], ["reject_once", "reject_once"]]
 
 
+async def test_unicodes_own_ends_of_lines_are_text_like_any_other(client: Client) -> None:
+    odd = "a\u2028b\u2029c"
+    session = await client.create(system=odd)
+    assert (await client.turn(session, odd))[0] == 200
+    assert await told(client, session, {"history": True}) == [odd, HISTORY]
+    for path, body in (("/sessions", {}), ("/run", {"prompt": "hi"})):
+        status, reply = await client.post(path, {"agent": odd, **body})
+        assert (status, reply["code"]) == (400, "bad_request"), reply
+
+
 async def test_agents_that_do_not_start_end_their_turn_as_unavailable(
     serve: Serve, backend: str, tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ import { createRequire, flushCompileCache } from "node:module";
 import { unlink } from "node:fs/promises";
 import path from "node:path";
 import process from "node:process";
-import readline from "node:readline";
 
 import { AcpxRuntime, createFileSessionStore } from "acpx/runtime";
 import { createAgentRegistry } from "acpx/agent-registry";
@@ -206,8 +205,7 @@ const operations = {
   },
 };
 
-async function handle(line) {
-  const call = JSON.parse(line);
+async function handle(call) {
   try {
     send({ id: call.id, result: await operations[call.op](call) });
   } catch (error) {
@@ -222,8 +220,17 @@ async function handle(line) {
 }
 
 process.on("unhandledRejection", (error) => say(`unhandled rejection: ${error?.stack ?? error}`));
-// Without the server there is nobody to host for.
-readline
-  .createInterface({ input: process.stdin, crlfDelay: Infinity })
-  .on("line", handle)
-  .on("close", () => process.exit(0));
+let begun = []; // the pieces of a line whose end has not come yet
+process.stdin.setEncoding("utf8");
+process.stdin
+  .on("data", (chunk) => {
+    // Not `readline`: for it U+2028, which JSON may hold as it is, ends a line, too.
+    const [first, ...others] = chunk.split("\n");
+    begun.push(first);
+    for (const next of others) {
+      handle(JSON.parse(begun.join("")));
+      begun = [next];
+    }
+  })
+  // Without the server there is nobody to host for.
+  .on("end", () => process.exit(0));
