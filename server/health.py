@@ -61,7 +61,8 @@ async def _version_of(program: str, timeout: float) -> str | None:
         logger.info("%s cannot be started: %s", program, error)
         return None
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), timeout)
+        async with asyncio.timeout(timeout):
+            output, _ = await process.communicate()
     except TimeoutError:
         logger.warning("%s did not tell its version in %g s", program, timeout)
         return None

@@ -132,7 +132,8 @@ class SessionLog:
                     yield batch
                 if after >= self.head:
                     try:
-                        await asyncio.wait_for(moved.wait(), idle_secs)
+                        async with asyncio.timeout(idle_secs):
+                            await moved.wait()
                     except TimeoutError:
                         await idle()
         finally:
@@ -299,7 +300,8 @@ class LogWriter:
         if self._task is None:
             return
         try:
-            await asyncio.wait_for(self.flush(), 5)
+            async with asyncio.timeout(5):
+                await self.flush()
         except TimeoutError:
             logger.error("the database took no writes; %d bytes are lost", self._backlog)
         self._task.cancel()
@@ -330,7 +332,8 @@ class LogWriter:
             if (rest := due - time.monotonic()) <= 0:
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._committed_much.wait(), rest)
+                async with asyncio.timeout(rest):
+                    await self._committed_much.wait()
 
     def gather(self, log: SessionLog, size: int) -> None:
         """Note that *log* has something to commit."""

@@ -246,7 +246,8 @@ class Peer(abc.ABC):
         code = int(goodbye.code) if goodbye is not None else 1000
         reason = goodbye.reason.encode()[:120] if goodbye is not None else b""
         try:
-            await asyncio.wait_for(self._ws.close(code=code, message=reason), CLOSE_SECS)
+            async with asyncio.timeout(CLOSE_SECS):
+                await self._ws.close(code=code, message=reason)
         except TimeoutError:
             self.abort()
 

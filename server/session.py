@@ -750,7 +750,8 @@ class Session:
         if turn is None:
             return
         try:
-            await asyncio.wait_for(turn.finished.wait(), patience)
+            async with asyncio.timeout(patience):
+                await turn.finished.wait()
         except TimeoutError:
             self._interrupt(turn, Ending.RESTART, CLOSE_GRACE_SECS)
             await turn.finished.wait()

@@ -107,7 +107,8 @@ class Sockets:
                     Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=retry)
                 )
         try:
-            await asyncio.wait_for(self._gone.wait(), patience)
+            async with asyncio.timeout(patience):
+                await self._gone.wait()
         except TimeoutError:
             for peers in tuple(self._by_app.values()):
                 for peer in tuple(peers):

@@ -167,7 +167,8 @@ class Attachments:
         arrival: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._arrivals[pid] = arrival
         try:
-            return await asyncio.wait_for(arrival, ATTACH_SECS)
+            async with asyncio.timeout(ATTACH_SECS):
+                return await arrival
         finally:
             del self._arrivals[pid]
 
@@ -186,6 +187,7 @@ async def _readable(connection: socket.socket) -> None:
     future: asyncio.Future[None] = loop.create_future()
     loop.add_reader(connection, _set, future)
     try:
-        await asyncio.wait_for(future, ATTACH_SECS)
+        async with asyncio.timeout(ATTACH_SECS):
+            await future
     finally:
         loop.remove_reader(connection)

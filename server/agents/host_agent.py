@@ -170,7 +170,8 @@ class HostAgent:
         """Let acpx end the agent and write its record."""
         async with self._closes:
             try:
-                await asyncio.wait_for(self._call("close"), CLOSE_SECS)
+                async with asyncio.timeout(CLOSE_SECS):
+                    await self._call("close")
             except (TimeoutError, HostGoneError, CallError, Error) as error:
                 logger.info("session %s: acpx does not close it: %r", self.spec.key, error)
 
@@ -248,7 +249,8 @@ class HostAgent:
         seam = self._seam
         if seam is not None and not prompt.done.done():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(seam.over.wait(), 1)
+                async with asyncio.timeout(1):
+                    await seam.over.wait()
             if not prompt.done.done():
                 await self.kill()
         prompt.finish(agent_failed(reason))
@@ -323,7 +325,8 @@ class HostAgent:
         async with self._setting:
             self._replies.clear()
             try:
-                await asyncio.wait_for(self._call(op, **fields), CONTROL_SECS)
+                async with asyncio.timeout(CONTROL_SECS):
+                    await self._call(op, **fields)
             except CallError as error:
                 raise bad_request(f"the agent refused: {_plain(error)}") from None
             except (HostGoneError, TimeoutError):

@@ -104,7 +104,8 @@ class HostProcess:
         self._first_boot = asyncio.get_running_loop().create_future()
         self._main = self._tasks.spawn(self._run(), "acpx-host")
         try:
-            await asyncio.wait_for(asyncio.shield(self._first_boot), BOOT_SECS)
+            async with asyncio.timeout(BOOT_SECS):
+                await asyncio.shield(self._first_boot)
         except TimeoutError:
             self._first_boot.cancel()
             await self.stop()
@@ -117,7 +118,8 @@ class HostProcess:
         """Let the agents end in peace, for a moment, and then everything."""
         if self.is_ready:
             with contextlib.suppress(TimeoutError, HostGoneError, CallError):
-                await asyncio.wait_for(self.send("shutdown"), STOP_SECS)
+                async with asyncio.timeout(STOP_SECS):
+                    await self.send("shutdown")
         self._ready.clear()
         if self._main is not None:
             self._main.cancel()
@@ -186,7 +188,8 @@ class HostProcess:
         if self.is_ready:
             return
         try:
-            await asyncio.wait_for(self._ready.wait(), BOOT_SECS)
+            async with asyncio.timeout(BOOT_SECS):
+                await self._ready.wait()
         except TimeoutError:
             raise agent_unavailable("the acpx host is not running") from None
 
@@ -267,7 +270,8 @@ class HostProcess:
     async def _bury(self, process: asyncio.subprocess.Process) -> None:
         """Wait for the supervisor to end, which first kills all below it."""
         try:
-            await asyncio.wait_for(process.wait(), 5)
+            async with asyncio.timeout(5):
+                await process.wait()
         except TimeoutError:
             logger.error("the host's supervisor does not end; killing it")
             process.kill()
@@ -282,7 +286,8 @@ class HostProcess:
         while True:
             await asyncio.sleep(WATCH_SECS)
             try:
-                await asyncio.wait_for(self.send("ping"), FROZEN_SECS)
+                async with asyncio.timeout(FROZEN_SECS):
+                    await self.send("ping")
             except TimeoutError:
                 logger.error("the acpx host does not answer; killing it")
                 process.kill()  # the supervisor: the host dies with it

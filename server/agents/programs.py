@@ -136,12 +136,14 @@ class Programs:
             if grace and process is not None:
                 with contextlib.suppress(OSError, TimeoutError):
                     control.send(FINISH)
-                    await asyncio.wait_for(process.wait(), grace)
+                    async with asyncio.timeout(grace):
+                        await process.wait()
             control.close()
         if process is None:
             return True
         try:
-            await asyncio.wait_for(process.wait(), END_SECS)
+            async with asyncio.timeout(END_SECS):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()
