@@ -14,7 +14,9 @@ import aiohttp
 import pytest
 
 from server.agents import cli_agent
-from server.agents.acpx_commands import socket_folder
+from server.agents.acpx_commands import AcpxCommands, socket_folder
+from server.agents.base import AgentSpec
+from server.agents.cli import CliBackend
 
 from .acp_client import AnswerError, connect
 from .agents import mock_agent
@@ -299,6 +301,30 @@ async def test_a_closed_session_leaves_no_process_and_a_deleted_one_no_file(
     clock.advance(100_000)
     await server.services.sessions.sweep()
     assert not home.exists()
+
+
+async def test_a_session_that_is_closed_before_its_agent_is_found_starts_none(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(agent_backend="cli")
+    client = await server.client()
+    finds, looking, go_on = CliBackend._find_commands, asyncio.Event(), asyncio.Event()
+
+    async def find_slowly(backend: CliBackend, spec: AgentSpec) -> AcpxCommands:
+        looking.set()
+        await go_on.wait()
+        return await finds(backend, spec)
+
+    monkeypatch.setattr(CliBackend, "_find_commands", find_slowly)
+    session = await client.create()
+    agent = server.services.sessions._kept[session].agent
+    assert agent is not None
+    await looking.wait()
+    before = set(descendants(os.getpid()))
+    await client.delete(f"/sessions/{session}")
+    go_on.set()
+    await eventually("it to give up", lambda: not agent.live)
+    assert set(descendants(os.getpid())) <= before
 
 
 async def test_nothing_outlives_a_killed_server(

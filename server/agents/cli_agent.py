@@ -305,9 +305,11 @@ class CliAgent:
             async with self._ending:
                 pass
             async with self._command:
+                if self._acpx is None:
+                    self._acpx = await self._find_commands(self.spec)
                 if era != self._era:
                     raise agent_failed("the agent was stopped")
-                yield await self._ensured()
+                yield await self._ensured(self._acpx)
         except CommandError as error:
             raise _start_error(error) from None
         except OSError as error:
@@ -315,11 +317,8 @@ class CliAgent:
         finally:
             self._busy -= 1
 
-    async def _ensured(self) -> AcpxCommands:
+    async def _ensured(self, acpx: AcpxCommands) -> AcpxCommands:
         """Make the session known to acpx. A new one's agent is started for that, and ended."""
-        acpx = self._acpx
-        if acpx is None:
-            acpx = self._acpx = await self._find_commands(self.spec)
         if not self._is_known:
             try:
                 await self._make_session(acpx, "ensure")
