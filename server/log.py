@@ -417,9 +417,9 @@ class LogWriter:
                     continue
                 # Who waits is told now; what agents have said is kept until it can be stored.
                 _settle(prompt, not_stored())
-                if not durable:
+                if not durable:  # what was committed one by one is still to be shown
                     logger.error("the database takes no writes: %s", error)
-                    return
+                    break
                 if attempt == 0:
                     logger.error("the database takes no writes, trying again: %s", error)
                     self._backlog += size

@@ -507,6 +507,26 @@ async def test_what_can_never_be_stored_holds_up_nothing(
     assert [row.name for row in await database.tokens()] == ["mine", "taken", "with-the-entry"]
 
 
+async def test_what_was_stored_one_by_one_is_seen_even_if_the_writes_behind_it_fail(
+    log: SessionLog, writer: LogWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await writer.commit([token("taken")])
+    write = database.write
+
+    async def write_and_break(statements: Sequence[Statement]) -> None:
+        try:
+            await write(statements)
+        finally:
+            database.broken = list(statements) == [token("taken")]  # the last, by itself
+
+    monkeypatch.setattr(database, "write", write_and_break)
+    add(log)
+    writer.add([token("taken")])
+    await log.reach(1)
+    assert writer.backlog == 0
+    assert await read_all(log) == [1]
+
+
 @pytest.mark.parametrize("value", ["half a pair: \ud83d", 1 << 70])
 async def test_a_value_that_sqlite_cannot_take_is_refused(writer: LogWriter, value: Any) -> None:
     with pytest.raises(Error):
