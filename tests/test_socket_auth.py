@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import sqlite3
 import time
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 
 from server import auth
 from server.sessions import Sessions
+from server.store import Store
 
 from .conftest import Serve
 from .harness import ADMIN, Client, Deadline, Json, LocalServer, Socket, script
@@ -160,6 +162,21 @@ async def test_another_apps_session_is_4505_as_one_that_does_not_exist(
     other = await server.client("other")
     for known in (session, NO_SESSION, "no-uuid"):
         assert await said_goodbye(await first_frame(server, known, token=other.token)) == 4505
+
+
+async def test_a_session_that_cannot_be_read_is_4000(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    server.services.sessions._loaded.clear()
+
+    async def fail(*_: Any) -> bool:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(Store, "has_session", fail)
+    socket = await first_frame(server, session, token=client.token)
+    assert await said_goodbye(socket) == 4000
+    assert "disk" not in socket.frames[0]["reason"]
 
 
 async def test_a_first_frame_that_is_no_auth_is_4501(server: LocalServer, client: Client) -> None:

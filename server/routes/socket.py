@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from aiohttp import WSMsgType, web
 
@@ -12,7 +13,10 @@ from ..errors import CloseCode, Error, bad_request
 from ..peer import TOO_BIG, Goodbye, is_too_big, new_socket
 from ..services import APP, SESSION, Services, app_of, prompt, services_of
 from ..session import MAX_CHANGES, Session
+from ..store import StoreError
 from ..viewer import Viewer
+
+logger = logging.getLogger(__name__)
 
 routes = web.RouteTableDef()
 
@@ -119,6 +123,9 @@ async def _let_in(
         return app_name, await services.sessions.get(session_id, app_name)
     except Error:
         raise Goodbye(CloseCode.NO_SESSION, "no such session") from None
+    except StoreError as error:
+        logger.error("session %s cannot be read: %s", session_id, error)
+        raise Goodbye(CloseCode.INTERNAL, "the session cannot be read now") from None
 
 
 def _check_room(services: Services, session: Session, app_name: str) -> None:
