@@ -94,6 +94,7 @@ class LiveAgents:
         if holder in self._holders:
             self._holders.remove(holder)
             self._holders.add(heir)
+            self._settle()  # the heir may make room; the other was spoken for
 
     def release(self, holder: Holder) -> None:
         self._holders.discard(holder)
@@ -112,6 +113,8 @@ class LiveAgents:
         return sorted(idle, key=lambda holder: holder.last_used)
 
     def _settle(self) -> None:
+        if not self._waiting:
+            return
         for entry in tuple(self._waiting):
             holder, future = entry
             # Who has a slot needs no second; who falls asleep first has to end its agent.

@@ -8,10 +8,11 @@ that asked for it. Everything a viewer sees goes through the session's log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from . import frames, store
@@ -243,7 +244,7 @@ class Session:
             Error: ``session_closed``, ``draining``, ``rate_limited``, ``queue_full``, or
                 ``internal`` where nothing can be stored.
         """
-        async with self._accepting:
+        async with self._acceptance():
             turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
             row = TurnRow(
                 self.row.n, turn.index, client_id, blocks, timeout, None, None, None, None, None
@@ -276,6 +277,15 @@ class Session:
                 self._run()
             return turn, False
 
+    @contextlib.asynccontextmanager
+    async def _acceptance(self) -> AsyncIterator[None]:
+        """One prompt at a time; who comes to nothing leaves an agent that can make room."""
+        try:
+            async with self._accepting:
+                yield
+        finally:
+            self._house.slots.idle(self)
+
     def _may_run_at_once(self) -> bool:
         is_open = not (self.is_closed or self._house.is_draining)
         return is_open and self._runner is None and self._house.slots.holds(self)
@@ -304,7 +314,7 @@ class Session:
 
     async def turn_of(self, client_id: str | None) -> Turn | None:
         """The turn that was accepted under that client id, if there is one."""
-        async with self._accepting:  # it may be being accepted at this moment
+        async with self._acceptance():  # it may be being accepted at this moment
             return await self._known(client_id)
 
     async def _known(self, client_id: str | None) -> Turn | None:

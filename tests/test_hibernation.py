@@ -15,6 +15,8 @@ import pytest
 from server.agents.host_process import HostProcess
 from server.frames import SetMode
 from server.live_agents import LiveAgents
+from server.schema import TurnRow
+from server.store import Store
 from server.tasks import Tasks
 
 from . import acp_client
@@ -190,6 +192,34 @@ async def test_a_prompt_that_comes_while_its_agent_falls_asleep_is_answered(
     await sweeping
     assert [status for status, _ in replies] == [200, 200, 200]
     assert (await history(client, session))[0] == "first"
+
+
+async def test_a_prompt_that_was_there_already_leaves_an_agent_that_makes_room(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    idle = await client.create()
+    path, once = f"/sessions/{idle}/turn", {"headers": {"Idempotency-Key": "once"}}
+    assert (await client.post(path, {"prompt": "hello"}, **once))[0] == 200
+    socket = await client.connect(await client.create())
+    looks, looking, go_on = Store.turn_by_client_id, asyncio.Event(), asyncio.Event()
+
+    async def look_slowly(store: Store, session: int, client_id: str) -> TurnRow | None:
+        looking.set()
+        await go_on.wait()
+        return await looks(store, session, client_id)
+
+    monkeypatch.setattr(Store, "turn_by_client_id", look_slowly)
+    body = {"prompt": "hello", "files": ["gone meanwhile"]}
+    asking = asyncio.create_task(client.post(path, body, **once))
+    await looking.wait()
+    await socket.send("prompt", prompt="room for me?")
+    assert (await socket.until("accepted"))["queued"] is True
+    go_on.set()
+    status, reply = await asking
+    assert (status, reply["turn_index"]) == (200, 1)
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
 
 
 async def test_an_agent_that_dies_in_a_turn_gives_its_slot_back(serve: Serve) -> None:

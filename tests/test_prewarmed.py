@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from server.log import LogWriter
 
 from .conftest import Serve, Spawn
 from .harness import (
@@ -133,6 +138,31 @@ async def test_it_makes_room_for_an_agent_that_is_needed_and_leaves_nothing(
     assert states == ["hibernated", "live"]
     asleep = [s for s in sessions if (await client.state(s))["agent_state"] == "hibernated"]
     assert await history(client, asleep[0]) == [f"hello {asleep[0]}"]
+
+
+async def test_who_takes_one_over_makes_room_for_a_prompt_that_waits(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(prewarmed_agents=1, max_live_agents=1)
+    client = await server.client()
+    await until_prewarmed(server, 1)
+    socket = await client.connect(await client.create("mock-modes"))
+    commit, taken, go_on = LogWriter.commit, asyncio.Event(), asyncio.Event()
+
+    async def commit_slowly(writer: LogWriter, statements: Any) -> None:
+        if statements[0][0].startswith("INSERT INTO sessions"):
+            taken.set()
+            await go_on.wait()
+        await commit(writer, statements)
+
+    monkeypatch.setattr(LogWriter, "commit", commit_slowly)
+    creating = asyncio.create_task(client.create())
+    await taken.wait()
+    await socket.send("prompt", prompt="room for me?")
+    assert (await socket.until("accepted"))["queued"] is True
+    go_on.set()
+    await creating
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
 
 
 async def test_one_that_dies_is_replaced_at_the_next_look(serve: Serve, tmp_path: Path) -> None:
