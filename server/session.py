@@ -728,10 +728,10 @@ class Session:
             ]
         )
         logger.info("session closed: %s", reason, extra=self._about())
-        await self.log.reach(seq)
         if self.agent is not None:
             await self.agent.hibernate()
         self._house.slots.release(self)
+        await self.log.reach(seq)  # last: on a full disk that waits for room
 
     async def hibernate(self) -> bool:
         """End the agent's process until the next prompt; False where it is in use."""

@@ -71,7 +71,8 @@ class Sessions:
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
         self._kept: dict[str, Session] = {}
         self._loading: dict[str, asyncio.Task[Session | None]] = {}
-        self._going: set[str] = set()
+        # Their rows are there, but not they: they are being created, or deleted.
+        self._hidden: set[str] = set()
         self._prompt_rates: dict[str, Rate] = {}
         self._open: Counter[str] = Counter()
         self._last_number = 0
@@ -146,7 +147,7 @@ class Sessions:
         return session
 
     async def _session(self, session_id: str) -> Session | None:
-        if session_id in self._going:
+        if session_id in self._hidden:
             return None
         session = self._loaded.get(session_id)
         if session is not None:
@@ -243,6 +244,7 @@ class Sessions:
                 close_reason=None,
             )
             detail = dumps({"agent": name, "model": model, "permission": permission}).decode()
+            self._hidden.add(session_id)
             await self.writer.commit(
                 [
                     store.insert_session(row),
@@ -251,6 +253,7 @@ class Sessions:
                 ]
             )
         except BaseException as error:
+            self._hidden.discard(session_id)
             self._give_place(app_name)
             if spare is not None:
                 self.tasks.spawn(self.prewarmer.end(spare), f"prewarm-end-{spare.id}")
@@ -263,6 +266,7 @@ class Sessions:
         logger.info("session opened: %s", name, extra={"session": session_id, "app": app_name})
         session = Session(self, row, head=0, last_turn_index=0)
         self._settle_in(session)
+        self._hidden.discard(session_id)
         if spare is not None:
             session.take_over(spare)
         else:
@@ -335,9 +339,12 @@ class Sessions:
 
     async def close(self, session: Session, reason: str) -> bool:
         """Close *session*; False where it was closed already."""
-        first = await session.close(reason)
-        if first:
-            self._give_place(session.row.app_name)
+        first = not session.is_closed
+        try:
+            await session.close(reason)
+        finally:  # it is closed even if nobody waits for it any more
+            if first and session.is_closed:
+                self._give_place(session.row.app_name)
         return first
 
     async def close_any(self, session_id: str, reason: str) -> bool:
@@ -358,8 +365,7 @@ class Sessions:
         """
         now = self.clock()
         settings = self.settings
-        for session_id in await self.store.idle_sessions(now - settings.session_ttl_secs):
-            await _attempt(self._close_idle(session_id), session=session_id)
+        await self._close_idle(now - settings.session_ttl_secs)
         for row in await self.store.sessions_closed(now - settings.session_hard_ttl_secs):
             await _attempt(self._delete(row, now), session=row.id, app=row.app_name)
         await self._hibernate_unused(now)
@@ -369,9 +375,24 @@ class Sessions:
         }
         self.prewarmer.fill()
 
-    async def _close_idle(self, session_id: str) -> None:
+    async def _close_idle(self, before: float) -> None:
+        """Close what has not been used since; who takes long does so behind the round.
+
+        On a full disk that is all of them: they wait for room, and the round may make some.
+        """
+        closing = []
+        for session_id in await self.store.idle_sessions(before):
+            close = _attempt(self._close_unused(session_id, before), session=session_id)
+            closing.append(self.closing.spawn(close, f"close-idle-{session_id}"))
+            await asyncio.sleep(0)  # one in a turn of the event loop
+        if closing:
+            await asyncio.wait(closing, timeout=CLOSE_SECS)
+
+    async def _close_unused(self, session_id: str, before: float) -> None:
         session = await self._session(session_id)
-        if session is not None and not session.is_closed and not session.is_busy:
+        if session is None or session.is_closed or session.is_busy:
+            return
+        if (session.row.last_turn_at or 0) <= before:  # else it was used since it was looked for
             await self.close(session, "idle")
 
     async def _hibernate_unused(self, now: float) -> None:
@@ -395,7 +416,7 @@ class Sessions:
         if row.id in self._loading or (session is not None and session.log.is_watched):
             return
         # Its rows go last: till then they must not bring it back.
-        self._going.add(row.id)
+        self._hidden.add(row.id)
         self._loaded.pop(row.id, None)
         self._kept.pop(row.id, None)
         try:
@@ -408,7 +429,7 @@ class Sessions:
                 ]
             )
         finally:
-            self._going.discard(row.id)
+            self._hidden.discard(row.id)
 
     async def leave_nothing(self, session_id: str, folder: Path) -> None:
         """Remove what acpx keeps of a session, and its folder if it is its own.
@@ -427,7 +448,8 @@ class Sessions:
         """Forget sessions that nobody watches and nothing runs for; the database has them."""
         for session_id, session in tuple(self._kept.items()):
             running = session.agent is not None and session.agent.live
-            if not (session.is_busy or session.viewers or running):
+            stored = session.log.head == session.log.last
+            if stored and not (session.is_busy or session.viewers or running):
                 del self._kept[session_id]
 
     async def run_sweeper(self, *others: Callable[[], Awaitable[None]]) -> None:

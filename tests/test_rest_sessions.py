@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from server.log import LogWriter
+
 from .conftest import Serve, Spawn
 from .harness import (
     MOCKS,
@@ -121,6 +123,29 @@ async def test_create_does_not_wait_for_the_agent(serve: Serve) -> None:
     client = await server.client()
     session = await client.create("mock-silent")  # its agent never answers
     assert (await client.state(session))["state"] == "idle"
+
+
+async def test_a_session_is_found_once_it_is_created_and_not_before(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, stored, go_on = LogWriter.commit, asyncio.Event(), asyncio.Event()
+
+    async def commit_and_wait(writer: LogWriter, statements: Any) -> None:
+        await commit(writer, statements)
+        stored.set()  # the database has it, and the server does not know yet
+        await go_on.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWriter, "commit", commit_and_wait)
+        creating = asyncio.create_task(client.create())
+        await stored.wait()
+        _, beside = await client.get("/sessions")
+        go_on.set()
+        session = await creating
+    assert beside["sessions"] == []
+    assert (await client.turn(session, "hello"))[0] == 200
+    _, behind = await client.get("/sessions")
+    assert [one["session_id"] for one in behind["sessions"]] == [session]
 
 
 async def test_meta_is_kept_as_it_came(client: Client) -> None:

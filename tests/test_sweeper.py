@@ -19,8 +19,10 @@ import pytest
 from server import sessions
 from server.auth import FIRST_APP
 from server.codec import dumps
+from server.errors import Error
 from server.log import Batch, SessionLog
 from server.session import Session
+from server.store import Store
 
 from .conftest import Serve
 from .harness import PATIENCE, Client, Clock, LocalServer, eventually, script
@@ -79,6 +81,18 @@ def fail_for(session: str) -> Callable[..., Awaitable[None]]:
             raise RuntimeError("the disk hiccuped")
 
     return works
+
+
+async def disk_is_full(*_: Any) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+async def upload(client: Client) -> None:
+    """Upload a file that is to be kept for a minute."""
+    form = aiohttp.FormData()
+    form.add_field("file", io.BytesIO(b"data"), filename="x.txt")
+    form.add_field("ttl_secs", "60")
+    assert (await client.call("POST", "/files", data=form))[0] == 200
 
 
 # Idle sessions.
@@ -154,6 +168,24 @@ async def test_a_running_turn_protects_its_session(
     assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
     await sweep(server)  # it counts from the turn's end
     assert (await client.state(session))["state"] == "idle"
+
+
+async def test_a_turn_that_ran_since_the_sweeper_looked_protects_its_session_too(
+    server: LocalServer, client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, other = await client.create(), await client.create()
+    clock.advance(IDLE)
+    looks = Store.idle_sessions
+
+    async def look(store: Store, before: float) -> list[str]:
+        found = await looks(store, before)
+        assert (await client.turn(session, "hello"))[0] == 200
+        return found
+
+    monkeypatch.setattr(Store, "idle_sessions", look)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "idle"
+    assert (await client.state(other))["state"] == "closed"
 
 
 async def test_a_queued_turn_protects_its_session(serve: Serve, clock: Clock) -> None:
@@ -376,6 +408,50 @@ async def test_a_session_that_cannot_be_closed_holds_up_no_other(
     assert failures(caplog) == [(stuck, True)]
 
 
+async def test_on_a_full_disk_the_sweeper_goes_on_making_room(
+    serve: Serve, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(clock=clock)
+    client = await server.client()
+    session = await client.create()
+    await client.awake(session)
+    await upload(client)
+    clock.advance(IDLE)
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "CLOSE_SECS", 0.05)
+        patch.setattr(Store, "write", disk_is_full)
+        await server.services.sessions.sweep()
+        with pytest.raises(Error):
+            await server.services.files.sweep()
+        assert not list((server.services.settings.data_dir / "uploads").iterdir())
+        await eventually("its agent to end", lambda: not server.services.sessions.slots)
+        assert (await client.state(session))["state"] == "closed"
+        assert events(server, session) == ["create"]
+
+    async def stored() -> bool:
+        return "sweep_close" in events(server, session)
+
+    await eventually("the close to be stored", stored)
+
+
+async def test_a_session_stays_in_memory_until_all_that_it_has_said_is_stored(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    ours = server.services.sessions
+    found = ours._kept[session]
+    await client.turn(session, "hello")
+    await found.hibernate()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", disk_is_full)
+        last = found.log.append("event", 1, b'"said":"late"')
+        ours._unload()
+        assert session in ours._kept
+    await found.log.reach(last)
+    ours._unload()
+    assert session not in ours._kept
+
+
 async def test_an_agent_that_cannot_be_put_to_sleep_does_not_keep_sessions_in_memory(
     serve: Serve, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -547,10 +623,7 @@ async def test_a_turn_of_a_session_that_is_held_and_no_longer_kept_is_counted_an
 async def test_expired_uploads_are_deleted(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
-    form = aiohttp.FormData()
-    form.add_field("file", io.BytesIO(b"data"), filename="x.txt")
-    form.add_field("ttl_secs", "60")
-    assert (await client.call("POST", "/files", data=form))[0] == 200
+    await upload(client)
     uploads = server.services.settings.data_dir / "uploads"
 
     def left() -> tuple[int, int]:
