@@ -690,22 +690,17 @@ class Session:
 
     # The end of it.
 
-    async def close(self, reason: str) -> bool:
-        """End what runs, tell the viewers, end the agent.
+    async def close(self, reason: str) -> None:
+        """End what runs, tell the viewers, end the agent; or wait until that is done.
 
         Args:
             reason: ``client``, ``idle`` or ``admin``.
-
-        Returns:
-            False where it was closed already.
         """
-        first = not self.is_closed
-        if first:
+        if not self.is_closed:
             self._close_reason = reason
             self._closing = self._house.closing.spawn(self._close(reason), f"close-{self.id}")
         if self._closing is not None:
             await asyncio.shield(self._closing)
-        return first
 
     async def _close(self, reason: str) -> None:
         async with self._accepting:  # one that is being stored is ended by its own prompt()

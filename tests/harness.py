@@ -338,6 +338,22 @@ async def local_server(
         await runner.cleanup()
 
 
+def hold_commits(
+    server: LocalServer, patch: pytest.MonkeyPatch
+) -> tuple[asyncio.Event, asyncio.Event]:
+    """Keep whoever commits waiting: an event that it is stored, and one that lets them go on."""
+    writer, stored, go_on = server.services.sessions.writer, asyncio.Event(), asyncio.Event()
+    commit = writer.commit
+
+    async def slow_commit(statements: Any) -> None:
+        await commit(statements)
+        stored.set()
+        await go_on.wait()
+
+    patch.setattr(writer, "commit", slow_commit)
+    return stored, go_on
+
+
 class ServerProcess:
     """A server as a user runs it: ``python -m server``, killed or stopped by its pid."""
 

@@ -105,9 +105,13 @@ async def last_reason(server: LocalServer, reason: str) -> bool:
     return (await rows(server))[-1].stop_reason == reason
 
 
-async def upload(client: Client, content: bytes, name: str = "notes.txt") -> str:
+async def upload(
+    client: Client, content: bytes, name: str = "notes.txt", *, ttl_secs: int | None = None
+) -> str:
     form = aiohttp.FormData()
     form.add_field("file", content, filename=name)
+    if ttl_secs is not None:
+        form.add_field("ttl_secs", str(ttl_secs))
     async with client.http.post(
         client.url + "/files", data=form, headers=client.headers()
     ) as response:

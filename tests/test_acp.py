@@ -16,7 +16,17 @@ import pytest_asyncio
 from server.acp import connection as connection_module
 
 from .acp_client import HELLO, AcpClient, AnswerError, connect
-from .harness import MOCKS, Client, Json, LocalServer, eventually, local_server, mock_agent, script
+from .harness import (
+    MOCKS,
+    Client,
+    Json,
+    LocalServer,
+    eventually,
+    hold_commits,
+    local_server,
+    mock_agent,
+    script,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -789,22 +799,6 @@ async def test_requests_that_wait_for_an_agent_are_bounded_and_can_be_cancelled(
         return all(one["agent"] != "mock-slow" for one in reply["sessions"])
 
     await eventually("the session to be closed", is_gone)
-
-
-def hold_commits(
-    server: LocalServer, monkeypatch: pytest.MonkeyPatch
-) -> tuple[asyncio.Event, asyncio.Event]:
-    """Keep whoever commits waiting: an event that it is stored, and one that lets them go on."""
-    writer, stored, go_on = server.services.sessions.writer, asyncio.Event(), asyncio.Event()
-    commit = writer.commit
-
-    async def slow_commit(statements: Any) -> None:
-        await commit(statements)
-        stored.set()
-        await go_on.wait()
-
-    monkeypatch.setattr(writer, "commit", slow_commit)
-    return stored, go_on
 
 
 async def test_a_new_session_cancelled_while_it_is_stored_is_closed(

@@ -17,8 +17,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from server.log import LogWriter
-
 from .conftest import Serve, Spawn
 from .harness import (
     MOCKS,
@@ -27,6 +25,7 @@ from .harness import (
     Json,
     LocalServer,
     eventually,
+    hold_commits,
     mock_agent,
     new_client,
     script,
@@ -126,19 +125,12 @@ async def test_create_does_not_wait_for_the_agent(serve: Serve) -> None:
 
 
 async def test_a_session_is_found_once_it_is_created_and_not_before(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, stored, go_on = LogWriter.commit, asyncio.Event(), asyncio.Event()
-
-    async def commit_and_wait(writer: LogWriter, statements: Any) -> None:
-        await commit(writer, statements)
-        stored.set()  # the database has it, and the server does not know yet
-        await go_on.wait()
-
     with monkeypatch.context() as patch:
-        patch.setattr(LogWriter, "commit", commit_and_wait)
+        stored, go_on = hold_commits(server, patch)
         creating = asyncio.create_task(client.create())
-        await stored.wait()
+        await stored.wait()  # the database has it, and the server does not know yet
         _, beside = await client.get("/sessions")
         go_on.set()
         session = await creating

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import os
 import sqlite3
@@ -13,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from server import sessions
@@ -26,6 +24,7 @@ from server.store import Store
 
 from .conftest import Serve
 from .harness import PATIENCE, Client, Clock, LocalServer, eventually, script
+from .runs import upload
 
 IDLE = 3600
 HARD = 86400
@@ -85,14 +84,6 @@ def fail_for(session: str) -> Callable[..., Awaitable[None]]:
 
 async def disk_is_full(*_: Any) -> None:
     raise sqlite3.OperationalError("database or disk is full")
-
-
-async def upload(client: Client) -> None:
-    """Upload a file that is to be kept for a minute."""
-    form = aiohttp.FormData()
-    form.add_field("file", io.BytesIO(b"data"), filename="x.txt")
-    form.add_field("ttl_secs", "60")
-    assert (await client.call("POST", "/files", data=form))[0] == 200
 
 
 # Idle sessions.
@@ -395,9 +386,9 @@ async def test_a_session_that_cannot_be_closed_holds_up_no_other(
     clock.advance(HARD)
     close = Session.close
 
-    async def close_others(session: Session, reason: str) -> bool:
+    async def close_others(session: Session, reason: str) -> None:
         await fail_for(stuck)(None, session)
-        return await close(session, reason)
+        await close(session, reason)
 
     monkeypatch.setattr(Session, "close", close_others)
     await sweep(server)
@@ -415,7 +406,7 @@ async def test_on_a_full_disk_the_sweeper_goes_on_making_room(
     client = await server.client()
     session = await client.create()
     await client.awake(session)
-    await upload(client)
+    await upload(client, b"data", ttl_secs=60)
     clock.advance(IDLE)
     with monkeypatch.context() as patch:
         patch.setattr(sessions, "CLOSE_SECS", 0.05)
@@ -623,7 +614,7 @@ async def test_a_turn_of_a_session_that_is_held_and_no_longer_kept_is_counted_an
 async def test_expired_uploads_are_deleted(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
-    await upload(client)
+    await upload(client, b"data", ttl_secs=60)
     uploads = server.services.settings.data_dir / "uploads"
 
     def left() -> tuple[int, int]:

@@ -24,6 +24,7 @@ from .harness import (
     LocalServer,
     Socket,
     eventually,
+    hold_commits,
     mock_agent,
     script,
     texts_of,
@@ -606,17 +607,10 @@ async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, files: list[str]
 ) -> None:
     session = await client.create()
-    commit, stored, asked = LogWriter.commit, asyncio.Event(), asyncio.Event()
-
-    async def commit_and_wait(writer: LogWriter, statements: Any) -> None:
-        await commit(writer, statements)
-        stored.set()  # the database has it, and the session not yet
-        await asked.wait()
-
-    monkeypatch.setattr(LogWriter, "commit", commit_and_wait)
+    stored, asked = hold_commits(server, monkeypatch)
     path, headers = f"/sessions/{session}/turn", {"Idempotency-Key": "once"}
     first = asyncio.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
-    await stored.wait()
+    await stored.wait()  # the database has it, and the session not yet
     body = {"prompt": "hi", "files": files}
     second = asyncio.create_task(client.post(path, body, headers=headers))
     accepting = server.services.sessions._kept[session]._accepting
