@@ -72,6 +72,10 @@ docs: $(DEV_STAMP) $(NODE_STAMP) ## Write the lists of settings anew, and check 
 image: $(DEV_STAMP) $(NODE_STAMP) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
 	@$(alone) exec $(BIN)/python -m pytest -m image tests/image $(ARGS)
 
+.PHONY: audit
+audit: $(DEV_STAMP) ## Ask PyPI's and npm's advisory services about every pinned package
+	@$(BIN)/python .ci/audit.py
+
 .PHONY: lint
 lint: $(DEV_STAMP) ## Check style and types
 	@echo 'ruff check'
