@@ -56,8 +56,33 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
+def parse_rpc(line: bytes) -> dict[str, Any] | None:
+    """Decode one JSON-RPC 2.0 message, or None if *line* is anything else.
+
+    Agents also write other JSON on their stdout, log lines with an ``id`` for example. A message
+    has a method, or it is a response: an id, and exactly one of ``result`` and ``error``.
+    """
+    message = parse_message(line)
+    if message is None or message.get("jsonrpc") != "2.0":
+        return None
+    if "method" in message:
+        is_message = isinstance(message["method"], str) and _is_id(message.get("id"))
+    else:
+        is_message = (
+            "id" in message
+            and _is_id(message["id"])
+            and ("result" in message) is not ("error" in message)
+        )
+    return message if is_message else None
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a request may have this id; in Python True equals 1, in JSON-RPC it must not."""
+    return value is None or (isinstance(value, (str, int, float)) and not isinstance(value, bool))
+
+
 def parse_message(line: bytes) -> dict[str, Any] | None:
-    """Decode one JSON-RPC message, or None where *line* is none.
+    """Decode one JSON object, or None if *line* is anything else.
 
     An agent that streams text in pieces may cut an emoji in two: its JSON then
     holds half a surrogate pair as ``\\ud83d``, which the grammar allows and

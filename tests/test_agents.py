@@ -246,7 +246,10 @@ async def test_a_program_that_vanishes_fails_the_turn_and_is_used_when_it_is_bac
 
 
 async def test_an_agent_may_print_before_it_speaks(serve: Serve) -> None:
-    agent = mock_agent("--banner=A new version is there!", "--stderr=warning: old")
+    banner = "\n".join(
+        ["A new version is there!", *(json.dumps({"level": 30, "id": n}) for n in range(4))]
+    )
+    agent = mock_agent(f"--banner={banner}", "--stderr=warning: old")
     server = await serve(agents={"chatty": agent}, default_agent="chatty")
     client = await server.client()
     session = await client.create("chatty")
@@ -276,6 +279,27 @@ async def test_lines_that_are_not_messages_are_skipped(client: Client) -> None:
     status, reply = await client.turn(session, script(*steps))
     assert (status, texts_of(reply["events"])) == (200, "before after")
     assert len(reply["events"]) == 3
+
+
+async def test_json_that_is_not_json_rpc_neither_ends_a_turn_nor_reaches_acpx(
+    client: Client,
+) -> None:
+    """Log lines that have the ids of requests, and messages that are not quite."""
+    session = await client.create()
+    almost: list[Json] = [
+        {"level": 30},
+        {"result": {"stopReason": "refusal"}},
+        {"jsonrpc": "2.0"},
+        {"jsonrpc": 2.0, "result": {}},
+        {"jsonrpc": "1.0", "error": {"code": 1, "message": "no"}},
+        {"jsonrpc": "2.0", "result": {}, "error": {"code": 1, "message": "no"}},
+        {"jsonrpc": "2.0", "method": 7},
+    ]
+    ids = [*range(8), True, False, [1], {}]
+    text = "\n".join(json.dumps({**line, "id": one}) for line in almost for one in ids)
+    status, reply = await client.turn(session, script({"raw": text}, {"say": "after"}))
+    assert (status, reply["stop_reason"], texts_of(reply["events"])) == (200, "end_turn", "after")
+    assert len(reply["events"]) == 2
 
 
 async def test_half_a_line_swallows_the_message_that_ends_it_and_no_more(client: Client) -> None:

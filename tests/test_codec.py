@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.codec import dumps, loads, parse_message
+from server.codec import dumps, loads, parse_message, parse_rpc
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
@@ -69,6 +69,32 @@ def test_what_is_not_one_json_object_is_no_message(line: bytes) -> None:
 )
 def test_a_message_may_look_odd(line: bytes, value: Any) -> None:
     assert parse_message(line) == value
+
+
+@pytest.mark.parametrize(
+    ("line", "is_message"),
+    [
+        (b'{"jsonrpc":"2.0","method":"m"}', True),
+        (b'{"jsonrpc":"2.0","method":"m","id":"a"}', True),
+        (b'{"jsonrpc":"2.0","id":1,"result":null}', True),
+        (b'{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":""}}', True),
+        (b'{"jsonrpc":"1.0","jsonrpc":"2.0","id":1.0,"result":{}}', True),
+        (b'{"level":30,"id":1}', False),
+        (b'{"id":1,"result":{}}', False),
+        (b'{"method":"m"}', False),
+        (b'{"jsonrpc":2.0,"method":"m"}', False),
+        (b'{"jsonrpc":"2.0","method":null,"id":1,"result":{}}', False),
+        (b'{"jsonrpc":"2.0","result":{}}', False),
+        (b'{"jsonrpc":"2.0","id":1}', False),
+        (b'{"jsonrpc":"2.0","id":true,"result":{}}', False),
+        (b'{"jsonrpc":"2.0","id":[1],"result":{}}', False),
+        (b'{"jsonrpc":"2.0","method":"m","id":{}}', False),
+        (b'{"jsonrpc":"2.0","id":1,"result":{},"error":null}', False),
+        (b'[{"jsonrpc":"2.0","method":"m"}]', False),
+    ],
+)
+def test_a_json_rpc_message_is_a_call_or_a_response(line: bytes, is_message: bool) -> None:
+    assert (parse_rpc(line) is not None) is is_message
 
 
 @pytest.mark.parametrize("number", [b"123456789012345678901234567890", b"1e400", b"0.1e-9"])

@@ -316,19 +316,22 @@ class HostProcess:
             if message is not None and message.get("event") == "spawned":
                 if message["key"] is not None:
                     self._spawned(message["pid"], message["key"])
-            elif message is not None and isinstance(message.get("id"), int):
-                self._settle(message)
-            else:
+            elif message is None or not self._settle(message):
                 logger.warning("the acpx host wrote: %s", line[:500].decode(errors="replace"))
 
-    def _settle(self, message: dict[str, Any]) -> None:
-        future = self._calls.get(message["id"])
+    def _settle(self, message: dict[str, Any]) -> bool:
+        """End the call that *message* answers; False if it is not an answer."""
+        call_id = message.get("id")
+        if message.keys() not in ({"id", "result"}, {"id", "error"}) or type(call_id) is not int:
+            return False  # a line that a library of the host has logged, say
+        future = self._calls.get(call_id)
         if future is None or future.done():
-            return
+            return True
         if error := message.get("error"):
             future.set_exception(CallError(error["code"], error["message"]))
         else:
             future.set_result(message["result"])
+        return True
 
 
 async def _log_lines(stderr: asyncio.StreamReader) -> None:

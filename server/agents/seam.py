@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from ..codec import dumps, parse_message
+from ..codec import dumps, parse_message, parse_rpc
 from .base import Pressure
 
 logger = logging.getLogger(__name__)
@@ -280,10 +280,10 @@ class Seam:
             self.kill()
             return
         for line in lines:
-            message = parse_message(line)
+            message = parse_rpc(line)
             if message is None:
                 if line.strip():
-                    logger.debug("agent %d: skipped a line that is not JSON", self.pid)
+                    logger.debug("agent %d: skipped a line that is not JSON-RPC", self.pid)
             elif self._pass_down(line, message):
                 self._send(False, line)
         if not self._pressure.has_room:
@@ -308,7 +308,7 @@ class Seam:
         if self._prompting and answered == self._prompt_id:
             self._prompting = False
             self._handler.answered(line, message)
-        elif _is_hashable(answered) and answered in self._watched:
+        elif answered in self._watched:
             method = self._watched.pop(answered)
             result = message.get("result")
             if "error" in message or not isinstance(result, dict):
@@ -404,7 +404,3 @@ def _is_story(message: dict[str, Any]) -> bool:
         return message["params"]["update"]["sessionUpdate"] in STORY_UPDATES
     except (KeyError, TypeError):
         return False
-
-
-def _is_hashable(value: Any) -> bool:
-    return isinstance(value, (str, int, float, type(None)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ..codec import parse_message
+from ..codec import parse_rpc
 
 _OPENING = frozenset({"session/new", "session/load", "session/resume"})
 _CLIENT_REQUESTS = _OPENING | {
@@ -60,12 +60,12 @@ class Transcript:
         self.refused = False
 
     def read(self, line: bytes) -> None:
-        """One line; what is no JSON-RPC message is passed over."""
-        message = parse_message(line)
+        """Read one line; anything other than a JSON-RPC message is skipped."""
+        message = parse_rpc(line)
         if message is None:
             return
         method = message.get("method")
-        if not isinstance(method, str):
+        if method is None:
             self._read_answer(line, message)
         elif "id" in message:
             self._read_request(method, message)
@@ -78,14 +78,14 @@ class Transcript:
             self._is_prompting = True
             self._teller.prompt_sent(fresh=self._fresh)
         elif method in _OPENING:
-            self._opening[_key(message["id"])] = method
+            self._opening[message["id"]] = method
         elif method not in _CLIENT_REQUESTS:
             params = message.get("params") if method == "session/request_permission" else None
-            self._asked[_key(message["id"])] = params
+            self._asked[message["id"]] = params
 
     def _read_answer(self, line: bytes, message: dict[str, Any]) -> None:
-        answered, result = _key(message.get("id")), message.get("result")
-        if message.get("id") is None:
+        answered, result = message["id"], message.get("result")
+        if message["id"] is None:
             error = message.get("error")
             self.failure = error if isinstance(error, dict) else None
         elif self._ends_turn(message):
@@ -108,11 +108,6 @@ class Transcript:
             return False
         # The agent numbers its requests as it likes, also as acpx has numbered the prompt.
         result = message.get("result")
-        return _key(message["id"]) not in self._asked or (
+        return message["id"] not in self._asked or (
             isinstance(result, dict) and "stopReason" in result
         )
-
-
-def _key(value: Any) -> Any:
-    """An id that can be looked up, whatever it is."""
-    return value if isinstance(value, (str, int, float, type(None))) else repr(value)
