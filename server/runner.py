@@ -148,8 +148,8 @@ class Runner:
             if program is not None:
                 check_size(request)
                 return CLAUDE, functools.partial(self._claude.run, run, program)
-            # Where nobody named a program there may be none: then the default agent answers.
-            if request.agent == CLAUDE or self._settings.claude_bin != CLAUDE:
+            # If the operator named no program, an agent of acpx's may answer in its place.
+            if self._settings.claude_bin != CLAUDE:
                 return CLAUDE, _fail(NOT_INSTALLED)
         elif request.effort is not None:
             raise bad_request("effort: only claude takes one")
@@ -158,7 +158,8 @@ class Runner:
         except Error as error:
             if error.code != "agent_unavailable":
                 raise
-            return request.agent or CLAUDE, _fail(error.message)
+            why = NOT_INSTALLED if request.agent == CLAUDE else error.message
+            return request.agent or CLAUDE, _fail(why)
         folder = self._folder / run.id
         return name, functools.partial(run_turn, self._backend, run, name, folder, self._grace)
 

@@ -202,7 +202,9 @@ BAD_TIMES = [
         False,
     ),
     (
-        steps({"print": '{"subtype":"error_max_turns","errors":["too many turns"]}'}),
+        steps(
+            {"print": '{"type":"result","subtype":"error_max_turns","errors":["too many turns"]}'}
+        ),
         "too many turns",
         True,
     ),
@@ -239,6 +241,15 @@ async def test_over_its_time_a_run_ends_as_timeout(client: Client) -> None:
     assert (reply["code"], reply["stop_reason"]) == ("agent_timeout", "timeout")
     assert reply["stderr"] == "thinking"
     assert reply["duration_ms"] >= 1000
+
+
+async def test_a_result_that_was_printed_in_time_is_the_answer(client: Client) -> None:
+    """The program does not end; what it prints when it is told to end does not count."""
+    prompt = steps({"ignore_sigterm": True}, {"result": "in time"}, {"sleep": 100})
+    assert await run(client, prompt, timeout_secs=0.5) == "in time"
+    told = {"is_error": True, "api_error_status": 400}
+    reply = await fail(client, steps({"result": "no", **told}, {"sleep": 100}), timeout_secs=0.5)
+    assert (reply["code"], reply["stop_reason"]) == ("agent_failed", "error")
 
 
 async def test_a_program_that_ignores_sigterm_is_killed_with_its_tools(

@@ -20,6 +20,7 @@ from .harness import (
     descendants,
     eventually,
     is_running,
+    mock_agent,
     new_client,
     script,
 )
@@ -286,3 +287,14 @@ async def test_without_claude_the_default_agent_answers(
     assert (await rows(server))[-1].agent == "mock"
     reply = await fail(client, "hello", agent="claude")
     assert reply["code"] == "agent_unavailable"
+
+
+async def test_an_adapter_answers_for_claude_whether_it_is_named_or_not(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # the program is not there
+    server = await serve(agents={"claude": mock_agent()}, default_agent=None)
+    client = await server.client()
+    for body in ({}, {"agent": "claude"}, {"agent": "claude", "effort": "low"}):
+        assert await run(client, "hello", **body) == "echo: hello"
+    assert {row.agent for row in await rows(server)} == {"claude"}

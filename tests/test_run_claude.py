@@ -171,7 +171,9 @@ async def test_the_real_claude_is_stopped_in_time_with_its_tools(
         lambda: not [pid for pid in descendants(os.getpid()) if b"sleep" in command_line(pid)],
     )
 
-    for hang in (Hang(), Hang("So")):
+    for hang, seconds in ((Hang(), 2), (Hang("So"), 1)):
+        asked_before = len(api.requests)
         api.plan(hang)
-        reply = await fail(client, "hi", timeout_secs=1)
-        assert reply["stop_reason"] == "timeout"
+        reply = await fail(client, "hi", timeout_secs=seconds)
+        assert (reply["code"], reply["stop_reason"]) == ("agent_timeout", "timeout")
+        assert len(api.requests) == asked_before + 1  # it had all of the time

@@ -9,7 +9,15 @@ from ..codec import dumps, loads
 from ..errors import Error
 
 MAX_OUTPUT_BYTES = 64 << 20
-FENCE = re.compile(r"\A```[^\n`]*\n(.*?)\n?```\Z", re.DOTALL)
+FENCE_OPENS = re.compile(
+    r"(?:[ \t\r\n]*[\r\n])?"  # blank lines
+    r"(?P<indent> {0,3})(?P<fence>`{3,}(?=[^`\r\n]*(?:[\r\n]|\Z))|~{3,})"
+    r"[^\r\n]*(?:\r\n|\r|\n|\Z)"
+)
+FENCE_CLOSES = {
+    mark: re.compile(rf"(?<=[\r\n]) {{0,3}}({mark}{{3,}})[ \t]*(?=[\r\n]|\Z)") for mark in "`~"
+}
+LAST_LINE_END = re.compile(r"(?:\r\n|\r|\n)\Z")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,17 +63,34 @@ def too_long() -> RunFailed:
 
 
 def result_json(text: str) -> bytes:
-    """An answer's text as JSON: as it is where it is JSON, else as a string.
+    """Encode an answer's text: unchanged if it is JSON, otherwise as a string.
 
-    A code fence round the whole of it is taken off.
+    If the whole of it is one fenced code block, by the rules of CommonMark, its fence is removed.
     """
+    inner = _in_fence(text)
+    if inner is not None:
+        text = inner
     stripped = text.strip()
-    fence = FENCE.match(stripped)
-    if fence is not None and "\n```" not in fence[1]:  # one fence, not the first of several
-        text = fence[1]
-        stripped = text.strip()
     try:
         loads(stripped)
     except ValueError:
         return dumps(text)
     return stripped.encode()
+
+
+def _in_fence(text: str) -> str | None:
+    """The content of the fenced code block that *text* is; None if it is anything else."""
+    opening = FENCE_OPENS.match(text)
+    if opening is None:
+        return None
+    fence = opening["fence"]
+    content, rest = text[opening.end() :], ""  # the end of the text closes a block, too
+    for closing in FENCE_CLOSES[fence[0]].finditer(text, opening.end()):
+        if len(closing[1]) >= len(fence):
+            content, rest = text[opening.end() : closing.start()], text[closing.end() :]
+            break
+    if rest.strip(" \t\r\n"):
+        return None
+    if indent := len(opening["indent"]):
+        content = re.sub(rf"(\A|(?<=[\r\n])) {{1,{indent}}}", "", content)
+    return LAST_LINE_END.sub("", content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from ..agents.programs import Program, Programs
 from ..errors import Error
 from ..files import annotate
 from .answers import MAX_OUTPUT_BYTES, Answer, too_long
-from .outcome import Output, read_answer
+from .outcome import Output, find_result, read_answer
 from .run import Run, RunRequest, ended
 
 CLAUDE = "claude"
@@ -27,6 +28,7 @@ MAX_ARGUMENT_BYTES = 100 << 10
 """Linux takes no argument over 128 KiB; what is longer goes by a file."""
 STDERR_BYTES = 8 << 10
 RETRIES = 2
+"""Of a request that the API refuses. By itself the program tries for minutes."""
 WORK = "work"
 
 
@@ -61,7 +63,8 @@ class Claude:
         try:
             stdin = await asyncio.to_thread(_prepare, folder, run.request)
             try:
-                return read_answer(await self._output(run, path, folder, stdin))
+                output = await self._output(run, path, folder, stdin)
+                return await asyncio.to_thread(read_answer, output)
             finally:
                 os.close(stdin)
         finally:
@@ -80,19 +83,28 @@ class Claude:
             await program.close()
 
     async def _watch(self, run: Run, program: Program) -> Output:
+        capture = _Capture(program, f"{processes.MARK}={run.id}".encode())
+        in_time: list[bytes] = []
+
+        def terminate() -> None:
+            in_time.append(capture.stdout)  # what it says from now on comes of the SIGTERM
+            program.terminate()
+
         async def kill() -> None:
             program.kill()
 
-        work = asyncio.create_task(_collect(program, f"{processes.MARK}={run.id}".encode()))
+        work = asyncio.create_task(capture.collect())
         try:
-            ending = await run.watch(work, program.terminate, kill, self._grace)
-            if ending is None:
-                return work.result()
-            told = work.done() and work.exception() is None
-            raise ended(ending, work.result().stderr if told else "")
+            ending = await run.watch(work, terminate, kill, self._grace)
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+        if ending is None:
+            return work.result()
+        [stdout] = in_time
+        if await asyncio.to_thread(find_result, stdout) is not None:
+            return Output(0, stdout, capture.stderr)  # it had answered, and did not end
+        raise ended(ending, capture.stderr)
 
     async def stop(self) -> None:
         """End whatever of it still runs."""
@@ -135,9 +147,10 @@ def claude_argv(path: str, request: RunRequest, folder: Path) -> list[str]:
 
 
 def claude_environ(environ: Mapping[str, str], timeout: float) -> dict[str, str]:
-    """*environ* with what makes the program give up before its time is over.
+    """*environ* with what the program needs for a run of that many seconds.
 
-    By its own defaults an API that refuses or hangs keeps it for minutes.
+    One request to the model may take all of the time: the first byte of a model that thinks can
+    be long in coming. The run's own deadline ends what is left, retries included.
     """
     bounded = {
         "CLAUDE_CODE_MAX_RETRIES": str(RETRIES),
@@ -147,9 +160,9 @@ def claude_environ(environ: Mapping[str, str], timeout: float) -> dict[str, str]
         "CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE": str(STDIN_BYTES),
         **environ,
     }
-    share = int(timeout * 1000 * 0.9 / (RETRIES + 1))
+    longest = math.ceil(timeout * 1000)
     asked = bounded.get("API_TIMEOUT_MS", "")
-    bounded["API_TIMEOUT_MS"] = str(min(share, int(asked)) if asked.isdecimal() else share)
+    bounded["API_TIMEOUT_MS"] = str(min(longest, int(asked)) if asked.isdecimal() else longest)
     return bounded
 
 
@@ -182,37 +195,53 @@ def _prepare(folder: Path, request: RunRequest) -> int:
     return descriptor
 
 
-async def _collect(program: Program, mark: bytes) -> Output:
-    stdout, stderr, status = await asyncio.gather(
-        _read(program), _read_end(program.stderr), _wait(program, mark)
-    )
-    if stdout is None:
-        raise too_long()
-    return Output(status, stdout, stderr)
+class _Capture:
+    """What a program has written so far, and in the end all of it.
 
+    Attributes:
+        stdout, stderr: so far; of stderr the end.
+    """
 
-async def _wait(program: Program, mark: bytes) -> int | None:
-    status = await program.wait()
-    if status is None:  # what its supervisor did not see to
-        await asyncio.to_thread(processes.kill_marked, mark)
-    return status
+    def __init__(self, program: Program, mark: bytes) -> None:
+        self._program = program
+        self._mark = mark
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._stderr = b""
 
+    @property
+    def stdout(self) -> bytes:
+        return b"".join(self._pieces)
 
-async def _read(program: Program) -> bytes | None:
-    """All of its stdout; None, and the program is killed, where that is too much."""
-    pieces: list[bytes] = []
-    size = 0
-    while piece := await program.stdout.read(1 << 18):
-        size += len(piece)
-        if size <= MAX_OUTPUT_BYTES:
-            pieces.append(piece)
-        else:
-            program.kill()
-    return b"".join(pieces) if size <= MAX_OUTPUT_BYTES else None
+    @property
+    def stderr(self) -> str:
+        return self._stderr.decode(errors="replace").strip()
 
+    async def collect(self) -> Output:
+        """Read until the program has ended.
 
-async def _read_end(stream: asyncio.StreamReader) -> str:
-    end = b""
-    while piece := await stream.read(1 << 16):
-        end = (end + piece)[-STDERR_BYTES:]
-    return end.decode(errors="replace").strip()
+        Raises:
+            RunFailed: it has written too much, and was killed.
+        """
+        _, _, status = await asyncio.gather(self._read(), self._read_end(), self._wait())
+        if self._size > MAX_OUTPUT_BYTES:
+            raise too_long()
+        return Output(status, self.stdout, self.stderr)
+
+    async def _wait(self) -> int | None:
+        status = await self._program.wait()
+        if status is None:  # what its supervisor did not see to
+            await asyncio.to_thread(processes.kill_marked, self._mark)
+        return status
+
+    async def _read(self) -> None:
+        while piece := await self._program.stdout.read(1 << 18):
+            self._size += len(piece)
+            if self._size <= MAX_OUTPUT_BYTES:
+                self._pieces.append(piece)
+            else:
+                self._program.kill()
+
+    async def _read_end(self) -> None:
+        while piece := await self._program.stderr.read(1 << 16):
+            self._stderr = (self._stderr + piece)[-STDERR_BYTES:]

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..codec import loads, parse_message
+from ..codec import parse_message
 from .answers import Answer, RunFailed, result_json
+
+MAX_FAILED_READS = 10_000
+"""Bounds the search for an answer in output that only looks like JSON."""
+OBJECT = re.compile(r'\{[ \t\r\n]*"')
+MAY_PASS = (408, 409, 429)
+"""The statuses below 500 with which the API refuses for the moment."""
+API_ERROR = re.compile(r"\AAPI Error:? \(?(\d{3})\b")
+LOGIN = re.compile(r"/login|invalid api key|authentication_error|oauth token", re.IGNORECASE)
+HOPELESS = re.compile(
+    r"credit balance is too low|prompt is too long|issue with the selected model"
+    r"|\b(?:invalid_request|not_found|permission|billing|request_too_large)_error\b",
+    re.IGNORECASE,
+)
+"""What the program says, if it tells no status, of a request that fails every time."""
+BAD_ARGUMENT = re.compile(r"^error: (?:unknown|invalid|option|missing)", re.MULTILINE)
+NOT_STARTED = (126, 127)
+"""The exit statuses of a program that could not be started."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,14 +42,14 @@ class Output:
 
 
 def read_answer(output: Output) -> Answer:
-    """The answer in the program's output.
+    """The answer in the program's output. Blocking: it may have to read megabytes of JSON.
 
     Raises:
         RunFailed: there is none.
     """
-    message = _result_of(output.stdout)
+    message = find_result(output.stdout)
     if message is None:
-        raise RunFailed("agent_failed", _fate_of(output), stderr=output.stderr)
+        raise _untold_failure(output)
     result = message.get("result")
     # An API error says `"subtype":"success"`, and some errors have no `result`.
     if message.get("is_error") or output.status != 0 or not isinstance(result, str):
@@ -39,18 +57,33 @@ def read_answer(output: Output) -> Answer:
     return Answer(result_json(result), str(message.get("stop_reason") or "end_turn"))
 
 
-def _result_of(stdout: bytes) -> dict[str, Any] | None:
-    """The program's own last word: an object, alone, on the last line, or the last of a list."""
-    text = stdout.strip()
-    for candidate in (text, text.rpartition(b"\n")[2]):
-        message = parse_message(candidate)
-        if message is None and candidate.startswith(b"["):  # with `verbose` in its settings
-            with contextlib.suppress(ValueError, IndexError):
-                listed = [one for one in loads(candidate) if isinstance(one, dict)]
-                message = [one for one in listed if one.get("type") == "result"][-1]
-        if message is not None:
-            return message
-    return None
+def find_result(stdout: bytes) -> dict[str, Any] | None:
+    """The last JSON object of type ``result`` in the program's output, whatever surrounds it.
+
+    Hooks and plugins write on the same stdout, before, after and on the same line. An object
+    within another object is not looked at: it is not the program's own.
+    """
+    message = parse_message(stdout)  # as a rule there is nothing else
+    if message is not None:
+        return message if message.get("type") == "result" else None
+    if b"result" not in stdout:
+        return None
+    text = stdout.decode(errors="replace")
+    decoder = json.JSONDecoder()
+    found = None
+    failed_reads = position = 0
+    while (start := OBJECT.search(text, position)) is not None:
+        try:
+            value, position = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            failed_reads += 1
+            if failed_reads > MAX_FAILED_READS:
+                break
+            position = start.start() + 1
+        else:
+            if value.get("type") == "result":
+                found = value
+    return found
 
 
 def _fate_of(output: Output) -> str:
@@ -70,6 +103,16 @@ def _fate_of(output: Output) -> str:
     return f"{fate}: {last}" if last else fate
 
 
+def _untold_failure(output: Output) -> RunFailed:
+    """The failure of a program that has not told what failed."""
+    code, retryable = "agent_failed", None
+    if LOGIN.search(output.stderr) or output.status in NOT_STARTED:
+        code = "agent_unavailable"
+    elif BAD_ARGUMENT.search(output.stderr):
+        retryable = False
+    return RunFailed(code, _fate_of(output), stderr=output.stderr, retryable=retryable)
+
+
 def _told_failure(message: Mapping[str, Any], output: Output) -> RunFailed:
     """The failure that the program tells of."""
     told = message.get("result")
@@ -77,10 +120,19 @@ def _told_failure(message: Mapping[str, Any], output: Output) -> RunFailed:
         errors = message.get("errors")
         told = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
     told = told or str(message.get("subtype") or "") or _fate_of(output)
-    status = message.get("api_error_status")
-    code, retryable = "agent_failed", None
-    if status in (401, 403) or "/login" in told:
-        code = "agent_unavailable"
-    elif isinstance(status, int) and status < 500 and status not in (408, 409, 429):
-        retryable = False
+    code, retryable = _kind_of(message, told)
     return RunFailed(code, told[:2000], stderr=output.stderr, retryable=retryable)
+
+
+def _kind_of(message: Mapping[str, Any], told: str) -> tuple[str, bool | None]:
+    """The code of a failure, and whether asking again can help (None: as usual for the code)."""
+    if not message.get("is_error"):  # an answer, and then a bad exit
+        return "agent_failed", None
+    status = message.get("api_error_status")
+    if not isinstance(status, int) and (named := API_ERROR.match(told)):
+        status = int(named[1])
+    if status in (401, 403) or LOGIN.search(told):
+        return "agent_unavailable", None
+    if isinstance(status, int):
+        return "agent_failed", None if status >= 500 or status in MAY_PASS else False
+    return "agent_failed", False if HOPELESS.search(told) else None
