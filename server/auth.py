@@ -24,6 +24,7 @@ from .errors import Error, bad_request, not_found
 from .log import LogWriter
 from .schema import TokenRow
 from .store import Store
+from .tasks import to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class Tokens:
         token = new_token()
         row = TokenRow(name, digest(token), json.dumps(list(ip_cidrs)), time.time())
         try:
-            await self._writer.commit([store.insert_token(row)])
+            await to_completion(self._writer.commit([store.insert_token(row)]))
         except BaseException:
             self._names.discard(name)
             raise
@@ -182,7 +183,7 @@ class Tokens:
         self._tickets = {k: t for k, t in self._tickets.items() if t.app_name != name}
         self.on_revoke(name)
         try:
-            await self._writer.commit([store.delete_token(name)])
+            await to_completion(self._writer.commit([store.delete_token(name)]))
         except Error:
             self._by_hash[row.hash] = row
             raise

@@ -25,6 +25,7 @@ from .limits import give_back
 from .log import LogWriter
 from .schema import FileRow
 from .store import Store
+from .tasks import to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class Files:
             self._clock() + ttl_secs,
         )
         try:
-            await self._writer.commit([store.insert_file(row)])
+            await to_completion(self._writer.commit([store.insert_file(row)]))
         except BaseException:
             await self.discard(upload)
             raise
@@ -174,7 +175,7 @@ class Files:
         for row in await self._store.files_expired(self._clock()):
             folder = self._path(row.hash, "")
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            await self._writer.commit([store.delete_file(row.hash)])
+            await to_completion(self._writer.commit([store.delete_file(row.hash)]))
             self._give_back(row.app_name, row.size)
 
     def _path(self, digest: bytes, name: str) -> Path:

@@ -28,6 +28,7 @@ from .runs.run import Run, RunRequest
 from .runs.turn import run_turn
 from .schema import RunRow
 from .store import Store
+from .tasks import to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class Runner:
             prompt_bytes=len(request.prompt.encode()),
             started_at=self._clock(),
         )
-        await self._writer.commit([store.insert_run(row)])
+        await to_completion(self._writer.commit([store.insert_run(row)]))
 
     async def _note_failure(self, run: Run, failure: RunFailed) -> None:
         await self._note_end(run, failure.duration_ms, failure.stop_reason, error=failure.code)

@@ -26,7 +26,7 @@ from .permissions import Permissions
 from .prewarmed import Prewarmed
 from .schema import SessionRow, TurnRow
 from .store import Statement, Store
-from .tasks import Tasks
+from .tasks import Tasks, to_completion
 from .turn import Ending, Turn, error_of, verdict
 
 logger = logging.getLogger(__name__)
@@ -245,6 +245,9 @@ class Session:
                 ``internal`` where nothing can be stored.
         """
         async with self._acceptance():
+            if (known := await self._known(client_id)) is not None:
+                return known, True
+            self._check_accepts()
             turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
             row = TurnRow(
                 self.row.n, turn.index, client_id, blocks, timeout, None, None, None, None, None
@@ -255,11 +258,9 @@ class Session:
                 self._current = turn
                 self._pass_on(turn)
             try:
-                if (known := await self._known(client_id)) is not None:
-                    self._refuse(turn)
-                    return known, True
-                self._check_accepts()
-                await self._house.writer.commit([store.insert_turn(row)])
+                # Its outcome alone decides, also if whoever asked has gone: a prompt is never both
+                # stored and refused.
+                await to_completion(self._house.writer.commit([store.insert_turn(row)]))
             except BaseException:
                 self._refuse(turn)
                 raise
@@ -395,7 +396,7 @@ class Session:
         async with self._merging:
             merged = {**loads(self.row.meta), **meta}
             text = dumps({k: v for k, v in merged.items() if v is not None}).decode()
-            await self._house.writer.commit([store.set_meta(self.row.n, text)])
+            await to_completion(self._house.writer.commit([store.set_meta(self.row.n, text)]))
             self.row.meta = text
 
     def take_over(self, spare: Prewarmed) -> None:

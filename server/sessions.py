@@ -30,7 +30,7 @@ from .prewarmed import Prewarmer
 from .schema import SessionRow
 from .session import Session
 from .store import Store
-from .tasks import Tasks
+from .tasks import Tasks, to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -245,13 +245,12 @@ class Sessions:
             )
             detail = dumps({"agent": name, "model": model, "permission": permission}).decode()
             self._hidden.add(session_id)
-            await self.writer.commit(
-                [
-                    store.insert_session(row),
-                    store.audit(session_id, app_name, "create", now, detail),
-                    *([store.delete_prewarmed(session_id)] if spare is not None else []),
-                ]
-            )
+            statements = [
+                store.insert_session(row),
+                store.audit(session_id, app_name, "create", now, detail),
+                *([store.delete_prewarmed(session_id)] if spare is not None else []),
+            ]
+            await to_completion(self.writer.commit(statements))
         except BaseException as error:
             self._hidden.discard(session_id)
             self._give_place(app_name)
@@ -422,12 +421,11 @@ class Sessions:
         try:
             await self.leave_nothing(row.id, Path(row.cwd))
             detail = dumps({"agent": row.agent, "turn_count": row.turn_count}).decode()
-            await self.writer.commit(
-                [
-                    *store.delete_session(row.n),
-                    store.audit(row.id, row.app_name, "hard_delete", now, detail),
-                ]
-            )
+            statements = [
+                *store.delete_session(row.n),
+                store.audit(row.id, row.app_name, "hard_delete", now, detail),
+            ]
+            await to_completion(self.writer.commit(statements))
         finally:
             self._hidden.discard(row.id)
 

@@ -5,9 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
+
+
+async def to_completion(work: Coroutine[Any, Any, Result]) -> Result:
+    """Await *work* to its end, even if the waiter is cancelled meanwhile.
+
+    A commit that nobody waits for is carried out all the same, so its outcome alone must decide
+    what is true in memory. The waiter is cancelled at its next ``await``.
+    """
+    task, waiter = asyncio.create_task(work), asyncio.current_task()
+    assert waiter is not None
+    cancels = 0
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancels += 1
+            waiter.uncancel()  # else an `asyncio.timeout` of the waiter would not know its own
+    for _ in range(cancels):
+        waiter.cancel()
+    return task.result()
 
 
 class Tasks:

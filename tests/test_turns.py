@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from server.agents.host_agent import HostAgent
-from server.errors import not_stored
+from server.codec import dumps
+from server.errors import Error, not_stored
+from server.frames import parse_blocks
 from server.log import LogWriter
 
 from .conftest import Serve
@@ -619,3 +621,75 @@ async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
     async with asyncio.timeout(PATIENCE):
         for status, reply in await asyncio.gather(first, second):
             assert (status, reply["turn_index"]) == (200, 1)
+
+
+async def test_a_prompt_whose_waiter_is_cancelled_while_it_is_stored_runs_and_keeps_its_index(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id, socket = await warm_session(client)
+    session = await server.services.sessions.get(session_id, server.services.tokens.rows()[0].name)
+    blocks = dumps(parse_blocks("stored"))
+    stored, go_on = hold_commits(server, monkeypatch)
+    asking = asyncio.create_task(session.prompt(blocks, client_id="once"))
+    await stored.wait()
+    asking.cancel()
+    go_on.set()
+    await asyncio.wait({asking})
+    assert (await socket.until("turn_end", turn_index=2))["stop_reason"] == "end_turn"
+    again, is_duplicate = await session.prompt(blocks, client_id="once")
+    assert (again.index, is_duplicate) == (2, True)
+    assert (await session.prompt(blocks))[0].index == 3
+    await socket.until("turn_end", turn_index=3)
+
+
+async def test_a_prompt_that_is_not_stored_when_its_waiter_is_cancelled_leaves_its_index(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id, socket = await warm_session(client)
+    session = await server.services.sessions.get(session_id, server.services.tokens.rows()[0].name)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def fail(writer: LogWriter, statements: Any) -> None:
+        asked.set()
+        await go_on.wait()
+        raise not_stored()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWriter, "commit", fail)
+        asking = asyncio.create_task(session.prompt(dumps(parse_blocks("not stored"))))
+        await asked.wait()
+        asking.cancel()
+        go_on.set()
+        await asyncio.wait({asking})
+    assert (await socket.turn("next"))["turn_index"] == 2
+    assert "not stored" not in socket.text()
+
+
+@pytest.mark.parametrize("why", ["duplicate", "rate_limited", "session_closed"])
+async def test_a_prompt_that_is_not_accepted_is_not_passed_to_acpx(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    session_id = await client.create()
+    path, once = f"/sessions/{session_id}/turn", {"headers": {"Idempotency-Key": "once"}}
+    assert (await client.post(path, {"prompt": "hello"}, **once))[0] == 200
+    passed = []
+    prompt = HostAgent.prompt
+
+    def note(agent: HostAgent, blocks: bytes, *arguments: Any) -> Any:
+        passed.append(blocks)
+        return prompt(agent, blocks, *arguments)
+
+    def refuse(app_name: str) -> None:
+        raise Error("rate_limited", "too many")
+
+    monkeypatch.setattr(HostAgent, "prompt", note)
+    if why == "duplicate":
+        status, reply = await client.post(path, {"prompt": "hello"}, **once)
+        assert (status, reply["turn_index"]) == (200, 1)
+    else:
+        if why == "rate_limited":
+            monkeypatch.setattr(server.services.sessions, "check_prompt_rate", refuse)
+        else:
+            await client.delete(f"/sessions/{session_id}")
+        assert (await client.turn(session_id, "hello"))[1]["code"] == why
+    assert passed == []
