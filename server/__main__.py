@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,9 +22,12 @@ from .commands.house import CommandError, drop_stdout, sentence
 from .config import SettingError, Settings, load, with_env_file
 from .door import Door
 from .services import SERVICES
+from .tasks import CriticalTaskError, Supervisor
 
 ENV_FILE = Path(".env")
 HANDLERS_SECS = 2.0
+FAILED_STOP_SECS = 60.0
+"""What a server has to stop in, after the failure of a critical task; then it is ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.set_up(settings)
     try:
         return int(arguments.run(arguments, settings, environ))
-    except (StartError, CommandError) as error:
+    except (StartError, CommandError, CriticalTaskError) as error:
         print(f"clawdforge: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -65,26 +69,33 @@ def _serve(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
     return 0
 
 
-async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
+async def serve(
+    settings: Settings, environ: Mapping[str, str], supervisor: Supervisor | None = None
+) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Raises:
         StartError: the server cannot start.
+        CriticalTaskError: the server had to stop, because one of its tasks cannot continue.
     """
+    supervisor = supervisor or Supervisor()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    app = await build_app(settings, environ=environ)
+    app = await build_app(settings, environ=environ, supervisor=supervisor)
     runner = web.AppRunner(
         app, access_log=None, handle_signals=False, shutdown_timeout=HANDLERS_SECS
     )
+    timer = threading.Timer(FAILED_STOP_SECS, os._exit, (1,))
+    timer.daemon = True
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(timer.cancel)
         stack.push_async_callback(runner.cleanup)
         # They are made once: a first start that fails after that shows them, too.
         stack.callback(_show_tokens, app)
         await runner.setup()
-        door = Door(app[SERVICES].sockets.waiting, settings.auth_timeout_secs)
+        door = Door(app[SERVICES].sockets.waiting, settings.auth_timeout_secs, supervisor)
         try:
             port = await stack.enter_async_context(door.open(runner, settings.host, settings.port))
         except OSError as error:
@@ -93,9 +104,23 @@ async def serve(settings: Settings, environ: Mapping[str, str]) -> None:
         async with control.listening(runner, settings.data_dir):
             _spare_collector()
             _greet(app, settings, port)
+            failing = asyncio.create_task(_stop_at_failure(supervisor, stop, timer), name="failure")
+            stack.callback(failing.cancel)
             await stop.wait()
-            _say("clawdforge is stopping; running turns have a moment to finish")
+            if supervisor.failure is None:
+                _say("clawdforge is stopping; running turns have a moment to finish")
             await app.shutdown()  # still listening: who asks meanwhile is told 503, draining
+    if supervisor.failure is not None:
+        raise CriticalTaskError(supervisor.failure)
+
+
+async def _stop_at_failure(
+    supervisor: Supervisor, stop: asyncio.Event, timer: threading.Timer
+) -> None:
+    """Have the server stop when a critical task has failed; *timer* ends it if it does not."""
+    await supervisor.wait_for_failure()
+    timer.start()
+    stop.set()
 
 
 def _spare_collector() -> None:

@@ -35,7 +35,7 @@ from .services import SERVICES, Services
 from .sessions import FALLBACK_AGENT, Sessions
 from .sockets import Sockets
 from .store import Store, StoreError
-from .tasks import Tasks
+from .tasks import Supervisor, Tasks
 from .upgrade import upgrade
 
 MAX_BODY_BYTES = 16 << 20
@@ -58,23 +58,26 @@ async def build_app(
     *,
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
+    supervisor: Supervisor | None = None,
 ) -> web.Application:
     """Make the application; nothing runs before it is started.
 
     Args:
         environ: of which agents get a part.
         clock: unix seconds, for everything that ages.
+        supervisor: of the long-lived tasks, if not a new one.
 
     The application's start raises :class:`StartError` where it cannot.
     """
     app = web.Application(middlewares=[answer], client_max_size=MAX_BODY_BYTES)
     app[FIRST_TOKENS] = []
+    tasks = supervisor or Supervisor()
     app.on_response_prepare.extend((sign, label))
 
     async def house(app: web.Application) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(_house(app, settings, environ, clock))
+                await stack.enter_async_context(_house(app, settings, environ, clock, tasks))
             except (AcpxError, Error, SchemaError) as error:
                 raise StartError(str(error)) from None
             except (OSError, StoreError) as error:
@@ -96,6 +99,7 @@ async def _house(
     settings: Settings,
     environ: Mapping[str, str],
     clock: Callable[[], float],
+    supervisor: Supervisor,
 ) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(own_folder(settings.data_dir))
@@ -104,14 +108,14 @@ async def _house(
         store = await Store.open(database, sync=settings.sync)
         stack.push_async_callback(store.close)
         metrics = Metrics()
-        writer = LogWriter(store, metrics)
+        writer = LogWriter(store, metrics, supervisor)
         writer.start()
         stack.push_async_callback(writer.stop)
         tokens = Tokens(store, writer)
         if (first := await tokens.load(settings.admin_token)) is not None:
             app[FIRST_TOKENS].append(first)
 
-        backend = make_backend(settings, environ, writer)
+        backend = make_backend(settings, environ, writer, supervisor)
         await backend.start()
         stack.push_async_callback(backend.stop)
         known = [info.name for info in await backend.agents()]
@@ -149,16 +153,23 @@ async def _house(
         await uploads.start()
         _show(metrics, writer, all_sessions, runner, sockets, backend)
         app[SERVICES] = Services(
-            settings, tokens, all_sessions, uploads, sockets, state, metrics, runner
+            settings, tokens, all_sessions, uploads, sockets, state, metrics, runner, supervisor
         )
+
+        def refuse_all() -> None:
+            state.ready = False
+            all_sessions.is_draining = True
+
+        supervisor.on_failure = refuse_all
         loops = Tasks()
         stack.push_async_callback(loops.finish, patience=0)
-        loops.spawn(state.watch(), "health")
-        loops.spawn(sockets.beat(), "heart")
-        loops.spawn(metrics.watch_loop(), "metrics")
-        loops.spawn(writer.write_back(), "write-back")
-        loops.spawn(all_sessions.run_sweeper(uploads.sweep), "sweeper")
-        state.ready = True
+        sweep = partial(all_sessions.run_sweeper, uploads.sweep)
+        supervisor.spawn(loops, "health", state.watch)
+        supervisor.spawn(loops, "heart", sockets.beat)
+        supervisor.spawn(loops, "metrics", metrics.watch_loop)
+        supervisor.spawn(loops, "write-back", writer.write_back)
+        supervisor.spawn(loops, "sweeper", sweep)
+        state.ready = supervisor.failure is None
         yield
 
 
@@ -230,12 +241,22 @@ def own_folder(folder: Path) -> Iterator[None]:
 
 
 def make_backend(
-    settings: Settings, environ: Mapping[str, str], pressure: Pressure
+    settings: Settings,
+    environ: Mapping[str, str],
+    pressure: Pressure,
+    supervisor: Supervisor | None = None,
 ) -> HostBackend | CliBackend:
     """The way to run agents that the settings ask for."""
     demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
     make, state = (
-        (partial(HostBackend, stderr_dir=settings.data_dir / STDERR_FOLDER), "acpx")
+        (
+            partial(
+                HostBackend,
+                stderr_dir=settings.data_dir / STDERR_FOLDER,
+                supervisor=supervisor,
+            ),
+            "acpx",
+        )
         if settings.agent_backend == "host"
         else (CliBackend, "acpx-cli")
     )

@@ -20,6 +20,7 @@ import select
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -28,7 +29,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from .errors import Error, bad_request
 from .limits import Places
 from .replies import NAME, error_reply
-from .tasks import Tasks
+from .tasks import Supervisor, Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +52,13 @@ class Door:
     Args:
         places: for those that have yet to say who they are.
         patience: seconds that a first request may take.
+        supervisor: of the tasks that accept.
     """
 
-    def __init__(self, places: Places, patience: float) -> None:
+    def __init__(
+        self, places: Places, patience: float, supervisor: Supervisor | None = None
+    ) -> None:
+        self._supervisor = supervisor or Supervisor()
         self._places = places
         self._patience = patience
 
@@ -87,7 +92,7 @@ class Door:
             for listener in listeners:
                 listener.setblocking(False)
                 listener.listen(BACKLOG)
-                accepting.spawn(_accept(listener, connection), "door")
+                self._supervisor.spawn(accepting, "door", partial(_accept, listener, connection))
             yield bound.sockets[0].getsockname()[1]
 
     def enter(self, connection: Connection, address: str) -> contextlib.ExitStack | None:

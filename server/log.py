@@ -25,7 +25,7 @@ from .errors import Error, not_stored
 from .metrics import Metrics
 from .schema import LogRow
 from .store import Statement, Store, StoreError
-from .tasks import Tasks
+from .tasks import Supervisor, Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -140,13 +140,19 @@ class SessionLog:
             self.unwatch(moved.set)
 
     async def reach(self, position: int) -> None:
-        """Wait until the entry at *position* is durable."""
+        """Wait until the entry at *position* is durable.
+
+        Raises:
+            Error: ``internal``; the writer has ended, so it never will be.
+        """
         if self.head >= position:
             return
         moved = asyncio.Event()
         self.watch(moved.set)
         try:
             while self.head < position:
+                if self._writer.is_over:
+                    raise not_stored()
                 moved.clear()
                 await moved.wait()
         finally:
@@ -219,8 +225,22 @@ class SessionLog:
             self._ring_bytes > RING_BYTES or len(self._ring) > RING_BATCHES
         ):
             self._ring_bytes -= len(self._ring.popleft().body)
+        self.wake()
+
+    def publish_without_ring(self, rows: Sequence[LogRow]) -> None:
+        """The same for readers that find the rows in the database."""
+        self._clear_ring()
+        if rows:
+            self.head = rows[-1].last_seq
+        self.wake()
+
+    def wake(self) -> None:
+        """Have all watchers look at the log; the failure of one does not reach the others."""
         for wake in tuple(self._watchers):
-            wake()
+            try:
+                wake()
+            except Exception:
+                logger.exception("a watcher of a session's log failed")
 
     def _clear_ring(self) -> None:
         self._ring.clear()
@@ -268,7 +288,9 @@ class Pages:
 class LogWriter:
     """The one writer: gathers entries and statements, and commits them in groups."""
 
-    def __init__(self, database: Store, metrics: Metrics) -> None:
+    def __init__(
+        self, database: Store, metrics: Metrics, supervisor: Supervisor | None = None
+    ) -> None:
         self.store = database
         self.pages = Pages(database)
         self._metrics = metrics
@@ -282,15 +304,39 @@ class LogWriter:
         self._room.set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._supervisor = supervisor or Supervisor()
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
+        self._is_over = False
+        # Of the group that is being committed.
+        self._committing: dict[SessionLog, list[LogRow]] = {}
+        self._told: list[tuple[Sequence[Statement], asyncio.Future[None]]] = []
         self._to_write_back = 0
         self._last_commit = 0.0
         self._committed = asyncio.Event()
         self._committed_much = asyncio.Event()
 
     def start(self) -> None:
-        self._task = self._tasks.spawn(self._run(), "log-writer")
+        """Begin to commit.
+
+        An unexpected exception ends the server: nobody knows what of the last group is stored.
+        """
+        self._task = self._supervisor.spawn(self._tasks, "log-writer", self._run, critical=True)
+        self._task.add_done_callback(lambda _: self._end())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, so that nothing more will be stored."""
+        return self._is_over
+
+    def _end(self) -> None:
+        """Let nobody wait any longer for what will not be stored."""
+        self._is_over = True
+        _settle([*self._told, *self._prompt], not_stored())
+        self._told, self._prompt = [], []
+        for log in {**self._committing, **self._dirty}:
+            log.wake()
+        self._idle.set()
 
     async def stop(self) -> None:
         """Commit what has gathered, and end.
@@ -304,6 +350,8 @@ class LogWriter:
                 await self.flush()
         except TimeoutError:
             logger.error("the database took no writes; %d bytes are lost", self._backlog)
+        if self._is_over and self._backlog:
+            logger.error("the log writer has failed; %d bytes are lost", self._backlog)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -360,6 +408,8 @@ class LogWriter:
             Error: ``internal``; the database does not take writes now, and none
                 of *statements* was carried out.
         """
+        if self._is_over:
+            raise not_stored()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._prompt.append((statements, future))
         self._wake()
@@ -383,7 +433,8 @@ class LogWriter:
         await self._idle.wait()
 
     def _wake(self) -> None:
-        self._idle.clear()
+        if not self._is_over:
+            self._idle.clear()
         self._work.set()
 
     async def _run(self) -> None:
@@ -395,16 +446,18 @@ class LogWriter:
             await self._commit_group()
 
     async def _commit_group(self) -> None:
-        logs = {log: log.take_pending() for log in self._dirty}
+        for log in self._dirty:
+            self._committing[log] = log.take_pending()
         self._dirty.clear()
         since = self._gathering_since
         size, self._backlog = self._backlog, 0
         statements, self._statements = self._statements, []
-        rows = [row for taken in logs.values() for row in taken]
+        rows = [row for taken in self._committing.values() for row in taken]
         durable = [*store.insert_log(rows), *statements]
         attempt = 0
         while True:
-            prompt, self._prompt = self._prompt, []
+            prompt = self._told = self._prompt
+            self._prompt = []
             try:
                 await self.store.write([*durable, *(one for group, _ in prompt for one in group)])
                 break
@@ -435,9 +488,15 @@ class LogWriter:
         self._committed.set()
         if self._to_write_back >= CHECKPOINT_BYTES:
             self._committed_much.set()
-        for log, taken in logs.items():
-            log.publish(taken)
+        for log, taken in self._committing.items():
+            try:
+                log.publish(taken)
+            except Exception:
+                logger.exception("a session's log is read from the database: its ring failed")
+                log.publish_without_ring(taken)
+        self._committing.clear()
         _settle(prompt, None)
+        self._told = []
         if rows:
             # Behind the viewers, and the next group.
             secs = time.monotonic() - since

@@ -20,6 +20,7 @@ from .metrics import Metrics
 from .runner import Runner
 from .sessions import Sessions
 from .sockets import Sockets
+from .tasks import Supervisor
 
 if TYPE_CHECKING:
     from .session import Session
@@ -38,6 +39,7 @@ class Services:
     health: Health
     metrics: Metrics
     runner: Runner
+    supervisor: Supervisor
     started_at: float = dataclasses.field(default_factory=time.time)
 
 

@@ -19,7 +19,7 @@ from . import frames, store
 from .agents.base import NEW, Agent, AgentSpec, AgentState, Context
 from .codec import dumps, loads
 from .config import Settings
-from .errors import Error, draining, session_closed
+from .errors import Error, draining, internal, session_closed
 from .log import LogWriter, SessionLog
 from .metrics import Metrics
 from .permissions import Permissions
@@ -451,7 +451,7 @@ class Session:
             while self._current is not None or self._queue:
                 if self._current is None:
                     self._current = self._queue.popleft()
-                await self._run_turn(self._current)
+                await self._run_safely(self._current)
                 self._current = None
         finally:
             self._current = None
@@ -459,6 +459,16 @@ class Session:
             self.last_used = self._house.clock()
             self._release_if_gone()
             self._house.slots.idle(self)
+
+    async def _run_safely(self, turn: Turn) -> None:
+        """Run *turn*; whatever fails with it, the turns after it can run."""
+        try:
+            await self._run_turn(turn)
+        except Exception:
+            logger.exception("the turn broke", extra=self._about(turn))
+            turn.stop_timers()
+            if turn.is_stored:
+                self._end(turn, error=internal())
 
     def _pass_on(self, turn: Turn) -> None:
         """Give *turn* to the agent, for which there must be a slot."""
@@ -488,7 +498,7 @@ class Session:
             error = failure
         except Exception:
             logger.exception("the turn broke", extra=self._about(turn))
-            error = Error("internal", "internal error; the server's log has the details")
+            error = internal()
         await self._end_if_stored(turn, error)
 
     async def _end_if_stored(self, turn: Turn, error: Error | None = None) -> None:
@@ -627,6 +637,7 @@ class Session:
                 self._audit("turn", now, **detail),
             ]
         )
+        turn.finished.set()
         self._house.metrics.count_turn(reason if error is None else error.code)
         if turn.began:
             self._house.metrics.turn.observe(time.monotonic() - turn.began)
@@ -634,7 +645,6 @@ class Session:
             self._house.metrics.first_update.observe(turn.updated - turn.began)
         why = f"{reason}: {error.code}" if error is not None else reason
         logger.info("turn ended: %s", why, extra=self._about(turn))
-        turn.finished.set()
 
     def _about(self, turn: Turn | None = None) -> dict[str, Any]:
         """What a line in the server's log says of this session, and of a turn of it."""

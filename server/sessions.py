@@ -76,6 +76,7 @@ class Sessions:
         self._prompt_rates: dict[str, Rate] = {}
         self._open: Counter[str] = Counter()
         self._last_number = 0
+        self._is_prewarming = False
 
     async def start(self) -> None:
         """Take up what an earlier server left; its unfinished turns are ended."""
@@ -364,15 +365,19 @@ class Sessions:
         """
         now = self.clock()
         settings = self.settings
-        await self._close_idle(now - settings.session_ttl_secs)
-        for row in await self.store.sessions_closed(now - settings.session_hard_ttl_secs):
-            await _attempt(self._delete(row, now), session=row.id, app=row.app_name)
-        await self._hibernate_unused(now)
+        await _attempt(self._close_idle(now - settings.session_ttl_secs))
+        await _attempt(self._delete_closed(now))
+        await _attempt(self._hibernate_unused(now))
         self._unload()
         self._prompt_rates = {
             app_name: rate for app_name, rate in self._prompt_rates.items() if not rate.is_unspent()
         }
         self.prewarmer.fill()
+
+    async def _delete_closed(self, now: float) -> None:
+        before = now - self.settings.session_hard_ttl_secs
+        for row in await self.store.sessions_closed(before):
+            await _attempt(self._delete(row, now), session=row.id, app=row.app_name)
 
     async def _close_idle(self, before: float) -> None:
         """Close what has not been used since; who takes long does so behind the round.
@@ -450,10 +455,15 @@ class Sessions:
             if stored and not (session.is_busy or session.viewers or running):
                 del self._kept[session_id]
 
+    async def _start_prewarming(self) -> None:
+        self.prewarmer.start(await self.store.prewarmed())
+        self._is_prewarming = True
+
     async def run_sweeper(self, *others: Callable[[], Awaitable[None]]) -> None:
         """Sweep for ever, and *others* along; what fails is logged and tried again next time."""
-        self.prewarmer.start(await self.store.prewarmed())
         while True:
+            if not self._is_prewarming:  # a failed read now must not be the end of the sweeper
+                await _attempt(self._start_prewarming())
             await asyncio.sleep(self.settings.sweep_interval_secs)
             for sweep in (self.sweep, *others):
                 await _attempt(sweep())

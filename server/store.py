@@ -67,6 +67,15 @@ class _Connection(aiosqlite.Connection):
 
     def _write(self, statements: Sequence[Statement]) -> None:
         connection = self._conn
+        try:
+            self._write_all(connection, statements)
+        except (MemoryError, OSError) as error:
+            raise sqlite3.OperationalError(f"not written: {error!r}") from error
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise sqlite3.DataError(f"no value for SQLite: {error}") from error
+
+    @staticmethod
+    def _write_all(connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
         if len(statements) == 1:
             connection.execute(*statements[0])
             return
@@ -151,12 +160,8 @@ class Store:
         Raises:
             StoreError: none was carried out; :func:`may_pass` says whether that may change.
         """
-        if not statements:
-            return
-        try:
+        if statements:
             await self._writer.write(statements)
-        except (OverflowError, UnicodeEncodeError) as error:
-            raise sqlite3.DataError(f"no value for SQLite: {error}") from error
 
     async def _fetch(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await self._reader.execute_fetchall(sql, parameters)]

@@ -1,15 +1,25 @@
-"""Tasks that somebody owns."""
+"""Tasks that somebody owns, and the supervisor of those that run as long as their owner."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
+
+Loop = Callable[[], Coroutine[Any, Any, None]]
+"""Makes the coroutine of a long-lived task; called again whenever the task has failed."""
+
+PAUSES_SECS = (0.0, 0.1, 0.5, 2.0, 10.0)
+"""Before a failed task begins again: the more often it fails, the longer."""
+STABLE_SECS = 30.0
+"""A task that ran for so long begins again without a pause."""
 
 
 async def to_completion(work: Coroutine[Any, Any, Result]) -> Result:
@@ -57,3 +67,79 @@ class Tasks:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class CriticalTaskError(Exception):
+    """A task without which the server cannot work has failed; the message is for the operator."""
+
+
+class Supervisor:
+    """The registry of all long-lived tasks. An exception that nobody expected ends none of them.
+
+    Such an exception is logged with its traceback, and the task begins again after a pause. A
+    critical task cannot begin again, because what it was doing is in an unknown state: its
+    failure ends the server.
+
+    Attributes:
+        failure: of a critical task, in a sentence for the operator; None as long as there is none.
+        on_failure: called at once when there is one.
+    """
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._failed = asyncio.Event()
+        self._running: Counter[str] = Counter()
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The names of the tasks that run now."""
+        return frozenset(name for name, count in self._running.items() if count)
+
+    def spawn(
+        self, owner: Tasks, name: str, loop: Loop, *, critical: bool = False
+    ) -> asyncio.Task[None]:
+        """Run *loop* as a task of *owner* until it returns or the owner ends it.
+
+        Args:
+            name: what the task is called in the log and in :attr:`running`; several may share it.
+        """
+        return owner.spawn(self._supervise(name, loop, critical=critical), name)
+
+    async def carry_out(self, name: str, loop: Loop) -> None:
+        """Run *loop* once. Tests override it to have the task of that name fail."""
+        await loop()
+
+    async def wait_for_failure(self) -> None:
+        """Wait until a critical task has failed."""
+        await self._failed.wait()
+
+    async def _supervise(self, name: str, loop: Loop, *, critical: bool) -> None:
+        failures = 0
+        self._running[name] += 1
+        try:
+            while True:
+                began = time.monotonic()
+                try:
+                    await self.carry_out(name, loop)
+                    return
+                except Exception as error:
+                    if critical:
+                        self._fail(name, error)
+                        return
+                    logger.exception("the task %s failed; it begins again", name)
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if critical or task is None or task.cancelling():
+                        raise  # its owner ends it
+                    logger.exception("the task %s was cancelled; it begins again", name)
+                failures = 0 if time.monotonic() - began > STABLE_SECS else failures + 1
+                await asyncio.sleep(PAUSES_SECS[min(failures, len(PAUSES_SECS)) - 1])
+        finally:
+            self._running[name] -= 1
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self.failure = f"the task {name} failed and cannot continue; the log has the details"
+        logger.critical("the task %s failed; the server stops", name, exc_info=error)
+        self._failed.set()
+        self.on_failure()

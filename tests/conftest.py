@@ -45,8 +45,9 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
         async def start(
             *, data_dir: Path = tmp_path / "data", clock: Clock | None = None, **settings: Any
         ) -> LocalServer:
-            options = {} if clock is None else {"clock": clock}
-            return await stack.enter_async_context(local_server(data_dir, **options, **settings))
+            if clock is not None:
+                settings["clock"] = clock
+            return await stack.enter_async_context(local_server(data_dir, **settings))
 
         yield start
 

@@ -28,6 +28,7 @@ from server.app import build_app
 from server.config import AgentCommand, Settings
 from server.door import Door
 from server.services import SERVICES, Services
+from server.tasks import Supervisor
 
 ROOT = Path(__file__).parent.parent
 MOCK = ROOT / "tests" / "agents" / "mock_agent.py"
@@ -312,7 +313,10 @@ blocking = BlockBuster("server")
 
 @contextlib.asynccontextmanager
 async def local_server(
-    data_dir: Path, clock: Callable[[], float] = time.time, **settings: Any
+    data_dir: Path,
+    clock: Callable[[], float] = time.time,
+    supervisor: Supervisor | None = None,
+    **settings: Any,
 ) -> AsyncIterator[LocalServer]:
     """Run a server here; *settings* are fields of :class:`Settings`."""
     values = {
@@ -325,11 +329,14 @@ async def local_server(
     }
     blocking.deactivate()
     environ = {**os.environ, "DEMO_PACE_MS": "0"}
-    app = await build_app(Settings(**values), environ=environ, clock=clock)
+    app = await build_app(Settings(**values), environ=environ, clock=clock, supervisor=supervisor)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
     try:
         await runner.setup()
-        door = Door(app[SERVICES].sockets.waiting, app[SERVICES].settings.auth_timeout_secs)
+        services = app[SERVICES]
+        door = Door(
+            services.sockets.waiting, services.settings.auth_timeout_secs, services.supervisor
+        )
         async with http_session() as http, door.open(runner, "127.0.0.1", 0) as port:
             blocking.activate()
             yield LocalServer(runner, f"http://127.0.0.1:{port}", http)

@@ -14,6 +14,7 @@ from server.agents import stderr as stderr_module
 from server.agents.attach import Attachments
 from server.agents.base import AgentSpec
 from server.agents.stderr import StderrFiles
+from server.tasks import Supervisor
 
 from .harness import eventually
 
@@ -60,7 +61,7 @@ async def test_a_launcher_that_fails_leaves_no_descriptor(
             raise OSError(24, "Too many open files")
 
         monkeypatch.setattr(stderr_module.StderrFiles, "open", full)
-    attachments = Attachments({}, Room(), StderrFiles(tmp_path))
+    attachments = Attachments({}, Room(), StderrFiles(tmp_path), Supervisor())
     agent = Nobody()
     attachments.register(agent)
     attachments.start()

@@ -16,12 +16,13 @@ import secrets
 import socket
 import struct
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from ..codec import dumps
 from ..config import AgentCommand
-from ..tasks import Tasks
+from ..tasks import Supervisor, Tasks
 from . import processes
 from .base import AgentSpec, Pressure
 from .seam import Handler, Seam
@@ -50,10 +51,15 @@ class Attachments:
         commands: agents by name, for what their environment adds.
         pressure: whether the log has room.
         stderr: where their stderr is kept.
+        supervisor: of the long-lived tasks.
     """
 
     def __init__(
-        self, commands: Mapping[str, AgentCommand], pressure: Pressure, stderr: StderrFiles
+        self,
+        commands: Mapping[str, AgentCommand],
+        pressure: Pressure,
+        stderr: StderrFiles,
+        supervisor: Supervisor,
     ) -> None:
         self._commands = commands
         self._pressure = pressure
@@ -64,17 +70,20 @@ class Attachments:
         self._announced: dict[int, str] = {}
         self._arrivals: dict[int, asyncio.Future[str]] = {}
         self._signs = itertools.count()
+        self._supervisor = supervisor
         self._tasks = Tasks()
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting = Tasks()
+        self._listener: socket.socket | None = None
 
     def start(self) -> None:
-        self._accepting = asyncio.create_task(self._accept(self._listen()), name="seam-accept")
+        listener = self._listener = self._listen()
+        self._supervisor.spawn(self._accepting, "seam-accept", partial(self._accept, listener))
 
     async def stop(self) -> None:
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
+        await self._accepting.finish(0)
         await self._tasks.finish(0)
+        if self._listener is not None:
+            self._listener.close()
         await self.stderr.stop()
 
     def register(self, agent: Attachable) -> None:
@@ -106,15 +115,14 @@ class Attachments:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        with contextlib.closing(listener):
-            while True:
-                try:
-                    connection, _ = await loop.sock_accept(listener)
-                except OSError as error:  # no descriptors left, for one
-                    logger.error("the seam cannot accept: %s", error)
-                    await asyncio.sleep(0.1)
-                    continue
-                self._tasks.spawn(self._attach(connection), "seam-attach")
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # no descriptors left, for one
+                logger.error("the seam cannot accept: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            self._tasks.spawn(self._attach(connection), "seam-attach")
 
     async def _attach(self, connection: socket.socket) -> None:
         """Let an announced agent in, and put the seam between it and acpx."""

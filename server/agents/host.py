@@ -21,7 +21,7 @@ from typing import Any
 
 from ..config import AgentCommand
 from ..errors import Error
-from ..tasks import Tasks
+from ..tasks import Supervisor, Tasks
 from .acpx import describe
 from .attach import Attachments
 from .base import (
@@ -73,6 +73,7 @@ class HostBackend:
         environ: the environment of the host and of every agent: an allow-list.
         start_timeout: seconds for an agent to start and load its session.
         pressure: whether the log has room.
+        supervisor: of the long-lived tasks.
     """
 
     can_ask = True
@@ -87,11 +88,15 @@ class HostBackend:
         environ: Mapping[str, str],
         start_timeout: float,
         pressure: Pressure,
+        supervisor: Supervisor | None = None,
     ) -> None:
+        supervisor = supervisor or Supervisor()
         self._state_dir = state_dir
         self._commands = agents
         self._environ = environ
-        self._attachments = Attachments(agents, pressure, StderrFiles(stderr_dir))
+        self._attachments = Attachments(
+            agents, pressure, StderrFiles(stderr_dir, supervisor), supervisor
+        )
         self._host = HostProcess(
             node=node,
             state_dir=state_dir,
@@ -106,6 +111,7 @@ class HostBackend:
             seam_name=self._attachments.name,
             spawned=self._attachments.announce,
             ended=self._attachments.forget_announced,
+            supervisor=supervisor,
         )
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._closes = asyncio.Semaphore(CLOSES_AT_ONCE)

@@ -15,11 +15,12 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..codec import dumps, parse_message
-from ..tasks import Tasks
+from ..tasks import Supervisor, Tasks
 from . import processes
 from .acpx import AcpxError, check_versions
 from .base import agent_unavailable
@@ -74,6 +75,7 @@ class HostProcess:
         seam_name: str,
         spawned: Callable[[int, str], None],
         ended: Callable[[], None],
+        supervisor: Supervisor,
     ) -> None:
         self._node = node
         self._state_dir = state_dir
@@ -92,6 +94,7 @@ class HostProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count(1)
+        self._supervisor = supervisor
         self._tasks = Tasks()
         self._main: asyncio.Task[None] | None = None
 
@@ -102,7 +105,7 @@ class HostProcess:
             AcpxError: it does not start, or it is not the acpx that is needed.
         """
         self._first_boot = asyncio.get_running_loop().create_future()
-        self._main = self._tasks.spawn(self._run(), "acpx-host")
+        self._main = self._supervisor.spawn(self._tasks, "acpx-host", self._run)
         try:
             async with asyncio.timeout(BOOT_SECS):
                 await asyncio.shield(self._first_boot)
@@ -203,6 +206,8 @@ class HostProcess:
                 await self._run_once()
             except OSError as error:  # no memory or no process left, for one
                 logger.error("the acpx host cannot be started: %s", error)
+            except Exception:
+                logger.exception("the acpx host is ended: the server failed to work with it")
             if self.generation == 0:  # it never served; `start` says so
                 return
             lived = asyncio.get_running_loop().time() - began
@@ -244,11 +249,17 @@ class HostProcess:
         assert process.stdout is not None
         assert process.stderr is not None
         self._writer = process.stdin
-        stderr = asyncio.create_task(_log_lines(process.stderr), name="acpx-host-stderr")
-        boot = self._tasks.spawn(self._boot(), "acpx-host-boot")
-        watch = self._tasks.spawn(self._watch(process), "acpx-host-watch")
+        stderr = self._supervisor.spawn(
+            self._tasks, "acpx-host-stderr", partial(_log_lines, process.stderr)
+        )
+        boot = self._tasks.spawn(self._boot(process), "acpx-host-boot")
+        watch = self._supervisor.spawn(
+            self._tasks, "acpx-host-watch", partial(self._watch, process)
+        )
         try:
-            await self._read_host(process.stdout)
+            await self._supervisor.spawn(
+                self._tasks, "acpx-host-stdout", partial(self._read_host, process.stdout)
+            )
         finally:
             self._ready.clear()
             self._writer = None
@@ -295,7 +306,18 @@ class HostProcess:
             except HostGoneError:
                 return
 
-    async def _boot(self) -> None:
+    async def _boot(self, process: asyncio.subprocess.Process) -> None:
+        """Set the host up; one that cannot be is killed, and the next one is tried."""
+        try:
+            await self._set_up()
+        except Exception as error:
+            process.kill()  # the supervisor: the host dies with it
+            assert self._first_boot is not None
+            if not self._first_boot.done():
+                self._first_boot.set_exception(AcpxError(f"the acpx host does not start: {error}"))
+            raise
+
+    async def _set_up(self) -> None:
         assert self._first_boot is not None
         try:
             self.versions = await self.send("init", config=self._config)
@@ -312,12 +334,18 @@ class HostProcess:
 
     async def _read_host(self, stdout: asyncio.StreamReader) -> None:
         async for line in _lines(stdout):
-            message = parse_message(line)
-            if message is not None and message.get("event") == "spawned":
-                if message["key"] is not None:
-                    self._spawned(message["pid"], message["key"])
-            elif message is None or not self._settle(message):
-                logger.warning("the acpx host wrote: %s", line[:500].decode(errors="replace"))
+            try:
+                self._take_line(line)
+            except Exception:
+                logger.exception("a line of the acpx host's is skipped")
+
+    def _take_line(self, line: bytes) -> None:
+        message = parse_message(line)
+        if message is not None and message.get("event") == "spawned":
+            if message["key"] is not None:
+                self._spawned(message["pid"], message["key"])
+        elif message is None or not self._settle(message):
+            logger.warning("the acpx host wrote: %s", line[:500].decode(errors="replace"))
 
     def _settle(self, message: dict[str, Any]) -> bool:
         """End the call that *message* answers; False if it is not an answer."""

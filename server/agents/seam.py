@@ -279,6 +279,15 @@ class Seam:
             logger.warning("agent %d: a message over %d bytes", self.pid, MAX_MESSAGE_BYTES)
             self.kill()
             return
+        try:
+            self._take_lines(lines)
+        except Exception:
+            logger.exception("agent %d: what it wrote cannot be handled; killing it", self.pid)
+            self.kill()
+        if not self._pressure.has_room:
+            self._wait_for_room()
+
+    def _take_lines(self, lines: list[bytes]) -> None:
         for line in lines:
             message = parse_rpc(line)
             if message is None:
@@ -286,8 +295,6 @@ class Seam:
                     logger.debug("agent %d: skipped a line that is not JSON-RPC", self.pid)
             elif self._pass_down(line, message):
                 self._send(False, line)
-        if not self._pressure.has_room:
-            self._wait_for_room()
 
     def _pass_down(self, line: bytes, message: dict[str, Any]) -> bool:
         """Tell the handler; whether acpx gets the line too."""
@@ -369,9 +376,11 @@ class Seam:
             self._waiting_for_room = asyncio.create_task(self._resume_when_there_is_room())
 
     async def _resume_when_there_is_room(self) -> None:
-        await self._pressure.room()
-        self._waiting_for_room = None
-        self.release(False, "log")
+        try:
+            await self._pressure.room()
+        finally:
+            self._waiting_for_room = None
+            self.release(False, "log")
 
     # The end.
 

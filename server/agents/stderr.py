@@ -11,10 +11,11 @@ import contextlib
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ..tasks import Tasks
+from ..tasks import Supervisor, Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,9 @@ class StderrFiles:
         folder: of the files, ``<session's key>.log``; it holds what agents were told.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, supervisor: Supervisor | None = None) -> None:
         self._folder = folder
+        self._supervisor = supervisor or Supervisor()
         self._tasks = Tasks()
         self._running: dict[str, tuple[asyncio.Task[None], bytearray]] = {}
 
@@ -51,7 +53,10 @@ class StderrFiles:
             lambda: asyncio.StreamReaderProtocol(reader), pipe
         )
         newest = bytearray()
-        task = self._tasks.spawn(self._keep(key, pid, reader, transport, newest), f"stderr-{pid}")
+        task = self._supervisor.spawn(
+            self._tasks, "agent-stderr", partial(self._keep, key, pid, reader, newest)
+        )
+        task.add_done_callback(lambda _: transport.close())
         self._running[key] = task, newest
         task.add_done_callback(lambda task: self._ended(key, task))
         return write_end
@@ -85,24 +90,18 @@ class StderrFiles:
         key: str,
         pid: int,
         reader: asyncio.StreamReader,
-        transport: asyncio.BaseTransport,
         newest: bytearray,
     ) -> None:
         head = f"-- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} process {pid}\n".encode()
-        try:
-            while data := await reader.read(1 << 16):
-                newest += data
-                del newest[: -4 * LAST_WORDS]
-                logger.debug(
-                    "stderr: %s", data[:1000].decode(errors="replace"), extra={"session": key}
-                )
-                try:
-                    await asyncio.to_thread(_append, self._path(key), head + data)
-                except OSError as error:  # a full disk; the agent goes on all the same
-                    logger.warning("stderr is not kept: %s", error, extra={"session": key})
-                head = b""
-        finally:
-            transport.close()
+        while data := await reader.read(1 << 16):
+            newest += data
+            del newest[: -4 * LAST_WORDS]
+            logger.debug("stderr: %s", data[:1000].decode(errors="replace"), extra={"session": key})
+            try:
+                await asyncio.to_thread(_append, self._path(key), head + data)
+            except OSError as error:  # a full disk; the agent goes on all the same
+                logger.warning("stderr is not kept: %s", error, extra={"session": key})
+            head = b""
 
 
 def path_of(folder: Path, key: str) -> Path:

@@ -36,6 +36,7 @@ async def healthz(request: web.Request) -> web.Response:
 
 @routes.get("/readyz")
 async def readyz(request: web.Request) -> web.Response:
-    if not services_of(request).health.ready:
+    services = services_of(request)
+    if not services.health.ready or services.supervisor.failure is not None:
         raise draining()
     return json_reply({"ok": True})

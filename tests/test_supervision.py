@@ -1,0 +1,206 @@
+"""Every long-lived task survives an exception that nobody expected, or the server stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from server.__main__ import serve as serve_forever
+from server.config import Settings
+from server.errors import Error
+from server.log import SessionLog
+from server.store import Store
+from server.tasks import CriticalTaskError, Loop, Supervisor, Tasks
+
+from .conftest import Serve
+from .harness import ADMIN, MOCKS, Client, Deadline, eventually, script
+
+CRITICAL = "log-writer"
+OF_THE_SERVER = {
+    *("acpx-host", "acpx-host-stdout", "acpx-host-stderr", "acpx-host-watch", "seam-accept"),
+    *("door", "health", "heart", "metrics", "sweeper", "write-back"),
+}
+OF_AN_AGENT = {"agent-stderr"}
+
+
+class BreakableSupervisor(Supervisor):
+    """A supervisor whose tasks a test can have fail at any await."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: defaultdict[str, int] = defaultdict(int)
+        self._breaks: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
+
+    async def carry_out(self, name: str, loop: Loop) -> None:
+        self.begun[name] += 1
+        breaking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._breaks[name].add(breaking)
+        work = asyncio.ensure_future(loop())
+        try:
+            await asyncio.wait({work, breaking}, return_when=asyncio.FIRST_COMPLETED)
+            if breaking.done():
+                raise RuntimeError("injected by a test")
+            work.result()
+        finally:
+            self._breaks[name].discard(breaking)
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    def break_task(self, name: str) -> None:
+        for breaking in self._breaks[name]:
+            breaking.set_result(None)
+
+    async def break_and_wait(self, name: str) -> None:
+        """Break the task, and wait until it has begun again."""
+        begun = self.begun[name]
+        self.break_task(name)
+        await eventually(f"{name} to begin again", lambda: self.begun[name] > begun)
+
+
+async def ready(client: Client) -> int:
+    return (await client.get("/readyz"))[0]
+
+
+async def test_server_works_after_failure_of_any_task(serve: Serve) -> None:
+    supervisor = BreakableSupervisor()
+    server = await serve(supervisor=supervisor)
+    client = await server.client()
+    session = await client.create()
+    assert (await client.turn(session, "hello"))[0] == 200
+    assert supervisor.running == OF_THE_SERVER | OF_AN_AGENT | {CRITICAL}
+    for name in sorted(supervisor.running - {CRITICAL}):
+        await supervisor.break_and_wait(name)
+        status, reply = await client.turn(session, f"after the failure of {name}")
+        assert (name, status, reply["stop_reason"]) == (name, 200, "end_turn")
+        assert await ready(client) == 200
+
+
+async def test_failure_of_the_log_writer_refuses_requests_and_ends_waiting(serve: Serve) -> None:
+    supervisor = BreakableSupervisor()
+    server = await serve(supervisor=supervisor)
+    client = await server.client()
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
+    await socket.until_text("on it")
+    writer = server.services.sessions.writer
+    waiting = asyncio.create_task(writer.commit([("SELECT 1", ())]))
+    await asyncio.sleep(0)
+    supervisor.break_task(CRITICAL)
+    async with Deadline("the failure"):
+        await supervisor.wait_for_failure()
+        assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], Error)
+        with pytest.raises(Error):
+            await writer.commit([("SELECT 1", ())])
+        await writer.flush()
+    assert await ready(client) == 503
+    for status, _ in (await client.post("/sessions", {}), await client.turn(session, "more")):
+        assert status in (500, 503)
+    await client.close_sockets()
+    async with Deadline("the server to stop"):
+        await server.stop()
+
+
+async def test_process_exits_when_a_critical_task_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor = BreakableSupervisor()
+    settings = Settings(
+        data_dir=tmp_path / "data", port=0, admin_token=ADMIN, agents=MOCKS, default_agent="mock"
+    )
+    serving = asyncio.create_task(serve_forever(settings, os.environ, supervisor))
+    await eventually("it to serve", lambda: "door" in supervisor.running)
+    supervisor.break_task(CRITICAL)
+    async with Deadline("it to end"):
+        with pytest.raises(CriticalTaskError, match=CRITICAL):
+            await serving
+
+
+async def test_unexpected_failure_of_a_write_ends_the_writer(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve()
+    client = await server.client()
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("injected by a test")
+
+    monkeypatch.setattr(Store, "write", fail)
+    status, _ = await client.post("/sessions", {})
+    assert status == 500
+    assert await ready(client) == 503
+
+
+async def test_failing_watcher_of_a_log_disturbs_nobody(serve: Serve) -> None:
+    server = await serve()
+    client = await server.client()
+    session = await client.create()
+
+    def fail() -> None:
+        raise RuntimeError("injected by a test")
+
+    (await server.services.sessions.get(session, "app")).log.watch(fail)
+    assert (await client.turn(session, "hello"))[0] == 200
+
+
+async def test_failing_ring_sends_readers_to_the_database(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve()
+    client = await server.client()
+    socket = await client.connect(await client.create())
+    publish = SessionLog.publish
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("injected by a test")
+
+    monkeypatch.setattr(SessionLog, "publish", fail)
+    await socket.turn("hello")
+    monkeypatch.setattr(SessionLog, "publish", publish)
+    await socket.turn("again")
+    seqs = [entry["seq"] for entry in socket.entries]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+async def test_sweeper_outlives_a_failed_read_at_its_start(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept, reads = asyncio.Event(), 0
+
+    async def fail_once(*_: object) -> list[str]:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            raise sqlite3.OperationalError("disk I/O error")
+        swept.set()
+        return []
+
+    monkeypatch.setattr(Store, "prewarmed", fail_once)
+    await serve(sweep_interval_secs=0.01)
+    async with Deadline("the sweeper to go on"):
+        await swept.wait()
+
+
+async def test_cancelled_by_its_owner_a_task_ends_and_a_stray_cancel_does_not_end_it() -> None:
+    supervisor, owner = Supervisor(), Tasks()
+    begun = asyncio.Semaphore(0)
+    awaited: list[asyncio.Future[None]] = []
+
+    async def loop() -> None:
+        awaited.append(asyncio.get_running_loop().create_future())
+        begun.release()
+        await awaited[-1]
+
+    task = supervisor.spawn(owner, "it", loop)
+    await begun.acquire()
+    awaited[-1].cancel()
+    await begun.acquire()
+    assert supervisor.running == {"it"}
+    await owner.finish(0)
+    assert task.done()
+    assert not supervisor.running
