@@ -138,7 +138,12 @@ async def _house(
         stack.push_async_callback(runner.stop)
 
         sockets = Sockets(settings)
-        tokens.on_revoke = sockets.close_app
+
+        def revoked(app_name: str) -> None:
+            sockets.close_app(app_name)
+            all_sessions.cancel_turns_of(app_name)
+
+        tokens.on_revoke = revoked
         state = Health(settings.claude_bin)
         state.acpx_version = backend.versions["acpx"]
         uploads = Files(
@@ -151,7 +156,7 @@ async def _house(
             clock=clock,
         )
         await uploads.start()
-        _show(metrics, writer, all_sessions, runner, sockets, backend)
+        _show(metrics, tokens, writer, all_sessions, runner, sockets, backend)
         app[SERVICES] = Services(
             settings, tokens, all_sessions, uploads, sockets, state, metrics, runner, supervisor
         )
@@ -175,6 +180,7 @@ async def _house(
 
 def _show(
     metrics: Metrics,
+    tokens: Tokens,
     writer: LogWriter,
     all_sessions: Sessions,
     runner: Runner,
@@ -197,13 +203,18 @@ def _show(
             "Connections and sockets that have yet to say who they are",
             lambda: len(sockets.waiting),
         ),
+        (
+            "waiting_requests",
+            "Requests that wait, and that a revocation of their token would end",
+            lambda: tokens.waits,
+        ),
         ("replay_lag_entries", "What the socket farthest behind lacks", lambda: sockets.replay_lag),
         ("log_backlog_bytes", "Entries that are not yet durable", lambda: writer.backlog),
         ("tasks", "Asyncio tasks", lambda: len(asyncio.all_tasks())),
-        ("host_restarts", "Restarts of the acpx host", lambda: backend.restarts),
-        ("cpu_seconds", "What the server's own process has used", time.process_time),
     ):
         metrics.read(name, description, read)
+    metrics.read_total("host_restarts", "Restarts of the acpx host", lambda: backend.restarts)
+    metrics.read_total("cpu_seconds", "Processor time of the server's process", time.process_time)
     states = ("live", "waking", "prewarmed", "hibernated")
     metrics.read_each(
         "agents", "Agents, and sessions without one", "state", states, all_sessions.count_agents

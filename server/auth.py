@@ -6,6 +6,8 @@ app's rights hang on its token: what is another app's does not exist.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -13,7 +15,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -33,6 +35,8 @@ TICKET_PREFIX = "cft_"
 FIRST_APP = "first-app"
 ADMIN_KEY = "admin_token"
 TICKET_SECS = 30
+REVOKE_SECS = 0.8
+"""A connection whose credential was revoked, and that takes nothing, is dropped after so long."""
 MAX_TICKETS = 100_000
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -58,9 +62,75 @@ class FirstTokens:
     app: str | None
 
 
+class Credential:
+    """What a request was admitted with: one token, until it is revoked.
+
+    A token that is made later under the same name is another credential. A request is answered
+    only for the credential that it was admitted with.
+
+    Attributes:
+        row: what is stored of the token.
+        is_revoked: from then on no request that was admitted with it gets a successful response.
+    """
+
+    __slots__ = ("_waits", "is_revoked", "row")
+
+    def __init__(self, row: TokenRow) -> None:
+        self.row = row
+        self.is_revoked = False
+        self._waits: set[asyncio.Timeout] = set()
+
+    @property
+    def app_name(self) -> str:
+        return self.row.name
+
+    @property
+    def waits(self) -> int:
+        """How many requests wait in :meth:`waiting`."""
+        return len(self._waits)
+
+    def check(self) -> None:
+        """Refuse what was asked with a token that has been revoked meanwhile.
+
+        Raises:
+            Error: ``unauthorized``.
+        """
+        if self.is_revoked:
+            raise unauthorized()
+
+    @contextlib.asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """A block in which a request waits; a revocation ends the wait at once.
+
+        What the block awaits must bear to be cancelled: it is never the storing of something.
+
+        Raises:
+            Error: ``unauthorized``; the token was revoked before the block or during it.
+        """
+        self.check()
+        wait = asyncio.timeout(None)
+        try:
+            async with wait:
+                self._waits.add(wait)
+                try:
+                    yield
+                finally:
+                    self._waits.discard(wait)
+        except TimeoutError:
+            if not wait.expired():
+                raise
+            raise unauthorized() from None
+        self.check()
+
+    def revoke(self) -> None:
+        self.is_revoked = True
+        for wait in tuple(self._waits):
+            wait.reschedule(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    app_name: str
+    credential: Credential
     session_id: str
     expires_at: float
 
@@ -72,7 +142,7 @@ class Tokens:
         self._store = database
         self._writer = writer
         self._admin = b""
-        self._by_hash: dict[bytes, TokenRow] = {}
+        self._by_hash: dict[bytes, Credential] = {}
         self._names: set[str] = set()
         self._tickets: dict[bytes, Ticket] = {}
         self.on_revoke: Callable[[str], None] = lambda name: None
@@ -108,13 +178,13 @@ class Tokens:
     async def look(self) -> None:
         """Read the apps' tokens, and make none."""
         for row in await self._store.tokens():
-            self._by_hash[row.hash] = row
+            self._by_hash[row.hash] = Credential(row)
             self._names.add(row.name)
 
     # Tokens.
 
-    def app_of(self, token: str | None, address: str | None) -> str:
-        """The app that *token* names, asked from *address*.
+    def admit(self, token: str | None, address: str | None) -> Credential:
+        """The credential that *token* is, used from *address*.
 
         Raises:
             Error: ``unauthorized``.
@@ -122,24 +192,27 @@ class Tokens:
         if token is None:
             raise unauthorized()
         asked = digest(token)
-        row = self._by_hash.get(asked)
-        if row is None or not hmac.compare_digest(row.hash, asked):
+        credential = self._by_hash.get(asked)
+        if credential is None or not hmac.compare_digest(credential.row.hash, asked):
             raise unauthorized()
+        row = credential.row
         networks = json.loads(row.ip_cidrs)
         if networks and not _in_networks(address, networks):
             logger.warning("the token of app %s was used from outside its networks", row.name)
             raise unauthorized()
-        return row.name
+        return credential
 
-    def has(self, app_name: str) -> bool:
-        """Whether the app has a token."""
-        return any(row.name == app_name for row in self._by_hash.values())
+    @property
+    def waits(self) -> int:
+        """How many requests wait that a revocation would end."""
+        return sum(credential.waits for credential in self._by_hash.values())
 
     def is_admin(self, token: str | None) -> bool:
         return token is not None and hmac.compare_digest(digest(token), self._admin)
 
     def rows(self) -> list[TokenRow]:
-        return sorted(self._by_hash.values(), key=lambda row: row.name)
+        rows = [credential.row for credential in self._by_hash.values()]
+        return sorted(rows, key=lambda row: row.name)
 
     async def create(self, name: str, ip_cidrs: Sequence[str] = ()) -> tuple[TokenRow, str]:
         """Make an app's token.
@@ -167,31 +240,34 @@ class Tokens:
         except BaseException:
             self._names.discard(name)
             raise
-        self._by_hash[row.hash] = row
+        self._by_hash[row.hash] = Credential(row)
         return row, token
 
     async def revoke(self, name: str) -> None:
-        """Take a token back; it is worth nothing from now on, and its sockets close.
+        """Take a token back: whoever waits with it is refused, and its sockets close.
 
         Raises:
             Error: ``not_found``.
         """
-        row = next((row for row in self._by_hash.values() if row.name == name), None)
-        if row is None:
+        known = self._by_hash.values()
+        credential = next((one for one in known if one.app_name == name), None)
+        if credential is None:
             raise not_found("token")
+        row = credential.row
         del self._by_hash[row.hash]
-        self._tickets = {k: t for k, t in self._tickets.items() if t.app_name != name}
+        credential.revoke()
+        self._tickets = {k: t for k, t in self._tickets.items() if t.credential is not credential}
         self.on_revoke(name)
         try:
             await to_completion(self._writer.commit([store.delete_token(name)]))
         except Error:
-            self._by_hash[row.hash] = row
+            self._by_hash[row.hash] = Credential(row)
             raise
         self._names.discard(name)
 
     # Tickets.
 
-    def issue_ticket(self, app_name: str, session_id: str) -> str:
+    def issue_ticket(self, credential: Credential, session_id: str) -> str:
         """A ticket for one socket of one session, good once and for :data:`TICKET_SECS`."""
         now = time.monotonic()
         if len(self._tickets) >= MAX_TICKETS:
@@ -199,11 +275,11 @@ class Tokens:
             if len(self._tickets) >= MAX_TICKETS:
                 raise Error("rate_limited", "too many tickets are open", retry_after=TICKET_SECS)
         ticket = TICKET_PREFIX + secrets.token_urlsafe(32)
-        self._tickets[digest(ticket)] = Ticket(app_name, session_id, now + TICKET_SECS)
+        self._tickets[digest(ticket)] = Ticket(credential, session_id, now + TICKET_SECS)
         return ticket
 
-    def redeem_ticket(self, ticket: str, session_id: str) -> str:
-        """The app that *ticket* lets in; it is used up.
+    def redeem_ticket(self, ticket: str, session_id: str) -> Credential:
+        """The credential that *ticket* was made with; the ticket is used up.
 
         Raises:
             Error: ``unauthorized``.
@@ -211,26 +287,27 @@ class Tokens:
         found = self._take_ticket(ticket)
         if found.session_id != session_id:
             raise unauthorized()
-        return found.app_name
+        return found.credential
 
-    def redeem(self, secret: str, address: str | None) -> tuple[str, str | None]:
+    def redeem(self, secret: str, address: str | None) -> tuple[Credential, str | None]:
         """Let in whoever shows a token, or a ticket, which is used up.
 
         Returns:
-            The app, and for a ticket the one session that it is for.
+            The credential, and for a ticket the one session that it is for.
 
         Raises:
             Error: ``unauthorized``.
         """
         if not secret.startswith(TICKET_PREFIX):
-            return self.app_of(secret, address), None
+            return self.admit(secret, address), None
         found = self._take_ticket(secret)
-        return found.app_name, found.session_id
+        return found.credential, found.session_id
 
     def _take_ticket(self, ticket: str) -> Ticket:
         found = self._tickets.pop(digest(ticket), None)
         if found is None or found.expires_at <= time.monotonic():
             raise unauthorized()
+        found.credential.check()  # it may have been issued in the moment of the revocation
         return found
 
 

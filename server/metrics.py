@@ -7,11 +7,13 @@ commit, never once an update.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
 from .errors import STATUS
 
@@ -74,6 +76,10 @@ class Metrics:
         """Show what *read* gives, whenever somebody looks."""
         Gauge(f"{PREFIX}{name}", description, registry=self._registry).set_function(read)
 
+    def read_total(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """The same for a figure that only grows: a counter, whose name ends in ``_total``."""
+        self._registry.register(_Total(f"{PREFIX}{name}", description, read))
+
     def read_each(
         self,
         name: str,
@@ -98,6 +104,18 @@ class Metrics:
     def render(self) -> tuple[bytes, str]:
         """The text, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+class _Total(Collector):
+    """A counter whose value is kept elsewhere."""
+
+    def __init__(self, name: str, description: str, read: Callable[[], float]) -> None:
+        self._name = name
+        self._description = description
+        self._read = read
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._description, value=self._read())
 
 
 def _one_of(read: Callable[[], Mapping[str, float]], value: str) -> float:

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from .auth import LOOPBACK_NAMES, client_address
+from .auth import LOOPBACK_NAMES, client_address, unauthorized
 from .door import Connection
 from .errors import Error, internal
 from .replies import error_reply
-from .services import APP, REQUEST_ID, SESSION, TURN, services_of
+from .services import APP, CREDENTIAL, REQUEST_ID, SESSION, TURN, services_of
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("server.access")
@@ -55,6 +55,9 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception:
         logger.exception("the request failed", extra={"request_id": request_id})
         response = error_reply(internal(), request_id)
+    credential = request.get(CREDENTIAL)
+    if credential is not None and credential.is_revoked and not response.prepared:
+        response = error_reply(unauthorized(), request_id)
     if request.path not in QUIET:
         access.info(
             "%s %s %d",

@@ -16,12 +16,17 @@ from .acp.messages import Wishes
 JSON = "application/json"
 SSE = "text/event-stream"
 
+Wait = Literal["body", "work", "stream", "socket"]
+"""The client's own bytes, the end of a turn or a run, entries that are streamed, frames."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """A call.
 
     Attributes:
+        waits: what a request of it may wait for once its token is accepted. A revocation of the
+            token ends that wait (:meth:`auth.Credential.waiting`).
         answer: the shape of a success's JSON; None where it gives something else.
         example: of a success, or of a request that gives it.
         auth_later: the token may also come by another way, once the call is through.
@@ -31,6 +36,7 @@ class Operation:
         statuses: of what is neither, with what it means.
     """
 
+    waits: tuple[Wait, ...]
     tag: str
     summary: str
     auth: Literal["app", "admin"] | None = "app"
@@ -104,6 +110,7 @@ TOKEN = {"name": "my-bot", "ip_cidrs": ["10.0.0.0/8"], "created_at": 1795479703}
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/run"): Operation(
+        waits=("body", "work"),
         tag="One prompt, one answer",
         summary="Run one prompt",
         about="On a claude process of its own, or in one turn of another agent. Who hangs up"
@@ -116,6 +123,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         failures={502: shapes.RunFailure},
     ),
     ("POST", "/files"): Operation(
+        waits=("body",),
         tag="Files",
         summary="Upload a file",
         about="Its token is then good for `files` of a prompt, for this app alone.",
@@ -126,6 +134,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         codes=("payload_too_large", "rate_limited"),
     ),
     ("POST", "/sessions"): Operation(
+        waits=("body",),
         tag="Sessions",
         summary="Open a session",
         about="It answers before the agent runs: one that does not start fails the first turn.",
@@ -136,6 +145,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         codes=("rate_limited", "agent_unavailable", "pool_full", "draining"),
     ),
     ("GET", "/sessions"): Operation(
+        waits=(),
         tag="Sessions",
         summary="List sessions",
         query=bodies.ListSessions,
@@ -143,12 +153,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         example={"ok": True, "count": 1, "sessions": [LISTED]},
     ),
     ("GET", "/sessions/{session_id}"): Operation(
+        waits=(),
         tag="Sessions",
         summary="Get a session's state",
         answer=shapes.SessionState,
         example=STATE,
     ),
     ("PATCH", "/sessions/{session_id}"): Operation(
+        waits=("body",),
         tag="Sessions",
         summary="Note something about a session",
         about="`meta` is merged into what is there; null removes a key.",
@@ -156,9 +168,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         request={"meta": {"title": "My first one"}},
         answer=shapes.SessionState,
         example=STATE,
-        codes=("session_closed",),
     ),
     ("DELETE", "/sessions/{session_id}"): Operation(
+        waits=(),
         tag="Sessions",
         summary="Close a session",
         about="It stops a running turn and closes its sockets.",
@@ -166,6 +178,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         example={"ok": True, "session_id": SESSION_ID},
     ),
     ("POST", "/sessions/{session_id}/turn"): Operation(
+        waits=("body", "work", "stream"),
         tag="Turns",
         summary="Prompt the agent, and wait for the turn's end",
         about="With `Accept: text/event-stream` the turn's log entries come as server-sent events,"
@@ -185,12 +198,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         },
     ),
     ("POST", "/sessions/{session_id}/cancel"): Operation(
+        waits=(),
         tag="Turns",
         summary="Cancel the running turn",
         answer=shapes.Cancelled,
         example={"ok": True, "cancelled": True},
     ),
     ("POST", "/sessions/{session_id}/permissions/{request_id}"): Operation(
+        waits=("body",),
         tag="Turns",
         summary="Answer a permission request",
         about="With one of the agent's options, or as cancelled; the first answer wins.",
@@ -200,6 +215,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         example={"ok": True},
     ),
     ("GET", "/sessions/{session_id}/events"): Operation(
+        waits=("stream",),
         tag="The log",
         summary="Read a session's log",
         about="The entries behind `after`. With `Accept: text/event-stream` they come as"
@@ -209,8 +225,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         answer=shapes.Entries,
         example={"ok": True, "entries": [ENTRY], "head": 125},
         media={SSE: EVENTS},
+        codes=("rate_limited",),
+        statuses={204: "A stream of a closed session: the client has all of it."},
     ),
     ("GET", "/sessions/{session_id}/ws"): Operation(
+        waits=("socket",),
         tag="WebSockets",
         summary="Open the session's WebSocket",
         about="The main way in, which this document cannot describe. Who cannot send a header"
@@ -221,6 +240,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         statuses={101: "From here on it is a WebSocket."},
     ),
     ("GET", "/acp"): Operation(
+        waits=("socket",),
         tag="WebSockets",
         summary="Open a WebSocket that speaks ACP",
         about="The Agent Client Protocol as agents speak it, one JSON-RPC message a text frame. Who"
@@ -231,20 +251,23 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         statuses={101: "From here on it is a WebSocket."},
     ),
     ("POST", "/sessions/{session_id}/ticket"): Operation(
+        waits=(),
         tag="Sessions",
         summary="Make a ticket for a browser",
         about="It lets one WebSocket into this session, once.",
         answer=shapes.Ticket,
-        example={"ok": True, "ticket": "ct_…", "expires_in": 30},
+        example={"ok": True, "ticket": "cft_…", "expires_in": 30},
         codes=("rate_limited",),
     ),
     ("GET", "/agents"): Operation(
+        waits=(),
         tag="Sessions",
         summary="List the agents",
         answer=shapes.AgentList,
         example={"ok": True, "agents": [{"name": "demo", "installed": True, "default": True}]},
     ),
     ("POST", "/admin/tokens"): Operation(
+        waits=(),
         tag="For the operator",
         summary="Make an app's token",
         auth="admin",
@@ -255,6 +278,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         codes=("conflict",),
     ),
     ("GET", "/admin/tokens"): Operation(
+        waits=(),
         tag="For the operator",
         summary="List the tokens",
         auth="admin",
@@ -262,14 +286,16 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         example={"ok": True, "count": 1, "tokens": [TOKEN]},
     ),
     ("DELETE", "/admin/tokens/{name}"): Operation(
+        waits=(),
         tag="For the operator",
         summary="Revoke a token",
-        about="Its sockets close, and its tickets are void.",
+        about="What waits with it is answered with 401, its sockets close, its turns and runs end.",
         auth="admin",
         answer=shapes.TokenGone,
         example={"ok": True, "name": "my-bot"},
     ),
     ("DELETE", "/admin/sessions/{session_id}"): Operation(
+        waits=(),
         tag="For the operator",
         summary="Close any app's session",
         auth="admin",
@@ -277,12 +303,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         example={"ok": True, "session_id": SESSION_ID},
     ),
     ("GET", "/metrics"): Operation(
+        waits=(),
         tag="For the operator",
         summary="Figures for Prometheus",
         auth="admin",
         media={"text/plain": METRICS},
     ),
     ("GET", "/healthz"): Operation(
+        waits=(),
         tag="For who watches",
         summary="Is it there?",
         auth=None,
@@ -301,6 +329,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         },
     ),
     ("GET", "/readyz"): Operation(
+        waits=(),
         tag="For who watches",
         summary="Does it take requests?",
         auth=None,
@@ -309,6 +338,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         codes=("draining",),
     ),
     ("GET", "/openapi.json"): Operation(
+        waits=(),
         tag="For who watches",
         summary="This document",
         auth=None,

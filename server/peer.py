@@ -280,7 +280,9 @@ class Peer(abc.ABC):
         """Send all that there is to send; True after the last frame."""
         while True:
             self._is_due = False
-            chunks = await self._gather()
+            goodbye = self._goodbye
+            is_revoked = goodbye is not None and goodbye.code is CloseCode.REVOKED
+            chunks = [] if is_revoked else await self._gather()
             if self._heartbeat_due:
                 self._heartbeat_due = False
                 chunks += [*self._heartbeat(), frames.websocket_ping()]
@@ -344,7 +346,8 @@ class Peer(abc.ABC):
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and is_too_big(message.data):
                 self.close(Goodbye(CloseCode.TOO_BIG, TOO_BIG))
             elif message.type is WSMsgType.TEXT:
-                await self._command(message.data)
+                if self._goodbye is None:  # else the writer is about to say it
+                    await self._command(message.data)
             elif message.type is WSMsgType.BINARY:
                 self._take_binary()
             elif message.type is WSMsgType.PING:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 from aiohttp import web
 
-from .auth import Tokens, bearer
+from . import bodies
+from .auth import Credential, Tokens, bearer, unauthorized
 from .codec import dumps
 from .config import Settings
 from .control import is_operator
@@ -48,6 +51,7 @@ SERVICES = web.AppKey("services", Services)
 # What a request turns out to be about, for its line in the log.
 REQUEST_ID = web.RequestKey("request_id", str)
 APP = web.RequestKey("app", str)
+CREDENTIAL = web.RequestKey("credential", Credential)
 SESSION = web.RequestKey("session", str)
 TURN = web.RequestKey("turn", int)
 
@@ -56,15 +60,38 @@ def services_of(request: web.Request) -> Services:
     return request.app[SERVICES]
 
 
+Shape = TypeVar("Shape", bound=msgspec.Struct)
+
+
 def app_of(request: web.Request) -> str:
     """The app that asks.
 
     Raises:
         Error: ``unauthorized``.
     """
-    name = services_of(request).tokens.app_of(bearer(request), request.remote)
-    request[APP] = name
-    return name
+    return admit(request, services_of(request).tokens.admit(bearer(request), request.remote))
+
+
+def admit(request: web.Request, credential: Credential) -> str:
+    """Note what the request was admitted with; from then on a revocation reaches it."""
+    request[CREDENTIAL] = credential
+    request[APP] = credential.app_name
+    return credential.app_name
+
+
+def waiting(request: web.Request) -> AbstractAsyncContextManager[None]:
+    """A block in which the request waits: see :meth:`Credential.waiting`."""
+    return request[CREDENTIAL].waiting()
+
+
+async def body_of(request: web.Request, shape: type[Shape]) -> Shape:
+    """The body of an app's request; the client may take its time to send it.
+
+    Raises:
+        Error: what :func:`bodies.read_body` raises, or ``unauthorized``.
+    """
+    async with waiting(request):
+        return await bodies.read_body(request, shape)
 
 
 def require_admin(request: web.Request) -> None:
@@ -102,7 +129,7 @@ async def prompt(
         The turn, and whether that client id had it already.
 
     Raises:
-        Error: what :meth:`Files.paths` and :meth:`Session.prompt` raise.
+        Error: what :meth:`Files.paths` and :meth:`Session.prompt` raise, or ``unauthorized``.
     """
     if files:  # a repeated prompt need not have them any more, nor a closed session
         if (turn := await session.turn_of(client_id)) is not None:
@@ -110,9 +137,15 @@ async def prompt(
         if session.is_closed:
             raise session_closed()
     paths = await services_of(request).files.paths(session.row.app_name, files)
-    return await session.prompt(
+    credential = request[CREDENTIAL]
+    credential.check()
+    turn, known = await session.prompt(
         dumps(annotate(blocks, paths)),
         request_id=request[REQUEST_ID],
         client_id=client_id,
         timeout=timeout,
     )
+    if credential.is_revoked:  # while it was being stored
+        session.cancel(turn.index)
+        raise unauthorized()
+    return turn, known

@@ -357,6 +357,11 @@ class Session:
                 return True
         return False
 
+    def cancel_all(self) -> None:
+        """Cancel the running turn and every queued one."""
+        self._end_queued(Ending.CANCEL)
+        self.cancel()
+
     async def change(self, setting: frames.Setting) -> Mapping[str, Any]:
         """Change the agent's mode, model or an option of its own.
 

@@ -347,6 +347,12 @@ class Sessions:
                 self._give_place(session.row.app_name)
         return first
 
+    def cancel_turns_of(self, app_name: str) -> None:
+        """Cancel every turn of an app whose token is revoked, running or queued."""
+        for session in tuple(self._loaded.values()):
+            if session.row.app_name == app_name:
+                session.cancel_all()
+
     async def close_any(self, session_id: str, reason: str) -> bool:
         """Close the session of that id, whoever's it is; False where it was closed already.
 

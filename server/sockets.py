@@ -10,18 +10,18 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from .auth import REVOKE_SECS, Credential
 from .config import Settings
 from .errors import CloseCode, Error
 from .limits import Places
 from .peer import Goodbye, Peer
 
-REVOKE_SECS = 0.8
-"""A revoked socket that has not left by then is dropped."""
 BEATS_AT_ONCE = 50
 """So many sockets are looked after at a time; a round of all of them takes a second.
 All at once, ten thousand held up who talks for 50 ms."""
 RETRY_MS = (500, 5000)
 """Clients that come back after a restart spread themselves over this time."""
+REVOKED = Goodbye(CloseCode.REVOKED, "the credential was revoked")
 
 
 class Sockets:
@@ -46,14 +46,20 @@ class Sockets:
         """Entries that the socket farthest behind has not been sent."""
         return max((one.lag for viewers in self._by_app.values() for one in viewers), default=0)
 
+    def streams(self) -> int:
+        """How many event streams follow a log."""
+        return len(self._streams)
+
     def is_full(self, app_name: str) -> bool:
         """Whether the app has all the sockets it may; a stream of events counts as one."""
         streams = sum(name == app_name for name in self._streams.values())
         taken = len(self._by_app.get(app_name, ())) + streams
         return taken >= self._settings.max_sockets_per_app
 
-    async def serve(self, peer: Peer) -> None:
+    async def serve(self, peer: Peer, credential: Credential) -> None:
         """Run *peer* until it is closed."""
+        if credential.is_revoked:  # while it was being opened
+            peer.close(REVOKED)
         self._by_app[peer.app_name].add(peer)
         self._gone.clear()
         try:
@@ -67,13 +73,10 @@ class Sockets:
                 self._gone.set()
 
     def close_app(self, app_name: str) -> None:
-        """Close the sockets of an app whose token is revoked, in peace or not."""
+        """Close the sockets of an app whose token is revoked; drop those that do not leave."""
         for peer in tuple(self._by_app.get(app_name, ())):
-            peer.close(Goodbye(CloseCode.REVOKED, "the credential was revoked"))
+            peer.close(REVOKED)
             asyncio.get_running_loop().call_later(REVOKE_SECS, peer.abort)
-        for task in [task for task, name in self._streams.items() if name == app_name]:
-            del self._streams[task]
-            task.cancel()
 
     @contextlib.contextmanager
     def stream(self, app_name: str) -> Iterator[None]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from types import TracebackType
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from . import tcp
+from .auth import REVOKE_SECS, Credential
+from .errors import Error
+from .negotiation import weight_of
 
 logger = logging.getLogger(__name__)
 
@@ -16,9 +21,16 @@ KEEP_ALIVE_SECS = 15
 
 
 def wants_stream(request: web.Request) -> bool:
-    """Whether the answer is to be a stream; that to a HEAD has no body to stream."""
-    accepted = request.headers.get("Accept", "").lower()
-    return "text/event-stream" in accepted and request.method != "HEAD"
+    """Whether the client wants a stream of events rather than JSON.
+
+    The response to a HEAD has no body that could be streamed. A client that names both types as
+    equally good gets the stream: JSON is what all others get.
+    """
+    accepted = request.headers.getall(hdrs.ACCEPT, [])
+    stream, is_named = weight_of(accepted, "text/event-stream")
+    json, _ = weight_of(accepted, "application/json")
+    is_wanted = stream > json or (is_named and 0 < stream == json)
+    return is_wanted and request.method != "HEAD"
 
 
 class EventStream:
@@ -59,6 +71,9 @@ class EventStream:
             self._looking.cancel()
         if not isinstance(error, Exception):
             return False
+        if isinstance(error, Error) and error.code == "unauthorized":
+            self._end_revoked()
+            return True
         # A client that hangs up ends its stream, and nothing else.
         if not isinstance(error, ConnectionError):
             logger.error("a stream of %s is cut", self._request.path, exc_info=error)
@@ -78,6 +93,13 @@ class EventStream:
         self._written += len(data)
         await self.response.write(data)
 
+    def _end_revoked(self) -> None:
+        """End in order, or by force if the client takes nothing; the connection is not kept."""
+        self.response.force_close()
+        if self._request.transport is not None:
+            abort = self._request.transport.abort
+            asyncio.get_running_loop().call_later(REVOKE_SECS, abort)
+
     def _look_again(self) -> None:
         self._looking = asyncio.get_running_loop().call_later(self._stall_timeout, self._look)
 
@@ -93,3 +115,17 @@ class EventStream:
             return
         self._taken = taken
         self._look_again()
+
+
+@contextlib.asynccontextmanager
+async def event_stream(
+    request: web.Request, credential: Credential, stall_timeout: float
+) -> AsyncIterator[EventStream]:
+    """Stream events to a client until the block or its credential ends.
+
+    Raises:
+        Error: ``unauthorized``; the credential was revoked before the stream began.
+    """
+    credential.check()
+    async with EventStream(request, stall_timeout) as stream, credential.waiting():
+        yield stream

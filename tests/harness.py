@@ -279,6 +279,7 @@ class LocalServer:
         self._http = http
         self.url = url
         self.services: Services = runner.app[SERVICES]
+        self.router = runner.app.router
 
     async def client(self, name: str = "app", **token: Any) -> Client:
         """A client with a token of its own."""

@@ -192,10 +192,24 @@ async def test_the_stream_of_a_closed_session_ends_once_all_is_told(client: Clie
     session = await session_with_turns(client, 1)
     await client.delete(f"/sessions/{session}")
     head = (await client.state(session))["head"]
-    for after in (0, head - 1, head):
+    for after in (0, head - 1):
         async with stream(client, f"/sessions/{session}/events?after={after}") as events:
             positions = [position for position, _ in await events.rest()]
             assert positions == list(range(after + 1, head + 1))
+
+
+async def test_a_client_that_has_all_of_a_closed_log_is_told_not_to_come_back(
+    client: Client,
+) -> None:
+    session = await session_with_turns(client, 1)
+    await client.delete(f"/sessions/{session}")
+    path, head = f"/sessions/{session}/events", (await client.state(session))["head"]
+    for query, last in ((f"?after={head}", {}), ("?after=0", {"Last-Event-ID": str(head)})):
+        headers = {"Accept": "text/event-stream", **last}
+        assert await client.get(path + query, headers=headers) == (204, {})
+    headers = {"Accept": "text/event-stream;q=0, application/json"}
+    status, reply = await client.get(f"{path}?after={head}", headers=headers)
+    assert (status, reply["entries"]) == (200, [])
 
 
 async def test_what_agents_write_cannot_break_an_events_line(client: Client) -> None:
@@ -342,6 +356,41 @@ async def test_a_queued_turn_streams_only_its_own_entries(client: Client) -> Non
     assert [entry["type"] for _, entry in second.result()][-1] == "turn_end"
 
 
+async def test_the_stream_of_a_queued_turn_begins_before_the_turn(client: Client) -> None:
+    session = await client.create()
+    path = f"/sessions/{session}/turn"
+    held = {"prompt": script({"gate": "go"})}
+    async with stream(client, path, held) as first:
+        await first.take(1)
+        key = {"Idempotency-Key": "k"}
+        async with (
+            stream(client, path, {"prompt": "hello"}, **key) as second,
+            stream(client, path, {"prompt": "hello"}, **key) as repeated,
+        ):
+            for waiting in (second, repeated):
+                lines = [(await waiting.response.content.readline()).decode() for _ in range(4)]
+                assert lines == [": ok\n", "\n", ": keep-alive\n", "\n"]
+            (Path((await client.state(session))["cwd"]) / "go").touch()
+            told = await second.rest()
+            assert [entry["type"] for _, entry in told][:: len(told) - 1] == [
+                *("turn_start", "turn_end")
+            ]
+            assert await repeated.rest() == told
+
+
+async def test_the_stream_of_a_queued_turn_that_is_cancelled_tells_its_end(
+    client: Client,
+) -> None:
+    session = await client.create()
+    path = f"/sessions/{session}/turn"
+    async with stream(client, path, {"prompt": script({"gate": "go"})}) as first:
+        await first.take(1)
+        async with stream(client, path, {"prompt": "hello"}) as second:
+            await client.delete(f"/sessions/{session}")
+            kinds = [entry["type"] for _, entry in await second.rest()]
+    assert kinds == ["turn_start", "turn_end"]
+
+
 async def test_a_prompt_that_looks_like_another_turns_entry_is_not_told_as_one(
     client: Client,
 ) -> None:
@@ -404,15 +453,15 @@ async def test_a_stream_that_nobody_reads_is_dropped(serve: Serve) -> None:
     client = await server.client()
     session = await client.create()
     await client.turn(session, script({"burst": {"count": 6000, "text": "x" * 100}}))
-    streams = server.services.sockets._streams
+    streams = server.services.sockets.streams
     with await open_connection(server.url) as stuck:
         request = (
             f"GET /sessions/{session}/events?after=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             f"Authorization: Bearer {client.token}\r\nAccept: text/event-stream\r\n\r\n"
         )
         await asyncio.get_running_loop().sock_sendall(stuck, request.encode())
-        await eventually("the stream to begin", lambda: streams)
-        await eventually("the stream to be dropped", lambda: not streams)
+        await eventually("the stream to begin", streams)
+        await eventually("the stream to be dropped", lambda: not streams())
 
 
 async def test_streams_count_as_sockets_and_end_with_their_token(serve: Serve) -> None:
@@ -421,7 +470,7 @@ async def test_streams_count_as_sockets_and_end_with_their_token(serve: Serve) -
     session = await client.create()
     path = f"/sessions/{session}/events"
     async with stream(client, path) as quiet:
-        await eventually("it to be counted", lambda: server.services.sockets._streams)
+        await eventually("it to be counted", server.services.sockets.streams)
         headers = {"Accept": "text/event-stream"}
         status, reply = await client.get(path, headers=headers)
         assert (status, reply["code"]) == (429, "rate_limited")

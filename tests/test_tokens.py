@@ -339,13 +339,13 @@ async def test_a_token_bound_to_networks_is_good_from_there_only(server: LocalSe
 
 async def test_networks_of_both_families_are_understood(server: LocalServer) -> None:
     client = await server.client(ip_cidrs=["2001:db8::/32", "192.0.2.1", "::1"])
-    app_of = server.services.tokens.app_of
+    admit = server.services.tokens.admit
     address: str | None
     for address in ("2001:db8::1", "192.0.2.1", "::ffff:192.0.2.1", "::1", "::1%lo"):
-        assert app_of(client.token, address) == "app"
+        assert admit(client.token, address).app_name == "app"
     for address in ("2001:db9::1", "192.0.2.2", "127.0.0.1", "::ffff:127.0.0.1", "", "x", None):
         with pytest.raises(Error, match="token"):
-            app_of(client.token, address)
+            admit(client.token, address)
 
 
 # The first start.

@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from .. import __version__, frames
+from ..auth import Credential, unauthorized
 from ..codec import dumps, loads
 from ..errors import CloseCode, Error, bad_request, internal, not_found, session_closed
 from ..peer import WRITE_BYTES, Goodbye, Peer
@@ -53,7 +54,7 @@ class Connection(Peer):
         self,
         request: web.Request,
         socket_response: web.WebSocketResponse[bool],
-        app_name: str,
+        credential: Credential,
         sessions: Sessions,
         *,
         connection_id: str,
@@ -64,10 +65,11 @@ class Connection(Peer):
         super().__init__(
             request,
             socket_response,
-            app_name,
+            credential.app_name,
             name=f"ACP connection {connection_id}",
             commands_per_sec=sessions.settings.max_commands_per_sec,
         )
+        self._credential = credential
         self._sessions = sessions
         self._request_id = request_id
         self._wishes = wishes
@@ -377,7 +379,11 @@ class Connection(Peer):
         params = messages.read(messages.Prompt, request.params)
         blocks = frames.parse_blocks(params.prompt)
         attachment = await self._attached_to(params.session_id)
+        self._credential.check()
         turn, _ = await attachment.session.prompt(dumps(blocks), request_id=self._request_id)
+        if self._credential.is_revoked:  # while it was being stored
+            attachment.session.cancel(turn.index)
+            raise unauthorized()
         # No await from here on: the turn's end finds who asked.
         attachment.prompts[turn.index] = request
         self._cancels[request.key] = lambda: attachment.session.cancel(turn.index)

@@ -13,7 +13,7 @@ from ..auth import check_origin
 from ..errors import Error, bad_request, draining
 from ..peer import new_socket
 from ..replies import error_reply
-from ..services import APP, REQUEST_ID, SESSION, Services, app_of, services_of
+from ..services import CREDENTIAL, REQUEST_ID, SESSION, Services, admit, app_of, services_of
 
 routes = web.RouteTableDef()
 
@@ -33,12 +33,12 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
         return reply
     check_origin(request, services.settings)
     offered = _subprotocols(request)
-    app_name, only = _let_in(services, request, offered)
-    request[APP] = app_name
+    only = _let_in(services, request, offered)
+    credential = request[CREDENTIAL]
     wishes = _wishes(request)
     if services.sessions.is_draining:
         raise draining()
-    if services.sockets.is_full(app_name):
+    if services.sockets.is_full(credential.app_name):
         raise Error("rate_limited", "the app has all the sockets it may", retry_after=5)
     if only is not None:
         request[SESSION] = only
@@ -51,13 +51,14 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
         Connection(
             request,
             ws,
-            app_name,
+            credential,
             services.sessions,
             connection_id=connection_id,
             request_id=request[REQUEST_ID],
             wishes=wishes,
             only=only,
-        )
+        ),
+        credential,
     )
     return ws
 
@@ -75,16 +76,22 @@ def _subprotocols(request: web.Request) -> list[str]:
     return offered
 
 
-def _let_in(services: Services, request: web.Request, offered: list[str]) -> tuple[str, str | None]:
-    """The app that asks, and the session that its ticket is for.
+def _let_in(services: Services, request: web.Request, offered: list[str]) -> str | None:
+    """Admit the request.
+
+    Returns:
+        The one session that its ticket is for, if it came with a ticket.
 
     Raises:
         Error: ``unauthorized``.
     """
     secrets = [name.removeprefix(AUTH_PREFIX) for name in offered if name.startswith(AUTH_PREFIX)]
     if "Authorization" in request.headers or not secrets:
-        return app_of(request), None
-    return services.tokens.redeem(secrets[0], request.remote)
+        app_of(request)
+        return None
+    credential, only = services.tokens.redeem(secrets[0], request.remote)
+    admit(request, credential)
+    return only
 
 
 def _wishes(request: web.Request) -> Wishes:

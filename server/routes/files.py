@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -11,7 +13,9 @@ from .. import bodies
 from ..errors import bad_request
 from ..files import Files, Upload
 from ..replies import json_reply
-from ..services import app_of, services_of
+from ..services import REQUEST_ID, app_of, services_of, waiting
+
+logger = logging.getLogger(__name__)
 
 routes = web.RouteTableDef()
 
@@ -25,17 +29,14 @@ async def upload(request: web.Request) -> web.Response:
     ttl_secs = bodies.read_query(request, bodies.UploadQuery).ttl_secs
     saved: Upload | None = None
     try:
-        async for part in await request.multipart():
-            if not isinstance(part, BodyPartReader):
-                raise bad_request("multipart: parts within parts are not understood")
-            if part.name == "ttl_secs":
-                text = (await part.read_chunk(64)).decode(errors="replace")
-                ttl_secs = bodies.read_texts({"ttl_secs": text}, bodies.UploadQuery).ttl_secs
-            elif part.name == "file" and saved is None:
-                saved = await files.save(app_name, part.filename or "file", _chunks(part))
-    except (ValueError, AssertionError, RuntimeError, HttpProcessingError):
-        await _discard(files, saved)
-        raise bad_request("the multipart body is malformed") from None
+        async with waiting(request):
+            async for part in _parts(request):
+                if part.name == "ttl_secs":
+                    text = (await _chunk(request, part, 64)).decode(errors="replace")
+                    ttl_secs = bodies.read_texts({"ttl_secs": text}, bodies.UploadQuery).ttl_secs
+                elif part.name == "file" and saved is None:
+                    name = part.filename or "file"
+                    saved = await files.save(app_name, name, _chunks(request, part))
     except BaseException:
         await _discard(files, saved)
         raise
@@ -51,6 +52,38 @@ async def _discard(files: Files, saved: Upload | None) -> None:
         await files.discard(saved)
 
 
-async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
-    while chunk := await part.read_chunk(1 << 18):
+@contextlib.contextmanager
+def _parsing(request: web.Request) -> Iterator[None]:
+    """Refuse what aiohttp's parser refuses, for which it has no exception of its own.
+
+    Nothing but the parser runs in this block: from our own code the same exceptions are defects.
+    """
+    try:
+        yield
+    except (ValueError, AssertionError, RuntimeError, HttpProcessingError) as error:
+        about = {"request_id": request[REQUEST_ID]}
+        logger.info("malformed multipart body: %s", type(error).__name__, extra=about)
+        raise bad_request("the multipart body is malformed") from None
+
+
+async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
+    with _parsing(request):
+        reader = await request.multipart()
+    while True:
+        with _parsing(request):
+            part = await reader.next()
+        if part is None:
+            return
+        if not isinstance(part, BodyPartReader):
+            raise bad_request("multipart: parts within parts are not understood")
+        yield part
+
+
+async def _chunk(request: web.Request, part: BodyPartReader, size: int) -> bytes:
+    with _parsing(request):
+        return await part.read_chunk(size)
+
+
+async def _chunks(request: web.Request, part: BodyPartReader) -> AsyncIterator[bytes]:
+    while chunk := await _chunk(request, part, 1 << 18):
         yield chunk

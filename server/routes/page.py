@@ -8,9 +8,10 @@ import hashlib
 import re
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..errors import not_found
+from ..negotiation import accepts_coding
 
 ROOT = Path(__file__).parent.parent.parent
 STATIC = ROOT / "static"
@@ -54,7 +55,7 @@ async def page(request: web.Request) -> web.StreamResponse:
     body = await asyncio.to_thread((STATIC / PAGES[request.path]).read_bytes)
     tag = hashlib.sha256(body).hexdigest()[:32]
     headers = {"Content-Security-Policy": content_security_policy(body)}
-    if any(tag == known.value for known in request.if_none_match or ()):
+    if any(known.value in (tag, "*") for known in request.if_none_match or ()):
         response = web.Response(status=304, headers=headers)
     else:
         response = web.Response(body=body, content_type="text/html", headers=headers)
@@ -90,7 +91,9 @@ def _compressed(request: web.Request, response: web.StreamResponse) -> web.Strea
     response.headers["Cache-Control"] = "no-cache"  # asked for again each time, by its tag
     response.headers["Vary"] = "Accept-Encoding"
     if request.method == "GET" and not any(name in request.headers for name in _SHORT):
-        response.enable_compression()
+        accepted = request.headers.getall(hdrs.ACCEPT_ENCODING, [])
+        if accepts_coding(accepted, "gzip"):
+            response.enable_compression(web.ContentCoding.gzip)
     return response
 
 

@@ -11,7 +11,7 @@ from ..codec import dumps
 from ..replies import json_reply, raw_reply
 from ..runs.answers import RunFailed
 from ..runs.run import RunRequest
-from ..services import REQUEST_ID, app_of, services_of
+from ..services import CREDENTIAL, REQUEST_ID, app_of, body_of, services_of, waiting
 
 routes = web.RouteTableDef()
 
@@ -21,9 +21,11 @@ HANG_UP_SECS = 0.1
 @routes.post("/run")
 async def run_once(request: web.Request) -> web.Response:
     app_name = app_of(request)
-    body = await bodies.read_body(request, bodies.RunOnce)
+    body = await body_of(request, bodies.RunOnce)
     services = services_of(request)
     services.sessions.check_prompt_rate(app_name)
+    files = await services.files.paths(app_name, body.files or [])
+    request[CREDENTIAL].check()
     run = services.runner.begin(
         RunRequest(
             app_name=app_name,
@@ -33,13 +35,14 @@ async def run_once(request: web.Request) -> web.Response:
             system=body.system,
             system_mode=body.system_mode,
             effort=body.effort,
-            files=await services.files.paths(app_name, body.files or []),
+            files=files,
             timeout_secs=body.timeout_secs,
         )
     )
     try:
-        while not run.outcome.done() and not _has_hung_up(request):
-            await asyncio.wait({run.outcome}, timeout=HANG_UP_SECS)
+        async with waiting(request):
+            while not run.outcome.done() and not _has_hung_up(request):
+                await asyncio.wait({run.outcome}, timeout=HANG_UP_SECS)
     finally:
         run.stop("hang-up")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,11 +13,19 @@ from .. import bodies, frames
 from ..auth import TICKET_SECS
 from ..codec import dumps
 from ..errors import Error, bad_request
-from ..log import Batch
 from ..replies import json_reply, raw_reply
-from ..services import TURN, app_of, prompt, services_of, session_of
+from ..services import (
+    CREDENTIAL,
+    TURN,
+    app_of,
+    body_of,
+    prompt,
+    services_of,
+    session_of,
+    waiting,
+)
 from ..session import Session
-from ..sse import KEEP_ALIVE_SECS, EventStream, wants_stream
+from ..sse import KEEP_ALIVE_SECS, EventStream, event_stream, wants_stream
 from ..turn import Turn
 
 routes = web.RouteTableDef()
@@ -25,7 +34,7 @@ routes = web.RouteTableDef()
 @routes.post("/sessions")
 async def create_session(request: web.Request) -> web.Response:
     app_name = app_of(request)
-    body = await bodies.read_body(request, bodies.CreateSession)
+    body = await body_of(request, bodies.CreateSession)
     session = await services_of(request).sessions.create(
         app_name,
         agent=body.agent,
@@ -57,7 +66,7 @@ async def get_session(request: web.Request) -> web.Response:
 @routes.patch("/sessions/{session_id}")
 async def update_session(request: web.Request) -> web.Response:
     session = await session_of(request)
-    body = await bodies.read_body(request, bodies.UpdateSession)
+    body = await body_of(request, bodies.UpdateSession)
     await session.set_meta(body.meta)
     return json_reply({"ok": True, **session.view()})
 
@@ -73,7 +82,7 @@ async def delete_session(request: web.Request) -> web.Response:
 @routes.post("/sessions/{session_id}/turn")
 async def run_turn(request: web.Request) -> web.StreamResponse:
     session = await session_of(request)
-    body = await bodies.read_body(request, bodies.RunTurn)
+    body = await body_of(request, bodies.RunTurn)
     key = bodies.read_headers(request, bodies.TurnHeaders).idempotency_key
     # Bytes of a header that are no UTF-8 come as half surrogate pairs, which are no characters.
     if key is not None and re.search("[\ud800-\udfff]", key):
@@ -89,7 +98,8 @@ async def run_turn(request: web.Request) -> web.StreamResponse:
     request[TURN] = turn.index
     if wants_stream(request):
         return await _stream_turn(request, session, turn)
-    await session.finished(turn)
+    async with waiting(request):
+        await session.finished(turn)
     return await _turn_reply(session, turn)
 
 
@@ -127,11 +137,14 @@ async def _events_of(session: Session, turn: Turn) -> AsyncIterator[bytes]:
 
 
 async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> web.StreamResponse:
-    """The turn's entries as they come, up to its end."""
-    await session.started(turn)
-    assert turn.first_seq is not None
-    async with EventStream(request, services_of(request).settings.stall_timeout_secs) as stream:
-        async for batch in _follow(request, session, turn.first_seq - 1, stream):
+    """The turn's entries as they come, up to its end; comments while it waits in the queue."""
+    stall_timeout = services_of(request).settings.stall_timeout_secs
+    async with event_stream(request, request[CREDENTIAL], stall_timeout) as stream:
+        await _until_started(session, turn, stream)
+        assert turn.first_seq is not None
+        async for batch in session.log.follow(
+            turn.first_seq - 1, stream.keep_alive, idle_secs=KEEP_ALIVE_SECS
+        ):
             for seq, line in enumerate(batch.lines(), batch.first):
                 if frames.turn_index_of(line) == turn.index:
                     await stream.send(seq, line)
@@ -140,16 +153,14 @@ async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> we
     return stream.response
 
 
-async def _follow(
-    request: web.Request, session: Session, after: int, stream: EventStream
-) -> AsyncIterator[Batch]:
-    """The log behind *after*, as long as the token that asked for it is good."""
-    async for batch in session.log.follow(after, stream.keep_alive, idle_secs=KEEP_ALIVE_SECS):
+async def _until_started(session: Session, turn: Turn, stream: EventStream) -> None:
+    """Keep the stream alive until the turn has its first entry."""
+    while not turn.started.is_set():
         try:
-            app_of(request)
-        except Error:
-            return
-        yield batch
+            async with asyncio.timeout(KEEP_ALIVE_SECS):
+                await session.started(turn)
+        except TimeoutError:
+            await stream.keep_alive()
 
 
 @routes.post("/sessions/{session_id}/cancel")
@@ -161,7 +172,7 @@ async def cancel_turn(request: web.Request) -> web.Response:
 @routes.post("/sessions/{session_id}/permissions/{request_id}")
 async def answer_permission(request: web.Request) -> web.Response:
     session = await session_of(request)
-    body = await bodies.read_body(request, bodies.AnswerPermission)
+    body = await body_of(request, bodies.AnswerPermission)
     if (body.option_id is None) == (body.outcome is None):
         raise bad_request("one of option_id and outcome is needed")
     session.permissions.answer(request.match_info["request_id"], option_id=body.option_id)
@@ -193,13 +204,15 @@ async def _stream_events(request: web.Request, session: Session, after: int) -> 
         after = int(last)
     if after > session.log.head:
         raise bad_request(f"after: the newest entry is {session.log.head}")
+    if session.is_over and after >= session.log.last:
+        return web.Response(status=204)  # which tells an EventSource not to come back
     services = services_of(request)
-    stream = EventStream(request, services.settings.stall_timeout_secs)
+    stall_timeout = services.settings.stall_timeout_secs
     with services.sockets.stream(session.row.app_name):
-        async with stream:
-            if session.is_over and after >= session.log.last:
-                return stream.response
-            async for batch in _follow(request, session, after, stream):
+        async with event_stream(request, request[CREDENTIAL], stall_timeout) as stream:
+            async for batch in session.log.follow(
+                after, stream.keep_alive, idle_secs=KEEP_ALIVE_SECS
+            ):
                 for seq, line in enumerate(batch.lines(), batch.first):
                     await stream.send(seq, line)
                 if session.is_over and batch.last >= session.log.last:
@@ -210,7 +223,7 @@ async def _stream_events(request: web.Request, session: Session, after: int) -> 
 @routes.post("/sessions/{session_id}/ticket")
 async def create_ticket(request: web.Request) -> web.Response:
     session = await session_of(request)
-    ticket = services_of(request).tokens.issue_ticket(session.row.app_name, session.id)
+    ticket = services_of(request).tokens.issue_ticket(request[CREDENTIAL], session.id)
     return json_reply({"ok": True, "ticket": ticket, "expires_in": TICKET_SECS})
 
 

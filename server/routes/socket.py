@@ -8,10 +8,10 @@ import logging
 from aiohttp import WSMsgType, web
 
 from .. import bodies, frames
-from ..auth import bearer, check_origin
+from ..auth import Credential, bearer, check_origin
 from ..errors import CloseCode, Error, bad_request
 from ..peer import TOO_BIG, Goodbye, is_too_big, new_socket
-from ..services import APP, SESSION, Services, app_of, prompt, services_of
+from ..services import CREDENTIAL, SESSION, Services, admit, app_of, prompt, services_of
 from ..session import MAX_CHANGES, Session
 from ..store import StoreError
 from ..viewer import Viewer
@@ -44,11 +44,12 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
                 await ws.prepare(request)
                 auth = await _first_frame(ws, services.settings.auth_timeout_secs)
             after = after if auth.after is None else auth.after
-            app_name, session = await _let_in(services, request, auth, session_id)
+            session = await _let_in(services, request, auth, session_id)
+            app_name = request[CREDENTIAL].app_name
         else:
             await ws.prepare(request)
         _check_protocol(query.protocol)
-        if not services.tokens.has(app_name):  # it went while we waited for other things
+        if request[CREDENTIAL].is_revoked:  # while other things were waited for
             raise Goodbye(CloseCode.REVOKED, "the credential was revoked")
         _check_room(services, session, app_name)
         if after is not None and after > session.log.head:
@@ -56,9 +57,8 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     except Goodbye as goodbye:
         await _leave(ws, goodbye)
         return ws
-    request[APP] = app_name
 
-    commands = Commands(services, request, app_name)
+    commands = Commands(services, request)
     cursor = session.log.head if after is None else after
     per_second = services.settings.max_commands_per_sec
     viewer = Viewer(request, ws, session, app_name, cursor, commands.dispatch, per_second)
@@ -78,7 +78,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         )
     )
     try:
-        await services.sockets.serve(viewer)
+        await services.sockets.serve(viewer, request[CREDENTIAL])
     finally:
         await commands.stop()
     return ws
@@ -115,12 +115,12 @@ async def _first_frame(ws: web.WebSocketResponse[bool], timeout: float) -> frame
 
 async def _let_in(
     services: Services, request: web.Request, auth: frames.Auth, session_id: str
-) -> tuple[str, Session]:
-    """The app that a first frame speaks for, and its session."""
+) -> Session:
+    """The session that a first frame opens."""
     _check_protocol(str(auth.protocol))
-    app_name = _authenticate(services, request, auth, session_id)
+    app_name = admit(request, _authenticate(services, request, auth, session_id))
     try:
-        return app_name, await services.sessions.get(session_id, app_name)
+        return await services.sessions.get(session_id, app_name)
     except Error:
         raise Goodbye(CloseCode.NO_SESSION, "no such session") from None
     except StoreError as error:
@@ -139,11 +139,11 @@ def _check_room(services: Services, session: Session, app_name: str) -> None:
 
 def _authenticate(
     services: Services, request: web.Request, auth: frames.Auth, session_id: str
-) -> str:
+) -> Credential:
     try:
         if auth.ticket is not None:
             return services.tokens.redeem_ticket(auth.ticket, session_id)
-        return services.tokens.app_of(auth.token, request.remote)
+        return services.tokens.admit(auth.token, request.remote)
     except Error:
         raise Goodbye(CloseCode.REFUSED, "the credential is refused") from None
 
@@ -162,10 +162,9 @@ async def _leave(ws: web.WebSocketResponse[bool], goodbye: Goodbye) -> None:
 class Commands:
     """What the frames of one socket do."""
 
-    def __init__(self, services: Services, request: web.Request, app_name: str) -> None:
+    def __init__(self, services: Services, request: web.Request) -> None:
         self._services = services
         self._request = request
-        self._app_name = app_name
         self._settings: list[frames.Setting] = []
         self._setting: asyncio.Task[None] | None = None
 
@@ -238,6 +237,6 @@ class Commands:
         await self._services.sessions.close(session, "client")
 
     def _renew(self, session: Session, auth: frames.Auth) -> None:
-        app_name = _authenticate(self._services, self._request, auth, session.id)
-        if app_name != self._app_name:
+        credential = _authenticate(self._services, self._request, auth, session.id)
+        if credential is not self._request[CREDENTIAL]:
             raise Goodbye(CloseCode.REFUSED, "the credential is refused")
