@@ -28,8 +28,24 @@ let listed = [];
 let withClosed = false;
 
 const fragment = () => new URLSearchParams(location.hash.slice(1));
-const draftOf = (id) => ({ text: storage.draft(id), save: (text) => storage.saveDraft(id, text) });
+const draftOf = (id) => ({
+	text: storage.draft(id),
+	save: (text) => storage.saveDraft(id, text),
+	attached: storage.draft(id, 'attached'),
+	saveAttached: (items) => storage.saveDraft(id, items, 'attached'),
+	choices: storage.draft(id, 'choices'),
+	saveChoices: (choices) => storage.saveDraft(id, choices, 'choices'),
+});
+/** The draft of a new session belongs to whoever is signed in. */
+const draftOfNew = (token) => draftOf(`new-${markOf(token)}`);
 const narrow = matchMedia('(max-width: 760px)');
+
+/** Tells tokens apart, and gives none away. */
+function markOf(token) {
+	let mark = 0;
+	for (const char of token) mark = (Math.imul(mark, 31) + char.charCodeAt(0)) | 0;
+	return (mark >>> 0).toString(36);
+}
 
 async function begin() {
 	const given = fragment();
@@ -84,7 +100,7 @@ function buildShell() {
 	const upload = (...file) => api.upload(...file);
 	const menu = () => showSidebar(true);
 	const sidebar = new Sidebar({ open: go, hide: () => showSidebar(false), entries: entriesOf, menu: settingsMenu, withClosed: (on) => ((withClosed = on), refresh()), skip: focusMain });
-	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu }, upload, choice: storage.preferences().start, draft: draftOf('new') });
+	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu }, upload, choice: storage.preferences().start, draft: draftOfNew(api.token) });
 	const frames = new FramesView(() => showFrames(false));
 	const { el, veil, main } = template('shell');
 	veil.onclick = () => showSidebar(false);
@@ -145,7 +161,7 @@ function retire(entry) {
 	open.set(entry.session.id, entry);
 	for (const [id, { session, view, unseen }] of open) {
 		if (open.size <= KEPT_OPEN) break;
-		if (session === entry.session || session.running || unseen || session.outbox.size) continue;
+		if (session === entry.session || session.running || unseen || session.outbox.size || view.composer.attachments.blocked) continue;
 		session.stop();
 		view.el.remove();
 		open.delete(id);
@@ -164,12 +180,13 @@ function openSession(id, state = listed.find((one) => one.session_id === id)) {
 	const view = new SessionView(session, {
 		upload: shell.upload,
 		draft: draftOf(id),
-		on: { showSidebar: () => showSidebar(true), startNew: () => go(null), entries },
+		on: { showSidebar: () => showSidebar(true), startNew: () => go(null), sendAnew: (message) => createLike(session, message), entries },
 	});
 	session.on('change', attendSoon);
 	session.on('problem', toast);
 	open.set(id, { session, view, seen: null });
 	session.start();
+	if (!state) session.look(); // a closed one is not listed
 	return open.get(id);
 }
 
@@ -179,6 +196,21 @@ async function create(options, message) {
 	// Whoever looks at another one by now finds it in the list.
 	if (current === null) go(state.session_id);
 	refresh();
+}
+
+/** A prompt that its own session cannot take begins another one of the same kind. True: it is on its way. */
+async function createLike({ id, state }, message) {
+	const { agent, permission, model } = state ?? {};
+	try {
+		const made = await api.create({ ...(agent && { agent }), ...(permission && { permission }), ...(model && { model }) });
+		openSession(made.session_id, made).session.send({ prompt: message.prompt, files: message.files });
+		if (current === id) go(made.session_id);
+		refresh();
+		return true;
+	} catch (error) {
+		toast(error.message);
+		return false;
+	}
 }
 
 /** The menu of a session, or of its row in the list. */
@@ -241,12 +273,17 @@ function drawList() {
 	for (const { session_id: id, closed_at: closed, pending_permissions: pending, ...one } of listed) {
 		rows.set(id, { id, title: one.meta?.title, agent: one.agent, at: one.last_turn_at ?? one.created_at, state: closed ? 'closed' : pending?.length ? 'waiting' : one.state });
 	}
-	for (const [id, { session, unseen }] of open) {
+	for (const [id, { session, view, unseen }] of open) {
 		if (!session.synced) continue;
 		const { agent, title, closed, waiting, running, model } = session;
 		const { at = session.state?.created_at ?? 0 } = rows.get(id) ?? {};
 		rows.set(id, { id, title, agent, at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000), state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : unseen ? 'finished' : 'idle' });
-		if (closed && !withClosed && id !== current) rows.delete(id);
+		if (closed && !withClosed && id !== current && !view.unsent && !session.outbox.size) rows.delete(id);
+	}
+	// What was written in a session that is not listed any more can still be found.
+	for (const id of storage.unsent()) {
+		const text = storage.draft(id) || promptParts(storage.outbox(id)[0]?.prompt).text;
+		if (!rows.has(id) && !id.startsWith('new')) rows.set(id, { id, title: `Not sent: ${text.trim().slice(0, 60)}`, agent: 'draft', at: 0, state: 'closed' });
 	}
 	shell?.sidebar.update([...rows.values()], current);
 	return [...rows.values()];
@@ -265,9 +302,13 @@ function attend() {
 	attendTimer = 0;
 	const entries = [...open.values()].filter(({ session }) => session.synced);
 	for (const entry of entries) tell(entry);
-	const waits = drawList().some(({ state }) => state === 'waiting');
+	const waiting = drawList().filter(({ state }) => state === 'waiting');
 	const runs = entries.some(({ session }) => session.running);
-	attention.show(waits ? 'waiting' : runs ? 'running' : 'idle', open.get(current)?.session.title);
+	const shown = open.get(current)?.session;
+	// A state and a title side by side are of one session.
+	const one = waiting.find(({ id }) => id === current) ?? waiting[0];
+	const words = one ? 'waiting' : shown?.running ? 'running' : 'idle';
+	attention.show(words, one ? one.title : shown?.title, one ? 'waiting' : runs ? 'running' : 'idle');
 }
 
 /** Tells what is new since the last look. */
@@ -297,7 +338,7 @@ function settingsMenu() {
 	return [
 		{ heading: 'Ctrl K finds a session, Ctrl Shift O begins one, Ctrl . goes to what waits for you' },
 		{ label, icon: 'bell', onselect: toggleNotify },
-		{ label: 'Sign out', icon: 'leave', onselect: () => (storage.saveDraft('new', ''), signOut()) },
+		{ label: 'Sign out', icon: 'leave', onselect: () => signOut() },
 	];
 }
 
@@ -311,7 +352,7 @@ async function toggleNotify() {
 
 document.addEventListener('keydown', (event) => {
 	if (!shell || event.defaultPrevented || document.querySelector('dialog[open], :popover-open')) return;
-	const { ctrlKey, metaKey, repeat, shiftKey, target } = event;
+	const { altKey, ctrlKey, metaKey, repeat, shiftKey, target } = event;
 	const key = event.key.toLowerCase();
 	const command = ctrlKey || metaKey;
 	const { session, view } = open.get(current) ?? {};
@@ -321,9 +362,24 @@ document.addEventListener('keydown', (event) => {
 	else if (ctrlKey && key === '`') view && showFrames();
 	else if (key === 'escape' && shell.el.classList.contains('menu-open')) showSidebar(false);
 	else if (key === 'escape' && session?.running && !repeat && target.tagName !== 'INPUT') session.cancel();
-	else return;
+	else {
+		// Typing goes where one writes; the browser puts the character into what has the focus then.
+		if (event.key.length === 1 && key !== ' ' && !command && !altKey && !event.isComposing && !takesKeys(target)) composerOnScreen()?.focus();
+		return;
+	}
 	event.preventDefault();
 });
+
+document.addEventListener('paste', (event) => {
+	if (shell && !event.defaultPrevented && !takesKeys(event.target) && !document.querySelector('dialog[open]')) composerOnScreen()?.paste(event);
+});
+
+const takesKeys = (target) => target.closest?.('input, textarea, select, button, summary, a, dialog, [contenteditable], [role="menu"]') != null;
+
+function composerOnScreen() {
+	const { composer } = open.get(current)?.view ?? shell.start;
+	return composer.el.hidden ? null : composer;
+}
 
 /** A phone that slept, a network that is back: worth a look at every connection. */
 function wake() {
@@ -334,6 +390,7 @@ function wake() {
 document.addEventListener('visibilitychange', wake);
 for (const name of ['online', 'offline', 'pageshow']) window.addEventListener(name, wake);
 window.addEventListener('popstate', () => (fragment().has('token') ? begin() : route()));
+window.addEventListener('beforeprint', () => open.get(current)?.view.conversation.whole());
 // A file that is dropped beside the target must not replace the page.
 for (const name of ['dragover', 'drop']) window.addEventListener(name, (event) => event.preventDefault());
 

@@ -1,7 +1,8 @@
 /**
  * One open session: a transcript from the wire, and what the log does not know yet:
  * prompts on their way (outbox), or in the queue. on(name, fn): 'change' (often),
- * 'synced' (the log has been read), 'frame' (for the raw view), 'problem' (a sentence).
+ * 'synced' (the log has been read), 'frame' (for the raw view), 'problem' (a sentence),
+ * 'withdrawn' ({prompt, files}: a prompt that this page took out of the queue).
  */
 const FRAMES_KEPT = 500;
 const READ_BACK_AFTER = 700; // ms from a change of settings to reading what came of it
@@ -18,6 +19,8 @@ export class Session {
 		this.model = parts.createTranscript();
 		this.outbox = new Map(); // prompt id -> {id, prompt, files, state, error}
 		this.queue = new Map(); // turn_index -> {turn_index, prompt}
+		this.sent = new Map(); // turn_index -> {prompt, files}: what this page sent, of turns that wait
+		this.withdrawing = new Set(); // turn_index of what this page takes out of the queue
 		this.frames = [];
 		this.synced = false;
 		this.changes = 0; // counts what GET /sessions would tell, too
@@ -103,6 +106,12 @@ export class Session {
 		if (turnIndex !== undefined) this.#tell(this.wire.cancel(turnIndex));
 	}
 
+	/** Takes a prompt out of the queue. It comes back by 'withdrawn' if the agent has not got it. */
+	withdraw(turnIndex) {
+		this.withdrawing.add(turnIndex);
+		this.cancel(turnIndex);
+	}
+
 	answer(requestId, optionId) {
 		return this.wire.answer(requestId, optionId);
 	}
@@ -162,8 +171,16 @@ export class Session {
 			this.asked = true;
 			this.#readBack();
 		}
-		if (this.synced && entry.type === 'turn_end') this.#takeTitle().catch(() => {});
+		if (entry.type === 'turn_end') this.#ended(entry.turn_index);
 		this.#changed();
+	}
+
+	#ended(index) {
+		const { prompt, withdrawn } = this.model.byIndex.get(index);
+		const sent = this.sent.get(index) ?? { prompt, files: [] };
+		this.sent.delete(index);
+		if (this.withdrawing.delete(index) && withdrawn) this.#emit('withdrawn', sent);
+		if (this.synced) this.#takeTitle().catch(() => {});
 	}
 
 	async #takeTitle() {
@@ -190,7 +207,10 @@ export class Session {
 		if (!sent) return;
 		sent.state = 'accepted';
 		this.changes += 1;
-		if (queued && !this.model.byIndex.has(index)) this.queue.set(index, { turn_index: index, prompt: sent.prompt });
+		if (queued && !this.model.byIndex.has(index)) {
+			this.queue.set(index, { turn_index: index, prompt: sent.prompt });
+			this.sent.set(index, { prompt: sent.prompt, files: sent.files });
+		}
 		if (queued || duplicate) this.outbox.delete(id);
 		this.#changedOutbox();
 	}

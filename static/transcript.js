@@ -5,6 +5,7 @@
  * clock, no dice, no DOM.
  *
  *   turns[]  {index, prompt, id, context, status, stopReason, durationMs, error, usage, plan, items[]}
+ *     withdrawn: it was cancelled before the agent got it
  *     failure: what the agent told beyond the error's message; null if it answered no error
  *   items[]  kind 'message', 'thought', 'user': parts[], done
  *     kind 'tool': id, title, toolKind, status, content, locations, input, output, terminal, permission
@@ -46,6 +47,8 @@ const ENTRIES = {
 		const turn = turnOf(model, entry);
 		closeText(model, turn, entry.ts);
 		Object.assign(turn, { status: 'ended', stopReason: entry.stop_reason, durationMs: entry.duration_ms, error: entry.error ?? null });
+		// A turn whose agent never had it took no time.
+		if (entry.withdrawn ?? (entry.stop_reason === 'cancelled' && entry.duration_ms === 0 && !turn.items.length)) turn.withdrawn = true;
 		for (const tool of turn.open) {
 			tool.abandoned = true;
 			model.dirty.add(tool);
@@ -208,6 +211,12 @@ export function textOf(blocks) {
 }
 
 const ATTACHED = '[Attached files]\n';
+
+/** A prompt as text that can be sent once more: the server's list of its files stays in it. */
+export function promptText(prompt) {
+	const { text, files } = promptParts(prompt);
+	return files.length ? `${ATTACHED}${files.join('\n')}\n${text}` : text;
+}
 
 /** A prompt (text or blocks) as its author saw it: the server put the paths of uploads before its text. */
 export function promptParts(prompt) {

@@ -4,10 +4,19 @@ import { bytes } from './format.js';
 
 const INLINE = /^image\/(png|jpeg|gif|webp)$/;
 const INLINE_ALL = 2_600_000;
+const uploaded = new Map(); // token -> {name, size}, for a prompt that comes back
 
 export class Attachments {
-	constructor(el, upload, onchange) {
-		Object.assign(this, { el, upload, onchange, items: [] });
+	/** `saved`: what was attached before a reload. */
+	constructor(el, upload, onchange, saved) {
+		Object.assign(this, { el, upload, onchange: () => {}, items: [] });
+		for (const item of saved ?? []) this.#show(item);
+		this.onchange = onchange;
+	}
+
+	/** What can be kept over a reload: not a file that is still on its way. */
+	get saved() {
+		return this.items.map(({ block, token, name, size, error, state }) => ({ block, token, name, size, ...(state === 'ready' ? { state } : { state: 'failed', error: error ?? 'This was not uploaded: attach it again' }) }));
 	}
 
 	get blocked() {
@@ -21,7 +30,7 @@ export class Attachments {
 	/** Of a prompt that comes back to be changed. */
 	put(blocks, files) {
 		for (const block of blocks) this.#show({ block, size: block.data?.length * 0.75, name: 'image', state: 'ready' });
-		for (const token of files) this.#show({ token, name: 'file', state: 'ready' });
+		for (const token of files ?? []) this.#show({ token, name: 'file', ...uploaded.get(token), state: 'ready' });
 	}
 
 	#show(item) {
@@ -43,6 +52,7 @@ export class Attachments {
 					setText(item.note, `${Math.round(part * 100)} %`);
 				});
 				item.token = (await item.job.done).file_token;
+				uploaded.set(item.token, { name: item.name, size: item.size });
 			}
 			item.state = 'ready';
 		} catch (error) {

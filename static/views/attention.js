@@ -5,11 +5,13 @@ const STATES = { idle: ['', ''], running: ['Working · ', '-running'], waiting: 
 const iconAddress = (suffix = '') => new URL(`../favicon${suffix}.svg`, import.meta.url).href;
 
 export class Attention {
-	show(state, title) {
-		const [words, suffix] = STATES[state];
+	/** `state` and `title` of one session; `mark`: what the icon tells, of all of them. */
+	show(state, title, mark = state) {
+		const [words] = STATES[state];
+		const [, suffix] = STATES[mark];
 		document.title = words + (title || 'clawdforge');
-		if (this.state === state) return;
-		this.state = state;
+		if (this.mark === mark) return;
+		this.mark = mark;
 		document.querySelector('link[rel="icon"]').href = iconAddress(suffix);
 	}
 

@@ -1,22 +1,32 @@
-/** Where one writes. Enter sends, Shift+Enter breaks the line, arrow up recalls. */
+/**
+ * Where a person writes. With a keyboard Enter sends and Shift+Enter breaks the line; on a touch
+ * screen Enter breaks the line. Arrow up recalls earlier prompts.
+ */
 import { Attachments } from './attachments.js';
 import { CommandList } from './commands.js';
 import { template } from './dom.js';
 
+const UNDOABLE = 50_000; // characters; a longer text replaces what is there without a step of undo
+const TOUCH = globalThis.matchMedia?.('(hover: none) and (pointer: coarse)');
+
 export class Composer {
-	/** `on`: send({prompt, files}), and maybe stop(), commands(), history(); `draft`: {text, save} */
+	/**
+	 * `on`: send({prompt, files}), and maybe stop(), commands(), history(), change();
+	 * `draft`: {text, attached, save(text), saveAttached(items)}
+	 */
 	constructor({ on, upload, placeholder, label = 'Message', controls, draft }) {
-		Object.assign(this, template('composer'), { on, draft, running: false, at: null });
+		Object.assign(this, template('composer'), { on, draft, running: false, at: null, stash: '', edits: new Map() });
 		const { input, picker } = this;
-		Object.assign(input, { placeholder, ariaLabel: label, oninput: () => this.#typed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event) });
-		this.attachments = new Attachments(this.attached, upload, () => this.#buttons());
+		Object.assign(input, { placeholder, ariaLabel: label, oninput: () => this.#typed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.paste(event) });
+		input.enterKeyHint = TOUCH?.matches ? 'enter' : 'send';
+		this.attachments = new Attachments(this.attached, upload, () => this.#attached(), draft.attached);
 		this.commands = new CommandList(this.offered, input, () => on.commands?.() ?? [], (text) => ((this.text = text), this.focus()));
 		this.clip.onclick = () => picker.click();
 		picker.onchange = () => (this.add([...picker.files]), (picker.value = ''));
 		this.controls.append(controls);
 		this.stop.onclick = () => on.stop();
 		this.go.onclick = () => this.send();
-		this.text = draft.text;
+		this.text = draft.text ?? '';
 	}
 
 	focus() {
@@ -26,8 +36,11 @@ export class Composer {
 		return this.input.value;
 	}
 	set text(value) {
-		this.input.value = value;
+		this.#replace(value);
 		this.#changed();
+	}
+	get empty() {
+		return !this.text.trim() && !this.attachments.items.length;
 	}
 	add(files) {
 		this.attachments.add(files);
@@ -41,6 +54,13 @@ export class Composer {
 		this.#buttons();
 	}
 
+	/** `purpose`: what the button does instead of sending here; null: it sends here. */
+	setPurpose(purpose) {
+		if (this.purpose === purpose) return;
+		this.purpose = purpose;
+		this.#buttons();
+	}
+
 	send() {
 		if (this.go.disabled) return;
 		const text = this.text.trim();
@@ -49,29 +69,46 @@ export class Composer {
 		this.on.send({ prompt: [...(words ? [{ type: 'text', text: words }] : []), ...blocks], files });
 	}
 
-	/** What was written has gone out. */
+	/** What was written has gone out; what was written before an earlier prompt was recalled comes back. */
 	clear() {
+		const { stash } = this;
 		this.attachments.clear();
-		this.text = '';
-		this.at = null;
+		this.edits.clear();
+		Object.assign(this, { at: null, stash: '' });
+		this.text = stash;
 		this.commands.update();
 	}
 
 	/** A prompt comes back to be changed, above what is being written. */
 	put(text, blocks, files) {
-		this.text = [text, this.text].filter(Boolean).join('\n\n');
-		this.attachments.put(blocks, files);
+		const written = this.at === null ? this.text : [this.text, this.stash].filter(Boolean).join('\n\n');
+		Object.assign(this, { at: null, stash: '' });
 		this.focus();
+		this.text = [text, written].filter(Boolean).join('\n\n');
+		this.attachments.put(blocks, files);
+	}
+
+	/** In a way that Ctrl+Z takes back, if the field has the focus. */
+	#replace(value) {
+		const { input } = this;
+		if (input.value === value) return;
+		if (input === document.activeElement && Math.max(value.length, input.value.length) < UNDOABLE) {
+			this.replacing = true;
+			input.select();
+			document.execCommand(value ? 'insertText' : 'delete', false, value);
+			this.replacing = false;
+		}
+		if (input.value !== value) input.value = value;
 	}
 
 	#buttons() {
-		const empty = !this.text.trim() && !this.attachments.items.length;
-		const words = this.running ? 'Send next: it waits until this turn is over' : 'Send';
-		this.go.disabled = empty || this.attachments.blocked;
-		this.go.title = this.attachments.blocked ? 'Waits for the attached files' : `${words} (Enter)`;
+		const words = this.purpose ?? (this.running ? 'Send next: it waits until this turn is over' : 'Send');
+		this.go.disabled = this.empty || this.attachments.blocked;
+		this.go.title = this.attachments.blocked ? 'Waits for the attached files' : TOUCH?.matches ? words : `${words} (Enter)`;
 		this.go.ariaLabel = words;
 		this.stop.hidden = !this.running;
-		this.go.hidden = this.running && empty;
+		this.go.hidden = this.running && this.empty;
+		this.on.change?.();
 	}
 
 	#changed() {
@@ -80,11 +117,18 @@ export class Composer {
 			this.input.style.height = `${this.input.scrollHeight}px`;
 		}
 		this.#buttons();
-		this.draft.save(this.text);
+		const recalled = this.at !== null && !this.edits.has(this.at);
+		this.draft.save([recalled ? '' : this.text, this.stash].filter(Boolean).join('\n\n'));
+	}
+
+	#attached() {
+		this.#buttons();
+		this.draft.saveAttached(this.attachments.saved);
 	}
 
 	#typed() {
-		this.at = null;
+		if (this.replacing) return;
+		if (this.at !== null) this.edits.set(this.at, this.text);
 		this.#changed();
 		this.commands.update();
 	}
@@ -93,35 +137,45 @@ export class Composer {
 		// While an input method is at work, its keys are not ours. WebKit tells the last only by its code.
 		if (event.isComposing || event.keyCode === 229) return event.stopPropagation();
 		if (this.commands.key(event)) return;
-		if (event.key === 'Enter' && !event.shiftKey && !event.altKey) this.send();
+		const { key, shiftKey, altKey, ctrlKey, metaKey, repeat } = event;
+		const sends = key === 'Enter' && !shiftKey && !altKey && (ctrlKey || metaKey || !TOUCH?.matches);
+		if (sends) repeat || this.send();
 		else if (!this.#history(event)) return;
 		event.preventDefault();
 	}
 
 	/** The arrows move through earlier prompts, but only at the edge of the text. */
-	#history({ key, shiftKey }) {
+	#history({ key, shiftKey, altKey, ctrlKey, metaKey }) {
 		const up = key === 'ArrowUp';
 		const { selectionStart: caret, selectionEnd, value } = this.input;
-		if ((!up && key !== 'ArrowDown') || shiftKey || caret !== selectionEnd) return false;
+		if ((!up && key !== 'ArrowDown') || shiftKey || altKey || ctrlKey || metaKey || caret !== selectionEnd) return false;
 		if ((up ? value.slice(0, caret) : value.slice(caret)).includes('\n')) return false;
 		if (up ? this.at === 0 || (this.at === null && caret > 0) : this.at === null) return false;
 		const past = this.on.history?.() ?? [];
 		if (!past.length) return false;
-		if (this.at === null) this.saved = value;
+		if (this.at === null) this.stash = value;
 		const next = (this.at ?? past.length) + (up ? -1 : 1);
-		this.text = past[next] ?? this.saved;
+		const { stash } = this;
 		this.at = next < past.length ? next : null;
+		if (this.at === null) this.stash = '';
+		this.text = this.at === null ? stash : (this.edits.get(next) ?? past[next]);
 		const end = up ? 0 : this.text.length;
 		this.input.setSelectionRange(end, end);
 		return true;
 	}
 
-	#paste(event) {
+	paste(event) {
 		const files = [...event.clipboardData.files];
+		const text = event.clipboardData.getData('text/plain');
 		// A copied table is both text and picture; then the text is meant.
-		if (!files.length || event.clipboardData.getData('text/plain')) return;
-		event.preventDefault();
-		this.add(files);
+		if (files.length && !text) {
+			event.preventDefault();
+			this.add(files);
+		} else if (event.target !== this.input && text) {
+			event.preventDefault();
+			this.focus();
+			document.execCommand('insertText', false, text);
+		}
 	}
 }
 

@@ -41,6 +41,13 @@ export class ConversationView {
 		this.#clock();
 	}
 
+	/** Builds all of it, now: to print it. */
+	whole() {
+		if (!this.model) return;
+		while (this.#fill());
+		while (this.model.dirty.size) this.#draw();
+	}
+
 	/** A slice above what is there; false: that is all. */
 	#fill() {
 		const { turns } = this.model;

@@ -21,7 +21,7 @@ export class PermissionView {
 	}
 
 	focus() {
-		this.buttons[0]?.focus();
+		this.buttons[0]?.focus({ preventScroll: true });
 	}
 
 	#choose(optionId) {

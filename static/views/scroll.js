@@ -1,15 +1,31 @@
-/** Stays at the end if the reader is there, and leaves the reader alone otherwise. */
+/**
+ * Stays at the end if the reader is there, and leaves the reader alone otherwise: what is at the
+ * top of the view stays there if the view gets another width.
+ */
 const NEAR = 56;
+const LOOK_FOR = 24; // px below the top edge: there begins what the reader reads
 
 export class ScrollKeeper {
 	constructor(scroller, content, onchange) {
-		Object.assign(this, { scroller, onchange, following: true, top: 0 });
+		Object.assign(this, { scroller, content, onchange, following: true, top: 0, width: scroller.clientWidth });
 		scroller.addEventListener('scroll', () => this.#scrolled(), { passive: true });
+		for (const name of ['wheel', 'touchmove', 'pointerdown']) scroller.addEventListener(name, () => (this.leftEnd = false), { passive: true });
 		// The wish to look back is known before the scrolling begins.
 		scroller.addEventListener('wheel', (event) => event.deltaY < 0 && this.#follow(false), { passive: true });
-		const resized = new ResizeObserver(() => this.keep());
+		const resized = new ResizeObserver(() => this.#resized());
 		resized.observe(content);
 		resized.observe(scroller);
+	}
+
+	/** Shows `el`, for a moment: resume() goes back to the end if the reader came from there. */
+	visit(el) {
+		const { following } = this;
+		el.scrollIntoView({ block: 'nearest' });
+		this.leftEnd ||= following;
+	}
+
+	resume() {
+		if (this.leftEnd) this.toEnd();
 	}
 
 	/** After the content changed. */
@@ -20,8 +36,23 @@ export class ScrollKeeper {
 	}
 
 	toEnd() {
+		this.leftEnd = false;
 		this.#follow(true);
 		this.keep();
+	}
+
+	#resized() {
+		const { scroller, anchor, width } = this;
+		this.width = scroller.clientWidth;
+		if (this.following) this.keep();
+		else if (width !== this.width && anchor?.el.isConnected) scroller.scrollTop += anchor.el.getBoundingClientRect().top - anchor.top;
+	}
+
+	/** What is read: the element at the top of the view, and where it is. */
+	#remember() {
+		const { left, top, width } = this.scroller.getBoundingClientRect();
+		const el = document.elementFromPoint(left + width / 2, top + LOOK_FOR);
+		this.anchor = el && this.content.contains(el) ? { el, top: el.getBoundingClientRect().top } : null;
 	}
 
 	#scrolled() {
@@ -31,6 +62,8 @@ export class ScrollKeeper {
 		this.top = scrollTop;
 		if (left < 2 || (!up && left <= NEAR)) this.#follow(true);
 		else if (up) this.#follow(false);
+		clearTimeout(this.later);
+		if (!this.following && this.width === this.scroller.clientWidth) this.later = setTimeout(() => this.#remember(), 100);
 	}
 
 	#follow(following) {

@@ -1,5 +1,5 @@
 /** One session on the screen: header, conversation, and what is docked below. */
-import { promptParts } from '../transcript.js';
+import { promptParts, promptText } from '../transcript.js';
 import { Composer, dropTarget } from './composer.js';
 import { ConversationView } from './conversation.js';
 import { oncePerFrame, setText, template } from './dom.js';
@@ -22,9 +22,9 @@ const STOPPED = {
 };
 
 export class SessionView {
-	/** `on`: showSidebar(), startNew(), entries() of its menu; `draft`: {text, save} */
+	/** `on`: showSidebar(), startNew(), sendAnew(message), entries() of its menu; `draft`: as of a Composer */
 	constructor(session, { on, upload, draft }) {
-		Object.assign(this, template('session'), { session, awaySince: 0 });
+		Object.assign(this, template('session'), { session, on, awaySince: 0 });
 		this.menu.onclick = on.showSidebar;
 		this.usage.after(menuButton(this.more, on.entries));
 		setText(this.greeting, `A new conversation with ${session.agent}`);
@@ -32,19 +32,20 @@ export class SessionView {
 		this.conversation = new ConversationView(this.log, {
 			agentName: () => session.agent,
 			cwd: () => session.state?.cwd,
-			answer: (id, option) => session.answer(id, option),
+			answer: (id, option) => (this.scroll.resume(), session.answer(id, option)),
+			away: () => session.wire.status.state === 'stopped' || !this.connection.hidden,
 			focusComposer: () => this.focus(),
 			seen: () => this.draw(),
 			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
+			edit: ({ prompt }) => this.composer.put(promptText(prompt), promptParts(prompt).others, []),
 		});
 		this.outbox = new OutboxView(this.conversation.outbox, {
-			unqueue: (turn) => session.cancel(turn),
+			withdraw: (turn) => session.withdraw(turn),
 			discard: (one) => session.discard(one),
-			resend: (one) => (session.discard(one), this.#send(one)),
+			resend: (one) => this.#send(one, () => session.discard(one)),
 			edit: (one) => {
-				const { text, others } = promptParts(one.prompt);
+				this.composer.put(promptText(one.prompt), promptParts(one.prompt).others, one.files);
 				session.discard(one);
-				this.composer.put(text, others, one.files);
 			},
 		});
 		this.draw = oncePerFrame(() => this.#draw());
@@ -56,7 +57,7 @@ export class SessionView {
 			upload,
 			controls: this.settings.el,
 			draft,
-			on: { send: (message) => (this.composer.clear(), this.#send(message)), stop: () => session.cancel(), commands: () => session.model.commands ?? [], history: () => session.history() },
+			on: { send: (message) => this.#send(message, () => this.composer.clear()), stop: () => session.cancel(), commands: () => session.model.commands ?? [], history: () => session.history(), change: () => this.composer && this.draw() },
 		});
 		this.ended.before(this.composer.el);
 		this.jump.onclick = () => this.scroll.toEnd();
@@ -64,6 +65,7 @@ export class SessionView {
 		this.ask.onclick = () => this.showWaiting();
 		this.anew.onclick = on.startNew;
 		dropTarget(this.el, (files) => session.closed || this.composer.add(files));
+		session.on('withdrawn', ({ prompt, files }) => this.composer.put(promptText(prompt), promptParts(prompt).others, files));
 
 		session.on('change', () => {
 			if (session.synced) this.conversation.draw();
@@ -79,6 +81,11 @@ export class SessionView {
 		this.composer.focus();
 	}
 
+	/** Something is written here that was not sent. */
+	get unsent() {
+		return !this.composer.empty;
+	}
+
 	/** The first request that waits. */
 	get #permission() {
 		const [tool] = this.session.model.waiting.values();
@@ -86,13 +93,29 @@ export class SessionView {
 	}
 
 	showWaiting() {
-		this.#permission?.el.scrollIntoView({ block: 'end' });
+		if (this.#permission) this.scroll.visit(this.#permission.el);
 		this.#permission?.focus();
 	}
 
-	#send(message) {
-		this.session.send(message);
+	/** Here; or, if this session is over, in a new one. `sent`: once the prompt is kept elsewhere. */
+	#send(message, sent = () => {}) {
+		if (this.over) return void this.#sendAnew(message, sent);
+		sent();
+		this.session.send({ prompt: message.prompt, files: message.files });
 		this.scroll.toEnd();
+	}
+
+	async #sendAnew(message, sent) {
+		if (this.composer.el.inert) return;
+		this.composer.el.inert = true;
+		const done = await this.on.sendAnew(message);
+		this.composer.el.inert = false;
+		if (done) sent();
+	}
+
+	/** Nothing can be sent in this session any more. */
+	get over() {
+		return this.session.closed || this.session.wire.status.code === 4505;
 	}
 
 	#draw() {
@@ -107,7 +130,10 @@ export class SessionView {
 		this.settings.update(model);
 		this.composer.setRunning(running);
 		const away = this.#connection(status);
-		if (this.outbox.update(session.outbox, session.queue, away)) this.scroll.keep();
+		if (this.outbox.update(session.outbox, session.queue, away, this.over)) this.scroll.keep();
+		const gap = this.connection.hidden;
+		if (this.gap !== gap && synced) this.conversation.draw();
+		this.gap = gap;
 
 		const [waiting] = model.waiting.values();
 		this.jump.hidden = this.scroll.following;
@@ -119,9 +145,11 @@ export class SessionView {
 		setText(this.plan.firstChild, `${step + 1} of ${entries.length}`);
 		setText(this.plan.lastChild, entries[step]?.content ?? '');
 
-		this.composer.el.hidden = closed || gone;
-		this.ended.hidden = !closed && !gone;
-		setText(this.why, gone ? STOPPED[4505] : (CLOSED[model.closed?.reason ?? state?.close_reason] ?? 'This session was closed.'));
+		this.composer.el.hidden = this.over && this.composer.empty;
+		this.composer.setPurpose(this.over ? 'Send in a new session' : null);
+		this.ended.hidden = !this.over;
+		const why = gone ? STOPPED[4505] : (CLOSED[model.closed?.reason ?? state?.close_reason] ?? 'This session was closed.');
+		setText(this.why, this.composer.el.hidden ? why : `${why} What you wrote is kept: sending it begins a new session.`);
 		this.conversation.el.hidden = !synced;
 		this.loading.hidden = synced || gone || performance.now() < this.slow;
 		this.empty.hidden = !synced || model.turns.length + session.outbox.size + session.queue.size > 0;

@@ -1,5 +1,5 @@
 /** The sessions, the latest first. */
-import { h, setText, template } from './dom.js';
+import { h, setText, template, uid } from './dom.js';
 import { ago } from './format.js';
 import { menuButton } from './menu.js';
 
@@ -8,8 +8,13 @@ const STATE_WORDS = { running: 'working', waiting: 'waits for you', finished: 'h
 export class Sidebar {
 	/** `on`: open(id; null: a new one), entries(row), hide(), skip(), menu(), withClosed(on) */
 	constructor(on) {
-		Object.assign(this, template('sidebar'), { on, rows: new Map() });
-		this.find.oninput = () => this.#draw();
+		Object.assign(this, template('sidebar'), { on, rows: new Map(), sessions: null, shown: [], marked: null });
+		this.find.oninput = () => this.#mark(0);
+		this.find.onkeydown = (event) => this.#key(event);
+		this.find.onfocus = () => this.#mark(0);
+		this.find.onblur = () => this.#mark(null);
+		this.list.id = uid();
+		this.find.setAttribute('aria-controls', this.list.id);
 		this.skip.onclick = on.skip;
 		this.hide.onclick = on.hide;
 		this.begin.onclick = () => on.open(null);
@@ -28,20 +33,54 @@ export class Sidebar {
 		this.#draw();
 	}
 
+	/** Arrows choose a match, Enter opens it, Escape goes back to what is on the screen. */
+	#key(event) {
+		const { key, isComposing, keyCode } = event;
+		if (isComposing || keyCode === 229) return;
+		const step = { ArrowDown: 1, ArrowUp: -1 }[key];
+		if (step) this.#mark(Math.max(0, Math.min(this.shown.length - 1, this.marked + step)));
+		else if (key === 'Enter') this.#open(this.shown[this.marked]?.id);
+		else if (key === 'Escape') (this.#clear(), this.on.hide(), this.on.skip());
+		else return;
+		event.preventDefault();
+	}
+
+	#open(id) {
+		if (id === undefined) return;
+		this.#clear();
+		this.on.open(id);
+	}
+
+	#clear() {
+		this.find.value = '';
+		this.#mark(null);
+	}
+
+	/** The match that Enter opens. */
+	#mark(index) {
+		this.marked = index;
+		this.#draw();
+		if (index !== null) this.rows.get(this.shown[index]?.id)?.el.scrollIntoView({ block: 'nearest' });
+	}
+
 	fail(message) {
 		setText(this.note, message);
 	}
 
 	#draw() {
+		if (!this.sessions) return;
+		this.find.removeAttribute('aria-activedescendant');
 		const wanted = this.find.value.trim().toLowerCase();
 		const shown = this.sessions.filter(({ title, agent, id }) => `${title} ${agent} ${id}`.toLowerCase().includes(wanted)).sort((a, b) => b.at - a.at);
+		this.shown = shown;
+		const marked = shown[this.marked ?? -1]?.id;
 		const nodes = [];
 		const groups = new Set();
 		for (const session of shown) {
 			const group = groupOf(session.at);
 			if (!groups.has(group)) nodes.push(h('h2', { text: group }));
 			groups.add(group);
-			nodes.push(this.#row(session));
+			nodes.push(this.#row(session, session.id === marked));
 		}
 		const shape = shown.map(({ id, at }) => groupOf(at) + id).join();
 		if (shape !== this.shape) {
@@ -53,7 +92,7 @@ export class Sidebar {
 		setText(this.note, shown.length ? '' : wanted ? 'No session fits.' : 'Your sessions will be listed here.');
 	}
 
-	#row(session) {
+	#row(session, marked) {
 		const { id, title, agent, at, state } = session;
 		if (!this.rows.has(id)) this.rows.set(id, this.#newRow(id));
 		const row = this.rows.get(id);
@@ -63,6 +102,8 @@ export class Sidebar {
 		setText(row.facts, `${agent} · ${ago(at)}`);
 		setText(row.spoken, STATE_WORDS[state] ?? '');
 		row.link.ariaCurrent = id === this.current ? 'page' : 'false';
+		row.el.classList.toggle('marked', marked);
+		if (marked) this.find.setAttribute('aria-activedescendant', row.link.id);
 		row.more.ariaLabel = `More for ${title || 'this session'}`;
 		return row.el;
 	}
@@ -70,10 +111,11 @@ export class Sidebar {
 	#newRow(id) {
 		const row = template('session-row');
 		row.link.href = `#session=${id}`;
+		row.link.id = uid();
 		row.link.onclick = (event) => {
 			if (event.ctrlKey || event.metaKey || event.shiftKey) return;
 			event.preventDefault();
-			this.on.open(id);
+			this.#open(id);
 		};
 		row.el.append(menuButton(row.more, () => this.on.entries(row.session)));
 		return row;

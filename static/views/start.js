@@ -10,14 +10,20 @@ const PERMISSIONS = [
 	['deny-all', 'Deny everything', 'Only talks'],
 ];
 
+const FIELDS = ['model', 'cwd', 'system'];
+
 export class StartView {
-	/** `on`: create(options, message), save(choice), menu(); `choice`: what was chosen last time; `draft`: {text, save} */
+	/** `on`: create(options, message), save(choice), menu(); `choice`: what was chosen last time; `draft`: as of a Composer, with {choices, saveChoices} */
 	constructor({ on, upload, choice, draft }) {
-		Object.assign(this, template('start'), { on });
+		Object.assign(this, template('start'), { on, draft });
 		this.choice = { permission: 'ask', ...choice };
 		this.pickers = h('div.settings', {}, h('span'), h('span'));
-		this.composer = new Composer({ placeholder: 'Describe a task', label: 'First message', upload, draft, on: { send: async (message) => (await this.#create(message)) && this.composer.clear() }, controls: this.pickers });
+		this.composer = new Composer({ placeholder: 'Describe a task', label: 'First message', upload, draft, on: { send: async (message) => (await this.#create(message)) && this.#clear() }, controls: this.pickers });
 		this.heading.after(this.composer.el);
+		for (const name of FIELDS) {
+			this[name].value = draft.choices?.[name] ?? '';
+			this[name].oninput = () => draft.saveChoices(Object.fromEntries(FIELDS.map((field) => [field, this[field].value])));
+		}
 		this.menu.onclick = on.menu;
 		for (const idea of this.ideas.querySelectorAll('button')) idea.onclick = () => this.#create({ prompt: [{ type: 'text', text: idea.textContent }] });
 		dropTarget(this.el, (files) => this.composer.add(files));
@@ -52,11 +58,16 @@ export class StartView {
 		this.ideas.hidden = this.choice.agent !== 'demo';
 	}
 
+	#clear() {
+		this.composer.clear();
+		this.draft.saveChoices(null);
+	}
+
 	/** True once it is made; meanwhile there is no other. */
 	async #create(message) {
 		if (this.inner.inert) return;
 		const options = { ...this.choice };
-		for (const name of ['model', 'cwd', 'system']) if (this[name].value.trim()) options[name] = this[name].value.trim();
+		for (const name of FIELDS) if (this[name].value.trim()) options[name] = this[name].value.trim();
 		setText(this.note, '');
 		this.inner.inert = true;
 		const error = await this.on.create(options, message).catch((failure) => failure);

@@ -18,6 +18,7 @@ const ENDINGS = {
 	max_turn_requests: ['The agent reached its limit of steps for one turn', 'info', 'Continue'],
 	refusal: ['The agent declined to go on with this', 'info'],
 	error: ['Something went wrong', 'alert', 'Try again'],
+	withdrawn: ['Taken out of the queue: the agent has not seen it', 'clock', 'Edit'],
 };
 const ERRORS = {
 	agent_failed: 'The agent stopped unexpectedly',
@@ -76,31 +77,37 @@ export class TurnView {
 	}
 
 	tick(now) {
-		if (this.elapsed) setText(this.elapsed, duration(Math.max(1000, now - this.turn.startedAt)));
+		if (this.elapsed && !this.context.away()) setText(this.elapsed, duration(Math.max(1000, now - this.turn.startedAt)));
 	}
 
 	#foot() {
 		const { turn, context } = this;
 		const running = turn.status === 'running';
 		const waits = running && context.waits(turn);
-		const shown = running ? `running ${waits}` : turn.stopReason;
+		const away = running && context.away();
+		const shown = running ? `running ${waits} ${away}` : turn.stopReason;
 		// Never before its last words.
 		if (shown === this.shown || (!running && context.draws(turn))) return;
 		this.shown = shown;
-		this.elapsed = running ? h('span') : null;
-		if (running) this.foot.replaceChildren(h('p.facts.working', { 'data-waits': String(waits) }, h('span.spinner'), waits ? 'Waiting for you' : 'Working', this.elapsed));
+		this.elapsed = running && !away ? h('span') : null;
+		// What the agent does by now is not known here.
+		if (away) this.foot.replaceChildren(h('p.facts.working', { 'data-away': 'true' }, icon('alert'), 'No connection: the agent may still be working'));
+		else if (running) this.foot.replaceChildren(h('p.facts.working', { 'data-waits': String(waits) }, h('span.spinner'), waits ? 'Waiting for you' : 'Working', this.elapsed));
 		else if (turn.stopReason) this.foot.replaceChildren(...this.#ending(), this.#facts());
 	}
 
 	#ending() {
-		const { stopReason, error, failure } = this.turn;
-		const [words, name, action] = ENDINGS[stopReason] ?? [];
+		const { stopReason, error, failure, withdrawn } = this.turn;
+		const [words, name, action] = ENDINGS[withdrawn ? 'withdrawn' : stopReason] ?? [];
 		if (!words) return [];
-		const again = action && (!error || error.retryable) && h('button.secondary.again', { onclick: ({ currentTarget }) => ((currentTarget.disabled = true), this.context.retry(this.turn)) }, icon('refresh'), action);
+		const edit = () => this.context.edit(this.turn);
+		const retry = ({ currentTarget }) => ((currentTarget.disabled = true), this.context.retry(this.turn));
+		const again = action && (!error || error.retryable) && h(withdrawn ? 'button.quiet' : 'button.secondary.again', { onclick: withdrawn ? edit : retry }, icon(withdrawn ? 'pencil' : 'refresh'), action);
 		return [h('div.ending', { 'data-reason': stopReason }, icon(name), h('div.grow', {}, failure === null ? (ERRORS[error?.code] ?? words) : 'The agent reported an error', [error?.message, failure].map((text) => text && h('p', { text }))), again)];
 	}
 
 	#facts() {
+		this.el.classList.toggle('withdrawn', Boolean(this.turn.withdrawn));
 		const { startedAt, durationMs, usage, items } = this.turn;
 		const messages = items.filter(({ kind }) => kind === 'message');
 		const words = [durationMs && duration(durationMs), usage?.totalTokens && `${compact(usage.totalTokens)} tokens`].filter(Boolean).join(' · ');

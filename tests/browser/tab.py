@@ -75,7 +75,7 @@ class Tab:
 
     async def say(self, prompt: str) -> None:
         await self.composer.fill(prompt)
-        await self.composer.press("Enter")
+        await self.composer.press("Control+Enter")  # on a phone, too
 
     async def settled(self, turns: int = 1) -> None:
         """That many turns are over, and none runs."""

@@ -295,11 +295,13 @@ async def test_a_session_in_the_background_says_when_it_waits(
     await expect(rows).to_have_count(2)
     await expect(page.locator(".session-row[data-state=running]")).to_have_count(1)
     gate.touch()
-    await expect(page).to_have_title("Waiting for you · another one")
+    # A state and a title side by side are of one session.
+    waiting = re.compile("^Waiting for you · (?!another one)")
+    await expect(page).to_have_title(waiting)
     # The title may say it first: it goes by the list of sessions, too.
     await page.wait_for_function("told.includes('mock waits for you: Delete everything')")
     await page.reload()  # where only the one on the screen is open
-    await expect(page).to_have_title("Waiting for you · another one")
+    await expect(page).to_have_title(waiting)
     await page.locator(".session-row[data-state=waiting] a").click()
     await tab.button("Allow once").click()
     await tab.settled()

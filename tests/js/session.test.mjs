@@ -199,3 +199,21 @@ test('no token is shown among the frames', () => {
 	wire('frame', 'up', { type: 'auth', token: 'cf_secret', after: 7 }, '{"type":"auth","token":"cf_secret","after":7}');
 	assert.deepEqual(session.frames.map(({ text }) => text), ['{"type":"auth","token":"…","after":7}']);
 });
+
+test('a prompt that is taken out of the queue comes back only if the agent has not got it', async () => {
+	const { session, put, wire } = world({ state: { head: 0 } });
+	const back = [];
+	session.on('withdrawn', (one) => back.push(one));
+	wire('ready', { head: 0 });
+	put('turn_start', { prompt: words('first') });
+	for (const turn of [2, 3]) {
+		session.send({ prompt: words(`prompt ${turn}`), files: [`ff_${turn}`] });
+		wire('accepted', { id: [...session.outbox.keys()].at(-1), turn_index: turn, queued: true });
+		session.withdraw(turn);
+		put('turn_start', { turn_index: turn, prompt: words('[Attached files]') });
+	}
+	put('turn_end', { turn_index: 2, stop_reason: 'cancelled', duration_ms: 0 });
+	put('turn_end', { turn_index: 3, stop_reason: 'cancelled', duration_ms: 12 });
+	assert.deepEqual(back, [{ prompt: words('prompt 2'), files: ['ff_2'] }]);
+	assert.deepEqual(session.model.turns.map(({ withdrawn }) => Boolean(withdrawn)), [false, true, false]);
+});

@@ -1,0 +1,211 @@
+"""Text that a person wrote is never lost, and keys do what people expect of a chat."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from playwright.async_api import FilePayload, expect
+
+from ..harness import Client, script
+from .conftest import OpenTab
+from .tab import PHONE, Tab
+
+Json = dict[str, Any]
+
+NOTES = FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"remember the milk")
+FORBID_STORAGE = """
+for (const name of ["sessionStorage", "localStorage"])
+    Object.defineProperty(window, name, { get() { throw new DOMException("", "SecurityError"); } });
+"""
+
+
+async def test_draft_of_closed_session_is_kept_and_can_begin_a_new_session(
+    open_tab: OpenTab, client: Client
+) -> None:
+    first, second = await client.create(meta={"title": "First"}), await client.create()
+    tab = await open_tab(client)
+    page = tab.page
+    await tab.sign_in(first)
+    await tab.composer.fill("half a thought")
+    await tab.shown.locator("input[type=file]").set_input_files(NOTES)
+    chips = tab.shown.locator(".attachments .chip[data-state=ready]")
+    await expect(chips).to_have_count(1)
+    await page.evaluate(f"location.hash = 'session={second}'")
+    await expect(tab.composer).to_have_value("")
+    await client.delete(f"/sessions/{first}")
+    await page.reload()
+    await page.locator(".session-row").filter(has_text="half a thought").locator("a").click()
+    await expect(tab.shown.locator(".ended")).to_be_visible()
+    await expect(tab.composer).to_have_value("half a thought")
+    await expect(chips).to_have_count(1)
+    await tab.picture("closed-with-a-draft")
+    await tab.axe("closed with a draft")
+    await tab.composer.press("Enter")
+    await expect(tab.answer("half a thought")).to_be_visible()
+    assert tab.session_id not in (first, second)
+    await page.go_back()
+    await expect(tab.shown.locator(".ended")).to_be_visible()
+    await expect(tab.shown.locator(".composer")).to_be_hidden()
+
+
+async def test_prompt_refused_by_closed_session_can_be_edited_and_sent_elsewhere(
+    open_tab: OpenTab, client: Client
+) -> None:
+    session_id = await client.create()
+    await client.delete(f"/sessions/{session_id}")
+    tab = await open_tab(client)
+    # As a tab that was away while its session was closed finds it.
+    prompt = [{"type": "text", "text": "sent too late"}]
+    saved = [{"id": "late", "prompt": prompt, "files": [], "state": "sending"}]
+    key = f"clawdforge:outbox:{session_id}"
+    await tab.page.add_init_script(
+        script=f"sessionStorage.once || (sessionStorage[{key!r}] = JSON.stringify({saved}),"
+        " sessionStorage.once = 1)"
+    )
+    await tab.page.goto(f"{tab.url}/#token={tab.token}&session={session_id}")
+    refused = tab.shown.locator("[data-state=failed]")
+    await expect(refused).to_contain_text("sent too late")
+    await tab.button("Edit").click()
+    await expect(tab.composer).to_have_value("sent too late")
+    await expect(refused).to_have_count(0)
+    await tab.button("Send in a new session").click()
+    await expect(tab.answer("echo: sent too late")).to_be_visible()
+
+
+async def test_prompt_taken_out_of_the_queue_returns_to_the_composer(
+    tab: Tab, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    await tab.say(script({"say": "first"}, {"gate": str(gate)}))
+    await expect(tab.answer("first")).to_be_visible()
+    await tab.shown.locator("input[type=file]").set_input_files(NOTES)
+    chips = tab.shown.locator(".attachments .chip[data-state=ready]")
+    await expect(chips).to_have_count(1)
+    await tab.say("for later")
+    await expect(chips).to_have_count(0)
+    await tab.composer.fill("being written")
+    await tab.button("Take out").click()
+    await expect(tab.composer).to_have_value("for later\n\nbeing written")
+    await expect(chips).to_have_count(1)
+    taken = tab.shown.locator(".turn.withdrawn")
+    await expect(taken).to_contain_text("the agent has not seen it")
+    await tab.picture("withdrawn")
+    await tab.axe("withdrawn")
+    await tab.composer.fill("")
+    await taken.get_by_role("button", name="Edit").click()
+    await expect(tab.composer).to_have_value(re.compile("for later$"))
+    gate.touch()
+    await tab.settled(2)
+
+
+async def test_drafts_outlive_history_undo_sign_out_and_forbidden_storage(
+    open_tab: OpenTab, client: Client
+) -> None:
+    tab = await open_tab(client)
+    page = tab.page
+    await tab.sign_in()
+    await tab.say("one")
+    await tab.settled()
+    await tab.composer.fill("my draft")
+    await tab.composer.evaluate("(field) => field.setSelectionRange(0, 0)")
+    await page.keyboard.press("ArrowUp")
+    await expect(tab.composer).to_have_value("one")
+    await page.reload()
+    await expect(tab.composer).to_have_value("my draft")
+    await tab.composer.evaluate("(field) => (field.focus(), field.setSelectionRange(0, 0))")
+    await page.keyboard.press("ArrowUp")
+    await page.keyboard.press("Enter")  # the recalled prompt goes out; the draft comes back
+    await tab.settled(2)
+    await expect(tab.composer).to_have_value("my draft")
+    await page.keyboard.press("Enter")
+    await tab.settled(3)
+    await page.keyboard.press("Control+z")
+    await expect(tab.composer).to_have_value("my draft")
+    await tab.button("Settings").click()
+    await page.get_by_role("menuitem", name="Sign out").click()
+    await page.get_by_label("Access token").fill(tab.token)
+    await tab.button("Sign in").click()
+    await expect(tab.composer).to_have_value("my draft")
+
+    # Each tab has drafts of its own, also one that may store nothing.
+    other = await open_tab(client)
+    await other.page.add_init_script(FORBID_STORAGE)
+    await other.sign_in()
+    await other.composer.fill("in memory")
+    await other.page.locator(".session-row a").first.click()
+    await expect(other.composer).to_have_value("")
+    await other.button("New session").click()
+    await expect(other.composer).to_have_value("in memory")
+
+
+async def test_on_a_phone_enter_breaks_the_line(open_tab: OpenTab, client: Client) -> None:
+    tab = await open_tab(client, viewport=PHONE, has_touch=True, is_mobile=True)
+    await tab.sign_in()
+    await tab.composer.tap()
+    await tab.page.keyboard.type("one")
+    await tab.page.keyboard.press("Enter")
+    await tab.page.keyboard.type("two")
+    await expect(tab.composer).to_have_value("one\ntwo")
+    await tab.button("Send").and_(tab.page.locator(":visible")).tap()
+    await expect(tab.answer("echo: one")).to_be_visible()
+
+
+async def test_sessions_are_found_and_opened_by_keys(open_tab: OpenTab, client: Client) -> None:
+    for title in ("Parser, old", "Lexer", "Parser, new"):
+        await client.create(meta={"title": title})
+    tab = await open_tab(client)
+    page = tab.page
+    await tab.sign_in()
+    find = page.get_by_label("Find a session")
+    marked = page.locator(".session-row.marked")
+    await page.keyboard.press("Control+k")
+    await page.keyboard.type("parser")
+    await expect(page.locator(".session-row")).to_have_count(2)
+    await expect(marked).to_have_count(1)
+    first = await marked.inner_text()
+    await page.keyboard.press("ArrowDown")
+    await expect(marked).not_to_have_text(first, use_inner_text=True)
+    await tab.axe("find")
+    await tab.picture("find")
+    await page.keyboard.press("ArrowUp")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name=first.splitlines()[0], level=1)).to_be_visible()
+    await expect(find).to_have_value("")
+    await expect(page.locator(".session-row")).to_have_count(3)
+    await page.keyboard.press("Control+k")
+    await page.keyboard.type("lex")
+    await page.keyboard.press("Escape")
+    await expect(find).to_have_value("")
+    await expect(tab.composer).to_be_focused()
+
+
+async def test_typing_goes_to_the_composer_and_answers_by_number_keep_following(
+    tab: Tab,
+) -> None:
+    page = tab.page
+    lines = "\n\n".join(f"line {number}" for number in range(60))
+    ask = {"toolCallId": "t1", "title": "Edit a.py", "kind": "edit"}
+    call = {"update": {"sessionUpdate": "tool_call", **ask}}
+    await tab.say(script(call, {"say": lines}, {"permission": {"toolCall": ask}}, {"say": lines}))
+    await expect(tab.button("Review")).to_be_visible()
+    await page.keyboard.press("Control+.")
+    await page.keyboard.press("1")
+    await tab.settled()
+    await expect(tab.button("Go to the end")).to_be_hidden()
+    await tab.scroller.click(position={"x": 8, "y": 200})
+    await page.keyboard.press("h")
+    await expect(tab.composer).to_have_value("h")
+    await expect(tab.composer).to_be_focused()
+    await tab.scroller.evaluate("(element) => element.focus({ focusVisible: true })")
+    await expect(tab.scroller).to_have_css("outline-style", "none")
+    # All of it is printed, and nothing that only works on a screen.
+    pdf = await page.pdf()
+    assert len(re.findall(rb"/Type /Page\b", pdf)) > 2
+    await page.emulate_media(media="print")
+    shown = await page.evaluate("[innerHeight, document.documentElement.scrollHeight]")
+    assert shown[1] > 2 * shown[0]
+    await expect(tab.composer).to_be_hidden()
+    await tab.picture("print")
+    await page.emulate_media(media="screen")
