@@ -144,7 +144,12 @@ async def test_every_file_comes_with_its_type(
 async def test_the_libraries_come_from_node_modules(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
-    for library in ("marked/lib/marked.esm.js", "dompurify/dist/purify.es.mjs"):
+    for library in (
+        "marked/lib/marked.esm.js",
+        "dompurify/dist/purify.es.mjs",
+        "diff/libesm/diff/base.js",
+        "ansi-sequence-parser/dist/index.js",
+    ):
         async with http.get(f"{server.url}/lib/{library}") as response:
             assert response.status == 200
             assert response.content_type in JAVASCRIPT

@@ -16,7 +16,7 @@ from ..negotiation import accepts_coding
 ROOT = Path(__file__).parent.parent.parent
 STATIC = ROOT / "static"
 MODULES = ROOT / "node_modules"
-LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets")
+LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets", "diff", "ansi-sequence-parser")
 LIBRARY_FILES = {"swagger-ui-dist/swagger-ui-bundle.js", "swagger-ui-dist/swagger-ui.css"}
 PAGES = {"/": "index.html", "/docs": "docs.html"}
 

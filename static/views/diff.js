@@ -1,68 +1,75 @@
-/** What changed between two texts, by lines, and how to show it. */
+/** What changed between two texts, by lines and within them, and how to show it. */
+import { diffArrays } from 'diff/lib/diff/array.js';
+import { diffWordsWithSpace } from 'diff/lib/diff/word.js';
 import { h, setText, template } from './dom.js';
 import { plural } from './format.js';
 
 const CONTEXT = 3;
-const MAX_CELLS = 1_000_000; // pairs of lines compared; where there are more, all is replaced
-const MAX_ROWS = 400;
+const MAX_ROWS = 400; // shown at first; each press on "more" shows five times as many
+const MAX_EDITS = 3000; // lines; texts that differ in more are shown as replaced whole,
+const TIME = 40; // ms; and so are texts that take longer to compare
+const MAX_MARKED = 1000; // characters of a line in which changes are marked
+const MARKED_TIME = 30; // ms for the marks of one difference
+const ENDS = { '\r\n': 'CRLF', '\n': 'LF', '\r': 'CR' };
 
-/** [{sign: ' ' | '+' | '-', text, line}] */
-export function diffLines(oldText, newText) {
-	const [a, b] = [oldText, newText].map((text) => (text ? text.replace(/\r\n?/g, '\n').replace(/\n$/, '').split('\n') : []));
-	let start = 0;
-	while (start < a.length && start < b.length && a[start] === b[start]) start += 1;
-	let end = 0;
-	while (end < Math.min(a.length, b.length) - start && a.at(-1 - end) === b.at(-1 - end)) end += 1;
-	const same = (text) => [' ', text];
-	const middle = edits(a.slice(start, a.length - end), b.slice(start, b.length - end));
-	let [oldLine, newLine] = [0, 0];
-	return [...a.slice(0, start).map(same), ...middle, ...a.slice(a.length - end).map(same)].map(([sign, text]) => {
-		if (sign !== '+') oldLine += 1;
-		if (sign !== '-') newLine += 1;
-		return { sign, text, line: sign === '-' ? oldLine : newLine };
-	});
+/** [{text, end}]: end is '' after a last line without one. */
+function linesOf(text) {
+	if (typeof text !== 'string') return [];
+	return [...text.matchAll(/([^\r\n]*)(\r\n|\n|\r|$)/g)].map(([, line, end]) => ({ text: line, end })).filter(({ text: line, end }) => line || end);
 }
 
-/** By the longest common subsequence, from a table of its lengths for each pair of tails. */
-function edits(a, b) {
-	const width = b.length + 1;
-	const small = a.length * b.length <= MAX_CELLS;
-	const lengths = new Uint32Array(small ? (a.length + 1) * width : 0);
-	for (let i = a.length - 1; small && i >= 0; i -= 1) {
-		for (let j = b.length - 1; j >= 0; j -= 1) {
-			const at = i * width + j;
-			lengths[at] = a[i] === b[j] ? lengths[at + width + 1] + 1 : Math.max(lengths[at + width], lengths[at + 1]);
-		}
-	}
-	const steps = [];
+/** [{sign: ' ' | '+' | '-', text, line, unended}]; `unended`: no line end follows. */
+export function diffLines(oldText, newText) {
+	return compare(oldText, newText).rows;
+}
+
+/** The rows, and how many line ends changed in lines that did not: {rows, ends: [from, to, count] or null}. */
+export function compare(oldText, newText) {
+	const [a, b] = [linesOf(oldText), linesOf(newText)];
+	// A line without a line end is another line.
+	const [left, right] = [a, b].map((lines) => lines.map(({ text, end }) => (end ? text : `${text}\r`)));
+	let start = 0;
+	while (start < left.length && start < right.length && left[start] === right[start]) start += 1;
+	let tail = 0;
+	while (tail < Math.min(left.length, right.length) - start && left.at(-1 - tail) === right.at(-1 - tail)) tail += 1;
+	const middle = [left.slice(start, left.length - tail), right.slice(start, right.length - tail)];
+	const parts = diffArrays(...middle, { timeout: TIME, maxEditLength: MAX_EDITS }) ?? [
+		{ count: middle[0].length, removed: true },
+		{ count: middle[1].length, added: true },
+	];
+	const rows = [];
+	const changed = new Map(); // 'CRLF to LF' -> [from, to, count]
 	let [i, j] = [0, 0];
-	while (i < a.length || j < b.length) {
-		const at = i * width + j;
-		const both = small && i < a.length && j < b.length;
-		if (both && a[i] === b[j]) {
-			steps.push([' ', a[i]]);
-			i += 1;
-			j += 1;
-		} else if (i < a.length && (!both || lengths[at + width] >= lengths[at + 1])) {
-			steps.push(['-', a[i]]);
-			i += 1;
-		} else {
-			steps.push(['+', b[j]]);
-			j += 1;
+	for (const { count, added, removed } of [{ count: start }, ...parts, { count: tail }]) {
+		for (let n = 0; n < count; n += 1) {
+			const [before, after] = [added ? null : a[i], removed ? null : b[j]];
+			if (before) i += 1;
+			if (after) j += 1;
+			const { text, end } = after ?? before;
+			rows.push({ sign: added ? '+' : removed ? '-' : ' ', text, line: after ? j : i, ...(!end && { unended: true }) });
+			if (!before || !after || before.end === after.end) continue;
+			const key = before.end + after.end;
+			if (!changed.has(key)) changed.set(key, [ENDS[before.end], ENDS[after.end], 0]);
+			changed.get(key)[2] += 1;
 		}
 	}
-	return steps;
+	return { rows, ends: [...changed.values()] };
 }
 
 /** Hunks with some lines of context; a long one is cut. Paths are told from `cwd`. */
 export function diffView({ path = '', oldText, newText }, cwd) {
-	const rows = diffLines(oldText, newText);
-	const shown = [];
+	const { rows, ends } = compare(oldText, newText);
+	const shown = ends.map(([from, to, count]) => ({ note: `Line ends changed: ${from} → ${to} (${plural(count, 'line')})` }));
+	if (oldText == null) shown.push({ note: newText ? 'New file' : 'New file, empty' });
+	else if (oldText && !newText) shown.push({ note: 'All of it was removed' });
+	else if (!ends.length && rows.every(({ sign }) => sign === ' ')) shown.push({ note: 'No difference' });
+	pairLines(rows);
+	const near = new Set();
+	for (const [index, { sign }] of rows.entries()) if (sign !== ' ') for (let at = index - CONTEXT; at <= index + CONTEXT; at += 1) near.add(at);
 	for (const [index, row] of rows.entries()) {
-		const around = rows.slice(Math.max(0, index - CONTEXT), index + CONTEXT + 1);
-		if (around.some(({ sign }) => sign !== ' ')) shown.push(row);
-		else if (shown.at(-1)?.count) shown.at(-1).count += 1;
-		else shown.push({ count: 1 });
+		if (near.has(index)) shown.push(row);
+		else if (shown.at(-1)?.folded) shown.at(-1).folded.push(row);
+		else shown.push({ folded: [row] });
 	}
 	const { el, name, stat, plus, minus, body } = template('diff');
 	const [added, removed] = ['+', '-'].map((wanted) => rows.filter(({ sign }) => sign === wanted).length);
@@ -74,15 +81,50 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	setText(name, cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path);
 	body.ariaLabel = `Changes to ${path}`;
 	const draw = (limit) => {
-		body.replaceChildren(h('div.diff-rows', {}, shown.slice(0, limit).map(rowView)));
-		if (shown.length > limit) body.append(h('button.quiet.wide', { text: `Show ${plural(shown.length - limit, 'more line')}`, onclick: () => draw(Infinity) }));
+		const until = performance.now() + MARKED_TIME;
+		body.replaceChildren(h('div.diff-rows', {}, shown.slice(0, limit).flatMap((row) => rowView(row, until))));
+		if (shown.length > limit) body.append(h('button.quiet.wide', { text: `Show ${plural(shown.length - limit, 'more line')}`, onclick: () => draw(limit * 5) }));
 	};
 	draw(MAX_ROWS);
 	return el;
 }
 
-function rowView({ sign, text, line, count }) {
-	if (count) return h('div.row.gap', { text: plural(count, 'unchanged line') });
+/** Lines that took the place of others: what changed within them is marked when they are shown. */
+function pairLines(rows) {
+	for (let at = 0; at < rows.length; ) {
+		const run = (sign) => {
+			const begun = at;
+			while (rows[at]?.sign === sign) at += 1;
+			return rows.slice(begun, at);
+		};
+		const gone = run('-');
+		const come = run('+');
+		for (let n = 0; n < Math.min(gone.length, come.length); n += 1) Object.assign(gone[n], { pair: come[n] }), Object.assign(come[n], { pair: gone[n] });
+		if (!gone.length && !come.length) at += 1;
+	}
+}
+
+/** [[text, changed]] of a line beside its pair; all of it if they have little in common. */
+export function marks({ sign, text, pair }, until = Infinity) {
+	const whole = [[text, false]];
+	if (!pair || text.length + pair.text.length > 2 * MAX_MARKED || performance.now() > until) return whole;
+	const [before, after] = sign === '-' ? [text, pair.text] : [pair.text, text];
+	const parts = diffWordsWithSpace(before, after, { timeout: TIME, maxEditLength: 200 });
+	const mine = parts?.filter(({ added, removed }) => (sign === '-' ? !added : !removed)) ?? [];
+	const kept = mine.filter(({ added, removed }) => !added && !removed).reduce((sum, { value }) => sum + value.trim().length, 0);
+	if (!mine.length || kept * 3 < text.trim().length) return whole;
+	return mine.map(({ value, added, removed }) => [value, Boolean(added || removed)]);
+}
+
+function rowView(row, until) {
+	const { sign, text, line, note, folded, unended } = row;
+	if (note) return h('div.row.gap', { text: note });
+	if (folded) {
+		const button = h('button.row.gap', { text: plural(folded.length, 'unchanged line'), onclick: () => button.replaceWith(...folded.slice(0, MAX_ROWS * 5).flatMap((one) => rowView(one))) });
+		return button;
+	}
 	const name = { '+': '.add', '-': '.del' }[sign] ?? '';
-	return h(`div.row${name}`, {}, h('span.no', { 'data-no': line }), h('span.sign', { text: sign }), h('span', { text: text || ' ' }));
+	const words = text ? marks(row, until).map(([part, changed]) => (changed ? h('span.changed', { text: part }) : part)) : ' ';
+	const shown = h(`div.row${name}`, {}, h('span.no', { 'data-no': line }), h('span.sign', { text: sign }), h('span', {}, words));
+	return unended && sign !== ' ' ? [shown, h('div.row.gap', { text: 'No line end at the end of the file' })] : shown;
 }

@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { readFileSync, readdirSync } from 'node:fs';
 import { test } from 'node:test';
-import { diffLines } from '../../static/views/diff.js';
+import { Screen } from '../../static/views/ansi.js';
+import { compare, diffLines, marks } from '../../static/views/diff.js';
 import { ago, bytes, compact, duration, money, shortPath } from '../../static/views/format.js';
 import { heal } from '../../static/views/heal.js';
 import { ScrollKeeper } from '../../static/views/scroll.js';
@@ -47,6 +48,65 @@ test('diffLines: both texts can be read from it, whatever they are', () => {
 	for (let n = 0; n < 3000; n += 1) check(text(), text());
 	assert.deepEqual(check('a\nb\nc\n', 'a\nx\nc\n').map(({ sign, line }) => [sign, line]), [[' ', 1], ['-', 2], ['+', 2], [' ', 3]]);
 	assert.equal(diffLines(null, 'a\r\nb').length, 2);
+});
+
+test('compare: line ends, a missing last one, and changes within a line are told', () => {
+	const lines = Array.from({ length: 1100 }, (_, n) => `line ${n}`);
+	const changed = lines.map((line, n) => (n === 3 || n === 1000 ? `${line} is new` : line));
+	assert.equal(diffLines(lines.join('\n'), changed.join('\r\n')).filter(({ sign }) => sign !== ' ').length, 4);
+	assert.deepEqual(compare('a\r\nb\r\n', 'a\nb\n'), {
+		rows: [' ', ' '].map((sign, n) => ({ sign, text: 'ab'[n], line: n + 1 })),
+		ends: [['CRLF', 'LF', 2]],
+	});
+	assert.deepEqual(diffLines('a\nb', 'a\nb\n').map(({ sign, text, unended }) => [sign, text, unended]), [[' ', 'a', undefined], ['-', 'b', true], ['+', 'b', undefined]]);
+	assert.deepEqual(diffLines('', 'a').map(({ sign }) => sign), ['+']);
+	assert.deepEqual(diffLines('a', { not: 'text' }).map(({ sign }) => sign), ['-']);
+	const [old, now] = [{ sign: '-', text: 'const a = 1;' }, { sign: '+', text: 'const a = 2;' }];
+	assert.deepEqual(marks({ ...now, pair: old }), [['const a = ', false], ['2', true], [';', false]]);
+	assert.deepEqual(marks({ ...old, pair: { sign: '+', text: 'all else' } }), [['const a = 1;', false]]);
+});
+
+/** What stands on the screen after `pieces`: lines of [text, style], without plain styles. */
+function screenOf(...pieces) {
+	const lines = [[]];
+	const screen = new Screen(({ runs }, over) => {
+		lines[lines.length - 1] = runs.map(({ text, style }) => (style && Object.keys(style).length ? [text, style] : text));
+		if (over) lines.push([]);
+	});
+	for (const piece of pieces) screen.write(piece);
+	return lines;
+}
+
+test('Screen: colours of every kind, and codes that follow each other', () => {
+	const one = (codes) => screenOf(`\x1b[${codes}mx`)[0][0][1];
+	assert.deepEqual(one('31'), { color: '#f08a80' });
+	assert.deepEqual(one('1;91'), { color: '#ff9f94', fontWeight: '700' });
+	assert.deepEqual(one('38;5;208'), { color: '#ff8700' });
+	assert.deepEqual(one('38;2;255;100;0'), { color: '#ff6400' });
+	assert.deepEqual(one('38:2::255:100:0;4:3'), { color: '#ff6400', textDecoration: 'underline' });
+	assert.deepEqual(one('48;5;21'), { color: '#e6e1d8', backgroundColor: '#0000ff' });
+	assert.deepEqual(one('7'), { color: '#1c1a18', backgroundColor: '#e6e1d8' });
+	assert.deepEqual(one('2;3;9'), { opacity: '0.75', fontStyle: 'italic', textDecoration: 'line-through' });
+	assert.deepEqual(one('58;5;1;1'), { fontWeight: '700' });
+	for (const codes of ['31;0', '31;', '1;22', '38;5;999', '38;2;1', '38', '31;39', '?25']) assert.deepEqual(screenOf(`\x1b[${codes}mx`), [['x']], codes);
+	assert.deepEqual(screenOf('\x1b[31ma\x1b[mb'), [[['a', { color: '#f08a80' }], 'b']]);
+});
+
+test('Screen: what is written over, and what is no text', () => {
+	assert.deepEqual(screenOf('10 %\r50 %\r100 %\nend'), [['100 %'], ['end']]);
+	assert.deepEqual(screenOf('long line\rshort'), [['short', 'line']]);
+	assert.deepEqual(screenOf('long line\r\x1b[Kshort'), [['short']]);
+	assert.deepEqual(screenOf('a\r\nb\r\n'), [['a'], ['b'], []]);
+	assert.deepEqual(screenOf('ab\b\bX|\b \b'), [['X', ' ']]);
+	assert.deepEqual(screenOf('\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b\x1b]8;;\x1b\\\x1b[2Jc\x1b(B\x1b7\x00d'), [['a', 'b', 'c', 'd']]);
+});
+
+test('Screen: output in any pieces is shown as in one', () => {
+	const text = 'a\x1b[38;5;208mb\x1b[0m\r\x1b]8;;x\x1b\\c\x1b[1mdé\n\x1b]0;t\x07\x1b[31me\b\bf\n';
+	const flat = (lines) => lines.map((line) => line.flatMap((run) => (typeof run === 'string' ? [...run] : [...run[0]].map((char) => [char, run[1]]))));
+	for (let at = 0; at < text.length; at += 1) assert.deepEqual(flat(screenOf(text.slice(0, at), text.slice(at))), flat(screenOf(text)), String(at));
+	assert.deepEqual(flat(screenOf(...text)), flat(screenOf(text)));
+	assert.equal(screenOf(`\x1b]${'x'.repeat(9000)}`, 'shown')[0].at(-1), 'shown');
 });
 
 test('diffLines: texts with nothing in common do not take for ever', () => {
