@@ -256,8 +256,17 @@ def make_backend(
     environ: Mapping[str, str],
     pressure: Pressure,
     supervisor: Supervisor | None = None,
+    *,
+    node: str | None = None,
 ) -> HostBackend | CliBackend:
-    """The way to run agents that the settings ask for."""
+    """The way to run agents that the settings ask for.
+
+    Args:
+        node: Node's executable; it is looked for if it is not given.
+
+    Raises:
+        AcpxError: there is no Node.
+    """
     demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
     make, state = (
         (
@@ -271,7 +280,7 @@ def make_backend(
         if settings.agent_backend == "host"
         else (CliBackend, "acpx-cli")
     )
-    node = find_node()
+    node = node or find_node()
     return make(
         node=node,
         state_dir=settings.data_dir / state,

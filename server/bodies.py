@@ -237,6 +237,8 @@ def _check(value: Any, shape: type[Shape], *, strict: bool) -> Shape:
     try:
         return msgspec.convert(value, shape, strict=strict, dec_hook=_convert)
     except (msgspec.ValidationError, RecursionError) as error:
+        if error.__cause__ is not None:  # a defect of ours: msgspec takes a hook's for the client's
+            raise error.__cause__ from None
         raise bad_request(f"{error}{_choices(str(error), shape)}") from None
 
 

@@ -102,6 +102,16 @@ def not_stored() -> Error:
     return Error("internal", "the server cannot store anything at the moment; nothing was accepted")
 
 
+RPC_CODES: Final[dict[str, int]] = {
+    "bad_request": -32602,
+    "unauthorized": -32000,
+    "forbidden": -32000,
+    "not_found": -32002,
+    "session_closed": -32002,
+}
+"""JSON-RPC's and ACP's codes for ours; the others are -32603, internal."""
+
+
 class CloseCode(enum.IntEnum):
     """WebSocket close codes. Below 4500: come back and resume; from 4500: stay away."""
 
@@ -123,3 +133,16 @@ class CloseCode(enum.IntEnum):
     NO_SESSION = 4505
     PROTOCOL_VERSION = 4507
     SESSION_CLOSED = 4508
+
+
+CLOSE_CODES: Final[dict[str, CloseCode]] = {
+    "bad_request": CloseCode.BAD_FRAME,
+    "unauthorized": CloseCode.REFUSED,
+    "forbidden": CloseCode.REFUSED,
+    "not_found": CloseCode.NO_SESSION,
+    "session_closed": CloseCode.SESSION_CLOSED,
+    "payload_too_large": CloseCode.TOO_BIG,
+    "rate_limited": CloseCode.RATE_LIMIT,
+    "draining": CloseCode.RESTARTING,
+}
+"""The close codes of failures that end a socket; of the others it is 4000."""

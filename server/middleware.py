@@ -12,7 +12,8 @@ from aiohttp import web
 
 from .auth import LOOPBACK_NAMES, client_address, unauthorized
 from .door import Connection
-from .errors import Error, internal
+from .errors import Error, bad_request, internal
+from .failures import failure_of
 from .replies import error_reply
 from .services import APP, CREDENTIAL, REQUEST_ID, SESSION, TURN, services_of
 
@@ -43,18 +44,15 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         _check_host(request)
         response = await handler(request)
-    except Error as error:
-        response = error_reply(error, request_id)
     except web.HTTPException as error:
         response = error_reply(_of_http(error), request_id)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
-    except (ConnectionError, web.RequestPayloadError) as error:
-        logger.debug("the client is gone: %r", error, extra={"request_id": request_id})
-        response = error_reply(Error("bad_request", "the request ended early"), request_id)
-    except Exception:
-        logger.exception("the request failed", extra={"request_id": request_id})
-        response = error_reply(internal(), request_id)
+    except Exception as error:  # noqa: BLE001 - failure_of logs it
+        if _is_of_client(error, request):
+            logger.info("the request ended early: %r", error, extra={"request_id": request_id})
+            error = bad_request("the request ended early")
+        response = error_reply(failure_of(error, "the request", request_id=request_id), request_id)
     credential = request.get(CREDENTIAL)
     if credential is not None and credential.is_revoked and not response.prepared:
         response = error_reply(unauthorized(), request_id)
@@ -90,6 +88,14 @@ async def label(request: web.Request, response: web.StreamResponse) -> None:
 
 def _new_id() -> str:
     return uuid.uuid4().hex[:16]
+
+
+def _is_of_client(error: Exception, request: web.Request) -> bool:
+    """Whether it is the client that broke off; another connection may break as well."""
+    if isinstance(error, web.RequestPayloadError):
+        return True
+    is_gone = request.transport is None or request.transport.is_closing()
+    return isinstance(error, ConnectionError) and is_gone
 
 
 def _of_http(error: web.HTTPException) -> Error:

@@ -21,9 +21,9 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from . import frames, tcp
-from .errors import CloseCode
+from .errors import CLOSE_CODES, CloseCode, Error
+from .failures import failure_of
 from .limits import Rate
-from .store import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,11 @@ class Goodbye(Exception):  # noqa: N818 - not an error
         self.code = code
         self.reason = reason
         self.retry_after_ms = retry_after_ms
+
+    @classmethod
+    def of(cls, error: Error) -> Goodbye:
+        """What ends a socket that cannot go on for *error*."""
+        return cls(CLOSE_CODES.get(error.code, CloseCode.INTERNAL), error.message)
 
     def frame(self) -> bytes:
         """The ``bye`` that says so."""
@@ -262,19 +267,15 @@ class Peer(abc.ABC):
                     await self._rest
         except (ConnectionError, asyncio.CancelledError):
             pass  # the peer is gone; the reader sees it too
-        except StoreError:
-            logger.exception("%s: the log cannot be read", self.name)
-            self._give_up("the log cannot be read now")
-        except Exception:
-            logger.exception("%s: the socket failed", self.name)
-            self._give_up("internal error")
+        except Exception as error:  # noqa: BLE001 - failure_of logs it
+            self._give_up(Goodbye.of(failure_of(error, self.name)))
         if self._patience is not None:
             self._patience.reschedule(0)
 
-    def _give_up(self, reason: str) -> None:
-        self._goodbye = Goodbye(CloseCode.INTERNAL, reason)
+    def _give_up(self, goodbye: Goodbye) -> None:
+        self._goodbye = goodbye
         with contextlib.suppress(ConnectionError):
-            self._write(b"".join(self._farewell(self._goodbye)))
+            self._write(b"".join(self._farewell(goodbye)))
 
     async def _write_some(self) -> bool:
         """Send all that there is to send; True after the last frame."""
@@ -346,8 +347,7 @@ class Peer(abc.ABC):
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and is_too_big(message.data):
                 self.close(Goodbye(CloseCode.TOO_BIG, TOO_BIG))
             elif message.type is WSMsgType.TEXT:
-                if self._goodbye is None:  # else the writer is about to say it
-                    await self._command(message.data)
+                await self._obey(message.data)
             elif message.type is WSMsgType.BINARY:
                 self._take_binary()
             elif message.type is WSMsgType.PING:
@@ -357,6 +357,14 @@ class Peer(abc.ABC):
                 return
             if self._room is not None:
                 await self._until_goodbye(asyncio.wait({self._room}))
+
+    async def _obey(self, data: bytes) -> None:
+        if self._goodbye is not None:  # the writer is about to say it
+            return
+        try:
+            await self._command(data)
+        except Exception as error:  # noqa: BLE001 - failure_of logs it
+            self.close(Goodbye.of(failure_of(error, f"a command of {self.name}")))
 
     async def _receive(self) -> Any:
         """The next message, or None once good-bye is said."""

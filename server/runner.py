@@ -19,7 +19,8 @@ from pathlib import Path
 from . import store
 from .agents.base import Backend
 from .config import Settings
-from .errors import Error, bad_request, draining, internal
+from .errors import Error, bad_request, draining
+from .failures import failure_of
 from .log import LogWriter
 from .runs.answers import Answer, RunFailed
 from .runs.claude import CLAUDE, NOT_INSTALLED, Claude, check_size
@@ -221,9 +222,8 @@ def _failed(error: Exception) -> RunFailed:
     """*error* as a run's own failure; a defect's words are for the log alone."""
     if isinstance(error, RunFailed):
         return error
-    if not isinstance(error, Error):
-        error = internal()
-    return RunFailed(error.code, error.message, retryable=error.retryable)
+    failure = failure_of(error, "a run")
+    return RunFailed(failure.code, failure.message, retryable=failure.retryable)
 
 
 def _ms_since(began: float) -> int:

@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from . import tcp
 from .auth import REVOKE_SECS, Credential
 from .errors import Error
+from .failures import failure_of
 from .negotiation import weight_of
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class EventStream:
             return True
         # A client that hangs up ends its stream, and nothing else.
         if not isinstance(error, ConnectionError):
-            logger.error("a stream of %s is cut", self._request.path, exc_info=error)
+            failure_of(error, f"a stream of {self._request.path}")
             if self._request.transport is not None:  # too late for another answer
                 self._request.transport.abort()
         return True

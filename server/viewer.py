@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from . import frames
-from .errors import CloseCode, Error, internal
+from .errors import CloseCode
+from .failures import failure_of
 from .peer import WRITE_BYTES, Goodbye, Peer
 from .session import Session
 
@@ -138,10 +139,8 @@ class Viewer(Peer):
             return
         try:
             await self._dispatch(self, command)
-        except Error as error:
-            self.send(frames.error_frame(error, command.id))
         except Goodbye as goodbye:
             self.close(goodbye)
-        except Exception:
-            logger.exception("session %s: a command failed", self.session.id)
-            self.send(frames.error_frame(internal(), command.id))
+        except Exception as error:  # noqa: BLE001 - failure_of logs it
+            failure = failure_of(error, "a command", session=self.session.id)
+            self.send(frames.error_frame(failure, command.id))

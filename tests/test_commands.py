@@ -24,6 +24,7 @@ import pytest
 
 from server import __main__ as command_line
 from server import logs
+from server.agents.acpx import AcpxError
 from server.commands.doctor import _here
 from server.config import Settings
 from server.control import NAME
@@ -115,6 +116,24 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
     )
     os.close(write)
     assert done.stderr == ""
+
+
+async def test_no_command_on_a_stopped_server_needs_node(
+    operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_node() -> str:
+        raise AcpxError("Node is missing")
+
+    monkeypatch.setattr("server.app.find_node", no_node)
+    await operator.run("token", "add", "app")
+    await operator.run("token", "list")
+    await operator.run("sessions", "list")
+    for action in ("close", "stderr", "export"):
+        said = await operator.run("sessions", action, "nonesuch", status=1)
+        assert "no such session" in said[1]
+    await operator.run("backup", str(tmp_path / "kept.tar.gz"))
+    await operator.run("restore", "--replace", str(tmp_path / "kept.tar.gz"))
+    await operator.run("token", "revoke", "app")
 
 
 async def test_tokens_of_a_stopped_server(

@@ -58,6 +58,7 @@ LEVELS = {
     "agents.stderr": 1,
     "agents.supervise": 1,
     "agents.transcript": 1,
+    "failures": 2,
     "log": 2,
     "negotiation": 1,
     "upgrade": 2,

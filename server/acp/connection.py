@@ -20,7 +20,8 @@ from aiohttp import web
 from .. import __version__, frames
 from ..auth import Credential, unauthorized
 from ..codec import dumps, loads
-from ..errors import CloseCode, Error, bad_request, internal, not_found, session_closed
+from ..errors import CloseCode, Error, bad_request, not_found, session_closed
+from ..failures import failure_of
 from ..peer import WRITE_BYTES, Goodbye, Peer
 from ..schema import SessionRow
 from ..session import Session
@@ -177,11 +178,9 @@ class Connection(Peer):
             await call
         except RpcError as error:
             self.send(rpc.error(request.id, error))
-        except Error as error:
-            self.send(rpc.error(request.id, RpcError.of(error)))
-        except Exception:
-            logger.exception("%s: %s failed", self.name, request.method)
-            self.send(rpc.error(request.id, RpcError.of(internal())))
+        except Exception as error:  # noqa: BLE001 - failure_of logs it
+            failure = failure_of(error, f"{request.method} of {self.name}")
+            self.send(rpc.error(request.id, RpcError.of(failure)))
 
     def _later(self, request: rpc.Request, call: Coroutine[Any, Any, None]) -> None:
         """Carry out behind the reader's back what may wait for an agent."""
@@ -325,9 +324,9 @@ class Connection(Peer):
         if attachment is not None:
             attachment.answer_at_end(request)
         # Not one of the requests that may be cancelled: a close goes through.
-        self._sessions.closing.spawn(
-            self._close_and_answer(request, session, attachment), f"close-{session.id}-over-acp"
-        )
+        close = self._close_and_answer(request, session, attachment)
+        name = f"close-{session.id}-over-acp"
+        self._sessions.closing.spawn(self._answer(request, close), name)
 
     async def _close_and_answer(
         self, request: rpc.Request, session: Session, attachment: Attachment | None

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ..codec import dumps, loads_bounded, parse_message
-from ..errors import Error
+from ..errors import RPC_CODES, Error
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -22,14 +22,6 @@ INTERNAL_ERROR = -32603
 AUTH_REQUIRED = -32000
 RESOURCE_NOT_FOUND = -32002
 REQUEST_CANCELLED = -32800
-
-_OF_CODE = {
-    "bad_request": INVALID_PARAMS,
-    "unauthorized": AUTH_REQUIRED,
-    "forbidden": AUTH_REQUIRED,
-    "not_found": RESOURCE_NOT_FOUND,
-    "session_closed": RESOURCE_NOT_FOUND,
-}
 
 
 class RpcError(Exception):
@@ -54,7 +46,7 @@ class RpcError(Exception):
         data: dict[str, Any] = {"code": error.code, "retryable": error.retryable}
         if error.retry_after is not None:
             data["retryAfter"] = error.retry_after
-        return cls(_OF_CODE.get(error.code, INTERNAL_ERROR), error.message, data=data)
+        return cls(RPC_CODES.get(error.code, INTERNAL_ERROR), error.message, data=data)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -154,8 +154,8 @@ async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncItera
         stack.push_async_callback(writer.stop)
         tokens = Tokens(store, writer)
         await tokens.look()
-        # Agents are described by it and never started.
-        backend = make_backend(settings, environ, writer)
+        # Agents are described by it and never started, so no Node is needed.
+        backend = make_backend(settings, environ, writer, node="node")
         sessions = Sessions(settings, store, writer, metrics, backend)
         await sessions.start()
         stack.push_async_callback(sessions.stop)

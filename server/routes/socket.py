@@ -10,10 +10,10 @@ from aiohttp import WSMsgType, web
 from .. import bodies, frames
 from ..auth import Credential, bearer, check_origin
 from ..errors import CloseCode, Error, bad_request
+from ..failures import failure_of
 from ..peer import TOO_BIG, Goodbye, is_too_big, new_socket
 from ..services import CREDENTIAL, SESSION, Services, admit, app_of, prompt, services_of
 from ..session import MAX_CHANGES, Session
-from ..store import StoreError
 from ..viewer import Viewer
 
 logger = logging.getLogger(__name__)
@@ -121,11 +121,9 @@ async def _let_in(
     app_name = admit(request, _authenticate(services, request, auth, session_id))
     try:
         return await services.sessions.get(session_id, app_name)
-    except Error:
-        raise Goodbye(CloseCode.NO_SESSION, "no such session") from None
-    except StoreError as error:
-        logger.error("session %s cannot be read: %s", session_id, error)
-        raise Goodbye(CloseCode.INTERNAL, "the session cannot be read now") from None
+    except Exception as error:  # noqa: BLE001 - failure_of logs it
+        failure = failure_of(error, "opening a socket", session=session_id)
+        raise Goodbye.of(failure) from None
 
 
 def _check_room(services: Services, session: Session, app_name: str) -> None:
