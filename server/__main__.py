@@ -21,6 +21,7 @@ from .commands import backup, doctor, sessions, tokens
 from .commands.house import CommandError, drop_stdout, sentence
 from .config import SettingError, Settings, load, with_env_file
 from .door import Door
+from .middleware import Runner
 from .services import SERVICES
 from .tasks import CriticalTaskError, Supervisor
 
@@ -84,9 +85,7 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     app = await build_app(settings, environ=environ, supervisor=supervisor)
-    runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, shutdown_timeout=HANDLERS_SECS
-    )
+    runner = Runner(app, handle_signals=False, shutdown_timeout=HANDLERS_SECS)
     timer = threading.Timer(FAILED_STOP_SECS, os._exit, (1,))
     timer.daemon = True
     async with contextlib.AsyncExitStack() as stack:
@@ -95,7 +94,12 @@ async def serve(
         # They are made once: a first start that fails after that shows them, too.
         stack.callback(_show_tokens, app)
         await runner.setup()
-        door = Door(app[SERVICES].sockets.waiting, settings.auth_timeout_secs, supervisor)
+        door = Door(
+            app[SERVICES].sockets.waiting,
+            settings.auth_timeout_secs,
+            settings.stall_timeout_secs,
+            supervisor,
+        )
         try:
             port = await stack.enter_async_context(door.open(runner, settings.host, settings.port))
         except OSError as error:

@@ -20,7 +20,8 @@ from .agents.cli import CliBackend
 from .agents.environ import agent_environ, with_folder_of
 from .agents.host import HostBackend
 from .auth import FirstTokens, Tokens
-from .config import AgentCommand, Settings
+from .bodies import BODIES, Bodies
+from .config import MAX_BODY_BYTES, AgentCommand, Settings
 from .errors import Error
 from .files import Files
 from .health import Health
@@ -38,7 +39,6 @@ from .store import Store, StoreError
 from .tasks import Supervisor, Tasks
 from .upgrade import upgrade
 
-MAX_BODY_BYTES = 16 << 20
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
 STDERR_FOLDER = "stderr"
@@ -72,6 +72,12 @@ async def build_app(
     app = web.Application(middlewares=[answer], client_max_size=MAX_BODY_BYTES)
     app[FIRST_TOKENS] = []
     tasks = supervisor or Supervisor()
+    app[BODIES] = Bodies(
+        max_bytes=settings.max_body_bytes,
+        max_bytes_per_app=settings.max_body_bytes_per_app,
+        timeout=settings.body_timeout_secs,
+        stall_timeout=settings.stall_timeout_secs,
+    )
     app.on_response_prepare.extend((sign, label))
 
     async def house(app: web.Application) -> AsyncIterator[None]:

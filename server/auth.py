@@ -41,6 +41,10 @@ MAX_TICKETS = 100_000
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
+MAX_SECRET_LENGTH = 4096
+"""A longer one is nobody's, and is not hashed."""
+
+
 def digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
@@ -189,7 +193,7 @@ class Tokens:
         Raises:
             Error: ``unauthorized``.
         """
-        if token is None:
+        if token is None or len(token) > MAX_SECRET_LENGTH:
             raise unauthorized()
         asked = digest(token)
         credential = self._by_hash.get(asked)
@@ -208,7 +212,9 @@ class Tokens:
         return sum(credential.waits for credential in self._by_hash.values())
 
     def is_admin(self, token: str | None) -> bool:
-        return token is not None and hmac.compare_digest(digest(token), self._admin)
+        if token is None or len(token) > MAX_SECRET_LENGTH:
+            return False
+        return hmac.compare_digest(digest(token), self._admin)
 
     def rows(self) -> list[TokenRow]:
         rows = [credential.row for credential in self._by_hash.values()]
@@ -304,6 +310,8 @@ class Tokens:
         return found.credential, found.session_id
 
     def _take_ticket(self, ticket: str) -> Ticket:
+        if len(ticket) > MAX_SECRET_LENGTH:
+            raise unauthorized()
         found = self._tickets.pop(digest(ticket), None)
         if found is None or found.expires_at <= time.monotonic():
             raise unauthorized()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
+from multidict import CIMultiDictProxy
 
-from .codec import loads_bounded
-from .errors import Error, bad_request
+from .codec import has_too_many_values, is_costly, loads_bounded
+from .errors import Error, bad_request, payload_too_large
 from .files import TTL_RANGE, TTL_SECS
 from .frames import Id, Name, parse_blocks
+from .limits import ByteBudget
 
 MAX_POSITION = 1 << 62
 MAX_EVENTS = 10_000
@@ -182,20 +186,139 @@ class CreateToken(msgspec.Struct, frozen=True):
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 
+# The app that asks, once that is known. A body is read only then, and on its account.
+APP = web.RequestKey("app", str)
+EXPECTS = web.RequestKey("expects", str)
+"""The request's ``Expect`` header, which ``middleware.py`` takes out: it is for us to answer."""
+FREE_BYTES = 64 << 10
+"""So much of a body whose size is not told is read before room for all of it is asked for."""
+ROOM_SECS = 10.0
+"""So long a body waits for others to be done with."""
+
+
+class Bodies:
+    """Reads bodies, so many bytes of them at once and one large one at a time.
+
+    Args:
+        max_bytes: of all bodies that are in memory at once.
+        max_bytes_per_app: the same of one app.
+        timeout: seconds that a whole body may take.
+        stall_timeout: seconds without a byte of it.
+    """
+
+    def __init__(
+        self, *, max_bytes: int, max_bytes_per_app: int, timeout: float, stall_timeout: float
+    ) -> None:
+        self._budget = ByteBudget(max_bytes, max_bytes_per_app)
+        self._timeout = timeout
+        self.stall_timeout = stall_timeout
+        self._parsing = asyncio.Semaphore()
+
+    async def read_json(self, request: web.Request) -> Any:
+        """The request's body as JSON; none at all is an empty object.
+
+        Raises:
+            Error: ``bad_request``, ``payload_too_large``, ``request_timeout``, or
+                ``rate_limited`` where there is no room for it.
+        """
+        limit = request.client_max_size
+        size = request.content_length
+        if (size or 0) > limit:
+            raise payload_too_large()
+        app_name = request.get(APP, "")
+        data = bytearray()
+        if size is None:  # in chunks
+            await self._read(request, data, FREE_BYTES)
+            if request.content.at_eof():
+                return await self._parse(data)
+            size = limit
+        async with self._budget.take(app_name, size, ROOM_SECS):
+            await self._read(request, data, limit)
+            if len(data) > limit:
+                raise payload_too_large()
+            return await self._parse(data)
+
+    async def _read(self, request: web.Request, data: bytearray, limit: int) -> None:
+        """Read on, until there are more than *limit* bytes, or all."""
+        await start_body(request)
+        now = asyncio.get_running_loop().time
+        end = now() + self._timeout
+        try:
+            async with asyncio.timeout(None) as patience:
+                while len(data) <= limit:
+                    patience.reschedule(min(end, now() + self.stall_timeout))
+                    chunk = await request.content.readany()
+                    if not chunk:
+                        return
+                    data += chunk
+        except TimeoutError:
+            raise _too_slow() from None
+
+    async def _parse(self, data: bytearray) -> Any:
+        if not is_costly(data):
+            return _parse(data)
+        async with self._parsing:
+            return await asyncio.to_thread(_parse, data)
+
+
+BODIES = web.AppKey("bodies", Bodies)
+
+
+def _parse(data: bytearray) -> Any:
+    if has_too_many_values(data):
+        raise payload_too_large("the body has too many values: see docs/guarantees.md")
+    try:
+        return loads_bounded(data) if data and not data.isspace() else {}
+    except ValueError:
+        raise bad_request("the body is not JSON, or is nested too deeply") from None
+
+
+@contextlib.asynccontextmanager
+async def patience(request: web.Request) -> AsyncIterator[None]:
+    """Wait for the next piece of a body, for so long as a client may be silent.
+
+    Raises:
+        Error: ``request_timeout``.
+    """
+    try:
+        async with asyncio.timeout(request.app[BODIES].stall_timeout):
+            yield
+    except TimeoutError:
+        raise _too_slow() from None
+
+
+def _too_slow() -> Error:
+    return Error("request_timeout", "the body did not arrive in time")
+
+
+def check_coding(headers: CIMultiDictProxy[str]) -> None:
+    """Refuse what is packed: unpacked it could be a thousand times as large.
+
+    Raises:
+        Error: ``unsupported_media_type``.
+    """
+    lines = headers.getall(hdrs.CONTENT_ENCODING, ())
+    if any(coding.strip().lower() not in ("", "identity") for coding in ",".join(lines).split(",")):
+        raise Error(
+            "unsupported_media_type", "a body is sent as it is: no Content-Encoding is supported"
+        )
+
+
+async def start_body(request: web.Request) -> None:
+    """Have the client send its body, if it waits to be told."""
+    if request.get(EXPECTS) and not request.writer.output_size:
+        del request[EXPECTS]
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # no part of the answer itself
+
+
 async def read_body(request: web.Request, shape: type[Shape]) -> Shape:
     """The request's JSON body, checked; none at all is an empty object.
 
     Raises:
-        Error: ``bad_request``, naming the field, or ``payload_too_large``.
+        Error: what :meth:`Bodies.read_json` raises; a ``bad_request`` names the field.
     """
-    try:
-        data = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise Error("payload_too_large", "the body is too large") from None
-    try:
-        value = loads_bounded(data) if data.strip() else {}
-    except ValueError:
-        raise bad_request("the body is not JSON, or is nested too deeply") from None
+    value = await request.app[BODIES].read_json(request)
     return _check(value, shape, strict=True)
 
 

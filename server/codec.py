@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar, cast
 
 import orjson
 
+T = TypeVar("T")
+
 MAX_DEPTH = 200
+MAX_CONTAINERS = 200_000
+"""Objects and arrays in one document of a client. Parsed, each takes a hundred bytes or more."""
+MAX_VALUES = 500_000
+"""Values in one document of a client, as the commas between them tell."""
+BIG_BYTES = 1 << 20
+MANY_CONTAINERS = 10_000
+"""What is larger, or has more objects and arrays, is parsed off the event loop."""
+_PIECE = 256 << 10
+"""What is scanned at a time: other threads get their turn in between."""
 
 
 def dumps(value: Any) -> bytes:
@@ -35,12 +48,67 @@ def loads_bounded(data: bytes | bytearray | memoryview | str) -> Any:
         ValueError: *data* is not that.
     """
     value = loads(data)
+    if isinstance(data, (bytes, bytearray)) and _brackets(data) <= MAX_DEPTH:
+        return value  # too few to be nested so deeply
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [child for parent in level for child in _containers(parent)]
         if not level:
             return value
     raise ValueError("nested too deeply")
+
+
+def has_too_many_values(data: bytes | bytearray) -> bool:
+    """Whether the JSON in *data* has more objects and arrays, or more values, than a client may
+    send. Nothing is parsed.
+
+    Parsed, a document can take thirty times its own bytes.
+    """
+    if len(data) <= MAX_CONTAINERS:
+        return False
+    # What strings contain is counted, too, so this is an upper bound, and nearly always enough.
+    if _brackets(data) <= MAX_CONTAINERS and data.count(b",") <= MAX_VALUES:
+        return False
+    containers = commas = 0
+    for structure in _outside_strings(data):
+        containers += _brackets(structure)
+        commas += structure.count(b",")
+        if containers > MAX_CONTAINERS or commas > MAX_VALUES:
+            return True
+    return False
+
+
+def is_costly(data: bytes | bytearray) -> bool:
+    """Whether to parse *data* takes so long that others would feel it."""
+    if len(data) > BIG_BYTES:
+        return True
+    return len(data) > MANY_CONTAINERS and _brackets(data) > MANY_CONTAINERS
+
+
+async def aside(work: Callable[[bytes], T], data: bytes) -> T:
+    """What *work* makes of *data*, off the event loop if that takes long."""
+    return await asyncio.to_thread(work, data) if is_costly(data) else work(data)
+
+
+def _brackets(data: bytes | bytearray) -> int:
+    return data.count(b"[") + data.count(b"{")
+
+
+def _outside_strings(data: bytes | bytearray) -> Iterator[bytes]:
+    """The parts of a JSON text that are in no string.
+
+    JSON has backslashes in strings only: what is behind one elsewhere no parser gets to see.
+    """
+    is_inside = False
+    rest = b""
+    for start in range(0, len(data), _PIECE):
+        piece = (rest + data[start : start + _PIECE]).replace(b"\\\\", b"")
+        rest = b""
+        if piece.endswith(b"\\"):  # what it escapes is in the next piece
+            piece, rest = piece[:-1], b"\\"
+        parts = piece.replace(b'\\"', b"").split(b'"')
+        yield b"".join(parts[is_inside::2])
+        is_inside ^= len(parts) % 2 == 0
 
 
 def _containers(value: Any) -> list[Any]:

@@ -18,6 +18,8 @@ from typing import Any
 from dotenv import dotenv_values
 
 PREFIX = "CLAWDFORGE_"
+MAX_BODY_BYTES = 16 << 20
+"""The largest JSON body."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -179,6 +181,8 @@ class Settings:
     max_upload_bytes: int = _setting(_int(1, 2**40), 100 * 2**20)
     max_upload_bytes_per_app: int = _setting(_int(1, 2**50), 2**30)
     max_uploads_per_app: int = _setting(_int(1, 1_000_000), 1000)
+    max_body_bytes: int = _setting(_int(MAX_BODY_BYTES, 2**40), 96 * 2**20)
+    max_body_bytes_per_app: int = _setting(_int(MAX_BODY_BYTES, 2**40), 32 * 2**20)
     agent_idle_secs: float = _setting(_seconds(0.01), 600)
     agent_start_timeout_secs: float = _setting(_seconds(0.1), 60)
     turn_timeout_secs: float = _setting(_seconds(0.1), 3600)
@@ -189,6 +193,7 @@ class Settings:
     session_hard_ttl_secs: float = _setting(_seconds(0), 86400)
     sweep_interval_secs: float = _setting(_seconds(0.01), 60)
     permission_timeout_secs: float = _setting(_seconds(0.01), 300)
+    body_timeout_secs: float = _setting(_seconds(0.1, 86400), 300)
     auth_timeout_secs: float = _setting(_seconds(0.01, 600), 5)
     heartbeat_secs: float = _setting(_seconds(0.01, 3600), 20)
     stall_timeout_secs: float = _setting(_seconds(0.01, 3600), 30)

@@ -5,6 +5,10 @@ nothing of who it is. It holds one of the places of those who have yet to say so
 (:class:`limits.Places`) until its first request is whole; where there is none
 left it is dropped, and where it takes too long, too.
 
+A connection whose last request showed no credential is worth no more than that
+while it idles: of those there are only so many, and the one that has idled
+longest goes first. One whose peer takes nothing of its answer goes, too.
+
 Who comes alone is let in at once. A crowd is let in one by one, or who is in
 already would feel each of them: a socket and what it missed take half a
 millisecond of the event loop.
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import select
@@ -26,6 +31,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from . import tcp
 from .errors import Error, bad_request
 from .limits import Places
 from .replies import NAME, error_reply
@@ -42,6 +48,9 @@ PAUSE_SECS = 0.003
 CROWD = 100
 """Of so many that come together each has its pause; of the next hundred every second, and so on:
 ten thousand wait two seconds, not thirty."""
+STRANGERS_READ_BYTES = 16 << 10
+APPS_READ_BYTES = 256 << 10
+"""What is read of a connection at a time, before and after it has shown a credential."""
 RETRY_SECS = 1.0
 """Where the system has no descriptor or memory for a connection, it may have one by then."""
 
@@ -52,15 +61,23 @@ class Door:
     Args:
         places: for those that have yet to say who they are.
         patience: seconds that a first request may take.
+        stall_timeout: seconds after which a peer that has taken nothing of an answer is dropped.
         supervisor: of the tasks that accept.
     """
 
     def __init__(
-        self, places: Places, patience: float, supervisor: Supervisor | None = None
+        self,
+        places: Places,
+        patience: float,
+        stall_timeout: float = 30,
+        supervisor: Supervisor | None = None,
     ) -> None:
         self._supervisor = supervisor or Supervisor()
         self._places = places
         self._patience = patience
+        self._stall_timeout = stall_timeout
+        self._connections: set[Connection] = set()
+        self._idle_strangers: dict[Connection, None] = {}
 
     @contextlib.asynccontextmanager
     async def open(self, runner: web.AppRunner, host: str, port: int) -> AsyncIterator[int]:
@@ -93,6 +110,7 @@ class Door:
                 listener.setblocking(False)
                 listener.listen(BACKLOG)
                 self._supervisor.spawn(accepting, "door", partial(_accept, listener, connection))
+            self._supervisor.spawn(accepting, "stalled connections", self._drop_stalled)
             yield bound.sockets[0].getsockname()[1]
 
     def enter(self, connection: Connection, address: str) -> contextlib.ExitStack | None:
@@ -105,6 +123,36 @@ class Door:
         timer = asyncio.get_running_loop().call_later(self._patience, connection.abort)
         place.callback(timer.cancel)
         return place
+
+    def add(self, connection: Connection) -> None:
+        """Watch over *connection*."""
+        self._connections.add(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """Stop watching: it is gone, or has become a socket, which is watched by itself."""
+        self._connections.discard(connection)
+        self._idle_strangers.pop(connection, None)
+
+    def is_busy(self, connection: Connection) -> None:
+        """A request has come."""
+        self._idle_strangers.pop(connection, None)
+
+    def is_idle(self, connection: Connection) -> None:
+        """Its request is answered, and showed no credential."""
+        self._idle_strangers[connection] = None
+        if len(self._idle_strangers) > self._places.total:
+            next(iter(self._idle_strangers)).abort()
+
+    async def _drop_stalled(self) -> None:
+        """Drop connections that take nothing of their answers, for ever."""
+        taken: dict[Connection, int] = {}
+        while True:
+            await asyncio.sleep(self._stall_timeout)
+            before, taken = taken, {c: c.taken for c in self._connections if c.is_writing}
+            for connection, size in taken.items():
+                if before.get(connection) == size:
+                    logger.info("a connection has taken nothing of its answer; dropped")
+                    connection.abort()
 
 
 async def _accept(listener: socket.socket, connection: Callable[[], asyncio.Protocol]) -> None:
@@ -137,35 +185,111 @@ def is_to_pause(together: int) -> bool:
     return together > 0 and together % (1 + together // CROWD) == 0
 
 
+@dataclasses.dataclass(slots=True)
+class Allowance:
+    """What may still come in on a connection.
+
+    Attributes:
+        is_spent: done once more has come.
+    """
+
+    left: int
+    is_spent: asyncio.Future[None]
+
+
 class Connection(web.RequestHandler):
     """One connection; it holds a place at the door until it has asked for something."""
 
-    __slots__ = ("_door", "_place")
+    __slots__ = ("_allowance", "_door", "_place", "_requests")
 
     def __init__(self, door: Door, handlers: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             handlers,
             loop=loop,
             keepalive_timeout=KEEP_ALIVE_SECS,
+            auto_decompress=False,  # two megabytes can be two gigabytes
+            lingering_time=0,  # `middleware.py` says how much of an unread body is read
             access_log=None,  # type: ignore[arg-type]  # none, as everywhere in aiohttp
         )
         self._door = door
         self._place: contextlib.ExitStack | None = None
+        self._requests = 0
+        self._allowance: Allowance | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
         self._place = self._door.enter(self, peer[0] if peer else "")
         if self._place is not None:
+            self._door.add(self)
+            transport.max_size = STRANGERS_READ_BYTES  # type: ignore[attr-defined]
             super().connection_made(transport)
         elif isinstance(transport, asyncio.Transport):
             transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self.has_asked()
+        self._leave_place()
+        self._door.remove(self)
         super().connection_lost(exc)
 
-    def has_asked(self) -> None:
-        """Its first request is there: it is a matter of that now, and not of the door's."""
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if (allowance := self._allowance) is not None:
+            allowance.left -= len(data)
+            if allowance.left < 0 and self.transport is not None:
+                self.transport.pause_reading()
+                if not allowance.is_spent.done():
+                    allowance.is_spent.set_result(None)
+
+    def begin_request(self) -> bool:
+        """A request is whole: the connection's place at the door is free.
+
+        Returns:
+            Whether it is the connection's first.
+        """
+        self._leave_place()
+        self._door.is_busy(self)
+        self._requests += 1
+        return self._requests == 1
+
+    def end_request(self, *, is_stranger: bool) -> None:
+        """It is answered, or as good as that."""
+        if is_stranger and self.transport is not None:
+            self._door.is_idle(self)
+
+    def become_socket(self) -> None:
+        """From now on it is watched by itself."""
+        self._door.remove(self)
+
+    def limit(self, size: int) -> asyncio.Future[None]:
+        """Read about *size* more bytes, and then no more.
+
+        Returns:
+            Done once so many have come.
+        """
+        is_spent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._allowance = Allowance(size, is_spent)
+        return is_spent
+
+    def lift_limits(self) -> None:
+        """A credential has been shown: read on, and more at a time."""
+        if self.transport is None:
+            return
+        self.transport.max_size = APPS_READ_BYTES  # type: ignore[attr-defined]
+        if self._allowance is not None:
+            self._allowance = None
+            self.transport.resume_reading()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether there are bytes for the peer that its connection does not take yet."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the peer has taken so far."""
+        return tcp.taken(self.transport) if self.transport is not None else 0
+
+    def _leave_place(self) -> None:
         if self._place is not None:
             self._place.close()
             self._place = None

@@ -17,9 +17,13 @@ STATUS: Final[dict[str, int]] = {
     "forbidden": 403,
     "not_found": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "conflict": 409,
     "session_closed": 410,
     "payload_too_large": 413,
+    "unsupported_media_type": 415,
+    "range_not_satisfiable": 416,
+    "expectation_failed": 417,
     "upgrade_required": 426,
     "queue_full": 429,
     "rate_limited": 429,
@@ -34,6 +38,7 @@ STATUS: Final[dict[str, int]] = {
 
 RETRYABLE: Final = frozenset(
     {
+        "request_timeout",
         "queue_full",
         "rate_limited",
         "pool_full",
@@ -79,6 +84,10 @@ class Error(Exception):
 
 def bad_request(message: str) -> Error:
     return Error("bad_request", message)
+
+
+def payload_too_large(message: str = "the body is too large") -> Error:
+    return Error("payload_too_large", message)
 
 
 def not_found(what: str = "session") -> Error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from .errors import Error
 
@@ -52,7 +53,7 @@ class Places:
     """So many at once, in all and for each key."""
 
     def __init__(self, total: int, each: int) -> None:
-        self._total = total
+        self.total = total
         self._each = each
         self._taken: Counter[str] = Counter()
 
@@ -67,10 +68,82 @@ class Places:
         Raises:
             Error: ``rate_limited``; there is none left.
         """
-        if self._taken.total() >= self._total or self._taken[key] >= self._each:
+        if self._taken.total() >= self.total or self._taken[key] >= self._each:
             raise Error("rate_limited", "too many sockets wait for their auth", retry_after=5)
         self._taken[key] += 1
         try:
             yield
         finally:
             give_back(self._taken, key)
+
+
+class ByteBudget:
+    """So many bytes at once, in all and for each key; who finds none left waits for them.
+
+    Waiting is in order, but nobody waits for the bytes of a key that has used up its own.
+
+    Args:
+        total: bytes in all.
+        each: bytes of one key; nobody may ask for more than the smaller of the two.
+    """
+
+    def __init__(self, total: int, each: int) -> None:
+        self._total = total
+        self._each = each
+        self._taken: Counter[str] = Counter()
+        self._taken_in_all = 0
+        self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}
+
+    @property
+    def taken(self) -> int:
+        """Bytes that are taken now."""
+        return self._taken_in_all
+
+    @contextlib.asynccontextmanager
+    async def take(self, key: str, size: int, patience: float) -> AsyncIterator[None]:
+        """Hold *size* bytes for the time of the block.
+
+        Raises:
+            Error: ``rate_limited``; there were none within *patience* seconds.
+        """
+        await self._get(key, size, patience)
+        try:
+            yield
+        finally:
+            self._give_back(key, size)
+
+    async def _get(self, key: str, size: int, patience: float) -> None:
+        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[ticket] = key, size
+        self._serve()
+        try:
+            async with asyncio.timeout(patience):
+                await ticket
+        except BaseException as error:
+            if self._waiting.pop(ticket, None) is None:
+                self._give_back(key, size)
+            else:
+                self._serve()  # those behind it may fit
+            if isinstance(error, TimeoutError):
+                raise Error(
+                    "rate_limited", "too many large requests at once", retry_after=5
+                ) from None
+            raise
+
+    def _give_back(self, key: str, size: int) -> None:
+        self._taken_in_all -= size
+        give_back(self._taken, key, size)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Give those who wait what there is."""
+        for ticket, (key, size) in tuple(self._waiting.items()):
+            if self._taken[key] + size > self._each:
+                continue
+            if self._taken_in_all + size > self._total:
+                return  # it is next: smaller ones behind it would keep it waiting for ever
+            del self._waiting[ticket]
+            self._taken[key] += size
+            self._taken_in_all += size
+            if not ticket.done():
+                ticket.set_result(None)

@@ -33,9 +33,19 @@ CODES: Mapping[str, tuple[str, str]] = {
     ),
     "not_found": ("There is none of that name, or it is another app's.", "no such session"),
     "method_not_allowed": ("The path knows other methods.", "Method Not Allowed"),
+    "request_timeout": ("The body came too slowly.", "the body did not arrive in time"),
     "conflict": ("The name is taken.", "the name 'my-bot' is taken"),
     "session_closed": ("The session is closed.", "the session is closed"),
     "payload_too_large": ("The body, or a file, is too large.", "the body is too large"),
+    "unsupported_media_type": (
+        "The body has a `Content-Encoding`.",
+        "a body is sent as it is: no Content-Encoding is supported",
+    ),
+    "range_not_satisfiable": ("The file has no such range.", "the file has 1024 bytes"),
+    "expectation_failed": (
+        "The `Expect` header is not `100-continue`.",
+        "the only expectation that is supported is 100-continue",
+    ),
     "upgrade_required": (
         "Here a WebSocket is spoken.",
         "ACP is spoken over WebSocket here: upgrade to it",
@@ -183,8 +193,13 @@ def _codes_of(path: str, operation: Operation) -> list[str]:
         codes.add("unauthorized")
     if "{" in path:
         codes.add("not_found")
-    if operation.body is not None:
-        codes.add("payload_too_large")
+    if operation.body is not None or operation.multipart is not None:
+        codes |= {
+            "payload_too_large",
+            "unsupported_media_type",
+            "request_timeout",
+            "rate_limited",
+        }
     return [code for code in STATUS if code in codes]
 
 

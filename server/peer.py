@@ -21,6 +21,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from . import frames, tcp
+from .codec import MAX_CONTAINERS, MAX_VALUES, aside, has_too_many_values
 from .errors import CLOSE_CODES, CloseCode, Error
 from .failures import failure_of
 from .limits import Rate
@@ -35,7 +36,10 @@ OUTBOX_BYTES = 1 << 20
 CLOSE_SECS = 3.0
 MAX_FRAME_BYTES = 4 << 20
 HARD_MAX_FRAME_BYTES = 2 * MAX_FRAME_BYTES
-TOO_BIG = f"a frame has at most {MAX_FRAME_BYTES} bytes: do not send this one again"
+TOO_BIG = (
+    f"a frame has at most {MAX_FRAME_BYTES} bytes, {MAX_CONTAINERS} objects and arrays and"
+    f" {MAX_VALUES} values: do not send this one again"
+)
 BURST_SECS = 10
 """So many seconds' worth of commands may come at once."""
 
@@ -60,14 +64,16 @@ class Goodbye(Exception):  # noqa: N818 - not an error
         return frames.frame("bye", code=int(self.code), reason=self.reason, **retry)
 
 
-def is_too_big(data: bytes) -> bool:
-    """Whether a frame is over the bound.
+async def is_too_big(data: bytes) -> bool:
+    """Whether a frame is over the bound, in bytes or in values.
 
     aiohttp has a bound of its own, but it closes while the peer still sends: the
     peer then sees a reset instead of why. So that one is set higher, for those
     who are far over, and this one says good-bye in order.
     """
-    return len(data) > MAX_FRAME_BYTES
+    if len(data) > MAX_FRAME_BYTES:
+        return True
+    return await aside(has_too_many_values, data)
 
 
 def new_socket(protocols: tuple[str, ...] = ()) -> web.WebSocketResponse[bool]:
@@ -344,7 +350,9 @@ class Peer(abc.ABC):
                 self.close(Goodbye(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
                 await asyncio.wait({self._writer})
                 return
-            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and is_too_big(message.data):
+            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and (
+                await is_too_big(message.data)
+            ):
                 self.close(Goodbye(CloseCode.TOO_BIG, TOO_BIG))
             elif message.type is WSMsgType.TEXT:
                 await self._obey(message.data)

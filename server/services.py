@@ -13,9 +13,11 @@ from aiohttp import web
 
 from . import bodies
 from .auth import Credential, Tokens, bearer, unauthorized
+from .bodies import APP
 from .codec import dumps
 from .config import Settings
 from .control import is_operator
+from .door import Connection
 from .errors import Error, session_closed
 from .files import Files, annotate
 from .health import Health
@@ -24,6 +26,24 @@ from .runner import Runner
 from .sessions import Sessions
 from .sockets import Sockets
 from .tasks import Supervisor
+
+__all__ = [
+    "APP",
+    "CREDENTIAL",
+    "REQUEST_ID",
+    "SERVICES",
+    "SESSION",
+    "TURN",
+    "Services",
+    "admit",
+    "app_of",
+    "body_of",
+    "prompt",
+    "require_admin",
+    "services_of",
+    "session_of",
+    "waiting",
+]
 
 if TYPE_CHECKING:
     from .session import Session
@@ -48,9 +68,8 @@ class Services:
 
 SERVICES = web.AppKey("services", Services)
 
-# What a request turns out to be about, for its line in the log.
+# What a request turns out to be about, with APP, for its line in the log.
 REQUEST_ID = web.RequestKey("request_id", str)
-APP = web.RequestKey("app", str)
 CREDENTIAL = web.RequestKey("credential", Credential)
 SESSION = web.RequestKey("session", str)
 TURN = web.RequestKey("turn", int)
@@ -76,6 +95,8 @@ def admit(request: web.Request, credential: Credential) -> str:
     """Note what the request was admitted with; from then on a revocation reaches it."""
     request[CREDENTIAL] = credential
     request[APP] = credential.app_name
+    if isinstance(request.protocol, Connection):
+        request.protocol.lift_limits()
     return credential.app_name
 
 

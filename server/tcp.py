@@ -10,6 +10,8 @@ import struct
 
 UNSENT_LOW_WATER = 64 << 10
 _SIOCOUTQ = 0x5411
+_BYTES_ACKED = struct.Struct("120xQ")
+"""``tcpi_bytes_acked`` in the kernel's ``struct tcp_info``."""
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 
 
@@ -28,3 +30,13 @@ def untaken(transport: asyncio.WriteTransport) -> int:
     except (OSError, ValueError, AttributeError):
         return transport.get_write_buffer_size()
     return transport.get_write_buffer_size() + int(struct.unpack("i", queued)[0])
+
+
+def taken(transport: asyncio.WriteTransport) -> int:
+    """Bytes that the peer has taken so far; of a connection that is not TCP, 0."""
+    connection = transport.get_extra_info("socket")
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        return int(_BYTES_ACKED.unpack(info)[0])
+    except (OSError, AttributeError, struct.error):
+        return 0

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from . import frames
+from .codec import aside
 from .errors import CloseCode
 from .failures import failure_of
 from .peer import WRITE_BYTES, Goodbye, Peer
@@ -130,7 +131,7 @@ class Viewer(Peer):
 
     async def _command(self, data: bytes) -> None:
         try:
-            command = frames.parse(data)
+            command = await aside(frames.parse, data)
         except frames.NotAFrameError:
             self.close(Goodbye(CloseCode.BAD_FRAME, "a frame is one JSON object"))
             return

@@ -25,8 +25,10 @@ from aiohttp import WSMsgType, web
 from blockbuster import BlockBuster
 
 from server.app import build_app
+from server.bodies import BODIES, Bodies
 from server.config import AgentCommand, Settings
 from server.door import Door
+from server.middleware import Runner
 from server.services import SERVICES, Services
 from server.tasks import Supervisor
 
@@ -280,6 +282,7 @@ class LocalServer:
         self.url = url
         self.services: Services = runner.app[SERVICES]
         self.router = runner.app.router
+        self.bodies: Bodies = runner.app[BODIES]
 
     async def client(self, name: str = "app", **token: Any) -> Client:
         """A client with a token of its own."""
@@ -331,12 +334,16 @@ async def local_server(
     blocking.deactivate()
     environ = {**os.environ, "DEMO_PACE_MS": "0"}
     app = await build_app(Settings(**values), environ=environ, clock=clock, supervisor=supervisor)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+    runner = Runner(app, shutdown_timeout=2)
     try:
         await runner.setup()
         services = app[SERVICES]
+        used = services.settings
         door = Door(
-            services.sockets.waiting, services.settings.auth_timeout_secs, services.supervisor
+            services.sockets.waiting,
+            used.auth_timeout_secs,
+            used.stall_timeout_secs,
+            services.supervisor,
         )
         async with http_session() as http, door.open(runner, "127.0.0.1", 0) as port:
             blocking.activate()

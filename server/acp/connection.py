@@ -19,7 +19,7 @@ from aiohttp import web
 
 from .. import __version__, frames
 from ..auth import Credential, unauthorized
-from ..codec import dumps, loads
+from ..codec import aside, dumps, loads
 from ..errors import CloseCode, Error, bad_request, not_found, session_closed
 from ..failures import failure_of
 from ..peer import WRITE_BYTES, Goodbye, Peer
@@ -143,7 +143,7 @@ class Connection(Peer):
 
     async def _command(self, data: bytes) -> None:
         try:
-            message = rpc.parse(data)
+            message = await aside(rpc.parse, data)
         except RpcError as error:
             self.send(rpc.error(error.request_id, error))
             if not self._initialized:

@@ -10,7 +10,7 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from .. import bodies
-from ..errors import bad_request
+from ..errors import bad_request, payload_too_large
 from ..files import Files, Upload
 from ..replies import json_reply
 from ..services import REQUEST_ID, app_of, services_of, waiting
@@ -18,6 +18,9 @@ from ..services import REQUEST_ID, app_of, services_of, waiting
 logger = logging.getLogger(__name__)
 
 routes = web.RouteTableDef()
+
+MAX_PARTS = 16
+MAX_FIELD_BYTES = 64 << 10
 
 
 @routes.post("/files")
@@ -30,11 +33,16 @@ async def upload(request: web.Request) -> web.Response:
     saved: Upload | None = None
     try:
         async with waiting(request):
+            await bodies.start_body(request)
             async for part in _parts(request):
                 if part.name == "ttl_secs":
-                    text = (await _chunk(request, part, 64)).decode(errors="replace")
+                    text = (await _field(request, part)).decode(errors="replace")
                     ttl_secs = bodies.read_texts({"ttl_secs": text}, bodies.UploadQuery).ttl_secs
-                elif part.name == "file" and saved is None:
+                elif part.name != "file":
+                    await _field(request, part)
+                elif saved is not None:
+                    raise bad_request("file: an upload is one file; send each in its own request")
+                else:
                     name = part.filename or "file"
                     saved = await files.save(app_name, name, _chunks(request, part))
     except BaseException:
@@ -67,21 +75,36 @@ def _parsing(request: web.Request) -> Iterator[None]:
 
 
 async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
+    """The form's parts; their number is limited, and none may be packed."""
     with _parsing(request):
         reader = await request.multipart()
-    while True:
-        with _parsing(request):
-            part = await reader.next()
+    for _ in range(MAX_PARTS + 1):
+        async with bodies.patience(request):
+            with _parsing(request):
+                part = await reader.next()
         if part is None:
             return
         if not isinstance(part, BodyPartReader):
             raise bad_request("multipart: parts within parts are not understood")
+        bodies.check_coding(part.headers)
         yield part
+    raise bad_request(f"multipart: a form has at most {MAX_PARTS} parts")
+
+
+async def _field(request: web.Request, part: BodyPartReader) -> bytes:
+    """The value of a field that is no file."""
+    value = b""
+    while chunk := await _chunk(request, part, 1 << 13):
+        value += chunk
+        if len(value) > MAX_FIELD_BYTES:
+            raise payload_too_large(f"a form's field has at most {MAX_FIELD_BYTES} bytes")
+    return value
 
 
 async def _chunk(request: web.Request, part: BodyPartReader, size: int) -> bytes:
-    with _parsing(request):
-        return await part.read_chunk(size)
+    async with bodies.patience(request):
+        with _parsing(request):
+            return await part.read_chunk(size)
 
 
 async def _chunks(request: web.Request, part: BodyPartReader) -> AsyncIterator[bytes]:

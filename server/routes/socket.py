@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from aiohttp import WSMsgType, web
 
 from .. import bodies, frames
-from ..auth import Credential, bearer, check_origin
+from ..auth import Credential, bearer, check_origin, unauthorized
+from ..door import Connection
 from ..errors import CloseCode, Error, bad_request
 from ..failures import failure_of
-from ..peer import TOO_BIG, Goodbye, is_too_big, new_socket
+from ..peer import Goodbye, new_socket
 from ..services import CREDENTIAL, SESSION, Services, admit, app_of, prompt, services_of
 from ..session import MAX_CHANGES, Session
 from ..viewer import Viewer
@@ -19,6 +21,10 @@ from ..viewer import Viewer
 logger = logging.getLogger(__name__)
 
 routes = web.RouteTableDef()
+
+MAX_FIRST_BYTES = 16 << 10
+FIRST_TOO_BIG = f"the first frame has at most {MAX_FIRST_BYTES} bytes"
+SETTLE_SECS = 0.05
 
 
 @routes.get("/sessions/{session_id}/ws")
@@ -41,8 +47,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     try:
         if session is None:
             with services.sockets.waiting.take(request.remote or ""):
-                await ws.prepare(request)
-                auth = await _first_frame(ws, services.settings.auth_timeout_secs)
+                auth = await _first_frame(request, ws, services.settings.auth_timeout_secs)
             after = after if auth.after is None else auth.after
             session = await _let_in(services, request, auth, session_id)
             app_name = request[CREDENTIAL].app_name
@@ -89,19 +94,47 @@ def _check_protocol(version: str) -> None:
         raise Goodbye(CloseCode.PROTOCOL_VERSION, f"this server speaks protocol {frames.PROTOCOL}")
 
 
-async def _first_frame(ws: web.WebSocketResponse[bool], timeout: float) -> frames.Auth:
-    """The frame that must come first, where no header said who asks."""
+async def _first_frame(
+    request: web.Request, ws: web.WebSocketResponse[bool], timeout: float
+) -> frames.Auth:
+    """The frame that must come first, if no header said who asks.
+
+    Until it has come, little more than such a frame is read.
+    """
+    connection = request.protocol
+    if not isinstance(connection, Connection):
+        raise unauthorized()  # the operator's socket: who has it has no need of this
+    is_spent = connection.limit(MAX_FIRST_BYTES)
+    await ws.prepare(request)
     try:
         async with asyncio.timeout(timeout):
-            message = await ws.receive()
+            message = await _receive(ws, is_spent)
             while message.type in (WSMsgType.PING, WSMsgType.PONG):
                 if message.type is WSMsgType.PING:
                     await ws.pong(message.data)
-                message = await ws.receive()
+                message = await _receive(ws, is_spent)
     except TimeoutError:
         raise Goodbye(CloseCode.AUTH_TIMEOUT, f"no auth within {timeout:g} s") from None
-    if message.type is WSMsgType.TEXT and is_too_big(message.data):
-        raise Goodbye(CloseCode.TOO_BIG, TOO_BIG)
+    return _parse_first(message)
+
+
+async def _receive(ws: web.WebSocketResponse[bool], is_spent: asyncio.Future[None]) -> Any:
+    """The next message, unless it is larger than may be read."""
+    receiving: asyncio.Future[Any] = asyncio.ensure_future(ws.receive())
+    try:
+        await asyncio.wait({receiving, is_spent}, return_when=asyncio.FIRST_COMPLETED)
+        # What has come is with the task in a moment, and nothing more will come.
+        await asyncio.wait({receiving}, timeout=SETTLE_SECS)
+        if not receiving.done():
+            raise Goodbye(CloseCode.TOO_BIG, FIRST_TOO_BIG)
+        return await receiving
+    finally:
+        receiving.cancel()
+
+
+def _parse_first(message: Any) -> frames.Auth:
+    if message.type is WSMsgType.TEXT and len(message.data) > MAX_FIRST_BYTES:
+        raise Goodbye(CloseCode.TOO_BIG, FIRST_TOO_BIG)
     if message.type is not WSMsgType.TEXT:
         raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth")
     try:
