@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 import secrets
 import shutil
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from . import store
 from .errors import Error, bad_request, not_stored
+from .file_names import harmless
 from .limits import give_back
 from .log import LogWriter
 from .schema import FileRow
@@ -96,7 +96,7 @@ class Files:
                 f"an app has at most {self._max_count_per_app} files: wait until some have expired",
             )
         token = PREFIX + secrets.token_urlsafe(32)
-        path = self._path(_digest(token), _harmless(name))
+        path = self._path(_digest(token), harmless(name))
         upload = Upload(app_name, token, path, 0)
         self._count_of[app_name] += 1
         try:
@@ -207,9 +207,3 @@ def annotate(blocks: list[dict[str, object]], paths: Sequence[Path]) -> list[dic
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-
-
-def _harmless(name: str) -> str:
-    """*name* without anything that means something to a file system or a shell."""
-    base = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name.replace("\\", "/")).name)[-100:]
-    return base.lstrip(".-") or "file"

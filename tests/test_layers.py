@@ -59,6 +59,7 @@ LEVELS = {
     "agents.supervise": 1,
     "agents.transcript": 1,
     "failures": 2,
+    "file_names": 1,
     "log": 2,
     "negotiation": 1,
     "upgrade": 2,

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import AsyncIterator, Iterator
 
-from aiohttp import BodyPartReader, web
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    hdrs,
+    web,
+)
 from aiohttp.http_exceptions import HttpProcessingError
 
 from .. import bodies
 from ..errors import bad_request, payload_too_large
+from ..file_names import client_name, disposition
 from ..files import Files, Upload
 from ..replies import json_reply
 from ..services import REQUEST_ID, app_of, services_of, waiting
@@ -21,6 +29,10 @@ routes = web.RouteTableDef()
 
 MAX_PARTS = 16
 MAX_FIELD_BYTES = 64 << 10
+
+# aiohttp reads the header, too, to look for a part that we do not take; our reading counts.
+for _category in (BadContentDispositionHeader, BadContentDispositionParam):
+    warnings.filterwarnings("ignore", category=_category)
 
 
 @routes.post("/files")
@@ -35,15 +47,17 @@ async def upload(request: web.Request) -> web.Response:
         async with waiting(request):
             await bodies.start_body(request)
             async for part in _parts(request):
-                if part.name == "ttl_secs":
+                header = disposition(part.headers.get(hdrs.CONTENT_DISPOSITION, ""))
+                field = header.get("name")
+                if field == "ttl_secs":
                     text = (await _field(request, part)).decode(errors="replace")
                     ttl_secs = bodies.read_texts({"ttl_secs": text}, bodies.UploadQuery).ttl_secs
-                elif part.name != "file":
+                elif field != "file":
                     await _field(request, part)
                 elif saved is not None:
                     raise bad_request("file: an upload is one file; send each in its own request")
                 else:
-                    name = part.filename or "file"
+                    name = client_name(header)
                     saved = await files.save(app_name, name, _chunks(request, part))
     except BaseException:
         await _discard(files, saved)
