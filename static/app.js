@@ -1,11 +1,13 @@
 /** The wiring: who is signed in, which sessions are open, and what each part needs. */
 import { addressOf, Api } from './api.js';
+import { titleOf } from './normalise.js';
 import { Session } from './session.js';
 import { storage } from './storage.js';
 import { createTranscript, promptParts, reduce, seed, textOf } from './transcript.js';
 import { Attention } from './views/attention.js';
+import { titleOf as titleOfCall } from './views/call.js';
 import { ask, toast } from './views/dialogs.js';
-import { template } from './views/dom.js';
+import { guard, template } from './views/dom.js';
 import { FramesView } from './views/frames.js';
 import { SessionView } from './views/sessionview.js';
 import { Sidebar } from './views/sidebar.js';
@@ -21,6 +23,7 @@ const ATTEND_EVERY = 250; // ms; not once a frame, for a hidden tab has no frame
 const root = document.getElementById('app');
 const attention = new Attention();
 const open = new Map(); // session id -> {session, view, seen}, least recently shown first
+let marks = new Map(); // session id -> 'running' or 'unread'
 let api = null;
 let shell = null; // what is on the screen when signed in
 let current = null; // id of the session on the screen; null: a new one
@@ -52,7 +55,7 @@ async function begin() {
 	if (given.has('token')) {
 		storage.saveToken(given.get('token'));
 		given.delete('token');
-		history.replaceState(null, '', given.size ? `#${given}` : location.pathname);
+		history.replaceState(history.state, '', given.size ? `#${given}` : location.pathname);
 	}
 	const token = storage.token();
 	if (token) await enter(token).catch((error) => signIn(error.message, token));
@@ -89,6 +92,7 @@ async function enter(token) {
 	leave();
 	api = mine;
 	listed = sessions;
+	marks = storage.marks();
 	buildShell();
 	route();
 	api.agents().then((agents) => shell?.start.setAgents(agents), () => {});
@@ -131,7 +135,9 @@ function showFrames(on = shell.frames.el.hidden) {
 // ---- which session is on the screen
 
 function go(id) {
-	if (id !== current) history.pushState(null, '', id ? `#session=${id}` : location.pathname);
+	const address = id ? `#session=${id}` : location.pathname;
+	// A sign-in that lives in this entry of the history must not be left behind in it.
+	if (id !== current) history[storage.inHistory ? 'replaceState' : 'pushState'](history.state, '', address);
 	route();
 }
 
@@ -144,10 +150,7 @@ function route() {
 	if (!el.isConnected) shell.main.append(el);
 	for (const child of shell.main.children) child.hidden = child !== el;
 	showSidebar(false);
-	if (entry) {
-		entry.unseen = false;
-		retire(entry);
-	}
+	if (entry) retire(entry);
 	if (!shell.frames.el.hidden) shell.frames.show(entry?.session);
 	entry?.view.scroll.keep();
 	// On a phone the keyboard would cover what one came to read.
@@ -159,9 +162,9 @@ function route() {
 function retire(entry) {
 	open.delete(entry.session.id);
 	open.set(entry.session.id, entry);
-	for (const [id, { session, view, unseen }] of open) {
+	for (const [id, { session, view }] of open) {
 		if (open.size <= KEPT_OPEN) break;
-		if (session === entry.session || session.running || unseen || session.outbox.size || view.composer.attachments.blocked) continue;
+		if (session === entry.session || session.running || session.outbox.size || view.composer.attachments.blocked) continue;
 		session.stop();
 		view.el.remove();
 		open.delete(id);
@@ -271,13 +274,13 @@ async function refresh() {
 function drawList() {
 	const rows = new Map();
 	for (const { session_id: id, closed_at: closed, pending_permissions: pending, ...one } of listed) {
-		rows.set(id, { id, title: one.meta?.title, agent: one.agent, at: one.last_turn_at ?? one.created_at, state: closed ? 'closed' : pending?.length ? 'waiting' : one.state });
+		rows.set(id, { id, title: titleOf(one.meta), agent: one.agent, at: one.last_turn_at ?? one.created_at, state: closed ? 'closed' : pending?.length ? 'waiting' : one.state });
 	}
-	for (const [id, { session, view, unseen }] of open) {
+	for (const [id, { session, view }] of open) {
 		if (!session.synced) continue;
 		const { agent, title, closed, waiting, running, model } = session;
 		const { at = session.state?.created_at ?? 0 } = rows.get(id) ?? {};
-		rows.set(id, { id, title, agent, at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000), state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : unseen ? 'finished' : 'idle' });
+		rows.set(id, { id, title, agent, at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000), state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : 'idle' });
 		if (closed && !withClosed && id !== current && !view.unsent && !session.outbox.size) rows.delete(id);
 	}
 	// What was written in a session that is not listed any more can still be found.
@@ -285,8 +288,25 @@ function drawList() {
 		const text = storage.draft(id) || promptParts(storage.outbox(id)[0]?.prompt).text;
 		if (!rows.has(id) && !id.startsWith('new')) rows.set(id, { id, title: `Not sent: ${text.trim().slice(0, 60)}`, agent: 'draft', at: 0, state: 'closed' });
 	}
+	mark(rows);
 	shell?.sidebar.update([...rows.values()], current);
 	return [...rows.values()];
+}
+
+/** Which sessions have finished while one looked elsewhere; also while the page was not open. */
+function mark(rows) {
+	const before = JSON.stringify([...marks]);
+	for (const id of marks.keys()) if (!rows.has(id)) marks.delete(id);
+	for (const row of rows.values()) {
+		const { id, state } = row;
+		if (state === 'running' || state === 'waiting') marks.set(id, 'running');
+		else if (state === 'closed' || id === current) marks.delete(id);
+		else if (marks.has(id)) {
+			marks.set(id, 'unread');
+			row.state = 'finished';
+		}
+	}
+	if (JSON.stringify([...marks]) !== before) storage.saveMarks(marks);
 }
 
 // ---- attention: title, icon, list, notifications, speech
@@ -301,7 +321,7 @@ function attend() {
 	clearTimeout(attendTimer);
 	attendTimer = 0;
 	const entries = [...open.values()].filter(({ session }) => session.synced);
-	for (const entry of entries) tell(entry);
+	for (const entry of entries) guard(() => tell(entry));
 	const waiting = drawList().filter(({ state }) => state === 'waiting');
 	const runs = entries.some(({ session }) => session.running);
 	const shown = open.get(current)?.session;
@@ -316,17 +336,18 @@ function tell(entry) {
 	const { session, seen } = entry;
 	const { agent, model, running, title } = session;
 	const turns = model.turns.length;
-	entry.seen = { running, turns, waiting: model.waiting.size };
+	entry.seen = { running, turns, waiting: new Set(model.waiting.keys()) };
 	if (!seen) return;
 	const notify = (words, body) => storage.preferences().notify && attention.notify(words, body, () => go(session.id));
-	if (model.waiting.size > seen.waiting) {
-		const what = [...model.waiting.values()].at(-1).title;
+	const asked = [...model.waiting.values()].filter(({ requestId }) => !seen.waiting.has(requestId));
+	for (const { call } of asked.slice(-1)) {
+		const what = titleOfCall(call);
 		attention.say(`${agent} asks for your permission: ${what}`, true);
 		notify(`${agent} waits for you`, what || title);
 	}
 	if (running && !seen.running) attention.say(`${agent} is working.`);
 	if (running || !(seen.running || turns > seen.turns)) return;
-	entry.unseen = session.id !== current;
+	if (session.id !== current) marks.set(session.id, 'unread');
 	const turn = model.turns.at(-1);
 	const answer = textOf(turn.items.findLast(({ kind }) => kind === 'message')?.parts);
 	attention.say(turn.stopReason === 'end_turn' ? `${agent} has finished. ${answer.slice(0, 600)}` : `The turn has ended: ${turn.error?.message ?? turn.stopReason}`);

@@ -4,7 +4,10 @@
  * 'synced' (the log has been read), 'frame' (for the raw view), 'problem' (a sentence),
  * 'withdrawn' ({prompt, files}: a prompt that this page took out of the queue).
  */
+import { records, titleOf } from './normalise.js';
+
 const FRAMES_KEPT = 500;
+const MAX_TITLE = 200; // characters taken over from an agent
 const READ_BACK_AFTER = 700; // ms from a change of settings to reading what came of it
 
 export class Session {
@@ -59,11 +62,17 @@ export class Session {
 	}
 
 	#emit(name, value) {
-		for (const listener of this.#listeners[name] ?? []) listener(value);
+		for (const listener of this.#listeners[name] ?? []) {
+			try {
+				listener(value);
+			} catch (error) {
+				console.error(error); // the other listeners, and what comes next, are not affected
+			}
+		}
 	}
 
 	get title() {
-		return this.state?.meta?.title || this.model.title || '';
+		return titleOf(this.state?.meta) || this.model.title || '';
 	}
 	/** Its name until somebody, or the agent, finds a better one. */
 	get #firstWords() {
@@ -128,7 +137,7 @@ export class Session {
 	hear(state) {
 		this.changes += 1;
 		this.state = { ...this.state, ...state };
-		if (state.queued) this.queue = new Map(state.queued.map((one) => [one.turn_index, one]));
+		if (Array.isArray(state.queued)) this.queue = new Map(records(state.queued).map((one) => [one.turn_index, one]));
 		this.#parts.seed(this.model, state);
 		if (this.synced) this.#emit('change');
 	}
@@ -186,7 +195,7 @@ export class Session {
 	async #takeTitle() {
 		await this.named; // a quick turn ends before that is answered
 		const { title } = this.model;
-		if (title && title !== this.title && this.title === this.#firstWords) await this.rename(title);
+		if (title && title !== this.title && this.title === this.#firstWords) await this.rename(title.slice(0, MAX_TITLE).toWellFormed());
 	}
 
 	#ready(frame) {
@@ -222,9 +231,18 @@ export class Session {
 		this.#changedOutbox();
 	}
 
-	#failed({ code, message }) {
+	#failed({ id, code, message }) {
+		const permission = this.model.waiting.get(id);
+		if (permission && code !== 'not_found') this.#refused(permission);
 		if (code !== 'not_found') this.#emit('problem', message);
 		this.#readBack();
+	}
+
+	/** The answer to a request was not taken: it can be answered again. */
+	#refused(permission) {
+		permission.refused += 1;
+		this.model.dirty.add(permission.tool);
+		this.#emit('change');
 	}
 
 	/** Prompts that are not accepted survive a reload, with their id. */
@@ -242,4 +260,4 @@ export class Session {
 	}
 }
 
-const firstLine = (text) => text.trim().split('\n')[0].slice(0, 80);
+const firstLine = (text) => text.trim().split('\n')[0].slice(0, 80).toWellFormed();

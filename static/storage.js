@@ -1,9 +1,14 @@
 /**
+/**
  * What the browser remembers for the page. Its storage may be full or forbidden: what it does not
- * take is kept in memory, for as long as the page is open.
+ * take is kept in memory, for as long as the page is open. The sign-in, which a reload must not
+ * forget, then stays with the entry of the tab's history.
  */
 const PREFIX = 'clawdforge:';
+const MAX_MARKS = 200; // sessions
 const memory = new Map(); // area and key -> the value that the browser did not take
+
+const isRecord = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 
 function read(area, key) {
 	if (memory.has(area + key)) return memory.get(area + key);
@@ -14,13 +19,16 @@ function read(area, key) {
 	}
 }
 
+/** False: the browser did not take it. */
 function write(area, key, value) {
 	memory.delete(area + key);
 	try {
 		if (value == null) globalThis[area].removeItem(PREFIX + key);
 		else globalThis[area].setItem(PREFIX + key, JSON.stringify(value));
+		return true;
 	} catch {
 		memory.set(area + key, value);
+		return false;
 	}
 }
 
@@ -35,21 +43,42 @@ function keysOf(start) {
 	return [...new Set(own)].filter((key) => key.startsWith(PREFIX + start)).map((key) => key.slice((PREFIX + start).length));
 }
 
+const given = () => history.state?.token ?? null;
+const give = (token) => history.replaceState({ ...history.state, token: token ?? undefined }, '');
+const text = (value) => (typeof value === 'string' ? value : null);
+
 export const storage = {
-	token: () => read('sessionStorage', 'token') ?? read('localStorage', 'token'),
-	kept: (token) => read('localStorage', 'token') === token,
+	token: () => text(read('sessionStorage', 'token')) ?? text(read('localStorage', 'token')) ?? text(given()),
+	kept: (token) => token !== '' && read('localStorage', 'token') === token,
 	/** Without `keep`, for this tab: what is kept stays. */
 	saveToken(token, keep) {
-		write('sessionStorage', 'token', keep ? null : token);
-		if (keep !== undefined) write('localStorage', 'token', keep ? token : null);
+		let taken = write('sessionStorage', 'token', keep ? null : token);
+		if (keep !== undefined) taken = write('localStorage', 'token', keep ? token : null) && taken;
+		if (!taken || given() !== null) give(taken ? null : token);
 	},
-	preferences: () => read('localStorage', 'preferences') ?? {},
+	/** Whether the tab's history carries the sign-in: then it must not hold it more than once. */
+	get inHistory() {
+		return given() !== null;
+	},
+	preferences() {
+		const found = read('localStorage', 'preferences');
+		return isRecord(found) ? found : {};
+	},
 	savePreferences: (changes) => write('localStorage', 'preferences', { ...storage.preferences(), ...changes }),
 	/** `part`: 'draft' (the text), 'attached' (its files) or 'choices' (of a new session). */
 	draft: (id, part = 'draft') => read('sessionStorage', `${part}:${id}`),
 	saveDraft: (id, value, part = 'draft') => write('sessionStorage', `${part}:${id}`, value?.length === 0 ? null : value),
-	outbox: (id) => read('sessionStorage', `outbox:${id}`) ?? [],
+	outbox(id) {
+		const found = read('sessionStorage', `outbox:${id}`);
+		return Array.isArray(found) ? found.filter(isRecord) : [];
+	},
 	saveOutbox: (id, prompts) => write('sessionStorage', `outbox:${id}`, prompts.length ? prompts : null),
 	/** Ids of the sessions for which this tab keeps something unsent. */
 	unsent: () => [...new Set(['draft:', 'attached:', 'outbox:'].flatMap(keysOf))].filter((id) => read('sessionStorage', `draft:${id}`) || read('sessionStorage', `attached:${id}`) || read('sessionStorage', `outbox:${id}`)),
+	/** Session id -> 'running' or 'unread': what one has not seen the end of. */
+	marks() {
+		const found = read('localStorage', 'marks');
+		return new Map(Array.isArray(found) ? found.filter((one) => Array.isArray(one)) : []);
+	},
+	saveMarks: (marks) => write('localStorage', 'marks', [...marks].slice(-MAX_MARKS)),
 };

@@ -2,51 +2,65 @@
  * transcript.js: from log entries to what there is to show. `reduce(model, entry)`
  * takes a session's entries in order, and changes the model in place at the same
  * cost for each. What changed it leaves in `model.dirty`, for a view to take. No
- * clock, no dice, no DOM.
+ * clock, no dice, no DOM. An agent's fields are checked for their types
+ * (normalise.js); an update that makes no sense is shown as it came.
  *
  *   turns[]  {index, prompt, id, context, status, stopReason, durationMs, error, usage, plan, items[]}
  *     withdrawn: it was cancelled before the agent got it
  *     failure: what the agent told beyond the error's message; null if it answered no error
  *   items[]  kind 'message', 'thought', 'user': parts[], done
- *     kind 'tool': id, title, toolKind, status, content, locations, input, output, terminal, permission
+ *     kind 'tool': id, title, toolKind, status, content, locations, input, output, terminal, permissions[]
  *     kind 'plan': entries[]; 'note': a small fact; 'raw': what is not known here, as it came
- *   waiting  request_id -> the tool item that waits for the user's permission
+ *   waiting  request_id -> the permission that waits for the user: {requestId, turnIndex, call, options, …}
+ *     call: what is asked for, as it was when the agent asked; it stays when the tool call changes
  *   running  indices of the turns that have not ended
  *   modes, models, configOptions, commands, usage, title, closed
  */
+import { block, blocks, commands, configOptions, failure, identity, isRecord, list, models, modes, number, options, planEntries, record, string, toolCall, usage, words } from './normalise.js';
+
 const MAX_RAW = 200; // kept of one run of unknown updates; more are only counted
 
 export function createTranscript() {
 	const model = { kind: 'session', head: 0, turns: [], running: new Set(), waiting: new Map(), modes: null, models: null, configOptions: null, commands: null, usage: null, title: null, closed: null };
-	return hide(model, { dirty: new Set(), byIndex: new Map(), tools: new Map(), requests: new Map(), seededAt: 0 });
+	return hide(model, { dirty: new Set(), byIndex: new Map(), calls: new Map(), requests: new Map(), seededAt: 0 });
 }
 
 /** `ready` and GET /sessions/{id} know the present settings: they win over the log up to their head. */
-export function seed(model, { head = 0, modes, models, config_options: configOptions, commands, usage }) {
-	model.seededAt = Math.max(model.seededAt, head);
-	for (const [name, value] of Object.entries({ modes, models, configOptions, commands, usage })) if (value) set(model, name, value);
+export function seed(model, state) {
+	const { head, model: current } = state;
+	model.seededAt = Math.max(model.seededAt, number(head, 0));
+	const settings = { modes: modes(state.modes), models: models(state.models, current), configOptions: settled(state.config_options, configOptions), commands: settled(state.commands, commands), usage: usage(state.usage) };
+	for (const [name, value] of Object.entries(settings)) if (value) set(model, name, value);
 }
 
+const settled = (value, normalise) => (Array.isArray(value) ? normalise(value) : null);
+
 export function reduce(model, entry) {
-	const handler = ENTRIES[entry.type];
+	const handler = ENTRIES[string(entry.type)];
 	model.head = entry.seq;
-	if (handler) handler(model, entry);
-	else addRaw(model, entry, entry.type, entry);
+	try {
+		if (handler) handler(model, entry);
+		else addRaw(model, entry, words(entry.type, 'entry'), entry);
+	} catch (error) {
+		console.error(error);
+		addRaw(model, entry, words(entry.type, 'entry'), entry);
+	}
 	return model;
 }
 
 const ENTRIES = {
+	__proto__: null,
 	turn_start(model, entry) {
-		const { prompt, id = null, context = 'kept', ts } = entry;
+		const { prompt, id, context, ts } = entry;
 		const turn = turnOf(model, entry);
-		Object.assign(turn, { prompt: typeof prompt === 'string' ? [{ type: 'text', text: prompt }] : list(prompt), id, context, startedAt: ts, status: 'running' });
+		Object.assign(turn, { prompt: blocks(prompt), id: string(id, null), context: string(context, 'kept'), startedAt: ts, status: 'running' });
 		model.running.add(turn.index);
 	},
 
 	turn_end(model, entry) {
 		const turn = turnOf(model, entry);
 		closeText(model, turn, entry.ts);
-		Object.assign(turn, { status: 'ended', stopReason: entry.stop_reason, durationMs: entry.duration_ms, error: entry.error ?? null });
+		Object.assign(turn, { status: 'ended', stopReason: string(entry.stop_reason, 'error'), durationMs: number(entry.duration_ms), error: failure(entry.error) });
 		// A turn whose agent never had it took no time.
 		if (entry.withdrawn ?? (entry.stop_reason === 'cancelled' && entry.duration_ms === 0 && !turn.items.length)) turn.withdrawn = true;
 		for (const tool of turn.open) {
@@ -55,76 +69,106 @@ const ENTRIES = {
 		}
 		turn.open.clear();
 		model.running.delete(turn.index);
+		for (const [requestId, permission] of model.waiting) {
+			if (permission.turnIndex !== turn.index) continue;
+			permission.over = true;
+			model.waiting.delete(requestId);
+			model.dirty.add(permission.tool);
+		}
 	},
 
 	event(model, entry) {
-		const { method, params, result, error } = entry.event ?? {};
-		const update = method === 'session/update' ? (params?.update ?? {}) : {};
-		if (Object.hasOwn(UPDATES, update.sessionUpdate)) UPDATES[update.sessionUpdate](model, update, entry);
-		else if (method) addRaw(model, entry, update.sessionUpdate ?? method, update.sessionUpdate ? update : params);
-		else if (result?.usage) turnOf(model, entry).usage = result.usage;
-		else if (error) turnOf(model, entry).failure = detailOf(error.data);
+		const { event } = entry;
+		const { method, params, result, error } = record(event);
+		if (typeof method === 'string') update(model, entry, method, params);
+		else if (isRecord(result)) {
+			if (isRecord(result.usage)) turnOf(model, entry).usage = { totalTokens: number(result.usage.totalTokens) };
+		} else if (error) turnOf(model, entry).failure = detailOf(record(error).data);
+		else addRaw(model, entry, 'message', event);
 	},
 
 	permission_request(model, entry) {
-		const { request_id: requestId, request, expires_at: expiresAt = null } = entry;
-		const tool = mergeTool(model, { toolCallId: `permission:${requestId}`, ...request?.toolCall }, entry, true);
-		tool.permission = { requestId, options: list(request?.options), expiresAt, outcome: null, by: null };
-		model.requests.set(requestId, tool);
-		model.waiting.set(requestId, tool);
+		const { request_id: requestId, expires_at: expiresAt } = entry;
+		if (model.requests.has(requestId)) return;
+		const request = record(entry.request);
+		const asked = record(request.toolCall);
+		const tool = mergeTool(model, { ...asked, toolCallId: identity(asked.toolCallId) ?? `permission:${requestId}` }, entry);
+		const { title, toolKind, content, locations, input, turnIndex } = tool;
+		const permission = { requestId, turnIndex, call: { title, toolKind, content, locations, input }, options: options(request.options), expiresAt: number(expiresAt), outcome: null, by: null, over: false, refused: 0 };
+		tool.permissions.push(hide(permission, { tool }));
+		model.requests.set(requestId, permission);
+		model.waiting.set(requestId, permission);
 	},
 
 	permission_resolved(model, { request_id: requestId, outcome, by }) {
-		const tool = model.requests.get(requestId);
-		model.requests.delete(requestId);
+		const permission = model.requests.get(requestId);
 		model.waiting.delete(requestId);
-		if (tool?.permission.requestId !== requestId) return;
-		Object.assign(tool.permission, { outcome: outcome ?? {}, by });
-		model.dirty.add(tool);
+		if (!permission || permission.outcome) return;
+		Object.assign(permission, { outcome: { optionId: string(record(outcome).optionId, null) }, by: string(by) });
+		model.dirty.add(permission.tool);
 	},
 
-	session_closed: (model, { reason }) => set(model, 'closed', { reason }),
+	session_closed: (model, { reason }) => set(model, 'closed', { reason: string(reason) }),
 };
+
+function update(model, entry, method, params) {
+	const one = method === 'session/update' ? record(params).update : null;
+	const name = record(one).sessionUpdate;
+	const handler = typeof name === 'string' ? UPDATES[name] : null;
+	if (!handler || handler(model, one, entry) === UNKNOWN) addRaw(model, entry, words(name, method), isRecord(one) ? one : params);
+}
+
+/** What a handler returns if an update is not what its kind says: it is shown as it came. */
+const UNKNOWN = Symbol('unknown');
 
 /** By the `sessionUpdate` of ACP. */
 const UPDATES = {
-	agent_message_chunk: (model, update, entry) => addText(model, 'message', update, entry),
-	agent_thought_chunk: (model, update, entry) => addText(model, 'thought', update, entry),
-	user_message_chunk(model, update, entry) {
+	__proto__: null,
+	agent_message_chunk: (model, chunk, entry) => addText(model, 'message', chunk, entry),
+	agent_thought_chunk: (model, chunk, entry) => addText(model, 'thought', chunk, entry),
+	user_message_chunk(model, chunk, entry) {
 		// Some agents echo the prompt, which is on the screen already.
-		const { text } = update.content ?? {};
-		if (!text || !textOf(turnOf(model, entry).prompt).includes(text)) addText(model, 'user', update, entry);
+		const { text } = record(chunk.content);
+		if (typeof text !== 'string' || !textOf(turnOf(model, entry).prompt).includes(text)) addText(model, 'user', chunk, entry);
 	},
-	tool_call: (model, update, entry) => mergeTool(model, update, entry, true),
-	tool_call_update: (model, update, entry) => mergeTool(model, update, entry),
+	tool_call: (model, call, entry) => void mergeTool(model, call, entry),
+	tool_call_update: (model, call, entry) => (identity(call.toolCallId) === null ? UNKNOWN : void mergeTool(model, call, entry, model.calls.get(identity(call.toolCallId)))),
 	plan(model, { entries }, entry) {
+		if (!Array.isArray(entries)) return UNKNOWN;
 		const turn = turnOf(model, entry);
 		turn.plan ??= add(model, entry, 'plan', {});
-		turn.plan.entries = list(entries);
+		turn.plan.entries = planEntries(entries);
 		model.dirty.add(turn.plan);
 	},
-	available_commands_update: (model, update, entry) => set(model, 'commands', list(update.availableCommands), entry),
-	config_option_update: (model, update, entry) => set(model, 'configOptions', list(update.configOptions), entry),
-	current_mode_update(model, { currentModeId }, entry) {
-		const modes = model.modes ?? { currentModeId: null, availableModes: [] };
-		if (entry.seq > model.seededAt && modes.currentModeId !== currentModeId) {
-			const name = list(modes.availableModes).find(({ id }) => id === currentModeId)?.name ?? currentModeId;
+	available_commands_update: (model, { availableCommands: all }, entry) => (Array.isArray(all) ? set(model, 'commands', commands(all), entry) : UNKNOWN),
+	config_option_update: (model, { configOptions: all }, entry) => (Array.isArray(all) ? set(model, 'configOptions', configOptions(all), entry) : UNKNOWN),
+	current_mode_update(model, { currentModeId: given }, entry) {
+		const currentModeId = identity(given);
+		if (currentModeId === null) return UNKNOWN;
+		const known = model.modes ?? { currentModeId: null, availableModes: [] };
+		if (entry.seq > model.seededAt && known.currentModeId !== currentModeId) {
+			const name = known.availableModes.find(({ id }) => id === currentModeId)?.name ?? currentModeId;
 			add(model, entry, 'note', { note: 'mode', title: `Mode is now ${name}`, text: '' });
 		}
-		set(model, 'modes', { ...modes, currentModeId }, entry);
+		set(model, 'modes', { ...known, currentModeId }, entry);
 	},
-	session_info_update: (model, { title }, entry) => title !== undefined && set(model, 'title', title, entry),
-	usage_update: (model, { used, size, cost = null }) => set(model, 'usage', { used, size, cost }),
-	notice: (model, { severity, title, description }, entry) => add(model, entry, 'note', { note: severity, title, text: description ?? '' }),
+	session_info_update(model, { title }, entry) {
+		if (title === undefined) return;
+		if (title !== null && typeof title !== 'string') return UNKNOWN;
+		set(model, 'title', title, entry);
+	},
+	usage_update: (model, change) => void set(model, 'usage', usage(change)),
+	notice: (model, { severity, title, description }, entry) => void add(model, entry, 'note', { note: string(severity), title: words(title, ''), text: words(description, '') }),
 };
 
 // ---- turns and items
 
-function turnOf(model, { turn_index: index = 0, ts }) {
+function turnOf(model, { turn_index: given, ts }) {
+	const index = Number.isSafeInteger(given) ? given : 0;
 	let turn = model.byIndex.get(index);
 	if (!turn) {
 		turn = { kind: 'turn', index, prompt: null, id: null, context: 'kept', status: 'ended', startedAt: ts, stopReason: null, durationMs: null, error: null, failure: null, usage: null, plan: null, items: [] };
-		hide(turn, { open: new Set(), text: null }); // tool calls that still run; the text that still grows
+		hide(turn, { tools: new Map(), open: new Set(), text: null }); // tool calls by id, those that still run; the text that still grows
 		model.byIndex.set(index, turn);
 		model.turns.push(turn);
 	}
@@ -141,16 +185,19 @@ function add(model, entry, kind, fields) {
 	return item;
 }
 
-function addText(model, kind, { content = {}, messageId = null }, entry) {
+function addText(model, kind, { content: given, messageId: id }, entry) {
 	const turn = turnOf(model, entry);
+	const content = block(given);
+	const messageId = identity(id);
 	let item = turn.text;
 	if (item?.kind !== kind || item.messageId !== messageId) {
 		item = add(model, entry, kind, { messageId, parts: [] });
 		turn.text = item;
 	}
 	const last = item.parts.at(-1);
-	if (content.type === 'text' && last?.type === 'text') last.text += content.text ?? '';
-	else item.parts.push(content.type === 'text' ? { type: 'text', text: content.text ?? '' } : content);
+	const isText = content.type === 'text';
+	if (isText && last?.type === 'text') last.text += content.text;
+	else item.parts.push(isText ? { type: 'text', text: content.text } : content);
 	item.endedAt = entry.ts;
 	item.done = turn.stopReason !== null;
 	model.dirty.add(item);
@@ -171,17 +218,21 @@ function addRaw(model, entry, name, data) {
 	model.dirty.add(last);
 }
 
-function mergeTool(model, update, entry, announced = false) {
-	const { toolCallId: id, title, kind, status, content, locations, rawInput, rawOutput, _meta: meta } = update;
+/**
+ * An id means one call within its turn: a later turn may use it again for another.
+ * `earlier`: the last call with that id, whose name goes on if the change brings none.
+ */
+function mergeTool(model, change, entry, earlier) {
+	const id = identity(change.toolCallId);
 	const turn = turnOf(model, entry);
-	let tool = model.tools.get(id);
-	// An id that a later turn announces again is another call.
-	if (!tool || (announced && tool.turnIndex !== turn.index)) {
-		tool = add(model, entry, 'tool', { id, title: '', toolKind: 'other', status: 'pending', content: [], locations: [], input: undefined, output: undefined, terminal: null, permission: null, abandoned: false, endedAt: null });
-		model.tools.set(id, tool);
+	let tool = turn.tools.get(id);
+	if (!tool) {
+		tool = add(model, entry, 'tool', { id, title: earlier?.title ?? '', toolKind: earlier?.toolKind ?? 'other', status: 'pending', content: [], locations: [], input: undefined, output: undefined, terminal: null, permissions: [], abandoned: false, endedAt: null });
+		if (id !== null) turn.tools.set(id, tool);
+		if (id !== null) model.calls.set(id, tool);
 	}
 	// Absent and null mean unchanged; lists are replaced whole.
-	const fields = { title, toolKind: kind, status, content: content && list(content), locations: locations && list(locations), input: rawInput, output: rawOutput };
+	const fields = toolCall(change);
 	for (const name in fields) if (fields[name] != null) tool[name] = fields[name];
 	const ended = tool.status === 'completed' || tool.status === 'failed';
 	tool.endedAt = ended ? (tool.endedAt ?? entry.ts) : null;
@@ -189,10 +240,11 @@ function mergeTool(model, update, entry, announced = false) {
 	else if (turn.status === 'running') turn.open.add(tool);
 	else tool.abandoned = true;
 	// Agents whose client has no terminal stream a command's output here.
-	if (meta?.terminal_output || meta?.terminal_exit) {
+	const { terminal_output: output, terminal_exit: exit } = record(change._meta);
+	if (isRecord(output) || isRecord(exit)) {
 		tool.terminal ??= { output: '', exit: null };
-		tool.terminal.output += meta.terminal_output?.data ?? '';
-		tool.terminal.exit = meta.terminal_exit?.exit_code ?? tool.terminal.exit;
+		tool.terminal.output += string(record(output).data);
+		tool.terminal.exit = number(record(exit).exit_code, tool.terminal.exit);
 	}
 	model.dirty.add(tool);
 	return tool;
@@ -206,8 +258,8 @@ function set(model, name, value, entry) {
 
 // ---- shared with views
 
-export function textOf(blocks) {
-	return list(blocks).map((block) => block?.text ?? '').join('');
+export function textOf(parts) {
+	return list(parts).map((part) => (part?.type === 'text' ? part.text : '')).join('');
 }
 
 const ATTACHED = '[Attached files]\n';
@@ -220,10 +272,10 @@ export function promptText(prompt) {
 
 /** A prompt (text or blocks) as its author saw it: the server put the paths of uploads before its text. */
 export function promptParts(prompt) {
-	const blocks = typeof prompt === 'string' ? [{ type: 'text', text: prompt }] : list(prompt);
-	const isText = (block) => block?.type === 'text';
+	const all = blocks(prompt);
+	const isText = ({ type }) => type === 'text';
 	const files = [];
-	let text = textOf(blocks.filter(isText));
+	let text = textOf(all);
 	if (text.startsWith(ATTACHED)) {
 		const lines = text.slice(ATTACHED.length).split('\n');
 		// All uploads lie in one folder, each in its own; a prompt may begin with "/", too.
@@ -231,16 +283,11 @@ export function promptParts(prompt) {
 		while (folder && lines[0]?.startsWith(folder)) files.push(lines.shift());
 		text = lines.join('\n');
 	}
-	return { text, files, others: blocks.filter((block) => !isText(block)) };
+	return { text, files, others: all.filter((one) => !isText(one)) };
 }
 
 function detailOf(data) {
-	const text = typeof data === 'string' ? data : (data?.details ?? data?.message);
-	return typeof text === 'string' ? text : '';
-}
-
-function list(value) {
-	return Array.isArray(value) ? value : [];
+	return string(typeof data === 'string' ? data : (record(data).details ?? record(data).message));
 }
 
 /** Bookkeeping that is no part of what one sees. */

@@ -1,6 +1,9 @@
 /** The tab's title and icon, a notification, and what a screen reader is told. */
+import { spell } from '../marks.js';
 import { setText } from './dom.js';
 
+const MAX_TITLE = 200;
+const MAX_BODY = 500; // characters
 const STATES = { idle: ['', ''], running: ['Working · ', '-running'], waiting: ['Waiting for you · ', '-waiting'] };
 const iconAddress = (suffix = '') => new URL(`../favicon${suffix}.svg`, import.meta.url).href;
 
@@ -9,7 +12,7 @@ export class Attention {
 	show(state, title, mark = state) {
 		const [words] = STATES[state];
 		const [, suffix] = STATES[mark];
-		document.title = words + (title || 'clawdforge');
+		document.title = words + spell(title || 'clawdforge').slice(0, MAX_TITLE);
 		if (this.mark === mark) return;
 		this.mark = mark;
 		document.querySelector('link[rel="icon"]').href = iconAddress(suffix);
@@ -23,7 +26,7 @@ export class Attention {
 	notify(title, body, onclick) {
 		if (document.visibilityState === 'visible' && document.hasFocus()) return;
 		try {
-			const note = new Notification(title, { body, tag: title, icon: iconAddress() });
+			const note = new Notification(spell(title), { body: spell(body).slice(0, MAX_BODY), tag: title, icon: iconAddress() });
 			note.onclick = () => {
 				window.focus();
 				onclick();

@@ -1,5 +1,6 @@
 /** A block of code with its language, a copy button, and colours from a worker. */
-import { copyText, h, setText, template } from './dom.js';
+import { spell } from '../marks.js';
+import { codeNodes, copyText, exactNodes, h, setText, template } from './dom.js';
 
 const MAX_COLOURED = 60_000; // characters; longer code stays plain
 const LIVE_COLOURED = 12_000; // the same while it still grows, and
@@ -8,7 +9,7 @@ const LIVE_EVERY = 400; // ms between two colourings of it
 let worker;
 let asked = 0;
 const waiting = new Map();
-const languages = new WeakMap();
+const shown = new WeakMap(); // the element of a code -> {text, language}
 
 async function paint(code) {
 	if (!worker) {
@@ -18,13 +19,14 @@ async function paint(code) {
 			waiting.delete(id);
 		};
 	}
-	const text = code.textContent;
+	const { text, language } = shown.get(code);
 	const id = (asked += 1);
-	worker.postMessage({ id, code: text, language: languages.get(code) });
+	worker.postMessage({ id, code: text, language });
 	const tokens = await new Promise((resolve) => waiting.set(id, resolve));
-	if (!tokens || !code.textContent.startsWith(text)) return;
-	const rest = code.textContent.slice(text.length);
-	code.replaceChildren(...tokens.map(([name, part]) => (name ? h('span', { class: name, text: part }) : part)), rest);
+	const now = shown.get(code).text;
+	if (!tokens || !now.startsWith(text)) return;
+	const nodes = tokens.flatMap(([name, part]) => (name ? [h('span', { class: name }, codeNodes(part))] : codeNodes(part)));
+	code.replaceChildren(...nodes, ...codeNodes(now.slice(text.length)));
 }
 
 const near = new IntersectionObserver(
@@ -40,29 +42,41 @@ const near = new IntersectionObserver(
 
 export function codeBlock(text, language = '', growing = false) {
 	const { el, name, pre, code } = template('code');
-	setText(code, text.replace(/\n$/, ''));
+	const source = { text: text.replace(/\n$/, ''), language };
+	shown.set(code, source);
+	code.append(...codeNodes(source.text));
 	setText(name, language || 'text');
-	pre.ariaLabel = `Code ${language}`;
-	name.after(copyButton(() => code.textContent));
-	let { length } = text;
+	pre.setAttribute('aria-label', spell(`Code ${language}`));
+	name.after(copyButton(() => source.text));
 	let timer = 0;
-	languages.set(code, language);
 	const finish = () => {
 		clearTimeout(timer);
-		if (language && length < MAX_COLOURED) near.observe(code);
+		if (language && source.text.length < MAX_COLOURED) near.observe(code);
 	};
 	if (!growing) finish();
 	const append = (more) => {
-		if (code.lastChild?.nodeType === Node.TEXT_NODE) code.lastChild.appendData(more);
-		else code.append(more);
-		length += more.length;
-		if (!language || length > LIVE_COLOURED || timer) return;
+		source.text += more;
+		const nodes = codeNodes(more);
+		if (nodes.length === 1 && typeof nodes[0] === 'string' && code.lastChild?.nodeType === Node.TEXT_NODE) code.lastChild.appendData(more);
+		else code.append(...nodes);
+		if (!language || source.text.length > LIVE_COLOURED || timer) return;
 		timer = setTimeout(() => {
 			timer = 0;
 			paint(code);
 		}, LIVE_EVERY);
 	};
 	return { el, append, finish };
+}
+
+/** What runs if it is allowed: all of it, with every line end, blank and character that hides. */
+export function exactBlock(text, label = 'Command', nodes = exactNodes) {
+	const { el, name, pre, code } = template('code');
+	el.classList.add('exact');
+	code.append(...nodes(text));
+	setText(name, label);
+	pre.setAttribute('aria-label', label);
+	name.after(copyButton(() => text));
+	return el;
 }
 
 export function copyButton(text, label = 'Copy') {

@@ -1,6 +1,8 @@
 /** The agent's own commands, offered after a "/" (a listbox that the text field drives). */
 import { h, uid } from './dom.js';
 
+const SHOWN = 100;
+
 export class CommandList {
 	constructor(el, input, commands, take) {
 		Object.assign(this, { el, input, commands, take, matches: [] });
@@ -17,13 +19,13 @@ export class CommandList {
 	}
 
 	#show(matches) {
-		this.matches = matches;
+		this.matches = matches = matches.slice(0, SHOWN);
 		this.el.hidden = !matches.length;
 		this.el.replaceChildren(
-			...matches.map(({ name, description, input }, index) => {
+			...matches.map(({ name, description, hint }, index) => {
 				// The field keeps the focus: a press on the list must not take it.
 				const props = { role: 'option', id: `${this.el.id}-${index}`, onpointerdown: (event) => event.preventDefault(), onclick: () => this.#choose(index) };
-				return h('li', props, h('code', { text: `/${name}` }), h('span.ellipsis', { text: [description, input?.hint && `(${input.hint})`].filter(Boolean).join(' ') }));
+				return h('li', props, h('code', { text: `/${name}` }), h('span.ellipsis', { text: [description, hint && `(${hint})`].filter(Boolean).join(' ') }));
 			}),
 		);
 		this.#mark(0);

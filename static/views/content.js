@@ -1,28 +1,36 @@
 /** ACP content blocks that are not running text. */
+import { block as checked, pretty } from '../normalise.js';
 import { codeBlock } from './code.js';
 import { h, icon } from './dom.js';
-import { bytes, pretty, shortPath } from './format.js';
+import { bytes, shortPath } from './format.js';
 
-export function contentBlock(block) {
-	const { type, data, mimeType, uri, name, title, size, resource, text } = block ?? {};
-	if (type === 'text') return h('p.plain', { text });
-	if (type === 'resource_link') return fileChip(title || name || uri, uri, size);
+export function contentBlock(given) {
+	const block = given?.type === 'raw' ? given : checked(given);
+	const { type, data, mimeType, uri, name, title, size, resource, text } = block;
+	if (type === 'text') return h('p.plain', { dir: 'auto', prose: text });
+	if (type === 'resource_link') return fileChip(title || name || uri || 'link', uri, size);
 	if (type === 'resource') {
-		const label = shortPath(resource?.uri);
-		return resource?.text == null ? fileChip(label) : h('details.raw', {}, h('summary', {}, icon('file'), label), codeBlock(resource.text, /\.(\w+)$/.exec(label)?.[1]).el);
+		const label = shortPath(resource.uri) || 'resource';
+		return resource.text == null ? fileChip(label, resource.uri) : h('details.raw', {}, h('summary', {}, icon('file'), label), codeBlock(resource.text, /\.(\w+)$/.exec(label)?.[1]).el);
 	}
 	if (type === 'image' || type === 'audio') {
-		const src = data ? `data:${mimeType};base64,${data}` : uri;
-		if (type === 'audio' || !safeImage(src)) return fileChip(`${type}, ${mimeType}`, uri);
+		const src = safeImage(data ? `data:${mimeType};base64,${data}` : uri);
+		if (type === 'audio' || !src) return fileChip(`${type}, ${mimeType}`, uri);
 		const image = h('img', { src, alt: 'Image', loading: 'lazy', decoding: 'async' });
 		return h('button.image', { label: 'Image: show it larger or smaller', onclick: () => image.classList.toggle('full') }, image);
 	}
-	return codeBlock(pretty(block), 'json').el;
+	return codeBlock(pretty(data), 'json').el;
 }
 
-/** Only what is in the message itself or comes from this server. */
-export function safeImage(src = '') {
-	return /^data:image\/(png|jpeg|gif|webp|avif|svg\+xml)[;,]|^\/(?![/\\])/i.test(src);
+const PICTURE = /^data:image\/(png|jpeg|gif|webp|avif|svg\+xml)[;,]/i;
+
+/** The address of an image that is in the message itself or comes from this server; '' for others. */
+export function safeImage(src) {
+	// What a browser makes of it: tabs, line ends and backslashes do not mean what they look like.
+	if (typeof src !== 'string' || !URL.canParse(src, location.origin)) return '';
+	const { href, origin, protocol } = new URL(src, location.origin);
+	if (protocol === 'data:') return PICTURE.test(href) ? href : '';
+	return origin === location.origin && /^[\s\0-\x20]*\//.test(src) ? href : '';
 }
 
 export function fileChip(name, title, size) {

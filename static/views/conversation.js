@@ -1,5 +1,6 @@
 /** The transcript on the screen. Once a frame it draws what is dirty, within a budget; a long one opens at its end. */
-import { oncePerFrame } from './dom.js';
+import { guard, oncePerFrame } from './dom.js';
+import { rawView } from './notes.js';
 import { TurnView } from './turn.js';
 
 const FRAME_BUDGET = 10;
@@ -21,7 +22,7 @@ export class ConversationView {
 			},
 			isLast: (turn) => turn === this.model.turns.at(-1),
 			draws: (turn) => [...this.model.dirty].some(({ turnIndex }) => turnIndex === turn.index),
-			waits: (turn) => [...this.model.waiting.values()].some((tool) => tool.turnIndex === turn.index),
+			waits: (turn) => [...this.model.waiting.values()].some(({ turnIndex }) => turnIndex === turn.index),
 		};
 	}
 
@@ -78,12 +79,22 @@ export class ConversationView {
 			if (enough()) break;
 			const done = thing.kind !== 'turn' || this.#drawTurn(thing, enough);
 			if (done) model.dirty.delete(thing);
-			this.context.views.get(thing)?.update();
+			this.#drawItem(thing);
 		}
 		for (const view of this.turnViews.values()) view.update();
 		this.scroll.keep();
 		if (model.dirty.size) this.draw();
 		this.#clock();
+	}
+
+	/** What cannot be drawn is shown raw in its place. */
+	#drawItem(item) {
+		const view = this.context.views.get(item);
+		guard(() => view?.update(), () => {
+			const raw = rawView(item.kind, item);
+			view.el.replaceWith(raw.el);
+			this.context.views.set(item, raw);
+		});
 	}
 
 	#drawTurn(turn, enough) {

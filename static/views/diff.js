@@ -1,6 +1,7 @@
 /** What changed between two texts, by lines and within them, and how to show it. */
 import { diffArrays } from 'diff/lib/diff/array.js';
 import { diffWordsWithSpace } from 'diff/lib/diff/word.js';
+import { spell } from '../marks.js';
 import { h, setText, template } from './dom.js';
 import { plural } from './format.js';
 
@@ -77,9 +78,9 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	setText(plus, `+${added}`);
 	setText(minus, `−${removed}`);
 	minus.hidden = !removed;
-	name.title = path;
+	name.title = spell(path);
 	setText(name, cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path);
-	body.ariaLabel = `Changes to ${path}`;
+	body.ariaLabel = spell(`Changes to ${path}`);
 	const draw = (limit) => {
 		const until = performance.now() + MARKED_TIME;
 		body.replaceChildren(h('div.diff-rows', {}, shown.slice(0, limit).flatMap((row) => rowView(row, until))));

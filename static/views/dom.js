@@ -1,8 +1,15 @@
-/** Elements, from index.html's templates or one by one; never from strings of markup. */
+/**
+ * Elements, from index.html's templates or one by one; never from strings of markup. Characters
+ * that one cannot see are shown by their numbers, in every text that goes through here (marks.js).
+ */
+import { CODE, EXACT, exactPieces, pieces, PROSE, spell, TEXT } from '../marks.js';
+
+const SPELLED = new Set(['label', 'title', 'alt', 'placeholder']);
 
 /**
  * h('button.primary', {onclick, label: 'Send'}, icon('up'), 'Send')
- * `text` sets textContent, `label` aria-label. Children: nodes, strings (never markup), arrays, or nothing.
+ * `text` is shown as setText() shows it, `prose` as what somebody wrote; `label` sets aria-label.
+ * Children: nodes, strings (never markup), arrays, or nothing.
  */
 export function h(spec, props = {}, ...children) {
 	const [tag, ...classes] = spec.split('.');
@@ -11,13 +18,42 @@ export function h(spec, props = {}, ...children) {
 	if (tag === 'button') node.type = 'button';
 	for (const [name, value] of Object.entries(props)) {
 		if (value == null || value === false) continue;
-		if (name === 'text') node.textContent = value;
+		if (name === 'text') setText(node, value);
+		else if (name === 'prose') node.replaceChildren(...nodesOf(value, PROSE));
 		else if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
 		else if (name === 'value' || name === 'tabIndex') node[name] = value;
-		else node.setAttribute(name === 'label' ? 'aria-label' : name, value === true ? '' : value);
+		else node.setAttribute(name === 'label' ? 'aria-label' : name, value === true ? '' : SPELLED.has(name) ? spell(value) : value);
 	}
-	node.append(...children.flat(2).filter((child) => child || child === 0));
+	const shown = children.flat(2).filter((child) => child || child === 0);
+	node.append(...shown.flatMap((child) => (child instanceof Node ? [child] : nodesOf(child))));
 	return node;
+}
+
+const sign = (text) => h('span.sign-of', { title: 'A character that cannot be seen, by its number' }, text);
+
+/** A text as nodes: what cannot be seen in it is a sign that tells its number. */
+export function nodesOf(text, mode = TEXT) {
+	return pieces(String(text ?? ''), mode).map((piece) => (typeof piece === 'string' ? piece : sign(piece.sign)));
+}
+export const codeNodes = (text) => nodesOf(text, CODE);
+export const jsonNodes = (text) => nodesOf(text, EXACT);
+
+/** A command: its line ends, tabs and blanks can be seen, too. */
+export function exactNodes(text) {
+	return exactPieces(text).map((piece) => {
+		if (typeof piece === 'string') return piece;
+		return piece.blank ? h('span.blank', { 'data-sign': piece.sign, text: piece.blank }) : sign(piece.sign);
+	});
+}
+
+/** Runs `draw`. If that throws, nothing else is affected: the error is reported, and `instead` is drawn. */
+export function guard(draw, instead) {
+	try {
+		return draw();
+	} catch (error) {
+		console.error(error);
+		return instead?.(error);
+	}
 }
 
 /** A copy of that template: `el`, and by name each part of it that has a `data-part`. */
@@ -44,8 +80,12 @@ export function icon(name) {
 	return icons.get(name).cloneNode(true);
 }
 
+const shownTexts = new WeakMap();
+
 export function setText(node, text) {
-	if (node.textContent !== text) node.textContent = text;
+	if (shownTexts.get(node) === text) return;
+	shownTexts.set(node, text);
+	node.replaceChildren(...nodesOf(text));
 }
 
 let ids = 0;

@@ -23,13 +23,11 @@ export const bytes = (number) => (number < 1048576 ? `${Math.ceil(number / 1024)
 
 export function money(cost) {
 	const { amount, currency } = cost ?? {};
-	if (!(amount > 0)) return '';
+	if (!(amount > 0 && amount < 1e15)) return '';
 	const number = amount.toFixed(amount < 0.1 ? 4 : 2);
 	return currency === 'USD' ? `$${number}` : `${number} ${currency}`;
 }
 
 export const plural = (count, one) => `${count} ${one}${count === 1 ? '' : 's'}`;
 
-export const shortPath = (path = '') => String(path).split('/').slice(-2).join('/');
-
-export const pretty = (value) => (typeof value === 'string' ? value : (JSON.stringify(value, null, 2) ?? ''));
+export const shortPath = (path) => String(path ?? '').split('/').slice(-2).join('/');

@@ -1,7 +1,8 @@
 /** The raw frames of a session, for developers of other clients. */
+import { pretty } from '../normalise.js';
 import { copyButton } from './code.js';
 import { h, oncePerFrame, setText, template } from './dom.js';
-import { plural, pretty } from './format.js';
+import { plural } from './format.js';
 
 const SHOWN = 300;
 

@@ -8,9 +8,10 @@
  */
 import DOMPurify from 'dompurify';
 import { Lexer, Parser, Renderer } from 'marked';
+import { CODE, PROSE, spell } from '../marks.js';
 import { codeBlock } from './code.js';
 import { safeImage } from './content.js';
-import { h } from './dom.js';
+import { h, nodesOf } from './dom.js';
 import { heal } from './heal.js';
 
 const STEP = 16_384;
@@ -40,7 +41,10 @@ const renderer = Object.assign(new Renderer(), {
 	checkbox: ({ checked }) => (checked ? '☑ ' : '☐ '),
 	code: ({ text, lang }) => `<pre title="${escape(lang?.split(/\s/)[0] ?? '')}">${escape(text)}</pre>`,
 	// An image is never fetched from elsewhere: it is offered as a link.
-	image: ({ href, text }) => (safeImage(href) ? `<img src="${escape(href)}" alt="${escape(text)}">` : anchor(href, escape(text || 'image'))),
+	image({ href, text }) {
+		const src = safeImage(href);
+		return src ? `<img src="${escape(src)}" alt="${escape(spell(text))}">` : anchor(href, escape(text || 'image'));
+	},
 	link({ href, tokens }) {
 		return anchor(href, this.parser.parseInline(tokens));
 	},
@@ -63,11 +67,12 @@ function lex(text, links) {
 }
 
 function render(tokens) {
-	if (tokens.some(({ raw, type }) => type === 'plain' || (raw.length > MAX_BLOCK && type !== 'code'))) return tokens.map(({ raw }) => h('p.plain', { text: raw }));
+	if (tokens.some(({ raw, type }) => type === 'plain' || (raw.length > MAX_BLOCK && type !== 'code'))) return tokens.map(({ raw }) => h('p.plain', { prose: raw }));
 	const fragment = DOMPurify.sanitize(Parser.parse(tokens, { renderer }), ALLOWED);
+	showHidden(fragment);
 	for (const node of fragment.querySelectorAll('pre, table, a, li')) {
 		if (node.matches('pre')) node.replaceWith(codeBlock(node.textContent, node.title).el);
-		else if (node.matches('a')) Object.assign(node, { target: '_blank', rel: 'noopener noreferrer' });
+		else if (node.matches('a')) tellTarget(node);
 		else if (node.matches('li')) node.classList.toggle('task', /^[☑☐]/.test(node.textContent));
 		else {
 			const box = h('div.table', { tabIndex: 0, role: 'group', label: 'Table' });
@@ -76,6 +81,39 @@ function render(tokens) {
 		}
 	}
 	return [...fragment.childNodes];
+}
+
+/** Characters that hide are shown by their numbers; in code and links all of them. */
+function showHidden(fragment) {
+	if (!CODE.any.test(fragment.textContent)) return;
+	const walker = document.createTreeWalker(fragment, NodeFilter.SHOW_TEXT);
+	const texts = [];
+	while (walker.nextNode()) texts.push(walker.currentNode);
+	for (const text of texts) {
+		const parent = text.parentElement;
+		if (!parent?.closest('pre')) text.replaceWith(...nodesOf(text.data, parent?.closest('code, a') ? CODE : PROSE));
+	}
+}
+
+const ADDRESS = /(?:\w+:\/\/|www\.)\S+|(?:[\p{L}\p{N}-]+\.)+\p{L}{2,}(?:[/?#:]\S*)?/gu;
+const MAX_TARGET = 60;
+
+/** A link opens elsewhere. If its text reads like another address, the real one stands behind it. */
+function tellTarget(link) {
+	const url = new URL(link.href);
+	const same = ({ host, pathname, search }) => host.replace(/^www\./, '') + (pathname + search).replace(/\/$/, '');
+	const leadsThere = (said) => {
+		const full = /^\w+:\/\//.test(said) ? said : `https://${said}`;
+		return URL.canParse(full) && same(new URL(full)) === same(url);
+	};
+	const mail = url.protocol === 'mailto:';
+	const said = mail ? [link.textContent.replace(url.pathname, '')] : [link.textContent];
+	const others = said.flatMap((text) => text.match(ADDRESS) ?? []).filter((address) => mail || !leadsThere(address));
+	Object.assign(link, { target: '_blank', rel: 'noopener noreferrer', title: url.href });
+	if (!others.length && !url.host.includes('xn--') && !url.username) return;
+	const path = mail ? url.pathname : url.pathname + url.search;
+	const shown = path.length > MAX_TARGET ? `${path.slice(0, MAX_TARGET)}…` : path === '/' ? '' : path;
+	link.after(h('span.leads', { text: ` → ${mail ? 'mailto:' : url.host}${shown}` }));
 }
 
 export class MarkdownView {

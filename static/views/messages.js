@@ -1,14 +1,15 @@
 /** Prompts, the agent's messages and thoughts. */
 import { promptParts } from '../transcript.js';
 import { contentBlock, fileChip } from './content.js';
-import { h, setText, template, toggler } from './dom.js';
+import { guard, h, setText, template, toggler } from './dom.js';
 import { duration } from './format.js';
 import { MarkdownView } from './markdown.js';
+import { rawView } from './notes.js';
 
 export function promptBubble(prompt) {
 	const { text, files, others } = promptParts(prompt);
-	const chips = [...others.map(contentBlock), ...files.map((path) => fileChip(path.split('/').pop(), path))];
-	return h('div.bubble', {}, chips.length > 0 && h('div.chips', {}, chips), text && h('p.plain', { text, tabIndex: text.length > 300 || text.split('\n').length > 9 ? 0 : null }));
+	const chips = [...others.map((one) => guard(() => contentBlock(one), () => rawView(one.type, one).el)), ...files.map((path) => fileChip(path.split('/').pop(), path))];
+	return h('div.bubble', {}, chips.length > 0 && h('div.chips', {}, chips), text && h('p.plain', { dir: 'auto', prose: text, tabIndex: text.length > 300 || text.split('\n').length > 9 ? 0 : null }));
 }
 
 export class MessageView {

@@ -1,9 +1,11 @@
 /** The plan, small facts, and updates that nobody knows yet. */
+import { pretty } from '../normalise.js';
 import { codeBlock } from './code.js';
 import { h, icon, setText, template } from './dom.js';
-import { pretty } from './format.js';
 
-const PLAN_WORDS = { pending: 'to do', in_progress: 'in progress', completed: 'done' };
+const SHOWN = 50; // of updates in a row that nobody knows, of
+const MAX_JSON = 200_000; // characters together
+const PLAN_WORDS = { __proto__: null, pending: 'to do', in_progress: 'in progress', completed: 'done' };
 
 export class PlanView {
 	constructor(item) {
@@ -21,7 +23,7 @@ export class PlanView {
 			const [mark, words, spoken] = row.children;
 			if (row.dataset.status !== status) mark.replaceChildren(status === 'completed' ? icon('check') : '');
 			row.dataset.status = status;
-			setText(words, content ?? '');
+			setText(words, content);
 			setText(spoken, ` (${PLAN_WORDS[status] ?? status})`);
 		}
 	}
@@ -29,12 +31,15 @@ export class PlanView {
 
 export class NoteView {
 	constructor({ note, title, text = '' }) {
-		const name = { warning: 'alert', error: 'alert', mode: 'swap' }[note] ?? 'info';
-		this.el = h('p.note.hint', { 'data-note': note }, icon(name), h('span', {}, `${title} ${text}`));
+		const name = { __proto__: null, warning: 'alert', error: 'alert', mode: 'swap' }[note] ?? 'info';
+		this.el = h('p.note.hint', { 'data-note': note }, icon(name), h('span', { dir: 'auto', text: `${title} ${text}` }));
 	}
 
 	update() {}
 }
+
+/** What is shown instead of something that could not be drawn. */
+export const rawView = (name, data) => new RawView({ name, count: 1, data: [data] });
 
 /** What this version of the page does not know is shown as it came. */
 export class RawView {
@@ -49,6 +54,6 @@ export class RawView {
 		setText(this.label, count > 1 ? `${name} × ${count}` : name);
 		if (!this.el.open || this.filled === count) return;
 		this.filled = count;
-		this.box.replaceChildren(codeBlock(data.map(pretty).join('\n'), 'json').el, count > data.length ? `and ${count - data.length} more` : '');
+		this.box.replaceChildren(codeBlock(data.slice(0, SHOWN).map((one) => pretty(one, MAX_JSON / Math.min(data.length, SHOWN))).join('\n'), 'json').el, count > SHOWN ? `and ${count - SHOWN} more` : '');
 	}
 }

@@ -1,8 +1,10 @@
 /** One session on the screen: header, conversation, and what is docked below. */
+import { spell } from '../marks.js';
 import { promptParts, promptText } from '../transcript.js';
+import { titleOf } from './call.js';
 import { Composer, dropTarget } from './composer.js';
 import { ConversationView } from './conversation.js';
-import { oncePerFrame, setText, template } from './dom.js';
+import { guard, oncePerFrame, setText, template } from './dom.js';
 import { compact, duration, money } from './format.js';
 import { menuButton } from './menu.js';
 import { OutboxView } from './outbox.js';
@@ -11,8 +13,8 @@ import { SettingsBar } from './settings.js';
 
 const NOTICED = 1200;
 const SLOW = 200;
-const FACTS = { starting: 'starting', hibernated: 'asleep', ask: 'asks first', 'deny-all': 'may only talk' };
-const CLOSED = { idle: 'This session was closed because nothing happened in it for long.', admin: 'This session was closed by the administrator.' };
+const FACTS = { __proto__: null, starting: 'starting', hibernated: 'asleep', ask: 'asks first', 'deny-all': 'may only talk' };
+const CLOSED = { __proto__: null, idle: 'This session was closed because nothing happened in it for long.', admin: 'This session was closed by the administrator.' };
 const STOPPED = {
 	4500: 'The server does not accept this sign-in any more.',
 	4503: 'This sign-in was revoked.',
@@ -53,7 +55,7 @@ export class SessionView {
 
 		this.settings = new SettingsBar((...change) => session.set(...change));
 		this.composer = new Composer({
-			placeholder: `Message ${session.agent}`,
+			placeholder: spell(`Message ${session.agent}`),
 			upload,
 			controls: this.settings.el,
 			draft,
@@ -86,15 +88,19 @@ export class SessionView {
 		return !this.composer.empty;
 	}
 
-	/** The first request that waits. */
-	get #permission() {
-		const [tool] = this.session.model.waiting.values();
-		return this.conversation.context.views?.get(tool)?.permission;
+	/** The cards of all requests that wait, in the order in which they came. */
+	get #cards() {
+		const { views } = this.conversation.context;
+		return [...this.session.model.waiting.values()].map(({ requestId, tool }) => views?.get(tool)?.asks?.get(requestId)).filter(Boolean);
 	}
 
+	/** Goes to the first request that waits, and from one to the next. */
 	showWaiting() {
-		if (this.#permission) this.scroll.visit(this.#permission.el);
-		this.#permission?.focus();
+		const cards = this.#cards;
+		const at = cards.findIndex(({ el }) => el.contains(document.activeElement));
+		const card = cards[(at + 1) % cards.length];
+		if (card) this.scroll.visit(card.el);
+		card?.focus();
 	}
 
 	/** Here; or, if this session is over, in a new one. `sent`: once the prompt is kept elsewhere. */
@@ -120,31 +126,42 @@ export class SessionView {
 
 	#draw() {
 		const { session } = this;
-		const { model, wire, state, synced, agent, closed, running } = session;
-		const { status } = wire;
+		const { status } = session.wire;
 		const gone = status.code === 4505;
-		setText(this.title, session.title || (gone ? 'Not found' : 'New session'));
+		// Each part by itself: what one of them cannot show is no reason for the others to stand still.
+		guard(() => this.#head(session, gone));
+		guard(() => this.settings.update(session.model));
+		guard(() => this.composer.setRunning(session.running));
+		const away = guard(() => this.#connection(status));
+		guard(() => this.outbox.update(session.outbox, session.queue, away, this.over) && this.scroll.keep());
+		const gap = this.connection.hidden;
+		if (this.gap !== gap && session.synced) this.conversation.draw();
+		this.gap = gap;
+		guard(() => this.#dock(session));
+		guard(() => this.#rest(session, gone));
+	}
+
+	#head({ title, agent, state, running, model }, gone) {
+		setText(this.title, title || (gone ? 'Not found' : 'New session'));
 		setText(this.facts, [!gone && agent, state?.model, !running && FACTS[state?.agent_state], FACTS[state?.permission]].filter(Boolean).join(' · '));
 		const { used, size, cost } = model.usage ?? {};
-		setText(this.usage, used ? [`${compact(used)} / ${compact(size)}`, money(cost)].filter(Boolean).join(' · ') : '');
-		this.settings.update(model);
-		this.composer.setRunning(running);
-		const away = this.#connection(status);
-		if (this.outbox.update(session.outbox, session.queue, away, this.over)) this.scroll.keep();
-		const gap = this.connection.hidden;
-		if (this.gap !== gap && synced) this.conversation.draw();
-		this.gap = gap;
+		setText(this.usage, used > 0 ? [size > 0 ? `${compact(used)} / ${compact(size)}` : compact(used), money(cost)].filter(Boolean).join(' · ') : '');
+	}
 
-		const [waiting] = model.waiting.values();
+	#dock({ model, agent, running }) {
+		const { size } = model.waiting;
+		const unseen = this.#cards.find(({ seen }) => seen === false); // not before it is known
 		this.jump.hidden = this.scroll.following;
-		this.ask.hidden = this.#permission?.seen !== false; // not before it is known
-		setText(this.asked, `${agent} waits for you: ${waiting?.title || 'a permission'}`);
+		this.ask.hidden = !unseen;
+		if (unseen) setText(this.asked, `${agent} waits for you${size > 1 ? ` (${size})` : ''}: ${titleOf(unseen.permission.call)}`);
 		const entries = (running && model.turns.at(-1).plan?.entries) || [];
 		const step = entries.findIndex((entry) => entry.status !== 'completed');
 		this.plan.hidden = step < 0;
 		setText(this.plan.firstChild, `${step + 1} of ${entries.length}`);
 		setText(this.plan.lastChild, entries[step]?.content ?? '');
+	}
 
+	#rest({ model, state, synced, outbox, queue }, gone) {
 		this.composer.el.hidden = this.over && this.composer.empty;
 		this.composer.setPurpose(this.over ? 'Send in a new session' : null);
 		this.ended.hidden = !this.over;
@@ -152,7 +169,7 @@ export class SessionView {
 		setText(this.why, this.composer.el.hidden ? why : `${why} What you wrote is kept: sending it begins a new session.`);
 		this.conversation.el.hidden = !synced;
 		this.loading.hidden = synced || gone || performance.now() < this.slow;
-		this.empty.hidden = !synced || model.turns.length + session.outbox.size + session.queue.size > 0;
+		this.empty.hidden = !synced || model.turns.length + outbox.size + queue.size > 0;
 	}
 
 	#connection({ state, code, retryAt }) {

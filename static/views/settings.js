@@ -18,7 +18,7 @@ export class SettingsBar {
 	}
 
 	#picker({ kind, key, name, value, choices }) {
-		const current = choices.find((choice) => choice.value === value)?.name;
+		const current = choices.find((choice) => !choice.heading && choice.value === value)?.name;
 		const entry = (choice) => (choice.heading ? choice : { label: choice.name, detail: choice.description, checked: choice.value === value, onselect: () => this.set(kind, choice.value, key) });
 		return pickerButton(name, typeof value === 'boolean' ? `${name}: ${current}` : (current ?? name), () => choices.map(entry));
 	}
@@ -33,13 +33,13 @@ export function pickerButton(name, words, entries) {
 function groupsOf(modes, models, options) {
 	const groups = [];
 	const simple = (kind, name, value, list = []) => {
-		const choices = list.map((one) => ({ value: one.id ?? one.modelId, name: one.name, description: one.description }));
+		const choices = list.map((one) => ({ value: one.id, name: one.name, description: one.description }));
 		if (choices.length && !options.some(({ category }) => category === kind)) groups.push({ kind, name, value, choices });
 	};
 	simple('mode', 'Mode', modes?.currentModeId, modes?.availableModes);
 	simple('model', 'Model', models?.currentModelId, models?.availableModels);
-	for (const { id: key, name, type, currentValue: value, options: list = [] } of options) {
-		const choices = type === 'boolean' ? [{ value: true, name: 'On' }, { value: false, name: 'Off' }] : list.flatMap((one) => (one.options ? [{ heading: one.name }, ...one.options] : [one]));
+	for (const { id: key, name, type, currentValue: value, options: list } of options) {
+		const choices = type === 'boolean' ? [{ value: true, name: 'On' }, { value: false, name: 'Off' }] : list;
 		if (choices.length) groups.push({ kind: 'config_option', key, name, value, choices });
 	}
 	return groups;

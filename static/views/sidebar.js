@@ -1,9 +1,10 @@
 /** The sessions, the latest first. */
-import { h, setText, template, uid } from './dom.js';
+import { spell } from '../marks.js';
+import { guard, h, setText, template, uid } from './dom.js';
 import { ago } from './format.js';
 import { menuButton } from './menu.js';
 
-const STATE_WORDS = { running: 'working', waiting: 'waits for you', finished: 'has finished', closed: 'closed' };
+const STATE_WORDS = { __proto__: null, running: 'working', waiting: 'waits for you', finished: 'has finished', closed: 'closed' };
 
 export class Sidebar {
 	/** `on`: open(id; null: a new one), entries(row), hide(), skip(), menu(), withClosed(on) */
@@ -93,19 +94,23 @@ export class Sidebar {
 	}
 
 	#row(session, marked) {
-		const { id, title, agent, at, state } = session;
+		const { id } = session;
 		if (!this.rows.has(id)) this.rows.set(id, this.#newRow(id));
 		const row = this.rows.get(id);
 		row.session = session;
+		guard(() => this.#fill(row, session));
+		row.el.classList.toggle('marked', marked);
+		if (marked) this.find.setAttribute('aria-activedescendant', row.link.id);
+		return row.el;
+	}
+
+	#fill(row, { id, title, agent, at, state }) {
 		row.el.dataset.state = state;
 		setText(row.title, title || 'Untitled');
 		setText(row.facts, `${agent} · ${ago(at)}`);
 		setText(row.spoken, STATE_WORDS[state] ?? '');
 		row.link.ariaCurrent = id === this.current ? 'page' : 'false';
-		row.el.classList.toggle('marked', marked);
-		if (marked) this.find.setAttribute('aria-activedescendant', row.link.id);
-		row.more.ariaLabel = `More for ${title || 'this session'}`;
-		return row.el;
+		row.more.ariaLabel = spell(`More for ${title || 'this session'}`);
 	}
 
 	#newRow(id) {

@@ -1,27 +1,35 @@
 /** A tool call: a line that opens into a card, built when it is opened: there may be thousands. */
+import { pretty } from '../normalise.js';
+import { commandOf, contentView, hasDiff, hint, locationsView, section, titleOf } from './call.js';
 import { codeBlock } from './code.js';
-import { contentBlock } from './content.js';
-import { diffView } from './diff.js';
-import { h, icon, setText, template, toggler } from './dom.js';
-import { duration, pretty, shortPath } from './format.js';
-import { MarkdownView } from './markdown.js';
-import { PermissionView } from './permission.js';
+import { guard, h, icon, setText, template, toggler } from './dom.js';
+import { duration } from './format.js';
+import { isOpen, PermissionView } from './permission.js';
 import { TerminalView } from './terminal.js';
 
-const KINDS = { read: 'file', edit: 'pencil', delete: 'trash', move: 'move', search: 'search', execute: 'terminal', think: 'spark', fetch: 'globe', switch_mode: 'swap' };
-const STATES = { pending: ['Waiting', 'clock'], in_progress: ['Running'], completed: ['Done', 'check'], failed: ['Failed', 'close'], asking: ['Needs your permission', 'shield'], stopped: ['Not finished', 'stop'] };
+const KINDS = { __proto__: null, read: 'file', edit: 'pencil', delete: 'trash', move: 'move', search: 'search', execute: 'terminal', think: 'spark', fetch: 'globe', switch_mode: 'swap' };
+const STATES = { __proto__: null, pending: ['Waiting', 'clock'], in_progress: ['Running'], completed: ['Done', 'check'], failed: ['Failed', 'close'], asking: ['Needs your permission', 'shield'], stopped: ['Not finished', 'stop'] };
 
 export class ToolView {
 	constructor(item, context, live) {
-		Object.assign(this, template('tool'), { item, context, live, parts: new Map() });
-		this.toggle = toggler(this.line, this.body, () => this.#drawBody());
+		Object.assign(this, template('tool'), { item, context, live, parts: new Map(), asks: new Map() });
+		this.toggle = toggler(this.line, this.body, () => this.#showBody());
 		this.update();
 	}
 
 	update() {
-		const { item, live, toggle } = this;
-		const { toolKind, permission, abandoned, status, startedAt, endedAt } = item;
-		const waits = permission && !permission.outcome && !abandoned;
+		const { permissions } = this.item;
+		const waits = permissions.some(isOpen);
+		// Whatever the rest of the call looks like, its requests can be answered.
+		for (const permission of permissions) this.#permission(permission);
+		this.#head(waits);
+		const { toggle } = this;
+		if (!toggle.touched && !waits && this.live && (this.item.toolKind === 'execute' || hasDiff(this.item))) toggle.open();
+		else if (!this.body.hidden) this.#showBody();
+	}
+
+	#head(waits) {
+		const { toolKind, abandoned, status, startedAt, endedAt } = this.item;
 		const state = waits ? 'asking' : abandoned && !endedAt ? 'stopped' : status;
 		const { dataset } = this.el;
 		if (dataset.kind !== toolKind) this.icon.replaceChildren(icon(KINDS[toolKind] ?? 'wrench'));
@@ -30,21 +38,22 @@ export class ToolView {
 			this.state.replaceChildren(mark ? icon(mark) : h('span.spinner'), h('span.offscreen', { text: words }));
 		}
 		Object.assign(dataset, { kind: toolKind, state });
-		setText(this.title, titleOf(item));
+		setText(this.title, titleOf(this.item));
 		setText(this.time, endedAt - startedAt >= 1000 ? duration(endedAt - startedAt) : '');
-		if (permission) this.#permission(permission);
-		if (!toggle.touched && (waits || (live && (toolKind === 'execute' || hasDiff(item))))) toggle.open();
-		else if (!this.body.hidden) this.#drawBody();
 	}
 
-	#permission({ requestId }) {
-		if (this.asked !== requestId) {
-			this.asked = requestId;
-			this.permission?.el.remove();
-			this.permission = new PermissionView(this.item, this.context);
-			this.el.append(this.permission.el);
+	#permission(permission) {
+		const { requestId } = permission;
+		if (!this.asks.has(requestId)) {
+			const view = new PermissionView(permission, this.context);
+			this.asks.set(requestId, view);
+			this.el.append(view.el);
 		}
-		this.permission.update();
+		this.asks.get(requestId).update();
+	}
+
+	#showBody() {
+		guard(() => this.#drawBody(), () => this.body.replaceChildren(codeBlock(pretty(this.item), 'json').el));
 	}
 
 	#drawBody() {
@@ -55,14 +64,14 @@ export class ToolView {
 		const parts = [];
 		/** A part whose data did not change keeps its element, scroll position and selection. */
 		const part = (name, data, build) => {
-			const text = JSON.stringify(data);
-			if (this.parts.get(name)?.text !== text) this.parts.set(name, { text, el: build(data) });
+			const known = this.parts.get(name);
+			if (!known || (known.data !== data && JSON.stringify(known.data) !== JSON.stringify(data))) this.parts.set(name, { data, el: guard(() => build(data), () => codeBlock(pretty(data), 'json').el) });
 			parts.push(this.parts.get(name).el);
 		};
 		if (locations.length && !hasDiff(item)) part('locations', locations, locationsView);
 		if (command) part('command', command, (text) => codeBlock(text, 'bash').el);
 		for (const [index, one] of content.entries()) {
-			if (printed == null || (one?.type !== 'terminal' && one?.content?.type !== 'text')) part(index, one, (data) => contentView(data, this.context.cwd()));
+			if (printed == null || (one.type !== 'terminal' && one.content?.type !== 'text')) part(index, one, (data) => contentView(data, this.context.cwd()));
 		}
 		if (printed != null) {
 			this.terminal ??= new TerminalView();
@@ -78,38 +87,13 @@ export class ToolView {
 	}
 }
 
-const hasDiff = ({ content }) => content.some((one) => one?.type === 'diff');
-
-function titleOf({ title, toolKind, locations }) {
-	const words = String(title).replace(/^`+|`+$/g, '').replace(/\s+/g, ' ').trim();
-	return words || `${toolKind} ${shortPath(locations[0]?.path)}`;
-}
-
-function commandOf({ input }) {
-	const command = input?.command ?? input?.cmd ?? '';
-	return Array.isArray(command) ? command.join(' ') : String(command);
-}
-
 /** What a command printed, wherever its agent has put it; null if it printed nothing. */
 function printedBy({ terminal, toolKind, content, input, output }) {
 	if (terminal?.output) return terminal.output;
 	if (toolKind !== 'execute') return null;
-	const text = content.filter((one) => one?.content?.type === 'text').map((one) => one.content.text).join('\n');
+	const text = content.filter((one) => one.content?.type === 'text').map((one) => one.content.text).join('\n');
 	// Claude has there what a command is for, until it has printed something.
 	if (text && text !== input?.description) return text.replace(/^\s*```\w*\n([\s\S]*?)\n?```\s*$/, '$1');
 	const parts = [output, output?.stdout, output?.stderr, output?.formatted_output ?? output?.output];
 	return parts.filter((part) => part && typeof part === 'string').join('\n') || null;
 }
-
-function contentView(one, cwd) {
-	if (one?.type === 'diff') return diffView(one, cwd);
-	if (one?.type === 'terminal') return hint('The output is in a terminal of the agent.');
-	if (one?.type !== 'content') return codeBlock(pretty(one), 'json').el;
-	return one.content?.type === 'text' ? new MarkdownView(one.content.text).el : contentBlock(one.content);
-}
-
-const locationsView = (list) => h('p.chips.hint', {}, list.map(({ path, line }) => h('code', { title: path, text: shortPath(path) + (line ? `:${line}` : '') })));
-
-const hint = (text) => h('p.hint', { text });
-
-const section = (label) => (value) => h('div', {}, hint(label), codeBlock(pretty(value), typeof value === 'string' ? '' : 'json').el);

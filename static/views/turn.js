@@ -1,10 +1,10 @@
 /** One prompt, what the agent did with it, and how it ended. */
 import { promptParts, textOf } from '../transcript.js';
 import { copyButton } from './code.js';
-import { h, icon, setText, template, uid } from './dom.js';
+import { guard, h, icon, setText, template, uid } from './dom.js';
 import { compact, duration } from './format.js';
 import { MessageView, ThoughtView, promptBubble } from './messages.js';
-import { NoteView, PlanView, RawView } from './notes.js';
+import { NoteView, PlanView, RawView, rawView } from './notes.js';
 import { ToolView } from './tool.js';
 
 const VIEWS = { message: MessageView, user: MessageView, thought: ThoughtView, tool: ToolView, plan: PlanView, note: NoteView };
@@ -13,6 +13,7 @@ const LIVELY = 60;
 
 /** How a turn ended, where there is something to say: [words, icon, what to do next]. */
 const ENDINGS = {
+	__proto__: null,
 	cancelled: ['Stopped', 'stop'],
 	max_tokens: ['The answer reached its length limit', 'info', 'Continue'],
 	max_turn_requests: ['The agent reached its limit of steps for one turn', 'info', 'Continue'],
@@ -21,6 +22,7 @@ const ENDINGS = {
 	withdrawn: ['Taken out of the queue: the agent has not seen it', 'clock', 'Edit'],
 };
 const ERRORS = {
+	__proto__: null,
 	agent_failed: 'The agent stopped unexpectedly',
 	agent_timeout: 'The turn took too long and was ended',
 	agent_unavailable: 'The agent could not be started',
@@ -37,13 +39,15 @@ export class TurnView {
 	}
 
 	update() {
-		const { prompt, context } = this.turn;
-		if (prompt && !this.head.firstChild) {
-			setText(this.heading, `You: ${promptParts(prompt).text.slice(0, 80) || 'files'}`);
-			if (context === 'lost') this.head.append(new NoteView({ note: 'warning', title: 'The agent was started anew and does not remember what is above.' }).el);
-			this.head.append(promptBubble(prompt));
-		}
-		this.#foot();
+		const { turn, head, foot } = this;
+		if (turn.prompt && !head.firstChild) guard(() => this.#head(turn), () => head.replaceChildren(rawView('turn_start', turn.prompt).el));
+		guard(() => this.#foot(), () => foot.replaceChildren(rawView('turn_end', { ...turn, items: undefined }).el));
+	}
+
+	#head({ prompt, context }) {
+		setText(this.heading, `You: ${promptParts(prompt).text.slice(0, 80) || 'files'}`);
+		if (context === 'lost') this.head.append(new NoteView({ note: 'warning', title: 'The agent was started anew and does not remember what is above.' }).el);
+		this.head.append(promptBubble(prompt));
 	}
 
 	append(enough) {
@@ -71,7 +75,7 @@ export class TurnView {
 	}
 
 	#build(item, live) {
-		const view = new (VIEWS[item.kind] ?? RawView)(item, this.context, live);
+		const view = guard(() => new (VIEWS[item.kind] ?? RawView)(item, this.context, live), () => rawView(item.kind, item));
 		this.context.views.set(item, view);
 		return view.el;
 	}
@@ -103,7 +107,7 @@ export class TurnView {
 		const edit = () => this.context.edit(this.turn);
 		const retry = ({ currentTarget }) => ((currentTarget.disabled = true), this.context.retry(this.turn));
 		const again = action && (!error || error.retryable) && h(withdrawn ? 'button.quiet' : 'button.secondary.again', { onclick: withdrawn ? edit : retry }, icon(withdrawn ? 'pencil' : 'refresh'), action);
-		return [h('div.ending', { 'data-reason': stopReason }, icon(name), h('div.grow', {}, failure === null ? (ERRORS[error?.code] ?? words) : 'The agent reported an error', [error?.message, failure].map((text) => text && h('p', { text }))), again)];
+		return [h('div.ending', { 'data-reason': stopReason }, icon(name), h('div.grow', {}, failure === null ? (ERRORS[error?.code] ?? words) : 'The agent reported an error', [error?.message, failure].map((text) => text && h('p', { dir: 'auto', text }))), again)];
 	}
 
 	#facts() {

@@ -161,6 +161,47 @@ async def test_permission_by_the_mouse_and_by_keys(tab: Tab) -> None:
     await expect(tab.composer).to_be_focused()
 
 
+async def test_two_requests_for_one_call_are_answered_one_by_one(
+    open_tab: OpenTab, tab: Tab, client: Client
+) -> None:
+    page = tab.page
+    options = [
+        {"optionId": "yes", "name": "Yes", "kind": "allow_once"},
+        {"optionId": "no", "name": "No", "kind": "reject_once"},
+    ]
+
+    def ask(command: str) -> Json:
+        call = {"toolCallId": "t1", "title": "Shell", "kind": "execute"}
+        return {"toolCall": {**call, "rawInput": {"command": command}}, "options": options}
+
+    lone: Json = {"toolCall": {"title": "Without an id"}, "options": options}
+    await tab.say(script({"permission": [ask("ls"), ask("rm -rf build"), lone]}))
+    cards = page.get_by_role("group", name="asks for your permission")
+    await expect(cards).to_have_count(3)
+    other = await open_tab(client)
+    await other.sign_in(tab.session_id)
+    await expect(other.page.locator(".ask-card:visible")).to_have_count(3)
+    # From one to the next by the keys; each card takes its own.
+    await page.keyboard.press("Control+.")
+    await expect(cards.nth(0).get_by_role("button", name="Yes")).to_be_focused()
+    await page.keyboard.press("Control+.")
+    await expect(cards.nth(1).get_by_role("button", name="Yes")).to_be_focused()
+    await tab.picture("permissions")
+    await expect(cards.nth(1)).to_contain_text("rm -rf build")
+    await page.keyboard.press("2")
+    await expect(cards).to_have_count(2)
+    await expect(other.page.locator(".ask-card:visible")).to_have_count(2)
+    await expect(cards.first).to_contain_text("ls")
+    await other.page.locator(".ask-card:visible").first.get_by_role("button", name="Yes").click()
+    await expect(cards).to_have_count(1)
+    await expect(cards.first).to_contain_text("Without an id")
+    await expect(page).to_have_title(re.compile("^Waiting for you · "))
+    await cards.first.get_by_role("button", name="Yes").click()
+    await tab.settled()
+    said = json.loads(await page.locator(".message").last.inner_text())
+    assert [one["optionId"] for one in said["permissions"]] == ["yes", "no", "yes"]
+
+
 async def test_a_request_above_what_is_on_the_screen_is_led_to(tab: Tab) -> None:
     ask = {"toolCallId": "t1", "title": "Edit a.py", "kind": "edit"}
     lines = "\n\n".join(f"line {number}" for number in range(60))

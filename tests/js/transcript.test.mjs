@@ -11,7 +11,7 @@ const read = (name) => readFileSync(new URL(name, GOLDEN), 'utf8');
 
 /** A model as plain JSON: Sets and Maps as lists, what waits by the id of its tool. */
 function plain(model) {
-	const shown = { ...model, running: [...model.running], waiting: [...model.waiting].map(([id, tool]) => [id, tool.id]), turns: model.turns.map((turn) => ({ ...turn, plan: turn.plan && turn.items.indexOf(turn.plan) })) };
+	const shown = { ...model, running: [...model.running], waiting: [...model.waiting.keys()], turns: model.turns.map((turn) => ({ ...turn, plan: turn.plan && turn.items.indexOf(turn.plan) })) };
 	return JSON.parse(JSON.stringify(shown));
 }
 
@@ -86,7 +86,7 @@ test('what is no text is a part of its own, in its place', () => {
 test('updates of a tool call are merged: absent and null mean unchanged, lists are replaced', () => {
 	const l = log();
 	l.start();
-	l.update('tool_call', { toolCallId: 't', title: 'Read', kind: 'read', locations: [{ path: '/a' }], content: [{ type: 'content' }] });
+	l.update('tool_call', { toolCallId: 't', title: 'Read', kind: 'read', locations: [{ path: '/a' }], content: [{ type: 'content', content: { type: 'text', text: 'x' } }] });
 	l.update('tool_call_update', { toolCallId: 't', title: null, status: 'in_progress', content: [] });
 	l.update('tool_call_update', { toolCallId: 't', status: 'completed', rawOutput: 'x' });
 	const [tool] = l.items;
@@ -133,10 +133,10 @@ test('a permission lives on its tool call, and waits until it is resolved', () =
 	l.update('tool_call', { toolCallId: 't', title: 'Edit' });
 	l.put('permission_request', { request_id: 'r', request: { toolCall: { toolCallId: 't' }, options: [{ optionId: 'y', name: 'Yes' }] } });
 	assert.equal(l.items.length, 1);
-	assert.equal(l.model.waiting.get('r'), l.items[0]);
+	assert.equal(l.model.waiting.get('r').tool, l.items[0]);
 	l.put('permission_resolved', { request_id: 'r', outcome: { outcome: 'selected', optionId: 'y' }, by: 'client' });
 	assert.equal(l.model.waiting.size, 0);
-	assert.deepEqual([l.items[0].permission.outcome.optionId, l.items[0].permission.by], ['y', 'client']);
+	assert.deepEqual(l.items[0].permissions.map(({ outcome, by }) => [outcome.optionId, by]), [['y', 'client']]);
 });
 
 test('a permission for a call that nobody announced brings it; one without a call gets one', () => {
@@ -154,15 +154,64 @@ test('a permission for an id of an earlier turn is asked for in its own', () => 
 	l.end();
 	l.start({ turn_index: 2 });
 	l.put('permission_request', { request_id: 'r', turn_index: 2, request: { toolCall: { toolCallId: 't', title: 'two' }, options: [] } });
-	assert.deepEqual(l.model.turns.map(({ items }) => items.map(({ title, permission }) => [title, permission?.requestId])), [[['one', undefined]], [['two', 'r']]]);
+	assert.deepEqual(l.model.turns.map(({ items }) => items.map(({ title, permissions }) => [title, permissions[0]?.requestId])), [[['one', undefined]], [['two', 'r']]]);
 });
 
-test('a second request for the same call replaces the first; the late answer to it changes nothing', () => {
+test('two requests for one call wait side by side, each with what it asks for', () => {
 	const l = log();
 	l.start();
-	for (const request_id of ['r1', 'r2']) l.put('permission_request', { request_id, request: { toolCall: { toolCallId: 't' }, options: [] } });
+	l.update('tool_call', { toolCallId: 't', title: 'Shell', kind: 'execute' });
+	const ask = (request_id, command) => l.put('permission_request', { request_id, request: { toolCall: { toolCallId: 't', rawInput: { command } }, options: [{ optionId: 'y', name: 'Yes' }] } });
+	ask('r1', 'ls');
+	ask('r2', 'rm -rf /');
+	l.update('tool_call_update', { toolCallId: 't', title: 'harmless', rawInput: { command: 'true' } });
+	const [tool] = l.items;
+	assert.deepEqual(tool.permissions.map(({ requestId, call }) => [requestId, call.title, call.input.command]), [['r1', 'Shell', 'ls'], ['r2', 'Shell', 'rm -rf /']]);
 	l.put('permission_resolved', { request_id: 'r1', outcome: {}, by: 'timeout' });
-	assert.deepEqual([l.items[0].permission.requestId, l.items[0].permission.outcome, l.model.waiting.size], ['r2', null, 1]);
+	assert.deepEqual([tool.permissions.map(({ outcome }) => outcome !== null), [...l.model.waiting.keys()]], [[true, false], ['r2']]);
+	l.put('permission_resolved', { request_id: 'r2', outcome: { optionId: 'y' }, by: 'client' });
+	l.put('permission_resolved', { request_id: 'r2', outcome: { optionId: 'n' }, by: 'timeout' });
+	assert.deepEqual([tool.permissions[1].outcome.optionId, l.model.waiting.size], ['y', 0]);
+});
+
+test('a request that waits when its turn ends is over; one that comes after the end waits', () => {
+	const l = log();
+	l.start();
+	const ask = (request_id) => l.put('permission_request', { request_id, request: { options: [{ optionId: 'y' }] } });
+	ask('r1');
+	l.end();
+	assert.deepEqual([l.items[0].permissions[0].over, l.model.waiting.size], [true, 0]);
+	ask('r2');
+	assert.deepEqual([...l.model.waiting.keys()], ['r2']);
+});
+
+test('an id means one call in its turn, however the later turn begins with it', () => {
+	const kinds = {
+		tool_call: (l, id) => l.update('tool_call', { toolCallId: id, title: 'two' }, { turn_index: 2 }),
+		tool_call_update: (l, id) => l.update('tool_call_update', { toolCallId: id, title: 'two' }, { turn_index: 2 }),
+		permission: (l, id) => l.put('permission_request', { turn_index: 2, request_id: 'r', request: { toolCall: { toolCallId: id, title: 'two' } } }),
+	};
+	for (const [name, again] of Object.entries(kinds)) {
+		for (const id of ['t', '__proto__', 7]) {
+			const l = log();
+			l.start();
+			l.update('tool_call', { toolCallId: id, title: 'one', status: 'completed' });
+			l.end();
+			l.start({ turn_index: 2 });
+			again(l, id);
+			assert.deepEqual(l.model.turns.map(({ items }) => items.map(({ title }) => title)), [['one'], ['two']], name);
+		}
+	}
+});
+
+test('a call of an earlier turn that goes on keeps its name', () => {
+	const l = log();
+	l.start();
+	l.update('tool_call', { toolCallId: 't', title: 'make test', kind: 'execute' });
+	l.end();
+	l.start({ turn_index: 2 });
+	l.update('tool_call_update', { toolCallId: 't', status: 'completed' }, { turn_index: 2 });
+	assert.deepEqual(l.model.turns.map(({ items: [tool] }) => [tool.title, tool.toolKind, tool.status]), [['make test', 'execute', 'pending'], ['make test', 'execute', 'completed']]);
 });
 
 test('entries of two turns may interleave, as when a queued one is taken out', () => {

@@ -1,0 +1,104 @@
+/**
+ * marks.js: text that is shown as what it is. Characters that are invisible, or that change
+ * the order of what one sees, are told apart from the text, so that a view can show their
+ * number. What readers need stays: emoji, and the joiners of the scripts that have them. No DOM.
+ */
+const MAX_SIGNS = 1000; // of one text as elements of their own; further ones become plain text
+const MAX_GROUPS = 8; // kinds of sign told of one run
+const MAX_BLANKS = 12; // blanks in a row that are shown one by one
+const KEPT_ACCENTS = 3; // of a heap of combining marks
+
+// Characters without a glyph, line and paragraph separators, halves of surrogate pairs.
+const HIDDEN = String.raw`\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}\p{Cs}\u2800\uFFF9-\uFFFB`;
+const HEAP = String.raw`(?<heap>[\p{Mn}--\p{Default_Ignorable_Code_Point}]{6,})`;
+// What stands first in each alternative is told from most text at once: the rest is slow.
+const EMOJI = String.raw`(?=\p{Extended_Pictographic})(?:\p{RGI_Emoji}|.[\uFE0E\uFE0F])|[#*0-9]\uFE0F\u20E3|[\u{E0100}-\u{E01EF}](?<=\p{Script=Han}.)`;
+const JOINED = 'Arab Syrc Nkoo Mong Deva Beng Guru Gujr Orya Taml Telu Knda Mlym Sinh Khmr Mymr Tibt Thaa Mand'.split(' ').map((name) => String.raw`\p{scx=${name}}`).join('');
+const JOINER = String.raw`[\u200C\u200D](?<=[${JOINED}].)|[\u180B-\u180F](?<=\p{Script=Mongolian}.)`;
+const control = String.raw`[\p{Cc}--[\n\t\r]]|\r(?!\n)`;
+
+const build = (kept, ...signs) => ({
+	any: new RegExp(`${signs.join('|')}|\\p{Mn}{6}`, 'v'),
+	every: new RegExp(`(?:${signs.join('|')})+|\\p{Mn}{6,}`, 'gv'),
+	all: new RegExp(`${kept}|(?<signs>(?:${signs.join('|')})+)|${HEAP}`, 'gv'),
+});
+
+/** Titles, names, paths: all that is hidden, but what a script or an emoji is written with. */
+export const TEXT = build(`${EMOJI}|${JOINER}`, control, `[${HIDDEN}]`);
+/** Code, where joiners are nobody's letters. */
+export const CODE = build(EMOJI, control, `[${HIDDEN}]`);
+/** A command as it runs: every blank that is no plain one, too. */
+export const EXACT = build(EMOJI, String.raw`[\p{Cc}--[\n\t]]|[\p{Zs}--[ ]]`, `[${HIDDEN}]`);
+/** What people and agents write to each other: only what no language is written with. */
+export const PROSE = build(EMOJI, control, String.raw`[\u202D\u202E\u115F\u1160\u3164\uFFA0\p{Cs}\u{E0000}-\u{E0FFF}]|[${HIDDEN}]{4,}`);
+
+const STRETCH = 2000; // characters looked at together
+
+const numberOf = (char) => `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
+
+/** "U+200B ×3 U+202E" */
+function name(run) {
+	const groups = [];
+	for (const char of run) {
+		if (groups.at(-1)?.char === char) groups.at(-1).count += 1;
+		else groups.push({ char, count: 1 });
+	}
+	const shown = groups.slice(0, MAX_GROUPS).map(({ char, count }) => numberOf(char) + (count > 1 ? ` ×${count}` : ''));
+	if (groups.length > MAX_GROUPS) shown.push(`+${groups.length - MAX_GROUPS}`);
+	return shown.join(' ');
+}
+
+/** The text as pieces: strings, and {sign} for what cannot be seen. */
+export function pieces(text, mode = TEXT) {
+	if (!mode.any.test(text)) return [text];
+	const found = [];
+	let signs = 0;
+	const put = (piece) => {
+		if (typeof piece === 'string' && typeof found.at(-1) === 'string') found.push(found.pop() + piece);
+		else if (piece) found.push(piece);
+	};
+	// The thorough look is slow, so only at stretches that have something.
+	for (let at = 0, end; at < text.length; at = end) {
+		end = at + STRETCH;
+		// Not within a pair, or an emoji.
+		while (/[\uD800-\uDFFF\u200D\uFE0F]/.test(text.slice(end - 1, end + 1)) && end < at + 2 * STRETCH) end += 1;
+		const stretch = text.slice(at, end);
+		if (!mode.any.test(stretch)) put(stretch);
+		else if (signs < MAX_SIGNS) signs += split(stretch, mode, put);
+		else put(stretch.replace(mode.every, (run) => `[${name(run)}]`));
+	}
+	return found;
+}
+
+function split(text, mode, put) {
+	let [at, signs] = [0, 0];
+	for (const match of text.matchAll(mode.all)) {
+		const { signs: run, heap } = match.groups;
+		if (run === undefined && heap === undefined) continue;
+		const kept = heap ? [...heap].slice(0, KEPT_ACCENTS).join('') : '';
+		put(text.slice(at, match.index) + kept);
+		put({ sign: name(run ?? heap.slice(kept.length)) });
+		at = match.index + match[0].length;
+		signs += 1;
+	}
+	put(text.slice(at));
+	return signs;
+}
+
+/** The same in one string, for what takes no elements: a tab's title, a tooltip, a notification. */
+export const spell = (text, mode = TEXT) => pieces(String(text ?? ''), mode).map((one) => (typeof one === 'string' ? one : `[${one.sign}]`)).join('');
+
+/** A command as pieces, in which one sees line ends, tabs, and blanks that are not single: {blank, sign}. */
+export function exactPieces(text) {
+	return pieces(text, EXACT).flatMap((piece) => (typeof piece === 'string' ? blanksOf(piece) : [piece]));
+}
+
+function blanksOf(text) {
+	return text.split(/(\n{4,}|\n|\t| {2,}|^ | $| (?=\n))/).filter(Boolean).map((piece) => {
+		if (/^\n{4,}$/.test(piece)) return { blank: '\n', sign: `↵ ×${piece.length}` };
+		if (piece === '\n') return { blank: '\n', sign: '↵' };
+		if (piece === '\t') return { blank: '\t', sign: '→' };
+		if (!/^ +$/.test(piece)) return piece;
+		return piece.length > MAX_BLANKS ? { sign: `blank ×${piece.length}` } : { blank: piece, sign: '·'.repeat(piece.length) };
+	});
+}

@@ -1,0 +1,28 @@
+// Takes the place of WebSocket before the page runs: a session's server that says what the test wants.
+// In `window.fake`: log (entries that `ready` counts), state (more fields of `ready`), feed(entries), sent.
+window.fake = { log: [], state: {}, sent: [], seq: 0 };
+window.WebSocket = class {
+	constructor(url) {
+		this.id = url.match(/sessions\/([^/]*)\/ws/)[1];
+		fake.socket = this;
+		setTimeout(() => this.onopen());
+	}
+
+	send(text) {
+		const frame = JSON.parse(text);
+		fake.sent.push(frame);
+		if (frame.type !== 'auth') return;
+		const { log, state } = fake;
+		this.tell({ type: 'ready', protocol: 1, session_id: this.id, agent: 'mock', state: 'idle', pending_permissions: [], ...state, head: log.length });
+		fake.feed(log);
+	}
+
+	tell(frame) {
+		this.onmessage({ data: JSON.stringify(frame) });
+	}
+
+	close() {}
+};
+window.fake.feed = (entries) => {
+	for (const entry of entries) fake.socket.tell({ ...entry, seq: (fake.seq += 1) });
+};
