@@ -138,6 +138,7 @@ async def _house(
             backend,
             environ=agent_environ(environ, settings.agent_env),
             choose_agent=all_sessions.choose_agent,
+            waiting_bytes=all_sessions.waiting_bytes,
             clock=clock,
         )
         await runner.start()

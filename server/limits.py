@@ -49,6 +49,36 @@ def give_back(taken: Counter[str], key: str, count: int = 1) -> None:
         del taken[key]
 
 
+class ByteQuota:
+    """So many bytes at once for each key: an app's prompts that wait.
+
+    Args:
+        each: bytes that a key may hold.
+        refusal: the message for those who ask for more.
+    """
+
+    def __init__(self, each: int, refusal: str) -> None:
+        self._each = each
+        self._refusal = refusal
+        self._taken: Counter[str] = Counter()
+
+    def take(self, key: str, size: int) -> None:
+        """Hold *size* bytes, until :meth:`give`.
+
+        Raises:
+            Error: ``queue_full``; the key would hold more than it may.
+        """
+        if self._taken[key] + size > self._each:
+            raise Error("queue_full", self._refusal)
+        self._taken[key] += size
+
+    def give(self, key: str, size: int) -> None:
+        give_back(self._taken, key, size)
+
+    def held(self, key: str) -> int:
+        return self._taken[key]
+
+
 class Places:
     """So many at once, in all and for each key."""
 

@@ -35,6 +35,10 @@ ROW_BYTES = 256 << 10
 ROW_ENTRIES = 1024
 PAGE_BYTES = 256 << 10
 PAGES = 8
+KEPT_PAGE_BYTES = 1 << 20
+"""A page with an entry of megabytes is not kept for others."""
+RINGS_BYTES = 32 << 20
+"""What the rings of all logs hold together; above it the one that moved longest ago is dropped."""
 PAGES_AT_ONCE = 2
 BACKLOG_BYTES = 16 << 20
 """Above this much uncommitted text the agents' output is left in their pipes."""
@@ -170,7 +174,7 @@ class SessionLog:
     def unwatch(self, wake: Callable[[], None]) -> None:
         self._watchers.discard(wake)
         if not self._watchers:
-            self._clear_ring()
+            self.drop_ring()
 
     def recent(self, after: int) -> list[Batch] | None:
         """What the ring has behind *after*, or None where it does not reach back so far."""
@@ -225,11 +229,13 @@ class SessionLog:
             self._ring_bytes > RING_BYTES or len(self._ring) > RING_BATCHES
         ):
             self._ring_bytes -= len(self._ring.popleft().body)
+        if self._watchers:
+            self._writer.rings.note(self, self._ring_bytes)
         self.wake()
 
     def publish_without_ring(self, rows: Sequence[LogRow]) -> None:
         """The same for readers that find the rows in the database."""
-        self._clear_ring()
+        self.drop_ring()
         if rows:
             self.head = rows[-1].last_seq
         self.wake()
@@ -242,9 +248,11 @@ class SessionLog:
             except Exception:
                 logger.exception("a watcher of a session's log failed")
 
-    def _clear_ring(self) -> None:
+    def drop_ring(self) -> None:
+        """Let readers read from the database."""
         self._ring.clear()
         self._ring_bytes = 0
+        self._writer.rings.note(self, 0)
 
 
 class Pages:
@@ -279,10 +287,28 @@ class Pages:
         except BaseException:
             self._pages.pop(key, None)
             raise
+        if sum(len(row.body) for row in rows) > KEPT_PAGE_BYTES:
+            self._pages.pop(key, None)
         batches = [Batch(row.first_seq, row.last_seq, row.body) for row in rows]
         if batches:
             batches[0] = batches[0].after(after)
         return batches
+
+
+class Rings:
+    """The rings of all logs, which together hold only so much."""
+
+    def __init__(self) -> None:
+        self._logs: OrderedDict[SessionLog, int] = OrderedDict()
+        self._bytes = 0
+
+    def note(self, log: SessionLog, size: int) -> None:
+        """*log*'s ring has *size* bytes now."""
+        self._bytes += size - self._logs.pop(log, 0)
+        if size:
+            self._logs[log] = size
+        while self._bytes > RINGS_BYTES and len(self._logs) > 1:
+            next(iter(self._logs)).drop_ring()
 
 
 class LogWriter:
@@ -293,6 +319,7 @@ class LogWriter:
     ) -> None:
         self.store = database
         self.pages = Pages(database)
+        self.rings = Rings()
         self._metrics = metrics
         self._dirty: dict[SessionLog, None] = {}
         self._statements: list[Statement] = []

@@ -301,12 +301,21 @@ class Peer(abc.ABC):
             goodbye = self._goodbye = self._goodbye or self._natural_end()
             if goodbye is not None:
                 chunks += self._farewell(goodbye)
-            self._write(b"".join(chunks))
+            await self._write_in_pieces(b"".join(chunks))
             await self._drain(WRITE_BYTES if goodbye is None else 0)
             if goodbye is not None:
                 return True
             if not self._outbox and not self._has_more():
                 return False
+
+    async def _write_in_pieces(self, data: bytes) -> None:
+        """Write *data*, of which one entry may be megabytes, as the peer takes it."""
+        view = memoryview(data)
+        while len(view) > 2 * WRITE_BYTES:
+            self._write(view[:WRITE_BYTES])
+            view = view[WRITE_BYTES:]
+            await self._drain(WRITE_BYTES)
+        self._write(view)
 
     def _take_outbox(self) -> list[bytes]:
         taken = [frames.websocket_text(frame) for frame in self._outbox]
@@ -316,7 +325,7 @@ class Peer(abc.ABC):
             self._room = None
         return taken
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         if self._transport.is_closing():
             raise ConnectionResetError
         self._written += len(data)

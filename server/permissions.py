@@ -9,12 +9,33 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import frames, store
+from .agents.base import bounded
 from .codec import dumps
 from .errors import bad_request, not_found
 from .log import LogWriter, SessionLog
 from .schema import SessionRow
 
+MAX_PENDING = 32
+"""One more that an agent asks leave for is rejected, until one has its outcome."""
+HELD_BYTES = 64 << 10
+"""A longer request is shortened while it waits; the log has the whole."""
+SHOWN_BYTES = 128 << 10
+"""Of all that waits in a session; beyond it the state and `ready` show each one shortened."""
+SHORT_BYTES = 4 << 10
 READ_KINDS = frozenset({"read", "search"})
+
+
+def shortened(request: Mapping[str, Any], limit: int) -> Mapping[str, Any]:
+    """*request* with at most about *limit* bytes; its options come first."""
+    whole = dict(request)
+    if (kept := bounded(whole, limit)) == whole:
+        return whole
+    offered = bounded(whole.pop("options", None), limit // 2)
+    kept = bounded(whole, limit // 2) or {}
+    meta = kept.get("_meta")
+    mark = {"clawdforge": {"shortened": True}}
+    kept["_meta"] = {**meta, **mark} if isinstance(meta, dict) else mark
+    return {**kept, "options": offered}
 
 
 class Pending:
@@ -30,10 +51,10 @@ class Pending:
         self.expires_at = expires_at
         self.timer: asyncio.TimerHandle | None = None
 
-    def view(self) -> dict[str, Any]:
+    def view(self, limit: int = HELD_BYTES) -> dict[str, Any]:
         return {
             "request_id": self.request_id,
-            "request": self.request,
+            "request": shortened(self.request, limit),
             "expires_at": self.expires_at,
             "turn_index": self.turn_index,
         }
@@ -94,8 +115,15 @@ class Permissions:
         return len(self._pending)
 
     def pending(self) -> list[dict[str, Any]]:
-        """Those that wait, as clients are shown them."""
+        """Those that wait, as they are held."""
         return [pending.view() for pending in self._pending.values()]
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Those that wait, as the state and `ready` show them: few bytes, however many wait."""
+        whole = self.pending()
+        if len(whole) < 2 or len(dumps(whole)) <= SHOWN_BYTES:
+            return whole
+        return [pending.view(SHORT_BYTES) for pending in self._pending.values()]
 
     def ask(self, raw_id: Any, params: Any, turn_index: int, *, is_ending: bool) -> None:
         """The agent asks.
@@ -107,7 +135,10 @@ class Permissions:
         pending = self._note(raw_id, params, turn_index)
         if is_ending:
             self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+        elif self._row.permission == "ask" and len(self._pending) > MAX_PENDING:
+            self._resolve(pending, choose(pending.request, "reject"), "policy")
         elif self._row.permission == "ask":
+            pending.request = shortened(pending.request, HELD_BYTES)
             # Durable with its entry: a killed server leaves none without an outcome.
             self._writer.add([store.ask(self._row.n, pending.request_id, turn_index)])
             rejection = choose(pending.request, "reject")

@@ -21,6 +21,7 @@ from .agents.base import Backend
 from .config import Settings
 from .errors import Error, bad_request, draining
 from .failures import failure_of
+from .limits import ByteQuota
 from .log import LogWriter
 from .runs.answers import Answer, RunFailed
 from .runs.claude import CLAUDE, NOT_INSTALLED, Claude, check_size
@@ -41,6 +42,7 @@ class Runner:
         environ: of the program: an allow-list.
         choose_agent: an agent's name, or None, to the name of one that is installed; it
             raises :class:`Error` where there is none.
+        waiting_bytes: what an app's prompts may hold.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Runner:
         *,
         environ: Mapping[str, str],
         choose_agent: Callable[[str | None], Awaitable[str]],
+        waiting_bytes: ByteQuota,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -59,6 +62,7 @@ class Runner:
         self._writer = writer
         self._backend = backend
         self._choose_agent = choose_agent
+        self._waiting_bytes = waiting_bytes
         self._clock = clock
         self._folder = settings.data_dir / "runs"
         self._grace = settings.cancel_grace_secs
@@ -98,15 +102,18 @@ class Runner:
         """Begin a run; whoever asked for it stops it when the answer is no longer wanted.
 
         Raises:
-            Error: ``draining``.
+            Error: ``draining``, or ``queue_full`` if the app's prompts have too many bytes.
         """
         if self._is_draining:
             raise draining()
+        size = len(request.prompt.encode())
+        self._waiting_bytes.take(request.app_name, size)
         longest = self._settings.run_timeout_secs
         run = Run(request, min(request.timeout_secs or longest, longest))
         run.outcome = asyncio.create_task(self._run(run), name=f"run-{run.id}")
         self._runs.add(run)
         run.outcome.add_done_callback(lambda _: self._done(run))
+        run.outcome.add_done_callback(lambda _: self._waiting_bytes.give(request.app_name, size))
         return run
 
     def _done(self, run: Run) -> None:

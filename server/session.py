@@ -20,6 +20,7 @@ from .agents.base import NEW, Agent, AgentSpec, AgentState, Context
 from .codec import dumps, loads
 from .config import Settings
 from .errors import Error, draining, internal, session_closed
+from .limits import ByteQuota
 from .log import LogWriter, SessionLog
 from .metrics import Metrics
 from .permissions import Permissions
@@ -71,7 +72,22 @@ class House(Protocol):
 
     def clock(self) -> float: ...
 
+    @property
+    def waiting_bytes(self) -> ByteQuota: ...
+
     def check_prompt_rate(self, app_name: str) -> None: ...
+
+
+def encode_meta(meta: Mapping[str, Any], limit: int) -> str:
+    """The app's own notes as JSON.
+
+    Raises:
+        Error: ``payload_too_large``; it has more than *limit* bytes.
+    """
+    encoded = dumps(meta)
+    if len(encoded) > limit:
+        raise Error("payload_too_large", f"meta: a session's has at most {limit} bytes of JSON")
+    return encoded.decode()
 
 
 class Session:
@@ -134,6 +150,11 @@ class Session:
     def is_over(self) -> bool:
         """Closed, and nothing will be logged any more."""
         return self._sealed
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the database has all of its log."""
+        return self.log.head == self.log.last
 
     @property
     def is_busy(self) -> bool:
@@ -204,7 +225,7 @@ class Session:
             "head": self.log.head,
             "turn_index": self._running.index if self._running else None,
             "queued": self.queued(),
-            "pending_permissions": self.permissions.pending(),
+            "pending_permissions": self.permissions.shown(),
             "sockets": self.viewers,
             **self.agent_view(),
         }
@@ -214,8 +235,9 @@ class Session:
         return len(self._queue)
 
     def queued(self) -> list[dict[str, Any]]:
+        """The prompts that wait, with the first characters of each."""
         return [
-            {"turn_index": turn.index, "id": turn.client_id, "prompt": loads(turn.blocks)}
+            {"turn_index": turn.index, "id": turn.client_id, "prompt": turn.preview}
             for turn in self._queue
         ]
 
@@ -252,12 +274,13 @@ class Session:
             row = TurnRow(
                 self.row.n, turn.index, client_id, blocks, timeout, None, None, None, None, None
             )
+            self._house.waiting_bytes.take(self.row.app_name, len(blocks))
+            turn.reserved = len(blocks)
             early = self._may_run_at_once()
-            if early:
-                # It goes through acpx while it is stored, and is held before the agent until then.
-                self._current = turn
-                self._pass_on(turn)
             try:
+                if early:  # it goes through acpx while it is stored, and waits before the agent
+                    self._current = turn
+                    self._pass_on(turn)
                 # Its outcome alone decides, also if whoever asked has gone: a prompt is never both
                 # stored and refused.
                 await to_completion(self._house.writer.commit([store.insert_turn(row)]))
@@ -292,10 +315,17 @@ class Session:
         return is_open and self._runner is None and self._house.slots.holds(self)
 
     def _refuse(self, turn: Turn) -> None:
+        self._forget_prompt(turn)
         self._hold_back(turn, Ending.CANCEL)
         turn.stored.set_result(False)
         if turn.over is not None:
             self._run()
+
+    def _forget_prompt(self, turn: Turn) -> None:
+        """The log has it, or it is refused: it waits no more."""
+        self._house.waiting_bytes.give(self.row.app_name, turn.reserved)
+        turn.reserved = 0
+        turn.blocks = b""
 
     def _hold_back(self, turn: Turn, ending: Ending) -> None:
         """The agent must never see *turn*, which is about to be stored or refused."""
@@ -397,10 +427,15 @@ class Session:
             self._house.slots.idle(self)
 
     async def set_meta(self, meta: Mapping[str, Any]) -> None:
-        """Merge *meta* into the session's own; None removes a key."""
+        """Merge *meta* into the session's own; None removes a key.
+
+        Raises:
+            Error: ``payload_too_large``; it would have more bytes than it may.
+        """
         async with self._merging:
             merged = {**loads(self.row.meta), **meta}
-            text = dumps({k: v for k, v in merged.items() if v is not None}).decode()
+            kept = {k: v for k, v in merged.items() if v is not None}
+            text = encode_meta(kept, self._house.settings.max_meta_bytes)
             await to_completion(self._house.writer.commit([store.set_meta(self.row.n, text)]))
             self.row.meta = text
 
@@ -562,6 +597,7 @@ class Session:
             turn.index,
             frames.turn_start_fields(turn.blocks, turn.client_id, context),
         )
+        self._forget_prompt(turn)
         turn.started.set()
         now = self._house.clock()
         self.row.turn_count += 1
@@ -611,7 +647,6 @@ class Session:
         self.permissions.cancel(turn.index)
         if turn.first_seq is None:
             self._start(turn, "kept" if self.row.has_context else "new")
-        turn.blocks = b""  # the log has it; who asks by its client id again needs it no more
         turn.stop_reason = reason
         turn.error = frames.error_fields(error) if error is not None else None
         turn.duration_ms = int((time.monotonic() - turn.began) * 1000) if turn.began else 0

@@ -12,7 +12,7 @@ import stat
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -22,13 +22,13 @@ from .agents.base import AgentInfo, Backend
 from .codec import dumps
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found, not_stored
-from .limits import Rate, give_back
+from .limits import ByteQuota, Rate, give_back
 from .live_agents import LiveAgents
 from .log import LogWriter
 from .metrics import Metrics
 from .prewarmed import Prewarmer
 from .schema import SessionRow
-from .session import Session
+from .session import Session, encode_meta
 from .store import Store
 from .tasks import Tasks, to_completion
 
@@ -39,6 +39,7 @@ FALLBACK_AGENT = "demo"
 PREFERRED_AGENT = "claude"
 POOL_RETRY_SECS = 30
 AT_ONCE = 8
+LIST_AT_ONCE = 50
 CLOSE_SECS = 5
 
 
@@ -63,6 +64,10 @@ class Sessions:
         self.tasks = Tasks()
         self.closing = Tasks()
         self.slots = LiveAgents(settings.max_live_agents, self.tasks)
+        self.waiting_bytes = ByteQuota(
+            settings.max_waiting_prompt_bytes_per_app,
+            "the app's prompts that wait have all the bytes they may; ask again when some have run",
+        )
         self.is_draining = False
         # The other backend keeps no process between turns.
         keeps_agents = settings.agent_backend == "host"
@@ -178,6 +183,33 @@ class Sessions:
             session.agent = self.backend.agent(session.spec, session, session.kept_agent_state())
         self._loaded[session.id] = self._kept[session.id] = session
 
+    async def views_of(
+        self, app_name: str, *, include_closed: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The states of the app's sessions, the newest first; few of them are in memory at once."""
+        before: int | None = None
+        while rows := await self.store.session_page(
+            app_name, before=before, limit=LIST_AT_ONCE, cwd=None, include_closed=include_closed
+        ):
+            for row in rows:
+                before = row.n
+                session = await self._shown(row)
+                if session is not None and (include_closed or not session.is_closed):
+                    yield session.view()
+
+    async def _shown(self, row: SessionRow) -> Session | None:
+        """A session to be shown: a closed one need not be kept in memory for that."""
+        if row.closed_at is None or row.id in self._loaded:
+            return await self._session(row.id)
+        if row.id in self._hidden:
+            return None
+        return Session(
+            self,
+            row,
+            head=await self.store.head(row.n),
+            last_turn_index=await self.store.last_turn_index(row.n),
+        )
+
     async def sessions_of(self, app_name: str, *, include_closed: bool) -> list[Session]:
         """The app's sessions, the newest first."""
         rows = await self.store.sessions_of(app_name, include_closed=include_closed)
@@ -205,13 +237,17 @@ class Sessions:
         """Open a session; its agent starts behind it.
 
         Raises:
-            Error: ``bad_request``, ``agent_unavailable``, ``pool_full``, ``draining``
-                or ``internal``.
+            Error: ``bad_request``, ``payload_too_large``, ``agent_unavailable``, ``pool_full``,
+                ``draining`` or ``internal``.
         """
         if self.is_draining:
             raise draining()
         if permission == "ask" and not self.backend.can_ask:
             raise bad_request("permission: ask cannot be had with CLAWDFORGE_AGENT_BACKEND=cli")
+        notes = encode_meta(meta or {}, self.settings.max_meta_bytes)
+        if system is not None and len(system.encode()) > self.settings.max_system_bytes:
+            limit = self.settings.max_system_bytes
+            raise Error("payload_too_large", f"system: it has at most {limit} bytes")
         name = await self.choose_agent(agent)
         folder = None if cwd is None else await asyncio.to_thread(self._check_cwd, cwd)
         self._take_place(app_name)
@@ -234,7 +270,7 @@ class Sessions:
                 agent=name,
                 model=model,
                 system=system,
-                meta=dumps(meta or {}).decode(),
+                meta=notes,
                 permission=permission,
                 cwd=str(folder),
                 created_at=now,
@@ -345,6 +381,8 @@ class Sessions:
         finally:  # it is closed even if nobody waits for it any more
             if first and session.is_closed:
                 self._give_place(session.row.app_name)
+                if session.is_stored and not session.viewers:
+                    self._kept.pop(session.id, None)
         return first
 
     def cancel_turns_of(self, app_name: str) -> None:
@@ -457,8 +495,7 @@ class Sessions:
         """Forget sessions that nobody watches and nothing runs for; the database has them."""
         for session_id, session in tuple(self._kept.items()):
             running = session.agent is not None and session.agent.live
-            stored = session.log.head == session.log.last
-            if stored and not (session.is_busy or session.viewers or running):
+            if session.is_stored and not (session.is_busy or session.viewers or running):
                 del self._kept[session_id]
 
     async def _start_prewarming(self) -> None:

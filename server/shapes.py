@@ -87,7 +87,9 @@ class QueuedTurn(msgspec.Struct, kw_only=True):
 
     turn_index: Count
     id: str | None
-    prompt: list[Any]
+    prompt: Annotated[
+        list[Any], msgspec.Meta(description="Its first 1000 characters, as text blocks.")
+    ]
 
 
 class PendingPermission(msgspec.Struct, kw_only=True):
@@ -149,6 +151,15 @@ class SessionClosed(msgspec.Struct, kw_only=True):
     already_closed: bool | msgspec.UnsetType = msgspec.UNSET
 
 
+Omitted = Annotated[
+    bool, msgspec.Meta(description="Whether `events` are left out because they are too long.")
+]
+OmittedFrom = Annotated[
+    Annotated[int, msgspec.Meta(ge=1)] | None,
+    msgspec.Meta(description="With `events_omitted`: the turn's first or last entry in the log."),
+]
+
+
 class TurnAnswer(msgspec.Struct, kw_only=True):
     """A turn that has ended."""
 
@@ -161,6 +172,9 @@ class TurnAnswer(msgspec.Struct, kw_only=True):
         list[dict[str, Any]],
         msgspec.Meta(description="The agent's raw ACP messages; the last is its response."),
     ]
+    events_omitted: Omitted = False
+    first_seq: OmittedFrom = None
+    last_seq: OmittedFrom = None
 
 
 class TurnFailure(msgspec.Struct, kw_only=True):
@@ -175,6 +189,9 @@ class TurnFailure(msgspec.Struct, kw_only=True):
     stop_reason: str
     duration_ms: Count
     events: list[dict[str, Any]]
+    events_omitted: Omitted = False
+    first_seq: OmittedFrom = None
+    last_seq: OmittedFrom = None
 
 
 class Cancelled(msgspec.Struct, kw_only=True):
@@ -266,6 +283,9 @@ class Entries(msgspec.Struct, kw_only=True):
     ok: Ok
     entries: list[Entry]
     head: Count
+    has_more: Annotated[
+        bool, msgspec.Meta(description="Whether there are entries after the last one here.")
+    ]
 
 
 # Agents, health, the operator.

@@ -44,8 +44,7 @@ class EventStream:
     def __init__(self, request: web.Request, stall_timeout: float) -> None:
         self._request = request
         self._stall_timeout = stall_timeout
-        self._written = self._taken = 0
-        self._looking: asyncio.TimerHandle | None = None
+        self._watch: tcp.StallWatch | None = None
         self.response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -58,7 +57,8 @@ class EventStream:
         await self.response.prepare(self._request)
         if self._request.transport is not None:
             tcp.keep_little(self._request.transport)
-        self._look_again()
+            self._watch = tcp.StallWatch(self._request.transport, self._stall_timeout)
+            self._watch.start()
         await self._write(b": ok\n\n")
         return self
 
@@ -68,8 +68,8 @@ class EventStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._watch is not None:
+            self._watch.stop()
         if not isinstance(error, Exception):
             return False
         if isinstance(error, Error) and error.code == "unauthorized":
@@ -91,7 +91,8 @@ class EventStream:
         await self._write(b": keep-alive\n\n")
 
     async def _write(self, data: bytes) -> None:
-        self._written += len(data)
+        if self._watch is not None:
+            self._watch.written += len(data)
         await self.response.write(data)
 
     def _end_revoked(self) -> None:
@@ -100,22 +101,6 @@ class EventStream:
         if self._request.transport is not None:
             abort = self._request.transport.abort
             asyncio.get_running_loop().call_later(REVOKE_SECS, abort)
-
-    def _look_again(self) -> None:
-        self._looking = asyncio.get_running_loop().call_later(self._stall_timeout, self._look)
-
-    def _look(self) -> None:
-        """Drop a peer that has taken nothing since the last look."""
-        transport = self._request.transport
-        if transport is None:
-            return
-        untaken = tcp.untaken(transport)
-        taken = self._written - untaken
-        if untaken and taken == self._taken:
-            transport.abort()  # the only thing that frees a blocked write
-            return
-        self._taken = taken
-        self._look_again()
 
 
 @contextlib.asynccontextmanager

@@ -190,15 +190,21 @@ class Store:
         return [SessionRow(*row) for row in rows]
 
     async def session_page(
-        self, app_name: str, *, before: int | None, limit: int, cwd: str | None
+        self,
+        app_name: str,
+        *,
+        before: int | None,
+        limit: int,
+        cwd: str | None,
+        include_closed: bool = False,
     ) -> list[SessionRow]:
-        """At most *limit* of an app's open sessions, the newest first.
+        """At most *limit* of an app's sessions, the newest first.
 
         Args:
             before: only those with smaller numbers.
             cwd: only those in that folder.
         """
-        where = "WHERE app_name = ? AND closed_at IS NULL"
+        where = "WHERE app_name = ?" + ("" if include_closed else " AND closed_at IS NULL")
         values: list[Any] = [app_name]
         if before is not None:
             where += " AND n < ?"

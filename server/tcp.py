@@ -40,3 +40,37 @@ def taken(transport: asyncio.WriteTransport) -> int:
         return int(_BYTES_ACKED.unpack(info)[0])
     except (OSError, AttributeError, struct.error):
         return 0
+
+
+class StallWatch:
+    """Drops a peer that takes nothing of what it is sent.
+
+    Args:
+        timeout: seconds without a byte taken.
+
+    Attributes:
+        written: bytes that have been written so far; the writer counts them.
+    """
+
+    def __init__(self, transport: asyncio.WriteTransport, timeout: float) -> None:
+        self._transport = transport
+        self._timeout = timeout
+        self._taken = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.written = 0
+
+    def start(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._timeout, self._look)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        waiting = untaken(self._transport)
+        taken = self.written - waiting
+        if waiting and taken == self._taken:
+            self._transport.abort()  # the only thing that frees a blocked write
+            return
+        self._taken = taken
+        self.start()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .codec import parse_message
+from .codec import loads, parse_message
 from .errors import Error
 from .schema import TurnRow
 
@@ -21,12 +21,16 @@ class Ending(enum.Enum):
     RESTART = "restart"
 
 
+PREVIEW_LENGTH = 1000
+
+
 class Turn:
     """One prompt, from its acceptance to its end.
 
     Attributes:
         index: its number in the session, from 1.
-        blocks: JSON of the ACP content blocks.
+        blocks: JSON of the ACP content blocks, until the log has it.
+        reserved: bytes that it holds of what its app's waiting prompts may have.
         first_seq, last_seq: log positions of its start and its end, when there.
         stop_reason, error, duration_ms: how it ended; ``error`` as in ``turn_end``.
         accepted_at, began, updated: when it was accepted, when it had its agent, and when that
@@ -50,6 +54,8 @@ class Turn:
         self.index = index
         self.client_id = client_id
         self.blocks = blocks
+        self.reserved = 0
+        self._preview: list[dict[str, str]] | None = None
         self.timeout = timeout
         self.request_id = request_id
         self.accepted_at = time.monotonic()
@@ -68,6 +74,13 @@ class Turn:
         self.over: Coroutine[Any, Any, None] | None = None
         self.interrupt: Callable[[], Any] | None = None
         self.timers: list[asyncio.TimerHandle] = []
+
+    @property
+    def preview(self) -> list[dict[str, str]]:
+        """The prompt's first characters, as content blocks; what is not text is only named."""
+        if self._preview is None:
+            self._preview = _preview_of(loads(self.blocks)) if self.blocks else []
+        return self._preview
 
     @property
     def is_stored(self) -> bool:
@@ -91,6 +104,17 @@ class Turn:
     def stop_timers(self) -> None:
         for timer in self.timers:
             timer.cancel()
+
+
+def _preview_of(blocks: list[dict[str, Any]]) -> list[dict[str, str]]:
+    shown: list[dict[str, str]] = []
+    left = PREVIEW_LENGTH
+    for block in blocks:
+        text = block["text"] if block["type"] == "text" else f"[{block['type']}]"
+        if left and text:
+            shown.append({"type": "text", "text": text[:left]})
+            left = max(0, left - len(text))
+    return shown
 
 
 def verdict(turn: Turn, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:

@@ -84,7 +84,7 @@ class Viewer(Peer):
         """
         self._is_told = False
         batches = self.session.log.recent(self._cursor) if self._is_free() else None
-        if batches is None or len(batches) > 1:
+        if batches is None or len(batches) > 1 or (batches and len(batches[0].body) > WRITE_BYTES):
             self.wake()
         elif batches:
             self._write(batches[0].wire())

@@ -1063,10 +1063,10 @@ async def test_every_answer_names_its_request_and_failures_do_so_in_the_body(
 async def test_a_defect_is_answered_as_internal_and_leaks_nothing(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    async def broken(*args: Any, **options: Any) -> None:
+    def broken(*args: Any, **options: Any) -> None:
         raise RuntimeError("the secret of the house")
 
-    monkeypatch.setattr(type(server.services.sessions), "sessions_of", broken)
+    monkeypatch.setattr(type(server.services.sessions), "views_of", broken)
     answer = await client.get("/sessions")
     assert "secret" not in json.dumps(answer[1])
     failure(answer, 500, "internal")

@@ -23,7 +23,7 @@ from .harness import ADMIN, MOCKS, Client, Deadline, eventually, script
 CRITICAL = "log-writer"
 OF_THE_SERVER = {
     *("acpx-host", "acpx-host-stdout", "acpx-host-stderr", "acpx-host-watch", "seam-accept"),
-    *("door", "health", "heart", "metrics", "sweeper", "write-back"),
+    *("door", "health", "heart", "metrics", "stalled connections", "sweeper", "write-back"),
 }
 OF_AN_AGENT = {"agent-stderr"}
 

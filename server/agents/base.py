@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Coroutine, Mapping
 from typing import Any, Literal, Protocol
 
+from ..codec import dumps
 from ..errors import Error
 
 Context = Literal["fresh", "kept"]
@@ -47,6 +48,42 @@ class AgentSpec:
     permission: str
 
 
+TOLD_BYTES = 64 << 10
+"""What is kept of each thing that an agent says of itself."""
+
+
+def bounded(value: Any, limit: int = TOLD_BYTES) -> Any:
+    """*value*, which an agent wrote, with no more than *limit* bytes as JSON.
+
+    Of a long list or object the first items are kept; what is too long and neither is None.
+    """
+    try:
+        size = len(dumps(value))
+    except (TypeError, ValueError, RecursionError):  # nested too deeply
+        return None
+    if size <= limit:
+        return value
+    left = limit - 2
+    if isinstance(value, list):
+        items: list[Any] = []
+        for item in value:
+            left -= len(dumps(item)) + 1
+            if left < 0:
+                break
+            items.append(item)
+        return items
+    if not isinstance(value, dict):
+        return None
+    fields: dict[str, Any] = {}
+    for name, field in value.items():
+        left -= len(dumps(name)) + 2
+        if left < 4:
+            break
+        fields[name] = bounded(field, left)
+        left -= len(dumps(fields[name]))
+    return fields
+
+
 TOLD = ("modes", "models", "config_options", "commands")
 
 
@@ -59,6 +96,10 @@ class AgentState:
     models: Any = None
     config_options: Any = None
     commands: Any = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, bounded(getattr(self, field.name)))
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> AgentState:

@@ -35,7 +35,8 @@ CONTROL_SECS = 20
 class _Prompt:
     """A prompt on its way through acpx; the agent does not get it until it is *stored*."""
 
-    def __init__(self, stored: asyncio.Future[bool] | None) -> None:
+    def __init__(self, blocks: bytes, stored: asyncio.Future[bool] | None) -> None:
+        self.blocks = blocks  # until the agent has it
         self.stored = stored
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sent = False
@@ -113,10 +114,10 @@ class HostAgent:
     def prompt(
         self, blocks: bytes, stored: asyncio.Future[bool] | None = None
     ) -> Coroutine[Any, Any, None]:
-        prompt = self._current = _Prompt(stored)
+        prompt = self._current = _Prompt(blocks, stored)
         # acpx can have it now: it takes longer than all that comes in between.
-        call = self._pass_on(prompt, blocks) if self._is_open else None
-        return self._see_through(prompt, blocks, call)
+        call = self._pass_on(prompt) if self._is_open else None
+        return self._see_through(prompt, call)
 
     def cancel(self) -> None:
         prompt = self._current
@@ -177,22 +178,20 @@ class HostAgent:
 
     # The way of a prompt.
 
-    def _pass_on(self, prompt: _Prompt, blocks: bytes) -> asyncio.Future[Any]:
+    def _pass_on(self, prompt: _Prompt) -> asyncio.Future[Any]:
         self._waiting.append(prompt)
         return self._host.send(
-            "prompt", key=self.spec.key, generation=self._opened, raw={"blocks": blocks}
+            "prompt", key=self.spec.key, generation=self._opened, raw={"blocks": prompt.blocks}
         )
 
-    async def _see_through(
-        self, prompt: _Prompt, blocks: bytes, call: asyncio.Future[Any] | None
-    ) -> None:
-        self._tasks.spawn(self._send(prompt, blocks, call), f"prompt-{self.spec.key}")
+    async def _see_through(self, prompt: _Prompt, call: asyncio.Future[Any] | None) -> None:
+        self._tasks.spawn(self._send(prompt, call), f"prompt-{self.spec.key}")
         await prompt.done
 
-    async def _send(self, prompt: _Prompt, blocks: bytes, call: asyncio.Future[Any] | None) -> None:
+    async def _send(self, prompt: _Prompt, call: asyncio.Future[Any] | None) -> None:
         self._busy += 1
         try:
-            await self._send_through(prompt, blocks, call)
+            await self._send_through(prompt, call)
         except Error as error:
             prompt.finish(error)
         except asyncio.CancelledError:
@@ -211,9 +210,7 @@ class HostAgent:
         if not self.live:
             self._listener.agent_gone()
 
-    async def _send_through(
-        self, prompt: _Prompt, blocks: bytes, call: asyncio.Future[Any] | None
-    ) -> None:
+    async def _send_through(self, prompt: _Prompt, call: asyncio.Future[Any] | None) -> None:
         fresh = False
         for last_try in (False, True):
             if call is None and not prompt.held_back:
@@ -221,7 +218,7 @@ class HostAgent:
             if call is None and prompt.held_back:
                 return
             try:
-                await (call or self._pass_on(prompt, blocks))
+                await (call or self._pass_on(prompt))
                 prompt.finish()
                 return
             except HostGoneError:
@@ -375,6 +372,7 @@ class HostAgent:
         if prompt is None or prompt.held_back:
             return False
         prompt.sent = True
+        prompt.blocks = b""
         return True
 
     def prompt_sent(self, fresh: bool) -> None:

@@ -13,7 +13,7 @@ from .. import bodies, frames
 from ..auth import TICKET_SECS
 from ..codec import dumps
 from ..errors import Error, bad_request
-from ..replies import json_reply, raw_reply
+from ..replies import WRITE_BYTES, json_reply, long_reply, raw_reply
 from ..services import (
     CREDENTIAL,
     TURN,
@@ -29,6 +29,9 @@ from ..sse import KEEP_ALIVE_SECS, EventStream, event_stream, wants_stream
 from ..turn import Turn
 
 routes = web.RouteTableDef()
+
+PAGE_FRAME_BYTES = 100
+"""What a page of events has round its entries, at most."""
 
 
 @routes.post("/sessions")
@@ -48,13 +51,30 @@ async def create_session(request: web.Request) -> web.Response:
 
 
 @routes.get("/sessions")
-async def list_sessions(request: web.Request) -> web.Response:
+async def list_sessions(request: web.Request) -> web.StreamResponse:
     app_name = app_of(request)
     query = bodies.read_query(request, bodies.ListSessions)
-    found = await services_of(request).sessions.sessions_of(
-        app_name, include_closed=query.include_closed
+    services = services_of(request)
+    views = services.sessions.views_of(app_name, include_closed=query.include_closed)
+    return await _long_reply(request, _list_of(views))
+
+
+async def _long_reply(
+    request: web.Request, pieces: AsyncIterator[bytes], *, status: int = 200
+) -> web.StreamResponse:
+    stall_timeout = services_of(request).settings.stall_timeout_secs
+    return await long_reply(
+        request, pieces, stall_timeout, request[CREDENTIAL].check, status=status
     )
-    return json_reply({"ok": True, "count": len(found), "sessions": [s.view() for s in found]})
+
+
+async def _list_of(views: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+    count = 0
+    yield b'{"ok":true,"sessions":['
+    async for view in views:
+        yield (b"," if count else b"") + dumps(view)
+        count += 1
+    yield b'],"count":%d}' % count
 
 
 @routes.get("/sessions/{session_id}")
@@ -100,12 +120,46 @@ async def run_turn(request: web.Request) -> web.StreamResponse:
         return await _stream_turn(request, session, turn)
     async with waiting(request):
         await session.finished(turn)
-    return await _turn_reply(session, turn)
+    return await _turn_reply(request, session, turn)
 
 
-async def _turn_reply(session: Session, turn: Turn) -> web.Response:
-    """A turn's outcome with the raw ACP messages of it, which are spliced in as they came."""
-    events = b",".join([event async for event in _events_of(session, turn)])
+async def _turn_reply(request: web.Request, session: Session, turn: Turn) -> web.StreamResponse:
+    """A turn's outcome with the raw ACP messages of it, which are spliced in as they came.
+
+    Where these are too long, the outcome says so, and where in the log they are.
+    """
+    settings = services_of(request).settings
+    events: list[bytes] = []
+    size = 0
+    async for event in _events_of(session, turn):
+        size += len(event) + 1
+        if size <= WRITE_BYTES:
+            events.append(event)
+        elif size > settings.max_reply_bytes:
+            break
+    head, status = _outcome_of(session, turn)
+    if size > settings.max_reply_bytes:
+        omitted = {"events_omitted": True, "first_seq": turn.first_seq, "last_seq": turn.last_seq}
+        return json_reply({**head, "events": [], **omitted}, status=status)
+    start = dumps(head)[:-1] + b',"events":['
+    if size <= WRITE_BYTES:  # nearly always
+        return raw_reply(start + b",".join(events) + b"]}", status=status)
+    pieces = _spliced(start, _events_of(session, turn))
+    return await _long_reply(request, pieces, status=status)
+
+
+async def _spliced(start: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield start
+    separator = b""
+    async for event in events:
+        yield separator
+        yield event
+        separator = b","
+    yield b"]}"
+
+
+def _outcome_of(session: Session, turn: Turn) -> tuple[dict[str, Any], int]:
+    """A turn's outcome without its events, and the status of the answer that has it."""
     head: dict[str, Any] = {"ok": turn.error is None}
     status = 200
     if turn.error is not None:
@@ -118,7 +172,7 @@ async def _turn_reply(session: Session, turn: Turn) -> web.Response:
         "stop_reason": turn.stop_reason,
         "duration_ms": turn.duration_ms,
     }
-    return raw_reply(dumps(head)[:-1] + b',"events":[' + events + b"]}", status=status)
+    return head, status
 
 
 async def _events_of(session: Session, turn: Turn) -> AsyncIterator[bytes]:
@@ -188,14 +242,33 @@ async def list_events(request: web.Request) -> web.StreamResponse:
         return await _stream_events(request, session, after)
     if after > session.log.head:
         raise bad_request(f"after: the newest entry is {session.log.head}")
-    entries: list[bytes] = []
-    position = after
-    while len(entries) < limit and (batches := await session.log.read(position)):
+    settings = services_of(request).settings
+    pieces = _page_of(session, after, limit, settings.max_events_bytes)
+    return await _long_reply(request, pieces)
+
+
+async def _page_of(
+    session: Session, after: int, limit: int, max_bytes: int
+) -> AsyncIterator[bytes]:
+    """A page of at most *limit* entries and *max_bytes*; it has one at least, if there is one."""
+    yield b'{"ok":true,"entries":['
+    count, size = 0, PAGE_FRAME_BYTES
+    async for line in _lines_after(session, after):
+        size += len(line) + 1
+        if count == limit or (count and size > max_bytes):
+            break
+        yield b"," + line if count else line
+        count += 1
+    head = session.log.head
+    yield b'],"head":%d,"has_more":%b}' % (head, b"true" if after + count < head else b"false")
+
+
+async def _lines_after(session: Session, position: int) -> AsyncIterator[bytes]:
+    while batches := await session.log.read(position):
         for batch in batches:
-            entries += batch.lines()
+            for line in batch.lines():
+                yield line
             position = batch.last
-    body = b",".join(entries[:limit])
-    return raw_reply(b'{"ok":true,"entries":[%b],"head":%d}' % (body, session.log.head))
 
 
 async def _stream_events(request: web.Request, session: Session, after: int) -> web.StreamResponse:

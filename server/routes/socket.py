@@ -75,7 +75,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
             agent=session.row.agent,
             head=session.log.head,
             state=session.state_name,
-            pending_permissions=session.permissions.pending(),
+            pending_permissions=session.permissions.shown(),
             queued=session.queued(),
             model=session.row.model,
             permission=session.row.permission,
