@@ -18,7 +18,7 @@ from aiohttp import web
 from . import __version__, control, logs
 from .app import FIRST_TOKENS, StartError, build_app
 from .commands import backup, doctor, sessions, tokens
-from .commands.house import CommandError, drop_stdout, sentence
+from .commands.house import CommandError, drop_stdout, say, sentence
 from .config import SettingError, Settings, load, with_env_file
 from .door import Door
 from .middleware import Runner
@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         environ = with_env_file(os.environ, ENV_FILE)
         settings = load(environ)
     except SettingError as error:
-        print(f"clawdforge: {error}", file=sys.stderr)
+        say(f"clawdforge: {error}", file=sys.stderr)
         return 2
     logs.set_up(settings)
     try:
         return int(arguments.run(arguments, settings, environ))
     except (StartError, CommandError, CriticalTaskError) as error:
-        print(f"clawdforge: {error}", file=sys.stderr)
+        say(f"clawdforge: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import textwrap
 from datetime import UTC, datetime
 
 from .codec import dumps
 from .config import Settings
+from .escapes import json_text, one_line, visible
 
 FIELDS = ("request_id", "app", "session", "turn", "duration_ms")
 
 # A token or a ticket that somebody put where it does not belong: into a path, say.
 _SECRET = re.compile(r"\b(cft?_)[A-Za-z0-9_-]{20,}")
-# In a path that was asked for, say: a line break in it must not begin another line.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_PLAIN_VALUE = re.compile(r"[^\s\"=]+")
 
 
 class Formatter(logging.Formatter):
@@ -32,9 +33,10 @@ class TextFormatter(Formatter):
     def line(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
         line = f"{when} {record.levelname.lower():7} {record.getMessage()}{_suffix(record)}"
-        line = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
+        line = one_line(line)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            # Indented: no line of an exception's message looks like the log's own.
+            line += textwrap.indent(f"\n{visible(self.formatException(record.exc_info))}", "    ")
         return line
 
 
@@ -49,7 +51,7 @@ class JsonFormatter(Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return dumps(entry).decode()
+        return json_text(dumps(entry).decode())
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -58,7 +60,12 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _suffix(record: logging.LogRecord) -> str:
-    return "".join(f" {name}={value}" for name, value in _fields(record).items())
+    """The fields; a value that could be taken for several is quoted."""
+    return "".join(f" {name}={_quoted(str(value))}" for name, value in _fields(record).items())
+
+
+def _quoted(value: str) -> str:
+    return value if _PLAIN_VALUE.fullmatch(value) else dumps(value).decode()
 
 
 def set_up(settings: Settings) -> None:

@@ -107,7 +107,8 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         access.info(
             "%s %s %d",
             request.method,
-            request.path,  # never the query: it is no place for secrets, but people err
+            # Never the query: it is no place for secrets, but people err.
+            request.path.replace(" ", "%20"),
             response.status,
             extra={
                 "request_id": request_id,

@@ -222,18 +222,23 @@ async def test_a_log_is_exported(
     server = await spawn()
     client = await new_client(server.url, http)
     session = await client.create()
-    await client.turn(session, script({"stderr": "not logged in"}))
+    await client.turn(session, script({"stderr": "not \x1b[2Jlogged\u202e \x9bin"}))
     tool = {"sessionUpdate": "tool_call", "toolCallId": "1", "title": "Look"}
     odd = {"method": "session/update", "params": []}
-    await client.turn(session, script({"say": "hello \x1b[2J"}, {"update": tool}, {"notify": odd}))
+    await client.turn(
+        session, script({"say": "hello \x1b[2J\x9b\u202e"}, {"update": tool}, {"notify": odd})
+    )
     said, _ = await operator.run("sessions", "stderr", session)
-    assert re.fullmatch(r"-- \S+ process \d+\nnot logged in\n", said)
-    lines = (await operator.run("sessions", "export", session))[0].splitlines()
+    assert re.fullmatch(r"-- \S+ process \d+\nnot \\x1b\[2Jlogged\\u202e \\x9bin\n", said)
+    said, _ = await operator.run("sessions", "stderr", "--raw", session)
+    assert said.endswith("\nnot \x1b[2Jlogged\u202e \x9bin\n")
+    lines = (await operator.run("sessions", "export", session))[0].split("\n")[:-1]
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e]", "".join(lines))
     assert [json.loads(line) for line in lines] == await client.events(session)
     page, _ = await operator.run("sessions", "export", session, "--format", "markdown")
     assert page.startswith(f"# Session {session}\n")
     assert "## Turn 2\n\n> {" in page
-    assert "\nhello [2J\n" in page
+    assert "\nhello \\x1b[2J\\x9b\\u202e\n" in page
     assert "*Tool: Look.*\n\n*end_turn, " in page
     assert "no such session" in (await operator.run("sessions", "export", "x", status=1))[1]
 

@@ -22,6 +22,7 @@ LEVELS = {
     "config": 0,
     "errors": 0,
     "codec": 0,
+    "escapes": 0,
     "tasks": 0,
     "acp": 0,
     "acp.rpc": 1,

@@ -76,7 +76,7 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
             part.replace(archive)
     except (OSError, sqlite3.Error) as error:
         raise house.CommandError(f"{archive}: {_why(error)}") from None
-    print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
+    house.say(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
     return 0
 
 
@@ -99,7 +99,7 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            print(f"clawdforge: left out: {path}: {error.strerror}", file=sys.stderr)
+            house.say(f"clawdforge: left out: {path}: {error.strerror}", file=sys.stderr)
             return
         if info is not None:  # a socket has none
             tar.addfile(info, None if file is None else _Padded(file))
@@ -147,7 +147,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
     except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
         moved = f"; what was moved already is in {aside}" if aside else ""
         raise house.CommandError(f"{archive}: {_why(error)}{moved}") from None
-    print(f"{folder} is restored." + (f" What it had is in {aside}." if aside else ""))
+    house.say(f"{folder} is restored." + (f" What it had is in {aside}." if aside else ""))
     return 0
 
 

@@ -65,9 +65,9 @@ async def doctor(
         if arguments.json:
             print(json.dumps(dataclasses.asdict(one)), flush=True)
         else:
-            print(f"{one.mark:4}  {one.what:10}  {one.found}", flush=True)
+            house.say(f"{one.mark:4}  {one.what:10}  {one.found}")
             if one.advice is not None:
-                print(f"{'':17} -> {one.advice}", flush=True)
+                house.say(f"{'':17} -> {one.advice}")
     if bad:
         raise house.CommandError(f"{bad} {'thing is' if bad == 1 else 'things are'} not well")
 

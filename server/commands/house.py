@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 from urllib.parse import quote
 
 import aiohttp
@@ -24,6 +24,7 @@ from ..app import FolderTakenError, make_backend, own_folder
 from ..auth import Tokens
 from ..config import Settings
 from ..errors import Error
+from ..escapes import visible
 from ..log import LogWriter
 from ..metrics import Metrics
 from ..schema import SchemaError
@@ -210,6 +211,11 @@ async def _awaited(work: Awaitable[None]) -> None:
 def sentence(text: str) -> str:
     """A command's help, as the sentence that describes it."""
     return f"{text[0].upper()}{text[1:]}."
+
+
+def say(text: str, *, file: TextIO | None = None) -> None:
+    """Print *text*, in which a terminal finds nothing to obey."""
+    print(visible(text), file=file, flush=True)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -14,6 +14,7 @@ from ..agents.stderr import path_of
 from ..app import STDERR_FOLDER
 from ..codec import parse_message
 from ..config import Settings
+from ..escapes import json_text, visible
 from ..schema import SessionRow
 from ..store import Store
 from . import house
@@ -42,6 +43,11 @@ def add_to(commands: Any) -> None:
     text = "show the end of what a session's agent wrote on stderr: why it does not work, say"
     one = actions.add_parser("stderr", help=text, description=house.sentence(text))
     one.add_argument("session_id")
+    one.add_argument(
+        "--raw",
+        action="store_true",
+        help="every byte as it is, for a pipe or a file: a terminal would obey some of them",
+    )
     one.set_defaults(run=functools.partial(house.run, show_stderr))
 
     text = "write a session's log to stdout"
@@ -71,7 +77,7 @@ async def show(
         used = _moment(row.last_turn_at or row.created_at)
         state = "open" if row.closed_at is None else f"closed ({row.close_reason})"
         cells.append((row.id, row.app_name, row.agent, state, str(row.turn_count), used))
-    print(house.table(cells))
+    house.say(house.table(cells))
 
 
 def _view(row: SessionRow) -> dict[str, Any]:
@@ -100,7 +106,9 @@ async def close(
 ) -> None:
     async with house.open_house(settings, environ) as opened:
         first = await opened.close_session(arguments.session_id)
-    print(f"The session {arguments.session_id} is closed." if first else "It was closed already.")
+    house.say(
+        f"The session {arguments.session_id} is closed." if first else "It was closed already."
+    )
 
 
 async def show_stderr(
@@ -112,6 +120,8 @@ async def show_stderr(
         raise house.CommandError("no such session")
     path = path_of(settings.data_dir / STDERR_FOLDER, row.id)
     text = path.read_bytes() if path.is_file() else b""
+    if not arguments.raw:
+        text = visible(text.decode(errors="backslashreplace")).encode()
     sys.stdout.buffer.write(text)
 
 
@@ -124,7 +134,9 @@ async def export(
             raise house.CommandError("no such session")
         if arguments.format == "ndjson":
             async for line in _lines(store, row):
-                sys.stdout.buffer.write(line + b"\n")
+                # The same JSON, in which a terminal finds nothing to obey.
+                text = json_text(line.decode())
+                sys.stdout.buffer.write(text.encode() + b"\n")
         else:
             page = Page()
             page.say(f"# Session {row.id}")
@@ -150,9 +162,8 @@ class Page:
         self._text = ""
 
     def say(self, text: str) -> None:
-        """Write a paragraph; what a terminal would obey is left out of it."""
-        plain = "".join(c for c in text if c.isprintable() or c in "\n\t")
-        sys.stdout.buffer.write(plain.encode(errors="replace") + b"\n\n")
+        """Write a paragraph, in which a terminal finds nothing to obey."""
+        sys.stdout.buffer.write(visible(text).encode() + b"\n\n")
 
     def flush(self) -> None:
         """Write the answer's text that has gathered."""

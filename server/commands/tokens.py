@@ -67,7 +67,7 @@ async def show(
         made = datetime.fromtimestamp(row.created_at, UTC)
         networks = ", ".join(json.loads(row.ip_cidrs)) or "any"
         cells.append((row.name, networks, f"{made:%Y-%m-%d %H:%M}"))
-    print(house.table(cells))
+    house.say(house.table(cells))
 
 
 async def revoke(
@@ -75,4 +75,4 @@ async def revoke(
 ) -> None:
     async with house.open_house(settings, environ) as opened:
         await opened.revoke_token(arguments.name)
-    print(f"The token of {arguments.name} is revoked.")
+    house.say(f"The token of {arguments.name} is revoked.")
