@@ -9,7 +9,8 @@ and the log has the rest.
 from __future__ import annotations
 
 import enum
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 STATUS: Final[dict[str, int]] = {
     "bad_request": 400,
@@ -30,6 +31,7 @@ STATUS: Final[dict[str, int]] = {
     "internal": 500,
     "agent_unavailable": 502,
     "agent_failed": 502,
+    "login_required": 502,
     "pool_full": 503,
     "draining": 503,
     "server_restarted": 503,
@@ -61,6 +63,7 @@ class Error(Exception):
         retry_after: seconds, for the ``Retry-After`` header.
         retryable: whether the same request may succeed later; by default what
             is usual for the code.
+        fields: what clients are told besides, by name.
     """
 
     def __init__(
@@ -70,12 +73,14 @@ class Error(Exception):
         *,
         retry_after: int | None = None,
         retryable: bool | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.retry_after = retry_after
         self.retryable = code in RETRYABLE if retryable is None else retryable
+        self.fields = fields or {}
 
     @property
     def status(self) -> int:
@@ -115,6 +120,7 @@ RPC_CODES: Final[dict[str, int]] = {
     "bad_request": -32602,
     "unauthorized": -32000,
     "forbidden": -32000,
+    "login_required": -32000,
     "not_found": -32002,
     "session_closed": -32002,
 }

@@ -194,7 +194,8 @@ def frame(kind: str, **values: Any) -> bytes:
 
 
 def error_fields(error: Error) -> dict[str, Any]:
-    return {"code": error.code, "message": error.message, "retryable": error.retryable}
+    told = {"code": error.code, "message": error.message, "retryable": error.retryable}
+    return {**told, **error.fields}
 
 
 def error_frame(error: Error, frame_id: Any = None) -> bytes:

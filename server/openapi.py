@@ -58,11 +58,15 @@ CODES: Mapping[str, tuple[str, str]] = {
     "internal": ("A defect.", "internal error; the server's log has the details"),
     "agent_unavailable": (
         "The agent is not installed, or does not start.",
-        "agent 'codex' is not installed: npm install -g @openai/codex",
+        "agent 'codex' is not installed: npm install -g @agentclientprotocol/codex-acp@2",
     ),
     "agent_failed": (
         "The agent answered with an error, or its process ended.",
         "the agent ended the turn without an answer",
+    ),
+    "login_required": (
+        "The agent requires a login. `error` gives the command; `auth_methods` is ACP's list.",
+        "the agent 'codex' requires a login: run `codex login`, or set OPENAI_API_KEY",
     ),
     "pool_full": ("As much is open, or runs, as may.", "the server has as many sessions as it may"),
     "draining": ("The server is stopping.", "the server is going away; try again in a moment"),

@@ -123,6 +123,7 @@ def error_reply(error: Error, request_id: str) -> web.Response:
             "error": error.message,
             "code": error.code,
             "request_id": request_id,
+            **error.fields,
         },
         status=error.status,
     )

@@ -230,7 +230,9 @@ def _failed(error: Exception) -> RunFailed:
     if isinstance(error, RunFailed):
         return error
     failure = failure_of(error, "a run")
-    return RunFailed(failure.code, failure.message, retryable=failure.retryable)
+    return RunFailed(
+        failure.code, failure.message, retryable=failure.retryable, fields=failure.fields
+    )
 
 
 def _ms_since(began: float) -> int:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from . import frames, store
+from .agents.agent_errors import agent_error
 from .agents.base import NEW, Agent, AgentSpec, AgentState, Context
 from .codec import dumps, loads
 from .config import Settings
@@ -28,7 +29,7 @@ from .prewarmed import Prewarmed
 from .schema import SessionRow, TurnRow
 from .store import Statement, Store
 from .tasks import Tasks, to_completion
-from .turn import Ending, Turn, error_of, verdict
+from .turn import Ending, Turn, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -634,7 +635,8 @@ class Session:
         if isinstance(reason, str) and reason not in ("", "error"):  # `error` is ours to say
             self._end(turn, stop_reason=reason)
         else:
-            self._end(turn, error=error_of(answer.get("error")))
+            methods = self.agent.state.auth_methods if self.agent is not None else None
+            self._end(turn, error=agent_error(answer.get("error"), self.row.agent, methods))
 
     def _end(
         self, turn: Turn, *, stop_reason: str | None = None, error: Error | None = None

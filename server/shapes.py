@@ -26,6 +26,11 @@ Message = Annotated[str, msgspec.Meta(description="One sentence, for a person.")
 RequestId = Annotated[str, msgspec.Meta(description="The server's log has more under it.")]
 Permission = Literal["approve-all", "approve-reads", "deny-all", "ask"]
 
+AuthMethods = Annotated[
+    list[dict[str, Any]] | msgspec.UnsetType,
+    msgspec.Meta(description="Only with `login_required`: the agent's own, as ACP lists them."),
+]
+
 
 class Failure(msgspec.Struct, kw_only=True):
     """Every failure."""
@@ -68,6 +73,7 @@ class RunFailure(msgspec.Struct, kw_only=True):
     duration_ms: Count
     stop_reason: Literal["error", "timeout", "cancelled"]
     request_id: RequestId
+    auth_methods: AuthMethods = msgspec.UNSET
 
 
 class Uploaded(msgspec.Struct, kw_only=True):
@@ -184,6 +190,7 @@ class TurnFailure(msgspec.Struct, kw_only=True):
     error: Message
     code: Code
     retryable: bool
+    auth_methods: AuthMethods = msgspec.UNSET
     session_id: str
     turn_index: Annotated[int, msgspec.Meta(ge=1)]
     stop_reason: str
@@ -215,6 +222,7 @@ class TurnError(msgspec.Struct, kw_only=True):
     code: Code
     message: Message
     retryable: bool
+    auth_methods: AuthMethods = msgspec.UNSET
 
 
 class _Entry(msgspec.Struct, kw_only=True, tag_field="type"):

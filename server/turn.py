@@ -128,12 +128,3 @@ def verdict(turn: Turn, stop_reason: str | None, error: Error | None) -> tuple[s
     if stop_reason is None:
         return "error", error or Error("agent_failed", "the agent ended the turn without an answer")
     return stop_reason, None
-
-
-def error_of(error: Any) -> Error:
-    """What a JSON-RPC error of the agent's says to the client."""
-    code = error.get("code") if isinstance(error, dict) else None
-    message = error.get("message") if isinstance(error, dict) else None
-    text = message if isinstance(message, str) and message else "the agent answered with an error"
-    # Not allowed, or not understood: the same prompt will fare no better.
-    return Error("agent_failed", text, retryable=code not in (-32000, -32600, -32601, -32602))

@@ -130,6 +130,14 @@ class StandIn:
             if block.get("type") == "tool_result"
         ]
 
+    def take_reply(self, body: Json) -> Reply:
+        """The next planned answer to a request with that body."""
+        planned = self._plan.popleft() if self._plan else self._rest
+        return planned(body) if callable(planned) else planned
+
+    async def wait_for_release(self) -> None:
+        await self._over.wait()
+
     def release(self) -> None:
         """Let go of the requests that hang."""
         self._over.set()
@@ -138,8 +146,7 @@ class StandIn:
         body = await request.json()
         if body.get("tools"):
             self.requests.append(body)
-            planned = self._plan.popleft() if self._plan else self._rest
-            reply = planned(body) if callable(planned) else planned
+            reply = self.take_reply(body)
             self.asked.set()
         else:
             reply = ERRAND

@@ -57,7 +57,7 @@ def _install(place: Path) -> None:
     npm = NODE / "lib/node_modules/npm/bin/npm-cli.js"
     try:
         subprocess.run(
-            (NODE / "bin/node", npm, "ci", "--no-audit", "--no-fund"),
+            (NODE / "bin/node", npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"),
             cwd=made,
             check=True,
             capture_output=True,

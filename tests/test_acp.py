@@ -425,7 +425,8 @@ async def test_an_answer_comes_behind_its_updates_and_is_the_agents_own(acp: Acp
     error = {"code": -32000, "message": "log in first", "data": {"how": "elsewhere"}}
     with pytest.raises(AnswerError, match="log in first") as failure:
         await acp.prompt(session, script({"error": error}))
-    assert (failure.value.code, failure.value.data) == (-32000, {"how": "elsewhere"})
+    told = {"code": "login_required", "retryable": False, "authMethods": []}
+    assert (failure.value.code, failure.value.data) == (-32000, {"how": "elsewhere", **told})
     with pytest.raises(AnswerError) as failure:
         await acp.prompt(session, script({"crash": "SIGKILL"}))
     assert (failure.value.code, failure.value.data["code"]) == (-32603, "agent_failed")

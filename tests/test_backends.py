@@ -35,6 +35,7 @@ from .harness import (
     script,
     texts_of,
 )
+from .harness import mock_agent as mock
 
 # Each step has its own patience; all of them together take their time on a busy machine.
 pytestmark = pytest.mark.timeout(240)
@@ -462,3 +463,71 @@ async def test_the_same_transcript_comes_of_both(serve: Serve, tmp_path: Path) -
         assert name not in MOCKS or '"context": "lost"' in json.dumps(by_host)
     steps = set(re.findall(r'"(\w+)":', json.dumps(CONVERSATIONS).replace("\\", "")))
     assert set(mock_agent.STEPS) - steps == set(NOT_COMPARED)
+
+
+LOGIN = [{"id": "mock-login", "name": "Log in"}]
+
+
+async def test_an_agent_that_wants_a_login_is_told_apart(serve: Serve, backend: str) -> None:
+    server = await serve(
+        agent_backend=backend,
+        agents={
+            **MOCKS,
+            "new": mock("--fail-new=-32000", "--login"),
+            "load": mock("--fail-load=-32000", "--login"),
+            "turn": mock("--login"),
+            "says": mock("--stderr=You are not logged in.", "--die-at-start"),
+        },
+    )
+    client = await server.client()
+
+    async def refuse(name: str, prompt: str = "hello") -> Json:
+        session = await client.create(name)
+        if name == "load" and backend == "host":  # acpx's command line loads at once
+            assert (await client.turn(session, "hello"))[0] == 200
+            (found,) = [one for one in server.services.sessions._kept.values() if one.id == session]
+            assert await found.hibernate()
+        status, reply = await client.turn(session, prompt)
+        assert (status, reply["code"], reply["retryable"]) == (502, "login_required", False), reply
+        return reply
+
+    error = {"code": -32603, "message": "x", "data": {"details": "401 Incorrect API key provided"}}
+    new, load, _, turn = await asyncio.gather(
+        refuse("new"), refuse("load"), refuse("says"), refuse("turn", script({"error": error}))
+    )
+    if backend == "host":  # acpx's command line does not show what an agent says as it starts
+        assert new["auth_methods"] == LOGIN
+    assert load["auth_methods"] == turn["auth_methods"] == LOGIN
+
+
+async def test_the_last_output_of_an_agent_that_ends_is_in_the_error(
+    serve: Serve, backend: str
+) -> None:
+    goes = mock("--banner=no longer maintained", "--stderr=\x1b[31mmove on", "--die-at-start=0")
+    key = "cf-a-key-that-nobody-may-see"
+    stays = mock(MOCK_API_KEY=key)
+    client = await (
+        await serve(agent_backend=backend, agents={**MOCKS, "goes": goes, "stays": stays})
+    ).client()
+
+    async def fail(name: str, prompt: str, code: str) -> str:
+        status, reply = await client.turn(await client.create(name), prompt)
+        assert (status, reply["code"]) == (502, code), reply
+        return str(reply["error"])
+
+    start, turn = await asyncio.gather(
+        fail("goes", "hello", "agent_unavailable"),
+        fail(
+            "stays",
+            script({"stderr": f"no memory {key}"}, {"raw": "half a line\nand half"}, {"exit": 3}),
+            "agent_failed",
+        ),
+    )
+    assert "move on" in start
+    assert "\x1b" not in start
+    if backend == "host":  # acpx's command line shows neither an agent's stdout nor a turn's stderr
+        assert "no longer maintained" in start
+        assert "half a line" in turn
+        assert "and half" in turn
+        assert "no memory" in turn
+    assert key not in turn

@@ -183,7 +183,7 @@ BAD_TIMES = [
     (steps({"signal": "SIGKILL"}), "killed by signal 9", True),
     (steps({"result": "late"}, {"signal": "SIGTERM"}), "late", True),
     (steps({"exit": 0}), "without an answer", True),
-    (steps({"stderr": "first\nno such flag"}, {"exit": 1}), "status 1: no such flag", True),
+    (steps({"stderr": "first\nno such flag"}, {"exit": 1}), "no such flag", True),
     (steps({"print": "Segmentation fault"}), "what it wrote is none", True),
     (steps({"print": "[]"}), "what it wrote is none", True),
     (steps({"print": "[1, 2]"}), "what it wrote is none", True),
@@ -228,7 +228,8 @@ async def test_stderr_is_told_but_for_its_beginning(client: Client) -> None:
 async def test_a_refused_credential_is_not_a_passing_failure(client: Client) -> None:
     told = {"is_error": True, "api_error_status": 401}
     reply = await fail(client, steps({"result": "Failed to authenticate", **told}, {"exit": 1}))
-    assert (reply["code"], reply["retryable"]) == ("agent_unavailable", False)
+    assert (reply["code"], reply["retryable"]) == ("login_required", False)
+    assert reply["auth_methods"] == []
 
 
 async def test_an_endless_answer_is_cut_off(client: Client) -> None:

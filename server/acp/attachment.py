@@ -219,8 +219,12 @@ def _answer(request: rpc.Request, end: Json, ending: story.Notice | None) -> byt
     if error is not None and told["code"] == "agent_failed" and _is_error(parse_message(error)):
         return rpc.raw_error(request.id, error)
     message = told["message"][:ERROR_LENGTH]  # it may be the agent's
-    failure = Error(told["code"], message, retryable=told["retryable"])
-    return rpc.error(request.id, RpcError.of(failure))
+    fields = {name: part for name, part in told.items() if name == "auth_methods"}
+    failure = RpcError.of(Error(told["code"], message, retryable=told["retryable"], fields=fields))
+    data = (parse_message(error) or {}).get("data") if error is not None else None
+    if isinstance(data, dict):  # what the agent adds for its own clients
+        failure.data = {**data, **failure.data}
+    return rpc.error(request.id, failure)
 
 
 def _is_error(value: Json | None) -> bool:

@@ -46,6 +46,8 @@ class RpcError(Exception):
         data: dict[str, Any] = {"code": error.code, "retryable": error.retryable}
         if error.retry_after is not None:
             data["retryAfter"] = error.retry_after
+        if "auth_methods" in error.fields:
+            data["authMethods"] = error.fields["auth_methods"]
         return cls(RPC_CODES.get(error.code, INTERNAL_ERROR), error.message, data=data)
 
 

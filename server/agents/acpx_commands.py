@@ -9,18 +9,21 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..codec import parse_message
 from . import processes
-from .base import AgentSpec, details_of
+from .agent_errors import details_of
+from .base import AgentSpec
+from .last_words import KEPT_BYTES, last_words, plain, redact, secrets_in
 from .programs import Program, Programs
 
 FOREVER_SECS = 2**31 // 1000
 """acpx's longest timeout. The server ends turns; acpx is not to."""
-STDERR_BYTES = 2000
+ENDED = ("AGENT_DISCONNECTED", "AGENT_STARTUP_FAILED")
+"""acpx's codes for an agent that has ended; the reason may be on its stderr."""
 
 POLICIES = {
     "approve-all": "--approve-all",
@@ -32,14 +35,20 @@ POLICIES = {
 
 
 class CommandError(Exception):
-    """A command failed; ``code`` is acpx's, or the agent's own number."""
+    """A command failed.
 
-    def __init__(self, message: str, code: str) -> None:
+    Attributes:
+        code: acpx's, or the agent's own number.
+        failure: the JSON-RPC error that acpx has told, if it has.
+    """
+
+    def __init__(self, message: str, code: str, failure: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.failure = failure
 
     def __str__(self) -> str:
-        return f"{super().__str__().strip()[:500]} ({self.code})"
+        return f"{super().__str__().strip()[:1500]} ({self.code})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,6 +100,11 @@ class AcpxCommands:
     def running(self) -> bool:
         return self._programs.running
 
+    @property
+    def secrets(self) -> Collection[str]:
+        """What must not be shown of the words of acpx and its agent."""
+        return secrets_in(self._environ)
+
     async def start(
         self, *command: str, stdin: bytes = b"", options: Sequence[str] = ()
     ) -> Program:
@@ -140,8 +154,8 @@ class AcpxCommands:
             if "action" in message:
                 return message
             if isinstance(message.get("error"), dict):
-                raise error_in(message["error"], stderr)
-        raise error_in(None, stderr)
+                raise error_in(message["error"], stderr, self.secrets)
+        raise error_in(None, stderr, self.secrets)
 
     async def end(self, grace: float = 0) -> None:
         """End all processes of the session; what is left after *grace* seconds is killed."""
@@ -156,20 +170,26 @@ def socket_folder(home: Path) -> Path:
     return Path("/tmp") / f"acpx-{hashlib.sha256(str(home).encode()).hexdigest()[:10]}"  # noqa: S108
 
 
-async def read_end(stream: asyncio.StreamReader) -> str:
-    """Read *stream* to its end; its last words."""
+async def read_end(stream: asyncio.StreamReader) -> bytes:
+    """Read *stream* to its end; the end of it."""
     end = b""
     while piece := await stream.read(1 << 16):
-        end = (end + piece)[-STDERR_BYTES:]
-    return end.decode(errors="replace").strip()
+        end = (end + piece)[-KEPT_BYTES:]
+    return end
 
 
-def error_in(failure: Mapping[str, Any] | None, stderr: str) -> CommandError:
+def error_in(
+    failure: Mapping[str, Any] | None, stderr: bytes, secrets: Collection[str] = ()
+) -> CommandError:
     """What acpx has told of a failure."""
+    said = last_words([stderr], secrets)
     if failure is None:
-        return CommandError(stderr.rpartition("\n")[2] or "acpx ended without a word", "RUNTIME")
+        return CommandError(said or "acpx ended without a word", "RUNTIME")
     data = failure.get("data")
     codes = data if isinstance(data, dict) else {}
     code = codes.get("detailCode") or codes.get("acpxCode") or failure.get("code")
     message, details = str(failure.get("message")), details_of(failure)
-    return CommandError(f"{message}: {details}" if details else message, str(code))
+    told = redact(plain(f"{message}: {details}" if details else message), secrets)
+    if code in ENDED and said and said not in told:
+        told = f"{told}: {said}"
+    return CommandError(told, str(code), failure)

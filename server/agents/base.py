@@ -96,6 +96,7 @@ class AgentState:
     models: Any = None
     config_options: Any = None
     commands: Any = None
+    auth_methods: Any = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -274,13 +275,6 @@ class Pressure(Protocol):
     def has_room(self) -> bool: ...
 
     async def room(self) -> None: ...
-
-
-def details_of(error: Any) -> str:
-    """What a JSON-RPC error says beyond its message; many agents put the reason there."""
-    data = error.get("data") if isinstance(error, dict) else None
-    details = data.get("details") if isinstance(data, dict) else data
-    return " ".join(details.split())[:500] if isinstance(details, str) else ""
 
 
 AGENT_GONE = "the agent's process ended in the middle of the turn"

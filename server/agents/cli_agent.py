@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from ..errors import Error, bad_request
 from ..tasks import Tasks
-from .acpx_commands import AcpxCommands, CommandError, error_in, read_end
+from .acpx_commands import ENDED, AcpxCommands, CommandError, error_in, read_end
+from .agent_errors import asks_for_login, login_required, needs_login, words_of
 from .base import (
     AGENT_GONE,
     AgentSpec,
@@ -20,6 +22,7 @@ from .base import (
     agent_failed,
     agent_unavailable,
 )
+from .last_words import last_words
 from .programs import Program
 from .seam import Lines
 from .transcript import Transcript
@@ -75,6 +78,9 @@ class _Turn:
 
     def opened(self, result: dict[str, Any]) -> None:
         self._agent.opened(result)
+
+    def initialized(self, result: dict[str, Any]) -> None:
+        self._agent.initialized(result)
 
     def answered(self, line: bytes, message: dict[str, Any]) -> None:
         if not self.done.done():
@@ -244,15 +250,18 @@ class CliAgent:
             await program.close()
         if turn.done.done():
             return True
-        error = error_in(transcript.failure, stderr)
+        error = error_in(transcript.failure, stderr, acpx.secrets)
         if turn.sent:
-            gone = error.code == "AGENT_DISCONNECTED"
-            turn.finish(agent_failed(AGENT_GONE if gone else str(error)))
+            why = str(error)
+            if error.code == "AGENT_DISCONNECTED":
+                said = last_words([stderr], acpx.secrets)
+                why = f"{AGENT_GONE}: {said}" if said else AGENT_GONE
+            turn.finish(agent_failed(why))
             await self.kill()  # so ends what the agent has left
             return True
-        if transcript.refused and not self._fresh:
+        if transcript.refused and not self._fresh and not needs_login(transcript.refusal):
             return False
-        raise _start_error(error)
+        raise self._start_error(error, transcript.refusal)
 
     def _give_up(self, turn: _Turn) -> None:
         """The agent does not start in time."""
@@ -260,7 +269,7 @@ class CliAgent:
             self._tasks.spawn(self.kill(), f"kill-{self.spec.key}")
             turn.finish(agent_unavailable("the agent does not start: it took too long"))
 
-    async def _follow(self, program: Program, transcript: Transcript) -> str:
+    async def _follow(self, program: Program, transcript: Transcript) -> bytes:
         """Read all that the program writes; the end of its stderr."""
         stderr = asyncio.create_task(read_end(program.stderr))
         lines = Lines()
@@ -288,6 +297,8 @@ class CliAgent:
                 async with asyncio.timeout(CONTROL_SECS):
                     return await acpx.run(verb, *self._name, "--", *operands)
             except CommandError as error:
+                if needs_login(error.failure) or error.code in ENDED:
+                    raise
                 raise bad_request(f"the agent refused: {error}") from None
             except TimeoutError:
                 raise agent_failed("the agent did not answer") from None
@@ -311,7 +322,7 @@ class CliAgent:
                     raise agent_failed("the agent was stopped")
                 yield await self._ensured(self._acpx)
         except CommandError as error:
-            raise _start_error(error) from None
+            raise self._start_error(error) from None
         except OSError as error:
             raise agent_unavailable(f"acpx cannot be started: {error.strerror}") from None
         finally:
@@ -365,6 +376,16 @@ class CliAgent:
     def opened(self, result: dict[str, Any]) -> None:
         self._state = self._state.opened(result)
 
+    def initialized(self, result: dict[str, Any]) -> None:
+        self._state = dataclasses.replace(self._state, auth_methods=result.get("authMethods"))
 
-def _start_error(error: CommandError) -> Error:
-    return agent_unavailable(f"the agent does not start: {error}")
+    def _start_error(self, error: CommandError, refusal: Any = None) -> Error:
+        if needs_login(refusal):
+            return self._login_required(words_of(refusal))
+        ended = error.code in ENDED and asks_for_login(str(error))
+        if needs_login(error.failure) or error.code == "AUTH_REQUIRED" or ended:
+            return self._login_required(str(error))
+        return agent_unavailable(f"the agent does not start: {error}")
+
+    def _login_required(self, said: str) -> Error:
+        return login_required(self.spec.agent, said, self._state.auth_methods)

@@ -36,6 +36,7 @@ from .base import (
 )
 from .host_agent import HostAgent
 from .host_process import CallError, HostGoneError, HostProcess
+from .last_words import secrets_in
 from .stderr import StderrFiles
 
 logger = logging.getLogger(__name__)
@@ -94,8 +95,9 @@ class HostBackend:
         self._state_dir = state_dir
         self._commands = agents
         self._environ = environ
+        secrets = secrets_in(environ, *(command.env for command in agents.values()))
         self._attachments = Attachments(
-            agents, pressure, StderrFiles(stderr_dir, supervisor), supervisor
+            agents, pressure, StderrFiles(stderr_dir, supervisor, secrets), supervisor
         )
         self._host = HostProcess(
             node=node,

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import Error, bad_request, internal
 from ..tasks import Tasks
 from . import processes
+from .agent_errors import asks_for_login, details_of, login_required, needs_login, words_of
 from .attach import Attachments
 from .base import (
     AGENT_GONE,
@@ -21,15 +22,17 @@ from .base import (
     Listener,
     agent_failed,
     agent_unavailable,
-    details_of,
 )
 from .host_process import CallError, HostGoneError, HostProcess
+from .last_words import plain, redact
 from .seam import Seam
 
 logger = logging.getLogger(__name__)
 
 CLOSE_SECS = 4
 CONTROL_SECS = 20
+LAST_WORDS_SECS = 0.3
+"""For the rest of a dead agent's stderr, which a process that it has left may hold open."""
 
 
 class _Prompt:
@@ -41,6 +44,7 @@ class _Prompt:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sent = False
         self.held_back = False
+        self.losing: asyncio.Task[None] | None = None
 
     def finish(self, error: Error | None = None) -> None:
         if self.done.done():
@@ -78,6 +82,7 @@ class HostAgent:
         self._closes = closes
         self._listener = listener
         self._seam: Seam | None = None
+        self._dead: Seam | None = None
         self._awake = False
         self._opened = 0
         self._refusal: Any = None
@@ -180,6 +185,7 @@ class HostAgent:
 
     def _pass_on(self, prompt: _Prompt) -> asyncio.Future[Any]:
         self._waiting.append(prompt)
+        self._dead = None
         return self._host.send(
             "prompt", key=self.spec.key, generation=self._opened, raw={"blocks": prompt.blocks}
         )
@@ -250,9 +256,20 @@ class HostAgent:
                     await seam.over.wait()
             if not prompt.done.done():
                 await self.kill()
+        if prompt.losing is not None:
+            await asyncio.wait({prompt.losing})
         prompt.finish(agent_failed(reason))
 
+    async def _lose(self, prompt: _Prompt, seam: Seam) -> None:
+        """The agent has ended in the middle of the turn: tell what it wrote last."""
+        said = await self._attachments.stderr.last_words(
+            self.spec.key, seam.noise, timeout=LAST_WORDS_SECS
+        )
+        prompt.finish(agent_failed(f"{AGENT_GONE}: {said}" if said else AGENT_GONE))
+
     def _cannot_load(self, error: CallError) -> bool:
+        if needs_login(self._refusal):  # it may load it after the login
+            return False
         return error.code == "SESSION_RESUME_REQUIRED" and (
             self._refusal is not None or "does not support session/resume" in str(error)
         )
@@ -270,6 +287,7 @@ class HostAgent:
             if self._opened == self._host.generation and not fresh:
                 return
             self._attachments.register(self)
+            self._dead = None
             options = {"model": self.spec.model, "systemPrompt": self.spec.system}
             async with self._starts:
                 self._busy += 1
@@ -321,10 +339,13 @@ class HostAgent:
         await self._guard(self._open())
         async with self._setting:
             self._replies.clear()
+            self._dead = self._refusal = None
             try:
                 async with asyncio.timeout(CONTROL_SECS):
                     await self._call(op, **fields)
             except CallError as error:
+                if self._did_not_start(error):
+                    raise await self._start_error(error) from None
                 raise bad_request(f"the agent refused: {_plain(error)}") from None
             except (HostGoneError, TimeoutError):
                 raise agent_failed("the agent did not answer") from None
@@ -349,11 +370,35 @@ class HostAgent:
     async def _start_error(self, error: CallError) -> Error:
         if error.code == "UNSUPPORTED_PROMPT_CONTENT":  # it did start
             return bad_request(f"the agent does not take this prompt: {_plain(error)}")
+        if needs_login(self._refusal) or error.code == "AUTH_REQUIRED":
+            return self._login_required(words_of(self._refusal) or _plain(error))
         said = details_of(self._refusal)
-        if error.code == "AGENT_STARTUP_FAILED":  # it is gone, and has said all that it will
-            said = await self._attachments.stderr.last_words(self.spec.key)
+        if error.code == "AGENT_STARTUP_FAILED" or self._dead is not None:
+            said = said or await self._last_words()
+            if asks_for_login(said):
+                return self._login_required(said)
         why = f"the agent does not start: {_plain(error)}"
-        return agent_unavailable(f"{why}: {said}" if said else why)
+        return agent_unavailable(why if said in why else f"{why}: {said}")
+
+    def _did_not_start(self, error: CallError) -> bool:
+        """Whether a setting failed because the agent, which had to start first, did not."""
+        return (
+            error.code in ("AGENT_STARTUP_FAILED", "AUTH_REQUIRED")
+            or self._dead is not None
+            or needs_login(self._refusal)
+        )
+
+    async def _last_words(self) -> str:
+        """What an agent that did not start wrote, all of it."""
+        if (seam := self._seam) is not None:  # acpx has noticed its end first
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_SECS):
+                    await seam.over.wait()
+        noise = self._dead.noise if self._dead is not None else b""
+        return await self._attachments.stderr.last_words(self.spec.key, noise)
+
+    def _login_required(self, said: str) -> Error:
+        return login_required(self.spec.agent, said, self._state.auth_methods)
 
     # What the seam reports.
 
@@ -403,7 +448,11 @@ class HostAgent:
     def replied(self, method: str, result: dict[str, Any]) -> None:
         self._replies[method] = result
         if method == "initialize":
-            self._state = replace(self._state, capabilities=result.get("agentCapabilities"))
+            self._state = replace(
+                self._state,
+                capabilities=result.get("agentCapabilities"),
+                auth_methods=result.get("authMethods"),
+            )
         else:
             self._state = self._state.opened(result)  # a setting's answer has some of the same
 
@@ -411,10 +460,14 @@ class HostAgent:
         if self._seam is not seam:
             return
         self._seam = None
+        self._dead = seam
         self._awake = False
         prompt = self._current
-        if prompt is not None and prompt.sent:
-            prompt.finish(agent_failed(AGENT_GONE))
+        if prompt is not None and prompt.sent and not prompt.done.done():
+            if seam.is_killed:
+                prompt.finish(agent_failed(AGENT_GONE))
+            else:
+                prompt.losing = self._tasks.spawn(self._lose(prompt, seam), f"lost-{self.spec.key}")
         self._listener.agent_gone()
         # What it started and left behind goes with it.
         self._sweeping = self._tasks.spawn(self._sweep(seam), f"sweep-{self.spec.key}")
@@ -432,4 +485,4 @@ def _was_gone(error: CallError) -> bool:
 
 
 def _plain(error: CallError) -> str:
-    return f"{str(error).strip()[:500]} ({error.code})"
+    return f"{redact(plain(str(error)))[:500]} ({error.code})"

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from ..codec import dumps, parse_message, parse_rpc
 from .base import Pressure
+from .last_words import KEPT_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,11 @@ class Lines:
     def __init__(self) -> None:
         self._partial: list[bytes] = []
         self._size = 0
+
+    @property
+    def rest(self) -> bytes:
+        """The beginning of a line that has not come to its end."""
+        return b"".join(self._partial)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that *data* completes, without their ends.
@@ -167,6 +173,8 @@ class Seam:
         self._session_id: str | None = None
         self._waiting_for_room: asyncio.Task[None] | None = None
         self._agent_out = -1
+        self._noise = bytearray()
+        self.is_killed = False
         self.over = asyncio.Event()
 
     async def join(self, acpx_in: int, acpx_out: int) -> tuple[int, int]:
@@ -292,9 +300,19 @@ class Seam:
             message = parse_rpc(line)
             if message is None:
                 if line.strip():
+                    self._note_noise(line)
                     logger.debug("agent %d: skipped a line that is not JSON-RPC", self.pid)
             elif self._pass_down(line, message):
                 self._send(False, line)
+
+    def _note_noise(self, line: bytes) -> None:
+        self._noise += line[-KEPT_BYTES:] + b"\n"
+        del self._noise[:-KEPT_BYTES]
+
+    @property
+    def noise(self) -> bytes:
+        """The end of what the agent wrote on its stdout besides messages."""
+        return bytes(self._noise)
 
     def _pass_down(self, line: bytes, message: dict[str, Any]) -> bool:
         """Tell the handler; whether acpx gets the line too."""
@@ -347,6 +365,7 @@ class Seam:
         """Kill the agent's process group."""
         if self.over.is_set():
             return
+        self.is_killed = True
         with contextlib.suppress(ProcessLookupError):
             # The pid is the agent's as long as it is not reaped, and then its group's.
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -404,6 +423,8 @@ class Seam:
             transport.close()
         if self._waiting_for_room is not None:
             self._waiting_for_room.cancel()
+        if not (rest := self._down_lines.rest).startswith(b"{"):  # no half of a message
+            self._note_noise(rest)
         self.over.set()
         self._handler.gone(self)
 

@@ -11,17 +11,18 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from ..tasks import Supervisor, Tasks
+from .last_words import KEPT_BYTES, last_words
 
 logger = logging.getLogger(__name__)
 
 FILE_BYTES = 256 << 10
 """A file that has grown beyond this is cut to its newer half."""
-LAST_WORDS = 500
 LAST_WORDS_SECS = 1.0
 
 
@@ -30,10 +31,17 @@ class StderrFiles:
 
     Args:
         folder: of the files, ``<session's key>.log``; it holds what agents were told.
+        secrets: what is not shown to clients of it.
     """
 
-    def __init__(self, folder: Path, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        supervisor: Supervisor | None = None,
+        secrets: Collection[str] = (),
+    ) -> None:
         self._folder = folder
+        self._secrets = secrets
         self._supervisor = supervisor or Supervisor()
         self._tasks = Tasks()
         self._running: dict[str, tuple[asyncio.Task[None], bytearray]] = {}
@@ -70,13 +78,21 @@ class StderrFiles:
         if key in self._running and self._running[key][0] is task:
             del self._running[key]
 
-    async def last_words(self, key: str) -> str:
-        """The end of what the session's agent said, on one line; after its death, all of it."""
+    async def last_words(
+        self, key: str, stdout: bytes = b"", timeout: float = LAST_WORDS_SECS
+    ) -> str:
+        """The end of what the session's agent wrote before it ended, on one line.
+
+        Args:
+            stdout: the end of what it wrote there besides messages.
+            timeout: seconds for the rest of its stderr to arrive; a process that it has left
+                may hold the pipe.
+        """
         if key not in self._running:
-            return ""
+            return last_words([stdout], self._secrets)
         task, newest = self._running[key]
-        await asyncio.wait([task], timeout=LAST_WORDS_SECS)
-        return " ".join(newest.decode(errors="replace").split())[-LAST_WORDS:]
+        await asyncio.wait([task], timeout=timeout)
+        return last_words([stdout, bytes(newest)], self._secrets)
 
     async def forget(self, key: str) -> None:
         """Delete what is kept of a session that has no agent any more."""
@@ -95,7 +111,7 @@ class StderrFiles:
         head = f"-- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} process {pid}\n".encode()
         while data := await reader.read(1 << 16):
             newest += data
-            del newest[: -4 * LAST_WORDS]
+            del newest[:-KEPT_BYTES]
             logger.debug("stderr: %s", data[:1000].decode(errors="replace"), extra={"session": key})
             try:
                 await asyncio.to_thread(_append, self._path(key), head + data)

@@ -34,6 +34,9 @@ class Teller(Protocol):
     def decided(self, params: Any, outcome: Any) -> None:
         """acpx has answered the agent's permission request."""
 
+    def initialized(self, result: dict[str, Any]) -> None:
+        """The agent's answer to ``initialize``."""
+
     def opened(self, result: dict[str, Any]) -> None:
         """The agent's answer to session/new, session/load or session/resume."""
 
@@ -46,7 +49,7 @@ class Transcript:
 
     Attributes:
         failure: acpx's own error, where it has told one: ``{code, message, data}``.
-        refused: the agent could not load the session.
+        refused, refusal: the agent could not load the session, and its error.
     """
 
     def __init__(self, teller: Teller) -> None:
@@ -58,6 +61,7 @@ class Transcript:
         self._asked: dict[Any, Any] = {}
         self.failure: dict[str, Any] | None = None
         self.refused = False
+        self.refusal: Any = None
 
     def read(self, line: bytes) -> None:
         """Read one line; anything other than a JSON-RPC message is skipped."""
@@ -77,7 +81,7 @@ class Transcript:
             self._prompt_id = message["id"]
             self._is_prompting = True
             self._teller.prompt_sent(fresh=self._fresh)
-        elif method in _OPENING:
+        elif method in _OPENING or method == "initialize":
             self._opening[message["id"]] = method
         elif method not in _CLIENT_REQUESTS:
             params = message.get("params") if method == "session/request_permission" else None
@@ -97,11 +101,18 @@ class Transcript:
                 outcome = result.get("outcome") if isinstance(result, dict) else None
                 self._teller.decided(params, outcome or {"outcome": "cancelled"})
         elif (method := self._opening.pop(answered, None)) is not None:
-            self._fresh = method == "session/new"
+            self._read_opening(method, result, message.get("error"))
+
+    def _read_opening(self, method: str, result: Any, error: Any) -> None:
+        if method == "initialize":
             if isinstance(result, dict):
-                self._teller.opened(result)
-            else:
-                self.refused = True
+                self._teller.initialized(result)
+            return
+        self._fresh = method == "session/new"
+        if isinstance(result, dict):
+            self._teller.opened(result)
+        else:
+            self.refused, self.refusal = True, error
 
     def _ends_turn(self, message: dict[str, Any]) -> bool:
         if not self._is_prompting or message["id"] != self._prompt_id:

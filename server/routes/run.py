@@ -70,6 +70,7 @@ def _failure_reply(failure: RunFailed, request_id: str) -> web.Response:
             "duration_ms": failure.duration_ms,
             "stop_reason": failure.stop_reason,
             "request_id": request_id,
+            **failure.fields,
         },
         status=failure.status,
     )

@@ -164,7 +164,8 @@ def _outcome_of(session: Session, turn: Turn) -> tuple[dict[str, Any], int]:
     status = 200
     if turn.error is not None:
         error = Error(turn.error["code"], turn.error["message"])
-        head |= {"error": error.message, "code": error.code, "retryable": turn.error["retryable"]}
+        head |= {**turn.error, "error": error.message}
+        del head["message"]
         status = error.status
     head |= {
         "session_id": session.id,

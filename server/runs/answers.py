@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from ..codec import dumps, loads
 from ..errors import Error
@@ -46,8 +48,9 @@ class RunFailed(Error):  # noqa: N818
         stop_reason: str = "error",
         stderr: str = "",
         retryable: bool | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(code, message, retryable=retryable)
+        super().__init__(code, message, retryable=retryable, fields=fields)
         self.stop_reason = stop_reason
         self.stderr = stderr
         self.duration_ms = 0

@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..agents.agent_errors import login_required
+from ..agents.last_words import last_words, redact
 from ..codec import parse_message
 from .answers import Answer, RunFailed, result_json
 
+CLAUDE = "claude"
 MAX_FAILED_READS = 10_000
 """Bounds the search for an answer in output that only looks like JSON."""
 OBJECT = re.compile(r'\{[ \t\r\n]*"')
@@ -88,7 +91,7 @@ def find_result(stdout: bytes) -> dict[str, Any] | None:
 
 def _fate_of(output: Output) -> str:
     """Why there is no answer."""
-    last = output.stderr.rpartition("\n")[2].strip()[:300]
+    last = last_words([output.stdout, output.stderr.encode()])
     match output.status:
         case None:
             fate = "claude was lost"
@@ -106,8 +109,10 @@ def _fate_of(output: Output) -> str:
 def _untold_failure(output: Output) -> RunFailed:
     """The failure of a program that has not told what failed."""
     code, retryable = "agent_failed", None
-    if LOGIN.search(output.stderr) or output.status in NOT_STARTED:
+    if output.status in NOT_STARTED:
         code = "agent_unavailable"
+    elif LOGIN.search(output.stderr):
+        return _login_required(last_words([output.stderr.encode()]), output)
     elif BAD_ARGUMENT.search(output.stderr):
         retryable = False
     return RunFailed(code, _fate_of(output), stderr=output.stderr, retryable=retryable)
@@ -120,8 +125,16 @@ def _told_failure(message: Mapping[str, Any], output: Output) -> RunFailed:
         errors = message.get("errors")
         told = "; ".join(map(str, errors)) if isinstance(errors, list) else ""
     told = told or str(message.get("subtype") or "") or _fate_of(output)
+    told = redact(told[:2000])
     code, retryable = _kind_of(message, told)
-    return RunFailed(code, told[:2000], stderr=output.stderr, retryable=retryable)
+    if code == "login_required":
+        return _login_required(told, output)
+    return RunFailed(code, told, stderr=output.stderr, retryable=retryable)
+
+
+def _login_required(said: str, output: Output) -> RunFailed:
+    error = login_required(CLAUDE, said)
+    return RunFailed(error.code, error.message, stderr=output.stderr, fields=error.fields)
 
 
 def _kind_of(message: Mapping[str, Any], told: str) -> tuple[str, bool | None]:
@@ -132,7 +145,7 @@ def _kind_of(message: Mapping[str, Any], told: str) -> tuple[str, bool | None]:
     if not isinstance(status, int) and (named := API_ERROR.match(told)):
         status = int(named[1])
     if status in (401, 403) or LOGIN.search(told):
-        return "agent_unavailable", None
+        return "login_required", None
     if isinstance(status, int):
         return "agent_failed", None if status >= 500 or status in MAY_PASS else False
     return "agent_failed", False if HOPELESS.search(told) else None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..agents.agent_errors import agent_error
 from ..agents.base import Agent, AgentSpec, Backend, Context
 from ..codec import dumps, parse_message
 from ..files import annotate
@@ -34,7 +35,7 @@ async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: f
     system: Any = request.system
     if system is not None and request.system_mode == "append":
         system = {"append": system}
-    turn = _Turn()
+    turn = _Turn(name)
     spec = AgentSpec(run.id, name, str(folder), request.model, system, PERMISSION)
     agent = backend.agent(spec, turn)
     turn.agent = agent
@@ -61,7 +62,8 @@ class _Turn:
 
     agent: Agent
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._texts: list[str] = []
         self._size = 0
         self._response: Mapping[str, Any] | None = None
@@ -71,9 +73,10 @@ class _Turn:
         result = response.get("result")
         stop_reason = result.get("stopReason") if isinstance(result, dict) else None
         if not isinstance(stop_reason, str):
-            error = response.get("error")
-            message = error.get("message") if isinstance(error, dict) else None
-            raise RunFailed("agent_failed", str(message or "the agent gave no answer")[:1000])
+            if response.get("error") is None:
+                raise RunFailed("agent_failed", "the agent gave no answer")
+            methods = self.agent.state.auth_methods
+            raise agent_error(response["error"], self._name, methods)
         if self._size > MAX_OUTPUT_BYTES:
             raise too_long()
         if stop_reason == "cancelled":

@@ -72,6 +72,7 @@ Flags
     --fail-new[=CODE]   session/new answers an error (-32603; -32000 is "authentication required")
     --system-echo       a plain prompt's answer begins with a chunk `system: <JSON>`: the system
                         prompt that session/new got (`systemPrompt` or `_meta.systemPrompt`)
+    --login             names a method to log in
     --die-at-start[=CODE]       exits at once (1)
     --silent            reads and never answers
     --slow-start=MS     waits before it reads
@@ -594,7 +595,7 @@ def initialize(params: Json, _: Any) -> Json:
             "sessionCapabilities": {name: {} for name in ("resume", "close") if name in flags},
         },
         "agentInfo": {"name": "mock-agent", "version": "1"},
-        "authMethods": [],
+        "authMethods": [{"id": "mock-login", "name": "Log in"}] if "login" in flags else [],
     }
 
 
