@@ -22,6 +22,7 @@ from .commands.house import CommandError, drop_stdout, say, sentence
 from .config import SettingError, Settings, load, with_env_file
 from .door import Door
 from .middleware import Runner
+from .origins import address_of
 from .services import SERVICES
 from .tasks import CriticalTaskError, Supervisor
 
@@ -140,11 +141,19 @@ def _spare_collector() -> None:
 
 
 def _greet(app: web.Application, settings: Settings, port: int) -> None:
-    shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    host = f"[{shown}]" if ":" in shown else shown
-    address = f"http://{host}:{port}/"
+    address = f"http://{reachable(settings.host)}:{port}/"
     _say(f"clawdforge {__version__} is ready on {address}")
     _show_tokens(app, address)
+
+
+def reachable(host: str) -> str:
+    """The host of an address that can be opened here, if *host* is listened on."""
+    address = address_of(host)
+    if address is None:
+        return host
+    if address.is_unspecified:  # every address, of IPv6 without those of IPv4
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return host if ":" not in host else f"[{host.replace('%', '%25')}]"
 
 
 def _show_tokens(app: web.Application, address: str | None = None) -> None:

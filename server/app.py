@@ -117,7 +117,7 @@ async def _house(
         writer = LogWriter(store, metrics, supervisor)
         writer.start()
         stack.push_async_callback(writer.stop)
-        tokens = Tokens(store, writer)
+        tokens = Tokens(store, writer, max_tickets_per_app=settings.max_tickets_per_app)
         if (first := await tokens.load(settings.admin_token)) is not None:
             app[FIRST_TOKENS].append(first)
 

@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import ipaddress
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,9 +21,21 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from . import store
-from .config import Network, Settings
+from .config import MAX_SECRET_LENGTH, Settings
 from .errors import Error, bad_request, not_found
 from .log import LogWriter
+from .origins import (
+    DEFAULT_PORTS,
+    Address,
+    Network,
+    address_of,
+    address_of_hop,
+    is_host_of,
+    is_loopback,
+    network_of,
+    origin_of,
+    without_port,
+)
 from .schema import TokenRow
 from .store import Store
 from .tasks import to_completion
@@ -35,14 +47,10 @@ TICKET_PREFIX = "cft_"
 FIRST_APP = "first-app"
 ADMIN_KEY = "admin_token"
 TICKET_SECS = 30
+MAX_HOPS = 32
+"""Proxies, one after the other, that are looked at; beyond more of them a client is unknown."""
 REVOKE_SECS = 0.8
 """A connection whose credential was revoked, and that takes nothing, is dropped after so long."""
-MAX_TICKETS = 100_000
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-
-
-MAX_SECRET_LENGTH = 4096
-"""A longer one is nobody's, and is not hashed."""
 
 
 def digest(secret: str) -> bytes:
@@ -74,13 +82,15 @@ class Credential:
 
     Attributes:
         row: what is stored of the token.
+        tickets: keys of those that are open, the oldest first.
         is_revoked: from then on no request that was admitted with it gets a successful response.
     """
 
-    __slots__ = ("_waits", "is_revoked", "row")
+    __slots__ = ("_waits", "is_revoked", "row", "tickets")
 
     def __init__(self, row: TokenRow) -> None:
         self.row = row
+        self.tickets: dict[bytes, None] = {}
         self.is_revoked = False
         self._waits: set[asyncio.Timeout] = set()
 
@@ -140,9 +150,16 @@ class Ticket:
 
 
 class Tokens:
-    """The apps' tokens, in memory as in the database, and the admin's."""
+    """The apps' tokens, in memory as in the database, and the admin's.
 
-    def __init__(self, database: Store, writer: LogWriter) -> None:
+    Args:
+        max_tickets_per_app: how many tickets of an app may be open at once.
+    """
+
+    def __init__(
+        self, database: Store, writer: LogWriter, *, max_tickets_per_app: int = 10_000
+    ) -> None:
+        self.max_tickets_per_app = max_tickets_per_app
         self._store = database
         self._writer = writer
         self._admin = b""
@@ -231,7 +248,7 @@ class Tokens:
         """
         for cidr in ip_cidrs:
             try:
-                ipaddress.ip_network(cidr)
+                network_of(cidr)
             except ValueError:
                 raise bad_request(
                     f"ip_cidrs: {cidr!r} is not a network such as 10.0.0.0/8"
@@ -262,7 +279,8 @@ class Tokens:
         row = credential.row
         del self._by_hash[row.hash]
         credential.revoke()
-        self._tickets = {k: t for k, t in self._tickets.items() if t.credential is not credential}
+        for key in tuple(credential.tickets):
+            self._forget_ticket(key)
         self.on_revoke(name)
         try:
             await to_completion(self._writer.commit([store.delete_token(name)]))
@@ -274,14 +292,29 @@ class Tokens:
     # Tickets.
 
     def issue_ticket(self, credential: Credential, session_id: str) -> str:
-        """A ticket for one socket of one session, good once and for :data:`TICKET_SECS`."""
+        """A ticket for one socket of one session, good once and for :data:`TICKET_SECS`.
+
+        Raises:
+            Error: ``rate_limited``; the app has as many as it may.
+        """
         now = time.monotonic()
-        if len(self._tickets) >= MAX_TICKETS:
-            self._tickets = {k: t for k, t in self._tickets.items() if t.expires_at > now}
-            if len(self._tickets) >= MAX_TICKETS:
-                raise Error("rate_limited", "too many tickets are open", retry_after=TICKET_SECS)
+        own = credential.tickets
+        while own and self._tickets[first := next(iter(own))].expires_at <= now:
+            self._forget_ticket(first)
+        if len(own) >= self.max_tickets_per_app:
+            raise Error(
+                "rate_limited", "the app has too many open tickets", retry_after=TICKET_SECS
+            )
         ticket = TICKET_PREFIX + secrets.token_urlsafe(32)
-        self._tickets[digest(ticket)] = Ticket(credential, session_id, now + TICKET_SECS)
+        key = digest(ticket)
+        self._tickets[key] = Ticket(credential, session_id, now + TICKET_SECS)
+        own[key] = None
+        return ticket
+
+    def _forget_ticket(self, key: bytes) -> Ticket | None:
+        ticket = self._tickets.pop(key, None)
+        if ticket is not None:
+            del ticket.credential.tickets[key]
         return ticket
 
     def redeem_ticket(self, ticket: str, session_id: str) -> Credential:
@@ -312,7 +345,7 @@ class Tokens:
     def _take_ticket(self, ticket: str) -> Ticket:
         if len(ticket) > MAX_SECRET_LENGTH:
             raise unauthorized()
-        found = self._tickets.pop(digest(ticket), None)
+        found = self._forget_ticket(digest(ticket))
         if found is None or found.expires_at <= time.monotonic():
             raise unauthorized()
         found.credential.check()  # it may have been issued in the moment of the revocation
@@ -320,34 +353,60 @@ class Tokens:
 
 
 def _in_networks(address: str | None, networks: Sequence[str]) -> bool:
-    return _is_in(address, [ipaddress.ip_network(network) for network in networks])
+    return _is_in(address_of(address or ""), list(map(network_of, networks)))
 
 
-def _is_in(address: str | None, networks: Sequence[Network]) -> bool:
-    if not networks:
-        return False
-    try:
-        parsed = ipaddress.ip_address((address or "").partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return any((mapped or parsed) in network for network in networks)
+def _is_in(address: Address | None, networks: Sequence[Network]) -> bool:
+    return address is not None and any(address in network for network in networks)
 
 
 def client_address(request: web.Request, trusted: Sequence[Network]) -> str | None:
     """Whose request it is, behind proxies that are *trusted*.
 
     Each proxy adds the address that it was asked from to the end of
-    X-Forwarded-For: read from there, the first that is no trusted proxy's is the
+    X-Forwarded-For, or of Forwarded: read from there, the first that is no trusted proxy's is the
     client's. What stands before it the client may have written itself.
+
+    Returns:
+        The address, or "" if the proxies' headers leave open which it is.
     """
-    address = request.remote
-    hops = [
-        hop for line in request.headers.getall("X-Forwarded-For", ()) for hop in line.split(",")
-    ]
+    peer = address_of(request.remote or "")
+    if not _is_in(peer, trusted):
+        return request.remote
+    told = {
+        _first_untrusted(hops, peer, trusted)
+        for hops in (_forwarded_for(request), _forwarded(request))
+        if hops is not None
+    }
+    # A proxy that writes one of the two lets its client write the other.
+    return told.pop() if len(told) == 1 else "" if told else request.remote
+
+
+def _first_untrusted(hops: list[str], address: Address | None, trusted: Sequence[Network]) -> str:
+    left = MAX_HOPS
     while hops and _is_in(address, trusted):
-        address = hops.pop().strip()
-    return address
+        left -= 1
+        address = address_of_hop(hops.pop()) if left else None
+    return "" if address is None else str(address)
+
+
+def _forwarded_for(request: web.Request) -> list[str] | None:
+    lines = request.headers.getall("X-Forwarded-For", None)
+    return None if lines is None else [hop for line in lines for hop in line.split(",")]
+
+
+_ELEMENT = re.compile(r'(?:[^,"]|"[^"]*")+')
+_FORWARDED_FOR = re.compile(r"""(?:^|[;,])\s*for\s*=\s*("[^"]*"|[^;,"]*)""", re.IGNORECASE)
+
+
+def _forwarded(request: web.Request) -> list[str] | None:
+    """The addresses in ``Forwarded`` (RFC 7239), in its order."""
+    lines = request.headers.getall("Forwarded", None)
+    if lines is None:
+        return None
+    elements = [element for line in lines for element in _ELEMENT.findall(line)]
+    found = [_FORWARDED_FOR.search(element) for element in elements]
+    return [match[1] if match else "" for match in found]
 
 
 def bearer(request: web.Request) -> str | None:
@@ -365,7 +424,36 @@ def check_origin(request: web.Request, settings: Settings) -> None:
     origin = request.headers.get("Origin")
     if origin is None:
         return
-    scheme, separator, host = origin.lower().partition("://")
-    same = separator and scheme in ("http", "https") and host == request.host.lower()
-    if not same and origin.lower() not in settings.allowed_origins:
-        raise Error("forbidden", "this origin is not allowed")
+    try:
+        origin = origin_of(origin)
+        scheme = origin.partition("://")[0]
+        if origin in settings.allowed_origins:
+            return
+        if scheme in DEFAULT_PORTS and origin == origin_of(f"{scheme}://{request.host}"):
+            return
+    except ValueError:
+        pass  # no browser sends that
+    raise Error("forbidden", "this origin is not allowed; see CLAWDFORGE_ALLOWED_ORIGINS")
+
+
+def check_host(request: web.Request, settings: Settings) -> None:
+    """Refuse a request that was sent to a name which is not this server's.
+
+    A page elsewhere may have its own name point here. Which names are this server's is known if
+    it listens on a loopback address, or if the operator has named them.
+
+    Raises:
+        Error: ``forbidden``.
+    """
+    if not settings.allowed_hosts and not is_loopback(settings.host):
+        return
+    host = request.host.lower()
+    name = without_port(host)
+    # No name on the network can stand for these.
+    address = address_of(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+    if name == "localhost" or (address is not None and address.is_loopback):
+        return
+    if {host, name} & set(settings.allowed_hosts):
+        return
+    if not any(is_host_of(host, origin) for origin in settings.allowed_origins):
+        raise Error("forbidden", "this host name is not allowed; see CLAWDFORGE_ALLOWED_HOSTS")

@@ -7,9 +7,9 @@ Each field of :class:`Settings` is one variable ``CLAWDFORGE_<FIELD IN CAPITALS>
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,11 +17,14 @@ from typing import Any
 
 from dotenv import dotenv_values
 
+from .origins import Network, address_of, host_of, network_of, origin_of
+
 PREFIX = "CLAWDFORGE_"
 MAX_BODY_BYTES = 16 << 20
 """The largest JSON body."""
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+MIN_ADMIN_LENGTH = 24
+MAX_SECRET_LENGTH = 4096
+"""A longer token is nobody's, and is not hashed."""
 
 
 class SettingError(Exception):
@@ -43,11 +46,39 @@ def _text(value: str) -> str:
 
 
 def _host(value: str) -> str:
+    if re.search(r"[/\s*@]", value):
+        raise ValueError(f"{value!r} is neither an address nor the name of a host")
+    if re.fullmatch(r"\[.*\](:\d*)?|[^:]*:\d*", value) and not re.fullmatch(r"\[.*\]", value):
+        raise ValueError(f"{value!r} has a port, which is for {PREFIX}PORT")
+    value = value.removeprefix("[").removesuffix("]")
+    if ":" in value and address_of(value) is None:
+        raise ValueError(f"{value!r} is not an IPv6 address")
     try:
         value.encode("idna")  # as whoever looks the name up does
     except UnicodeError:
         raise ValueError(f"{value!r} is neither an address nor the name of a host") from None
     return value
+
+
+def _admin_token(value: str) -> str:
+    if not MIN_ADMIN_LENGTH <= len(value) <= MAX_SECRET_LENGTH:
+        raise ValueError(
+            f"must have {MIN_ADMIN_LENGTH} to {MAX_SECRET_LENGTH} characters, random ones:"
+            " it opens every app"
+        )
+    if re.search(r"\s", value):
+        raise ValueError("must not contain white space, which no header can carry as it is")
+    return value
+
+
+def _variables(value: str) -> tuple[str, ...]:
+    names = _names(value)
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"{name!r} is not the name of an environment variable")
+        if name.startswith(PREFIX):
+            raise ValueError(f"{name}: no agent gets a setting of the server")
+    return names
 
 
 def _path(value: str) -> Path:
@@ -97,12 +128,11 @@ def _names(value: str) -> tuple[str, ...]:
 
 
 def _origins(value: str) -> tuple[str, ...]:
-    origins = _names(value)
-    for origin in origins:
-        scheme, separator, host = origin.partition("://")
-        if scheme not in ("http", "https") or not separator or not host or "/" in host:
-            raise ValueError(f"{origin!r} is not an origin such as https://chat.example.org")
-    return tuple(origin.lower() for origin in origins)
+    return tuple(dict.fromkeys(map(origin_of, _names(value))))
+
+
+def _hosts(value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(host_of, _names(value))))
 
 
 def _roots(value: str) -> tuple[Path, ...]:
@@ -111,7 +141,7 @@ def _roots(value: str) -> tuple[Path, ...]:
 
 def _networks(value: str) -> tuple[Network, ...]:
     try:
-        return tuple(map(ipaddress.ip_network, _names(value)))
+        return tuple(map(network_of, _names(value)))
     except ValueError as error:
         raise ValueError(f"must be networks such as 127.0.0.1/32, 10.0.0.0/8: {error}") from None
 
@@ -143,6 +173,10 @@ def _agent(name: str, spec: Any) -> AgentCommand:
         raise ValueError(f"agent {name!r}: argv must be a list of strings that are not empty")
     if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
         raise ValueError(f"agent {name!r}: env must be an object of strings")
+    if any("\0" in text for text in (*argv, *env, *env.values())):
+        raise ValueError(f"agent {name!r}: a NUL character cannot be passed to a program")
+    if any(not key or "=" in key for key in env):
+        raise ValueError(f"agent {name!r}: env: the name of a variable has no '=' and is not empty")
     return AgentCommand(tuple(argv), MappingProxyType(dict(env)))
 
 
@@ -157,13 +191,13 @@ class Settings:
     host: str = _setting(_host, "127.0.0.1")
     port: int = _setting(_int(0, 65535), 8800)
     data_dir: Path = _setting(_path, Path("data").absolute())
-    admin_token: str | None = _setting(_text, None)
+    admin_token: str | None = _setting(_admin_token, None)
     agents: Mapping[str, AgentCommand] = dataclasses.field(
         default_factory=dict, metadata={"parse": _agents}
     )
     default_agent: str | None = _setting(_text, None)
     agent_backend: str = _setting(_choice("host", "cli"), "host")
-    agent_env: tuple[str, ...] = _setting(_names, ())
+    agent_env: tuple[str, ...] = _setting(_variables, ())
     claude_bin: str = _setting(_text, "claude")
     max_sessions: int = _setting(_int(1, 1_000_000), 1000)
     max_sessions_per_app: int = _setting(_int(1, 1_000_000), 200)
@@ -203,6 +237,8 @@ class Settings:
     heartbeat_secs: float = _setting(_seconds(0.01, 3600), 20)
     stall_timeout_secs: float = _setting(_seconds(0.01, 3600), 30)
     drain_secs: float = _setting(_seconds(0, 3600), 10)
+    max_tickets_per_app: int = _setting(_int(1, 1_000_000), 10_000)
+    allowed_hosts: tuple[str, ...] = _setting(_hosts, ())
     allowed_origins: tuple[str, ...] = _setting(_origins, ())
     trusted_proxies: tuple[Network, ...] = _setting(_networks, ())
     workspace_roots: tuple[Path, ...] = _setting(_roots, ())

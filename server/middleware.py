@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -14,7 +13,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from .auth import LOOPBACK_NAMES, client_address, unauthorized
+from .auth import check_host, client_address, unauthorized
 from .bodies import EXPECTS, check_coding
 from .door import Connection
 from .errors import Error, bad_request, internal
@@ -88,7 +87,7 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     if connection is not None and not connection.begin_request():
         await asyncio.sleep(0)  # of requests that came together, others have their turn in between
     try:
-        _check_host(request)
+        check_host(request, services_of(request).settings)
         _check_head(request)
         response = await handler(request)
     except web.HTTPException as error:
@@ -188,15 +187,3 @@ def _check_head(request: web.Request) -> None:
     check_coding(request.headers)
     if request.get(EXPECTS, "100-continue").strip().lower() != "100-continue":
         raise Error("expectation_failed", "the only expectation that is supported is 100-continue")
-
-
-def _check_host(request: web.Request) -> None:
-    """On loopback only local names are ours: a page elsewhere may have its name point here."""
-    settings = services_of(request).settings
-    if settings.host not in ("127.0.0.1", "::1", "localhost"):
-        return
-    host = request.host.lower()
-    if re.sub(r":\d+\Z", "", host) in LOOPBACK_NAMES:
-        return
-    if not any(origin.partition("://")[2] == host for origin in settings.allowed_origins):
-        raise Error("forbidden", "this host name is not allowed; see CLAWDFORGE_ALLOWED_ORIGINS")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from server.__main__ import reachable
 from server.app import StartError
 from server.config import (
     PREFIX,
@@ -113,8 +114,11 @@ def test_choices_are_named_when_another_is_given(name: str, choices: tuple[str, 
 def test_a_host_is_one_that_can_be_looked_up() -> None:
     for good in ("0.0.0.0", "::1", "localhost", "bücher.example"):
         assert read("host", good) == good
+    assert read("host", "[::1]") == "::1"
     for bad in ("127.0.0..1", "x" * 64, ".example"):
         assert bad in refusal("host", bad)
+    for bad in ("127.0.0.1:80", "[::1]:80", "localhost:", "http://a", "*", "a b", "1:2", "a@b"):
+        refusal("host", bad)
 
 
 def test_the_data_dir_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -139,24 +143,78 @@ def test_workspace_roots_are_existing_folders(tmp_path: Path) -> None:
         assert "an existing folder" in refusal("workspace_roots", bad)
 
 
-def test_origins_are_scheme_and_host() -> None:
-    value = "https://Chat.example.org, http://localhost:3000 ,"
-    origins = ("https://chat.example.org", "http://localhost:3000")
-    assert read("allowed_origins", value) == origins
-    for bad in (
-        "*",
-        "null",
-        "chat.example.org",
-        "https://",
-        "https://a/",
-        "ftp://a",
-        "https://a,b",
-    ):
-        assert "is not an origin" in refusal("allowed_origins", bad)
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("https://Chat.example.org", "https://chat.example.org"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("https://chat.example.org:443", "https://chat.example.org"),
+        ("HTTP://a:80", "http://a"),
+        ("https://a:80", "https://a:80"),
+        ("https://a:", "https://a"),
+        ("https://b\u00fccher.example", "https://xn--bcher-kva.example"),
+        ("http://[::1]:5173", "http://[::1]:5173"),
+        ("http://[0:0:0:0:0:0:0:1]", "http://[::1]"),
+        ("http://192.168.1.1:8080", "http://192.168.1.1:8080"),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("ionic://localhost", "ionic://localhost"),
+        ("tauri://localhost", "tauri://localhost"),
+        ("app://.", "app://."),
+        ("app://-", "app://-"),
+        ("chrome-extension://abcdefghijklmnop", "chrome-extension://abcdefghijklmnop"),
+        ("moz-extension://8b7f1a3c-0000-4000-8000-000000000000",) * 2,
+        ("vscode-webview://1ab2_c.d~e", "vscode-webview://1ab2_c.d~e"),
+        ("com.example.app://localhost:8080", "com.example.app://localhost:8080"),
+    ],
+)
+def test_an_origin_is_kept_as_browsers_send_it(written: str, sent: str) -> None:
+    assert read("allowed_origins", f" {written} ,https://last.example,{written},") == (
+        sent,
+        "https://last.example",
+    )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("*", "null", "chat.example.org", "https://", "https://:443", "//a", "://a", "1a://b"),
+        *("https://a/", "https://a/path", "https://a?q", "https://a#f", "https://a\\b"),
+        *("https://user@a", "https://*.example.org", "https://*", "https://a b", "https://a%20b"),
+        *("https://a:x", "https://a:0", "https://a:65536", "https://a:1:2", "https://a..b"),
+        *("https://[::1", "https://[localhost]", "https://::1", "http://1.2.3.256", "http://1.2"),
+        *("ftp://a", "file://", "ws://a", "wss://a", "data://a", "https://a,b", "capacitor://"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(bad: str) -> None:
+    refusal("allowed_origins", bad)
+
+
+def test_allowed_hosts_are_names_with_or_without_a_port() -> None:
+    value = "Chat.example.org, b\u00fccher.example:8443, [0::1]:80, 10.0.0.1,"
+    assert read("allowed_hosts", value) == (
+        *("chat.example.org", "xn--bcher-kva.example:8443", "[::1]:80", "10.0.0.1"),
+    )
+    for bad in ("*", "*.a", "https://a", "a/b", "a:x", "a:70000", "a b", "u@a", "::1", "1.2.3.400"):
+        refusal("allowed_hosts", bad)
+
+
+def test_an_admin_token_is_not_short() -> None:
+    assert read("admin_token", "x" * 24) == "x" * 24
+    for bad in ("x", "y" * 23, "y" * 4097, "y" * 12 + " " + "y" * 12):
+        assert "yy" not in refusal("admin_token", bad)
+
+
+def test_networks_that_can_never_match_are_refused_or_read_as_what_they_stand_for() -> None:
+    networks = read("trusted_proxies", "10.0.0.0/8, ::1, ::ffff:192.0.2.0/120")
+    assert list(map(str, networks)) == ["10.0.0.0/8", "::1/128", "192.0.2.0/24"]
+    for bad in ("10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0-10.0.0.9", "fe80::1%eth0/64"):
+        refusal("trusted_proxies", bad)
 
 
 def test_names_are_separated_by_commas() -> None:
     assert read("agent_env", " ONE, TWO ,,") == ("ONE", "TWO")
+    for bad in ("ONE=1", "ONE TWO", "1ONE", "CLAWDFORGE_PORT"):
+        refusal("agent_env", bad)
 
 
 def test_agents_are_argv_with_or_without_an_environment() -> None:
@@ -171,6 +229,9 @@ def test_agents_are_argv_with_or_without_an_environment() -> None:
         *("x", "[]", '"x"', "1", "null", "{", '{"": ["x"]}', "[" * 100_000),
         *('{"a": []}', '{"a": "x"}', '{"a": [1]}', '{"a": [""]}', '{"a": null}', '{"a": {}}'),
         *('{"a": {"argv": "x"}}', '{"a": {"argv": ["x"], "env": []}}'),
+        *('{"a": ["x\\u0000"]}', '{"a": {"argv": ["x"], "env": {"A=B": "c"}}}'),
+        *('{"a": {"argv": ["x"], "env": {"": "c"}}}',),
+        *('{"a": {"argv": ["x"], "env": {"A": "\\u0000"}}}',),
         *('{"a": {"argv": ["x"], "env": {"K": 1}}}', '{"a": {"argv": ["x"], "env": null}}'),
     ],
 )
@@ -261,6 +322,18 @@ async def test_a_data_dir_that_cannot_be_one_is_named(tmp_path: Path) -> None:
         assert status in (1, 2)
         assert said.startswith("clawdforge: CLAWDFORGE_DATA_DIR: ")
         assert said.count("\n") == 1
+
+
+def test_the_link_that_is_shown_can_be_opened() -> None:
+    shown = {host: reachable(host) for host in ("0.0.0.0", "::", "0:0::0", "::1", "10.0.0.1", "a")}
+    assert shown == {
+        "0.0.0.0": "127.0.0.1",
+        "::": "[::1]",
+        "0:0::0": "[::1]",
+        "::1": "[::1]",
+        "10.0.0.1": "10.0.0.1",
+        "a": "a",
+    }
 
 
 async def test_an_address_that_cannot_be_listened_on_is_named(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ LEVELS = {
     "codec": 0,
     "escapes": 0,
     "tasks": 0,
+    "origins": 0,
     "acp": 0,
     "acp.rpc": 1,
     "acp.messages": 2,
@@ -119,6 +120,7 @@ LEVELS = {
 # The only neighbours of one level that know each other: the demo and its words, and an agent's
 # way through acpx. No route knows another.
 SIBLINGS = {
+    "config": {"origins"},
     "agents.demo": {"agents.demo_script"},
     "agents.demo_script": {"agents.demo"},
     "agents.acpx": {"agents.base"},
