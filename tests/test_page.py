@@ -141,6 +141,25 @@ async def test_every_file_comes_with_its_type(
             assert await response.read() == path.read_bytes()
 
 
+async def test_diagrams_are_drawn_in_a_sandbox_of_their_own(
+    server: LocalServer, http: aiohttp.ClientSession
+) -> None:
+    async with http.get(server.url + "/static/diagram.html") as response:
+        page = await response.text()
+        policy = directives(response.headers["Content-Security-Policy"])
+    assert policy["sandbox"] == ["allow-scripts"]  # no origin, no storage, no navigation
+    assert policy["default-src"] == policy["form-action"] == policy["base-uri"] == ["'none'"]
+    assert policy["script-src"] == policy["frame-ancestors"] == ["'self'"]
+    assert policy.keys() & {"connect-src", "img-src", "font-src", "frame-src"} == set()
+    # Only what it loads is open to an opaque origin.
+    own = {"diagram.html", *re.findall(r'src="([^"]*)"', page)}
+    for path in own | {"app.js", "../lib/katex/dist/katex.mjs"}:
+        async with http.get(f"{server.url}/static/{path}") as response:
+            assert response.status == 200, path
+            expected = "cross-origin" if path in own else "same-origin"
+            assert response.headers["Cross-Origin-Resource-Policy"] == expected, path
+
+
 async def test_the_libraries_come_from_node_modules(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
@@ -149,6 +168,7 @@ async def test_the_libraries_come_from_node_modules(
         "dompurify/dist/purify.es.mjs",
         "diff/libesm/diff/base.js",
         "ansi-sequence-parser/dist/index.js",
+        "katex/dist/katex.mjs",
     ):
         async with http.get(f"{server.url}/lib/{library}") as response:
             assert response.status == 200
@@ -208,7 +228,8 @@ async def test_the_page_asks_for_all_its_modules_at_once() -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "static").rglob("*.js")}
     assert {path for path in named if path.startswith("static/")} == modules - {
         "static/highlight.worker.js",
-        "static/docs.js",  # another page's
+        "static/docs.js",  # another page's, and
+        "static/diagram.js",  # another one's
     }
 
 

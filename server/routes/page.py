@@ -17,8 +17,29 @@ ROOT = Path(__file__).parent.parent.parent
 STATIC = ROOT / "static"
 MODULES = ROOT / "node_modules"
 LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets", "diff", "ansi-sequence-parser")
-LIBRARY_FILES = {"swagger-ui-dist/swagger-ui-bundle.js", "swagger-ui-dist/swagger-ui.css"}
+MERMAID = "@mermaid-js/tiny/dist/mermaid.tiny.js"
+LIBRARY_FILES = {
+    "swagger-ui-dist/swagger-ui-bundle.js",
+    "swagger-ui-dist/swagger-ui.css",
+    "katex/dist/katex.mjs",
+    MERMAID,
+}
 PAGES = {"/": "index.html", "/docs": "docs.html"}
+
+# The frame in which diagrams are drawn. Its origin is opaque, so its own files are foreign to it.
+FRAME = "diagram.html"
+FRAME_FILES = {f"/static/{FRAME}", "/static/diagram.js", f"/lib/{MERMAID}"}
+FRAME_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'unsafe-inline'",  # what the library writes into its own picture
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'self'",
+        "sandbox allow-scripts",
+    ]
+)
 
 _IMPORT_MAP = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
 
@@ -41,6 +62,7 @@ def content_security_policy(page: bytes) -> str:
             "connect-src 'self'",
             "manifest-src 'self'",
             "worker-src 'self'",
+            "frame-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
@@ -83,7 +105,12 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
     found = await asyncio.to_thread(_find, folder, path)
     if found is None:
         raise not_found("file")
-    return _compressed(request, web.FileResponse(found))
+    response = web.FileResponse(found)
+    if request.path in FRAME_FILES:
+        response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    if path == FRAME:
+        response.headers["Content-Security-Policy"] = FRAME_POLICY
+    return _compressed(request, response)
 
 
 def _compressed(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:

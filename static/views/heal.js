@@ -1,4 +1,16 @@
-/** Hides what half-written Markdown would show and take back: open marks and links, a table's first line. */
+const MAX_HIDDEN = 1500; // characters of a formula that has no end yet
+
+/** Without the formula that is not complete yet. */
+function withoutOpenFormula(block) {
+	const bare = block.replace(/(`+)[^`]+\1(?!`)/g, (found) => ' '.repeat(found.length));
+	const found = [/\\\((?:(?!\\\))[^])*$/, /\\\[(?:(?!\\\])[^])*$/, /(?<![\w$\\])\$(?=[^\s$\d`])[^$]*\\[^$]*$/, /[$\\]+$/].map((pattern) => pattern.exec(bare)?.index ?? Infinity);
+	const dollars = bare.split('$$');
+	if (dollars.length % 2 === 0) found.push(bare.length - dollars.at(-1).length - 2);
+	const at = Math.min(...found);
+	return block.length - at < MAX_HIDDEN ? block.slice(0, at) : block;
+}
+
+/** Hides what half-written Markdown would show and take back: open marks and links, formulas, tags, a table's first line. */
 export function heal(text) {
 	const start = text.lastIndexOf('\n\n') + 1; // marks of one block do not reach into the next
 	const line = text.slice(text.lastIndexOf('\n') + 1);
@@ -6,15 +18,16 @@ export function heal(text) {
 	const lines = block.replace(/^\n/, '').split('\n');
 	// A table's header is no table before its second line is over.
 	if (lines.length < 3 && /^\s*\|/.test(lines[0])) return text.slice(0, -lines.join('\n').length);
-	if (/^\s*([-=*_+]+|\d+[.)]?|#{1,6}|>|`{1,3}|~{1,3})\s*$/.test(line)) return text.slice(0, -line.length);
+	if (/^\s*([-=*_+]+|\d+[.)]?|#{1,6}|>(\s*\[!?\w*\]?)?|`{1,3}|~{1,3})\s*$/.test(line)) return text.slice(0, -line.length);
 	if (/(^|\n) {0,3}(```|~~~)/.test(block)) return text;
 
+	block = withoutOpenFormula(block).replace(/(?<!`)<(\/?[a-z]{0,10}|!-{0,2})$|\[\^[^\]\s]*$/i, '');
 	const blank = (found) => ' '.repeat(found.length);
 	const [run, ticks = '', rest] = /(`+)([^`]*)$/.exec(block.replace(/(`+)[^`]+\1(?!`)/g, blank)) ?? [];
 	if (run && !rest) block = block.slice(0, -run.length);
 	if (!run) {
 		const link = /(^|\s)!?\[([^\]\n]*)(\]\([^)\n]*|\])?$/.exec(block);
-		if (link) block = block.slice(0, link.index) + link[1] + (/^[ x]?$/i.test(link[2]) ? '' : link[2]);
+		if (link) block = block.slice(0, link.index) + link[1] + (/^([ x]?|\^.*)$/i.test(link[2]) ? '' : link[2]);
 		block = block.replace(/[*_~]+$/, '');
 	}
 	let bare = block.replace(/`[^`]*`?|\\./g, blank);

@@ -3,31 +3,42 @@
  * rendered once and stays; only the open block at the end is rendered again, and
  * an open code fence only gets text appended.
  *
- * The text is hostile. Raw HTML in it is shown as text; what marked makes of the
- * rest goes through DOMPurify with a short list of tags.
+ * The text is hostile. Of raw HTML only harmless tags are kept, without attributes, and all that
+ * marked makes of the text goes through DOMPurify with a short list of tags.
  */
 import DOMPurify from 'dompurify';
 import { Lexer, Parser, Renderer } from 'marked';
 import { CODE, PROSE, spell } from '../marks.js';
 import { codeBlock } from './code.js';
 import { safeImage } from './content.js';
-import { h, nodesOf } from './dom.js';
+import { diagramView } from './diagram.js';
+import { h, icon, nodesOf } from './dom.js';
 import { heal } from './heal.js';
+import { escape, headingTag, isTooLong, options, safeHtml } from './markup.js';
+import { formulaView } from './mathematics.js';
 
 const STEP = 16_384;
-const MAX_BLOCK = 24_576; // a longer block is shown as plain text,
-const MAX_INLINE = 4096; // and so is longer running text: some of it takes quadratic time
+const MAX_INLINE = 4096; // longer running text is shown as plain text: some of it takes quadratic time
+const MAX_DETAILS = 200_000; // so much of open details is lexed again while they grow
 const SETTLED = 12; // characters of a next block that make the one before final
 
 const ALLOWED = {
-	ALLOWED_TAGS: 'p br hr h3 h4 h5 h6 strong em del code pre blockquote ul ol li a span img table thead tbody tr th td'.split(' '),
-	ALLOWED_ATTR: ['href', 'src', 'alt', 'title', 'align', 'start'],
+	ALLOWED_TAGS: 'p div br hr h3 h4 h5 h6 strong em b i u s q del ins mark small sub sup kbd samp var abbr cite dfn code pre blockquote ul ol li dl dt dd a span img table thead tbody tfoot tr th td details summary'.split(' '),
+	ALLOWED_ATTR: ['href', 'src', 'alt', 'title', 'align', 'start', 'open'],
 	ALLOW_DATA_ATTR: false,
 	ALLOW_ARIA_ATTR: false,
 	RETURN_DOM_FRAGMENT: true,
 };
 
-const escape = (text) => text.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`);
+const ALERTS = { note: 'info', tip: 'spark', important: 'alert', warning: 'alert', caution: 'shield' };
+const RTL = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}\p{Script=Adlam}]/u;
+
+/** Fences that are drawn once they are complete. */
+const DRAWN = { mermaid: diagramView, math: (text) => h('p', {}, formulaView(text.trim(), true)) };
+
+function fence(text, language) {
+	return Object.hasOwn(DRAWN, language) ? DRAWN[language](text) : codeBlock(text, language).el;
+}
 
 function anchor(href, inner) {
 	const url = URL.canParse(href) ? new URL(href) : {};
@@ -37,7 +48,11 @@ function anchor(href, inner) {
 }
 
 const renderer = Object.assign(new Renderer(), {
-	html: ({ text }) => escape(text),
+	html: ({ text }) => safeHtml(text),
+	// In raw <kbd> and <code> marked leaves text as it is.
+	text({ tokens, text, escaped }) {
+		return tokens ? this.parser.parseInline(tokens) : escaped ? text.replace(/[<>]/g, escape) : escape(text).replace(/&#38;(?=#\d{1,7};|#x[\da-f]{1,6};|\w+;)/gi, '&');
+	},
 	checkbox: ({ checked }) => (checked ? '☑ ' : '☐ '),
 	code: ({ text, lang }) => `<pre title="${escape(lang?.split(/\s/)[0] ?? '')}">${escape(text)}</pre>`,
 	// An image is never fetched from elsewhere: it is offered as a link.
@@ -49,14 +64,14 @@ const renderer = Object.assign(new Renderer(), {
 		return anchor(href, this.parser.parseInline(tokens));
 	},
 	heading({ tokens, depth }) {
-		const tag = `h${Math.min(6, depth + 2)}`;
+		const tag = headingTag(depth);
 		return `<${tag}>${this.parser.parseInline(tokens)}</${tag}>`;
 	},
 });
 
 /** Like marked's lex(), but bounded: what is nested too deep throws. */
 function lex(text, links) {
-	const lexer = new Lexer();
+	const lexer = new Lexer(options);
 	Object.assign(lexer.tokens.links, links);
 	lexer.blockTokens(text, lexer.tokens);
 	for (const { src, tokens } of lexer.inlineQueue) {
@@ -67,11 +82,14 @@ function lex(text, links) {
 }
 
 function render(tokens) {
-	if (tokens.some(({ raw, type }) => type === 'plain' || (raw.length > MAX_BLOCK && type !== 'code'))) return tokens.map(({ raw }) => h('p.plain', { prose: raw }));
-	const fragment = DOMPurify.sanitize(Parser.parse(tokens, { renderer }), ALLOWED);
+	if (tokens.some((token) => token.type === 'plain' || isTooLong(token))) return tokens.map(({ raw }) => h('p.plain', { prose: raw, dir: 'auto' }));
+	const fragment = DOMPurify.sanitize(Parser.parse(tokens, { ...options, renderer }), ALLOWED);
 	showHidden(fragment);
-	for (const node of fragment.querySelectorAll('pre, table, a, li')) {
-		if (node.matches('pre')) node.replaceWith(codeBlock(node.textContent, node.title).el);
+	if (RTL.test(fragment.textContent)) for (const node of fragment.querySelectorAll(BLOCKS)) setDirection(node);
+	for (const node of fragment.querySelectorAll('pre, code[title^="formula"], table, a, li, blockquote')) {
+		if (node.matches('pre')) node.replaceWith(fence(node.textContent, node.title));
+		else if (node.matches('code')) node.replaceWith(formulaView(node.textContent, node.title !== 'formula'));
+		else if (node.matches('blockquote')) alert(node);
 		else if (node.matches('a')) tellTarget(node);
 		else if (node.matches('li')) node.classList.toggle('task', /^[☑☐]/.test(node.textContent));
 		else {
@@ -91,7 +109,7 @@ function showHidden(fragment) {
 	while (walker.nextNode()) texts.push(walker.currentNode);
 	for (const text of texts) {
 		const parent = text.parentElement;
-		if (!parent?.closest('pre')) text.replaceWith(...nodesOf(text.data, parent?.closest('code, a') ? CODE : PROSE));
+		if (!parent?.closest('pre, code[title^="formula"]')) text.replaceWith(...nodesOf(text.data, parent?.closest('code, a') ? CODE : PROSE));
 	}
 }
 
@@ -114,6 +132,30 @@ function tellTarget(link) {
 	const path = mail ? url.pathname : url.pathname + url.search;
 	const shown = path.length > MAX_TARGET ? `${path.slice(0, MAX_TARGET)}…` : path === '/' ? '' : path;
 	link.after(h('span.leads', { text: ` → ${mail ? 'mailto:' : url.host}${shown}` }));
+}
+
+const BLOCKS = 'p, h3, h4, h5, h6, th, td, summary, dt, dd, div, li, ul, ol, blockquote, table';
+
+/**
+ * Each block has the direction of its first letter. `dir="auto"` does not look into blocks that have
+ * a direction of their own: what contains such gets it told.
+ */
+function setDirection(node) {
+	const contains = node.matches('ul, ol, blockquote, table, div') || node.querySelector(BLOCKS);
+	node.dir = contains && RTL.test(/\p{L}/u.exec(node.textContent)?.[0] ?? '') ? 'rtl' : 'auto';
+}
+
+/** `> [!NOTE]`, as on GitHub. */
+function alert(quote) {
+	const first = quote.querySelector(':scope > p')?.firstChild;
+	const [mark, kind] = /^\[!(note|tip|important|warning|caution)\][ \t]*(?:\n|$)/i.exec(first?.nodeType === Node.TEXT_NODE ? first.data : '') ?? [];
+	if (!mark) return;
+	const name = kind.toLowerCase();
+	first.data = first.data.slice(mark.length);
+	if (first.nextSibling?.nodeName === 'BR') first.nextSibling.remove();
+	if (!quote.querySelector(':scope > p').textContent) quote.querySelector(':scope > p').remove();
+	quote.dataset.alert = name;
+	quote.prepend(h('p.alert-title', {}, icon(ALERTS[name]), name[0].toUpperCase() + name.slice(1)));
 }
 
 export class MarkdownView {
@@ -160,7 +202,8 @@ export class MarkdownView {
 		if (count > last) return;
 		const open = tokens[count];
 		if (count === last && open.type === 'code' && /^ {0,3}(```|~~~).*\n/.test(open.raw)) {
-			this.fence = { block: codeBlock('', open.lang?.split(/\s/)[0], true), length: 0 };
+			const language = open.lang?.split(/\s/)[0];
+			this.fence = { block: codeBlock('', language, true), language, length: 0 };
 			this.el.append(this.fence.block.el);
 			this.#feedFence(open.raw);
 		} else {
@@ -173,12 +216,13 @@ export class MarkdownView {
 		const { fence } = this;
 		// Half a line that may become the closing fence waits for its other half.
 		const whole = done ? rest : rest.replace(/\n {0,3}[`~]*$/, '');
-		const { text, raw } = new Lexer().tokenizer.fences(whole);
+		const { text, raw } = new Lexer(options).tokenizer.fences(whole);
 		const code = text.replace(/\n+$/, '');
 		fence.block.append(code.slice(fence.length));
 		fence.length = code.length;
 		if (raw.length === whole.length && !done) return '';
-		fence.block.finish();
+		if (Object.hasOwn(DRAWN, fence.language ?? '')) fence.block.el.replaceWith(DRAWN[fence.language](code));
+		else fence.block.finish();
 		this.fence = null;
 		this.final += raw.length;
 		return rest.slice(raw.length);
@@ -199,5 +243,5 @@ function finalCount(tokens, last) {
 		length += raw.length;
 		if (type !== 'space' && (length > SETTLED || raw.includes('\n'))) return index;
 	}
-	return tokens[0]?.raw.length > MAX_BLOCK ? 1 : 0;
+	return tokens.length && (isTooLong(tokens[0]) || tokens[0].raw.length > MAX_DETAILS) ? 1 : 0;
 }

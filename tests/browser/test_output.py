@@ -276,9 +276,15 @@ GROWING = [
     "a\n```js\n``\nbar\n````\n```\nb\n\n~~~\n\n- x\n  ```c\n  int a;\n  ```\n- y\n",
     "````md\n```\ninner\n```\n````\n| a | b |\n| - | - |\n| 1 | 2 |\n",
     "```text\n" + "a line of code\n" * 3000 + "```\ndone with it\n",
+    r"Is \(a^2\) or $b_1$ or $5 and $6?" "\n\n\\[\nx = 1\n\\]\n\n$$\ny\n$$\nwith `\\(` and \\(open",
+    "a <kbd>K</kbd> <br> b<sub>2</sub>[^1]\n\n> [!NOTE]\n> Said.\n\n- [ ] a\n  - [x] b\n\n[^1]: it",
+    "<details>\n<summary>S</summary>\n\nin **it**\n\n- x\n\n</details>\n\n```math\nx^2\n```\nend",
+    "```mermaid\nflowchart LR\n  A --> B\n```\n\n| a | b |\n| - | - |\n| $x$<br>y | C:\\_a |\n",
 ]
 GROW = """async (texts) => {
     const { MarkdownView } = await import("/static/views/markdown.js");
+    const first = new MarkdownView("$x$");
+    while (!first.el.querySelector("math")) await new Promise((next) => setTimeout(next, 10));
     const shown = ({ el }) => [...el.children].map((one) => one.tagName + one.textContent).join();
     const wrong = [];
     for (const text of texts) {
@@ -299,6 +305,91 @@ GROW = """async (texts) => {
 
 async def test_what_grew_in_pieces_looks_like_what_came_at_once(tab: Tab) -> None:
     assert await tab.page.evaluate(GROW, GROWING) == []
+
+
+GITHUB = r"""
+# One
+
+Euler: \(e^{i\pi} = -1\), $a_1$; $5 and $10; C:\Users\_me\.config; \*plain\*; x[^1]
+
+\[ \frac{1}{2} \]
+
+- [ ] open
+  - [x] nested
+
+> [!WARNING]
+> Careful.
+
+<details><summary>More</summary>
+
+**inside**
+
+</details>
+
+H<sub>2</sub>O <kbd onclick="window.pwned=1">K</kbd> a<br>b
+
+שלום `code`
+
+- مرحبا
+
+```math
+x^2
+```
+
+```mermaid
+%%{init: {"securityLevel": "loose", "flowchart": {"htmlLabels": true}}}%%
+%%{init: {"themeCSS": "* { background: url(https://evil.example/y.png) }"}}%%
+flowchart LR
+  A["<img src=x onerror='window.pwned=2'>"] --> B["<a href='javascript:window.pwned=3'>x</a>"]
+  B --> C["<img src='https://evil.example/x.png'>"]
+  click A href "javascript:window.pwned=4"
+  click B call alert()
+```
+
+$\href{javascript:window.pwned=5}{x} \includegraphics{https://evil.example/z.png}$
+$\def\a{\a\a}\a$
+
+```mermaid
+no such diagram
+```
+
+[^1]: The note.
+"""
+
+
+async def test_mathematics_diagrams_and_markdown_of_github_are_drawn_and_harmless(
+    tab: Tab,
+) -> None:
+    page = tab.page
+    await tab.say(script({"say": GITHUB}))
+    await tab.settled()
+    answer = tab.shown.locator(".message")
+    await expect(answer.locator("h3")).to_have_text("One")
+    await expect(answer.locator("math")).to_have_count(5)
+    assert await answer.locator("math :is(a, img, [href], [style])").count() == 0
+    await expect(answer.locator("math[display=block]").first).to_be_visible()
+    await expect(answer).to_contain_text(r"$5 and $10; C:\Users\_me\.config; *plain*; x1")
+    await expect(answer.locator("li.task li.task")).to_contain_text("nested")
+    await expect(answer.locator("[data-alert=warning]")).to_contain_text("Careful.")
+    await answer.locator("summary").click()
+    await expect(answer.locator("details strong")).to_be_visible()
+    await expect(answer.locator("sub")).to_have_text("2")
+    for block, direction in (("p:has-text('code')", "rtl"), ("ul:has-text('مرحبا')", "rtl")):
+        await expect(answer.locator(block).last).to_have_css("direction", direction)
+    await expect(answer.locator("p code").last).to_have_css("direction", "ltr")
+    drawing = answer.locator(".drawing img")
+    await drawing.scroll_into_view_if_needed()
+    await expect(drawing).to_have_js_property("complete", True)
+    assert await drawing.evaluate("(image) => image.naturalWidth") > 100
+    # It is a picture: nothing in it is part of the page.
+    assert await page.locator(".md svg:not(.icon)").count() == 0
+    await expect(answer.locator(".undrawn")).to_be_visible()
+    await answer.locator(".undrawn").scroll_into_view_if_needed()
+    assert await page.evaluate("window.pwned") is None
+    frame = next(one for one in page.frames if one.url.endswith("/static/diagram.html"))
+    assert await frame.evaluate("[origin, window.pwned ?? null]") == ["null", None]
+    await tab.axe("markdown")
+    await tab.picture("markdown")
 
 
 # The two pieces, drawn each by itself, of a message that comes behind the end of its turn.

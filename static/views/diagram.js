@@ -1,0 +1,89 @@
+/**
+ * Diagrams of Mermaid. What an agent wrote is drawn in a frame of its own, which has no access to the
+ * page, to storage or to the network, and is shown as a picture, in which nothing runs or links.
+ */
+import { codeBlock } from './code.js';
+import { h, icon } from './dom.js';
+
+const MAX_LENGTH = 20_000; // characters of source, and
+const MAX_PICTURE = 2_000_000; // of the picture
+const PATIENCE = 15_000; // ms, the library included
+
+let frame = null;
+let asked = 0;
+let last = Promise.resolve();
+
+/** One after the other: [svg, or throws]. */
+function draw(source, dark) {
+	const mine = last.then(() => ask(source, dark));
+	last = mine.catch(() => {});
+	return mine;
+}
+
+function ask(source, dark) {
+	frame ??= document.body.appendChild(h('iframe.offscreen-frame', { src: new URL('../diagram.html', import.meta.url).href, sandbox: 'allow-scripts', tabIndex: -1, 'aria-hidden': 'true', title: 'Draws diagrams' }));
+	const mine = frame;
+	const id = (asked += 1);
+	return new Promise((resolve, reject) => {
+		const send = () => mine.contentWindow?.postMessage({ id, source, dark }, '*'); // its origin is opaque
+		const end = (settle, value) => {
+			clearTimeout(timer);
+			window.removeEventListener('message', heard);
+			settle(value);
+		};
+		const timer = setTimeout(() => {
+			mine.remove();
+			if (frame === mine) frame = null;
+			end(reject, new Error('It took too long.'));
+		}, PATIENCE);
+		const heard = ({ source: from, data }) => {
+			if (from !== mine.contentWindow) return;
+			if (data?.ready) send();
+			else if (data?.id === id) typeof data.svg === 'string' && data.svg.length < MAX_PICTURE ? end(resolve, data.svg) : end(reject, new Error(String(data.error ?? 'It is too large.').slice(0, 300)));
+		};
+		window.addEventListener('message', heard);
+		send(); // a frame that is not ready yet says so when it is
+	});
+}
+
+const near = new IntersectionObserver(
+	(entries) => {
+		for (const { isIntersecting, target } of entries) {
+			if (!isIntersecting) continue;
+			near.unobserve(target);
+			views.get(target)();
+		}
+	},
+	{ rootMargin: '600px' },
+);
+const views = new WeakMap();
+
+export function diagramView(source) {
+	const { el } = codeBlock(source, 'mermaid');
+	const pre = el.querySelector('pre');
+	const toggle = h('button.quiet.copy', { 'aria-pressed': 'true', hidden: true, onclick: () => show(pre.hidden) }, icon('frames'), 'Source');
+	el.querySelector('figcaption').append(toggle);
+	let picture;
+	const show = (text) => {
+		pre.hidden = !text;
+		picture.hidden = text;
+		toggle.ariaPressed = text;
+	};
+	views.set(el, async () => {
+		const dark = matchMedia('(prefers-color-scheme: dark)').matches;
+		try {
+			if (source.length > MAX_LENGTH) throw new Error('It is too long.');
+			const svg = await draw(source, dark);
+			const image = h('img', { src: `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`, alt: `Diagram: ${source.trim().slice(0, 200)}` });
+			picture = h('button.drawing', { label: 'Diagram: show it larger or smaller', 'data-scheme': dark ? 'dark' : 'light', onclick: () => picture.classList.toggle('full') }, image);
+			await image.decode();
+			pre.before(picture);
+			toggle.hidden = false;
+			show(false);
+		} catch (error) {
+			pre.before(h('p.hint.undrawn', { text: `This diagram could not be drawn: ${error.message}` }));
+		}
+	});
+	near.observe(el);
+	return el;
+}
