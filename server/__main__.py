@@ -16,6 +16,8 @@ from pathlib import Path
 from aiohttp import web
 
 from . import __version__, control, logs
+from .agents import processes
+from .agents.environ import forget
 from .app import FIRST_TOKENS, StartError, build_app
 from .commands import backup, doctor, sessions, tokens
 from .commands.house import CommandError, drop_stdout, say, sentence
@@ -34,8 +36,10 @@ FAILED_STOP_SECS = 60.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    processes.shut_in()
     try:
         environ = with_env_file(os.environ, ENV_FILE)
+        forget("CLAWDFORGE_ADMIN_TOKEN")  # the settings have it
         settings = load(environ)
     except SettingError as error:
         say(f"clawdforge: {error}", file=sys.stderr)

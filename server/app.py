@@ -151,7 +151,8 @@ async def _house(
             all_sessions.cancel_turns_of(app_name)
 
         tokens.on_revoke = revoked
-        state = Health(settings.claude_bin)
+        allowed = agent_environ(environ, settings.agent_env)
+        state = Health(settings.claude_bin, environ=allowed)
         state.acpx_version = backend.versions["acpx"]
         uploads = Files(
             settings.data_dir / "uploads",

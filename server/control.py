@@ -2,25 +2,32 @@
 
 Who may open the data folder is the operator, since all that is kept is in it:
 so a request that comes by this socket, from the server's own user or root,
-needs no admin token. It works where the token is lost, and puts none into a
-command line.
+needs no admin token. Agents run as that user, too: they, and all else that the
+server has started, are told apart by their ancestors. It works where the token is
+lost, and puts none into a command line.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import signal
 import socket
 import struct
+from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from aiohttp import web
 
+from .agents import processes
+
 logger = logging.getLogger(__name__)
 
 NAME = "control.sock"
+SO_PEERPIDFD = 77
 _CREDENTIALS = struct.Struct("iII")
 """The kernel's ``struct ucred``: pid, uid, gid."""
 
@@ -67,5 +74,34 @@ def is_operator(request: web.Request) -> bool:
     if peer is None or peer.family != socket.AF_UNIX:
         return False
     raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(raw)
-    return uid in (0, os.getuid())
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    return uid in (0, os.getuid()) and not _is_below_us(peer, pid)
+
+
+def _is_below_us(peer: TransportSocket, pid: int) -> bool:
+    """Whether an agent, or another process that the server started, has connected *peer*.
+
+    They are of the server's own user. The server inherits their orphans, so it is among the
+    ancestors of each of them.
+    """
+    if pid == 0:
+        return False  # it is outside of our namespace of pids, in which all below us is
+    try:
+        return processes.descends_from(pid, os.getpid()) or not _still_is(peer)
+    except OSError:  # an ancestor, or the process itself, has ended
+        return True
+
+
+def _still_is(peer: TransportSocket) -> bool:
+    """Whether the process that connected is alive: then its pid is not another's by now."""
+    try:
+        descriptor = peer.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError as error:
+        return error.errno == errno.ENOPROTOOPT  # before Linux 6.5 it cannot be told
+    try:
+        signal.pidfd_send_signal(descriptor, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM  # root's
+    finally:
+        os.close(descriptor)
+    return True

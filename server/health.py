@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
+from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +16,9 @@ PROBE_TIMEOUT_SECS = 15.0
 
 class Health:
     """The last findings.
+
+    Args:
+        environ: of the programs that are asked: an allow-list.
 
     Attributes:
         ready: whether requests are served; False while starting and draining.
@@ -25,10 +30,12 @@ class Health:
         self,
         claude_bin: str,
         *,
+        environ: Mapping[str, str] = os.environ,
         every: float = PROBE_SECS,
         timeout: float = PROBE_TIMEOUT_SECS,
     ) -> None:
         self._claude_bin = claude_bin
+        self._environ = environ
         self._every = every
         self._timeout = timeout
         self.ready = False
@@ -43,12 +50,13 @@ class Health:
             await asyncio.sleep(self._every)
 
     async def _probe(self) -> None:
-        program = await asyncio.to_thread(shutil.which, self._claude_bin)
+        path = self._environ.get("PATH")
+        program = await asyncio.to_thread(shutil.which, self._claude_bin, path=path)
         self.claude_present = program is not None
-        self.claude_version = program and await _version_of(program, self._timeout)
+        self.claude_version = program and await _version_of(program, self._environ, self._timeout)
 
 
-async def _version_of(program: str, timeout: float) -> str | None:
+async def _version_of(program: str, environ: Mapping[str, str], timeout: float) -> str | None:
     try:
         process = await asyncio.create_subprocess_exec(
             program,
@@ -56,6 +64,7 @@ async def _version_of(program: str, timeout: float) -> str | None:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            env=dict(environ),
         )
     except OSError as error:
         logger.info("%s cannot be started: %s", program, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,8 @@ async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
     below: set[int] = set()
     log = tmp_path / "server.log"
 
-    async def start(**variables: str) -> ServerProcess:
-        process = await start_server(tmp_path / "data", log, **variables)
+    async def start(*, wrapper: Sequence[str] = (), **variables: str) -> ServerProcess:
+        process = await start_server(tmp_path / "data", log, wrapper=wrapper, **variables)
         started.append(process)
         return process
 

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -393,11 +393,14 @@ class ServerProcess:
         return await asyncio.wait_for(self.process.wait(), PATIENCE)
 
 
-async def start_server(data_dir: Path, log: Path, **variables: str | None) -> ServerProcess:
+async def start_server(
+    data_dir: Path, log: Path, *, wrapper: Sequence[str] = (), **variables: str | None
+) -> ServerProcess:
     """Start ``python -m server`` on a free port and wait until it is ready.
 
     Args:
         log: file that its stderr is added to.
+        wrapper: a program, with arguments, that becomes the server.
         variables: settings, by the variable's name without the prefix; None leaves one out.
     """
     agents = {name: {"argv": a.argv, "env": dict(a.env)} for name, a in MOCKS.items()}
@@ -414,9 +417,8 @@ async def start_server(data_dir: Path, log: Path, **variables: str | None) -> Se
     environ |= {"DEMO_PACE_MS": "0", "PYTHONWARNINGS": "error"}
     with log.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "server",
+            *wrapper,
+            *(sys.executable, "-m", "server"),
             cwd=ROOT,
             env=environ,
             stdin=asyncio.subprocess.DEVNULL,

@@ -132,7 +132,9 @@ SIBLINGS = {
         *("agents.acpx_commands", "agents.base", "agents.agent_errors", "agents.programs"),
         *("agents.seam", "agents.transcript"),
     },
-    "agents.seam": {"agents.base"},
+    "agents.seam": {"agents.base", "agents.processes"},
+    "agents.processes": {"agents.supervise"},
+    "agents.programs": {"agents.processes"},
     "agents.attach": {"agents.base", "agents.processes", "agents.seam", "agents.stderr"},
     "agents.host_process": {"agents.acpx", "agents.base", "agents.processes", "agents.seam"},
     "agents.host_agent": {

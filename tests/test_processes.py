@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +45,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch, foreign: int) -> None:
             raise PermissionError(1, "Operation not permitted")
         kill(pid, number)
 
+    def refused_by_descriptor(descriptor: int, number: int) -> None:
+        info = Path(f"/proc/self/fdinfo/{descriptor}").read_text("ascii")
+        refused(int(info.partition("Pid:")[2].split()[0]), number)
+
     monkeypatch.setattr(os, "kill", refused)
+    monkeypatch.setattr(signal, "pidfd_send_signal", refused_by_descriptor)
 
 
 def test_what_cannot_be_killed_does_not_keep_the_rest(
@@ -62,10 +69,19 @@ def test_what_does_not_die_is_not_waited_for(
     """As one that hangs in the kernel."""
     stuck = start()
     monkeypatch.setattr(processes, "DEATH_SECS", 0.05)
-    monkeypatch.setattr(os, "kill", lambda pid, number: None)
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda descriptor, number: None)
     assert processes.kill_marked(MARK.encode()) == 0
     assert is_running(stuck)
     assert str(stuck) in caplog.text
+
+
+def test_no_tag_can_be_lowered_to_another(start: Callable[[], int]) -> None:
+    """A process may lower its limits, and not raise them."""
+    tags = [processes.tag(start(), number) for number in (1, 2, 500_000)]
+    for one, other in itertools.permutations(tags, 2):
+        assert one is not None
+        assert other is not None
+        assert any(have < want for have, want in zip(one, other, strict=True))
 
 
 def test_the_supervisor_ends_all_but_what_it_may_not(

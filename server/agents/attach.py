@@ -31,8 +31,6 @@ from .stderr import StderrFiles
 logger = logging.getLogger(__name__)
 
 ATTACH_SECS = 15
-MAX_SIGNS = 500_000
-"""More than agents can be alive."""
 
 
 class Attachable(Handler, Protocol):
@@ -69,7 +67,8 @@ class Attachments:
         self._agents: WeakValueDictionary[str, Attachable] = WeakValueDictionary()
         self._announced: dict[int, str] = {}
         self._arrivals: dict[int, asyncio.Future[str]] = {}
-        self._signs = itertools.count()
+        self._numbers = itertools.count()
+        self.living = processes.LivingAgents()
         self._supervisor = supervisor
         self._tasks = Tasks()
         self._accepting = Tasks()
@@ -155,12 +154,17 @@ class Attachments:
                 ours.callback(os.close, descriptor)
             if len(descriptors) != 2:
                 return
-            sign = processes.brand(pid, 1 + next(self._signs) % MAX_SIGNS)
+            number = 1 + next(self._numbers) % processes.MAX_NUMBER
             seam = Seam(
-                pid, agent, self._pressure, mark=f"{processes.MARK}={mark}".encode(), sign=sign
+                pid,
+                agent,
+                self._pressure,
+                mark=f"{processes.MARK}={mark}".encode(),
+                tag=processes.tag(pid, number),
             )
             ours.pop_all()  # they are the seam's
             ends = [*await seam.join(*descriptors)]
+            self.living.add(seam.tag, seam.mark)  # until the seam tells that it has gone
             for descriptor in ends:
                 ours.callback(os.close, descriptor)
             ends.append(await self.stderr.open(agent.spec.key, pid))

@@ -6,6 +6,7 @@ names can be let through with ``CLAWDFORGE_AGENT_ENV``.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterable, Mapping
 
@@ -42,3 +43,12 @@ def agent_environ(environ: Mapping[str, str], more: Iterable[str] = ()) -> dict[
         for name, value in environ.items()
         if (name in allowed or name.startswith(PREFIXES)) and not name.startswith("CLAWDFORGE_")
     }
+
+
+def forget(name: str) -> None:
+    """Remove a variable from this process's environment, and from where the kernel shows it."""
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_void_p
+    if (value := libc.getenv(os.fsencode(name))) is not None:
+        ctypes.memset(value, 0, len(ctypes.string_at(value)))
+    os.environ.pop(name, None)

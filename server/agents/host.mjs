@@ -119,7 +119,7 @@ const operations = {
     runtime = new AcpxRuntime(options, manager && { managerFactory: () => manager });
     const { version } = createRequire(import.meta.url)("acpx/package.json");
     setTimeout(flushCompileCache, 1000).unref(); // for the next one, when this one has started
-    return { acpx: version, node: process.versions.node };
+    return { acpx: version, node: process.versions.node, pid: process.pid };
   },
 
   agents({ only }) {

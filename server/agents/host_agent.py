@@ -457,6 +457,9 @@ class HostAgent:
             self._state = self._state.opened(result)  # a setting's answer has some of the same
 
     def gone(self, seam: Seam) -> None:
+        self._attachments.living.remove(seam.tag, seam.mark)
+        # What it started and left behind goes with it.
+        self._sweeping = self._tasks.spawn(self._sweep(), f"sweep-{self.spec.key}")
         if self._seam is not seam:
             return
         self._seam = None
@@ -469,14 +472,13 @@ class HostAgent:
             else:
                 prompt.losing = self._tasks.spawn(self._lose(prompt, seam), f"lost-{self.spec.key}")
         self._listener.agent_gone()
-        # What it started and left behind goes with it.
-        self._sweeping = self._tasks.spawn(self._sweep(seam), f"sweep-{self.spec.key}")
 
-    async def _sweep(self, seam: Seam) -> None:
-        if killed := await asyncio.to_thread(
-            processes.kill_session, seam.pid, seam.mark, seam.sign
-        ):
-            logger.info("session %s: ended %d processes", self.spec.key, killed)
+    async def _sweep(self) -> None:
+        if (pids := self._host.pids) is None:
+            return  # with the host ends all below its supervisor
+        ended = await asyncio.to_thread(processes.end_strays, *pids, self._attachments.living)
+        if ended:
+            logger.info("session %s: ended %d processes", self.spec.key, ended)
 
 
 def _was_gone(error: CallError) -> bool:

@@ -88,6 +88,8 @@ class HostProcess:
         """Counts the hosts that have been started; a session must be opened in each anew."""
         self.restarts = 0
         self.versions: dict[str, str] = {}
+        self.pids: tuple[int, int] | None = None
+        """Of the supervisor and the host that serves now."""
         self._mark = secrets.token_hex(8)
         self._ready = asyncio.Event()
         self._first_boot: asyncio.Future[None] | None = None
@@ -262,7 +264,7 @@ class HostProcess:
             )
         finally:
             self._ready.clear()
-            self._writer = None
+            self._writer = self.pids = None
             process.stdin.close()
             os.close(lifeline_write)
             for future in self._calls.values():
@@ -285,12 +287,14 @@ class HostProcess:
                 await process.wait()
         except TimeoutError:
             logger.error("the host's supervisor does not end; killing it")
+            await asyncio.to_thread(processes.end_all_below, process.pid)
             process.kill()
             await process.wait()
         if process.returncode != 0:
             await asyncio.to_thread(
                 processes.kill_marked, f"{processes.HOST_MARK}={self._mark}".encode()
             )
+            await asyncio.to_thread(processes.end_orphans)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Kill a host that does not answer any more, so that nothing waits for it for ever."""
@@ -309,7 +313,7 @@ class HostProcess:
     async def _boot(self, process: asyncio.subprocess.Process) -> None:
         """Set the host up; one that cannot be is killed, and the next one is tried."""
         try:
-            await self._set_up()
+            await self._set_up(process)
         except Exception as error:
             process.kill()  # the supervisor: the host dies with it
             assert self._first_boot is not None
@@ -317,11 +321,14 @@ class HostProcess:
                 self._first_boot.set_exception(AcpxError(f"the acpx host does not start: {error}"))
             raise
 
-    async def _set_up(self) -> None:
+    async def _set_up(self, process: asyncio.subprocess.Process) -> None:
         assert self._first_boot is not None
         try:
-            self.versions = await self.send("init", config=self._config)
+            told = await self.send("init", config=self._config)
+            host = int(told.pop("pid"))
+            self.versions = told
             check_versions(self.versions)
+            self.pids = process.pid, host
         except (HostGoneError, CallError, AcpxError) as error:
             if not self._first_boot.done():
                 reason = str(error) or "it ended at once; is acpx installed? `make run` does it"

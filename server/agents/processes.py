@@ -1,147 +1,328 @@
-"""Finding and ending what an agent has started, as far as it may have hidden."""
+"""Finding and ending what agents leave behind, however it hides.
+
+The processes of all agents live below a supervisor (``supervise.py``), which inherits their
+orphans. An orphan lives on as long as the agent that it came from: it carries that agent's tag.
+Every other one is ended, so a process gains nothing by changing what it carries.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import resource
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+from . import supervise
 
 logger = logging.getLogger(__name__)
 
 MARK = "AGENT_SESSION"
 """Environment variable that an agent and all that it starts inherit: the session's id."""
-
+HOST_MARK = "ACPX_HOST"
+"""The same for a host: everything below it has this server's mark."""
 
 UNLIMITED = 1 << 40
-MIN_SIGN = 1 << 16
+MAX_NUMBER = 500_000
+"""More than agents can be alive."""
+MIN_LIMIT = 1 << 16
+RLIMIT_LOCKS = 10
+"""Without effect since Linux 2.4, but inherited like all limits."""
+LIMITS = {
+    resource.RLIMIT_MSGQUEUE: "Max msgqueue size",
+    RLIMIT_LOCKS: "Max file locks",
+    resource.RLIMIT_RSS: "Max resident set",
+}
+"""And their names in /proc/PID/limits."""
 DEATH_SECS = 5.0
 """A process that has not died of SIGKILL by then hangs in the kernel."""
 DEATH_PAUSE_SECS = 0.002
 
+Tag = tuple[int, int]
+"""The hard limits of POSIX message queues and of file locks, which nobody uses.
 
-HOST_MARK = "ACPX_HOST"
-"""The same for a host: everything below it has this server's mark."""
+An agent's number lowers the first and raises the second, below what both were. A process may lower
+them and cannot raise them without root, so it cannot come to have another agent's.
+"""
 
 
-def brand(pid: int, number: int) -> int | None:
-    """Give a process of ours a sign that all it starts inherits, and that nobody sheds.
+class Process(NamedTuple):
+    """A process; ``start`` (in clock ticks since the boot) tells it from a later one of its pid."""
 
-    A mark goes with the environment, and a daemon may clear that. The sign is a limit that
-    nobody uses, of POSIX message queues, lowered by *number*: it takes root to raise it.
+    pid: int
+    start: int
+    parent: int
+
+
+def tag(pid: int, number: int) -> Tag | None:
+    """Give an agent a tag, which all that it starts inherits.
 
     Args:
-        number: from 1, another for each process that is alive.
+        number: from 1 to :data:`MAX_NUMBER`, another for each agent that is alive.
 
     Returns:
-        The sign; None where there can be none.
+        None if it has ended, or if the limits are too low on this machine.
     """
     try:
-        _, hard = resource.prlimit(pid, resource.RLIMIT_MSGQUEUE)
-        sign = (UNLIMITED if hard == resource.RLIM_INFINITY else hard) - number
-        if sign < MIN_SIGN:
+        queues, locks = (_base(pid, kind) for kind in (resource.RLIMIT_MSGQUEUE, RLIMIT_LOCKS))
+        mine = queues - number, locks - MAX_NUMBER + number
+        if min(mine) < MIN_LIMIT:
             return None
-        resource.prlimit(pid, resource.RLIMIT_MSGQUEUE, (sign, sign))
-    except OSError:  # it has ended, or this system does not know how
+        resource.prlimit(pid, resource.RLIMIT_MSGQUEUE, (mine[0], mine[0]))
+        resource.prlimit(pid, RLIMIT_LOCKS, (mine[1], mine[1]))
+    except OSError:
         return None
-    return sign
+    return mine
 
 
-def kill_session(leader: int | None, mark: bytes, sign: int | None = None) -> int:
-    """Kill an agent and everything that it left.
+def _base(pid: int, kind: int) -> int:
+    _, hard = resource.prlimit(pid, kind)
+    return UNLIMITED if hard == resource.RLIM_INFINITY else hard
 
-    That is: the processes below *leader*, those of its process group and its
-    session, and those that inherited the session's mark or the agent's sign, however
-    they detached themselves. Blocking: it reads /proc, a millisecond or so; call it in a thread.
 
-    Args:
-        leader: the agent's pid, which must still be its own (held by a pidfd and
-            not yet reaped, or just ended).
-        mark: the session's, as ``NAME=value``.
-        sign: what :func:`brand` gave the agent.
+class LivingAgents:
+    """The tags of the agents that are alive."""
+
+    def __init__(self) -> None:
+        self._tags: set[Tag] = set()
+        self._marks: set[bytes] = set()
+
+    def add(self, tag: Tag | None, mark: bytes) -> None:
+        """Add an agent; one that could not be tagged is known by its mark, which can be forged."""
+        if tag is None:
+            self._marks.add(mark)
+        else:
+            self._tags.add(tag)
+
+    def remove(self, tag: Tag | None, mark: bytes) -> None:
+        self._tags.discard(tag or (0, 0))
+        self._marks.discard(mark)
+
+    def own(self, pid: int) -> bool:
+        """Whether that process came from one of them.
+
+        Raises:
+            OSError: it has ended.
+        """
+        if _limits_of(pid)[:2] in self._tags:
+            return True
+        return bool(self._marks) and not self._marks.isdisjoint(_environ_of(pid))
+
+
+def end_strays(supervisor: int, host: int, living: LivingAgents) -> int:
+    """End every process below *supervisor* that no living agent owns. Blocking: it reads /proc.
+
+    The host and all below it are left alone: its agents, and those that are starting.
 
     Returns:
-        How many were killed. What is another user's, or does not die of it, stays, and
-        is logged.
+        How many were ended. Those of another user, and those that hang in the kernel, stay, and
+        are logged.
     """
-    killed: set[int] = set()
-    foreign: set[int] = set()
-    deadline = time.monotonic() + DEATH_SECS
-    # Until none is found: what one starts while we look comes up in the next round.
-    while found := _belonging(leader, mark, sign) - foreign:
-        for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            except PermissionError:
-                foreign.add(pid)
-        killed |= found - foreign
-        if time.monotonic() > deadline:
-            killed -= found
-            foreign |= found
-        elif found - foreign:
-            time.sleep(DEATH_PAUSE_SECS)
-    if foreign:
-        logger.warning("processes that cannot be ended: %s", sorted(foreign))
-    return len(killed)
+    return _end(lambda: _below(supervisor, lambda pid, top: top != host and not living.own(pid)))
+
+
+def end_all_below(supervisor: int) -> int:
+    """End every process below a *supervisor* that does not do so itself: it was stopped, say."""
+    return _end(lambda: _below(supervisor, lambda _, top: True))
+
+
+def end_orphans() -> int:
+    """End what was below a supervisor that was killed, and became this process's children.
+
+    That takes a subreaper: see :func:`shut_in`.
+    """
+    me = os.getpid()
+    ended = _end(lambda: _below(me, lambda _, top: is_supervised(top)))
+    for process in _processes(zombies=True):
+        with contextlib.suppress(OSError):
+            if process.parent == me and is_supervised(process.pid):
+                os.waitpid(process.pid, os.WNOHANG)
+    return ended
 
 
 def kill_marked(mark: bytes) -> int:
-    """Kill every process that has *mark*, ``NAME=value``, in its environment."""
-    return kill_session(None, mark)
+    """End every process that has *mark*, ``NAME=value``, in its environment."""
+    me = os.getpid()
+
+    def find() -> Iterator[Process]:
+        for process in _processes():
+            with contextlib.suppress(OSError):
+                if process.pid != me and mark in _environ_of(process.pid):
+                    yield process
+
+    return _end(find)
 
 
-def _belonging(leader: int | None, mark: bytes, sign: int | None) -> set[int]:
-    parents: dict[int, int] = {}
-    found: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        pid = int(entry.name)
-        try:
-            state, parent, group, session = _stat(entry)
-            if state in b"ZX":
+def shut_in() -> None:
+    """Close this process to others of its user, and keep what its children leave below it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    supervise.shut_memory(libc)
+    supervise.adopt_orphans(libc)
+
+
+def is_supervised(pid: int) -> bool:
+    """Whether a supervisor has started that process, or one that it comes from.
+
+    Raises:
+        OSError: it has ended.
+    """
+    theirs, ours = _limits_of(pid)[2], _limits_of(os.getpid())[2]
+    return theirs != -1 and (ours == -1 or theirs < ours)
+
+
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether *ancestor* has started that process, or one that it comes from.
+
+    Raises:
+        OSError: it has ended.
+    """
+    while pid not in (0, ancestor):
+        pid = _stat(pid).parent
+    return pid == ancestor
+
+
+# How it is done.
+
+
+def _end(find: Callable[[], Iterator[Process]]) -> int:
+    """End what *find* yields, until it yields nothing.
+
+    All are stopped before the first is killed: none can start another when it sees that happen.
+    """
+    stopped: set[Process] = set()
+    refused: set[Process] = set()
+    ended: set[Process] = set()
+    deadline = time.monotonic() + DEATH_SECS
+    while True:
+        found: set[Process] = set()
+        fresh = False
+        for process in find():
+            if process in refused:
                 continue
-            parents[pid] = parent
-            if leader in (pid, group, session) or mark in _environ(entry):
-                found.add(pid)
-        except OSError:
-            continue  # it has ended meanwhile, or is another user's
-    if leader is not None:
-        found.update(pid for pid in parents if _descends(pid, leader, parents))
-    if sign is not None:  # another server's agents may have the same: only what is below us
-        ours = [pid for pid in parents if _descends(pid, os.getpid(), parents)]
-        found.update(pid for pid in ours if _sign_of(pid) == sign)
-    found.discard(os.getpid())
-    return found
+            found.add(process)
+            if process not in stopped:
+                stopped.add(process)
+                fresh = True
+                _signal(process, signal.SIGSTOP, refused)
+        found -= refused
+        is_late = time.monotonic() > deadline
+        if fresh and not is_late:
+            continue  # until a look round finds no new one
+        for process in found:
+            _signal(process, signal.SIGKILL, refused)
+        ended |= found
+        if not found or is_late:
+            break
+        time.sleep(DEATH_PAUSE_SECS)
+    if refused or found:
+        pids = sorted(process.pid for process in refused | found)
+        logger.warning("processes that cannot be ended: %s", pids)
+    return len(ended - refused - found)
 
 
-def _sign_of(pid: int) -> int | None:
+def _signal(process: Process, number: int, refused: set[Process]) -> None:
+    """Signal that process and no later one of its pid; note if that is not allowed."""
     try:
-        return resource.prlimit(pid, resource.RLIMIT_MSGQUEUE)[1]
+        descriptor = os.pidfd_open(process.pid)
     except OSError:
-        return None
-
-
-def _stat(entry: Path) -> tuple[bytes, int, int, int]:
-    """State, parent, process group and session, of /proc/PID/stat."""
-    fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-    return fields[0], int(fields[1]), int(fields[2]), int(fields[3])
-
-
-def _environ(entry: Path) -> list[bytes]:
+        return  # it has ended; or, until the next look round, no descriptor is left
     try:
-        return (entry / "environ").read_bytes().split(b"\0")
+        if _stat(process.pid).start == process.start:
+            signal.pidfd_send_signal(descriptor, number)
+    except PermissionError:
+        refused.add(process)
+    except OSError:
+        return  # it has ended
+    finally:
+        os.close(descriptor)
+
+
+def _below(ancestor: int, is_wanted: Callable[[int, int], bool]) -> Iterator[Process]:
+    """The wanted processes below *ancestor*.
+
+    Args:
+        is_wanted: told a pid, and that of the child of *ancestor* that it is or lies below.
+    """
+    parents: dict[int, int] = {}
+    deeper: list[Process] = []
+    for process in _processes():
+        parents[process.pid] = process.parent
+        if process.parent != ancestor:
+            deeper.append(process)
+        elif _is_wanted(is_wanted, process.pid, process.pid):
+            yield process  # at once: it may be gone in a moment, after it has started another
+    for process in deeper:
+        top = process.pid
+        for _ in range(len(parents)):  # a pid that was used again meanwhile may make a circle
+            parent = parents.get(top)
+            if parent == ancestor or parent is None:
+                break
+            top = parent
+        if parents.get(top) == ancestor and _is_wanted(is_wanted, process.pid, top):
+            yield process
+
+
+def _is_wanted(is_wanted: Callable[[int, int], bool], pid: int, top: int) -> bool:
+    try:
+        return is_wanted(pid, top)
+    except OSError:
+        return False  # it has ended
+
+
+def _processes(*, zombies: bool = False) -> Iterator[Process]:
+    """All processes, those that have ended left out if not *zombies* are asked for."""
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            stat = _stat(int(name))
+            if zombies or stat.is_alive:
+                yield Process(int(name), stat.start, stat.parent)
+
+
+class _Stat(NamedTuple):
+    is_alive: bool
+    parent: int
+    start: int
+
+
+def _stat(pid: int) -> _Stat:
+    """What /proc/PID/stat says.
+
+    Raises:
+        OSError: it has ended.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+        fields = file.read().rpartition(b")")[2].split()
+    # A process whose first thread has ended looks like a zombie, and its other threads go on.
+    is_alive = fields[0] not in b"ZX" or int(fields[17]) > 1
+    return _Stat(is_alive, int(fields[1]), int(fields[19]))
+
+
+def _limits_of(pid: int) -> tuple[int, int, int]:
+    """The hard limits of message queues, file locks and resident memory; -1: there is none.
+
+    Raises:
+        OSError: it has ended.
+    """
+    try:
+        queues, locks, memory = (resource.prlimit(pid, kind)[1] for kind in LIMITS)
+    except PermissionError:  # another user's, of a setuid program say; but all may read this
+        lines = Path(f"/proc/{pid}/limits").read_text("ascii").splitlines()
+        told = {line[:26].strip(): line[26:].split()[1] for line in lines[1:]}
+        queues, locks, memory = (
+            -1 if told[name] == "unlimited" else int(told[name]) for name in LIMITS.values()
+        )
+    return queues, locks, memory
+
+
+def _environ_of(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except PermissionError:
         return []
-
-
-def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    while pid in parents:
-        pid = parents[pid]
-        if pid == ancestor:
-            return True
-    return False

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..codec import dumps, loads
+from . import processes
 
 SPAWN = Path(__file__).parent / "spawn.py"
-FINISH = b"."
+START, KEEP, FINISH = b"+", b"k", b"."
 PIPE_BYTES = 1 << 18
 END_SECS = 5
 
@@ -113,7 +114,8 @@ class Programs:
             with theirs, contextlib.ExitStack() as ends:
                 stdout, stdout_end = await _pipe(stack, ends)
                 stderr, stderr_end = await _pipe(stack, ends)
-                await self._pass([theirs.fileno(), stdin, stdout_end, stderr_end])
+                order = KEEP if keep else START
+                await self._pass(order, [theirs.fileno(), stdin, stdout_end, stderr_end])
             reports, orders = await asyncio.open_connection(sock=ours)
             stack.push_async_callback(_close, orders)
             request = {"argv": list(argv), "environ": dict(environ), "cwd": str(cwd)}
@@ -128,7 +130,7 @@ class Programs:
             grace: seconds that what is left has to end by itself, after a SIGTERM.
 
         Returns:
-            False where the starter was killed: then something may be left.
+            False if the starter was killed: then something may be left.
         """
         process, control = self._process, self._control
         self._process = self._control = None
@@ -144,16 +146,19 @@ class Programs:
         try:
             async with asyncio.timeout(END_SECS):
                 await process.wait()
-        except TimeoutError:
+        except TimeoutError:  # it was stopped, for one
+            await asyncio.to_thread(processes.end_all_below, process.pid)
             process.kill()
             await process.wait()
+        if process.returncode != 0:
+            await asyncio.to_thread(processes.end_orphans)
         return process.returncode == 0
 
-    async def _pass(self, descriptors: list[int]) -> None:
+    async def _pass(self, order: bytes, descriptors: list[int]) -> None:
         for last_try in (False, True):
             control = await self._ready()
             try:
-                socket.send_fds(control, [b"+"], descriptors)
+                socket.send_fds(control, [order], descriptors)
                 return
             except ConnectionError:
                 if last_try:

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from ..codec import dumps, parse_message, parse_rpc
 from .base import Pressure
 from .last_words import KEPT_BYTES
+from .processes import Tag
 
 logger = logging.getLogger(__name__)
 
@@ -147,15 +148,15 @@ class Seam:
         pid: the agent, which waits in its launcher until the seam is in place.
         pressure: whether the log has room for what the agent says.
         mark: ``NAME=value`` in the environment of the agent and of all that it starts.
-        sign: what :func:`processes.brand` gave the agent.
+        tag: what :func:`processes.tag` gave the agent.
     """
 
     def __init__(
-        self, pid: int, handler: Handler, pressure: Pressure, *, mark: bytes, sign: int | None
+        self, pid: int, handler: Handler, pressure: Pressure, *, mark: bytes, tag: Tag | None
     ) -> None:
         self.pid = pid
         self.mark = mark
-        self.sign = sign
+        self.tag = tag
         self._handler = handler
         self._pressure = pressure
         self._pidfd = os.pidfd_open(pid)

@@ -1,8 +1,8 @@
 """Start programs for the server, each below a supervisor of its own.
 
 Run alone and without site-packages: ``python -I -S spawn.py CONTROL``. CONTROL is
-a socket to the server; a byte on it asks for a program, and brings a socket for
-that program alone and its stdin, stdout and stderr. This process forks for each,
+a socket to the server; a byte on it, ``+`` or ``k``, asks for a program, and brings a
+socket for that program alone and its stdin, stdout and stderr. This process forks for each,
 which takes a millisecond where a new Python takes fifteen or more.
 
 The fork is the program's supervisor. It reads on the program's socket what to
@@ -12,9 +12,9 @@ is SIGKILL. As a subreaper it inherits every orphan of the program, grandchildre
 in sessions of their own too, and kills them when the program has ended, before it
 tells so, or when the socket ends: then the server is gone.
 
-With ``keep`` the program may leave processes: they stay until this process ends. It
-does, and kills all below it, when CONTROL is closed; ``.`` on CONTROL is SIGTERM for
-what was left, and then it ends as soon as that has.
+With ``keep``, which the byte ``k`` says too, the program may leave processes: they stay
+until this process ends. It does, and kills all below it, when CONTROL is closed; ``.``
+on CONTROL is SIGTERM for what was left, and then it ends as soon as that has.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ else:  # a script's own folder is not on the path of an isolated interpreter (-I
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ORDERS = {ord("T"): signal.SIGTERM, ord("K"): signal.SIGKILL}
 FINISH = b"."
+KEEP = b"k"
 CHANGED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -69,6 +70,7 @@ def run(program: dict[str, Any], stdio: list[int]) -> NoReturn:
     for number in (*IGNORED, *CHANGED_BY_PYTHON, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
+    supervise.mark_as_supervised()
     for target, descriptor in enumerate(stdio):
         os.dup2(descriptor, target)
     argv = program["argv"]
@@ -152,16 +154,24 @@ def supervise_program(control: socket.socket, stdio: list[int]) -> None:
 def main() -> int:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    libc.prctl(supervise.PR_SET_CHILD_SUBREAPER, 1)
+    supervise.shut_memory(libc)
+    supervise.adopt_orphans(libc)
     for ignored in IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
     wake = wake_on_child()
+    supervisors: set[int] = set()
+    is_keeping = False
     finishing: set[int] | None = None
     while finishing is None or finishing:
         is_asked = wait_for(control, wake)
         ended = supervise.reap()
+        supervisors.difference_update(ended)
+        if any(ended.values()) and not is_keeping:
+            # A supervisor was killed: what was below it is below this process now.
+            supervise.kill_all(spared=supervisors)
+            supervisors.intersection_update(supervise.children())
         if finishing is not None:
-            finishing -= ended
+            finishing.difference_update(ended)
         if not is_asked:
             continue
         asked, passed, _, _ = socket.recv_fds(control, 1, 4, socket.MSG_CMSG_CLOEXEC)
@@ -172,7 +182,10 @@ def main() -> int:
             for pid in finishing:
                 os.kill(pid, signal.SIGTERM)  # a child of ours, so it is not reaped yet
             continue
-        if os.fork() == 0:
+        is_keeping = is_keeping or asked == KEEP
+        if (supervisor := os.fork()) != 0:
+            supervisors.add(supervisor)
+        else:
             control.close()
             with contextlib.suppress(ConnectionError):  # the server has gone, or wants no more
                 supervise_program(socket.socket(fileno=passed[0]), passed[1:])

@@ -10,13 +10,20 @@ for whatever reason, or the server has, it kills all of them and ends.
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import struct
 import sys
 
+TYPE_CHECKING = False  # known to type checkers by its name
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
+UNLIMITED = 1 << 40
 SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 SCHED_ATTR = struct.Struct("IIQiIQQQ")
 """Size, policy, flags, nice, priority, runtime (the slice), deadline, period."""
@@ -24,12 +31,32 @@ SLICE_NS = 3_000_000
 """A little more than the kernel gives by itself: whoever has less is let in at once."""
 
 
-def reap() -> set[int]:
-    """Collect the children that have ended."""
-    ended = set()
+def shut_memory(libc: ctypes.CDLL) -> None:
+    """Close this process's memory, environment and descriptors to other processes of its user."""
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def adopt_orphans(libc: ctypes.CDLL) -> None:
+    """Let the orphans of all that this process starts become its children."""
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def mark_as_supervised() -> None:
+    """Mark this process, and all that it starts, as below a supervisor.
+
+    The mark is a limit of the resident memory, which Linux ignores: it takes root to raise it.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_RSS)
+    lower = (UNLIMITED if hard == resource.RLIM_INFINITY else hard) - 1
+    resource.setrlimit(resource.RLIMIT_RSS, (lower, lower))
+
+
+def reap() -> dict[int, int]:
+    """Collect the children that have ended: pid to exit status, negative for a signal."""
+    ended = {}
     with contextlib.suppress(ChildProcessError):
-        while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-            ended.add(pid)
+        while (one := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            ended[one[0]] = os.waitstatus_to_exitcode(one[1])
     return ended
 
 
@@ -44,12 +71,12 @@ def children() -> list[int]:
     return found
 
 
-def kill_all() -> None:
+def kill_all(spared: "AbstractSet[int]" = frozenset()) -> None:
     """Kill the children until there are none: those of a killed one become ours.
 
-    What may not be killed, as another user's, is left.
+    The *spared* are left, and what may not be killed, as another user's.
     """
-    foreign: set[int] = set()
+    foreign = set(spared)
     while pids := set(children()) - foreign:
         for pid in pids:
             try:
@@ -82,7 +109,8 @@ def give_way(libc: ctypes.CDLL) -> None:
 def main() -> int:
     lifeline = int(sys.argv[1])
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    shut_memory(libc)
+    adopt_orphans(libc)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -99,6 +127,7 @@ def main() -> int:
         for restored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(restored, signal.SIG_DFL)
         os.close(lifeline)
+        mark_as_supervised()
         give_way(libc)
         try:
             os.execvp(sys.argv[2], sys.argv[2:])

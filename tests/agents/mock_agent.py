@@ -54,6 +54,7 @@ Ending
 Misbehaving
     {"spawn": {"pid_file": P, "setsid": b, "double_fork": b, "ignore_sigterm": b, "clear_env": b,
                "hold_stdout": b, "seconds": 1000}}       a grandchild; goes on when P has its pid
+              {…, "hostile": KIND}   the same of hostile.py
     {"ignore_sigterm": true}
     {"ignore_eof": true}        live on when stdin ends
     {"stop_reading": true}      read no more of stdin after the next message
@@ -497,8 +498,12 @@ class Turn(threading.Thread):
         pid_file.unlink(missing_ok=True)
         options = {**options, "pid_file": str(pid_file)}
         output = None if options.get("hold_stdout") else subprocess.DEVNULL
+        program = ["-c", GRANDCHILD, json.dumps(options)]
+        if "hostile" in options:
+            hostile = Path(__file__).parent / "hostile.py"
+            program = [str(hostile), options["hostile"], str(pid_file)]
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", GRANDCHILD, json.dumps(options)],
+            [sys.executable, "-I", "-S", *program],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
