@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ from .origins import address_of
 from .services import SERVICES
 from .tasks import CriticalTaskError, Supervisor
 
+logger = logging.getLogger(__name__)
+
 ENV_FILE = Path(".env")
 HANDLERS_SECS = 2.0
 FAILED_STOP_SECS = 60.0
@@ -48,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments, settings, environ))
     except (StartError, CommandError, CriticalTaskError) as error:
-        say(f"clawdforge: {error}", file=sys.stderr)
+        if settings.log_format == "json" and arguments.run is _serve:
+            logger.critical("%s", error)
+        else:
+            say(f"clawdforge: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 import textwrap
+import threading
+import warnings
 from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
 
 from .codec import dumps
 from .config import Settings
 from .escapes import json_text, one_line, visible
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+logger = logging.getLogger(__name__)
+
 FIELDS = ("request_id", "app", "session", "turn", "duration_ms")
 
 # A token or a ticket that somebody put where it does not belong: into a path, say.
-_SECRET = re.compile(r"\b(cft?_)[A-Za-z0-9_-]{20,}")
+_SECRET = re.compile(r"(?<![A-Za-z0-9])(cft?_|ff_)[A-Za-z0-9_-]{20,}")
 _PLAIN_VALUE = re.compile(r"[^\s\"=]+")
 
 
 class Formatter(logging.Formatter):
-    """Lines without the secrets that a client put into its request."""
+    """Lines without the secrets that a client put into its request.
+
+    Args:
+        secret: of the operator, which could be in a request as well.
+    """
+
+    def __init__(self, secret: str | None = None) -> None:
+        super().__init__()
+        self._secret = secret
 
     def format(self, record: logging.LogRecord) -> str:
-        return _SECRET.sub(r"\1…", self.line(record))
+        line = _SECRET.sub(r"\1…", self.line(record))
+        return line.replace(self._secret, "…") if self._secret else line
 
     def line(self, record: logging.LogRecord) -> str:
         raise NotImplementedError
@@ -68,13 +88,69 @@ def _quoted(value: str) -> str:
     return value if _PLAIN_VALUE.fullmatch(value) else dumps(value).decode()
 
 
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes lines; a record that cannot be made one is told of in a line, too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            return  # nobody can be told
+        about = ("a log record of %s cannot be written: %s", record.name, type(error).__name__)
+        made = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, about[0], about[1:], None)
+        with contextlib.suppress(OSError):
+            self.stream.write(self.format(made) + self.terminator)
+
+
 def set_up(settings: Settings) -> None:
-    """Send the log to stderr, as the settings have it."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    """Send the log to stderr, as the settings have it, and with it whatever Python writes there."""
+    handler = Handler(sys.stderr)
+    formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
+    handler.setFormatter(formatter(settings.admin_token))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     # aiohttp's and asyncio's own are for debugging; ours say what matters.
     for name in ("aiohttp.access", "asyncio", "aiosqlite"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It warns of subprotocols that it does not know, word by word: a token may be one.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
+    warnings.showwarning = _log_warning
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_thread
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """The warning without the line of source, which would be a second line of the log."""
+    where = Path(filename).name
+    logging.getLogger("py.warnings").warning(
+        "%s: %s (%s:%d)", category.__name__, message, where, lineno
+    )
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    logger.critical("the program ends by an exception", exc_info=(kind, error, trace))
+
+
+def _log_thread(told: threading.ExceptHookArgs) -> None:
+    error = told.exc_value
+    if error is not None:
+        name = told.thread.name if told.thread else "a thread"
+        logger.error("%s failed", name, exc_info=(told.exc_type, error, told.exc_traceback))
+
+
+def _log_unraisable(told: UnraisableHookArgs) -> None:
+    error = told.exc_value
+    if error is not None:
+        about = told.err_msg or "an exception was ignored"
+        trace = (told.exc_type, error, told.exc_traceback)
+        logger.error("%s: %s", about, type(told.object).__name__, exc_info=trace)

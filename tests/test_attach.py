@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from pathlib import Path
@@ -91,3 +92,20 @@ async def test_a_launcher_that_fails_leaves_no_descriptor(
             await launch()
         await eventually("the descriptors to be closed", lambda: open_files() <= before)
     await attachments.stop()
+
+
+async def test_a_second_connection_of_a_process_is_refused(tmp_path: Path) -> None:
+    attachments = Attachments({}, Room(), StderrFiles(tmp_path), Supervisor())
+    attachments.start()
+    loop = asyncio.get_running_loop()
+    try:
+        with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+            for one in (first, second):
+                one.setblocking(False)
+                await loop.sock_connect(one, "\0" + attachments.name)
+            assert await loop.sock_recv(second, 1) == b""
+            # The first still waits to be announced, and is answered when it is.
+            attachments.announce(os.getpid(), "nobody's key")
+            assert await loop.sock_recv(first, 1) == b""
+    finally:
+        await attachments.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import re
 import sqlite3
@@ -307,6 +308,14 @@ async def test_a_bad_value_stops_the_start_with_one_line_that_names_it(tmp_path:
     assert status == 2
     assert said == "clawdforge: CLAWDFORGE_PORT: must be a whole number from 0 to 65535\n"
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_start_that_fails_is_told_in_the_logs_format(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environ = {"CLAWDFORGE_DATA_DIR": "file", "CLAWDFORGE_LOG_FORMAT": "json"}
+    status, said, _ = await start(tmp_path, environ)
+    assert status == 1
+    assert [json.loads(line)["level"] for line in said.splitlines()] == ["critical"]
 
 
 async def test_a_bad_value_in_the_env_file_does_so_too(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from server.agents import stderr
 from server.logs import JsonFormatter, TextFormatter
 
 from .conftest import Serve, Spawn
-from .harness import ADMIN, Json, eventually, mock_agent, new_client, script
+from .harness import (
+    ADMIN,
+    ROOT,
+    Json,
+    eventually,
+    mock_agent,
+    new_client,
+    run_program,
+    script,
+)
 
 
 def lines_of(log: Path) -> list[Json]:
@@ -106,6 +116,53 @@ def test_the_two_formats() -> None:
 def test_a_line_break_in_a_message_starts_no_line(formatter: logging.Formatter) -> None:
     forged = formatter.format(record(app="a\n2026-01-01 00:00:00 info    forged"))
     assert len(forged.splitlines()) == 1
+
+
+STRAY = """
+import asyncio, logging, sys, threading, warnings
+from server import logs
+from server.config import Settings
+logs.set_up(Settings(log_format=sys.argv[1], admin_token="the-operators-own-secret-1"))
+SECRET = "cf_" + "s" * 43
+warnings.warn(f"a file {SECRET}\\n2026-01-01 00:00:00 info forged \\x1b[31m", stacklevel=1)
+def fail(): raise ValueError(f"thread {SECRET} the-operators-own-secret-1")
+thread = threading.Thread(target=fail); thread.start(); thread.join()
+class Odd:
+    def __del__(self): raise ValueError("ignored")
+Odd()
+class Unwritable:
+    def __str__(self): raise ValueError("unwritable")
+logging.warning("%s", Unwritable())
+async def main():
+    asyncio.get_running_loop().call_soon(fail)
+    async def task(): fail()
+    asyncio.create_task(task())
+    await asyncio.sleep(0.01)
+asyncio.run(main())
+raise ValueError(f"uncaught {SECRET}")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_whatever_python_writes_on_stderr_is_the_logs(log_format: str) -> None:
+    status, out, err = await run_program(
+        sys.executable, "-c", STRAY, log_format, PYTHONWARNINGS="default", PYTHONPATH=str(ROOT)
+    )
+    assert (status, out) == (1, "")
+    assert "ssss" not in err
+    assert "operators" not in err
+    assert "\x1b" not in err
+    if log_format == "json":
+        entries = [json.loads(line) for line in err.splitlines()]
+        assert [entry["logger"] for entry in entries] == [
+            *("py.warnings", "server.logs", "server.logs", "server.logs"),
+            *("asyncio", "asyncio", "server.logs"),
+        ]
+        assert all(entry.get("exception") for entry in entries[-3:])
+    else:
+        heads = [line for line in err.splitlines() if not line.startswith("    ")]
+        assert len(heads) == 7
+        assert all(re.match(r"[-\d]+ [:\d]+ (warning|error  |critical) ", line) for line in heads)
 
 
 async def test_an_agents_stderr_is_kept_until_its_session_is_deleted(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -15,6 +16,7 @@ from aiohttp import web
 from server import codec, door
 from server.errors import Error
 from server.limits import ByteBudget, Places
+from server.routes import page
 from server.routes.socket import MAX_FIRST_BYTES
 
 from .harness import Client, Deadline, LocalServer, Socket, eventually
@@ -59,7 +61,9 @@ class Answer:
         return str(reply["code"])
 
 
-async def ask(client: Client, request: bytes, *, then: bytes = b"") -> Answer:
+async def ask(
+    client: Client, request: bytes, *, then: bytes = b"", no_body: bool = False
+) -> Answer:
     """Send *request*, and *then* once it is answered for the first time; the last answer."""
     loop = asyncio.get_running_loop()
     connection = await open_connection(client.url, receive_buffer=65536)
@@ -71,7 +75,11 @@ async def ask(client: Client, request: bytes, *, then: bytes = b"") -> Answer:
                 await loop.sock_sendall(connection, then)
             found, body = await read_head(connection)
             length = int(found.lower().partition(b"content-length:")[2].split()[0])
-            while len(body) < length and (data := await loop.sock_recv(connection, 65536)):
+            while (
+                not no_body
+                and len(body) < length
+                and (data := await loop.sock_recv(connection, 65536))
+            ):
                 body += data
             return Answer(found, body)
 
@@ -122,6 +130,46 @@ async def test_an_unknown_expectation_is_refused_in_the_shape_of_all_errors(
             answer = await ask(client, head(client, call, b"Expect: wonders\r\n" + more))
             assert (answer.status, answer.code) == (417, "expectation_failed")
             assert json.loads(answer.body)["request_id"].encode() in answer.head
+
+
+async def test_a_range_that_the_file_does_not_have_is_refused_in_the_shape_of_all_errors(
+    client: Client,
+) -> None:
+    for wanted in (b"bytes=99999999-", b"bytes=9-1", b"lines=1-2"):
+        request = head(client, ("GET", "/static/app.js"), b"Range: %b\r\n" % wanted)
+        answer = await ask(client, request)
+        assert (answer.status, answer.code) == (416, "range_not_satisfiable"), wanted
+        assert b"content-range: bytes */" in answer.head
+
+
+async def test_a_socket_is_not_opened_by_head(client: Client) -> None:
+    for path in (f"/sessions/{await client.create()}/ws", "/acp"):
+        request = upgrade_request(client.url, path, client.token).replace(b"GET", b"HEAD", 1)
+        answer = await ask(client, request, no_body=True)
+        assert answer.status == 405
+        assert b"allow: get\r\n" in answer.head
+
+
+async def test_a_file_is_packed_once(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[Path] = []
+    pack = page.pack
+
+    def count(file: Path) -> bytes:
+        packed.append(file)
+        return pack(file)
+
+    monkeypatch.setattr(page, "pack", count)
+    url = f"{server.url}/static/wire.js"
+    for accepted in ("gzip", "br, gzip;q=0.5", "*", "gzip;q=0", "identity"):
+        async with client.http.get(url, headers={"Accept-Encoding": accepted}) as response:
+            assert response.status == 200
+            is_packed = response.headers.get("Content-Encoding") == "gzip"
+            assert is_packed is (accepted not in ("gzip;q=0", "identity"))
+            assert response.content_type == "text/javascript"
+            assert await response.read() == (page.STATIC / "wire.js").read_bytes()
+    assert len(packed) == 1
 
 
 async def a_socket(client: Client, session: str) -> RawSocket:
@@ -275,15 +323,15 @@ async def test_a_body_that_stops_coming_is_given_up(
 
 async def test_a_body_in_chunks_is_read(client: Client) -> None:
     async def chunks(size: int) -> AsyncIterator[bytes]:
-        yield b'{"meta":{"x":"'
+        yield b'{"system":"'
         for _ in range(size):
             yield b"x" * (64 << 10)
-        yield b'"}}'
+        yield b'"}'
 
     for size in (0, 3):
         status, reply = await client.call("POST", "/sessions", None, data=chunks(size))
         assert status == 200
-        assert len(reply["meta"]["x"]) == size << 16
+        assert len(reply["system"]) == size << 16
     status, reply = await client.call("POST", "/run", None, data=chunks(260))
     assert (status, reply["code"]) == (413, "payload_too_large")
 

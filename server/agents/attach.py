@@ -173,9 +173,12 @@ class Attachments:
             environ = {**self._environ_of(agent.spec.agent), processes.MARK: mark}
             socket.send_fds(connection, [dumps(environ)], ends)
 
-    async def _key_of(self, pid: int) -> str:
+    async def _key_of(self, pid: int) -> str | None:
+        """The key that the host announced *pid* for; None for a second connection of it."""
         if pid in self._announced:
             return self._announced.pop(pid)
+        if pid in self._arrivals:
+            return None
         arrival: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._arrivals[pid] = arrival
         try:

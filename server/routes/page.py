@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import hashlib
+import mimetypes
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import hdrs, web
 
-from ..errors import not_found
+from ..errors import Error, not_found
 from ..negotiation import accepts_coding
+from ..replies import error_reply
+from ..services import REQUEST_ID
 
 ROOT = Path(__file__).parent.parent.parent
 STATIC = ROOT / "static"
@@ -28,11 +34,11 @@ PAGES = {"/": "index.html", "/docs": "docs.html"}
 
 # The frame in which diagrams are drawn. Its origin is opaque, so its own files are foreign to it.
 FRAME = "diagram.html"
-FRAME_FILES = {f"/static/{FRAME}", f"/lib/{MERMAID}"}
+FRAME_FILES = {f"/static/{FRAME}", "/static/diagram.js", f"/lib/{MERMAID}"}
 FRAME_POLICY = "; ".join(
     [
         "default-src 'none'",
-        "script-src 'self' %s",
+        "script-src 'self'",
         "style-src 'unsafe-inline'",  # what the library writes into its own picture
         "base-uri 'none'",
         "form-action 'none'",
@@ -42,7 +48,13 @@ FRAME_POLICY = "; ".join(
 )
 
 _IMPORT_MAP = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
-_INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+MAX_PACKED_FILE_BYTES = 8 << 20
+MAX_PACKED_BYTES = 16 << 20
+SLICE_BYTES = 64 << 10
+TYPES = mimetypes.MimeTypes()
+TYPES.add_type("text/javascript", ".js")
+TYPES.add_type("text/javascript", ".mjs")
 
 _SHORT = ("If-None-Match", "If-Modified-Since", "Range")
 
@@ -51,7 +63,8 @@ routes = web.RouteTableDef()
 
 def content_security_policy(page: bytes) -> str:
     """A page's policy: nothing from elsewhere, nothing inline but its import map."""
-    hashes = "".join(f" {_source(found)}" for found in _IMPORT_MAP.findall(page))
+    maps = [hashlib.sha256(found).digest() for found in _IMPORT_MAP.findall(page)]
+    hashes = "".join(f" 'sha256-{base64.b64encode(digest).decode()}'" for digest in maps)
     return "; ".join(
         [
             "default-src 'none'",
@@ -68,11 +81,6 @@ def content_security_policy(page: bytes) -> str:
             "frame-ancestors 'none'",
         ]
     )
-
-
-def _source(script: bytes) -> str:
-    """What allows that inline script, and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
 
 
 @routes.get("/")
@@ -110,13 +118,81 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
     found = await asyncio.to_thread(_find, folder, path)
     if found is None:
         raise not_found("file")
-    response = web.FileResponse(found)
+    file, stat = found
+    if not _is_satisfiable(request, stat.st_size):
+        error = Error("range_not_satisfiable", f"the file has {stat.st_size} bytes")
+        reply = error_reply(error, request[REQUEST_ID])
+        reply.headers[hdrs.CONTENT_RANGE] = f"bytes */{stat.st_size}"
+        return reply
+    headers: dict[str, str] = {
+        hdrs.CACHE_CONTROL: "no-cache",  # asked for again each time, by its tag
+        hdrs.VARY: hdrs.ACCEPT_ENCODING,
+        hdrs.CONTENT_TYPE: TYPES.guess_type(file.name)[0] or "application/octet-stream",
+    }
     if request.path in FRAME_FILES:
-        response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     if path == FRAME:
-        scripts = _INLINE.findall(await asyncio.to_thread(found.read_bytes))
-        response.headers["Content-Security-Policy"] = FRAME_POLICY % " ".join(map(_source, scripts))
-    return _compressed(request, response)
+        headers["Content-Security-Policy"] = FRAME_POLICY
+    if _is_to_be_packed(request) and stat.st_size <= MAX_PACKED_FILE_BYTES:
+        return await _send_packed(request, file, stat, headers)
+    return web.FileResponse(file, headers=headers)
+
+
+def _is_satisfiable(request: web.Request, size: int) -> bool:
+    try:
+        wanted = request.http_range
+    except ValueError:
+        return False
+    return wanted.start is None or wanted.start < size
+
+
+def _is_to_be_packed(request: web.Request) -> bool:
+    """Whether the whole file is to be sent, to a client that can unpack it."""
+    if request.method != "GET" or any(name in request.headers for name in _SHORT):
+        return False
+    return accepts_coding(request.headers.getall(hdrs.ACCEPT_ENCODING, []), "gzip")
+
+
+async def _send_packed(
+    request: web.Request, file: Path, stat: os.stat_result, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    body = memoryview(await request.app[PACKED].get(file, stat))
+    response = web.StreamResponse(headers={**headers, hdrs.CONTENT_ENCODING: "gzip"})
+    response.content_length = len(body)
+    response.etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"  # as aiohttp makes that of a file
+    response.last_modified = stat.st_mtime
+    await response.prepare(request)
+    for start in range(0, len(body), SLICE_BYTES):  # all at once, each reader would have a copy
+        await response.write(body[start : start + SLICE_BYTES])
+    await response.write_eof()
+    return response
+
+
+class PackedFiles:
+    """Files, packed once and not for each client that asks: anybody may, as often as they like."""
+
+    def __init__(self) -> None:
+        self._packing = asyncio.Lock()
+        self._packed: dict[Path, tuple[tuple[int, int], bytes]] = {}
+
+    async def get(self, file: Path, stat: os.stat_result) -> bytes:
+        """The file as gzip."""
+        version = stat.st_mtime_ns, stat.st_size
+        async with self._packing:
+            known, packed = self._packed.pop(file, (None, b""))
+            if known != version:
+                packed = await asyncio.to_thread(pack, file)
+            self._packed[file] = version, packed
+            while sum(len(one) for _, one in self._packed.values()) > MAX_PACKED_BYTES:
+                del self._packed[next(iter(self._packed))]
+            return packed
+
+
+PACKED = web.AppKey("packed", PackedFiles)
+
+
+def pack(file: Path) -> bytes:
+    return gzip.compress(file.read_bytes(), 6, mtime=0)
 
 
 def _compressed(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
@@ -130,16 +206,19 @@ def _compressed(request: web.Request, response: web.StreamResponse) -> web.Strea
     return response
 
 
-def _find(folder: Path, path: str) -> Path | None:
+def _find(folder: Path, path: str) -> tuple[Path, os.stat_result] | None:
     """The file *path* below *folder*; names that lead out of it do not exist."""
     if path.endswith("/"):
         return None
     try:
         wanted = (folder / path).resolve()
-        return wanted if wanted.is_relative_to(folder.resolve()) and wanted.is_file() else None
+        if wanted.is_relative_to(folder.resolve()) and wanted.is_file():
+            return wanted, wanted.stat()
     except (OSError, RuntimeError, ValueError):
-        return None  # a name too long, a link in a circle, a NUL
+        pass  # a name too long, a link in a circle, a NUL
+    return None
 
 
 def set_up(app: web.Application) -> None:
+    app[PACKED] = PackedFiles()
     app.add_routes(routes)

@@ -27,7 +27,7 @@ FIRST_TOO_BIG = f"the first frame has at most {MAX_FIRST_BYTES} bytes"
 SETTLE_SECS = 0.05
 
 
-@routes.get("/sessions/{session_id}/ws")
+@routes.get("/sessions/{session_id}/ws", allow_head=False)
 async def session_socket(request: web.Request) -> web.StreamResponse:
     services = services_of(request)
     session_id = request.match_info["session_id"]
