@@ -34,11 +34,11 @@ PAGES = {"/": "index.html", "/docs": "docs.html"}
 
 # The frame in which diagrams are drawn. Its origin is opaque, so its own files are foreign to it.
 FRAME = "diagram.html"
-FRAME_FILES = {f"/static/{FRAME}", "/static/diagram.js", f"/lib/{MERMAID}"}
+FRAME_FILES = {f"/static/{FRAME}", f"/lib/{MERMAID}"}
 FRAME_POLICY = "; ".join(
     [
         "default-src 'none'",
-        "script-src 'self'",
+        "script-src 'self' %s",
         "style-src 'unsafe-inline'",  # what the library writes into its own picture
         "base-uri 'none'",
         "form-action 'none'",
@@ -48,6 +48,7 @@ FRAME_POLICY = "; ".join(
 )
 
 _IMPORT_MAP = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
+_INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 MAX_PACKED_FILE_BYTES = 8 << 20
 MAX_PACKED_BYTES = 16 << 20
@@ -63,8 +64,7 @@ routes = web.RouteTableDef()
 
 def content_security_policy(page: bytes) -> str:
     """A page's policy: nothing from elsewhere, nothing inline but its import map."""
-    maps = [hashlib.sha256(found).digest() for found in _IMPORT_MAP.findall(page)]
-    hashes = "".join(f" 'sha256-{base64.b64encode(digest).decode()}'" for digest in maps)
+    hashes = "".join(f" {_source(found)}" for found in _IMPORT_MAP.findall(page))
     return "; ".join(
         [
             "default-src 'none'",
@@ -81,6 +81,11 @@ def content_security_policy(page: bytes) -> str:
             "frame-ancestors 'none'",
         ]
     )
+
+
+def _source(script: bytes) -> str:
+    """What allows that inline script, and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
 
 
 @routes.get("/")
@@ -132,7 +137,8 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
     if request.path in FRAME_FILES:
         headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     if path == FRAME:
-        headers["Content-Security-Policy"] = FRAME_POLICY
+        scripts = _INLINE.findall(await asyncio.to_thread(file.read_bytes))
+        headers["Content-Security-Policy"] = FRAME_POLICY % " ".join(map(_source, scripts))
     if _is_to_be_packed(request) and stat.st_size <= MAX_PACKED_FILE_BYTES:
         return await _send_packed(request, file, stat, headers)
     return web.FileResponse(file, headers=headers)

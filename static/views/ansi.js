@@ -92,8 +92,8 @@ export class Screen {
 	/** 0: from the cursor on, 1: up to it, 2: all of the line. */
 	#erase(how) {
 		const { line } = this;
-		if (how !== 1) this.#cut(how === 0 ? line.column : 0, line.length, '');
-		else this.#cut(0, line.column, ' '.repeat(line.column));
+		if (how === 1) this.#cut(0, line.column, ' '.repeat(line.column));
+		else this.#cut(how === 0 ? line.column : 0, line.length, '');
 		if (how === 2) line.column = 0;
 	}
 
@@ -128,22 +128,15 @@ export class Screen {
 	/** Puts `text`, in the present style, in the place of what is between two columns. */
 	#cut(from, to, text) {
 		const { line } = this;
-		const runs = [];
+		const runs = [[], []];
 		let at = 0;
-		let put = text === '';
 		for (const run of line.runs) {
-			const next = at + run.text.length;
-			const before = run.text.slice(0, Math.max(0, from - at));
-			const after = run.text.slice(Math.max(0, to - at));
-			if (before) runs.push({ ...run, text: before });
-			if (!put && next > from) {
-				runs.push({ text, style: this.style });
-				put = true;
-			}
-			if (next > to && after) runs.push({ ...run, text: after });
-			at = next;
+			const pieces = [run.text.slice(0, Math.max(0, from - at)), run.text.slice(Math.max(0, to - at))];
+			for (const side of [0, 1]) if (pieces[side]) runs[side].push({ ...run, text: pieces[side] });
+			at += run.text.length;
 		}
-		Object.assign(line, { runs, rewritten: true, length: line.length - (to - from) + text.length });
+		if (text) runs[0].push({ text, style: this.style });
+		Object.assign(line, { runs: runs.flat(), rewritten: true, length: line.length - (to - from) + text.length });
 	}
 
 	#newLine() {

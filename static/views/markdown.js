@@ -14,7 +14,7 @@ import { safeImage } from './content.js';
 import { diagramView } from './diagram.js';
 import { h, icon, nodesOf } from './dom.js';
 import { heal } from './heal.js';
-import { escape, headingTag, isTooLong, options, safeHtml } from './markup.js';
+import { escape, headingTag, isTooLong, options, safeHtml, TAGS } from './markup.js';
 import { formulaView } from './mathematics.js';
 
 const STEP = 16_384;
@@ -23,7 +23,7 @@ const MAX_DETAILS = 200_000; // so much of open details is lexed again while the
 const SETTLED = 12; // characters of a next block that make the one before final
 
 const ALLOWED = {
-	ALLOWED_TAGS: 'p div br hr h3 h4 h5 h6 strong em b i u s q del ins mark small sub sup kbd samp var abbr cite dfn code pre blockquote ul ol li dl dt dd a span img table thead tbody tfoot tr th td details summary'.split(' '),
+	ALLOWED_TAGS: [...TAGS, 'a', 'span', 'img'],
 	ALLOWED_ATTR: ['href', 'src', 'alt', 'title', 'align', 'start', 'open'],
 	ALLOW_DATA_ATTR: false,
 	ALLOW_ARIA_ATTR: false,
@@ -172,7 +172,8 @@ export class MarkdownView {
 	/** Shows `text`, which begins with what was shown before. False: call again later. */
 	update(text, done) {
 		const begun = performance.now();
-		if (!done && begun < this.nextAt) return false;
+		// What a reader has selected stays until the turn is over.
+		if (!done && (begun < this.nextAt || this.#isSelected())) return false;
 		const clean = text.replace(/\r\n?/g, '\n');
 		for (let end = 0; end < clean.length; ) {
 			end = Math.min(clean.length, Math.max(end, this.final + (this.fence?.length ?? 0)) + STEP);
@@ -182,6 +183,11 @@ export class MarkdownView {
 		const cost = performance.now() - begun;
 		this.nextAt = cost > 4 ? begun + cost * 7 : 0;
 		return true;
+	}
+
+	#isSelected() {
+		const selection = getSelection();
+		return !selection.isCollapsed && this.tail.some((node) => selection.containsNode(node, true));
 	}
 
 	#feed(text, done) {

@@ -4,7 +4,7 @@
  */
 import { Marked } from 'marked';
 
-const TAGS = new Set('b i u s q p div br hr sub sup kbd ins del strong em mark small samp var abbr cite dfn code pre blockquote ul ol li dl dt dd table thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 details summary'.split(' '));
+export const TAGS = new Set('b i u s q p div br hr sub sup kbd ins del strong em mark small samp var abbr cite dfn code pre blockquote ul ol li dl dt dd table thead tbody tfoot tr th td h3 h4 h5 h6 details summary'.split(' '));
 const MAX_DEPTH = 12; // of details in each other
 const MAX_FORMULA = 4000; // characters
 export const MAX_BLOCK = 24_576; // characters; a longer block is shown as plain text
@@ -14,13 +14,12 @@ export const escape = (text) => text.replace(/[&<>"']/g, (char) => `&#${char.cha
 /** Raw HTML with the tags of TAGS, bare; comments vanish; any other tag is shown as the text it is. */
 export function safeHtml(text) {
 	return text.replace(/<!--[\s\S]*?(?:-->|$)|<(\/?)([a-z][a-z\d]*)((?:[^<>"']|"[^"]*"|'[^']*')*)>|[<>]/gi, (found, end, name, attributes = '') => {
-		const tag = name?.toLowerCase();
+		const tag = name?.toLowerCase().replace(/^h([1-6])$/, (_, depth) => headingTag(Number(depth)));
 		if (found.startsWith('<!--')) return '';
 		if (!TAGS.has(tag)) return escape(found);
-		const shown = /^h\d$/.test(tag) ? headingTag(Number(tag[1])) : tag;
 		const align = !end && /\salign\s*=\s*["']?(left|right|center)\b/i.exec(attributes)?.[1];
 		const open = !end && tag === 'details' && /\sopen\b/i.test(attributes);
-		return `<${end}${shown}${align ? ` align="${align}"` : ''}${open ? ' open' : ''}>`;
+		return `<${end}${tag}${align ? ` align="${align}"` : ''}${open ? ' open' : ''}>`;
 	});
 }
 

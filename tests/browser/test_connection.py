@@ -50,6 +50,9 @@ async def test_the_connection_goes_and_comes_back(tab: Tab, tmp_path: Path) -> N
     away = True
     await sockets[-1].close(code=1012)
     await expect(tab.page.get_by_text("Connection lost")).to_be_visible()
+    # What the agent does is not known now: no clock says that it works.
+    await expect(tab.shown.locator(".working[data-away=true]")).to_be_visible()
+    await expect(tab.shown.locator(".working")).to_have_count(1)
     await tab.say("said while away")
     await expect(tab.page.get_by_text("Will be sent when the connection is back")).to_be_visible()
     await tab.picture("away")
