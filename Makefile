@@ -68,6 +68,11 @@ docs: $(DEV_STAMP) $(NODE_STAMP) ## Write the lists of settings anew, and check 
 	@$(alone) $(BIN)/python -m tests.settings_pages
 	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) tests/test_docs.py tests/test_guides.py tests/test_readme.py $(ARGS)
 
+.PHONY: agents
+agents: $(DEV_STAMP) $(NODE_STAMP) ## Try every real agent under permission `ask`
+	@$(alone) $(BIN)/python -m tests.real_agents
+	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/test_real_agents_ask.py
+
 .PHONY: image
 image: $(DEV_STAMP) $(NODE_STAMP) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
 	@$(alone) exec $(BIN)/python -m pytest -m image tests/image $(ARGS)

@@ -80,7 +80,8 @@ class StandIn:
     """The running stand-in.
 
     A request without tools is claude's own errand (a title for the session, at any
-    time): it gets a word, and is neither planned for nor kept.
+    time), and so is one for what the user may want next: it gets a word, and is neither
+    planned for nor kept.
 
     Attributes:
         url: its base address.
@@ -144,7 +145,7 @@ class StandIn:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        if body.get("tools"):
+        if body.get("tools") and not _is_suggestion(body):
             self.requests.append(body)
             reply = self.take_reply(body)
             self.asked.set()
@@ -209,6 +210,10 @@ def texts_of(body: Json) -> list[str]:
         for block in _blocks(message["content"])
         if block.get("type") == "text"
     ]
+
+
+def _is_suggestion(body: Json) -> bool:
+    return any(text.startswith("[SUGGESTION MODE") for text in texts_of(body)[-1:])
 
 
 def _blocks(content: Any) -> list[Json]:

@@ -23,16 +23,16 @@ GEMINI_REASONS = {
     429: "RESOURCE_EXHAUSTED",
     500: "INTERNAL",
 }
-KEY = "sk-a-dummy-of-the-tests"
 
 
-class _ModelApi(StandIn):
+class ModelApi(StandIn):
     """What the three have in common: they stream server-sent events."""
 
     paths: tuple[str, ...]
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        body.setdefault("model", request.match_info.get("model"))
         if not self._has_tools(body):  # an errand of the agent's own, for a title perhaps
             reply: Reply = Text("Errand")
         else:
@@ -42,11 +42,9 @@ class _ModelApi(StandIn):
         if isinstance(reply, Failure):
             return web.json_response(self._failure(reply), status=reply.status)
         if isinstance(reply, Hang):
-            if reply.text is None:
-                await self.wait_for_release()
-                return web.Response(status=500)
-            reply = Text(reply.text)  # not needed yet: these agents are never held
-        events = self._events(reply, request.match_info.get("model") or body.get("model", "m"))
+            await self.wait_for_release()
+            return web.Response(status=500)
+        events = self._events(reply, str(body["model"]))
         if not self._streams(request, body):
             return web.json_response(self._joined(events))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -77,12 +75,14 @@ class _ModelApi(StandIn):
         """Write what ends the stream."""
 
 
-class ResponsesApi(_ModelApi):
+class ResponsesApi(ModelApi):
     """OpenAI's Responses API."""
 
     paths = ("/v1/responses",)
 
     def _has_tools(self, body: Json) -> bool:
+        if "creating a title" in json.dumps(body["input"][-1]):
+            return False
         return any(item.get("type") == "additional_tools" for item in body["input"]) or bool(
             body.get("tools")
         )
@@ -153,7 +153,7 @@ class ResponsesApi(_ModelApi):
         return dict(events[-1]["response"])
 
 
-class ChatApi(_ModelApi):
+class ChatApi(ModelApi):
     """OpenAI's chat completions."""
 
     paths = ("/v1/chat/completions",)
@@ -197,7 +197,7 @@ class ChatApi(_ModelApi):
         await response.write(b"data: [DONE]\n\n")
 
 
-class GeminiApi(_ModelApi):
+class GeminiApi(ModelApi):
     """Gemini's generateContent and streamGenerateContent."""
 
     paths = (
@@ -227,12 +227,8 @@ class GeminiApi(_ModelApi):
 
 
 @contextlib.asynccontextmanager
-async def serve_api(make: Callable[[], _ModelApi]) -> AsyncIterator[_ModelApi]:
-    """Run a stand-in.
-
-    Attributes:
-        other: paths that were asked for and are not answered.
-    """
+async def serve_api(make: Callable[[], ModelApi]) -> AsyncIterator[ModelApi]:
+    """Run a stand-in."""
     api = make()
     app = web.Application(client_max_size=64 << 20)
     for path in api.paths:

@@ -1,9 +1,10 @@
-"""Real agents for the tests, from npm: ``claude``, its ACP adapter, and OpenCode.
+"""Real agents for the tests, from npm.
 
-They are 800 MB, so they lie in the user's cache, once for a machine and lock file
+``claude`` with two versions of its ACP adapter, Codex, Gemini CLI, OpenCode and Qwen Code. They
+are 1.9 GB, so they lie in the user's cache, once for a machine and lock file
 (``tests/agents/real/``), and not in the repository. ``make test`` installs them by
-``python -m tests.real_agents``. They talk to the stand-in of ``anthropic_stand_in.py``
-alone.
+``python -m tests.real_agents``. They talk to nobody but the stand-ins of
+``anthropic_stand_in.py`` and ``model_stand_ins.py``.
 """
 
 from __future__ import annotations
@@ -82,6 +83,16 @@ def find_claude() -> Path:
 def find_claude_adapter() -> Path:
     """The program ``claude-agent-acp``, a script for Node."""
     return _find(".bin/claude-agent-acp")
+
+
+def find_newest_claude_adapter() -> Path:
+    """The same, in its newest version."""
+    return _find("claude-agent-acp-newest/dist/index.js")
+
+
+def find_program(name: str) -> Path:
+    """The program that npm calls *name*, a script for Node: ``codex-acp``, ``gemini``, ``qwen``."""
+    return _find(f".bin/{name}")
 
 
 def find_opencode() -> Path:

@@ -163,8 +163,7 @@ async def test_claude_without_a_login_says_so(
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     client = await (await serve()).client()
     status, reply = await client.turn(await client.create("claude"), "hello")
-    assert (status, reply["code"], reply["retryable"]) == (502, "agent_failed", False)
-    assert reply["error"] == "Authentication required"
+    assert (status, reply["code"], reply["retryable"]) == (502, "login_required", False)
 
 
 async def test_opencode_does_its_work(

@@ -185,7 +185,7 @@ async def test_an_agent_that_is_not_installed_is_told_with_what_would_install_it
     answer = await client.post("/sessions", {"agent": "fast-agent"})
     assert "CLAWDFORGE_AGENTS" in failure(answer, 502, "agent_unavailable")
     answer = await client.post("/sessions", {"agent": "codex"})
-    assert "npm install -g @agentclientprotocol/codex-acp@1" in failure(
+    assert "npm install -g @agentclientprotocol/codex-acp@2" in failure(
         answer, 502, "agent_unavailable"
     )
 

@@ -99,7 +99,7 @@ async def test_the_real_claude_takes_a_prompt_of_five_megabytes(real: Real, api:
 @installs
 async def test_the_real_claudes_api_errors_are_failures(real: Real, api: StandIn) -> None:
     client = await real(CLAUDE_CODE_MAX_RETRIES="0")
-    expected = {401: "agent_unavailable", 429: "agent_failed", 529: "agent_failed"}
+    expected = {401: "login_required", 429: "agent_failed", 529: "agent_failed"}
     for status, code in expected.items():
         api.plan(Failure(status, "so planned"))
         reply = await fail(client, "hi")
@@ -117,9 +117,9 @@ async def test_the_real_claude_soon_gives_up(real: Real, api: StandIn) -> None:
 
 
 @installs
-async def test_the_real_claude_without_a_login_is_unavailable(real: Real) -> None:
+async def test_the_real_claude_without_a_login_asks_for_one(real: Real) -> None:
     reply = await fail(await real(ANTHROPIC_API_KEY=""), "hi")
-    assert (reply["code"], reply["retryable"]) == ("agent_unavailable", False)
+    assert (reply["code"], reply["retryable"]) == ("login_required", False)
     assert "/login" in reply["error"]
 
 
