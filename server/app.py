@@ -139,6 +139,7 @@ async def _house(
             environ=agent_environ(environ, settings.agent_env),
             choose_agent=all_sessions.choose_agent,
             waiting_bytes=all_sessions.waiting_bytes,
+            disk=all_sessions.disk,
             clock=clock,
         )
         await runner.start()
@@ -161,6 +162,7 @@ async def _house(
             max_bytes=settings.max_upload_bytes,
             max_bytes_per_app=settings.max_upload_bytes_per_app,
             max_count_per_app=settings.max_uploads_per_app,
+            disk=all_sessions.disk,
             clock=clock,
         )
         await uploads.start()

@@ -21,7 +21,7 @@ from pathlib import Path
 from . import store
 from .errors import Error, bad_request, not_stored
 from .file_names import harmless
-from .limits import give_back
+from .limits import DiskReserve, give_back
 from .log import LogWriter
 from .schema import FileRow
 from .store import Store
@@ -52,6 +52,7 @@ class Files:
         max_bytes: of one file.
         max_bytes_per_app: of all the files that an app has here, those that still arrive included.
         max_count_per_app: how many these may be.
+        disk: what must be free of it.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Files:
         max_bytes: int,
         max_bytes_per_app: int,
         max_count_per_app: int,
+        disk: DiskReserve | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
@@ -71,6 +73,7 @@ class Files:
         self._max_bytes = max_bytes
         self._max_bytes_per_app = max_bytes_per_app
         self._max_count_per_app = max_count_per_app
+        self._disk = disk
         self._clock = clock
         self._bytes_of: Counter[str] = Counter()
         self._count_of: Counter[str] = Counter()
@@ -90,6 +93,8 @@ class Files:
             Error: ``payload_too_large``, ``rate_limited`` where the app has as many files as it
                 may, or ``internal`` where the disk takes nothing.
         """
+        if self._disk is not None:
+            await self._disk.check()
         if self._count_of[app_name] >= self._max_count_per_app:
             raise Error(
                 "rate_limited",
@@ -139,6 +144,8 @@ class Files:
         file = await asyncio.to_thread(upload.path.open, "xb")
         try:
             async for chunk in chunks:
+                if self._disk is not None:
+                    await self._disk.check()
                 self._count(upload, len(chunk))
                 await asyncio.to_thread(file.write, chunk)
         finally:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
 
-from .errors import Error
+from .errors import Error, not_stored
+
+logger = logging.getLogger(__name__)
+
+Holder = TypeVar("Holder")
+DISK_SECS = 1.0
+"""How old the last look at the disk may be."""
 
 
 class Rate:
@@ -177,3 +187,100 @@ class ByteBudget:
             self._taken_in_all += size
             if not ticket.done():
                 ticket.set_result(None)
+
+
+class Entry(Generic[Holder]):
+    """One who waits; *future* is done once it has what it waits for."""
+
+    __slots__ = ("future", "holder")
+
+    def __init__(self, holder: Holder) -> None:
+        self.holder = holder
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Waiting(Generic[Holder]):
+    """A queue for each app; the apps have their turn one after the other."""
+
+    def __init__(self) -> None:
+        self._queues: OrderedDict[str, list[Entry[Holder]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def apps(self, rank: Callable[[str], int] = lambda _: 0) -> list[str]:
+        """The apps that wait: the lowest by *rank* first; of equals, who was served longest ago."""
+        return sorted(self._queues, key=rank)
+
+    def of(self, app_name: str) -> tuple[Entry[Holder], ...]:
+        """Those of an app, in their order."""
+        return tuple(self._queues.get(app_name, ()))
+
+    def add(self, app_name: str, holder: Holder) -> Entry[Holder]:
+        entry = Entry(holder)
+        self._queues.setdefault(app_name, []).append(entry)
+        return entry
+
+    def take(self, app_name: str, entry: Entry[Holder]) -> None:
+        """It gets what it waits for; its app's next turn comes after those of all others."""
+        self.remove(app_name, entry)
+        if app_name in self._queues:
+            self._queues.move_to_end(app_name)
+
+    def remove(self, app_name: str, entry: Entry[Holder]) -> None:
+        """It waits no more, if it still did."""
+        queue = self._queues.get(app_name, [])
+        if entry in queue:
+            queue.remove(entry)
+        if not queue:
+            self._queues.pop(app_name, None)
+
+
+class DiskReserve:
+    """Space on the disk that nothing new may take: what runs already needs some to end in order.
+
+    Args:
+        folder: on the disk in question.
+        minimum: bytes that must be free; 0 for none.
+
+    Attributes:
+        measure: tells how many bytes are free.
+    """
+
+    def __init__(self, folder: Path, minimum: int) -> None:
+        self._minimum = minimum
+        self._looked = -DISK_SECS
+        self._is_low = False
+        self.measure: Callable[[], int] = lambda: _free_bytes(folder)
+
+    async def check(self) -> None:
+        """Refuse something new while too little is free.
+
+        Raises:
+            Error: ``internal``, retryable, as with a disk that is full.
+        """
+        if not self._minimum:
+            return
+        if time.monotonic() - self._looked >= DISK_SECS:
+            await self.look()
+        if self._is_low:
+            raise not_stored()
+
+    async def look(self) -> None:
+        """Measure now. What cannot be measured is taken to be enough."""
+        self._looked = time.monotonic()
+        try:
+            free = await asyncio.to_thread(self.measure)
+        except OSError as error:
+            logger.error("the free space of the disk cannot be measured: %s", error.strerror)
+            return
+        was_low, self._is_low = self._is_low, free < self._minimum
+        if self._is_low and not was_low:
+            logger.error("only %d bytes are free on the disk; nothing new is accepted", free)
+        elif was_low and not self._is_low:
+            logger.warning("enough is free on the disk again; requests are accepted")
+
+
+def _free_bytes(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize

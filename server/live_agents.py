@@ -1,17 +1,23 @@
-"""The bound on running agents.
+"""The limit on running agents, shared between apps.
 
-Any number of sessions is open, but only so many have a process; the longest
-idle one makes room.
+Any number of sessions is open, but only so many have a process. If one more is needed, an idle one
+makes room: of the app that has the most, the one that has been idle longest. Slots are given to the
+waiting app that has the fewest, and among equals in turn. If every slot is busy, an app that has
+none gets one of a few reserved slots at once.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections import Counter, deque
-from typing import Protocol
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
 
+from .limits import Entry, Waiting
 from .tasks import Tasks
+
+NOBODY = ""
+"""The app that prewarmed agents belong to."""
 
 
 class Holder(Protocol):
@@ -33,14 +39,32 @@ class Holder(Protocol):
 
 
 class LiveAgents:
-    """Slots for running agents: given in order, taken back from the longest idle."""
+    """Slots for running agents.
 
-    def __init__(self, limit: int, tasks: Tasks) -> None:
+    Args:
+        limit: how many there are.
+        reserve: how many more there are for apps that have none, while all others are busy.
+        each: how many one app may have; 0 for all.
+        app_of: the app that a holder belongs to.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        tasks: Tasks,
+        *,
+        reserve: int = 0,
+        each: int = 0,
+        app_of: Callable[[Any], str] = lambda _: NOBODY,
+    ) -> None:
         self._limit = limit
         self._tasks = tasks
+        self._reserve = reserve
+        self._each = each or limit + reserve
+        self._app_of = app_of
         self._holders: set[Holder] = set()
         self._evicting: set[Holder] = set()
-        self._waiting: deque[tuple[Holder, asyncio.Future[None]]] = deque()
+        self._waiting: Waiting[Holder] = Waiting()
 
     def __len__(self) -> int:
         return len(self._holders)
@@ -67,27 +91,36 @@ class LiveAgents:
         """Wait for a slot; a session that has one keeps it."""
         if self.holds(holder):
             return
-        entry = (holder, asyncio.get_running_loop().create_future())
-        self._waiting.append(entry)
+        app_name = self._app_of(holder)
+        entry = self._waiting.add(app_name, holder)
         self._settle()
         try:
-            await entry[1]
+            await entry.future
         finally:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+            self._waiting.remove(app_name, entry)
 
     def try_acquire(self, holder: Holder) -> bool:
         """Take a slot only where one is free."""
-        if len(self._holders) >= self._limit or self._waiting:
+        held = self._held()
+        is_full = len(self._holders) >= self._limit or held[self._app_of(holder)] >= self._each
+        if is_full or self._waiting:
             return False
         self._holders.add(holder)
         return True
 
     def must_wait(self, holder: Holder) -> bool:
         """Whether no slot can be had for *holder* but by waiting for a busy agent."""
-        if holder in self._holders or len(self._holders) < self._limit:
+        if holder in self._holders or self._has_slot(self._app_of(holder), self._held()):
             return False
         return not any(one.can_hibernate for one in self._holders)
+
+    def must_yield(self, holder: Holder) -> bool:
+        """Whether *holder*, between two turns, is to make room for an app that has fewer agents."""
+        if not self._waiting or len(self._holders) < self._limit:
+            return False
+        held = self._held()
+        mine = held[self._app_of(holder)]
+        return any(held[app_name] + 1 < mine for app_name in self._waiting.apps())
 
     def pass_on(self, holder: Holder, heir: Holder) -> None:
         """Give *holder*'s slot, if it has one, to *heir*."""
@@ -112,23 +145,86 @@ class LiveAgents:
         idle = [h for h in self._holders if h.can_hibernate and -math.inf < h.last_used <= before]
         return sorted(idle, key=lambda holder: holder.last_used)
 
+    def _held(self) -> Counter[str]:
+        return Counter(map(self._app_of, self._holders))
+
+    def _has_slot(self, app_name: str, held: Counter[str]) -> bool:
+        """Whether there is a slot for the app, if the apps hold so many."""
+        if held[app_name] >= self._each:
+            return False
+        total = held.total()
+        # The reserve is for when other apps, and not prewarmed agents, have all the others.
+        is_crowded_out = held[app_name] == 0 and total - held[NOBODY] >= self._limit
+        return total < self._limit or (is_crowded_out and total < self._limit + self._reserve)
+
     def _settle(self) -> None:
         if not self._waiting:
             return
-        for entry in tuple(self._waiting):
-            holder, future = entry
-            # Who has a slot needs no second; who falls asleep first has to end its agent.
-            free = holder in self._holders or len(self._holders) < self._limit
-            if free and holder not in self._evicting:
-                self._waiting.remove(entry)
-                if not future.done():
-                    self._holders.add(holder)
-                    future.set_result(None)
-        idle = [s for s in self._holders - self._evicting if s.can_hibernate]
-        idle.sort(key=lambda holder: holder.last_used)
-        for holder in idle[: max(0, len(self._waiting) - len(self._evicting))]:
-            self._evicting.add(holder)
-            self._tasks.spawn(self._evict(holder), f"hibernate-{holder.id}")
+        held = self._held()
+        while (entry := self._next(held)) is not None:
+            if not entry.future.done():
+                if entry.holder not in self._holders:
+                    held[self._app_of(entry.holder)] += 1
+                    self._holders.add(entry.holder)
+                entry.future.set_result(None)
+        if self._waiting:
+            self._make_room()
+
+    def _next(self, held: Counter[str]) -> Entry[Holder] | None:
+        """The next that gets a slot, taken out of the queue."""
+        for app_name in self._waiting.apps(lambda name: held[name]):
+            has_slot = self._has_slot(app_name, held)
+            if has_slot and len(self._holders) >= self._limit and self._idle():
+                has_slot = False  # an idle agent makes room: the reserve is for when there is none
+            for entry in self._waiting.of(app_name):
+                # Who has a slot needs no second; who falls asleep first has to end its agent.
+                if entry.holder not in self._evicting and (
+                    has_slot or entry.holder in self._holders
+                ):
+                    self._waiting.take(app_name, entry)
+                    return entry
+        return None
+
+    def _idle(self) -> list[Holder]:
+        return [h for h in self._holders if h in self._evicting or h.can_hibernate]
+
+    def _make_room(self) -> None:
+        """Put to sleep the idle agents whose slots help those that wait, and no others."""
+        staying = self._holders - self._evicting
+        idle = [holder for holder in staying if holder.can_hibernate]
+        held = Counter(map(self._app_of, staying))
+        for app_name in self._waiting.apps():
+            for _ in self._waiting.of(app_name):
+                leaving = self._who_leaves(app_name, idle, held)
+                if leaving is None:
+                    break
+                for holder in leaving:
+                    idle.remove(holder)
+                    held[self._app_of(holder)] -= 1
+                    self._evicting.add(holder)
+                    self._tasks.spawn(self._evict(holder), f"hibernate-{holder.id}")
+                held[app_name] += 1
+
+    def _who_leaves(
+        self, app_name: str, idle: list[Holder], held: Counter[str]
+    ) -> list[Holder] | None:
+        """The idle agents that must leave so that the app gets a slot; None if that is no help."""
+        idle, held = [*idle], held.copy()
+        leaving: list[Holder] = []
+        while not self._has_slot(app_name, held):
+            if held[app_name] >= self._each:
+                idle = [holder for holder in idle if self._app_of(holder) == app_name]
+            if not idle:
+                return None
+            # First those that never had a turn, then of the app that has the most.
+            holder = min(
+                idle,
+                key=lambda h: (h.last_used > -math.inf, -held[self._app_of(h)], h.last_used),
+            )
+            idle.remove(holder)
+            held[self._app_of(holder)] -= 1
+            leaving.append(holder)
+        return leaving
 
     async def _evict(self, holder: Holder) -> None:
         asleep = False

@@ -21,7 +21,7 @@ from .agents.base import Backend
 from .config import Settings
 from .errors import Error, bad_request, draining
 from .failures import failure_of
-from .limits import ByteQuota
+from .limits import ByteQuota, DiskReserve
 from .log import LogWriter
 from .runs.answers import Answer, RunFailed
 from .runs.claude import CLAUDE, NOT_INSTALLED, Claude, check_size
@@ -43,6 +43,7 @@ class Runner:
         choose_agent: an agent's name, or None, to the name of one that is installed; it
             raises :class:`Error` where there is none.
         waiting_bytes: what an app's prompts may hold.
+        disk: what must be free of it.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Runner:
         environ: Mapping[str, str],
         choose_agent: Callable[[str | None], Awaitable[str]],
         waiting_bytes: ByteQuota,
+        disk: DiskReserve,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -63,11 +65,18 @@ class Runner:
         self._backend = backend
         self._choose_agent = choose_agent
         self._waiting_bytes = waiting_bytes
+        self._disk = disk
         self._clock = clock
         self._folder = settings.data_dir / "runs"
         self._grace = settings.cancel_grace_secs
         self._claude = Claude(settings.claude_bin, environ, self._folder, self._grace)
-        self._queue = Queue(settings.max_runs, settings.run_queue, settings.run_queue_secs)
+        self._queue = Queue(
+            settings.max_runs,
+            settings.run_queue,
+            settings.run_queue_secs,
+            reserve=settings.reserved_runs,
+            each=settings.max_runs_per_app,
+        )
         self._runs: set[Run] = set()
         self._is_draining = False
 
@@ -128,7 +137,8 @@ class Runner:
     # The way of a run.
 
     async def _run(self, run: Run) -> Answer:
-        async with self._queue.hold(run.stopped):
+        await self._disk.check()
+        async with self._queue.hold(run.stopped, run.request.app_name):
             began = time.monotonic()
             agent, work = await self._choose(run)
             await self._note_start(run, agent)

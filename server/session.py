@@ -21,7 +21,7 @@ from .agents.base import NEW, Agent, AgentSpec, AgentState, Context
 from .codec import dumps, loads
 from .config import Settings
 from .errors import Error, draining, internal, session_closed
-from .limits import ByteQuota
+from .limits import ByteQuota, DiskReserve
 from .log import LogWriter, SessionLog
 from .metrics import Metrics
 from .permissions import Permissions
@@ -50,6 +50,8 @@ class LiveSlots(Protocol):
 
     def must_wait(self, holder: Session) -> bool: ...
 
+    def must_yield(self, holder: Session) -> bool: ...
+
     def pass_on(self, holder: Prewarmed, heir: Session) -> None: ...
 
     def release(self, holder: Session) -> None: ...
@@ -72,6 +74,9 @@ class House(Protocol):
     def slots(self) -> LiveSlots: ...
 
     def clock(self) -> float: ...
+
+    @property
+    def disk(self) -> DiskReserve: ...
 
     @property
     def waiting_bytes(self) -> ByteQuota: ...
@@ -270,6 +275,7 @@ class Session:
         async with self._acceptance():
             if (known := await self._known(client_id)) is not None:
                 return known, True
+            await self._house.disk.check()
             self._check_accepts()
             turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
             row = TurnRow(
@@ -494,12 +500,21 @@ class Session:
                     self._current = self._queue.popleft()
                 await self._run_safely(self._current)
                 self._current = None
+                if self._queue and self._house.slots.must_yield(self):
+                    await self._yield_slot()
         finally:
             self._current = None
             self._runner = None
             self.last_used = self._house.clock()
             self._release_if_gone()
             self._house.slots.idle(self)
+
+    async def _yield_slot(self) -> None:
+        """Between two turns: let an app that has fewer agents have this one's slot."""
+        if self.permissions or self._changing:
+            return
+        await self._live_agent().hibernate()
+        self._house.slots.release(self)
 
     async def _run_safely(self, turn: Turn) -> None:
         """Run *turn*; whatever fails with it, the turns after it can run."""

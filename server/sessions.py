@@ -22,11 +22,11 @@ from .agents.base import AgentInfo, Backend
 from .codec import dumps
 from .config import Settings
 from .errors import Error, bad_request, draining, not_found, not_stored
-from .limits import ByteQuota, Rate, give_back
-from .live_agents import LiveAgents
+from .limits import ByteQuota, DiskReserve, Rate, give_back
+from .live_agents import NOBODY, LiveAgents
 from .log import LogWriter
 from .metrics import Metrics
-from .prewarmed import Prewarmer
+from .prewarmed import Prewarmed, Prewarmer
 from .schema import SessionRow
 from .session import Session, encode_meta
 from .store import Store
@@ -63,7 +63,14 @@ class Sessions:
         self.clock = clock
         self.tasks = Tasks()
         self.closing = Tasks()
-        self.slots = LiveAgents(settings.max_live_agents, self.tasks)
+        self.slots = LiveAgents(
+            settings.max_live_agents,
+            self.tasks,
+            reserve=settings.reserved_agents,
+            each=settings.max_live_agents_per_app,
+            app_of=_app_of,
+        )
+        self.disk = DiskReserve(settings.data_dir, settings.min_free_bytes)
         self.waiting_bytes = ByteQuota(
             settings.max_waiting_prompt_bytes_per_app,
             "the app's prompts that wait have all the bytes they may; ask again when some have run",
@@ -248,6 +255,7 @@ class Sessions:
         if system is not None and len(system.encode()) > self.settings.max_system_bytes:
             limit = self.settings.max_system_bytes
             raise Error("payload_too_large", f"system: it has at most {limit} bytes")
+        await self.disk.check()
         name = await self.choose_agent(agent)
         folder = None if cwd is None else await asyncio.to_thread(self._check_cwd, cwd)
         self._take_place(app_name)
@@ -510,6 +518,11 @@ class Sessions:
             await asyncio.sleep(self.settings.sweep_interval_secs)
             for sweep in (self.sweep, *others):
                 await _attempt(sweep())
+
+
+def _app_of(holder: Session | Prewarmed) -> str:
+    """The app that a running agent works for; one that was prewarmed works for none."""
+    return holder.row.app_name if isinstance(holder, Session) else NOBODY
 
 
 async def _attempt(work: Awaitable[object], **about: str) -> None:

@@ -489,7 +489,8 @@ def start_turn(
     """*sent*: the prompt reached the agent, which so has a conversation to lose."""
     return [
         (
-            "UPDATE turns SET first_seq = ? WHERE session = ? AND turn_index = ?",
+            # Its prompt is in the log now: one copy is enough.
+            "UPDATE turns SET first_seq = ?, prompt = x'' WHERE session = ? AND turn_index = ?",
             (first_seq, session, turn_index),
         ),
         (

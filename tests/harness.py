@@ -328,6 +328,7 @@ async def local_server(
         "agents": MOCKS,
         "default_agent": "mock",
         "data_dir": data_dir,
+        "min_free_bytes": 0,  # the machine's disk is not the test's
         "drain_secs": 0.1,  # a turn that a test leaves running is not waited for
         **settings,
     }
@@ -410,6 +411,7 @@ async def start_server(
         "ADMIN_TOKEN": ADMIN,
         "AGENTS": json.dumps(agents),
         "DEFAULT_AGENT": "mock",
+        "MIN_FREE_BYTES": "0",
         **variables,
     }
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CLAWDFORGE_")}

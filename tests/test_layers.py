@@ -75,7 +75,7 @@ LEVELS = {
     "live_agents": 4,
     "runs": 0,
     "runs.answers": 1,
-    "runs.places": 1,
+    "runs.places": 2,
     "runs.run": 2,
     "runs.outcome": 2,
     "runs.claude": 4,
