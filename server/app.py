@@ -42,6 +42,8 @@ from .upgrade import upgrade
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
 STDERR_FOLDER = "stderr"
+FOLDERS = ("acpx", "acpx-cli", "runs", STDERR_FOLDER, "uploads", "workspaces")
+"""What the server makes in the data folder, apart from files."""
 DEMO = Path(__file__).parent / "agents" / "demo.py"
 
 
@@ -240,6 +242,29 @@ async def _drain(app: web.Application) -> None:
     await asyncio.gather(services.sessions.stop(), services.runner.stop())
 
 
+def check_folder(folder: Path) -> None:
+    """Check that the data folder, in which agents can write, leads nowhere else.
+
+    Root would read and write for the folder's owner, and so for that user's agents, whatever they
+    have put there.
+
+    Raises:
+        StartError: it belongs to another user than root's own, or a folder in it is a link.
+    """
+    owner = folder.stat().st_uid
+    if os.geteuid() == 0 and owner != 0:
+        raise StartError(
+            f"CLAWDFORGE_DATA_DIR: {folder} belongs to user {owner}: run this as that user,"
+            f" `setpriv --reuid {owner} --clear-groups` for example, not as root"
+        )
+    for name in FOLDERS:
+        if (folder / name).is_symlink():
+            raise StartError(
+                f"CLAWDFORGE_DATA_DIR: {folder / name} is a link, and none is followed there:"
+                " mount the other folder at this place, or move it here"
+            )
+
+
 @contextlib.contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
     """The data folder, for this process alone.
@@ -249,8 +274,10 @@ def own_folder(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(folder)
         folder.chmod(0o700)
-        lock = (folder / "lock").open("w")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        lock = os.fdopen(os.open(folder / "lock", flags, 0o600), "rb+", buffering=0)
     except OSError as error:
         raise StartError(f"CLAWDFORGE_DATA_DIR: {folder}: {error.strerror}") from None
     with lock:

@@ -52,9 +52,9 @@ async def listening(runner: web.AppRunner, folder: Path) -> AsyncIterator[None]:
     site = web.SockSite(runner, door)
     try:
         (folder / NAME).unlink(missing_ok=True)  # a killed server's
+        os.fchmod(door.fileno(), 0o600)  # before it has a name that an agent could exchange
         with address(folder) as path:
             door.bind(path)
-        (folder / NAME).chmod(0o600)
         await site.start()
     except OSError as error:
         door.close()

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +107,8 @@ class Store:
         Raises:
             SchemaError: a newer clawdforge made it.
         """
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        refuse_links(path)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         async with contextlib.AsyncExitStack() as undo:
 
             async def connect() -> _Connection:
@@ -356,7 +359,12 @@ async def _connect(path: Path | str, *, uri: bool = False) -> _Connection:
 
 
 def read_only(path: Path) -> str:
-    """The address of a database that is only to be read."""
+    """The address of a database that is only to be read.
+
+    Raises:
+        OSError: it is a link, or a file beside it is.
+    """
+    refuse_links(path)
     return f"file:{quote(str(path))}?mode=ro"
 
 
@@ -365,8 +373,26 @@ async def _version(connection: aiosqlite.Connection) -> int:
     return int(rows[0][0])
 
 
+def refuse_links(path: Path) -> None:
+    """Check that the database and the files beside it are files: agents can write in that folder.
+
+    Raises:
+        OSError: one is a link or something else.
+    """
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        file = path.with_name(path.name + suffix)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(file.lstat().st_mode):
+                raise OSError(errno.ELOOP, "is a link or no file, and is not opened", str(file))
+
+
 def copy_database(source: Path, target: Path) -> None:
-    """Copy the database as it is at one moment into a file, whoever writes it meanwhile."""
+    """Copy the database as it is at one moment into a new file, whoever writes it meanwhile.
+
+    Raises:
+        OSError: there is something at *target* already.
+    """
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with (
         contextlib.closing(sqlite3.connect(read_only(source), uri=True)) as a,
         contextlib.closing(sqlite3.connect(target)) as b,

@@ -203,7 +203,7 @@ async def upgrade(path: Path) -> Path | None:
     if statements is None:
         return None
     made, kept = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.v0.2")
-    while kept.exists():
+    while kept.exists() or kept.is_symlink():
         kept = kept.with_name(f"{kept.name}-")
     for old in (made, made.with_name(f"{made.name}-wal"), made.with_name(f"{made.name}-shm")):
         old.unlink(missing_ok=True)

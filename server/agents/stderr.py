@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import stat
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -125,18 +127,49 @@ def path_of(folder: Path, key: str) -> Path:
     return folder / f"{key}.log"
 
 
+def read(folder: Path, key: str) -> bytes:
+    """What is kept of a session's agents.
+
+    Raises:
+        OSError: there is nothing, or something else than a file of the server's own.
+    """
+    with _folder(folder) as directory, _open(directory, f"{key}.log", os.O_RDONLY) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    """The folder's descriptor: agents can write beside it, so no link is followed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open(directory: int, name: str, flags: int) -> BinaryIO:
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ELOOP, "is not a file", name)
+    mode = "rb+" if flags & os.O_RDWR else "rb"
+    return cast(BinaryIO, os.fdopen(descriptor, mode))
+
+
 def _append(path: Path, data: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "rb+") as file:
-        file.seek(0, os.SEEK_END)
-        file.write(data)
-        if file.tell() <= FILE_BYTES:
-            return
-        file.seek(-FILE_BYTES // 2, os.SEEK_END)
-        kept = file.read()
-    part = path.with_suffix(".part")
-    with contextlib.suppress(FileNotFoundError):
-        part.unlink()
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(kept.partition(b"\n")[2] or kept)
-    part.replace(path)
+    with _folder(path.parent) as directory:
+        with _open(directory, path.name, os.O_RDWR | os.O_CREAT | os.O_APPEND) as file:
+            file.seek(0, os.SEEK_END)
+            file.write(data)
+            if file.tell() <= FILE_BYTES:
+                return
+            file.seek(-FILE_BYTES // 2, os.SEEK_END)
+            kept = file.read()
+        part = f"{path.stem}.part"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=directory)
+        with _open(directory, part, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+            file.write(kept.partition(b"\n")[2] or kept)
+        os.replace(part, path.name, src_dir_fd=directory, dst_dir_fd=directory)

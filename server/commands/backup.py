@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..app import FolderTakenError, own_folder
+from ..app import FolderTakenError, check_folder, own_folder
 from ..config import Settings
 from ..schema import SchemaError
 from ..store import check_file, copy_database
@@ -59,6 +59,7 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
     folders = BESIDE[:2] if arguments.without_files else BESIDE
     try:
         source.stat()
+        check_folder(settings.data_dir)
     except OSError as error:
         raise house.CommandError(f"there is no database: {source}: {error.strerror}") from None
     try:
@@ -186,8 +187,13 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise tarfile.ReadError(NO_BACKUP) from None  # it would tell why of each compression
     with opened as tar:
         for member in tar:
-            if member.name.split("/")[0] not in (DATABASE, *BESIDE):
+            top, *below = member.name.split("/")
+            if top not in (DATABASE, *BESIDE):
                 raise tarfile.ReadError(NO_BACKUP)
+            is_expected = member.isreg() if top == DATABASE else member.isdir()
+            if ".." in below or not (below or is_expected):
+                # Of these names the server makes files and folders; backup has found no other.
+                raise tarfile.ReadError(f"{member.name} is not what a backup has there")
             target = folder / member.name
             # A link that came first is never gone through: it may lead anywhere.
             if not target.parent.resolve().is_relative_to(root):

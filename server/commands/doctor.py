@@ -125,14 +125,14 @@ def _disk(settings: Settings) -> Finding:
 
 def _database(settings: Settings) -> Finding:
     path = settings.data_dir / "clawdforge.db"
-    if not path.is_file() or path.stat().st_size == 0:
+    if not path.is_symlink() and (not path.is_file() or path.stat().st_size == 0):
         return Finding("ok", "database", "none yet; the first start makes it")
     try:
         if statements_of(path) is not None:
             found = f"{path} was made by 0.2; the first start brings it up to date"
             return Finding("note", "database", found)
         version = check_file(path)
-    except (SchemaError, sqlite3.Error) as error:
+    except (OSError, SchemaError, sqlite3.Error) as error:
         why = str(error).removeprefix(f"{path} ")
         return Finding("BAD", "database", f"{path}: {why}", "restore a backup")
     size = path.stat().st_size / 2**20

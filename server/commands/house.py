@@ -20,7 +20,7 @@ import aiohttp
 
 from .. import bodies, control
 from ..agents.acpx import AcpxError
-from ..app import FolderTakenError, make_backend, own_folder
+from ..app import FolderTakenError, check_folder, make_backend, own_folder
 from ..auth import Tokens
 from ..config import Settings
 from ..errors import Error
@@ -167,6 +167,8 @@ async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncItera
 async def reading(settings: Settings) -> AsyncIterator[Store]:
     """The database, to read it."""
     path = settings.data_dir / "clawdforge.db"
+    if await asyncio.to_thread(settings.data_dir.is_dir):
+        check_folder(settings.data_dir)
     if not await asyncio.to_thread(path.is_file):
         raise CommandError(
             f"there is no database at {path}; CLAWDFORGE_DATA_DIR says where to look"

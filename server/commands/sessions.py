@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ..agents.stderr import path_of
+from ..agents import stderr
 from ..app import STDERR_FOLDER
 from ..codec import parse_message
 from ..config import Settings
@@ -118,8 +118,10 @@ async def show_stderr(
         row = await store.session(arguments.session_id)
     if row is None:
         raise house.CommandError("no such session")
-    path = path_of(settings.data_dir / STDERR_FOLDER, row.id)
-    text = path.read_bytes() if path.is_file() else b""
+    try:
+        text = stderr.read(settings.data_dir / STDERR_FOLDER, row.id)
+    except FileNotFoundError:
+        text = b""
     if not arguments.raw:
         text = visible(text.decode(errors="backslashreplace")).encode()
     sys.stdout.buffer.write(text)

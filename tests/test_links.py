@@ -1,0 +1,122 @@
+"""What agents put into the data folder leads no command, and no server, out of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tarfile
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from server.commands.backup import restore
+from server.commands.house import CommandError
+from server.config import Settings
+
+from .harness import run_program
+
+SECRET = b"precious, and none of clawdforge's business\n"
+LINKED = (
+    *("lock", "clawdforge.db", "clawdforge.db-wal", "control.sock"),
+    *("stderr/", "uploads/", "workspaces/", "acpx/", "runs/"),
+)
+COMMANDS: dict[str, Sequence[str]] = {
+    "doctor": ("doctor",),
+    "token add": ("token", "add", "mine"),
+    "backup": ("backup", "{archive}"),
+}
+
+
+async def run_command(data: Path, *argv: str) -> int | None:
+    status, _, _ = await run_program(
+        *(sys.executable, "-m", "server", *argv),
+        CLAWDFORGE_DATA_DIR=str(data),
+        CLAWDFORGE_PORT="0",
+    )
+    return status
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+async def test_no_command_follows_a_link_in_the_data_folder(
+    tmp_path: Path, command: Sequence[str]
+) -> None:
+    """All links at once, and files alone: a command may go farther then."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(SECRET)
+    (outside / "nothing").mkdir()
+    for names in (LINKED, LINKED[:4]):
+        data = tmp_path / f"data-{len(names)}-{names[0].rstrip('/')}"
+        data.mkdir()
+        for name in names:
+            path = data / name.rstrip("/")
+            path.symlink_to(outside / ("nothing" if name.endswith("/") else "file"))
+        archive = tmp_path / "archive.tar.gz"
+        argv = [part.format(archive=archive) for part in command]
+        await run_command(data, *argv)
+        assert (outside / "file").read_bytes() == SECRET
+        assert not list((outside / "nothing").iterdir())
+        assert sorted(path.name for path in outside.iterdir()) == ["file", "nothing"]
+        if archive.exists():
+            with tarfile.open(archive) as tar:
+                assert not [member for member in tar if SECRET in (_content(tar, member))]
+            archive.unlink()
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member) if member.isreg() else None
+    return file.read() if file is not None else b""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has other users' folders")
+@pytest.mark.parametrize("command", [*COMMANDS.values(), ()], ids=[*COMMANDS, "serve"])
+async def test_root_leaves_another_users_data_folder_alone(
+    tmp_path: Path, command: Sequence[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "clawdforge.db").touch()
+    os.chown(data, 65534, 65534)
+    before = sorted(path.name for path in data.iterdir())
+    argv = [part.format(archive=tmp_path / "a") for part in command]
+    assert await run_command(data, *argv) == 1
+    assert sorted(path.name for path in data.iterdir()) == before
+
+
+MEMBERS: dict[str, list[tuple[str, bytes, str]]] = {
+    "a link at the top": [("workspaces", tarfile.SYMTYPE, "{outside}")],
+    "a link instead of the database": [("clawdforge.db", tarfile.SYMTYPE, "{outside}/file")],
+    "a hard link at the top": [("uploads", tarfile.LNKTYPE, "{outside}/file")],
+    "a way up": [("workspaces", tarfile.DIRTYPE, ""), ("workspaces/../../x", tarfile.REGTYPE, "")],
+    "an absolute name": [("/x", tarfile.REGTYPE, "")],
+    "a file through a link": [
+        ("workspaces", tarfile.DIRTYPE, ""),
+        ("workspaces/link", tarfile.SYMTYPE, "{outside}"),
+        ("workspaces/link/new", tarfile.REGTYPE, ""),
+    ],
+    "a device": [("workspaces", tarfile.CHRTYPE, "")],
+}
+
+
+@pytest.mark.parametrize("members", MEMBERS.values(), ids=MEMBERS.keys())
+def test_no_archive_leads_out_of_the_data_folder(
+    tmp_path: Path, members: list[tuple[str, bytes, str]]
+) -> None:
+    outside, data = tmp_path / "outside", tmp_path / "data"
+    outside.mkdir()
+    (outside / "file").write_bytes(SECRET)
+    archive = tmp_path / "archive.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name, kind, target in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target.format(outside=outside)
+            tar.addfile(member, BytesIO(b"") if kind == tarfile.REGTYPE else None)
+    arguments = argparse.Namespace(archive=archive, replace=False)
+    with pytest.raises(CommandError):
+        restore(arguments, Settings(data_dir=data), {})
+    assert [path.name for path in outside.iterdir()] == ["file"]
+    assert (outside / "file").read_bytes() == SECRET
+    assert {path.name for path in data.iterdir()} == {"lock"}
