@@ -90,15 +90,11 @@ export const spell = (text, mode = TEXT) => pieces(String(text ?? ''), mode).map
 
 /** A command as pieces, in which one sees line ends, tabs, and blanks that are not single: {blank, sign}. */
 export function exactPieces(text) {
-	return pieces(text, EXACT).flatMap((piece) => (typeof piece === 'string' ? blanksOf(piece) : [piece]));
-}
-
-function blanksOf(text) {
-	return text.split(/(\n{4,}|\n|\t| {2,}|^ | $| (?=\n))/).filter(Boolean).map((piece) => {
+	return text.split(/(\n{4,}|\n|\t| {2,}|^ | $| (?=[\n\t]))/).filter(Boolean).flatMap((piece) => {
 		if (/^\n{4,}$/.test(piece)) return { blank: '\n', sign: `↵ ×${piece.length}` };
 		if (piece === '\n') return { blank: '\n', sign: '↵' };
 		if (piece === '\t') return { blank: '\t', sign: '→' };
-		if (!/^ +$/.test(piece)) return piece;
+		if (!/^ +$/.test(piece)) return pieces(piece, EXACT);
 		return piece.length > MAX_BLANKS ? { sign: `blank ×${piece.length}` } : { blank: piece, sign: '·'.repeat(piece.length) };
 	});
 }

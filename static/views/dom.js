@@ -36,7 +36,8 @@ export function nodesOf(text, mode = TEXT) {
 	return pieces(String(text ?? ''), mode).map((piece) => (typeof piece === 'string' ? piece : sign(piece.sign)));
 }
 export const codeNodes = (text) => nodesOf(text, CODE);
-export const jsonNodes = (text) => nodesOf(text, EXACT);
+/** JSON of what runs: many blanks in a row could push the rest out of sight. */
+export const jsonNodes = (text) => text.split(/(?<=\S)( {4,})/).flatMap((piece, index) => (index % 2 ? [sign(`blank ×${piece.length}`)] : nodesOf(piece, EXACT)));
 
 /** A command: its line ends, tabs and blanks can be seen, too. */
 export function exactNodes(text) {

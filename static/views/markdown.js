@@ -43,7 +43,8 @@ function fence(text, language) {
 function anchor(href, inner) {
 	const url = URL.canParse(href) ? new URL(href) : {};
 	// Not into this very page: such a link could carry a token.
-	const safe = url.protocol === 'mailto:' || (/^https?:$/.test(url.protocol) && url.host !== location.host);
+	const here = url.host?.replace(/\.(?=:|$)/, '') === location.host || /[#&]token=/.test(url.hash);
+	const safe = url.protocol === 'mailto:' || (/^https?:$/.test(url.protocol) && !here);
 	return safe ? `<a href="${escape(url.href)}">${inner}</a>` : `<span>${inner}</span>`;
 }
 

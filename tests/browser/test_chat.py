@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.async_api import FilePayload, Route, WebSocketRoute, expect
 
-from ..harness import Client, LocalServer, script
+from ..harness import Client, LocalServer, eventually, script
 from .conftest import OpenTab
 from .tab import Tab
 
@@ -111,6 +112,79 @@ async def test_a_sign_in_that_is_kept_outlives_a_failure_and_a_link(
     await page.goto(f"{tab.url}/#token={tab.token}")  # which is for its own tab
     await expect(page).to_have_url(f"{tab.url}/")
     assert tab.token in await page.evaluate(kept)
+
+
+FORBIDDEN = """
+for (const name of ["sessionStorage", "localStorage"])
+    Object.defineProperty(window, name, { get() { throw new DOMException("", "SecurityError"); } });
+"""
+FULL = """
+Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError"); };
+"""
+
+
+@pytest.mark.parametrize("storage", [FORBIDDEN, FULL], ids=["forbidden", "full"])
+async def test_a_browser_that_stores_nothing_keeps_the_sign_in_of_its_tab(
+    open_tab: OpenTab, client: Client, storage: str
+) -> None:
+    tab = await open_tab(client)
+    page = tab.page
+    await page.add_init_script(storage)
+    await page.goto(f"{tab.url}/#token={tab.token}")
+    await expect(tab.composer).to_be_visible()
+    assert tab.token not in page.url
+    await page.reload()
+    await expect(tab.composer).to_be_visible()
+    await tab.say("hello")
+    await tab.settled()
+    session_url = page.url
+    await page.reload()
+    await expect(tab.answer("echo: hello")).to_be_visible()
+    assert page.url == session_url
+    # After a sign-out no entry of the tab's history knows the token any more.
+    await tab.button("Settings").click()
+    await page.get_by_role("menuitem", name="Sign out").click()
+    await expect(page.get_by_label("Access token")).to_be_visible()
+    for go in (page.reload, page.go_back, page.reload):
+        await go()
+        assert await page.evaluate("JSON.stringify(history.state) ?? ''") in ("null", "{}")
+    if page.url.startswith(tab.url):
+        await expect(page.get_by_label("Access token")).to_be_visible()
+
+
+async def test_unread_marks_outlive_a_reload(
+    open_tab: OpenTab, client: Client, tmp_path: Path
+) -> None:
+    tab = await open_tab(client)
+    page = tab.page
+    gate, before = tmp_path / "gate", tmp_path / "before"
+    await tab.sign_in(await client.create(meta={"title": "Ends before"}))
+    await tab.say(script({"say": "begun"}, {"gate": str(before)}))
+    await expect(tab.answer("begun")).to_be_visible()
+    await tab.button("New session").click()
+    before.touch()
+    rows = page.locator(".session-row[data-state=finished]")
+    await expect(rows).to_have_text(re.compile("Ends before"))
+    # What ends while the page is away counts, too.
+    during = await client.create(meta={"title": "Ends during"})
+    await tab.sign_in(during)
+    await tab.say(script({"say": "begun"}, {"gate": str(gate)}))
+    await expect(tab.answer("begun")).to_be_visible()
+    await tab.button("New session").click()
+    await expect(page.locator(".session-row[data-state=running]")).to_have_count(1)
+    await page.goto("about:blank")
+    gate.touch()
+
+    async def idle() -> bool:
+        return bool((await client.state(during))["state"] == "idle")
+
+    await eventually("the turn to end", idle)
+    await tab.sign_in()
+    await expect(rows).to_have_count(2)
+    await rows.filter(has_text="Ends before").locator("a").click()
+    await expect(rows).to_have_text(re.compile("Ends during"))
+    await page.reload()
+    await expect(rows).to_have_text(re.compile("Ends during"))
 
 
 async def test_signing_out_forgets_the_token(tab: Tab) -> None:

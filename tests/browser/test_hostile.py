@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 from typing import Any
 
+import pytest
 from playwright.async_api import ConsoleMessage, Page, expect
 
-from ..harness import ROOT, Client
+from ..harness import ROOT, Client, script
 from .conftest import OpenTab
-from .tab import Tab
+from .tab import DESKTOP, PHONE, Tab
 
 Json = dict[str, Any]
 
@@ -17,9 +19,9 @@ FAKE_SOCKET = ROOT / "tests" / "browser" / "fake_socket.js"
 HOSTILE = ROOT / "tests" / "js" / "hostile.mjs"
 
 # All broken entries by turns; how many turns, so that each can be looked for.
-LIVE = """async (values) => {
+LIVE = """async () => {
     const hostile = await import("/static/hostile.js");
-    const entries = [...hostile.hostileTurns(hostile[values])];
+    const entries = [...hostile.hostileTurns()];
     for (let at = 0; at < entries.length; at += 2000) {
         fake.feed(entries.slice(at, at + 2000));
         await new Promise((done) => requestAnimationFrame(done));
@@ -116,8 +118,7 @@ async def test_no_field_of_any_type_makes_a_conversation_unreadable(
     page = tab.page
     reported = note_errors(page)
     await open_fake(tab, client)
-    deep = os.environ.get("CLAWDFORGE_FUZZ_DEEP")
-    turns = await page.evaluate(LIVE, "MORE_VALUES" if deep else "VALUES")
+    turns = await page.evaluate(LIVE)
     await expect(tab.answer(f"good {turns}.")).to_be_visible()
     await page.evaluate(UNFOLD)
     await assert_usable(tab, turns)
@@ -132,6 +133,27 @@ async def test_no_field_of_any_type_makes_a_conversation_unreadable(
     await tab.sign_in(await client.create())
     await page.evaluate(UNFOLD)
     await assert_usable(tab, turns)
+    assert reported == []
+
+
+AT_RANDOM = """async (seed) => {
+    const { randomTurns } = await import("/static/hostile.js");
+    fake.feed([...randomTurns(seed)]);
+}"""
+
+
+@pytest.mark.skipif(os.environ.get("CLAWDFORGE_TEST_CHAOS") != "long", reason="for make chaos")
+@pytest.mark.parametrize("seed", [random.randrange(1, 2**31) for _ in range(20)])
+async def test_several_fields_of_random_types_at_once(
+    open_tab: OpenTab, client: Client, seed: int
+) -> None:
+    tab = await open_tab(client)
+    reported = note_errors(tab.page)
+    await open_fake(tab, client)
+    await tab.page.evaluate(AT_RANDOM, seed)
+    await expect(tab.answer("good 12.")).to_be_visible()
+    await tab.page.evaluate(UNFOLD)
+    await assert_usable(tab, 12)
     assert reported == []
 
 
@@ -173,3 +195,110 @@ async def test_a_view_that_throws_is_replaced_by_the_raw_data(
     await expect(raw.last.locator("pre")).to_contain_text('"title": "a call"')
     assert len(await raw.last.locator("pre").inner_text()) < 300_000
     await expect(tab.composer).to_be_editable()
+
+
+RLO, ZWSP, TAG = "\u202e", "\u200b", "\U000e0041"
+
+
+async def test_characters_that_hide_are_shown_by_their_numbers(
+    open_tab: OpenTab, client: Client
+) -> None:
+    tab = await open_tab(client)
+    page = tab.page
+    await tab.sign_in()
+    command = f"git push{RLO} hcrof--\n\n  rm -rf build{ZWSP} " + " " * 40 + "; true \t"
+    call = {
+        "toolCallId": "t",
+        "title": f"Push{RLO} it",
+        "kind": "execute",
+        "rawInput": {"command": command, "timeout": 9, "note": f"x{ZWSP}y"},
+        "locations": [{"path": f"/app/a{ZWSP}b.py"}],
+    }
+    diff = {"type": "diff", "path": f"/x/{RLO}yp.a", "oldText": f"a{ZWSP}", "newText": f"b{TAG}"}
+    options = [{"optionId": "y", "name": f"Allow{RLO}", "kind": "allow_once"}]
+    prose = (
+        f"Shalom \u200f\u05e9\u05dc\u05d5\u05dd, \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 "
+        f"\U0001f468\u200d\U0001f469\u200d\U0001f467 hidden{TAG}. `code{RLO}` &#x202E;turned\n\n"
+        f"[https://bank.example](https://evil.example/login) [good.example](https://good.example/) "
+        f"[here](https://xn--80ak6aa92e.com/) [mail@a.example](mailto:mail@a.example)\n\n"
+        f"```py\nx = 1{RLO}\n```\n"
+    )
+    edit = {"toolCallId": "e", "title": f"Edit{TAG}", "kind": "edit", "content": [diff]}
+    update = {"sessionUpdate": "session_info_update", "title": f"Nice{RLO} name"}
+    await tab.say(
+        script(
+            {"say": prose},
+            {"update": {"sessionUpdate": "tool_call", **edit}},
+            {"update": update},
+            {"permission": {"toolCall": call, "options": options}},
+        )
+    )
+    card = page.get_by_role("group", name="asks for your permission")
+    await expect(card).to_contain_text("PushU+202E it")
+    await expect(card).to_contain_text("/app/aU+200Bb.py")
+    shown = card.locator(".exact").first.locator("code")
+    await expect(shown).to_contain_text("git pushU+202E hcrof--")
+    await expect(shown).to_contain_text("rm -rf buildU+200B")
+    await expect(shown).to_contain_text("blank ×41")
+    signs = await shown.locator(".blank").evaluate_all("(all) => all.map((o) => o.dataset.sign)")
+    assert signs == ["↵", "↵", "··", "·", "→"]
+    await expect(card.locator(".exact").last).to_contain_text('"timeout": 9')
+    await expect(card.locator(".exact").last).to_contain_text("xU+200By")
+    await expect(card.locator(".chips button")).to_contain_text("AllowU+202E")
+    await tab.axe("hidden characters")
+    await tab.picture("hidden-characters")
+    await page.set_viewport_size(PHONE)
+    await tab.picture("hidden-characters-phone")
+    await page.set_viewport_size(DESKTOP)
+    await card.locator(".chips button").click()
+    await tab.settled()
+    said = tab.shown.locator(".message").first
+    await expect(said).to_contain_text("hiddenU+E0041.")
+    await expect(said.locator("p code")).to_have_text("codeU+202E")
+    await expect(said).to_contain_text("U+202Eturned")
+    await expect(said.locator("pre code")).to_have_text("x = 1U+202E")
+    # What the languages and emoji need is as it was.
+    assert await said.locator(".sign-of").count() == 4
+    leads = await said.locator(".leads").all_inner_texts()
+    assert [one.strip() for one in leads] == ["→ evil.example/login", "→ xn--80ak6aa92e.com"]
+    body = tab.shown.locator(".tool").filter(has_text="EditU+E0041")
+    await expect(body.locator(".path")).to_have_text("/x/U+202Eyp.a")
+    await expect(body.locator(".row.del")).to_contain_text("aU+200B")
+    await expect(body.locator(".row.add")).to_contain_text("bU+E0041")
+    await expect(tab.shown.locator("h1")).to_have_text("NiceU+202E name")
+    await expect(page.locator(".session-row")).to_contain_text("NiceU+202E name")
+    await expect(page).to_have_title("Nice[U+202E] name")
+
+
+IMAGES = """async (addresses) => {
+    const { safeImage } = await import("/static/views/content.js");
+    return addresses.filter(safeImage);
+}"""
+
+
+async def test_only_images_of_this_server_and_of_the_message_are_shown(tab: Tab) -> None:
+    good = ["/x.png", "/a/../b.png", "data:image/png;base64,AA==", "DATA:image/svg+xml,%3Csvg/%3E"]
+    bad = [
+        "/\t/host/x.png",
+        "/\n/host/x.png",
+        "\t//host/x.png",
+        " //host/x.png",
+        "\x01//host/x.png",
+        "/\\host/x.png",
+        "\\\\host/x.png",
+        "/\\\t/host/x.png",
+        "ht\ntps://host/x.png",
+        "https:/host/x.png",
+        "https:x.png",
+        "x.png",
+        "data:text/html,x",
+        "data:image/pngx,x",
+        "data: image/png,x",
+        "blob:https://host/1",
+        "javascript:1",
+        "",
+        None,
+        7,
+        ["/x.png"],
+    ]
+    assert await tab.page.evaluate(IMAGES, [*good, *bad]) == good

@@ -142,7 +142,7 @@ HOSTILE = r"""
 
 [x](https://example.com/" onmouseover="window.pwned=15) <https://example.com/"onclick="pwned=16>
 
-[self](/#token=cf_evil) [self](SELF/#token=cf_evil)
+[self](/#token=cf_evil) [self](SELF/#token=cf_evil) [self](SELF./x) [x](https://x/#a&token=cf_evil)
 
 <style>body{display:none}</style><link rel=stylesheet href=https://evil.example/x.css>
 

@@ -95,6 +95,7 @@ function* paths(value, at = []) {
 }
 
 function put(value, [key, ...rest], other) {
+	if (typeof value !== 'object' || value === null) return value; // has been replaced
 	const copy = Array.isArray(value) ? [...value] : { ...value };
 	if (rest.length) copy[key] = put(value[key], rest, other);
 	else if (other === MISSING && Array.isArray(copy)) copy.splice(key, 1);
@@ -106,6 +107,25 @@ function put(value, [key, ...rest], other) {
 /** Copies of `value`, in each of which one thing is another than it should be. */
 export function* broken(value, values = VALUES) {
 	for (const path of paths(value)) for (const other of values) yield put(value, path, other);
+}
+
+/** Turns of entries in which several things at random places are of random types; the same for the same seed. */
+export function* randomTurns(seed, turns = 12, each = 40) {
+	let state = seed % 2147483647 || 1;
+	const next = (below) => (state = (state * 48271) % 2147483647) % below;
+	const any = (all) => all[next(all.length)];
+	const entries = Object.values(ENTRIES).map((entry) => [entry, [...paths(entry)]]);
+	for (let turn_index = 1; turn_index <= turns; turn_index += 1) {
+		const at = { ts: 1_700_000_000_000 + turn_index, turn_index };
+		yield { ...at, type: 'turn_start', prompt: [text('go')], id: null };
+		for (let count = 0; count < each; count += 1) {
+			let [entry, places] = any(entries);
+			for (let changes = next(4); changes >= 0; changes -= 1) entry = put(entry, any(places), any(MORE_VALUES));
+			yield { ...at, ...entry, request_id: `${turn_index}-${count}` };
+		}
+		yield { ...at, type: 'event', event: { method: 'session/update', params: { update: { sessionUpdate: 'agent_message_chunk', messageId: `after ${turn_index}`, content: text(`good ${turn_index}.`) } } } };
+		yield { ...at, type: 'turn_end', stop_reason: 'end_turn', duration_ms: 1, error: null };
+	}
 }
 
 /** Entries by turns, one for each name: the turn begins, all broken ones come, a good message, the end. */

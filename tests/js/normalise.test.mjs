@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { spell } from '../../static/marks.js';
 import { pretty } from '../../static/normalise.js';
 import { createTranscript, promptParts, reduce, seed, textOf } from '../../static/transcript.js';
-import { broken, ENTRIES, hostileTurns, MORE_VALUES, SETTINGS } from './hostile.mjs';
+import { broken, ENTRIES, hostileTurns, MORE_VALUES, randomTurns, SETTINGS } from './hostile.mjs';
 
 const isText = (value) => typeof value === 'string';
 const isTextOrNull = (value) => value === null || isText(value);
@@ -70,6 +70,16 @@ test('one log of all of it keeps what was good', () => {
 	const said = model.turns.map(({ items }) => items.filter(({ kind }) => kind === 'message').map(({ parts }) => textOf(parts)).join(''));
 	for (const [index] of Object.keys(ENTRIES).entries()) assert.ok(said.some((words) => words.includes(`good ${index + 1}.`)), `${index}`);
 	assert.equal(model.running.size, 0);
+});
+
+test('several things wrong at once', (t) => {
+	const failures = t.mock.method(console, 'error', () => {});
+	for (let seed = 1; seed <= 20; seed += 1) {
+		const model = createTranscript();
+		for (const entry of randomTurns(seed * 7919)) reduce(model, { ...entry, seq: model.head + 1 });
+		assertSound(model, { seed });
+	}
+	assert.equal(failures.mock.callCount(), 0);
 });
 
 test('settings of a session in every wrong type', () => {
