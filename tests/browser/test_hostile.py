@@ -11,7 +11,7 @@ from playwright.async_api import ConsoleMessage, Page, expect
 
 from ..harness import ROOT, Client, script
 from .conftest import OpenTab
-from .tab import DESKTOP, PHONE, Tab
+from .tab import Tab
 
 Json = dict[str, Any]
 
@@ -247,9 +247,9 @@ async def test_characters_that_hide_are_shown_by_their_numbers(
     await expect(card.locator(".chips button")).to_contain_text("AllowU+202E")
     await tab.axe("hidden characters")
     await tab.picture("hidden-characters")
-    await page.set_viewport_size(PHONE)
+    await page.set_viewport_size({"width": 360, "height": 740})
     await tab.picture("hidden-characters-phone")
-    await page.set_viewport_size(DESKTOP)
+    await page.set_viewport_size({"width": 1280, "height": 800})
     await card.locator(".chips button").click()
     await tab.settled()
     said = tab.shown.locator(".message").first
