@@ -16,7 +16,7 @@ from multidict import CIMultiDictProxy
 from .codec import has_too_many_values, is_costly, loads_bounded
 from .errors import Error, bad_request, payload_too_large
 from .files import TTL_RANGE, TTL_SECS
-from .frames import Id, Name, parse_blocks
+from .frames import ConfigOptions, Id, Name, parse_blocks
 from .limits import ByteBudget
 
 MAX_POSITION = 1 << 62
@@ -51,6 +51,12 @@ class CreateSession(msgspec.Struct, frozen=True):
     system: Annotated[
         Annotated[str, msgspec.Meta(max_length=1 << 20)] | None,
         _about("Replaces the agent's own system prompt."),
+    ] = None
+    mode: Annotated[Name | None, _about("The agent is in this mode whenever it gets a prompt.")] = (
+        None
+    )
+    config_options: Annotated[
+        ConfigOptions | None, _about("Options of the agent's own, by their ids; as `mode`.")
     ] = None
     meta: Annotated[dict[str, Any] | None, _about("The app's own notes.")] = None
     permission: Annotated[

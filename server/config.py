@@ -31,12 +31,20 @@ class SettingError(Exception):
     """A value that cannot be used; the message is one line that names the variable."""
 
 
+UNKNOWN = ""
+"""Of a mode: nothing is said of it."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentCommand:
-    """How an agent is started: its argv, and variables added to its environment."""
+    """How an agent is started: its argv, and variables added to its environment.
+
+    ``asks_in`` is the mode in which it asks for permission; None if it never asks.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    asks_in: str | None = UNKNOWN
 
 
 def _text(value: str) -> str:
@@ -168,7 +176,8 @@ def _agents(value: str) -> Mapping[str, AgentCommand]:
 
 
 def _agent(name: str, spec: Any) -> AgentCommand:
-    argv, env = (spec.get("argv"), spec.get("env", {})) if isinstance(spec, dict) else (spec, {})
+    entry = spec if isinstance(spec, dict) else {"argv": spec}
+    argv, env, asks_in = entry.get("argv"), entry.get("env", {}), entry.get("asks_in", UNKNOWN)
     if not isinstance(argv, list) or not argv or not all(isinstance(a, str) and a for a in argv):
         raise ValueError(f"agent {name!r}: argv must be a list of strings that are not empty")
     if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
@@ -177,7 +186,9 @@ def _agent(name: str, spec: Any) -> AgentCommand:
         raise ValueError(f"agent {name!r}: a NUL character cannot be passed to a program")
     if any(not key or "=" in key for key in env):
         raise ValueError(f"agent {name!r}: env: the name of a variable has no '=' and is not empty")
-    return AgentCommand(tuple(argv), MappingProxyType(dict(env)))
+    if "asks_in" in entry and asks_in is not None and not (isinstance(asks_in, str) and asks_in):
+        raise ValueError(f"agent {name!r}: asks_in must be the name of a mode, or null")
+    return AgentCommand(tuple(argv), MappingProxyType(dict(env)), asks_in)
 
 
 def _setting(parse: Callable[[str], Any], default: Any) -> Any:

@@ -18,6 +18,7 @@ BASE64 = r"^[A-Za-z0-9+/]+={0,2}$(?!\n)"
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+ConfigOptions = Annotated[dict[Name, Name], msgspec.Meta(max_length=64)]
 
 
 class _Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

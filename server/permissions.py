@@ -23,6 +23,11 @@ SHOWN_BYTES = 128 << 10
 """Of all that waits in a session; beyond it the state and `ready` show each one shortened."""
 SHORT_BYTES = 4 << 10
 READ_KINDS = frozenset({"read", "search"})
+MAX_CALLS = 500
+MAX_CALL_ID = 256
+MAX_CALL_TEXT = 1024
+"""What is remembered of an agent's tool calls in a turn: about 1 MiB."""
+CALL_FIELDS = ("toolCallId", "title", "kind", "status")
 
 
 def shortened(request: Mapping[str, Any], limit: int) -> Mapping[str, Any]:
@@ -42,19 +47,33 @@ class Pending:
     """A permission request that has no outcome yet."""
 
     def __init__(
-        self, raw_id: Any, request: Mapping[str, Any], turn_index: int, expires_at: int
+        self,
+        raw_id: Any,
+        request: Mapping[str, Any],
+        call: Mapping[str, Any],
+        turn_index: int,
+        expires_at: int,
     ) -> None:
         self.request_id = str(uuid.uuid4())
         self.raw_id = raw_id
         self.request = request
+        self.call = call
         self.turn_index = turn_index
         self.expires_at = expires_at
         self.timer: asyncio.TimerHandle | None = None
 
+    def _complete_request(self) -> Mapping[str, Any]:
+        """The request, with what was reported earlier of its tool call."""
+        own = self.request.get("toolCall")
+        if not isinstance(own, dict):
+            return self.request
+        said = {name: value for name, value in own.items() if value is not None}
+        return {**self.request, "toolCall": {**own, **self.call, **said}}
+
     def view(self, limit: int = HELD_BYTES) -> dict[str, Any]:
         return {
             "request_id": self.request_id,
-            "request": shortened(self.request, limit),
+            "request": shortened(self._complete_request(), limit),
             "expires_at": self.expires_at,
             "turn_index": self.turn_index,
         }
@@ -77,15 +96,55 @@ def choose(request: Mapping[str, Any], verb: str) -> dict[str, Any]:
     return {"outcome": "cancelled"}
 
 
-def by_policy(policy: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The outcome that a session's *policy* (any but ``ask``) gives *request*."""
+def by_policy(policy: str, request: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    """The outcome that a session's *policy* (any but ``ask``) gives *request*.
+
+    Args:
+        call: its tool call, with all that is known of it.
+    """
     if policy == "approve-all":
         return choose(request, "allow")
     if policy == "approve-reads":
-        call = request.get("toolCall")
-        kind = call.get("kind") if isinstance(call, dict) else None
-        return choose(request, "allow" if kind in READ_KINDS else "reject")
+        return choose(request, "allow" if _is_read(call.get("kind")) else "reject")
     return choose(request, "reject")
+
+
+def _is_read(kind: Any) -> bool:
+    return isinstance(kind, str) and kind in READ_KINDS
+
+
+class ToolCalls:
+    """What an agent has reported of its tool calls, by their ids: the newest of them."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, dict[str, str]] = {}
+
+    def note(self, update: Mapping[str, Any]) -> None:
+        """A ``tool_call`` or ``tool_call_update``, or the ``toolCall`` of a request."""
+        call_id = update.get("toolCallId")
+        if not isinstance(call_id, str) or len(call_id) > MAX_CALL_ID:
+            return
+        told = {
+            name: value[:MAX_CALL_TEXT]
+            for name in CALL_FIELDS
+            if isinstance(value := update.get(name), str)
+        }
+        self._calls[call_id] = {**self._calls.pop(call_id, {}), **told}
+        if len(self._calls) > MAX_CALLS:
+            del self._calls[next(iter(self._calls))]
+
+    def merged(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The request's ``toolCall``, with what it does not say itself but was said before."""
+        call = request.get("toolCall")
+        if not isinstance(call, dict):
+            return {}
+        call_id = call.get("toolCallId")
+        known = self._calls.get(call_id, {}) if isinstance(call_id, str) else {}
+        told = {name: call[name] for name in CALL_FIELDS if call.get(name) is not None}
+        return {**known, **told}
+
+    def clear(self) -> None:
+        self._calls.clear()
 
 
 class Permissions:
@@ -110,6 +169,7 @@ class Permissions:
         self._timeout = timeout
         self._tell_agent = answer
         self._pending: dict[str, Pending] = {}
+        self.calls = ToolCalls()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -146,7 +206,8 @@ class Permissions:
                 self._timeout, self._resolve, pending, rejection, "timeout"
             )
         else:
-            self._resolve(pending, by_policy(self._row.permission, pending.request), "policy")
+            decided = by_policy(self._row.permission, pending.request, pending.call)
+            self._resolve(pending, decided, "policy")
 
     def note_decided(self, params: Any, outcome: Mapping[str, Any], turn_index: int) -> None:
         """The agent has asked, and had the policy's answer already."""
@@ -183,7 +244,9 @@ class Permissions:
     def _note(self, raw_id: Any, params: Any, turn_index: int) -> Pending:
         request = params if isinstance(params, dict) else {}
         expires_at = int((time.time() + self._timeout) * 1000)
-        pending = Pending(raw_id, request, turn_index, expires_at)
+        call = self.calls.merged(request)
+        self.calls.note(call)
+        pending = Pending(raw_id, request, call, turn_index, expires_at)
         self._pending[pending.request_id] = pending
         self._log.append(
             "permission_request",

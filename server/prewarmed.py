@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import store
-from .agents.base import Agent, AgentSpec, Backend, Context, Listener
+from .agents.base import Agent, AgentSpec, AgentState, Backend, Context, Listener, Wanted
 from .errors import Error
 from .log import LogWriter
 from .tasks import Tasks
@@ -107,6 +107,14 @@ class Prewarmed:
         return self.agent
 
     # As a listener.
+
+    wanted = Wanted()
+
+    def restored(self, setting: str, value: str) -> None: ...
+
+    def agent_changed(self, before: AgentState, after: AgentState) -> None: ...
+
+    def tool_called(self, update: Mapping[str, Any]) -> None: ...
 
     def prompt_sent(self, context: Context) -> None: ...
 

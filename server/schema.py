@@ -104,6 +104,7 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     """,
     "ALTER TABLE sessions ADD COLUMN agent_state TEXT;",
+    "ALTER TABLE sessions ADD COLUMN settings TEXT;",
 )
 """Each brings the schema to the version of its number, from 1."""
 
@@ -142,7 +143,8 @@ def migrations(version: int) -> list[str]:
 class SessionRow:
     """A session as it is stored; times are unix seconds, ``meta`` is JSON.
 
-    ``agent_state`` is the JSON of what its agent last said of itself, if it has said anything.
+    ``agent_state`` is the JSON of what its agent last said of itself, if it has said anything;
+    ``settings`` that of the mode and the options in which it must be. ``model`` is one of them.
     """
 
     n: int
@@ -161,6 +163,7 @@ class SessionRow:
     closed_at: float | None
     close_reason: str | None
     agent_state: str | None = None
+    settings: str | None = None
 
 
 @dataclasses.dataclass(slots=True)

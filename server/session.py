@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from collections import deque
@@ -16,8 +17,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from . import frames, store
+from .agents import settings as agent_settings
 from .agents.agent_errors import agent_error
-from .agents.base import NEW, Agent, AgentSpec, AgentState, Context
+from .agents.base import NEW, Agent, AgentSpec, AgentState, Backend, Context, Wanted
+from .agents.traits import APPROVE_ALL, Traits
 from .codec import dumps, loads
 from .config import Settings
 from .errors import Error, draining, internal, session_closed
@@ -27,6 +30,7 @@ from .metrics import Metrics
 from .permissions import Permissions
 from .prewarmed import Prewarmed
 from .schema import SessionRow, TurnRow
+from .session_settings import Change, SessionSettings
 from .store import Statement, Store
 from .tasks import Tasks, to_completion
 from .turn import Ending, Turn, verdict
@@ -63,6 +67,7 @@ class House(Protocol):
     """What a session needs of the house it lives in."""
 
     settings: Settings
+    backend: Backend
     store: Store
     writer: LogWriter
     metrics: Metrics
@@ -131,6 +136,10 @@ class Session:
         self._sealed = self.is_closed
         self._hibernating = False
         self._changing = 0
+        self._changes: list[Change] = []
+        self._in_turn_of_change = asyncio.Lock()
+        self._settings = SessionSettings.of(row.settings)
+        self._restored: list[tuple[str, str]] = []
         self._prewarmed = False
         self._waking: asyncio.Task[None] | None = None
         self._start_error: Error | None = None
@@ -146,7 +155,61 @@ class Session:
     def spec(self) -> AgentSpec:
         """The agent that it wants."""
         row = self.row
-        return AgentSpec(row.id, row.agent, row.cwd, row.model, row.system, row.permission)
+        preface = row.system if self.system_delivery == "prompt" else None
+        return AgentSpec(row.id, row.agent, row.cwd, row.model, row.system, row.permission, preface)
+
+    @property
+    def traits(self) -> Traits:
+        return self._house.backend.traits(self.row.agent)
+
+    @property
+    def system_delivery(self) -> str | None:
+        """How the agent gets the system prompt: as such, or in front of its first prompt."""
+        if self.row.system is None:
+            return None
+        return "agent" if self.traits.takes_system else "prompt"
+
+    @property
+    def wanted(self) -> Wanted:
+        """The settings that the agent must be in before it gets a prompt.
+
+        Without a mode that somebody has set, what is to be decided by a policy or by clients needs
+        the mode in which the agent asks.
+        """
+        chosen, traits = self._settings.mode, self.traits
+        asking = traits.asking_mode if self.row.permission != APPROVE_ALL else None
+        return Wanted(
+            model=self.row.model,
+            mode=chosen or asking,
+            config_options=self._settings.config_options,
+            mode_is_optional=chosen is None and self.row.permission != "deny-all",
+            model_may_be_unlisted=traits.takes_any_model,
+        )
+
+    @property
+    def asks(self) -> bool | None:
+        """Whether the agent asks in its mode; None: not known."""
+        mode = self._mode
+        if mode is not None and mode == self._settings.asked_in:
+            return True
+        return self.traits.asks(mode, self.row.permission)
+
+    @property
+    def _mode(self) -> str | None:
+        """The mode of the agent: as it says, or the one that it will be put into."""
+        state = self._agent_state
+        said = agent_settings.current(state, "mode")
+        if said is not None and self.agent is not None and self.agent.live:
+            return said
+        wanted = self.wanted
+        offered = agent_settings.choices_of(state, "mode")
+        if wanted.mode_is_optional and offered is not None and wanted.mode not in offered:
+            return said
+        return wanted.mode or said
+
+    @property
+    def _agent_state(self) -> AgentState:
+        return self.agent.state if self.agent is not None else NEW
 
     @property
     def is_closed(self) -> bool:
@@ -196,8 +259,12 @@ class Session:
 
     def agent_view(self) -> dict[str, Any]:
         """What the agent offers, in ACP's shapes, and whether it runs."""
-        state = self.agent.state if self.agent is not None else NEW
-        return {"agent_state": self.agent_state, **state.told()}
+        return {
+            "agent_state": self.agent_state,
+            "mode": self._mode,
+            "asks": self.asks,
+            **agent_settings.view(self._agent_state),
+        }
 
     def kept_agent_state(self) -> AgentState:
         """What an earlier server's agent last said of itself."""
@@ -219,6 +286,7 @@ class Session:
             "agent": row.agent,
             "model": row.model,
             "system": row.system,
+            "system_delivery": self.system_delivery,
             "meta": loads(row.meta),
             "permission": row.permission,
             "cwd": row.cwd,
@@ -278,6 +346,7 @@ class Session:
             await self._house.disk.check()
             self._check_accepts()
             turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
+            turn.changes = tuple(self._changes)
             row = TurnRow(
                 self.row.n, turn.index, client_id, blocks, timeout, None, None, None, None, None
             )
@@ -318,7 +387,7 @@ class Session:
             self._house.slots.idle(self)
 
     def _may_run_at_once(self) -> bool:
-        is_open = not (self.is_closed or self._house.is_draining)
+        is_open = not (self.is_closed or self._house.is_draining or self._changes)
         return is_open and self._runner is None and self._house.slots.holds(self)
 
     def _refuse(self, turn: Turn) -> None:
@@ -400,38 +469,88 @@ class Session:
         self.cancel()
 
     async def change(self, setting: frames.Setting) -> Mapping[str, Any]:
-        """Change the agent's mode, model or an option of its own.
+        """Change the agent's mode, model or an option of its own, from now on.
 
         Returns:
             The agent's own result.
 
         Raises:
-            Error: ``bad_request`` where the agent refuses, ``rate_limited`` where too many
-                changes wait; what :meth:`prompt` raises.
+            Error: ``bad_request`` if the agent refuses; ``internal`` if the change cannot be
+                stored; what :meth:`request_change` raises.
+        """
+        return await self.request_change(setting).outcome()
+
+    def request_change(self, setting: frames.Setting) -> Change:
+        """The same, without waiting for it.
+
+        A prompt that is accepted from here on waits for the change, and is not run if it fails.
+
+        Raises:
+            Error: ``session_closed``; ``rate_limited`` if too many changes wait.
         """
         if self.is_closed:
             raise session_closed()
         if self._changing >= MAX_CHANGES:
             raise Error("rate_limited", "the last changes are not through yet", retryable=True)
         self._changing += 1
+        change = Change(setting)
+        self._changes.append(change)
+        change.task = self._house.tasks.spawn(self._carry_out(change), f"change-{self.id}")
+        return change
+
+    async def _carry_out(self, change: Change) -> None:
+        """Have the agent change the setting, and keep it: whoever asked may be gone meanwhile."""
         try:
-            await self._house.slots.acquire(self)
-            if self.is_closed:
-                raise session_closed()
-            agent = self._live_agent()
-            match setting:
-                case frames.SetMode(mode=mode):
-                    return await agent.set_mode(mode)
-                case frames.SetModel(model=model):
-                    return await agent.set_model(model)
-                case frames.SetConfigOption(key=key, value=value):
-                    return await agent.set_config_option(key, value)
+            async with self._in_turn_of_change:
+                await self._house.slots.acquire(self)
+                change.has_begun = True
+                if self.is_closed:
+                    raise session_closed()
+                result = await self._ask_for(self._live_agent(), change.setting)
+                await self._keep(change.setting)
+            change.succeed(result)
+        except Error as error:
+            change.fail(error)
+        except Exception:
+            change.fail(internal())
+            raise  # to the log
         finally:
+            self._changes.remove(change)
             self._changing -= 1
+            change.end()
             self._keep_agent_state()
             self.last_used = self._house.clock()
             self._release_if_gone()
             self._house.slots.idle(self)
+
+    async def _ask_for(self, agent: Agent, setting: frames.Setting) -> Mapping[str, Any]:
+        match setting:
+            case frames.SetMode(mode=mode):
+                return await agent.set_mode(mode)
+            case frames.SetModel(model=model):
+                return await agent.set_model(model)
+            case frames.SetConfigOption(key=key, value=value):
+                return await agent.set_config_option(key, value)
+
+    async def _keep(self, setting: frames.Setting) -> None:
+        """Keep a setting that the agent has taken: it is in force until another is set."""
+        state = self._agent_state
+        name, value = _named(setting, state)
+        model, kept = self._settings.with_value(self.row.model, name, value)
+        await self._store_settings(model, kept.offered_by(state))
+        if name == "mode":
+            self.note_asks()
+
+    async def _store_settings(self, model: str | None, kept: SessionSettings) -> None:
+        statement = store.set_settings(self.row.n, model, kept.encoded())
+        await to_completion(self._house.writer.commit([statement]))
+        self.row.model, self._settings, self.row.settings = model, kept, kept.encoded()
+
+    def _adopt(self, model: str | None, kept: SessionSettings) -> None:
+        """Keep what is so already, without anybody who waits for it."""
+        if (model, kept) != (self.row.model, self._settings):
+            self.row.model, self._settings, self.row.settings = model, kept, kept.encoded()
+            self._house.writer.add([store.set_settings(self.row.n, model, kept.encoded())])
 
     async def set_meta(self, meta: Mapping[str, Any]) -> None:
         """Merge *meta* into the session's own; None removes a key.
@@ -453,6 +572,8 @@ class Session:
         self._house.slots.pass_on(spare, self)
         self._keep_agent_state()
         self._release_if_gone()
+        if not self.wanted.is_empty and self._house.slots.holds(self):
+            self._waking = self._house.tasks.spawn(self._wake(), f"wake-{self.id}")
 
     def wake(self) -> None:
         """Start a new session's agent behind its creation, if there is room for one."""
@@ -536,7 +657,10 @@ class Session:
     async def _run_turn(self, turn: Turn) -> None:
         settings = self._house.settings
         if turn.over is None:
-            if not self._house.slots.holds(self):
+            if turn.changes and (failure := await self._changed_before(turn)) is not None:
+                await self._end_if_stored(turn, failure)
+                return
+            if turn.ending is None and not self._house.slots.holds(self):
                 await self._wait_for_slot(turn)
             if turn.ending is not None:  # the agent must never see it
                 await self._end_if_stored(turn)
@@ -556,6 +680,17 @@ class Session:
             logger.exception("the turn broke", extra=self._about(turn))
             error = internal()
         await self._end_if_stored(turn, error)
+
+    async def _changed_before(self, turn: Turn) -> Error | None:
+        """Wait for the changes that were asked for before *turn*; why one has failed.
+
+        Its client has asked for it in that setting, so that it is not run in another.
+        """
+        waiting = asyncio.ensure_future(asyncio.wait([change.done for change in turn.changes]))
+        turn.interrupt = waiting.cancel
+        await asyncio.wait({waiting})
+        failures = (change.failure for change in turn.changes)
+        return next((failure for failure in failures if failure is not None), None)
 
     async def _end_if_stored(self, turn: Turn, error: Error | None = None) -> None:
         if not turn.stored.done():
@@ -601,6 +736,7 @@ class Session:
             return
         turn.sent = True
         self._sent_index = turn.index
+        self.permissions.calls.clear()
         if not self.row.has_context:
             self._start(turn, "new")
         else:
@@ -615,6 +751,11 @@ class Session:
         )
         self._forget_prompt(turn)
         turn.started.set()
+        restored, self._restored = self._restored, []
+        for setting, value in restored:
+            fields = frames.fields(notice="restored", setting=setting, value=value)
+            self.log.append("notice", turn.index, fields)
+        self.note_asks()
         now = self._house.clock()
         self.row.turn_count += 1
         self.row.last_turn_at = now
@@ -727,6 +868,51 @@ class Session:
         """Wait until *turn* has its place in the log."""
         await turn.started.wait()
 
+    # Settings, as the agent has them.
+
+    def restored(self, setting: str, value: str) -> None:
+        self._restored.append((setting, value))  # the log has it after the turn's start
+
+    def agent_changed(self, before: AgentState, after: AgentState) -> None:
+        """The agent is in another setting: what was in force last stays in force.
+
+        Only a mode in which it does not ask is none that a session with a policy is put back into.
+        """
+        wanted, kept, model = self.wanted, self._settings, self.row.model
+        values = {"model": wanted.model, **wanted.config_options, "mode": wanted.mode}
+        for name, value in values.items():
+            now = agent_settings.current(after, name)
+            if value is None or now in (None, value):
+                continue
+            if agent_settings.current(before, name) != value:
+                continue  # it was not in force yet
+            if name == "mode" and self._is_open_mode(now):
+                now = self.traits.asking_mode or value
+            model, kept = kept.with_value(model, name, now)
+        self._adopt(model, kept)
+        self.note_asks()
+
+    def _is_open_mode(self, mode: str) -> bool:
+        """Whether nobody would be asked in that mode, in a session in which somebody is to be."""
+        permission = self.row.permission
+        return permission != APPROVE_ALL and self.traits.asks(mode, permission) is False
+
+    def tool_called(self, update: Mapping[str, Any]) -> None:
+        self.permissions.calls.note(update)
+
+    def note_asks(self) -> None:
+        """Tell in the log if the agent does not ask, in a session in which it should."""
+        if self._sealed or self.row.permission == APPROVE_ALL:
+            return
+        asks = self.asks
+        is_new = self.agent is None or (not self.log.last and not self.traits.never_asks)
+        if is_new:  # it is told when its first turn begins
+            return
+        if asks is None or asks == self._settings.asks_told:
+            return
+        self._adopt(self.row.model, dataclasses.replace(self._settings, asks_told=asks))
+        self.log.append("notice", self._event_index(), frames.fields(notice="asks", asks=asks))
+
     def agent_gone(self) -> None:
         self.permissions.cancel()
         self._prewarmed = False
@@ -744,6 +930,8 @@ class Session:
         if not self._sealed:
             turn = self._current
             is_ending = turn is not None and turn.ending is not None
+            if (mode := self._mode) is not None and mode != self._settings.asked_in:
+                self._adopt(self.row.model, dataclasses.replace(self._settings, asked_in=mode))
             self.permissions.ask(raw_id, params, self._event_index(), is_ending=is_ending)
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
@@ -836,3 +1024,14 @@ class Session:
             turn = Turn.of(row)
             turn.ending = Ending.RESTART
             self._end(turn)
+
+
+def _named(setting: frames.Setting, state: AgentState) -> tuple[str, str]:
+    """What a frame sets, and the value: an option may stand for the mode or the model."""
+    match setting:
+        case frames.SetMode(mode=mode):
+            return "mode", mode
+        case frames.SetModel(model=model):
+            return "model", model
+        case frames.SetConfigOption(key=key, value=value):
+            return agent_settings.setting_of(state, key), value

@@ -29,6 +29,7 @@ from .metrics import Metrics
 from .prewarmed import Prewarmed, Prewarmer
 from .schema import SessionRow
 from .session import Session, encode_meta
+from .session_settings import SessionSettings
 from .store import Store
 from .tasks import Tasks, to_completion
 
@@ -240,6 +241,8 @@ class Sessions:
         meta: Mapping[str, Any] | None = None,
         permission: str = "approve-all",
         cwd: str | None = None,
+        mode: str | None = None,
+        config_options: Mapping[str, str] | None = None,
     ) -> Session:
         """Open a session; its agent starts behind it.
 
@@ -257,6 +260,10 @@ class Sessions:
             raise Error("payload_too_large", f"system: it has at most {limit} bytes")
         await self.disk.check()
         name = await self.choose_agent(agent)
+        if permission == "deny-all" and self.backend.traits(name).never_asks:
+            raise bad_request(
+                f"permission: the agent {name!r} does not ask, so nothing can be denied"
+            )
         folder = None if cwd is None else await asyncio.to_thread(self._check_cwd, cwd)
         self._take_place(app_name)
         session_id = str(uuid.uuid4())
@@ -287,6 +294,7 @@ class Sessions:
                 has_context=0,
                 closed_at=None,
                 close_reason=None,
+                settings=SessionSettings(mode, dict(config_options or {})).encoded(),
             )
             detail = dumps({"agent": name, "model": model, "permission": permission}).decode()
             self._hidden.add(session_id)
@@ -311,6 +319,7 @@ class Sessions:
         session = Session(self, row, head=0, last_turn_index=0)
         self._settle_in(session)
         self._hidden.discard(session_id)
+        session.note_asks()
         if spare is not None:
             session.take_over(spare)
         else:

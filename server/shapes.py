@@ -102,7 +102,12 @@ class PendingPermission(msgspec.Struct, kw_only=True):
     """A permission request that waits for an answer."""
 
     request_id: str
-    request: Annotated[Any, msgspec.Meta(description="The agent's params, in ACP's shape.")]
+    request: Annotated[
+        Any,
+        msgspec.Meta(
+            description="The agent's params, in ACP's shape, with all that is known of the call."
+        ),
+    ]
     expires_at: Millis
     turn_index: Count
 
@@ -114,6 +119,12 @@ class Session(msgspec.Struct, kw_only=True):
     agent: str
     model: str | None
     system: str | None
+    system_delivery: Annotated[
+        Literal["agent", "prompt"] | None,
+        msgspec.Meta(
+            description="How the agent gets `system`: as such, or in front of its first prompt."
+        ),
+    ]
     meta: dict[str, Any]
     permission: Permission
     cwd: Annotated[str, msgspec.Meta(description="The agent's folder.")]
@@ -129,6 +140,13 @@ class Session(msgspec.Struct, kw_only=True):
     pending_permissions: list[PendingPermission]
     sockets: Count
     agent_state: Literal["live", "waking", "hibernated"]
+    mode: Annotated[
+        str | None, msgspec.Meta(description="The agent's mode, or the one it will be put into.")
+    ]
+    asks: Annotated[
+        bool | None,
+        msgspec.Meta(description="Whether the agent, in its mode, asks; null: it is not known."),
+    ]
     modes: Annotated[Any, msgspec.Meta(description="What the agent last said, or null.")]
     models: Any
     config_options: Any
@@ -261,6 +279,19 @@ class PermissionResolvedEntry(_Entry, kw_only=True, tag="permission_resolved"):
     by: Literal["client", "policy", "timeout", "cancel"]
 
 
+class NoticeEntry(_Entry, kw_only=True, tag="notice"):
+    """Something that the server did or found."""
+
+    notice: Literal["restored", "asks"]
+    setting: Annotated[str, msgspec.Meta(description="Of `restored`.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    value: str | msgspec.UnsetType = msgspec.UNSET
+    asks: Annotated[bool, msgspec.Meta(description="Of `asks`.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+
+
 class TurnEndEntry(_Entry, kw_only=True, tag="turn_end"):
     """A turn has ended."""
 
@@ -280,6 +311,7 @@ Entry = (
     | EventEntry
     | PermissionRequestEntry
     | PermissionResolvedEntry
+    | NoticeEntry
     | TurnEndEntry
     | SessionClosedEntry
 )

@@ -564,6 +564,10 @@ def set_agent_state(session: int, state: str) -> Statement:
     return "UPDATE sessions SET agent_state = ? WHERE n = ?", (state, session)
 
 
+def set_settings(session: int, model: str | None, settings: str) -> Statement:
+    return "UPDATE sessions SET model = ?, settings = ? WHERE n = ?", (model, settings, session)
+
+
 def close_session(session: int, reason: str, at: float) -> Statement:
     return (
         "UPDATE sessions SET closed_at = ?, close_reason = ? WHERE n = ? AND closed_at IS NULL",

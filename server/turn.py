@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from .codec import loads, parse_message
 from .errors import Error
 from .schema import TurnRow
+from .session_settings import Change
 
 
 class Ending(enum.Enum):
@@ -40,6 +41,7 @@ class Turn:
         over: what :meth:`Agent.prompt` gave, once the agent has been passed the prompt.
         stored: done once it is decided whether there is such a turn: it is in the database
             (True), or could not be stored (False).
+        changes: of settings, which must be made before it may run.
         finished: set once it has ended, a moment before its end is durable.
     """
 
@@ -74,6 +76,7 @@ class Turn:
         self.over: Coroutine[Any, Any, None] | None = None
         self.interrupt: Callable[[], Any] | None = None
         self.timers: list[asyncio.TimerHandle] = []
+        self.changes: Sequence[Change] = ()
 
     @property
     def preview(self) -> list[dict[str, str]]:

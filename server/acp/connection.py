@@ -184,9 +184,11 @@ class Connection(Peer):
 
     def _later(self, request: rpc.Request, call: Coroutine[Any, Any, None]) -> None:
         """Carry out behind the reader's back what may wait for an agent."""
-        if self._waiting >= MAX_WAITING:
+        try:
+            self._check_waiting()
+        except Error:
             call.close()
-            raise Error("rate_limited", "the last requests are not through yet")
+            raise
         self._waiting += 1
         task = self._sessions.tasks.spawn(
             self._answer(request, call), f"{request.method} of {self.name}"
@@ -202,6 +204,10 @@ class Connection(Peer):
 
         task.add_done_callback(carried_out)
         self._cancels[request.key] = task.cancel
+
+    def _check_waiting(self) -> None:
+        if self._waiting >= MAX_WAITING:
+            raise Error("rate_limited", "the last requests are not through yet")
 
     def _forget(self, request: rpc.Request) -> None:
         """It is answered, and cannot be cancelled any more."""
@@ -255,6 +261,8 @@ class Connection(Peer):
                 agent=wishes.agent,
                 model=wishes.model,
                 permission=wishes.permission or permission,
+                mode=wishes.mode,
+                config_options=wishes.options,
                 cwd=params.cwd if roots else None,
             ),
             name=f"session of {self.name}",
@@ -456,11 +464,14 @@ class Connection(Peer):
 
     async def _set(self, request: rpc.Request, session_id: str, setting: frames.Setting) -> None:
         attachment = await self._attached_to(session_id)
+        self._check_waiting()
+        # Asked for now: the client's next prompt waits for it.
+        change = attachment.session.request_change(setting)
 
-        async def change() -> None:
-            self._reply(request, await attachment.session.change(setting))
+        async def answer() -> None:
+            self._reply(request, await change.outcome())
 
-        self._later(request, change())
+        self._later(request, answer())
 
 
 async def _fail(error: RpcError) -> None:

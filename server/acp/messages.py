@@ -14,6 +14,7 @@ NAMESPACE = "clawdforge"
 MIN_MESSAGE_BYTES = 64 << 10
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+ConfigOptions = Annotated[dict[Name, Name], msgspec.Meta(max_length=64)]
 Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
 
 
@@ -21,7 +22,7 @@ class Wishes(msgspec.Struct, frozen=True, rename="camel"):
     """What a client may ask for in ``_meta.clawdforge``, beyond ACP.
 
     Attributes:
-        agent, model, permission: of new sessions.
+        agent, model, permission, mode: of new sessions.
         max_message_bytes: what the client's WebSocket takes.
     """
 
@@ -29,19 +30,38 @@ class Wishes(msgspec.Struct, frozen=True, rename="camel"):
     model: Name | None = None
     permission: Literal["approve-all", "approve-reads", "deny-all", "ask"] | None = None
     max_message_bytes: Annotated[int, msgspec.Meta(ge=MIN_MESSAGE_BYTES)] | None = None
+    mode: Name | None = None
+
+    @property
+    def options(self) -> dict[str, str] | None:
+        """Config options of new sessions; they have no place in an address."""
+        return None
 
     def over(self, others: Wishes) -> Wishes:
         """These, and *others* where these say nothing."""
-        return Wishes(
+        return MetaWishes(
             self.agent or others.agent,
             self.model or others.model,
             self.permission or others.permission,
             self.max_message_bytes or others.max_message_bytes,
+            self.mode or others.mode,
+            self.options or others.options,
         )
 
 
+class MetaWishes(Wishes, frozen=True, rename="camel"):
+    """The same in ``_meta.clawdforge``; ``config_options`` may be in either spelling."""
+
+    config_options: ConfigOptions | None = None
+    snake_case: ConfigOptions | None = msgspec.field(name="config_options", default=None)
+
+    @property
+    def options(self) -> dict[str, str] | None:
+        return self.config_options or self.snake_case
+
+
 class Meta(msgspec.Struct, frozen=True):
-    clawdforge: Wishes = Wishes()
+    clawdforge: MetaWishes = MetaWishes()
 
 
 class _Params(msgspec.Struct, frozen=True, rename="camel"):
@@ -49,7 +69,7 @@ class _Params(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def wishes(self) -> Wishes:
-        return self.meta.clawdforge if self.meta is not None else Wishes()
+        return self.meta.clawdforge if self.meta is not None else MetaWishes()
 
 
 class _OfSession(_Params, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -27,6 +28,7 @@ from . import processes
 from .base import AgentSpec, Pressure
 from .seam import Handler, Seam
 from .stderr import StderrFiles
+from .traits import asking_environ, traits_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Attachments:
         pressure: whether the log has room.
         stderr: where their stderr is kept.
         supervisor: of the long-lived tasks.
+        environ: what all of them have.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class Attachments:
         pressure: Pressure,
         stderr: StderrFiles,
         supervisor: Supervisor,
+        environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._commands = commands
+        self._environ = environ
         self._pressure = pressure
         self.stderr = stderr
         self.name = f"clawdforge-{os.getpid()}-{secrets.token_hex(8)}"
@@ -170,7 +175,7 @@ class Attachments:
             ends.append(await self.stderr.open(agent.spec.key, pid))
             ours.callback(os.close, ends[-1])
             agent.attached(seam)
-            environ = {**self._environ_of(agent.spec.agent), processes.MARK: mark}
+            environ = {**self._environ_of(agent.spec), processes.MARK: mark}
             socket.send_fds(connection, [dumps(environ)], ends)
 
     async def _key_of(self, pid: int) -> str | None:
@@ -187,9 +192,11 @@ class Attachments:
         finally:
             del self._arrivals[pid]
 
-    def _environ_of(self, name: str) -> Mapping[str, str]:
-        command = self._commands.get(name)
-        return command.env if command else {}
+    def _environ_of(self, spec: AgentSpec) -> Mapping[str, str]:
+        command = self._commands.get(spec.agent)
+        own = command.env if command else {}
+        traits = traits_of(spec.agent, self._commands)
+        return {**own, **asking_environ(traits, spec.permission, {**self._environ, **own})}
 
 
 def _set(future: asyncio.Future[None]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from ..codec import dumps
 from ..errors import Error
+from .traits import Traits
 
 Context = Literal["fresh", "kept"]
 """Whether the agent process has the session's conversation, or begins a new one."""
@@ -36,7 +37,8 @@ class AgentInfo:
 class AgentSpec:
     """Which agent a session wants; ``key`` is the session's id, and acpx's session key.
 
-    ``system`` replaces the agent's own system prompt; ``{"append": …}`` adds to it.
+    ``system`` replaces the agent's own system prompt; ``{"append": …}`` adds to it. An agent that
+    takes none gets it as ``preface``, a text in front of the first prompt of its conversation.
     ``permission`` is the session's; it matters to a backend that cannot ask.
     """
 
@@ -46,6 +48,27 @@ class AgentSpec:
     model: str | None
     system: str | Mapping[str, str] | None
     permission: str
+    preface: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """The settings in which the agent must be before a prompt reaches it; None: any.
+
+    Attributes:
+        mode_is_optional: the server chose the mode; an agent that has no such mode needs none.
+        model_may_be_unlisted: the agent may take a model that it does not list.
+    """
+
+    model: str | None = None
+    mode: str | None = None
+    config_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mode_is_optional: bool = False
+    model_may_be_unlisted: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return self.model is None and self.mode is None and not self.config_options
 
 
 TOLD_BYTES = 64 << 10
@@ -111,44 +134,25 @@ class AgentState:
         """What clients are told of it."""
         return {name: getattr(self, name) for name in TOLD}
 
-    def opened(self, result: Mapping[str, Any]) -> AgentState:
-        """With the agent's answer to session/new, session/load or session/resume.
-
-        What it does not name stays.
-        """
-        return dataclasses.replace(
-            self,
-            modes=result.get("modes") or self.modes,
-            models=result.get("models") or self.models,
-            config_options=result.get("configOptions") or self.config_options,
-        )
-
-    def updated(self, params: Any) -> AgentState:
-        """With a ``session/update`` of the agent's."""
-        update = params.get("update") if isinstance(params, dict) else None
-        if not isinstance(update, dict):
-            return self
-        match update.get("sessionUpdate"):
-            case "available_commands_update":
-                return dataclasses.replace(self, commands=update.get("availableCommands"))
-            case "config_option_update":
-                return dataclasses.replace(self, config_options=update.get("configOptions"))
-            case "current_mode_update":
-                return self.in_mode(update.get("currentModeId"))
-        return self
-
-    def in_mode(self, mode: Any) -> AgentState:
-        """With another mode, where there are modes."""
-        if not isinstance(self.modes, dict):
-            return self
-        return dataclasses.replace(self, modes={**self.modes, "currentModeId": mode})
-
 
 NEW = AgentState()
 
 
 class Listener(Protocol):
     """The session, as its agent sees it."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """The settings that the agent must be in before it gets a prompt."""
+
+    def restored(self, setting: str, value: str) -> None:
+        """The agent has been put back into a setting, which a new process of it was not in."""
+
+    def agent_changed(self, before: AgentState, after: AgentState) -> None:
+        """The agent has changed a setting by itself."""
+
+    def tool_called(self, update: Mapping[str, Any]) -> None:
+        """A ``tool_call`` or ``tool_call_update``, parsed; its notification follows."""
 
     def prompt_sent(self, context: Context) -> None:
         """The prompt is on its way into the agent's process."""
@@ -187,10 +191,12 @@ class Agent(Protocol):
         """Serve another *listener* from now on, with another permission in *spec* perhaps."""
 
     async def wake(self) -> None:
-        """Start a new session's agent, so that its first prompt need not wait for it.
+        """Start a new session's agent and set what its listener wants.
+
+        So its first prompt need not wait for that.
 
         Raises:
-            Error: it does not start.
+            Error: it does not start, or refuses a setting.
         """
 
     def prompt(
@@ -260,6 +266,9 @@ class Backend(Protocol):
 
         The first time the agent may be started for it, which takes a while.
         """
+
+    def traits(self, name: str) -> Traits:
+        """What is known of the agent of that name."""
 
     def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> Agent:
         """A session's agent; *state* is what it said of itself when it last ran."""

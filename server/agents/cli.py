@@ -27,6 +27,7 @@ from .acpx import AcpxError, check_versions, describe
 from .acpx_commands import Acpx, AcpxCommands, socket_folder
 from .base import NEW, AgentInfo, AgentSpec, AgentState, Listener, Pressure, agent_unavailable
 from .cli_agent import CliAgent
+from .traits import Traits, traits_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,9 @@ class CliBackend:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
+
+    def traits(self, name: str) -> Traits:
+        return traits_of(name, self._commands)
 
     def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> CliAgent:
         agent = CliAgent(

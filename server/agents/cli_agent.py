@@ -11,10 +11,12 @@ from typing import Any
 
 from ..errors import Error, bad_request
 from ..tasks import Tasks
+from . import settings
 from .acpx_commands import ENDED, AcpxCommands, CommandError, error_in, read_end
 from .agent_errors import asks_for_login, login_required, needs_login, words_of
 from .base import (
     AGENT_GONE,
+    NEW,
     AgentSpec,
     AgentState,
     Listener,
@@ -180,7 +182,7 @@ class CliAgent:
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         await self._control("set-mode", mode)
-        self._state = self._state.in_mode(mode)
+        self._state = settings.in_mode(self._state, mode)
         return {}
 
     async def set_model(self, model: str) -> Mapping[str, Any]:
@@ -190,7 +192,8 @@ class CliAgent:
     async def set_config_option(self, key: str, value: str) -> Mapping[str, Any]:
         # acpx's own words, of which these are the agent's.
         result = await self._control("set", key, value)
-        self._state = self._state.opened(result)
+        asked = {"configId": key, "value": value}
+        self._state = settings.answered(self._state, NEW, settings.SET_OPTION, asked, result)
         return {"configOptions": self._state.config_options or []}
 
     async def kill(self) -> None:
@@ -370,11 +373,14 @@ class CliAgent:
 
     def notified(self, line: bytes, message: dict[str, Any]) -> None:
         if message["method"] == "session/update":
-            self._state = self._state.updated(message.get("params"))
+            params = message.get("params")
+            update = params.get("update") if isinstance(params, dict) else None
+            kind = update.get("sessionUpdate") if isinstance(update, dict) else None
+            self._state = settings.updated(self._state, NEW, kind, update)
         self.listener.agent_notified(line)
 
     def opened(self, result: dict[str, Any]) -> None:
-        self._state = self._state.opened(result)
+        self._state = settings.opened(self._state, result)
 
     def initialized(self, result: dict[str, Any]) -> None:
         self._state = dataclasses.replace(self._state, auth_methods=result.get("authMethods"))

@@ -32,12 +32,14 @@ from .base import (
     Context,
     Listener,
     Pressure,
+    Wanted,
     agent_unavailable,
 )
 from .host_agent import HostAgent
 from .host_process import CallError, HostGoneError, HostProcess
 from .last_words import secrets_in
 from .stderr import StderrFiles
+from .traits import Traits, traits_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,14 @@ PROBE_SECS = 10
 
 class _Nobody:
     """Listens to an agent that is asked for nothing."""
+
+    wanted = Wanted()
+
+    def restored(self, setting: str, value: str) -> None: ...
+
+    def agent_changed(self, before: AgentState, after: AgentState) -> None: ...
+
+    def tool_called(self, update: Mapping[str, Any]) -> None: ...
 
     def prompt_sent(self, context: Context) -> None: ...
 
@@ -97,7 +107,7 @@ class HostBackend:
         self._environ = environ
         secrets = secrets_in(environ, *(command.env for command in agents.values()))
         self._attachments = Attachments(
-            agents, pressure, StderrFiles(stderr_dir, supervisor, secrets), supervisor
+            agents, pressure, StderrFiles(stderr_dir, supervisor, secrets), supervisor, environ
         )
         self._host = HostProcess(
             node=node,
@@ -165,6 +175,9 @@ class HostBackend:
         await self._host.stop()
         await self._attachments.stop()
         await self._tasks.finish(0)
+
+    def traits(self, name: str) -> Traits:
+        return traits_of(name, self._commands)
 
     def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> HostAgent:
         return HostAgent(

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..errors import Error, bad_request, internal
 from ..tasks import Tasks
-from . import processes
+from . import processes, settings
 from .agent_errors import asks_for_login, details_of, login_required, needs_login, words_of
 from .attach import Attachments
 from .base import (
     AGENT_GONE,
+    NEW,
     AgentSpec,
     AgentState,
     Listener,
+    Wanted,
     agent_failed,
     agent_unavailable,
 )
@@ -33,6 +36,8 @@ CLOSE_SECS = 4
 CONTROL_SECS = 20
 LAST_WORDS_SECS = 0.3
 """For the rest of a dead agent's stderr, which a process that it has left may hold open."""
+MAX_TRIES = 2
+"""How often one setting is set before a prompt: setting another may have changed it back."""
 
 
 class _Prompt:
@@ -93,6 +98,13 @@ class HostAgent:
         self._sweeping: asyncio.Task[None] | None = None
         self._ending = False
         self._state = state
+        self._former = NEW
+        self._in_force: dict[str, str] = {}
+        self._synonyms: dict[tuple[str, str], str] = {}
+        self._at_load = NEW
+        self._restored: set[str] = set()
+        self._has_told_mode = False
+        self._settling: asyncio.Future[Error | None] | None = None
         self._setting = asyncio.Lock()
         self._replies: dict[str, dict[str, Any]] = {}
 
@@ -115,6 +127,8 @@ class HostAgent:
 
     async def wake(self) -> None:
         await self._guard(self._open())
+        if self._awake and (failure := await self._begin_settling()) is not None:
+            raise failure
 
     def prompt(
         self, blocks: bytes, stored: asyncio.Future[bool] | None = None
@@ -288,7 +302,8 @@ class HostAgent:
                 return
             self._attachments.register(self)
             self._dead = None
-            options = {"model": self.spec.model, "systemPrompt": self.spec.system}
+            # The model is set like every other setting, before the first prompt.
+            options = {"systemPrompt": self.spec.system}
             async with self._starts:
                 self._busy += 1
                 try:
@@ -340,6 +355,11 @@ class HostAgent:
         async with self._setting:
             self._replies.clear()
             self._dead = self._refusal = None
+            self._has_told_mode = False
+            option = settings.option_of(self._state, "mode")
+            if op == "set_mode" and option is not None and not self._state.modes:
+                # It has this form alone.
+                op, fields = "set_config_option", {"option": option["id"], "value": fields["mode"]}
             try:
                 async with asyncio.timeout(CONTROL_SECS):
                     await self._call(op, **fields)
@@ -349,8 +369,6 @@ class HostAgent:
                 raise bad_request(f"the agent refused: {_plain(error)}") from None
             except (HostGoneError, TimeoutError):
                 raise agent_failed("the agent did not answer") from None
-            if op == "set_mode":  # whoever asked for it is not always told
-                self._state = self._state.in_mode(fields["mode"])
             # An agent that had to start first may have been told other settings before this one.
             return self._replies.get(f"session/{op}", {})
 
@@ -408,9 +426,19 @@ class HostAgent:
         if self._ending:
             seam.kill()
 
-    def prompt_waits_for(self) -> asyncio.Future[bool] | None:
-        stored = self._waiting[0].stored if self._waiting else None
-        return None if stored is None or stored.done() else stored
+    def prompt_waits_for(self) -> asyncio.Future[Any] | None:
+        prompt = self._waiting[0] if self._waiting else None
+        if prompt is None or prompt.held_back:
+            return None
+        if prompt.stored is not None and not prompt.stored.done():
+            return prompt.stored
+        if self._settling is None:
+            wanted = self._listener.wanted
+            if wanted.is_empty or not self._steps(wanted):
+                return None
+        settling = self._begin_settling()
+        settling.add_done_callback(partial(_hold_back_if_failed, prompt))
+        return settling
 
     def admit_prompt(self) -> bool:
         prompt = self._waiting.popleft() if self._waiting else None
@@ -420,14 +448,135 @@ class HostAgent:
         prompt.blocks = b""
         return True
 
+    def _begin_settling(self) -> asyncio.Future[Error | None]:
+        """Put the agent into the settings that are wanted; gives why that cannot be done."""
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().create_future()
+            self._tasks.spawn(self._see_to_settling(self._settling), f"settle-{self.spec.key}")
+        return self._settling
+
+    async def _see_to_settling(self, settled: asyncio.Future[Error | None]) -> None:
+        failure: Error | None = agent_failed("the server is stopping")
+        try:
+            if self._seam is not None:
+                await self._settle(self._seam)
+            failure = None
+        except ConnectionError:  # acpx notices, too, and the prompt is sent to the next process
+            failure = None
+        except Error as error:
+            failure = error
+        except Exception:
+            failure = internal()
+            raise  # to the log
+        finally:
+            self._settling = None
+            settled.set_result(failure)
+
+    async def _settle(self, seam: Seam) -> None:
+        """Set what is wanted.
+
+        Raises:
+            Error: the agent refuses a setting, or does not have it.
+            ConnectionError: it has ended.
+        """
+        wanted = self._listener.wanted
+        tried: Counter[tuple[str, str]] = Counter()
+        while left := self._steps(wanted):
+            step = left[0]
+            if step.method is None:
+                raise self._not_set(step, "it offers no such value")
+            if tried[step.key] == MAX_TRIES:
+                raise self._not_set(step, "it says that it is in another")
+            tried[step.key] += 1
+            await self._set(seam, step)
+
+    def _steps(self, wanted: Wanted) -> list[settings.Step]:
+        return settings.steps(wanted, self._state, self._former, self._synonyms)
+
+    def _not_set(self, step: settings.Step, why: str) -> Error:
+        what = f"{step.setting}: the agent cannot be put into {step.value!r}: {why}"
+        was_in_force = self._in_force.get(step.setting) == step.value
+        return agent_failed(what) if was_in_force else bad_request(what)
+
+    async def _set(self, seam: Seam, step: settings.Step) -> None:
+        assert step.method is not None
+        self._has_told_mode = False
+        try:
+            async with asyncio.timeout(CONTROL_SECS):
+                response = await seam.ask(step.method, step.params)
+        except TimeoutError:
+            raise agent_failed(
+                f"{step.setting}: the agent did not answer when it was set to {step.value!r}"
+            ) from None
+        result = response.get("result")
+        if "error" in response or not isinstance(result, dict):
+            raise self._not_set(step, words_of(response.get("error")) or "it refused")
+        before = settings.current(self._state, step.setting)
+        self._note_set(step.setting, step.value, step.method, step.params, result)
+        after = settings.current(self._state, step.setting)
+        if step.setting == "model" and after not in (None, before, step.value):
+            self._synonyms[step.key] = after  # the agent's own name for it
+
+    def _note_set(
+        self,
+        setting: str,
+        value: str,
+        method: str,
+        params: Mapping[str, Any],
+        result: Mapping[str, Any],
+    ) -> None:
+        """The agent has answered that it is in another setting; what it told itself counts more."""
+        if method != settings.SET_MODE or not self._has_told_mode:
+            self._state = settings.answered(self._state, self._former, method, params, result)
+        after = settings.current(self._state, setting)
+        was_in_force = value in (
+            self._in_force.get(setting),
+            settings.current(self._former, setting),
+        )
+        if after != value:
+            return
+        self._in_force[setting] = value
+        was_lost = settings.current(self._at_load, setting) != value
+        is_news = setting not in self._restored and self._is_wanted(setting, value)
+        if was_in_force and was_lost and is_news:
+            self._restored.add(setting)
+            self._listener.restored(setting, value)
+
+    def _is_wanted(self, setting: str, value: str) -> bool:
+        wanted = self._listener.wanted
+        if setting in ("mode", "model"):
+            return value == (wanted.mode if setting == "mode" else wanted.model)
+        return wanted.config_options.get(setting) == value
+
+    @property
+    def preface(self) -> str | None:
+        return self.spec.preface
+
     def prompt_sent(self, fresh: bool) -> None:
         self._listener.prompt_sent("fresh" if fresh else "kept")
 
     def notified(self, line: bytes, message: dict[str, Any], *, replayed: bool) -> None:
         if message["method"] == "session/update":
-            self._state = self._state.updated(message.get("params"))
+            self._note_update(message.get("params"), replayed=replayed)
         if not replayed:
             self._listener.agent_notified(line)
+
+    def _note_update(self, params: Any, *, replayed: bool) -> None:
+        update = params.get("update") if isinstance(params, dict) else None
+        kind = update.get("sessionUpdate") if isinstance(update, dict) else None
+        if isinstance(update, dict) and kind in ("tool_call", "tool_call_update"):
+            if not replayed:
+                self._listener.tool_called(update)
+            return
+        state = settings.updated(self._state, self._former, kind, update)
+        if state is self._state:
+            return
+        before, self._state = self._state, state
+        if kind == "current_mode_update":
+            self._has_told_mode = True
+        # What follows a change that a client or the server asked for is not the agent's own.
+        if not (replayed or self._settling is not None or self._setting.locked()):
+            self._listener.agent_changed(before, state)
 
     def answered(self, line: bytes, message: dict[str, Any]) -> None:
         prompt = self._current
@@ -443,9 +592,11 @@ class HostAgent:
         if result is None:
             return
         self._awake = True
-        self._state = self._state.opened(result)
+        self._former = self._state
+        self._state = self._at_load = settings.opened(self._state, result)
+        self._restored.clear()
 
-    def replied(self, method: str, result: dict[str, Any]) -> None:
+    def replied(self, method: str, params: Mapping[str, Any], result: dict[str, Any]) -> None:
         self._replies[method] = result
         if method == "initialize":
             self._state = replace(
@@ -454,7 +605,8 @@ class HostAgent:
                 auth_methods=result.get("authMethods"),
             )
         else:
-            self._state = self._state.opened(result)  # a setting's answer has some of the same
+            setting, value = settings.named(self._state, method, params)
+            self._note_set(setting, value, method, params, result)
 
     def gone(self, seam: Seam) -> None:
         self._attachments.living.remove(seam.tag, seam.mark)
@@ -479,6 +631,13 @@ class HostAgent:
         ended = await asyncio.to_thread(processes.end_strays, *pids, self._attachments.living)
         if ended:
             logger.info("session %s: ended %d processes", self.spec.key, ended)
+
+
+def _hold_back_if_failed(prompt: _Prompt, settling: asyncio.Future[Error | None]) -> None:
+    """The agent does not get a prompt that it would carry out in other settings."""
+    if (failure := settling.result()) is not None:
+        prompt.held_back = True
+        prompt.finish(failure)
 
 
 def _was_gone(error: CallError) -> bool:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from ..codec import dumps, parse_message, parse_rpc
 from .base import Pressure
 from .last_words import KEPT_BYTES
 from .processes import Tag
+from .settings import SETTERS
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +47,26 @@ STORY_UPDATES = frozenset(
     }
 )
 _OPENING = frozenset({"session/new", "session/load", "session/resume"})
-_WATCHED = _OPENING | {
-    "initialize",
-    "session/set_mode",
-    "session/set_model",
-    "session/set_config_option",
-}
+_WATCHED = _OPENING | SETTERS | {"initialize"}
+OWN_ID = "clawdforge-%d"
+"""Ids of the server's own requests; acpx numbers its requests."""
 
 
 class Handler(Protocol):
     """Whose agent it is."""
 
-    def prompt_waits_for(self) -> asyncio.Future[bool] | None:
-        """What must be done before the prompt that goes up is asked about, if anything."""
+    def prompt_waits_for(self) -> asyncio.Future[Any] | None:
+        """What must be done before the prompt that goes up is asked about, if anything.
+
+        It is asked again when that is done.
+        """
 
     def admit_prompt(self) -> bool:
         """A prompt is to go up; False holds it back, and acpx is told that it was cancelled."""
+
+    @property
+    def preface(self) -> str | None:
+        """A text for the agent in front of the first prompt of a conversation."""
 
     def prompt_sent(self, fresh: bool) -> None:
         """It has gone up."""
@@ -75,7 +81,7 @@ class Handler(Protocol):
     def opened(self, result: dict[str, Any] | None, error: Any) -> None:
         """The agent's answer to session/new, session/load or session/resume; None: an error."""
 
-    def replied(self, method: str, result: dict[str, Any]) -> None:
+    def replied(self, method: str, params: Mapping[str, Any], result: dict[str, Any]) -> None:
         """The agent's answer to ``initialize``, or to a change of its settings."""
 
     def gone(self, seam: Seam) -> None:
@@ -166,7 +172,9 @@ class Seam:
         self._readers: dict[bool, asyncio.ReadTransport] = {}
         self._writers: dict[bool, asyncio.WriteTransport] = {}
         self._held: dict[bool, set[str]] = {True: set(), False: set()}
-        self._watched: dict[Any, str] = {}
+        self._watched: dict[Any, tuple[str, Mapping[str, Any]]] = {}
+        self._own: dict[Any, asyncio.Future[dict[str, Any]]] = {}
+        self._own_ids = itertools.count(1)
         self._fresh = False
         self._loading = False
         self._prompt_id: Any = None
@@ -250,7 +258,7 @@ class Seam:
                 self._note(message)
             self._send(True, self._going_up.popleft())
 
-    def _go_on(self, _: asyncio.Future[bool]) -> None:
+    def _go_on(self, _: asyncio.Future[Any]) -> None:
         self.release(True, "prompt")
         self._go_up()
 
@@ -262,15 +270,19 @@ class Seam:
         self._prompting = True
         self._prompt_id = message.get("id")
         self._note_session(message.get("params"))
-        self._send(True, line)  # first: the agent works while the session takes note of it
         fresh, self._fresh = self._fresh, False
+        if fresh and (preface := self._handler.preface) is not None:
+            line = _with_preface(message, preface)
+        self._send(True, line)  # first: the agent works while the session takes note of it
         self._handler.prompt_sent(fresh)
 
     def _note(self, message: dict[str, Any]) -> None:
         """Remember what the agent is asked, where the answer is of use."""
         method = message.get("method")
         if method in _WATCHED:
-            self._watched[message.get("id")] = method
+            params = message.get("params")
+            asked = params if method in SETTERS and isinstance(params, dict) else {}
+            self._watched[message.get("id")] = method, asked
             if method in _OPENING:
                 self._loading = method == "session/load"
                 self._note_session(message.get("params"))
@@ -319,6 +331,11 @@ class Seam:
         """Tell the handler; whether acpx gets the line too."""
         method = message.get("method")
         if method is None:
+            own = self._own.get(message["id"])
+            if own is not None:
+                if not own.done():
+                    own.set_result(message)
+                return False
             self._answer_down(line, message)
             return True
         if "id" in message:
@@ -335,14 +352,14 @@ class Seam:
             self._prompting = False
             self._handler.answered(line, message)
         elif answered in self._watched:
-            method = self._watched.pop(answered)
+            method, asked = self._watched.pop(answered)
             result = message.get("result")
             if "error" in message or not isinstance(result, dict):
                 result = None
             if method in _OPENING:
                 self._opened(method, result, message.get("error"))
             elif result is not None:
-                self._handler.replied(method, result)
+                self._handler.replied(method, asked, result)
 
     def _opened(self, method: str, result: dict[str, Any] | None, error: Any) -> None:
         self._loading = False
@@ -352,6 +369,28 @@ class Seam:
         self._handler.opened(result, error)
 
     # What the server says itself.
+
+    async def ask(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask the agent something in its session, of which acpx learns nothing.
+
+        Returns:
+            The agent's response.
+
+        Raises:
+            ConnectionError: the agent has ended.
+        """
+        if self.over.is_set():
+            raise ConnectionResetError
+        own_id = OWN_ID % next(self._own_ids)
+        response: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._own[own_id] = response
+        request = {"id": own_id, "method": method}
+        params = {"sessionId": self._session_id, **params}
+        self._send(True, dumps({"jsonrpc": "2.0", **request, "params": params}))
+        try:
+            return await response
+        finally:
+            self._own.pop(own_id, None)
 
     def cancel(self) -> None:
         """Tell the agent to end the running turn."""
@@ -427,7 +466,17 @@ class Seam:
         if not (rest := self._down_lines.rest).startswith(b"{"):  # no half of a message
             self._note_noise(rest)
         self.over.set()
+        for response in self._own.values():
+            if not response.done():
+                response.set_exception(ConnectionResetError())
         self._handler.gone(self)
+
+
+def _with_preface(message: dict[str, Any], preface: str) -> bytes:
+    """A ``session/prompt`` with a text in front of its own blocks."""
+    params = message["params"]
+    blocks = [{"type": "text", "text": preface}, *params["prompt"]]
+    return dumps({**message, "params": {**params, "prompt": blocks}})
 
 
 def _is_story(message: dict[str, Any]) -> bool:

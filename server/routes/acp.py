@@ -20,7 +20,7 @@ routes = web.RouteTableDef()
 SUBPROTOCOL = "acp"
 AUTH_PREFIX = "acp.auth."
 CONNECTION_ID = "Acp-Connection-Id"
-WISHES = ("agent", "model", "permission")
+WISHES = ("agent", "model", "permission", "mode")
 
 
 @routes.get("/acp", allow_head=False)
@@ -99,7 +99,7 @@ def _wishes(request: web.Request) -> Wishes:
     asked = {
         key: value
         for key, value in request.query.items()
-        if key in ("agent", "model", "permission")
+        if key in ("agent", "model", "permission", "mode")
     }
     try:
         return msgspec.convert(asked, Wishes)

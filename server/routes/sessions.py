@@ -46,6 +46,8 @@ async def create_session(request: web.Request) -> web.Response:
         meta=body.meta,
         permission=body.permission or "approve-all",
         cwd=body.cwd,
+        mode=body.mode,
+        config_options=body.config_options,
     )
     return json_reply({"ok": True, **session.view()})
 

@@ -16,6 +16,7 @@ from ..failures import failure_of
 from ..peer import Goodbye, new_socket
 from ..services import CREDENTIAL, SESSION, Services, admit, app_of, prompt, services_of
 from ..session import MAX_CHANGES, Session
+from ..session_settings import Change
 from ..viewer import Viewer
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class Commands:
     def __init__(self, services: Services, request: web.Request) -> None:
         self._services = services
         self._request = request
-        self._settings: list[frames.Setting] = []
+        self._settings: list[Change] = []
         self._setting: asyncio.Task[None] | None = None
 
     async def stop(self) -> None:
@@ -250,7 +251,8 @@ class Commands:
         """Behind the reader's back: the agent may have to start first, or never answer."""
         if len(self._settings) >= MAX_CHANGES:
             raise Error("rate_limited", "the last changes are not through yet", retryable=True)
-        self._settings.append(command)
+        # Asked for now: the client's next prompt waits for it.
+        self._settings.append(viewer.session.request_change(command))
         if self._setting is None or self._setting.done():
             self._setting = self._services.sessions.tasks.spawn(
                 self._carry_out(viewer), f"set-{viewer.session.id}"
@@ -258,11 +260,11 @@ class Commands:
 
     async def _carry_out(self, viewer: Viewer) -> None:
         while self._settings:
-            setting = self._settings.pop(0)
+            change = self._settings.pop(0)
             try:
-                await viewer.session.change(setting)
+                await change.outcome()
             except Error as error:
-                viewer.send(frames.error_frame(error, setting.id))
+                viewer.send(frames.error_frame(error, change.setting.id))
 
     async def _close(self, session: Session) -> None:
         await self._services.sessions.close(session, "client")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..agents.agent_errors import agent_error
-from ..agents.base import Agent, AgentSpec, Backend, Context
+from ..agents.base import Agent, AgentSpec, AgentState, Backend, Context, Wanted
 from ..codec import dumps, parse_message
 from ..files import annotate
-from ..permissions import by_policy
+from ..permissions import ToolCalls, by_policy
 from .answers import MAX_OUTPUT_BYTES, Answer, RunFailed, result_json, too_long
 from .run import Run, ended
 
@@ -35,8 +35,19 @@ async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: f
     system: Any = request.system
     if system is not None and request.system_mode == "append":
         system = {"append": system}
-    turn = _Turn(name)
-    spec = AgentSpec(run.id, name, str(folder), request.model, system, PERMISSION)
+    traits = backend.traits(name)
+    # The policy can only answer an agent that asks.
+    turn = _Turn(
+        name,
+        Wanted(
+            request.model,
+            traits.asking_mode,
+            mode_is_optional=True,
+            model_may_be_unlisted=traits.takes_any_model,
+        ),
+    )
+    preface = None if traits.takes_system else request.system
+    spec = AgentSpec(run.id, name, str(folder), request.model, system, PERMISSION, preface)
     agent = backend.agent(spec, turn)
     turn.agent = agent
     blocks: list[dict[str, object]] = [{"type": "text", "text": request.prompt}]
@@ -62,8 +73,10 @@ class _Turn:
 
     agent: Agent
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, wanted: Wanted) -> None:
         self._name = name
+        self.wanted = wanted
+        self._calls = ToolCalls()
         self._texts: list[str] = []
         self._size = 0
         self._response: Mapping[str, Any] | None = None
@@ -82,6 +95,15 @@ class _Turn:
         if stop_reason == "cancelled":
             raise RunFailed("agent_failed", "the agent cancelled the turn", stop_reason=stop_reason)
         return Answer(result_json("".join(self._texts)), stop_reason)
+
+    def restored(self, setting: str, value: str) -> None:
+        pass
+
+    def agent_changed(self, before: AgentState, after: AgentState) -> None:
+        pass
+
+    def tool_called(self, update: Mapping[str, Any]) -> None:
+        self._calls.note(update)
 
     def prompt_sent(self, context: Context) -> None:
         pass
@@ -102,7 +124,9 @@ class _Turn:
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         request = params if isinstance(params, dict) else {}
-        self.agent.answer_permission(raw_id, by_policy(PERMISSION, request))
+        call = self._calls.merged(request)
+        self._calls.note(call)
+        self.agent.answer_permission(raw_id, by_policy(PERMISSION, request, call))
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         pass

@@ -34,6 +34,8 @@ Asking
                                 session/request_permission; says {"permission": outcome}, and an
                                 outcome "cancelled" then ends the turn as cancelled. A list asks
                                 for all at once and says {"permissions": [outcome, …]}
+    {"write": PATH}             writes a file, after asking for permission if the mode is "ask";
+                                says {"mode": M, "asked": b, "wrote": b}
     {"request": {"method": M, "params": {…}}}    any request (sessionId is added); says
                                 {"response": {"result" | "error": …}}
 Waiting
@@ -51,6 +53,8 @@ Ending
     {"late": {"delay_ms": MS, "steps": […]}}     run these after the answer
     {"exit": CODE}              end the process, without an answer
     {"crash": "SIGKILL"}        die of a signal
+Changing
+    {"mode": M}                 goes into another mode by itself, and tells
 Misbehaving
     {"spawn": {"pid_file": P, "setsid": b, "double_fork": b, "ignore_sigterm": b, "clear_env": b,
                "hold_stdout": b, "seconds": 1000}}       a grandchild; goes on when P has its pid
@@ -69,6 +73,17 @@ Flags
     --text-only         offers no image, audio or embedded context
     --commands          tells its commands soon after session/new, session/load and session/resume
     --modes             offers modes (ask, code) and config options (model, thought_level)
+    --auto              with --modes: begins in a third mode, auto
+    --resets            session/load and session/resume begin in the first mode, with the first of
+                        each option
+    --models            offers the model as session/set_model has it, and not as an option
+    --options-only      offers the mode as an option, and not as session/set_mode has it
+    --quiet             session/load and session/resume do not tell the settings
+    --model-sets-mode   another model brings the first mode back
+    --refuse-mode=MODE  session/set_mode answers an error for that mode
+    --pretend-mode      session/set_mode is answered, but tells that nothing has changed
+    --hang-mode         session/set_mode is not answered
+    --set-file=PATH     adds what it is asked to set, one setting a line, as METHOD=VALUE
     --fail-load[=CODE]  session/load and session/resume answer an error (-32603)
     --fail-new[=CODE]   session/new answers an error (-32603; -32000 is "authentication required")
     --system-echo       a plain prompt's answer begins with a chunk `system: <JSON>`: the system
@@ -111,6 +126,16 @@ OPTIONS = [
 ]
 CONFIG = {"model": ("mock-small", "mock-large"), "thought_level": ("low", "high")}
 MODES = ("ask", "code")
+SET_METHODS = ("session/set_mode", "session/set_model", "session/set_config_option")
+
+
+def modes() -> tuple[str, ...]:
+    return ("auto", *MODES) if "auto" in flags else MODES
+
+
+def first_settings() -> Json:
+    return {"mode": modes()[0], "config": {key: values[0] for key, values in CONFIG.items()}}
+
 
 GRANDCHILD = """
 import json, os, signal, sys, time
@@ -208,8 +233,7 @@ class Session:
 
     @classmethod
     def new(cls, params: Json) -> Session:
-        config = {key: values[0] for key, values in CONFIG.items()}
-        data = {"prompts": [], "messages": [], "params": params, "mode": MODES[0], "config": config}
+        data = {"prompts": [], "messages": [], "params": params, **first_settings()}
         session = cls(os.urandom(16).hex(), params["cwd"], data)
         session.save()
         return session
@@ -233,24 +257,37 @@ class Session:
         """The `modes` and `configOptions` of an answer, with --modes."""
         if "modes" not in flags:
             return {}
-        modes = [{"id": mode, "name": mode.capitalize()} for mode in MODES]
-        return {
-            "modes": {"currentModeId": self.data["mode"], "availableModes": modes},
-            "configOptions": self.config_options(),
-        }
+        told: Json = {"configOptions": self.config_options()}
+        if "options-only" not in flags:
+            offered = [{"id": mode, "name": mode.capitalize()} for mode in modes()]
+            told["modes"] = {"currentModeId": self.data["mode"], "availableModes": offered}
+        if "models" in flags:
+            models = [{"modelId": name, "name": name} for name in CONFIG["model"]]
+            current = self.data["config"]["model"]
+            told["models"] = {"currentModelId": current, "availableModels": models}
+        return told
 
     def config_options(self) -> list[Json]:
+        config = {**self.data["config"], "mode": self.data["mode"]}
+        offered = {**CONFIG, "mode": modes()}
+        left_out = ("model" if "models" in flags else "", "" if "options-only" in flags else "mode")
         return [
             {
                 "id": key,
                 "name": key.replace("_", " ").capitalize(),
                 "category": key,
                 "type": "select",
-                "currentValue": self.data["config"][key],
+                "currentValue": config[key],
                 "options": [{"value": value, "name": value} for value in values],
             }
-            for key, values in CONFIG.items()
+            for key, values in offered.items()
+            if key not in left_out
         ]
+
+    def set_mode(self, mode: str) -> None:
+        self.data["mode"] = mode
+        self.save()
+        send_update(self.id, {"sessionUpdate": "current_mode_update", "currentModeId": mode})
 
 
 def state_file(session_id: str, cwd: str) -> Path:
@@ -470,6 +507,17 @@ class Turn(threading.Thread):
         if {"outcome": "cancelled"} in outcomes and not Switches.ignore_cancel:
             raise CancelledError
 
+    def write(self, path: str) -> None:
+        asked = self.session.data["mode"] == "ask"
+        allowed = not asked
+        if asked:
+            (answer,) = self.ask([("session/request_permission", permission_params(True))])
+            outcome = (answer.get("result") or {}).get("outcome") or {}
+            allowed = str(outcome.get("optionId")).startswith("allow")
+        if allowed:
+            self.path(path).touch()
+        self.say({"mode": self.session.data["mode"], "asked": asked, "wrote": allowed})
+
     def request(self, call: Json) -> None:
         (answer,) = self.ask([(call["method"], call.get("params", {}))])
         self.say({"response": answer})
@@ -560,6 +608,8 @@ STEPS: dict[str, Step] = {
     "report": Turn.report,
     "env": lambda turn, names: turn.say({name: os.environ.get(name) for name in names}),
     "permission": Turn.permission,
+    "write": Turn.write,
+    "mode": lambda turn, mode: turn.session.set_mode(mode),
     "request": Turn.request,
     "sleep": lambda turn, ms: turn.sleep(ms / 1000),
     "gate": Turn.gate,
@@ -627,7 +677,10 @@ def bring_back(params: Json, *, replay: bool) -> Json:
     session = Session.load(params["sessionId"], params["cwd"])
     for message in session.data["messages"] if replay else ():
         send_update(session.id, text_chunk(f"{message['role']}_message_chunk", message["text"]))
-    return adopt(session)
+    if "resets" in flags:
+        session.data.update(first_settings())
+    told = adopt(session)
+    return {} if "quiet" in flags else told
 
 
 def adopt(session: Session) -> Json:
@@ -649,21 +702,38 @@ def close_session(params: Json, _: Any) -> Json:
 
 def set_mode(params: Json, _: Any) -> Json:
     session = session_of(params)
-    if "modes" not in flags or params["modeId"] not in MODES:
-        raise RpcError(-32602, "Invalid params", f"unknown mode {params['modeId']}")
-    session.data["mode"] = params["modeId"]
+    mode = params["modeId"]
+    is_known = "modes" in flags and "options-only" not in flags and mode in modes()
+    if not is_known or mode == flags.get("refuse-mode"):
+        raise RpcError(-32602, "Invalid params", f"unknown mode {mode}")
+    if "hang-mode" in flags:
+        return PENDING
+    session.set_mode(session.data["mode"] if "pretend-mode" in flags else mode)
+    return {}
+
+
+def set_model(params: Json, _: Any) -> Json:
+    session = session_of(params)
+    if "models" not in flags or params["modelId"] not in CONFIG["model"]:
+        raise RpcError(-32602, "Invalid params", f"unknown model {params['modelId']}")
+    session.data["config"]["model"] = params["modelId"]
     session.save()
-    update = {"sessionUpdate": "current_mode_update", "currentModeId": params["modeId"]}
-    send_update(session.id, update)
     return {}
 
 
 def set_config_option(params: Json, _: Any) -> Json:
     session = session_of(params)
     key, value = params["configId"], params["value"]
-    if "modes" not in flags or value not in CONFIG.get(key, ()):
+    offered = {option["id"]: option["options"] for option in session.config_options()}
+    choices = [choice["value"] for choice in offered.get(key, ())]
+    if "modes" not in flags or value not in choices:
         raise RpcError(-32602, "Invalid params", f"{key!r} cannot be {value!r}")
-    session.data["config"][key] = value
+    if key == "mode":
+        session.data["mode"] = value
+    else:
+        session.data["config"][key] = value
+    if key == "model" and "model-sets-mode" in flags:
+        session.set_mode(modes()[0])
     session.save()
     options = session.config_options()
     send_update(session.id, {"sessionUpdate": "config_option_update", "configOptions": options})
@@ -699,6 +769,7 @@ METHODS: dict[str, Callable[[Json, Any], Json]] = {
     "session/resume": resume_session,
     "session/close": close_session,
     "session/set_mode": set_mode,
+    "session/set_model": set_model,
     "session/set_config_option": set_config_option,
     "session/prompt": prompt,
     "session/cancel": cancel,
@@ -723,7 +794,12 @@ def handle_call(message: Json) -> None:
     try:
         if method not in METHODS:
             raise RpcError(-32601, "Method not found", method)
-        answer: Json = {"result": METHODS[method](message.get("params", {}), request_id)}
+        params = message.get("params", {})
+        if "set-file" in flags and method in SET_METHODS:
+            value = next(params[name] for name in ("modeId", "modelId", "value") if name in params)
+            with Path(flags["set-file"]).open("a") as file:
+                file.write(f"{method.rpartition('/')[2]}={value}\n")
+        answer: Json = {"result": METHODS[method](params, request_id)}
     except RpcError as error:
         answer = {"error": error.error}
     except (KeyError, TypeError, AttributeError) as error:
