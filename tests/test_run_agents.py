@@ -107,6 +107,7 @@ BAD_AGENTS = [
     ("mock-fail-new", "x", "agent_unavailable"),
     ("mock-dies", "x", "agent_unavailable"),
     ("missing", "x", "agent_unavailable"),
+    ("mock", script({"error": {"code": 401, "message": "Invalid API key"}}), "login_required"),
 ]
 
 
