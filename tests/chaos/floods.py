@@ -21,8 +21,8 @@ from collections import Counter
 from ..raw_socket import open_connection, read_head
 
 PATHS = ("/sessions", "/run", "/files", "/admin/tokens")
-BLOCKS = 64
-BLOCK_BYTES = 32 << 20
+BLOCKS = 2048
+BLOCK_BYTES = 1 << 20
 
 
 @functools.cache
