@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 ENV_FILE = Path(".env")
 HANDLERS_SECS = 2.0
+M_MMAP_THRESHOLD = -3
+"""Of glibc's ``mallopt``."""
 FAILED_STOP_SECS = 60.0
 """What a server has to stop in, after the failure of a critical task; then it is ended."""
 
@@ -117,6 +120,7 @@ async def serve(
             where = f"{settings.host}:{settings.port}"
             raise StartError(f"cannot listen on {where}: {error.strerror or error}") from None
         async with control.listening(runner, settings.data_dir):
+            _return_large_blocks()
             _spare_collector()
             _greet(app, settings, port)
             failing = asyncio.create_task(_stop_at_failure(supervisor, stop, timer), name="failure")
@@ -136,6 +140,16 @@ async def _stop_at_failure(
     await supervisor.wait_for_failure()
     timer.start()
     stop.set()
+
+
+def _return_large_blocks() -> None:
+    """Have memory of 1 MiB and more go back to the system when it is freed.
+
+    glibc raises this threshold by itself to 32 MiB at the first large block that is freed, and then
+    keeps what bodies and prompts of megabytes have used.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _spare_collector() -> None:

@@ -117,6 +117,7 @@ async def run_turn(request: web.Request) -> web.StreamResponse:
         client_id=key,
         timeout=body.timeout_secs,
     )
+    del body  # the session has the prompt: the request, which waits, need not hold it as well
     request[TURN] = turn.index
     if wants_stream(request):
         return await _stream_turn(request, session, turn)

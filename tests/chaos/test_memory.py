@@ -1,0 +1,82 @@
+"""One app asks for as much of the server's memory as it can."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+
+import aiohttp
+
+from ..conftest import Connect, Spawn
+from ..harness import new_client, script
+from ..raw_socket import open_connection
+from .conftest import Scenario
+from .crowd import resident_kb, turn_times
+
+LIMIT_KB = 200 << 10
+BUSY = script({"say": "on it"}, {"wait_for": "cancel"})
+
+
+async def test_memory_that_one_app_can_use_up(
+    chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
+) -> None:
+    """Whatever one app sends or does not read, the server stays small, and others work."""
+    prompts, readers, size = chaos.size((3, 4, 4), (8, 30, 15))
+    server = await spawn(DRAIN_SECS="0")
+    client = await new_client(server.url, http)
+    other = await new_client(server.url, http, "other")
+    neighbour = await other.connect(await other.create())
+    await turn_times(neighbour, 3)
+    idle = most = resident_kb(server.pid)
+
+    def look() -> None:
+        nonlocal most
+        most = max(most, resident_kb(server.pid))
+
+    session = await client.create()
+    path = f"/sessions/{session}"
+    # A long log, and replies that nobody reads.
+    burst = script({"burst": {"count": 12 * size, "text": "x" * 100_000}})
+    assert (await client.turn(session, burst))[0] == 200
+    look()
+    head = f"Host: localhost\r\nAuthorization: Bearer {client.token}\r\n\r\n"
+    loop = asyncio.get_running_loop()
+    stuck = [await open_connection(server.url) for _ in range(readers)]
+    with contextlib.ExitStack() as closing:
+        for connection in stuck:
+            closing.enter_context(connection)
+            request = f"GET {path}/events?limit=10000 HTTP/1.1\r\n{head}"
+            await loop.sock_sendall(connection, request.encode())
+        # Notes over the limit, again and again.
+        notes = json.dumps({"meta": {"x": "y" * (size << 20)}}).encode()
+        for _ in range(prompts):
+            assert (await client.call("PATCH", path, data=io.BytesIO(notes)))[0] == 413
+            look()
+        # Prompts that wait, and sockets that do not read what is shown of them.
+        busy = await client.connect(session)
+        await busy.send("prompt", prompt=BUSY)
+        await busy.until_text("on it")
+        body = json.dumps({"prompt": "z" * (size << 20)}).encode()
+        waiting = [
+            asyncio.create_task(client.call("POST", f"{path}/turn", data=io.BytesIO(body)))
+            for _ in range(prompts)
+        ]
+        sockets = [await connect(client, session, after=0) for _ in range(5)]
+        beside = await turn_times(neighbour, 20)
+        look()
+        await client.delete(path)
+        answers = await asyncio.gather(*waiting)
+        look()
+    for socket in sockets:
+        socket.break_off()
+    chaos.measured(
+        idle_mb=idle >> 10,
+        most_above_idle_mb=(most - idle) >> 10,
+        waiting_prompts=sum(
+            reply["code"] != "queue_full" if "code" in reply else True for _, reply in answers
+        ),
+        neighbour_worst_ms=beside[-1],
+    )
+    assert most - idle < LIMIT_KB
