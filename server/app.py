@@ -11,11 +11,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from aiohttp import web
 
 from .agents.acpx import AcpxError, find_node
-from .agents.base import Pressure
+from .agents.base import Presence, Pressure
 from .agents.cli import CliBackend
 from .agents.environ import agent_environ, with_folder_of
 from .agents.host import HostBackend
@@ -227,7 +228,7 @@ def _show(
         metrics.read(name, description, read)
     metrics.read_total("host_restarts", "Restarts of the acpx host", lambda: backend.restarts)
     metrics.read_total("cpu_seconds", "Processor time of the server's process", time.process_time)
-    states = ("live", "waking", "prewarmed", "hibernated")
+    states = get_args(Presence)
     metrics.read_each(
         "agents", "Agents, and sessions without one", "state", states, all_sessions.count_agents
     )

@@ -18,6 +18,7 @@ from .errors import Error, bad_request, payload_too_large
 from .files import TTL_RANGE, TTL_SECS
 from .frames import ConfigOptions, Id, Name, parse_blocks
 from .limits import ByteBudget
+from .words import form, in_words
 
 MAX_POSITION = 1 << 62
 MAX_EVENTS = 10_000
@@ -30,11 +31,19 @@ def _about(text: str) -> Any:
 Timeout = Annotated[
     float, msgspec.Meta(gt=0, le=86400, description="Seconds; the server's own bound holds too.")
 ]
-NO_NUL = r"^[^\x00]*$"
+NO_NUL = form(r"^[^\x00]*$", "text without the character NUL")
 # What becomes an argument of a program must not look like an option. `$` alone would let a line
 # feed through at the end.
 Argument = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=256, pattern=r"^[^-\s\x00][^\x00\r\n]*$(?!\n)")
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=256,
+        pattern=form(
+            r"^[^-\s\x00][^\x00\r\n]*$(?!\n)",
+            "one line that begins with neither a dash nor a blank",
+        ),
+    ),
 ]
 Files = Annotated[list[str] | None, _about("Tokens of `POST /files`.")]
 
@@ -128,7 +137,7 @@ class SocketQuery(msgspec.Struct, frozen=True):
 class RunOnce(msgspec.Struct, frozen=True):
     """One prompt."""
 
-    prompt: Annotated[str, msgspec.Meta(min_length=1, pattern=r"\S")]
+    prompt: Annotated[str, msgspec.Meta(min_length=1, pattern=form(r"\S", "more than blanks"))]
     model: Annotated[Argument | None, _about("Passed on as it is.")] = None
     system: Annotated[
         Annotated[str, msgspec.Meta(max_length=1 << 20, pattern=NO_NUL)] | None,
@@ -180,7 +189,10 @@ class CreateToken(msgspec.Struct, frozen=True):
     name: Annotated[
         str,
         msgspec.Meta(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)",
+            pattern=form(
+                r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)",
+                "1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first",
+            ),
             description="1 to 64 letters, digits, dots, dashes and underscores.",
         ),
     ]
@@ -324,8 +336,7 @@ async def read_body(request: web.Request, shape: type[Shape]) -> Shape:
     Raises:
         Error: what :meth:`Bodies.read_json` raises; a ``bad_request`` names the field.
     """
-    value = await request.app[BODIES].read_json(request)
-    return _check(value, shape, strict=True)
+    return read_value(shape, await request.app[BODIES].read_json(request))
 
 
 def read_query(request: web.Request, shape: type[Shape]) -> Shape:
@@ -362,13 +373,22 @@ def _field_names(shape: type[msgspec.Struct]) -> tuple[str, ...]:
     return tuple(field.encode_name for field in msgspec.structs.fields(shape))
 
 
+def read_value(shape: type[Shape], value: Any) -> Shape:
+    """A value that was JSON, checked.
+
+    Raises:
+        Error: ``bad_request``, naming the field.
+    """
+    return _check(value, shape, strict=True)
+
+
 def _check(value: Any, shape: type[Shape], *, strict: bool) -> Shape:
     try:
         return msgspec.convert(value, shape, strict=strict, dec_hook=_convert)
     except (msgspec.ValidationError, RecursionError) as error:
         if error.__cause__ is not None:  # a defect of ours: msgspec takes a hook's for the client's
             raise error.__cause__ from None
-        raise bad_request(f"{error}{_choices(str(error), shape)}") from None
+        raise bad_request(f"{in_words(error)}{_choices(str(error), shape)}") from None
 
 
 def _choices(message: str, shape: type[Shape]) -> str:

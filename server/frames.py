@@ -12,9 +12,10 @@ import msgspec
 
 from .codec import dumps, loads_bounded, parse_message
 from .errors import Error, bad_request
+from .words import form, in_words
 
 PROTOCOL = 1
-BASE64 = r"^[A-Za-z0-9+/]+={0,2}$(?!\n)"
+BASE64 = form(r"^[A-Za-z0-9+/]+={0,2}$(?!\n)", "base64")
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -100,7 +101,7 @@ def parse(data: bytes | str) -> Command:
     try:
         command: Command = msgspec.convert(value, Command)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise FrameError(str(error), value.get("id")) from None
+        raise FrameError(in_words(error), value.get("id")) from None
     if isinstance(command, Permission) and (command.option_id is None) == (command.outcome is None):
         raise FrameError("one of option_id and outcome is needed", value.get("id"))
     return command
@@ -236,10 +237,15 @@ def parse_blocks(prompt: str | list[Any]) -> list[dict[str, Any]]:
     try:
         blocks = msgspec.convert(prompt, list[Block])
     except msgspec.ValidationError as error:
-        raise bad_request(f"prompt: {error}") from None
+        raise bad_request(f"prompt{_joined(in_words(error))}") from None
     if not any(not isinstance(block, Text) or block.text for block in blocks):
         raise bad_request("prompt: must not be empty")
     return prompt
+
+
+def _joined(words: str) -> str:
+    """*words* about an element of the prompt, as they follow its name."""
+    return words if words.startswith("[") else f": {words}"
 
 
 class _Block(msgspec.Struct, frozen=True, tag_field="type", rename="camel"):
@@ -252,12 +258,16 @@ class Text(_Block, frozen=True, tag="text"):
 
 class Image(_Block, frozen=True, tag="image"):
     data: Annotated[str, msgspec.Meta(pattern=BASE64)]
-    mime_type: Annotated[str, msgspec.Meta(pattern=r"^image/")]
+    mime_type: Annotated[
+        str, msgspec.Meta(pattern=form(r"^image/", "a media type that begins with image/"))
+    ]
 
 
 class Audio(_Block, frozen=True, tag="audio"):
     data: Annotated[str, msgspec.Meta(pattern=BASE64)]
-    mime_type: Annotated[str, msgspec.Meta(pattern=r"^audio/")]
+    mime_type: Annotated[
+        str, msgspec.Meta(pattern=form(r"^audio/", "a media type that begins with audio/"))
+    ]
 
 
 class Contents(msgspec.Struct, frozen=True, rename="camel"):

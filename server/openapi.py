@@ -22,7 +22,7 @@ you do not know.
 Every failure is `{"ok": false, "error": "for a person", "code": "for a program"}`.
 """
 CODES: Mapping[str, tuple[str, str]] = {
-    "bad_request": ("A field is wrong.", "Expected `str`, got `int` - at `$.model`"),
+    "bad_request": ("A field is wrong.", "model: must be text or null, not a whole number"),
     "unauthorized": (
         "No valid token.",
         "a valid token is needed: Authorization: Bearer cf_…",

@@ -145,7 +145,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         request={"agent": "demo", "meta": {"channel": "42"}},
         answer=shapes.SessionState,
         example=STATE,
-        codes=("rate_limited", "agent_unavailable", "pool_full", "draining"),
+        codes=("agent_unavailable", "pool_full", "draining"),
     ),
     ("GET", "/sessions"): Operation(
         waits=(),

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from . import frames, store
 from .agents import settings as agent_settings
 from .agents.agent_errors import agent_error
-from .agents.base import NEW, Agent, AgentSpec, AgentState, Backend, Context, Wanted
+from .agents.base import NEW, Agent, AgentSpec, AgentState, Backend, Context, Presence, Wanted
 from .agents.traits import APPROVE_ALL, Traits
 from .codec import dumps, loads
 from .config import Settings
@@ -249,8 +249,8 @@ class Session:
         return turn
 
     @property
-    def agent_state(self) -> str:
-        """Whether the agent runs: ``live``, ``waking``, ``prewarmed`` or ``hibernated``."""
+    def agent_state(self) -> Presence:
+        """Whether the agent runs."""
         if self.agent is None or not self.agent.live:
             return "hibernated"
         if self._prewarmed and self._current is None and not self._sent_index:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from .agents.base import Presence
 from .errors import STATUS
 
 Ok = Annotated[bool, msgspec.Meta(extra_json_schema={"const": True})]
@@ -139,7 +140,7 @@ class Session(msgspec.Struct, kw_only=True):
     queued: list[QueuedTurn]
     pending_permissions: list[PendingPermission]
     sockets: Count
-    agent_state: Literal["live", "waking", "hibernated"]
+    agent_state: Presence
     mode: Annotated[
         str | None, msgspec.Meta(description="The agent's mode, or the one it will be put into.")
     ]

@@ -727,6 +727,23 @@ async def test_the_agents_words_are_passed_on_as_they_are(client: Client) -> Non
     assert acp.frames.count(extension) == 1
 
 
+async def test_the_address_says_what_size_a_client_takes(client: Client) -> None:
+    acp = await connect(client, "?maxMessageBytes=65536")
+    session = await acp.new_session()
+    await acp.prompt(session, script({"chunk": 300_000}))
+    assert max(len(frame.encode()) for frame in acp.frames) <= 65536
+    assert len(acp.text()) == 300_000
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await connect(client, "?maxMessageBytes=1")
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("cwd", ["/home/me", "C:\\Users\\me", "\\\\server\\share"])
+async def test_without_roots_a_clients_path_may_be_any_systems(acp: AcpClient, cwd: str) -> None:
+    session = await acp.new_session(cwd=cwd)
+    assert await acp.call("session/load", **of_session(session, cwd=cwd)) is not None
+
+
 async def test_what_is_too_large_for_a_client_is_cut_or_shortened(client: Client) -> None:
     acp = await connect(client)
     generous = await connect(

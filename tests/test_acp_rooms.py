@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.acp import rpc, story
 from server.acp.fit import fit
-from server.acp.messages import Initialize, NewSession, SetConfigOption, Wishes, read
+from server.acp.messages import Initialize, MetaWishes, NewSession, SetConfigOption, Wishes, read
 from server.errors import STATUS, Error
 
 from .harness import Json
@@ -77,11 +77,11 @@ def test_every_error_of_ours_has_a_code_of_json_rpcs() -> None:
 
 
 def test_parameters_are_checked() -> None:
-    assert read(Initialize, {"protocolVersion": 1, "new": {}}).wishes == Wishes()
+    assert read(Initialize, {"protocolVersion": 1, "new": {}}).wishes == MetaWishes()
     meta = {"clawdforge": {"agent": "a", "maxMessageBytes": 1 << 20, "new": 1}, "other": 7}
     wishes = read(NewSession, {"cwd": "/", "_meta": meta}).wishes
-    assert wishes == Wishes(agent="a", max_message_bytes=1 << 20)
-    assert wishes.over(Wishes(agent="b", model="c")) == Wishes("a", "c", None, 1 << 20)
+    assert wishes == MetaWishes(agent="a", max_message_bytes=1 << 20)
+    assert wishes.over(Wishes(agent="b", model="c")) == MetaWishes("a", "c", None, 1 << 20)
     bad: tuple[Any, ...] = (
         None,
         [],

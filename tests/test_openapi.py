@@ -7,12 +7,13 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from server import openapi
+from server.agents.base import Presence
 from server.app import build_app
 from server.config import Settings
 from server.errors import STATUS
@@ -70,6 +71,11 @@ def test_every_shape_that_requests_are_checked_with_is_described_and_no_other() 
         if shape is not None and shape.__module__ == "server.bodies"
     }
     assert named == used
+
+
+def test_every_state_of_an_agent_is_in_the_document() -> None:
+    described = DOCUMENT["components"]["schemas"]["Session"]["properties"]["agent_state"]["enum"]
+    assert set(described) == set(get_args(Presence))
 
 
 def test_every_code_is_explained() -> None:

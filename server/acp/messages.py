@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from ..words import form, in_words
 from .rpc import INVALID_PARAMS, RpcError
 
 PROTOCOL_VERSION = 1
@@ -15,7 +16,9 @@ MIN_MESSAGE_BYTES = 64 << 10
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 ConfigOptions = Annotated[dict[Name, Name], msgspec.Meta(max_length=64)]
-Path = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
+# Of the client's system, which need not be the server's: POSIX, a Windows drive, a Windows share.
+ABSOLUTE = r"^(?:/|[A-Za-z]:[\\/]|\\\\)[^\0]*\Z"
+Path = Annotated[str, msgspec.Meta(pattern=form(ABSOLUTE, "an absolute path"))]
 
 
 class Wishes(msgspec.Struct, frozen=True, rename="camel"):
@@ -143,4 +146,4 @@ def read(kind: type[P], params: Any) -> P:
     try:
         return msgspec.convert({} if params is None else params, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise RpcError(INVALID_PARAMS, str(error)) from None
+        raise RpcError(INVALID_PARAMS, in_words(error)) from None

@@ -137,6 +137,9 @@ class AgentState:
 
 NEW = AgentState()
 
+Presence = Literal["live", "waking", "prewarmed", "hibernated"]
+"""Whether a session's agent runs: what ``agent_state`` tells."""
+
 
 class Listener(Protocol):
     """The session, as its agent sees it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 
-import msgspec
 from aiohttp import hdrs, web
 
+from .. import bodies
 from ..acp.connection import Connection
 from ..acp.messages import Wishes
 from ..auth import check_origin
@@ -20,7 +20,6 @@ routes = web.RouteTableDef()
 SUBPROTOCOL = "acp"
 AUTH_PREFIX = "acp.auth."
 CONNECTION_ID = "Acp-Connection-Id"
-WISHES = ("agent", "model", "permission", "mode")
 
 
 @routes.get("/acp", allow_head=False)
@@ -35,7 +34,7 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
     offered = _subprotocols(request)
     only = _let_in(services, request, offered)
     credential = request[CREDENTIAL]
-    wishes = _wishes(request)
+    wishes = bodies.read_query(request, Wishes)
     if services.sessions.is_draining:
         raise draining()
     if services.sockets.is_full(credential.app_name):
@@ -92,16 +91,3 @@ def _let_in(services: Services, request: web.Request, offered: list[str]) -> str
     credential, only = services.tokens.redeem(secrets[0], request.remote)
     admit(request, credential)
     return only
-
-
-def _wishes(request: web.Request) -> Wishes:
-    """What the address asks for: ``?agent=…&model=…&permission=…``."""
-    asked = {
-        key: value
-        for key, value in request.query.items()
-        if key in ("agent", "model", "permission", "mode")
-    }
-    try:
-        return msgspec.convert(asked, Wishes)
-    except msgspec.ValidationError as error:
-        raise bad_request(str(error)) from None

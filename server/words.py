@@ -1,0 +1,114 @@
+"""What is wrong with a value, in words: msgspec's messages are for programmers."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+MAX_SHOWN = 100
+"""Characters of a client's value that its own error repeats."""
+
+_KINDS: Final[Mapping[str, str]] = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "null",
+    "object": "an object",
+    "array": "a list",
+}
+_UNITS: Final[Mapping[str, str]] = {"str": "characters", "array": "elements", "object": "fields"}
+_BOUNDS: Final[Mapping[str, str]] = {
+    ">=": "at least",
+    "<=": "at most",
+    ">": "more than",
+    "<": "less than",
+}
+_PLACE = re.compile(r"(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`)?\Z", re.DOTALL)
+_FORMS: dict[str, str] = {}
+
+
+def form(pattern: str, words: str) -> str:
+    """*pattern*, whose mismatch a client is told in *words*: ``an absolute path``."""
+    _FORMS[pattern] = words
+    return pattern
+
+
+def in_words(error: Exception) -> str:
+    """A validation error of msgspec's as one sentence that names the field.
+
+    Another error's message stays as it is: it is one of ours.
+    """
+    match = _PLACE.match(str(error))
+    assert match is not None  # it matches everything
+    what = next((told for say in _SAYINGS if (told := say(match["what"])) is not None), None)
+    place = (match["path"] or "").removeprefix(".").replace("[...]", "[…]")
+    if what is None:
+        what = match["what"]
+    if match["key"]:
+        what = f"a key {what}"
+    missing = re.match(r"(\w+): the field", what)
+    if missing and place:
+        return f"{place}.{what}"
+    return f"{place}: {what}" if place else what
+
+
+def _say_missing(what: str) -> str | None:
+    match = re.fullmatch(r"Object missing required field `(.*)`", what, re.DOTALL)
+    return f"{match[1]}: the field is missing" if match else None
+
+
+def _say_unknown(what: str) -> str | None:
+    match = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
+    return f"{match[1][:MAX_SHOWN]}: the field is not known" if match else None
+
+
+def _say_value(what: str) -> str | None:
+    match = re.fullmatch(r"Invalid (?:enum )?value (.*)", what, re.DOTALL)
+    return f"{match[1][:MAX_SHOWN]} is not one of the values that are known" if match else None
+
+
+def _say_form(what: str) -> str | None:
+    match = re.fullmatch(r"Expected `str` matching regex (.*)", what, re.DOTALL)
+    if match is None:
+        return None
+    try:
+        words = _FORMS.get(ast.literal_eval(match[1]))
+    except (SyntaxError, ValueError):
+        words = None
+    return f"must be {words or 'text of another form'}"
+
+
+def _say_bound(what: str) -> str | None:
+    match = re.fullmatch(r"Expected `(\w+)`( of length)? ([<>]=?) (-?[\d.e+]+)", what)
+    if match is None:
+        return None
+    kind, is_length, bound, number = match.groups()
+    shown = f"{float(number):g}" if "." in number else number
+    if not is_length:
+        return f"must be {_BOUNDS[bound]} {shown}"
+    if (bound, number) == (">=", "1"):
+        return "must not be empty"
+    return f"must have {_BOUNDS[bound]} {shown} {_UNITS.get(kind, 'elements')}"
+
+
+def _say_kind(what: str) -> str | None:
+    match = re.fullmatch(r"Expected `([^`]*)`(?:, got `([^`]*)`)?", what)
+    if match is None:
+        return None
+    wanted = [_KINDS.get(kind, kind) for kind in match[1].split(" | ")]
+    if match[2] is None:
+        return f"must be {' or '.join(wanted)}"
+    return f"must be {' or '.join(wanted)}, not {_KINDS.get(match[2], match[2])}"
+
+
+_SAYINGS: Final[tuple[Callable[[str], str | None], ...]] = (
+    _say_missing,
+    _say_unknown,
+    _say_value,
+    _say_form,
+    _say_bound,
+    _say_kind,
+)
