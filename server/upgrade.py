@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import logging
 import math
@@ -27,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 TOKENS = ("app_tokens", "tokens", "apps")
 HASHES = ("token_hash", "hash", "token_sha256", "sha256")
+PLAIN = ("token", "api_token", "secret", "api_key")
+PASSWORD_HASH = re.compile(r"\$|pbkdf2|scrypt|argon2|bcrypt", re.IGNORECASE)
+"""How hashes begin that are made for passwords: a token cannot be looked up by one."""
+MAX_NAMED_TABLES = 20
 NAMES = ("app_name", "app", "name")
 TIMES = ("created_at", "at", "ts", "started_at")
 DETAILS = ("detail", "details", "payload", "meta")
@@ -51,7 +56,7 @@ def statements_of(path: Path) -> list[Statement] | None:
             if version or not tables:
                 return None
             if "runs" not in tables or not tables & set(TOKENS):
-                raise SchemaError(f"{path} is the database of another program")
+                raise SchemaError(_not_ours(path, tables))
             return list(_statements(connection, tables))
     except sqlite3.DatabaseError as error:
         raise SchemaError(f"{path} cannot be read: {error}") from None
@@ -75,19 +80,51 @@ def _statements(connection: sqlite3.Connection, tables: set[str]) -> Iterator[St
                 yield statement
 
 
+def _not_ours(path: Path, tables: set[str]) -> str:
+    """What was looked for in the file, and what was found."""
+    names = sorted(tables)
+    found = ", ".join(names[:MAX_NAMED_TABLES])
+    if len(names) > MAX_NAMED_TABLES:
+        found += f" and {len(names) - MAX_NAMED_TABLES} more"
+    return (
+        f"{path} is no database of clawdforge 0.2: it must have a table runs, and one of"
+        f" {', '.join(TOKENS)}; it has {found}. Name the tables so, or move the file away"
+    )
+
+
 def _token(row: Row) -> Statement | None:
     if row.get("revoked_at") or row.get("revoked"):
         return None
-    digest = _first(row, *HASHES)
-    if isinstance(digest, str) and re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-        digest = bytes.fromhex(digest)
-    if not isinstance(digest, bytes) or len(digest) != 32:
-        raise SchemaError(
-            "its tokens are not kept as SHA-256 and cannot be taken over:"
-            " move the file away, start anew, and make new tokens"
-        )
+    digest = _digest_of(row)
     name = _text(_first(row, "name", "app_name", "app"))
     return store.insert_token(TokenRow(name, digest, _networks(row), _seconds(_first(row, *TIMES))))
+
+
+def _digest_of(row: Row) -> bytes:
+    """The SHA-256 of a token, which may be kept as that or in plain text.
+
+    Raises:
+        SchemaError: it is kept in another way.
+    """
+    kept = _first(row, *HASHES)
+    if isinstance(kept, bytes) and len(kept) == 32:
+        return kept
+    if isinstance(kept, str):
+        digits = re.fullmatch(r"(?:sha256[:$])?([0-9a-fA-F]{64})", kept.strip())
+        if digits is not None:
+            return bytes.fromhex(digits[1])
+    plain = _first(row, *PLAIN) if kept is None else kept
+    # In a column for hashes only what begins as a token does is one.
+    is_token = isinstance(plain, str) and (kept is None or plain.startswith("cf_"))
+    if is_token and plain.strip() and not PASSWORD_HASH.match(plain):
+        return hashlib.sha256(plain.strip().encode()).digest()
+    columns = ", ".join(sorted(map(str, row)))
+    raise SchemaError(
+        f"a token of app {_text(_first(row, 'name', 'app_name', 'app'))!r} is kept neither in plain"
+        f" text ({', '.join(PLAIN)}) nor as SHA-256 ({', '.join(HASHES)}); its columns are"
+        f" {columns}. Such tokens cannot be taken over: move the file away, start anew, and make"
+        " new tokens"
+    )
 
 
 def _networks(row: Row) -> str:
@@ -218,5 +255,6 @@ async def upgrade(path: Path) -> Path | None:
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     made.replace(path)
+    kept.chmod(0o600)  # it may have tokens in plain text
     logger.warning("the database was made by 0.2 and is upgraded; the old one is %s", kept)
     return kept

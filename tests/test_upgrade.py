@@ -38,6 +38,9 @@ INSERT INTO session_events VALUES (1, '11111111-2222-4333-8444-555555555555', 'p
 """
 
 
+PLAIN = OLD.replace("token_hash TEXT", "token TEXT").replace("{hash}", TOKEN)
+
+
 def make(path: Path, text: str = OLD) -> Path:
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +90,10 @@ async def test_a_server_takes_over_what_an_old_one_kept(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("CREATE TABLE things (a)", "another program"),
-        (OLD.replace("'{hash}'", "'$2b$12$bcrypt'"), "not kept as SHA-256"),
+        ("CREATE TABLE things (a)", "app_tokens.*things"),
+        (OLD.replace("app_tokens", "credentials"), "app_tokens.*credentials"),
+        (OLD.replace("'{hash}'", "'$2b$12$bcrypt'"), "SHA-256"),
+        (PLAIN.replace(TOKEN, "$argon2id$v=19$m=1"), "SHA-256"),
         (OLD.replace('["127', "[127"), "networks of a token cannot be read"),
         (
             OLD.replace("'gone'", "'GONE'")
@@ -97,7 +102,7 @@ async def test_a_server_takes_over_what_an_old_one_kept(
             "cannot be upgraded",
         ),
     ],
-    ids=["foreign", "hashes", "networks", "doubled"],
+    ids=["foreign", "renamed", "hashes", "plain hashes", "networks", "doubled"],
 )
 async def test_what_cannot_be_taken_over_is_refused_and_left_alone(
     tmp_path: Path, text: str, says: str
@@ -108,6 +113,21 @@ async def test_what_cannot_be_taken_over_is_refused_and_left_alone(
         await upgrade(path)
     assert rows(path, "SELECT sql FROM sqlite_master") == before
     assert not path.with_name("clawdforge.db.v0.2").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [PLAIN, OLD.replace("{hash}", TOKEN), OLD.replace("{hash}", "sha256:{hash}")],
+    ids=["plain", "plain in a column for hashes", "marked"],
+)
+async def test_tokens_are_hashed_however_they_were_kept(tmp_path: Path, text: str) -> None:
+    path = make(tmp_path / "clawdforge.db", text)
+    kept = await upgrade(path)
+    assert kept is not None
+    digest = hashlib.sha256(TOKEN.encode()).digest()
+    assert rows(path, "SELECT name, hash FROM tokens") == [("petal", digest)]
+    assert TOKEN.encode() not in path.read_bytes()
+    assert kept.stat().st_mode & 0o777 == 0o600
 
 
 async def test_there_is_nothing_to_upgrade(tmp_path: Path) -> None:
