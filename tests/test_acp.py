@@ -738,7 +738,7 @@ async def test_the_address_says_what_size_a_client_takes(client: Client) -> None
     assert refused.value.status == 400
 
 
-@pytest.mark.parametrize("cwd", ["/home/me", "C:\\Users\\me", "\\\\server\\share"])
+@pytest.mark.parametrize("cwd", ["/their/project", "C:\\Users\\me", "\\\\server\\share"])
 async def test_without_roots_a_clients_path_may_be_any_systems(acp: AcpClient, cwd: str) -> None:
     session = await acp.new_session(cwd=cwd)
     assert await acp.call("session/load", **of_session(session, cwd=cwd)) is not None

@@ -121,7 +121,7 @@ def test_no_client_is_shown_a_regular_expression() -> None:
 @pytest.mark.parametrize(
     ("cwd", "is_absolute"),
     [
-        ("/home/me", True),
+        ("/their/project", True),
         ("/", True),
         ("C:\\Users\\me", True),
         ("d:/work", True),
