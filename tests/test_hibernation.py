@@ -452,3 +452,28 @@ async def test_one_that_is_busy_before_it_falls_asleep_keeps_its_slot() -> None:
     await for_second
     assert len(slots) == 1
     await tasks.finish(1)
+
+
+@pytest.mark.parametrize("backend", ["host", "cli"])
+async def test_an_agent_is_not_started_in_a_folder_that_was_replaced_by_a_link(
+    serve: Serve, tmp_path: Path, backend: str
+) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    cwd = root / "above" / "cwd"
+    cwd.mkdir(parents=True)
+    (outside / "cwd").mkdir(parents=True)
+    server = await serve(workspace_roots=(root,), agent_backend=backend)
+    client = await server.client()
+    session = await client.create(cwd=str(cwd))
+    assert (await client.turn(session, "hi"))[0] == 200
+    replacements = ((cwd, outside / "cwd"), (cwd.parent, outside))
+    for replaced, link in replacements[: 2 if backend == "host" else 1]:
+        assert await (await server.services.sessions.get(session, "app")).hibernate()
+        moved = replaced.rename(tmp_path / "moved")
+        replaced.symlink_to(link)
+        status, reply = await client.turn(session, script({"touch": "here"}))
+        assert (status, reply["code"]) == (400, "bad_request")
+        assert not list(outside.rglob("here"))
+        replaced.unlink()
+        moved.rename(replaced)
+        assert (await client.turn(session, "hi again"))[0] == 200

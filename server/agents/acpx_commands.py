@@ -16,7 +16,7 @@ from typing import Any
 from ..codec import parse_message
 from . import processes
 from .agent_errors import details_of
-from .base import AgentSpec
+from .base import AgentSpec, misplaced, real_folder
 from .last_words import KEPT_BYTES, last_words, plain, redact, secrets_in
 from .programs import Program, Programs
 
@@ -131,6 +131,9 @@ class AcpxCommands:
 
     def _prepare(self, stdin: bytes) -> int:
         """Make the home; a file in memory that can be a program's stdin."""
+        # acpx follows the path again: nothing may have been put in its way since it was resolved.
+        if os.path.realpath(self._spec.cwd) != real_folder(self._spec.cwd, self._home.parents[2]):
+            raise misplaced()
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.memfd_create("stdin")
         with os.fdopen(descriptor, "wb", closefd=False) as file:

@@ -17,6 +17,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -25,7 +26,7 @@ from ..codec import dumps
 from ..config import AgentCommand
 from ..tasks import Supervisor, Tasks
 from . import processes
-from .base import AgentSpec, Pressure
+from .base import AgentSpec, Pressure, real_folder
 from .seam import Handler, Seam
 from .stderr import StderrFiles
 from .traits import asking_environ, traits_of
@@ -43,6 +44,9 @@ class Attachable(Handler, Protocol):
     def attached(self, seam: Seam) -> None:
         """The seam is in place; the process starts now."""
 
+    def misplaced(self) -> None:
+        """The process is refused: it is not in the session's folder."""
+
 
 class Attachments:
     """The listening socket, and the agents that are expected at it.
@@ -52,6 +56,7 @@ class Attachments:
         pressure: whether the log has room.
         stderr: where their stderr is kept.
         supervisor: of the long-lived tasks.
+        data_dir: the data folder, the path of which may lead through links.
         environ: what all of them have.
     """
 
@@ -61,8 +66,10 @@ class Attachments:
         pressure: Pressure,
         stderr: StderrFiles,
         supervisor: Supervisor,
+        data_dir: Path,
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._data_dir = data_dir
         self._commands = commands
         self._environ = environ
         self._pressure = pressure
@@ -159,6 +166,10 @@ class Attachments:
                 ours.callback(os.close, descriptor)
             if len(descriptors) != 2:
                 return
+            if not await asyncio.to_thread(_is_in, pid, agent.spec.cwd, self._data_dir):
+                logger.warning("process %d was started in another folder: refused", pid)
+                agent.misplaced()
+                return
             number = 1 + next(self._numbers) % processes.MAX_NUMBER
             seam = Seam(
                 pid,
@@ -197,6 +208,17 @@ class Attachments:
         own = command.env if command else {}
         traits = traits_of(spec.agent, self._commands)
         return {**own, **asking_environ(traits, spec.permission, {**self._environ, **own})}
+
+
+def _is_in(pid: int, cwd: str, data_dir: Path) -> bool:
+    """Whether a launcher is in its session's own folder, where the agent will be, too.
+
+    The path was followed again when it was started, and links may have been put in its way.
+    """
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == real_folder(cwd, data_dir)  # noqa: PTH115
+    except OSError:
+        return False  # it has ended
 
 
 def _set(future: asyncio.Future[None]) -> None:

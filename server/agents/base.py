@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..codec import dumps
@@ -298,3 +299,22 @@ def agent_failed(message: str) -> Error:
 
 def agent_unavailable(message: str) -> Error:
     return Error("agent_unavailable", message)
+
+
+def real_folder(cwd: str, data_dir: Path) -> str:
+    """The folder that *cwd* was when the session was made, without links.
+
+    A client's folder was resolved then. The data folder's own path is the operator's, and may be
+    a link.
+    """
+    try:
+        return str(data_dir.resolve() / Path(cwd).relative_to(data_dir))
+    except ValueError:
+        return cwd
+
+
+def misplaced() -> Error:
+    return Error(
+        "bad_request",
+        "cwd: the session's folder was replaced by a link, or is gone: the agent is not started",
+    )

@@ -107,7 +107,12 @@ class HostBackend:
         self._environ = environ
         secrets = secrets_in(environ, *(command.env for command in agents.values()))
         self._attachments = Attachments(
-            agents, pressure, StderrFiles(stderr_dir, supervisor, secrets), supervisor, environ
+            agents,
+            pressure,
+            StderrFiles(stderr_dir, supervisor, secrets),
+            supervisor,
+            state_dir.parent,
+            environ,
         )
         self._host = HostProcess(
             node=node,

@@ -25,6 +25,7 @@ from .base import (
     Wanted,
     agent_failed,
     agent_unavailable,
+    misplaced,
 )
 from .host_process import CallError, HostGoneError, HostProcess
 from .last_words import plain, redact
@@ -97,6 +98,7 @@ class HostAgent:
         self._current: _Prompt | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._ending = False
+        self._is_misplaced = False
         self._state = state
         self._former = NEW
         self._in_force: dict[str, str] = {}
@@ -386,6 +388,9 @@ class HostAgent:
             raise await self._start_error(error) from None
 
     async def _start_error(self, error: CallError) -> Error:
+        if self._is_misplaced:
+            self._is_misplaced = False
+            return misplaced()
         if error.code == "UNSUPPORTED_PROMPT_CONTENT":  # it did start
             return bad_request(f"the agent does not take this prompt: {_plain(error)}")
         if needs_login(self._refusal) or error.code == "AUTH_REQUIRED":
@@ -420,7 +425,11 @@ class HostAgent:
 
     # What the seam reports.
 
+    def misplaced(self) -> None:
+        self._is_misplaced = True
+
     def attached(self, seam: Seam) -> None:
+        self._is_misplaced = False
         self._seam = seam
         self._awake = False
         if self._ending:

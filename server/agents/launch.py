@@ -31,6 +31,8 @@ def main() -> None:
     socket.send_fds(seam, [b"\n"], [0, 1])
     overlay, given, _, _ = socket.recv_fds(seam, 1 << 20, 3)
     seam.close()
+    if not overlay:
+        sys.exit("refused by the server: its log says why")
     for number, descriptor in enumerate(given):
         os.dup2(descriptor, number)
         os.close(descriptor)
