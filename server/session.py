@@ -177,7 +177,8 @@ class Session:
         the mode in which the agent asks.
         """
         chosen, traits = self._settings.mode, self.traits
-        asking = traits.asking_mode if self.row.permission != APPROVE_ALL else None
+        is_asked = self.row.permission != APPROVE_ALL and self._house.backend.can_restore
+        asking = traits.asking_mode if is_asked else None
         return Wanted(
             model=self.row.model,
             mode=chosen or asking,

@@ -254,6 +254,10 @@ class Sessions:
             raise draining()
         if permission == "ask" and not self.backend.can_ask:
             raise bad_request("permission: ask cannot be had with CLAWDFORGE_AGENT_BACKEND=cli")
+        if (mode or config_options) and not self.backend.can_restore:
+            raise bad_request(
+                "mode, config_options: they cannot be had with CLAWDFORGE_AGENT_BACKEND=cli"
+            )
         notes = encode_meta(meta or {}, self.settings.max_meta_bytes)
         if system is not None and len(system.encode()) > self.settings.max_system_bytes:
             limit = self.settings.max_system_bytes

@@ -326,3 +326,66 @@ async def test_a_turns_end_resolves_the_requests_that_it_leaves(client: Client) 
     assert resolved["by"] == "cancel"
     await socket.until("turn_end", stop_reason="end_turn")
     assert (await client.state(session))["pending_permissions"] == []
+
+
+# What was reported earlier of a tool call.
+
+
+def report(kind: str | None, update: str = "tool_call", call_id: str = "call-1") -> Json:
+    told = {"title": "Look", "kind": kind} if kind is not None else {"status": "pending"}
+    return {"update": {"sessionUpdate": update, "toolCallId": call_id, **told}}
+
+
+BY_ID = {
+    "request": {
+        "method": "session/request_permission",
+        "params": {
+            "toolCall": {"toolCallId": "call-1"},
+            "options": [
+                {"optionId": kind, "name": kind, "kind": kind}
+                for kind in ("allow_once", "reject_once")
+            ],
+        },
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("reports", "option"),
+    [
+        ([report("read")], "allow_once"),
+        ([report("edit"), report("read", "tool_call_update")], "allow_once"),
+        ([report("read"), report(None, "tool_call_update")], "allow_once"),
+        ([report("read"), report("edit", "tool_call_update")], "reject_once"),
+        ([report("read", call_id="call-2")], "reject_once"),
+        ([], "reject_once"),
+    ],
+)
+async def test_what_was_reported_of_a_tool_call_counts_for_the_policy(
+    client: Client, reports: list[Json], option: str
+) -> None:
+    session = await client.create(permission="approve-reads")
+    _, reply = await client.turn(session, script(*reports, BY_ID))
+    told = json.loads(texts_of(reply["events"]))["response"]["result"]["outcome"]
+    assert told == selected(option)
+
+
+async def test_what_was_reported_in_an_earlier_turn_does_not_count(client: Client) -> None:
+    session = await client.create(permission="approve-reads")
+    await client.turn(session, script(report("read")))
+    _, reply = await client.turn(session, script(BY_ID))
+    told = json.loads(texts_of(reply["events"]))["response"]["result"]["outcome"]
+    assert told == selected("reject_once")
+
+
+async def test_a_request_that_waits_is_shown_with_what_was_reported_of_its_tool_call(
+    client: Client,
+) -> None:
+    session, _, request = await asked(client, script(report("read"), BY_ID))
+    assert request["request"]["toolCall"] == {"toolCallId": "call-1"}
+    (waiting,) = (await client.state(session))["pending_permissions"]
+    assert waiting["request"]["toolCall"] == {
+        "toolCallId": "call-1",
+        "title": "Look",
+        "kind": "read",
+    }

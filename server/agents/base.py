@@ -250,9 +250,12 @@ class Backend(Protocol):
     Attributes:
         versions: of ``acpx`` and ``node``, once it is started.
         can_ask: permission requests come to the session; else acpx decides them.
+        can_restore: the settings that a listener wants are set before each prompt; else a prompt
+            fails if the agent cannot be in them.
     """
 
     can_ask: bool
+    can_restore: bool
 
     @property
     def versions(self) -> Mapping[str, str]: ...

@@ -48,6 +48,7 @@ class CliBackend:
     """
 
     can_ask = False
+    can_restore = False  # acpx sends the prompt as soon as it has loaded the session
     restarts = 0  # there is no host
 
     def __init__(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
+from ..codec import dumps, loads
 from ..errors import Error, bad_request
 from ..tasks import Tasks
 from . import settings
@@ -127,6 +128,7 @@ class CliAgent:
         self._fresh = False
         self._busy = 0
         self._turn: _Turn | None = None
+        self._mode: str | None = None
         self._state = state
 
     @property
@@ -183,6 +185,8 @@ class CliAgent:
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         await self._control("set-mode", mode)
         self._state = settings.in_mode(self._state, mode)
+        # Without an owner, the process that was told has ended already.
+        self._mode = mode if self._acpx is not None and self._acpx.running else None
         return {}
 
     async def set_model(self, model: str) -> Mapping[str, Any]:
@@ -212,6 +216,7 @@ class CliAgent:
             async with self._command:  # what was under way has failed, if it had begun
                 await self._acpx.end()
         self._is_awake = False
+        self._mode = None
         if self._turn is not None and self._turn.sent:
             self._turn.finish(agent_failed(AGENT_GONE))
         self.listener.agent_gone()
@@ -245,6 +250,10 @@ class CliAgent:
         async with self._commanding() as acpx:
             if turn.done.done():
                 return True
+            self._check_mode(acpx)
+            if self._fresh and self.spec.preface is not None:
+                preface = {"type": "text", "text": self.spec.preface}
+                blocks = dumps([preface, *loads(blocks)])
             program = await acpx.start("prompt", *self._name, "-f", "-", stdin=blocks)
             turn.begin(program)
         try:
@@ -265,6 +274,20 @@ class CliAgent:
         if transcript.refused and not self._fresh and not needs_login(transcript.refusal):
             return False
         raise self._start_error(error, transcript.refusal)
+
+    def _check_mode(self, acpx: AcpxCommands) -> None:
+        """Refuse a prompt that the agent would carry out in another mode.
+
+        acpx does not set a mode again when it loads a session, and sends the prompt at once.
+        """
+        wanted = self.listener.wanted
+        if wanted.mode is None or wanted.mode_is_optional:
+            return
+        if not acpx.running or self._mode != wanted.mode:
+            raise bad_request(
+                f"mode: the agent has ended, and cannot be put into {wanted.mode!r} again with"
+                " CLAWDFORGE_AGENT_BACKEND=cli: open a new session"
+            )
 
     def _give_up(self, turn: _Turn) -> None:
         """The agent does not start in time."""

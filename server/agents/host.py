@@ -88,6 +88,7 @@ class HostBackend:
     """
 
     can_ask = True
+    can_restore = True
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: f
         name,
         Wanted(
             request.model,
-            traits.asking_mode,
+            traits.asking_mode if backend.can_restore else None,
             mode_is_optional=True,
             model_may_be_unlisted=traits.takes_any_model,
         ),

@@ -8,7 +8,8 @@ that are not text as `[image]` and so on). A prompt whose text is JSON is a scri
     {"steps": [{"say": "hi"}, {"wait_for": "cancel"}]}     or the list alone, or a single step
 
 Each step is an object with one key. Paths are relative to the session's cwd. `[Attached files]`
-and the paths under it may stand before the script. An unknown step answers -32602.
+and the paths under it, or other blocks, may stand before the script. An unknown step answers an
+error (-32602).
 
 Saying
     {"say": TEXT | JSON}        an agent_message_chunk; what is not a string is said as JSON
@@ -364,6 +365,8 @@ class Turn(threading.Thread):
 
     def answer_of(self, steps: list[Json] | None) -> Json:
         try:
+            if steps is None and len(self.prompt) > 1:  # behind a system prompt
+                steps = script_of(str(self.prompt[-1].get("text")))
             if steps is None:
                 self.echo_text()
             else:
