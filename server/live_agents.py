@@ -2,8 +2,9 @@
 
 Any number of sessions is open, but only so many have a process. If one more is needed, an idle one
 makes room: of the app that has the most, the one that has been idle longest. Slots are given to the
-waiting app that has the fewest, and among equals in turn. If every slot is busy, an app that has
-none gets one of a few reserved slots at once.
+waiting app that has the fewest, and among equals in turn. If every slot is taken, an app that has
+none gets one of a few reserved slots at once, and need not wait until an idle agent has ended. Idle
+agents of apps that have several make room until no reserved slot is in use.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from .agents.base import URGENT_GRACE_SECS
 from .limits import Entry, Waiting
 from .tasks import Tasks
 
@@ -35,7 +37,7 @@ class Holder(Protocol):
     @property
     def last_used(self) -> float: ...
 
-    async def hibernate(self) -> bool: ...
+    async def hibernate(self, grace: float = ..., /) -> bool: ...
 
 
 class LiveAgents:
@@ -43,7 +45,7 @@ class LiveAgents:
 
     Args:
         limit: how many there are.
-        reserve: how many more there are for apps that have none, while all others are busy.
+        reserve: how many more there are for apps that have none, while all others are taken.
         each: how many one app may have; 0 for all.
         app_of: the app that a holder belongs to.
     """
@@ -158,7 +160,7 @@ class LiveAgents:
         return total < self._limit or (is_crowded_out and total < self._limit + self._reserve)
 
     def _settle(self) -> None:
-        if not self._waiting:
+        if not self._waiting and len(self._holders) <= self._limit:
             return
         held = self._held()
         while (entry := self._next(held)) is not None:
@@ -167,15 +169,13 @@ class LiveAgents:
                     held[self._app_of(entry.holder)] += 1
                     self._holders.add(entry.holder)
                 entry.future.set_result(None)
-        if self._waiting:
-            self._make_room()
+        self._make_room()
+        self._free_reserve()
 
     def _next(self, held: Counter[str]) -> Entry[Holder] | None:
         """The next that gets a slot, taken out of the queue."""
         for app_name in self._waiting.apps(lambda name: held[name]):
             has_slot = self._has_slot(app_name, held)
-            if has_slot and len(self._holders) >= self._limit and self._idle():
-                has_slot = False  # an idle agent makes room: the reserve is for when there is none
             for entry in self._waiting.of(app_name):
                 # Who has a slot needs no second; who falls asleep first has to end its agent.
                 if entry.holder not in self._evicting and (
@@ -185,14 +185,15 @@ class LiveAgents:
                     return entry
         return None
 
-    def _idle(self) -> list[Holder]:
-        return [h for h in self._holders if h in self._evicting or h.can_hibernate]
+    def _staying(self) -> tuple[list[Holder], Counter[str]]:
+        """The idle agents that nobody puts to sleep yet; how many agents each app will have."""
+        staying = self._holders - self._evicting
+        idle = [holder for holder in staying if holder.can_hibernate]
+        return idle, Counter(map(self._app_of, staying))
 
     def _make_room(self) -> None:
         """Put to sleep the idle agents whose slots help those that wait, and no others."""
-        staying = self._holders - self._evicting
-        idle = [holder for holder in staying if holder.can_hibernate]
-        held = Counter(map(self._app_of, staying))
+        idle, held = self._staying()
         for app_name in self._waiting.apps():
             for _ in self._waiting.of(app_name):
                 leaving = self._who_leaves(app_name, idle, held)
@@ -201,9 +202,31 @@ class LiveAgents:
                 for holder in leaving:
                     idle.remove(holder)
                     held[self._app_of(holder)] -= 1
-                    self._evicting.add(holder)
-                    self._tasks.spawn(self._evict(holder), f"hibernate-{holder.id}")
+                    self._put_to_sleep(holder)
                 held[app_name] += 1
+
+    def _free_reserve(self) -> None:
+        """Put idle agents to sleep while reserved slots are in use, but no app's only one."""
+        idle, held = self._staying()
+        while held.total() > self._limit:
+            several = [h for h in idle if held[self._app_of(h)] > 1 or self._app_of(h) == NOBODY]
+            if not several:
+                return
+            holder = self._first_to_leave(several, held)
+            idle.remove(holder)
+            held[self._app_of(holder)] -= 1
+            self._put_to_sleep(holder)
+
+    def _put_to_sleep(self, holder: Holder) -> None:
+        self._evicting.add(holder)
+        self._tasks.spawn(self._evict(holder), f"hibernate-{holder.id}")
+
+    def _first_to_leave(self, idle: list[Holder], held: Counter[str]) -> Holder:
+        """First those that never had a turn, then of the app that has the most."""
+        return min(
+            idle,
+            key=lambda h: (h.last_used > -math.inf, -held[self._app_of(h)], h.last_used),
+        )
 
     def _who_leaves(
         self, app_name: str, idle: list[Holder], held: Counter[str]
@@ -216,11 +239,7 @@ class LiveAgents:
                 idle = [holder for holder in idle if self._app_of(holder) == app_name]
             if not idle:
                 return None
-            # First those that never had a turn, then of the app that has the most.
-            holder = min(
-                idle,
-                key=lambda h: (h.last_used > -math.inf, -held[self._app_of(h)], h.last_used),
-            )
+            holder = self._first_to_leave(idle, held)
             idle.remove(holder)
             held[self._app_of(holder)] -= 1
             leaving.append(holder)
@@ -229,7 +248,7 @@ class LiveAgents:
     async def _evict(self, holder: Holder) -> None:
         asleep = False
         try:
-            asleep = await holder.hibernate()
+            asleep = await holder.hibernate(URGENT_GRACE_SECS)
         finally:
             self._evicting.discard(holder)
             if asleep:  # else a prompt came first

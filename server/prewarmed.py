@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import store
-from .agents.base import Agent, AgentSpec, AgentState, Backend, Context, Listener, Wanted
+from .agents.base import (
+    GRACE_SECS,
+    Agent,
+    AgentSpec,
+    AgentState,
+    Backend,
+    Context,
+    Listener,
+    Wanted,
+)
 from .errors import Error
 from .log import LogWriter
 from .tasks import Tasks
@@ -88,11 +97,11 @@ class Prewarmed:
     def can_hibernate(self) -> bool:
         return self.ready and not self._taken
 
-    async def hibernate(self) -> bool:
+    async def hibernate(self, grace: float = GRACE_SECS) -> bool:
         """Make room: end the agent, of which nothing need remain."""
         if not self.can_hibernate:
             return False
-        await self._pool.end(self)
+        await self._pool.end(self, grace)
         return True
 
     def take(self) -> None:
@@ -211,12 +220,12 @@ class Prewarmer:
             self.spares.remove(spare)
             self._house.tasks.spawn(self.end(spare), f"prewarm-end-{spare.id}")
 
-    async def end(self, spare: Prewarmed) -> None:
+    async def end(self, spare: Prewarmed, grace: float = GRACE_SECS) -> None:
         """End it and all that it left."""
         spare.ready = False
         if spare in self.spares:
             self.spares.remove(spare)
-        await spare.agent.hibernate()
+        await spare.agent.hibernate(grace)
         self._house.slots.release(spare)
         await self._clear([spare.id])
 

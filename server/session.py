@@ -19,7 +19,18 @@ from typing import Any, Protocol
 from . import frames, store
 from .agents import settings as agent_settings
 from .agents.agent_errors import agent_error
-from .agents.base import NEW, Agent, AgentSpec, AgentState, Backend, Context, Presence, Wanted
+from .agents.base import (
+    GRACE_SECS,
+    NEW,
+    URGENT_GRACE_SECS,
+    Agent,
+    AgentSpec,
+    AgentState,
+    Backend,
+    Context,
+    Presence,
+    Wanted,
+)
 from .agents.traits import APPROVE_ALL, Traits
 from .codec import dumps, loads
 from .config import Settings
@@ -156,7 +167,9 @@ class Session:
         """The agent that it wants."""
         row = self.row
         preface = row.system if self.system_delivery == "prompt" else None
-        return AgentSpec(row.id, row.agent, row.cwd, row.model, row.system, row.permission, preface)
+        return AgentSpec(
+            row.id, row.agent, row.cwd, row.model, row.system, row.permission, preface, row.app_name
+        )
 
     @property
     def traits(self) -> Traits:
@@ -635,7 +648,7 @@ class Session:
         """Between two turns: let an app that has fewer agents have this one's slot."""
         if self.permissions or self._changing:
             return
-        await self._live_agent().hibernate()
+        await self._live_agent().hibernate(URGENT_GRACE_SECS)
         self._house.slots.release(self)
 
     async def _run_safely(self, turn: Turn) -> None:
@@ -985,14 +998,14 @@ class Session:
         self._house.slots.release(self)
         await self.log.reach(seq)  # last: on a full disk that waits for room
 
-    async def hibernate(self) -> bool:
+    async def hibernate(self, grace: float = GRACE_SECS) -> bool:
         """End the agent's process until the next prompt; False where it is in use."""
         if not self.can_hibernate or self.agent is None:
             return False
         self._hibernating = True
         self._waking = None  # that a start comes to nothing by this is no failure of the agent's
         try:
-            await self.agent.hibernate()
+            await self.agent.hibernate(grace)
         finally:
             self._hibernating = False
         self._release_if_gone()

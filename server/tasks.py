@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 Result = TypeVar("Result")
 
@@ -40,6 +41,25 @@ async def to_completion(work: Coroutine[Any, Any, Result]) -> Result:
     for _ in range(cancels):
         waiter.cancel()
     return task.result()
+
+
+class Semaphores:
+    """A semaphore for each key, so that nobody waits for what another key's work takes.
+
+    Args:
+        each: how many of one key may be at work at once.
+    """
+
+    def __init__(self, each: int) -> None:
+        self._each = each
+        self._semaphores: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def of(self, key: str) -> asyncio.Semaphore:
+        """The key's; it is kept as long as somebody holds it or waits for it."""
+        semaphore = self._semaphores.get(key)
+        if semaphore is None:
+            semaphore = self._semaphores[key] = asyncio.Semaphore(self._each)
+        return semaphore
 
 
 class Tasks:

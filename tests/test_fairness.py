@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.agents.base import URGENT_GRACE_SECS
 from server.errors import Error
 from server.live_agents import LiveAgents
 from server.runs.places import Queue
 from server.tasks import Tasks
 
 from .conftest import Serve
-from .harness import Client, Socket, script
+from .harness import Client, Deadline, Socket, script
 from .runs import make_fake_claude, steps
 
 BUSY = script({"say": "on it"}, {"wait_for": "cancel"})
@@ -95,12 +97,14 @@ class Holder:
         self.last_used = last_used
         self.busy = busy
         self.agent_state = "live"
+        self.grace = math.nan
 
     @property
     def can_hibernate(self) -> bool:
         return not self.busy
 
-    async def hibernate(self) -> bool:
+    async def hibernate(self, grace: float) -> bool:
+        self.grace = grace
         return not self.busy
 
 
@@ -162,6 +166,42 @@ async def test_reserved_slot_is_given_back_before_the_others_are_used_again() ->
     slots.release(guest)
     await waiting
     assert len(slots) == 2
+
+
+async def test_reserved_slot_is_given_at_once_while_idle_agents_end() -> None:
+    slots = slots_of(2, reserve=2)
+    idle = [Holder("a1", last_used=1, busy=False), Holder("a2", last_used=2, busy=False)]
+    for holder in idle:
+        await slots.acquire(holder)
+    guest = Holder("b1")
+    acquiring = asyncio.create_task(slots.acquire(guest))
+    await asyncio.sleep(0)
+    assert slots.holds(guest)
+    await acquiring
+    await ticks()
+    assert [slots.holds(holder) for holder in idle] == [False, True]
+    assert idle[0].grace == URGENT_GRACE_SECS
+
+
+async def test_agent_that_becomes_idle_gives_its_slot_for_the_reserved_one() -> None:
+    slots = slots_of(2, reserve=1)
+    hogs, guest = [Holder("a1"), Holder("a2")], Holder("b1")
+    for holder in (*hogs, guest):
+        await slots.acquire(holder)
+    for holder in (guest, hogs[0]):  # the guest's is its app's only one
+        holder.busy = False
+        slots.idle(holder)
+        await ticks()
+    assert [slots.holds(holder) for holder in (*hogs, guest)] == [False, True, True]
+
+
+async def test_agents_that_do_not_start_delay_no_other_app(serve: Serve) -> None:
+    server = await serve(max_live_agents=6)
+    greedy, other = await server.client("greedy"), await server.client("other")
+    for _ in range(5):
+        await greedy.create(agent="mock-silent")
+    async with Deadline("the other app's turn"):
+        assert (await other.turn(await other.create(), "hello"))[0] == 200
 
 
 async def test_idle_agent_of_an_app_in_the_reserve_makes_room_for_its_own() -> None:

@@ -401,7 +401,7 @@ class Sleeper:
     def can_hibernate(self) -> bool:
         return not self.busy
 
-    async def hibernate(self) -> bool:
+    async def hibernate(self, grace: float) -> bool:
         if self.busy:
             return False
         await self.may_sleep.wait()

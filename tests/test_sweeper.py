@@ -454,7 +454,7 @@ async def test_an_agent_that_cannot_be_put_to_sleep_does_not_keep_sessions_in_me
     clock.advance(60)
     hibernate = Session.hibernate
 
-    async def hibernate_others(session: Session) -> bool:
+    async def hibernate_others(session: Session, *_: float) -> bool:
         await fail_for(stuck)(None, session)
         return await hibernate(session)
 

@@ -40,7 +40,8 @@ class AgentSpec:
 
     ``system`` replaces the agent's own system prompt; ``{"append": …}`` adds to it. An agent that
     takes none gets it as ``preface``, a text in front of the first prompt of its conversation.
-    ``permission`` is the session's; it matters to a backend that cannot ask.
+    ``permission`` is the session's; it matters to a backend that cannot ask. ``owner`` is the app
+    that the agent works for.
     """
 
     key: str
@@ -50,6 +51,7 @@ class AgentSpec:
     system: str | Mapping[str, str] | None
     permission: str
     preface: str | None = None
+    owner: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,6 +179,12 @@ class Listener(Protocol):
         """The agent's process has ended, whether it was asked to or not."""
 
 
+GRACE_SECS = 4.0
+"""What an agent has to end in by itself, if nobody waits for its slot."""
+URGENT_GRACE_SECS = 1.0
+"""The same if somebody does: an agent that ignores the end of its stdin must delay no other app."""
+
+
 class Agent(Protocol):
     """One session's agent: an id at acpx, and a process while there is one."""
 
@@ -240,8 +248,12 @@ class Agent(Protocol):
     async def kill(self) -> None:
         """End the process and all that it started, now."""
 
-    async def hibernate(self) -> None:
-        """End the process and all that it started; the conversation can be resumed."""
+    async def hibernate(self, grace: float = GRACE_SECS) -> None:
+        """End the process and all that it started; the conversation can be resumed.
+
+        Args:
+            grace: seconds that it has to end by itself.
+        """
 
 
 class Backend(Protocol):

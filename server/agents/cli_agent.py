@@ -17,6 +17,7 @@ from .acpx_commands import ENDED, AcpxCommands, CommandError, error_in, read_end
 from .agent_errors import asks_for_login, login_required, needs_login, words_of
 from .base import (
     AGENT_GONE,
+    GRACE_SECS,
     NEW,
     AgentSpec,
     AgentState,
@@ -32,7 +33,6 @@ from .transcript import Transcript
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECS = 4
 CONTROL_SECS = 30
 MAX_ARGUMENT_BYTES = 100 << 10
 
@@ -203,8 +203,8 @@ class CliAgent:
     async def kill(self) -> None:
         await self._end()
 
-    async def hibernate(self) -> None:
-        await self._end(CLOSE_SECS)
+    async def hibernate(self, grace: float = GRACE_SECS) -> None:
+        await self._end(grace)
 
     async def _end(self, grace: float = 0) -> None:
         """End all processes of the session; what is left after *grace* seconds is killed."""

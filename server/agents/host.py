@@ -21,7 +21,7 @@ from typing import Any
 
 from ..config import AgentCommand
 from ..errors import Error
-from ..tasks import Supervisor, Tasks
+from ..tasks import Semaphores, Supervisor, Tasks
 from .acpx import describe
 from .attach import Attachments
 from .base import (
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 LAUNCHER = Path(__file__).parent / "launch.py"
 STARTS_AT_ONCE = 4
 CLOSES_AT_ONCE = 4
+"""Of one app: a start may take as long as `CLAWDFORGE_AGENT_START_TIMEOUT_SECS`."""
 PROBE_SECS = 10
 
 
@@ -131,8 +132,8 @@ class HostBackend:
             ended=self._attachments.forget_announced,
             supervisor=supervisor,
         )
-        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
-        self._closes = asyncio.Semaphore(CLOSES_AT_ONCE)
+        self._starts = Semaphores(STARTS_AT_ONCE)
+        self._closes = Semaphores(CLOSES_AT_ONCE)
         self._tasks = Tasks()
         self._capabilities: dict[str, Mapping[str, Any]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}

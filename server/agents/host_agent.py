@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any
 
 from ..errors import Error, bad_request, internal
-from ..tasks import Tasks
+from ..tasks import Semaphores, Tasks
 from . import processes, settings
 from .agent_errors import asks_for_login, details_of, login_required, needs_login, words_of
 from .attach import Attachments
 from .base import (
     AGENT_GONE,
+    GRACE_SECS,
     NEW,
     AgentSpec,
     AgentState,
@@ -33,7 +34,6 @@ from .seam import Seam
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECS = 4
 CONTROL_SECS = 20
 LAST_WORDS_SECS = 0.3
 """For the rest of a dead agent's stderr, which a process that it has left may hold open."""
@@ -65,7 +65,7 @@ class HostAgent:
     """One session's agent; see :class:`base.Agent`. Also what its seam reports to.
 
     Args:
-        starts, closes: bound how many agents start, and end, at once.
+        starts, closes: bound how many agents of one app start, and end, at once.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class HostAgent:
         listener: Listener,
         state: AgentState,
         *,
-        starts: asyncio.Semaphore,
-        closes: asyncio.Semaphore,
+        starts: Semaphores,
+        closes: Semaphores,
     ) -> None:
         self.spec = spec
         self._host = host
@@ -171,28 +171,28 @@ class HostAgent:
         if self._sweeping is not None:
             await asyncio.gather(self._sweeping, return_exceptions=True)
 
-    async def hibernate(self) -> None:
+    async def hibernate(self, grace: float = GRACE_SECS) -> None:
         self._ending = True  # one that is still starting is not waited for
         if self._opening.locked() and self._seam is not None:
             self._seam.kill()
         try:
-            await self._hibernate()
+            await self._hibernate(grace)
         finally:
             self._ending = False
 
-    async def _hibernate(self) -> None:
+    async def _hibernate(self, grace: float) -> None:
         async with self._opening:
             if self._opened and self._opened == self._host.generation:
-                await self._close()
+                await self._close(grace)
             self._opened = 0
             await self.kill()
             self._attachments.unregister(self)
 
-    async def _close(self) -> None:
+    async def _close(self, grace: float) -> None:
         """Let acpx end the agent and write its record."""
-        async with self._closes:
+        async with self._closes.of(self.spec.owner):
             try:
-                async with asyncio.timeout(CLOSE_SECS):
+                async with asyncio.timeout(grace):
                     await self._call("close")
             except (TimeoutError, HostGoneError, CallError, Error) as error:
                 logger.info("session %s: acpx does not close it: %r", self.spec.key, error)
@@ -306,7 +306,7 @@ class HostAgent:
             self._dead = None
             # The model is set like every other setting, before the first prompt.
             options = {"systemPrompt": self.spec.system}
-            async with self._starts:
+            async with self._starts.of(self.spec.owner):
                 self._busy += 1
                 try:
                     await self._host.call(

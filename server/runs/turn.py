@@ -47,7 +47,9 @@ async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: f
         ),
     )
     preface = None if traits.takes_system else request.system
-    spec = AgentSpec(run.id, name, str(folder), request.model, system, PERMISSION, preface)
+    spec = AgentSpec(
+        run.id, name, str(folder), request.model, system, PERMISSION, preface, request.app_name
+    )
     agent = backend.agent(spec, turn)
     turn.agent = agent
     blocks: list[dict[str, object]] = [{"type": "text", "text": request.prompt}]
