@@ -411,7 +411,9 @@ def _forwarded(request: web.Request) -> list[str] | None:
 
 def bearer(request: web.Request) -> str | None:
     """The token of the Authorization header, or None."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    lines = request.headers.getall("Authorization", [])
+    # Of two, a proxy may have looked at the other.
+    scheme, _, token = lines[0].partition(" ") if len(lines) == 1 else ("", "", "")
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
@@ -421,11 +423,12 @@ def check_origin(request: web.Request, settings: Settings) -> None:
     Raises:
         Error: ``forbidden``.
     """
-    origin = request.headers.get("Origin")
-    if origin is None:
+    lines = request.headers.getall("Origin", [])
+    if not lines:
         return
     try:
-        origin = origin_of(origin)
+        [line] = lines
+        origin = origin_of(line)
         scheme = origin.partition("://")[0]
         if origin in settings.allowed_origins:
             return
@@ -449,6 +452,9 @@ def check_host(request: web.Request, settings: Settings) -> None:
         return
     host = request.host.lower()
     name = without_port(host)
+    if name.endswith("."):  # the same name, written in full
+        host = host.replace(name, name[:-1], 1)
+        name = name[:-1]
     # No name on the network can stand for these.
     address = address_of(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
     if name == "localhost" or (address is not None and address.is_loopback):

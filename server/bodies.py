@@ -16,7 +16,7 @@ from multidict import CIMultiDictProxy
 from .codec import has_too_many_values, is_costly, loads_bounded
 from .errors import Error, bad_request, payload_too_large
 from .files import TTL_RANGE, TTL_SECS
-from .frames import ConfigOptions, Id, Name, parse_blocks
+from .frames import MAX_FILES, ConfigOptions, Id, Name, parse_blocks
 from .limits import ByteBudget
 from .words import form, in_words
 
@@ -45,7 +45,10 @@ Argument = Annotated[
         ),
     ),
 ]
-Files = Annotated[list[str] | None, _about("Tokens of `POST /files`.")]
+Files = Annotated[
+    Annotated[list[str], msgspec.Meta(max_length=MAX_FILES)] | None,
+    _about("Tokens of `POST /files`."),
+]
 
 
 class Blocks(list[dict[str, Any]]):
@@ -149,10 +152,7 @@ class RunOnce(msgspec.Struct, frozen=True):
     effort: Annotated[
         Literal["low", "medium", "high", "xhigh", "max"] | None, _about("Only claude takes one.")
     ] = None
-    files: Annotated[
-        Annotated[list[str], msgspec.Meta(max_length=100)] | None,
-        _about("Tokens of `POST /files`."),
-    ] = None
+    files: Files = None
     timeout_secs: Timeout | None = None
     agent: Annotated[Name | None, _about("`claude`, or any of `GET /agents`.")] = None
 
@@ -218,7 +218,7 @@ class Bodies:
     """Reads bodies, so many bytes of them at once and one large one at a time.
 
     Args:
-        max_bytes: of all bodies that are in memory at once.
+        max_bytes: of all bodies, and messages of sockets, that are in memory at once.
         max_bytes_per_app: the same of one app.
         timeout: seconds that a whole body may take.
         stall_timeout: seconds without a byte of it.
@@ -227,8 +227,8 @@ class Bodies:
     def __init__(
         self, *, max_bytes: int, max_bytes_per_app: int, timeout: float, stall_timeout: float
     ) -> None:
-        self._budget = ByteBudget(max_bytes, max_bytes_per_app)
-        self._timeout = timeout
+        self.budget = ByteBudget(max_bytes, max_bytes_per_app)
+        self.timeout = timeout
         self.stall_timeout = stall_timeout
         self._parsing = asyncio.Semaphore()
 
@@ -250,7 +250,7 @@ class Bodies:
             if request.content.at_eof():
                 return await self._parse(data)
             size = limit
-        async with self._budget.take(app_name, size, ROOM_SECS):
+        async with self.budget.take(app_name, size, ROOM_SECS):
             await self._read(request, data, limit)
             if len(data) > limit:
                 raise payload_too_large()
@@ -260,7 +260,7 @@ class Bodies:
         """Read on, until there are more than *limit* bytes, or all."""
         await start_body(request)
         now = asyncio.get_running_loop().time
-        end = now() + self._timeout
+        end = now() + self.timeout
         try:
             async with asyncio.timeout(None) as patience:
                 while len(data) <= limit:
@@ -312,6 +312,8 @@ def _too_slow() -> Error:
 def check_coding(headers: CIMultiDictProxy[str]) -> None:
     """Refuse what is packed: unpacked it could be a thousand times as large.
 
+    That goes for a transfer coding as well, which can only be ``chunked``.
+
     Raises:
         Error: ``unsupported_media_type``.
     """
@@ -320,6 +322,8 @@ def check_coding(headers: CIMultiDictProxy[str]) -> None:
         raise Error(
             "unsupported_media_type", "a body is sent as it is: no Content-Encoding is supported"
         )
+    if headers.get(hdrs.TRANSFER_ENCODING, "chunked").strip().lower() != "chunked":
+        raise Error("unsupported_media_type", "no Transfer-Encoding but chunked is supported")
 
 
 async def start_body(request: web.Request) -> None:

@@ -33,6 +33,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from . import tcp
 from .errors import Error, bad_request
+from .incoming import FrameScanner
 from .limits import Places
 from .replies import NAME, error_reply
 from .tasks import Supervisor, Tasks
@@ -51,6 +52,8 @@ ten thousand wait two seconds, not thirty."""
 STRANGERS_READ_BYTES = 16 << 10
 APPS_READ_BYTES = 256 << 10
 """What is read of a connection at a time, before and after it has shown a credential."""
+SOCKETS_READ_BYTES = 32 << 10
+"""The same of a socket: each of its frames is looked at."""
 RETRY_SECS = 1.0
 """Where the system has no descriptor or memory for a connection, it may have one by then."""
 
@@ -197,10 +200,28 @@ class Allowance:
     is_spent: asyncio.Future[None]
 
 
-class Connection(web.RequestHandler):
-    """One connection; it holds a place at the door until it has asked for something."""
+class _ScannedParser:
+    """A socket's parser, and before it a scanner of the same bytes."""
 
-    __slots__ = ("_allowance", "_door", "_place", "_requests")
+    def __init__(self, parser: Any, scanner: FrameScanner) -> None:
+        self._parser = parser
+        self._scanner = scanner
+        self.feed_eof = parser.feed_eof
+
+    def feed_data(self, data: bytes) -> Any:
+        self._scanner.feed(data)
+        return self._parser.feed_data(data)
+
+
+class Connection(web.RequestHandler):
+    """One connection; it holds a place at the door until it has asked for something.
+
+    Attributes:
+        scanner: of the frames, once it is a socket.
+        more_has_come: told of each piece of them.
+    """
+
+    __slots__ = ("_allowance", "_door", "_place", "_requests", "more_has_come", "scanner")
 
     def __init__(self, door: Door, handlers: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -215,6 +236,8 @@ class Connection(web.RequestHandler):
         self._place: contextlib.ExitStack | None = None
         self._requests = 0
         self._allowance: Allowance | None = None
+        self.scanner = FrameScanner()
+        self.more_has_come: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
@@ -239,6 +262,19 @@ class Connection(web.RequestHandler):
                 self.transport.pause_reading()
                 if not allowance.is_spent.done():
                     allowance.is_spent.set_result(None)
+        if self.more_has_come is not None:
+            self.more_has_come()
+
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        super().set_parser(_ScannedParser(parser, self.scanner), data_received_cb)  # type: ignore[arg-type]
+
+    def pause_socket(self) -> None:
+        """Read no more of it for now, however much aiohttp has room for."""
+        self._pause_reading_for_buffer()
+
+    def resume_socket(self) -> None:
+        """Read on, unless aiohttp has no room."""
+        self._resume_reading_for_buffer()
 
     def begin_request(self) -> bool:
         """A request is whole: the connection's place at the door is free.
@@ -259,6 +295,8 @@ class Connection(web.RequestHandler):
     def become_socket(self) -> None:
         """From now on it is watched by itself."""
         self._door.remove(self)
+        if self.transport is not None:
+            self.transport.max_size = SOCKETS_READ_BYTES  # type: ignore[attr-defined]
 
     def limit(self, size: int) -> asyncio.Future[None]:
         """Read about *size* more bytes, and then no more.
@@ -274,7 +312,8 @@ class Connection(web.RequestHandler):
         """A credential has been shown: read on, and more at a time."""
         if self.transport is None:
             return
-        self.transport.max_size = APPS_READ_BYTES  # type: ignore[attr-defined]
+        if not self._upgraded:
+            self.transport.max_size = APPS_READ_BYTES  # type: ignore[attr-defined]
         if self._allowance is not None:
             self._allowance = None
             self.transport.resume_reading()

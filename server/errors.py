@@ -21,6 +21,7 @@ STATUS: Final[dict[str, int]] = {
     "request_timeout": 408,
     "conflict": 409,
     "session_closed": 410,
+    "precondition_failed": 412,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
     "range_not_satisfiable": 416,

@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from .codec import dumps, loads_bounded, parse_message
+from .codec import MAX_ECHO_BYTES, dumps, loads_bounded, parse_message
 from .errors import Error, bad_request
 from .words import form, in_words
 
 PROTOCOL = 1
+MAX_FILES = 100
+"""Of one prompt."""
 BASE64 = form(r"^[A-Za-z0-9+/]+={0,2}$(?!\n)", "base64")
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -42,7 +44,7 @@ class Auth(_Command, frozen=True, tag="auth"):
 class Prompt(_Command, frozen=True, kw_only=True, tag="prompt"):
     prompt: str | list[Any]
     id: Id | None = None
-    files: list[str] | None = None
+    files: Annotated[list[str], msgspec.Meta(max_length=MAX_FILES)] | None = None
 
 
 class Cancel(_Command, frozen=True, tag="cancel"):
@@ -98,6 +100,8 @@ def parse(data: bytes | str) -> Command:
         raise _refusal(data) from None
     if not isinstance(value, dict):
         raise NotAFrameError
+    if "id" in value and len(dumps(value["id"])) > MAX_ECHO_BYTES:
+        raise FrameError(f"id: must have at most {MAX_ECHO_BYTES} bytes", None)
     try:
         command: Command = msgspec.convert(value, Command)
     except (msgspec.ValidationError, RecursionError) as error:
@@ -117,7 +121,10 @@ def _refusal(data: bytes | str) -> Exception:
     value = parse_message(raw) if b"\\ud" in raw.lower() else None
     if value is None:
         return NotAFrameError()
-    return FrameError("half a surrogate pair is no character", value.get("id"))
+    frame_id = value.get("id")
+    is_short = isinstance(frame_id, str) and len(frame_id) <= MAX_ECHO_BYTES
+    message = "half a surrogate pair is no character"
+    return FrameError(message, frame_id if is_short else None)
 
 
 class FrameError(Error):

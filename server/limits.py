@@ -117,6 +117,15 @@ class Places:
             give_back(self._taken, key)
 
 
+class Claim(asyncio.Future[None]):
+    """Bytes that somebody wants of a :class:`ByteBudget`; done once they are theirs."""
+
+    def __init__(self, key: str, size: int) -> None:
+        super().__init__()
+        self.key = key
+        self.size = size
+
+
 class ByteBudget:
     """So many bytes at once, in all and for each key; who finds none left waits for them.
 
@@ -132,12 +141,29 @@ class ByteBudget:
         self._each = each
         self._taken: Counter[str] = Counter()
         self._taken_in_all = 0
-        self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}
+        self._waiting: dict[Claim, None] = {}
 
     @property
     def taken(self) -> int:
         """Bytes that are taken now."""
         return self._taken_in_all
+
+    def claim(self, key: str, size: int) -> Claim:
+        """Ask for *size* bytes, and hold them until :meth:`give_back`."""
+        claim = Claim(key, size)
+        self._waiting[claim] = None
+        self._serve()
+        return claim
+
+    def give_back(self, claim: Claim) -> None:
+        """Hold them no longer, or wait for them no longer."""
+        if claim in self._waiting:
+            del self._waiting[claim]
+            claim.cancel()
+        else:
+            self._taken_in_all -= claim.size
+            give_back(self._taken, claim.key, claim.size)
+        self._serve()
 
     @contextlib.asynccontextmanager
     async def take(self, key: str, size: int, patience: float) -> AsyncIterator[None]:
@@ -146,47 +172,33 @@ class ByteBudget:
         Raises:
             Error: ``rate_limited``; there were none within *patience* seconds.
         """
-        await self._get(key, size, patience)
+        claim = self.claim(key, size)
+        try:
+            async with asyncio.timeout(patience):
+                await claim
+        except TimeoutError:
+            self.give_back(claim)
+            raise Error("rate_limited", "too many large requests at once", retry_after=5) from None
+        except BaseException:
+            self.give_back(claim)
+            raise
         try:
             yield
         finally:
-            self._give_back(key, size)
-
-    async def _get(self, key: str, size: int, patience: float) -> None:
-        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[ticket] = key, size
-        self._serve()
-        try:
-            async with asyncio.timeout(patience):
-                await ticket
-        except BaseException as error:
-            if self._waiting.pop(ticket, None) is None:
-                self._give_back(key, size)
-            else:
-                self._serve()  # those behind it may fit
-            if isinstance(error, TimeoutError):
-                raise Error(
-                    "rate_limited", "too many large requests at once", retry_after=5
-                ) from None
-            raise
-
-    def _give_back(self, key: str, size: int) -> None:
-        self._taken_in_all -= size
-        give_back(self._taken, key, size)
-        self._serve()
+            self.give_back(claim)
 
     def _serve(self) -> None:
         """Give those who wait what there is."""
-        for ticket, (key, size) in tuple(self._waiting.items()):
-            if self._taken[key] + size > self._each:
+        for claim in tuple(self._waiting):
+            if self._taken[claim.key] + claim.size > self._each:
                 continue
-            if self._taken_in_all + size > self._total:
+            if self._taken_in_all + claim.size > self._total:
                 return  # it is next: smaller ones behind it would keep it waiting for ever
-            del self._waiting[ticket]
-            self._taken[key] += size
-            self._taken_in_all += size
-            if not ticket.done():
-                ticket.set_result(None)
+            del self._waiting[claim]
+            self._taken[claim.key] += claim.size
+            self._taken_in_all += claim.size
+            if not claim.done():
+                claim.set_result(None)
 
 
 class Entry(Generic[Holder]):

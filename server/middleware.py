@@ -64,7 +64,7 @@ def _take_expect(handle: Callable[..., Any]) -> Callable[..., Awaitable[web.Stre
             (name, value.encode(errors="replace").decode())
             for name, value in request.headers.items()
         )
-        request[EXPECTS] = headers.pop(hdrs.EXPECT)
+        request[EXPECTS] = ",".join(headers.popall(hdrs.EXPECT))
         request[REQUEST_ID] = _new_id()
         clone = request.clone(headers=headers)
         response = await handle(clone)
@@ -185,5 +185,6 @@ def _check_head(request: web.Request) -> None:
         Error: ``unsupported_media_type``, or ``expectation_failed`` for an unknown ``Expect``.
     """
     check_coding(request.headers)
-    if request.get(EXPECTS, "100-continue").strip().lower() != "100-continue":
+    expected = request.get(EXPECTS, "100-continue").split(",")
+    if any(one.strip().lower() != "100-continue" for one in expected):
         raise Error("expectation_failed", "the only expectation that is supported is 100-continue")

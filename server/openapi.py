@@ -37,6 +37,10 @@ CODES: Mapping[str, tuple[str, str]] = {
     "conflict": ("The name is taken.", "the name 'my-bot' is taken"),
     "session_closed": ("The session is closed.", "the session is closed"),
     "payload_too_large": ("The body, or a file, is too large.", "the body is too large"),
+    "precondition_failed": (
+        "The file is not the one that `If-Match` names.",
+        "the file is another one by now",
+    ),
     "unsupported_media_type": (
         "The body has a `Content-Encoding`.",
         "a body is sent as it is: no Content-Encoding is supported",

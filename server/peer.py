@@ -18,12 +18,14 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import HttpVersion11, WSMsgType, hdrs, web
 
 from . import frames, tcp
+from .bodies import BODIES
 from .codec import MAX_CONTAINERS, MAX_VALUES, aside, has_too_many_values
-from .errors import CLOSE_CODES, CloseCode, Error
+from .errors import CLOSE_CODES, CloseCode, Error, bad_request
 from .failures import failure_of
+from .incoming import Connection, Incoming
 from .limits import Rate
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ TOO_BIG = (
     f"a frame has at most {MAX_FRAME_BYTES} bytes, {MAX_CONTAINERS} objects and arrays and"
     f" {MAX_VALUES} values: do not send this one again"
 )
+RETRY_MS = 5000
 BURST_SECS = 10
 """So many seconds' worth of commands may come at once."""
 
@@ -76,8 +79,18 @@ async def is_too_big(data: bytes) -> bool:
     return await aside(has_too_many_values, data)
 
 
-def new_socket(protocols: tuple[str, ...] = ()) -> web.WebSocketResponse[bool]:
-    """A response that becomes a socket; it leaves pings and text to its peer."""
+def new_socket(
+    request: web.Request, protocols: tuple[str, ...] = ()
+) -> web.WebSocketResponse[bool]:
+    """A response that becomes a socket; it leaves pings and text to its peer.
+
+    Raises:
+        Error: ``bad_request``, for what aiohttp does not check.
+    """
+    if request.version < HttpVersion11:
+        raise bad_request("a WebSocket needs HTTP/1.1")
+    if not request.headers.get(hdrs.SEC_WEBSOCKET_KEY, "").isascii():
+        raise bad_request("Sec-WebSocket-Key: must be base64")
     return web.WebSocketResponse(
         protocols=protocols,
         max_msg_size=HARD_MAX_FRAME_BYTES,
@@ -128,6 +141,7 @@ class Peer(abc.ABC):
         self._last_heard = now
         self._last_wrote = now
         self._last_beat = now
+        self._incoming: Incoming | None = None
         self._pong: bytes | None = None
         self._draining = False
         self._written = 0
@@ -223,6 +237,8 @@ class Peer(abc.ABC):
             self.close(Goodbye(CloseCode.STALLED, "the peer takes nothing"))
             self.abort()
             return
+        if self._incoming is not None:
+            self._incoming.tick(now)
         if self._draining:
             return
         silent = now - self._last_heard > max(stall_timeout, 1.5 * heartbeat)
@@ -239,6 +255,7 @@ class Peer(abc.ABC):
         """Serve the socket until it is closed."""
         tcp.keep_little(self._transport)
         self._transport.set_write_buffer_limits(high=WRITE_BYTES)
+        self._incoming = self._count_incoming()
         self._enter()
         writer = self._writer = asyncio.create_task(self._write_all(), name=self.name)
         try:
@@ -246,11 +263,31 @@ class Peer(abc.ABC):
             await self._shut()
         finally:
             self._leave()
+            if self._incoming is not None:
+                self._incoming.end()
             if not writer.done():
                 # Never cancelled while it may be sending: its transport goes, and it ends.
                 self.close(Goodbye(CloseCode.GOING_AWAY, "the peer is gone"))
                 self.abort()
             await asyncio.gather(writer, return_exceptions=True)
+
+    def _count_incoming(self) -> Incoming | None:
+        """Have the bytes of its messages counted on its app's account."""
+        connection = self._request.protocol
+        if not isinstance(connection, Connection):
+            return None  # the operator's
+        bodies = self._request.app[BODIES]
+        return Incoming(
+            connection,
+            bodies.budget,
+            self.app_name,
+            refuse=lambda why: self.close(
+                Goodbye(CloseCode.OVERLOADED, why, retry_after_ms=RETRY_MS)
+            ),
+            largest=HARD_MAX_FRAME_BYTES,
+            timeout=bodies.timeout,
+            stall_timeout=bodies.stall_timeout,
+        )
 
     async def _shut(self) -> None:
         goodbye = self._goodbye
@@ -372,6 +409,8 @@ class Peer(abc.ABC):
                 self.wake()
             elif message.type is not WSMsgType.PONG:
                 return
+            if self._incoming is not None and message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                self._incoming.handled(len(message.data))
             if self._room is not None:
                 await self._until_goodbye(asyncio.wait({self._room}))
 

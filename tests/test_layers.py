@@ -34,6 +34,7 @@ LEVELS = {
     "acp.attachment": 4,
     "acp.connection": 6,
     "frames": 1,
+    "incoming": 2,
     "limits": 1,
     "logs": 1,
     "metrics": 1,
@@ -160,6 +161,7 @@ SIBLINGS = {
     "agents.spawn": {"agents.supervise"},
     "turn": {"session_settings"},
     "session": {"permissions", "prewarmed"},
+    "peer": {"bodies"},
     "sessions": {"live_agents"},
 }
 

@@ -441,3 +441,79 @@ async def test_an_upload_that_stops_coming_is_given_up(
     for begun in (b"", part()[:-10]):
         answer = await ask(client, upload_head(client, "", 1000) + begun)
         assert (answer.status, answer.code) == (408, "request_timeout")
+
+
+# Requests that two readers may understand differently.
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "code"),
+    [
+        (b"Transfer-Encoding: gzip, chunked\r\n", 415, "unsupported_media_type"),
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", 400, "bad_request"),
+        (b"Content-Length: 0\r\nExpect: 100-continue\r\nExpect: wonders\r\n", 417, None),
+        (b"Content-Length: 0\r\nAuthorization: Bearer cf_other\r\n", 401, "unauthorized"),
+    ],
+    ids=["packed on its way", "two sizes", "two expectations", "two tokens"],
+)
+async def test_an_ambiguous_request_is_refused(
+    client: Client, more: bytes, status: int, code: str | None
+) -> None:
+    request = head(client, CALLS[0], more, token=True)
+    answer = await ask(client, request + b"2\r\n{}\r\n0\r\n\r\n" * (b"chunked" in more))
+    assert (answer.status, answer.code) == (status, code or "expectation_failed")
+
+
+async def test_a_handshake_that_makes_no_sense_is_a_bad_request(client: Client) -> None:
+    session = await client.create()
+    for path in (f"/sessions/{session}/ws", "/acp"):
+        good = upgrade_request(client.url, path, client.token)
+        key = next(
+            line for line in good.split(b"\r\n") if line.lower().startswith(b"sec-websocket-k")
+        )
+        for bad in (
+            good.replace(key, b"Sec-WebSocket-Key: \xff"),
+            good.replace(key, b"Sec-WebSocket-Key: x"),
+            good.replace(b"HTTP/1.1", b"HTTP/1.0", 1),
+        ):
+            assert (await ask(client, bad)).code == "bad_request"
+        own = f"Origin: {client.url}\r\n".encode()
+        for origins in (own + b"Origin: http://elsewhere\r\n", own + own):
+            answer = await ask(client, good[:-2] + origins + b"\r\n")
+            assert (answer.status, answer.code) == (403, "forbidden")
+
+
+async def test_a_part_of_a_file_is_sent_to_who_has_parts_of_the_same_file(client: Client) -> None:
+    call = ("GET", "/static/app.js")
+    whole = await ask(client, head(client, call, b""))
+    [tag] = [line[6:] for line in whole.head.split(b"\r\n") if line.startswith(b"etag: ")]
+    [date] = [
+        line[15:] for line in whole.head.split(b"\r\n") if line.startswith(b"last-modified: ")
+    ]
+    date = date.title().replace(b"Gmt", b"GMT")
+    for condition, status in (
+        (b'If-Range: "other"', 200),
+        (b"If-Range: Mon, 01 Jan 2001 00:00:00 GMT", 200),
+        (b"If-Range: %b" % tag, 206),
+        (b"If-Range: %b" % date, 206),
+        (b"If-Match: %b" % tag, 206),
+        (b"If-Unmodified-Since: %b" % date, 206),
+    ):
+        lines = b"Range: bytes=0-1\r\n%b\r\n" % condition
+        assert (await ask(client, head(client, call, lines))).status == status, condition
+    for condition in (b'If-Match: "other"', b"If-Unmodified-Since: Mon, 01 Jan 2001 00:00:00 GMT"):
+        answer = await ask(client, head(client, call, condition + b"\r\n"))
+        assert (answer.status, answer.code) == (412, "precondition_failed")
+
+
+async def test_a_host_written_in_full_is_the_same_host(client: Client) -> None:
+    port = urlsplit(client.url).port
+    for host, status in ((f"localhost.:{port}", 200), ("LOCALHOST.", 200), ("evil.", 403)):
+        request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        assert (await ask(client, request)).status == status
+
+
+async def test_a_failed_turn_names_its_request(client: Client) -> None:
+    status, reply = await client.turn(await client.create("mock-fail-new"), "x")
+    assert status >= 500
+    assert reply["request_id"] == client.last_headers["X-Request-Id"]

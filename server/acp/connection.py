@@ -169,7 +169,9 @@ class Connection(Peer):
     def _call(self, request: rpc.Request) -> Awaitable[None]:
         call = self._calls.get(request.method)
         if call is None:
-            return _fail(RpcError(rpc.METHOD_NOT_FOUND, f"no such method: {request.method}"))
+            return _fail(
+                RpcError(rpc.METHOD_NOT_FOUND, f"no such method: {request.method[:TITLE_LENGTH]}")
+            )
         return call(request)
 
     async def _answer(self, request: rpc.Request, call: Awaitable[None]) -> None:

@@ -43,7 +43,7 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
         request[SESSION] = only
 
     connection_id = str(uuid.uuid4())
-    ws = new_socket((SUBPROTOCOL,) if offered else ())
+    ws = new_socket(request, (SUBPROTOCOL,) if offered else ())
     ws.headers[CONNECTION_ID] = connection_id
     await ws.prepare(request)
     await services.sockets.serve(

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import hashlib
+import math
 import mimetypes
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import hdrs, web
+from multidict import CIMultiDict
 
 from ..errors import Error, not_found
 from ..negotiation import accepts_coding
@@ -124,6 +126,10 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
     if found is None:
         raise not_found("file")
     file, stat = found
+    if not _is_expected(request, stat):
+        raise Error("precondition_failed", "the file is another one by now")
+    if not _is_same(request, stat):
+        request = request.clone(headers=_without(request, hdrs.RANGE))
     if not _is_satisfiable(request, stat.st_size):
         error = Error("range_not_satisfiable", f"the file has {stat.st_size} bytes")
         reply = error_reply(error, request[REQUEST_ID])
@@ -141,7 +147,36 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
         headers["Content-Security-Policy"] = FRAME_POLICY % " ".join(map(_source, scripts))
     if _is_to_be_packed(request) and stat.st_size <= MAX_PACKED_FILE_BYTES:
         return await _send_packed(request, file, stat, headers)
-    return web.FileResponse(file, headers=headers)
+    response = web.FileResponse(file, headers=headers)
+    await response.prepare(request)
+    return response
+
+
+def _tag_of(stat: os.stat_result) -> str:
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"  # as aiohttp makes that of a file
+
+
+def _is_expected(request: web.Request, stat: os.stat_result) -> bool:
+    """Whether the file is the one that the client means."""
+    if (tags := request.if_match) is not None:
+        return any(tag.value in (_tag_of(stat), "*") and not tag.is_weak for tag in tags)
+    since = request.if_unmodified_since
+    return since is None or stat.st_mtime <= since.timestamp()
+
+
+def _is_same(request: web.Request, stat: os.stat_result) -> bool:
+    """Whether a part may be sent: the client has other parts of the same file."""
+    known = request.headers.get(hdrs.IF_RANGE)
+    if known is None or known == f'"{_tag_of(stat)}"':
+        return True
+    date = request.if_range
+    return date is not None and math.ceil(stat.st_mtime) == date.timestamp()
+
+
+def _without(request: web.Request, name: str) -> CIMultiDict[str]:
+    return CIMultiDict(
+        (key, value) for key, value in request.headers.items() if key.lower() != name.lower()
+    )
 
 
 def _is_satisfiable(request: web.Request, size: int) -> bool:
@@ -165,7 +200,7 @@ async def _send_packed(
     body = memoryview(await request.app[PACKED].get(file, stat))
     response = web.StreamResponse(headers={**headers, hdrs.CONTENT_ENCODING: "gzip"})
     response.content_length = len(body)
-    response.etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"  # as aiohttp makes that of a file
+    response.etag = _tag_of(stat)
     response.last_modified = stat.st_mtime
     await response.prepare(request)
     for start in range(0, len(body), SLICE_BYTES):  # all at once, each reader would have a copy

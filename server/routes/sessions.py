@@ -16,6 +16,7 @@ from ..errors import Error, bad_request
 from ..replies import WRITE_BYTES, json_reply, long_reply, raw_reply
 from ..services import (
     CREDENTIAL,
+    REQUEST_ID,
     TURN,
     app_of,
     body_of,
@@ -141,6 +142,8 @@ async def _turn_reply(request: web.Request, session: Session, turn: Turn) -> web
         elif size > settings.max_reply_bytes:
             break
     head, status = _outcome_of(session, turn)
+    if turn.error is not None:
+        head["request_id"] = request[REQUEST_ID]
     if size > settings.max_reply_bytes:
         omitted = {"events_omitted": True, "first_seq": turn.first_seq, "last_seq": turn.last_seq}
         return json_reply({**head, "events": [], **omitted}, status=status)

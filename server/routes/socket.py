@@ -44,7 +44,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         app_name = app_of(request)
         session = await services.sessions.get(session_id, app_name)
 
-    ws = new_socket()
+    ws = new_socket(request)
     try:
         if session is None:
             with services.sockets.waiting.take(request.remote or ""):
