@@ -16,8 +16,9 @@ from .acp.messages import Wishes
 JSON = "application/json"
 SSE = "text/event-stream"
 
-Wait = Literal["body", "work", "stream", "socket"]
-"""The client's own bytes, the end of a turn or a run, entries that are streamed, frames."""
+Wait = Literal["body", "work", "reply", "stream", "socket"]
+"""The client's own bytes, the end of a turn or a run, a client that takes a long reply slowly,
+entries that are streamed, frames."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +149,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         codes=("agent_unavailable", "pool_full", "draining"),
     ),
     ("GET", "/sessions"): Operation(
-        waits=(),
+        waits=("reply",),
         tag="Sessions",
         summary="List sessions",
         query=bodies.ListSessions,
@@ -181,7 +182,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         example={"ok": True, "session_id": SESSION_ID},
     ),
     ("POST", "/sessions/{session_id}/turn"): Operation(
-        waits=("body", "work", "stream"),
+        waits=("body", "work", "reply", "stream"),
         tag="Turns",
         summary="Prompt the agent, and wait for the turn's end",
         about="With `Accept: text/event-stream` the turn's log entries come as server-sent events,"
@@ -218,7 +219,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         example={"ok": True},
     ),
     ("GET", "/sessions/{session_id}/events"): Operation(
-        waits=("stream",),
+        waits=("reply", "stream"),
         tag="The log",
         summary="Read a session's log",
         about="The entries behind `after`. With `Accept: text/event-stream` they come as"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -33,7 +34,7 @@ async def long_reply(
     request: web.Request,
     pieces: AsyncIterator[bytes],
     stall_timeout: float,
-    check: Callable[[], None],
+    wait: AbstractAsyncContextManager[None],
     *,
     status: int = 200,
 ) -> web.StreamResponse:
@@ -43,24 +44,27 @@ async def long_reply(
         pieces: make up the JSON. If one cannot be had after the first were sent, the connection
             is dropped: it is too late for another answer.
         stall_timeout: seconds after which a client that has taken nothing is dropped.
-        check: raises an error once the client's credential was revoked.
+        wait: is entered for as long as the client may take. An error of its own, as when the
+            client's credential is revoked, ends the reply.
+
+    Raises:
+        Error: what *wait* and *pieces* raise before anything is sent.
     """
     gathered: list[bytes] = []
     size = 0
     stream: _LongReply | None = None
     try:
-        async for piece in pieces:
-            gathered.append(piece)
-            size += len(piece)
-            if size >= WRITE_BYTES:
-                check()
-                stream = stream or await _LongReply.begin(request, stall_timeout, status)
-                await stream.write(b"".join(gathered))
-                gathered, size = [], 0
-        check()
-        if stream is None:
-            return raw_reply(b"".join(gathered), status=status)
-        await stream.write(b"".join(gathered))
+        async with wait:
+            async for piece in pieces:
+                gathered.append(piece)
+                size += len(piece)
+                if size >= WRITE_BYTES:
+                    stream = stream or await _LongReply.begin(request, stall_timeout, status)
+                    await stream.write(b"".join(gathered))
+                    gathered, size = [], 0
+            if stream is None:
+                return raw_reply(b"".join(gathered), status=status)
+            await stream.write(b"".join(gathered))
     except Exception as error:
         if stream is None:
             raise

@@ -167,6 +167,7 @@ async def prompt(
         timeout=timeout,
     )
     if credential.is_revoked:  # while it was being stored
-        session.cancel(turn.index)
+        if not known:  # else it may be a turn of the name's next token
+            session.cancel(turn.index)
         raise unauthorized()
     return turn, known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from server.operations import OPERATIONS, Operation, Wait
+from server.session import Session
 from server.sessions import Sessions
 
 from .acp_client import connect as connect_acp
@@ -170,6 +172,39 @@ def stream_of(method: str, path: str, body: Json | None) -> Scenario:
     return scenario
 
 
+def unread_reply(method: str, path: str) -> Scenario:
+    """A reply that is too long for the buffers, of which the client takes only the beginning."""
+
+    async def scenario(server: LocalServer, client: Client) -> None:
+        session = await client.create()
+        body = json.dumps({"prompt": script({"burst": {"count": 6, "text": "x" * 99_000}})})
+        headers = "Idempotency-Key: once\r\n"
+        await client.post(f"/sessions/{session}/turn", body, headers={"Idempotency-Key": "once"})
+        for _ in range(6 if path == "/sessions" else 0):
+            await client.create(meta={"note": "x" * 60_000})
+        content = body.encode() if method == "POST" else b""
+        with await open_connection(server.url, receive_buffer=4096) as stuck:
+            request = (
+                f"{method} {path.format(session_id=session)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                f"Authorization: Bearer {client.token}\r\n{headers}"
+                f"Content-Length: {len(content)}\r\n\r\n"
+            )
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(stuck, request.encode() + content)
+            assert (await loop.sock_recv(stuck, 100)).startswith(b"HTTP/1.1 200")
+            await until_waiting(server)
+            await revoke(server)
+            taken = bytearray()
+            async with Deadline("the connection to be dropped", 5):
+                with contextlib.suppress(ConnectionResetError):
+                    while data := await loop.sock_recv(stuck, 1 << 16):
+                        taken += data
+        assert not taken.rstrip().endswith(b"0\r\n\r\n")
+        assert len(taken) < 400_000
+
+    return scenario
+
+
 async def session_socket(server: LocalServer, client: Client) -> None:
     socket = await client.connect(await client.create())
     await revoke(server)
@@ -196,6 +231,9 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("PATCH", "/sessions/{session_id}", "body"): half_json("PATCH", "/sessions/{session_id}"),
     ("POST", TURN, "body"): half_json("POST", TURN),
     ("POST", TURN, "work"): wait_for_turns,
+    ("POST", TURN, "reply"): unread_reply("POST", TURN),
+    ("GET", EVENTS, "reply"): unread_reply("GET", EVENTS),
+    ("GET", "/sessions", "reply"): unread_reply("GET", "/sessions"),
     ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": FOREVER}),
     ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
     ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),
@@ -312,6 +350,31 @@ async def test_a_socket_of_a_revoked_token_is_not_served_for_the_next_of_that_na
         patch.setattr(Sessions, "get", replace_token)
         socket = await client.connect(session, ready=False)
         assert await socket.until_closed() == 4503
+
+
+async def test_a_repeated_prompt_of_an_old_token_does_not_cancel_the_new_ones_turn(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    prompt = Session.prompt
+    running: list[asyncio.Task[Any]] = []
+
+    async def be_overtaken(self: Session, *args: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        await revoke(server)
+        again = await server.client(APP)
+        running.append(asyncio.create_task(again.post(path, body, headers=key)))
+        await until_waiting(server)
+        return await prompt(self, *args, **options)
+
+    path, key = f"/sessions/{session}/turn", {"Idempotency-Key": "k"}
+    body = {"prompt": script({"say": "a"}, {"gate": "go"})}
+    monkeypatch.setattr(Session, "prompt", be_overtaken)
+    assert (await client.post(path, body, headers=key))[0] == 401
+    found = await server.services.sessions.get(session, APP)
+    (Path(found.row.cwd) / "go").touch()
+    status, reply = await running[0]
+    assert (status, reply["stop_reason"]) == (200, "end_turn")
 
 
 async def test_a_new_token_of_the_name_is_not_disturbed_by_the_old_ones_end(

@@ -66,9 +66,7 @@ async def _long_reply(
     request: web.Request, pieces: AsyncIterator[bytes], *, status: int = 200
 ) -> web.StreamResponse:
     stall_timeout = services_of(request).settings.stall_timeout_secs
-    return await long_reply(
-        request, pieces, stall_timeout, request[CREDENTIAL].check, status=status
-    )
+    return await long_reply(request, pieces, stall_timeout, waiting(request), status=status)
 
 
 async def _list_of(views: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
