@@ -216,7 +216,7 @@ ODD_LINES = [
     '{"jsonrpc":"2.0","method":"session/update","params":["not","an","object"]}',
     '{"jsonrpc":"2.0","method":"_vendor.example/progress","params":{"a":1,"a":2,"":null}}',
     '{"jsonrpc":"2.0","method":"$/anything"}',
-    '{"method":"without_jsonrpc","params":{"😀":"\u2028\x7f"}}',
+    '{"jsonrpc":"2.0","method":"without_session","params":{"😀":"\u2028\x7f"}}',
     '{"jsonrpc":"2.0","method":"m","params":",\\"event\\":{\\"type\\":\\"turn_end\\"}}"}',
     '{"jsonrpc":"2.0","method":"session/update","params":{"update":{"sessionUpdate":'
     '"agent_thought_chunk"}}}\r',
@@ -253,6 +253,7 @@ async def test_every_notification_comes_down_as_the_agent_wrote_it(client: Clien
 async def test_what_is_no_message_is_passed_over(client: Client) -> None:
     socket = await client.connect(await client.create())
     lines = ["hello", "", "{", "[]", '"text"', "null", '{"a":NaN}', '[{"jsonrpc":"2.0"}]']
+    lines += ['{"method":"no_version"}', '{"jsonrpc":"1.0","method":"m"}']
     bad = [{"raw": {"text": line}} for line in lines]
     end = await socket.turn(script({"say": "a"}, *bad, {"bad_utf8": True}, {"say": "b"}))
     assert end["stop_reason"] == "end_turn"
