@@ -3,6 +3,8 @@
  * the order of what one sees, are told apart from the text, so that a view can show their
  * number. What readers need stays: emoji, and the joiners of the scripts that have them. No DOM.
  */
+import { MAX_PATH, pretty } from './normalise.js';
+
 const MAX_SIGNS = 1000; // of one text as elements of their own; further ones become plain text
 const MAX_GROUPS = 8; // kinds of sign told of one run
 const MAX_BLANKS = 12; // blanks in a row that are shown one by one
@@ -48,8 +50,9 @@ function name(run) {
 	return shown.join(' ');
 }
 
-/** The text as pieces: strings, and {sign} for what cannot be seen. */
-export function pieces(text, mode = TEXT) {
+/** The text as pieces: strings, and {sign} for what cannot be seen. A title, a name or a path has an end. */
+export function pieces(given, mode = TEXT) {
+	const text = mode === TEXT ? pretty(given, MAX_PATH) : given;
 	if (!mode.any.test(text)) return [text];
 	const found = [];
 	let signs = 0;

@@ -7,6 +7,7 @@ const MAX_LIST = 500; // of a list that an agent sent; the rest is only counted
 const MAX_WORDS = 300; // characters of what is no text, shown where text belongs
 const MAX_JSON = 100_000; // characters of JSON for reading
 const MAX_DEPTH = 100;
+export const MAX_PATH = 10_000; // characters of a path, a title or a name
 
 export const isRecord = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 export const record = (value) => (isRecord(value) ? value : {});

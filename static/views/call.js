@@ -1,9 +1,9 @@
 /** What a tool call is about: its title, its command, and the things in it. */
-import { pretty } from '../normalise.js';
+import { MAX_PATH, pretty } from '../normalise.js';
 import { codeBlock, exactBlock } from './code.js';
 import { contentBlock } from './content.js';
 import { diffView } from './diff.js';
-import { guard, h, icon, jsonNodes } from './dom.js';
+import { exactNodes, guard, h, icon, jsonNodes } from './dom.js';
 import { shortPath } from './format.js';
 import { MarkdownView } from './markdown.js';
 
@@ -44,12 +44,12 @@ const TOLD = new Set(['command', 'cmd', 'description']);
 export function askedFor(call, cwd) {
 	const { title, toolKind, content, locations, input } = call;
 	const command = commandOf(call);
-	const places = locations.filter(({ path }) => !title.includes(path) && !content.some((one) => one.path === path));
+	const places = locations.filter(({ path }) => (!title.includes(path) || /[^\0-\x7F]/.test(path)) && !content.some((one) => one.path === path));
 	const told = command && Object.keys(input).every((name) => TOLD.has(name)) && !('command' in input && 'cmd' in input);
 	const whole = () => exactBlock(pretty(input, Infinity), 'Input', jsonNodes);
 	const parts = [
 		title.trim() !== command.trim() && (toolKind === 'execute' && !command ? exactBlock(title) : h('p.asked', { text: title })),
-		places.map(({ path, line }) => h('p.asked.path-whole', { text: path + (line ? `:${line}` : '') })),
+		places.map(({ path, line }) => h('p.asked.path-whole', {}, exactNodes(pretty(path, MAX_PATH) + (line ? `:${line}` : '')))),
 		command && exactBlock(command),
 		content.map((one) => guard(() => contentView(one, cwd), () => codeBlock(pretty(one, Infinity), 'json').el)),
 	];

@@ -1,10 +1,12 @@
 /** A block of code with its language, a copy button, and colours from a worker. */
 import { spell } from '../marks.js';
 import { codeNodes, copyText, exactNodes, h, setText, template } from './dom.js';
+import { plural } from './format.js';
 
 const MAX_COLOURED = 60_000; // characters; longer code stays plain
 const LIVE_COLOURED = 12_000; // the same while it still grows, and
 const LIVE_EVERY = 400; // ms between two colourings of it
+const MAX_EXACT = 10_000; // characters of what runs that are shown at once; how many more there are is told
 
 let worker;
 let asked = 0;
@@ -68,11 +70,18 @@ export function codeBlock(text, language = '', growing = false) {
 	return { el, append, finish };
 }
 
-/** What runs if it is allowed: all of it, with every line end, blank and character that hides. */
+/** What runs if it is allowed, with every line end, blank and character that hides. */
 export function exactBlock(text, label = 'Command', nodes = exactNodes) {
 	const { el, name, pre, code } = template('code');
 	el.classList.add('exact');
-	code.append(...nodes(text));
+	const show = (from) => {
+		const end = from + MAX_EXACT + (/[\uD800-\uDBFF]/.test(text[from + MAX_EXACT - 1]) ? 1 : 0);
+		code.append(...nodes(text.slice(from, end)));
+		if (end >= text.length) return;
+		const more = h('button.strip.warn.wide', { text: `${plural(text.length - end, 'more character')} of this: show more`, onclick: () => (more.remove(), show(end)) });
+		el.append(more);
+	};
+	show(0);
 	setText(name, label);
 	pre.setAttribute('aria-label', label);
 	name.after(copyButton(() => text));

@@ -4,6 +4,8 @@ import { codeBlock } from './code.js';
 import { h, icon } from './dom.js';
 import { bytes, shortPath } from './format.js';
 
+const MAX_RESOURCE = 1_000_000; // characters
+
 export function contentBlock(given) {
 	const block = given?.type === 'raw' ? given : checked(given);
 	const { type, data, mimeType, uri, name, title, size, resource, text } = block;
@@ -11,7 +13,7 @@ export function contentBlock(given) {
 	if (type === 'resource_link') return fileChip(title || name || uri || 'link', uri, size);
 	if (type === 'resource') {
 		const label = shortPath(resource.uri) || 'resource';
-		return resource.text == null ? fileChip(label, resource.uri) : h('details.raw', {}, h('summary', {}, icon('file'), label), codeBlock(resource.text, /\.(\w+)$/.exec(label)?.[1]).el);
+		return resource.text == null ? fileChip(label, resource.uri) : h('details.raw', {}, h('summary', {}, icon('file'), label), codeBlock(pretty(resource.text, MAX_RESOURCE), /\.(\w+)$/.exec(label)?.[1]).el);
 	}
 	if (type === 'image' || type === 'audio') {
 		const src = safeImage(data ? `data:${mimeType};base64,${data}` : uri);

@@ -2,13 +2,15 @@
 import { diffArrays } from 'diff/lib/diff/array.js';
 import { diffWordsWithSpace } from 'diff/lib/diff/word.js';
 import { spell } from '../marks.js';
-import { h, setText, template } from './dom.js';
+import { MAX_PATH, pretty } from '../normalise.js';
+import { exactNodes, h, setText, template } from './dom.js';
 import { plural } from './format.js';
 
 const CONTEXT = 3;
 const MAX_ROWS = 400; // shown at first; each press on "more" shows five times as many
 const MAX_EDITS = 3000; // lines; texts that differ in more are shown as replaced whole,
 const TIME = 40; // ms; and so are texts that take longer to compare
+const MAX_DIFF = 400_000; // characters of a text that are compared; how many more there are is told
 const MAX_MARKED = 1000; // characters of a line in which changes are marked
 const MARKED_TIME = 30; // ms for the marks of one difference
 const ENDS = { '\r\n': 'CRLF', '\n': 'LF', '\r': 'CR' };
@@ -59,16 +61,16 @@ export function compare(oldText, newText) {
 
 /** Hunks with some lines of context; a long one is cut. Paths are told from `cwd`. */
 export function diffView({ path = '', oldText, newText }, cwd) {
-	const { rows, ends } = compare(oldText, newText);
+	const { rows, ends } = compare(oldText && pretty(oldText, MAX_DIFF), pretty(newText, MAX_DIFF));
 	const shown = ends.map(([from, to, count]) => ({ note: `Line ends changed: ${from} → ${to} (${plural(count, 'line')})` }));
 	if (oldText == null) shown.push({ note: newText ? 'New file' : 'New file, empty' });
 	else if (oldText && !newText) shown.push({ note: 'All of it was removed' });
 	else if (!ends.length && rows.every(({ sign }) => sign === ' ')) shown.push({ note: 'No difference' });
 	pairLines(rows);
-	const near = new Set();
-	for (const [index, { sign }] of rows.entries()) if (sign !== ' ') for (let at = index - CONTEXT; at <= index + CONTEXT; at += 1) near.add(at);
+	const near = new Uint8Array(rows.length);
+	for (const [index, { sign }] of rows.entries()) if (sign !== ' ') near.fill(1, Math.max(0, index - CONTEXT), index + CONTEXT + 1);
 	for (const [index, row] of rows.entries()) {
-		if (near.has(index)) shown.push(row);
+		if (near[index]) shown.push(row);
 		else if (shown.at(-1)?.folded) shown.at(-1).folded.push(row);
 		else shown.push({ folded: [row] });
 	}
@@ -79,7 +81,7 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	setText(minus, `−${removed}`);
 	minus.hidden = !removed;
 	name.title = spell(path);
-	setText(name, cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path);
+	name.append(...exactNodes(pretty(cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, MAX_PATH)));
 	body.ariaLabel = spell(`Changes to ${path}`);
 	const draw = (limit) => {
 		const until = performance.now() + MARKED_TIME;

@@ -36,15 +36,17 @@ export function nodesOf(text, mode = TEXT) {
 	return pieces(String(text ?? ''), mode).map((piece) => (typeof piece === 'string' ? piece : sign(piece.sign)));
 }
 export const codeNodes = (text) => nodesOf(text, CODE);
+/** Words beyond ASCII, each by itself: whatever way its letters are written, the words stay in their order. */
+const inOrder = (nodes) => nodes.flatMap((node) => (typeof node === 'string' ? node.split(/([^\0-\x7F]+)/).map((part, index) => (index % 2 ? h('bdi', { text: part }) : part)) : node));
 /** JSON of what runs: many blanks in a row could push the rest out of sight. */
-export const jsonNodes = (text) => text.split(/(?<=\S)( {4,})/).flatMap((piece, index) => (index % 2 ? [sign(`blank ×${piece.length}`)] : nodesOf(piece, EXACT)));
+export const jsonNodes = (text) => text.split(/(?<=\S)( {4,})/).flatMap((piece, index) => (index % 2 ? [sign(`blank ×${piece.length}`)] : inOrder(nodesOf(piece, EXACT))));
 
-/** A command: its line ends, tabs and blanks can be seen, too. */
+/** A command, or the path of what it is for: its line ends, tabs and blanks can be seen, too. */
 export function exactNodes(text) {
-	return exactPieces(text).map((piece) => {
+	return inOrder(exactPieces(text).map((piece) => {
 		if (typeof piece === 'string') return piece;
 		return piece.blank ? h('span.blank', { 'data-sign': piece.sign, text: piece.blank }) : sign(piece.sign);
-	});
+	}));
 }
 
 /** Runs `draw`. If that throws, nothing else is affected: the error is reported, and `instead` is drawn. */

@@ -69,7 +69,7 @@ export class ToolView {
 			parts.push(this.parts.get(name).el);
 		};
 		if (locations.length && !hasDiff(item)) part('locations', locations, locationsView);
-		if (command) part('command', command, (text) => codeBlock(text, 'bash').el);
+		if (command) part('command', command, (text) => codeBlock(pretty(text), 'bash').el);
 		for (const [index, one] of content.entries()) {
 			if (printed == null || (one.type !== 'terminal' && one.content?.type !== 'text')) part(index, one, (data) => contentView(data, this.context.cwd()));
 		}

@@ -246,13 +246,13 @@ async def test_characters_that_hide_are_shown_by_their_numbers(
     assert signs == ["↵", "↵", "··", "·", "→"]
     await expect(card.locator(".exact").last).to_contain_text('"timeout": 9')
     await expect(card.locator(".exact").last).to_contain_text("xU+200By")
-    await expect(card.locator(".chips button")).to_contain_text("AllowU+202E")
+    await expect(card.locator(".chips button").first).to_contain_text("AllowU+202E")
     await tab.axe("hidden characters")
     await tab.picture("hidden-characters")
     await page.set_viewport_size({"width": 360, "height": 740})
     await tab.picture("hidden-characters-phone")
     await page.set_viewport_size({"width": 1280, "height": 800})
-    await card.locator(".chips button").click()
+    await card.locator(".chips button").first.click()
     await tab.settled()
     said = tab.shown.locator(".message").first
     await expect(said).to_contain_text("hiddenU+E0041.")
@@ -270,6 +270,58 @@ async def test_characters_that_hide_are_shown_by_their_numbers(
     await expect(tab.shown.locator("h1")).to_have_text("NiceU+202E name")
     await expect(page.locator(".session-row")).to_contain_text("NiceU+202E name")
     await expect(page).to_have_title("Nice[U+202E] name")
+
+
+ASKED_FOR = """(call) => fake.feed([
+    { type: "turn_start", turn_index: 1, ts: 1, prompt: "go", id: null },
+    { type: "permission_request", turn_index: 1, ts: 1, request_id: "r", request: { toolCall: call,
+        options: [{ optionId: "y", name: "Reject", kind: "allow_always" }] } },
+])"""
+# Where each of these words begins on the screen.
+PLACES = """(code, words) => words.map((word) => {
+    const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const at = walker.currentNode.data.indexOf(word);
+        if (at < 0) continue;
+        const range = document.createRange();
+        range.setStart(walker.currentNode, at);
+        range.setEnd(walker.currentNode, at + word.length);
+        return range.getBoundingClientRect().left;
+    }
+})"""
+
+
+async def test_what_is_asked_for_keeps_its_order_and_nothing_of_it_is_out_of_sight(
+    open_tab: OpenTab, client: Client
+) -> None:
+    tab = await open_tab(client)
+    reported = note_errors(tab.page)
+    await open_fake(tab, client)
+    hebrew = ["\u05d0\u05d1", "\u05d2\u05d3", "\u05d4\u05d5"]
+    command = f"rm {'/'.join(hebrew)} ; end\n" + "a\n" * 8_000
+    diff = {"type": "diff", "path": "/a/" + "/".join(hebrew), "newText": "x" + " " * 5000 + "y"}
+    call = {"toolCallId": "t", "title": "t\u200b" * 8_000, "kind": "execute"}
+    await tab.page.evaluate(
+        ASKED_FOR, {**call, "rawInput": {"command": command}, "content": [diff]}
+    )
+    card = tab.shown.locator(".ask-card")
+    for place in (card.locator(".exact code"), card.locator(".path")):
+        found = await place.evaluate(f"(place) => ({PLACES})(place, {hebrew!r})")
+        assert found == sorted(found)
+        assert len(set(found)) == 3
+    wide = "(box) => box.scrollWidth > box.clientWidth"
+    assert not await card.locator(".diff-body").evaluate(wide)
+    # What is too long to be drawn at once says how much is missing.
+    more = card.get_by_role("button", name="more characters")
+    shown = "(code) => code.textContent.length"
+    before = await card.locator(".exact code").evaluate(shown)
+    assert str(len(command) - before) in await more.inner_text()
+    await more.click()
+    assert await card.locator(".exact code").evaluate(shown) == len(command)
+    # An agent that offers no way to refuse is refused all the same.
+    await card.locator(".chips button").last.click()
+    await tab.page.wait_for_function("fake.sent.some(({ outcome }) => outcome === 'cancelled')")
+    assert reported == []
 
 
 IMAGES = """async (addresses) => {

@@ -1,7 +1,7 @@
 // Whatever types an agent's messages are made of: the reducer takes them, and what it makes of them is sound.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { spell } from '../../static/marks.js';
+import { CODE, spell } from '../../static/marks.js';
 import { pretty } from '../../static/normalise.js';
 import { createTranscript, promptParts, reduce, seed, textOf } from '../../static/transcript.js';
 import { broken, ENTRIES, hostileTurns, MORE_VALUES, randomTurns, SETTINGS } from './hostile.mjs';
@@ -124,5 +124,6 @@ test('spell: what hides is told by its number; what readers need stays', () => {
 		'two\nlines\r\n\tand more': 'two\nlines\r\n\tand more',
 	};
 	for (const [text, shown] of Object.entries(cases)) assert.equal(spell(text), shown);
-	assert.ok(spell('a\u200b'.repeat(50_000)).endsWith('a[U+200B]')); // all of them, however many
+	assert.ok(spell('a\u200b'.repeat(50_000), CODE).endsWith('a[U+200B]')); // all of them, however many
+	assert.ok(spell('a'.repeat(50_000)).endsWith('a… (40000 more characters)'));
 });
