@@ -95,3 +95,33 @@ def test_the_supervisor_ends_all_but_what_it_may_not(
     supervise.kill_all()
     assert [is_running(pid) for pid in (first, foreign, last)] == [False, True, False]
     kill(foreign, signal.SIGKILL)
+
+
+SWARM = """
+import mmap, os, sys
+count = mmap.mmap(-1, 8)
+for _ in range(40):
+    if os.fork() == 0:
+        while (so_far := int.from_bytes(count[:4], "little")) < 1200:
+            count[:4] = (so_far + 1).to_bytes(4, "little")
+            if os.fork():
+                os._exit(0)
+        open(sys.argv[1], "w").close()
+        os._exit(0)
+"""
+
+
+def test_the_supervisor_ends_processes_that_start_themselves_again_all_the_time(
+    tmp_path: Path,
+) -> None:
+    """Forty of them; each generation lives for less than a look through /proc takes."""
+    outlived = tmp_path / "outlived"
+    lifeline, ours = os.pipe()
+    try:
+        argv = [sys.executable, "-IS", supervise.__file__, str(lifeline)]
+        host = [sys.executable, "-ISc", SWARM, str(outlived)]
+        subprocess.run([*argv, *host], pass_fds=(lifeline,), check=True, timeout=60)
+    finally:
+        os.close(lifeline)
+        os.close(ours)
+    assert not outlived.exists()

@@ -137,12 +137,22 @@ def end_orphans() -> int:
     That takes a subreaper: see :func:`shut_in`.
     """
     me = os.getpid()
-    ended = _end(lambda: _below(me, lambda _, top: is_supervised(top)))
-    for process in _processes(zombies=True):
-        with contextlib.suppress(OSError):
-            if process.parent == me and is_supervised(process.pid):
-                os.waitpid(process.pid, os.WNOHANG)
+
+    def find() -> Iterator[Process]:
+        _reap_orphans()  # each time: they may be ending faster than they are ended
+        return _below(me, lambda _, top: is_supervised(top))
+
+    ended = _end(find)
+    _reap_orphans()
     return ended
+
+
+def _reap_orphans() -> None:
+    """Collect the orphans of a supervisor that have ended. This process's own children are left."""
+    for pid in supervise.children_of(os.getpid()):
+        with contextlib.suppress(OSError):
+            if is_supervised(pid):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def kill_marked(mark: bytes) -> int:
@@ -248,6 +258,12 @@ def _below(ancestor: int, is_wanted: Callable[[int, int], bool]) -> Iterator[Pro
     Args:
         is_wanted: told a pid, and that of the child of *ancestor* that it is or lies below.
     """
+    for pid in supervise.children_of(ancestor):
+        # At once: it may be gone in a moment, after it has started another.
+        with contextlib.suppress(OSError):
+            stat = _stat(pid)
+            if stat.is_alive and is_wanted(pid, pid):
+                yield Process(pid, stat.start, stat.parent)
     parents: dict[int, int] = {}
     deeper: list[Process] = []
     for process in _processes():
@@ -255,7 +271,7 @@ def _below(ancestor: int, is_wanted: Callable[[int, int], bool]) -> Iterator[Pro
         if process.parent != ancestor:
             deeper.append(process)
         elif _is_wanted(is_wanted, process.pid, process.pid):
-            yield process  # at once: it may be gone in a moment, after it has started another
+            yield process
     for process in deeper:
         top = process.pid
         for _ in range(len(parents)):  # a pid that was used again meanwhile may make a circle
@@ -274,14 +290,14 @@ def _is_wanted(is_wanted: Callable[[int, int], bool], pid: int, top: int) -> boo
         return False  # it has ended
 
 
-def _processes(*, zombies: bool = False) -> Iterator[Process]:
-    """All processes, those that have ended left out if not *zombies* are asked for."""
+def _processes() -> Iterator[Process]:
+    """All processes; those that have ended are left out."""
     for name in os.listdir("/proc"):  # noqa: PTH208
         if not name.isdigit():
             continue
         with contextlib.suppress(OSError):
             stat = _stat(int(name))
-            if zombies or stat.is_alive:
+            if stat.is_alive:
                 yield Process(int(name), stat.start, stat.parent)
 
 
