@@ -11,14 +11,13 @@ import asyncio
 import hashlib
 import logging
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import store
+from . import beneath, store
 from .errors import Error, bad_request, not_stored
 from .file_names import harmless
 from .limits import DiskReserve, give_back
@@ -84,7 +83,9 @@ class Files:
         for row in kept:
             self._bytes_of[row.app_name] += row.size
             self._count_of[row.app_name] += 1
-        await asyncio.to_thread(_keep_only, self._folder, {row.hash.hex() for row in kept})
+        for name in await asyncio.to_thread(_names_in, self._folder):
+            if name not in {row.hash.hex() for row in kept}:
+                await self._remove(name)
 
     async def save(self, app_name: str, name: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Write an upload to disk as it comes; it is nobody's until :meth:`keep`.
@@ -105,7 +106,7 @@ class Files:
         upload = Upload(app_name, token, path, 0)
         self._count_of[app_name] += 1
         try:
-            await asyncio.to_thread(path.parent.mkdir, mode=0o700, parents=True)
+            await asyncio.to_thread(beneath.make_folder, *self._place(path.parent.name))
             await self._write(upload, chunks)
         except OSError as error:
             await self.discard(upload)
@@ -138,10 +139,21 @@ class Files:
     async def discard(self, upload: Upload) -> None:
         """Delete an upload that is not kept."""
         self._give_back(upload.app_name, upload.size)
-        await asyncio.to_thread(shutil.rmtree, upload.path.parent, ignore_errors=True)
+        await self._remove(upload.path.parent.name)
+
+    async def _remove(self, name: str) -> None:
+        try:
+            await asyncio.to_thread(beneath.remove, *self._place(name))
+        except OSError as error:
+            logger.error("an upload cannot be removed: %s", error)
+
+    def _place(self, *names: str) -> tuple[Path, str, *tuple[str, ...]]:
+        """Where an upload's folder and file are: in the data folder."""
+        return self._folder.parent, self._folder.name, *names
 
     async def _write(self, upload: Upload, chunks: AsyncIterator[bytes]) -> None:
-        file = await asyncio.to_thread(upload.path.open, "xb")
+        place = self._place(upload.path.parent.name, upload.path.name)
+        file = await asyncio.to_thread(beneath.new_file, *place)
         try:
             async for chunk in chunks:
                 if self._disk is not None:
@@ -180,8 +192,7 @@ class Files:
     async def sweep(self) -> None:
         """Delete what has expired."""
         for row in await self._store.files_expired(self._clock()):
-            folder = self._path(row.hash, "")
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await self._remove(row.hash.hex())
             await to_completion(self._writer.commit([store.delete_file(row.hash)]))
             self._give_back(row.app_name, row.size)
 
@@ -194,10 +205,8 @@ class Files:
         give_back(self._count_of, app_name)
 
 
-def _keep_only(folder: Path, names: set[str]) -> None:
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        if entry.name not in names:
-            shutil.rmtree(entry, ignore_errors=True)
+def _names_in(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
 def annotate(blocks: list[dict[str, object]], paths: Sequence[Path]) -> list[dict[str, object]]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import store
+from . import beneath, store
 from .agents.base import (
     GRACE_SECS,
     Agent,
@@ -62,6 +62,8 @@ class House(Protocol):
     def slots(self) -> Slots: ...
 
     def workspace(self, session_id: str) -> Path: ...
+
+    def place_of(self, session_id: str) -> tuple[Path, str, str]: ...
 
     async def choose_agent(self, name: str | None) -> str: ...
 
@@ -204,7 +206,7 @@ class Prewarmer:
         self.spares.append(spare)
         try:
             await self._house.writer.commit([store.insert_prewarmed(session_id)])
-            await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+            await asyncio.to_thread(beneath.make_folder, *self._house.place_of(session_id))
             await spare.agent.wake()
         except Exception:
             self.drop(spare, "it does not start")

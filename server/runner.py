@@ -11,12 +11,11 @@ import asyncio
 import dataclasses
 import functools
 import logging
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from . import store
+from . import beneath, store
 from .agents.base import Backend
 from .config import Settings
 from .errors import Error, bad_request, draining
@@ -224,8 +223,10 @@ class Runner:
 
 
 def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
+    try:
+        beneath.empty(folder.parent, folder.name)
+    except OSError as error:
+        logger.error("what earlier runs left cannot be removed: %s", error)
 
 
 def _fail(message: str) -> Callable[[], Awaitable[Answer]]:

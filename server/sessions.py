@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import os
-import shutil
-import stat
 import time
 import uuid
 from collections import Counter
@@ -17,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from . import store
+from . import beneath, store
 from .agents.base import AgentInfo, Backend
 from .codec import dumps
 from .config import Settings
@@ -36,6 +32,7 @@ from .tasks import Tasks, to_completion
 logger = logging.getLogger(__name__)
 
 PERMISSIONS = ("approve-all", "approve-reads", "deny-all", "ask")
+WORKSPACES = "workspaces"
 FALLBACK_AGENT = "demo"
 PREFERRED_AGENT = "claude"
 POOL_RETRY_SECS = 30
@@ -279,7 +276,7 @@ class Sessions:
                 session_id, folder = spare.id, Path(spare.spec.cwd)
             elif folder is None:
                 made = folder = self.workspace(session_id)
-                await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+                await asyncio.to_thread(beneath.make_folder, *self.place_of(session_id))
             self._last_number += 1
             now = self.clock()
             row = SessionRow(
@@ -314,7 +311,8 @@ class Sessions:
             if spare is not None:
                 self.tasks.spawn(self.prewarmer.end(spare), f"prewarm-end-{spare.id}")
             if made is not None:
-                await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(beneath.remove, *self.place_of(session_id))
             if isinstance(error, OSError):
                 logger.error("a session's folder cannot be made: %s", error.strerror)
                 raise not_stored() from None
@@ -348,7 +346,11 @@ class Sessions:
 
     def workspace(self, session_id: str) -> Path:
         """The folder of a session that asks for none."""
-        return self.settings.data_dir / "workspaces" / session_id
+        return Path(*self.place_of(session_id))
+
+    def place_of(self, session_id: str) -> tuple[Path, str, str]:
+        """The same, as the data folder and the names below it."""
+        return self.settings.data_dir, WORKSPACES, session_id
 
     def _check_cwd(self, cwd: str) -> Path:
         roots = self.settings.workspace_roots
@@ -507,7 +509,7 @@ class Sessions:
         await self.backend.forget(session_id)
         if folder == self.workspace(session_id):
             try:
-                await asyncio.to_thread(_remove_tree, folder)
+                await asyncio.to_thread(beneath.remove, *self.place_of(session_id))
             except OSError as error:
                 about = {"session": session_id}
                 logger.error("a session's folder cannot be removed: %s", error, extra=about)
@@ -544,35 +546,3 @@ async def _attempt(work: Awaitable[object], **about: str) -> None:
         await work
     except Exception:
         logger.exception("the sweeper failed; it goes on", extra=about)
-
-
-def _remove_tree(folder: Path) -> None:
-    """Remove *folder*, even where an agent has taken away its own right to.
-
-    Raises:
-        OSError: the first that cannot be removed; all that can be is.
-    """
-    failed: list[OSError] = []
-
-    def note(_: Any, path: str, failure: Any) -> None:
-        error = failure[1]
-        error.filename = path  # not relative to a descriptor
-        failed.append(error)
-
-    if folder.exists():
-        shutil.rmtree(folder, onerror=note)
-    if failed and not folder.is_symlink():  # which would lead us out of it
-        _unlock(folder)
-        failed.clear()
-        shutil.rmtree(folder, onerror=note)
-    if failed:
-        raise failed[0]
-
-
-def _unlock(folder: Path) -> None:
-    """Give us all rights to *folder* and the folders in it, as far as they are ours."""
-    # Each is unlocked before the walk comes to it.
-    below = (Path(parent, name) for parent, names, _ in os.walk(folder) for name in names)
-    for one in itertools.chain([folder], below):
-        with contextlib.suppress(OSError, NotImplementedError):  # another's, a link
-            one.chmod(stat.S_IRWXU, follow_symlinks=False)

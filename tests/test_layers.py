@@ -25,6 +25,7 @@ LEVELS = {
     "escapes": 0,
     "tasks": 0,
     "origins": 0,
+    "beneath": 0,
     "words": 0,
     "acp": 0,
     "acp.rpc": 1,

@@ -16,7 +16,9 @@ from server.commands.backup import restore
 from server.commands.house import CommandError
 from server.config import Settings
 
-from .harness import run_program
+from .conftest import Serve
+from .harness import Clock, run_program
+from .test_files import upload
 
 SECRET = b"precious, and none of clawdforge's business\n"
 LINKED = (
@@ -120,3 +122,29 @@ def test_no_archive_leads_out_of_the_data_folder(
     assert [path.name for path in outside.iterdir()] == ["file"]
     assert (outside / "file").read_bytes() == SECRET
     assert {path.name for path in data.iterdir()} == {"lock"}
+
+
+async def test_a_running_server_follows_no_link_that_replaced_a_folder(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """What it made before the swap lies outside under the same names, and stays."""
+    clock = Clock()
+    server = await serve(clock=clock, data_dir=tmp_path / "data")
+    client = await server.client()
+    session = await client.create()
+    await client.delete(f"/sessions/{session}")
+    assert (await upload(client, b"content"))[0] == 200
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("uploads", "workspaces", "stderr", "runs"):
+        (tmp_path / "data" / name).mkdir(exist_ok=True)
+        (tmp_path / "data" / name).rename(outside / name)
+        (tmp_path / "data" / name).symlink_to(outside / name)
+    before = sorted(outside.rglob("*"))
+    assert (await upload(client, b"more"))[0] == 500
+    assert (await client.post("/sessions", {}))[0] == 500
+    assert (await client.post("/run", {"prompt": "hello", "agent": "mock"}))[0] == 502
+    clock.advance(200_000)
+    await server.services.sessions.sweep()
+    await server.services.files.sweep()
+    assert sorted(outside.rglob("*")) == before

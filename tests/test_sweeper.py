@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from server import sessions
+from server import beneath, sessions
 from server.auth import FIRST_APP
 from server.codec import dumps
 from server.errors import Error
@@ -335,14 +335,14 @@ async def test_a_folder_that_cannot_be_removed_is_named_in_the_log_once(
     stuck, other = await client.create(), await client.create()
     for session in (stuck, other):
         await client.delete(f"/sessions/{session}")
-    remove = sessions._remove_tree
+    remove = beneath.remove
 
-    def remove_ours(folder: Path) -> None:
-        if folder.name == stuck:
-            raise PermissionError(13, "Permission denied", str(folder / "of-root"))
-        remove(folder)
+    def remove_ours(top: Path, *names: str) -> None:
+        if names[-1] == stuck:
+            raise PermissionError(13, "Permission denied", str(Path(top, *names, "of-root")))
+        remove(top, *names)
 
-    monkeypatch.setattr(sessions, "_remove_tree", remove_ours)
+    monkeypatch.setattr(beneath, "remove", remove_ours)
     clock.advance(HARD)
     for _ in range(2):
         await sweep(server)
@@ -553,7 +553,7 @@ def test_all_of_a_folder_is_removed_but_what_cannot_be(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "unlink", unlink_ours)
         with pytest.raises(PermissionError, match="workspace/b/of-root"):
-            sessions._remove_tree(tmp_path / "workspace")
+            beneath.remove(tmp_path, "workspace")
     left = [str(path.relative_to(tmp_path)) for path in (tmp_path / "workspace").rglob("*")]
     assert left == ["workspace/b", "workspace/b/of-root"]
 
@@ -577,7 +577,7 @@ def test_folders_that_an_agent_has_locked_are_removed(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", open_unlocked)
-        sessions._remove_tree(tmp_path / "workspace")
+        beneath.remove(tmp_path, "workspace")
     assert list(tmp_path.iterdir()) == [precious]
     assert stat.S_IMODE(precious.stat().st_mode) == 0o500
 

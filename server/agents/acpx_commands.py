@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import beneath
 from ..codec import parse_message
 from . import processes
 from .agent_errors import details_of
@@ -134,7 +135,9 @@ class AcpxCommands:
         # acpx follows the path again: nothing may have been put in its way since it was resolved.
         if os.path.realpath(self._spec.cwd) != real_folder(self._spec.cwd, self._home.parents[2]):
             raise misplaced()
-        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data_dir, *names = self._home.parents[2], *self._home.parts[-3:]
+        with beneath.folder(data_dir, *names, make=True):
+            pass
         descriptor = os.memfd_create("stdin")
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(stdin)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+from .. import beneath
 from ..codec import parse_message
 from ..config import AgentCommand
 from ..tasks import Tasks
@@ -87,8 +88,13 @@ class CliBackend:
         self._script = catalog["cli"]
 
     def _prepare(self) -> None:
-        self._homes.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._no_mcp.write_text('{"mcpServers": []}\n', "utf-8")
+        state = self._homes.parent
+        state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with beneath.folder(state.parent, state.name, self._homes.name, make=True):
+            pass
+        beneath.remove(state.parent, state.name, self._no_mcp.name)
+        with beneath.new_file(state.parent, state.name, self._no_mcp.name) as file:
+            file.write(b'{"mcpServers": []}\n')
         for home in self._homes.iterdir():  # of a server that was killed
             shutil.rmtree(socket_folder(home), ignore_errors=True)
 
@@ -135,7 +141,12 @@ class CliBackend:
         raise agent_unavailable(f"the agent {name!r} is not installed any more")
 
     async def forget(self, key: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._homes / key, ignore_errors=True)
+        state = self._homes.parent
+        place = state.parent, state.name, self._homes.name, key
+        try:
+            await asyncio.to_thread(beneath.remove, *place)
+        except OSError as error:
+            logger.error("session %s: acpx keeps its record: %s", key, error)
 
     async def agents(self, only: str | None = None) -> list[AgentInfo]:
         if only in self._commands:  # the server's own: acpx need not be asked

@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
+import secrets
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import beneath
 from ..config import AgentCommand
 from ..errors import Error
 from ..tasks import Semaphores, Supervisor, Tasks
@@ -48,6 +48,8 @@ STARTS_AT_ONCE = 4
 CLOSES_AT_ONCE = 4
 """Of one app: a start may take as long as `CLAWDFORGE_AGENT_START_TIMEOUT_SECS`."""
 PROBE_SECS = 10
+SESSIONS = "sessions"
+"""acpx's folder of records, in its own folder."""
 
 
 class _Nobody:
@@ -107,11 +109,11 @@ class HostBackend:
         self._state_dir = state_dir
         self._commands = agents
         self._environ = environ
-        secrets = secrets_in(environ, *(command.env for command in agents.values()))
+        hidden = secrets_in(environ, *(command.env for command in agents.values()))
         self._attachments = Attachments(
             agents,
             pressure,
-            StderrFiles(stderr_dir, supervisor, secrets),
+            StderrFiles(stderr_dir, supervisor, hidden),
             supervisor,
             state_dir.parent,
             environ,
@@ -168,14 +170,15 @@ class HostBackend:
             raise
 
     def _prepare_state_dir(self) -> None:
-        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        top, name = self._state_dir.parent, self._state_dir.name
+        top.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with beneath.folder(top, name, SESSIONS, make=True):
+            pass  # acpx follows links there, so it is no link
         # What a killed server or host had only begun: probes, and records that acpx was writing.
-        for pattern in ("probe-*", "sessions/probe-*", "sessions/acpx-write*"):
+        for pattern in ("probe-*", f"{SESSIONS}/probe-*", f"{SESSIONS}/acpx-write*"):
             for path in self._state_dir.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    beneath.remove(top, name, *path.relative_to(self._state_dir).parts)
 
     async def stop(self) -> None:
         """Let the agents end in peace, for a moment, and then everything."""
@@ -210,11 +213,15 @@ class HostBackend:
     async def _probe(self, name: str) -> None:
         """Start the agent for a moment, for what it says of itself."""
         try:
-            folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="probe-", dir=self._state_dir)
+            place = (
+                *(self._state_dir.parent, self._state_dir.name),
+                f"probe-{secrets.token_hex(8)}",
+            )
+            await asyncio.to_thread(beneath.make_folder, *place)
         except OSError as error:
             logger.warning("the agent %s is not asked what it can do: %s", name, error)
             return
-        spec = AgentSpec(Path(folder).name, name, folder, None, None, "ask")
+        spec = AgentSpec(place[-1], name, str(Path(*place)), None, None, "ask")
         agent = self.agent(spec, _Nobody())
         try:
             await agent.wake()
@@ -225,7 +232,8 @@ class HostBackend:
                 self._capabilities[name] = told
             await agent.hibernate()
             await self.forget(spec.key)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(beneath.remove, *place)
 
     async def forget(self, key: str) -> None:
         await self._attachments.stderr.forget(key)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
-import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from .. import beneath
 from ..tasks import Supervisor, Tasks
 from .last_words import KEPT_BYTES, last_words
 
@@ -98,7 +97,11 @@ class StderrFiles:
 
     async def forget(self, key: str) -> None:
         """Delete what is kept of a session that has no agent any more."""
-        await asyncio.to_thread(self._path(key).unlink, missing_ok=True)
+        try:
+            place = self._folder.parent, self._folder.name, self._path(key).name
+            await asyncio.to_thread(beneath.remove, *place)
+        except OSError as error:
+            logger.warning("stderr stays: %s", error, extra={"session": key})
 
     def _path(self, key: str) -> Path:
         return path_of(self._folder, key)
@@ -133,34 +136,16 @@ def read(folder: Path, key: str) -> bytes:
     Raises:
         OSError: there is nothing, or something else than a file of the server's own.
     """
-    with _folder(folder) as directory, _open(directory, f"{key}.log", os.O_RDONLY) as file:
+    with (
+        beneath.folder(folder.parent, folder.name) as directory,
+        beneath.open_file(f"{key}.log", directory) as file,
+    ):
         return file.read()
 
 
-@contextlib.contextmanager
-def _folder(path: Path) -> Iterator[int]:
-    """The folder's descriptor: agents can write beside it, so no link is followed."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _open(directory: int, name: str, flags: int) -> BinaryIO:
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.ELOOP, "is not a file", name)
-    mode = "rb+" if flags & os.O_RDWR else "rb"
-    return cast(BinaryIO, os.fdopen(descriptor, mode))
-
-
 def _append(path: Path, data: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _folder(path.parent) as directory:
-        with _open(directory, path.name, os.O_RDWR | os.O_CREAT | os.O_APPEND) as file:
+    with beneath.folder(path.parent.parent, path.parent.name, make=True) as directory:
+        with beneath.open_file(path.name, directory, os.O_RDWR | os.O_CREAT | os.O_APPEND) as file:
             file.seek(0, os.SEEK_END)
             file.write(data)
             if file.tell() <= FILE_BYTES:
@@ -170,6 +155,6 @@ def _append(path: Path, data: bytes) -> None:
         part = f"{path.stem}.part"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part, dir_fd=directory)
-        with _open(directory, part, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+        with beneath.open_file(part, directory, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
             file.write(kept.partition(b"\n")[2] or kept)
         os.replace(part, path.name, src_dir_fd=directory, dst_dir_fd=directory)

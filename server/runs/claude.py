@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from .. import beneath
 from ..agents import processes
 from ..agents.programs import Program, Programs
 from ..errors import Error
 from ..files import annotate
 from .answers import MAX_OUTPUT_BYTES, Answer, too_long
 from .outcome import Output, find_result, read_answer
-from .run import Run, RunRequest, ended
+from .run import Run, RunRequest, ended, leave_nothing, run_place
 
 CLAUDE = "claude"
 NOT_INSTALLED = (
@@ -68,7 +69,7 @@ class Claude:
             finally:
                 os.close(stdin)
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(leave_nothing, folder)
 
     async def _output(self, run: Run, path: str, folder: Path, stdin: int) -> Output:
         program = await self._programs.start(
@@ -181,9 +182,12 @@ def _system_file(folder: Path) -> Path:
 
 def _prepare(folder: Path, request: RunRequest) -> int:
     """Make the run's folder; the prompt, as a file in memory that can be its stdin."""
-    (folder / WORK).mkdir(mode=0o700, parents=True)
+    place = run_place(folder)
+    beneath.make_folder(*place)
+    beneath.make_folder(*place, WORK)
     if request.system is not None and _is_long(request.system):
-        _system_file(folder).write_text(request.system, "utf-8")
+        with beneath.new_file(*place, _system_file(folder).name) as file:
+            file.write(request.system.encode())
     descriptor = os.memfd_create("prompt")
     try:
         with os.fdopen(descriptor, "wb", closefd=False) as file:

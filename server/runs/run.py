@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import beneath
 from .answers import Answer, RunFailed
+
+logger = logging.getLogger(__name__)
 
 END_SECS = 5
 """For what was killed to be gone."""
@@ -86,6 +90,19 @@ class Run:
             await kill()
             await asyncio.wait({work}, timeout=END_SECS)
         return ending
+
+
+def run_place(folder: Path) -> tuple[Path, str, str]:
+    """A run's folder, by its names in the data folder."""
+    return folder.parent.parent, folder.parent.name, folder.name
+
+
+def leave_nothing(folder: Path) -> None:
+    """Remove a run's folder."""
+    try:
+        beneath.remove(*run_place(folder))
+    except OSError as error:
+        logger.error("a run's folder cannot be removed: %s", error)
 
 
 def ended(ending: Ending, stderr: str = "") -> RunFailed:

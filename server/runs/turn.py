@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import beneath
 from ..agents.agent_errors import agent_error
 from ..agents.base import Agent, AgentSpec, AgentState, Backend, Context, Wanted
 from ..codec import dumps, parse_message
 from ..files import annotate
 from ..permissions import ToolCalls, by_policy
 from .answers import MAX_OUTPUT_BYTES, Answer, RunFailed, result_json, too_long
-from .run import Run, ended
+from .run import Run, ended, leave_nothing, run_place
 
 PERMISSION = "approve-reads"
 """As ``claude -p`` has it; there is nobody to ask for more."""
@@ -31,7 +31,7 @@ async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: f
         Error: it gave no answer.
     """
     request = run.request
-    await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+    await asyncio.to_thread(beneath.make_folder, *run_place(folder))
     system: Any = request.system
     if system is not None and request.system_mode == "append":
         system = {"append": system}
@@ -67,7 +67,7 @@ async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: f
         await asyncio.gather(work, return_exceptions=True)
         await agent.hibernate()
         await backend.forget(run.id)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(leave_nothing, folder)
 
 
 class _Turn:
