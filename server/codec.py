@@ -16,8 +16,6 @@ MAX_CONTAINERS = 200_000
 """Objects and arrays in one document of a client. Parsed, each takes a hundred bytes or more."""
 MAX_VALUES = 500_000
 """Values in one document of a client, as the commas between them tell."""
-MAX_ECHO_BYTES = 1024
-"""Of an id that a client may have echoed: what it gets back costs more than what it sends."""
 BIG_BYTES = 1 << 20
 MANY_CONTAINERS = 10_000
 """What is larger, or has more objects and arrays, is parsed off the event loop."""

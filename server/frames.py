@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from .codec import MAX_ECHO_BYTES, dumps, loads_bounded, parse_message
+from .codec import dumps, loads_bounded, parse_message
 from .errors import Error, bad_request
 from .words import form, in_words
 
@@ -100,8 +100,6 @@ def parse(data: bytes | str) -> Command:
         raise _refusal(data) from None
     if not isinstance(value, dict):
         raise NotAFrameError
-    if "id" in value and len(dumps(value["id"])) > MAX_ECHO_BYTES:
-        raise FrameError(f"id: must have at most {MAX_ECHO_BYTES} bytes", None)
     try:
         command: Command = msgspec.convert(value, Command)
     except (msgspec.ValidationError, RecursionError) as error:
@@ -121,10 +119,7 @@ def _refusal(data: bytes | str) -> Exception:
     value = parse_message(raw) if b"\\ud" in raw.lower() else None
     if value is None:
         return NotAFrameError()
-    frame_id = value.get("id")
-    is_short = isinstance(frame_id, str) and len(frame_id) <= MAX_ECHO_BYTES
-    message = "half a surrogate pair is no character"
-    return FrameError(message, frame_id if is_short else None)
+    return FrameError("half a surrogate pair is no character", value.get("id"))
 
 
 class FrameError(Error):

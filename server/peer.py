@@ -33,8 +33,9 @@ logger = logging.getLogger(__name__)
 WRITE_BYTES = 256 << 10
 """What goes into the transport at once; more waits in the log."""
 OUTBOX_FRAMES = 256
-OUTBOX_BYTES = 1 << 20
-"""Above so many answers unsent, or so large ones, no further command is read."""
+OUTBOX_BYTES = 64 << 10
+"""Above so many answers unsent, or so large ones, no further command is read, and the one before
+them counts as not handled."""
 CLOSE_SECS = 3.0
 MAX_FRAME_BYTES = 4 << 20
 HARD_MAX_FRAME_BYTES = 2 * MAX_FRAME_BYTES
@@ -340,6 +341,7 @@ class Peer(abc.ABC):
                 chunks += self._farewell(goodbye)
             await self._write_in_pieces(b"".join(chunks))
             await self._drain(WRITE_BYTES if goodbye is None else 0)
+            self._make_room()
             if goodbye is not None:
                 return True
             if not self._outbox and not self._has_more():
@@ -357,10 +359,13 @@ class Peer(abc.ABC):
     def _take_outbox(self) -> list[bytes]:
         taken = [frames.websocket_text(frame) for frame in self._outbox]
         self._outbox, self._outbox_bytes = [], 0
-        if self._room is not None:
+        return taken
+
+    def _make_room(self) -> None:
+        """What was in the outbox has been written: commands are read again."""
+        if self._room is not None and not self._outbox:
             self._room.set_result(None)
             self._room = None
-        return taken
 
     def _write(self, data: bytes | memoryview) -> None:
         if self._transport.is_closing():
@@ -409,10 +414,10 @@ class Peer(abc.ABC):
                 self.wake()
             elif message.type is not WSMsgType.PONG:
                 return
-            if self._incoming is not None and message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                self._incoming.handled(len(message.data))
             if self._room is not None:
                 await self._until_goodbye(asyncio.wait({self._room}))
+            if self._incoming is not None and message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                self._incoming.handled(len(message.data))
 
     async def _obey(self, data: bytes) -> None:
         if self._goodbye is not None:  # the writer is about to say it

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import struct
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -64,8 +64,8 @@ def test_a_scanner_does_not_know_the_size_of_a_message_that_goes_on() -> None:
 
 
 @contextlib.asynccontextmanager
-async def socket_of(client: Client, path: str):  # type: ignore[no-untyped-def]
-    raw = await upgrade(client, path)
+async def socket_of(client: Client, path: str) -> AsyncIterator[RawSocket]:
+    raw = await upgrade(client, path, receive_buffer=65536)
     try:
         yield raw
     finally:
@@ -140,19 +140,22 @@ async def test_a_message_in_too_many_frames_closes_its_socket(client: Client) ->
             assert await raw.until_closed() == 1013
 
 
-async def test_the_id_of_a_frame_is_short_because_it_is_sent_back(client: Client) -> None:
-    socket = await client.connect(await client.create())
-    for long in ("x" * 2000, ["x" * 2000]):
-        await socket.send("ping", id=long)
-        error = await socket.until("error")
-        assert (error["code"], "id" in error) == ("bad_request", False)
-    await socket.send("nonsense", id="y")
-    assert (await socket.until("error"))["id"] == "y"
-    ws = await client.http.ws_connect(f"{client.url}/acp", headers=client.headers())
-    client.keep(ws)
-    await ws.send_str(json.dumps({"jsonrpc": "2.0", "id": "x" * 2000, "method": "initialize"}))
-    reply = json.loads((await ws.receive()).data)
-    assert (reply["id"], reply["error"]["code"]) == (None, -32600)
+async def test_a_message_counts_until_its_answer_is_taken(
+    server: LocalServer, client: Client
+) -> None:
+    budget = server.bodies.budget
+    path = f"/sessions/{await client.create()}/ws"
+    size = 600_000  # more than the kernel takes
+    ping = frame(TEXT, b'{"type":"ping","id":"%b"}' % (b"x" * size))
+    async with socket_of(client, path) as raw:
+        sending = asyncio.create_task(put(raw, ping * 2))
+        await eventually("its room", lambda: budget.taken > size)
+        for _ in range(2):
+            assert budget.taken > size
+            await raw.until("pong", size=1 << 20)
+            raw.frames.clear()
+        await sending
+    await eventually("all to be given back", lambda: budget.taken == 0)
 
 
 async def test_a_prompt_has_few_files(client: Client) -> None:

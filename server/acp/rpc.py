@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ..codec import MAX_ECHO_BYTES, dumps, loads_bounded, parse_message
+from ..codec import dumps, loads_bounded, parse_message
 from ..errors import RPC_CODES, Error
 
 PARSE_ERROR = -32700
@@ -102,7 +102,7 @@ def parse(data: bytes) -> Message:
     if not isinstance(value, dict) or value.get("jsonrpc") != "2.0":
         raise RpcError(INVALID_REQUEST, "not a JSON-RPC 2.0 message")
     if "id" in value and not _is_id(value["id"]):
-        raise RpcError(INVALID_REQUEST, "id: must be a short string, a number or null")
+        raise RpcError(INVALID_REQUEST, "id: must be a string, a number or null")
     if "method" not in value:
         if "id" not in value or ("result" in value) == ("error" in value):
             raise RpcError(INVALID_REQUEST, "neither a request nor a response")
@@ -123,8 +123,6 @@ def key_of(request_id: Any) -> bytes:
 
 
 def _is_id(value: Any) -> bool:
-    if isinstance(value, str) and len(value) > MAX_ECHO_BYTES:
-        return False
     return isinstance(value, (str, int, float, type(None))) and not isinstance(value, bool)
 
 
