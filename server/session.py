@@ -189,13 +189,15 @@ class Session:
         Without a mode that somebody has set, what is to be decided by a policy or by clients needs
         the mode in which the agent asks.
         """
-        chosen, traits = self._settings.mode, self.traits
+        traits = self.traits
+        model, kept = self._settings.named_by(self.row.model, self._agent_state)
+        chosen = kept.mode
         is_asked = self.row.permission != APPROVE_ALL and self._house.backend.can_restore
         asking = traits.asking_mode if is_asked else None
         return Wanted(
-            model=self.row.model,
+            model=model,
             mode=chosen or asking,
-            config_options=self._settings.config_options,
+            config_options=kept.config_options,
             mode_is_optional=chosen is None and self.row.permission != "deny-all",
             model_may_be_unlisted=traits.takes_any_model,
         )
@@ -216,8 +218,8 @@ class Session:
         if said is not None and self.agent is not None and self.agent.live:
             return said
         wanted = self.wanted
-        offered = agent_settings.choices_of(state, "mode")
-        if wanted.mode_is_optional and offered is not None and wanted.mode not in offered:
+        has_mode = wanted.mode and agent_settings.offers(state, "mode", wanted.mode)
+        if wanted.mode_is_optional and has_mode is False:
             return said
         return wanted.mode or said
 
@@ -550,7 +552,7 @@ class Session:
         """Keep a setting that the agent has taken: it is in force until another is set."""
         state = self._agent_state
         name, value = _named(setting, state)
-        model, kept = self._settings.with_value(self.row.model, name, value)
+        model, kept = self._settings.with_value(self.row.model, name, value, state)
         await self._store_settings(model, kept.offered_by(state))
         if name == "mode":
             self.note_asks()
@@ -902,7 +904,7 @@ class Session:
                 continue  # it was not in force yet
             if name == "mode" and self._is_open_mode(now):
                 now = self.traits.asking_mode or value
-            model, kept = kept.with_value(model, name, now)
+            model, kept = kept.with_value(model, name, now, after)
         self._adopt(model, kept)
         self.note_asks()
 

@@ -36,26 +36,45 @@ class SessionSettings:
     def encoded(self) -> str:
         return dumps(dataclasses.asdict(self)).decode()
 
+    def named_by(self, model: str | None, state: AgentState) -> tuple[str | None, SessionSettings]:
+        """The model and the others; an option that is the agent's model or mode counts as that."""
+        mode, options = self.mode, {}
+        for key, value in self.config_options.items():
+            match settings.setting_of(state, key):
+                case "model" if model in (None, value):
+                    model = value
+                case "mode" if mode in (None, value):
+                    mode = value
+                case _:
+                    options[key] = value
+        return model, dataclasses.replace(self, mode=mode, config_options=options)
+
     def with_value(
-        self, model: str | None, setting: str, value: str
+        self, model: str | None, setting: str, value: str, state: AgentState
     ) -> tuple[str | None, SessionSettings]:
         """The model and the others, with another value for *setting*."""
+        options = {
+            key: kept
+            for key, kept in self.config_options.items()
+            if settings.setting_of(state, key) != setting
+        }
         if setting == "model":
-            return value, self
+            return value, dataclasses.replace(self, config_options=options)
         if setting == "mode":
-            return model, dataclasses.replace(self, mode=value)
-        options = {**self.config_options, setting: value}
+            return model, dataclasses.replace(self, mode=value, config_options=options)
+        options[setting] = value
         return model, dataclasses.replace(self, config_options=options)
 
     def offered_by(self, state: AgentState) -> SessionSettings:
         """Without the options that an agent does not offer any more, as with another model."""
         if not isinstance(state.config_options, list):
             return self
-        kept = {}
-        for key, value in self.config_options.items():
-            choices = settings.choices_of(state, key)
-            if choices is not None and (not choices or value in choices):
-                kept[key] = value
+        kept = {
+            key: value
+            for key, value in self.config_options.items()
+            # One without a list may be anything.
+            if settings.offers(state, key, value) or settings.choices_of(state, key) == []
+        }
         return dataclasses.replace(self, config_options=kept)
 
 

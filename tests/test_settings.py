@@ -12,7 +12,11 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from server.agents import host_agent
+from server.agents.base import NEW, TOLD_BYTES, AgentState, Wanted
 from server.agents.host import HostBackend
+from server.agents.settings import steps, with_options
+from server.codec import dumps
 from server.config import AgentCommand
 from server.errors import not_stored
 from server.log import LogWriter
@@ -57,6 +61,8 @@ AGENTS: dict[str, AgentCommand] = {
     "plain": mock_agent("--system-echo"),
     "never": AgentCommand(mock_agent().argv, asks_in=None),
     "claude": mock_agent("--modes", "--system-echo"),
+    "asks-first": AgentCommand(mock_agent("--modes").argv, asks_in="ask"),
+    "hanging": mock_agent("--modes", "--hang-mode"),
 }
 CLOCK = Clock()
 
@@ -286,6 +292,37 @@ async def test_a_restored_setting_that_is_refused_fails_the_turn(
     assert not (Path((await again.state(session))["cwd"]) / "seen").exists()
 
 
+def option(name: str, count: int = 1, *, is_grouped: bool = False) -> Json:
+    choices: list[Json] = [{"value": f"{name}-{n}", "name": "x" * 100} for n in range(count)]
+    if is_grouped:
+        choices = [{"group": "all", "name": "All", "options": choices}]
+    kind = {"id": name, "category": name, "type": "select"}
+    return {**kind, "options": choices, "currentValue": f"{name}-0"}
+
+
+@pytest.mark.parametrize("is_grouped", [False, True])
+def test_a_value_beyond_what_is_kept_of_a_long_list_can_be_set(is_grouped: bool) -> None:
+    offered = [option("model", 2000, is_grouped=is_grouped), option("effort", 900), option("mode")]
+    state = with_options(NEW, offered)
+    assert len(dumps(state.config_options)) <= TOLD_BYTES
+    assert [one["id"] for one in state.config_options] == ["model", "effort", "mode"]
+    assert state.config_options[2] == offered[2]
+    wanted = Wanted("model-1999", "mode-1", {"effort": "effort-899"})
+    model, effort, mode = steps(wanted, state, NEW)
+    assert (model.method, model.params["configId"]) == ("session/set_config_option", "model")
+    assert effort.method == "session/set_config_option"
+    assert mode.method is None  # its list is whole
+    assert not steps(Wanted("model-0", "mode-0"), state, NEW)
+
+
+def test_of_a_long_list_of_models_the_current_one_is_kept() -> None:
+    listed = [{"modelId": f"m{n}", "name": "x" * 100} for n in range(2000)]
+    state = AgentState(models={"availableModels": listed, "currentModelId": "m1999"})
+    assert len(dumps(state.models)) <= TOLD_BYTES
+    assert not steps(Wanted("m1999"), state, NEW)
+    assert steps(Wanted("m1998"), state, NEW)[0].method == "session/set_model"
+
+
 async def test_a_prompt_that_waits_for_its_settings_can_be_cancelled(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -311,6 +348,50 @@ async def test_prompts_behind_a_change_that_fails_are_not_run(client: Client) ->
     assert "no-such" in end["error"]["message"]
     await socket.turn(script({"history": True}))
     assert "not in another mode" not in socket.text()
+
+
+@pytest.mark.parametrize(
+    ("body", "frame", "setting"),
+    [
+        ({"model": "mock-large"}, ("set_model", {"model": "mock-small"}), "model"),
+        ({"mode": "code"}, ("set_mode", {"mode": "ask"}), "mode"),
+    ],
+)
+async def test_an_option_that_is_the_model_or_the_mode_is_replaced_by_a_change_of_that(
+    client: Client, body: Json, frame: tuple[str, Json], setting: str
+) -> None:
+    session = await client.create("options", config_options=body)
+    assert (await settings_of(client, session))[setting] == body[setting]
+    socket = await client.connect(session)
+    await socket.send(frame[0], **frame[1])
+    assert (await settings_of(client, session))[setting] == frame[1][setting]
+
+
+async def test_a_mode_that_was_chosen_as_an_option_counts_as_the_mode(client: Client) -> None:
+    session = await client.create(
+        "asking-options", permission="ask", config_options={"mode": "auto"}
+    )
+    assert (await settings_of(client, session))["mode"] == "auto"
+    assert await notices(client, session) == [{"notice": "asks", "asks": False}]
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_an_agent_that_does_not_answer_a_change_is_ended_before_the_next_prompt(
+    client: Client, monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    monkeypatch.setattr(host_agent, "CONTROL_SECS", 0.05)
+    socket = await client.connect(await client.create("hanging"))
+    await socket.turn("hello")
+    if is_busy:
+        await socket.send("prompt", prompt=script({"wait_for": "cancel"}))
+        await socket.until("turn_start")
+    await socket.send("set_mode", mode="code", id="change")
+    assert (await socket.until("error", id="change"))["code"] == "agent_failed"
+    if is_busy:  # the agent may answer after its turn
+        await socket.send("cancel")
+        assert (await socket.until("turn_end"))["stop_reason"] == "cancelled"
+    end = await socket.turn("again")
+    assert end["stop_reason"] == "end_turn"
 
 
 async def test_a_change_that_is_not_stored_is_an_error_and_not_in_force(
@@ -438,14 +519,19 @@ async def test_a_mode_that_does_not_ask_counts_more_than_the_permission_and_is_t
     assert (await client.state(session))["asks"] is True
 
 
-async def test_an_agent_that_goes_into_a_mode_without_asking_is_put_back(
-    server: LocalServer, client: Client
+@pytest.mark.parametrize("agent", ["asking", "asks-first"])
+async def test_an_agent_that_goes_into_a_mode_without_asking_is_put_back_each_time(
+    client: Client, agent: str
 ) -> None:
-    session = await client.create("asking", permission="deny-all")
-    await client.turn(session, script({"mode": "auto"}))
-    assert (await client.state(session))["asks"] is False
-    _, reply = await client.turn(session, WRITE)
-    assert json.loads(texts_of(reply["events"])) == {"mode": "ask", "asked": True, "wrote": False}
+    session = await client.create(agent, permission="deny-all")
+    for _ in range(2):
+        await client.turn(session, script({"mode": "code"}))
+        assert (await client.state(session))["asks"] is False
+        _, reply = await client.turn(session, WRITE)
+        told = json.loads(texts_of(reply["events"]))
+        assert told == {"mode": "ask", "asked": True, "wrote": False}
+    restored = {"notice": "restored", "setting": "mode", "value": "ask"}
+    assert (await notices(client, session)).count(restored) == 2
 
 
 async def test_an_agent_that_never_asks_says_so_and_cannot_have_deny_all(client: Client) -> None:

@@ -110,6 +110,48 @@ def bounded(value: Any, limit: int = TOLD_BYTES) -> Any:
     return fields
 
 
+MAX_OPTIONS = 64
+"""How many config options of an agent count."""
+CHOICES = {"modes": "availableModes", "models": "availableModels"}
+
+
+def bounded_offer(offer: Any, key: str, limit: int = TOLD_BYTES) -> Any:
+    """*offer* with no more than *limit* bytes as JSON, and a mark if it had more.
+
+    Its list of choices, under *key*, is cut short before all else.
+    """
+    kept = bounded(offer, limit)
+    if not isinstance(offer, dict) or kept in (offer, None):
+        return kept
+    rest = bounded({name: value for name, value in offer.items() if name != key}, limit // 2)
+    meta = rest.get("_meta")
+    mark = {"clawdforge": {"shortened": True}}
+    rest["_meta"] = {**meta, **mark} if isinstance(meta, dict) else mark
+    choices = bounded(offer.get(key), limit // 2 - 100)
+    return {**rest, key: choices if isinstance(choices, list) else []}
+
+
+def is_shortened(offer: Any) -> bool:
+    """Whether :func:`bounded_offer` has cut *offer* short."""
+    meta = offer.get("_meta") if isinstance(offer, dict) else None
+    own = meta.get("clawdforge") if isinstance(meta, dict) else None
+    return isinstance(own, dict) and own.get("shortened") is True
+
+
+def bounded_options(options: Any, limit: int = TOLD_BYTES) -> Any:
+    """Config options with no more than *limit* bytes as JSON: the long ones are cut short."""
+    if not isinstance(options, list) or bounded(options, limit) == options:
+        return bounded(options, limit)
+    counted = options[:MAX_OPTIONS]
+    kept = [bounded_offer(option, "options", limit // len(counted) - 1) for option in counted]
+    left = limit - len(dumps(kept))
+    for n, option in enumerate(counted):  # what the short ones have left over
+        longer = bounded_offer(option, "options", left + len(dumps(kept[n])))
+        left += len(dumps(kept[n])) - len(dumps(longer))
+        kept[n] = longer
+    return kept
+
+
 TOLD = ("modes", "models", "config_options", "commands")
 
 
@@ -126,7 +168,14 @@ class AgentState:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, bounded(getattr(self, field.name)))
+            value = getattr(self, field.name)
+            if field.name in CHOICES:
+                value = bounded_offer(value, CHOICES[field.name])
+            elif field.name == "config_options":
+                value = bounded_options(value)
+            else:
+                value = bounded(value)
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> AgentState:

@@ -103,12 +103,13 @@ class HostAgent:
         self._former = NEW
         self._in_force: dict[str, str] = {}
         self._synonyms: dict[tuple[str, str], str] = {}
-        self._at_load = NEW
+        self._found = NEW
         self._restored: set[str] = set()
         self._has_told_mode = False
         self._settling: asyncio.Future[Error | None] | None = None
         self._setting = asyncio.Lock()
         self._replies: dict[str, dict[str, Any]] = {}
+        self._unanswered: asyncio.Future[Any] | None = None
 
     @property
     def live(self) -> bool:
@@ -234,6 +235,8 @@ class HostAgent:
 
     async def _send_through(self, prompt: _Prompt, call: asyncio.Future[Any] | None) -> None:
         fresh = False
+        if call is None and not await self._answers():
+            await self._end_stuck()
         for last_try in (False, True):
             if call is None and not prompt.held_back:
                 await self._guard(self._open(fresh=fresh))
@@ -294,7 +297,8 @@ class HostAgent:
     def _is_open(self) -> bool:
         """Whether the host that runs now knows the session, and nothing is changing that."""
         is_known = self._host.is_ready and self._opened == self._host.generation
-        return is_known and not self._opening.locked()
+        is_stuck = self._unanswered is not None and not self._unanswered.done()
+        return is_known and not (is_stuck or self._opening.locked())
 
     async def _open(self, *, fresh: bool = False) -> None:
         """Make the session known to the host that runs now."""
@@ -362,17 +366,36 @@ class HostAgent:
             if op == "set_mode" and option is not None and not self._state.modes:
                 # It has this form alone.
                 op, fields = "set_config_option", {"option": option["id"], "value": fields["mode"]}
+            self._unanswered = asyncio.ensure_future(self._call(op, **fields))
             try:
-                async with asyncio.timeout(CONTROL_SECS):
-                    await self._call(op, **fields)
+                if not await self._answers():
+                    if self._current is None:  # in a turn, it may answer after it
+                        await self._end_stuck()
+                    *_, value = fields.values()
+                    raise agent_failed(f"{op}: the agent did not answer when told {value!r}")
+                await self._unanswered
             except CallError as error:
                 if self._did_not_start(error):
                     raise await self._start_error(error) from None
                 raise bad_request(f"the agent refused: {_plain(error)}") from None
-            except (HostGoneError, TimeoutError):
+            except HostGoneError:
                 raise agent_failed("the agent did not answer") from None
             # An agent that had to start first may have been told other settings before this one.
             return self._replies.get(f"session/{op}", {})
+
+    async def _answers(self) -> bool:
+        """Wait until the agent has answered what it was told to set; False: it does not."""
+        if (unanswered := self._unanswered) is None:
+            return True
+        answer = asyncio.gather(unanswered, return_exceptions=True)
+        await asyncio.wait({answer}, timeout=CONTROL_SECS)
+        return unanswered.done()
+
+    async def _end_stuck(self) -> None:
+        """End an agent that does not answer: acpx does nothing else for it until it has."""
+        logger.warning("session %s: the agent does not answer; killing it", self.spec.key)
+        await self.kill()
+        await self._answers()
 
     async def _call(self, op: str, **fields: Any) -> Any:
         """A call to the host in which the session was opened, and to no later one."""
@@ -545,7 +568,7 @@ class HostAgent:
         if after != value:
             return
         self._in_force[setting] = value
-        was_lost = settings.current(self._at_load, setting) != value
+        was_lost = settings.current(self._found, setting) != value
         is_news = setting not in self._restored and self._is_wanted(setting, value)
         if was_in_force and was_lost and is_news:
             self._restored.add(setting)
@@ -585,7 +608,16 @@ class HostAgent:
             self._has_told_mode = True
         # What follows a change that a client or the server asked for is not the agent's own.
         if not (replayed or self._settling is not None or self._setting.locked()):
-            self._listener.agent_changed(before, state)
+            self._note_own_change(before, state)
+
+    def _note_own_change(self, before: AgentState, after: AgentState) -> None:
+        mode = self._listener.wanted.mode
+        if mode is not None and mode == settings.current(before, "mode"):
+            self._in_force["mode"] = mode
+            if mode != settings.current(after, "mode"):  # it may be put back
+                self._found = after
+                self._restored.discard("mode")
+        self._listener.agent_changed(before, after)
 
     def answered(self, line: bytes, message: dict[str, Any]) -> None:
         prompt = self._current
@@ -602,7 +634,7 @@ class HostAgent:
             return
         self._awake = True
         self._former = self._state
-        self._state = self._at_load = settings.opened(self._state, result)
+        self._state = self._found = settings.opened(self._state, result)
         self._restored.clear()
 
     def replied(self, method: str, params: Mapping[str, Any], result: dict[str, Any]) -> None:

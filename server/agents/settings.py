@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .base import AgentState, Wanted
+from .base import AgentState, Wanted, is_shortened
 
 SET_MODE = "session/set_mode"
 SET_MODEL = "session/set_model"
@@ -82,10 +82,10 @@ def _step(setting: str, value: str, state: AgentState, former: AgentState, any_m
     may_be_unlisted = setting != "mode" and (setting != "model" or any_model)
     may_be_unlisted = may_be_unlisted or current(former, setting) == value
     for known in (state, former):
-        choices = choices_of(known, setting)
-        if choices is None:
+        is_offered = offers(known, setting, value)
+        if is_offered is None:
             continue
-        if value not in choices and not may_be_unlisted:
+        if not (is_offered or may_be_unlisted):
             break
         return Step(setting, value, *_request(known, setting, value))
     return Step(setting, value)
@@ -151,14 +151,34 @@ def current(state: AgentState, setting: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def offers(state: AgentState, setting: str, value: str) -> bool | None:
+    """Whether the agent offers that value, or may; None if it offers no such setting."""
+    choices = choices_of(state, setting)
+    if choices is None:
+        return None
+    return value in choices or is_shortened(_offer_of(state, setting))
+
+
 def choices_of(state: AgentState, setting: str) -> list[str] | None:
     """The values that the agent offers for *setting*; None if it offers no such setting."""
+    offer = _offer_of(state, setting)
+    if offer is None:
+        return None
+    if offer is state.modes:
+        return _ids(offer.get("availableModes"), "id")
+    if offer is state.models:
+        return _ids(offer.get("availableModels"), "modelId")
+    return [choice["value"] for choice in _choices(offer)]
+
+
+def _offer_of(state: AgentState, setting: str) -> dict[str, Any] | None:
+    """In which form the agent offers *setting*."""
     if setting == "mode" and isinstance(state.modes, dict):
-        return _ids(state.modes.get("availableModes"), "id")
+        return state.modes
     if (option := option_of(state, setting)) is not None:
-        return [choice["value"] for choice in _choices(option)]
+        return option
     if setting == "model" and isinstance(state.models, dict):
-        return _ids(state.models.get("availableModels"), "modelId")
+        return state.models
     return None
 
 
