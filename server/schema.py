@@ -105,6 +105,7 @@ MIGRATIONS: tuple[str, ...] = (
     """,
     "ALTER TABLE sessions ADD COLUMN agent_state TEXT;",
     "ALTER TABLE sessions ADD COLUMN settings TEXT;",
+    "ALTER TABLE sessions ADD COLUMN client_cwd TEXT;",
 )
 """Each brings the schema to the version of its number, from 1."""
 
@@ -145,6 +146,7 @@ class SessionRow:
 
     ``agent_state`` is the JSON of what its agent last said of itself, if it has said anything;
     ``settings`` that of the mode and the options in which it must be. ``model`` is one of them.
+    ``client_cwd`` is the folder that an ACP client named, on its own machine as a rule.
     """
 
     n: int
@@ -164,6 +166,7 @@ class SessionRow:
     close_reason: str | None
     agent_state: str | None = None
     settings: str | None = None
+    client_cwd: str | None = None
 
 
 @dataclasses.dataclass(slots=True)

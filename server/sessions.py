@@ -240,8 +240,12 @@ class Sessions:
         cwd: str | None = None,
         mode: str | None = None,
         config_options: Mapping[str, str] | None = None,
+        client_cwd: str | None = None,
     ) -> Session:
         """Open a session; its agent starts behind it.
+
+        Args:
+            client_cwd: the folder by which an ACP client finds it again.
 
         Raises:
             Error: ``bad_request``, ``payload_too_large``, ``agent_unavailable``, ``pool_full``,
@@ -296,6 +300,7 @@ class Sessions:
                 closed_at=None,
                 close_reason=None,
                 settings=SessionSettings(mode, dict(config_options or {})).encoded(),
+                client_cwd=client_cwd,
             )
             detail = dumps({"agent": name, "model": model, "permission": permission}).decode()
             self._hidden.add(session_id)

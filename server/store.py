@@ -205,7 +205,7 @@ class Store:
 
         Args:
             before: only those with smaller numbers.
-            cwd: only those in that folder.
+            cwd: only those in that folder, and those whose client named it.
         """
         where = "WHERE app_name = ?" + ("" if include_closed else " AND closed_at IS NULL")
         values: list[Any] = [app_name]
@@ -213,7 +213,7 @@ class Store:
             where += " AND n < ?"
             values.append(before)
         if cwd is not None:
-            where += " AND cwd = ?"
+            where += " AND ? IN (cwd, client_cwd)"
             values.append(cwd)
         rows = await self._fetch(_SESSION + where + " ORDER BY n DESC LIMIT ?", *values, limit)
         return [SessionRow(*row) for row in rows]

@@ -742,6 +742,9 @@ async def test_the_address_says_what_size_a_client_takes(client: Client) -> None
 async def test_without_roots_a_clients_path_may_be_any_systems(acp: AcpClient, cwd: str) -> None:
     session = await acp.new_session(cwd=cwd)
     assert await acp.call("session/load", **of_session(session, cwd=cwd)) is not None
+    listed = (await acp.call("session/list", cwd=cwd))["sessions"]
+    assert [one["sessionId"] for one in listed] == [session]
+    assert await acp.call("session/list", cwd=f"{cwd}2") == {"sessions": []}
 
 
 async def test_what_is_too_large_for_a_client_is_cut_or_shortened(client: Client) -> None:

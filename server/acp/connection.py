@@ -266,6 +266,7 @@ class Connection(Peer):
                 mode=wishes.mode,
                 config_options=wishes.options,
                 cwd=params.cwd if roots else None,
+                client_cwd=params.cwd,
             ),
             name=f"session of {self.name}",
         )
@@ -316,7 +317,7 @@ class Connection(Peer):
         params = messages.read(messages.ListSessions, request.params)
         if self._only is not None:
             rows = [(await self._session(self._only)).row]
-            rows = [row for row in rows if params.cwd in (None, row.cwd)]
+            rows = [row for row in rows if params.cwd in (None, row.cwd, row.client_cwd)]
         else:
             before = None if params.cursor is None else _position(params.cursor)
             rows = await self._sessions.store.session_page(
