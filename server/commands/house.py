@@ -102,8 +102,16 @@ class StoppedHouse:
 
 
 @contextlib.asynccontextmanager
-async def open_house(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[House]:
-    """The running server where there is one, else the data folder itself."""
+async def open_house(
+    settings: Settings, environ: Mapping[str, str], *, must_exist: bool = True
+) -> AsyncIterator[House]:
+    """The running server where there is one, else the data folder itself.
+
+    Args:
+        must_exist: whether a data folder without a database is refused, or gets one.
+    """
+    if must_exist:
+        await _check_database(settings)
     async with contextlib.AsyncExitStack() as stack:
         deadline = time.monotonic() + WAIT_SECS
         while True:
@@ -169,15 +177,20 @@ async def reading(settings: Settings) -> AsyncIterator[Store]:
     path = settings.data_dir / "clawdforge.db"
     if await asyncio.to_thread(settings.data_dir.is_dir):
         check_folder(settings.data_dir)
-    if not await asyncio.to_thread(path.is_file):
-        raise CommandError(
-            f"there is no database at {path}; CLAWDFORGE_DATA_DIR says where to look"
-        )
+    await _check_database(settings)
     store = await Store.look(path)
     try:
         yield store
     finally:
         await store.close()
+
+
+async def _check_database(settings: Settings) -> None:
+    path = settings.data_dir / "clawdforge.db"
+    if not await asyncio.to_thread(path.is_file):
+        raise CommandError(
+            f"there is no database at {path}; CLAWDFORGE_DATA_DIR says where to look"
+        )
 
 
 def run(

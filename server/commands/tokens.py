@@ -46,7 +46,7 @@ def add_to(commands: Any) -> None:
 async def add(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with house.open_house(settings, environ) as opened:
+    async with house.open_house(settings, environ, must_exist=False) as opened:
         token = await opened.add_token(arguments.name, arguments.network)
     print(token)
     print("It is shown this once; only its hash is kept.", file=sys.stderr)
