@@ -61,9 +61,11 @@ def client_name(parameters: Mapping[str, str]) -> str:
     Clients write it as it is (browsers), as RFC 5987 and 2231 have it, percent-encoded, or as
     e-mail has it.
     """
+    pieces = "".join(_continuations(parameters))
     return (
         _extended(parameters.get("filename*", ""))
-        or _extended("".join(_continuations(parameters)))
+        or _extended(pieces)
+        or _plain(pieces)
         or _plain(parameters.get("filename", ""))
     )
 

@@ -33,6 +33,7 @@ HEAD = 'form-data; name="file"; '
         ("filename=\"x.txt\"; filename*=UTF-8''%ff.txt", "x.txt"),
         ("filename=\"x.txt\"; filename*=zlib''%ff", "x.txt"),
         ("filename*0*=UTF-8''%D0%BF; filename*1=lan.txt", "пlan.txt"),
+        ('filename*0="long "; filename*1="name.txt"', "long name.txt"),
         ('filename="=?UTF-8?B?0L/Qu9Cw0L0udHh0?="', "план.txt"),
         ('filename="=?utf-8?Q?=D0=BF.txt?="', "п.txt"),
         ('filename="\udcfc.txt"', "ü.txt"),
