@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDictProxy, MultiMapping
 
 from .codec import has_too_many_values, is_costly, loads_bounded
 from .errors import Error, bad_request, payload_too_large
@@ -349,7 +349,7 @@ def read_query(request: web.Request, shape: type[Shape]) -> Shape:
     Raises:
         Error: ``bad_request``, naming the parameter.
     """
-    return read_texts(request.query, shape)
+    return read_texts(_single(request.query, shape), shape)
 
 
 def read_headers(request: web.Request, shape: type[Shape]) -> Shape:
@@ -358,7 +358,22 @@ def read_headers(request: web.Request, shape: type[Shape]) -> Shape:
     Raises:
         Error: ``bad_request``, naming the header.
     """
-    return read_texts(request.headers, shape)
+    return read_texts(_single(request.headers, shape), shape)
+
+
+def _single(values: MultiMapping[str], shape: type[Shape]) -> dict[str, str]:
+    """The fields of *shape* that *values* has.
+
+    Raises:
+        Error: ``bad_request``; a field is there twice, and which of its values counts is unclear.
+    """
+    found: dict[str, str] = {}
+    for name in _field_names(shape):
+        texts = set(values.getall(name, ()))
+        if len(texts) > 1:
+            raise bad_request(f"{name}: is there more than once, with different values")
+        found |= dict.fromkeys([name], *texts) if texts else {}
+    return found
 
 
 def read_texts(values: Mapping[str, str], shape: type[Shape]) -> Shape:

@@ -195,6 +195,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         media={SSE: EVENTS},
         codes=("session_closed", "queue_full", "rate_limited", "draining"),
         failures={
+            400: shapes.TurnFailure,  # of a setting that the agent does not have, say
             500: shapes.TurnFailure,
             502: shapes.TurnFailure,
             503: shapes.TurnFailure,

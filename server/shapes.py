@@ -208,6 +208,7 @@ class TurnFailure(msgspec.Struct, kw_only=True):
     ok: NotOk
     error: Message
     code: Code
+    request_id: RequestId
     retryable: bool
     auth_methods: AuthMethods = msgspec.UNSET
     session_id: str

@@ -136,6 +136,11 @@ async def test_answers_that_chance_does_not_find_have_their_shape(server: LocalS
     status, reply = await client.turn(session, script({"exit": 1}))
     assert status == 502
     check(reply, answer("post", turn, 502))
+    unset = await client.create("mock-modes", mode="no-such-mode")
+    status, reply = await client.turn(unset, "hello")
+    assert (status, reply["turn_index"]) == (400, 1)
+    check(reply, {"$ref": "#/components/schemas/TurnFailure"})
+    assert {"$ref": "#/components/schemas/TurnFailure"} in answer("post", turn, 400)["anyOf"]
     assert reply["events"] == []
     status, reply = await client.turn(session, script({"hang": True}), timeout_secs=0.1)
     assert status == 504

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from multidict import CIMultiDict
 
 from .conftest import Serve, Spawn
 from .harness import (
@@ -608,6 +609,35 @@ async def test_the_same_idempotency_key_answers_with_the_stored_result(client: C
     assert (other["turn_index"], texts_of(other["events"])) == (2, "echo: twice")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "name"),
+    [("POST", "/turn", "Idempotency-Key"), ("GET", "/events", "Last-Event-ID")],
+)
+async def test_header_that_is_there_twice_must_have_one_value(
+    client: Client, method: str, path: str, name: str
+) -> None:
+    session = await client.create()
+    await client.turn(session, "hello")
+    statuses = []
+    for values in (("1", "2"), ("1", "1")):
+        headers = [*client.headers().items(), *((name, value) for value in values)]
+        headers.append(("Accept", "text/event-stream"))
+        async with client.http.request(
+            method,
+            f"{client.url}/sessions/{session}{path}",
+            headers=CIMultiDict(headers),
+            json={"prompt": "hi"} if method == "POST" else None,
+        ) as response:
+            statuses.append(response.status)
+    assert statuses == [400, 200]
+
+
+async def test_query_that_is_there_twice_must_have_one_value(client: Client) -> None:
+    path = f"/sessions/{await client.create()}/events"
+    assert (await client.get(f"{path}?after=0&after=1"))[0] == 400
+    assert (await client.get(f"{path}?after=0&after=0"))[0] == 200
+
+
 async def test_the_same_idempotency_key_waits_for_the_running_turn(client: Client) -> None:
     session = await client.create()
     prompt = script({"gate": "go"}, {"say": "held"})
@@ -649,7 +679,9 @@ async def test_the_same_idempotency_key_answers_a_failed_turn_with_its_failure(
     session = await client.create()
     first = await turn_with_key(client, session, script({"exit": 1}), "k")
     failure(first, 502, "agent_failed")
-    assert await turn_with_key(client, session, script({"exit": 1}), "k") == first
+    again = await turn_with_key(client, session, script({"exit": 1}), "k")
+    assert again[1].pop("request_id") != first[1].pop("request_id")
+    assert again == first
 
 
 async def test_an_idempotency_key_outlives_the_server(serve: Serve) -> None:
