@@ -15,6 +15,7 @@ from typing import get_args
 
 from aiohttp import web
 
+from . import beneath
 from .agents.acpx import AcpxError, find_node
 from .agents.base import Presence, Pressure
 from .agents.cli import CliBackend
@@ -277,8 +278,8 @@ def own_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_folder(folder)
         folder.chmod(0o700)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        lock = os.fdopen(os.open(folder / "lock", flags, 0o600), "rb+", buffering=0)
+        with beneath.folder(folder) as parent:
+            lock = beneath.open_file("lock", parent, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise StartError(f"CLAWDFORGE_DATA_DIR: {folder}: {error.strerror}") from None
     with lock:

@@ -64,8 +64,25 @@ async def listening(runner: web.AppRunner, folder: Path) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        (folder / NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # an agent may have put a folder there
+            (folder / NAME).unlink(missing_ok=True)
         await site.stop()  # which closes the socket
+
+
+def is_servers(connection: TransportSocket | socket.socket, folder: Path) -> bool:
+    """Whether it is a server that listens at the operator's socket of *folder*.
+
+    An agent can put a socket of its own there. What a supervisor has started, and all that comes of
+    it, is known by its limits, which it cannot raise.
+    """
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    if uid not in (0, os.getuid(), folder.stat().st_uid):
+        return False
+    try:
+        return pid == 0 or not processes.is_supervised(pid)
+    except OSError:
+        return False  # it has ended
 
 
 def is_operator(request: web.Request) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
+import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from server import control
+from server.app import StartError, own_folder
 from server.commands.backup import restore
 from server.commands.house import CommandError
 from server.config import Settings
@@ -148,3 +152,34 @@ async def test_a_running_server_follows_no_link_that_replaced_a_folder(
     await server.services.sessions.sweep()
     await server.services.files.sweep()
     assert sorted(outside.rglob("*")) == before
+
+
+def test_a_lock_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(StartError), own_folder(tmp_path):
+        pass
+
+
+LISTENER = """
+import resource, socket, sys
+if sys.argv[2:]:
+    resource.setrlimit(resource.RLIMIT_RSS, (1 << 30, 1 << 30))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listening", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("limits", [[], ["lowered"]], ids=["a server", "an agent"])
+def test_commands_tell_the_servers_socket_from_an_agents(tmp_path: Path, limits: list[str]) -> None:
+    path = str(tmp_path / "control.sock")
+    argv = [sys.executable, "-ISc", LISTENER, path, *limits]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as listener:
+        assert listener.stdout is not None
+        assert listener.stdout.readline() == b"listening\n"
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            assert control.is_servers(connection, tmp_path) is not bool(limits)
+        listener.communicate()

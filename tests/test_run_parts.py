@@ -113,6 +113,11 @@ def test_an_answer_is_found_whatever_surrounds_it(output: str) -> None:
     assert read_answer(Output(0, output.encode(), "")).result == b'"found"'
 
 
+@pytest.mark.parametrize("status", [-11, 137, None])
+def test_an_answer_counts_although_the_program_was_killed_after_it(status: int | None) -> None:
+    assert read_answer(Output(status, RESULT.encode(), "")).result == b'"found"'
+
+
 def test_an_answer_is_found_between_bytes_that_are_not_text() -> None:
     output = b'\xff{"\xfe\n' + RESULT.encode() + b"\n\x80"
     assert read_answer(Output(0, output, "")).result == b'"found"'

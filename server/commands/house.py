@@ -135,7 +135,14 @@ async def _answers(settings: Settings) -> bool:
             _, writer = await asyncio.open_unix_connection(path)
     except OSError:
         return False
+    connection = writer.get_extra_info("socket")
+    is_servers = await asyncio.to_thread(control.is_servers, connection, settings.data_dir)
     writer.close()
+    if not is_servers:
+        raise CommandError(
+            f"it is not the server that listens at {settings.data_dir / control.NAME}:"
+            " restart the server, which makes the socket anew"
+        )
     return True
 
 

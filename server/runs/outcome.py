@@ -55,9 +55,18 @@ def read_answer(output: Output) -> Answer:
         raise _untold_failure(output)
     result = message.get("result")
     # An API error says `"subtype":"success"`, and some errors have no `result`.
-    if message.get("is_error") or output.status != 0 or not isinstance(result, str):
+    if message.get("is_error") or _has_failed(output.status) or not isinstance(result, str):
         raise _told_failure(message, output)
     return Answer(result_json(result), str(message.get("stop_reason") or "end_turn"))
+
+
+def _has_failed(status: int | None) -> bool:
+    """Whether a program that gave an answer says by its exit status that it is none.
+
+    One that was killed after its answer, or by its own clean-up, says nothing of the kind: the
+    answer has been given, and paid for.
+    """
+    return status is not None and 0 < status <= 128
 
 
 def find_result(stdout: bytes) -> dict[str, Any] | None:
