@@ -1,9 +1,7 @@
-/** The REST calls of the contract. A failure is an ApiError with the server's code. */
 
-/** The address of a path of the contract; the page may lie below a proxy's prefix. */
 export const addressOf = (path) => new URL(`..${path}`, import.meta.url).href;
 
-export class ApiError extends Error {
+class ApiError extends Error {
 	constructor(status, body) {
 		super(body?.error ?? (status ? `The server answered ${status}.` : 'The server cannot be reached.'));
 		this.status = status;
@@ -38,7 +36,7 @@ export class Api {
 		return this.#call('DELETE', `/sessions/${id}`);
 	}
 
-	/** An XHR, because fetch cannot tell how far an upload has got. */
+	// By XHR: fetch tells no progress
 	upload(file, onprogress) {
 		const xhr = new XMLHttpRequest();
 		const done = new Promise((resolve, reject) => {

@@ -1,4 +1,3 @@
-/** The wiring: who is signed in, which sessions are open, and what each part needs. */
 import { addressOf, Api } from './api.js';
 import { titleOf } from './normalise.js';
 import { Session } from './session.js';
@@ -15,35 +14,27 @@ import { signInView } from './views/signin.js';
 import { StartView } from './views/start.js';
 import { Wire } from './wire.js';
 
-const KEPT_OPEN = 8; // sessions that stay connected while one looks at another
-const LIST_EVERY = 15_000; // ms between looks at the list, and
-const LOOK_EVERY = 1000; // at a session where an agent works: others may queue something, too
-const ATTEND_EVERY = 250; // ms; not once a frame, for a hidden tab has no frames
+const KEPT_OPEN = 8;
+const LIST_EVERY = 15_000; // ms between looks at the list,
+const LOOK_EVERY = 1000; // at a session whose agent works (others may queue something),
+const ATTEND_EVERY = 250;
 
 const root = document.getElementById('app');
 const attention = new Attention();
 const open = new Map(); // session id -> {session, view, seen}, least recently shown first
-let marks = new Map(); // session id -> 'running' or 'unread'
+let marks = new Map();
 let api = null;
-let shell = null; // what is on the screen when signed in
-let current = null; // id of the session on the screen; null: a new one
+let shell = null;
+let current = null;
 let listed = [];
 let withClosed = false;
 
 const fragment = () => new URLSearchParams(location.hash.slice(1));
-const draftOf = (id) => ({
-	text: storage.draft(id),
-	save: (text) => storage.saveDraft(id, text),
-	attached: storage.draft(id, 'attached'),
-	saveAttached: (items) => storage.saveDraft(id, items, 'attached'),
-	choices: storage.draft(id, 'choices'),
-	saveChoices: (choices) => storage.saveDraft(id, choices, 'choices'),
-});
-/** The draft of a new session belongs to whoever is signed in. */
+const draftOf = (id) => ({ read: (part) => storage.draft(id, part), save: (value, part) => storage.saveDraft(id, value, part) });
 const draftOfNew = (token) => draftOf(`new-${markOf(token)}`);
 const narrow = matchMedia('(max-width: 760px)');
 
-/** Tells tokens apart, and gives none away. */
+// Tells tokens apart, and gives none away
 function markOf(token) {
 	let mark = 0;
 	for (const char of token) mark = (Math.imul(mark, 31) + char.charCodeAt(0)) | 0;
@@ -77,7 +68,6 @@ function signOut(message) {
 	signIn(message);
 }
 
-/** Lets go of everything that belongs to whoever was signed in. */
 function leave() {
 	for (const { session } of open.values()) session.stop();
 	open.clear();
@@ -98,13 +88,10 @@ async function enter(token) {
 	api.agents().then((agents) => shell?.start.setAgents(agents), () => {});
 }
 
-// ---- the shell
-
 function buildShell() {
 	const upload = (...file) => api.upload(...file);
-	const menu = () => showSidebar(true);
 	const sidebar = new Sidebar({ open: go, hide: () => showSidebar(false), entries: entriesOf, menu: settingsMenu, withClosed: (on) => ((withClosed = on), refresh()), skip: focusMain });
-	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu }, upload, choice: storage.preferences().start, draft: draftOfNew(api.token) });
+	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu: showSidebar }, upload, choice: storage.preferences().start, draft: draftOfNew(api.token) });
 	const frames = new FramesView(() => showFrames(false));
 	const { el, veil, main } = template('shell');
 	veil.onclick = () => showSidebar(false);
@@ -119,7 +106,7 @@ function focusMain() {
 	(open.get(current)?.view ?? shell.start).focus();
 }
 
-function showSidebar(on) {
+function showSidebar(on = true) {
 	const inside = shell.sidebar.el.contains(document.activeElement);
 	shell.el.classList.toggle('menu-open', on);
 	shell.main.inert = on && narrow.matches;
@@ -132,11 +119,9 @@ function showFrames(on = shell.frames.el.hidden) {
 	if (!on) focusMain();
 }
 
-// ---- which session is on the screen
-
 function go(id) {
 	const address = id ? `#session=${id}` : location.pathname;
-	// A sign-in that lives in this entry of the history must not be left behind in it.
+	// This entry of the history may hold the sign-in.
 	if (id !== current) history[storage.inHistory ? 'replaceState' : 'pushState'](history.state, '', address);
 	route();
 }
@@ -153,12 +138,12 @@ function route() {
 	if (entry) retire(entry);
 	if (!shell.frames.el.hidden) shell.frames.show(entry?.session);
 	entry?.view.scroll.keep();
-	// On a phone the keyboard would cover what one came to read.
+	// A phone's keyboard would cover the conversation.
 	if (!entry || matchMedia('(hover: hover)').matches) focusMain();
 	attend();
 }
 
-/** The most recent few stay connected, and all that still have something to do. */
+// Disconnects all but the most recent sessions and those with something to do
 function retire(entry) {
 	open.delete(entry.session.id);
 	open.set(entry.session.id, entry);
@@ -183,32 +168,29 @@ function openSession(id, state = listed.find((one) => one.session_id === id)) {
 	const view = new SessionView(session, {
 		upload: shell.upload,
 		draft: draftOf(id),
-		on: { showSidebar: () => showSidebar(true), startNew: () => go(null), sendAnew: (message) => createLike(session, message), entries },
+		on: { showSidebar, startNew: () => go(null), sendAnew: (message) => createLike(session, message), entries },
 	});
 	session.on('change', attendSoon);
 	session.on('problem', toast);
 	open.set(id, { session, view, seen: null });
 	session.start();
-	if (!state) session.look(); // a closed one is not listed
+	if (!state) session.look();
 	return open.get(id);
 }
 
-async function create(options, message) {
+// From a session, or from the view of a new one (null): whoever looks at another one by now is left alone
+async function create(options, { prompt, files }, from = null) {
 	const state = await api.create(options);
-	openSession(state.session_id, { ...options, ...state }).session.send(message);
-	// Whoever looks at another one by now finds it in the list.
-	if (current === null) go(state.session_id);
+	openSession(state.session_id, { ...options, ...state }).session.send({ prompt, files });
+	if (current === from) go(state.session_id);
 	refresh();
 }
 
-/** A prompt that its own session cannot take begins another one of the same kind. True: it is on its way. */
+// Sends a prompt in another session of the same kind. True: it is on its way
 async function createLike({ id, state }, message) {
-	const { agent, permission, model } = state ?? {};
+	const { agent, permission, model } = state ?? {}; // JSON drops what is undefined
 	try {
-		const made = await api.create({ ...(agent && { agent }), ...(permission && { permission }), ...(model && { model }) });
-		openSession(made.session_id, made).session.send({ prompt: message.prompt, files: message.files });
-		if (current === id) go(made.session_id);
-		refresh();
+		await create({ agent, permission, model: model || undefined }, message, id);
 		return true;
 	} catch (error) {
 		toast(error.message);
@@ -216,7 +198,6 @@ async function createLike({ id, state }, message) {
 	}
 }
 
-/** The menu of a session, or of its row in the list. */
 const entriesOf = (one) => [
 	{ label: 'Rename…', icon: 'pencil', onselect: () => rename(one) },
 	{ label: 'Close session…', icon: 'close', danger: true, disabled: one.closed ?? one.state === 'closed', onselect: () => close(one) },
@@ -240,8 +221,6 @@ async function attempt(action) {
 		toast(error.message);
 	}
 }
-
-// ---- the list
 
 let listedAt = 0;
 
@@ -283,7 +262,7 @@ function drawList() {
 		rows.set(id, { id, title, agent, at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000), state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : 'idle' });
 		if (closed && !withClosed && id !== current && !view.unsent && !session.outbox.size) rows.delete(id);
 	}
-	// What was written in a session that is not listed any more can still be found.
+	// Sessions that are not listed any more, but have something unsent.
 	for (const id of storage.unsent()) {
 		const text = storage.draft(id) || promptParts(storage.outbox(id)[0]?.prompt).text;
 		if (!rows.has(id) && !id.startsWith('new')) rows.set(id, { id, title: `Not sent: ${text.trim().slice(0, 60)}`, agent: 'draft', at: 0, state: 'closed' });
@@ -293,7 +272,7 @@ function drawList() {
 	return [...rows.values()];
 }
 
-/** Which sessions have finished while one looked elsewhere; also while the page was not open. */
+// Marks sessions that finished while one looked elsewhere, or while the page was closed
 function mark(rows) {
 	const before = JSON.stringify([...marks]);
 	for (const id of marks.keys()) if (!rows.has(id)) marks.delete(id);
@@ -309,8 +288,6 @@ function mark(rows) {
 	if (JSON.stringify([...marks]) !== before) storage.saveMarks(marks);
 }
 
-// ---- attention: title, icon, list, notifications, speech
-
 let attendTimer = 0;
 
 function attendSoon() {
@@ -325,13 +302,12 @@ function attend() {
 	const waiting = drawList().filter(({ state }) => state === 'waiting');
 	const runs = entries.some(({ session }) => session.running);
 	const shown = open.get(current)?.session;
-	// A state and a title side by side are of one session.
+	// The state and the title must be of one session.
 	const one = waiting.find(({ id }) => id === current) ?? waiting[0];
 	const words = one ? 'waiting' : shown?.running ? 'running' : 'idle';
 	attention.show(words, one ? one.title : shown?.title, one ? 'waiting' : runs ? 'running' : 'idle');
 }
 
-/** Tells what is new since the last look. */
 function tell(entry) {
 	const { session, seen } = entry;
 	const { agent, model, running, title } = session;
@@ -369,22 +345,19 @@ async function toggleNotify() {
 	toast(notify ? 'You will be told when an agent waits for you or has finished.' : 'Notifications are off.');
 }
 
-// ---- the keyboard, and the world outside
-
 document.addEventListener('keydown', (event) => {
 	if (!shell || event.defaultPrevented || document.querySelector('dialog[open], :popover-open')) return;
 	const { altKey, ctrlKey, metaKey, repeat, shiftKey, target } = event;
 	const key = event.key.toLowerCase();
 	const command = ctrlKey || metaKey;
 	const { session, view } = open.get(current) ?? {};
-	if (command && key === 'k') showSidebar(true);
+	if (command && key === 'k') showSidebar();
 	else if (command && shiftKey && key === 'o') go(null);
 	else if (command && key === '.') view?.showWaiting();
 	else if (ctrlKey && key === '`') view && showFrames();
 	else if (key === 'escape' && shell.el.classList.contains('menu-open')) showSidebar(false);
 	else if (key === 'escape' && session?.running && !repeat && target.tagName !== 'INPUT') session.cancel();
 	else {
-		// Typing goes where one writes; the browser puts the character into what has the focus then.
 		if (event.key.length === 1 && key !== ' ' && !command && !altKey && !event.isComposing && !takesKeys(target)) composerOnScreen()?.focus();
 		return;
 	}
@@ -402,7 +375,6 @@ function composerOnScreen() {
 	return composer.el.hidden ? null : composer;
 }
 
-/** A phone that slept, a network that is back: worth a look at every connection. */
 function wake() {
 	if (!shell || document.visibilityState !== 'visible') return;
 	for (const { session } of open.values()) session.wire.wake();
@@ -412,7 +384,7 @@ document.addEventListener('visibilitychange', wake);
 for (const name of ['online', 'offline', 'pageshow']) window.addEventListener(name, wake);
 window.addEventListener('popstate', () => (fragment().has('token') ? begin() : route()));
 window.addEventListener('beforeprint', () => open.get(current)?.view.conversation.whole());
-// A file that is dropped beside the target must not replace the page.
+// A dropped file must not replace the page.
 for (const name of ['dragover', 'drop']) window.addEventListener(name, (event) => event.preventDefault());
 
 begin();

@@ -1,8 +1,4 @@
-/**
- * Colours code off the main thread.
- * In: {id, code, language}. Out: {id, tokens: [[class or null, text], …] or null}:
- * tokens, so that the page never parses HTML.
- */
+// In: {id, code, language}. Out: {id, tokens: [[class or null, text], …] or null}: the page parses no HTML
 import hljs from '../lib/@highlightjs/cdn-assets/es/highlight.min.js';
 
 self.onmessage = ({ data: { id, code, language } }) => {

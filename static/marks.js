@@ -1,8 +1,5 @@
-/**
- * marks.js: text that is shown as what it is. Characters that are invisible, or that change
- * the order of what one sees, are told apart from the text, so that a view can show their
- * number. What readers need stays: emoji, and the joiners of the scripts that have them. No DOM.
- */
+// Shows characters that are invisible, or change the order of what one sees, by their numbers. Emoji, and the
+// joiners of scripts that have them, stay. No DOM
 import { MAX_PATH, pretty } from './normalise.js';
 
 const MAX_SIGNS = 1000; // of one text as elements of their own; further ones become plain text
@@ -13,7 +10,7 @@ const KEPT_ACCENTS = 3; // of a heap of combining marks
 // Characters without a glyph, line and paragraph separators, halves of surrogate pairs.
 const HIDDEN = String.raw`\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}\p{Cs}\u2800\uFFF9-\uFFFB`;
 const HEAP = String.raw`(?<heap>[\p{Mn}--\p{Default_Ignorable_Code_Point}]{6,})`;
-// What stands first in each alternative is told from most text at once: the rest is slow.
+// The first part of each alternative fails fast: the rest is slow.
 const EMOJI = String.raw`(?=\p{Extended_Pictographic})(?:\p{RGI_Emoji}|.[\uFE0E\uFE0F])|[#*0-9]\uFE0F\u20E3|[\u{E0100}-\u{E01EF}](?<=\p{Script=Han}.)`;
 const JOINED = 'Arab Syrc Nkoo Mong Deva Beng Guru Gujr Orya Taml Telu Knda Mlym Sinh Khmr Mymr Tibt Thaa Mand'.split(' ').map((name) => String.raw`\p{scx=${name}}`).join('');
 const JOINER = String.raw`[\u200C\u200D](?<=[${JOINED}].)|[\u180B-\u180F](?<=\p{Script=Mongolian}.)`;
@@ -25,20 +22,19 @@ const build = (kept, ...signs) => ({
 	all: new RegExp(`${kept}|(?<signs>(?:${signs.join('|')})+)|${HEAP}`, 'gv'),
 });
 
-/** Titles, names, paths: all that is hidden, but what a script or an emoji is written with. */
+// Titles, names, paths: all but what scripts and emoji need
 export const TEXT = build(`${EMOJI}|${JOINER}`, control, `[${HIDDEN}]`);
-/** Code, where joiners are nobody's letters. */
+// Code, where joiners are nobody's letters
 export const CODE = build(EMOJI, control, `[${HIDDEN}]`);
-/** A command as it runs: every blank that is no plain one, too. */
+// A command: unusual blanks, too
 export const EXACT = build(EMOJI, String.raw`[\p{Cc}--[\n\t]]|[\p{Zs}--[ ]]`, `[${HIDDEN}]`);
-/** What people and agents write to each other: only what no language is written with. */
+// Running text: only what no language is written with
 export const PROSE = build(EMOJI, control, String.raw`[\u202D\u202E\u115F\u1160\u3164\uFFA0\p{Cs}\u{E0000}-\u{E0FFF}]|[${HIDDEN}]{4,}`);
 
 const STRETCH = 2000; // characters looked at together
 
 const numberOf = (char) => `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
 
-/** "U+200B ×3 U+202E" */
 function name(run) {
 	const groups = [];
 	for (const char of run) {
@@ -50,7 +46,7 @@ function name(run) {
 	return shown.join(' ');
 }
 
-/** The text as pieces: strings, and {sign} for what cannot be seen. A title, a name or a path has an end. */
+// The text as pieces: strings, and {sign} for what cannot be seen. A title, a name or a path has an end
 export function pieces(given, mode = TEXT) {
 	const text = mode === TEXT ? pretty(given, MAX_PATH) : given;
 	if (!mode.any.test(text)) return [text];
@@ -60,10 +56,10 @@ export function pieces(given, mode = TEXT) {
 		if (typeof piece === 'string' && typeof found.at(-1) === 'string') found.push(found.pop() + piece);
 		else if (piece) found.push(piece);
 	};
-	// The thorough look is slow, so only at stretches that have something.
+	// Only stretches with something to show get the slow look,
 	for (let at = 0, end; at < text.length; at = end) {
 		end = at + STRETCH;
-		// Not within a pair, or an emoji.
+		// and none ends within a pair or an emoji.
 		while (/[\uD800-\uDFFF\u200D\uFE0F]/.test(text.slice(end - 1, end + 1)) && end < at + 2 * STRETCH) end += 1;
 		const stretch = text.slice(at, end);
 		if (!mode.any.test(stretch)) put(stretch);
@@ -88,10 +84,10 @@ function split(text, mode, put) {
 	return signs;
 }
 
-/** The same in one string, for what takes no elements: a tab's title, a tooltip, a notification. */
+// In one string, for what takes no elements
 export const spell = (text, mode = TEXT) => pieces(String(text ?? ''), mode).map((one) => (typeof one === 'string' ? one : `[${one.sign}]`)).join('');
 
-/** A command as pieces, in which one sees line ends, tabs, and blanks that are not single: {blank, sign}. */
+// Line ends, tabs and blanks, too: {blank, sign}
 export function exactPieces(text) {
 	return text.split(/(\n{4,}|\n|\t| {2,}|^ | $| (?=[\n\t]))/).filter(Boolean).flatMap((piece) => {
 		if (/^\n{4,}$/.test(piece)) return { blank: '\n', sign: `↵ ×${piece.length}` };

@@ -1,10 +1,7 @@
-/**
- * normalise.js: an agent's messages with every field that a view uses checked for its type.
- * A value of another type is dropped, or kept as `{type: 'raw', data}`, which is shown as JSON.
- * A value that is as it should be is passed on as the same object. No DOM.
- */
-const MAX_LIST = 500; // of a list that an agent sent; the rest is only counted
-const MAX_WORDS = 300; // characters of what is no text, shown where text belongs
+// Checks the type of every field of an agent's messages that a view uses. A value of another type is dropped,
+// or kept as {type: 'raw', data} and shown as JSON. No DOM
+const MAX_LIST = 500; // of a list
+const MAX_WORDS = 300; // characters of JSON in the place of text
 const MAX_JSON = 100_000; // characters of JSON for reading
 const MAX_DEPTH = 100;
 export const MAX_PATH = 10_000; // characters of a path, a title or a name
@@ -16,15 +13,13 @@ export const records = (value) => list(value).slice(0, MAX_LIST).filter(isRecord
 export const number = (value, otherwise = null) => (Number.isFinite(value) ? value : otherwise);
 export const string = (value, otherwise = '') => (typeof value === 'string' ? value : otherwise);
 
-/** For a person to read: text as it is, anything else as short JSON; null stays null. */
 export function words(value, otherwise = null) {
 	return value == null ? otherwise : pretty(value, typeof value === 'string' ? Infinity : MAX_WORDS);
 }
 
-/** An id: text, or a number, which some agents use. */
 export const identity = (value) => (typeof value === 'string' ? value : Number.isFinite(value) ? String(value) : null);
 
-/** JSON for reading, like JSON.stringify(value, null, 2), but no longer than about `limit`. */
+// JSON.stringify(value, null, 2) of about `limit` characters
 export function pretty(value, limit = MAX_JSON) {
 	let left = limit;
 	const clip = (text) => {
@@ -58,7 +53,6 @@ const raw = (data) => ({ type: 'raw', data });
 const isText = (value) => value == null || typeof value === 'string';
 const BLOCKS = { __proto__: null, image: ['data', 'mimeType', 'uri'], audio: ['data', 'mimeType', 'uri'], resource_link: ['uri', 'name', 'title', 'mimeType'], resource: [] };
 
-/** An ACP content block. */
 export function block(value) {
 	if (!isRecord(value)) return raw(value);
 	const { type, text, size, resource } = value;
@@ -69,13 +63,12 @@ export function block(value) {
 	return value;
 }
 
-/** A prompt: text, or a list of content blocks. */
+// A prompt: text, or a list of content blocks
 export function blocks(prompt) {
 	if (typeof prompt === 'string') return [{ type: 'text', text: prompt }];
 	return prompt == null ? [] : Array.isArray(prompt) ? prompt.map(block) : [raw(prompt)];
 }
 
-/** One thing of a tool call's content. */
 function part(value) {
 	const { type, content, path, oldText, newText } = record(value);
 	if (type === 'content') return { type, content: block(content) };
@@ -89,7 +82,7 @@ function contents(value) {
 	return value.length > MAX_LIST ? [...shown, raw(`… (${value.length - MAX_LIST} more)`)] : shown;
 }
 
-/** What a tool call, or an update of one, tells; null where it tells nothing. */
+// Null means unchanged
 export function toolCall({ title, kind, status, content, locations, rawInput, rawOutput }) {
 	const places = records(locations).filter(({ path }) => typeof path === 'string');
 	return {
@@ -103,7 +96,6 @@ export function toolCall({ title, kind, status, content, locations, rawInput, ra
 	};
 }
 
-/** What a person may choose from, each with an id that can be answered with. */
 export const options = (value) => records(value).filter(({ optionId }) => typeof optionId === 'string').map(({ optionId, name, kind }) => ({ optionId, name: words(name, optionId), kind: string(kind) }));
 
 export const planEntries = (value) => list(value).slice(0, MAX_LIST).map((one) => ({ content: words(isRecord(one) ? one.content : one, ''), status: string(record(one).status, 'pending') }));
@@ -142,7 +134,6 @@ export function configOptions(value) {
 		}));
 }
 
-/** How much of the context is used, and the cost: as `usage_update` or a session's state has it. */
 export function usage(value) {
 	const { context, used, size } = record(value);
 	const room = isRecord(context) ? context : { used, size };
@@ -151,12 +142,10 @@ export function usage(value) {
 	return isRecord(value) ? { used: number(room.used), size: number(room.size), cost } : null;
 }
 
-/** Why something failed. */
 export function failure(value) {
 	if (value == null) return null;
 	const { code, message, retryable } = record(value);
 	return { code: string(code), message: isRecord(value) ? words(message, '') : words(value), retryable: retryable === true };
 }
 
-/** What a session's owner, or its agent, calls it. */
 export const titleOf = (meta) => string(record(meta).title);

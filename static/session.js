@@ -1,13 +1,9 @@
-/**
- * One open session: a transcript from the wire, and what the log does not know yet:
- * prompts on their way (outbox), or in the queue. on(name, fn): 'change' (often),
- * 'synced' (the log has been read), 'frame' (for the raw view), 'problem' (a sentence),
- * 'withdrawn' ({prompt, files}: a prompt that this page took out of the queue).
- */
+// An open session: its transcript, and what the log does not know yet. on(name, fn): 'change' (often), 'synced'
+// (the log was read), 'frame', 'problem' (a sentence), 'withdrawn' ({prompt, files}: taken out of the queue here)
 import { records, titleOf } from './normalise.js';
 
 const FRAMES_KEPT = 500;
-const MAX_TITLE = 200; // characters taken over from an agent
+const MAX_TITLE = 200; // characters of an agent's title
 const READ_BACK_AFTER = 700; // ms from a change of settings to reading what came of it
 
 export class Session {
@@ -20,10 +16,10 @@ export class Session {
 		this.id = id;
 		this.state = state;
 		this.model = parts.createTranscript();
-		this.outbox = new Map(); // prompt id -> {id, prompt, files, state, error}
-		this.queue = new Map(); // turn_index -> {turn_index, prompt}
+		this.outbox = new Map();
+		this.queue = new Map();
 		this.sent = new Map(); // turn_index -> {prompt, files}: what this page sent, of turns that wait
-		this.withdrawing = new Set(); // turn_index of what this page takes out of the queue
+		this.withdrawing = new Set();
 		this.frames = [];
 		this.synced = false;
 		this.changes = 0; // counts what GET /sessions would tell, too
@@ -66,7 +62,7 @@ export class Session {
 			try {
 				listener(value);
 			} catch (error) {
-				console.error(error); // the other listeners, and what comes next, are not affected
+				console.error(error);
 			}
 		}
 	}
@@ -74,7 +70,6 @@ export class Session {
 	get title() {
 		return titleOf(this.state?.meta) || this.model.title || '';
 	}
-	/** Its name until somebody, or the agent, finds a better one. */
 	get #firstWords() {
 		return firstLine(this.#parts.promptParts(this.model.turns[0]?.prompt).text);
 	}
@@ -110,12 +105,12 @@ export class Session {
 		this.#changedOutbox();
 	}
 
-	/** Without an index, the turn that one sees run: by the time this arrives the next may. */
+	// Without an index the turn that runs now: when this arrives, the next one may
 	cancel(turnIndex = [...this.model.running][0]) {
 		if (turnIndex !== undefined) this.#tell(this.wire.cancel(turnIndex));
 	}
 
-	/** Takes a prompt out of the queue. It comes back by 'withdrawn' if the agent has not got it. */
+	// Emits 'withdrawn' if the agent has not got the prompt
 	withdraw(turnIndex) {
 		this.withdrawing.add(turnIndex);
 		this.cancel(turnIndex);
@@ -146,14 +141,14 @@ export class Session {
 		if (!sent) this.#emit('problem', 'There is no connection at the moment.');
 	}
 
-	/** An agent may say what became of a setting, or not: so look. */
+	// Not every agent tells what became of a setting
 	#readBack() {
 		clearTimeout(this.#timer);
-		// What an answer that is under way tells may be older.
+		// An answer that is under way may be older.
 		this.#timer = setTimeout(() => ((this.changes += 1), this.look()), READ_BACK_AFTER);
 	}
 
-	/** Asks what the log does not tell; again if something changed meanwhile. One question at a time. */
+	// Reads the state, again if something changed meanwhile
 	look() {
 		return (this.looking ??= this.#look().finally(() => (this.looking = null)));
 	}
@@ -193,7 +188,7 @@ export class Session {
 	}
 
 	async #takeTitle() {
-		await this.named; // a quick turn ends before that is answered
+		await this.named; // a turn may end before that
 		const { title } = this.model;
 		if (title && title !== this.title && this.title === this.#firstWords) await this.rename(title.slice(0, MAX_TITLE).toWellFormed());
 	}
@@ -238,14 +233,13 @@ export class Session {
 		this.#readBack();
 	}
 
-	/** The answer to a request was not taken: it can be answered again. */
 	#refused(permission) {
 		permission.refused += 1;
 		this.model.dirty.add(permission.tool);
 		this.#emit('change');
 	}
 
-	/** Prompts that are not accepted survive a reload, with their id. */
+	// Prompts survive a reload with their id until they are accepted
 	#changedOutbox() {
 		const unsure = [...this.outbox.values()].filter(({ state }) => state !== 'accepted');
 		this.#parts.storage.saveOutbox(this.id, unsure);
@@ -253,7 +247,6 @@ export class Session {
 	}
 
 	#frame(dir, { type, after }, text) {
-		// A credential is nobody's business, not even here.
 		this.frames.push({ dir, text: type === 'auth' ? JSON.stringify({ type, token: '…', after }) : text, ts: Date.now() });
 		if (this.frames.length > 2 * FRAMES_KEPT) this.frames.splice(0, FRAMES_KEPT);
 		this.#emit('frame');

@@ -1,12 +1,10 @@
 /**
-/**
- * What the browser remembers for the page. Its storage may be full or forbidden: what it does not
- * take is kept in memory, for as long as the page is open. The sign-in, which a reload must not
- * forget, then stays with the entry of the tab's history.
+ * What the browser remembers. What it does not take (full, forbidden) is kept in memory while the
+ * page is open, and the sign-in with the entry of the tab's history, which survives a reload.
  */
 const PREFIX = 'clawdforge:';
 const MAX_MARKS = 200; // sessions
-const memory = new Map(); // area and key -> the value that the browser did not take
+const memory = new Map();
 
 const isRecord = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 
@@ -19,7 +17,6 @@ function read(area, key) {
 	}
 }
 
-/** False: the browser did not take it. */
 function write(area, key, value) {
 	memory.delete(area + key);
 	try {
@@ -32,7 +29,6 @@ function write(area, key, value) {
 	}
 }
 
-/** The keys of this tab that begin with `start`, without it. */
 function keysOf(start) {
 	let stored = [];
 	try {
@@ -50,13 +46,13 @@ const text = (value) => (typeof value === 'string' ? value : null);
 export const storage = {
 	token: () => text(read('sessionStorage', 'token')) ?? text(read('localStorage', 'token')) ?? text(given()),
 	kept: (token) => token !== '' && read('localStorage', 'token') === token,
-	/** Without `keep`, for this tab: what is kept stays. */
+	// Without `keep` for this tab only
 	saveToken(token, keep) {
 		let taken = write('sessionStorage', 'token', keep ? null : token);
 		if (keep !== undefined) taken = write('localStorage', 'token', keep ? token : null) && taken;
 		if (!taken || given() !== null) give(taken ? null : token);
 	},
-	/** Whether the tab's history carries the sign-in: then it must not hold it more than once. */
+	// Then the history must not hold it more than once
 	get inHistory() {
 		return given() !== null;
 	},
@@ -65,7 +61,7 @@ export const storage = {
 		return isRecord(found) ? found : {};
 	},
 	savePreferences: (changes) => write('localStorage', 'preferences', { ...storage.preferences(), ...changes }),
-	/** `part`: 'draft' (the text), 'attached' (its files) or 'choices' (of a new session). */
+	// `part`: 'draft' (text), 'attached' (files), 'choices' (of a new session)
 	draft: (id, part = 'draft') => read('sessionStorage', `${part}:${id}`),
 	saveDraft: (id, value, part = 'draft') => write('sessionStorage', `${part}:${id}`, value?.length === 0 ? null : value),
 	outbox(id) {
@@ -73,9 +69,7 @@ export const storage = {
 		return Array.isArray(found) ? found.filter(isRecord) : [];
 	},
 	saveOutbox: (id, prompts) => write('sessionStorage', `outbox:${id}`, prompts.length ? prompts : null),
-	/** Ids of the sessions for which this tab keeps something unsent. */
-	unsent: () => [...new Set(['draft:', 'attached:', 'outbox:'].flatMap(keysOf))].filter((id) => read('sessionStorage', `draft:${id}`) || read('sessionStorage', `attached:${id}`) || read('sessionStorage', `outbox:${id}`)),
-	/** Session id -> 'running' or 'unread': what one has not seen the end of. */
+	unsent: () => [...new Set(['draft:', 'attached:', 'outbox:'].flatMap((part) => keysOf(part).filter((id) => read('sessionStorage', part + id))))],
 	marks() {
 		const found = read('localStorage', 'marks');
 		return new Map(Array.isArray(found) ? found.filter((one) => Array.isArray(one)) : []);

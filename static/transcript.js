@@ -1,31 +1,14 @@
-/**
- * transcript.js: from log entries to what there is to show. `reduce(model, entry)`
- * takes a session's entries in order, and changes the model in place at the same
- * cost for each. What changed it leaves in `model.dirty`, for a view to take. No
- * clock, no dice, no DOM. An agent's fields are checked for their types
- * (normalise.js); an update that makes no sense is shown as it came.
- *
- *   turns[]  {index, prompt, id, context, status, stopReason, durationMs, error, usage, plan, items[]}
- *     withdrawn: it was cancelled before the agent got it
- *     failure: what the agent told beyond the error's message; null if it answered no error
- *   items[]  kind 'message', 'thought', 'user': parts[], done
- *     kind 'tool': id, title, toolKind, status, content, locations, input, output, terminal, permissions[]
- *     kind 'plan': entries[]; 'note': a small fact; 'raw': what is not known here, as it came
- *   waiting  request_id -> the permission that waits for the user: {requestId, turnIndex, call, options, …}
- *     call: what is asked for, as it was when the agent asked; it stays when the tool call changes
- *   running  indices of the turns that have not ended
- *   modes, models, configOptions, commands, usage, title, closed
- */
+// From log entries to what there is to show: docs/browser.md describes the model. No clock, no dice, no DOM
 import { block, blocks, commands, configOptions, failure, identity, isRecord, list, models, modes, number, options, planEntries, record, string, toolCall, usage, words } from './normalise.js';
 
-const MAX_RAW = 200; // kept of one run of unknown updates; more are only counted
+const MAX_RAW = 200;
 
 export function createTranscript() {
 	const model = { kind: 'session', head: 0, turns: [], running: new Set(), waiting: new Map(), modes: null, models: null, configOptions: null, commands: null, usage: null, title: null, closed: null };
 	return hide(model, { dirty: new Set(), byIndex: new Map(), calls: new Map(), requests: new Map(), seededAt: 0 });
 }
 
-/** `ready` and GET /sessions/{id} know the present settings: they win over the log up to their head. */
+// The state that the server tells wins over the log up to its head
 export function seed(model, state) {
 	const { head, model: current } = state;
 	model.seededAt = Math.max(model.seededAt, number(head, 0));
@@ -61,7 +44,7 @@ const ENTRIES = {
 		const turn = turnOf(model, entry);
 		closeText(model, turn, entry.ts);
 		Object.assign(turn, { status: 'ended', stopReason: string(entry.stop_reason, 'error'), durationMs: number(entry.duration_ms), error: failure(entry.error) });
-		// A turn whose agent never had it took no time.
+		// It took no time if the agent never had it.
 		if (entry.withdrawn ?? (entry.stop_reason === 'cancelled' && entry.duration_ms === 0 && !turn.items.length)) turn.withdrawn = true;
 		for (const tool of turn.open) {
 			tool.abandoned = true;
@@ -118,16 +101,14 @@ function update(model, entry, method, params) {
 	if (!handler || handler(model, one, entry) === UNKNOWN) addRaw(model, entry, words(name, method), isRecord(one) ? one : params);
 }
 
-/** What a handler returns if an update is not what its kind says: it is shown as it came. */
+// Returned for an update that is not what its kind says
 const UNKNOWN = Symbol('unknown');
 
-/** By the `sessionUpdate` of ACP. */
 const UPDATES = {
 	__proto__: null,
 	agent_message_chunk: (model, chunk, entry) => addText(model, 'message', chunk, entry),
 	agent_thought_chunk: (model, chunk, entry) => addText(model, 'thought', chunk, entry),
 	user_message_chunk(model, chunk, entry) {
-		// Some agents echo the prompt, which is on the screen already.
 		const { text } = record(chunk.content);
 		if (typeof text !== 'string' || !textOf(turnOf(model, entry).prompt).includes(text)) addText(model, 'user', chunk, entry);
 	},
@@ -161,14 +142,12 @@ const UPDATES = {
 	notice: (model, { severity, title, description }, entry) => void add(model, entry, 'note', { note: string(severity), title: words(title, ''), text: words(description, '') }),
 };
 
-// ---- turns and items
-
 function turnOf(model, { turn_index: given, ts }) {
 	const index = Number.isSafeInteger(given) ? given : 0;
 	let turn = model.byIndex.get(index);
 	if (!turn) {
 		turn = { kind: 'turn', index, prompt: null, id: null, context: 'kept', status: 'ended', startedAt: ts, stopReason: null, durationMs: null, error: null, failure: null, usage: null, plan: null, items: [] };
-		hide(turn, { tools: new Map(), open: new Set(), text: null }); // tool calls by id, those that still run; the text that still grows
+		hide(turn, { tools: new Map(), open: new Set(), text: null });
 		model.byIndex.set(index, turn);
 		model.turns.push(turn);
 	}
@@ -218,10 +197,7 @@ function addRaw(model, entry, name, data) {
 	model.dirty.add(last);
 }
 
-/**
- * An id means one call within its turn: a later turn may use it again for another.
- * `earlier`: the last call with that id, whose name goes on if the change brings none.
- */
+// An id means one call within its turn. `earlier`: the last call with that id, which lends its name
 function mergeTool(model, change, entry, earlier) {
 	const id = identity(change.toolCallId);
 	const turn = turnOf(model, entry);
@@ -239,7 +215,7 @@ function mergeTool(model, change, entry, earlier) {
 	if (ended) turn.open.delete(tool);
 	else if (turn.status === 'running') turn.open.add(tool);
 	else tool.abandoned = true;
-	// Agents whose client has no terminal stream a command's output here.
+	// Agents stream output here if the client has no terminal.
 	const { terminal_output: output, terminal_exit: exit } = record(change._meta);
 	if (isRecord(output) || isRecord(exit)) {
 		tool.terminal ??= { output: '', exit: null };
@@ -256,21 +232,19 @@ function set(model, name, value, entry) {
 	model.dirty.add(model);
 }
 
-// ---- shared with views
-
 export function textOf(parts) {
 	return list(parts).map((part) => (part?.type === 'text' ? part.text : '')).join('');
 }
 
 const ATTACHED = '[Attached files]\n';
 
-/** A prompt as text that can be sent once more: the server's list of its files stays in it. */
+// To send it once more: the list of its files stays in the text
 export function promptText(prompt) {
 	const { text, files } = promptParts(prompt);
 	return files.length ? `${ATTACHED}${files.join('\n')}\n${text}` : text;
 }
 
-/** A prompt (text or blocks) as its author saw it: the server put the paths of uploads before its text. */
+// As its author saw it: the server put the paths of uploads before the text
 export function promptParts(prompt) {
 	const all = blocks(prompt);
 	const isText = ({ type }) => type === 'text';
@@ -278,7 +252,7 @@ export function promptParts(prompt) {
 	let text = textOf(all);
 	if (text.startsWith(ATTACHED)) {
 		const lines = text.slice(ATTACHED.length).split('\n');
-		// All uploads lie in one folder, each in its own; a prompt may begin with "/", too.
+		// All uploads lie in one folder, each in its own.
 		const folder = lines[0].split('/').slice(0, -2).join('/');
 		while (folder && lines[0]?.startsWith(folder)) files.push(lines.shift());
 		text = lines.join('\n');
@@ -290,7 +264,6 @@ function detailOf(data) {
 	return string(typeof data === 'string' ? data : (record(data).details ?? record(data).message));
 }
 
-/** Bookkeeping that is no part of what one sees. */
 function hide(object, fields) {
 	for (const [name, value] of Object.entries(fields)) Object.defineProperty(object, name, { value, writable: true });
 	return object;

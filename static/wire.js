@@ -1,19 +1,17 @@
 /**
- * wire.js: one clawdforge session over a WebSocket, for as long as it takes. The
- * reference client: no DOM, no dependency; any browser, or Node >= 22. Copy it;
- * docs/browser.md says how it is used, and what it promises.
+ * One clawdforge session over a WebSocket: the reference client, without DOM or dependency, for any
+ * browser and Node >= 22. Copy it; docs/browser.md says how it is used, and what it promises.
  */
 
-const MAX_FRAME = 4 * 1024 * 1024; // bytes; longer ones are refused (1009)
+const MAX_FRAME = 4 * 1024 * 1024; // bytes; the server refuses longer ones (1009)
 const BACKOFF_BASE = 500; // ms; the wait's first bound, which doubles
 const BACKOFF_CAP = 30_000; // up to this
-const STABLE_AFTER = 10_000; // so old a connection was good: failures are forgotten
+const STABLE_AFTER = 10_000; // older connections were good: failures are forgotten
 const OPEN_LIMIT = 15_000; // from connecting to `ready`
 const SILENCE_LIMIT = 45_000; // the server speaks every 20 s
 const TAIL_LIMIT = 5_000; // for the head of a heartbeat to come nearer
 const PONG_LIMIT = 5_000; // for an answer after a wake-up
 
-/** Such a prompt stays pending and is sent again. */
 const PASSING = ['rate_limited', 'draining'];
 
 export class WireError extends Error {
@@ -23,7 +21,6 @@ export class WireError extends Error {
 	}
 }
 
-/** What to do after a close, by the table of the contract. */
 export function afterClose(code) {
 	if (code >= 4500 && code < 5000) return 'stop';
 	if (code === 4002) return 'restart';
@@ -32,7 +29,6 @@ export function afterClose(code) {
 	return 'resume';
 }
 
-/** Full jitter: anywhere between now and a bound that doubles up to a cap. */
 export function backoff(attempt, random = Math.random) {
 	return random() * Math.min(BACKOFF_CAP, BACKOFF_BASE * 2 ** attempt);
 }
@@ -48,7 +44,7 @@ export class Wire {
 	#attempt = 0;
 	#readyAt = 0;
 	#heardAt = 0;
-	#bye = null; // the server's parting words, if it had time for them
+	#bye = null; // the server's last frame, if it sent one
 	#timers = {};
 	#prompts = new Map(); // id -> {frame, text, resolve, reject}: not accepted yet
 	#answers = new Map(); // request_id -> frame: permission answers, not confirmed yet
@@ -65,7 +61,7 @@ export class Wire {
 			setTimeout: globalThis.setTimeout.bind(globalThis),
 			clearTimeout: globalThis.clearTimeout.bind(globalThis),
 			uuid: randomId,
-			...env, // tests bring their own time and dice
+			...env,
 		};
 	}
 
@@ -83,14 +79,13 @@ export class Wire {
 		this.#connect();
 	}
 
-	/** Prompts that are not accepted by now are rejected. */
+	// Prompts that are not accepted by now are rejected
 	stop() {
 		this.#leave();
 		this.#setStatus({ state: 'idle' });
 		this.#rejectAll(new WireError('stopped', 'The connection was ended here.'));
 	}
 
-	/** The page is visible again, the network is back: worth a look. */
 	wake() {
 		const { state } = this.#status;
 		if (state === 'away') this.#connect();
@@ -99,7 +94,7 @@ export class Wire {
 		this.#timer('pong', PONG_LIMIT, () => this.#closed(1006, 'no pong'));
 	}
 
-	/** `prompt`: text or ACP content blocks; `files`: tokens from POST /files. At any time. */
+	// `prompt`: text or ACP content blocks; `files`: tokens from POST /files. At any time
 	prompt(prompt, { id = this.#env.uuid(), files } = {}) {
 		const frame = { type: 'prompt', id, prompt, ...(files?.length && { files }) };
 		const text = JSON.stringify(frame);
@@ -114,21 +109,18 @@ export class Wire {
 		return this.send({ type: 'cancel', ...(turnIndex != null && { turn_index: turnIndex }) });
 	}
 
-	/** Answers a permission request; null: cancelled. Kept, too, while we are away. */
 	answer(requestId, optionId) {
 		const frame = { type: 'permission', id: requestId, request_id: requestId, ...(optionId == null ? { outcome: 'cancelled' } : { option_id: optionId }) };
 		this.#answers.set(requestId, frame);
 		return this.send(frame);
 	}
 
-	/** Any other frame, now or never: false when there is no live connection. */
+	// Any other frame, now or never: false when there is no live connection
 	send(frame, text) {
 		if (this.#status.state !== 'live') return false;
 		this.#write(frame, text);
 		return true;
 	}
-
-	// ---- connecting
 
 	async #connect() {
 		this.#leave();
@@ -153,7 +145,6 @@ export class Wire {
 		socket.onclose = current(({ code, reason }) => this.#closed(code, reason));
 	}
 
-	/** Whatever the socket still says is not heard. */
 	#leave() {
 		const socket = this.#socket;
 		this.#socket = null;
@@ -183,8 +174,6 @@ export class Wire {
 		this.#timer('retry', wait, () => this.#connect());
 		this.#setStatus({ state: 'away', code, reason: why, retryAt: this.#env.now() + wait });
 	}
-
-	// ---- receiving
 
 	#received(data) {
 		const frame = JSON.parse(data);
@@ -236,7 +225,7 @@ export class Wire {
 		else this.#reject(id, new WireError(code, message, Boolean(retryable)));
 	}
 
-	/** Is there something after our last entry that does not come? */
+	// Are there entries that do not come?
 	#heartbeat(head) {
 		if (!(head > this.#last) || this.#timers.tail) return;
 		const seen = this.#last;
@@ -246,14 +235,11 @@ export class Wire {
 		});
 	}
 
-	/** A connection may die without a word: a quiet one is not a live one. */
 	#watch() {
 		const left = SILENCE_LIMIT - (this.#env.now() - this.#heardAt);
 		if (left <= 0) this.#closed(1006, 'silence');
 		else this.#timer('silence', left, () => this.#watch());
 	}
-
-	// ---- sending
 
 	#resend() {
 		for (const { frame, text } of this.#prompts.values()) this.send(frame, text);
@@ -261,7 +247,7 @@ export class Wire {
 
 	#write(frame, text = JSON.stringify(frame)) {
 		this.#on.frame?.('up', frame, text);
-		this.#socket.send(text); // into nothing, if its close is on the way
+		this.#socket.send(text);
 	}
 
 	#reject(id, error) {
@@ -274,7 +260,6 @@ export class Wire {
 		for (const id of [...this.#prompts.keys()]) this.#reject(id, error);
 	}
 
-	/** 1009 does not say which frame it was; the largest is the best guess. */
 	#rejectLargest() {
 		const [largest] = [...this.#prompts.values()].sort((a, b) => b.text.length - a.text.length);
 		if (largest) this.#reject(largest.frame.id, new WireError('payload_too_large', 'The server did not take this: it is too large.'));
@@ -285,7 +270,7 @@ export class Wire {
 		this.#on.status?.(status);
 	}
 
-	/** One timer for each purpose; without a function it is only cleared. */
+	// Without a function the timer is only cleared
 	#timer(name, ms, fn) {
 		this.#env.clearTimeout(this.#timers[name]);
 		delete this.#timers[name];
@@ -301,7 +286,7 @@ function byteLength(text) {
 	return text.length * 3 <= MAX_FRAME ? text.length : new TextEncoder().encode(text).length;
 }
 
-/** crypto.randomUUID is for secure origins only; a LAN address is none. */
+// crypto.randomUUID is for secure origins only
 function randomId() {
 	return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 }

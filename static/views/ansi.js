@@ -1,32 +1,30 @@
-/**
- * What a terminal shows of a command's output, line by line: colours, and what is written over by
- * carriage returns, backspaces and erasures. Other control sequences are dropped. No DOM.
- */
+// A command's output as a terminal shows it: colours, and what \r, \b and erasures write over. Drops other controls. No DOM
 import { createAnsiSequenceParser, createColorPalette, namedColors } from 'ansi-sequence-parser';
 
-const MAX_PENDING = 4096; // characters; a longer control sequence has no end
+const MAX_PENDING = 4096;
 const DARK = '#1c1a18';
 const LIGHT = '#e6e1d8';
 const NAMED = ['#958d82', '#f08a80', '#8fd19e', '#e8c37a', '#8fb9f5', '#d8a1e6', '#86d3d6', '#e6e1d8', '#a8a095', '#ff9f94', '#a5e6b3', '#fad58d', '#a9cbff', '#e9b8f5', '#9ee9ec', '#ffffff'];
+const STYLES = { bold: { fontWeight: '700' }, dim: { opacity: '0.75' }, italic: { fontStyle: 'italic' }, hidden: { visibility: 'hidden' } };
+const LINES = { underline: 'underline', overline: 'overline', strikethrough: 'line-through' };
 const palette = createColorPalette(Object.fromEntries(namedColors.map((name, index) => [name, NAMED[index]])));
 
-// CSI sequences, strings (OSC, DCS, APC, PM, SOS) and short escapes.
+// CSI, strings (OSC, DCS, APC, PM, SOS) and short escapes.
 const CONTROL = /(?:\x1b\[|\x9b)([0-9;:?<=>]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-OQ-WYZ\\`-~]/g;
 const UNFINISHED = /(?:\x1b\[|\x9b)[0-9;:?<=>]*[ -/]*$|\x1b[\]PX^_][^\x07\x1b\x9c]*\x1b?$|\x1b[ -/]*$/;
 
-/** One code (38 and 48 with their colour) a sequence: the library reads such alone as terminals do. */
+// One sequence for each code: the library misreads several in one
 function sequences(params) {
-	const codes = params.split(/;/).map((code) => (code === '' ? '0' : code));
+	const codes = params.split(';').map((code) => code || '0');
 	const found = [];
 	while (codes.length) {
-		// With colons a colour is one part: 38:2::255:0:0, and an underline has a style: 4:3.
+		// 38:2::255:0:0, and underlines have styles: 4:3.
 		let [code, ...rest] = codes.shift().split(':');
 		if (code === '38' || code === '48' || code === '58') {
 			if (!rest.length) rest = codes.splice(0, codes[0] === '2' ? 4 : codes[0] === '5' ? 2 : 1);
 			const colour = rest[0] === '2' ? ['2', ...rest.slice(-3)] : rest.slice(0, 2);
-			const valid = colour.length === (rest[0] === '2' ? 4 : 2) && colour.slice(1).every((part) => /^\d{1,3}$/.test(part) && part <= 255);
-			if (code === '58' || !valid) continue;
 			code = [code, ...colour].join(';');
+			if (!/^[34]8;(2;\d{1,3};\d{1,3}|5);\d{1,3}$/.test(code) || colour.some((part) => part > 255)) continue;
 		} else if (code === '4' && rest[0] === '0') code = '24';
 		else if (code === '21') code = '4';
 		found.push(`\x1b[${code}m`);
@@ -34,23 +32,15 @@ function sequences(params) {
 	return found.join('');
 }
 
-/** CSS properties for what the library tells about a piece of text. */
-export function styleOf({ foreground, background, decorations }) {
+function styleOf({ foreground, background, decorations }) {
 	let front = foreground && palette.value(foreground);
 	let back = background && palette.value(background);
 	if (decorations.has('reverse')) [front, back] = [back ?? DARK, front ?? LIGHT];
-	// Black on a coloured ground is meant to be read, and so is what has no colour of its own.
+	// What has no colour of its own must be readable on a coloured ground.
 	else if (back && (!front || foreground.name === 'black')) front = isLight(back) ? DARK : LIGHT;
-	const lines = ['underline', 'overline', 'strikethrough'].filter((name) => decorations.has(name)).join(' ').replace('strikethrough', 'line-through');
-	return {
-		...(front && { color: front }),
-		...(back && { backgroundColor: back }),
-		...(decorations.has('bold') && { fontWeight: '700' }),
-		...(decorations.has('dim') && { opacity: '0.75' }),
-		...(decorations.has('italic') && { fontStyle: 'italic' }),
-		...(decorations.has('hidden') && { visibility: 'hidden' }),
-		...(lines && { textDecoration: lines }),
-	};
+	const style = { ...(front && { color: front }), ...(back && { backgroundColor: back }) };
+	for (const name of decorations) if (LINES[name]) style.textDecoration = [style.textDecoration, LINES[name]].filter(Boolean).join(' ');
+	return Object.assign(style, ...[...decorations].map((name) => STYLES[name]));
 }
 
 function isLight(colour) {
@@ -58,7 +48,7 @@ function isLight(colour) {
 	return red * 0.3 + green * 0.59 + blue * 0.11 > 140;
 }
 
-/** Takes output in any pieces. `onLine(line, over)` gets each line that changed: {runs: [{text, style}], rewritten}. */
+// `onLine(line, over)` gets each line that changed: {runs: [{text, style}], rewritten}
 export class Screen {
 	constructor(onLine) {
 		Object.assign(this, { onLine, pending: '', codes: '', parser: createAnsiSequenceParser() });
@@ -89,7 +79,6 @@ export class Screen {
 		else if (name === 'K') this.#erase(Number(params) || 0);
 	}
 
-	/** 0: from the cursor on, 1: up to it, 2: all of the line. */
 	#erase(how) {
 		const { line } = this;
 		if (how === 1) this.#cut(0, line.column, ' '.repeat(line.column));
@@ -125,7 +114,6 @@ export class Screen {
 		line.column = end;
 	}
 
-	/** Puts `text`, in the present style, in the place of what is between two columns. */
 	#cut(from, to, text) {
 		const { line } = this;
 		const runs = [[], []];

@@ -1,20 +1,18 @@
-/** Files that go with a prompt: images that fit as ACP image blocks, others uploaded. */
 import { h, icon, setText } from './dom.js';
 import { bytes } from './format.js';
 
 const INLINE = /^image\/(png|jpeg|gif|webp)$/;
 const INLINE_ALL = 2_600_000;
-const uploaded = new Map(); // token -> {name, size}, for a prompt that comes back
+const uploaded = new Map();
 
 export class Attachments {
-	/** `saved`: what was attached before a reload. */
 	constructor(el, upload, onchange, saved) {
 		Object.assign(this, { el, upload, onchange: () => {}, items: [] });
 		for (const item of saved ?? []) this.#show(item);
 		this.onchange = onchange;
 	}
 
-	/** What can be kept over a reload: not a file that is still on its way. */
+	// For after a reload; a running upload does not survive it
 	get saved() {
 		return this.items.map(({ block, token, name, size, error, state }) => ({ block, token, name, size, ...(state === 'ready' ? { state } : { state: 'failed', error: error ?? 'This was not uploaded: attach it again' }) }));
 	}
@@ -27,10 +25,9 @@ export class Attachments {
 		for (const file of files) this.#start({ file, size: file.size, name: file.name || 'image', state: 'busy' });
 	}
 
-	/** Of a prompt that comes back to be changed. */
 	put(blocks, files) {
 		for (const block of blocks) this.#show({ block, size: block.data?.length * 0.75, name: 'image', state: 'ready' });
-		for (const token of files ?? []) this.#show({ token, name: 'file', ...uploaded.get(token), state: 'ready' });
+		for (const token of files) this.#show({ token, name: 'file', ...uploaded.get(token), state: 'ready' });
 	}
 
 	#show(item) {
@@ -104,5 +101,5 @@ async function base64(blob) {
 		Object.assign(reader, { onload: resolve, onerror: reject });
 		reader.readAsDataURL(blob);
 	});
-	return reader.result.slice(reader.result.indexOf(',') + 1);
+	return reader.result.split(',')[1];
 }

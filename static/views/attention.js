@@ -1,14 +1,12 @@
-/** The tab's title and icon, a notification, and what a screen reader is told. */
 import { spell } from '../marks.js';
 import { setText } from './dom.js';
 
 const MAX_TITLE = 200;
-const MAX_BODY = 500; // characters
+const MAX_BODY = 500;
 const STATES = { idle: ['', ''], running: ['Working · ', '-running'], waiting: ['Waiting for you · ', '-waiting'] };
 const iconAddress = (suffix = '') => new URL(`../favicon${suffix}.svg`, import.meta.url).href;
 
 export class Attention {
-	/** `state` and `title` of one session; `mark`: what the icon tells, of all of them. */
 	show(state, title, mark = state) {
 		const [words] = STATES[state];
 		const [, suffix] = STATES[mark];
@@ -22,7 +20,6 @@ export class Attention {
 		setText(document.getElementById(urgent ? 'urgent' : 'spoken'), text);
 	}
 
-	/** Only to someone who is looking elsewhere. */
 	notify(title, body, onclick) {
 		if (document.visibilityState === 'visible' && document.hasFocus()) return;
 		try {

@@ -1,4 +1,3 @@
-/** What a tool call is about: its title, its command, and the things in it. */
 import { MAX_PATH, pretty } from '../normalise.js';
 import { codeBlock, exactBlock } from './code.js';
 import { contentBlock } from './content.js';
@@ -9,7 +8,7 @@ import { MarkdownView } from './markdown.js';
 
 export const hasDiff = ({ content }) => content.some(({ type }) => type === 'diff');
 
-/** In one line, in which a line end can be seen. */
+// In one line, with its line ends visible
 export function titleOf({ title, toolKind, locations }) {
 	const words = title.trim().replace(/^`+|`+$/g, '').trim().replace(/[^\S\n]+/g, ' ').replace(/ ?\n+ ?/g, ' ↵ ');
 	return words || `${toolKind} ${shortPath(locations[0]?.path)}`;
@@ -17,7 +16,6 @@ export function titleOf({ title, toolKind, locations }) {
 
 const PLAIN = /^[\w@%+=:,./-]+$/;
 
-/** As a shell would be given it: a list of words is quoted where that matters. */
 export function commandOf({ input }) {
 	const command = input?.command ?? input?.cmd;
 	if (typeof command === 'string') return command;
@@ -40,7 +38,7 @@ export const section = (label) => (value) => h('div', {}, hint(label), codeBlock
 
 const TOLD = new Set(['command', 'cmd', 'description']);
 
-/** What somebody is asked to allow: all of it, nothing cut or folded that could matter. */
+// Whatever could matter to who decides is neither cut nor folded
 export function askedFor(call, cwd) {
 	const { title, toolKind, content, locations, input } = call;
 	const command = commandOf(call);
@@ -53,7 +51,6 @@ export function askedFor(call, cwd) {
 		command && exactBlock(command),
 		content.map((one) => guard(() => contentView(one, cwd), () => codeBlock(pretty(one, Infinity), 'json').el)),
 	];
-	// What changes in a file is in the call's input once more.
 	if (input !== undefined && !told) parts.push(hasDiff(call) ? h('details.raw', {}, h('summary', {}, icon('frames'), 'All that the tool is given'), whole()) : whole());
 	return parts;
 }

@@ -1,6 +1,5 @@
-/** A block of code with its language, a copy button, and colours from a worker. */
 import { spell } from '../marks.js';
-import { codeNodes, copyText, exactNodes, h, setText, template } from './dom.js';
+import { codeNodes, copyText, exactNodes, h, setText, template, whenNear } from './dom.js';
 import { plural } from './format.js';
 
 const MAX_COLOURED = 60_000; // characters; longer code stays plain
@@ -11,7 +10,7 @@ const MAX_EXACT = 10_000; // characters of what runs that are shown at once; how
 let worker;
 let asked = 0;
 const waiting = new Map();
-const shown = new WeakMap(); // the element of a code -> {text, language}
+const shown = new WeakMap();
 
 async function paint(code) {
 	if (!worker) {
@@ -31,17 +30,6 @@ async function paint(code) {
 	code.replaceChildren(...nodes, ...codeNodes(now.slice(text.length)));
 }
 
-const near = new IntersectionObserver(
-	(entries) => {
-		for (const { isIntersecting, target } of entries) {
-			if (!isIntersecting) continue;
-			near.unobserve(target);
-			paint(target);
-		}
-	},
-	{ rootMargin: '600px' },
-);
-
 export function codeBlock(text, language = '', growing = false) {
 	const { el, name, pre, code } = template('code');
 	const source = { text: text.replace(/\n$/, ''), language };
@@ -53,7 +41,7 @@ export function codeBlock(text, language = '', growing = false) {
 	let timer = 0;
 	const finish = () => {
 		clearTimeout(timer);
-		if (language && source.text.length < MAX_COLOURED) near.observe(code);
+		if (language && source.text.length < MAX_COLOURED) whenNear(code, () => paint(code));
 	};
 	if (!growing) finish();
 	const append = (more) => {
@@ -70,7 +58,7 @@ export function codeBlock(text, language = '', growing = false) {
 	return { el, append, finish };
 }
 
-/** What runs if it is allowed, with every line end, blank and character that hides. */
+// What runs if it is allowed, with every line end, blank and character that hides
 export function exactBlock(text, label = 'Command', nodes = exactNodes) {
 	const { el, name, pre, code } = template('code');
 	el.classList.add('exact');

@@ -1,4 +1,4 @@
-/** The agent's own commands, offered after a "/" (a listbox that the text field drives). */
+// The agent's commands, after a "/": a listbox that the text field drives
 import { h, uid } from './dom.js';
 
 const SHOWN = 100;
@@ -23,7 +23,6 @@ export class CommandList {
 		this.el.hidden = !matches.length;
 		this.el.replaceChildren(
 			...matches.map(({ name, description, hint }, index) => {
-				// The field keeps the focus: a press on the list must not take it.
 				const props = { role: 'option', id: `${this.el.id}-${index}`, onpointerdown: (event) => event.preventDefault(), onclick: () => this.#choose(index) };
 				return h('li', props, h('code', { text: `/${name}` }), h('span.ellipsis', { text: [description, hint && `(${hint})`].filter(Boolean).join(' ') }));
 			}),

@@ -1,32 +1,29 @@
-/**
- * Where a person writes. With a keyboard Enter sends and Shift+Enter breaks the line; on a touch
- * screen Enter breaks the line. Arrow up recalls earlier prompts.
- */
+import { promptParts, promptText } from '../transcript.js';
 import { Attachments } from './attachments.js';
 import { CommandList } from './commands.js';
 import { template } from './dom.js';
 
-const UNDOABLE = 50_000; // characters; a longer text replaces what is there without a step of undo
+const UNDOABLE = 50_000; // characters; longer texts are set without a step of undo
 const TOUCH = globalThis.matchMedia?.('(hover: none) and (pointer: coarse)');
 
 export class Composer {
 	/**
 	 * `on`: send({prompt, files}), and maybe stop(), commands(), history(), change();
-	 * `draft`: {text, attached, save(text), saveAttached(items)}
+	 * `draft`: {read(part), save(value, part)}, as of storage.draft
 	 */
 	constructor({ on, upload, placeholder, label = 'Message', controls, draft }) {
 		Object.assign(this, template('composer'), { on, draft, running: false, at: null, stash: '', edits: new Map() });
 		const { input, picker } = this;
 		Object.assign(input, { placeholder, ariaLabel: label, oninput: () => this.#typed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.paste(event) });
 		input.enterKeyHint = TOUCH?.matches ? 'enter' : 'send';
-		this.attachments = new Attachments(this.attached, upload, () => this.#attached(), draft.attached);
+		this.attachments = new Attachments(this.attached, upload, () => this.#attached(), draft.read('attached'));
 		this.commands = new CommandList(this.offered, input, () => on.commands?.() ?? [], (text) => ((this.text = text), this.focus()));
 		this.clip.onclick = () => picker.click();
 		picker.onchange = () => (this.add([...picker.files]), (picker.value = ''));
 		this.controls.append(controls);
 		this.stop.onclick = () => on.stop();
 		this.go.onclick = () => this.send();
-		this.text = draft.text ?? '';
+		this.text = draft.read() ?? '';
 	}
 
 	focus() {
@@ -54,7 +51,6 @@ export class Composer {
 		this.#buttons();
 	}
 
-	/** `purpose`: what the button does instead of sending here; null: it sends here. */
 	setPurpose(purpose) {
 		if (this.purpose === purpose) return;
 		this.purpose = purpose;
@@ -69,7 +65,7 @@ export class Composer {
 		this.on.send({ prompt: [...(words ? [{ type: 'text', text: words }] : []), ...blocks], files });
 	}
 
-	/** What was written has gone out; what was written before an earlier prompt was recalled comes back. */
+	// After sending: what was written before a prompt was recalled comes back
 	clear() {
 		const { stash } = this;
 		this.attachments.clear();
@@ -79,16 +75,14 @@ export class Composer {
 		this.commands.update();
 	}
 
-	/** A prompt comes back to be changed, above what is being written. */
-	put(text, blocks, files) {
+	put({ prompt, files = [] }) {
 		const written = this.at === null ? this.text : [this.text, this.stash].filter(Boolean).join('\n\n');
 		Object.assign(this, { at: null, stash: '' });
 		this.focus();
-		this.text = [text, written].filter(Boolean).join('\n\n');
-		this.attachments.put(blocks, files);
+		this.text = [promptText(prompt), written].filter(Boolean).join('\n\n');
+		this.attachments.put(promptParts(prompt).others, files);
 	}
 
-	/** In a way that Ctrl+Z takes back, if the field has the focus. */
 	#replace(value) {
 		const { input } = this;
 		if (input.value === value) return;
@@ -123,7 +117,7 @@ export class Composer {
 
 	#attached() {
 		this.#buttons();
-		this.draft.saveAttached(this.attachments.saved);
+		this.draft.save(this.attachments.saved, 'attached');
 	}
 
 	#typed() {
@@ -134,7 +128,7 @@ export class Composer {
 	}
 
 	#key(event) {
-		// While an input method is at work, its keys are not ours. WebKit tells the last only by its code.
+		// Keys of an input method; WebKit tells the last only by its code.
 		if (event.isComposing || event.keyCode === 229) return event.stopPropagation();
 		if (this.commands.key(event)) return;
 		const { key, shiftKey, altKey, ctrlKey, metaKey, repeat } = event;
@@ -144,7 +138,6 @@ export class Composer {
 		event.preventDefault();
 	}
 
-	/** The arrows move through earlier prompts, but only at the edge of the text. */
 	#history({ key, shiftKey, altKey, ctrlKey, metaKey }) {
 		const up = key === 'ArrowUp';
 		const { selectionStart: caret, selectionEnd, value } = this.input;
@@ -167,7 +160,7 @@ export class Composer {
 	paste(event) {
 		const files = [...event.clipboardData.files];
 		const text = event.clipboardData.getData('text/plain');
-		// A copied table is both text and picture; then the text is meant.
+		// A copied table is text and picture: the text is meant.
 		if (files.length && !text) {
 			event.preventDefault();
 			this.add(files);
@@ -179,7 +172,6 @@ export class Composer {
 	}
 }
 
-/** Makes an area take dropped files; while one drags them over it, it says so. */
 export function dropTarget(area, take) {
 	const veil = area.appendChild(template('drop').el);
 	for (const name of ['dragover', 'dragleave', 'drop']) {

@@ -1,4 +1,3 @@
-/** ACP content blocks that are not running text. */
 import { block as checked, pretty } from '../normalise.js';
 import { codeBlock } from './code.js';
 import { h, icon } from './dom.js';
@@ -26,9 +25,9 @@ export function contentBlock(given) {
 
 const PICTURE = /^data:image\/(png|jpeg|gif|webp|avif|svg\+xml)[;,]/i;
 
-/** The address of an image that is in the message itself or comes from this server; '' for others. */
+// The address of an image in the message itself or on this server, else ''
 export function safeImage(src) {
-	// What a browser makes of it: tabs, line ends and backslashes do not mean what they look like.
+	// As a browser reads it, which drops tabs and line ends and turns backslashes.
 	if (typeof src !== 'string' || !URL.canParse(src, location.origin)) return '';
 	const { href, origin, protocol } = new URL(src, location.origin);
 	if (protocol === 'data:') return PICTURE.test(href) ? href : '';

@@ -1,15 +1,13 @@
-/** The transcript on the screen. Once a frame it draws what is dirty, within a budget; a long one opens at its end. */
 import { guard, oncePerFrame } from './dom.js';
 import { rawView } from './notes.js';
 import { TurnView } from './turn.js';
 
 const FRAME_BUDGET = 10;
-const OPEN_BUDGET = 30; // ms
+const OPEN_BUDGET = 30;
 const IDLE_BUDGET = 10;
 const SLICE = 12;
 
 export class ConversationView {
-	/** `context`: agentName(), cwd(), answer(), focusComposer(), seen(), retry(turn) */
 	constructor(el, context) {
 		this.el = el;
 		[this.turns, this.outbox] = el.children;
@@ -26,14 +24,13 @@ export class ConversationView {
 		};
 	}
 
-	/** Shows a model from its end. */
 	load(model) {
 		this.model = model;
 		model.dirty.clear();
 		this.turns.replaceChildren();
 		this.context.views = new WeakMap();
 		this.turnViews = new Map();
-		this.first = model.turns.length; // turns before this one have no view yet
+		this.first = model.turns.length;
 		const until = performance.now() + OPEN_BUDGET;
 		while (this.#fill() && performance.now() < until);
 		this.#settle();
@@ -42,14 +39,12 @@ export class ConversationView {
 		this.#clock();
 	}
 
-	/** Builds all of it, now: to print it. */
 	whole() {
 		if (!this.model) return;
 		while (this.#fill());
 		while (this.model.dirty.size) this.#draw();
 	}
 
-	/** A slice above what is there; false: that is all. */
 	#fill() {
 		const { turns } = this.model;
 		let view = this.turnViews.get(turns[this.first]);
@@ -74,7 +69,7 @@ export class ConversationView {
 		const { model } = this;
 		const until = performance.now() + FRAME_BUDGET;
 		const enough = () => performance.now() > until;
-		// Turns first: they make the views of their new items.
+		// Turns make the views of their items.
 		for (const thing of [...model.dirty].sort((a, b) => (b.kind === 'turn') - (a.kind === 'turn'))) {
 			if (enough()) break;
 			const done = thing.kind !== 'turn' || this.#drawTurn(thing, enough);
@@ -87,7 +82,6 @@ export class ConversationView {
 		this.#clock();
 	}
 
-	/** What cannot be drawn is shown raw in its place. */
 	#drawItem(item) {
 		const view = this.context.views.get(item);
 		guard(() => view?.update(), () => {
@@ -109,12 +103,11 @@ export class ConversationView {
 		return view.append(enough);
 	}
 
-	/** What is over and not last may be skipped by the browser off screen. */
+	// The browser may skip turns that are over, off screen
 	#settle() {
 		for (const turn of this.model.turns.slice(-4)) this.turnViews.get(turn)?.el.classList.toggle('settled', turn.status !== 'running' && !this.context.isLast(turn));
 	}
 
-	/** Fills in above while the thread is free. */
 	#later() {
 		if (this.asked) return;
 		this.asked = true;

@@ -1,19 +1,15 @@
-/**
- * Diagrams of Mermaid. What an agent wrote is drawn in a frame of its own, which has no access to the
- * page, to storage or to the network, and is shown as a picture, in which nothing runs or links.
- */
+// Mermaid draws in a frame without access to page, storage or network; its SVG is shown as an image, which runs and links nothing
 import { codeBlock } from './code.js';
-import { h, icon } from './dom.js';
+import { h, icon, whenNear } from './dom.js';
 
-const MAX_LENGTH = 20_000; // characters of source, and
-const MAX_PICTURE = 2_000_000; // of the picture
+const MAX_LENGTH = 20_000; // characters of source
+const MAX_PICTURE = 2_000_000; // and picture
 const PATIENCE = 15_000; // ms, the library included
 
 let frame = null;
 let asked = 0;
 let last = Promise.resolve();
 
-/** One after the other: [svg, or throws]. */
 function draw(source, dark) {
 	const mine = last.then(() => ask(source, dark));
 	last = mine.catch(() => {});
@@ -42,21 +38,9 @@ function ask(source, dark) {
 			else if (data?.id === id) typeof data.svg === 'string' && data.svg.length < MAX_PICTURE ? end(resolve, data.svg) : end(reject, new Error(String(data.error ?? 'It is too large.').slice(0, 300)));
 		};
 		window.addEventListener('message', heard);
-		send(); // a frame that is not ready yet says so when it is
+		send();
 	});
 }
-
-const near = new IntersectionObserver(
-	(entries) => {
-		for (const { isIntersecting, target } of entries) {
-			if (!isIntersecting) continue;
-			near.unobserve(target);
-			views.get(target)();
-		}
-	},
-	{ rootMargin: '600px' },
-);
-const views = new WeakMap();
 
 export function diagramView(source) {
 	const { el } = codeBlock(source, 'mermaid');
@@ -69,7 +53,7 @@ export function diagramView(source) {
 		picture.hidden = text;
 		toggle.ariaPressed = text;
 	};
-	views.set(el, async () => {
+	whenNear(el, async () => {
 		const dark = matchMedia('(prefers-color-scheme: dark)').matches;
 		try {
 			if (source.length > MAX_LENGTH) throw new Error('It is too long.');
@@ -84,6 +68,5 @@ export function diagramView(source) {
 			pre.before(h('p.hint.undrawn', { text: `This diagram could not be drawn: ${error.message}` }));
 		}
 	});
-	near.observe(el);
 	return el;
 }

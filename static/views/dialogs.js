@@ -1,8 +1,6 @@
-/** Small modal questions, on the browser's own <dialog>; and a sentence that comes and goes. */
 import { spell } from '../marks.js';
 import { h, setText, template } from './dom.js';
 
-/** Resolves to the field's text if there is an `input`, else to true; to null when called off. */
 export function ask({ title, text, input, action, danger }) {
 	const { el, heading, words, field, cancel, yes } = template('dialog');
 	el.ariaLabel = field.ariaLabel = spell(title);

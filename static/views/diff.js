@@ -1,4 +1,3 @@
-/** What changed between two texts, by lines and within them, and how to show it. */
 import { diffArrays } from 'diff/lib/diff/array.js';
 import { diffWordsWithSpace } from 'diff/lib/diff/word.js';
 import { spell } from '../marks.js';
@@ -15,21 +14,16 @@ const MAX_MARKED = 1000; // characters of a line in which changes are marked
 const MARKED_TIME = 30; // ms for the marks of one difference
 const ENDS = { '\r\n': 'CRLF', '\n': 'LF', '\r': 'CR' };
 
-/** [{text, end}]: end is '' after a last line without one. */
 function linesOf(text) {
 	if (typeof text !== 'string') return [];
 	return [...text.matchAll(/([^\r\n]*)(\r\n|\n|\r|$)/g)].map(([, line, end]) => ({ text: line, end })).filter(({ text: line, end }) => line || end);
 }
 
-/** [{sign: ' ' | '+' | '-', text, line, unended}]; `unended`: no line end follows. */
-export function diffLines(oldText, newText) {
-	return compare(oldText, newText).rows;
-}
-
-/** The rows, and how many line ends changed in lines that did not: {rows, ends: [from, to, count] or null}. */
+// rows: [{sign: ' ' | '+' | '-', text, line, unended}]; `unended`: no line end follows.
+// ends: [[from, to, count]] of line ends that changed in lines that did not
 export function compare(oldText, newText) {
 	const [a, b] = [linesOf(oldText), linesOf(newText)];
-	// A line without a line end is another line.
+	// A missing line end makes another line.
 	const [left, right] = [a, b].map((lines) => lines.map(({ text, end }) => (end ? text : `${text}\r`)));
 	let start = 0;
 	while (start < left.length && start < right.length && left[start] === right[start]) start += 1;
@@ -41,7 +35,7 @@ export function compare(oldText, newText) {
 		{ count: middle[1].length, added: true },
 	];
 	const rows = [];
-	const changed = new Map(); // 'CRLF to LF' -> [from, to, count]
+	const changed = new Map();
 	let [i, j] = [0, 0];
 	for (const { count, added, removed } of [{ count: start }, ...parts, { count: tail }]) {
 		for (let n = 0; n < count; n += 1) {
@@ -59,7 +53,6 @@ export function compare(oldText, newText) {
 	return { rows, ends: [...changed.values()] };
 }
 
-/** Hunks with some lines of context; a long one is cut. Paths are told from `cwd`. */
 export function diffView({ path = '', oldText, newText }, cwd) {
 	const { rows, ends } = compare(oldText && pretty(oldText, MAX_DIFF), pretty(newText, MAX_DIFF));
 	const shown = ends.map(([from, to, count]) => ({ note: `Line ends changed: ${from} → ${to} (${plural(count, 'line')})` }));
@@ -92,7 +85,6 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	return el;
 }
 
-/** Lines that took the place of others: what changed within them is marked when they are shown. */
 function pairLines(rows) {
 	for (let at = 0; at < rows.length; ) {
 		const run = (sign) => {
@@ -102,12 +94,12 @@ function pairLines(rows) {
 		};
 		const gone = run('-');
 		const come = run('+');
-		for (let n = 0; n < Math.min(gone.length, come.length); n += 1) Object.assign(gone[n], { pair: come[n] }), Object.assign(come[n], { pair: gone[n] });
+		for (let n = 0; n < Math.min(gone.length, come.length); n += 1) [gone[n].pair, come[n].pair] = [come[n], gone[n]];
 		if (!gone.length && !come.length) at += 1;
 	}
 }
 
-/** [[text, changed]] of a line beside its pair; all of it if they have little in common. */
+// [[text, changed]] of a line; all of it if it has little in common with its pair
 export function marks({ sign, text, pair }, until = Infinity) {
 	const whole = [[text, false]];
 	if (!pair || text.length + pair.text.length > 2 * MAX_MARKED || performance.now() > until) return whole;
@@ -122,10 +114,7 @@ export function marks({ sign, text, pair }, until = Infinity) {
 function rowView(row, until) {
 	const { sign, text, line, note, folded, unended } = row;
 	if (note) return h('div.row.gap', { text: note });
-	if (folded) {
-		const button = h('button.row.gap', { text: plural(folded.length, 'unchanged line'), onclick: () => button.replaceWith(...folded.slice(0, MAX_ROWS * 5).flatMap((one) => rowView(one))) });
-		return button;
-	}
+	if (folded) return h('button.row.gap', { text: plural(folded.length, 'unchanged line'), onclick: ({ currentTarget }) => currentTarget.replaceWith(...folded.slice(0, MAX_ROWS * 5).flatMap((one) => rowView(one))) });
 	const name = { '+': '.add', '-': '.del' }[sign] ?? '';
 	const words = text ? marks(row, until).map(([part, changed]) => (changed ? h('span.changed', { text: part }) : part)) : ' ';
 	const shown = h(`div.row${name}`, {}, h('span.no', { 'data-no': line }), h('span.sign', { text: sign }), h('span', {}, words));

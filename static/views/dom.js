@@ -1,15 +1,10 @@
-/**
- * Elements, from index.html's templates or one by one; never from strings of markup. Characters
- * that one cannot see are shown by their numbers, in every text that goes through here (marks.js).
- */
 import { CODE, EXACT, exactPieces, pieces, PROSE, spell, TEXT } from '../marks.js';
 
 const SPELLED = new Set(['label', 'title', 'alt', 'placeholder']);
 
 /**
- * h('button.primary', {onclick, label: 'Send'}, icon('up'), 'Send')
- * `text` is shown as setText() shows it, `prose` as what somebody wrote; `label` sets aria-label.
- * Children: nodes, strings (never markup), arrays, or nothing.
+ * h('button.primary', {onclick, label: 'Send'}, icon('up'), 'Send'): `label` sets aria-label, `text` a
+ * text, `prose` what somebody wrote. Children: nodes, strings (never markup), arrays, or nothing.
  */
 export function h(spec, props = {}, ...children) {
 	const [tag, ...classes] = spec.split('.');
@@ -31,17 +26,16 @@ export function h(spec, props = {}, ...children) {
 
 const sign = (text) => h('span.sign-of', { title: 'A character that cannot be seen, by its number' }, text);
 
-/** A text as nodes: what cannot be seen in it is a sign that tells its number. */
 export function nodesOf(text, mode = TEXT) {
 	return pieces(String(text ?? ''), mode).map((piece) => (typeof piece === 'string' ? piece : sign(piece.sign)));
 }
 export const codeNodes = (text) => nodesOf(text, CODE);
-/** Words beyond ASCII, each by itself: whatever way its letters are written, the words stay in their order. */
+// Words beyond ASCII, each by itself: whatever way its letters are written, the words stay in their order
 const inOrder = (nodes) => nodes.flatMap((node) => (typeof node === 'string' ? node.split(/([^\0-\x7F]+)/).map((part, index) => (index % 2 ? h('bdi', { text: part }) : part)) : node));
-/** JSON of what runs: many blanks in a row could push the rest out of sight. */
+// JSON of what runs: many blanks in a row could push the rest out of sight
 export const jsonNodes = (text) => text.split(/(?<=\S)( {4,})/).flatMap((piece, index) => (index % 2 ? [sign(`blank ×${piece.length}`)] : inOrder(nodesOf(piece, EXACT))));
 
-/** A command, or the path of what it is for: its line ends, tabs and blanks can be seen, too. */
+// A command, or the path of what it is for: its line ends, tabs and blanks can be seen, too
 export function exactNodes(text) {
 	return inOrder(exactPieces(text).map((piece) => {
 		if (typeof piece === 'string') return piece;
@@ -49,7 +43,7 @@ export function exactNodes(text) {
 	}));
 }
 
-/** Runs `draw`. If that throws, nothing else is affected: the error is reported, and `instead` is drawn. */
+// If `draw` throws, the error is reported, `instead` drawn, and nothing else affected
 export function guard(draw, instead) {
 	try {
 		return draw();
@@ -59,10 +53,8 @@ export function guard(draw, instead) {
 	}
 }
 
-/** A copy of that template: `el`, and by name each part of it that has a `data-part`. */
 export function template(id) {
 	const [original] = document.getElementById(id).content.children;
-	// Icons are drawn into the template itself, so once.
 	for (const place of original.querySelectorAll('i')) place.replaceWith(icon(place.dataset.icon));
 	const parts = { el: document.importNode(original, true) };
 	for (const part of parts.el.querySelectorAll('[data-part]')) parts[part.dataset.part] = part;
@@ -71,7 +63,6 @@ export function template(id) {
 
 const icons = new Map();
 
-/** One of those that index.html draws. */
 export function icon(name) {
 	if (!icons.has(name)) {
 		const all = document.getElementById('icons').content.firstElementChild;
@@ -91,10 +82,19 @@ export function setText(node, text) {
 	node.replaceChildren(...nodesOf(text));
 }
 
+// Elements that stay are not touched: they keep focus, selection and scroll position
+export function setChildren(parent, nodes) {
+	const kept = new Set(nodes);
+	const focused = document.activeElement;
+	for (const child of [...parent.childNodes]) if (!kept.has(child)) child.remove();
+	for (const [index, node] of nodes.entries()) if (node !== parent.childNodes[index]) parent.insertBefore(node, parent.childNodes[index] ?? null);
+	if (parent.contains(focused)) focused.focus({ preventScroll: true }); // one that moved has lost it
+}
+
 let ids = 0;
 export const uid = () => `u${(ids += 1)}`;
 
-/** Makes a button show and hide `body`, which is drawn each time it is shown. */
+// A button that shows and hides `body`, drawn each time it is shown
 export function toggler(button, body, draw) {
 	const toggle = { open, touched: false };
 	function open(on = true) {
@@ -121,12 +121,31 @@ export function oncePerFrame(fn) {
 	return () => (asked ||= requestAnimationFrame(run));
 }
 
+const nearing = new WeakMap();
+let near;
+
+// Calls `fn` once `el` comes near to the screen
+export function whenNear(el, fn) {
+	near ??= new IntersectionObserver(
+		(entries) => {
+			for (const { isIntersecting, target } of entries) {
+				if (!isIntersecting) continue;
+				near.unobserve(target);
+				nearing.get(target)();
+			}
+		},
+		{ rootMargin: '600px' },
+	);
+	nearing.set(el, fn);
+	near.observe(el);
+}
+
 export async function copyText(text) {
 	try {
 		await navigator.clipboard.writeText(text);
 		return true;
 	} catch {
-		// An insecure origin (a LAN address) has no clipboard API.
+		// Insecure origins have no clipboard API.
 		const area = document.body.appendChild(h('textarea.offscreen', { value: text }));
 		area.select();
 		const done = document.execCommand('copy');

@@ -1,4 +1,3 @@
-/** Numbers and times in a few characters. */
 
 export function duration(ms) {
 	const seconds = Math.round(ms / 1000);

@@ -1,7 +1,6 @@
-/** The raw frames of a session, for developers of other clients. */
 import { pretty } from '../normalise.js';
 import { copyButton } from './code.js';
-import { h, oncePerFrame, setText, template } from './dom.js';
+import { h, oncePerFrame, setChildren, setText, template } from './dom.js';
 import { plural } from './format.js';
 
 const SHOWN = 300;
@@ -32,9 +31,7 @@ export class FramesView {
 		if (!this.session) return;
 		const { scrollHeight, scrollTop, clientHeight } = this.list;
 		const frames = this.#matching();
-		const shown = new Set(frames.slice(-SHOWN).map((frame) => this.#row(frame)));
-		for (const row of [...this.list.children]) if (!shown.has(row)) row.remove();
-		for (const [index, row] of [...shown].entries()) if (row !== this.list.children[index]) this.list.insertBefore(row, this.list.children[index] ?? null);
+		setChildren(this.list, frames.slice(-SHOWN).map((frame) => this.#row(frame)));
 		setText(this.count, plural(frames.length, 'frame'));
 		if (scrollHeight - scrollTop - clientHeight < 40) this.list.scrollTop = this.list.scrollHeight;
 	}

@@ -1,6 +1,5 @@
-const MAX_HIDDEN = 1500; // characters of a formula that has no end yet
+const MAX_HIDDEN = 1500;
 
-/** Without the formula that is not complete yet. */
 function withoutOpenFormula(block) {
 	const bare = block.replace(/(`+)[^`]+\1(?!`)/g, (found) => ' '.repeat(found.length));
 	const found = [/\\\((?:(?!\\\))[^])*$/, /\\\[(?:(?!\\\])[^])*$/, /(?<![\w$\\])\$(?=[^\s$\d`])[^$]*\\[^$]*$/, /[$\\]+$/].map((pattern) => pattern.exec(bare)?.index ?? Infinity);
@@ -10,13 +9,11 @@ function withoutOpenFormula(block) {
 	return block.length - at < MAX_HIDDEN ? block.slice(0, at) : block;
 }
 
-/** Hides what half-written Markdown would show and take back: open marks and links, formulas, tags, a table's first line. */
 export function heal(text) {
 	const start = text.lastIndexOf('\n\n') + 1; // marks of one block do not reach into the next
 	const line = text.slice(text.lastIndexOf('\n') + 1);
 	let block = text.slice(start);
 	const lines = block.replace(/^\n/, '').split('\n');
-	// A table's header is no table before its second line is over.
 	if (lines.length < 3 && /^\s*\|/.test(lines[0])) return text.slice(0, -lines.join('\n').length);
 	if (/^\s*([-=*_+]+|\d+[.)]?|#{1,6}|>(\s*\[!?\w*\]?)?|`{1,3}|~{1,3})\s*$/.test(line)) return text.slice(0, -line.length);
 	if (/(^|\n) {0,3}(```|~~~)/.test(block)) return text;

@@ -1,11 +1,5 @@
-/**
- * Markdown that grows. What later text can no longer change is
- * rendered once and stays; only the open block at the end is rendered again, and
- * an open code fence only gets text appended.
- *
- * The text is hostile. Of raw HTML only harmless tags are kept, without attributes, and all that
- * marked makes of the text goes through DOMPurify with a short list of tags.
- */
+// Markdown that grows: only the open block at the end is rendered again. The text is hostile: what marked makes
+// of it goes through DOMPurify, and its links and images are made safe before it is shown
 import DOMPurify from 'dompurify';
 import { Lexer, Parser, Renderer } from 'marked';
 import { CODE, PROSE, spell } from '../marks.js';
@@ -18,12 +12,12 @@ import { escape, headingTag, isTooLong, options, safeHtml, TAGS } from './markup
 import { formulaView } from './mathematics.js';
 
 const STEP = 16_384;
-const MAX_INLINE = 4096; // longer running text is shown as plain text: some of it takes quadratic time
-const MAX_DETAILS = 200_000; // so much of open details is lexed again while they grow
-const SETTLED = 12; // characters of a next block that make the one before final
+const MAX_INLINE = 4096; // characters; some longer text takes quadratic time
+const MAX_DETAILS = 200_000; // of open details, lexed again while they grow
+const SETTLED = 12; // characters that make the block before them final
 
 const ALLOWED = {
-	ALLOWED_TAGS: [...TAGS, 'a', 'span', 'img'],
+	ALLOWED_TAGS: [...TAGS],
 	ALLOWED_ATTR: ['href', 'src', 'alt', 'title', 'align', 'start', 'open'],
 	ALLOW_DATA_ATTR: false,
 	ALLOW_ARIA_ATTR: false,
@@ -33,45 +27,28 @@ const ALLOWED = {
 const ALERTS = { note: 'info', tip: 'spark', important: 'alert', warning: 'alert', caution: 'shield' };
 const RTL = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}\p{Script=Adlam}]/u;
 
-/** Fences that are drawn once they are complete. */
 const DRAWN = { mermaid: diagramView, math: (text) => h('p', {}, formulaView(text.trim(), true)) };
 
 function fence(text, language) {
 	return Object.hasOwn(DRAWN, language) ? DRAWN[language](text) : codeBlock(text, language).el;
 }
 
-function anchor(href, inner) {
-	const url = URL.canParse(href) ? new URL(href) : {};
-	// Not into this very page: such a link could carry a token.
-	const here = url.host?.replace(/\.(?=:|$)/, '') === location.host || /[#&]token=/.test(url.hash);
-	const safe = url.protocol === 'mailto:' || (/^https?:$/.test(url.protocol) && !here);
-	return safe ? `<a href="${escape(url.href)}">${inner}</a>` : `<span>${inner}</span>`;
-}
-
 const renderer = Object.assign(new Renderer(), {
 	html: ({ text }) => safeHtml(text),
-	// In raw <kbd> and <code> marked leaves text as it is.
+	// marked leaves text in raw <kbd> and <code> as it is.
 	text({ tokens, text, escaped }) {
 		return tokens ? this.parser.parseInline(tokens) : escaped ? text.replace(/[<>]/g, escape) : escape(text).replace(/&#38;(?=#\d{1,7};|#x[\da-f]{1,6};|\w+;)/gi, '&');
 	},
 	checkbox: ({ checked }) => (checked ? '☑ ' : '☐ '),
 	code: ({ text, lang }) => `<pre title="${escape(lang?.split(/\s/)[0] ?? '')}">${escape(text)}</pre>`,
-	// An image is never fetched from elsewhere: it is offered as a link.
-	image({ href, text }) {
-		const src = safeImage(href);
-		return src ? `<img src="${escape(src)}" alt="${escape(spell(text))}">` : anchor(href, escape(text || 'image'));
-	},
-	link({ href, tokens }) {
-		return anchor(href, this.parser.parseInline(tokens));
-	},
 	heading({ tokens, depth }) {
 		const tag = headingTag(depth);
 		return `<${tag}>${this.parser.parseInline(tokens)}</${tag}>`;
 	},
 });
 
-/** Like marked's lex(), but bounded: what is nested too deep throws. */
 function lex(text, links) {
+	if (/^(?: {0,3}>[ \t]?){60}/m.test(text)) throw new Error('quotes in quotes take marked quadratic time');
 	const lexer = new Lexer(options);
 	Object.assign(lexer.tokens.links, links);
 	lexer.blockTokens(text, lexer.tokens);
@@ -87,22 +64,56 @@ function render(tokens) {
 	const fragment = DOMPurify.sanitize(Parser.parse(tokens, { ...options, renderer }), ALLOWED);
 	showHidden(fragment);
 	if (RTL.test(fragment.textContent)) for (const node of fragment.querySelectorAll(BLOCKS)) setDirection(node);
-	for (const node of fragment.querySelectorAll('pre, code[title^="formula"], table, a, li, blockquote')) {
-		if (node.matches('pre')) node.replaceWith(fence(node.textContent, node.title));
-		else if (node.matches('code')) node.replaceWith(formulaView(node.textContent, node.title !== 'formula'));
-		else if (node.matches('blockquote')) alert(node);
-		else if (node.matches('a')) tellTarget(node);
-		else if (node.matches('li')) node.classList.toggle('task', /^[☑☐]/.test(node.textContent));
-		else {
-			const box = h('div.table', { tabIndex: 0, role: 'group', label: 'Table' });
-			node.replaceWith(box);
-			box.append(node);
-		}
-	}
+	for (const [selector, show] of Object.entries(SHOWN)) for (const node of fragment.querySelectorAll(selector)) show(node);
 	return [...fragment.childNodes];
 }
 
-/** Characters that hide are shown by their numbers; in code and links all of them. */
+// How elements are shown that are more than what the browser makes of them. Images first: a link's text may be one
+const SHOWN = {
+	img: showImage,
+	a: showLink,
+	'sup[title]': showNoteMark,
+	pre: (node) => node.replaceWith(fence(node.textContent, node.title)),
+	'code[title^="formula"]': (node) => node.replaceWith(formulaView(node.textContent, node.title !== 'formula')),
+	blockquote: showAlert,
+	li: (node) => node.classList.toggle('task', /^[☑☐]/.test(node.textContent)),
+	table(node) {
+		const box = h('div.table', { tabIndex: 0, role: 'group', label: 'Table' });
+		node.replaceWith(box);
+		box.append(node);
+	},
+};
+
+// An image is never fetched from elsewhere: it is offered as a link
+function showImage(node) {
+	const address = node.getAttribute('src');
+	const src = safeImage(address);
+	const words = spell(node.alt);
+	if (src) Object.assign(node, { src, alt: words });
+	else node.replaceWith(node.closest('a') ? words || 'image' : h('a', { href: address }, words || 'image'));
+}
+
+// Opens elsewhere, and never this very page: such a link could carry a token
+function showLink(node) {
+	const address = node.getAttribute('href');
+	const url = URL.canParse(address) ? new URL(address) : {};
+	const here = url.host?.replace(/\.(?=:|$)/, '') === location.host || /[#&]token=/.test(url.hash);
+	const safe = url.protocol === 'mailto:' || (/^https?:$/.test(url.protocol) && !here);
+	if (!safe) return node.replaceWith(h('span', {}, ...node.childNodes));
+	Object.assign(node, { href: url.href, target: '_blank', rel: 'noopener noreferrer', title: url.href });
+	tellTarget(node, url);
+}
+
+// A footnote's mark and its note lead to each other, within one message
+function showNoteMark(node) {
+	const [, way, name] = /^(to|from) (.+)$/.exec(node.title) ?? [];
+	if (!way) return;
+	const other = `${way === 'to' ? 'from' : 'to'} ${name}`;
+	const find = () => [...node.closest('.md').querySelectorAll('sup[title]')].find(({ title }) => title === other);
+	node.replaceChildren(h('button.note-mark', { label: way === 'to' ? `Footnote ${name}` : `Back from footnote ${name}`, onclick: () => find()?.firstChild.focus() }, name));
+}
+
+// In code and links every hidden character is shown, elsewhere those of no language
 function showHidden(fragment) {
 	if (!CODE.any.test(fragment.textContent)) return;
 	const walker = document.createTreeWalker(fragment, NodeFilter.SHOW_TEXT);
@@ -117,9 +128,8 @@ function showHidden(fragment) {
 const ADDRESS = /(?:\w+:\/\/|www\.)\S+|(?:[\p{L}\p{N}-]+\.)+\p{L}{2,}(?:[/?#:]\S*)?/gu;
 const MAX_TARGET = 60;
 
-/** A link opens elsewhere. If its text reads like another address, the real one stands behind it. */
-function tellTarget(link) {
-	const url = new URL(link.href);
+// If a link's text reads like another address, the real one stands after it
+function tellTarget(link, url) {
 	const same = ({ host, pathname, search }) => host.replace(/^www\./, '') + (pathname + search).replace(/\/$/, '');
 	const leadsThere = (said) => {
 		const full = /^\w+:\/\//.test(said) ? said : `https://${said}`;
@@ -128,7 +138,6 @@ function tellTarget(link) {
 	const mail = url.protocol === 'mailto:';
 	const said = mail ? [link.textContent.replace(url.pathname, '')] : [link.textContent];
 	const others = said.flatMap((text) => text.match(ADDRESS) ?? []).filter((address) => mail || !leadsThere(address));
-	Object.assign(link, { target: '_blank', rel: 'noopener noreferrer', title: url.href });
 	if (!others.length && !url.host.includes('xn--') && !url.username) return;
 	const path = mail ? url.pathname : url.pathname + url.search;
 	const shown = path.length > MAX_TARGET ? `${path.slice(0, MAX_TARGET)}…` : path === '/' ? '' : path;
@@ -137,17 +146,14 @@ function tellTarget(link) {
 
 const BLOCKS = 'p, h3, h4, h5, h6, th, td, summary, dt, dd, div, li, ul, ol, blockquote, table';
 
-/**
- * Each block has the direction of its first letter. `dir="auto"` does not look into blocks that have
- * a direction of their own: what contains such gets it told.
- */
+// The direction of the first letter. `dir="auto"` ignores inner blocks that have a direction of their own
 function setDirection(node) {
 	const contains = node.matches('ul, ol, blockquote, table, div') || node.querySelector(BLOCKS);
 	node.dir = contains && RTL.test(/\p{L}/u.exec(node.textContent)?.[0] ?? '') ? 'rtl' : 'auto';
 }
 
-/** `> [!NOTE]`, as on GitHub. */
-function alert(quote) {
+// `> [!NOTE]`, as on GitHub
+function showAlert(quote) {
 	const first = quote.querySelector(':scope > p')?.firstChild;
 	const [mark, kind] = /^\[!(note|tip|important|warning|caution)\][ \t]*(?:\n|$)/i.exec(first?.nodeType === Node.TEXT_NODE ? first.data : '') ?? [];
 	if (!mark) return;
@@ -162,18 +168,18 @@ function alert(quote) {
 export class MarkdownView {
 	constructor(text) {
 		this.el = h('div.md');
-		this.final = 0; // what is before this offset is rendered for good
+		this.final = 0;
 		this.tail = [];
-		this.fence = null; // {block, length} of the open code fence, if that is where we are
+		this.fence = null;
 		this.links = {};
 		this.nextAt = 0;
 		if (text) this.update(text, true);
 	}
 
-	/** Shows `text`, which begins with what was shown before. False: call again later. */
+	// `text` begins with what was shown. False: call again later
 	update(text, done) {
 		const begun = performance.now();
-		// What a reader has selected stays until the turn is over.
+		// Selected text stays until the turn ends.
 		if (!done && (begun < this.nextAt || this.#isSelected())) return false;
 		const clean = text.replace(/\r\n?/g, '\n');
 		for (let end = 0; end < clean.length; ) {
@@ -218,10 +224,10 @@ export class MarkdownView {
 		}
 	}
 
-	/** An open fence only gets what has come to it; returns what is left behind its end. */
+	// Returns what follows the fence
 	#feedFence(rest, done) {
 		const { fence } = this;
-		// Half a line that may become the closing fence waits for its other half.
+		// Half a line may become the closing fence.
 		const whole = done ? rest : rest.replace(/\n {0,3}[`~]*$/, '');
 		const { text, raw } = new Lexer(options).tokenizer.fences(whole);
 		const code = text.replace(/\n+$/, '');
@@ -242,7 +248,6 @@ export class MarkdownView {
 	}
 }
 
-/** How many tokens can no longer change, because enough of others follows them. */
 function finalCount(tokens, last) {
 	let length = 0;
 	for (let index = last; index > 0; index -= 1) {

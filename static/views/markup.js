@@ -1,32 +1,31 @@
-/**
- * What GitHub's Markdown, and the mathematics that models write, add to marked: formulas, footnotes,
- * folded details, alerts, safe HTML, and paths whose backslashes stay. Strings only, no DOM.
- */
+// What marked lacks: formulas, footnotes, details, safe HTML, and paths whose backslashes stay. No DOM
 import { Marked } from 'marked';
 
-export const TAGS = new Set('b i u s q p div br hr sub sup kbd ins del strong em mark small samp var abbr cite dfn code pre blockquote ul ol li dl dt dd table thead tbody tfoot tr th td h3 h4 h5 h6 details summary'.split(' '));
-const MAX_DEPTH = 12; // of details in each other
-const MAX_FORMULA = 4000; // characters
-export const MAX_BLOCK = 24_576; // characters; a longer block is shown as plain text
+export const TAGS = new Set('b i u s q p div br hr sub sup kbd ins del strong em mark small samp var abbr cite dfn code pre blockquote ul ol li dl dt dd table thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 details summary a img'.split(' '));
+const MAX_DEPTH = 12;
+const MAX_OPEN = 50; // raw tags
+const MAX_FORMULA = 4000;
+const MAX_BLOCK = 24_576; // characters; longer blocks are plain text
 
 export const escape = (text) => text.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`);
 
-/** Raw HTML with the tags of TAGS, bare; comments vanish; any other tag is shown as the text it is. */
+const ATTRIBUTES = /\s(?:(href|src|alt|align|start|open)|[^\s"'<>/=]+)(?![^\s"'<>/=])(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'=<>`]+))?/gi;
+
+// Raw HTML: comments vanish, a tag that is not of TAGS is the text it is, and harmless attributes stay
 export function safeHtml(text) {
 	return text.replace(/<!--[\s\S]*?(?:-->|$)|<(\/?)([a-z][a-z\d]*)((?:[^<>"']|"[^"]*"|'[^']*')*)>|[<>]/gi, (found, end, name, attributes = '') => {
-		const tag = name?.toLowerCase().replace(/^h([1-6])$/, (_, depth) => headingTag(Number(depth)));
 		if (found.startsWith('<!--')) return '';
+		const tag = name?.toLowerCase();
 		if (!TAGS.has(tag)) return escape(found);
-		const align = !end && /\salign\s*=\s*["']?(left|right|center)\b/i.exec(attributes)?.[1];
-		const open = !end && tag === 'details' && /\sopen\b/i.test(attributes);
-		return `<${end}${tag}${align ? ` align="${align}"` : ''}${open ? ' open' : ''}>`;
+		const kept = [...attributes.matchAll(ATTRIBUTES)].filter(([, known]) => known).map(([, known, value]) => ` ${known}${value ? `=${value}` : ''}`);
+		return `<${end}${tag.replace(/^h([1-6])$/, (_, depth) => headingTag(Number(depth)))}${kept.join('')}>`;
 	});
 }
 
-/** The page itself has h1 and h2. */
+// The page itself has h1 and h2
 export const headingTag = (depth) => `h${Math.min(6, depth + 2)}`;
 
-/** Prices, shell variables and prose between dollar signs are none. */
+// Prices, shell variables and prose are none
 export function isFormula(text) {
 	if (text.length > MAX_FORMULA || /`|\n\s*\n/.test(text) || !text.trim()) return false;
 	if (/^\d/.test(text) && /\s/.test(text) && !/[\\^_={}]/.test(text)) return false;
@@ -39,10 +38,9 @@ const indexOf = (pattern) => (src) => {
 	return found ? found.index : undefined;
 };
 
-/** `code` whose title tells what it is; render() puts the drawn formula in its place. */
 const formulaHtml = ({ text, display }) => `<code title="${display ? 'formula display' : 'formula'}">${escape(text)}</code>`;
 
-const BLOCK = /^ {0,3}(?:\$\$(?!\$)((?:(?!\$\$|\n[ \t]*\n)[\s\S])+)\$\$|\\\[((?:(?!\\\]|\n[ \t]*\n)[\s\S])+)\\\]|(\\begin\{((?:equation|align|gather|alignat|multline|CD)\*?)\}(?:(?!\n[ \t]*\n)[\s\S])+?\\end\{\4\}))[ \t]*(?:\n|$)/;
+const BLOCK = /^ {0,3}(?:\$\$(?!\$)((?:(?!\$\$|\n[ \t]*\n)[\s\S])+)\$\$|\\\[((?:(?!\\\]|\n[ \t]*\n)[\s\S])+)\\\]|(\\begin\{((?:equation|align|gather|alignat|multline|CD)\*?)\}(?:(?!\n[ \t]*\n)[\s\S]){1,4000}?\\end\{\4\}))[ \t]*(?:\n|$)/;
 const INLINE = /^(?:\$\$(?!\$)([^$\n](?:(?!\$\$|\n[ \t]*\n)[\s\S])*)\$\$|\\\[((?:(?!\\\]|\n[ \t]*\n)[\s\S])+)\\\](?!\()|\\\(((?:(?!\\\)|\n[ \t]*\n)[\s\S])+)\\\)|\$`([^`\n]+)`\$|\$(?![\s$])((?:\\.|(?!\n[ \t]*\n)[^$\\`])+?)(?<!\s)\$(?![\w$]))/;
 
 const blockFormula = {
@@ -73,10 +71,10 @@ const inlineFormula = {
 	renderer: formulaHtml,
 };
 
-/** Escaped brackets are prose, more often than not: \[1\], \[a link\]. */
+// Escaped brackets are often prose: \[1\], \[a link\]
 const isBracketFormula = (text) => isFormula(text) && /[\\^_=+<>{}]|^\s*[a-z]\s*$/i.test(text);
 
-/** C:\Users\_me and \\server\share: no punctuation is escaped in them. */
+// C:\Users\_me and \\server\share
 const path = {
 	name: 'path',
 	level: 'inline',
@@ -95,10 +93,10 @@ const footnoteMark = {
 	level: 'inline',
 	start: indexOf(/\[\^/),
 	tokenizer(src) {
-		const found = /^\[\^(\d{1,4}|[A-Za-z]{3,}\w{0,20})\](?!\()/.exec(src);
+		const found = /^\[\^(\d{1,4}|[A-Za-z]{3,}[\w-]{0,36})\](?!\()/.exec(src);
 		if (found) return { type: 'footnoteMark', raw: found[0], text: found[1] };
 	},
-	renderer: ({ text }) => `<sup>${escape(text)}</sup>`,
+	renderer: ({ text }) => `<sup title="to ${escape(text)}">${escape(text)}</sup>`,
 };
 
 const footnote = {
@@ -110,11 +108,11 @@ const footnote = {
 		if (found) return { type: 'footnote', raw: found[0], text: found[1], tokens: this.lexer.inline(found[2].replace(/\n[ \t]*/g, '\n')) };
 	},
 	renderer(token) {
-		return `<p><sup>${escape(token.text)}</sup> ${this.parser.parseInline(token.tokens)}</p>\n`;
+		return `<p><sup title="from ${escape(token.text)}">${escape(token.text)}</sup> ${this.parser.parseInline(token.tokens)}</p>\n`;
 	},
 };
 
-/** <details> up to its end; until that has come, all that follows. */
+// Without an end: all that follows
 const details = {
 	name: 'details',
 	level: 'block',
@@ -147,7 +145,10 @@ const details = {
 
 const bounded = (token) => (isTooLong(token) ? { type: 'paragraph', tokens: [{ type: 'text', text: token.raw }] } : token);
 
-/** Code is only escaped, and what is in details is bounded by itself. */
-export const isTooLong = ({ raw, type }) => raw.length > MAX_BLOCK && type !== 'code' && type !== 'details';
+// Code is only escaped; details are bounded inside. Tags within tags take more than linear time to lay out
+export const isTooLong = ({ raw, type }) => type !== 'code' && type !== 'details' && (raw.length > MAX_BLOCK || count(raw, OPENING) - count(raw, /<\//g) > MAX_OPEN);
+
+const OPENING = /<(?!(?:br|hr|img|p|li|t[dhr]|d[dt])\b)[a-z]/gi;
+const count = (text, pattern) => text.match(pattern)?.length ?? 0;
 
 export const options = new Marked({ extensions: [blockFormula, inlineFormula, path, footnoteMark, footnote, details] }).defaults;

@@ -1,31 +1,19 @@
-/** Formulas as MathML, drawn by KaTeX, which is loaded when the first one is shown. */
 import DOMPurify from 'dompurify';
 import { h } from './dom.js';
 
-const MAX_LENGTH = 4000; // characters; a longer formula is shown as it was written
+const MAX_LENGTH = 4000;
 const MAX_KEPT = 500;
 const SAFE = { USE_PROFILES: { mathMl: true }, FORBID_ATTR: ['style', 'class', 'href', 'id'], FORBID_CONTENTS: ['annotation'], RETURN_DOM_FRAGMENT: true };
 
 let katex = null;
-let loading = null;
-const drawn = new Map(); // what a growing answer shows again and again
+const drawn = new Map(); // a growing answer draws the same again
 
 export function formulaView(text, display) {
 	const el = h(display ? 'span.formula.display' : 'span.formula', { title: text, tabIndex: display && text.length > 60 ? 0 : null }, h('code', { text }));
 	if (text.length > MAX_LENGTH) return el;
 	if (katex) draw(el, text, display);
-	else load().then(() => draw(el, text, display), () => {});
+	else import('katex').then((module) => ((katex = module.default), draw(el, text, display)), () => {});
 	return el;
-}
-
-function load() {
-	return (loading ??= import('katex').then(
-		(module) => (katex = module.default),
-		(error) => {
-			loading = null; // the network may be back for the next one
-			throw error;
-		},
-	));
 }
 
 function draw(el, text, display) {
@@ -39,7 +27,7 @@ function draw(el, text, display) {
 function mathml(text, displayMode) {
 	const key = `${displayMode} ${text}`;
 	if (!drawn.has(key)) {
-		// Nothing in a formula may link, load, or expand without end.
+		// No links, no loads, no endless expansion.
 		drawn.set(key, katex.renderToString(text, { displayMode, output: 'mathml', trust: false, strict: 'ignore', maxSize: 20, maxExpand: 300 }));
 		if (drawn.size > MAX_KEPT) drawn.delete(drawn.keys().next().value);
 	}

@@ -1,10 +1,6 @@
-/** A WAI-ARIA menu button, on the browser's own popover. */
 import { h, icon, uid } from './dom.js';
 
-/**
- * `build()` is called at each opening and returns entries:
- * {label, detail?, icon?, checked?, danger?, disabled?, onselect} | {heading}
- */
+// `build()` returns entries at each opening: {label, detail?, icon?, checked?, danger?, disabled?, onselect} | {heading}
 export function menuButton(button, build) {
 	const id = uid();
 	const menu = h('div.menu', { id, role: 'menu', popover: '', onbeforetoggle, onkeydown });

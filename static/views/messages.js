@@ -1,4 +1,3 @@
-/** Prompts, the agent's messages and thoughts. */
 import { promptParts } from '../transcript.js';
 import { contentBlock, fileChip } from './content.js';
 import { guard, h, setText, template, toggler } from './dom.js';
@@ -24,7 +23,7 @@ export class MessageView {
 			let view = this.views[index];
 			if (view?.finished && view.text === part.text) continue;
 			if (!view || view.finished) {
-				// Behind a turn's end each piece is done, until one more comes.
+				// After the turn's end each piece is final, until one more comes.
 				view?.el.remove();
 				view = this.views[index] = part.type === 'text' ? new MarkdownView() : { el: contentBlock(part), update: () => true };
 				this.el.append(view.el);

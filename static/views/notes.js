@@ -1,10 +1,9 @@
-/** The plan, small facts, and updates that nobody knows yet. */
 import { pretty } from '../normalise.js';
 import { codeBlock } from './code.js';
 import { h, icon, setText, template } from './dom.js';
 
-const SHOWN = 50; // of updates in a row that nobody knows, of
-const MAX_JSON = 200_000; // characters together
+const SHOWN = 50;
+const MAX_JSON = 200_000;
 const PLAN_WORDS = { __proto__: null, pending: 'to do', in_progress: 'in progress', completed: 'done' };
 
 export class PlanView {
@@ -16,7 +15,7 @@ export class PlanView {
 	update() {
 		const { entries } = this.item;
 		setText(this.count, `${entries.filter(({ status }) => status === 'completed').length} of ${entries.length}`);
-		// Rows stay and change, so that nothing jumps and a reader keeps the place.
+		// Rows stay, so that nothing jumps.
 		while (this.list.children.length > entries.length) this.list.lastChild.remove();
 		for (const [index, { content, status }] of entries.entries()) {
 			const row = this.list.children[index] ?? this.list.appendChild(template('plan-step').el);
@@ -38,10 +37,8 @@ export class NoteView {
 	update() {}
 }
 
-/** What is shown instead of something that could not be drawn. */
 export const rawView = (name, data) => new RawView({ name, count: 1, data: [data] });
 
-/** What this version of the page does not know is shown as it came. */
 export class RawView {
 	constructor(item) {
 		Object.assign(this, template('raw'), { item });

@@ -1,9 +1,9 @@
-/** Prompts that are no turns yet: on their way, failed, or queued. */
 import { h, icon } from './dom.js';
 import { promptBubble } from './messages.js';
 
+const button = (text, onclick) => h('button.quiet', { text, onclick });
+
 export class OutboxView {
-	/** `on`: edit(prompt), discard(prompt), resend(prompt), withdraw(turnIndex) */
 	constructor(root, on) {
 		Object.assign(this, { root, on });
 	}
@@ -17,13 +17,13 @@ export class OutboxView {
 	}
 
 	#queued({ turn_index: turn, prompt }, index) {
-		return this.#row('queued', prompt, icon('clock'), index ? `Queued: number ${index + 1}` : 'Queued: next', h('button.quiet', { text: 'Take out', onclick: () => this.on.withdraw(turn) }));
+		return this.#row('queued', prompt, icon('clock'), index ? `Queued: number ${index + 1}` : 'Queued: next', button('Take out', () => this.on.withdraw(turn)));
 	}
 
 	#sent(one, away, closed) {
 		if (one.state !== 'failed') return this.#row('sending', one.prompt, away ? 'Will be sent when the connection is back' : 'Sending…');
-		const button = (text, action) => h('button.quiet', { text, onclick: () => action(one) });
-		return this.#row('failed', one.prompt, icon('alert'), one.error, button(closed ? 'Send in a new session' : 'Send again', this.on.resend), button('Edit', this.on.edit), button('Discard', this.on.discard));
+		const { edit, discard, resend } = this.on;
+		return this.#row('failed', one.prompt, icon('alert'), one.error, button(closed ? 'Send in a new session' : 'Send again', () => resend(one)), button('Edit', () => edit(one)), button('Discard', () => discard(one)));
 	}
 
 	#row(state, prompt, ...notes) {

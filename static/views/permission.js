@@ -1,7 +1,4 @@
-/**
- * The agent asks, with its own options, and with what it asks for as it was then: later updates
- * of the call do not change what somebody allows. It never takes the focus: no key answers by accident.
- */
+// What was asked for, as it was then: later updates do not change what somebody allows. It takes no focus: no key answers by accident
 import { pretty } from '../normalise.js';
 import { askedFor } from './call.js';
 import { codeBlock } from './code.js';
@@ -63,7 +60,7 @@ export class PermissionView {
 			this.#enable(true);
 			setText(this.note, 'Your answer was not taken. Please answer again.');
 		}
-		// The buttons go away: who used the keys goes on where one types.
+		// The buttons vanish under the keys.
 		if (!open && this.byKey) this.context.focusComposer();
 		if (!open) this.byKey = null;
 		if (!open) this.details.replaceChildren();
@@ -83,7 +80,6 @@ export class PermissionView {
 		const { key, ctrlKey, metaKey, altKey } = event;
 		const step = { __proto__: null, ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[key];
 		const at = this.buttons.indexOf(document.activeElement);
-		// Within what it asks for, the arrows scroll.
 		if (step && at >= 0) this.buttons.at((at + step) % this.buttons.length).focus();
 		else if (/^[1-9]$/.test(key) && !ctrlKey && !metaKey && !altKey) this.buttons[key - 1]?.click();
 		else return;

@@ -1,23 +1,20 @@
-/**
- * Stays at the end if the reader is there, and leaves the reader alone otherwise: what is at the
- * top of the view stays there if the view gets another width.
- */
+// Stays at the end with a reader who is there, and keeps the place of one who is not, also at another width
 const NEAR = 56;
-const LOOK_FOR = 24; // px below the top edge: there begins what the reader reads
+const LOOK_FOR = 24; // px below the top edge: what is read
 
 export class ScrollKeeper {
 	constructor(scroller, content, onchange) {
 		Object.assign(this, { scroller, content, onchange, following: true, top: 0, width: scroller.clientWidth });
 		scroller.addEventListener('scroll', () => this.#scrolled(), { passive: true });
 		for (const name of ['wheel', 'touchmove', 'pointerdown']) scroller.addEventListener(name, () => (this.leftEnd = false), { passive: true });
-		// The wish to look back is known before the scrolling begins.
+		// Known before the scrolling begins.
 		scroller.addEventListener('wheel', (event) => event.deltaY < 0 && this.#follow(false), { passive: true });
 		const resized = new ResizeObserver(() => this.#resized());
 		resized.observe(content);
 		resized.observe(scroller);
 	}
 
-	/** Shows `el`, for a moment: resume() goes back to the end if the reader came from there. */
+	// Shows `el`; resume() goes back to the end if the reader was there
 	visit(el) {
 		const { following } = this;
 		el.scrollIntoView({ block: 'nearest' });
@@ -28,7 +25,6 @@ export class ScrollKeeper {
 		if (this.leftEnd) this.toEnd();
 	}
 
-	/** After the content changed. */
 	keep() {
 		if (!this.following) return;
 		this.scroller.scrollTop = this.scroller.scrollHeight;
@@ -48,7 +44,6 @@ export class ScrollKeeper {
 		else if (width !== this.width && anchor?.el.isConnected) scroller.scrollTop += anchor.el.getBoundingClientRect().top - anchor.top;
 	}
 
-	/** What is read: the element at the top of the view, and where it is. */
 	#remember() {
 		const { left, top, width } = this.scroller.getBoundingClientRect();
 		const el = document.elementFromPoint(left + width / 2, top + LOOK_FOR);

@@ -1,6 +1,4 @@
-/** One session on the screen: header, conversation, and what is docked below. */
 import { spell } from '../marks.js';
-import { promptParts, promptText } from '../transcript.js';
 import { titleOf } from './call.js';
 import { Composer, dropTarget } from './composer.js';
 import { ConversationView } from './conversation.js';
@@ -24,10 +22,9 @@ const STOPPED = {
 };
 
 export class SessionView {
-	/** `on`: showSidebar(), startNew(), sendAnew(message), entries() of its menu; `draft`: as of a Composer */
 	constructor(session, { on, upload, draft }) {
 		Object.assign(this, template('session'), { session, on, awaySince: 0 });
-		this.menu.onclick = on.showSidebar;
+		this.menu.onclick = () => on.showSidebar();
 		this.usage.after(menuButton(this.more, on.entries));
 		setText(this.greeting, `A new conversation with ${session.agent}`);
 
@@ -39,14 +36,14 @@ export class SessionView {
 			focusComposer: () => this.focus(),
 			seen: () => this.draw(),
 			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
-			edit: ({ prompt }) => this.composer.put(promptText(prompt), promptParts(prompt).others, []),
+			edit: (turn) => this.composer.put(turn),
 		});
 		this.outbox = new OutboxView(this.conversation.outbox, {
 			withdraw: (turn) => session.withdraw(turn),
 			discard: (one) => session.discard(one),
 			resend: (one) => this.#send(one, () => session.discard(one)),
 			edit: (one) => {
-				this.composer.put(promptText(one.prompt), promptParts(one.prompt).others, one.files);
+				this.composer.put(one);
 				session.discard(one);
 			},
 		});
@@ -67,7 +64,7 @@ export class SessionView {
 		this.ask.onclick = () => this.showWaiting();
 		this.anew.onclick = on.startNew;
 		dropTarget(this.el, (files) => session.closed || this.composer.add(files));
-		session.on('withdrawn', ({ prompt, files }) => this.composer.put(promptText(prompt), promptParts(prompt).others, files));
+		session.on('withdrawn', (sent) => this.composer.put(sent));
 
 		session.on('change', () => {
 			if (session.synced) this.conversation.draw();
@@ -83,18 +80,15 @@ export class SessionView {
 		this.composer.focus();
 	}
 
-	/** Something is written here that was not sent. */
 	get unsent() {
 		return !this.composer.empty;
 	}
 
-	/** The cards of all requests that wait, in the order in which they came. */
 	get #cards() {
 		const { views } = this.conversation.context;
 		return [...this.session.model.waiting.values()].map(({ requestId, tool }) => views?.get(tool)?.asks?.get(requestId)).filter(Boolean);
 	}
 
-	/** Goes to the first request that waits, and from one to the next. */
 	showWaiting() {
 		const cards = this.#cards;
 		const at = cards.findIndex(({ el }) => el.contains(document.activeElement));
@@ -103,7 +97,7 @@ export class SessionView {
 		card?.focus();
 	}
 
-	/** Here; or, if this session is over, in a new one. `sent`: once the prompt is kept elsewhere. */
+	// `sent`: called once the prompt is kept elsewhere
 	#send(message, sent = () => {}) {
 		if (this.over) return void this.#sendAnew(message, sent);
 		sent();
@@ -119,7 +113,6 @@ export class SessionView {
 		if (done) sent();
 	}
 
-	/** Nothing can be sent in this session any more. */
 	get over() {
 		return this.session.closed || this.session.wire.status.code === 4505;
 	}
@@ -128,7 +121,7 @@ export class SessionView {
 		const { session } = this;
 		const { status } = session.wire;
 		const gone = status.code === 4505;
-		// Each part by itself: what one of them cannot show is no reason for the others to stand still.
+		// A part that fails stops no other.
 		guard(() => this.#head(session, gone));
 		guard(() => this.settings.update(session.model));
 		guard(() => this.composer.setRunning(session.running));
@@ -150,7 +143,7 @@ export class SessionView {
 
 	#dock({ model, agent, running }) {
 		const { size } = model.waiting;
-		const unseen = this.#cards.find(({ seen }) => seen === false); // not before it is known
+		const unseen = this.#cards.find(({ seen }) => seen === false);
 		this.jump.hidden = this.scroll.following;
 		this.ask.hidden = !unseen;
 		if (unseen) setText(this.asked, `${agent} waits for you${size > 1 ? ` (${size})` : ''}: ${titleOf(unseen.permission.call)}`);

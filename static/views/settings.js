@@ -1,4 +1,3 @@
-/** Mode, model and the options that the agent advertises, as small menus. */
 import { h, icon } from './dom.js';
 import { menuButton } from './menu.js';
 
@@ -10,7 +9,7 @@ export class SettingsBar {
 
 	update({ modes, models, configOptions }) {
 		const groups = groupsOf(modes, models, configOptions ?? []);
-		// Made anew only when something changed: an open menu must not vanish under the pointer.
+		// An open menu must not vanish under the pointer.
 		const shown = JSON.stringify(groups);
 		if (shown === this.shown) return;
 		this.shown = shown;
@@ -29,7 +28,6 @@ export function pickerButton(name, words, entries) {
 	return menuButton(button, () => [{ heading: name }, ...entries()]);
 }
 
-/** ACP's config options cover modes and models where an agent has them there. */
 function groupsOf(modes, models, options) {
 	const groups = [];
 	const simple = (kind, name, value, list = []) => {

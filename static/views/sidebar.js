@@ -1,21 +1,17 @@
-/** The sessions, the latest first. */
 import { spell } from '../marks.js';
-import { guard, h, setText, template, uid } from './dom.js';
+import { guard, h, setChildren, setText, template, uid } from './dom.js';
 import { ago } from './format.js';
 import { menuButton } from './menu.js';
 
 const STATE_WORDS = { __proto__: null, running: 'working', waiting: 'waits for you', finished: 'has finished', closed: 'closed' };
 
 export class Sidebar {
-	/** `on`: open(id; null: a new one), entries(row), hide(), skip(), menu(), withClosed(on) */
 	constructor(on) {
-		Object.assign(this, template('sidebar'), { on, rows: new Map(), sessions: null, shown: [], marked: null });
-		this.find.oninput = () => this.#mark(0);
-		this.find.onkeydown = (event) => this.#key(event);
-		this.find.onfocus = () => this.#mark(0);
+		Object.assign(this, template('sidebar'), { on, rows: new Map(), headings: {}, sessions: null, shown: [], marked: null });
+		this.find.oninput = this.find.onfocus = () => this.#mark(0);
 		this.find.onblur = () => this.#mark(null);
-		this.list.id = uid();
-		this.find.setAttribute('aria-controls', this.list.id);
+		this.find.onkeydown = (event) => this.#key(event);
+		this.find.setAttribute('aria-controls', (this.list.id = uid()));
 		this.skip.onclick = on.skip;
 		this.hide.onclick = on.hide;
 		this.begin.onclick = () => on.open(null);
@@ -34,7 +30,7 @@ export class Sidebar {
 		this.#draw();
 	}
 
-	/** Arrows choose a match, Enter opens it, Escape goes back to what is on the screen. */
+	// Escape goes back to what is on the screen
 	#key(event) {
 		const { key, isComposing, keyCode } = event;
 		if (isComposing || keyCode === 229) return;
@@ -57,7 +53,6 @@ export class Sidebar {
 		this.#mark(null);
 	}
 
-	/** The match that Enter opens. */
 	#mark(index) {
 		this.marked = index;
 		this.#draw();
@@ -75,21 +70,8 @@ export class Sidebar {
 		const shown = this.sessions.filter(({ title, agent, id }) => `${title} ${agent} ${id}`.toLowerCase().includes(wanted)).sort((a, b) => b.at - a.at);
 		this.shown = shown;
 		const marked = shown[this.marked ?? -1]?.id;
-		const nodes = [];
-		const groups = new Set();
-		for (const session of shown) {
-			const group = groupOf(session.at);
-			if (!groups.has(group)) nodes.push(h('h2', { text: group }));
-			groups.add(group);
-			nodes.push(this.#row(session, session.id === marked));
-		}
-		const shape = shown.map(({ id, at }) => groupOf(at) + id).join();
-		if (shape !== this.shape) {
-			this.shape = shape;
-			const focused = document.activeElement;
-			this.list.replaceChildren(...nodes, this.withClosed);
-			if (this.list.contains(focused)) focused.focus();
-		}
+		const groups = Object.groupBy(shown, ({ at }) => groupOf(at));
+		setChildren(this.list, [...Object.entries(groups).flatMap(([group, rows]) => [(this.headings[group] ??= h('h2', { text: group })), ...rows.map((one) => this.#row(one, one.id === marked))]), this.withClosed]);
 		setText(this.note, shown.length ? '' : wanted ? 'No session fits.' : 'Your sessions will be listed here.');
 	}
 

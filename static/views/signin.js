@@ -1,4 +1,3 @@
-/** One field, and words that say what is wrong with it. */
 import { setText, template } from './dom.js';
 
 export function signInView(message = '', token = '', kept, signIn) {

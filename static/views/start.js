@@ -1,4 +1,3 @@
-/** A new session: what one wants, and a few choices. */
 import { Composer, dropTarget } from './composer.js';
 import { h, setText, template } from './dom.js';
 import { pickerButton } from './settings.js';
@@ -13,7 +12,6 @@ const PERMISSIONS = [
 const FIELDS = ['model', 'cwd', 'system'];
 
 export class StartView {
-	/** `on`: create(options, message), save(choice), menu(); `choice`: what was chosen last time; `draft`: as of a Composer, with {choices, saveChoices} */
 	constructor({ on, upload, choice, draft }) {
 		Object.assign(this, template('start'), { on, draft });
 		this.choice = { permission: 'ask', ...choice };
@@ -21,10 +19,10 @@ export class StartView {
 		this.composer = new Composer({ placeholder: 'Describe a task', label: 'First message', upload, draft, on: { send: async (message) => (await this.#create(message)) && this.#clear() }, controls: this.pickers });
 		this.heading.after(this.composer.el);
 		for (const name of FIELDS) {
-			this[name].value = draft.choices?.[name] ?? '';
-			this[name].oninput = () => draft.saveChoices(Object.fromEntries(FIELDS.map((field) => [field, this[field].value])));
+			this[name].value = draft.read('choices')?.[name] ?? '';
+			this[name].oninput = () => draft.save(Object.fromEntries(FIELDS.map((field) => [field, this[field].value])), 'choices');
 		}
-		this.menu.onclick = on.menu;
+		this.menu.onclick = () => on.menu();
 		for (const idea of this.ideas.querySelectorAll('button')) idea.onclick = () => this.#create({ prompt: [{ type: 'text', text: idea.textContent }] });
 		dropTarget(this.el, (files) => this.composer.add(files));
 		this.#draw('Agent');
@@ -42,7 +40,6 @@ export class StartView {
 		this.#draw('Agent', usable.map(({ name }) => [name, name]), missing ? [{ heading: `Not installed on the server: ${missing}` }] : []);
 	}
 
-	/** One picker alone: the other's menu may be open. */
 	#draw(name, choices, note) {
 		const key = name.toLowerCase();
 		const value = this.choice[key] ?? 'default';
@@ -60,10 +57,10 @@ export class StartView {
 
 	#clear() {
 		this.composer.clear();
-		this.draft.saveChoices(null);
+		this.draft.save(null, 'choices');
 	}
 
-	/** True once it is made; meanwhile there is no other. */
+	// True once it is made. One at a time
 	async #create(message) {
 		if (this.inner.inert) return;
 		const options = { ...this.choice };

@@ -1,8 +1,8 @@
-/** A tool call: a line that opens into a card, built when it is opened: there may be thousands. */
+// A line that opens into a card, built when it opens: there may be thousands
 import { pretty } from '../normalise.js';
 import { commandOf, contentView, hasDiff, hint, locationsView, section, titleOf } from './call.js';
 import { codeBlock } from './code.js';
-import { guard, h, icon, setText, template, toggler } from './dom.js';
+import { guard, h, icon, setChildren, setText, template, toggler } from './dom.js';
 import { duration } from './format.js';
 import { isOpen, PermissionView } from './permission.js';
 import { TerminalView } from './terminal.js';
@@ -20,7 +20,7 @@ export class ToolView {
 	update() {
 		const { permissions } = this.item;
 		const waits = permissions.some(isOpen);
-		// Whatever the rest of the call looks like, its requests can be answered.
+		// Requests can be answered even if the rest fails.
 		for (const permission of permissions) this.#permission(permission);
 		this.#head(waits);
 		const { toggle } = this;
@@ -62,7 +62,7 @@ export class ToolView {
 		const command = item.toolKind === 'execute' ? commandOf(item) : '';
 		const printed = printedBy(item);
 		const parts = [];
-		/** A part whose data did not change keeps its element, scroll position and selection. */
+		// Unchanged parts keep element, scroll position and selection
 		const part = (name, data, build) => {
 			const known = this.parts.get(name);
 			if (!known || (known.data !== data && JSON.stringify(known.data) !== JSON.stringify(data))) this.parts.set(name, { data, el: guard(() => build(data), () => codeBlock(pretty(data), 'json').el) });
@@ -82,17 +82,15 @@ export class ToolView {
 		if (input !== undefined && !command && !hasDiff(item)) part('input', input, section('Input'));
 		if (output !== undefined && printed == null && !content.length) part('output', output, section('Output'));
 		if (!parts.length) part('none', 'The agent told nothing more about this.', hint);
-		const { childNodes } = this.body;
-		if (childNodes.length !== parts.length || parts.some((el, index) => el !== childNodes[index])) this.body.replaceChildren(...parts);
+		setChildren(this.body, parts);
 	}
 }
 
-/** What a command printed, wherever its agent has put it; null if it printed nothing. */
 function printedBy({ terminal, toolKind, content, input, output }) {
 	if (terminal?.output) return terminal.output;
 	if (toolKind !== 'execute') return null;
 	const text = content.filter((one) => one.content?.type === 'text').map((one) => one.content.text).join('\n');
-	// Claude has there what a command is for, until it has printed something.
+	// Claude puts the command's purpose there until it prints.
 	if (text && text !== input?.description) return text.replace(/^\s*```\w*\n([\s\S]*?)\n?```\s*$/, '$1');
 	const parts = [output, output?.stdout, output?.stderr, output?.formatted_output ?? output?.output];
 	return parts.filter((part) => part && typeof part === 'string').join('\n') || null;

@@ -1,4 +1,3 @@
-/** One prompt, what the agent did with it, and how it ended. */
 import { promptParts, textOf } from '../transcript.js';
 import { copyButton } from './code.js';
 import { guard, h, icon, setText, template, uid } from './dom.js';
@@ -8,10 +7,9 @@ import { NoteView, PlanView, RawView, rawView } from './notes.js';
 import { ToolView } from './tool.js';
 
 const VIEWS = { message: MessageView, user: MessageView, thought: ThoughtView, tool: ToolView, plan: PlanView, note: NoteView };
-const CHUNK = 24; // items that the browser may skip together when they are off screen
+const CHUNK = 24;
 const LIVELY = 60;
 
-/** How a turn ended, where there is something to say: [words, icon, what to do next]. */
 const ENDINGS = {
 	__proto__: null,
 	cancelled: ['Stopped', 'stop'],
@@ -30,7 +28,6 @@ const ERRORS = {
 };
 
 export class TurnView {
-	/** With `later`, its items wait for prepend(); else append() builds them. */
 	constructor(turn, context, later) {
 		Object.assign(this, template('turn'), { turn, context });
 		this.from = this.to = later ? turn.items.length : 0;
@@ -63,7 +60,6 @@ export class TurnView {
 		return this.to >= items.length;
 	}
 
-	/** Builds up to `count` older items above the first one. */
 	prepend(count) {
 		const { items } = this.turn;
 		const first = Math.max(0, this.from - count);
@@ -90,11 +86,10 @@ export class TurnView {
 		const waits = running && context.waits(turn);
 		const away = running && context.away();
 		const shown = running ? `running ${waits} ${away}` : turn.stopReason;
-		// Never before its last words.
+		// After its last words.
 		if (shown === this.shown || (!running && context.draws(turn))) return;
 		this.shown = shown;
 		this.elapsed = running && !away ? h('span') : null;
-		// What the agent does by now is not known here.
 		if (away) this.foot.replaceChildren(h('p.facts.working', { 'data-away': 'true' }, icon('alert'), 'No connection: the agent may still be working'));
 		else if (running) this.foot.replaceChildren(h('p.facts.working', { 'data-waits': String(waits) }, h('span.spinner'), waits ? 'Waiting for you' : 'Working', this.elapsed));
 		else if (turn.stopReason) this.foot.replaceChildren(...this.#ending(), this.#facts());

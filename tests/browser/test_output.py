@@ -204,7 +204,7 @@ async def test_nothing_of_what_an_agent_says_runs(tab: Tab) -> None:
         {"permission": {"title": hostile, "options": [{"optionId": "a", "name": hostile}]}},
     ]
     await tab.say(script(*steps))
-    await page.locator(".ask-card button").click()
+    await page.locator(".ask-card button").first.click()
     await tab.settled()
     unfold = """() => {
         for (const line of document.querySelectorAll(".line[aria-expanded=false], .raw summary"))
@@ -312,6 +312,15 @@ GITHUB = r"""
 
 Euler: \(e^{i\pi} = -1\), $a_1$; $5 and $10; C:\Users\_me\.config; \*plain\*; x[^1]
 
+<a href="https://good.example/" onclick="window.pwned=6">raw</a>
+<a href="javascript:window.pwned=7">script</a> <a href="/#token=x">token</a>
+<a href="data:text/html,x">data</a> <a href="https://evil.example">www.good.example</a>
+<img src="data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+alt="dot" onload="window.pwned=8" style="x">
+<img src="https://evil.example/i.png" onerror="window.pwned=9" alt="far">
+[![https://good.example](https://evil.example/b.png)](https://evil.example/)
+<style>* { display: none }</style><svg onload="window.pwned=10"></svg>
+
 \[ \frac{1}{2} \]
 
 - [ ] open
@@ -371,6 +380,16 @@ async def test_mathematics_diagrams_and_markdown_of_github_are_drawn_and_harmles
     await expect(answer).to_contain_text(r"$5 and $10; C:\Users\_me\.config; *plain*; x1")
     await expect(answer.locator("li.task li.task")).to_contain_text("nested")
     await expect(answer.locator("[data-alert=warning]")).to_contain_text("Careful.")
+    hrefs = await answer.locator("a").evaluate_all("(all) => all.map(({ href }) => href)")
+    evil = "https://evil.example/"
+    assert hrefs == ["https://good.example/", evil, f"{evil}i.png", evil]
+    await expect(answer.locator(".leads")).to_have_count(2)  # of the two that pretend
+    await expect(answer.locator("img[alt=dot]")).to_have_js_property("naturalWidth", 1)
+    await expect(answer).to_contain_text("<style>* { display: none }</style><svg onload=")
+    await answer.get_by_role("button", name="Footnote 1", exact=True).click()
+    await expect(answer.get_by_role("button", name="Back from footnote 1")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(answer.get_by_role("button", name="Footnote 1", exact=True)).to_be_focused()
     await answer.locator("summary").click()
     await expect(answer.locator("details strong")).to_be_visible()
     await expect(answer.locator("sub")).to_have_text("2")

@@ -148,4 +148,4 @@ async def test_what_a_browser_loads_of_ours_is_small(tab: Tab) -> None:
     )
     ours = {path: size for path, size in loaded if re.search(r"^/static/.*\.(js|css)$", path)}
     assert ours.keys() >= {"/static/app.js", "/static/style.css", "/static/views/tool.js"}
-    assert sum(ours.values()) < 85_000, ours
+    assert sum(ours.values()) < 82_000, ours

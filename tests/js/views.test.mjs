@@ -2,11 +2,12 @@
 import assert from 'node:assert/strict';
 import { readFileSync, readdirSync } from 'node:fs';
 import { test } from 'node:test';
+import { Lexer } from 'marked';
 import { Screen } from '../../static/views/ansi.js';
-import { compare, diffLines, marks } from '../../static/views/diff.js';
+import { compare, marks } from '../../static/views/diff.js';
 import { ago, bytes, compact, duration, money, shortPath } from '../../static/views/format.js';
 import { heal } from '../../static/views/heal.js';
-import { isFormula, safeHtml } from '../../static/views/markup.js';
+import { isFormula, isTooLong, options, safeHtml } from '../../static/views/markup.js';
 import { ScrollKeeper } from '../../static/views/scroll.js';
 
 test('heal: what would be shown for a moment and taken back is not shown', () => {
@@ -68,19 +69,30 @@ test('isFormula: prices, variables and prose are none', () => {
 	for (const text of ['5 and ', '5 (or 4', 'see note', ' ', 'a `b` c', 'x'.repeat(5000), 'a\n\nb']) assert.ok(!isFormula(text), text);
 });
 
-test('safeHtml: harmless tags, bare; all else as the text it is', () => {
+test('safeHtml: harmless tags and attributes; all else as the text it is', () => {
 	const cases = {
 		'<kbd onclick="x">K</kbd><BR/>': '<kbd>K</kbd><br>',
 		'a<!-- <b> -->b': 'ab',
-		'<h1 align=center style=x>T</h1>': '<h3 align="center">T</h3>',
+		'<h1 align=center style=x>T</h1>': '<h3 align=center>T</h3>',
 		'<details open ontoggle=x>': '<details open>',
+		'<a data-href=1 href = "https://x.y/?a&b" hrefs=2 target=_top>': '<a href="https://x.y/?a&b">',
+		"<img title=' src=z' src=/i.png style='x' srcset=y>": '<img src=/i.png>',
 		'1 < 2 > 1': '1 &#60; 2 &#62; 1',
 		'<script>x</script>': '&#60;script&#62;x&#60;/script&#62;',
+		'<svg/onload=x><math><style>': '&#60;svg/onload=x&#62;&#60;math&#62;&#60;style&#62;',
 		'<b title=">"onclick=x>': '<b>',
-		'<b <img src=x onerror=y>': '&#60;b &#60;img src=x onerror=y&#62;',
+		'<b <img src=x onerror=y>': '&#60;b <img src=x>',
 		'<!-- never closed <b>': '',
 	};
 	for (const [text, shown] of Object.entries(cases)) assert.equal(safeHtml(text), shown);
+});
+
+test('Markdown in which everything is within something else takes no time', () => {
+	assert.ok(isTooLong({ type: 'html', raw: '<table><tr><td>'.repeat(60) }));
+	assert.ok(!isTooLong({ type: 'html', raw: '<tr><td>a<br>b</td></tr>\n'.repeat(500) }));
+	const begun = process.cpuUsage();
+	new Lexer(options).blockTokens('\\begin{align}\n'.repeat(1000));
+	assert.ok(process.cpuUsage(begun).user < 1_000_000); // µs of processor time
 });
 
 test('compare: line ends, a missing last one, and changes within a line are told', () => {
@@ -98,6 +110,8 @@ test('compare: line ends, a missing last one, and changes within a line are told
 	assert.deepEqual(marks({ ...now, pair: old }), [['const a = ', false], ['2', true], [';', false]]);
 	assert.deepEqual(marks({ ...old, pair: { sign: '+', text: 'all else' } }), [['const a = 1;', false]]);
 });
+
+const diffLines = (before, after) => compare(before, after).rows;
 
 /** What stands on the screen after `pieces`: lines of [text, style], without plain styles. */
 function screenOf(...pieces) {
