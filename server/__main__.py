@@ -43,24 +43,33 @@ FAILED_STOP_SECS = 60.0
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     processes.shut_in()
+    environ: Mapping[str, str] = os.environ
     try:
         environ = with_env_file(os.environ, ENV_FILE)
         forget("CLAWDFORGE_ADMIN_TOKEN")  # the settings have it
         settings = load(environ)
     except SettingError as error:
-        say(f"clawdforge: {error}", file=sys.stderr)
+        log_format = environ.get("CLAWDFORGE_LOG_FORMAT", "").strip()
+        if log_format == "json":
+            logs.set_up(Settings(log_format=log_format))
+        _tell_failure(error, log_format, arguments)
         return 2
     logs.set_up(settings)
     try:
         return int(arguments.run(arguments, settings, environ))
     except (StartError, CommandError, CriticalTaskError) as error:
-        if settings.log_format == "json" and arguments.run is _serve:
-            logger.critical("%s", error)
-        else:
-            say(f"clawdforge: {error}", file=sys.stderr)
+        _tell_failure(error, settings.log_format, arguments)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _tell_failure(error: Exception, log_format: str, arguments: argparse.Namespace) -> None:
+    """Say on stderr why the program ends; a server with a JSON log says it in a line of that."""
+    if log_format == "json" and arguments.run is _serve:
+        logger.critical("%s", error)
+    else:
+        say(f"clawdforge: {error}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -312,10 +312,13 @@ async def test_a_bad_value_stops_the_start_with_one_line_that_names_it(tmp_path:
 
 async def test_a_start_that_fails_is_told_in_the_logs_format(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    environ = {"CLAWDFORGE_DATA_DIR": "file", "CLAWDFORGE_LOG_FORMAT": "json"}
-    status, said, _ = await start(tmp_path, environ)
-    assert status == 1
-    assert [json.loads(line)["level"] for line in said.splitlines()] == ["critical"]
+    for environ, expected in (
+        ({"CLAWDFORGE_DATA_DIR": "file"}, 1),
+        ({"CLAWDFORGE_PORT": "many"}, 2),
+    ):
+        status, said, _ = await start(tmp_path, {**environ, "CLAWDFORGE_LOG_FORMAT": "json"})
+        assert status == expected
+        assert [json.loads(line)["level"] for line in said.splitlines()] == ["critical"]
 
 
 async def test_a_bad_value_in_the_env_file_does_so_too(tmp_path: Path) -> None:
