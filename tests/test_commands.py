@@ -293,23 +293,22 @@ async def test_what_agents_do_to_their_files_spoils_no_backup(
     for path in (locked, shrinks, plain):
         path.write_bytes(b"x" * 100_000)
     hard.hardlink_to(locked)  # for which it must not stand
-    opened, described = os.open, tarfile.TarFile.gettarinfo
+    opened, added = os.open, tarfile.TarFile.addfile
 
     def open_file(path: Any, *arguments: Any, **options: Any) -> int:
-        if Path(path) == locked:  # root, too, is to be refused
+        if Path(path).name == locked.name:  # root, too, is to be refused
             raise PermissionError(13, "Permission denied", str(path))
         return opened(path, *arguments, **options)
 
-    def describe(tar: tarfile.TarFile, *arguments: Any, **options: Any) -> tarfile.TarInfo:
-        info = described(tar, *arguments, **options)
+    def add(tar: tarfile.TarFile, info: tarfile.TarInfo, file: Any = None) -> None:
         if info.name.endswith("/log"):
             os.truncate(shrinks, 1)
-        return info
+        added(tar, info, file)
 
     archive = tmp_path / "all.tar.gz"
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", open_file)
-        patch.setattr(tarfile.TarFile, "gettarinfo", describe)
+        patch.setattr(tarfile.TarFile, "addfile", add)
         _, err = await operator.run("backup", str(archive))
     assert err == f"clawdforge: left out: {locked}: Permission denied\n"
     await operator.run("restore", "--replace", str(archive))

@@ -11,14 +11,16 @@ import tarfile
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server import control
 from server.app import StartError, own_folder
-from server.commands.backup import restore
+from server.commands.backup import backup, restore
 from server.commands.house import CommandError
 from server.config import Settings
+from server.store import Store
 
 from .conftest import Serve
 from .harness import Clock, run_program
@@ -183,3 +185,35 @@ def test_commands_tell_the_servers_socket_from_an_agents(tmp_path: Path, limits:
             connection.connect(path)
             assert control.is_servers(connection, tmp_path) is not bool(limits)
         listener.communicate()
+
+
+async def test_a_backup_goes_through_no_folder_that_is_exchanged_while_it_walks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, outside = tmp_path / "data", tmp_path / "outside"
+    (data / "workspaces" / "mine").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "file").write_bytes(SECRET)
+    await (await Store.open(data / "clawdforge.db")).close()
+    deep = data / "workspaces" / "deep"
+    deep.mkdir()
+    for _ in range(300):
+        deep /= "d"
+        deep.mkdir()
+    works = os.stat
+
+    def exchange(path: str, **options: Any) -> os.stat_result:
+        found = works(path, **options)
+        if path == "mine":
+            (data / "workspaces" / "mine").rename(tmp_path / "mine")
+            (data / "workspaces" / "mine").symlink_to(outside)
+        return found
+
+    monkeypatch.setattr(os, "stat", exchange)
+    archive = tmp_path / "archive.tar.gz"
+    arguments = argparse.Namespace(archive=archive, without_files=False)
+    assert backup(arguments, Settings(data_dir=data), {}) == 0
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+    assert "workspaces" in names
+    assert not [name for name in names if name.endswith("file")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .. import beneath
 from ..app import FolderTakenError, check_folder, own_folder
 from ..config import Settings
 from ..schema import SchemaError
@@ -27,6 +29,8 @@ from . import house
 DATABASE = "clawdforge.db"
 BESIDE = ("acpx", "acpx-cli", "workspaces", "uploads")
 """Folders of the data folder that a backup has: agents' conversations, and files."""
+MAX_DEPTH = 200
+"""Folders in each other; an agent could make more of them than can be walked."""
 NO_BACKUP = "no backup of clawdforge"
 
 
@@ -72,8 +76,9 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
             ):
                 copy_database(source, Path(made) / DATABASE)
                 tar.add(Path(made) / DATABASE, DATABASE)
-                for name in folders:
-                    _add(tar, settings.data_dir / name, name)
+                with beneath.folder(settings.data_dir) as data:
+                    for name in folders:
+                        _add(tar, data, settings.data_dir / name, name)
             part.replace(archive)
     except (OSError, sqlite3.Error) as error:
         raise house.CommandError(f"{archive}: {_why(error)}") from None
@@ -86,31 +91,51 @@ def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    """Add what is there and can be read.
+def _add(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
+    """Add what is there and can be read; *parent* is the descriptor of the folder with *path*.
 
-    What a running agent deletes meanwhile is not there; what it keeps from us is named.
+    What a running agent deletes meanwhile is not there; what it keeps from us is named. Should it
+    exchange something, no link is followed, and no pipe waited for.
     """
+    children: list[str] = []
+    folder = -1
     with contextlib.ExitStack() as stack:
         try:
-            mode = path.lstat().st_mode
-            children = sorted(path.iterdir()) if stat.S_ISDIR(mode) else []
-            file = stack.enter_context(_open(path)) if stat.S_ISREG(mode) else None
-            info = tar.gettarinfo(path, name, file)
+            found = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
+            info = _described(name, found)
+            if stat.S_ISDIR(found.st_mode):
+                if name.count("/") > MAX_DEPTH:
+                    raise OSError(errno.ELOOP, f"it lies deeper than {MAX_DEPTH} folders")
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                folder = os.open(path.name, flags, dir_fd=parent)
+                stack.callback(os.close, folder)
+                children = sorted(os.listdir(folder))  # noqa: PTH208
+                tar.addfile(info)
+            elif stat.S_ISREG(found.st_mode):
+                file = stack.enter_context(beneath.open_file(path.name, parent))
+                info.size = os.fstat(file.fileno()).st_size
+                tar.addfile(info, _Padded(file))
+            elif stat.S_ISLNK(found.st_mode):
+                info.linkname = os.readlink(path.name, dir_fd=parent)
+                tar.addfile(info)
         except FileNotFoundError:
             return
         except OSError as error:
             house.say(f"clawdforge: left out: {path}: {error.strerror}", file=sys.stderr)
             return
-        if info is not None:  # a socket has none
-            tar.addfile(info, None if file is None else _Padded(file))
-    for child in children:
-        _add(tar, child, f"{name}/{child.name}")
+        for child in children:
+            _add(tar, folder, path / child, f"{name}/{child}")
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open a file; should an agent exchange it, no link is followed, and no pipe waited for."""
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+def _described(name: str, found: os.stat_result) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.mode, info.mtime = stat.S_IMODE(found.st_mode), found.st_mtime
+    info.uid, info.gid = found.st_uid, found.st_gid
+    if stat.S_ISDIR(found.st_mode):
+        info.type = tarfile.DIRTYPE
+    elif stat.S_ISLNK(found.st_mode):
+        info.type = tarfile.SYMTYPE
+    return info
 
 
 class _Padded:
