@@ -129,7 +129,9 @@ class ToolCalls:
             for name in CALL_FIELDS
             if isinstance(value := update.get(name), str)
         }
-        self._calls[call_id] = {**self._calls.pop(call_id, {}), **told}
+        known = self._calls.pop(call_id, {})
+        is_new = update.get("sessionUpdate") == "tool_call"  # whatever had that id before
+        self._calls[call_id] = told if is_new else {**known, **told}
         if len(self._calls) > MAX_CALLS:
             del self._calls[next(iter(self._calls))]
 

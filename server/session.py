@@ -218,10 +218,13 @@ class Session:
         if said is not None and self.agent is not None and self.agent.live:
             return said
         wanted = self.wanted
-        has_mode = wanted.mode and agent_settings.offers(state, "mode", wanted.mode)
-        if wanted.mode_is_optional and has_mode is False:
+        if wanted.mode is None:
             return said
-        return wanted.mode or said
+        is_offered = agent_settings.offers(state, "mode", wanted.mode)
+        if is_offered is None:  # not offered either, if the agent has said all
+            is_told = self.agent is not None and not self.agent.waking and state != NEW
+            is_offered = not is_told
+        return wanted.mode if is_offered or not wanted.mode_is_optional else said
 
     @property
     def _agent_state(self) -> AgentState:

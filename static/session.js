@@ -175,6 +175,7 @@ export class Session {
 			this.asked = true;
 			this.#readBack();
 		}
+		if (entry.notice === 'asks' && this.synced) this.hear({ asks: entry.asks });
 		if (entry.type === 'turn_end') this.#ended(entry.turn_index);
 		this.#changed();
 	}

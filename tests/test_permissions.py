@@ -357,6 +357,7 @@ BY_ID = {
         ([report("edit"), report("read", "tool_call_update")], "allow_once"),
         ([report("read"), report(None, "tool_call_update")], "allow_once"),
         ([report("read"), report("edit", "tool_call_update")], "reject_once"),
+        ([report("read"), report(None)], "reject_once"),
         ([report("read", call_id="call-2")], "reject_once"),
         ([], "reject_once"),
     ],

@@ -62,6 +62,7 @@ AGENTS: dict[str, AgentCommand] = {
     "never": AgentCommand(mock_agent().argv, asks_in=None),
     "claude": mock_agent("--modes", "--system-echo"),
     "asks-first": AgentCommand(mock_agent("--modes").argv, asks_in="ask"),
+    "asks-without-modes": AgentCommand(mock_agent().argv, asks_in="ask"),
     "hanging": mock_agent("--modes", "--hang-mode"),
 }
 CLOCK = Clock()
@@ -541,6 +542,16 @@ async def test_an_agent_that_never_asks_says_so_and_cannot_have_deny_all(client:
     assert (await client.state(session))["asks"] is False
     assert await notices(client, session) == [{"notice": "asks", "asks": False}]
     await client.turn(session, "hello")
+    assert await notices(client, session) == [{"notice": "asks", "asks": False}]
+
+
+async def test_an_agent_without_the_mode_in_which_it_would_ask_does_not_ask(
+    client: Client,
+) -> None:
+    session = await client.create("asks-without-modes", permission="ask")
+    assert (await client.turn(session, "hello"))[0] == 200
+    state = await client.state(session)
+    assert (state["mode"], state["asks"]) == (None, False)
     assert await notices(client, session) == [{"notice": "asks", "asks": False}]
 
 

@@ -11,7 +11,7 @@ import { SettingsBar } from './settings.js';
 
 const NOTICED = 1200;
 const SLOW = 200;
-const FACTS = { __proto__: null, starting: 'starting', hibernated: 'asleep', ask: 'asks first', 'deny-all': 'may only talk' };
+const FACTS = { __proto__: null, starting: 'starting', hibernated: 'asleep', ask: 'asks first', 'deny-all': 'may only talk', silent: 'This agent does not ask for permission' };
 const CLOSED = { __proto__: null, idle: 'This session was closed because nothing happened in it for long.', admin: 'This session was closed by the administrator.' };
 const STOPPED = {
 	4500: 'The server does not accept this sign-in any more.',
@@ -136,7 +136,8 @@ export class SessionView {
 
 	#head({ title, agent, state, running, model }, gone) {
 		setText(this.title, title || (gone ? 'Not found' : 'New session'));
-		setText(this.facts, [!gone && agent, state?.model, !running && FACTS[state?.agent_state], FACTS[state?.permission]].filter(Boolean).join(' · '));
+		const silent = state?.asks === false && state.permission !== 'approve-all';
+		setText(this.facts, [!gone && agent, state?.model, !running && FACTS[state?.agent_state], FACTS[silent ? 'silent' : state?.permission]].filter(Boolean).join(' · '));
 		const { used, size, cost } = model.usage ?? {};
 		setText(this.usage, used > 0 ? [size > 0 ? `${compact(used)} / ${compact(size)}` : compact(used), money(cost)].filter(Boolean).join(' · ') : '');
 	}

@@ -625,6 +625,13 @@ async def test_mode_and_options_come_from_the_agent(open_tab: OpenTab, client: C
     assert state["modes"]["currentModeId"] == "code"
 
 
+async def test_it_is_told_if_an_agent_does_not_ask(open_tab: OpenTab, client: Client) -> None:
+    session_id = await client.create("claude", permission="ask")  # it has no mode in which it asks
+    tab = await open_tab(client)
+    await tab.sign_in(session_id)
+    await expect(tab.page.get_by_text("This agent does not ask for permission")).to_be_visible()
+
+
 async def test_rename_find_and_close(tab: Tab, client: Client) -> None:
     page = tab.page
     await tab.say("first name")

@@ -58,6 +58,15 @@ function world({ state, outbox = [] } = {}) {
 /** Until promises that are settled already have been heard. */
 const settle = () => new Promise((resolve) => setImmediate(resolve));
 
+test('what a notice says of whether the agent asks counts from then on, and not an old one', () => {
+	const { session, put, wire } = world();
+	wire('ready', { head: 1, permission: 'ask', asks: true });
+	put('notice', { notice: 'asks', asks: false });
+	assert.equal(session.state.asks, true);
+	put('notice', { notice: 'asks', asks: false });
+	assert.equal(session.state.asks, false);
+});
+
 test('a prompt is kept until the server has accepted it, and sent again with its id after a reload', () => {
 	const { session, seen, wire } = world({ state: { meta: { title: 'A' } } });
 	session.send({ prompt: words('hello'), files: ['ff_1'] });
