@@ -60,8 +60,8 @@ def loads_bounded(data: bytes | bytearray | memoryview | str) -> Any:
 
 
 def has_too_many_values(data: bytes | bytearray) -> bool:
-    """Whether the JSON in *data* has more objects and arrays, or more values, than a client may
-    send. Nothing is parsed.
+    """Whether the JSON in *data* has more objects and arrays, or more values, than a client or an
+    agent may send. Nothing is parsed.
 
     Parsed, a document can take thirty times its own bytes.
     """
@@ -130,7 +130,12 @@ def parse_rpc(line: bytes) -> dict[str, Any] | None:
 
     Agents also write other JSON on their stdout, log lines with an ``id`` for example. A message
     has a method, or it is a response: an id, and exactly one of ``result`` and ``error``.
+
+    Raises:
+        OverflowError: it has more objects and arrays, or more values, than an agent may send.
     """
+    if has_too_many_values(line):
+        raise OverflowError("a message with too many values")
     message = parse_message(line)
     if message is None or message.get("jsonrpc") != "2.0":
         return None

@@ -325,6 +325,18 @@ async def test_a_chunk_of_a_megabyte_arrives_whole(client: Client) -> None:
     assert socket.text() == "x" * (1 << 20)
 
 
+@pytest.mark.parametrize(("value", "count"), [("[],", 200_001), ("0,", 500_001)])
+async def test_message_with_too_many_values_ends_its_agent(
+    client: Client, value: str, count: int
+) -> None:
+    session = await client.create()
+    line = '{"jsonrpc":"2.0","method":"x","params":[' + count * value + "0]}"
+    status, reply = await client.turn(session, script({"raw": line}, {"say": "unheard"}))
+    assert (status, reply["code"]) == (502, "agent_failed")
+    assert texts_of(reply["events"]) == ""
+    assert (await client.turn(session, "again"))[0] == 200
+
+
 async def test_a_message_over_the_bound_ends_its_agent_and_nothing_else(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

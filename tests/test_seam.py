@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.agents import seam
-from server.agents.seam import Lines
+from server.agents.seam import Lines, Seam, Unfinished
 
 # Few letters, so that ends of lines are everywhere.
 STREAMS = st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"{}", b"\xff", b"x" * 50]), max_size=40)
@@ -49,9 +50,25 @@ def test_the_bound_is_for_each_line_anew(monkeypatch: pytest.MonkeyPatch) -> Non
         assert lines.feed(b"\n") == [b"x" * 80]
 
 
+def test_unfinished_messages_of_an_app_are_limited_in_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seam, "UNFINISHED_BYTES", 2 << 20)
+    unfinished = Unfinished()
+    first, second, others = (cast("Seam", object()) for _ in range(3))
+    unfinished.note(first, "app", 1 << 20)
+    unfinished.note(others, "other", 2 << 20)
+    with pytest.raises(OverflowError):
+        unfinished.note(second, "app", (1 << 20) + 1)
+    unfinished.note(first, "app", 0)
+    unfinished.note(second, "app", 2 << 20)
+    unfinished.note(second, "its new owner", 2 << 20)
+    unfinished.note(first, "app", 2 << 20)
+
+
 def test_a_long_line_is_joined_once() -> None:
     # Joined piece by piece, 64 MB in pieces of a pipe's size would copy 32 GB.
-    lines = Lines()
+    lines = Lines(seam.MAX_PROMPT_LINE_BYTES)
     piece = b"x" * 65536
     began = time.process_time()
     for _ in range(1000):

@@ -27,7 +27,7 @@ from ..config import AgentCommand
 from ..tasks import Supervisor, Tasks
 from . import processes
 from .base import AgentSpec, Pressure, real_folder
-from .seam import Handler, Seam
+from .seam import Handler, Seam, Unfinished
 from .stderr import StderrFiles
 from .traits import asking_environ, traits_of
 
@@ -81,6 +81,7 @@ class Attachments:
         self._arrivals: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count()
         self.living = processes.LivingAgents()
+        self._unfinished = Unfinished()
         self._supervisor = supervisor
         self._tasks = Tasks()
         self._accepting = Tasks()
@@ -177,6 +178,8 @@ class Attachments:
                 self._pressure,
                 mark=f"{processes.MARK}={mark}".encode(),
                 tag=processes.tag(pid, number),
+                owner=lambda: agent.spec.owner,
+                unfinished=self._unfinished,
             )
             ours.pop_all()  # they are the seam's
             ends = [*await seam.join(*descriptors)]

@@ -301,8 +301,11 @@ class CliAgent:
         lines = Lines()
         try:
             while data := await program.stdout.read(1 << 16):
-                for line in lines.feed(data):
-                    transcript.read(line)
+                try:
+                    for line in lines.feed(data):
+                        transcript.read(line)
+                except OverflowError as error:
+                    raise agent_failed(f"the agent wrote {error}") from None
                 if not self._pressure.has_room:
                     await self._pressure.room()
             return await stderr

@@ -18,7 +18,7 @@ import itertools
 import logging
 import os
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -31,8 +31,15 @@ from .settings import SETTERS
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 64 << 20
-"""A longer line ends the agent; acpx has the same bound."""
+MAX_MESSAGE_BYTES = 17 << 20
+"""A longer line ends the agent. While it is parsed, framed and stored there are several copies of
+it. The largest prompt that a client may send fits, also when the agent tells it again."""
+MAX_PROMPT_LINE_BYTES = 64 << 20
+"""The same of acpx, which has this bound itself."""
+UNFINISHED_BYTES = 34 << 20
+"""What the agents of one app may have said of messages that have not come to their end."""
+COUNTED_BYTES = 256 << 10
+"""What is smaller is not counted."""
 BACKLOG_BYTES = 4 << 20
 """Above this much unread by one side the other side is left in its pipe."""
 
@@ -89,11 +96,21 @@ class Handler(Protocol):
 
 
 class Lines:
-    """Cuts a byte stream into lines without joining a long one piece by piece."""
+    """Cuts a byte stream into lines without joining a long one piece by piece.
 
-    def __init__(self) -> None:
+    Args:
+        limit: bytes of a line, if not :data:`MAX_MESSAGE_BYTES`.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
         self._partial: list[bytes] = []
         self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of a line that has not come to its end."""
+        return self._size
 
     @property
     def rest(self) -> bytes:
@@ -104,7 +121,7 @@ class Lines:
         """The lines that *data* completes, without their ends.
 
         Raises:
-            OverflowError: a line is longer than :data:`MAX_MESSAGE_BYTES`.
+            OverflowError: a line is too long.
         """
         lines = data.split(b"\n")
         if len(lines) > 1 and self._partial:
@@ -114,9 +131,35 @@ class Lines:
         if tail := lines.pop():
             self._partial.append(tail)
             self._size += len(tail)
-            if self._size > MAX_MESSAGE_BYTES:
-                raise OverflowError
+            if self._size > (self._limit or MAX_MESSAGE_BYTES):
+                self._partial.clear()
+                self._size = 0
+                raise OverflowError("a message with too many bytes")
         return lines
+
+
+class Unfinished:
+    """How much the agents of each app have said of messages that have not come to their end."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[Seam, tuple[str, int]] = {}
+        self._totals: Counter[str] = Counter()
+
+    def note(self, agent: Seam, owner: str, size: int) -> None:
+        """*agent*'s message has *size* bytes by now.
+
+        Raises:
+            OverflowError: the app's agents hold too much.
+        """
+        before, held = self._sizes.pop(agent, (owner, 0))
+        self._totals[before] -= held
+        if size > COUNTED_BYTES:
+            if self._totals[owner] + size > UNFINISHED_BYTES:
+                raise OverflowError("too many bytes of the app's messages at once")
+            self._totals[owner] += size
+            self._sizes[agent] = owner, size
+        if not self._totals[before]:
+            del self._totals[before]
 
 
 class _Reader(asyncio.Protocol):
@@ -155,10 +198,20 @@ class Seam:
         pressure: whether the log has room for what the agent says.
         mark: ``NAME=value`` in the environment of the agent and of all that it starts.
         tag: what :func:`processes.tag` gave the agent.
+        owner: the app that the agent works for.
+        unfinished: what the agents of all apps have begun to say.
     """
 
     def __init__(
-        self, pid: int, handler: Handler, pressure: Pressure, *, mark: bytes, tag: Tag | None
+        self,
+        pid: int,
+        handler: Handler,
+        pressure: Pressure,
+        *,
+        mark: bytes,
+        tag: Tag | None,
+        owner: Callable[[], str],
+        unfinished: Unfinished,
     ) -> None:
         self.pid = pid
         self.mark = mark
@@ -166,7 +219,10 @@ class Seam:
         self._handler = handler
         self._pressure = pressure
         self._pidfd = os.pidfd_open(pid)
-        self._up_lines = Lines()
+        self._owner = owner
+        self._unfinished = unfinished
+        self._is_counted = False
+        self._up_lines = Lines(MAX_PROMPT_LINE_BYTES)
         self._going_up: deque[bytes] = deque()
         self._down_lines = Lines()
         self._readers: dict[bool, asyncio.ReadTransport] = {}
@@ -296,17 +352,21 @@ class Seam:
     def _feed_down(self, data: bytes) -> None:
         try:
             lines = self._down_lines.feed(data)
-        except OverflowError:
-            logger.warning("agent %d: a message over %d bytes", self.pid, MAX_MESSAGE_BYTES)
-            self.kill()
-            return
-        try:
+            if self._is_counted or self._down_lines.size > COUNTED_BYTES:
+                self._count_unfinished(self._down_lines.size)
             self._take_lines(lines)
+        except OverflowError as error:
+            logger.warning("agent %d wrote %s; killing it", self.pid, error)
+            self.kill()
         except Exception:
             logger.exception("agent %d: what it wrote cannot be handled; killing it", self.pid)
             self.kill()
         if not self._pressure.has_room:
             self._wait_for_room()
+
+    def _count_unfinished(self, size: int) -> None:
+        self._is_counted = size > COUNTED_BYTES
+        self._unfinished.note(self, self._owner(), size)
 
     def _take_lines(self, lines: list[bytes]) -> None:
         for line in lines:
@@ -465,6 +525,7 @@ class Seam:
             self._waiting_for_room.cancel()
         if not (rest := self._down_lines.rest).startswith(b"{"):  # no half of a message
             self._note_noise(rest)
+        self._count_unfinished(0)
         self.over.set()
         for response in self._own.values():
             if not response.done():
