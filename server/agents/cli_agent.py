@@ -33,6 +33,8 @@ from .transcript import Transcript
 
 logger = logging.getLogger(__name__)
 
+CLOSE_SECS = GRACE_SECS
+"""What an agent has at most to end by itself."""
 CONTROL_SECS = 30
 MAX_ARGUMENT_BYTES = 100 << 10
 
@@ -204,7 +206,7 @@ class CliAgent:
         await self._end()
 
     async def hibernate(self, grace: float = GRACE_SECS) -> None:
-        await self._end(grace)
+        await self._end(min(grace, CLOSE_SECS))
 
     async def _end(self, grace: float = 0) -> None:
         """End all processes of the session; what is left after *grace* seconds is killed."""

@@ -34,6 +34,8 @@ from .seam import Seam
 
 logger = logging.getLogger(__name__)
 
+CLOSE_SECS = GRACE_SECS
+"""What acpx has at most to close an agent."""
 CONTROL_SECS = 20
 LAST_WORDS_SECS = 0.3
 """For the rest of a dead agent's stderr, which a process that it has left may hold open."""
@@ -193,7 +195,7 @@ class HostAgent:
         """Let acpx end the agent and write its record."""
         async with self._closes.of(self.spec.owner):
             try:
-                async with asyncio.timeout(grace):
+                async with asyncio.timeout(min(grace, CLOSE_SECS)):
                     await self._call("close")
             except (TimeoutError, HostGoneError, CallError, Error) as error:
                 logger.info("session %s: acpx does not close it: %r", self.spec.key, error)

@@ -222,6 +222,7 @@ class Seam:
         self._owner = owner
         self._unfinished = unfinished
         self._is_counted = False
+        self._is_refused = False  # what comes after a message over the limits is not heard
         self._up_lines = Lines(MAX_PROMPT_LINE_BYTES)
         self._going_up: deque[bytes] = deque()
         self._down_lines = Lines()
@@ -350,6 +351,8 @@ class Seam:
     # Down: agent to acpx.
 
     def _feed_down(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         try:
             lines = self._down_lines.feed(data)
             if self._is_counted or self._down_lines.size > COUNTED_BYTES:
@@ -357,6 +360,7 @@ class Seam:
             self._take_lines(lines)
         except OverflowError as error:
             logger.warning("agent %d wrote %s; killing it", self.pid, error)
+            self._is_refused = True
             self.kill()
         except Exception:
             logger.exception("agent %d: what it wrote cannot be handled; killing it", self.pid)
