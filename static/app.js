@@ -20,6 +20,7 @@ const LOOK_EVERY = 1000; // at a session whose agent works (others may queue som
 const ATTEND_EVERY = 250;
 
 const root = document.getElementById('app');
+const tabs = guard(() => new BroadcastChannel('clawdforge')); // where storage is forbidden, this may be, too
 const attention = new Attention();
 const open = new Map(); // session id -> {session, view, seen}, least recently shown first
 let marks = new Map();
@@ -51,6 +52,15 @@ async function begin() {
 	const token = storage.token();
 	if (token) await enter(token).catch((error) => signIn(error.message, token));
 	else signIn();
+	if (!api) tabs?.postMessage({ wanted: fragment().get('session') });
+}
+
+/** A session that is opened in a new tab: a tab that shows its list hands on its sign-in. */
+function hand({ wanted, session, token }) {
+	if (wanted && shell && (open.has(wanted) || listed.some(({ session_id: id }) => id === wanted))) tabs.postMessage({ session: wanted, token: api.token });
+	if (!token || shell || session !== fragment().get('session')) return;
+	storage.saveToken(token);
+	enter(token).catch((error) => signIn(error.message, token));
 }
 
 function signIn(message, token) {
@@ -387,4 +397,5 @@ window.addEventListener('beforeprint', () => open.get(current)?.view.conversatio
 // A dropped file must not replace the page.
 for (const name of ['dragover', 'drop']) window.addEventListener(name, (event) => event.preventDefault());
 
+if (tabs) tabs.onmessage = ({ data }) => hand(data);
 begin();

@@ -14,6 +14,7 @@ export function titleOf({ title, toolKind, locations }) {
 	return words || `${toolKind} ${shortPath(locations[0]?.path)}`;
 }
 
+const MAX_TOLD = 60_000; // characters of text in a call; how many more there are is told
 const PLAIN = /^[\w@%+=:,./-]+$/;
 
 export function commandOf({ input }) {
@@ -27,7 +28,7 @@ export function contentView(one, cwd) {
 	if (one.type === 'diff') return diffView(one, cwd);
 	if (one.type === 'terminal') return hint('The output is in a terminal of the agent.');
 	if (one.type !== 'content') return contentBlock(one);
-	return one.content.type === 'text' ? new MarkdownView(one.content.text).el : contentBlock(one.content);
+	return one.content.type === 'text' ? new MarkdownView(pretty(one.content.text, MAX_TOLD)).el : contentBlock(one.content);
 }
 
 export const locationsView = (list) => h('p.chips.hint', {}, list.map(({ path, line }) => h('code', { title: path, text: shortPath(path) + (line ? `:${line}` : '') })));

@@ -12,6 +12,7 @@ import { escape, headingTag, isTooLong, options, safeHtml, TAGS } from './markup
 import { formulaView } from './mathematics.js';
 
 const STEP = 16_384;
+const MAX_TIME = 50; // ms; what takes longer goes on in the next frame
 const MAX_INLINE = 4096; // characters; some longer text takes quadratic time
 const MAX_DETAILS = 200_000; // of open details, lexed again while they grow
 const SETTLED = 12; // characters that make the block before them final
@@ -173,7 +174,7 @@ export class MarkdownView {
 		this.fence = null;
 		this.links = {};
 		this.nextAt = 0;
-		if (text) this.update(text, true);
+		while (text && !this.update(text, true));
 	}
 
 	// `text` begins with what was shown. False: call again later
@@ -186,6 +187,7 @@ export class MarkdownView {
 			end = Math.min(clean.length, Math.max(end, this.final + (this.fence?.length ?? 0)) + STEP);
 			const last = done && end === clean.length;
 			this.#feed(clean.slice(this.final, end), last);
+			if (!last && performance.now() - begun > MAX_TIME) return false;
 		}
 		const cost = performance.now() - begun;
 		this.nextAt = cost > 4 ? begun + cost * 7 : 0;

@@ -28,8 +28,10 @@ export class MessageView {
 				view = this.views[index] = part.type === 'text' ? new MarkdownView() : { el: contentBlock(part), update: () => true };
 				this.el.append(view.el);
 			}
-			Object.assign(view, { text: part.text, finished: done || index < parts.length - 1 });
-			if (!view.update(view.text, view.finished)) this.context.again(this.item);
+			const complete = done || index < parts.length - 1;
+			const drawn = view.update(part.text, complete);
+			Object.assign(view, { text: part.text, finished: complete && drawn });
+			if (!drawn) this.context.again(this.item);
 		}
 	}
 }

@@ -20,8 +20,14 @@ export class TerminalView {
 		const { scrollTop, scrollHeight, clientHeight } = this.el;
 		if (!text.startsWith(this.shown)) this.#clear();
 		const more = text.slice(this.shown.length);
+		const tail = tailOf(more);
+		if (tail) {
+			const cut = this.cut + this.code.childNodes.length - 2 + more.slice(0, tail).split('\n').length;
+			this.#clear();
+			this.cut = cut;
+		}
 		this.shown = text;
-		if (more) this.screen.write(more);
+		if (more) this.screen.write(more.slice(tail));
 		setText(this.above, this.cut ? `${plural(this.cut, 'line')} above ${this.cut === 1 ? 'is' : 'are'} not shown\n` : '');
 		if (scrollHeight - scrollTop - clientHeight < 8) this.el.scrollTop = this.el.scrollHeight;
 	}
@@ -43,4 +49,11 @@ export class TerminalView {
 		code.firstChild.remove();
 		this.cut += 1;
 	}
+}
+
+/** Where the last lines begin, if many more come than are shown. */
+function tailOf(text) {
+	let at = text.length;
+	for (let count = 0; count < 2 * MAX_LINES && at > 0; count += 1) at = text.lastIndexOf('\n', at - 1);
+	return at > 0 ? at + 1 : 0;
 }

@@ -152,6 +152,20 @@ async def test_a_browser_that_stores_nothing_keeps_the_sign_in_of_its_tab(
         await expect(page.get_by_label("Access token")).to_be_visible()
 
 
+async def test_a_session_opened_in_a_new_tab_is_signed_in(
+    open_tab: OpenTab, client: Client
+) -> None:
+    tab = await open_tab(client)
+    session_id = await client.create()
+    await tab.sign_in(session_id)
+    pages = [await tab.page.context.new_page() for _ in range(2)]
+    for page, wanted in zip(pages, (session_id, "of-another-app"), strict=True):
+        await page.goto(f"{client.url}/#session={wanted}")
+    await expect(pages[0].get_by_role("textbox", name="Message")).to_be_visible()
+    # A sign-in is handed on only by a tab that has this session.
+    await expect(pages[1].get_by_label("Access token")).to_be_visible()
+
+
 async def test_unread_marks_outlive_a_reload(
     open_tab: OpenTab, client: Client, tmp_path: Path
 ) -> None:

@@ -204,7 +204,7 @@ async def test_nothing_of_what_an_agent_says_runs(tab: Tab) -> None:
         {"permission": {"title": hostile, "options": [{"optionId": "a", "name": hostile}]}},
     ]
     await tab.say(script(*steps))
-    await page.locator(".ask-card button").first.click()
+    await page.locator(".ask-card .chips button").first.click()
     await tab.settled()
     unfold = """() => {
         for (const line of document.querySelectorAll(".line[aria-expanded=false], .raw summary"))
@@ -425,3 +425,19 @@ LATE = """async () => {
 async def test_what_an_agent_says_behind_the_end_of_a_turn_is_shown_whole(tab: Tab) -> None:
     html = await tab.page.evaluate(LATE)
     assert html.strip() == '<div class="md"><p>The <strong>build</strong> is over.</p>\n</div>'
+
+
+LONG_OUTPUT = """async () => {
+    const { TerminalView } = await import("/static/views/terminal.js");
+    const view = new TerminalView();
+    view.update("first\\n");
+    view.update("first\\n" + "a\\n".repeat(500_000) + "last\\n");
+    return [view.el.textContent.trim().split("\\n").length, view.cut,
+        view.el.textContent.endsWith("a\\nlast\\n")];
+}"""
+
+
+async def test_of_a_long_output_the_end_is_drawn_and_the_rest_counted(tab: Tab) -> None:
+    lines, cut, has_end = await tab.page.evaluate(LONG_OUTPUT)
+    assert has_end
+    assert lines - 1 + cut == 500_002  # the first line of them tells the number
