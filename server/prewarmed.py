@@ -120,6 +120,7 @@ class Prewarmed:
     # As a listener.
 
     wanted = Wanted()
+    owes_preface = False
 
     def restored(self, setting: str, value: str) -> None: ...
 

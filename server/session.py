@@ -889,6 +889,14 @@ class Session:
 
     # Settings, as the agent has them.
 
+    @property
+    def owes_preface(self) -> bool:
+        return self._settings.owes_preface
+
+    @owes_preface.setter
+    def owes_preface(self, owes: bool) -> None:
+        self._adopt(self.row.model, dataclasses.replace(self._settings, owes_preface=owes))
+
     def restored(self, setting: str, value: str) -> None:
         self._restored.append((setting, value))  # the log has it after the turn's start
 

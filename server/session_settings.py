@@ -21,12 +21,14 @@ class SessionSettings:
     Attributes:
         asks_told: what the log said last of whether the agent asks.
         asked_in: a mode in which the agent was seen to ask.
+        owes_preface: the agent's conversation lacks the text that belongs in front of it.
     """
 
     mode: str | None = None
     config_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     asks_told: bool = True
     asked_in: str | None = None
+    owes_preface: bool = False
 
     @classmethod
     def of(cls, stored: str | None) -> SessionSettings:

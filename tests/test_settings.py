@@ -63,6 +63,7 @@ AGENTS: dict[str, AgentCommand] = {
     "claude": mock_agent("--modes", "--system-echo"),
     "asks-first": AgentCommand(mock_agent("--modes").argv, asks_in="ask"),
     "asks-without-modes": AgentCommand(mock_agent().argv, asks_in="ask"),
+    "commands": mock_agent("--commands"),
     "hanging": mock_agent("--modes", "--hang-mode"),
 }
 CLOCK = Clock()
@@ -585,6 +586,23 @@ async def test_an_agent_that_takes_no_system_prompt_gets_it_in_front_of_its_firs
     assert json.loads(texts_of(reply["events"]))[1:] == [script({"history": True})]
     starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
     assert all(len(start["prompt"]) == 1 for start in starts)
+
+
+async def test_no_system_prompt_is_put_in_front_of_a_command_but_of_the_next_prompt(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create("commands", system="Be brief.")
+
+    async def told() -> bool:
+        return bool((await client.state(session))["commands"])
+
+    await eventually("the agent to tell its commands", told)
+    _, reply = await client.turn(session, "/mock all")
+    assert texts_of(reply["events"]) == "echo: /mock all"
+    await hibernate(server, client, session)
+    for echoed in ("Be brief.\n/unknown", "hello"):
+        _, reply = await client.turn(session, echoed.removeprefix("Be brief.\n"))
+        assert texts_of(reply["events"]) == f"echo: {echoed}"
 
 
 async def test_an_agent_that_takes_a_system_prompt_gets_it_as_such(client: Client) -> None:

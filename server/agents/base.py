@@ -194,7 +194,13 @@ Presence = Literal["live", "waking", "prewarmed", "hibernated"]
 
 
 class Listener(Protocol):
-    """The session, as its agent sees it."""
+    """The session, as its agent sees it.
+
+    Attributes:
+        owes_preface: the agent's conversation began with a command, and lacks the preface.
+    """
+
+    owes_preface: bool
 
     @property
     def wanted(self) -> Wanted:

@@ -249,13 +249,16 @@ class CliAgent:
             Error: the turn has no answer.
         """
         transcript = Transcript(turn)
+        text = None
         async with self._commanding() as acpx:
             if turn.done.done():
                 return True
             self._check_mode(acpx)
-            if self._fresh and self.spec.preface is not None:
-                preface = {"type": "text", "text": self.spec.preface}
-                blocks = dumps([preface, *loads(blocks)])
+            if self._fresh or self.listener.owes_preface:
+                prompt = loads(blocks)
+                text = settings.preface_of(prompt, self.spec, self._state, self.listener)
+                if text is not None:
+                    blocks = dumps([{"type": "text", "text": text}, *prompt])
             program = await acpx.start("prompt", *self._name, "-f", "-", stdin=blocks)
             turn.begin(program)
         try:
@@ -273,6 +276,8 @@ class CliAgent:
             turn.finish(agent_failed(why))
             await self.kill()  # so ends what the agent has left
             return True
+        if text is not None:
+            self.listener.owes_preface = True
         if transcript.refused and not self._fresh and not needs_login(transcript.refusal):
             return False
         raise self._start_error(error, transcript.refusal)

@@ -56,6 +56,7 @@ class _Nobody:
     """Listens to an agent that is asked for nothing."""
 
     wanted = Wanted()
+    owes_preface = False
 
     def restored(self, setting: str, value: str) -> None: ...
 

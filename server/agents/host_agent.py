@@ -582,9 +582,10 @@ class HostAgent:
             return value == (wanted.mode if setting == "mode" else wanted.model)
         return wanted.config_options.get(setting) == value
 
-    @property
-    def preface(self) -> str | None:
-        return self.spec.preface
+    def preface(self, blocks: Any, *, fresh: bool) -> str | None:
+        if not (fresh or self._listener.owes_preface):
+            return None
+        return settings.preface_of(blocks, self.spec, self._state, self._listener)
 
     def prompt_sent(self, fresh: bool) -> None:
         self._listener.prompt_sent("fresh" if fresh else "kept")

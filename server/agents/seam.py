@@ -71,9 +71,8 @@ class Handler(Protocol):
     def admit_prompt(self) -> bool:
         """A prompt is to go up; False holds it back, and acpx is told that it was cancelled."""
 
-    @property
-    def preface(self) -> str | None:
-        """A text for the agent in front of the first prompt of a conversation."""
+    def preface(self, blocks: Any, *, fresh: bool) -> str | None:
+        """A text for the agent in front of a prompt; *fresh*: the first of its conversation."""
 
     def prompt_sent(self, fresh: bool) -> None:
         """It has gone up."""
@@ -326,9 +325,11 @@ class Seam:
             return
         self._prompting = True
         self._prompt_id = message.get("id")
-        self._note_session(message.get("params"))
+        params = message.get("params")
+        self._note_session(params)
         fresh, self._fresh = self._fresh, False
-        if fresh and (preface := self._handler.preface) is not None:
+        blocks = params.get("prompt") if isinstance(params, dict) else None
+        if (preface := self._handler.preface(blocks, fresh=fresh)) is not None:
             line = _with_preface(message, preface)
         self._send(True, line)  # first: the agent works while the session takes note of it
         self._handler.prompt_sent(fresh)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .base import AgentState, Wanted, is_shortened
+from .base import AgentSpec, AgentState, Listener, Wanted, is_shortened
 
 SET_MODE = "session/set_mode"
 SET_MODEL = "session/set_model"
@@ -302,3 +302,20 @@ def _set(options: Any, key: Any, value: Any) -> Any:
         {**one, "currentValue": value} if isinstance(one, dict) and one.get("id") == key else one
         for one in options
     ]
+
+
+def is_command(state: AgentState, blocks: Any) -> bool:
+    """Whether a prompt is a command of the agent's, which nothing may be put in front of."""
+    first = blocks[0] if isinstance(blocks, list) and blocks else None
+    text = first.get("text") if isinstance(first, dict) else None
+    if not isinstance(text, str) or not text.startswith("/"):
+        return False
+    name = text[1:].partition("\n")[0].partition(" ")[0]
+    offered = state.commands if isinstance(state.commands, list) else []
+    return any(isinstance(one, dict) and one.get("name") == name for one in offered)
+
+
+def preface_of(blocks: Any, spec: AgentSpec, state: AgentState, listener: Listener) -> str | None:
+    """What goes in front of a prompt in a conversation that has no preface yet."""
+    listener.owes_preface = spec.preface is not None and is_command(state, blocks)
+    return None if listener.owes_preface else spec.preface

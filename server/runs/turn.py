@@ -78,6 +78,7 @@ class _Turn:
     def __init__(self, name: str, wanted: Wanted) -> None:
         self._name = name
         self.wanted = wanted
+        self.owes_preface = False
         self._calls = ToolCalls()
         self._texts: list[str] = []
         self._size = 0
