@@ -15,8 +15,8 @@ import { StartView } from './views/start.js';
 import { Wire } from './wire.js';
 
 const KEPT_OPEN = 8;
-const LIST_EVERY = 15_000; // ms between looks at the list,
-const LOOK_EVERY = 1000; // at a session whose agent works (others may queue something),
+const LIST_EVERY = 15_000; // ms
+const LOOK_EVERY = 1000; // others may queue something
 const ATTEND_EVERY = 250;
 
 const root = document.getElementById('app');
@@ -55,7 +55,7 @@ async function begin() {
 	if (!api) tabs?.postMessage({ wanted: fragment().get('session') });
 }
 
-/** A session that is opened in a new tab: a tab that shows its list hands on its sign-in. */
+// A tab that lists the session hands its sign-in to a new one
 function hand({ wanted, session, token }) {
 	if (wanted && shell && (open.has(wanted) || listed.some(({ session_id: id }) => id === wanted))) tabs.postMessage({ session: wanted, token: api.token });
 	if (!token || shell || session !== fragment().get('session')) return;
@@ -153,7 +153,6 @@ function route() {
 	attend();
 }
 
-// Disconnects all but the most recent sessions and those with something to do
 function retire(entry) {
 	open.delete(entry.session.id);
 	open.set(entry.session.id, entry);
@@ -188,7 +187,7 @@ function openSession(id, state = listed.find((one) => one.session_id === id)) {
 	return open.get(id);
 }
 
-// From a session, or from the view of a new one (null): whoever looks at another one by now is left alone
+// Whoever looks at another one than `from` by now is left alone
 async function create(options, { prompt, files }, from = null) {
 	const state = await api.create(options);
 	openSession(state.session_id, { ...options, ...state }).session.send({ prompt, files });
@@ -196,7 +195,7 @@ async function create(options, { prompt, files }, from = null) {
 	refresh();
 }
 
-// Sends a prompt in another session of the same kind. True: it is on its way
+// True: it is on its way
 async function createLike({ id, state }, message) {
 	const { agent, permission, model } = state ?? {}; // JSON drops what is undefined
 	try {
@@ -272,7 +271,6 @@ function drawList() {
 		rows.set(id, { id, title, agent, at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000), state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : 'idle' });
 		if (closed && !withClosed && id !== current && !view.unsent && !session.outbox.size) rows.delete(id);
 	}
-	// Sessions that are not listed any more, but have something unsent.
 	for (const id of storage.unsent()) {
 		const text = storage.draft(id) || promptParts(storage.outbox(id)[0]?.prompt).text;
 		if (!rows.has(id) && !id.startsWith('new')) rows.set(id, { id, title: `Not sent: ${text.trim().slice(0, 60)}`, agent: 'draft', at: 0, state: 'closed' });
@@ -282,7 +280,6 @@ function drawList() {
 	return [...rows.values()];
 }
 
-// Marks sessions that finished while one looked elsewhere, or while the page was closed
 function mark(rows) {
 	const before = JSON.stringify([...marks]);
 	for (const id of marks.keys()) if (!rows.has(id)) marks.delete(id);
@@ -312,7 +309,6 @@ function attend() {
 	const waiting = drawList().filter(({ state }) => state === 'waiting');
 	const runs = entries.some(({ session }) => session.running);
 	const shown = open.get(current)?.session;
-	// The state and the title must be of one session.
 	const one = waiting.find(({ id }) => id === current) ?? waiting[0];
 	const words = one ? 'waiting' : shown?.running ? 'running' : 'idle';
 	attention.show(words, one ? one.title : shown?.title, one ? 'waiting' : runs ? 'running' : 'idle');
@@ -394,7 +390,6 @@ document.addEventListener('visibilitychange', wake);
 for (const name of ['online', 'offline', 'pageshow']) window.addEventListener(name, wake);
 window.addEventListener('popstate', () => (fragment().has('token') ? begin() : route()));
 window.addEventListener('beforeprint', () => open.get(current)?.view.conversation.whole());
-// A dropped file must not replace the page.
 for (const name of ['dragover', 'drop']) window.addEventListener(name, (event) => event.preventDefault());
 
 if (tabs) tabs.onmessage = ({ data }) => hand(data);

@@ -1,4 +1,3 @@
-// In: {id, code, language}. Out: {id, tokens: [[class or null, text], …] or null}: the page parses no HTML
 import hljs from '../lib/@highlightjs/cdn-assets/es/highlight.min.js';
 
 self.onmessage = ({ data: { id, code, language } }) => {

@@ -1,5 +1,4 @@
-// Shows characters that are invisible, or change the order of what one sees, by their numbers. Emoji, and the
-// joiners of scripts that have them, stay. No DOM
+// Shows characters that are invisible or change the order by their numbers. No DOM
 import { MAX_PATH, pretty } from './normalise.js';
 
 const MAX_SIGNS = 1000; // of one text as elements of their own; further ones become plain text
@@ -7,7 +6,6 @@ const MAX_GROUPS = 8; // kinds of sign told of one run
 const MAX_BLANKS = 12; // blanks in a row that are shown one by one
 const KEPT_ACCENTS = 3; // of a heap of combining marks
 
-// Characters without a glyph, line and paragraph separators, halves of surrogate pairs.
 const HIDDEN = String.raw`\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}\p{Cs}\u2800\uFFF9-\uFFFB`;
 const HEAP = String.raw`(?<heap>[\p{Mn}--\p{Default_Ignorable_Code_Point}]{6,})`;
 // The first part of each alternative fails fast: the rest is slow.
@@ -46,7 +44,7 @@ function name(run) {
 	return shown.join(' ');
 }
 
-// The text as pieces: strings, and {sign} for what cannot be seen. A title, a name or a path has an end
+// Strings, and {sign} for what cannot be seen
 export function pieces(given, mode = TEXT) {
 	const text = mode === TEXT ? pretty(given, MAX_PATH) : given;
 	if (!mode.any.test(text)) return [text];
@@ -84,7 +82,6 @@ function split(text, mode, put) {
 	return signs;
 }
 
-// In one string, for what takes no elements
 export const spell = (text, mode = TEXT) => pieces(String(text ?? ''), mode).map((one) => (typeof one === 'string' ? one : `[${one.sign}]`)).join('');
 
 // Line ends, tabs and blanks, too: {blank, sign}

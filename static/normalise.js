@@ -1,5 +1,4 @@
-// Checks the type of every field of an agent's messages that a view uses. A value of another type is dropped,
-// or kept as {type: 'raw', data} and shown as JSON. No DOM
+// Checks the type of every field that a view uses. No DOM
 const MAX_LIST = 500; // of a list
 const MAX_WORDS = 300; // characters of JSON in the place of text
 const MAX_JSON = 100_000; // characters of JSON for reading
@@ -19,7 +18,7 @@ export function words(value, otherwise = null) {
 
 export const identity = (value) => (typeof value === 'string' ? value : Number.isFinite(value) ? String(value) : null);
 
-// JSON.stringify(value, null, 2) of about `limit` characters
+// JSON of about `limit` characters
 export function pretty(value, limit = MAX_JSON) {
 	let left = limit;
 	const clip = (text) => {
@@ -63,7 +62,6 @@ export function block(value) {
 	return value;
 }
 
-// A prompt: text, or a list of content blocks
 export function blocks(prompt) {
 	if (typeof prompt === 'string') return [{ type: 'text', text: prompt }];
 	return prompt == null ? [] : Array.isArray(prompt) ? prompt.map(block) : [raw(prompt)];

@@ -1,5 +1,4 @@
-// An open session: its transcript, and what the log does not know yet. on(name, fn): 'change' (often), 'synced'
-// (the log was read), 'frame', 'problem' (a sentence), 'withdrawn' ({prompt, files}: taken out of the queue here)
+// on(name, fn): 'change' (often), 'synced' (the log was read), 'frame', 'problem' (a sentence), 'withdrawn' ({prompt, files})
 import { records, titleOf } from './normalise.js';
 
 const FRAMES_KEPT = 500;
@@ -105,12 +104,11 @@ export class Session {
 		this.#changedOutbox();
 	}
 
-	// Without an index the turn that runs now: when this arrives, the next one may
+	// When this arrives, the next turn may run
 	cancel(turnIndex = [...this.model.running][0]) {
 		if (turnIndex !== undefined) this.#tell(this.wire.cancel(turnIndex));
 	}
 
-	// Emits 'withdrawn' if the agent has not got the prompt
 	withdraw(turnIndex) {
 		this.withdrawing.add(turnIndex);
 		this.cancel(turnIndex);
@@ -144,11 +142,9 @@ export class Session {
 	// Not every agent tells what became of a setting
 	#readBack() {
 		clearTimeout(this.#timer);
-		// An answer that is under way may be older.
 		this.#timer = setTimeout(() => ((this.changes += 1), this.look()), READ_BACK_AFTER);
 	}
 
-	// Reads the state, again if something changed meanwhile
 	look() {
 		return (this.looking ??= this.#look().finally(() => (this.looking = null)));
 	}

@@ -1,12 +1,9 @@
-/**
- * What the browser remembers. What it does not take (full, forbidden) is kept in memory while the
- * page is open, and the sign-in with the entry of the tab's history, which survives a reload.
- */
+// What storage does not take is kept in memory, the sign-in in the history's entry
+import { isRecord } from './normalise.js';
+
 const PREFIX = 'clawdforge:';
 const MAX_MARKS = 200; // sessions
 const memory = new Map();
-
-const isRecord = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 
 function read(area, key) {
 	if (memory.has(area + key)) return memory.get(area + key);
@@ -46,13 +43,11 @@ const text = (value) => (typeof value === 'string' ? value : null);
 export const storage = {
 	token: () => text(read('sessionStorage', 'token')) ?? text(read('localStorage', 'token')) ?? text(given()),
 	kept: (token) => token !== '' && read('localStorage', 'token') === token,
-	// Without `keep` for this tab only
 	saveToken(token, keep) {
 		let taken = write('sessionStorage', 'token', keep ? null : token);
 		if (keep !== undefined) taken = write('localStorage', 'token', keep ? token : null) && taken;
 		if (!taken || given() !== null) give(taken ? null : token);
 	},
-	// Then the history must not hold it more than once
 	get inHistory() {
 		return given() !== null;
 	},

@@ -1,4 +1,4 @@
-// From log entries to what there is to show: docs/browser.md describes the model. No clock, no dice, no DOM
+// docs/browser.md describes the model. No clock, no dice, no DOM
 import { block, blocks, commands, configOptions, failure, identity, isRecord, list, models, modes, number, options, planEntries, record, string, toolCall, usage, words } from './normalise.js';
 
 const MAX_RAW = 200;
@@ -101,7 +101,6 @@ function update(model, entry, method, params) {
 	if (!handler || handler(model, one, entry) === UNKNOWN) addRaw(model, entry, words(name, method), isRecord(one) ? one : params);
 }
 
-// Returned for an update that is not what its kind says
 const UNKNOWN = Symbol('unknown');
 
 const UPDATES = {
@@ -197,7 +196,7 @@ function addRaw(model, entry, name, data) {
 	model.dirty.add(last);
 }
 
-// An id means one call within its turn. `earlier`: the last call with that id, which lends its name
+// An id means one call within its turn; an earlier one lends its name
 function mergeTool(model, change, entry, earlier) {
 	const id = identity(change.toolCallId);
 	const turn = turnOf(model, entry);
@@ -238,7 +237,7 @@ export function textOf(parts) {
 
 const ATTACHED = '[Attached files]\n';
 
-// To send it once more: the list of its files stays in the text
+// To send it once more
 export function promptText(prompt) {
 	const { text, files } = promptParts(prompt);
 	return files.length ? `${ATTACHED}${files.join('\n')}\n${text}` : text;
@@ -252,7 +251,6 @@ export function promptParts(prompt) {
 	let text = textOf(all);
 	if (text.startsWith(ATTACHED)) {
 		const lines = text.slice(ATTACHED.length).split('\n');
-		// All uploads lie in one folder, each in its own.
 		const folder = lines[0].split('/').slice(0, -2).join('/');
 		while (folder && lines[0]?.startsWith(folder)) files.push(lines.shift());
 		text = lines.join('\n');

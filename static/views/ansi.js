@@ -1,4 +1,4 @@
-// A command's output as a terminal shows it: colours, and what \r, \b and erasures write over. Drops other controls. No DOM
+// Colours, and what \r, \b and erasures write over. No DOM
 import { createAnsiSequenceParser, createColorPalette, namedColors } from 'ansi-sequence-parser';
 
 const MAX_PENDING = 4096;
@@ -9,7 +9,6 @@ const STYLES = { bold: { fontWeight: '700' }, dim: { opacity: '0.75' }, italic: 
 const LINES = { underline: 'underline', overline: 'overline', strikethrough: 'line-through' };
 const palette = createColorPalette(Object.fromEntries(namedColors.map((name, index) => [name, NAMED[index]])));
 
-// CSI, strings (OSC, DCS, APC, PM, SOS) and short escapes.
 const CONTROL = /(?:\x1b\[|\x9b)([0-9;:?<=>]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-OQ-WYZ\\`-~]/g;
 const UNFINISHED = /(?:\x1b\[|\x9b)[0-9;:?<=>]*[ -/]*$|\x1b[\]PX^_][^\x07\x1b\x9c]*\x1b?$|\x1b[ -/]*$/;
 
@@ -36,7 +35,6 @@ function styleOf({ foreground, background, decorations }) {
 	let front = foreground && palette.value(foreground);
 	let back = background && palette.value(background);
 	if (decorations.has('reverse')) [front, back] = [back ?? DARK, front ?? LIGHT];
-	// What has no colour of its own must be readable on a coloured ground.
 	else if (back && (!front || foreground.name === 'black')) front = isLight(back) ? DARK : LIGHT;
 	const style = { ...(front && { color: front }), ...(back && { backgroundColor: back }) };
 	for (const name of decorations) if (LINES[name]) style.textDecoration = [style.textDecoration, LINES[name]].filter(Boolean).join(' ');

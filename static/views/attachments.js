@@ -12,7 +12,6 @@ export class Attachments {
 		this.onchange = onchange;
 	}
 
-	// For after a reload; a running upload does not survive it
 	get saved() {
 		return this.items.map(({ block, token, name, size, error, state }) => ({ block, token, name, size, ...(state === 'ready' ? { state } : { state: 'failed', error: error ?? 'This was not uploaded: attach it again' }) }));
 	}

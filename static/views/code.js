@@ -58,7 +58,7 @@ export function codeBlock(text, language = '', growing = false) {
 	return { el, append, finish };
 }
 
-// What runs if it is allowed, with every line end, blank and character that hides
+// What runs if it is allowed
 export function exactBlock(text, label = 'Command', nodes = exactNodes) {
 	const { el, name, pre, code } = template('code');
 	el.classList.add('exact');

@@ -1,4 +1,3 @@
-// The agent's commands, after a "/": a listbox that the text field drives
 import { h, uid } from './dom.js';
 
 const SHOWN = 100;

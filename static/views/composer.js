@@ -7,10 +7,6 @@ const UNDOABLE = 50_000; // characters; longer texts are set without a step of u
 const TOUCH = globalThis.matchMedia?.('(hover: none) and (pointer: coarse)');
 
 export class Composer {
-	/**
-	 * `on`: send({prompt, files}), and maybe stop(), commands(), history(), change();
-	 * `draft`: {read(part), save(value, part)}, as of storage.draft
-	 */
 	constructor({ on, upload, placeholder, label = 'Message', controls, draft }) {
 		Object.assign(this, template('composer'), { on, draft, running: false, at: null, stash: '', edits: new Map() });
 		const { input, picker } = this;
@@ -65,7 +61,6 @@ export class Composer {
 		this.on.send({ prompt: [...(words ? [{ type: 'text', text: words }] : []), ...blocks], files });
 	}
 
-	// After sending: what was written before a prompt was recalled comes back
 	clear() {
 		const { stash } = this;
 		this.attachments.clear();
@@ -128,7 +123,7 @@ export class Composer {
 	}
 
 	#key(event) {
-		// Keys of an input method; WebKit tells the last only by its code.
+		// An input method; WebKit tells its last key by the code.
 		if (event.isComposing || event.keyCode === 229) return event.stopPropagation();
 		if (this.commands.key(event)) return;
 		const { key, shiftKey, altKey, ctrlKey, metaKey, repeat } = event;
@@ -160,7 +155,7 @@ export class Composer {
 	paste(event) {
 		const files = [...event.clipboardData.files];
 		const text = event.clipboardData.getData('text/plain');
-		// A copied table is text and picture: the text is meant.
+		// A copied table is text and picture.
 		if (files.length && !text) {
 			event.preventDefault();
 			this.add(files);

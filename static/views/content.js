@@ -25,9 +25,8 @@ export function contentBlock(given) {
 
 const PICTURE = /^data:image\/(png|jpeg|gif|webp|avif|svg\+xml)[;,]/i;
 
-// The address of an image in the message itself or on this server, else ''
 export function safeImage(src) {
-	// As a browser reads it, which drops tabs and line ends and turns backslashes.
+	// A browser drops tabs and line ends and turns backslashes.
 	if (typeof src !== 'string' || !URL.canParse(src, location.origin)) return '';
 	const { href, origin, protocol } = new URL(src, location.origin);
 	if (protocol === 'data:') return PICTURE.test(href) ? href : '';

@@ -69,7 +69,6 @@ export class ConversationView {
 		const { model } = this;
 		const until = performance.now() + FRAME_BUDGET;
 		const enough = () => performance.now() > until;
-		// Turns make the views of their items.
 		for (const thing of [...model.dirty].sort((a, b) => (b.kind === 'turn') - (a.kind === 'turn'))) {
 			if (enough()) break;
 			const done = thing.kind !== 'turn' || this.#drawTurn(thing, enough);
@@ -103,7 +102,6 @@ export class ConversationView {
 		return view.append(enough);
 	}
 
-	// The browser may skip turns that are over, off screen
 	#settle() {
 		for (const turn of this.model.turns.slice(-4)) this.turnViews.get(turn)?.el.classList.toggle('settled', turn.status !== 'running' && !this.context.isLast(turn));
 	}

@@ -1,4 +1,4 @@
-// Mermaid draws in a frame without access to page, storage or network; its SVG is shown as an image, which runs and links nothing
+// Drawn in a frame without access to anything, shown as an image, which runs and links nothing
 import { codeBlock } from './code.js';
 import { h, icon, whenNear } from './dom.js';
 

@@ -6,11 +6,11 @@ import { exactNodes, h, setText, template } from './dom.js';
 import { plural } from './format.js';
 
 const CONTEXT = 3;
-const MAX_ROWS = 400; // shown at first; each press on "more" shows five times as many
-const MAX_EDITS = 3000; // lines; texts that differ in more are shown as replaced whole,
-const TIME = 40; // ms; and so are texts that take longer to compare
-const MAX_DIFF = 400_000; // characters of a text that are compared; how many more there are is told
-const MAX_MARKED = 1000; // characters of a line in which changes are marked
+const MAX_ROWS = 400; // at first
+const MAX_EDITS = 3000; // lines; more are shown as replaced whole,
+const TIME = 40; // ms; as after this
+const MAX_DIFF = 400_000; // characters
+const MAX_MARKED = 1000; // characters of a line
 const MARKED_TIME = 30; // ms for the marks of one difference
 const ENDS = { '\r\n': 'CRLF', '\n': 'LF', '\r': 'CR' };
 
@@ -19,7 +19,6 @@ function linesOf(text) {
 	return [...text.matchAll(/([^\r\n]*)(\r\n|\n|\r|$)/g)].map(([, line, end]) => ({ text: line, end })).filter(({ text: line, end }) => line || end);
 }
 
-// rows: [{sign: ' ' | '+' | '-', text, line, unended}]; `unended`: no line end follows.
 // ends: [[from, to, count]] of line ends that changed in lines that did not
 export function compare(oldText, newText) {
 	const [a, b] = [linesOf(oldText), linesOf(newText)];

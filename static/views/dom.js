@@ -2,10 +2,7 @@ import { CODE, EXACT, exactPieces, pieces, PROSE, spell, TEXT } from '../marks.j
 
 const SPELLED = new Set(['label', 'title', 'alt', 'placeholder']);
 
-/**
- * h('button.primary', {onclick, label: 'Send'}, icon('up'), 'Send'): `label` sets aria-label, `text` a
- * text, `prose` what somebody wrote. Children: nodes, strings (never markup), arrays, or nothing.
- */
+// h('button.primary', {onclick, label: 'Send'}, icon('up'), 'Send'). Strings are never markup
 export function h(spec, props = {}, ...children) {
 	const [tag, ...classes] = spec.split('.');
 	const node = document.createElement(tag);
@@ -30,12 +27,11 @@ export function nodesOf(text, mode = TEXT) {
 	return pieces(String(text ?? ''), mode).map((piece) => (typeof piece === 'string' ? piece : sign(piece.sign)));
 }
 export const codeNodes = (text) => nodesOf(text, CODE);
-// Words beyond ASCII, each by itself: whatever way its letters are written, the words stay in their order
+// The words stay in their order, whatever way their letters are written
 const inOrder = (nodes) => nodes.flatMap((node) => (typeof node === 'string' ? node.split(/([^\0-\x7F]+)/).map((part, index) => (index % 2 ? h('bdi', { text: part }) : part)) : node));
-// JSON of what runs: many blanks in a row could push the rest out of sight
+// Many blanks in a row could push the rest out of sight
 export const jsonNodes = (text) => text.split(/(?<=\S)( {4,})/).flatMap((piece, index) => (index % 2 ? [sign(`blank ×${piece.length}`)] : inOrder(nodesOf(piece, EXACT))));
 
-// A command, or the path of what it is for: its line ends, tabs and blanks can be seen, too
 export function exactNodes(text) {
 	return inOrder(exactPieces(text).map((piece) => {
 		if (typeof piece === 'string') return piece;
@@ -43,7 +39,6 @@ export function exactNodes(text) {
 	}));
 }
 
-// If `draw` throws, the error is reported, `instead` drawn, and nothing else affected
 export function guard(draw, instead) {
 	try {
 		return draw();
@@ -82,7 +77,7 @@ export function setText(node, text) {
 	node.replaceChildren(...nodesOf(text));
 }
 
-// Elements that stay are not touched: they keep focus, selection and scroll position
+// Elements that stay keep focus, selection and scroll position
 export function setChildren(parent, nodes) {
 	const kept = new Set(nodes);
 	const focused = document.activeElement;
@@ -94,7 +89,6 @@ export function setChildren(parent, nodes) {
 let ids = 0;
 export const uid = () => `u${(ids += 1)}`;
 
-// A button that shows and hides `body`, drawn each time it is shown
 export function toggler(button, body, draw) {
 	const toggle = { open, touched: false };
 	function open(on = true) {
@@ -124,7 +118,6 @@ export function oncePerFrame(fn) {
 const nearing = new WeakMap();
 let near;
 
-// Calls `fn` once `el` comes near to the screen
 export function whenNear(el, fn) {
 	near ??= new IntersectionObserver(
 		(entries) => {
@@ -145,7 +138,6 @@ export async function copyText(text) {
 		await navigator.clipboard.writeText(text);
 		return true;
 	} catch {
-		// Insecure origins have no clipboard API.
 		const area = document.body.appendChild(h('textarea.offscreen', { value: text }));
 		area.select();
 		const done = document.execCommand('copy');

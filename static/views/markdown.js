@@ -1,5 +1,4 @@
-// Markdown that grows: only the open block at the end is rendered again. The text is hostile: what marked makes
-// of it goes through DOMPurify, and its links and images are made safe before it is shown
+// Only the open block at the end is rendered again. The text is hostile
 import DOMPurify from 'dompurify';
 import { Lexer, Parser, Renderer } from 'marked';
 import { CODE, PROSE, spell } from '../marks.js';
@@ -69,7 +68,7 @@ function render(tokens) {
 	return [...fragment.childNodes];
 }
 
-// How elements are shown that are more than what the browser makes of them. Images first: a link's text may be one
+// Images first: a link's text may be one
 const SHOWN = {
 	img: showImage,
 	a: showLink,
@@ -85,7 +84,7 @@ const SHOWN = {
 	},
 };
 
-// An image is never fetched from elsewhere: it is offered as a link
+// Nothing is fetched from elsewhere
 function showImage(node) {
 	const address = node.getAttribute('src');
 	const src = safeImage(address);
@@ -94,7 +93,7 @@ function showImage(node) {
 	else node.replaceWith(node.closest('a') ? words || 'image' : h('a', { href: address }, words || 'image'));
 }
 
-// Opens elsewhere, and never this very page: such a link could carry a token
+// Never to this very page: such a link could carry a token
 function showLink(node) {
 	const address = node.getAttribute('href');
 	const url = URL.canParse(address) ? new URL(address) : {};
@@ -105,7 +104,6 @@ function showLink(node) {
 	tellTarget(node, url);
 }
 
-// A footnote's mark and its note lead to each other, within one message
 function showNoteMark(node) {
 	const [, way, name] = /^(to|from) (.+)$/.exec(node.title) ?? [];
 	if (!way) return;
@@ -114,7 +112,6 @@ function showNoteMark(node) {
 	node.replaceChildren(h('button.note-mark', { label: way === 'to' ? `Footnote ${name}` : `Back from footnote ${name}`, onclick: () => find()?.firstChild.focus() }, name));
 }
 
-// In code and links every hidden character is shown, elsewhere those of no language
 function showHidden(fragment) {
 	if (!CODE.any.test(fragment.textContent)) return;
 	const walker = document.createTreeWalker(fragment, NodeFilter.SHOW_TEXT);
@@ -129,7 +126,6 @@ function showHidden(fragment) {
 const ADDRESS = /(?:\w+:\/\/|www\.)\S+|(?:[\p{L}\p{N}-]+\.)+\p{L}{2,}(?:[/?#:]\S*)?/gu;
 const MAX_TARGET = 60;
 
-// If a link's text reads like another address, the real one stands after it
 function tellTarget(link, url) {
 	const same = ({ host, pathname, search }) => host.replace(/^www\./, '') + (pathname + search).replace(/\/$/, '');
 	const leadsThere = (said) => {
@@ -147,13 +143,12 @@ function tellTarget(link, url) {
 
 const BLOCKS = 'p, h3, h4, h5, h6, th, td, summary, dt, dd, div, li, ul, ol, blockquote, table';
 
-// The direction of the first letter. `dir="auto"` ignores inner blocks that have a direction of their own
+// `dir="auto"` ignores inner blocks that have a direction of their own
 function setDirection(node) {
 	const contains = node.matches('ul, ol, blockquote, table, div') || node.querySelector(BLOCKS);
 	node.dir = contains && RTL.test(/\p{L}/u.exec(node.textContent)?.[0] ?? '') ? 'rtl' : 'auto';
 }
 
-// `> [!NOTE]`, as on GitHub
 function showAlert(quote) {
 	const first = quote.querySelector(':scope > p')?.firstChild;
 	const [mark, kind] = /^\[!(note|tip|important|warning|caution)\][ \t]*(?:\n|$)/i.exec(first?.nodeType === Node.TEXT_NODE ? first.data : '') ?? [];
@@ -226,7 +221,6 @@ export class MarkdownView {
 		}
 	}
 
-	// Returns what follows the fence
 	#feedFence(rest, done) {
 		const { fence } = this;
 		// Half a line may become the closing fence.

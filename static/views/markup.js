@@ -1,4 +1,4 @@
-// What marked lacks: formulas, footnotes, details, safe HTML, and paths whose backslashes stay. No DOM
+// What marked lacks. No DOM
 import { Marked } from 'marked';
 
 export const TAGS = new Set('b i u s q p div br hr sub sup kbd ins del strong em mark small samp var abbr cite dfn code pre blockquote ul ol li dl dt dd table thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 details summary a img'.split(' '));
@@ -11,7 +11,7 @@ export const escape = (text) => text.replace(/[&<>"']/g, (char) => `&#${char.cha
 
 const ATTRIBUTES = /\s(?:(href|src|alt|align|start|open)|[^\s"'<>/=]+)(?![^\s"'<>/=])(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'=<>`]+))?/gi;
 
-// Raw HTML: comments vanish, a tag that is not of TAGS is the text it is, and harmless attributes stay
+// A tag that is not of TAGS is the text it is
 export function safeHtml(text) {
 	return text.replace(/<!--[\s\S]*?(?:-->|$)|<(\/?)([a-z][a-z\d]*)((?:[^<>"']|"[^"]*"|'[^']*')*)>|[<>]/gi, (found, end, name, attributes = '') => {
 		if (found.startsWith('<!--')) return '';
@@ -74,7 +74,6 @@ const inlineFormula = {
 // Escaped brackets are often prose: \[1\], \[a link\]
 const isBracketFormula = (text) => isFormula(text) && /[\\^_=+<>{}]|^\s*[a-z]\s*$/i.test(text);
 
-// C:\Users\_me and \\server\share
 const path = {
 	name: 'path',
 	level: 'inline',
@@ -112,7 +111,6 @@ const footnote = {
 	},
 };
 
-// Without an end: all that follows
 const details = {
 	name: 'details',
 	level: 'block',
@@ -145,7 +143,7 @@ const details = {
 
 const bounded = (token) => (isTooLong(token) ? { type: 'paragraph', tokens: [{ type: 'text', text: token.raw }] } : token);
 
-// Code is only escaped; details are bounded inside. Tags within tags take more than linear time to lay out
+// Tags within tags take more than linear time to lay out
 export const isTooLong = ({ raw, type }) => type !== 'code' && type !== 'details' && (raw.length > MAX_BLOCK || count(raw, OPENING) - count(raw, /<\//g) > MAX_OPEN);
 
 const OPENING = /<(?!(?:br|hr|img|p|li|t[dhr]|d[dt])\b)[a-z]/gi;

@@ -27,7 +27,6 @@ function draw(el, text, display) {
 function mathml(text, displayMode) {
 	const key = `${displayMode} ${text}`;
 	if (!drawn.has(key)) {
-		// No links, no loads, no endless expansion.
 		drawn.set(key, katex.renderToString(text, { displayMode, output: 'mathml', trust: false, strict: 'ignore', maxSize: 20, maxExpand: 300 }));
 		if (drawn.size > MAX_KEPT) drawn.delete(drawn.keys().next().value);
 	}

@@ -1,6 +1,5 @@
 import { h, icon, uid } from './dom.js';
 
-// `build()` returns entries at each opening: {label, detail?, icon?, checked?, danger?, disabled?, onselect} | {heading}
 export function menuButton(button, build) {
 	const id = uid();
 	const menu = h('div.menu', { id, role: 'menu', popover: '', onbeforetoggle, onkeydown });

@@ -23,7 +23,6 @@ export class MessageView {
 			let view = this.views[index];
 			if (view?.finished && view.text === part.text) continue;
 			if (!view || view.finished) {
-				// After the turn's end each piece is final, until one more comes.
 				view?.el.remove();
 				view = this.views[index] = part.type === 'text' ? new MarkdownView() : { el: contentBlock(part), update: () => true };
 				this.el.append(view.el);

@@ -15,7 +15,6 @@ export class PlanView {
 	update() {
 		const { entries } = this.item;
 		setText(this.count, `${entries.filter(({ status }) => status === 'completed').length} of ${entries.length}`);
-		// Rows stay, so that nothing jumps.
 		while (this.list.children.length > entries.length) this.list.lastChild.remove();
 		for (const [index, { content, status }] of entries.entries()) {
 			const row = this.list.children[index] ?? this.list.appendChild(template('plan-step').el);

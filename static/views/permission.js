@@ -1,4 +1,4 @@
-// What was asked for, as it was then: later updates do not change what somebody allows. It takes no focus: no key answers by accident
+// What was asked for, as it was then. It takes no focus: no key answers by accident
 import { pretty } from '../normalise.js';
 import { askedFor } from './call.js';
 import { codeBlock } from './code.js';
@@ -18,7 +18,6 @@ export class PermissionView {
 			const tone = kind === 'allow_once' ? 'primary' : kind.startsWith('reject') ? 'secondary.reject' : 'secondary';
 			return h(`button.${tone}`, { onclick: () => this.#choose(optionId) }, /^allow|^reject/.test(kind) && icon(kind.startsWith('allow') ? 'check' : 'close'), h('span', { text: name }), h('kbd', { text: index + 1, 'aria-hidden': 'true' }));
 		});
-		// Without an option that says no, the request can still be called off.
 		if (!options.some(({ kind }) => kind.startsWith('reject'))) this.buttons.push(h('button.secondary.reject', { onclick: () => this.#choose(null) }, 'Do not allow'));
 		setText(who, `${context.agentName()} asks for your permission`);
 		choices.append(...this.buttons);
@@ -60,7 +59,6 @@ export class PermissionView {
 			this.#enable(true);
 			setText(this.note, 'Your answer was not taken. Please answer again.');
 		}
-		// The buttons vanish under the keys.
 		if (!open && this.byKey) this.context.focusComposer();
 		if (!open) this.byKey = null;
 		if (!open) this.details.replaceChildren();

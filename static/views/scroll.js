@@ -1,4 +1,3 @@
-// Stays at the end with a reader who is there, and keeps the place of one who is not, also at another width
 const NEAR = 56;
 const LOOK_FOR = 24; // px below the top edge: what is read
 

@@ -97,7 +97,6 @@ export class SessionView {
 		card?.focus();
 	}
 
-	// `sent`: called once the prompt is kept elsewhere
 	#send(message, sent = () => {}) {
 		if (this.over) return void this.#sendAnew(message, sent);
 		sent();
@@ -121,7 +120,6 @@ export class SessionView {
 		const { session } = this;
 		const { status } = session.wire;
 		const gone = status.code === 4505;
-		// A part that fails stops no other.
 		guard(() => this.#head(session, gone));
 		guard(() => this.settings.update(session.model));
 		guard(() => this.composer.setRunning(session.running));

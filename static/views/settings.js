@@ -32,7 +32,7 @@ function groupsOf(modes, models, options) {
 	const groups = [];
 	const simple = (kind, name, value, list = []) => {
 		const choices = list.map((one) => ({ value: one.id, name: one.name, description: one.description }));
-		if (choices.length && !options.some(({ category }) => category === kind)) groups.push({ kind, name, value, choices });
+		if (choices.length && !options.some(({ id, type, category }) => type === 'select' && (category === kind || id === kind))) groups.push({ kind, name, value, choices });
 	};
 	simple('mode', 'Mode', modes?.currentModeId, modes?.availableModes);
 	simple('model', 'Model', models?.currentModelId, models?.availableModels);

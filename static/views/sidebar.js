@@ -30,7 +30,6 @@ export class Sidebar {
 		this.#draw();
 	}
 
-	// Escape goes back to what is on the screen
 	#key(event) {
 		const { key, isComposing, keyCode } = event;
 		if (isComposing || keyCode === 229) return;

@@ -60,7 +60,6 @@ export class StartView {
 		this.draft.save(null, 'choices');
 	}
 
-	// True once it is made. One at a time
 	async #create(message) {
 		if (this.inner.inert) return;
 		const options = { ...this.choice };

@@ -51,7 +51,6 @@ export class TerminalView {
 	}
 }
 
-/** Where the last lines begin, if many more come than are shown. */
 function tailOf(text) {
 	let at = text.length;
 	for (let count = 0; count < 2 * MAX_LINES && at > 0; count += 1) at = text.lastIndexOf('\n', at - 1);

@@ -1,4 +1,4 @@
-// A line that opens into a card, built when it opens: there may be thousands
+// The body is built when it opens: there may be thousands
 import { pretty } from '../normalise.js';
 import { commandOf, contentView, hasDiff, hint, locationsView, section, titleOf } from './call.js';
 import { codeBlock } from './code.js';
@@ -62,7 +62,6 @@ export class ToolView {
 		const command = item.toolKind === 'execute' ? commandOf(item) : '';
 		const printed = printedBy(item);
 		const parts = [];
-		// Unchanged parts keep element, scroll position and selection
 		const part = (name, data, build) => {
 			const known = this.parts.get(name);
 			if (!known || (known.data !== data && JSON.stringify(known.data) !== JSON.stringify(data))) this.parts.set(name, { data, el: guard(() => build(data), () => codeBlock(pretty(data), 'json').el) });

@@ -86,7 +86,6 @@ export class TurnView {
 		const waits = running && context.waits(turn);
 		const away = running && context.away();
 		const shown = running ? `running ${waits} ${away}` : turn.stopReason;
-		// After its last words.
 		if (shown === this.shown || (!running && context.draws(turn))) return;
 		this.shown = shown;
 		this.elapsed = running && !away ? h('span') : null;
