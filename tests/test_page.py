@@ -222,6 +222,24 @@ async def test_files_are_sent_compressed(server: LocalServer, http: aiohttp.Clie
     assert await ask(server, b"/static/app.js", head) == (206, whole[:4])
 
 
+async def test_a_file_is_sent_once(
+    server: LocalServer, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = {"Accept-Encoding": "identity"}
+    async with http.get(server.url + "/static/app.js", headers=plain) as response:
+        tag, whole = response.headers["ETag"], await response.read()
+    for head, status, body in [
+        ({"If-None-Match": tag}, 304, b""),
+        ({"Range": "bytes=0-3"}, 206, whole[:4]),
+        ({"Range": "bytes=0-3", "If-Range": '"another"'}, 200, whole),
+    ]:
+        async with http.get(server.url + "/static/app.js", headers={**plain, **head}) as response:
+            assert (response.status, await response.read()) == (status, body)
+    async with http.head(server.url + "/static/app.js", headers=plain) as response:
+        assert response.status == 200
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
 async def test_the_page_asks_for_all_its_modules_at_once() -> None:
     """Else a phone finds them one import after the other."""
     page = (ROOT / "static" / "index.html").read_text("utf-8")

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
 from ..errors import Error, not_found
@@ -147,9 +149,16 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
         headers["Content-Security-Policy"] = FRAME_POLICY % " ".join(map(_source, scripts))
     if _is_to_be_packed(request) and stat.st_size <= MAX_PACKED_FILE_BYTES:
         return await _send_packed(request, file, stat, headers)
-    response = web.FileResponse(file, headers=headers)
+    response = _FileResponse(file, headers=headers)
     await response.prepare(request)
     return response
+
+
+class _FileResponse(web.FileResponse):
+    """Sent once: aiohttp prepares again, with its own request, what a handler returns."""
+
+    async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
+        return None if self.prepared else await super().prepare(request)
 
 
 def _tag_of(stat: os.stat_result) -> str:
