@@ -182,6 +182,7 @@ async def test_unread_marks_outlive_a_reload(
     # What ends while the page is away counts, too.
     during = await client.create(meta={"title": "Ends during"})
     await tab.sign_in(during)
+    await expect(tab.shown.get_by_role("heading", name="Ends during")).to_be_visible()
     await tab.say(script({"say": "begun"}, {"gate": str(gate)}))
     await expect(tab.answer("begun")).to_be_visible()
     await tab.button("New session").click()
@@ -643,6 +644,8 @@ async def test_it_is_told_if_an_agent_does_not_ask(open_tab: OpenTab, client: Cl
     session_id = await client.create("claude", permission="ask")  # it has no mode in which it asks
     tab = await open_tab(client)
     await tab.sign_in(session_id)
+    await tab.say("hello")  # it may not have been started before
+    await tab.settled()
     await expect(tab.page.get_by_text("This agent does not ask for permission")).to_be_visible()
 
 
