@@ -23,18 +23,10 @@ export class Api {
 	async agents() {
 		return (await this.#call('GET', '/agents')).agents;
 	}
-	create(options) {
-		return this.#call('POST', '/sessions', options);
-	}
-	session(id) {
-		return this.#call('GET', `/sessions/${id}`);
-	}
-	update(id, meta) {
-		return this.#call('PATCH', `/sessions/${id}`, { meta });
-	}
-	close(id) {
-		return this.#call('DELETE', `/sessions/${id}`);
-	}
+	create = (options) => this.#call('POST', '/sessions', options);
+	session = (id) => this.#call('GET', `/sessions/${id}`);
+	update = (id, meta) => this.#call('PATCH', `/sessions/${id}`, { meta });
+	close = (id) => this.#call('DELETE', `/sessions/${id}`);
 
 	// By XHR: fetch tells no progress
 	upload(file, onprogress) {

@@ -2,7 +2,7 @@ import { addressOf, Api } from './api.js';
 import { titleOf } from './normalise.js';
 import { Session } from './session.js';
 import { storage } from './storage.js';
-import { createTranscript, promptParts, reduce, seed, textOf } from './transcript.js';
+import { promptParts, textOf } from './transcript.js';
 import { Attention } from './views/attention.js';
 import { titleOf as titleOfCall } from './views/call.js';
 import { ask, toast } from './views/dialogs.js';
@@ -20,7 +20,7 @@ const LOOK_EVERY = 1000; // others may queue something
 const ATTEND_EVERY = 250;
 
 const root = document.getElementById('app');
-const tabs = guard(() => new BroadcastChannel('clawdforge')); // where storage is forbidden, this may be, too
+const tabs = guard(() => new BroadcastChannel('clawdforge')); // may be forbidden, as storage
 const attention = new Attention();
 const open = new Map(); // session id -> {session, view, seen}, least recently shown first
 let marks = new Map();
@@ -50,7 +50,7 @@ async function begin() {
 		history.replaceState(history.state, '', given.size ? `#${given}` : location.pathname);
 	}
 	const token = storage.token();
-	if (token) await enter(token).catch((error) => signIn(error.message, token));
+	if (token) await resume(token);
 	else signIn();
 	if (!api) tabs?.postMessage({ wanted: fragment().get('session') });
 }
@@ -60,8 +60,10 @@ function hand({ wanted, session, token }) {
 	if (wanted && shell && (open.has(wanted) || listed.some(({ session_id: id }) => id === wanted))) tabs.postMessage({ session: wanted, token: api.token });
 	if (!token || shell || session !== fragment().get('session')) return;
 	storage.saveToken(token);
-	enter(token).catch((error) => signIn(error.message, token));
+	resume(token);
 }
+
+const resume = (token) => enter(token).catch((error) => signIn(error.message, token));
 
 function signIn(message, token) {
 	leave();
@@ -168,7 +170,7 @@ function retire(entry) {
 function openSession(id, state = listed.find((one) => one.session_id === id)) {
 	if (open.has(id)) return open.get(id);
 	const url = addressOf(`/sessions/${encodeURIComponent(id)}/ws`).replace('http', 'ws');
-	const session = new Session(id, state, { api, storage, Wire, createTranscript, reduce, seed, promptParts, url });
+	const session = new Session(id, state, { api, storage, Wire, url });
 	const entries = () => [
 		{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },
 		{ label: 'Raw frames', detail: 'Ctrl `', icon: 'frames', onselect: () => showFrames() },
@@ -195,7 +197,6 @@ async function create(options, { prompt, files }, from = null) {
 	refresh();
 }
 
-// True: it is on its way
 async function createLike({ id, state }, message) {
 	const { agent, permission, model } = state ?? {}; // JSON drops what is undefined
 	try {

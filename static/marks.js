@@ -1,9 +1,9 @@
 // Shows characters that are invisible or change the order by their numbers. No DOM
 import { MAX_PATH, pretty } from './normalise.js';
 
-const MAX_SIGNS = 1000; // of one text as elements of their own; further ones become plain text
-const MAX_GROUPS = 8; // kinds of sign told of one run
-const MAX_BLANKS = 12; // blanks in a row that are shown one by one
+const MAX_SIGNS = 1000; // as elements
+const MAX_GROUPS = 8; // of one run
+const MAX_BLANKS = 12; // shown one by one
 const KEPT_ACCENTS = 3; // of a heap of combining marks
 
 const HIDDEN = String.raw`\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}\p{Cs}\u2800\uFFF9-\uFFFB`;
@@ -44,7 +44,6 @@ function name(run) {
 	return shown.join(' ');
 }
 
-// Strings, and {sign} for what cannot be seen
 export function pieces(given, mode = TEXT) {
 	const text = mode === TEXT ? pretty(given, MAX_PATH) : given;
 	if (!mode.any.test(text)) return [text];
@@ -84,7 +83,6 @@ function split(text, mode, put) {
 
 export const spell = (text, mode = TEXT) => pieces(String(text ?? ''), mode).map((one) => (typeof one === 'string' ? one : `[${one.sign}]`)).join('');
 
-// Line ends, tabs and blanks, too: {blank, sign}
 export function exactPieces(text) {
 	return text.split(/(\n{4,}|\n|\t| {2,}|^ | $| (?=[\n\t]))/).filter(Boolean).flatMap((piece) => {
 		if (/^\n{4,}$/.test(piece)) return { blank: '\n', sign: `↵ ×${piece.length}` };

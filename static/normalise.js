@@ -1,9 +1,9 @@
 // Checks the type of every field that a view uses. No DOM
-const MAX_LIST = 500; // of a list
-const MAX_WORDS = 300; // characters of JSON in the place of text
-const MAX_JSON = 100_000; // characters of JSON for reading
+const MAX_LIST = 500;
+const MAX_WORDS = 300; // characters of JSON
+const MAX_JSON = 100_000; // characters of JSON
 const MAX_DEPTH = 100;
-export const MAX_PATH = 10_000; // characters of a path, a title or a name
+export const MAX_PATH = 10_000; // characters
 
 export const isRecord = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 export const record = (value) => (isRecord(value) ? value : {});
@@ -18,7 +18,6 @@ export function words(value, otherwise = null) {
 
 export const identity = (value) => (typeof value === 'string' ? value : Number.isFinite(value) ? String(value) : null);
 
-// JSON of about `limit` characters
 export function pretty(value, limit = MAX_JSON) {
 	let left = limit;
 	const clip = (text) => {

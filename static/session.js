@@ -1,9 +1,10 @@
 // on(name, fn): 'change' (often), 'synced' (the log was read), 'frame', 'problem' (a sentence), 'withdrawn' ({prompt, files})
 import { records, titleOf } from './normalise.js';
+import { createTranscript, promptParts, reduce, seed } from './transcript.js';
 
 const FRAMES_KEPT = 500;
-const MAX_TITLE = 200; // characters of an agent's title
-const READ_BACK_AFTER = 700; // ms from a change of settings to reading what came of it
+const MAX_TITLE = 200; // characters
+const READ_BACK_AFTER = 700; // ms
 
 export class Session {
 	#listeners = {};
@@ -14,10 +15,10 @@ export class Session {
 		this.#parts = parts;
 		this.id = id;
 		this.state = state;
-		this.model = parts.createTranscript();
+		this.model = createTranscript();
 		this.outbox = new Map();
 		this.queue = new Map();
-		this.sent = new Map(); // turn_index -> {prompt, files}: what this page sent, of turns that wait
+		this.sent = new Map(); // turn_index -> {prompt, files}, of turns that wait
 		this.withdrawing = new Set();
 		this.frames = [];
 		this.synced = false;
@@ -32,7 +33,7 @@ export class Session {
 				error: (frame) => this.#failed(frame),
 				status: () => this.#emit('change'),
 				frame: (dir, frame, text) => this.#frame(dir, frame, text),
-				reset: () => Object.assign(this, { model: parts.createTranscript(), synced: false }),
+				reset: () => Object.assign(this, { model: createTranscript(), synced: false }),
 			},
 		});
 	}
@@ -70,7 +71,7 @@ export class Session {
 		return titleOf(this.state?.meta) || this.model.title || '';
 	}
 	get #firstWords() {
-		return firstLine(this.#parts.promptParts(this.model.turns[0]?.prompt).text);
+		return firstLine(promptParts(this.model.turns[0]?.prompt).text);
 	}
 	get agent() {
 		return this.state?.agent ?? 'the agent';
@@ -86,7 +87,7 @@ export class Session {
 	}
 
 	history() {
-		const texts = this.model.turns.map(({ prompt }) => this.#parts.promptParts(prompt).text);
+		const texts = this.model.turns.map(({ prompt }) => promptParts(prompt).text);
 		return texts.filter((text, index) => text && text !== texts[index - 1]);
 	}
 
@@ -95,7 +96,7 @@ export class Session {
 		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' });
 		sent.accepted.catch((error) => this.#rejected(sent.id, error));
 		this.#changedOutbox();
-		const line = firstLine(this.#parts.promptParts(prompt).text);
+		const line = firstLine(promptParts(prompt).text);
 		if (!this.title && line) this.named = this.rename(line).catch(() => {});
 	}
 
@@ -131,7 +132,7 @@ export class Session {
 		this.changes += 1;
 		this.state = { ...this.state, ...state };
 		if (Array.isArray(state.queued)) this.queue = new Map(records(state.queued).map((one) => [one.turn_index, one]));
-		this.#parts.seed(this.model, state);
+		seed(this.model, state);
 		if (this.synced) this.#emit('change');
 	}
 
@@ -161,7 +162,7 @@ export class Session {
 
 	#entry(entry) {
 		const { model } = this;
-		this.#parts.reduce(model, entry);
+		reduce(model, entry);
 		if (entry.type === 'turn_start') {
 			this.changes += 1;
 			this.asked = false;
@@ -236,7 +237,6 @@ export class Session {
 		this.#emit('change');
 	}
 
-	// Prompts survive a reload with their id until they are accepted
 	#changedOutbox() {
 		const unsure = [...this.outbox.values()].filter(({ state }) => state !== 'accepted');
 		this.#parts.storage.saveOutbox(this.id, unsure);

@@ -2,6 +2,8 @@
 import { isRecord } from './normalise.js';
 
 const PREFIX = 'clawdforge:';
+const TAB = 'sessionStorage';
+const KEPT = 'localStorage';
 const MAX_MARKS = 200; // sessions
 const memory = new Map();
 
@@ -29,10 +31,10 @@ function write(area, key, value) {
 function keysOf(start) {
 	let stored = [];
 	try {
-		stored = Object.keys(globalThis.sessionStorage);
+		stored = Object.keys(globalThis[TAB]);
 	} catch {
 	}
-	const own = [...stored, ...[...memory.keys()].map((key) => key.replace('sessionStorage', PREFIX))];
+	const own = [...stored, ...[...memory.keys()].map((key) => key.replace(TAB, PREFIX))];
 	return [...new Set(own)].filter((key) => key.startsWith(PREFIX + start)).map((key) => key.slice((PREFIX + start).length));
 }
 
@@ -41,33 +43,32 @@ const give = (token) => history.replaceState({ ...history.state, token: token ??
 const text = (value) => (typeof value === 'string' ? value : null);
 
 export const storage = {
-	token: () => text(read('sessionStorage', 'token')) ?? text(read('localStorage', 'token')) ?? text(given()),
-	kept: (token) => token !== '' && read('localStorage', 'token') === token,
+	token: () => text(read(TAB, 'token')) ?? text(read(KEPT, 'token')) ?? text(given()),
+	kept: (token) => token !== '' && read(KEPT, 'token') === token,
 	saveToken(token, keep) {
-		let taken = write('sessionStorage', 'token', keep ? null : token);
-		if (keep !== undefined) taken = write('localStorage', 'token', keep ? token : null) && taken;
+		let taken = write(TAB, 'token', keep ? null : token);
+		if (keep !== undefined) taken = write(KEPT, 'token', keep ? token : null) && taken;
 		if (!taken || given() !== null) give(taken ? null : token);
 	},
 	get inHistory() {
 		return given() !== null;
 	},
 	preferences() {
-		const found = read('localStorage', 'preferences');
+		const found = read(KEPT, 'preferences');
 		return isRecord(found) ? found : {};
 	},
-	savePreferences: (changes) => write('localStorage', 'preferences', { ...storage.preferences(), ...changes }),
-	// `part`: 'draft' (text), 'attached' (files), 'choices' (of a new session)
-	draft: (id, part = 'draft') => read('sessionStorage', `${part}:${id}`),
-	saveDraft: (id, value, part = 'draft') => write('sessionStorage', `${part}:${id}`, value?.length === 0 ? null : value),
+	savePreferences: (changes) => write(KEPT, 'preferences', { ...storage.preferences(), ...changes }),
+	draft: (id, part = 'draft') => read(TAB, `${part}:${id}`),
+	saveDraft: (id, value, part = 'draft') => write(TAB, `${part}:${id}`, value?.length === 0 ? null : value),
 	outbox(id) {
-		const found = read('sessionStorage', `outbox:${id}`);
+		const found = read(TAB, `outbox:${id}`);
 		return Array.isArray(found) ? found.filter(isRecord) : [];
 	},
-	saveOutbox: (id, prompts) => write('sessionStorage', `outbox:${id}`, prompts.length ? prompts : null),
-	unsent: () => [...new Set(['draft:', 'attached:', 'outbox:'].flatMap((part) => keysOf(part).filter((id) => read('sessionStorage', part + id))))],
+	saveOutbox: (id, prompts) => write(TAB, `outbox:${id}`, prompts.length ? prompts : null),
+	unsent: () => [...new Set(['draft:', 'attached:', 'outbox:'].flatMap((part) => keysOf(part).filter((id) => read(TAB, part + id))))],
 	marks() {
-		const found = read('localStorage', 'marks');
+		const found = read(KEPT, 'marks');
 		return new Map(Array.isArray(found) ? found.filter((one) => Array.isArray(one)) : []);
 	},
-	saveMarks: (marks) => write('localStorage', 'marks', [...marks].slice(-MAX_MARKS)),
+	saveMarks: (marks) => write(KEPT, 'marks', [...marks].slice(-MAX_MARKS)),
 };

@@ -237,7 +237,6 @@ export function textOf(parts) {
 
 const ATTACHED = '[Attached files]\n';
 
-// To send it once more
 export function promptText(prompt) {
 	const { text, files } = promptParts(prompt);
 	return files.length ? `${ATTACHED}${files.join('\n')}\n${text}` : text;

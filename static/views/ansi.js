@@ -46,7 +46,6 @@ function isLight(colour) {
 	return red * 0.3 + green * 0.59 + blue * 0.11 > 140;
 }
 
-// `onLine(line, over)` gets each line that changed: {runs: [{text, style}], rewritten}
 export class Screen {
 	constructor(onLine) {
 		Object.assign(this, { onLine, pending: '', codes: '', parser: createAnsiSequenceParser() });

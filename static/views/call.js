@@ -13,7 +13,7 @@ export function titleOf({ title, toolKind, locations }) {
 	return words || `${toolKind} ${shortPath(locations[0]?.path)}`;
 }
 
-const MAX_TOLD = 60_000; // characters of text in a call; how many more there are is told
+const MAX_TOLD = 60_000; // characters
 const PLAIN = /^[\w@%+=:,./-]+$/;
 
 export function commandOf({ input }) {

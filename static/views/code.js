@@ -2,10 +2,10 @@ import { spell } from '../marks.js';
 import { codeNodes, copyText, exactNodes, h, setText, template, whenNear } from './dom.js';
 import { plural } from './format.js';
 
-const MAX_COLOURED = 60_000; // characters; longer code stays plain
-const LIVE_COLOURED = 12_000; // the same while it still grows, and
-const LIVE_EVERY = 400; // ms between two colourings of it
-const MAX_EXACT = 10_000; // characters of what runs that are shown at once; how many more there are is told
+const MAX_COLOURED = 60_000; // characters
+const LIVE_COLOURED = 12_000; // while it grows
+const LIVE_EVERY = 400; // ms
+const MAX_EXACT = 10_000; // characters shown at once
 
 let worker;
 let asked = 0;
@@ -58,7 +58,6 @@ export function codeBlock(text, language = '', growing = false) {
 	return { el, append, finish };
 }
 
-// What runs if it is allowed
 export function exactBlock(text, label = 'Command', nodes = exactNodes) {
 	const { el, name, pre, code } = template('code');
 	el.classList.add('exact');

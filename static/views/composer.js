@@ -3,7 +3,7 @@ import { Attachments } from './attachments.js';
 import { CommandList } from './commands.js';
 import { template } from './dom.js';
 
-const UNDOABLE = 50_000; // characters; longer texts are set without a step of undo
+const UNDOABLE = 50_000; // characters
 const TOUCH = globalThis.matchMedia?.('(hover: none) and (pointer: coarse)');
 
 export class Composer {

@@ -1,10 +1,10 @@
 // Drawn in a frame without access to anything, shown as an image, which runs and links nothing
 import { codeBlock } from './code.js';
-import { h, icon, whenNear } from './dom.js';
+import { h, template, whenNear } from './dom.js';
 
 const MAX_LENGTH = 20_000; // characters of source
 const MAX_PICTURE = 2_000_000; // and picture
-const PATIENCE = 15_000; // ms, the library included
+const PATIENCE = 15_000; // ms, with the library
 
 let frame = null;
 let asked = 0;
@@ -17,7 +17,7 @@ function draw(source, dark) {
 }
 
 function ask(source, dark) {
-	frame ??= document.body.appendChild(h('iframe.offscreen-frame', { src: new URL('../diagram.html', import.meta.url).href, sandbox: 'allow-scripts', tabIndex: -1, 'aria-hidden': 'true', title: 'Draws diagrams' }));
+	frame ??= document.body.appendChild(template('diagram-frame').el);
 	const mine = frame;
 	const id = (asked += 1);
 	return new Promise((resolve, reject) => {
@@ -45,7 +45,8 @@ function ask(source, dark) {
 export function diagramView(source) {
 	const { el } = codeBlock(source, 'mermaid');
 	const pre = el.querySelector('pre');
-	const toggle = h('button.quiet.copy', { 'aria-pressed': 'true', hidden: true, onclick: () => show(pre.hidden) }, icon('frames'), 'Source');
+	const toggle = template('source').el;
+	toggle.onclick = () => show(pre.hidden);
 	el.querySelector('figcaption').append(toggle);
 	let picture;
 	const show = (text) => {

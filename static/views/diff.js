@@ -98,7 +98,6 @@ function pairLines(rows) {
 	}
 }
 
-// [[text, changed]] of a line; all of it if it has little in common with its pair
 export function marks({ sign, text, pair }, until = Infinity) {
 	const whole = [[text, false]];
 	if (!pair || text.length + pair.text.length > 2 * MAX_MARKED || performance.now() > until) return whole;

@@ -1,6 +1,6 @@
 import { pretty } from '../normalise.js';
 import { copyButton } from './code.js';
-import { h, oncePerFrame, setChildren, setText, template } from './dom.js';
+import { oncePerFrame, setChildren, setText, template } from './dom.js';
 import { plural } from './format.js';
 
 const SHOWN = 300;
@@ -45,8 +45,11 @@ export class FramesView {
 function rowView({ dir, text, ts }) {
 	const find = (pattern) => pattern.exec(text)?.[1] ?? '';
 	const type = [find(/"type":\s*"(\w+)"/), find(/"sessionUpdate":\s*"(\w+)"/)].join(' ');
-	const pre = h('pre', { tabIndex: 0 });
-	const ontoggle = () => setText(pre, pretty(JSON.parse(text)));
+	const { el, details, summary, pre } = template('frame');
+	details.ontoggle = () => setText(pre, pretty(JSON.parse(text)));
+	el.dataset.dir = dir;
 	const cells = [dir === 'up' ? '↑' : '↓', find(/"seq":\s*(\d+)/), type, new Date(ts).toISOString().slice(11, 23)];
-	return h('li', { 'data-dir': dir }, h('details', { ontoggle }, h('summary', {}, cells.map((cell) => h('span.ellipsis', { text: cell }))), pre, copyButton(() => text)));
+	for (const [index, cell] of cells.entries()) setText(summary.children[index], cell);
+	details.append(copyButton(() => text));
+	return el;
 }

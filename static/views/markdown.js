@@ -5,15 +5,15 @@ import { CODE, PROSE, spell } from '../marks.js';
 import { codeBlock } from './code.js';
 import { safeImage } from './content.js';
 import { diagramView } from './diagram.js';
-import { h, icon, nodesOf } from './dom.js';
+import { h, icon, nodesOf, template } from './dom.js';
 import { heal } from './heal.js';
 import { escape, headingTag, isTooLong, options, safeHtml, TAGS } from './markup.js';
 import { formulaView } from './mathematics.js';
 
 const STEP = 16_384;
-const MAX_TIME = 50; // ms; what takes longer goes on in the next frame
-const MAX_INLINE = 4096; // characters; some longer text takes quadratic time
-const MAX_DETAILS = 200_000; // of open details, lexed again while they grow
+const MAX_TIME = 50; // ms, of one frame
+const MAX_INLINE = 4096; // characters; longer text may take quadratic time
+const MAX_DETAILS = 200_000; // of open details
 const SETTLED = 12; // characters that make the block before them final
 
 const ALLOWED = {
@@ -78,7 +78,7 @@ const SHOWN = {
 	blockquote: showAlert,
 	li: (node) => node.classList.toggle('task', /^[☑☐]/.test(node.textContent)),
 	table(node) {
-		const box = h('div.table', { tabIndex: 0, role: 'group', label: 'Table' });
+		const box = template('table').el;
 		node.replaceWith(box);
 		box.append(node);
 	},

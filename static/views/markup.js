@@ -5,7 +5,7 @@ export const TAGS = new Set('b i u s q p div br hr sub sup kbd ins del strong em
 const MAX_DEPTH = 12;
 const MAX_OPEN = 50; // raw tags
 const MAX_FORMULA = 4000;
-const MAX_BLOCK = 24_576; // characters; longer blocks are plain text
+const MAX_BLOCK = 24_576; // characters
 
 export const escape = (text) => text.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`);
 

@@ -13,7 +13,6 @@ export class ScrollKeeper {
 		resized.observe(scroller);
 	}
 
-	// Shows `el`; resume() goes back to the end if the reader was there
 	visit(el) {
 		const { following } = this;
 		el.scrollIntoView({ block: 'nearest' });

@@ -1,10 +1,10 @@
-import { h, icon } from './dom.js';
+import { h, icon, template } from './dom.js';
 import { menuButton } from './menu.js';
 
 export class SettingsBar {
 	constructor(set) {
 		this.set = set;
-		this.el = h('div.settings', { role: 'group', label: 'Agent settings' });
+		this.el = template('settings').el;
 	}
 
 	update({ modes, models, configOptions }) {

@@ -20,7 +20,6 @@ export class ToolView {
 	update() {
 		const { permissions } = this.item;
 		const waits = permissions.some(isOpen);
-		// Requests can be answered even if the rest fails.
 		for (const permission of permissions) this.#permission(permission);
 		this.#head(waits);
 		const { toggle } = this;

@@ -89,7 +89,7 @@ export class TurnView {
 		if (shown === this.shown || (!running && context.draws(turn))) return;
 		this.shown = shown;
 		this.elapsed = running && !away ? h('span') : null;
-		if (away) this.foot.replaceChildren(h('p.facts.working', { 'data-away': 'true' }, icon('alert'), 'No connection: the agent may still be working'));
+		if (away) this.foot.replaceChildren(template('away').el);
 		else if (running) this.foot.replaceChildren(h('p.facts.working', { 'data-waits': String(waits) }, h('span.spinner'), waits ? 'Waiting for you' : 'Working', this.elapsed));
 		else if (turn.stopReason) this.foot.replaceChildren(...this.#ending(), this.#facts());
 	}

@@ -2,7 +2,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Session } from '../../static/session.js';
-import { createTranscript, promptParts, reduce, seed } from '../../static/transcript.js';
 
 const words = (text) => [{ type: 'text', text }];
 
@@ -45,7 +44,7 @@ function world({ state, outbox = [] } = {}) {
 		},
 	};
 	const storage = { outbox: () => seen.saved, saveOutbox: (id, prompts) => (seen.saved = prompts) };
-	const session = new Session('s', state, { api, storage, Wire, createTranscript, reduce, seed, promptParts, url: 'ws://test' });
+	const session = new Session('s', state, { api, storage, Wire, url: 'ws://test' });
 	session.on('problem', (text) => seen.problems.push(text));
 	session.on('synced', () => (seen.synced += 1));
 	let seq = 0;
