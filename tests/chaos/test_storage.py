@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import resource
 import sqlite3
@@ -12,7 +13,7 @@ import aiohttp
 import pytest
 
 from ..conftest import Spawn
-from ..harness import Client, ServerProcess, Socket, new_client, script
+from ..harness import Client, Json, ServerProcess, Socket, new_client, script
 from .conftest import Scenario
 
 
@@ -27,6 +28,14 @@ async def ask(socket: Socket, n: int) -> str | None:
             assert "store" in frame["message"]
             return str(frame["code"])
     raise AssertionError(f"closed with {socket.close_code}")
+
+
+async def upload(client: Client, http: aiohttp.ClientSession) -> tuple[int, Json]:
+    """Upload a file; the response's status and body."""
+    form = aiohttp.FormData()
+    form.add_field("file", b"x" * 100_000, filename="big")
+    async with http.post(f"{client.url}/files", data=form, headers=client.headers()) as response:
+        return response.status, await response.json()
 
 
 async def check_the_log(client: Client, session: str, accepted: set[str], socket: Socket) -> None:
@@ -93,18 +102,15 @@ async def test_nothing_can_be_stored(
         await socket.until_text("before")
         with fault(server, folder):
             gate.touch()  # the agent writes on
-            assert await ask(socket, n) == "internal"
-            form = aiohttp.FormData()
-            form.add_field("file", b"x" * 100_000, filename="big")
-            url, headers = f"{client.url}/files", client.headers()
-            async with http.post(url, data=form, headers=headers) as reply:
-                assert reply.status == 500
-            for path, body in (
-                (f"/sessions/{session}/turn", {"prompt": "by REST"}),
-                ("/sessions", {"agent": "mock"}),
-            ):
-                status, answer = await client.post(path, body)
-                assert (status, answer["code"]) == (500, "internal")
+            # All at once: asked one after the other, each would wait for the lock by itself.
+            code, *replies = await asyncio.gather(
+                ask(socket, n),
+                upload(client, http),
+                client.post(f"/sessions/{session}/turn", {"prompt": "by REST"}),
+                client.post("/sessions", {"agent": "mock"}),
+            )
+            assert code == "internal"
+            assert [(status, reply["code"]) for status, reply in replies] == [(500, "internal")] * 3
             refused += 4
             assert (await client.get("/healthz"))[0] == 200
         assert await ask(socket, n) is None
