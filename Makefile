@@ -107,7 +107,7 @@ pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's pictures anew (looks b
 
 .PHONY: chaos
 chaos: $(DEV_STAMP) $(NODE_STAMP) ## Keep every promise under its fault, at length, and show the figures
-	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/test_openapi.py tests/browser/test_hostile.py
+	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/test_openapi.py tests/browser/test_hostile.py tests/browser/test_hostile.py
 
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/
