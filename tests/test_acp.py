@@ -7,12 +7,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
+from server import beneath
 from server.acp import connection as connection_module
 
 from .acp_client import HELLO, AcpClient, AnswerError, connect
@@ -224,10 +226,14 @@ async def test_capabilities_are_the_agents_where_they_depend_on_it(
 async def test_an_agent_that_cannot_be_asked_what_it_can_do_is_served_all_the_same(
     own_client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(**options: Any) -> str:
-        raise PermissionError(13, "Permission denied")
+    make_folder = beneath.make_folder
 
-    monkeypatch.setattr("server.agents.host.tempfile.mkdtemp", refuse)
+    def refuse_probes(top: Path, *names: str) -> None:
+        if names[-1].startswith("probe-"):
+            raise PermissionError(13, "Permission denied")
+        make_folder(top, *names)
+
+    monkeypatch.setattr(beneath, "make_folder", refuse_probes)
     acp = await connect(own_client)
     assert acp.messages[0]["result"]["agentCapabilities"]["promptCapabilities"] == {}
     session = await acp.new_session()
