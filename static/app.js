@@ -22,7 +22,7 @@ const ATTEND_EVERY = 250;
 const root = document.getElementById('app');
 const tabs = guard(() => new BroadcastChannel('clawdforge')); // may be forbidden, as storage
 const attention = new Attention();
-const open = new Map(); // session id -> {session, view, seen}, least recently shown first
+const open = new Map(); // session id -> {session, view, seen}
 let marks = new Map();
 let api = null;
 let shell = null;

@@ -8,7 +8,7 @@ const KEPT_ACCENTS = 3; // of a heap of combining marks
 
 const HIDDEN = String.raw`\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}\p{Cs}\u2800\uFFF9-\uFFFB`;
 const HEAP = String.raw`(?<heap>[\p{Mn}--\p{Default_Ignorable_Code_Point}]{6,})`;
-// The first part of each alternative fails fast: the rest is slow.
+// The first part of each alternative fails fast.
 const EMOJI = String.raw`(?=\p{Extended_Pictographic})(?:\p{RGI_Emoji}|.[\uFE0E\uFE0F])|[#*0-9]\uFE0F\u20E3|[\u{E0100}-\u{E01EF}](?<=\p{Script=Han}.)`;
 const JOINED = 'Arab Syrc Nkoo Mong Deva Beng Guru Gujr Orya Taml Telu Knda Mlym Sinh Khmr Mymr Tibt Thaa Mand'.split(' ').map((name) => String.raw`\p{scx=${name}}`).join('');
 const JOINER = String.raw`[\u200C\u200D](?<=[${JOINED}].)|[\u180B-\u180F](?<=\p{Script=Mongolian}.)`;

@@ -9,6 +9,7 @@ export const isRecord = (value) => typeof value === 'object' && value !== null &
 export const record = (value) => (isRecord(value) ? value : {});
 export const list = (value) => (Array.isArray(value) ? value : []);
 export const records = (value) => list(value).slice(0, MAX_LIST).filter(isRecord);
+const having = (value, name) => records(value).filter((one) => typeof one[name] === 'string');
 export const number = (value, otherwise = null) => (Number.isFinite(value) ? value : otherwise);
 export const string = (value, otherwise = '') => (typeof value === 'string' ? value : otherwise);
 
@@ -81,23 +82,22 @@ function contents(value) {
 
 // Null means unchanged
 export function toolCall({ title, kind, status, content, locations, rawInput, rawOutput }) {
-	const places = records(locations).filter(({ path }) => typeof path === 'string');
 	return {
 		title: words(title),
 		toolKind: string(kind, null),
 		status: string(status, null),
 		content: contents(content),
-		locations: Array.isArray(locations) ? places.map(({ path, line }) => ({ path, ...(Number.isFinite(line) && { line }) })) : null,
+		locations: Array.isArray(locations) ? having(locations, 'path').map(({ path, line }) => ({ path, ...(Number.isFinite(line) && { line }) })) : null,
 		input: rawInput,
 		output: rawOutput,
 	};
 }
 
-export const options = (value) => records(value).filter(({ optionId }) => typeof optionId === 'string').map(({ optionId, name, kind }) => ({ optionId, name: words(name, optionId), kind: string(kind) }));
+export const options = (value) => having(value, 'optionId').map(({ optionId, name, kind }) => ({ optionId, name: words(name, optionId), kind: string(kind) }));
 
 export const planEntries = (value) => list(value).slice(0, MAX_LIST).map((one) => ({ content: words(isRecord(one) ? one.content : one, ''), status: string(record(one).status, 'pending') }));
 
-export const commands = (value) => records(value).filter(({ name }) => typeof name === 'string').map(({ name, description, input }) => ({ name, description: words(description, ''), hint: words(record(input).hint, '') }));
+export const commands = (value) => having(value, 'name').map(({ name, description, input }) => ({ name, description: words(description, ''), hint: words(record(input).hint, '') }));
 
 const choice = ({ id, modelId, value, name, description }) => {
 	const key = identity(id) ?? identity(modelId) ?? identity(value);
@@ -119,16 +119,14 @@ export function models(value, current) {
 export function configOptions(value) {
 	const values = ['string', 'boolean', 'number'];
 	const flat = (all) => records(all).filter((one) => values.includes(typeof one.value)).map(({ value: own, name, description }) => ({ value: own, name: words(name, String(own)), description: words(description) }));
-	return records(value)
-		.filter(({ id }) => typeof id === 'string')
-		.map(({ id, name, type, category, currentValue, options: all }) => ({
-			id,
-			name: words(name, id),
-			type: string(type),
-			category: string(category),
-			currentValue: values.includes(typeof currentValue) ? currentValue : null,
-			options: records(all).flatMap((one) => (Array.isArray(one.options) ? [{ heading: words(one.name ?? one.group, '') }, ...flat(one.options)] : flat([one]))),
-		}));
+	return having(value, 'id').map(({ id, name, type, category, currentValue, options: all }) => ({
+		id,
+		name: words(name, id),
+		type: string(type),
+		category: string(category),
+		currentValue: values.includes(typeof currentValue) ? currentValue : null,
+		options: records(all).flatMap((one) => (Array.isArray(one.options) ? [{ heading: words(one.name ?? one.group, '') }, ...flat(one.options)] : flat([one]))),
+	}));
 }
 
 export function usage(value) {

@@ -1,4 +1,4 @@
-// on(name, fn): 'change' (often), 'synced' (the log was read), 'frame', 'problem' (a sentence), 'withdrawn' ({prompt, files})
+// on(name, fn): 'change' (often), 'synced', 'frame', 'problem' (a sentence), 'withdrawn' ({prompt, files})
 import { records, titleOf } from './normalise.js';
 import { createTranscript, promptParts, reduce, seed } from './transcript.js';
 

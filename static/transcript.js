@@ -203,8 +203,7 @@ function mergeTool(model, change, entry, earlier) {
 	let tool = turn.tools.get(id);
 	if (!tool) {
 		tool = add(model, entry, 'tool', { id, title: earlier?.title ?? '', toolKind: earlier?.toolKind ?? 'other', status: 'pending', content: [], locations: [], input: undefined, output: undefined, terminal: null, permissions: [], abandoned: false, endedAt: null });
-		if (id !== null) turn.tools.set(id, tool);
-		if (id !== null) model.calls.set(id, tool);
+		if (id !== null) for (const known of [turn.tools, model.calls]) known.set(id, tool);
 	}
 	// Absent and null mean unchanged; lists are replaced whole.
 	const fields = toolCall(change);
@@ -242,10 +241,9 @@ export function promptText(prompt) {
 	return files.length ? `${ATTACHED}${files.join('\n')}\n${text}` : text;
 }
 
-// As its author saw it: the server put the paths of uploads before the text
+// The server put the paths of uploads before the text
 export function promptParts(prompt) {
 	const all = blocks(prompt);
-	const isText = ({ type }) => type === 'text';
 	const files = [];
 	let text = textOf(all);
 	if (text.startsWith(ATTACHED)) {
@@ -254,7 +252,7 @@ export function promptParts(prompt) {
 		while (folder && lines[0]?.startsWith(folder)) files.push(lines.shift());
 		text = lines.join('\n');
 	}
-	return { text, files, others: all.filter((one) => !isText(one)) };
+	return { text, files, others: all.filter(({ type }) => type !== 'text') };
 }
 
 function detailOf(data) {

@@ -225,7 +225,6 @@ export class Wire {
 		else this.#reject(id, new WireError(code, message, Boolean(retryable)));
 	}
 
-	// Are there entries that do not come?
 	#heartbeat(head) {
 		if (!(head > this.#last) || this.#timers.tail) return;
 		const seen = this.#last;
@@ -270,7 +269,6 @@ export class Wire {
 		this.#on.status?.(status);
 	}
 
-	// Without a function the timer is only cleared
 	#timer(name, ms, fn) {
 		this.#env.clearTimeout(this.#timers[name]);
 		delete this.#timers[name];

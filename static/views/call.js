@@ -38,7 +38,7 @@ export const section = (label) => (value) => h('div', {}, hint(label), codeBlock
 
 const TOLD = new Set(['command', 'cmd', 'description']);
 
-// Whatever could matter to who decides is neither cut nor folded
+// Nothing that could matter is cut or folded
 export function askedFor(call, cwd) {
 	const { title, toolKind, content, locations, input } = call;
 	const command = commandOf(call);

@@ -36,7 +36,7 @@ export function codeBlock(text, language = '', growing = false) {
 	shown.set(code, source);
 	code.append(...codeNodes(source.text));
 	setText(name, language || 'text');
-	pre.setAttribute('aria-label', spell(`Code ${language}`));
+	pre.ariaLabel = spell(`Code ${language}`);
 	name.after(copyButton(() => source.text));
 	let timer = 0;
 	const finish = () => {
@@ -70,7 +70,7 @@ export function exactBlock(text, label = 'Command', nodes = exactNodes) {
 	};
 	show(0);
 	setText(name, label);
-	pre.setAttribute('aria-label', label);
+	pre.ariaLabel = label;
 	name.after(copyButton(() => text));
 	return el;
 }

@@ -5,6 +5,7 @@ import { template } from './dom.js';
 
 const UNDOABLE = 50_000; // characters
 const TOUCH = globalThis.matchMedia?.('(hover: none) and (pointer: coarse)');
+const joined = (...texts) => texts.filter(Boolean).join('\n\n');
 
 export class Composer {
 	constructor({ on, upload, placeholder, label = 'Message', controls, draft }) {
@@ -71,10 +72,10 @@ export class Composer {
 	}
 
 	put({ prompt, files = [] }) {
-		const written = this.at === null ? this.text : [this.text, this.stash].filter(Boolean).join('\n\n');
+		const written = this.at === null ? this.text : joined(this.text, this.stash);
 		Object.assign(this, { at: null, stash: '' });
 		this.focus();
-		this.text = [promptText(prompt), written].filter(Boolean).join('\n\n');
+		this.text = joined(promptText(prompt), written);
 		this.attachments.put(promptParts(prompt).others, files);
 	}
 
@@ -107,7 +108,7 @@ export class Composer {
 		}
 		this.#buttons();
 		const recalled = this.at !== null && !this.edits.has(this.at);
-		this.draft.save([recalled ? '' : this.text, this.stash].filter(Boolean).join('\n\n'));
+		this.draft.save(joined(recalled ? '' : this.text, this.stash));
 	}
 
 	#attached() {

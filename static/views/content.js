@@ -1,6 +1,6 @@
 import { block as checked, pretty } from '../normalise.js';
 import { codeBlock } from './code.js';
-import { h, icon } from './dom.js';
+import { h, icon, template } from './dom.js';
 import { bytes, shortPath } from './format.js';
 
 const MAX_RESOURCE = 1_000_000; // characters
@@ -17,8 +17,10 @@ export function contentBlock(given) {
 	if (type === 'image' || type === 'audio') {
 		const src = safeImage(data ? `data:${mimeType};base64,${data}` : uri);
 		if (type === 'audio' || !src) return fileChip(`${type}, ${mimeType}`, uri);
-		const image = h('img', { src, alt: 'Image', loading: 'lazy', decoding: 'async' });
-		return h('button.image', { label: 'Image: show it larger or smaller', onclick: () => image.classList.toggle('full') }, image);
+		const { el, image } = template('image');
+		image.src = src;
+		el.onclick = () => image.classList.toggle('full');
+		return el;
 	}
 	return codeBlock(pretty(data), 'json').el;
 }

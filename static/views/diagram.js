@@ -1,4 +1,4 @@
-// Drawn in a frame without access to anything, shown as an image, which runs and links nothing
+// Drawn in a frame without access to anything; an image runs nothing
 import { codeBlock } from './code.js';
 import { h, template, whenNear } from './dom.js';
 

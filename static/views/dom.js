@@ -77,7 +77,6 @@ export function setText(node, text) {
 	node.replaceChildren(...nodesOf(text));
 }
 
-// Elements that stay keep focus, selection and scroll position
 export function setChildren(parent, nodes) {
 	const kept = new Set(nodes);
 	const focused = document.activeElement;

@@ -1,4 +1,4 @@
-// Only the open block at the end is rendered again. The text is hostile
+// The text is hostile
 import DOMPurify from 'dompurify';
 import { Lexer, Parser, Renderer } from 'marked';
 import { CODE, PROSE, spell } from '../marks.js';

@@ -1,4 +1,3 @@
-// What marked lacks. No DOM
 import { Marked } from 'marked';
 
 export const TAGS = new Set('b i u s q p div br hr sub sup kbd ins del strong em mark small samp var abbr cite dfn code pre blockquote ul ol li dl dt dd table thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 details summary a img'.split(' '));

@@ -3,7 +3,7 @@ import { h, icon, uid } from './dom.js';
 export function menuButton(button, build) {
 	const id = uid();
 	const menu = h('div.menu', { id, role: 'menu', popover: '', onbeforetoggle, onkeydown });
-	button.setAttribute('aria-haspopup', 'menu');
+	button.ariaHasPopup = 'menu';
 	button.setAttribute('popovertarget', id);
 	function onbeforetoggle({ newState }) {
 		if (newState !== 'open') return;

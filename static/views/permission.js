@@ -1,4 +1,4 @@
-// What was asked for, as it was then. It takes no focus: no key answers by accident
+// It takes no focus: no key answers by accident
 import { pretty } from '../normalise.js';
 import { askedFor } from './call.js';
 import { codeBlock } from './code.js';
@@ -59,9 +59,11 @@ export class PermissionView {
 			this.#enable(true);
 			setText(this.note, 'Your answer was not taken. Please answer again.');
 		}
-		if (!open && this.byKey) this.context.focusComposer();
-		if (!open) this.byKey = null;
-		if (!open) this.details.replaceChildren();
+		if (!open) {
+			if (this.byKey) this.context.focusComposer();
+			this.byKey = null;
+			this.details.replaceChildren();
+		}
 		this.card.hidden = !open;
 		setText(this.result, open ? '' : this.#words());
 		this.el.hidden = !open && !this.result.textContent;

@@ -1,12 +1,11 @@
 const NEAR = 56;
-const LOOK_FOR = 24; // px below the top edge: what is read
+const LOOK_FOR = 24; // px below the top edge
 
 export class ScrollKeeper {
 	constructor(scroller, content, onchange) {
 		Object.assign(this, { scroller, content, onchange, following: true, top: 0, width: scroller.clientWidth });
 		scroller.addEventListener('scroll', () => this.#scrolled(), { passive: true });
 		for (const name of ['wheel', 'touchmove', 'pointerdown']) scroller.addEventListener(name, () => (this.leftEnd = false), { passive: true });
-		// Known before the scrolling begins.
 		scroller.addEventListener('wheel', (event) => event.deltaY < 0 && this.#follow(false), { passive: true });
 		const resized = new ResizeObserver(() => this.#resized());
 		resized.observe(content);

@@ -31,7 +31,7 @@ export function pickerButton(name, words, entries) {
 function groupsOf(modes, models, options) {
 	const groups = [];
 	const simple = (kind, name, value, list = []) => {
-		const choices = list.map((one) => ({ value: one.id, name: one.name, description: one.description }));
+		const choices = list.map(({ id, ...one }) => ({ value: id, ...one }));
 		if (choices.length && !options.some(({ id, type, category }) => type === 'select' && (category === kind || id === kind))) groups.push({ kind, name, value, choices });
 	};
 	simple('mode', 'Mode', modes?.currentModeId, modes?.availableModes);
