@@ -103,7 +103,8 @@ def environ_text(pid: int) -> str:
 async def test_cancel_ends_the_turn_and_one_who_ignores_it_is_killed(
     serve: Serve, backend: str
 ) -> None:
-    server = await serve(agent_backend=backend, cancel_grace_secs=2)
+    # With the command line, a process has to start to tell the agent.
+    server = await serve(agent_backend=backend, cancel_grace_secs=2 if backend == "host" else 6)
     client = await server.client()
     obedient, deaf = [await client.connect(await client.create(), after=0) for _ in range(2)]
     await deaf.send("prompt", prompt=script({"ignore_cancel": True}, {"say": "on"}, {"hang": True}))

@@ -102,7 +102,7 @@ import mmap, os, sys
 count = mmap.mmap(-1, 8)
 for _ in range(40):
     if os.fork() == 0:
-        while (so_far := int.from_bytes(count[:4], "little")) < 1200:
+        while (so_far := int.from_bytes(count[:4], "little")) < 20_000:
             count[:4] = (so_far + 1).to_bytes(4, "little")
             if os.fork():
                 os._exit(0)

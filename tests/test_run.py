@@ -181,7 +181,6 @@ async def test_each_run_has_a_folder_of_its_own_for_its_time(
 
 BAD_TIMES = [
     (steps({"signal": "SIGKILL"}), "killed by signal 9", True),
-    (steps({"result": "late"}, {"signal": "SIGTERM"}), "late", True),
     (steps({"exit": 0}), "without an answer", True),
     (steps({"stderr": "first\nno such flag"}, {"exit": 1}), "no such flag", True),
     (steps({"print": "Segmentation fault"}), "what it wrote is none", True),
