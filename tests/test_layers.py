@@ -61,6 +61,7 @@ LEVELS = {
     "agents.programs": 1,
     "agents.spawn": 1,
     "agents.processes": 1,
+    "agents.outline": 1,
     "agents.seam": 1,
     "agents.settings": 1,
     "agents.stderr": 1,
@@ -143,7 +144,7 @@ SIBLINGS = {
         *("agents.acpx_commands", "agents.base", "agents.agent_errors", "agents.programs"),
         *("agents.seam", "agents.settings", "agents.transcript"),
     },
-    "agents.seam": {"agents.base", "agents.processes", "agents.settings"},
+    "agents.seam": {"agents.base", "agents.outline", "agents.processes", "agents.settings"},
     "agents.processes": {"agents.supervise"},
     "agents.programs": {"agents.processes"},
     "agents.attach": {
@@ -153,7 +154,7 @@ SIBLINGS = {
     "agents.host_process": {"agents.acpx", "agents.base", "agents.processes", "agents.seam"},
     "agents.host_agent": {
         *("agents.base", "agents.agent_errors", "agents.processes", "agents.seam"),
-        *("agents.attach", "agents.host_process", "agents.settings"),
+        *("agents.attach", "agents.host_process", "agents.outline", "agents.settings"),
     },
     "agents.host": {
         *("agents.acpx", "agents.attach", "agents.base", "agents.stderr"),

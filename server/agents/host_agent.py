@@ -30,6 +30,7 @@ from .base import (
 )
 from .host_process import CallError, HostGoneError, HostProcess
 from .last_words import plain, redact
+from .outline import outline, parse_blocks
 from .seam import Seam
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class _Prompt:
 
     def __init__(self, blocks: bytes, stored: asyncio.Future[bool] | None) -> None:
         self.blocks = blocks  # until the agent has it
+        self.outline = outline(blocks)
         self.stored = stored
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sent = False
@@ -206,7 +208,7 @@ class HostAgent:
         self._waiting.append(prompt)
         self._dead = None
         return self._host.send(
-            "prompt", key=self.spec.key, generation=self._opened, raw={"blocks": prompt.blocks}
+            "prompt", key=self.spec.key, generation=self._opened, raw={"blocks": prompt.outline}
         )
 
     async def _see_through(self, prompt: _Prompt, call: asyncio.Future[Any] | None) -> None:
@@ -479,8 +481,19 @@ class HostAgent:
         if prompt is None or prompt.held_back:
             return False
         prompt.sent = True
-        prompt.blocks = b""
+        prompt.blocks = prompt.outline = b""
         return True
+
+    def whole_prompt(self, passed: Any) -> bytes | None:
+        prompt = self._waiting[0] if self._waiting else None
+        if prompt is None or prompt.outline == prompt.blocks:
+            return None
+        if passed == parse_blocks(prompt.outline):
+            return prompt.blocks
+        logger.error("session %s: acpx has changed a prompt; it is not sent", self.spec.key)
+        prompt.held_back = True
+        prompt.finish(internal())
+        return None
 
     def _begin_settling(self) -> asyncio.Future[Error | None]:
         """Put the agent into the settings that are wanted; gives why that cannot be done."""

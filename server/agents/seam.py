@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from ..codec import dumps, parse_message, parse_rpc
 from .base import Pressure
 from .last_words import KEPT_BYTES
+from .outline import with_blocks, with_preface
 from .processes import Tag
 from .settings import SETTERS
 
@@ -67,6 +68,9 @@ class Handler(Protocol):
 
         It is asked again when that is done.
         """
+
+    def whole_prompt(self, passed: Any) -> bytes | None:
+        """The JSON of the blocks that the agent gets instead of those that acpx has *passed*."""
 
     def admit_prompt(self) -> bool:
         """A prompt is to go up; False holds it back, and acpx is told that it was cancelled."""
@@ -319,18 +323,22 @@ class Seam:
         self._go_up()
 
     def _pass_prompt(self, line: bytes, message: dict[str, Any]) -> None:
+        params = message.get("params")
+        blocks = params.get("prompt") if isinstance(params, dict) else None
+        whole = self._handler.whole_prompt(blocks)
         if not self._handler.admit_prompt():
             answer = {"jsonrpc": "2.0", "id": message.get("id")}
             self._send(False, dumps({**answer, "result": {"stopReason": "cancelled"}}))
             return
         self._prompting = True
         self._prompt_id = message.get("id")
-        params = message.get("params")
         self._note_session(params)
         fresh, self._fresh = self._fresh, False
-        blocks = params.get("prompt") if isinstance(params, dict) else None
-        if (preface := self._handler.preface(blocks, fresh=fresh)) is not None:
-            line = _with_preface(message, preface)
+        preface = self._handler.preface(blocks, fresh=fresh)
+        if preface is not None:
+            whole = with_preface(dumps(blocks) if whole is None else whole, preface)
+        if whole is not None:
+            line = with_blocks(message, whole)
         self._send(True, line)  # first: the agent works while the session takes note of it
         self._handler.prompt_sent(fresh)
 
@@ -536,13 +544,6 @@ class Seam:
             if not response.done():
                 response.set_exception(ConnectionResetError())
         self._handler.gone(self)
-
-
-def _with_preface(message: dict[str, Any], preface: str) -> bytes:
-    """A ``session/prompt`` with a text in front of its own blocks."""
-    params = message["params"]
-    blocks = [{"type": "text", "text": preface}, *params["prompt"]]
-    return dumps({**message, "params": {**params, "prompt": blocks}})
 
 
 def _is_story(message: dict[str, Any]) -> bool:
