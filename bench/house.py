@@ -16,10 +16,10 @@ from measure import Samples, find_house, read_memory
 from report import Report
 from targets import AGENT, Clawdforge, RawPipe, Server
 
-from server.frames import event_fields
-from server.log import LogWriter, SessionLog
 from server.metrics import Metrics
-from server.store import Store
+from server.sessions.entries import event_fields
+from server.sessions.event_log import LogWriter, SessionLog
+from server.storage.database import Store
 
 CHUNK = 20_000
 UPDATE = json.dumps(

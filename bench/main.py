@@ -25,8 +25,8 @@ import turns
 from report import Report
 from targets import AGENT, RIVALS, ROOT, BenchError, Server
 
-from server.agents.acpx import ACPX_VERSION
-from server.agents.processes import kill_marked
+from server.agents.catalog import ACPX_VERSION
+from server.agents.process.process_tree import kill_marked
 
 LIMIT_SECS = {True: 180, False: 600}
 PARTS = ("latency", "bursts", "viewers", "sockets", "replay", "house", "growth")

@@ -35,8 +35,8 @@ from targets import BenchError, Server
 
 from server.runs.claude import claude_argv, claude_environ
 from server.runs.run import RunRequest
-from tests.anthropic_stand_in import stand_in
-from tests.real_agents import NotInstalledError, find_claude, install
+from tests.support.anthropic_stand_in import stand_in
+from tests.support.real_agents import NotInstalledError, find_claude, install
 
 GOAL_MS = 15.0
 CROWD, PLACES, WAITING, ROUNDS = 50, 4, 30, 20

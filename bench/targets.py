@@ -32,9 +32,9 @@ from urllib.parse import SplitResult, urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from server.agents.acpx import find_node  # noqa: E402
-from server.agents.base import AgentSpec  # noqa: E402
-from server.agents.host import HostBackend  # noqa: E402
+from server.agents.base import AgentSpec, Wanted  # noqa: E402
+from server.agents.catalog import find_node  # noqa: E402
+from server.agents.host.backend import HostBackend  # noqa: E402
 from server.config import AgentCommand  # noqa: E402
 
 NODE = find_node()
@@ -319,6 +319,9 @@ class _Room:
 class _Heard:
     """Listens to the seam in the session's place, and only keeps what it hears."""
 
+    owes_preface = False
+    wanted = Wanted()
+
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.first = 0.0
@@ -327,6 +330,12 @@ class _Heard:
         if not self.lines:
             self.first = time.perf_counter()
         self.lines.append(message)
+
+    def restored(self, setting: str, value: str) -> None: ...
+
+    def agent_changed(self, before: Any, after: Any) -> None: ...
+
+    def tool_called(self, update: Any) -> None: ...
 
     def prompt_sent(self, context: Any) -> None: ...
 

@@ -17,18 +17,19 @@ from pathlib import Path
 
 from aiohttp import web
 
-from . import __version__, control, logs
-from .agents import processes
-from .agents.environ import forget
+from . import __version__, logs
+from .agents.process import process_tree
+from .agents.process.environ import forget
 from .app import FIRST_TOKENS, StartError, build_app
 from .commands import backup, doctor, sessions, tokens
-from .commands.house import CommandError, drop_stdout, say, sentence
+from .commands.admin import CommandError, drop_stdout, say, sentence
 from .config import SettingError, Settings, load, with_env_file
-from .door import Door
-from .middleware import Runner
 from .origins import address_of
-from .services import SERVICES
 from .tasks import CriticalTaskError, Supervisor
+from .web import control_socket
+from .web.context import SERVICES
+from .web.listener import Door
+from .web.middleware import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ FAILED_STOP_SECS = 60.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    processes.shut_in()
+    process_tree.shut_in()
     environ: Mapping[str, str] = os.environ
     try:
         environ = with_env_file(os.environ, ENV_FILE)
@@ -128,7 +129,7 @@ async def serve(
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
             raise StartError(f"cannot listen on {where}: {error.strerror or error}") from None
-        async with control.listening(runner, settings.data_dir):
+        async with control_socket.listening(runner, settings.data_dir):
             _return_large_blocks()
             _spare_collector()
             _greet(app, settings, port)

@@ -15,38 +15,41 @@ from typing import get_args
 
 from aiohttp import web
 
-from . import beneath
-from .agents.acpx import AcpxError, find_node
+from . import safe_files
 from .agents.base import Presence, Pressure
-from .agents.cli import CliBackend
-from .agents.environ import agent_environ, with_folder_of
-from .agents.host import HostBackend
-from .auth import FirstTokens, Tokens
-from .bodies import BODIES, Bodies
+from .agents.catalog import AcpxError, find_node
+from .agents.cli.backend import CliBackend
+from .agents.host.backend import HostBackend
+from .agents.process.environ import agent_environ, with_folder_of
+from .auth.tokens import FirstTokens, Tokens
 from .config import MAX_BODY_BYTES, AgentCommand, Settings
 from .errors import Error
-from .files import Files
-from .health import Health
-from .log import LogWriter
+from .limits import ByteBudget
 from .metrics import Metrics
-from .middleware import answer, label
-from .replies import sign
-from .routes import acp, admin, docs, files, health, page, run, sessions, socket
-from .runner import Runner
-from .schema import SchemaError
-from .services import SERVICES, Services
-from .sessions import FALLBACK_AGENT, Sessions
-from .sockets import Sockets
-from .store import Store, StoreError
+from .runs.runner import Runner
+from .sessions.event_log import LogWriter
+from .sessions.registry import FALLBACK_AGENT, Sessions
+from .storage.database import Store, StoreError
+from .storage.import_v02 import upgrade
+from .storage.schema import SchemaError
 from .tasks import Supervisor, Tasks
-from .upgrade import upgrade
+from .uploads.files import Files
+from .web.bodies import BODIES, Bodies
+from .web.context import SERVICES, Services
+from .web.health import Health
+from .web.middleware import answer, label
+from .web.resources import acp, admin, docs, files, health, page, run, sessions, socket
+from .web.responses import sign
+from .ws.connection import INCOMING_LIMITS
+from .ws.hub import Sockets
+from .ws.incoming import IncomingLimits
 
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
 STDERR_FOLDER = "stderr"
 FOLDERS = ("acpx", "acpx-cli", "runs", STDERR_FOLDER, "uploads", "workspaces")
 """What the server makes in the data folder, apart from files."""
-DEMO = Path(__file__).parent / "agents" / "demo.py"
+DEMO = Path(__file__).parent / "agents" / "demo" / "demo_agent.py"
 
 
 class StartError(Exception):
@@ -76,12 +79,12 @@ async def build_app(
     app = web.Application(middlewares=[answer], client_max_size=MAX_BODY_BYTES)
     app[FIRST_TOKENS] = []
     tasks = supervisor or Supervisor()
-    app[BODIES] = Bodies(
-        max_bytes=settings.max_body_bytes,
-        max_bytes_per_app=settings.max_body_bytes_per_app,
+    limits = app[INCOMING_LIMITS] = IncomingLimits(
+        ByteBudget(settings.max_body_bytes, settings.max_body_bytes_per_app),
         timeout=settings.body_timeout_secs,
         stall_timeout=settings.stall_timeout_secs,
     )
+    app[BODIES] = Bodies(limits)
     app.on_response_prepare.extend((sign, label))
 
     async def house(app: web.Application) -> AsyncIterator[None]:
@@ -278,8 +281,8 @@ def own_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_folder(folder)
         folder.chmod(0o700)
-        with beneath.folder(folder) as parent:
-            lock = beneath.open_file("lock", parent, os.O_RDWR | os.O_CREAT)
+        with safe_files.folder(folder) as parent:
+            lock = safe_files.open_file("lock", parent, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise StartError(f"CLAWDFORGE_DATA_DIR: {folder}: {error.strerror}") from None
     with lock:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from .codec import dumps
 from .config import Settings
-from .escapes import json_text, one_line, visible
+from .escaping import json_text, one_line, visible
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs

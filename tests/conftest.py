@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from .harness import (
+from .support.harness import (
     ADMIN,
     Client,
     Clock,
@@ -27,7 +27,7 @@ from .harness import (
     local_server,
     start_server,
 )
-from .raw_socket import RawSocket, open_raw_socket
+from .support.raw_socket import RawSocket, open_raw_socket
 
 SECRET = re.compile(rf"{ADMIN}|(cf|cft|ff)_[A-Za-z0-9_-]{{40}}")
 """A token, a ticket or a file token: no log may have one."""

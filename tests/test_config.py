@@ -29,7 +29,7 @@ from server.config import (
 from server.errors import not_stored
 
 from .conftest import Serve
-from .harness import PATIENCE, ROOT
+from .support.harness import PATIENCE, ROOT
 
 
 def read(name: str, value: str) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from server.agents import stderr
+from server.agents.host import stderr
 from server.logs import JsonFormatter, TextFormatter
 
 from .conftest import Serve, Spawn
-from .harness import (
+from .support.harness import (
     ADMIN,
     ROOT,
     Json,

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.metrics import Metrics
 
 from .conftest import Serve
-from .harness import ROOT, LocalServer, eventually, script
+from .support.harness import ROOT, LocalServer, eventually, script
 
 PAGE = (ROOT / "docs" / "metrics.md").read_text("utf-8")
 DOCUMENTED = re.findall(r"^\| `(clawdforge_\w+)` \| (\w+) \|", PAGE, re.MULTILINE)

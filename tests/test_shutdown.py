@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 
 from .conftest import Spawn
-from .harness import Client, descendants, eventually, is_running, new_client, script
+from .support.harness import Client, descendants, eventually, is_running, new_client, script
 
 
 async def test_a_running_turn_may_finish_and_its_end_is_kept(

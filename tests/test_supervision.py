@@ -13,12 +13,12 @@ import pytest
 from server.__main__ import serve as serve_forever
 from server.config import Settings
 from server.errors import Error
-from server.log import SessionLog
-from server.store import Store
+from server.sessions.event_log import SessionLog
+from server.storage.database import Store
 from server.tasks import CriticalTaskError, Loop, Supervisor, Tasks
 
 from .conftest import Serve
-from .harness import ADMIN, MOCKS, Client, Deadline, eventually, script
+from .support.harness import ADMIN, MOCKS, Client, Deadline, eventually, script
 
 CRITICAL = "log-writer"
 OF_THE_SERVER = {

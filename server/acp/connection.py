@@ -17,20 +17,22 @@ from typing import Any
 
 from aiohttp import web
 
-from .. import __version__, frames
-from ..auth import Credential, unauthorized
+from .. import __version__
+from ..auth.tokens import Credential, unauthorized
 from ..codec import aside, dumps, loads
 from ..errors import CloseCode, Error, bad_request, not_found, session_closed
-from ..failures import failure_of
-from ..peer import WRITE_BYTES, Goodbye, Peer
-from ..schema import SessionRow
-from ..session import Session
-from ..sessions import Sessions
-from . import messages, rpc, story
-from .attachment import Attachment
-from .fit import MAX_MESSAGE_BYTES
-from .messages import NAMESPACE, Wishes
-from .rpc import RpcError
+from ..sessions import entries
+from ..sessions.registry import Sessions
+from ..sessions.session import Session
+from ..storage.failures import failure_of
+from ..storage.schema import SessionRow
+from ..ws.connection import WRITE_BYTES, Goodbye, Peer
+from . import jsonrpc, translate
+from . import params as messages
+from .jsonrpc import RpcError
+from .params import NAMESPACE, Wishes
+from .subscription import Attachment
+from .truncate import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class Connection(Peer):
         self._ids = itertools.count(1)
         self._cancels: dict[bytes, Callable[[], object]] = {}
         self._waiting = 0
-        self._calls: dict[str, Callable[[rpc.Request], Awaitable[None]]] = {
+        self._calls: dict[str, Callable[[jsonrpc.Request], Awaitable[None]]] = {
             "initialize": self._initialize,
             "session/new": self._new,
             "session/load": self._load,
@@ -131,7 +133,7 @@ class Connection(Peer):
             if size >= WRITE_BYTES:
                 break
         # Answers first: `session/new` is answered before its session's updates.
-        return [*self._take_outbox(), *map(frames.websocket_text, told)]
+        return [*self._take_outbox(), *map(entries.websocket_text, told)]
 
     def _has_more(self) -> bool:
         return any(attachment.has_more for attachment in self._attached.values())
@@ -143,48 +145,50 @@ class Connection(Peer):
 
     async def _command(self, data: bytes) -> None:
         try:
-            message = await aside(rpc.parse, data)
+            message = await aside(jsonrpc.parse, data)
         except RpcError as error:
-            self.send(rpc.error(error.request_id, error))
+            self.send(jsonrpc.error(error.request_id, error))
             if not self._initialized:
                 self._refuse_to_begin()
             return
-        begins = isinstance(message, rpc.Request) and message.method == "initialize"
+        begins = isinstance(message, jsonrpc.Request) and message.method == "initialize"
         if not (self._initialized or begins):
             self._refuse_to_begin()
             return
         match message:
-            case rpc.Request():
+            case jsonrpc.Request():
                 await self._answer(message, self._call(message))
-            case rpc.Notification(method="session/cancel"):
+            case jsonrpc.Notification(method="session/cancel"):
                 await self._cancel(message.params)
-            case rpc.Notification(method="$/cancel_request"):
+            case jsonrpc.Notification(method="$/cancel_request"):
                 self._cancel_request(message.params)
-            case rpc.Response():
+            case jsonrpc.Response():
                 self._take_answer(message)
 
     def _refuse_to_begin(self) -> None:
         self.close(Goodbye(CloseCode.PROTOCOL_ERROR, "the first message must be initialize"))
 
-    def _call(self, request: rpc.Request) -> Awaitable[None]:
+    def _call(self, request: jsonrpc.Request) -> Awaitable[None]:
         call = self._calls.get(request.method)
         if call is None:
             return _fail(
-                RpcError(rpc.METHOD_NOT_FOUND, f"no such method: {request.method[:TITLE_LENGTH]}")
+                RpcError(
+                    jsonrpc.METHOD_NOT_FOUND, f"no such method: {request.method[:TITLE_LENGTH]}"
+                )
             )
         return call(request)
 
-    async def _answer(self, request: rpc.Request, call: Awaitable[None]) -> None:
+    async def _answer(self, request: jsonrpc.Request, call: Awaitable[None]) -> None:
         """Await *call*; what it raises is the answer."""
         try:
             await call
         except RpcError as error:
-            self.send(rpc.error(request.id, error))
+            self.send(jsonrpc.error(request.id, error))
         except Exception as error:  # noqa: BLE001 - failure_of logs it
             failure = failure_of(error, f"{request.method} of {self.name}")
-            self.send(rpc.error(request.id, RpcError.of(failure)))
+            self.send(jsonrpc.error(request.id, RpcError.of(failure)))
 
-    def _later(self, request: rpc.Request, call: Coroutine[Any, Any, None]) -> None:
+    def _later(self, request: jsonrpc.Request, call: Coroutine[Any, Any, None]) -> None:
         """Carry out behind the reader's back what may wait for an agent."""
         try:
             self._check_waiting()
@@ -202,7 +206,9 @@ class Connection(Peer):
             self._waiting -= 1
             self._forget(request)
             if task.cancelled():
-                self.send(rpc.error(request.id, RpcError(rpc.REQUEST_CANCELLED, "cancelled")))
+                self.send(
+                    jsonrpc.error(request.id, RpcError(jsonrpc.REQUEST_CANCELLED, "cancelled"))
+                )
 
         task.add_done_callback(carried_out)
         self._cancels[request.key] = task.cancel
@@ -211,19 +217,19 @@ class Connection(Peer):
         if self._waiting >= MAX_WAITING:
             raise Error("rate_limited", "the last requests are not through yet")
 
-    def _forget(self, request: rpc.Request) -> None:
+    def _forget(self, request: jsonrpc.Request) -> None:
         """It is answered, and cannot be cancelled any more."""
         self._cancels.pop(request.key, None)
 
-    def _reply(self, request: rpc.Request, result: Any) -> None:
-        self.send(rpc.result(request.id, result))
+    def _reply(self, request: jsonrpc.Request, result: Any) -> None:
+        self.send(jsonrpc.result(request.id, result))
 
     # The beginning.
 
-    async def _initialize(self, request: rpc.Request) -> None:
+    async def _initialize(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.Initialize, request.params)
         if self._initialized:
-            raise RpcError(rpc.INVALID_REQUEST, "the connection is initialized already")
+            raise RpcError(jsonrpc.INVALID_REQUEST, "the connection is initialized already")
         self._wishes = params.wishes.over(self._wishes)
         agent = await self._sessions.choose_agent(self._wishes.agent)
         capabilities = await self._sessions.backend.capabilities(agent)
@@ -246,13 +252,13 @@ class Connection(Peer):
 
     # Sessions.
 
-    async def _new(self, request: rpc.Request) -> None:
+    async def _new(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.NewSession, request.params)
         if self._only is not None:
             raise Error("forbidden", "a ticket is for its one session")
         self._later(request, self._create(request, params))
 
-    async def _create(self, request: rpc.Request, params: messages.NewSession) -> None:
+    async def _create(self, request: jsonrpc.Request, params: messages.NewSession) -> None:
         wishes = params.wishes.over(self._wishes)
         permission = "ask" if self._sessions.backend.can_ask else "approve-all"
         # Without workspace roots each session has a folder of its own, whatever the client names.
@@ -299,21 +305,21 @@ class Connection(Peer):
         if not failed and not self._sessions.is_draining:
             await self._sessions.close(creating.result(), "client")
 
-    async def _load(self, request: rpc.Request) -> None:
+    async def _load(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.LoadSession, request.params)
         attachment = await self._attached_to(params.session_id)
         for answer in attachment.replay(request):
             self.send(answer)
         self.wake()
 
-    async def _resume(self, request: rpc.Request) -> None:
+    async def _resume(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.ResumeSession, request.params)
         attachment = await self._attached_to(params.session_id)
         self._reply(request, attachment.settings())
         for ask in attachment.ask_pending():
             self.send(ask)
 
-    async def _list(self, request: rpc.Request) -> None:
+    async def _list(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.ListSessions, request.params)
         if self._only is not None:
             rows = [(await self._session(self._only)).row]
@@ -328,7 +334,7 @@ class Connection(Peer):
             page["nextCursor"] = _cursor(rows[PAGE - 1].n)
         self._reply(request, page)
 
-    async def _close_session(self, request: rpc.Request) -> None:
+    async def _close_session(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.CloseSession, request.params)
         session = await self._session(params.session_id)
         attachment = self._attached.get(session.id)
@@ -340,7 +346,7 @@ class Connection(Peer):
         self._sessions.closing.spawn(self._answer(request, close), name)
 
     async def _close_and_answer(
-        self, request: rpc.Request, session: Session, attachment: Attachment | None
+        self, request: jsonrpc.Request, session: Session, attachment: Attachment | None
     ) -> None:
         await self._sessions.close(session, "client")
         if attachment is None:
@@ -385,9 +391,9 @@ class Connection(Peer):
 
     # Turns.
 
-    async def _prompt(self, request: rpc.Request) -> None:
+    async def _prompt(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.Prompt, request.params)
-        blocks = frames.parse_blocks(params.prompt)
+        blocks = entries.parse_blocks(params.prompt)
         attachment = await self._attached_to(params.session_id)
         self._credential.check()
         turn, _ = await attachment.session.prompt(dumps(blocks), request_id=self._request_id)
@@ -417,11 +423,11 @@ class Connection(Peer):
             params = messages.read(messages.CancelRequest, value)
         except RpcError:
             return
-        cancel = self._cancels.get(rpc.key_of(params.request_id))
+        cancel = self._cancels.get(jsonrpc.key_of(params.request_id))
         if cancel is not None:
             cancel()
 
-    def _take_answer(self, response: rpc.Response) -> None:
+    def _take_answer(self, response: jsonrpc.Response) -> None:
         """The client's answer to a permission request; the first of any client counts."""
         for attachment in self._attached.values():
             for request_id, asked in tuple(attachment.asked.items()):
@@ -452,20 +458,22 @@ class Connection(Peer):
 
     # Settings.
 
-    async def _set_mode(self, request: rpc.Request) -> None:
+    async def _set_mode(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.SetMode, request.params)
-        await self._set(request, params.session_id, frames.SetMode(mode=params.mode_id))
+        await self._set(request, params.session_id, entries.SetMode(mode=params.mode_id))
 
-    async def _set_model(self, request: rpc.Request) -> None:
+    async def _set_model(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.SetModel, request.params)
-        await self._set(request, params.session_id, frames.SetModel(model=params.model_id))
+        await self._set(request, params.session_id, entries.SetModel(model=params.model_id))
 
-    async def _set_config_option(self, request: rpc.Request) -> None:
+    async def _set_config_option(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.SetConfigOption, request.params)
-        setting = frames.SetConfigOption(key=params.config_id, value=params.value)
+        setting = entries.SetConfigOption(key=params.config_id, value=params.value)
         await self._set(request, params.session_id, setting)
 
-    async def _set(self, request: rpc.Request, session_id: str, setting: frames.Setting) -> None:
+    async def _set(
+        self, request: jsonrpc.Request, session_id: str, setting: entries.Setting
+    ) -> None:
         attachment = await self._attached_to(session_id)
         self._check_waiting()
         # Asked for now: the client's next prompt waits for it.
@@ -497,7 +505,7 @@ def _info(row: SessionRow) -> Json:
         "sessionId": row.id,
         "cwd": row.cwd,
         **({"title": title[:TITLE_LENGTH]} if isinstance(title, str) else {}),
-        "updatedAt": story.iso_time(row.last_turn_at or row.created_at),
+        "updatedAt": translate.iso_time(row.last_turn_at or row.created_at),
         "_meta": {NAMESPACE: ours},
     }
 

@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .. import beneath
+from .. import safe_files
 from ..app import FolderTakenError, check_folder, own_folder
 from ..config import Settings
-from ..schema import SchemaError
-from ..store import check_file, copy_database
-from . import house
+from ..storage.database import check_file, copy_database
+from ..storage.schema import SchemaError
+from . import admin
 
 DATABASE = "clawdforge.db"
 BESIDE = ("acpx", "acpx-cli", "workspaces", "uploads")
@@ -37,7 +37,7 @@ NO_BACKUP = "no backup of clawdforge"
 def add_to(commands: Any) -> None:
     """Add this module's commands to a parser's."""
     text = "write all that is kept into an archive, also while the server runs"
-    one = commands.add_parser("backup", help=text, description=house.sentence(text))
+    one = commands.add_parser("backup", help=text, description=admin.sentence(text))
     one.add_argument("archive", type=Path, help="the file to make, clawdforge.tar.gz say")
     one.add_argument(
         "--without-files",
@@ -47,7 +47,7 @@ def add_to(commands: Any) -> None:
     one.set_defaults(run=backup)
 
     text = "put an archive's content into the data folder of a stopped server"
-    one = commands.add_parser("restore", help=text, description=house.sentence(text))
+    one = commands.add_parser("restore", help=text, description=admin.sentence(text))
     one.add_argument("archive", type=Path, help="what backup made")
     one.add_argument(
         "--replace",
@@ -65,7 +65,7 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
         source.stat()
         check_folder(settings.data_dir)
     except OSError as error:
-        raise house.CommandError(f"there is no database: {source}: {error.strerror}") from None
+        raise admin.CommandError(f"there is no database: {source}: {error.strerror}") from None
     try:
         with tempfile.TemporaryDirectory(dir=archive.absolute().parent, prefix=".backup-") as made:
             part = Path(made) / "part"  # of this backup alone, until it is whole
@@ -76,13 +76,13 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
             ):
                 copy_database(source, Path(made) / DATABASE)
                 tar.add(Path(made) / DATABASE, DATABASE)
-                with beneath.folder(settings.data_dir) as data:
+                with safe_files.folder(settings.data_dir) as data:
                     for name in folders:
                         _add(tar, data, settings.data_dir / name, name)
             part.replace(archive)
     except (OSError, sqlite3.Error) as error:
-        raise house.CommandError(f"{archive}: {_why(error)}") from None
-    house.say(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
+        raise admin.CommandError(f"{archive}: {_why(error)}") from None
+    admin.say(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
     return 0
 
 
@@ -112,7 +112,7 @@ def _add(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
                 children = sorted(os.listdir(folder))  # noqa: PTH208
                 tar.addfile(info)
             elif stat.S_ISREG(found.st_mode):
-                file = stack.enter_context(beneath.open_file(path.name, parent))
+                file = stack.enter_context(safe_files.open_file(path.name, parent))
                 info.size = os.fstat(file.fileno()).st_size
                 tar.addfile(info, _Padded(file))
             elif stat.S_ISLNK(found.st_mode):
@@ -121,7 +121,7 @@ def _add(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            house.say(f"clawdforge: left out: {path}: {error.strerror}", file=sys.stderr)
+            admin.say(f"clawdforge: left out: {path}: {error.strerror}", file=sys.stderr)
             return
         for child in children:
             _add(tar, folder, path / child, f"{name}/{child}")
@@ -155,7 +155,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
         with own_folder(folder):
             old = [name for name in (DATABASE, *BESIDE) if (folder / name).exists()]
             if old and not arguments.replace:
-                raise house.CommandError(
+                raise admin.CommandError(
                     f"{folder} has content: with --replace it is moved into a folder in it"
                 )
             with tempfile.TemporaryDirectory(dir=folder, prefix=".restore-") as made:
@@ -169,11 +169,11 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
                 for child in Path(made).iterdir():
                     _move(child, folder / child.name, mounts)
     except FolderTakenError as error:
-        raise house.CommandError(f"{error}: stop it first") from None
+        raise admin.CommandError(f"{error}: stop it first") from None
     except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
         moved = f"; what was moved already is in {aside}" if aside else ""
-        raise house.CommandError(f"{archive}: {_why(error)}{moved}") from None
-    house.say(f"{folder} is restored." + (f" What it had is in {aside}." if aside else ""))
+        raise admin.CommandError(f"{archive}: {_why(error)}{moved}") from None
+    admin.say(f"{folder} is restored." + (f" What it had is in {aside}." if aside else ""))
     return 0
 
 

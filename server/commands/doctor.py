@@ -17,15 +17,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import control
-from ..agents.acpx import AcpxError
 from ..agents.base import AgentInfo
+from ..agents.catalog import AcpxError
 from ..app import FolderTakenError, StartError, make_backend, own_folder
 from ..config import Settings
-from ..schema import SchemaError
-from ..store import check_file
-from ..upgrade import statements_of
-from . import house
+from ..storage.database import check_file
+from ..storage.import_v02 import statements_of
+from ..storage.schema import SchemaError
+from ..web import control_socket
+from . import admin
 
 LOW_DISK_BYTES = 1 << 30
 
@@ -50,10 +50,10 @@ def add_to(commands: Any) -> None:
     one = commands.add_parser(
         "doctor",
         help=text,
-        description=f"{house.sentence(text)} Exits with 1 where it is not well.",
+        description=f"{admin.sentence(text)} Exits with 1 where it is not well.",
     )
     one.add_argument("--json", action="store_true", help="an object a line")
-    one.set_defaults(run=functools.partial(house.run, doctor))
+    one.set_defaults(run=functools.partial(admin.run, doctor))
 
 
 async def doctor(
@@ -65,11 +65,11 @@ async def doctor(
         if arguments.json:
             print(json.dumps(dataclasses.asdict(one)), flush=True)
         else:
-            house.say(f"{one.mark:4}  {one.what:10}  {one.found}")
+            admin.say(f"{one.mark:4}  {one.what:10}  {one.found}")
             if one.advice is not None:
-                house.say(f"{'':17} -> {one.advice}")
+                admin.say(f"{'':17} -> {one.advice}")
     if bad:
-        raise house.CommandError(f"{bad} {'thing is' if bad == 1 else 'things are'} not well")
+        raise admin.CommandError(f"{bad} {'thing is' if bad == 1 else 'things are'} not well")
 
 
 async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
@@ -105,7 +105,7 @@ def _data(folder: Path) -> tuple[Finding, bool]:
     except StartError as error:
         advice = f"run as its user, or let this one own it: chown -R {os.getuid()} {folder}"
         return Finding("BAD", "data", str(error), advice), False
-    if not (folder / control.NAME).is_socket():
+    if not (folder / control_socket.NAME).is_socket():
         advice = "it is starting or stopping, or the folder can hold no socket: look again"
         return Finding("note", "data", f"{folder}: a server has it, without a socket", advice), True
     return Finding("ok", "data", f"{folder}, and a server runs on it"), True

@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ..agents import stderr
+from ..agents.host import stderr
 from ..app import STDERR_FOLDER
 from ..codec import parse_message
 from ..config import Settings
-from ..escapes import json_text, visible
-from ..schema import SessionRow
-from ..store import Store
-from . import house
+from ..escaping import json_text, visible
+from ..storage.database import Store
+from ..storage.schema import SessionRow
+from . import admin
 
 PAGE_BYTES = 512 << 10
 
@@ -29,29 +29,29 @@ def add_to(commands: Any) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     text = "list the open sessions, the newest first"
-    one = actions.add_parser("list", help=text, description=house.sentence(text))
+    one = actions.add_parser("list", help=text, description=admin.sentence(text))
     one.add_argument("--app", metavar="NAME", help="only this app's")
     one.add_argument("--all", action="store_true", help="the closed ones, too")
     one.add_argument("--json", action="store_true", help="an object a line")
-    one.set_defaults(run=functools.partial(house.run, show))
+    one.set_defaults(run=functools.partial(admin.run, show))
 
     text = "close a session; what runs is cancelled, its sockets close"
-    one = actions.add_parser("close", help=text, description=house.sentence(text))
+    one = actions.add_parser("close", help=text, description=admin.sentence(text))
     one.add_argument("session_id")
-    one.set_defaults(run=functools.partial(house.run, close))
+    one.set_defaults(run=functools.partial(admin.run, close))
 
     text = "show the end of what a session's agent wrote on stderr: why it does not work, say"
-    one = actions.add_parser("stderr", help=text, description=house.sentence(text))
+    one = actions.add_parser("stderr", help=text, description=admin.sentence(text))
     one.add_argument("session_id")
     one.add_argument(
         "--raw",
         action="store_true",
         help="every byte as it is, for a pipe or a file: a terminal would obey some of them",
     )
-    one.set_defaults(run=functools.partial(house.run, show_stderr))
+    one.set_defaults(run=functools.partial(admin.run, show_stderr))
 
     text = "write a session's log to stdout"
-    one = actions.add_parser("export", help=text, description=house.sentence(text))
+    one = actions.add_parser("export", help=text, description=admin.sentence(text))
     one.add_argument("session_id")
     one.add_argument(
         "--format",
@@ -59,13 +59,13 @@ def add_to(commands: Any) -> None:
         default="ndjson",
         help="ndjson: every entry as it is, one a line (default); markdown: to be read",
     )
-    one.set_defaults(run=functools.partial(house.run, export))
+    one.set_defaults(run=functools.partial(admin.run, export))
 
 
 async def show(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with house.reading(settings) as store:
+    async with admin.reading(settings) as store:
         rows = await store.all_sessions(include_closed=arguments.all)
     rows = [row for row in rows if arguments.app in (None, row.app_name)]
     if arguments.json:
@@ -77,7 +77,7 @@ async def show(
         used = _moment(row.last_turn_at or row.created_at)
         state = "open" if row.closed_at is None else f"closed ({row.close_reason})"
         cells.append((row.id, row.app_name, row.agent, state, str(row.turn_count), used))
-    house.say(house.table(cells))
+    admin.say(admin.table(cells))
 
 
 def _view(row: SessionRow) -> dict[str, Any]:
@@ -104,9 +104,9 @@ def _moment(seconds: float) -> str:
 async def close(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with house.open_house(settings, environ) as opened:
+    async with admin.open_house(settings, environ) as opened:
         first = await opened.close_session(arguments.session_id)
-    house.say(
+    admin.say(
         f"The session {arguments.session_id} is closed." if first else "It was closed already."
     )
 
@@ -114,10 +114,10 @@ async def close(
 async def show_stderr(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with house.reading(settings) as store:
+    async with admin.reading(settings) as store:
         row = await store.session(arguments.session_id)
     if row is None:
-        raise house.CommandError("no such session")
+        raise admin.CommandError("no such session")
     try:
         text = stderr.read(settings.data_dir / STDERR_FOLDER, row.id)
     except FileNotFoundError:
@@ -130,10 +130,10 @@ async def show_stderr(
 async def export(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with house.reading(settings) as store:
+    async with admin.reading(settings) as store:
         row = await store.session(arguments.session_id)
         if row is None:
-            raise house.CommandError("no such session")
+            raise admin.CommandError("no such session")
         if arguments.format == "ndjson":
             async for line in _lines(store, row):
                 # The same JSON, in which a terminal finds nothing to obey.

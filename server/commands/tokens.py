@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..config import Settings
-from . import house
+from . import admin
 
 
 def add_to(commands: Any) -> None:
@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     text = "make a token for an app; it is shown this once"
-    one = actions.add_parser("add", help=text, description=house.sentence(f"{text}, on stdout"))
+    one = actions.add_parser("add", help=text, description=admin.sentence(f"{text}, on stdout"))
     one.add_argument("name", help="the app's name: letters, digits, dots, dashes, underscores")
     one.add_argument(
         "--network",
@@ -30,23 +30,23 @@ def add_to(commands: Any) -> None:
         metavar="CIDR",
         help="take the token only from this network, 10.0.0.0/8 say; may be repeated",
     )
-    one.set_defaults(run=functools.partial(house.run, add))
+    one.set_defaults(run=functools.partial(admin.run, add))
 
     text = "list the tokens: names and networks, never the tokens themselves"
-    one = actions.add_parser("list", help=text, description=house.sentence(text))
+    one = actions.add_parser("list", help=text, description=admin.sentence(text))
     one.add_argument("--json", action="store_true", help="an object a line")
-    one.set_defaults(run=functools.partial(house.run, show))
+    one.set_defaults(run=functools.partial(admin.run, show))
 
     text = "take a token back; it is worth nothing from now on, and its sockets close"
-    one = actions.add_parser("revoke", help=text, description=house.sentence(text))
+    one = actions.add_parser("revoke", help=text, description=admin.sentence(text))
     one.add_argument("name", help="the app's name")
-    one.set_defaults(run=functools.partial(house.run, revoke))
+    one.set_defaults(run=functools.partial(admin.run, revoke))
 
 
 async def add(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with house.open_house(settings, environ, must_exist=False) as opened:
+    async with admin.open_house(settings, environ, must_exist=False) as opened:
         token = await opened.add_token(arguments.name, arguments.network)
     print(token)
     print("It is shown this once; only its hash is kept.", file=sys.stderr)
@@ -55,7 +55,7 @@ async def add(
 async def show(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with house.reading(settings) as store:
+    async with admin.reading(settings) as store:
         rows = await store.tokens()
     if arguments.json:
         for row in rows:
@@ -67,12 +67,12 @@ async def show(
         made = datetime.fromtimestamp(row.created_at, UTC)
         networks = ", ".join(json.loads(row.ip_cidrs)) or "any"
         cells.append((row.name, networks, f"{made:%Y-%m-%d %H:%M}"))
-    house.say(house.table(cells))
+    admin.say(admin.table(cells))
 
 
 async def revoke(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with house.open_house(settings, environ) as opened:
+    async with admin.open_house(settings, environ) as opened:
         await opened.revoke_token(arguments.name)
-    house.say(f"The token of {arguments.name} is revoked.")
+    admin.say(f"The token of {arguments.name} is revoked.")

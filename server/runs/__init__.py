@@ -1,1 +1,4 @@
-"""What ``/run`` is made of: places, a run on its way, and the two ways to its answer."""
+"""The one-shot `/run`: a bare `claude -p`, or one prompt to another agent.
+
+Imports `sessions`, `agents`, `uploads`, `storage` and the root modules.
+"""

@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import beneath
-from ..agents import processes
-from ..agents.programs import Program, Programs
+from .. import safe_files
+from ..agents.process import process_tree
+from ..agents.process.programs import Program, Programs
 from ..errors import Error
-from ..files import annotate
+from ..uploads.files import annotate
 from .answers import MAX_OUTPUT_BYTES, Answer, too_long
 from .outcome import Output, find_result, read_answer
 from .run import Run, RunRequest, ended, leave_nothing, run_place
@@ -74,7 +74,7 @@ class Claude:
     async def _output(self, run: Run, path: str, folder: Path, stdin: int) -> Output:
         program = await self._programs.start(
             claude_argv(path, run.request, folder),
-            environ={**claude_environ(self._environ, run.timeout), processes.MARK: run.id},
+            environ={**claude_environ(self._environ, run.timeout), process_tree.MARK: run.id},
             cwd=folder / WORK,
             stdin=stdin,
         )
@@ -84,7 +84,7 @@ class Claude:
             await program.close()
 
     async def _watch(self, run: Run, program: Program) -> Output:
-        capture = _Capture(program, f"{processes.MARK}={run.id}".encode())
+        capture = _Capture(program, f"{process_tree.MARK}={run.id}".encode())
         in_time: list[bytes] = []
 
         def terminate() -> None:
@@ -183,10 +183,10 @@ def _system_file(folder: Path) -> Path:
 def _prepare(folder: Path, request: RunRequest) -> int:
     """Make the run's folder; the prompt, as a file in memory that can be its stdin."""
     place = run_place(folder)
-    beneath.make_folder(*place)
-    beneath.make_folder(*place, WORK)
+    safe_files.make_folder(*place)
+    safe_files.make_folder(*place, WORK)
     if request.system is not None and _is_long(request.system):
-        with beneath.new_file(*place, _system_file(folder).name) as file:
+        with safe_files.new_file(*place, _system_file(folder).name) as file:
             file.write(request.system.encode())
     descriptor = os.memfd_create("prompt")
     try:
@@ -235,7 +235,7 @@ class _Capture:
     async def _wait(self) -> int | None:
         status = await self._program.wait()
         if status is None:  # what its supervisor did not see to
-            await asyncio.to_thread(processes.kill_marked, self._mark)
+            await asyncio.to_thread(process_tree.kill_marked, self._mark)
         return status
 
     async def _read(self) -> None:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..agents.agent_errors import login_required
-from ..agents.last_words import last_words, redact
+from ..agents.failures import login_required
+from ..agents.program_output import last_words, redact
 from ..codec import parse_message
 from .answers import Answer, RunFailed, result_json
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import beneath
+from .. import safe_files
 from .answers import Answer, RunFailed
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def run_place(folder: Path) -> tuple[Path, str, str]:
 def leave_nothing(folder: Path) -> None:
     """Remove a run's folder."""
     try:
-        beneath.remove(*run_place(folder))
+        safe_files.remove(*run_place(folder))
     except OSError as error:
         logger.error("a run's folder cannot be removed: %s", error)
 

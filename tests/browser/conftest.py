@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, async_playwright, expect
 
-from ..harness import MOCKS, PATIENCE, Client, LocalServer, local_server, mock_agent
+from ..support.harness import MOCKS, PATIENCE, Client, LocalServer, local_server, mock_agent
 from .scenes import PLAYS
 from .tab import DESKTOP, WATCH, Tab
 

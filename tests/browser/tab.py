@@ -6,7 +6,7 @@ import re
 
 from playwright.async_api import Locator, Page, Request, expect
 
-from ..harness import ROOT
+from ..support.harness import ROOT
 
 PICTURES = ROOT / ".pytest_cache" / "screenshots"
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"

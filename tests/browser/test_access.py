@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from ..harness import Client, script
+from ..support.harness import Client, script
 from .conftest import OpenTab
 from .tab import PHONE, Tab
 

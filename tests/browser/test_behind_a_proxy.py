@@ -6,8 +6,8 @@ from pathlib import Path
 
 from playwright.async_api import Browser, expect
 
-from .. import proxies
-from ..harness import Client, LocalServer
+from ..support import proxies
+from ..support.harness import Client, LocalServer
 from .tab import WATCH, Tab
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.async_api import FilePayload, Route, WebSocketRoute, expect
 
-from ..harness import Client, LocalServer, eventually, script
+from ..support.harness import Client, LocalServer, eventually, script
 from .conftest import OpenTab
 from .tab import Tab
 

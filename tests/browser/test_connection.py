@@ -11,7 +11,7 @@ from typing import Any
 
 from playwright.async_api import expect
 
-from ..harness import ServerProcess, http_session, new_client, script, start_server
+from ..support.harness import ServerProcess, http_session, new_client, script, start_server
 from .conftest import OpenTab
 from .tab import Tab
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import ConsoleMessage, Page, expect
 
-from ..harness import ROOT, Client, script
+from ..support.harness import ROOT, Client, script
 from .conftest import OpenTab
 from .tab import Tab
 

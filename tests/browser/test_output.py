@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.async_api import expect
 
-from ..harness import script
+from ..support.harness import script
 from .tab import Tab
 
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.async_api import expect
 
-from ..harness import Client
+from ..support.harness import Client
 from .conftest import OpenTab
 from .scenes import CHECK, FLAKY, OTHERS
 from .tab import DESKTOP, PHONE

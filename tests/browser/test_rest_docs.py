@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from playwright.async_api import Page, expect
 
-from server.operations import OPERATIONS
+from server.web.operations import OPERATIONS
 
-from ..harness import Client
+from ..support.harness import Client
 from .conftest import OpenTab
 from .tab import PHONE
 

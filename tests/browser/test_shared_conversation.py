@@ -7,8 +7,8 @@ import asyncio
 import acp
 from playwright.async_api import expect
 
-from ..acp_sdk import Me, dial, steps
-from ..harness import Client, Deadline
+from ..support.acp_sdk import Me, dial, steps
+from ..support.harness import Client, Deadline
 from .tab import Tab
 
 

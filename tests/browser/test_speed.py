@@ -11,7 +11,7 @@ from typing import Any
 
 from playwright.async_api import expect
 
-from ..harness import Client, LocalServer, script
+from ..support.harness import Client, LocalServer, script
 from .conftest import OpenTab
 from .tab import Tab
 

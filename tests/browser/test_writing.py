@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.async_api import FilePayload, expect
 
-from ..harness import Client, script
+from ..support.harness import Client, script
 from .conftest import OpenTab
 from .tab import PHONE, Tab
 

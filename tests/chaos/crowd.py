@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..conftest import Connect
-from ..harness import Client, Socket
-from ..raw_socket import RawSocket
+from ..support.harness import Client, Socket
+from ..support.raw_socket import RawSocket
 
 _ENTRY = re.compile(rb'\{"type":"(\w+)","seq":(\d+),')
 

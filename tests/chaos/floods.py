@@ -18,7 +18,7 @@ import time
 import zlib
 from collections import Counter
 
-from ..raw_socket import open_connection, read_head
+from ..support.raw_socket import open_connection, read_head
 
 PATHS = ("/sessions", "/run", "/files", "/admin/tokens")
 BLOCKS = 2048

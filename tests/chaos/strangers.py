@@ -15,7 +15,7 @@ import socket
 import sys
 from collections import Counter
 
-from ..raw_socket import open_connection, upgrade_request
+from ..support.raw_socket import open_connection, upgrade_request
 from .crowd import open_files
 
 AT_ONCE = 1000

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import aiohttp
 
 from ..conftest import Connect, Spawn
-from ..harness import Deadline, eventually, new_client
-from ..raw_socket import TEXT, RawSocket, open_connection, read_head
+from ..support.harness import Deadline, eventually, new_client
+from ..support.raw_socket import TEXT, RawSocket, open_connection, read_head
 from .conftest import LONG, Scenario
 from .crowd import open_files, p99, resident_kb, turn_times
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 
 from ..conftest import Spawn
-from ..harness import (
+from ..support.harness import (
     Client,
     Deadline,
     Json,

@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 
 from ..conftest import Spawn
-from ..harness import (
+from ..support.harness import (
     Client,
     Json,
     ServerProcess,

@@ -8,7 +8,7 @@ import random
 import time
 
 from ..conftest import Serve
-from ..harness import script, texts_of
+from ..support.harness import script, texts_of
 from .conftest import Scenario
 
 AGENTS = 4

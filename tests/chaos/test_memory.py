@@ -10,8 +10,8 @@ import json
 import aiohttp
 
 from ..conftest import Connect, Spawn
-from ..harness import new_client, script
-from ..raw_socket import open_connection
+from ..support.harness import new_client, script
+from ..support.raw_socket import open_connection
 from .conftest import Scenario
 from .crowd import resident_kb, turn_times
 

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from ..conftest import Spawn
-from ..harness import Client, Json, Socket, eventually, new_client, script
+from ..support.harness import Client, Json, Socket, eventually, new_client, script
 from .conftest import Scenario
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import aiohttp
 
 from ..conftest import Connect, Spawn
-from ..harness import ADMIN, Client, descendants, eventually, new_client, script
+from ..support.harness import ADMIN, Client, descendants, eventually, new_client, script
 from .conftest import Scenario
 
 CANARY = "a-prompt-that-is-nobodys-business"

@@ -9,8 +9,8 @@ import time
 import aiohttp
 
 from ..conftest import Connect, Spawn
-from ..harness import eventually, new_client, script
-from ..raw_socket import RawSocket
+from ..support.harness import eventually, new_client, script
+from ..support.raw_socket import RawSocket
 from .conftest import Scenario
 from .crowd import open_files, p99, resident_kb, turn_times
 

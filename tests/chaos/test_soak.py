@@ -10,7 +10,7 @@ from typing import NamedTuple
 import aiohttp
 
 from ..conftest import Connect, Spawn
-from ..harness import (
+from ..support.harness import (
     ADMIN,
     Client,
     ServerProcess,

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from ..conftest import Spawn
-from ..harness import Client, Json, ServerProcess, Socket, new_client, script
+from ..support.harness import Client, Json, ServerProcess, Socket, new_client, script
 from .conftest import Scenario
 
 

@@ -9,7 +9,7 @@ import time
 import aiohttp
 
 from ..conftest import Connect, Spawn
-from ..harness import Client, eventually, new_client, script
+from ..support.harness import Client, eventually, new_client, script
 from .conftest import Scenario
 from .crowd import Follower
 

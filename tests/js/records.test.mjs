@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { keepRecords } from '../../server/agents/records.mjs';
+import { keepRecords } from '../../server/agents/host/records.mjs';
 
 /** A store in memory that counts, and fails while it is told to. */
 function memory() {

@@ -1,0 +1,202 @@
+"""Agents through acpx's command line: a fresh ``acpx prompt`` for each turn.
+
+The plain way, and the fallback of the host. The first prompt of a session leaves an
+*owner* behind, the process of acpx that keeps the agent for the prompts to come; all
+processes of a session live below a starter of its own (``programs.py``) and end with it.
+
+What it costs: each command boots Node anew, and a prompt waits for the second of
+silence in which acpx ends the turn before it. What an agent says while nobody prompts
+it is not seen, messages come as acpx writes them, and acpx answers permission requests
+by a fixed policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from ... import safe_files
+from ...codec import parse_message
+from ...config import AgentCommand
+from ...tasks import Tasks
+from ..base import NEW, AgentInfo, AgentSpec, AgentState, Listener, Pressure, agent_unavailable
+from ..catalog import AcpxError, check_versions, describe
+from ..traits import Traits, traits_of
+from .agent import CliAgent
+from .commands import Acpx, AcpxCommands, socket_folder
+
+logger = logging.getLogger(__name__)
+
+CATALOG = Path(__file__).parent / "catalog.mjs"
+CATALOG_SECS = 20
+
+
+class CliBackend:
+    """The agents that are run through acpx's command line.
+
+    Args:
+        node: Node's executable.
+        state_dir: of the sessions' acpx homes.
+        agents: name to argv and environment, over acpx's own list.
+        environ: the environment of acpx and of every agent: an allow-list.
+        start_timeout: seconds for an agent to start and load its session.
+        pressure: whether the log has room.
+    """
+
+    can_ask = False
+    can_restore = False  # acpx sends the prompt as soon as it has loaded the session
+    restarts = 0  # there is no host
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        state_dir: Path,
+        agents: Mapping[str, AgentCommand],
+        environ: Mapping[str, str],
+        start_timeout: float,
+        pressure: Pressure,
+    ) -> None:
+        self._node = node
+        self._homes = state_dir / "homes"
+        self._no_mcp = state_dir / "no-mcp.json"
+        self._commands = agents
+        self._environ = environ
+        self._start_timeout = start_timeout
+        self._pressure = pressure
+        self._script = ""
+        self._tasks = Tasks()
+        self._agents: WeakSet[CliAgent] = WeakSet()
+        self._looking: asyncio.Task[dict[str, Any]] | None = None
+        self.versions: dict[str, str] = {}
+
+    async def start(self) -> None:
+        """Look whether the acpx is there that is needed.
+
+        Raises:
+            AcpxError: it is not.
+        """
+        await asyncio.to_thread(self._prepare)
+        catalog = await self._look()
+        self.versions = catalog["versions"]
+        check_versions(self.versions)
+        self._script = catalog["cli"]
+
+    def _prepare(self) -> None:
+        state = self._homes.parent
+        state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with safe_files.folder(state.parent, state.name, self._homes.name, make=True):
+            pass
+        safe_files.remove(state.parent, state.name, self._no_mcp.name)
+        with safe_files.new_file(state.parent, state.name, self._no_mcp.name) as file:
+            file.write(b'{"mcpServers": []}\n')
+        for home in self._homes.iterdir():  # of a server that was killed
+            shutil.rmtree(socket_folder(home), ignore_errors=True)
+
+    async def stop(self) -> None:
+        """Let the agents end in peace, for a moment, and then everything."""
+        await asyncio.gather(*(agent.hibernate() for agent in tuple(self._agents)))
+        await self._tasks.finish(0)
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+    def traits(self, name: str) -> Traits:
+        return traits_of(name, self._commands)
+
+    def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> CliAgent:
+        agent = CliAgent(
+            spec,
+            listener,
+            state,
+            find_commands=self._find_commands,
+            tasks=self._tasks,
+            start_timeout=self._start_timeout,
+            pressure=self._pressure,
+        )
+        self._agents.add(agent)
+        return agent
+
+    async def _find_commands(self, spec: AgentSpec) -> AcpxCommands:
+        command = self._commands.get(spec.agent)
+        return AcpxCommands(
+            Acpx(self._node, self._script, self._environ, self._no_mcp),
+            spec,
+            self._homes / spec.key,
+            agent_argv=command.argv if command else await self._find_agent(spec.agent),
+            agent_environ=command.env if command else {},
+        )
+
+    async def _find_agent(self, name: str) -> Sequence[str]:
+        """The command of an agent of acpx's own list."""
+        for agent in (await self._look_for_client())["agents"]:
+            launch = agent["launch"]
+            if agent["name"] == name and launch and launch["kind"] == "installed":
+                return [str(part) for part in launch["argv"]]
+        raise agent_unavailable(f"the agent {name!r} is not installed any more")
+
+    async def forget(self, key: str) -> None:
+        state = self._homes.parent
+        place = state.parent, state.name, self._homes.name, key
+        try:
+            await asyncio.to_thread(safe_files.remove, *place)
+        except OSError as error:
+            logger.error("session %s: acpx keeps its record: %s", key, error)
+
+    async def agents(self, only: str | None = None) -> list[AgentInfo]:
+        if only in self._commands:  # the server's own: acpx need not be asked
+            launches = [{"name": only, "launch": None}]
+        else:
+            found = (await self._look_for_client())["agents"]
+            launches = [one for one in found if only in (None, one["name"])]
+        return await asyncio.to_thread(
+            describe, launches, self._commands, self._environ.get("PATH")
+        )
+
+    async def capabilities(self, name: str) -> Mapping[str, Any]:
+        return {}  # acpx's commands do not tell
+
+    async def _look_for_client(self) -> dict[str, Any]:
+        try:
+            return await self._look()
+        except AcpxError as error:
+            raise agent_unavailable(str(error)) from None
+
+    async def _look(self) -> dict[str, Any]:
+        """What acpx says it is and knows, now; who asks at the same time is told the same."""
+        looking = self._looking
+        if looking is None or looking.done():
+            looking = self._looking = asyncio.create_task(self._run_catalog(), name="acpx-catalog")
+        return await asyncio.shield(looking)
+
+    async def _run_catalog(self) -> dict[str, Any]:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(self._node, str(CATALOG), *self._commands),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=dict(self._environ),
+                cwd=self._homes,
+            )
+        except OSError as error:
+            raise AcpxError(f"Node cannot be started: {error.strerror}") from None
+        try:
+            async with asyncio.timeout(CATALOG_SECS):
+                output, stderr = await process.communicate()
+        except TimeoutError:
+            raise AcpxError(f"acpx's list of agents took over {CATALOG_SECS} s") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        catalog = parse_message(output)
+        if process.returncode != 0 or catalog is None:
+            logger.error("acpx: %s", stderr[-1000:].decode(errors="replace"))
+            raise AcpxError("acpx cannot be used; is it installed? `make run` does it")
+        return catalog

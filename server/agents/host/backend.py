@@ -1,0 +1,260 @@
+"""Agents through one warm acpx host, with the server at the seam.
+
+The host (``host.mjs``) embeds acpx: its registry, handshakes, sessions, load
+and resume, modes and models. Prompts go through it to the agent; what the agent
+says is seen at the seam (``seam.py``) before acpx has it. The host is a part
+that may fail: when it does, its agents die with it, their turns end, and it is
+started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ... import safe_files
+from ...config import AgentCommand
+from ...errors import Error
+from ...tasks import Semaphores, Supervisor, Tasks
+from ..base import (
+    NEW,
+    AgentInfo,
+    AgentSpec,
+    AgentState,
+    Context,
+    Listener,
+    Pressure,
+    Wanted,
+    agent_unavailable,
+)
+from ..catalog import describe
+from ..program_output import secrets_in
+from ..traits import Traits, traits_of
+from .agent import HostAgent
+from .handover import Attachments
+from .process import CallError, HostGoneError, HostProcess
+from .stderr import StderrFiles
+
+logger = logging.getLogger(__name__)
+
+LAUNCHER = Path(__file__).parent / "launch.py"
+STARTS_AT_ONCE = 4
+CLOSES_AT_ONCE = 4
+"""Of one app: a start may take as long as `CLAWDFORGE_AGENT_START_TIMEOUT_SECS`."""
+PROBE_SECS = 10
+SESSIONS = "sessions"
+"""acpx's folder of records, in its own folder."""
+
+
+class _Nobody:
+    """Listens to an agent that is asked for nothing."""
+
+    wanted = Wanted()
+    owes_preface = False
+
+    def restored(self, setting: str, value: str) -> None: ...
+
+    def agent_changed(self, before: AgentState, after: AgentState) -> None: ...
+
+    def tool_called(self, update: Mapping[str, Any]) -> None: ...
+
+    def prompt_sent(self, context: Context) -> None: ...
+
+    def agent_notified(self, message: bytes) -> None: ...
+
+    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None: ...
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None: ...
+
+    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None: ...
+
+    def agent_gone(self) -> None: ...
+
+
+class HostBackend:
+    """The host process and the agents that it runs.
+
+    Args:
+        node: Node's executable.
+        state_dir: acpx's own folder.
+        stderr_dir: where the end of each session's agent's stderr is kept.
+        agents: name to argv and environment, over acpx's own list.
+        environ: the environment of the host and of every agent: an allow-list.
+        start_timeout: seconds for an agent to start and load its session.
+        pressure: whether the log has room.
+        supervisor: of the long-lived tasks.
+    """
+
+    can_ask = True
+    can_restore = True
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        state_dir: Path,
+        stderr_dir: Path,
+        agents: Mapping[str, AgentCommand],
+        environ: Mapping[str, str],
+        start_timeout: float,
+        pressure: Pressure,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        supervisor = supervisor or Supervisor()
+        self._state_dir = state_dir
+        self._commands = agents
+        self._environ = environ
+        hidden = secrets_in(environ, *(command.env for command in agents.values()))
+        self._attachments = Attachments(
+            agents,
+            pressure,
+            StderrFiles(stderr_dir, supervisor, hidden),
+            supervisor,
+            state_dir.parent,
+            environ,
+        )
+        self._host = HostProcess(
+            node=node,
+            state_dir=state_dir,
+            config={
+                "stateDir": str(state_dir),
+                "cwd": str(state_dir),
+                "launcher": [sys.executable, "-I", "-S", str(LAUNCHER)],
+                "agents": {name: list(command.argv) for name, command in agents.items()},
+                "startTimeoutMs": int(start_timeout * 1000),
+            },
+            environ=environ,
+            seam_name=self._attachments.name,
+            spawned=self._attachments.announce,
+            ended=self._attachments.forget_announced,
+            supervisor=supervisor,
+        )
+        self._starts = Semaphores(STARTS_AT_ONCE)
+        self._closes = Semaphores(CLOSES_AT_ONCE)
+        self._tasks = Tasks()
+        self._capabilities: dict[str, Mapping[str, Any]] = {}
+        self._probes: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of ``acpx`` and ``node``, once it has started."""
+        return self._host.versions
+
+    @property
+    def restarts(self) -> int:
+        """How often the host has been started again."""
+        return self._host.restarts
+
+    @property
+    def seam_name(self) -> str:
+        """The abstract socket at which agents attach."""
+        return self._attachments.name
+
+    async def start(self) -> None:
+        """Start the host and wait until it serves.
+
+        Raises:
+            AcpxError: it does not start, or it is not the acpx that is needed.
+        """
+        await asyncio.to_thread(self._prepare_state_dir)
+        self._attachments.start()
+        try:
+            await self._host.start()
+        except BaseException:
+            await self._attachments.stop()
+            raise
+
+    def _prepare_state_dir(self) -> None:
+        top, name = self._state_dir.parent, self._state_dir.name
+        top.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with safe_files.folder(top, name, SESSIONS, make=True):
+            pass  # acpx follows links there, so it is no link
+        # What a killed server or host had only begun: probes, and records that acpx was writing.
+        for pattern in ("probe-*", f"{SESSIONS}/probe-*", f"{SESSIONS}/acpx-write*"):
+            for path in self._state_dir.glob(pattern):
+                with contextlib.suppress(OSError):
+                    safe_files.remove(top, name, *path.relative_to(self._state_dir).parts)
+
+    async def stop(self) -> None:
+        """Let the agents end in peace, for a moment, and then everything."""
+        await self._host.stop()
+        await self._attachments.stop()
+        await self._tasks.finish(0)
+
+    def traits(self, name: str) -> Traits:
+        return traits_of(name, self._commands)
+
+    def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> HostAgent:
+        return HostAgent(
+            self._host,
+            self._attachments,
+            self._tasks,
+            spec,
+            listener,
+            state,
+            starts=self._starts,
+            closes=self._closes,
+        )
+
+    async def capabilities(self, name: str) -> Mapping[str, Any]:
+        if name not in self._capabilities:
+            probe = self._probes.get(name)
+            if probe is None:
+                probe = self._probes[name] = self._tasks.spawn(self._probe(name), f"probe-{name}")
+                probe.add_done_callback(lambda _: self._probes.pop(name))
+            await asyncio.wait({probe}, timeout=PROBE_SECS)
+        return self._capabilities.get(name, {})
+
+    async def _probe(self, name: str) -> None:
+        """Start the agent for a moment, for what it says of itself."""
+        try:
+            place = (
+                *(self._state_dir.parent, self._state_dir.name),
+                f"probe-{secrets.token_hex(8)}",
+            )
+            await asyncio.to_thread(safe_files.make_folder, *place)
+        except OSError as error:
+            logger.warning("the agent %s is not asked what it can do: %s", name, error)
+            return
+        spec = AgentSpec(place[-1], name, str(Path(*place)), None, None, "ask")
+        agent = self.agent(spec, _Nobody())
+        try:
+            await agent.wake()
+        except Error as error:
+            logger.warning("the agent %s does not say what it can do: %s", name, error.message)
+        finally:
+            if isinstance(told := agent.state.capabilities, dict):
+                self._capabilities[name] = told
+            await agent.hibernate()
+            await self.forget(spec.key)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(safe_files.remove, *place)
+
+    async def forget(self, key: str) -> None:
+        await self._attachments.stderr.forget(key)
+        try:
+            await self._host.call("forget", key=key)
+        except (HostGoneError, CallError, Error) as error:
+            logger.warning("session %s: acpx keeps its record: %s", key, error)
+
+    async def agents(self, only: str | None = None) -> list[AgentInfo]:
+        if only in self._commands:  # the server's own: acpx need not be asked
+            launches = [{"name": only, "launch": None}]
+        else:
+            launches = await self._ask_for_agents(only)
+        # In a thread: it looks for programs on the disk.
+        return await asyncio.to_thread(
+            describe, launches, self._commands, self._environ.get("PATH")
+        )
+
+    async def _ask_for_agents(self, only: str | None) -> Any:
+        for _ in range(2):  # a host that dies at this moment is replaced
+            with contextlib.suppress(HostGoneError):
+                return await self._host.call("agents", only=only)
+        raise agent_unavailable("the acpx host is not running")

@@ -1,0 +1,388 @@
+"""The acpx host's process: started, watched, called, and started again when it ends.
+
+Calls are lines of JSON to ``host.mjs`` and answers come back by their id. The
+host runs below a supervisor (``supervise.py``) that kills all that is left when
+either end goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...codec import dumps, parse_message
+from ...tasks import Supervisor, Tasks
+from ..base import agent_unavailable
+from ..catalog import AcpxError, check_versions
+from ..process import process_tree
+from .stdio_proxy import Lines
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+SUPERVISOR = HERE.parent / "process" / "supervise.py"
+COMPILED = HERE.parents[2] / "node_modules" / ".cache" / "compiled"
+"""Where Node keeps acpx compiled, if it may: the host starts a fifth sooner."""
+
+BOOT_SECS = 20
+STOP_SECS = 4
+BACKOFF_SECS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+STABLE_SECS = 30
+WATCH_SECS = 10
+FROZEN_SECS = 20
+
+
+class CallError(Exception):
+    """acpx refused or failed a call; ``code`` is acpx's."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class HostGoneError(Exception):
+    """The host ended before it answered."""
+
+
+class HostProcess:
+    """The one warm Node process that embeds acpx.
+
+    Args:
+        node: Node's executable.
+        state_dir: acpx's own folder.
+        config: what ``host.mjs`` is set up with; see its ``init``.
+        environ: the environment of the host and of every agent.
+        seam_name: the abstract socket at which agents attach.
+        spawned: told of each agent process before it runs, with its session's key.
+        ended: called when a host has ended, after all below it.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        state_dir: Path,
+        config: Mapping[str, Any],
+        environ: Mapping[str, str],
+        seam_name: str,
+        spawned: Callable[[int, str], None],
+        ended: Callable[[], None],
+        supervisor: Supervisor,
+    ) -> None:
+        self._node = node
+        self._state_dir = state_dir
+        self._config = config
+        self._environ = environ
+        self._seam_name = seam_name
+        self._spawned = spawned
+        self._ended = ended
+        self.generation = 0
+        """Counts the hosts that have been started; a session must be opened in each anew."""
+        self.restarts = 0
+        self.versions: dict[str, str] = {}
+        self.pids: tuple[int, int] | None = None
+        """Of the supervisor and the host that serves now."""
+        self._mark = secrets.token_hex(8)
+        self._ready = asyncio.Event()
+        self._first_boot: asyncio.Future[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._ids = itertools.count(1)
+        self._supervisor = supervisor
+        self._tasks = Tasks()
+        self._main: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the host and wait until it serves.
+
+        Raises:
+            AcpxError: it does not start, or it is not the acpx that is needed.
+        """
+        self._first_boot = asyncio.get_running_loop().create_future()
+        self._main = self._supervisor.spawn(self._tasks, "acpx-host", self._run)
+        try:
+            async with asyncio.timeout(BOOT_SECS):
+                await asyncio.shield(self._first_boot)
+        except TimeoutError:
+            self._first_boot.cancel()
+            await self.stop()
+            raise AcpxError(f"the acpx host was not ready within {BOOT_SECS} s") from None
+        except AcpxError:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Let the agents end in peace, for a moment, and then everything."""
+        if self.is_ready:
+            with contextlib.suppress(TimeoutError, HostGoneError, CallError):
+                async with asyncio.timeout(STOP_SECS):
+                    await self.send("shutdown")
+        self._ready.clear()
+        if self._main is not None:
+            self._main.cancel()
+            await asyncio.gather(self._main, return_exceptions=True)
+        await self._tasks.finish(0)
+
+    # Calls to the host.
+
+    async def call(
+        self,
+        op: str,
+        *,
+        generation: int | None = None,
+        raw: Mapping[str, bytes] | None = None,
+        **fields: Any,
+    ) -> Any:
+        """One call, and its result.
+
+        Args:
+            generation: of the host that it is for; another knows nothing of the session.
+            raw: further fields, already JSON.
+
+        Raises:
+            CallError: acpx refused or failed it.
+            HostGoneError: the host ended meanwhile; the call may have been carried out.
+            Error: ``agent_unavailable``; there is no host to call.
+        """
+        await self.ready()
+        return await self.send(op, generation=generation, raw=raw, **fields)
+
+    def send(
+        self,
+        op: str,
+        *,
+        generation: int | None = None,
+        raw: Mapping[str, bytes] | None = None,
+        **fields: Any,
+    ) -> asyncio.Future[Any]:
+        """A call that goes out now, and its result; arguments as for :meth:`call`.
+
+        Raises:
+            HostGoneError: there is no such host, and nothing was sent.
+        """
+        if self._writer is None or generation not in (None, self.generation):
+            raise HostGoneError
+        call_id = next(self._ids)
+        line = dumps({"id": call_id, "op": op, **fields})
+        if raw:
+            line = line[:-1] + b"".join(b",%b:%b" % (dumps(k), v) for k, v in raw.items()) + b"}"
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = future
+        future.add_done_callback(lambda _: self._calls.pop(call_id, None))
+        self._writer.write(line + b"\n")
+        return future
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
+    async def ready(self) -> None:
+        """Wait for a host that serves.
+
+        Raises:
+            Error: ``agent_unavailable``; there is none for too long.
+        """
+        if self.is_ready:
+            return
+        try:
+            async with asyncio.timeout(BOOT_SECS):
+                await self._ready.wait()
+        except TimeoutError:
+            raise agent_unavailable("the acpx host is not running") from None
+
+    # The host's life.
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                await self._run_once()
+            except OSError as error:  # no memory or no process left, for one
+                logger.error("the acpx host cannot be started: %s", error)
+            except Exception:
+                logger.exception("the acpx host is ended: the server failed to work with it")
+            if self.generation == 0:  # it never served; `start` says so
+                return
+            lived = asyncio.get_running_loop().time() - began
+            failures = 0 if lived > STABLE_SECS else failures + 1
+            delay = BACKOFF_SECS[min(failures - 1, len(BACKOFF_SECS) - 1)] if failures else 0
+            self.restarts += 1
+            logger.error("the acpx host has ended; starting it again in %g s", delay)
+            await asyncio.sleep(delay)
+
+    async def _run_once(self) -> None:
+        """One host from its start to its end; nothing of it is left afterwards."""
+        lifeline_read, lifeline_write = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-I", "-S", str(SUPERVISOR), str(lifeline_read)),
+                *(self._node, str(HERE / "host.mjs")),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={
+                    **self._environ,
+                    "CLAWDFORGE_SEAM": self._seam_name,
+                    "NODE_COMPILE_CACHE": str(COMPILED),
+                    process_tree.HOST_MARK: self._mark,
+                },
+                cwd=self._state_dir,
+                pass_fds=(lifeline_read,),
+                # A Ctrl-C at the terminal is the server's to handle.
+                start_new_session=True,
+                limit=1 << 16,
+            )
+        except BaseException:
+            os.close(lifeline_write)
+            raise
+        finally:
+            os.close(lifeline_read)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._writer = process.stdin
+        stderr = self._supervisor.spawn(
+            self._tasks, "acpx-host-stderr", partial(_log_lines, process.stderr)
+        )
+        boot = self._tasks.spawn(self._boot(process), "acpx-host-boot")
+        watch = self._supervisor.spawn(
+            self._tasks, "acpx-host-watch", partial(self._watch, process)
+        )
+        try:
+            await self._supervisor.spawn(
+                self._tasks, "acpx-host-stdout", partial(self._read_host, process.stdout)
+            )
+        finally:
+            self._ready.clear()
+            self._writer = self.pids = None
+            process.stdin.close()
+            os.close(lifeline_write)
+            for future in self._calls.values():
+                if not future.done():
+                    future.set_exception(HostGoneError())
+            watch.cancel()
+            burial = asyncio.ensure_future(self._bury(process))
+            try:
+                await asyncio.shield(burial)
+            except asyncio.CancelledError:  # whoever stops us must not leave it half done
+                await burial
+                raise
+            await asyncio.gather(stderr, boot, watch, return_exceptions=True)
+            self._ended()
+
+    async def _bury(self, process: asyncio.subprocess.Process) -> None:
+        """Wait for the supervisor to end, which first kills all below it."""
+        try:
+            async with asyncio.timeout(5):
+                await process.wait()
+        except TimeoutError:
+            logger.error("the host's supervisor does not end; killing it")
+            await asyncio.to_thread(process_tree.end_all_below, process.pid)
+            process.kill()
+            await process.wait()
+        if process.returncode != 0:
+            await asyncio.to_thread(
+                process_tree.kill_marked, f"{process_tree.HOST_MARK}={self._mark}".encode()
+            )
+            await asyncio.to_thread(process_tree.end_orphans)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a host that does not answer any more, so that nothing waits for it for ever."""
+        while True:
+            await asyncio.sleep(WATCH_SECS)
+            try:
+                async with asyncio.timeout(FROZEN_SECS):
+                    await self.send("ping")
+            except TimeoutError:
+                logger.error("the acpx host does not answer; killing it")
+                process.kill()  # the supervisor: the host dies with it
+                return
+            except HostGoneError:
+                return
+
+    async def _boot(self, process: asyncio.subprocess.Process) -> None:
+        """Set the host up; one that cannot be is killed, and the next one is tried."""
+        try:
+            await self._set_up(process)
+        except Exception as error:
+            process.kill()  # the supervisor: the host dies with it
+            assert self._first_boot is not None
+            if not self._first_boot.done():
+                self._first_boot.set_exception(AcpxError(f"the acpx host does not start: {error}"))
+            raise
+
+    async def _set_up(self, process: asyncio.subprocess.Process) -> None:
+        assert self._first_boot is not None
+        try:
+            told = await self.send("init", config=self._config)
+            host = int(told.pop("pid"))
+            self.versions = told
+            check_versions(self.versions)
+            self.pids = process.pid, host
+        except (HostGoneError, CallError, AcpxError) as error:
+            if not self._first_boot.done():
+                reason = str(error) or "it ended at once; is acpx installed? `make run` does it"
+                self._first_boot.set_exception(AcpxError(f"the acpx host does not start: {reason}"))
+            return
+        self.generation += 1
+        self._ready.set()
+        if not self._first_boot.done():
+            self._first_boot.set_result(None)
+
+    async def _read_host(self, stdout: asyncio.StreamReader) -> None:
+        async for line in _lines(stdout):
+            try:
+                self._take_line(line)
+            except Exception:
+                logger.exception("a line of the acpx host's is skipped")
+
+    def _take_line(self, line: bytes) -> None:
+        message = parse_message(line)
+        if message is not None and message.get("event") == "spawned":
+            if message["key"] is not None:
+                self._spawned(message["pid"], message["key"])
+        elif message is None or not self._settle(message):
+            logger.warning("the acpx host wrote: %s", line[:500].decode(errors="replace"))
+
+    def _settle(self, message: dict[str, Any]) -> bool:
+        """End the call that *message* answers; False if it is not an answer."""
+        call_id = message.get("id")
+        if message.keys() not in ({"id", "result"}, {"id", "error"}) or type(call_id) is not int:
+            return False  # a line that a library of the host has logged, say
+        future = self._calls.get(call_id)
+        if future is None or future.done():
+            return True
+        if error := message.get("error"):
+            future.set_exception(CallError(error["code"], error["message"]))
+        else:
+            future.set_result(message["result"])
+        return True
+
+
+async def _log_lines(stderr: asyncio.StreamReader) -> None:
+    async for line in _lines(stderr):
+        logger.info("acpx: %s", line[:1000].decode(errors="replace"))
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The stream's lines, to its end; of one that is too long only the rest."""
+    lines = Lines()
+    while data := await stream.read(1 << 16):
+        try:
+            found = lines.feed(data)
+        except OverflowError:
+            lines = Lines()
+            continue
+        for line in found:
+            yield line

@@ -1,0 +1,162 @@
+"""What agents write on stderr: kept for the operator, the end of it, in a file a session.
+
+An agent's own words on why it does not work (no login, no network) are often
+there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from ... import safe_files
+from ...tasks import Supervisor, Tasks
+from ..program_output import KEPT_BYTES, last_words
+
+logger = logging.getLogger(__name__)
+
+FILE_BYTES = 256 << 10
+"""A file that has grown beyond this is cut to its newer half."""
+LAST_WORDS_SECS = 1.0
+
+
+class StderrFiles:
+    """The files, and who writes them: a task for each running agent.
+
+    Args:
+        folder: of the files, ``<session's key>.log``; it holds what agents were told.
+        secrets: what is not shown to clients of it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        supervisor: Supervisor | None = None,
+        secrets: Collection[str] = (),
+    ) -> None:
+        self._folder = folder
+        self._secrets = secrets
+        self._supervisor = supervisor or Supervisor()
+        self._tasks = Tasks()
+        self._running: dict[str, tuple[asyncio.Task[None], bytearray]] = {}
+
+    async def stop(self) -> None:
+        await self._tasks.finish(LAST_WORDS_SECS)
+
+    async def open(self, key: str, pid: int) -> int:
+        """A descriptor to be an agent's stderr; what is written on it is kept.
+
+        The caller passes it on and closes it.
+        """
+        read_end, write_end = os.pipe()
+        reader = asyncio.StreamReader()
+        pipe = cast(BinaryIO, os.fdopen(read_end, "rb", buffering=0))
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        )
+        newest = bytearray()
+        task = self._supervisor.spawn(
+            self._tasks, "agent-stderr", partial(self._keep, key, pid, reader, newest)
+        )
+        task.add_done_callback(lambda _: transport.close())
+        self._running[key] = task, newest
+        task.add_done_callback(lambda task: self._ended(key, task))
+        return write_end
+
+    def _ended(self, key: str, task: asyncio.Task[None]) -> None:
+        if key in self._running and self._running[key][0] is task:
+            # Its last words may be asked for once more, until the next agent's first ones.
+            asyncio.get_running_loop().call_later(LAST_WORDS_SECS, self._drop, key, task)
+
+    def _drop(self, key: str, task: asyncio.Task[None]) -> None:
+        if key in self._running and self._running[key][0] is task:
+            del self._running[key]
+
+    async def last_words(
+        self, key: str, stdout: bytes = b"", timeout: float = LAST_WORDS_SECS
+    ) -> str:
+        """The end of what the session's agent wrote before it ended, on one line.
+
+        Args:
+            stdout: the end of what it wrote there besides messages.
+            timeout: seconds for the rest of its stderr to arrive; a process that it has left
+                may hold the pipe.
+        """
+        if key not in self._running:
+            return last_words([stdout], self._secrets)
+        task, newest = self._running[key]
+        await asyncio.wait([task], timeout=timeout)
+        return last_words([stdout, bytes(newest)], self._secrets)
+
+    async def forget(self, key: str) -> None:
+        """Delete what is kept of a session that has no agent any more."""
+        try:
+            place = self._folder.parent, self._folder.name, self._path(key).name
+            await asyncio.to_thread(safe_files.remove, *place)
+        except OSError as error:
+            logger.warning("stderr stays: %s", error, extra={"session": key})
+
+    def _path(self, key: str) -> Path:
+        return path_of(self._folder, key)
+
+    async def _keep(
+        self,
+        key: str,
+        pid: int,
+        reader: asyncio.StreamReader,
+        newest: bytearray,
+    ) -> None:
+        head = f"-- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} process {pid}\n".encode()
+        while data := await reader.read(1 << 16):
+            newest += data
+            del newest[:-KEPT_BYTES]
+            logger.debug("stderr: %s", data[:1000].decode(errors="replace"), extra={"session": key})
+            try:
+                await asyncio.to_thread(_append, self._path(key), head + data)
+            except OSError as error:  # a full disk; the agent goes on all the same
+                logger.warning("stderr is not kept: %s", error, extra={"session": key})
+            head = b""
+
+
+def path_of(folder: Path, key: str) -> Path:
+    """The file of a session's agents."""
+    return folder / f"{key}.log"
+
+
+def read(folder: Path, key: str) -> bytes:
+    """What is kept of a session's agents.
+
+    Raises:
+        OSError: there is nothing, or something else than a file of the server's own.
+    """
+    with (
+        safe_files.folder(folder.parent, folder.name) as directory,
+        safe_files.open_file(f"{key}.log", directory) as file,
+    ):
+        return file.read()
+
+
+def _append(path: Path, data: bytes) -> None:
+    with safe_files.folder(path.parent.parent, path.parent.name, make=True) as directory:
+        with safe_files.open_file(
+            path.name, directory, os.O_RDWR | os.O_CREAT | os.O_APPEND
+        ) as file:
+            file.seek(0, os.SEEK_END)
+            file.write(data)
+            if file.tell() <= FILE_BYTES:
+                return
+            file.seek(-FILE_BYTES // 2, os.SEEK_END)
+            kept = file.read()
+        part = f"{path.stem}.part"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=directory)
+        with safe_files.open_file(part, directory, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+            file.write(kept.partition(b"\n")[2] or kept)
+        os.replace(part, path.name, src_dir_fd=directory, dst_dir_fd=directory)

@@ -1,0 +1,4 @@
+"""Processes: started under a supervisor, tagged, found again and ended.
+
+Imports the root modules only. `spawn` and `supervise` run as programs of their own.
+"""

@@ -1,0 +1,260 @@
+"""A database that clawdforge 0.2 made, brought into this version's shape.
+
+0.2 kept tokens, runs, sessions and their audit. What is known of its tables is
+their names and what is in them, so columns are found by the names that they may
+have; what cannot be read is refused and left as it was. The old file is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import logging
+import math
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import database as store
+from .database import Statement, read_only
+from .schema import RunRow, SchemaError, SessionRow, TokenRow
+
+logger = logging.getLogger(__name__)
+
+TOKENS = ("app_tokens", "tokens", "apps")
+HASHES = ("token_hash", "hash", "token_sha256", "sha256")
+PLAIN = ("token", "api_token", "secret", "api_key")
+PASSWORD_HASH = re.compile(r"\$|pbkdf2|scrypt|argon2|bcrypt", re.IGNORECASE)
+"""How hashes begin that are made for passwords: a token cannot be looked up by one."""
+MAX_NAMED_TABLES = 20
+NAMES = ("app_name", "app", "name")
+TIMES = ("created_at", "at", "ts", "started_at")
+DETAILS = ("detail", "details", "payload", "meta")
+
+Row = Mapping[str, Any]
+
+
+def statements_of(path: Path) -> list[Statement] | None:
+    """What would bring the old database's content into a new one; None where it is no old one.
+
+    Raises:
+        SchemaError: it is another program's, or cannot be understood.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(read_only(path), uri=True)) as connection:
+            connection.row_factory = sqlite3.Row
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            kinds = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            tables = {str(name) for (name,) in connection.execute(kinds)}
+            if version or not tables:
+                return None
+            if "runs" not in tables or not tables & set(TOKENS):
+                raise SchemaError(_not_ours(path, tables))
+            return list(_statements(connection, tables))
+    except sqlite3.DatabaseError as error:
+        raise SchemaError(f"{path} cannot be read: {error}") from None
+
+
+def _statements(connection: sqlite3.Connection, tables: set[str]) -> Iterator[Statement]:
+    tokens = next(name for name in TOKENS if name in tables)
+    number = iter(range(1, 1 << 62))
+    shapes: list[tuple[str, Callable[[Row], Statement | None]]] = [
+        (tokens, _token),
+        ("runs", lambda row: _run(row, next(number))),
+        ("sessions", lambda row: _session(row, next(number))),
+        ("session_events", _event),
+    ]
+    for table, shape in shapes:
+        if table not in tables:
+            continue
+        for row in connection.execute(f"SELECT * FROM {table} ORDER BY rowid"):
+            statement = shape(dict(row))
+            if statement is not None:
+                yield statement
+
+
+def _not_ours(path: Path, tables: set[str]) -> str:
+    """What was looked for in the file, and what was found."""
+    names = sorted(tables)
+    found = ", ".join(names[:MAX_NAMED_TABLES])
+    if len(names) > MAX_NAMED_TABLES:
+        found += f" and {len(names) - MAX_NAMED_TABLES} more"
+    return (
+        f"{path} is no database of clawdforge 0.2: it must have a table runs, and one of"
+        f" {', '.join(TOKENS)}; it has {found}. Name the tables so, or move the file away"
+    )
+
+
+def _token(row: Row) -> Statement | None:
+    if row.get("revoked_at") or row.get("revoked"):
+        return None
+    digest = _digest_of(row)
+    name = _text(_first(row, "name", "app_name", "app"))
+    return store.insert_token(TokenRow(name, digest, _networks(row), _seconds(_first(row, *TIMES))))
+
+
+def _digest_of(row: Row) -> bytes:
+    """The SHA-256 of a token, which may be kept as that or in plain text.
+
+    Raises:
+        SchemaError: it is kept in another way.
+    """
+    kept = _first(row, *HASHES)
+    if isinstance(kept, bytes) and len(kept) == 32:
+        return kept
+    if isinstance(kept, str):
+        digits = re.fullmatch(r"(?:sha256[:$])?([0-9a-fA-F]{64})", kept.strip())
+        if digits is not None:
+            return bytes.fromhex(digits[1])
+    plain = _first(row, *PLAIN) if kept is None else kept
+    # In a column for hashes only what begins as a token does is one.
+    is_token = isinstance(plain, str) and (kept is None or plain.startswith("cf_"))
+    if is_token and plain.strip() and not PASSWORD_HASH.match(plain):
+        return hashlib.sha256(plain.strip().encode()).digest()
+    columns = ", ".join(sorted(map(str, row)))
+    raise SchemaError(
+        f"a token of app {_text(_first(row, 'name', 'app_name', 'app'))!r} is kept neither in plain"
+        f" text ({', '.join(PLAIN)}) nor as SHA-256 ({', '.join(HASHES)}); its columns are"
+        f" {columns}. Such tokens cannot be taken over: move the file away, start anew, and make"
+        " new tokens"
+    )
+
+
+def _networks(row: Row) -> str:
+    value = _first(row, "ip_cidrs", "cidrs", "allow_cidrs")
+    text = value if isinstance(value, str) else ""
+    try:
+        listed = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
+    except ValueError:
+        raise SchemaError(f"the networks of a token cannot be read: {text!r}") from None
+    return json.dumps([str(one).strip() for one in listed if str(one).strip()])
+
+
+def _run(row: Row, number: int) -> Statement:
+    error = _first(row, "error", "err")
+    return store.insert_run(
+        RunRow(
+            id=f"v0.2-{_first(row, 'id', 'run_id') or number}",
+            app_name=_text(_first(row, *NAMES)),
+            agent="claude",
+            model=_optional(_first(row, "model")),
+            prompt_bytes=_whole(_first(row, "prompt_chars", "prompt_len", "prompt_bytes")),
+            started_at=_seconds(_first(row, *TIMES)),
+            result_bytes=_whole(_first(row, "response_chars", "result_chars", "response_len")),
+            duration_ms=_whole(_first(row, "duration_ms")),
+            stop_reason=_text(_first(row, "stop_reason")) or ("error" if error else "end_turn"),
+            error="agent_failed" if error else None,
+        )
+    )
+
+
+def _session(row: Row, number: int) -> Statement:
+    """Closed, since another acpx, elsewhere, has its conversation."""
+    closed = _first(row, "closed_at")
+    used = _first(row, "last_turn_at", "last_used_at", "updated_at")
+    meta = _first(row, "meta", "metadata", "meta_json")
+    return store.insert_session(
+        SessionRow(
+            n=number,
+            id=_text(_first(row, "session_id", "id")),
+            app_name=_text(_first(row, "app_name", "app", "name")),
+            agent=_text(_first(row, "agent")) or "claude",
+            model=_optional(_first(row, "model")),
+            system=None,
+            meta=_object(meta),
+            permission="approve-all",
+            cwd=_text(_first(row, "cwd", "workdir")),
+            created_at=_seconds(_first(row, *TIMES)),
+            last_turn_at=None if used is None else _seconds(used),
+            turn_count=_whole(_first(row, "turn_count", "turns")),
+            has_context=0,
+            closed_at=time.time() if closed is None else _seconds(closed),
+            close_reason="admin" if closed is None else "client",
+        )
+    )
+
+
+def _event(row: Row) -> Statement:
+    return store.audit(
+        _text(_first(row, "session_id")),
+        _text(_first(row, "app_name", "app")),
+        _text(_first(row, "event", "kind")),
+        _seconds(_first(row, "at", "ts", "created_at")),
+        _object(_first(row, *DETAILS)),
+    )
+
+
+def _first(row: Row, *names: str) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _optional(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _whole(value: Any) -> int:
+    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
+
+
+def _object(value: Any) -> str:
+    """JSON of an object, whatever it was."""
+    try:
+        found = json.loads(value) if isinstance(value, str) and value else {}
+    except ValueError:
+        found = {"text": value}
+    return json.dumps(found if isinstance(found, dict) else {"value": found})
+
+
+def _seconds(value: Any) -> float:
+    """Unix seconds of a number or an ISO time, which without a zone is UTC."""
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    try:
+        moment = datetime.datetime.fromisoformat(_text(value))
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+async def upgrade(path: Path) -> Path | None:
+    """Replace an old database at *path* by a new one with its content.
+
+    Returns:
+        Where the old one is now; None where there was none to upgrade.
+
+    Raises:
+        SchemaError: it is another program's, or cannot be understood; it is left alone.
+    """
+    statements = statements_of(path)
+    if statements is None:
+        return None
+    made, kept = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.v0.2")
+    while kept.exists() or kept.is_symlink():
+        kept = kept.with_name(f"{kept.name}-")
+    for old in (made, made.with_name(f"{made.name}-wal"), made.with_name(f"{made.name}-shm")):
+        old.unlink(missing_ok=True)
+    database = await store.Store.open(made)
+    try:
+        await database.write(statements)
+    except sqlite3.Error as error:
+        raise SchemaError(f"{path} cannot be upgraded: {error}") from None
+    finally:
+        await database.close()
+    store.copy_database(path, kept)  # with what may still be in its WAL
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    made.replace(path)
+    kept.chmod(0o600)  # it may have tokens in plain text
+    logger.warning("the database was made by 0.2 and is upgraded; the old one is %s", kept)
+    return kept

@@ -1,0 +1,124 @@
+"""The operator's door: a Unix socket in the data folder, for commands beside a running server.
+
+Who may open the data folder is the operator, since all that is kept is in it:
+so a request that comes by this socket, from the server's own user or root,
+needs no admin token. Agents run as that user, too: they, and all else that the
+server has started, are told apart by their ancestors. It works where the token is
+lost, and puts none into a command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import struct
+from asyncio.trsock import TransportSocket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from aiohttp import web
+
+from ..agents.process import process_tree
+
+logger = logging.getLogger(__name__)
+
+NAME = "control.sock"
+SO_PEERPIDFD = 77
+_CREDENTIALS = struct.Struct("iII")
+"""The kernel's ``struct ucred``: pid, uid, gid."""
+
+
+@contextlib.contextmanager
+def address(folder: Path) -> Iterator[str]:
+    """The socket's path, by the folder's descriptor: a long name of it does not matter.
+
+    A Unix socket's path may have 107 bytes.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{NAME}"
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.asynccontextmanager
+async def listening(runner: web.AppRunner, folder: Path) -> AsyncIterator[None]:
+    """Answer at the socket, too, where the folder can hold one."""
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    site = web.SockSite(runner, door)
+    try:
+        (folder / NAME).unlink(missing_ok=True)  # a killed server's
+        os.fchmod(door.fileno(), 0o600)  # before it has a name that an agent could exchange
+        with address(folder) as path:
+            door.bind(path)
+        await site.start()
+    except OSError as error:
+        door.close()
+        logger.warning("no operator's socket, so commands need a stopped server: %s", error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # an agent may have put a folder there
+            (folder / NAME).unlink(missing_ok=True)
+        await site.stop()  # which closes the socket
+
+
+def is_servers(connection: TransportSocket | socket.socket, folder: Path) -> bool:
+    """Whether it is a server that listens at the operator's socket of *folder*.
+
+    An agent can put a socket of its own there. What a supervisor has started, and all that comes of
+    it, is known by its limits, which it cannot raise.
+    """
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    if uid not in (0, os.getuid(), folder.stat().st_uid):
+        return False
+    try:
+        return pid == 0 or not process_tree.is_supervised(pid)
+    except OSError:
+        return False  # it has ended
+
+
+def is_operator(request: web.Request) -> bool:
+    """Whether the request came by the operator's socket, from the server's own user or root."""
+    peer = request.get_extra_info("socket")
+    if peer is None or peer.family != socket.AF_UNIX:
+        return False
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    return uid in (0, os.getuid()) and not _is_below_us(peer, pid)
+
+
+def _is_below_us(peer: TransportSocket, pid: int) -> bool:
+    """Whether an agent, or another process that the server started, has connected *peer*.
+
+    They are of the server's own user. The server inherits their orphans, so it is among the
+    ancestors of each of them.
+    """
+    if pid == 0:
+        return False  # it is outside of our namespace of pids, in which all below us is
+    try:
+        return process_tree.descends_from(pid, os.getpid()) or not _still_is(peer)
+    except OSError:  # an ancestor, or the process itself, has ended
+        return True
+
+
+def _still_is(peer: TransportSocket) -> bool:
+    """Whether the process that connected is alive: then its pid is not another's by now."""
+    try:
+        descriptor = peer.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError as error:
+        return error.errno == errno.ENOPROTOOPT  # before Linux 6.5 it cannot be told
+    try:
+        signal.pidfd_send_signal(descriptor, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM  # root's
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,93 @@
+"""``GET /acp``: who may in; what is spoken then is ``acp/connection.py``'s."""
+
+from __future__ import annotations
+
+import uuid
+
+from aiohttp import hdrs, web
+
+from ...acp.connection import Connection
+from ...acp.params import Wishes
+from ...auth.tokens import check_origin
+from ...errors import Error, bad_request, draining
+from ...ws.connection import new_socket
+from .. import bodies
+from ..context import CREDENTIAL, REQUEST_ID, SESSION, Services, admit, app_of, services_of
+from ..responses import error_reply
+
+routes = web.RouteTableDef()
+
+SUBPROTOCOL = "acp"
+AUTH_PREFIX = "acp.auth."
+CONNECTION_ID = "Acp-Connection-Id"
+
+
+@routes.get("/acp", allow_head=False)
+async def acp_socket(request: web.Request) -> web.StreamResponse:
+    services = services_of(request)
+    if request.headers.get(hdrs.UPGRADE, "").strip().lower() != "websocket":
+        error = Error("upgrade_required", "ACP is spoken over WebSocket here: upgrade to it")
+        reply = error_reply(error, request[REQUEST_ID])
+        reply.headers[hdrs.UPGRADE] = "websocket"
+        return reply
+    check_origin(request, services.settings)
+    offered = _subprotocols(request)
+    only = _let_in(services, request, offered)
+    credential = request[CREDENTIAL]
+    wishes = bodies.read_query(request, Wishes)
+    if services.sessions.is_draining:
+        raise draining()
+    if services.sockets.is_full(credential.app_name):
+        raise Error("rate_limited", "the app has all the sockets it may", retry_after=5)
+    if only is not None:
+        request[SESSION] = only
+
+    connection_id = str(uuid.uuid4())
+    ws = new_socket(request, (SUBPROTOCOL,) if offered else ())
+    ws.headers[CONNECTION_ID] = connection_id
+    await ws.prepare(request)
+    await services.sockets.serve(
+        Connection(
+            request,
+            ws,
+            credential,
+            services.sessions,
+            connection_id=connection_id,
+            request_id=request[REQUEST_ID],
+            wishes=wishes,
+            only=only,
+        ),
+        credential,
+    )
+    return ws
+
+
+def _subprotocols(request: web.Request) -> list[str]:
+    """What the client offers.
+
+    aiohttp logs an offer of which it knows nothing, and a token would be in it: so
+    that is refused before.
+    """
+    values = request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
+    offered = [name.strip() for value in values for name in value.split(",")]
+    if offered and SUBPROTOCOL not in offered:
+        raise bad_request(f"the subprotocol {SUBPROTOCOL!r} must be offered, too")
+    return offered
+
+
+def _let_in(services: Services, request: web.Request, offered: list[str]) -> str | None:
+    """Admit the request.
+
+    Returns:
+        The one session that its ticket is for, if it came with a ticket.
+
+    Raises:
+        Error: ``unauthorized``.
+    """
+    secrets = [name.removeprefix(AUTH_PREFIX) for name in offered if name.startswith(AUTH_PREFIX)]
+    if "Authorization" in request.headers or not secrets:
+        app_of(request)
+        return None
+    credential, only = services.tokens.redeem(secrets[0], request.remote)
+    admit(request, credential)
+    return only

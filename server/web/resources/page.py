@@ -1,0 +1,274 @@
+"""The pages for browsers: their own files, and their libraries from node_modules."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import hashlib
+import math
+import mimetypes
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDict
+
+from ...errors import Error, not_found
+from ..context import REQUEST_ID
+from ..negotiation import accepts_coding
+from ..responses import error_reply
+
+ROOT = Path(__file__).parents[3]
+STATIC = ROOT / "static"
+MODULES = ROOT / "node_modules"
+LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets", "diff", "ansi-sequence-parser")
+MERMAID = "@mermaid-js/tiny/dist/mermaid.tiny.js"
+LIBRARY_FILES = {
+    "swagger-ui-dist/swagger-ui-bundle.js",
+    "swagger-ui-dist/swagger-ui.css",
+    "katex/dist/katex.mjs",
+    MERMAID,
+}
+PAGES = {"/": "index.html", "/docs": "docs.html"}
+
+# The frame in which diagrams are drawn. Its origin is opaque, so its own files are foreign to it.
+FRAME = "diagram.html"
+FRAME_FILES = {f"/static/{FRAME}", f"/lib/{MERMAID}"}
+FRAME_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self' %s",
+        "style-src 'unsafe-inline'",  # what the library writes into its own picture
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'self'",
+        "sandbox allow-scripts",
+    ]
+)
+
+_IMPORT_MAP = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
+_INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+MAX_PACKED_FILE_BYTES = 8 << 20
+MAX_PACKED_BYTES = 16 << 20
+SLICE_BYTES = 64 << 10
+TYPES = mimetypes.MimeTypes()
+TYPES.add_type("text/javascript", ".js")
+TYPES.add_type("text/javascript", ".mjs")
+
+_SHORT = ("If-None-Match", "If-Modified-Since", "Range")
+
+routes = web.RouteTableDef()
+
+
+def content_security_policy(page: bytes) -> str:
+    """A page's policy: nothing from elsewhere, nothing inline but its import map."""
+    hashes = "".join(f" {_source(found)}" for found in _IMPORT_MAP.findall(page))
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src 'self'{hashes}",
+            "style-src 'self'",
+            "img-src 'self' data:",
+            "font-src 'self'",
+            "connect-src 'self'",
+            "manifest-src 'self'",
+            "worker-src 'self'",
+            "frame-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+
+
+def _source(script: bytes) -> str:
+    """What allows that inline script, and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
+
+
+@routes.get("/")
+@routes.get("/docs")
+async def page(request: web.Request) -> web.StreamResponse:
+    """Read anew each time: a policy fits its page, also when that is exchanged under us."""
+    body = await asyncio.to_thread((STATIC / PAGES[request.path]).read_bytes)
+    tag = hashlib.sha256(body).hexdigest()[:32]
+    headers = {"Content-Security-Policy": content_security_policy(body)}
+    if any(known.value in (tag, "*") for known in request.if_none_match or ()):
+        response = web.Response(status=304, headers=headers)
+    else:
+        response = web.Response(body=body, content_type="text/html", headers=headers)
+    response.etag = tag
+    return _compressed(request, response)
+
+
+@routes.get("/static/{path:.+}")
+async def static_file(request: web.Request) -> web.StreamResponse:
+    return await _file(request, STATIC, request.match_info["path"])
+
+
+@routes.get("/lib/{path:.+}")
+async def library_file(request: web.Request) -> web.StreamResponse:
+    path = request.match_info["path"]
+    if path in LIBRARY_FILES:
+        return await _file(request, MODULES, path)
+    for library in LIBRARIES:
+        if path.startswith(f"{library}/"):
+            return await _file(request, MODULES / library, path.removeprefix(f"{library}/"))
+    raise not_found("file")
+
+
+async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResponse:
+    found = await asyncio.to_thread(_find, folder, path)
+    if found is None:
+        raise not_found("file")
+    file, stat = found
+    if not _is_expected(request, stat):
+        raise Error("precondition_failed", "the file is another one by now")
+    if not _is_same(request, stat):
+        request = request.clone(headers=_without(request, hdrs.RANGE))
+    if not _is_satisfiable(request, stat.st_size):
+        error = Error("range_not_satisfiable", f"the file has {stat.st_size} bytes")
+        reply = error_reply(error, request[REQUEST_ID])
+        reply.headers[hdrs.CONTENT_RANGE] = f"bytes */{stat.st_size}"
+        return reply
+    headers: dict[str, str] = {
+        hdrs.CACHE_CONTROL: "no-cache",  # asked for again each time, by its tag
+        hdrs.VARY: hdrs.ACCEPT_ENCODING,
+        hdrs.CONTENT_TYPE: TYPES.guess_type(file.name)[0] or "application/octet-stream",
+    }
+    if request.path in FRAME_FILES:
+        headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    if path == FRAME:
+        scripts = _INLINE.findall(await asyncio.to_thread(file.read_bytes))
+        headers["Content-Security-Policy"] = FRAME_POLICY % " ".join(map(_source, scripts))
+    if _is_to_be_packed(request) and stat.st_size <= MAX_PACKED_FILE_BYTES:
+        return await _send_packed(request, file, stat, headers)
+    response = _FileResponse(file, headers=headers)
+    await response.prepare(request)
+    return response
+
+
+class _FileResponse(web.FileResponse):
+    """Sent once: aiohttp prepares again, with its own request, what a handler returns."""
+
+    async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
+        return None if self.prepared else await super().prepare(request)
+
+
+def _tag_of(stat: os.stat_result) -> str:
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"  # as aiohttp makes that of a file
+
+
+def _is_expected(request: web.Request, stat: os.stat_result) -> bool:
+    """Whether the file is the one that the client means."""
+    if (tags := request.if_match) is not None:
+        return any(tag.value in (_tag_of(stat), "*") and not tag.is_weak for tag in tags)
+    since = request.if_unmodified_since
+    return since is None or stat.st_mtime <= since.timestamp()
+
+
+def _is_same(request: web.Request, stat: os.stat_result) -> bool:
+    """Whether a part may be sent: the client has other parts of the same file."""
+    known = request.headers.get(hdrs.IF_RANGE)
+    if known is None or known == f'"{_tag_of(stat)}"':
+        return True
+    date = request.if_range
+    return date is not None and math.ceil(stat.st_mtime) == date.timestamp()
+
+
+def _without(request: web.Request, name: str) -> CIMultiDict[str]:
+    return CIMultiDict(
+        (key, value) for key, value in request.headers.items() if key.lower() != name.lower()
+    )
+
+
+def _is_satisfiable(request: web.Request, size: int) -> bool:
+    try:
+        wanted = request.http_range
+    except ValueError:
+        return False
+    return wanted.start is None or wanted.start < size
+
+
+def _is_to_be_packed(request: web.Request) -> bool:
+    """Whether the whole file is to be sent, to a client that can unpack it."""
+    if request.method != "GET" or any(name in request.headers for name in _SHORT):
+        return False
+    return accepts_coding(request.headers.getall(hdrs.ACCEPT_ENCODING, []), "gzip")
+
+
+async def _send_packed(
+    request: web.Request, file: Path, stat: os.stat_result, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    body = memoryview(await request.app[PACKED].get(file, stat))
+    response = web.StreamResponse(headers={**headers, hdrs.CONTENT_ENCODING: "gzip"})
+    response.content_length = len(body)
+    response.etag = _tag_of(stat)
+    response.last_modified = stat.st_mtime
+    await response.prepare(request)
+    for start in range(0, len(body), SLICE_BYTES):  # all at once, each reader would have a copy
+        await response.write(body[start : start + SLICE_BYTES])
+    await response.write_eof()
+    return response
+
+
+class PackedFiles:
+    """Files, packed once and not for each client that asks: anybody may, as often as they like."""
+
+    def __init__(self) -> None:
+        self._packing = asyncio.Lock()
+        self._packed: dict[Path, tuple[tuple[int, int], bytes]] = {}
+
+    async def get(self, file: Path, stat: os.stat_result) -> bytes:
+        """The file as gzip."""
+        version = stat.st_mtime_ns, stat.st_size
+        async with self._packing:
+            known, packed = self._packed.pop(file, (None, b""))
+            if known != version:
+                packed = await asyncio.to_thread(pack, file)
+            self._packed[file] = version, packed
+            while sum(len(one) for _, one in self._packed.values()) > MAX_PACKED_BYTES:
+                del self._packed[next(iter(self._packed))]
+            return packed
+
+
+PACKED = web.AppKey("packed", PackedFiles)
+
+
+def pack(file: Path) -> bytes:
+    return gzip.compress(file.read_bytes(), 6, mtime=0)
+
+
+def _compressed(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """A third of the bytes; not where the answer may be a 304 or a part of the file."""
+    response.headers["Cache-Control"] = "no-cache"  # asked for again each time, by its tag
+    response.headers["Vary"] = "Accept-Encoding"
+    if request.method == "GET" and not any(name in request.headers for name in _SHORT):
+        accepted = request.headers.getall(hdrs.ACCEPT_ENCODING, [])
+        if accepts_coding(accepted, "gzip"):
+            response.enable_compression(web.ContentCoding.gzip)
+    return response
+
+
+def _find(folder: Path, path: str) -> tuple[Path, os.stat_result] | None:
+    """The file *path* below *folder*; names that lead out of it do not exist."""
+    if path.endswith("/"):
+        return None
+    try:
+        wanted = (folder / path).resolve()
+        if wanted.is_relative_to(folder.resolve()) and wanted.is_file():
+            return wanted, wanted.stat()
+    except (OSError, RuntimeError, ValueError):
+        pass  # a name too long, a link in a circle, a NUL
+    return None
+
+
+def set_up(app: web.Application) -> None:
+    app[PACKED] = PackedFiles()
+    app.add_routes(routes)

@@ -1,0 +1,276 @@
+"""The session's WebSocket: who may in, and what its commands do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+from ...auth.tokens import Credential, bearer, check_origin, unauthorized
+from ...errors import CloseCode, Error, bad_request
+from ...sessions import entries
+from ...sessions.session import MAX_CHANGES, Session
+from ...sessions.settings import Change
+from ...storage.failures import failure_of
+from ...ws.connection import Goodbye, new_socket
+from ...ws.session_socket import Viewer
+from .. import bodies
+from ..context import CREDENTIAL, SESSION, Services, admit, app_of, prompt, services_of
+from ..listener import Connection
+
+logger = logging.getLogger(__name__)
+
+routes = web.RouteTableDef()
+
+MAX_FIRST_BYTES = 16 << 10
+FIRST_TOO_BIG = f"the first frame has at most {MAX_FIRST_BYTES} bytes"
+SETTLE_SECS = 0.05
+
+
+@routes.get("/sessions/{session_id}/ws", allow_head=False)
+async def session_socket(request: web.Request) -> web.StreamResponse:
+    services = services_of(request)
+    session_id = request.match_info["session_id"]
+    request[SESSION] = session_id
+    check_origin(request, services.settings)
+    if request.headers.get("Upgrade", "").lower() != "websocket":
+        raise bad_request("this is a WebSocket: upgrade to it")
+    query = bodies.read_query(request, bodies.SocketQuery)
+    after = query.after
+    session: Session | None = None
+    app_name = ""
+    if bearer(request) is not None or "Authorization" in request.headers:
+        app_name = app_of(request)
+        session = await services.sessions.get(session_id, app_name)
+
+    ws = new_socket(request)
+    try:
+        if session is None:
+            with services.sockets.waiting.take(request.remote or ""):
+                auth = await _first_frame(request, ws, services.settings.auth_timeout_secs)
+            after = after if auth.after is None else auth.after
+            session = await _let_in(services, request, auth, session_id)
+            app_name = request[CREDENTIAL].app_name
+        else:
+            await ws.prepare(request)
+        _check_protocol(query.protocol)
+        if request[CREDENTIAL].is_revoked:  # while other things were waited for
+            raise Goodbye(CloseCode.REVOKED, "the credential was revoked")
+        _check_room(services, session, app_name)
+        if after is not None and after > session.log.head:
+            raise Goodbye(CloseCode.POSITION_UNKNOWN, "the log does not reach so far")
+    except Goodbye as goodbye:
+        await _leave(ws, goodbye)
+        return ws
+
+    commands = Commands(services, request)
+    cursor = session.log.head if after is None else after
+    per_second = services.settings.max_commands_per_sec
+    viewer = Viewer(request, ws, session, app_name, cursor, commands.dispatch, per_second)
+    viewer.send(
+        entries.frame(
+            "ready",
+            protocol=entries.PROTOCOL,
+            session_id=session.id,
+            agent=session.row.agent,
+            head=session.log.head,
+            state=session.state_name,
+            pending_permissions=session.permissions.shown(),
+            queued=session.queued(),
+            model=session.row.model,
+            permission=session.row.permission,
+            **session.agent_view(),
+        )
+    )
+    try:
+        await services.sockets.serve(viewer, request[CREDENTIAL])
+    finally:
+        await commands.stop()
+    return ws
+
+
+def _check_protocol(version: str) -> None:
+    if version != str(entries.PROTOCOL):
+        raise Goodbye(CloseCode.PROTOCOL_VERSION, f"this server speaks protocol {entries.PROTOCOL}")
+
+
+async def _first_frame(
+    request: web.Request, ws: web.WebSocketResponse[bool], timeout: float
+) -> entries.Auth:
+    """The frame that must come first, if no header said who asks.
+
+    Until it has come, little more than such a frame is read.
+    """
+    connection = request.protocol
+    if not isinstance(connection, Connection):
+        raise unauthorized()  # the operator's socket: who has it has no need of this
+    is_spent = connection.limit(MAX_FIRST_BYTES)
+    await ws.prepare(request)
+    try:
+        async with asyncio.timeout(timeout):
+            message = await _receive(ws, is_spent)
+            while message.type in (WSMsgType.PING, WSMsgType.PONG):
+                if message.type is WSMsgType.PING:
+                    await ws.pong(message.data)
+                message = await _receive(ws, is_spent)
+    except TimeoutError:
+        raise Goodbye(CloseCode.AUTH_TIMEOUT, f"no auth within {timeout:g} s") from None
+    return _parse_first(message)
+
+
+async def _receive(ws: web.WebSocketResponse[bool], is_spent: asyncio.Future[None]) -> Any:
+    """The next message, unless it is larger than may be read."""
+    receiving: asyncio.Future[Any] = asyncio.ensure_future(ws.receive())
+    try:
+        await asyncio.wait({receiving, is_spent}, return_when=asyncio.FIRST_COMPLETED)
+        # What has come is with the task in a moment, and nothing more will come.
+        await asyncio.wait({receiving}, timeout=SETTLE_SECS)
+        if not receiving.done():
+            raise Goodbye(CloseCode.TOO_BIG, FIRST_TOO_BIG)
+        return await receiving
+    finally:
+        receiving.cancel()
+
+
+def _parse_first(message: Any) -> entries.Auth:
+    if message.type is WSMsgType.TEXT and len(message.data) > MAX_FIRST_BYTES:
+        raise Goodbye(CloseCode.TOO_BIG, FIRST_TOO_BIG)
+    if message.type is not WSMsgType.TEXT:
+        raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth")
+    try:
+        command = entries.parse(message.data)
+    except (entries.NotAFrameError, entries.FrameError):
+        raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth") from None
+    if not isinstance(command, entries.Auth):
+        raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth")
+    return command
+
+
+async def _let_in(
+    services: Services, request: web.Request, auth: entries.Auth, session_id: str
+) -> Session:
+    """The session that a first frame opens."""
+    _check_protocol(str(auth.protocol))
+    app_name = admit(request, _authenticate(services, request, auth, session_id))
+    try:
+        return await services.sessions.get(session_id, app_name)
+    except Exception as error:  # noqa: BLE001 - failure_of logs it
+        failure = failure_of(error, "opening a socket", session=session_id)
+        raise Goodbye.of(failure) from None
+
+
+def _check_room(services: Services, session: Session, app_name: str) -> None:
+    if services.sessions.is_draining:
+        raise Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=2000)
+    if session.viewers >= services.settings.max_sockets_per_session:
+        raise Goodbye(CloseCode.TOO_MANY_SOCKETS, "the session has all the sockets it may")
+    if services.sockets.is_full(app_name):
+        raise Goodbye(CloseCode.TOO_MANY_SOCKETS, "the app has all the sockets it may")
+
+
+def _authenticate(
+    services: Services, request: web.Request, auth: entries.Auth, session_id: str
+) -> Credential:
+    try:
+        if auth.ticket is not None:
+            return services.tokens.redeem_ticket(auth.ticket, session_id)
+        return services.tokens.admit(auth.token, request.remote)
+    except Error:
+        raise Goodbye(CloseCode.REFUSED, "the credential is refused") from None
+
+
+async def _leave(ws: web.WebSocketResponse[bool], goodbye: Goodbye) -> None:
+    """Close a socket that never became a viewer."""
+    if ws.closed:
+        return
+    try:
+        await ws.send_frame(goodbye.frame(), WSMsgType.TEXT)
+        await ws.close(code=int(goodbye.code), message=goodbye.reason.encode())
+    except ConnectionError:
+        return  # it did not wait for the answer
+
+
+class Commands:
+    """What the frames of one socket do."""
+
+    def __init__(self, services: Services, request: web.Request) -> None:
+        self._services = services
+        self._request = request
+        self._settings: list[Change] = []
+        self._setting: asyncio.Task[None] | None = None
+
+    async def stop(self) -> None:
+        if self._setting is not None:
+            await asyncio.gather(self._setting, return_exceptions=True)
+
+    async def dispatch(self, viewer: Viewer, command: entries.Command) -> None:
+        """Carry out one command.
+
+        Raises:
+            Error: it cannot be done; the socket stays open.
+            Goodbye: the socket is to be closed.
+        """
+        session = viewer.session
+        match command:
+            case entries.Prompt():
+                await self._prompt(viewer, command)
+            case entries.Cancel(turn_index=turn_index):
+                if not session.cancel(turn_index):
+                    raise Error("not_found", "there is no such turn to cancel")
+            case entries.Permission(request_id=request_id, option_id=option_id):
+                session.permissions.answer(request_id, option_id=option_id)
+            case entries.SetMode() | entries.SetModel() | entries.SetConfigOption():
+                self._set(viewer, command)
+            case entries.Close():
+                self._services.sessions.closing.spawn(
+                    self._close(session), f"close-{session.id}-by-socket"
+                )
+            case entries.Ping(id=ping_id):
+                viewer.send(entries.frame("pong", id=ping_id))
+            case entries.Auth():
+                self._renew(session, command)
+
+    async def _prompt(self, viewer: Viewer, command: entries.Prompt) -> None:
+        blocks = entries.parse_blocks(command.prompt)
+        turn, duplicate = await prompt(
+            self._request, viewer.session, blocks, command.files or [], client_id=command.id
+        )
+        # No await from here on: `accepted` comes before the turn's entries.
+        viewer.send(
+            entries.frame(
+                "accepted",
+                id=command.id,
+                turn_index=turn.index,
+                queued=viewer.session.is_queued(turn),
+                duplicate=duplicate,
+            )
+        )
+
+    def _set(self, viewer: Viewer, command: entries.Setting) -> None:
+        """Behind the reader's back: the agent may have to start first, or never answer."""
+        if len(self._settings) >= MAX_CHANGES:
+            raise Error("rate_limited", "the last changes are not through yet", retryable=True)
+        # Asked for now: the client's next prompt waits for it.
+        self._settings.append(viewer.session.request_change(command))
+        if self._setting is None or self._setting.done():
+            self._setting = self._services.sessions.tasks.spawn(
+                self._carry_out(viewer), f"set-{viewer.session.id}"
+            )
+
+    async def _carry_out(self, viewer: Viewer) -> None:
+        while self._settings:
+            change = self._settings.pop(0)
+            try:
+                await change.outcome()
+            except Error as error:
+                viewer.send(entries.error_frame(error, change.setting.id))
+
+    async def _close(self, session: Session) -> None:
+        await self._services.sessions.close(session, "client")
+
+    def _renew(self, session: Session, auth: entries.Auth) -> None:
+        credential = _authenticate(self._services, self._request, auth, session.id)
+        if credential is not self._request[CREDENTIAL]:
+            raise Goodbye(CloseCode.REFUSED, "the credential is refused")

@@ -1,0 +1,117 @@
+"""Server-sent events: log entries over plain HTTP, `id:` being the position."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from types import TracebackType
+
+from aiohttp import hdrs, web
+
+from ..auth.tokens import REVOKE_SECS, Credential
+from ..errors import Error
+from ..storage.failures import failure_of
+from ..ws import tcp
+from .negotiation import weight_of
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECS = 15
+
+
+def wants_stream(request: web.Request) -> bool:
+    """Whether the client wants a stream of events rather than JSON.
+
+    The response to a HEAD has no body that could be streamed. A client that names both types as
+    equally good gets the stream: JSON is what all others get.
+    """
+    accepted = request.headers.getall(hdrs.ACCEPT, [])
+    stream, is_named = weight_of(accepted, "text/event-stream")
+    json, _ = weight_of(accepted, "application/json")
+    is_wanted = stream > json or (is_named and 0 < stream == json)
+    return is_wanted and request.method != "HEAD"
+
+
+class EventStream:
+    """A response that is written event by event.
+
+    Args:
+        stall_timeout: seconds after which a peer that has taken nothing is dropped.
+    """
+
+    def __init__(self, request: web.Request, stall_timeout: float) -> None:
+        self._request = request
+        self._stall_timeout = stall_timeout
+        self._watch: tcp.StallWatch | None = None
+        self.response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",
+            }
+        )
+
+    async def __aenter__(self) -> EventStream:
+        await self.response.prepare(self._request)
+        if self._request.transport is not None:
+            tcp.keep_little(self._request.transport)
+            self._watch = tcp.StallWatch(self._request.transport, self._stall_timeout)
+            self._watch.start()
+        await self._write(b": ok\n\n")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if self._watch is not None:
+            self._watch.stop()
+        if not isinstance(error, Exception):
+            return False
+        if isinstance(error, Error) and error.code == "unauthorized":
+            self._end_revoked()
+            return True
+        # A client that hangs up ends its stream, and nothing else.
+        if not isinstance(error, ConnectionError):
+            failure_of(error, f"a stream of {self._request.path}")
+            if self._request.transport is not None:  # too late for another answer
+                self._request.transport.abort()
+        return True
+
+    async def send(self, position: int, frame: bytes) -> None:
+        # A bare CR may stand between an agent's tokens; here it would end the line.
+        data = frame.replace(b"\r", b" ")
+        await self._write(b"id: %d\ndata: %b\n\n" % (position, data))
+
+    async def keep_alive(self) -> None:
+        await self._write(b": keep-alive\n\n")
+
+    async def _write(self, data: bytes) -> None:
+        if self._watch is not None:
+            self._watch.written += len(data)
+        await self.response.write(data)
+
+    def _end_revoked(self) -> None:
+        """End in order, or by force if the client takes nothing; the connection is not kept."""
+        self.response.force_close()
+        if self._request.transport is not None:
+            abort = self._request.transport.abort
+            asyncio.get_running_loop().call_later(REVOKE_SECS, abort)
+
+
+@contextlib.asynccontextmanager
+async def event_stream(
+    request: web.Request, credential: Credential, stall_timeout: float
+) -> AsyncIterator[EventStream]:
+    """Stream events to a client until the block or its credential ends.
+
+    Raises:
+        Error: ``unauthorized``; the credential was revoked before the stream began.
+    """
+    credential.check()
+    async with EventStream(request, stall_timeout) as stream, credential.waiting():
+        yield stream

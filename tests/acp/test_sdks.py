@@ -1,0 +1,225 @@
+"""The official SDKs as clients of ``/acp``, unmodified, and what the docs say of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import acp
+import pytest
+import pytest_asyncio
+
+from server.agents.catalog import find_node
+
+from ..support.acp_client import acp_url, check, connect
+from ..support.acp_sdk import Me, dial, steps
+from ..support.harness import ROOT, Client, LocalServer, local_server, run_program, script
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PAGE = (ROOT / "docs" / "acp.md").read_text("utf-8")
+NODE = find_node()
+ADDRESS = "ws://127.0.0.1:8800/acp"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
+    async with local_server(tmp_path_factory.mktemp("acp") / "data") as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(server: LocalServer) -> Client:
+    return await server.client()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def alone(server: LocalServer, request: pytest.FixtureRequest) -> Client:
+    """An app that has no sessions but the test's."""
+    return await server.client(re.sub(r"\W", "-", request.node.name))
+
+
+def snippet(marker: str) -> str:
+    """The fenced code behind the comment ``<!-- marker -->``."""
+    found = re.findall(
+        rf"^<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE
+    )
+    assert len(found) == 1, f"the page has {len(found)} pieces named {marker!r}"
+    return str(found[0])
+
+
+async def output_of(*argv: str, **variables: str) -> str:
+    """What a program prints that has to succeed."""
+    status, out, err = await run_program(*argv, **variables)
+    assert status == 0, err
+    return out
+
+
+# Python.
+
+
+async def test_the_python_sdk_has_its_conversations(alone: Client) -> None:
+    me = Me()
+    agent, recorder = await dial(alone, me)
+    made = [await agent.new_session(cwd="/", mcp_servers=[]) for _ in range(2)]
+    one, two = (session.session_id for session in made)
+    answers = await asyncio.gather(
+        agent.prompt(session_id=one, prompt=[acp.text_block("first")]),
+        agent.prompt(session_id=two, prompt=[acp.text_block("second")]),
+    )
+    assert [answer.stop_reason for answer in answers] == ["end_turn", "end_turn"]
+    assert me.texts == {one: "echo: first", two: "echo: second"}
+
+    tool = {"sessionUpdate": "tool_call", "toolCallId": "t", "title": "edit", "kind": "edit"}
+    asking = steps({"update": tool}, {"permission": {"title": "edit"}})
+    assert (await agent.prompt(session_id=one, prompt=asking)).stop_reason == "end_turn"
+    assert me.asked == [(one, "edit")]
+    assert [one.title for one in me.tools] == ["edit"]
+    assert '"optionId": "allow_once"' in me.texts[one]
+
+    hanging = asyncio.create_task(
+        agent.prompt(session_id=two, prompt=steps({"say": "begun"}, {"hang": True}))
+    )
+    await me.until_text(two, "begun")
+    await agent.cancel(session_id=two)
+    assert (await hanging).stop_reason == "cancelled"
+
+    # Far more than its socket takes at once: it gets all of the text, and keeps its connection.
+    assert (await agent.prompt(session_id=two, prompt=steps({"chunk": 3_000_000}))).stop_reason
+    assert len(me.texts[two]) > 3_000_000
+    assert 500_000 < max(recorder.sizes) <= 1 << 20
+
+    listed = await agent.list_sessions()
+    assert [session.session_id for session in listed.sessions] == [two, one]
+    await agent.close_session(session_id=two)
+    for failing, code in (
+        (agent.prompt(session_id=two, prompt=[acp.text_block("closed")]), -32002),
+        (agent.load_session(cwd="/", session_id="none", mcp_servers=[]), -32002),
+        (agent.new_session(cwd="relative", mcp_servers=[]), -32602),
+        (agent.ext_method("no/such", {}), -32601),
+    ):
+        with pytest.raises(acp.RequestError) as failure:
+            await failing
+        assert failure.value.code == code
+    await agent.close()
+
+    again = Me()
+    agent, _ = await dial(alone, again)
+    await agent.load_session(cwd="/", session_id=one, mcp_servers=[])
+    assert again.texts[one] == me.texts[one]
+    assert again.users[one].startswith("first")
+    await agent.close_session(session_id=one)
+    await agent.close()
+
+
+async def test_an_sdk_a_bot_and_a_viewer_share_a_conversation(client: Client) -> None:
+    me = Me()
+    agent, _ = await dial(client, me)
+    session = (await agent.new_session(cwd="/", mcp_servers=[])).session_id
+    bot = await client.connect(session)
+    viewer = await connect(client)
+    await viewer.call("session/load", sessionId=session, cwd="/", mcpServers=[])
+
+    await agent.prompt(session_id=session, prompt=[acp.text_block("from the SDK")])
+    await bot.turn("from the bot")
+    assert await viewer.prompt(session, "from the viewer") == {"stopReason": "end_turn"}
+    await me.until_text(session, "echo: from the viewer")
+    await bot.until_text("echo: from the viewer")
+    said = "echo: from the SDKecho: from the botecho: from the viewer"
+    assert [me.texts[session], bot.text(), viewer.text()] == [said] * 3
+    assert me.users[session] == "from the botfrom the viewer"
+    assert viewer.text(kind="user_message_chunk") == "from the SDKfrom the bot"
+    prompts = [entry["prompt"] for entry in bot.entries if entry["type"] == "turn_start"]
+    assert [prompt[0]["text"] for prompt in prompts] == [
+        "from the SDK",
+        "from the bot",
+        "from the viewer",
+    ]
+
+    # The bot answers what the SDK's user was asked, too; either way it is asked once.
+    end = await bot.turn(script({"permission": {"title": "together"}}))
+    assert end["stop_reason"] == "end_turn"
+    assert me.asked == [(session, "together")]
+    await client.delete(f"/sessions/{session}")
+    await agent.close()
+
+
+# TypeScript.
+
+
+async def test_the_typescript_sdk_has_its_conversations(alone: Client) -> None:
+    out = await output_of(
+        NODE,
+        str(ROOT / "tests" / "js" / "acp_client.mjs"),
+        URL=acp_url(alone),
+        TOKEN=str(alone.token),
+    )
+    seen = json.loads(out)
+    one, two = seen["sessions"]
+    assert seen["initialized"]["protocolVersion"] == 1
+    assert seen["stops"] == ["end_turn", "end_turn"]
+    assert (seen["permitted"], seen["asked"]) == ({"stopReason": "end_turn"}, [one])
+    assert seen["cancelled"] == {"stopReason": "cancelled"}
+    assert set(seen["listed"]) == {one, two}
+    assert seen["errors"] == [-32002, -32602, -32601]
+    assert seen["aborted"] in ({"stopReason": "cancelled"}, -32800)
+    assert seen["replayed"]["before"] == seen["replayed"]["after"]
+    assert seen["replayed"]["after"].startswith("one")
+    assert '"say": "one"' in seen["user"] or '"say":"one"' in seen["user"]
+    for frame in map(json.loads, seen["frames"]):
+        check(frame, None)
+    await alone.delete(f"/sessions/{one}")
+
+
+# The page.
+
+
+@pytest.mark.parametrize("language", ["Python", "TypeScript"])
+async def test_the_clients_of_the_page_run(client: Client, tmp_path: Path, language: str) -> None:
+    source = snippet(f"the {language} client")
+    assert source.count(ADDRESS) == 1
+    program, name = (sys.executable, "me.py") if language == "Python" else (NODE, "me.mjs")
+    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")  # as npm would have put it
+    (tmp_path / name).write_text(source.replace(ADDRESS, acp_url(client)), "utf-8")
+    out = await output_of(program, str(tmp_path / name), TOKEN=str(client.token))
+    assert out.split("\n") == ["echo: help", "end_turn", ""]
+
+
+async def test_the_page_installs_what_is_tested() -> None:
+    locked = json.loads((ROOT / "package-lock.json").read_text("utf-8"))["packages"]
+    npm = dict(re.findall(r"(\S+)@(\S+)", snippet("install the TypeScript SDK")))
+    for name, version in npm.items():
+        assert f"{locked[f'node_modules/{name}']['version']}.".startswith(f"{version}.")
+    (version,) = re.findall(r"==([\d.]+)", snippet("install the Python SDK"))
+    pinned = (ROOT / "requirements-dev.txt").read_text("utf-8")
+    assert f"\nagent-client-protocol=={version}\n" in pinned
+
+
+async def test_the_bridge_of_the_page_makes_it_an_editors_agent(
+    client: Client, tmp_path: Path
+) -> None:
+    bridge = tmp_path / "bridge.py"
+    bridge.write_text(snippet("the bridge"), "utf-8")
+    (settings,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
+    argv = settings["agent_servers"]["clawdforge"]["args"]
+    assert argv == ["/path/to/clawdforge_acp.py", f"{ADDRESS}?agent=claude"]
+
+    me = Me()
+    argv = [str(bridge), acp_url(client, "?agent=mock-modes")]
+    environ = {"TOKEN": str(client.token)}
+    spawned = acp.spawn_agent_process(cast(Any, me), sys.executable, *argv, env=environ)
+    async with spawned as (agent, process):
+        await agent.initialize(protocol_version=acp.PROTOCOL_VERSION)
+        made = await agent.new_session(cwd="/", mcp_servers=[])
+        assert made.modes is not None
+        assert made.modes.current_mode_id == "ask"
+        prompt = acp.text_block("hello")
+        answer = await agent.prompt(session_id=made.session_id, prompt=[prompt])
+        assert (answer.stop_reason, me.texts[made.session_id]) == ("end_turn", "echo: hello")
+        await agent.close_session(session_id=made.session_id)
+    assert process.returncode == 0

@@ -1,0 +1,704 @@
+"""The bundled demo agent, driven over stdio as acpx drives it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stand_ins.stdio_client import TIMEOUT, Json, StdioAgent, is_alive, wait_for
+
+PROJECT = Path(__file__).resolve().parents[3]
+DEMO = [sys.executable, "-I", "-S", str(PROJECT / "server/agents/demo/demo_agent.py")]
+NOTES = "demo-notes.md"
+
+Start = Callable[..., StdioAgent]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts demo agents in one folder; all of them end with the test."""
+    with ExitStack() as stack:
+
+        def start_one(command: list[str] = DEMO, pace_ms: str = "0") -> StdioAgent:
+            env = {"DEMO_PACE_MS": pace_ms, "PYTHONPATH": str(PROJECT)}
+            return stack.enter_context(StdioAgent(command, tmp_path, env))
+
+        yield start_one
+
+
+@pytest.fixture
+def agent(start: Start) -> StdioAgent:
+    return start()
+
+
+def choose(option: str) -> Callable[[Json], Json]:
+    """Answers every permission request with one option."""
+    return lambda _: {"outcome": {"outcome": "selected", "optionId": option}}
+
+
+def text(words: str) -> Json:
+    return {"type": "text", "text": words}
+
+
+# ---- handshake
+
+
+def test_initialize_tells_what_it_can(agent: StdioAgent) -> None:
+    answer = agent.initialize()
+    assert answer["protocolVersion"] == 1
+    assert "demo" in answer["agentInfo"]["name"]
+    capabilities = answer["agentCapabilities"]
+    assert capabilities["loadSession"] is True
+    assert capabilities["promptCapabilities"] == {
+        "image": True,
+        "audio": True,
+        "embeddedContext": True,
+    }
+    assert set(capabilities["sessionCapabilities"]) == {"resume", "close"}
+    assert agent.call("authenticate", {"methodId": "none"}) == {}
+
+
+def test_new_session_offers_modes_options_and_commands(agent: StdioAgent, tmp_path: Path) -> None:
+    agent.initialize()
+    session = agent.call("session/new", {"cwd": str(tmp_path), "mcpServers": []})
+    assert session["modes"]["currentModeId"] == "ask"
+    categories = [option["category"] for option in session["configOptions"]]
+    assert categories == ["mode", "model", "thought_level"]
+    commands = agent.until_update("available_commands_update")["availableCommands"]
+    assert {"help", "plan", "diff", "permission", "image"} <= {c["name"] for c in commands}
+
+
+def test_runs_as_a_module(start: Start) -> None:
+    agent = start([sys.executable, "-m", "server.agents.demo.demo_agent"])
+    assert agent.prompt(agent.open_session(), "hello").result["stopReason"] == "end_turn"
+
+
+# ---- answers
+
+
+def test_first_message_looks_alive(agent: StdioAgent) -> None:
+    session = agent.open_session()
+    turn = agent.prompt(session, "How do I boil an egg?")
+    assert turn.result == {"stopReason": "end_turn"}
+    assert "How do I boil an egg?" in turn.thoughts
+    assert "> How do I boil an egg?" in turn.text
+    assert "no model" in turn.text
+    (call,), (end,) = turn.of_kind("tool_call"), turn.of_kind("tool_call_update")
+    assert (call["kind"], call["status"], end["status"]) == ("read", "in_progress", "completed")
+    assert call["toolCallId"] == end["toolCallId"]
+    assert len(turn.of_kind("agent_message_chunk")) > 30, "streamed word by word"
+    assert turn.of_kind("session_info_update")[0]["title"] == "How do I boil an egg?"
+    usage = turn.updates[-1]
+    assert usage["sessionUpdate"] == "usage_update"
+    assert 0 < usage["used"] < usage["size"]
+    assert usage["cost"] == {"amount": 0.0, "currency": "USD"}
+
+
+def test_title_stays_that_of_the_first_message(agent: StdioAgent) -> None:
+    session = agent.open_session()
+    agent.prompt(session, "The first\nwith more lines")
+    turn = agent.prompt(session, "The second")
+    assert turn.of_kind("session_info_update")[0]["title"] == "The first"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *("help", "plan", "diff", "permission", "tools", "think", "table"),
+        *("code", "image", "long", "recall", "usage", "mode", "model", "thought_level"),
+    ],
+)
+def test_each_command_works_with_and_without_a_slash(agent: StdioAgent, prompt: str) -> None:
+    agent.on_request = choose("allow_once")
+    session = agent.open_session()
+    for words in (prompt, "/" + prompt):
+        turn = agent.prompt(session, words)
+        assert turn.result == {"stopReason": "end_turn"}
+        assert turn.text.strip()
+
+
+def test_help_lists_every_command(agent: StdioAgent, tmp_path: Path) -> None:
+    agent.initialize()
+    session = agent.call("session/new", {"cwd": str(tmp_path), "mcpServers": []})["sessionId"]
+    commands = agent.until_update("available_commands_update")["availableCommands"]
+    listing = agent.prompt(session, "Help!").text
+    assert all(f"| `{command['name']}" in listing for command in commands)
+    assert agent.prompt(session, "/help").text == listing
+
+
+def test_unknown_command_is_told(agent: StdioAgent) -> None:
+    assert "`/frobnicate`" in agent.prompt(agent.open_session(), "/frobnicate now").text
+
+
+def test_commands_can_be_asked_for_politely(agent: StdioAgent) -> None:
+    turn = agent.prompt(agent.open_session(), "Please show me a plan")
+    assert turn.of_kind("plan")
+
+
+def test_plan_moves_from_pending_to_completed(agent: StdioAgent) -> None:
+    plans = agent.prompt(agent.open_session(), "/plan").of_kind("plan")
+    states = [[entry["status"] for entry in plan["entries"]] for plan in plans]
+    assert states[0] == ["in_progress", "pending", "pending", "pending"]
+    assert states[1] == ["completed", "in_progress", "pending", "pending"]
+    assert states[-1] == ["completed"] * 4
+
+
+def test_markdown_shows_a_table_code_and_a_list(agent: StdioAgent) -> None:
+    session = agent.open_session()
+    assert "| ---: |" in agent.prompt(session, "table").text
+    assert "```python\ndef primes(limit: int)" in agent.prompt(session, "code").text
+    assert "    sieve = bytearray" in agent.prompt(session, "code").text, "indentation survives"
+
+
+def test_tools_of_several_kinds(agent: StdioAgent) -> None:
+    turn = agent.prompt(agent.open_session(), "tools")
+    assert [call["kind"] for call in turn.of_kind("tool_call")] == [
+        "read",
+        "read",
+        "search",
+        "fetch",
+    ]
+    assert {end["status"] for end in turn.of_kind("tool_call_update")} == {"completed"}
+
+
+def test_image_is_a_png(agent: StdioAgent) -> None:
+    turn = agent.prompt(agent.open_session(), "paint an image")
+    blocks = [update["content"] for update in turn.of_kind("agent_message_chunk")]
+    (image,) = [block for block in blocks if block["type"] == "image"]
+    assert image["mimeType"] == "image/png"
+    data = base64.b64decode(image["data"])
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert b"IEND" in data[-12:]
+
+
+def test_long_answer_has_as_many_words_as_asked(agent: StdioAgent) -> None:
+    assert len(agent.prompt(agent.open_session(), "long 1000").text.split()) == 1000 + 4
+
+
+def test_bad_endings(agent: StdioAgent) -> None:
+    session = agent.open_session()
+    assert agent.prompt(session, "fail").error["code"] == -32603
+    assert agent.prompt(session, "/fail refusal").result == {"stopReason": "refusal"}
+    assert agent.prompt(session, "hello").result == {"stopReason": "end_turn"}
+    with pytest.raises(EOFError):
+        agent.prompt(session, "/fail crash")
+    assert agent.wait() == 1
+
+
+# ---- what comes with a prompt
+
+
+def test_other_content_is_described(agent: StdioAgent) -> None:
+    data = base64.b64encode(b"x" * 100).decode()
+    turn = agent.prompt(
+        agent.open_session(),
+        [
+            {"type": "image", "mimeType": "image/png", "data": data},
+            {"type": "audio", "mimeType": "audio/wav", "data": data[:4]},
+            {"type": "resource_link", "uri": "file:///a.txt", "name": "a.txt"},
+            {"type": "resource", "resource": {"uri": "mem:b", "text": "first\nsecond"}},
+            {"type": "resource", "resource": {"uri": "mem:c", "blob": data}},
+        ],
+    )
+    assert turn.result["stopReason"] == "end_turn"
+    for fact in (
+        "image: `image/png`, 100 bytes",
+        "audio: `audio/wav`, 3 bytes",
+        "resource link: `file:///a.txt` (a.txt)",
+        "resource: `mem:b`, 12 characters, begins `first`",
+        "resource: `mem:c`, 100 bytes",
+    ):
+        assert fact in turn.text
+
+
+def test_attached_files_are_read(agent: StdioAgent, tmp_path: Path) -> None:
+    notes, blob = tmp_path / "notes.txt", tmp_path / "blob"
+    notes.write_text("first line\nsecond line\n")
+    blob.write_bytes(bytes(5000))
+    files = f"[Attached files]\n{notes}\n{blob}\n{tmp_path}/none"
+    turn = agent.prompt(agent.open_session(), f"{files}\nhelp")
+    assert f"**notes.txt**, {notes.stat().st_size} bytes, begins `first line`" in turn.text
+    assert "**blob**, 5000 bytes, binary" in turn.text
+    assert f"could not read `{tmp_path}/none`" in turn.text
+    assert "What I can show" in turn.text, "the prompt behind the files is heard"
+    ends = [update["status"] for update in turn.of_kind("tool_call_update")]
+    assert ends == ["completed", "completed", "failed"]
+    assert turn.of_kind("session_info_update")[0]["title"] == "help"
+
+
+# ---- permissions
+
+
+def test_diff_is_true(agent: StdioAgent, tmp_path: Path) -> None:
+    agent.on_request = choose("allow_once")
+    session = agent.open_session()
+    before: str | None = None
+    for _ in range(2):
+        turn = agent.prompt(session, "diff")
+        (call,) = turn.of_kind("tool_call")
+        (diff,) = call["content"]
+        assert (call["kind"], call["status"]) == ("edit", "pending")
+        assert (diff["type"], diff["path"]) == ("diff", str(tmp_path / NOTES))
+        assert diff["oldText"] == before
+        assert diff["newText"] == (tmp_path / NOTES).read_text()
+        states = [update["status"] for update in turn.of_kind("tool_call_update")]
+        assert states == ["in_progress", "completed"]
+        before = diff["newText"]
+
+
+def test_permission_request_has_all_four_options(agent: StdioAgent) -> None:
+    session = agent.open_session()
+    prompt = agent.start_prompt(session, "diff")
+    request = agent.until_call("session/request_permission")
+    kinds = [option["kind"] for option in request["params"]["options"]]
+    assert kinds == ["allow_once", "allow_always", "reject_once", "reject_always"]
+    agent.answer(request, {"outcome": {"outcome": "selected", "optionId": "reject_once"}})
+    assert agent.finish(prompt).result == {"stopReason": "end_turn"}
+
+
+@pytest.mark.parametrize(
+    ("option", "written", "asked"),
+    [
+        ("allow_once", True, 2),
+        ("allow_always", True, 1),
+        ("reject_once", False, 2),
+        ("reject_always", False, 1),
+        ("no such option", False, 2),
+    ],
+)
+def test_each_permission_outcome(
+    start: Start, tmp_path: Path, option: str, written: bool, asked: int
+) -> None:
+    requests = []
+
+    def answer(request: Json) -> Json:
+        requests.append(request)
+        return choose(option)(request)
+
+    agent = start()
+    agent.on_request = answer
+    session = agent.open_session()
+    turns = [agent.prompt(session, "diff") for _ in range(2)]
+    assert len(requests) == asked
+    assert (tmp_path / NOTES).exists() is written
+    for turn in turns:
+        last = turn.of_kind("tool_call_update")[-1]["status"]
+        assert last == ("completed" if written else "failed")
+        assert ("you said no" in turn.text) is not written
+
+
+def test_always_is_remembered_after_a_restart(start: Start, tmp_path: Path) -> None:
+    first = start()
+    first.on_request = choose("allow_always")
+    session = first.open_session()
+    first.prompt(session, "diff")
+    first.process.kill()
+    second = start()
+    second.load_session(session)
+    assert second.prompt(session, "diff").result == {"stopReason": "end_turn"}
+    assert (tmp_path / NOTES).read_text().count("\n- ") == 2
+
+
+def test_dismissed_permission_cancels_the_turn(agent: StdioAgent, tmp_path: Path) -> None:
+    agent.on_request = lambda _: {"outcome": {"outcome": "cancelled"}}
+    turn = agent.prompt(agent.open_session(), "diff")
+    assert turn.result == {"stopReason": "cancelled"}
+    assert turn.of_kind("tool_call_update")[-1]["status"] == "failed"
+    assert not (tmp_path / NOTES).exists()
+
+
+def test_failed_permission_request_is_a_no(agent: StdioAgent, tmp_path: Path) -> None:
+    prompt = agent.start_prompt(agent.open_session(), "diff")
+    request = agent.until_call("session/request_permission")
+    agent.send({"id": request["id"], "error": {"code": -32603, "message": "broken"}})
+    assert agent.finish(prompt).result == {"stopReason": "end_turn"}
+    assert not (tmp_path / NOTES).exists()
+
+
+def test_permitted_command_is_run(agent: StdioAgent) -> None:
+    agent.on_request = choose("allow_once")
+    turn = agent.prompt(agent.open_session(), "permission")
+    end = turn.of_kind("tool_call_update")[-1]
+    assert end["rawOutput"] == {"exitCode": 0, "stdout": "5050\n", "stderr": ""}
+    assert "```console" in end["content"][0]["content"]["text"]
+    assert "**5050**" in turn.text
+
+
+# ---- cancel
+
+
+def test_cancel_is_answered_at_once(agent: StdioAgent) -> None:
+    session = agent.open_session()
+    prompt = agent.start_prompt(session, "/slow 600")
+    agent.until_update("tool_call_update")
+    began = time.monotonic()
+    agent.cancel(session)
+    turn = agent.finish(prompt)
+    assert turn.result == {"stopReason": "cancelled"}
+    assert time.monotonic() - began < 1
+    assert turn.of_kind("tool_call_update")[-1]["status"] == "failed", "nothing is left running"
+    assert agent.prompt(session, "hello").result == {"stopReason": "end_turn"}
+
+
+def test_cancel_interrupts_the_stream(start: Start) -> None:
+    agent = start(pace_ms="60000")
+    session = agent.open_session()
+    prompt = agent.start_prompt(session, "help")
+    agent.until_update("agent_message_chunk")
+    agent.cancel(session)
+    turn = agent.finish(prompt)
+    assert turn.result == {"stopReason": "cancelled"}
+    assert len(turn.of_kind("agent_message_chunk")) == 0
+
+
+def test_cancel_resolves_a_pending_permission(agent: StdioAgent, tmp_path: Path) -> None:
+    session = agent.open_session()
+    prompt = agent.start_prompt(session, "diff")
+    request = agent.until_call("session/request_permission")
+    agent.cancel(session)
+    assert agent.finish(prompt).result == {"stopReason": "cancelled"}
+    agent.answer(request, choose("allow_once")(request))  # too late
+    assert agent.prompt(session, "hello").result == {"stopReason": "end_turn"}
+    assert not (tmp_path / NOTES).exists()
+
+
+def test_cancel_request_cancels_the_prompt(agent: StdioAgent) -> None:
+    prompt = agent.start_prompt(agent.open_session(), "/slow")
+    agent.until_update("tool_call")
+    agent.notify("$/cancel_request", {"requestId": prompt})
+    assert agent.finish(prompt).result == {"stopReason": "cancelled"}
+
+
+def test_cancel_without_a_turn_is_nothing(agent: StdioAgent) -> None:
+    session = agent.open_session()
+    agent.cancel(session)
+    agent.cancel("no such session")
+    assert agent.prompt(session, "hello").result == {"stopReason": "end_turn"}
+
+
+def test_one_turn_at_a_time_in_a_session_but_many_sessions(agent: StdioAgent) -> None:
+    first, second = agent.open_session(), agent.open_session()
+    slow = agent.start_prompt(first, "/slow")
+    agent.until_update("tool_call")
+    assert agent.prompt(first, "hello").error["code"] == -32600
+    assert agent.prompt(second, "hello").result == {"stopReason": "end_turn"}
+    agent.cancel(first)
+    assert agent.finish(slow).result == {"stopReason": "cancelled"}
+
+
+def test_close_stops_the_turn_and_forgets_the_session(agent: StdioAgent, tmp_path: Path) -> None:
+    session = agent.open_session()
+    prompt = agent.start_prompt(session, "/slow")
+    agent.until_update("tool_call")
+    close = agent.start("session/close", {"sessionId": session})
+    answers: dict[int, Json] = {}
+    while len(answers) < 2:
+        message = agent.next_message()
+        if "method" not in message:
+            answers[message["id"]] = message["result"]
+    assert answers == {prompt: {"stopReason": "cancelled"}, close: {}}
+    assert agent.prompt(session, "hello").error["code"] == -32002
+    assert agent.load_session(session).result
+
+
+# ---- memory
+
+
+def test_what_was_said_survives_kill_9(start: Start) -> None:
+    first = start()
+    session = first.open_session()
+    said = first.prompt(session, "Hello, my name is Ada Lovelace, nice to be here").text
+    first.prompt(session, "Please remember that the sky is green.")
+    slow = "/slow 600"
+    first.start_prompt(session, slow)
+    first.until_update("tool_call")
+    first.process.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+
+    second = start()
+    replay = second.load_session(session)
+    assert [update["content"]["text"] for update in replay.of_kind("user_message_chunk")] == [
+        "Hello, my name is Ada Lovelace, nice to be here",
+        "Please remember that the sky is green.",
+        slow,
+    ]
+    assert replay.of_kind("agent_message_chunk")[0]["content"]["text"] == said
+    second.until_update("available_commands_update")
+    assert "**Ada Lovelace**" in second.prompt(session, "What's my name?").text
+    recalled = second.prompt(session, "what do you remember?").text
+    assert "the sky is green" in recalled
+    assert "2. Please remember" in second.prompt(session, "What did I say?").text
+
+
+def test_resume_brings_the_context_without_a_replay(start: Start) -> None:
+    first = start()
+    session = first.open_session()
+    first.prompt(session, "my name is Grace")
+    first.process.kill()
+    second = start()
+    resumed = second.load_session(session, "session/resume")
+    assert resumed.messages == []
+    assert resumed.result["modes"]["currentModeId"] == "ask"
+    assert "**Grace**" in second.prompt(session, "who am I?").text
+
+
+def test_a_session_without_a_turn_can_be_loaded(start: Start) -> None:
+    first = start()
+    session = first.open_session()
+    first.process.kill()
+    assert start().load_session(session).messages == []
+
+
+def test_it_knows_nothing_it_was_not_told(agent: StdioAgent) -> None:
+    session = agent.open_session()
+    assert "first message" in agent.prompt(session, "what did I say?").text
+    assert "not told me" in agent.prompt(session, "what is my name?").text
+    assert "nothing" in agent.prompt(session, "recall").text
+
+
+def test_replay_has_images_and_names_what_is_too_big_to_keep(start: Start) -> None:
+    first = start()
+    session = first.open_session()
+    small, big = base64.b64encode(b"x").decode(), base64.b64encode(bytes(150_000)).decode()
+    images = [{"type": "image", "mimeType": "image/png", "data": data} for data in (small, big)]
+    first.prompt(session, [text("image"), *images])
+    first.process.kill()
+    replay = start().load_session(session)
+    blocks = [update["content"] for update in replay.of_kind("user_message_chunk")]
+    assert blocks == [text("image"), images[0], text("image: `image/png`, 150000 bytes")]
+    kinds = [update["content"]["type"] for update in replay.of_kind("agent_message_chunk")]
+    assert kinds == ["text", "image"]
+
+
+def test_settings_survive(start: Start) -> None:
+    first = start()
+    session = first.open_session()
+    first.call("session/set_mode", {"sessionId": session, "modeId": "plan"})
+    option = {"sessionId": session, "configId": "thought_level", "value": "off"}
+    first.call("session/set_config_option", option)
+    first.process.kill()
+    second = start()
+    loaded = second.load_session(session).result
+    assert loaded["modes"]["currentModeId"] == "plan"
+    assert [option["currentValue"] for option in loaded["configOptions"]] == ["plan", "demo", "off"]
+
+
+def test_nothing_of_its_memory_is_left_half_written(agent: StdioAgent, tmp_path: Path) -> None:
+    session = agent.open_session()
+    agent.prompt(session, "hello")
+    folder = tmp_path / ".demo-agent"
+    assert {path.name for path in folder.iterdir()} == {".gitignore", f"{session}.json"}
+    assert json.loads((folder / f"{session}.json").read_bytes())["messages"]
+
+
+def test_it_works_where_it_cannot_write(agent: StdioAgent, tmp_path: Path) -> None:
+    (tmp_path / ".demo-agent").write_text("in the way")
+    session = agent.open_session()
+    agent.prompt(session, "my name is Ada")
+    assert "**Ada**" in agent.prompt(session, "what is my name?").text
+    agent.close_stdin()
+    agent.wait()  # then all that it said is there
+    assert "not stored" in "".join(agent.stderr)
+
+
+# ---- settings
+
+
+def test_mode_auto_asks_nothing_and_plan_changes_nothing(agent: StdioAgent, tmp_path: Path) -> None:
+    session = agent.open_session()
+    turn = agent.request("session/set_mode", {"sessionId": session, "modeId": "plan"})
+    assert turn.of_kind("current_mode_update")[0]["currentModeId"] == "plan"
+    assert turn.of_kind("config_option_update")[0]["configOptions"][0]["currentValue"] == "plan"
+    assert "`plan`" in agent.prompt(session, "diff").text
+    assert not (tmp_path / NOTES).exists()
+    turn = agent.prompt(session, "/mode auto")
+    assert turn.of_kind("current_mode_update")[0]["currentModeId"] == "auto"
+    agent.prompt(session, "diff")
+    assert (tmp_path / NOTES).exists()
+
+
+def test_config_options(agent: StdioAgent) -> None:
+    session = agent.open_session()
+
+    def set_option(key: str, value: Any) -> Json:
+        params = {"sessionId": session, "configId": key, "value": value}
+        turn = agent.request("session/set_config_option", params)
+        (update,) = turn.of_kind("config_option_update")
+        assert update["configOptions"] == turn.result["configOptions"]
+        return {option["id"]: option["currentValue"] for option in turn.result["configOptions"]}
+
+    assert set_option("model", "demo-fast")["model"] == "demo-fast"
+    assert set_option("mode", "auto")["mode"] == "auto"
+    brief = agent.prompt(session, "so it goes").thoughts
+    assert set_option("thought_level", "deep")["thought_level"] == "deep"
+    assert len(agent.prompt(session, "so it goes").thoughts) > len(brief)
+    set_option("thought_level", "off")
+    assert agent.prompt(session, "so it goes").thoughts == ""
+    for key, value in [("model", "gpt"), ("volume", 11), ("mode", None), ("model", ["demo"])]:
+        params = {"sessionId": session, "configId": key, "value": value}
+        assert agent.request("session/set_config_option", params).error["code"] == -32602
+
+
+def test_system_prompt_arrives(agent: StdioAgent) -> None:
+    session = agent.open_session(_meta={"systemPrompt": "Be kind."})
+    assert "Be kind." in agent.prompt(session, "usage").text
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize("session", ["nope", "../../etc/passwd", "a" * 1000, ""])
+@pytest.mark.parametrize("method", ["session/prompt", "session/load", "session/resume"])
+def test_unknown_session(agent: StdioAgent, tmp_path: Path, method: str, session: str) -> None:
+    params = {"sessionId": session, "cwd": str(tmp_path), "mcpServers": [], "prompt": []}
+    assert agent.request(method, params).error["code"] == -32002
+
+
+def test_damaged_memory_is_an_unknown_session(start: Start, tmp_path: Path) -> None:
+    session = start().open_session()
+    (tmp_path / ".demo-agent" / f"{session}.json").write_text('{"messages": [')
+    assert start().load_session(session).error["code"] == -32002
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "code"),
+    [
+        ("session/fly", {}, -32601),
+        ("session/list", {}, -32601),
+        ("initialize", {}, -32602),
+        ("session/new", {}, -32602),
+        ("session/new", {"cwd": "relative", "mcpServers": []}, -32602),
+        ("session/new", {"cwd": "/no/such/folder", "mcpServers": []}, -32602),
+        ("session/prompt", {"prompt": []}, -32602),
+        ("session/set_mode", {"sessionId": 7}, -32602),
+        ("session/new", ["not", "an", "object"], -32602),
+        ("session/new", None, -32602),
+    ],
+)
+def test_bad_requests(agent: StdioAgent, method: str, params: Any, code: int) -> None:
+    assert agent.request(method, params).error["code"] == code
+    assert agent.initialize()["protocolVersion"] == 1
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "text",
+        ["text"],
+        [{"type": "text"}],
+        [{"type": "hologram", "data": ""}],
+        [{"type": ["text"]}],
+        [{"type": "image", "data": "eA=="}],
+        [{"type": "resource", "resource": "text"}],
+        [{"type": "resource", "resource": {"uri": "mem:x"}}],
+    ],
+)
+def test_bad_prompts(agent: StdioAgent, prompt: Any) -> None:
+    params = {"sessionId": agent.open_session(), "prompt": prompt}
+    assert agent.request("session/prompt", params).error["code"] == -32602
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"this is not JSON", -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"init', -32700),
+        (b'{"text":"\xff\xfe"}', -32700),
+        (b"[" * 100_000, -32700),
+        (b"[]", -32600),
+        (b"42", -32600),
+        (b'{"id":1,"method":5}', -32600),
+    ],
+)
+def test_garbage_is_answered_and_forgotten(agent: StdioAgent, line: bytes, code: int) -> None:
+    agent.write(line + b"\n")
+    answer = agent.next_message()
+    assert (answer["id"], answer["error"]["code"]) == (None, code)
+    assert agent.initialize()["protocolVersion"] == 1
+
+
+def test_what_needs_no_answer_gets_none(agent: StdioAgent) -> None:
+    agent.write(b"\n  \n")
+    agent.notify("_some/extension", {})
+    agent.send({"id": 99, "result": {}})
+    agent.send({"id": [], "error": {}})
+    assert agent.request("initialize", {"protocolVersion": 1}).messages == []
+
+
+# ---- the end
+
+
+@pytest.mark.parametrize("prompt", ["hello", "/slow 600", "diff"])
+def test_end_of_stdin_ends_it(agent: StdioAgent, prompt: str) -> None:
+    agent.start_prompt(agent.open_session(), prompt)
+    agent.until_update("session_info_update")
+    agent.close_stdin()
+    assert agent.wait() == 0
+    assert "".join(agent.stderr) == ""
+
+
+def test_sigterm_ends_it(agent: StdioAgent) -> None:
+    agent.start_prompt(agent.open_session(), "/slow 600")
+    agent.until_update("tool_call")
+    agent.process.terminate()
+    assert agent.wait() == -signal.SIGTERM
+    assert "".join(agent.stderr) == ""
+
+
+def test_broken_pipe_is_a_quiet_end(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        DEMO, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.write(b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}\n')
+        process.stdin.flush()
+        assert process.wait(TIMEOUT) == 0
+        assert process.stderr.read() == b""
+
+
+def test_it_starts_no_process_that_stays(agent: StdioAgent) -> None:
+    agent.on_request = choose("allow_once")
+    agent.prompt(agent.open_session(), "permission")
+    children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children")
+    if children.exists():
+        assert children.read_text() == ""
+    pid = agent.process.pid
+    agent.close_stdin()
+    agent.wait()
+    wait_for(lambda: not is_alive(pid), "its end")
+
+
+def test_pace_of_nonsense_is_the_default(start: Start) -> None:
+    agent = start(pace_ms="fast")
+    assert agent.prompt(agent.open_session(), "/model").result == {"stopReason": "end_turn"}
+
+
+def test_startup_imports_little() -> None:
+    """Start-up time is mostly imports: the heavy ones are not among them."""
+    listing = subprocess.run(
+        [sys.executable, "-X", "importtime", *DEMO[1:]],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+        env=dict(os.environ),
+    ).stderr
+    imported = {line.rpartition("|")[2].strip() for line in listing.splitlines()}
+    assert "json" in imported
+    assert not imported & {"asyncio", "subprocess", "inspect", "dataclasses", "socket", "logging"}

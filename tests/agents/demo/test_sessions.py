@@ -1,0 +1,161 @@
+"""The demo agent behind real acpx: what a newcomer meets first."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from server.agents.demo.demo_script import COMMANDS, NOTES_FILE
+
+from ...conftest import Serve
+from ...support.harness import Client, Json, LocalServer, Socket, descendants, environ_of, texts_of
+
+
+def updates(socket: Socket, kind: str) -> list[Json]:
+    found = (e["event"].get("params", {}).get("update", {}) for e in socket.entries if "event" in e)
+    return [update for update in found if update.get("sessionUpdate") == kind]
+
+
+async def test_it_is_the_default_where_no_claude_is_installed(serve: Serve) -> None:
+    server = await serve(default_agent=None)
+    client = await server.client()
+    _, reply = await client.get("/agents")
+    installed = {agent["name"]: agent["installed"] for agent in reply["agents"]}
+    expected = "claude" if installed["claude"] else "demo"
+    assert [agent["name"] for agent in reply["agents"] if agent["default"]] == [expected]
+    assert installed["demo"] is True
+
+
+async def test_help_lists_what_it_can_do_and_that_it_is_a_demo(client: Client) -> None:
+    session = await client.create("demo")
+    status, reply = await client.turn(session, "help")
+    text = texts_of(reply["events"])
+    assert status == 200
+    assert "demo" in text.lower()
+    assert [name for name in COMMANDS if name not in text] == []
+    offered = (await client.state(session))["commands"]
+    assert [command["name"] for command in offered] == list(COMMANDS)
+
+
+async def test_it_streams_word_by_word_with_thoughts_and_its_usage(client: Client) -> None:
+    socket = await client.connect(await client.create("demo"))
+    end = await socket.turn("tell me something")
+    assert end["stop_reason"] == "end_turn"
+    assert len(updates(socket, "agent_message_chunk")) > 5
+    assert updates(socket, "agent_thought_chunk")
+    assert updates(socket, "usage_update")
+
+
+async def test_a_plan_is_carried_out_step_by_step(client: Client) -> None:
+    socket = await client.connect(await client.create("demo"))
+    await socket.turn("plan")
+    plans = [[entry["status"] for entry in plan["entries"]] for plan in updates(socket, "plan")]
+    assert set(plans[0]) <= {"pending", "in_progress"}
+    assert set(plans[-1]) == {"completed"}
+    assert len(plans) > 2
+
+
+@pytest.mark.parametrize("option", ["allow_once", "reject_once"])
+async def test_a_diff_is_written_only_with_permission(
+    client: Client, server: LocalServer, option: str
+) -> None:
+    session = await client.create("demo", permission="ask")
+    notes = server.services.settings.data_dir / "workspaces" / session / NOTES_FILE
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt="diff")
+    request = await socket.until("permission_request")
+    (diff,) = [c for c in updates(socket, "tool_call")[-1]["content"] if c["type"] == "diff"]
+    assert diff["path"] == str(notes)
+    before = notes.read_text(encoding="utf-8") if notes.exists() else None
+    await socket.send("permission", request_id=request["request_id"], option_id=option)
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
+    after = notes.read_text(encoding="utf-8") if notes.exists() else None
+    assert after == (diff["newText"] if option == "allow_once" else before)
+
+
+async def test_it_stops_at_once_when_it_is_cancelled(client: Client) -> None:
+    socket = await client.connect(await client.create("demo"))
+    await socket.send("prompt", prompt="slow 60")
+    while not updates(socket, "agent_message_chunk") and not updates(socket, "tool_call"):
+        await socket.next()
+    began = time.monotonic()
+    await socket.send("cancel")
+    assert (await socket.until("turn_end"))["stop_reason"] == "cancelled"
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "code"),
+    [
+        ("error", "error", "agent_failed"),
+        ("refusal", "refusal", None),
+        ("crash", "error", "agent_failed"),
+    ],
+)
+async def test_it_fails_on_demand_and_goes_on(
+    client: Client, how: str, reason: str, code: str | None
+) -> None:
+    socket = await client.connect(await client.create("demo"))
+    end = await socket.turn(f"/fail {how}")
+    assert (end["stop_reason"], (end["error"] or {}).get("code")) == (reason, code)
+    assert (await socket.turn("help"))["stop_reason"] == "end_turn"
+
+
+async def test_it_changes_its_mode_and_its_model(client: Client) -> None:
+    session = await client.create("demo")
+    socket = await client.connect(session)
+    await socket.turn("hello")
+    await socket.send("set_mode", mode="auto")
+    while not updates(socket, "current_mode_update"):
+        await socket.next()
+    await socket.send("set_config_option", key="thought_level", value="off")
+    while not updates(socket, "config_option_update")[1:]:
+        await socket.next()
+    state = await client.state(session)
+    assert state["modes"]["currentModeId"] == "auto"
+    values = {option["id"]: option["currentValue"] for option in state["config_options"]}
+    assert values["thought_level"] == "off"
+
+
+async def test_it_remembers_a_name_though_its_process_is_killed(client: Client) -> None:
+    session = await client.create("demo")
+    socket = await client.connect(session, after=0)
+    await socket.turn("My name is Ada Lovelace.")
+    pids = demo_agents(session)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    await client.asleep(session)
+    await socket.turn("What is my name?")
+    assert "Ada Lovelace" in socket.text(2)
+    starts = [entry["context"] for entry in socket.entries if entry["type"] == "turn_start"]
+    assert starts == ["new", "kept"]
+    assert len(pids) == 1
+
+
+def demo_agents(session: str) -> list[int]:
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            mark = environ_of(pid).get("AGENT_SESSION", "")
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if mark.startswith(session) and b"demo_agent.py" in argv:
+            found.append(pid)
+    return found
+
+
+async def test_two_sessions_do_not_share_a_memory(client: Client) -> None:
+    first, second = await client.create("demo"), await client.create("demo")
+    await asyncio.gather(
+        client.turn(first, "My name is Ada."), client.turn(second, "My name is Grace.")
+    )
+    _, one = await client.turn(first, "What is my name?")
+    _, two = await client.turn(second, "What is my name?")
+    assert "Ada" in texts_of(one["events"])
+    assert "Grace" in texts_of(two["events"])

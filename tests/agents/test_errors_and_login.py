@@ -1,0 +1,485 @@
+"""Agents that crash, cannot load, do not start or write what they should not; and what they get."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import socket as sockets
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.agents.host import backend as host
+from server.agents.host import handover
+from server.agents.process import environ
+from server.config import AgentCommand
+
+from ..conftest import Serve
+from ..support.harness import (
+    MOCKS,
+    Client,
+    Json,
+    LocalServer,
+    Socket,
+    environ_of,
+    eventually,
+    is_running,
+    mock_agent,
+    script,
+    texts_of,
+)
+
+HISTORY = script({"history": True})
+REPORT = script({"report": True})
+
+
+def contexts(socket: Socket) -> list[str]:
+    return [entry["context"] for entry in socket.entries if entry["type"] == "turn_start"]
+
+
+async def told(client: Client, session: str, step: Any) -> Any:
+    """What the mock tells in answer to a step like ``{"report": true}``."""
+    status, reply = await client.turn(session, script(step))
+    assert status == 200, reply
+    return json.loads(texts_of(reply["events"]))
+
+
+def at_seam(server: LocalServer) -> str:
+    """The name of the socket where agents attach."""
+    backend = server.services.sessions.backend
+    assert isinstance(backend, host.HostBackend)
+    return "\0" + backend.seam_name
+
+
+# Crashes.
+
+
+@pytest.mark.parametrize("death", [{"exit": 1}, {"exit": 0}, {"crash": "SIGKILL"}])
+async def test_a_crash_ends_the_turn_and_the_next_prompt_has_its_context(
+    client: Client, death: Json
+) -> None:
+    socket = await client.connect(await client.create(), after=0)
+    await socket.turn("remember me")
+    words = {"burst": {"count": 2000, "text": "last words"}}
+    end = await socket.turn(script(words, {"say": "the very last"}, death))
+    assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
+    assert end["error"]["retryable"] is True
+    # All that it wrote is there, and before the end.
+    assert socket.text(2).endswith("1999:last wordsthe very last")
+    assert [e["type"] for e in socket.entries if e["turn_index"] == 2][-1] == "turn_end"
+
+    await socket.turn(HISTORY)
+    assert contexts(socket) == ["new", "kept", "kept"]
+    assert json.loads(socket.text(3))[0] == "remember me"
+
+
+async def test_an_agent_that_dies_between_turns_is_started_again_with_its_context(
+    client: Client,
+) -> None:
+    session = await client.create()
+    pid = (await told(client, session, {"report": True}))["pid"]
+    os.kill(pid, signal.SIGKILL)
+    await client.asleep(session)
+    assert len(await told(client, session, {"history": True})) == 2
+    starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
+    assert [start["context"] for start in starts] == ["new", "kept"]
+
+
+async def test_a_prompt_right_behind_its_agents_death_never_blames_the_start(
+    client: Client,
+) -> None:
+    session = await client.create()
+    for _ in range(12):  # acpx notices the death before, while or after it takes the prompt
+        pid = (await told(client, session, {"report": True}))["pid"]
+        os.kill(pid, signal.SIGKILL)
+        status, reply = await client.turn(session, "behind")
+        assert status == 200 or reply["code"] == "agent_failed", reply
+
+
+async def test_the_first_turn_is_new_even_if_its_agent_died_before(client: Client) -> None:
+    session = await client.create("mock-fail-load")
+
+    async def is_live() -> bool:
+        return (await client.state(session))["commands"] is not None
+
+    await eventually("the agent to start", is_live)
+    # A crash before any prompt loses nothing.
+    socket = await client.connect(session, after=0)
+    await kill_agent(client, session)
+    await socket.turn("hello")
+    assert contexts(socket) == ["new"]
+
+
+async def kill_agent(client: Client, session: str) -> None:
+    pids = agents_of(session)
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    await client.asleep(session)
+
+
+def agents_of(session: str) -> list[int]:
+    """The processes that have the session's mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                mark = environ_of(int(entry.name)).get("AGENT_SESSION", "")
+            except OSError:
+                continue
+            if mark.startswith(session) and is_running(int(entry.name)):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("agent", ["mock-no-load", "mock-fail-load"])
+async def test_an_agent_that_cannot_load_says_that_its_context_is_lost(
+    client: Client, agent: str
+) -> None:
+    session = await client.create(agent)
+    socket = await client.connect(session, after=0)
+    await socket.turn("remember me")
+    await socket.turn(script({"exit": 1}))
+    end = await socket.turn(HISTORY)
+    assert end["stop_reason"] == "end_turn"
+    assert contexts(socket) == ["new", "kept", "lost"]
+    assert json.loads(socket.text(3)) == [HISTORY]
+    await socket.turn(HISTORY)
+    assert contexts(socket)[3:] == ["kept"]
+    assert len(agents_of(session)) == 1  # nothing of the attempt to load is left
+
+
+async def test_the_process_that_refused_to_load_is_ended_even_if_it_is_stubborn(
+    serve: Serve,
+) -> None:
+    agent = mock_agent("--fail-load", "--ignore-eof", "--ignore-sigterm")
+    server = await serve(agents={"stubborn": agent}, default_agent="stubborn")
+    client = await server.client()
+    session = await client.create("stubborn")
+    await client.turn(session, script({"exit": 1}))
+    assert (await client.turn(session, "again"))[0] == 200
+    await eventually("one agent to remain", lambda: len(agents_of(session)) == 1)
+
+
+async def test_an_agent_that_resumes_without_a_replay_has_its_context(client: Client) -> None:
+    socket = await client.connect(await client.create("mock-resume"), after=0)
+    await socket.turn("remember me")
+    await socket.turn(script({"exit": 1}))
+    await socket.turn(HISTORY)
+    assert contexts(socket) == ["new", "kept", "kept"]
+    assert json.loads(socket.text(3))[0] == "remember me"
+
+
+async def test_what_load_replays_is_not_told_again(client: Client) -> None:
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    await socket.turn("once")
+    await kill_agent(client, session)
+    await socket.turn("twice")
+    texts = [e for e in socket.entries if e["type"] == "event" and "once" in json.dumps(e)]
+    assert len(texts) == 1
+    assert socket.text() == "echo: onceecho: twice"
+
+
+# Starts.
+
+
+@pytest.mark.parametrize(
+    ("agent", "says"),
+    [
+        ("mock-dies", "AGENT_STARTUP_FAILED"),
+        ("mock-fail-new", "the mock was started with --fail-new"),
+        ("mock-silent", ""),
+    ],
+)
+async def test_the_first_turn_tells_that_the_agent_does_not_start(
+    serve: Serve, agent: str, says: str
+) -> None:
+    server = await serve(agent_start_timeout_secs=0.5 if agent == "mock-silent" else 20)
+    client = await server.client()
+    session = await client.create(agent)
+    socket = await client.connect(session)
+    for index in (1, 2):  # and the session stays, to be tried again
+        end = await socket.turn("hello")
+        assert (end["turn_index"], end["stop_reason"]) == (index, "error")
+        assert end["error"]["code"] == "agent_unavailable"
+        assert says in end["error"]["message"]
+    status, reply = await client.turn(session, "hello")
+    assert (status, reply["code"], reply["events"]) == (502, "agent_unavailable", [])
+    assert (await client.state(session))["state"] == "idle"
+
+
+async def test_what_the_dying_agent_said_on_stderr_is_told(serve: Serve) -> None:
+    agent = mock_agent("--stderr=set MY_KEY first", "--die-at-start=3")
+    server = await serve(agents={"keyless": agent}, default_agent="keyless")
+    client = await server.client()
+    _, reply = await client.turn(await client.create("keyless"), "hello")
+    assert "set MY_KEY first" in reply["error"]
+
+
+async def test_an_agent_whose_program_is_missing_is_refused_at_creation(client: Client) -> None:
+    status, reply = await client.post("/sessions", {"agent": "missing"})
+    assert (status, reply["code"]) == (502, "agent_unavailable")
+    assert "no-such-program-anywhere" in reply["error"]
+
+
+async def test_a_program_that_vanishes_fails_the_turn_and_is_used_when_it_is_back(
+    serve: Serve, tmp_path: Path
+) -> None:
+    program = tmp_path / "agent"
+    argv = " ".join(f"'{part}'" for part in MOCKS["mock"].argv)
+    program.write_text(f"#!/bin/sh\nexec {argv}\n")
+    program.chmod(0o700)
+    server = await serve(agents={"own": AgentCommand((str(program),))}, default_agent="own")
+    client = await server.client()
+    session = await client.create("own")
+    await client.turn(session, script({"say": "one"}))
+    program.rename(tmp_path / "gone")
+    await kill_agent(client, session)
+    status, reply = await client.turn(session, "two")
+    assert (status, reply["code"]) == (502, "agent_unavailable"), reply
+    (tmp_path / "gone").rename(program)
+    assert (await told(client, session, {"history": True}))[0] == script({"say": "one"})
+
+
+async def test_an_agent_may_print_before_it_speaks(serve: Serve) -> None:
+    banner = "\n".join(
+        ["A new version is there!", *(json.dumps({"level": 30, "id": n}) for n in range(4))]
+    )
+    agent = mock_agent(f"--banner={banner}", "--stderr=warning: old")
+    server = await serve(agents={"chatty": agent}, default_agent="chatty")
+    client = await server.client()
+    session = await client.create("chatty")
+    assert texts_of((await client.turn(session, "hi"))[1]["events"]) == "echo: hi"
+    assert "new version" not in json.dumps(await client.events(session))
+
+
+# Output.
+
+
+async def test_lines_that_are_not_messages_are_skipped(client: Client) -> None:
+    session = await client.create()
+    garbage: list[Json] = [
+        {"raw": text}
+        for text in ("garbage", "", "   ", "[1,2]", "7", "null", '"text"', '{"half":', "{'a': 1}")
+    ]
+    binary = {"raw": {"base64": base64.b64encode(bytes(range(256))).decode()}}
+    nan = {"raw": '{"jsonrpc":"2.0","method":"session/update","params":{"n":NaN}}'}
+    steps: list[Json] = [
+        {"say": "before "},
+        *garbage,
+        binary,
+        {"bad_utf8": True},
+        nan,
+        {"say": "after"},
+    ]
+    status, reply = await client.turn(session, script(*steps))
+    assert (status, texts_of(reply["events"])) == (200, "before after")
+    assert len(reply["events"]) == 3
+
+
+async def test_json_that_is_not_json_rpc_neither_ends_a_turn_nor_reaches_acpx(
+    client: Client,
+) -> None:
+    """Log lines that have the ids of requests, and messages that are not quite."""
+    session = await client.create()
+    almost: list[Json] = [
+        {"level": 30},
+        {"result": {"stopReason": "refusal"}},
+        {"jsonrpc": "2.0"},
+        {"jsonrpc": 2.0, "result": {}},
+        {"jsonrpc": "1.0", "error": {"code": 1, "message": "no"}},
+        {"jsonrpc": "2.0", "result": {}, "error": {"code": 1, "message": "no"}},
+        {"jsonrpc": "2.0", "method": 7},
+    ]
+    ids = [*range(8), True, False, [1], {}]
+    text = "\n".join(json.dumps({**line, "id": one}) for line in almost for one in ids)
+    status, reply = await client.turn(session, script({"raw": text}, {"say": "after"}))
+    assert (status, reply["stop_reason"], texts_of(reply["events"])) == (200, "end_turn", "after")
+    assert len(reply["events"]) == 2
+
+
+async def test_half_a_line_swallows_the_message_that_ends_it_and_no_more(client: Client) -> None:
+    session = await client.create()
+    half = {"raw": {"text": '{"jsonrpc":"2.0","me', "newline": False}}
+    steps: list[Json] = [{"say": "one "}, half, {"say": "swallowed"}, {"say": "two"}]
+    status, reply = await client.turn(session, script(*steps))
+    assert (status, texts_of(reply["events"])) == (200, "one two")
+
+
+async def test_the_words_before_a_crash_in_mid_line_are_kept(client: Client) -> None:
+    session = await client.create()
+    half = {"raw": {"text": '{"jsonrpc":"2.0","me', "newline": False}}
+    status, reply = await client.turn(session, script({"say": "words"}, half, {"exit": 1}))
+    assert (status, reply["code"]) == (502, "agent_failed")
+    assert texts_of(reply["events"]) == "words"
+    assert (await client.turn(session, "again"))[0] == 200
+
+
+async def test_a_chunk_of_a_megabyte_arrives_whole(client: Client) -> None:
+    socket = await client.connect(await client.create())
+    await socket.turn(script({"chunk": 1 << 20}))
+    assert socket.text() == "x" * (1 << 20)
+
+
+@pytest.mark.parametrize(("value", "count"), [("[],", 200_001), ("0,", 500_001)])
+async def test_message_with_too_many_values_ends_its_agent(
+    client: Client, value: str, count: int
+) -> None:
+    session = await client.create()
+    line = '{"jsonrpc":"2.0","method":"x","params":[' + count * value + "0]}"
+    status, reply = await client.turn(session, script({"raw": line}, {"say": "unheard"}))
+    assert (status, reply["code"]) == (502, "agent_failed")
+    assert texts_of(reply["events"]) == ""
+    assert (await client.turn(session, "again"))[0] == 200
+
+
+async def test_a_message_over_the_bound_ends_its_agent_and_nothing_else(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.agents.host.stdio_proxy.MAX_MESSAGE_BYTES", 1 << 20)
+    server = await serve()
+    client = await server.client()
+    other = await client.connect(await client.create())
+    await other.send("prompt", prompt=script({"say": "in"}, {"sleep": 300}, {"say": "out"}))
+    await other.until_text("in")
+
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    end = await socket.turn(script({"say": "small"}, {"chunk": 3 << 20}, {"say": "unheard"}))
+    assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
+    assert socket.text() == "small"
+    await socket.turn(HISTORY)
+    assert contexts(socket) == ["new", "kept"]
+    assert (await other.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_seventy_megabytes_in_a_message_are_too_much(client: Client) -> None:
+    session = await client.create()
+    status, reply = await client.turn(session, script({"chunk": 70 << 20}))
+    assert (status, reply["code"], reply["events"]) == (502, "agent_failed", [])
+    assert (await client.turn(session, "small"))[0] == 200
+
+
+async def test_an_agent_that_closes_its_stdout_fails_its_turn_and_is_replaced(
+    client: Client,
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    end = await socket.turn(script({"report": True}, {"close_stdout": True}, {"hang": True}))
+    assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
+    pid = json.loads(socket.text(1))["pid"]
+    await socket.turn(HISTORY)
+    assert contexts(socket) == ["new", "kept"]
+    assert agents_of(session) != [pid]
+    await eventually("the mute agent to end", lambda: not is_running(pid))
+
+
+async def test_an_agent_that_stops_reading_is_ended_by_a_cancel(serve: Serve) -> None:
+    server = await serve(cancel_grace_secs=0.3)
+    client = await server.client()
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    # The answer to its request is the last that it takes.
+    params: Json = {"toolCall": {}, "options": []}
+    request = {"id": "last", "method": "session/request_permission", "params": params}
+    steps: list[Json] = [{"stop_reading": True}, {"raw": json.dumps({"jsonrpc": "2.0", **request})}]
+    await socket.send("prompt", prompt=script(*steps, {"say": "still talking"}, {"hang": True}))
+    await socket.until_text("still talking")
+    await socket.send("cancel")
+    end = await socket.until("turn_end")
+    assert (end["stop_reason"], end["error"]) == ("cancelled", None)
+    await socket.turn(HISTORY)
+    assert contexts(socket) == ["new", "kept"]
+
+
+# What an agent gets.
+
+
+def test_our_node_is_the_last_on_an_agents_path() -> None:
+    assert environ.with_folder_of("/n/bin/node", {"PATH": "/a:/b", "X": "1"}) == {
+        "PATH": "/a:/b:/n/bin",
+        "X": "1",
+    }
+    assert environ.with_folder_of("/n/bin/node", {}) == {"PATH": "/n/bin"}
+
+
+async def test_an_agents_environment_is_an_allow_list_without_the_servers_secrets(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLAWDFORGE_ADMIN_TOKEN", "secret of the server")
+    monkeypatch.setenv("MY_DATABASE_PASSWORD", "secret of the operator")
+    monkeypatch.setenv("LET_THROUGH", "yes")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "for the agent")
+    agents = {"mock": mock_agent(OWN="its own")}
+    server = await serve(agents=agents, agent_env=("LET_THROUGH",))
+    client = await server.client()
+    session = await client.create()
+    names = (await told(client, session, {"report": True}))["env"]
+    allowed = environ.NAMES | {"LET_THROUGH", "OWN", "AGENT_SESSION", "ACPX_HOST"}
+    others = [n for n in names if n not in allowed and not n.startswith(environ.PREFIXES)]
+    assert others == []
+    assert {"PATH", "HOME", "LET_THROUGH", "ANTHROPIC_API_KEY", "OWN"} <= set(names)
+
+    (pid,) = agents_of(session)
+    start = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert b"secret" not in start
+    assert b"CLAWDFORGE_" not in start
+
+
+async def test_an_agent_runs_in_a_folder_of_its_own_with_nothing_but_its_pipes(
+    client: Client, server: LocalServer
+) -> None:
+    first, second = await client.create(), await client.create()
+    reports = [await told(client, session, {"report": True}) for session in (first, second)]
+    for session, report in zip((first, second), reports, strict=True):
+        folder = server.services.settings.data_dir / "workspaces" / session
+        assert Path(report["cwd"]) == Path(report["session"]["cwd"]) == folder.resolve()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert report["pid"] == report["pgid"] == report["sid"]
+        assert [fd for fd in report["fds"] if fd > 2][1:] == []  # but the listing's own
+    assert stat.S_IMODE(server.services.settings.data_dir.stat().st_mode) == 0o700
+
+
+# The seam.
+
+
+async def test_a_stranger_may_not_attach_at_the_seam(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "ATTACH_SECS", 0.2)
+    await client.turn(await client.create(), "an agent runs")
+    connect = (
+        "import socket, sys, os\n"
+        "s = socket.socket(socket.AF_UNIX); s.connect('\\0' + sys.argv[1])\n"
+        "read, write = os.pipe()\n"
+        "socket.send_fds(s, [b'\\n'], [read, write])\n"
+        "s.settimeout(5)\n"
+        "try:\n"
+        "    print(socket.recv_fds(s, 4096, 4)[:2])\n"
+        "except ConnectionResetError:\n"
+        "    print('refused')\n"
+    )
+    name = at_seam(server).removeprefix("\0")
+    stranger = await asyncio.create_subprocess_exec(
+        *MOCKS["mock"].argv[:3], "-c", connect, name, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await stranger.communicate()
+    assert output.decode().strip() in ("refused", "(b'', [])")
+    assert (await client.turn(await client.create(), "others may"))[0] == 200
+
+
+async def test_the_server_itself_may_not_attach_either(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "ATTACH_SECS", 0.1)
+    with sockets.socket(sockets.AF_UNIX) as stranger:
+        stranger.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(stranger, at_seam(server))
+        assert await asyncio.wait_for(loop.sock_recv(stranger, 100), 5) == b""

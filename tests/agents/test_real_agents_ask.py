@@ -1,0 +1,294 @@
+"""Real agents under permission ``ask``: none writes before it was allowed to, after a hibernation.
+
+Each agent starts twice, which takes seconds: `make agents` runs these tests, and `.ci/run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Serve
+from ..support import real_agents
+from ..support.anthropic_stand_in import Failure, Json, StandIn, Text, ToolUse, stand_in
+from ..support.harness import Client, LocalServer
+from ..support.model_stand_ins import ChatApi, GeminiApi, ResponsesApi, serve_api
+
+pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
+
+KEY = "sk-a-dummy-of-the-tests"
+
+
+def write_json(path: Path, value: Json) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), "utf-8")
+
+
+def claude(_: Path, api: StandIn) -> dict[str, str]:
+    return {**api.environ, "CLAUDE_CODE_MAX_RETRIES": "0"}
+
+
+def codex(home: Path, api: StandIn) -> dict[str, str]:
+    """As ``codex login --with-api-key`` leaves it, with the provider's address changed."""
+    write_json(home / ".codex" / "auth.json", {"OPENAI_API_KEY": KEY})
+    (home / ".codex" / "config.toml").write_text(
+        f"""
+model_provider = "stand-in"
+check_for_update_on_startup = false
+[model_providers.stand-in]
+name = "stand-in"
+base_url = "{api.url}/v1"
+wire_api = "responses"
+requires_openai_auth = true
+request_max_retries = 0
+stream_max_retries = 0
+[analytics]
+enabled = false
+[feedback]
+enabled = false
+""",
+        "utf-8",
+    )
+    return {}
+
+
+def gemini(home: Path, api: StandIn) -> dict[str, str]:
+    settings = {
+        "security": {"auth": {"selectedType": "gemini-api-key"}},
+        "general": {"enableAutoUpdate": False, "enableAutoUpdateNotification": False},
+        "privacy": {"usageStatisticsEnabled": False},
+        "telemetry": {"enabled": False},
+    }
+    write_json(home / ".gemini" / "settings.json", settings)
+    return {
+        "GEMINI_API_KEY": KEY,
+        "GOOGLE_GEMINI_BASE_URL": api.url,
+        "GEMINI_MODEL": "gemini-2.5-flash",
+        "GEMINI_CLI_TRUST_WORKSPACE": "true",
+    }
+
+
+def qwen(home: Path, api: StandIn) -> dict[str, str]:
+    settings = {
+        "security": {"auth": {"selectedType": "openai"}},
+        "general": {"enableAutoUpdate": False},
+        "privacy": {"usageStatisticsEnabled": False},
+        "telemetry": {"enabled": False},
+    }
+    write_json(home / ".qwen" / "settings.json", settings)
+    return {
+        "OPENAI_API_KEY": KEY,
+        "OPENAI_BASE_URL": f"{api.url}/v1",
+        "OPENAI_MODEL": "stand-in",
+    }
+
+
+def opencode(_: Path, api: StandIn) -> dict[str, str]:
+    names = ("model", "other")
+    limit = {"context": 100_000, "output": 4_000}
+    provider = {
+        "npm": "@ai-sdk/anthropic",
+        "options": {"baseURL": f"{api.url}/v1", "apiKey": KEY},
+        "models": {name: {"name": name, "limit": limit} for name in names},
+    }
+    config = {
+        "provider": {"stand-in": provider},
+        "enabled_providers": ["stand-in"],
+        "model": "stand-in/model",
+        "autoupdate": False,
+        "share": "disabled",
+    }
+    return {
+        "OPENCODE_CONFIG_CONTENT": json.dumps(config),
+        "OPENCODE_DISABLE_MODELS_FETCH": "1",
+        "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
+        "OPENCODE_PURE": "1",
+        "npm_config_registry": "http://127.0.0.1:9/",
+    }
+
+
+def patch(path: Path) -> ToolUse:
+    """Codex's tool runs JavaScript, which calls other tools."""
+    text = f"*** Begin Patch\n*** Add File: {path}\n+written\n*** End Patch\n"
+    return ToolUse("exec", {"input": f"await tools.apply_patch({json.dumps(text)})"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """One real agent.
+
+    Attributes:
+        name: acpx's for it.
+        command: what acpx starts, and where it is found.
+        serve_api: its model's stand-in.
+        prepare: write its settings below a home; the variables that it needs.
+        writes: the tool call that writes a file.
+        model: another one, for ``set_model``; None if it has but one.
+        asked: what its model's API is asked for then.
+    """
+
+    name: str
+    command: str
+    find: Callable[[], Path]
+    serve_api: Callable[[], contextlib.AbstractAsyncContextManager[StandIn]]
+    prepare: Callable[[Path, StandIn], dict[str, str]]
+    writes: Callable[[Path], ToolUse]
+    model: str | None = None
+    asked: str = ""
+
+
+def tool(name: str, path_key: str) -> Callable[[Path], ToolUse]:
+    return lambda path: ToolUse(name, {path_key: str(path), "content": "written"})
+
+
+def claude_with(find: Callable[[], Path]) -> Real:
+    return Real(
+        "claude",
+        "claude-agent-acp",
+        find,
+        stand_in,
+        claude,
+        tool("Write", "file_path"),
+        model="haiku",
+        asked="haiku",
+    )
+
+
+AGENTS = {
+    "claude-0.76": claude_with(real_agents.find_claude_adapter),
+    "claude-newest": claude_with(real_agents.find_newest_claude_adapter),
+    "codex": Real(
+        "codex",
+        "codex-acp",
+        lambda: real_agents.find_program("codex-acp"),
+        lambda: serve_api(ResponsesApi),
+        codex,
+        patch,
+        model="gpt-6-sol",
+        asked="gpt-6-sol",
+    ),
+    "gemini": Real(
+        "gemini",
+        "gemini",
+        lambda: real_agents.find_program("gemini"),
+        lambda: serve_api(GeminiApi),
+        gemini,
+        tool("write_file", "file_path"),
+        model="gemini-2.5-pro",
+        asked="gemini-2.5-pro",
+    ),
+    "opencode": Real(
+        "opencode",
+        "opencode",
+        real_agents.find_opencode,
+        stand_in,
+        opencode,
+        tool("write", "filePath"),
+        model="stand-in/other",
+        asked="other",
+    ),
+    "qwen": Real(
+        "qwen",
+        "qwen",
+        lambda: real_agents.find_program("qwen"),
+        lambda: serve_api(ChatApi),
+        qwen,
+        tool("write_file", "file_path"),
+    ),
+}
+
+
+@pytest.fixture(params=AGENTS)
+def real(request: pytest.FixtureRequest) -> Real:
+    return AGENTS[request.param]
+
+
+@pytest.fixture
+async def api(real: Real) -> AsyncIterator[StandIn]:
+    async with real.serve_api() as running:
+        yield running
+
+
+@pytest.fixture
+def machine(tmp_path: Path, real: Real, api: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of a user who has installed this agent, and whose network ends at this machine."""
+    programs, home = tmp_path / "bin", tmp_path / "home"
+    for folder in (programs, home):
+        folder.mkdir()
+    try:
+        (programs / real.command).symlink_to(real.find())
+    except real_agents.NotInstalledError as error:
+        if os.environ.get("CLAWDFORGE_TEST_REQUIRE_ALL") == "1":
+            raise
+        pytest.skip(str(error))
+    (programs / "node").symlink_to(real_agents.NODE / "bin/node")
+    settings = {
+        "PATH": f"{programs}:/usr/bin:/bin",
+        "HOME": str(home),
+        "NO_PROXY": "127.0.0.1",
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9"),
+        **real.prepare(home, api),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("IS_SANDBOX", raising=False)
+    return home
+
+
+async def hibernate(server: LocalServer, session: str) -> None:
+    (found,) = [one for one in server.services.sessions._kept.values() if one.id == session]
+    assert await found.hibernate()
+
+
+async def write(client: Client, session: str, api: StandIn, real: Real, name: str) -> None:
+    """Have the agent write a file; it must ask first."""
+    path = Path((await client.state(session))["cwd"]) / name
+    api.always(Text("Done."))
+    api.plan(real.writes(path))
+    # Over REST, which has the patience for an agent that takes its time to start.
+    turn = asyncio.create_task(client.turn(session, f"Write {name}."))
+    asked: list[Json] = []
+    while not asked:
+        assert not turn.done(), f"it did not ask: {turn.result()}"
+        await asyncio.wait({turn}, timeout=0.05)
+        asked = (await client.state(session))["pending_permissions"]
+    assert not path.exists()
+    options = {option["kind"]: option["optionId"] for option in asked[0]["request"]["options"]}
+    answer = {"option_id": options["allow_once"]}
+    url = f"/sessions/{session}/permissions/{asked[0]['request_id']}"
+    assert (await client.post(url, answer))[0] == 200
+    status, reply = await turn
+    assert status == 200, reply
+    assert path.exists()
+
+
+async def test_it_asks_before_it_writes_also_after_a_hibernation(
+    serve: Serve, machine: Path, real: Real, api: StandIn
+) -> None:
+    server = await serve(default_agent=None)
+    client = await server.client()
+    session = await client.create(real.name, permission="ask")
+    await write(client, session, api, real, "first")
+    if real.model is not None:
+        socket = await client.connect(session)
+        await socket.send("set_model", model=real.model)
+        status, reply = await client.turn(session, "Which model are you?")
+        assert status == 200, reply
+        assert real.asked in api.requests[-1]["model"]
+        await socket.close()
+
+    await hibernate(server, session)
+    await write(client, session, api, real, "second")
+    assert real.asked in api.requests[-1]["model"]
+
+    api.always(Failure(401, "Incorrect API key provided."))
+    status, reply = await client.turn(session, "Go on.")
+    assert (status, reply["code"], reply["retryable"]) == (502, "login_required", False), reply
+    assert isinstance(reply["auth_methods"], list)

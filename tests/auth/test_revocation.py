@@ -1,0 +1,382 @@
+"""A revoked token: no request that was made with it gets a successful response."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.sessions.registry import Sessions
+from server.sessions.session import Session
+from server.web.operations import OPERATIONS, Operation, Wait
+
+from ..support.acp_client import connect as connect_acp
+from ..support.harness import Client, Deadline, Json, LocalServer, eventually, hold_commits, script
+from ..support.raw_socket import open_connection
+
+APP = "gone"
+FOREVER = script({"say": "before"}, {"gate": "go"}, {"say": "after"})
+
+
+async def revoke(server: LocalServer) -> None:
+    assert (await server.admin().delete(f"/admin/tokens/{APP}"))[0] == 200
+
+
+@pytest.fixture
+async def client(server: LocalServer) -> Client:
+    return await server.client(APP)
+
+
+def routes(server: LocalServer) -> list[tuple[str, str, Operation]]:
+    """Every route of the server that an app's token opens, as its table of operations has it."""
+    found = {
+        (route.method, route.resource.canonical)
+        for route in server.router.routes()
+        if route.resource is not None
+    }
+    return [
+        (method, path, operation)
+        for (method, path), operation in OPERATIONS.items()
+        if operation.auth == "app" and (method, path) in found
+    ]
+
+
+async def request_of(client: Client, method: str, path: str, operation: Operation) -> Any:
+    """A request of that operation, on a session of the client's."""
+    url = client.url + path.format(session_id=await client.create(), request_id="x")
+    body = None if operation.request is None else json.dumps(operation.request)
+    return client.http.request(method, url, headers=client.headers(), data=body)
+
+
+async def test_a_token_revoked_after_its_admission_gets_401_from_every_route(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = server.services.tokens
+    admit = tokens.admit
+
+    def admit_and_revoke(token: str | None, address: str | None) -> Any:
+        credential = admit(token, address)
+        credential.revoke()
+        return credential
+
+    tried = 0
+    for method, path, operation in routes(server):
+        if "socket" in operation.waits:
+            continue
+        client = await server.client(f"{APP}-{tried}")
+        asked = await request_of(client, method, path, operation)
+        with monkeypatch.context() as patch:
+            patch.setattr(tokens, "admit", admit_and_revoke)
+            async with asked as response:
+                assert response.status == 401, (method, path)
+                assert (await response.json())["code"] == "unauthorized"
+        sessions = await server.services.sessions.sessions_of(f"{APP}-{tried}", include_closed=True)
+        assert len(sessions) == 1, (method, path)  # the one that was there before
+        assert sessions[0].row.turn_count == 0
+        tried += 1
+    assert tried >= 11
+
+
+# Whatever waits: one scenario for each wait that the table of operations declares.
+
+Scenario = Callable[[LocalServer, Client], Awaitable[None]]
+
+
+async def until_waiting(server: LocalServer, count: int = 1) -> None:
+    await eventually("the requests to wait", lambda: server.services.tokens.waits == count)
+
+
+def half_a_body(method: str, path: str, start: bytes, content_type: str) -> Scenario:
+    async def scenario(server: LocalServer, client: Client) -> None:
+        never = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield start
+            await never.wait()
+
+        url = client.url + path.format(session_id=await client.create(), request_id="x")
+        headers = {**client.headers(), "Content-Type": content_type}
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(
+                client.http.request(method, url, data=body(), headers=headers).__aenter__()
+            )
+            await until_waiting(server)
+            await revoke(server)
+            response = await asking
+        assert response.status == 401
+        response.close()
+
+    return scenario
+
+
+def half_json(method: str, path: str) -> Scenario:
+    return half_a_body(method, path, b'{"prompt":"hello', "application/json")
+
+
+async def wait_for_turns(server: LocalServer, client: Client) -> None:
+    """The waiter of a running turn, of a queued one, and one that repeats a prompt."""
+    session = await client.create()
+    path, key = f"/sessions/{session}/turn", {"Idempotency-Key": "k"}
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(client.post(path, {"prompt": FOREVER}, headers=key))]
+        await until_waiting(server)
+        asked += [
+            group.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
+            for headers in ({}, key)
+        ]
+        await until_waiting(server, 3)
+        await revoke(server)
+    assert [task.result()[0] for task in asked] == [401, 401, 401]
+
+
+async def wait_for_a_run(server: LocalServer, client: Client) -> None:
+    async with asyncio.TaskGroup() as group:
+        body = {"agent": "mock", "prompt": FOREVER}
+        asked = group.create_task(client.post("/run", body))
+        await eventually("the run to begin", lambda: server.services.runner.running)
+        await until_waiting(server)
+        await revoke(server)
+    assert asked.result()[0] == 401
+    await eventually("the run to end", lambda: not server.services.runner.running)
+
+
+def stream_of(method: str, path: str, body: Json | None) -> Scenario:
+    async def scenario(server: LocalServer, client: Client) -> None:
+        session = await client.create()
+        if body is None:
+            await client.turn(session, "hello")
+        url = client.url + path.format(session_id=session)
+        headers = {**client.headers(), "Accept": "text/event-stream"}
+        async with client.http.request(method, url, json=body, headers=headers) as response:
+            assert response.status == 200
+            await response.content.readuntil(b"data: ")
+            async with Deadline("the stream's end", 1):
+                await revoke(server)
+                rest = await response.content.read()
+        assert b'"after"' not in rest
+        assert b'"end_turn"' not in rest if body is not None else True
+
+    return scenario
+
+
+def unread_reply(method: str, path: str) -> Scenario:
+    """A reply that is too long for the buffers, of which the client takes only the beginning."""
+
+    async def scenario(server: LocalServer, client: Client) -> None:
+        session = await client.create()
+        body = json.dumps({"prompt": script({"burst": {"count": 6, "text": "x" * 99_000}})})
+        headers = "Idempotency-Key: once\r\n"
+        await client.post(f"/sessions/{session}/turn", body, headers={"Idempotency-Key": "once"})
+        for _ in range(6 if path == "/sessions" else 0):
+            await client.create(meta={"note": "x" * 60_000})
+        content = body.encode() if method == "POST" else b""
+        with await open_connection(server.url, receive_buffer=4096) as stuck:
+            request = (
+                f"{method} {path.format(session_id=session)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                f"Authorization: Bearer {client.token}\r\n{headers}"
+                f"Content-Length: {len(content)}\r\n\r\n"
+            )
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(stuck, request.encode() + content)
+            assert (await loop.sock_recv(stuck, 100)).startswith(b"HTTP/1.1 200")
+            await until_waiting(server)
+            await revoke(server)
+            taken = bytearray()
+            async with Deadline("the connection to be dropped", 5):
+                with contextlib.suppress(ConnectionResetError):
+                    while data := await loop.sock_recv(stuck, 1 << 16):
+                        taken += data
+        assert not taken.rstrip().endswith(b"0\r\n\r\n")
+        assert len(taken) < 400_000
+
+    return scenario
+
+
+async def session_socket(server: LocalServer, client: Client) -> None:
+    socket = await client.connect(await client.create())
+    await revoke(server)
+    assert await socket.until_closed() == 4503
+
+
+async def acp_socket(server: LocalServer, client: Client) -> None:
+    connection = await connect_acp(client)
+    await revoke(server)
+    assert await connection.until_closed() == 4503
+
+
+MULTIPART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhalf'
+TURN = "/sessions/{session_id}/turn"
+EVENTS = "/sessions/{session_id}/events"
+PERMISSION = "/sessions/{session_id}/permissions/{request_id}"
+SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
+    ("POST", "/run", "body"): half_json("POST", "/run"),
+    ("POST", "/run", "work"): wait_for_a_run,
+    ("POST", "/files", "body"): half_a_body(
+        "POST", "/files", MULTIPART, "multipart/form-data; boundary=x"
+    ),
+    ("POST", "/sessions", "body"): half_json("POST", "/sessions"),
+    ("PATCH", "/sessions/{session_id}", "body"): half_json("PATCH", "/sessions/{session_id}"),
+    ("POST", TURN, "body"): half_json("POST", TURN),
+    ("POST", TURN, "work"): wait_for_turns,
+    ("POST", TURN, "reply"): unread_reply("POST", TURN),
+    ("GET", EVENTS, "reply"): unread_reply("GET", EVENTS),
+    ("GET", "/sessions", "reply"): unread_reply("GET", "/sessions"),
+    ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": FOREVER}),
+    ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
+    ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),
+    ("GET", "/sessions/{session_id}/ws", "socket"): session_socket,
+    ("GET", "/acp", "socket"): acp_socket,
+}
+
+
+def test_every_declared_wait_has_a_scenario(server: LocalServer) -> None:
+    declared = {
+        (method, path, wait)
+        for method, path, operation in routes(server)
+        for wait in operation.waits
+    }
+    assert SCENARIOS.keys() == declared
+
+
+@pytest.mark.parametrize("wait", SCENARIOS, ids=" ".join)
+async def test_a_revocation_ends_every_wait(
+    server: LocalServer, client: Client, wait: tuple[str, str, Wait]
+) -> None:
+    await SCENARIOS[wait](server, client)
+    assert server.services.tokens.waits == 0
+
+
+async def test_a_stream_whose_client_does_not_read_is_dropped_within_a_second(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    await client.turn(session, script({"burst": {"count": 6000, "text": "x" * 100}}))
+    streams = server.services.sockets.streams
+    with await open_connection(server.url) as stuck:
+        request = (
+            f"GET /sessions/{session}/events?after=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Authorization: Bearer {client.token}\r\nAccept: text/event-stream\r\n\r\n"
+        )
+        await asyncio.get_running_loop().sock_sendall(stuck, request.encode())
+        await eventually("the stream to begin", lambda: streams() == 1)
+        await revoke(server)
+        await eventually("the stream to be dropped", lambda: streams() == 0)
+
+
+# The app's turns.
+
+
+async def test_a_revoked_apps_turns_are_cancelled_and_its_queued_ones_never_start(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=FOREVER)
+    await socket.send("prompt", prompt=script({"touch": "started"}))
+    await socket.until_text("before")
+    await eventually("the second to queue", lambda: server.services.sessions.queued_turns)
+    folder = Path((await client.state(session))["cwd"])
+    await revoke(server)
+    again = await server.client(APP)
+
+    async def ended() -> list[Json]:
+        entries = await again.events(session)
+        return [one for one in entries if one["type"] == "turn_end"][1:]
+
+    await eventually("both turns to end", ended)
+    ends = {
+        entry["turn_index"]: entry["stop_reason"]
+        for entry in await again.events(session)
+        if entry["type"] == "turn_end"
+    }
+    assert ends == {1: "cancelled", 2: "cancelled"}
+    assert not (folder / "started").exists()
+    assert (await again.turn(session, "hello"))[1]["stop_reason"] == "end_turn"
+
+
+async def test_a_prompt_that_is_being_stored_during_the_revocation_does_not_run(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    stored, go_on = hold_commits(server, monkeypatch)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(client.turn(session, "hello"))
+        await stored.wait()
+        revoking = group.create_task(revoke(server))
+        await eventually("it to be revoked", lambda: not has_token(server))
+        go_on.set()
+    await revoking
+    assert asked.result()[0] == 401
+    monkeypatch.undo()
+    again = await server.client(APP)
+
+    async def end() -> list[Json]:
+        return [one for one in await again.events(session) if one["type"] == "turn_end"]
+
+    await eventually("the turn to end", end)
+    assert (await end())[0]["stop_reason"] == "cancelled"
+
+
+def has_token(server: LocalServer) -> bool:
+    return any(row.name == APP for row in server.services.tokens.rows())
+
+
+async def test_a_socket_of_a_revoked_token_is_not_served_for_the_next_of_that_name(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    get = Sessions.get
+
+    async def replace_token(self: Sessions, session_id: str, app_name: str) -> Any:
+        found = await get(self, session_id, app_name)
+        await server.services.tokens.revoke(app_name)
+        await server.services.tokens.create(app_name)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sessions, "get", replace_token)
+        socket = await client.connect(session, ready=False)
+        assert await socket.until_closed() == 4503
+
+
+async def test_a_repeated_prompt_of_an_old_token_does_not_cancel_the_new_ones_turn(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    prompt = Session.prompt
+    running: list[asyncio.Task[Any]] = []
+
+    async def be_overtaken(self: Session, *args: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        await revoke(server)
+        again = await server.client(APP)
+        running.append(asyncio.create_task(again.post(path, body, headers=key)))
+        await until_waiting(server)
+        return await prompt(self, *args, **options)
+
+    path, key = f"/sessions/{session}/turn", {"Idempotency-Key": "k"}
+    body = {"prompt": script({"say": "a"}, {"gate": "go"})}
+    monkeypatch.setattr(Session, "prompt", be_overtaken)
+    assert (await client.post(path, body, headers=key))[0] == 401
+    found = await server.services.sessions.get(session, APP)
+    (Path(found.row.cwd) / "go").touch()
+    status, reply = await running[0]
+    assert (status, reply["stop_reason"]) == (200, "end_turn")
+
+
+async def test_a_new_token_of_the_name_is_not_disturbed_by_the_old_ones_end(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    async with asyncio.TaskGroup() as group:
+        old = group.create_task(client.turn(session, FOREVER))
+        await until_waiting(server)
+        await revoke(server)
+        again = await server.client(APP)
+        new = group.create_task(again.turn(session, "hello"))
+    assert (old.result()[0], new.result()[0]) == (401, 200)

@@ -1,0 +1,420 @@
+"""Tokens: made and taken back by the operator, kept as hashes, bound to networks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from server.auth.tokens import ADMIN_KEY, FirstTokens, Tokens, digest
+from server.errors import Error
+from server.metrics import Metrics
+from server.sessions.event_log import LogWriter
+from server.storage.database import Store, set_server_value
+
+from ..conftest import Serve, Spawn
+from ..support.harness import ADMIN, Client, Json, LocalServer, new_client, script
+
+
+def failure(answer: tuple[int, Json], status: int, code: str) -> str:
+    assert answer[0] == status, answer
+    assert (answer[1]["ok"], answer[1]["code"]) == (False, code)
+    return str(answer[1]["error"])
+
+
+async def names(admin: Client) -> list[str]:
+    status, reply = await admin.get("/admin/tokens")
+    assert (status, reply["count"]) == (200, len(reply["tokens"]))
+    return [token["name"] for token in reply["tokens"]]
+
+
+# Made, listed, taken back.
+
+
+async def test_a_new_token_is_shown_once_and_lets_its_app_in(server: LocalServer) -> None:
+    admin = server.admin()
+    status, reply = await admin.post("/admin/tokens", {"name": "shop"})
+    assert (status, reply["ok"], reply["name"], reply["ip_cidrs"]) == (200, True, "shop", [])
+    token = reply["token"]
+    assert re.fullmatch(r"cf_[A-Za-z0-9_-]{43}", token)  # 256 bits
+    assert (await Client(server.url, token, admin.http).get("/sessions"))[0] == 200
+    _, reply = await admin.get("/admin/tokens")
+    assert token not in json.dumps(reply)
+
+
+async def test_the_list_names_tokens_and_their_networks(server: LocalServer) -> None:
+    admin = server.admin()
+    await admin.post("/admin/tokens", {"name": "b"})
+    await admin.post("/admin/tokens", {"name": "a", "ip_cidrs": ["10.0.0.0/8", "::1"]})
+    _, reply = await admin.get("/admin/tokens")
+    first, second = (t for t in reply["tokens"] if t["name"] in ("a", "b"))
+    assert (first["name"], first["ip_cidrs"]) == ("a", ["10.0.0.0/8", "::1"])
+    assert (second["name"], second["ip_cidrs"]) == ("b", [])
+    assert isinstance(first["created_at"], int)
+    assert set(first) == {"name", "ip_cidrs", "created_at"}
+
+
+async def test_every_token_is_another(server: LocalServer) -> None:
+    admin = server.admin()
+    replies = [(await admin.post("/admin/tokens", {"name": f"n{i}"}))[1] for i in range(20)]
+    assert len({reply["token"] for reply in replies}) == 20
+
+
+async def test_a_taken_name_is_a_conflict(server: LocalServer) -> None:
+    admin = server.admin()
+    first = (await admin.post("/admin/tokens", {"name": "shop"}))[1]["token"]
+    failure(await admin.post("/admin/tokens", {"name": "shop"}), 409, "conflict")
+    assert (await Client(server.url, first, admin.http).get("/sessions"))[0] == 200
+
+
+async def test_of_two_that_ask_for_a_name_at_once_one_gets_it(server: LocalServer) -> None:
+    admin = server.admin()
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(admin.post("/admin/tokens", {"name": "x"})) for _ in range(5)]
+    assert sorted(task.result()[0] for task in asked) == [200, 409, 409, 409, 409]
+
+
+async def test_bad_names_and_networks_are_refused(server: LocalServer) -> None:
+    admin = server.admin()
+    before = await names(admin)
+    for name in ("", " ", "a b", "../x", "-x", ".x", "x" * 65, "ü", "a\n", "a\0", 1, None, ["a"]):
+        answer = await admin.post("/admin/tokens", {"name": name})
+        assert "name" in failure(answer, 400, "bad_request")
+    networks: Any
+    for networks in (
+        "10.0.0.0/8",
+        ["10.0.0.1/8"],
+        ["10.0.0.0/33"],
+        ["10.0.0"],
+        ["localhost"],
+        [""],
+        [10],
+        ["::1/129"],
+        ["10.0.0.0/8", "x"],
+        {},
+    ):
+        answer = await admin.post("/admin/tokens", {"name": "ok", "ip_cidrs": networks})
+        assert "ip_cidrs" in failure(answer, 400, "bad_request")
+    for body in (b"", b"{}", b"[]", b"x"):
+        failure(await admin.call("POST", "/admin/tokens", body), 400, "bad_request")
+    assert await names(admin) == before
+
+
+async def test_a_token_is_deleted_and_its_name_is_free_again(server: LocalServer) -> None:
+    admin = server.admin()
+    first = (await admin.post("/admin/tokens", {"name": "shop"}))[1]["token"]
+    assert await admin.delete("/admin/tokens/shop") == (200, {"ok": True, "name": "shop"})
+    assert "shop" not in await names(admin)
+    failure(await admin.delete("/admin/tokens/shop"), 404, "not_found")
+    second = (await admin.post("/admin/tokens", {"name": "shop"}))[1]["token"]
+    assert second != first
+    failure(await Client(server.url, first, admin.http).get("/sessions"), 401, "unauthorized")
+    assert (await Client(server.url, second, admin.http).get("/sessions"))[0] == 200
+
+
+async def test_tokens_outlive_the_server_and_deleted_ones_do_not(serve: Serve) -> None:
+    server = await serve()
+    kept, gone = await server.client("kept"), await server.client("gone")
+    session = await kept.create()
+    await server.admin().delete("/admin/tokens/gone")
+    await server.stop()
+    again = await serve()
+    kept, gone = (Client(again.url, client.token, kept.http) for client in (kept, gone))
+    assert (await kept.state(session))["state"] == "idle"
+    failure(await gone.get("/sessions"), 401, "unauthorized")
+
+
+# What is kept, and what is told.
+
+
+async def test_only_the_hash_of_a_token_is_stored(serve: Serve, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    server = await serve(data_dir=data)
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "hello")
+    ticket = (await client.post(f"/sessions/{session}/ticket"))[1]["ticket"]
+    assert client.token is not None
+
+    def stored() -> bytes:
+        return b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file())
+
+    # Open: what is newest is in the write-ahead log. Stopped: all is in the database.
+    assert (data / "clawdforge.db-wal").stat().st_size > 0
+    while_open = stored()
+    await server.stop()
+    for everything in (while_open, stored()):
+        assert hashlib.sha256(client.token.encode()).digest() in everything
+        for secret in (client.token, ticket, ADMIN):
+            assert secret.encode() not in everything
+
+
+async def test_no_token_reaches_the_log(
+    server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    client = await server.client()
+    assert client.token is not None
+    session = await client.create()
+    ticket = (await client.post(f"/sessions/{session}/ticket"))[1]["ticket"]
+    await client.get(f"/sessions?token={client.token}")
+    socket = await server.anonymous().connect(session, ready=False)
+    await socket.send("auth", ticket=ticket)
+    await socket.until("ready")
+    wrong = Client(server.url, client.token + "x", client.http)
+    failure(await wrong.get("/sessions"), 401, "unauthorized")
+    assert "GET /sessions" in caplog.text
+    for secret in (client.token, ticket, ADMIN):
+        assert secret not in caplog.text
+
+
+async def test_a_token_that_is_offered_as_a_subprotocol_reaches_no_log(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    # aiohttp would log an offer that it does not know.
+    server = await spawn(LOG_LEVEL="debug")
+    client = await new_client(server.url, http)
+    assert client.token is not None
+    url = f"{server.url}/sessions/{await client.create()}/ws"
+    for headers in ({}, {"Authorization": f"Bearer {client.token}"}):
+        protocols = ("acp", f"acp.auth.{client.token}")
+        await (await http.ws_connect(url, protocols=protocols, headers=headers)).close()
+    await server.stop()
+    log = (tmp_path / "server.log").read_text("utf-8")
+    assert "/ws 101" in log
+    assert client.token not in log
+
+
+async def test_a_token_in_the_url_counts_for_nothing(server: LocalServer) -> None:
+    client = await server.client()
+    anonymous = server.anonymous()
+    for name in ("token", "access_token", "authorization"):
+        answer = await anonymous.get(f"/sessions?{name}={client.token}")
+        failure(answer, 401, "unauthorized")
+
+
+# Refused: always in the same words.
+
+
+async def test_every_bad_credential_gets_the_same_answer(server: LocalServer) -> None:
+    client = await server.client()
+    revoked = await server.client("revoked")
+    elsewhere = await server.client("elsewhere", ip_cidrs=["10.0.0.0/8"])
+    await server.admin().delete("/admin/tokens/revoked")
+    good = f"Bearer {client.token}"
+    bodies = []
+    for header in (
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer nonsense",
+        "Bearer cf_" + "A" * 43,
+        f"Basic {client.token}",
+        f"{client.token}",
+        f"{good}x",
+        good[:-1],
+        f"{good} {client.token}",
+        f"{good},{good}",
+        f"Bearer {revoked.token}",
+        f"Bearer {elsewhere.token}",
+        f"Bearer {ADMIN}",  # which is no app's
+        "Bearer " + "x" * 4000,
+        "Bearer ü",
+    ):
+        headers = {} if header is None else {"Authorization": header}
+        status, reply = await server.anonymous().get("/sessions", headers=headers)
+        assert status == 401, header
+        assert reply.pop("request_id")
+        bodies.append(json.dumps(reply))
+    assert len(set(bodies)) == 1
+    assert json.loads(bodies[0])["code"] == "unauthorized"
+
+
+async def test_a_refusal_names_the_scheme(server: LocalServer) -> None:
+    anonymous = server.anonymous()
+    await anonymous.get("/sessions")
+    assert anonymous.last_headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_the_scheme_is_matched_whatever_its_case(server: LocalServer) -> None:
+    client = await server.client()
+    for scheme in ("bearer", "BEARER", "Bearer"):
+        headers = {"Authorization": f"{scheme} {client.token}"}
+        assert (await server.anonymous().get("/sessions", headers=headers))[0] == 200
+
+
+async def test_admin_routes_are_for_the_admin(server: LocalServer) -> None:
+    client, anonymous = await server.client(), server.anonymous()
+    before = await names(server.admin())
+    for method, path, body in (
+        ("POST", "/admin/tokens", {"name": "mine"}),
+        ("GET", "/admin/tokens", None),
+        ("DELETE", "/admin/tokens/app", None),
+        ("GET", "/metrics", None),
+    ):
+        failure(await client.call(method, path, body), 403, "forbidden")
+        failure(await anonymous.call(method, path, body), 401, "unauthorized")
+        wrong = Client(server.url, "cf_wrong", client.http)
+        failure(await wrong.call(method, path, body), 401, "unauthorized")
+    assert await names(server.admin()) == before
+
+
+# Taken back: at once.
+
+
+async def test_a_revoked_token_is_worth_nothing_at_once(server: LocalServer) -> None:
+    client = await server.client()
+    session = await client.create()
+    ticket = (await client.post(f"/sessions/{session}/ticket"))[1]["ticket"]
+    await server.admin().delete("/admin/tokens/app")
+    failure(await client.get(f"/sessions/{session}"), 401, "unauthorized")
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await client.connect(session)
+    assert refused.value.status == 401
+    for credential in ({"token": client.token}, {"ticket": ticket}):
+        socket = await server.anonymous().connect(session, ready=False)
+        await socket.send("auth", **credential)
+        assert await socket.until_closed() == 4500
+
+
+async def test_a_revoked_tokens_sockets_close_within_a_second(server: LocalServer) -> None:
+    client, other = await server.client("gone"), await server.client("other")
+    session = await client.create()
+    ticket = (await client.post(f"/sessions/{session}/ticket"))[1]["ticket"]
+    by_header = await client.connect(session)
+    by_ticket = await server.anonymous().connect(session, ready=False)
+    await by_ticket.send("auth", ticket=ticket)
+    await by_ticket.until("ready")
+    unharmed = await other.connect(await other.create())
+    async with asyncio.timeout(1):
+        await server.admin().delete("/admin/tokens/gone")
+        assert await by_header.until_closed() == 4503
+        assert await by_ticket.until_closed() == 4503
+    assert by_header.frames[-1]["type"] == "bye"
+    assert by_header.frames[-1]["code"] == 4503
+    assert (await unharmed.turn("hello"))["stop_reason"] == "end_turn"
+
+
+async def test_a_revoked_tokens_event_stream_shows_nothing_more(server: LocalServer) -> None:
+    client = await server.client()
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=script({"say": "before"}, {"gate": "go"}, {"say": "after"}))
+    await socket.until_text("before")
+    folder = Path((await client.state(session))["cwd"])
+    headers = {**client.headers(), "Accept": "text/event-stream"}
+    url = f"{server.url}/sessions/{session}/events?after=0"
+    async with client.http.get(url, headers=headers) as stream:
+        text = b""
+        while b"before" not in text:
+            text += await asyncio.wait_for(stream.content.readany(), 5)
+        await server.admin().delete("/admin/tokens/app")
+        (folder / "go").touch()
+        text = await asyncio.wait_for(stream.content.read(), 5)
+    assert b'"after"' not in text
+
+
+# Bound to networks.
+
+
+async def test_a_token_bound_to_networks_is_good_from_there_only(server: LocalServer) -> None:
+    here = await server.client("here", ip_cidrs=["10.0.0.0/8", "127.0.0.0/8"])
+    elsewhere = await server.client("elsewhere", ip_cidrs=["10.0.0.0/8"])
+    assert (await here.get("/sessions"))[0] == 200
+    failure(await elsewhere.get("/sessions"), 401, "unauthorized")
+    session = await here.create()
+    socket = await server.anonymous().connect(session, ready=False)
+    await socket.send("auth", token=elsewhere.token)
+    assert await socket.until_closed() == 4500
+
+
+async def test_networks_of_both_families_are_understood(server: LocalServer) -> None:
+    client = await server.client(ip_cidrs=["2001:db8::/32", "192.0.2.1", "::1"])
+    admit = server.services.tokens.admit
+    address: str | None
+    for address in ("2001:db8::1", "192.0.2.1", "::ffff:192.0.2.1", "::1", "::1%lo"):
+        assert admit(client.token, address).app_name == "app"
+    for address in ("2001:db9::1", "192.0.2.2", "127.0.0.1", "::ffff:127.0.0.1", "", "x", None):
+        with pytest.raises(Error, match="token"):
+            admit(client.token, address)
+
+
+# The first start.
+
+
+def shown_tokens(greeting: str) -> dict[str, str]:
+    return dict(re.findall(r"^ *(admin|app) token +(\S+)$", greeting, re.MULTILINE))
+
+
+async def test_the_first_start_makes_tokens_and_shows_them_once(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn(ADMIN_TOKEN=None)
+    assert server.process.stdout is not None
+    shown = (await asyncio.wait_for(server.process.stdout.readuntil(b"hashes"), 5)).decode()
+    tokens = shown_tokens(shown)
+    assert tokens.keys() == {"admin", "app"}
+    assert all(token.startswith("cf_") for token in tokens.values())
+    assert f"{server.url}/#token={tokens['app']}" in shown  # a fragment: no server sees it
+
+    async def both_are_good(url: str) -> None:
+        assert (await Client(url, tokens["admin"], http).get("/admin/tokens"))[0] == 200
+        assert (await Client(url, tokens["app"], http).get("/sessions"))[0] == 200
+
+    await both_are_good(server.url)
+    await server.stop()
+    again = await spawn(ADMIN_TOKEN=None)
+    await both_are_good(again.url)
+    await again.stop()
+    assert again.process.stdout is not None
+    said = again.greeting + (await again.process.stdout.read()).decode()
+    assert "token" not in said
+
+
+async def test_an_admin_token_of_the_settings_is_not_shown(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    assert (await Client(server.url, ADMIN, http).get("/admin/tokens"))[0] == 200
+    await server.stop()
+    assert server.process.stdout is not None
+    said = server.greeting + (await server.process.stdout.read()).decode()
+    assert shown_tokens(said).keys() == {"app"}
+    assert ADMIN not in said
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept by an earlier version"])
+async def test_an_admin_token_of_the_settings_is_good_only_while_it_is_set(
+    tmp_path: Path, kept: bool
+) -> None:
+    async def start(setting: str | None) -> tuple[Tokens, FirstTokens | None]:
+        async with contextlib.AsyncExitStack() as stack:
+            database = await Store.open(tmp_path / "clawdforge.db")
+            stack.push_async_callback(database.close)
+            if kept and setting == "leaked":
+                await database.write([set_server_value(ADMIN_KEY, digest("leaked"))])
+            writer = LogWriter(database, Metrics())
+            writer.start()
+            stack.push_async_callback(writer.stop)
+            tokens = Tokens(database, writer)
+            return tokens, await tokens.load(setting)
+
+    for setting in ("leaked", "another"):
+        tokens, _ = await start(setting)
+        assert [t for t in ("leaked", "another") if tokens.is_admin(t)] == [setting]
+    tokens, shown = await start(None)
+    assert shown is not None
+    assert shown.admin is not None
+    assert [t for t in ("leaked", "another", shown.admin) if tokens.is_admin(t)] == [shown.admin]
+    again, shown_again = await start(None)
+    assert again.is_admin(shown.admin)
+    assert shown_again is None

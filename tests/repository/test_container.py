@@ -1,0 +1,61 @@
+"""The Dockerfile and the compose file, as far as they can be looked at; `make image` runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from ..support.harness import ROOT
+from ..support.real_agents import PACKAGES
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
+
+
+def test_hadolint_finds_nothing() -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run(
+        [program, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_one_version_of_claude_code_is_built_tested_and_written_down() -> None:
+    compose = (ROOT / "compose.yml").read_text("utf-8")
+    for name in ("CLAUDE_CODE_VERSION", "CLAUDE_AGENT_ACP_VERSION"):
+        pinned = re.search(rf"^ARG {name}=([\d.]+)$", DOCKERFILE, re.MULTILINE)
+        assert pinned, name
+        assert f"${{{name}-{pinned[1]}}}" in compose
+        assert f"#{name}={pinned[1]}\n" in (ROOT / ".env.example").read_text("utf-8")
+    tested = json.loads((PACKAGES / "package.json").read_text("utf-8"))["dependencies"]
+    assert f"ARG CLAUDE_CODE_VERSION={tested['@anthropic-ai/claude-code']}\n" in DOCKERFILE
+    adapter = tested["@agentclientprotocol/claude-agent-acp"]
+    assert f"ARG CLAUDE_AGENT_ACP_VERSION={adapter}\n" in DOCKERFILE
+
+
+def test_every_variable_of_the_compose_file_can_be_found() -> None:
+    compose = (ROOT / "compose.yml").read_text("utf-8")
+    example = (ROOT / ".env.example").read_text("utf-8")
+    page = (ROOT / "docs" / "container.md").read_text("utf-8")
+    names = set(re.findall(r"\$\{(\w+)", compose))
+    assert len(names) >= 8
+    assert [name for name in names if f"\n#{name}=" not in example] == []
+    assert [name for name in names if name not in page] == []
+
+
+def test_the_stop_has_more_time_than_the_server_takes() -> None:
+    compose = (ROOT / "compose.yml").read_text("utf-8")
+    grace = re.search(r"stop_grace_period: (\d+)s", compose)
+    assert grace
+    assert int(grace[1]) > 2 * 10 + 5, "running turns, runs, and sockets that do not leave"
+
+
+def test_only_what_the_image_is_made_of_goes_to_the_builder() -> None:
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    let_in = {line[1:].rstrip("/") for line in rules if line.startswith("!")}
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
+    assert let_in == {name for line in copied for name in line.split()}

@@ -1,0 +1,243 @@
+"""What the documentation says is what the code has: settings, frames, codes, links, targets."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from server import config, errors
+from server.app import build_app
+from server.config import PREFIX, Settings
+from server.sessions import entries
+
+from ..support import settings_pages
+from ..support.harness import ROOT
+from .test_layers import LAYERS, modules
+
+DOCS = ROOT / "docs"
+PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")
+
+
+def markdown_files() -> list[Path]:
+    """Every page that is tracked, or would be with `git add`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    ).stdout.split(b"\0")
+    return [path for name in listed if name and (path := ROOT / name.decode()).is_file()]
+
+
+PAGES = markdown_files()
+
+
+def page_id(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every table row."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def section(heading: str) -> str:
+    """A section of protocol.md."""
+    _, found, rest = PROTOCOL.partition(f"\n## {heading}\n")
+    assert found, heading
+    return rest.partition("\n## ")[0]
+
+
+# Settings.
+
+
+@pytest.mark.parametrize("path", settings_pages.PAGES, ids=page_id)
+def test_the_lists_of_settings_are_as_the_code_makes_them(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert settings_pages.PAGES[path](text) == text, "run `make docs`"
+
+
+def test_a_wrong_list_of_settings_is_mended_and_a_missing_one_told() -> None:
+    text = settings_pages.PAGE.read_text("utf-8")
+    wrong = text.replace("| `8800` | 0 to 65535 |", "| `80` | any |")
+    assert wrong != text == settings_pages.page(wrong)
+    with pytest.raises(LookupError, match="CLAWDFORGE_PORT"):
+        settings_pages.page(text.replace("| `CLAWDFORGE_PORT` |", "| `CLAWDFORGE_DOOR` |"))
+
+
+def test_env_example_as_it_is_and_all_of_it_change_nothing(tmp_path: Path) -> None:
+    text = (ROOT / ".env.example").read_text("utf-8")
+    assert not re.search(rf"^{PREFIX}", text, re.MULTILINE)
+    lines = re.findall(rf"^#({PREFIX}\w+=.*\n)", text, re.MULTILINE)
+    assert len(lines) == len(config.variables())
+    uncommented = tmp_path / ".env"
+    uncommented.write_text("".join(lines), "utf-8")
+    assert config.load(config.with_env_file({}, uncommented)) == Settings()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_no_page_names_a_setting_that_is_none(path: Path) -> None:
+    of_the_tests = {"CLAWDFORGE_TEST_REQUIRE_ALL"}
+    named = set(re.findall(rf"\b{PREFIX}[A-Z_]+\b", path.read_text("utf-8")))
+    assert named <= {*config.variables(), *of_the_tests}
+
+
+def test_the_unit_gives_a_stop_the_time_that_the_server_takes() -> None:
+    unit = (DOCS / "operations.md").read_text("utf-8")
+    assert "\nKillMode=mixed\n" in unit, "a signal to the agents would end their turns at once"
+    limit = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert limit
+    assert int(limit[1]) > 2 * Settings().drain_secs + 5, "turns, runs, sockets that do not leave"
+
+
+# The wire.
+
+
+def up_types() -> set[str]:
+    commands = get_args(entries.Command)
+    return {str(msgspec.inspect.type_info(command).tag) for command in commands}  # type: ignore[attr-defined]
+
+
+def down_types() -> set[str]:
+    """The types of the frames that the code makes: read from its calls."""
+    found = set()
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and node.args):
+                continue
+            called, kind = ast.unparse(node.func), node.args[0]
+            if re.fullmatch(r"(entries\.)?frame|.*\b_?log\.append", called):
+                assert isinstance(kind, ast.Constant), f"{path}:{node.lineno}"
+                found.add(str(kind.value))
+    return found
+
+
+def examples(text: str) -> list[dict[str, Any]]:
+    """Every block of JSON."""
+    blocks = re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [json.loads(block) for block in blocks]
+
+
+def explained(text: str) -> set[str]:
+    """The frame types that a section explains: `**`name`**`."""
+    return set(re.findall(r"\*\*`(\w+)`\*\*", text))
+
+
+def test_frames_are_found_in_the_code() -> None:
+    assert {"turn_start", "event", "ready", "bye"} <= down_types()
+    assert {"auth", "prompt", "set_mode"} <= up_types()
+
+
+def test_every_down_frame_is_explained_with_an_example_and_no_other() -> None:
+    text = section("Down: log entries") + section("Down: other frames")
+    assert explained(text) == down_types()
+    assert {example["type"] for example in examples(text)} == down_types()
+
+
+def test_log_entries_are_those_with_a_number() -> None:
+    for heading, numbered in (("Down: log entries", True), ("Down: other frames", False)):
+        for example in examples(section(heading)):
+            assert ("seq" in example) is numbered, example
+            assert ({"seq", "ts", "turn_index"} <= example.keys()) is numbered, example
+
+
+def test_every_up_frame_is_explained_with_an_example_and_no_other() -> None:
+    assert explained(section("Up")) == up_types()
+    assert {example["type"] for example in examples(section("Up"))} == up_types()
+
+
+@pytest.mark.parametrize("example", examples(section("Up")), ids=lambda example: example["type"])
+def test_the_server_understands_the_up_frames_of_the_page(example: dict[str, Any]) -> None:
+    command = entries.parse(json.dumps(example))
+    if isinstance(command, entries.Prompt):
+        entries.parse_blocks(command.prompt)
+
+
+def test_every_error_code_is_there_with_its_status_and_no_other() -> None:
+    table = [row for row in rows(section("Error codes")) if row[0].startswith("`")]
+    shown = {code.strip("`"): (int(status), retry) for code, status, retry, _ in table}
+    assert shown == {
+        code: (status, "yes" if code in errors.RETRYABLE else "no")
+        for code, status in errors.STATUS.items()
+    }
+
+
+def test_every_close_code_is_there_and_no_other() -> None:
+    table = [row for row in rows(section("Close codes")) if row[0].isdecimal()]
+    assert [int(code) for code, _ in table] == sorted(errors.CloseCode)
+
+
+async def test_every_rest_call_is_there_and_no_other(tmp_path: Path) -> None:
+    application = await build_app(Settings(data_dir=tmp_path))
+    calls = {
+        f"`{route.method} {route.resource.canonical}`"
+        for route in application.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    pages = {call for call in calls if re.match(r"`GET /((docs)?`|static/|lib/)|.*/ws`$", call)}
+    table = [row[0] for row in rows(section("REST")) if row[0].startswith("`")]
+    assert sorted(table) == sorted(calls - pages)
+
+
+def test_the_messages_that_troubleshooting_explains_are_the_programs() -> None:
+    sources = "".join(path.read_text("utf-8") for path in modules().values())
+    # As they are said: strings that follow each other are one, and `{}` is anything.
+    said = re.sub(r"\"\s*\n?\s*f?\"", "", sources)
+    page = (DOCS / "troubleshooting.md").read_text("utf-8")
+    shown = [match[1] for row in rows(page) if (match := re.match(r"`([^`]+)`", row[0]))]
+    of_agents = {"Authentication required", '"context": "lost"'}
+    assert len(shown) > 15
+    missing = [text for text in shown if text not in said and text not in of_agents]
+    assert not missing
+
+
+# The pages themselves.
+
+
+def anchors(path: Path) -> set[str]:
+    """The names of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", without_code(path.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text("utf-8"))):
+        if re.match(r"https?:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        wanted = path.parent / name if name else path
+        assert wanted.exists(), f"{target} does not exist"
+        assert not anchor or anchor in anchors(wanted), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_named_make_targets_exist(path: Path) -> None:
+    targets = set(re.findall(r"^\.PHONY: (\w+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)\b", path.read_text("utf-8"), re.MULTILINE))
+    assert named <= targets
+
+
+def test_architecture_page_shows_the_layers_in_order() -> None:
+    page = (DOCS / "architecture.md").read_text("utf-8")
+    table = page.partition("| package of")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE) == list(LAYERS)
+
+
+def test_the_version_is_the_changelogs_newest() -> None:
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    package = (ROOT / "server" / "__init__.py").read_text("utf-8")
+    assert newest is not None
+    assert f'__version__ = "{newest[1]}"' in package

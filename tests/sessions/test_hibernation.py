@@ -1,0 +1,479 @@
+"""Any number of sessions is open, but only so many have an agent; none loses its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.agents.host.process import HostProcess
+from server.sessions.agent_slots import LiveAgents
+from server.sessions.entries import SetMode
+from server.storage.database import Store
+from server.storage.schema import TurnRow
+from server.tasks import Tasks
+
+from ..conftest import Serve
+from ..support import acp_client
+from ..support.harness import (
+    MOCKS,
+    Client,
+    Clock,
+    Json,
+    LocalServer,
+    descendants,
+    eventually,
+    mock_agent,
+    script,
+    texts_of,
+)
+
+HISTORY = script({"history": True})
+
+
+async def history(client: Client, session: str) -> list[str]:
+    """The prompts that the session's agent remembers, but for this question."""
+    status, reply = await client.turn(session, HISTORY)
+    assert status == 200, reply
+    remembered: list[str] = json.loads(texts_of(reply["events"]))
+    return remembered[:-1]
+
+
+async def agent_states(client: Client) -> list[str]:
+    _, reply = await client.get("/sessions")
+    return sorted(session["agent_state"] for session in reply["sessions"])
+
+
+async def context_of_last_turn(client: Client, session: str) -> str:
+    starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
+    return str(starts[-1]["context"])
+
+
+async def test_the_longest_idle_agent_makes_room(serve: Serve) -> None:
+    server = await serve(max_live_agents=2)
+    client = await server.client()
+    sessions = [await client.create() for _ in range(3)]
+    for session in sessions:
+        await client.turn(session, f"hello {session}")
+    assert await agent_states(client) == ["hibernated", "live", "live"]
+    assert (await client.state(sessions[0]))["agent_state"] == "hibernated"
+    assert await history(client, sessions[0]) == [f"hello {sessions[0]}"]
+    assert await context_of_last_turn(client, sessions[0]) == "kept"
+
+
+async def test_when_all_agents_are_busy_a_prompt_waits_and_says_so(serve: Serve) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    busy, other = await client.create(), await client.create()
+    first = await client.connect(busy)
+    await first.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
+    await first.until_text("on it")
+    second = await client.connect(other)
+    await second.send("prompt", prompt="me too")
+    assert (await second.until("accepted"))["queued"] is True
+    await first.send("cancel")
+    await first.until("turn_end")
+    assert (await second.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_an_agent_that_waits_for_a_permission_is_not_put_to_sleep(serve: Serve) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    asking = await client.create(permission="ask")
+    socket = await client.connect(asking)
+    await socket.send("prompt", prompt=script({"permission": True}))
+    request = await socket.until("permission_request")
+    other = await client.connect(await client.create())
+    await other.send("prompt", prompt="room for me?")
+    assert (await other.until("accepted"))["queued"] is True
+    state = await client.state(asking)
+    assert [p["request_id"] for p in state["pending_permissions"]] == [request["request_id"]]
+    await socket.send("permission", request_id=request["request_id"], option_id="allow_once")
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
+    await other.until("turn_end")
+
+
+async def test_a_request_behind_a_turns_end_keeps_its_agent_awake_too(serve: Serve) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    session = await client.create(permission="ask")
+    socket = await client.connect(session)
+    await socket.turn(script({"late": [{"permission": True}]}))
+    request = await socket.until("permission_request")
+    clock.advance(61)
+    await server.services.sessions.sweep()
+    assert (await client.state(session))["agent_state"] == "live"
+    await socket.send("permission", request_id=request["request_id"], option_id="allow_once")
+    await socket.until_text("allow_once")
+    await server.services.sessions.sweep()
+    assert (await client.state(session))["agent_state"] == "hibernated"
+
+
+async def test_a_prompt_that_waits_for_an_agent_gets_it_once_its_late_request_is_answered(
+    serve: Serve,
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    asking = await client.connect(await client.create(permission="ask"))
+    await asking.turn(script({"late": [{"permission": True}]}))
+    request = await asking.until("permission_request")
+    other = await client.connect(await client.create())
+    await other.send("prompt", prompt="room for me?")
+    assert (await other.until("accepted"))["queued"] is True
+    await asking.send("permission", request_id=request["request_id"], option_id="allow_once")
+    assert (await other.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_idle_agents_are_put_to_sleep_and_wake_with_their_context(serve: Serve) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "remember me")
+    clock.advance(59)
+    await server.services.sessions.sweep()
+    assert await agent_states(client) == ["live"]
+    clock.advance(2)
+    await server.services.sessions.sweep()
+    assert await agent_states(client) == ["hibernated"]
+    assert await history(client, session) == ["remember me"]
+    assert await context_of_last_turn(client, session) == "kept"
+
+
+async def test_what_acpx_keeps_of_a_session_does_not_grow_with_its_prompts(serve: Serve) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    session = await client.create()
+    socket = await client.connect(session)
+    picture = {"type": "image", "mimeType": "image/png", "data": "A" * 1_000_000}
+    for number in range(3):
+        await socket.turn([{"type": "text", "text": f"look at {number}"}, picture])
+    clock.advance(61)
+    await server.services.sessions.sweep()
+    (record,) = (server.services.settings.data_dir / "acpx" / "sessions").glob("*.json")
+    assert record.stat().st_size < 20_000
+    said = await history(client, session)
+    assert [text.partition(" ")[0] for text in said] == ["look"] * 3
+
+
+async def test_an_agent_that_cannot_load_says_honestly_that_context_was_lost(
+    serve: Serve,
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    forgetful = await client.create("mock-no-load")
+    await client.turn(forgetful, "remember me")
+    await client.turn(await client.create(), "I need the only agent")
+    assert await history(client, forgetful) == []
+    assert await context_of_last_turn(client, forgetful) == "lost"
+
+
+async def test_a_prompt_that_comes_while_its_agent_falls_asleep_is_answered(
+    serve: Serve,
+) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=1)
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "first")
+    clock.advance(2)
+    sweeping = asyncio.create_task(server.services.sessions.sweep())
+    replies: list[tuple[int, Json]] = await asyncio.gather(
+        *(client.turn(session, f"again {n}") for n in range(3))
+    )
+    await sweeping
+    assert [status for status, _ in replies] == [200, 200, 200]
+    assert (await history(client, session))[0] == "first"
+
+
+async def test_a_prompt_that_was_there_already_leaves_an_agent_that_makes_room(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    idle = await client.create()
+    path, once = f"/sessions/{idle}/turn", {"headers": {"Idempotency-Key": "once"}}
+    assert (await client.post(path, {"prompt": "hello"}, **once))[0] == 200
+    socket = await client.connect(await client.create())
+    looks, looking, go_on = Store.turn_by_client_id, asyncio.Event(), asyncio.Event()
+
+    async def look_slowly(store: Store, session: int, client_id: str) -> TurnRow | None:
+        looking.set()
+        await go_on.wait()
+        return await looks(store, session, client_id)
+
+    monkeypatch.setattr(Store, "turn_by_client_id", look_slowly)
+    body = {"prompt": "hello", "files": ["gone meanwhile"]}
+    asking = asyncio.create_task(client.post(path, body, **once))
+    await looking.wait()
+    await socket.send("prompt", prompt="room for me?")
+    assert (await socket.until("accepted"))["queued"] is True
+    go_on.set()
+    status, reply = await asking
+    assert (status, reply["turn_index"]) == (200, 1)
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_an_agent_that_dies_in_a_turn_gives_its_slot_back(serve: Serve) -> None:
+    server = await serve()
+    client = await server.client()
+    _, reply = await client.turn(await client.create(), script({"exit": 1}))
+    assert reply["code"] == "agent_failed"
+    await eventually("its slot to be free", lambda: not len(server.services.sessions.slots))
+
+
+async def test_a_setting_and_a_prompt_of_one_session_need_one_agent(serve: Serve) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    busy = await client.connect(await client.create())
+    await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
+    await busy.until_text("on it")
+    socket = await client.connect(await client.create("mock-modes"))
+    await socket.send("set_mode", mode="code")
+    await socket.send("prompt", prompt="both of us wait")
+    assert (await socket.until("accepted"))["queued"] is True
+    await busy.send("cancel")
+    await busy.until("turn_end")
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_a_setting_that_waits_for_an_agent_starts_none_for_a_closed_session(
+    serve: Serve,
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    busy = await client.connect(await client.create())
+    await busy.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
+    await busy.until_text("on it")
+    session = await client.create("mock-modes")
+    socket = await client.connect(session)
+    await socket.send("set_mode", mode="code")
+    await socket.send("ping", id="read")
+    await socket.until("pong")
+    await client.delete(f"/sessions/{session}")
+    await busy.send("cancel")
+    await busy.until("turn_end")
+    assert (await client.turn(await client.create(), "is there room?"))[0] == 200
+    assert (await client.state(session))["agent_state"] == "hibernated"
+
+
+async def give_up_setting(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, session_id: str, op: str
+) -> None:
+    """Change the session's mode, and wait for it no more once acpx was told to do *op* for it."""
+    session = await server.services.sessions.get(session_id, "app")
+    send, told = HostProcess.send, asyncio.Event()
+
+    def note(host: HostProcess, asked: str, **fields: Any) -> asyncio.Future[Any]:
+        if asked == op and fields["key"] == session_id:
+            told.set()
+        return send(host, asked, **fields)
+
+    monkeypatch.setattr(HostProcess, "send", note)
+    setting = asyncio.create_task(session.change(SetMode(mode="code")))
+    await told.wait()
+    setting.cancel()
+    await asyncio.wait({setting})
+    assert setting.cancelled()
+
+
+async def test_an_agent_that_starts_for_a_setting_keeps_its_slot_when_that_is_given_up(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    other = await client.create()
+    await client.turn(other, "I have the only agent")
+    session = await client.create("mock-modes")
+    await give_up_setting(server, monkeypatch, session, "open")
+    assert len(server.services.sessions.slots) == 1
+    await client.awake(session)
+    assert (await client.turn(other, "I need it again"))[0] == 200
+    assert len(agents()) == 1
+    assert (await client.state(session))["agent_state"] == "hibernated"
+
+
+async def test_an_agent_that_wakes_for_a_given_up_setting_has_its_slot_as_long_as_it_lives(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    server = await serve(clock=clock, agent_idle_secs=1)
+    client = await server.client()
+    session = await client.create("mock-modes")
+    await client.turn(session, "hello")
+    clock.advance(2)
+    await server.services.sessions.sweep()
+    slots = server.services.sessions.slots
+    assert len(slots) == 0
+    await give_up_setting(server, monkeypatch, session, "set_mode")
+    assert len(slots) == 1
+    await eventually("its slot to be free", lambda: not len(slots))
+    assert not agents()
+
+
+async def test_an_agent_that_does_not_start_for_a_given_up_setting_frees_its_slot_quietly(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await serve()
+    client = await server.client()
+    session = await client.create("mock-dies")
+    slots = server.services.sessions.slots
+    await eventually("the first start to fail", lambda: not len(slots))
+    await give_up_setting(server, monkeypatch, session, "open")
+    assert len(slots) == 1
+    await eventually("its slot to be free", lambda: not len(slots))
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_new_session_whose_starting_agent_makes_room_for_a_prompt_is_created_all_the_same(
+    serve: Serve,
+) -> None:
+    agents_known = {**MOCKS, "mock-slow": mock_agent("--slow-start=60000")}
+    server = await serve(max_live_agents=1, agents=agents_known)
+    client = await server.client()
+    acp = await acp_client.connect(client)
+    wishes = {"clawdforge": {"agent": "mock-slow"}}
+    creating = await acp.ask("session/new", {"cwd": "/", "mcpServers": [], "_meta": wishes})
+    await eventually("its agent to start", agents)
+    assert (await client.turn(await client.create(), "I need it now"))[0] == 200
+    session = (await acp.answer_to(creating))["sessionId"]
+    assert (await client.state(session))["agent_state"] == "hibernated"
+
+
+async def test_never_more_agents_run_than_may_even_when_prompts_are_cancelled(
+    serve: Serve,
+) -> None:
+    server = await serve(max_live_agents=2)
+    client = await server.client()
+    dice = random.Random(3)
+    most = 0
+
+    async def hurry() -> None:
+        nonlocal most
+        socket = await client.connect(await client.create())
+        for number in range(6):
+            await socket.send("prompt", prompt=script({"sleep": dice.randrange(20)}))
+            if dice.random() < 0.5:
+                await socket.send("cancel")
+            await socket.until("turn_end", turn_index=number + 1)
+            most = max(most, len(agents()))
+
+    await asyncio.gather(*(hurry() for _ in range(5)))
+    assert 0 < most <= 2
+
+
+def agents() -> list[int]:
+    """The mock agents below this process, those in their launcher left out."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        names = [Path(os.fsdecode(part)).name for part in argv]
+        if "mock_agent.py" in names and "launch.py" not in names:
+            found.append(pid)
+    return found
+
+
+# The slots alone, where the moment matters.
+
+
+class Sleeper:
+    """A session as the slots see it; it falls asleep when the test lets it."""
+
+    last_used = 0.0
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.busy = False
+        self.may_sleep = asyncio.Event()
+
+    @property
+    def can_hibernate(self) -> bool:
+        return not self.busy
+
+    async def hibernate(self, grace: float) -> bool:
+        if self.busy:
+            return False
+        await self.may_sleep.wait()
+        return True
+
+
+async def ticks() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_one_that_is_put_to_sleep_and_asks_again_is_not_counted_out() -> None:
+    tasks = Tasks()
+    slots: Any = LiveAgents(2, tasks)
+    first, second, third, fourth = (Sleeper(name) for name in "abcd")
+    await slots.acquire(first)
+    await slots.acquire(second)
+    second.busy = True
+    for_third = asyncio.ensure_future(slots.acquire(third))
+    await ticks()  # the first is on its way to sleep,
+    again = asyncio.ensure_future(slots.acquire(first))
+    for_third.cancel()
+    second.busy = False
+    slots.release(second)
+    await ticks()
+    assert not again.done()  # and its own agent has to end before the next begins.
+    first.may_sleep.set()
+    await again
+    assert len(slots) == 1
+    await slots.acquire(fourth)
+    assert len(slots) == 2
+    await tasks.finish(1)
+
+
+async def test_one_that_is_busy_before_it_falls_asleep_keeps_its_slot() -> None:
+    tasks = Tasks()
+    slots: Any = LiveAgents(1, tasks)
+    first, second = Sleeper("a"), Sleeper("b")
+    await slots.acquire(first)
+    for_second = asyncio.ensure_future(slots.acquire(second))
+    await asyncio.sleep(0)
+    first.busy = True  # in the very moment between the choice and the sleep
+    await ticks()
+    assert not for_second.done()
+    first.busy = False
+    first.may_sleep.set()
+    slots.idle(first)
+    await for_second
+    assert len(slots) == 1
+    await tasks.finish(1)
+
+
+@pytest.mark.parametrize("backend", ["host", "cli"])
+async def test_an_agent_is_not_started_in_a_folder_that_was_replaced_by_a_link(
+    serve: Serve, tmp_path: Path, backend: str
+) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    cwd = root / "above" / "cwd"
+    cwd.mkdir(parents=True)
+    (outside / "cwd").mkdir(parents=True)
+    server = await serve(workspace_roots=(root,), agent_backend=backend)
+    client = await server.client()
+    session = await client.create(cwd=str(cwd))
+    assert (await client.turn(session, "hi"))[0] == 200
+    replacements = ((cwd, outside / "cwd"), (cwd.parent, outside))
+    for replaced, link in replacements[: 2 if backend == "host" else 1]:
+        assert await (await server.services.sessions.get(session, "app")).hibernate()
+        moved = replaced.rename(tmp_path / "moved")
+        replaced.symlink_to(link)
+        status, reply = await client.turn(session, script({"touch": "here"}))
+        assert (status, reply["code"]) == (400, "bad_request")
+        assert not list(outside.rglob("here"))
+        replaced.unlink()
+        moved.rename(replaced)
+        assert (await client.turn(session, "hi again"))[0] == 200

@@ -1,0 +1,209 @@
+"""Agents that are there before anyone asks: whose they become, and what they never know."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.sessions.event_log import LogWriter
+
+from ..conftest import Serve, Spawn
+from ..support.harness import (
+    MOCKS,
+    Client,
+    Clock,
+    Json,
+    LocalServer,
+    eventually,
+    is_running,
+    mock_agent,
+    script,
+    texts_of,
+)
+
+REPORT = script({"report": True})
+HISTORY = script({"history": True})
+
+
+def spares(server: LocalServer) -> list[Any]:
+    """The prewarmed agents that nobody has yet."""
+    return [one for one in server.services.sessions.prewarmer.spares if one.ready]
+
+
+async def until_prewarmed(server: LocalServer, count: int) -> None:
+    await eventually(f"{count} prewarmed agents", lambda: len(spares(server)) == count)
+
+
+async def report(client: Client, session: str) -> Json:
+    """What the session's agent says of itself."""
+    status, reply = await client.turn(session, REPORT)
+    assert status == 200, reply
+    found: Json = json.loads(texts_of(reply["events"]))
+    return found
+
+
+async def history(client: Client, session: str) -> list[str]:
+    status, reply = await client.turn(session, HISTORY)
+    assert status == 200, reply
+    said: list[str] = json.loads(texts_of(reply["events"]))
+    return said[:-1]
+
+
+async def test_a_new_session_takes_over_an_agent_that_runs_already(
+    serve: Serve, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    server = await serve(
+        prewarmed_agents=2, agents={"mock": mock_agent("--modes", f"--pid-file={pids}")}
+    )
+    mine, theirs = await server.client("mine"), await server.client("theirs")
+    await until_prewarmed(server, 2)
+    started = pids.read_text().split()
+    assert server.services.sessions.count_agents() == {"prewarmed": 2, "hibernated": 0}
+
+    first = await mine.create()
+    state = await mine.state(first)
+    assert state["agent_state"] == "prewarmed"
+    assert state["modes"]["currentModeId"] == "ask"  # it has said already what it offers
+    assert Path(state["cwd"]).name == first
+    told = await report(mine, first)
+    assert str(told["pid"]) in started
+    assert told["cwd"] == told["session"]["cwd"] == state["cwd"]
+    entries = await mine.events(first)
+    assert [e["context"] for e in entries if e["type"] == "turn_start"] == ["new"]
+    assert [e["seq"] for e in entries] == list(range(1, len(entries) + 1))
+    assert (await mine.state(first))["agent_state"] == "live"
+
+    # Another app's has another process, another folder, and never hears of the first.
+    await mine.turn(first, "a secret")
+    await mine.delete(f"/sessions/{first}")
+    second = await theirs.create()
+    assert (await theirs.get(f"/sessions/{first}"))[0] == 404
+    other = await report(theirs, second)
+    assert other["pid"] != told["pid"]
+    assert other["cwd"] != told["cwd"]
+    assert str(other["pid"]) in started
+    assert await history(theirs, second) == [REPORT]
+    await until_prewarmed(server, 2)
+    assert len(pids.read_text().split()) == 4
+
+
+async def test_who_wants_anything_else_gets_an_agent_of_its_own(
+    serve: Serve, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    server = await serve(prewarmed_agents=1, workspace_roots=(root.resolve(),))
+    client = await server.client()
+    await until_prewarmed(server, 1)
+    (spare,) = spares(server)
+    for wish in ({"model": "mock-large"}, {"system": "Be brief."}, {"cwd": str(root)}):
+        session = await client.create("mock", **wish)
+        assert (await client.state(session))["agent_state"] in ("waking", "live")
+    assert (await client.turn(await client.create("mock-modes"), "hello"))[0] == 200
+    assert spares(server) == [spare]
+    assert await client.create("mock", permission="ask", meta={"n": 1}) == spare.id
+
+
+async def test_it_makes_room_for_an_agent_that_is_needed_and_leaves_nothing(
+    serve: Serve,
+) -> None:
+    clock = Clock()
+    server = await serve(prewarmed_agents=1, max_live_agents=2, clock=clock)
+    client = await server.client()
+    await until_prewarmed(server, 1)
+    (spare,) = spares(server)
+    sessions = [await client.create("mock-modes") for _ in range(2)]
+    for session in sessions:
+        status, _ = await client.turn(session, f"hello {session}")
+        assert status == 200
+    states = [(await client.state(session))["agent_state"] for session in sessions]
+    assert states == ["live", "live"]
+    data = server.services.settings.data_dir
+    await eventually("its folder to go", lambda: not Path(spare.spec.cwd).exists())
+    await eventually("its record", lambda: not list((data / "acpx/sessions").glob(f"{spare.id}*")))
+    assert not spares(server)
+
+    # What nobody has used since the last sweep gives its place back, for the next session.
+    clock.advance(server.services.settings.sweep_interval_secs + 1)
+    await server.services.sessions.sweep()
+    await until_prewarmed(server, 1)
+    states = sorted([(await client.state(session))["agent_state"] for session in sessions])
+    assert states == ["hibernated", "live"]
+    asleep = [s for s in sessions if (await client.state(s))["agent_state"] == "hibernated"]
+    assert await history(client, asleep[0]) == [f"hello {asleep[0]}"]
+
+
+async def test_who_takes_one_over_makes_room_for_a_prompt_that_waits(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(prewarmed_agents=1, max_live_agents=1)
+    client = await server.client()
+    await until_prewarmed(server, 1)
+    socket = await client.connect(await client.create("mock-modes"))
+    commit, taken, go_on = LogWriter.commit, asyncio.Event(), asyncio.Event()
+
+    async def commit_slowly(writer: LogWriter, statements: Any) -> None:
+        if statements[0][0].startswith("INSERT INTO sessions"):
+            taken.set()
+            await go_on.wait()
+        await commit(writer, statements)
+
+    monkeypatch.setattr(LogWriter, "commit", commit_slowly)
+    creating = asyncio.create_task(client.create())
+    await taken.wait()
+    await socket.send("prompt", prompt="room for me?")
+    assert (await socket.until("accepted"))["queued"] is True
+    go_on.set()
+    await creating
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_one_that_dies_is_replaced_at_the_next_look(serve: Serve, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    server = await serve(prewarmed_agents=1, agents={"mock": mock_agent(f"--pid-file={pids}")})
+    client = await server.client()
+    await until_prewarmed(server, 1)
+    os.kill(int(pids.read_text()), signal.SIGKILL)
+    await until_prewarmed(server, 0)
+    await server.services.sessions.sweep()
+    await until_prewarmed(server, 1)
+    assert (await client.turn(await client.create(), "hello"))[0] == 200
+    assert len(pids.read_text().split()) >= 2
+
+
+async def test_an_agent_that_does_not_start_is_no_trouble(serve: Serve) -> None:
+    server = await serve(prewarmed_agents=3, agents=MOCKS, default_agent="mock-dies")
+    client = await server.client()
+    await eventually("it to be given up", lambda: not len(server.services.sessions.prewarmer))
+    assert (await client.turn(await client.create("mock"), "hello"))[0] == 200
+
+
+async def test_a_killed_servers_prewarmed_agents_leave_nothing(
+    spawn: Spawn, tmp_path: Path
+) -> None:
+    data, pids = tmp_path / "data", tmp_path / "pids"
+    agent = mock_agent(f"--pid-file={pids}")
+    settings = {"AGENTS": json.dumps({"mock": list(agent.argv)}), "PREWARMED_AGENTS": "1"}
+
+    def folders() -> set[str]:
+        return {path.name for path in (data / "workspaces").glob("*")}
+
+    def records() -> set[str]:
+        return {path.stem for path in (data / "acpx" / "sessions").glob("*-*-*.json")}
+
+    server = await spawn(**settings)
+    await eventually("its record", records)
+    left = folders()
+    await server.kill()
+    (pid,) = map(int, pids.read_text().split())
+    await eventually("its agent to end", lambda: not is_running(pid))
+    await spawn(**settings | {"PREWARMED_AGENTS": "0"})
+    await eventually("its folder and its record to go", lambda: not folders() and not records())
+    assert len(left) == 1

@@ -1,0 +1,220 @@
+"""The server is killed with -9 and started again: nothing that was seen is lost or changed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import aiohttp
+
+from ..conftest import Serve, Spawn
+from ..support.acp_client import connect
+from ..support.harness import Client, Json, Socket, new_client, script, texts_of
+from ..support.runs import upload
+
+HISTORY = script({"history": True})
+
+
+async def at(url: str, client: Client) -> Client:
+    """The same client at the restarted server."""
+    return Client(url, client.token, client.http)
+
+
+def one_end_for_each_start(entries: list[Json]) -> bool:
+    starts = Counter(e["turn_index"] for e in entries if e["type"] == "turn_start")
+    ends = Counter(e["turn_index"] for e in entries if e["type"] == "turn_end")
+    return starts == ends and set(starts.values()) <= {1}
+
+
+async def read_what_is_there(socket: Socket) -> None:
+    """Take in what a dead server had sent."""
+    with contextlib.suppress(AssertionError):
+        while await socket.next() is not None:
+            pass
+
+
+async def test_running_and_queued_turns_end_as_server_restarted(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create()
+    await client.turn(session, "before")
+    socket = await client.connect(session, after=0)
+    await socket.send("prompt", id="running", prompt=script({"say": "busy"}, {"hang": True}))
+    await socket.until_text("busy")
+    for name in ("q1", "q2"):
+        await socket.send("prompt", id=name, prompt=name)
+        await socket.until("accepted", id=name)
+    await server.kill()
+    await read_what_is_there(socket)
+
+    client = await at((await spawn()).url, client)
+    entries = await client.events(session)
+    assert entries[: len(socket.entries)] == socket.entries
+    assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
+    assert one_end_for_each_start(entries)
+    ends = [entry for entry in entries if entry["type"] == "turn_end"]
+    assert [end["turn_index"] for end in ends] == [1, 2, 3, 4]
+    for end in ends[1:]:
+        assert end["stop_reason"] == "error"
+        assert end["error"]["code"] == "server_restarted"
+        assert end["error"]["retryable"] is True
+    starts = {e["turn_index"]: e["id"] for e in entries if e["type"] == "turn_start"}
+    assert starts == {1: None, 2: "running", 3: "q1", 4: "q2"}
+    assert (await client.state(session))["state"] == "idle"
+
+    # They ran, as far as their ids are concerned; who wants them again asks by another.
+    socket = await client.connect(session)
+    for index, name in ((2, "running"), (3, "q1")):
+        await socket.send("prompt", id=name, prompt=name)
+        again = await socket.until("accepted", id=name)
+        assert (again["turn_index"], again["duplicate"]) == (index, True)
+    path, headers = f"/sessions/{session}/turn", {"Idempotency-Key": "q1"}
+    status, reply = await client.post(path, {"prompt": "q1"}, headers=headers)
+    assert (status, reply["code"], reply["turn_index"]) == (503, "server_restarted", 3)
+    assert (await client.state(session))["turn_count"] == 4
+
+
+async def test_the_next_prompt_has_the_context_and_old_ids_are_duplicates(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create("mock-modes")
+    editor = await connect(client)
+    await editor.call("session/resume", sessionId=session, cwd="/")
+    await editor.call("session/set_mode", sessionId=session, modeId="code")
+    socket = await client.connect(session)
+    await socket.turn("remember this", id="c1")
+    before = await client.state(session)
+    assert before["modes"]["currentModeId"] == "code"
+    await server.kill()
+
+    client = await at((await spawn()).url, client)
+    state = await client.state(session)
+    assert state["agent_state"] == "hibernated"
+    offers = ("modes", "models", "config_options")
+    assert [state[name] for name in offers] == [before[name] for name in offers]
+    told = {"modes": state["modes"], "configOptions": state["config_options"]}
+    editor = await connect(client)
+    for method in ("session/resume", "session/load"):
+        answer = await editor.call(method, sessionId=session, cwd="/", mcpServers=[])
+        assert {name: answer[name] for name in told} == told
+    socket = await client.connect(session)
+    assert [socket.frames[0][name] for name in offers] == [state[name] for name in offers]
+    await socket.send("prompt", id="c1", prompt="anything else")
+    again = await socket.until("accepted")
+    assert (again["turn_index"], again["duplicate"]) == (1, True)
+    await socket.turn(HISTORY)
+    assert json.loads(socket.text()) == ["remember this", HISTORY]
+    assert [e["context"] for e in socket.entries if e["type"] == "turn_start"] == ["kept"]
+
+
+async def test_the_demo_agent_remembers_across_a_restart(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create("demo")
+    await client.turn(session, "my name is Zoe")
+    await server.kill()
+    client = await at((await spawn()).url, client)
+    _, reply = await client.turn(session, "what is my name?")
+    assert "Zoe" in texts_of(reply["events"])
+
+
+async def test_permissions_that_waited_are_resolved_as_cancelled(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    """In the middle of a turn, and behind a turn's end."""
+    server = await spawn()
+    client = await new_client(server.url, http)
+    asked = {}
+    for steps in ({"permission": True}, {"late": [{"permission": True}]}):
+        session = await client.create(permission="ask")
+        socket = await client.connect(session)
+        await socket.send("prompt", prompt=script(steps))
+        request = await socket.until("permission_request")
+        asked[session] = (request["request_id"], request["turn_index"])
+    await server.kill()
+
+    for _ in range(2):  # and that is told once
+        server = await spawn()
+        client = await at(server.url, client)
+        for session, (request_id, turn_index) in asked.items():
+            entries = await client.events(session)
+            [resolved] = [entry for entry in entries if entry["type"] == "permission_resolved"]
+            assert (resolved["request_id"], resolved["by"]) == (request_id, "cancel")
+            assert (resolved["turn_index"], resolved["outcome"]) == (
+                turn_index,
+                {"outcome": "cancelled"},
+            )
+            assert (await client.state(session))["pending_permissions"] == []
+            assert sum(entry["type"] == "turn_end" for entry in entries) == 1
+        await server.kill()
+
+
+async def test_closed_sessions_stay_closed_and_tokens_stay_good(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session = await client.create(meta={"title": "kept"})
+    await client.turn(session, "hello")
+    before = await client.events(session)
+    await client.delete(f"/sessions/{session}")
+    await server.kill()
+    client = await at((await spawn()).url, client)
+    state = await client.state(session)
+    assert (state["state"], state["close_reason"]) == ("closed", "client")
+    assert state["meta"] == {"title": "kept"}
+    assert (await client.events(session))[: len(before)] == before
+    status, reply = await client.turn(session, "anyone?")
+    assert (status, reply["code"]) == (410, "session_closed")
+
+
+async def test_an_acp_client_comes_back_to_all_that_it_was_told(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    acp = await connect(client)
+    session = await acp.new_session()
+    await acp.prompt(session, "before")
+    await acp.start_prompt(session, script({"say": "busy"}, {"hang": True}))
+    await acp.until_text("busy")
+    await server.kill()
+    assert await acp.next() is None
+
+    client = await at((await spawn()).url, client)
+    again = await connect(client)
+    await again.call("session/load", sessionId=session, cwd="/", mcpServers=[])
+    assert again.text() == acp.text() == "echo: beforebusy"
+    assert await again.prompt(session, HISTORY) == {"stopReason": "end_turn"}
+    assert '"before"' in again.text()
+
+
+async def test_a_data_folder_may_be_moved(serve: Serve, tmp_path: Path) -> None:
+    server = await serve()
+    client = await server.client()
+    session, other, closed = [await client.create(agent) for agent in ("demo", "mock", "mock")]
+    await client.turn(session, "my name is Zoe")
+    file = await upload(client, b"notes")
+    await client.delete(f"/sessions/{closed}")
+    await server.stop()
+
+    moved = (tmp_path / "data").rename(tmp_path / "elsewhere")
+    server = await serve(data_dir=moved, session_hard_ttl_secs=0)
+    client = await at(server.url, client)
+    assert (await client.state(session))["cwd"] == str(moved / "workspaces" / session)
+    _, reply = await client.turn(session, "what is my name?")
+    assert "Zoe" in texts_of(reply["events"])
+    starts = [entry for entry in await client.events(session) if entry["type"] == "turn_start"]
+    assert [start["context"] for start in starts] == ["new", "kept"]
+    _, reply = await client.turn(other, "look", files=[file])
+    assert f"{moved}/uploads/" in texts_of(reply["events"])
+    await server.services.sessions.sweep()
+    assert not (moved / "workspaces" / closed).exists()

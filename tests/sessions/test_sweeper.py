@@ -1,0 +1,691 @@
+"""What grows old: idle sessions are closed, closed ones deleted, uploads too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import safe_files
+from server.auth.tokens import FIRST_APP
+from server.codec import dumps
+from server.errors import Error
+from server.sessions import registry
+from server.sessions.event_log import Batch, SessionLog
+from server.sessions.session import Session
+from server.storage.database import Store
+
+from ..conftest import Serve
+from ..support.harness import PATIENCE, Client, Clock, LocalServer, eventually, script
+from ..support.runs import upload
+
+IDLE = 3600
+HARD = 86400
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def server(serve: Serve, clock: Clock) -> LocalServer:
+    return await serve(clock=clock)
+
+
+async def sweep(server: LocalServer) -> None:
+    await server.services.sessions.sweep()
+    await server.services.files.sweep()
+
+
+def rows(server: LocalServer, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    path = server.services.settings.data_dir / "clawdforge.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return database.execute(sql, parameters).fetchall()
+
+
+def audit(server: LocalServer, session: str) -> list[tuple[str, dict[str, Any]]]:
+    sql = "SELECT event, detail FROM session_events WHERE session_id = ? ORDER BY id"
+    return [(event, json.loads(detail)) for event, detail in rows(server, sql, session)]
+
+
+def events(server: LocalServer, session: str) -> list[str]:
+    return [event for event, _ in audit(server, session)]
+
+
+def traces(server: LocalServer, session: str) -> list[str]:
+    """Files and folders below the data folder that carry the session's name."""
+    folder = server.services.settings.data_dir
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(f"*{session}*"))
+
+
+def failures(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
+    """The sessions whose failures were logged, and whether with a traceback."""
+    errors = (record for record in caplog.records if record.levelname == "ERROR")
+    return [(getattr(error, "session", ""), bool(error.exc_info)) for error in errors]
+
+
+def fail_for(session: str) -> Callable[..., Awaitable[None]]:
+    """Stands in for what the sweeper does with each session's id, or row, or the session."""
+
+    async def works(_: Any, one: Any, *__: Any) -> None:
+        if session in (one, getattr(one, "id", None)):
+            raise RuntimeError("the disk hiccuped")
+
+    return works
+
+
+async def disk_is_full(*_: Any) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+# Idle sessions.
+
+
+async def test_an_idle_session_is_closed_with_its_sockets(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    session = await client.create()
+    sockets = [await client.connect(session) for _ in range(2)]
+    clock.advance(IDLE)
+    await sweep(server)
+    for socket in sockets:
+        assert await socket.until_closed() == 4508
+        assert (socket.entries[-1]["type"], socket.entries[-1]["reason"]) == (
+            *("session_closed", "idle"),
+        )
+    state = await client.state(session)
+    assert (state["state"], state["close_reason"]) == ("closed", "idle")
+    assert state["closed_at"] == int(clock.now)
+    assert (await client.turn(session, "hello"))[0] == 410
+
+
+async def test_an_idle_close_leaves_its_row_in_the_audit(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    session = await client.create()
+    await client.turn(session, "hello")
+    clock.advance(IDLE)
+    await sweep(server)
+    assert events(server, session) == ["create", "turn", "sweep_close"]
+    (app,) = [row for row in server.services.tokens.rows() if row.name != FIRST_APP]
+    sql = "SELECT app_name, at FROM session_events WHERE event = 'sweep_close'"
+    assert rows(server, sql) == [(app.name, clock.now)]
+
+
+async def test_a_session_that_is_not_yet_idle_is_left_alone(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    session = await client.create()
+    clock.advance(IDLE - 1)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "idle"
+    assert (await client.turn(session, "hello"))[0] == 200
+
+
+async def test_the_time_counts_from_the_last_turn(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    session, quiet = await client.create(), await client.create()
+    clock.advance(IDLE - 1)
+    await client.turn(session, "hello")
+    clock.advance(IDLE - 1)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "idle"
+    assert (await client.state(quiet))["state"] == "closed"
+    clock.advance(1)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "closed"
+
+
+async def test_a_running_turn_protects_its_session(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=script({"gate": "go"}))
+    await socket.until("turn_start")
+    clock.advance(10 * IDLE)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "running"
+    (Path((await client.state(session))["cwd"]) / "go").touch()
+    assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
+    await sweep(server)  # it counts from the turn's end
+    assert (await client.state(session))["state"] == "idle"
+
+
+async def test_a_turn_that_ran_since_the_sweeper_looked_protects_its_session_too(
+    server: LocalServer, client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, other = await client.create(), await client.create()
+    clock.advance(IDLE)
+    looks = Store.idle_sessions
+
+    async def look(store: Store, before: float) -> list[str]:
+        found = await looks(store, before)
+        assert (await client.turn(session, "hello"))[0] == 200
+        return found
+
+    monkeypatch.setattr(Store, "idle_sessions", look)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "idle"
+    assert (await client.state(other))["state"] == "closed"
+
+
+async def test_a_queued_turn_protects_its_session(serve: Serve, clock: Clock) -> None:
+    server = await serve(clock=clock, max_live_agents=1)
+    client = await server.client()
+    busy, waiting = await client.create(), await client.create()
+    first = await client.connect(busy)
+    await first.send("prompt", prompt=script({"gate": "go"}))
+    await first.until("turn_start")  # it has the only agent
+    second = await client.connect(waiting)
+    await second.send("prompt", prompt="hello")
+    assert (await second.until("accepted"))["queued"] is True
+    clock.advance(10 * IDLE)
+    await sweep(server)
+    (Path((await client.state(busy))["cwd"]) / "go").touch()
+    assert (await second.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_sessions_age_while_the_server_is_down(serve: Serve, clock: Clock) -> None:
+    server = await serve(clock=clock)
+    client = await server.client()
+    session = await client.create()
+    await server.stop()
+    clock.advance(IDLE)
+    again = await serve(clock=clock)
+    client = Client(again.url, client.token, client.http)
+    await sweep(again)
+    assert (await client.state(session))["close_reason"] == "idle"
+    assert again.services.sessions.open_count == 0
+
+
+async def test_an_idle_close_makes_room_in_the_pool(serve: Serve, clock: Clock) -> None:
+    server = await serve(clock=clock, max_sessions=1)
+    client = await server.client()
+    await client.create()
+    clock.advance(IDLE)
+    await sweep(server)
+    await client.create()
+    assert (await client.post("/sessions", {"agent": "mock"}))[0] == 503
+
+
+# Closed sessions.
+
+
+async def test_a_long_closed_session_is_deleted_with_all_it_left(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    session, kept = await client.create(), await client.create()
+    for one in (session, kept):
+        await client.turn(one, script({"touch": "made-by-the-agent"}))
+    await client.delete(f"/sessions/{session}")
+    assert f"acpx/sessions/{session}.json" in traces(server, session)
+    assert f"workspaces/{session}" in traces(server, session)
+    (number,) = rows(server, "SELECT n FROM sessions WHERE id = ?", session)[0]
+    clock.advance(HARD)
+    await sweep(server)
+    assert traces(server, session) == []
+    for table, column in (("sessions", "n"), ("turns", "session"), ("log", "session")):
+        assert rows(server, f"SELECT 1 FROM {table} WHERE {column} = ?", number) == []
+    for path in ("", "/events"):
+        assert (await client.get(f"/sessions/{session}{path}"))[0] == 404
+    assert (await client.get("/sessions?include_closed=true"))[1]["count"] == 1
+    assert (await client.state(kept))["close_reason"] == "idle"
+    assert Path((await client.state(kept))["cwd"], "made-by-the-agent").exists()
+
+
+async def test_the_audit_outlives_the_session_and_is_complete(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    session = await client.create()
+    await client.turn(session, "hello")
+    await client.turn(session, script({"exit": 1}))
+    await client.delete(f"/sessions/{session}")
+    clock.advance(HARD)
+    await sweep(server)
+    told = audit(server, session)
+    assert [event for event, _ in told] == ["create", "turn", "turn", "close", "hard_delete"]
+    details = [detail for _, detail in told]
+    assert details[0]["agent"] == "mock"
+    assert (details[1]["turn_index"], details[1]["stop_reason"]) == (1, "end_turn")
+    assert (details[2]["turn_index"], details[2]["error"]) == (2, "agent_failed")
+    assert details[3]["reason"] == "client"
+    assert details[4]["turn_count"] == 2
+
+
+async def test_an_idle_session_is_deleted_a_day_after_its_close(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    session = await client.create()
+    clock.advance(IDLE)
+    await sweep(server)
+    clock.advance(HARD - 1)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "closed"
+    clock.advance(1)
+    await sweep(server)
+    assert (await client.get(f"/sessions/{session}"))[0] == 404
+    assert events(server, session) == ["create", "sweep_close", "hard_delete"]
+
+
+async def test_another_sweep_does_nothing(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    closed, deleted = await client.create(), await client.create()
+    await client.delete(f"/sessions/{deleted}")
+    clock.advance(HARD)
+    await sweep(server)
+    before = rows(server, "SELECT * FROM session_events"), traces(server, closed)
+    for _ in range(2):
+        await sweep(server)
+    assert (rows(server, "SELECT * FROM session_events"), traces(server, closed)) == before
+    assert events(server, closed) == ["create", "sweep_close"]
+    assert events(server, deleted) == ["create", "close", "hard_delete"]
+
+
+async def test_a_folder_of_the_users_own_is_never_deleted(
+    serve: Serve, clock: Clock, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    server = await serve(clock=clock, workspace_roots=(root,))
+    client = await server.client()
+    session = await client.create(cwd=str(root))
+    await client.turn(session, script({"touch": "precious"}))
+    await client.delete(f"/sessions/{session}")
+    clock.advance(HARD)
+    await sweep(server)
+    assert (await client.get(f"/sessions/{session}"))[0] == 404
+    assert (root / "precious").exists()
+
+
+async def test_a_link_in_a_workspace_is_deleted_and_not_what_it_points_to(
+    server: LocalServer, client: Client, clock: Clock, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    session = await client.create()
+    workspace = Path((await client.state(session))["cwd"])
+    (workspace / "link").symlink_to(precious)
+    (workspace / "locked").mkdir(mode=0o000)
+    await client.delete(f"/sessions/{session}")
+    clock.advance(HARD)
+    await sweep(server)
+    assert traces(server, session) == []
+    assert (precious / "file").exists()
+
+
+async def test_a_folder_that_cannot_be_removed_is_named_in_the_log_once(
+    server: LocalServer,
+    client: Client,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck, other = await client.create(), await client.create()
+    for session in (stuck, other):
+        await client.delete(f"/sessions/{session}")
+    remove = safe_files.remove
+
+    def remove_ours(top: Path, *names: str) -> None:
+        if names[-1] == stuck:
+            raise PermissionError(13, "Permission denied", str(Path(top, *names, "of-root")))
+        remove(top, *names)
+
+    monkeypatch.setattr(safe_files, "remove", remove_ours)
+    clock.advance(HARD)
+    for _ in range(2):
+        await sweep(server)
+    assert traces(server, other) == []
+    assert traces(server, stuck) == [f"workspaces/{stuck}"]
+    assert (await client.get(f"/sessions/{stuck}"))[0] == 404
+    assert events(server, stuck) == ["create", "close", "hard_delete"]
+    assert failures(caplog) == [(stuck, False)]
+    assert f"{stuck}/of-root" in caplog.text
+
+
+async def test_a_session_that_cannot_be_deleted_holds_up_no_other_and_is_tried_again(
+    server: LocalServer,
+    client: Client,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stuck, other = await client.create(), await client.create()
+    for session in (stuck, other):
+        await client.delete(f"/sessions/{session}")
+    clock.advance(HARD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(server.services.sessions.backend), "forget", fail_for(stuck))
+        await sweep(server)
+    assert (await client.state(stuck))["state"] == "closed"
+    assert (await client.get(f"/sessions/{other}"))[0] == 404
+    assert failures(caplog) == [(stuck, True)]
+    await sweep(server)
+    assert (await client.get(f"/sessions/{stuck}"))[0] == 404
+
+
+async def test_a_session_that_cannot_be_closed_holds_up_no_other(
+    server: LocalServer,
+    client: Client,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck, other, old = [await client.create() for _ in range(3)]
+    await client.delete(f"/sessions/{old}")
+    clock.advance(HARD)
+    close = Session.close
+
+    async def close_others(session: Session, reason: str) -> None:
+        await fail_for(stuck)(None, session)
+        await close(session, reason)
+
+    monkeypatch.setattr(Session, "close", close_others)
+    await sweep(server)
+    monkeypatch.undo()
+    assert (await client.state(stuck))["state"] == "idle"
+    assert (await client.state(other))["state"] == "closed"
+    assert (await client.get(f"/sessions/{old}"))[0] == 404
+    assert failures(caplog) == [(stuck, True)]
+
+
+async def test_on_a_full_disk_the_sweeper_goes_on_making_room(
+    serve: Serve, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(clock=clock)
+    client = await server.client()
+    session = await client.create()
+    await client.awake(session)
+    await upload(client, b"data", ttl_secs=60)
+    clock.advance(IDLE)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "CLOSE_SECS", 0.05)
+        patch.setattr(Store, "write", disk_is_full)
+        await server.services.sessions.sweep()
+        with pytest.raises(Error):
+            await server.services.files.sweep()
+        assert not list((server.services.settings.data_dir / "uploads").iterdir())
+        await eventually("its agent to end", lambda: not server.services.sessions.slots)
+        assert (await client.state(session))["state"] == "closed"
+        assert events(server, session) == ["create"]
+
+    async def stored() -> bool:
+        return "sweep_close" in events(server, session)
+
+    await eventually("the close to be stored", stored)
+
+
+async def test_a_session_stays_in_memory_until_all_that_it_has_said_is_stored(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    ours = server.services.sessions
+    found = ours._kept[session]
+    await client.turn(session, "hello")
+    await found.hibernate()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", disk_is_full)
+        last = found.log.append("event", 1, b'"said":"late"')
+        ours._unload()
+        assert session in ours._kept
+    await found.log.reach(last)
+    ours._unload()
+    assert session not in ours._kept
+
+
+async def test_an_agent_that_cannot_be_put_to_sleep_does_not_keep_sessions_in_memory(
+    serve: Serve, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    stuck, other = await client.create(), await client.create()
+    for session in (stuck, other):
+        await client.turn(session, "hello")
+    clock.advance(60)
+    hibernate = Session.hibernate
+
+    async def hibernate_others(session: Session, *_: float) -> bool:
+        await fail_for(stuck)(None, session)
+        return await hibernate(session)
+
+    monkeypatch.setattr(Session, "hibernate", hibernate_others)
+    await sweep(server)
+    assert set(server.services.sessions._kept) == {stuck}
+    assert failures(caplog) == [(stuck, True)]
+
+
+@pytest.mark.parametrize("by_socket", [True, False])
+async def test_a_session_is_not_deleted_while_it_is_read(
+    server: LocalServer,
+    client: Client,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    by_socket: bool,
+) -> None:
+    session = await client.create()
+    await client.turn(session, "hello")
+    await client.delete(f"/sessions/{session}")
+    head = (await client.state(session))["head"]
+    clock.advance(HARD)
+    read, reading, go_on = SessionLog.read, asyncio.Event(), asyncio.Event()
+
+    async def read_slowly(log: SessionLog, after: int) -> list[Batch]:
+        reading.set()
+        await go_on.wait()
+        return await read(log, after)
+
+    async def read_all() -> int:
+        if by_socket:
+            socket = await client.connect(session, after=0)
+            await socket.until_closed()
+            return int(socket.entries[-1]["seq"])
+        headers = {**client.headers(), "Accept": "text/event-stream"}
+        url = f"{client.url}/sessions/{session}/events"
+        async with client.http.get(url, headers=headers) as response:
+            return int((await response.text()).rpartition("id: ")[2].partition("\n")[0])
+
+    monkeypatch.setattr(SessionLog, "read", read_slowly)
+    reader = asyncio.create_task(read_all())
+    await asyncio.wait_for(reading.wait(), PATIENCE)
+    await sweep(server)
+    assert (await client.state(session))["state"] == "closed"
+    go_on.set()
+    assert await asyncio.wait_for(reader, PATIENCE) == head
+
+    async def gone() -> bool:
+        await sweep(server)
+        return (await client.get(f"/sessions/{session}"))[0] == 404
+
+    await eventually("the session to be deleted in a later round", gone)
+
+
+async def test_a_session_is_not_found_from_the_moment_it_is_being_deleted(
+    server: LocalServer, client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    await client.turn(session, "hello")
+    await client.delete(f"/sessions/{session}")
+    clock.advance(HARD)
+    backend = server.services.sessions.backend
+    forget, going, go_on = backend.forget, asyncio.Event(), asyncio.Event()
+
+    async def forget_slowly(key: str) -> None:
+        going.set()
+        await go_on.wait()
+        await forget(key)
+
+    monkeypatch.setattr(backend, "forget", forget_slowly)
+    sweeping = asyncio.create_task(sweep(server))
+    await asyncio.wait_for(going.wait(), PATIENCE)
+    try:
+        for path in ("", "/events"):
+            assert (await client.get(f"/sessions/{session}{path}"))[0] == 404
+        assert (await client.get("/sessions?include_closed=true"))[1]["count"] == 0
+    finally:
+        go_on.set()
+        await sweeping
+    assert (await client.get(f"/sessions/{session}"))[0] == 404
+    assert events(server, session) == ["create", "turn", "close", "hard_delete"]
+
+
+def test_all_of_a_folder_is_removed_but_what_cannot_be(tmp_path: Path) -> None:
+    for name in ("a/file", "b/of-root", "c/file"):
+        path = tmp_path / "workspace" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    unlink = os.unlink
+
+    def unlink_ours(path: str, **options: Any) -> None:
+        if path == "of-root":
+            raise PermissionError(13, "Permission denied", path)
+        unlink(path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", unlink_ours)
+        with pytest.raises(PermissionError, match="workspace/b/of-root"):
+            safe_files.remove(tmp_path, "workspace")
+    left = [str(path.relative_to(tmp_path)) for path in (tmp_path / "workspace").rglob("*")]
+    assert left == ["workspace/b", "workspace/b/of-root"]
+
+
+def test_folders_that_an_agent_has_locked_are_removed(tmp_path: Path) -> None:
+    inner = tmp_path / "workspace" / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "file").touch()
+    precious = tmp_path / "precious"
+    precious.mkdir(mode=0o500)
+    (inner / "link").symlink_to(precious)
+    for folder in (inner, inner.parent, inner.parent.parent):
+        folder.chmod(0)
+    works = os.open
+
+    def open_unlocked(path: str, flags: int, *options: Any, dir_fd: int | None = None) -> int:
+        # To root, who may run the tests, no folder is locked.
+        if not os.stat(path, dir_fd=dir_fd).st_mode & stat.S_IRUSR:
+            raise PermissionError(13, "Permission denied", path)
+        return works(path, flags, *options, dir_fd=dir_fd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", open_unlocked)
+        safe_files.remove(tmp_path, "workspace")
+    assert list(tmp_path.iterdir()) == [precious]
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o500
+
+
+# Sessions that are not kept in memory.
+
+
+async def test_a_turn_of_a_session_that_is_held_and_no_longer_kept_is_counted_and_drained(
+    serve: Serve, clock: Clock
+) -> None:
+    server = await serve(clock=clock, agent_idle_secs=60)
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "hello")
+    ours = server.services.sessions
+    held = await ours.get(session, "app")
+    clock.advance(60)
+    await sweep(server)
+    assert session not in ours._kept
+    prompt = [{"type": "text", "text": script({"hang": True})}]
+    running, _ = await held.prompt(dumps(prompt))
+    queued, _ = await held.prompt(dumps(prompt))
+    await asyncio.wait_for(held.started(running), PATIENCE)
+    assert (ours.running_turns, ours.queued_turns) == (1, 1)
+    await asyncio.wait_for(ours.stop(), PATIENCE)
+    for turn in (running, queued):
+        assert turn.error is not None
+        assert turn.error["code"] == "server_restarted"
+
+
+# Uploads.
+
+
+async def test_expired_uploads_are_deleted(
+    server: LocalServer, client: Client, clock: Clock
+) -> None:
+    await upload(client, b"data", ttl_secs=60)
+    uploads = server.services.settings.data_dir / "uploads"
+
+    def left() -> tuple[int, int]:
+        return len(list(uploads.iterdir())), len(rows(server, "SELECT * FROM files"))
+
+    clock.advance(59)
+    await sweep(server)
+    assert left() == (1, 1)
+    clock.advance(1)
+    await sweep(server)
+    assert left() == (0, 0)
+
+
+# By itself.
+
+
+async def test_the_sweeper_runs_by_itself(serve: Serve, clock: Clock) -> None:
+    server = await serve(clock=clock, sweep_interval_secs=0.02)
+    client = await server.client()
+    session = await client.create()
+    clock.advance(IDLE)
+
+    async def closed() -> bool:
+        return bool((await client.state(session))["state"] == "closed")
+
+    await eventually("the sweeper to close the session", closed)
+
+
+async def test_a_sweep_that_fails_does_not_stop_the_sweeper(
+    serve: Serve, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(clock=clock, sweep_interval_secs=0.02)
+    store = server.services.sessions.store
+    works = store.idle_sessions
+    failed = asyncio.Event()
+
+    async def fails_once(before: float) -> list[str]:
+        if failed.is_set():
+            return await works(before)
+        failed.set()
+        raise RuntimeError("the disk hiccuped")
+
+    monkeypatch.setattr(store, "idle_sessions", fails_once)
+    client = await server.client()
+    session = await client.create()
+    await asyncio.wait_for(failed.wait(), 5)
+    clock.advance(IDLE)
+
+    async def closed() -> bool:
+        return bool((await client.state(session))["state"] == "closed")
+
+    await eventually("the sweeper to close the session", closed)
+    assert "the sweeper failed" in caplog.text
+
+
+async def test_a_sweeper_that_fails_does_not_keep_the_others_from_their_round(
+    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(sweep_interval_secs=0.02)
+    ours = server.services.sessions
+    swept = asyncio.Event()
+
+    async def fail(*_: Any) -> Any:
+        raise RuntimeError("the disk hiccuped")
+
+    async def works() -> None:
+        swept.set()
+
+    monkeypatch.setattr(ours.store, "idle_sessions", fail)
+    sweeping = asyncio.create_task(ours.run_sweeper(fail, works))
+    await asyncio.wait_for(swept.wait(), PATIENCE)
+    sweeping.cancel()
+    assert "the sweeper failed" in caplog.text

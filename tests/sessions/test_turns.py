@@ -1,0 +1,695 @@
+"""The life of a turn: its queue, its cancel, its deadline, and its one end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.agents.host.agent import HostAgent
+from server.codec import dumps
+from server.errors import Error, not_stored
+from server.sessions.entries import parse_blocks
+from server.sessions.event_log import LogWriter
+
+from ..conftest import Serve
+from ..support.harness import (
+    MOCKS,
+    PATIENCE,
+    Client,
+    Json,
+    LocalServer,
+    Socket,
+    eventually,
+    hold_commits,
+    mock_agent,
+    script,
+    texts_of,
+)
+
+GATED = script({"say": "in"}, {"gate": "go"}, {"say": "out"})
+HANG = script({"say": "hanging"}, {"hang": True})
+DEAF = script({"ignore_cancel": True}, {"say": "hanging"}, {"hang": True})
+HISTORY = script({"history": True})
+
+
+def workspace(server: LocalServer, session: str) -> Path:
+    return server.services.settings.data_dir / "workspaces" / session
+
+
+def kinds(entries: Iterable[Json]) -> list[tuple[str, int]]:
+    """Type and turn of each entry that is no event."""
+    return [(entry["type"], entry["turn_index"]) for entry in entries if entry["type"] != "event"]
+
+
+async def warm_session(client: Client) -> tuple[str, Socket]:
+    """A session that has had its first turn, and a socket that has seen it from its beginning."""
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    await socket.turn("warm")
+    return session, socket
+
+
+async def start_turn(socket: Socket, prompt: str = HANG, text: str = "hanging") -> int:
+    """Send a prompt and wait for its turn's first words; its index."""
+    await socket.send("prompt", prompt=prompt)
+    return int((await socket.until_text(text))["turn_index"])
+
+
+async def prompt_at_the_door(server: LocalServer, session: str) -> None:
+    """Wait until acpx has sent the prompt on its way to the agent."""
+    agent = server.services.sessions._kept[session].agent
+    assert isinstance(agent, HostAgent)
+
+    def is_held() -> bool:
+        return agent._seam is not None and "prompt" in agent._seam._held[True]
+
+    await eventually("the prompt to be held before the agent", is_held)
+
+
+# The queue.
+
+
+async def test_queued_prompts_run_one_at_a_time_in_their_order(
+    client: Client, server: LocalServer
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    await start_turn(socket, GATED, "in")
+    for number in range(2, 6):
+        await socket.send("prompt", prompt=f"number {number}", id=f"c{number}")
+    accepted = [await socket.until("accepted") for _ in range(4)]
+    assert [(a["turn_index"], a["id"]) for a in accepted] == [(n, f"c{n}") for n in range(2, 6)]
+
+    (workspace(server, session) / "go").touch()
+    await socket.until("turn_end", turn_index=5)
+    expected = [(kind, n) for n in range(1, 6) for kind in ("turn_start", "turn_end")]
+    assert kinds(socket.entries) == expected
+    assert [socket.text(n) for n in range(2, 6)] == [f"echo: number {n}" for n in range(2, 6)]
+
+
+async def test_accepted_and_the_state_say_what_is_queued(client: Client) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=HANG, id="first")
+    assert (await socket.until("accepted", id="first"))["queued"] is False
+    await socket.until_text("hanging")
+    await socket.send("prompt", prompt="next", id="n")
+    assert (await socket.until("accepted", id="n"))["queued"] is True
+
+    queued = [{"turn_index": 2, "id": "n", "prompt": [{"type": "text", "text": "next"}]}]
+    state = await client.state(session)
+    assert (state["state"], state["turn_index"], state["queued"]) == ("running", 1, queued)
+    late = await client.connect(session)
+    assert (late.frames[0]["state"], late.frames[0]["queued"]) == ("running", queued)
+
+
+async def test_of_thirty_prompts_at_once_nine_run_and_the_others_are_queue_full(
+    client: Client, server: LocalServer
+) -> None:
+    session = await client.create()
+    turns = [asyncio.create_task(client.turn(session, GATED)) for _ in range(30)]
+    refused = [await done for done in islice(asyncio.as_completed(turns), 21)]
+    assert {(status, reply["code"]) for status, reply in refused} == {(429, "queue_full")}
+
+    (workspace(server, session) / "go").touch()
+    ran = [reply for status, reply in await asyncio.gather(*turns) if status == 200]
+    assert sorted(reply["turn_index"] for reply in ran) == list(range(1, 10))
+    status, reply = await client.turn(session, "there is room again")
+    assert (status, reply["turn_index"]) == (200, 10)
+
+
+async def test_a_queue_full_prompt_is_an_error_with_its_id_and_the_socket_stays(
+    serve: Serve,
+) -> None:
+    server = await serve(max_queued_turns=0)
+    client = await server.client()
+    session = await client.create()
+    socket = await client.connect(session)
+    await start_turn(socket)
+    await socket.send("prompt", prompt="too much", id="c2")
+    error = await socket.until("error")
+    assert (error["code"], error["id"], error["retryable"]) == ("queue_full", "c2", True)
+
+    await socket.send("cancel")
+    await socket.until("turn_end")
+    assert (await socket.turn("now", id="c2"))["turn_index"] == 2  # a refused id is not used up
+
+
+async def test_a_turn_outlives_the_socket_that_asked(client: Client, server: LocalServer) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await start_turn(socket, GATED, "in")
+    socket.ws._response.connection.transport.abort()  # type: ignore[union-attr]
+    (workspace(server, session) / "go").touch()
+
+    other = await client.connect(session, after=0)
+    assert (await other.until("turn_end"))["stop_reason"] == "end_turn"
+    assert other.text() == "inout"
+
+
+# Cancel.
+
+
+@pytest.mark.parametrize("way", ["socket", "another socket", "rest", "by index"])
+async def test_cancel_ends_the_running_turn_within_a_second(client: Client, way: str) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await start_turn(socket)
+    began = time.monotonic()
+    match way:
+        case "socket":
+            await socket.send("cancel")
+        case "another socket":
+            await (await client.connect(session)).send("cancel")
+        case "rest":
+            reply = await client.post(f"/sessions/{session}/cancel")
+            assert reply == (200, {"ok": True, "cancelled": True})
+        case "by index":
+            await socket.send("cancel", turn_index=1)
+    end = await socket.until("turn_end")
+    assert time.monotonic() - began < 1
+    assert (end["stop_reason"], end["error"]) == ("cancelled", None)
+    assert (await socket.turn("again"))["stop_reason"] == "end_turn"
+
+
+async def test_nothing_to_cancel_is_not_found(client: Client) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.turn("done")
+    for which in ({}, {"turn_index": 1}, {"turn_index": 7}):
+        await socket.send("cancel", **which)
+        assert (await socket.until("error"))["code"] == "not_found"
+    reply = await client.post(f"/sessions/{session}/cancel")
+    assert reply == (200, {"ok": True, "cancelled": False})
+
+
+async def test_a_queued_turn_that_is_taken_out_starts_and_ends_as_cancelled(
+    client: Client,
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    await start_turn(socket)
+    for prompt in ("second", "third"):
+        await socket.send("prompt", prompt=prompt, id=prompt)
+    await socket.until("accepted", id="third")
+    await socket.send("cancel", turn_index=2)
+    end = await socket.until("turn_end")
+    assert (end["turn_index"], end["stop_reason"], end["duration_ms"]) == (2, "cancelled", 0)
+    start = socket.entries[-2]
+    assert (start["type"], start["turn_index"], start["id"]) == ("turn_start", 2, "second")
+
+    await socket.send("cancel", turn_index=2)
+    assert (await socket.until("error"))["code"] == "not_found"
+    await socket.send("cancel")
+    await socket.until("turn_end", turn_index=3)
+    assert socket.text() == "hangingecho: third"  # and the second never reached the agent
+
+
+async def test_late_words_belong_to_their_turn_though_a_later_one_was_taken_out(
+    client: Client, server: LocalServer
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    late = {"late": [{"gate": "go"}, {"say": "by the way"}]}
+    await start_turn(socket, script({"say": "in"}, {"gate": "end"}, late), "in")
+    await socket.send("prompt", prompt="second")
+    await socket.until("accepted")
+    await socket.send("cancel", turn_index=2)
+    await socket.until("turn_end", turn_index=2)
+    (workspace(server, session) / "end").touch()
+    await socket.until("turn_end", turn_index=1)
+    (workspace(server, session) / "go").touch()
+    assert (await socket.until_text("by the way"))["turn_index"] == 1
+
+
+async def test_an_agent_that_ignores_cancel_is_killed_and_its_session_lives_on(
+    serve: Serve,
+) -> None:
+    server = await serve(cancel_grace_secs=0.3)
+    client = await server.client()
+    session = await client.create()
+    socket = await client.connect(session)
+    await start_turn(socket, DEAF)
+    began = time.monotonic()
+    await socket.send("cancel")
+    end = await socket.until("turn_end")
+    assert 0.3 <= time.monotonic() - began < 1.3
+    assert (end["stop_reason"], end["error"]) == ("cancelled", None)
+
+    await socket.turn(HISTORY)
+    start = [e for e in socket.entries if e["type"] == "turn_start"][-1]
+    assert start["context"] == "kept"
+    assert "ignore_cancel" in socket.text(2)
+
+
+@pytest.mark.parametrize("verdict", ["end_turn", "refusal", "error"])
+async def test_a_cancelled_turn_ends_so_whatever_its_agent_says_of_it(
+    client: Client, verdict: str
+) -> None:
+    socket = await client.connect(await client.create())
+    await start_turn(
+        socket,
+        script({"say": "hanging"}, {"wait_for": "cancel"}, {"say": "bye"}, {"stop": verdict}),
+    )
+    await socket.send("cancel")
+    end = await socket.until("turn_end")
+    assert socket.text(1) == "hangingbye"  # what it still said is kept
+    assert (end["stop_reason"], end["error"]) == ("cancelled", None)
+
+
+async def test_a_prompt_of_a_kind_that_its_agent_does_not_take_is_a_bad_request(
+    serve: Serve,
+) -> None:
+    server = await serve(agents={**MOCKS, "text": mock_agent("--text-only")})
+    client = await server.client()
+    socket = await client.connect(await client.create("text"))
+    await socket.turn("hello")
+    end = await socket.turn([{"type": "image", "data": "aGk=", "mimeType": "image/png"}])
+    assert (end["error"]["code"], end["error"]["retryable"]) == ("bad_request", False)
+    assert "image" in end["error"]["message"]
+    assert (await socket.turn("hello again"))["stop_reason"] == "end_turn"
+
+
+@pytest.mark.parametrize("verdict", ["error", ""])
+async def test_a_stop_reason_that_is_none_is_the_agents_failure(
+    client: Client, verdict: str
+) -> None:
+    socket = await client.connect(await client.create())
+    end = await socket.turn(script({"say": "hi"}, {"stop": verdict}))
+    assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
+
+
+async def test_an_error_in_answer_to_a_cancel_is_a_cancelled_turn(client: Client) -> None:
+    socket = await client.connect(await client.create())
+    failure = {"error": {"code": -32603, "message": "interrupted"}}
+    await start_turn(socket, script({"say": "hanging"}, {"wait_for": "cancel"}, failure))
+    await socket.send("cancel")
+    end = await socket.until("turn_end")
+    assert (end["stop_reason"], end["error"]) == ("cancelled", None)
+
+
+@pytest.mark.parametrize("agent", ["mock-silent", "slow"])
+async def test_a_turn_is_cancelled_at_once_while_its_agent_starts(serve: Serve, agent: str) -> None:
+    server = await serve(agents={**MOCKS, "slow": mock_agent("--slow-start=400")})
+    client = await server.client()
+    session = await client.create(agent)
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt="never seen", id="c1")
+    await socket.until("accepted")
+    began = time.monotonic()
+    await socket.send("cancel")
+    end = await socket.until("turn_end")
+    assert time.monotonic() - began < 0.3
+    assert (end["stop_reason"], end["error"]) == ("cancelled", None)
+    if agent == "slow":
+        await socket.turn(HISTORY)
+        assert "never seen" not in socket.text(2)
+
+
+async def test_a_prompt_cancelled_in_the_same_breath_is_a_cancelled_turn(client: Client) -> None:
+    _, socket = await warm_session(client)
+    for number in range(20):
+        await socket.send("prompt", prompt=script({"sleep": 60_000}))
+        await socket.send("cancel")
+        end = await socket.until("turn_end")
+        assert end["stop_reason"] == "cancelled", number
+    await socket.turn("on it goes")
+    assert socket.text(22) == "echo: on it goes"
+
+
+async def test_a_prompt_cancelled_on_its_way_never_reaches_the_agent(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, socket = await warm_session(client)
+    for number in range(3):
+        arrived = asyncio.get_running_loop().create_future()
+        with monkeypatch.context() as patch:
+            patch.setattr(HostAgent, "prompt_waits_for", lambda _, until=arrived: until)
+            await socket.send("prompt", prompt=f"unwanted {number}")
+            await prompt_at_the_door(server, session)
+            await socket.send("cancel")
+            end = await socket.until("turn_end")
+            assert end["stop_reason"] == "cancelled"
+        arrived.set_result(True)
+    await socket.turn(HISTORY)
+    last = socket.text(5)
+    assert "warm" in last
+    assert "unwanted" not in last
+
+
+async def test_a_turn_that_waits_for_a_free_agent_is_cancelled_at_once(serve: Serve) -> None:
+    server = await serve(max_live_agents=1)
+    client = await server.client()
+    busy = await client.connect(await client.create())
+    await start_turn(busy)
+    waiting = await client.connect(await client.create())
+    await waiting.send("prompt", prompt="patient", id="p")
+    assert (await waiting.until("accepted"))["queued"] is True
+    await waiting.send("cancel")
+    end = await waiting.until("turn_end")
+    assert (end["stop_reason"], end["turn_index"]) == ("cancelled", 1)
+
+    await busy.send("cancel")
+    await busy.until("turn_end")
+    await waiting.turn(HISTORY)
+    assert "patient" not in waiting.text()
+
+
+# Acceptance.
+
+
+class Commits:
+    """Holds the next commit that is waited for, until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        commit = LogWriter.commit
+
+        async def commit_when_decided(writer: LogWriter, statements: Any) -> None:
+            await self._decided
+            await commit(writer, statements)
+
+        monkeypatch.setattr(LogWriter, "commit", commit_when_decided)
+
+    def let_go(self) -> None:
+        self._decided.set_result(None)
+
+    def refuse(self) -> None:
+        self._decided.set_exception(not_stored())
+
+
+async def test_a_prompt_does_not_reach_the_agent_before_it_is_stored(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, socket = await warm_session(client)
+    commits = Commits(monkeypatch)
+    await socket.send("prompt", prompt=script({"touch": "seen"}, {"say": "done"}))
+    await prompt_at_the_door(server, session)
+    assert not (workspace(server, session) / "seen").exists()
+    state = await client.state(session)
+    assert (state["state"], state["turn_index"], state["queued"]) == ("idle", None, [])
+    commits.let_go()
+    assert (await socket.until("accepted"))["queued"] is False
+    await socket.until("turn_end")
+    assert (socket.text(2), (workspace(server, session) / "seen").exists()) == ("done", True)
+
+
+async def test_a_prompt_that_cannot_be_stored_never_reaches_the_agent(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, socket = await warm_session(client)
+    for number in range(3):
+        with monkeypatch.context() as patch:
+            commits = Commits(patch)
+            await socket.send("prompt", prompt=f"refused {number}", id="again")
+            if number:  # at the door; else on its way there
+                await prompt_at_the_door(server, session)
+            commits.refuse()
+            assert (await socket.until("error"))["code"] == "internal"
+    await socket.send("prompt", prompt=HISTORY, id="again")
+    accepted = await socket.until("accepted")
+    assert (accepted["turn_index"], accepted["duplicate"]) == (2, False)
+    await socket.until("turn_end")
+    assert "warm" in socket.text(2)
+    assert "refused" not in socket.text(2)
+
+
+async def test_a_repeated_prompt_does_not_reach_the_agent_again(client: Client) -> None:
+    _, socket = await warm_session(client)
+    await socket.turn("told once", id="once")
+    for _ in range(3):
+        await socket.send("prompt", prompt="told again", id="once")
+        accepted = await socket.until("accepted")
+        assert (accepted["turn_index"], accepted["duplicate"]) == (2, True)
+    end = await socket.turn(HISTORY)
+    assert end["turn_index"] == 3
+    assert ("told once" in socket.text(3), "told again" in socket.text(3)) == (True, False)
+
+
+async def test_a_prompt_over_the_rate_does_not_reach_the_agent(serve: Serve) -> None:
+    server = await serve(max_prompts_per_min=2)
+    client = await server.client()
+    session, socket = await warm_session(client)
+    await socket.turn("the second")
+    await socket.send("prompt", prompt=script({"touch": "seen"}))
+    assert (await socket.until("error"))["code"] == "rate_limited"
+    await client.delete(f"/sessions/{session}")  # which waits for what is on its way
+    assert not (workspace(server, session) / "seen").exists()
+
+
+async def test_a_session_closed_while_a_prompt_is_stored_cancels_it(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, socket = await warm_session(client)
+    commits = Commits(monkeypatch)
+    await socket.send("prompt", prompt=script({"touch": "seen"}))
+    await prompt_at_the_door(server, session)
+    closing = asyncio.create_task(client.delete(f"/sessions/{session}"))
+    held = server.services.sessions._kept[session]
+    await eventually("the session to be closed", lambda: held.is_closed)
+    commits.let_go()
+    assert (await closing)[0] == 200
+    await socket.until_closed()
+    assert kinds(socket.entries)[2:] == [("turn_start", 2), ("turn_end", 2), ("session_closed", 2)]
+    assert socket.entries[-2]["stop_reason"] == "cancelled"
+    assert not (workspace(server, session) / "seen").exists()
+
+
+async def test_an_agent_that_dies_before_its_prompt_is_stored_is_started_anew_for_it(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, socket = await warm_session(client)
+    commits = Commits(monkeypatch)
+    await socket.send("prompt", prompt=HISTORY)
+    await prompt_at_the_door(server, session)
+    agent = server.services.sessions._kept[session].agent
+    assert isinstance(agent, HostAgent)
+    await agent.kill()
+    commits.let_go()
+    end = await socket.until("turn_end")
+    assert (end["stop_reason"], end["error"]) == ("end_turn", None)
+    assert "warm" in socket.text(2)
+
+
+# Deadlines.
+
+
+async def test_a_turn_over_its_time_is_cancelled_and_ends_as_agent_timeout(serve: Serve) -> None:
+    server = await serve(turn_timeout_secs=1.5)  # its agent has to start in that time, too
+    client = await server.client()
+    session = await client.create()
+    await client.awake(session)
+    socket = await client.connect(session)
+    end = await socket.turn(script({"wait_for": "cancel"}, {"say": "was cancelled"}))
+    assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_timeout")
+    assert socket.text(1) == "was cancelled"
+    status, reply = await client.turn(session, HANG)
+    assert (status, reply["code"], reply["stop_reason"]) == (504, "agent_timeout", "error")
+    assert texts_of(reply["events"]) == "hanging"
+
+
+async def test_a_deaf_agent_does_not_outstay_its_time(serve: Serve) -> None:
+    server = await serve(turn_timeout_secs=1.5, cancel_grace_secs=0.2)
+    client = await server.client()
+    session = await client.create()
+    await client.awake(session)
+    socket = await client.connect(session)
+    end = await socket.turn(DEAF)
+    assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_timeout")
+    await socket.turn(HISTORY)
+    assert "ignore_cancel" in socket.text(2)
+
+
+async def test_a_rest_turn_may_ask_for_less_time(client: Client) -> None:
+    session = await client.create()
+    status, reply = await client.turn(session, HANG, timeout_secs=0.2)
+    assert (status, reply["code"]) == (504, "agent_timeout")
+    assert 200 <= reply["duration_ms"] < 2000
+
+
+# Its end.
+
+
+@pytest.mark.parametrize("reason", ["max_tokens", "max_turn_requests", "refusal", "novel_reason"])
+async def test_the_agents_stop_reason_is_passed_on_as_it_is(client: Client, reason: str) -> None:
+    session = await client.create()
+    status, reply = await client.turn(session, script({"say": "x"}, {"stop": reason}))
+    assert (status, reply["ok"], reply["stop_reason"]) == (200, True, reason)
+    assert reply["events"][-1]["result"] == {"stopReason": reason}
+
+
+async def test_the_agents_error_ends_the_turn_with_its_message(client: Client) -> None:
+    session = await client.create()
+    failure = {"code": -32603, "message": "the model is overloaded", "data": {"n": 1}}
+    status, reply = await client.turn(session, script({"say": "x"}, {"error": failure}))
+    assert (status, reply["code"], reply["error"]) == (502, "agent_failed", failure["message"])
+    assert reply["retryable"] is True
+    assert reply["events"][-1]["error"] == failure
+
+    failure = {"code": -32602, "message": "no such thing"}
+    _, reply = await client.turn(session, script({"error": failure}))
+    assert (reply["code"], reply["retryable"]) == ("agent_failed", False)
+
+
+@pytest.mark.parametrize("result", [{}, {"stopReason": 7}, {"stopReason": None}, []])
+async def test_an_answer_without_a_stop_reason_is_a_failure(client: Client, result: object) -> None:
+    session = await client.create()
+    status, reply = await client.turn(session, script({"result": result}))
+    assert (status, reply["code"], reply["stop_reason"]) == (502, "agent_failed", "error")
+    assert (await client.turn(session, "again"))[0] == 200
+
+
+async def test_late_updates_follow_the_turns_end_with_its_index(
+    client: Client, server: LocalServer
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    prompt = script({"say": "done"}, {"late": [{"gate": "go"}, {"say": "by the way"}]})
+    end = await socket.turn(prompt)
+    (workspace(server, session) / "go").touch()
+    late = await socket.until_text("by the way")
+    assert (late["turn_index"], late["seq"] > end["seq"]) == (1, True)
+
+    end = await socket.turn("next")
+    assert end["turn_index"] == 2
+    assert socket.text(2) == "echo: next"
+
+
+async def test_a_rest_turns_events_hold_no_late_words_of_the_turn_before(
+    client: Client, server: LocalServer
+) -> None:
+    session = await client.create()
+    late = {"late": [{"gate": "go"}, {"say": "late"}]}
+    assert (await client.turn(session, script(late)))[0] == 200
+    head = (await client.state(session))["head"]
+    (workspace(server, session) / "go").touch()
+
+    async def is_said() -> bool:
+        return bool((await client.state(session))["head"] > head)
+
+    await eventually("the late words", is_said)
+    _, reply = await client.turn(session, script({"say": "mine"}))
+    assert texts_of(reply["events"]) == "mine"
+
+
+async def test_each_turn_has_one_start_and_one_end_whatever_happens_to_it(serve: Serve) -> None:
+    server = await serve(cancel_grace_secs=0.2)
+    client = await server.client()
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    prompts = ["fine", script({"exit": 1}), script({"error": {"code": -1, "message": "no"}}), HANG]
+    for prompt in [*prompts, script({"crash": "SIGKILL"}), "queued and cancelled", "last"]:
+        await socket.send("prompt", prompt=prompt)
+    await socket.until("accepted", turn_index=7)
+    await socket.send("cancel", turn_index=6)
+    await socket.until_text("hanging")
+    await socket.send("cancel")
+    await socket.until("turn_end", turn_index=7)
+    for kind in ("turn_start", "turn_end"):
+        assert sorted(n for k, n in kinds(socket.entries) if k == kind) == list(range(1, 8))
+    assert [e["seq"] for e in socket.entries] == list(range(1, len(socket.entries) + 1))
+
+
+async def test_the_first_turn_is_new_and_the_following_are_kept(client: Client) -> None:
+    socket = await client.connect(await client.create(), after=0)
+    for prompt in ("one", "two"):
+        await socket.turn(prompt)
+    starts = [e for e in socket.entries if e["type"] == "turn_start"]
+    assert [start["context"] for start in starts] == ["new", "kept"]
+
+
+@pytest.mark.parametrize("files", [[], ["gone meanwhile"]])
+async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, files: list[str]
+) -> None:
+    session = await client.create()
+    stored, asked = hold_commits(server, monkeypatch)
+    path, headers = f"/sessions/{session}/turn", {"Idempotency-Key": "once"}
+    first = asyncio.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
+    await stored.wait()  # the database has it, and the session not yet
+    body = {"prompt": "hi", "files": files}
+    second = asyncio.create_task(client.post(path, body, headers=headers))
+    accepting = server.services.sessions._kept[session]._accepting
+    await eventually("the second to wait for the first", lambda: accepting._waiters)
+    asked.set()
+    async with asyncio.timeout(PATIENCE):
+        for status, reply in await asyncio.gather(first, second):
+            assert (status, reply["turn_index"]) == (200, 1)
+
+
+async def test_a_prompt_whose_waiter_is_cancelled_while_it_is_stored_runs_and_keeps_its_index(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id, socket = await warm_session(client)
+    session = await server.services.sessions.get(session_id, server.services.tokens.rows()[0].name)
+    blocks = dumps(parse_blocks("stored"))
+    stored, go_on = hold_commits(server, monkeypatch)
+    asking = asyncio.create_task(session.prompt(blocks, client_id="once"))
+    await stored.wait()
+    asking.cancel()
+    go_on.set()
+    await asyncio.wait({asking})
+    assert (await socket.until("turn_end", turn_index=2))["stop_reason"] == "end_turn"
+    again, is_duplicate = await session.prompt(blocks, client_id="once")
+    assert (again.index, is_duplicate) == (2, True)
+    assert (await session.prompt(blocks))[0].index == 3
+    await socket.until("turn_end", turn_index=3)
+
+
+async def test_a_prompt_that_is_not_stored_when_its_waiter_is_cancelled_leaves_its_index(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id, socket = await warm_session(client)
+    session = await server.services.sessions.get(session_id, server.services.tokens.rows()[0].name)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def fail(writer: LogWriter, statements: Any) -> None:
+        asked.set()
+        await go_on.wait()
+        raise not_stored()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWriter, "commit", fail)
+        asking = asyncio.create_task(session.prompt(dumps(parse_blocks("not stored"))))
+        await asked.wait()
+        asking.cancel()
+        go_on.set()
+        await asyncio.wait({asking})
+    assert (await socket.turn("next"))["turn_index"] == 2
+    assert "not stored" not in socket.text()
+
+
+@pytest.mark.parametrize("why", ["duplicate", "rate_limited", "session_closed"])
+async def test_a_prompt_that_is_not_accepted_is_not_passed_to_acpx(
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    session_id = await client.create()
+    path, once = f"/sessions/{session_id}/turn", {"headers": {"Idempotency-Key": "once"}}
+    assert (await client.post(path, {"prompt": "hello"}, **once))[0] == 200
+    passed = []
+    prompt = HostAgent.prompt
+
+    def note(agent: HostAgent, blocks: bytes, *arguments: Any) -> Any:
+        passed.append(blocks)
+        return prompt(agent, blocks, *arguments)
+
+    def refuse(app_name: str) -> None:
+        raise Error("rate_limited", "too many")
+
+    monkeypatch.setattr(HostAgent, "prompt", note)
+    if why == "duplicate":
+        status, reply = await client.post(path, {"prompt": "hello"}, **once)
+        assert (status, reply["turn_index"]) == (200, 1)
+    else:
+        if why == "rate_limited":
+            monkeypatch.setattr(server.services.sessions, "check_prompt_rate", refuse)
+        else:
+            await client.delete(f"/sessions/{session_id}")
+        assert (await client.turn(session_id, "hello"))[1]["code"] == why
+    assert passed == []

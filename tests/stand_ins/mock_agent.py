@@ -1,0 +1,867 @@
+"""The scriptable mock agent: a real ACP agent (protocol version 1) that does what its prompt says.
+
+    python -I -S tests/stand_ins/mock_agent.py [flags]
+
+A prompt of plain text is answered with one chunk, `echo: <text>` (several blocks: one a line, those
+that are not text as `[image]` and so on). A prompt whose text is JSON is a script:
+
+    {"steps": [{"say": "hi"}, {"wait_for": "cancel"}]}     or the list alone, or a single step
+
+Each step is an object with one key. Paths are relative to the session's cwd. `[Attached files]`
+and the paths under it, or other blocks, may stand before the script. An unknown step answers an
+error (-32602).
+
+Saying
+    {"say": TEXT | JSON}        an agent_message_chunk; what is not a string is said as JSON
+    {"think": TEXT}             an agent_thought_chunk
+    {"update": {…}}             a session/update with just this update, known kind or not
+    {"notify": {"method": M, "params": {…}}}     any notification, as it is
+    {"chunk": N}                one agent_message_chunk of N bytes of text
+    {"burst": {"count": N, "text": T, "kind": K, "batch": 1000, "pause_ms": 0}}
+                                N chunks with the texts "0:T", "1:T", …, a batch in one write
+    {"raw": TEXT | {"text": T | "base64": B, "newline": true}}    bytes on stdout; without a newline
+                                it is half a line, and swallows the next message
+    {"bad_utf8": true}          a session/update with a byte in it that is not UTF-8
+    {"stderr": TEXT}            a line on stderr
+    {"repeat": {"times": N, "steps": […]}}       "{i}" in any string becomes 0, 1, …
+Telling (each says one chunk of JSON)
+    {"echo": true}              the received content blocks
+    {"history": true}           the texts of all prompts of this session, also of former processes
+    {"report": true}            {pid, ppid, pgid, sid, cwd, argv, env: [names], fds, initialize,
+                                session: {sessionId, cwd, params of session/new, config}}
+    {"env": [NAME, …]}          {NAME: value or null}
+Asking
+    {"permission": true | {"title", "kind", "options", "toolCall": {…}}}
+                                session/request_permission; says {"permission": outcome}, and an
+                                outcome "cancelled" then ends the turn as cancelled. A list asks
+                                for all at once and says {"permissions": [outcome, …]}
+    {"write": PATH}             writes a file, after asking for permission if the mode is "ask";
+                                says {"mode": M, "asked": b, "wrote": b}
+    {"request": {"method": M, "params": {…}}}    any request (sessionId is added); says
+                                {"response": {"result" | "error": …}}
+Waiting
+    {"sleep": MS}
+    {"gate": PATH}              until the file exists
+    {"touch": PATH}             create that file
+    {"wait_for": "cancel"}      then go on; the turn ends as "cancelled" unless a step says else
+    {"hang": true}              for ever
+    {"ignore_cancel": true}     from here on this process ignores session/cancel (does not hang)
+  A cancel interrupts sleep, gate, hang, permission, request, burst and repeat, and no other step.
+Ending
+    {"stop": REASON}            answer {"stopReason": REASON} at once; without it, "end_turn"
+    {"result": {…}}             answer with any result
+    {"error": {"code", "message", "data"}}       answer with an error
+    {"late": {"delay_ms": MS, "steps": […]}}     run these after the answer
+    {"exit": CODE}              end the process, without an answer
+    {"crash": "SIGKILL"}        die of a signal
+Changing
+    {"mode": M}                 goes into another mode by itself, and tells
+Misbehaving
+    {"spawn": {"pid_file": P, "setsid": b, "double_fork": b, "ignore_sigterm": b, "clear_env": b,
+               "hold_stdout": b, "seconds": 1000}}       a grandchild; goes on when P has its pid
+              {…, "hostile": KIND}   the same of hostile.py
+    {"ignore_sigterm": true}
+    {"ignore_eof": true}        live on when stdin ends
+    {"stop_reading": true}      read no more of stdin after the next message
+    {"close_stdout": true}      and live on
+
+Flags
+    --no-load           does not offer session/load
+    --resume            offers session/resume
+    --close             offers session/close
+    --plays=PATH        a JSON file, prompt text to steps: a prompt that reads like a person's plays
+                        them
+    --text-only         offers no image, audio or embedded context
+    --commands          tells its commands soon after session/new, session/load and session/resume
+    --modes             offers modes (ask, code) and config options (model, thought_level)
+    --auto              with --modes: begins in a third mode, auto
+    --resets            session/load and session/resume begin in the first mode, with the first of
+                        each option
+    --models            offers the model as session/set_model has it, and not as an option
+    --options-only      offers the mode as an option, and not as session/set_mode has it
+    --quiet             session/load and session/resume do not tell the settings
+    --model-sets-mode   another model brings the first mode back
+    --refuse-mode=MODE  session/set_mode answers an error for that mode
+    --pretend-mode      session/set_mode is answered, but tells that nothing has changed
+    --hang-mode         session/set_mode is not answered
+    --set-file=PATH     adds what it is asked to set, one setting a line, as METHOD=VALUE
+    --fail-load[=CODE]  session/load and session/resume answer an error (-32603)
+    --fail-new[=CODE]   session/new answers an error (-32603; -32000 is "authentication required")
+    --system-echo       a plain prompt's answer begins with a chunk `system: <JSON>`: the system
+                        prompt that session/new got (`systemPrompt` or `_meta.systemPrompt`)
+    --login             names a method to log in
+    --die-at-start[=CODE]       exits at once (1)
+    --silent            reads and never answers
+    --slow-start=MS     waits before it reads
+    --stderr=TEXT       a line on stderr at the start
+    --banner=TEXT       a line on stdout at the start, as agents do that ask for an update
+    --pid-file=PATH     adds its pid, one a line: shows how often it was started
+    --ignore-eof, --ignore-sigterm      as the steps, from the start
+
+Memory: the prompts and what was said (`say`, echo) live in `$MOCK_STATE_DIR/<sessionId>.json`, or
+in `.mock-agent` in the session's cwd. They are stored before a prompt is run and again before it is
+answered: session/load (which replays them) and session/resume have the context after any crash.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+Json = dict[str, Any]
+Step = Callable[["Turn", Any], None]
+
+PENDING: Json = {}  # what a method returns that answers later, by itself
+OPTIONS = [
+    {"optionId": kind, "name": kind.replace("_", " ").capitalize(), "kind": kind}
+    for kind in ("allow_once", "allow_always", "reject_once", "reject_always")
+]
+CONFIG = {"model": ("mock-small", "mock-large"), "thought_level": ("low", "high")}
+MODES = ("ask", "code")
+SET_METHODS = ("session/set_mode", "session/set_model", "session/set_config_option")
+
+
+def modes() -> tuple[str, ...]:
+    return ("auto", *MODES) if "auto" in flags else MODES
+
+
+def first_settings() -> Json:
+    return {"mode": modes()[0], "config": {key: values[0] for key, values in CONFIG.items()}}
+
+
+GRANDCHILD = """
+import json, os, signal, sys, time
+options = json.loads(sys.argv[1])
+if options.get("setsid"):
+    os.setsid()
+if options.get("double_fork"):
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+if options.get("ignore_sigterm"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open(options["pid_file"] + ".tmp", "w") as file:
+    file.write(str(os.getpid()))
+os.replace(options["pid_file"] + ".tmp", options["pid_file"])
+time.sleep(options.get("seconds", 1000))
+"""
+
+
+class CancelledError(Exception):
+    """The client cancelled the turn, and the step lets that interrupt it."""
+
+
+class RpcError(Exception):
+    def __init__(self, code: int, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.error = {"code": code, "message": message, "data": {"details": details}}
+
+
+class Switches:
+    """The ways to misbehave that are on, for the whole process."""
+
+    ignore_cancel = False
+    ignore_sigterm = False
+    ignore_eof = False
+    stop_reading = False
+
+
+# ---- the wire
+
+write_lock = threading.Lock()
+replies: dict[Any, Reply] = {}
+
+
+class Reply:
+    """The client's answer to come; `message` stays None if a cancel came first."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.message: Json | None = None
+
+
+def write(data: bytes) -> None:
+    view = memoryview(data)
+    try:
+        with write_lock:
+            while view:
+                view = view[os.write(1, view) :]
+    except OSError:
+        if not Switches.ignore_eof:
+            os._exit(0)
+
+
+def send(message: Json) -> None:
+    line = json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=False)
+    write(line.encode("utf-8", "replace") + b"\n")
+
+
+def send_update(session_id: str, update: Json) -> None:
+    params = {"sessionId": session_id, "update": update}
+    send({"method": "session/update", "params": params})
+
+
+def text_chunk(kind: str, text: str) -> Json:
+    return {"sessionUpdate": kind, "content": {"type": "text", "text": text}}
+
+
+# ---- the memory
+
+
+class Session:
+    """One conversation. `data` is what is stored:
+
+    `{prompts: [text], messages: [{role, text}], params, mode, config}`
+    """
+
+    def __init__(self, session_id: str, cwd: str, data: Json) -> None:
+        self.id = session_id
+        self.cwd = cwd
+        self.data = data
+        self.turn: Turn | None = None
+        self._lock = threading.Lock()  # a setting may be stored in the middle of a turn
+
+    @classmethod
+    def new(cls, params: Json) -> Session:
+        data = {"prompts": [], "messages": [], "params": params, **first_settings()}
+        session = cls(os.urandom(16).hex(), params["cwd"], data)
+        session.save()
+        return session
+
+    @classmethod
+    def load(cls, session_id: str, cwd: str) -> Session:
+        try:
+            return cls(session_id, cwd, json.loads(state_file(session_id, cwd).read_bytes()))
+        except OSError as error:
+            raise RpcError(-32002, "Resource not found", str(error)) from error
+
+    def save(self) -> None:
+        path = state_file(self.id, self.cwd)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".tmp")
+        with self._lock:
+            new.write_text(json.dumps(self.data))
+            new.replace(path)
+
+    def settings(self) -> Json:
+        """The `modes` and `configOptions` of an answer, with --modes."""
+        if "modes" not in flags:
+            return {}
+        told: Json = {"configOptions": self.config_options()}
+        if "options-only" not in flags:
+            offered = [{"id": mode, "name": mode.capitalize()} for mode in modes()]
+            told["modes"] = {"currentModeId": self.data["mode"], "availableModes": offered}
+        if "models" in flags:
+            models = [{"modelId": name, "name": name} for name in CONFIG["model"]]
+            current = self.data["config"]["model"]
+            told["models"] = {"currentModelId": current, "availableModels": models}
+        return told
+
+    def config_options(self) -> list[Json]:
+        config = {**self.data["config"], "mode": self.data["mode"]}
+        offered = {**CONFIG, "mode": modes()}
+        left_out = ("model" if "models" in flags else "", "" if "options-only" in flags else "mode")
+        return [
+            {
+                "id": key,
+                "name": key.replace("_", " ").capitalize(),
+                "category": key,
+                "type": "select",
+                "currentValue": config[key],
+                "options": [{"value": value, "name": value} for value in values],
+            }
+            for key, values in offered.items()
+            if key not in left_out
+        ]
+
+    def set_mode(self, mode: str) -> None:
+        self.data["mode"] = mode
+        self.save()
+        send_update(self.id, {"sessionUpdate": "current_mode_update", "currentModeId": mode})
+
+
+def state_file(session_id: str, cwd: str) -> Path:
+    folder = os.environ.get("MOCK_STATE_DIR") or Path(cwd) / ".mock-agent"
+    return Path(folder) / f"{Path(session_id).name}.json"
+
+
+# ---- scripts
+
+
+def script_of(text: str) -> list[Json] | None:
+    """The steps of a prompt, or None for plain text."""
+    if text.startswith("[Attached files]\n"):
+        script = re.search(r"^\s*[{\[](?!Attached)", text, re.MULTILINE)
+        text = text[script.start() :] if script else text
+    plays = json.loads(Path(flags["plays"]).read_bytes()) if "plays" in flags else {}
+    try:
+        value = plays[text] if text in plays else json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict) and isinstance(value.get("steps"), list):
+        return list(value["steps"])
+    steps = value if isinstance(value, list) else [value]
+    return (
+        steps
+        if steps and all(isinstance(step, dict) and len(step) == 1 for step in steps)
+        else None
+    )
+
+
+def with_index(value: Any, index: int) -> Any:
+    """A copy in which "{i}" is the index."""
+    if isinstance(value, str):
+        return value.replace("{i}", str(index))
+    if isinstance(value, list):
+        return [with_index(item, index) for item in value]
+    if isinstance(value, dict):
+        return {key: with_index(item, index) for key, item in value.items()}
+    return value
+
+
+class Turn(threading.Thread):
+    """One prompt: its script, and its answer."""
+
+    def __init__(self, session: Session, request_id: Any, prompt: list[Json]) -> None:
+        super().__init__(daemon=True)
+        self.session = session
+        self.request_id = request_id
+        self.prompt = prompt
+        texts = [
+            block["text"] if block["type"] == "text" else f"[{block['type']}]" for block in prompt
+        ]
+        self.text = "\n".join(texts)
+        self.stop_reason = "end_turn"
+        self.answer: Json | None = None  # of a step that ends the turn
+        self.said: list[str] = []
+        self.late: list[Json] = []
+        self._cancel = threading.Event()
+        self._waits_for: list[Reply] = []
+
+    def run(self) -> None:
+        data = self.session.data
+        data["prompts"].append(self.text)
+        data["messages"].append({"role": "user", "text": self.text})
+        self.session.save()
+        answer = self.answer_of(script_of(self.text))
+        data["messages"].append({"role": "agent", "text": "".join(self.said)})
+        self.session.save()
+        self.session.turn = None  # before the answer: the next prompt may follow it at once
+        send({"id": self.request_id, **answer})
+        for late in self.late:
+            time.sleep(late.get("delay_ms", 0) / 1000)
+            self.run_steps(late["steps"])
+
+    def answer_of(self, steps: list[Json] | None) -> Json:
+        try:
+            if steps is None and len(self.prompt) > 1:  # behind a system prompt
+                steps = script_of(str(self.prompt[-1].get("text")))
+            if steps is None:
+                self.echo_text()
+            else:
+                self.run_steps(steps)
+            if self.answer is None:
+                self.check()
+        except CancelledError:
+            self.stop_reason = "cancelled"
+        except RpcError as error:
+            return {"error": error.error}
+        except Exception as error:  # noqa: BLE001 - a test has to learn that its script is wrong
+            return {"error": {"code": -32602, "message": f"bad script: {error!r}"}}
+        return self.answer or {"result": {"stopReason": self.stop_reason}}
+
+    def echo_text(self) -> None:
+        if "system-echo" in flags:
+            params = self.session.data["params"]
+            system = params.get("systemPrompt") or (params.get("_meta") or {}).get("systemPrompt")
+            self.say("system: " + json.dumps(system))
+        self.say("echo: " + self.text)
+
+    def run_steps(self, steps: list[Json]) -> None:
+        for step in steps:
+            ((name, value),) = step.items()
+            if name not in STEPS:
+                raise RpcError(-32602, f"unknown step {name!r}", "known: " + ", ".join(STEPS))
+            STEPS[name](self, value)
+            if self.answer is not None:
+                return
+
+    def cancel(self) -> None:
+        """From the reading thread: first the flag, then the waiters; `ask` does the reverse."""
+        if Switches.ignore_cancel:
+            return
+        self._cancel.set()
+        for reply in list(self._waits_for):
+            reply.done.set()
+
+    def check(self) -> None:
+        if self._cancel.is_set():
+            raise CancelledError
+
+    def sleep(self, seconds: float | None) -> None:
+        """Until a cancel at the latest; None is for ever."""
+        self._cancel.wait(seconds)
+        self.check()
+
+    def path(self, path: str) -> Path:
+        return Path(self.session.cwd) / path
+
+    def update(self, update: Json) -> None:
+        send_update(self.session.id, update)
+
+    def say(self, value: Any) -> None:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        self.said.append(text)
+        self.update(text_chunk("agent_message_chunk", text))
+
+    def ask(self, calls: list[tuple[str, Json]]) -> list[Json]:
+        """Send requests and wait for all their answers: `{result}` or `{error}` each."""
+        waits = [Reply() for _ in calls]
+        self._waits_for = waits
+        for reply, (method, params) in zip(waits, calls, strict=True):
+            request_id = "mock-" + os.urandom(4).hex()
+            replies[request_id] = reply
+            params = {"sessionId": self.session.id, **params}
+            send({"id": request_id, "method": method, "params": params})
+        self.check()
+        for reply in waits:
+            reply.done.wait()
+            self.check()
+        messages = [reply.message or {} for reply in waits]
+        return [{k: v for k, v in m.items() if k in ("result", "error")} for m in messages]
+
+    # ---- the steps that need more than a line
+
+    def chunk(self, size: int) -> None:
+        """Put together from bytes, since encoding 70 MiB as JSON takes its time."""
+        head, tail = self.framed_chunk("agent_message_chunk", "")
+        write(head + b"x" * size + tail)
+
+    def framed_chunk(self, kind: str, text: str) -> tuple[bytes, bytes]:
+        """The line of a chunk, in two parts between which more of the text may be put."""
+        params = {"sessionId": self.session.id, "update": text_chunk(kind, "\x00" + text)}
+        message = {"jsonrpc": "2.0", "method": "session/update", "params": params}
+        head, _, tail = json.dumps(message, ensure_ascii=False).encode().partition(b"\\u0000")
+        return head, tail + b"\n"
+
+    def burst(self, options: Json) -> None:
+        kind = options.get("kind", "agent_message_chunk")
+        head, tail = self.framed_chunk(kind, ":" + options.get("text", "x"))
+        count, batch = options["count"], options.get("batch", 1000)
+        for start in range(0, count, batch):
+            numbers = [b"%d" % number for number in range(start, min(start + batch, count))]
+            write(head + (tail + head).join(numbers) + tail)
+            self.sleep(options.get("pause_ms", 0) / 1000)
+
+    def raw(self, value: str | Json) -> None:
+        options = {"text": value} if isinstance(value, str) else value
+        data = (
+            base64.b64decode(options["base64"]) if "base64" in options else options["text"].encode()
+        )
+        write(data + (b"\n" if options.get("newline", True) else b""))
+
+    def bad_utf8(self, _: Any) -> None:
+        head, tail = self.framed_chunk("agent_message_chunk", "")
+        write(head + b"bad \xff byte" + tail)
+
+    def repeat(self, options: Json) -> None:
+        for index in range(options["times"]):
+            self.run_steps(with_index(options["steps"], index))
+            if self.answer is not None:
+                return
+            self.check()
+
+    def report(self, _: Any) -> None:
+        session = {"sessionId": self.session.id, "cwd": self.session.cwd, **self.session.data}
+        self.say(
+            {
+                "pid": os.getpid(),
+                "ppid": os.getppid(),
+                "pgid": os.getpgrp(),
+                "sid": os.getsid(0),
+                "cwd": str(Path.cwd()),
+                "argv": sys.argv,
+                "env": sorted(os.environ),
+                "fds": sorted(int(fd.name) for fd in Path("/dev/fd").iterdir()),
+                "initialize": agent_state["initialize"],
+                "session": {k: v for k, v in session.items() if k not in ("prompts", "messages")},
+            }
+        )
+
+    def permission(self, value: Any) -> None:
+        many = value if isinstance(value, list) else [value]
+        calls = [("session/request_permission", permission_params(item)) for item in many]
+        outcomes = [
+            (answer.get("result") or {}).get("outcome", answer) for answer in self.ask(calls)
+        ]
+        single = not isinstance(value, list)
+        self.say({"permission": outcomes[0]} if single else {"permissions": outcomes})
+        if {"outcome": "cancelled"} in outcomes and not Switches.ignore_cancel:
+            raise CancelledError
+
+    def write(self, path: str) -> None:
+        asked = self.session.data["mode"] == "ask"
+        allowed = not asked
+        if asked:
+            (answer,) = self.ask([("session/request_permission", permission_params(True))])
+            outcome = (answer.get("result") or {}).get("outcome") or {}
+            allowed = str(outcome.get("optionId")).startswith("allow")
+        if allowed:
+            self.path(path).touch()
+        self.say({"mode": self.session.data["mode"], "asked": asked, "wrote": allowed})
+
+    def request(self, call: Json) -> None:
+        (answer,) = self.ask([(call["method"], call.get("params", {}))])
+        self.say({"response": answer})
+
+    def gate(self, path: str) -> None:
+        while not self.path(path).exists():
+            self.sleep(0.002)
+
+    def touch(self, path: str) -> None:
+        self.path(path).touch()
+
+    def wait_for(self, what: str) -> None:
+        if what != "cancel":
+            raise RpcError(-32602, f"cannot wait for {what!r}")
+        self._cancel.wait()
+        self._cancel.clear()  # it is taken: the steps that follow are not interrupted by it
+        self.stop_reason = "cancelled"
+
+    def delay(self, value: Json | list[Json]) -> None:
+        self.late.append({"steps": value} if isinstance(value, list) else value)
+
+    def spawn(self, options: Json) -> None:
+        import subprocess
+
+        pid_file = self.path(options.get("pid_file", "grandchild.pid"))
+        pid_file.unlink(missing_ok=True)
+        options = {**options, "pid_file": str(pid_file)}
+        output = None if options.get("hold_stdout") else subprocess.DEVNULL
+        program = ["-c", GRANDCHILD, json.dumps(options)]
+        if "hostile" in options:
+            hostile = Path(__file__).parent / "hostile.py"
+            program = [str(hostile), options["hostile"], str(pid_file)]
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", *program],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={} if options.get("clear_env") else None,
+        )
+        agent_state.setdefault("children", []).append(child)
+        if options.get("double_fork"):
+            child.wait()
+        while not pid_file.exists():
+            time.sleep(0.002)
+
+    def close_stdout(self, _: Any) -> None:
+        Switches.ignore_eof = True
+        with Path(os.devnull).open("wb") as null:
+            os.dup2(null.fileno(), 1)  # the number stays taken
+
+
+def permission_params(value: Any) -> Json:
+    options = value if isinstance(value, dict) else {}
+    title, kind = options.get("title", "Do it"), options.get("kind", "edit")
+    call = {"toolCallId": "call-" + os.urandom(4).hex(), "title": title, "kind": kind}
+    call.update(options.get("toolCall", {}))
+    return {"toolCall": call, "options": options.get("options", OPTIONS)}
+
+
+def answer_with(key: str) -> Step:
+    def step(turn: Turn, value: Any) -> None:
+        turn.answer = {"result": {"stopReason": value}} if key == "stop" else {key: value}
+
+    return step
+
+
+def switch_on(name: str) -> Step:
+    return lambda _, value: setattr(Switches, name, bool(value))
+
+
+def print_stderr(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+STEPS: dict[str, Step] = {
+    "say": Turn.say,
+    "think": lambda turn, text: turn.update(text_chunk("agent_thought_chunk", text)),
+    "update": Turn.update,
+    "notify": lambda _, message: send(message),
+    "chunk": Turn.chunk,
+    "burst": Turn.burst,
+    "raw": Turn.raw,
+    "bad_utf8": Turn.bad_utf8,
+    "stderr": lambda _, text: print_stderr(text),
+    "repeat": Turn.repeat,
+    "echo": lambda turn, _: turn.say(turn.prompt),
+    "history": lambda turn, _: turn.say(turn.session.data["prompts"]),
+    "report": Turn.report,
+    "env": lambda turn, names: turn.say({name: os.environ.get(name) for name in names}),
+    "permission": Turn.permission,
+    "write": Turn.write,
+    "mode": lambda turn, mode: turn.session.set_mode(mode),
+    "request": Turn.request,
+    "sleep": lambda turn, ms: turn.sleep(ms / 1000),
+    "gate": Turn.gate,
+    "touch": Turn.touch,
+    "wait_for": Turn.wait_for,
+    "hang": lambda turn, _: turn.sleep(None),
+    "ignore_cancel": switch_on("ignore_cancel"),
+    "stop": answer_with("stop"),
+    "result": answer_with("result"),
+    "error": answer_with("error"),
+    "late": Turn.delay,
+    "exit": lambda _, code: os._exit(code),
+    # To this thread: one sent to the process may reach another, and this one would go on a while.
+    "crash": lambda _, name: signal.raise_signal(signal.Signals[name]),
+    "spawn": Turn.spawn,
+    "ignore_sigterm": switch_on("ignore_sigterm"),
+    "ignore_eof": switch_on("ignore_eof"),
+    "stop_reading": switch_on("stop_reading"),
+    "close_stdout": Turn.close_stdout,
+}
+
+
+# ---- the agent
+
+flags: dict[str, str] = {}
+sessions: dict[str, Session] = {}
+agent_state: Json = {"initialize": None}
+
+
+def initialize(params: Json, _: Any) -> Json:
+    agent_state["initialize"] = params
+    rich = "text-only" not in flags
+    return {
+        "protocolVersion": 1,
+        "agentCapabilities": {
+            "loadSession": "no-load" not in flags,
+            "promptCapabilities": {"image": rich, "audio": rich, "embeddedContext": rich},
+            "sessionCapabilities": {name: {} for name in ("resume", "close") if name in flags},
+        },
+        "agentInfo": {"name": "mock-agent", "version": "1"},
+        "authMethods": [{"id": "mock-login", "name": "Log in"}] if "login" in flags else [],
+    }
+
+
+def new_session(params: Json, _: Any) -> Json:
+    fail_if("fail-new")
+    session = Session.new(params)
+    return {"sessionId": session.id, **adopt(session)}
+
+
+def load_session(params: Json, _: Any) -> Json:
+    if "no-load" in flags:
+        raise RpcError(-32601, "Method not found")
+    return bring_back(params, replay=True)
+
+
+def resume_session(params: Json, _: Any) -> Json:
+    if "resume" not in flags:
+        raise RpcError(-32601, "Method not found")
+    return bring_back(params, replay=False)
+
+
+def bring_back(params: Json, *, replay: bool) -> Json:
+    fail_if("fail-load")
+    session = Session.load(params["sessionId"], params["cwd"])
+    for message in session.data["messages"] if replay else ():
+        send_update(session.id, text_chunk(f"{message['role']}_message_chunk", message["text"]))
+    if "resets" in flags:
+        session.data.update(first_settings())
+    told = adopt(session)
+    return {} if "quiet" in flags else told
+
+
+def adopt(session: Session) -> Json:
+    sessions[session.id] = session
+    return session.settings()
+
+
+def fail_if(flag: str) -> None:
+    if flag in flags:
+        message = f"the mock was started with --{flag}"
+        raise RpcError(int(flags[flag] or -32603), message, "there is no more to it")
+
+
+def close_session(params: Json, _: Any) -> Json:
+    cancel(params, None)
+    del sessions[params["sessionId"]]
+    return {}
+
+
+def set_mode(params: Json, _: Any) -> Json:
+    session = session_of(params)
+    mode = params["modeId"]
+    is_known = "modes" in flags and "options-only" not in flags and mode in modes()
+    if not is_known or mode == flags.get("refuse-mode"):
+        raise RpcError(-32602, "Invalid params", f"unknown mode {mode}")
+    if "hang-mode" in flags:
+        return PENDING
+    session.set_mode(session.data["mode"] if "pretend-mode" in flags else mode)
+    return {}
+
+
+def set_model(params: Json, _: Any) -> Json:
+    session = session_of(params)
+    if "models" not in flags or params["modelId"] not in CONFIG["model"]:
+        raise RpcError(-32602, "Invalid params", f"unknown model {params['modelId']}")
+    session.data["config"]["model"] = params["modelId"]
+    session.save()
+    return {}
+
+
+def set_config_option(params: Json, _: Any) -> Json:
+    session = session_of(params)
+    key, value = params["configId"], params["value"]
+    offered = {option["id"]: option["options"] for option in session.config_options()}
+    choices = [choice["value"] for choice in offered.get(key, ())]
+    if "modes" not in flags or value not in choices:
+        raise RpcError(-32602, "Invalid params", f"{key!r} cannot be {value!r}")
+    if key == "mode":
+        session.data["mode"] = value
+    else:
+        session.data["config"][key] = value
+    if key == "model" and "model-sets-mode" in flags:
+        session.set_mode(modes()[0])
+    session.save()
+    options = session.config_options()
+    send_update(session.id, {"sessionUpdate": "config_option_update", "configOptions": options})
+    return {"configOptions": options}
+
+
+def prompt(params: Json, request_id: Any) -> Json:
+    session = session_of(params)
+    if session.turn is not None:
+        raise RpcError(-32600, "Invalid request", "a turn is running in this session")
+    session.turn = Turn(session, request_id, params["prompt"])
+    session.turn.start()
+    return PENDING
+
+
+def cancel(params: Json, _: Any) -> Json:
+    if (turn := session_of(params).turn) is not None:
+        turn.cancel()
+    return {}
+
+
+def session_of(params: Json) -> Session:
+    if params["sessionId"] not in sessions:
+        raise RpcError(-32002, "Resource not found", params["sessionId"])
+    return sessions[params["sessionId"]]
+
+
+METHODS: dict[str, Callable[[Json, Any], Json]] = {
+    "initialize": initialize,
+    "authenticate": lambda params, _: {},
+    "session/new": new_session,
+    "session/load": load_session,
+    "session/resume": resume_session,
+    "session/close": close_session,
+    "session/set_mode": set_mode,
+    "session/set_model": set_model,
+    "session/set_config_option": set_config_option,
+    "session/prompt": prompt,
+    "session/cancel": cancel,
+}
+
+
+def handle_line(line: bytes) -> None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        send({"id": None, "error": {"code": -32700, "message": "Parse error"}})
+        return
+    if "method" in message:
+        handle_call(message)
+    elif (reply := replies.pop(message.get("id"), None)) is not None:
+        reply.message = message
+        reply.done.set()
+
+
+def handle_call(message: Json) -> None:
+    method, request_id = message["method"], message.get("id")
+    try:
+        if method not in METHODS:
+            raise RpcError(-32601, "Method not found", method)
+        params = message.get("params", {})
+        if "set-file" in flags and method in SET_METHODS:
+            value = next(params[name] for name in ("modeId", "modelId", "value") if name in params)
+            with Path(flags["set-file"]).open("a") as file:
+                file.write(f"{method.rpartition('/')[2]}={value}\n")
+        answer: Json = {"result": METHODS[method](params, request_id)}
+    except RpcError as error:
+        answer = {"error": error.error}
+    except (KeyError, TypeError, AttributeError) as error:
+        answer = {"error": {"code": -32602, "message": "Invalid params", "data": repr(error)}}
+    if "id" in message and answer.get("result") is not PENDING:
+        send({"id": request_id, **answer})
+    opens = method in ("session/new", "session/load", "session/resume") and "result" in answer
+    if "commands" in flags and opens:
+        commands = [{"name": "mock", "description": "Does nothing"}]
+        update = {"sessionUpdate": "available_commands_update", "availableCommands": commands}
+        send_update(answer["result"].get("sessionId") or message["params"]["sessionId"], update)
+
+
+def parse_flags(arguments: list[str]) -> dict[str, str]:
+    """`--name`, `--name=value` and, where there is always a value, `--name value`."""
+    known = set(re.findall(r"--([a-z][a-z-]+)", (__doc__ or "").partition("\nFlags\n")[2]))
+    found: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if name not in known:
+            sys.exit(f"mock agent: unknown flag {argument}")
+        if not equals and name in ("slow-start", "stderr", "banner", "pid-file"):
+            value = next(rest, "")
+        found[name] = value
+    return found
+
+
+def on_sigterm(number: int, _: Any) -> None:
+    if not Switches.ignore_sigterm:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def main() -> NoReturn:
+    flags.update(parse_flags(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, on_sigterm)
+    Switches.ignore_sigterm = "ignore-sigterm" in flags
+    Switches.ignore_eof = "ignore-eof" in flags
+    if "pid-file" in flags:
+        with Path(flags["pid-file"]).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+    if "stderr" in flags:
+        print_stderr(flags["stderr"])
+    if "banner" in flags:
+        write(flags["banner"].encode() + b"\n")
+    if "die-at-start" in flags:
+        os._exit(int(flags["die-at-start"] or 1))
+    time.sleep(int(flags.get("slow-start", 0)) / 1000)
+    for line in sys.stdin.buffer:
+        if "silent" not in flags and not line.isspace():
+            handle_line(line)
+        if Switches.stop_reading:
+            break
+    if not (Switches.ignore_eof or Switches.stop_reading):
+        os._exit(0)
+    while True:  # not `signal.pause`: a signal just before it would wait in it for the next one
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main()

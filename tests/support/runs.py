@@ -1,0 +1,119 @@
+"""What the tests of ``/run`` ask with, and what they look at."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import io
+import json
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from server.storage.schema import RunRow
+
+from .harness import ROOT, Client, Json, LocalServer, eventually, is_running
+
+KEYS = {"ok", "result", "duration_ms", "stop_reason"}
+FAILURE_KEYS = {"ok", "error", "code", "stderr", "duration_ms", "stop_reason"}
+
+
+def steps(*steps: Json) -> str:
+    """A prompt that the fake claude carries out; see its table of steps."""
+    return json.dumps(steps)
+
+
+def make_fake_claude(folder: Path) -> str:
+    """The fake program in *folder*, started by this Python without delay; its path."""
+    source = (ROOT / "tests" / "stand_ins" / "fake_claude.py").read_text("utf-8")
+    program = folder / "claude"
+    program.write_text(f"#!{sys.executable} -IS\n{source}", "utf-8")
+    program.chmod(0o755)
+    return str(program)
+
+
+async def post(client: Client, body: Json) -> tuple[int, Json]:
+    # A body of megabytes has to be a file for aiohttp's client.
+    return await client.call("POST", "/run", data=io.BytesIO(json.dumps(body).encode()))
+
+
+async def run(client: Client, prompt: str, **body: Any) -> Any:
+    """The result of a run that ends well."""
+    status, reply = await post(client, {"prompt": prompt, **body})
+    assert status == 200, reply
+    assert set(reply) == KEYS
+    assert reply["ok"] is True
+    return reply["result"]
+
+
+async def fail(client: Client, prompt: str, **body: Any) -> Json:
+    """The reply to a run that does not."""
+    status, reply = await client.post("/run", {"prompt": prompt, **body})
+    assert status == 502, reply
+    assert set(reply) >= FAILURE_KEYS
+    assert reply["ok"] is False
+    return reply
+
+
+def read_rows(data_dir: Path) -> list[RunRow]:
+    """The table of runs, in the order of their start."""
+    columns = ", ".join(field.name for field in dataclasses.fields(RunRow))
+    with contextlib.closing(sqlite3.connect(data_dir / "clawdforge.db")) as database:
+        found = database.execute(f"SELECT {columns} FROM runs ORDER BY rowid").fetchall()
+    return [RunRow(*row) for row in found]
+
+
+async def rows(server: LocalServer) -> list[RunRow]:
+    return await asyncio.to_thread(read_rows, server.services.settings.data_dir)
+
+
+def is_clean(server: LocalServer) -> bool:
+    """Whether no run has left a folder."""
+    return not list((server.services.settings.data_dir / "runs").iterdir())
+
+
+async def pid_in(path: Path) -> int:
+    """The pid that a step writes to *path*."""
+    return int(await eventually(f"{path.name} to be written", lambda: _text_of(path)))
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text("utf-8") if path.exists() else ""
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[1])
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+async def gone(pid: int) -> None:
+    await eventually(f"process {pid} to end", lambda: not is_running(pid))
+
+
+async def last_reason(server: LocalServer, reason: str) -> bool:
+    """Whether the newest run has ended for that reason."""
+    return (await rows(server))[-1].stop_reason == reason
+
+
+async def upload(
+    client: Client, content: bytes, name: str = "notes.txt", *, ttl_secs: int | None = None
+) -> str:
+    form = aiohttp.FormData()
+    form.add_field("file", content, filename=name)
+    if ttl_secs is not None:
+        form.add_field("ttl_secs", str(ttl_secs))
+    async with client.http.post(
+        client.url + "/files", data=form, headers=client.headers()
+    ) as response:
+        assert response.status == 200
+        return str((await response.json())["file_token"])

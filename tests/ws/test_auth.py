@@ -1,0 +1,570 @@
+"""Who may open a session's socket, by header, first frame, ticket, Origin; and who may stay."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sqlite3
+import time
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import make_mocked_request
+
+from server.auth import tokens as auth
+from server.auth.tokens import check_host
+from server.config import Settings
+from server.errors import Error
+from server.sessions.registry import Sessions
+from server.storage.database import Store
+
+from ..conftest import Serve
+from ..support.harness import ADMIN, Client, Deadline, Json, LocalServer, Socket, script
+
+NOBODY = "cf_" + "x" * 43
+NO_SESSION = "3c6b0b5a-0000-4000-8000-000000000000"
+
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": base64.b64encode(b"k" * 16).decode(),
+}
+
+
+async def refused(
+    client: Client, session: str, *, query: str = "", headers: Mapping[str, str] = {}
+) -> tuple[int, Json]:
+    """Status and body of an upgrade that is refused."""
+    url = f"{client.url}/sessions/{session}/ws{query}"
+    async with client.http.get(url, headers={**UPGRADE, **client.headers(), **headers}) as response:
+        assert response.status != 101
+        return response.status, await response.json()
+
+
+async def first_frame(
+    server: LocalServer, session: str, *, query_after: int | None = None, **fields: Any
+) -> Socket:
+    """A socket without a header that has sent its ``auth`` frame."""
+    socket = await server.anonymous().connect(session, after=query_after, ready=False)
+    await socket.send("auth", **fields)
+    return socket
+
+
+async def said_goodbye(socket: Socket) -> int:
+    """The close code of a socket that is refused; `bye` says the same, and nothing else is said."""
+    code = await socket.until_closed()
+    kinds = [frame["type"] for frame in socket.frames]
+    assert kinds == ["bye"]
+    assert socket.frames[0]["code"] == code
+    assert socket.frames[0]["reason"]
+    return code
+
+
+def answers(socket: Socket) -> list[str]:
+    """The types of the frames that are no log entries."""
+    return [frame["type"] for frame in socket.frames if "seq" not in frame]
+
+
+# By header: answered before the upgrade.
+
+
+async def test_a_header_lets_in(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    assert socket.frames[0]["type"] == "ready"
+
+
+async def test_a_header_that_is_no_apps_token_is_401_before_the_upgrade(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    for header in (f"Bearer {NOBODY}", "Bearer", "Basic eDp5", "nonsense", f"Bearer {ADMIN}", ""):
+        for known in (session, NO_SESSION):
+            headers = {"Authorization": header}
+            status, body = await refused(server.anonymous(), known, headers=headers)
+            assert (status, body["code"]) == (401, "unauthorized"), header
+
+
+async def test_another_apps_session_is_404_as_one_that_does_not_exist(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    other = await server.client("other")
+    answers = [await refused(other, one) for one in (session, NO_SESSION, "no-uuid")]
+    assert {status for status, _ in answers} == {404}
+    bodies = [{k: v for k, v in body.items() if k != "request_id"} for _, body in answers]
+    assert bodies[0] == bodies[1] == bodies[2]
+    assert bodies[0]["code"] == "not_found"
+
+
+async def test_a_token_in_the_url_is_no_credential(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    http = server.anonymous().http
+    url = f"{server.url}/sessions/{session}/ws?token={client.token}&access_token={client.token}"
+    async with http.ws_connect(url) as ws:
+        await ws.send_str('{"type":"ping"}')
+        assert await said_goodbye(Socket(ws)) == 4501
+
+
+async def test_without_an_upgrade_it_is_a_bad_request(client: Client) -> None:
+    session = await client.create()
+    status, body = await client.get(f"/sessions/{session}/ws")
+    assert (status, body["code"]) == (400, "bad_request")
+
+
+async def test_an_after_that_is_no_position_is_400_before_the_upgrade(client: Client) -> None:
+    session = await client.create()
+    for after in ("-1", "x", "1.5", "", "9" * 30, "9" * 5000):
+        status, body = await refused(client, session, query=f"?after={after}")
+        assert (status, body["code"]) == (400, "bad_request"), after
+        assert "after" in body["error"]
+
+
+# By the first frame.
+
+
+async def test_the_first_frame_lets_in(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    socket = await first_frame(server, session, token=client.token)
+    ready = await socket.until("ready")
+    assert ready["session_id"] == session
+    assert (await socket.turn("hello"))["stop_reason"] == "end_turn"
+
+
+async def test_the_first_frame_may_name_a_position(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    await client.turn(session, "hello")
+    log = await client.events(session)
+    socket = await first_frame(server, session, token=client.token, after=1)
+    await socket.until("turn_end")
+    assert socket.entries == log[1:]
+    socket = await first_frame(server, session, query_after=2, token=client.token)
+    await socket.until("turn_end")
+    assert socket.entries == log[2:]
+
+
+async def test_a_first_frame_without_a_good_credential_is_4500(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    tokens: list[Json] = [{"token": token} for token in (NOBODY, ADMIN, "", None)]
+    tickets: list[Json] = [{"ticket": ticket} for ticket in ("cft_" + "x" * 43, "")]
+    for credential in (*tokens, *tickets, {}):
+        for known in (session, NO_SESSION):  # it does not learn which of them there is
+            socket = await first_frame(server, known, **credential)
+            assert await said_goodbye(socket) == 4500, credential
+
+
+async def test_another_apps_session_is_4505_as_one_that_does_not_exist(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    other = await server.client("other")
+    for known in (session, NO_SESSION, "no-uuid"):
+        assert await said_goodbye(await first_frame(server, known, token=other.token)) == 4505
+
+
+async def test_a_session_that_cannot_be_read_is_4000(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    server.services.sessions._loaded.clear()
+
+    async def fail(*_: Any) -> bool:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(Store, "has_session", fail)
+    socket = await first_frame(server, session, token=client.token)
+    assert await said_goodbye(socket) == 4000
+    assert "disk" not in socket.frames[0]["reason"]
+
+
+async def test_a_first_frame_that_is_no_auth_is_4501(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    for data in (
+        "hello",
+        "",
+        "[]",
+        "{}",
+        '{"type":"prompt","prompt":"hi"}',
+        '{"type":"ping"}',
+        '{"type":"auth","token":7}',
+        '{"type":"auth","token":"t","after":-1}',
+        '{"type":"unknown"}',
+        b'{"type":"auth"}',
+    ):
+        socket = await server.anonymous().connect(session, ready=False)
+        await (socket.ws.send_str(data) if isinstance(data, str) else socket.ws.send_bytes(data))
+        assert await said_goodbye(socket) == 4501, data
+
+
+async def test_no_auth_in_time_is_4502(serve: Serve) -> None:
+    server = await serve(auth_timeout_secs=0.2)
+    session = await (await server.client()).create()
+    began = time.monotonic()
+    socket = await server.anonymous().connect(session, ready=False)
+    assert await said_goodbye(socket) == 4502
+    assert 0.2 <= time.monotonic() - began < 2
+
+
+async def test_pings_do_not_put_the_time_for_auth_off(serve: Serve) -> None:
+    server = await serve(auth_timeout_secs=0.3)
+    session = await (await server.client()).create()
+    socket = await server.anonymous().connect(session, ready=False)
+
+    async def keep_pinging() -> None:
+        while True:
+            await socket.ws.ping()
+            await asyncio.sleep(0.05)
+
+    pinging = asyncio.create_task(keep_pinging())
+    async with Deadline("4502", 3):
+        assert await said_goodbye(socket) == 4502
+    pinging.cancel()
+    await asyncio.gather(pinging, return_exceptions=True)
+
+
+async def test_who_leaves_before_auth_leaves_nothing(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    socket = await server.anonymous().connect(session, ready=False)
+    await socket.close()
+    assert socket.close_code == 1000
+    assert (await client.state(session))["sockets"] == 0
+
+
+async def test_another_protocol_is_4507(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    url = f"{server.url}/sessions/{session}/ws?protocol=2"
+    async with client.http.ws_connect(url, headers=client.headers()) as ws:
+        assert await said_goodbye(Socket(ws)) == 4507
+    socket = await first_frame(server, session, token=client.token, protocol=2)
+    assert await said_goodbye(socket) == 4507
+    url = f"{server.url}/sessions/{session}/ws?protocol=1"
+    async with client.http.ws_connect(url, headers=client.headers()) as ws:
+        assert (await Socket(ws).until("ready"))["protocol"] == 1
+
+
+# Tickets.
+
+
+async def ticket_for(client: Client, session: str) -> str:
+    status, body = await client.post(f"/sessions/{session}/ticket")
+    assert status == 200
+    assert (body["ok"], body["expires_in"]) == (True, 30)
+    return str(body["ticket"])
+
+
+async def test_a_ticket_lets_in_once(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    ticket = await ticket_for(client, session)
+    socket = await first_frame(server, session, ticket=ticket)
+    await socket.until("ready")
+    assert (await socket.turn("hello"))["stop_reason"] == "end_turn"
+    assert await said_goodbye(await first_frame(server, session, ticket=ticket)) == 4500
+    assert socket.close_code is None
+
+
+async def test_a_ticket_is_for_its_session_alone(server: LocalServer, client: Client) -> None:
+    mine, other = await client.create(), await client.create()
+    ticket = await ticket_for(client, mine)
+    assert await said_goodbye(await first_frame(server, other, ticket=ticket)) == 4500
+
+
+async def test_a_ticket_is_for_sockets_alone(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    ticket = await ticket_for(client, session)
+    assert (await Client(server.url, ticket, client.http).get("/sessions"))[0] == 401
+    status, _ = await refused(Client(server.url, ticket, client.http), session)
+    assert status == 401
+
+
+async def test_of_two_that_race_with_one_ticket_one_gets_in(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    ticket = await ticket_for(client, session)
+    sockets = [await server.anonymous().connect(session, ready=False) for _ in range(8)]
+    await asyncio.gather(*(socket.send("auth", ticket=ticket) for socket in sockets))
+    firsts = await asyncio.gather(*(socket.next() for socket in sockets))
+    assert sorted(frame["type"] for frame in firsts if frame) == ["bye"] * 7 + ["ready"]
+
+
+@pytest.mark.parametrize(("age", "good"), [(20, True), (30.1, False)])
+async def test_a_ticket_is_good_for_30_seconds(
+    server: LocalServer,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    age: float,
+    good: bool,
+) -> None:
+    session = await client.create()
+    ticket = await ticket_for(client, session)
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + age, time=time.time)
+    monkeypatch.setattr(auth, "time", later)
+    socket = await first_frame(server, session, ticket=ticket)
+    if good:
+        await socket.until("ready")
+    else:
+        assert await said_goodbye(socket) == 4500
+
+
+async def test_a_ticket_goes_with_its_token(server: LocalServer) -> None:
+    client = await server.client("app")
+    session = await client.create()
+    ticket = await ticket_for(client, session)
+    assert (await server.admin().delete("/admin/tokens/app"))[0] == 200
+    assert await said_goodbye(await first_frame(server, session, ticket=ticket)) == 4500
+
+
+async def test_another_apps_session_has_no_tickets(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    other = await server.client("other")
+    for known in (session, NO_SESSION):
+        status, body = await other.post(f"/sessions/{known}/ticket")
+        assert (status, body["code"]) == (404, "not_found")
+
+
+async def test_the_open_tickets_of_an_app_are_bounded(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.services.tokens, "max_tickets_per_app", 3)
+    session = await client.create()
+    for _ in range(3):
+        await ticket_for(client, session)
+    status, body = await client.post(f"/sessions/{session}/ticket")
+    assert (status, body["code"]) == (429, "rate_limited")
+    other = await server.client("other")  # which has tickets of its own
+    await ticket_for(other, await other.create())
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 31, time=time.time)
+    monkeypatch.setattr(auth, "time", later)  # those that are over make room
+    await ticket_for(client, session)
+
+
+# Origin and Host.
+
+Origins = list[tuple[str, bool]]
+
+
+def own(server: LocalServer) -> str:
+    return server.url.partition("://")[2]
+
+
+async def test_an_origin_must_be_the_same_or_allowed(serve: Serve) -> None:
+    server = await serve(allowed_origins=("https://chat.example.org", "http://localhost:3000"))
+    client = await server.client()
+    session = await client.create()
+    host = own(server)
+    port = host.partition(":")[2]
+    origins: Origins = [
+        (f"http://{host}", True),
+        (f"HTTP://{host}", True),
+        ("https://chat.example.org", True),
+        ("https://Chat.Example.org", True),
+        ("http://localhost:3000", True),
+        ("null", False),
+        ("", False),
+        (host, False),
+        ("http://", False),
+        ("file://", False),
+        ("http://127.0.0.1", False),
+        (f"http://localhost:{port}", False),  # the Host says 127.0.0.1
+        (f"http://{host}0", False),
+        (f"http://{host}.example.org", False),
+        (f"http://example.org:{port}", False),
+        (f"http://evil-{host}", False),
+        (f"http://{host}@example.org", False),
+        (f"http://{host}/", False),
+        (f"http://{host}#", False),
+        (f"ftp://{host}", False),
+        ("http://chat.example.org", False),
+        ("https://chat.example.org:8443", False),
+        ("https://chat.example.org.evil.org", False),
+        ("https://evilchat.example.org", False),
+        ("https://sub.chat.example.org", False),
+        ("https://chat.example.org, https://evil.org", False),
+        ("http://localhost:30001", False),
+    ]
+    for origin, allowed in origins:
+        headers = {"Origin": origin}
+        if allowed:
+            await client.connect(session, headers=headers)
+        else:
+            status, body = await refused(client, session, headers=headers)
+            assert (status, body["code"]) == (403, "forbidden"), origin
+
+
+async def test_an_origin_is_asked_for_before_any_credential(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    for known in (session, NO_SESSION):
+        status, _ = await refused(
+            server.anonymous(), known, headers={"Origin": "https://evil.example"}
+        )
+        assert status == 403
+
+
+async def test_on_loopback_a_foreign_host_name_is_refused(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    port = own(server).partition(":")[2]
+    hosts: Origins = [
+        (f"localhost:{port}", True),
+        (f"LOCALHOST:{port}", True),
+        (f"[::1]:{port}", True),
+        ("127.0.0.1", True),
+        (f"evil.example:{port}", False),
+        (f"127.0.0.1.evil.example:{port}", False),
+        (f"localhost.evil.example:{port}", False),
+        (f"evil.localhost:{port}", False),
+        (f"notlocalhost:{port}", False),
+        ("127.0.0.1:80:80", False),
+        ("", False),
+    ]
+    for host, allowed in hosts:
+        # The page's own name, as it is when that name was made to point at us.
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        if allowed:
+            await client.connect(session, headers=headers)
+        else:
+            status, body = await refused(client, session, headers=headers)
+            assert (status, body["code"]) == (403, "forbidden"), host
+
+
+async def test_behind_a_proxy_the_allowed_origins_name_the_hosts(serve: Serve) -> None:
+    server = await serve(allowed_origins=("https://chat.example.org",))
+    client = await server.client()
+    session = await client.create()
+    headers = {"Host": "chat.example.org", "Origin": "https://chat.example.org"}
+    await client.connect(session, headers=headers)
+    status, _ = await refused(client, session, headers={"Host": "other.example.org"})
+    assert status == 403
+
+
+def is_host_allowed(host: str, settings: Settings) -> bool:
+    try:
+        check_host(make_mocked_request("GET", "/", headers={"Host": host}), settings)
+    except Error:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("listened_on", ["0.0.0.0", "127.0.0.1", "chat.example.org"])
+def test_named_hosts_are_enforced_whatever_is_listened_on(listened_on: str) -> None:
+    settings = Settings(
+        host=listened_on,
+        allowed_hosts=("chat.example.org", "other.example.org:8443"),
+        allowed_origins=("https://third.example.org", "capacitor://app"),
+    )
+    for host, allowed in [
+        *(("chat.example.org", True), ("Chat.example.org:80", True), ("localhost:1", True)),
+        *(("127.0.0.1", True), ("127.0.0.2:5", True), ("[::1]", True), ("app", True)),
+        *(("other.example.org", False), ("other.example.org:8443", True)),
+        *(("third.example.org", True), ("third.example.org:443", True)),
+        *(("third.example.org:80", False), ("evil.example", False), ("10.0.0.1", False)),
+    ]:
+        assert is_host_allowed(host, settings) is allowed, host
+
+
+def test_without_names_the_host_is_checked_on_loopback_alone() -> None:
+    for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost", "::ffff:127.0.0.1", "a.localhost"):
+        assert not is_host_allowed("evil.example", Settings(host=host))
+    for host in ("0.0.0.0", "10.0.0.1", "::", "chat.example.org"):
+        assert is_host_allowed("evil.example", Settings(host=host))
+
+
+# Who may stay.
+
+
+async def test_a_renewal_keeps_the_socket(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.send("auth", token=client.token)
+    await socket.send("auth", ticket=await ticket_for(client, session))
+    await socket.send("ping", id=1)
+    await socket.until("pong")
+    assert answers(socket) == ["ready", "pong"]
+
+
+async def test_a_renewal_with_a_bad_credential_is_4500(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    other = await server.client("other")
+    theirs = await ticket_for(other, await other.create())
+    for credential in ({"token": NOBODY}, {"token": other.token}, {"ticket": theirs}, {}):
+        socket = await client.connect(session)
+        await socket.send("auth", **credential)
+        assert await socket.until_closed() == 4500, credential
+        assert answers(socket) == ["ready", "bye"]
+
+
+async def test_a_revoked_token_closes_its_sockets_within_a_second(server: LocalServer) -> None:
+    client = await server.client("app")
+    session = await client.create()
+    other = await server.client("other")
+    bystander = await other.connect(await other.create())
+    by_ticket = await first_frame(server, session, ticket=await ticket_for(client, session))
+    await by_ticket.until("ready")
+    sockets = [await client.connect(session), await client.connect(session), by_ticket]
+    await sockets[0].send(
+        "prompt", prompt=script({"repeat": {"times": 9999, "steps": [{"sleep": 5}, {"say": "."}]}})
+    )
+    await sockets[1].until_text(".")
+    async with Deadline("4503", 1):
+        assert (await server.admin().delete("/admin/tokens/app"))[0] == 200
+        for socket in sockets:
+            assert await socket.until_closed() == 4503
+            assert socket.frames[-1]["type"] == "bye"
+    status, _ = await refused(client, session)
+    assert status == 401
+    await bystander.send("ping", id=1)
+    await bystander.until("pong")
+
+
+async def test_a_token_revoked_while_its_socket_opens_does_not_let_in(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.create()
+    get = Sessions.get
+
+    async def revoke_first(self: Sessions, session_id: str, app_name: str) -> Any:
+        found = await get(self, session_id, app_name)
+        await server.services.tokens.revoke(app_name)
+        return found
+
+    monkeypatch.setattr(Sessions, "get", revoke_first)
+    socket = await first_frame(server, session, token=client.token)
+    assert await said_goodbye(socket) == 4503
+
+
+async def test_a_token_bound_to_other_networks_is_refused(
+    server: LocalServer, client: Client
+) -> None:
+    here = await server.client("here", ip_cidrs=["127.0.0.0/8"])
+    await here.connect(await here.create())
+    away = await server.client("away", ip_cidrs=["10.0.0.0/8", "2001:db8::/32"])
+    session = await client.create()
+    assert (await refused(away, session))[0] == 401
+    assert await said_goodbye(await first_frame(server, session, token=away.token)) == 4500
+
+
+async def test_no_credential_reaches_the_log(
+    server: LocalServer, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    session = await client.create()
+    ticket = await ticket_for(client, session)
+    await (await first_frame(server, session, ticket=ticket)).until("ready")
+    await (await first_frame(server, session, token=client.token)).until("ready")
+    await said_goodbye(await first_frame(server, session, token=NOBODY))
+    url = f"{server.url}/sessions/{session}/ws?token={client.token}"
+    async with client.http.ws_connect(url, headers=client.headers(), protocols=["p"]) as ws:
+        await Socket(ws).until("ready")
+    assert "/ws" in caplog.text
+    for secret in (ticket, client.token, NOBODY):
+        assert secret is not None
+        assert secret not in caplog.text
