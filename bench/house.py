@@ -18,8 +18,8 @@ from targets import AGENT, Clawdforge, RawPipe, Server
 
 from server.metrics import Metrics
 from server.sessions.entries import event_fields
-from server.sessions.event_log import LogWriter, SessionLog
-from server.storage.database import Store
+from server.sessions.event_log import DatabaseWriter, SessionLog
+from server.storage.database import Database
 
 CHUNK = 20_000
 UPDATE = json.dumps(
@@ -151,8 +151,8 @@ def measure_growth(folder: Path, report: Report, *, quick: bool) -> None:
 
 async def _grow(path: Path, most: int) -> tuple[Samples, Samples]:
     """Microseconds an entry, while a log is short and when it is long, taken in turns."""
-    store = await Store.open(path)
-    writer = LogWriter(store, Metrics())
+    store = await Database.open(path)
+    writer = DatabaseWriter(store, Metrics())
     writer.start()
     fields = event_fields(UPDATE)
 

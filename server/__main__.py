@@ -27,8 +27,8 @@ from .config import SettingError, Settings, load, with_env_file
 from .origins import address_of
 from .tasks import CriticalTaskError, Supervisor
 from .web import control_socket
-from .web.context import SERVICES
-from .web.listener import Door
+from .web.context import CONTEXT
+from .web.listener import Listener
 from .web.middleware import Runner
 
 logger = logging.getLogger(__name__)
@@ -118,8 +118,8 @@ async def serve(
         # They are made once: a first start that fails after that shows them, too.
         stack.callback(_show_tokens, app)
         await runner.setup()
-        door = Door(
-            app[SERVICES].sockets.waiting,
+        door = Listener(
+            app[CONTEXT].sockets.waiting,
             settings.auth_timeout_secs,
             settings.stall_timeout_secs,
             supervisor,

@@ -16,32 +16,32 @@ from typing import get_args
 from aiohttp import web
 
 from . import safe_files
-from .agents.base import Presence, Pressure
+from .agents.base import Backpressure, Presence
 from .agents.catalog import AcpxError, find_node
 from .agents.cli.backend import CliBackend
 from .agents.host.backend import HostBackend
 from .agents.process.environ import agent_environ, with_folder_of
-from .auth.tokens import FirstTokens, Tokens
+from .auth.tokens import FirstTokens, TokenRegistry
 from .config import MAX_BODY_BYTES, AgentCommand, Settings
 from .errors import Error
 from .limits import ByteBudget
 from .metrics import Metrics
 from .runs.runner import Runner
-from .sessions.event_log import LogWriter
-from .sessions.registry import FALLBACK_AGENT, Sessions
-from .storage.database import Store, StoreError
+from .sessions.event_log import DatabaseWriter
+from .sessions.registry import FALLBACK_AGENT, SessionRegistry
+from .storage.database import Database, DatabaseError
 from .storage.import_v02 import upgrade
 from .storage.schema import SchemaError
 from .tasks import Supervisor, Tasks
-from .uploads.files import Files
+from .uploads.files import FileStore
 from .web.bodies import BODIES, Bodies
-from .web.context import SERVICES, Services
+from .web.context import CONTEXT, ServerContext
 from .web.health import Health
 from .web.middleware import answer, label
 from .web.resources import acp, admin, docs, files, health, page, run, sessions, socket
 from .web.responses import sign
 from .ws.connection import INCOMING_LIMITS
-from .ws.hub import Sockets
+from .ws.hub import Hub
 from .ws.incoming import IncomingLimits
 
 SOCKETS_CLOSE_SECS = 5.0
@@ -93,7 +93,7 @@ async def build_app(
                 await stack.enter_async_context(_house(app, settings, environ, clock, tasks))
             except (AcpxError, Error, SchemaError) as error:
                 raise StartError(str(error)) from None
-            except (OSError, StoreError) as error:
+            except (OSError, DatabaseError) as error:
                 raise StartError(f"CLAWDFORGE_DATA_DIR: {settings.data_dir}: {error}") from None
             yield
 
@@ -118,13 +118,13 @@ async def _house(
         stack.enter_context(own_folder(settings.data_dir))
         database = settings.data_dir / "clawdforge.db"
         await upgrade(database)
-        store = await Store.open(database, sync=settings.sync)
+        store = await Database.open(database, sync=settings.sync)
         stack.push_async_callback(store.close)
         metrics = Metrics()
-        writer = LogWriter(store, metrics, supervisor)
+        writer = DatabaseWriter(store, metrics, supervisor)
         writer.start()
         stack.push_async_callback(writer.stop)
-        tokens = Tokens(store, writer, max_tickets_per_app=settings.max_tickets_per_app)
+        tokens = TokenRegistry(store, writer, max_tickets_per_app=settings.max_tickets_per_app)
         if (first := await tokens.load(settings.admin_token)) is not None:
             app[FIRST_TOKENS].append(first)
 
@@ -134,7 +134,7 @@ async def _house(
         known = [info.name for info in await backend.agents()]
         if settings.default_agent not in (None, *known):
             raise StartError(f"CLAWDFORGE_DEFAULT_AGENT: must be one of {', '.join(known)}")
-        all_sessions = Sessions(settings, store, writer, metrics, backend, clock)
+        all_sessions = SessionRegistry(settings, store, writer, metrics, backend, clock)
         await all_sessions.start()
         stack.push_async_callback(all_sessions.stop)
 
@@ -152,7 +152,7 @@ async def _house(
         await runner.start()
         stack.push_async_callback(runner.stop)
 
-        sockets = Sockets(settings)
+        sockets = Hub(settings)
 
         def revoked(app_name: str) -> None:
             sockets.close_app(app_name)
@@ -162,7 +162,7 @@ async def _house(
         allowed = agent_environ(environ, settings.agent_env)
         state = Health(settings.claude_bin, environ=allowed)
         state.acpx_version = backend.versions["acpx"]
-        uploads = Files(
+        uploads = FileStore(
             settings.data_dir / "uploads",
             store,
             writer,
@@ -174,7 +174,7 @@ async def _house(
         )
         await uploads.start()
         _show(metrics, tokens, writer, all_sessions, runner, sockets, backend)
-        app[SERVICES] = Services(
+        app[CONTEXT] = ServerContext(
             settings, tokens, all_sessions, uploads, sockets, state, metrics, runner, supervisor
         )
 
@@ -197,11 +197,11 @@ async def _house(
 
 def _show(
     metrics: Metrics,
-    tokens: Tokens,
-    writer: LogWriter,
-    all_sessions: Sessions,
+    tokens: TokenRegistry,
+    writer: DatabaseWriter,
+    all_sessions: SessionRegistry,
     runner: Runner,
-    sockets: Sockets,
+    sockets: Hub,
     backend: HostBackend | CliBackend,
 ) -> None:
     """Let the metrics read the parts' own figures."""
@@ -240,7 +240,7 @@ def _show(
 
 async def _drain(app: web.Application) -> None:
     """Stop serving: sockets are told first, running turns may finish."""
-    services = app[SERVICES]
+    services = app[CONTEXT]
     services.health.ready = False
     services.sessions.is_draining = True
     await services.sockets.close_all(SOCKETS_CLOSE_SECS)
@@ -296,7 +296,7 @@ def own_folder(folder: Path) -> Iterator[None]:
 def make_backend(
     settings: Settings,
     environ: Mapping[str, str],
-    pressure: Pressure,
+    pressure: Backpressure,
     supervisor: Supervisor | None = None,
     *,
     node: str | None = None,

@@ -21,7 +21,7 @@ DISK_SECS = 1.0
 """How old the last look at the disk may be."""
 
 
-class Rate:
+class TokenBucket:
     """So many a second, in bursts of at most so many (a token bucket).
 
     Args:
@@ -89,7 +89,7 @@ class ByteQuota:
         return self._taken[key]
 
 
-class Places:
+class ConcurrencyLimit:
     """So many at once, in all and for each key."""
 
     def __init__(self, total: int, each: int) -> None:

@@ -379,7 +379,7 @@ async def test_a_failing_start_is_told_in_one_line(
     async def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("server.app.Tokens.load", fail)
+    monkeypatch.setattr("server.app.TokenRegistry.load", fail)
     with pytest.raises(StartError, match=re.escape(str(error))) as caught:
         await serve()
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from server.limits import Rate, give_back
+from server.limits import TokenBucket, give_back
 
 
 def test_what_is_given_back_leaves_nothing() -> None:
@@ -19,7 +19,7 @@ def test_what_is_given_back_leaves_nothing() -> None:
 def test_an_allowance_is_spent_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    rate = Rate(per_second=2, burst=4)
+    rate = TokenBucket(per_second=2, burst=4)
     assert rate.is_unspent()
     assert [rate.allows() for _ in range(5)] == [True] * 4 + [False]
     now = 1.5

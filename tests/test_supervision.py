@@ -14,7 +14,7 @@ from server.__main__ import serve as serve_forever
 from server.config import Settings
 from server.errors import Error
 from server.sessions.event_log import SessionLog
-from server.storage.database import Store
+from server.storage.database import Database
 from server.tasks import CriticalTaskError, Loop, Supervisor, Tasks
 
 from .conftest import Serve
@@ -130,7 +130,7 @@ async def test_unexpected_failure_of_a_write_ends_the_writer(
     async def fail(*_: object) -> None:
         raise RuntimeError("injected by a test")
 
-    monkeypatch.setattr(Store, "write", fail)
+    monkeypatch.setattr(Database, "write", fail)
     status, _ = await client.post("/sessions", {})
     assert status == 500
     assert await ready(client) == 503
@@ -180,7 +180,7 @@ async def test_sweeper_outlives_a_failed_read_at_its_start(
         swept.set()
         return []
 
-    monkeypatch.setattr(Store, "prewarmed", fail_once)
+    monkeypatch.setattr(Database, "prewarmed", fail_once)
     await serve(sweep_interval_secs=0.01)
     async with Deadline("the sweeper to go on"):
         await swept.wait()

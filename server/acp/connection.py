@@ -22,16 +22,16 @@ from ..auth.tokens import Credential, unauthorized
 from ..codec import aside, dumps, loads
 from ..errors import CloseCode, Error, bad_request, not_found, session_closed
 from ..sessions import entries
-from ..sessions.registry import Sessions
+from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..storage.failures import failure_of
 from ..storage.schema import SessionRow
-from ..ws.connection import WRITE_BYTES, Goodbye, Peer
+from ..ws.connection import WRITE_BYTES, Disconnect, WebSocketConnection
 from . import jsonrpc, translate
 from . import params as messages
 from .jsonrpc import RpcError
 from .params import NAMESPACE, Wishes
-from .subscription import Attachment
+from .subscription import SessionSubscription
 from .truncate import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ MAX_WAITING = 16
 """Requests that may wait for agents at once."""
 
 
-class Connection(Peer):
+class AcpConnection(WebSocketConnection):
     """A prepared socket of an ACP client.
 
     Args:
@@ -58,7 +58,7 @@ class Connection(Peer):
         request: web.Request,
         socket_response: web.WebSocketResponse[bool],
         credential: Credential,
-        sessions: Sessions,
+        sessions: SessionRegistry,
         *,
         connection_id: str,
         request_id: str,
@@ -79,7 +79,7 @@ class Connection(Peer):
         self._only = only
         self._initialized = False
         self._left = False
-        self._attached: dict[str, Attachment] = {}
+        self._attached: dict[str, SessionSubscription] = {}
         self._ids = itertools.count(1)
         self._cancels: dict[bytes, Callable[[], object]] = {}
         self._waiting = 0
@@ -166,7 +166,7 @@ class Connection(Peer):
                 self._take_answer(message)
 
     def _refuse_to_begin(self) -> None:
-        self.close(Goodbye(CloseCode.PROTOCOL_ERROR, "the first message must be initialize"))
+        self.close(Disconnect(CloseCode.PROTOCOL_ERROR, "the first message must be initialize"))
 
     def _call(self, request: jsonrpc.Request) -> Awaitable[None]:
         call = self._calls.get(request.method)
@@ -346,7 +346,7 @@ class Connection(Peer):
         self._sessions.closing.spawn(self._answer(request, close), name)
 
     async def _close_and_answer(
-        self, request: jsonrpc.Request, session: Session, attachment: Attachment | None
+        self, request: jsonrpc.Request, session: Session, attachment: SessionSubscription | None
     ) -> None:
         await self._sessions.close(session, "client")
         if attachment is None:
@@ -362,17 +362,17 @@ class Connection(Peer):
             raise not_found()
         return await self._sessions.get(session_id, self.app_name)
 
-    async def _attached_to(self, session_id: str) -> Attachment:
+    async def _attached_to(self, session_id: str) -> SessionSubscription:
         """The session on this connection; from now on, where it was not yet."""
         session = await self._session(session_id)
         if session.is_closed:
             raise session_closed()
         return self._attached.get(session_id) or self._attach(session, session.log.head)
 
-    def _attach(self, session: Session, cursor: int) -> Attachment:
+    def _attach(self, session: Session, cursor: int) -> SessionSubscription:
         if session.viewers >= self._sessions.settings.max_sockets_per_session:
             raise Error("rate_limited", "the session has all the sockets it may")
-        attachment = self._attached[session.id] = Attachment(
+        attachment = self._attached[session.id] = SessionSubscription(
             session,
             cursor,
             answered=self._forget,
@@ -384,7 +384,7 @@ class Connection(Peer):
         self.wake()
         return attachment
 
-    def _detach(self, attachment: Attachment) -> None:
+    def _detach(self, attachment: SessionSubscription) -> None:
         del self._attached[attachment.session.id]
         attachment.session.log.unwatch(self.wake)
         attachment.session.viewers -= 1

@@ -24,7 +24,7 @@ Json = dict[str, Any]
 ERROR_LENGTH = 10_000
 
 
-class Attachment:
+class SessionSubscription:
     """A session as one client sees it.
 
     Args:
@@ -57,8 +57,8 @@ class Attachment:
         self._replay_until = 0
         self._loads: list[jsonrpc.Request] = []
         self._closes: list[jsonrpc.Request] = []
-        self._endings: dict[int, translate.Notice] = {}
-        self._prefix = translate.Prefix(session.id)
+        self._endings: dict[int, translate.AgentMessage] = {}
+        self._prefix = translate.SessionIdRewriter(session.id)
 
     @property
     def has_more(self) -> bool:
@@ -148,7 +148,7 @@ class Attachment:
     def _tell_event(self, line: bytes, event: bytes, *, replaying: bool) -> list[bytes]:
         if (swapped := self._prefix.swap(event)) is not None:
             return [swapped]
-        notice = translate.Notice(event)
+        notice = translate.AgentMessage(event)
         if notice.method is None:
             self._endings[entries.turn_index_of(line)] = notice
             return []
@@ -201,7 +201,7 @@ class Attachment:
         return asking
 
 
-def _answer(request: jsonrpc.Request, end: Json, ending: translate.Notice | None) -> bytes:
+def _answer(request: jsonrpc.Request, end: Json, ending: translate.AgentMessage | None) -> bytes:
     """The answer to a prompt: the agent's own where it counts, else what the server knows.
 
     Args:

@@ -20,7 +20,7 @@ _UPDATE_HEAD = b'{"jsonrpc":"2.0","method":"session/update","params":{"sessionId
 _Fields = dict[str, msgspec.Raw]
 
 
-class Notice:
+class AgentMessage:
     """A message that an agent wrote, looked at as deep as is needed and no deeper.
 
     Attributes:
@@ -63,7 +63,7 @@ def _join(fields: Mapping[str, msgspec.Raw]) -> bytes:
     return b"{%b}" % b",".join(b"%b:%b" % (dumps(key), bytes(part)) for key, part in fields.items())
 
 
-class Prefix:
+class SessionIdRewriter:
     """The way most updates begin, for those that need not be looked at: their id is swapped.
 
     Args:
@@ -74,7 +74,7 @@ class Prefix:
         self._ours = _UPDATE_HEAD % dumps(session_id)
         self._theirs: bytes | None = None
 
-    def learn(self, notice: Notice) -> None:
+    def learn(self, notice: AgentMessage) -> None:
         """Note the agent's own id from a notice that was looked at."""
         params = parse_message(notice.part("params") or b"")
         if params is not None and isinstance(params.get("sessionId"), str):

@@ -1,7 +1,7 @@
 """What a session knows of its agent, whichever way the agent is run.
 
 A :class:`Backend` makes one :class:`Agent` a session; the agent tells the
-session what its process says through a :class:`Listener`. Listener calls are
+session what its process says through a :class:`AgentObserver`. Its calls are
 plain functions, made in the order of the agent's output, so that the log has
 that order too.
 """
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from ..codec import dumps
 from ..errors import Error
-from .traits import Traits
+from .traits import AgentTraits
 
 Context = Literal["fresh", "kept"]
 """Whether the agent process has the session's conversation, or begins a new one."""
@@ -193,7 +193,7 @@ Presence = Literal["live", "waking", "prewarmed", "hibernated"]
 """Whether a session's agent runs: what ``agent_state`` tells."""
 
 
-class Listener(Protocol):
+class AgentObserver(Protocol):
     """The session, as its agent sees it.
 
     Attributes:
@@ -254,7 +254,7 @@ class Agent(Protocol):
     @property
     def state(self) -> AgentState: ...
 
-    def pass_to(self, spec: AgentSpec, listener: Listener) -> None:
+    def pass_to(self, spec: AgentSpec, listener: AgentObserver) -> None:
         """Serve another *listener* from now on, with another permission in *spec* perhaps."""
 
     async def wake(self) -> None:
@@ -277,7 +277,7 @@ class Agent(Protocol):
 
         Returns:
             What must be awaited, and is over when the turn is. The answer itself has gone to
-            :meth:`Listener.prompt_answered` by then. It raises :class:`Error` where the turn
+            :meth:`AgentObserver.prompt_answered` by then. It raises :class:`Error` where the turn
             has no answer: the agent did not start, or it ended.
         """
 
@@ -341,17 +341,17 @@ class Backend(Protocol):
         The first time the agent may be started for it, which takes a while.
         """
 
-    def traits(self, name: str) -> Traits:
+    def traits(self, name: str) -> AgentTraits:
         """What is known of the agent of that name."""
 
-    def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> Agent:
+    def agent(self, spec: AgentSpec, listener: AgentObserver, state: AgentState = NEW) -> Agent:
         """A session's agent; *state* is what it said of itself when it last ran."""
 
     async def forget(self, key: str) -> None:
         """Delete what acpx keeps of a session that has no process any more."""
 
 
-class Pressure(Protocol):
+class Backpressure(Protocol):
     """Whether what agents say can be taken at the moment."""
 
     @property

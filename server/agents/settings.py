@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .base import AgentSpec, AgentState, Listener, Wanted, is_shortened
+from .base import AgentObserver, AgentSpec, AgentState, Wanted, is_shortened
 
 SET_MODE = "session/set_mode"
 SET_MODEL = "session/set_model"
@@ -315,7 +315,9 @@ def is_command(state: AgentState, blocks: Any) -> bool:
     return any(isinstance(one, dict) and one.get("name") == name for one in offered)
 
 
-def preface_of(blocks: Any, spec: AgentSpec, state: AgentState, listener: Listener) -> str | None:
+def preface_of(
+    blocks: Any, spec: AgentSpec, state: AgentState, listener: AgentObserver
+) -> str | None:
     """What goes in front of a prompt in a conversation that has no preface yet."""
     listener.owes_preface = spec.preface is not None and is_command(state, blocks)
     return None if listener.owes_preface else spec.preface

@@ -16,7 +16,7 @@ APPROVE_ALL = "approve-all"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Traits:
+class AgentTraits:
     """What is known of an agent.
 
     Attributes:
@@ -57,30 +57,32 @@ class Traits:
         return mode == self.asks_in or mode in self.also_asks_in
 
 
-KNOWN: Mapping[str, Traits] = {
-    "claude": Traits(
+KNOWN: Mapping[str, AgentTraits] = {
+    "claude": AgentTraits(
         "default", frozenset({"plan"}), takes_system=True, takes_any_model=True
     ),  # 0.101 begins in `auto`, which does not ask
-    "codex": Traits("read-only"),  # 2.6 begins in `agent`
-    "demo": Traits("ask", frozenset({"plan"}), takes_system=True),
-    "fast-agent": Traits(None),
-    "gemini": Traits("default", frozenset({"plan"})),
-    "opencode": Traits(asks_by={"OPENCODE_PERMISSION": {"edit": "ask", "bash": "ask"}}),
-    "pi": Traits(None),
-    "qwen": Traits("default", frozenset({"plan"})),  # 0.24 begins in `auto`
+    "codex": AgentTraits("read-only"),  # 2.6 begins in `agent`
+    "demo": AgentTraits("ask", frozenset({"plan"}), takes_system=True),
+    "fast-agent": AgentTraits(None),
+    "gemini": AgentTraits("default", frozenset({"plan"})),
+    "opencode": AgentTraits(asks_by={"OPENCODE_PERMISSION": {"edit": "ask", "bash": "ask"}}),
+    "pi": AgentTraits(None),
+    "qwen": AgentTraits("default", frozenset({"plan"})),  # 0.24 begins in `auto`
 }
 
 
-def traits_of(name: str, commands: Mapping[str, AgentCommand]) -> Traits:
+def traits_of(name: str, commands: Mapping[str, AgentCommand]) -> AgentTraits:
     """What is known of the agent of that name; *commands* are the server's own."""
-    known = KNOWN.get(name, Traits())
+    known = KNOWN.get(name, AgentTraits())
     command = commands.get(name)
     if command is None or command.asks_in == UNKNOWN:
         return known
     return dataclasses.replace(known, asks_in=command.asks_in, also_asks_in=frozenset(), asks_by={})
 
 
-def asking_environ(traits: Traits, permission: str, environ: Mapping[str, str]) -> dict[str, str]:
+def asking_environ(
+    traits: AgentTraits, permission: str, environ: Mapping[str, str]
+) -> dict[str, str]:
     """The variables that make an agent ask, in a session with that permission.
 
     Args:

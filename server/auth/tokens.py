@@ -34,9 +34,9 @@ from ..origins import (
     origin_of,
     without_port,
 )
-from ..sessions.event_log import LogWriter
+from ..sessions.event_log import DatabaseWriter
 from ..storage import database as store
-from ..storage.database import Store
+from ..storage.database import Database
 from ..storage.schema import TokenRow
 from ..tasks import to_completion
 
@@ -149,7 +149,7 @@ class Ticket:
     expires_at: float
 
 
-class Tokens:
+class TokenRegistry:
     """The apps' tokens, in memory as in the database, and the admin's.
 
     Args:
@@ -157,7 +157,7 @@ class Tokens:
     """
 
     def __init__(
-        self, database: Store, writer: LogWriter, *, max_tickets_per_app: int = 10_000
+        self, database: Database, writer: DatabaseWriter, *, max_tickets_per_app: int = 10_000
     ) -> None:
         self.max_tickets_per_app = max_tickets_per_app
         self._store = database

@@ -20,14 +20,14 @@ import aiohttp
 
 from ..agents.catalog import AcpxError
 from ..app import FolderTakenError, check_folder, make_backend, own_folder
-from ..auth.tokens import Tokens
+from ..auth.tokens import TokenRegistry
 from ..config import Settings
 from ..errors import Error
 from ..escaping import visible
 from ..metrics import Metrics
-from ..sessions.event_log import LogWriter
-from ..sessions.registry import Sessions
-from ..storage.database import Store, StoreError
+from ..sessions.event_log import DatabaseWriter
+from ..sessions.registry import SessionRegistry
+from ..storage.database import Database, DatabaseError
 from ..storage.import_v02 import upgrade
 from ..storage.schema import SchemaError
 from ..web import bodies, control_socket
@@ -86,7 +86,7 @@ class RunningHouse:
 class StoppedHouse:
     """The data folder of a stopped server, which no server can start on meanwhile."""
 
-    def __init__(self, tokens: Tokens, sessions: Sessions) -> None:
+    def __init__(self, tokens: TokenRegistry, sessions: SessionRegistry) -> None:
         self._tokens = tokens
         self._sessions = sessions
 
@@ -164,30 +164,30 @@ async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncItera
     async with contextlib.AsyncExitStack() as stack:
         database = settings.data_dir / "clawdforge.db"
         await upgrade(database)
-        store = await Store.open(database, sync=settings.sync)
+        store = await Database.open(database, sync=settings.sync)
         stack.push_async_callback(store.close)
         metrics = Metrics()
-        writer = LogWriter(store, metrics)
+        writer = DatabaseWriter(store, metrics)
         writer.start()
         stack.push_async_callback(writer.stop)
-        tokens = Tokens(store, writer)
+        tokens = TokenRegistry(store, writer)
         await tokens.look()
         # Agents are described by it and never started, so no Node is needed.
         backend = make_backend(settings, environ, writer, node="node")
-        sessions = Sessions(settings, store, writer, metrics, backend)
+        sessions = SessionRegistry(settings, store, writer, metrics, backend)
         await sessions.start()
         stack.push_async_callback(sessions.stop)
         yield StoppedHouse(tokens, sessions)
 
 
 @contextlib.asynccontextmanager
-async def reading(settings: Settings) -> AsyncIterator[Store]:
+async def reading(settings: Settings) -> AsyncIterator[Database]:
     """The database, to read it."""
     path = settings.data_dir / "clawdforge.db"
     if await asyncio.to_thread(settings.data_dir.is_dir):
         check_folder(settings.data_dir)
     await _check_database(settings)
-    store = await Store.look(path)
+    store = await Database.look(path)
     try:
         yield store
     finally:
@@ -217,7 +217,7 @@ def run(
         drop_stdout()  # whoever reads has seen enough, `head` say
     except (AcpxError, Error, OSError, SchemaError) as error:
         raise CommandError(str(error)) from None
-    except StoreError as error:
+    except DatabaseError as error:
         where = settings.data_dir / "clawdforge.db"
         raise CommandError(f"{where}: {error}: `doctor` says what to do") from None
     return 0

@@ -15,7 +15,7 @@ from ..app import STDERR_FOLDER
 from ..codec import parse_message
 from ..config import Settings
 from ..escaping import json_text, visible
-from ..storage.database import Store
+from ..storage.database import Database
 from ..storage.schema import SessionRow
 from . import admin
 
@@ -148,7 +148,7 @@ async def export(
             page.flush()
 
 
-async def _lines(store: Store, row: SessionRow) -> AsyncIterator[bytes]:
+async def _lines(store: Database, row: SessionRow) -> AsyncIterator[bytes]:
     position = 0
     while rows := await store.read_log(row.n, position, PAGE_BYTES):
         for part in rows:

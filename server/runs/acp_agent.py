@@ -71,7 +71,7 @@ async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: f
 
 
 class _Turn:
-    """What an agent says in the one turn of a run; see :class:`base.Listener`."""
+    """What an agent says in the one turn of a run; see :class:`base.AgentObserver`."""
 
     agent: Agent
 

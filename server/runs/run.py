@@ -20,10 +20,10 @@ END_SECS = 5
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 SystemMode = Literal["replace", "append"]
-Ending = Literal["timeout", "hang-up", "stop"]
+RunEnd = Literal["timeout", "hang-up", "stop"]
 """Why a run is ended that has not ended by itself."""
 
-ENDINGS: Mapping[Ending, tuple[str, str, str]] = {
+ENDINGS: Mapping[RunEnd, tuple[str, str, str]] = {
     "timeout": ("agent_timeout", "the run took longer than it may", "timeout"),
     "hang-up": ("agent_failed", "the client hung up", "cancelled"),
     "stop": ("server_restarted", "the server is going away", "cancelled"),
@@ -59,9 +59,9 @@ class Run:
         self.request = request
         self.timeout = timeout
         self.outcome: asyncio.Task[Answer]
-        self.stopped: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self.stopped: asyncio.Future[RunEnd] = asyncio.get_running_loop().create_future()
 
-    def stop(self, reason: Ending) -> None:
+    def stop(self, reason: RunEnd) -> None:
         """End it, or do nothing where it has ended."""
         if not self.stopped.done():
             self.stopped.set_result(reason)
@@ -72,7 +72,7 @@ class Run:
         terminate: Callable[[], None],
         kill: Callable[[], Awaitable[None]],
         grace: float,
-    ) -> Ending | None:
+    ) -> RunEnd | None:
         """Wait until *work* is done, or see to it.
 
         Returns:
@@ -83,7 +83,7 @@ class Run:
         )
         if work.done():
             return None
-        ending: Ending = self.stopped.result() if self.stopped.done() else "timeout"
+        ending: RunEnd = self.stopped.result() if self.stopped.done() else "timeout"
         terminate()
         await asyncio.wait({work}, timeout=grace)
         if not work.done():
@@ -105,7 +105,7 @@ def leave_nothing(folder: Path) -> None:
         logger.error("a run's folder cannot be removed: %s", error)
 
 
-def ended(ending: Ending, stderr: str = "") -> RunFailed:
+def ended(ending: RunEnd, stderr: str = "") -> RunFailed:
     """The failure that a run is which was ended."""
     code, message, stop_reason = ENDINGS[ending]
     return RunFailed(code, message, stop_reason=stop_reason, stderr=stderr)

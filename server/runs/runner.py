@@ -20,9 +20,9 @@ from ..agents.base import Backend
 from ..config import Settings
 from ..errors import Error, bad_request, draining
 from ..limits import ByteQuota, DiskReserve
-from ..sessions.event_log import LogWriter
+from ..sessions.event_log import DatabaseWriter
 from ..storage import database as store
-from ..storage.database import Store
+from ..storage.database import Database
 from ..storage.failures import failure_of
 from ..storage.schema import RunRow
 from ..tasks import to_completion
@@ -49,8 +49,8 @@ class Runner:
     def __init__(
         self,
         settings: Settings,
-        database: Store,
-        writer: LogWriter,
+        database: Database,
+        writer: DatabaseWriter,
         backend: Backend,
         *,
         environ: Mapping[str, str],

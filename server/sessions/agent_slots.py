@@ -40,7 +40,7 @@ class Holder(Protocol):
     async def hibernate(self, grace: float = ..., /) -> bool: ...
 
 
-class LiveAgents:
+class AgentSlots:
     """Slots for running agents.
 
     Args:

@@ -1,7 +1,7 @@
 """The session's log: durable before visible, and read by position.
 
 Down one way: :meth:`SessionLog.append` numbers an entry and frames it; the
-:class:`LogWriter` commits whatever has gathered while its last transaction
+:class:`DatabaseWriter` commits whatever has gathered while its last transaction
 ran, of all sessions at once; only then do the entries join the log's ring, the
 head moves and the watchers are told. So no reader can see what a killed server
 would forget, and the cost of a commit is shared by all that wait for it.
@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from ..errors import Error, not_stored
 from ..metrics import Metrics
 from ..storage import database as store
-from ..storage.database import Statement, Store, StoreError
+from ..storage.database import Database, DatabaseError, Statement
 from ..storage.schema import LogRow
 from ..tasks import Supervisor, Tasks
 from . import entries
@@ -87,7 +87,7 @@ class Batch:
 class SessionLog:
     """One session's log in memory: what is not yet committed, and the newest that is."""
 
-    def __init__(self, writer: LogWriter, number: int, head: int) -> None:
+    def __init__(self, writer: DatabaseWriter, number: int, head: int) -> None:
         self.head = head
         self._writer = writer
         self._number = number
@@ -201,7 +201,7 @@ class SessionLog:
             return batches
         batches = await self._writer.pages.read(self._number, after)
         if not batches:  # there are entries behind *after*, or there were: no reader would end
-            raise StoreError("the log is deleted")
+            raise DatabaseError("the log is deleted")
         return batches
 
     def take_pending(self) -> list[LogRow]:
@@ -259,7 +259,7 @@ class SessionLog:
 class Pages:
     """Pages of the stored logs; who replays the same as others did just now shares theirs."""
 
-    def __init__(self, database: Store) -> None:
+    def __init__(self, database: Database) -> None:
         self._store = database
         self._pages: OrderedDict[tuple[int, int], asyncio.Task[list[Batch]]] = OrderedDict()
         self._turns = asyncio.Semaphore(PAGES_AT_ONCE)
@@ -312,11 +312,11 @@ class Rings:
             next(iter(self._logs)).drop_ring()
 
 
-class LogWriter:
+class DatabaseWriter:
     """The one writer: gathers entries and statements, and commits them in groups."""
 
     def __init__(
-        self, database: Store, metrics: Metrics, supervisor: Supervisor | None = None
+        self, database: Database, metrics: Metrics, supervisor: Supervisor | None = None
     ) -> None:
         self.store = database
         self.pages = Pages(database)
@@ -396,7 +396,7 @@ class LogWriter:
             self._committed_much.clear()
             try:
                 await self.store.checkpoint()
-            except StoreError as error:
+            except DatabaseError as error:
                 # The WAL has it all; it is tried again behind the next commit.
                 logger.info("the WAL is not written back: %s", error)
 
@@ -489,7 +489,7 @@ class LogWriter:
             try:
                 await self.store.write([*durable, *(one for group, _ in prompt for one in group)])
                 break
-            except StoreError as error:
+            except DatabaseError as error:
                 if not store.may_pass(error):
                     logger.error("something can never be stored: %s", error)
                     for group, future in prompt:
@@ -540,7 +540,7 @@ class LogWriter:
         error = None
         try:
             await self.store.write(group)
-        except StoreError:
+        except DatabaseError:
             error = not_stored()
         _settle([(group, future)], error)
 
@@ -556,7 +556,7 @@ class LogWriter:
         for statement in durable:
             try:
                 await self.store.write([statement])
-            except StoreError as error:
+            except DatabaseError as error:
                 if store.may_pass(error):
                     rest.append(statement)
                 else:

@@ -14,7 +14,7 @@ from ..errors import bad_request, not_found
 from ..storage import database
 from ..storage.schema import SessionRow
 from . import entries
-from .event_log import LogWriter, SessionLog
+from .event_log import DatabaseWriter, SessionLog
 
 MAX_PENDING = 32
 """One more that an agent asks leave for is rejected, until one has its outcome."""
@@ -162,7 +162,7 @@ class Permissions:
         self,
         row: SessionRow,
         log: SessionLog,
-        writer: LogWriter,
+        writer: DatabaseWriter,
         timeout: float,
         answer: Callable[[Any, Mapping[str, Any]], None],
     ) -> None:

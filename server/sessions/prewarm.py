@@ -23,17 +23,17 @@ from .. import safe_files
 from ..agents.base import (
     GRACE_SECS,
     Agent,
+    AgentObserver,
     AgentSpec,
     AgentState,
     Backend,
     Context,
-    Listener,
     Wanted,
 )
 from ..errors import Error
 from ..storage import database
 from ..tasks import Tasks
-from .event_log import LogWriter
+from .event_log import DatabaseWriter
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class House(Protocol):
     """What is needed of the house."""
 
     backend: Backend
-    writer: LogWriter
+    writer: DatabaseWriter
     tasks: Tasks
     is_draining: bool
 
@@ -111,7 +111,7 @@ class Prewarmed:
         """Keep it for the session that is being created."""
         self._taken = True
 
-    def hand_over(self, spec: AgentSpec, listener: Listener) -> Agent:
+    def hand_over(self, spec: AgentSpec, listener: AgentObserver) -> Agent:
         """Let *listener* hear what the agent has said, and will say."""
         self.agent.pass_to(spec, listener)
         for message in self._heard:

@@ -18,14 +18,14 @@ from ..agents.base import AgentInfo, Backend
 from ..codec import dumps
 from ..config import Settings
 from ..errors import Error, bad_request, draining, not_found, not_stored
-from ..limits import ByteQuota, DiskReserve, Rate, give_back
+from ..limits import ByteQuota, DiskReserve, TokenBucket, give_back
 from ..metrics import Metrics
 from ..storage import database as store
-from ..storage.database import Store
+from ..storage.database import Database
 from ..storage.schema import SessionRow
 from ..tasks import Tasks, to_completion
-from .agent_slots import NOBODY, LiveAgents
-from .event_log import LogWriter
+from .agent_slots import NOBODY, AgentSlots
+from .event_log import DatabaseWriter
 from .prewarm import Prewarmed, Prewarmer
 from .session import Session, encode_meta
 from .settings import SessionSettings
@@ -42,14 +42,14 @@ LIST_AT_ONCE = 50
 CLOSE_SECS = 5
 
 
-class Sessions:
+class SessionRegistry:
     """The sessions of all apps, in memory and in the database."""
 
     def __init__(
         self,
         settings: Settings,
-        database: Store,
-        writer: LogWriter,
+        database: Database,
+        writer: DatabaseWriter,
         metrics: Metrics,
         backend: Backend,
         clock: Callable[[], float] = time.time,
@@ -62,7 +62,7 @@ class Sessions:
         self.clock = clock
         self.tasks = Tasks()
         self.closing = Tasks()
-        self.slots = LiveAgents(
+        self.slots = AgentSlots(
             settings.max_live_agents,
             self.tasks,
             reserve=settings.reserved_agents,
@@ -84,7 +84,7 @@ class Sessions:
         self._loading: dict[str, asyncio.Task[Session | None]] = {}
         # Their rows are there, but not they: they are being created, or deleted.
         self._hidden: set[str] = set()
-        self._prompt_rates: dict[str, Rate] = {}
+        self._prompt_rates: dict[str, TokenBucket] = {}
         self._open: Counter[str] = Counter()
         self._last_number = 0
         self._is_prewarming = False
@@ -115,7 +115,7 @@ class Sessions:
             Error: ``rate_limited``; it has asked too often.
         """
         per_minute = self.settings.max_prompts_per_min
-        rate = self._prompt_rates.setdefault(app_name, Rate(per_minute / 60, per_minute))
+        rate = self._prompt_rates.setdefault(app_name, TokenBucket(per_minute / 60, per_minute))
         if not rate.allows():
             message = f"an app may send {per_minute} prompts a minute"
             raise Error("rate_limited", message, retry_after=1)

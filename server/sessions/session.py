@@ -30,22 +30,22 @@ from ..agents.base import (
     Wanted,
 )
 from ..agents.failures import agent_error
-from ..agents.traits import APPROVE_ALL, Traits
+from ..agents.traits import APPROVE_ALL, AgentTraits
 from ..codec import dumps, loads
 from ..config import Settings
 from ..errors import Error, draining, internal, session_closed
 from ..limits import ByteQuota, DiskReserve
 from ..metrics import Metrics
 from ..storage import database
-from ..storage.database import Statement, Store
+from ..storage.database import Database, Statement
 from ..storage.schema import SessionRow, TurnRow
 from ..tasks import Tasks, to_completion
 from . import entries
-from .event_log import LogWriter, SessionLog
+from .event_log import DatabaseWriter, SessionLog
 from .permissions import Permissions
 from .prewarm import Prewarmed
 from .settings import Change, SessionSettings
-from .turns import Ending, Turn, verdict
+from .turns import CancelCause, Turn, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ class House(Protocol):
 
     settings: Settings
     backend: Backend
-    store: Store
-    writer: LogWriter
+    store: Database
+    writer: DatabaseWriter
     metrics: Metrics
     tasks: Tasks
     closing: Tasks
@@ -173,7 +173,7 @@ class Session:
         )
 
     @property
-    def traits(self) -> Traits:
+    def traits(self) -> AgentTraits:
         return self._house.backend.traits(self.row.agent)
 
     @property
@@ -389,7 +389,7 @@ class Session:
             if not early:
                 self._queue.append(turn)
             if self.is_closed or self._house.is_draining:  # while it was being stored
-                ending = Ending.CANCEL if self.is_closed else Ending.RESTART
+                ending = CancelCause.CANCEL if self.is_closed else CancelCause.RESTART
                 self._hold_back(turn, ending)
                 self._end_queued(ending)
             turn.stored.set_result(True)
@@ -412,7 +412,7 @@ class Session:
 
     def _refuse(self, turn: Turn) -> None:
         self._forget_prompt(turn)
-        self._hold_back(turn, Ending.CANCEL)
+        self._hold_back(turn, CancelCause.CANCEL)
         turn.stored.set_result(False)
         if turn.over is not None:
             self._run()
@@ -423,7 +423,7 @@ class Session:
         turn.reserved = 0
         turn.blocks = b""
 
-    def _hold_back(self, turn: Turn, ending: Ending) -> None:
+    def _hold_back(self, turn: Turn, ending: CancelCause) -> None:
         """The agent must never see *turn*, which is about to be stored or refused."""
         turn.ending = ending
         if turn.interrupt is not None:
@@ -473,19 +473,19 @@ class Session:
         """
         current = self._running
         if current is not None and turn_index in (None, current.index):
-            self._interrupt(current, Ending.CANCEL, self._house.settings.cancel_grace_secs)
+            self._interrupt(current, CancelCause.CANCEL, self._house.settings.cancel_grace_secs)
             return True
         for turn in self._queue:
             if turn.index == turn_index or (turn_index is None and current is None):
                 self._queue.remove(turn)
-                turn.ending = Ending.CANCEL
+                turn.ending = CancelCause.CANCEL
                 self._end(turn)
                 return True
         return False
 
     def cancel_all(self) -> None:
         """Cancel the running turn and every queued one."""
-        self._end_queued(Ending.CANCEL)
+        self._end_queued(CancelCause.CANCEL)
         self.cancel()
 
     async def change(self, setting: entries.Setting) -> Mapping[str, Any]:
@@ -690,7 +690,7 @@ class Session:
         self._house.metrics.turn_wait.observe(turn.began - turn.accepted_at)
         limit = min(turn.timeout or settings.turn_timeout_secs, settings.turn_timeout_secs)
         grace = settings.cancel_grace_secs
-        self._later(turn, limit, lambda: self._interrupt(turn, Ending.TIMEOUT, grace))
+        self._later(turn, limit, lambda: self._interrupt(turn, CancelCause.TIMEOUT, grace))
         error: Error | None = None
         try:
             await turn.over
@@ -734,7 +734,7 @@ class Session:
     def _later(self, turn: Turn, delay: float, call: Callable[[], Any]) -> None:
         turn.timers.append(asyncio.get_running_loop().call_later(delay, call))
 
-    def _interrupt(self, turn: Turn, ending: Ending, grace: float) -> None:
+    def _interrupt(self, turn: Turn, ending: CancelCause, grace: float) -> None:
         """Ask the agent to end *turn*; make it, when it has not after *grace* seconds."""
         if turn.finished.is_set():
             return
@@ -988,11 +988,11 @@ class Session:
 
     async def _close(self, reason: str) -> None:
         async with self._accepting:  # one that is being stored is ended by its own prompt()
-            self._end_queued(Ending.CANCEL)
+            self._end_queued(CancelCause.CANCEL)
         turn = self._running
         if turn is not None:
             grace = min(CLOSE_GRACE_SECS, self._house.settings.cancel_grace_secs)
-            self._interrupt(turn, Ending.CANCEL, grace)
+            self._interrupt(turn, CancelCause.CANCEL, grace)
             await turn.finished.wait()
         self.permissions.cancel()  # what was asked behind a turn's end
         now = self._house.clock()
@@ -1025,7 +1025,7 @@ class Session:
         self._release_if_gone()
         return True
 
-    def _end_queued(self, ending: Ending) -> None:
+    def _end_queued(self, ending: CancelCause) -> None:
         while self._queue:
             turn = self._queue.popleft()
             turn.ending = ending
@@ -1034,7 +1034,7 @@ class Session:
     async def drain(self, patience: float) -> None:
         """The server stops: end the queued turns now, the running one in *patience* seconds."""
         async with self._accepting:
-            self._end_queued(Ending.RESTART)
+            self._end_queued(CancelCause.RESTART)
         turn = self._running
         if turn is None:
             return
@@ -1042,7 +1042,7 @@ class Session:
             async with asyncio.timeout(patience):
                 await turn.finished.wait()
         except TimeoutError:
-            self._interrupt(turn, Ending.RESTART, CLOSE_GRACE_SECS)
+            self._interrupt(turn, CancelCause.RESTART, CLOSE_GRACE_SECS)
             await turn.finished.wait()
 
     async def recover(self) -> None:
@@ -1050,7 +1050,7 @@ class Session:
         self.permissions.cancel_left(await self._house.store.asked(self.row.n))
         for row in await self._house.store.unfinished_turns(self.row.n):
             turn = Turn.of(row)
-            turn.ending = Ending.RESTART
+            turn.ending = CancelCause.RESTART
             self._end(turn)
 
 

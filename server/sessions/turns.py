@@ -14,7 +14,7 @@ from ..storage.schema import TurnRow
 from .settings import Change
 
 
-class Ending(enum.Enum):
+class CancelCause(enum.Enum):
     """Why the server ends a turn that its agent has not ended."""
 
     CANCEL = "cancel"
@@ -64,7 +64,7 @@ class Turn:
         self.began = 0.0
         self.sent = False
         self.updated = 0.0
-        self.ending: Ending | None = None
+        self.ending: CancelCause | None = None
         self.first_seq: int | None = None
         self.last_seq: int | None = None
         self.stop_reason: str | None = None
@@ -122,11 +122,11 @@ def _preview_of(blocks: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def verdict(turn: Turn, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:
     """A turn's stop reason and error, of what the agent said and why it was interrupted."""
-    if turn.ending is Ending.CANCEL:
+    if turn.ending is CancelCause.CANCEL:
         return "cancelled", None
-    if turn.ending is Ending.TIMEOUT:
+    if turn.ending is CancelCause.TIMEOUT:
         return "error", Error("agent_timeout", "the turn took longer than it may")
-    if turn.ending is Ending.RESTART and stop_reason in (None, "cancelled"):
+    if turn.ending is CancelCause.RESTART and stop_reason in (None, "cancelled"):
         return "error", Error("server_restarted", "the server was restarted; ask again")
     if stop_reason is None:
         return "error", error or Error("agent_failed", "the agent ended the turn without an answer")

@@ -5,7 +5,7 @@ that a long replay never delays a commit, and one that writes the WAL back, whic
 would delay one, too. The only place that imports aiosqlite.
 
 Writes are described by :data:`Statement` values, made by the functions at the
-end of this module and carried out by :meth:`Store.write`, all of one call in
+end of this module and carried out by :meth:`Database.write`, all of one call in
 one transaction. Who writes when is the business of ``log.py``.
 """
 
@@ -30,7 +30,7 @@ from .schema import FileRow, LogRow, RunRow, SchemaError, SessionRow, TokenRow, 
 Statement = tuple[str, Sequence[Any]]
 """SQL and its parameters."""
 
-StoreError = sqlite3.Error
+DatabaseError = sqlite3.Error
 """What a failed read or write raises: a full disk, a locked file."""
 
 BUSY_TIMEOUT_MS = 2000
@@ -39,7 +39,7 @@ WAL_PAGES = 16_384
 leaves no moment in which it could begin anew."""
 
 
-def may_pass(error: StoreError) -> bool:
+def may_pass(error: DatabaseError) -> bool:
     """Whether the same write may succeed later, as after a full disk or a lock.
 
     What the database has understood and refuses (a duplicate, say) it refuses for ever.
@@ -57,7 +57,7 @@ _SESSION = f"SELECT {_columns(SessionRow)} FROM sessions "
 _TURN = f"SELECT {_columns(TurnRow)} FROM turns "
 
 
-class _Connection(aiosqlite.Connection):
+class _SqliteConnection(aiosqlite.Connection):
     """A connection whose transactions are one trip to its thread and back.
 
     A trip costs more than a statement does, and a turn's start and end take several.
@@ -92,16 +92,18 @@ class _Connection(aiosqlite.Connection):
             raise
 
 
-class Store:
+class Database:
     """The open database."""
 
-    def __init__(self, writer: _Connection, reader: _Connection, checkpointer: _Connection) -> None:
+    def __init__(
+        self, writer: _SqliteConnection, reader: _SqliteConnection, checkpointer: _SqliteConnection
+    ) -> None:
         self._writer = writer
         self._reader = reader
         self._checkpointer = checkpointer
 
     @classmethod
-    async def open(cls, path: Path, *, sync: str = "normal") -> Store:
+    async def open(cls, path: Path, *, sync: str = "normal") -> Database:
         """Open or create the database at *path* and bring its schema up to date.
 
         Raises:
@@ -111,7 +113,7 @@ class Store:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         async with contextlib.AsyncExitStack() as undo:
 
-            async def connect() -> _Connection:
+            async def connect() -> _SqliteConnection:
                 connection = await _connect(path)
                 undo.push_async_callback(connection.close)
                 return connection
@@ -129,7 +131,7 @@ class Store:
         return opened
 
     @classmethod
-    async def look(cls, path: Path) -> Store:
+    async def look(cls, path: Path) -> Database:
         """Open the database at *path* to read it only, also beside the server that writes it.
 
         Raises:
@@ -346,8 +348,8 @@ class Store:
         return [FileRow(*row) for row in rows]
 
 
-async def _connect(path: Path | str, *, uri: bool = False) -> _Connection:
-    connection = _Connection(
+async def _connect(path: Path | str, *, uri: bool = False) -> _SqliteConnection:
+    connection = _SqliteConnection(
         # isolation_level None: a lone statement is its own transaction, and nothing
         # opens one behind our back.
         lambda: sqlite3.connect(path, isolation_level=None, uri=uri),

@@ -244,7 +244,7 @@ async def upgrade(path: Path) -> Path | None:
         kept = kept.with_name(f"{kept.name}-")
     for old in (made, made.with_name(f"{made.name}-wal"), made.with_name(f"{made.name}-shm")):
         old.unlink(missing_ok=True)
-    database = await store.Store.open(made)
+    database = await store.Database.open(made)
     try:
         await database.write(statements)
     except sqlite3.Error as error:

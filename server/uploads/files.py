@@ -20,9 +20,9 @@ from pathlib import Path
 from .. import safe_files
 from ..errors import Error, bad_request, not_stored
 from ..limits import DiskReserve, give_back
-from ..sessions.event_log import LogWriter
+from ..sessions.event_log import DatabaseWriter
 from ..storage import database as store
-from ..storage.database import Store
+from ..storage.database import Database
 from ..storage.schema import FileRow
 from ..tasks import to_completion
 from .names import harmless
@@ -45,7 +45,7 @@ class Upload:
     size: int
 
 
-class Files:
+class FileStore:
     """The uploads of all apps.
 
     Args:
@@ -58,8 +58,8 @@ class Files:
     def __init__(
         self,
         folder: Path,
-        database: Store,
-        writer: LogWriter,
+        database: Database,
+        writer: DatabaseWriter,
         *,
         max_bytes: int,
         max_bytes_per_app: int,

@@ -46,7 +46,7 @@ Argument = Annotated[
         ),
     ),
 ]
-Files = Annotated[
+FileStore = Annotated[
     Annotated[list[str], msgspec.Meta(max_length=MAX_FILES)] | None,
     _about("Tokens of `POST /files`."),
 ]
@@ -98,7 +98,7 @@ class RunTurn(msgspec.Struct, frozen=True):
     """A prompt."""
 
     prompt: Annotated[Blocks, _about("Text, or ACP content blocks.")]
-    files: Files = None
+    files: FileStore = None
     timeout_secs: Timeout | None = None
 
 
@@ -153,7 +153,7 @@ class RunOnce(msgspec.Struct, frozen=True):
     effort: Annotated[
         Literal["low", "medium", "high", "xhigh", "max"] | None, _about("Only claude takes one.")
     ] = None
-    files: Files = None
+    files: FileStore = None
     timeout_secs: Timeout | None = None
     agent: Annotated[Name | None, _about("`claude`, or any of `GET /agents`.")] = None
 

@@ -11,30 +11,30 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from ..auth.tokens import Credential, Tokens, bearer, unauthorized
+from ..auth.tokens import Credential, TokenRegistry, bearer, unauthorized
 from ..codec import dumps
 from ..config import Settings
 from ..errors import Error, session_closed
 from ..metrics import Metrics
 from ..runs.runner import Runner
-from ..sessions.registry import Sessions
+from ..sessions.registry import SessionRegistry
 from ..tasks import Supervisor
-from ..uploads.files import Files, annotate
-from ..ws.hub import Sockets
+from ..uploads.files import FileStore, annotate
+from ..ws.hub import Hub
 from . import bodies
 from .bodies import APP
 from .control_socket import is_operator
 from .health import Health
-from .listener import Connection
+from .listener import BoundedRequestHandler
 
 __all__ = [
     "APP",
+    "CONTEXT",
     "CREDENTIAL",
     "REQUEST_ID",
-    "SERVICES",
     "SESSION",
     "TURN",
-    "Services",
+    "ServerContext",
     "admit",
     "app_of",
     "body_of",
@@ -51,14 +51,14 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Services:
+class ServerContext:
     """The parts of a running server; made by ``app.py``, passed to the routes."""
 
     settings: Settings
-    tokens: Tokens
-    sessions: Sessions
-    files: Files
-    sockets: Sockets
+    tokens: TokenRegistry
+    sessions: SessionRegistry
+    files: FileStore
+    sockets: Hub
     health: Health
     metrics: Metrics
     runner: Runner
@@ -66,7 +66,7 @@ class Services:
     started_at: float = dataclasses.field(default_factory=time.time)
 
 
-SERVICES = web.AppKey("services", Services)
+CONTEXT = web.AppKey("services", ServerContext)
 
 # What a request turns out to be about, with APP, for its line in the log.
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -75,8 +75,8 @@ SESSION = web.RequestKey("session", str)
 TURN = web.RequestKey("turn", int)
 
 
-def services_of(request: web.Request) -> Services:
-    return request.app[SERVICES]
+def services_of(request: web.Request) -> ServerContext:
+    return request.app[CONTEXT]
 
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
@@ -95,7 +95,7 @@ def admit(request: web.Request, credential: Credential) -> str:
     """Note what the request was admitted with; from then on a revocation reaches it."""
     request[CREDENTIAL] = credential
     request[APP] = credential.app_name
-    if isinstance(request.protocol, Connection):
+    if isinstance(request.protocol, BoundedRequestHandler):
         request.protocol.lift_limits()
     return credential.app_name
 
@@ -150,7 +150,7 @@ async def prompt(
         The turn, and whether that client id had it already.
 
     Raises:
-        Error: what :meth:`Files.paths` and :meth:`Session.prompt` raise, or ``unauthorized``.
+        Error: what :meth:`FileStore.paths` and :meth:`Session.prompt` raise, or ``unauthorized``.
     """
     if files:  # a repeated prompt need not have them any more, nor a closed session
         if (turn := await session.turn_of(client_id)) is not None:

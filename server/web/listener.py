@@ -2,7 +2,7 @@
 
 A connection that sends no request, or half of one, costs a descriptor and says
 nothing of who it is. It holds one of the places of those who have yet to say so
-(:class:`limits.Places`) until its first request is whole; where there is none
+(:class:`limits.ConcurrencyLimit`) until its first request is whole; where there is none
 left it is dropped, and where it takes too long, too.
 
 A connection whose last request showed no credential is worth no more than that
@@ -32,7 +32,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ..errors import Error, bad_request
-from ..limits import Places
+from ..limits import ConcurrencyLimit
 from ..tasks import Supervisor, Tasks
 from ..ws import tcp
 from ..ws.incoming import FrameScanner
@@ -58,7 +58,7 @@ RETRY_SECS = 1.0
 """Where the system has no descriptor or memory for a connection, it may have one by then."""
 
 
-class Door:
+class Listener:
     """Where connections come in.
 
     Args:
@@ -70,7 +70,7 @@ class Door:
 
     def __init__(
         self,
-        places: Places,
+        places: ConcurrencyLimit,
         patience: float,
         stall_timeout: float = 30,
         supervisor: Supervisor | None = None,
@@ -79,8 +79,8 @@ class Door:
         self._places = places
         self._patience = patience
         self._stall_timeout = stall_timeout
-        self._connections: set[Connection] = set()
-        self._idle_strangers: dict[Connection, None] = {}
+        self._connections: set[BoundedRequestHandler] = set()
+        self._idle_strangers: dict[BoundedRequestHandler, None] = {}
 
     @contextlib.asynccontextmanager
     async def open(self, runner: web.AppRunner, host: str, port: int) -> AsyncIterator[int]:
@@ -96,8 +96,8 @@ class Door:
         handlers = runner.server
         assert handlers is not None
 
-        def connection() -> Connection:
-            return Connection(self, handlers, loop)
+        def connection() -> BoundedRequestHandler:
+            return BoundedRequestHandler(self, handlers, loop)
 
         # asyncio accepts as many at a time as it lets wait: it only binds, and the rest is ours.
         bound = await loop.create_server(connection, host, port, start_serving=False)
@@ -116,7 +116,7 @@ class Door:
             self._supervisor.spawn(accepting, "stalled connections", self._drop_stalled)
             yield bound.sockets[0].getsockname()[1]
 
-    def enter(self, connection: Connection, address: str) -> contextlib.ExitStack | None:
+    def enter(self, connection: BoundedRequestHandler, address: str) -> contextlib.ExitStack | None:
         """A place for *connection*, to be given back by closing it; None where there is none."""
         place = contextlib.ExitStack()
         try:
@@ -127,20 +127,20 @@ class Door:
         place.callback(timer.cancel)
         return place
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: BoundedRequestHandler) -> None:
         """Watch over *connection*."""
         self._connections.add(connection)
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: BoundedRequestHandler) -> None:
         """Stop watching: it is gone, or has become a socket, which is watched by itself."""
         self._connections.discard(connection)
         self._idle_strangers.pop(connection, None)
 
-    def is_busy(self, connection: Connection) -> None:
+    def is_busy(self, connection: BoundedRequestHandler) -> None:
         """A request has come."""
         self._idle_strangers.pop(connection, None)
 
-    def is_idle(self, connection: Connection) -> None:
+    def is_idle(self, connection: BoundedRequestHandler) -> None:
         """Its request is answered, and showed no credential."""
         self._idle_strangers[connection] = None
         if len(self._idle_strangers) > self._places.total:
@@ -148,7 +148,7 @@ class Door:
 
     async def _drop_stalled(self) -> None:
         """Drop connections that take nothing of their answers, for ever."""
-        taken: dict[Connection, int] = {}
+        taken: dict[BoundedRequestHandler, int] = {}
         while True:
             await asyncio.sleep(self._stall_timeout)
             before, taken = taken, {c: c.taken for c in self._connections if c.is_writing}
@@ -213,7 +213,7 @@ class _ScannedParser:
         return self._parser.feed_data(data)
 
 
-class Connection(web.RequestHandler):
+class BoundedRequestHandler(web.RequestHandler):
     """One connection; it holds a place at the door until it has asked for something.
 
     Attributes:
@@ -223,7 +223,9 @@ class Connection(web.RequestHandler):
 
     __slots__ = ("_allowance", "_door", "_place", "_requests", "more_has_come", "scanner")
 
-    def __init__(self, door: Door, handlers: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, door: Listener, handlers: web.Server, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             handlers,
             loop=loop,

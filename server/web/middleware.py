@@ -18,7 +18,7 @@ from ..errors import Error, bad_request, internal
 from ..storage.failures import failure_of
 from .bodies import EXPECTS, check_coding
 from .context import APP, CREDENTIAL, REQUEST_ID, SESSION, TURN, services_of
-from .listener import Connection
+from .listener import BoundedRequestHandler
 from .responses import error_reply
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     if trusted:
         request = request.clone(remote=client_address(request, trusted) or "")
     began = time.monotonic()
-    connection = request.protocol if isinstance(request.protocol, Connection) else None
+    connection = request.protocol if isinstance(request.protocol, BoundedRequestHandler) else None
     if connection is not None and not connection.begin_request():
         await asyncio.sleep(0)  # of requests that came together, others have their turn in between
     try:
@@ -143,7 +143,7 @@ async def _leave_body(request: web.Request, response: web.StreamResponse) -> Non
 async def label(request: web.Request, response: web.StreamResponse) -> None:
     """Give an answer, also one that is streamed, the headers that all have; a socket needs none."""
     if response.status == 101:
-        if isinstance(request.protocol, Connection):
+        if isinstance(request.protocol, BoundedRequestHandler):
             request.protocol.become_socket()
         return
     response.headers["X-Request-Id"] = request[REQUEST_ID]

@@ -22,11 +22,11 @@ from aiohttp import HttpVersion11, WSMsgType, hdrs, web
 
 from ..codec import MAX_CONTAINERS, MAX_VALUES, aside, has_too_many_values
 from ..errors import CLOSE_CODES, CloseCode, Error, bad_request
-from ..limits import Rate
+from ..limits import TokenBucket
 from ..sessions import entries
 from ..storage.failures import failure_of
 from . import tcp
-from .incoming import Connection, Incoming, IncomingLimits
+from .incoming import Incoming, IncomingConnection, IncomingLimits
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ BURST_SECS = 10
 """So many seconds' worth of commands may come at once."""
 
 
-class Goodbye(Exception):  # noqa: N818 - not an error
+class Disconnect(Exception):  # noqa: N818 - not an error
     """The socket is to be closed, by code and reason."""
 
     def __init__(self, code: CloseCode, reason: str, *, retry_after_ms: int | None = None) -> None:
@@ -59,7 +59,7 @@ class Goodbye(Exception):  # noqa: N818 - not an error
         self.retry_after_ms = retry_after_ms
 
     @classmethod
-    def of(cls, error: Error) -> Goodbye:
+    def of(cls, error: Error) -> Disconnect:
         """What ends a socket that cannot go on for *error*."""
         return cls(CLOSE_CODES.get(error.code, CloseCode.INTERNAL), error.message)
 
@@ -103,7 +103,7 @@ def new_socket(
     )
 
 
-class Peer(abc.ABC):
+class WebSocketConnection(abc.ABC):
     """A prepared socket.
 
     Args:
@@ -126,7 +126,7 @@ class Peer(abc.ABC):
         self._request = request
         self._ws = socket_response
         self._transport: asyncio.WriteTransport = request.transport
-        self._rate = Rate(commands_per_sec, BURST_SECS * commands_per_sec)
+        self._rate = TokenBucket(commands_per_sec, BURST_SECS * commands_per_sec)
         # Lists and futures: an idle socket's deques and events took 3.7 KB.
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
@@ -136,7 +136,7 @@ class Peer(abc.ABC):
         # Of its own: to look at the future costs a thousand viewers a cache miss each.
         self._is_resting = False
         self._rest: asyncio.Future[None] | None = None
-        self._goodbye: Goodbye | None = None
+        self._goodbye: Disconnect | None = None
         self._patience: asyncio.Timeout | None = None
         self._heartbeat_due = False
         now = time.monotonic()
@@ -179,9 +179,9 @@ class Peer(abc.ABC):
 
     def _take_binary(self) -> None:
         """A binary frame has come."""
-        self.close(Goodbye(CloseCode.BAD_FRAME, "frames are text"))
+        self.close(Disconnect(CloseCode.BAD_FRAME, "frames are text"))
 
-    def _natural_end(self) -> Goodbye | None:
+    def _natural_end(self) -> Disconnect | None:
         """Why the socket is over by itself, once it is."""
         return None
 
@@ -189,7 +189,7 @@ class Peer(abc.ABC):
         """What goes before the heartbeat's ping, as WebSocket frames."""
         return []
 
-    def _farewell(self, goodbye: Goodbye) -> list[bytes]:
+    def _farewell(self, goodbye: Disconnect) -> list[bytes]:
         """The last WebSocket frames before the close."""
         return []
 
@@ -211,7 +211,7 @@ class Peer(abc.ABC):
             self._is_resting = False
             self._rest.set_result(None)
 
-    def close(self, goodbye: Goodbye) -> None:
+    def close(self, goodbye: Disconnect) -> None:
         """Say good-bye behind what is on its way, and close."""
         if self._goodbye is None:
             self._goodbye = goodbye
@@ -236,7 +236,7 @@ class Peer(abc.ABC):
             self._taken, self._last_took = taken, now
         elif now - self._last_took >= stall_timeout:
             logger.info("%s: the peer takes nothing; dropped", self.name)
-            self.close(Goodbye(CloseCode.STALLED, "the peer takes nothing"))
+            self.close(Disconnect(CloseCode.STALLED, "the peer takes nothing"))
             self.abort()
             return
         if self._incoming is not None:
@@ -245,7 +245,7 @@ class Peer(abc.ABC):
             return
         silent = now - self._last_heard > max(stall_timeout, 1.5 * heartbeat)
         if silent and now - self._last_wrote > 2 * stall_timeout:
-            self.close(Goodbye(CloseCode.NO_PONG, "no pong"))
+            self.close(Disconnect(CloseCode.NO_PONG, "no pong"))
         if now - self._last_beat >= heartbeat:
             self._last_beat = now
             self._heartbeat_due = True
@@ -269,14 +269,14 @@ class Peer(abc.ABC):
                 self._incoming.end()
             if not writer.done():
                 # Never cancelled while it may be sending: its transport goes, and it ends.
-                self.close(Goodbye(CloseCode.GOING_AWAY, "the peer is gone"))
+                self.close(Disconnect(CloseCode.GOING_AWAY, "the peer is gone"))
                 self.abort()
             await asyncio.gather(writer, return_exceptions=True)
 
     def _count_incoming(self) -> Incoming | None:
         """Have the bytes of its messages counted on its app's account."""
         connection = self._request.protocol
-        if not isinstance(connection, Connection):
+        if not isinstance(connection, IncomingConnection):
             return None  # the operator's
         limits = self._request.app[INCOMING_LIMITS]
         return Incoming(
@@ -284,7 +284,7 @@ class Peer(abc.ABC):
             limits.budget,
             self.app_name,
             refuse=lambda why: self.close(
-                Goodbye(CloseCode.OVERLOADED, why, retry_after_ms=RETRY_MS)
+                Disconnect(CloseCode.OVERLOADED, why, retry_after_ms=RETRY_MS)
             ),
             largest=HARD_MAX_FRAME_BYTES,
             timeout=limits.timeout,
@@ -313,11 +313,11 @@ class Peer(abc.ABC):
         except (ConnectionError, asyncio.CancelledError):
             pass  # the peer is gone; the reader sees it too
         except Exception as error:  # noqa: BLE001 - failure_of logs it
-            self._give_up(Goodbye.of(failure_of(error, self.name)))
+            self._give_up(Disconnect.of(failure_of(error, self.name)))
         if self._patience is not None:
             self._patience.reschedule(0)
 
-    def _give_up(self, goodbye: Goodbye) -> None:
+    def _give_up(self, goodbye: Disconnect) -> None:
         self._goodbye = goodbye
         with contextlib.suppress(ConnectionError):
             self._write(b"".join(self._farewell(goodbye)))
@@ -399,13 +399,13 @@ class Peer(abc.ABC):
                 return
             self._last_heard = time.monotonic()
             if not self._rate.allows():
-                self.close(Goodbye(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
+                self.close(Disconnect(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
                 await asyncio.wait({self._writer})
                 return
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and (
                 await is_too_big(message.data)
             ):
-                self.close(Goodbye(CloseCode.TOO_BIG, TOO_BIG))
+                self.close(Disconnect(CloseCode.TOO_BIG, TOO_BIG))
             elif message.type is WSMsgType.TEXT:
                 await self._obey(message.data)
             elif message.type is WSMsgType.BINARY:
@@ -426,7 +426,7 @@ class Peer(abc.ABC):
         try:
             await self._command(data)
         except Exception as error:  # noqa: BLE001 - failure_of logs it
-            self.close(Goodbye.of(failure_of(error, f"a command of {self.name}")))
+            self.close(Disconnect.of(failure_of(error, f"a command of {self.name}")))
 
     async def _receive(self) -> Any:
         """The next message, or None once good-bye is said."""

@@ -13,24 +13,24 @@ from typing import Any
 from ..auth.tokens import REVOKE_SECS, Credential
 from ..config import Settings
 from ..errors import CloseCode, Error
-from ..limits import Places
-from .connection import Goodbye, Peer
+from ..limits import ConcurrencyLimit
+from .connection import Disconnect, WebSocketConnection
 
 BEATS_AT_ONCE = 50
 """So many sockets are looked after at a time; a round of all of them takes a second.
 All at once, ten thousand held up who talks for 50 ms."""
 RETRY_MS = (500, 5000)
 """Clients that come back after a restart spread themselves over this time."""
-REVOKED = Goodbye(CloseCode.REVOKED, "the credential was revoked")
+REVOKED = Disconnect(CloseCode.REVOKED, "the credential was revoked")
 
 
-class Sockets:
+class Hub:
     """The peers that are connected."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._by_app: defaultdict[str, set[Peer]] = defaultdict(set)
-        self.waiting = Places(
+        self._by_app: defaultdict[str, set[WebSocketConnection]] = defaultdict(set)
+        self.waiting = ConcurrencyLimit(
             settings.max_waiting_sockets, settings.max_waiting_sockets_per_address
         )
         """Places for sockets that have yet to say who they are."""
@@ -56,7 +56,7 @@ class Sockets:
         taken = len(self._by_app.get(app_name, ())) + streams
         return taken >= self._settings.max_sockets_per_app
 
-    async def serve(self, peer: Peer, credential: Credential) -> None:
+    async def serve(self, peer: WebSocketConnection, credential: Credential) -> None:
         """Run *peer* until it is closed."""
         if credential.is_revoked:  # while it was being opened
             peer.close(REVOKED)
@@ -107,7 +107,7 @@ class Sockets:
             for peer in tuple(peers):
                 retry = random.randint(*RETRY_MS)  # noqa: S311 - a spread, not a secret
                 peer.close(
-                    Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=retry)
+                    Disconnect(CloseCode.RESTARTING, "the server restarts", retry_after_ms=retry)
                 )
         try:
             async with asyncio.timeout(patience):

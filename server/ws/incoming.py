@@ -119,7 +119,7 @@ def _head_size(head: bytes) -> int:
 
 
 @runtime_checkable
-class Connection(Protocol):
+class IncomingConnection(Protocol):
     """What a connection does for this, once it is a socket: see ``door.py``.
 
     Attributes:
@@ -148,7 +148,7 @@ class Incoming:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: IncomingConnection,
         budget: ByteBudget,
         app_name: str,
         *,

@@ -19,14 +19,14 @@ from ..errors import CloseCode
 from ..sessions import entries
 from ..sessions.session import Session
 from ..storage.failures import failure_of
-from .connection import WRITE_BYTES, Goodbye, Peer
+from .connection import WRITE_BYTES, Disconnect, WebSocketConnection
 
 logger = logging.getLogger(__name__)
 
-Dispatch = Callable[["Viewer", entries.Command], Awaitable[None]]
+Dispatch = Callable[["SessionSocket", entries.Command], Awaitable[None]]
 
 
-class Viewer(Peer):
+class SessionSocket(WebSocketConnection):
     """A prepared socket that watches and drives *session*.
 
     Args:
@@ -119,12 +119,12 @@ class Viewer(Peer):
     def _heartbeat(self) -> list[bytes]:
         return [entries.websocket_text(entries.frame("heartbeat", head=self.session.log.head))]
 
-    def _natural_end(self) -> Goodbye | None:
+    def _natural_end(self) -> Disconnect | None:
         if self.session.is_over and self._cursor >= self.session.log.last:
-            return Goodbye(CloseCode.SESSION_CLOSED, "the session is closed")
+            return Disconnect(CloseCode.SESSION_CLOSED, "the session is closed")
         return None
 
-    def _farewell(self, goodbye: Goodbye) -> list[bytes]:
+    def _farewell(self, goodbye: Disconnect) -> list[bytes]:
         return [entries.websocket_text(goodbye.frame())]
 
     # Up.
@@ -133,14 +133,14 @@ class Viewer(Peer):
         try:
             command = await aside(entries.parse, data)
         except entries.NotAFrameError:
-            self.close(Goodbye(CloseCode.BAD_FRAME, "a frame is one JSON object"))
+            self.close(Disconnect(CloseCode.BAD_FRAME, "a frame is one JSON object"))
             return
         except entries.FrameError as error:
             self.send(entries.error_frame(error, error.frame_id))
             return
         try:
             await self._dispatch(self, command)
-        except Goodbye as goodbye:
+        except Disconnect as goodbye:
             self.close(goodbye)
         except Exception as error:  # noqa: BLE001 - failure_of logs it
             failure = failure_of(error, "a command", session=self.session.id)

@@ -848,9 +848,9 @@ async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
 async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_closed(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave, left = connection_module.Connection._leave, asyncio.Event()
+    leave, left = connection_module.AcpConnection._leave, asyncio.Event()
 
-    def note_leave(connection: connection_module.Connection) -> None:
+    def note_leave(connection: connection_module.AcpConnection) -> None:
         leave(connection)
         left.set()
 
@@ -864,7 +864,7 @@ async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_close
     before = await states()
     acp = await connect(client)
     stored, go_on = hold_commits(server, monkeypatch)
-    monkeypatch.setattr(connection_module.Connection, "_leave", note_leave)
+    monkeypatch.setattr(connection_module.AcpConnection, "_leave", note_leave)
     await acp.ask("session/new", {"cwd": "/"})
     await stored.wait()
     acp.ws._response.connection.transport.abort()  # type: ignore[union-attr]

@@ -103,19 +103,19 @@ def test_parameters_are_checked() -> None:
 def test_only_the_session_id_is_changed() -> None:
     update = b'{"sessionId":"kept" , "n":1.10}'
     raw = b'{"params" : {"a": 1e2,"sessionId":"theirs", "update":%b},"x":[ ]}' % update
-    told = translate.Notice(raw).told_as("ours")
+    told = translate.AgentMessage(raw).told_as("ours")
     assert told == b'{"params":{"a":1e2,"sessionId":"ours","update":%b},"x":[ ]}' % update
     for untouched in (b'{"method":"m"}', b'{"method":"m","params":[1 ]}', b'{"params":{ "a":1}}'):
-        assert translate.Notice(untouched).told_as("ours") == untouched
+        assert translate.AgentMessage(untouched).told_as("ours") == untouched
 
 
 def test_the_short_way_gives_what_the_long_way_gives() -> None:
-    prefix = translate.Prefix("ours")
+    prefix = translate.SessionIdRewriter("ours")
     params = b'{"sessionId":"th\\"eirs","update":{"n": 1}}'
     raw = b'{"jsonrpc":"2.0","method":"session/update","params":%b}' % params
     assert prefix.swap(raw) is None
-    prefix.learn(translate.Notice(raw))
-    assert prefix.swap(raw) == translate.Notice(raw).told_as("ours")
+    prefix.learn(translate.AgentMessage(raw))
+    assert prefix.swap(raw) == translate.AgentMessage(raw).told_as("ours")
     assert prefix.swap(raw.replace(b"th", b"others")) is None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.storage.database import Store
+from server.storage.database import Database
 
 from ..support.harness import Json, LocalServer, script
 
@@ -18,13 +18,13 @@ async def test_another_apps_session_is_looked_for_as_one_that_is_not_there(
     owner, other = await server.client("owner"), await server.client("other")
     session = await owner.create()
     queries: list[str] = []
-    fetch = Store._fetch
+    fetch = Database._fetch
 
-    async def counted(store: Store, sql: str, *parameters: Any) -> Any:
+    async def counted(store: Database, sql: str, *parameters: Any) -> Any:
         queries.append(sql)
         return await fetch(store, sql, *parameters)
 
-    monkeypatch.setattr(Store, "_fetch", counted)
+    monkeypatch.setattr(Database, "_fetch", counted)
     told: list[tuple[int, Json, list[str]]] = []
     for session_id in (session, str(uuid.uuid4())):
         queries.clear()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.sessions.registry import Sessions
+from server.sessions.registry import SessionRegistry
 from server.sessions.session import Session
 from server.web.operations import OPERATIONS, Operation, Wait
 
@@ -330,16 +330,16 @@ async def test_a_socket_of_a_revoked_token_is_not_served_for_the_next_of_that_na
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
-    get = Sessions.get
+    get = SessionRegistry.get
 
-    async def replace_token(self: Sessions, session_id: str, app_name: str) -> Any:
+    async def replace_token(self: SessionRegistry, session_id: str, app_name: str) -> Any:
         found = await get(self, session_id, app_name)
         await server.services.tokens.revoke(app_name)
         await server.services.tokens.create(app_name)
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sessions, "get", replace_token)
+        patch.setattr(SessionRegistry, "get", replace_token)
         socket = await client.connect(session, ready=False)
         assert await socket.until_closed() == 4503
 

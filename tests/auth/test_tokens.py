@@ -14,11 +14,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from server.auth.tokens import ADMIN_KEY, FirstTokens, Tokens, digest
+from server.auth.tokens import ADMIN_KEY, FirstTokens, TokenRegistry, digest
 from server.errors import Error
 from server.metrics import Metrics
-from server.sessions.event_log import LogWriter
-from server.storage.database import Store, set_server_value
+from server.sessions.event_log import DatabaseWriter
+from server.storage.database import Database, set_server_value
 
 from ..conftest import Serve, Spawn
 from ..support.harness import ADMIN, Client, Json, LocalServer, new_client, script
@@ -396,16 +396,16 @@ async def test_an_admin_token_of_the_settings_is_not_shown(
 async def test_an_admin_token_of_the_settings_is_good_only_while_it_is_set(
     tmp_path: Path, kept: bool
 ) -> None:
-    async def start(setting: str | None) -> tuple[Tokens, FirstTokens | None]:
+    async def start(setting: str | None) -> tuple[TokenRegistry, FirstTokens | None]:
         async with contextlib.AsyncExitStack() as stack:
-            database = await Store.open(tmp_path / "clawdforge.db")
+            database = await Database.open(tmp_path / "clawdforge.db")
             stack.push_async_callback(database.close)
             if kept and setting == "leaked":
                 await database.write([set_server_value(ADMIN_KEY, digest("leaked"))])
-            writer = LogWriter(database, Metrics())
+            writer = DatabaseWriter(database, Metrics())
             writer.start()
             stack.push_async_callback(writer.stop)
-            tokens = Tokens(database, writer)
+            tokens = TokenRegistry(database, writer)
             return tokens, await tokens.load(setting)
 
     for setting in ("leaked", "another"):

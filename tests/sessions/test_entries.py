@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from server.errors import STATUS, CloseCode, Error
 from server.sessions import entries
 from server.sessions.entries import FrameError, NotAFrameError
-from server.ws.connection import Goodbye
+from server.ws.connection import Disconnect
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TS = 1767225600000
@@ -143,8 +143,8 @@ DOWN = [
     entries.frame("pong", id="p1"),
     entries.frame("pong", id={"any": ["json", 1.5, None]}),
     entries.frame("heartbeat", head=11),
-    Goodbye(CloseCode.SESSION_CLOSED, "the session is closed").frame(),
-    Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=750).frame(),
+    Disconnect(CloseCode.SESSION_CLOSED, "the session is closed").frame(),
+    Disconnect(CloseCode.RESTARTING, "the server restarts", retry_after_ms=750).frame(),
 ]
 
 

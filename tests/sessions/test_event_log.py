@@ -20,15 +20,15 @@ from server.errors import Error
 from server.metrics import Metrics
 from server.sessions import event_log
 from server.sessions.entries import websocket_text
-from server.sessions.event_log import Batch, LogWriter, SessionLog
+from server.sessions.event_log import Batch, DatabaseWriter, SessionLog
 from server.storage import database as store
-from server.storage.database import Statement, Store, StoreError
+from server.storage.database import Database, DatabaseError, Statement
 from server.storage.schema import LogRow, TokenRow
 
 from ..support.harness import Deadline
 
 
-class MoodyStore(Store):
+class MoodyStore(Database):
     """A real store whose writes a test can hold up, or have fail."""
 
     async def write(self, statements: Sequence[Statement]) -> None:
@@ -73,8 +73,8 @@ async def database(path: Path) -> AsyncIterator[MoodyStore]:
 
 
 @pytest.fixture
-async def writer(database: MoodyStore) -> AsyncIterator[LogWriter]:
-    writer = LogWriter(database, Metrics())
+async def writer(database: MoodyStore) -> AsyncIterator[DatabaseWriter]:
+    writer = DatabaseWriter(database, Metrics())
     writer.start()
     yield writer
     database.broken = False
@@ -83,7 +83,7 @@ async def writer(database: MoodyStore) -> AsyncIterator[LogWriter]:
 
 
 @pytest.fixture
-def log(writer: LogWriter) -> SessionLog:
+def log(writer: DatabaseWriter) -> SessionLog:
     return SessionLog(writer, 1, 0)
 
 
@@ -143,7 +143,7 @@ async def test_whoever_is_woken_finds_the_entries_in_the_file(log: SessionLog, p
 
 
 async def test_what_gathers_while_one_commit_runs_goes_into_the_next(
-    log: SessionLog, writer: LogWriter, database: MoodyStore
+    log: SessionLog, writer: DatabaseWriter, database: MoodyStore
 ) -> None:
     other = SessionLog(writer, 2, 0)
     database.hold()
@@ -165,7 +165,7 @@ async def test_what_gathers_while_one_commit_runs_goes_into_the_next(
 
 
 async def test_entries_and_statements_of_one_breath_are_one_transaction(
-    log: SessionLog, writer: LogWriter, database: MoodyStore
+    log: SessionLog, writer: DatabaseWriter, database: MoodyStore
 ) -> None:
     add(log)
     statement = store.audit("s", "app", "turn", 1.0, "{}")
@@ -189,7 +189,7 @@ async def test_entries_are_numbered_and_dated(log: SessionLog) -> None:
     )
 
 
-async def test_a_log_goes_on_behind_its_stored_head(writer: LogWriter) -> None:
+async def test_a_log_goes_on_behind_its_stored_head(writer: DatabaseWriter) -> None:
     add(SessionLog(writer, 1, 0), 5)
     await writer.flush()
     again = SessionLog(writer, 1, await writer.store.head(1))
@@ -200,7 +200,7 @@ async def test_a_log_goes_on_behind_its_stored_head(writer: LogWriter) -> None:
 
 
 async def test_stop_commits_what_has_gathered(
-    log: SessionLog, writer: LogWriter, path: Path
+    log: SessionLog, writer: DatabaseWriter, path: Path
 ) -> None:
     add(log, 10)
     await writer.stop()
@@ -238,7 +238,7 @@ async def test_who_replays_the_same_at_once_shares_its_pages(
 
     async def read_log(session: int, after: int, size: int) -> list[LogRow]:
         reads.append(after)
-        return await Store.read_log(store, session, after, size)
+        return await Database.read_log(store, session, after, size)
 
     monkeypatch.setattr(store, "read_log", read_log)
     found = await asyncio.gather(*(read_all(log) for _ in range(50)))
@@ -254,12 +254,12 @@ async def test_a_page_that_could_not_be_read_is_read_again(
     await log.reach(3)
 
     async def fail(*_: object) -> list[LogRow]:
-        raise StoreError("unable to open database file")
+        raise DatabaseError("unable to open database file")
 
     with monkeypatch.context() as patch:
         patch.setattr(log._writer.store, "read_log", fail)
         for _ in range(2):
-            with pytest.raises(StoreError):
+            with pytest.raises(DatabaseError):
                 await log.read(0)
     assert await read_all(log) == [1, 2, 3]
 
@@ -436,7 +436,7 @@ def token(name: str) -> Statement:
 
 
 async def test_a_commit_is_refused_at_once_when_nothing_can_be_stored(
-    writer: LogWriter, database: MoodyStore
+    writer: DatabaseWriter, database: MoodyStore
 ) -> None:
     database.broken = True
     with pytest.raises(Error) as caught:
@@ -449,7 +449,7 @@ async def test_a_commit_is_refused_at_once_when_nothing_can_be_stored(
 
 
 async def test_entries_are_kept_until_they_can_be_stored(
-    log: SessionLog, writer: LogWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
+    log: SessionLog, writer: DatabaseWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_log, "RETRY_SECS", (0.001,))
     database.broken = True
@@ -465,7 +465,7 @@ async def test_entries_are_kept_until_they_can_be_stored(
 
 
 async def test_who_waits_is_refused_while_entries_are_tried_again(
-    log: SessionLog, writer: LogWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
+    log: SessionLog, writer: DatabaseWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_log, "RETRY_SECS", (0.001,))
     database.broken = True
@@ -480,7 +480,7 @@ async def test_who_waits_is_refused_while_entries_are_tried_again(
 
 
 async def test_a_refused_commit_leaves_no_part_of_it(
-    writer: LogWriter, database: MoodyStore
+    writer: DatabaseWriter, database: MoodyStore
 ) -> None:
     await writer.commit([token("taken")])
     with pytest.raises(Error):
@@ -489,7 +489,7 @@ async def test_a_refused_commit_leaves_no_part_of_it(
 
 
 async def test_what_can_never_be_stored_holds_up_nothing(
-    log: SessionLog, writer: LogWriter, database: MoodyStore
+    log: SessionLog, writer: DatabaseWriter, database: MoodyStore
 ) -> None:
     await writer.commit([token("taken")])
     add(log)
@@ -507,7 +507,7 @@ async def test_what_can_never_be_stored_holds_up_nothing(
 
 
 async def test_what_was_stored_one_by_one_is_seen_even_if_the_writes_behind_it_fail(
-    log: SessionLog, writer: LogWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
+    log: SessionLog, writer: DatabaseWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await writer.commit([token("taken")])
     write = database.write
@@ -527,14 +527,16 @@ async def test_what_was_stored_one_by_one_is_seen_even_if_the_writes_behind_it_f
 
 
 @pytest.mark.parametrize("value", ["half a pair: \ud83d", 1 << 70])
-async def test_a_value_that_sqlite_cannot_take_is_refused(writer: LogWriter, value: Any) -> None:
+async def test_a_value_that_sqlite_cannot_take_is_refused(
+    writer: DatabaseWriter, value: Any
+) -> None:
     with pytest.raises(Error):
         await writer.commit([("INSERT INTO server (name, value) VALUES ('x', ?)", [value])])
     await writer.commit([token("after it")])
 
 
 async def test_a_waiter_that_is_gone_hinders_nobody(
-    writer: LogWriter, database: MoodyStore
+    writer: DatabaseWriter, database: MoodyStore
 ) -> None:
     database.hold()
     gone = asyncio.create_task(writer.commit([token("a")]))
@@ -547,18 +549,18 @@ async def test_a_waiter_that_is_gone_hinders_nobody(
 
 
 async def test_a_log_that_is_deleted_while_it_is_read_says_so(
-    log: SessionLog, writer: LogWriter
+    log: SessionLog, writer: DatabaseWriter
 ) -> None:
     # Else its reader would ask again and again for what is never there.
     add(log)
     await log.reach(1)
     await writer.commit([("DELETE FROM log", ())])
-    with pytest.raises(StoreError, match="deleted"):
+    with pytest.raises(DatabaseError, match="deleted"):
         await log.read(0)
 
 
 async def test_a_log_that_cannot_be_read_says_so(
-    log: SessionLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+    log: SessionLog, writer: DatabaseWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: Any) -> Any:
         raise sqlite3.OperationalError("disk I/O error")
@@ -566,19 +568,19 @@ async def test_a_log_that_cannot_be_read_says_so(
     add(log)
     await log.reach(1)
     monkeypatch.setattr(writer.store, "read_log", fail)
-    with pytest.raises(StoreError):
+    with pytest.raises(DatabaseError):
         await log.read(0)
 
 
 # Pressure.
 
 
-def has_room(writer: LogWriter) -> bool:
+def has_room(writer: DatabaseWriter) -> bool:
     return writer.has_room
 
 
 async def test_a_backlog_leaves_no_room_until_it_is_stored(
-    log: SessionLog, writer: LogWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
+    log: SessionLog, writer: DatabaseWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_log, "BACKLOG_BYTES", 10_000)
     database.hold()
@@ -599,7 +601,7 @@ async def test_a_backlog_leaves_no_room_until_it_is_stored(
 
 
 async def test_what_cannot_be_stored_counts_as_backlog(
-    log: SessionLog, writer: LogWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
+    log: SessionLog, writer: DatabaseWriter, database: MoodyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_log, "BACKLOG_BYTES", 10_000)
     monkeypatch.setattr(event_log, "RETRY_SECS", (0.001,))
@@ -618,7 +620,7 @@ async def test_what_cannot_be_stored_counts_as_backlog(
 
 @pytest.mark.parametrize("bound", ["SECS", "BYTES", "LATEST_SECS"])
 async def test_what_was_committed_is_written_back_in_a_lull_or_when_it_is_much_or_long_ago(
-    writer: LogWriter,
+    writer: DatabaseWriter,
     log: SessionLog,
     database: MoodyStore,
     monkeypatch: pytest.MonkeyPatch,
@@ -653,7 +655,7 @@ async def test_what_was_committed_is_written_back_in_a_lull_or_when_it_is_much_o
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_logs_have_each_their_own_order(writer: LogWriter) -> None:
+async def test_logs_have_each_their_own_order(writer: DatabaseWriter) -> None:
     logs = [SessionLog(writer, n, 0) for n in range(1, 6)]
     for one, _ in itertools.product(logs, range(20)):
         add(one)

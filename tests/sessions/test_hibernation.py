@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from server.agents.host.process import HostProcess
-from server.sessions.agent_slots import LiveAgents
+from server.sessions.agent_slots import AgentSlots
 from server.sessions.entries import SetMode
-from server.storage.database import Store
+from server.storage.database import Database
 from server.storage.schema import TurnRow
 from server.tasks import Tasks
 
@@ -203,14 +203,14 @@ async def test_a_prompt_that_was_there_already_leaves_an_agent_that_makes_room(
     path, once = f"/sessions/{idle}/turn", {"headers": {"Idempotency-Key": "once"}}
     assert (await client.post(path, {"prompt": "hello"}, **once))[0] == 200
     socket = await client.connect(await client.create())
-    looks, looking, go_on = Store.turn_by_client_id, asyncio.Event(), asyncio.Event()
+    looks, looking, go_on = Database.turn_by_client_id, asyncio.Event(), asyncio.Event()
 
-    async def look_slowly(store: Store, session: int, client_id: str) -> TurnRow | None:
+    async def look_slowly(store: Database, session: int, client_id: str) -> TurnRow | None:
         looking.set()
         await go_on.wait()
         return await looks(store, session, client_id)
 
-    monkeypatch.setattr(Store, "turn_by_client_id", look_slowly)
+    monkeypatch.setattr(Database, "turn_by_client_id", look_slowly)
     body = {"prompt": "hello", "files": ["gone meanwhile"]}
     asking = asyncio.create_task(client.post(path, body, **once))
     await looking.wait()
@@ -415,7 +415,7 @@ async def ticks() -> None:
 
 async def test_one_that_is_put_to_sleep_and_asks_again_is_not_counted_out() -> None:
     tasks = Tasks()
-    slots: Any = LiveAgents(2, tasks)
+    slots: Any = AgentSlots(2, tasks)
     first, second, third, fourth = (Sleeper(name) for name in "abcd")
     await slots.acquire(first)
     await slots.acquire(second)
@@ -438,7 +438,7 @@ async def test_one_that_is_put_to_sleep_and_asks_again_is_not_counted_out() -> N
 
 async def test_one_that_is_busy_before_it_falls_asleep_keeps_its_slot() -> None:
     tasks = Tasks()
-    slots: Any = LiveAgents(1, tasks)
+    slots: Any = AgentSlots(1, tasks)
     first, second = Sleeper("a"), Sleeper("b")
     await slots.acquire(first)
     for_second = asyncio.ensure_future(slots.acquire(second))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.sessions.event_log import LogWriter
+from server.sessions.event_log import DatabaseWriter
 
 from ..conftest import Serve, Spawn
 from ..support.harness import (
@@ -147,15 +147,15 @@ async def test_who_takes_one_over_makes_room_for_a_prompt_that_waits(
     client = await server.client()
     await until_prewarmed(server, 1)
     socket = await client.connect(await client.create("mock-modes"))
-    commit, taken, go_on = LogWriter.commit, asyncio.Event(), asyncio.Event()
+    commit, taken, go_on = DatabaseWriter.commit, asyncio.Event(), asyncio.Event()
 
-    async def commit_slowly(writer: LogWriter, statements: Any) -> None:
+    async def commit_slowly(writer: DatabaseWriter, statements: Any) -> None:
         if statements[0][0].startswith("INSERT INTO sessions"):
             taken.set()
             await go_on.wait()
         await commit(writer, statements)
 
-    monkeypatch.setattr(LogWriter, "commit", commit_slowly)
+    monkeypatch.setattr(DatabaseWriter, "commit", commit_slowly)
     creating = asyncio.create_task(client.create())
     await taken.wait()
     await socket.send("prompt", prompt="room for me?")

@@ -19,7 +19,7 @@ from server.agents.settings import steps, with_options
 from server.codec import dumps
 from server.config import AgentCommand
 from server.errors import not_stored
-from server.sessions.event_log import LogWriter
+from server.sessions.event_log import DatabaseWriter
 
 from ..conftest import Serve, Spawn
 from ..support.acp_client import AnswerError, connect
@@ -399,14 +399,14 @@ async def test_an_agent_that_does_not_answer_a_change_is_ended_before_the_next_p
 async def test_a_change_that_is_not_stored_is_an_error_and_not_in_force(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(writer: LogWriter, statements: Any) -> None:
+    async def fail(writer: DatabaseWriter, statements: Any) -> None:
         raise not_stored()
 
     session = await client.create("resets", mode="ask")
     socket = await client.connect(session)
     await socket.turn("hello")
     with monkeypatch.context() as patch:
-        patch.setattr(LogWriter, "commit", fail)
+        patch.setattr(DatabaseWriter, "commit", fail)
         await socket.send("set_mode", mode="code", id="change")
         assert (await socket.until("error"))["code"] == "internal"
     assert (await settings_of(client, session))["mode"] == "ask"

@@ -21,7 +21,7 @@ from server.errors import Error
 from server.sessions import registry
 from server.sessions.event_log import Batch, SessionLog
 from server.sessions.session import Session
-from server.storage.database import Store
+from server.storage.database import Database
 
 from ..conftest import Serve
 from ..support.harness import PATIENCE, Client, Clock, LocalServer, eventually, script
@@ -167,14 +167,14 @@ async def test_a_turn_that_ran_since_the_sweeper_looked_protects_its_session_too
 ) -> None:
     session, other = await client.create(), await client.create()
     clock.advance(IDLE)
-    looks = Store.idle_sessions
+    looks = Database.idle_sessions
 
-    async def look(store: Store, before: float) -> list[str]:
+    async def look(store: Database, before: float) -> list[str]:
         found = await looks(store, before)
         assert (await client.turn(session, "hello"))[0] == 200
         return found
 
-    monkeypatch.setattr(Store, "idle_sessions", look)
+    monkeypatch.setattr(Database, "idle_sessions", look)
     await sweep(server)
     assert (await client.state(session))["state"] == "idle"
     assert (await client.state(other))["state"] == "closed"
@@ -411,7 +411,7 @@ async def test_on_a_full_disk_the_sweeper_goes_on_making_room(
     clock.advance(IDLE)
     with monkeypatch.context() as patch:
         patch.setattr(registry, "CLOSE_SECS", 0.05)
-        patch.setattr(Store, "write", disk_is_full)
+        patch.setattr(Database, "write", disk_is_full)
         await server.services.sessions.sweep()
         with pytest.raises(Error):
             await server.services.files.sweep()
@@ -435,7 +435,7 @@ async def test_a_session_stays_in_memory_until_all_that_it_has_said_is_stored(
     await client.turn(session, "hello")
     await found.hibernate()
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write", disk_is_full)
+        patch.setattr(Database, "write", disk_is_full)
         last = found.log.append("event", 1, b'"said":"late"')
         ours._unload()
         assert session in ours._kept

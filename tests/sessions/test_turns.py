@@ -15,7 +15,7 @@ from server.agents.host.agent import HostAgent
 from server.codec import dumps
 from server.errors import Error, not_stored
 from server.sessions.entries import parse_blocks
-from server.sessions.event_log import LogWriter
+from server.sessions.event_log import DatabaseWriter
 
 from ..conftest import Serve
 from ..support.harness import (
@@ -369,13 +369,13 @@ class Commits:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        commit = LogWriter.commit
+        commit = DatabaseWriter.commit
 
-        async def commit_when_decided(writer: LogWriter, statements: Any) -> None:
+        async def commit_when_decided(writer: DatabaseWriter, statements: Any) -> None:
             await self._decided
             await commit(writer, statements)
 
-        monkeypatch.setattr(LogWriter, "commit", commit_when_decided)
+        monkeypatch.setattr(DatabaseWriter, "commit", commit_when_decided)
 
     def let_go(self) -> None:
         self._decided.set_result(None)
@@ -649,13 +649,13 @@ async def test_a_prompt_that_is_not_stored_when_its_waiter_is_cancelled_leaves_i
     session = await server.services.sessions.get(session_id, server.services.tokens.rows()[0].name)
     asked, go_on = asyncio.Event(), asyncio.Event()
 
-    async def fail(writer: LogWriter, statements: Any) -> None:
+    async def fail(writer: DatabaseWriter, statements: Any) -> None:
         asked.set()
         await go_on.wait()
         raise not_stored()
 
     with monkeypatch.context() as patch:
-        patch.setattr(LogWriter, "commit", fail)
+        patch.setattr(DatabaseWriter, "commit", fail)
         asking = asyncio.create_task(session.prompt(dumps(parse_blocks("not stored"))))
         await asked.wait()
         asking.cancel()

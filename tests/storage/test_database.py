@@ -13,7 +13,7 @@ import pytest
 
 from server.storage import database as store
 from server.storage import schema
-from server.storage.database import Store, StoreError
+from server.storage.database import Database, DatabaseError
 from server.storage.schema import LogRow, SchemaError, SessionRow, TokenRow, TurnRow
 
 from ..support.harness import eventually
@@ -25,14 +25,14 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def database(path: Path) -> AsyncIterator[Store]:
+async def database(path: Path) -> AsyncIterator[Database]:
     async with opened(path) as database:
         yield database
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path, **options: str) -> AsyncIterator[Store]:
-    database = await Store.open(path, **options)
+async def opened(path: Path, **options: str) -> AsyncIterator[Database]:
+    database = await Database.open(path, **options)
     try:
         yield database
     finally:
@@ -76,7 +76,7 @@ def ask(path: Path, sql: str) -> list[tuple[object, ...]]:
 # The file.
 
 
-async def test_the_file_is_for_its_owner_alone(database: Store, path: Path) -> None:
+async def test_the_file_is_for_its_owner_alone(database: Database, path: Path) -> None:
     for file in path.parent.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
@@ -96,7 +96,7 @@ async def test_it_is_in_wal_mode_and_syncs_as_set(path: Path) -> None:
     assert ask(path, "PRAGMA journal_mode") == [("wal",)]
 
 
-async def test_the_wal_is_written_back_beside_the_writer(database: Store, path: Path) -> None:
+async def test_the_wal_is_written_back_beside_the_writer(database: Database, path: Path) -> None:
     size = path.stat().st_size
     for first in range(1, 61):
         await database.write(store.insert_log([LogRow(1, first, first, b"x" * 200_000)]))
@@ -106,7 +106,7 @@ async def test_the_wal_is_written_back_beside_the_writer(database: Store, path: 
 
 
 async def test_no_commit_has_to_begin_the_wal_anew_behind_a_checkpoint(
-    database: Store, path: Path
+    database: Database, path: Path
 ) -> None:
     def salts() -> bytes:
         return path.with_name(f"{path.name}-wal").read_bytes()[16:24]
@@ -138,7 +138,7 @@ async def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
         connection.execute("PRAGMA user_version = 999")
     threads = set(threading.enumerate())
     with pytest.raises(SchemaError, match="999") as caught:
-        await Store.open(path)
+        await Database.open(path)
     assert "\n" not in str(caught.value)
     # No connection is left, whose thread would hang the exit.
     await eventually("the thread to end", lambda: set(threading.enumerate()) <= threads)
@@ -155,8 +155,8 @@ async def test_a_migration_that_fails_changes_nothing(
     broken = (*schema.MIGRATIONS, "CREATE TABLE extra (a); CREATE TABLE sessions (b)")
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", broken)
-        with pytest.raises(StoreError):
-            await Store.open(path)
+        with pytest.raises(DatabaseError):
+            await Database.open(path)
     assert ask(path, "PRAGMA user_version") == [(version,)]
     assert ask(path, "SELECT name FROM sqlite_master WHERE name = 'extra'") == []
 
@@ -180,41 +180,43 @@ async def test_an_older_schema_is_brought_up_to_date(
 # Writing.
 
 
-async def test_a_write_is_carried_out_whole(database: Store) -> None:
+async def test_a_write_is_carried_out_whole(database: Database) -> None:
     await database.write([store.insert_token(token_row("a")), store.insert_token(token_row("b"))])
     assert [row.name for row in await database.tokens()] == ["a", "b"]
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
-async def test_a_write_that_fails_is_not_carried_out_at_all(database: Store, position: int) -> None:
+async def test_a_write_that_fails_is_not_carried_out_at_all(
+    database: Database, position: int
+) -> None:
     await database.write([store.insert_token(token_row("taken"))])
     statements = [store.insert_token(token_row("a")), store.insert_token(token_row("b"))]
     statements.insert(position, store.insert_token(token_row("taken")))
-    with pytest.raises(StoreError):
+    with pytest.raises(DatabaseError):
         await database.write(statements)
     assert [row.name for row in await database.tokens()] == ["taken"]
     await database.write(statements[:position] + statements[position + 1 :])
     assert [row.name for row in await database.tokens()] == ["a", "b", "taken"]
 
 
-async def test_a_failed_lone_statement_leaves_the_next_one_working(database: Store) -> None:
+async def test_a_failed_lone_statement_leaves_the_next_one_working(database: Database) -> None:
     await database.write([store.insert_token(token_row("a"))])
-    with pytest.raises(StoreError):
+    with pytest.raises(DatabaseError):
         await database.write([store.insert_token(token_row("a"))])
     await database.write([store.insert_token(token_row("b"))])
     assert len(await database.tokens()) == 2
 
 
-async def test_no_statements_are_no_write(database: Store) -> None:
+async def test_no_statements_are_no_write(database: Database) -> None:
     await database.write([])
 
 
-async def test_a_write_is_seen_by_others_once_it_is_done(database: Store, path: Path) -> None:
+async def test_a_write_is_seen_by_others_once_it_is_done(database: Database, path: Path) -> None:
     await database.write([store.insert_token(token_row("a")), store.insert_token(token_row("b"))])
     assert ask(path, "SELECT count(*) FROM tokens") == [(2,)]
 
 
-async def test_reading_goes_on_while_a_transaction_is_open(database: Store, path: Path) -> None:
+async def test_reading_goes_on_while_a_transaction_is_open(database: Database, path: Path) -> None:
     await database.write([store.insert_token(token_row("a"))])
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -223,11 +225,11 @@ async def test_reading_goes_on_while_a_transaction_is_open(database: Store, path
         other.execute("ROLLBACK")
 
 
-async def test_a_client_id_is_taken_once_in_a_session(database: Store) -> None:
+async def test_a_client_id_is_taken_once_in_a_session(database: Database) -> None:
     await database.write([store.insert_turn(turn_row(1, 1, "c1"))])
     await database.write([store.insert_turn(turn_row(2, 1, "c1"))])
     await database.write([store.insert_turn(turn_row(1, 2)), store.insert_turn(turn_row(1, 3))])
-    with pytest.raises(StoreError):
+    with pytest.raises(DatabaseError):
         await database.write([store.insert_turn(turn_row(1, 4, "c1"))])
     found = await database.turn_by_client_id(1, "c1")
     assert found is not None
@@ -242,14 +244,14 @@ def log_row(first: int, last: int, *, session: int = 1, size: int = 0) -> LogRow
     return LogRow(session, first, last, body)
 
 
-async def test_any_number_of_log_rows_is_written_at_once(database: Store) -> None:
+async def test_any_number_of_log_rows_is_written_at_once(database: Database) -> None:
     rows = [log_row(seq, seq) for seq in range(1, 1001)]
     await database.write(store.insert_log(rows))
     assert await database.head(1) == 1000
     assert await database.read_log(1, 0, 1 << 20) == rows
 
 
-async def test_a_log_page_begins_with_the_row_that_has_the_next_entry(database: Store) -> None:
+async def test_a_log_page_begins_with_the_row_that_has_the_next_entry(database: Database) -> None:
     rows = [log_row(1, 3), log_row(4, 4), log_row(5, 9)]
     await database.write(store.insert_log([*rows, log_row(1, 50, session=2)]))
     assert await database.read_log(1, 0, 1 << 20) == rows
@@ -260,7 +262,7 @@ async def test_a_log_page_begins_with_the_row_that_has_the_next_entry(database: 
     assert await database.read_log(3, 0, 1 << 20) == []
 
 
-async def test_a_log_page_ends_where_it_is_full(database: Store) -> None:
+async def test_a_log_page_ends_where_it_is_full(database: Database) -> None:
     rows = [log_row(seq, seq, size=990) for seq in range(1, 8)]
     await database.write(store.insert_log(rows))
     assert await database.read_log(1, 0, 2500) == rows[:3]
@@ -268,7 +270,7 @@ async def test_a_log_page_ends_where_it_is_full(database: Store) -> None:
     assert await database.read_log(1, 6, 2500) == rows[6:]
 
 
-async def test_a_row_larger_than_a_page_is_a_page(database: Store) -> None:
+async def test_a_row_larger_than_a_page_is_a_page(database: Database) -> None:
     rows = [log_row(1, 1, size=10_000), log_row(2, 2, size=10_000)]
     await database.write(store.insert_log(rows))
     assert await database.read_log(1, 0, 100) == rows[:1]
@@ -278,7 +280,7 @@ async def test_a_row_larger_than_a_page_is_a_page(database: Store) -> None:
 # Sessions.
 
 
-async def test_turns_without_an_end_are_found(database: Store) -> None:
+async def test_turns_without_an_end_are_found(database: Database) -> None:
     await database.write(
         [
             *(store.insert_session(session_row(n)) for n in (1, 2)),
@@ -301,7 +303,7 @@ def end_turn(session: int, index: int) -> list[store.Statement]:
     )
 
 
-async def test_idle_is_counted_from_the_last_turn_or_the_creation(database: Store) -> None:
+async def test_idle_is_counted_from_the_last_turn_or_the_creation(database: Database) -> None:
     await database.write(
         [
             *(store.insert_session(session_row(n, at=1000)) for n in (1, 2, 3)),
@@ -316,7 +318,7 @@ async def test_idle_is_counted_from_the_last_turn_or_the_creation(database: Stor
     assert [row.n for row in await database.sessions_closed(1500)] == [3]
 
 
-async def test_a_close_reason_stays_the_first(database: Store) -> None:
+async def test_a_close_reason_stays_the_first(database: Database) -> None:
     await database.write([store.insert_session(session_row(1))])
     await database.write([store.close_session(1, "client", 5)])
     await database.write([store.close_session(1, "idle", 9)])
@@ -326,7 +328,7 @@ async def test_a_close_reason_stays_the_first(database: Store) -> None:
 
 
 async def test_a_deleted_session_leaves_its_audit_and_nothing_else(
-    database: Store, path: Path
+    database: Database, path: Path
 ) -> None:
     for n in (1, 2):
         await database.write(
@@ -348,7 +350,7 @@ async def test_a_deleted_session_leaves_its_audit_and_nothing_else(
     ]
 
 
-async def test_an_app_sees_its_own_sessions_the_newest_first(database: Store) -> None:
+async def test_an_app_sees_its_own_sessions_the_newest_first(database: Database) -> None:
     await database.write(
         [
             store.insert_session(session_row(1)),

@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 
 from server.errors import CLOSE_CODES, RPC_CODES, STATUS, Error
-from server.sessions.registry import Sessions
+from server.sessions.registry import SessionRegistry
 from server.storage.failures import failure_of
-from server.uploads.files import Files
+from server.uploads.files import FileStore
 
 from ..support.acp_client import connect
 from ..support.harness import Client, LocalServer
@@ -62,7 +62,7 @@ async def test_a_defect_during_an_upload_is_not_the_clients_mistake(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(Files, "save", fail_with(error))
+    monkeypatch.setattr(FileStore, "save", fail_with(error))
     form = aiohttp.FormData()
     form.add_field("file", b"x", filename="a.txt")
     status, reply = await client.call("POST", "/files", data=form)
@@ -90,7 +90,7 @@ async def test_an_unreadable_database_ends_an_acp_connection_with_a_code(
 ) -> None:
     acp = await connect(client)
     with monkeypatch.context() as patch:
-        patch.setattr(Sessions, "get", fail_with(sqlite3.OperationalError("disk I/O error")))
+        patch.setattr(SessionRegistry, "get", fail_with(sqlite3.OperationalError("disk I/O error")))
         await acp.notify("session/cancel", sessionId="x")
         assert await acp.until_closed() == 4000
     assert len(logged(caplog)) == 1
@@ -103,7 +103,7 @@ async def test_an_unreadable_database_refuses_a_socket_with_a_code(
 ) -> None:
     session = await client.create()
     with monkeypatch.context() as patch:
-        patch.setattr(Sessions, "get", fail_with(sqlite3.OperationalError("disk I/O error")))
+        patch.setattr(SessionRegistry, "get", fail_with(sqlite3.OperationalError("disk I/O error")))
         socket = await server.anonymous().connect(session, ready=False)
         await socket.send("auth", token=client.token)
         assert await socket.until_closed() == 4000

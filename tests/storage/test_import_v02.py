@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from server.storage.database import Store
+from server.storage.database import Database
 from server.storage.import_v02 import statements_of, upgrade
 from server.storage.schema import SchemaError
 
@@ -135,7 +135,7 @@ async def test_there_is_nothing_to_upgrade(tmp_path: Path) -> None:
     assert await upgrade(path) is None
     path.touch()
     assert await upgrade(path) is None
-    await (await Store.open(path)).close()
+    await (await Database.open(path)).close()
     assert await upgrade(path) is None
 
 

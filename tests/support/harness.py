@@ -27,8 +27,8 @@ from blockbuster import BlockBuster
 from server.app import build_app
 from server.config import AgentCommand, Settings
 from server.tasks import Supervisor
-from server.web.context import SERVICES, Services
-from server.web.listener import Door
+from server.web.context import CONTEXT, ServerContext
+from server.web.listener import Listener
 from server.web.middleware import Runner
 from server.ws.connection import INCOMING_LIMITS
 from server.ws.incoming import IncomingLimits
@@ -281,7 +281,7 @@ class LocalServer:
         self._runner = runner
         self._http = http
         self.url = url
-        self.services: Services = runner.app[SERVICES]
+        self.services: ServerContext = runner.app[CONTEXT]
         self.router = runner.app.router
         self.incoming: IncomingLimits = runner.app[INCOMING_LIMITS]
 
@@ -339,9 +339,9 @@ async def local_server(
     runner = Runner(app, shutdown_timeout=2)
     try:
         await runner.setup()
-        services = app[SERVICES]
+        services = app[CONTEXT]
         used = services.settings
-        door = Door(
+        door = Listener(
             services.sockets.waiting,
             used.auth_timeout_secs,
             used.stall_timeout_secs,

@@ -12,7 +12,7 @@ import pytest
 from server.agents.base import URGENT_GRACE_SECS
 from server.errors import Error
 from server.runs.queue import Queue
-from server.sessions.agent_slots import LiveAgents
+from server.sessions.agent_slots import AgentSlots
 from server.tasks import Tasks
 
 from ..conftest import Serve
@@ -109,7 +109,7 @@ class Holder:
 
 
 def slots_of(limit: int, **options: Any) -> Any:
-    return LiveAgents(limit, Tasks(), app_of=lambda holder: holder.app, **options)
+    return AgentSlots(limit, Tasks(), app_of=lambda holder: holder.app, **options)
 
 
 async def ticks() -> None:

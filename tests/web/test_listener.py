@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from server.limits import Places
+from server.limits import ConcurrencyLimit
 from server.web import listener
 
 from ..conftest import Spawn
@@ -22,7 +22,7 @@ from ..support.harness import eventually
 
 
 @contextlib.asynccontextmanager
-async def opened(places: Places) -> AsyncIterator[str]:
+async def opened(places: ConcurrencyLimit) -> AsyncIterator[str]:
     """A door with nothing but "hello" behind it; its URL."""
 
     async def hello(_: web.Request) -> web.Response:
@@ -33,7 +33,7 @@ async def opened(places: Places) -> AsyncIterator[str]:
     runner = web.AppRunner(application)
     await runner.setup()
     try:
-        async with listener.Door(places, 60).open(runner, "127.0.0.1", 0) as port:
+        async with listener.Listener(places, 60).open(runner, "127.0.0.1", 0) as port:
             yield f"http://127.0.0.1:{port}/"
     finally:
         await runner.cleanup()
@@ -51,7 +51,7 @@ async def test_who_comes_alone_is_let_in_at_once(
     http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "PAUSE_SECS", 3600)
-    async with opened(Places(10, 10)) as url:
+    async with opened(ConcurrencyLimit(10, 10)) as url:
         for _ in range(5):
             async with http.get(url, headers={"Connection": "close"}) as answer:
                 assert await answer.text() == "hello"
@@ -61,7 +61,7 @@ async def test_a_crowd_is_let_in_one_by_one_so_that_nobody_inside_feels_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(listener, "PAUSE_SECS", 3600)
-    places = Places(10, 10)
+    places = ConcurrencyLimit(10, 10)
     loop = asyncio.get_running_loop()
     async with opened(places) as url:
         with come(url) as first, come(url), come(url):
@@ -71,7 +71,7 @@ async def test_a_crowd_is_let_in_one_by_one_so_that_nobody_inside_feels_it(
 
 
 async def test_all_of_a_crowd_are_let_in() -> None:
-    places = Places(10, 10)
+    places = ConcurrencyLimit(10, 10)
     async with opened(places) as url:
         with come(url), come(url), come(url):
             await eventually("all to be let in", lambda: len(places) == 3)

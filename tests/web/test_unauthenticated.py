@@ -15,7 +15,7 @@ from aiohttp import web
 
 from server import codec
 from server.errors import Error
-from server.limits import ByteBudget, Places
+from server.limits import ByteBudget, ConcurrencyLimit
 from server.web import listener
 from server.web.resources import page
 from server.web.resources.socket import MAX_FIRST_BYTES
@@ -214,14 +214,14 @@ async def test_a_prompt_of_any_size_may_follow_the_first_frame_at_once(
 
 @contextlib.asynccontextmanager
 async def behind_a_door(
-    handler: web.RequestHandler | object, places: Places, stall_timeout: float = 60
+    handler: web.RequestHandler | object, places: ConcurrencyLimit, stall_timeout: float = 60
 ) -> AsyncIterator[str]:
     application = web.Application()
     application.router.add_get("/", handler)  # type: ignore[arg-type]
     runner = web.AppRunner(application)
     await runner.setup()
     try:
-        opened = listener.Door(places, 60, stall_timeout).open(runner, "127.0.0.1", 0)
+        opened = listener.Listener(places, 60, stall_timeout).open(runner, "127.0.0.1", 0)
         async with opened as port:
             yield f"http://127.0.0.1:{port}/"
     finally:
@@ -233,13 +233,13 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 async def test_of_idle_strangers_the_one_that_has_idled_longest_goes_first() -> None:
     async def hello(request: web.Request) -> web.Response:
-        assert isinstance(request.protocol, listener.Connection)
+        assert isinstance(request.protocol, listener.BoundedRequestHandler)
         request.protocol.begin_request()
         request.protocol.end_request(is_stranger=True)
         return web.Response(text="hello")
 
     loop = asyncio.get_running_loop()
-    async with behind_a_door(hello, Places(2, 2)) as url:
+    async with behind_a_door(hello, ConcurrencyLimit(2, 2)) as url:
         with contextlib.ExitStack() as stack:
             connections = []
             for _ in range(3):
@@ -267,7 +267,7 @@ async def test_who_takes_nothing_of_an_answer_is_dropped() -> None:
         finally:
             ended.set()
 
-    async with behind_a_door(large, Places(2, 2), stall_timeout=0.05) as url:
+    async with behind_a_door(large, ConcurrencyLimit(2, 2), stall_timeout=0.05) as url:
         with contextlib.closing(await open_connection(url)) as one:
             await asyncio.get_running_loop().sock_sendall(one, GET)
             async with Deadline("the answer to be given up"):

@@ -17,8 +17,8 @@ from server.auth import tokens as auth
 from server.auth.tokens import check_host
 from server.config import Settings
 from server.errors import Error
-from server.sessions.registry import Sessions
-from server.storage.database import Store
+from server.sessions.registry import SessionRegistry
+from server.storage.database import Database
 
 from ..conftest import Serve
 from ..support.harness import ADMIN, Client, Deadline, Json, LocalServer, Socket, script
@@ -177,7 +177,7 @@ async def test_a_session_that_cannot_be_read_is_4000(
     async def fail(*_: Any) -> bool:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(Store, "has_session", fail)
+    monkeypatch.setattr(Database, "has_session", fail)
     socket = await first_frame(server, session, token=client.token)
     assert await said_goodbye(socket) == 4000
     assert "disk" not in socket.frames[0]["reason"]
@@ -529,14 +529,14 @@ async def test_a_token_revoked_while_its_socket_opens_does_not_let_in(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
-    get = Sessions.get
+    get = SessionRegistry.get
 
-    async def revoke_first(self: Sessions, session_id: str, app_name: str) -> Any:
+    async def revoke_first(self: SessionRegistry, session_id: str, app_name: str) -> Any:
         found = await get(self, session_id, app_name)
         await server.services.tokens.revoke(app_name)
         return found
 
-    monkeypatch.setattr(Sessions, "get", revoke_first)
+    monkeypatch.setattr(SessionRegistry, "get", revoke_first)
     socket = await first_frame(server, session, token=client.token)
     assert await said_goodbye(socket) == 4503
 

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from server.sessions.session import MAX_CHANGES
-from server.storage.database import Store
+from server.storage.database import Database
 
 from ..conftest import Serve
 from ..support.acp_client import AnswerError
@@ -975,7 +975,7 @@ async def test_a_log_that_cannot_be_read_is_4000(
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "read_log", fail)
+        patch.setattr(Database, "read_log", fail)
         # Behind 1: the page behind 0 was read for the turn's answer.
         socket = await own_client.connect(session, after=1, ready=False)
         assert await socket.until_closed() == 4000
@@ -997,7 +997,7 @@ async def test_a_prompt_that_cannot_be_stored_is_an_error_and_runs_nothing(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write", fail)
+        patch.setattr(Database, "write", fail)
         await socket.send("prompt", prompt="hi", id="c1")
         error = await socket.until("error")
         assert (error["id"], error["code"], error["retryable"]) == ("c1", "internal", True)

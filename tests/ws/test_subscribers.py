@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from server.ws import connection, hub
-from server.ws.connection import Peer
+from server.ws.connection import WebSocketConnection
 
 from ..conftest import Connect, Serve
 from ..support.harness import Client, Clock, Deadline, Json, LocalServer, eventually, script
@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def viewers(server: LocalServer) -> list[Peer]:
+def viewers(server: LocalServer) -> list[WebSocketConnection]:
     return [one for each in server.services.sockets._by_app.values() for one in each]
 
 
@@ -210,9 +210,9 @@ async def test_many_sockets_are_looked_after_a_few_at_a_time(
     monkeypatch.setattr(hub, "BEATS_AT_ONCE", 2)
     turns = 0
     ticks: Counter[int] = Counter()
-    tick = Peer.tick
+    tick = WebSocketConnection.tick
 
-    def note(peer: Peer, *times: float) -> None:
+    def note(peer: WebSocketConnection, *times: float) -> None:
         ticks[turns] += 1
         tick(peer, *times)
 
@@ -227,7 +227,7 @@ async def test_many_sockets_are_looked_after_a_few_at_a_time(
     session = await client.create()
     for _ in range(5):
         await client.connect(session)
-    monkeypatch.setattr(Peer, "tick", note)
+    monkeypatch.setattr(WebSocketConnection, "tick", note)
     async with Deadline("ten rounds"):
         await count_turns()
     assert max(ticks.values()) == 2

@@ -17,10 +17,10 @@ from ..base import (
     AGENT_GONE,
     GRACE_SECS,
     NEW,
+    AgentObserver,
     AgentSpec,
     AgentState,
-    Listener,
-    Pressure,
+    Backpressure,
     agent_failed,
     agent_unavailable,
 )
@@ -28,7 +28,7 @@ from ..failures import asks_for_login, login_required, needs_login, words_of
 from ..host.stdio_proxy import Lines
 from ..process.programs import Program
 from ..program_output import last_words
-from .commands import ENDED, AcpxCommands, CommandError, error_in, read_end
+from .commands import ENDED, AcpxCommandError, AcpxCommands, error_in, read_end
 from .transcript import Transcript
 
 logger = logging.getLogger(__name__)
@@ -106,13 +106,13 @@ class CliAgent:
     def __init__(
         self,
         spec: AgentSpec,
-        listener: Listener,
+        listener: AgentObserver,
         state: AgentState,
         *,
         find_commands: Callable[[AgentSpec], Awaitable[AcpxCommands]],
         tasks: Tasks,
         start_timeout: float,
-        pressure: Pressure,
+        pressure: Backpressure,
     ) -> None:
         self.spec = spec
         self.listener = listener
@@ -145,7 +145,7 @@ class CliAgent:
     def state(self) -> AgentState:
         return self._state
 
-    def pass_to(self, spec: AgentSpec, listener: Listener) -> None:
+    def pass_to(self, spec: AgentSpec, listener: AgentObserver) -> None:
         self.spec, self.listener = spec, listener
         self._acpx = None  # its commands name the permission
 
@@ -332,7 +332,7 @@ class CliAgent:
             try:
                 async with asyncio.timeout(CONTROL_SECS):
                     return await acpx.run(verb, *self._name, "--", *operands)
-            except CommandError as error:
+            except AcpxCommandError as error:
                 if needs_login(error.failure) or error.code in ENDED:
                     raise
                 raise bad_request(f"the agent refused: {error}") from None
@@ -357,7 +357,7 @@ class CliAgent:
                 if era != self._era:
                     raise agent_failed("the agent was stopped")
                 yield await self._ensured(self._acpx)
-        except CommandError as error:
+        except AcpxCommandError as error:
             raise self._start_error(error) from None
         except OSError as error:
             raise agent_unavailable(f"acpx cannot be started: {error.strerror}") from None
@@ -381,7 +381,7 @@ class CliAgent:
             async with asyncio.timeout(self._start_timeout):
                 result = await acpx.run(*command, options=self._session_options())
         except TimeoutError:
-            raise CommandError("it took too long", "TIMEOUT") from None
+            raise AcpxCommandError("it took too long", "TIMEOUT") from None
         self._fresh = bool(result.get("created"))
 
     def _session_options(self) -> list[str]:
@@ -418,7 +418,7 @@ class CliAgent:
     def initialized(self, result: dict[str, Any]) -> None:
         self._state = dataclasses.replace(self._state, auth_methods=result.get("authMethods"))
 
-    def _start_error(self, error: CommandError, refusal: Any = None) -> Error:
+    def _start_error(self, error: AcpxCommandError, refusal: Any = None) -> Error:
         if needs_login(refusal):
             return self._login_required(words_of(refusal))
         ended = error.code in ENDED and asks_for_login(str(error))

@@ -24,9 +24,17 @@ from ... import safe_files
 from ...codec import parse_message
 from ...config import AgentCommand
 from ...tasks import Tasks
-from ..base import NEW, AgentInfo, AgentSpec, AgentState, Listener, Pressure, agent_unavailable
+from ..base import (
+    NEW,
+    AgentInfo,
+    AgentObserver,
+    AgentSpec,
+    AgentState,
+    Backpressure,
+    agent_unavailable,
+)
 from ..catalog import AcpxError, check_versions, describe
-from ..traits import Traits, traits_of
+from ..traits import AgentTraits, traits_of
 from .agent import CliAgent
 from .commands import Acpx, AcpxCommands, socket_folder
 
@@ -60,7 +68,7 @@ class CliBackend:
         agents: Mapping[str, AgentCommand],
         environ: Mapping[str, str],
         start_timeout: float,
-        pressure: Pressure,
+        pressure: Backpressure,
     ) -> None:
         self._node = node
         self._homes = state_dir / "homes"
@@ -106,10 +114,10 @@ class CliBackend:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
 
-    def traits(self, name: str) -> Traits:
+    def traits(self, name: str) -> AgentTraits:
         return traits_of(name, self._commands)
 
-    def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> CliAgent:
+    def agent(self, spec: AgentSpec, listener: AgentObserver, state: AgentState = NEW) -> CliAgent:
         agent = CliAgent(
             spec,
             listener,

@@ -35,7 +35,7 @@ POLICIES = {
 }
 
 
-class CommandError(Exception):
+class AcpxCommandError(Exception):
     """A command failed.
 
     Attributes:
@@ -186,11 +186,11 @@ async def read_end(stream: asyncio.StreamReader) -> bytes:
 
 def error_in(
     failure: Mapping[str, Any] | None, stderr: bytes, secrets: Collection[str] = ()
-) -> CommandError:
+) -> AcpxCommandError:
     """What acpx has told of a failure."""
     said = last_words([stderr], secrets)
     if failure is None:
-        return CommandError(said or "acpx ended without a word", "RUNTIME")
+        return AcpxCommandError(said or "acpx ended without a word", "RUNTIME")
     data = failure.get("data")
     codes = data if isinstance(data, dict) else {}
     code = codes.get("detailCode") or codes.get("acpxCode") or failure.get("code")
@@ -198,4 +198,4 @@ def error_in(
     told = redact(plain(f"{message}: {details}" if details else message), secrets)
     if code in ENDED and said and said not in told:
         told = f"{told}: {said}"
-    return CommandError(told, str(code), failure)
+    return AcpxCommandError(told, str(code), failure)

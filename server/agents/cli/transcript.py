@@ -23,7 +23,7 @@ _CLIENT_REQUESTS = _OPENING | {
 }
 
 
-class Teller(Protocol):
+class TranscriptObserver(Protocol):
     """Whose turn it is."""
 
     def prompt_sent(self, *, fresh: bool) -> None:
@@ -52,7 +52,7 @@ class Transcript:
         refused, refusal: the agent could not load the session, and its error.
     """
 
-    def __init__(self, teller: Teller) -> None:
+    def __init__(self, teller: TranscriptObserver) -> None:
         self._teller = teller
         self._prompt_id: Any = None
         self._is_prompting = False

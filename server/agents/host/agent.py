@@ -18,9 +18,9 @@ from ..base import (
     AGENT_GONE,
     GRACE_SECS,
     NEW,
+    AgentObserver,
     AgentSpec,
     AgentState,
-    Listener,
     Wanted,
     agent_failed,
     agent_unavailable,
@@ -29,10 +29,10 @@ from ..base import (
 from ..failures import asks_for_login, details_of, login_required, needs_login, words_of
 from ..process import process_tree
 from ..program_output import plain, redact
-from .handover import Attachments
+from .handover import StdioHandover
 from .outline import outline, parse_blocks
 from .process import CallError, HostGoneError, HostProcess
-from .stdio_proxy import Seam
+from .stdio_proxy import StdioProxy
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,10 @@ class HostAgent:
     def __init__(
         self,
         host: HostProcess,
-        attachments: Attachments,
+        attachments: StdioHandover,
         tasks: Tasks,
         spec: AgentSpec,
-        listener: Listener,
+        listener: AgentObserver,
         state: AgentState,
         *,
         starts: Semaphores,
@@ -92,8 +92,8 @@ class HostAgent:
         self._starts = starts
         self._closes = closes
         self._listener = listener
-        self._seam: Seam | None = None
-        self._dead: Seam | None = None
+        self._seam: StdioProxy | None = None
+        self._dead: StdioProxy | None = None
         self._awake = False
         self._opened = 0
         self._refusal: Any = None
@@ -128,7 +128,7 @@ class HostAgent:
     def state(self) -> AgentState:
         return self._state
 
-    def pass_to(self, spec: AgentSpec, listener: Listener) -> None:
+    def pass_to(self, spec: AgentSpec, listener: AgentObserver) -> None:
         self.spec, self._listener = spec, listener
 
     # What the session asks for.
@@ -284,7 +284,7 @@ class HostAgent:
             await asyncio.wait({prompt.losing})
         prompt.finish(agent_failed(reason))
 
-    async def _lose(self, prompt: _Prompt, seam: Seam) -> None:
+    async def _lose(self, prompt: _Prompt, seam: StdioProxy) -> None:
         """The agent has ended in the middle of the turn: tell what it wrote last."""
         said = await self._attachments.stderr.last_words(
             self.spec.key, seam.noise, timeout=LAST_WORDS_SECS
@@ -456,7 +456,7 @@ class HostAgent:
     def misplaced(self) -> None:
         self._is_misplaced = True
 
-    def attached(self, seam: Seam) -> None:
+    def attached(self, seam: StdioProxy) -> None:
         self._is_misplaced = False
         self._seam = seam
         self._awake = False
@@ -520,7 +520,7 @@ class HostAgent:
             self._settling = None
             settled.set_result(failure)
 
-    async def _settle(self, seam: Seam) -> None:
+    async def _settle(self, seam: StdioProxy) -> None:
         """Set what is wanted.
 
         Raises:
@@ -546,7 +546,7 @@ class HostAgent:
         was_in_force = self._in_force.get(step.setting) == step.value
         return agent_failed(what) if was_in_force else bad_request(what)
 
-    async def _set(self, seam: Seam, step: settings.Step) -> None:
+    async def _set(self, seam: StdioProxy, step: settings.Step) -> None:
         assert step.method is not None
         self._has_told_mode = False
         try:
@@ -666,7 +666,7 @@ class HostAgent:
             setting, value = settings.named(self._state, method, params)
             self._note_set(setting, value, method, params, result)
 
-    def gone(self, seam: Seam) -> None:
+    def gone(self, seam: StdioProxy) -> None:
         self._attachments.living.remove(seam.tag, seam.mark)
         # What it started and left behind goes with it.
         self._sweeping = self._tasks.spawn(self._sweep(), f"sweep-{self.spec.key}")

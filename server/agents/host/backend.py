@@ -25,19 +25,19 @@ from ...tasks import Semaphores, Supervisor, Tasks
 from ..base import (
     NEW,
     AgentInfo,
+    AgentObserver,
     AgentSpec,
     AgentState,
+    Backpressure,
     Context,
-    Listener,
-    Pressure,
     Wanted,
     agent_unavailable,
 )
 from ..catalog import describe
 from ..program_output import secrets_in
-from ..traits import Traits, traits_of
+from ..traits import AgentTraits, traits_of
 from .agent import HostAgent
-from .handover import Attachments
+from .handover import StdioHandover
 from .process import CallError, HostGoneError, HostProcess
 from .stderr import StderrFiles
 
@@ -103,7 +103,7 @@ class HostBackend:
         agents: Mapping[str, AgentCommand],
         environ: Mapping[str, str],
         start_timeout: float,
-        pressure: Pressure,
+        pressure: Backpressure,
         supervisor: Supervisor | None = None,
     ) -> None:
         supervisor = supervisor or Supervisor()
@@ -111,7 +111,7 @@ class HostBackend:
         self._commands = agents
         self._environ = environ
         hidden = secrets_in(environ, *(command.env for command in agents.values()))
-        self._attachments = Attachments(
+        self._attachments = StdioHandover(
             agents,
             pressure,
             StderrFiles(stderr_dir, supervisor, hidden),
@@ -187,10 +187,10 @@ class HostBackend:
         await self._attachments.stop()
         await self._tasks.finish(0)
 
-    def traits(self, name: str) -> Traits:
+    def traits(self, name: str) -> AgentTraits:
         return traits_of(name, self._commands)
 
-    def agent(self, spec: AgentSpec, listener: Listener, state: AgentState = NEW) -> HostAgent:
+    def agent(self, spec: AgentSpec, listener: AgentObserver, state: AgentState = NEW) -> HostAgent:
         return HostAgent(
             self._host,
             self._attachments,

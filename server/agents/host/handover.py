@@ -25,30 +25,30 @@ from weakref import WeakValueDictionary
 from ...codec import dumps
 from ...config import AgentCommand
 from ...tasks import Supervisor, Tasks
-from ..base import AgentSpec, Pressure, real_folder
+from ..base import AgentSpec, Backpressure, real_folder
 from ..process import process_tree
 from ..traits import asking_environ, traits_of
 from .stderr import StderrFiles
-from .stdio_proxy import Handler, Seam, Unfinished
+from .stdio_proxy import Handler, StdioProxy, Unfinished
 
 logger = logging.getLogger(__name__)
 
 ATTACH_SECS = 15
 
 
-class Attachable(Handler, Protocol):
+class HandoverTarget(Handler, Protocol):
     """An agent that a process can attach for."""
 
     spec: AgentSpec
 
-    def attached(self, seam: Seam) -> None:
+    def attached(self, seam: StdioProxy) -> None:
         """The seam is in place; the process starts now."""
 
     def misplaced(self) -> None:
         """The process is refused: it is not in the session's folder."""
 
 
-class Attachments:
+class StdioHandover:
     """The listening socket, and the agents that are expected at it.
 
     Args:
@@ -63,7 +63,7 @@ class Attachments:
     def __init__(
         self,
         commands: Mapping[str, AgentCommand],
-        pressure: Pressure,
+        pressure: Backpressure,
         stderr: StderrFiles,
         supervisor: Supervisor,
         data_dir: Path,
@@ -76,7 +76,7 @@ class Attachments:
         self.stderr = stderr
         self.name = f"clawdforge-{os.getpid()}-{secrets.token_hex(8)}"
         """Of an abstract socket: a path could be too long, and would have to be removed."""
-        self._agents: WeakValueDictionary[str, Attachable] = WeakValueDictionary()
+        self._agents: WeakValueDictionary[str, HandoverTarget] = WeakValueDictionary()
         self._announced: dict[int, str] = {}
         self._arrivals: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count()
@@ -98,11 +98,11 @@ class Attachments:
             self._listener.close()
         await self.stderr.stop()
 
-    def register(self, agent: Attachable) -> None:
+    def register(self, agent: HandoverTarget) -> None:
         """Expect processes of *agent*'s session."""
         self._agents[agent.spec.key] = agent
 
-    def unregister(self, agent: Attachable) -> None:
+    def unregister(self, agent: HandoverTarget) -> None:
         if self._agents.get(agent.spec.key) is agent:
             del self._agents[agent.spec.key]
 
@@ -157,7 +157,9 @@ class Attachments:
             except OSError as error:  # it died in its launcher; or no descriptors are left
                 logger.warning("process %d cannot attach: %s", pid, error.strerror)
 
-    async def _put_between(self, connection: socket.socket, pid: int, agent: Attachable) -> None:
+    async def _put_between(
+        self, connection: socket.socket, pid: int, agent: HandoverTarget
+    ) -> None:
         await _readable(connection)
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
         # Its own for each process: ending one agent must not end the next.
@@ -172,7 +174,7 @@ class Attachments:
                 agent.misplaced()
                 return
             number = 1 + next(self._numbers) % process_tree.MAX_NUMBER
-            seam = Seam(
+            seam = StdioProxy(
                 pid,
                 agent,
                 self._pressure,

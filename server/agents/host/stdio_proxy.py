@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ...codec import dumps, parse_message, parse_rpc
-from ..base import Pressure
+from ..base import Backpressure
 from ..process.process_tree import Tag
 from ..program_output import KEPT_BYTES
 from ..settings import SETTERS
@@ -94,7 +94,7 @@ class Handler(Protocol):
     def replied(self, method: str, params: Mapping[str, Any], result: dict[str, Any]) -> None:
         """The agent's answer to ``initialize``, or to a change of its settings."""
 
-    def gone(self, seam: Seam) -> None:
+    def gone(self, seam: StdioProxy) -> None:
         """The agent has ended, and all that it wrote has been seen."""
 
 
@@ -145,10 +145,10 @@ class Unfinished:
     """How much the agents of each app have said of messages that have not come to their end."""
 
     def __init__(self) -> None:
-        self._sizes: dict[Seam, tuple[str, int]] = {}
+        self._sizes: dict[StdioProxy, tuple[str, int]] = {}
         self._totals: Counter[str] = Counter()
 
-    def note(self, agent: Seam, owner: str, size: int) -> None:
+    def note(self, agent: StdioProxy, owner: str, size: int) -> None:
         """*agent*'s message has *size* bytes by now.
 
         Raises:
@@ -182,7 +182,7 @@ class _Reader(asyncio.Protocol):
 class _Writer(asyncio.BaseProtocol):
     """Stops the reader of the other side while this one does not read."""
 
-    def __init__(self, seam: Seam, *, up: bool) -> None:
+    def __init__(self, seam: StdioProxy, *, up: bool) -> None:
         self._seam = seam
         self._up = up
 
@@ -193,7 +193,7 @@ class _Writer(asyncio.BaseProtocol):
         self._seam.release(self._up, "other side")
 
 
-class Seam:
+class StdioProxy:
     """One agent process, between acpx and its pipes.
 
     Args:
@@ -209,7 +209,7 @@ class Seam:
         self,
         pid: int,
         handler: Handler,
-        pressure: Pressure,
+        pressure: Backpressure,
         *,
         mark: bytes,
         tag: Tag | None,

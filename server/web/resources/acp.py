@@ -6,13 +6,13 @@ import uuid
 
 from aiohttp import hdrs, web
 
-from ...acp.connection import Connection
+from ...acp.connection import AcpConnection
 from ...acp.params import Wishes
 from ...auth.tokens import check_origin
 from ...errors import Error, bad_request, draining
 from ...ws.connection import new_socket
 from .. import bodies
-from ..context import CREDENTIAL, REQUEST_ID, SESSION, Services, admit, app_of, services_of
+from ..context import CREDENTIAL, REQUEST_ID, SESSION, ServerContext, admit, app_of, services_of
 from ..responses import error_reply
 
 routes = web.RouteTableDef()
@@ -47,7 +47,7 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
     ws.headers[CONNECTION_ID] = connection_id
     await ws.prepare(request)
     await services.sockets.serve(
-        Connection(
+        AcpConnection(
             request,
             ws,
             credential,
@@ -75,7 +75,7 @@ def _subprotocols(request: web.Request) -> list[str]:
     return offered
 
 
-def _let_in(services: Services, request: web.Request, offered: list[str]) -> str | None:
+def _let_in(services: ServerContext, request: web.Request, offered: list[str]) -> str | None:
     """Admit the request.
 
     Returns:

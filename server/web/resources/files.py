@@ -17,7 +17,7 @@ from aiohttp import (
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ...errors import bad_request, payload_too_large
-from ...uploads.files import Files, Upload
+from ...uploads.files import FileStore, Upload
 from ...uploads.names import client_name, disposition
 from .. import bodies
 from ..context import REQUEST_ID, app_of, services_of, waiting
@@ -69,7 +69,7 @@ async def upload(request: web.Request) -> web.Response:
     return json_reply({"ok": True, **reply})
 
 
-async def _discard(files: Files, saved: Upload | None) -> None:
+async def _discard(files: FileStore, saved: Upload | None) -> None:
     if saved is not None:
         await files.discard(saved)
 

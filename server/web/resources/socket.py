@@ -14,11 +14,11 @@ from ...sessions import entries
 from ...sessions.session import MAX_CHANGES, Session
 from ...sessions.settings import Change
 from ...storage.failures import failure_of
-from ...ws.connection import Goodbye, new_socket
-from ...ws.session_socket import Viewer
+from ...ws.connection import Disconnect, new_socket
+from ...ws.session_socket import SessionSocket
 from .. import bodies
-from ..context import CREDENTIAL, SESSION, Services, admit, app_of, prompt, services_of
-from ..listener import Connection
+from ..context import CREDENTIAL, SESSION, ServerContext, admit, app_of, prompt, services_of
+from ..listener import BoundedRequestHandler
 
 logger = logging.getLogger(__name__)
 
@@ -57,18 +57,18 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
             await ws.prepare(request)
         _check_protocol(query.protocol)
         if request[CREDENTIAL].is_revoked:  # while other things were waited for
-            raise Goodbye(CloseCode.REVOKED, "the credential was revoked")
+            raise Disconnect(CloseCode.REVOKED, "the credential was revoked")
         _check_room(services, session, app_name)
         if after is not None and after > session.log.head:
-            raise Goodbye(CloseCode.POSITION_UNKNOWN, "the log does not reach so far")
-    except Goodbye as goodbye:
+            raise Disconnect(CloseCode.POSITION_UNKNOWN, "the log does not reach so far")
+    except Disconnect as goodbye:
         await _leave(ws, goodbye)
         return ws
 
     commands = Commands(services, request)
     cursor = session.log.head if after is None else after
     per_second = services.settings.max_commands_per_sec
-    viewer = Viewer(request, ws, session, app_name, cursor, commands.dispatch, per_second)
+    viewer = SessionSocket(request, ws, session, app_name, cursor, commands.dispatch, per_second)
     viewer.send(
         entries.frame(
             "ready",
@@ -93,7 +93,9 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
 
 def _check_protocol(version: str) -> None:
     if version != str(entries.PROTOCOL):
-        raise Goodbye(CloseCode.PROTOCOL_VERSION, f"this server speaks protocol {entries.PROTOCOL}")
+        raise Disconnect(
+            CloseCode.PROTOCOL_VERSION, f"this server speaks protocol {entries.PROTOCOL}"
+        )
 
 
 async def _first_frame(
@@ -104,7 +106,7 @@ async def _first_frame(
     Until it has come, little more than such a frame is read.
     """
     connection = request.protocol
-    if not isinstance(connection, Connection):
+    if not isinstance(connection, BoundedRequestHandler):
         raise unauthorized()  # the operator's socket: who has it has no need of this
     is_spent = connection.limit(MAX_FIRST_BYTES)
     await ws.prepare(request)
@@ -116,7 +118,7 @@ async def _first_frame(
                     await ws.pong(message.data)
                 message = await _receive(ws, is_spent)
     except TimeoutError:
-        raise Goodbye(CloseCode.AUTH_TIMEOUT, f"no auth within {timeout:g} s") from None
+        raise Disconnect(CloseCode.AUTH_TIMEOUT, f"no auth within {timeout:g} s") from None
     return _parse_first(message)
 
 
@@ -128,7 +130,7 @@ async def _receive(ws: web.WebSocketResponse[bool], is_spent: asyncio.Future[Non
         # What has come is with the task in a moment, and nothing more will come.
         await asyncio.wait({receiving}, timeout=SETTLE_SECS)
         if not receiving.done():
-            raise Goodbye(CloseCode.TOO_BIG, FIRST_TOO_BIG)
+            raise Disconnect(CloseCode.TOO_BIG, FIRST_TOO_BIG)
         return await receiving
     finally:
         receiving.cancel()
@@ -136,20 +138,20 @@ async def _receive(ws: web.WebSocketResponse[bool], is_spent: asyncio.Future[Non
 
 def _parse_first(message: Any) -> entries.Auth:
     if message.type is WSMsgType.TEXT and len(message.data) > MAX_FIRST_BYTES:
-        raise Goodbye(CloseCode.TOO_BIG, FIRST_TOO_BIG)
+        raise Disconnect(CloseCode.TOO_BIG, FIRST_TOO_BIG)
     if message.type is not WSMsgType.TEXT:
-        raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth")
+        raise Disconnect(CloseCode.BAD_FRAME, "the first frame must be auth")
     try:
         command = entries.parse(message.data)
     except (entries.NotAFrameError, entries.FrameError):
-        raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth") from None
+        raise Disconnect(CloseCode.BAD_FRAME, "the first frame must be auth") from None
     if not isinstance(command, entries.Auth):
-        raise Goodbye(CloseCode.BAD_FRAME, "the first frame must be auth")
+        raise Disconnect(CloseCode.BAD_FRAME, "the first frame must be auth")
     return command
 
 
 async def _let_in(
-    services: Services, request: web.Request, auth: entries.Auth, session_id: str
+    services: ServerContext, request: web.Request, auth: entries.Auth, session_id: str
 ) -> Session:
     """The session that a first frame opens."""
     _check_protocol(str(auth.protocol))
@@ -158,30 +160,30 @@ async def _let_in(
         return await services.sessions.get(session_id, app_name)
     except Exception as error:  # noqa: BLE001 - failure_of logs it
         failure = failure_of(error, "opening a socket", session=session_id)
-        raise Goodbye.of(failure) from None
+        raise Disconnect.of(failure) from None
 
 
-def _check_room(services: Services, session: Session, app_name: str) -> None:
+def _check_room(services: ServerContext, session: Session, app_name: str) -> None:
     if services.sessions.is_draining:
-        raise Goodbye(CloseCode.RESTARTING, "the server restarts", retry_after_ms=2000)
+        raise Disconnect(CloseCode.RESTARTING, "the server restarts", retry_after_ms=2000)
     if session.viewers >= services.settings.max_sockets_per_session:
-        raise Goodbye(CloseCode.TOO_MANY_SOCKETS, "the session has all the sockets it may")
+        raise Disconnect(CloseCode.TOO_MANY_SOCKETS, "the session has all the sockets it may")
     if services.sockets.is_full(app_name):
-        raise Goodbye(CloseCode.TOO_MANY_SOCKETS, "the app has all the sockets it may")
+        raise Disconnect(CloseCode.TOO_MANY_SOCKETS, "the app has all the sockets it may")
 
 
 def _authenticate(
-    services: Services, request: web.Request, auth: entries.Auth, session_id: str
+    services: ServerContext, request: web.Request, auth: entries.Auth, session_id: str
 ) -> Credential:
     try:
         if auth.ticket is not None:
             return services.tokens.redeem_ticket(auth.ticket, session_id)
         return services.tokens.admit(auth.token, request.remote)
     except Error:
-        raise Goodbye(CloseCode.REFUSED, "the credential is refused") from None
+        raise Disconnect(CloseCode.REFUSED, "the credential is refused") from None
 
 
-async def _leave(ws: web.WebSocketResponse[bool], goodbye: Goodbye) -> None:
+async def _leave(ws: web.WebSocketResponse[bool], goodbye: Disconnect) -> None:
     """Close a socket that never became a viewer."""
     if ws.closed:
         return
@@ -195,7 +197,7 @@ async def _leave(ws: web.WebSocketResponse[bool], goodbye: Goodbye) -> None:
 class Commands:
     """What the frames of one socket do."""
 
-    def __init__(self, services: Services, request: web.Request) -> None:
+    def __init__(self, services: ServerContext, request: web.Request) -> None:
         self._services = services
         self._request = request
         self._settings: list[Change] = []
@@ -205,7 +207,7 @@ class Commands:
         if self._setting is not None:
             await asyncio.gather(self._setting, return_exceptions=True)
 
-    async def dispatch(self, viewer: Viewer, command: entries.Command) -> None:
+    async def dispatch(self, viewer: SessionSocket, command: entries.Command) -> None:
         """Carry out one command.
 
         Raises:
@@ -232,7 +234,7 @@ class Commands:
             case entries.Auth():
                 self._renew(session, command)
 
-    async def _prompt(self, viewer: Viewer, command: entries.Prompt) -> None:
+    async def _prompt(self, viewer: SessionSocket, command: entries.Prompt) -> None:
         blocks = entries.parse_blocks(command.prompt)
         turn, duplicate = await prompt(
             self._request, viewer.session, blocks, command.files or [], client_id=command.id
@@ -248,7 +250,7 @@ class Commands:
             )
         )
 
-    def _set(self, viewer: Viewer, command: entries.Setting) -> None:
+    def _set(self, viewer: SessionSocket, command: entries.Setting) -> None:
         """Behind the reader's back: the agent may have to start first, or never answer."""
         if len(self._settings) >= MAX_CHANGES:
             raise Error("rate_limited", "the last changes are not through yet", retryable=True)
@@ -259,7 +261,7 @@ class Commands:
                 self._carry_out(viewer), f"set-{viewer.session.id}"
             )
 
-    async def _carry_out(self, viewer: Viewer) -> None:
+    async def _carry_out(self, viewer: SessionSocket) -> None:
         while self._settings:
             change = self._settings.pop(0)
             try:
@@ -273,4 +275,4 @@ class Commands:
     def _renew(self, session: Session, auth: entries.Auth) -> None:
         credential = _authenticate(self._services, self._request, auth, session.id)
         if credential is not self._request[CREDENTIAL]:
-            raise Goodbye(CloseCode.REFUSED, "the credential is refused")
+            raise Disconnect(CloseCode.REFUSED, "the credential is refused")

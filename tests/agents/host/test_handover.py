@@ -13,7 +13,7 @@ import pytest
 
 from server.agents.base import AgentSpec
 from server.agents.host import stderr
-from server.agents.host.handover import Attachments
+from server.agents.host.handover import StdioHandover
 from server.agents.host.stderr import StderrFiles
 from server.tasks import Supervisor
 
@@ -62,7 +62,7 @@ async def test_a_launcher_that_fails_leaves_no_descriptor(
             raise OSError(24, "Too many open files")
 
         monkeypatch.setattr(stderr.StderrFiles, "open", full)
-    attachments = Attachments({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path)
+    attachments = StdioHandover({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path)
     agent = Nobody()
     attachments.register(agent)
     attachments.start()
@@ -95,7 +95,7 @@ async def test_a_launcher_that_fails_leaves_no_descriptor(
 
 
 async def test_a_second_connection_of_a_process_is_refused(tmp_path: Path) -> None:
-    attachments = Attachments({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path)
+    attachments = StdioHandover({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path)
     attachments.start()
     loop = asyncio.get_running_loop()
     try:

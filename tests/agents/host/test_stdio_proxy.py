@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.agents.host import stdio_proxy
-from server.agents.host.stdio_proxy import Lines, Seam, Unfinished
+from server.agents.host.stdio_proxy import Lines, StdioProxy, Unfinished
 
 # Few letters, so that ends of lines are everywhere.
 STREAMS = st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"{}", b"\xff", b"x" * 50]), max_size=40)
@@ -55,7 +55,7 @@ def test_unfinished_messages_of_an_app_are_limited_in_bytes(
 ) -> None:
     monkeypatch.setattr(stdio_proxy, "UNFINISHED_BYTES", 2 << 20)
     unfinished = Unfinished()
-    first, second, others = (cast("Seam", object()) for _ in range(3))
+    first, second, others = (cast("StdioProxy", object()) for _ in range(3))
     unfinished.note(first, "app", 1 << 20)
     unfinished.note(others, "other", 2 << 20)
     with pytest.raises(OverflowError):

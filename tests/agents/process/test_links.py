@@ -19,7 +19,7 @@ from server.app import StartError, own_folder
 from server.commands.admin import CommandError
 from server.commands.backup import backup, restore
 from server.config import Settings
-from server.storage.database import Store
+from server.storage.database import Database
 from server.web import control_socket
 
 from ...conftest import Serve
@@ -194,7 +194,7 @@ async def test_a_backup_goes_through_no_folder_that_is_exchanged_while_it_walks(
     (data / "workspaces" / "mine").mkdir(parents=True)
     outside.mkdir()
     (outside / "file").write_bytes(SECRET)
-    await (await Store.open(data / "clawdforge.db")).close()
+    await (await Database.open(data / "clawdforge.db")).close()
     deep = data / "workspaces" / "deep"
     deep.mkdir()
     for _ in range(300):
