@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -148,3 +149,8 @@ def network_of(text: str) -> Network:
         if mapped is not None:
             return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
     return network
+
+
+def is_in_networks(address: Address | None, networks: Iterable[Network]) -> bool:
+    """Whether *address* is known and belongs to one of *networks*."""
+    return address is not None and any(address in network for network in networks)

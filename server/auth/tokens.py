@@ -1,4 +1,4 @@
-"""Who may do what: tokens, the networks they are bound to, tickets, Origin and Host.
+"""Who may do what: tokens, the networks they are bound to, and tickets.
 
 A token is 256 random bits, shown once; only its SHA-256 is kept. All of an
 app's rights hang on its token: what is another app's does not exist.
@@ -12,28 +12,14 @@ import hashlib
 import hmac
 import json
 import logging
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from aiohttp import web
-
-from ..config import MAX_SECRET_LENGTH, Settings
+from ..config import MAX_SECRET_LENGTH
 from ..errors import Error, bad_request, not_found
-from ..origins import (
-    DEFAULT_PORTS,
-    Address,
-    Network,
-    address_of,
-    address_of_hop,
-    is_host_of,
-    is_loopback,
-    network_of,
-    origin_of,
-    without_port,
-)
+from ..origins import address_of, is_in_networks, network_of
 from ..sessions.event_log import DatabaseWriter
 from ..storage import database as store
 from ..storage.database import Database
@@ -47,8 +33,6 @@ TICKET_PREFIX = "cft_"
 FIRST_APP = "first-app"
 ADMIN_KEY = "admin_token"
 TICKET_SECS = 30
-MAX_HOPS = 32
-"""Proxies, one after the other, that are looked at; beyond more of them a client is unknown."""
 REVOKE_SECS = 0.8
 """A connection whose credential was revoked, and that takes nothing, is dropped after so long."""
 
@@ -353,113 +337,4 @@ class TokenRegistry:
 
 
 def _in_networks(address: str | None, networks: Sequence[str]) -> bool:
-    return _is_in(address_of(address or ""), list(map(network_of, networks)))
-
-
-def _is_in(address: Address | None, networks: Sequence[Network]) -> bool:
-    return address is not None and any(address in network for network in networks)
-
-
-def client_address(request: web.Request, trusted: Sequence[Network]) -> str | None:
-    """Whose request it is, behind proxies that are *trusted*.
-
-    Each proxy adds the address that it was asked from to the end of
-    X-Forwarded-For, or of Forwarded: read from there, the first that is no trusted proxy's is the
-    client's. What stands before it the client may have written itself.
-
-    Returns:
-        The address, or "" if the proxies' headers leave open which it is.
-    """
-    peer = address_of(request.remote or "")
-    if not _is_in(peer, trusted):
-        return request.remote
-    told = {
-        _first_untrusted(hops, peer, trusted)
-        for hops in (_forwarded_for(request), _forwarded(request))
-        if hops is not None
-    }
-    # A proxy that writes one of the two lets its client write the other.
-    return told.pop() if len(told) == 1 else "" if told else request.remote
-
-
-def _first_untrusted(hops: list[str], address: Address | None, trusted: Sequence[Network]) -> str:
-    left = MAX_HOPS
-    while hops and _is_in(address, trusted):
-        left -= 1
-        address = address_of_hop(hops.pop()) if left else None
-    return "" if address is None else str(address)
-
-
-def _forwarded_for(request: web.Request) -> list[str] | None:
-    lines = request.headers.getall("X-Forwarded-For", None)
-    return None if lines is None else [hop for line in lines for hop in line.split(",")]
-
-
-_ELEMENT = re.compile(r'(?:[^,"]|"[^"]*")+')
-_FORWARDED_FOR = re.compile(r"""(?:^|[;,])\s*for\s*=\s*("[^"]*"|[^;,"]*)""", re.IGNORECASE)
-
-
-def _forwarded(request: web.Request) -> list[str] | None:
-    """The addresses in ``Forwarded`` (RFC 7239), in its order."""
-    lines = request.headers.getall("Forwarded", None)
-    if lines is None:
-        return None
-    elements = [element for line in lines for element in _ELEMENT.findall(line)]
-    found = [_FORWARDED_FOR.search(element) for element in elements]
-    return [match[1] if match else "" for match in found]
-
-
-def bearer(request: web.Request) -> str | None:
-    """The token of the Authorization header, or None."""
-    lines = request.headers.getall("Authorization", [])
-    # Of two, a proxy may have looked at the other.
-    scheme, _, token = lines[0].partition(" ") if len(lines) == 1 else ("", "", "")
-    return token.strip() or None if scheme.lower() == "bearer" else None
-
-
-def check_origin(request: web.Request, settings: Settings) -> None:
-    """Refuse a browser's page from elsewhere.
-
-    Raises:
-        Error: ``forbidden``.
-    """
-    lines = request.headers.getall("Origin", [])
-    if not lines:
-        return
-    try:
-        [line] = lines
-        origin = origin_of(line)
-        scheme = origin.partition("://")[0]
-        if origin in settings.allowed_origins:
-            return
-        if scheme in DEFAULT_PORTS and origin == origin_of(f"{scheme}://{request.host}"):
-            return
-    except ValueError:
-        pass  # no browser sends that
-    raise Error("forbidden", "this origin is not allowed; see CLAWDFORGE_ALLOWED_ORIGINS")
-
-
-def check_host(request: web.Request, settings: Settings) -> None:
-    """Refuse a request that was sent to a name which is not this server's.
-
-    A page elsewhere may have its own name point here. Which names are this server's is known if
-    it listens on a loopback address, or if the operator has named them.
-
-    Raises:
-        Error: ``forbidden``.
-    """
-    if not settings.allowed_hosts and not is_loopback(settings.host):
-        return
-    host = request.host.lower()
-    name = without_port(host)
-    if name.endswith("."):  # the same name, written in full
-        host = host.replace(name, name[:-1], 1)
-        name = name[:-1]
-    # No name on the network can stand for these.
-    address = address_of(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
-    if name == "localhost" or (address is not None and address.is_loopback):
-        return
-    if {host, name} & set(settings.allowed_hosts):
-        return
-    if not any(is_host_of(host, origin) for origin in settings.allowed_origins):
-        raise Error("forbidden", "this host name is not allowed; see CLAWDFORGE_ALLOWED_HOSTS")
+    return is_in_networks(address_of(address or ""), list(map(network_of, networks)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from ..auth.tokens import Credential, TokenRegistry, bearer, unauthorized
+from ..auth.tokens import Credential, TokenRegistry, unauthorized
 from ..codec import dumps
 from ..config import Settings
 from ..errors import Error, session_closed
@@ -26,6 +26,7 @@ from .bodies import APP
 from .control_socket import is_operator
 from .health import Health
 from .listener import BoundedRequestHandler
+from .request_origin import bearer
 
 __all__ = [
     "APP",

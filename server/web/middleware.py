@@ -13,12 +13,13 @@ from typing import Any
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from ..auth.tokens import check_host, client_address, unauthorized
+from ..auth.tokens import unauthorized
 from ..errors import Error, bad_request, internal
 from ..storage.failures import failure_of
 from .bodies import EXPECTS, check_coding
 from .context import APP, CREDENTIAL, REQUEST_ID, SESSION, TURN, services_of
 from .listener import BoundedRequestHandler
+from .request_origin import check_host, client_address
 from .responses import error_reply
 
 logger = logging.getLogger(__name__)

@@ -48,7 +48,7 @@ ALONE = {
     "agents.demo.demo_script",
 }
 
-AIOHTTP_FROM = "auth"
+AIOHTTP_FROM = "ws"
 """The first layer that may import aiohttp."""
 ONLY_IN = {"orjson": {"codec"}, "aiosqlite": {"storage.database"}}
 

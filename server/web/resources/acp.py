@@ -8,11 +8,11 @@ from aiohttp import hdrs, web
 
 from ...acp.connection import AcpConnection
 from ...acp.params import Wishes
-from ...auth.tokens import check_origin
 from ...errors import Error, bad_request, draining
 from ...ws.connection import new_socket
 from .. import bodies
 from ..context import CREDENTIAL, REQUEST_ID, SESSION, ServerContext, admit, app_of, services_of
+from ..request_origin import check_origin
 from ..responses import error_reply
 
 routes = web.RouteTableDef()

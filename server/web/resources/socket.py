@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from ...auth.tokens import Credential, bearer, check_origin, unauthorized
+from ...auth.tokens import Credential, unauthorized
 from ...errors import CloseCode, Error, bad_request
 from ...sessions import entries
 from ...sessions.session import MAX_CHANGES, Session
@@ -19,6 +19,7 @@ from ...ws.session_socket import SessionSocket
 from .. import bodies
 from ..context import CREDENTIAL, SESSION, ServerContext, admit, app_of, prompt, services_of
 from ..listener import BoundedRequestHandler
+from ..request_origin import bearer, check_origin
 
 logger = logging.getLogger(__name__)
 
