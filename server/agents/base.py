@@ -74,11 +74,11 @@ class Wanted:
         return self.model is None and self.mode is None and not self.config_options
 
 
-TOLD_BYTES = 64 << 10
-"""What is kept of each thing that an agent says of itself."""
+REPORT_BYTES = 64 << 10
+"""The limit, as JSON, of each field of :class:`AgentSettings`."""
 
 
-def bounded(value: Any, limit: int = TOLD_BYTES) -> Any:
+def bounded(value: Any, limit: int = REPORT_BYTES) -> Any:
     """*value*, which an agent wrote, with no more than *limit* bytes as JSON.
 
     Of a long list or object the first items are kept; what is too long and neither is None.
@@ -115,7 +115,7 @@ MAX_OPTIONS = 64
 CHOICES = {"modes": "availableModes", "models": "availableModels"}
 
 
-def bounded_offer(offer: Any, key: str, limit: int = TOLD_BYTES) -> Any:
+def bounded_offer(offer: Any, key: str, limit: int = REPORT_BYTES) -> Any:
     """*offer* with no more than *limit* bytes as JSON, and a mark if it had more.
 
     Its list of choices, under *key*, is cut short before all else.
@@ -138,7 +138,7 @@ def is_shortened(offer: Any) -> bool:
     return isinstance(own, dict) and own.get("shortened") is True
 
 
-def bounded_options(options: Any, limit: int = TOLD_BYTES) -> Any:
+def bounded_options(options: Any, limit: int = REPORT_BYTES) -> Any:
     """Config options with no more than *limit* bytes as JSON: the long ones are cut short."""
     if not isinstance(options, list) or bounded(options, limit) == options:
         return bounded(options, limit)
@@ -152,12 +152,15 @@ def bounded_options(options: Any, limit: int = TOLD_BYTES) -> Any:
     return kept
 
 
-TOLD = ("modes", "models", "config_options", "commands")
+REPORTED = ("modes", "models", "config_options", "commands")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class AgentState:
-    """What the agent last said of itself, in ACP's own shapes (None: it said nothing)."""
+class AgentSettings:
+    """The settings and abilities that an agent reported last, in ACP's shapes.
+
+    A field is None if the agent has not reported it.
+    """
 
     capabilities: Any = None
     modes: Any = None
@@ -178,16 +181,16 @@ class AgentState:
             object.__setattr__(self, field.name, value)
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> AgentState:
-        """From what :meth:`told` gave."""
-        return cls(**{name: told.get(name) for name in TOLD})
+    def from_dict(cls, stored: Mapping[str, Any]) -> AgentSettings:
+        """Restore settings from what :meth:`to_dict` returned."""
+        return cls(**{name: stored.get(name) for name in REPORTED})
 
-    def told(self) -> dict[str, Any]:
-        """What clients are told of it."""
-        return {name: getattr(self, name) for name in TOLD}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that clients see and the database keeps."""
+        return {name: getattr(self, name) for name in REPORTED}
 
 
-NEW = AgentState()
+NO_SETTINGS = AgentSettings()
 
 Presence = Literal["live", "waking", "prewarmed", "hibernated"]
 """Whether a session's agent runs: what ``agent_state`` tells."""
@@ -209,7 +212,7 @@ class AgentObserver(Protocol):
     def restored(self, setting: str, value: str) -> None:
         """The agent has been put back into a setting, which a new process of it was not in."""
 
-    def agent_changed(self, before: AgentState, after: AgentState) -> None:
+    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None:
         """The agent has changed a setting by itself."""
 
     def tool_called(self, update: Mapping[str, Any]) -> None:
@@ -252,7 +255,7 @@ class Agent(Protocol):
         """A process is starting, or loads its conversation."""
 
     @property
-    def state(self) -> AgentState: ...
+    def settings(self) -> AgentSettings: ...
 
     def pass_to(self, spec: AgentSpec, listener: AgentObserver) -> None:
         """Serve another *listener* from now on, with another permission in *spec* perhaps."""
@@ -344,8 +347,14 @@ class Backend(Protocol):
     def traits(self, name: str) -> AgentTraits:
         """What is known of the agent of that name."""
 
-    def agent(self, spec: AgentSpec, listener: AgentObserver, state: AgentState = NEW) -> Agent:
-        """A session's agent; *state* is what it said of itself when it last ran."""
+    def agent(
+        self, spec: AgentSpec, listener: AgentObserver, settings: AgentSettings = NO_SETTINGS
+    ) -> Agent:
+        """Make a session's agent.
+
+        Args:
+            settings: what the session's agent reported when it last ran.
+        """
 
     async def forget(self, key: str) -> None:
         """Delete what acpx keeps of a session that has no process any more."""

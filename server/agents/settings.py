@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .base import AgentObserver, AgentSpec, AgentState, Wanted, is_shortened
+from .base import AgentObserver, AgentSettings, AgentSpec, Wanted, is_shortened
 
 SET_MODE = "session/set_mode"
 SET_MODEL = "session/set_model"
@@ -41,8 +41,8 @@ class Step:
 
 def steps(
     wanted: Wanted,
-    state: AgentState,
-    former: AgentState,
+    state: AgentSettings,
+    former: AgentSettings,
     synonyms: Mapping[tuple[str, str], str] = MappingProxyType({}),
 ) -> list[Step]:
     """What is left to do until *state* is as *wanted*, in the order in which it must be done.
@@ -65,7 +65,7 @@ def steps(
     return found
 
 
-def _ordered(wanted: Wanted, state: AgentState) -> Iterator[tuple[str, str]]:
+def _ordered(wanted: Wanted, state: AgentSettings) -> Iterator[tuple[str, str]]:
     if wanted.model is not None:
         yield "model", wanted.model
     options = [(setting_of(state, key), value) for key, value in wanted.config_options.items()]
@@ -76,7 +76,9 @@ def _ordered(wanted: Wanted, state: AgentState) -> Iterator[tuple[str, str]]:
         yield "mode", wanted.mode
 
 
-def _step(setting: str, value: str, state: AgentState, former: AgentState, any_model: bool) -> Step:
+def _step(
+    setting: str, value: str, state: AgentSettings, former: AgentSettings, any_model: bool
+) -> Step:
     """The request that sets it, as far as the agent offers it, or did before."""
     # What a config option may be is left to the agent.
     may_be_unlisted = setting != "mode" and (setting != "model" or any_model)
@@ -91,7 +93,7 @@ def _step(setting: str, value: str, state: AgentState, former: AgentState, any_m
     return Step(setting, value)
 
 
-def _request(known: AgentState, setting: str, value: str) -> tuple[str, dict[str, Any]]:
+def _request(known: AgentSettings, setting: str, value: str) -> tuple[str, dict[str, Any]]:
     if setting == "mode" and isinstance(known.modes, dict):
         return SET_MODE, {"modeId": value}
     option = option_of(known, setting)
@@ -100,7 +102,7 @@ def _request(known: AgentState, setting: str, value: str) -> tuple[str, dict[str
     return SET_OPTION, {"configId": option["id"], "value": value}
 
 
-def option_of(state: AgentState, setting: str) -> dict[str, Any] | None:
+def option_of(state: AgentSettings, setting: str) -> dict[str, Any] | None:
     """The config option that stands for *setting*, if there is one."""
     options = state.config_options if isinstance(state.config_options, list) else []
     found, priority = None, -1
@@ -121,7 +123,7 @@ def option_of(state: AgentState, setting: str) -> dict[str, Any] | None:
     return found
 
 
-def setting_of(state: AgentState, key: str) -> str:
+def setting_of(state: AgentSettings, key: str) -> str:
     """What a config option of that id sets: ``mode``, ``model``, or only itself."""
     for setting in ("mode", "model"):
         option = option_of(state, setting)
@@ -130,7 +132,7 @@ def setting_of(state: AgentState, key: str) -> str:
     return key
 
 
-def named(state: AgentState, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
+def named(state: AgentSettings, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
     """What a request that sets something sets, and the value."""
     if method == SET_MODE:
         return "mode", str(params.get("modeId"))
@@ -139,7 +141,7 @@ def named(state: AgentState, method: str, params: Mapping[str, Any]) -> tuple[st
     return setting_of(state, str(params.get("configId"))), str(params.get("value"))
 
 
-def current(state: AgentState, setting: str) -> str | None:
+def current(state: AgentSettings, setting: str) -> str | None:
     """A setting's value, as the agent last said it; None if it has not."""
     value: Any = None
     if setting == "mode" and isinstance(state.modes, dict):
@@ -151,7 +153,7 @@ def current(state: AgentState, setting: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def offers(state: AgentState, setting: str, value: str) -> bool | None:
+def offers(state: AgentSettings, setting: str, value: str) -> bool | None:
     """Whether the agent offers that value, or may; None if it offers no such setting."""
     choices = choices_of(state, setting)
     if choices is None:
@@ -159,7 +161,7 @@ def offers(state: AgentState, setting: str, value: str) -> bool | None:
     return value in choices or is_shortened(_offer_of(state, setting))
 
 
-def choices_of(state: AgentState, setting: str) -> list[str] | None:
+def choices_of(state: AgentSettings, setting: str) -> list[str] | None:
     """The values that the agent offers for *setting*; None if it offers no such setting."""
     offer = _offer_of(state, setting)
     if offer is None:
@@ -171,7 +173,7 @@ def choices_of(state: AgentState, setting: str) -> list[str] | None:
     return [choice["value"] for choice in _choices(offer)]
 
 
-def _offer_of(state: AgentState, setting: str) -> dict[str, Any] | None:
+def _offer_of(state: AgentSettings, setting: str) -> dict[str, Any] | None:
     """In which form the agent offers *setting*."""
     if setting == "mode" and isinstance(state.modes, dict):
         return state.modes
@@ -199,12 +201,12 @@ def _choices(option: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _choices(choice)
 
 
-def view(state: AgentState) -> dict[str, Any]:
+def view(state: AgentSettings) -> dict[str, Any]:
     """What clients are told of *state*, in ACP's shapes.
 
     ``models`` are those that can be set, in whichever form the agent offers them; so are ``modes``.
     """
-    told = state.told()
+    told = state.to_dict()
     if (option := option_of(state, "model")) is not None:
         told["models"] = {
             "currentModelId": option.get("currentValue"),
@@ -223,7 +225,7 @@ def _named(choice: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {key: choice["value"], "name": choice["value"], **about}
 
 
-def opened(state: AgentState, result: Mapping[str, Any]) -> AgentState:
+def opened(state: AgentSettings, result: Mapping[str, Any]) -> AgentSettings:
     """With the agent's answer to session/new, session/load or session/resume.
 
     A setting that it does not name is not known any more: another process said it.
@@ -237,12 +239,12 @@ def opened(state: AgentState, result: Mapping[str, Any]) -> AgentState:
 
 
 def answered(
-    state: AgentState,
-    former: AgentState,
+    state: AgentSettings,
+    former: AgentSettings,
     method: str,
     params: Mapping[str, Any],
     result: Mapping[str, Any],
-) -> AgentState:
+) -> AgentSettings:
     """With the agent's answer to a request that set something.
 
     Not every agent says what is current now: what was asked for, then.
@@ -262,7 +264,7 @@ def answered(
     return with_options(state, _set(options, params.get("configId"), params.get("value")))
 
 
-def updated(state: AgentState, former: AgentState, kind: Any, update: Any) -> AgentState:
+def updated(state: AgentSettings, former: AgentSettings, kind: Any, update: Any) -> AgentSettings:
     """With a ``session/update`` of the agent's, of that *kind*."""
     match kind:
         case "available_commands_update":
@@ -275,7 +277,7 @@ def updated(state: AgentState, former: AgentState, kind: Any, update: Any) -> Ag
     return state
 
 
-def in_mode(state: AgentState, mode: Any) -> AgentState:
+def in_mode(state: AgentSettings, mode: Any) -> AgentSettings:
     """With another mode, if it has modes, whichever form it offers them in."""
     modes, options = state.modes, state.config_options
     if isinstance(modes, dict):
@@ -285,7 +287,7 @@ def in_mode(state: AgentState, mode: Any) -> AgentState:
     return dataclasses.replace(state, modes=modes, config_options=options)
 
 
-def with_options(state: AgentState, options: Any) -> AgentState:
+def with_options(state: AgentSettings, options: Any) -> AgentSettings:
     """With other config options; one that stands for the mode counts for the mode."""
     state = dataclasses.replace(state, config_options=options)
     mode = option_of(state, "mode")
@@ -304,7 +306,7 @@ def _set(options: Any, key: Any, value: Any) -> Any:
     ]
 
 
-def is_command(state: AgentState, blocks: Any) -> bool:
+def is_command(state: AgentSettings, blocks: Any) -> bool:
     """Whether a prompt is a command of the agent's, which nothing may be put in front of."""
     first = blocks[0] if isinstance(blocks, list) and blocks else None
     text = first.get("text") if isinstance(first, dict) else None
@@ -316,7 +318,7 @@ def is_command(state: AgentState, blocks: Any) -> bool:
 
 
 def preface_of(
-    blocks: Any, spec: AgentSpec, state: AgentState, listener: AgentObserver
+    blocks: Any, spec: AgentSpec, state: AgentSettings, listener: AgentObserver
 ) -> str | None:
     """What goes in front of a prompt in a conversation that has no preface yet."""
     listener.owes_preface = spec.preface is not None and is_command(state, blocks)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import safe_files
-from ..agents.base import Agent, AgentSpec, AgentState, Backend, Context, Wanted
+from ..agents.base import Agent, AgentSettings, AgentSpec, Backend, Context, Wanted
 from ..agents.failures import agent_error
 from ..codec import dumps, parse_message
 from ..sessions.permissions import ToolCalls, by_policy
@@ -91,7 +91,7 @@ class _Turn:
         if not isinstance(stop_reason, str):
             if response.get("error") is None:
                 raise RunFailed("agent_failed", "the agent gave no answer")
-            methods = self.agent.state.auth_methods
+            methods = self.agent.settings.auth_methods
             raise agent_error(response["error"], self._name, methods)
         if self._size > MAX_OUTPUT_BYTES:
             raise too_long()
@@ -102,7 +102,7 @@ class _Turn:
     def restored(self, setting: str, value: str) -> None:
         pass
 
-    def agent_changed(self, before: AgentState, after: AgentState) -> None:
+    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None:
         pass
 
     def tool_called(self, update: Mapping[str, Any]) -> None:

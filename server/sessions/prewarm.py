@@ -24,8 +24,8 @@ from ..agents.base import (
     GRACE_SECS,
     Agent,
     AgentObserver,
+    AgentSettings,
     AgentSpec,
-    AgentState,
     Backend,
     Context,
     Wanted,
@@ -125,7 +125,7 @@ class Prewarmed:
 
     def restored(self, setting: str, value: str) -> None: ...
 
-    def agent_changed(self, before: AgentState, after: AgentState) -> None: ...
+    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None: ...
 
     def tool_called(self, update: Mapping[str, Any]) -> None: ...
 

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 from ..agents import settings as agent_settings
 from ..agents.base import (
     GRACE_SECS,
-    NEW,
+    NO_SETTINGS,
     URGENT_GRACE_SECS,
     Agent,
+    AgentSettings,
     AgentSpec,
-    AgentState,
     Backend,
     Context,
     Presence,
@@ -223,13 +223,13 @@ class Session:
             return said
         is_offered = agent_settings.offers(state, "mode", wanted.mode)
         if is_offered is None:  # not offered either, if the agent has said all
-            is_told = self.agent is not None and not self.agent.waking and state != NEW
+            is_told = self.agent is not None and not self.agent.waking and state != NO_SETTINGS
             is_offered = not is_told
         return wanted.mode if is_offered or not wanted.mode_is_optional else said
 
     @property
-    def _agent_state(self) -> AgentState:
-        return self.agent.state if self.agent is not None else NEW
+    def _agent_state(self) -> AgentSettings:
+        return self.agent.settings if self.agent is not None else NO_SETTINGS
 
     @property
     def is_closed(self) -> bool:
@@ -286,15 +286,19 @@ class Session:
             **agent_settings.view(self._agent_state),
         }
 
-    def kept_agent_state(self) -> AgentState:
+    def kept_agent_state(self) -> AgentSettings:
         """What an earlier server's agent last said of itself."""
-        return AgentState.of(loads(self.row.agent_state)) if self.row.agent_state else NEW
+        return (
+            AgentSettings.from_dict(loads(self.row.agent_state))
+            if self.row.agent_state
+            else NO_SETTINGS
+        )
 
     def _keep_agent_state(self) -> None:
         """Keep what the agent says of itself, for when there is neither it nor this server."""
-        told = self.agent.state.told() if self.agent is not None else NEW.told()
+        told = self.agent.settings.to_dict() if self.agent is not None else NO_SETTINGS.to_dict()
         text = dumps(told).decode()
-        if told != NEW.told() and text != self.row.agent_state:
+        if told != NO_SETTINGS.to_dict() and text != self.row.agent_state:
             self.row.agent_state = text
             self._house.writer.add([database.set_agent_state(self.row.n, text)])
 
@@ -811,7 +815,7 @@ class Session:
         if isinstance(reason, str) and reason not in ("", "error"):  # `error` is ours to say
             self._end(turn, stop_reason=reason)
         else:
-            methods = self.agent.state.auth_methods if self.agent is not None else None
+            methods = self.agent.settings.auth_methods if self.agent is not None else None
             self._end(turn, error=agent_error(answer.get("error"), self.row.agent, methods))
 
     def _end(
@@ -901,7 +905,7 @@ class Session:
     def restored(self, setting: str, value: str) -> None:
         self._restored.append((setting, value))  # the log has it after the turn's start
 
-    def agent_changed(self, before: AgentState, after: AgentState) -> None:
+    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None:
         """The agent is in another setting: what was in force last stays in force.
 
         Only a mode in which it does not ask is none that a session with a policy is put back into.
@@ -1054,7 +1058,7 @@ class Session:
             self._end(turn)
 
 
-def _named(setting: entries.Setting, state: AgentState) -> tuple[str, str]:
+def _named(setting: entries.Setting, state: AgentSettings) -> tuple[str, str]:
     """What a frame sets, and the value: an option may stand for the mode or the model."""
     match setting:
         case entries.SetMode(mode=mode):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..agents import settings
-from ..agents.base import AgentState
+from ..agents.base import AgentSettings
 from ..codec import dumps, loads
 from ..errors import Error
 from . import entries
@@ -38,7 +38,9 @@ class SessionSettings:
     def encoded(self) -> str:
         return dumps(dataclasses.asdict(self)).decode()
 
-    def named_by(self, model: str | None, state: AgentState) -> tuple[str | None, SessionSettings]:
+    def named_by(
+        self, model: str | None, state: AgentSettings
+    ) -> tuple[str | None, SessionSettings]:
         """The model and the others; an option that is the agent's model or mode counts as that."""
         mode, options = self.mode, {}
         for key, value in self.config_options.items():
@@ -52,7 +54,7 @@ class SessionSettings:
         return model, dataclasses.replace(self, mode=mode, config_options=options)
 
     def with_value(
-        self, model: str | None, setting: str, value: str, state: AgentState
+        self, model: str | None, setting: str, value: str, state: AgentSettings
     ) -> tuple[str | None, SessionSettings]:
         """The model and the others, with another value for *setting*."""
         options = {
@@ -67,7 +69,7 @@ class SessionSettings:
         options[setting] = value
         return model, dataclasses.replace(self, config_options=options)
 
-    def offered_by(self, state: AgentState) -> SessionSettings:
+    def offered_by(self, state: AgentSettings) -> SessionSettings:
         """Without the options that an agent does not offer any more, as with another model."""
         if not isinstance(state.config_options, list):
             return self

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from server.agents.base import NEW, TOLD_BYTES, AgentState, Wanted
+from server.agents.base import NO_SETTINGS, REPORT_BYTES, AgentSettings, Wanted
 from server.agents.host import agent as host_agent
 from server.agents.host.backend import HostBackend
 from server.agents.settings import steps, with_options
@@ -305,24 +305,24 @@ def option(name: str, count: int = 1, *, is_grouped: bool = False) -> Json:
 @pytest.mark.parametrize("is_grouped", [False, True])
 def test_a_value_beyond_what_is_kept_of_a_long_list_can_be_set(is_grouped: bool) -> None:
     offered = [option("model", 2000, is_grouped=is_grouped), option("effort", 900), option("mode")]
-    state = with_options(NEW, offered)
-    assert len(dumps(state.config_options)) <= TOLD_BYTES
+    state = with_options(NO_SETTINGS, offered)
+    assert len(dumps(state.config_options)) <= REPORT_BYTES
     assert [one["id"] for one in state.config_options] == ["model", "effort", "mode"]
     assert state.config_options[2] == offered[2]
     wanted = Wanted("model-1999", "mode-1", {"effort": "effort-899"})
-    model, effort, mode = steps(wanted, state, NEW)
+    model, effort, mode = steps(wanted, state, NO_SETTINGS)
     assert (model.method, model.params["configId"]) == ("session/set_config_option", "model")
     assert effort.method == "session/set_config_option"
     assert mode.method is None  # its list is whole
-    assert not steps(Wanted("model-0", "mode-0"), state, NEW)
+    assert not steps(Wanted("model-0", "mode-0"), state, NO_SETTINGS)
 
 
 def test_of_a_long_list_of_models_the_current_one_is_kept() -> None:
     listed = [{"modelId": f"m{n}", "name": "x" * 100} for n in range(2000)]
-    state = AgentState(models={"availableModels": listed, "currentModelId": "m1999"})
-    assert len(dumps(state.models)) <= TOLD_BYTES
-    assert not steps(Wanted("m1999"), state, NEW)
-    assert steps(Wanted("m1998"), state, NEW)[0].method == "session/set_model"
+    state = AgentSettings(models={"availableModels": listed, "currentModelId": "m1999"})
+    assert len(dumps(state.models)) <= REPORT_BYTES
+    assert not steps(Wanted("m1999"), state, NO_SETTINGS)
+    assert steps(Wanted("m1998"), state, NO_SETTINGS)[0].method == "session/set_model"
 
 
 async def test_a_prompt_that_waits_for_its_settings_can_be_cancelled(

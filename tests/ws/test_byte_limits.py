@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from server.agents.base import NEW, bounded
+from server.agents.base import NO_SETTINGS, bounded
 from server.agents.settings import updated
 from server.codec import dumps
 from server.sessions.permissions import HELD_BYTES, MAX_PENDING, shortened
@@ -245,7 +245,7 @@ def test_what_is_nested_too_deeply_is_not_kept() -> None:
 def test_what_an_agent_says_of_itself_is_limited() -> None:
     offered = [{"name": f"c{n}", "description": "d" * 99} for n in range(9999)]
     update = {"availableCommands": offered}
-    commands = updated(NEW, NEW, "available_commands_update", update).commands
+    commands = updated(NO_SETTINGS, NO_SETTINGS, "available_commands_update", update).commands
     assert commands[0]["name"] == "c0"
     assert len(dumps(commands)) <= 64 << 10
 

@@ -16,10 +16,10 @@ from .. import settings
 from ..base import (
     AGENT_GONE,
     GRACE_SECS,
-    NEW,
+    NO_SETTINGS,
     AgentObserver,
+    AgentSettings,
     AgentSpec,
-    AgentState,
     Backpressure,
     agent_failed,
     agent_unavailable,
@@ -107,7 +107,7 @@ class CliAgent:
         self,
         spec: AgentSpec,
         listener: AgentObserver,
-        state: AgentState,
+        state: AgentSettings,
         *,
         find_commands: Callable[[AgentSpec], Awaitable[AcpxCommands]],
         tasks: Tasks,
@@ -142,7 +142,7 @@ class CliAgent:
         return self._busy > 0 and not self._is_awake
 
     @property
-    def state(self) -> AgentState:
+    def settings(self) -> AgentSettings:
         return self._state
 
     def pass_to(self, spec: AgentSpec, listener: AgentObserver) -> None:
@@ -199,7 +199,9 @@ class CliAgent:
         # acpx's own words, of which these are the agent's.
         result = await self._control("set", key, value)
         asked = {"configId": key, "value": value}
-        self._state = settings.answered(self._state, NEW, settings.SET_OPTION, asked, result)
+        self._state = settings.answered(
+            self._state, NO_SETTINGS, settings.SET_OPTION, asked, result
+        )
         return {"configOptions": self._state.config_options or []}
 
     async def kill(self) -> None:
@@ -409,7 +411,7 @@ class CliAgent:
             params = message.get("params")
             update = params.get("update") if isinstance(params, dict) else None
             kind = update.get("sessionUpdate") if isinstance(update, dict) else None
-            self._state = settings.updated(self._state, NEW, kind, update)
+            self._state = settings.updated(self._state, NO_SETTINGS, kind, update)
         self.listener.agent_notified(line)
 
     def opened(self, result: dict[str, Any]) -> None:

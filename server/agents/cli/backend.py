@@ -25,11 +25,11 @@ from ...codec import parse_message
 from ...config import AgentCommand
 from ...tasks import Tasks
 from ..base import (
-    NEW,
+    NO_SETTINGS,
     AgentInfo,
     AgentObserver,
+    AgentSettings,
     AgentSpec,
-    AgentState,
     Backpressure,
     agent_unavailable,
 )
@@ -117,11 +117,13 @@ class CliBackend:
     def traits(self, name: str) -> AgentTraits:
         return traits_of(name, self._commands)
 
-    def agent(self, spec: AgentSpec, listener: AgentObserver, state: AgentState = NEW) -> CliAgent:
+    def agent(
+        self, spec: AgentSpec, listener: AgentObserver, settings: AgentSettings = NO_SETTINGS
+    ) -> CliAgent:
         agent = CliAgent(
             spec,
             listener,
-            state,
+            settings,
             find_commands=self._find_commands,
             tasks=self._tasks,
             start_timeout=self._start_timeout,

@@ -17,10 +17,10 @@ from .. import settings
 from ..base import (
     AGENT_GONE,
     GRACE_SECS,
-    NEW,
+    NO_SETTINGS,
     AgentObserver,
+    AgentSettings,
     AgentSpec,
-    AgentState,
     Wanted,
     agent_failed,
     agent_unavailable,
@@ -29,6 +29,7 @@ from ..base import (
 from ..failures import asks_for_login, details_of, login_required, needs_login, words_of
 from ..process import process_tree
 from ..program_output import plain, redact
+from ..settings import Step
 from .handover import StdioHandover
 from .outline import outline, parse_blocks
 from .process import CallError, HostGoneError, HostProcess
@@ -80,7 +81,7 @@ class HostAgent:
         tasks: Tasks,
         spec: AgentSpec,
         listener: AgentObserver,
-        state: AgentState,
+        state: AgentSettings,
         *,
         starts: Semaphores,
         closes: Semaphores,
@@ -105,10 +106,10 @@ class HostAgent:
         self._ending = False
         self._is_misplaced = False
         self._state = state
-        self._former = NEW
+        self._former = NO_SETTINGS
         self._in_force: dict[str, str] = {}
         self._synonyms: dict[tuple[str, str], str] = {}
-        self._found = NEW
+        self._found = NO_SETTINGS
         self._restored: set[str] = set()
         self._has_told_mode = False
         self._settling: asyncio.Future[Error | None] | None = None
@@ -125,7 +126,7 @@ class HostAgent:
         return self.live and not self._awake
 
     @property
-    def state(self) -> AgentState:
+    def settings(self) -> AgentSettings:
         return self._state
 
     def pass_to(self, spec: AgentSpec, listener: AgentObserver) -> None:
@@ -538,15 +539,15 @@ class HostAgent:
             tried[step.key] += 1
             await self._set(seam, step)
 
-    def _steps(self, wanted: Wanted) -> list[settings.Step]:
+    def _steps(self, wanted: Wanted) -> list[Step]:
         return settings.steps(wanted, self._state, self._former, self._synonyms)
 
-    def _not_set(self, step: settings.Step, why: str) -> Error:
+    def _not_set(self, step: Step, why: str) -> Error:
         what = f"{step.setting}: the agent cannot be put into {step.value!r}: {why}"
         was_in_force = self._in_force.get(step.setting) == step.value
         return agent_failed(what) if was_in_force else bad_request(what)
 
-    async def _set(self, seam: StdioProxy, step: settings.Step) -> None:
+    async def _set(self, seam: StdioProxy, step: Step) -> None:
         assert step.method is not None
         self._has_told_mode = False
         try:
@@ -627,7 +628,7 @@ class HostAgent:
         if not (replayed or self._settling is not None or self._setting.locked()):
             self._note_own_change(before, state)
 
-    def _note_own_change(self, before: AgentState, after: AgentState) -> None:
+    def _note_own_change(self, before: AgentSettings, after: AgentSettings) -> None:
         mode = self._listener.wanted.mode
         if mode is not None and mode == settings.current(before, "mode"):
             self._in_force["mode"] = mode

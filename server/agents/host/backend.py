@@ -23,11 +23,11 @@ from ...config import AgentCommand
 from ...errors import Error
 from ...tasks import Semaphores, Supervisor, Tasks
 from ..base import (
-    NEW,
+    NO_SETTINGS,
     AgentInfo,
     AgentObserver,
+    AgentSettings,
     AgentSpec,
-    AgentState,
     Backpressure,
     Context,
     Wanted,
@@ -60,7 +60,7 @@ class _Nobody:
 
     def restored(self, setting: str, value: str) -> None: ...
 
-    def agent_changed(self, before: AgentState, after: AgentState) -> None: ...
+    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None: ...
 
     def tool_called(self, update: Mapping[str, Any]) -> None: ...
 
@@ -190,14 +190,16 @@ class HostBackend:
     def traits(self, name: str) -> AgentTraits:
         return traits_of(name, self._commands)
 
-    def agent(self, spec: AgentSpec, listener: AgentObserver, state: AgentState = NEW) -> HostAgent:
+    def agent(
+        self, spec: AgentSpec, listener: AgentObserver, settings: AgentSettings = NO_SETTINGS
+    ) -> HostAgent:
         return HostAgent(
             self._host,
             self._attachments,
             self._tasks,
             spec,
             listener,
-            state,
+            settings,
             starts=self._starts,
             closes=self._closes,
         )
@@ -229,7 +231,7 @@ class HostBackend:
         except Error as error:
             logger.warning("the agent %s does not say what it can do: %s", name, error.message)
         finally:
-            if isinstance(told := agent.state.capabilities, dict):
+            if isinstance(told := agent.settings.capabilities, dict):
                 self._capabilities[name] = told
             await agent.hibernate()
             await self.forget(spec.key)
