@@ -102,8 +102,8 @@ bench: setup $(BENCH_STAMP) ## Measure it next to its rivals (ARGS=--quick; --wr
 .PHONY: pictures
 pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's pictures anew (looks best with the fonts Inter and JetBrains Mono)
 	@$(alone) $(BIN)/python -m pytest tests/browser/test_pictures.py
-	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/page.png
-	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/page-phone.png
+	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/images/page.png
+	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/images/page-phone.png
 
 .PHONY: chaos
 chaos: $(DEV_STAMP) $(NODE_STAMP) ## Keep every promise under its fault, at length, and show the figures

@@ -2,7 +2,7 @@
 
 ``make bench``, or ``make bench ARGS="--quick"``. Every figure stands next to its rivals', taken in
 turns with them in the same minutes, with the same agent (``agent.mjs``), which does as good as
-nothing. ``--write`` puts what was found into docs/performance.md and its chart.
+nothing. ``--write`` puts what was found into docs/explanation/performance.md and its chart.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ PARTS = ("latency", "bursts", "viewers", "sockets", "replay", "house", "growth")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/main.py", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer samples, less time")
-    parser.add_argument("--write", action="store_true", help="update docs/performance.md")
+    parser.add_argument(
+        "--write", action="store_true", help="update docs/explanation/performance.md"
+    )
     parser.add_argument("--only", action="append", choices=PARTS, help="this part (repeatable)")
     options = parser.parse_args()
     if not RIVALS.is_dir():
@@ -55,7 +57,8 @@ def main() -> int:
         return 1
     print(report.goal_table(), f"\n\n{time.monotonic() - began:.0f} s")
     if options.write:
-        report.write(ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg")
+        docs = ROOT / "docs"
+        report.write(docs / "explanation" / "performance.md", docs / "images" / "performance.svg")
     return 0
 
 

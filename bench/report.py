@@ -1,4 +1,4 @@
-"""What a run found: goals in a table, comparisons in a chart, both for docs/performance.md."""
+"""Renders results for docs/explanation/performance.md: a table of goals, a chart of rivals."""
 
 from __future__ import annotations
 

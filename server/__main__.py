@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m server",
         description=f"clawdforge {__version__}. Without a command it serves.",
-        epilog="Settings come from the environment and from .env: see docs/settings.md.",
+        epilog="Settings come from the environment and from .env: see docs/reference/settings.md.",
     )
     parser.add_argument("--version", action="version", version=f"clawdforge {__version__}")
     parser.set_defaults(run=_serve)

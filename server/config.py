@@ -1,7 +1,7 @@
 """Settings, read once at start from the environment and a ``.env`` file.
 
 Each field of :class:`Settings` is one variable ``CLAWDFORGE_<FIELD IN CAPITALS>``;
-``docs/settings.md`` describes them, and a test keeps the two lists equal.
+``docs/reference/settings.md`` describes them, and a test keeps the two lists equal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// docs/browser.md describes the model. No clock, no dice, no DOM
+// docs/reference/browser.md describes the model. No clock, no dice, no DOM
 import { block, blocks, commands, configOptions, failure, identity, isRecord, list, models, modes, number, options, planEntries, record, string, toolCall, usage, words } from './normalise.js';
 
 const MAX_RAW = 200;

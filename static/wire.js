@@ -1,6 +1,6 @@
 /**
  * One clawdforge session over a WebSocket: the reference client, without DOM or dependency, for any
- * browser and Node >= 22. Copy it; docs/browser.md says how it is used, and what it promises.
+ * browser and Node >= 22. Copy it; docs/reference/browser.md says how it is used, and what it promises.
  */
 
 const MAX_FRAME = 4 * 1024 * 1024; // bytes; the server refuses longer ones (1009)

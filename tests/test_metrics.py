@@ -17,7 +17,7 @@ from server.metrics import Metrics
 from .conftest import Serve
 from .support.harness import ROOT, LocalServer, eventually, script
 
-PAGE = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "reference" / "metrics.md").read_text("utf-8")
 DOCUMENTED = re.findall(r"^\| `(clawdforge_\w+)` \| (\w+) \|", PAGE, re.MULTILINE)
 HISTOGRAM = ("_bucket", "_count", "_sum")
 
@@ -68,7 +68,7 @@ async def test_the_docs_list_every_figure_and_the_dashboard_asks_for_no_other(
         for name, kind in told.items()
         for ending in (HISTOGRAM if kind == "histogram" else ("",))
     }
-    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text("utf-8"))
+    dashboard = json.loads((ROOT / "docs" / "reference" / "grafana.json").read_text("utf-8"))
     asked = {
         name for text in expressions(dashboard) for name in re.findall(r"clawdforge_\w+", text)
     }

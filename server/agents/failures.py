@@ -40,7 +40,7 @@ LOGINS: Final = {
     "qoder": "run `qodercli` and enter /login",
     "qwen": "run `qwen` and enter /auth, or set OPENAI_API_KEY",
 }
-"""How the server's user logs in, by the agent's name; docs/agents.md says the same."""
+"""How the server's user logs in, by the agent's name; docs/howto/agents.md says the same."""
 OTHER_LOGIN = "run its own program in a terminal and log in, or set its key"
 
 _STATUS_KEYS = frozenset(

@@ -191,7 +191,9 @@ def _claude(settings: Settings) -> Finding:
     program = shutil.which(settings.claude_bin)
     if program is not None:
         return Finding("ok", "claude", f"{program}, for POST /run")
-    advice = "POST /run answers with the default agent; docs/run.md says how to install it"
+    advice = (
+        "POST /run answers with the default agent; docs/reference/run.md says how to install it"
+    )
     return Finding("note", "claude", f"{settings.claude_bin} is not there", advice)
 
 
@@ -205,7 +207,9 @@ def _known(infos: list[AgentInfo], settings: Settings) -> Iterator[Finding]:
             advice = f"{info.install}, or name another in CLAWDFORGE_DEFAULT_AGENT"
             yield Finding("BAD", "agent", f"the default, {wanted}, is not installed", advice)
         elif not info.installed:
-            yield Finding("-", "agent", f"{info.name}: {info.install or 'see docs/agents.md'}")
+            yield Finding(
+                "-", "agent", f"{info.name}: {info.install or 'see docs/howto/agents.md'}"
+            )
     if wanted is not None and wanted not in {info.name for info in infos}:
         advice = "name one of these in CLAWDFORGE_DEFAULT_AGENT"
         yield Finding("BAD", "agent", f"the default, {wanted}, is not known", advice)

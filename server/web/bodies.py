@@ -278,7 +278,7 @@ BODIES = web.AppKey("bodies", Bodies)
 
 def _parse(data: bytearray) -> Any:
     if has_too_many_values(data):
-        raise payload_too_large("the body has too many values: see docs/guarantees.md")
+        raise payload_too_large("the body has too many values: see docs/explanation/guarantees.md")
     try:
         return loads_bounded(data) if data and not data.isspace() else {}
     except ValueError:

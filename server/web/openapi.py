@@ -16,9 +16,9 @@ from .operations import JSON, OPERATIONS, Operation
 
 REF = "#/components/schemas/{name}"
 ABOUT = """\
-The REST side of clawdforge. The WebSocket, and all that this document cannot say, is in
-`docs/protocol.md`. Fields may be added anywhere and none is renamed or removed, so ignore what
-you do not know.
+The REST interface of clawdforge. `docs/reference/protocol.md` describes the WebSocket interface
+and everything that OpenAPI cannot express. New fields may be added to any object, and none is
+renamed or removed, so ignore the fields that you do not know.
 
 Every failure is `{"ok": false, "error": "for a person", "code": "for a program"}`.
 """

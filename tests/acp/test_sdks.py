@@ -22,7 +22,7 @@ from ..support.harness import ROOT, Client, LocalServer, local_server, run_progr
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PAGE = (ROOT / "docs" / "acp.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "reference" / "acp.md").read_text("utf-8")
 NODE = find_node()
 ADDRESS = "ws://127.0.0.1:8800/acp"
 

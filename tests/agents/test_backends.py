@@ -1,5 +1,5 @@
 """Both ways to run agents, the warm host and acpx's command line: the same behaviour, and the
-same transcript, but for what docs/agents.md says of each."""
+same transcript, but for what docs/howto/agents.md says of each."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ async def work_through(client: Client, session: str, api: StandIn, writes: Write
         assert (folder / kind).exists() == (kind == "allow_once")
 
     # Behind its first word: a cancel before it may leave claude's adapter an error for the
-    # next turn (docs/agents.md).
+    # next turn (docs/howto/agents.md).
     api.plan(Hang("So "))
     await socket.send("prompt", prompt="Hang.")
     await socket.until_text("So ")

@@ -38,7 +38,7 @@ def test_one_version_of_claude_code_is_built_tested_and_written_down() -> None:
 def test_every_variable_of_the_compose_file_can_be_found() -> None:
     compose = (ROOT / "compose.yml").read_text("utf-8")
     example = (ROOT / ".env.example").read_text("utf-8")
-    page = (ROOT / "docs" / "container.md").read_text("utf-8")
+    page = (ROOT / "docs" / "howto" / "container.md").read_text("utf-8")
     names = set(re.findall(r"\$\{(\w+)", compose))
     assert len(names) >= 8
     assert [name for name in names if f"\n#{name}=" not in example] == []

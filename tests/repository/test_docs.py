@@ -22,7 +22,7 @@ from ..support.harness import ROOT
 from .test_layers import LAYERS, modules
 
 DOCS = ROOT / "docs"
-PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")
+PROTOCOL = (DOCS / "reference" / "protocol.md").read_text("utf-8")
 
 
 def markdown_files() -> list[Path]:
@@ -95,7 +95,7 @@ def test_no_page_names_a_setting_that_is_none(path: Path) -> None:
 
 
 def test_the_unit_gives_a_stop_the_time_that_the_server_takes() -> None:
-    unit = (DOCS / "operations.md").read_text("utf-8")
+    unit = (DOCS / "howto" / "operations.md").read_text("utf-8")
     assert "\nKillMode=mixed\n" in unit, "a signal to the agents would end their turns at once"
     limit = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert limit
@@ -195,7 +195,7 @@ def test_the_messages_that_troubleshooting_explains_are_the_programs() -> None:
     sources = "".join(path.read_text("utf-8") for path in modules().values())
     # As they are said: strings that follow each other are one, and `{}` is anything.
     said = re.sub(r"\"\s*\n?\s*f?\"", "", sources)
-    page = (DOCS / "troubleshooting.md").read_text("utf-8")
+    page = (DOCS / "howto" / "troubleshooting.md").read_text("utf-8")
     shown = [match[1] for row in rows(page) if (match := re.match(r"`([^`]+)`", row[0]))]
     of_agents = {"Authentication required", '"context": "lost"'}
     assert len(shown) > 15
@@ -231,7 +231,7 @@ def test_named_make_targets_exist(path: Path) -> None:
 
 
 def test_architecture_page_shows_the_layers_in_order() -> None:
-    page = (DOCS / "architecture.md").read_text("utf-8")
+    page = (DOCS / "explanation" / "architecture.md").read_text("utf-8")
     table = page.partition("| package of")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE) == list(LAYERS)
 

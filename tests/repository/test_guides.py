@@ -92,7 +92,7 @@ async def test_the_operators_commands_work_as_shown(
             await writer.drain()
             writer.close()
 
-    commands = commands_of("operations.md")
+    commands = commands_of("howto/operations.md")
     async with await asyncio.start_server(run, "127.0.0.1", 0) as door:
         port = str(door.sockets[0].getsockname()[1])
         out = await bash(PYTHON_HERE + commands, tmp_path, OPERATOR=port)
@@ -117,7 +117,7 @@ async def test_the_bots_answer(spawn: Spawn, http: aiohttp.ClientSession, tmp_pa
         return await bash(command, tmp_path, URL=server.url, TOKEN=token)
 
     for name in runners:
-        (tmp_path / name).write_text(program_of("bots.md", name), "utf-8")
+        (tmp_path / name).write_text(program_of("tutorial/bots.md", name), "utf-8")
     answers = [run(*each, client.token) for each in runners.items()]
     refusals = [run(*each, "cf_wrong") for each in runners.items()]
     said = await asyncio.gather(*answers, *refusals)
@@ -135,7 +135,7 @@ async def test_a_bot_survives_a_killed_server(
     server = await spawn(PORT=port)
     client = await new_client(server.url, http)
     assert client.token is not None
-    (tmp_path / "bot.py").write_text(program_of("bots.md", "bot.py"), "utf-8")
+    (tmp_path / "bot.py").write_text(program_of("tutorial/bots.md", "bot.py"), "utf-8")
     gate = tmp_path / "gate"
     text = script({"say": "one "}, {"gate": str(gate)}, {"say": "two "})
     process = await asyncio.create_subprocess_exec(
@@ -164,7 +164,7 @@ async def test_a_page_of_an_apps_own_gets_in_by_a_ticket(
     server = await spawn(AGENTS=None, DEFAULT_AGENT="demo")
     client = await new_client(server.url, http)
     assert client.token is not None
-    (tmp_path / "backend.py").write_text(program_of("embed.md", "backend.py"), "utf-8")
+    (tmp_path / "backend.py").write_text(program_of("howto/embed.md", "backend.py"), "utf-8")
     # It goes on for ever, as a page does; fetch has no page to be relative to in Node.
     prelude = (
         f"const {{ fetch: real }} = globalThis;\n"
@@ -172,7 +172,7 @@ async def test_a_page_of_an_apps_own_gets_in_by_a_ticket(
         "const { log } = console;\n"
         "console.log = (text) => { log(text); process.exit(0); };\n"
     )
-    (tmp_path / "page.mjs").write_text(prelude + program_of("embed.md", "page.mjs"), "utf-8")
+    (tmp_path / "page.mjs").write_text(prelude + program_of("howto/embed.md", "page.mjs"), "utf-8")
     backend = await asyncio.create_subprocess_exec(
         *(sys.executable, "backend.py"),
         cwd=tmp_path,

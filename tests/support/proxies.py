@@ -1,4 +1,4 @@
-"""Real proxies in front of a server, with the very configurations that ``docs/proxy.md`` shows."""
+"""Real proxies in front of a server, configured as ``docs/howto/proxy.md`` shows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def program(name: str) -> str:
 
 def configuration(marker: str) -> str:
     """The block of the page behind ``<!-- marker -->``."""
-    text = (ROOT / "docs" / "proxy.md").read_text("utf-8")
+    text = (ROOT / "docs" / "howto" / "proxy.md").read_text("utf-8")
     found = re.findall(
         rf"^<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE
     )

@@ -1,8 +1,8 @@
-"""The lists of settings in the pages, made from the code's own: ``python -m tests.settings_pages``.
+"""Generates the lists of settings in the docs: ``python -m tests.support.settings_pages``.
 
-Names, defaults and values are the code's; what a setting is for is written by people, at length in
-``docs/settings.md`` and in a few words in the README. ``.env.example`` is made of both. ``make
-docs`` writes all three, and a test holds that nothing is left to write.
+Names, defaults and ranges come from the code. People write the descriptions: in full in
+``docs/reference/settings.md``, briefly in the README. ``.env.example`` combines both. ``make docs``
+writes all three files, and a test checks that they are up to date.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from server.config import PREFIX, Settings
 
 from .harness import ROOT
 
-README, PAGE, EXAMPLE = ROOT / "README.md", ROOT / "docs" / "settings.md", ROOT / ".env.example"
+README, EXAMPLE = ROOT / "README.md", ROOT / ".env.example"
+PAGE = ROOT / "docs" / "reference" / "settings.md"
 ROW = re.compile(rf"^\| `({PREFIX}\w+)` \|.*\|$", re.MULTILINE)
 ROWS = re.compile(rf"(?:^\| `{PREFIX}\w+` \|.*\|\n)+", re.MULTILINE)
 OF_COMPOSE = "# For compose.yml alone"

@@ -347,7 +347,7 @@ async def test_what_is_served_is_only_read(
 async def test_the_client_to_copy_works_in_node_as_the_docs_show_it(
     server: LocalServer, client: Client, tmp_path: Path
 ) -> None:
-    docs = (ROOT / "docs" / "browser.md").read_text("utf-8")
+    docs = (ROOT / "docs" / "reference" / "browser.md").read_text("utf-8")
     (code,) = re.findall(
         r"^<!-- the node client -->\n```js\n(.*?)^```$", docs, re.DOTALL | re.MULTILINE
     )

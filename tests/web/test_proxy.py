@@ -1,4 +1,4 @@
-"""Real nginx and real Caddy in front, as ``docs/proxy.md`` configures them."""
+"""Real nginx and real Caddy in front, as ``docs/howto/proxy.md`` configures them."""
 
 from __future__ import annotations
 

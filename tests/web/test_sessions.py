@@ -200,7 +200,7 @@ async def test_agents_lists_each_with_whether_it_is_installed(client: Client) ->
     assert agents["missing"]["installed"] is False
     assert agents["missing"]["install"]
     # The table in the docs has all of acpx's, with what installs them.
-    page = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "howto" / "agents.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| `([a-z-]+)` \| (.+?) \|", page, re.MULTILINE))
     assert told.keys() == agents.keys() - MOCKS.keys() - {"demo"}
     for name, install in told.items():

@@ -183,7 +183,7 @@ def test_the_size_is_what_the_docs_say(image: Stage) -> None:
         out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
         return int(out.splitlines()[-1].split()[0])
 
-    shown = (ROOT / "docs" / "container.md").read_text("utf-8")
+    shown = (ROOT / "docs" / "howto" / "container.md").read_text("utf-8")
     for paths, what in (
         (["app"], "all of `/app`"),
         (["app/.venv"], "Python packages and Node"),
