@@ -32,7 +32,7 @@ from urllib.parse import SplitResult, urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from server.agents.base import AgentSpec, Wanted  # noqa: E402
+from server.agents.base import AgentSpec, MessageLimits, Wanted  # noqa: E402
 from server.agents.catalog import find_node  # noqa: E402
 from server.agents.host.backend import HostBackend  # noqa: E402
 from server.config import AgentCommand  # noqa: E402
@@ -269,6 +269,7 @@ class HostAlone:
             environ=environ,
             start_timeout=30,
             pressure=_Room(),
+            limits=MessageLimits(each=17 << 20, per_app=34 << 20),
             stderr_dir=folder / "stderr",
         )
         self._heard = _Heard()

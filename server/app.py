@@ -16,7 +16,7 @@ from typing import get_args
 from aiohttp import web
 
 from . import safe_files
-from .agents.base import Backpressure, Presence
+from .agents.base import Backpressure, MessageLimits, Presence
 from .agents.catalog import AcpxError, find_node
 from .agents.cli.backend import CliBackend
 from .agents.host.backend import HostBackend
@@ -330,4 +330,7 @@ def make_backend(
         environ=with_folder_of(node, agent_environ(environ, settings.agent_env)),
         start_timeout=settings.agent_start_timeout_secs,
         pressure=pressure,
+        limits=MessageLimits(
+            settings.max_agent_message_bytes, settings.max_agent_message_bytes_per_app
+        ),
     )

@@ -214,6 +214,8 @@ class Settings:
     max_sessions_per_app: int = _setting(_int(1, 1_000_000), 200)
     max_live_agents: int = _setting(_int(1, 10_000), 16)
     max_live_agents_per_app: int = _setting(_int(0, 10_000), 0)
+    max_agent_message_bytes: int = _setting(_int(2**20, 2**30), 17 * 2**20)
+    max_agent_message_bytes_per_app: int = _setting(_int(2**20, 2**40), 34 * 2**20)
     reserved_agents: int = _setting(_int(0, 10_000), 2)
     prewarmed_agents: int = _setting(_int(0, 1000), 0)
     max_queued_turns: int = _setting(_int(0, 1000), 8)

@@ -360,6 +360,19 @@ class Backend(Protocol):
         """Delete what acpx keeps of a session that has no process any more."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class MessageLimits:
+    """Limits on what agents write, in bytes.
+
+    Attributes:
+        each: of one message. A larger one ends its agent.
+        per_app: of the incomplete messages of all agents of one app together.
+    """
+
+    each: int
+    per_app: int
+
+
 class Backpressure(Protocol):
     """Whether what agents say can be taken at the moment."""
 

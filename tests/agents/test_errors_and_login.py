@@ -327,7 +327,7 @@ async def test_a_chunk_of_a_megabyte_arrives_whole(client: Client) -> None:
     assert socket.text() == "x" * (1 << 20)
 
 
-@pytest.mark.parametrize(("value", "count"), [("[],", 200_001), ("0,", 500_001)])
+@pytest.mark.parametrize(("value", "count"), [("[],", 200_001), ("0,", 200_001)])
 async def test_message_with_too_many_values_ends_its_agent(
     client: Client, value: str, count: int
 ) -> None:
@@ -339,11 +339,8 @@ async def test_message_with_too_many_values_ends_its_agent(
     assert (await client.turn(session, "again"))[0] == 200
 
 
-async def test_a_message_over_the_bound_ends_its_agent_and_nothing_else(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("server.agents.host.stdio_proxy.MAX_MESSAGE_BYTES", 1 << 20)
-    server = await serve()
+async def test_message_over_the_limit_ends_only_its_agent(serve: Serve) -> None:
+    server = await serve(max_agent_message_bytes=1 << 20)
     client = await server.client()
     other = await client.connect(await client.create())
     await other.send("prompt", prompt=script({"say": "in"}, {"sleep": 300}, {"say": "out"}))

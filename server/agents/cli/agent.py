@@ -101,6 +101,7 @@ class CliAgent:
             agent is not installed any more.
         start_timeout: seconds for an agent to start and load its session.
         pressure: whether the log has room.
+        max_message_bytes: a longer line of the agent ends it.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class CliAgent:
         tasks: Tasks,
         start_timeout: float,
         pressure: Backpressure,
+        max_message_bytes: int,
     ) -> None:
         self.spec = spec
         self.listener = listener
@@ -120,6 +122,7 @@ class CliAgent:
         self._tasks = tasks
         self._start_timeout = start_timeout
         self._pressure = pressure
+        self._max_message_bytes = max_message_bytes
         self._acpx: AcpxCommands | None = None
         self._is_known = False
         self._is_awake = False
@@ -307,7 +310,7 @@ class CliAgent:
     async def _follow(self, program: Program, transcript: Transcript) -> bytes:
         """Read all that the program writes; the end of its stderr."""
         stderr = asyncio.create_task(read_end(program.stderr))
-        lines = Lines()
+        lines = Lines(self._max_message_bytes)
         try:
             while data := await program.stdout.read(1 << 16):
                 try:

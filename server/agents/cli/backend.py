@@ -31,6 +31,7 @@ from ..base import (
     AgentSettings,
     AgentSpec,
     Backpressure,
+    MessageLimits,
     agent_unavailable,
 )
 from ..catalog import AcpxError, check_versions, describe
@@ -54,6 +55,7 @@ class CliBackend:
         environ: the environment of acpx and of every agent: an allow-list.
         start_timeout: seconds for an agent to start and load its session.
         pressure: whether the log has room.
+        limits: of what the agents write.
     """
 
     can_ask = False
@@ -69,6 +71,7 @@ class CliBackend:
         environ: Mapping[str, str],
         start_timeout: float,
         pressure: Backpressure,
+        limits: MessageLimits,
     ) -> None:
         self._node = node
         self._homes = state_dir / "homes"
@@ -77,6 +80,7 @@ class CliBackend:
         self._environ = environ
         self._start_timeout = start_timeout
         self._pressure = pressure
+        self._limits = limits
         self._script = ""
         self._tasks = Tasks()
         self._agents: WeakSet[CliAgent] = WeakSet()
@@ -127,6 +131,7 @@ class CliBackend:
             find_commands=self._find_commands,
             tasks=self._tasks,
             start_timeout=self._start_timeout,
+            max_message_bytes=self._limits.each,
             pressure=self._pressure,
         )
         self._agents.add(agent)

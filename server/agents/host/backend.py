@@ -30,6 +30,7 @@ from ..base import (
     AgentSpec,
     Backpressure,
     Context,
+    MessageLimits,
     Wanted,
     agent_unavailable,
 )
@@ -88,6 +89,7 @@ class HostBackend:
         environ: the environment of the host and of every agent: an allow-list.
         start_timeout: seconds for an agent to start and load its session.
         pressure: whether the log has room.
+        limits: of what the agents write.
         supervisor: of the long-lived tasks.
     """
 
@@ -104,6 +106,7 @@ class HostBackend:
         environ: Mapping[str, str],
         start_timeout: float,
         pressure: Backpressure,
+        limits: MessageLimits,
         supervisor: Supervisor | None = None,
     ) -> None:
         supervisor = supervisor or Supervisor()
@@ -117,6 +120,7 @@ class HostBackend:
             StderrFiles(stderr_dir, supervisor, hidden),
             supervisor,
             state_dir.parent,
+            limits,
             environ,
         )
         self._host = HostProcess(

@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 from ...codec import dumps
 from ...config import AgentCommand
 from ...tasks import Supervisor, Tasks
-from ..base import AgentSpec, Backpressure, real_folder
+from ..base import AgentSpec, Backpressure, MessageLimits, real_folder
 from ..process import process_tree
 from ..traits import asking_environ, traits_of
 from .stderr import StderrFiles
@@ -57,6 +57,7 @@ class StdioHandover:
         stderr: where their stderr is kept.
         supervisor: of the long-lived tasks.
         data_dir: the data folder, the path of which may lead through links.
+        limits: of what the agents write.
         environ: what all of them have.
     """
 
@@ -67,6 +68,7 @@ class StdioHandover:
         stderr: StderrFiles,
         supervisor: Supervisor,
         data_dir: Path,
+        limits: MessageLimits,
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._data_dir = data_dir
@@ -81,7 +83,8 @@ class StdioHandover:
         self._arrivals: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count()
         self.living = process_tree.LivingAgents()
-        self._unfinished = Unfinished()
+        self._limits = limits
+        self._unfinished = Unfinished(limits.per_app)
         self._supervisor = supervisor
         self._tasks = Tasks()
         self._accepting = Tasks()
@@ -182,6 +185,7 @@ class StdioHandover:
                 tag=process_tree.tag(pid, number),
                 owner=lambda: agent.spec.owner,
                 unfinished=self._unfinished,
+                max_message_bytes=self._limits.each,
             )
             ours.pop_all()  # they are the seam's
             ends = [*await seam.join(*descriptors)]

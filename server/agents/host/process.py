@@ -33,6 +33,8 @@ SUPERVISOR = HERE.parent / "process" / "supervise.py"
 COMPILED = HERE.parents[2] / "node_modules" / ".cache" / "compiled"
 """Where Node keeps acpx compiled, if it may: the host starts a fifth sooner."""
 
+MAX_LINE_BYTES = 17 << 20
+"""A longer line of the host is skipped."""
 BOOT_SECS = 20
 STOP_SECS = 4
 BACKOFF_SECS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -377,12 +379,12 @@ async def _log_lines(stderr: asyncio.StreamReader) -> None:
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
     """The stream's lines, to its end; of one that is too long only the rest."""
-    lines = Lines()
+    lines = Lines(MAX_LINE_BYTES)
     while data := await stream.read(1 << 16):
         try:
             found = lines.feed(data)
         except OverflowError:
-            lines = Lines()
+            lines = Lines(MAX_LINE_BYTES)
             continue
         for line in found:
             yield line

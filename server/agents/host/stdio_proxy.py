@@ -32,13 +32,8 @@ from .outline import with_blocks, with_preface
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 17 << 20
-"""A longer line ends the agent. While it is parsed, framed and stored there are several copies of
-it. The largest prompt that a client may send fits, also when the agent tells it again."""
 MAX_PROMPT_LINE_BYTES = 64 << 20
-"""The same of acpx, which has this bound itself."""
-UNFINISHED_BYTES = 34 << 20
-"""What the agents of one app may have said of messages that have not come to their end."""
+"""The limit of a line that acpx writes. acpx has the same limit."""
 COUNTED_BYTES = 256 << 10
 """What is smaller is not counted."""
 BACKLOG_BYTES = 4 << 20
@@ -102,10 +97,10 @@ class Lines:
     """Cuts a byte stream into lines without joining a long one piece by piece.
 
     Args:
-        limit: bytes of a line, if not :data:`MAX_MESSAGE_BYTES`.
+        limit: bytes of a line.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._partial: list[bytes] = []
         self._size = 0
@@ -134,7 +129,7 @@ class Lines:
         if tail := lines.pop():
             self._partial.append(tail)
             self._size += len(tail)
-            if self._size > (self._limit or MAX_MESSAGE_BYTES):
+            if self._size > self._limit:
                 self._partial.clear()
                 self._size = 0
                 raise OverflowError("a message with too many bytes")
@@ -142,9 +137,14 @@ class Lines:
 
 
 class Unfinished:
-    """How much the agents of each app have said of messages that have not come to their end."""
+    """Counts the bytes of incomplete messages of each app's agents.
 
-    def __init__(self) -> None:
+    Args:
+        limit: bytes of one app.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._sizes: dict[StdioProxy, tuple[str, int]] = {}
         self._totals: Counter[str] = Counter()
 
@@ -157,7 +157,7 @@ class Unfinished:
         before, held = self._sizes.pop(agent, (owner, 0))
         self._totals[before] -= held
         if size > COUNTED_BYTES:
-            if self._totals[owner] + size > UNFINISHED_BYTES:
+            if self._totals[owner] + size > self._limit:
                 raise OverflowError("too many bytes of the app's messages at once")
             self._totals[owner] += size
             self._sizes[agent] = owner, size
@@ -202,7 +202,8 @@ class StdioProxy:
         mark: ``NAME=value`` in the environment of the agent and of all that it starts.
         tag: what :func:`processes.tag` gave the agent.
         owner: the app that the agent works for.
-        unfinished: what the agents of all apps have begun to say.
+        unfinished: counts the incomplete messages of all agents.
+        max_message_bytes: a longer line of the agent ends it.
     """
 
     def __init__(
@@ -215,6 +216,7 @@ class StdioProxy:
         tag: Tag | None,
         owner: Callable[[], str],
         unfinished: Unfinished,
+        max_message_bytes: int,
     ) -> None:
         self.pid = pid
         self.mark = mark
@@ -228,7 +230,7 @@ class StdioProxy:
         self._is_refused = False  # what comes after a message over the limits is not heard
         self._up_lines = Lines(MAX_PROMPT_LINE_BYTES)
         self._going_up: deque[bytes] = deque()
-        self._down_lines = Lines()
+        self._down_lines = Lines(max_message_bytes)
         self._readers: dict[bool, asyncio.ReadTransport] = {}
         self._writers: dict[bool, asyncio.WriteTransport] = {}
         self._held: dict[bool, set[str]] = {True: set(), False: set()}

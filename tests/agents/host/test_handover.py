@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.agents.base import AgentSpec
+from server.agents.base import AgentSpec, MessageLimits
 from server.agents.host import stderr
 from server.agents.host.handover import StdioHandover
 from server.agents.host.stderr import StderrFiles
@@ -62,7 +62,8 @@ async def test_a_launcher_that_fails_leaves_no_descriptor(
             raise OSError(24, "Too many open files")
 
         monkeypatch.setattr(stderr.StderrFiles, "open", full)
-    attachments = StdioHandover({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path)
+    limits = MessageLimits(1 << 20, 1 << 20)
+    attachments = StdioHandover({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path, limits)
     agent = Nobody()
     attachments.register(agent)
     attachments.start()
@@ -95,7 +96,8 @@ async def test_a_launcher_that_fails_leaves_no_descriptor(
 
 
 async def test_a_second_connection_of_a_process_is_refused(tmp_path: Path) -> None:
-    attachments = StdioHandover({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path)
+    limits = MessageLimits(1 << 20, 1 << 20)
+    attachments = StdioHandover({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path, limits)
     attachments.start()
     loop = asyncio.get_running_loop()
     try:

@@ -273,9 +273,9 @@ def noisy_node(tmp_path: Path, noise: str) -> str:
     "noise",
     [
         "head -c 20000000 /dev/zero | tr '\\0' x | fold -w 100000 >&2",
-        "head -c 3000000 /dev/zero | tr '\\0' x >&2; echo >&2",
+        "head -c 20000000 /dev/zero | tr '\\0' x >&2; echo >&2",
         "head -c 5000000 /dev/zero | tr '\\0' x | fold -w 100000; echo",
-        "head -c 3000000 /dev/zero | tr '\\0' x; echo",
+        "head -c 20000000 /dev/zero | tr '\\0' x; echo",
         'printf \'7\\n[]\\nnull\\n"text"\\n{}\\n\\377\\n{"id":1e9}\\n{"event":"new"}\\n\'',
     ],
     ids=["stderr", "a long line on stderr", "stdout", "a long line on stdout", "odd JSON"],
@@ -285,7 +285,6 @@ async def test_what_the_host_prints_beside_its_answers_does_no_harm(
 ) -> None:
     node = noisy_node(tmp_path, noise)
     monkeypatch.setattr("server.app.find_node", lambda: node)
-    monkeypatch.setattr("server.agents.host.stdio_proxy.MAX_MESSAGE_BYTES", 1 << 20)
     client = await (await serve()).client()
     assert (await client.turn(await client.create(), "hello"))[0] == 200
 

@@ -20,41 +20,36 @@ STREAMS = st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"{}", b"\xff", b"x" *
 @given(STREAMS.map(b"".join), st.lists(st.integers(0, 400), max_size=20))
 def test_a_stream_gives_the_same_lines_wherever_it_is_cut(data: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    lines = Lines()
+    lines = Lines(1 << 20)
     found = [line for a, b in itertools.pairwise(edges) for line in lines.feed(data[a:b])]
     assert found == data.split(b"\n")[:-1]
 
 
 def test_half_a_line_waits_for_its_end() -> None:
-    lines = Lines()
+    lines = Lines(1 << 20)
     assert lines.feed(b'{"a":') == []
     assert lines.feed(b"1") == []
     assert lines.feed(b'}\n{"b"') == [b'{"a":1}']
     assert lines.feed(b":2}\n\n") == [b'{"b":2}', b""]
 
 
-def test_a_line_without_end_is_refused_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stdio_proxy, "MAX_MESSAGE_BYTES", 100)
-    lines = Lines()
+def test_line_over_the_limit_is_refused() -> None:
+    lines = Lines(100)
     assert lines.feed(b"x" * 60) == []
     assert lines.feed(b"x" * 40) == []
     with pytest.raises(OverflowError):
         lines.feed(b"x")
 
 
-def test_the_bound_is_for_each_line_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stdio_proxy, "MAX_MESSAGE_BYTES", 100)
-    lines = Lines()
+def test_limit_applies_to_each_line() -> None:
+    lines = Lines(100)
     for _ in range(5):
         assert lines.feed(b"x" * 80) == []
         assert lines.feed(b"\n") == [b"x" * 80]
 
 
-def test_unfinished_messages_of_an_app_are_limited_in_bytes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(stdio_proxy, "UNFINISHED_BYTES", 2 << 20)
-    unfinished = Unfinished()
+def test_incomplete_messages_of_an_app_are_limited_in_bytes() -> None:
+    unfinished = Unfinished(2 << 20)
     first, second, others = (cast("StdioProxy", object()) for _ in range(3))
     unfinished.note(first, "app", 1 << 20)
     unfinished.note(others, "other", 2 << 20)
