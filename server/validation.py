@@ -5,8 +5,16 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Annotated, Final
 
+import msgspec
+
+ClientId = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+"""The id that a client gives to a prompt."""
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+"""The name of an agent, a model, a mode, an option or an option's value."""
+ConfigOptions = Annotated[dict[Name, Name], msgspec.Meta(max_length=64)]
+"""Values of the agent's own options, by the options' ids."""
 MAX_SHOWN = 100
 """Characters of a client's value that its own error repeats."""
 

@@ -10,9 +10,10 @@ import pytest
 from server.acp import params
 from server.acp.jsonrpc import RpcError
 from server.errors import Error
-from server.sessions import entries
+from server.sessions.content import check_content
 from server.validation import form, in_words
 from server.web import bodies
+from server.ws import protocol
 
 
 class Small(msgspec.Struct, forbid_unknown_fields=True):
@@ -96,19 +97,19 @@ def refusals() -> list[str]:
                         read(shape, {field: value})
                     except (Error, RpcError) as error:
                         told.append(error.message)
-    for command in entries.Command.__args__:
+    for command in protocol.Command.__args__:
         kind = command.__struct_config__.tag
         for field in command.__struct_encode_fields__:
             for value in WRONG:
                 try:
-                    entries.parse(msgspec.json.encode({"type": kind, field: value}))
+                    protocol.parse_command(msgspec.json.encode({"type": kind, field: value}))
                 except Error as error:
                     told.append(error.message)
     blocks: list[Any] = [{"type": "image"}, {"type": "image", "data": "-", "mimeType": "x"}, {}, 1]
     blocks += [{"type": "resource", "resource": {"uri": "x"}}, {"type": "x"}]
     for block in blocks:
         with pytest.raises(Error) as refused:
-            entries.parse_blocks([block])
+            check_content([block])
         told.append(refused.value.message)
     return told
 

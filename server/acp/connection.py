@@ -21,11 +21,13 @@ from .. import __version__
 from ..auth.tokens import Credential, unauthorized
 from ..codec import aside, dumps, loads
 from ..errors import CloseCode, Error, bad_request, not_found, session_closed
-from ..sessions import entries
+from ..sessions.content import check_content
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
+from ..sessions.settings import SetConfigOption, SetMode, SetModel, Setting
 from ..storage.failures import failure_of
 from ..storage.schema import SessionRow
+from ..ws import framing
 from ..ws.connection import WRITE_BYTES, Disconnect, WebSocketConnection
 from . import jsonrpc, translate
 from . import params as messages
@@ -133,7 +135,7 @@ class AcpConnection(WebSocketConnection):
             if size >= WRITE_BYTES:
                 break
         # Answers first: `session/new` is answered before its session's updates.
-        return [*self._take_outbox(), *map(entries.websocket_text, told)]
+        return [*self._take_outbox(), *map(framing.text_frame, told)]
 
     def _has_more(self) -> bool:
         return any(attachment.has_more for attachment in self._attached.values())
@@ -393,7 +395,7 @@ class AcpConnection(WebSocketConnection):
 
     async def _prompt(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.Prompt, request.params)
-        blocks = entries.parse_blocks(params.prompt)
+        blocks = check_content(params.prompt)
         attachment = await self._attached_to(params.session_id)
         self._credential.check()
         turn, _ = await attachment.session.prompt(dumps(blocks), request_id=self._request_id)
@@ -460,20 +462,18 @@ class AcpConnection(WebSocketConnection):
 
     async def _set_mode(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.SetMode, request.params)
-        await self._set(request, params.session_id, entries.SetMode(mode=params.mode_id))
+        await self._set(request, params.session_id, SetMode(mode=params.mode_id))
 
     async def _set_model(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.SetModel, request.params)
-        await self._set(request, params.session_id, entries.SetModel(model=params.model_id))
+        await self._set(request, params.session_id, SetModel(model=params.model_id))
 
     async def _set_config_option(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.SetConfigOption, request.params)
-        setting = entries.SetConfigOption(key=params.config_id, value=params.value)
+        setting = SetConfigOption(key=params.config_id, value=params.value)
         await self._set(request, params.session_id, setting)
 
-    async def _set(
-        self, request: jsonrpc.Request, session_id: str, setting: entries.Setting
-    ) -> None:
+    async def _set(self, request: jsonrpc.Request, session_id: str, setting: Setting) -> None:
         attachment = await self._attached_to(session_id)
         self._check_waiting()
         # Asked for now: the client's next prompt waits for it.

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from ..validation import form, in_words
+from ..validation import ConfigOptions, Name, form, in_words
 from .jsonrpc import INVALID_PARAMS, RpcError
 
 PROTOCOL_VERSION = 1
@@ -14,8 +14,6 @@ NAMESPACE = "clawdforge"
 """The key in ``_meta`` for what is ours."""
 MIN_MESSAGE_BYTES = 64 << 10
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-ConfigOptions = Annotated[dict[Name, Name], msgspec.Meta(max_length=64)]
 # Of the client's system, which need not be the server's: POSIX, a Windows drive, a Windows share.
 ABSOLUTE = r"^(?:/|[A-Za-z]:[\\/]|\\\\)[^\0]*\Z"
 Path = Annotated[str, msgspec.Meta(pattern=form(ABSOLUTE, "an absolute path"))]

@@ -56,25 +56,20 @@ class Batch:
 
     Attributes:
         first, last: positions of the first and the last entry.
-        body: the frames' JSON, one a line.
+        body: the entries' JSON, one a line.
+        frames: the entries as WebSocket frames, once a subscriber has encoded them.
     """
 
-    __slots__ = ("_wire", "body", "first", "last")
+    __slots__ = ("body", "first", "frames", "last")
 
     def __init__(self, first: int, last: int, body: bytes) -> None:
         self.first = first
         self.last = last
         self.body = body
-        self._wire: bytes | None = None
+        self.frames: bytes | None = None
 
     def lines(self) -> list[bytes]:
         return self.body.split(b"\n")
-
-    def wire(self) -> bytes:
-        """All entries as WebSocket frames; made once, however many viewers there are."""
-        if self._wire is None:
-            self._wire = b"".join(map(entries.websocket_text, self.lines()))
-        return self._wire
 
     def after(self, position: int) -> Batch:
         """The part of this batch behind *position*."""

@@ -272,7 +272,7 @@ class Permissions:
         self._log.append(
             "permission_resolved",
             turn_index,
-            entries.fields(request_id=request_id, outcome=outcome, by=by),
+            entries.encode_fields(request_id=request_id, outcome=outcome, by=by),
         )
         if self._row.permission == "ask":
             self._writer.add([database.resolve(self._row.n, request_id)])

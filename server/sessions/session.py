@@ -44,7 +44,14 @@ from . import entries
 from .event_log import DatabaseWriter, SessionLog
 from .permissions import Permissions
 from .prewarm import Prewarmed
-from .settings import Change, SessionSettings
+from .settings import (
+    Change,
+    SessionSettings,
+    SetConfigOption,
+    SetMode,
+    SetModel,
+    Setting,
+)
 from .turns import CancelCause, Turn, verdict
 
 logger = logging.getLogger(__name__)
@@ -492,7 +499,7 @@ class Session:
         self._end_queued(CancelCause.CANCEL)
         self.cancel()
 
-    async def change(self, setting: entries.Setting) -> Mapping[str, Any]:
+    async def change(self, setting: Setting) -> Mapping[str, Any]:
         """Change the agent's mode, model or an option of its own, from now on.
 
         Returns:
@@ -504,7 +511,7 @@ class Session:
         """
         return await self.request_change(setting).outcome()
 
-    def request_change(self, setting: entries.Setting) -> Change:
+    def request_change(self, setting: Setting) -> Change:
         """The same, without waiting for it.
 
         A prompt that is accepted from here on waits for the change, and is not run if it fails.
@@ -547,16 +554,16 @@ class Session:
             self._release_if_gone()
             self._house.slots.idle(self)
 
-    async def _ask_for(self, agent: Agent, setting: entries.Setting) -> Mapping[str, Any]:
+    async def _ask_for(self, agent: Agent, setting: Setting) -> Mapping[str, Any]:
         match setting:
-            case entries.SetMode(mode=mode):
+            case SetMode(mode=mode):
                 return await agent.set_mode(mode)
-            case entries.SetModel(model=model):
+            case SetModel(model=model):
                 return await agent.set_model(model)
-            case entries.SetConfigOption(key=key, value=value):
+            case SetConfigOption(key=key, value=value):
                 return await agent.set_config_option(key, value)
 
-    async def _keep(self, setting: entries.Setting) -> None:
+    async def _keep(self, setting: Setting) -> None:
         """Keep a setting that the agent has taken: it is in force until another is set."""
         state = self._agent_state
         name, value = _named(setting, state)
@@ -777,7 +784,7 @@ class Session:
         turn.started.set()
         restored, self._restored = self._restored, []
         for setting, value in restored:
-            fields = entries.fields(notice="restored", setting=setting, value=value)
+            fields = entries.encode_fields(notice="restored", setting=setting, value=value)
             self.log.append("notice", turn.index, fields)
         self.note_asks()
         now = self._house.clock()
@@ -943,7 +950,9 @@ class Session:
         if asks is None or asks == self._settings.asks_told:
             return
         self._adopt(self.row.model, dataclasses.replace(self._settings, asks_told=asks))
-        self.log.append("notice", self._event_index(), entries.fields(notice="asks", asks=asks))
+        self.log.append(
+            "notice", self._event_index(), entries.encode_fields(notice="asks", asks=asks)
+        )
 
     def agent_gone(self) -> None:
         self.permissions.cancel()
@@ -1000,7 +1009,9 @@ class Session:
             await turn.finished.wait()
         self.permissions.cancel()  # what was asked behind a turn's end
         now = self._house.clock()
-        seq = self.log.append("session_closed", self._started_index, entries.fields(reason=reason))
+        seq = self.log.append(
+            "session_closed", self._started_index, entries.encode_fields(reason=reason)
+        )
         self._sealed = True
         self.row.closed_at, self.row.close_reason = now, reason
         event = "sweep_close" if reason == "idle" else "close"
@@ -1058,12 +1069,12 @@ class Session:
             self._end(turn)
 
 
-def _named(setting: entries.Setting, state: AgentSettings) -> tuple[str, str]:
+def _named(setting: Setting, state: AgentSettings) -> tuple[str, str]:
     """What a frame sets, and the value: an option may stand for the mode or the model."""
     match setting:
-        case entries.SetMode(mode=mode):
+        case SetMode(mode=mode):
             return "mode", mode
-        case entries.SetModel(model=model):
+        case SetModel(model=model):
             return "model", model
-        case entries.SetConfigOption(key=key, value=value):
+        case SetConfigOption(key=key, value=value):
             return agent_settings.setting_of(state, key), value

@@ -11,7 +11,31 @@ from ..agents import settings
 from ..agents.base import AgentSettings
 from ..codec import dumps, loads
 from ..errors import Error
-from . import entries
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetMode:
+    """A request for another mode of the agent."""
+
+    mode: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetModel:
+    """A request for another model."""
+
+    model: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetConfigOption:
+    """A request for another value of one of the agent's own options."""
+
+    key: str
+    value: str
+
+
+Setting = SetMode | SetModel | SetConfigOption
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +115,7 @@ class Change:
         failure: why it could not be made.
     """
 
-    def __init__(self, setting: entries.Setting) -> None:
+    def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.has_begun = False
         self.task: asyncio.Task[None] | None = None

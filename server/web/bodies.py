@@ -15,9 +15,9 @@ from multidict import CIMultiDictProxy, MultiMapping
 
 from ..codec import has_too_many_values, is_costly, loads_bounded
 from ..errors import Error, bad_request, payload_too_large
-from ..sessions.entries import MAX_FILES, ConfigOptions, Id, Name, parse_blocks
+from ..sessions.content import MAX_FILES, check_content
 from ..uploads.files import TTL_RANGE, TTL_SECS
-from ..validation import form, in_words
+from ..validation import ClientId, ConfigOptions, Name, form, in_words
 from ..ws.connection import INCOMING_LIMITS
 from ..ws.incoming import IncomingLimits
 
@@ -106,7 +106,7 @@ class TurnHeaders(msgspec.Struct, frozen=True):
     """Headers of a turn."""
 
     idempotency_key: Annotated[
-        Id | None,
+        ClientId | None,
         _about("The same key again in the same session runs nothing: it gives the stored turn."),
     ] = msgspec.field(default=None, name="Idempotency-Key")
 
@@ -420,7 +420,7 @@ def _convert(kind: type, value: Any) -> Any:
     assert kind is Blocks
     if not isinstance(value, (str, list)):
         raise bad_request("prompt: must be text or a list of content blocks")
-    return Blocks(parse_blocks(value))
+    return Blocks(check_content(value))
 
 
 def describe(kind: type) -> dict[str, Any]:

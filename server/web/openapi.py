@@ -10,7 +10,7 @@ import msgspec
 
 from .. import __version__
 from ..errors import STATUS
-from ..sessions.entries import Block
+from ..sessions.content import ContentBlock
 from . import bodies, shapes
 from .operations import JSON, OPERATIONS, Operation
 
@@ -117,7 +117,7 @@ def document(operations: Mapping[tuple[str, str], Operation] = OPERATIONS) -> Js
 
 def _schemas(operations: Mapping[tuple[str, str], Operation]) -> Json:
     """Every shape that the document refers to, by its name."""
-    types: list[Any] = [shapes.Failure, Block]
+    types: list[Any] = [shapes.Failure, ContentBlock]
     for operation in operations.values():
         named = (operation.body, operation.multipart, operation.answer)
         types += [*(shape for shape in named if shape), *operation.failures.values()]

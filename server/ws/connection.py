@@ -23,9 +23,8 @@ from aiohttp import HttpVersion11, WSMsgType, hdrs, web
 from ..codec import MAX_CONTAINERS, MAX_VALUES, aside, has_too_many_values
 from ..errors import CLOSE_CODES, CloseCode, Error, bad_request
 from ..limits import TokenBucket
-from ..sessions import entries
 from ..storage.failures import failure_of
-from . import tcp
+from . import framing, tcp
 from .incoming import Incoming, IncomingConnection, IncomingLimits
 
 logger = logging.getLogger(__name__)
@@ -62,11 +61,6 @@ class Disconnect(Exception):  # noqa: N818 - not an error
     def of(cls, error: Error) -> Disconnect:
         """What ends a socket that cannot go on for *error*."""
         return cls(CLOSE_CODES.get(error.code, CloseCode.INTERNAL), error.message)
-
-    def frame(self) -> bytes:
-        """The ``bye`` that says so."""
-        retry = {} if self.retry_after_ms is None else {"retry_after_ms": self.retry_after_ms}
-        return entries.frame("bye", code=int(self.code), reason=self.reason, **retry)
 
 
 async def is_too_big(data: bytes) -> bool:
@@ -331,11 +325,11 @@ class WebSocketConnection(abc.ABC):
             chunks = [] if is_revoked else await self._gather()
             if self._heartbeat_due:
                 self._heartbeat_due = False
-                chunks += [*self._heartbeat(), entries.websocket_ping()]
+                chunks += [*self._heartbeat(), framing.ping_frame()]
             elif chunks:
                 self._last_wrote = time.monotonic()
             if self._pong is not None:
-                chunks.append(entries.websocket_pong(self._pong))
+                chunks.append(framing.pong_frame(self._pong))
                 self._pong = None
             goodbye = self._goodbye = self._goodbye or self._natural_end()
             if goodbye is not None:
@@ -358,7 +352,7 @@ class WebSocketConnection(abc.ABC):
         self._write(view)
 
     def _take_outbox(self) -> list[bytes]:
-        taken = [entries.websocket_text(frame) for frame in self._outbox]
+        taken = [framing.text_frame(frame) for frame in self._outbox]
         self._outbox, self._outbox_bytes = [], 0
         return taken
 

@@ -16,14 +16,14 @@ from aiohttp import web
 
 from ..codec import aside
 from ..errors import CloseCode
-from ..sessions import entries
 from ..sessions.session import Session
 from ..storage.failures import failure_of
+from . import framing, protocol
 from .connection import WRITE_BYTES, Disconnect, WebSocketConnection
 
 logger = logging.getLogger(__name__)
 
-Dispatch = Callable[["SessionSocket", entries.Command], Awaitable[None]]
+Dispatch = Callable[["SessionSocket", protocol.Command], Awaitable[None]]
 
 
 class SessionSocket(WebSocketConnection):
@@ -87,7 +87,7 @@ class SessionSocket(WebSocketConnection):
         if batches is None or len(batches) > 1 or (batches and len(batches[0].body) > WRITE_BYTES):
             self.wake()
         elif batches:
-            self._write(batches[0].wire())
+            self._write(framing.batch_frames(batches[0]))
             self._cursor = batches[0].last
             self._last_wrote = time.monotonic()
 
@@ -106,7 +106,7 @@ class SessionSocket(WebSocketConnection):
         chunks = self._take_outbox()
         size = sum(map(len, chunks))
         for batch in batches:
-            chunks.append(batch.wire())
+            chunks.append(framing.batch_frames(batch))
             self._cursor = batch.last
             size += len(chunks[-1])
             if size >= WRITE_BYTES:
@@ -117,7 +117,7 @@ class SessionSocket(WebSocketConnection):
         return self._cursor < self.session.log.head
 
     def _heartbeat(self) -> list[bytes]:
-        return [entries.websocket_text(entries.frame("heartbeat", head=self.session.log.head))]
+        return [framing.text_frame(protocol.frame("heartbeat", head=self.session.log.head))]
 
     def _natural_end(self) -> Disconnect | None:
         if self.session.is_over and self._cursor >= self.session.log.last:
@@ -125,18 +125,22 @@ class SessionSocket(WebSocketConnection):
         return None
 
     def _farewell(self, goodbye: Disconnect) -> list[bytes]:
-        return [entries.websocket_text(goodbye.frame())]
+        return [
+            framing.text_frame(
+                protocol.bye_frame(goodbye.code, goodbye.reason, goodbye.retry_after_ms)
+            )
+        ]
 
     # Up.
 
     async def _command(self, data: bytes) -> None:
         try:
-            command = await aside(entries.parse, data)
-        except entries.NotAFrameError:
+            command = await aside(protocol.parse_command, data)
+        except protocol.MalformedFrameError:
             self.close(Disconnect(CloseCode.BAD_FRAME, "a frame is one JSON object"))
             return
-        except entries.FrameError as error:
-            self.send(entries.error_frame(error, error.frame_id))
+        except protocol.InvalidCommandError as error:
+            self.send(protocol.error_frame(error, error.frame_id))
             return
         try:
             await self._dispatch(self, command)
@@ -144,4 +148,4 @@ class SessionSocket(WebSocketConnection):
             self.close(goodbye)
         except Exception as error:  # noqa: BLE001 - failure_of logs it
             failure = failure_of(error, "a command", session=self.session.id)
-            self.send(entries.error_frame(failure, command.id))
+            self.send(protocol.error_frame(failure, command.id))

@@ -15,7 +15,8 @@ import pytest
 from server import config, errors
 from server.app import build_app
 from server.config import PREFIX, Settings
-from server.sessions import entries
+from server.sessions.content import check_content
+from server.ws import protocol
 
 from ..support import settings_pages
 from ..support.harness import ROOT
@@ -106,7 +107,7 @@ def test_the_unit_gives_a_stop_the_time_that_the_server_takes() -> None:
 
 
 def up_types() -> set[str]:
-    commands = get_args(entries.Command)
+    commands = get_args(protocol.Command)
     return {str(msgspec.inspect.type_info(command).tag) for command in commands}  # type: ignore[attr-defined]
 
 
@@ -118,7 +119,7 @@ def down_types() -> set[str]:
             if not (isinstance(node, ast.Call) and node.args):
                 continue
             called, kind = ast.unparse(node.func), node.args[0]
-            if re.fullmatch(r"(entries\.)?frame|.*\b_?log\.append", called):
+            if re.fullmatch(r"(protocol\.)?frame|.*\b_?log\.append", called):
                 assert isinstance(kind, ast.Constant), f"{path}:{node.lineno}"
                 found.add(str(kind.value))
     return found
@@ -160,9 +161,9 @@ def test_every_up_frame_is_explained_with_an_example_and_no_other() -> None:
 
 @pytest.mark.parametrize("example", examples(section("Up")), ids=lambda example: example["type"])
 def test_the_server_understands_the_up_frames_of_the_page(example: dict[str, Any]) -> None:
-    command = entries.parse(json.dumps(example))
-    if isinstance(command, entries.Prompt):
-        entries.parse_blocks(command.prompt)
+    command = protocol.parse_command(json.dumps(example))
+    if isinstance(command, protocol.PromptCommand):
+        check_content(command.prompt)
 
 
 def test_every_error_code_is_there_with_its_status_and_no_other() -> None:

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from server.errors import Error
 from server.metrics import Metrics
 from server.sessions import event_log
-from server.sessions.entries import websocket_text
 from server.sessions.event_log import Batch, DatabaseWriter, SessionLog
 from server.storage import database as store
 from server.storage.database import Database, DatabaseError, Statement
@@ -420,12 +419,6 @@ def test_a_batch_behind_a_position_is_the_rest_of_it(first: int, count: int, dat
     rest = batch.after(position)
     assert rest.lines() == lines[max(0, position - first + 1) :]
     assert (rest.first, rest.last) == (max(first, position + 1), last)
-
-
-def test_a_batch_is_framed_once_for_all_viewers() -> None:
-    batch = Batch(1, 2, b'{"a":1}\n{"b":2}')
-    assert batch.wire() == websocket_text(b'{"a":1}') + websocket_text(b'{"b":2}')
-    assert batch.wire() is batch.wire()
 
 
 # A database that does not take writes.

@@ -14,7 +14,7 @@ import pytest
 
 from server.agents.host.process import HostProcess
 from server.sessions.agent_slots import AgentSlots
-from server.sessions.entries import SetMode
+from server.sessions.settings import SetMode
 from server.storage.database import Database
 from server.storage.schema import TurnRow
 from server.tasks import Tasks

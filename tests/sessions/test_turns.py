@@ -14,7 +14,7 @@ import pytest
 from server.agents.host.agent import HostAgent
 from server.codec import dumps
 from server.errors import Error, not_stored
-from server.sessions.entries import parse_blocks
+from server.sessions.content import check_content
 from server.sessions.event_log import DatabaseWriter
 
 from ..conftest import Serve
@@ -628,7 +628,7 @@ async def test_a_prompt_whose_waiter_is_cancelled_while_it_is_stored_runs_and_ke
 ) -> None:
     session_id, socket = await warm_session(client)
     session = await server.services.sessions.get(session_id, server.services.tokens.rows()[0].name)
-    blocks = dumps(parse_blocks("stored"))
+    blocks = dumps(check_content("stored"))
     stored, go_on = hold_commits(server, monkeypatch)
     asking = asyncio.create_task(session.prompt(blocks, client_id="once"))
     await stored.wait()
@@ -656,7 +656,7 @@ async def test_a_prompt_that_is_not_stored_when_its_waiter_is_cancelled_leaves_i
 
     with monkeypatch.context() as patch:
         patch.setattr(DatabaseWriter, "commit", fail)
-        asking = asyncio.create_task(session.prompt(dumps(parse_blocks("not stored"))))
+        asking = asyncio.create_task(session.prompt(dumps(check_content("not stored"))))
         await asked.wait()
         asking.cancel()
         go_on.set()

@@ -10,10 +10,11 @@ from aiohttp import WSMsgType, web
 
 from ...auth.tokens import Credential, unauthorized
 from ...errors import CloseCode, Error, bad_request
-from ...sessions import entries
+from ...sessions.content import check_content
 from ...sessions.session import MAX_CHANGES, Session
 from ...sessions.settings import Change
 from ...storage.failures import failure_of
+from ...ws import protocol
 from ...ws.connection import Disconnect, new_socket
 from ...ws.session_socket import SessionSocket
 from .. import bodies
@@ -71,9 +72,9 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     per_second = services.settings.max_commands_per_sec
     viewer = SessionSocket(request, ws, session, app_name, cursor, commands.dispatch, per_second)
     viewer.send(
-        entries.frame(
+        protocol.frame(
             "ready",
-            protocol=entries.PROTOCOL,
+            protocol=protocol.PROTOCOL,
             session_id=session.id,
             agent=session.row.agent,
             head=session.log.head,
@@ -93,15 +94,15 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
 
 
 def _check_protocol(version: str) -> None:
-    if version != str(entries.PROTOCOL):
+    if version != str(protocol.PROTOCOL):
         raise Disconnect(
-            CloseCode.PROTOCOL_VERSION, f"this server speaks protocol {entries.PROTOCOL}"
+            CloseCode.PROTOCOL_VERSION, f"this server speaks protocol {protocol.PROTOCOL}"
         )
 
 
 async def _first_frame(
     request: web.Request, ws: web.WebSocketResponse[bool], timeout: float
-) -> entries.Auth:
+) -> protocol.AuthCommand:
     """The frame that must come first, if no header said who asks.
 
     Until it has come, little more than such a frame is read.
@@ -137,22 +138,22 @@ async def _receive(ws: web.WebSocketResponse[bool], is_spent: asyncio.Future[Non
         receiving.cancel()
 
 
-def _parse_first(message: Any) -> entries.Auth:
+def _parse_first(message: Any) -> protocol.AuthCommand:
     if message.type is WSMsgType.TEXT and len(message.data) > MAX_FIRST_BYTES:
         raise Disconnect(CloseCode.TOO_BIG, FIRST_TOO_BIG)
     if message.type is not WSMsgType.TEXT:
         raise Disconnect(CloseCode.BAD_FRAME, "the first frame must be auth")
     try:
-        command = entries.parse(message.data)
-    except (entries.NotAFrameError, entries.FrameError):
+        command = protocol.parse_command(message.data)
+    except (protocol.MalformedFrameError, protocol.InvalidCommandError):
         raise Disconnect(CloseCode.BAD_FRAME, "the first frame must be auth") from None
-    if not isinstance(command, entries.Auth):
+    if not isinstance(command, protocol.AuthCommand):
         raise Disconnect(CloseCode.BAD_FRAME, "the first frame must be auth")
     return command
 
 
 async def _let_in(
-    services: ServerContext, request: web.Request, auth: entries.Auth, session_id: str
+    services: ServerContext, request: web.Request, auth: protocol.AuthCommand, session_id: str
 ) -> Session:
     """The session that a first frame opens."""
     _check_protocol(str(auth.protocol))
@@ -174,7 +175,7 @@ def _check_room(services: ServerContext, session: Session, app_name: str) -> Non
 
 
 def _authenticate(
-    services: ServerContext, request: web.Request, auth: entries.Auth, session_id: str
+    services: ServerContext, request: web.Request, auth: protocol.AuthCommand, session_id: str
 ) -> Credential:
     try:
         if auth.ticket is not None:
@@ -189,7 +190,9 @@ async def _leave(ws: web.WebSocketResponse[bool], goodbye: Disconnect) -> None:
     if ws.closed:
         return
     try:
-        await ws.send_frame(goodbye.frame(), WSMsgType.TEXT)
+        await ws.send_frame(
+            protocol.bye_frame(goodbye.code, goodbye.reason, goodbye.retry_after_ms), WSMsgType.TEXT
+        )
         await ws.close(code=int(goodbye.code), message=goodbye.reason.encode())
     except ConnectionError:
         return  # it did not wait for the answer
@@ -201,14 +204,14 @@ class Commands:
     def __init__(self, services: ServerContext, request: web.Request) -> None:
         self._services = services
         self._request = request
-        self._settings: list[Change] = []
+        self._settings: list[tuple[Any, Change]] = []
         self._setting: asyncio.Task[None] | None = None
 
     async def stop(self) -> None:
         if self._setting is not None:
             await asyncio.gather(self._setting, return_exceptions=True)
 
-    async def dispatch(self, viewer: SessionSocket, command: entries.Command) -> None:
+    async def dispatch(self, viewer: SessionSocket, command: protocol.Command) -> None:
         """Carry out one command.
 
         Raises:
@@ -217,32 +220,36 @@ class Commands:
         """
         session = viewer.session
         match command:
-            case entries.Prompt():
+            case protocol.PromptCommand():
                 await self._prompt(viewer, command)
-            case entries.Cancel(turn_index=turn_index):
+            case protocol.CancelCommand(turn_index=turn_index):
                 if not session.cancel(turn_index):
                     raise Error("not_found", "there is no such turn to cancel")
-            case entries.Permission(request_id=request_id, option_id=option_id):
+            case protocol.PermissionCommand(request_id=request_id, option_id=option_id):
                 session.permissions.answer(request_id, option_id=option_id)
-            case entries.SetMode() | entries.SetModel() | entries.SetConfigOption():
+            case (
+                protocol.SetModeCommand()
+                | protocol.SetModelCommand()
+                | protocol.SetConfigOptionCommand()
+            ):
                 self._set(viewer, command)
-            case entries.Close():
+            case protocol.CloseCommand():
                 self._services.sessions.closing.spawn(
                     self._close(session), f"close-{session.id}-by-socket"
                 )
-            case entries.Ping(id=ping_id):
-                viewer.send(entries.frame("pong", id=ping_id))
-            case entries.Auth():
+            case protocol.PingCommand(id=ping_id):
+                viewer.send(protocol.frame("pong", id=ping_id))
+            case protocol.AuthCommand():
                 self._renew(session, command)
 
-    async def _prompt(self, viewer: SessionSocket, command: entries.Prompt) -> None:
-        blocks = entries.parse_blocks(command.prompt)
+    async def _prompt(self, viewer: SessionSocket, command: protocol.PromptCommand) -> None:
+        blocks = check_content(command.prompt)
         turn, duplicate = await prompt(
             self._request, viewer.session, blocks, command.files or [], client_id=command.id
         )
-        # No await from here on: `accepted` comes before the turn's entries.
+        # No await from here on: `accepted` comes before the turn's protocol.
         viewer.send(
-            entries.frame(
+            protocol.frame(
                 "accepted",
                 id=command.id,
                 turn_index=turn.index,
@@ -251,12 +258,12 @@ class Commands:
             )
         )
 
-    def _set(self, viewer: SessionSocket, command: entries.Setting) -> None:
+    def _set(self, viewer: SessionSocket, command: protocol.SettingCommand) -> None:
         """Behind the reader's back: the agent may have to start first, or never answer."""
         if len(self._settings) >= MAX_CHANGES:
             raise Error("rate_limited", "the last changes are not through yet", retryable=True)
         # Asked for now: the client's next prompt waits for it.
-        self._settings.append(viewer.session.request_change(command))
+        self._settings.append((command.id, viewer.session.request_change(command.setting)))
         if self._setting is None or self._setting.done():
             self._setting = self._services.sessions.tasks.spawn(
                 self._carry_out(viewer), f"set-{viewer.session.id}"
@@ -264,16 +271,16 @@ class Commands:
 
     async def _carry_out(self, viewer: SessionSocket) -> None:
         while self._settings:
-            change = self._settings.pop(0)
+            frame_id, change = self._settings.pop(0)
             try:
                 await change.outcome()
             except Error as error:
-                viewer.send(entries.error_frame(error, change.setting.id))
+                viewer.send(protocol.error_frame(error, frame_id))
 
     async def _close(self, session: Session) -> None:
         await self._services.sessions.close(session, "client")
 
-    def _renew(self, session: Session, auth: entries.Auth) -> None:
+    def _renew(self, session: Session, auth: protocol.AuthCommand) -> None:
         credential = _authenticate(self._services, self._request, auth, session.id)
         if credential is not self._request[CREDENTIAL]:
             raise Disconnect(CloseCode.REFUSED, "the credential is refused")
