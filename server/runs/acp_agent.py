@@ -1,43 +1,52 @@
-"""A run on any other agent: one turn of a fresh session, through acpx."""
+"""Runs an ACP agent for `/run`: one turn of a fresh session, through acpx."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from .. import safe_files
 from ..agents.base import Agent, AgentSettings, AgentSpec, Backend, Context, Wanted
 from ..agents.failures import agent_error
 from ..codec import dumps, parse_message
 from ..sessions.permissions import ToolCalls, by_policy
 from ..uploads.files import annotate
-from .answers import MAX_OUTPUT_BYTES, Answer, RunFailed, result_json, too_long
-from .run import Run, ended, leave_nothing, run_place
+from .run import (
+    MAX_OUTPUT_BYTES,
+    Run,
+    RunError,
+    RunFolder,
+    RunResult,
+    output_too_large,
+    result_json,
+    stopped_error,
+)
 
 PERMISSION = "approve-reads"
-"""As ``claude -p`` has it; there is nobody to ask for more."""
+"""The permission setting of a run: like ``claude -p``, as no client can decide more."""
 
 
-async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: float) -> Answer:
-    """Run the agent of that name for one turn; nothing of it is left.
+async def run_acp_agent(
+    backend: Backend, run: Run, name: str, folder: RunFolder, grace: float
+) -> RunResult:
+    """Run one turn of an agent, then end the agent and delete everything that it left.
 
     Args:
-        folder: made for the run, and removed.
+        name: the agent's name.
+        folder: the agent's working directory; created here, and removed at the end.
         grace: seconds from the cancel to the kill.
 
     Raises:
-        Error: it gave no answer.
+        Error: the agent returned no result.
     """
     request = run.request
-    await asyncio.to_thread(safe_files.make_folder, *run_place(folder))
+    await asyncio.to_thread(folder.create)
     system: Any = request.system
     if system is not None and request.system_mode == "append":
         system = {"append": system}
     traits = backend.traits(name)
-    # The policy can only answer an agent that asks.
-    turn = _Turn(
+    # The policy only decides if the agent asks.
+    collector = _Collector(
         name,
         Wanted(
             request.model,
@@ -48,30 +57,30 @@ async def run_turn(backend: Backend, run: Run, name: str, folder: Path, grace: f
     )
     preface = None if traits.takes_system else request.system
     spec = AgentSpec(
-        run.id, name, str(folder), request.model, system, PERMISSION, preface, request.app_name
+        run.id, name, str(folder.path), request.model, system, PERMISSION, preface, request.app_name
     )
-    agent = backend.agent(spec, turn)
-    turn.agent = agent
+    agent = backend.agent(spec, collector)
+    collector.agent = agent
     blocks: list[dict[str, object]] = [{"type": "text", "text": request.prompt}]
     work = asyncio.create_task(
-        agent.prompt(dumps(annotate(blocks, request.files))), name=f"run-{run.id}-turn"
+        agent.prompt(dumps(annotate(blocks, request.files))), name=f"run-{run.id}-prompt"
     )
     try:
-        ending = await run.watch(work, agent.cancel, agent.kill, grace)
-        if ending is not None:
-            raise ended(ending)
+        cause = await run.wait(work, agent.cancel, agent.kill, grace)
+        if cause is not None:
+            raise stopped_error(cause)
         work.result()
-        return turn.answer()
+        return collector.result()
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
         await agent.hibernate()
         await backend.forget(run.id)
-        await asyncio.to_thread(leave_nothing, folder)
+        await asyncio.to_thread(folder.remove)
 
 
-class _Turn:
-    """What an agent says in the one turn of a run; see :class:`base.AgentObserver`."""
+class _Collector:
+    """Collects the agent's message and response; an :class:`agents.base.AgentObserver`."""
 
     agent: Agent
 
@@ -84,20 +93,25 @@ class _Turn:
         self._size = 0
         self._response: Mapping[str, Any] | None = None
 
-    def answer(self) -> Answer:
+    def result(self) -> RunResult:
+        """The result of the run.
+
+        Raises:
+            Error: the agent's response is an error or a cancellation, or there is none.
+        """
         response = self._response or {}
         result = response.get("result")
         stop_reason = result.get("stopReason") if isinstance(result, dict) else None
         if not isinstance(stop_reason, str):
             if response.get("error") is None:
-                raise RunFailed("agent_failed", "the agent gave no answer")
+                raise RunError("agent_failed", "the agent sent no response")
             methods = self.agent.settings.auth_methods
             raise agent_error(response["error"], self._name, methods)
         if self._size > MAX_OUTPUT_BYTES:
-            raise too_long()
+            raise output_too_large()
         if stop_reason == "cancelled":
-            raise RunFailed("agent_failed", "the agent cancelled the turn", stop_reason=stop_reason)
-        return Answer(result_json("".join(self._texts)), stop_reason)
+            raise RunError("agent_failed", "the agent cancelled the turn", stop_reason=stop_reason)
+        return RunResult(result_json("".join(self._texts)), stop_reason)
 
     def restored(self, setting: str, value: str) -> None:
         pass
@@ -114,7 +128,7 @@ class _Turn:
     def agent_notified(self, message: bytes) -> None:
         if self._size > MAX_OUTPUT_BYTES or b"agent_message_chunk" not in message:
             return
-        text = _text_of(message)
+        text = _chunk_text(message)
         if text is None:
             return
         self._texts.append(text)
@@ -138,8 +152,8 @@ class _Turn:
         pass
 
 
-def _text_of(message: bytes) -> str | None:
-    """The text of a message chunk, None for any other notification, however odd."""
+def _chunk_text(message: bytes) -> str | None:
+    """The text of an ``agent_message_chunk``; None for any other notification."""
     value: Any = parse_message(message)
     for name in ("params", "update"):
         value = value.get(name) if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""A run on the claude program: its command line, its environment, and one process of it."""
+"""Runs the claude program for `/run`: one `claude -p` process for each run."""
 
 from __future__ import annotations
 
@@ -9,86 +9,97 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import safe_files
 from ..agents.process import process_tree
 from ..agents.process.programs import Program, Programs
 from ..errors import Error
 from ..uploads.files import annotate
-from .answers import MAX_OUTPUT_BYTES, Answer, too_long
-from .outcome import Output, find_result, read_answer
-from .run import Run, RunRequest, ended, leave_nothing, run_place
+from .claude_output import Output, find_result, read_result
+from .run import (
+    MAX_OUTPUT_BYTES,
+    Run,
+    RunFolder,
+    RunRequest,
+    RunResult,
+    output_too_large,
+    stopped_error,
+)
 
-CLAUDE = "claude"
 NOT_INSTALLED = (
     "the claude program is not installed:"
     " npm install -g @anthropic-ai/claude-code, or set CLAWDFORGE_CLAUDE_BIN"
 )
 STDIN_BYTES = 10 << 20
-"""More than this the program refuses."""
-MAX_ARGUMENT_BYTES = 100 << 10
-"""Linux takes no argument over 128 KiB; what is longer goes by a file."""
+"""The largest prompt that the program accepts."""
+MAX_SYSTEM_ARGUMENT_BYTES = 100 << 10
+"""A longer system prompt is passed in a file: Linux limits an argument to 128 KiB."""
 STDERR_BYTES = 8 << 10
+"""The length of the end of stderr that is kept."""
 RETRIES = 2
-"""Of a request that the API refuses. By itself the program tries for minutes."""
+"""Retries of a failed API request. The program's own default takes minutes."""
 WORK = "work"
+"""The program's working directory, in the run's folder."""
+SYSTEM_FILE = "system"
 
 
-class Claude:
-    """The program, run once for each run.
+class ClaudeProgram:
+    """The claude program, which is started once for each run.
 
     Args:
-        name: of the program, or its path.
-        environ: of the program: an allow-list.
-        folder: in which each run has a folder for its time.
+        name: the program's name or path.
+        environ: the program's environment.
+        runs_folder: the folder in which each run gets a folder of its own.
         grace: seconds from SIGTERM to SIGKILL.
     """
 
-    def __init__(self, name: str, environ: Mapping[str, str], folder: Path, grace: float) -> None:
+    def __init__(
+        self, name: str, environ: Mapping[str, str], runs_folder: Path, grace: float
+    ) -> None:
         self._name = name
         self._environ = environ
-        self._folder = folder
+        self._runs_folder = runs_folder
         self._grace = grace
         self._programs = Programs(environ)
 
     async def find(self) -> str | None:
-        """The program's path, where it is installed."""
-        return await asyncio.to_thread(_find, self._name, self._environ.get("PATH"))
+        """The program's absolute path, or None if it is not installed."""
+        return await asyncio.to_thread(_which, self._name, self._environ.get("PATH"))
 
-    async def run(self, run: Run, path: str) -> Answer:
+    async def execute(self, run: Run, path: str) -> RunResult:
         """Run the program at *path*.
 
         Raises:
-            RunFailed: it gave no answer.
+            RunError: the program returned no result.
         """
-        folder = self._folder / run.id
+        folder = RunFolder(self._runs_folder, run.id)
         try:
             stdin = await asyncio.to_thread(_prepare, folder, run.request)
             try:
-                output = await self._output(run, path, folder, stdin)
-                return await asyncio.to_thread(read_answer, output)
+                output = await self._collect_output(run, path, folder, stdin)
+                return await asyncio.to_thread(read_result, output)
             finally:
                 os.close(stdin)
         finally:
-            await asyncio.to_thread(leave_nothing, folder)
+            await asyncio.to_thread(folder.remove)
 
-    async def _output(self, run: Run, path: str, folder: Path, stdin: int) -> Output:
+    async def _collect_output(self, run: Run, path: str, folder: RunFolder, stdin: int) -> Output:
         program = await self._programs.start(
-            claude_argv(path, run.request, folder),
+            claude_argv(path, run.request, folder.path),
             environ={**claude_environ(self._environ, run.timeout), process_tree.MARK: run.id},
-            cwd=folder / WORK,
+            cwd=folder.path / WORK,
             stdin=stdin,
         )
         try:
-            return await self._watch(run, program)
+            return await self._wait_for_output(run, program)
         finally:
             await program.close()
 
-    async def _watch(self, run: Run, program: Program) -> Output:
+    async def _wait_for_output(self, run: Run, program: Program) -> Output:
         capture = _Capture(program, f"{process_tree.MARK}={run.id}".encode())
-        in_time: list[bytes] = []
+        stdout_in_time = b""
 
         def terminate() -> None:
-            in_time.append(capture.stdout)  # what it says from now on comes of the SIGTERM
+            nonlocal stdout_in_time
+            stdout_in_time = capture.stdout  # later output is a reaction to the SIGTERM
             program.terminate()
 
         async def kill() -> None:
@@ -96,41 +107,46 @@ class Claude:
 
         work = asyncio.create_task(capture.collect())
         try:
-            ending = await run.watch(work, terminate, kill, self._grace)
+            cause = await run.wait(work, terminate, kill, self._grace)
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-        if ending is None:
+        if cause is None:
             return work.result()
-        [stdout] = in_time
-        if await asyncio.to_thread(find_result, stdout) is not None:
-            return Output(0, stdout, capture.stderr)  # it had answered, and did not end
-        raise ended(ending, capture.stderr)
+        if await asyncio.to_thread(find_result, stdout_in_time) is not None:
+            # The program printed its result in time, but did not exit.
+            return Output(0, stdout_in_time, capture.stderr)
+        raise stopped_error(cause, capture.stderr)
 
     async def stop(self) -> None:
-        """End whatever of it still runs."""
+        """End all processes of the program."""
         await self._programs.stop()
 
 
-def _find(name: str, path: str | None) -> str | None:
+def _which(name: str, path: str | None) -> str | None:
     found = shutil.which(name, path=path)
     return str(Path(found).absolute()) if found is not None else None
 
 
-def check_size(request: RunRequest) -> None:
-    """Refuse what the program would not take.
+def check_prompt_size(request: RunRequest) -> None:
+    """Check that the prompt is not larger than the program accepts.
 
     Raises:
         Error: ``payload_too_large``.
     """
-    if len(_stdin_of(request)) > STDIN_BYTES:
+    if len(_stdin_content(request)) > STDIN_BYTES:
         raise Error("payload_too_large", f"prompt: claude takes at most {STDIN_BYTES >> 20} MiB")
 
 
 def claude_argv(path: str, request: RunRequest, folder: Path) -> list[str]:
-    """The command line; the prompt goes on stdin."""
+    """The command line. The prompt is not part of it: it is sent to stdin.
+
+    Args:
+        path: the program.
+        folder: the run's folder.
+    """
     argv = [path, "-p", "--output-format", "json", "--no-session-persistence"]
-    # Whatever the settings of the server's user say: what is not allowed there is not done.
+    # Overrides the settings of the server's user: a tool that is not allowed there is denied.
     argv += ["--permission-mode", "dontAsk"]
     if request.model is not None:
         argv += ["--model", request.model]
@@ -138,8 +154,8 @@ def claude_argv(path: str, request: RunRequest, folder: Path) -> list[str]:
         argv += ["--effort", request.effort]
     if request.system is not None:
         flag = "--system-prompt" if request.system_mode == "replace" else "--append-system-prompt"
-        if _is_long(request.system):
-            argv += [f"{flag}-file", str(_system_file(folder))]
+        if _needs_file(request.system):
+            argv += [f"{flag}-file", str(folder / SYSTEM_FILE)]
         else:
             argv += [flag, request.system]
     if request.files:
@@ -148,50 +164,47 @@ def claude_argv(path: str, request: RunRequest, folder: Path) -> list[str]:
 
 
 def claude_environ(environ: Mapping[str, str], timeout: float) -> dict[str, str]:
-    """*environ* with what the program needs for a run of that many seconds.
+    """*environ* with the program's settings for a run of *timeout* seconds.
 
-    One request to the model may take all of the time: the first byte of a model that thinks can
-    be long in coming. The run's own deadline ends what is left, retries included.
+    A single API request may take the whole time, because a model that thinks sends its first byte
+    late. The run's deadline also limits the retries.
     """
-    bounded = {
+    extended = {
         "CLAUDE_CODE_MAX_RETRIES": str(RETRIES),
         # Otherwise `@/any/file` in a prompt is read without asking for permission.
         "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
-        # Whether a prompt fits is the model's to say: the program refuses from some 4 MB on.
+        # Otherwise the program itself refuses prompts from about 4 MB. The API decides instead.
         "CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE": str(STDIN_BYTES),
         **environ,
     }
-    longest = math.ceil(timeout * 1000)
-    asked = bounded.get("API_TIMEOUT_MS", "")
-    bounded["API_TIMEOUT_MS"] = str(min(longest, int(asked)) if asked.isdecimal() else longest)
-    return bounded
+    timeout_ms = math.ceil(timeout * 1000)
+    configured = extended.get("API_TIMEOUT_MS", "")
+    if configured.isdecimal():
+        timeout_ms = min(timeout_ms, int(configured))
+    extended["API_TIMEOUT_MS"] = str(timeout_ms)
+    return extended
 
 
-def _stdin_of(request: RunRequest) -> bytes:
+def _stdin_content(request: RunRequest) -> bytes:
     block = annotate([{"type": "text", "text": request.prompt}], request.files)[0]
     return str(block["text"]).encode()
 
 
-def _is_long(text: str) -> bool:
-    return len(text.encode()) > MAX_ARGUMENT_BYTES
+def _needs_file(system: str) -> bool:
+    return len(system.encode()) > MAX_SYSTEM_ARGUMENT_BYTES
 
 
-def _system_file(folder: Path) -> Path:
-    return folder / "system"
-
-
-def _prepare(folder: Path, request: RunRequest) -> int:
-    """Make the run's folder; the prompt, as a file in memory that can be its stdin."""
-    place = run_place(folder)
-    safe_files.make_folder(*place)
-    safe_files.make_folder(*place, WORK)
-    if request.system is not None and _is_long(request.system):
-        with safe_files.new_file(*place, _system_file(folder).name) as file:
+def _prepare(folder: RunFolder, request: RunRequest) -> int:
+    """Create the run's folder, and return the program's stdin: the prompt, in a memory file."""
+    folder.create()
+    folder.create(WORK)
+    if request.system is not None and _needs_file(request.system):
+        with folder.new_file(SYSTEM_FILE) as file:
             file.write(request.system.encode())
     descriptor = os.memfd_create("prompt")
     try:
         with os.fdopen(descriptor, "wb", closefd=False) as file:
-            file.write(_stdin_of(request))
+            file.write(_stdin_content(request))
         os.lseek(descriptor, 0, os.SEEK_SET)
     except BaseException:
         os.close(descriptor)
@@ -200,10 +213,10 @@ def _prepare(folder: Path, request: RunRequest) -> int:
 
 
 class _Capture:
-    """What a program has written so far, and in the end all of it.
+    """Reads a program's output while the program runs.
 
-    Attributes:
-        stdout, stderr: so far; of stderr the end.
+    Args:
+        mark: the entry in the environment of all processes that the program starts.
     """
 
     def __init__(self, program: Program, mark: bytes) -> None:
@@ -215,30 +228,32 @@ class _Capture:
 
     @property
     def stdout(self) -> bytes:
+        """The output so far."""
         return b"".join(self._pieces)
 
     @property
     def stderr(self) -> str:
+        """The last :data:`STDERR_BYTES` of stderr so far."""
         return self._stderr.decode(errors="replace").strip()
 
     async def collect(self) -> Output:
         """Read until the program has ended.
 
         Raises:
-            RunFailed: it has written too much, and was killed.
+            RunError: the output exceeded its limit, and the program was killed.
         """
-        _, _, status = await asyncio.gather(self._read(), self._read_end(), self._wait())
+        _, _, status = await asyncio.gather(self._read_stdout(), self._read_stderr(), self._wait())
         if self._size > MAX_OUTPUT_BYTES:
-            raise too_long()
+            raise output_too_large()
         return Output(status, self.stdout, self.stderr)
 
     async def _wait(self) -> int | None:
         status = await self._program.wait()
-        if status is None:  # what its supervisor did not see to
+        if status is None:  # the supervisor was killed before it could end the other processes
             await asyncio.to_thread(process_tree.kill_marked, self._mark)
         return status
 
-    async def _read(self) -> None:
+    async def _read_stdout(self) -> None:
         while piece := await self._program.stdout.read(1 << 18):
             self._size += len(piece)
             if self._size <= MAX_OUTPUT_BYTES:
@@ -246,6 +261,6 @@ class _Capture:
             else:
                 self._program.kill()
 
-    async def _read_end(self) -> None:
+    async def _read_stderr(self) -> None:
         while piece := await self._program.stderr.read(1 << 16):
             self._stderr = (self._stderr + piece)[-STDERR_BYTES:]

@@ -1,4 +1,4 @@
-"""So many places at once, shared between apps, and a short queue of each app for them."""
+"""The queue of runs: run slots, shared fairly between apps, and a short queue for each app."""
 
 from __future__ import annotations
 
@@ -11,114 +11,125 @@ from typing import Any
 from ..errors import Error
 from ..limits import Entry, Waiting, give_back
 
-RETRY_SECS = 5
+RETRY_AFTER_SECS = 5
 
 
-class Queue:
-    """Places. The next one is for the waiting app that has the fewest, and among equals in turn.
+class RunQueue:
+    """Run slots. A free slot goes to the waiting app with the fewest slots, in turn among equals.
 
     Args:
-        places: how many are held at once.
-        length: how many of one app may wait for one.
-        patience: seconds that each of them waits.
-        reserve: how many more there are for apps that have none, while all others are held and
-            an app has, or asks for, more than one.
-        each: how many one app may hold; 0 for all.
+        slots: how many runs are in progress at once.
+        max_queued_per_app: how many runs of one app may wait for a slot.
+        max_wait_secs: how long a run may wait.
+        reserved: additional slots for apps that have none. They are used if all other slots are
+            taken and some app holds, or waits for, more than one.
+        max_per_app: how many slots one app may hold; 0 for all.
     """
 
     def __init__(
-        self, places: int, length: int, patience: float, *, reserve: int = 0, each: int = 0
+        self,
+        slots: int,
+        max_queued_per_app: int,
+        max_wait_secs: float,
+        *,
+        reserved: int = 0,
+        max_per_app: int = 0,
     ) -> None:
-        self._places = places
-        self._length = length
-        self._patience = patience
-        self._reserve = reserve
-        self._each = each or places + reserve
+        self._slots = slots
+        self._max_queued_per_app = max_queued_per_app
+        self._max_wait_secs = max_wait_secs
+        self._reserved = reserved
+        self._max_per_app = max_per_app or slots + reserved
         self._held: Counter[str] = Counter()
         self._waiting: Waiting[str] = Waiting()
 
     @property
     def held(self) -> int:
+        """The number of slots that are taken."""
         return self._held.total()
 
     @property
     def waiting(self) -> int:
+        """The number of runs that wait for a slot."""
         return len(self._waiting)
 
     @contextlib.asynccontextmanager
-    async def hold(self, unwanted: asyncio.Future[Any], app_name: str = "") -> AsyncIterator[None]:
-        """Hold a place for the time of the block.
+    async def slot(self, stopped: asyncio.Future[Any], app_name: str = "") -> AsyncIterator[None]:
+        """Hold a slot for the duration of the block.
 
         Args:
-            unwanted: done when the place is no longer wanted.
+            stopped: done if the run no longer needs a slot.
 
         Raises:
-            Error: ``pool_full``; the app's queue is full, or it took too long.
+            Error: ``pool_full``; the app's queue is full, or the wait took too long.
         """
-        await self._enter(unwanted, app_name)
+        await self._acquire(stopped, app_name)
         try:
             yield
         finally:
-            self._leave(app_name)
+            self._release(app_name)
 
-    async def _enter(self, unwanted: asyncio.Future[Any], app_name: str) -> None:
-        if self._has_place(app_name):  # then nobody waits who has fewer
+    async def _acquire(self, stopped: asyncio.Future[Any], app_name: str) -> None:
+        if self._has_slot_for(app_name):  # then no app with fewer slots waits
             self._held[app_name] += 1
             return
-        if len(self._waiting.of(app_name)) >= self._length:
-            raise _full("the server runs all that it may, and its queue is full")
+        if len(self._waiting.of(app_name)) >= self._max_queued_per_app:
+            raise _pool_full("all run slots are taken and the queue is full")
         entry = self._waiting.add(app_name, app_name)
         try:
             await asyncio.wait(
-                {entry.future, unwanted},
-                timeout=self._patience,
+                {entry.future, stopped},
+                timeout=self._max_wait_secs,
                 return_when=asyncio.FIRST_COMPLETED,
             )
         except asyncio.CancelledError:
             if entry.future.done() and entry.future.exception() is None:
-                self._leave(app_name)  # the place came in the same moment
+                self._release(app_name)  # the slot was assigned at the same moment
             raise
         finally:
             self._waiting.remove(app_name, entry)
         if not entry.future.done():
-            raise _full("the server runs all that it may, for too long already")
+            raise _pool_full("timed out waiting for a run slot")
         entry.future.result()
 
-    def _has_place(self, app_name: str) -> bool:
+    def _has_slot_for(self, app_name: str) -> bool:
         held = self._held[app_name]
-        if held >= self._each:
+        if held >= self._max_per_app:
             return False
-        if self.held < self._places:
+        if self.held < self._slots:
             return True
-        return held == 0 and self.held < self._places + self._reserve and self._is_greedy()
+        return held == 0 and self.held < self._slots + self._reserved and self._is_contended()
 
-    def _is_greedy(self) -> bool:
-        """Whether an app holds, or waits for, more than one place: else all have their share."""
+    def _is_contended(self) -> bool:
+        """Whether some app holds and waits for more than one slot in total.
+
+        Otherwise each app has its fair share already, and the reserved slots stay free.
+        """
         return any(
             count + len(self._waiting.of(app_name)) > 1 for app_name, count in self._held.items()
         )
 
-    def _leave(self, app_name: str) -> None:
+    def _release(self, app_name: str) -> None:
         give_back(self._held, app_name)
-        while (entry := self._next()) is not None:
+        while (entry := self._pop_next()) is not None:
             self._held[entry.holder] += 1
             entry.future.set_result(None)
 
-    def _next(self) -> Entry[str] | None:
+    def _pop_next(self) -> Entry[str] | None:
         for app_name in self._waiting.apps(lambda name: self._held[name]):
-            if self._has_place(app_name):
+            if self._has_slot_for(app_name):
                 entry = self._waiting.of(app_name)[0]
                 self._waiting.take(app_name, entry)
                 return entry
         return None
 
     def refuse_all(self, error: Error) -> None:
-        """Let nobody wait any longer."""
+        """Fail all runs that wait with *error*."""
         for app_name in self._waiting.apps():
             for entry in self._waiting.of(app_name):
                 self._waiting.remove(app_name, entry)
                 entry.future.set_exception(error)
 
 
-def _full(message: str) -> Error:
-    return Error("pool_full", message, retry_after=RETRY_SECS)
+def _pool_full(message: str) -> Error:
+    return Error("pool_full", message, retry_after=RETRY_AFTER_SECS)

@@ -1,38 +1,58 @@
-"""A run on its way: what was asked for, and its end in time."""
+"""One run: its request, its folder, its deadline and its result."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import logging
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from .. import safe_files
-from .answers import Answer, RunFailed
+from ..codec import dumps, loads
+from ..errors import Error
 
 logger = logging.getLogger(__name__)
 
-END_SECS = 5
-"""For what was killed to be gone."""
+MAX_OUTPUT_BYTES = 64 << 20
+"""The largest output of an agent that becomes a result."""
+KILL_WAIT_SECS = 5
+"""Time that a killed process has to end."""
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 SystemMode = Literal["replace", "append"]
-RunEnd = Literal["timeout", "hang-up", "stop"]
-"""Why a run is ended that has not ended by itself."""
+StopCause = Literal["timeout", "disconnect", "shutdown"]
+"""Why a run was stopped: its deadline passed, its client disconnected, or the server stops."""
 
-ENDINGS: Mapping[RunEnd, tuple[str, str, str]] = {
-    "timeout": ("agent_timeout", "the run took longer than it may", "timeout"),
-    "hang-up": ("agent_failed", "the client hung up", "cancelled"),
-    "stop": ("server_restarted", "the server is going away", "cancelled"),
+_STOP_ERRORS: Mapping[StopCause, tuple[str, str, str]] = {
+    "timeout": ("agent_timeout", "the run exceeded its time limit", "timeout"),
+    "disconnect": ("agent_failed", "the client disconnected", "cancelled"),
+    "shutdown": ("server_restarted", "the server is stopping", "cancelled"),
 }
+"""The error code, the message and the stop reason of a run that was stopped."""
+
+_FENCE_OPENS = re.compile(
+    r"(?:[ \t\r\n]*[\r\n])?"  # blank lines
+    r"(?P<indent> {0,3})(?P<fence>`{3,}(?=[^`\r\n]*(?:[\r\n]|\Z))|~{3,})"
+    r"[^\r\n]*(?:\r\n|\r|\n|\Z)"
+)
+_FENCE_CLOSES = {
+    mark: re.compile(rf"(?<=[\r\n]) {{0,3}}({mark}{{3,}})[ \t]*(?=[\r\n]|\Z)") for mark in "`~"
+}
+_LAST_LINE_END = re.compile(r"(?:\r\n|\r|\n)\Z")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What an app asks for; ``files`` are paths that the agent is to read."""
+    """The parameters of a run.
+
+    Attributes:
+        files: paths of the uploads that the agent shall read.
+        timeout_secs: the client's own deadline; the server's setting is the upper limit.
+    """
 
     app_name: str
     prompt: str
@@ -45,67 +65,176 @@ class RunRequest:
     timeout_secs: float | None = None
 
 
-class Run:
-    """A run on its way.
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunResult:
+    """The result of a successful run.
 
     Attributes:
-        timeout: seconds that it may take, once it has a place.
-        outcome: the task; it gives the :class:`Answer` or raises an ``Error``.
-        stopped: why it is to end, once somebody has said so.
+        result: JSON; see :func:`result_json`.
+        duration_ms: without the time in the queue.
+    """
+
+    result: bytes
+    stop_reason: str
+    duration_ms: int = 0
+
+
+class RunError(Error):
+    """The failure of a run. Its HTTP status is always 502, whatever its code.
+
+    Attributes:
+        stop_reason: ``error``, ``timeout`` or ``cancelled``.
+        stderr: the end of the program's stderr.
+        duration_ms: without the time in the queue.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        stop_reason: str = "error",
+        stderr: str = "",
+        retryable: bool | None = None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(code, message, retryable=retryable, fields=fields)
+        self.stop_reason = stop_reason
+        self.stderr = stderr
+        self.duration_ms = 0
+
+    @property
+    def status(self) -> int:
+        return 502
+
+
+class RunFolder:
+    """The folder of one run, below the data folder; agents cannot redirect it with links.
+
+    Args:
+        runs_folder: the folder of all runs, itself in the data folder.
+    """
+
+    def __init__(self, runs_folder: Path, run_id: str) -> None:
+        self.path = runs_folder / run_id
+        self._names = (runs_folder.parent, runs_folder.name, run_id)
+
+    def create(self, *names: str) -> None:
+        """Create the folder or, with *names*, a folder in it.
+
+        Raises:
+            OSError: it exists, or cannot be created.
+        """
+        safe_files.make_folder(*self._names, *names)
+
+    def new_file(self, name: str) -> BinaryIO:
+        """Open a new file in the folder for writing.
+
+        Raises:
+            OSError: it exists, or cannot be created.
+        """
+        return safe_files.new_file(*self._names, name)
+
+    def remove(self) -> None:
+        """Remove the folder with its content. A failure is logged."""
+        try:
+            safe_files.remove(*self._names)
+        except OSError as error:
+            logger.error("cannot remove the folder of a run: %s", error)
+
+
+class Run:
+    """A run in progress.
+
+    Attributes:
+        timeout: seconds that the run may take after it has left the queue.
+        task: returns the :class:`RunResult`, or raises an ``Error``.
+        stopped: done with the cause once :meth:`stop` was called.
     """
 
     def __init__(self, request: RunRequest, timeout: float) -> None:
         self.id = str(uuid.uuid4())
         self.request = request
         self.timeout = timeout
-        self.outcome: asyncio.Task[Answer]
-        self.stopped: asyncio.Future[RunEnd] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[RunResult]
+        self.stopped: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
 
-    def stop(self, reason: RunEnd) -> None:
-        """End it, or do nothing where it has ended."""
+    def stop(self, cause: StopCause) -> None:
+        """Stop the run. Only the first call has an effect."""
         if not self.stopped.done():
-            self.stopped.set_result(reason)
+            self.stopped.set_result(cause)
 
-    async def watch(
+    async def wait(
         self,
         work: asyncio.Task[Any],
         terminate: Callable[[], None],
         kill: Callable[[], Awaitable[None]],
         grace: float,
-    ) -> RunEnd | None:
-        """Wait until *work* is done, or see to it.
+    ) -> StopCause | None:
+        """Wait until *work* is done. End it if the deadline passes or the run is stopped.
+
+        Args:
+            terminate: asks the agent to end.
+            kill: ends the agent; called if it has not ended after *grace* seconds.
 
         Returns:
-            Why it was ended, where it did not end by itself.
+            Why *work* was ended, or None if it ended by itself.
         """
         await asyncio.wait(
             {work, self.stopped}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED
         )
         if work.done():
             return None
-        ending: RunEnd = self.stopped.result() if self.stopped.done() else "timeout"
+        cause: StopCause = self.stopped.result() if self.stopped.done() else "timeout"
         terminate()
         await asyncio.wait({work}, timeout=grace)
         if not work.done():
             await kill()
-            await asyncio.wait({work}, timeout=END_SECS)
-        return ending
+            await asyncio.wait({work}, timeout=KILL_WAIT_SECS)
+        return cause
 
 
-def run_place(folder: Path) -> tuple[Path, str, str]:
-    """A run's folder, by its names in the data folder."""
-    return folder.parent.parent, folder.parent.name, folder.name
+def stopped_error(cause: StopCause, stderr: str = "") -> RunError:
+    """The error of a run that was stopped."""
+    code, message, stop_reason = _STOP_ERRORS[cause]
+    return RunError(code, message, stop_reason=stop_reason, stderr=stderr)
 
 
-def leave_nothing(folder: Path) -> None:
-    """Remove a run's folder."""
+def output_too_large() -> RunError:
+    """The error of a run whose agent wrote more than :data:`MAX_OUTPUT_BYTES`."""
+    limit = MAX_OUTPUT_BYTES >> 20
+    return RunError("agent_failed", f"the agent's output exceeds {limit} MiB", retryable=False)
+
+
+def result_json(text: str) -> bytes:
+    """Encode an agent's text: unchanged if it is JSON, otherwise as a JSON string.
+
+    If all of the text is one fenced code block, by the rules of CommonMark, the fence is removed.
+    """
+    content = _fenced_content(text)
+    if content is not None:
+        text = content
+    stripped = text.strip()
     try:
-        safe_files.remove(*run_place(folder))
-    except OSError as error:
-        logger.error("a run's folder cannot be removed: %s", error)
+        loads(stripped)
+    except ValueError:
+        return dumps(text)
+    return stripped.encode()
 
 
-def ended(ending: RunEnd, stderr: str = "") -> RunFailed:
-    """The failure that a run is which was ended."""
-    code, message, stop_reason = ENDINGS[ending]
-    return RunFailed(code, message, stop_reason=stop_reason, stderr=stderr)
+def _fenced_content(text: str) -> str | None:
+    """The content of the one fenced code block that *text* consists of, or None."""
+    opening = _FENCE_OPENS.match(text)
+    if opening is None:
+        return None
+    fence = opening["fence"]
+    content, rest = text[opening.end() :], ""  # the end of the text closes a block, too
+    for closing in _FENCE_CLOSES[fence[0]].finditer(text, opening.end()):
+        if len(closing[1]) >= len(fence):
+            content, rest = text[opening.end() : closing.start()], text[closing.end() :]
+            break
+    if rest.strip(" \t\r\n"):
+        return None
+    if indent := len(opening["indent"]):
+        content = re.sub(rf"(\A|(?<=[\r\n])) {{1,{indent}}}", "", content)
+    return _LAST_LINE_END.sub("", content)

@@ -1,8 +1,8 @@
-"""All runs: their places, which of the two ways each takes, and a row of each.
+"""The runner of all runs: their slots, the choice of their agent, and their rows.
 
-A run is a task of its own. It waits for a place, works, ends in time (or is
-ended: by its deadline, a client that hung up, the server's stop), and leaves
-nothing but a row in ``runs``: no process, no folder, no record at acpx.
+Each run is a task. It waits for a slot, runs its agent and ends. Its deadline, a client that
+disconnects and the server's stop can end it earlier. A run leaves only its row in the table
+``runs``: no process, no folder and no acpx record.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ..storage.database import Database
 from ..storage.failures import failure_of
 from ..storage.schema import RunRow
 from ..tasks import to_completion
-from .acp_agent import run_turn
-from .answers import Answer, RunFailed
-from .claude import CLAUDE, NOT_INSTALLED, Claude, check_size
-from .queue import Queue
-from .run import Run, RunRequest
+from .acp_agent import run_acp_agent
+from .claude import NOT_INSTALLED, ClaudeProgram, check_prompt_size
+from .claude_output import CLAUDE
+from .queue import RunQueue
+from .run import Run, RunError, RunFolder, RunRequest, RunResult
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ class Runner:
     """The runs of all apps.
 
     Args:
-        environ: of the program: an allow-list.
-        choose_agent: an agent's name, or None, to the name of one that is installed; it
-            raises :class:`Error` where there is none.
-        waiting_bytes: what an app's prompts may hold.
-        disk: what must be free of it.
+        environ: the environment of the claude program.
+        choose_agent: returns the name of an installed agent for a requested name, or for None;
+            raises :class:`Error` if there is none.
+        waiting_bytes: the quota for the prompts of each app.
+        disk: the free space that new runs must leave.
     """
 
     def __init__(
@@ -67,122 +67,127 @@ class Runner:
         self._waiting_bytes = waiting_bytes
         self._disk = disk
         self._clock = clock
-        self._folder = settings.data_dir / "runs"
+        self._runs_folder = settings.data_dir / "runs"
         self._grace = settings.cancel_grace_secs
-        self._claude = Claude(settings.claude_bin, environ, self._folder, self._grace)
-        self._queue = Queue(
+        self._claude = ClaudeProgram(settings.claude_bin, environ, self._runs_folder, self._grace)
+        self._queue = RunQueue(
             settings.max_runs,
             settings.run_queue,
             settings.run_queue_secs,
-            reserve=settings.reserved_runs,
-            each=settings.max_runs_per_app,
+            reserved=settings.reserved_runs,
+            max_per_app=settings.max_runs_per_app,
         )
         self._runs: set[Run] = set()
         self._is_draining = False
 
     @property
     def queued(self) -> int:
+        """The number of runs that wait for a slot."""
         return self._queue.waiting
 
     @property
     def running(self) -> int:
+        """The number of runs that have a slot."""
         return self._queue.held
 
     async def start(self) -> None:
-        """Take up what an earlier server left."""
+        """Clean up after an earlier server process: acpx records, rows and folders of its runs."""
         for run_id in await self._store.unfinished_runs():
             await self._backend.forget(run_id)
         await self._writer.commit([store.end_lost_runs()])
-        await asyncio.to_thread(_make_empty, self._folder)
+        await asyncio.to_thread(_empty_folder, self._runs_folder)
 
     async def stop(self) -> None:
-        """Let what runs finish, for ``drain_secs``, and end the rest."""
+        """Refuse waiting runs, give the others ``drain_secs`` to finish, then stop them."""
         self._is_draining = True
         self._queue.refuse_all(draining())
-        tasks = [run.outcome for run in self._runs]
+        tasks = [run.task for run in self._runs]
         if tasks:
             await asyncio.wait(tasks, timeout=self._settings.drain_secs)
         for run in self._runs:
-            run.stop("stop")
+            run.stop("shutdown")
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._claude.stop()
 
     def begin(self, request: RunRequest) -> Run:
-        """Begin a run; whoever asked for it stops it when the answer is no longer wanted.
+        """Begin a run. The caller stops it if the result is no longer needed.
 
         Raises:
-            Error: ``draining``, or ``queue_full`` if the app's prompts have too many bytes.
+            Error: ``draining``, or ``queue_full`` if the app's prompts exceed their quota.
         """
         if self._is_draining:
             raise draining()
         size = len(request.prompt.encode())
         self._waiting_bytes.take(request.app_name, size)
-        longest = self._settings.run_timeout_secs
-        run = Run(request, min(request.timeout_secs or longest, longest))
-        run.outcome = asyncio.create_task(self._run(run), name=f"run-{run.id}")
+        limit = self._settings.run_timeout_secs
+        run = Run(request, min(request.timeout_secs or limit, limit))
+        run.task = asyncio.create_task(self._execute(run), name=f"run-{run.id}")
         self._runs.add(run)
-        run.outcome.add_done_callback(lambda _: self._done(run))
-        run.outcome.add_done_callback(lambda _: self._waiting_bytes.give(request.app_name, size))
+        run.task.add_done_callback(lambda _: self._on_done(run))
+        run.task.add_done_callback(lambda _: self._waiting_bytes.give(request.app_name, size))
         return run
 
-    def _done(self, run: Run) -> None:
+    def _on_done(self, run: Run) -> None:
         self._runs.discard(run)
-        if not run.outcome.cancelled() and (error := run.outcome.exception()) is not None:
-            # For the log alone: whoever asked has it from the task.
+        if not run.task.cancelled() and (error := run.task.exception()) is not None:
+            # The caller of begin() gets the error from the task.
             if not isinstance(error, Error) or error.code == "internal":
-                logger.error("run %s broke", run.id, exc_info=error)
-            elif isinstance(error, RunFailed):
-                logger.info("run %s: %s: %s", run.id, error.code, error.message[:300])
+                logger.error("run %s failed unexpectedly", run.id, exc_info=error)
+            elif isinstance(error, RunError):
+                logger.info("run %s failed: %s: %s", run.id, error.code, error.message[:300])
 
-    # The way of a run.
-
-    async def _run(self, run: Run) -> Answer:
+    async def _execute(self, run: Run) -> RunResult:
         await self._disk.check()
-        async with self._queue.hold(run.stopped, run.request.app_name):
-            began = time.monotonic()
-            agent, work = await self._choose(run)
-            await self._note_start(run, agent)
+        async with self._queue.slot(run.stopped, run.request.app_name):
+            started_at = time.monotonic()
+            agent, execute = await self._choose(run)
+            await self._store_start(run, agent)
             try:
-                answer = await work()
-            except Exception as error:  # whatever it is, it is this run's end
-                failure = _failed(error)
-                failure.duration_ms = _ms_since(began)
-                await self._note_failure(run, failure)
+                result = await execute()
+            except Exception as error:  # any failure ends the run
+                failure = _as_run_error(error)
+                failure.duration_ms = _ms_since(started_at)
+                await self._store_end(
+                    run, failure.duration_ms, failure.stop_reason, error=failure.code
+                )
                 raise failure from error
-            answer = dataclasses.replace(answer, duration_ms=_ms_since(began))
-            await self._note_end(
-                run, answer.duration_ms, answer.stop_reason, result_bytes=len(answer.result)
+            result = dataclasses.replace(result, duration_ms=_ms_since(started_at))
+            await self._store_end(
+                run, result.duration_ms, result.stop_reason, result_bytes=len(result.result)
             )
-            return answer
+            return result
 
-    async def _choose(self, run: Run) -> tuple[str, Callable[[], Awaitable[Answer]]]:
-        """The agent's name, and what runs it.
+    async def _choose(self, run: Run) -> tuple[str, Callable[[], Awaitable[RunResult]]]:
+        """Choose the agent.
+
+        Returns:
+            The agent's name, and the function that runs it.
 
         Raises:
-            Error: the client has asked for what cannot be.
+            Error: the request names an unknown agent, or has options that the agent lacks.
         """
         request = run.request
         if request.agent in (None, CLAUDE):
             program = await self._claude.find()
             if program is not None:
-                check_size(request)
-                return CLAUDE, functools.partial(self._claude.run, run, program)
-            # If the operator named no program, an agent of acpx's may answer in its place.
+                check_prompt_size(request)
+                return CLAUDE, functools.partial(self._claude.execute, run, program)
+            # If the operator has not named a program, an acpx agent may replace it.
             if self._settings.claude_bin != CLAUDE:
-                return CLAUDE, _fail(NOT_INSTALLED)
+                return CLAUDE, _raise_unavailable(NOT_INSTALLED)
         elif request.effort is not None:
-            raise bad_request("effort: only claude takes one")
+            raise bad_request("effort: only claude supports it")
         try:
             name = await self._choose_agent(request.agent)
         except Error as error:
             if error.code != "agent_unavailable":
                 raise
-            why = NOT_INSTALLED if request.agent == CLAUDE else error.message
-            return request.agent or CLAUDE, _fail(why)
-        folder = self._folder / run.id
-        return name, functools.partial(run_turn, self._backend, run, name, folder, self._grace)
+            message = NOT_INSTALLED if request.agent == CLAUDE else error.message
+            return request.agent or CLAUDE, _raise_unavailable(message)
+        folder = RunFolder(self._runs_folder, run.id)
+        return name, functools.partial(run_acp_agent, self._backend, run, name, folder, self._grace)
 
-    async def _note_start(self, run: Run, agent: str) -> None:
+    async def _store_start(self, run: Run, agent: str) -> None:
         request = run.request
         row = RunRow(
             id=run.id,
@@ -194,10 +199,7 @@ class Runner:
         )
         await to_completion(self._writer.commit([store.insert_run(row)]))
 
-    async def _note_failure(self, run: Run, failure: RunFailed) -> None:
-        await self._note_end(run, failure.duration_ms, failure.stop_reason, error=failure.code)
-
-    async def _note_end(
+    async def _store_end(
         self,
         run: Run,
         duration_ms: int,
@@ -219,33 +221,33 @@ class Runner:
                 ]
             )
         except Error:
-            # The answer is worth more than its row; the next start ends the row.
-            logger.exception("run %s: its end could not be stored", run.id)
+            # The client still gets the result. The next start of the server ends the row.
+            logger.exception("run %s: cannot store its end", run.id)
 
 
-def _make_empty(folder: Path) -> None:
+def _empty_folder(folder: Path) -> None:
     try:
         safe_files.empty(folder.parent, folder.name)
     except OSError as error:
-        logger.error("what earlier runs left cannot be removed: %s", error)
+        logger.error("cannot remove the folders of earlier runs: %s", error)
 
 
-def _fail(message: str) -> Callable[[], Awaitable[Answer]]:
-    async def fail() -> Answer:
-        raise RunFailed("agent_unavailable", message)
+def _raise_unavailable(message: str) -> Callable[[], Awaitable[RunResult]]:
+    async def raise_unavailable() -> RunResult:
+        raise RunError("agent_unavailable", message)
 
-    return fail
+    return raise_unavailable
 
 
-def _failed(error: Exception) -> RunFailed:
-    """*error* as a run's own failure; a defect's words are for the log alone."""
-    if isinstance(error, RunFailed):
+def _as_run_error(error: Exception) -> RunError:
+    """Convert *error*. The message of an unexpected exception is only logged."""
+    if isinstance(error, RunError):
         return error
     failure = failure_of(error, "a run")
-    return RunFailed(
+    return RunError(
         failure.code, failure.message, retryable=failure.retryable, fields=failure.fields
     )
 
 
-def _ms_since(began: float) -> int:
-    return int((time.monotonic() - began) * 1000)
+def _ms_since(started_at: float) -> int:
+    return int((time.monotonic() - started_at) * 1000)

@@ -1,167 +1,328 @@
-"""``/run`` on the real claude program, against a stand-in of its API."""
+"""``POST /run`` with a fake claude program, which follows a script."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_asyncio
 
-from ..conftest import Serve
-from ..support.anthropic_stand_in import Failure, Hang, StandIn, Text, ToolUse, stand_in, texts_of
-from ..support.harness import Client, Json, descendants, eventually
-from ..support.real_agents import NotInstalledError, find_claude
-from ..support.runs import command_line, fail, gone, pid_in, run, upload
+from server.runs.claude import claude_environ
+
+from ..support.harness import (
+    Client,
+    Json,
+    LocalServer,
+    descendants,
+    eventually,
+    is_running,
+    local_server,
+)
+from ..support.runs import (
+    command_line,
+    fail,
+    gone,
+    is_clean,
+    last_reason,
+    make_fake_claude,
+    parent_of,
+    pid_in,
+    post,
+    rows,
+    run,
+    steps,
+    upload,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+on_module = pytest_asyncio.fixture(scope="module", loop_scope="module")
 
 
-@pytest.fixture(scope="session")
-def real_claude() -> str:
-    """The real program; where it cannot be installed its tests are skipped, or fail in CI."""
-    try:
-        return str(find_claude())
-    except NotInstalledError as error:
-        if os.environ.get("CLAWDFORGE_TEST_REQUIRE_ALL") == "1":
-            raise
-        pytest.skip(str(error))
-
-
-Real = Callable[..., Awaitable[Client]]
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[StandIn]:
-    async with stand_in() as running:
+@on_module
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
+    """One server for all tests of this module."""
+    folder = tmp_path_factory.mktemp("run")
+    claude = make_fake_claude(folder)
+    async with local_server(folder / "data", claude_bin=claude, cancel_grace_secs=0.2) as running:
         yield running
 
 
-@pytest.fixture
-def real(
-    real_claude: str,
-    api: StandIn,
-    serve: Serve,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Real:
-    """A client at a server with the real program: ``await real(ANTHROPIC_API_KEY="")``."""
-
-    async def start(**environ: str) -> Client:
-        home = tmp_path / "home"
-        home.mkdir(exist_ok=True)
-        for name, value in {**api.environ, "HOME": str(home), **environ}.items():
-            monkeypatch.setenv(name, value)
-        return await (await serve(claude_bin=real_claude)).client()
-
-    return start
+@on_module
+async def client(server: LocalServer) -> Client:
+    return await server.client()
 
 
-installs = pytest.mark.timeout(600)  # the first one does
+async def test_success_has_exactly_four_keys(client: Client) -> None:
+    status, reply = await client.post("/run", {"prompt": "hello"})
+    assert status == 200
+    assert reply == {
+        "ok": True,
+        "result": "hello",
+        "duration_ms": reply["duration_ms"],
+        "stop_reason": "end_turn",
+    }
+    assert isinstance(reply["duration_ms"], int)
 
 
-@installs
-async def test_the_real_claude_answers(real: Real, api: StandIn) -> None:
-    client = await real()
-    api.plan(Text("Hello there."), Text('```json\n{"a": [1]}\n```'))
-    system = "You count. " * 20_000  # too long for an argument
-    assert await run(client, "hi", model="haiku", effort="high", system=system) == "Hello there."
-    asked = api.requests[-1]
-    assert "hi" in api.texts()
-    assert "haiku" in asked["model"]
-    assert asked["output_config"]["effort"] == "high"
-    assert system.strip() in api.system()
-    assert await run(client, "hi", system="Be kind.", system_mode="append") == {"a": [1]}
-    assert "Be kind." in api.system()
-    assert len(api.system()) > 1000  # behind its own
+async def test_result_and_stop_reason_come_from_program(client: Client) -> None:
+    assert await run(client, steps({"result": '```json\n{"n": 1}\n```'})) == {"n": 1}
+    message = {"type": "result", "is_error": False, "result": "found"}
+    noisy = steps({"print": "a new version is there"}, {"result": "found"})
+    verbose = steps({"print": json.dumps([{"type": "system"}, message])})
+    for prompt in (noisy, verbose, steps({"stderr": "a warning"}, {"result": "found"})):
+        assert await run(client, prompt) == "found"
+    prompt = steps({"result": "x", "stop_reason": "stop_sequence"})
+    assert (await post(client, {"prompt": prompt}))[1]["stop_reason"] == "stop_sequence"
 
 
-@installs
-async def test_the_real_claude_takes_a_prompt_of_five_megabytes(real: Real, api: StandIn) -> None:
-    client = await real()
-    prompt = "All work and no play. " * ((5 << 20) // 22)
-    assert await run(client, prompt) == "OK"
-    assert prompt.strip() in [text.strip() for text in api.texts()]
+async def test_prompt_is_sent_to_stdin(client: Client) -> None:
+    prompt = steps({"report": True}) + "\n" + " " * (5 << 20)
+    report = await run(client, prompt)
+    assert report["prompt_bytes"] == len(prompt)
+    assert report["argv"][:3] == ["-p", "--output-format", "json"]
+    assert await run(client, "-p --not-an-option") == "-p --not-an-option"
 
 
-@installs
-async def test_the_real_claudes_api_errors_are_failures(real: Real, api: StandIn) -> None:
-    client = await real(CLAUDE_CODE_MAX_RETRIES="0")
-    expected = {401: "login_required", 429: "agent_failed", 529: "agent_failed"}
-    for status, code in expected.items():
-        api.plan(Failure(status, "so planned"))
-        reply = await fail(client, "hi")
-        assert (reply["code"], reply["stop_reason"]) == (code, "error")
-        assert reply["retryable"] is (code == "agent_failed")
-        assert "so planned" in reply["error"]
+async def test_prompt_over_claude_limit_is_refused(client: Client) -> None:
+    status, reply = await post(client, {"prompt": "x" * ((10 << 20) + 1)})
+    assert (status, reply["code"]) == (413, "payload_too_large")
+    assert "prompt" in reply["error"]
 
 
-@installs
-async def test_the_real_claude_soon_gives_up(real: Real, api: StandIn) -> None:
-    client = await real()
-    api.always(Failure(500))
-    assert (await fail(client, "hi"))["code"] == "agent_failed"
-    assert len(api.requests) == 3
+async def test_request_fields_become_command_line_options(client: Client) -> None:
+    report = await run(client, steps({"report": True}), model="opus", effort="max", system="Be.")
+    argv = report["argv"]
+    for option, value in (("--model", "opus"), ("--effort", "max"), ("--system-prompt", "Be.")):
+        assert argv[argv.index(option) + 1] == value
+    appended = await run(client, steps({"report": True}), system="-p", system_mode="append")
+    assert appended["argv"][-2:] == ["--append-system-prompt", "-p"]
+    # Only the operator's settings allow tools.
+    assert argv[argv.index("--permission-mode") + 1] == "dontAsk"
+    assert "--no-session-persistence" in argv
+    assert not [option for option in argv if "dangerously" in option]
 
 
-@installs
-async def test_the_real_claude_without_a_login_asks_for_one(real: Real) -> None:
-    reply = await fail(await real(ANTHROPIC_API_KEY=""), "hi")
+BAD_FIELDS: list[tuple[str, Any]] = [
+    ("prompt", None),
+    ("prompt", ""),
+    ("prompt", " \n"),
+    ("prompt", ["x"]),
+    ("model", ""),
+    ("model", "--dangerously-skip-permissions"),
+    ("model", "a\0b"),
+    ("model", 1),
+    ("system", "a\0b"),
+    ("system", "x" * ((1 << 20) + 1)),
+    ("system_mode", "prepend"),
+    ("effort", "extreme"),
+    ("files", "ff_x"),
+    ("files", [1]),
+    ("files", ["ff_unknown"]),
+    ("files", ["ff_x"] * 101),
+    ("timeout_secs", 0),
+    ("timeout_secs", "60"),
+    ("timeout_secs", 86401),
+    ("agent", "no-such-agent"),
+    ("agent", 7),
+]
+
+
+async def test_invalid_field_is_named_in_error(server: LocalServer, client: Client) -> None:
+    before = await rows(server)
+    for field, value in BAD_FIELDS:
+        status, reply = await post(client, {"prompt": "x", field: value})
+        assert (status, reply["code"]) == (400, "bad_request"), (field, str(value)[:50])
+        assert field in reply["error"]
+        assert reply["ok"] is False
+        if field == "effort":  # the error lists the valid values
+            assert reply["error"].endswith("it may be high, low, max, medium, xhigh")
+    assert await rows(server) == before
+
+
+async def test_run_requires_prompt_and_token(server: LocalServer, client: Client) -> None:
+    before = await rows(server)
+    status, reply = await client.post("/run", {})
+    assert (status, reply["code"]) == (400, "bad_request")
+    assert "prompt" in reply["error"]
+    assert (await server.anonymous().post("/run", {"prompt": "x"}))[0] == 401
+    assert await rows(server) == before
+
+
+async def test_file_paths_precede_prompt(client: Client) -> None:
+    tokens = [await upload(client, b"one"), await upload(client, b"two")]
+    head, *paths, prompt = (await run(client, "read these", files=tokens)).split("\n")
+    assert (head, prompt) == ("[Attached files]", "read these")
+    assert [Path(path).read_bytes() for path in paths] == [b"one", b"two"]
+    argv = (await run(client, steps({"report": True}), files=tokens))["argv"]
+    at = argv.index("--add-dir")
+    assert argv[at + 1 :] == [str(Path(path).parent) for path in paths]
+
+
+async def test_file_of_another_app_is_refused(server: LocalServer, client: Client) -> None:
+    token = await upload(client, b"mine")
+    other = await server.client("other")
+    status, reply = await other.post("/run", {"prompt": "x", "files": [token]})
+    assert (status, reply["code"]) == (400, "bad_request")
+
+
+async def test_each_run_has_own_folder_that_is_removed(server: LocalServer, client: Client) -> None:
+    prompt = steps({"touch": "left behind"}, {"report": True})
+    folders = [Path((await run(client, prompt))["cwd"]) for _ in range(2)]
+    assert folders[0] != folders[1]
+    assert all(folder.is_relative_to(server.services.settings.data_dir) for folder in folders)
+    assert is_clean(server)
+
+
+FAILURES = [
+    (steps({"signal": "SIGKILL"}), "signal 9", True),
+    (steps({"exit": 0}), "claude", True),
+    (steps({"stderr": "first\nno such flag"}, {"exit": 1}), "no such flag", True),
+    (steps({"print": "Segmentation fault"}), "Segmentation fault", True),
+    (steps({"print": "[]"}), "[]", True),
+    (steps({"print": "[1, 2]"}), "[1, 2]", True),
+    (steps({"print": '{"type":"result"}'}), "claude", True),
+    (steps({"print": '{"type":"result","result":7}'}), "claude", True),
+    (steps({"result": "late", "is_error": True}), "late", True),
+    (steps({"result": "fine"}, {"exit": 1}), "fine", True),
+    (
+        steps({"result": "429 slow down", "is_error": True, "api_error_status": 429}),
+        "429 slow down",
+        True,
+    ),
+    (
+        steps({"result": "400 no", "is_error": True, "api_error_status": 400}, {"exit": 1}),
+        "400 no",
+        False,
+    ),
+    (
+        steps(
+            {"print": '{"type":"result","subtype":"error_max_turns","errors":["too many turns"]}'}
+        ),
+        "too many turns",
+        True,
+    ),
+]
+
+
+async def test_failure_is_502_with_cause_and_retryable(client: Client) -> None:
+    for prompt, error, retryable in FAILURES:
+        reply = await fail(client, prompt)
+        assert error in reply["error"], prompt
+        assert (reply["code"], reply["stop_reason"]) == ("agent_failed", "error"), prompt
+        assert reply["retryable"] is retryable, prompt
+
+
+async def test_failure_contains_end_of_stderr(client: Client) -> None:
+    reply = await fail(client, steps({"stderr": "x" * 100_000}, {"stderr": "end"}, {"exit": 2}))
+    assert reply["stderr"].endswith("x\nend")
+    assert len(reply["stderr"]) <= 8192
+
+
+async def test_refused_credential_is_login_required(client: Client) -> None:
+    told = {"is_error": True, "api_error_status": 401}
+    reply = await fail(client, steps({"result": "Failed to authenticate", **told}, {"exit": 1}))
     assert (reply["code"], reply["retryable"]) == ("login_required", False)
-    assert "/login" in reply["error"]
+    assert reply["auth_methods"] == []
 
 
-@installs
-async def test_the_real_claude_reads_what_is_attached_and_nothing_else(
-    real: Real, api: StandIn, tmp_path: Path
+async def test_output_over_limit_fails(client: Client) -> None:
+    reply = await fail(client, steps({"flood": 70}, {"sleep": 100}))
+    assert "64 MiB" in reply["error"]
+
+
+async def test_run_over_its_time_limit_ends_as_timeout(client: Client) -> None:
+    reply = await fail(client, steps({"stderr": "thinking"}, {"sleep": 100}), timeout_secs=1)
+    assert (reply["code"], reply["stop_reason"]) == ("agent_timeout", "timeout")
+    assert reply["stderr"] == "thinking"
+    assert reply["duration_ms"] >= 1000
+
+
+async def test_result_printed_before_deadline_counts(client: Client) -> None:
+    """The program prints in time and does not exit; output after the SIGTERM does not count."""
+    prompt = steps({"ignore_sigterm": True}, {"result": "in time"}, {"sleep": 100})
+    assert await run(client, prompt, timeout_secs=0.5) == "in time"
+    told = {"is_error": True, "api_error_status": 400}
+    reply = await fail(client, steps({"result": "no", **told}, {"sleep": 100}), timeout_secs=0.5)
+    assert (reply["code"], reply["stop_reason"]) == ("agent_failed", "error")
+
+
+async def test_program_that_ignores_sigterm_is_killed_with_its_tools(
+    client: Client, tmp_path: Path
 ) -> None:
-    client = await real()
-    secret = tmp_path / "secret.txt"
-    secret.write_text("the secret")
-
-    def read_attached(body: Json) -> ToolUse:
-        listed = next(text for text in texts_of(body) if text.startswith("[Attached files]"))
-        return ToolUse("Read", {"file_path": listed.split("\n")[1]})
-
-    api.plan(
-        read_attached,
-        ToolUse("Read", {"file_path": str(secret)}),
-        ToolUse("Write", {"file_path": "new.txt", "content": "x"}),
-        ToolUse("Bash", {"command": f"cat {secret}", "description": "look"}),
-        Text("done"),
+    program, tool = tmp_path / "program", tmp_path / "tool"
+    ignoring = steps(
+        {"ignore_sigterm": True}, {"spawn": str(tool)}, {"touch": str(program)}, {"sleep": 100}
     )
-    token = await upload(client, b"the notes")
-    assert await run(client, f"@{secret} see", files=[token]) == "done"
-    attached, *others = api.tool_results()
-    assert "the notes" in json.dumps(attached)
-    assert [result.get("is_error") for result in others] == [True] * 3
-    assert "the secret" not in json.dumps(api.requests)
-
-
-@installs
-async def test_the_real_claude_is_stopped_in_time_with_its_tools(
-    real: Real, api: StandIn, tmp_path: Path
-) -> None:
-    settings = tmp_path / "home" / ".claude" / "settings.json"
-    settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps({"permissions": {"allow": ["Bash"]}}))
-    client = await real()
-    pid_file = tmp_path / "tool"
-    command = f"setsid sleep 1000 & echo $! > {pid_file}; sleep 1000"
-    api.plan(ToolUse("Bash", {"command": command, "description": "wait"}))
-    asked = asyncio.create_task(client.post("/run", {"prompt": "hi"}))
-    pid = await pid_in(pid_file)
+    asked = asyncio.create_task(post(client, {"prompt": ignoring}))
+    pids = [await pid_in(program), await pid_in(tool)]
     asked.cancel()
-    await gone(pid)
-    await asyncio.gather(asked, return_exceptions=True)
-    await eventually(
-        "the command to end",
-        lambda: not [pid for pid in descendants(os.getpid()) if b"sleep" in command_line(pid)],
-    )
+    for pid in pids:
+        await gone(pid)
 
-    for hang, seconds in ((Hang(), 2), (Hang("So"), 1)):
-        asked_before = len(api.requests)
-        api.plan(hang)
-        reply = await fail(client, "hi", timeout_secs=seconds)
-        assert (reply["code"], reply["stop_reason"]) == ("agent_timeout", "timeout")
-        assert len(api.requests) - asked_before <= 1  # one attempt had all of the time
+
+async def test_stopped_program_gets_sigterm_first(client: Client, tmp_path: Path) -> None:
+    began, cleaned = tmp_path / "began", tmp_path / "cleaned"
+    prompt = steps({"on_sigterm": str(cleaned)}, {"touch": str(began)}, {"sleep": 100})
+    asked = asyncio.create_task(post(client, {"prompt": prompt}))
+    pid = await pid_in(began)
+    asked.cancel()
+    assert await pid_in(cleaned) == pid
+    await gone(pid)
+
+
+async def test_no_tool_outlives_its_run(client: Client, tmp_path: Path) -> None:
+    endings: list[Json] = [{"result": "done"}, {"exit": 1}, {"signal": "SIGKILL"}]
+    for number, ending in enumerate(endings):
+        tool = tmp_path / f"tool-{number}"
+        await post(client, {"prompt": steps({"spawn": str(tool)}, ending)})
+        assert not is_running(await pid_in(tool)), ending
+
+
+async def test_disconnect_of_client_stops_run(
+    server: LocalServer, client: Client, tmp_path: Path
+) -> None:
+    tool, program = tmp_path / "tool", tmp_path / "program"
+    prompt = steps({"touch": str(program)}, {"spawn": str(tool)}, {"sleep": 100})
+    asked = asyncio.create_task(client.post("/run", {"prompt": prompt}))
+    pids = [await pid_in(program), await pid_in(tool)]
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    for pid in pids:
+        await gone(pid)
+    await eventually("the end of the run to be stored", lambda: last_reason(server, "cancelled"))
+    assert is_clean(server)
+
+
+async def test_killed_supervisor_leaves_no_process(client: Client, tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    asked = asyncio.create_task(fail(client, steps({"spawn": str(tool)}, {"sleep": 100})))
+    pid = await pid_in(tool)
+    program = parent_of(pid)
+    os.kill(parent_of(program), signal.SIGKILL)
+    assert "lost" in (await asked)["error"]
+    await gone(program)
+    await gone(pid)
+
+
+async def test_killed_spawner_is_restarted(client: Client) -> None:
+    await run(client, "x")
+    starter = next(pid for pid in descendants(os.getpid()) if b"spawn.py" in command_line(pid))
+    os.kill(starter, signal.SIGKILL)
+    await gone(starter)
+    assert await run(client, "still here") == "still here"
+
+
+async def test_api_timeout_is_time_limit_of_run() -> None:
+    environ = claude_environ({"HOME": "/h"}, 1.5)
+    assert environ["API_TIMEOUT_MS"] == "1500"
+    assert int(environ["CLAUDE_CODE_MAX_RETRIES"]) > 0
+    assert environ["HOME"] == "/h"
+    own = {"CLAUDE_CODE_MAX_RETRIES": "9", "API_TIMEOUT_MS": "1000"}
+    assert own.items() <= claude_environ(own, 60).items()
+    assert claude_environ({"API_TIMEOUT_MS": "99000"}, 60)["API_TIMEOUT_MS"] == "60000"

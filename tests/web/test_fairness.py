@@ -11,7 +11,6 @@ import pytest
 
 from server.agents.base import URGENT_GRACE_SECS
 from server.errors import Error
-from server.runs.queue import Queue
 from server.sessions.agent_slots import AgentSlots
 from server.tasks import Tasks
 
@@ -234,26 +233,6 @@ async def test_run_of_another_app_is_served_while_one_uses_every_place(
     for task in running_still:
         task.cancel()
     await asyncio.gather(*running_still, return_exceptions=True)
-
-
-async def test_places_are_given_to_waiting_apps_in_turn() -> None:
-    queue = Queue(1, 5, 10)
-    unwanted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    got: list[str] = []
-    go_on = asyncio.Semaphore(0)
-
-    async def run(name: str) -> None:
-        async with queue.hold(unwanted, name[0]):
-            got.append(name)
-            await go_on.acquire()
-
-    tasks = [asyncio.create_task(run(name)) for name in ("a1", "a2", "a3", "b1", "b2")]
-    for _ in tasks:
-        await ticks()
-        go_on.release()
-    await asyncio.gather(*tasks)
-    assert got == ["a1", "a2", "b1", "a3", "b2"]
-    assert (queue.held, queue.waiting) == (0, 0)
 
 
 # The disk.

@@ -1,4 +1,4 @@
-"""One prompt, one answer."""
+"""One prompt, one result."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ...codec import dumps
-from ...runs.answers import RunFailed
-from ...runs.run import RunRequest
+from ...runs.run import RunError, RunRequest
 from .. import bodies
 from ..context import CREDENTIAL, REQUEST_ID, app_of, body_of, services_of, waiting
 from ..responses import json_reply, raw_reply
@@ -41,16 +40,16 @@ async def run_once(request: web.Request) -> web.Response:
     )
     try:
         async with waiting(request):
-            while not run.outcome.done() and not _has_hung_up(request):
-                await asyncio.wait({run.outcome}, timeout=HANG_UP_SECS)
+            while not run.task.done() and not _has_hung_up(request):
+                await asyncio.wait({run.task}, timeout=HANG_UP_SECS)
     finally:
-        run.stop("hang-up")
+        run.stop("disconnect")
     try:
-        answer = await run.outcome
-    except RunFailed as failure:
+        result = await run.task
+    except RunError as failure:
         return _failure_reply(failure, request[REQUEST_ID])
-    head = b'{"ok":true,"result":' + answer.result
-    tail = dumps({"duration_ms": answer.duration_ms, "stop_reason": answer.stop_reason})
+    head = b'{"ok":true,"result":' + result.result
+    tail = dumps({"duration_ms": result.duration_ms, "stop_reason": result.stop_reason})
     return raw_reply(head + b"," + tail[1:])
 
 
@@ -59,7 +58,7 @@ def _has_hung_up(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
-def _failure_reply(failure: RunFailed, request_id: str) -> web.Response:
+def _failure_reply(failure: RunError, request_id: str) -> web.Response:
     return json_reply(
         {
             "ok": False,

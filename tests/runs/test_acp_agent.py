@@ -1,4 +1,4 @@
-"""``/run`` on another agent: the same contract over one turn through acpx."""
+"""``POST /run`` with an ACP agent: the same contract, over one turn through acpx."""
 
 from __future__ import annotations
 
@@ -54,35 +54,33 @@ def records_of(server: LocalServer) -> list[Path]:
 
 
 def _values(value: Any) -> list[Any]:
-    """*value* and all that is in it."""
+    """*value* and all values in it, at any depth."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [value, *(found for one in inner for found in _values(one))]
 
 
-async def test_another_agent_answers_by_the_same_contract(
-    server: LocalServer, client: Client
-) -> None:
+async def test_acp_agent_follows_contract_of_run(server: LocalServer, client: Client) -> None:
     assert await run(client, "hello", agent="mock") == "echo: hello"
-    told = script({"think": "hm"}, {"say": "```json\n"}, {"say": '{"a": 1}'}, {"say": "\n```"})
-    assert await run(client, told, agent="mock") == {"a": 1}
+    fenced = script({"think": "hm"}, {"say": "```json\n"}, {"say": '{"a": 1}'}, {"say": "\n```"})
+    assert await run(client, fenced, agent="mock") == {"a": 1}
     _, reply = await client.post("/run", {"prompt": script({"stop": "refusal"}), "agent": "mock"})
     assert (reply["result"], reply["stop_reason"]) == ("", "refusal")
     token = await upload(client, b"x")
     assert "[Attached files]" in await run(client, "with a file", agent="mock", files=[token])
-    # And nothing is left of any.
+    # All of them were cleaned up.
     assert mock_agents() == []
     assert records_of(server) == []
     assert is_clean(server)
     assert (await client.get("/sessions"))[1]["count"] == 0
 
 
-async def test_another_agent_may_read_and_no_more(client: Client) -> None:
+async def test_acp_agent_may_only_read(client: Client) -> None:
     for kind, allowed in (("read", True), ("search", True), ("edit", False), ("execute", False)):
         said = await run(client, script({"permission": {"kind": kind}}), agent="mock")
         assert said["permission"]["optionId"] == ("allow_once" if allowed else "reject_once")
 
 
-async def test_another_agent_gets_model_and_system(client: Client) -> None:
+async def test_acp_agent_gets_system_and_refuses_effort(client: Client) -> None:
     report = script({"report": True})
     replaced = await run(client, report, agent="mock", system="Be brief.")
     assert "Be brief." in json.dumps(replaced["session"])
@@ -104,7 +102,7 @@ BAD_AGENTS = [
 ]
 
 
-async def test_another_agents_failures_are_told_alike(server: LocalServer, client: Client) -> None:
+async def test_failures_of_acp_agent_have_codes(server: LocalServer, client: Client) -> None:
     for agent, prompt, code in BAD_AGENTS:
         reply = await fail(client, prompt, agent=agent)
         assert reply["code"] == code, (agent, prompt)
@@ -114,7 +112,7 @@ async def test_another_agents_failures_are_told_alike(server: LocalServer, clien
     assert is_clean(server)
 
 
-async def test_other_agents_are_ended_in_time(server: LocalServer, client: Client) -> None:
+async def test_acp_agent_is_ended_at_deadline(server: LocalServer, client: Client) -> None:
     async def hang(agent: str) -> None:
         prompt = script({"ignore_cancel": True}, {"hang": True})
         reply = await fail(client, prompt, agent=agent, timeout_secs=1)
@@ -125,7 +123,7 @@ async def test_other_agents_are_ended_in_time(server: LocalServer, client: Clien
     assert records_of(server) == []
 
 
-async def test_a_hang_up_ends_another_agent_with_its_tools(
+async def test_disconnect_of_client_ends_acp_agent_with_its_tools(
     server: LocalServer, client: Client, tmp_path: Path
 ) -> None:
     tool = tmp_path / "tool"
@@ -134,6 +132,6 @@ async def test_a_hang_up_ends_another_agent_with_its_tools(
     asked = asyncio.create_task(post(client, {"prompt": prompt, "agent": "mock-stubborn"}))
     pid = await pid_in(tool)
     asked.cancel()
-    await eventually("the row to be ended", lambda: last_reason(server, "cancelled"))
+    await eventually("the end of the run to be stored", lambda: last_reason(server, "cancelled"))
     await gone(pid)
     assert mock_agents() == []

@@ -1,4 +1,4 @@
-"""Bounds and ends of ``/run``: servers of other settings, full, stopping, or killed."""
+"""The limits of ``POST /run``, and servers that stop or are killed during runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-
-from server.runs.queue import Queue
 
 from ..conftest import Serve, Spawn
 from ..support.harness import (
@@ -43,12 +41,12 @@ def fake_claude(tmp_path: Path) -> str:
 
 
 def _is_queued(server: LocalServer, count: int) -> bool:
-    """Whether one runs, and so many wait."""
+    """Whether one run is in progress, and *count* runs wait."""
     runner = server.services.runner
     return (runner.running, runner.queued) == (1, count)
 
 
-async def test_the_program_gets_the_allowed_environment(
+async def test_program_gets_only_allowed_environment(
     serve: Serve, fake_claude: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "a key")
@@ -61,7 +59,7 @@ async def test_the_program_gets_the_allowed_environment(
     assert "SOMETHING_ELSE" not in environ
 
 
-async def test_a_named_program_that_is_not_there_is_unavailable(serve: Serve) -> None:
+async def test_missing_configured_program_is_unavailable(serve: Serve) -> None:
     server = await serve(claude_bin="/no/such/claude")
     client = await server.client()
     for body in ({}, {"agent": "claude"}):
@@ -71,7 +69,7 @@ async def test_a_named_program_that_is_not_there_is_unavailable(serve: Serve) ->
     assert [row.error for row in await rows(server)] == ["agent_unavailable"] * 2
 
 
-async def test_a_program_that_cannot_be_started_is_told(serve: Serve, tmp_path: Path) -> None:
+async def test_program_that_cannot_be_started_reports_cause(serve: Serve, tmp_path: Path) -> None:
     program = tmp_path / "claude"
     program.write_text("#!/no/such/interpreter\n")
     program.chmod(0o755)
@@ -81,9 +79,7 @@ async def test_a_program_that_cannot_be_started_is_told(serve: Serve, tmp_path: 
     assert "No such file or directory" in reply["stderr"]
 
 
-async def test_a_run_that_cannot_have_a_folder_fails_as_internal(
-    server: LocalServer, client: Client
-) -> None:
+async def test_run_without_folder_fails_as_internal(server: LocalServer, client: Client) -> None:
     runs = server.services.settings.data_dir / "runs"
     runs.rmdir()
     runs.touch()
@@ -92,13 +88,13 @@ async def test_a_run_that_cannot_have_a_folder_fails_as_internal(
     assert (await rows(server))[-1].error == "internal"
 
 
-async def test_the_servers_own_bound_on_time_holds_too(serve: Serve, fake_claude: str) -> None:
+async def test_time_limit_of_server_applies(serve: Serve, fake_claude: str) -> None:
     server = await serve(claude_bin=fake_claude, run_timeout_secs=0.2)
     reply = await fail(await server.client(), steps({"sleep": 100}), timeout_secs=100)
     assert reply["stop_reason"] == "timeout"
 
 
-async def test_a_killed_server_leaves_nothing_of_its_runs(
+async def test_killed_server_leaves_no_process_or_folder_of_runs(
     spawn: Spawn, http: aiohttp.ClientSession, fake_claude: str, tmp_path: Path
 ) -> None:
     process = await spawn(CLAUDE_BIN=fake_claude)
@@ -112,7 +108,7 @@ async def test_a_killed_server_leaves_nothing_of_its_runs(
         asyncio.create_task(client.post("/run", {"prompt": prompt})),
         asyncio.create_task(client.post("/run", {"prompt": other, "agent": "mock"})),
     ]
-    await eventually("the other to run", (tmp_path / "other").exists)
+    await eventually("the ACP agent to run", (tmp_path / "other").exists)
     below = {await pid_in(program), await pid_in(tool), *descendants(process.pid)}
     await process.kill()
     await asyncio.gather(*asked, return_exceptions=True)
@@ -125,7 +121,7 @@ async def test_a_killed_server_leaves_nothing_of_its_runs(
         assert list((tmp_path / "data" / kind).iterdir()) == []
 
 
-async def test_of_fifty_at_once_each_is_answered_or_refused(
+async def test_fifty_concurrent_runs_are_executed_or_refused(
     serve: Serve, fake_claude: str, tmp_path: Path
 ) -> None:
     server = await serve(claude_bin=fake_claude, max_runs=4, run_queue=10)
@@ -157,9 +153,7 @@ async def test_of_fifty_at_once_each_is_answered_or_refused(
     assert is_clean(server)
 
 
-async def test_the_queue_is_first_come_first_served(
-    serve: Serve, fake_claude: str, tmp_path: Path
-) -> None:
+async def test_queued_runs_start_in_order(serve: Serve, fake_claude: str, tmp_path: Path) -> None:
     server = await serve(claude_bin=fake_claude, max_runs=1)
     gate = tmp_path / "gate"
     prompts = [steps({"gate": str(gate)}), *("x" * size for size in (5, 3, 4, 1, 2))]
@@ -167,31 +161,31 @@ async def test_the_queue_is_first_come_first_served(
     for queued, prompt in enumerate(prompts):
         client = await server.client(f"app-{queued}")
         asked.append(asyncio.create_task(client.post("/run", {"prompt": prompt})))
-        await eventually("it to be queued", functools.partial(_is_queued, server, queued))
+        await eventually("the run to be queued", functools.partial(_is_queued, server, queued))
     gate.touch()
     await asyncio.gather(*asked)
     assert [row.prompt_bytes for row in await rows(server)][1:] == [5, 3, 4, 1, 2]
 
 
-async def test_nobody_waits_in_the_queue_for_long(serve: Serve, fake_claude: str) -> None:
+async def test_run_is_refused_after_longest_wait(serve: Serve, fake_claude: str) -> None:
     server = await serve(claude_bin=fake_claude, max_runs=1, run_queue_secs=0.1)
     client = await server.client()
     held = asyncio.create_task(client.post("/run", {"prompt": steps({"sleep": 100})}))
-    await eventually("it to run", lambda: server.services.runner.running == 1)
+    await eventually("the run to begin", lambda: server.services.runner.running == 1)
     status, reply = await client.post("/run", {"prompt": "x"})
     assert (status, reply["code"]) == (503, "pool_full")
-    assert len(await rows(server)) == 1  # what never ran leaves none
+    assert len(await rows(server)) == 1  # a refused run has no row
     held.cancel()
 
 
-async def test_who_hangs_up_in_the_queue_makes_room(serve: Serve, fake_claude: str) -> None:
+async def test_disconnect_of_client_leaves_queue(serve: Serve, fake_claude: str) -> None:
     server = await serve(claude_bin=fake_claude, max_runs=1, run_queue=1)
     client = await server.client()
     runner = server.services.runner
     asked = []
     for queued in (0, 1):
         asked.append(asyncio.create_task(client.post("/run", {"prompt": steps({"sleep": 100})})))
-        await eventually("it to be queued", functools.partial(_is_queued, server, queued))
+        await eventually("the run to be queued", functools.partial(_is_queued, server, queued))
     asked[1].cancel()
     await eventually("the queue to be empty", lambda: runner.queued == 0)
     assert runner.running == 1
@@ -199,31 +193,7 @@ async def test_who_hangs_up_in_the_queue_makes_room(serve: Serve, fake_claude: s
     assert await run(client, "x") == "x"
 
 
-async def test_a_place_that_comes_with_the_hang_up_is_not_lost() -> None:
-    queue = Queue(1, 1, 10)
-    nobody = asyncio.get_running_loop().create_future()
-
-    async def hold(entered: asyncio.Event, leave: asyncio.Event) -> None:
-        async with queue.hold(nobody):
-            entered.set()
-            await leave.wait()
-
-    entered, leave = asyncio.Event(), asyncio.Event()
-    first = asyncio.create_task(hold(entered, leave))
-    await entered.wait()
-    second = asyncio.create_task(hold(asyncio.Event(), leave))
-    await eventually("the second to wait", lambda: queue.waiting)
-    leave.set()
-    await first  # the second has its place now, and does not know it yet
-    second.cancel()
-    await asyncio.gather(second, return_exceptions=True)
-    async with asyncio.timeout(1), queue.hold(nobody):
-        pass
-
-
-async def test_a_server_that_stops_ends_its_runs(
-    serve: Serve, fake_claude: str, tmp_path: Path
-) -> None:
+async def test_stopping_server_ends_runs(serve: Serve, fake_claude: str, tmp_path: Path) -> None:
     server = await serve(claude_bin=fake_claude, max_runs=1, drain_secs=0)
     client = await server.client()
     tool = tmp_path / "tool"
@@ -231,7 +201,7 @@ async def test_a_server_that_stops_ends_its_runs(
     running = asyncio.create_task(client.post("/run", {"prompt": prompt}))
     pid = await pid_in(tool)
     queued = asyncio.create_task(client.post("/run", {"prompt": "x"}))
-    await eventually("one to wait", lambda: server.services.runner.queued == 1)
+    await eventually("one run to wait", lambda: server.services.runner.queued == 1)
     await server.stop()
     status, reply = await running
     assert (status, reply["code"], reply["stop_reason"]) == (502, "server_restarted", "cancelled")
@@ -240,7 +210,7 @@ async def test_a_server_that_stops_ends_its_runs(
     assert not is_running(pid)
 
 
-async def test_a_server_that_stops_lets_runs_finish_for_a_while(
+async def test_stopping_server_waits_for_runs(
     serve: Serve, fake_claude: str, tmp_path: Path
 ) -> None:
     server = await serve(claude_bin=fake_claude, drain_secs=20)
@@ -256,7 +226,7 @@ async def test_a_server_that_stops_lets_runs_finish_for_a_while(
     await stopping
 
 
-async def test_every_run_has_a_row_without_its_words(serve: Serve, fake_claude: str) -> None:
+async def test_row_of_run_contains_no_text(serve: Serve, fake_claude: str) -> None:
     server = await serve(claude_bin=fake_claude)
     client = await server.client()
     await run(client, "do you remember zanzibar?", model="opus")
@@ -277,10 +247,10 @@ async def test_every_run_has_a_row_without_its_words(serve: Serve, fake_claude: 
     assert b"zanzibar" not in stored
 
 
-async def test_without_claude_the_default_agent_answers(
+async def test_default_agent_replaces_missing_claude(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # no claude is there
+    monkeypatch.setenv("PATH", str(tmp_path))  # claude is not installed
     server = await serve()
     client = await server.client()
     assert await run(client, "hello", effort="low") == "echo: hello"
@@ -289,10 +259,10 @@ async def test_without_claude_the_default_agent_answers(
     assert reply["code"] == "agent_unavailable"
 
 
-async def test_an_adapter_answers_for_claude_whether_it_is_named_or_not(
+async def test_claude_adapter_replaces_missing_claude(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # the program is not there
+    monkeypatch.setenv("PATH", str(tmp_path))  # claude is not installed
     server = await serve(agents={"claude": mock_agent()}, default_agent=None)
     client = await server.client()
     for body in ({}, {"agent": "claude"}, {"agent": "claude", "effort": "low"}):
