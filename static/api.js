@@ -1,5 +1,4 @@
-
-export const addressOf = (path) => new URL(`..${path}`, import.meta.url).href;
+export const addressOf = path => new URL(`..${path}`, import.meta.url).href;
 
 class ApiError extends Error {
 	constructor(status, body) {
@@ -23,10 +22,10 @@ export class Api {
 	async agents() {
 		return (await this.#call('GET', '/agents')).agents;
 	}
-	create = (options) => this.#call('POST', '/sessions', options);
-	session = (id) => this.#call('GET', `/sessions/${id}`);
+	create = options => this.#call('POST', '/sessions', options);
+	session = id => this.#call('GET', `/sessions/${id}`);
 	update = (id, meta) => this.#call('PATCH', `/sessions/${id}`, { meta });
-	close = (id) => this.#call('DELETE', `/sessions/${id}`);
+	close = id => this.#call('DELETE', `/sessions/${id}`);
 
 	// By XHR: fetch tells no progress
 	upload(file, onprogress) {
@@ -38,7 +37,8 @@ export class Api {
 			xhr.setRequestHeader('Authorization', `Bearer ${this.token}`);
 			xhr.responseType = 'json';
 			xhr.upload.onprogress = ({ loaded, total }) => onprogress(loaded / total);
-			xhr.onloadend = () => (xhr.response?.file_token ? resolve(xhr.response) : reject(new ApiError(xhr.status, xhr.response)));
+			xhr.onloadend = () =>
+				xhr.response?.file_token ? resolve(xhr.response) : reject(new ApiError(xhr.status, xhr.response));
 			xhr.send(form);
 		});
 		return { done, abort: () => xhr.abort() };
@@ -46,7 +46,12 @@ export class Api {
 
 	async #call(method, path, body) {
 		const headers = { Authorization: `Bearer ${this.token}`, 'Content-Type': 'application/json' };
-		const response = await fetch(addressOf(path), { method, headers, body: body && JSON.stringify(body), cache: 'no-store' }).catch(() => null);
+		const response = await fetch(addressOf(path), {
+			method,
+			headers,
+			body: body && JSON.stringify(body),
+			cache: 'no-store'
+		}).catch(() => null);
 		const answer = await response?.json().catch(() => null);
 		if (response?.ok) return answer;
 		const error = new ApiError(response?.status ?? 0, answer);

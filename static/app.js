@@ -1,4 +1,4 @@
-import { addressOf, Api } from './api.js';
+import { Api, addressOf } from './api.js';
 import { titleOf } from './normalise.js';
 import { Session } from './session.js';
 import { storage } from './storage.js';
@@ -31,8 +31,11 @@ let listed = [];
 let withClosed = false;
 
 const fragment = () => new URLSearchParams(location.hash.slice(1));
-const draftOf = (id) => ({ read: (part) => storage.draft(id, part), save: (value, part) => storage.saveDraft(id, value, part) });
-const draftOfNew = (token) => draftOf(`new-${markOf(token)}`);
+const draftOf = id => ({
+	read: part => storage.draft(id, part),
+	save: (value, part) => storage.saveDraft(id, value, part)
+});
+const draftOfNew = token => draftOf(`new-${markOf(token)}`);
 const narrow = matchMedia('(max-width: 760px)');
 
 // Tells tokens apart, and gives none away
@@ -57,13 +60,14 @@ async function begin() {
 
 // A tab that lists the session hands its sign-in to a new one
 function hand({ wanted, session, token }) {
-	if (wanted && shell && (open.has(wanted) || listed.some(({ session_id: id }) => id === wanted))) tabs.postMessage({ session: wanted, token: api.token });
+	if (wanted && shell && (open.has(wanted) || listed.some(({ session_id: id }) => id === wanted)))
+		tabs.postMessage({ session: wanted, token: api.token });
 	if (!token || shell || session !== fragment().get('session')) return;
 	storage.saveToken(token);
 	resume(token);
 }
 
-const resume = (token) => enter(token).catch((error) => signIn(error.message, token));
+const resume = token => enter(token).catch(error => signIn(error.message, token));
 
 function signIn(message, token) {
 	leave();
@@ -97,13 +101,31 @@ async function enter(token) {
 	marks = storage.marks();
 	buildShell();
 	route();
-	api.agents().then((agents) => shell?.start.setAgents(agents), () => {});
+	api.agents().then(
+		agents => shell?.start.setAgents(agents),
+		() => {}
+	);
 }
 
 function buildShell() {
 	const upload = (...file) => api.upload(...file);
-	const sidebar = new Sidebar({ open: go, hide: () => showSidebar(false), entries: entriesOf, menu: settingsMenu, withClosed: (on) => ((withClosed = on), refresh()), skip: focusMain });
-	const start = new StartView({ on: { create, save: (choice) => storage.savePreferences({ start: choice }), menu: showSidebar }, upload, choice: storage.preferences().start, draft: draftOfNew(api.token) });
+	const sidebar = new Sidebar({
+		open: go,
+		hide: () => showSidebar(false),
+		entries: entriesOf,
+		menu: settingsMenu,
+		withClosed: on => {
+			withClosed = on;
+			refresh();
+		},
+		skip: focusMain
+	});
+	const start = new StartView({
+		on: { create, save: choice => storage.savePreferences({ start: choice }), menu: showSidebar },
+		upload,
+		choice: storage.preferences().start,
+		draft: draftOfNew(api.token)
+	});
 	const frames = new FramesView(() => showFrames(false));
 	const { el, veil, main } = template('shell');
 	veil.onclick = () => showSidebar(false);
@@ -160,26 +182,27 @@ function retire(entry) {
 	open.set(entry.session.id, entry);
 	for (const [id, { session, view }] of open) {
 		if (open.size <= KEPT_OPEN) break;
-		if (session === entry.session || session.running || session.outbox.size || view.composer.attachments.blocked) continue;
+		if (session === entry.session || session.running || session.outbox.size || view.composer.attachments.blocked)
+			continue;
 		session.stop();
 		view.el.remove();
 		open.delete(id);
 	}
 }
 
-function openSession(id, state = listed.find((one) => one.session_id === id)) {
+function openSession(id, state = listed.find(one => one.session_id === id)) {
 	if (open.has(id)) return open.get(id);
 	const url = addressOf(`/sessions/${encodeURIComponent(id)}/ws`).replace('http', 'ws');
 	const session = new Session(id, state, { api, storage, Wire, url });
 	const entries = () => [
 		{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },
 		{ label: 'Raw frames', detail: 'Ctrl `', icon: 'frames', onselect: () => showFrames() },
-		...entriesOf(session),
+		...entriesOf(session)
 	];
 	const view = new SessionView(session, {
 		upload: shell.upload,
 		draft: draftOf(id),
-		on: { showSidebar, startNew: () => go(null), sendAnew: (message) => createLike(session, message), entries },
+		on: { showSidebar, startNew: () => go(null), sendAnew: message => createLike(session, message), entries }
 	});
 	session.on('change', attendSoon);
 	session.on('problem', toast);
@@ -208,9 +231,15 @@ async function createLike({ id, state }, message) {
 	}
 }
 
-const entriesOf = (one) => [
+const entriesOf = one => [
 	{ label: 'Rename…', icon: 'pencil', onselect: () => rename(one) },
-	{ label: 'Close session…', icon: 'close', danger: true, disabled: one.closed ?? one.state === 'closed', onselect: () => close(one) },
+	{
+		label: 'Close session…',
+		icon: 'close',
+		danger: true,
+		disabled: one.closed ?? one.state === 'closed',
+		onselect: () => close(one)
+	}
 ];
 
 async function rename({ id, title = '' }) {
@@ -220,7 +249,8 @@ async function rename({ id, title = '' }) {
 
 async function close({ id, title }) {
 	const text = `${title ? `“${title}”: ` : ''}the agent is stopped. The conversation can be read for a while, but not continued.`;
-	if (await ask({ title: 'Close this session?', text, action: 'Close session', danger: true })) attempt(() => api.close(id));
+	if (await ask({ title: 'Close this session?', text, action: 'Close session', danger: true }))
+		attempt(() => api.close(id));
 }
 
 async function attempt(action) {
@@ -263,18 +293,31 @@ async function refresh() {
 function drawList() {
 	const rows = new Map();
 	for (const { session_id: id, closed_at: closed, pending_permissions: pending, ...one } of listed) {
-		rows.set(id, { id, title: titleOf(one.meta), agent: one.agent, at: one.last_turn_at ?? one.created_at, state: closed ? 'closed' : pending?.length ? 'waiting' : one.state });
+		rows.set(id, {
+			id,
+			title: titleOf(one.meta),
+			agent: one.agent,
+			at: one.last_turn_at ?? one.created_at,
+			state: closed ? 'closed' : pending?.length ? 'waiting' : one.state
+		});
 	}
 	for (const [id, { session, view }] of open) {
 		if (!session.synced) continue;
 		const { agent, title, closed, waiting, running, model } = session;
 		const { at = session.state?.created_at ?? 0 } = rows.get(id) ?? {};
-		rows.set(id, { id, title, agent, at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000), state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : 'idle' });
+		rows.set(id, {
+			id,
+			title,
+			agent,
+			at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000),
+			state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : 'idle'
+		});
 		if (closed && !withClosed && id !== current && !view.unsent && !session.outbox.size) rows.delete(id);
 	}
 	for (const id of storage.unsent()) {
 		const text = storage.draft(id) || promptParts(storage.outbox(id)[0]?.prompt).text;
-		if (!rows.has(id) && !id.startsWith('new')) rows.set(id, { id, title: `Not sent: ${text.trim().slice(0, 60)}`, agent: 'draft', at: 0, state: 'closed' });
+		if (!rows.has(id) && !id.startsWith('new'))
+			rows.set(id, { id, title: `Not sent: ${text.trim().slice(0, 60)}`, agent: 'draft', at: 0, state: 'closed' });
 	}
 	mark(rows);
 	shell?.sidebar.update([...rows.values()], current);
@@ -333,7 +376,11 @@ function tell(entry) {
 	if (session.id !== current) marks.set(session.id, 'unread');
 	const turn = model.turns.at(-1);
 	const answer = textOf(turn.items.findLast(({ kind }) => kind === 'message')?.parts);
-	attention.say(turn.stopReason === 'end_turn' ? `${agent} has finished. ${answer.slice(0, 600)}` : `The turn has ended: ${turn.error?.message ?? turn.stopReason}`);
+	attention.say(
+		turn.stopReason === 'end_turn'
+			? `${agent} has finished. ${answer.slice(0, 600)}`
+			: `The turn has ended: ${turn.error?.message ?? turn.stopReason}`
+	);
 	notify(`${agent} has finished`, title);
 }
 
@@ -342,7 +389,7 @@ function settingsMenu() {
 	return [
 		{ heading: 'Ctrl K finds a session, Ctrl Shift O begins one, Ctrl . goes to what waits for you' },
 		{ label, icon: 'bell', onselect: toggleNotify },
-		{ label: 'Sign out', icon: 'leave', onselect: () => signOut() },
+		{ label: 'Sign out', icon: 'leave', onselect: () => signOut() }
 	];
 }
 
@@ -352,7 +399,7 @@ async function toggleNotify() {
 	toast(notify ? 'You will be told when an agent waits for you or has finished.' : 'Notifications are off.');
 }
 
-document.addEventListener('keydown', (event) => {
+document.addEventListener('keydown', event => {
 	if (!shell || event.defaultPrevented || document.querySelector('dialog[open], :popover-open')) return;
 	const { altKey, ctrlKey, metaKey, repeat, shiftKey, target } = event;
 	const key = event.key.toLowerCase();
@@ -365,17 +412,20 @@ document.addEventListener('keydown', (event) => {
 	else if (key === 'escape' && shell.el.classList.contains('menu-open')) showSidebar(false);
 	else if (key === 'escape' && session?.running && !repeat && target.tagName !== 'INPUT') session.cancel();
 	else {
-		if (event.key.length === 1 && key !== ' ' && !command && !altKey && !event.isComposing && !takesKeys(target)) composerOnScreen()?.focus();
+		if (event.key.length === 1 && key !== ' ' && !command && !altKey && !event.isComposing && !takesKeys(target))
+			composerOnScreen()?.focus();
 		return;
 	}
 	event.preventDefault();
 });
 
-document.addEventListener('paste', (event) => {
-	if (shell && !event.defaultPrevented && !takesKeys(event.target) && !document.querySelector('dialog[open]')) composerOnScreen()?.paste(event);
+document.addEventListener('paste', event => {
+	if (shell && !event.defaultPrevented && !takesKeys(event.target) && !document.querySelector('dialog[open]'))
+		composerOnScreen()?.paste(event);
 });
 
-const takesKeys = (target) => target.closest?.('input, textarea, select, button, summary, a, dialog, [contenteditable], [role="menu"]') != null;
+const takesKeys = target =>
+	target.closest?.('input, textarea, select, button, summary, a, dialog, [contenteditable], [role="menu"]') != null;
 
 function composerOnScreen() {
 	const { composer } = open.get(current)?.view ?? shell.start;
@@ -391,7 +441,7 @@ document.addEventListener('visibilitychange', wake);
 for (const name of ['online', 'offline', 'pageshow']) window.addEventListener(name, wake);
 window.addEventListener('popstate', () => (fragment().has('token') ? begin() : route()));
 window.addEventListener('beforeprint', () => open.get(current)?.view.conversation.whole());
-for (const name of ['dragover', 'drop']) window.addEventListener(name, (event) => event.preventDefault());
+for (const name of ['dragover', 'drop']) window.addEventListener(name, event => event.preventDefault());
 
 if (tabs) tabs.onmessage = ({ data }) => hand(data);
 begin();

@@ -13,5 +13,5 @@ globalThis.SwaggerUIBundle({
 	displayRequestDuration: true,
 	// Nothing of the document, and no token, goes to anyone else.
 	validatorUrl: null,
-	persistAuthorization: false,
+	persistAuthorization: false
 });

@@ -10,14 +10,17 @@ const HIDDEN = String.raw`\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}\p{Cs}\u28
 const HEAP = String.raw`(?<heap>[\p{Mn}--\p{Default_Ignorable_Code_Point}]{6,})`;
 // The first part of each alternative fails fast.
 const EMOJI = String.raw`(?=\p{Extended_Pictographic})(?:\p{RGI_Emoji}|.[\uFE0E\uFE0F])|[#*0-9]\uFE0F\u20E3|[\u{E0100}-\u{E01EF}](?<=\p{Script=Han}.)`;
-const JOINED = 'Arab Syrc Nkoo Mong Deva Beng Guru Gujr Orya Taml Telu Knda Mlym Sinh Khmr Mymr Tibt Thaa Mand'.split(' ').map((name) => String.raw`\p{scx=${name}}`).join('');
+const JOINED = 'Arab Syrc Nkoo Mong Deva Beng Guru Gujr Orya Taml Telu Knda Mlym Sinh Khmr Mymr Tibt Thaa Mand'
+	.split(' ')
+	.map(name => String.raw`\p{scx=${name}}`)
+	.join('');
 const JOINER = String.raw`[\u200C\u200D](?<=[${JOINED}].)|[\u180B-\u180F](?<=\p{Script=Mongolian}.)`;
 const control = String.raw`[\p{Cc}--[\n\t\r]]|\r(?!\n)`;
 
 const build = (kept, ...signs) => ({
 	any: new RegExp(`${signs.join('|')}|\\p{Mn}{6}`, 'v'),
 	every: new RegExp(`(?:${signs.join('|')})+|\\p{Mn}{6,}`, 'gv'),
-	all: new RegExp(`${kept}|(?<signs>(?:${signs.join('|')})+)|${HEAP}`, 'gv'),
+	all: new RegExp(`${kept}|(?<signs>(?:${signs.join('|')})+)|${HEAP}`, 'gv')
 });
 
 // Titles, names, paths: all but what scripts and emoji need
@@ -27,11 +30,15 @@ export const CODE = build(EMOJI, control, `[${HIDDEN}]`);
 // A command: unusual blanks, too
 export const EXACT = build(EMOJI, String.raw`[\p{Cc}--[\n\t]]|[\p{Zs}--[ ]]`, `[${HIDDEN}]`);
 // Running text: only what no language is written with
-export const PROSE = build(EMOJI, control, String.raw`[\u202D\u202E\u115F\u1160\u3164\uFFA0\p{Cs}\u{E0000}-\u{E0FFF}]|[${HIDDEN}]{4,}`);
+export const PROSE = build(
+	EMOJI,
+	control,
+	String.raw`[\u202D\u202E\u115F\u1160\u3164\uFFA0\p{Cs}\u{E0000}-\u{E0FFF}]|[${HIDDEN}]{4,}`
+);
 
 const STRETCH = 2000; // characters looked at together
 
-const numberOf = (char) => `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
+const numberOf = char => `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
 
 function name(run) {
 	const groups = [];
@@ -49,7 +56,7 @@ export function pieces(given, mode = TEXT) {
 	if (!mode.any.test(text)) return [text];
 	const found = [];
 	let signs = 0;
-	const put = (piece) => {
+	const put = piece => {
 		if (typeof piece === 'string' && typeof found.at(-1) === 'string') found.push(found.pop() + piece);
 		else if (piece) found.push(piece);
 	};
@@ -57,11 +64,12 @@ export function pieces(given, mode = TEXT) {
 	for (let at = 0, end; at < text.length; at = end) {
 		end = at + STRETCH;
 		// and none ends within a pair or an emoji.
+		// biome-ignore lint/suspicious/noMisleadingCharacterClass: single code units are meant
 		while (/[\uD800-\uDFFF\u200D\uFE0F]/.test(text.slice(end - 1, end + 1)) && end < at + 2 * STRETCH) end += 1;
 		const stretch = text.slice(at, end);
 		if (!mode.any.test(stretch)) put(stretch);
 		else if (signs < MAX_SIGNS) signs += split(stretch, mode, put);
-		else put(stretch.replace(mode.every, (run) => `[${name(run)}]`));
+		else put(stretch.replace(mode.every, run => `[${name(run)}]`));
 	}
 	return found;
 }
@@ -81,14 +89,22 @@ function split(text, mode, put) {
 	return signs;
 }
 
-export const spell = (text, mode = TEXT) => pieces(String(text ?? ''), mode).map((one) => (typeof one === 'string' ? one : `[${one.sign}]`)).join('');
+export const spell = (text, mode = TEXT) =>
+	pieces(String(text ?? ''), mode)
+		.map(one => (typeof one === 'string' ? one : `[${one.sign}]`))
+		.join('');
 
 export function exactPieces(text) {
-	return text.split(/(\n{4,}|\n|\t| {2,}|^ | $| (?=[\n\t]))/).filter(Boolean).flatMap((piece) => {
-		if (/^\n{4,}$/.test(piece)) return { blank: '\n', sign: `↵ ×${piece.length}` };
-		if (piece === '\n') return { blank: '\n', sign: '↵' };
-		if (piece === '\t') return { blank: '\t', sign: '→' };
-		if (!/^ +$/.test(piece)) return pieces(piece, EXACT);
-		return piece.length > MAX_BLANKS ? { sign: `blank ×${piece.length}` } : { blank: piece, sign: '·'.repeat(piece.length) };
-	});
+	return text
+		.split(/(\n{4,}|\n|\t| {2,}|^ | $| (?=[\n\t]))/)
+		.filter(Boolean)
+		.flatMap(piece => {
+			if (/^\n{4,}$/.test(piece)) return { blank: '\n', sign: `↵ ×${piece.length}` };
+			if (piece === '\n') return { blank: '\n', sign: '↵' };
+			if (piece === '\t') return { blank: '\t', sign: '→' };
+			if (!/^ +$/.test(piece)) return pieces(piece, EXACT);
+			return piece.length > MAX_BLANKS
+				? { sign: `blank ×${piece.length}` }
+				: { blank: piece, sign: '·'.repeat(piece.length) };
+		});
 }

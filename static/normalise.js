@@ -5,11 +5,11 @@ const MAX_JSON = 100_000; // characters of JSON
 const MAX_DEPTH = 100;
 export const MAX_PATH = 10_000; // characters
 
-export const isRecord = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
-export const record = (value) => (isRecord(value) ? value : {});
-export const list = (value) => (Array.isArray(value) ? value : []);
-export const records = (value) => list(value).slice(0, MAX_LIST).filter(isRecord);
-const having = (value, name) => records(value).filter((one) => typeof one[name] === 'string');
+export const isRecord = value => typeof value === 'object' && value !== null && !Array.isArray(value);
+export const record = value => (isRecord(value) ? value : {});
+export const list = value => (Array.isArray(value) ? value : []);
+export const records = value => list(value).slice(0, MAX_LIST).filter(isRecord);
+const having = (value, name) => records(value).filter(one => typeof one[name] === 'string');
 export const number = (value, otherwise = null) => (Number.isFinite(value) ? value : otherwise);
 export const string = (value, otherwise = '') => (typeof value === 'string' ? value : otherwise);
 
@@ -17,13 +17,15 @@ export function words(value, otherwise = null) {
 	return value == null ? otherwise : pretty(value, typeof value === 'string' ? Infinity : MAX_WORDS);
 }
 
-export const identity = (value) => (typeof value === 'string' ? value : Number.isFinite(value) ? String(value) : null);
+export const identity = value => (typeof value === 'string' ? value : Number.isFinite(value) ? String(value) : null);
 
 export function pretty(value, limit = MAX_JSON) {
 	let left = limit;
-	const clip = (text) => {
+	const clip = text => {
 		const cut = text.length > left;
-		const shown = cut ? `${text.slice(0, Math.max(0, left))}… (${text.length - Math.max(0, left)} more characters)` : text;
+		const shown = cut
+			? `${text.slice(0, Math.max(0, left))}… (${text.length - Math.max(0, left)} more characters)`
+			: text;
 		left -= text.length;
 		return shown;
 	};
@@ -43,22 +45,30 @@ export function pretty(value, limit = MAX_JSON) {
 			left -= indent.length + 4;
 			parts.push((array ? '' : `${clip(JSON.stringify(key))}: `) + write(one[key], `${indent}  `));
 		}
-		return `${open}\n${parts.map((part) => `${indent}  ${part}`).join(',\n')}\n${indent}${close}`;
+		return `${open}\n${parts.map(part => `${indent}  ${part}`).join(',\n')}\n${indent}${close}`;
 	};
 	return typeof value === 'string' ? clip(value) : write(value, '');
 }
 
-const raw = (data) => ({ type: 'raw', data });
-const isText = (value) => value == null || typeof value === 'string';
-const BLOCKS = { __proto__: null, image: ['data', 'mimeType', 'uri'], audio: ['data', 'mimeType', 'uri'], resource_link: ['uri', 'name', 'title', 'mimeType'], resource: [] };
+const raw = data => ({ type: 'raw', data });
+const isText = value => value == null || typeof value === 'string';
+const BLOCKS = {
+	__proto__: null,
+	image: ['data', 'mimeType', 'uri'],
+	audio: ['data', 'mimeType', 'uri'],
+	resource_link: ['uri', 'name', 'title', 'mimeType'],
+	resource: []
+};
 
 export function block(value) {
 	if (!isRecord(value)) return raw(value);
 	const { type, text, size, resource } = value;
 	if (type === 'text') return typeof text === 'string' ? value : raw(value);
 	const fields = typeof type === 'string' && BLOCKS[type];
-	if (!fields || !fields.every((name) => isText(value[name])) || (size != null && !(Number.isFinite(size) && size >= 0))) return raw(value);
-	if (type === 'resource' && !(isRecord(resource) && ['uri', 'text', 'mimeType'].every((name) => isText(resource[name])))) return raw(value);
+	if (!fields || !fields.every(name => isText(value[name])) || (size != null && !(Number.isFinite(size) && size >= 0)))
+		return raw(value);
+	if (type === 'resource' && !(isRecord(resource) && ['uri', 'text', 'mimeType'].every(name => isText(resource[name]))))
+		return raw(value);
 	return value;
 }
 
@@ -70,7 +80,8 @@ export function blocks(prompt) {
 function part(value) {
 	const { type, content, path, oldText, newText } = record(value);
 	if (type === 'content') return { type, content: block(content) };
-	if (type === 'diff' && typeof newText === 'string' && isText(oldText)) return { type, path: words(path, ''), oldText: oldText ?? null, newText };
+	if (type === 'diff' && typeof newText === 'string' && isText(oldText))
+		return { type, path: words(path, ''), oldText: oldText ?? null, newText };
 	return type === 'terminal' ? { type } : raw(value);
 }
 
@@ -87,23 +98,45 @@ export function toolCall({ title, kind, status, content, locations, rawInput, ra
 		toolKind: string(kind, null),
 		status: string(status, null),
 		content: contents(content),
-		locations: Array.isArray(locations) ? having(locations, 'path').map(({ path, line }) => ({ path, ...(Number.isFinite(line) && { line }) })) : null,
+		locations: Array.isArray(locations)
+			? having(locations, 'path').map(({ path, line }) => ({ path, ...(Number.isFinite(line) && { line }) }))
+			: null,
 		input: rawInput,
-		output: rawOutput,
+		output: rawOutput
 	};
 }
 
-export const options = (value) => having(value, 'optionId').map(({ optionId, name, kind }) => ({ optionId, name: words(name, optionId), kind: string(kind) }));
+export const options = value =>
+	having(value, 'optionId').map(({ optionId, name, kind }) => ({
+		optionId,
+		name: words(name, optionId),
+		kind: string(kind)
+	}));
 
-export const planEntries = (value) => list(value).slice(0, MAX_LIST).map((one) => ({ content: words(isRecord(one) ? one.content : one, ''), status: string(record(one).status, 'pending') }));
+export const planEntries = value =>
+	list(value)
+		.slice(0, MAX_LIST)
+		.map(one => ({
+			content: words(isRecord(one) ? one.content : one, ''),
+			status: string(record(one).status, 'pending')
+		}));
 
-export const commands = (value) => having(value, 'name').map(({ name, description, input }) => ({ name, description: words(description, ''), hint: words(record(input).hint, '') }));
+export const commands = value =>
+	having(value, 'name').map(({ name, description, input }) => ({
+		name,
+		description: words(description, ''),
+		hint: words(record(input).hint, '')
+	}));
 
 const choice = ({ id, modelId, value, name, description }) => {
 	const key = identity(id) ?? identity(modelId) ?? identity(value);
 	return { id: key, name: words(name, key), description: words(description) };
 };
-const choices = (value) => list(value).slice(0, MAX_LIST).map((one) => choice(isRecord(one) ? one : { id: one })).filter(({ id }) => id !== null);
+const choices = value =>
+	list(value)
+		.slice(0, MAX_LIST)
+		.map(one => choice(isRecord(one) ? one : { id: one }))
+		.filter(({ id }) => id !== null);
 
 export function modes(value) {
 	const { currentModeId, availableModes } = record(value);
@@ -118,14 +151,23 @@ export function models(value, current) {
 
 export function configOptions(value) {
 	const values = ['string', 'boolean', 'number'];
-	const flat = (all) => records(all).filter((one) => values.includes(typeof one.value)).map(({ value: own, name, description }) => ({ value: own, name: words(name, String(own)), description: words(description) }));
+	const flat = all =>
+		records(all)
+			.filter(one => values.includes(typeof one.value))
+			.map(({ value: own, name, description }) => ({
+				value: own,
+				name: words(name, String(own)),
+				description: words(description)
+			}));
 	return having(value, 'id').map(({ id, name, type, category, currentValue, options: all }) => ({
 		id,
 		name: words(name, id),
 		type: string(type),
 		category: string(category),
 		currentValue: values.includes(typeof currentValue) ? currentValue : null,
-		options: records(all).flatMap((one) => (Array.isArray(one.options) ? [{ heading: words(one.name ?? one.group, '') }, ...flat(one.options)] : flat([one]))),
+		options: records(all).flatMap(one =>
+			Array.isArray(one.options) ? [{ heading: words(one.name ?? one.group, '') }, ...flat(one.options)] : flat([one])
+		)
 	}));
 }
 
@@ -140,7 +182,11 @@ export function usage(value) {
 export function failure(value) {
 	if (value == null) return null;
 	const { code, message, retryable } = record(value);
-	return { code: string(code), message: isRecord(value) ? words(message, '') : words(value), retryable: retryable === true };
+	return {
+		code: string(code),
+		message: isRecord(value) ? words(message, '') : words(value),
+		retryable: retryable === true
+	};
 }
 
-export const titleOf = (meta) => string(record(meta).title);
+export const titleOf = meta => string(record(meta).title);

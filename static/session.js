@@ -27,14 +27,14 @@ export class Session {
 			url: parts.url,
 			credential: async () => ({ token: parts.api.token }),
 			on: {
-				entry: (entry) => this.#entry(entry),
-				ready: (frame) => this.#ready(frame),
-				accepted: (frame) => this.#accepted(frame),
-				error: (frame) => this.#failed(frame),
+				entry: entry => this.#entry(entry),
+				ready: frame => this.#ready(frame),
+				accepted: frame => this.#accepted(frame),
+				error: frame => this.#failed(frame),
 				status: () => this.#emit('change'),
 				frame: (dir, frame, text) => this.#frame(dir, frame, text),
-				reset: () => Object.assign(this, { model: createTranscript(), synced: false }),
-			},
+				reset: () => Object.assign(this, { model: createTranscript(), synced: false })
+			}
 		});
 	}
 
@@ -94,7 +94,7 @@ export class Session {
 	send({ id, prompt, files = [] }) {
 		const sent = this.wire.prompt(prompt, { id, files });
 		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' });
-		sent.accepted.catch((error) => this.#rejected(sent.id, error));
+		sent.accepted.catch(error => this.#rejected(sent.id, error));
 		this.#changedOutbox();
 		const line = firstLine(promptParts(prompt).text);
 		if (!this.title && line) this.named = this.rename(line).catch(() => {});
@@ -131,7 +131,7 @@ export class Session {
 	hear(state) {
 		this.changes += 1;
 		this.state = { ...this.state, ...state };
-		if (Array.isArray(state.queued)) this.queue = new Map(records(state.queued).map((one) => [one.turn_index, one]));
+		if (Array.isArray(state.queued)) this.queue = new Map(records(state.queued).map(one => [one.turn_index, one]));
 		seed(this.model, state);
 		if (this.synced) this.#emit('change');
 	}
@@ -143,7 +143,10 @@ export class Session {
 	// Not every agent tells what became of a setting
 	#readBack() {
 		clearTimeout(this.#timer);
-		this.#timer = setTimeout(() => ((this.changes += 1), this.look()), READ_BACK_AFTER);
+		this.#timer = setTimeout(() => {
+			this.changes += 1;
+			this.look();
+		}, READ_BACK_AFTER);
 	}
 
 	look() {
@@ -188,7 +191,8 @@ export class Session {
 	async #takeTitle() {
 		await this.named; // a turn may end before that
 		const { title } = this.model;
-		if (title && title !== this.title && this.title === this.#firstWords) await this.rename(title.slice(0, MAX_TITLE).toWellFormed());
+		if (title && title !== this.title && this.title === this.#firstWords)
+			await this.rename(title.slice(0, MAX_TITLE).toWellFormed());
 	}
 
 	#ready(frame) {
@@ -244,10 +248,14 @@ export class Session {
 	}
 
 	#frame(dir, { type, after }, text) {
-		this.frames.push({ dir, text: type === 'auth' ? JSON.stringify({ type, token: '…', after }) : text, ts: Date.now() });
+		this.frames.push({
+			dir,
+			text: type === 'auth' ? JSON.stringify({ type, token: '…', after }) : text,
+			ts: Date.now()
+		});
 		if (this.frames.length > 2 * FRAMES_KEPT) this.frames.splice(0, FRAMES_KEPT);
 		this.#emit('frame');
 	}
 }
 
-const firstLine = (text) => text.trim().split('\n')[0].slice(0, 80).toWellFormed();
+const firstLine = text => text.trim().split('\n')[0].slice(0, 80).toWellFormed();

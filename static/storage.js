@@ -32,19 +32,18 @@ function keysOf(start) {
 	let stored = [];
 	try {
 		stored = Object.keys(globalThis[TAB]);
-	} catch {
-	}
-	const own = [...stored, ...[...memory.keys()].map((key) => key.replace(TAB, PREFIX))];
-	return [...new Set(own)].filter((key) => key.startsWith(PREFIX + start)).map((key) => key.slice((PREFIX + start).length));
+	} catch {}
+	const own = [...stored, ...[...memory.keys()].map(key => key.replace(TAB, PREFIX))];
+	return [...new Set(own)].filter(key => key.startsWith(PREFIX + start)).map(key => key.slice((PREFIX + start).length));
 }
 
 const given = () => history.state?.token ?? null;
-const give = (token) => history.replaceState({ ...history.state, token: token ?? undefined }, '');
-const text = (value) => (typeof value === 'string' ? value : null);
+const give = token => history.replaceState({ ...history.state, token: token ?? undefined }, '');
+const text = value => (typeof value === 'string' ? value : null);
 
 export const storage = {
 	token: () => text(read(TAB, 'token')) ?? text(read(KEPT, 'token')) ?? text(given()),
-	kept: (token) => token !== '' && read(KEPT, 'token') === token,
+	kept: token => token !== '' && read(KEPT, 'token') === token,
 	saveToken(token, keep) {
 		let taken = write(TAB, 'token', keep ? null : token);
 		if (keep !== undefined) taken = write(KEPT, 'token', keep ? token : null) && taken;
@@ -57,7 +56,7 @@ export const storage = {
 		const found = read(KEPT, 'preferences');
 		return isRecord(found) ? found : {};
 	},
-	savePreferences: (changes) => write(KEPT, 'preferences', { ...storage.preferences(), ...changes }),
+	savePreferences: changes => write(KEPT, 'preferences', { ...storage.preferences(), ...changes }),
 	draft: (id, part = 'draft') => read(TAB, `${part}:${id}`),
 	saveDraft: (id, value, part = 'draft') => write(TAB, `${part}:${id}`, value?.length === 0 ? null : value),
 	outbox(id) {
@@ -65,10 +64,12 @@ export const storage = {
 		return Array.isArray(found) ? found.filter(isRecord) : [];
 	},
 	saveOutbox: (id, prompts) => write(TAB, `outbox:${id}`, prompts.length ? prompts : null),
-	unsent: () => [...new Set(['draft:', 'attached:', 'outbox:'].flatMap((part) => keysOf(part).filter((id) => read(TAB, part + id))))],
+	unsent: () => [
+		...new Set(['draft:', 'attached:', 'outbox:'].flatMap(part => keysOf(part).filter(id => read(TAB, part + id))))
+	],
 	marks() {
 		const found = read(KEPT, 'marks');
-		return new Map(Array.isArray(found) ? found.filter((one) => Array.isArray(one)) : []);
+		return new Map(Array.isArray(found) ? found.filter(one => Array.isArray(one)) : []);
 	},
-	saveMarks: (marks) => write(KEPT, 'marks', [...marks].slice(-MAX_MARKS)),
+	saveMarks: marks => write(KEPT, 'marks', [...marks].slice(-MAX_MARKS))
 };

@@ -1,10 +1,42 @@
 // docs/reference/browser.md describes the model. No clock, no dice, no DOM
-import { block, blocks, commands, configOptions, failure, identity, isRecord, list, models, modes, number, options, planEntries, record, string, toolCall, usage, words } from './normalise.js';
+import {
+	block,
+	blocks,
+	commands,
+	configOptions,
+	failure,
+	identity,
+	isRecord,
+	list,
+	models,
+	modes,
+	number,
+	options,
+	planEntries,
+	record,
+	string,
+	toolCall,
+	usage,
+	words
+} from './normalise.js';
 
 const MAX_RAW = 200;
 
 export function createTranscript() {
-	const model = { kind: 'session', head: 0, turns: [], running: new Set(), waiting: new Map(), modes: null, models: null, configOptions: null, commands: null, usage: null, title: null, closed: null };
+	const model = {
+		kind: 'session',
+		head: 0,
+		turns: [],
+		running: new Set(),
+		waiting: new Map(),
+		modes: null,
+		models: null,
+		configOptions: null,
+		commands: null,
+		usage: null,
+		title: null,
+		closed: null
+	};
 	return hide(model, { dirty: new Set(), byIndex: new Map(), calls: new Map(), requests: new Map(), seededAt: 0 });
 }
 
@@ -12,7 +44,13 @@ export function createTranscript() {
 export function seed(model, state) {
 	const { head, model: current } = state;
 	model.seededAt = Math.max(model.seededAt, number(head, 0));
-	const settings = { modes: modes(state.modes), models: models(state.models, current), configOptions: settled(state.config_options, configOptions), commands: settled(state.commands, commands), usage: usage(state.usage) };
+	const settings = {
+		modes: modes(state.modes),
+		models: models(state.models, current),
+		configOptions: settled(state.config_options, configOptions),
+		commands: settled(state.commands, commands),
+		usage: usage(state.usage)
+	};
 	for (const [name, value] of Object.entries(settings)) if (value) set(model, name, value);
 }
 
@@ -36,16 +74,28 @@ const ENTRIES = {
 	turn_start(model, entry) {
 		const { prompt, id, context, ts } = entry;
 		const turn = turnOf(model, entry);
-		Object.assign(turn, { prompt: blocks(prompt), id: string(id, null), context: string(context, 'kept'), startedAt: ts, status: 'running' });
+		Object.assign(turn, {
+			prompt: blocks(prompt),
+			id: string(id, null),
+			context: string(context, 'kept'),
+			startedAt: ts,
+			status: 'running'
+		});
 		model.running.add(turn.index);
 	},
 
 	turn_end(model, entry) {
 		const turn = turnOf(model, entry);
 		closeText(model, turn, entry.ts);
-		Object.assign(turn, { status: 'ended', stopReason: string(entry.stop_reason, 'error'), durationMs: number(entry.duration_ms), error: failure(entry.error) });
+		Object.assign(turn, {
+			status: 'ended',
+			stopReason: string(entry.stop_reason, 'error'),
+			durationMs: number(entry.duration_ms),
+			error: failure(entry.error)
+		});
 		// It took no time if the agent never had it.
-		if (entry.withdrawn ?? (entry.stop_reason === 'cancelled' && entry.duration_ms === 0 && !turn.items.length)) turn.withdrawn = true;
+		if (entry.withdrawn ?? (entry.stop_reason === 'cancelled' && entry.duration_ms === 0 && !turn.items.length))
+			turn.withdrawn = true;
 		for (const tool of turn.open) {
 			tool.abandoned = true;
 			model.dirty.add(tool);
@@ -75,9 +125,23 @@ const ENTRIES = {
 		if (model.requests.has(requestId)) return;
 		const request = record(entry.request);
 		const asked = record(request.toolCall);
-		const tool = mergeTool(model, { ...asked, toolCallId: identity(asked.toolCallId) ?? `permission:${requestId}` }, entry);
+		const tool = mergeTool(
+			model,
+			{ ...asked, toolCallId: identity(asked.toolCallId) ?? `permission:${requestId}` },
+			entry
+		);
 		const { title, toolKind, content, locations, input, turnIndex } = tool;
-		const permission = { requestId, turnIndex, call: { title, toolKind, content, locations, input }, options: options(request.options), expiresAt: number(expiresAt), outcome: null, by: null, over: false, refused: 0 };
+		const permission = {
+			requestId,
+			turnIndex,
+			call: { title, toolKind, content, locations, input },
+			options: options(request.options),
+			expiresAt: number(expiresAt),
+			outcome: null,
+			by: null,
+			over: false,
+			refused: 0
+		};
 		tool.permissions.push(hide(permission, { tool }));
 		model.requests.set(requestId, permission);
 		model.waiting.set(requestId, permission);
@@ -91,14 +155,15 @@ const ENTRIES = {
 		model.dirty.add(permission.tool);
 	},
 
-	session_closed: (model, { reason }) => set(model, 'closed', { reason: string(reason) }),
+	session_closed: (model, { reason }) => set(model, 'closed', { reason: string(reason) })
 };
 
 function update(model, entry, method, params) {
 	const one = method === 'session/update' ? record(params).update : null;
 	const name = record(one).sessionUpdate;
 	const handler = typeof name === 'string' ? UPDATES[name] : null;
-	if (!handler || handler(model, one, entry) === UNKNOWN) addRaw(model, entry, words(name, method), isRecord(one) ? one : params);
+	if (!handler || handler(model, one, entry) === UNKNOWN)
+		addRaw(model, entry, words(name, method), isRecord(one) ? one : params);
 }
 
 const UNKNOWN = Symbol('unknown');
@@ -109,10 +174,14 @@ const UPDATES = {
 	agent_thought_chunk: (model, chunk, entry) => addText(model, 'thought', chunk, entry),
 	user_message_chunk(model, chunk, entry) {
 		const { text } = record(chunk.content);
-		if (typeof text !== 'string' || !textOf(turnOf(model, entry).prompt).includes(text)) addText(model, 'user', chunk, entry);
+		if (typeof text !== 'string' || !textOf(turnOf(model, entry).prompt).includes(text))
+			addText(model, 'user', chunk, entry);
 	},
 	tool_call: (model, call, entry) => void mergeTool(model, call, entry),
-	tool_call_update: (model, call, entry) => (identity(call.toolCallId) === null ? UNKNOWN : void mergeTool(model, call, entry, model.calls.get(identity(call.toolCallId)))),
+	tool_call_update: (model, call, entry) =>
+		identity(call.toolCallId) === null
+			? UNKNOWN
+			: void mergeTool(model, call, entry, model.calls.get(identity(call.toolCallId))),
 	plan(model, { entries }, entry) {
 		if (!Array.isArray(entries)) return UNKNOWN;
 		const turn = turnOf(model, entry);
@@ -120,8 +189,10 @@ const UPDATES = {
 		turn.plan.entries = planEntries(entries);
 		model.dirty.add(turn.plan);
 	},
-	available_commands_update: (model, { availableCommands: all }, entry) => (Array.isArray(all) ? set(model, 'commands', commands(all), entry) : UNKNOWN),
-	config_option_update: (model, { configOptions: all }, entry) => (Array.isArray(all) ? set(model, 'configOptions', configOptions(all), entry) : UNKNOWN),
+	available_commands_update: (model, { availableCommands: all }, entry) =>
+		Array.isArray(all) ? set(model, 'commands', commands(all), entry) : UNKNOWN,
+	config_option_update: (model, { configOptions: all }, entry) =>
+		Array.isArray(all) ? set(model, 'configOptions', configOptions(all), entry) : UNKNOWN,
 	current_mode_update(model, { currentModeId: given }, entry) {
 		const currentModeId = identity(given);
 		if (currentModeId === null) return UNKNOWN;
@@ -138,14 +209,30 @@ const UPDATES = {
 		set(model, 'title', title, entry);
 	},
 	usage_update: (model, change) => void set(model, 'usage', usage(change)),
-	notice: (model, { severity, title, description }, entry) => void add(model, entry, 'note', { note: string(severity), title: words(title, ''), text: words(description, '') }),
+	notice: (model, { severity, title, description }, entry) =>
+		void add(model, entry, 'note', { note: string(severity), title: words(title, ''), text: words(description, '') })
 };
 
 function turnOf(model, { turn_index: given, ts }) {
 	const index = Number.isSafeInteger(given) ? given : 0;
 	let turn = model.byIndex.get(index);
 	if (!turn) {
-		turn = { kind: 'turn', index, prompt: null, id: null, context: 'kept', status: 'ended', startedAt: ts, stopReason: null, durationMs: null, error: null, failure: null, usage: null, plan: null, items: [] };
+		turn = {
+			kind: 'turn',
+			index,
+			prompt: null,
+			id: null,
+			context: 'kept',
+			status: 'ended',
+			startedAt: ts,
+			stopReason: null,
+			durationMs: null,
+			error: null,
+			failure: null,
+			usage: null,
+			plan: null,
+			items: []
+		};
 		hide(turn, { tools: new Map(), open: new Set(), text: null });
 		model.byIndex.set(index, turn);
 		model.turns.push(turn);
@@ -190,7 +277,8 @@ function closeText(model, turn, ts) {
 
 function addRaw(model, entry, name, data) {
 	const last = turnOf(model, entry).items.at(-1);
-	if (last?.kind !== 'raw' || last.name !== name) return void add(model, entry, 'raw', { name, count: 1, data: [data] });
+	if (last?.kind !== 'raw' || last.name !== name)
+		return void add(model, entry, 'raw', { name, count: 1, data: [data] });
 	last.count += 1;
 	if (last.count <= MAX_RAW) last.data.push(data);
 	model.dirty.add(last);
@@ -202,7 +290,20 @@ function mergeTool(model, change, entry, earlier) {
 	const turn = turnOf(model, entry);
 	let tool = turn.tools.get(id);
 	if (!tool) {
-		tool = add(model, entry, 'tool', { id, title: earlier?.title ?? '', toolKind: earlier?.toolKind ?? 'other', status: 'pending', content: [], locations: [], input: undefined, output: undefined, terminal: null, permissions: [], abandoned: false, endedAt: null });
+		tool = add(model, entry, 'tool', {
+			id,
+			title: earlier?.title ?? '',
+			toolKind: earlier?.toolKind ?? 'other',
+			status: 'pending',
+			content: [],
+			locations: [],
+			input: undefined,
+			output: undefined,
+			terminal: null,
+			permissions: [],
+			abandoned: false,
+			endedAt: null
+		});
 		if (id !== null) for (const known of [turn.tools, model.calls]) known.set(id, tool);
 	}
 	// Absent and null mean unchanged; lists are replaced whole.
@@ -231,7 +332,9 @@ function set(model, name, value, entry) {
 }
 
 export function textOf(parts) {
-	return list(parts).map((part) => (part?.type === 'text' ? part.text : '')).join('');
+	return list(parts)
+		.map(part => (part?.type === 'text' ? part.text : ''))
+		.join('');
 }
 
 const ATTACHED = '[Attached files]\n';

@@ -61,7 +61,7 @@ export class Wire {
 			setTimeout: globalThis.setTimeout.bind(globalThis),
 			clearTimeout: globalThis.clearTimeout.bind(globalThis),
 			uuid: randomId,
-			...env,
+			...env
 		};
 	}
 
@@ -100,7 +100,8 @@ export class Wire {
 		const text = JSON.stringify(frame);
 		const accepted = new Promise((resolve, reject) => this.#prompts.set(id, { frame, text, resolve, reject }));
 		accepted.catch(() => {});
-		if (byteLength(text) > MAX_FRAME) this.#reject(id, new WireError('payload_too_large', 'This is more than the server takes (4 MiB).'));
+		if (byteLength(text) > MAX_FRAME)
+			this.#reject(id, new WireError('payload_too_large', 'This is more than the server takes (4 MiB).'));
 		else this.send(frame, text);
 		return { id, accepted };
 	}
@@ -110,7 +111,12 @@ export class Wire {
 	}
 
 	answer(requestId, optionId) {
-		const frame = { type: 'permission', id: requestId, request_id: requestId, ...(optionId == null ? { outcome: 'cancelled' } : { option_id: optionId }) };
+		const frame = {
+			type: 'permission',
+			id: requestId,
+			request_id: requestId,
+			...(optionId == null ? { outcome: 'cancelled' } : { option_id: optionId })
+		};
 		this.#answers.set(requestId, frame);
 		return this.send(frame);
 	}
@@ -139,8 +145,10 @@ export class Wire {
 
 	#open(credential) {
 		const socket = (this.#socket = new this.#env.WebSocket(this.#url));
-		const current = (fn) => (event) => socket === this.#socket && fn(event);
-		socket.onopen = current(() => this.#write({ type: 'auth', ...credential, ...(this.#last != null && { after: this.#last }) }));
+		const current = fn => event => socket === this.#socket && fn(event);
+		socket.onopen = current(() =>
+			this.#write({ type: 'auth', ...credential, ...(this.#last != null && { after: this.#last }) })
+		);
 		socket.onmessage = current(({ data }) => this.#received(data));
 		socket.onclose = current(({ code, reason }) => this.#closed(code, reason));
 	}
@@ -204,7 +212,8 @@ export class Wire {
 		if (this.#last != null && entry.seq > this.#last + 1) return void this.#closed(1006, 'gap');
 		this.#last = entry.seq;
 		// The turn of a prompt whose `accepted` was lost with a connection.
-		if (entry.type === 'turn_start') this.#accepted({ id: entry.id, turn_index: entry.turn_index, queued: false, duplicate: true });
+		if (entry.type === 'turn_start')
+			this.#accepted({ id: entry.id, turn_index: entry.turn_index, queued: false, duplicate: true });
 		if (entry.type === 'permission_resolved') this.#answers.delete(entry.request_id);
 		this.#on.entry?.(entry);
 	}
@@ -261,7 +270,11 @@ export class Wire {
 
 	#rejectLargest() {
 		const [largest] = [...this.#prompts.values()].sort((a, b) => b.text.length - a.text.length);
-		if (largest) this.#reject(largest.frame.id, new WireError('payload_too_large', 'The server did not take this: it is too large.'));
+		if (largest)
+			this.#reject(
+				largest.frame.id,
+				new WireError('payload_too_large', 'The server did not take this: it is too large.')
+			);
 	}
 
 	#setStatus(status) {
@@ -286,5 +299,5 @@ function byteLength(text) {
 
 // crypto.randomUUID is for secure origins only
 function randomId() {
-	return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
+	return Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, '0')).join('');
 }

@@ -4,17 +4,40 @@ import { createAnsiSequenceParser, createColorPalette, namedColors } from 'ansi-
 const MAX_PENDING = 4096;
 const DARK = '#1c1a18';
 const LIGHT = '#e6e1d8';
-const NAMED = ['#958d82', '#f08a80', '#8fd19e', '#e8c37a', '#8fb9f5', '#d8a1e6', '#86d3d6', '#e6e1d8', '#a8a095', '#ff9f94', '#a5e6b3', '#fad58d', '#a9cbff', '#e9b8f5', '#9ee9ec', '#ffffff'];
-const STYLES = { bold: { fontWeight: '700' }, dim: { opacity: '0.75' }, italic: { fontStyle: 'italic' }, hidden: { visibility: 'hidden' } };
+const NAMED = [
+	'#958d82',
+	'#f08a80',
+	'#8fd19e',
+	'#e8c37a',
+	'#8fb9f5',
+	'#d8a1e6',
+	'#86d3d6',
+	'#e6e1d8',
+	'#a8a095',
+	'#ff9f94',
+	'#a5e6b3',
+	'#fad58d',
+	'#a9cbff',
+	'#e9b8f5',
+	'#9ee9ec',
+	'#ffffff'
+];
+const STYLES = {
+	bold: { fontWeight: '700' },
+	dim: { opacity: '0.75' },
+	italic: { fontStyle: 'italic' },
+	hidden: { visibility: 'hidden' }
+};
 const LINES = { underline: 'underline', overline: 'overline', strikethrough: 'line-through' };
 const palette = createColorPalette(Object.fromEntries(namedColors.map((name, index) => [name, NAMED[index]])));
 
-const CONTROL = /(?:\x1b\[|\x9b)([0-9;:?<=>]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-OQ-WYZ\\`-~]/g;
+const CONTROL =
+	/(?:\x1b\[|\x9b)([0-9;:?<=>]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-OQ-WYZ\\`-~]/g;
 const UNFINISHED = /(?:\x1b\[|\x9b)[0-9;:?<=>]*[ -/]*$|\x1b[\]PX^_][^\x07\x1b\x9c]*\x1b?$|\x1b[ -/]*$/;
 
 // One sequence for each code: the library misreads several in one
 function sequences(params) {
-	const codes = params.split(';').map((code) => code || '0');
+	const codes = params.split(';').map(code => code || '0');
 	const found = [];
 	while (codes.length) {
 		// 38:2::255:0:0, and underlines have styles: 4:3.
@@ -23,7 +46,7 @@ function sequences(params) {
 			if (!rest.length) rest = codes.splice(0, codes[0] === '2' ? 4 : codes[0] === '5' ? 2 : 1);
 			const colour = rest[0] === '2' ? ['2', ...rest.slice(-3)] : rest.slice(0, 2);
 			code = [code, ...colour].join(';');
-			if (!/^[34]8;(2;\d{1,3};\d{1,3}|5);\d{1,3}$/.test(code) || colour.some((part) => part > 255)) continue;
+			if (!/^[34]8;(2;\d{1,3};\d{1,3}|5);\d{1,3}$/.test(code) || colour.some(part => part > 255)) continue;
 		} else if (code === '4' && rest[0] === '0') code = '24';
 		else if (code === '21') code = '4';
 		found.push(`\x1b[${code}m`);
@@ -37,12 +60,13 @@ function styleOf({ foreground, background, decorations }) {
 	if (decorations.has('reverse')) [front, back] = [back ?? DARK, front ?? LIGHT];
 	else if (back && (!front || foreground.name === 'black')) front = isLight(back) ? DARK : LIGHT;
 	const style = { ...(front && { color: front }), ...(back && { backgroundColor: back }) };
-	for (const name of decorations) if (LINES[name]) style.textDecoration = [style.textDecoration, LINES[name]].filter(Boolean).join(' ');
-	return Object.assign(style, ...[...decorations].map((name) => STYLES[name]));
+	for (const name of decorations)
+		if (LINES[name]) style.textDecoration = [style.textDecoration, LINES[name]].filter(Boolean).join(' ');
+	return Object.assign(style, ...[...decorations].map(name => STYLES[name]));
 }
 
 function isLight(colour) {
-	const [red, green, blue] = [1, 3, 5].map((at) => Number.parseInt(colour.slice(at, at + 2), 16));
+	const [red, green, blue] = [1, 3, 5].map(at => Number.parseInt(colour.slice(at, at + 2), 16));
 	return red * 0.3 + green * 0.59 + blue * 0.11 > 140;
 }
 

@@ -13,7 +13,13 @@ export class Attachments {
 	}
 
 	get saved() {
-		return this.items.map(({ block, token, name, size, error, state }) => ({ block, token, name, size, ...(state === 'ready' ? { state } : { state: 'failed', error: error ?? 'This was not uploaded: attach it again' }) }));
+		return this.items.map(({ block, token, name, size, error, state }) => ({
+			block,
+			token,
+			name,
+			size,
+			...(state === 'ready' ? { state } : { state: 'failed', error: error ?? 'This was not uploaded: attach it again' })
+		}));
 	}
 
 	get blocked() {
@@ -43,7 +49,7 @@ export class Attachments {
 			if (INLINE.test(file.type) && inline <= INLINE_ALL) {
 				item.block = { type: 'image', mimeType: file.type, data: await base64(file) };
 			} else {
-				item.job = this.upload(file, (part) => {
+				item.job = this.upload(file, part => {
 					item.bar.value = part;
 					setText(item.note, `${Math.round(part * 100)} %`);
 				});
@@ -63,18 +69,20 @@ export class Attachments {
 		item.bar = h('progress', { max: 1, label: `Uploading ${name}` });
 		item.el.dataset.state = state;
 		item.el.replaceChildren(
-			block ? h('img', { src: `data:${block.mimeType};base64,${block.data}`, alt: '' }) : icon(error ? 'alert' : 'file'),
+			block
+				? h('img', { src: `data:${block.mimeType};base64,${block.data}`, alt: '' })
+				: icon(error ? 'alert' : 'file'),
 			h('span.ellipsis', { text: name, title: name }),
 			item.note,
 			h('button.icon-button', { label: `Remove ${name}`, onclick: () => this.#remove(item) }, icon('close')),
-			state === 'busy' ? item.bar : '',
+			state === 'busy' ? item.bar : ''
 		);
 		this.#changed();
 	}
 
 	#remove(item) {
 		item.job?.abort();
-		this.items = this.items.filter((one) => one !== item);
+		this.items = this.items.filter(one => one !== item);
 		item.el.remove();
 		this.#changed();
 	}
@@ -85,7 +93,7 @@ export class Attachments {
 	}
 
 	get contents() {
-		const all = (name) => this.items.map((item) => item[name]).filter(Boolean);
+		const all = name => this.items.map(item => item[name]).filter(Boolean);
 		return { blocks: all('block'), files: all('token') };
 	}
 

@@ -23,13 +23,16 @@ export class Attention {
 	notify(title, body, onclick) {
 		if (document.visibilityState === 'visible' && document.hasFocus()) return;
 		try {
-			const note = new Notification(spell(title), { body: spell(body).slice(0, MAX_BODY), tag: title, icon: iconAddress() });
+			const note = new Notification(spell(title), {
+				body: spell(body).slice(0, MAX_BODY),
+				tag: title,
+				icon: iconAddress()
+			});
 			note.onclick = () => {
 				window.focus();
 				onclick();
 				note.close();
 			};
-		} catch {
-		}
+		} catch {}
 	}
 }

@@ -9,7 +9,12 @@ import { MarkdownView } from './markdown.js';
 export const hasDiff = ({ content }) => content.some(({ type }) => type === 'diff');
 
 export function titleOf({ title, toolKind, locations }) {
-	const words = title.trim().replace(/^`+|`+$/g, '').trim().replace(/[^\S\n]+/g, ' ').replace(/ ?\n+ ?/g, ' ↵ ');
+	const words = title
+		.trim()
+		.replace(/^`+|`+$/g, '')
+		.trim()
+		.replace(/[^\S\n]+/g, ' ')
+		.replace(/ ?\n+ ?/g, ' ↵ ');
 	return words || `${toolKind} ${shortPath(locations[0]?.path)}`;
 }
 
@@ -19,22 +24,30 @@ const PLAIN = /^[\w@%+=:,./-]+$/;
 export function commandOf({ input }) {
 	const command = input?.command ?? input?.cmd;
 	if (typeof command === 'string') return command;
-	const words = Array.isArray(command) && command.length && command.every((word) => typeof word === 'string');
-	return words ? command.map((word) => (PLAIN.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(' ') : '';
+	const words = Array.isArray(command) && command.length && command.every(word => typeof word === 'string');
+	return words ? command.map(word => (PLAIN.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(' ') : '';
 }
 
 export function contentView(one, cwd) {
 	if (one.type === 'diff') return diffView(one, cwd);
 	if (one.type === 'terminal') return hint('The output is in a terminal of the agent.');
 	if (one.type !== 'content') return contentBlock(one);
-	return one.content.type === 'text' ? new MarkdownView(pretty(one.content.text, MAX_TOLD)).el : contentBlock(one.content);
+	return one.content.type === 'text'
+		? new MarkdownView(pretty(one.content.text, MAX_TOLD)).el
+		: contentBlock(one.content);
 }
 
-export const locationsView = (list) => h('p.chips.hint', {}, list.map(({ path, line }) => h('code', { title: path, text: shortPath(path) + (line ? `:${line}` : '') })));
+export const locationsView = list =>
+	h(
+		'p.chips.hint',
+		{},
+		list.map(({ path, line }) => h('code', { title: path, text: shortPath(path) + (line ? `:${line}` : '') }))
+	);
 
-export const hint = (text) => h('p.hint', { text });
+export const hint = text => h('p.hint', { text });
 
-export const section = (label) => (value) => h('div', {}, hint(label), codeBlock(pretty(value), typeof value === 'string' ? '' : 'json').el);
+export const section = label => value =>
+	h('div', {}, hint(label), codeBlock(pretty(value), typeof value === 'string' ? '' : 'json').el);
 
 const TOLD = new Set(['command', 'cmd', 'description']);
 
@@ -42,15 +55,30 @@ const TOLD = new Set(['command', 'cmd', 'description']);
 export function askedFor(call, cwd) {
 	const { title, toolKind, content, locations, input } = call;
 	const command = commandOf(call);
-	const places = locations.filter(({ path }) => (!title.includes(path) || /[^\0-\x7F]/.test(path)) && !content.some((one) => one.path === path));
-	const told = command && Object.keys(input).every((name) => TOLD.has(name)) && !('command' in input && 'cmd' in input);
+	const places = locations.filter(
+		({ path }) => (!title.includes(path) || /[^\0-\x7F]/.test(path)) && !content.some(one => one.path === path)
+	);
+	const told = command && Object.keys(input).every(name => TOLD.has(name)) && !('command' in input && 'cmd' in input);
 	const whole = () => exactBlock(pretty(input, Infinity), 'Input', jsonNodes);
 	const parts = [
-		title.trim() !== command.trim() && (toolKind === 'execute' && !command ? exactBlock(title) : h('p.asked', { text: title })),
-		places.map(({ path, line }) => h('p.asked.path-whole', {}, exactNodes(pretty(path, MAX_PATH) + (line ? `:${line}` : '')))),
+		title.trim() !== command.trim() &&
+			(toolKind === 'execute' && !command ? exactBlock(title) : h('p.asked', { text: title })),
+		places.map(({ path, line }) =>
+			h('p.asked.path-whole', {}, exactNodes(pretty(path, MAX_PATH) + (line ? `:${line}` : '')))
+		),
 		command && exactBlock(command),
-		content.map((one) => guard(() => contentView(one, cwd), () => codeBlock(pretty(one, Infinity), 'json').el)),
+		content.map(one =>
+			guard(
+				() => contentView(one, cwd),
+				() => codeBlock(pretty(one, Infinity), 'json').el
+			)
+		)
 	];
-	if (input !== undefined && !told) parts.push(hasDiff(call) ? h('details.raw', {}, h('summary', {}, icon('frames'), 'All that the tool is given'), whole()) : whole());
+	if (input !== undefined && !told)
+		parts.push(
+			hasDiff(call)
+				? h('details.raw', {}, h('summary', {}, icon('frames'), 'All that the tool is given'), whole())
+				: whole()
+		);
 	return parts;
 }

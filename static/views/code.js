@@ -23,10 +23,12 @@ async function paint(code) {
 	const { text, language } = shown.get(code);
 	const id = (asked += 1);
 	worker.postMessage({ id, code: text, language });
-	const tokens = await new Promise((resolve) => waiting.set(id, resolve));
+	const tokens = await new Promise(resolve => waiting.set(id, resolve));
 	const now = shown.get(code).text;
 	if (!tokens || !now.startsWith(text)) return;
-	const nodes = tokens.flatMap(([name, part]) => (name ? [h('span', { class: name }, codeNodes(part))] : codeNodes(part)));
+	const nodes = tokens.flatMap(([name, part]) =>
+		name ? [h('span', { class: name }, codeNodes(part))] : codeNodes(part)
+	);
 	code.replaceChildren(...nodes, ...codeNodes(now.slice(text.length)));
 }
 
@@ -44,10 +46,11 @@ export function codeBlock(text, language = '', growing = false) {
 		if (language && source.text.length < MAX_COLOURED) whenNear(code, () => paint(code));
 	};
 	if (!growing) finish();
-	const append = (more) => {
+	const append = more => {
 		source.text += more;
 		const nodes = codeNodes(more);
-		if (nodes.length === 1 && typeof nodes[0] === 'string' && code.lastChild?.nodeType === Node.TEXT_NODE) code.lastChild.appendData(more);
+		if (nodes.length === 1 && typeof nodes[0] === 'string' && code.lastChild?.nodeType === Node.TEXT_NODE)
+			code.lastChild.appendData(more);
 		else code.append(...nodes);
 		if (!language || source.text.length > LIVE_COLOURED || timer) return;
 		timer = setTimeout(() => {
@@ -61,11 +64,17 @@ export function codeBlock(text, language = '', growing = false) {
 export function exactBlock(text, label = 'Command', nodes = exactNodes) {
 	const { el, name, pre, code } = template('code');
 	el.classList.add('exact');
-	const show = (from) => {
+	const show = from => {
 		const end = from + MAX_EXACT + (/[\uD800-\uDBFF]/.test(text[from + MAX_EXACT - 1]) ? 1 : 0);
 		code.append(...nodes(text.slice(from, end)));
 		if (end >= text.length) return;
-		const more = h('button.strip.warn.wide', { text: `${plural(text.length - end, 'more character')} of this: show more`, onclick: () => (more.remove(), show(end)) });
+		const more = h('button.strip.warn.wide', {
+			text: `${plural(text.length - end, 'more character')} of this: show more`,
+			onclick: () => {
+				more.remove();
+				show(end);
+			}
+		});
 		el.append(more);
 	};
 	show(0);

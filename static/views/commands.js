@@ -14,7 +14,11 @@ export class CommandList {
 		const { value, selectionStart } = this.input;
 		const [, typed] = (selectionStart === value.length && /^\/(\S*)$/.exec(value.toLowerCase())) || [];
 		const at = ({ name }) => name.toLowerCase().indexOf(typed);
-		this.#show(this.commands().filter((command) => at(command) >= 0).sort((a, b) => at(a) - at(b)));
+		this.#show(
+			this.commands()
+				.filter(command => at(command) >= 0)
+				.sort((a, b) => at(a) - at(b))
+		);
 	}
 
 	#show(matches) {
@@ -22,9 +26,19 @@ export class CommandList {
 		this.el.hidden = !matches.length;
 		this.el.replaceChildren(
 			...matches.map(({ name, description, hint }, index) => {
-				const props = { role: 'option', id: `${this.el.id}-${index}`, onpointerdown: (event) => event.preventDefault(), onclick: () => this.#choose(index) };
-				return h('li', props, h('code', { text: `/${name}` }), h('span.ellipsis', { text: [description, hint && `(${hint})`].filter(Boolean).join(' ') }));
-			}),
+				const props = {
+					role: 'option',
+					id: `${this.el.id}-${index}`,
+					onpointerdown: event => event.preventDefault(),
+					onclick: () => this.#choose(index)
+				};
+				return h(
+					'li',
+					props,
+					h('code', { text: `/${name}` }),
+					h('span.ellipsis', { text: [description, hint && `(${hint})`].filter(Boolean).join(' ') })
+				);
+			})
 		);
 		this.#mark(0);
 	}

@@ -11,12 +11,29 @@ export class Composer {
 	constructor({ on, upload, placeholder, label = 'Message', controls, draft }) {
 		Object.assign(this, template('composer'), { on, draft, running: false, at: null, stash: '', edits: new Map() });
 		const { input, picker } = this;
-		Object.assign(input, { placeholder, ariaLabel: label, oninput: () => this.#typed(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.paste(event) });
+		Object.assign(input, {
+			placeholder,
+			ariaLabel: label,
+			oninput: () => this.#typed(),
+			onkeydown: event => this.#key(event),
+			onpaste: event => this.paste(event)
+		});
 		input.enterKeyHint = TOUCH?.matches ? 'enter' : 'send';
 		this.attachments = new Attachments(this.attached, upload, () => this.#attached(), draft.read('attached'));
-		this.commands = new CommandList(this.offered, input, () => on.commands?.() ?? [], (text) => ((this.text = text), this.focus()));
+		this.commands = new CommandList(
+			this.offered,
+			input,
+			() => on.commands?.() ?? [],
+			text => {
+				this.text = text;
+				this.focus();
+			}
+		);
 		this.clip.onclick = () => picker.click();
-		picker.onchange = () => (this.add([...picker.files]), (picker.value = ''));
+		picker.onchange = () => {
+			this.add([...picker.files]);
+			picker.value = '';
+		};
 		this.controls.append(controls);
 		this.stop.onclick = () => on.stop();
 		this.go.onclick = () => this.send();
@@ -94,7 +111,11 @@ export class Composer {
 	#buttons() {
 		const words = this.purpose ?? (this.running ? 'Send next: it waits until this turn is over' : 'Send');
 		this.go.disabled = this.empty || this.attachments.blocked;
-		this.go.title = this.attachments.blocked ? 'Waits for the attached files' : TOUCH?.matches ? words : `${words} (Enter)`;
+		this.go.title = this.attachments.blocked
+			? 'Waits for the attached files'
+			: TOUCH?.matches
+				? words
+				: `${words} (Enter)`;
 		this.go.ariaLabel = words;
 		this.stop.hidden = !this.running;
 		this.go.hidden = this.running && this.empty;
@@ -137,7 +158,8 @@ export class Composer {
 	#history({ key, shiftKey, altKey, ctrlKey, metaKey }) {
 		const up = key === 'ArrowUp';
 		const { selectionStart: caret, selectionEnd, value } = this.input;
-		if ((!up && key !== 'ArrowDown') || shiftKey || altKey || ctrlKey || metaKey || caret !== selectionEnd) return false;
+		if ((!up && key !== 'ArrowDown') || shiftKey || altKey || ctrlKey || metaKey || caret !== selectionEnd)
+			return false;
 		if ((up ? value.slice(0, caret) : value.slice(caret)).includes('\n')) return false;
 		if (up ? this.at === 0 || (this.at === null && caret > 0) : this.at === null) return false;
 		const past = this.on.history?.() ?? [];
@@ -171,7 +193,7 @@ export class Composer {
 export function dropTarget(area, take) {
 	const veil = area.appendChild(template('drop').el);
 	for (const name of ['dragover', 'dragleave', 'drop']) {
-		area.addEventListener(name, (event) => {
+		area.addEventListener(name, event => {
 			if (!event.dataTransfer?.types.includes('Files') || area.contains(event.relatedTarget)) return;
 			event.preventDefault();
 			veil.hidden = name !== 'dragover';

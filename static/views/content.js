@@ -12,7 +12,14 @@ export function contentBlock(given) {
 	if (type === 'resource_link') return fileChip(title || name || uri || 'link', uri, size);
 	if (type === 'resource') {
 		const label = shortPath(resource.uri) || 'resource';
-		return resource.text == null ? fileChip(label, resource.uri) : h('details.raw', {}, h('summary', {}, icon('file'), label), codeBlock(pretty(resource.text, MAX_RESOURCE), /\.(\w+)$/.exec(label)?.[1]).el);
+		return resource.text == null
+			? fileChip(label, resource.uri)
+			: h(
+					'details.raw',
+					{},
+					h('summary', {}, icon('file'), label),
+					codeBlock(pretty(resource.text, MAX_RESOURCE), /\.(\w+)$/.exec(label)?.[1]).el
+				);
 	}
 	if (type === 'image' || type === 'audio') {
 		const src = safeImage(data ? `data:${mimeType};base64,${data}` : uri);
@@ -36,5 +43,11 @@ export function safeImage(src) {
 }
 
 export function fileChip(name, title, size) {
-	return h('span.chip', { title }, icon('file'), h('span.ellipsis', { text: name }), size && h('small', { text: bytes(size) }));
+	return h(
+		'span.chip',
+		{ title },
+		icon('file'),
+		h('span.ellipsis', { text: name }),
+		size && h('small', { text: bytes(size) })
+	);
 }

@@ -14,13 +14,13 @@ export class ConversationView {
 		this.draw = oncePerFrame(() => this.#draw());
 		this.context = {
 			...context,
-			again: (item) => {
+			again: item => {
 				this.model.dirty.add(item);
 				this.draw();
 			},
-			isLast: (turn) => turn === this.model.turns.at(-1),
-			draws: (turn) => [...this.model.dirty].some(({ turnIndex }) => turnIndex === turn.index),
-			waits: (turn) => [...this.model.waiting.values()].some(({ turnIndex }) => turnIndex === turn.index),
+			isLast: turn => turn === this.model.turns.at(-1),
+			draws: turn => [...this.model.dirty].some(({ turnIndex }) => turnIndex === turn.index),
+			waits: turn => [...this.model.waiting.values()].some(({ turnIndex }) => turnIndex === turn.index)
 		};
 	}
 
@@ -83,11 +83,14 @@ export class ConversationView {
 
 	#drawItem(item) {
 		const view = this.context.views.get(item);
-		guard(() => view?.update(), () => {
-			const raw = rawView(item.kind, item);
-			view.el.replaceWith(raw.el);
-			this.context.views.set(item, raw);
-		});
+		guard(
+			() => view?.update(),
+			() => {
+				const raw = rawView(item.kind, item);
+				view.el.replaceWith(raw.el);
+				this.context.views.set(item, raw);
+			}
+		);
 	}
 
 	#drawTurn(turn, enough) {
@@ -103,7 +106,8 @@ export class ConversationView {
 	}
 
 	#settle() {
-		for (const turn of this.model.turns.slice(-4)) this.turnViews.get(turn)?.el.classList.toggle('settled', turn.status !== 'running' && !this.context.isLast(turn));
+		for (const turn of this.model.turns.slice(-4))
+			this.turnViews.get(turn)?.el.classList.toggle('settled', turn.status !== 'running' && !this.context.isLast(turn));
 	}
 
 	#later() {

@@ -35,7 +35,10 @@ function ask(source, dark) {
 		const heard = ({ source: from, data }) => {
 			if (from !== mine.contentWindow) return;
 			if (data?.ready) send();
-			else if (data?.id === id) typeof data.svg === 'string' && data.svg.length < MAX_PICTURE ? end(resolve, data.svg) : end(reject, new Error(String(data.error ?? 'It is too large.').slice(0, 300)));
+			else if (data?.id === id)
+				typeof data.svg === 'string' && data.svg.length < MAX_PICTURE
+					? end(resolve, data.svg)
+					: end(reject, new Error(String(data.error ?? 'It is too large.').slice(0, 300)));
 		};
 		window.addEventListener('message', heard);
 		send();
@@ -49,7 +52,7 @@ export function diagramView(source) {
 	toggle.onclick = () => show(pre.hidden);
 	el.querySelector('figcaption').append(toggle);
 	let picture;
-	const show = (text) => {
+	const show = text => {
 		pre.hidden = !text;
 		picture.hidden = text;
 		toggle.ariaPressed = text;
@@ -59,8 +62,19 @@ export function diagramView(source) {
 		try {
 			if (source.length > MAX_LENGTH) throw new Error('It is too long.');
 			const svg = await draw(source, dark);
-			const image = h('img', { src: `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`, alt: `Diagram: ${source.trim().slice(0, 200)}` });
-			picture = h('button.drawing', { label: 'Diagram: show it larger or smaller', 'data-scheme': dark ? 'dark' : 'light', onclick: () => picture.classList.toggle('full') }, image);
+			const image = h('img', {
+				src: `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`,
+				alt: `Diagram: ${source.trim().slice(0, 200)}`
+			});
+			picture = h(
+				'button.drawing',
+				{
+					label: 'Diagram: show it larger or smaller',
+					'data-scheme': dark ? 'dark' : 'light',
+					onclick: () => picture.classList.toggle('full')
+				},
+				image
+			);
 			await image.decode();
 			pre.before(picture);
 			toggle.hidden = false;

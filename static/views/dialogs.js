@@ -16,7 +16,7 @@ export function ask({ title, text, input, action, danger }) {
 	document.body.append(el);
 	el.showModal();
 	if (!field.hidden) field.select();
-	return new Promise((resolve) => {
+	return new Promise(resolve => {
 		el.onclose = () => {
 			el.remove();
 			resolve(el.returnValue !== 'yes' ? null : field.hidden || field.value.trim());

@@ -16,14 +16,16 @@ const ENDS = { '\r\n': 'CRLF', '\n': 'LF', '\r': 'CR' };
 
 function linesOf(text) {
 	if (typeof text !== 'string') return [];
-	return [...text.matchAll(/([^\r\n]*)(\r\n|\n|\r|$)/g)].map(([, line, end]) => ({ text: line, end })).filter(({ text: line, end }) => line || end);
+	return [...text.matchAll(/([^\r\n]*)(\r\n|\n|\r|$)/g)]
+		.map(([, line, end]) => ({ text: line, end }))
+		.filter(({ text: line, end }) => line || end);
 }
 
 // ends: [[from, to, count]] of line ends that changed in lines that did not
 export function compare(oldText, newText) {
 	const [a, b] = [linesOf(oldText), linesOf(newText)];
 	// A missing line end makes another line.
-	const [left, right] = [a, b].map((lines) => lines.map(({ text, end }) => (end ? text : `${text}\r`)));
+	const [left, right] = [a, b].map(lines => lines.map(({ text, end }) => (end ? text : `${text}\r`)));
 	let start = 0;
 	while (start < left.length && start < right.length && left[start] === right[start]) start += 1;
 	let tail = 0;
@@ -31,7 +33,7 @@ export function compare(oldText, newText) {
 	const middle = [left.slice(start, left.length - tail), right.slice(start, right.length - tail)];
 	const parts = diffArrays(...middle, { timeout: TIME, maxEditLength: MAX_EDITS }) ?? [
 		{ count: middle[0].length, removed: true },
-		{ count: middle[1].length, added: true },
+		{ count: middle[1].length, added: true }
 	];
 	const rows = [];
 	const changed = new Map();
@@ -54,20 +56,23 @@ export function compare(oldText, newText) {
 
 export function diffView({ path = '', oldText, newText }, cwd) {
 	const { rows, ends } = compare(oldText && pretty(oldText, MAX_DIFF), pretty(newText, MAX_DIFF));
-	const shown = ends.map(([from, to, count]) => ({ note: `Line ends changed: ${from} → ${to} (${plural(count, 'line')})` }));
+	const shown = ends.map(([from, to, count]) => ({
+		note: `Line ends changed: ${from} → ${to} (${plural(count, 'line')})`
+	}));
 	if (oldText == null) shown.push({ note: newText ? 'New file' : 'New file, empty' });
 	else if (oldText && !newText) shown.push({ note: 'All of it was removed' });
 	else if (!ends.length && rows.every(({ sign }) => sign === ' ')) shown.push({ note: 'No difference' });
 	pairLines(rows);
 	const near = new Uint8Array(rows.length);
-	for (const [index, { sign }] of rows.entries()) if (sign !== ' ') near.fill(1, Math.max(0, index - CONTEXT), index + CONTEXT + 1);
+	for (const [index, { sign }] of rows.entries())
+		if (sign !== ' ') near.fill(1, Math.max(0, index - CONTEXT), index + CONTEXT + 1);
 	for (const [index, row] of rows.entries()) {
 		if (near[index]) shown.push(row);
 		else if (shown.at(-1)?.folded) shown.at(-1).folded.push(row);
 		else shown.push({ folded: [row] });
 	}
 	const { el, name, stat, plus, minus, body } = template('diff');
-	const [added, removed] = ['+', '-'].map((wanted) => rows.filter(({ sign }) => sign === wanted).length);
+	const [added, removed] = ['+', '-'].map(wanted => rows.filter(({ sign }) => sign === wanted).length);
 	stat.ariaLabel = `${plural(added, 'line')} added, ${removed} removed`;
 	setText(plus, `+${added}`);
 	setText(minus, `−${removed}`);
@@ -75,10 +80,22 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	name.title = spell(path);
 	name.append(...exactNodes(pretty(cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, MAX_PATH)));
 	body.ariaLabel = spell(`Changes to ${path}`);
-	const draw = (limit) => {
+	const draw = limit => {
 		const until = performance.now() + MARKED_TIME;
-		body.replaceChildren(h('div.diff-rows', {}, shown.slice(0, limit).flatMap((row) => rowView(row, until))));
-		if (shown.length > limit) body.append(h('button.quiet.wide', { text: `Show ${plural(shown.length - limit, 'more line')}`, onclick: () => draw(limit * 5) }));
+		body.replaceChildren(
+			h(
+				'div.diff-rows',
+				{},
+				shown.slice(0, limit).flatMap(row => rowView(row, until))
+			)
+		);
+		if (shown.length > limit)
+			body.append(
+				h('button.quiet.wide', {
+					text: `Show ${plural(shown.length - limit, 'more line')}`,
+					onclick: () => draw(limit * 5)
+				})
+			);
 	};
 	draw(MAX_ROWS);
 	return el;
@@ -86,7 +103,7 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 
 function pairLines(rows) {
 	for (let at = 0; at < rows.length; ) {
-		const run = (sign) => {
+		const run = sign => {
 			const begun = at;
 			while (rows[at]?.sign === sign) at += 1;
 			return rows.slice(begun, at);
@@ -104,7 +121,9 @@ export function marks({ sign, text, pair }, until = Infinity) {
 	const [before, after] = sign === '-' ? [text, pair.text] : [pair.text, text];
 	const parts = diffWordsWithSpace(before, after, { timeout: TIME, maxEditLength: 200 });
 	const mine = parts?.filter(({ added, removed }) => (sign === '-' ? !added : !removed)) ?? [];
-	const kept = mine.filter(({ added, removed }) => !added && !removed).reduce((sum, { value }) => sum + value.trim().length, 0);
+	const kept = mine
+		.filter(({ added, removed }) => !added && !removed)
+		.reduce((sum, { value }) => sum + value.trim().length, 0);
 	if (!mine.length || kept * 3 < text.trim().length) return whole;
 	return mine.map(({ value, added, removed }) => [value, Boolean(added || removed)]);
 }
@@ -112,9 +131,22 @@ export function marks({ sign, text, pair }, until = Infinity) {
 function rowView(row, until) {
 	const { sign, text, line, note, folded, unended } = row;
 	if (note) return h('div.row.gap', { text: note });
-	if (folded) return h('button.row.gap', { text: plural(folded.length, 'unchanged line'), onclick: ({ currentTarget }) => currentTarget.replaceWith(...folded.slice(0, MAX_ROWS * 5).flatMap((one) => rowView(one))) });
+	if (folded)
+		return h('button.row.gap', {
+			text: plural(folded.length, 'unchanged line'),
+			onclick: ({ currentTarget }) =>
+				currentTarget.replaceWith(...folded.slice(0, MAX_ROWS * 5).flatMap(one => rowView(one)))
+		});
 	const name = { '+': '.add', '-': '.del' }[sign] ?? '';
-	const words = text ? marks(row, until).map(([part, changed]) => (changed ? h('span.changed', { text: part }) : part)) : ' ';
-	const shown = h(`div.row${name}`, {}, h('span.no', { 'data-no': line }), h('span.sign', { text: sign }), h('span', {}, words));
+	const words = text
+		? marks(row, until).map(([part, changed]) => (changed ? h('span.changed', { text: part }) : part))
+		: ' ';
+	const shown = h(
+		`div.row${name}`,
+		{},
+		h('span.no', { 'data-no': line }),
+		h('span.sign', { text: sign }),
+		h('span', {}, words)
+	);
 	return unended && sign !== ' ' ? [shown, h('div.row.gap', { text: 'No line end at the end of the file' })] : shown;
 }

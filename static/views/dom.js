@@ -1,4 +1,4 @@
-import { CODE, EXACT, exactPieces, pieces, PROSE, spell, TEXT } from '../marks.js';
+import { CODE, EXACT, exactPieces, PROSE, pieces, spell, TEXT } from '../marks.js';
 
 const SPELLED = new Set(['label', 'title', 'alt', 'placeholder']);
 
@@ -14,29 +14,43 @@ export function h(spec, props = {}, ...children) {
 		else if (name === 'prose') node.replaceChildren(...nodesOf(value, PROSE));
 		else if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
 		else if (name === 'value' || name === 'tabIndex') node[name] = value;
-		else node.setAttribute(name === 'label' ? 'aria-label' : name, value === true ? '' : SPELLED.has(name) ? spell(value) : value);
+		else
+			node.setAttribute(
+				name === 'label' ? 'aria-label' : name,
+				value === true ? '' : SPELLED.has(name) ? spell(value) : value
+			);
 	}
-	const shown = children.flat(2).filter((child) => child || child === 0);
-	node.append(...shown.flatMap((child) => (child instanceof Node ? [child] : nodesOf(child))));
+	const shown = children.flat(2).filter(child => child || child === 0);
+	node.append(...shown.flatMap(child => (child instanceof Node ? [child] : nodesOf(child))));
 	return node;
 }
 
-const sign = (text) => h('span.sign-of', { title: 'A character that cannot be seen, by its number' }, text);
+const sign = text => h('span.sign-of', { title: 'A character that cannot be seen, by its number' }, text);
 
 export function nodesOf(text, mode = TEXT) {
-	return pieces(String(text ?? ''), mode).map((piece) => (typeof piece === 'string' ? piece : sign(piece.sign)));
+	return pieces(String(text ?? ''), mode).map(piece => (typeof piece === 'string' ? piece : sign(piece.sign)));
 }
-export const codeNodes = (text) => nodesOf(text, CODE);
+export const codeNodes = text => nodesOf(text, CODE);
 // The words stay in their order, whatever way their letters are written
-const inOrder = (nodes) => nodes.flatMap((node) => (typeof node === 'string' ? node.split(/([^\0-\x7F]+)/).map((part, index) => (index % 2 ? h('bdi', { text: part }) : part)) : node));
+const inOrder = nodes =>
+	nodes.flatMap(node =>
+		typeof node === 'string'
+			? node.split(/([^\0-\x7F]+)/).map((part, index) => (index % 2 ? h('bdi', { text: part }) : part))
+			: node
+	);
 // Many blanks in a row could push the rest out of sight
-export const jsonNodes = (text) => text.split(/(?<=\S)( {4,})/).flatMap((piece, index) => (index % 2 ? [sign(`blank ×${piece.length}`)] : inOrder(nodesOf(piece, EXACT))));
+export const jsonNodes = text =>
+	text
+		.split(/(?<=\S)( {4,})/)
+		.flatMap((piece, index) => (index % 2 ? [sign(`blank ×${piece.length}`)] : inOrder(nodesOf(piece, EXACT))));
 
 export function exactNodes(text) {
-	return inOrder(exactPieces(text).map((piece) => {
-		if (typeof piece === 'string') return piece;
-		return piece.blank ? h('span.blank', { 'data-sign': piece.sign, text: piece.blank }) : sign(piece.sign);
-	}));
+	return inOrder(
+		exactPieces(text).map(piece => {
+			if (typeof piece === 'string') return piece;
+			return piece.blank ? h('span.blank', { 'data-sign': piece.sign, text: piece.blank }) : sign(piece.sign);
+		})
+	);
 }
 
 export function guard(draw, instead) {
@@ -81,7 +95,8 @@ export function setChildren(parent, nodes) {
 	const kept = new Set(nodes);
 	const focused = document.activeElement;
 	for (const child of [...parent.childNodes]) if (!kept.has(child)) child.remove();
-	for (const [index, node] of nodes.entries()) if (node !== parent.childNodes[index]) parent.insertBefore(node, parent.childNodes[index] ?? null);
+	for (const [index, node] of nodes.entries())
+		if (node !== parent.childNodes[index]) parent.insertBefore(node, parent.childNodes[index] ?? null);
 	if (parent.contains(focused)) focused.focus({ preventScroll: true }); // one that moved has lost it
 }
 
@@ -119,14 +134,14 @@ let near;
 
 export function whenNear(el, fn) {
 	near ??= new IntersectionObserver(
-		(entries) => {
+		entries => {
 			for (const { isIntersecting, target } of entries) {
 				if (!isIntersecting) continue;
 				near.unobserve(target);
 				nearing.get(target)();
 			}
 		},
-		{ rootMargin: '600px' },
+		{ rootMargin: '600px' }
 	);
 	nearing.set(el, fn);
 	near.observe(el);

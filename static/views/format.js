@@ -1,4 +1,3 @@
-
 export function duration(ms) {
 	const seconds = Math.round(ms / 1000);
 	if (ms < 950) return `${Math.round(ms / 10) * 10} ms`;
@@ -16,9 +15,11 @@ export function ago(at) {
 	return new Date(at * 1000).toLocaleDateString(undefined, { day: 'numeric', month: 'short' });
 }
 
-export const compact = (number) => new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 }).format(number).toLowerCase();
+export const compact = number =>
+	new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 }).format(number).toLowerCase();
 
-export const bytes = (number) => (number < 1048576 ? `${Math.ceil(number / 1024)} KB` : `${(number / 1048576).toFixed(1)} MB`);
+export const bytes = number =>
+	number < 1048576 ? `${Math.ceil(number / 1024)} KB` : `${(number / 1048576).toFixed(1)} MB`;
 
 export function money(cost) {
 	const { amount, currency } = cost ?? {};
@@ -29,4 +30,8 @@ export function money(cost) {
 
 export const plural = (count, one) => `${count} ${one}${count === 1 ? '' : 's'}`;
 
-export const shortPath = (path) => String(path ?? '').split('/').slice(-2).join('/');
+export const shortPath = path =>
+	String(path ?? '')
+		.split('/')
+		.slice(-2)
+		.join('/');

@@ -8,7 +8,15 @@ const SHOWN = 300;
 export class FramesView {
 	constructor(onclose) {
 		Object.assign(this, template('frames'), { rows: new WeakMap() });
-		this.close.before(copyButton(() => this.#matching().map(({ text }) => text).join('\n'), 'Copy all'));
+		this.close.before(
+			copyButton(
+				() =>
+					this.#matching()
+						.map(({ text }) => text)
+						.join('\n'),
+				'Copy all'
+			)
+		);
 		this.close.onclick = onclose;
 		this.filter.oninput = () => this.draw();
 		this.draw = oncePerFrame(() => this.#draw());
@@ -31,7 +39,10 @@ export class FramesView {
 		if (!this.session) return;
 		const { scrollHeight, scrollTop, clientHeight } = this.list;
 		const frames = this.#matching();
-		setChildren(this.list, frames.slice(-SHOWN).map((frame) => this.#row(frame)));
+		setChildren(
+			this.list,
+			frames.slice(-SHOWN).map(frame => this.#row(frame))
+		);
 		setText(this.count, plural(frames.length, 'frame'));
 		if (scrollHeight - scrollTop - clientHeight < 40) this.list.scrollTop = this.list.scrollHeight;
 	}
@@ -43,7 +54,7 @@ export class FramesView {
 }
 
 function rowView({ dir, text, ts }) {
-	const find = (pattern) => pattern.exec(text)?.[1] ?? '';
+	const find = pattern => pattern.exec(text)?.[1] ?? '';
 	const type = [find(/"type":\s*"(\w+)"/), find(/"sessionUpdate":\s*"(\w+)"/)].join(' ');
 	const { el, details, summary, pre } = template('frame');
 	details.ontoggle = () => setText(pre, pretty(JSON.parse(text)));

@@ -1,8 +1,13 @@
 const MAX_HIDDEN = 1500;
 
 function withoutOpenFormula(block) {
-	const bare = block.replace(/(`+)[^`]+\1(?!`)/g, (found) => ' '.repeat(found.length));
-	const found = [/\\\((?:(?!\\\))[^])*$/, /\\\[(?:(?!\\\])[^])*$/, /(?<![\w$\\])\$(?=[^\s$\d`])[^$]*\\[^$]*$/, /[$\\]+$/].map((pattern) => pattern.exec(bare)?.index ?? Infinity);
+	const bare = block.replace(/(`+)[^`]+\1(?!`)/g, found => ' '.repeat(found.length));
+	const found = [
+		/\\\((?:(?!\\\))[\s\S])*$/,
+		/\\\[(?:(?!\\\])[\s\S])*$/,
+		/(?<![\w$\\])\$(?=[^\s$\d`])[^$]*\\[^$]*$/,
+		/[$\\]+$/
+	].map(pattern => pattern.exec(bare)?.index ?? Infinity);
 	const dollars = bare.split('$$');
 	if (dollars.length % 2 === 0) found.push(bare.length - dollars.at(-1).length - 2);
 	const at = Math.min(...found);
@@ -15,11 +20,12 @@ export function heal(text) {
 	let block = text.slice(start);
 	const lines = block.replace(/^\n/, '').split('\n');
 	if (lines.length < 3 && /^\s*\|/.test(lines[0])) return text.slice(0, -lines.join('\n').length);
-	if (/^\s*([-=*_+]+|\d+[.)]?|#{1,6}|>(\s*\[!?\w*\]?)?|`{1,3}|~{1,3})\s*$/.test(line)) return text.slice(0, -line.length);
+	if (/^\s*([-=*_+]+|\d+[.)]?|#{1,6}|>(\s*\[!?\w*\]?)?|`{1,3}|~{1,3})\s*$/.test(line))
+		return text.slice(0, -line.length);
 	if (/(^|\n) {0,3}(```|~~~)/.test(block)) return text;
 
 	block = withoutOpenFormula(block).replace(/(?<!`)<(\/?[a-z]{0,10}|!-{0,2})$|\[\^[^\]\s]*$/i, '');
-	const blank = (found) => ' '.repeat(found.length);
+	const blank = found => ' '.repeat(found.length);
 	const [run, ticks = '', rest] = /(`+)([^`]*)$/.exec(block.replace(/(`+)[^`]+\1(?!`)/g, blank)) ?? [];
 	if (run && !rest) block = block.slice(0, -run.length);
 	if (!run) {
@@ -31,7 +37,8 @@ export function heal(text) {
 	let marks = '';
 	for (const mark of ['~~', '**', '__', '*', '_']) {
 		const at = bare.lastIndexOf(mark);
-		const opens = at >= 0 && /^$|[\s("'[*_]/.test(bare.charAt(at - 1)) && /[^\s*_~]/.test(bare.charAt(at + mark.length));
+		const opens =
+			at >= 0 && /^$|[\s("'[*_]/.test(bare.charAt(at - 1)) && /[^\s*_~]/.test(bare.charAt(at + mark.length));
 		if (opens) marks = mark + marks;
 		bare = bare.replaceAll(mark, blank);
 	}

@@ -7,7 +7,7 @@ import { safeImage } from './content.js';
 import { diagramView } from './diagram.js';
 import { h, icon, nodesOf, template } from './dom.js';
 import { heal } from './heal.js';
-import { escape, headingTag, isTooLong, options, safeHtml, TAGS } from './markup.js';
+import { escapeHtml, headingTag, isTooLong, options, safeHtml, TAGS } from './markup.js';
 import { formulaView } from './mathematics.js';
 
 const STEP = 16_384;
@@ -21,13 +21,13 @@ const ALLOWED = {
 	ALLOWED_ATTR: ['href', 'src', 'alt', 'title', 'align', 'start', 'open'],
 	ALLOW_DATA_ATTR: false,
 	ALLOW_ARIA_ATTR: false,
-	RETURN_DOM_FRAGMENT: true,
+	RETURN_DOM_FRAGMENT: true
 };
 
 const ALERTS = { note: 'info', tip: 'spark', important: 'alert', warning: 'alert', caution: 'shield' };
 const RTL = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}\p{Script=Adlam}]/u;
 
-const DRAWN = { mermaid: diagramView, math: (text) => h('p', {}, formulaView(text.trim(), true)) };
+const DRAWN = { mermaid: diagramView, math: text => h('p', {}, formulaView(text.trim(), true)) };
 
 function fence(text, language) {
 	return Object.hasOwn(DRAWN, language) ? DRAWN[language](text) : codeBlock(text, language).el;
@@ -37,14 +37,18 @@ const renderer = Object.assign(new Renderer(), {
 	html: ({ text }) => safeHtml(text),
 	// marked leaves text in raw <kbd> and <code> as it is.
 	text({ tokens, text, escaped }) {
-		return tokens ? this.parser.parseInline(tokens) : escaped ? text.replace(/[<>]/g, escape) : escape(text).replace(/&#38;(?=#\d{1,7};|#x[\da-f]{1,6};|\w+;)/gi, '&');
+		return tokens
+			? this.parser.parseInline(tokens)
+			: escaped
+				? text.replace(/[<>]/g, escapeHtml)
+				: escapeHtml(text).replace(/&#38;(?=#\d{1,7};|#x[\da-f]{1,6};|\w+;)/gi, '&');
 	},
 	checkbox: ({ checked }) => (checked ? '☑ ' : '☐ '),
-	code: ({ text, lang }) => `<pre title="${escape(lang?.split(/\s/)[0] ?? '')}">${escape(text)}</pre>`,
+	code: ({ text, lang }) => `<pre title="${escapeHtml(lang?.split(/\s/)[0] ?? '')}">${escapeHtml(text)}</pre>`,
 	heading({ tokens, depth }) {
 		const tag = headingTag(depth);
 		return `<${tag}>${this.parser.parseInline(tokens)}</${tag}>`;
-	},
+	}
 });
 
 function lex(text, links) {
@@ -60,11 +64,13 @@ function lex(text, links) {
 }
 
 function render(tokens) {
-	if (tokens.some((token) => token.type === 'plain' || isTooLong(token))) return tokens.map(({ raw }) => h('p.plain', { prose: raw, dir: 'auto' }));
+	if (tokens.some(token => token.type === 'plain' || isTooLong(token)))
+		return tokens.map(({ raw }) => h('p.plain', { prose: raw, dir: 'auto' }));
 	const fragment = DOMPurify.sanitize(Parser.parse(tokens, { ...options, renderer }), ALLOWED);
 	showHidden(fragment);
 	if (RTL.test(fragment.textContent)) for (const node of fragment.querySelectorAll(BLOCKS)) setDirection(node);
-	for (const [selector, show] of Object.entries(SHOWN)) for (const node of fragment.querySelectorAll(selector)) show(node);
+	for (const [selector, show] of Object.entries(SHOWN))
+		for (const node of fragment.querySelectorAll(selector)) show(node);
 	return [...fragment.childNodes];
 }
 
@@ -73,15 +79,15 @@ const SHOWN = {
 	img: showImage,
 	a: showLink,
 	'sup[title]': showNoteMark,
-	pre: (node) => node.replaceWith(fence(node.textContent, node.title)),
-	'code[title^="formula"]': (node) => node.replaceWith(formulaView(node.textContent, node.title !== 'formula')),
+	pre: node => node.replaceWith(fence(node.textContent, node.title)),
+	'code[title^="formula"]': node => node.replaceWith(formulaView(node.textContent, node.title !== 'formula')),
 	blockquote: showAlert,
-	li: (node) => node.classList.toggle('task', /^[☑☐]/.test(node.textContent)),
+	li: node => node.classList.toggle('task', /^[☑☐]/.test(node.textContent)),
 	table(node) {
 		const box = template('table').el;
 		node.replaceWith(box);
 		box.append(node);
-	},
+	}
 };
 
 // Nothing is fetched from elsewhere
@@ -109,7 +115,16 @@ function showNoteMark(node) {
 	if (!way) return;
 	const other = `${way === 'to' ? 'from' : 'to'} ${name}`;
 	const find = () => [...node.closest('.md').querySelectorAll('sup[title]')].find(({ title }) => title === other);
-	node.replaceChildren(h('button.note-mark', { label: way === 'to' ? `Footnote ${name}` : `Back from footnote ${name}`, onclick: () => find()?.firstChild.focus() }, name));
+	node.replaceChildren(
+		h(
+			'button.note-mark',
+			{
+				label: way === 'to' ? `Footnote ${name}` : `Back from footnote ${name}`,
+				onclick: () => find()?.firstChild.focus()
+			},
+			name
+		)
+	);
 }
 
 function showHidden(fragment) {
@@ -119,7 +134,8 @@ function showHidden(fragment) {
 	while (walker.nextNode()) texts.push(walker.currentNode);
 	for (const text of texts) {
 		const parent = text.parentElement;
-		if (!parent?.closest('pre, code[title^="formula"]')) text.replaceWith(...nodesOf(text.data, parent?.closest('code, a') ? CODE : PROSE));
+		if (!parent?.closest('pre, code[title^="formula"]'))
+			text.replaceWith(...nodesOf(text.data, parent?.closest('code, a') ? CODE : PROSE));
 	}
 }
 
@@ -128,13 +144,13 @@ const MAX_TARGET = 60;
 
 function tellTarget(link, url) {
 	const same = ({ host, pathname, search }) => host.replace(/^www\./, '') + (pathname + search).replace(/\/$/, '');
-	const leadsThere = (said) => {
+	const leadsThere = said => {
 		const full = /^\w+:\/\//.test(said) ? said : `https://${said}`;
 		return URL.canParse(full) && same(new URL(full)) === same(url);
 	};
 	const mail = url.protocol === 'mailto:';
 	const said = mail ? [link.textContent.replace(url.pathname, '')] : [link.textContent];
-	const others = said.flatMap((text) => text.match(ADDRESS) ?? []).filter((address) => mail || !leadsThere(address));
+	const others = said.flatMap(text => text.match(ADDRESS) ?? []).filter(address => mail || !leadsThere(address));
 	if (!others.length && !url.host.includes('xn--') && !url.username) return;
 	const path = mail ? url.pathname : url.pathname + url.search;
 	const shown = path.length > MAX_TARGET ? `${path.slice(0, MAX_TARGET)}…` : path === '/' ? '' : path;
@@ -151,7 +167,10 @@ function setDirection(node) {
 
 function showAlert(quote) {
 	const first = quote.querySelector(':scope > p')?.firstChild;
-	const [mark, kind] = /^\[!(note|tip|important|warning|caution)\][ \t]*(?:\n|$)/i.exec(first?.nodeType === Node.TEXT_NODE ? first.data : '') ?? [];
+	const [mark, kind] =
+		/^\[!(note|tip|important|warning|caution)\][ \t]*(?:\n|$)/i.exec(
+			first?.nodeType === Node.TEXT_NODE ? first.data : ''
+		) ?? [];
 	if (!mark) return;
 	const name = kind.toLowerCase();
 	first.data = first.data.slice(mark.length);
@@ -191,7 +210,7 @@ export class MarkdownView {
 
 	#isSelected() {
 		const selection = getSelection();
-		return !selection.isCollapsed && this.tail.some((node) => selection.containsNode(node, true));
+		return !selection.isCollapsed && this.tail.some(node => selection.containsNode(node, true));
 	}
 
 	#feed(text, done) {
@@ -201,8 +220,7 @@ export class MarkdownView {
 		try {
 			tokens = lex(done ? rest : heal(rest), this.links);
 			this.links = tokens.links;
-		} catch {
-		}
+		} catch {}
 		const last = tokens.findLastIndex(({ type }) => type !== 'space');
 		const count = done ? tokens.length : finalCount(tokens, last);
 		for (const node of this.tail) node.remove();

@@ -1,28 +1,38 @@
 import { Marked } from 'marked';
 
-export const TAGS = new Set('b i u s q p div br hr sub sup kbd ins del strong em mark small samp var abbr cite dfn code pre blockquote ul ol li dl dt dd table thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 details summary a img'.split(' '));
+export const TAGS = new Set(
+	'b i u s q p div br hr sub sup kbd ins del strong em mark small samp var abbr cite dfn code pre blockquote ul ol li dl dt dd table thead tbody tfoot tr th td h1 h2 h3 h4 h5 h6 details summary a img'.split(
+		' '
+	)
+);
 const MAX_DEPTH = 12;
 const MAX_OPEN = 50; // raw tags
 const MAX_FORMULA = 4000;
 const MAX_BLOCK = 24_576; // characters
 
-export const escape = (text) => text.replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`);
+export const escapeHtml = text => text.replace(/[&<>"']/g, char => `&#${char.charCodeAt(0)};`);
 
-const ATTRIBUTES = /\s(?:(href|src|alt|align|start|open)|[^\s"'<>/=]+)(?![^\s"'<>/=])(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'=<>`]+))?/gi;
+const ATTRIBUTES =
+	/\s(?:(href|src|alt|align|start|open)|[^\s"'<>/=]+)(?![^\s"'<>/=])(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'=<>`]+))?/gi;
 
 // A tag that is not of TAGS is the text it is
 export function safeHtml(text) {
-	return text.replace(/<!--[\s\S]*?(?:-->|$)|<(\/?)([a-z][a-z\d]*)((?:[^<>"']|"[^"]*"|'[^']*')*)>|[<>]/gi, (found, end, name, attributes = '') => {
-		if (found.startsWith('<!--')) return '';
-		const tag = name?.toLowerCase();
-		if (!TAGS.has(tag)) return escape(found);
-		const kept = [...attributes.matchAll(ATTRIBUTES)].filter(([, known]) => known).map(([, known, value]) => ` ${known}${value ? `=${value}` : ''}`);
-		return `<${end}${tag.replace(/^h([1-6])$/, (_, depth) => headingTag(Number(depth)))}${kept.join('')}>`;
-	});
+	return text.replace(
+		/<!--[\s\S]*?(?:-->|$)|<(\/?)([a-z][a-z\d]*)((?:[^<>"']|"[^"]*"|'[^']*')*)>|[<>]/gi,
+		(found, end, name, attributes = '') => {
+			if (found.startsWith('<!--')) return '';
+			const tag = name?.toLowerCase();
+			if (!TAGS.has(tag)) return escapeHtml(found);
+			const kept = [...attributes.matchAll(ATTRIBUTES)]
+				.filter(([, known]) => known)
+				.map(([, known, value]) => ` ${known}${value ? `=${value}` : ''}`);
+			return `<${end}${tag.replace(/^h([1-6])$/, (_, depth) => headingTag(Number(depth)))}${kept.join('')}>`;
+		}
+	);
 }
 
 // The page itself has h1 and h2
-export const headingTag = (depth) => `h${Math.min(6, depth + 2)}`;
+export const headingTag = depth => `h${Math.min(6, depth + 2)}`;
 
 // Prices, shell variables and prose are none
 export function isFormula(text) {
@@ -32,15 +42,18 @@ export function isFormula(text) {
 }
 
 const formula = (raw, text, display) => ({ type: 'formula', raw, text: text.trim(), display });
-const indexOf = (pattern) => (src) => {
+const indexOf = pattern => src => {
 	const found = pattern.exec(src);
 	return found ? found.index : undefined;
 };
 
-const formulaHtml = ({ text, display }) => `<code title="${display ? 'formula display' : 'formula'}">${escape(text)}</code>`;
+const formulaHtml = ({ text, display }) =>
+	`<code title="${display ? 'formula display' : 'formula'}">${escapeHtml(text)}</code>`;
 
-const BLOCK = /^ {0,3}(?:\$\$(?!\$)((?:(?!\$\$|\n[ \t]*\n)[\s\S])+)\$\$|\\\[((?:(?!\\\]|\n[ \t]*\n)[\s\S])+)\\\]|(\\begin\{((?:equation|align|gather|alignat|multline|CD)\*?)\}(?:(?!\n[ \t]*\n)[\s\S]){1,4000}?\\end\{\4\}))[ \t]*(?:\n|$)/;
-const INLINE = /^(?:\$\$(?!\$)([^$\n](?:(?!\$\$|\n[ \t]*\n)[\s\S])*)\$\$|\\\[((?:(?!\\\]|\n[ \t]*\n)[\s\S])+)\\\](?!\()|\\\(((?:(?!\\\)|\n[ \t]*\n)[\s\S])+)\\\)|\$`([^`\n]+)`\$|\$(?![\s$])((?:\\.|(?!\n[ \t]*\n)[^$\\`])+?)(?<!\s)\$(?![\w$]))/;
+const BLOCK =
+	/^ {0,3}(?:\$\$(?!\$)((?:(?!\$\$|\n[ \t]*\n)[\s\S])+)\$\$|\\\[((?:(?!\\\]|\n[ \t]*\n)[\s\S])+)\\\]|(\\begin\{((?:equation|align|gather|alignat|multline|CD)\*?)\}(?:(?!\n[ \t]*\n)[\s\S]){1,4000}?\\end\{\4\}))[ \t]*(?:\n|$)/;
+const INLINE =
+	/^(?:\$\$(?!\$)([^$\n](?:(?!\$\$|\n[ \t]*\n)[\s\S])*)\$\$|\\\[((?:(?!\\\]|\n[ \t]*\n)[\s\S])+)\\\](?!\()|\\\(((?:(?!\\\)|\n[ \t]*\n)[\s\S])+)\\\)|\$`([^`\n]+)`\$|\$(?![\s$])((?:\\.|(?!\n[ \t]*\n)[^$\\`])+?)(?<!\s)\$(?![\w$]))/;
 
 const blockFormula = {
 	name: 'formulaBlock',
@@ -49,9 +62,10 @@ const blockFormula = {
 	tokenizer(src) {
 		const [raw, dollars, brackets, environment] = BLOCK.exec(src) ?? [];
 		const text = dollars ?? brackets ?? environment;
-		if (text && text.length <= MAX_FORMULA && (!brackets || isBracketFormula(brackets))) return { ...formula(raw, text, true), type: 'formulaBlock' };
+		if (text && text.length <= MAX_FORMULA && (!brackets || isBracketFormula(brackets)))
+			return { ...formula(raw, text, true), type: 'formulaBlock' };
 	},
-	renderer: (token) => `<p>${formulaHtml(token)}</p>\n`,
+	renderer: token => `<p>${formulaHtml(token)}</p>\n`
 };
 
 const inlineFormula = {
@@ -67,11 +81,11 @@ const inlineFormula = {
 		const text = display ?? parentheses ?? ticks ?? dollars;
 		if (isFormula(text)) return formula(raw, text, display !== undefined);
 	},
-	renderer: formulaHtml,
+	renderer: formulaHtml
 };
 
 // Escaped brackets are often prose: \[1\], \[a link\]
-const isBracketFormula = (text) => isFormula(text) && /[\\^_=+<>{}]|^\s*[a-z]\s*$/i.test(text);
+const isBracketFormula = text => isFormula(text) && /[\\^_=+<>{}]|^\s*[a-z]\s*$/i.test(text);
 
 const path = {
 	name: 'path',
@@ -83,7 +97,7 @@ const path = {
 		const raw = found[0].replace(/[).,;:!\]]+$/, '');
 		return { type: 'path', raw, text: raw };
 	},
-	renderer: ({ text }) => escape(text),
+	renderer: ({ text }) => escapeHtml(text)
 };
 
 const footnoteMark = {
@@ -94,7 +108,7 @@ const footnoteMark = {
 		const found = /^\[\^(\d{1,4}|[A-Za-z]{3,}[\w-]{0,36})\](?!\()/.exec(src);
 		if (found) return { type: 'footnoteMark', raw: found[0], text: found[1] };
 	},
-	renderer: ({ text }) => `<sup title="to ${escape(text)}">${escape(text)}</sup>`,
+	renderer: ({ text }) => `<sup title="to ${escapeHtml(text)}">${escapeHtml(text)}</sup>`
 };
 
 const footnote = {
@@ -102,12 +116,21 @@ const footnote = {
 	level: 'block',
 	start: indexOf(/(?<=\n)\[\^[^\]\s]+\]:/),
 	tokenizer(src) {
-		const found = /^\[\^([^\]\s]{1,40})\]:[ \t]*([^\n]*(?:\n(?:[ \t]{2,}[^\n]+|(?!\[\^|[ \t]*\n|[-*+>#`]|\d+[.)])[^\n]+))*)(?:\n|$)/.exec(src);
-		if (found) return { type: 'footnote', raw: found[0], text: found[1], tokens: this.lexer.inline(found[2].replace(/\n[ \t]*/g, '\n')) };
+		const found =
+			/^\[\^([^\]\s]{1,40})\]:[ \t]*([^\n]*(?:\n(?:[ \t]{2,}[^\n]+|(?!\[\^|[ \t]*\n|[-*+>#`]|\d+[.)])[^\n]+))*)(?:\n|$)/.exec(
+				src
+			);
+		if (found)
+			return {
+				type: 'footnote',
+				raw: found[0],
+				text: found[1],
+				tokens: this.lexer.inline(found[2].replace(/\n[ \t]*/g, '\n'))
+			};
 	},
 	renderer(token) {
-		return `<p><sup title="from ${escape(token.text)}">${escape(token.text)}</sup> ${this.parser.parseInline(token.tokens)}</p>\n`;
-	},
+		return `<p><sup title="from ${escapeHtml(token.text)}">${escapeHtml(token.text)}</sup> ${this.parser.parseInline(token.tokens)}</p>\n`;
+	}
 };
 
 const details = {
@@ -131,21 +154,32 @@ const details = {
 		if (summary) body = body.slice(summary[0].length);
 		const rest = /^[ \t]*\n*/.exec(src.slice(next))[0];
 		this.lexer.folded = depth + 1;
-		const token = { type: 'details', raw: src.slice(0, next) + rest, open: /\sopen\b/i.test(opening[1] ?? ''), summary: this.lexer.inline(summary?.[1].trim() || 'Details'), tokens: this.lexer.blockTokens(body.replace(/^\n+/, ''), []) };
+		const token = {
+			type: 'details',
+			raw: src.slice(0, next) + rest,
+			open: /\sopen\b/i.test(opening[1] ?? ''),
+			summary: this.lexer.inline(summary?.[1].trim() || 'Details'),
+			tokens: this.lexer.blockTokens(body.replace(/^\n+/, ''), [])
+		};
 		this.lexer.folded = depth;
 		return token;
 	},
 	renderer({ open, summary, tokens }) {
 		return `<details${open ? ' open' : ''}><summary>${this.parser.parseInline(summary)}</summary>${this.parser.parse(tokens.map(bounded))}</details>\n`;
-	},
+	}
 };
 
-const bounded = (token) => (isTooLong(token) ? { type: 'paragraph', tokens: [{ type: 'text', text: token.raw }] } : token);
+const bounded = token =>
+	isTooLong(token) ? { type: 'paragraph', tokens: [{ type: 'text', text: token.raw }] } : token;
 
 // Tags within tags take more than linear time to lay out
-export const isTooLong = ({ raw, type }) => type !== 'code' && type !== 'details' && (raw.length > MAX_BLOCK || count(raw, OPENING) - count(raw, /<\//g) > MAX_OPEN);
+export const isTooLong = ({ raw, type }) =>
+	type !== 'code' &&
+	type !== 'details' &&
+	(raw.length > MAX_BLOCK || count(raw, OPENING) - count(raw, /<\//g) > MAX_OPEN);
 
 const OPENING = /<(?!(?:br|hr|img|p|li|t[dhr]|d[dt])\b)[a-z]/gi;
 const count = (text, pattern) => text.match(pattern)?.length ?? 0;
 
-export const options = new Marked({ extensions: [blockFormula, inlineFormula, path, footnoteMark, footnote, details] }).defaults;
+export const options = new Marked({ extensions: [blockFormula, inlineFormula, path, footnoteMark, footnote, details] })
+	.defaults;

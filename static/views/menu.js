@@ -9,7 +9,10 @@ export function menuButton(button, build) {
 		if (newState !== 'open') return;
 		menu.replaceChildren(...build().map(entryView));
 		menu.ariaLabel = button.ariaLabel ?? button.textContent;
-		(menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.setAttribute('autofocus', '');
+		(menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.setAttribute(
+			'autofocus',
+			''
+		);
 	}
 	function onkeydown(event) {
 		const items = [...menu.querySelectorAll('button:enabled')];
@@ -28,7 +31,13 @@ export function menuButton(button, build) {
 		};
 		const role = checked === undefined ? 'menuitem' : 'menuitemradio';
 		const words = h('span.grow', {}, label, detail && h('small', { text: detail }));
-		return h(`button.menu-item${danger ? '.bad' : ''}`, { role, 'aria-checked': checked !== undefined && String(checked), tabIndex: -1, disabled, onclick }, name && icon(name), words, checked && icon('check'));
+		return h(
+			`button.menu-item${danger ? '.bad' : ''}`,
+			{ role, 'aria-checked': checked !== undefined && String(checked), tabIndex: -1, disabled, onclick },
+			name && icon(name),
+			words,
+			checked && icon('check')
+		);
 	}
 	return h('span.menu-box', {}, button, menu);
 }

@@ -7,8 +7,22 @@ import { rawView } from './notes.js';
 
 export function promptBubble(prompt) {
 	const { text, files, others } = promptParts(prompt);
-	const chips = [...others.map((one) => guard(() => contentBlock(one), () => rawView(one.type, one).el)), ...files.map((path) => fileChip(path.split('/').pop(), path))];
-	return h('div.bubble', {}, chips.length > 0 && h('div.chips', {}, chips), text && h('p.plain', { dir: 'auto', prose: text, tabIndex: text.length > 300 || text.split('\n').length > 9 ? 0 : null }));
+	const chips = [
+		...others.map(one =>
+			guard(
+				() => contentBlock(one),
+				() => rawView(one.type, one).el
+			)
+		),
+		...files.map(path => fileChip(path.split('/').pop(), path))
+	];
+	return h(
+		'div.bubble',
+		{},
+		chips.length > 0 && h('div.chips', {}, chips),
+		text &&
+			h('p.plain', { dir: 'auto', prose: text, tabIndex: text.length > 300 || text.split('\n').length > 9 ? 0 : null })
+	);
 }
 
 export class MessageView {
@@ -24,7 +38,8 @@ export class MessageView {
 			if (view?.finished && view.text === part.text) continue;
 			if (!view || view.finished) {
 				view?.el.remove();
-				view = this.views[index] = part.type === 'text' ? new MarkdownView() : { el: contentBlock(part), update: () => true };
+				view = this.views[index] =
+					part.type === 'text' ? new MarkdownView() : { el: contentBlock(part), update: () => true };
 				this.el.append(view.el);
 			}
 			const complete = done || index < parts.length - 1;

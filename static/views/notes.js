@@ -50,6 +50,15 @@ export class RawView {
 		setText(this.label, count > 1 ? `${name} × ${count}` : name);
 		if (!this.el.open || this.filled === count) return;
 		this.filled = count;
-		this.box.replaceChildren(codeBlock(data.slice(0, SHOWN).map((one) => pretty(one, MAX_JSON / Math.min(data.length, SHOWN))).join('\n'), 'json').el, count > SHOWN ? `and ${count - SHOWN} more` : '');
+		this.box.replaceChildren(
+			codeBlock(
+				data
+					.slice(0, SHOWN)
+					.map(one => pretty(one, MAX_JSON / Math.min(data.length, SHOWN)))
+					.join('\n'),
+				'json'
+			).el,
+			count > SHOWN ? `and ${count - SHOWN} more` : ''
+		);
 	}
 }

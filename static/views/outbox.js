@@ -9,21 +9,44 @@ export class OutboxView {
 	}
 
 	update(outbox, queue, away, closed) {
-		const shown = JSON.stringify([[...queue.keys()], [...outbox.values()].map(({ id, state }) => [id, state]), away, closed]);
+		const shown = JSON.stringify([
+			[...queue.keys()],
+			[...outbox.values()].map(({ id, state }) => [id, state]),
+			away,
+			closed
+		]);
 		if (shown === this.shown) return false;
 		this.shown = shown;
-		this.root.replaceChildren(...[...queue.values()].map((one, index) => this.#queued(one, index)), ...[...outbox.values()].map((one) => this.#sent(one, away, closed)));
+		this.root.replaceChildren(
+			...[...queue.values()].map((one, index) => this.#queued(one, index)),
+			...[...outbox.values()].map(one => this.#sent(one, away, closed))
+		);
 		return true;
 	}
 
 	#queued({ turn_index: turn, prompt }, index) {
-		return this.#row('queued', prompt, icon('clock'), index ? `Queued: number ${index + 1}` : 'Queued: next', button('Take out', () => this.on.withdraw(turn)));
+		return this.#row(
+			'queued',
+			prompt,
+			icon('clock'),
+			index ? `Queued: number ${index + 1}` : 'Queued: next',
+			button('Take out', () => this.on.withdraw(turn))
+		);
 	}
 
 	#sent(one, away, closed) {
-		if (one.state !== 'failed') return this.#row('sending', one.prompt, away ? 'Will be sent when the connection is back' : 'Sending…');
+		if (one.state !== 'failed')
+			return this.#row('sending', one.prompt, away ? 'Will be sent when the connection is back' : 'Sending…');
 		const { edit, discard, resend } = this.on;
-		return this.#row('failed', one.prompt, icon('alert'), one.error, button(closed ? 'Send in a new session' : 'Send again', () => resend(one)), button('Edit', () => edit(one)), button('Discard', () => discard(one)));
+		return this.#row(
+			'failed',
+			one.prompt,
+			icon('alert'),
+			one.error,
+			button(closed ? 'Send in a new session' : 'Send again', () => resend(one)),
+			button('Edit', () => edit(one)),
+			button('Discard', () => discard(one))
+		);
 	}
 
 	#row(state, prompt, ...notes) {

@@ -4,8 +4,19 @@ import { askedFor } from './call.js';
 import { codeBlock } from './code.js';
 import { guard, h, icon, setText, template, uid } from './dom.js';
 
-const OUTCOME = { __proto__: null, allow_once: 'Allowed once', allow_always: 'Always allowed', reject_once: 'Rejected', reject_always: 'Always rejected' };
-const BY = { __proto__: null, policy: 'by the session’s policy', timeout: 'nobody answered in time', cancel: 'the turn was stopped' };
+const OUTCOME = {
+	__proto__: null,
+	allow_once: 'Allowed once',
+	allow_always: 'Always allowed',
+	reject_once: 'Rejected',
+	reject_always: 'Always rejected'
+};
+const BY = {
+	__proto__: null,
+	policy: 'by the session’s policy',
+	timeout: 'nobody answered in time',
+	cancel: 'the turn was stopped'
+};
 
 export const isOpen = ({ outcome, over }) => !outcome && !over;
 
@@ -16,14 +27,21 @@ export class PermissionView {
 		const { options } = permission;
 		this.buttons = options.map(({ kind, name, optionId }, index) => {
 			const tone = kind === 'allow_once' ? 'primary' : kind.startsWith('reject') ? 'secondary.reject' : 'secondary';
-			return h(`button.${tone}`, { onclick: () => this.#choose(optionId) }, /^allow|^reject/.test(kind) && icon(kind.startsWith('allow') ? 'check' : 'close'), h('span', { text: name }), h('kbd', { text: index + 1, 'aria-hidden': 'true' }));
+			return h(
+				`button.${tone}`,
+				{ onclick: () => this.#choose(optionId) },
+				/^allow|^reject/.test(kind) && icon(kind.startsWith('allow') ? 'check' : 'close'),
+				h('span', { text: name }),
+				h('kbd', { text: index + 1, 'aria-hidden': 'true' })
+			);
 		});
-		if (!options.some(({ kind }) => kind.startsWith('reject'))) this.buttons.push(h('button.secondary.reject', { onclick: () => this.#choose(null) }, 'Do not allow'));
+		if (!options.some(({ kind }) => kind.startsWith('reject')))
+			this.buttons.push(h('button.secondary.reject', { onclick: () => this.#choose(null) }, 'Do not allow'));
 		setText(who, `${context.agentName()} asks for your permission`);
 		choices.append(...this.buttons);
 		card.setAttribute('aria-labelledby', (heading.id = uid()));
-		card.onkeydown = (event) => this.#key(event);
-		const look = (entries) => context.seen((this.seen = entries.at(-1).intersectionRatio >= 0.5));
+		card.onkeydown = event => this.#key(event);
+		const look = entries => context.seen((this.seen = entries.at(-1).intersectionRatio >= 0.5));
 		new IntersectionObserver(look, { threshold: 0.5 }).observe(choices);
 		this.draw = () => {
 			const whole = () => codeBlock(pretty(permission.call, Infinity), 'json').el;

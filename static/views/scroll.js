@@ -5,8 +5,9 @@ export class ScrollKeeper {
 	constructor(scroller, content, onchange) {
 		Object.assign(this, { scroller, content, onchange, following: true, top: 0, width: scroller.clientWidth });
 		scroller.addEventListener('scroll', () => this.#scrolled(), { passive: true });
-		for (const name of ['wheel', 'touchmove', 'pointerdown']) scroller.addEventListener(name, () => (this.leftEnd = false), { passive: true });
-		scroller.addEventListener('wheel', (event) => event.deltaY < 0 && this.#follow(false), { passive: true });
+		for (const name of ['wheel', 'touchmove', 'pointerdown'])
+			scroller.addEventListener(name, () => (this.leftEnd = false), { passive: true });
+		scroller.addEventListener('wheel', event => event.deltaY < 0 && this.#follow(false), { passive: true });
 		const resized = new ResizeObserver(() => this.#resized());
 		resized.observe(content);
 		resized.observe(scroller);
@@ -38,7 +39,8 @@ export class ScrollKeeper {
 		const { scroller, anchor, width } = this;
 		this.width = scroller.clientWidth;
 		if (this.following) this.keep();
-		else if (width !== this.width && anchor?.el.isConnected) scroller.scrollTop += anchor.el.getBoundingClientRect().top - anchor.top;
+		else if (width !== this.width && anchor?.el.isConnected)
+			scroller.scrollTop += anchor.el.getBoundingClientRect().top - anchor.top;
 	}
 
 	#remember() {
@@ -55,7 +57,8 @@ export class ScrollKeeper {
 		if (left < 2 || (!up && left <= NEAR)) this.#follow(true);
 		else if (up) this.#follow(false);
 		clearTimeout(this.later);
-		if (!this.following && this.width === this.scroller.clientWidth) this.later = setTimeout(() => this.#remember(), 100);
+		if (!this.following && this.width === this.scroller.clientWidth)
+			this.later = setTimeout(() => this.#remember(), 100);
 	}
 
 	#follow(following) {

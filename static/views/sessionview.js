@@ -11,14 +11,25 @@ import { SettingsBar } from './settings.js';
 
 const NOTICED = 1200;
 const SLOW = 200;
-const FACTS = { __proto__: null, starting: 'starting', hibernated: 'asleep', ask: 'asks first', 'deny-all': 'may only talk', silent: 'This agent does not ask for permission' };
-const CLOSED = { __proto__: null, idle: 'This session was closed because nothing happened in it for long.', admin: 'This session was closed by the administrator.' };
+const FACTS = {
+	__proto__: null,
+	starting: 'starting',
+	hibernated: 'asleep',
+	ask: 'asks first',
+	'deny-all': 'may only talk',
+	silent: 'This agent does not ask for permission'
+};
+const CLOSED = {
+	__proto__: null,
+	idle: 'This session was closed because nothing happened in it for long.',
+	admin: 'This session was closed by the administrator.'
+};
 const STOPPED = {
 	4500: 'The server does not accept this sign-in any more.',
 	4503: 'This sign-in was revoked.',
 	4504: 'Too many windows have this session open.',
 	4505: 'There is no such session (any more).',
-	4507: 'This page and the server speak different versions: reload the page.',
+	4507: 'This page and the server speak different versions: reload the page.'
 };
 
 export class SessionView {
@@ -31,21 +42,24 @@ export class SessionView {
 		this.conversation = new ConversationView(this.log, {
 			agentName: () => session.agent,
 			cwd: () => session.state?.cwd,
-			answer: (id, option) => (this.scroll.resume(), session.answer(id, option)),
+			answer: (id, option) => {
+				this.scroll.resume();
+				return session.answer(id, option);
+			},
 			away: () => session.wire.status.state === 'stopped' || !this.connection.hidden,
 			focusComposer: () => this.focus(),
 			seen: () => this.draw(),
 			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
-			edit: (turn) => this.composer.put(turn),
+			edit: turn => this.composer.put(turn)
 		});
 		this.outbox = new OutboxView(this.conversation.outbox, {
-			withdraw: (turn) => session.withdraw(turn),
-			discard: (one) => session.discard(one),
-			resend: (one) => this.#send(one, () => session.discard(one)),
-			edit: (one) => {
+			withdraw: turn => session.withdraw(turn),
+			discard: one => session.discard(one),
+			resend: one => this.#send(one, () => session.discard(one)),
+			edit: one => {
 				this.composer.put(one);
 				session.discard(one);
-			},
+			}
 		});
 		this.draw = oncePerFrame(() => this.#draw());
 		this.scroll = this.conversation.scroll = new ScrollKeeper(this.scroller, this.column, this.draw);
@@ -56,15 +70,21 @@ export class SessionView {
 			upload,
 			controls: this.settings.el,
 			draft,
-			on: { send: (message) => this.#send(message, () => this.composer.clear()), stop: () => session.cancel(), commands: () => session.model.commands ?? [], history: () => session.history(), change: () => this.composer && this.draw() },
+			on: {
+				send: message => this.#send(message, () => this.composer.clear()),
+				stop: () => session.cancel(),
+				commands: () => session.model.commands ?? [],
+				history: () => session.history(),
+				change: () => this.composer && this.draw()
+			}
 		});
 		this.ended.before(this.composer.el);
 		this.jump.onclick = () => this.scroll.toEnd();
 		this.connection.lastChild.onclick = () => session.wire.start();
 		this.ask.onclick = () => this.showWaiting();
 		this.anew.onclick = on.startNew;
-		dropTarget(this.el, (files) => session.closed || this.composer.add(files));
-		session.on('withdrawn', (sent) => this.composer.put(sent));
+		dropTarget(this.el, files => session.closed || this.composer.add(files));
+		session.on('withdrawn', sent => this.composer.put(sent));
 
 		session.on('change', () => {
 			if (session.synced) this.conversation.draw();
@@ -86,7 +106,9 @@ export class SessionView {
 
 	get #cards() {
 		const { views } = this.conversation.context;
-		return [...this.session.model.waiting.values()].map(({ requestId, tool }) => views?.get(tool)?.asks?.get(requestId)).filter(Boolean);
+		return [...this.session.model.waiting.values()]
+			.map(({ requestId, tool }) => views?.get(tool)?.asks?.get(requestId))
+			.filter(Boolean);
 	}
 
 	showWaiting() {
@@ -135,9 +157,24 @@ export class SessionView {
 	#head({ title, agent, state, running, model }, gone) {
 		setText(this.title, title || (gone ? 'Not found' : 'New session'));
 		const silent = state?.asks === false && state.permission !== 'approve-all';
-		setText(this.facts, [!gone && agent, state?.model, !running && FACTS[state?.agent_state], FACTS[silent ? 'silent' : state?.permission]].filter(Boolean).join(' · '));
+		setText(
+			this.facts,
+			[
+				!gone && agent,
+				state?.model,
+				!running && FACTS[state?.agent_state],
+				FACTS[silent ? 'silent' : state?.permission]
+			]
+				.filter(Boolean)
+				.join(' · ')
+		);
 		const { used, size, cost } = model.usage ?? {};
-		setText(this.usage, used > 0 ? [size > 0 ? `${compact(used)} / ${compact(size)}` : compact(used), money(cost)].filter(Boolean).join(' · ') : '');
+		setText(
+			this.usage,
+			used > 0
+				? [size > 0 ? `${compact(used)} / ${compact(size)}` : compact(used), money(cost)].filter(Boolean).join(' · ')
+				: ''
+		);
 	}
 
 	#dock({ model, agent, running }) {
@@ -145,9 +182,10 @@ export class SessionView {
 		const unseen = this.#cards.find(({ seen }) => seen === false);
 		this.jump.hidden = this.scroll.following;
 		this.ask.hidden = !unseen;
-		if (unseen) setText(this.asked, `${agent} waits for you${size > 1 ? ` (${size})` : ''}: ${titleOf(unseen.permission.call)}`);
+		if (unseen)
+			setText(this.asked, `${agent} waits for you${size > 1 ? ` (${size})` : ''}: ${titleOf(unseen.permission.call)}`);
 		const entries = (running && model.turns.at(-1).plan?.entries) || [];
-		const step = entries.findIndex((entry) => entry.status !== 'completed');
+		const step = entries.findIndex(entry => entry.status !== 'completed');
 		this.plan.hidden = step < 0;
 		setText(this.plan.firstChild, `${step + 1} of ${entries.length}`);
 		setText(this.plan.lastChild, entries[step]?.content ?? '');
@@ -157,8 +195,13 @@ export class SessionView {
 		this.composer.el.hidden = this.over && this.composer.empty;
 		this.composer.setPurpose(this.over ? 'Send in a new session' : null);
 		this.ended.hidden = !this.over;
-		const why = gone ? STOPPED[4505] : (CLOSED[model.closed?.reason ?? state?.close_reason] ?? 'This session was closed.');
-		setText(this.why, this.composer.el.hidden ? why : `${why} What you wrote is kept: sending it begins a new session.`);
+		const why = gone
+			? STOPPED[4505]
+			: (CLOSED[model.closed?.reason ?? state?.close_reason] ?? 'This session was closed.');
+		setText(
+			this.why,
+			this.composer.el.hidden ? why : `${why} What you wrote is kept: sending it begins a new session.`
+		);
 		this.conversation.el.hidden = !synced;
 		this.loading.hidden = synced || gone || performance.now() < this.slow;
 		this.empty.hidden = !synced || model.turns.length + outbox.size + queue.size > 0;
@@ -175,7 +218,12 @@ export class SessionView {
 		if (!stopped) this.later = setTimeout(this.draw, 1000);
 		const wait = Math.ceil((retryAt - now) / 1000);
 		const [words, button] = this.connection.children;
-		setText(words, stopped ? (STOPPED[code] ?? `The server ended the connection (${code}).`) : `Connection lost. Trying again${wait > 1 ? ` in ${duration(wait * 1000)}.` : '…'}`);
+		setText(
+			words,
+			stopped
+				? (STOPPED[code] ?? `The server ended the connection (${code}).`)
+				: `Connection lost. Trying again${wait > 1 ? ` in ${duration(wait * 1000)}.` : '…'}`
+		);
 		setText(button, stopped ? 'Try again' : 'Try now');
 		button.hidden = !stopped && !(wait > 2);
 		return true;

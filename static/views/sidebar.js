@@ -3,14 +3,27 @@ import { guard, h, setChildren, setText, template, uid } from './dom.js';
 import { ago } from './format.js';
 import { menuButton } from './menu.js';
 
-const STATE_WORDS = { __proto__: null, running: 'working', waiting: 'waits for you', finished: 'has finished', closed: 'closed' };
+const STATE_WORDS = {
+	__proto__: null,
+	running: 'working',
+	waiting: 'waits for you',
+	finished: 'has finished',
+	closed: 'closed'
+};
 
 export class Sidebar {
 	constructor(on) {
-		Object.assign(this, template('sidebar'), { on, rows: new Map(), headings: {}, sessions: null, shown: [], marked: null });
+		Object.assign(this, template('sidebar'), {
+			on,
+			rows: new Map(),
+			headings: {},
+			sessions: null,
+			shown: [],
+			marked: null
+		});
 		this.find.oninput = this.find.onfocus = () => this.#mark(0);
 		this.find.onblur = () => this.#mark(null);
-		this.find.onkeydown = (event) => this.#key(event);
+		this.find.onkeydown = event => this.#key(event);
 		this.find.setAttribute('aria-controls', (this.list.id = uid()));
 		this.skip.onclick = on.skip;
 		this.hide.onclick = on.hide;
@@ -36,8 +49,11 @@ export class Sidebar {
 		const step = { ArrowDown: 1, ArrowUp: -1 }[key];
 		if (step) this.#mark(Math.max(0, Math.min(this.shown.length - 1, this.marked + step)));
 		else if (key === 'Enter') this.#open(this.shown[this.marked]?.id);
-		else if (key === 'Escape') (this.#clear(), this.on.hide(), this.on.skip());
-		else return;
+		else if (key === 'Escape') {
+			this.#clear();
+			this.on.hide();
+			this.on.skip();
+		} else return;
 		event.preventDefault();
 	}
 
@@ -66,11 +82,19 @@ export class Sidebar {
 		if (!this.sessions) return;
 		this.find.removeAttribute('aria-activedescendant');
 		const wanted = this.find.value.trim().toLowerCase();
-		const shown = this.sessions.filter(({ title, agent, id }) => `${title} ${agent} ${id}`.toLowerCase().includes(wanted)).sort((a, b) => b.at - a.at);
+		const shown = this.sessions
+			.filter(({ title, agent, id }) => `${title} ${agent} ${id}`.toLowerCase().includes(wanted))
+			.sort((a, b) => b.at - a.at);
 		this.shown = shown;
 		const marked = shown[this.marked ?? -1]?.id;
 		const groups = Object.groupBy(shown, ({ at }) => groupOf(at));
-		setChildren(this.list, [...Object.entries(groups).flatMap(([group, rows]) => [(this.headings[group] ??= h('h2', { text: group })), ...rows.map((one) => this.#row(one, one.id === marked))]), this.withClosed]);
+		setChildren(this.list, [
+			...Object.entries(groups).flatMap(([group, rows]) => [
+				(this.headings[group] ??= h('h2', { text: group })),
+				...rows.map(one => this.#row(one, one.id === marked))
+			]),
+			this.withClosed
+		]);
 		setText(this.note, shown.length ? '' : wanted ? 'No session fits.' : 'Your sessions will be listed here.');
 	}
 
@@ -98,7 +122,7 @@ export class Sidebar {
 		const row = template('session-row');
 		row.link.href = `#session=${id}`;
 		row.link.id = uid();
-		row.link.onclick = (event) => {
+		row.link.onclick = event => {
 			if (event.ctrlKey || event.metaKey || event.shiftKey) return;
 			event.preventDefault();
 			this.#open(id);
@@ -109,7 +133,7 @@ export class Sidebar {
 }
 
 function groupOf(at) {
-	const day = (date) => date.setHours(0, 0, 0, 0);
+	const day = date => date.setHours(0, 0, 0, 0);
 	const days = Math.round((day(new Date()) - day(new Date(at * 1000))) / 86_400_000);
 	return days <= 0 ? 'Today' : days === 1 ? 'Yesterday' : days < 7 ? 'This week' : 'Earlier';
 }

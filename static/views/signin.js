@@ -5,7 +5,7 @@ export function signInView(message = '', token = '', kept, signIn) {
 	input.value = token;
 	keep.checked = kept;
 	setText(note, message);
-	form.onsubmit = async (event) => {
+	form.onsubmit = async event => {
 		event.preventDefault();
 		button.disabled = true;
 		try {

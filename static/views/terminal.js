@@ -28,7 +28,10 @@ export class TerminalView {
 		}
 		this.shown = text;
 		if (more) this.screen.write(more.slice(tail));
-		setText(this.above, this.cut ? `${plural(this.cut, 'line')} above ${this.cut === 1 ? 'is' : 'are'} not shown\n` : '');
+		setText(
+			this.above,
+			this.cut ? `${plural(this.cut, 'line')} above ${this.cut === 1 ? 'is' : 'are'} not shown\n` : ''
+		);
 		if (scrollHeight - scrollTop - clientHeight < 8) this.el.scrollTop = this.el.scrollHeight;
 	}
 

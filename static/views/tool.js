@@ -7,8 +7,27 @@ import { duration } from './format.js';
 import { isOpen, PermissionView } from './permission.js';
 import { TerminalView } from './terminal.js';
 
-const KINDS = { __proto__: null, read: 'file', edit: 'pencil', delete: 'trash', move: 'move', search: 'search', execute: 'terminal', think: 'spark', fetch: 'globe', switch_mode: 'swap' };
-const STATES = { __proto__: null, pending: ['Waiting', 'clock'], in_progress: ['Running'], completed: ['Done', 'check'], failed: ['Failed', 'close'], asking: ['Needs your permission', 'shield'], stopped: ['Not finished', 'stop'] };
+const KINDS = {
+	__proto__: null,
+	read: 'file',
+	edit: 'pencil',
+	delete: 'trash',
+	move: 'move',
+	search: 'search',
+	execute: 'terminal',
+	think: 'spark',
+	fetch: 'globe',
+	switch_mode: 'swap'
+};
+const STATES = {
+	__proto__: null,
+	pending: ['Waiting', 'clock'],
+	in_progress: ['Running'],
+	completed: ['Done', 'check'],
+	failed: ['Failed', 'close'],
+	asking: ['Needs your permission', 'shield'],
+	stopped: ['Not finished', 'stop']
+};
 
 export class ToolView {
 	constructor(item, context, live) {
@@ -23,7 +42,8 @@ export class ToolView {
 		for (const permission of permissions) this.#permission(permission);
 		this.#head(waits);
 		const { toggle } = this;
-		if (!toggle.touched && !waits && this.live && (this.item.toolKind === 'execute' || hasDiff(this.item))) toggle.open();
+		if (!toggle.touched && !waits && this.live && (this.item.toolKind === 'execute' || hasDiff(this.item)))
+			toggle.open();
 		else if (!this.body.hidden) this.#showBody();
 	}
 
@@ -52,7 +72,10 @@ export class ToolView {
 	}
 
 	#showBody() {
-		guard(() => this.#drawBody(), () => this.body.replaceChildren(codeBlock(pretty(this.item), 'json').el));
+		guard(
+			() => this.#drawBody(),
+			() => this.body.replaceChildren(codeBlock(pretty(this.item), 'json').el)
+		);
 	}
 
 	#drawBody() {
@@ -63,13 +86,21 @@ export class ToolView {
 		const parts = [];
 		const part = (name, data, build) => {
 			const known = this.parts.get(name);
-			if (!known || (known.data !== data && JSON.stringify(known.data) !== JSON.stringify(data))) this.parts.set(name, { data, el: guard(() => build(data), () => codeBlock(pretty(data), 'json').el) });
+			if (!known || (known.data !== data && JSON.stringify(known.data) !== JSON.stringify(data)))
+				this.parts.set(name, {
+					data,
+					el: guard(
+						() => build(data),
+						() => codeBlock(pretty(data), 'json').el
+					)
+				});
 			parts.push(this.parts.get(name).el);
 		};
 		if (locations.length && !hasDiff(item)) part('locations', locations, locationsView);
-		if (command) part('command', command, (text) => codeBlock(pretty(text), 'bash').el);
+		if (command) part('command', command, text => codeBlock(pretty(text), 'bash').el);
 		for (const [index, one] of content.entries()) {
-			if (printed == null || (one.type !== 'terminal' && one.content?.type !== 'text')) part(index, one, (data) => contentView(data, this.context.cwd()));
+			if (printed == null || (one.type !== 'terminal' && one.content?.type !== 'text'))
+				part(index, one, data => contentView(data, this.context.cwd()));
 		}
 		if (printed != null) {
 			this.terminal ??= new TerminalView();
@@ -87,9 +118,12 @@ export class ToolView {
 function printedBy({ terminal, toolKind, content, input, output }) {
 	if (terminal?.output) return terminal.output;
 	if (toolKind !== 'execute') return null;
-	const text = content.filter((one) => one.content?.type === 'text').map((one) => one.content.text).join('\n');
+	const text = content
+		.filter(one => one.content?.type === 'text')
+		.map(one => one.content.text)
+		.join('\n');
 	// Claude puts the command's purpose there until it prints.
 	if (text && text !== input?.description) return text.replace(/^\s*```\w*\n([\s\S]*?)\n?```\s*$/, '$1');
 	const parts = [output, output?.stdout, output?.stderr, output?.formatted_output ?? output?.output];
-	return parts.filter((part) => part && typeof part === 'string').join('\n') || null;
+	return parts.filter(part => part && typeof part === 'string').join('\n') || null;
 }

@@ -2,11 +2,18 @@ import { promptParts, textOf } from '../transcript.js';
 import { copyButton } from './code.js';
 import { guard, h, icon, setText, template, uid } from './dom.js';
 import { compact, duration } from './format.js';
-import { MessageView, ThoughtView, promptBubble } from './messages.js';
+import { MessageView, promptBubble, ThoughtView } from './messages.js';
 import { NoteView, PlanView, RawView, rawView } from './notes.js';
 import { ToolView } from './tool.js';
 
-const VIEWS = { message: MessageView, user: MessageView, thought: ThoughtView, tool: ToolView, plan: PlanView, note: NoteView };
+const VIEWS = {
+	message: MessageView,
+	user: MessageView,
+	thought: ThoughtView,
+	tool: ToolView,
+	plan: PlanView,
+	note: NoteView
+};
 const CHUNK = 24;
 const LIVELY = 60;
 
@@ -17,14 +24,14 @@ const ENDINGS = {
 	max_turn_requests: ['The agent reached its limit of steps for one turn', 'info', 'Continue'],
 	refusal: ['The agent declined to go on with this', 'info'],
 	error: ['Something went wrong', 'alert', 'Try again'],
-	withdrawn: ['Taken out of the queue: the agent has not seen it', 'clock', 'Edit'],
+	withdrawn: ['Taken out of the queue: the agent has not seen it', 'clock', 'Edit']
 };
 const ERRORS = {
 	__proto__: null,
 	agent_failed: 'The agent stopped unexpectedly',
 	agent_timeout: 'The turn took too long and was ended',
 	agent_unavailable: 'The agent could not be started',
-	server_restarted: 'The server was restarted during this turn',
+	server_restarted: 'The server was restarted during this turn'
 };
 
 export class TurnView {
@@ -37,13 +44,23 @@ export class TurnView {
 
 	update() {
 		const { turn, head, foot } = this;
-		if (turn.prompt && !head.firstChild) guard(() => this.#head(turn), () => head.replaceChildren(rawView('turn_start', turn.prompt).el));
-		guard(() => this.#foot(), () => foot.replaceChildren(rawView('turn_end', { ...turn, items: undefined }).el));
+		if (turn.prompt && !head.firstChild)
+			guard(
+				() => this.#head(turn),
+				() => head.replaceChildren(rawView('turn_start', turn.prompt).el)
+			);
+		guard(
+			() => this.#foot(),
+			() => foot.replaceChildren(rawView('turn_end', { ...turn, items: undefined }).el)
+		);
 	}
 
 	#head({ prompt, context }) {
 		setText(this.heading, `You: ${promptParts(prompt).text.slice(0, 80) || 'files'}`);
-		if (context === 'lost') this.head.append(new NoteView({ note: 'warning', title: 'The agent was started anew and does not remember what is above.' }).el);
+		if (context === 'lost')
+			this.head.append(
+				new NoteView({ note: 'warning', title: 'The agent was started anew and does not remember what is above.' }).el
+			);
 		this.head.append(promptBubble(prompt));
 	}
 
@@ -65,19 +82,27 @@ export class TurnView {
 		const first = Math.max(0, this.from - count);
 		const older = items.slice(first, this.from);
 		const live = this.context.isLast(this.turn) && items.length < LIVELY;
-		const chunk = h('div.chunk.settled', {}, older.map((item) => this.#build(item, live)));
+		const chunk = h(
+			'div.chunk.settled',
+			{},
+			older.map(item => this.#build(item, live))
+		);
 		if (older.length) this.body.prepend(chunk);
 		this.from = first;
 	}
 
 	#build(item, live) {
-		const view = guard(() => new (VIEWS[item.kind] ?? RawView)(item, this.context, live), () => rawView(item.kind, item));
+		const view = guard(
+			() => new (VIEWS[item.kind] ?? RawView)(item, this.context, live),
+			() => rawView(item.kind, item)
+		);
 		this.context.views.set(item, view);
 		return view.el;
 	}
 
 	tick(now) {
-		if (this.elapsed && !this.context.away()) setText(this.elapsed, duration(Math.max(1000, now - this.turn.startedAt)));
+		if (this.elapsed && !this.context.away())
+			setText(this.elapsed, duration(Math.max(1000, now - this.turn.startedAt)));
 	}
 
 	#foot() {
@@ -90,7 +115,16 @@ export class TurnView {
 		this.shown = shown;
 		this.elapsed = running && !away ? h('span') : null;
 		if (away) this.foot.replaceChildren(template('away').el);
-		else if (running) this.foot.replaceChildren(h('p.facts.working', { 'data-waits': String(waits) }, h('span.spinner'), waits ? 'Waiting for you' : 'Working', this.elapsed));
+		else if (running)
+			this.foot.replaceChildren(
+				h(
+					'p.facts.working',
+					{ 'data-waits': String(waits) },
+					h('span.spinner'),
+					waits ? 'Waiting for you' : 'Working',
+					this.elapsed
+				)
+			);
 		else if (turn.stopReason) this.foot.replaceChildren(...this.#ending(), this.#facts());
 	}
 
@@ -99,17 +133,48 @@ export class TurnView {
 		const [words, name, action] = ENDINGS[withdrawn ? 'withdrawn' : stopReason] ?? [];
 		if (!words) return [];
 		const edit = () => this.context.edit(this.turn);
-		const retry = ({ currentTarget }) => ((currentTarget.disabled = true), this.context.retry(this.turn));
-		const again = action && (!error || error.retryable) && h(withdrawn ? 'button.quiet' : 'button.secondary.again', { onclick: withdrawn ? edit : retry }, icon(withdrawn ? 'pencil' : 'refresh'), action);
-		return [h('div.ending', { 'data-reason': stopReason }, icon(name), h('div.grow', {}, failure === null ? (ERRORS[error?.code] ?? words) : 'The agent reported an error', [error?.message, failure].map((text) => text && h('p', { dir: 'auto', text }))), again)];
+		const retry = ({ currentTarget }) => {
+			currentTarget.disabled = true;
+			this.context.retry(this.turn);
+		};
+		const again =
+			action &&
+			(!error || error.retryable) &&
+			h(
+				withdrawn ? 'button.quiet' : 'button.secondary.again',
+				{ onclick: withdrawn ? edit : retry },
+				icon(withdrawn ? 'pencil' : 'refresh'),
+				action
+			);
+		return [
+			h(
+				'div.ending',
+				{ 'data-reason': stopReason },
+				icon(name),
+				h(
+					'div.grow',
+					{},
+					failure === null ? (ERRORS[error?.code] ?? words) : 'The agent reported an error',
+					[error?.message, failure].map(text => text && h('p', { dir: 'auto', text }))
+				),
+				again
+			)
+		];
 	}
 
 	#facts() {
 		this.el.classList.toggle('withdrawn', Boolean(this.turn.withdrawn));
 		const { startedAt, durationMs, usage, items } = this.turn;
 		const messages = items.filter(({ kind }) => kind === 'message');
-		const words = [durationMs && duration(durationMs), usage?.totalTokens && `${compact(usage.totalTokens)} tokens`].filter(Boolean).join(' · ');
+		const words = [durationMs && duration(durationMs), usage?.totalTokens && `${compact(usage.totalTokens)} tokens`]
+			.filter(Boolean)
+			.join(' · ');
 		const answer = () => messages.map(({ parts }) => textOf(parts)).join('\n\n');
-		return h('p.facts', { title: new Date(startedAt).toLocaleString() }, words, messages.length > 0 && copyButton(answer, 'Copy answer'));
+		return h(
+			'p.facts',
+			{ title: new Date(startedAt).toLocaleString() },
+			words,
+			messages.length > 0 && copyButton(answer, 'Copy answer')
+		);
 	}
 }

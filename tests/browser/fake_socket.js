@@ -13,7 +13,16 @@ window.WebSocket = class {
 		fake.sent.push(frame);
 		if (frame.type !== 'auth') return;
 		const { log, state } = fake;
-		this.tell({ type: 'ready', protocol: 1, session_id: this.id, agent: 'mock', state: 'idle', pending_permissions: [], ...state, head: log.length });
+		this.tell({
+			type: 'ready',
+			protocol: 1,
+			session_id: this.id,
+			agent: 'mock',
+			state: 'idle',
+			pending_permissions: [],
+			...state,
+			head: log.length
+		});
 		fake.feed(log);
 	}
 
@@ -23,6 +32,6 @@ window.WebSocket = class {
 
 	close() {}
 };
-window.fake.feed = (entries) => {
+window.fake.feed = entries => {
 	for (const entry of entries) fake.socket.tell({ ...entry, seq: (fake.seq += 1) });
 };

@@ -6,51 +6,74 @@ import { pretty } from '../../static/normalise.js';
 import { createTranscript, promptParts, reduce, seed, textOf } from '../../static/transcript.js';
 import { broken, ENTRIES, hostileTurns, MORE_VALUES, randomTurns, SETTINGS } from './hostile.mjs';
 
-const isText = (value) => typeof value === 'string';
-const isTextOrNull = (value) => value === null || isText(value);
-const isNumberOrNull = (value) => value === null || Number.isFinite(value);
+const isText = value => typeof value === 'string';
+const isTextOrNull = value => value === null || isText(value);
+const isNumberOrNull = value => value === null || Number.isFinite(value);
 
 const ITEMS = {
-	message: ({ parts, messageId }) => parts.every((part) => (part.type === 'text' ? isText(part.text) : isText(part.type))) && isTextOrNull(messageId),
+	message: ({ parts, messageId }) =>
+		parts.every(part => (part.type === 'text' ? isText(part.text) : isText(part.type))) && isTextOrNull(messageId),
 	tool: ({ title, toolKind, status, content, locations, terminal, permissions }) =>
 		[title, toolKind, status].every(isText) &&
-		content.every(({ type, content: inner, path, oldText, newText }) => (type === 'content' ? isText(inner.type) : type === 'diff' ? isText(path) && isTextOrNull(oldText) && isText(newText) : ['terminal', 'raw'].includes(type))) &&
+		content.every(({ type, content: inner, path, oldText, newText }) =>
+			type === 'content'
+				? isText(inner.type)
+				: type === 'diff'
+					? isText(path) && isTextOrNull(oldText) && isText(newText)
+					: ['terminal', 'raw'].includes(type)
+		) &&
 		locations.every(({ path }) => isText(path)) &&
 		(terminal === null || (isText(terminal.output) && isNumberOrNull(terminal.exit))) &&
-		permissions.every(({ options, call }) => isText(call.title) && options.every(({ optionId, name, kind }) => [optionId, name, kind].every(isText))),
+		permissions.every(
+			({ options, call }) =>
+				isText(call.title) && options.every(({ optionId, name, kind }) => [optionId, name, kind].every(isText))
+		),
 	plan: ({ entries }) => entries.every(({ content, status }) => isText(content) && isText(status)),
 	note: ({ title, text }) => isText(title) && isText(text),
-	raw: ({ name, count, data }) => isText(name) && count > 0 && data.length > 0,
+	raw: ({ name, count, data }) => isText(name) && count > 0 && data.length > 0
 };
 Object.assign(ITEMS, { thought: ITEMS.message, user: ITEMS.message });
 
 function assertSound(model, entry) {
 	const where = pretty(entry, 1000);
 	for (const turn of model.turns) {
-		assert.ok(Number.isSafeInteger(turn.index) && isTextOrNull(turn.stopReason) && isNumberOrNull(turn.durationMs), where);
+		assert.ok(
+			Number.isSafeInteger(turn.index) && isTextOrNull(turn.stopReason) && isNumberOrNull(turn.durationMs),
+			where
+		);
 		assert.ok(turn.error === null || [turn.error.code, turn.error.message].every(isText), where);
 		assert.ok(turn.usage === null || isNumberOrNull(turn.usage.totalTokens), where);
 		assert.ok(isText(promptParts(turn.prompt).text) && isText(textOf(turn.prompt)), where);
 		for (const item of turn.items) assert.ok(ITEMS[item.kind](item), `${item.kind}: ${where}`);
 	}
 	const { modes, models, configOptions, commands, usage, title, closed, waiting, running } = model;
-	for (const list of [modes?.availableModes, models?.availableModels, commands, configOptions]) for (const { name } of list ?? []) assert.ok(isText(name), where);
-	for (const { options } of configOptions ?? []) for (const one of options) assert.ok(isText(one.heading ?? one.name), where);
+	for (const list of [modes?.availableModes, models?.availableModels, commands, configOptions])
+		for (const { name } of list ?? []) assert.ok(isText(name), where);
+	for (const { options } of configOptions ?? [])
+		for (const one of options) assert.ok(isText(one.heading ?? one.name), where);
 	assert.ok(usage === null || [usage.used, usage.size].every(isNumberOrNull), where);
 	assert.ok(isTextOrNull(title) && (closed === null || isText(closed.reason)), where);
 	for (const permission of waiting.values()) assert.ok(permission.outcome === null && !permission.over, where);
 	for (const index of running) assert.equal(model.byIndex.get(index).status, 'running');
 }
 
-const GOOD = { type: 'event', event: { method: 'session/update', params: { update: { sessionUpdate: 'agent_message_chunk', messageId: 'good', content: { type: 'text', text: 'good' } } } } };
+const GOOD = {
+	type: 'event',
+	event: {
+		method: 'session/update',
+		params: {
+			update: { sessionUpdate: 'agent_message_chunk', messageId: 'good', content: { type: 'text', text: 'good' } }
+		}
+	}
+};
 
-test('every field in every wrong type: nothing throws, and what is shown is sound', (t) => {
+test('every field in every wrong type: nothing throws, and what is shown is sound', t => {
 	const failures = t.mock.method(console, 'error', () => {});
 	let count = 0;
 	for (const [name, entry] of Object.entries(ENTRIES)) {
 		for (const one of broken(entry, MORE_VALUES)) {
 			const model = createTranscript();
-			const put = (fields) => reduce(model, { seq: model.head + 1, ts: 1000, turn_index: 1, ...fields });
+			const put = fields => reduce(model, { seq: model.head + 1, ts: 1000, turn_index: 1, ...fields });
 			put(ENTRIES.turn_start);
 			for (const fields of name === 'permission_resolved' ? [ENTRIES.permission_request, one] : [one]) put(fields);
 			assertSound(model, one);
@@ -67,12 +90,21 @@ test('one log of all of it keeps what was good', () => {
 	const model = createTranscript();
 	for (const entry of hostileTurns()) reduce(model, { ...entry, seq: model.head + 1 });
 	assertSound(model, {});
-	const said = model.turns.map(({ items }) => items.filter(({ kind }) => kind === 'message').map(({ parts }) => textOf(parts)).join(''));
-	for (const [index] of Object.keys(ENTRIES).entries()) assert.ok(said.some((words) => words.includes(`good ${index + 1}.`)), `${index}`);
+	const said = model.turns.map(({ items }) =>
+		items
+			.filter(({ kind }) => kind === 'message')
+			.map(({ parts }) => textOf(parts))
+			.join('')
+	);
+	for (const [index] of Object.keys(ENTRIES).entries())
+		assert.ok(
+			said.some(words => words.includes(`good ${index + 1}.`)),
+			`${index}`
+		);
 	assert.equal(model.running.size, 0);
 });
 
-test('several things wrong at once', (t) => {
+test('several things wrong at once', t => {
 	const failures = t.mock.method(console, 'error', () => {});
 	for (let seed = 1; seed <= 20; seed += 1) {
 		const model = createTranscript();
@@ -92,7 +124,8 @@ test('settings of a session in every wrong type', () => {
 
 test('what is as it should be is not changed, and nothing of an object’s own names is touched', () => {
 	const model = createTranscript();
-	for (const entry of Object.values(ENTRIES)) for (const one of broken(entry)) reduce(model, { ...one, seq: model.head + 1 });
+	for (const entry of Object.values(ENTRIES))
+		for (const one of broken(entry)) reduce(model, { ...one, seq: model.head + 1 });
 	assert.deepEqual([{}.x, Object.keys(Object.prototype)], [undefined, []]);
 	const entry = JSON.parse(JSON.stringify({ ...ENTRIES.tool_call, turn_index: 5, seq: 1 }));
 	const before = JSON.stringify(entry);
@@ -105,7 +138,8 @@ test('pretty: as JSON.stringify writes it, but bounded', () => {
 	for (const entry of Object.values(ENTRIES)) assert.equal(pretty(entry), JSON.stringify(entry, null, 2));
 	let deep = [];
 	for (let depth = 0; depth < 20_000; depth += 1) deep = [deep];
-	for (const value of [deep, 'x'.repeat(1e7), Array(1e6).fill('word'), { a: 'x'.repeat(1e7) }]) assert.ok(pretty(value).length < 200_000);
+	for (const value of [deep, 'x'.repeat(1e7), Array(1e6).fill('word'), { a: 'x'.repeat(1e7) }])
+		assert.ok(pretty(value).length < 200_000);
 	assert.equal(pretty('x'.repeat(1e6), Infinity).length, 1e6);
 });
 
@@ -121,7 +155,7 @@ test('spell: what hides is told by its number; what readers need stays', () => {
 		'\uD800': '[U+D800]',
 		'👨‍👩‍👧 ❤️ 1️⃣ 🏴󠁧󠁢󠁥󠁮󠁧󠁿 é e\u0301': '👨‍👩‍👧 ❤️ 1️⃣ 🏴󠁧󠁢󠁥󠁮󠁧󠁿 é e\u0301',
 		'می‌خواهم שלום ক্‍ষ': 'می‌خواهم שלום ক্‍ষ',
-		'two\nlines\r\n\tand more': 'two\nlines\r\n\tand more',
+		'two\nlines\r\n\tand more': 'two\nlines\r\n\tand more'
 	};
 	for (const [text, shown] of Object.entries(cases)) assert.equal(spell(text), shown);
 	assert.ok(spell('a\u200b'.repeat(50_000), CODE).endsWith('a[U+200B]')); // all of them, however many

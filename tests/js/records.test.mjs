@@ -10,18 +10,18 @@ function memory() {
 		kept: new Map(),
 		saves: 0,
 		broken: false,
-		load: async (id) => structuredClone(files.kept.get(id)),
+		load: async id => structuredClone(files.kept.get(id)),
 		async save(record) {
 			files.saves += 1;
 			await sleep(1);
 			if (files.broken) throw new Error('no space');
 			files.kept.set(record.acpxRecordId, structuredClone(record));
-		},
+		}
 	};
 	return files;
 }
 
-const record = (turns) => ({ acpxRecordId: 'one', turns, messages: [] });
+const record = turns => ({ acpxRecordId: 'one', turns, messages: [] });
 
 test('what is saved is loaded at once, and written once, a moment later', { timeout: 10_000 }, async () => {
 	const files = memory();
@@ -54,7 +54,7 @@ test('a flush writes all that was saved, also during a write', { timeout: 10_000
 test('what cannot be written is told, kept, and written when it can be', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const told = [];
-	const records = keepRecords(files, (error) => told.push(error.message));
+	const records = keepRecords(files, error => told.push(error.message));
 	files.broken = true;
 	await records.save(record(1));
 	await assert.rejects(records.flush('one'), /no space/);

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Session } from '../../static/session.js';
 
-const words = (text) => [{ type: 'text', text }];
+const words = text => [{ type: 'text', text }];
 
 /** A session whose server and browser are the test. */
 function world({ state, outbox = [] } = {}) {
@@ -19,7 +19,7 @@ function world({ state, outbox = [] } = {}) {
 		stop() {}
 		prompt(prompt, { id = `p${(ids += 1)}`, files }) {
 			seen.sent.push({ id, prompt, files });
-			const accepted = new Promise((resolve, reject) => (seen.reject = reject));
+			const accepted = new Promise((_, reject) => (seen.reject = reject));
 			if (seen.refusal) seen.reject(seen.refusal);
 			return { id, accepted };
 		}
@@ -33,7 +33,7 @@ function world({ state, outbox = [] } = {}) {
 		}
 	}
 	const api = {
-		update: async (id, meta) => {
+		update: async (_, meta) => {
 			seen.updates.push(meta);
 			return { meta };
 		},
@@ -41,21 +41,21 @@ function world({ state, outbox = [] } = {}) {
 			seen.looks += 1;
 			await seen.meanwhile?.();
 			return { meta: { title: `look ${seen.looks}` } };
-		},
+		}
 	};
-	const storage = { outbox: () => seen.saved, saveOutbox: (id, prompts) => (seen.saved = prompts) };
+	const storage = { outbox: () => seen.saved, saveOutbox: (_, prompts) => (seen.saved = prompts) };
 	const session = new Session('s', state, { api, storage, Wire, url: 'ws://test' });
-	session.on('problem', (text) => seen.problems.push(text));
+	session.on('problem', text => seen.problems.push(text));
 	session.on('synced', () => (seen.synced += 1));
 	let seq = 0;
 	const put = (type, fields) => on.entry({ type, seq: (seq += 1), ts: seq, turn_index: 1, ...fields });
-	const update = (fields) => put('event', { event: { method: 'session/update', params: { update: fields } } });
+	const update = fields => put('event', { event: { method: 'session/update', params: { update: fields } } });
 	session.start();
 	return { session, seen, put, update, wire: (name, ...values) => on[name](...values) };
 }
 
 /** Until promises that are settled already have been heard. */
-const settle = () => new Promise((resolve) => setImmediate(resolve));
+const settle = () => new Promise(resolve => setImmediate(resolve));
 
 test('what a notice says of whether the agent asks counts from then on, and not an old one', () => {
 	const { session, put, wire } = world();
@@ -146,7 +146,7 @@ test('an answer that something has overtaken is asked for again', async () => {
 test('there is one question at a time, however slow the answers are', async () => {
 	const { session, seen } = world();
 	let answer;
-	seen.meanwhile = () => new Promise((resolve) => (answer = resolve));
+	seen.meanwhile = () => new Promise(resolve => (answer = resolve));
 	const asked = [session.look(), session.look(), session.look()];
 	assert.equal(seen.looks, 1);
 	answer();
@@ -205,13 +205,16 @@ test('a name that somebody gave stays', async () => {
 test('no token is shown among the frames', () => {
 	const { session, wire } = world();
 	wire('frame', 'up', { type: 'auth', token: 'cf_secret', after: 7 }, '{"type":"auth","token":"cf_secret","after":7}');
-	assert.deepEqual(session.frames.map(({ text }) => text), ['{"type":"auth","token":"…","after":7}']);
+	assert.deepEqual(
+		session.frames.map(({ text }) => text),
+		['{"type":"auth","token":"…","after":7}']
+	);
 });
 
 test('a prompt that is taken out of the queue comes back only if the agent has not got it', async () => {
 	const { session, put, wire } = world({ state: { head: 0 } });
 	const back = [];
-	session.on('withdrawn', (one) => back.push(one));
+	session.on('withdrawn', one => back.push(one));
 	wire('ready', { head: 0 });
 	put('turn_start', { prompt: words('first') });
 	for (const turn of [2, 3]) {
@@ -223,5 +226,8 @@ test('a prompt that is taken out of the queue comes back only if the agent has n
 	put('turn_end', { turn_index: 2, stop_reason: 'cancelled', duration_ms: 0 });
 	put('turn_end', { turn_index: 3, stop_reason: 'cancelled', duration_ms: 12 });
 	assert.deepEqual(back, [{ prompt: words('prompt 2'), files: ['ff_2'] }]);
-	assert.deepEqual(session.model.turns.map(({ withdrawn }) => Boolean(withdrawn)), [false, true, false]);
+	assert.deepEqual(
+		session.model.turns.map(({ withdrawn }) => Boolean(withdrawn)),
+		[false, true, false]
+	);
 });

@@ -2,21 +2,29 @@
 //
 // UPDATE_GOLDEN=1 node --test tests/js/   writes the expected models anew; look at the difference.
 import assert from 'node:assert/strict';
-import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { createTranscript, promptParts, reduce, seed, textOf } from '../../static/transcript.js';
 
 const GOLDEN = new URL('./golden/', import.meta.url);
-const read = (name) => readFileSync(new URL(name, GOLDEN), 'utf8');
+const read = name => readFileSync(new URL(name, GOLDEN), 'utf8');
 
 /** A model as plain JSON: Sets and Maps as lists, what waits by the id of its tool. */
 function plain(model) {
-	const shown = { ...model, running: [...model.running], waiting: [...model.waiting.keys()], turns: model.turns.map((turn) => ({ ...turn, plan: turn.plan && turn.items.indexOf(turn.plan) })) };
+	const shown = {
+		...model,
+		running: [...model.running],
+		waiting: [...model.waiting.keys()],
+		turns: model.turns.map(turn => ({ ...turn, plan: turn.plan && turn.items.indexOf(turn.plan) }))
+	};
 	return JSON.parse(JSON.stringify(shown));
 }
 
-for (const name of readdirSync(GOLDEN).filter((file) => file.endsWith('.jsonl'))) {
-	const entries = read(name).trim().split('\n').map((line) => JSON.parse(line));
+for (const name of readdirSync(GOLDEN).filter(file => file.endsWith('.jsonl'))) {
+	const entries = read(name)
+		.trim()
+		.split('\n')
+		.map(line => JSON.parse(line));
 	const expected = name.replace('.jsonl', '.model.json');
 
 	test(`golden: ${name}`, () => {
@@ -41,13 +49,24 @@ function log() {
 	return {
 		model,
 		put,
-		start: (fields) => put('turn_start', { prompt: [{ type: 'text', text: 'hi' }], id: 'c1', context: 'new', ...fields }),
-		end: (fields) => put('turn_end', { stop_reason: 'end_turn', duration_ms: 1, error: null, ...fields }),
-		update: (sessionUpdate, update, fields) => put('event', { event: { jsonrpc: '2.0', method: 'session/update', params: { update: { sessionUpdate, ...update } } }, ...fields }),
-		say: (text, more, fields) => put('event', { event: { method: 'session/update', params: { update: { sessionUpdate: 'agent_message_chunk', content: { type: 'text', text }, ...more } } }, ...fields }),
+		start: fields => put('turn_start', { prompt: [{ type: 'text', text: 'hi' }], id: 'c1', context: 'new', ...fields }),
+		end: fields => put('turn_end', { stop_reason: 'end_turn', duration_ms: 1, error: null, ...fields }),
+		update: (sessionUpdate, update, fields) =>
+			put('event', {
+				event: { jsonrpc: '2.0', method: 'session/update', params: { update: { sessionUpdate, ...update } } },
+				...fields
+			}),
+		say: (text, more, fields) =>
+			put('event', {
+				event: {
+					method: 'session/update',
+					params: { update: { sessionUpdate: 'agent_message_chunk', content: { type: 'text', text }, ...more } }
+				},
+				...fields
+			}),
 		get items() {
 			return model.turns.at(-1).items;
-		},
+		}
 	};
 }
 
@@ -59,13 +78,27 @@ test('chunks of one message become one message; another kind, or another id, beg
 	l.update('agent_thought_chunk', { content: { type: 'text', text: 'hm' } });
 	l.say('c');
 	l.say('d', { messageId: 'm2' });
-	assert.deepEqual(l.items.map(({ kind, parts, done }) => [kind, textOf(parts), done]), [['message', 'ab', true], ['thought', 'hm', true], ['message', 'c', true], ['message', 'd', false]]);
+	assert.deepEqual(
+		l.items.map(({ kind, parts, done }) => [kind, textOf(parts), done]),
+		[
+			['message', 'ab', true],
+			['thought', 'hm', true],
+			['message', 'c', true],
+			['message', 'd', false]
+		]
+	);
 	l.end();
 	assert.equal(l.items.at(-1).done, true);
 });
 
 test('what an agent tells about its error is kept, in whatever shape', () => {
-	for (const [data, kept] of [[{ details: 'no quota' }, 'no quota'], ['no quota', 'no quota'], [{ message: 'm' }, 'm'], [{ details: { a: 1 } }, ''], [undefined, '']]) {
+	for (const [data, kept] of [
+		[{ details: 'no quota' }, 'no quota'],
+		['no quota', 'no quota'],
+		[{ message: 'm' }, 'm'],
+		[{ details: { a: 1 } }, ''],
+		[undefined, '']
+	]) {
 		const l = log();
 		l.start();
 		assert.equal(l.model.turns[0].failure, null);
@@ -80,18 +113,30 @@ test('what is no text is a part of its own, in its place', () => {
 	l.say('before');
 	l.update('agent_message_chunk', { content: { type: 'image', mimeType: 'image/png', data: 'AA==' } });
 	l.say('after');
-	assert.deepEqual(l.items[0].parts.map(({ type }) => type), ['text', 'image', 'text']);
+	assert.deepEqual(
+		l.items[0].parts.map(({ type }) => type),
+		['text', 'image', 'text']
+	);
 });
 
 test('updates of a tool call are merged: absent and null mean unchanged, lists are replaced', () => {
 	const l = log();
 	l.start();
-	l.update('tool_call', { toolCallId: 't', title: 'Read', kind: 'read', locations: [{ path: '/a' }], content: [{ type: 'content', content: { type: 'text', text: 'x' } }] });
+	l.update('tool_call', {
+		toolCallId: 't',
+		title: 'Read',
+		kind: 'read',
+		locations: [{ path: '/a' }],
+		content: [{ type: 'content', content: { type: 'text', text: 'x' } }]
+	});
 	l.update('tool_call_update', { toolCallId: 't', title: null, status: 'in_progress', content: [] });
 	l.update('tool_call_update', { toolCallId: 't', status: 'completed', rawOutput: 'x' });
 	const [tool] = l.items;
 	assert.equal(l.items.length, 1);
-	assert.deepEqual([tool.title, tool.toolKind, tool.status, tool.content, tool.locations, tool.output, tool.endedAt], ['Read', 'read', 'completed', [], [{ path: '/a' }], 'x', 4000]);
+	assert.deepEqual(
+		[tool.title, tool.toolKind, tool.status, tool.content, tool.locations, tool.output, tool.endedAt],
+		['Read', 'read', 'completed', [], [{ path: '/a' }], 'x', 4000]
+	);
 });
 
 test('an update for a call that was never announced shows it', () => {
@@ -108,7 +153,10 @@ test('an id that a later turn announces again is another call', () => {
 	l.end();
 	l.start({ turn_index: 2 });
 	l.update('tool_call', { toolCallId: 't', title: 'two' }, { turn_index: 2 });
-	assert.deepEqual(l.model.turns.map(({ items }) => items[0].title), ['one', 'two']);
+	assert.deepEqual(
+		l.model.turns.map(({ items }) => items[0].title),
+		['one', 'two']
+	);
 });
 
 test('a call that was under way when its turn ended is abandoned', () => {
@@ -122,7 +170,8 @@ test('a call that was under way when its turn ended is abandoned', () => {
 test('terminal output that comes in _meta is put together', () => {
 	const l = log();
 	l.start();
-	for (const data of ['a\n', 'b\n']) l.update('tool_call_update', { toolCallId: 't', _meta: { terminal_output: { data } } });
+	for (const data of ['a\n', 'b\n'])
+		l.update('tool_call_update', { toolCallId: 't', _meta: { terminal_output: { data } } });
 	l.update('tool_call_update', { toolCallId: 't', _meta: { terminal_exit: { exit_code: 3 } } });
 	assert.deepEqual(l.items[0].terminal, { output: 'a\nb\n', exit: 3 });
 });
@@ -131,20 +180,35 @@ test('a permission lives on its tool call, and waits until it is resolved', () =
 	const l = log();
 	l.start();
 	l.update('tool_call', { toolCallId: 't', title: 'Edit' });
-	l.put('permission_request', { request_id: 'r', request: { toolCall: { toolCallId: 't' }, options: [{ optionId: 'y', name: 'Yes' }] } });
+	l.put('permission_request', {
+		request_id: 'r',
+		request: { toolCall: { toolCallId: 't' }, options: [{ optionId: 'y', name: 'Yes' }] }
+	});
 	assert.equal(l.items.length, 1);
 	assert.equal(l.model.waiting.get('r').tool, l.items[0]);
 	l.put('permission_resolved', { request_id: 'r', outcome: { outcome: 'selected', optionId: 'y' }, by: 'client' });
 	assert.equal(l.model.waiting.size, 0);
-	assert.deepEqual(l.items[0].permissions.map(({ outcome, by }) => [outcome.optionId, by]), [['y', 'client']]);
+	assert.deepEqual(
+		l.items[0].permissions.map(({ outcome, by }) => [outcome.optionId, by]),
+		[['y', 'client']]
+	);
 });
 
 test('a permission for a call that nobody announced brings it; one without a call gets one', () => {
 	const l = log();
 	l.start();
-	l.put('permission_request', { request_id: 'r1', request: { toolCall: { toolCallId: 'n', title: 'New' }, options: [] } });
+	l.put('permission_request', {
+		request_id: 'r1',
+		request: { toolCall: { toolCallId: 'n', title: 'New' }, options: [] }
+	});
 	l.put('permission_request', { request_id: 'r2', request: {} });
-	assert.deepEqual(l.items.map(({ id, title }) => [id, title]), [['n', 'New'], ['permission:r2', '']]);
+	assert.deepEqual(
+		l.items.map(({ id, title }) => [id, title]),
+		[
+			['n', 'New'],
+			['permission:r2', '']
+		]
+	);
 });
 
 test('a permission for an id of an earlier turn is asked for in its own', () => {
@@ -153,22 +217,42 @@ test('a permission for an id of an earlier turn is asked for in its own', () => 
 	l.update('tool_call', { toolCallId: 't', title: 'one', status: 'completed' });
 	l.end();
 	l.start({ turn_index: 2 });
-	l.put('permission_request', { request_id: 'r', turn_index: 2, request: { toolCall: { toolCallId: 't', title: 'two' }, options: [] } });
-	assert.deepEqual(l.model.turns.map(({ items }) => items.map(({ title, permissions }) => [title, permissions[0]?.requestId])), [[['one', undefined]], [['two', 'r']]]);
+	l.put('permission_request', {
+		request_id: 'r',
+		turn_index: 2,
+		request: { toolCall: { toolCallId: 't', title: 'two' }, options: [] }
+	});
+	assert.deepEqual(
+		l.model.turns.map(({ items }) => items.map(({ title, permissions }) => [title, permissions[0]?.requestId])),
+		[[['one', undefined]], [['two', 'r']]]
+	);
 });
 
 test('two requests for one call wait side by side, each with what it asks for', () => {
 	const l = log();
 	l.start();
 	l.update('tool_call', { toolCallId: 't', title: 'Shell', kind: 'execute' });
-	const ask = (request_id, command) => l.put('permission_request', { request_id, request: { toolCall: { toolCallId: 't', rawInput: { command } }, options: [{ optionId: 'y', name: 'Yes' }] } });
+	const ask = (request_id, command) =>
+		l.put('permission_request', {
+			request_id,
+			request: { toolCall: { toolCallId: 't', rawInput: { command } }, options: [{ optionId: 'y', name: 'Yes' }] }
+		});
 	ask('r1', 'ls');
 	ask('r2', 'rm -rf /');
 	l.update('tool_call_update', { toolCallId: 't', title: 'harmless', rawInput: { command: 'true' } });
 	const [tool] = l.items;
-	assert.deepEqual(tool.permissions.map(({ requestId, call }) => [requestId, call.title, call.input.command]), [['r1', 'Shell', 'ls'], ['r2', 'Shell', 'rm -rf /']]);
+	assert.deepEqual(
+		tool.permissions.map(({ requestId, call }) => [requestId, call.title, call.input.command]),
+		[
+			['r1', 'Shell', 'ls'],
+			['r2', 'Shell', 'rm -rf /']
+		]
+	);
 	l.put('permission_resolved', { request_id: 'r1', outcome: {}, by: 'timeout' });
-	assert.deepEqual([tool.permissions.map(({ outcome }) => outcome !== null), [...l.model.waiting.keys()]], [[true, false], ['r2']]);
+	assert.deepEqual(
+		[tool.permissions.map(({ outcome }) => outcome !== null), [...l.model.waiting.keys()]],
+		[[true, false], ['r2']]
+	);
 	l.put('permission_resolved', { request_id: 'r2', outcome: { optionId: 'y' }, by: 'client' });
 	l.put('permission_resolved', { request_id: 'r2', outcome: { optionId: 'n' }, by: 'timeout' });
 	assert.deepEqual([tool.permissions[1].outcome.optionId, l.model.waiting.size], ['y', 0]);
@@ -177,7 +261,7 @@ test('two requests for one call wait side by side, each with what it asks for', 
 test('a request that waits when its turn ends is over; one that comes after the end waits', () => {
 	const l = log();
 	l.start();
-	const ask = (request_id) => l.put('permission_request', { request_id, request: { options: [{ optionId: 'y' }] } });
+	const ask = request_id => l.put('permission_request', { request_id, request: { options: [{ optionId: 'y' }] } });
 	ask('r1');
 	l.end();
 	assert.deepEqual([l.items[0].permissions[0].over, l.model.waiting.size], [true, 0]);
@@ -189,7 +273,12 @@ test('an id means one call in its turn, however the later turn begins with it', 
 	const kinds = {
 		tool_call: (l, id) => l.update('tool_call', { toolCallId: id, title: 'two' }, { turn_index: 2 }),
 		tool_call_update: (l, id) => l.update('tool_call_update', { toolCallId: id, title: 'two' }, { turn_index: 2 }),
-		permission: (l, id) => l.put('permission_request', { turn_index: 2, request_id: 'r', request: { toolCall: { toolCallId: id, title: 'two' } } }),
+		permission: (l, id) =>
+			l.put('permission_request', {
+				turn_index: 2,
+				request_id: 'r',
+				request: { toolCall: { toolCallId: id, title: 'two' } }
+			})
 	};
 	for (const [name, again] of Object.entries(kinds)) {
 		for (const id of ['t', '__proto__', 7]) {
@@ -199,7 +288,11 @@ test('an id means one call in its turn, however the later turn begins with it', 
 			l.end();
 			l.start({ turn_index: 2 });
 			again(l, id);
-			assert.deepEqual(l.model.turns.map(({ items }) => items.map(({ title }) => title)), [['one'], ['two']], name);
+			assert.deepEqual(
+				l.model.turns.map(({ items }) => items.map(({ title }) => title)),
+				[['one'], ['two']],
+				name
+			);
 		}
 	}
 });
@@ -211,7 +304,13 @@ test('a call of an earlier turn that goes on keeps its name', () => {
 	l.end();
 	l.start({ turn_index: 2 });
 	l.update('tool_call_update', { toolCallId: 't', status: 'completed' }, { turn_index: 2 });
-	assert.deepEqual(l.model.turns.map(({ items: [tool] }) => [tool.title, tool.toolKind, tool.status]), [['make test', 'execute', 'pending'], ['make test', 'execute', 'completed']]);
+	assert.deepEqual(
+		l.model.turns.map(({ items: [tool] }) => [tool.title, tool.toolKind, tool.status]),
+		[
+			['make test', 'execute', 'pending'],
+			['make test', 'execute', 'completed']
+		]
+	);
 });
 
 test('entries of two turns may interleave, as when a queued one is taken out', () => {
@@ -246,7 +345,10 @@ test('a plan updates in place; the next turn begins a new one', () => {
 	plan('pending');
 	l.say('text between');
 	plan('completed');
-	assert.deepEqual(l.items.map(({ kind }) => kind), ['plan', 'message']);
+	assert.deepEqual(
+		l.items.map(({ kind }) => kind),
+		['plan', 'message']
+	);
 	assert.equal(l.items[0].entries[0].status, 'completed');
 	l.end();
 	l.start({ turn_index: 2 });
@@ -262,12 +364,15 @@ test('nothing unknown is swallowed: kinds, methods, entries; runs are counted', 
 	l.put('event', { event: { jsonrpc: '2.0', method: '_vendor/ping', params: { x: 1 } } });
 	l.put('weather', { sunny: true });
 	l.update('constructor', {}); // a name that every object has
-	assert.deepEqual(l.items.map(({ kind, name, count, data }) => [kind, name, count, data.length]), [
-		['raw', 'from_the_future', 250, 200],
-		['raw', '_vendor/ping', 1, 1],
-		['raw', 'weather', 1, 1],
-		['raw', 'constructor', 1, 1],
-	]);
+	assert.deepEqual(
+		l.items.map(({ kind, name, count, data }) => [kind, name, count, data.length]),
+		[
+			['raw', 'from_the_future', 250, 200],
+			['raw', '_vendor/ping', 1, 1],
+			['raw', 'weather', 1, 1],
+			['raw', 'constructor', 1, 1]
+		]
+	);
 });
 
 test('broken updates break nothing', () => {
@@ -276,7 +381,20 @@ test('broken updates break nothing', () => {
 	l.put('event', {});
 	l.put('event', { event: { method: 'session/update' } });
 	l.put('event', { event: { method: 'session/update', params: { update: null } } });
-	for (const kind of ['agent_message_chunk', 'tool_call', 'tool_call_update', 'plan', 'available_commands_update', 'current_mode_update', 'config_option_update', 'session_info_update', 'usage_update', 'notice', 'user_message_chunk']) l.update(kind, {});
+	for (const kind of [
+		'agent_message_chunk',
+		'tool_call',
+		'tool_call_update',
+		'plan',
+		'available_commands_update',
+		'current_mode_update',
+		'config_option_update',
+		'session_info_update',
+		'usage_update',
+		'notice',
+		'user_message_chunk'
+	])
+		l.update(kind, {});
 	l.update('plan', { entries: 'no list' });
 	l.update('tool_call', { toolCallId: 't', content: 7, locations: 'x' });
 	l.put('permission_resolved', { request_id: 'nobody' });
@@ -286,7 +404,17 @@ test('broken updates break nothing', () => {
 
 test('settings: seed() wins over the log up to its head, and the log wins after it', () => {
 	const l = log();
-	seed(l.model, { head: 2, modes: { currentModeId: 'plan', availableModes: [{ id: 'plan', name: 'Plan' }, { id: 'code', name: 'Code' }] }, commands: [{ name: 'new' }] });
+	seed(l.model, {
+		head: 2,
+		modes: {
+			currentModeId: 'plan',
+			availableModes: [
+				{ id: 'plan', name: 'Plan' },
+				{ id: 'code', name: 'Code' }
+			]
+		},
+		commands: [{ name: 'new' }]
+	});
 	l.update('current_mode_update', { currentModeId: 'code' }); // 1
 	l.update('available_commands_update', { availableCommands: [] }); // 2
 	assert.deepEqual([l.model.modes.currentModeId, l.model.commands.length, l.model.turns.length], ['plan', 1, 0]);
@@ -302,7 +430,10 @@ test('usage, title, commands, the agent’s words on the turn', () => {
 	l.update('session_info_update', { title: 'T' });
 	l.update('available_commands_update', { availableCommands: [{ name: 'x' }] });
 	l.put('event', { event: { id: 1, result: { stopReason: 'end_turn', usage: { totalTokens: 7 } } } });
-	assert.deepEqual([l.model.usage.used, l.model.title, l.model.commands.length, l.model.turns[0].usage.totalTokens], [5, 'T', 1, 7]);
+	assert.deepEqual(
+		[l.model.usage.used, l.model.title, l.model.commands.length, l.model.turns[0].usage.totalTokens],
+		[5, 'T', 1, 7]
+	);
 	assert.equal(l.items.length, 0);
 	l.put('session_closed', { reason: 'idle' });
 	assert.deepEqual(l.model.closed, { reason: 'idle' });
@@ -313,12 +444,19 @@ test('an agent that echoes the prompt does not say it twice', () => {
 	l.start();
 	l.update('user_message_chunk', { content: { type: 'text', text: 'hi' } });
 	l.update('user_message_chunk', { content: { type: 'text', text: 'something else' } });
-	assert.deepEqual(l.items.map(({ kind, parts }) => [kind, textOf(parts)]), [['user', 'something else']]);
+	assert.deepEqual(
+		l.items.map(({ kind, parts }) => [kind, textOf(parts)]),
+		[['user', 'something else']]
+	);
 });
 
 test('promptParts: uploads are files again, whatever the text begins with', () => {
-	const files = (text) => promptParts([{ type: 'text', text }]);
-	assert.deepEqual(files('[Attached files]\n/d/uploads/1/a.txt\n/d/uploads/2/b.txt\n/review this'), { text: '/review this', files: ['/d/uploads/1/a.txt', '/d/uploads/2/b.txt'], others: [] });
+	const files = text => promptParts([{ type: 'text', text }]);
+	assert.deepEqual(files('[Attached files]\n/d/uploads/1/a.txt\n/d/uploads/2/b.txt\n/review this'), {
+		text: '/review this',
+		files: ['/d/uploads/1/a.txt', '/d/uploads/2/b.txt'],
+		others: []
+	});
 	assert.deepEqual(files('[Attached files]\n/d/uploads/1/a.txt').files, ['/d/uploads/1/a.txt']);
 	assert.deepEqual(files('no [Attached files]\n/x'), { text: 'no [Attached files]\n/x', files: [], others: [] });
 	assert.equal(promptParts('plain').text, 'plain');

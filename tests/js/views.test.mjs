@@ -1,6 +1,6 @@
 // The parts of the views that need no page: half-written Markdown, differences of texts, scrolling.
 import assert from 'node:assert/strict';
-import { readFileSync, readdirSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { Lexer } from 'marked';
 import { Screen } from '../../static/views/ansi.js';
@@ -23,7 +23,7 @@ test('heal: what would be shown for a moment and taken back is not shown', () =>
 		'- [': '- ',
 		'- [x] done': '- [x] done',
 		'a\n-': 'a\n',
-		'1': '',
+		1: '',
 		'| a | b': '',
 		'| a | b |\n| -': '',
 		'| a | b |\n| - | - |\n| x': '| a | b |\n| - | - |\n| x',
@@ -43,7 +43,7 @@ test('heal: what would be shown for a moment and taken back is not shown', () =>
 		'a <kb': 'a ',
 		'a < b': 'a < b',
 		'> [!NO': '',
-		'x[^1': 'x',
+		'x[^1': 'x'
 	};
 	for (const [text, shown] of Object.entries(cases)) assert.equal(heal(text), shown, JSON.stringify(text));
 });
@@ -51,22 +51,38 @@ test('heal: what would be shown for a moment and taken back is not shown', () =>
 test('diffLines: both texts can be read from it, whatever they are', () => {
 	const check = (a, b) => {
 		const rows = diffLines(a, b);
-		const side = (sign) => rows.filter((row) => row.sign !== sign).map(({ text }) => text).join('\n');
-		assert.deepEqual([side('+'), side('-')], [a, b].map((text) => text.replace(/\n$/, '')));
+		const side = sign =>
+			rows
+				.filter(row => row.sign !== sign)
+				.map(({ text }) => text)
+				.join('\n');
+		assert.deepEqual(
+			[side('+'), side('-')],
+			[a, b].map(text => text.replace(/\n$/, ''))
+		);
 		return rows;
 	};
 	// A small machine for numbers, so that a failure can be had again.
 	let state = 1;
-	const next = (below) => (state = (state * 48271) % 2147483647) % below;
+	const next = below => (state = (state * 48271) % 2147483647) % below;
 	const text = () => Array.from({ length: next(12) }, () => 'abc'[next(3)]).join('\n');
 	for (let n = 0; n < 3000; n += 1) check(text(), text());
-	assert.deepEqual(check('a\nb\nc\n', 'a\nx\nc\n').map(({ sign, line }) => [sign, line]), [[' ', 1], ['-', 2], ['+', 2], [' ', 3]]);
+	assert.deepEqual(
+		check('a\nb\nc\n', 'a\nx\nc\n').map(({ sign, line }) => [sign, line]),
+		[
+			[' ', 1],
+			['-', 2],
+			['+', 2],
+			[' ', 3]
+		]
+	);
 	assert.equal(diffLines(null, 'a\r\nb').length, 2);
 });
 
 test('isFormula: prices, variables and prose are none', () => {
 	for (const text of ['x', 'a_1', 'E = mc^2', 'n log n', '2 + 2 = 4', '\\alpha', '5']) assert.ok(isFormula(text), text);
-	for (const text of ['5 and ', '5 (or 4', 'see note', ' ', 'a `b` c', 'x'.repeat(5000), 'a\n\nb']) assert.ok(!isFormula(text), text);
+	for (const text of ['5 and ', '5 (or 4', 'see note', ' ', 'a `b` c', 'x'.repeat(5000), 'a\n\nb'])
+		assert.ok(!isFormula(text), text);
 });
 
 test('safeHtml: harmless tags and attributes; all else as the text it is', () => {
@@ -82,7 +98,7 @@ test('safeHtml: harmless tags and attributes; all else as the text it is', () =>
 		'<svg/onload=x><math><style>': '&#60;svg/onload=x&#62;&#60;math&#62;&#60;style&#62;',
 		'<b title=">"onclick=x>': '<b>',
 		'<b <img src=x onerror=y>': '&#60;b <img src=x>',
-		'<!-- never closed <b>': '',
+		'<!-- never closed <b>': ''
 	};
 	for (const [text, shown] of Object.entries(cases)) assert.equal(safeHtml(text), shown);
 });
@@ -101,13 +117,33 @@ test('compare: line ends, a missing last one, and changes within a line are told
 	assert.equal(diffLines(lines.join('\n'), changed.join('\r\n')).filter(({ sign }) => sign !== ' ').length, 4);
 	assert.deepEqual(compare('a\r\nb\r\n', 'a\nb\n'), {
 		rows: [' ', ' '].map((sign, n) => ({ sign, text: 'ab'[n], line: n + 1 })),
-		ends: [['CRLF', 'LF', 2]],
+		ends: [['CRLF', 'LF', 2]]
 	});
-	assert.deepEqual(diffLines('a\nb', 'a\nb\n').map(({ sign, text, unended }) => [sign, text, unended]), [[' ', 'a', undefined], ['-', 'b', true], ['+', 'b', undefined]]);
-	assert.deepEqual(diffLines('', 'a').map(({ sign }) => sign), ['+']);
-	assert.deepEqual(diffLines('a', { not: 'text' }).map(({ sign }) => sign), ['-']);
-	const [old, now] = [{ sign: '-', text: 'const a = 1;' }, { sign: '+', text: 'const a = 2;' }];
-	assert.deepEqual(marks({ ...now, pair: old }), [['const a = ', false], ['2', true], [';', false]]);
+	assert.deepEqual(
+		diffLines('a\nb', 'a\nb\n').map(({ sign, text, unended }) => [sign, text, unended]),
+		[
+			[' ', 'a', undefined],
+			['-', 'b', true],
+			['+', 'b', undefined]
+		]
+	);
+	assert.deepEqual(
+		diffLines('', 'a').map(({ sign }) => sign),
+		['+']
+	);
+	assert.deepEqual(
+		diffLines('a', { not: 'text' }).map(({ sign }) => sign),
+		['-']
+	);
+	const [old, now] = [
+		{ sign: '-', text: 'const a = 1;' },
+		{ sign: '+', text: 'const a = 2;' }
+	];
+	assert.deepEqual(marks({ ...now, pair: old }), [
+		['const a = ', false],
+		['2', true],
+		[';', false]
+	]);
 	assert.deepEqual(marks({ ...old, pair: { sign: '+', text: 'all else' } }), [['const a = 1;', false]]);
 });
 
@@ -117,7 +153,9 @@ const diffLines = (before, after) => compare(before, after).rows;
 function screenOf(...pieces) {
 	const lines = [[]];
 	const screen = new Screen(({ runs }, over) => {
-		lines[lines.length - 1] = runs.map(({ text, style }) => (style && Object.keys(style).length ? [text, style] : text));
+		lines[lines.length - 1] = runs.map(({ text, style }) =>
+			style && Object.keys(style).length ? [text, style] : text
+		);
 		if (over) lines.push([]);
 	});
 	for (const piece of pieces) screen.write(piece);
@@ -125,7 +163,7 @@ function screenOf(...pieces) {
 }
 
 test('Screen: colours of every kind, and codes that follow each other', () => {
-	const one = (codes) => screenOf(`\x1b[${codes}mx`)[0][0][1];
+	const one = codes => screenOf(`\x1b[${codes}mx`)[0][0][1];
 	assert.deepEqual(one('31'), { color: '#f08a80' });
 	assert.deepEqual(one('1;91'), { color: '#ff9f94', fontWeight: '700' });
 	assert.deepEqual(one('38;5;208'), { color: '#ff8700' });
@@ -135,7 +173,8 @@ test('Screen: colours of every kind, and codes that follow each other', () => {
 	assert.deepEqual(one('7'), { color: '#1c1a18', backgroundColor: '#e6e1d8' });
 	assert.deepEqual(one('2;3;9'), { opacity: '0.75', fontStyle: 'italic', textDecoration: 'line-through' });
 	assert.deepEqual(one('58;5;1;1'), { fontWeight: '700' });
-	for (const codes of ['31;0', '31;', '1;22', '38;5;999', '38;2;1', '38', '31;39', '?25']) assert.deepEqual(screenOf(`\x1b[${codes}mx`), [['x']], codes);
+	for (const codes of ['31;0', '31;', '1;22', '38;5;999', '38;2;1', '38', '31;39', '?25'])
+		assert.deepEqual(screenOf(`\x1b[${codes}mx`), [['x']], codes);
 	assert.deepEqual(screenOf('\x1b[31ma\x1b[mb'), [[['a', { color: '#f08a80' }], 'b']]);
 });
 
@@ -145,19 +184,25 @@ test('Screen: what is written over, and what is no text', () => {
 	assert.deepEqual(screenOf('long line\r\x1b[Kshort'), [['short']]);
 	assert.deepEqual(screenOf('a\r\nb\r\n'), [['a'], ['b'], []]);
 	assert.deepEqual(screenOf('ab\b\bX|\b \b'), [['X', ' ']]);
-	assert.deepEqual(screenOf('\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b\x1b]8;;\x1b\\\x1b[2Jc\x1b(B\x1b7\x00d'), [['a', 'b', 'c', 'd']]);
+	assert.deepEqual(screenOf('\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b\x1b]8;;\x1b\\\x1b[2Jc\x1b(B\x1b7\x00d'), [
+		['a', 'b', 'c', 'd']
+	]);
 });
 
 test('Screen: output in any pieces is shown as in one', () => {
 	const text = 'a\x1b[38;5;208mb\x1b[0m\r\x1b]8;;x\x1b\\c\x1b[1mdé\n\x1b]0;t\x07\x1b[31me\b\bf\n';
-	const flat = (lines) => lines.map((line) => line.flatMap((run) => (typeof run === 'string' ? [...run] : [...run[0]].map((char) => [char, run[1]]))));
-	for (let at = 0; at < text.length; at += 1) assert.deepEqual(flat(screenOf(text.slice(0, at), text.slice(at))), flat(screenOf(text)), String(at));
+	const flat = lines =>
+		lines.map(line =>
+			line.flatMap(run => (typeof run === 'string' ? [...run] : [...run[0]].map(char => [char, run[1]])))
+		);
+	for (let at = 0; at < text.length; at += 1)
+		assert.deepEqual(flat(screenOf(text.slice(0, at), text.slice(at))), flat(screenOf(text)), String(at));
 	assert.deepEqual(flat(screenOf(...text)), flat(screenOf(text)));
 	assert.equal(screenOf(`\x1b]${'x'.repeat(9000)}`, 'shown')[0].at(-1), 'shown');
 });
 
 test('diffLines: texts with nothing in common do not take for ever', () => {
-	const lines = (step) => Array.from({ length: 20_000 }, (_, n) => `line ${(n * step) % 5003}`).join('\n');
+	const lines = step => Array.from({ length: 20_000 }, (_, n) => `line ${(n * step) % 5003}`).join('\n');
 	const begun = process.cpuUsage();
 	diffLines(lines(7919), lines(7907));
 	assert.ok(process.cpuUsage(begun).user < 1_000_000); // µs of processor time
@@ -165,14 +210,20 @@ test('diffLines: texts with nothing in common do not take for ever', () => {
 
 test('numbers and times in a few characters', () => {
 	assert.deepEqual([40, 1000, 65_000, 3_720_000].map(duration), ['40 ms', '1 s', '1 min 5 s', '1 h 2 min']);
-	assert.deepEqual([0, 300, 7200, 200_000].map((past) => ago(Date.now() / 1000 - past)), ['now', '5 min', '2 h', '2 d']);
+	assert.deepEqual(
+		[0, 300, 7200, 200_000].map(past => ago(Date.now() / 1000 - past)),
+		['now', '5 min', '2 h', '2 d']
+	);
 	assert.deepEqual([950, 34_200, 200_000].map(compact), ['950', '34.2k', '200k']);
 	assert.deepEqual([100, 2_000_000].map(bytes), ['1 KB', '1.9 MB']);
-	assert.deepEqual([money({ amount: 0.0123, currency: 'USD' }), money({ amount: 2, currency: 'EUR' }), money(null)], ['$0.0123', '2.00 EUR', '']);
+	assert.deepEqual(
+		[money({ amount: 0.0123, currency: 'USD' }), money({ amount: 2, currency: 'EUR' }), money(null)],
+		['$0.0123', '2.00 EUR', '']
+	);
 	assert.equal(shortPath('/a/b/c/d.js'), 'c/d.js');
 });
 
-test('who looks back is left alone, however slowly; who is at the end is kept there', (t) => {
+test('who looks back is left alone, however slowly; who is at the end is kept there', t => {
 	globalThis.ResizeObserver = class {
 		observe() {}
 	};
@@ -188,7 +239,7 @@ test('who looks back is left alone, however slowly; who is at the end is kept th
 		set scrollTop(value) {
 			top = Math.min(value, this.scrollHeight - this.clientHeight);
 		},
-		addEventListener: (name, listener) => (heard[name] = listener),
+		addEventListener: (name, listener) => (heard[name] = listener)
 	};
 	const keeper = new ScrollKeeper(scroller, null, () => {});
 	/** What the reader, or the browser, does, and then more of an answer comes. */
@@ -208,7 +259,9 @@ test('who looks back is left alone, however slowly; who is at the end is kept th
 
 test('the JavaScript and CSS of the page stay small: under 200 KB as written', () => {
 	const root = new URL('../../static/', import.meta.url);
-	const names = readdirSync(root, { recursive: true }).filter((name) => /\.(js|css)$/.test(name) && !/^docs\./.test(name));
+	const names = readdirSync(root, { recursive: true }).filter(
+		name => /\.(js|css)$/.test(name) && !/^docs\./.test(name)
+	);
 	const written = names.reduce((sum, name) => sum + readFileSync(new URL(name, root)).length, 0);
 	assert.ok(written < 200 * 1024, `${written} bytes`);
 });

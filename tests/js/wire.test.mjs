@@ -1,7 +1,7 @@
 // The wire without a network: a fake socket, a clock that tests move, dice that tests throw.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Wire, WireError, afterClose, backoff } from '../../static/wire.js';
+import { afterClose, backoff, Wire, WireError } from '../../static/wire.js';
 
 /** A world in which nothing happens unless the test makes it happen. */
 function world(options = {}) {
@@ -43,21 +43,21 @@ function world(options = {}) {
 			timers.set(timer, { at: time + ms, fn });
 			return timer;
 		},
-		clearTimeout: (timer) => timers.delete(timer),
+		clearTimeout: timer => timers.delete(timer)
 	};
 	const wire = new Wire({
 		url: 'ws://test/sessions/s/ws',
 		credential: async () => ({ token: 'cf_x' }),
 		on: {
-			entry: (entry) => seen.entries.push(entry.seq),
-			status: (status) => seen.statuses.push(status.state),
+			entry: entry => seen.entries.push(entry.seq),
+			status: status => seen.statuses.push(status.state),
 			reset: () => (seen.resets += 1),
-			error: (frame) => seen.errors.push(frame.code),
+			error: frame => seen.errors.push(frame.code),
 			rejected: (id, error) => seen.rejected.push([id, error.code]),
-			ready: (frame) => seen.ready.push(frame.head),
+			ready: frame => seen.ready.push(frame.head)
 		},
 		env,
-		...options,
+		...options
 	});
 	return {
 		wire,
@@ -67,7 +67,7 @@ function world(options = {}) {
 			return sockets.at(-1);
 		},
 		/** Lets promises settle. */
-		settle: () => new Promise((resolve) => setImmediate(resolve)),
+		settle: () => new Promise(resolve => setImmediate(resolve)),
 		/** Moves the clock, firing what falls due on the way, in order. */
 		async pass(ms) {
 			const end = time + ms;
@@ -88,7 +88,7 @@ function world(options = {}) {
 			this.socket.open();
 			this.socket.get({ type: 'ready', protocol: 1, head, ...extra });
 			return this.socket;
-		},
+		}
 	};
 }
 
@@ -221,16 +221,25 @@ test('a server that never says ready is given up after 15 s', async () => {
 });
 
 test('the wait doubles to a cap, jittered over its whole length', () => {
-	assert.deepEqual([0, 1, 2, 5, 6, 60].map((attempt) => backoff(attempt, () => 1)), [500, 1000, 2000, 16_000, 30_000, 30_000]);
-	assert.equal(backoff(3, () => 0), 0);
-	assert.equal(backoff(3, () => 0.25), 1000);
+	assert.deepEqual(
+		[0, 1, 2, 5, 6, 60].map(attempt => backoff(attempt, () => 1)),
+		[500, 1000, 2000, 16_000, 30_000, 30_000]
+	);
+	assert.equal(
+		backoff(3, () => 0),
+		0
+	);
+	assert.equal(
+		backoff(3, () => 0.25),
+		1000
+	);
 });
 
 test('failures add up until a connection has been good for 10 s', async () => {
 	const w = world();
 	const waits = [];
 	const note = () => waits.push(w.wire.status.retryAt);
-	let now = 1_000_000;
+	const now = 1_000_000;
 	(await w.live()).end(1006);
 	note();
 	await w.pass(500);
@@ -243,7 +252,10 @@ test('failures add up until a connection has been good for 10 s', async () => {
 	w.socket.end(1006);
 	note();
 	const expected = [500, 500 + 1000, 500 + 1000 + 10_000 + 500];
-	assert.deepEqual(waits, expected.map((ms) => now + ms));
+	assert.deepEqual(
+		waits,
+		expected.map(ms => now + ms)
+	);
 });
 
 test('every close code of the contract', () => {
@@ -252,9 +264,10 @@ test('every close code of the contract', () => {
 		slow: [1013, 4005],
 		shrink: [1009],
 		restart: [4002],
-		stop: [4500, 4501, 4502, 4503, 4504, 4505, 4507, 4508],
+		stop: [4500, 4501, 4502, 4503, 4504, 4505, 4507, 4508]
 	};
-	for (const [verdict, codes] of Object.entries(table)) for (const code of codes) assert.equal(afterClose(code), verdict, String(code));
+	for (const [verdict, codes] of Object.entries(table))
+		for (const code of codes) assert.equal(afterClose(code), verdict, String(code));
 });
 
 for (const code of [4500, 4501, 4502, 4503, 4504, 4505, 4507, 4508]) {
@@ -265,7 +278,10 @@ for (const code of [4500, 4501, 4502, 4503, 4504, 4505, 4507, 4508]) {
 		socket.end(code, 'no');
 		assert.equal(w.wire.status.state, 'stopped');
 		assert.equal(w.wire.status.code, code);
-		await assert.rejects(accepted, (error) => error instanceof WireError && error.code === (code === 4508 ? 'session_closed' : 'unauthorized'));
+		await assert.rejects(
+			accepted,
+			error => error instanceof WireError && error.code === (code === 4508 ? 'session_closed' : 'unauthorized')
+		);
 		await w.pass(600_000);
 		assert.equal(w.sockets.length, 1);
 		w.wire.start();
@@ -349,7 +365,10 @@ test('a failure that passes keeps the prompt', async () => {
 	const { id } = w.wire.prompt('hello');
 	socket.get({ type: 'error', id, code: 'rate_limited', message: 'slow down' });
 	await w.pass(3_000);
-	assert.deepEqual(socket.sent.slice(1).map((frame) => frame.id), [id, id]);
+	assert.deepEqual(
+		socket.sent.slice(1).map(frame => frame.id),
+		[id, id]
+	);
 });
 
 test('1009 takes out the largest prompt and sends the others again', async () => {
@@ -362,7 +381,10 @@ test('1009 takes out the largest prompt and sends the others again', async () =>
 	await w.pass(500);
 	w.socket.open();
 	w.socket.get({ type: 'ready', head: 0 });
-	assert.deepEqual(w.socket.sent.slice(1).map(({ id }) => id), [small.id]);
+	assert.deepEqual(
+		w.socket.sent.slice(1).map(({ id }) => id),
+		[small.id]
+	);
 });
 
 test('what is larger than a frame is not even tried', async () => {
@@ -397,7 +419,11 @@ test('errors of other frames are told; other frames are sent now or never', asyn
 	assert.equal(w.wire.cancel(3), true);
 	assert.equal(w.wire.cancel(), true);
 	assert.equal(w.wire.send({ type: 'set_mode', mode: 'plan' }), true);
-	assert.deepEqual(socket.sent.slice(1), [{ type: 'cancel', turn_index: 3 }, { type: 'cancel' }, { type: 'set_mode', mode: 'plan' }]);
+	assert.deepEqual(socket.sent.slice(1), [
+		{ type: 'cancel', turn_index: 3 },
+		{ type: 'cancel' },
+		{ type: 'set_mode', mode: 'plan' }
+	]);
 	socket.get({ type: 'error', code: 'not_found', message: 'nothing to cancel' });
 	assert.deepEqual(w.seen.errors, ['not_found']);
 });
@@ -416,7 +442,7 @@ test('a credential that cannot be had now is asked for again', async () => {
 			tries += 1;
 			if (tries < 3) throw new Error('offline');
 			return { token: 'cf_x' };
-		},
+		}
 	});
 	w.wire.start();
 	await w.settle();

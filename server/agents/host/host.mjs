@@ -5,16 +5,15 @@
 // Besides, `{event: "spawned", key, pid}` announces an agent before it runs:
 // only such a pid may attach at the server's seam. stderr is for people.
 
-import { createRequire, flushCompileCache } from "node:module";
-import { unlink } from "node:fs/promises";
-import path from "node:path";
-import process from "node:process";
+import { unlink } from 'node:fs/promises';
+import { createRequire, flushCompileCache } from 'node:module';
+import path from 'node:path';
+import process from 'node:process';
+import { createAgentRegistry } from 'acpx/agent-registry';
+import { AcpxRuntime, createFileSessionStore } from 'acpx/runtime';
 
-import { AcpxRuntime, createFileSessionStore } from "acpx/runtime";
-import { createAgentRegistry } from "acpx/agent-registry";
-
-import { launchesOf } from "./launches.mjs";
-import { keepRecords } from "./records.mjs";
+import { launchesOf } from './launches.mjs';
+import { keepRecords } from './records.mjs';
 
 // A timer's longest delay. The server ends turns; acpx is not to.
 const FOREVER_MS = 2 ** 31 - 1;
@@ -32,24 +31,24 @@ let records;
 let stateDir;
 
 function send(message) {
-  process.stdout.write(`${JSON.stringify(message)}\n`);
+	process.stdout.write(`${JSON.stringify(message)}\n`);
 }
 
 function say(text) {
-  process.stderr.write(`${text}\n`);
+	process.stderr.write(`${text}\n`);
 }
 
 /** acpx's registry, with every agent started through the server's launcher. */
 function launchedRegistry(inner, launcher) {
-  return {
-    list: () => inner.list(),
-    inspect: (name) => inner.inspect(name),
-    resolve(name) {
-      const launch = inner.inspect(name)?.launch;
-      const argv = launch?.kind === "installed" ? launch.argv : inner.resolve(name);
-      return [...launcher, ...(Array.isArray(argv) ? argv : argv.split(" "))];
-    },
-  };
+	return {
+		list: () => inner.list(),
+		inspect: name => inner.inspect(name),
+		resolve(name) {
+			const launch = inner.inspect(name)?.launch;
+			const argv = launch?.kind === 'installed' ? launch.argv : inner.resolve(name);
+			return [...launcher, ...(Array.isArray(argv) ? argv : argv.split(' '))];
+		}
+	};
 }
 
 /**
@@ -60,177 +59,174 @@ function launchedRegistry(inner, launcher) {
  * are not as expected.
  */
 function tune(client) {
-  if (typeof client.waitForSessionUpdatesIdle !== "function" || !("agentDescendants" in client)) {
-    return false;
-  }
-  const wait = client.waitForSessionUpdatesIdle.bind(client);
-  client.waitForSessionUpdatesIdle = (options) =>
-    wait(options?.idleMs ? { ...options, idleMs: DRAIN_IDLE_MS } : options);
-  client.agentDescendants = { get: () => undefined, set: () => {} };
-  return true;
+	if (typeof client.waitForSessionUpdatesIdle !== 'function' || !('agentDescendants' in client)) {
+		return false;
+	}
+	const wait = client.waitForSessionUpdatesIdle.bind(client);
+	client.waitForSessionUpdatesIdle = options => wait(options?.idleMs ? { ...options, idleMs: DRAIN_IDLE_MS } : options);
+	client.agentDescendants = { get: () => undefined, set: () => {} };
+	return true;
 }
 
 async function tunedManager(options) {
-  const Manager = (await new AcpxRuntime(options).getManager()).constructor;
-  if (typeof Manager.prototype.createClient !== "function") return undefined;
-  class TunedManager extends Manager {
-    createClient(clientOptions) {
-      const client = super.createClient(clientOptions);
-      tune(client);
-      return client;
-    }
-  }
-  const probe = new Manager(options).createClient({
-    agentCommand: "true",
-    cwd: options.cwd,
-    permissionMode: "deny-all",
-  });
-  return tune(probe) ? new TunedManager(options) : undefined;
+	const Manager = (await new AcpxRuntime(options).getManager()).constructor;
+	if (typeof Manager.prototype.createClient !== 'function') return undefined;
+	class TunedManager extends Manager {
+		createClient(clientOptions) {
+			const client = super.createClient(clientOptions);
+			tune(client);
+			return client;
+		}
+	}
+	const probe = new Manager(options).createClient({
+		agentCommand: 'true',
+		cwd: options.cwd,
+		permissionMode: 'deny-all'
+	});
+	return tune(probe) ? new TunedManager(options) : undefined;
 }
 
 const operations = {
-  async init({ config }) {
-    stateDir = config.stateDir;
-    registry = launchedRegistry(
-      createAgentRegistry({ overrides: config.agents }),
-      config.launcher,
-    );
-    records = keepRecords(createFileSessionStore({ stateDir }), (error) =>
-      say(`a record is not stored: ${error.message}`),
-    );
-    const options = {
-      cwd: config.cwd,
-      sessionStore: records,
-      agentRegistry: registry,
-      // The server answers permission requests; none should come as far as here.
-      permissionMode: "deny-all",
-      nonInteractivePermissions: "deny",
-      fs: false,
-      terminal: false,
-      timeoutMs: config.startTimeoutMs,
-      processLifecycle: {
-        onSpawned: ({ pid, scope }) => send({ event: "spawned", pid, key: scope.sessionKey ?? null }),
-      },
-    };
-    const manager = await tunedManager(options);
-    if (!manager) {
-      say("acpx is not built as expected: turns may follow each other a second later");
-    }
-    runtime = new AcpxRuntime(options, manager && { managerFactory: () => manager });
-    const { version } = createRequire(import.meta.url)("acpx/package.json");
-    setTimeout(flushCompileCache, 1000).unref(); // for the next one, when this one has started
-    return { acpx: version, node: process.versions.node, pid: process.pid };
-  },
+	async init({ config }) {
+		stateDir = config.stateDir;
+		registry = launchedRegistry(createAgentRegistry({ overrides: config.agents }), config.launcher);
+		records = keepRecords(createFileSessionStore({ stateDir }), error =>
+			say(`a record is not stored: ${error.message}`)
+		);
+		const options = {
+			cwd: config.cwd,
+			sessionStore: records,
+			agentRegistry: registry,
+			// The server answers permission requests; none should come as far as here.
+			permissionMode: 'deny-all',
+			nonInteractivePermissions: 'deny',
+			fs: false,
+			terminal: false,
+			timeoutMs: config.startTimeoutMs,
+			processLifecycle: {
+				onSpawned: ({ pid, scope }) => send({ event: 'spawned', pid, key: scope.sessionKey ?? null })
+			}
+		};
+		const manager = await tunedManager(options);
+		if (!manager) {
+			say('acpx is not built as expected: turns may follow each other a second later');
+		}
+		runtime = new AcpxRuntime(options, manager && { managerFactory: () => manager });
+		const { version } = createRequire(import.meta.url)('acpx/package.json');
+		setTimeout(flushCompileCache, 1000).unref(); // for the next one, when this one has started
+		return { acpx: version, node: process.versions.node, pid: process.pid };
+	},
 
-  agents({ only }) {
-    return launchesOf(registry, registry.list().filter((name) => (only ?? name) === name));
-  },
+	agents({ only }) {
+		return launchesOf(
+			registry,
+			registry.list().filter(name => (only ?? name) === name)
+		);
+	},
 
-  inspect({ agent }) {
-    return registry.inspect(agent)?.launch ?? null;
-  },
+	inspect({ agent }) {
+		return registry.inspect(agent)?.launch ?? null;
+	},
 
-  /** Make the session known; a new one's agent is started, an old one's is not. */
-  async open({ key, agent, cwd, options, fresh }) {
-    const input = { sessionKey: key, agent, cwd, mode: "persistent", sessionOptions: options };
-    const record = await records.load(key);
-    // The data folder has been moved. acpx would begin anew; the agent may find what it kept there.
-    if (record && record.cwd !== cwd) await records.save({ ...record, cwd });
-    if (fresh) await runtime.prepareFreshSession({ handle: handles.get(key) });
-    handles.set(key, await runtime.ensureSession(input));
-    await records.flush(key);
-    return {};
-  },
+	/** Make the session known; a new one's agent is started, an old one's is not. */
+	async open({ key, agent, cwd, options, fresh }) {
+		const input = { sessionKey: key, agent, cwd, mode: 'persistent', sessionOptions: options };
+		const record = await records.load(key);
+		// The data folder has been moved. acpx would begin anew; the agent may find what it kept there.
+		if (record && record.cwd !== cwd) await records.save({ ...record, cwd });
+		if (fresh) await runtime.prepareFreshSession({ handle: handles.get(key) });
+		handles.set(key, await runtime.ensureSession(input));
+		await records.flush(key);
+		return {};
+	},
 
-  async prompt({ key, id, blocks }) {
-    const turn = runtime.startTurn({
-      handle: handles.get(key),
-      text: blocks,
-      mode: "prompt",
-      requestId: String(id),
-      timeoutMs: FOREVER_MS,
-    });
-    await turn.closeStream();
-    const result = await turn.result;
-    if (result.status === "failed") throw result.error;
-    return {};
-  },
+	async prompt({ key, id, blocks }) {
+		const turn = runtime.startTurn({
+			handle: handles.get(key),
+			text: blocks,
+			mode: 'prompt',
+			requestId: String(id),
+			timeoutMs: FOREVER_MS
+		});
+		await turn.closeStream();
+		const result = await turn.result;
+		if (result.status === 'failed') throw result.error;
+		return {};
+	},
 
-  async set_mode({ key, mode }) {
-    await runtime.setMode({ handle: handles.get(key), mode });
-    await records.flush(key);
-    return {};
-  },
+	async set_mode({ key, mode }) {
+		await runtime.setMode({ handle: handles.get(key), mode });
+		await records.flush(key);
+		return {};
+	},
 
-  async set_model({ key, model }) {
-    await runtime.setModel({ handle: handles.get(key), model });
-    await records.flush(key);
-    return {};
-  },
+	async set_model({ key, model }) {
+		await runtime.setModel({ handle: handles.get(key), model });
+		await records.flush(key);
+		return {};
+	},
 
-  async set_config_option({ key, option, value }) {
-    await runtime.setConfigOption({ handle: handles.get(key), key: option, value });
-    await records.flush(key);
-    return {};
-  },
+	async set_config_option({ key, option, value }) {
+		await runtime.setConfigOption({ handle: handles.get(key), key: option, value });
+		await records.flush(key);
+		return {};
+	},
 
-  /** End the agent and keep the record, so that a later prompt resumes. */
-  async close({ key }) {
-    const handle = handles.get(key);
-    handles.delete(key);
-    if (handle) await runtime.close({ handle, reason: "server" });
-    await records.release(key);
-    return {};
-  },
+	/** End the agent and keep the record, so that a later prompt resumes. */
+	async close({ key }) {
+		const handle = handles.get(key);
+		handles.delete(key);
+		if (handle) await runtime.close({ handle, reason: 'server' });
+		await records.release(key);
+		return {};
+	},
 
-  async forget({ key }) {
-    handles.delete(key);
-    await records.forget(key);
-    await unlink(path.join(stateDir, "sessions", `${encodeURIComponent(key)}.json`)).catch(
-      (error) => {
-        if (error.code !== "ENOENT") throw error;
-      },
-    );
-    return {};
-  },
+	async forget({ key }) {
+		handles.delete(key);
+		await records.forget(key);
+		await unlink(path.join(stateDir, 'sessions', `${encodeURIComponent(key)}.json`)).catch(error => {
+			if (error.code !== 'ENOENT') throw error;
+		});
+		return {};
+	},
 
-  ping() {
-    return {};
-  },
+	ping() {
+		return {};
+	},
 
-  async shutdown() {
-    await runtime?.shutdown();
-    await records?.flushAll();
-    return {};
-  },
+	async shutdown() {
+		await runtime?.shutdown();
+		await records?.flushAll();
+		return {};
+	}
 };
 
 async function handle(call) {
-  try {
-    send({ id: call.id, result: await operations[call.op](call) });
-  } catch (error) {
-    send({
-      id: call.id,
-      error: {
-        code: error?.detailCode ?? error?.code ?? "RUNTIME",
-        message: String(error?.message ?? error),
-      },
-    });
-  }
+	try {
+		send({ id: call.id, result: await operations[call.op](call) });
+	} catch (error) {
+		send({
+			id: call.id,
+			error: {
+				code: error?.detailCode ?? error?.code ?? 'RUNTIME',
+				message: String(error?.message ?? error)
+			}
+		});
+	}
 }
 
-process.on("unhandledRejection", (error) => say(`unhandled rejection: ${error?.stack ?? error}`));
+process.on('unhandledRejection', error => say(`unhandled rejection: ${error?.stack ?? error}`));
 let begun = []; // the pieces of a line whose end has not come yet
-process.stdin.setEncoding("utf8");
+process.stdin.setEncoding('utf8');
 process.stdin
-  .on("data", (chunk) => {
-    // Not `readline`: for it U+2028, which JSON may hold as it is, ends a line, too.
-    const [first, ...others] = chunk.split("\n");
-    begun.push(first);
-    for (const next of others) {
-      handle(JSON.parse(begun.join("")));
-      begun = [next];
-    }
-  })
-  // Without the server there is nobody to host for.
-  .on("end", () => process.exit(0));
+	.on('data', chunk => {
+		// Not `readline`: for it U+2028, which JSON may hold as it is, ends a line, too.
+		const [first, ...others] = chunk.split('\n');
+		begun.push(first);
+		for (const next of others) {
+			handle(JSON.parse(begun.join('')));
+			begun = [next];
+		}
+	})
+	// Without the server there is nobody to host for.
+	.on('end', () => process.exit(0));
