@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from server.agents.base import PROMPT_TRANSITIONS
 from server.states import IllegalTransitionError, StateMachine, Transitions
 
 
@@ -22,7 +23,7 @@ LAMP_TRANSITIONS: Transitions[Lamp] = {
     Lamp.BROKEN: set(),
 }
 
-TABLES: list[Transitions[Any]] = [LAMP_TRANSITIONS]
+TABLES: list[Transitions[Any]] = [LAMP_TRANSITIONS, PROMPT_TRANSITIONS]
 PAIRS = [
     pytest.param(table, before, after, id=f"{type(before).__name__}-{before.name}-{after.name}")
     for table in TABLES

@@ -6,7 +6,15 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ..agents.base import Agent, AgentSettings, AgentSpec, Backend, Context, Wanted
+from ..agents.base import (
+    Agent,
+    AgentSettings,
+    AgentSpec,
+    Backend,
+    Context,
+    PromptHandle,
+    Wanted,
+)
 from ..agents.failures import agent_error
 from ..codec import dumps, parse_message
 from ..sessions.permissions import ToolCalls, by_policy
@@ -62,18 +70,16 @@ async def run_acp_agent(
     agent = backend.agent(spec, collector)
     collector.agent = agent
     blocks: list[dict[str, object]] = [{"type": "text", "text": request.prompt}]
-    work = asyncio.create_task(
-        agent.prompt(dumps(annotate(blocks, request.files))), name=f"run-{run.id}-prompt"
-    )
+    prompt = collector.prompt = agent.prompt(dumps(annotate(blocks, request.files)))
     try:
-        cause = await run.wait(work, agent.cancel, agent.kill, grace)
+        cause = await run.wait(prompt.done, prompt.cancel, agent.kill, grace)
         if cause is not None:
             raise stopped_error(cause)
-        work.result()
+        prompt.done.result()
         return collector.result()
     finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+        prompt.done.cancel()
+        await asyncio.gather(prompt.done, return_exceptions=True)
         await agent.hibernate()
         await backend.forget(run.id)
         await asyncio.to_thread(folder.remove)
@@ -83,6 +89,7 @@ class _Collector:
     """Collects the agent's message and response; an :class:`agents.base.AgentObserver`."""
 
     agent: Agent
+    prompt: PromptHandle
 
     def __init__(self, name: str, wanted: Wanted) -> None:
         self._name = name
@@ -134,7 +141,7 @@ class _Collector:
         self._texts.append(text)
         self._size += len(message)
         if self._size > MAX_OUTPUT_BYTES:
-            self.agent.cancel()
+            self.prompt.cancel()
 
     def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None:
         self._response = answer

@@ -166,7 +166,7 @@ class Run:
 
     async def wait(
         self,
-        work: asyncio.Task[Any],
+        work: asyncio.Future[Any],
         terminate: Callable[[], None],
         kill: Callable[[], Awaitable[None]],
         grace: float,

@@ -404,6 +404,8 @@ class Session:
                 self._hold_back(turn, ending)
                 self._end_queued(ending)
             turn.stored.set_result(True)
+            if turn.handle is not None:
+                turn.handle.admit()
             if self._runner is None and (early or self._queue):
                 self._run()
             return turn, False
@@ -425,7 +427,7 @@ class Session:
         self._forget_prompt(turn)
         self._hold_back(turn, CancelCause.CANCEL)
         turn.stored.set_result(False)
-        if turn.over is not None:
+        if turn.handle is not None:
             self._run()
 
     def _forget_prompt(self, turn: Turn) -> None:
@@ -682,12 +684,12 @@ class Session:
         """Give *turn* to the agent, for which there must be a slot."""
         agent = self._live_agent()
         turn.began = time.monotonic()
-        turn.over = agent.prompt(turn.blocks, turn.stored)
-        turn.interrupt = agent.cancel
+        turn.handle = agent.prompt(turn.blocks, is_held=not turn.is_stored)
+        turn.interrupt = turn.handle.cancel
 
     async def _run_turn(self, turn: Turn) -> None:
         settings = self._house.settings
-        if turn.over is None:
+        if turn.handle is None:
             if turn.changes and (failure := await self._changed_before(turn)) is not None:
                 await self._end_if_stored(turn, failure)
                 return
@@ -697,14 +699,14 @@ class Session:
                 await self._end_if_stored(turn)
                 return
             self._pass_on(turn)
-        assert turn.over is not None
+        assert turn.handle is not None
         self._house.metrics.turn_wait.observe(turn.began - turn.accepted_at)
         limit = min(turn.timeout or settings.turn_timeout_secs, settings.turn_timeout_secs)
         grace = settings.cancel_grace_secs
         self._later(turn, limit, lambda: self._interrupt(turn, CancelCause.TIMEOUT, grace))
         error: Error | None = None
         try:
-            await turn.over
+            await turn.handle.done
         except Error as failure:
             error = failure
         except Exception:

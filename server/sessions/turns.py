@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..agents.base import PromptHandle
 from ..codec import loads, parse_message
 from ..errors import Error
 from ..storage.schema import TurnRow
@@ -38,7 +39,7 @@ class Turn:
             told something first (0: never).
         request_id: of the request that asked for it.
         sent: its prompt has reached the agent.
-        over: what :meth:`Agent.prompt` gave, once the agent has been passed the prompt.
+        handle: the prompt on its way to the agent, once the agent has been passed it.
         stored: done once it is decided whether there is such a turn: it is in the database
             (True), or could not be stored (False).
         changes: of settings, which must be made before it may run.
@@ -73,7 +74,7 @@ class Turn:
         self.stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.started = asyncio.Event()
         self.finished = asyncio.Event()
-        self.over: Coroutine[Any, Any, None] | None = None
+        self.handle: PromptHandle | None = None
         self.interrupt: Callable[[], Any] | None = None
         self.timers: list[asyncio.TimerHandle] = []
         self.changes: Sequence[Change] = ()

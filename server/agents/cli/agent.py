@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from ...codec import dumps, loads
@@ -21,6 +21,7 @@ from ..base import (
     AgentSettings,
     AgentSpec,
     Backpressure,
+    PromptHandle,
     agent_failed,
     agent_unavailable,
 )
@@ -39,46 +40,44 @@ CONTROL_SECS = 30
 MAX_ARGUMENT_BYTES = 100 << 10
 
 
-class _Turn:
-    """A prompt on its way; also what its transcript tells.
+class _CliPrompt(PromptHandle):
+    """A prompt on its way; also the observer of its transcript.
 
     Attributes:
-        done: when the turn is over for the session.
         program: its ``acpx prompt``, once there is one.
-        held_back: it was cancelled before it was sent.
     """
 
-    def __init__(self, agent: CliAgent) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, agent: CliAgent, blocks: bytes, *, is_held: bool) -> None:
+        super().__init__(blocks, is_held=is_held)
         self.program: Program | None = None
-        self.sent = False
-        self.held_back = False
         self._agent = agent
 
     def begin(self, program: Program) -> None:
         self.program = program
-        if self.held_back:  # while it was started
+        if self.is_withdrawn:  # while it was started
             program.kill()
 
-    def finish(self, error: Error | None = None) -> None:
+    def cancel(self) -> None:
         if self.done.done():
             return
-        if error is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(error)
+        super().cancel()
+        if self.program is not None:
+            if self.is_withdrawn:
+                self.program.kill()  # acpx may have passed the prompt on already
+            self._agent.cancel_prompt()
 
     def prompt_sent(self, *, fresh: bool) -> None:
         if not self.done.done():
-            self.sent = True
+            if not self.is_sent:  # acpx may send it again
+                self.mark_sent()
             self._agent.prompt_sent(fresh=fresh)
 
     def notified(self, line: bytes, message: dict[str, Any]) -> None:
-        if not self.held_back:
+        if not self.is_withdrawn:
             self._agent.notified(line, message)
 
     def decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
-        if not self.held_back:
+        if not self.is_withdrawn:
             self._agent.listener.permission_decided(params, outcome)
 
     def opened(self, result: dict[str, Any]) -> None:
@@ -132,7 +131,7 @@ class CliAgent:
         self._command = asyncio.Lock()
         self._fresh = False
         self._busy = 0
-        self._turn: _Turn | None = None
+        self._prompt: _CliPrompt | None = None
         self._mode: str | None = None
         self._state = state
 
@@ -158,31 +157,14 @@ class CliAgent:
         async with self._commanding():
             pass
 
-    def prompt(
-        self, blocks: bytes, stored: asyncio.Future[bool] | None = None
-    ) -> Coroutine[Any, Any, None]:
-        turn = self._turn = _Turn(self)
-        return self._see_through(turn, blocks, stored)
+    def prompt(self, blocks: bytes, *, is_held: bool = False) -> PromptHandle:
+        prompt = self._prompt = _CliPrompt(self, blocks, is_held=is_held)
+        self._tasks.spawn(self._run_prompt(prompt), f"prompt-{self.spec.key}")
+        return prompt
 
-    async def _see_through(
-        self, turn: _Turn, blocks: bytes, stored: asyncio.Future[bool] | None
-    ) -> None:
-        if stored is not None and not stored.done():
-            await asyncio.wait({stored})
-        self._tasks.spawn(self._run_turn(turn, blocks), f"prompt-{self.spec.key}")
-        await turn.done
-
-    def cancel(self) -> None:
-        turn = self._turn
-        if turn is None or turn.done.done():
-            return
-        if not turn.sent:
-            turn.held_back = True
-            turn.finish()
-        if turn.program is not None:
-            if turn.held_back:
-                turn.program.kill()  # acpx may have passed the prompt on already
-            self._tasks.spawn(self._cancel(), f"cancel-{self.spec.key}")
+    def cancel_prompt(self) -> None:
+        """Have acpx cancel the turn that its ``acpx prompt`` runs."""
+        self._tasks.spawn(self._cancel(), f"cancel-{self.spec.key}")
 
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         """Nothing: acpx answers them itself."""
@@ -224,27 +206,30 @@ class CliAgent:
                 await self._acpx.end()
         self._is_awake = False
         self._mode = None
-        if self._turn is not None and self._turn.sent:
-            self._turn.finish(agent_failed(AGENT_GONE))
+        if self._prompt is not None and self._prompt.is_sent:
+            self._prompt.finish(agent_failed(AGENT_GONE))
         self.listener.agent_gone()
 
     # The way of a prompt.
 
-    async def _run_turn(self, turn: _Turn, blocks: bytes) -> None:
-        patience = asyncio.get_running_loop().call_later(self._start_timeout, self._give_up, turn)
+    async def _run_prompt(self, prompt: _CliPrompt) -> None:
+        await prompt.admitted
+        if prompt.is_withdrawn:
+            return
+        patience = asyncio.get_running_loop().call_later(self._start_timeout, self._give_up, prompt)
         try:
-            if not await self._send(turn, blocks):
+            if not await self._send(prompt):
                 # The agent cannot load the session: begin a new one.
                 async with self._commanding() as acpx:
                     await self._make_session(acpx, "new")
-                await self._send(turn, blocks)
+                await self._send(prompt)
         except Error as error:
-            turn.finish(error)
+            prompt.finish(error)
         finally:
             patience.cancel()
-            turn.finish(agent_failed("the turn was given up"))  # else it is over already
+            prompt.finish(agent_failed("the turn was given up"))  # else it is over already
 
-    async def _send(self, turn: _Turn, blocks: bytes) -> bool:
+    async def _send(self, prompt: _CliPrompt) -> bool:
         """Send the prompt, and follow its ``acpx prompt`` to the end.
 
         Returns:
@@ -253,32 +238,32 @@ class CliAgent:
         Raises:
             Error: the turn has no answer.
         """
-        transcript = Transcript(turn)
-        text = None
+        transcript = Transcript(prompt)
+        text, blocks = None, prompt.blocks
         async with self._commanding() as acpx:
-            if turn.done.done():
+            if prompt.done.done():
                 return True
             self._check_mode(acpx)
             if self._fresh or self.listener.owes_preface:
-                prompt = loads(blocks)
-                text = settings.preface_of(prompt, self.spec, self._state, self.listener)
+                own = loads(blocks)
+                text = settings.preface_of(own, self.spec, self._state, self.listener)
                 if text is not None:
-                    blocks = dumps([{"type": "text", "text": text}, *prompt])
+                    blocks = dumps([{"type": "text", "text": text}, *own])
             program = await acpx.start("prompt", *self._name, "-f", "-", stdin=blocks)
-            turn.begin(program)
+            prompt.begin(program)
         try:
             stderr = await self._follow(program, transcript)
         finally:
             await program.close()
-        if turn.done.done():
+        if prompt.done.done():
             return True
         error = error_in(transcript.failure, stderr, acpx.secrets)
-        if turn.sent:
+        if prompt.is_sent:
             why = str(error)
             if error.code == "AGENT_DISCONNECTED":
                 said = last_words([stderr], acpx.secrets)
                 why = f"{AGENT_GONE}: {said}" if said else AGENT_GONE
-            turn.finish(agent_failed(why))
+            prompt.finish(agent_failed(why))
             await self.kill()  # so ends what the agent has left
             return True
         if text is not None:
@@ -301,11 +286,11 @@ class CliAgent:
                 " CLAWDFORGE_AGENT_BACKEND=cli: open a new session"
             )
 
-    def _give_up(self, turn: _Turn) -> None:
+    def _give_up(self, prompt: _CliPrompt) -> None:
         """The agent does not start in time."""
-        if not turn.sent and not turn.done.done():
+        if not prompt.is_sent and not prompt.done.done():
             self._tasks.spawn(self.kill(), f"kill-{self.spec.key}")
-            turn.finish(agent_unavailable("the agent does not start: it took too long"))
+            prompt.finish(agent_unavailable("the agent does not start: it took too long"))
 
     async def _follow(self, program: Program, transcript: Transcript) -> bytes:
         """Read all that the program writes; the end of its stderr."""

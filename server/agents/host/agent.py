@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,8 @@ from ..base import (
     AgentObserver,
     AgentSettings,
     AgentSpec,
+    PromptHandle,
+    PromptState,
     Wanted,
     agent_failed,
     agent_unavailable,
@@ -46,25 +48,22 @@ MAX_TRIES = 2
 """How often one setting is set before a prompt: setting another may have changed it back."""
 
 
-class _Prompt:
-    """A prompt on its way through acpx; the agent does not get it until it is *stored*."""
+class _HostPrompt(PromptHandle):
+    """A prompt on its way through acpx.
 
-    def __init__(self, blocks: bytes, stored: asyncio.Future[bool] | None) -> None:
-        self.blocks = blocks  # until the agent has it
+    Attributes:
+        outline: the blocks as acpx gets them.
+        losing: reads the last output of an agent that ended in the middle of the turn.
+    """
+
+    def __init__(self, blocks: bytes, *, is_held: bool, cancel_sent: Callable[[], None]) -> None:
+        super().__init__(blocks, is_held=is_held, cancel_sent=cancel_sent)
         self.outline = outline(blocks)
-        self.stored = stored
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.sent = False
-        self.held_back = False
         self.losing: asyncio.Task[None] | None = None
 
-    def finish(self, error: Error | None = None) -> None:
-        if self.done.done():
-            return
-        if error is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(error)
+    def mark_sent(self) -> None:
+        super().mark_sent()
+        self.outline = b""
 
 
 class HostAgent:
@@ -100,8 +99,8 @@ class HostAgent:
         self._refusal: Any = None
         self._opening = asyncio.Lock()
         self._busy = 0
-        self._waiting: deque[_Prompt] = deque()
-        self._current: _Prompt | None = None
+        self._waiting: deque[_HostPrompt] = deque()
+        self._current: _HostPrompt | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._ending = False
         self._is_misplaced = False
@@ -139,22 +138,15 @@ class HostAgent:
         if self._awake and (failure := await self._begin_settling()) is not None:
             raise failure
 
-    def prompt(
-        self, blocks: bytes, stored: asyncio.Future[bool] | None = None
-    ) -> Coroutine[Any, Any, None]:
-        prompt = self._current = _Prompt(blocks, stored)
+    def prompt(self, blocks: bytes, *, is_held: bool = False) -> PromptHandle:
+        prompt = self._current = _HostPrompt(blocks, is_held=is_held, cancel_sent=self._cancel_sent)
         # acpx can have it now: it takes longer than all that comes in between.
         call = self._pass_on(prompt) if self._is_open else None
-        return self._see_through(prompt, call)
+        self._tasks.spawn(self._send(prompt, call), f"prompt-{self.spec.key}")
+        return prompt
 
-    def cancel(self) -> None:
-        prompt = self._current
-        if prompt is None:
-            return
-        if not prompt.sent:
-            prompt.held_back = True
-            prompt.finish()
-        elif self._seam is not None:
+    def _cancel_sent(self) -> None:
+        if self._seam is not None:
             self._seam.cancel()
 
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
@@ -206,18 +198,14 @@ class HostAgent:
 
     # The way of a prompt.
 
-    def _pass_on(self, prompt: _Prompt) -> asyncio.Future[Any]:
+    def _pass_on(self, prompt: _HostPrompt) -> asyncio.Future[Any]:
         self._waiting.append(prompt)
         self._dead = None
         return self._host.send(
             "prompt", key=self.spec.key, generation=self._opened, raw={"blocks": prompt.outline}
         )
 
-    async def _see_through(self, prompt: _Prompt, call: asyncio.Future[Any] | None) -> None:
-        self._tasks.spawn(self._send(prompt, call), f"prompt-{self.spec.key}")
-        await prompt.done
-
-    async def _send(self, prompt: _Prompt, call: asyncio.Future[Any] | None) -> None:
+    async def _send(self, prompt: _HostPrompt, call: asyncio.Future[Any] | None) -> None:
         self._busy += 1
         try:
             await self._send_through(prompt, call)
@@ -239,26 +227,30 @@ class HostAgent:
         if not self.live:
             self._listener.agent_gone()
 
-    async def _send_through(self, prompt: _Prompt, call: asyncio.Future[Any] | None) -> None:
+    async def _send_through(self, prompt: _HostPrompt, call: asyncio.Future[Any] | None) -> None:
         fresh = False
-        if call is None and not await self._answers():
-            await self._end_stuck()
+        if call is None:
+            await prompt.admitted
+            if not await self._answers():
+                await self._end_stuck()
         for last_try in (False, True):
-            if call is None and not prompt.held_back:
-                await self._guard(self._open(fresh=fresh))
-            if call is None and prompt.held_back:
-                return
+            if call is None:
+                await prompt.admitted
+                if not prompt.is_withdrawn:
+                    await self._guard(self._open(fresh=fresh))
+                if prompt.is_withdrawn:
+                    return
             try:
                 await (call or self._pass_on(prompt))
                 prompt.finish()
                 return
             except HostGoneError:
                 # Its agents die with it; what was never sent is sent again.
-                if prompt.sent or last_try:
+                if prompt.is_sent or last_try:
                     await self._end_lost(prompt, "the acpx host ended")
                     return
             except CallError as error:
-                if prompt.sent:
+                if prompt.is_sent:
                     await self._end_lost(prompt, _plain(error))
                     return
                 if last_try or not (_was_gone(error) or self._cannot_load(error)):
@@ -269,7 +261,7 @@ class HostAgent:
                 if prompt in self._waiting:
                     self._waiting.remove(prompt)
 
-    async def _end_lost(self, prompt: _Prompt, reason: str) -> None:
+    async def _end_lost(self, prompt: _HostPrompt, reason: str) -> None:
         """The turn has no answer; give what the agent wrote before its end time to arrive.
 
         An agent that lives on would write into the next turn: it is ended, too.
@@ -285,7 +277,7 @@ class HostAgent:
             await asyncio.wait({prompt.losing})
         prompt.finish(agent_failed(reason))
 
-    async def _lose(self, prompt: _Prompt, seam: StdioProxy) -> None:
+    async def _lose(self, prompt: _HostPrompt, seam: StdioProxy) -> None:
         """The agent has ended in the middle of the turn: tell what it wrote last."""
         said = await self._attachments.stderr.last_words(
             self.spec.key, seam.noise, timeout=LAST_WORDS_SECS
@@ -466,10 +458,10 @@ class HostAgent:
 
     def prompt_waits_for(self) -> asyncio.Future[Any] | None:
         prompt = self._waiting[0] if self._waiting else None
-        if prompt is None or prompt.held_back:
+        if prompt is None or prompt.is_withdrawn:
             return None
-        if prompt.stored is not None and not prompt.stored.done():
-            return prompt.stored
+        if prompt.state is PromptState.HELD:
+            return prompt.admitted
         if self._settling is None:
             wanted = self._listener.wanted
             if wanted.is_empty or not self._steps(wanted):
@@ -480,10 +472,9 @@ class HostAgent:
 
     def admit_prompt(self) -> bool:
         prompt = self._waiting.popleft() if self._waiting else None
-        if prompt is None or prompt.held_back:
+        if prompt is None or prompt.is_withdrawn:
             return False
-        prompt.sent = True
-        prompt.blocks = prompt.outline = b""
+        prompt.mark_sent()
         return True
 
     def whole_prompt(self, passed: Any) -> bytes | None:
@@ -493,7 +484,6 @@ class HostAgent:
         if passed == parse_blocks(prompt.outline):
             return prompt.blocks
         logger.error("session %s: acpx has changed a prompt; it is not sent", self.spec.key)
-        prompt.held_back = True
         prompt.finish(internal())
         return None
 
@@ -677,7 +667,7 @@ class HostAgent:
         self._dead = seam
         self._awake = False
         prompt = self._current
-        if prompt is not None and prompt.sent and not prompt.done.done():
+        if prompt is not None and prompt.is_sent and not prompt.done.done():
             if seam.is_killed:
                 prompt.finish(agent_failed(AGENT_GONE))
             else:
@@ -692,10 +682,9 @@ class HostAgent:
             logger.info("session %s: ended %d processes", self.spec.key, ended)
 
 
-def _hold_back_if_failed(prompt: _Prompt, settling: asyncio.Future[Error | None]) -> None:
+def _hold_back_if_failed(prompt: _HostPrompt, settling: asyncio.Future[Error | None]) -> None:
     """The agent does not get a prompt that it would carry out in other settings."""
     if (failure := settling.result()) is not None:
-        prompt.held_back = True
         prompt.finish(failure)
 
 
