@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from .. import __version__
-from ..auth.tokens import Credential, unauthorized
+from ..auth.credential import Credential, unauthorized
 from ..codec import aside, dumps, loads
 from ..errors import CloseCode, Error, bad_request, not_found, session_closed
 from ..sessions.content import check_content

@@ -1,4 +1,4 @@
-"""Who may do what: the apps' tokens, the tickets of sockets, the networks of each.
+"""Authentication: the apps' tokens, the credentials of requests, and tickets.
 
-Imports `storage` and the root modules.
+Imports `storage`, the writer of `sessions` and the root modules.
 """

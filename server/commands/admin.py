@@ -171,7 +171,7 @@ async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncItera
         writer.start()
         stack.push_async_callback(writer.stop)
         tokens = TokenRegistry(store, writer)
-        await tokens.look()
+        await tokens.load_app_tokens()
         # Agents are described by it and never started, so no Node is needed.
         backend = make_backend(settings, environ, writer, node="node")
         sessions = SessionRegistry(settings, store, writer, metrics, backend)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from ..auth.tokens import Credential, TokenRegistry, unauthorized
+from ..auth.credential import Credential, unauthorized
+from ..auth.tokens import TokenRegistry
 from ..codec import dumps
 from ..config import Settings
 from ..errors import Error, session_closed

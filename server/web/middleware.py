@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from ..auth.tokens import unauthorized
+from ..auth.credential import unauthorized
 from ..errors import Error, bad_request, internal
 from ..storage.failures import failure_of
 from .bodies import EXPECTS, check_coding

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from aiohttp import hdrs, web
 
-from ..auth.tokens import REVOKE_SECS, Credential
+from ..auth.credential import REVOKED_ABORT_SECS, Credential
 from ..errors import Error
 from ..storage.failures import failure_of
 from ..ws import tcp
@@ -100,7 +100,7 @@ class EventStream:
         self.response.force_close()
         if self._request.transport is not None:
             abort = self._request.transport.abort
-            asyncio.get_running_loop().call_later(REVOKE_SECS, abort)
+            asyncio.get_running_loop().call_later(REVOKED_ABORT_SECS, abort)
 
 
 @contextlib.asynccontextmanager

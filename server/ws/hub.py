@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from ..auth.tokens import REVOKE_SECS, Credential
+from ..auth.credential import REVOKED_ABORT_SECS, Credential
 from ..config import Settings
 from ..errors import CloseCode, Error
 from ..limits import ConcurrencyLimit
@@ -76,7 +76,7 @@ class Hub:
         """Close the sockets of an app whose token is revoked; drop those that do not leave."""
         for peer in tuple(self._by_app.get(app_name, ())):
             peer.close(REVOKED)
-            asyncio.get_running_loop().call_later(REVOKE_SECS, peer.abort)
+            asyncio.get_running_loop().call_later(REVOKED_ABORT_SECS, peer.abort)
 
     @contextlib.contextmanager
     def stream(self, app_name: str) -> Iterator[None]:

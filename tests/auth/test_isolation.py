@@ -1,42 +1,41 @@
-"""What is another app's looks in everything like what is not there."""
+"""Isolation: a resource of another app looks exactly like one that does not exist."""
 
 from __future__ import annotations
 
 import uuid
 from typing import Any
 
+import aiosqlite
 import pytest
-
-from server.storage.database import Database
 
 from ..support.harness import Json, LocalServer, script
 
 
-async def test_another_apps_session_is_looked_for_as_one_that_is_not_there(
+async def test_session_of_another_app_is_indistinguishable_from_unknown_session(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, other = await server.client("owner"), await server.client("other")
     session = await owner.create()
     queries: list[str] = []
-    fetch = Database._fetch
+    execute = aiosqlite.Connection.execute_fetchall
 
-    async def counted(store: Database, sql: str, *parameters: Any) -> Any:
+    async def record(connection: aiosqlite.Connection, sql: str, *parameters: Any) -> Any:
         queries.append(sql)
-        return await fetch(store, sql, *parameters)
+        return await execute(connection, sql, *parameters)
 
-    monkeypatch.setattr(Database, "_fetch", counted)
-    told: list[tuple[int, Json, list[str]]] = []
+    monkeypatch.setattr(aiosqlite.Connection, "execute_fetchall", record)
+    responses: list[tuple[int, Json, list[str]]] = []
     for session_id in (session, str(uuid.uuid4())):
         queries.clear()
         status, reply = await other.get(f"/sessions/{session_id}")
         del reply["request_id"]
-        told.append((status, reply, list(queries)))
-    assert told[0] == told[1]
-    assert told[0][0] == 404
-    assert len(told[0][2]) == 1
+        responses.append((status, reply, list(queries)))
+    assert responses[0] == responses[1]
+    assert responses[0][0] == 404
+    assert len(responses[0][2]) == 1
 
 
-async def test_a_permissions_id_is_worth_nothing_in_another_session(server: LocalServer) -> None:
+async def test_permission_id_is_valid_in_its_session_only(server: LocalServer) -> None:
     owner = await server.client("owner")
     socket = await owner.connect(await owner.create(permission="ask"))
     await socket.send("prompt", prompt=script({"permission": True}))
@@ -49,7 +48,7 @@ async def test_a_permissions_id_is_worth_nothing_in_another_session(server: Loca
     assert (await socket.until("permission_resolved"))["by"] == "client"
 
 
-async def test_an_idempotency_key_is_its_sessions_alone(server: LocalServer) -> None:
+async def test_idempotency_key_is_valid_in_its_session_only(server: LocalServer) -> None:
     for name in ("owner", "other"):
         client = await server.client(name)
         for _ in range(2):

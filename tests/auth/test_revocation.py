@@ -1,4 +1,4 @@
-"""A revoked token: no request that was made with it gets a successful response."""
+"""Revocation: no request that was admitted with a revoked token gets a successful response."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..support.harness import Client, Deadline, Json, LocalServer, eventually, h
 from ..support.raw_socket import open_connection
 
 APP = "gone"
-FOREVER = script({"say": "before"}, {"gate": "go"}, {"say": "after"})
+ENDLESS = script({"say": "before"}, {"gate": "go"}, {"say": "after"})
 
 
 async def revoke(server: LocalServer) -> None:
@@ -33,7 +33,7 @@ async def client(server: LocalServer) -> Client:
 
 
 def routes(server: LocalServer) -> list[tuple[str, str, Operation]]:
-    """Every route of the server that an app's token opens, as its table of operations has it."""
+    """Each route of the server that requires an app token, with its operation."""
     found = {
         (route.method, route.resource.canonical)
         for route in server.router.routes()
@@ -47,13 +47,13 @@ def routes(server: LocalServer) -> list[tuple[str, str, Operation]]:
 
 
 async def request_of(client: Client, method: str, path: str, operation: Operation) -> Any:
-    """A request of that operation, on a session of the client's."""
+    """A request of the operation, on a new session of the client."""
     url = client.url + path.format(session_id=await client.create(), request_id="x")
     body = None if operation.request is None else json.dumps(operation.request)
     return client.http.request(method, url, headers=client.headers(), data=body)
 
 
-async def test_a_token_revoked_after_its_admission_gets_401_from_every_route(
+async def test_token_revoked_after_admission_gets_401_from_every_route(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = server.services.tokens
@@ -76,13 +76,13 @@ async def test_a_token_revoked_after_its_admission_gets_401_from_every_route(
                 assert response.status == 401, (method, path)
                 assert (await response.json())["code"] == "unauthorized"
         sessions = await server.services.sessions.sessions_of(f"{APP}-{tried}", include_closed=True)
-        assert len(sessions) == 1, (method, path)  # the one that was there before
+        assert len(sessions) == 1, (method, path)  # only the one from before the request
         assert sessions[0].row.turn_count == 0
         tried += 1
     assert tried >= 11
 
 
-# Whatever waits: one scenario for each wait that the table of operations declares.
+# One scenario for each wait that an operation declares.
 
 Scenario = Callable[[LocalServer, Client], Awaitable[None]]
 
@@ -119,11 +119,11 @@ def half_json(method: str, path: str) -> Scenario:
 
 
 async def wait_for_turns(server: LocalServer, client: Client) -> None:
-    """The waiter of a running turn, of a queued one, and one that repeats a prompt."""
+    """Requests for a running turn, for a queued turn, and with a repeated prompt."""
     session = await client.create()
     path, key = f"/sessions/{session}/turn", {"Idempotency-Key": "k"}
     async with asyncio.TaskGroup() as group:
-        asked = [group.create_task(client.post(path, {"prompt": FOREVER}, headers=key))]
+        asked = [group.create_task(client.post(path, {"prompt": ENDLESS}, headers=key))]
         await until_waiting(server)
         asked += [
             group.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
@@ -136,7 +136,7 @@ async def wait_for_turns(server: LocalServer, client: Client) -> None:
 
 async def wait_for_a_run(server: LocalServer, client: Client) -> None:
     async with asyncio.TaskGroup() as group:
-        body = {"agent": "mock", "prompt": FOREVER}
+        body = {"agent": "mock", "prompt": ENDLESS}
         asked = group.create_task(client.post("/run", body))
         await eventually("the run to begin", lambda: server.services.runner.running)
         await until_waiting(server)
@@ -165,7 +165,7 @@ def stream_of(method: str, path: str, body: Json | None) -> Scenario:
 
 
 def unread_reply(method: str, path: str) -> Scenario:
-    """A reply that is too long for the buffers, of which the client takes only the beginning."""
+    """A response that exceeds the buffers; the client reads only its beginning."""
 
     async def scenario(server: LocalServer, client: Client) -> None:
         session = await client.create()
@@ -186,13 +186,13 @@ def unread_reply(method: str, path: str) -> Scenario:
             assert (await loop.sock_recv(stuck, 100)).startswith(b"HTTP/1.1 200")
             await until_waiting(server)
             await revoke(server)
-            taken = bytearray()
+            received = bytearray()
             async with Deadline("the connection to be dropped", 5):
                 with contextlib.suppress(ConnectionResetError):
                     while data := await loop.sock_recv(stuck, 1 << 16):
-                        taken += data
-        assert not taken.rstrip().endswith(b"0\r\n\r\n")
-        assert len(taken) < 400_000
+                        received += data
+        assert not received.rstrip().endswith(b"0\r\n\r\n")
+        assert len(received) < 400_000
 
     return scenario
 
@@ -226,7 +226,7 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", TURN, "reply"): unread_reply("POST", TURN),
     ("GET", EVENTS, "reply"): unread_reply("GET", EVENTS),
     ("GET", "/sessions", "reply"): unread_reply("GET", "/sessions"),
-    ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": FOREVER}),
+    ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": ENDLESS}),
     ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
     ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),
     ("GET", "/sessions/{session_id}/ws", "socket"): session_socket,
@@ -244,14 +244,14 @@ def test_every_declared_wait_has_a_scenario(server: LocalServer) -> None:
 
 
 @pytest.mark.parametrize("wait", SCENARIOS, ids=" ".join)
-async def test_a_revocation_ends_every_wait(
+async def test_revocation_ends_every_wait(
     server: LocalServer, client: Client, wait: tuple[str, str, Wait]
 ) -> None:
     await SCENARIOS[wait](server, client)
     assert server.services.tokens.waits == 0
 
 
-async def test_a_stream_whose_client_does_not_read_is_dropped_within_a_second(
+async def test_event_stream_of_client_that_does_not_read_is_dropped(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
@@ -268,15 +268,15 @@ async def test_a_stream_whose_client_does_not_read_is_dropped_within_a_second(
         await eventually("the stream to be dropped", lambda: streams() == 0)
 
 
-# The app's turns.
+# Turns of the app.
 
 
-async def test_a_revoked_apps_turns_are_cancelled_and_its_queued_ones_never_start(
+async def test_running_and_queued_turns_of_revoked_app_are_cancelled(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
     socket = await client.connect(session)
-    await socket.send("prompt", prompt=FOREVER)
+    await socket.send("prompt", prompt=ENDLESS)
     await socket.send("prompt", prompt=script({"touch": "started"}))
     await socket.until_text("before")
     await eventually("the second to queue", lambda: server.services.sessions.queued_turns)
@@ -299,7 +299,7 @@ async def test_a_revoked_apps_turns_are_cancelled_and_its_queued_ones_never_star
     assert (await again.turn(session, "hello"))[1]["stop_reason"] == "end_turn"
 
 
-async def test_a_prompt_that_is_being_stored_during_the_revocation_does_not_run(
+async def test_prompt_stored_during_revocation_does_not_run(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
@@ -308,7 +308,7 @@ async def test_a_prompt_that_is_being_stored_during_the_revocation_does_not_run(
         asked = group.create_task(client.turn(session, "hello"))
         await stored.wait()
         revoking = group.create_task(revoke(server))
-        await eventually("it to be revoked", lambda: not has_token(server))
+        await eventually("the token to be revoked", lambda: not has_token(server))
         go_on.set()
     await revoking
     assert asked.result()[0] == 401
@@ -326,7 +326,7 @@ def has_token(server: LocalServer) -> bool:
     return any(row.name == APP for row in server.services.tokens.rows())
 
 
-async def test_a_socket_of_a_revoked_token_is_not_served_for_the_next_of_that_name(
+async def test_socket_of_revoked_token_is_refused_although_name_has_new_token(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
@@ -344,14 +344,14 @@ async def test_a_socket_of_a_revoked_token_is_not_served_for_the_next_of_that_na
         assert await socket.until_closed() == 4503
 
 
-async def test_a_repeated_prompt_of_an_old_token_does_not_cancel_the_new_ones_turn(
+async def test_repeated_prompt_of_old_token_does_not_cancel_turn_of_new_token(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
     prompt = Session.prompt
     running: list[asyncio.Task[Any]] = []
 
-    async def be_overtaken(self: Session, *args: Any, **options: Any) -> Any:
+    async def revoke_first(self: Session, *args: Any, **options: Any) -> Any:
         monkeypatch.undo()
         await revoke(server)
         again = await server.client(APP)
@@ -361,7 +361,7 @@ async def test_a_repeated_prompt_of_an_old_token_does_not_cancel_the_new_ones_tu
 
     path, key = f"/sessions/{session}/turn", {"Idempotency-Key": "k"}
     body = {"prompt": script({"say": "a"}, {"gate": "go"})}
-    monkeypatch.setattr(Session, "prompt", be_overtaken)
+    monkeypatch.setattr(Session, "prompt", revoke_first)
     assert (await client.post(path, body, headers=key))[0] == 401
     found = await server.services.sessions.get(session, APP)
     (Path(found.row.cwd) / "go").touch()
@@ -369,12 +369,12 @@ async def test_a_repeated_prompt_of_an_old_token_does_not_cancel_the_new_ones_tu
     assert (status, reply["stop_reason"]) == (200, "end_turn")
 
 
-async def test_a_new_token_of_the_name_is_not_disturbed_by_the_old_ones_end(
+async def test_revocation_does_not_affect_new_token_of_same_name(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
     async with asyncio.TaskGroup() as group:
-        old = group.create_task(client.turn(session, FOREVER))
+        old = group.create_task(client.turn(session, ENDLESS))
         await until_waiting(server)
         await revoke(server)
         again = await server.client(APP)

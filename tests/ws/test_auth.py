@@ -7,12 +7,10 @@ import base64
 import sqlite3
 import time
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from server.auth import tokens as auth
 from server.sessions.registry import SessionRegistry
 from server.storage.database import Database
 
@@ -289,25 +287,6 @@ async def test_of_two_that_race_with_one_ticket_one_gets_in(
     assert sorted(frame["type"] for frame in firsts if frame) == ["bye"] * 7 + ["ready"]
 
 
-@pytest.mark.parametrize(("age", "good"), [(20, True), (30.1, False)])
-async def test_a_ticket_is_good_for_30_seconds(
-    server: LocalServer,
-    client: Client,
-    monkeypatch: pytest.MonkeyPatch,
-    age: float,
-    good: bool,
-) -> None:
-    session = await client.create()
-    ticket = await ticket_for(client, session)
-    later = SimpleNamespace(monotonic=lambda: time.monotonic() + age, time=time.time)
-    monkeypatch.setattr(auth, "time", later)
-    socket = await first_frame(server, session, ticket=ticket)
-    if good:
-        await socket.until("ready")
-    else:
-        assert await said_goodbye(socket) == 4500
-
-
 async def test_a_ticket_goes_with_its_token(server: LocalServer) -> None:
     client = await server.client("app")
     session = await client.create()
@@ -322,22 +301,6 @@ async def test_another_apps_session_has_no_tickets(server: LocalServer, client: 
     for known in (session, NO_SESSION):
         status, body = await other.post(f"/sessions/{known}/ticket")
         assert (status, body["code"]) == (404, "not_found")
-
-
-async def test_the_open_tickets_of_an_app_are_bounded(
-    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server.services.tokens, "max_tickets_per_app", 3)
-    session = await client.create()
-    for _ in range(3):
-        await ticket_for(client, session)
-    status, body = await client.post(f"/sessions/{session}/ticket")
-    assert (status, body["code"]) == (429, "rate_limited")
-    other = await server.client("other")  # which has tickets of its own
-    await ticket_for(other, await other.create())
-    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 31, time=time.time)
-    monkeypatch.setattr(auth, "time", later)  # those that are over make room
-    await ticket_for(client, session)
 
 
 # Origin and Host.

@@ -88,6 +88,6 @@ def _let_in(services: ServerContext, request: web.Request, offered: list[str]) -
     if "Authorization" in request.headers or not secrets:
         app_of(request)
         return None
-    credential, only = services.tokens.redeem(secrets[0], request.remote)
+    credential, only = services.tokens.admit_with_ticket(secrets[0], request.remote)
     admit(request, credential)
     return only

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ...auth.tokens import TICKET_SECS
+from ...auth.tickets import TICKET_SECS
 from ...codec import dumps
 from ...errors import Error, bad_request
 from ...sessions import entries
@@ -302,7 +302,7 @@ async def _stream_events(request: web.Request, session: Session, after: int) -> 
 @routes.post("/sessions/{session_id}/ticket")
 async def create_ticket(request: web.Request) -> web.Response:
     session = await session_of(request)
-    ticket = services_of(request).tokens.issue_ticket(request[CREDENTIAL], session.id)
+    ticket = services_of(request).tokens.tickets.issue(request[CREDENTIAL], session.id)
     return json_reply({"ok": True, "ticket": ticket, "expires_in": TICKET_SECS})
 
 

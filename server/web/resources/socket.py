@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from ...auth.tokens import Credential, unauthorized
+from ...auth.credential import Credential, unauthorized
 from ...errors import CloseCode, Error, bad_request
 from ...sessions.content import check_content
 from ...sessions.session import MAX_CHANGES, Session
@@ -179,7 +179,7 @@ def _authenticate(
 ) -> Credential:
     try:
         if auth.ticket is not None:
-            return services.tokens.redeem_ticket(auth.ticket, session_id)
+            return services.tokens.tickets.redeem(auth.ticket, session_id).credential
         return services.tokens.admit(auth.token, request.remote)
     except Error:
         raise Disconnect(CloseCode.REFUSED, "the credential is refused") from None

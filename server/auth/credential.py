@@ -1,0 +1,90 @@
+"""The credential that admits a request: one token, until it is revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator
+
+from ..errors import Error
+from ..storage.schema import TokenRow
+
+REVOKED_ABORT_SECS = 0.8
+"""A connection with a revoked credential is aborted if it does not close within this time."""
+
+
+def hash_secret(secret: str) -> bytes:
+    """The SHA-256 of a token or ticket. Only hashes are stored."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def unauthorized() -> Error:
+    """The error for every invalid credential. It never reveals why the credential is invalid."""
+    return Error("unauthorized", "a valid token is needed: Authorization: Bearer cf_…")
+
+
+class Credential:
+    """The credential of a request: one token, until it is revoked.
+
+    A later token with the same name is another credential. A request that was admitted with a
+    revoked credential never gets a successful response.
+
+    Attributes:
+        row: the stored token.
+    """
+
+    __slots__ = ("_waits", "is_revoked", "row")
+
+    def __init__(self, row: TokenRow) -> None:
+        self.row = row
+        self.is_revoked = False
+        self._waits: set[asyncio.Timeout] = set()
+
+    @property
+    def app_name(self) -> str:
+        return self.row.name
+
+    @property
+    def waits(self) -> int:
+        """The number of requests in a :meth:`waiting` block."""
+        return len(self._waits)
+
+    def check(self) -> None:
+        """Check that the credential has not been revoked.
+
+        Raises:
+            Error: ``unauthorized``.
+        """
+        if self.is_revoked:
+            raise unauthorized()
+
+    @contextlib.asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """A block in which a request waits. A revocation cancels the block at once.
+
+        The block must be safe to cancel: it must not wait for a commit.
+
+        Raises:
+            Error: ``unauthorized``; the token was revoked before the block or during it.
+        """
+        self.check()
+        wait = asyncio.timeout(None)
+        try:
+            async with wait:
+                self._waits.add(wait)
+                try:
+                    yield
+                finally:
+                    self._waits.discard(wait)
+        except TimeoutError:
+            if not wait.expired():
+                raise
+            raise unauthorized() from None
+        self.check()
+
+    def revoke(self) -> None:
+        """Revoke the credential, and cancel all :meth:`waiting` blocks."""
+        self.is_revoked = True
+        for wait in tuple(self._waits):
+            wait.reschedule(0)
