@@ -26,7 +26,7 @@ from report import Report
 from targets import AGENT, RIVALS, ROOT, BenchError, Server
 
 from server.agents.catalog import ACPX_VERSION
-from server.agents.process.process_tree import kill_marked
+from server.agents.process.process_tree import end_tagged, env_tag
 
 LIMIT_SECS = {True: 180, False: 600}
 PARTS = ("latency", "bursts", "viewers", "sockets", "replay", "house", "growth")
@@ -125,7 +125,7 @@ def _folder() -> Iterator[tuple[Path, Mapping[str, str]]]:
         try:
             yield folder, environ
         finally:
-            kill_marked(f"HOME={home}".encode())
+            end_tagged(env_tag("HOME", str(home)))
 
 
 if __name__ == "__main__":

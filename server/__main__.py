@@ -43,7 +43,7 @@ FAILED_STOP_SECS = 60.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    process_tree.shut_in()
+    process_tree.isolate()
     environ: Mapping[str, str] = os.environ
     try:
         environ = with_env_file(os.environ, ENV_FILE)

@@ -84,7 +84,10 @@ class ClaudeProgram:
     async def _collect_output(self, run: Run, path: str, folder: RunFolder, stdin: int) -> Output:
         program = await self._programs.start(
             claude_argv(path, run.request, folder.path),
-            environ={**claude_environ(self._environ, run.timeout), process_tree.MARK: run.id},
+            environ={
+                **claude_environ(self._environ, run.timeout),
+                process_tree.AGENT_VARIABLE: run.id,
+            },
             cwd=folder.path / WORK,
             stdin=stdin,
         )
@@ -94,7 +97,7 @@ class ClaudeProgram:
             await program.close()
 
     async def _wait_for_output(self, run: Run, program: Program) -> Output:
-        capture = _Capture(program, f"{process_tree.MARK}={run.id}".encode())
+        capture = _Capture(program, process_tree.env_tag(process_tree.AGENT_VARIABLE, run.id))
         stdout_in_time = b""
 
         def terminate() -> None:
@@ -216,12 +219,12 @@ class _Capture:
     """Reads a program's output while the program runs.
 
     Args:
-        mark: the entry in the environment of all processes that the program starts.
+        env_tag: the entry in the environment of all processes that the program starts.
     """
 
-    def __init__(self, program: Program, mark: bytes) -> None:
+    def __init__(self, program: Program, env_tag: bytes) -> None:
         self._program = program
-        self._mark = mark
+        self._env_tag = env_tag
         self._pieces: list[bytes] = []
         self._size = 0
         self._stderr = b""
@@ -250,7 +253,7 @@ class _Capture:
     async def _wait(self) -> int | None:
         status = await self._program.wait()
         if status is None:  # the supervisor was killed before it could end the other processes
-            await asyncio.to_thread(process_tree.kill_marked, self._mark)
+            await asyncio.to_thread(process_tree.end_tagged, self._env_tag)
         return status
 
     async def _read_stdout(self) -> None:

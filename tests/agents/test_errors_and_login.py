@@ -418,8 +418,8 @@ async def test_an_agents_environment_is_an_allow_list_without_the_servers_secret
     client = await server.client()
     session = await client.create()
     names = (await told(client, session, {"report": True}))["env"]
-    allowed = environ.NAMES | {"LET_THROUGH", "OWN", "AGENT_SESSION", "ACPX_HOST"}
-    others = [n for n in names if n not in allowed and not n.startswith(environ.PREFIXES)]
+    allowed = environ.ALLOWED_NAMES | {"LET_THROUGH", "OWN", "AGENT_SESSION", "ACPX_HOST"}
+    others = [n for n in names if n not in allowed and not n.startswith(environ.ALLOWED_PREFIXES)]
     assert others == []
     assert {"PATH", "HOME", "LET_THROUGH", "ANTHROPIC_API_KEY", "OWN"} <= set(names)
 

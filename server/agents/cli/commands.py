@@ -93,8 +93,8 @@ class AcpxCommands:
         # The agent's home is the user's, with the user's logins.
         user_home = [f"HOME={environ['HOME']}"] if "HOME" in environ else ["-u", "HOME"]
         self._agent = shlex.join(["/usr/bin/env", *user_home, *agent_argv])
-        self._mark = f"{spec.key}:{secrets.token_hex(4)}"
-        self._environ = {**environ, "HOME": str(home), process_tree.MARK: self._mark}
+        self._env_value = f"{spec.key}:{secrets.token_hex(4)}"
+        self._environ = {**environ, "HOME": str(home), process_tree.AGENT_VARIABLE: self._env_value}
         self._programs = Programs(acpx.environ)
 
     @property
@@ -166,8 +166,8 @@ class AcpxCommands:
     async def end(self, grace: float = 0) -> None:
         """End all processes of the session; what is left after *grace* seconds is killed."""
         if not await self._programs.stop(grace):
-            mark = f"{process_tree.MARK}={self._mark}".encode()
-            await asyncio.to_thread(process_tree.kill_marked, mark)
+            tag = process_tree.env_tag(process_tree.AGENT_VARIABLE, self._env_value)
+            await asyncio.to_thread(process_tree.end_tagged, tag)
         await asyncio.to_thread(shutil.rmtree, socket_folder(self._home), ignore_errors=True)
 
 

@@ -658,7 +658,7 @@ class HostAgent:
             self._note_set(setting, value, method, params, result)
 
     def gone(self, seam: StdioProxy) -> None:
-        self._attachments.living.remove(seam.tag, seam.mark)
+        self._attachments.living.remove(seam.rlimit_tag, seam.env_tag)
         # What it started and left behind goes with it.
         self._sweeping = self._tasks.spawn(self._sweep(), f"sweep-{self.spec.key}")
         if self._seam is not seam:

@@ -166,7 +166,7 @@ class StdioHandover:
         await _readable(connection)
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
         # Its own for each process: ending one agent must not end the next.
-        mark = f"{agent.spec.key}:{secrets.token_hex(4)}"
+        value = f"{agent.spec.key}:{secrets.token_hex(4)}"
         with contextlib.ExitStack() as ours:
             for descriptor in descriptors:
                 ours.callback(os.close, descriptor)
@@ -181,21 +181,21 @@ class StdioHandover:
                 pid,
                 agent,
                 self._pressure,
-                mark=f"{process_tree.MARK}={mark}".encode(),
-                tag=process_tree.tag(pid, number),
+                env_tag=process_tree.env_tag(process_tree.AGENT_VARIABLE, value),
+                rlimit_tag=process_tree.tag_process(pid, number),
                 owner=lambda: agent.spec.owner,
                 unfinished=self._unfinished,
                 max_message_bytes=self._limits.each,
             )
             ours.pop_all()  # they are the seam's
             ends = [*await seam.join(*descriptors)]
-            self.living.add(seam.tag, seam.mark)  # until the seam tells that it has gone
+            self.living.add(seam.rlimit_tag, seam.env_tag)  # until the seam tells that it has gone
             for descriptor in ends:
                 ours.callback(os.close, descriptor)
             ends.append(await self.stderr.open(agent.spec.key, pid))
             ours.callback(os.close, ends[-1])
             agent.attached(seam)
-            environ = {**self._environ_of(agent.spec), process_tree.MARK: mark}
+            environ = {**self._environ_of(agent.spec), process_tree.AGENT_VARIABLE: value}
             socket.send_fds(connection, [dumps(environ)], ends)
 
     async def _key_of(self, pid: int) -> str | None:

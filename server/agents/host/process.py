@@ -93,7 +93,7 @@ class HostProcess:
         self.versions: dict[str, str] = {}
         self.pids: tuple[int, int] | None = None
         """Of the supervisor and the host that serves now."""
-        self._mark = secrets.token_hex(8)
+        self._env_value = secrets.token_hex(8)
         self._ready = asyncio.Event()
         self._first_boot: asyncio.Future[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -237,7 +237,7 @@ class HostProcess:
                     **self._environ,
                     "CLAWDFORGE_SEAM": self._seam_name,
                     "NODE_COMPILE_CACHE": str(COMPILED),
-                    process_tree.HOST_MARK: self._mark,
+                    process_tree.HOST_VARIABLE: self._env_value,
                 },
                 cwd=self._state_dir,
                 pass_fds=(lifeline_read,),
@@ -295,7 +295,8 @@ class HostProcess:
             await process.wait()
         if process.returncode != 0:
             await asyncio.to_thread(
-                process_tree.kill_marked, f"{process_tree.HOST_MARK}={self._mark}".encode()
+                process_tree.end_tagged,
+                process_tree.env_tag(process_tree.HOST_VARIABLE, self._env_value),
             )
             await asyncio.to_thread(process_tree.end_orphans)
 

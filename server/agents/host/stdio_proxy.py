@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from ...codec import dumps, parse_message, parse_rpc
 from ..base import Backpressure
-from ..process.process_tree import Tag
+from ..process.process_tree import RlimitTag
 from ..program_output import KEPT_BYTES
 from ..settings import SETTERS
 from .outline import with_blocks, with_preface
@@ -199,8 +199,8 @@ class StdioProxy:
     Args:
         pid: the agent, which waits in its launcher until the seam is in place.
         pressure: whether the log has room for what the agent says.
-        mark: ``NAME=value`` in the environment of the agent and of all that it starts.
-        tag: what :func:`processes.tag` gave the agent.
+        env_tag: ``NAME=value`` in the environment of the agent and its descendants.
+        rlimit_tag: the return value of :func:`process_tree.tag_process`.
         owner: the app that the agent works for.
         unfinished: counts the incomplete messages of all agents.
         max_message_bytes: a longer line of the agent ends it.
@@ -212,15 +212,15 @@ class StdioProxy:
         handler: Handler,
         pressure: Backpressure,
         *,
-        mark: bytes,
-        tag: Tag | None,
+        env_tag: bytes,
+        rlimit_tag: RlimitTag | None,
         owner: Callable[[], str],
         unfinished: Unfinished,
         max_message_bytes: int,
     ) -> None:
         self.pid = pid
-        self.mark = mark
-        self.tag = tag
+        self.env_tag = env_tag
+        self.rlimit_tag = rlimit_tag
         self._handler = handler
         self._pressure = pressure
         self._pidfd = os.pidfd_open(pid)

@@ -1,7 +1,7 @@
-"""The environment that the host and the agents get: an allow-list.
+"""The allow-list of environment variables that the host and the agents receive.
 
-What is not named here stays with the server, above all its own settings. More
-names can be let through with ``CLAWDFORGE_AGENT_ENV``.
+Other variables, above all the server's own settings, are not passed on. The setting
+``CLAWDFORGE_AGENT_ENV`` adds names to the list.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Iterable, Mapping
 
-NAMES = frozenset(
+ALLOWED_NAMES = frozenset(
     {
         *("HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"),
         *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
@@ -19,7 +19,7 @@ NAMES = frozenset(
         *("IS_SANDBOX", "API_TIMEOUT_MS", "DEMO_PACE_MS"),
     }
 )
-PREFIXES = (
+ALLOWED_PREFIXES = (
     *("LC_", "XDG_", "GIT_", "NODE_", "NPM_CONFIG_", "npm_config_", "PYTHON", "VIRTUAL_ENV"),
     *("ANTHROPIC_", "CLAUDE_", "OPENAI_", "CODEX_", "GEMINI_", "GOOGLE_", "AWS_", "AZURE_"),
     *("MISTRAL_", "OPENROUTER_", "OPENCODE_", "COPILOT_", "GH_", "GITHUB_", "CURSOR_", "QWEN_"),
@@ -27,26 +27,32 @@ PREFIXES = (
 
 
 def with_folder_of(program: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """*environ*, in which *program*'s folder is the last one on the PATH.
+    """Return *environ* with *program*'s folder at the end of PATH.
 
-    Many agents are scripts for Node, and the machine may have none but ours.
+    Many agents are Node scripts, and the machine may have no Node but the one that runs acpx.
     """
     folder = os.path.dirname(program)  # noqa: PTH120
     return {**environ, "PATH": os.pathsep.join(filter(None, [environ.get("PATH"), folder]))}
 
 
 def agent_environ(environ: Mapping[str, str], more: Iterable[str] = ()) -> dict[str, str]:
-    """What of *environ* an agent gets."""
-    allowed = NAMES | set(more)
+    """Return the variables of *environ* that an agent receives.
+
+    Args:
+        environ: the server's environment.
+        more: names of further variables to pass on.
+    """
+    allowed = ALLOWED_NAMES | set(more)
     return {
         name: value
         for name, value in environ.items()
-        if (name in allowed or name.startswith(PREFIXES)) and not name.startswith("CLAWDFORGE_")
+        if (name in allowed or name.startswith(ALLOWED_PREFIXES))
+        and not name.startswith("CLAWDFORGE_")
     }
 
 
 def forget(name: str) -> None:
-    """Remove a variable from this process's environment, and from where the kernel shows it."""
+    """Remove a variable from this process's environment and from /proc/PID/environ."""
     libc = ctypes.CDLL(None)
     libc.getenv.restype = ctypes.c_void_p
     if (value := libc.getenv(os.fsencode(name))) is not None:

@@ -1,8 +1,8 @@
-"""Finding and ending what agents leave behind, however it hides.
+"""Finds and ends the processes that agents leave behind.
 
-The processes of all agents live below a supervisor (``supervise.py``), which inherits their
-orphans. An orphan lives on as long as the agent that it came from: it carries that agent's tag.
-Every other one is ended, so a process gains nothing by changing what it carries.
+The processes of all agents are descendants of a supervisor (``supervise.py``), which inherits their
+orphans. An orphan carries the tag of its agent and lives as long as that agent. Every orphan
+without the tag of a living agent is ended, so a process gains nothing by changing its tag.
 """
 
 from __future__ import annotations
@@ -22,124 +22,130 @@ from . import supervise
 
 logger = logging.getLogger(__name__)
 
-MARK = "AGENT_SESSION"
-"""Environment variable that an agent and all that it starts inherit: the session's id."""
-HOST_MARK = "ACPX_HOST"
-"""The same for a host: everything below it has this server's mark."""
+AGENT_VARIABLE = "AGENT_SESSION"
+"""Environment variable of an agent and its descendants; its value is unique to the agent."""
+HOST_VARIABLE = "ACPX_HOST"
+"""Environment variable of an acpx host and its descendants; its value is unique to the server."""
 
-UNLIMITED = 1 << 40
 MAX_NUMBER = 500_000
-"""More than agents can be alive."""
+"""The largest number of an agent; more agents than this are never alive at once."""
 MIN_LIMIT = 1 << 16
 RLIMIT_LOCKS = 10
-"""Without effect since Linux 2.4, but inherited like all limits."""
+"""The limit of file locks. Linux has ignored it since 2.4, but processes still inherit it."""
 LIMITS = {
     resource.RLIMIT_MSGQUEUE: "Max msgqueue size",
     RLIMIT_LOCKS: "Max file locks",
     resource.RLIMIT_RSS: "Max resident set",
 }
-"""And their names in /proc/PID/limits."""
+"""The limits that carry tags, and their names in /proc/PID/limits."""
 DEATH_SECS = 5.0
-"""A process that has not died of SIGKILL by then hangs in the kernel."""
+"""A process that is alive this long after its SIGKILL hangs in the kernel."""
 DEATH_PAUSE_SECS = 0.002
 
-Tag = tuple[int, int]
-"""The hard limits of POSIX message queues and of file locks, which nobody uses.
+RlimitTag = tuple[int, int]
+"""The hard limits of POSIX message queues and of file locks, which agents do not use.
 
-An agent's number lowers the first and raises the second, below what both were. A process may lower
-them and cannot raise them without root, so it cannot come to have another agent's.
+The number of an agent lowers the first limit and raises the second, and both stay below their
+former values. Without root, a process can lower its limits but not raise them, so it cannot take on
+the tag of another agent.
 """
 
 
 class Process(NamedTuple):
-    """A process; ``start`` (in clock ticks since the boot) tells it from a later one of its pid."""
+    """A process; ``start`` (clock ticks since boot) tells it from a later one with its pid."""
 
     pid: int
     start: int
     parent: int
 
 
-def tag(pid: int, number: int) -> Tag | None:
-    """Give an agent a tag, which all that it starts inherits.
+def tag_process(pid: int, number: int) -> RlimitTag | None:
+    """Tag an agent. All processes that it starts inherit the tag.
 
     Args:
-        number: from 1 to :data:`MAX_NUMBER`, another for each agent that is alive.
+        pid: the agent, which has not started any process yet.
+        number: 1 to :data:`MAX_NUMBER`; unique among the living agents.
 
     Returns:
-        None if it has ended, or if the limits are too low on this machine.
+        The tag; None if the process has ended or the limits of this machine are too low.
     """
     try:
-        queues, locks = (_base(pid, kind) for kind in (resource.RLIMIT_MSGQUEUE, RLIMIT_LOCKS))
-        mine = queues - number, locks - MAX_NUMBER + number
-        if min(mine) < MIN_LIMIT:
+        queues, locks = (_limit_of(pid, kind) for kind in (resource.RLIMIT_MSGQUEUE, RLIMIT_LOCKS))
+        tag = queues - number, locks - MAX_NUMBER + number
+        if min(tag) < MIN_LIMIT:
             return None
-        resource.prlimit(pid, resource.RLIMIT_MSGQUEUE, (mine[0], mine[0]))
-        resource.prlimit(pid, RLIMIT_LOCKS, (mine[1], mine[1]))
+        resource.prlimit(pid, resource.RLIMIT_MSGQUEUE, (tag[0], tag[0]))
+        resource.prlimit(pid, RLIMIT_LOCKS, (tag[1], tag[1]))
     except OSError:
         return None
-    return mine
+    return tag
 
 
-def _base(pid: int, kind: int) -> int:
+def env_tag(variable: str, value: str) -> bytes:
+    """Return the entry ``variable=value`` as ``/proc/PID/environ`` has it."""
+    return f"{variable}={value}".encode()
+
+
+def _limit_of(pid: int, kind: int) -> int:
     _, hard = resource.prlimit(pid, kind)
-    return UNLIMITED if hard == resource.RLIM_INFINITY else hard
+    return supervise.UNLIMITED if hard == resource.RLIM_INFINITY else hard
 
 
 class LivingAgents:
     """The tags of the agents that are alive."""
 
     def __init__(self) -> None:
-        self._tags: set[Tag] = set()
-        self._marks: set[bytes] = set()
+        self._rlimit_tags: set[RlimitTag] = set()
+        self._env_tags: set[bytes] = set()
 
-    def add(self, tag: Tag | None, mark: bytes) -> None:
-        """Add an agent; one that could not be tagged is known by its mark, which can be forged."""
-        if tag is None:
-            self._marks.add(mark)
+    def add(self, rlimit_tag: RlimitTag | None, env_tag: bytes) -> None:
+        """Add an agent. Its *env_tag*, which can be forged, counts only if it has no rlimit tag."""
+        if rlimit_tag is None:
+            self._env_tags.add(env_tag)
         else:
-            self._tags.add(tag)
+            self._rlimit_tags.add(rlimit_tag)
 
-    def remove(self, tag: Tag | None, mark: bytes) -> None:
-        self._tags.discard(tag or (0, 0))
-        self._marks.discard(mark)
+    def remove(self, rlimit_tag: RlimitTag | None, env_tag: bytes) -> None:
+        self._rlimit_tags.discard(rlimit_tag or (0, 0))
+        self._env_tags.discard(env_tag)
 
-    def own(self, pid: int) -> bool:
-        """Whether that process came from one of them.
+    def owns(self, pid: int) -> bool:
+        """Whether a living agent started that process or an ancestor of it.
 
         Raises:
-            OSError: it has ended.
+            OSError: the process has ended.
         """
-        if _limits_of(pid)[:2] in self._tags:
+        if _limits_of(pid)[:2] in self._rlimit_tags:
             return True
-        return bool(self._marks) and not self._marks.isdisjoint(_environ_of(pid))
+        return bool(self._env_tags) and not self._env_tags.isdisjoint(_environ_of(pid))
 
 
 def end_strays(supervisor: int, host: int, living: LivingAgents) -> int:
-    """End every process below *supervisor* that no living agent owns. Blocking: it reads /proc.
+    """End every descendant of *supervisor* that no living agent owns. Blocking: it reads /proc.
 
-    The host and all below it are left alone: its agents, and those that are starting.
+    The host and its descendants are left alone: agents that run or are starting.
 
     Returns:
-        How many were ended. Those of another user, and those that hang in the kernel, stay, and
-        are logged.
+        The number of processes that were ended. Processes of another user and processes that hang
+        in the kernel are logged and not counted.
     """
-    return _end(lambda: _below(supervisor, lambda pid, top: top != host and not living.own(pid)))
+    return _end(lambda: _below(supervisor, lambda pid, top: top != host and not living.owns(pid)))
 
 
 def end_all_below(supervisor: int) -> int:
-    """End every process below a *supervisor* that does not do so itself: it was stopped, say."""
+    """End every descendant of a *supervisor* that cannot do so itself, because it was stopped."""
     return _end(lambda: _below(supervisor, lambda _, top: True))
 
 
 def end_orphans() -> int:
-    """End what was below a supervisor that was killed, and became this process's children.
+    """End the descendants of a killed supervisor, which this process has inherited.
 
-    That takes a subreaper: see :func:`shut_in`.
+    Requires :func:`isolate`, which makes this process a subreaper.
     """
     me = os.getpid()
 
     def find() -> Iterator[Process]:
-        _reap_orphans()  # each time: they may be ending faster than they are ended
+        _reap_orphans()  # on every search: processes may end and start others meanwhile
         return _below(me, lambda _, top: is_supervised(top))
 
     ended = _end(find)
@@ -148,66 +154,74 @@ def end_orphans() -> int:
 
 
 def _reap_orphans() -> None:
-    """Collect the orphans of a supervisor that have ended. This process's own children are left."""
+    """Reap the ended orphans of supervisors, but no child that this process started itself."""
     for pid in supervise.children_of(os.getpid()):
         with contextlib.suppress(OSError):
             if is_supervised(pid):
                 os.waitpid(pid, os.WNOHANG)
 
 
-def kill_marked(mark: bytes) -> int:
-    """End every process that has *mark*, ``NAME=value``, in its environment."""
+def end_tagged(tag: bytes, timeout: float = DEATH_SECS) -> int:
+    """End every process that has *tag*, made by :func:`env_tag`, in its environment.
+
+    Args:
+        timeout: seconds until a process that does not die counts as hanging in the kernel.
+
+    Returns:
+        The number of processes that were ended.
+    """
     me = os.getpid()
 
     def find() -> Iterator[Process]:
         for process in _processes():
             with contextlib.suppress(OSError):
-                if process.pid != me and mark in _environ_of(process.pid):
+                if process.pid != me and tag in _environ_of(process.pid):
                     yield process
 
-    return _end(find)
+    return _end(find, timeout)
 
 
-def shut_in() -> None:
-    """Close this process to others of its user, and keep what its children leave below it."""
+def isolate() -> None:
+    """Deny other processes of this user access to this one, and make it a subreaper."""
     libc = ctypes.CDLL(None, use_errno=True)
-    supervise.shut_memory(libc)
+    supervise.deny_inspection(libc)
     supervise.adopt_orphans(libc)
 
 
 def is_supervised(pid: int) -> bool:
-    """Whether a supervisor has started that process, or one that it comes from.
+    """Whether that process is a descendant of a supervisor.
 
     Raises:
-        OSError: it has ended.
+        OSError: the process has ended.
     """
     theirs, ours = _limits_of(pid)[2], _limits_of(os.getpid())[2]
     return theirs != -1 and (ours == -1 or theirs < ours)
 
 
 def descends_from(pid: int, ancestor: int) -> bool:
-    """Whether *ancestor* has started that process, or one that it comes from.
+    """Whether that process is *ancestor* or a descendant of it.
 
     Raises:
-        OSError: it has ended.
+        OSError: the process has ended.
     """
     while pid not in (0, ancestor):
         pid = _stat(pid).parent
     return pid == ancestor
 
 
-# How it is done.
+# Ending and searching.
 
 
-def _end(find: Callable[[], Iterator[Process]]) -> int:
-    """End what *find* yields, until it yields nothing.
+def _end(find: Callable[[], Iterator[Process]], timeout: float = DEATH_SECS) -> int:
+    """End the processes that *find* yields, until it yields none.
 
-    All are stopped before the first is killed: none can start another when it sees that happen.
+    All are stopped before the first is killed, so that none can react to a death by starting
+    another process.
     """
     stopped: set[Process] = set()
     refused: set[Process] = set()
     ended: set[Process] = set()
-    deadline = time.monotonic() + DEATH_SECS
+    deadline = time.monotonic() + timeout
     while True:
         found: set[Process] = set()
         fresh = False
@@ -222,7 +236,7 @@ def _end(find: Callable[[], Iterator[Process]]) -> int:
         found -= refused
         is_late = time.monotonic() > deadline
         if fresh and not is_late:
-            continue  # until a look round finds no new one
+            continue  # until a search finds no new process
         for process in found:
             _signal(process, signal.SIGKILL, refused)
         ended |= found
@@ -231,35 +245,36 @@ def _end(find: Callable[[], Iterator[Process]]) -> int:
         time.sleep(DEATH_PAUSE_SECS)
     if refused or found:
         pids = sorted(process.pid for process in refused | found)
-        logger.warning("processes that cannot be ended: %s", pids)
+        logger.warning("processes cannot be ended: %s", pids)
     return len(ended - refused - found)
 
 
 def _signal(process: Process, number: int, refused: set[Process]) -> None:
-    """Signal that process and no later one of its pid; note if that is not allowed."""
+    """Signal that process and no later one of its pid. Add it to *refused* if not permitted."""
     try:
         descriptor = os.pidfd_open(process.pid)
     except OSError:
-        return  # it has ended; or, until the next look round, no descriptor is left
+        return  # the process has ended, or no descriptor is free until the next search
     try:
         if _stat(process.pid).start == process.start:
             signal.pidfd_send_signal(descriptor, number)
     except PermissionError:
         refused.add(process)
     except OSError:
-        return  # it has ended
+        return  # the process has ended
     finally:
         os.close(descriptor)
 
 
 def _below(ancestor: int, is_wanted: Callable[[int, int], bool]) -> Iterator[Process]:
-    """The wanted processes below *ancestor*.
+    """Yield the descendants of *ancestor* for which *is_wanted* returns True.
 
     Args:
-        is_wanted: told a pid, and that of the child of *ancestor* that it is or lies below.
+        is_wanted: called with a pid, and with the pid of the child of *ancestor* that the process
+            is or descends from.
     """
     for pid in supervise.children_of(ancestor):
-        # At once: it may be gone in a moment, after it has started another.
+        # Read it immediately: it may start another process and end.
         with contextlib.suppress(OSError):
             stat = _stat(pid)
             if stat.is_alive and is_wanted(pid, pid):
@@ -274,7 +289,7 @@ def _below(ancestor: int, is_wanted: Callable[[int, int], bool]) -> Iterator[Pro
             yield process
     for process in deeper:
         top = process.pid
-        for _ in range(len(parents)):  # a pid that was used again meanwhile may make a circle
+        for _ in range(len(parents)):  # a reused pid may produce a cycle
             parent = parents.get(top)
             if parent == ancestor or parent is None:
                 break
@@ -287,11 +302,11 @@ def _is_wanted(is_wanted: Callable[[int, int], bool], pid: int, top: int) -> boo
     try:
         return is_wanted(pid, top)
     except OSError:
-        return False  # it has ended
+        return False  # the process has ended
 
 
 def _processes() -> Iterator[Process]:
-    """All processes; those that have ended are left out."""
+    """Yield all processes, without zombies."""
     for name in os.listdir("/proc"):  # noqa: PTH208
         if not name.isdigit():
             continue
@@ -308,31 +323,31 @@ class _Stat(NamedTuple):
 
 
 def _stat(pid: int) -> _Stat:
-    """What /proc/PID/stat says.
+    """Read /proc/PID/stat.
 
     Raises:
-        OSError: it has ended.
+        OSError: the process has ended.
     """
     with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
         fields = file.read().rpartition(b")")[2].split()
-    # A process whose first thread has ended looks like a zombie, and its other threads go on.
+    # A process looks like a zombie if its first thread has ended while others still run.
     is_alive = fields[0] not in b"ZX" or int(fields[17]) > 1
     return _Stat(is_alive, int(fields[1]), int(fields[19]))
 
 
 def _limits_of(pid: int) -> tuple[int, int, int]:
-    """The hard limits of message queues, file locks and resident memory; -1: there is none.
+    """The hard limits of message queues, file locks and resident memory; -1 for no limit.
 
     Raises:
-        OSError: it has ended.
+        OSError: the process has ended.
     """
     try:
         queues, locks, memory = (resource.prlimit(pid, kind)[1] for kind in LIMITS)
-    except PermissionError:  # another user's, of a setuid program say; but all may read this
+    except PermissionError:  # another user's process, such as a setuid program
         lines = Path(f"/proc/{pid}/limits").read_text("ascii").splitlines()
-        told = {line[:26].strip(): line[26:].split()[1] for line in lines[1:]}
+        hard = {line[:26].strip(): line[26:].split()[1] for line in lines[1:]}
         queues, locks, memory = (
-            -1 if told[name] == "unlimited" else int(told[name]) for name in LIMITS.values()
+            -1 if hard[name] == "unlimited" else int(hard[name]) for name in LIMITS.values()
         )
     return queues, locks, memory
 

@@ -1,7 +1,6 @@
-"""Programs below supervisors of their own, through one warm ``spawn.py``.
+"""Starts programs through one warm ``spawn.py``, each under a supervisor of its own.
 
-For what is started by the server itself and must not outlive it, nor leave
-anything behind: see ``spawn.py`` for how.
+Used for programs that must not outlive the server and must leave no processes behind.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from . import process_tree
 SPAWN = Path(__file__).parent / "spawn.py"
 START, KEEP, FINISH = b"+", b"k", b"."
 PIPE_BYTES = 1 << 18
-END_SECS = 5
+SPAWNER_EXIT_SECS = 5
 
 
 class Program:
-    """A program that was started.
+    """A running program.
 
     Attributes:
-        stdout, stderr: what it writes; both must be read.
+        stdout, stderr: the program's output. The caller must read both.
     """
 
     def __init__(
@@ -45,19 +44,19 @@ class Program:
         self._closing = closing
 
     def terminate(self) -> None:
-        """SIGTERM, for the program alone: it ends what it has started."""
+        """Send SIGTERM to the program alone, which is to end its own children."""
         self._order(b"T")
 
     def kill(self) -> None:
-        """SIGKILL, and the same for all that it leaves."""
+        """Send SIGKILL to the program. Its supervisor then kills all its descendants."""
         self._order(b"K")
 
     async def wait(self) -> int | None:
-        """Wait until it has ended, and all below it.
+        """Wait until the program and all its descendants have ended.
 
         Returns:
-            Its exit status, negative for a signal; None where its supervisor was
-            killed: then something of it may be left.
+            The exit status, negative for a signal. None if the supervisor was killed; descendants
+            may be left then.
         """
         with contextlib.suppress(ConnectionError):
             while line := await self._reports.readline():
@@ -66,7 +65,7 @@ class Program:
         return None
 
     async def close(self) -> None:
-        """Let go of it; if it has not ended, it is killed, with all below it."""
+        """Release the program. If it still runs, it is killed with all its descendants."""
         await self._closing.aclose()
 
     def _order(self, order: bytes) -> None:
@@ -75,10 +74,10 @@ class Program:
 
 
 class Programs:
-    """Starts programs.
+    """Starts programs through a process of ``spawn.py``, the spawner.
 
     Args:
-        environ: of the starter itself.
+        environ: the environment of the spawner itself.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -89,7 +88,7 @@ class Programs:
 
     @property
     def running(self) -> bool:
-        """There is a starter, and what is below it."""
+        """Whether the spawner runs. Programs that were started with ``keep`` may run, too."""
         return self._process is not None and self._process.returncode is None
 
     async def start(
@@ -101,12 +100,12 @@ class Programs:
         stdin: int,
         keep: bool = False,
     ) -> Program:
-        """Start a program; close it when it is no longer needed.
+        """Start a program. The caller must close it.
 
         Args:
-            argv: the first is the path of its file.
-            stdin: a descriptor; it stays the caller's.
-            keep: what the program leaves lives on, until :meth:`stop`.
+            argv: the arguments; the first is the path of the executable.
+            stdin: a descriptor, which the caller closes.
+            keep: let the program's descendants outlive it, until :meth:`stop`.
         """
         async with contextlib.AsyncExitStack() as stack:
             ours, theirs = socket.socketpair()
@@ -115,22 +114,22 @@ class Programs:
                 stdout, stdout_end = await _pipe(stack, ends)
                 stderr, stderr_end = await _pipe(stack, ends)
                 order = KEEP if keep else START
-                await self._pass(order, [theirs.fileno(), stdin, stdout_end, stderr_end])
+                await self._request(order, [theirs.fileno(), stdin, stdout_end, stderr_end])
             reports, orders = await asyncio.open_connection(sock=ours)
-            stack.push_async_callback(_close, orders)
+            stack.push_async_callback(_close_writer, orders)
             request = {"argv": list(argv), "environ": dict(environ), "cwd": str(cwd)}
             orders.write(dumps({**request, "keep": keep}) + b"\n")
             return Program(stdout, stderr, reports, orders, stack.pop_all())
         raise AssertionError("not reached")
 
     async def stop(self, grace: float = 0) -> bool:
-        """End the starter, and whatever it has started.
+        """End the spawner and all its descendants.
 
         Args:
-            grace: seconds that what is left has to end by itself, after a SIGTERM.
+            grace: seconds between a SIGTERM to the remaining processes and their SIGKILL.
 
         Returns:
-            False if the starter was killed: then something may be left.
+            False if the spawner was killed; descendants may be left then.
         """
         process, control = self._process, self._control
         self._process = self._control = None
@@ -144,9 +143,9 @@ class Programs:
         if process is None:
             return True
         try:
-            async with asyncio.timeout(END_SECS):
+            async with asyncio.timeout(SPAWNER_EXIT_SECS):
                 await process.wait()
-        except TimeoutError:  # it was stopped, for one
+        except TimeoutError:  # the spawner may have been stopped by a signal
             await asyncio.to_thread(process_tree.end_all_below, process.pid)
             process.kill()
             await process.wait()
@@ -154,9 +153,9 @@ class Programs:
             await asyncio.to_thread(process_tree.end_orphans)
         return process.returncode == 0
 
-    async def _pass(self, order: bytes, descriptors: list[int]) -> None:
+    async def _request(self, order: bytes, descriptors: list[int]) -> None:
         for last_try in (False, True):
-            control = await self._ready()
+            control = await self._connected()
             try:
                 socket.send_fds(control, [order], descriptors)
                 return
@@ -165,8 +164,8 @@ class Programs:
                     raise
                 await self.stop()
 
-    async def _ready(self) -> socket.socket:
-        """The socket to the starter, which is started by the first that needs it."""
+    async def _connected(self) -> socket.socket:
+        """Return the socket of the spawner, which is started on first use."""
         async with self._starting:
             if self._process is not None and self._process.returncode is not None:
                 await self.stop()
@@ -181,7 +180,7 @@ class Programs:
                             stdout=asyncio.subprocess.DEVNULL,
                             env=dict(self._environ),
                             pass_fds=(theirs.fileno(),),
-                            # A Ctrl-C at the terminal is the server's to handle.
+                            # Only the server handles a Ctrl-C at the terminal.
                             start_new_session=True,
                         )
                     except BaseException:
@@ -195,7 +194,7 @@ class Programs:
 async def _pipe(
     stack: contextlib.AsyncExitStack, ends: contextlib.ExitStack
 ) -> tuple[asyncio.StreamReader, int]:
-    """A pipe: what reads it, and the descriptor to write to, which *ends* closes."""
+    """Make a pipe. Return its reader, and its write descriptor, which *ends* closes."""
     read_end, write_end = os.pipe()
     ends.callback(os.close, write_end)
     reader = asyncio.StreamReader(limit=PIPE_BYTES)
@@ -206,7 +205,7 @@ async def _pipe(
     return reader, write_end
 
 
-async def _close(writer: asyncio.StreamWriter) -> None:
+async def _close_writer(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()

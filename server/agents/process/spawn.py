@@ -1,20 +1,20 @@
-"""Start programs for the server, each below a supervisor of its own.
+"""Starts programs for the server, each under a supervisor of its own.
 
-Run alone and without site-packages: ``python -I -S spawn.py CONTROL``. CONTROL is
-a socket to the server; a byte on it, ``+`` or ``k``, asks for a program, and brings a
-socket for that program alone and its stdin, stdout and stderr. This process forks for each,
-which takes a millisecond where a new Python takes fifteen or more.
+Runs alone and without site-packages: ``python -I -S spawn.py CONTROL``. CONTROL is a socket to the
+server. One byte on it requests a program and carries four descriptors: a socket for that program,
+and its stdin, stdout and stderr. This process forks for each program, which takes a millisecond; a
+new Python process takes fifteen or more.
 
-The fork is the program's supervisor. It reads on the program's socket what to
-start, ``{argv, environ, cwd, keep}`` on a line, and tells ``{pid}`` and in the end
-``{status}`` (negative: the signal); ``T`` on it is SIGTERM for the program, ``K``
-is SIGKILL. As a subreaper it inherits every orphan of the program, grandchildren
-in sessions of their own too, and kills them when the program has ended, before it
-tells so, or when the socket ends: then the server is gone.
+The fork is the program's supervisor. On the program's socket it reads a line of JSON, ``{argv,
+environ, cwd, keep}``, starts the program and writes ``{pid}``; when the program has ended, it
+writes ``{status}`` (negative for a signal). The byte ``T`` on that socket sends SIGTERM to the
+program, ``K`` sends SIGKILL. As a subreaper the supervisor inherits every orphan of the program,
+also grandchildren in sessions of their own. It kills them after the program has ended, before it
+writes the status, and also when the socket is closed, because the server has ended then.
 
-With ``keep``, which the byte ``k`` says too, the program may leave processes: they stay
-until this process ends. It does, and kills all below it, when CONTROL is closed; ``.``
-on CONTROL is SIGTERM for what was left, and then it ends as soon as that has.
+The byte on CONTROL is ``+``, or ``k`` for ``keep``. With ``keep`` the program's descendants may
+outlive it until this process ends. This process ends and kills all its descendants when CONTROL is
+closed. The byte ``.`` on CONTROL sends SIGTERM to all children; this process ends when they have.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import signal
 import socket
 import sys
 
-TYPE_CHECKING = False  # known to type checkers by its name
+TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes time
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from server.agents.process import supervise
-else:  # a script's own folder is not on the path of an isolated interpreter (-I)
+else:  # an isolated interpreter (-I) does not search the script's folder
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
     import supervise
 
@@ -48,8 +48,8 @@ CHANGED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def wake_on_child() -> int:
-    """A descriptor that is readable when a child has ended."""
+def child_events() -> int:
+    """Return a descriptor that becomes readable when a child has ended."""
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -57,16 +57,16 @@ def wake_on_child() -> int:
     return wake_read
 
 
-def wait_for(control: socket.socket, wake: int) -> bool:
-    """Wait for the socket or a child; whether the socket has something."""
-    ready, _, _ = select.select([control.fileno(), wake], [], [])
-    if wake in ready:
-        os.read(wake, 4096)
+def wait_for(control: socket.socket, child_ended: int) -> bool:
+    """Wait for the socket or a child. Return whether the socket is readable."""
+    ready, _, _ = select.select([control.fileno(), child_ended], [], [])
+    if child_ended in ready:
+        os.read(child_ended, 4096)
     return control.fileno() in ready
 
 
-def run(program: dict[str, Any], stdio: list[int]) -> NoReturn:
-    """Become the program."""
+def exec_program(program: dict[str, Any], stdio: list[int]) -> NoReturn:
+    """Replace this process by the program."""
     for number in (*IGNORED, *CHANGED_BY_PYTHON, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
@@ -83,20 +83,21 @@ def run(program: dict[str, Any], stdio: list[int]) -> NoReturn:
 
 
 def start(program: dict[str, Any], stdio: list[int]) -> int:
+    """Fork a process that becomes the program. Return its pid."""
     me = os.getpid()
     pid = os.fork()
     if pid == 0:
         libc.prctl(supervise.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != me:
             os._exit(1)
-        run(program, stdio)
+        exec_program(program, stdio)
     for descriptor in stdio:
         os.close(descriptor)
     return pid
 
 
 def collect(pid: int) -> int | None:
-    """Reap what has ended; the status of *pid*, once it has."""
+    """Reap all ended children. Return the exit status of *pid* if it is one of them."""
     status = None
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
@@ -106,7 +107,7 @@ def collect(pid: int) -> int | None:
 
 
 def kill_rest() -> None:
-    """Kill what the program left. Most leave nothing, and then /proc need not be read."""
+    """Kill the program's remaining descendants. Reads /proc only if there are children."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0] != 0:
             pass
@@ -114,7 +115,7 @@ def kill_rest() -> None:
 
 
 def read_line(control: socket.socket) -> tuple[bytes, bytes]:
-    """The first line, and what came behind it; nothing at all where it never ended."""
+    """Read the first line. Return it and the bytes after it; both are empty without a line end."""
     data = b""
     while b"\n" not in data:
         piece = control.recv(1 << 16)
@@ -126,7 +127,8 @@ def read_line(control: socket.socket) -> tuple[bytes, bytes]:
 
 
 def supervise_program(control: socket.socket, stdio: list[int]) -> None:
-    wake = wake_on_child()
+    """Start the program that *control* describes, and report its end."""
+    child_ended = child_events()
     with control:
         line, orders = read_line(control)
         if not line:
@@ -138,56 +140,57 @@ def supervise_program(control: socket.socket, stdio: list[int]) -> None:
         control.send(b'{"pid":%d}\n' % pid)
         while True:
             for order in orders:
-                os.kill(pid, ORDERS[order])  # it is not reaped yet, so the pid is its own
-            asked = wait_for(control, wake)
+                os.kill(pid, ORDERS[order])  # not reaped yet, so the pid is not reused
+            has_orders = wait_for(control, child_ended)
             if (status := collect(pid)) is not None:
                 if not keep:
                     kill_rest()
                 control.send(b'{"status":%d}\n' % status)
                 return
-            orders = control.recv(64) if asked else b""
-            if asked and not orders:
+            orders = control.recv(64) if has_orders else b""
+            if has_orders and not orders:
                 kill_rest()
                 return
 
 
 def main() -> int:
+    """Serve requests until CONTROL is closed."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    supervise.shut_memory(libc)
+    supervise.deny_inspection(libc)
     supervise.adopt_orphans(libc)
     for ignored in IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
-    wake = wake_on_child()
+    child_ended = child_events()
     supervisors: set[int] = set()
     is_keeping = False
     finishing: set[int] | None = None
     while finishing is None or finishing:
-        is_asked = wait_for(control, wake)
+        has_request = wait_for(control, child_ended)
         ended = supervise.reap()
         supervisors.difference_update(ended)
         if any(ended.values()) and not is_keeping:
-            # A supervisor was killed: what was below it is below this process now.
+            # A supervisor was killed; this process has inherited its children.
             supervise.kill_all(spared=supervisors)
             supervisors.intersection_update(supervise.children())
         if finishing is not None:
             finishing.difference_update(ended)
-        if not is_asked:
+        if not has_request:
             continue
-        asked, passed, _, _ = socket.recv_fds(control, 1, 4, socket.MSG_CMSG_CLOEXEC)
-        if not asked:
-            break  # the supervisors see it too
-        if asked == FINISH:
+        request, passed, _, _ = socket.recv_fds(control, 1, 4, socket.MSG_CMSG_CLOEXEC)
+        if not request:
+            break  # the server has ended; the supervisors notice it, too
+        if request == FINISH:
             finishing = set(supervise.children())
             for pid in finishing:
-                os.kill(pid, signal.SIGTERM)  # a child of ours, so it is not reaped yet
+                os.kill(pid, signal.SIGTERM)  # not reaped yet, so the pid is not reused
             continue
-        is_keeping = is_keeping or asked == KEEP
+        is_keeping = is_keeping or request == KEEP
         if (supervisor := os.fork()) != 0:
             supervisors.add(supervisor)
         else:
             control.close()
-            with contextlib.suppress(ConnectionError):  # the server has gone, or wants no more
+            with contextlib.suppress(ConnectionError):  # the server closed the program's socket
                 supervise_program(socket.socket(fileno=passed[0]), passed[1:])
             os._exit(0)
         for descriptor in passed:

@@ -1,10 +1,10 @@
-"""Run the acpx host, and leave nothing behind when it or the server is gone.
+"""Runs the acpx host and kills all its descendants when the host or the server ends.
 
-Run alone and without site-packages: ``python -I -S supervise.py LIFELINE HOST
-[ARG ...]``. LIFELINE is the descriptor of a pipe that the server holds open: at
-its end the server is gone. As a subreaper this process inherits every orphan
-below it, grandchildren in sessions of their own too; when the host has ended,
-for whatever reason, or the server has, it kills all of them and ends.
+Runs alone and without site-packages: ``python -I -S supervise.py LIFELINE HOST [ARG ...]``.
+LIFELINE is the descriptor of a pipe that the server holds open; it reaches its end when the server
+ends. As a subreaper this process inherits every orphan among its descendants, also grandchildren in
+sessions of their own. When the host or the server has ended, for whatever reason, it kills all of
+them and ends.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import signal
 import struct
 import sys
 
-TYPE_CHECKING = False  # known to type checkers by its name
+TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes time
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
@@ -24,27 +24,28 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 UNLIMITED = 1 << 40
+"""The base value of a resource limit that is unlimited."""
 SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 SCHED_ATTR = struct.Struct("IIQiIQQQ")
-"""Size, policy, flags, nice, priority, runtime (the slice), deadline, period."""
+"""Size, policy, flags, nice, priority, runtime (the time slice), deadline, period."""
 SLICE_NS = 3_000_000
-"""A little more than the kernel gives by itself: whoever has less is let in at once."""
+"""A slice a little longer than the kernel's default: processes with shorter slices preempt it."""
 
 
-def shut_memory(libc: ctypes.CDLL) -> None:
-    """Close this process's memory, environment and descriptors to other processes of its user."""
+def deny_inspection(libc: ctypes.CDLL) -> None:
+    """Deny other processes of this user access to this one's memory, environment, descriptors."""
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def adopt_orphans(libc: ctypes.CDLL) -> None:
-    """Let the orphans of all that this process starts become its children."""
+    """Make this process a subreaper: orphans among its descendants become its children."""
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def mark_as_supervised() -> None:
-    """Mark this process, and all that it starts, as below a supervisor.
+    """Mark this process and its future descendants as descendants of a supervisor.
 
-    The mark is a limit of the resident memory, which Linux ignores: it takes root to raise it.
+    The mark is a lowered limit of resident memory, which Linux ignores. Only root can raise it.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_RSS)
     lower = (UNLIMITED if hard == resource.RLIM_INFINITY else hard) - 1
@@ -52,7 +53,7 @@ def mark_as_supervised() -> None:
 
 
 def reap() -> dict[int, int]:
-    """Collect the children that have ended: pid to exit status, negative for a signal."""
+    """Reap the ended children. Return pid to exit status, negative for a signal."""
     ended = {}
     with contextlib.suppress(ChildProcessError):
         while (one := os.waitpid(-1, os.WNOHANG))[0] != 0:
@@ -61,20 +62,20 @@ def reap() -> dict[int, int]:
 
 
 def children() -> list[int]:
-    """The children of this process, which has one thread."""
+    """The pids of this process's children. Requires that the process has one thread."""
     return children_of(os.getpid())
 
 
 def children_of(pid: int) -> list[int]:
-    """The children of the first thread of *pid*, which gets the orphans below a subreaper, too.
+    """The pids of the children of *pid*'s first thread, which also inherits a subreaper's orphans.
 
-    The kernel lists them in a few microseconds. To look through all of /proc takes so long that a
-    process which forks and ends all the time is gone before it is found.
+    The kernel lists them in a few microseconds. Searching /proc takes so long that a process which
+    forks and ends continuously has ended before it is found.
     """
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             return [int(child) for child in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN, or it has ended
+    except FileNotFoundError:  # the kernel lacks CONFIG_PROC_CHILDREN, or the process has ended
         return _search_children(pid)
 
 
@@ -89,9 +90,9 @@ def _search_children(pid: int) -> list[int]:
 
 
 def kill_all(spared: "AbstractSet[int]" = frozenset()) -> None:
-    """Kill the children until there are none: those of a killed one become ours.
+    """Kill the children until none is left; the children of a killed child become ours.
 
-    The *spared* are left, and what may not be killed, as another user's.
+    Leaves the *spared* children, and those that may not be killed, such as another user's.
     """
     foreign = set(spared)
     while pids := set(children()) - foreign:
@@ -108,12 +109,12 @@ def kill_all(spared: "AbstractSet[int]" = frozenset()) -> None:
         reap()
 
 
-def give_way(libc: ctypes.CDLL) -> None:
-    """Have this process, and all that it starts, let the server go first.
+def lower_priority(libc: ctypes.CDLL) -> None:
+    """Let the server preempt this process and its future descendants.
 
-    Else it takes the core from the server that wakes it, and keeps it from the server's
-    threads: but they have a prompt to store meanwhile, and others to serve. Where that
-    may not be set, and on a kernel before 6.12, all runs a little later.
+    Otherwise this process, when the server wakes it, takes the core from the server and its
+    threads, which have a prompt to store and other clients to serve. If the kernel does not permit
+    the change or is older than 6.12, the server only runs a little later.
     """
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
@@ -124,9 +125,10 @@ def give_way(libc: ctypes.CDLL) -> None:
 
 
 def main() -> int:
+    """Start the host, and wait for its end or the server's."""
     lifeline = int(sys.argv[1])
     libc = ctypes.CDLL(None, use_errno=True)
-    shut_memory(libc)
+    deny_inspection(libc)
     adopt_orphans(libc)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -145,13 +147,13 @@ def main() -> int:
             signal.signal(restored, signal.SIG_DFL)
         os.close(lifeline)
         mark_as_supervised()
-        give_way(libc)
+        lower_priority(libc)
         try:
             os.execvp(sys.argv[2], sys.argv[2:])
         except OSError as error:
             os.write(2, f"{sys.argv[2]}: {error.strerror}\n".encode())
             os._exit(127)
-    for inherited in (0, 1):  # the host's own: the server must see their end when it ends
+    for inherited in (0, 1):  # only the host may hold them, or the server would not see its end
         os.close(inherited)
 
     while True:

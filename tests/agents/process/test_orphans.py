@@ -1,4 +1,4 @@
-"""No process outlives its owner, however it hides: session, agent or server."""
+"""No process outlives its owner (session, agent or server), even if it hides from it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ each_disguise = pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISG
 
 
 async def spawn_grandchild(client: Client, session: str, pid_file: Path, **options: Any) -> int:
-    """Have the session's agent start a process that wants to stay; its pid."""
+    """Have the session's agent start a process that does not end by itself. Return its pid."""
     step = {"spawn": {"pid_file": str(pid_file), **options}}
     status, reply = await client.turn(session, script(step))
     assert status == 200, reply
@@ -49,7 +49,7 @@ async def spawn_grandchild(client: Client, session: str, pid_file: Path, **optio
 
 
 @each_disguise
-async def test_closing_a_session_ends_what_its_agent_started(
+async def test_closing_a_session_ends_processes_of_its_agent(
     client: Client, tmp_path: Path, disguise: dict[str, Any]
 ) -> None:
     session = await client.create()
@@ -62,7 +62,7 @@ async def test_closing_a_session_ends_what_its_agent_started(
 WITHOUT_CAPABILITIES = (
     sys.executable,
     "-ISc",
-    # Root itself is stopped by nothing. What it executes without these is as another user's.
+    # Root may do everything. Without its capabilities it is like an ordinary user.
     "import ctypes, os, sys; drop = ctypes.CDLL(None).prctl;"
     "[drop(24, number, 0, 0, 0) for number in range(64)]; os.execv(sys.argv[1], sys.argv[1:])",
 )
@@ -70,7 +70,7 @@ HOSTILE = ("sleeps", "stopped", "headless", "restless", "watchful")
 
 
 async def spawn_hostile(client: Client, session: str, folder: Path, *kinds: str) -> list[bytes]:
-    """Have the session's agent start processes of those kinds; words of their command lines."""
+    """Have the session's agent start processes of those kinds. Return parts of their commands."""
     for kind in kinds:
         step = {"spawn": {"pid_file": str(folder / kind), "hostile": kind}}
         status, reply = await client.turn(session, script(step))
@@ -79,7 +79,7 @@ async def spawn_hostile(client: Client, session: str, folder: Path, *kinds: str)
 
 
 def survivors(words: list[bytes]) -> list[str]:
-    """The processes that have one of *words* in their command line."""
+    """The hostile processes that have one of *words* in their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -89,23 +89,25 @@ def survivors(words: list[bytes]) -> list[str]:
     return found
 
 
-async def test_no_hostile_process_outlives_a_closed_session(client: Client, tmp_path: Path) -> None:
+async def test_closing_a_session_ends_hostile_processes_but_no_neighbours(
+    client: Client, tmp_path: Path
+) -> None:
     session, neighbour = await client.create(), await client.create()
-    left_alone = await spawn_grandchild(client, neighbour, tmp_path / "pid", double_fork=True)
+    other = await spawn_grandchild(client, neighbour, tmp_path / "pid", double_fork=True)
     words = await spawn_hostile(client, session, tmp_path, *HOSTILE)
     await client.delete(f"/sessions/{session}")
     assert not survivors(words)
-    assert is_running(left_alone)
+    assert is_running(other)
 
 
-async def test_no_hostile_process_outlives_its_agent(client: Client, tmp_path: Path) -> None:
+async def test_hostile_processes_end_with_their_agent(client: Client, tmp_path: Path) -> None:
     session = await client.create()
     words = await spawn_hostile(client, session, tmp_path, *HOSTILE)
     await client.turn(session, script({"crash": "SIGKILL"}))
     await eventually("the hostile processes to end", lambda: not survivors(words))
 
 
-async def test_who_kills_the_supervisor_gains_nothing(
+async def test_process_that_kills_the_supervisor_is_ended(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     client = await new_client((await spawn()).url, http)
@@ -119,7 +121,7 @@ async def test_who_kills_the_supervisor_gains_nothing(
 
 
 @pytest.mark.parametrize("kind", ["operator", "detached operator"])
-async def test_an_agent_is_not_the_operator(
+async def test_agent_process_is_refused_at_the_operators_socket(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path, kind: str
 ) -> None:
     client = await new_client((await spawn()).url, http)
@@ -130,10 +132,10 @@ async def test_an_agent_is_not_the_operator(
     assert answer.read_text("utf-8").split()[1] == "401"
 
 
-async def test_a_process_of_the_servers_user_cannot_look_into_it(
+async def test_process_of_the_same_user_cannot_inspect_the_server(
     spawn: Spawn, tmp_path: Path
 ) -> None:
-    """Nor into its helpers; both have no capabilities, like a server of an ordinary user."""
+    """Nor its helpers. All run without capabilities, like a server of an ordinary user."""
     server = await spawn(wrapper=WITHOUT_CAPABILITIES)
     helpers = [
         pid
@@ -159,7 +161,9 @@ for path in sys.argv[1:]:
     assert ADMIN not in environ_of(server.pid).values()
 
 
-async def test_a_neighbours_processes_are_left_alone(client: Client, tmp_path: Path) -> None:
+async def test_closing_a_session_leaves_processes_of_others_alone(
+    client: Client, tmp_path: Path
+) -> None:
     first, second = await client.create(), await client.create()
     mine = await spawn_grandchild(client, first, tmp_path / "mine", setsid=True)
     other = await spawn_grandchild(client, second, tmp_path / "other", setsid=True)
@@ -169,7 +173,7 @@ async def test_a_neighbours_processes_are_left_alone(client: Client, tmp_path: P
 
 
 @each_disguise
-async def test_an_agent_that_dies_takes_what_it_started_along(
+async def test_processes_of_an_agent_end_with_it(
     client: Client, tmp_path: Path, disguise: dict[str, Any]
 ) -> None:
     session = await client.create()
@@ -179,7 +183,7 @@ async def test_an_agent_that_dies_takes_what_it_started_along(
     await eventually("the grandchild to end", lambda: not is_running(pid))
 
 
-async def test_hibernation_ends_what_the_agent_started(serve: Serve, tmp_path: Path) -> None:
+async def test_hibernation_ends_processes_of_the_agent(serve: Serve, tmp_path: Path) -> None:
     clock = Clock()
     server = await serve(clock=clock, agent_idle_secs=10)
     client = await server.client()
@@ -193,7 +197,7 @@ async def test_hibernation_ends_what_the_agent_started(serve: Serve, tmp_path: P
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 
-async def test_closing_ends_an_agent_that_ignores_eof_and_sigterm(client: Client) -> None:
+async def test_closing_a_session_ends_an_agent_that_ignores_eof_and_sigterm(client: Client) -> None:
     session = await client.create("mock-stubborn")
     _, reply = await client.turn(session, script({"report": True}))
     pid = int(json.loads(texts_of(reply["events"]))["pid"])
@@ -203,7 +207,7 @@ async def test_closing_ends_an_agent_that_ignores_eof_and_sigterm(client: Client
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
-async def test_nothing_outlives_the_server(
+async def test_all_processes_end_with_the_server(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path, how: str
 ) -> None:
     server = await spawn(DRAIN_SECS="0")
@@ -217,4 +221,6 @@ async def test_nothing_outlives_the_server(
         await server.kill()
     else:
         assert await server.stop() == 0
-    await eventually("all below the server to end", lambda: not any(map(is_running, below)))
+    await eventually(
+        "all descendants of the server to end", lambda: not any(map(is_running, below))
+    )

@@ -1,4 +1,4 @@
-"""Ending what agents leave, where not everything can be ended."""
+"""Ending the processes that agents leave behind, also if some of them cannot be ended."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from server.agents.process import process_tree, supervise
 
 from ...support.harness import is_running
 
-MARK = "AGENT_SESSION=the-tests-own"
+TAG = process_tree.env_tag(process_tree.AGENT_VARIABLE, "of-this-test")
 kill = os.kill
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[[], int]]:
-    """Start processes that want to stay."""
+    """Starts processes that do not end by themselves."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start_one() -> int:
-        name, _, value = MARK.partition("=")
+        name, _, value = TAG.decode().partition("=")
         program = [sys.executable, "-ISc", "import time; time.sleep(100)"]
         started.append(subprocess.Popen(program, env={name: value}))
         return started[-1].pid
@@ -38,7 +38,7 @@ def start() -> Iterator[Callable[[], int]]:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, foreign: int) -> None:
-    """Let *foreign* be as another user's process: no signal reaches it."""
+    """Refuse all signals to *foreign*, as if it were another user's process."""
 
     def refused(pid: int, number: int) -> None:
         if pid == foreign:
@@ -53,38 +53,38 @@ def refuse(monkeypatch: pytest.MonkeyPatch, foreign: int) -> None:
     monkeypatch.setattr(signal, "pidfd_send_signal", refused_by_descriptor)
 
 
-def test_what_cannot_be_killed_does_not_keep_the_rest(
+def test_unkillable_process_does_not_prevent_ending_the_others(
     start: Callable[[], int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, foreign, last = start(), start(), start()
     refuse(monkeypatch, foreign)
-    assert process_tree.kill_marked(MARK.encode()) == 2
+    assert process_tree.end_tagged(TAG) == 2
     assert [is_running(pid) for pid in (first, foreign, last)] == [False, True, False]
     assert str(foreign) in caplog.text
 
 
-def test_what_does_not_die_is_not_waited_for(
+def test_process_that_does_not_die_is_logged_and_abandoned(
     start: Callable[[], int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As one that hangs in the kernel."""
+    """The process behaves like one that hangs in the kernel."""
     stuck = start()
-    monkeypatch.setattr(process_tree, "DEATH_SECS", 0.05)
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda descriptor, number: None)
-    assert process_tree.kill_marked(MARK.encode()) == 0
+    assert process_tree.end_tagged(TAG, timeout=0.05) == 0
     assert is_running(stuck)
     assert str(stuck) in caplog.text
 
 
-def test_no_tag_can_be_lowered_to_another(start: Callable[[], int]) -> None:
-    """A process may lower its limits, and not raise them."""
-    tags = [process_tree.tag(start(), number) for number in (1, 2, 500_000)]
+def test_process_cannot_lower_its_limits_to_the_tag_of_another_agent(
+    start: Callable[[], int],
+) -> None:
+    tags = [process_tree.tag_process(start(), number) for number in (1, 2, 500_000)]
     for one, other in itertools.permutations(tags, 2):
         assert one is not None
         assert other is not None
         assert any(have < want for have, want in zip(one, other, strict=True))
 
 
-def test_the_supervisor_ends_all_but_what_it_may_not(
+def test_supervisor_ends_all_children_but_those_of_another_user(
     start: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, foreign, last = start(), start(), start()
@@ -102,8 +102,8 @@ import mmap, os, sys
 count = mmap.mmap(-1, 8)
 for _ in range(40):
     if os.fork() == 0:
-        while (so_far := int.from_bytes(count[:4], "little")) < 20_000:
-            count[:4] = (so_far + 1).to_bytes(4, "little")
+        while (forks := int.from_bytes(count[:4], "little")) < 20_000:
+            count[:4] = (forks + 1).to_bytes(4, "little")
             if os.fork():
                 os._exit(0)
         open(sys.argv[1], "w").close()
@@ -111,17 +111,17 @@ for _ in range(40):
 """
 
 
-def test_the_supervisor_ends_processes_that_start_themselves_again_all_the_time(
+def test_supervisor_ends_processes_that_fork_continuously(
     tmp_path: Path,
 ) -> None:
-    """Forty of them; each generation lives for less than a look through /proc takes."""
-    outlived = tmp_path / "outlived"
+    """Each of the forty processes lives for less time than a search of /proc takes."""
+    survived = tmp_path / "survived"
     lifeline, ours = os.pipe()
     try:
         argv = [sys.executable, "-IS", supervise.__file__, str(lifeline)]
-        host = [sys.executable, "-ISc", SWARM, str(outlived)]
+        host = [sys.executable, "-ISc", SWARM, str(survived)]
         subprocess.run([*argv, *host], pass_fds=(lifeline,), check=True, timeout=60)
     finally:
         os.close(lifeline)
         os.close(ours)
-    assert not outlived.exists()
+    assert not survived.exists()

@@ -1,4 +1,4 @@
-"""What agents put into the data folder leads no command, and no server, out of it."""
+"""Links that agents put into the data folder lead no command and no server out of it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from server.config import Settings
 from server.storage.database import Database
 from server.web import control_socket
 
-from ...conftest import Serve
-from ...support.harness import Clock, run_program
-from ...uploads.test_files import upload
+from .conftest import Serve
+from .support.harness import Clock, run_program
+from .uploads.test_files import upload
 
 SECRET = b"precious, and none of clawdforge's business\n"
 LINKED = (
@@ -48,26 +48,26 @@ async def run_command(data: Path, *argv: str) -> int | None:
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
-async def test_no_command_follows_a_link_in_the_data_folder(
+async def test_commands_follow_no_link_in_the_data_folder(
     tmp_path: Path, command: Sequence[str]
 ) -> None:
-    """All links at once, and files alone: a command may go farther then."""
+    """Links in place of all entries, and of the files only, so that commands get further."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_bytes(SECRET)
-    (outside / "nothing").mkdir()
+    (outside / "empty").mkdir()
     for names in (LINKED, LINKED[:4]):
         data = tmp_path / f"data-{len(names)}-{names[0].rstrip('/')}"
         data.mkdir()
         for name in names:
             path = data / name.rstrip("/")
-            path.symlink_to(outside / ("nothing" if name.endswith("/") else "file"))
+            path.symlink_to(outside / ("empty" if name.endswith("/") else "file"))
         archive = tmp_path / "archive.tar.gz"
         argv = [part.format(archive=archive) for part in command]
         await run_command(data, *argv)
         assert (outside / "file").read_bytes() == SECRET
-        assert not list((outside / "nothing").iterdir())
-        assert sorted(path.name for path in outside.iterdir()) == ["file", "nothing"]
+        assert not list((outside / "empty").iterdir())
+        assert sorted(path.name for path in outside.iterdir()) == ["empty", "file"]
         if archive.exists():
             with tarfile.open(archive) as tar:
                 assert not [member for member in tar if SECRET in (_content(tar, member))]
@@ -81,7 +81,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has other users' folders")
 @pytest.mark.parametrize("command", [*COMMANDS.values(), ()], ids=[*COMMANDS, "serve"])
-async def test_root_leaves_another_users_data_folder_alone(
+async def test_root_refuses_the_data_folder_of_another_user(
     tmp_path: Path, command: Sequence[str]
 ) -> None:
     data = tmp_path / "data"
@@ -110,7 +110,7 @@ MEMBERS: dict[str, list[tuple[str, bytes, str]]] = {
 
 
 @pytest.mark.parametrize("members", MEMBERS.values(), ids=MEMBERS.keys())
-def test_no_archive_leads_out_of_the_data_folder(
+def test_restore_writes_nothing_outside_the_data_folder(
     tmp_path: Path, members: list[tuple[str, bytes, str]]
 ) -> None:
     outside, data = tmp_path / "outside", tmp_path / "data"
@@ -130,10 +130,10 @@ def test_no_archive_leads_out_of_the_data_folder(
     assert {path.name for path in data.iterdir()} == {"lock"}
 
 
-async def test_a_running_server_follows_no_link_that_replaced_a_folder(
+async def test_running_server_follows_no_link_that_replaced_a_folder(
     serve: Serve, tmp_path: Path
 ) -> None:
-    """What it made before the swap lies outside under the same names, and stays."""
+    """The folders' former contents lie outside under the same names and stay untouched."""
     clock = Clock()
     server = await serve(clock=clock, data_dir=tmp_path / "data")
     client = await server.client()
@@ -156,7 +156,7 @@ async def test_a_running_server_follows_no_link_that_replaced_a_folder(
     assert sorted(outside.rglob("*")) == before
 
 
-def test_a_lock_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_lock_that_is_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "lock")
     with pytest.raises(StartError), own_folder(tmp_path):
         pass
@@ -175,7 +175,9 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("limits", [[], ["lowered"]], ids=["a server", "an agent"])
-def test_commands_tell_the_servers_socket_from_an_agents(tmp_path: Path, limits: list[str]) -> None:
+def test_commands_distinguish_the_servers_socket_from_an_agents(
+    tmp_path: Path, limits: list[str]
+) -> None:
     path = str(tmp_path / "control.sock")
     argv = [sys.executable, "-ISc", LISTENER, path, *limits]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as listener:
@@ -187,7 +189,7 @@ def test_commands_tell_the_servers_socket_from_an_agents(tmp_path: Path, limits:
         listener.communicate()
 
 
-async def test_a_backup_goes_through_no_folder_that_is_exchanged_while_it_walks(
+async def test_backup_follows_no_folder_that_is_replaced_by_a_link_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, outside = tmp_path / "data", tmp_path / "outside"
