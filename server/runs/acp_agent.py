@@ -18,7 +18,7 @@ from ..agents.base import (
 from ..agents.failures import agent_error
 from ..codec import dumps, parse_message
 from ..sessions.permissions import ToolCalls, by_policy
-from ..uploads.files import annotate
+from ..uploads.files import prepend_file_paths
 from .run import (
     MAX_OUTPUT_BYTES,
     Run,
@@ -70,7 +70,7 @@ async def run_acp_agent(
     agent = backend.agent(spec, collector)
     collector.agent = agent
     blocks: list[dict[str, object]] = [{"type": "text", "text": request.prompt}]
-    prompt = collector.prompt = agent.prompt(dumps(annotate(blocks, request.files)))
+    prompt = collector.prompt = agent.prompt(dumps(prepend_file_paths(blocks, request.files)))
     try:
         cause = await run.wait(prompt.done, prompt.cancel, agent.kill, grace)
         if cause is not None:

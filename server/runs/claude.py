@@ -12,7 +12,7 @@ from pathlib import Path
 from ..agents.process import process_tree
 from ..agents.process.programs import Program, Programs
 from ..errors import Error
-from ..uploads.files import annotate
+from ..uploads.files import prepend_file_paths
 from .claude_output import Output, find_result, read_result
 from .run import (
     MAX_OUTPUT_BYTES,
@@ -189,7 +189,7 @@ def claude_environ(environ: Mapping[str, str], timeout: float) -> dict[str, str]
 
 
 def _stdin_content(request: RunRequest) -> bytes:
-    block = annotate([{"type": "text", "text": request.prompt}], request.files)[0]
+    block = prepend_file_paths([{"type": "text", "text": request.prompt}], request.files)[0]
     return str(block["text"]).encode()
 
 

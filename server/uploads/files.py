@@ -1,8 +1,7 @@
-"""Uploads: files that an app hands over for a while, named by a token.
+"""The store of uploads: files of an app, each with a token and a limited lifetime.
 
-A file's name never becomes a path: on disk it is its token's hash, in a folder
-that holds a file of a harmless version of the name the app gave, because agents
-look at endings.
+An upload is stored as ``uploads/<hash of its token>/<safe name>``. The client's file name is never
+used as a path. Its safe version is kept, because agents use the suffix.
 """
 
 from __future__ import annotations
@@ -25,19 +24,21 @@ from ..storage import database as store
 from ..storage.database import Database
 from ..storage.schema import FileRow
 from ..tasks import to_completion
-from .names import harmless
+from .names import safe_name
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "ff_"
+FILE_TOKEN_PREFIX = "ff_"  # noqa: S105
 TTL_SECS = 3600
+"""The default lifetime of an upload."""
 TTL_RANGE = (60, 86400)
+"""The shortest and the longest lifetime that a client may choose, in seconds."""
 HEADER = "[Attached files]"
 
 
 @dataclass(slots=True)
 class Upload:
-    """A file that has arrived; ``size`` is in bytes."""
+    """A received file; ``size`` is in bytes."""
 
     app_name: str
     token: str
@@ -49,10 +50,10 @@ class FileStore:
     """The uploads of all apps.
 
     Args:
-        max_bytes: of one file.
-        max_bytes_per_app: of all the files that an app has here, those that still arrive included.
-        max_count_per_app: how many these may be.
-        disk: what must be free of it.
+        max_bytes: the largest size of a file.
+        max_bytes_per_app: the largest total size of an app's files, unfinished ones included.
+        max_count_per_app: the largest number of an app's files, unfinished ones included.
+        disk: the free space that uploads must leave.
     """
 
     def __init__(
@@ -79,21 +80,24 @@ class FileStore:
         self._count_of: Counter[str] = Counter()
 
     async def start(self) -> None:
-        """Count what earlier servers kept, and delete what a killed one was still taking in."""
-        kept = await self._store.all_files()
-        for row in kept:
+        """Count the stored files, and delete unfinished uploads of a server that was killed."""
+        rows = await self._store.all_files()
+        for row in rows:
             self._bytes_of[row.app_name] += row.size
             self._count_of[row.app_name] += 1
-        for name in await asyncio.to_thread(_names_in, self._folder):
-            if name not in {row.hash.hex() for row in kept}:
+        for name in await asyncio.to_thread(_list_names, self._folder):
+            if name not in {row.hash.hex() for row in rows}:
                 await self._remove(name)
 
     async def save(self, app_name: str, name: str, chunks: AsyncIterator[bytes]) -> Upload:
-        """Write an upload to disk as it comes; it is nobody's until :meth:`keep`.
+        """Write an upload to disk. Its token is not valid until :meth:`register`.
+
+        Args:
+            name: the client's name of the file.
 
         Raises:
-            Error: ``payload_too_large``, ``rate_limited`` where the app has as many files as it
-                may, or ``internal`` where the disk takes nothing.
+            Error: ``payload_too_large``, ``rate_limited`` if the app has too many files, or
+                ``internal`` if the file cannot be written.
         """
         if self._disk is not None:
             await self._disk.check()
@@ -102,30 +106,30 @@ class FileStore:
                 "rate_limited",
                 f"an app has at most {self._max_count_per_app} files: wait until some have expired",
             )
-        token = PREFIX + secrets.token_urlsafe(32)
-        path = self._path(_digest(token), harmless(name))
+        token = FILE_TOKEN_PREFIX + secrets.token_urlsafe(32)
+        path = self._path(_token_hash(token), safe_name(name))
         upload = Upload(app_name, token, path, 0)
         self._count_of[app_name] += 1
         try:
-            await asyncio.to_thread(safe_files.make_folder, *self._place(path.parent.name))
+            await asyncio.to_thread(safe_files.make_folder, *self._names(path.parent.name))
             await self._write(upload, chunks)
         except OSError as error:
             await self.discard(upload)
-            logger.error("an upload cannot be stored: %s", error.strerror)
+            logger.error("cannot store an upload: %s", error.strerror)
             raise not_stored() from None
         except BaseException:
             await self.discard(upload)
             raise
         return upload
 
-    async def keep(self, upload: Upload, ttl_secs: int) -> None:
-        """Let the upload's token be used, for *ttl_secs*.
+    async def register(self, upload: Upload, ttl_secs: int) -> None:
+        """Make the upload's token valid for *ttl_secs*.
 
         Raises:
-            Error: ``internal``; it could not be stored, and is gone.
+            Error: ``internal``; the database could not store it, and the file was deleted.
         """
         row = FileRow(
-            _digest(upload.token),
+            _token_hash(upload.token),
             upload.app_name,
             str(upload.path),
             upload.size,
@@ -138,34 +142,34 @@ class FileStore:
             raise
 
     async def discard(self, upload: Upload) -> None:
-        """Delete an upload that is not kept."""
-        self._give_back(upload.app_name, upload.size)
+        """Delete an upload that was not registered."""
+        self._release(upload.app_name, upload.size)
         await self._remove(upload.path.parent.name)
 
     async def _remove(self, name: str) -> None:
         try:
-            await asyncio.to_thread(safe_files.remove, *self._place(name))
+            await asyncio.to_thread(safe_files.remove, *self._names(name))
         except OSError as error:
-            logger.error("an upload cannot be removed: %s", error)
+            logger.error("cannot remove an upload: %s", error)
 
-    def _place(self, *names: str) -> tuple[Path, str, *tuple[str, ...]]:
-        """Where an upload's folder and file are: in the data folder."""
+    def _names(self, *names: str) -> tuple[Path, str, *tuple[str, ...]]:
+        """The data folder and the names below it, as `safe_files` takes them."""
         return self._folder.parent, self._folder.name, *names
 
     async def _write(self, upload: Upload, chunks: AsyncIterator[bytes]) -> None:
-        place = self._place(upload.path.parent.name, upload.path.name)
-        file = await asyncio.to_thread(safe_files.new_file, *place)
+        names = self._names(upload.path.parent.name, upload.path.name)
+        file = await asyncio.to_thread(safe_files.new_file, *names)
         try:
             async for chunk in chunks:
                 if self._disk is not None:
                     await self._disk.check()
-                self._count(upload, len(chunk))
+                self._reserve(upload, len(chunk))
                 await asyncio.to_thread(file.write, chunk)
         finally:
             await asyncio.to_thread(file.close)
 
-    def _count(self, upload: Upload, more: int) -> None:
-        """Take *more* bytes of the app's allowance, before they are written."""
+    def _reserve(self, upload: Upload, more: int) -> None:
+        """Add *more* bytes to the upload and to the app's total, before they are written."""
         if upload.size + more > self._max_bytes:
             raise Error("payload_too_large", f"a file has at most {self._max_bytes} bytes")
         if self._bytes_of[upload.app_name] + more > self._max_bytes_per_app:
@@ -178,40 +182,42 @@ class FileStore:
         self._bytes_of[upload.app_name] += more
 
     async def paths(self, app_name: str, tokens: Sequence[str]) -> list[Path]:
-        """Where the app's files of these tokens lie.
+        """The paths of the app's files with these tokens, in the same order.
 
         Raises:
-            Error: ``bad_request`` for one that is unknown, expired or another app's.
+            Error: ``bad_request``; a token is unknown, expired or of another app.
         """
-        rows = await self._store.files([_digest(token) for token in tokens])
+        rows = await self._store.files([_token_hash(token) for token in tokens])
         now = self._clock()
-        good = [row for row in rows if row.app_name == app_name and row.expires_at > now]
-        if len(good) != len(tokens):
+        valid = [row for row in rows if row.app_name == app_name and row.expires_at > now]
+        if len(valid) != len(tokens):
             raise bad_request("files: one of the file tokens is unknown or has expired")
-        return [self._path(row.hash, Path(row.path).name) for row in good]
+        return [self._path(row.hash, Path(row.path).name) for row in valid]
 
     async def sweep(self) -> None:
-        """Delete what has expired."""
+        """Delete expired files."""
         for row in await self._store.files_expired(self._clock()):
             await self._remove(row.hash.hex())
             await to_completion(self._writer.commit([store.delete_file(row.hash)]))
-            self._give_back(row.app_name, row.size)
+            self._release(row.app_name, row.size)
 
     def _path(self, digest: bytes, name: str) -> Path:
-        """Where a file is; the data folder may have been elsewhere when it came."""
+        """The path of a file. The stored path is not used: the data folder may have been moved."""
         return self._folder / digest.hex() / name
 
-    def _give_back(self, app_name: str, size: int) -> None:
+    def _release(self, app_name: str, size: int) -> None:
         give_back(self._bytes_of, app_name, size)
         give_back(self._count_of, app_name)
 
 
-def _names_in(folder: Path) -> list[str]:
+def _list_names(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
-def annotate(blocks: list[dict[str, object]], paths: Sequence[Path]) -> list[dict[str, object]]:
-    """*blocks* with the paths listed in front of the prompt's text."""
+def prepend_file_paths(
+    blocks: list[dict[str, object]], paths: Sequence[Path]
+) -> list[dict[str, object]]:
+    """The content blocks of a prompt, with a list of file paths before the first text."""
     if not paths:
         return blocks
     head = "\n".join([HEADER, *map(str, paths)])
@@ -222,5 +228,5 @@ def annotate(blocks: list[dict[str, object]], paths: Sequence[Path]) -> list[dic
     return [{"type": "text", "text": head}, *blocks]
 
 
-def _digest(token: str) -> bytes:
+def _token_hash(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

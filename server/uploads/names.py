@@ -1,7 +1,7 @@
-"""The names of uploaded files: read as clients write them, and made fit for a disk.
+"""The names of uploaded files: decodes a client's name, and converts it into a safe name.
 
-A name keeps the letters and digits of every script, because people and agents tell files apart by
-them. It loses what a file system, a shell or a reader could take for something else.
+A safe name keeps the letters and digits of every script, because people and agents distinguish
+files by them. It has no characters with a special meaning to file systems, shells or readers.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import unquote_to_bytes
 
 MAX_NAME_BYTES = 255
-"""What Linux's file systems allow for one name, in UTF-8."""
+"""The limit of Linux file systems for one name, in UTF-8."""
 MAX_SUFFIX_BYTES = 32
-NAMELESS = "file"
+DEFAULT_NAME = "file"
 
-_PARAMETER = re.compile(
+_HEADER_PARAMETER = re.compile(
     r";\s*(?P<key>[^\s=;\"]+)\s*=\s*(?:\"(?P<quoted>(?:\\[\"\\]|\\(?![\"\\])|[^\"\\])*)\"|(?P<token>[^;]*))"
 )
 _EXTENDED = re.compile(r"(?P<charset>[^']*)'[^']*'(?P<value>.*)", re.DOTALL)
@@ -28,8 +28,8 @@ _CHARSETS = frozenset({"utf-8", "utf8", "iso-8859-1", "latin1", "us-ascii", "win
 
 _ASCII = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _KEPT_CATEGORIES = ("L", "M", "N", "So", "Sc")
-_SKIN_TONES = range(0x1F3FB, 0x1F400)  # they change the emoji before them
-# Nothing is drawn for them, though their categories are those of letters, marks and symbols.
+_SKIN_TONES = range(0x1F3FB, 0x1F400)  # modifiers of the emoji before them
+# Invisible characters whose categories are those of letters, marks and symbols.
 _INVISIBLE = frozenset(
     {
         *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
@@ -41,37 +41,37 @@ _INVISIBLE = frozenset(
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)", re.IGNORECASE)
 
 
-def disposition(header: str) -> Mapping[str, str]:
-    """The parameters of a ``Content-Disposition`` header, their names in lower case.
+def parse_content_disposition(header: str) -> Mapping[str, str]:
+    """Parse the parameters of a ``Content-Disposition`` header; keys are in lower case.
 
-    Browsers escape nothing but quotes and line ends in a name, so a semicolon or a backslash in it
-    is one of its characters.
+    Browsers only escape quotes and line ends, so a semicolon or a backslash within quotes is part
+    of the value.
     """
     found: dict[str, str] = {}
-    for match in _PARAMETER.finditer(header):
+    for match in _HEADER_PARAMETER.finditer(header):
         quoted = match["quoted"]
         value = match["token"].strip() if quoted is None else re.sub(r'\\(["\\])', r"\1", quoted)
         found.setdefault(match["key"].lower(), value)
     return found
 
 
-def client_name(parameters: Mapping[str, str]) -> str:
-    """The name that a client gave to its file, decoded; empty if it gave none.
+def decode_filename(parameters: Mapping[str, str]) -> str:
+    """Decode a client's file name; empty if there is none.
 
-    Clients write it as it is (browsers), as RFC 5987 and 2231 have it, percent-encoded, or as
-    e-mail has it.
+    Clients send it as plain UTF-8 (browsers), by RFC 5987 and RFC 2231, percent-encoded, or as
+    RFC 2047 words (e-mail).
     """
     pieces = "".join(_continuations(parameters))
     return (
-        _extended(parameters.get("filename*", ""))
-        or _extended(pieces)
-        or _plain(pieces)
-        or _plain(parameters.get("filename", ""))
+        _decode_extended(parameters.get("filename*", ""))
+        or _decode_extended(pieces)
+        or _decode_plain(pieces)
+        or _decode_plain(parameters.get("filename", ""))
     )
 
 
 def _continuations(parameters: Mapping[str, str]) -> Iterator[str]:
-    """The pieces of a name that RFC 2231 splits: ``filename*0*=…; filename*1=…``."""
+    """The pieces of a name that is split by RFC 2231: ``filename*0*=…; filename*1=…``."""
     for number in range(len(parameters)):
         key = f"filename*{number}"
         piece = parameters.get(f"{key}*", parameters.get(key))
@@ -80,8 +80,8 @@ def _continuations(parameters: Mapping[str, str]) -> Iterator[str]:
         yield piece
 
 
-def _extended(value: str) -> str:
-    """``utf-8'en'a%20name``; empty if it is no such value."""
+def _decode_extended(value: str) -> str:
+    """Decode an RFC 5987 value such as ``utf-8'en'a%20name``; empty if it is malformed."""
     match = _EXTENDED.match(value)
     if match is None or match["charset"].lower() not in _CHARSETS:
         return ""
@@ -91,13 +91,13 @@ def _extended(value: str) -> str:
         return ""
 
 
-def _plain(value: str) -> str:
-    # A byte that is no UTF-8 came as half a surrogate pair: it is Latin-1, HTTP's old charset.
+def _decode_plain(value: str) -> str:
+    # Bytes that are not UTF-8 arrive as lone surrogates. They are Latin-1, HTTP's old charset.
     raw = value.encode("utf-8", "surrogateescape") if _has_raw_bytes(value) else None
     if raw is not None:
         value = raw.decode("iso-8859-1")
     if _MIME_WORD.search(value):
-        return _mime_decoded(value)
+        return _decode_mime(value)
     if "%" in value and _PERCENT.match(value):
         try:
             return unquote_to_bytes(value).decode()
@@ -110,8 +110,8 @@ def _has_raw_bytes(value: str) -> bool:
     return any("\udc80" <= character <= "\udcff" for character in value)
 
 
-def _mime_decoded(value: str) -> str:
-    """RFC 2047: ``=?utf-8?B?…?=``."""
+def _decode_mime(value: str) -> str:
+    """Decode RFC 2047 words: ``=?utf-8?B?…?=``."""
     try:
         pieces = email.header.decode_header(value)
         return "".join(
@@ -126,20 +126,20 @@ def _known_charset(charset: str | None) -> str:
     return charset if charset is not None and charset.lower() in _CHARSETS else "utf-8"
 
 
-def harmless(name: str) -> str:
-    """*name* as a file may be called: never empty, no path, at most 255 bytes, in NFC."""
+def safe_name(name: str) -> str:
+    """Convert *name* into a safe file name: one component, 1 to 255 bytes, in NFC."""
     base = re.split(r"[/\\]", name.strip())[-1]
-    kept = "".join(map(_kept, unicodedata.normalize("NFC", base)))
+    kept = "".join(map(_safe_character, unicodedata.normalize("NFC", base)))
     kept = unicodedata.normalize("NFC", re.sub("_{2,}", "_", kept))
     while kept and (kept[0] in ".-" or unicodedata.category(kept[0])[0] == "M"):
-        kept = kept[1:]  # a hidden file, an option, a mark on what stands before the name
+        kept = kept[1:]  # no hidden file, no option, no combining mark
     kept = kept.rstrip(".")
     if _RESERVED.match(kept):
         kept = f"_{kept}"
-    return _shortened(kept) or NAMELESS
+    return _truncate(kept) or DEFAULT_NAME
 
 
-def _kept(character: str) -> str:
+def _safe_character(character: str) -> str:
     if character.isascii():
         return character if character in _ASCII else "_"
     number, category = ord(character), unicodedata.category(character)
@@ -148,8 +148,8 @@ def _kept(character: str) -> str:
     return character if category.startswith(_KEPT_CATEGORIES) or number in _SKIN_TONES else "_"
 
 
-def _shortened(name: str) -> str:
-    """At most 255 bytes of *name*, with its ending; no character is cut from its marks."""
+def _truncate(name: str) -> str:
+    """Truncate *name* to 255 bytes. It keeps its suffix, and characters keep their marks."""
     if len(name.encode()) <= MAX_NAME_BYTES:
         return name
     stem, dot, suffix = name.rpartition(".")

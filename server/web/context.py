@@ -20,7 +20,7 @@ from ..metrics import Metrics
 from ..runs.runner import Runner
 from ..sessions.registry import SessionRegistry
 from ..tasks import Supervisor
-from ..uploads.files import FileStore, annotate
+from ..uploads.files import FileStore, prepend_file_paths
 from ..ws.hub import Hub
 from . import bodies
 from .bodies import APP
@@ -163,7 +163,7 @@ async def prompt(
     credential = request[CREDENTIAL]
     credential.check()
     turn, known = await session.prompt(
-        dumps(annotate(blocks, paths)),
+        dumps(prepend_file_paths(blocks, paths)),
         request_id=request[REQUEST_ID],
         client_id=client_id,
         timeout=timeout,

@@ -1,4 +1,4 @@
-"""Uploads: kept for a while, named by a token, told to the agent as paths."""
+"""Uploads: stored for a limited time, named by a token, passed to the agent as paths."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..support.harness import Client, Clock, Json, LocalServer, texts_of
 BOUNDARY = "the-boundary"
 
 
-def failure(answer: tuple[int, Json], status: int, code: str) -> str:
-    assert answer[0] == status, answer
-    assert (answer[1]["ok"], answer[1]["code"]) == (False, code)
-    return str(answer[1]["error"])
+def failure(response: tuple[int, Json], status: int, code: str) -> str:
+    assert response[0] == status, response
+    assert (response[1]["ok"], response[1]["code"]) == (False, code)
+    return str(response[1]["error"])
 
 
 async def upload(
@@ -60,17 +60,17 @@ def uploads_in(server: LocalServer) -> list[Path]:
 
 
 async def attached(client: Client, *tokens: str) -> list[Path]:
-    """The paths that the agent is told of these files."""
+    """The paths of these files that the agent gets."""
     _, reply = await client.turn(await client.create(), "look", files=list(tokens))
     head, *paths, prompt = texts_of(reply["events"]).removeprefix("echo: ").split("\n")
     assert (head, prompt) == ("[Attached files]", "look")
     return [Path(path) for path in paths]
 
 
-# In.
+# Upload.
 
 
-async def test_an_upload_answers_with_its_token(client: Client) -> None:
+async def test_upload_returns_token(client: Client) -> None:
     status, reply = await upload(client, b"hello")
     assert status == 200
     assert reply["file_token"].startswith("ff_")
@@ -78,19 +78,19 @@ async def test_an_upload_answers_with_its_token(client: Client) -> None:
     assert (reply["ttl_secs"], reply["size"]) == (3600, 5)
 
 
-async def test_an_upload_needs_a_token(own_server: LocalServer) -> None:
+async def test_upload_requires_token(own_server: LocalServer) -> None:
     failure(await upload(own_server.anonymous(), b"hello"), 401, "unauthorized")
     assert uploads_in(own_server) == []
 
 
-async def test_an_empty_file_is_a_file(client: Client) -> None:
+async def test_empty_file_is_accepted(client: Client) -> None:
     status, reply = await upload(client, b"")
     assert (status, reply["size"]) == (200, 0)
     (path,) = await attached(client, reply["file_token"])
     assert path.read_bytes() == b""
 
 
-async def test_a_file_may_be_larger_than_a_body_of_json(client: Client) -> None:
+async def test_file_may_exceed_limit_of_json_body(client: Client) -> None:
     data = bytes(range(256)) * (68 << 10)  # 17 MiB
     status, reply = await upload(client, data)
     assert (status, reply["size"]) == (200, len(data))
@@ -98,7 +98,7 @@ async def test_a_file_may_be_larger_than_a_body_of_json(client: Client) -> None:
     assert path.read_bytes() == data
 
 
-async def test_a_file_over_the_bound_is_refused_and_leaves_nothing(serve: Serve) -> None:
+async def test_file_over_limit_is_refused_and_deleted(serve: Serve) -> None:
     server = await serve(max_upload_bytes=1000)
     client = await server.client()
     failure(await upload(client, b"x" * 1001), 413, "payload_too_large")
@@ -107,16 +107,16 @@ async def test_a_file_over_the_bound_is_refused_and_leaves_nothing(serve: Serve)
     assert (await upload(client, b"x" * 1000))[0] == 200
 
 
-async def test_an_app_has_so_many_files_at_once(serve: Serve) -> None:
+async def test_number_of_files_per_app_is_limited(serve: Serve) -> None:
     clock = Clock()
     server = await serve(clock=clock, max_uploads_per_app=2)
     client, other = await server.client(), await server.client("other")
     await upload(client, b"x", ttl_secs=60)
-    failure(await upload(client, b"x", ttl_secs=1), 400, "bad_request")  # that one counts no more
+    failure(await upload(client, b"x", ttl_secs=1), 400, "bad_request")
     assert (await upload(client, b"x"))[0] == 200
     assert "2 files" in failure(await upload(client, b"x"), 429, "rate_limited")
     assert (await upload(other, b"x"))[0] == 200
-    # They are counted by the next server too, and what has expired makes room.
+    # A restarted server counts them, too. Expired files no longer count.
     await server.stop()
     server = await serve(clock=clock, max_uploads_per_app=2)
     client = Client(server.url, client.token, client.http)
@@ -127,7 +127,7 @@ async def test_an_app_has_so_many_files_at_once(serve: Serve) -> None:
     failure(await upload(client, b"x"), 429, "rate_limited")
 
 
-async def test_what_a_killed_server_was_taking_in_goes_at_the_next_start(serve: Serve) -> None:
+async def test_start_deletes_unfinished_uploads(serve: Serve) -> None:
     server = await serve()
     client = await server.client()
     token = await token_of(client)
@@ -141,22 +141,22 @@ async def test_what_a_killed_server_was_taking_in_goes_at_the_next_start(serve: 
     assert len(await attached(client, token)) == 1
 
 
-async def test_ttl_secs_is_kept_within_its_bounds(client: Client) -> None:
+async def test_ttl_secs_has_limits(client: Client) -> None:
     for good in (60, 86400):
         status, reply = await upload(client, b"x", ttl_secs=good)
         assert (status, reply["ttl_secs"]) == (200, good)
     for bad in (59, 86401, -60, 0, "x", "60.5", "9" * 5000):
         assert "ttl_secs" in failure(await upload(client, b"x", ttl_secs=bad), 400, "bad_request")
-        answer = await upload(client, b"x", query=f"?ttl_secs={bad}")
-        assert "ttl_secs" in failure(answer, 400, "bad_request")
+        response = await upload(client, b"x", query=f"?ttl_secs={bad}")
+        assert "ttl_secs" in failure(response, 400, "bad_request")
 
 
-async def test_a_bad_ttl_leaves_no_file_behind(own_client: Client, own_server: LocalServer) -> None:
+async def test_upload_with_bad_ttl_is_deleted(own_client: Client, own_server: LocalServer) -> None:
     failure(await upload(own_client, b"x", ttl_secs=1), 400, "bad_request")
     assert uploads_in(own_server) == []
 
 
-async def test_a_malformed_upload_is_a_bad_request_and_leaves_nothing(
+async def test_malformed_upload_is_refused_and_deleted(
     own_client: Client, own_server: LocalServer
 ) -> None:
     for body in (
@@ -192,14 +192,14 @@ async def test_a_malformed_upload_is_a_bad_request_and_leaves_nothing(
     assert uploads_in(own_server) == []
 
 
-async def test_the_field_is_found_among_others(client: Client) -> None:
+async def test_file_field_is_found_among_other_fields(client: Client) -> None:
     before = part('Content-Disposition: form-data; name="comment"', "hello")
     after = part('Content-Disposition: form-data; name="ttl_secs"', "120")
     status, reply = await post_raw(client, before + part(FILE, "the file") + after + END)
     assert (status, reply["ttl_secs"], reply["size"]) == (200, 120, 8)
 
 
-# Where it lies.
+# Storage.
 
 
 NAMES = (
@@ -209,7 +209,7 @@ NAMES = (
 )
 
 
-async def test_a_name_never_becomes_a_path(client: Client, server: LocalServer) -> None:
+async def test_name_is_never_used_as_path(client: Client, server: LocalServer) -> None:
     uploads = server.services.settings.data_dir / "uploads"
     tokens = []
     for name in NAMES:
@@ -228,7 +228,7 @@ async def test_a_name_never_becomes_a_path(client: Client, server: LocalServer) 
 
 
 @pytest.mark.filterwarnings("ignore::aiohttp.BadContentDispositionHeader")
-async def test_names_of_every_script_reach_the_agent(client: Client) -> None:
+async def test_agent_gets_names_of_every_script(client: Client) -> None:
     headers = (
         ('filename="план.txt"', "план.txt"),
         ('filename="отчёт.txt"', "отчёт.txt"),
@@ -243,14 +243,14 @@ async def test_names_of_every_script_reach_the_agent(client: Client) -> None:
     assert [path.name for path in paths] == [kept for _, kept in headers]
 
 
-async def test_two_files_of_one_name_do_not_overwrite_each_other(client: Client) -> None:
+async def test_files_with_same_name_are_separate(client: Client) -> None:
     tokens = [await token_of(client, data, "план.txt") for data in (b"one", b"two")]
     paths = await attached(client, *tokens)
     assert [path.name for path in paths] == ["план.txt"] * 2
     assert [path.read_bytes() for path in paths] == [b"one", b"two"]
 
 
-async def test_only_the_server_can_read_what_was_uploaded(
+async def test_only_server_user_can_read_uploads(
     own_client: Client, own_server: LocalServer
 ) -> None:
     await token_of(own_client)
@@ -258,7 +258,7 @@ async def test_only_the_server_can_read_what_was_uploaded(
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-async def test_a_file_token_is_stored_as_a_hash(client: Client, server: LocalServer) -> None:
+async def test_only_hash_of_file_token_is_stored(client: Client, server: LocalServer) -> None:
     token = await token_of(client)
     data = server.services.settings.data_dir
     for path in data.rglob("*"):
@@ -266,10 +266,10 @@ async def test_a_file_token_is_stored_as_a_hash(client: Client, server: LocalSer
         assert not path.is_file() or token.encode() not in path.read_bytes()
 
 
-# To the agent.
+# Prompts.
 
 
-async def test_files_are_listed_in_front_of_the_prompt(client: Client) -> None:
+async def test_file_paths_precede_prompt_text(client: Client) -> None:
     tokens = [await token_of(client, data, f"{data.decode()}.txt") for data in (b"one", b"two")]
     session = await client.create()
     status, reply = await client.turn(session, "the prompt\nitself", files=tokens)
@@ -284,7 +284,7 @@ async def test_files_are_listed_in_front_of_the_prompt(client: Client) -> None:
     assert turn_start["prompt"] == [{"type": "text", "text": text}]
 
 
-async def test_files_stand_before_the_first_text_of_blocks(client: Client) -> None:
+async def test_file_paths_precede_first_text_block(client: Client) -> None:
     image = {"type": "image", "data": "aGVsbG8=", "mimeType": "image/png"}
     text = {"type": "text", "text": "look", "annotations": {"priority": 1}}
     token = await token_of(client)
@@ -298,7 +298,7 @@ async def test_files_stand_before_the_first_text_of_blocks(client: Client) -> No
     assert second["prompt"] == [{"type": "text", "text": head}, image]
 
 
-async def test_no_files_leave_the_prompt_as_it_is(client: Client) -> None:
+async def test_prompt_without_files_is_unchanged(client: Client) -> None:
     session = await client.create()
     files: Any
     for files in ([], None):
@@ -306,13 +306,13 @@ async def test_no_files_leave_the_prompt_as_it_is(client: Client) -> None:
         assert texts_of(reply["events"]) == "echo: hello"
 
 
-async def test_a_file_can_be_attached_again_and_again(client: Client) -> None:
+async def test_file_can_be_attached_repeatedly(client: Client) -> None:
     token = await token_of(client)
     assert len(await attached(client, token, token)) == 2
     assert len(await attached(client, token)) == 1
 
 
-async def test_files_come_with_prompts_over_the_socket_too(client: Client) -> None:
+async def test_socket_prompt_accepts_files(client: Client) -> None:
     token = await token_of(client)
     socket = await client.connect(await client.create())
     await socket.turn("hello", files=[token])
@@ -321,10 +321,10 @@ async def test_files_come_with_prompts_over_the_socket_too(client: Client) -> No
     assert (await socket.until("error"))["code"] == "bad_request"
 
 
-async def test_file_tokens_that_are_not_ones_own_are_refused(server: LocalServer) -> None:
+async def test_file_tokens_of_another_app_are_refused(server: LocalServer) -> None:
     mine, other = await server.client("mine"), await server.client("other")
     token, session = await token_of(mine), await other.create()
-    answers = [
+    responses = [
         await other.turn(session, "hello", files=files)
         for files in (
             [token],
@@ -334,15 +334,15 @@ async def test_file_tokens_that_are_not_ones_own_are_refused(server: LocalServer
             [await token_of(other), token],
         )
     ]
-    messages = {failure(answer, 400, "bad_request") for answer in answers}
-    assert len(messages) == 1  # which of these it was is not told
+    messages = {failure(response, 400, "bad_request") for response in responses}
+    assert len(messages) == 1  # the error does not reveal which token is unknown
     bad: Any
     for bad in ("ff_x", [1], {}, [None]):
         failure(await other.turn(session, "hello", files=bad), 400, "bad_request")
     assert (await other.state(session))["turn_count"] == 0
 
 
-async def test_a_file_token_is_good_until_it_expires(serve: Serve) -> None:
+async def test_file_token_is_valid_until_it_expires(serve: Serve) -> None:
     clock = Clock()
     client = await (await serve(clock=clock)).client()
     _, reply = await upload(client, b"x", ttl_secs=60)
@@ -353,7 +353,7 @@ async def test_a_file_token_is_good_until_it_expires(serve: Serve) -> None:
     failure(await client.turn(session, "x", files=[reply["file_token"]]), 400, "bad_request")
 
 
-async def test_file_tokens_outlive_the_server(serve: Serve) -> None:
+async def test_file_tokens_survive_restart(serve: Serve) -> None:
     server = await serve()
     client = await server.client()
     token = await token_of(client)
@@ -362,7 +362,7 @@ async def test_file_tokens_outlive_the_server(serve: Serve) -> None:
     assert len(await attached(client, token)) == 1
 
 
-async def test_a_prompt_that_repeats_its_id_need_not_have_its_files_any_more(
+async def test_repeated_prompt_does_not_require_its_files(
     serve: Serve,
 ) -> None:
     clock = Clock()

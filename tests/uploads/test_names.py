@@ -1,4 +1,4 @@
-"""The names of uploads: what clients write, and what is kept of it."""
+"""The names of uploads: decoding, and conversion into safe names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import unicodedata
 
 import pytest
 
-from server.uploads.names import MAX_NAME_BYTES, client_name, disposition, harmless
+from server.uploads.names import (
+    MAX_NAME_BYTES,
+    decode_filename,
+    parse_content_disposition,
+    safe_name,
+)
 
 HEAD = 'form-data; name="file"; '
 
@@ -41,10 +46,10 @@ HEAD = 'form-data; name="file"; '
         ('filename=""', ""),
     ],
 )
-def test_a_name_is_decoded_as_clients_encode_it(parameters: str, name: str) -> None:
-    found = disposition(HEAD + parameters)
+def test_filename_is_decoded(parameters: str, name: str) -> None:
+    found = parse_content_disposition(HEAD + parameters)
     assert found["name"] == "file"
-    assert client_name(found) == name
+    assert decode_filename(found) == name
 
 
 @pytest.mark.parametrize(
@@ -83,28 +88,28 @@ def test_a_name_is_decoded_as_clients_encode_it(parameters: str, name: str) -> N
         ("\ud800.txt", "_.txt"),
     ],
 )
-def test_letters_and_digits_of_every_script_are_kept(name: str, kept: str) -> None:
-    assert harmless(name) == kept
+def test_safe_name_keeps_letters_and_digits_of_every_script(name: str, kept: str) -> None:
+    assert safe_name(name) == kept
 
 
 @pytest.mark.parametrize("character", ["x", "я", "报", "😀", "e\u0323\u0302", "क\u094d"])
 @pytest.mark.parametrize("ending", [".txt", ".документ", "", "." + "x" * 100])
-def test_a_long_name_is_cut_between_characters_and_keeps_its_ending(
+def test_long_name_is_truncated_between_characters_and_keeps_suffix(
     character: str, ending: str
 ) -> None:
     unit = unicodedata.normalize("NFC", character)
     for more in range(4):
-        name = harmless("y" * more + character * 400 + ending)
+        name = safe_name("y" * more + character * 400 + ending)
         assert MAX_NAME_BYTES - 12 <= len(name.encode()) <= MAX_NAME_BYTES
         if len(ending) < 30:
             assert name.endswith(ending)
             assert name.removesuffix(ending).lstrip("y").replace(unit, "") == ""
 
 
-def test_a_name_without_its_closing_quote_takes_no_time() -> None:
-    assert client_name(disposition(HEAD + 'filename="' + "\\\\" * 4000)) != "x"
+def test_unterminated_quote_is_parsed_in_linear_time() -> None:
+    assert decode_filename(parse_content_disposition(HEAD + 'filename="' + "\\\\" * 4000)) != "x"
 
 
 def test_different_names_stay_different() -> None:
     names = ("план.txt", "отчёт.txt", "报告.txt", "報告.txt")
-    assert len({harmless(name) for name in names}) == len(names)
+    assert len({safe_name(name) for name in names}) == len(names)

@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from ...errors import bad_request, payload_too_large
 from ...uploads.files import FileStore, Upload
-from ...uploads.names import client_name, disposition
+from ...uploads.names import decode_filename, parse_content_disposition
 from .. import bodies
 from ..context import REQUEST_ID, app_of, services_of, waiting
 from ..responses import json_reply
@@ -47,7 +47,7 @@ async def upload(request: web.Request) -> web.Response:
         async with waiting(request):
             await bodies.start_body(request)
             async for part in _parts(request):
-                header = disposition(part.headers.get(hdrs.CONTENT_DISPOSITION, ""))
+                header = parse_content_disposition(part.headers.get(hdrs.CONTENT_DISPOSITION, ""))
                 field = header.get("name")
                 if field == "ttl_secs":
                     text = (await _field(request, part)).decode(errors="replace")
@@ -57,14 +57,14 @@ async def upload(request: web.Request) -> web.Response:
                 elif saved is not None:
                     raise bad_request("file: an upload is one file; send each in its own request")
                 else:
-                    name = client_name(header)
+                    name = decode_filename(header)
                     saved = await files.save(app_name, name, _chunks(request, part))
     except BaseException:
         await _discard(files, saved)
         raise
     if saved is None:
         raise bad_request("file: the field is missing")
-    await files.keep(saved, ttl_secs)
+    await files.register(saved, ttl_secs)
     reply = {"file_token": saved.token, "ttl_secs": ttl_secs, "size": saved.size}
     return json_reply({"ok": True, **reply})
 
