@@ -36,6 +36,7 @@ from server.agents.base import AgentSpec, MessageLimits, Wanted  # noqa: E402
 from server.agents.catalog import find_node  # noqa: E402
 from server.agents.host.backend import HostBackend  # noqa: E402
 from server.config import AgentCommand  # noqa: E402
+from server.data_dir import DataDir  # noqa: E402
 
 NODE = find_node()
 UPDATE = b'"session/update"'
@@ -264,13 +265,12 @@ class HostAlone:
         self._thread.start()
         self._backend = HostBackend(
             node=NODE,
-            state_dir=folder / "acpx",
+            data_dir=DataDir(folder),
             agents={"bench": AgentCommand(tuple(argv))},
             environ=environ,
             start_timeout=30,
             pressure=_Room(),
             limits=MessageLimits(each=17 << 20, per_app=34 << 20),
-            stderr_dir=folder / "stderr",
         )
         self._heard = _Heard()
         try:

@@ -20,10 +20,12 @@ from aiohttp import web
 from . import __version__, logs
 from .agents.process import process_tree
 from .agents.process.environ import forget
-from .app import FIRST_TOKENS, StartError, build_app
+from .app import FIRST_TOKENS, build_app
 from .commands import backup, doctor, sessions, tokens
 from .commands.admin import CommandError, drop_stdout, say, sentence
 from .config import SettingError, Settings, load, with_env_file
+from .data_dir import DataDir
+from .errors import StartError
 from .origins import address_of
 from .tasks import CriticalTaskError, Supervisor
 from .web import control_socket
@@ -129,7 +131,7 @@ async def serve(
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
             raise StartError(f"cannot listen on {where}: {error.strerror or error}") from None
-        async with control_socket.listening(runner, settings.data_dir):
+        async with control_socket.listening(runner, DataDir(settings.data_dir)):
             _return_large_blocks()
             _spare_collector()
             _greet(app, settings, port)

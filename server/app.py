@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from aiohttp import web
 
-from . import safe_files
 from .agents.base import Backpressure, MessageLimits, Presence
 from .agents.catalog import AcpxError, find_node
 from .agents.cli.backend import CliBackend
@@ -23,7 +21,8 @@ from .agents.host.backend import HostBackend
 from .agents.process.environ import agent_environ, with_folder_of
 from .auth.tokens import FirstTokens, TokenRegistry
 from .config import MAX_BODY_BYTES, AgentCommand, Settings
-from .errors import Error
+from .data_dir import DataDir
+from .errors import Error, StartError
 from .limits import ByteBudget
 from .metrics import Metrics
 from .runs.runner import Runner
@@ -46,18 +45,7 @@ from .ws.incoming import IncomingLimits
 
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
-STDERR_FOLDER = "stderr"
-FOLDERS = ("acpx", "acpx-cli", "runs", STDERR_FOLDER, "uploads", "workspaces")
-"""What the server makes in the data folder, apart from files."""
 DEMO = Path(__file__).parent / "agents" / "demo" / "demo_agent.py"
-
-
-class StartError(Exception):
-    """The server cannot start; the message is one line for the operator."""
-
-
-class FolderTakenError(StartError):
-    """Another process has the data folder."""
 
 
 async def build_app(
@@ -115,10 +103,10 @@ async def _house(
     supervisor: Supervisor,
 ) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(own_folder(settings.data_dir))
-        database = settings.data_dir / "clawdforge.db"
-        await upgrade(database)
-        store = await Database.open(database, sync=settings.sync)
+        data_dir = DataDir(settings.data_dir)
+        stack.enter_context(data_dir.locked())
+        await upgrade(data_dir.database)
+        store = await Database.open(data_dir.database, sync=settings.sync)
         stack.push_async_callback(store.close)
         metrics = Metrics()
         writer = DatabaseWriter(store, metrics, supervisor)
@@ -163,7 +151,7 @@ async def _house(
         state = Health(settings.claude_bin, environ=allowed)
         state.acpx_version = backend.versions["acpx"]
         uploads = FileStore(
-            settings.data_dir / "uploads",
+            data_dir.uploads,
             store,
             writer,
             max_bytes=settings.max_upload_bytes,
@@ -247,52 +235,6 @@ async def _drain(app: web.Application) -> None:
     await asyncio.gather(services.sessions.stop(), services.runner.stop())
 
 
-def check_folder(folder: Path) -> None:
-    """Check that the data folder, in which agents can write, leads nowhere else.
-
-    Root would read and write for the folder's owner, and so for that user's agents, whatever they
-    have put there.
-
-    Raises:
-        StartError: it belongs to another user than root's own, or a folder in it is a link.
-    """
-    owner = folder.stat().st_uid
-    if os.geteuid() == 0 and owner != 0:
-        raise StartError(
-            f"CLAWDFORGE_DATA_DIR: {folder} belongs to user {owner}: run this as that user,"
-            f" `setpriv --reuid {owner} --clear-groups` for example, not as root"
-        )
-    for name in FOLDERS:
-        if (folder / name).is_symlink():
-            raise StartError(
-                f"CLAWDFORGE_DATA_DIR: {folder / name} is a link, and none is followed there:"
-                " mount the other folder at this place, or move it here"
-            )
-
-
-@contextlib.contextmanager
-def own_folder(folder: Path) -> Iterator[None]:
-    """The data folder, for this process alone.
-
-    Raises:
-        StartError: it cannot be used; :class:`FolderTakenError` where another process has it.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_folder(folder)
-        folder.chmod(0o700)
-        with safe_files.folder(folder) as parent:
-            lock = safe_files.open_file("lock", parent, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise StartError(f"CLAWDFORGE_DATA_DIR: {folder}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderTakenError(f"another clawdforge runs on the data folder {folder}") from None
-        yield
-
-
 def make_backend(
     settings: Settings,
     environ: Mapping[str, str],
@@ -310,22 +252,15 @@ def make_backend(
         AcpxError: there is no Node.
     """
     demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
-    make, state = (
-        (
-            partial(
-                HostBackend,
-                stderr_dir=settings.data_dir / STDERR_FOLDER,
-                supervisor=supervisor,
-            ),
-            "acpx",
-        )
+    make = (
+        partial(HostBackend, supervisor=supervisor)
         if settings.agent_backend == "host"
-        else (CliBackend, "acpx-cli")
+        else CliBackend
     )
     node = node or find_node()
     return make(
         node=node,
-        state_dir=settings.data_dir / state,
+        data_dir=DataDir(settings.data_dir),
         agents={FALLBACK_AGENT: demo, **settings.agents},
         environ=with_folder_of(node, agent_environ(environ, settings.agent_env)),
         start_timeout=settings.agent_start_timeout_secs,

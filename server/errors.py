@@ -88,6 +88,10 @@ class Error(Exception):
         return STATUS[self.code]
 
 
+class StartError(Exception):
+    """The server cannot start; the message is one line for the operator."""
+
+
 def bad_request(message: str) -> Error:
     return Error("bad_request", message)
 

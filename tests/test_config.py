@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from server.__main__ import reachable
-from server.app import StartError
 from server.config import (
     PREFIX,
     AgentCommand,
@@ -26,7 +25,7 @@ from server.config import (
     variables,
     with_env_file,
 )
-from server.errors import not_stored
+from server.errors import StartError, not_stored
 
 from .conftest import Serve
 from .support.harness import PATIENCE, ROOT

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from server.app import StartError, own_folder
 from server.commands.admin import CommandError
 from server.commands.backup import backup, restore
 from server.config import Settings
+from server.data_dir import DataDir
+from server.errors import StartError
 from server.storage.database import Database
 from server.web import control_socket
 
@@ -158,7 +159,7 @@ async def test_running_server_follows_no_link_that_replaced_a_folder(
 
 def test_lock_that_is_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "lock")
-    with pytest.raises(StartError), own_folder(tmp_path):
+    with pytest.raises(StartError), DataDir(tmp_path).locked():
         pass
 
 
@@ -185,7 +186,7 @@ def test_commands_distinguish_the_servers_socket_from_an_agents(
         assert listener.stdout.readline() == b"listening\n"
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(path)
-            assert control_socket.is_servers(connection, tmp_path) is not bool(limits)
+            assert control_socket.is_servers(connection, DataDir(tmp_path)) is not bool(limits)
         listener.communicate()
 
 

@@ -19,9 +19,10 @@ from urllib.parse import quote
 import aiohttp
 
 from ..agents.catalog import AcpxError
-from ..app import FolderTakenError, check_folder, make_backend, own_folder
+from ..app import make_backend
 from ..auth.tokens import TokenRegistry
 from ..config import Settings
+from ..data_dir import DataDir, DataDirInUseError
 from ..errors import Error
 from ..escaping import visible
 from ..metrics import Metrics
@@ -112,18 +113,19 @@ async def open_house(
     """
     if must_exist:
         await _check_database(settings)
+    data_dir = DataDir(settings.data_dir)
     async with contextlib.AsyncExitStack() as stack:
         deadline = time.monotonic() + WAIT_SECS
         while True:
             try:
-                stack.enter_context(own_folder(settings.data_dir))
-            except FolderTakenError as error:
-                if await _answers(settings):
-                    yield await stack.enter_async_context(_running(settings))
+                stack.enter_context(data_dir.locked())
+            except DataDirInUseError as error:
+                if await _answers(data_dir):
+                    yield await stack.enter_async_context(_running(data_dir))
                     return
                 if time.monotonic() > deadline:
                     raise CommandError(
-                        f"{error}, without {control_socket.NAME}: stop it first"
+                        f"{error}, without {data_dir.control_socket.name}: stop it first"
                     ) from None
                 await asyncio.sleep(0.1)
             else:
@@ -131,26 +133,26 @@ async def open_house(
                 return
 
 
-async def _answers(settings: Settings) -> bool:
+async def _answers(data_dir: DataDir) -> bool:
     try:
-        with control_socket.address(settings.data_dir) as path:
+        with control_socket.address(data_dir) as path:
             _, writer = await asyncio.open_unix_connection(path)
     except OSError:
         return False
     connection = writer.get_extra_info("socket")
-    is_servers = await asyncio.to_thread(control_socket.is_servers, connection, settings.data_dir)
+    is_servers = await asyncio.to_thread(control_socket.is_servers, connection, data_dir)
     writer.close()
     if not is_servers:
         raise CommandError(
-            f"it is not the server that listens at {settings.data_dir / control_socket.NAME}:"
+            f"it is not the server that listens at {data_dir.control_socket}:"
             " restart the server, which makes the socket anew"
         )
     return True
 
 
 @contextlib.asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[House]:
-    with control_socket.address(settings.data_dir) as path:
+async def _running(data_dir: DataDir) -> AsyncIterator[House]:
+    with control_socket.address(data_dir) as path:
         async with aiohttp.ClientSession(
             "http://localhost",
             connector=aiohttp.UnixConnector(path),
@@ -162,7 +164,7 @@ async def _running(settings: Settings) -> AsyncIterator[House]:
 @contextlib.asynccontextmanager
 async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[House]:
     async with contextlib.AsyncExitStack() as stack:
-        database = settings.data_dir / "clawdforge.db"
+        database = DataDir(settings.data_dir).database
         await upgrade(database)
         store = await Database.open(database, sync=settings.sync)
         stack.push_async_callback(store.close)
@@ -183,11 +185,11 @@ async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncItera
 @contextlib.asynccontextmanager
 async def reading(settings: Settings) -> AsyncIterator[Database]:
     """The database, to read it."""
-    path = settings.data_dir / "clawdforge.db"
+    data_dir = DataDir(settings.data_dir)
     if await asyncio.to_thread(settings.data_dir.is_dir):
-        check_folder(settings.data_dir)
+        data_dir.check()
     await _check_database(settings)
-    store = await Database.look(path)
+    store = await Database.look(data_dir.database)
     try:
         yield store
     finally:
@@ -195,7 +197,7 @@ async def reading(settings: Settings) -> AsyncIterator[Database]:
 
 
 async def _check_database(settings: Settings) -> None:
-    path = settings.data_dir / "clawdforge.db"
+    path = DataDir(settings.data_dir).database
     if not await asyncio.to_thread(path.is_file):
         raise CommandError(
             f"there is no database at {path}; CLAWDFORGE_DATA_DIR says where to look"
@@ -218,7 +220,7 @@ def run(
     except (AcpxError, Error, OSError, SchemaError) as error:
         raise CommandError(str(error)) from None
     except DatabaseError as error:
-        where = settings.data_dir / "clawdforge.db"
+        where = DataDir(settings.data_dir).database
         raise CommandError(f"{where}: {error}: `doctor` says what to do") from None
     return 0
 

@@ -20,15 +20,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import safe_files
-from ..app import FolderTakenError, check_folder, own_folder
 from ..config import Settings
+from ..data_dir import (
+    CONVERSATION_FOLDERS,
+    DATABASE,
+    FILE_FOLDERS,
+    DataDir,
+    DataDirInUseError,
+)
 from ..storage.database import check_file, copy_database
 from ..storage.schema import SchemaError
 from . import admin
 
-DATABASE = "clawdforge.db"
-BESIDE = ("acpx", "acpx-cli", "workspaces", "uploads")
-"""Folders of the data folder that a backup has: agents' conversations, and files."""
+BESIDE = (*CONVERSATION_FOLDERS, *FILE_FOLDERS)
+"""Folders of the data folder that a backup has."""
 MAX_DEPTH = 200
 """Folders in each other; an agent could make more of them than can be walked."""
 NO_BACKUP = "no backup of clawdforge"
@@ -59,11 +64,12 @@ def add_to(commands: Any) -> None:
 
 def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
     """The database as it is at one moment; the files as they are when they are read."""
-    source, archive = settings.data_dir / DATABASE, arguments.archive
-    folders = BESIDE[:2] if arguments.without_files else BESIDE
+    data_dir = DataDir(settings.data_dir)
+    source, archive = data_dir.database, arguments.archive
+    folders = CONVERSATION_FOLDERS if arguments.without_files else BESIDE
     try:
         source.stat()
-        check_folder(settings.data_dir)
+        data_dir.check()
     except OSError as error:
         raise admin.CommandError(f"there is no database: {source}: {error.strerror}") from None
     try:
@@ -152,7 +158,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
     folder, archive = settings.data_dir.resolve(), arguments.archive
     aside: Path | None = None
     try:
-        with own_folder(folder):
+        with DataDir(folder).locked():
             old = [name for name in (DATABASE, *BESIDE) if (folder / name).exists()]
             if old and not arguments.replace:
                 raise admin.CommandError(
@@ -168,7 +174,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
                         _move(folder / name, aside / name, mounts)
                 for child in Path(made).iterdir():
                     _move(child, folder / child.name, mounts)
-    except FolderTakenError as error:
+    except DataDirInUseError as error:
         raise admin.CommandError(f"{error}: stop it first") from None
     except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
         moved = f"; what was moved already is in {aside}" if aside else ""

@@ -19,12 +19,13 @@ from typing import Any
 
 from ..agents.base import AgentInfo
 from ..agents.catalog import AcpxError
-from ..app import FolderTakenError, StartError, make_backend, own_folder
+from ..app import make_backend
 from ..config import Settings
+from ..data_dir import DataDir, DataDirInUseError
+from ..errors import StartError
 from ..storage.database import check_file
 from ..storage.import_v02 import statements_of
 from ..storage.schema import SchemaError
-from ..web import control_socket
 from . import admin
 
 LOW_DISK_BYTES = 1 << 30
@@ -82,7 +83,7 @@ async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncIter
 def _here(settings: Settings) -> Iterator[Finding]:
     """What can be seen without starting anything."""
     yield Finding("ok", "python", ".".join(map(str, sys.version_info[:3])))
-    data, running = _data(settings.data_dir)
+    data, running = _data(DataDir(settings.data_dir))
     yield data
     yield _disk(settings)
     if data.mark != "BAD":
@@ -93,19 +94,20 @@ def _here(settings: Settings) -> Iterator[Finding]:
         yield Finding("note", ".env", "others may read it", "chmod 600 .env: it holds secrets")
 
 
-def _data(folder: Path) -> tuple[Finding, bool]:
+def _data(data_dir: DataDir) -> tuple[Finding, bool]:
     """The data folder, and whether a server runs on it."""
+    folder = data_dir.path
     if not folder.exists():
         return Finding("ok", "data", f"{folder} is not there yet; the first start makes it"), False
     try:
-        with own_folder(folder):
+        with data_dir.locked():
             return Finding("ok", "data", f"{folder}, and no server runs on it"), False
-    except FolderTakenError:
+    except DataDirInUseError:
         pass
     except StartError as error:
         advice = f"run as its user, or let this one own it: chown -R {os.getuid()} {folder}"
         return Finding("BAD", "data", str(error), advice), False
-    if not (folder / control_socket.NAME).is_socket():
+    if not data_dir.control_socket.is_socket():
         advice = "it is starting or stopping, or the folder can hold no socket: look again"
         return Finding("note", "data", f"{folder}: a server has it, without a socket", advice), True
     return Finding("ok", "data", f"{folder}, and a server runs on it"), True
@@ -124,7 +126,7 @@ def _disk(settings: Settings) -> Finding:
 
 
 def _database(settings: Settings) -> Finding:
-    path = settings.data_dir / "clawdforge.db"
+    path = DataDir(settings.data_dir).database
     if not path.is_symlink() and (not path.is_file() or path.stat().st_size == 0):
         return Finding("ok", "database", "none yet; the first start makes it")
     try:

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..agents.host import stderr
-from ..app import STDERR_FOLDER
 from ..codec import parse_message
 from ..config import Settings
+from ..data_dir import DataDir
 from ..escaping import json_text, visible
 from ..storage.database import Database
 from ..storage.schema import SessionRow
@@ -119,7 +119,7 @@ async def show_stderr(
     if row is None:
         raise admin.CommandError("no such session")
     try:
-        text = stderr.read(settings.data_dir / STDERR_FOLDER, row.id)
+        text = stderr.read(DataDir(settings.data_dir).stderr, row.id)
     except FileNotFoundError:
         text = b""
     if not arguments.raw:

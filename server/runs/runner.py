@@ -18,6 +18,7 @@ from pathlib import Path
 from .. import safe_files
 from ..agents.base import Backend
 from ..config import Settings
+from ..data_dir import DataDir
 from ..errors import Error, bad_request, draining
 from ..limits import ByteQuota, DiskReserve
 from ..sessions.event_log import DatabaseWriter
@@ -67,7 +68,7 @@ class Runner:
         self._waiting_bytes = waiting_bytes
         self._disk = disk
         self._clock = clock
-        self._runs_folder = settings.data_dir / "runs"
+        self._runs_folder = DataDir(settings.data_dir).runs
         self._grace = settings.cancel_grace_secs
         self._claude = ClaudeProgram(settings.claude_bin, environ, self._runs_folder, self._grace)
         self._queue = RunQueue(

@@ -17,6 +17,7 @@ from .. import safe_files
 from ..agents.base import AgentInfo, Backend
 from ..codec import dumps
 from ..config import Settings
+from ..data_dir import DataDir
 from ..errors import Error, bad_request, draining, not_found, not_stored
 from ..limits import ByteQuota, DiskReserve, TokenBucket, give_back
 from ..metrics import Metrics
@@ -33,7 +34,6 @@ from .settings import SessionSettings
 logger = logging.getLogger(__name__)
 
 PERMISSIONS = ("approve-all", "approve-reads", "deny-all", "ask")
-WORKSPACES = "workspaces"
 FALLBACK_AGENT = "demo"
 PREFERRED_AGENT = "claude"
 POOL_RETRY_SECS = 30
@@ -69,6 +69,7 @@ class SessionRegistry:
             each=settings.max_live_agents_per_app,
             app_of=_app_of,
         )
+        self._data_dir = DataDir(settings.data_dir)
         self.disk = DiskReserve(settings.data_dir, settings.min_free_bytes)
         self.waiting_bytes = ByteQuota(
             settings.max_waiting_prompt_bytes_per_app,
@@ -352,11 +353,11 @@ class SessionRegistry:
 
     def workspace(self, session_id: str) -> Path:
         """The folder of a session that asks for none."""
-        return Path(*self.place_of(session_id))
+        return self._data_dir.workspace(session_id)
 
-    def place_of(self, session_id: str) -> tuple[Path, str, str]:
+    def place_of(self, session_id: str) -> tuple[Path, *tuple[str, ...]]:
         """The same, as the data folder and the names below it."""
-        return self.settings.data_dir, WORKSPACES, session_id
+        return self._data_dir.split(self.workspace(session_id))
 
     def _check_cwd(self, cwd: str) -> Path:
         roots = self.settings.workspace_roots

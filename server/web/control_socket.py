@@ -18,42 +18,42 @@ import socket
 import struct
 from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 from aiohttp import web
 
 from ..agents.process import process_tree
+from ..data_dir import DataDir
 
 logger = logging.getLogger(__name__)
 
-NAME = "control.sock"
 SO_PEERPIDFD = 77
 _CREDENTIALS = struct.Struct("iII")
 """The kernel's ``struct ucred``: pid, uid, gid."""
 
 
 @contextlib.contextmanager
-def address(folder: Path) -> Iterator[str]:
-    """The socket's path, by the folder's descriptor: a long name of it does not matter.
+def address(data_dir: DataDir) -> Iterator[str]:
+    """The socket's path, through the descriptor of its folder, whose path may be long.
 
     A Unix socket's path may have 107 bytes.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = data_dir.control_socket
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{descriptor}/{NAME}"
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
     finally:
         os.close(descriptor)
 
 
 @contextlib.asynccontextmanager
-async def listening(runner: web.AppRunner, folder: Path) -> AsyncIterator[None]:
+async def listening(runner: web.AppRunner, data_dir: DataDir) -> AsyncIterator[None]:
     """Answer at the socket, too, where the folder can hold one."""
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     site = web.SockSite(runner, door)
     try:
-        (folder / NAME).unlink(missing_ok=True)  # a killed server's
+        data_dir.control_socket.unlink(missing_ok=True)  # a killed server's
         os.fchmod(door.fileno(), 0o600)  # before it has a name that an agent could exchange
-        with address(folder) as path:
+        with address(data_dir) as path:
             door.bind(path)
         await site.start()
     except OSError as error:
@@ -65,19 +65,19 @@ async def listening(runner: web.AppRunner, folder: Path) -> AsyncIterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):  # an agent may have put a folder there
-            (folder / NAME).unlink(missing_ok=True)
+            data_dir.control_socket.unlink(missing_ok=True)
         await site.stop()  # which closes the socket
 
 
-def is_servers(connection: TransportSocket | socket.socket, folder: Path) -> bool:
-    """Whether it is a server that listens at the operator's socket of *folder*.
+def is_servers(connection: TransportSocket | socket.socket, data_dir: DataDir) -> bool:
+    """Whether it is a server that listens at the operator's socket in the data folder.
 
     An agent can put a socket of its own there. What a supervisor has started, and all that comes of
     it, is known by its limits, which it cannot raise.
     """
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(raw)
-    if uid not in (0, os.getuid(), folder.stat().st_uid):
+    if uid not in (0, os.getuid(), data_dir.path.stat().st_uid):
         return False
     try:
         return pid == 0 or not process_tree.is_supervised(pid)

@@ -28,7 +28,6 @@ from server.agents.catalog import AcpxError
 from server.commands.doctor import _here
 from server.config import Settings
 from server.storage.database import copy_database
-from server.web.control_socket import NAME
 
 from ..conftest import Spawn
 from ..storage.test_import_v02 import make
@@ -187,13 +186,13 @@ async def test_a_running_server_obeys_at_once(
     assert (await bot.get("/sessions"))[0] == 401
 
     assert await server.stop() == 0
-    assert not (operator.data_dir / NAME).exists()
+    assert not (operator.data_dir / "control.sock").exists()
 
 
 async def test_a_folder_that_holds_no_socket_is_served_all_the_same(
     operator: Operator, spawn: Spawn, tmp_path: Path
 ) -> None:
-    (operator.data_dir / NAME / "a folder in its place").mkdir(parents=True)
+    (operator.data_dir / "control.sock" / "a folder in its place").mkdir(parents=True)
     server = await spawn()
     assert await server.stop() == 0
     assert "no operator's socket" in (tmp_path / "server.log").read_text("utf-8")

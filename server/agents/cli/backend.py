@@ -23,6 +23,7 @@ from weakref import WeakSet
 from ... import safe_files
 from ...codec import parse_message
 from ...config import AgentCommand
+from ...data_dir import DataDir
 from ...tasks import Tasks
 from ..base import (
     NO_SETTINGS,
@@ -50,7 +51,7 @@ class CliBackend:
 
     Args:
         node: Node's executable.
-        state_dir: of the sessions' acpx homes.
+        data_dir: has the folder of the sessions' acpx homes.
         agents: name to argv and environment, over acpx's own list.
         environ: the environment of acpx and of every agent: an allow-list.
         start_timeout: seconds for an agent to start and load its session.
@@ -66,7 +67,7 @@ class CliBackend:
         self,
         *,
         node: str,
-        state_dir: Path,
+        data_dir: DataDir,
         agents: Mapping[str, AgentCommand],
         environ: Mapping[str, str],
         start_timeout: float,
@@ -74,8 +75,9 @@ class CliBackend:
         limits: MessageLimits,
     ) -> None:
         self._node = node
-        self._homes = state_dir / "homes"
-        self._no_mcp = state_dir / "no-mcp.json"
+        self._data_dir = data_dir
+        self._homes = data_dir.acpx_cli / "homes"
+        self._no_mcp = data_dir.acpx_cli / "no-mcp.json"
         self._commands = agents
         self._environ = environ
         self._start_timeout = start_timeout
@@ -100,12 +102,12 @@ class CliBackend:
         self._script = catalog["cli"]
 
     def _prepare(self) -> None:
-        state = self._homes.parent
-        state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with safe_files.folder(state.parent, state.name, self._homes.name, make=True):
+        self._data_dir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with safe_files.folder(*self._data_dir.split(self._homes), make=True):
             pass
-        safe_files.remove(state.parent, state.name, self._no_mcp.name)
-        with safe_files.new_file(state.parent, state.name, self._no_mcp.name) as file:
+        no_mcp = self._data_dir.split(self._no_mcp)
+        safe_files.remove(*no_mcp)
+        with safe_files.new_file(*no_mcp) as file:
             file.write(b'{"mcpServers": []}\n')
         for home in self._homes.iterdir():  # of a server that was killed
             shutil.rmtree(socket_folder(home), ignore_errors=True)
@@ -142,6 +144,7 @@ class CliBackend:
         return AcpxCommands(
             Acpx(self._node, self._script, self._environ, self._no_mcp),
             spec,
+            self._data_dir,
             self._homes / spec.key,
             agent_argv=command.argv if command else await self._find_agent(spec.agent),
             agent_environ=command.env if command else {},
@@ -156,10 +159,9 @@ class CliBackend:
         raise agent_unavailable(f"the agent {name!r} is not installed any more")
 
     async def forget(self, key: str) -> None:
-        state = self._homes.parent
-        place = state.parent, state.name, self._homes.name, key
+        home = self._data_dir.split(self._homes / key)
         try:
-            await asyncio.to_thread(safe_files.remove, *place)
+            await asyncio.to_thread(safe_files.remove, *home)
         except OSError as error:
             logger.error("session %s: acpx keeps its record: %s", key, error)
 

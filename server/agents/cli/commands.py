@@ -15,6 +15,7 @@ from typing import Any
 
 from ... import safe_files
 from ...codec import parse_message
+from ...data_dir import DataDir
 from ..base import AgentSpec, misplaced, real_folder
 from ..failures import details_of
 from ..process import process_tree
@@ -81,6 +82,7 @@ class AcpxCommands:
         self,
         acpx: Acpx,
         spec: AgentSpec,
+        data_dir: DataDir,
         home: Path,
         *,
         agent_argv: Sequence[str],
@@ -88,6 +90,7 @@ class AcpxCommands:
     ) -> None:
         self._acpx = acpx
         self._spec = spec
+        self._data_dir = data_dir
         self._home = home
         environ = {**acpx.environ, **agent_environ}
         # The agent's home is the user's, with the user's logins.
@@ -133,10 +136,9 @@ class AcpxCommands:
     def _prepare(self, stdin: bytes) -> int:
         """Make the home; a file in memory that can be a program's stdin."""
         # acpx follows the path again: nothing may have been put in its way since it was resolved.
-        if os.path.realpath(self._spec.cwd) != real_folder(self._spec.cwd, self._home.parents[2]):
+        if os.path.realpath(self._spec.cwd) != real_folder(self._spec.cwd, self._data_dir.path):
             raise misplaced()
-        data_dir, *names = self._home.parents[2], *self._home.parts[-3:]
-        with safe_files.folder(data_dir, *names, make=True):
+        with safe_files.folder(*self._data_dir.split(self._home), make=True):
             pass
         descriptor = os.memfd_create("stdin")
         with os.fdopen(descriptor, "wb", closefd=False) as file:

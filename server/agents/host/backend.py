@@ -20,6 +20,7 @@ from typing import Any
 
 from ... import safe_files
 from ...config import AgentCommand
+from ...data_dir import DataDir
 from ...errors import Error
 from ...tasks import Semaphores, Supervisor, Tasks
 from ..base import (
@@ -83,8 +84,7 @@ class HostBackend:
 
     Args:
         node: Node's executable.
-        state_dir: acpx's own folder.
-        stderr_dir: where the end of each session's agent's stderr is kept.
+        data_dir: has acpx's state folder, and a folder of the agents' stderr.
         agents: name to argv and environment, over acpx's own list.
         environ: the environment of the host and of every agent: an allow-list.
         start_timeout: seconds for an agent to start and load its session.
@@ -100,8 +100,7 @@ class HostBackend:
         self,
         *,
         node: str,
-        state_dir: Path,
-        stderr_dir: Path,
+        data_dir: DataDir,
         agents: Mapping[str, AgentCommand],
         environ: Mapping[str, str],
         start_timeout: float,
@@ -110,16 +109,17 @@ class HostBackend:
         supervisor: Supervisor | None = None,
     ) -> None:
         supervisor = supervisor or Supervisor()
-        self._state_dir = state_dir
+        self._data_dir = data_dir
+        self._state_dir = state_dir = data_dir.acpx
         self._commands = agents
         self._environ = environ
         hidden = secrets_in(environ, *(command.env for command in agents.values()))
         self._attachments = StdioHandover(
             agents,
             pressure,
-            StderrFiles(stderr_dir, supervisor, hidden),
+            StderrFiles(data_dir.stderr, supervisor, hidden),
             supervisor,
-            state_dir.parent,
+            data_dir.path,
             limits,
             environ,
         )
@@ -175,15 +175,14 @@ class HostBackend:
             raise
 
     def _prepare_state_dir(self) -> None:
-        top, name = self._state_dir.parent, self._state_dir.name
-        top.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with safe_files.folder(top, name, SESSIONS, make=True):
+        self._data_dir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with safe_files.folder(*self._data_dir.split(self._state_dir / SESSIONS), make=True):
             pass  # acpx follows links there, so it is no link
         # What a killed server or host had only begun: probes, and records that acpx was writing.
         for pattern in ("probe-*", f"{SESSIONS}/probe-*", f"{SESSIONS}/acpx-write*"):
             for path in self._state_dir.glob(pattern):
                 with contextlib.suppress(OSError):
-                    safe_files.remove(top, name, *path.relative_to(self._state_dir).parts)
+                    safe_files.remove(*self._data_dir.split(path))
 
     async def stop(self) -> None:
         """Let the agents end in peace, for a moment, and then everything."""
@@ -220,15 +219,12 @@ class HostBackend:
     async def _probe(self, name: str) -> None:
         """Start the agent for a moment, for what it says of itself."""
         try:
-            place = (
-                *(self._state_dir.parent, self._state_dir.name),
-                f"probe-{secrets.token_hex(8)}",
-            )
-            await asyncio.to_thread(safe_files.make_folder, *place)
+            folder = self._state_dir / f"probe-{secrets.token_hex(8)}"
+            await asyncio.to_thread(safe_files.make_folder, *self._data_dir.split(folder))
         except OSError as error:
             logger.warning("the agent %s is not asked what it can do: %s", name, error)
             return
-        spec = AgentSpec(place[-1], name, str(Path(*place)), None, None, "ask")
+        spec = AgentSpec(folder.name, name, str(folder), None, None, "ask")
         agent = self.agent(spec, _Nobody())
         try:
             await agent.wake()
@@ -240,7 +236,7 @@ class HostBackend:
             await agent.hibernate()
             await self.forget(spec.key)
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(safe_files.remove, *place)
+                await asyncio.to_thread(safe_files.remove, *self._data_dir.split(folder))
 
     async def forget(self, key: str) -> None:
         await self._attachments.stderr.forget(key)

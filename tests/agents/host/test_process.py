@@ -19,7 +19,7 @@ from server.agents import catalog
 from server.agents.host import agent as host_agent
 from server.agents.host import process
 from server.agents.process import supervise
-from server.app import StartError
+from server.errors import StartError
 
 from ...conftest import Serve
 from ...support.harness import (
