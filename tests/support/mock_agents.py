@@ -1,0 +1,37 @@
+"""The mock agents, and their scripts; see ``tests/stand_ins/mock_agent.py``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from server.config import AgentCommand
+
+from .client import Json
+from .processes import ROOT
+
+MOCK = ROOT / "tests" / "stand_ins" / "mock_agent.py"
+
+
+def mock_agent(*flags: str, **environ: str) -> AgentCommand:
+    """The scriptable mock agent, started with *flags*."""
+    return AgentCommand((sys.executable, "-I", "-S", str(MOCK), *flags), environ)
+
+
+MOCKS: dict[str, AgentCommand] = {
+    "mock": mock_agent(),
+    "mock-resume": mock_agent("--resume"),
+    "mock-modes": mock_agent("--modes"),
+    "mock-no-load": mock_agent("--no-load"),
+    "mock-fail-load": mock_agent("--fail-load", "--commands"),
+    "mock-fail-new": mock_agent("--fail-new"),
+    "mock-dies": mock_agent("--die-at-start"),
+    "mock-silent": mock_agent("--silent"),
+    "mock-stubborn": mock_agent("--ignore-eof", "--ignore-sigterm"),
+    "missing": AgentCommand(("no-such-program-anywhere", "--acp")),
+}
+
+
+def script(*steps: Json) -> str:
+    """A prompt that the mock agent carries out; see its table of steps."""
+    return json.dumps({"steps": list(steps)})

@@ -1,0 +1,69 @@
+"""Processes: runs programs, and reads the process table."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from .waiting import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+"""The root of the repository."""
+
+
+async def run_program(*argv: str, **variables: str) -> tuple[int | None, str, str]:
+    """Run a program; its exit status, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), 2 * PATIENCE)
+    except TimeoutError:
+        process.kill()
+        out, err = await process.communicate()
+        pytest.fail(f"{argv[0]} took too long; it said {out!r} {err!r}")
+    return process.returncode, out.decode(), err.decode()
+
+
+def is_running(pid: int) -> bool:
+    """Whether *pid* is a process that has not ended (a zombie has)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below *pid*, zombies left out."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+                if fields[0] not in "ZX":
+                    parents[int(entry.name)] = int(fields[1])
+
+    def chain(child: int) -> Iterator[int]:
+        while child in parents:
+            child = parents[child]
+            yield child
+
+    return [child for child in parents if pid in chain(child)]
+
+
+def environ_of(pid: int) -> Mapping[str, str]:
+    """The environment that process was started with."""
+    raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    pairs = (entry.decode(errors="replace").partition("=") for entry in raw if entry)
+    return {name: value for name, _, value in pairs}

@@ -1,0 +1,198 @@
+"""Servers for tests: in the test's own process, or as a process of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from blockbuster import BlockBuster
+
+from server.app import build_app
+from server.config import Settings
+from server.tasks import Supervisor
+from server.web.context import CONTEXT, ServerContext
+from server.web.listener import Listener
+from server.web.middleware import Runner
+from server.ws.connection import INCOMING_LIMITS
+from server.ws.incoming import IncomingLimits
+
+from .client import ADMIN, Client, http_session
+from .mock_agents import MOCKS
+from .processes import ROOT
+from .waiting import PATIENCE
+
+
+class LocalServer:
+    """A server in the test's own process and loop, with real acpx behind it."""
+
+    def __init__(self, runner: web.AppRunner, url: str, http: aiohttp.ClientSession) -> None:
+        self._runner = runner
+        self._http = http
+        self.url = url
+        self.services: ServerContext = runner.app[CONTEXT]
+        self.router = runner.app.router
+        self.incoming: IncomingLimits = runner.app[INCOMING_LIMITS]
+
+    async def client(self, name: str = "app", **token: Any) -> Client:
+        """A client with a token of its own."""
+        admin = self.admin()
+        status, reply = await admin.post("/admin/tokens", {"name": name, **token})
+        assert status == 200, reply
+        return Client(self.url, reply["token"], self._http)
+
+    async def clear(self) -> None:
+        """End every app, with its sockets, its sessions and their agents."""
+        await self.anonymous().close_sockets()
+        services = self.services
+        for row in services.tokens.rows():
+            for session in await services.sessions.sessions_of(row.name, include_closed=False):
+                await services.sessions.close(session, "admin")
+            await services.tokens.revoke(row.name)
+
+    def admin(self) -> Client:
+        return Client(self.url, ADMIN, self._http)
+
+    def anonymous(self) -> Client:
+        return Client(self.url, None, self._http)
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+
+# While tests run against servers here, whatever would block their event loop fails. A server's
+# start and end may.
+blocking = BlockBuster("server")
+
+
+@contextlib.asynccontextmanager
+async def local_server(
+    data_dir: Path,
+    clock: Callable[[], float] = time.time,
+    supervisor: Supervisor | None = None,
+    **settings: Any,
+) -> AsyncIterator[LocalServer]:
+    """Run a server here; *settings* are fields of :class:`Settings`."""
+    values = {
+        "admin_token": ADMIN,
+        "agents": MOCKS,
+        "default_agent": "mock",
+        "data_dir": data_dir,
+        "min_free_bytes": 0,  # the machine's disk is not the test's
+        "drain_secs": 0.1,  # a turn that a test leaves running is not waited for
+        **settings,
+    }
+    blocking.deactivate()
+    environ = {**os.environ, "DEMO_PACE_MS": "0"}
+    app = await build_app(Settings(**values), environ=environ, clock=clock, supervisor=supervisor)
+    runner = Runner(app, shutdown_timeout=2)
+    try:
+        await runner.setup()
+        services = app[CONTEXT]
+        used = services.settings
+        door = Listener(
+            services.sockets.waiting,
+            used.auth_timeout_secs,
+            used.stall_timeout_secs,
+            services.supervisor,
+        )
+        async with http_session() as http, door.open(runner, "127.0.0.1", 0) as port:
+            blocking.activate()
+            yield LocalServer(runner, f"http://127.0.0.1:{port}", http)
+    finally:
+        blocking.deactivate()
+        await runner.cleanup()
+
+
+def hold_commits(
+    server: LocalServer, patch: pytest.MonkeyPatch
+) -> tuple[asyncio.Event, asyncio.Event]:
+    """Keep whoever commits waiting: an event that it is stored, and one that lets them go on."""
+    writer, stored, go_on = server.services.sessions.writer, asyncio.Event(), asyncio.Event()
+    commit = writer.commit
+
+    async def slow_commit(statements: Any) -> None:
+        await commit(statements)
+        stored.set()
+        await go_on.wait()
+
+    patch.setattr(writer, "commit", slow_commit)
+    return stored, go_on
+
+
+class ServerProcess:
+    """A server as a user runs it: ``python -m server``, killed or stopped by its pid."""
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str, greeting: str) -> None:
+        self.process = process
+        self.url = url
+        self.greeting = greeting
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.process.send_signal(signal.SIGKILL)
+        await self.process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM, and wait; its exit status."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE)
+
+
+async def start_server(
+    data_dir: Path, log: Path, *, wrapper: Sequence[str] = (), **variables: str | None
+) -> ServerProcess:
+    """Start ``python -m server`` on a free port and wait until it is ready.
+
+    Args:
+        log: file that its stderr is added to.
+        wrapper: a program, with arguments, that becomes the server.
+        variables: settings, by the variable's name without the prefix; None leaves one out.
+    """
+    agents = {name: {"argv": a.argv, "env": dict(a.env)} for name, a in MOCKS.items()}
+    settings = {
+        "DATA_DIR": str(data_dir),
+        "PORT": "0",
+        "ADMIN_TOKEN": ADMIN,
+        "AGENTS": json.dumps(agents),
+        "DEFAULT_AGENT": "mock",
+        "MIN_FREE_BYTES": "0",
+        **variables,
+    }
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("CLAWDFORGE_")}
+    environ |= {f"CLAWDFORGE_{k}": v for k, v in settings.items() if v is not None}
+    environ |= {"DEMO_PACE_MS": "0", "PYTHONWARNINGS": "error"}
+    with log.open("ab") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *wrapper,
+            *(sys.executable, "-m", "server"),
+            cwd=ROOT,
+            env=environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+        )
+    assert process.stdout is not None
+    greeting = ""
+    while "is ready on" not in greeting:
+        line = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+        if not line:
+            raise AssertionError(f"the server did not start: see {log}")
+        greeting += line.decode()
+    url = greeting.rpartition("is ready on ")[2].strip().rstrip("/")
+    return ServerProcess(process, url, greeting)
