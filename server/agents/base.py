@@ -211,22 +211,22 @@ class AgentObserver(Protocol):
     def wanted(self) -> Wanted:
         """The settings that the agent must be in before it gets a prompt."""
 
-    def restored(self, setting: str, value: str) -> None:
+    def setting_restored(self, setting: str, value: str) -> None:
         """The agent has been put back into a setting, which a new process of it was not in."""
 
-    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None:
+    def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:
         """The agent has changed a setting by itself."""
 
-    def tool_called(self, update: Mapping[str, Any]) -> None:
+    def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         """A ``tool_call`` or ``tool_call_update``, parsed; its notification follows."""
 
     def prompt_sent(self, context: Context) -> None:
         """The prompt is on its way into the agent's process."""
 
-    def agent_notified(self, message: bytes) -> None:
+    def notification_received(self, message: bytes) -> None:
         """A notification, as the agent wrote it: one line of JSON without its end."""
 
-    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None:
+    def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:
         """The response that ends the turn, raw and parsed."""
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
@@ -235,7 +235,7 @@ class AgentObserver(Protocol):
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         """The same, where the backend has answered it already, by the session's permission."""
 
-    def agent_gone(self) -> None:
+    def agent_ended(self) -> None:
         """The agent's process has ended, whether it was asked to or not."""
 
 
@@ -277,7 +277,7 @@ class PromptHandle:
         blocks: JSON of the content blocks; empty once the agent has received them.
         admitted: done once the prompt may be sent, or was withdrawn.
         done: done when the turn is over. The response itself has gone to
-            :meth:`AgentObserver.prompt_answered` by then. Raises :class:`Error` if there is no
+            :meth:`AgentObserver.response_received` by then. Raises :class:`Error` if there is no
             response: the agent did not start, or its process ended.
     """
 
@@ -354,21 +354,21 @@ class Agent(Protocol):
     """One session's agent: an id at acpx, and a process while there is one."""
 
     @property
-    def live(self) -> bool:
+    def is_live(self) -> bool:
         """A process is running or starting."""
 
     @property
-    def waking(self) -> bool:
+    def is_starting(self) -> bool:
         """A process is starting, or loads its conversation."""
 
     @property
     def settings(self) -> AgentSettings: ...
 
-    def pass_to(self, spec: AgentSpec, listener: AgentObserver) -> None:
-        """Serve another *listener* from now on, with another permission in *spec* perhaps."""
+    def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
+        """Serve another *observer* from now on, with another permission in *spec* perhaps."""
 
-    async def wake(self) -> None:
-        """Start a new session's agent and set what its listener wants.
+    async def start(self) -> None:
+        """Start a new session's agent and set what its observer wants.
 
         So its first prompt need not wait for that.
 
@@ -417,7 +417,7 @@ class Backend(Protocol):
     Attributes:
         versions: of ``acpx`` and ``node``, once it is started.
         can_ask: permission requests come to the session; else acpx decides them.
-        can_restore: the settings that a listener wants are set before each prompt; else a prompt
+        can_restore: the settings that a observer wants are set before each prompt; else a prompt
             fails if the agent cannot be in them.
     """
 
@@ -445,7 +445,7 @@ class Backend(Protocol):
         """What is known of the agent of that name."""
 
     def agent(
-        self, spec: AgentSpec, listener: AgentObserver, settings: AgentSettings = NO_SETTINGS
+        self, spec: AgentSpec, observer: AgentObserver, settings: AgentSettings = NO_SETTINGS
     ) -> Agent:
         """Make a session's agent.
 

@@ -318,8 +318,8 @@ def is_command(state: AgentSettings, blocks: Any) -> bool:
 
 
 def preface_of(
-    blocks: Any, spec: AgentSpec, state: AgentSettings, listener: AgentObserver
+    blocks: Any, spec: AgentSpec, state: AgentSettings, observer: AgentObserver
 ) -> str | None:
     """What goes in front of a prompt in a conversation that has no preface yet."""
-    listener.owes_preface = spec.preface is not None and is_command(state, blocks)
-    return None if listener.owes_preface else spec.preface
+    observer.owes_preface = spec.preface is not None and is_command(state, blocks)
+    return None if observer.owes_preface else spec.preface

@@ -120,19 +120,19 @@ class _Collector:
             raise RunError("agent_failed", "the agent cancelled the turn", stop_reason=stop_reason)
         return RunResult(result_json("".join(self._texts)), stop_reason)
 
-    def restored(self, setting: str, value: str) -> None:
+    def setting_restored(self, setting: str, value: str) -> None:
         pass
 
-    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None:
+    def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:
         pass
 
-    def tool_called(self, update: Mapping[str, Any]) -> None:
+    def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self._calls.note(update)
 
     def prompt_sent(self, context: Context) -> None:
         pass
 
-    def agent_notified(self, message: bytes) -> None:
+    def notification_received(self, message: bytes) -> None:
         if self._size > MAX_OUTPUT_BYTES or b"agent_message_chunk" not in message:
             return
         text = _chunk_text(message)
@@ -143,8 +143,8 @@ class _Collector:
         if self._size > MAX_OUTPUT_BYTES:
             self.prompt.cancel()
 
-    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None:
-        self._response = answer
+    def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:
+        self._response = response
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         request = params if isinstance(params, dict) else {}
@@ -155,7 +155,7 @@ class _Collector:
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         pass
 
-    def agent_gone(self) -> None:
+    def agent_ended(self) -> None:
         pass
 
 

@@ -113,9 +113,9 @@ class Prewarmed:
 
     def hand_over(self, spec: AgentSpec, listener: AgentObserver) -> Agent:
         """Let *listener* hear what the agent has said, and will say."""
-        self.agent.pass_to(spec, listener)
+        self.agent.rebind(spec, listener)
         for message in self._heard:
-            listener.agent_notified(message)
+            listener.notification_received(message)
         return self.agent
 
     # As a listener.
@@ -123,17 +123,17 @@ class Prewarmed:
     wanted = Wanted()
     owes_preface = False
 
-    def restored(self, setting: str, value: str) -> None: ...
+    def setting_restored(self, setting: str, value: str) -> None: ...
 
-    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None: ...
+    def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None: ...
 
-    def tool_called(self, update: Mapping[str, Any]) -> None: ...
+    def tool_call_updated(self, update: Mapping[str, Any]) -> None: ...
 
     def prompt_sent(self, context: Context) -> None: ...
 
-    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None: ...
+    def response_received(self, message: bytes, response: Mapping[str, Any]) -> None: ...
 
-    def agent_notified(self, message: bytes) -> None:
+    def notification_received(self, message: bytes) -> None:
         self._heard.append(message)
         self._heard_bytes += len(message)
         if self._heard_bytes > HEARD_BYTES:
@@ -145,7 +145,7 @@ class Prewarmed:
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None: ...
 
-    def agent_gone(self) -> None:
+    def agent_ended(self) -> None:
         self._pool.drop(self, "it has ended")
 
 
@@ -209,7 +209,7 @@ class Prewarmer:
         try:
             await self._house.writer.commit([database.insert_prewarmed(session_id)])
             await asyncio.to_thread(safe_files.make_folder, *self._house.place_of(session_id))
-            await spare.agent.wake()
+            await spare.agent.start()
         except Exception:
             self.drop(spare, "it does not start")
             raise

@@ -524,7 +524,7 @@ class SessionRegistry:
     def _unload(self) -> None:
         """Forget sessions that nobody watches and nothing runs for; the database has them."""
         for session_id, session in tuple(self._kept.items()):
-            running = session.agent is not None and session.agent.live
+            running = session.agent is not None and session.agent.is_live
             if session.is_stored and not (session.is_busy or session.viewers or running):
                 del self._kept[session_id]
 

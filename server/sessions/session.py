@@ -223,14 +223,14 @@ class Session:
         """The mode of the agent: as it says, or the one that it will be put into."""
         state = self._agent_state
         said = agent_settings.current(state, "mode")
-        if said is not None and self.agent is not None and self.agent.live:
+        if said is not None and self.agent is not None and self.agent.is_live:
             return said
         wanted = self.wanted
         if wanted.mode is None:
             return said
         is_offered = agent_settings.offers(state, "mode", wanted.mode)
         if is_offered is None:  # not offered either, if the agent has said all
-            is_told = self.agent is not None and not self.agent.waking and state != NO_SETTINGS
+            is_told = self.agent is not None and not self.agent.is_starting and state != NO_SETTINGS
             is_offered = not is_told
         return wanted.mode if is_offered or not wanted.mode_is_optional else said
 
@@ -278,11 +278,11 @@ class Session:
     @property
     def agent_state(self) -> Presence:
         """Whether the agent runs."""
-        if self.agent is None or not self.agent.live:
+        if self.agent is None or not self.agent.is_live:
             return "hibernated"
         if self._prewarmed and self._current is None and not self._sent_index:
             return "prewarmed"
-        return "waking" if self.agent.waking else "live"
+        return "waking" if self.agent.is_starting else "live"
 
     def agent_view(self) -> dict[str, Any]:
         """What the agent offers, in ACP's shapes, and whether it runs."""
@@ -601,7 +601,7 @@ class Session:
     def take_over(self, spare: Prewarmed) -> None:
         """Have the agent that was started for this session before it was asked for."""
         self.agent = spare.hand_over(self.spec, self)
-        self._prewarmed = self.agent.live
+        self._prewarmed = self.agent.is_live
         self._house.slots.pass_on(spare, self)
         self._keep_agent_state()
         self._release_if_gone()
@@ -615,7 +615,7 @@ class Session:
 
     async def _wake(self) -> None:
         try:
-            await self._live_agent().wake()
+            await self._live_agent().start()
         except Error as error:
             if self._waking is not None:  # else it was ended for who needs its slot
                 # The first turn tells the client.
@@ -799,7 +799,7 @@ class Session:
             )
         )
 
-    def agent_notified(self, message: bytes) -> None:
+    def notification_received(self, message: bytes) -> None:
         if self._sealed:
             return
         self.log.append("event", self._event_index(), entries.event_fields(message))
@@ -814,18 +814,18 @@ class Session:
             return turn.index
         return self._sent_index
 
-    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None:
+    def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:
         turn = self._current
         if turn is None:
             return
         self.log.append("event", turn.index, entries.event_fields(message))
-        result = answer.get("result")
+        result = response.get("result")
         reason = result.get("stopReason") if isinstance(result, dict) else None
         if isinstance(reason, str) and reason not in ("", "error"):  # `error` is ours to say
             self._end(turn, stop_reason=reason)
         else:
             methods = self.agent.settings.auth_methods if self.agent is not None else None
-            self._end(turn, error=agent_error(answer.get("error"), self.row.agent, methods))
+            self._end(turn, error=agent_error(response.get("error"), self.row.agent, methods))
 
     def _end(
         self, turn: Turn, *, stop_reason: str | None = None, error: Error | None = None
@@ -911,10 +911,10 @@ class Session:
     def owes_preface(self, owes: bool) -> None:
         self._adopt(self.row.model, dataclasses.replace(self._settings, owes_preface=owes))
 
-    def restored(self, setting: str, value: str) -> None:
+    def setting_restored(self, setting: str, value: str) -> None:
         self._restored.append((setting, value))  # the log has it after the turn's start
 
-    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None:
+    def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:
         """The agent is in another setting: what was in force last stays in force.
 
         Only a mode in which it does not ask is none that a session with a policy is put back into.
@@ -938,7 +938,7 @@ class Session:
         permission = self.row.permission
         return permission != APPROVE_ALL and self.traits.asks(mode, permission) is False
 
-    def tool_called(self, update: Mapping[str, Any]) -> None:
+    def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self.permissions.calls.note(update)
 
     def note_asks(self) -> None:
@@ -956,7 +956,7 @@ class Session:
             "notice", self._event_index(), entries.encode_fields(notice="asks", asks=asks)
         )
 
-    def agent_gone(self) -> None:
+    def agent_ended(self) -> None:
         self.permissions.cancel()
         self._prewarmed = False
         self._keep_agent_state()
@@ -964,7 +964,7 @@ class Session:
 
     def _release_if_gone(self) -> None:
         starting = self.is_busy or self._changing or self._waking
-        if not starting and (self.agent is None or not self.agent.live):
+        if not starting and (self.agent is None or not self.agent.is_live):
             self._house.slots.release(self)
 
     # Permissions.

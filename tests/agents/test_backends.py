@@ -326,7 +326,7 @@ async def test_a_session_that_is_closed_before_its_agent_is_found_starts_none(
     before = set(descendants(os.getpid()))
     await client.delete(f"/sessions/{session}")
     go_on.set()
-    await eventually("it to give up", lambda: not agent.live)
+    await eventually("it to give up", lambda: not agent.is_live)
     assert set(descendants(os.getpid())) <= before
 
 

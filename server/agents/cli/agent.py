@@ -78,7 +78,7 @@ class _CliPrompt(PromptHandle):
 
     def decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         if not self.is_withdrawn:
-            self._agent.listener.permission_decided(params, outcome)
+            self._agent.observer.permission_decided(params, outcome)
 
     def opened(self, result: dict[str, Any]) -> None:
         self._agent.opened(result)
@@ -88,7 +88,7 @@ class _CliPrompt(PromptHandle):
 
     def answered(self, line: bytes, message: dict[str, Any]) -> None:
         if not self.done.done():
-            self._agent.listener.prompt_answered(line, message)
+            self._agent.observer.response_received(line, message)
             self.finish()
 
 
@@ -106,7 +106,7 @@ class CliAgent:
     def __init__(
         self,
         spec: AgentSpec,
-        listener: AgentObserver,
+        observer: AgentObserver,
         state: AgentSettings,
         *,
         find_commands: Callable[[AgentSpec], Awaitable[AcpxCommands]],
@@ -116,7 +116,7 @@ class CliAgent:
         max_message_bytes: int,
     ) -> None:
         self.spec = spec
-        self.listener = listener
+        self.observer = observer
         self._find_commands = find_commands
         self._tasks = tasks
         self._start_timeout = start_timeout
@@ -136,24 +136,24 @@ class CliAgent:
         self._state = state
 
     @property
-    def live(self) -> bool:
+    def is_live(self) -> bool:
         return self._busy > 0 or (self._acpx is not None and self._acpx.running)
 
     @property
-    def waking(self) -> bool:
+    def is_starting(self) -> bool:
         return self._busy > 0 and not self._is_awake
 
     @property
     def settings(self) -> AgentSettings:
         return self._state
 
-    def pass_to(self, spec: AgentSpec, listener: AgentObserver) -> None:
-        self.spec, self.listener = spec, listener
+    def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
+        self.spec, self.observer = spec, observer
         self._acpx = None  # its commands name the permission
 
     # What the session asks for.
 
-    async def wake(self) -> None:
+    async def start(self) -> None:
         async with self._commanding():
             pass
 
@@ -199,7 +199,7 @@ class CliAgent:
         """End all processes of the session; what is left after *grace* seconds is killed."""
         self._era += 1
         async with self._ending:
-            if self._acpx is None or not self.live:
+            if self._acpx is None or not self.is_live:
                 return
             await self._acpx.end(grace)
             async with self._command:  # what was under way has failed, if it had begun
@@ -208,7 +208,7 @@ class CliAgent:
         self._mode = None
         if self._prompt is not None and self._prompt.is_sent:
             self._prompt.finish(agent_failed(AGENT_GONE))
-        self.listener.agent_gone()
+        self.observer.agent_ended()
 
     # The way of a prompt.
 
@@ -244,9 +244,9 @@ class CliAgent:
             if prompt.done.done():
                 return True
             self._check_mode(acpx)
-            if self._fresh or self.listener.owes_preface:
+            if self._fresh or self.observer.owes_preface:
                 own = loads(blocks)
-                text = settings.preface_of(own, self.spec, self._state, self.listener)
+                text = settings.preface_of(own, self.spec, self._state, self.observer)
                 if text is not None:
                     blocks = dumps([{"type": "text", "text": text}, *own])
             program = await acpx.start("prompt", *self._name, "-f", "-", stdin=blocks)
@@ -267,7 +267,7 @@ class CliAgent:
             await self.kill()  # so ends what the agent has left
             return True
         if text is not None:
-            self.listener.owes_preface = True
+            self.observer.owes_preface = True
         if transcript.refused and not self._fresh and not needs_login(transcript.refusal):
             return False
         raise self._start_error(error, transcript.refusal)
@@ -277,7 +277,7 @@ class CliAgent:
 
         acpx does not set a mode again when it loads a session, and sends the prompt at once.
         """
-        wanted = self.listener.wanted
+        wanted = self.observer.wanted
         if wanted.mode is None or wanted.mode_is_optional:
             return
         if not acpx.running or self._mode != wanted.mode:
@@ -391,7 +391,7 @@ class CliAgent:
 
     def prompt_sent(self, *, fresh: bool) -> None:
         self._is_awake = True
-        self.listener.prompt_sent("fresh" if fresh or self._fresh else "kept")
+        self.observer.prompt_sent("fresh" if fresh or self._fresh else "kept")
         self._fresh = False
 
     def notified(self, line: bytes, message: dict[str, Any]) -> None:
@@ -400,7 +400,7 @@ class CliAgent:
             update = params.get("update") if isinstance(params, dict) else None
             kind = update.get("sessionUpdate") if isinstance(update, dict) else None
             self._state = settings.updated(self._state, NO_SETTINGS, kind, update)
-        self.listener.agent_notified(line)
+        self.observer.notification_received(line)
 
     def opened(self, result: dict[str, Any]) -> None:
         self._state = settings.opened(self._state, result)

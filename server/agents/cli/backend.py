@@ -124,11 +124,11 @@ class CliBackend:
         return traits_of(name, self._commands)
 
     def agent(
-        self, spec: AgentSpec, listener: AgentObserver, settings: AgentSettings = NO_SETTINGS
+        self, spec: AgentSpec, observer: AgentObserver, settings: AgentSettings = NO_SETTINGS
     ) -> CliAgent:
         agent = CliAgent(
             spec,
-            listener,
+            observer,
             settings,
             find_commands=self._find_commands,
             tasks=self._tasks,

@@ -79,7 +79,7 @@ class HostAgent:
         attachments: StdioHandover,
         tasks: Tasks,
         spec: AgentSpec,
-        listener: AgentObserver,
+        observer: AgentObserver,
         state: AgentSettings,
         *,
         starts: Semaphores,
@@ -91,7 +91,7 @@ class HostAgent:
         self._tasks = tasks
         self._starts = starts
         self._closes = closes
-        self._listener = listener
+        self._observer = observer
         self._seam: StdioProxy | None = None
         self._dead: StdioProxy | None = None
         self._awake = False
@@ -117,23 +117,23 @@ class HostAgent:
         self._unanswered: asyncio.Future[Any] | None = None
 
     @property
-    def live(self) -> bool:
+    def is_live(self) -> bool:
         return self._seam is not None or self._busy > 0
 
     @property
-    def waking(self) -> bool:
-        return self.live and not self._awake
+    def is_starting(self) -> bool:
+        return self.is_live and not self._awake
 
     @property
     def settings(self) -> AgentSettings:
         return self._state
 
-    def pass_to(self, spec: AgentSpec, listener: AgentObserver) -> None:
-        self.spec, self._listener = spec, listener
+    def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
+        self.spec, self._observer = spec, observer
 
     # What the session asks for.
 
-    async def wake(self) -> None:
+    async def start(self) -> None:
         await self._guard(self._open())
         if self._awake and (failure := await self._begin_settling()) is not None:
             raise failure
@@ -224,8 +224,8 @@ class HostAgent:
 
     def _tell_if_gone(self) -> None:
         """Tell of an agent that went, or never came, while acpx was at work: it was live still."""
-        if not self.live:
-            self._listener.agent_gone()
+        if not self.is_live:
+            self._observer.agent_ended()
 
     async def _send_through(self, prompt: _HostPrompt, call: asyncio.Future[Any] | None) -> None:
         fresh = False
@@ -463,7 +463,7 @@ class HostAgent:
         if prompt.state is PromptState.HELD:
             return prompt.admitted
         if self._settling is None:
-            wanted = self._listener.wanted
+            wanted = self._observer.wanted
             if wanted.is_empty or not self._steps(wanted):
                 return None
         settling = self._begin_settling()
@@ -518,7 +518,7 @@ class HostAgent:
             Error: the agent refuses a setting, or does not have it.
             ConnectionError: it has ended.
         """
-        wanted = self._listener.wanted
+        wanted = self._observer.wanted
         tried: Counter[tuple[str, str]] = Counter()
         while left := self._steps(wanted):
             step = left[0]
@@ -579,34 +579,34 @@ class HostAgent:
         is_news = setting not in self._restored and self._is_wanted(setting, value)
         if was_in_force and was_lost and is_news:
             self._restored.add(setting)
-            self._listener.restored(setting, value)
+            self._observer.setting_restored(setting, value)
 
     def _is_wanted(self, setting: str, value: str) -> bool:
-        wanted = self._listener.wanted
+        wanted = self._observer.wanted
         if setting in ("mode", "model"):
             return value == (wanted.mode if setting == "mode" else wanted.model)
         return wanted.config_options.get(setting) == value
 
     def preface(self, blocks: Any, *, fresh: bool) -> str | None:
-        if not (fresh or self._listener.owes_preface):
+        if not (fresh or self._observer.owes_preface):
             return None
-        return settings.preface_of(blocks, self.spec, self._state, self._listener)
+        return settings.preface_of(blocks, self.spec, self._state, self._observer)
 
     def prompt_sent(self, fresh: bool) -> None:
-        self._listener.prompt_sent("fresh" if fresh else "kept")
+        self._observer.prompt_sent("fresh" if fresh else "kept")
 
     def notified(self, line: bytes, message: dict[str, Any], *, replayed: bool) -> None:
         if message["method"] == "session/update":
             self._note_update(message.get("params"), replayed=replayed)
         if not replayed:
-            self._listener.agent_notified(line)
+            self._observer.notification_received(line)
 
     def _note_update(self, params: Any, *, replayed: bool) -> None:
         update = params.get("update") if isinstance(params, dict) else None
         kind = update.get("sessionUpdate") if isinstance(update, dict) else None
         if isinstance(update, dict) and kind in ("tool_call", "tool_call_update"):
             if not replayed:
-                self._listener.tool_called(update)
+                self._observer.tool_call_updated(update)
             return
         state = settings.updated(self._state, self._former, kind, update)
         if state is self._state:
@@ -619,22 +619,22 @@ class HostAgent:
             self._note_own_change(before, state)
 
     def _note_own_change(self, before: AgentSettings, after: AgentSettings) -> None:
-        mode = self._listener.wanted.mode
+        mode = self._observer.wanted.mode
         if mode is not None and mode == settings.current(before, "mode"):
             self._in_force["mode"] = mode
             if mode != settings.current(after, "mode"):  # it may be put back
                 self._found = after
                 self._restored.discard("mode")
-        self._listener.agent_changed(before, after)
+        self._observer.settings_changed(before, after)
 
     def answered(self, line: bytes, message: dict[str, Any]) -> None:
         prompt = self._current
-        self._listener.prompt_answered(line, message)
+        self._observer.response_received(line, message)
         if prompt is not None:
             prompt.finish()
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
-        self._listener.permission_requested(raw_id, params)
+        self._observer.permission_requested(raw_id, params)
 
     def opened(self, result: dict[str, Any] | None, error: Any) -> None:
         self._refusal = None if result is not None else error or {}
@@ -672,7 +672,7 @@ class HostAgent:
                 prompt.finish(agent_failed(AGENT_GONE))
             else:
                 prompt.losing = self._tasks.spawn(self._lose(prompt, seam), f"lost-{self.spec.key}")
-        self._listener.agent_gone()
+        self._observer.agent_ended()
 
     async def _sweep(self) -> None:
         if (pids := self._host.pids) is None:

@@ -60,23 +60,23 @@ class _Nobody:
     wanted = Wanted()
     owes_preface = False
 
-    def restored(self, setting: str, value: str) -> None: ...
+    def setting_restored(self, setting: str, value: str) -> None: ...
 
-    def agent_changed(self, before: AgentSettings, after: AgentSettings) -> None: ...
+    def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None: ...
 
-    def tool_called(self, update: Mapping[str, Any]) -> None: ...
+    def tool_call_updated(self, update: Mapping[str, Any]) -> None: ...
 
     def prompt_sent(self, context: Context) -> None: ...
 
-    def agent_notified(self, message: bytes) -> None: ...
+    def notification_received(self, message: bytes) -> None: ...
 
-    def prompt_answered(self, message: bytes, answer: Mapping[str, Any]) -> None: ...
+    def response_received(self, message: bytes, response: Mapping[str, Any]) -> None: ...
 
     def permission_requested(self, raw_id: Any, params: Any) -> None: ...
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None: ...
 
-    def agent_gone(self) -> None: ...
+    def agent_ended(self) -> None: ...
 
 
 class HostBackend:
@@ -194,14 +194,14 @@ class HostBackend:
         return traits_of(name, self._commands)
 
     def agent(
-        self, spec: AgentSpec, listener: AgentObserver, settings: AgentSettings = NO_SETTINGS
+        self, spec: AgentSpec, observer: AgentObserver, settings: AgentSettings = NO_SETTINGS
     ) -> HostAgent:
         return HostAgent(
             self._host,
             self._attachments,
             self._tasks,
             spec,
-            listener,
+            observer,
             settings,
             starts=self._starts,
             closes=self._closes,
@@ -227,7 +227,7 @@ class HostBackend:
         spec = AgentSpec(folder.name, name, str(folder), None, None, "ask")
         agent = self.agent(spec, _Nobody())
         try:
-            await agent.wake()
+            await agent.start()
         except Error as error:
             logger.warning("the agent %s does not say what it can do: %s", name, error.message)
         finally:
