@@ -19,6 +19,7 @@ from .agents.catalog import AcpxError, find_node
 from .agents.cli.backend import CliBackend
 from .agents.host.backend import HostBackend
 from .agents.process.environ import agent_environ, with_folder_of
+from .agents.selection import FALLBACK_AGENT
 from .auth.tokens import FirstTokens, TokenRegistry
 from .config import MAX_BODY_BYTES, AgentCommand, Settings
 from .data_dir import DataDir
@@ -27,7 +28,7 @@ from .limits import ByteBudget
 from .metrics import Metrics
 from .runs.runner import Runner
 from .sessions.event_log import DatabaseWriter
-from .sessions.registry import FALLBACK_AGENT, SessionRegistry
+from .sessions.registry import SessionRegistry
 from .storage.database import Database, DatabaseError
 from .storage.import_v02 import upgrade
 from .storage.schema import SchemaError
@@ -132,8 +133,8 @@ async def _house(
             writer,
             backend,
             environ=agent_environ(environ, settings.agent_env),
-            choose_agent=all_sessions.choose_agent,
-            waiting_bytes=all_sessions.waiting_bytes,
+            choose_agent=all_sessions.agents.choose,
+            waiting_bytes=all_sessions.quotas.waiting_bytes,
             disk=all_sessions.disk,
             clock=clock,
         )
@@ -144,7 +145,7 @@ async def _house(
 
         def revoked(app_name: str) -> None:
             sockets.close_app(app_name)
-            all_sessions.cancel_turns_of(app_name)
+            all_sessions.cancel_turns(app_name)
 
         tokens.on_revoke = revoked
         allowed = agent_environ(environ, settings.agent_env)
@@ -173,7 +174,7 @@ async def _house(
         supervisor.on_failure = refuse_all
         loops = Tasks()
         stack.push_async_callback(loops.finish, patience=0)
-        sweep = partial(all_sessions.run_sweeper, uploads.sweep)
+        sweep = partial(all_sessions.sweeper.run, uploads.sweep)
         supervisor.spawn(loops, "health", state.watch)
         supervisor.spawn(loops, "heart", sockets.beat)
         supervisor.spawn(loops, "metrics", metrics.watch_loop)
@@ -195,7 +196,7 @@ def _show(
     """Let the metrics read the parts' own figures."""
     slots = all_sessions.slots
     for name, description, read in (
-        ("open_sessions", "Sessions that are open", lambda: all_sessions.open_count),
+        ("open_sessions", "Sessions that are open", lambda: all_sessions.quotas.open_sessions),
         ("live_agents", "Agent processes", lambda: len(slots)),
         ("queued_for_agent", "Sessions that wait for a free agent", lambda: slots.queued),
         ("running_turns", "Turns that run", lambda: all_sessions.running_turns),

@@ -152,7 +152,7 @@ async def test_running_server_follows_no_link_that_replaced_a_folder(
     assert (await client.post("/sessions", {}))[0] == 500
     assert (await client.post("/run", {"prompt": "hello", "agent": "mock"}))[0] == 502
     clock.advance(200_000)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     await server.services.files.sweep()
     assert sorted(outside.rglob("*")) == before
 

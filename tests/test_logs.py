@@ -182,5 +182,5 @@ async def test_an_agents_stderr_is_kept_until_its_session_is_deleted(
     assert kept.stat().st_size <= 2000
     assert kept.stat().st_mode & 0o777 == 0o600
     await client.delete(f"/sessions/{session}")
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     assert not kept.exists()

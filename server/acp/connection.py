@@ -22,6 +22,7 @@ from ..auth.credential import Credential, unauthorized
 from ..codec import aside, dumps, loads
 from ..errors import CloseCode, Error, bad_request, not_found, session_closed
 from ..sessions.content import check_content
+from ..sessions.creation import SessionRequest
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..sessions.settings import SetConfigOption, SetMode, SetModel, Setting
@@ -233,7 +234,7 @@ class AcpConnection(WebSocketConnection):
         if self._initialized:
             raise RpcError(jsonrpc.INVALID_REQUEST, "the connection is initialized already")
         self._wishes = params.wishes.over(self._wishes)
-        agent = await self._sessions.choose_agent(self._wishes.agent)
+        agent = await self._sessions.agents.choose(self._wishes.agent)
         capabilities = await self._sessions.backend.capabilities(agent)
         self._initialized = True
         self._reply(
@@ -268,13 +269,15 @@ class AcpConnection(WebSocketConnection):
         creating = asyncio.create_task(
             self._sessions.create(
                 self.app_name,
-                agent=wishes.agent,
-                model=wishes.model,
-                permission=wishes.permission or permission,
-                mode=wishes.mode,
-                config_options=wishes.options,
-                cwd=params.cwd if roots else None,
-                client_cwd=params.cwd,
+                SessionRequest(
+                    agent=wishes.agent,
+                    model=wishes.model,
+                    permission=wishes.permission or permission,
+                    mode=wishes.mode,
+                    config_options=wishes.options or {},
+                    cwd=params.cwd if roots else None,
+                    client_cwd=params.cwd,
+                ),
             ),
             name=f"session of {self.name}",
         )
@@ -372,7 +375,7 @@ class AcpConnection(WebSocketConnection):
         return self._attached.get(session_id) or self._attach(session, session.log.head)
 
     def _attach(self, session: Session, cursor: int) -> SessionSubscription:
-        if session.viewers >= self._sessions.settings.max_sockets_per_session:
+        if session.subscribers >= self._sessions.settings.max_sockets_per_session:
             raise Error("rate_limited", "the session has all the sockets it may")
         attachment = self._attached[session.id] = SessionSubscription(
             session,
@@ -381,7 +384,7 @@ class AcpConnection(WebSocketConnection):
             next_id=self._ids.__next__,
             limit=self._wishes.max_message_bytes or MAX_MESSAGE_BYTES,
         )
-        session.viewers += 1
+        session.subscribers += 1
         session.log.watch(self.wake)
         self.wake()
         return attachment
@@ -389,7 +392,7 @@ class AcpConnection(WebSocketConnection):
     def _detach(self, attachment: SessionSubscription) -> None:
         del self._attached[attachment.session.id]
         attachment.session.log.unwatch(self.wake)
-        attachment.session.viewers -= 1
+        attachment.session.subscribers -= 1
 
     # Turns.
 
@@ -453,7 +456,7 @@ class AcpConnection(WebSocketConnection):
         except Error as error:
             logger.info("%s: no answer to a permission request: %s", self.name, error.message)
         # It cannot answer. Another client may; where there is none, nobody is waited for.
-        if session.viewers == 1 and any(
+        if session.subscribers == 1 and any(
             pending["request_id"] == request_id for pending in session.permissions.pending()
         ):
             session.permissions.answer(request_id)

@@ -99,7 +99,7 @@ class StoppedHouse:
         await self._tokens.revoke(name)
 
     async def close_session(self, session_id: str) -> bool:
-        return await self._sessions.close_any(session_id, "admin")
+        return await self._sessions.close_by_id(session_id, "admin")
 
 
 @contextlib.asynccontextmanager

@@ -1,10 +1,11 @@
-"""The limit on running agents, shared between apps.
+"""The limit on running agents, shared fairly between apps.
 
-Any number of sessions is open, but only so many have a process. If one more is needed, an idle one
-makes room: of the app that has the most, the one that has been idle longest. Slots are given to the
-waiting app that has the fewest, and among equals in turn. If every slot is taken, an app that has
-none gets one of a few reserved slots at once, and need not wait until an idle agent has ended. Idle
-agents of apps that have several make room until no reserved slot is in use.
+Any number of sessions may be open, but only a limited number of agents run. If a session needs an
+agent and no slot is free, the session that has been idle longest hibernates, of the app with the
+most agents. A free slot goes to the waiting app that has the fewest agents; apps with equal numbers
+take turns. If every slot is taken, an app without any gets one of a few reserved slots at once, so
+that it need not wait until an idle agent has ended. While reserved slots are in use, idle agents of
+apps that have several hibernate.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from ..agents.base import URGENT_GRACE_SECS
 from ..limits import Entry, Waiting
 from ..tasks import Tasks
 
-NOBODY = ""
-"""The app that prewarmed agents belong to."""
+NO_APP = ""
+"""The app name of prewarmed agents."""
 
 
-class Holder(Protocol):
-    """Who may have a running agent: a session, or a prewarmed one without an owner."""
+class SlotHolder(Protocol):
+    """An owner of a running agent: a session, or a prewarmed agent without a session."""
 
     @property
     def id(self) -> str: ...
@@ -44,10 +45,10 @@ class AgentSlots:
     """Slots for running agents.
 
     Args:
-        limit: how many there are.
-        reserve: how many more there are for apps that have none, while all others are taken.
-        each: how many one app may have; 0 for all.
-        app_of: the app that a holder belongs to.
+        limit: the number of slots.
+        reserve: further slots for apps that have none while all others are taken.
+        each: slots of one app; 0 for no limit per app.
+        app_of: returns the app of a holder.
     """
 
     def __init__(
@@ -57,200 +58,203 @@ class AgentSlots:
         *,
         reserve: int = 0,
         each: int = 0,
-        app_of: Callable[[Any], str] = lambda _: NOBODY,
+        app_of: Callable[[Any], str] = lambda _: NO_APP,
     ) -> None:
         self._limit = limit
         self._tasks = tasks
         self._reserve = reserve
         self._each = each or limit + reserve
         self._app_of = app_of
-        self._holders: set[Holder] = set()
-        self._evicting: set[Holder] = set()
-        self._waiting: Waiting[Holder] = Waiting()
+        self._holders: set[SlotHolder] = set()
+        self._evicting: set[SlotHolder] = set()
+        self._waiting: Waiting[SlotHolder] = Waiting()
 
     def __len__(self) -> int:
+        """The number of slots that are taken."""
         return len(self._holders)
 
     @property
     def queued(self) -> int:
-        """How many wait for a slot."""
+        """The number of sessions that wait for a slot."""
         return len(self._waiting)
 
     @property
     def free(self) -> int:
-        """How many could be given at once."""
+        """The number of slots that are neither taken nor awaited."""
         return max(0, self._limit - len(self._holders) - len(self._waiting))
 
     def count_states(self) -> Counter[str]:
-        """How many holders' agents are in which state."""
+        """The number of holders in each agent state."""
         return Counter(holder.agent_state for holder in self._holders)
 
-    def holds(self, holder: Holder) -> bool:
-        """Whether it has a slot, and is not about to lose it."""
+    def has_slot(self, holder: SlotHolder) -> bool:
+        """Whether *holder* has a slot and is not being evicted."""
         return holder in self._holders and holder not in self._evicting
 
-    async def acquire(self, holder: Holder) -> None:
-        """Wait for a slot; a session that has one keeps it."""
-        if self.holds(holder):
+    async def acquire(self, holder: SlotHolder) -> None:
+        """Wait for a slot; return at once if *holder* has one."""
+        if self.has_slot(holder):
             return
         app_name = self._app_of(holder)
         entry = self._waiting.add(app_name, holder)
-        self._settle()
+        self.reconsider()
         try:
             await entry.future
         finally:
             self._waiting.remove(app_name, entry)
 
-    def try_acquire(self, holder: Holder) -> bool:
-        """Take a slot only where one is free."""
-        held = self._held()
-        is_full = len(self._holders) >= self._limit or held[self._app_of(holder)] >= self._each
+    def try_acquire(self, holder: SlotHolder) -> bool:
+        """Take a slot if one is free; evict nobody."""
+        counts = self._count_by_app()
+        is_full = len(self._holders) >= self._limit or counts[self._app_of(holder)] >= self._each
         if is_full or self._waiting:
             return False
         self._holders.add(holder)
         return True
 
-    def must_wait(self, holder: Holder) -> bool:
-        """Whether no slot can be had for *holder* but by waiting for a busy agent."""
-        if holder in self._holders or self._has_slot(self._app_of(holder), self._held()):
+    def must_wait(self, holder: SlotHolder) -> bool:
+        """Whether *holder* can get a slot only after a busy agent has become idle."""
+        if holder in self._holders or self._has_room(self._app_of(holder), self._count_by_app()):
             return False
         return not any(one.can_hibernate for one in self._holders)
 
-    def must_yield(self, holder: Holder) -> bool:
-        """Whether *holder*, between two turns, is to make room for an app that has fewer agents."""
+    def must_yield(self, holder: SlotHolder) -> bool:
+        """Whether *holder*, between two turns, must give its slot to an app with fewer agents."""
         if not self._waiting or len(self._holders) < self._limit:
             return False
-        held = self._held()
-        mine = held[self._app_of(holder)]
-        return any(held[app_name] + 1 < mine for app_name in self._waiting.apps())
+        counts = self._count_by_app()
+        own = counts[self._app_of(holder)]
+        return any(counts[app_name] + 1 < own for app_name in self._waiting.apps())
 
-    def pass_on(self, holder: Holder, heir: Holder) -> None:
-        """Give *holder*'s slot, if it has one, to *heir*."""
+    def transfer(self, holder: SlotHolder, new_holder: SlotHolder) -> None:
+        """Give *holder*'s slot, if it has one, to *new_holder*."""
         if holder in self._holders:
             self._holders.remove(holder)
-            self._holders.add(heir)
-            self._settle()  # the heir may make room; the other was spoken for
+            self._holders.add(new_holder)
+            self.reconsider()  # the new holder may be evicted, unlike a reserved prewarmed agent
 
-    def release(self, holder: Holder) -> None:
+    def release(self, holder: SlotHolder) -> None:
+        """Free *holder*'s slot, if it has one."""
         self._holders.discard(holder)
-        self._settle()
+        self.reconsider()
 
-    def idle(self, holder: Holder) -> None:
-        """*holder* has no turn any more: it could make room."""
-        self._settle()
+    def idle_since(self, before: float) -> list[SlotHolder]:
+        """Idle holders that were last used before that time, the longest idle first.
 
-    def idle_since(self, before: float) -> list[Holder]:
-        """Holders that could hibernate and were last used before that time, longest ago first.
-
-        Those that were never used wait for their use.
+        Prewarmed agents are excluded: they have never been used.
         """
         idle = [h for h in self._holders if h.can_hibernate and -math.inf < h.last_used <= before]
         return sorted(idle, key=lambda holder: holder.last_used)
 
-    def _held(self) -> Counter[str]:
-        return Counter(map(self._app_of, self._holders))
+    def reconsider(self) -> None:
+        """Assign free slots and evict idle agents, after a holder or a slot has become available.
 
-    def _has_slot(self, app_name: str, held: Counter[str]) -> bool:
-        """Whether there is a slot for the app, if the apps hold so many."""
-        if held[app_name] >= self._each:
-            return False
-        total = held.total()
-        # The reserve is for when other apps, and not prewarmed agents, have all the others.
-        is_crowded_out = held[app_name] == 0 and total - held[NOBODY] >= self._limit
-        return total < self._limit or (is_crowded_out and total < self._limit + self._reserve)
-
-    def _settle(self) -> None:
+        A session calls this whenever it may have become able to hibernate.
+        """
         if not self._waiting and len(self._holders) <= self._limit:
             return
-        held = self._held()
-        while (entry := self._next(held)) is not None:
+        counts = self._count_by_app()
+        while (entry := self._next_waiting(counts)) is not None:
             if not entry.future.done():
                 if entry.holder not in self._holders:
-                    held[self._app_of(entry.holder)] += 1
+                    counts[self._app_of(entry.holder)] += 1
                     self._holders.add(entry.holder)
                 entry.future.set_result(None)
-        self._make_room()
-        self._free_reserve()
+        self._evict_for_waiting()
+        self._evict_from_reserve()
 
-    def _next(self, held: Counter[str]) -> Entry[Holder] | None:
-        """The next that gets a slot, taken out of the queue."""
-        for app_name in self._waiting.apps(lambda name: held[name]):
-            has_slot = self._has_slot(app_name, held)
+    def _count_by_app(self) -> Counter[str]:
+        return Counter(map(self._app_of, self._holders))
+
+    def _has_room(self, app_name: str, counts: Counter[str]) -> bool:
+        """Whether the app may have one more slot, given the slots that each app has."""
+        if counts[app_name] >= self._each:
+            return False
+        total = counts.total()
+        # The reserve is used only if other apps, not prewarmed agents, have all regular slots.
+        is_crowded_out = counts[app_name] == 0 and total - counts[NO_APP] >= self._limit
+        return total < self._limit or (is_crowded_out and total < self._limit + self._reserve)
+
+    def _next_waiting(self, counts: Counter[str]) -> Entry[SlotHolder] | None:
+        """Remove the entry from the queue that gets the next slot, and return it."""
+        for app_name in self._waiting.apps(lambda name: counts[name]):
+            has_room = self._has_room(app_name, counts)
             for entry in self._waiting.of(app_name):
-                # Who has a slot needs no second; who falls asleep first has to end its agent.
+                # A holder never takes a second slot. One that is being evicted must first finish
+                # hibernating.
                 if entry.holder not in self._evicting and (
-                    has_slot or entry.holder in self._holders
+                    has_room or entry.holder in self._holders
                 ):
                     self._waiting.take(app_name, entry)
                     return entry
         return None
 
-    def _staying(self) -> tuple[list[Holder], Counter[str]]:
-        """The idle agents that nobody puts to sleep yet; how many agents each app will have."""
+    def _evictable(self) -> tuple[list[SlotHolder], Counter[str]]:
+        """The idle holders, and the slots of each app once the current evictions are done."""
         staying = self._holders - self._evicting
         idle = [holder for holder in staying if holder.can_hibernate]
         return idle, Counter(map(self._app_of, staying))
 
-    def _make_room(self) -> None:
-        """Put to sleep the idle agents whose slots help those that wait, and no others."""
-        idle, held = self._staying()
+    def _evict_for_waiting(self) -> None:
+        """Evict the idle agents whose slots let a waiting session run, and no others."""
+        idle, counts = self._evictable()
         for app_name in self._waiting.apps():
             for _ in self._waiting.of(app_name):
-                leaving = self._who_leaves(app_name, idle, held)
-                if leaving is None:
+                evicted = self._choose_evictions(app_name, idle, counts)
+                if evicted is None:
                     break
-                for holder in leaving:
+                for holder in evicted:
                     idle.remove(holder)
-                    held[self._app_of(holder)] -= 1
-                    self._put_to_sleep(holder)
-                held[app_name] += 1
+                    counts[self._app_of(holder)] -= 1
+                    self._start_eviction(holder)
+                counts[app_name] += 1
 
-    def _free_reserve(self) -> None:
-        """Put idle agents to sleep while reserved slots are in use, but no app's only one."""
-        idle, held = self._staying()
-        while held.total() > self._limit:
-            several = [h for h in idle if held[self._app_of(h)] > 1 or self._app_of(h) == NOBODY]
+    def _evict_from_reserve(self) -> None:
+        """Evict idle agents while reserved slots are in use, but never an app's only agent."""
+        idle, counts = self._evictable()
+        while counts.total() > self._limit:
+            several = [h for h in idle if counts[self._app_of(h)] > 1 or self._app_of(h) == NO_APP]
             if not several:
                 return
-            holder = self._first_to_leave(several, held)
+            holder = self._first_to_evict(several, counts)
             idle.remove(holder)
-            held[self._app_of(holder)] -= 1
-            self._put_to_sleep(holder)
+            counts[self._app_of(holder)] -= 1
+            self._start_eviction(holder)
 
-    def _put_to_sleep(self, holder: Holder) -> None:
-        self._evicting.add(holder)
-        self._tasks.spawn(self._evict(holder), f"hibernate-{holder.id}")
-
-    def _first_to_leave(self, idle: list[Holder], held: Counter[str]) -> Holder:
-        """First those that never had a turn, then of the app that has the most."""
-        return min(
-            idle,
-            key=lambda h: (h.last_used > -math.inf, -held[self._app_of(h)], h.last_used),
-        )
-
-    def _who_leaves(
-        self, app_name: str, idle: list[Holder], held: Counter[str]
-    ) -> list[Holder] | None:
-        """The idle agents that must leave so that the app gets a slot; None if that is no help."""
-        idle, held = [*idle], held.copy()
-        leaving: list[Holder] = []
-        while not self._has_slot(app_name, held):
-            if held[app_name] >= self._each:
+    def _choose_evictions(
+        self, app_name: str, idle: list[SlotHolder], counts: Counter[str]
+    ) -> list[SlotHolder] | None:
+        """The idle holders to evict so that the app gets a slot; None if none would suffice."""
+        idle, counts = [*idle], counts.copy()
+        evicted: list[SlotHolder] = []
+        while not self._has_room(app_name, counts):
+            if counts[app_name] >= self._each:
                 idle = [holder for holder in idle if self._app_of(holder) == app_name]
             if not idle:
                 return None
-            holder = self._first_to_leave(idle, held)
+            holder = self._first_to_evict(idle, counts)
             idle.remove(holder)
-            held[self._app_of(holder)] -= 1
-            leaving.append(holder)
-        return leaving
+            counts[self._app_of(holder)] -= 1
+            evicted.append(holder)
+        return evicted
 
-    async def _evict(self, holder: Holder) -> None:
-        asleep = False
+    def _first_to_evict(self, idle: list[SlotHolder], counts: Counter[str]) -> SlotHolder:
+        """Prewarmed agents first, then the longest idle agent of the app that has the most."""
+        return min(
+            idle,
+            key=lambda h: (h.last_used > -math.inf, -counts[self._app_of(h)], h.last_used),
+        )
+
+    def _start_eviction(self, holder: SlotHolder) -> None:
+        self._evicting.add(holder)
+        self._tasks.spawn(self._evict(holder), f"hibernate-{holder.id}")
+
+    async def _evict(self, holder: SlotHolder) -> None:
+        is_hibernated = False
         try:
-            asleep = await holder.hibernate(URGENT_GRACE_SECS)
+            is_hibernated = await holder.hibernate(URGENT_GRACE_SECS)
         finally:
             self._evicting.discard(holder)
-            if asleep:  # else a prompt came first
+            if is_hibernated:  # otherwise a prompt arrived first
                 self._holders.discard(holder)
-            self._settle()
+            self.reconsider()

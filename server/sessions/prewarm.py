@@ -1,12 +1,11 @@
-"""Agents that are started before anyone asks for them.
+"""Prewarmed agents: started before a session needs them.
 
-Each is all of a session but its owner: an id, a folder of its own, and an agent
-that has opened an ACP session there and has been asked nothing. A new session
-that wants just such an agent becomes its owner, once and for good, id and folder
-included. So the agent works in the session's own folder, and nothing of one
-app's can come to another.
+A prewarmed agent has everything of a session except an app: an id, a folder, and an agent that has
+opened an ACP session in that folder and has had no prompt. A new session that wants such an agent
+takes over its id, folder and agent for good. So the agent works in the session's own folder, and
+nothing of one app can reach another.
 
-They count as live agents, and are the first to make room for one that is needed.
+Prewarmed agents count as running agents, and are the first to be evicted.
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
-from .. import safe_files
 from ..agents.base import (
     GRACE_SECS,
     Agent,
@@ -33,49 +30,22 @@ from ..agents.base import (
 from ..errors import Error
 from ..storage import database
 from ..tasks import Tasks
+from .agent_slots import AgentSlots
 from .event_log import DatabaseWriter
+from .workspaces import Workspaces
 
 logger = logging.getLogger(__name__)
 
-HEARD_BYTES = 1 << 20
-"""An agent that says more than this before it is asked anything is not kept."""
+MAX_BUFFERED_BYTES = 1 << 20
+"""An agent that sends more messages than this before its first prompt is ended."""
 
 
-class Slots(Protocol):
-    """The bound on running agents, as far as it is needed here."""
-
-    def try_acquire(self, holder: Prewarmed) -> bool: ...
-
-    def release(self, holder: Prewarmed) -> None: ...
-
-    def idle(self, holder: Prewarmed) -> None: ...
-
-
-class House(Protocol):
-    """What is needed of the house."""
-
-    backend: Backend
-    writer: DatabaseWriter
-    tasks: Tasks
-    is_draining: bool
-
-    @property
-    def slots(self) -> Slots: ...
-
-    def workspace(self, session_id: str) -> Path: ...
-
-    def place_of(self, session_id: str) -> tuple[Path, *tuple[str, ...]]: ...
-
-    async def choose_agent(self, name: str | None) -> str: ...
-
-    async def leave_nothing(self, session_id: str, folder: Path) -> None: ...
-
-
-class Prewarmed:
-    """One agent without an owner; it listens to it until it has one.
+class PrewarmedAgent:
+    """An agent without a session; it buffers the agent's messages until a session takes over.
 
     Attributes:
-        last_used: never, so that it is the first that is put to sleep.
+        last_used: minus infinity: it is evicted before any session's agent.
+        is_ready: the agent has opened its ACP session.
     """
 
     last_used = -math.inf
@@ -84,41 +54,41 @@ class Prewarmed:
         self.id = spec.key
         self.spec = spec
         self.agent: Agent = backend.agent(spec, self)
-        self.ready = False
+        self.is_ready = False
         self._pool = pool
-        self._taken = False
-        self._heard: list[bytes] = []
-        self._heard_bytes = 0
+        self._is_reserved = False
+        self._messages: list[bytes] = []
+        self._buffered_bytes = 0
 
-    # As a holder of a slot.
+    # SlotHolder
 
     @property
     def agent_state(self) -> str:
-        return "prewarmed" if self.ready else "waking"
+        return "prewarmed" if self.is_ready else "waking"
 
     @property
     def can_hibernate(self) -> bool:
-        return self.ready and not self._taken
+        return self.is_ready and not self._is_reserved
 
     async def hibernate(self, grace: float = GRACE_SECS) -> bool:
-        """Make room: end the agent, of which nothing need remain."""
+        """End the agent and delete its data; False if it is reserved for a session."""
         if not self.can_hibernate:
             return False
         await self._pool.end(self, grace)
         return True
 
-    def take(self) -> None:
-        """Keep it for the session that is being created."""
-        self._taken = True
+    def reserve(self) -> None:
+        """Protect the agent from eviction while its session is created."""
+        self._is_reserved = True
 
-    def hand_over(self, spec: AgentSpec, listener: AgentObserver) -> Agent:
-        """Let *listener* hear what the agent has said, and will say."""
-        self.agent.rebind(spec, listener)
-        for message in self._heard:
-            listener.notification_received(message)
+    def transfer_to(self, spec: AgentSpec, observer: AgentObserver) -> Agent:
+        """Make *observer* the agent's observer and replay the buffered messages to it."""
+        self.agent.rebind(spec, observer)
+        for message in self._messages:
+            observer.notification_received(message)
         return self.agent
 
-    # As a listener.
+    # AgentObserver
 
     wanted = Wanted()
     owes_preface = False
@@ -134,11 +104,11 @@ class Prewarmed:
     def response_received(self, message: bytes, response: Mapping[str, Any]) -> None: ...
 
     def notification_received(self, message: bytes) -> None:
-        self._heard.append(message)
-        self._heard_bytes += len(message)
-        if self._heard_bytes > HEARD_BYTES:
-            self._heard.clear()
-            self._pool.drop(self, "it talks unasked")
+        self._messages.append(message)
+        self._buffered_bytes += len(message)
+        if self._buffered_bytes > MAX_BUFFERED_BYTES:
+            self._messages.clear()
+            self._pool.drop(self, "too many messages before the first prompt")
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         self.agent.answer_permission(raw_id, {"outcome": "cancelled"})
@@ -146,94 +116,127 @@ class Prewarmed:
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None: ...
 
     def agent_ended(self) -> None:
-        self._pool.drop(self, "it has ended")
+        self._pool.drop(self, "the agent has ended")
 
 
 class Prewarmer:
-    """Keeps so many agents of the default kind ready."""
+    """A pool that keeps a number of prewarmed agents of the default kind.
 
-    def __init__(self, count: int, house: House) -> None:
+    Args:
+        count: the number of agents.
+        choose_agent: returns the name of the default agent if it is given None.
+        is_draining: whether the server is stopping; no agent is started then.
+
+    Attributes:
+        agents: the prewarmed agents, including those that are starting.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        backend: Backend,
+        writer: DatabaseWriter,
+        slots: AgentSlots,
+        workspaces: Workspaces,
+        tasks: Tasks,
+        choose_agent: Callable[[str | None], Awaitable[str]],
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self.agents: list[PrewarmedAgent] = []
         self._count = count
-        self._house = house
-        self.spares: list[Prewarmed] = []
+        self._backend = backend
+        self._writer = writer
+        self._slots = slots
+        self._workspaces = workspaces
+        self._tasks = tasks
+        self._choose_agent = choose_agent
         self._filling: asyncio.Task[None] | None = None
+        self._is_draining = is_draining
 
     def __len__(self) -> int:
-        """How many there are, those that are starting included."""
-        return len(self.spares)
+        """The number of agents, including those that are starting."""
+        return len(self.agents)
 
     @property
     def missing(self) -> int:
-        return max(0, self._count - len(self.spares))
+        """The number of agents that have yet to be started."""
+        return max(0, self._count - len(self.agents))
 
-    def start(self, left: list[str]) -> None:
-        """Begin; *left* are the ids of those that an earlier server left."""
-        if left:
-            self._house.tasks.spawn(self._clear(left), "prewarm-clear")
+    def start(self, abandoned: list[str]) -> None:
+        """Start the agents, and delete the data of those that an earlier server left.
+
+        Args:
+            abandoned: ids of prewarmed agents that never became sessions.
+        """
+        if abandoned:
+            self._tasks.spawn(self._delete_data(abandoned), "prewarm-clear")
         self.fill()
 
-    def take(self, agent: str) -> Prewarmed | None:
-        """One of that kind, for good; the caller gives it an owner, or calls :meth:`end`."""
-        for spare in self.spares:
-            if spare.spec.agent == agent and spare.can_hibernate:
-                spare.take()
-                self.spares.remove(spare)
-                return spare
+    def reserve(self, agent: str) -> PrewarmedAgent | None:
+        """Remove an agent of that kind from the pool; None if none is ready.
+
+        The caller gives it to a session, or calls :meth:`end`.
+        """
+        for prewarmed in self.agents:
+            if prewarmed.spec.agent == agent and prewarmed.can_hibernate:
+                prewarmed.reserve()
+                self.agents.remove(prewarmed)
+                return prewarmed
         return None
 
     def fill(self) -> None:
-        """Start what is missing, one behind the other, as long as there are free slots."""
-        idle = self._filling is None or self._filling.done()
-        if self.missing and idle and not self._house.is_draining:
-            self._filling = self._house.tasks.spawn(self._fill(), "prewarm")
+        """Start the missing agents one after another, while slots are free."""
+        is_filling = self._filling is not None and not self._filling.done()
+        if self.missing and not is_filling and not self._is_draining():
+            self._filling = self._tasks.spawn(self._fill(), "prewarm")
 
     async def _fill(self) -> None:
-        while self.missing and not self._house.is_draining:
+        while self.missing and not self._is_draining():
             try:
-                agent = await self._house.choose_agent(None)
-                if not await self._add(agent):
+                if not await self._add(await self._choose_agent(None)):
                     return
-            except Error as error:  # the next creation, or sweep, tries again
+            except Error as error:  # the next session or sweep calls fill() again
                 logger.warning("no agent can be prewarmed: %s", error.message)
                 return
 
     async def _add(self, agent: str) -> bool:
-        """Start one more; False where there is no slot for it."""
+        """Start one more agent; False if no slot is free."""
         session_id = str(uuid.uuid4())
-        folder = self._house.workspace(session_id)
+        folder = self._workspaces.path(session_id)
         spec = AgentSpec(session_id, agent, str(folder), None, None, "deny-all")
-        spare = Prewarmed(self, self._house.backend, spec)
-        if not self._house.slots.try_acquire(spare):
+        prewarmed = PrewarmedAgent(self, self._backend, spec)
+        if not self._slots.try_acquire(prewarmed):
             return False
-        self.spares.append(spare)
+        self.agents.append(prewarmed)
         try:
-            await self._house.writer.commit([database.insert_prewarmed(session_id)])
-            await asyncio.to_thread(safe_files.make_folder, *self._house.place_of(session_id))
-            await spare.agent.start()
+            await self._writer.commit([database.insert_prewarmed(session_id)])
+            await self._workspaces.create(session_id)
+            await prewarmed.agent.start()
         except Exception:
-            self.drop(spare, "it does not start")
+            self.drop(prewarmed, "the agent does not start")
             raise
-        spare.ready = True
-        self._house.slots.idle(spare)
+        prewarmed.is_ready = True
+        self._slots.reconsider()
         return True
 
-    def drop(self, spare: Prewarmed, why: str) -> None:
-        """Do without *spare*, if it has no owner yet."""
-        if spare in self.spares and not self._house.is_draining:
-            logger.info("prewarmed agent %s: %s", spare.id, why)
-            self.spares.remove(spare)
-            self._house.tasks.spawn(self.end(spare), f"prewarm-end-{spare.id}")
+    def drop(self, prewarmed: PrewarmedAgent, reason: str) -> None:
+        """End an agent that cannot be used, unless a session has taken it over."""
+        if prewarmed in self.agents and not self._is_draining():
+            logger.info("prewarmed agent %s dropped: %s", prewarmed.id, reason)
+            self.agents.remove(prewarmed)
+            self._tasks.spawn(self.end(prewarmed), f"prewarm-end-{prewarmed.id}")
 
-    async def end(self, spare: Prewarmed, grace: float = GRACE_SECS) -> None:
-        """End it and all that it left."""
-        spare.ready = False
-        if spare in self.spares:
-            self.spares.remove(spare)
-        await spare.agent.hibernate(grace)
-        self._house.slots.release(spare)
-        await self._clear([spare.id])
+    async def end(self, prewarmed: PrewarmedAgent, grace: float = GRACE_SECS) -> None:
+        """End an agent and delete its data."""
+        prewarmed.is_ready = False
+        if prewarmed in self.agents:
+            self.agents.remove(prewarmed)
+        await prewarmed.agent.hibernate(grace)
+        self._slots.release(prewarmed)
+        await self._delete_data([prewarmed.id])
 
-    async def _clear(self, ids: list[str]) -> None:
+    async def _delete_data(self, ids: list[str]) -> None:
         for session_id in ids:
-            await self._house.leave_nothing(session_id, self._house.workspace(session_id))
-            await self._house.writer.commit([database.delete_prewarmed(session_id)])
+            await self._workspaces.delete_agent_data(session_id)
+            await self._writer.commit([database.delete_prewarmed(session_id)])

@@ -34,16 +34,18 @@ from ..agents.traits import APPROVE_ALL, AgentTraits
 from ..codec import dumps, loads
 from ..config import Settings
 from ..errors import Error, draining, internal, session_closed
-from ..limits import ByteQuota, DiskReserve
+from ..limits import DiskReserve
 from ..metrics import Metrics
 from ..storage import database
 from ..storage.database import Database, Statement
 from ..storage.schema import SessionRow, TurnRow
 from ..tasks import Tasks, to_completion
 from . import entries
+from .agent_slots import AgentSlots
 from .event_log import DatabaseWriter, SessionLog
 from .permissions import Permissions
-from .prewarm import Prewarmed
+from .prewarm import PrewarmedAgent
+from .quotas import SessionQuotas
 from .settings import (
     Change,
     SessionSettings,
@@ -62,26 +64,6 @@ MAX_CHANGES = 16
 """Changes of mode, model or option that may wait, for an agent say, whoever asked for them."""
 
 
-class LiveSlots(Protocol):
-    """The bound on running agents, as a session sees it."""
-
-    async def acquire(self, holder: Session) -> None: ...
-
-    def holds(self, holder: Session) -> bool: ...
-
-    def try_acquire(self, holder: Session) -> bool: ...
-
-    def must_wait(self, holder: Session) -> bool: ...
-
-    def must_yield(self, holder: Session) -> bool: ...
-
-    def pass_on(self, holder: Prewarmed, heir: Session) -> None: ...
-
-    def release(self, holder: Session) -> None: ...
-
-    def idle(self, holder: Session) -> None: ...
-
-
 class House(Protocol):
     """What a session needs of the house it lives in."""
 
@@ -95,7 +77,7 @@ class House(Protocol):
     is_draining: bool
 
     @property
-    def slots(self) -> LiveSlots: ...
+    def slots(self) -> AgentSlots: ...
 
     def clock(self) -> float: ...
 
@@ -103,9 +85,7 @@ class House(Protocol):
     def disk(self) -> DiskReserve: ...
 
     @property
-    def waiting_bytes(self) -> ByteQuota: ...
-
-    def check_prompt_rate(self, app_name: str) -> None: ...
+    def quotas(self) -> SessionQuotas: ...
 
 
 def encode_meta(meta: Mapping[str, Any], limit: int) -> str:
@@ -132,7 +112,7 @@ class Session:
         self.row = row
         self.log = SessionLog(house.writer, row.n, head)
         self.agent: Agent | None = None
-        self.viewers = 0
+        self.subscribers = 0
         self._house = house
         self._accepting = asyncio.Lock()
         self._merging = asyncio.Lock()
@@ -331,7 +311,7 @@ class Session:
             "turn_index": self._running.index if self._running else None,
             "queued": self.queued(),
             "pending_permissions": self.permissions.shown(),
-            "sockets": self.viewers,
+            "sockets": self.subscribers,
             **self.agent_view(),
         }
 
@@ -381,7 +361,7 @@ class Session:
             row = TurnRow(
                 self.row.n, turn.index, client_id, blocks, timeout, None, None, None, None, None
             )
-            self._house.waiting_bytes.take(self.row.app_name, len(blocks))
+            self._house.quotas.waiting_bytes.take(self.row.app_name, len(blocks))
             turn.reserved = len(blocks)
             early = self._may_run_at_once()
             try:
@@ -417,11 +397,11 @@ class Session:
             async with self._accepting:
                 yield
         finally:
-            self._house.slots.idle(self)
+            self._house.slots.reconsider()
 
     def _may_run_at_once(self) -> bool:
         is_open = not (self.is_closed or self._house.is_draining or self._changes)
-        return is_open and self._runner is None and self._house.slots.holds(self)
+        return is_open and self._runner is None and self._house.slots.has_slot(self)
 
     def _refuse(self, turn: Turn) -> None:
         self._forget_prompt(turn)
@@ -432,7 +412,7 @@ class Session:
 
     def _forget_prompt(self, turn: Turn) -> None:
         """The log has it, or it is refused: it waits no more."""
-        self._house.waiting_bytes.give(self.row.app_name, turn.reserved)
+        self._house.quotas.waiting_bytes.give(self.row.app_name, turn.reserved)
         turn.reserved = 0
         turn.blocks = b""
 
@@ -447,7 +427,7 @@ class Session:
             raise session_closed()
         if self._house.is_draining:
             raise draining()
-        self._house.check_prompt_rate(self.row.app_name)
+        self._house.quotas.check_prompt_rate(self.row.app_name)
         limit = self._house.settings.max_queued_turns
         if len(self._queue) + (self._running is not None) > limit:
             raise Error("queue_full", f"{limit} prompts wait already; ask again when one has run")
@@ -554,7 +534,7 @@ class Session:
             self._keep_agent_state()
             self.last_used = self._house.clock()
             self._release_if_gone()
-            self._house.slots.idle(self)
+            self._house.slots.reconsider()
 
     async def _ask_for(self, agent: Agent, setting: Setting) -> Mapping[str, Any]:
         match setting:
@@ -598,14 +578,14 @@ class Session:
             await to_completion(self._house.writer.commit([database.set_meta(self.row.n, text)]))
             self.row.meta = text
 
-    def take_over(self, spare: Prewarmed) -> None:
-        """Have the agent that was started for this session before it was asked for."""
-        self.agent = spare.hand_over(self.spec, self)
+    def take_over(self, prewarmed: PrewarmedAgent) -> None:
+        """Take over a prewarmed agent and its slot."""
+        self.agent = prewarmed.transfer_to(self.spec, self)
         self._prewarmed = self.agent.is_live
-        self._house.slots.pass_on(spare, self)
+        self._house.slots.transfer(prewarmed, self)
         self._keep_agent_state()
         self._release_if_gone()
-        if not self.wanted.is_empty and self._house.slots.holds(self):
+        if not self.wanted.is_empty and self._house.slots.has_slot(self):
             self._waking = self._house.tasks.spawn(self._wake(), f"wake-{self.id}")
 
     def wake(self) -> None:
@@ -661,7 +641,7 @@ class Session:
             self._runner = None
             self.last_used = self._house.clock()
             self._release_if_gone()
-            self._house.slots.idle(self)
+            self._house.slots.reconsider()
 
     async def _yield_slot(self) -> None:
         """Between two turns: let an app that has fewer agents have this one's slot."""
@@ -693,7 +673,7 @@ class Session:
             if turn.changes and (failure := await self._changed_before(turn)) is not None:
                 await self._end_if_stored(turn, failure)
                 return
-            if turn.ending is None and not self._house.slots.holds(self):
+            if turn.ending is None and not self._house.slots.has_slot(self):
                 await self._wait_for_slot(turn)
             if turn.ending is not None:  # the agent must never see it
                 await self._end_if_stored(turn)
@@ -985,7 +965,7 @@ class Session:
         if self.agent is not None:
             self.agent.answer_permission(raw_id, outcome)
         # One that was asked behind its turn's end was all that kept the agent from making room.
-        self._house.slots.idle(self)
+        self._house.slots.reconsider()
 
     # The end of it.
 

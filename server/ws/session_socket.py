@@ -62,12 +62,12 @@ class SessionSocket(WebSocketConnection):
         return self.session.log.head - self._cursor
 
     def _enter(self) -> None:
-        self.session.viewers += 1
+        self.session.subscribers += 1
         self.session.log.watch(self._log_moved)
 
     def _leave(self) -> None:
         self.session.log.unwatch(self._log_moved)
-        self.session.viewers -= 1
+        self.session.subscribers -= 1
 
     # Down.
 

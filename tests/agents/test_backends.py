@@ -84,7 +84,7 @@ async def test_a_conversation_goes_on_over_crash_and_hibernation(
 
     assert await told(client, session, {"history": True}) == [prompt, HISTORY]
     clock.advance(11)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     assert (await client.state(session))["agent_state"] == "hibernated"
     assert not [pid for pid in descendants(os.getpid()) if session in environ_text(pid)]
     assert await told(client, session, {"history": True}) == [prompt, HISTORY, HISTORY]
@@ -302,7 +302,7 @@ async def test_a_closed_session_leaves_no_process_and_a_deleted_one_no_file(
     assert not socket_folder(home).exists()
     assert home.exists()
     clock.advance(100_000)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     assert not home.exists()
 
 
@@ -320,7 +320,7 @@ async def test_a_session_that_is_closed_before_its_agent_is_found_starts_none(
 
     monkeypatch.setattr(CliBackend, "_find_commands", find_slowly)
     session = await client.create()
-    agent = server.services.sessions._kept[session].agent
+    agent = server.services.sessions.cached[session].agent
     assert agent is not None
     await looking.wait()
     before = set(descendants(os.getpid()))
@@ -489,7 +489,7 @@ async def test_an_agent_that_wants_a_login_is_told_apart(serve: Serve, backend: 
         session = await client.create(name)
         if name == "load" and backend == "host":  # acpx's command line loads at once
             assert (await client.turn(session, "hello"))[0] == 200
-            (found,) = [one for one in server.services.sessions._kept.values() if one.id == session]
+            found = server.services.sessions.cached[session]
             assert await found.hibernate()
         status, reply = await client.turn(session, prompt)
         assert (status, reply["code"], reply["retryable"]) == (502, "login_required", False), reply

@@ -133,7 +133,7 @@ async def test_claude_once_installed_is_the_default_and_does_its_work(
 
 
 async def hibernate(server: LocalServer, session: str) -> None:
-    (found,) = [one for one in server.services.sessions._kept.values() if one.id == session]
+    found = server.services.sessions.cached[session]
     assert await found.hibernate()
 
 

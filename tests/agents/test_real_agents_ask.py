@@ -243,7 +243,7 @@ def machine(tmp_path: Path, real: Real, api: StandIn, monkeypatch: pytest.Monkey
 
 
 async def hibernate(server: LocalServer, session: str) -> None:
-    (found,) = [one for one in server.services.sessions._kept.values() if one.id == session]
+    found = server.services.sessions.cached[session]
     assert await found.hibernate()
 
 

@@ -75,7 +75,9 @@ async def test_token_revoked_after_admission_gets_401_from_every_route(
             async with asked as response:
                 assert response.status == 401, (method, path)
                 assert (await response.json())["code"] == "unauthorized"
-        sessions = await server.services.sessions.sessions_of(f"{APP}-{tried}", include_closed=True)
+        sessions = await server.services.sessions.list_sessions(
+            f"{APP}-{tried}", include_closed=True
+        )
         assert len(sessions) == 1, (method, path)  # only the one from before the request
         assert sessions[0].row.turn_count == 0
         tried += 1

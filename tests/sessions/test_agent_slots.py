@@ -33,7 +33,7 @@ async def test_the_bound_is_exact_when_many_ask_at_once(serve: Serve) -> None:
     client = await server.client()
     assert await create_many(client, 20) == [200] * 5 + [503] * 15
     assert (await client.get("/sessions"))[1]["count"] == 5
-    assert server.services.sessions.open_count == 5
+    assert server.services.sessions.quotas.open_sessions == 5
 
 
 async def test_the_servers_bound_counts_the_sessions_of_all_apps(serve: Serve) -> None:
@@ -90,7 +90,7 @@ async def test_open_sessions_count_after_a_restart_too(serve: Serve) -> None:
     await server.stop()
     again = await serve(max_sessions=2)
     client = Client(again.url, client.token, client.http)
-    assert again.services.sessions.open_count == 1
+    assert again.services.sessions.quotas.open_sessions == 1
     await client.create()
     refused(await client.post("/sessions", {"agent": "mock"}))
 

@@ -108,11 +108,11 @@ async def test_a_request_behind_a_turns_end_keeps_its_agent_awake_too(serve: Ser
     await socket.turn(script({"late": [{"permission": True}]}))
     request = await socket.until("permission_request")
     clock.advance(61)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     assert (await client.state(session))["agent_state"] == "live"
     await socket.send("permission", request_id=request["request_id"], option_id="allow_once")
     await socket.until_text("allow_once")
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 
@@ -138,10 +138,10 @@ async def test_idle_agents_are_put_to_sleep_and_wake_with_their_context(serve: S
     session = await client.create()
     await client.turn(session, "remember me")
     clock.advance(59)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     assert await agent_states(client) == ["live"]
     clock.advance(2)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     assert await agent_states(client) == ["hibernated"]
     assert await history(client, session) == ["remember me"]
     assert await context_of_last_turn(client, session) == "kept"
@@ -157,7 +157,7 @@ async def test_what_acpx_keeps_of_a_session_does_not_grow_with_its_prompts(serve
     for number in range(3):
         await socket.turn([{"type": "text", "text": f"look at {number}"}, picture])
     clock.advance(61)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     (record,) = (server.services.settings.data_dir / "acpx" / "sessions").glob("*.json")
     assert record.stat().st_size < 20_000
     said = await history(client, session)
@@ -185,7 +185,7 @@ async def test_a_prompt_that_comes_while_its_agent_falls_asleep_is_answered(
     session = await client.create()
     await client.turn(session, "first")
     clock.advance(2)
-    sweeping = asyncio.create_task(server.services.sessions.sweep())
+    sweeping = asyncio.create_task(server.services.sessions.sweeper.sweep())
     replies: list[tuple[int, Json]] = await asyncio.gather(
         *(client.turn(session, f"again {n}") for n in range(3))
     )
@@ -310,7 +310,7 @@ async def test_an_agent_that_wakes_for_a_given_up_setting_has_its_slot_as_long_a
     session = await client.create("mock-modes")
     await client.turn(session, "hello")
     clock.advance(2)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     slots = server.services.sessions.slots
     assert len(slots) == 0
     await give_up_setting(server, monkeypatch, session, "set_mode")
@@ -448,7 +448,7 @@ async def test_one_that_is_busy_before_it_falls_asleep_keeps_its_slot() -> None:
     assert not for_second.done()
     first.busy = False
     first.may_sleep.set()
-    slots.idle(first)
+    slots.reconsider()
     await for_second
     assert len(slots) == 1
     await tasks.finish(1)

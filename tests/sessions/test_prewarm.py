@@ -33,7 +33,7 @@ HISTORY = script({"history": True})
 
 def spares(server: LocalServer) -> list[Any]:
     """The prewarmed agents that nobody has yet."""
-    return [one for one in server.services.sessions.prewarmer.spares if one.ready]
+    return [one for one in server.services.sessions.prewarmer.agents if one.is_ready]
 
 
 async def until_prewarmed(server: LocalServer, count: int) -> None:
@@ -132,7 +132,7 @@ async def test_it_makes_room_for_an_agent_that_is_needed_and_leaves_nothing(
 
     # What nobody has used since the last sweep gives its place back, for the next session.
     clock.advance(server.services.settings.sweep_interval_secs + 1)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     await until_prewarmed(server, 1)
     states = sorted([(await client.state(session))["agent_state"] for session in sessions])
     assert states == ["hibernated", "live"]
@@ -172,7 +172,7 @@ async def test_one_that_dies_is_replaced_at_the_next_look(serve: Serve, tmp_path
     await until_prewarmed(server, 1)
     os.kill(int(pids.read_text()), signal.SIGKILL)
     await until_prewarmed(server, 0)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     await until_prewarmed(server, 1)
     assert (await client.turn(await client.create(), "hello"))[0] == 200
     assert len(pids.read_text().split()) >= 2

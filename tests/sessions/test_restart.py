@@ -216,5 +216,5 @@ async def test_a_data_folder_may_be_moved(serve: Serve, tmp_path: Path) -> None:
     assert [start["context"] for start in starts] == ["new", "kept"]
     _, reply = await client.turn(other, "look", files=[file])
     assert f"{moved}/uploads/" in texts_of(reply["events"])
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     assert not (moved / "workspaces" / closed).exists()

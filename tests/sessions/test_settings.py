@@ -97,7 +97,7 @@ async def notices(client: Client, session: str) -> list[Json]:
 
 async def hibernate(server: LocalServer, client: Client, session: str) -> None:
     CLOCK.advance(61)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     await client.asleep(session)
 
 
@@ -213,8 +213,8 @@ async def test_a_prewarmed_agent_is_put_into_the_settings_of_its_session(serve: 
     )
     client = await server.client()
     prewarmer = server.services.sessions.prewarmer
-    await eventually("an agent to be ready", lambda: any(one.ready for one in prewarmer.spares))
-    (spare,) = prewarmer.spares
+    await eventually("an agent to be ready", lambda: any(one.is_ready for one in prewarmer.agents))
+    (spare,) = prewarmer.agents
     session = await client.create("mock", mode="code", config_options=FULL["config_options"])
     assert session == spare.id
     told = await settings_of(client, session)

@@ -18,7 +18,6 @@ from server import safe_files
 from server.auth.tokens import FIRST_APP
 from server.codec import dumps
 from server.errors import Error
-from server.sessions import registry
 from server.sessions.event_log import Batch, SessionLog
 from server.sessions.session import Session
 from server.storage.database import Database
@@ -42,7 +41,7 @@ async def server(serve: Serve, clock: Clock) -> LocalServer:
 
 
 async def sweep(server: LocalServer) -> None:
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     await server.services.files.sweep()
 
 
@@ -206,7 +205,7 @@ async def test_sessions_age_while_the_server_is_down(serve: Serve, clock: Clock)
     client = Client(again.url, client.token, client.http)
     await sweep(again)
     assert (await client.state(session))["close_reason"] == "idle"
-    assert again.services.sessions.open_count == 0
+    assert again.services.sessions.quotas.open_sessions == 0
 
 
 async def test_an_idle_close_makes_room_in_the_pool(serve: Serve, clock: Clock) -> None:
@@ -410,9 +409,9 @@ async def test_on_a_full_disk_the_sweeper_goes_on_making_room(
     await upload(client, b"data", ttl_secs=60)
     clock.advance(IDLE)
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "CLOSE_SECS", 0.05)
+        server.services.sessions.sweeper.close_timeout = 0.05
         patch.setattr(Database, "write", disk_is_full)
-        await server.services.sessions.sweep()
+        await server.services.sessions.sweeper.sweep()
         with pytest.raises(Error):
             await server.services.files.sweep()
         assert not list((server.services.settings.data_dir / "uploads").iterdir())
@@ -431,17 +430,17 @@ async def test_a_session_stays_in_memory_until_all_that_it_has_said_is_stored(
 ) -> None:
     session = await client.create()
     ours = server.services.sessions
-    found = ours._kept[session]
+    found = ours.cached[session]
     await client.turn(session, "hello")
     await found.hibernate()
     with monkeypatch.context() as patch:
         patch.setattr(Database, "write", disk_is_full)
         last = found.log.append("event", 1, b'"said":"late"')
-        ours._unload()
-        assert session in ours._kept
+        ours.unload_unused()
+        assert session in ours.cached
     await found.log.reach(last)
-    ours._unload()
-    assert session not in ours._kept
+    ours.unload_unused()
+    assert session not in ours.cached
 
 
 async def test_an_agent_that_cannot_be_put_to_sleep_does_not_keep_sessions_in_memory(
@@ -461,7 +460,7 @@ async def test_an_agent_that_cannot_be_put_to_sleep_does_not_keep_sessions_in_me
 
     monkeypatch.setattr(Session, "hibernate", hibernate_others)
     await sweep(server)
-    assert set(server.services.sessions._kept) == {stuck}
+    assert set(server.services.sessions.cached) == {stuck}
     assert failures(caplog) == [(stuck, True)]
 
 
@@ -597,7 +596,7 @@ async def test_a_turn_of_a_session_that_is_held_and_no_longer_kept_is_counted_an
     held = await ours.get(session, "app")
     clock.advance(60)
     await sweep(server)
-    assert session not in ours._kept
+    assert session not in ours.cached
     prompt = [{"type": "text", "text": script({"hang": True})}]
     running, _ = await held.prompt(dumps(prompt))
     queued, _ = await held.prompt(dumps(prompt))
@@ -685,7 +684,7 @@ async def test_a_sweeper_that_fails_does_not_keep_the_others_from_their_round(
         swept.set()
 
     monkeypatch.setattr(ours.store, "idle_sessions", fail)
-    sweeping = asyncio.create_task(ours.run_sweeper(fail, works))
+    sweeping = asyncio.create_task(ours.sweeper.run(fail, works))
     await asyncio.wait_for(swept.wait(), PATIENCE)
     sweeping.cancel()
     assert "the sweeper failed" in caplog.text

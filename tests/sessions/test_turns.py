@@ -63,7 +63,7 @@ async def start_turn(socket: Socket, prompt: str = HANG, text: str = "hanging") 
 
 async def prompt_at_the_door(server: LocalServer, session: str) -> None:
     """Wait until acpx has sent the prompt on its way to the agent."""
-    agent = server.services.sessions._kept[session].agent
+    agent = server.services.sessions.cached[session].agent
     assert isinstance(agent, HostAgent)
 
     def is_held() -> bool:
@@ -451,7 +451,7 @@ async def test_a_session_closed_while_a_prompt_is_stored_cancels_it(
     await socket.send("prompt", prompt=script({"touch": "seen"}))
     await prompt_at_the_door(server, session)
     closing = asyncio.create_task(client.delete(f"/sessions/{session}"))
-    held = server.services.sessions._kept[session]
+    held = server.services.sessions.cached[session]
     await eventually("the session to be closed", lambda: held.is_closed)
     commits.let_go()
     assert (await closing)[0] == 200
@@ -468,7 +468,7 @@ async def test_an_agent_that_dies_before_its_prompt_is_stored_is_started_anew_fo
     commits = Commits(monkeypatch)
     await socket.send("prompt", prompt=HISTORY)
     await prompt_at_the_door(server, session)
-    agent = server.services.sessions._kept[session].agent
+    agent = server.services.sessions.cached[session].agent
     assert isinstance(agent, HostAgent)
     await agent.kill()
     commits.let_go()
@@ -615,7 +615,7 @@ async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
     await stored.wait()  # the database has it, and the session not yet
     body = {"prompt": "hi", "files": files}
     second = asyncio.create_task(client.post(path, body, headers=headers))
-    accepting = server.services.sessions._kept[session]._accepting
+    accepting = server.services.sessions.cached[session]._accepting
     await eventually("the second to wait for the first", lambda: accepting._waiters)
     asked.set()
     async with asyncio.timeout(PATIENCE):

@@ -147,9 +147,9 @@ async def test_app_with_the_most_agents_gives_one_up_first() -> None:
     for holder in (*idle, Holder("a3"), lonely):
         await slots.acquire(holder)
     await slots.acquire(Holder("c1"))
-    assert not slots.holds(idle[0])
-    assert slots.holds(idle[1])
-    assert slots.holds(lonely)
+    assert not slots.has_slot(idle[0])
+    assert slots.has_slot(idle[1])
+    assert slots.has_slot(lonely)
 
 
 async def test_reserved_slot_is_given_back_before_the_others_are_used_again() -> None:
@@ -175,10 +175,10 @@ async def test_reserved_slot_is_given_at_once_while_idle_agents_end() -> None:
     guest = Holder("b1")
     acquiring = asyncio.create_task(slots.acquire(guest))
     await asyncio.sleep(0)
-    assert slots.holds(guest)
+    assert slots.has_slot(guest)
     await acquiring
     await ticks()
-    assert [slots.holds(holder) for holder in idle] == [False, True]
+    assert [slots.has_slot(holder) for holder in idle] == [False, True]
     assert idle[0].grace == URGENT_GRACE_SECS
 
 
@@ -189,9 +189,9 @@ async def test_agent_that_becomes_idle_gives_its_slot_for_the_reserved_one() -> 
         await slots.acquire(holder)
     for holder in (guest, hogs[0]):  # the guest's is its app's only one
         holder.busy = False
-        slots.idle(holder)
+        slots.reconsider()
         await ticks()
-    assert [slots.holds(holder) for holder in (*hogs, guest)] == [False, True, True]
+    assert [slots.has_slot(holder) for holder in (*hogs, guest)] == [False, True, True]
 
 
 async def test_agents_that_do_not_start_delay_no_other_app(serve: Serve) -> None:
@@ -211,7 +211,7 @@ async def test_idle_agent_of_an_app_in_the_reserve_makes_room_for_its_own() -> N
     first.busy = False
     await slots.acquire(second)
     assert len(slots) == 2
-    assert not slots.holds(first)
+    assert not slots.has_slot(first)
 
 
 # Runs.
@@ -260,7 +260,7 @@ async def test_nothing_new_is_accepted_below_the_reserve_and_what_runs_goes_on(
     assert (await socket.until("error"))["retryable"] is True
     await socket.send("cancel")
     assert (await socket.until("turn_end"))["stop_reason"] == "cancelled"
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     disk.measure = lambda: 1000
     await disk.look()
     assert (await client.turn(session, "hello"))[0] == 200

@@ -89,7 +89,7 @@ async def post_large(client: Client, path: str, body: Json) -> tuple[int, Json]:
 async def test_create_needs_a_bearer_token(server: LocalServer) -> None:
     anonymous = server.anonymous()
     failure(await anonymous.post("/sessions", {"agent": "mock"}), 401, "unauthorized")
-    assert server.services.sessions.open_count == 0
+    assert server.services.sessions.quotas.open_sessions == 0
 
 
 async def test_create_answers_with_the_session(client: Client) -> None:
@@ -1099,7 +1099,7 @@ async def test_a_defect_is_answered_as_internal_and_leaks_nothing(
     def broken(*args: Any, **options: Any) -> None:
         raise RuntimeError("the secret of the house")
 
-    monkeypatch.setattr(type(server.services.sessions), "views_of", broken)
+    monkeypatch.setattr(type(server.services.sessions), "views", broken)
     answer = await client.get("/sessions")
     assert "secret" not in json.dumps(answer[1])
     failure(answer, 500, "internal")

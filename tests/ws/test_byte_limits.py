@@ -174,7 +174,7 @@ async def test_queue_shows_the_first_characters_of_a_prompt(client: Client) -> N
 async def test_bytes_of_an_apps_waiting_prompts_are_limited_also_in_a_race(
     server: LocalServer, client: Client
 ) -> None:
-    budget = server.services.sessions.waiting_bytes
+    budget = server.services.sessions.quotas.waiting_bytes
     (app,) = {row.name for row in server.services.tokens.rows()}
     sessions = [await busy_session(client) for _ in range(2)]
     assert budget.held(app) == 0
@@ -206,7 +206,7 @@ async def test_refused_prompt_holds_no_bytes(
     (app,) = {row.name for row in server.services.tokens.rows()}
     session = await client.create()
     assert (await client.turn(session, "x" * 2 * WAITING_BYTES))[1]["code"] == "queue_full"
-    assert server.services.sessions.waiting_bytes.held(app) == 0
+    assert server.services.sessions.quotas.waiting_bytes.held(app) == 0
     assert (await client.turn(session, "fits"))[0] == 200
 
 

@@ -41,7 +41,7 @@ async def delete_token(request: web.Request) -> web.Response:
 async def close_session(request: web.Request) -> web.Response:
     require_admin(request)
     session_id = request[SESSION] = request.match_info["session_id"]
-    first = await services_of(request).sessions.close_any(session_id, "admin")
+    first = await services_of(request).sessions.close_by_id(session_id, "admin")
     reply = {"ok": True, "session_id": session_id}
     return json_reply(reply if first else {**reply, "already_closed": True})
 

@@ -26,7 +26,7 @@ async def healthz(request: web.Request) -> web.Response:
             "claude_version": health.claude_version,
             "acpx_present": health.acpx_version is not None,
             "acpx_version": health.acpx_version,
-            "open_sessions": services.sessions.open_count,
+            "open_sessions": services.sessions.quotas.open_sessions,
             "live_agents": len(services.sessions.slots),
             "sockets": len(services.sockets),
             "uptime_secs": int(time.time() - services.started_at),

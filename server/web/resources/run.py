@@ -22,7 +22,7 @@ async def run_once(request: web.Request) -> web.Response:
     app_name = app_of(request)
     body = await body_of(request, bodies.RunOnce)
     services = services_of(request)
-    services.sessions.check_prompt_rate(app_name)
+    services.sessions.quotas.check_prompt_rate(app_name)
     files = await services.files.paths(app_name, body.files or [])
     request[CREDENTIAL].check()
     run = services.runner.begin(

@@ -13,6 +13,7 @@ from ...auth.tickets import TICKET_SECS
 from ...codec import dumps
 from ...errors import Error, bad_request
 from ...sessions import entries
+from ...sessions.creation import SessionRequest
 from ...sessions.session import Session
 from ...sessions.turns import Turn
 from .. import bodies
@@ -42,14 +43,16 @@ async def create_session(request: web.Request) -> web.Response:
     body = await body_of(request, bodies.CreateSession)
     session = await services_of(request).sessions.create(
         app_name,
-        agent=body.agent,
-        model=body.model,
-        system=body.system,
-        meta=body.meta,
-        permission=body.permission or "approve-all",
-        cwd=body.cwd,
-        mode=body.mode,
-        config_options=body.config_options,
+        SessionRequest(
+            agent=body.agent,
+            model=body.model,
+            system=body.system,
+            meta=body.meta or {},
+            permission=body.permission or "approve-all",
+            cwd=body.cwd,
+            mode=body.mode,
+            config_options=body.config_options or {},
+        ),
     )
     return json_reply({"ok": True, **session.view()})
 
@@ -59,7 +62,7 @@ async def list_sessions(request: web.Request) -> web.StreamResponse:
     app_name = app_of(request)
     query = bodies.read_query(request, bodies.ListSessions)
     services = services_of(request)
-    views = services.sessions.views_of(app_name, include_closed=query.include_closed)
+    views = services.sessions.views(app_name, include_closed=query.include_closed)
     return await _long_reply(request, _list_of(views))
 
 
@@ -312,6 +315,6 @@ async def list_agents(request: web.Request) -> web.Response:
     agents = [
         {"name": info.name, "installed": info.installed, "default": default}
         | ({} if info.installed else {"install": info.install})
-        for info, default in await services_of(request).sessions.agents()
+        for info, default in await services_of(request).sessions.agents.all()
     ]
     return json_reply({"ok": True, "agents": agents})

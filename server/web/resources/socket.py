@@ -168,7 +168,7 @@ async def _let_in(
 def _check_room(services: ServerContext, session: Session, app_name: str) -> None:
     if services.sessions.is_draining:
         raise Disconnect(CloseCode.RESTARTING, "the server restarts", retry_after_ms=2000)
-    if session.viewers >= services.settings.max_sockets_per_session:
+    if session.subscribers >= services.settings.max_sockets_per_session:
         raise Disconnect(CloseCode.TOO_MANY_SOCKETS, "the session has all the sockets it may")
     if services.sockets.is_full(app_name):
         raise Disconnect(CloseCode.TOO_MANY_SOCKETS, "the app has all the sockets it may")

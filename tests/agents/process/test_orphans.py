@@ -191,7 +191,7 @@ async def test_hibernation_ends_processes_of_the_agent(serve: Serve, tmp_path: P
     pid = await spawn_grandchild(client, session, tmp_path / "pid", setsid=True)
     words = await spawn_hostile(client, session, tmp_path, *HOSTILE)
     clock.advance(11)
-    await server.services.sessions.sweep()
+    await server.services.sessions.sweeper.sweep()
     assert not is_running(pid)
     assert not survivors(words)
     assert (await client.state(session))["agent_state"] == "hibernated"

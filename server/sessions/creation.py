@@ -1,0 +1,202 @@
+"""Creating sessions: the checks of a request, the folder or the prewarmed agent, and the row."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..agents.base import Backend
+from ..agents.selection import AgentSelection
+from ..codec import dumps
+from ..config import Settings
+from ..errors import Error, bad_request, not_stored
+from ..limits import DiskReserve
+from ..storage import database
+from ..storage.schema import SessionRow
+from ..tasks import Tasks, to_completion
+from .event_log import DatabaseWriter
+from .prewarm import PrewarmedAgent, Prewarmer
+from .session import encode_meta
+from .settings import SessionSettings
+from .workspaces import Workspaces
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRequest:
+    """A client's request for a new session.
+
+    Attributes:
+        agent: None for the default agent.
+        system: the system prompt.
+        meta: the app's own notes.
+        permission: ``approve-all``, ``approve-reads``, ``deny-all`` or ``ask``.
+        cwd: a folder in one of the workspace roots; None for a folder of the session's own.
+        client_cwd: the folder on an ACP client's machine, by which it lists the session.
+    """
+
+    agent: str | None = None
+    model: str | None = None
+    system: str | None = None
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    permission: str = "approve-all"
+    cwd: str | None = None
+    mode: str | None = None
+    config_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    client_cwd: str | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class SessionDraft:
+    """A request that has been checked.
+
+    Attributes:
+        agent: the name of an agent that is installed.
+        meta: the app's notes as JSON.
+        folder: the folder that the client chose, or None.
+        prewarmed: the agent that the session takes over, or None.
+    """
+
+    request: SessionRequest
+    agent: str
+    meta: str
+    folder: Path | None
+    id: str = ""
+    prewarmed: PrewarmedAgent | None = None
+
+
+class SessionCreator:
+    """Checks requests for sessions and stores the sessions.
+
+    Attributes:
+        last_number: the number of the newest session.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        backend: Backend,
+        writer: DatabaseWriter,
+        agents: AgentSelection,
+        prewarmer: Prewarmer,
+        workspaces: Workspaces,
+        disk: DiskReserve,
+        tasks: Tasks,
+        clock: Callable[[], float],
+    ) -> None:
+        self.last_number = 0
+        self._settings = settings
+        self._backend = backend
+        self._writer = writer
+        self._agents = agents
+        self._prewarmer = prewarmer
+        self._workspaces = workspaces
+        self._disk = disk
+        self._tasks = tasks
+        self._clock = clock
+
+    async def check(self, request: SessionRequest) -> SessionDraft:
+        """Check a request; nothing is reserved yet.
+
+        Raises:
+            Error: ``bad_request``, ``payload_too_large``, ``agent_unavailable``, or ``internal``
+                if the disk is full.
+        """
+        self._check_backend(request)
+        meta = encode_meta(request.meta, self._settings.max_meta_bytes)
+        limit = self._settings.max_system_bytes
+        if request.system is not None and len(request.system.encode()) > limit:
+            raise Error("payload_too_large", f"system: it has at most {limit} bytes")
+        await self._disk.check()
+        agent = await self._agents.choose(request.agent)
+        if request.permission == "deny-all" and self._backend.traits(agent).never_asks:
+            raise bad_request(
+                f"permission: the agent {agent!r} does not ask, so nothing can be denied"
+            )
+        folder = None if request.cwd is None else await self._workspaces.check(request.cwd)
+        return SessionDraft(request, agent, meta, folder)
+
+    def _check_backend(self, request: SessionRequest) -> None:
+        if request.permission == "ask" and not self._backend.can_ask:
+            raise bad_request('permission: "ask" is not supported by the cli backend')
+        if (request.mode or request.config_options) and not self._backend.can_restore:
+            raise bad_request("mode, config_options: not supported by the cli backend")
+
+    def reserve_agent(self, draft: SessionDraft) -> None:
+        """Give the draft an id, and a prewarmed agent if one is ready that fits the request."""
+        request = draft.request
+        if request.model is None and request.system is None and draft.folder is None:
+            draft.prewarmed = self._prewarmer.reserve(draft.agent)
+        draft.id = str(uuid.uuid4()) if draft.prewarmed is None else draft.prewarmed.id
+
+    async def store(self, app_name: str, draft: SessionDraft) -> SessionRow:
+        """Make the session's folder and store its row.
+
+        If that fails, the folder is removed and the prewarmed agent ended.
+
+        Raises:
+            Error: ``internal``; the session cannot be stored.
+        """
+        made_folder = False
+        try:
+            if draft.prewarmed is not None:
+                folder = Path(draft.prewarmed.spec.cwd)
+            elif draft.folder is not None:
+                folder = draft.folder
+            else:
+                made_folder = True
+                folder = await self._workspaces.create(draft.id)
+            self.last_number += 1
+            row = self._row(app_name, draft, folder)
+            await to_completion(self._writer.commit(self._statements(row, draft)))
+        except BaseException as error:
+            if draft.prewarmed is not None:
+                end = self._prewarmer.end(draft.prewarmed)
+                self._tasks.spawn(end, f"prewarm-end-{draft.id}")
+            if made_folder:
+                with contextlib.suppress(OSError):
+                    await self._workspaces.delete(draft.id)
+            if isinstance(error, OSError):
+                logger.error("a session's folder cannot be made: %s", error.strerror)
+                raise not_stored() from None
+            raise
+        return row
+
+    def _row(self, app_name: str, draft: SessionDraft, folder: Path) -> SessionRow:
+        request = draft.request
+        return SessionRow(
+            n=self.last_number,
+            id=draft.id,
+            app_name=app_name,
+            agent=draft.agent,
+            model=request.model,
+            system=request.system,
+            meta=draft.meta,
+            permission=request.permission,
+            cwd=str(folder),
+            created_at=self._clock(),
+            last_turn_at=None,
+            turn_count=0,
+            has_context=0,
+            closed_at=None,
+            close_reason=None,
+            settings=SessionSettings(request.mode, dict(request.config_options)).encoded(),
+            client_cwd=request.client_cwd,
+        )
+
+    def _statements(self, row: SessionRow, draft: SessionDraft) -> list[database.Statement]:
+        detail = {"agent": row.agent, "model": row.model, "permission": row.permission}
+        statements = [
+            database.insert_session(row),
+            database.audit(row.id, row.app_name, "create", row.created_at, dumps(detail).decode()),
+        ]
+        if draft.prewarmed is not None:
+            statements.append(database.delete_prewarmed(row.id))
+        return statements

@@ -1,0 +1,77 @@
+"""Limits on sessions and prompts: of the whole server, and of each app."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from ..config import Settings
+from ..errors import Error
+from ..limits import ByteQuota, TokenBucket, give_back
+
+RETRY_AFTER_SECS = 30
+"""When a client may ask again for a session that exceeded a limit."""
+
+
+class SessionQuotas:
+    """Counts open sessions, waiting prompts and prompts per minute.
+
+    Attributes:
+        waiting_bytes: prompts of each app that wait for their turn.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.waiting_bytes = ByteQuota(
+            settings.max_waiting_prompt_bytes_per_app,
+            "the app's waiting prompts have reached their limit; retry after some have run",
+        )
+        self._max_sessions = settings.max_sessions
+        self._max_sessions_per_app = settings.max_sessions_per_app
+        self._prompts_per_min = settings.max_prompts_per_min
+        self._open: Counter[str] = Counter()
+        self._prompt_rates: dict[str, TokenBucket] = {}
+
+    @property
+    def open_sessions(self) -> int:
+        """The number of open sessions."""
+        return self._open.total()
+
+    def add_open_sessions(self, counts: Mapping[str, int]) -> None:
+        """Count the sessions that an earlier server left open, by app."""
+        self._open.update(counts)
+
+    def reserve_session(self, app_name: str) -> None:
+        """Count one more open session.
+
+        Raises:
+            Error: ``pool_full``; the limit of the server or of the app is reached.
+        """
+        if self._open.total() >= self._max_sessions:
+            raise Error("pool_full", "session limit reached", retry_after=RETRY_AFTER_SECS)
+        if self._open[app_name] >= self._max_sessions_per_app:
+            raise Error(
+                "pool_full", "session limit reached for this app", retry_after=RETRY_AFTER_SECS
+            )
+        self._open[app_name] += 1
+
+    def release_session(self, app_name: str) -> None:
+        """Count one open session less."""
+        give_back(self._open, app_name)
+
+    def check_prompt_rate(self, app_name: str) -> None:
+        """Count a prompt of that app.
+
+        Raises:
+            Error: ``rate_limited``; the app sends too many prompts.
+        """
+        per_minute = self._prompts_per_min
+        rate = self._prompt_rates.setdefault(app_name, TokenBucket(per_minute / 60, per_minute))
+        if not rate.allows():
+            message = f"an app may send {per_minute} prompts a minute"
+            raise Error("rate_limited", message, retry_after=1)
+
+    def forget_idle_apps(self) -> None:
+        """Drop the prompt rates of apps that have sent no prompt lately."""
+        self._prompt_rates = {
+            app_name: rate for app_name, rate in self._prompt_rates.items() if not rate.is_unspent()
+        }

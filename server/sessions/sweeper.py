@@ -1,0 +1,102 @@
+"""The sweeper: closes idle sessions, deletes old ones, and hibernates idle agents."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .registry import SessionRegistry
+
+logger = logging.getLogger(__name__)
+
+HIBERNATIONS_AT_ONCE = 8
+
+
+class Sweeper:
+    """Sweeps the sessions of a registry.
+
+    Attributes:
+        close_timeout: seconds that a round waits for sessions to close. Slower ones close in the
+            background.
+    """
+
+    def __init__(self, sessions: SessionRegistry) -> None:
+        self.close_timeout = 5.0
+        self._sessions = sessions
+        self._is_prewarming = False
+
+    async def run(self, *others: Callable[[], Awaitable[None]]) -> None:
+        """Sweep forever, and call *others* in each round; log failures and continue."""
+        while True:
+            if not self._is_prewarming:  # retried in the next round if the database fails
+                await _log_failure(self._start_prewarming())
+            await asyncio.sleep(self._sessions.settings.sweep_interval_secs)
+            for sweep in (self.sweep, *others):
+                await _log_failure(sweep())
+
+    async def sweep(self) -> None:
+        """Do one round. A failure for one session does not affect the others."""
+        sessions, settings = self._sessions, self._sessions.settings
+        now = sessions.clock()
+        await _log_failure(self._close_idle(now - settings.session_ttl_secs))
+        await _log_failure(self._delete_closed(now))
+        await _log_failure(self._hibernate_idle(now))
+        sessions.unload_unused()
+        sessions.quotas.forget_idle_apps()
+        sessions.prewarmer.fill()
+
+    async def _start_prewarming(self) -> None:
+        self._sessions.prewarmer.start(await self._sessions.store.prewarmed())
+        self._is_prewarming = True
+
+    async def _close_idle(self, before: float) -> None:
+        """Close the sessions that have been idle since *before*.
+
+        Slow closes continue in the background: on a full disk every close waits for space, which
+        the rest of the round may free.
+        """
+        closing = []
+        for session_id in await self._sessions.store.idle_sessions(before):
+            close = _log_failure(self._close_if_idle(session_id, before), session=session_id)
+            closing.append(self._sessions.closing.spawn(close, f"close-idle-{session_id}"))
+            await asyncio.sleep(0)  # one per iteration of the event loop
+        if closing:
+            await asyncio.wait(closing, timeout=self.close_timeout)
+
+    async def _close_if_idle(self, session_id: str, before: float) -> None:
+        session = await self._sessions.find(session_id)
+        if session is None or session.is_closed or session.is_busy:
+            return
+        if (session.row.last_turn_at or 0) <= before:  # a turn may have run since the query
+            await self._sessions.close(session, "idle")
+
+    async def _delete_closed(self, now: float) -> None:
+        before = now - self._sessions.settings.session_hard_ttl_secs
+        for row in await self._sessions.store.sessions_closed(before):
+            await _log_failure(self._sessions.delete(row, now), session=row.id, app=row.app_name)
+
+    async def _hibernate_idle(self, now: float) -> None:
+        """Hibernate idle agents; some of them earlier, to free slots for prewarmed agents."""
+        settings, slots = self._sessions.settings, self._sessions.slots
+        idle_secs = settings.agent_idle_secs
+        unused_secs = min(idle_secs, settings.sweep_interval_secs)
+        count = max(
+            len(slots.idle_since(now - idle_secs)), self._sessions.prewarmer.missing - slots.free
+        )
+        unused = slots.idle_since(now - unused_secs)[:count]
+        for start in range(0, len(unused), HIBERNATIONS_AT_ONCE):
+            holders = unused[start : start + HIBERNATIONS_AT_ONCE]
+            await asyncio.gather(
+                *(_log_failure(holder.hibernate(), session=holder.id) for holder in holders)
+            )
+
+
+async def _log_failure(work: Awaitable[object], **about: str) -> None:
+    """Await *work*; log its failure with the session and the app, and continue."""
+    try:
+        await work
+    except Exception:
+        logger.exception("the sweeper failed; it goes on", extra=about)

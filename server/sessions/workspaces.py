@@ -1,0 +1,89 @@
+"""The folders in which agents work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import safe_files
+from ..agents.base import Backend
+from ..data_dir import DataDir
+from ..errors import bad_request
+
+logger = logging.getLogger(__name__)
+
+
+class Workspaces:
+    """Creates, checks and deletes the folders of sessions.
+
+    Args:
+        roots: folders in which clients may choose a session's folder.
+    """
+
+    def __init__(self, data_dir: DataDir, roots: Sequence[Path], backend: Backend) -> None:
+        self._data_dir = data_dir
+        self._roots = roots
+        self._backend = backend
+
+    def path(self, session_id: str) -> Path:
+        """The folder of a session whose client chose none."""
+        return self._data_dir.workspace(session_id)
+
+    async def create(self, session_id: str) -> Path:
+        """Make a session's own folder.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        path = self.path(session_id)
+        await asyncio.to_thread(safe_files.make_folder, *self._data_dir.split(path))
+        return path
+
+    async def delete(self, session_id: str) -> None:
+        """Delete a session's own folder.
+
+        Raises:
+            OSError: part of the folder cannot be deleted.
+        """
+        await asyncio.to_thread(safe_files.remove, *self._data_dir.split(self.path(session_id)))
+
+    async def check(self, cwd: str) -> Path:
+        """Resolve the folder that a client chose for a session.
+
+        Raises:
+            Error: ``bad_request``; the server has no workspace roots, or the path is not an
+                existing folder in one of them.
+        """
+        return await asyncio.to_thread(self._check, cwd)
+
+    def _check(self, cwd: str) -> Path:
+        if not self._roots:
+            raise bad_request("cwd: this server gives each session a folder of its own")
+        if not cwd.startswith("/") or "\0" in cwd:
+            raise bad_request("cwd: must be an absolute path")
+        try:
+            folder = Path(cwd).resolve()
+            if any(folder.is_relative_to(root) for root in self._roots) and folder.is_dir():
+                return folder
+        except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
+            logger.debug("cwd %r: %s", cwd, error)
+        raise bad_request("cwd: must be an existing folder in one of the workspace roots")
+
+    async def delete_agent_data(self, session_id: str, cwd: Path | None = None) -> None:
+        """Delete acpx's record of a session, and the session's folder unless the client chose it.
+
+        If the folder cannot be deleted, the operator must do it: a retry would fail as well.
+
+        Args:
+            cwd: the session's folder; None for its own.
+        """
+        await self._backend.forget(session_id)
+        if cwd in (None, self.path(session_id)):
+            try:
+                await self.delete(session_id)
+            except OSError as error:
+                logger.error(
+                    "a session's folder cannot be removed: %s", error, extra={"session": session_id}
+                )
