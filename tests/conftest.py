@@ -102,7 +102,7 @@ async def connect() -> AsyncIterator[Connect]:
 
         async def open_socket(client: Client, session: str, **options: Any) -> RawSocket:
             raw = await open_raw_socket(client, session, **options)
-            stack.callback(raw.break_off)
+            stack.callback(raw.abort)
             return raw
 
         yield open_socket

@@ -28,7 +28,7 @@ from server.config import (
 from server.errors import StartError, not_stored
 
 from .conftest import Serve
-from .support.harness import PATIENCE, ROOT
+from .support.harness import ROOT, TIMEOUT_SECS
 
 
 def read(name: str, value: str) -> Any:
@@ -294,7 +294,7 @@ async def start(folder: Path, environ: Mapping[str, str]) -> tuple[int | None, s
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+        out, err = await asyncio.wait_for(process.communicate(), TIMEOUT_SECS)
     finally:
         if process.returncode is None:
             process.kill()

@@ -17,7 +17,7 @@ import pytest_asyncio
 from server import safe_files
 from server.acp import connection as connection_module
 
-from ..support.acp_client import HELLO, AcpClient, AnswerError, connect
+from ..support.acp_client import INITIALIZE, AcpClient, ResponseError, connect
 from ..support.harness import (
     MOCKS,
     Client,
@@ -79,7 +79,7 @@ async def acp(client: Client) -> AsyncIterator[AcpClient]:
 
 
 async def code_of(acp: AcpClient, method: str, **params: Any) -> int:
-    with pytest.raises(AnswerError) as failure:
+    with pytest.raises(ResponseError) as failure:
         await acp.call(method, **params)
     return int(failure.value.code)
 
@@ -176,28 +176,28 @@ async def test_a_ticket_lets_into_its_session_and_no_other(
 async def test_whoever_does_not_begin_with_initialize_is_shown_out(
     client: Client, first: str
 ) -> None:
-    acp = await connect(client, hello=None)
+    acp = await connect(client, initialize=None)
     await acp.ws.send_str(first)
     assert await acp.until_closed() == 1002
 
 
 async def test_versions_are_negotiated(client: Client) -> None:
     for version in (0, 1, 2, 65535):
-        acp = await connect(client, hello=None)
-        result = await acp.call("initialize", **{**HELLO, "protocolVersion": version})
+        acp = await connect(client, initialize=None)
+        result = await acp.call("initialize", **{**INITIALIZE, "protocolVersion": version})
         assert result["protocolVersion"] == 1
-    acp = await connect(client, hello=None)
+    acp = await connect(client, initialize=None)
     for bad in ({}, {"protocolVersion": "1"}, {"protocolVersion": 70000}):
         assert await code_of(acp, "initialize", **bad) == -32602
-    await acp.call("initialize", **HELLO)  # it may try again
-    assert await code_of(acp, "initialize", **HELLO) == -32600
+    await acp.call("initialize", **INITIALIZE)  # it may try again
+    assert await code_of(acp, "initialize", **INITIALIZE) == -32600
 
 
 async def test_capabilities_are_the_agents_where_they_depend_on_it(
     server: LocalServer, client: Client
 ) -> None:
-    acp = await connect(client, "?agent=mock-text", hello=None)
-    result = await acp.call("initialize", **HELLO)
+    acp = await connect(client, "?agent=mock-text", initialize=None)
+    result = await acp.call("initialize", **INITIALIZE)
     told = result["agentCapabilities"]
     assert told["promptCapabilities"] == dict.fromkeys(("image", "audio", "embeddedContext"), False)
     assert told["loadSession"] is True
@@ -218,9 +218,9 @@ async def test_capabilities_are_the_agents_where_they_depend_on_it(
     acp = await connect(client)  # the default agent
     told = acp.messages[0]["result"]["agentCapabilities"]
     assert told["promptCapabilities"] == dict.fromkeys(("image", "audio", "embeddedContext"), True)
-    acp = await connect(client, hello=None)
+    acp = await connect(client, initialize=None)
     wish = {"_meta": {"clawdforge": {"agent": "nobody"}, "elsewhere": 1}}
-    assert await code_of(acp, "initialize", **HELLO, **wish) == -32602
+    assert await code_of(acp, "initialize", **INITIALIZE, **wish) == -32602
 
 
 async def test_an_agent_that_cannot_be_asked_what_it_can_do_is_served_all_the_same(
@@ -285,7 +285,7 @@ async def test_what_is_not_right_is_invalid_params(acp: AcpClient, client: Clien
 
 async def test_an_agent_that_does_not_start_is_told_at_once(acp: AcpClient, client: Client) -> None:
     for agent in ("mock-fail-new", "mock-dies"):
-        with pytest.raises(AnswerError, match="does not start") as failure:
+        with pytest.raises(ResponseError, match="does not start") as failure:
             await acp.new_session(_meta={"clawdforge": {"agent": agent}})
         assert failure.value.code == -32603
         assert failure.value.data["code"] == "agent_unavailable"
@@ -298,7 +298,7 @@ async def test_load_replays_all_and_answers_behind_it(acp: AcpClient, client: Cl
     await bot.turn("one")
     await bot.turn(script({"think": "hm"}, {"say": "two"}))
     assert await acp.call("session/load", **of_session(session)) == {}
-    assert [update["sessionUpdate"] for update in acp.conversation()] == [
+    assert [update["sessionUpdate"] for update in acp.conversation_updates()] == [
         "user_message_chunk",
         "agent_message_chunk",
         "user_message_chunk",
@@ -309,9 +309,9 @@ async def test_load_replays_all_and_answers_behind_it(acp: AcpClient, client: Cl
     assert acp.text(kind="user_message_chunk").startswith("one{")
     assert "result" in acp.messages[-1]
     # Again, and it begins again.
-    before = acp.conversation()
+    before = acp.conversation_updates()
     assert await acp.call("session/load", **of_session(session)) == {}
-    assert acp.conversation() == before * 2
+    assert acp.conversation_updates() == before * 2
     assert await acp.prompt(session, "three") == {"stopReason": "end_turn"}
     assert acp.text().endswith("echo: three")
 
@@ -322,10 +322,10 @@ async def test_a_long_replay_has_no_gap_and_may_be_begun_again(client: Client) -
     await asyncio.gather(*(client.turn(session, burst) for session in sessions))
     acp = await connect(client, strict=False)
     loads = [
-        await acp.ask("session/load", of_session(session)) for session in (*sessions, *sessions)
+        await acp.request("session/load", of_session(session)) for session in (*sessions, *sessions)
     ]
     for load in loads:
-        await acp.answer_to(load)
+        await acp.response_to(load)
     whole = "".join(f"{n}:{'x' * 100}" for n in range(2_000))
     for session in sessions:
         text = acp.text(session)
@@ -341,7 +341,7 @@ async def test_resume_replays_nothing(acp: AcpClient, client: Client) -> None:
     await bot.turn("one")
     assert await acp.call("session/resume", **of_session(session)) == {}
     assert await acp.prompt(session, "two") == {"stopReason": "end_turn"}
-    assert [update["content"]["text"] for update in acp.conversation()] == ["echo: two"]
+    assert [update["content"]["text"] for update in acp.conversation_updates()] == ["echo: two"]
 
 
 async def test_sessions_are_listed_in_pages(
@@ -381,9 +381,9 @@ async def test_close_ends_the_turn_and_is_answered_last(acp: AcpClient, client: 
     session = await acp.new_session()
     prompting = await acp.start_prompt(session, script({"say": "on it"}, {"hang": True}))
     await acp.until_text("on it")
-    closing = await acp.ask("session/close", {"sessionId": session})
-    assert await acp.answer_to(prompting) == {"stopReason": "cancelled"}
-    assert await acp.answer_to(closing) == {}
+    closing = await acp.request("session/close", {"sessionId": session})
+    assert await acp.response_to(prompting) == {"stopReason": "cancelled"}
+    assert await acp.response_to(closing) == {}
     assert (await client.state(session))["close_reason"] == "client"
     assert await acp.call("session/close", sessionId=session) == {}  # again
     for method in ("session/load", "session/resume"):
@@ -398,7 +398,7 @@ async def test_a_session_that_is_closed_elsewhere_says_so(acp: AcpClient, client
     prompting = await acp.start_prompt(session, script({"hang": True}))
     await eventually("the turn to run", lambda: is_running(client, session))
     await client.delete(f"/sessions/{session}")
-    assert await acp.answer_to(prompting) == {"stopReason": "cancelled"}
+    assert await acp.response_to(prompting) == {"stopReason": "cancelled"}
     assert (await acp.until_update("session_info_update"))["_meta"] == {
         "clawdforge": {"closed": "client"}
     }
@@ -414,7 +414,7 @@ async def test_several_sessions_share_a_connection(acp: AcpClient) -> None:
     burst = script({"burst": {"count": 60, "text": "x", "batch": 5}})
     asked = [await acp.start_prompt(session, burst) for session in sessions]
     for request in asked:
-        assert await acp.answer_to(request) == {"stopReason": "end_turn"}
+        assert await acp.response_to(request) == {"stopReason": "end_turn"}
     expected = "".join(f"{n}:x" for n in range(60))
     assert [acp.text(session) for session in sessions] == [expected] * 3
 
@@ -429,11 +429,11 @@ async def test_an_answer_comes_behind_its_updates_and_is_the_agents_own(acp: Acp
     assert await acp.prompt(session, steps) == result
     assert acp.text().endswith("299:y")
     error = {"code": -32000, "message": "log in first", "data": {"how": "elsewhere"}}
-    with pytest.raises(AnswerError, match="log in first") as failure:
+    with pytest.raises(ResponseError, match="log in first") as failure:
         await acp.prompt(session, script({"error": error}))
     told = {"code": "login_required", "retryable": False, "authMethods": []}
     assert (failure.value.code, failure.value.data) == (-32000, {"how": "elsewhere", **told})
-    with pytest.raises(AnswerError) as failure:
+    with pytest.raises(ResponseError) as failure:
         await acp.prompt(session, script({"crash": "SIGKILL"}))
     assert (failure.value.code, failure.value.data["code"]) == (-32603, "agent_failed")
     assert failure.value.data["retryable"] is True
@@ -447,8 +447,8 @@ async def test_a_cancelled_turn_ends_with_a_result_behind_all_its_updates(acp: A
         await acp.until_text("begun")
         ours: Json = {"sessionId": session} if cancel == "session/cancel" else {"requestId": asked}
         await acp.notify(cancel, **ours)
-        assert await acp.answer_to(asked) == {"stopReason": "cancelled"}
-        assert acp.conversation()[-1]["content"]["text"] == "clearing up"
+        assert await acp.response_to(asked) == {"stopReason": "cancelled"}
+        assert acp.conversation_updates()[-1]["content"]["text"] == "clearing up"
     # One that the agent answers with an error, and one that the agent ignores.
     asked = await acp.start_prompt(
         session,
@@ -456,7 +456,7 @@ async def test_a_cancelled_turn_ends_with_a_result_behind_all_its_updates(acp: A
     )
     await acp.until_text("begun")
     await acp.notify("session/cancel", sessionId=session)
-    assert await acp.answer_to(asked) == {"stopReason": "cancelled"}
+    assert await acp.response_to(asked) == {"stopReason": "cancelled"}
 
 
 async def test_cancel_is_for_what_this_client_asked(acp: AcpClient, client: Client) -> None:
@@ -466,7 +466,7 @@ async def test_cancel_is_for_what_this_client_asked(acp: AcpClient, client: Clie
     await bot.until_text("busy")
     asked = await acp.start_prompt(session, "later")
     await acp.notify("session/cancel", sessionId=session)
-    assert await acp.answer_to(asked) == {"stopReason": "cancelled"}
+    assert await acp.response_to(asked) == {"stopReason": "cancelled"}
     assert await is_running(client, session)  # the bot's
     await acp.notify("session/cancel", sessionId=session)  # nothing of its own is left
     await bot.until("turn_end", stop_reason="cancelled", turn_index=1)
@@ -542,7 +542,7 @@ async def test_a_permission_is_asked_for_under_an_id_of_this_connection(acp: Acp
     # An answer under the same number to a request of the client's own is another thing.
     assert await acp.call("session/list") is not None
     await acp.send(id=request["id"], result=choose("reject_always"))
-    assert await acp.answer_to(asked) == {"stopReason": "end_turn"}
+    assert await acp.response_to(asked) == {"stopReason": "end_turn"}
     assert json.loads(acp.text())["permission"]["optionId"] == "reject_always"
 
 
@@ -571,8 +571,8 @@ async def test_the_first_answer_counts_and_the_other_requests_are_withdrawn(
     for watching, request in ((acp, second), (other, theirs)):
         withdrawn = await watching.until(method="$/cancel_request")
         assert withdrawn["params"] == {"requestId": request["id"]}
-    assert await acp.answer_to(asked) == {"stopReason": "end_turn"}
-    answers = [json.loads(part["content"]["text"]) for part in acp.conversation()[-2:]]
+    assert await acp.response_to(asked) == {"stopReason": "end_turn"}
+    answers = [json.loads(part["content"]["text"]) for part in acp.conversation_updates()[-2:]]
     assert [one["permission"]["optionId"] for one in answers] == ["allow_once", "reject_once"]
 
 
@@ -591,7 +591,7 @@ async def test_who_comes_later_is_asked_too_and_who_cannot_answer_is_passed_over
     await acp.send(id=first["id"], error={"code": -32601, "message": "what?"})
     await resumed.send(id=request["id"], result=choose("made_up"))
     await loaded.send(id=request["id"], result=choose("allow_once"))
-    assert await acp.answer_to(asked) == {"stopReason": "end_turn"}
+    assert await acp.response_to(asked) == {"stopReason": "end_turn"}
     assert json.loads(acp.text())["permission"]["optionId"] == "allow_once"
 
 
@@ -600,7 +600,7 @@ async def test_a_lone_client_that_cannot_answer_is_not_waited_for(acp: AcpClient
     asked = await acp.start_prompt(session, ASK)
     request = await acp.until(method="session/request_permission")
     await acp.send(id=request["id"], error={"code": -32601, "message": "what?"})
-    assert await acp.answer_to(asked) == {"stopReason": "cancelled"}  # as the mock takes it
+    assert await acp.response_to(asked) == {"stopReason": "cancelled"}  # as the mock takes it
 
 
 async def test_a_policy_asks_nobody(acp: AcpClient) -> None:
@@ -680,7 +680,7 @@ async def test_errors_are_json_rpcs(acp: AcpClient, client: Client, stranger: Cl
     for method, params in asked.items():
         failures = []
         for session in (UNKNOWN, theirs, "", "../x"):
-            with pytest.raises(AnswerError) as failure:
+            with pytest.raises(ResponseError) as failure:
                 await acp.call(method, **of_session(session, **params))
             failures.append((failure.value.code, str(failure.value), failure.value.data))
         assert failures[0][0] == -32002
@@ -756,7 +756,7 @@ async def test_without_roots_a_clients_path_may_be_any_systems(acp: AcpClient, c
 async def test_what_is_too_large_for_a_client_is_cut_or_shortened(client: Client) -> None:
     acp = await connect(client)
     generous = await connect(
-        client, hello={**HELLO, "_meta": {"clawdforge": {"maxMessageBytes": 1 << 25}}}
+        client, initialize={**INITIALIZE, "_meta": {"clawdforge": {"maxMessageBytes": 1 << 25}}}
     )
     session = await acp.new_session()
     await generous.call("session/resume", **of_session(session))
@@ -777,7 +777,7 @@ async def test_what_is_too_large_for_a_client_is_cut_or_shortened(client: Client
     steps = script({"chunk": 2_500_000}, {"update": tool}, {"result": answer})
     assert await acp.prompt(session, steps) == {"stopReason": "end_turn"}
     assert max(len(frame.encode()) for frame in acp.frames) <= 1 << 20
-    *chunks, shortened = acp.conversation()
+    *chunks, shortened = acp.conversation_updates()
     assert len(acp.text()) == 2_500_000
     assert 3 <= len(chunks) <= 6
     assert shortened["rawInput"]["path"] == "/x"
@@ -812,13 +812,13 @@ async def test_requests_that_wait_for_an_agent_are_bounded_and_can_be_cancelled(
 ) -> None:
     monkeypatch.setattr(connection_module, "MAX_WAITING", 1)
     slow = {"cwd": "/", "_meta": {"clawdforge": {"agent": "mock-slow"}}}
-    waiting = await acp.ask("session/new", slow)
-    with pytest.raises(AnswerError) as failure:
+    waiting = await acp.request("session/new", slow)
+    with pytest.raises(ResponseError) as failure:
         await acp.call("session/new", **slow)
     assert failure.value.data["code"] == "rate_limited"
     await acp.notify("$/cancel_request", requestId=waiting)
-    with pytest.raises(AnswerError) as failure:
-        await acp.answer_to(waiting)
+    with pytest.raises(ResponseError) as failure:
+        await acp.response_to(waiting)
     assert failure.value.code == -32800
 
     async def is_gone() -> bool:  # nobody has its id
@@ -833,14 +833,14 @@ async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
 ) -> None:
     before = (await client.get("/sessions"))[1]["count"]
     stored, go_on = hold_commits(server, monkeypatch)
-    waiting = await acp.ask("session/new", {"cwd": "/"})
+    waiting = await acp.request("session/new", {"cwd": "/"})
     await stored.wait()
     await acp.notify("$/cancel_request", requestId=waiting)
     await code_of(acp, "session/list", cursor="none")  # the cancel has been read
     monkeypatch.undo()
     go_on.set()
-    with pytest.raises(AnswerError) as failure:
-        await acp.answer_to(waiting)
+    with pytest.raises(ResponseError) as failure:
+        await acp.response_to(waiting)
     assert failure.value.code == -32800
     assert (await client.get("/sessions"))[1]["count"] == before
 
@@ -865,7 +865,7 @@ async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_close
     acp = await connect(client)
     stored, go_on = hold_commits(server, monkeypatch)
     monkeypatch.setattr(connection_module.AcpConnection, "_leave", note_leave)
-    await acp.ask("session/new", {"cwd": "/"})
+    await acp.request("session/new", {"cwd": "/"})
     await stored.wait()
     acp.ws._response.connection.transport.abort()  # type: ignore[union-attr]
     await left.wait()
@@ -882,10 +882,10 @@ async def test_a_request_cancelled_right_behind_its_sending_is_answered_and_give
     session = await acp.new_session(_meta={"clawdforge": {"agent": "mock-modes"}})
     monkeypatch.setattr(connection_module, "MAX_WAITING", 1)
     # Both are written before the loop turns, so the server reads them in one go.
-    hasty = await acp.ask(method, of_session(session, modeId="code"))
+    hasty = await acp.request(method, of_session(session, modeId="code"))
     await acp.notify("$/cancel_request", requestId=hasty)
-    with pytest.raises(AnswerError) as failure:
-        await acp.answer_to(hasty)
+    with pytest.raises(ResponseError) as failure:
+        await acp.response_to(hasty)
     assert failure.value.code == -32800
     assert await acp.call("session/set_mode", sessionId=session, modeId="code") == {}
     assert [message.get("id") for message in acp.messages].count(hasty) == 1

@@ -16,8 +16,8 @@ import pytest_asyncio
 
 from server.agents.catalog import find_node
 
-from ..support.acp_client import acp_url, check, connect
-from ..support.acp_sdk import Me, dial, steps
+from ..support.acp_client import acp_url, connect, validate
+from ..support.acp_sdk import SdkClient, connect_sdk, script_blocks
 from ..support.harness import ROOT, Client, LocalServer, local_server, run_program, script
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -64,8 +64,8 @@ async def output_of(*argv: str, **variables: str) -> str:
 
 
 async def test_the_python_sdk_has_its_conversations(alone: Client) -> None:
-    me = Me()
-    agent, recorder = await dial(alone, me)
+    me = SdkClient()
+    agent, recorder = await connect_sdk(alone, me)
     made = [await agent.new_session(cwd="/", mcp_servers=[]) for _ in range(2)]
     one, two = (session.session_id for session in made)
     answers = await asyncio.gather(
@@ -76,21 +76,23 @@ async def test_the_python_sdk_has_its_conversations(alone: Client) -> None:
     assert me.texts == {one: "echo: first", two: "echo: second"}
 
     tool = {"sessionUpdate": "tool_call", "toolCallId": "t", "title": "edit", "kind": "edit"}
-    asking = steps({"update": tool}, {"permission": {"title": "edit"}})
+    asking = script_blocks({"update": tool}, {"permission": {"title": "edit"}})
     assert (await agent.prompt(session_id=one, prompt=asking)).stop_reason == "end_turn"
     assert me.asked == [(one, "edit")]
     assert [one.title for one in me.tools] == ["edit"]
     assert '"optionId": "allow_once"' in me.texts[one]
 
     hanging = asyncio.create_task(
-        agent.prompt(session_id=two, prompt=steps({"say": "begun"}, {"hang": True}))
+        agent.prompt(session_id=two, prompt=script_blocks({"say": "begun"}, {"hang": True}))
     )
     await me.until_text(two, "begun")
     await agent.cancel(session_id=two)
     assert (await hanging).stop_reason == "cancelled"
 
     # Far more than its socket takes at once: it gets all of the text, and keeps its connection.
-    assert (await agent.prompt(session_id=two, prompt=steps({"chunk": 3_000_000}))).stop_reason
+    assert (
+        await agent.prompt(session_id=two, prompt=script_blocks({"chunk": 3_000_000}))
+    ).stop_reason
     assert len(me.texts[two]) > 3_000_000
     assert 500_000 < max(recorder.sizes) <= 1 << 20
 
@@ -108,8 +110,8 @@ async def test_the_python_sdk_has_its_conversations(alone: Client) -> None:
         assert failure.value.code == code
     await agent.close()
 
-    again = Me()
-    agent, _ = await dial(alone, again)
+    again = SdkClient()
+    agent, _ = await connect_sdk(alone, again)
     await agent.load_session(cwd="/", session_id=one, mcp_servers=[])
     assert again.texts[one] == me.texts[one]
     assert again.users[one].startswith("first")
@@ -118,8 +120,8 @@ async def test_the_python_sdk_has_its_conversations(alone: Client) -> None:
 
 
 async def test_an_sdk_a_bot_and_a_viewer_share_a_conversation(client: Client) -> None:
-    me = Me()
-    agent, _ = await dial(client, me)
+    me = SdkClient()
+    agent, _ = await connect_sdk(client, me)
     session = (await agent.new_session(cwd="/", mcp_servers=[])).session_id
     bot = await client.connect(session)
     viewer = await connect(client)
@@ -172,7 +174,7 @@ async def test_the_typescript_sdk_has_its_conversations(alone: Client) -> None:
     assert seen["replayed"]["after"].startswith("one")
     assert '"say": "one"' in seen["user"] or '"say":"one"' in seen["user"]
     for frame in map(json.loads, seen["frames"]):
-        check(frame, None)
+        validate(frame, None)
     await alone.delete(f"/sessions/{one}")
 
 
@@ -209,7 +211,7 @@ async def test_the_bridge_of_the_page_makes_it_an_editors_agent(
     argv = settings["agent_servers"]["clawdforge"]["args"]
     assert argv == ["/path/to/clawdforge_acp.py", f"{ADDRESS}?agent=claude"]
 
-    me = Me()
+    me = SdkClient()
     argv = [str(bridge), acp_url(client, "?agent=mock-modes")]
     environ = {"TOKEN": str(client.token)}
     spawned = acp.spawn_agent_process(cast(Any, me), sys.executable, *argv, env=environ)

@@ -20,7 +20,7 @@ from server.agents.cli.commands import AcpxCommands, socket_folder
 
 from ..conftest import Serve, Spawn
 from ..stand_ins import mock_agent
-from ..support.acp_client import AnswerError, connect
+from ..support.acp_client import ResponseError, connect
 from ..support.harness import (
     MOCKS,
     Client,
@@ -241,7 +241,7 @@ async def test_at_acp_a_conversation_asks_nobody_and_is_loaded_again(serve: Serv
     hanging = await acp.start_prompt(session, HANG)
     await acp.until_text("hanging")
     await acp.notify("session/cancel", sessionId=session)
-    assert await acp.answer_to(hanging) == {"stopReason": "cancelled"}
+    assert await acp.response_to(hanging) == {"stopReason": "cancelled"}
     assert [one for one in acp.messages if "id" in one and "method" in one] == []
 
     again = await connect(client)
@@ -250,7 +250,7 @@ async def test_at_acp_a_conversation_asks_nobody_and_is_loaded_again(serve: Serv
     assert again.text(kind="user_message_chunk").endswith(HANG)
 
     # Where nobody can be asked, nobody may wish it.
-    with pytest.raises(AnswerError) as refused:
+    with pytest.raises(ResponseError) as refused:
         await acp.new_session(_meta={"clawdforge": {"permission": "ask"}})
     assert refused.value.code == -32602
     status, reply = await client.post("/sessions", {"agent": "mock", "permission": "ask"})

@@ -84,7 +84,7 @@ async def test_an_agent_that_dies_between_turns_is_started_again_with_its_contex
     session = await client.create()
     pid = (await told(client, session, {"report": True}))["pid"]
     os.kill(pid, signal.SIGKILL)
-    await client.asleep(session)
+    await client.until_hibernated(session)
     assert len(await told(client, session, {"history": True})) == 2
     starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
     assert [start["context"] for start in starts] == ["new", "kept"]
@@ -120,7 +120,7 @@ async def kill_agent(client: Client, session: str) -> None:
     assert pids
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    await client.asleep(session)
+    await client.until_hibernated(session)
 
 
 def agents_of(session: str) -> list[int]:

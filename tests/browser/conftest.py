@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, async_playwright, expect
 
-from ..support.harness import MOCKS, PATIENCE, Client, LocalServer, local_server, mock_agent
+from ..support.harness import MOCKS, TIMEOUT_SECS, Client, LocalServer, local_server, mock_agent
 from .scenes import PLAYS
 from .tab import DESKTOP, WATCH, Tab
 
@@ -31,7 +31,7 @@ QUIET = [
     "--disable-sync",
 ]
 
-expect.set_options(timeout=PATIENCE * 1000)
+expect.set_options(timeout=TIMEOUT_SECS * 1000)
 package_fixture = pytest_asyncio.fixture(scope="package", loop_scope="package")
 test_fixture = pytest_asyncio.fixture(loop_scope="package")
 names = (f"app{number}" for number in itertools.count())

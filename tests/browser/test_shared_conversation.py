@@ -7,14 +7,14 @@ import asyncio
 import acp
 from playwright.async_api import expect
 
-from ..support.acp_sdk import Me, dial, steps
+from ..support.acp_sdk import SdkClient, connect_sdk, script_blocks
 from ..support.harness import Client, Deadline
 from .tab import Tab
 
 
 async def test_an_sdk_a_bot_and_the_page_share_a_conversation(tab: Tab, client: Client) -> None:
-    me = Me()
-    agent, recorder = await dial(client, me)
+    me = SdkClient()
+    agent, recorder = await connect_sdk(client, me)
     session = (await agent.new_session(cwd="/", mcp_servers=[])).session_id
     bot = await client.connect(session)
     await tab.sign_in(session)
@@ -36,7 +36,9 @@ async def test_an_sdk_a_bot_and_the_page_share_a_conversation(tab: Tab, client: 
     # All are asked. What is answered in the page, the SDK's user need not answer any more.
     me.decided.clear()
     asking = asyncio.create_task(
-        agent.prompt(session_id=session, prompt=steps({"permission": {"title": "together"}}))
+        agent.prompt(
+            session_id=session, prompt=script_blocks({"permission": {"title": "together"}})
+        )
     )
     await me.until("the question", lambda: me.asked == [(session, "together")])
     await bot.until("permission_request")

@@ -66,12 +66,12 @@ class Follower:
                 continue
             try:
                 async with asyncio.timeout(None if stay is None else stay()):
-                    while self.ended < turns and await raw.take(65536):
+                    while self.ended < turns and await raw.receive(65536):
                         pass
             except TimeoutError:
                 pass
             finally:
-                raw.break_off()
+                raw.abort()
 
 
 def resident_kb(pid: int) -> int:

@@ -211,7 +211,7 @@ async def test_frames_that_are_no_frames(
             reset = code is None and len(data) > (1 << 20)
             if code is not None if codes is None else code not in codes and not reset:
                 wrong[what] = code
-            raw.break_off()
+            raw.abort()
         assert (await user.turn("still here"))["stop_reason"] == "end_turn"
         if n == 0:
             memory, files = resident_kb(server.pid), open_files(server.pid)

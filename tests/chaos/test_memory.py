@@ -70,7 +70,7 @@ async def test_memory_that_one_app_can_use_up(
         answers = await asyncio.gather(*waiting)
         look()
     for socket in sockets:
-        socket.break_off()
+        socket.abort()
     chaos.measured(
         idle_mb=idle >> 10,
         most_above_idle_mb=(most - idle) >> 10,

@@ -24,7 +24,7 @@ async def test_a_phone_that_sleeps(
     told = {"burst": {"count": 6000, "text": "x" * 100}}
     await phone.send("prompt", prompt=script(told, {"permission": True}, {"say": "done"}))
     await eventually("the phone to be dropped", lambda: _has_no_sockets(client, session))
-    while await phone.take(65536):  # what the kernel had for it
+    while await phone.receive(65536):  # what the kernel had for it
         pass
 
     awake = await connect(client, session, after=phone.last, receive_buffer=1 << 20)

@@ -23,7 +23,7 @@ async def take_slowly(raw: RawSocket, head: int, seconds: float) -> None:
     """Read up to that position, in small portions spread over that time."""
     pause = seconds / (2 << 20) * PORTION
     while raw.last < head:
-        assert await raw.take(PORTION), f"dropped at {raw.last} of {head}"
+        assert await raw.receive(PORTION), f"dropped at {raw.last} of {head}"
         await asyncio.sleep(pause)
 
 
@@ -60,7 +60,7 @@ async def test_viewers_that_do_not_read(
     dropped = time.monotonic() - began
     await taking
     assert slow.seqs == list(range(1, head + 1))
-    slow.break_off()
+    slow.abort()
     for raw in stuck:  # what the kernel held is all that they have
         assert await raw.until_closed() in (None, 4003)
         assert raw.last < head

@@ -76,7 +76,7 @@ async def live(server: ServerProcess, connect: Connect, http: aiohttp.ClientSess
         for prompt in prompts:
             await socket.turn(prompt)
             turns += 1
-        rude.break_off()
+        rude.abort()
         await socket.send("prompt", prompt=script({"permission": True}))
         if permission == "ask":
             asked = await socket.until("permission_request")

@@ -85,12 +85,12 @@ async def test_subscribing_while_it_streams(
         until = max(head, want) + 10
         seen = 0
         while (raw.last or 0) < until:
-            assert await raw.take(65536)
+            assert await raw.receive(65536)
         for seen in raw.seqs:
             gaps += seen > want
             repeats += seen < want
             want = seen + 1
-        raw.break_off()
+        raw.abort()
 
     for _ in range(times):
         head = (await client.state(session))["head"]
@@ -137,7 +137,7 @@ async def test_a_graceful_restart(
         assert end["error"]["code"] == "server_restarted"
         assert (raw.seqs + again.seqs) == list(range(1, end["seq"] + 1))
         missed += end["seq"] - len(raw.seqs) - len(again.seqs)
-        again.break_off()
+        again.abort()
     chaos.measured(
         sockets=count,
         retry_ms=f"{waits[0]} to {waits[-1]}",

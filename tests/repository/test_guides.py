@@ -15,7 +15,7 @@ from server.agents.catalog import find_node
 
 from ..commands.test_commands import Operator
 from ..conftest import Spawn
-from ..support.harness import PATIENCE, ROOT, eventually, new_client, script
+from ..support.harness import ROOT, TIMEOUT_SECS, eventually, new_client, script
 from ..support.proxies import free_port, program
 
 
@@ -48,7 +48,7 @@ async def bash(text: str, folder: Path, **variables: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 10 * PATIENCE)
+    out, _ = await asyncio.wait_for(process.communicate(), 10 * TIMEOUT_SECS)
     assert process.returncode == 0, out.decode()
     return out.decode()
 
@@ -146,11 +146,11 @@ async def test_a_bot_survives_a_killed_server(
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECS):
         assert await process.stdout.readexactly(4) == b"one "
     await server.kill()
     server = await spawn(PORT=port)
-    out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
+    out, err = await asyncio.wait_for(process.communicate(), TIMEOUT_SECS)
     # The turn died with its server: the bot is told so, having seen nothing twice.
     assert (process.returncode, out) == (1, b"")
     assert b"the server was restarted" in err

@@ -21,8 +21,8 @@ from server.config import Settings
 from ..conftest import Spawn
 from ..support.harness import (
     ADMIN,
-    PATIENCE,
     ROOT,
+    TIMEOUT_SECS,
     Client,
     Json,
     ServerProcess,
@@ -70,7 +70,7 @@ async def test_the_first_start_prints_what_the_readme_shows(spawn: Spawn) -> Non
     printed = server.greeting
     assert server.process.stdout is not None
     while "hashes" not in printed:
-        line = await asyncio.wait_for(server.process.stdout.readline(), PATIENCE)
+        line = await asyncio.wait_for(server.process.stdout.readline(), TIMEOUT_SECS)
         assert line, printed
         printed += line.decode()
     shown = re.sub(r"cf_[\w-]+", TOKEN, printed.replace(server.url, URL))

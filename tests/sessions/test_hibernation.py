@@ -295,7 +295,7 @@ async def test_an_agent_that_starts_for_a_setting_keeps_its_slot_when_that_is_gi
     session = await client.create("mock-modes")
     await give_up_setting(server, monkeypatch, session, "open")
     assert len(server.services.sessions.slots) == 1
-    await client.awake(session)
+    await client.until_live(session)
     assert (await client.turn(other, "I need it again"))[0] == 200
     assert len(agents()) == 1
     assert (await client.state(session))["agent_state"] == "hibernated"
@@ -341,10 +341,10 @@ async def test_a_new_session_whose_starting_agent_makes_room_for_a_prompt_is_cre
     client = await server.client()
     acp = await acp_client.connect(client)
     wishes = {"clawdforge": {"agent": "mock-slow"}}
-    creating = await acp.ask("session/new", {"cwd": "/", "mcpServers": [], "_meta": wishes})
+    creating = await acp.request("session/new", {"cwd": "/", "mcpServers": [], "_meta": wishes})
     await eventually("its agent to start", agents)
     assert (await client.turn(await client.create(), "I need it now"))[0] == 200
-    session = (await acp.answer_to(creating))["sessionId"]
+    session = (await acp.response_to(creating))["sessionId"]
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 

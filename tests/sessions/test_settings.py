@@ -22,7 +22,7 @@ from server.errors import not_stored
 from server.sessions.event_log import DatabaseWriter
 
 from ..conftest import Serve, Spawn
-from ..support.acp_client import AnswerError, connect
+from ..support.acp_client import ResponseError, connect
 from ..support.harness import (
     Client,
     Clock,
@@ -98,13 +98,13 @@ async def notices(client: Client, session: str) -> list[Json]:
 async def hibernate(server: LocalServer, client: Client, session: str) -> None:
     CLOCK.advance(61)
     await server.services.sessions.sweeper.sweep()
-    await client.asleep(session)
+    await client.until_hibernated(session)
 
 
 async def kill_agent(server: LocalServer, client: Client, session: str) -> None:
     _, reply = await client.turn(session, REPORT)
     os.kill(json.loads(texts_of(reply["events"]))["pid"], signal.SIGKILL)
-    await client.asleep(session)
+    await client.until_hibernated(session)
 
 
 async def kill_host(server: LocalServer, client: Client, session: str) -> None:
@@ -115,7 +115,7 @@ async def kill_host(server: LocalServer, client: Client, session: str) -> None:
     host = json.loads(texts_of(reply["events"]))["ppid"]
     os.kill(host, signal.SIGKILL)
     await eventually("the host to be replaced", lambda: backend.restarts > restarts)
-    await client.asleep(session)
+    await client.until_hibernated(session)
 
 
 FULL_SET = {"mode": "code", "model": "mock-large", "thought_level": "high"}
@@ -445,7 +445,7 @@ async def test_over_acp_settings_of_the_creation_are_in_force_when_it_is_answere
         current = {one["id"]: one["currentValue"] for one in created["configOptions"]}
         assert current["thought_level"] == "high"
     meta = {"clawdforge": {"agent": "resets", "mode": "no-such"}}
-    with pytest.raises(AnswerError) as failure:
+    with pytest.raises(ResponseError) as failure:
         await acp.call("session/new", cwd="/", mcpServers=[], _meta=meta)
     assert failure.value.data["code"] == "bad_request"
 

@@ -23,7 +23,7 @@ from server.sessions.session import Session
 from server.storage.database import Database
 
 from ..conftest import Serve
-from ..support.harness import PATIENCE, Client, Clock, LocalServer, eventually, script
+from ..support.harness import TIMEOUT_SECS, Client, Clock, LocalServer, eventually, script
 from ..support.runs import upload
 
 IDLE = 3600
@@ -405,7 +405,7 @@ async def test_on_a_full_disk_the_sweeper_goes_on_making_room(
     server = await serve(clock=clock)
     client = await server.client()
     session = await client.create()
-    await client.awake(session)
+    await client.until_live(session)
     await upload(client, b"data", ttl_secs=60)
     clock.advance(IDLE)
     with monkeypatch.context() as patch:
@@ -496,11 +496,11 @@ async def test_a_session_is_not_deleted_while_it_is_read(
 
     monkeypatch.setattr(SessionLog, "read", read_slowly)
     reader = asyncio.create_task(read_all())
-    await asyncio.wait_for(reading.wait(), PATIENCE)
+    await asyncio.wait_for(reading.wait(), TIMEOUT_SECS)
     await sweep(server)
     assert (await client.state(session))["state"] == "closed"
     go_on.set()
-    assert await asyncio.wait_for(reader, PATIENCE) == head
+    assert await asyncio.wait_for(reader, TIMEOUT_SECS) == head
 
     async def gone() -> bool:
         await sweep(server)
@@ -526,7 +526,7 @@ async def test_a_session_is_not_found_from_the_moment_it_is_being_deleted(
 
     monkeypatch.setattr(backend, "forget", forget_slowly)
     sweeping = asyncio.create_task(sweep(server))
-    await asyncio.wait_for(going.wait(), PATIENCE)
+    await asyncio.wait_for(going.wait(), TIMEOUT_SECS)
     try:
         for path in ("", "/events"):
             assert (await client.get(f"/sessions/{session}{path}"))[0] == 404
@@ -600,9 +600,9 @@ async def test_a_turn_of_a_session_that_is_held_and_no_longer_kept_is_counted_an
     prompt = [{"type": "text", "text": script({"hang": True})}]
     running, _ = await held.prompt(dumps(prompt))
     queued, _ = await held.prompt(dumps(prompt))
-    await asyncio.wait_for(held.started(running), PATIENCE)
+    await asyncio.wait_for(held.started(running), TIMEOUT_SECS)
     assert (ours.running_turns, ours.queued_turns) == (1, 1)
-    await asyncio.wait_for(ours.stop(), PATIENCE)
+    await asyncio.wait_for(ours.stop(), TIMEOUT_SECS)
     for turn in (running, queued):
         assert turn.error is not None
         assert turn.error["code"] == "server_restarted"
@@ -685,6 +685,6 @@ async def test_a_sweeper_that_fails_does_not_keep_the_others_from_their_round(
 
     monkeypatch.setattr(ours.store, "idle_sessions", fail)
     sweeping = asyncio.create_task(ours.sweeper.run(fail, works))
-    await asyncio.wait_for(swept.wait(), PATIENCE)
+    await asyncio.wait_for(swept.wait(), TIMEOUT_SECS)
     sweeping.cancel()
     assert "the sweeper failed" in caplog.text

@@ -20,7 +20,7 @@ from server.sessions.event_log import DatabaseWriter
 from ..conftest import Serve
 from ..support.harness import (
     MOCKS,
-    PATIENCE,
+    TIMEOUT_SECS,
     Client,
     Json,
     LocalServer,
@@ -484,7 +484,7 @@ async def test_a_turn_over_its_time_is_cancelled_and_ends_as_agent_timeout(serve
     server = await serve(turn_timeout_secs=1.5)  # its agent has to start in that time, too
     client = await server.client()
     session = await client.create()
-    await client.awake(session)
+    await client.until_live(session)
     socket = await client.connect(session)
     end = await socket.turn(script({"wait_for": "cancel"}, {"say": "was cancelled"}))
     assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_timeout")
@@ -498,7 +498,7 @@ async def test_a_deaf_agent_does_not_outstay_its_time(serve: Serve) -> None:
     server = await serve(turn_timeout_secs=1.5, cancel_grace_secs=0.2)
     client = await server.client()
     session = await client.create()
-    await client.awake(session)
+    await client.until_live(session)
     socket = await client.connect(session)
     end = await socket.turn(DEAF)
     assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_timeout")
@@ -618,7 +618,7 @@ async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
     accepting = server.services.sessions.cached[session]._accepting
     await eventually("the second to wait for the first", lambda: accepting._waiters)
     asked.set()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECS):
         for status, reply in await asyncio.gather(first, second):
             assert (status, reply["turn_index"]) == (200, 1)
 

@@ -1,4 +1,4 @@
-"""An ACP client that knows only JSON, and holds everything it is told against ACP's own schema."""
+"""An ACP client without a library. It validates every message against ACP's JSON schema."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import aiohttp
 import jsonschema  # type: ignore[import-untyped]
 from aiohttp import WSMsgType
 
-from .harness import PATIENCE, ROOT, Client, Json
+from .harness import ROOT, TIMEOUT_SECS, Client, Json
 
 SCHEMA = ROOT / "node_modules" / "@agentclientprotocol" / "sdk" / "schema" / "v1" / "schema.json"
-HELLO: Json = {"protocolVersion": 1, "clientCapabilities": {}}
+INITIALIZE: Json = {"protocolVersion": 1, "clientCapabilities": {}}
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def definitions() -> Json:
 
 @functools.cache
 def validator(kind: str, method: str) -> Any:
-    """Checks what the schema calls the *kind* (Request, Response, Notification) of *method*."""
+    """A validator of the *kind* (Request, Response or Notification) of *method*."""
     found = [
         name
         for name, part in definitions()["$defs"].items()
@@ -37,11 +37,11 @@ def validator(kind: str, method: str) -> Any:
     return jsonschema.Draft202012Validator(root)
 
 
-def check(message: Json, answered: str | None) -> None:
-    """Hold a message of the server's against the schema.
+def validate(message: Json, request_method: str | None) -> None:
+    """Validate a message of the server.
 
     Args:
-        answered: the method of the request that it answers.
+        request_method: the method of the request to which the message is the response.
     """
     assert message["jsonrpc"] == "2.0", message
     if "method" in message:
@@ -53,13 +53,13 @@ def check(message: Json, answered: str | None) -> None:
         assert isinstance(error["code"], int), message
         assert isinstance(error["message"], str), message
         assert message.keys() == {"jsonrpc", "id", "error"}
-    elif answered is not None and not answered.startswith("session/set_model"):
-        validator("Response", answered).validate(message["result"])
+    elif request_method is not None and not request_method.startswith("session/set_model"):
+        validator("Response", request_method).validate(message["result"])
         assert message.keys() == {"jsonrpc", "id", "result"}
 
 
-class AnswerError(Exception):
-    """The server answered with an error."""
+class ResponseError(Exception):
+    """An error response of the server."""
 
     def __init__(self, error: Json) -> None:
         super().__init__(error["message"])
@@ -70,9 +70,12 @@ class AnswerError(Exception):
 class AcpClient:
     """A client on one connection.
 
+    Args:
+        strict: validate the messages of the server.
+
     Attributes:
-        messages: all that the server has sent, in order.
-        frames: the same, as it was written.
+        messages: all messages of the server, in order.
+        frames: the same messages as text.
     """
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse, *, strict: bool) -> None:
@@ -83,13 +86,13 @@ class AcpClient:
         self._seen = 0
         self._ids = itertools.count()
         self._methods: dict[Any, str] = {}
-        self._answers: dict[str, Json] = {}
+        self._responses: dict[str, Json] = {}
 
     async def send(self, **message: Any) -> None:
         await self.ws.send_str(json.dumps({"jsonrpc": "2.0", **message}))
 
-    async def ask(self, method: str, params: Json) -> int:
-        """Send a request; its id."""
+    async def request(self, method: str, params: Json) -> int:
+        """Send a request, and return its id."""
         request_id = next(self._ids)
         self._methods[request_id] = method
         await self.send(id=request_id, method=method, params=params)
@@ -99,32 +102,32 @@ class AcpClient:
         await self.send(method=method, params=params)
 
     async def next(self) -> Json | None:
-        """The next message that nobody has waited for yet; None once the socket is closed."""
+        """The next message that was not returned yet; None once the socket is closed."""
         if self._seen == len(self.messages):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_SECS):
                 frame = await self.ws.receive()
             if frame.type is not WSMsgType.TEXT:
                 return None
             message = json.loads(frame.data)
             self.frames.append(frame.data)
             if self._strict:
-                answered = None if message.get("id") is None else self._methods.get(message["id"])
-                check(message, answered)
+                method = None if message.get("id") is None else self._methods.get(message["id"])
+                validate(message, method)
             self.messages.append(message)
             if "method" not in message:
-                self._answers[repr(message["id"])] = message
+                self._responses[repr(message["id"])] = message
         self._seen += 1
         return self.messages[self._seen - 1]
 
     async def until(self, **fields: Any) -> Json:
-        """The next message with these fields; others are passed over."""
+        """The next message with these fields. Other messages are skipped."""
         while (message := await self.next()) is not None:
             if fields.items() <= message.items():
                 return message
         raise AssertionError(f"closed with {self.ws.close_code} before {fields}: {self.messages}")
 
     async def until_update(self, kind: str) -> Json:
-        """The next update of that kind."""
+        """The next ``session/update`` of this kind."""
         while True:
             message = await self.until(method="session/update")
             update: Json = message["params"]["update"]
@@ -132,40 +135,40 @@ class AcpClient:
                 return update
 
     async def until_text(self, text: str) -> Json:
-        """The next chunk of the agent's that contains *text*."""
+        """The next message chunk that contains *text*."""
         while True:
             update = await self.until_update("agent_message_chunk")
             if text in update["content"].get("text", ""):
                 return update
 
-    async def answer_to(self, request_id: Any) -> Any:
-        """The result for a request that was sent.
+    async def response_to(self, request_id: Any) -> Any:
+        """The result of a request.
 
         Raises:
-            AnswerError: it is an error.
+            ResponseError: the response is an error.
         """
-        # 0 is not False, and 1 is not 1.0.
-        while repr(request_id) not in self._answers:
+        # The key is repr(id): 0 is not False, and 1 is not 1.0.
+        while repr(request_id) not in self._responses:
             if await self.next() is None:
                 raise AssertionError(f"closed with {self.ws.close_code}: {self.messages}")
-        answer = self._answers.pop(repr(request_id))
-        if "error" in answer:
-            raise AnswerError(answer["error"])
-        return answer["result"]
+        response = self._responses.pop(repr(request_id))
+        if "error" in response:
+            raise ResponseError(response["error"])
+        return response["result"]
 
     async def call(self, method: str, **params: Any) -> Any:
-        return await self.answer_to(await self.ask(method, params))
+        return await self.response_to(await self.request(method, params))
 
     async def new_session(self, **params: Any) -> str:
         created = await self.call("session/new", **{"cwd": "/", "mcpServers": [], **params})
         return str(created["sessionId"])
 
     async def prompt(self, session_id: str, text: str) -> Any:
-        return await self.answer_to(await self.start_prompt(session_id, text))
+        return await self.response_to(await self.start_prompt(session_id, text))
 
     async def start_prompt(self, session_id: str, text: str) -> int:
         prompt = [{"type": "text", "text": text}]
-        return await self.ask("session/prompt", {"sessionId": session_id, "prompt": prompt})
+        return await self.request("session/prompt", {"sessionId": session_id, "prompt": prompt})
 
     async def until_closed(self) -> int | None:
         while await self.next() is not None:
@@ -180,8 +183,8 @@ class AcpClient:
             and session_id in (None, message["params"]["sessionId"])
         ]
 
-    def conversation(self) -> list[Json]:
-        """The updates that tell what was said and done."""
+    def conversation_updates(self) -> list[Json]:
+        """All updates except those of commands and session info."""
         kinds = ("available_commands_update", "session_info_update")
         return [update for update in self.updates() if update["sessionUpdate"] not in kinds]
 
@@ -202,16 +205,16 @@ async def connect(
     query: str = "",
     *,
     strict: bool = True,
-    hello: Json | None = HELLO,
+    initialize: Json | None = INITIALIZE,
     **options: Any,
 ) -> AcpClient:
-    """An ACP connection of that app's; initialized, unless *hello* is None."""
+    """Open an ACP connection of the client's app. *initialize* are the parameters, or None."""
     headers = {**client.headers(), **options.pop("headers", {})}
     ws = await client.http.ws_connect(
         acp_url(client, query), headers=headers, max_msg_size=0, **options
     )
-    client.keep(ws)
+    client.close_later(ws)
     acp = AcpClient(ws, strict=strict)
-    if hello is not None:
-        await acp.call("initialize", **hello)
+    if initialize is not None:
+        await acp.call("initialize", **initialize)
     return acp

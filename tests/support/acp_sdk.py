@@ -1,4 +1,4 @@
-"""A client on the official Python SDK, unmodified; every frame is held against its schema."""
+"""A client on the official Python SDK. It validates every frame against ACP's JSON schema."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from acp.connection import StreamDirection, StreamEvent
 from acp.schema import AllowedOutcome, RequestPermissionResponse
 from acp.ws import create_websocket_stream
 
-from .acp_client import acp_url, check
+from .acp_client import acp_url, validate
 from .harness import Client, Deadline, Json, script
 
 
-class Me:
-    """A client on the SDK; what it is told is kept by session.
+class SdkClient:
+    """A client on the SDK. It records messages by session.
 
     Attributes:
-        decided: its user answers no permission request before that.
+        decided: permission requests are not answered until it is set.
     """
 
     def __init__(self) -> None:
@@ -30,43 +30,44 @@ class Me:
         self.users: dict[str, str] = {}
         self.tools: list[Any] = []
         self.asked: list[Any] = []
-        self.arrived = asyncio.Condition()
+        self.changed = asyncio.Condition()
 
     async def session_update(self, session_id: str, update: Any, **_: Any) -> None:
-        kept = {"agent_message_chunk": self.texts, "user_message_chunk": self.users}
-        if (texts := kept.get(update.session_update)) is not None:
+        recorded = {"agent_message_chunk": self.texts, "user_message_chunk": self.users}
+        if (texts := recorded.get(update.session_update)) is not None:
             texts[session_id] = texts.get(session_id, "") + update.content.text
         elif update.session_update == "tool_call":
             self.tools.append(update)
-        await self.tell()
+        await self.notify()
 
     async def request_permission(
         self, session_id: str, tool_call: Any, options: list[Any], **_: Any
     ) -> RequestPermissionResponse:
         self.asked.append((session_id, tool_call.title))
-        await self.tell()
+        await self.notify()
         await self.decided.wait()
         (option,) = [one for one in options if one.kind == "allow_once"]
         outcome = AllowedOutcome(outcome="selected", option_id=option.option_id)
         return RequestPermissionResponse(outcome=outcome)
 
-    async def tell(self) -> None:
-        async with self.arrived:
-            self.arrived.notify_all()
+    async def notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
 
     async def until(self, what: str, condition: Callable[[], bool]) -> None:
-        async with Deadline(what), self.arrived:
-            await self.arrived.wait_for(condition)
+        async with Deadline(what), self.changed:
+            await self.changed.wait_for(condition)
 
     async def until_text(self, session_id: str, text: str) -> None:
         await self.until(f"the text {text!r}", lambda: text in self.texts.get(session_id, ""))
 
 
 class Recorder:
-    """Holds every frame against the schema as the SDK sees it.
+    """Validates every frame.
 
     Attributes:
-        asked, withdrawn: ids of the server's requests.
+        sizes: of the frames of the server, in bytes.
+        asked, withdrawn: ids of the server's permission requests, and of those it has cancelled.
     """
 
     def __init__(self) -> None:
@@ -86,18 +87,18 @@ class Recorder:
         elif message.get("method") == "$/cancel_request":
             self.withdrawn.put_nowait(message["params"]["requestId"])
         self.sizes.append(len(json.dumps(message, separators=(",", ":"))))
-        check(message, None if "method" in message else self._methods[message["id"]])
+        validate(message, None if "method" in message else self._methods[message["id"]])
 
 
-async def dial(client: Client, me: Me) -> tuple[Any, Recorder]:
+async def connect_sdk(client: Client, sdk_client: SdkClient) -> tuple[Any, Recorder]:
     transport = await create_websocket_stream(acp_url(client), headers=client.headers())
     recorder = Recorder()
-    agent = acp.connect_to_agent(cast(Any, me), transport, observers=[recorder])
+    agent = acp.connect_to_agent(cast(Any, sdk_client), transport, observers=[recorder])
     initialized = await agent.initialize(protocol_version=acp.PROTOCOL_VERSION)
     assert initialized.agent_capabilities is not None
     assert initialized.agent_capabilities.load_session is True
     return agent, recorder
 
 
-def steps(*them: Json) -> list[Any]:
-    return [acp.text_block(script(*them))]
+def script_blocks(*steps: Json) -> list[Any]:
+    return [acp.text_block(script(*steps))]

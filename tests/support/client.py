@@ -19,11 +19,10 @@ Json = dict[str, Any]
 
 
 class Socket:
-    """A session's socket from a client's side; it keeps every frame it has seen.
+    """The client's side of a session's socket. It records every frame.
 
     Attributes:
-        frames: all frames, as they came.
-        close_code: of the server's close, once it is closed.
+        frames: all received frames, in order.
     """
 
     def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
@@ -33,13 +32,14 @@ class Socket:
 
     @property
     def close_code(self) -> int | None:
+        """The close code, or None while the socket is open."""
         return self.ws.close_code
 
     async def send(self, kind: str, **fields: Any) -> None:
         await self.ws.send_str(json.dumps({"type": kind, **fields}))
 
     async def next(self) -> Json | None:
-        """The next frame that nobody has waited for yet; None once the socket is closed."""
+        """The next frame that was not returned yet; None once the socket is closed."""
         if self._seen == len(self.frames):
             async with Deadline(f"a frame; the last was {self.frames[-1:]}"):
                 message = await self.ws.receive()
@@ -50,7 +50,7 @@ class Socket:
         return self.frames[self._seen - 1]
 
     async def until(self, kind: str, **fields: Any) -> Json:
-        """The next frame of that type and with those fields; others are passed over."""
+        """The next frame with this type and these fields. Other frames are skipped."""
         while (frame := await self.next()) is not None:
             if frame["type"] == kind and fields.items() <= frame.items():
                 return frame
@@ -65,14 +65,14 @@ class Socket:
         raise AssertionError(f"closed with {self.close_code} before the text {text!r}")
 
     async def until_closed(self) -> int:
-        """Read to the end; the close code."""
+        """Read until the socket is closed. Returns the close code."""
         while await self.next() is not None:
             pass
         assert self.close_code is not None
         return self.close_code
 
     async def turn(self, prompt: Any, **fields: Any) -> Json:
-        """Send a prompt and wait for its turn's end."""
+        """Send a prompt, and return the ``turn_end`` of its turn."""
         await self.send("prompt", prompt=prompt, **fields)
         accepted = await self.until("accepted")
         return await self.until("turn_end", turn_index=accepted["turn_index"])
@@ -83,7 +83,7 @@ class Socket:
         return [frame for frame in self.frames if "seq" in frame]
 
     def text(self, turn_index: int | None = None) -> str:
-        """All message chunks of a turn (or of all), joined."""
+        """The agent's message in a turn (or in all turns)."""
         return "".join(
             chunk_text(frame)
             for frame in self.entries
@@ -95,7 +95,7 @@ class Socket:
 
 
 def chunk_text(frame: Json) -> str:
-    """The text of an ``event`` entry that carries an agent's message chunk, else nothing."""
+    """The text of an ``event`` entry with an ``agent_message_chunk``, else an empty string."""
     update = frame.get("event", {}).get("params", {}).get("update", {})
     if update.get("sessionUpdate") != "agent_message_chunk":
         return ""
@@ -103,7 +103,7 @@ def chunk_text(frame: Json) -> str:
 
 
 def texts_of(events: list[Json]) -> str:
-    """The same for the raw events of a REST turn."""
+    """The agent's message in the ``events`` of a REST turn."""
     return "".join(chunk_text({"event": event}) for event in events)
 
 
@@ -113,7 +113,7 @@ _sockets: WeakKeyDictionary[aiohttp.ClientSession, list[aiohttp.ClientWebSocketR
 
 
 class Client:
-    """One app's client: REST calls give (status, body), sockets are :class:`Socket`."""
+    """The client of one app. REST calls return ``(status, body)``."""
 
     def __init__(self, url: str, token: str | None, http: aiohttp.ClientSession) -> None:
         self.url = url
@@ -146,7 +146,7 @@ class Client:
         return await self.call("DELETE", path)
 
     async def create(self, agent: str = "mock", **body: Any) -> str:
-        """Create a session; its id."""
+        """Create a session, and return its id."""
         status, reply = await self.post("/sessions", {"agent": agent, **body})
         assert status == 200, reply
         return str(reply["session_id"])
@@ -155,7 +155,7 @@ class Client:
         return await self.post(f"/sessions/{session_id}/turn", {"prompt": prompt, **body})
 
     async def events(self, session_id: str, after: int = 0) -> list[Json]:
-        """The whole log behind *after*."""
+        """All log entries after *after*."""
         entries: list[Json] = []
         while True:
             status, reply = await self.get(f"/sessions/{session_id}/events?after={after}")
@@ -170,35 +170,35 @@ class Client:
         assert status == 200, reply
         return reply
 
-    async def asleep(self, session_id: str) -> None:
-        """Wait until the server has noticed that the session's agent is gone."""
+    async def until_hibernated(self, session_id: str) -> None:
+        """Wait until the session has no agent process."""
 
-        async def gone() -> bool:
+        async def is_hibernated() -> bool:
             return bool((await self.state(session_id))["agent_state"] == "hibernated")
 
-        await eventually("the agent to be gone", gone)
+        await eventually("the session to hibernate", is_hibernated)
 
-    async def awake(self, session_id: str) -> None:
-        """Wait until the session's agent has started."""
+    async def until_live(self, session_id: str) -> None:
+        """Wait until the session's agent runs."""
 
-        async def live() -> bool:
+        async def is_live() -> bool:
             return bool((await self.state(session_id))["agent_state"] == "live")
 
-        await eventually("the agent to start", live)
+        await eventually("the agent to start", is_live)
 
-    def keep(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        """Have *ws* closed with the client."""
+    def close_later(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        """Close *ws* in :meth:`close_sockets`."""
         _sockets.setdefault(self.http, []).append(ws)
 
     async def close_sockets(self) -> None:
-        """Close what has been kept so far."""
+        """Close all sockets that were opened so far."""
         for ws in _sockets.pop(self.http, []):
             await ws.close()
 
     async def connect(
         self, session_id: str, *, after: int | None = None, ready: bool = True, **options: Any
     ) -> Socket:
-        """Open a session's socket; its ``ready`` frame has been read unless told otherwise."""
+        """Open a session's socket, and wait for its ``ready`` frame if *ready*."""
         query = "" if after is None else f"?after={after}"
         headers = {**self.headers(), **options.pop("headers", {})}
         ws = await self.http.ws_connect(
@@ -208,7 +208,7 @@ class Client:
             **options,
         )
         socket = Socket(ws)
-        self.keep(ws)
+        self.close_later(ws)
         if ready:
             await socket.until("ready")
         return socket
@@ -216,7 +216,7 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def http_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client session that closes its WebSockets with it."""
+    """An HTTP session that closes its WebSockets at the end."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http:
         try:
             yield http
@@ -225,7 +225,7 @@ async def http_session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def new_client(url: str, http: aiohttp.ClientSession, name: str = "app") -> Client:
-    """A client with a fresh token at a :class:`ServerProcess`."""
+    """A client with a new token."""
     status, reply = await Client(url, ADMIN, http).post("/admin/tokens", {"name": name})
     assert status == 200, reply
     return Client(url, reply["token"], http)

@@ -10,14 +10,14 @@ from .client import ADMIN, Client, Json, Socket, chunk_text, http_session, new_c
 from .mock_agents import MOCK, MOCKS, mock_agent, script
 from .processes import ROOT, descendants, environ_of, is_running, run_program
 from .servers import LocalServer, ServerProcess, blocking, hold_commits, local_server, start_server
-from .waiting import PATIENCE, Clock, Deadline, eventually
+from .waiting import TIMEOUT_SECS, Clock, Deadline, eventually
 
 __all__ = [
     "ADMIN",
     "MOCK",
     "MOCKS",
-    "PATIENCE",
     "ROOT",
+    "TIMEOUT_SECS",
     "Client",
     "Clock",
     "Deadline",

@@ -33,5 +33,5 @@ MOCKS: dict[str, AgentCommand] = {
 
 
 def script(*steps: Json) -> str:
-    """A prompt that the mock agent carries out; see its table of steps."""
+    """A prompt that the mock agent executes; see the table of steps in its docstring."""
     return json.dumps({"steps": list(steps)})

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from .waiting import PATIENCE
+from .waiting import TIMEOUT_SECS
 
 ROOT = Path(__file__).parents[2]
 """The root of the repository."""
 
 
 async def run_program(*argv: str, **variables: str) -> tuple[int | None, str, str]:
-    """Run a program; its exit status, stdout and stderr."""
+    """Run a program. Returns its exit status, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         *argv,
         cwd=ROOT,
@@ -27,16 +27,16 @@ async def run_program(*argv: str, **variables: str) -> tuple[int | None, str, st
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), 2 * PATIENCE)
+        out, err = await asyncio.wait_for(process.communicate(), 2 * TIMEOUT_SECS)
     except TimeoutError:
         process.kill()
         out, err = await process.communicate()
-        pytest.fail(f"{argv[0]} took too long; it said {out!r} {err!r}")
+        pytest.fail(f"{argv[0]} took too long; its output: {out!r} {err!r}")
     return process.returncode, out.decode(), err.decode()
 
 
 def is_running(pid: int) -> bool:
-    """Whether *pid* is a process that has not ended (a zombie has)."""
+    """Whether the process has not ended (a zombie has)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
@@ -45,7 +45,7 @@ def is_running(pid: int) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    """Every process below *pid*, zombies left out."""
+    """All descendants of the process, without zombies."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -54,16 +54,16 @@ def descendants(pid: int) -> list[int]:
                 if fields[0] not in "ZX":
                     parents[int(entry.name)] = int(fields[1])
 
-    def chain(child: int) -> Iterator[int]:
+    def ancestors(child: int) -> Iterator[int]:
         while child in parents:
             child = parents[child]
             yield child
 
-    return [child for child in parents if pid in chain(child)]
+    return [child for child in parents if pid in ancestors(child)]
 
 
 def environ_of(pid: int) -> Mapping[str, str]:
-    """The environment that process was started with."""
+    """The environment with which the process was started."""
     raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     pairs = (entry.decode(errors="replace").partition("=") for entry in raw if entry)
     return {name: value for name, _, value in pairs}

@@ -1,4 +1,4 @@
-"""Real proxies in front of a server, configured as ``docs/howto/proxy.md`` shows."""
+"""Real proxies in front of a server, with the configuration of ``docs/howto/proxy.md``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from .harness import PATIENCE, ROOT, eventually
+from .harness import ROOT, TIMEOUT_SECS, eventually
 
 NAME = "chat.example.org"
-SHOWN = "127.0.0.1:8800"
-"""The server's address on the page."""
+DOCUMENTED = "127.0.0.1:8800"
+"""The server's address in the documentation."""
 
 
 def program(name: str) -> str:
-    """A program of Debian's that a test needs."""
+    """The path of a system program. Without it the test is skipped, or fails in CI."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin")
     if found is None:
-        missing = f"there is no {name}"
+        missing = f"{name} is not installed"
         if os.environ.get("CLAWDFORGE_TEST_REQUIRE_ALL"):
             pytest.fail(missing)
         pytest.skip(missing)
@@ -34,7 +34,7 @@ def program(name: str) -> str:
 
 
 def configuration(marker: str) -> str:
-    """The block of the page behind ``<!-- marker -->``."""
+    """The code block after ``<!-- marker -->`` in the documentation."""
     text = (ROOT / "docs" / "howto" / "proxy.md").read_text("utf-8")
     found = re.findall(
         rf"^<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE
@@ -54,31 +54,31 @@ def free_port() -> int:
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for :data:`NAME`, and its key."""
-    made, key = folder / "certificate.pem", folder / "key.pem"
+    """Create a certificate for :data:`NAME`. Returns the certificate and its key."""
+    certificate_file, key = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(
         [
             *(program("openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"),
             *("-pkeyopt", "ec_paramgen_curve:prime256v1"),
             *("-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"),
-            *("-out", str(made), "-keyout", str(key)),
+            *("-out", str(certificate_file), "-keyout", str(key)),
         ],
         check=True,
         capture_output=True,
     )
-    return made, key
+    return certificate_file, key
 
 
 @contextlib.asynccontextmanager
 async def running(argv: list[str], port: int, folder: Path) -> AsyncIterator[None]:
-    """A proxy in the foreground, from its first answer on; ended by its own process."""
+    """Run a proxy in the foreground, from its first accepted connection on."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     with (folder / "proxy.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *argv, env=environ, cwd=folder, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
         )
 
-    async def answers() -> bool:
+    async def is_listening() -> bool:
         assert process.returncode is None, (folder / "proxy.log").read_text("utf-8")
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -88,19 +88,19 @@ async def running(argv: list[str], port: int, folder: Path) -> AsyncIterator[Non
         return True
 
     try:
-        await eventually("the proxy to answer", answers)
+        await eventually("the proxy to listen", is_listening)
         yield
     finally:
         if process.returncode is None:
             process.terminate()
-        await asyncio.wait_for(process.wait(), PATIENCE)
+        await asyncio.wait_for(process.wait(), TIMEOUT_SECS)
 
 
 @contextlib.asynccontextmanager
 async def nginx(folder: Path, port: int, server: str) -> AsyncIterator[Path]:
-    """nginx before *server* (``127.0.0.1:PORT``), at the root and under ``/chat/``.
+    """Run nginx in front of *server* (``127.0.0.1:PORT``), at the root and under ``/chat/``.
 
-    Yields the certificate to trust.
+    Yields the certificate that clients must trust.
     """
     cert, key = certificate(folder)
     site = configuration("nginx")
@@ -110,7 +110,7 @@ async def nginx(folder: Path, port: int, server: str) -> AsyncIterator[Path]:
     site = replaced(
         site, "    location / {", f"{configuration('nginx under a path')}\n    location / {{"
     )
-    site = replaced(site, SHOWN, server)
+    site = replaced(site, DOCUMENTED, server)
     user = "user root;" if os.getuid() == 0 else ""
     whole = (
         f"daemon off; pid {folder}/pid; error_log stderr; {user} worker_processes 1;\n"
@@ -126,7 +126,7 @@ async def nginx(folder: Path, port: int, server: str) -> AsyncIterator[Path]:
 
 @contextlib.asynccontextmanager
 async def caddy(folder: Path, port: int, server: str) -> AsyncIterator[Path]:
-    """The same for Caddy, with certificates of its own making instead of a public authority's."""
+    """Run Caddy in the same way. It issues its certificates itself."""
     options = (
         "{\n\tadmin off\n\tlocal_certs\n\tskip_install_trust\n\tauto_https disable_redirects\n"
         f"\tstorage file_system {folder}/storage\n}}\n"
@@ -137,7 +137,7 @@ async def caddy(folder: Path, port: int, server: str) -> AsyncIterator[Path]:
     other = configuration("caddy under a path")
     inside = replaced(other, "www.example.org {\n", "").rstrip().removesuffix("}")
     site = replaced(site, "\treverse_proxy", f"{inside}\treverse_proxy")
-    (folder / "Caddyfile").write_text(options + replaced(site, SHOWN, server), "utf-8")
+    (folder / "Caddyfile").write_text(options + replaced(site, DOCUMENTED, server), "utf-8")
     argv = [
         program("caddy"),
         "run",
@@ -154,7 +154,7 @@ async def caddy(folder: Path, port: int, server: str) -> AsyncIterator[Path]:
             _, writer = await asyncio.open_connection(
                 "127.0.0.1", port, ssl=trust, server_hostname=NAME
             )
-        except OSError:  # it is signed a moment later
+        except OSError:  # Caddy signs it a moment later
             return False
         writer.close()
         return True

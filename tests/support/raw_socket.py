@@ -1,4 +1,4 @@
-"""A WebSocket client without manners: it reads, answers and leaves only as it is told to."""
+"""A WebSocket client that does nothing by itself: it reads, answers and closes on demand."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Sink = Callable[[bytes], None]
 
 
 class RawSocket:
-    """A WebSocket client that takes from the kernel what it is asked to take, and no more.
+    """A WebSocket client that reads no more from the kernel than a test requests.
 
-    It sends no pongs by itself and answers no close.
+    It sends neither pongs nor close frames by itself.
 
     Args:
-        sink: gets the text frames behind ``ready``, as bytes, instead of `frames`.
+        sink: called with the text frames after ``ready``, as bytes, which `frames` then lacks.
 
     Attributes:
-        frames: all text frames, as they came.
+        frames: all received text frames, in order.
     """
 
     def __init__(self, connection: socket.socket, sink: Sink | None = None) -> None:
@@ -47,7 +47,7 @@ class RawSocket:
     async def send(self, kind: str, **fields: Any) -> None:
         await self.send_frame(TEXT, json.dumps({"type": kind, **fields}).encode())
 
-    async def ask(self, request_id: int, method: str, **params: Any) -> None:
+    async def request(self, request_id: int, method: str, **params: Any) -> None:
         """Send a JSON-RPC request."""
         message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
         await self.send_frame(TEXT, json.dumps(message).encode())
@@ -55,13 +55,13 @@ class RawSocket:
     async def send_frame(self, opcode: int, payload: bytes = b"") -> None:
         size = len(payload)
         length = bytes([0x80 | size]) if size < 126 else b"\xfe" + struct.pack("!H", size)
-        mask = b"\0\0\0\0"  # which leaves the payload as it is
+        mask = b"\0\0\0\0"  # a mask of zeros leaves the payload unchanged
         await asyncio.get_running_loop().sock_sendall(
             self.connection, bytes([0x80 | opcode]) + length + mask + payload
         )
 
-    async def take(self, size: int) -> bool:
-        """Take up to *size* bytes from the kernel; False at the end of the stream."""
+    async def receive(self, size: int) -> bool:
+        """Read up to *size* bytes from the kernel. Returns False at the end of the stream."""
         try:
             data = await asyncio.get_running_loop().sock_recv(self.connection, size)
         except ConnectionResetError:
@@ -70,7 +70,7 @@ class RawSocket:
         return bool(data)
 
     def feed(self, data: bytes) -> None:
-        """Make frames of *data*, which has come."""
+        """Parse received bytes into frames."""
         self._buffer += data
         while self._parse():
             pass
@@ -99,39 +99,39 @@ class RawSocket:
         return True
 
     async def until(self, kind: str, size: int = 65536, **fields: Any) -> Json:
-        """Read on until a frame of that type and with those fields has come."""
+        """Read until a frame with this type and these fields has arrived."""
         seen = 0
         while True:
             for frame in self.frames[seen:]:
                 if frame["type"] == kind and fields.items() <= frame.items():
                     return frame
             seen = len(self.frames)
-            if not await self.take(size):
+            if not await self.receive(size):
                 raise AssertionError(f"closed with {self.close_code} before {kind} {fields}")
 
     async def until_closed(self, size: int = 65536, *, pause: float = 0) -> int | None:
-        """Read to the end; the close code, None where the connection just broke."""
+        """Read until the end. Returns the close code, or None if there was no close frame."""
         while self.close_code is None:
             await asyncio.sleep(pause)
-            if not await self.take(size):
+            if not await self.receive(size):
                 break
         return self.close_code
 
     @property
     def last(self) -> int:
-        """The newest entry that has come."""
+        """The ``seq`` of the newest received entry."""
         return next((frame["seq"] for frame in reversed(self.frames) if "seq" in frame), 0)
 
     @property
     def seqs(self) -> list[int]:
         return [frame["seq"] for frame in self.frames if "seq" in frame]
 
-    def hurry(self) -> None:
-        """Have the kernel take large portions from now on."""
+    def enlarge_receive_buffer(self) -> None:
+        """Let the kernel accept large portions from now on."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 
-    def break_off(self) -> None:
-        """Be gone without a word, as a process that is killed."""
+    def abort(self) -> None:
+        """Reset the connection, as the kernel does for a process that was killed."""
         if self.connection.fileno() < 0:
             return
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -140,12 +140,12 @@ class RawSocket:
 
 async def open_connection(url: str, *, receive_buffer: int = 4096) -> socket.socket:
     """A TCP connection to the server at *url*."""
-    where = urlsplit(url)
+    parts = urlsplit(url)
     connection = socket.socket()
     try:
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        await asyncio.get_running_loop().sock_connect(connection, (where.hostname, where.port))
+        await asyncio.get_running_loop().sock_connect(connection, (parts.hostname, parts.port))
     except BaseException:
         connection.close()
         raise
@@ -153,7 +153,7 @@ async def open_connection(url: str, *, receive_buffer: int = 4096) -> socket.soc
 
 
 def upgrade_request(url: str, path: str, token: str | None) -> bytes:
-    """The request that asks for a WebSocket; without a token the first frame has to tell."""
+    """The upgrade request. Without a token, the first frame must be ``auth``."""
     key = base64.b64encode(os.urandom(16)).decode()
     head = [
         f"GET {path} HTTP/1.1",
@@ -168,17 +168,17 @@ def upgrade_request(url: str, path: str, token: str | None) -> bytes:
 
 
 async def read_head(connection: socket.socket) -> tuple[bytes, bytes]:
-    """An answer's status line and headers, and what has come behind them.
+    """A response's status line and headers, and the bytes received after them.
 
-    Where the peer hangs up, what there is.
+    If the server closes the connection, the bytes so far.
     """
-    answer = b""
-    while b"\r\n\r\n" not in answer:
+    response = b""
+    while b"\r\n\r\n" not in response:
         data = await asyncio.get_running_loop().sock_recv(connection, 4096)
         if not data:
             break
-        answer += data
-    head, _, rest = answer.partition(b"\r\n\r\n")
+        response += data
+    head, _, rest = response.partition(b"\r\n\r\n")
     return head, rest
 
 
@@ -190,7 +190,7 @@ async def open_raw_socket(
     receive_buffer: int = 4096,
     sink: Sink | None = None,
 ) -> RawSocket:
-    """A session's socket, its ``ready`` read."""
+    """Open a session's socket, and wait for ``ready``."""
     query = "" if after is None else f"?after={after}"
     raw = await upgrade(
         client, f"/sessions/{session}/ws{query}", receive_buffer=receive_buffer, sink=sink
@@ -206,7 +206,7 @@ async def open_raw_socket(
 async def upgrade(
     client: Client, path: str, *, receive_buffer: int = 4096, sink: Sink | None = None
 ) -> RawSocket:
-    """The socket at *path*, just opened."""
+    """Open the WebSocket at *path*."""
     connection = await open_connection(client.url, receive_buffer=receive_buffer)
     try:
         request = upgrade_request(client.url, path, client.token)

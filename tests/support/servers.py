@@ -30,11 +30,11 @@ from server.ws.incoming import IncomingLimits
 from .client import ADMIN, Client, http_session
 from .mock_agents import MOCKS
 from .processes import ROOT
-from .waiting import PATIENCE
+from .waiting import TIMEOUT_SECS
 
 
 class LocalServer:
-    """A server in the test's own process and loop, with real acpx behind it."""
+    """A server in the test's own process and event loop, with the real acpx."""
 
     def __init__(self, runner: web.AppRunner, url: str, http: aiohttp.ClientSession) -> None:
         self._runner = runner
@@ -45,14 +45,14 @@ class LocalServer:
         self.incoming: IncomingLimits = runner.app[INCOMING_LIMITS]
 
     async def client(self, name: str = "app", **token: Any) -> Client:
-        """A client with a token of its own."""
+        """A client with a new token."""
         admin = self.admin()
         status, reply = await admin.post("/admin/tokens", {"name": name, **token})
         assert status == 200, reply
         return Client(self.url, reply["token"], self._http)
 
     async def clear(self) -> None:
-        """End every app, with its sockets, its sessions and their agents."""
+        """Remove all apps, with their sockets, sessions and agents."""
         await self.anonymous().close_sockets()
         services = self.services
         for row in services.tokens.rows():
@@ -70,9 +70,8 @@ class LocalServer:
         await self._runner.cleanup()
 
 
-# While tests run against servers here, whatever would block their event loop fails. A server's
-# start and end may.
 blocking = BlockBuster("server")
+"""Fails blocking calls of the server, except while it starts or stops."""
 
 
 @contextlib.asynccontextmanager
@@ -82,14 +81,14 @@ async def local_server(
     supervisor: Supervisor | None = None,
     **settings: Any,
 ) -> AsyncIterator[LocalServer]:
-    """Run a server here; *settings* are fields of :class:`Settings`."""
+    """Run a server in this process. *settings* are fields of :class:`Settings`."""
     values = {
         "admin_token": ADMIN,
         "agents": MOCKS,
         "default_agent": "mock",
         "data_dir": data_dir,
-        "min_free_bytes": 0,  # the machine's disk is not the test's
-        "drain_secs": 0.1,  # a turn that a test leaves running is not waited for
+        "min_free_bytes": 0,  # tests do not depend on the free space of the disk
+        "drain_secs": 0.1,  # do not wait for turns that a test left running
         **settings,
     }
     blocking.deactivate()
@@ -99,14 +98,13 @@ async def local_server(
     try:
         await runner.setup()
         services = app[CONTEXT]
-        used = services.settings
-        door = Listener(
+        listener = Listener(
             services.sockets.waiting,
-            used.auth_timeout_secs,
-            used.stall_timeout_secs,
+            services.settings.auth_timeout_secs,
+            services.settings.stall_timeout_secs,
             services.supervisor,
         )
-        async with http_session() as http, door.open(runner, "127.0.0.1", 0) as port:
+        async with http_session() as http, listener.open(runner, "127.0.0.1", 0) as port:
             blocking.activate()
             yield LocalServer(runner, f"http://127.0.0.1:{port}", http)
     finally:
@@ -117,21 +115,25 @@ async def local_server(
 def hold_commits(
     server: LocalServer, patch: pytest.MonkeyPatch
 ) -> tuple[asyncio.Event, asyncio.Event]:
-    """Keep whoever commits waiting: an event that it is stored, and one that lets them go on."""
-    writer, stored, go_on = server.services.sessions.writer, asyncio.Event(), asyncio.Event()
+    """Delay the return of commits.
+
+    Returns:
+        An event that is set when a commit is stored, and an event that lets commits return.
+    """
+    writer, stored, release = server.services.sessions.writer, asyncio.Event(), asyncio.Event()
     commit = writer.commit
 
     async def slow_commit(statements: Any) -> None:
         await commit(statements)
         stored.set()
-        await go_on.wait()
+        await release.wait()
 
     patch.setattr(writer, "commit", slow_commit)
-    return stored, go_on
+    return stored, release
 
 
 class ServerProcess:
-    """A server as a user runs it: ``python -m server``, killed or stopped by its pid."""
+    """A server in a process of its own: ``python -m server``."""
 
     def __init__(self, process: asyncio.subprocess.Process, url: str, greeting: str) -> None:
         self.process = process
@@ -143,15 +145,15 @@ class ServerProcess:
         return self.process.pid
 
     async def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait until the process has ended."""
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
 
     async def stop(self) -> int:
-        """SIGTERM, and wait; its exit status."""
+        """Send SIGTERM if the process still runs. Returns its exit status."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(self.process.wait(), PATIENCE)
+        return await asyncio.wait_for(self.process.wait(), TIMEOUT_SECS)
 
 
 async def start_server(
@@ -160,9 +162,9 @@ async def start_server(
     """Start ``python -m server`` on a free port and wait until it is ready.
 
     Args:
-        log: file that its stderr is added to.
-        wrapper: a program, with arguments, that becomes the server.
-        variables: settings, by the variable's name without the prefix; None leaves one out.
+        log: the file to which stderr is appended.
+        wrapper: a program with arguments that executes the server.
+        variables: settings, by the variable's name without the prefix; None unsets a variable.
     """
     agents = {name: {"argv": a.argv, "env": dict(a.env)} for name, a in MOCKS.items()}
     settings = {
@@ -190,7 +192,7 @@ async def start_server(
     assert process.stdout is not None
     greeting = ""
     while "is ready on" not in greeting:
-        line = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+        line = await asyncio.wait_for(process.stdout.readline(), TIMEOUT_SECS)
         if not line:
             raise AssertionError(f"the server did not start: see {log}")
         greeting += line.decode()

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-PATIENCE = 20.0
-"""Seconds after which a wait fails the test. Far more than any wait takes."""
+TIMEOUT_SECS = 20.0
+"""After this time a wait fails the test. It is far longer than any wait takes."""
 
 
 class Clock:
-    """Unix seconds that pass only when a test says so."""
+    """Unix seconds that a test advances."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -26,9 +26,9 @@ class Clock:
 
 
 class Deadline:
-    """``async with Deadline(what):`` fails the test when the body takes too long."""
+    """``async with Deadline(what):`` fails the test if the block takes too long."""
 
-    def __init__(self, what: str, seconds: float = PATIENCE) -> None:
+    def __init__(self, what: str, seconds: float = TIMEOUT_SECS) -> None:
         self._what = what
         self._timeout = asyncio.timeout(seconds)
 
@@ -44,11 +44,11 @@ class Deadline:
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
-            raise AssertionError(f"waited too long for {self._what}") from error
+            raise AssertionError(f"timed out waiting for {self._what}") from error
 
 
-async def eventually(what: str, condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """Poll *condition* (plain or async) until it is true, for what sends no signal."""
+async def eventually(what: str, condition: Callable[[], Any], seconds: float = TIMEOUT_SECS) -> Any:
+    """Poll *condition* (plain or async) until it is true. Returns its value."""
     async with Deadline(what, seconds):
         while True:
             value = condition()

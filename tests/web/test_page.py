@@ -17,7 +17,7 @@ from server.agents.catalog import find_node
 from server.web.resources import page as page_module
 
 from ..conftest import Serve
-from ..support.harness import PATIENCE, ROOT, Client, LocalServer
+from ..support.harness import ROOT, TIMEOUT_SECS, Client, LocalServer
 
 JAVASCRIPT = ("text/javascript", "application/javascript")
 NODE = find_node()
@@ -360,6 +360,6 @@ async def test_the_client_to_copy_works_in_node_as_the_docs_show_it(
         env={"SERVER": server.url, "TOKEN": client.token or ""},
         stdout=asyncio.subprocess.PIPE,
     )
-    said, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    said, _ = await asyncio.wait_for(process.communicate(), TIMEOUT_SECS)
     assert said.decode() == "echo: hello\n(end_turn)\n"
     assert process.returncode == 0

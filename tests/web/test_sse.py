@@ -17,8 +17,8 @@ from server.agents.catalog import find_node
 
 from ..conftest import Serve
 from ..support.harness import (
-    PATIENCE,
     ROOT,
+    TIMEOUT_SECS,
     Client,
     Json,
     LocalServer,
@@ -62,7 +62,7 @@ class Stream:
         return None
 
     async def _line(self) -> bytes:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECS):
             return await self.response.content.readline()
 
     async def take(self, count: int) -> list[tuple[int, Json]]:
@@ -302,7 +302,7 @@ async def test_an_event_source_whose_connection_breaks_goes_on_where_it_was(
         *(f"{client.url}/sessions/{session}/events?after=0", client.token, "5000"),
         stdout=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECS):
         output, _ = await process.communicate()
     told = [json.loads(line) for line in output.splitlines()]
     connects = [one["connects"] for one in told if "connects" in one]

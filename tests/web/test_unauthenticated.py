@@ -206,7 +206,7 @@ async def test_a_prompt_of_any_size_may_follow_the_first_frame_at_once(
     session = await client.create()
     ws = await client.http.ws_connect(f"{server.url}/sessions/{session}/ws", max_msg_size=0)
     socket = Socket(ws)
-    client.keep(ws)
+    client.close_later(ws)
     await socket.send("auth", token=client.token)
     await socket.send("prompt", prompt="x" * 100_000)
     assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
@@ -312,7 +312,7 @@ async def test_a_frame_of_too_many_values_is_too_big(client: Client) -> None:
     session = await client.create()
     for path in (f"/sessions/{session}/ws", "/acp"):
         ws = await client.http.ws_connect(client.url + path, headers=client.headers())
-        client.keep(ws)
+        client.close_later(ws)
         await ws.send_bytes(b"") if path == "/acp" else None  # is ignored there
         await ws.send_str(nested(codec.MAX_CONTAINERS + 1).decode())
         async with Deadline("the close"):

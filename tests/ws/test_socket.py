@@ -18,7 +18,7 @@ from server.sessions.session import MAX_CHANGES
 from server.storage.database import Database
 
 from ..conftest import Serve
-from ..support.acp_client import AnswerError
+from ..support.acp_client import ResponseError
 from ..support.acp_client import connect as connect_acp
 from ..support.harness import Client, Deadline, Json, LocalServer, Socket, eventually, script
 
@@ -829,7 +829,7 @@ async def test_connections_at_acp_count_as_sockets(serve: Serve) -> None:
 
     session = await first.new_session()
     for method in ("session/resume", "session/load"):
-        with pytest.raises(AnswerError) as refusal:
+        with pytest.raises(ResponseError) as refusal:
             await second.call(method, sessionId=session, cwd="/", mcpServers=[])
         assert refusal.value.data["code"] == "rate_limited"
     await first.ws.close()

@@ -72,11 +72,11 @@ async def test_a_slow_reader_gets_everything(
     (viewer,) = viewers(server)
     for _ in range(20):  # it takes a little, but never nothing, for several stall times
         for _ in range(8):
-            assert await slow.take(2048)
+            assert await slow.receive(2048)
         clock.advance(20)
         viewer.tick(clock(), 20, 30)
     assert slow.last < 3000
-    slow.hurry()
+    slow.enlarge_receive_buffer()
     end = await slow.until("turn_end")
     assert end["seq"] > 6000
     assert slow.seqs == list(range(1, end["seq"] + 1))
@@ -94,20 +94,20 @@ async def test_at_acp_a_slow_reader_gets_everything_and_a_stuck_one_is_dropped(
     ]
     with contextlib.closing(slow.connection), contextlib.closing(stuck.connection):
         for raw in (stuck, slow):
-            await raw.ask(1, "initialize", protocolVersion=1)
-            await raw.ask(2, "session/load", **load)
+            await raw.request(1, "initialize", protocolVersion=1)
+            await raw.request(2, "session/load", **load)
         await eventually("both to be full", lambda: draining(server) == 2)
         for _ in range(20):
             for _ in range(8):
-                assert await slow.take(2048)
+                assert await slow.receive(2048)
             clock.advance(4)  # in all more than twice what a stuck one has
             for viewer in viewers(server):
                 viewer.tick(clock(), 20, 30)
         assert len(told) < 3000
         await eventually("the stuck one to be dropped", lambda: len(viewers(server)) == 1)
-        slow.hurry()
+        slow.enlarge_receive_buffer()
         while told[-1].get("id") != 2:
-            assert await slow.take(65536)
+            assert await slow.receive(65536)
         texts = [
             one["params"]["update"]["content"]["text"]
             for one in told
@@ -129,11 +129,11 @@ async def is_idle(client: Client, session: str, turns: int) -> bool:
 async def test_a_slow_replay_meets_the_live_end(client: Client, connect: Connect) -> None:
     session, head = await long_log(client)
     slow = await connect(client, session, after=0)
-    await slow.take(20_000)
+    await slow.receive(20_000)
     await client.turn(session, "while it replays")
     last = (await client.state(session))["head"]
     assert last > head
-    slow.hurry()
+    slow.enlarge_receive_buffer()
     await slow.until("turn_end", turn_index=2)
     assert slow.seqs == list(range(1, last + 1))
 
@@ -143,11 +143,11 @@ async def test_accepted_comes_before_its_turn_in_a_slow_replay(
 ) -> None:
     session, head = await long_log(client)
     slow = await connect(client, session, after=0)
-    await slow.take(20_000)
+    await slow.receive(20_000)
     await slow.send("prompt", prompt="hello", id="c2")
     await eventually("the turn to end", lambda: is_idle(client, session, 2))
     assert slow.last < head  # it is over before its reader has come so far
-    slow.hurry()
+    slow.enlarge_receive_buffer()
     await slow.until("turn_end", turn_index=2)
     kinds = [frame["type"] for frame in slow.frames if frame.get("turn_index") == 2]
     assert kinds[:2] == ["accepted", "turn_start"]
@@ -157,7 +157,7 @@ async def test_accepted_comes_before_its_turn_in_a_slow_replay(
 async def test_a_slow_reader_can_cancel(client: Client, connect: Connect) -> None:
     session, _ = await long_log(client)
     slow = await connect(client, session, after=0)
-    await slow.take(20_000)
+    await slow.receive(20_000)
     quick = await client.connect(session)
     await quick.send("prompt", prompt=script({"hang": True}))
     await quick.until("turn_start")
@@ -173,7 +173,7 @@ async def test_a_closed_session_is_delivered_to_its_end_however_slowly(
     await client.delete(f"/sessions/{session}")
     slow = await connect(client, session, after=0)
     while slow.last < head - 1500:
-        assert await slow.take(65536)
+        assert await slow.receive(65536)
     # The rest is on its way, in the buffers; taking it lasts longer than a close may.
     assert await slow.until_closed(4096, pause=0.005) == 4508
     assert [frame["type"] for frame in slow.frames[-2:]] == ["session_closed", "bye"]
@@ -192,9 +192,9 @@ async def test_a_flood_of_pings_from_one_that_does_not_read_is_bounded(
     sending = asyncio.create_task(flood(stuck, 350, payload))
     done, _ = await asyncio.wait({sending}, timeout=1)
     assert not done
-    stuck.hurry()
+    stuck.enlarge_receive_buffer()
     while not sending.done():
-        assert await stuck.take(65536)
+        assert await stuck.receive(65536)
     await sending
     await stuck.until("pong", id=payload)
 
@@ -332,7 +332,7 @@ async def test_who_answers_pings_stays_though_it_says_nothing(
         clock.advance(20)
         viewer.tick(clock(), 20, 30)
         while quiet.pings < round_number:
-            assert await quiet.take(4096)
+            assert await quiet.receive(4096)
         await quiet.send_frame(PONG)
         await eventually("the pong to be heard", lambda: viewer._last_heard == clock())
     assert {frame["type"] for frame in quiet.frames if "seq" not in frame} == {"ready", "heartbeat"}
@@ -355,11 +355,11 @@ async def test_a_client_that_vanishes_leaves_nothing_and_no_noise(
     for taken in (0, 1, 5_000, 100_000, 500_000):
         gone = await connect(client, session, after=0)
         while taken > 0:
-            await gone.take(min(taken, 5_000))
+            await gone.receive(min(taken, 5_000))
             taken -= 5_000
-        gone.break_off()
+        gone.abort()
     idle = await connect(client, session)
-    idle.break_off()
+    idle.abort()
     await eventually("them to be gone", lambda: len(server.services.sockets) == 1)
     await quick.send("cancel")
     end = await quick.until("turn_end")

@@ -129,7 +129,7 @@ async def test_it_remembers_a_name_though_its_process_is_killed(client: Client) 
     pids = demo_agents(session)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    await client.asleep(session)
+    await client.until_hibernated(session)
     await socket.turn("What is my name?")
     assert "Ada Lovelace" in socket.text(2)
     starts = [entry["context"] for entry in socket.entries if entry["type"] == "turn_start"]
