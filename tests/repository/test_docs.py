@@ -1,4 +1,4 @@
-"""What the documentation says is what the code has: settings, frames, codes, links, targets."""
+"""Checks the documentation against the code: settings, frames, codes, links, make targets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROTOCOL = (DOCS / "reference" / "protocol.md").read_text("utf-8")
 
 
 def markdown_files() -> list[Path]:
-    """Every page that is tracked, or would be with `git add`."""
+    """The pages that are tracked, or would be with `git add`."""
     listed = subprocess.run(
         ["git", "ls-files", "-coz", "--exclude-standard", "*.md"],
         cwd=ROOT,
@@ -65,12 +65,12 @@ def section(heading: str) -> str:
 
 
 @pytest.mark.parametrize("path", settings_pages.PAGES, ids=page_id)
-def test_the_lists_of_settings_are_as_the_code_makes_them(path: Path) -> None:
+def test_lists_of_settings_match_the_code(path: Path) -> None:
     text = path.read_text("utf-8")
     assert settings_pages.PAGES[path](text) == text, "run `make docs`"
 
 
-def test_a_wrong_list_of_settings_is_mended_and_a_missing_one_told() -> None:
+def test_wrong_row_is_repaired_and_missing_row_is_an_error() -> None:
     text = settings_pages.PAGE.read_text("utf-8")
     wrong = text.replace("| `8800` | 0 to 65535 |", "| `80` | any |")
     assert wrong != text == settings_pages.page(wrong)
@@ -78,7 +78,7 @@ def test_a_wrong_list_of_settings_is_mended_and_a_missing_one_told() -> None:
         settings_pages.page(text.replace("| `CLAWDFORGE_PORT` |", "| `CLAWDFORGE_DOOR` |"))
 
 
-def test_env_example_as_it_is_and_all_of_it_change_nothing(tmp_path: Path) -> None:
+def test_env_example_shows_the_defaults(tmp_path: Path) -> None:
     text = (ROOT / ".env.example").read_text("utf-8")
     assert not re.search(rf"^{PREFIX}", text, re.MULTILINE)
     lines = re.findall(rf"^#({PREFIX}\w+=.*\n)", text, re.MULTILINE)
@@ -89,18 +89,20 @@ def test_env_example_as_it_is_and_all_of_it_change_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
-def test_no_page_names_a_setting_that_is_none(path: Path) -> None:
+def test_pages_name_only_existing_settings(path: Path) -> None:
     of_the_tests = {"CLAWDFORGE_TEST_REQUIRE_ALL"}
     named = set(re.findall(rf"\b{PREFIX}[A-Z_]+\b", path.read_text("utf-8")))
     assert named <= {*config.variables(), *of_the_tests}
 
 
-def test_the_unit_gives_a_stop_the_time_that_the_server_takes() -> None:
+def test_systemd_unit_allows_enough_time_to_stop() -> None:
     unit = (DOCS / "howto" / "operations.md").read_text("utf-8")
-    assert "\nKillMode=mixed\n" in unit, "a signal to the agents would end their turns at once"
+    assert "\nKillMode=mixed\n" in unit, (
+        "systemd would signal the agents and end their turns at once"
+    )
     limit = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert limit
-    assert int(limit[1]) > 2 * Settings().drain_secs + 5, "turns, runs, sockets that do not leave"
+    assert int(limit[1]) > 2 * Settings().drain_secs + 5, "time for turns, runs and open sockets"
 
 
 # The wire.
@@ -112,7 +114,7 @@ def up_types() -> set[str]:
 
 
 def down_types() -> set[str]:
-    """The types of the frames that the code makes: read from its calls."""
+    """The types of the frames that the code creates, read from its calls."""
     found = set()
     for path in modules().values():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -126,7 +128,7 @@ def down_types() -> set[str]:
 
 
 def examples(text: str) -> list[dict[str, Any]]:
-    """Every block of JSON."""
+    """The JSON blocks of a text."""
     blocks = re.findall(r"^```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [json.loads(block) for block in blocks]
 
@@ -136,37 +138,37 @@ def explained(text: str) -> set[str]:
     return set(re.findall(r"\*\*`(\w+)`\*\*", text))
 
 
-def test_frames_are_found_in_the_code() -> None:
+def test_frame_types_are_read_from_the_code() -> None:
     assert {"turn_start", "event", "ready", "bye"} <= down_types()
     assert {"auth", "prompt", "set_mode"} <= up_types()
 
 
-def test_every_down_frame_is_explained_with_an_example_and_no_other() -> None:
+def test_down_frames_of_the_page_are_those_of_the_code() -> None:
     text = section("Down: log entries") + section("Down: other frames")
     assert explained(text) == down_types()
     assert {example["type"] for example in examples(text)} == down_types()
 
 
-def test_log_entries_are_those_with_a_number() -> None:
+def test_only_log_entries_have_a_sequence_number() -> None:
     for heading, numbered in (("Down: log entries", True), ("Down: other frames", False)):
         for example in examples(section(heading)):
             assert ("seq" in example) is numbered, example
             assert ({"seq", "ts", "turn_index"} <= example.keys()) is numbered, example
 
 
-def test_every_up_frame_is_explained_with_an_example_and_no_other() -> None:
+def test_up_frames_of_the_page_are_those_of_the_code() -> None:
     assert explained(section("Up")) == up_types()
     assert {example["type"] for example in examples(section("Up"))} == up_types()
 
 
 @pytest.mark.parametrize("example", examples(section("Up")), ids=lambda example: example["type"])
-def test_the_server_understands_the_up_frames_of_the_page(example: dict[str, Any]) -> None:
+def test_server_parses_the_up_frames_of_the_page(example: dict[str, Any]) -> None:
     command = protocol.parse_command(json.dumps(example))
     if isinstance(command, protocol.PromptCommand):
         check_content(command.prompt)
 
 
-def test_every_error_code_is_there_with_its_status_and_no_other() -> None:
+def test_error_codes_of_the_page_are_those_of_the_code() -> None:
     table = [row for row in rows(section("Error codes")) if row[0].startswith("`")]
     shown = {code.strip("`"): (int(status), retry) for code, status, retry, _ in table}
     assert shown == {
@@ -175,12 +177,12 @@ def test_every_error_code_is_there_with_its_status_and_no_other() -> None:
     }
 
 
-def test_every_close_code_is_there_and_no_other() -> None:
+def test_close_codes_of_the_page_are_those_of_the_code() -> None:
     table = [row for row in rows(section("Close codes")) if row[0].isdecimal()]
     assert [int(code) for code, _ in table] == sorted(errors.CloseCode)
 
 
-async def test_every_rest_call_is_there_and_no_other(tmp_path: Path) -> None:
+async def test_rest_calls_of_the_page_are_those_of_the_code(tmp_path: Path) -> None:
     application = await build_app(Settings(data_dir=tmp_path))
     calls = {
         f"`{route.method} {route.resource.canonical}`"
@@ -192,9 +194,9 @@ async def test_every_rest_call_is_there_and_no_other(tmp_path: Path) -> None:
     assert sorted(table) == sorted(calls - pages)
 
 
-def test_the_messages_that_troubleshooting_explains_are_the_programs() -> None:
+def test_explained_messages_exist_in_the_code() -> None:
     sources = "".join(path.read_text("utf-8") for path in modules().values())
-    # As they are said: strings that follow each other are one, and `{}` is anything.
+    # Join adjacent strings.
     said = re.sub(r"\"\s*\n?\s*f?\"", "", sources)
     page = (DOCS / "howto" / "troubleshooting.md").read_text("utf-8")
     shown = [match[1] for row in rows(page) if (match := re.match(r"`([^`]+)`", row[0]))]
@@ -208,13 +210,13 @@ def test_the_messages_that_troubleshooting_explains_are_the_programs() -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """The names of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.*)$", without_code(path.read_text("utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
-def test_relative_links_lead_somewhere(path: Path) -> None:
+def test_relative_links_resolve(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text("utf-8"))):
         if re.match(r"https?:", target):
             continue
@@ -237,7 +239,7 @@ def test_architecture_page_shows_the_layers_in_order() -> None:
     assert re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE) == list(LAYERS)
 
 
-def test_the_version_is_the_changelogs_newest() -> None:
+def test_version_is_the_newest_in_the_changelog() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     package = (ROOT / "server" / "__init__.py").read_text("utf-8")
     assert newest is not None

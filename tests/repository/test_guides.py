@@ -1,4 +1,4 @@
-"""The commands of the pages in ``docs/``, run as a reader would run them."""
+"""Runs the commands and programs of ``docs/`` as a reader would run them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..support.proxies import free_port, program
 
 
 def commands_of(page: str) -> str:
-    """Every shell block of a page that is marked with ``<!-- run -->``, as one script."""
+    """The shell blocks of a page that are marked with ``<!-- run -->``, as one script."""
     text = (ROOT / "docs" / page).read_text("utf-8")
     blocks = re.findall(r"^<!-- run -->\n```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert blocks, f"{page} has no commands to run"
@@ -28,7 +28,7 @@ def commands_of(page: str) -> str:
 
 
 def program_of(page: str, name: str) -> str:
-    """The program of a page that is marked with its file's name."""
+    """The program of a page that is marked with its file name."""
     text = (ROOT / "docs" / page).read_text("utf-8")
     found = re.findall(
         rf"^<!-- {re.escape(name)} -->\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE
@@ -38,7 +38,7 @@ def program_of(page: str, name: str) -> str:
 
 
 async def bash(text: str, folder: Path, **variables: str) -> str:
-    """Run a script that stops at the first failure; its output."""
+    """Run a script that stops at the first failure, and return its output."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = await asyncio.create_subprocess_exec(
         *("bash", "-euxo", "pipefail", "-c", text),
@@ -64,11 +64,11 @@ python() {
     return "$status"
 }
 """
-"""A `python` for bash that has :class:`Operator` run its arguments: a real one starts in 0.4 s,
-and `test_commands` has seen that the module runs."""
+"""A bash function `python` that lets :class:`Operator` run its arguments. A real Python takes 0.4 s
+to start, and `test_commands` already checks that the module runs."""
 
 
-async def test_the_operators_commands_work_as_shown(
+async def test_operator_commands_work_as_shown(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await spawn(AGENTS=None, DEFAULT_AGENT="demo")
@@ -93,8 +93,8 @@ async def test_the_operators_commands_work_as_shown(
             writer.close()
 
     commands = commands_of("howto/operations.md")
-    async with await asyncio.start_server(run, "127.0.0.1", 0) as door:
-        port = str(door.sockets[0].getsockname()[1])
+    async with await asyncio.start_server(run, "127.0.0.1", 0) as listener:
+        port = str(listener.sockets[0].getsockname()[1])
         out = await bash(PYTHON_HERE + commands, tmp_path, OPERATOR=port)
     assert len(ran) == len(re.findall(r"python -m server", commands))
     assert "a server runs on it" in out
@@ -104,7 +104,9 @@ async def test_the_operators_commands_work_as_shown(
 
 
 @pytest.mark.slow
-async def test_the_bots_answer(spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path) -> None:
+async def test_bots_print_the_answer_and_report_a_refused_token(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
     server = await spawn(AGENTS=None, DEFAULT_AGENT="demo")
     client = await new_client(server.url, http)
     assert client.token is not None
@@ -128,7 +130,7 @@ async def test_the_bots_answer(spawn: Spawn, http: aiohttp.ClientSession, tmp_pa
 
 
 @pytest.mark.slow
-async def test_a_bot_survives_a_killed_server(
+async def test_bot_resumes_after_a_killed_server(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     port = str(free_port())
@@ -151,13 +153,13 @@ async def test_a_bot_survives_a_killed_server(
     await server.kill()
     server = await spawn(PORT=port)
     out, err = await asyncio.wait_for(process.communicate(), TIMEOUT_SECS)
-    # The turn died with its server: the bot is told so, having seen nothing twice.
+    # The turn ended with its server: the bot reports it and has received nothing twice.
     assert (process.returncode, out) == (1, b"")
     assert b"the server was restarted" in err
 
 
 @pytest.mark.slow
-async def test_a_page_of_an_apps_own_gets_in_by_a_ticket(
+async def test_embedded_page_connects_with_a_ticket(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     port = str(free_port())

@@ -142,7 +142,7 @@ def test_every_package_has_a_layer() -> None:
     assert packages <= set(LAYERS)
 
 
-def test_a_module_imports_only_layers_above_its_own() -> None:
+def test_module_imports_only_layers_above_its_own() -> None:
     wrong = []
     for name, found in graph().items():
         for line, imported, _ in found:
@@ -155,7 +155,7 @@ def test_a_module_imports_only_layers_above_its_own() -> None:
 
 
 @pytest.mark.parametrize("package", ["web.resources", "commands"])
-def test_modules_of_one_resource_or_command_do_not_import_each_other(package: str) -> None:
+def test_resources_and_commands_do_not_import_each_other(package: str) -> None:
     wrong = [
         f"{where(name, line)}: {name} imports {imported}"
         for name, found in graph().items()
@@ -168,7 +168,7 @@ def test_modules_of_one_resource_or_command_do_not_import_each_other(package: st
     assert not wrong, "\n".join(wrong)
 
 
-def test_nothing_imports_in_a_circle() -> None:
+def test_imports_are_acyclic() -> None:
     edges = {
         name: {ours(imported) for _, imported, for_types in found if not for_types} - {None, ""}
         for name, found in graph().items()
@@ -179,7 +179,7 @@ def test_nothing_imports_in_a_circle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_aiohttp_is_imported_only_from_the_first_layer_of_http_on() -> None:
+def test_aiohttp_is_not_imported_below_its_first_layer() -> None:
     wrong = [
         f"{where(name, line)}: {name} imports {imported}"
         for name, found in graph().items()
@@ -190,7 +190,7 @@ def test_aiohttp_is_imported_only_from_the_first_layer_of_http_on() -> None:
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_a_library_with_one_home_is_imported_only_there(library: str) -> None:
+def test_restricted_library_is_imported_only_by_its_module(library: str) -> None:
     users = {
         name
         for name, found in graph().items()
@@ -201,7 +201,7 @@ def test_a_library_with_one_home_is_imported_only_there(library: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ALONE))
-def test_a_program_of_its_own_needs_nothing_but_python(name: str) -> None:
+def test_standalone_program_needs_only_the_standard_library(name: str) -> None:
     imported = {imported for _, imported, for_types in graph()[name] if not for_types}
     beside = {other.rpartition(".")[2] for other in ALONE}  # found by its folder, not its package
     foreign = {
@@ -223,7 +223,7 @@ def test_a_program_of_its_own_needs_nothing_but_python(name: str) -> None:
         ("if TYPE_CHECKING:\n    from .tasks import Tasks", "", ["server.tasks"]),
     ],
 )
-def test_imports_are_read_as_python_reads_them(source: str, package: str, found: list[str]) -> None:
+def test_imports_are_resolved_as_python_does(source: str, package: str, found: list[str]) -> None:
     known = {"tasks", "agents", "agents.stream", "web"}
     read = list(imports_of(source, package, known))
     assert [one.name for one in read] == found

@@ -1,4 +1,4 @@
-"""The README's pieces, taken out of it and run as a reader would run them."""
+"""Runs the README's snippets as a reader would run them."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ README = (ROOT / "README.md").read_text("utf-8")
 URL = "http://127.0.0.1:8800"
 TOKEN = "cf_…"
 HEADING = "What I can show"
-"""What the demo agent's answer to "help" begins with."""
+"""The first line of the demo agent's answer to "help"."""
 CHROMIUM = Path("/usr/bin/chromium")
 HAS_CHROMIUM = CHROMIUM.exists()
 PATHS_OF_THE_PAGE = ("/docs", "/static/", "/lib/")
 
 
 def snippet(marker: str) -> str:
-    """The fenced code behind the comment ``<!-- marker -->``."""
+    """The fenced code after the comment ``<!-- marker -->``."""
     found = re.findall(
         rf"^<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
     )
-    assert len(found) == 1, f"the README has {len(found)} pieces named {marker!r}"
+    assert len(found) == 1, f"the README has {len(found)} snippets named {marker!r}"
     return str(found[0])
 
 
@@ -56,7 +56,7 @@ def section(heading: str) -> str:
 
 @pytest.fixture
 async def demo(spawn: Spawn) -> ServerProcess:
-    """A server as `make run` starts it, but for its port and its admin token."""
+    """A server as `make run` starts it, except for its port and its admin token."""
     return await spawn(AGENTS=None, DEFAULT_AGENT="demo")
 
 
@@ -65,7 +65,7 @@ async def app(demo: ServerProcess, http: aiohttp.ClientSession) -> Client:
     return await new_client(demo.url, http)
 
 
-async def test_the_first_start_prints_what_the_readme_shows(spawn: Spawn) -> None:
+async def test_first_start_prints_the_greeting_of_the_readme(spawn: Spawn) -> None:
     server = await spawn(ADMIN_TOKEN=None, AGENTS=None, DEFAULT_AGENT=None)
     printed = server.greeting
     assert server.process.stdout is not None
@@ -77,9 +77,7 @@ async def test_the_first_start_prints_what_the_readme_shows(spawn: Spawn) -> Non
     assert f"```text\n{shown}```" in section("Start")
 
 
-async def test_the_bot_prints_the_agents_answer(
-    demo: ServerProcess, app: Client, tmp_path: Path
-) -> None:
+async def test_bot_prints_the_answer(demo: ServerProcess, app: Client, tmp_path: Path) -> None:
     assert app.token is not None
     bot = tmp_path / "bot.py"
     bot.write_text(snippet("the bot").replace(URL, demo.url), "utf-8")
@@ -88,7 +86,7 @@ async def test_the_bot_prints_the_agents_answer(
     assert HEADING in out
 
 
-def test_the_bot_has_ten_lines() -> None:
+def test_bot_has_ten_lines() -> None:
     assert len([line for line in snippet("the bot").splitlines() if line]) == 10
 
 
@@ -99,11 +97,11 @@ def browser_snippet(token: str | None) -> str:
     return code.replace(TOKEN, token)
 
 
-async def test_the_browser_snippet_logs_the_answer_in_node(
+async def test_browser_snippet_logs_the_answer_in_node(
     demo: ServerProcess, app: Client, tmp_path: Path
 ) -> None:
     script = tmp_path / "snippet.mjs"
-    # It goes on for ever, as a page does: the first thing that it logs is the end of the test.
+    # The script runs forever, as a page does: the test ends with its first log line.
     prelude = (
         f"globalThis.location = new URL({json.dumps(demo.url)});\n"
         "const { log } = console;\n"
@@ -116,11 +114,11 @@ async def test_the_browser_snippet_logs_the_answer_in_node(
 
 
 @pytest.mark.browser
-async def test_the_browser_snippet_logs_the_answer_in_the_pages_console(
+async def test_browser_snippet_logs_the_answer_in_chromium(
     demo: ServerProcess, app: Client
 ) -> None:
     if not HAS_CHROMIUM:
-        missing = f"there is no {CHROMIUM}"
+        missing = f"{CHROMIUM} is missing"
         if os.environ.get("CLAWDFORGE_TEST_REQUIRE_ALL") == "1":
             pytest.fail(missing)
         pytest.skip(missing)
@@ -136,7 +134,7 @@ async def test_the_browser_snippet_logs_the_answer_in_the_pages_console(
 
 
 class Shell:
-    """Runs the README's curl commands, with the variables that a reader would set."""
+    """Runs the README's curl commands with the variables that a reader would set."""
 
     def __init__(self, demo: ServerProcess, app: Client) -> None:
         assert app.token is not None
@@ -147,7 +145,7 @@ class Shell:
         self._turn: asyncio.Task[tuple[int, Json]] | None = None
 
     async def carry_out(self, command: str) -> None:
-        if "-N" in command and "/events" in command:  # follows until the session is closed
+        if "-N" in command and "/events" in command:  # streams until the session is closed
             self._followers.append(asyncio.create_task(self._run(command)))
             return
         _, out, _ = await self._run(command)
@@ -165,17 +163,17 @@ class Shell:
                     self.variables[name] = answer[field]
 
     async def _run(self, command: str) -> tuple[int | None, str, str]:
-        # Quiet about progress, and told off by a status that is no success.
+        # Without progress output; a status other than success fails the command.
         quiet = re.sub(r"^curl ", "curl -sS --fail-with-body ", command)
         status, out, err = await run_program("bash", "-euc", quiet, **self.variables)
         assert (status, err) == (0, ""), f"{command}\n{out}{err}"
         return status, out, err
 
     async def assign(self, name: str) -> None:
-        """See that a variable of the README's is set, by a former answer or by itself."""
+        """Check that a variable is set, by an earlier response or by a request here."""
         if name == "REQUEST":
             self.variables[name] = await self._ask_permission()
-        assert self.variables.get(name), f"nothing tells what {name} is"
+        assert self.variables.get(name), f"no response has set {name}"
 
     async def _ask_permission(self) -> str:
         session = self.variables["SESSION"]
@@ -188,7 +186,7 @@ class Shell:
         return str(request["request_id"])
 
     async def finish(self) -> None:
-        """What still followed has been told of the end, and the permitted turn went well."""
+        """Check that the open streams have ended, and that the permitted turn succeeded."""
         assert self._turn is not None
         status, _ = await self._turn
         assert status == 200
@@ -197,9 +195,7 @@ class Shell:
             assert '"type":"session_closed"' in out
 
 
-async def test_every_curl_command_succeeds_in_the_order_of_the_readme(
-    demo: ServerProcess, app: Client
-) -> None:
+async def test_curl_commands_succeed_in_order(demo: ServerProcess, app: Client) -> None:
     assert shutil.which("curl"), "the tests need curl"
     shell = Shell(demo, app)
     for line in snippet("the curl commands").splitlines():
@@ -213,7 +209,7 @@ async def test_every_curl_command_succeeds_in_the_order_of_the_readme(
 
 
 def call_of(command: str) -> tuple[str, str]:
-    """Method and path of a curl command, its variables as `{}`."""
+    """The method and path of a curl command, with `{}` for its variables."""
     method = re.search(r"-X (\w+)", command)
     has_body = re.search(r" -[dF] ", command)
     path = re.search(r"\$URL(/[^\s\"?]*)", command)
@@ -222,7 +218,7 @@ def call_of(command: str) -> tuple[str, str]:
     return name, re.sub(r"\$[A-Z]+|my-bot", "{}", path[1])
 
 
-async def test_the_readme_has_a_curl_command_for_each_call(tmp_path: Path) -> None:
+async def test_readme_has_a_curl_command_for_each_call(tmp_path: Path) -> None:
     commands = [c for c in snippet("the curl commands").splitlines() if c.startswith("curl ")]
     application = await build_app(Settings(data_dir=tmp_path))
     calls = {

@@ -63,7 +63,7 @@ def test_installed_packages_are_the_pinned_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
-def test_what_pinned_packages_need_is_pinned_too(name: str) -> None:
+def test_dependencies_of_pinned_packages_are_pinned(name: str) -> None:
     pins = read_pins("requirements.txt") | read_pins(name)
     for package in read_pins(name):
         for text in metadata.requires(package) or []:
@@ -72,12 +72,12 @@ def test_what_pinned_packages_need_is_pinned_too(name: str) -> None:
                 assert canonicalize_name(needed.name) in pins, f"{package} needs {text}"
 
 
-def test_the_two_requirements_files_share_no_package() -> None:
+def test_requirements_files_share_no_package() -> None:
     assert not read_pins("requirements.txt").keys() & read_pins("requirements-dev.txt").keys()
 
 
 @each_lock
-def test_package_json_pins_exactly_and_the_lock_agrees(folder: str) -> None:
+def test_package_json_pins_exact_versions_and_matches_the_lock(folder: str) -> None:
     package = json.loads((ROOT / folder / "package.json").read_text())
     lock = read_lock(folder)
     for kind in ("dependencies", "devDependencies", "optionalDependencies"):
@@ -88,13 +88,13 @@ def test_package_json_pins_exactly_and_the_lock_agrees(folder: str) -> None:
             assert lock[f"node_modules/{name}"]["version"] == version
 
 
-def test_the_server_is_pinned_to_its_acpx() -> None:
+def test_acpx_version_of_the_server_is_the_pinned_one() -> None:
     package = json.loads((ROOT / "package.json").read_text())
     assert package["dependencies"]["acpx"] == ACPX == ACPX_VERSION
 
 
 @each_lock
-def test_the_lock_names_no_registry_and_hashes_everything(folder: str) -> None:
+def test_lock_has_hashes_and_no_registry_addresses(folder: str) -> None:
     for name, entry in read_lock(folder).items():
         if name:
             assert "resolved" not in entry, name
@@ -104,7 +104,7 @@ def test_the_lock_names_no_registry_and_hashes_everything(folder: str) -> None:
 
 
 @each_lock
-def test_the_lock_knows_every_platform(folder: str) -> None:
+def test_lock_has_the_packages_of_every_platform(folder: str) -> None:
     # npm leaves out what its registry does not have at that moment, and `npm ci` then refuses the
     # lock that npm itself has written: https://github.com/npm/cli/issues/9846
     lock = read_lock(folder)
@@ -113,7 +113,7 @@ def test_the_lock_knows_every_platform(folder: str) -> None:
             assert f"node_modules/{needed}" in lock, f"{name} may need {needed}"
 
 
-def test_no_file_holds_a_path_of_somebodys_machine() -> None:
+def test_files_contain_no_machine_paths() -> None:
     found = []
     for path in list_files():
         if path == Path(__file__).resolve():
@@ -128,12 +128,12 @@ def test_no_file_holds_a_path_of_somebodys_machine() -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_file_is_one_that_should_be_ignored() -> None:
+def test_ignored_files_are_not_tracked() -> None:
     names = [path.relative_to(ROOT).as_posix() for path in list_files()]
     assert not [name for name in names if re.match(r"(data|node_modules|\.venv)/|\.env$", name)]
 
 
-def test_make_installs_an_acpx_that_was_exchanged_or_removed(tmp_path: Path) -> None:
+def test_make_reinstalls_a_replaced_or_removed_acpx(tmp_path: Path) -> None:
     installed = ("requirements.txt", "requirements-dev.txt", "package.json", "package-lock.json")
     for name in ("Makefile", ".venv", ".npmrc", *installed):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -155,7 +155,7 @@ def test_make_installs_an_acpx_that_was_exchanged_or_removed(tmp_path: Path) -> 
     assert installs()
 
 
-def test_make_help_lists_every_target_for_people() -> None:
+def test_make_help_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE))
     assert phony >= {"help", "run", "test", "lint", "fmt", "bench", "clean"}

@@ -27,7 +27,7 @@ from .build import Build, Stage, base_root
 pytestmark = [pytest.mark.image, pytest.mark.timeout(900)]
 
 MIB = 2**20
-# What a container's engine does, by hand: a read-only root, volumes, and the rest in memory.
+# The work of a container engine: a read-only root, volumes, and the other folders in memory.
 SHUT_IN = """
 set -e
 root=$1 data=$2 home=$3 user=$4; shift 4
@@ -112,7 +112,7 @@ async def container(
         await process.wait()
 
 
-async def test_a_server_in_the_image_answers_shut_in(image: Stage, tmp_path: Path) -> None:
+async def test_server_works_in_the_restricted_container(image: Stage, tmp_path: Path) -> None:
     async with (
         stand_in() as api,
         container(image, tmp_path, CLAWDFORGE_ADMIN_TOKEN=ADMIN, **api.environ) as (init, url, log),
@@ -159,7 +159,7 @@ async def test_a_server_in_the_image_answers_shut_in(image: Stage, tmp_path: Pat
         assert "Traceback" not in log.read_text("utf-8")
 
 
-def test_the_image_has_no_build_tools_and_nothing_of_the_repositorys_rest(image: Stage) -> None:
+def test_image_contains_no_build_tools_and_no_other_files(image: Stage) -> None:
     for tool in ("gcc", "make", "curl"):
         assert not (image.root / "usr/bin" / tool).exists()
     assert sorted(p.name for p in (image.root / "app").iterdir()) == sorted(
@@ -169,13 +169,13 @@ def test_the_image_has_no_build_tools_and_nothing_of_the_repositorys_rest(image:
         assert path.stat().st_uid == 0, "its user cannot change the program"
 
 
-def test_the_operators_commands_work_in_the_image(image: Stage) -> None:
+def test_operator_commands_work_in_the_image(image: Stage) -> None:
     environ = [f"{name}={value}" for name, value in image.environ.items()]
     said = in_root(image, "env", "-C", image.workdir, *environ, "python", "-m", "server", "--help")
     assert "doctor" in said
 
 
-def test_the_size_is_what_the_docs_say(image: Stage) -> None:
+def test_image_size_matches_the_docs(image: Stage) -> None:
     """Of the layers above the base: what a pull of a new version brings."""
 
     def size(*paths: str) -> int:
@@ -194,7 +194,7 @@ def test_the_size_is_what_the_docs_say(image: Stage) -> None:
         assert int(row[1]) == pytest.approx(size(*paths), rel=0.2), what
 
 
-def test_docker_compose_accepts_the_compose_file(build: Build) -> None:
+def test_docker_compose_accepts_the_file(build: Build) -> None:
     # Debian's client, in the stage that is thrown away.
     stage = build.stages[0]
     in_root(stage, "apt-get", "-qq", "update")
