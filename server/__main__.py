@@ -31,7 +31,7 @@ from .tasks import CriticalTaskError, Supervisor
 from .web import control_socket
 from .web.context import CONTEXT
 from .web.listener import Listener
-from .web.middleware import Runner
+from .web.middleware import ServerRunner
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     app = await build_app(settings, environ=environ, supervisor=supervisor)
-    runner = Runner(app, handle_signals=False, shutdown_timeout=HANDLERS_SECS)
+    runner = ServerRunner(app, handle_signals=False, shutdown_timeout=HANDLERS_SECS)
     timer = threading.Timer(FAILED_STOP_SECS, os._exit, (1,))
     timer.daemon = True
     async with contextlib.AsyncExitStack() as stack:

@@ -34,12 +34,12 @@ from .storage.import_v02 import upgrade
 from .storage.schema import SchemaError
 from .tasks import Supervisor, Tasks
 from .uploads.files import FileStore
-from .web.bodies import BODIES, Bodies
 from .web.context import CONTEXT, ServerContext
-from .web.health import Health
-from .web.middleware import answer, label
-from .web.resources import acp, admin, docs, files, health, page, run, sessions, socket
-from .web.responses import sign
+from .web.health import HealthMonitor
+from .web.middleware import add_common_headers, error_middleware
+from .web.request_body import BODY_READER, BodyReader
+from .web.resources import add_resources
+from .web.responses import set_server_header
 from .ws.connection import INCOMING_LIMITS
 from .ws.hub import Hub
 from .ws.incoming import IncomingLimits
@@ -65,7 +65,7 @@ async def build_app(
 
     The application's start raises :class:`StartError` where it cannot.
     """
-    app = web.Application(middlewares=[answer], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(middlewares=[error_middleware], client_max_size=MAX_BODY_BYTES)
     app[FIRST_TOKENS] = []
     tasks = supervisor or Supervisor()
     limits = app[INCOMING_LIMITS] = IncomingLimits(
@@ -73,8 +73,8 @@ async def build_app(
         timeout=settings.body_timeout_secs,
         stall_timeout=settings.stall_timeout_secs,
     )
-    app[BODIES] = Bodies(limits)
-    app.on_response_prepare.extend((sign, label))
+    app[BODY_READER] = BodyReader(limits)
+    app.on_response_prepare.extend((set_server_header, add_common_headers))
 
     async def house(app: web.Application) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
@@ -88,10 +88,7 @@ async def build_app(
 
     app.cleanup_ctx.append(house)
     app.on_shutdown.append(_drain)
-    for module in (acp, admin, files, health, run, sessions, socket):
-        app.add_routes(module.routes)
-    docs.set_up(app)
-    page.set_up(app)
+    add_resources(app)
     return app
 
 
@@ -149,7 +146,7 @@ async def _house(
 
         tokens.on_revoke = revoked
         allowed = agent_environ(environ, settings.agent_env)
-        state = Health(settings.claude_bin, environ=allowed)
+        state = HealthMonitor(settings.claude_bin, environ=allowed)
         state.acpx_version = backend.versions["acpx"]
         uploads = FileStore(
             data_dir.uploads,
@@ -162,7 +159,7 @@ async def _house(
             clock=clock,
         )
         await uploads.start()
-        _show(metrics, tokens, writer, all_sessions, runner, sockets, backend)
+        _register_gauges(metrics, tokens, writer, all_sessions, runner, sockets, backend)
         app[CONTEXT] = ServerContext(
             settings, tokens, all_sessions, uploads, sockets, state, metrics, runner, supervisor
         )
@@ -184,7 +181,7 @@ async def _house(
         yield
 
 
-def _show(
+def _register_gauges(
     metrics: Metrics,
     tokens: TokenRegistry,
     writer: DatabaseWriter,

@@ -12,7 +12,8 @@ from server.acp.jsonrpc import RpcError
 from server.errors import Error
 from server.sessions.content import check_content
 from server.validation import form, in_words
-from server.web import bodies
+from server.web.request_values import from_json
+from server.web.resources import modules
 from server.ws import protocol
 
 
@@ -86,7 +87,8 @@ INTERNAL = ("regex", "`", "$.", "Expected", "Invalid value")
 def refusals() -> list[str]:
     """The error of every wrong value of every field that a client may send."""
     told: list[str] = []
-    readers: list[tuple[Any, Any]] = [(bodies, bodies.read_value), (params, params.read)]
+    readers: list[tuple[Any, Any]] = [(params, params.read)]
+    readers += [(module, lambda struct, value: from_json(value, struct)) for module in modules()]
     for module, read in readers:
         for shape in vars(module).values():
             if not (isinstance(shape, type) and issubclass(shape, msgspec.Struct)):

@@ -31,7 +31,9 @@ from ..sessions.registry import SessionRegistry
 from ..storage.database import Database, DatabaseError
 from ..storage.import_v02 import upgrade
 from ..storage.schema import SchemaError
-from ..web import bodies, control_socket
+from ..web import control_socket
+from ..web.request_values import from_texts
+from ..web.resources.tokens import CreateToken
 
 WAIT_SECS = 15
 """For a server that is starting or stopping: it has the folder, and no socket."""
@@ -92,7 +94,7 @@ class StoppedHouse:
         self._sessions = sessions
 
     async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
-        body = bodies.read_texts({"name": name}, bodies.CreateToken)  # by the rule of the route
+        body = from_texts({"name": name}, CreateToken)  # the rule of the REST call
         return (await self._tokens.create(body.name, ip_cidrs))[1]
 
     async def revoke_token(self, name: str) -> None:

@@ -1,14 +1,13 @@
-"""What the routes work with: the house's parts, and the keys to them."""
+"""The parts of a running server that request handlers use, and the state of one request."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from ..auth.credential import Credential, unauthorized
@@ -19,82 +18,71 @@ from ..errors import Error, session_closed
 from ..metrics import Metrics
 from ..runs.runner import Runner
 from ..sessions.registry import SessionRegistry
+from ..sessions.session import Session
+from ..sessions.turns import Turn
 from ..tasks import Supervisor
 from ..uploads.files import FileStore, prepend_file_paths
 from ..ws.hub import Hub
-from . import bodies
-from .bodies import APP
 from .control_socket import is_operator
-from .health import Health
+from .health import HealthMonitor
 from .listener import BoundedRequestHandler
+from .request_body import APP
 from .request_origin import bearer
-
-__all__ = [
-    "APP",
-    "CONTEXT",
-    "CREDENTIAL",
-    "REQUEST_ID",
-    "SESSION",
-    "TURN",
-    "ServerContext",
-    "admit",
-    "app_of",
-    "body_of",
-    "prompt",
-    "require_admin",
-    "services_of",
-    "session_of",
-    "waiting",
-]
-
-if TYPE_CHECKING:
-    from ..sessions.session import Session
-    from ..sessions.turns import Turn
+from .responses import streamed_json_response
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServerContext:
-    """The parts of a running server; made by ``app.py``, passed to the routes."""
+    """The parts of a running server. ``app.py`` makes them; request handlers use them."""
 
     settings: Settings
     tokens: TokenRegistry
     sessions: SessionRegistry
     files: FileStore
     sockets: Hub
-    health: Health
+    health: HealthMonitor
     metrics: Metrics
     runner: Runner
     supervisor: Supervisor
     started_at: float = dataclasses.field(default_factory=time.time)
 
 
-CONTEXT = web.AppKey("services", ServerContext)
+CONTEXT = web.AppKey("context", ServerContext)
 
-# What a request turns out to be about, with APP, for its line in the log.
+# The state of a request, besides APP. The access log shows it.
 REQUEST_ID = web.RequestKey("request_id", str)
 CREDENTIAL = web.RequestKey("credential", Credential)
-SESSION = web.RequestKey("session", str)
-TURN = web.RequestKey("turn", int)
+LOGGED_SESSION_ID = web.RequestKey("session_id", str)
+LOGGED_TURN_INDEX = web.RequestKey("turn_index", int)
 
 
-def services_of(request: web.Request) -> ServerContext:
+def context_of(request: web.Request) -> ServerContext:
     return request.app[CONTEXT]
 
 
-Shape = TypeVar("Shape", bound=msgspec.Struct)
+def authenticate_app(request: web.Request) -> str:
+    """Authenticate *request* by its bearer token.
 
-
-def app_of(request: web.Request) -> str:
-    """The app that asks.
+    Returns:
+        The name of the app.
 
     Raises:
         Error: ``unauthorized``.
     """
-    return admit(request, services_of(request).tokens.admit(bearer(request), request.remote))
+    return admit(request, context_of(request).tokens.admit(bearer(request), request.remote))
+
+
+def app_name_of(request: web.Request) -> str:
+    """Return the name of the app that *request* was authenticated for."""
+    return request[APP]
 
 
 def admit(request: web.Request, credential: Credential) -> str:
-    """Note what the request was admitted with; from then on a revocation reaches it."""
+    """Record the credential of *request*, so that a revocation ends the request.
+
+    Returns:
+        The name of the app.
+    """
     request[CREDENTIAL] = credential
     request[APP] = credential.app_name
     if isinstance(request.protocol, BoundedRequestHandler):
@@ -103,38 +91,42 @@ def admit(request: web.Request, credential: Credential) -> str:
 
 
 def waiting(request: web.Request) -> AbstractAsyncContextManager[None]:
-    """A block in which the request waits: see :meth:`Credential.waiting`."""
+    """Return a block in which the request waits: see :meth:`Credential.waiting`."""
     return request[CREDENTIAL].waiting()
 
 
-async def body_of(request: web.Request, shape: type[Shape]) -> Shape:
-    """The body of an app's request; the client may take its time to send it.
-
-    Raises:
-        Error: what :func:`bodies.read_body` raises, or ``unauthorized``.
-    """
-    async with waiting(request):
-        return await bodies.read_body(request, shape)
-
-
 def require_admin(request: web.Request) -> None:
-    """Let only the operator pass: by the admin's token, or by the socket in the data folder.
+    """Check that *request* has the admin token, or came through the operator's socket.
 
     Raises:
         Error: ``unauthorized``, or ``forbidden`` for an app's token.
     """
-    tokens = services_of(request).tokens
+    tokens = context_of(request).tokens
     if not (is_operator(request) or tokens.is_admin(bearer(request))):
-        app_of(request)
+        authenticate_app(request)
         raise Error("forbidden", "this needs the admin token")
 
 
 async def session_of(request: web.Request) -> Session:
-    """The session that the path names, if it is the asking app's."""
-    app_name = app_of(request)
+    """Authenticate *request*, and return the session that its path names.
+
+    Raises:
+        Error: ``unauthorized``, or ``not_found`` also for another app's session.
+    """
+    app_name = authenticate_app(request)
     session_id = request.match_info["session_id"]
-    request[SESSION] = session_id
-    return await services_of(request).sessions.get(session_id, app_name)
+    request[LOGGED_SESSION_ID] = session_id
+    return await context_of(request).sessions.get(session_id, app_name)
+
+
+async def stream_json(
+    request: web.Request, pieces: AsyncIterator[bytes], *, status: int = 200
+) -> web.StreamResponse:
+    """Send JSON of any length: see :func:`responses.streamed_json_response`."""
+    stall_timeout = context_of(request).settings.stall_timeout_secs
+    return await streamed_json_response(
+        request, pieces, stall_timeout, waiting(request), status=status
+    )
 
 
 async def prompt(
@@ -159,7 +151,7 @@ async def prompt(
             return turn, True
         if session.is_closed:
             raise session_closed()
-    paths = await services_of(request).files.paths(session.row.app_name, files)
+    paths = await context_of(request).files.paths(session.row.app_name, files)
     credential = request[CREDENTIAL]
     credential.check()
     turn, known = await session.prompt(

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
-PROBE_SECS = 60.0
+PROBE_INTERVAL_SECS = 60.0
 PROBE_TIMEOUT_SECS = 15.0
 
 
-class Health:
+class HealthMonitor:
     """The last findings.
 
     Args:
@@ -31,7 +31,7 @@ class Health:
         claude_bin: str,
         *,
         environ: Mapping[str, str] = os.environ,
-        every: float = PROBE_SECS,
+        every: float = PROBE_INTERVAL_SECS,
         timeout: float = PROBE_TIMEOUT_SECS,
     ) -> None:
         self._claude_bin = claude_bin

@@ -36,11 +36,11 @@ from ..limits import ConcurrencyLimit
 from ..tasks import Supervisor, Tasks
 from ..ws import tcp
 from ..ws.incoming import FrameScanner
-from .responses import NAME, error_reply
+from .responses import SERVER_NAME, error_response
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECS = 75
+IDLE_CONNECTION_SECS = 75
 """An idle connection is closed after so long: longer than proxies keep theirs."""
 BACKLOG = 1024
 """So many wait at the system for us to accept them."""
@@ -54,7 +54,7 @@ APPS_READ_BYTES = 256 << 10
 """What is read of a connection at a time, before and after it has shown a credential."""
 SOCKETS_READ_BYTES = 32 << 10
 """The same of a socket: each of its frames is looked at."""
-RETRY_SECS = 1.0
+ACCEPT_RETRY_SECS = 1.0
 """Where the system has no descriptor or memory for a connection, it may have one by then."""
 
 
@@ -171,7 +171,7 @@ async def _accept(listener: socket.socket, connection: Callable[[], asyncio.Prot
             continue
         except OSError as error:
             logger.error("no connection can be accepted: %s", error.strerror)
-            await asyncio.sleep(RETRY_SECS)
+            await asyncio.sleep(ACCEPT_RETRY_SECS)
             continue
         try:
             await loop.connect_accepted_socket(connection, accepted)
@@ -229,7 +229,7 @@ class BoundedRequestHandler(web.RequestHandler):
         super().__init__(
             handlers,
             loop=loop,
-            keepalive_timeout=KEEP_ALIVE_SECS,
+            keepalive_timeout=IDLE_CONNECTION_SECS,
             auto_decompress=False,  # two megabytes can be two gigabytes
             lingering_time=0,  # `middleware.py` says how much of an unread body is read
             access_log=None,  # type: ignore[arg-type]  # none, as everywhere in aiohttp
@@ -350,10 +350,10 @@ class BoundedRequestHandler(web.RequestHandler):
             self.log_exception(exc_info=exc)
             error = bad_request("this is no request that is understood")
             request_id = uuid.uuid4().hex[:16]
-            reply = error_reply(error, request_id)
+            reply = error_response(error, request_id)
             reply.headers["X-Request-Id"] = request_id
             reply.force_close()
-        reply.headers[hdrs.SERVER] = NAME  # no application sees it on its way
+        reply.headers[hdrs.SERVER] = SERVER_NAME  # no application sees it on its way
         return reply
 
     def log_exception(self, *args: Any, **options: Any) -> None:

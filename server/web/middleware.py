@@ -11,16 +11,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
 from ..auth.credential import unauthorized
 from ..errors import Error, bad_request, internal
 from ..storage.failures import failure_of
-from .bodies import EXPECTS, check_coding
-from .context import APP, CREDENTIAL, REQUEST_ID, SESSION, TURN, services_of
+from .context import CREDENTIAL, LOGGED_SESSION_ID, LOGGED_TURN_INDEX, REQUEST_ID, context_of
 from .listener import BoundedRequestHandler
+from .request_body import APP, EXPECT, check_coding
 from .request_origin import check_host, client_address
-from .responses import error_reply
+from .responses import error_response
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("server.access")
@@ -37,10 +38,8 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-
-class Runner(web.AppRunner):
+class ServerRunner(web.AppRunner):
     """Runs the application; what it refuses by itself is refused in the project's own words."""
 
     def __init__(self, app: web.Application, **options: Any) -> None:
@@ -65,8 +64,8 @@ def _take_expect(handle: Callable[..., Any]) -> Callable[..., Awaitable[web.Stre
             (name, value.encode(errors="replace").decode())
             for name, value in request.headers.items()
         )
-        request[EXPECTS] = ",".join(headers.popall(hdrs.EXPECT))
-        request[REQUEST_ID] = _new_id()
+        request[EXPECT] = ",".join(headers.popall(hdrs.EXPECT))
+        request[REQUEST_ID] = _new_request_id()
         clone = request.clone(headers=headers)
         response = await handle(clone)
         await response.prepare(clone)  # which knows its application, by which it is labelled
@@ -76,11 +75,11 @@ def _take_expect(handle: Callable[..., Any]) -> Callable[..., Awaitable[web.Stre
 
 
 @web.middleware
-async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Run the handler; whatever it raises becomes an answer, and nothing leaks."""
-    request_id = request.get(REQUEST_ID) or _new_id()
+    request_id = request.get(REQUEST_ID) or _new_request_id()
     request[REQUEST_ID] = request_id
-    trusted = services_of(request).settings.trusted_proxies
+    trusted = context_of(request).settings.trusted_proxies
     if trusted:
         request = request.clone(remote=client_address(request, trusted) or "")
     began = time.monotonic()
@@ -88,21 +87,23 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     if connection is not None and not connection.begin_request():
         await asyncio.sleep(0)  # of requests that came together, others have their turn in between
     try:
-        check_host(request, services_of(request).settings)
+        check_host(request, context_of(request).settings)
         _check_head(request)
         response = await handler(request)
     except web.HTTPException as error:
-        response = error_reply(_of_http(error), request_id)
+        response = error_response(_of_http(error), request_id)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
     except Exception as error:  # noqa: BLE001 - failure_of logs it
         if _is_of_client(error, request):
             logger.info("the request ended early: %r", error, extra={"request_id": request_id})
             error = bad_request("the request ended early")
-        response = error_reply(failure_of(error, "the request", request_id=request_id), request_id)
+        response = error_response(
+            failure_of(error, "the request", request_id=request_id), request_id
+        )
     credential = request.get(CREDENTIAL)
     if credential is not None and credential.is_revoked and not response.prepared:
-        response = error_reply(unauthorized(), request_id)
+        response = error_response(unauthorized(), request_id)
     if request.path not in QUIET:
         access.info(
             "%s %s %d",
@@ -113,8 +114,8 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
             extra={
                 "request_id": request_id,
                 "app": request.get(APP),
-                "session": request.get(SESSION),
-                "turn": request.get(TURN),
+                "session": request.get(LOGGED_SESSION_ID),
+                "turn": request.get(LOGGED_TURN_INDEX),
                 "duration_ms": int((time.monotonic() - began) * 1000),
             },
         )
@@ -141,7 +142,7 @@ async def _leave_body(request: web.Request, response: web.StreamResponse) -> Non
                 left -= len(await request.content.readany())
 
 
-async def label(request: web.Request, response: web.StreamResponse) -> None:
+async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Give an answer, also one that is streamed, the headers that all have; a socket needs none."""
     if response.status == 101:
         if isinstance(request.protocol, BoundedRequestHandler):
@@ -154,7 +155,7 @@ async def label(request: web.Request, response: web.StreamResponse) -> None:
         response.headers.setdefault("Cache-Control", "no-store")
 
 
-def _new_id() -> str:
+def _new_request_id() -> str:
     return uuid.uuid4().hex[:16]
 
 
@@ -186,6 +187,6 @@ def _check_head(request: web.Request) -> None:
         Error: ``unsupported_media_type``, or ``expectation_failed`` for an unknown ``Expect``.
     """
     check_coding(request.headers)
-    expected = request.get(EXPECTS, "100-continue").split(",")
+    expected = request.get(EXPECT, "100-continue").split(",")
     if any(one.strip().lower() != "100-continue" for one in expected):
         raise Error("expectation_failed", "the only expectation that is supported is 100-continue")

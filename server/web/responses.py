@@ -1,36 +1,75 @@
-"""Answers over HTTP: JSON, and one shape for every failure."""
+"""Makes HTTP responses: JSON of any length, and failures in one format."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import msgspec
 from aiohttp import hdrs, web
 
 from ..codec import dumps
 from ..errors import Error
 from ..ws import tcp
+from .field_types import ErrorCode, ErrorMessage, RequestId
 
 logger = logging.getLogger(__name__)
 
-NAME = "clawdforge"
-WRITE_BYTES = 256 << 10
-"""A longer reply is sent in pieces of this size, each when the client has taken the last."""
+SERVER_NAME = "clawdforge"
+RESPONSE_PIECE_BYTES = 256 << 10
+"""A longer response is written in pieces of this size, each when the client has taken the last."""
 
 
-async def sign(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Say who answers, and nothing of versions: left to itself aiohttp tells its and Python's."""
-    response.headers[hdrs.SERVER] = NAME
+class Failure(msgspec.Struct, kw_only=True):
+    """A failure."""
+
+    error: ErrorMessage
+    code: ErrorCode
+    request_id: RequestId
 
 
-def raw_reply(body: bytes, *, status: int = 200) -> web.Response:
-    """*body* is JSON already."""
+async def set_server_header(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Name the server without versions; by default aiohttp sends its own and Python's."""
+    response.headers[hdrs.SERVER] = SERVER_NAME
+
+
+def json_response(
+    value: msgspec.Struct, *, status: int = 200, extra: Mapping[str, Any] | None = None
+) -> web.Response:
+    """Return a response whose JSON object is ``ok``, the fields of *value*, then *extra*.
+
+    ``ok`` is true if *status* is a success.
+    """
+    return raw_json_response(encode_json(value, ok=status < 400, extra=extra), status=status)
+
+
+def encode_json(
+    value: msgspec.Struct, *, ok: bool, extra: Mapping[str, Any] | None = None
+) -> bytes:
+    """Encode the JSON object of a response: ``ok``, the fields of *value*, then *extra*."""
+    # Not by msgspec's encoder: agents send unpaired surrogates, which it refuses.
+    return dumps({"ok": ok, **msgspec.to_builtins(value), **(extra or {})})
+
+
+def raw_json_response(body: bytes, *, status: int = 200) -> web.Response:
+    """Return a response with *body*, which is encoded JSON."""
     return web.Response(body=body, status=status, content_type="application/json", charset="utf-8")
 
 
-async def long_reply(
+def error_response(error: Error, request_id: str) -> web.Response:
+    """Return the response to a request that failed with *error*."""
+    failure = Failure(error=error.message, code=error.code, request_id=request_id)
+    response = json_response(failure, status=error.status, extra=error.fields)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    if error.code == "unauthorized":
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+async def streamed_json_response(
     request: web.Request,
     pieces: AsyncIterator[bytes],
     stall_timeout: float,
@@ -38,45 +77,45 @@ async def long_reply(
     *,
     status: int = 200,
 ) -> web.StreamResponse:
-    """A reply of any length, of which only a small part is in memory at any time.
+    """Send JSON of any length, of which only a small part is in memory at any time.
 
     Args:
-        pieces: make up the JSON. If one cannot be had after the first were sent, the connection
-            is dropped: it is too late for another answer.
-        stall_timeout: seconds after which a client that has taken nothing is dropped.
-        wait: is entered for as long as the client may take. An error of its own, as when the
-            client's credential is revoked, ends the reply.
+        pieces: the JSON. If the iterator fails after the first pieces were sent, the connection is
+            aborted: another response is no longer possible.
+        stall_timeout: seconds after which a client that accepts no data is disconnected.
+        wait: entered while the client may be waited for. An error that it raises, for example
+            because the client's credential is revoked, ends the response.
 
     Raises:
-        Error: what *wait* and *pieces* raise before anything is sent.
+        Error: the errors of *wait* and *pieces* before anything is sent.
     """
     gathered: list[bytes] = []
     size = 0
-    stream: _LongReply | None = None
+    stream: _JsonStream | None = None
     try:
         async with wait:
             async for piece in pieces:
                 gathered.append(piece)
                 size += len(piece)
-                if size >= WRITE_BYTES:
-                    stream = stream or await _LongReply.begin(request, stall_timeout, status)
+                if size >= RESPONSE_PIECE_BYTES:
+                    stream = stream or await _JsonStream.start(request, stall_timeout, status)
                     await stream.write(b"".join(gathered))
                     gathered, size = [], 0
             if stream is None:
-                return raw_reply(b"".join(gathered), status=status)
+                return raw_json_response(b"".join(gathered), status=status)
             await stream.write(b"".join(gathered))
     except Exception as error:
         if stream is None:
             raise
-        stream.cut(error)
+        stream.abort(error)
     finally:
         if stream is not None:
-            stream.end()
+            stream.stop()
     return stream.response
 
 
-class _LongReply:
-    """The sending of a long reply."""
+class _JsonStream:
+    """A long JSON response that is being written."""
 
     def __init__(self, request: web.Request, stall_timeout: float, status: int) -> None:
         assert request.transport is not None
@@ -87,52 +126,30 @@ class _LongReply:
         )
 
     @classmethod
-    async def begin(cls, request: web.Request, stall_timeout: float, status: int) -> _LongReply:
+    async def start(cls, request: web.Request, stall_timeout: float, status: int) -> _JsonStream:
         if request.transport is None:
             raise ConnectionResetError
-        reply = cls(request, stall_timeout, status)
+        stream = cls(request, stall_timeout, status)
         tcp.keep_little(request.transport)
-        await reply.response.prepare(request)
-        reply._watch.start()
-        return reply
+        await stream.response.prepare(request)
+        stream._watch.start()
+        return stream
 
     async def write(self, data: bytes) -> None:
         if self._request.method == hdrs.METH_HEAD:
             return
         view = memoryview(data)
-        for start in range(0, len(view), WRITE_BYTES):
-            piece = view[start : start + WRITE_BYTES]
+        for start in range(0, len(view), RESPONSE_PIECE_BYTES):
+            piece = view[start : start + RESPONSE_PIECE_BYTES]
             self._watch.written += len(piece)
             await self.response.write(piece)
 
-    def cut(self, error: Exception) -> None:
-        """Drop the connection: the client must not take a part for the whole."""
+    def abort(self, error: Exception) -> None:
+        """Abort the connection, so that the client does not take a part for the whole."""
         if not isinstance(error, (ConnectionError, Error)):
-            logger.error("a reply to %s is cut", self._request.path, exc_info=error)
+            logger.error("response to %s aborted", self._request.path, exc_info=error)
         if self._request.transport is not None:
             self._request.transport.abort()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._watch.stop()
-
-
-def json_reply(value: Any, *, status: int = 200) -> web.Response:
-    return raw_reply(dumps(value), status=status)
-
-
-def error_reply(error: Error, request_id: str) -> web.Response:
-    reply = json_reply(
-        {
-            "ok": False,
-            "error": error.message,
-            "code": error.code,
-            "request_id": request_id,
-            **error.fields,
-        },
-        status=error.status,
-    )
-    if error.retry_after is not None:
-        reply.headers["Retry-After"] = str(error.retry_after)
-    if error.code == "unauthorized":
-        reply.headers["WWW-Authenticate"] = "Bearer"
-    return reply

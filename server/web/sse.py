@@ -1,4 +1,4 @@
-"""Server-sent events: log entries over plain HTTP, `id:` being the position."""
+"""Server-sent events: streams of log entries over plain HTTP; `id:` is the position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from .negotiation import weight_of
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECS = 15
+STREAM_KEEP_ALIVE_SECS = 15.0
+SSE = "text/event-stream"
+STREAM_EXAMPLE = (
+    'id: 125\ndata: {"type":"turn_end","seq":125,"ts":1795479875223,"turn_index":1,'
+    '"stop_reason":"end_turn","duration_ms":2451,"error":null}\n\n'
+)
 
 
 def wants_stream(request: web.Request) -> bool:
@@ -28,7 +33,7 @@ def wants_stream(request: web.Request) -> bool:
     equally good gets the stream: JSON is what all others get.
     """
     accepted = request.headers.getall(hdrs.ACCEPT, [])
-    stream, is_named = weight_of(accepted, "text/event-stream")
+    stream, is_named = weight_of(accepted, SSE)
     json, _ = weight_of(accepted, "application/json")
     is_wanted = stream > json or (is_named and 0 < stream == json)
     return is_wanted and request.method != "HEAD"
@@ -38,12 +43,16 @@ class EventStream:
     """A response that is written event by event.
 
     Args:
-        stall_timeout: seconds after which a peer that has taken nothing is dropped.
+        stall_timeout: seconds after which a client that accepts no data is disconnected.
+
+    Attributes:
+        keep_alive_secs: a comment is due after this time without an event.
     """
 
     def __init__(self, request: web.Request, stall_timeout: float) -> None:
         self._request = request
         self._stall_timeout = stall_timeout
+        self.keep_alive_secs = STREAM_KEEP_ALIVE_SECS
         self._watch: tcp.StallWatch | None = None
         self.response = web.StreamResponse(
             headers={

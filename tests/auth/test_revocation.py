@@ -13,13 +13,15 @@ import pytest
 
 from server.sessions.registry import SessionRegistry
 from server.sessions.session import Session
-from server.web.operations import OPERATIONS, Operation, Wait
+from server.web.endpoint import Endpoint, Wait
+from server.web.resources import endpoints
 
 from ..support.acp_client import connect as connect_acp
 from ..support.harness import Client, Deadline, Json, LocalServer, eventually, hold_commits, script
 from ..support.raw_socket import open_connection
 
 APP = "gone"
+APP_ENDPOINTS = [endpoint for endpoint in endpoints() if endpoint.auth == "app"]
 ENDLESS = script({"say": "before"}, {"gate": "go"}, {"say": "after"})
 
 
@@ -32,25 +34,11 @@ async def client(server: LocalServer) -> Client:
     return await server.client(APP)
 
 
-def routes(server: LocalServer) -> list[tuple[str, str, Operation]]:
-    """Each route of the server that requires an app token, with its operation."""
-    found = {
-        (route.method, route.resource.canonical)
-        for route in server.router.routes()
-        if route.resource is not None
-    }
-    return [
-        (method, path, operation)
-        for (method, path), operation in OPERATIONS.items()
-        if operation.auth == "app" and (method, path) in found
-    ]
-
-
-async def request_of(client: Client, method: str, path: str, operation: Operation) -> Any:
-    """A request of the operation, on a new session of the client."""
-    url = client.url + path.format(session_id=await client.create(), request_id="x")
-    body = None if operation.request is None else json.dumps(operation.request)
-    return client.http.request(method, url, headers=client.headers(), data=body)
+async def request_to(client: Client, endpoint: Endpoint) -> Any:
+    """A request to the endpoint, for a new session of the client."""
+    url = client.url + endpoint.path.format(session_id=await client.create(), request_id="x")
+    body = None if endpoint.request_example is None else json.dumps(endpoint.request_example)
+    return client.http.request(endpoint.method, url, headers=client.headers(), data=body)
 
 
 async def test_token_revoked_after_admission_gets_401_from_every_route(
@@ -65,26 +53,27 @@ async def test_token_revoked_after_admission_gets_401_from_every_route(
         return credential
 
     tried = 0
-    for method, path, operation in routes(server):
-        if "socket" in operation.waits:
+    for endpoint in APP_ENDPOINTS:
+        if "socket" in endpoint.waits:
             continue
+        called = endpoint.method, endpoint.path
         client = await server.client(f"{APP}-{tried}")
-        asked = await request_of(client, method, path, operation)
+        asked = await request_to(client, endpoint)
         with monkeypatch.context() as patch:
             patch.setattr(tokens, "admit", admit_and_revoke)
             async with asked as response:
-                assert response.status == 401, (method, path)
+                assert response.status == 401, called
                 assert (await response.json())["code"] == "unauthorized"
         sessions = await server.services.sessions.list_sessions(
             f"{APP}-{tried}", include_closed=True
         )
-        assert len(sessions) == 1, (method, path)  # only the one from before the request
+        assert len(sessions) == 1, called  # only the one from before the request
         assert sessions[0].row.turn_count == 0
         tried += 1
     assert tried >= 11
 
 
-# One scenario for each wait that an operation declares.
+# One scenario for each wait that an endpoint declares.
 
 Scenario = Callable[[LocalServer, Client], Awaitable[None]]
 
@@ -236,11 +225,11 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
 }
 
 
-def test_every_declared_wait_has_a_scenario(server: LocalServer) -> None:
+def test_every_declared_wait_has_a_scenario() -> None:
     declared = {
-        (method, path, wait)
-        for method, path, operation in routes(server)
-        for wait in operation.waits
+        (endpoint.method, endpoint.path, wait)
+        for endpoint in APP_ENDPOINTS
+        for wait in endpoint.waits
     }
     assert SCENARIOS.keys() == declared
 

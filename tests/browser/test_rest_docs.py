@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from playwright.async_api import Page, expect
 
-from server.web.operations import OPERATIONS
+from server.web.resources import endpoints
 
 from ..support.harness import Client
 from .conftest import OpenTab
 from .tab import PHONE
 
+ENDPOINT_COUNT = len(endpoints())
 DARK = "getComputedStyle(document.body).backgroundColor === 'rgb(28, 32, 34)'"
 TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
 
 
 async def show(page: Page, url: str) -> None:
     await page.goto(f"{url}/docs")
-    await expect(page.locator(".opblock")).to_have_count(len(OPERATIONS))
+    await expect(page.locator(".opblock")).to_have_count(ENDPOINT_COUNT)
 
 
 async def test_in_the_dark_on_a_phone_every_call_is_shown(

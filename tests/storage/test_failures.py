@@ -79,7 +79,7 @@ async def test_a_defect_while_a_body_is_checked_is_not_the_clients_mistake(
         raise ValueError("a defect")
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.web.bodies.parse_blocks", fail)
+        patch.setattr("server.web.resources.turns.check_content", fail)
         status, reply = await client.turn(session, "hello")
     assert (status, reply["code"]) == (500, "internal")
     assert len(logged(caplog)) == 1

@@ -23,7 +23,7 @@ from server.config import Settings
 from server.tasks import Supervisor
 from server.web.context import CONTEXT, ServerContext
 from server.web.listener import Listener
-from server.web.middleware import Runner
+from server.web.middleware import ServerRunner
 from server.ws.connection import INCOMING_LIMITS
 from server.ws.incoming import IncomingLimits
 
@@ -94,7 +94,7 @@ async def local_server(
     blocking.deactivate()
     environ = {**os.environ, "DEMO_PACE_MS": "0"}
     app = await build_app(Settings(**values), environ=environ, clock=clock, supervisor=supervisor)
-    runner = Runner(app, shutdown_timeout=2)
+    runner = ServerRunner(app, shutdown_timeout=2)
     try:
         await runner.setup()
         services = app[CONTEXT]

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from server.web.health import Health
+from server.web.health import HealthMonitor
 
 from ..conftest import Serve, Spawn
 from ..support.harness import (
@@ -100,7 +100,7 @@ async def test_a_program_that_once_took_too_long_is_asked_again(tmp_path: Path) 
         "if not been.exists(): been.touch(); time.sleep(1000)\n"
         'print("2.7.18")',
     )
-    health = Health(claude, every=0.01, timeout=0.5)
+    health = HealthMonitor(claude, every=0.01, timeout=0.5)
     watching = asyncio.create_task(health.watch())
     assert await eventually("the second probe", lambda: health.claude_version) == "2.7.18"
     watching.cancel()

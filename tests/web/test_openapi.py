@@ -1,4 +1,4 @@
-"""REST's own description: complete, true of every answer, and shown on a page."""
+"""The OpenAPI document: it covers every call, and every response matches its schema."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jsonschema  # type: ignore[import-untyped]
+import msgspec
 import pytest
 
 from server.agents.base import Presence
@@ -17,13 +18,14 @@ from server.app import build_app
 from server.config import Settings
 from server.errors import STATUS
 from server.web import openapi
-from server.web.operations import OPERATIONS
+from server.web.resources import endpoints, modules
 
 from ..conftest import Serve
 from ..support.harness import ADMIN, ROOT, LocalServer, script
 from ..support.runs import make_fake_claude
 
-DOCUMENT = openapi.document()
+ENDPOINTS = endpoints()
+DOCUMENT = openapi.document(ENDPOINTS)
 PAGES = re.compile(r"/(docs)?|/(static|lib)/.*")
 CONFIG = ROOT / "tests" / "support" / "schemathesis.toml"
 LONG = os.environ.get("CLAWDFORGE_TEST_CHAOS") == "long"
@@ -32,7 +34,7 @@ FUZZ_SECS = 100
 
 
 def responses() -> list[tuple[str, dict[str, Any]]]:
-    """Each response of each call, and where it stands."""
+    """Each response of each call, and its name."""
     return [
         (f"{method} {path} {status}", response)
         for path, item in DOCUMENT["paths"].items()
@@ -42,12 +44,12 @@ def responses() -> list[tuple[str, dict[str, Any]]]:
 
 
 def check(value: Any, schema: dict[str, Any]) -> None:
-    """Hold *value* against a schema of the document."""
+    """Validate *value* against a schema of the document."""
     whole = {"components": DOCUMENT["components"], **schema}
     jsonschema.Draft202012Validator(whole).validate(value)
 
 
-async def test_every_route_is_in_the_document_and_no_other(tmp_path: Path) -> None:
+async def test_document_lists_exactly_the_routes(tmp_path: Path) -> None:
     application = await build_app(Settings(data_dir=tmp_path))
     routes = {
         (route.method, route.resource.canonical)
@@ -58,40 +60,41 @@ async def test_every_route_is_in_the_document_and_no_other(tmp_path: Path) -> No
     described = {
         (method.upper(), path) for path, item in DOCUMENT["paths"].items() for method in item
     }
-    assert described == rest == OPERATIONS.keys()
+    assert described == rest == {(one.method, one.path) for one in ENDPOINTS}
 
 
-def test_every_shape_that_requests_are_checked_with_is_described_and_no_other() -> None:
-    source = "".join(
-        path.read_text("utf-8") for path in (ROOT / "server" / "web" / "resources").glob("*.py")
-    )
-    used = set(re.findall(r"\bbodies\.([A-Z]\w+)", source))
-    named = {
-        shape.__name__
-        for operation in OPERATIONS.values()
-        for shape in (operation.body, operation.query, operation.headers)
-        if shape is not None and shape.__module__ == "server.web.bodies"
-    }
-    assert named == used
+def test_every_struct_of_a_resource_is_described() -> None:
+    used: set[Any] = set()
+    for one in ENDPOINTS:
+        used |= {one.body, one.form, one.query, one.headers, one.result}
+        used |= set(one.failure_results.values())
+    schemas = DOCUMENT["components"]["schemas"]
+    for module in modules():
+        for struct in vars(module).values():
+            if isinstance(struct, type) and issubclass(struct, msgspec.Struct):
+                is_private = struct.__name__.startswith("_")
+                assert is_private or struct in used or struct.__name__ in schemas, struct
 
 
-def test_every_state_of_an_agent_is_in_the_document() -> None:
-    described = DOCUMENT["components"]["schemas"]["Session"]["properties"]["agent_state"]["enum"]
+def test_document_lists_every_agent_state() -> None:
+    described = DOCUMENT["components"]["schemas"]["SessionInfo"]["properties"]["agent_state"][
+        "enum"
+    ]
     assert set(described) == set(get_args(Presence))
 
 
-def test_every_code_is_explained() -> None:
+def test_every_error_code_has_a_description() -> None:
     assert openapi.CODES.keys() == STATUS.keys()
 
 
-def test_the_schemas_are_schemas() -> None:
+def test_schemas_are_valid_json_schema() -> None:
     for name, schema in DOCUMENT["components"]["schemas"].items():
         jsonschema.Draft202012Validator.check_schema(schema)
         for pattern in re.findall(r"'pattern': '([^']*)'", repr(schema)):
-            assert not re.search(r"\\[AZ]", pattern), f"{name}: only Python knows that"
+            assert not re.search(r"\\[AZ]", pattern), f"{name}: Python-only syntax"
 
 
-def test_every_example_has_its_shape() -> None:
+def test_every_example_matches_its_schema() -> None:
     seen = 0
     for operation in (one for item in DOCUMENT["paths"].values() for one in item.values()):
         for media in operation.get("requestBody", {}).get("content", {}).values():
@@ -110,15 +113,15 @@ def test_every_example_has_its_shape() -> None:
     assert seen > 100
 
 
-async def test_the_document_needs_no_token(server: LocalServer) -> None:
+async def test_document_needs_no_token(server: LocalServer) -> None:
     status, reply = await server.anonymous().get("/openapi.json")
     assert (status, reply) == (200, DOCUMENT)
 
 
-async def test_answers_that_chance_does_not_find_have_their_shape(server: LocalServer) -> None:
+async def test_responses_of_turns_and_permissions_match_their_schemas(server: LocalServer) -> None:
     client = await server.client()
 
-    def answer(method: str, path: str, status: int) -> dict[str, Any]:
+    def schema_of(method: str, path: str, status: int) -> dict[str, Any]:
         content = DOCUMENT["paths"][path][method]["responses"][str(status)]["content"]
         return dict(content["application/json"]["schema"])
 
@@ -128,40 +131,40 @@ async def test_answers_that_chance_does_not_find_have_their_shape(server: LocalS
     socket = await client.connect(session, after=0)
     asked = await socket.until("permission_request")
     one = "/sessions/{session_id}"
-    check(await client.state(session), answer("get", one, 200))
+    check(await client.state(session), schema_of("get", one, 200))
     status, reply = await client.post(
         f"/sessions/{session}/permissions/{asked['request_id']}", {"option_id": "allow_once"}
     )
     assert status == 200, reply
-    check(reply, answer("post", "/sessions/{session_id}/permissions/{request_id}", 200))
-    check((await asking)[1], answer("post", turn, 200))
+    check(reply, schema_of("post", "/sessions/{session_id}/permissions/{request_id}", 200))
+    check((await asking)[1], schema_of("post", turn, 200))
     status, reply = await client.turn(session, script({"exit": 1}))
     assert status == 502
-    check(reply, answer("post", turn, 502))
+    check(reply, schema_of("post", turn, 502))
     unset = await client.create("mock-modes", mode="no-such-mode")
     status, reply = await client.turn(unset, "hello")
     assert (status, reply["turn_index"]) == (400, 1)
     check(reply, {"$ref": "#/components/schemas/TurnFailure"})
-    assert {"$ref": "#/components/schemas/TurnFailure"} in answer("post", turn, 400)["anyOf"]
+    assert {"$ref": "#/components/schemas/TurnFailure"} in schema_of("post", turn, 400)["anyOf"]
     assert reply["events"] == []
     status, reply = await client.turn(session, script({"hang": True}), timeout_secs=0.1)
     assert status == 504
-    check(reply, answer("post", turn, 504))
+    check(reply, schema_of("post", turn, 504))
     for closed in (await client.delete(f"/sessions/{session}"),) * 2:
-        check(closed[1], answer("delete", one, 200))
+        check(closed[1], schema_of("delete", one, 200))
     status, reply = await client.get(f"/sessions/{session}/events")
     assert {entry["type"] for entry in reply["entries"]} >= {
         *("turn_start", "event", "turn_end", "session_closed"),
         *("permission_request", "permission_resolved"),
     }
-    check(reply, answer("get", "/sessions/{session_id}/events", 200))
+    check(reply, schema_of("get", "/sessions/{session_id}/events", 200))
 
 
 @pytest.mark.timeout(2 * FUZZ_SECS)
-async def test_no_request_gets_an_undocumented_answer_or_breaks_the_server(
+async def test_fuzzed_requests_get_documented_responses(
     serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Debugging a loop takes a third of the time of hundreds of requests.
+    # The debug mode of the event loop would take a third of the time.
     asyncio.get_running_loop().set_debug(False)
     server = await serve(claude_bin=make_fake_claude(tmp_path), max_sessions_per_app=100_000)
     client = await server.client()
@@ -188,9 +191,9 @@ async def test_no_request_gets_an_undocumented_answer_or_breaks_the_server(
         if process.returncode is None:
             process.kill()
             await process.wait()
-    told = output.decode()
-    assert process.returncode == 0, told[-10_000:]
-    # All but the document's own.
-    assert f"Tested: {len(OPERATIONS) - 1}\n" in told, told
+    report = output.decode()
+    assert process.returncode == 0, report[-10_000:]
+    # All calls except the document itself.
+    assert f"Tested: {len(ENDPOINTS) - 1}\n" in report, report
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert not [one for one in errors if one.name.startswith("server.")]

@@ -103,7 +103,7 @@ async def stream(
 @pytest.fixture(autouse=True)
 def keep_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Often: at the next comment a stream notices that its reader has left, and ends."""
-    monkeypatch.setattr("server.web.resources.sessions.KEEP_ALIVE_SECS", 0.05)
+    monkeypatch.setattr("server.web.sse.STREAM_KEEP_ALIVE_SECS", 0.05)
 
 
 async def session_with_turns(client: Client, count: int) -> str:

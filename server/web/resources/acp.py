@@ -10,37 +10,56 @@ from ...acp.connection import AcpConnection
 from ...acp.params import Wishes
 from ...errors import Error, bad_request, draining
 from ...ws.connection import new_socket
-from .. import bodies
-from ..context import CREDENTIAL, REQUEST_ID, SESSION, ServerContext, admit, app_of, services_of
+from ..context import (
+    CREDENTIAL,
+    LOGGED_SESSION_ID,
+    REQUEST_ID,
+    ServerContext,
+    admit,
+    authenticate_app,
+    context_of,
+)
+from ..endpoint import Endpoint, Tag
 from ..request_origin import check_origin
-from ..responses import error_reply
-
-routes = web.RouteTableDef()
+from ..request_values import read_query
+from ..responses import error_response
 
 SUBPROTOCOL = "acp"
 AUTH_PREFIX = "acp.auth."
 CONNECTION_ID = "Acp-Connection-Id"
 
 
-@routes.get("/acp", allow_head=False)
+@Endpoint(
+    "GET",
+    "/acp",
+    tag=Tag.WEBSOCKETS,
+    summary="Open a WebSocket that speaks ACP",
+    description="The Agent Client Protocol as agents speak it, one JSON-RPC message per text frame."
+    " A client that cannot send a header offers the token as a subprotocol.",
+    auth_in_handler=True,
+    waits=("socket",),
+    query=Wishes,
+    failures=("upgrade_required", "rate_limited", "draining"),
+    statuses={101: "The connection is now a WebSocket."},
+)
 async def acp_socket(request: web.Request) -> web.StreamResponse:
-    services = services_of(request)
+    services = context_of(request)
     if request.headers.get(hdrs.UPGRADE, "").strip().lower() != "websocket":
         error = Error("upgrade_required", "ACP is spoken over WebSocket here: upgrade to it")
-        reply = error_reply(error, request[REQUEST_ID])
+        reply = error_response(error, request[REQUEST_ID])
         reply.headers[hdrs.UPGRADE] = "websocket"
         return reply
     check_origin(request, services.settings)
     offered = _subprotocols(request)
     only = _let_in(services, request, offered)
     credential = request[CREDENTIAL]
-    wishes = bodies.read_query(request, Wishes)
+    wishes = read_query(request, Wishes)
     if services.sessions.is_draining:
         raise draining()
     if services.sockets.is_full(credential.app_name):
         raise Error("rate_limited", "the app has all the sockets it may", retry_after=5)
     if only is not None:
-        request[SESSION] = only
+        request[LOGGED_SESSION_ID] = only
 
     connection_id = str(uuid.uuid4())
     ws = new_socket(request, (SUBPROTOCOL,) if offered else ())
@@ -86,7 +105,7 @@ def _let_in(services: ServerContext, request: web.Request, offered: list[str]) -
     """
     secrets = [name.removeprefix(AUTH_PREFIX) for name in offered if name.startswith(AUTH_PREFIX)]
     if "Authorization" in request.headers or not secrets:
-        app_of(request)
+        authenticate_app(request)
         return None
     credential, only = services.tokens.admit_with_ticket(secrets[0], request.remote)
     admit(request, credential)

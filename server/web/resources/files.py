@@ -1,4 +1,4 @@
-"""Uploads."""
+"""Uploads: files that an app's prompts can use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import logging
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
 
+import msgspec
 from aiohttp import (
     BadContentDispositionHeader,
     BadContentDispositionParam,
@@ -17,56 +19,90 @@ from aiohttp import (
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ...errors import bad_request, payload_too_large
-from ...uploads.files import FileStore, Upload
+from ...uploads.files import TTL_RANGE, TTL_SECS, FileStore, Upload
 from ...uploads.names import decode_filename, parse_content_disposition
-from .. import bodies
-from ..context import REQUEST_ID, app_of, services_of, waiting
-from ..responses import json_reply
+from ..context import REQUEST_ID, app_name_of, context_of, waiting
+from ..endpoint import Endpoint, Tag
+from ..field_types import Count, doc
+from ..request_body import check_coding, send_continue, stall_timeout
+from ..request_values import from_texts
 
 logger = logging.getLogger(__name__)
-
-routes = web.RouteTableDef()
 
 MAX_PARTS = 16
 MAX_FIELD_BYTES = 64 << 10
 
-# aiohttp reads the header, too, to look for a part that we do not take; our reading counts.
+# aiohttp reads this header as well, to look for parts of other kinds. Our parser decides.
 for _category in (BadContentDispositionHeader, BadContentDispositionParam):
     warnings.filterwarnings("ignore", category=_category)
 
+Ttl = Annotated[
+    int,
+    msgspec.Meta(ge=TTL_RANGE[0], le=TTL_RANGE[1], description="Seconds until it is deleted."),
+]
 
-@routes.post("/files")
-async def upload(request: web.Request) -> web.Response:
-    app_name = app_of(request)
+
+class UploadForm(msgspec.Struct, frozen=True):
+    """A file, in the parts of a form."""
+
+    file: Annotated[str, msgspec.Meta(extra_json_schema={"format": "binary"})]
+    ttl_secs: Ttl = TTL_SECS
+
+
+class UploadQuery(msgspec.Struct, frozen=True):
+    """The alternative to a part `ttl_secs`."""
+
+    ttl_secs: Ttl = TTL_SECS
+
+
+class UploadedFile(msgspec.Struct, kw_only=True):
+    """An uploaded file."""
+
+    file_token: Annotated[str, msgspec.Meta(pattern="^ff_")]
+    ttl_secs: Annotated[int, doc("Seconds until it is deleted.")]
+    size: Annotated[Count, doc("In bytes.")]
+
+
+@Endpoint(
+    "POST",
+    "/files",
+    tag=Tag.FILES,
+    summary="Upload a file",
+    description="The token can be used in `files` of a prompt, only by this app.",
+    waits=("body",),
+    form=UploadForm,
+    example={"ok": True, "file_token": "ff_…", "ttl_secs": 3600, "size": 1024},
+    failures=("payload_too_large", "rate_limited"),
+)
+async def upload_file(request: web.Request, query: UploadQuery) -> UploadedFile:
     if not request.content_type.startswith("multipart/"):
         raise bad_request("an upload is multipart/form-data with a field named file")
-    files = services_of(request).files
-    ttl_secs = bodies.read_query(request, bodies.UploadQuery).ttl_secs
+    files = context_of(request).files
+    ttl_secs = query.ttl_secs
     saved: Upload | None = None
     try:
         async with waiting(request):
-            await bodies.start_body(request)
+            await send_continue(request)
             async for part in _parts(request):
                 header = parse_content_disposition(part.headers.get(hdrs.CONTENT_DISPOSITION, ""))
                 field = header.get("name")
                 if field == "ttl_secs":
-                    text = (await _field(request, part)).decode(errors="replace")
-                    ttl_secs = bodies.read_texts({"ttl_secs": text}, bodies.UploadQuery).ttl_secs
+                    text = (await _read_field(request, part)).decode(errors="replace")
+                    ttl_secs = from_texts({"ttl_secs": text}, UploadQuery).ttl_secs
                 elif field != "file":
-                    await _field(request, part)
+                    await _read_field(request, part)
                 elif saved is not None:
                     raise bad_request("file: an upload is one file; send each in its own request")
                 else:
                     name = decode_filename(header)
-                    saved = await files.save(app_name, name, _chunks(request, part))
+                    saved = await files.save(app_name_of(request), name, _chunks(request, part))
     except BaseException:
         await _discard(files, saved)
         raise
     if saved is None:
         raise bad_request("file: the field is missing")
     await files.register(saved, ttl_secs)
-    reply = {"file_token": saved.token, "ttl_secs": ttl_secs, "size": saved.size}
-    return json_reply({"ok": True, **reply})
+    return UploadedFile(file_token=saved.token, ttl_secs=ttl_secs, size=saved.size)
 
 
 async def _discard(files: FileStore, saved: Upload | None) -> None:
@@ -76,51 +112,51 @@ async def _discard(files: FileStore, saved: Upload | None) -> None:
 
 @contextlib.contextmanager
 def _parsing(request: web.Request) -> Iterator[None]:
-    """Refuse what aiohttp's parser refuses, for which it has no exception of its own.
+    """Turn the exceptions of aiohttp's parser, which has no class of its own for them, into 400.
 
-    Nothing but the parser runs in this block: from our own code the same exceptions are defects.
+    Only the parser runs in this block: from our own code the same exceptions are defects.
     """
     try:
         yield
     except (ValueError, AssertionError, RuntimeError, HttpProcessingError) as error:
-        about = {"request_id": request[REQUEST_ID]}
-        logger.info("malformed multipart body: %s", type(error).__name__, extra=about)
+        extra = {"request_id": request[REQUEST_ID]}
+        logger.info("malformed multipart body: %s", type(error).__name__, extra=extra)
         raise bad_request("the multipart body is malformed") from None
 
 
 async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
-    """The form's parts; their number is limited, and none may be packed."""
+    """Yield the parts of the form: a limited number, none of them compressed or nested."""
     with _parsing(request):
         reader = await request.multipart()
     for _ in range(MAX_PARTS + 1):
-        async with bodies.patience(request):
+        async with stall_timeout(request):
             with _parsing(request):
                 part = await reader.next()
         if part is None:
             return
         if not isinstance(part, BodyPartReader):
             raise bad_request("multipart: parts within parts are not understood")
-        bodies.check_coding(part.headers)
+        check_coding(part.headers)
         yield part
     raise bad_request(f"multipart: a form has at most {MAX_PARTS} parts")
 
 
-async def _field(request: web.Request, part: BodyPartReader) -> bytes:
-    """The value of a field that is no file."""
+async def _read_field(request: web.Request, part: BodyPartReader) -> bytes:
+    """Read the value of a part that is not a file."""
     value = b""
-    while chunk := await _chunk(request, part, 1 << 13):
+    while chunk := await _read_chunk(request, part, 1 << 13):
         value += chunk
         if len(value) > MAX_FIELD_BYTES:
             raise payload_too_large(f"a form's field has at most {MAX_FIELD_BYTES} bytes")
     return value
 
 
-async def _chunk(request: web.Request, part: BodyPartReader, size: int) -> bytes:
-    async with bodies.patience(request):
+async def _read_chunk(request: web.Request, part: BodyPartReader, size: int) -> bytes:
+    async with stall_timeout(request):
         with _parsing(request):
             return await part.read_chunk(size)
 
 
 async def _chunks(request: web.Request, part: BodyPartReader) -> AsyncIterator[bytes]:
-    while chunk := await _chunk(request, part, 1 << 18):
+    while chunk := await _read_chunk(request, part, 1 << 18):
         yield chunk

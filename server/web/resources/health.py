@@ -1,42 +1,83 @@
-"""For whoever watches the server: no token, no wait."""
+"""Liveness and readiness checks, without a token and without waiting."""
 
 from __future__ import annotations
 
 import time
 
+import msgspec
 from aiohttp import web
 
 from ... import __version__
 from ...errors import draining
-from ..context import services_of
-from ..responses import json_reply
+from ..context import context_of
+from ..endpoint import Endpoint, Tag
+from ..field_types import Count
 
-routes = web.RouteTableDef()
+
+class Health(msgspec.Struct, kw_only=True):
+    """The server's own state."""
+
+    version: str
+    claude_present: bool
+    claude_version: str | None
+    acpx_present: bool
+    acpx_version: str | None
+    open_sessions: Count
+    live_agents: Count
+    sockets: Count
+    uptime_secs: Count
 
 
-@routes.get("/healthz")
-async def healthz(request: web.Request) -> web.Response:
-    services = services_of(request)
-    health = services.health
-    return json_reply(
-        {
-            "ok": True,
-            "version": __version__,
-            "claude_present": health.claude_present,
-            "claude_version": health.claude_version,
-            "acpx_present": health.acpx_version is not None,
-            "acpx_version": health.acpx_version,
-            "open_sessions": services.sessions.quotas.open_sessions,
-            "live_agents": len(services.sessions.slots),
-            "sockets": len(services.sockets),
-            "uptime_secs": int(time.time() - services.started_at),
-        }
+class Ready(msgspec.Struct, kw_only=True):
+    """The server accepts requests."""
+
+
+@Endpoint(
+    "GET",
+    "/healthz",
+    tag=Tag.MONITORING,
+    summary="Liveness check",
+    auth=None,
+    example={
+        "ok": True,
+        "version": "0.3.0",
+        "claude_present": False,
+        "claude_version": None,
+        "acpx_present": True,
+        "acpx_version": "0.19.1",
+        "open_sessions": 3,
+        "live_agents": 1,
+        "sockets": 2,
+        "uptime_secs": 86400,
+    },
+)
+async def get_health(request: web.Request) -> Health:
+    context = context_of(request)
+    found = context.health
+    return Health(
+        version=__version__,
+        claude_present=found.claude_present,
+        claude_version=found.claude_version,
+        acpx_present=found.acpx_version is not None,
+        acpx_version=found.acpx_version,
+        open_sessions=context.sessions.quotas.open_sessions,
+        live_agents=len(context.sessions.slots),
+        sockets=len(context.sockets),
+        uptime_secs=int(time.time() - context.started_at),
     )
 
 
-@routes.get("/readyz")
-async def readyz(request: web.Request) -> web.Response:
-    services = services_of(request)
-    if not services.health.ready or services.supervisor.failure is not None:
+@Endpoint(
+    "GET",
+    "/readyz",
+    tag=Tag.MONITORING,
+    summary="Readiness check",
+    auth=None,
+    example={"ok": True},
+    failures=("draining",),
+)
+async def get_readiness(request: web.Request) -> Ready:
+    context = context_of(request)
+    if not context.health.ready or context.supervisor.failure is not None:
         raise draining()
-    return json_reply({"ok": True})
+    return Ready()

@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 from ...errors import Error, not_found
 from ..context import REQUEST_ID
 from ..negotiation import accepts_coding
-from ..responses import error_reply
+from ..responses import error_response
 
 ROOT = Path(__file__).parents[3]
 STATIC = ROOT / "static"
@@ -34,7 +34,7 @@ LIBRARY_FILES = {
     "katex/dist/katex.mjs",
     MERMAID,
 }
-PAGES = {"/": "index.html", "/docs": "docs.html"}
+PAGE_FILES = {"/": "index.html", "/docs": "docs.html"}
 
 # The frame in which diagrams are drawn. Its origin is opaque, so its own files are foreign to it.
 FRAME = "diagram.html"
@@ -61,7 +61,7 @@ TYPES = mimetypes.MimeTypes()
 TYPES.add_type("text/javascript", ".js")
 TYPES.add_type("text/javascript", ".mjs")
 
-_SHORT = ("If-None-Match", "If-Modified-Since", "Range")
+_CONDITIONAL_HEADERS = ("If-None-Match", "If-Modified-Since", "Range")
 
 routes = web.RouteTableDef()
 
@@ -96,7 +96,7 @@ def _source(script: bytes) -> str:
 @routes.get("/docs")
 async def page(request: web.Request) -> web.StreamResponse:
     """Read anew each time: a policy fits its page, also when that is exchanged under us."""
-    body = await asyncio.to_thread((STATIC / PAGES[request.path]).read_bytes)
+    body = await asyncio.to_thread((STATIC / PAGE_FILES[request.path]).read_bytes)
     tag = hashlib.sha256(body).hexdigest()[:32]
     headers = {"Content-Security-Policy": content_security_policy(body)}
     if any(known.value in (tag, "*") for known in request.if_none_match or ()):
@@ -134,7 +134,7 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
         request = request.clone(headers=_without(request, hdrs.RANGE))
     if not _is_satisfiable(request, stat.st_size):
         error = Error("range_not_satisfiable", f"the file has {stat.st_size} bytes")
-        reply = error_reply(error, request[REQUEST_ID])
+        reply = error_response(error, request[REQUEST_ID])
         reply.headers[hdrs.CONTENT_RANGE] = f"bytes */{stat.st_size}"
         return reply
     headers: dict[str, str] = {
@@ -198,7 +198,7 @@ def _is_satisfiable(request: web.Request, size: int) -> bool:
 
 def _is_to_be_packed(request: web.Request) -> bool:
     """Whether the whole file is to be sent, to a client that can unpack it."""
-    if request.method != "GET" or any(name in request.headers for name in _SHORT):
+    if request.method != "GET" or any(name in request.headers for name in _CONDITIONAL_HEADERS):
         return False
     return accepts_coding(request.headers.getall(hdrs.ACCEPT_ENCODING, []), "gzip")
 
@@ -249,7 +249,9 @@ def _compressed(request: web.Request, response: web.StreamResponse) -> web.Strea
     """A third of the bytes; not where the answer may be a 304 or a part of the file."""
     response.headers["Cache-Control"] = "no-cache"  # asked for again each time, by its tag
     response.headers["Vary"] = "Accept-Encoding"
-    if request.method == "GET" and not any(name in request.headers for name in _SHORT):
+    if request.method == "GET" and not any(
+        name in request.headers for name in _CONDITIONAL_HEADERS
+    ):
         accepted = request.headers.getall(hdrs.ACCEPT_ENCODING, [])
         if accepts_coding(accepted, "gzip"):
             response.enable_compression(web.ContentCoding.gzip)
@@ -269,6 +271,5 @@ def _find(folder: Path, path: str) -> tuple[Path, os.stat_result] | None:
     return None
 
 
-def set_up(app: web.Application) -> None:
+def prepare_app(app: web.Application) -> None:
     app[PACKED] = PackedFiles()
-    app.add_routes(routes)

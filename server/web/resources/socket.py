@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from aiohttp import WSMsgType, web
 
 from ...auth.credential import Credential, unauthorized
@@ -17,34 +18,65 @@ from ...storage.failures import failure_of
 from ...ws import protocol
 from ...ws.connection import Disconnect, new_socket
 from ...ws.session_socket import SessionSocket
-from .. import bodies
-from ..context import CREDENTIAL, SESSION, ServerContext, admit, app_of, prompt, services_of
+from ..context import (
+    CREDENTIAL,
+    LOGGED_SESSION_ID,
+    ServerContext,
+    admit,
+    authenticate_app,
+    context_of,
+    prompt,
+)
+from ..endpoint import Endpoint, Tag
 from ..listener import BoundedRequestHandler
 from ..request_origin import bearer, check_origin
+from ..request_values import read_query
 
 logger = logging.getLogger(__name__)
-
-routes = web.RouteTableDef()
 
 MAX_FIRST_BYTES = 16 << 10
 FIRST_TOO_BIG = f"the first frame has at most {MAX_FIRST_BYTES} bytes"
 SETTLE_SECS = 0.05
 
 
-@routes.get("/sessions/{session_id}/ws", allow_head=False)
+class SocketQuery(msgspec.Struct, frozen=True):
+    """The position at which a socket starts."""
+
+    after: Annotated[
+        Annotated[int, msgspec.Meta(ge=0, le=10**18)] | None,
+        msgspec.Meta(
+            description="The last `seq` that the client has; by default only new entries are sent."
+        ),
+    ] = None
+    protocol: Annotated[str, msgspec.Meta(description="The version of the protocol: 1.")] = "1"
+
+
+@Endpoint(
+    "GET",
+    "/sessions/{session_id}/ws",
+    tag=Tag.WEBSOCKETS,
+    summary="Open the session's WebSocket",
+    description="The primary interface, which OpenAPI cannot describe. A client that cannot send a"
+    " header sends a first frame `auth`.",
+    auth_in_handler=True,
+    waits=("socket",),
+    query=SocketQuery,
+    failures=("rate_limited",),
+    statuses={101: "The connection is now a WebSocket."},
+)
 async def session_socket(request: web.Request) -> web.StreamResponse:
-    services = services_of(request)
+    services = context_of(request)
     session_id = request.match_info["session_id"]
-    request[SESSION] = session_id
+    request[LOGGED_SESSION_ID] = session_id
     check_origin(request, services.settings)
     if request.headers.get("Upgrade", "").lower() != "websocket":
         raise bad_request("this is a WebSocket: upgrade to it")
-    query = bodies.read_query(request, bodies.SocketQuery)
+    query = read_query(request, SocketQuery)
     after = query.after
     session: Session | None = None
     app_name = ""
     if bearer(request) is not None or "Authorization" in request.headers:
-        app_name = app_of(request)
+        app_name = authenticate_app(request)
         session = await services.sessions.get(session_id, app_name)
 
     ws = new_socket(request)

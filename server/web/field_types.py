@@ -1,0 +1,56 @@
+"""Types of fields that the requests and responses of several resources share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from ..errors import STATUS
+from ..sessions.content import MAX_FILES
+from ..validation import form
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+UnixSeconds = Annotated[int, msgspec.Meta(description="Unix seconds.")]
+UnixMillis = Annotated[int, msgspec.Meta(description="Unix milliseconds.")]
+TurnIndex = Annotated[int, msgspec.Meta(ge=1)]
+Timeout = Annotated[
+    float,
+    msgspec.Meta(gt=0, le=86400, description="Seconds. The server's own limit applies as well."),
+]
+FileTokens = Annotated[
+    Annotated[list[str], msgspec.Meta(max_length=MAX_FILES)] | None,
+    msgspec.Meta(description="Tokens returned by `POST /files`."),
+]
+PermissionMode = Literal["approve-all", "approve-reads", "deny-all", "ask"]
+
+ErrorCode = Annotated[
+    str,
+    msgspec.Meta(description="For programs.", extra_json_schema={"enum": sorted(STATUS)}),
+]
+ErrorMessage = Annotated[str, msgspec.Meta(description="One sentence for people.")]
+RequestId = Annotated[str, msgspec.Meta(description="The server's log has details under this id.")]
+AuthMethods = Annotated[
+    list[dict[str, Any]] | msgspec.UnsetType,
+    msgspec.Meta(description="Only with `login_required`: the agent's own list, in ACP's format."),
+]
+
+NO_NUL = form(r"^[^\x00]*$", "text without the character NUL")
+# A command-line argument must not look like an option. `$` alone would accept a line feed at the
+# end.
+Argument = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=256,
+        pattern=form(
+            r"^[^-\s\x00][^\x00\r\n]*$(?!\n)",
+            "one line that begins with neither a dash nor a blank",
+        ),
+    ),
+]
+
+
+def doc(text: str) -> Any:
+    """Return the metadata that gives a field its description in ``/openapi.json``."""
+    return msgspec.Meta(description=text)

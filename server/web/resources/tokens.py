@@ -1,0 +1,116 @@
+"""The apps' tokens: create, list and revoke them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+
+from ...storage.schema import TokenRow
+from ...validation import form
+from ..context import context_of
+from ..endpoint import Endpoint, Tag
+from ..field_types import Count, UnixSeconds
+
+TOKEN_EXAMPLE = {"name": "my-bot", "ip_cidrs": ["10.0.0.0/8"], "created_at": 1795479703}
+
+
+class CreateToken(msgspec.Struct, frozen=True):
+    """A new app."""
+
+    name: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=form(
+                r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)",
+                "1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first",
+            ),
+            description="1 to 64 letters, digits, dots, dashes and underscores.",
+        ),
+    ]
+    ip_cidrs: Annotated[
+        list[str] | None,
+        msgspec.Meta(description="The networks in which the token is valid; by default all."),
+    ] = None
+
+
+class TokenInfo(msgspec.Struct, kw_only=True):
+    """An app's token, without its secret."""
+
+    name: str
+    ip_cidrs: list[str]
+    created_at: UnixSeconds
+
+
+class TokenCreated(TokenInfo, kw_only=True):
+    """A new token. Only this response contains it."""
+
+    token: Annotated[
+        str, msgspec.Meta(pattern="^cf_", description="Shown once; only its hash is stored.")
+    ]
+
+
+class TokenList(msgspec.Struct, kw_only=True):
+    """All tokens."""
+
+    count: Count
+    tokens: list[TokenInfo]
+
+
+class TokenRevoked(msgspec.Struct, kw_only=True):
+    """The token is revoked."""
+
+    name: str
+
+
+@Endpoint(
+    "POST",
+    "/admin/tokens",
+    tag=Tag.OPERATOR,
+    summary="Create a token for an app",
+    auth="admin",
+    request_example={"name": "my-bot", "ip_cidrs": ["10.0.0.0/8"]},
+    example={"ok": True, **TOKEN_EXAMPLE, "token": "cf_…"},
+    failures=("conflict",),
+)
+async def create_token(request: web.Request, body: CreateToken) -> TokenCreated:
+    row, token = await context_of(request).tokens.create(body.name, body.ip_cidrs or [])
+    return TokenCreated(**_fields_of(row), token=token)
+
+
+@Endpoint(
+    "GET",
+    "/admin/tokens",
+    tag=Tag.OPERATOR,
+    summary="List the tokens",
+    auth="admin",
+    example={"ok": True, "count": 1, "tokens": [TOKEN_EXAMPLE]},
+)
+async def list_tokens(request: web.Request) -> TokenList:
+    tokens = [TokenInfo(**_fields_of(row)) for row in context_of(request).tokens.rows()]
+    return TokenList(count=len(tokens), tokens=tokens)
+
+
+@Endpoint(
+    "DELETE",
+    "/admin/tokens/{name}",
+    tag=Tag.OPERATOR,
+    summary="Revoke a token",
+    description="Requests that wait get 401, sockets are closed, and turns and runs are ended.",
+    auth="admin",
+    example={"ok": True, "name": "my-bot"},
+)
+async def revoke_token(request: web.Request) -> TokenRevoked:
+    name = request.match_info["name"]
+    await context_of(request).tokens.revoke(name)
+    return TokenRevoked(name=name)
+
+
+def _fields_of(row: TokenRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "ip_cidrs": json.loads(row.ip_cidrs),
+        "created_at": int(row.created_at),
+    }

@@ -1,0 +1,296 @@
+"""Turns: prompt the agent and wait for the result, or cancel the running turn."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+
+from ...errors import STATUS, bad_request
+from ...sessions import entries
+from ...sessions.content import check_content
+from ...sessions.session import Session
+from ...sessions.turns import Turn
+from ...validation import ClientId
+from ..context import (
+    CREDENTIAL,
+    LOGGED_TURN_INDEX,
+    REQUEST_ID,
+    context_of,
+    prompt,
+    stream_json,
+    waiting,
+)
+from ..endpoint import Endpoint, Tag
+from ..field_types import (
+    AuthMethods,
+    Count,
+    ErrorCode,
+    ErrorMessage,
+    FileTokens,
+    RequestId,
+    Timeout,
+    TurnIndex,
+    doc,
+)
+from ..responses import RESPONSE_PIECE_BYTES, encode_json, json_response, raw_json_response
+from ..sse import SSE, STREAM_EXAMPLE, EventStream, event_stream, wants_stream
+
+TURN_EXAMPLE = {
+    "ok": True,
+    "session_id": "939bcc2f-7d70-4aa0-ac3d-6e87dc2c0f17",
+    "turn_index": 1,
+    "stop_reason": "end_turn",
+    "duration_ms": 4369,
+    "events": [{"jsonrpc": "2.0", "id": 2, "result": {"stopReason": "end_turn"}}],
+}
+
+
+class PromptContent(list[dict[str, Any]]):
+    """The content blocks of a prompt, checked; each is kept as the client sent it."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> PromptContent:
+        if not isinstance(value, (str, list)):
+            raise bad_request("prompt: must be text or a list of content blocks")
+        return cls(check_content(value))
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        return {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"$ref": "#/components/schemas/ContentBlock"},
+                },
+            ]
+        }
+
+
+class RunTurn(msgspec.Struct, frozen=True):
+    """A prompt."""
+
+    prompt: Annotated[PromptContent, doc("Text, or ACP content blocks.")]
+    files: FileTokens = None
+    timeout_secs: Timeout | None = None
+
+
+class TurnHeaders(msgspec.Struct, frozen=True):
+    """The headers of a turn."""
+
+    idempotency_key: Annotated[
+        ClientId | None,
+        doc("A repeated key in the same session returns the stored turn and runs nothing."),
+    ] = msgspec.field(default=None, name="Idempotency-Key")
+
+
+EventsOmitted = Annotated[bool, doc("Whether `events` is empty because the events are too long.")]
+OmittedSeq = Annotated[
+    Annotated[int, msgspec.Meta(ge=1)] | None,
+    doc("With `events_omitted`: the `seq` of the turn's first or last entry in the log."),
+]
+
+
+class TurnResult(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A turn that has ended."""
+
+    session_id: str
+    turn_index: TurnIndex
+    stop_reason: str
+    duration_ms: Count
+    events: Annotated[
+        list[dict[str, Any]],
+        doc("The agent's raw ACP messages; the last one is its response."),
+    ]
+    events_omitted: EventsOmitted = False
+    first_seq: OmittedSeq = None
+    last_seq: OmittedSeq = None
+
+
+class TurnFailure(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A turn that failed."""
+
+    code: ErrorCode
+    retryable: bool
+    auth_methods: AuthMethods = msgspec.UNSET
+    error: ErrorMessage
+    session_id: str
+    turn_index: TurnIndex
+    stop_reason: str
+    duration_ms: Count
+    request_id: RequestId
+    events: list[dict[str, Any]]
+    events_omitted: EventsOmitted = False
+    first_seq: OmittedSeq = None
+    last_seq: OmittedSeq = None
+
+
+class CancelResult(msgspec.Struct, kw_only=True):
+    """Whether a turn was running."""
+
+    cancelled: bool
+
+
+@Endpoint(
+    "POST",
+    "/sessions/{session_id}/turn",
+    tag=Tag.TURNS,
+    summary="Prompt the agent and wait for the end of the turn",
+    description="With `Accept: text/event-stream` the turn's log entries are sent as server-sent"
+    " events, and the status is 200 however the turn ends.",
+    waits=("body", "work", "reply", "stream"),
+    request_example={"prompt": "hello"},
+    example=TURN_EXAMPLE,
+    media={SSE: STREAM_EXAMPLE},
+    failures=("session_closed", "queue_full", "rate_limited", "draining"),
+    failure_results={
+        400: TurnFailure,  # for example a mode that the agent does not have
+        500: TurnFailure,
+        502: TurnFailure,
+        503: TurnFailure,
+        504: TurnFailure,
+    },
+)
+async def run_turn(
+    request: web.Request, session: Session, body: RunTurn, headers: TurnHeaders
+) -> Annotated[web.StreamResponse, TurnResult]:
+    key = headers.idempotency_key
+    # Bytes of a header that are not UTF-8 arrive as unpaired surrogates.
+    if key is not None and re.search("[\ud800-\udfff]", key):
+        raise bad_request("Idempotency-Key: must be UTF-8")
+    turn, _ = await prompt(
+        request,
+        session,
+        body.prompt,
+        body.files or [],
+        client_id=key,
+        timeout=body.timeout_secs,
+    )
+    del body  # the session has the prompt; a request that waits need not hold it as well
+    request[LOGGED_TURN_INDEX] = turn.index
+    if wants_stream(request):
+        return await _stream_turn(request, session, turn)
+    async with waiting(request):
+        await session.finished(turn)
+    return await _turn_response(request, session, turn)
+
+
+async def _turn_response(request: web.Request, session: Session, turn: Turn) -> web.StreamResponse:
+    """Return a turn's result. The agent's raw ACP messages are spliced into it unchanged.
+
+    If they are too long, the result says so and gives their position in the log.
+    """
+    settings = context_of(request).settings
+    events: list[bytes] = []
+    size = 0
+    async for event in _events_of(session, turn):
+        size += len(event) + 1
+        if size <= RESPONSE_PIECE_BYTES:
+            events.append(event)
+        elif size > settings.max_reply_bytes:
+            break
+    result, status = _result_of(session, turn, request[REQUEST_ID])
+    if size > settings.max_reply_bytes:
+        result.events_omitted = True
+        result.first_seq, result.last_seq = turn.first_seq, turn.last_seq
+        return json_response(result, status=status)
+    head = encode_json(result, ok=status < 400).removesuffix(b"]}")
+    if size <= RESPONSE_PIECE_BYTES:  # nearly always
+        return raw_json_response(head + b",".join(events) + b"]}", status=status)
+    return await stream_json(request, _spliced(head, _events_of(session, turn)), status=status)
+
+
+async def _spliced(head: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield head
+    separator = b""
+    async for event in events:
+        yield separator
+        yield event
+        separator = b","
+    yield b"]}"
+
+
+def _result_of(
+    session: Session, turn: Turn, request_id: str
+) -> tuple[TurnResult | TurnFailure, int]:
+    """Return a turn's result without its events, and the status of the response."""
+    if turn.error is None:
+        result = TurnResult(
+            session_id=session.id,
+            turn_index=turn.index,
+            stop_reason=turn.stop_reason or "",
+            duration_ms=turn.duration_ms,
+            events=[],
+        )
+        return result, 200
+    error = dict(turn.error)
+    failure = TurnFailure(
+        error=error.pop("message"),
+        **error,
+        session_id=session.id,
+        turn_index=turn.index,
+        stop_reason=turn.stop_reason or "",
+        duration_ms=turn.duration_ms,
+        request_id=request_id,
+        events=[],
+    )
+    return failure, STATUS[failure.code]
+
+
+async def _events_of(session: Session, turn: Turn) -> AsyncIterator[bytes]:
+    assert turn.first_seq is not None
+    assert turn.last_seq is not None
+    position = turn.first_seq - 1
+    while batches := await session.log.read(position):
+        for batch in batches:
+            for seq, line in enumerate(batch.lines(), batch.first):
+                if seq > turn.last_seq:
+                    return
+                event = entries.event_of(line)
+                if event is not None and entries.turn_index_of(line) == turn.index:
+                    yield event
+            position = batch.last
+
+
+async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> web.StreamResponse:
+    """Stream the turn's entries up to its end, and comments while it is queued."""
+    stall_timeout = context_of(request).settings.stall_timeout_secs
+    async with event_stream(request, request[CREDENTIAL], stall_timeout) as stream:
+        await _wait_for_start(session, turn, stream)
+        assert turn.first_seq is not None
+        async for batch in session.log.follow(
+            turn.first_seq - 1, stream.keep_alive, idle_secs=stream.keep_alive_secs
+        ):
+            for seq, line in enumerate(batch.lines(), batch.first):
+                if entries.turn_index_of(line) == turn.index:
+                    await stream.send(seq, line)
+                if turn.last_seq is not None and seq >= turn.last_seq:
+                    return stream.response
+    return stream.response
+
+
+async def _wait_for_start(session: Session, turn: Turn, stream: EventStream) -> None:
+    """Keep the stream alive until the turn has its first entry."""
+    while not turn.started.is_set():
+        try:
+            async with asyncio.timeout(stream.keep_alive_secs):
+                await session.started(turn)
+        except TimeoutError:
+            await stream.keep_alive()
+
+
+@Endpoint(
+    "POST",
+    "/sessions/{session_id}/cancel",
+    tag=Tag.TURNS,
+    summary="Cancel the running turn",
+    example={"ok": True, "cancelled": True},
+)
+async def cancel_turn(request: web.Request, session: Session) -> CancelResult:
+    return CancelResult(cancelled=session.cancel())
