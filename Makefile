@@ -40,6 +40,9 @@ PIP_INSTALL = $(BIN)/python -m pip install --no-input --disable-pip-version-chec
 
 # The server, its agents and the tests must not inherit the variables of this make.
 alone = unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES MAKE_TERMOUT MAKE_TERMERR;
+# The tests start Python hundreds of times, so Python must store compiled modules. Container images
+# often forbid it.
+PYTEST = $(alone) unset PYTHONDONTWRITEBYTECODE;
 
 .PHONY: help
 help: ## Show this list
@@ -61,21 +64,21 @@ test: $(DEV_STAMP) $(NODE_STAMP) lint ## Run all checks and tests (ARGS="-k sock
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
 	@$(alone) $(BIN)/python -m tests.support.real_agents || true
 	@echo 'pytest'
-	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: docs
 docs: $(DEV_STAMP) $(NODE_STAMP) ## Generate the lists of settings, and check the statements and programs of the docs
 	@$(alone) $(BIN)/python -m tests.support.settings_pages
-	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) tests/repository/test_docs.py tests/repository/test_guides.py tests/repository/test_readme.py $(ARGS)
+	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) tests/repository/test_docs.py tests/repository/test_guides.py tests/repository/test_readme.py $(ARGS)
 
 .PHONY: agents
 agents: $(DEV_STAMP) $(NODE_STAMP) ## Try every real agent under permission `ask`
 	@$(alone) $(BIN)/python -m tests.support.real_agents
-	@$(alone) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/agents/test_real_agents_ask.py
+	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/agents/test_real_agents_ask.py
 
 .PHONY: image
 image: $(DEV_STAMP) $(NODE_STAMP) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
-	@$(alone) exec $(BIN)/python -m pytest -m image tests/repository/image $(ARGS)
+	@$(PYTEST) exec $(BIN)/python -m pytest -m image tests/repository/image $(ARGS)
 
 .PHONY: audit
 audit: $(DEV_STAMP) ## Check every pinned package for known vulnerabilities (PyPI, npm)
@@ -106,13 +109,13 @@ bench: setup $(BENCH_STAMP) ## Compare the speed with its rivals (ARGS=--quick; 
 
 .PHONY: pictures
 pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's screenshots (best with the fonts Inter and JetBrains Mono)
-	@$(alone) $(BIN)/python -m pytest tests/browser/test_pictures.py
+	@$(PYTEST) $(BIN)/python -m pytest tests/browser/test_pictures.py
 	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/images/page.png
 	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/images/page-phone.png
 
 .PHONY: chaos
 chaos: $(DEV_STAMP) $(NODE_STAMP) ## Test every guarantee under its fault, at length, and print the figures
-	@$(alone) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py
+	@$(PYTEST) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py
 
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/

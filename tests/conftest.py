@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+
+from server.agents.host.process import COMPILED
 
 from .support.harness import (
     ADMIN,
@@ -28,6 +31,9 @@ from .support.harness import (
     start_server,
 )
 from .support.raw_socket import RawSocket, open_raw_socket
+
+# acpx and the agents start hundreds of times, so Node stores their compiled code.
+os.environ.setdefault("NODE_COMPILE_CACHE", str(COMPILED))
 
 SECRET = re.compile(rf"{ADMIN}|(cf|cft|ff)_[A-Za-z0-9_-]{{40}}")
 """A token, a ticket or a file token: no log may have one."""
