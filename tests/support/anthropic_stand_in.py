@@ -1,11 +1,11 @@
 """A stand-in for the Anthropic Messages API on 127.0.0.1, for the real ``claude`` program.
 
-It answers streaming ``POST /v1/messages`` with what a test has planned, and keeps
-what it was asked:
+It answers streaming ``POST /v1/messages`` with the replies that a test has planned, and records
+the requests:
 
     async with stand_in() as api:
-        api.plan(Text("hello"), Failure(529))   # one answer each, in order
-        api.always(Text("and so on"))           # when no plan is left
+        api.plan(Text("hello"), Failure(529))   # one reply for each request, in order
+        api.always(Text("and so on"))           # for all further requests
         ...  # start claude with api.environ
         api.requests[0]["messages"]
 """
@@ -24,8 +24,8 @@ from aiohttp import web
 
 Json = dict[str, Any]
 
-# The names that the API gives its failures.
-KINDS = {
+# The error types of the API.
+ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -38,7 +38,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text, streamed in *pieces*; ``pause`` is the seconds between two of them."""
+    """A text, streamed in *pieces*, with a *pause* in seconds after each of them."""
 
     text: str
     stop_reason: str = "end_turn"
@@ -48,7 +48,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class ToolUse:
-    """A call of one of Claude's tools; the next request brings what came of it."""
+    """A call of one of Claude's tools. The next request contains its result."""
 
     name: str
     input: Json
@@ -56,7 +56,7 @@ class ToolUse:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """An error, as the API tells it."""
+    """An error response."""
 
     status: int
     message: str = "planned by the test"
@@ -64,29 +64,28 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Hang:
-    """The beginning of an answer, *text*, and nothing more; if that is None, nothing at all."""
+    """A reply that never ends, after *text*. If *text* is None, there is no reply at all."""
 
     text: str | None = None
 
 
 Reply = Text | ToolUse | Failure | Hang
 Plan = Reply | Callable[[Json], Reply]
-"""An answer, or what makes one from the request's body."""
+"""A reply, or a function that makes one from the request's body."""
 
-ERRAND = Text("Errand")
+BACKGROUND_REPLY = Text("Background")
 
 
 class StandIn:
     """The running stand-in.
 
-    A request without tools is claude's own errand (a title for the session, at any
-    time), and so is one for what the user may want next: it gets a word, and is neither
-    planned for nor kept.
+    Claude also sends background requests at any time: for a title (a request without tools) and
+    for a suggestion. They get a fixed reply, and are neither planned nor recorded.
 
     Attributes:
-        url: its base address.
-        requests: the bodies of all other requests, as they came.
-        asked: set whenever a request has come; a test may clear it.
+        url: the base URL.
+        requests: the bodies of all other requests, in order.
+        asked: set by each request; a test may clear it.
     """
 
     def __init__(self) -> None:
@@ -95,7 +94,7 @@ class StandIn:
         self.asked = asyncio.Event()
         self._plan: deque[Plan] = deque()
         self._rest: Plan = Text("OK")
-        self._over = asyncio.Event()
+        self._released = asyncio.Event()
 
     def plan(self, *replies: Plan) -> None:
         self._plan.extend(replies)
@@ -105,7 +104,7 @@ class StandIn:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What makes claude talk to the stand-in, and to nothing else."""
+        """The environment with which claude talks to the stand-in only."""
         return {
             "ANTHROPIC_BASE_URL": self.url,
             "ANTHROPIC_API_KEY": "sk-ant-a-dummy-of-the-tests",
@@ -114,7 +113,7 @@ class StandIn:
         }
 
     def texts(self) -> list[str]:
-        """Every text that the last request's messages hold."""
+        """All texts in the messages of the last request."""
         return texts_of(self.requests[-1])
 
     def system(self) -> str:
@@ -123,7 +122,7 @@ class StandIn:
         return "\n".join(block["text"] for block in blocks)
 
     def tool_results(self) -> list[Json]:
-        """What came of tools, in the last request."""
+        """The tool results in the last request."""
         return [
             block
             for message in self.requests[-1]["messages"]
@@ -131,34 +130,34 @@ class StandIn:
             if block.get("type") == "tool_result"
         ]
 
-    def take_reply(self, body: Json) -> Reply:
-        """The next planned answer to a request with that body."""
+    def next_reply(self, body: Json) -> Reply:
+        """The next planned reply, for a request with that body."""
         planned = self._plan.popleft() if self._plan else self._rest
         return planned(body) if callable(planned) else planned
 
     async def wait_for_release(self) -> None:
-        await self._over.wait()
+        await self._released.wait()
 
     def release(self) -> None:
-        """Let go of the requests that hang."""
-        self._over.set()
+        """End the requests that hang."""
+        self._released.set()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         if body.get("tools") and not _is_suggestion(body):
             self.requests.append(body)
-            reply = self.take_reply(body)
+            reply = self.next_reply(body)
             self.asked.set()
         else:
-            reply = ERRAND
+            reply = BACKGROUND_REPLY
         if isinstance(reply, Failure):
-            error = {"type": KINDS[reply.status], "message": reply.message}
+            error = {"type": ERROR_TYPES[reply.status], "message": reply.message}
             return web.json_response({"type": "error", "error": error}, status=reply.status)
         if isinstance(reply, Hang) and reply.text is None:
-            await self._over.wait()
+            await self._released.wait()
             return web.Response(status=500)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        # A claude that was ended in mid-answer is no failure of the stand-in's.
+        # Claude may be ended in the middle of a reply.
         with contextlib.suppress(ConnectionError):
             await response.prepare(request)
             await self._stream(response, reply, body["model"])
@@ -189,11 +188,11 @@ class StandIn:
 
             if isinstance(reply, Hang):
                 await say(reply.text or "")
-                await self._over.wait()
+                await self._released.wait()
                 return
             assert isinstance(reply, Text)
             stop_reason = reply.stop_reason
-            for piece in _cut(reply.text, reply.pieces):
+            for piece in _split(reply.text, reply.pieces):
                 await say(piece)
                 await asyncio.sleep(reply.pause)
         await send("content_block_stop", index=0)
@@ -203,7 +202,7 @@ class StandIn:
 
 
 def texts_of(body: Json) -> list[str]:
-    """Every text that a request's messages hold."""
+    """All texts in the messages of a request."""
     return [
         block["text"]
         for message in body["messages"]
@@ -220,7 +219,7 @@ def _blocks(content: Any) -> list[Json]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _cut(text: str, pieces: int) -> list[str]:
+def _split(text: str, pieces: int) -> list[str]:
     size = max(1, -(-len(text) // pieces))
     return [text[start : start + size] for start in range(0, len(text), size)]
 

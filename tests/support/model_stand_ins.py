@@ -1,7 +1,7 @@
-"""Stand-ins for the APIs that real agents other than ``claude`` ask, on 127.0.0.1.
+"""Stand-ins for the model APIs of real agents other than ``claude``, on 127.0.0.1.
 
-OpenAI's Responses API (codex) and chat completions (qwen), and Gemini's. Each is planned, and
-keeps what it was asked, as ``anthropic_stand_in.py`` does.
+OpenAI's Responses API (codex) and chat completions (qwen), and Gemini's API. Replies are planned
+and requests are recorded as in ``anthropic_stand_in.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from .anthropic_stand_in import Failure, Hang, Json, Reply, StandIn, Text, ToolUse
+from .anthropic_stand_in import BACKGROUND_REPLY, Failure, Hang, Json, Reply, StandIn, Text, ToolUse
 
 GEMINI_REASONS = {
     400: "INVALID_ARGUMENT",
@@ -26,18 +26,18 @@ GEMINI_REASONS = {
 
 
 class ModelApi(StandIn):
-    """What the three have in common: they stream server-sent events."""
+    """The common part of the three APIs: they stream server-sent events."""
 
     paths: tuple[str, ...]
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         body.setdefault("model", request.match_info.get("model"))
-        if not self._has_tools(body):  # an errand of the agent's own, for a title perhaps
-            reply: Reply = Text("Errand")
+        if not self._has_tools(body):  # a background request of the agent, for example for a title
+            reply: Reply = BACKGROUND_REPLY
         else:
             self.requests.append(body)
-            reply = self.take_reply(body)
+            reply = self.next_reply(body)
             self.asked.set()
         if isinstance(reply, Failure):
             return web.json_response(self._failure(reply), status=reply.status)
@@ -72,7 +72,7 @@ class ModelApi(StandIn):
         raise NotImplementedError
 
     async def _finish(self, response: web.StreamResponse) -> None:
-        """Write what ends the stream."""
+        """Write the end of the stream."""
 
 
 class ResponsesApi(ModelApi):
