@@ -1,7 +1,7 @@
-"""What the scenarios share: their size, and the table of what they found.
+"""The scenarios: their sizes, and the table of their figures.
 
-Each scenario is one test with two sizes: the short form, of seconds, runs with all other tests;
-the long form is ``make chaos``, which prints a table of all figures at its end.
+Each scenario is one test with two sizes. The short form takes seconds and is part of ``make test``.
+The long form is ``make chaos``, which prints a table of all figures at the end.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ T = TypeVar("T")
 
 
 class Scenario:
-    """One scenario: how large it is, and what it measures.
+    """The size and the measured figures of one scenario.
 
     Attributes:
-        figures: name to value, as the table shows them.
+        figures: the values of the table, by name.
     """
 
     def __init__(self) -> None:
         self.figures: dict[str, Any] = {}
 
     def size(self, short: T, long: T) -> T:
-        """What this form of the scenario takes."""
+        """The value for the form that is running."""
         return long if LONG else short
 
-    def measured(self, **figures: Any) -> None:
-        """Note figures for the table; underscores in their names become spaces."""
+    def record(self, **figures: Any) -> None:
+        """Record figures for the table. Underscores in their names become spaces."""
         for name, value in figures.items():
             shown = f"{value:.3g}" if isinstance(value, float) else value
             self.figures[name.replace("_", " ")] = shown
@@ -40,7 +40,7 @@ class Scenario:
 
 @pytest.fixture
 def chaos(request: pytest.FixtureRequest) -> Scenario:
-    """The scenario that the test is; its docstring is the promise that the table shows."""
+    """The scenario of this test. The test's docstring is the promise in the table."""
     scenario = Scenario()
     promise = str(request.function.__doc__).strip().splitlines()[0].rstrip(".")
     request.node.user_properties.append((KEY, {"promise": promise, "figures": scenario.figures}))
@@ -48,7 +48,7 @@ def chaos(request: pytest.FixtureRequest) -> Scenario:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table, as Markdown, at the end of the long form."""
+    """Print the table as Markdown at the end of the long form."""
     if not LONG:
         return
     rows = ["| promise | figures | | s |", "| --- | --- | --- | --- |"]
@@ -65,7 +65,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         found.update((report.nodeid, value) for key, value in report.user_properties if key == KEY)
     for node, scenario in found.items():
         figures = ", ".join(f"{name} {value}" for name, value in scenario["figures"].items())
-        verdict = "FAIL" if node in failed else "pass"
-        rows.append(f"| {scenario['promise']} | {figures} | {verdict} | {seconds[node]:.0f} |")
+        result = "FAIL" if node in failed else "pass"
+        rows.append(f"| {scenario['promise']} | {figures} | {result} | {seconds[node]:.0f} |")
     terminalreporter.section("chaos")
     terminalreporter.write_line("\n".join(rows))

