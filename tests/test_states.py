@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from server.agents.base import PROMPT_TRANSITIONS
+from server.sessions.context import SESSION_TRANSITIONS
+from server.sessions.turns import TURN_TRANSITIONS
 from server.states import IllegalTransitionError, StateMachine, Transitions
 
 
@@ -23,7 +25,12 @@ LAMP_TRANSITIONS: Transitions[Lamp] = {
     Lamp.BROKEN: set(),
 }
 
-TABLES: list[Transitions[Any]] = [LAMP_TRANSITIONS, PROMPT_TRANSITIONS]
+TABLES: list[Transitions[Any]] = [
+    LAMP_TRANSITIONS,
+    PROMPT_TRANSITIONS,
+    TURN_TRANSITIONS,
+    SESSION_TRANSITIONS,
+]
 PAIRS = [
     pytest.param(table, before, after, id=f"{type(before).__name__}-{before.name}-{after.name}")
     for table in TABLES

@@ -283,7 +283,7 @@ class AcpConnection(WebSocketConnection):
         )
         try:
             session = await asyncio.shield(creating)  # it may be stored when it is cancelled
-            await session.awake()
+            await session.agent.wait_started()
         except BaseException:
             abandon = self._sessions.closing.spawn(self._abandon(creating), "abandoned session")
             await asyncio.shield(abandon)
@@ -483,7 +483,7 @@ class AcpConnection(WebSocketConnection):
         change = attachment.session.request_change(setting)
 
         async def answer() -> None:
-            self._reply(request, await change.outcome())
+            self._reply(request, await change.wait())
 
         self._later(request, answer())
 

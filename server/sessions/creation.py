@@ -22,7 +22,7 @@ from ..tasks import Tasks, to_completion
 from .event_log import DatabaseWriter
 from .prewarm import PrewarmedAgent, Prewarmer
 from .session import encode_meta
-from .settings import SessionSettings
+from .settings import StoredSettings
 from .workspaces import Workspaces
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ class SessionCreator:
             has_context=0,
             closed_at=None,
             close_reason=None,
-            settings=SessionSettings(request.mode, dict(request.config_options)).encoded(),
+            settings=StoredSettings(request.mode, dict(request.config_options)).encode(),
             client_cwd=request.client_cwd,
         )
 

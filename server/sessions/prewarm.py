@@ -30,7 +30,7 @@ from ..agents.base import (
 from ..errors import Error
 from ..storage import database
 from ..tasks import Tasks
-from .agent_slots import AgentSlots
+from .agent_slots import NO_APP, AgentSlots
 from .event_log import DatabaseWriter
 from .workspaces import Workspaces
 
@@ -44,10 +44,12 @@ class PrewarmedAgent:
     """An agent without a session; it buffers the agent's messages until a session takes over.
 
     Attributes:
+        app_name: of no app.
         last_used: minus infinity: it is evicted before any session's agent.
         is_ready: the agent has opened its ACP session.
     """
 
+    app_name = NO_APP
     last_used = -math.inf
 
     def __init__(self, pool: Prewarmer, backend: Backend, spec: AgentSpec) -> None:

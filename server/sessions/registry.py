@@ -17,17 +17,15 @@ from ..codec import dumps
 from ..config import Settings
 from ..data_dir import DataDir
 from ..errors import Error, draining, not_found
-from ..limits import DiskReserve
 from ..metrics import Metrics
 from ..storage import database as statements
 from ..storage.database import Database
 from ..storage.schema import SessionRow
-from ..tasks import Tasks, to_completion
-from .agent_slots import NO_APP, AgentSlots
+from ..tasks import to_completion
+from .context import SessionContext
 from .creation import SessionCreator, SessionRequest
 from .event_log import DatabaseWriter
-from .prewarm import PrewarmedAgent, Prewarmer
-from .quotas import SessionQuotas
+from .prewarm import Prewarmer
 from .session import Session
 from .sweeper import Sweeper
 from .workspaces import Workspaces
@@ -57,24 +55,16 @@ class SessionRegistry:
         backend: Backend,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        context = SessionContext.create(settings, backend, database, writer, metrics, clock)
+        self._context = context
         self.settings = settings
         self.store = database
         self.writer = writer
         self.metrics = metrics
         self.backend = backend
         self.clock = clock
-        self.tasks = Tasks()
-        self.closing = Tasks()
-        self.is_draining = False
-        self.slots = AgentSlots(
-            settings.max_live_agents,
-            self.tasks,
-            reserve=settings.reserved_agents,
-            each=settings.max_live_agents_per_app,
-            app_of=_app_of_holder,
-        )
-        self.disk = DiskReserve(settings.data_dir, settings.min_free_bytes)
-        self.quotas = SessionQuotas(settings)
+        self.tasks, self.closing = context.tasks, context.closing
+        self.slots, self.disk, self.quotas = context.slots, context.disk, context.quotas
         self.agents = AgentSelection(backend, settings.default_agent)
         self.workspaces = Workspaces(DataDir(settings.data_dir), settings.workspace_roots, backend)
         # The cli backend keeps no process between turns.
@@ -132,6 +122,14 @@ class SessionRegistry:
         await self.closing.finish(FINISH_CLOSING_SECS)
         await self.tasks.finish(0)
 
+    @property
+    def is_draining(self) -> bool:
+        return self._context.is_draining
+
+    @is_draining.setter
+    def is_draining(self, is_draining: bool) -> None:
+        self._context.is_draining = is_draining
+
     # Figures
 
     def count_agents(self) -> Counter[str]:
@@ -148,7 +146,7 @@ class SessionRegistry:
 
     @property
     def queued_turns(self) -> int:
-        return sum(session.queued_turns for session in self._loaded.values())
+        return sum(len(session.turns) for session in self._loaded.values())
 
     @property
     def cached(self) -> Mapping[str, Session]:
@@ -201,11 +199,9 @@ class SessionRegistry:
     async def _from_row(self, row: SessionRow) -> Session:
         head = await self.store.head(row.n)
         last_turn_index = await self.store.last_turn_index(row.n)
-        return Session(self, row, head=head, last_turn_index=last_turn_index)
+        return Session(self._context, row, head=head, last_turn_index=last_turn_index)
 
     def _add(self, session: Session) -> None:
-        if not session.is_closed:
-            session.agent = self.backend.agent(session.spec, session, session.kept_agent_state())
         self._loaded[session.id] = self._cache[session.id] = session
 
     # Listing
@@ -258,18 +254,14 @@ class SessionRegistry:
             row = await self._creator.store(app_name, draft)
             about = {"session": row.id, "app": app_name}
             logger.info("session opened: %s", row.agent, extra=about)
-            session = Session(self, row, head=0, last_turn_index=0)
+            session = Session(self._context, row, head=0, last_turn_index=0)
             self._add(session)
         except BaseException:
             self.quotas.release_session(app_name)
             raise
         finally:
             self._hidden.discard(draft.id)
-        session.note_asks()
-        if draft.prewarmed is not None:
-            session.take_over(draft.prewarmed)
-        else:
-            session.wake()
+        session.start_agent(draft.prewarmed)
         self.prewarmer.fill()
         return session
 
@@ -302,7 +294,7 @@ class SessionRegistry:
         """Cancel every turn of an app whose token is revoked, running or queued."""
         for session in tuple(self._loaded.values()):
             if session.row.app_name == app_name:
-                session.cancel_all()
+                session.turns.cancel_all()
 
     async def delete(self, row: SessionRow, now: float) -> None:
         """Delete a closed session and its data, except its audit records.
@@ -330,10 +322,6 @@ class SessionRegistry:
     def unload_unused(self) -> None:
         """Drop from memory the stored sessions that have no subscriber, turn or agent."""
         for session_id, session in tuple(self._cache.items()):
-            is_running = session.agent is not None and session.agent.is_live
-            if session.is_stored and not (session.is_busy or session.subscribers or is_running):
+            in_use = session.is_busy or session.subscribers or session.agent.is_live
+            if session.is_stored and not in_use:
                 del self._cache[session_id]
-
-
-def _app_of_holder(holder: Session | PrewarmedAgent) -> str:
-    return holder.row.app_name if isinstance(holder, Session) else NO_APP

@@ -1,4 +1,4 @@
-"""A session's settings of its agent: as they are stored, and a change of one on its way."""
+"""The settings of an agent: the values that clients set, as they are stored, and one change."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ Setting = SetMode | SetModel | SetConfigOption
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """The mode and the options that are in force, beside the model.
+class StoredSettings:
+    """The mode and the options of a session, as its row stores them. The model is a column.
 
     Attributes:
-        asks_told: what the log said last of whether the agent asks.
-        asked_in: a mode in which the agent was seen to ask.
+        asks_told: the newest notice in the log on whether the agent asks.
+        asked_in: a mode in which the agent has asked for permission.
         owes_preface: the agent's conversation lacks the text that belongs in front of it.
     """
 
@@ -55,20 +55,20 @@ class SessionSettings:
     owes_preface: bool = False
 
     @classmethod
-    def of(cls, stored: str | None) -> SessionSettings:
-        """From what :meth:`encoded` gave."""
+    def decode(cls, stored: str | None) -> StoredSettings:
+        """Read what :meth:`encode` returned."""
         return cls(**loads(stored)) if stored else cls()
 
-    def encoded(self) -> str:
+    def encode(self) -> str:
         return dumps(dataclasses.asdict(self)).decode()
 
-    def named_by(
-        self, model: str | None, state: AgentSettings
-    ) -> tuple[str | None, SessionSettings]:
-        """The model and the others; an option that is the agent's model or mode counts as that."""
+    def resolve_options(
+        self, model: str | None, reported: AgentSettings
+    ) -> tuple[str | None, StoredSettings]:
+        """Return the model and the settings; an option that is the model or mode counts as that."""
         mode, options = self.mode, {}
         for key, value in self.config_options.items():
-            match settings.setting_of(state, key):
+            match settings.setting_of(reported, key):
                 case "model" if model in (None, value):
                     model = value
                 case "mode" if mode in (None, value):
@@ -78,13 +78,13 @@ class SessionSettings:
         return model, dataclasses.replace(self, mode=mode, config_options=options)
 
     def with_value(
-        self, model: str | None, setting: str, value: str, state: AgentSettings
-    ) -> tuple[str | None, SessionSettings]:
-        """The model and the others, with another value for *setting*."""
+        self, model: str | None, setting: str, value: str, reported: AgentSettings
+    ) -> tuple[str | None, StoredSettings]:
+        """Return the model and the settings, with another value for *setting*."""
         options = {
-            key: kept
-            for key, kept in self.config_options.items()
-            if settings.setting_of(state, key) != setting
+            key: other
+            for key, other in self.config_options.items()
+            if settings.setting_of(reported, key) != setting
         }
         if setting == "model":
             return value, dataclasses.replace(self, config_options=options)
@@ -93,26 +93,26 @@ class SessionSettings:
         options[setting] = value
         return model, dataclasses.replace(self, config_options=options)
 
-    def offered_by(self, state: AgentSettings) -> SessionSettings:
-        """Without the options that an agent does not offer any more, as with another model."""
-        if not isinstance(state.config_options, list):
+    def without_unoffered(self, reported: AgentSettings) -> StoredSettings:
+        """Return the settings without options that the agent does not offer (any more)."""
+        if not isinstance(reported.config_options, list):
             return self
-        kept = {
+        offered = {
             key: value
             for key, value in self.config_options.items()
-            # One without a list may be anything.
-            if settings.offers(state, key, value) or settings.choices_of(state, key) == []
+            # An option without a list of values takes any.
+            if settings.offers(reported, key, value) or settings.choices_of(reported, key) == []
         }
-        return dataclasses.replace(self, config_options=kept)
+        return dataclasses.replace(self, config_options=offered)
 
 
-class Change:
-    """A change of one setting, on its way.
+class SettingChange:
+    """One requested change of a setting.
 
     Attributes:
         has_begun: the agent may have been asked.
-        done: when it is decided, whichever way.
-        failure: why it could not be made.
+        done: resolved when the change is made or has failed.
+        failure: the reason for which it could not be made.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -123,8 +123,9 @@ class Change:
         self.failure: Error | None = None
         self._result: Mapping[str, Any] | None = None
 
-    async def outcome(self) -> Mapping[str, Any]:
-        """Wait for the agent's own result; a change that has not begun ends with its waiter.
+    async def wait(self) -> Mapping[str, Any]:
+        """Wait for the agent's own result. If the waiter is cancelled before the change has begun,
+        the change is dropped.
 
         Raises:
             Error: the change could not be made.
@@ -145,6 +146,7 @@ class Change:
     def fail(self, failure: Error) -> None:
         self.failure = failure
 
-    def end(self) -> None:
+    def finish(self) -> None:
+        """Resolve :attr:`done`."""
         if not self.done.done():
             self.done.set_result(None)

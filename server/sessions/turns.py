@@ -1,4 +1,4 @@
-"""One prompt, from its acceptance to its end, and how that end is told."""
+"""One turn: a prompt from its acceptance to its end."""
 
 from __future__ import annotations
 
@@ -11,19 +11,47 @@ from typing import Any
 from ..agents.base import PromptHandle
 from ..codec import loads, parse_message
 from ..errors import Error
+from ..states import StateMachine, Transitions
 from ..storage.schema import TurnRow
-from .settings import Change
+from .settings import SettingChange
+
+PREVIEW_LENGTH = 1000
+"""Characters of a waiting prompt that clients see."""
 
 
 class CancelCause(enum.Enum):
-    """Why the server ends a turn that its agent has not ended."""
+    """The reason for which the server ends a turn that its agent has not ended."""
 
     CANCEL = "cancel"
     TIMEOUT = "timeout"
     RESTART = "restart"
 
 
-PREVIEW_LENGTH = 1000
+class TurnState(enum.Enum):
+    """The life of a turn."""
+
+    ACCEPTING = "accepting"
+    """Being stored. It exists only if that succeeds."""
+    REFUSED = "refused"
+    """It could not be stored: there is no such turn."""
+    QUEUED = "queued"
+    """Stored; earlier turns of the session come first."""
+    PREPARING = "preparing"
+    """The session's current turn; it waits for settings, a slot, or its way to the agent."""
+    STARTED = "started"
+    """``turn_start`` is in the log."""
+    ENDED = "ended"
+    """``turn_end`` is in the log."""
+
+
+TURN_TRANSITIONS: Transitions[TurnState] = {
+    TurnState.ACCEPTING: {TurnState.REFUSED, TurnState.QUEUED, TurnState.PREPARING},
+    TurnState.REFUSED: set(),
+    TurnState.QUEUED: {TurnState.PREPARING, TurnState.STARTED},
+    TurnState.PREPARING: {TurnState.STARTED},
+    TurnState.STARTED: {TurnState.ENDED},
+    TurnState.ENDED: set(),
+}
 
 
 class Turn:
@@ -31,19 +59,20 @@ class Turn:
 
     Attributes:
         index: its number in the session, from 1.
-        blocks: JSON of the ACP content blocks, until the log has it.
-        reserved: bytes that it holds of what its app's waiting prompts may have.
-        first_seq, last_seq: log positions of its start and its end, when there.
-        stop_reason, error, duration_ms: how it ended; ``error`` as in ``turn_end``.
-        accepted_at, began, updated: when it was accepted, when it had its agent, and when that
-            told something first (0: never).
-        request_id: of the request that asked for it.
-        sent: its prompt has reached the agent.
-        handle: the prompt on its way to the agent, once the agent has been passed it.
-        stored: done once it is decided whether there is such a turn: it is in the database
-            (True), or could not be stored (False).
-        changes: of settings, which must be made before it may run.
-        finished: set once it has ended, a moment before its end is durable.
+        client_id: the client's id of the prompt, which makes it idempotent in the session.
+        blocks: JSON of the ACP content blocks; empty once the log has them.
+        reserved: bytes that the prompt takes of its app's limit on waiting prompts.
+        timeout: seconds that it may run, if less than the setting.
+        request_id: of the request that asked for it, for the server's log.
+        changes: the changes of settings that were requested before it. They are made first.
+        accepted_at, started_at, first_update_at: when it was accepted, given to the agent, and
+            updated first, by ``time.monotonic()`` (0.0: not yet).
+        handle: the prompt on its way to the agent, once the agent has been given it.
+        interrupt: ends whatever the turn waits for at the moment.
+        cancel_cause: set once the server has decided to end the turn.
+        is_sent: the agent has received the prompt.
+        first_seq, last_seq: log positions of ``turn_start`` and ``turn_end``, if they exist.
+        stop_reason, error, duration_ms: of ``turn_end``.
     """
 
     def __init__(
@@ -53,82 +82,191 @@ class Turn:
         blocks: bytes,
         timeout: float | None,
         request_id: str | None = None,
+        *,
+        state: TurnState = TurnState.ACCEPTING,
     ) -> None:
         self.index = index
         self.client_id = client_id
         self.blocks = blocks
         self.reserved = 0
-        self._preview: list[dict[str, str]] | None = None
         self.timeout = timeout
         self.request_id = request_id
+        self.changes: Sequence[SettingChange] = ()
         self.accepted_at = time.monotonic()
-        self.began = 0.0
-        self.sent = False
-        self.updated = 0.0
-        self.ending: CancelCause | None = None
+        self.started_at = 0.0
+        self.first_update_at = 0.0
+        self.handle: PromptHandle | None = None
+        self.interrupt: Callable[[], Any] | None = None
+        self.cancel_cause: CancelCause | None = None
+        self.is_sent = False
         self.first_seq: int | None = None
         self.last_seq: int | None = None
         self.stop_reason: str | None = None
         self.error: dict[str, Any] | None = None
         self.duration_ms = 0
-        self.stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.started = asyncio.Event()
-        self.finished = asyncio.Event()
-        self.handle: PromptHandle | None = None
-        self.interrupt: Callable[[], Any] | None = None
-        self.timers: list[asyncio.TimerHandle] = []
-        self.changes: Sequence[Change] = ()
-
-    @property
-    def preview(self) -> list[dict[str, str]]:
-        """The prompt's first characters, as content blocks; what is not text is only named."""
-        if self._preview is None:
-            self._preview = _preview_of(loads(self.blocks)) if self.blocks else []
-        return self._preview
-
-    @property
-    def is_stored(self) -> bool:
-        return self.stored.done() and self.stored.result()
+        self._state = StateMachine(TURN_TRANSITIONS, state)
+        self._preview: list[dict[str, str]] | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+        self._decided = asyncio.Event()
+        self._started = asyncio.Event()
+        self._ended = asyncio.Event()
 
     @classmethod
-    def of(cls, row: TurnRow) -> Turn:
-        """A turn that ended earlier, or that an earlier server left unfinished."""
-        turn = cls(row.turn_index, row.client_id, row.prompt, row.timeout_secs)
+    def from_row(cls, row: TurnRow) -> Turn:
+        """Return a turn that has ended, or that an earlier server left unfinished."""
+        if row.last_seq is not None:
+            state = TurnState.ENDED
+        else:
+            state = TurnState.QUEUED if row.first_seq is None else TurnState.STARTED
+        turn = cls(row.turn_index, row.client_id, row.prompt, row.timeout_secs, state=state)
         turn.first_seq, turn.last_seq = row.first_seq, row.last_seq
-        turn.stored.set_result(True)
+        turn._decided.set()
         if row.first_seq is not None:
-            turn.started.set()
+            turn._started.set()
         if row.last_seq is not None:
             turn.stop_reason = row.stop_reason
             turn.error = parse_message(row.error) if row.error else None
             turn.duration_ms = row.duration_ms or 0
-            turn.finished.set()
+            turn._ended.set()
         return turn
 
+    @property
+    def state(self) -> TurnState:
+        return self._state.current
+
+    @property
+    def is_stored(self) -> bool:
+        return self.state not in (TurnState.ACCEPTING, TurnState.REFUSED)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether ``turn_start`` is in the log."""
+        return self.first_seq is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether ``turn_end`` is in the log. The database has it a moment later."""
+        return self.state is TurnState.ENDED
+
+    @property
+    def preview(self) -> list[dict[str, str]]:
+        """The prompt's first characters, as content blocks; other blocks are only named."""
+        if self._preview is None:
+            self._preview = _preview_of(loads(self.blocks)) if self.blocks else []
+        return self._preview
+
+    # Transitions
+
+    def mark_stored(self, *, is_queued: bool) -> None:
+        """Note that the database has the turn; without *is_queued* it is the current one."""
+        self._state.move_to(TurnState.QUEUED if is_queued else TurnState.PREPARING)
+        self._decided.set()
+
+    def refuse(self) -> None:
+        """Note that the turn could not be stored."""
+        self._state.move_to(TurnState.REFUSED)
+        self._decided.set()
+
+    def prepare(self) -> None:
+        """Make the turn the current one."""
+        self._state.move_to(TurnState.PREPARING)
+
+    def start(self, first_seq: int) -> None:
+        """Note that ``turn_start`` is in the log."""
+        self._state.move_to(TurnState.STARTED)
+        self.first_seq = first_seq
+        self._started.set()
+
+    def end(self, last_seq: int, stop_reason: str, error: dict[str, Any] | None) -> None:
+        """Note that ``turn_end`` is in the log."""
+        self._state.move_to(TurnState.ENDED)
+        self.last_seq = last_seq
+        self.stop_reason = stop_reason
+        self.error = error
+        self._ended.set()
+
+    # Waiting
+
+    async def wait_stored(self) -> bool:
+        """Wait until the turn is stored (True) or refused (False)."""
+        await self._decided.wait()
+        return self.is_stored
+
+    async def wait_started(self) -> None:
+        """Wait until ``turn_start`` is in the log."""
+        await self._started.wait()
+
+    async def wait_ended(self) -> None:
+        """Wait until ``turn_end`` is in the log."""
+        await self._ended.wait()
+
+    # Ending
+
+    def withdraw(self, cause: CancelCause) -> None:
+        """Keep a turn that is being accepted from reaching the agent."""
+        self.cancel_cause = cause
+        if self.interrupt is not None:
+            self.interrupt()
+
+    def call_later(self, delay: float, call: Callable[[], Any]) -> None:
+        """Call *call* in *delay* seconds, unless the turn has ended by then."""
+        self._timers.append(asyncio.get_running_loop().call_later(delay, call))
+
     def stop_timers(self) -> None:
-        for timer in self.timers:
+        for timer in self._timers:
             timer.cancel()
+
+    def resolve_end(self, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:
+        """Return the turn's stop reason and error.
+
+        Args:
+            stop_reason: the agent's, if it has responded.
+            error: the reason for which it has not.
+        """
+        if self.cancel_cause is CancelCause.CANCEL:
+            return "cancelled", None
+        if self.cancel_cause is CancelCause.TIMEOUT:
+            return "error", Error("agent_timeout", "the turn took longer than it may")
+        if self.cancel_cause is CancelCause.RESTART and stop_reason in (None, "cancelled"):
+            return "error", Error("server_restarted", "the server was restarted; ask again")
+        if stop_reason is None:
+            message = "the agent ended the turn without an answer"
+            return "error", error or Error("agent_failed", message)
+        return stop_reason, None
+
+
+class CurrentTurn:
+    """The turn of a session that has the agent, and the turn that a new log entry belongs to.
+
+    Attributes:
+        turn: None between turns. It may still be being stored.
+        last_sent_index: the newest turn whose prompt the agent has received; 0 if there is none.
+    """
+
+    def __init__(self, last_turn_index: int) -> None:
+        self.turn: Turn | None = None
+        self.last_sent_index = last_turn_index
+
+    @property
+    def running(self) -> Turn | None:
+        """The current turn, if it is stored and has not ended."""
+        turn = self.turn
+        return turn if turn is not None and turn.is_stored and not turn.has_ended else None
+
+    def entry_index(self) -> int:
+        """The turn index of a new entry: an update after a turn's end belongs to that turn."""
+        turn = self.turn
+        if turn is not None and turn.first_seq is not None:
+            return turn.index
+        return self.last_sent_index
 
 
 def _preview_of(blocks: list[dict[str, Any]]) -> list[dict[str, str]]:
-    shown: list[dict[str, str]] = []
+    preview: list[dict[str, str]] = []
     left = PREVIEW_LENGTH
     for block in blocks:
         text = block["text"] if block["type"] == "text" else f"[{block['type']}]"
         if left and text:
-            shown.append({"type": "text", "text": text[:left]})
+            preview.append({"type": "text", "text": text[:left]})
             left = max(0, left - len(text))
-    return shown
-
-
-def verdict(turn: Turn, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:
-    """A turn's stop reason and error, of what the agent said and why it was interrupted."""
-    if turn.ending is CancelCause.CANCEL:
-        return "cancelled", None
-    if turn.ending is CancelCause.TIMEOUT:
-        return "error", Error("agent_timeout", "the turn took longer than it may")
-    if turn.ending is CancelCause.RESTART and stop_reason in (None, "cancelled"):
-        return "error", Error("server_restarted", "the server was restarted; ask again")
-    if stop_reason is None:
-        return "error", error or Error("agent_failed", "the agent ended the turn without an answer")
-    return stop_reason, None
+    return preview

@@ -147,7 +147,7 @@ async def prompt(
         Error: what :meth:`FileStore.paths` and :meth:`Session.prompt` raise, or ``unauthorized``.
     """
     if files:  # a repeated prompt need not have them any more, nor a closed session
-        if (turn := await session.turn_of(client_id)) is not None:
+        if (turn := await session.turns.find(client_id)) is not None:
             return turn, True
         if session.is_closed:
             raise session_closed()

@@ -490,7 +490,7 @@ async def test_an_agent_that_wants_a_login_is_told_apart(serve: Serve, backend: 
         if name == "load" and backend == "host":  # acpx's command line loads at once
             assert (await client.turn(session, "hello"))[0] == 200
             found = server.services.sessions.cached[session]
-            assert await found.hibernate()
+            assert await found.agent.hibernate()
         status, reply = await client.turn(session, prompt)
         assert (status, reply["code"], reply["retryable"]) == (502, "login_required", False), reply
         return reply

@@ -134,7 +134,7 @@ async def test_claude_once_installed_is_the_default_and_does_its_work(
 
 async def hibernate(server: LocalServer, session: str) -> None:
     found = server.services.sessions.cached[session]
-    assert await found.hibernate()
+    assert await found.agent.hibernate()
 
 
 async def test_claude_through_the_command_line(serve: Serve, machine: Path, api: StandIn) -> None:

@@ -244,7 +244,7 @@ def machine(tmp_path: Path, real: Real, api: StandIn, monkeypatch: pytest.Monkey
 
 async def hibernate(server: LocalServer, session: str) -> None:
     found = server.services.sessions.cached[session]
-    assert await found.hibernate()
+    assert await found.agent.hibernate()
 
 
 async def write(client: Client, session: str, api: StandIn, real: Real, name: str) -> None:

@@ -278,7 +278,7 @@ async def give_up_setting(
         return send(host, asked, **fields)
 
     monkeypatch.setattr(HostProcess, "send", note)
-    setting = asyncio.create_task(session.change(SetMode(mode="code")))
+    setting = asyncio.create_task(session.request_change(SetMode(mode="code")).wait())
     await told.wait()
     setting.cancel()
     await asyncio.wait({setting})
@@ -468,7 +468,7 @@ async def test_an_agent_is_not_started_in_a_folder_that_was_replaced_by_a_link(
     assert (await client.turn(session, "hi"))[0] == 200
     replacements = ((cwd, outside / "cwd"), (cwd.parent, outside))
     for replaced, link in replacements[: 2 if backend == "host" else 1]:
-        assert await (await server.services.sessions.get(session, "app")).hibernate()
+        assert await (await server.services.sessions.get(session, "app")).agent.hibernate()
         moved = replaced.rename(tmp_path / "moved")
         replaced.symlink_to(link)
         status, reply = await client.turn(session, script({"touch": "here"}))

@@ -20,6 +20,7 @@ from server.codec import dumps
 from server.errors import Error
 from server.sessions.event_log import Batch, SessionLog
 from server.sessions.session import Session
+from server.sessions.session_agent import SessionAgent
 from server.storage.database import Database
 
 from ..conftest import Serve
@@ -432,7 +433,7 @@ async def test_a_session_stays_in_memory_until_all_that_it_has_said_is_stored(
     ours = server.services.sessions
     found = ours.cached[session]
     await client.turn(session, "hello")
-    await found.hibernate()
+    await found.agent.hibernate()
     with monkeypatch.context() as patch:
         patch.setattr(Database, "write", disk_is_full)
         last = found.log.append("event", 1, b'"said":"late"')
@@ -452,13 +453,13 @@ async def test_an_agent_that_cannot_be_put_to_sleep_does_not_keep_sessions_in_me
     for session in (stuck, other):
         await client.turn(session, "hello")
     clock.advance(60)
-    hibernate = Session.hibernate
+    hibernate = SessionAgent.hibernate
 
-    async def hibernate_others(session: Session, *_: float) -> bool:
-        await fail_for(stuck)(None, session)
-        return await hibernate(session)
+    async def hibernate_others(agent: SessionAgent, *_: float) -> bool:
+        await fail_for(stuck)(None, agent)
+        return await hibernate(agent)
 
-    monkeypatch.setattr(Session, "hibernate", hibernate_others)
+    monkeypatch.setattr(SessionAgent, "hibernate", hibernate_others)
     await sweep(server)
     assert set(server.services.sessions.cached) == {stuck}
     assert failures(caplog) == [(stuck, True)]
@@ -600,7 +601,7 @@ async def test_a_turn_of_a_session_that_is_held_and_no_longer_kept_is_counted_an
     prompt = [{"type": "text", "text": script({"hang": True})}]
     running, _ = await held.prompt(dumps(prompt))
     queued, _ = await held.prompt(dumps(prompt))
-    await asyncio.wait_for(held.started(running), TIMEOUT_SECS)
+    await asyncio.wait_for(running.wait_started(), TIMEOUT_SECS)
     assert (ours.running_turns, ours.queued_turns) == (1, 1)
     await asyncio.wait_for(ours.stop(), TIMEOUT_SECS)
     for turn in (running, queued):

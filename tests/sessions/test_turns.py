@@ -16,6 +16,7 @@ from server.codec import dumps
 from server.errors import Error, not_stored
 from server.sessions.content import check_content
 from server.sessions.event_log import DatabaseWriter
+from server.sessions.turn_queue import TurnQueue
 
 from ..conftest import Serve
 from ..support.harness import (
@@ -63,7 +64,7 @@ async def start_turn(socket: Socket, prompt: str = HANG, text: str = "hanging") 
 
 async def prompt_at_the_door(server: LocalServer, session: str) -> None:
     """Wait until acpx has sent the prompt on its way to the agent."""
-    agent = server.services.sessions.cached[session].agent
+    agent = server.services.sessions.cached[session].agent.process
     assert isinstance(agent, HostAgent)
 
     def is_held() -> bool:
@@ -468,7 +469,7 @@ async def test_an_agent_that_dies_before_its_prompt_is_stored_is_started_anew_fo
     commits = Commits(monkeypatch)
     await socket.send("prompt", prompt=HISTORY)
     await prompt_at_the_door(server, session)
-    agent = server.services.sessions.cached[session].agent
+    agent = server.services.sessions.cached[session].agent.process
     assert isinstance(agent, HostAgent)
     await agent.kill()
     commits.let_go()
@@ -604,6 +605,20 @@ async def test_the_first_turn_is_new_and_the_following_are_kept(client: Client) 
     assert [start["context"] for start in starts] == ["new", "kept"]
 
 
+def note_arrival(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Return an event that is set when a prompt next arrives at its session."""
+    arrived = asyncio.Event()
+    for name in ("accept", "find"):
+        method = getattr(TurnQueue, name)
+
+        async def note(*args: Any, method: Any = method, **kwargs: Any) -> Any:
+            arrived.set()
+            return await method(*args, **kwargs)
+
+        monkeypatch.setattr(TurnQueue, name, note)
+    return arrived
+
+
 @pytest.mark.parametrize("files", [[], ["gone meanwhile"]])
 async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, files: list[str]
@@ -613,10 +628,10 @@ async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
     path, headers = f"/sessions/{session}/turn", {"Idempotency-Key": "once"}
     first = asyncio.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
     await stored.wait()  # the database has it, and the session not yet
+    arrived = note_arrival(monkeypatch)
     body = {"prompt": "hi", "files": files}
     second = asyncio.create_task(client.post(path, body, headers=headers))
-    accepting = server.services.sessions.cached[session]._accepting
-    await eventually("the second to wait for the first", lambda: accepting._waiters)
+    await arrived.wait()
     asked.set()
     async with asyncio.timeout(TIMEOUT_SECS):
         for status, reply in await asyncio.gather(first, second):
@@ -675,9 +690,9 @@ async def test_a_prompt_that_is_not_accepted_is_not_passed_to_acpx(
     passed = []
     prompt = HostAgent.prompt
 
-    def note(agent: HostAgent, blocks: bytes, *arguments: Any) -> Any:
+    def note(agent: HostAgent, blocks: bytes, *, is_held: bool = False) -> Any:
         passed.append(blocks)
-        return prompt(agent, blocks, *arguments)
+        return prompt(agent, blocks, is_held=is_held)
 
     def refuse(app_name: str) -> None:
         raise Error("rate_limited", "too many")
@@ -688,7 +703,7 @@ async def test_a_prompt_that_is_not_accepted_is_not_passed_to_acpx(
         assert (status, reply["turn_index"]) == (200, 1)
     else:
         if why == "rate_limited":
-            monkeypatch.setattr(server.services.sessions, "check_prompt_rate", refuse)
+            monkeypatch.setattr(server.services.sessions.quotas, "check_prompt_rate", refuse)
         else:
             await client.delete(f"/sessions/{session_id}")
         assert (await client.turn(session_id, "hello"))[1]["code"] == why

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
-from server.sessions.session import MAX_CHANGES
+from server.sessions.session_settings import MAX_CHANGES
 from server.storage.database import Database
 
 from ..conftest import Serve

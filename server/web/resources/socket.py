@@ -12,8 +12,9 @@ from aiohttp import WSMsgType, web
 from ...auth.credential import Credential, unauthorized
 from ...errors import CloseCode, Error, bad_request
 from ...sessions.content import check_content
-from ...sessions.session import MAX_CHANGES, Session
-from ...sessions.settings import Change
+from ...sessions.session import Session
+from ...sessions.session_settings import MAX_CHANGES
+from ...sessions.settings import SettingChange
 from ...storage.failures import failure_of
 from ...ws import protocol
 from ...ws.connection import Disconnect, new_socket
@@ -112,7 +113,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
             head=session.log.head,
             state=session.state_name,
             pending_permissions=session.permissions.shown(),
-            queued=session.queued(),
+            queued=session.turns.view(),
             model=session.row.model,
             permission=session.row.permission,
             **session.agent_view(),
@@ -236,7 +237,7 @@ class Commands:
     def __init__(self, services: ServerContext, request: web.Request) -> None:
         self._services = services
         self._request = request
-        self._settings: list[tuple[Any, Change]] = []
+        self._settings: list[tuple[Any, SettingChange]] = []
         self._setting: asyncio.Task[None] | None = None
 
     async def stop(self) -> None:
@@ -285,7 +286,7 @@ class Commands:
                 "accepted",
                 id=command.id,
                 turn_index=turn.index,
-                queued=viewer.session.is_queued(turn),
+                queued=viewer.session.turns.must_wait(turn),
                 duplicate=duplicate,
             )
         )
@@ -305,7 +306,7 @@ class Commands:
         while self._settings:
             frame_id, change = self._settings.pop(0)
             try:
-                await change.outcome()
+                await change.wait()
             except Error as error:
                 viewer.send(protocol.error_frame(error, frame_id))
 

@@ -177,7 +177,7 @@ async def run_turn(
     if wants_stream(request):
         return await _stream_turn(request, session, turn)
     async with waiting(request):
-        await session.finished(turn)
+        await session.wait_ended(turn)
     return await _turn_response(request, session, turn)
 
 
@@ -262,7 +262,7 @@ async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> we
     """Stream the turn's entries up to its end, and comments while it is queued."""
     stall_timeout = context_of(request).settings.stall_timeout_secs
     async with event_stream(request, request[CREDENTIAL], stall_timeout) as stream:
-        await _wait_for_start(session, turn, stream)
+        await _wait_for_start(turn, stream)
         assert turn.first_seq is not None
         async for batch in session.log.follow(
             turn.first_seq - 1, stream.keep_alive, idle_secs=stream.keep_alive_secs
@@ -275,12 +275,12 @@ async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> we
     return stream.response
 
 
-async def _wait_for_start(session: Session, turn: Turn, stream: EventStream) -> None:
+async def _wait_for_start(turn: Turn, stream: EventStream) -> None:
     """Keep the stream alive until the turn has its first entry."""
-    while not turn.started.is_set():
+    while not turn.has_started:
         try:
             async with asyncio.timeout(stream.keep_alive_secs):
-                await session.started(turn)
+                await turn.wait_started()
         except TimeoutError:
             await stream.keep_alive()
 

@@ -1,0 +1,90 @@
+"""The session as its agent's observer: hands each report to the object that it concerns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ..agents.base import AgentSettings, Context, Wanted
+from . import entries
+from .context import SessionCore
+from .permissions import Permissions
+from .session_agent import SessionAgent
+from .session_settings import SessionSettings
+from .turn_runner import TurnRunner
+from .turns import CurrentTurn
+
+
+class SessionObserver:
+    """Receives the reports of one session's agent; see :class:`agents.base.AgentObserver`."""
+
+    def __init__(
+        self,
+        core: SessionCore,
+        current: CurrentTurn,
+        *,
+        agent: SessionAgent,
+        settings: SessionSettings,
+        permissions: Permissions,
+        runner: TurnRunner,
+    ) -> None:
+        self._core = core
+        self._log = core.log
+        self._current = current
+        self._agent = agent
+        self._settings = settings
+        self._permissions = permissions
+        self._runner = runner
+
+    @property
+    def wanted(self) -> Wanted:
+        return self._settings.wanted
+
+    @property
+    def owes_preface(self) -> bool:
+        return self._settings.owes_preface
+
+    @owes_preface.setter
+    def owes_preface(self, owes: bool) -> None:
+        self._settings.owes_preface = owes
+
+    def setting_restored(self, setting: str, value: str) -> None:
+        self._settings.note_restored(setting, value)
+
+    def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:
+        self._settings.note_own_change(before, after)
+
+    def tool_call_updated(self, update: Mapping[str, Any]) -> None:
+        self._permissions.calls.note(update)
+
+    def prompt_sent(self, context: Context) -> None:
+        self._runner.prompt_sent(context)
+
+    def notification_received(self, message: bytes) -> None:
+        if self._core.is_log_complete:
+            return
+        self._log.append("event", self._current.entry_index(), entries.event_fields(message))
+        turn = self._current.turn
+        if turn is not None and turn.is_sent and not turn.first_update_at:
+            turn.first_update_at = time.monotonic()
+
+    def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:
+        self._runner.response_received(message, response)
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None:
+        if self._core.is_log_complete:
+            return
+        turn = self._current.turn
+        is_ending = turn is not None and turn.cancel_cause is not None
+        self._settings.note_asked()
+        index = self._current.entry_index()
+        self._permissions.ask(raw_id, params, index, is_ending=is_ending)
+
+    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
+        if not self._core.is_log_complete:
+            self._permissions.note_decided(params, outcome, self._current.entry_index())
+
+    def agent_ended(self) -> None:
+        self._permissions.cancel()
+        self._agent.note_ended()

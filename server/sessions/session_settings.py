@@ -1,0 +1,251 @@
+"""The settings of one session's agent: what is in force, what is wanted, and changes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..agents import settings as agent_settings
+from ..agents.base import Agent, AgentSettings, Wanted
+from ..agents.traits import APPROVE_ALL
+from ..errors import Error, internal, session_closed
+from ..storage import database
+from ..tasks import to_completion
+from . import entries
+from .context import SessionCore
+from .session_agent import SessionAgent
+from .settings import SetConfigOption, SetMode, SetModel, Setting, SettingChange, StoredSettings
+from .turns import CurrentTurn
+
+MAX_CHANGES = 16
+"""Changes of settings that may wait in a session, for its agent for example."""
+
+
+class SessionSettings:
+    """The mode, the model and the options of one session's agent.
+
+    A change is made by the agent, then stored. What is stored is set again whenever the agent
+    starts.
+    """
+
+    def __init__(self, core: SessionCore, agent: SessionAgent, current: CurrentTurn) -> None:
+        self._core = core
+        self._agent = agent
+        self._current = current
+        self._stored = StoredSettings.decode(core.row.settings)
+        self._changes: list[SettingChange] = []
+        self._change_lock = asyncio.Lock()
+        self._restored: list[tuple[str, str]] = []
+
+    @property
+    def wanted(self) -> Wanted:
+        """The settings that the agent must be in before it gets a prompt.
+
+        If nobody has set a mode, a session whose permission requests are decided by a policy or by
+        clients needs the mode in which the agent asks.
+        """
+        traits, permission = self._agent.traits, self._core.row.permission
+        model, stored = self._stored.resolve_options(self._core.row.model, self._agent.reported)
+        is_asked = permission != APPROVE_ALL and self._core.context.backend.can_restore
+        asking_mode = traits.asking_mode if is_asked else None
+        return Wanted(
+            model=model,
+            mode=stored.mode or asking_mode,
+            config_options=stored.config_options,
+            mode_is_optional=stored.mode is None and permission != "deny-all",
+            model_may_be_unlisted=traits.takes_any_model,
+        )
+
+    @property
+    def mode(self) -> str | None:
+        """The mode that the agent reports, or the one that it will be put into."""
+        reported = self._agent.reported
+        current = agent_settings.current(reported, "mode")
+        if current is not None and self._agent.is_live:
+            return current
+        wanted = self.wanted
+        if wanted.mode is None:
+            return current
+        is_offered = agent_settings.offers(reported, "mode", wanted.mode)
+        if is_offered is None:
+            is_offered = not self._agent.has_reported_all
+        return wanted.mode if is_offered or not wanted.mode_is_optional else current
+
+    @property
+    def asks(self) -> bool | None:
+        """Whether the agent asks for permission in its mode; None if that is not known."""
+        mode = self.mode
+        if mode is not None and mode == self._stored.asked_in:
+            return True
+        return self._agent.traits.asks(mode, self._core.row.permission)
+
+    def view(self) -> dict[str, Any]:
+        """The settings and what the agent offers, in ACP's shapes."""
+        return {
+            "mode": self.mode,
+            "asks": self.asks,
+            **agent_settings.view(self._agent.reported),
+        }
+
+    # Changes that clients request
+
+    @property
+    def changes(self) -> tuple[SettingChange, ...]:
+        """The changes that have been requested and are not made yet."""
+        return tuple(self._changes)
+
+    @property
+    def is_changing(self) -> bool:
+        return bool(self._changes)
+
+    def request(self, setting: Setting) -> SettingChange:
+        """Change the agent's mode, model or an option of its own, in the background.
+
+        A prompt that is accepted from here on waits for the change, and does not run if it fails.
+
+        Raises:
+            Error: ``session_closed``; ``rate_limited`` if too many changes wait.
+        """
+        if not self._core.is_open:
+            raise session_closed()
+        if len(self._changes) >= MAX_CHANGES:
+            raise Error("rate_limited", "too many setting changes are pending", retryable=True)
+        change = SettingChange(setting)
+        self._changes.append(change)
+        change.task = self._core.context.tasks.spawn(self._make(change), f"change-{self._core.id}")
+        return change
+
+    async def _make(self, change: SettingChange) -> None:
+        """Have the agent make the change, and store it, even if nobody waits for it any more."""
+        slots = self._core.context.slots
+        try:
+            async with self._change_lock:
+                await slots.acquire(self._agent)
+                change.has_begun = True
+                if not self._core.is_open:
+                    raise session_closed()
+                result = await _set(self._agent.process, change.setting)
+                await self._store_change(change.setting)
+            change.succeed(result)
+        except Error as error:
+            change.fail(error)
+        except Exception:
+            change.fail(internal())
+            raise  # to the log
+        finally:
+            self._changes.remove(change)
+            change.finish()
+            self._agent.store_reported()
+            self._agent.last_used = self._core.context.clock()
+            self._agent.release_if_gone()
+            slots.reconsider()
+
+    async def _store_change(self, setting: Setting) -> None:
+        reported, row = self._agent.reported, self._core.row
+        name, value = _name_and_value(setting, reported)
+        model, stored = self._stored.with_value(row.model, name, value, reported)
+        stored = stored.without_unoffered(reported)
+        statement = database.set_settings(row.n, model, stored.encode())
+        await to_completion(self._core.context.writer.commit([statement]))
+        self._assign(model, stored)
+        if name == "mode":
+            self.log_asks()
+
+    def _adopt(self, model: str | None, stored: StoredSettings) -> None:
+        """Store settings that are in force already. Nobody waits for that."""
+        row = self._core.row
+        if (model, stored) != (row.model, self._stored):
+            self._assign(model, stored)
+            self._core.context.writer.add([database.set_settings(row.n, model, stored.encode())])
+
+    def _assign(self, model: str | None, stored: StoredSettings) -> None:
+        row = self._core.row
+        row.model, self._stored, row.settings = model, stored, stored.encode()
+
+    # Reports of the agent
+
+    @property
+    def owes_preface(self) -> bool:
+        return self._stored.owes_preface
+
+    @owes_preface.setter
+    def owes_preface(self, owes: bool) -> None:
+        self._adopt(self._core.row.model, dataclasses.replace(self._stored, owes_preface=owes))
+
+    def note_restored(self, setting: str, value: str) -> None:
+        """Note that a new process was put back into a setting; logged after ``turn_start``."""
+        self._restored.append((setting, value))
+
+    def note_asked(self) -> None:
+        """Note that the agent asks for permission in its mode."""
+        if (mode := self.mode) is not None and mode != self._stored.asked_in:
+            self._adopt(self._core.row.model, dataclasses.replace(self._stored, asked_in=mode))
+
+    def note_own_change(self, before: AgentSettings, after: AgentSettings) -> None:
+        """Store a setting that the agent has changed by itself: it is set again after a restart.
+
+        A session with a policy is not put back into a mode in which the agent does not ask.
+        """
+        wanted, stored, model = self.wanted, self._stored, self._core.row.model
+        values = {"model": wanted.model, **wanted.config_options, "mode": wanted.mode}
+        for name, value in values.items():
+            now = agent_settings.current(after, name)
+            if value is None or now in (None, value):
+                continue
+            if agent_settings.current(before, name) != value:
+                continue  # the wanted value was not in force yet
+            if name == "mode" and self._bypasses_policy(now):
+                now = self._agent.traits.asking_mode or value
+            model, stored = stored.with_value(model, name, now, after)
+        self._adopt(model, stored)
+        self.log_asks()
+
+    def _bypasses_policy(self, mode: str) -> bool:
+        """Whether the agent would not ask in *mode*, in a session in which it should."""
+        permission = self._core.row.permission
+        return permission != APPROVE_ALL and self._agent.traits.asks(mode, permission) is False
+
+    # Notices in the log
+
+    def log_restored(self, turn_index: int) -> None:
+        """Log the settings that were restored before the turn."""
+        restored, self._restored = self._restored, []
+        for setting, value in restored:
+            fields = entries.encode_fields(notice="restored", setting=setting, value=value)
+            self._core.log.append("notice", turn_index, fields)
+
+    def log_asks(self) -> None:
+        """Log whether the agent asks for permission if that has changed and matters."""
+        if self._core.is_log_complete or self._core.row.permission == APPROVE_ALL:
+            return
+        asks = self.asks
+        if not (self._core.log.last or self._agent.traits.never_asks):  # the first turn logs it
+            return
+        if asks is None or asks == self._stored.asks_told:
+            return
+        self._adopt(self._core.row.model, dataclasses.replace(self._stored, asks_told=asks))
+        fields = entries.encode_fields(notice="asks", asks=asks)
+        self._core.log.append("notice", self._current.entry_index(), fields)
+
+
+async def _set(agent: Agent, setting: Setting) -> Mapping[str, Any]:
+    match setting:
+        case SetMode(mode=mode):
+            return await agent.set_mode(mode)
+        case SetModel(model=model):
+            return await agent.set_model(model)
+        case SetConfigOption(key=key, value=value):
+            return await agent.set_config_option(key, value)
+
+
+def _name_and_value(setting: Setting, reported: AgentSettings) -> tuple[str, str]:
+    """The setting and its value; an option may stand for the mode or the model."""
+    match setting:
+        case SetMode(mode=mode):
+            return "mode", mode
+        case SetModel(model=model):
+            return "model", model
+        case SetConfigOption(key=key, value=value):
+            return agent_settings.setting_of(reported, key), value

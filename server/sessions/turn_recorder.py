@@ -1,0 +1,144 @@
+"""Writes the start and the end of a turn to the log and the database."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from ..codec import dumps
+from ..errors import Error
+from ..storage import database
+from . import entries
+from .context import SessionCore
+from .permissions import Permissions
+from .session_agent import SessionAgent
+from .session_settings import SessionSettings
+from .turns import Turn
+
+logger = logging.getLogger(__name__)
+
+
+class TurnRecorder:
+    """Writes ``turn_start`` and ``turn_end`` of a session's turns, each once for each turn.
+
+    Attributes:
+        last_started_index: the newest turn whose start is in the log.
+    """
+
+    def __init__(
+        self,
+        core: SessionCore,
+        agent: SessionAgent,
+        settings: SessionSettings,
+        permissions: Permissions,
+        last_turn_index: int,
+    ) -> None:
+        self.last_started_index = last_turn_index
+        self._core = core
+        self._agent = agent
+        self._settings = settings
+        self._permissions = permissions
+
+    def start(self, turn: Turn, context: str) -> None:
+        """Log ``turn_start``.
+
+        Args:
+            context: ``new``, ``kept`` or ``lost``: the agent's conversation.
+        """
+        row, log = self._core.row, self._core.log
+        self.last_started_index = max(self.last_started_index, turn.index)
+        fields = entries.turn_start_fields(turn.blocks, turn.client_id, context)
+        first_seq = log.append("turn_start", turn.index, fields)
+        turn.start(first_seq)
+        self.release_prompt(turn)
+        self._settings.log_restored(turn.index)
+        self._settings.log_asks()
+        now = self._core.context.clock()
+        row.turn_count += 1
+        row.last_turn_at = now
+        row.has_context = max(row.has_context, int(turn.is_sent))
+        self._core.context.writer.add(
+            database.start_turn(row.n, turn.index, first_seq=first_seq, at=now, sent=turn.is_sent)
+        )
+
+    def end(
+        self, turn: Turn, *, stop_reason: str | None = None, error: Error | None = None
+    ) -> None:
+        """Log ``turn_end``, unless the turn has ended.
+
+        Args:
+            stop_reason: the agent's; else the server ends the turn.
+            error: the reason for which the agent has not responded.
+        """
+        if turn.has_ended:
+            return
+        turn.stop_timers()
+        reason, error = turn.resolve_end(stop_reason, error)
+        self._permissions.cancel(turn.index)
+        if not turn.has_started:
+            self.start(turn, "kept" if self._core.row.has_context else "new")
+        elapsed = time.monotonic() - turn.started_at if turn.started_at else 0
+        turn.duration_ms = int(elapsed * 1000)
+        fields = entries.error_fields(error) if error is not None else None
+        self._log_end(turn, reason, fields)
+        self._count_end(turn, elapsed, error.code if error is not None else None)
+
+    def _log_end(self, turn: Turn, reason: str, error: dict[str, Any] | None) -> None:
+        row = self._core.row
+        error_json = dumps(error) if error is not None else None
+        last_seq = self._core.log.append(
+            "turn_end", turn.index, entries.turn_end_fields(reason, turn.duration_ms, error_json)
+        )
+        self._agent.store_reported()
+        now = self._core.context.clock()
+        row.last_turn_at = now
+        detail = {
+            "turn_index": turn.index,
+            "stop_reason": reason,
+            "duration_ms": turn.duration_ms,
+            "error": error["code"] if error is not None else None,
+        }
+        self._core.context.writer.add(
+            [
+                *database.end_turn(
+                    row.n,
+                    turn.index,
+                    last_seq=last_seq,
+                    stop_reason=reason,
+                    error=error_json,
+                    duration_ms=turn.duration_ms,
+                    at=now,
+                ),
+                self._core.audit("turn", now, **detail),
+            ]
+        )
+        turn.end(last_seq, reason, error)
+
+    def _count_end(self, turn: Turn, elapsed: float, code: str | None) -> None:
+        metrics, reason = self._core.context.metrics, turn.stop_reason or ""
+        metrics.count_turn(code or reason)
+        if turn.started_at:
+            metrics.turn.observe(elapsed)
+        if turn.first_update_at:
+            metrics.first_update.observe(turn.first_update_at - turn.started_at)
+        logger.info(
+            "turn ended: %s",
+            f"{reason}: {code}" if code is not None else reason,
+            extra=self.log_extra(turn),
+        )
+
+    def release_prompt(self, turn: Turn) -> None:
+        """Drop the prompt and its share of the limit: the log has it, or it is refused."""
+        self._core.context.quotas.waiting_bytes.give(self._core.row.app_name, turn.reserved)
+        turn.reserved = 0
+        turn.blocks = b""
+
+    def log_extra(self, turn: Turn) -> dict[str, Any]:
+        """The fields of a line in the server's log that identify *turn*."""
+        return {
+            **self._core.log_extra(),
+            "request_id": turn.request_id,
+            "turn": turn.index,
+            "duration_ms": turn.duration_ms or None,
+        }

@@ -1,0 +1,168 @@
+"""Runs one turn: waits for its settings and a slot, gives it to the agent, and ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ..agents.base import Context
+from ..agents.failures import agent_error
+from ..errors import Error, internal
+from . import entries
+from .context import SessionCore
+from .permissions import Permissions
+from .session_agent import SessionAgent
+from .turn_recorder import TurnRecorder
+from .turns import CancelCause, CurrentTurn, Turn
+
+logger = logging.getLogger(__name__)
+
+
+class TurnRunner:
+    """Runs the current turn of a session."""
+
+    def __init__(
+        self,
+        core: SessionCore,
+        current: CurrentTurn,
+        agent: SessionAgent,
+        permissions: Permissions,
+        recorder: TurnRecorder,
+    ) -> None:
+        self._core = core
+        self._current = current
+        self._agent = agent
+        self._permissions = permissions
+        self._recorder = recorder
+
+    def send(self, turn: Turn) -> None:
+        """Give *turn* to the agent, which must have a slot; a turn being stored stays held."""
+        turn.started_at = time.monotonic()
+        turn.handle = self._agent.process.prompt(turn.blocks, is_held=not turn.is_stored)
+        turn.interrupt = turn.handle.cancel
+
+    async def run(self, turn: Turn) -> None:
+        """Run *turn* to its end. Whatever fails ends this turn only."""
+        try:
+            await self._run(turn)
+        except Exception:
+            logger.exception("the turn broke", extra=self._recorder.log_extra(turn))
+            turn.stop_timers()
+            if turn.is_stored:
+                self._recorder.end(turn, error=internal())
+
+    async def _run(self, turn: Turn) -> None:
+        if turn.handle is None:
+            if turn.changes and (failure := await self._wait_for_changes(turn)) is not None:
+                await self._end_if_stored(turn, failure)
+                return
+            if turn.cancel_cause is None and not self._core.context.slots.has_slot(self._agent):
+                await self._wait_for_slot(turn)
+            if turn.cancel_cause is not None:  # the agent must not receive it
+                await self._end_if_stored(turn)
+                return
+            self.send(turn)
+        assert turn.handle is not None
+        self._core.context.metrics.turn_wait.observe(turn.started_at - turn.accepted_at)
+        self._set_timeout(turn)
+        error: Error | None = None
+        try:
+            await turn.handle.done
+        except Error as failure:
+            error = failure
+        except Exception:
+            logger.exception("the turn broke", extra=self._recorder.log_extra(turn))
+            error = internal()
+        await self._end_if_stored(turn, error)
+
+    def _set_timeout(self, turn: Turn) -> None:
+        settings = self._core.context.settings
+        limit = min(turn.timeout or settings.turn_timeout_secs, settings.turn_timeout_secs)
+        grace = settings.cancel_grace_secs
+        turn.call_later(limit, lambda: self.interrupt(turn, CancelCause.TIMEOUT, grace))
+
+    async def _wait_for_changes(self, turn: Turn) -> Error | None:
+        """Wait for the changes of settings that were requested before *turn*.
+
+        Returns:
+            The failure of one of them. The turn must not run in another setting than its client
+            expects.
+        """
+        waiting = asyncio.ensure_future(asyncio.wait([change.done for change in turn.changes]))
+        turn.interrupt = waiting.cancel
+        await asyncio.wait({waiting})
+        failures = (change.failure for change in turn.changes)
+        return next((failure for failure in failures if failure is not None), None)
+
+    async def _wait_for_slot(self, turn: Turn) -> None:
+        """Return when the agent has a slot, or when *turn* is interrupted."""
+        turn.started_at = time.monotonic()
+        acquiring = asyncio.ensure_future(self._core.context.slots.acquire(self._agent))
+        turn.interrupt = acquiring.cancel
+        try:
+            await asyncio.wait({acquiring})
+        except asyncio.CancelledError:
+            acquiring.cancel()
+            raise
+
+    async def _end_if_stored(self, turn: Turn, error: Error | None = None) -> None:
+        if await turn.wait_stored():
+            self._recorder.end(turn, error=error)
+        else:
+            turn.stop_timers()
+
+    def interrupt(self, turn: Turn, cause: CancelCause, grace: float) -> None:
+        """Ask the agent to end *turn*; kill it if it has not after *grace* seconds."""
+        if turn.has_ended:
+            return
+        if turn.cancel_cause is None:
+            turn.cancel_cause = cause
+        self._permissions.cancel()
+        if turn.interrupt is not None:
+            turn.interrupt()
+        turn.call_later(grace, lambda: self._kill_agent(turn))
+
+    def _kill_agent(self, turn: Turn) -> None:
+        if not turn.has_ended:
+            logger.warning(
+                "the agent ignores the cancel; killing it", extra=self._recorder.log_extra(turn)
+            )
+            self._agent.kill()
+
+    # Reports of the agent
+
+    def prompt_sent(self, context: Context) -> None:
+        """Start the current turn: the agent has received its prompt."""
+        turn = self._current.turn
+        if turn is None or turn.has_started:
+            return
+        turn.is_sent = True
+        self._current.last_sent_index = turn.index
+        self._permissions.calls.clear()
+        if not self._core.row.has_context:
+            self._recorder.start(turn, "new")
+        else:
+            self._recorder.start(turn, "lost" if context == "fresh" else "kept")
+
+    def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:
+        """End the current turn with the agent's response.
+
+        Args:
+            message: the response as the agent wrote it.
+            response: the same, parsed.
+        """
+        turn = self._current.turn
+        if turn is None:
+            return
+        self._core.log.append("event", turn.index, entries.event_fields(message))
+        result = response.get("result")
+        reason = result.get("stopReason") if isinstance(result, dict) else None
+        if isinstance(reason, str) and reason not in ("", "error"):  # `error` is the server's own
+            self._recorder.end(turn, stop_reason=reason)
+        else:
+            methods = self._agent.reported.auth_methods
+            error = agent_error(response.get("error"), self._core.row.agent, methods)
+            self._recorder.end(turn, error=error)
