@@ -40,9 +40,8 @@ from .web.middleware import add_common_headers, error_middleware
 from .web.request_body import BODY_READER, BodyReader
 from .web.resources import add_resources
 from .web.responses import set_server_header
-from .ws.connection import INCOMING_LIMITS
 from .ws.hub import Hub
-from .ws.incoming import IncomingLimits
+from .ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
@@ -173,7 +172,7 @@ async def _house(
         stack.push_async_callback(loops.finish, patience=0)
         sweep = partial(all_sessions.sweeper.run, uploads.sweep)
         supervisor.spawn(loops, "health", state.watch)
-        supervisor.spawn(loops, "heart", sockets.beat)
+        supervisor.spawn(loops, "heart", sockets.heartbeat_loop)
         supervisor.spawn(loops, "metrics", metrics.watch_loop)
         supervisor.spawn(loops, "write-back", writer.write_back)
         supervisor.spawn(loops, "sweeper", sweep)

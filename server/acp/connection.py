@@ -29,7 +29,8 @@ from ..sessions.settings import SetConfigOption, SetMode, SetModel, Setting
 from ..storage.failures import failure_of
 from ..storage.schema import SessionRow
 from ..ws import framing
-from ..ws.connection import WRITE_BYTES, Disconnect, WebSocketConnection
+from ..ws.connection import WRITE_BYTES, WebSocketConnection
+from ..ws.disconnect import Disconnect
 from . import jsonrpc, translate
 from . import params as messages
 from .jsonrpc import RpcError
@@ -73,7 +74,7 @@ class AcpConnection(WebSocketConnection):
             socket_response,
             credential.app_name,
             name=f"ACP connection {connection_id}",
-            commands_per_sec=sessions.settings.max_commands_per_sec,
+            messages_per_sec=sessions.settings.max_commands_per_sec,
         )
         self._credential = credential
         self._sessions = sessions
@@ -104,17 +105,17 @@ class AcpConnection(WebSocketConnection):
         behind = [one.session.log.head - one.cursor for one in self._attached.values()]
         return max(behind, default=0)
 
-    def _enter(self) -> None:
+    def on_open(self) -> None:
         pass
 
-    def _leave(self) -> None:
+    def on_close(self) -> None:
         self._left = True
         for attachment in tuple(self._attached.values()):
             self._detach(attachment)
 
     # Down.
 
-    async def _gather(self) -> list[bytes]:
+    async def next_frames(self) -> list[bytes]:
         told: list[bytes] = []
         size = 0
         for attachment in tuple(self._attached.values()):
@@ -136,17 +137,17 @@ class AcpConnection(WebSocketConnection):
             if size >= WRITE_BYTES:
                 break
         # Answers first: `session/new` is answered before its session's updates.
-        return [*self._take_outbox(), *map(framing.text_frame, told)]
+        return [*self._outbox.take(), *map(framing.text_frame, told)]
 
-    def _has_more(self) -> bool:
+    def has_more(self) -> bool:
         return any(attachment.has_more for attachment in self._attached.values())
 
     # Up.
 
-    def _take_binary(self) -> None:
+    def on_binary(self) -> None:
         pass  # as the transport's description has it
 
-    async def _command(self, data: bytes) -> None:
+    async def on_text(self, data: bytes) -> None:
         try:
             message = await aside(jsonrpc.parse, data)
         except RpcError as error:
@@ -315,7 +316,7 @@ class AcpConnection(WebSocketConnection):
         attachment = await self._attached_to(params.session_id)
         for answer in attachment.replay(request):
             self.send(answer)
-        self.wake()
+        self.schedule_write()
 
     async def _resume(self, request: jsonrpc.Request) -> None:
         params = messages.read(messages.ResumeSession, request.params)
@@ -385,13 +386,13 @@ class AcpConnection(WebSocketConnection):
             limit=self._wishes.max_message_bytes or MAX_MESSAGE_BYTES,
         )
         session.subscribers += 1
-        session.log.watch(self.wake)
-        self.wake()
+        session.log.watch(self.schedule_write)
+        self.schedule_write()
         return attachment
 
     def _detach(self, attachment: SessionSubscription) -> None:
         del self._attached[attachment.session.id]
-        attachment.session.log.unwatch(self.wake)
+        attachment.session.log.unwatch(self.schedule_write)
         attachment.session.subscribers -= 1
 
     # Turns.

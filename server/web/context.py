@@ -10,18 +10,18 @@ from typing import Any
 
 from aiohttp import web
 
-from ..auth.credential import Credential, unauthorized
+from ..auth.credential import Credential
+from ..auth.prompts import send_prompt_with_files
 from ..auth.tokens import TokenRegistry
-from ..codec import dumps
 from ..config import Settings
-from ..errors import Error, session_closed
+from ..errors import Error
 from ..metrics import Metrics
 from ..runs.runner import Runner
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..sessions.turns import Turn
 from ..tasks import Supervisor
-from ..uploads.files import FileStore, prepend_file_paths
+from ..uploads.files import FileStore
 from ..ws.hub import Hub
 from .control_socket import is_operator
 from .health import HealthMonitor
@@ -144,24 +144,15 @@ async def prompt(
         The turn, and whether that client id had it already.
 
     Raises:
-        Error: what :meth:`FileStore.paths` and :meth:`Session.prompt` raise, or ``unauthorized``.
+        Error: what :func:`send_prompt_with_files` raises.
     """
-    if files:  # a repeated prompt need not have them any more, nor a closed session
-        if (turn := await session.turns.find(client_id)) is not None:
-            return turn, True
-        if session.is_closed:
-            raise session_closed()
-    paths = await context_of(request).files.paths(session.row.app_name, files)
-    credential = request[CREDENTIAL]
-    credential.check()
-    turn, known = await session.prompt(
-        dumps(prepend_file_paths(blocks, paths)),
+    return await send_prompt_with_files(
+        request[CREDENTIAL],
+        session,
+        context_of(request).files,
+        blocks,
+        files,
         request_id=request[REQUEST_ID],
         client_id=client_id,
         timeout=timeout,
     )
-    if credential.is_revoked:  # while it was being stored
-        if not known:  # else it may be a turn of the name's next token
-            session.cancel(turn.index)
-        raise unauthorized()
-    return turn, known

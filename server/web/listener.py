@@ -218,10 +218,10 @@ class BoundedRequestHandler(web.RequestHandler):
 
     Attributes:
         scanner: of the frames, once it is a socket.
-        more_has_come: told of each piece of them.
+        on_data: called after each piece of data.
     """
 
-    __slots__ = ("_allowance", "_door", "_place", "_requests", "more_has_come", "scanner")
+    __slots__ = ("_allowance", "_door", "_place", "_requests", "on_data", "scanner")
 
     def __init__(
         self, door: Listener, handlers: web.Server, loop: asyncio.AbstractEventLoop
@@ -239,7 +239,7 @@ class BoundedRequestHandler(web.RequestHandler):
         self._requests = 0
         self._allowance: Allowance | None = None
         self.scanner = FrameScanner()
-        self.more_has_come: Callable[[], None] | None = None
+        self.on_data: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
@@ -264,8 +264,8 @@ class BoundedRequestHandler(web.RequestHandler):
                 self.transport.pause_reading()
                 if not allowance.is_spent.done():
                     allowance.is_spent.set_result(None)
-        if self.more_has_come is not None:
-            self.more_has_come()
+        if self.on_data is not None:
+            self.on_data()
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
         super().set_parser(_ScannedParser(parser, self.scanner), data_received_cb)  # type: ignore[arg-type]
@@ -328,7 +328,7 @@ class BoundedRequestHandler(web.RequestHandler):
     @property
     def taken(self) -> int:
         """Bytes that the peer has taken so far."""
-        return tcp.taken(self.transport) if self.transport is not None else 0
+        return tcp.acknowledged_bytes(self.transport) if self.transport is not None else 0
 
     def _leave_place(self) -> None:
         if self._place is not None:

@@ -12,8 +12,7 @@ from multidict import CIMultiDictProxy
 
 from ..codec import has_too_many_values, is_costly, loads_bounded
 from ..errors import Error, bad_request, payload_too_large
-from ..ws.connection import INCOMING_LIMITS
-from ..ws.incoming import IncomingLimits
+from ..ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 APP = web.RequestKey("app", str)
 """The name of the app that a request was authenticated for. A body counts against its budget."""

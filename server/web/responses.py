@@ -130,7 +130,7 @@ class _JsonStream:
         if request.transport is None:
             raise ConnectionResetError
         stream = cls(request, stall_timeout, status)
-        tcp.keep_little(request.transport)
+        tcp.limit_kernel_buffer(request.transport)
         await stream.response.prepare(request)
         stream._watch.start()
         return stream

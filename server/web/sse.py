@@ -65,7 +65,7 @@ class EventStream:
     async def __aenter__(self) -> EventStream:
         await self.response.prepare(self._request)
         if self._request.transport is not None:
-            tcp.keep_little(self._request.transport)
+            tcp.limit_kernel_buffer(self._request.transport)
             self._watch = tcp.StallWatch(self._request.transport, self._stall_timeout)
             self._watch.start()
         await self._write(b": ok\n\n")

@@ -1,11 +1,10 @@
-"""One prepared WebSocket, whatever is spoken on it: what is written, read and watched.
+"""A WebSocket connection: its reader, its writer and its close, for any protocol.
 
-The writer is a loop: what there is to send goes out, and else it waits to be
-woken. What that is, a subclass says: a session's log behind a cursor, or several
-of them. Frames that are no entries (answers, pongs) wait in a small outbox.
+The writer is a loop: it sends all that there is to send, then waits. A subclass supplies the
+frames: of one session's log, or of several. Other frames wait in a small outbox.
 
-The reader never awaits a turn, or a cancel could not be read. It also owns the
-close: the writer says good-bye, and the reader shuts the socket.
+The reader never awaits a turn; otherwise it could not read a cancel. It also closes the connection:
+the writer sends the last frames, then the reader does the closing handshake.
 """
 
 from __future__ import annotations
@@ -15,352 +14,262 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from aiohttp import HttpVersion11, WSMsgType, hdrs, web
+from aiohttp import WSMsgType, web
 
-from ..codec import MAX_CONTAINERS, MAX_VALUES, aside, has_too_many_values
-from ..errors import CLOSE_CODES, CloseCode, Error, bad_request
+from ..errors import CloseCode
 from ..limits import TokenBucket
 from ..storage.failures import failure_of
 from . import framing, tcp
-from .incoming import Incoming, IncomingConnection, IncomingLimits
+from .disconnect import Disconnect
+from .incoming import Incoming, track_incoming
+from .liveness import Liveness
+from .outbox import Outbox
+from .upgrade import TOO_BIG, is_too_big
 
 logger = logging.getLogger(__name__)
 
 WRITE_BYTES = 256 << 10
-"""What goes into the transport at once; more waits in the log."""
-OUTBOX_FRAMES = 256
-OUTBOX_BYTES = 64 << 10
-"""Above so many answers unsent, or so large ones, no further command is read, and the one before
-them counts as not handled."""
-CLOSE_SECS = 3.0
-MAX_FRAME_BYTES = 4 << 20
-HARD_MAX_FRAME_BYTES = 2 * MAX_FRAME_BYTES
-TOO_BIG = (
-    f"a frame has at most {MAX_FRAME_BYTES} bytes, {MAX_CONTAINERS} objects and arrays and"
-    f" {MAX_VALUES} values: do not send this one again"
-)
-INCOMING_LIMITS = web.AppKey("incoming-limits", IncomingLimits)
-RETRY_MS = 5000
+"""Bytes that are given to the transport at once; further entries stay in the log."""
 BURST_SECS = 10
-"""So many seconds' worth of commands may come at once."""
-
-
-class Disconnect(Exception):  # noqa: N818 - not an error
-    """The socket is to be closed, by code and reason."""
-
-    def __init__(self, code: CloseCode, reason: str, *, retry_after_ms: int | None = None) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-        self.retry_after_ms = retry_after_ms
-
-    @classmethod
-    def of(cls, error: Error) -> Disconnect:
-        """What ends a socket that cannot go on for *error*."""
-        return cls(CLOSE_CODES.get(error.code, CloseCode.INTERNAL), error.message)
-
-
-async def is_too_big(data: bytes) -> bool:
-    """Whether a frame is over the bound, in bytes or in values.
-
-    aiohttp has a bound of its own, but it closes while the peer still sends: the
-    peer then sees a reset instead of why. So that one is set higher, for those
-    who are far over, and this one says good-bye in order.
-    """
-    if len(data) > MAX_FRAME_BYTES:
-        return True
-    return await aside(has_too_many_values, data)
-
-
-def new_socket(
-    request: web.Request, protocols: tuple[str, ...] = ()
-) -> web.WebSocketResponse[bool]:
-    """A response that becomes a socket; it leaves pings and text to its peer.
-
-    Raises:
-        Error: ``bad_request``, for what aiohttp does not check.
-    """
-    if request.version < HttpVersion11:
-        raise bad_request("a WebSocket needs HTTP/1.1")
-    if not request.headers.get(hdrs.SEC_WEBSOCKET_KEY, "").isascii():
-        raise bad_request("Sec-WebSocket-Key: must be base64")
-    return web.WebSocketResponse(
-        protocols=protocols,
-        max_msg_size=HARD_MAX_FRAME_BYTES,
-        compress=False,
-        autoping=False,
-        decode_text=False,
-        timeout=3,
-    )
+"""A client may send the messages of this many seconds at once."""
+CLOSE_TIMEOUT_SECS = 3.0
+"""How long the closing handshake may take."""
+_DATA = (WSMsgType.TEXT, WSMsgType.BINARY)
 
 
 class WebSocketConnection(abc.ABC):
-    """A prepared socket.
+    """A connection whose upgrade is done. Subclasses implement a protocol.
 
     Args:
-        name: what the server's log calls it.
-        commands_per_sec: how many frames it may send.
+        name: of the connection, for the server's log.
+        messages_per_sec: how many messages the client may send.
+
+    Attributes:
+        is_backpressured: the client reads slowly; the writer waits for it.
+        liveness: the client's signs of life.
     """
 
     def __init__(
         self,
         request: web.Request,
-        socket_response: web.WebSocketResponse[bool],
+        response: web.WebSocketResponse[bool],
         app_name: str,
         *,
         name: str,
-        commands_per_sec: float,
+        messages_per_sec: float,
     ) -> None:
         assert request.transport is not None
         self.app_name = app_name
         self.name = name
+        self.is_backpressured = False
         self._request = request
-        self._ws = socket_response
+        self._response = response
         self._transport: asyncio.WriteTransport = request.transport
-        self._rate = TokenBucket(commands_per_sec, BURST_SECS * commands_per_sec)
-        # Lists and futures: an idle socket's deques and events took 3.7 KB.
-        self._outbox: list[bytes] = []
-        self._outbox_bytes = 0
-        self._room: asyncio.Future[None] | None = None
-        self._writer: asyncio.Task[None]
-        self._is_due = False
-        # Of its own: to look at the future costs a thousand viewers a cache miss each.
-        self._is_resting = False
-        self._rest: asyncio.Future[None] | None = None
-        self._goodbye: Disconnect | None = None
-        self._patience: asyncio.Timeout | None = None
-        self._heartbeat_due = False
-        now = time.monotonic()
-        self._last_heard = now
-        self._last_wrote = now
-        self._last_beat = now
+        self._rate = TokenBucket(messages_per_sec, BURST_SECS * messages_per_sec)
+        self._outbox = Outbox()
         self._incoming: Incoming | None = None
+        self._writer: asyncio.Task[None]
+        self._is_write_scheduled = False
+        # A flag beside the future: to read the future's state would cost a cache miss for each of
+        # a thousand subscribers.
+        self._is_idle = False
+        self._wakeup: asyncio.Future[None] | None = None
+        self._disconnect: Disconnect | None = None
+        self._read_timeout: asyncio.Timeout | None = None
+        self._is_heartbeat_due = False
         self._pong: bytes | None = None
-        self._draining = False
         self._written = 0
-        self._taken = 0
-        self._last_took = now
+        self._clock: Callable[[], float] = time.monotonic
+        self._last_write = self._clock()
+        self.liveness = Liveness(self._last_write)
 
-    # What a subclass says.
+    # Implemented by subclasses
 
     @property
     def lag(self) -> int:
-        """Entries of its log that it has not been sent."""
+        """The number of log entries that the client has yet to be sent."""
         return 0
 
     @abc.abstractmethod
-    def _enter(self) -> None:
-        """The socket begins to be served."""
+    def on_open(self) -> None:
+        """Called before the first message is read."""
 
     @abc.abstractmethod
-    def _leave(self) -> None:
-        """It is not served any more."""
+    def on_close(self) -> None:
+        """Called after the last message has been read."""
 
     @abc.abstractmethod
-    async def _gather(self) -> list[bytes]:
-        """What goes out next, as WebSocket frames: answers of the outbox, and entries."""
+    async def next_frames(self) -> list[bytes]:
+        """The WebSocket frames to write next: of the outbox, then of the log."""
 
     @abc.abstractmethod
-    def _has_more(self) -> bool:
-        """Whether there is something to send behind what was gathered."""
+    def has_more(self) -> bool:
+        """Whether the log has entries after those that :meth:`next_frames` returned."""
 
     @abc.abstractmethod
-    async def _command(self, data: bytes) -> None:
-        """Carry out what a text frame asks."""
+    async def on_text(self, data: bytes) -> None:
+        """Handle a text message."""
 
-    def _take_binary(self) -> None:
-        """A binary frame has come."""
+    def on_binary(self) -> None:
+        """Handle a binary message."""
         self.close(Disconnect(CloseCode.BAD_FRAME, "frames are text"))
 
-    def _natural_end(self) -> Disconnect | None:
-        """Why the socket is over by itself, once it is."""
+    def final_close(self) -> Disconnect | None:
+        """The close after the last entry, once there is nothing more to send."""
         return None
 
-    def _heartbeat(self) -> list[bytes]:
-        """What goes before the heartbeat's ping, as WebSocket frames."""
+    def heartbeat_frames(self) -> list[bytes]:
+        """The WebSocket frames that precede the ping of a heartbeat."""
         return []
 
-    def _farewell(self, goodbye: Disconnect) -> list[bytes]:
-        """The last WebSocket frames before the close."""
+    def closing_frames(self, disconnect: Disconnect) -> list[bytes]:
+        """The last WebSocket frames before the close frame."""
         return []
 
-    # What others may ask of it.
+    # Called by others
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame that is no log entry; it goes before entries not yet sent."""
-        self._outbox.append(frame)
-        self._outbox_bytes += len(frame)
-        is_full = len(self._outbox) > OUTBOX_FRAMES or self._outbox_bytes > OUTBOX_BYTES
-        if is_full and self._room is None:
-            self._room = asyncio.get_running_loop().create_future()
-        self.wake()
+    def send(self, message: bytes) -> None:
+        """Send a text message that is not a log entry, before entries that are yet unsent."""
+        self._outbox.put(message)
+        self.schedule_write()
 
-    def wake(self) -> None:
-        """Have the writer look for what there is to send."""
-        self._is_due = True
-        if self._rest is not None and not self._rest.done():
-            self._is_resting = False
-            self._rest.set_result(None)
+    def schedule_write(self) -> None:
+        """Have the writer send what there is to send."""
+        self._is_write_scheduled = True
+        if self._wakeup is not None and not self._wakeup.done():
+            self._is_idle = False
+            self._wakeup.set_result(None)
 
-    def close(self, goodbye: Disconnect) -> None:
-        """Say good-bye behind what is on its way, and close."""
-        if self._goodbye is None:
-            self._goodbye = goodbye
-            self.wake()
+    def close(self, disconnect: Disconnect) -> None:
+        """Close the connection in order, after the frames that are being sent."""
+        if self._disconnect is None:
+            self._disconnect = disconnect
+            self.schedule_write()
 
     def abort(self) -> None:
-        """Drop the connection; the only thing that frees a blocked one at once."""
+        """Drop the connection; nothing else frees a blocked write at once."""
         if self._request.transport is not None:
             self._request.transport.abort()
 
-    def tick(self, now: float, heartbeat: float, stall_timeout: float) -> None:
-        """Heartbeat when it is due, and drop a peer that is gone.
-
-        A peer that takes nothing for *stall_timeout* is dropped, and so is a
-        quiet one that answers no ping. Whoever is only slow answers late: as long
-        as data flowed lately, no pong is asked for.
-        """
-        # Who had taken all, and was sent nothing since, need not be asked.
-        untaken = tcp.untaken(self._transport) if self._taken != self._written else 0
-        taken = self._written - untaken
-        if not untaken or taken != self._taken:
-            self._taken, self._last_took = taken, now
-        elif now - self._last_took >= stall_timeout:
-            logger.info("%s: the peer takes nothing; dropped", self.name)
-            self.close(Disconnect(CloseCode.STALLED, "the peer takes nothing"))
+    def check_liveness(self, now: float, heartbeat: float, stall_timeout: float) -> None:
+        """Send a heartbeat if it is due, and drop a client that is stalled or gone."""
+        # A client that had read everything, and was sent nothing since, is not stalled.
+        has_read_all = self.liveness.bytes_read == self._written
+        unread = 0 if has_read_all else tcp.unread_bytes(self._transport)
+        if self.liveness.is_stalled(now, self._written, unread, stall_timeout):
+            logger.info("%s: connection stalled; aborted", self.name)
+            self.close(Disconnect(CloseCode.STALLED, "the client reads nothing"))
             self.abort()
             return
         if self._incoming is not None:
-            self._incoming.tick(now)
-        if self._draining:
+            self._incoming.check_timeouts(now)
+        if self.is_backpressured:
             return
-        silent = now - self._last_heard > max(stall_timeout, 1.5 * heartbeat)
-        if silent and now - self._last_wrote > 2 * stall_timeout:
+        if self.liveness.is_silent(now, self._last_write, heartbeat, stall_timeout):
             self.close(Disconnect(CloseCode.NO_PONG, "no pong"))
-        if now - self._last_beat >= heartbeat:
-            self._last_beat = now
-            self._heartbeat_due = True
-            self.wake()
+        if self.liveness.is_heartbeat_due(now, heartbeat):
+            self._is_heartbeat_due = True
+            self.schedule_write()
 
-    # Its life.
+    async def serve(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        close_timeout: float = CLOSE_TIMEOUT_SECS,
+    ) -> None:
+        """Serve the connection until it is closed.
 
-    async def run(self) -> None:
-        """Serve the socket until it is closed."""
-        tcp.keep_little(self._transport)
+        Args:
+            clock: returns monotonic seconds.
+            close_timeout: seconds that the closing handshake may take.
+        """
+        self._clock = clock
+        self._last_write = clock()
+        self.liveness = Liveness(self._last_write)
+        tcp.limit_kernel_buffer(self._transport)
         self._transport.set_write_buffer_limits(high=WRITE_BYTES)
-        self._incoming = self._count_incoming()
-        self._enter()
-        writer = self._writer = asyncio.create_task(self._write_all(), name=self.name)
+        self._incoming = track_incoming(self._request, self.app_name, self.close)
+        self.on_open()
+        writer = self._writer = asyncio.create_task(self._write_loop(), name=self.name)
         try:
-            await self._read_all()
-            await self._shut()
+            await self._read_loop()
+            await self._closing_handshake(close_timeout)
         finally:
-            self._leave()
+            self.on_close()
             if self._incoming is not None:
-                self._incoming.end()
+                self._incoming.release()
             if not writer.done():
-                # Never cancelled while it may be sending: its transport goes, and it ends.
-                self.close(Disconnect(CloseCode.GOING_AWAY, "the peer is gone"))
+                # The writer is not cancelled while it may be writing: aborting its transport ends
+                # it.
+                self.close(Disconnect(CloseCode.GOING_AWAY, "the client is gone"))
                 self.abort()
             await asyncio.gather(writer, return_exceptions=True)
 
-    def _count_incoming(self) -> Incoming | None:
-        """Have the bytes of its messages counted on its app's account."""
-        connection = self._request.protocol
-        if not isinstance(connection, IncomingConnection):
-            return None  # the operator's
-        limits = self._request.app[INCOMING_LIMITS]
-        return Incoming(
-            connection,
-            limits.budget,
-            self.app_name,
-            refuse=lambda why: self.close(
-                Disconnect(CloseCode.OVERLOADED, why, retry_after_ms=RETRY_MS)
-            ),
-            largest=HARD_MAX_FRAME_BYTES,
-            timeout=limits.timeout,
-            stall_timeout=limits.stall_timeout,
-        )
-
-    async def _shut(self) -> None:
-        goodbye = self._goodbye
-        code = int(goodbye.code) if goodbye is not None else 1000
-        reason = goodbye.reason.encode()[:120] if goodbye is not None else b""
+    async def _closing_handshake(self, timeout: float) -> None:
+        disconnect = self._disconnect
+        code = int(disconnect.code) if disconnect is not None else 1000
+        reason = disconnect.reason.encode()[:120] if disconnect is not None else b""
         try:
-            async with asyncio.timeout(CLOSE_SECS):
-                await self._ws.close(code=code, message=reason)
+            async with asyncio.timeout(timeout):
+                await self._response.close(code=code, message=reason)
         except TimeoutError:
             self.abort()
 
-    # Down.
+    # The writer
 
-    async def _write_all(self) -> None:
+    async def _write_loop(self) -> None:
         try:
-            while not await self._write_some():
-                if not self._is_due:
-                    self._rest = asyncio.get_running_loop().create_future()
-                    self._is_resting = True
-                    await self._rest
+            while not await self._write_pending():
+                if not self._is_write_scheduled:
+                    self._wakeup = asyncio.get_running_loop().create_future()
+                    self._is_idle = True
+                    await self._wakeup
         except (ConnectionError, asyncio.CancelledError):
-            pass  # the peer is gone; the reader sees it too
+            pass  # the client is gone; the reader sees that, too
         except Exception as error:  # noqa: BLE001 - failure_of logs it
-            self._give_up(Disconnect.of(failure_of(error, self.name)))
-        if self._patience is not None:
-            self._patience.reschedule(0)
+            self._disconnect = Disconnect.from_error(failure_of(error, self.name))
+            with contextlib.suppress(ConnectionError):
+                self._write(b"".join(self.closing_frames(self._disconnect)))
+        if self._read_timeout is not None:
+            self._read_timeout.reschedule(0)
 
-    def _give_up(self, goodbye: Disconnect) -> None:
-        self._goodbye = goodbye
-        with contextlib.suppress(ConnectionError):
-            self._write(b"".join(self._farewell(goodbye)))
-
-    async def _write_some(self) -> bool:
-        """Send all that there is to send; True after the last frame."""
+    async def _write_pending(self) -> bool:
+        """Write all frames that there are; True after the last frame before the close."""
         while True:
-            self._is_due = False
-            goodbye = self._goodbye
-            is_revoked = goodbye is not None and goodbye.code is CloseCode.REVOKED
-            chunks = [] if is_revoked else await self._gather()
-            if self._heartbeat_due:
-                self._heartbeat_due = False
-                chunks += [*self._heartbeat(), framing.ping_frame()]
-            elif chunks:
-                self._last_wrote = time.monotonic()
+            self._is_write_scheduled = False
+            disconnect = self._disconnect
+            is_revoked = disconnect is not None and disconnect.code is CloseCode.REVOKED
+            frames = [] if is_revoked else await self.next_frames()
+            if self._is_heartbeat_due:
+                self._is_heartbeat_due = False
+                frames += [*self.heartbeat_frames(), framing.ping_frame()]
+            elif frames:
+                self._last_write = self._clock()
             if self._pong is not None:
-                chunks.append(framing.pong_frame(self._pong))
+                frames.append(framing.pong_frame(self._pong))
                 self._pong = None
-            goodbye = self._goodbye = self._goodbye or self._natural_end()
-            if goodbye is not None:
-                chunks += self._farewell(goodbye)
-            await self._write_in_pieces(b"".join(chunks))
-            await self._drain(WRITE_BYTES if goodbye is None else 0)
-            self._make_room()
-            if goodbye is not None:
+            disconnect = self._disconnect = self._disconnect or self.final_close()
+            if disconnect is not None:
+                frames += self.closing_frames(disconnect)
+            await self._write_in_pieces(b"".join(frames))
+            await self._drain(WRITE_BYTES if disconnect is None else 0)
+            self._outbox.note_written()
+            if disconnect is not None:
                 return True
-            if not self._outbox and not self._has_more():
+            if not self._outbox and not self.has_more():
                 return False
 
     async def _write_in_pieces(self, data: bytes) -> None:
-        """Write *data*, of which one entry may be megabytes, as the peer takes it."""
+        """Write *data*, of which one entry may be megabytes, at the client's pace."""
         view = memoryview(data)
         while len(view) > 2 * WRITE_BYTES:
             self._write(view[:WRITE_BYTES])
             view = view[WRITE_BYTES:]
             await self._drain(WRITE_BYTES)
         self._write(view)
-
-    def _take_outbox(self) -> list[bytes]:
-        taken = [framing.text_frame(frame) for frame in self._outbox]
-        self._outbox, self._outbox_bytes = [], 0
-        return taken
-
-    def _make_room(self) -> None:
-        """What was in the outbox has been written: commands are read again."""
-        if self._room is not None and not self._outbox:
-            self._room.set_result(None)
-            self._room = None
 
     def _write(self, data: bytes | memoryview) -> None:
         if self._transport.is_closing():
@@ -369,71 +278,65 @@ class WebSocketConnection(abc.ABC):
         self._transport.write(data)
 
     async def _drain(self, limit: int) -> None:
-        """Wait until the transport's buffer is as good as below *limit*."""
+        """Wait until the transport's buffer has at most about *limit* bytes."""
         if self._transport.is_closing():
             raise ConnectionResetError
         if self._transport.get_write_buffer_size() <= limit:
-            # The protocol is not paused then: let others run, and go on.
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the transport is not paused: only let other tasks run
             return
         self._transport.set_write_buffer_limits(high=limit)
-        self._draining = True
+        self.is_backpressured = True
         try:
             await self._request.writer.drain()
         finally:
-            self._draining = False
-            self._last_wrote = time.monotonic()
+            self.is_backpressured = False
+            self._last_write = self._clock()
 
-    # Up.
+    # The reader
 
-    async def _read_all(self) -> None:
+    async def _read_loop(self) -> None:
         while True:
-            message = await self._receive()
+            message = await self._unless_writer_ends(self._response.receive())
             if message is None:
                 return
-            self._last_heard = time.monotonic()
+            self.liveness.last_heard = self._clock()
             if not self._rate.allows():
                 self.close(Disconnect(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
                 await asyncio.wait({self._writer})
                 return
-            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY) and (
-                await is_too_big(message.data)
-            ):
+            if message.type in _DATA and await is_too_big(message.data):
                 self.close(Disconnect(CloseCode.TOO_BIG, TOO_BIG))
             elif message.type is WSMsgType.TEXT:
-                await self._obey(message.data)
+                await self._handle_text(message.data)
             elif message.type is WSMsgType.BINARY:
-                self._take_binary()
+                self.on_binary()
             elif message.type is WSMsgType.PING:
-                self._pong = bytes(message.data)  # the newest alone is answered
-                self.wake()
+                self._pong = bytes(message.data)  # a pong for the newest ping is enough
+                self.schedule_write()
             elif message.type is not WSMsgType.PONG:
                 return
-            if self._room is not None:
-                await self._until_goodbye(asyncio.wait({self._room}))
-            if self._incoming is not None and message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                self._incoming.handled(len(message.data))
+            if self._outbox.drained is not None:
+                await self._unless_writer_ends(asyncio.wait({self._outbox.drained}))
+            if self._incoming is not None and message.type in _DATA:
+                self._incoming.message_handled(len(message.data))
 
-    async def _obey(self, data: bytes) -> None:
-        if self._goodbye is not None:  # the writer is about to say it
+    async def _handle_text(self, data: bytes) -> None:
+        if self._disconnect is not None:  # the connection is about to close
             return
         try:
-            await self._command(data)
+            await self.on_text(data)
         except Exception as error:  # noqa: BLE001 - failure_of logs it
-            self.close(Disconnect.of(failure_of(error, f"a command of {self.name}")))
+            self.close(Disconnect.from_error(failure_of(error, f"a command of {self.name}")))
 
-    async def _receive(self) -> Any:
-        """The next message, or None once good-bye is said."""
-        return await self._until_goodbye(self._ws.receive())
-
-    async def _until_goodbye(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def _unless_writer_ends(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Await *coroutine*; return None once the writer has sent its last frame."""
         if self._writer.done():
             coroutine.close()
             return None
         try:
-            async with asyncio.timeout(None) as self._patience:
+            async with asyncio.timeout(None) as self._read_timeout:
                 return await coroutine
         except TimeoutError:
             return None
         finally:
-            self._patience = None
+            self._read_timeout = None

@@ -1,4 +1,4 @@
-"""All open sockets: beaten by one heart, closed together."""
+"""The hub of all connections: WebSockets and event streams, by app."""
 
 from __future__ import annotations
 
@@ -7,86 +7,101 @@ import contextlib
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..auth.credential import REVOKED_ABORT_SECS, Credential
 from ..config import Settings
 from ..errors import CloseCode, Error
 from ..limits import ConcurrencyLimit
-from .connection import Disconnect, WebSocketConnection
+from .connection import CLOSE_TIMEOUT_SECS, WebSocketConnection
+from .disconnect import Disconnect
 
-BEATS_AT_ONCE = 50
-"""So many sockets are looked after at a time; a round of all of them takes a second.
-All at once, ten thousand held up who talks for 50 ms."""
-RETRY_MS = (500, 5000)
-"""Clients that come back after a restart spread themselves over this time."""
+CHECKS_AT_ONCE = 50
+"""A round of all connections takes a second. A check of 10,000 connections at once delayed clients
+by 50 ms."""
+RECONNECT_MS = (500, 5000)
+"""Clients reconnect after a restart at a random time in this range."""
 REVOKED = Disconnect(CloseCode.REVOKED, "the credential was revoked")
 
 
 class Hub:
-    """The peers that are connected."""
+    """The connections of all apps.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._by_app: defaultdict[str, set[WebSocketConnection]] = defaultdict(set)
+    Attributes:
+        waiting: limits the WebSockets that have yet to send their auth frame.
+        clock: returns the monotonic seconds by which connections are checked.
+        close_timeout: seconds that a closing handshake may take.
+        checks_at_once: connections that are checked in one iteration of the event loop.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.waiting = ConcurrencyLimit(
             settings.max_waiting_sockets, settings.max_waiting_sockets_per_address
         )
-        """Places for sockets that have yet to say who they are."""
+        self.clock = clock
+        self.close_timeout = CLOSE_TIMEOUT_SECS
+        self.checks_at_once = CHECKS_AT_ONCE
+        self._settings = settings
+        self._by_app: defaultdict[str, set[WebSocketConnection]] = defaultdict(set)
         self._streams: dict[asyncio.Task[Any], str] = {}
-        self._gone = asyncio.Event()
-        self._gone.set()
+        self._all_closed = asyncio.Event()
+        self._all_closed.set()
 
     def __len__(self) -> int:
+        """The number of WebSocket connections."""
         return sum(map(len, self._by_app.values()))
 
     @property
+    def connections(self) -> list[WebSocketConnection]:
+        return [connection for group in self._by_app.values() for connection in group]
+
+    @property
     def replay_lag(self) -> int:
-        """Entries that the socket farthest behind has not been sent."""
-        return max((one.lag for viewers in self._by_app.values() for one in viewers), default=0)
+        """The entries that the connection with the greatest lag has yet to be sent."""
+        return max((connection.lag for connection in self.connections), default=0)
 
     def streams(self) -> int:
-        """How many event streams follow a log."""
+        """The number of event streams."""
         return len(self._streams)
 
     def is_full(self, app_name: str) -> bool:
-        """Whether the app has all the sockets it may; a stream of events counts as one."""
+        """Whether the app has reached its connection limit; an event stream counts as one."""
         streams = sum(name == app_name for name in self._streams.values())
-        taken = len(self._by_app.get(app_name, ())) + streams
-        return taken >= self._settings.max_sockets_per_app
+        connections = len(self._by_app.get(app_name, ())) + streams
+        return connections >= self._settings.max_sockets_per_app
 
-    async def serve(self, peer: WebSocketConnection, credential: Credential) -> None:
-        """Run *peer* until it is closed."""
-        if credential.is_revoked:  # while it was being opened
-            peer.close(REVOKED)
-        self._by_app[peer.app_name].add(peer)
-        self._gone.clear()
+    async def serve(self, connection: WebSocketConnection, credential: Credential) -> None:
+        """Serve *connection* until it is closed."""
+        if credential.is_revoked:  # during the upgrade
+            connection.close(REVOKED)
+        self._by_app[connection.app_name].add(connection)
+        self._all_closed.clear()
         try:
-            await peer.run()
+            await connection.serve(clock=self.clock, close_timeout=self.close_timeout)
         finally:
-            peers = self._by_app[peer.app_name]
-            peers.discard(peer)
-            if not peers:
-                del self._by_app[peer.app_name]
+            connections = self._by_app[connection.app_name]
+            connections.discard(connection)
+            if not connections:
+                del self._by_app[connection.app_name]
             if not self._by_app:
-                self._gone.set()
+                self._all_closed.set()
 
     def close_app(self, app_name: str) -> None:
-        """Close the sockets of an app whose token is revoked; drop those that do not leave."""
-        for peer in tuple(self._by_app.get(app_name, ())):
-            peer.close(REVOKED)
-            asyncio.get_running_loop().call_later(REVOKED_ABORT_SECS, peer.abort)
+        """Close the connections of an app whose token is revoked, and abort those that stay."""
+        for connection in tuple(self._by_app.get(app_name, ())):
+            connection.close(REVOKED)
+            asyncio.get_running_loop().call_later(REVOKED_ABORT_SECS, connection.abort)
 
     @contextlib.contextmanager
     def stream(self, app_name: str) -> Iterator[None]:
-        """An event stream that follows a log: it has no end but the client's, or the server's.
+        """A block in which the current task is an event stream; :meth:`close_all` ends the block.
 
         Raises:
-            Error: ``rate_limited``; the app has all the sockets it may.
+            Error: ``rate_limited``; the app has reached its connection limit.
         """
         if self.is_full(app_name):
-            raise Error("rate_limited", "the app has all the sockets it may", retry_after=5)
+            raise Error("rate_limited", "connection limit reached for this app", retry_after=5)
         task = asyncio.current_task()
         assert task is not None
         self._streams[task] = app_name
@@ -95,38 +110,42 @@ class Hub:
         except asyncio.CancelledError:
             if task in self._streams:
                 raise
-            task.uncancel()  # it was us: the response ends in order
+            task.uncancel()  # close_all() cancelled it: the response ends in order
         finally:
             self._streams.pop(task, None)
 
-    async def close_all(self, patience: float) -> None:
-        """Tell every socket that the server restarts; drop who has not left in time."""
+    async def close_all(self, timeout: float) -> None:
+        """Close all connections because the server restarts; abort those that stay.
+
+        Args:
+            timeout: seconds that the connections have to close.
+        """
         while self._streams:
             self._streams.popitem()[0].cancel()
-        for peers in tuple(self._by_app.values()):
-            for peer in tuple(peers):
-                retry = random.randint(*RETRY_MS)  # noqa: S311 - a spread, not a secret
-                peer.close(
-                    Disconnect(CloseCode.RESTARTING, "the server restarts", retry_after_ms=retry)
-                )
+        for connection in self.connections:
+            retry = random.randint(*RECONNECT_MS)  # noqa: S311 - a spread, not a secret
+            connection.close(
+                Disconnect(CloseCode.RESTARTING, "the server restarts", retry_after_ms=retry)
+            )
         try:
-            async with asyncio.timeout(patience):
-                await self._gone.wait()
+            async with asyncio.timeout(timeout):
+                await self._all_closed.wait()
         except TimeoutError:
-            for peers in tuple(self._by_app.values()):
-                for peer in tuple(peers):
-                    peer.abort()
+            for connection in self.connections:
+                connection.abort()
 
-    async def beat(self) -> None:
-        """Look after every socket, for ever."""
+    async def heartbeat_loop(self) -> None:
+        """Check the liveness of all connections, forever."""
         settings = self._settings
         round_secs = min(1.0, settings.heartbeat_secs / 4)
         while True:
-            everybody = [peer for peers in self._by_app.values() for peer in peers]
-            starts = range(0, max(1, len(everybody)), BEATS_AT_ONCE)
+            connections = self.connections
+            starts = range(0, max(1, len(connections)), self.checks_at_once)
             for start in starts:
-                now = time.monotonic()
-                for peer in everybody[start : start + BEATS_AT_ONCE]:
-                    if peer in self._by_app.get(peer.app_name, ()):
-                        peer.tick(now, settings.heartbeat_secs, settings.stall_timeout_secs)
+                now = self.clock()
+                for connection in connections[start : start + self.checks_at_once]:
+                    if connection in self._by_app.get(connection.app_name, ()):
+                        connection.check_liveness(
+                            now, settings.heartbeat_secs, settings.stall_timeout_secs
+                        )
                 await asyncio.sleep(round_secs / len(starts))

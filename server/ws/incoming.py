@@ -1,7 +1,8 @@
-"""What a WebSocket's peer has sent and nobody has handled yet: counted, and paid for.
+"""Limits the memory that unhandled messages of clients take.
 
-aiohttp keeps a message until it is whole. So a large one needs room in the budget of its app
-before more than its beginning is read; the connection is not read while it waits for that.
+aiohttp buffers a message until it is whole. Therefore a large message must get its bytes from the
+budget of its app before more than its beginning is read. The connection is not read while the
+message waits for the budget.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from ..limits import ByteBudget, Claim
+from aiohttp import web
 
-FREE_BYTES = 4 << 10
-"""So much of a socket's messages needs no room."""
-MAX_FRAMES = 1024
-"""In so many frames a message may come. Each costs, however small it is."""
-ROOM_SECS = 10.0
-"""So long a message waits for others to be done with."""
+from ..errors import CloseCode
+from ..limits import ByteBudget, Claim
+from .disconnect import Disconnect
+from .upgrade import HARD_MAX_FRAME_BYTES
+
+UNBUDGETED_BYTES = 4 << 10
+"""Bytes of each connection's messages that need no budget."""
+MAX_FRAGMENTS = 1024
+"""Frames of one message. Each frame has a cost, however small it is."""
+RETRY_AFTER_MS = 5000
 _CONTROL = 0x8
 _SHORT_HEAD, _LONGEST_HEAD = 2, 14
 _LENGTHS = {126: 2, 127: 8}
@@ -27,29 +32,34 @@ _LENGTHS = {126: 2, 127: 8}
 
 @dataclasses.dataclass(slots=True)
 class IncomingLimits:
-    """The bounds on messages that are in memory and not handled.
+    """The limits of messages that are in memory and not handled.
 
     Attributes:
-        budget: bytes of all apps and of each; request bodies share it.
-        timeout: seconds that a whole message may take.
-        stall_timeout: seconds without a byte of it.
+        budget: bytes of all apps and of each app; request bodies share it.
+        timeout: seconds in which a whole message must arrive.
+        stall_timeout: seconds in which another byte of it must arrive.
+        budget_timeout: seconds that a message may wait for the budget.
     """
 
     budget: ByteBudget
     timeout: float
     stall_timeout: float
+    budget_timeout: float = 10.0
+
+
+INCOMING_LIMITS = web.AppKey("incoming-limits", IncomingLimits)
 
 
 class FrameScanner:
-    """Follows the frames of RFC 6455, 5.2, and counts the bytes of messages.
+    """Parses the frame headers of RFC 6455, section 5.2, and counts the bytes of messages.
 
     Attributes:
-        message: bytes of the message that has begun.
-        frames: how many of its frames have begun.
-        whole: bytes of messages that are whole, until somebody subtracts them.
-        expected: bytes that the message will have as far as its frames tell; None if more of
-            them will come.
-        is_in_message: whether a message has begun that is not whole.
+        message: bytes received of the unfinished message.
+        frames: frames received of the unfinished message.
+        whole: bytes of whole messages; the reader subtracts those that it has handled.
+        expected: the size of the unfinished message, from its frame headers; None if further
+            frames will follow.
+        is_in_message: whether a message is unfinished.
     """
 
     __slots__ = (
@@ -69,13 +79,13 @@ class FrameScanner:
         self._is_final = True
 
     def feed(self, data: bytes) -> None:
-        """Look at more of what the peer sends; once it has sent too many frames, at nothing."""
+        """Count more received bytes. After too many frames of one message, nothing is counted."""
         at, end = 0, len(data)
-        while at < end and self.frames <= MAX_FRAMES:
+        while at < end and self.frames <= MAX_FRAGMENTS:
             if self._left:
                 size = min(self._left, end - at)
                 at += size
-                self._take(size)
+                self._count(size)
                 continue
             head = self._head + data[at : at + _LONGEST_HEAD - len(self._head)]
             size = _head_size(head)
@@ -99,9 +109,9 @@ class FrameScanner:
         self.is_in_message = True
         self.expected = self.message + size if self._is_final else None
         if not size:
-            self._take(0)
+            self._count(0)
 
-    def _take(self, size: int) -> None:
+    def _count(self, size: int) -> None:
         self._left -= size
         if self._is_control:
             return
@@ -119,126 +129,130 @@ def _head_size(head: bytes) -> int:
 
 
 @runtime_checkable
-class IncomingConnection(Protocol):
-    """What a connection does for this, once it is a socket: see ``door.py``.
+class PausableConnection(Protocol):
+    """The HTTP connection under a WebSocket, as ``web/listener.py`` implements it.
 
     Attributes:
-        scanner: of its frames.
-        more_has_come: told of each piece of them.
+        scanner: counts the connection's messages.
+        on_data: called after the scanner has counted more bytes.
     """
 
     scanner: FrameScanner
-    more_has_come: Callable[[], None] | None
+    on_data: Callable[[], None] | None
 
     def pause_socket(self) -> None: ...
     def resume_socket(self) -> None: ...
 
 
 class Incoming:
-    """The room of a socket's messages.
+    """The budget of one connection's unhandled messages.
 
     Args:
-        connection: it is not read while a message waits for room.
-        budget: from which the room is taken, on the account of *app_name*.
-        refuse: close the socket, for the reason.
-        largest: bytes that a message may have.
-        timeout: seconds that a whole message may take.
-        stall_timeout: seconds without a byte of it.
+        connection: is not read while a message waits for the budget.
+        app_name: the app whose budget is used.
+        refuse: closes the WebSocket.
     """
 
     def __init__(
         self,
-        connection: IncomingConnection,
-        budget: ByteBudget,
+        connection: PausableConnection,
+        limits: IncomingLimits,
         app_name: str,
-        *,
-        refuse: Callable[[str], None],
-        largest: int,
-        timeout: float,
-        stall_timeout: float,
+        refuse: Callable[[Disconnect], None],
     ) -> None:
         self._connection = connection
         self._scanner = connection.scanner
-        self._budget = budget
+        self._limits = limits
         self._app_name = app_name
         self._refuse = refuse
-        self._largest = largest
-        self._timeout = timeout
-        self._stall_timeout = stall_timeout
         self._claims: list[Claim] = []
         self._claimed = 0
-        self._patience: asyncio.TimerHandle | None = None
-        self._began = self._came = 0.0
-        connection.more_has_come = self.more_has_come
-        self.more_has_come()
+        self._budget_timer: asyncio.TimerHandle | None = None
+        self._started = self._last_data = 0.0
+        connection.on_data = self.on_data
+        self.on_data()
 
-    def more_has_come(self) -> None:
-        """Bytes have come; the scanner has seen them."""
-        self._came = time.monotonic()
-        if self._scanner.frames > MAX_FRAMES:
+    def on_data(self) -> None:
+        """Claim the bytes that the messages need, after the scanner has counted more."""
+        self._last_data = time.monotonic()
+        if self._scanner.frames > MAX_FRAGMENTS:
             self._connection.pause_socket()
-            self._refuse(f"a message has at most {MAX_FRAMES} fragments")
+            self._close(f"a message has at most {MAX_FRAGMENTS} fragments")
             return
-        wanted = self._wanted()
-        if not self._claimed and wanted:
-            self._began = self._came
-        if wanted > self._claimed:
-            self._claim(wanted - self._claimed)
+        needed = self._needed()
+        if not self._claimed and needed:
+            self._started = self._last_data
+        if needed > self._claimed:
+            self._claim(needed - self._claimed)
 
-    def handled(self, size: int) -> None:
-        """A message of *size* bytes needs no room any more."""
+    def message_handled(self, size: int) -> None:
+        """Stop counting a message of *size* bytes."""
         self._scanner.whole -= size
-        self._began = self._came = time.monotonic()
-        if not self._wanted():
-            self._give_back()
+        self._started = self._last_data = time.monotonic()
+        if not self._needed():
+            self.release()
 
-    def tick(self, now: float) -> None:
-        """Refuse a message that has room and takes too long to come."""
-        if not self._scanner.is_in_message or not self._claims or self._patience is not None:
+    def check_timeouts(self, now: float) -> None:
+        """Refuse a message that has its budget and arrives too slowly."""
+        if not self._scanner.is_in_message or not self._claims or self._budget_timer is not None:
             return
-        if now - self._came > self._stall_timeout or now - self._began > self._timeout:
-            self._refuse("a message did not come in time")
+        is_stalled = now - self._last_data > self._limits.stall_timeout
+        if is_stalled or now - self._started > self._limits.timeout:
+            self._close("a message did not come in time")
 
-    def end(self) -> None:
-        """The socket is over."""
-        self._give_back()
+    def release(self) -> None:
+        """Return all bytes to the budget."""
+        claims, self._claims, self._claimed = self._claims, [], 0
+        for claim in claims:
+            self._limits.budget.give_back(claim)
+        self._stop_waiting()
 
-    def _wanted(self) -> int:
-        """Bytes that are needed for what has come, and for the rest of its last message."""
+    def _close(self, reason: str) -> None:
+        self._refuse(Disconnect(CloseCode.OVERLOADED, reason, retry_after_ms=RETRY_AFTER_MS))
+
+    def _needed(self) -> int:
+        """Bytes of all unhandled messages, including the rest of the unfinished one."""
         scanner = self._scanner
         size = scanner.whole + scanner.message
-        if scanner.is_in_message and size > FREE_BYTES:
-            expected = self._largest if scanner.expected is None else scanner.expected
-            size = scanner.whole + min(max(expected, scanner.message), self._largest)
-        return size if size > FREE_BYTES else 0
+        if scanner.is_in_message and size > UNBUDGETED_BYTES:
+            expected = HARD_MAX_FRAME_BYTES if scanner.expected is None else scanner.expected
+            size = scanner.whole + min(max(expected, scanner.message), HARD_MAX_FRAME_BYTES)
+        return size if size > UNBUDGETED_BYTES else 0
 
     def _claim(self, size: int) -> None:
-        claim = self._budget.claim(self._app_name, size)
+        claim = self._limits.budget.claim(self._app_name, size)
         self._claims.append(claim)
         self._claimed += size
         if not claim.done():
             self._connection.pause_socket()
-            loop = asyncio.get_running_loop()
-            if self._patience is None:
-                self._patience = loop.call_later(
-                    ROOM_SECS, self._refuse, "the app sends too much at once"
+            if self._budget_timer is None:
+                self._budget_timer = asyncio.get_running_loop().call_later(
+                    self._limits.budget_timeout, self._close, "the app sends too much at once"
                 )
-            claim.add_done_callback(self._got)
+            claim.add_done_callback(self._claim_granted)
 
-    def _got(self, claim: Claim) -> None:
+    def _claim_granted(self, claim: Claim) -> None:
         if claim.cancelled() or not all(one.done() for one in self._claims):
             return
-        self._began = self._came = time.monotonic()
+        self._started = self._last_data = time.monotonic()
         self._stop_waiting()
 
     def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._budget_timer is not None:
+            self._budget_timer.cancel()
+            self._budget_timer = None
             self._connection.resume_socket()
 
-    def _give_back(self) -> None:
-        claims, self._claims, self._claimed = self._claims, [], 0
-        for claim in claims:
-            self._budget.give_back(claim)
-        self._stop_waiting()
+
+def track_incoming(
+    request: web.Request, app_name: str, refuse: Callable[[Disconnect], None]
+) -> Incoming | None:
+    """Count the messages of a WebSocket against the budget of its app.
+
+    Returns:
+        None for a connection through the operator's socket.
+    """
+    connection = request.protocol
+    if not isinstance(connection, PausableConnection):
+        return None
+    return Incoming(connection, request.app[INCOMING_LIMITS], app_name, refuse)

@@ -848,11 +848,7 @@ async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
 async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_closed(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave, left = connection_module.AcpConnection._leave, asyncio.Event()
-
-    def note_leave(connection: connection_module.AcpConnection) -> None:
-        leave(connection)
-        left.set()
+    sockets = server.services.sockets
 
     async def states() -> Counter[str]:
         _, reply = await client.get("/sessions?include_closed=true")
@@ -862,13 +858,14 @@ async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_close
         return await states() - before == Counter(["closed"])
 
     before = await states()
+    others = sockets.connections
     acp = await connect(client)
+    (connection,) = set(sockets.connections).difference(others)
     stored, go_on = hold_commits(server, monkeypatch)
-    monkeypatch.setattr(connection_module.AcpConnection, "_leave", note_leave)
     await acp.request("session/new", {"cwd": "/"})
     await stored.wait()
     acp.ws._response.connection.transport.abort()  # type: ignore[union-attr]
-    await left.wait()
+    await eventually("the connection to end", lambda: connection not in sockets.connections)
     assert await states() == before
     monkeypatch.undo()
     go_on.set()

@@ -24,8 +24,7 @@ from server.tasks import Supervisor
 from server.web.context import CONTEXT, ServerContext
 from server.web.listener import Listener
 from server.web.middleware import ServerRunner
-from server.ws.connection import INCOMING_LIMITS
-from server.ws.incoming import IncomingLimits
+from server.ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 from .client import ADMIN, Client, http_session
 from .mock_agents import MOCKS

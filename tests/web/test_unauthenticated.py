@@ -18,7 +18,7 @@ from server.errors import Error
 from server.limits import ByteBudget, ConcurrencyLimit
 from server.web import listener
 from server.web.resources import page
-from server.web.resources.socket import MAX_FIRST_BYTES
+from server.ws.handshake import MAX_AUTH_FRAME_BYTES
 
 from ..support.harness import Client, Deadline, LocalServer, Socket, eventually
 from ..support.raw_socket import (
@@ -195,7 +195,7 @@ async def test_a_first_frame_is_small(client: Client, fin: bool) -> None:
         async with Deadline("the close"):
             # Half of it is sent: it is refused for what has come, not for what it would be.
             size = (4 << 20).to_bytes(8, "big")
-            data = bytes([first, 0xFF]) + size + bytes(4) + b"x" * (2 * MAX_FIRST_BYTES)
+            data = bytes([first, 0xFF]) + size + bytes(4) + b"x" * (2 * MAX_AUTH_FRAME_BYTES)
             await asyncio.get_running_loop().sock_sendall(raw.connection, data)
             assert await raw.until_closed() == 1009
 

@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from server.ws import incoming
-from server.ws.incoming import FrameScanner
+from server.ws.incoming import MAX_FRAGMENTS, UNBUDGETED_BYTES, FrameScanner
 
 from ..support.harness import Client, Deadline, LocalServer, eventually
 from ..support.raw_socket import TEXT, RawSocket, upgrade
@@ -33,7 +32,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, size: int | No
     return head + bytes(4) + payload
 
 
-BEGUN = frame(TEXT, b"x" * (incoming.FREE_BYTES + 1), size=LARGE)
+BEGUN = frame(TEXT, b"x" * (UNBUDGETED_BYTES + 1), size=LARGE)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
@@ -83,7 +82,7 @@ async def test_unfinished_messages_of_an_app_are_bounded_and_others_do_not_wait(
     session = await client.create()
     other = await server.client("other")
     path = f"/sessions/{session}/ws"
-    rest = b"x" * (LARGE - incoming.FREE_BYTES - 1)
+    rest = b"x" * (LARGE - UNBUDGETED_BYTES - 1)
     async with contextlib.AsyncExitStack() as stack:
         fit = (32 << 20) // LARGE
         raws = [
@@ -109,7 +108,7 @@ async def test_unfinished_messages_of_an_app_are_bounded_and_others_do_not_wait(
 async def test_a_message_that_finds_no_room_or_stops_coming_closes_its_socket(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incoming, "ROOM_SECS", 0.05)
+    monkeypatch.setattr(server.incoming, "budget_timeout", 0.05)
     path = f"/sessions/{await client.create()}/ws"
     budget = server.incoming.budget
     held = budget.claim(client_name(server), (32 << 20) - LARGE + 1)
@@ -135,7 +134,7 @@ async def test_a_message_in_too_many_frames_closes_its_socket(client: Client) ->
     path = f"/sessions/{await client.create()}/ws"
     tiny = frame(CONTINUATION, b"x", fin=False)
     async with socket_of(client, path) as raw:
-        await put(raw, frame(TEXT, b"{", fin=False) + tiny * incoming.MAX_FRAMES)
+        await put(raw, frame(TEXT, b"{", fin=False) + tiny * MAX_FRAGMENTS)
         async with Deadline("the close"):
             assert await raw.until_closed() == 1013
 

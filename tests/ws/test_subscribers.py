@@ -10,12 +10,10 @@ import struct
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 
-from server.ws import connection, hub
 from server.ws.connection import WebSocketConnection
 
 from ..conftest import Connect, Serve
@@ -27,16 +25,15 @@ BIG: Json = {"burst": {"count": 6_000, "text": "x" * 100}}
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time by which sockets are looked after."""
+def clock(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time by which the connections are checked."""
     clock = Clock()
-    for module in (connection, hub):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(server.services.sockets, "clock", clock)
     return clock
 
 
-def viewers(server: LocalServer) -> list[WebSocketConnection]:
-    return [one for each in server.services.sockets._by_app.values() for one in each]
+def subscribers(server: LocalServer) -> list[WebSocketConnection]:
+    return server.services.sockets.connections
 
 
 def is_held(server: LocalServer, raw: RawSocket) -> bool:
@@ -69,12 +66,12 @@ async def test_a_slow_reader_gets_everything(
     slow = await connect(client, session, after=0)
     await slow.send("prompt", prompt=script(BIG))
     await eventually("the turn to end", lambda: is_idle(client, session, 1))
-    (viewer,) = viewers(server)
+    (subscriber,) = subscribers(server)
     for _ in range(20):  # it takes a little, but never nothing, for several stall times
         for _ in range(8):
             assert await slow.receive(2048)
         clock.advance(20)
-        viewer.tick(clock(), 20, 30)
+        subscriber.check_liveness(clock(), 20, 30)
     assert slow.last < 3000
     slow.enlarge_receive_buffer()
     end = await slow.until("turn_end")
@@ -101,10 +98,10 @@ async def test_at_acp_a_slow_reader_gets_everything_and_a_stuck_one_is_dropped(
             for _ in range(8):
                 assert await slow.receive(2048)
             clock.advance(4)  # in all more than twice what a stuck one has
-            for viewer in viewers(server):
-                viewer.tick(clock(), 20, 30)
+            for subscriber in subscribers(server):
+                subscriber.check_liveness(clock(), 20, 30)
         assert len(told) < 3000
-        await eventually("the stuck one to be dropped", lambda: len(viewers(server)) == 1)
+        await eventually("the stuck one to be dropped", lambda: len(subscribers(server)) == 1)
         slow.enlarge_receive_buffer()
         while told[-1].get("id") != 2:
             assert await slow.receive(65536)
@@ -118,7 +115,7 @@ async def test_at_acp_a_slow_reader_gets_everything_and_a_stuck_one_is_dropped(
 
 
 def draining(server: LocalServer) -> int:
-    return sum(one._draining for one in viewers(server))
+    return sum(one.is_backpressured for one in subscribers(server))
 
 
 async def is_idle(client: Client, session: str, turns: int) -> bool:
@@ -165,10 +162,10 @@ async def test_a_slow_reader_can_cancel(client: Client, connect: Connect) -> Non
     assert (await quick.until("turn_end"))["stop_reason"] == "cancelled"
 
 
-async def test_a_closed_session_is_delivered_to_its_end_however_slowly(
-    client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
+async def test_closed_session_is_delivered_to_its_end_however_slowly(
+    server: LocalServer, client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "CLOSE_SECS", 0.1)
+    monkeypatch.setattr(server.services.sockets, "close_timeout", 0.1)
     session, head = await long_log(client)
     await client.delete(f"/sessions/{session}")
     slow = await connect(client, session, after=0)
@@ -207,30 +204,30 @@ async def flood(raw: RawSocket, times: int, payload: str) -> None:
 async def test_many_sockets_are_looked_after_a_few_at_a_time(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "BEATS_AT_ONCE", 2)
-    turns = 0
-    ticks: Counter[int] = Counter()
-    tick = WebSocketConnection.tick
+    iteration = 0
+    checks: Counter[int] = Counter()
+    check_liveness = WebSocketConnection.check_liveness
 
-    def note(peer: WebSocketConnection, *times: float) -> None:
-        ticks[turns] += 1
-        tick(peer, *times)
+    def count(connection: WebSocketConnection, *times: float) -> None:
+        checks[iteration] += 1
+        check_liveness(connection, *times)
 
-    async def count_turns() -> None:
-        nonlocal turns
-        while ticks.total() < 50:
-            turns += 1
+    async def count_iterations() -> None:
+        nonlocal iteration
+        while checks.total() < 50:
+            iteration += 1
             await asyncio.sleep(0)
 
     server = await serve(heartbeat_secs=0.05)
+    server.services.sockets.checks_at_once = 2
     client = await server.client()
     session = await client.create()
     for _ in range(5):
         await client.connect(session)
-    monkeypatch.setattr(WebSocketConnection, "tick", note)
+    monkeypatch.setattr(WebSocketConnection, "check_liveness", count)
     async with Deadline("ten rounds"):
-        await count_turns()
-    assert max(ticks.values()) == 2
+        await count_iterations()
+    assert max(checks.values()) == 2
 
 
 # Stuck.
@@ -305,11 +302,9 @@ async def test_a_revoked_token_drops_even_a_peer_that_takes_nothing(
 # Silent.
 
 
-async def test_who_answers_no_ping_is_4004(
-    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "CLOSE_SECS", 0.2)
+async def test_who_answers_no_ping_is_4004(serve: Serve, connect: Connect) -> None:
     server = await serve(heartbeat_secs=0.05, stall_timeout_secs=0.1)
+    server.services.sockets.close_timeout = 0.2
     client = await server.client()
     session = await client.create()
     silent = await connect(client, session)
@@ -319,7 +314,7 @@ async def test_who_answers_no_ping_is_4004(
     assert silent.pings
     assert silent.frames[-1] == {**silent.frames[-1], "type": "bye", "code": 4004}
     await until_freed(server, silent)
-    await eventually("its place to be free", lambda: not viewers(server))
+    await eventually("its place to be free", lambda: not subscribers(server))
     assert (await client.state(session))["sockets"] == 0
 
 
@@ -327,16 +322,16 @@ async def test_who_answers_pings_stays_though_it_says_nothing(
     server: LocalServer, client: Client, connect: Connect, clock: Clock
 ) -> None:
     quiet = await connect(client, await client.create())
-    (viewer,) = viewers(server)
+    (subscriber,) = subscribers(server)
     for round_number in range(1, 21):
         clock.advance(20)
-        viewer.tick(clock(), 20, 30)
+        subscriber.check_liveness(clock(), 20, 30)
         while quiet.pings < round_number:
             assert await quiet.receive(4096)
         await quiet.send_frame(PONG)
-        await eventually("the pong to be heard", lambda: viewer._last_heard == clock())
+        await eventually("the pong to be heard", lambda: subscriber.liveness.last_heard == clock())
     assert {frame["type"] for frame in quiet.frames if "seq" not in frame} == {"ready", "heartbeat"}
-    assert viewers(server) == [viewer]
+    assert subscribers(server) == [subscriber]
 
 
 # Gone.
@@ -379,14 +374,14 @@ async def test_a_client_that_ends_its_half_is_let_go(
     raw.connection.shutdown(socket.SHUT_WR)
     await raw.until_closed()
     await until_freed(server, raw)
-    await eventually("its place to be free", lambda: not viewers(server))
+    await eventually("its place to be free", lambda: not subscribers(server))
     assert (await client.state(session))["sockets"] == 0
 
 
 async def test_a_client_that_never_answers_the_close_is_let_go(
     server: LocalServer, client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "CLOSE_SECS", 0.2)
+    monkeypatch.setattr(server.services.sockets, "close_timeout", 0.2)
     session = await client.create()
     raw = await connect(client, session)
     await client.delete(f"/sessions/{session}")

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from ...acp.connection import AcpConnection
 from ...acp.params import Wishes
 from ...errors import Error, bad_request, draining
-from ...ws.connection import new_socket
+from ...ws.upgrade import new_websocket
 from ..context import (
     CREDENTIAL,
     LOGGED_SESSION_ID,
@@ -57,12 +57,12 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
     if services.sessions.is_draining:
         raise draining()
     if services.sockets.is_full(credential.app_name):
-        raise Error("rate_limited", "the app has all the sockets it may", retry_after=5)
+        raise Error("rate_limited", "connection limit reached for this app", retry_after=5)
     if only is not None:
         request[LOGGED_SESSION_ID] = only
 
     connection_id = str(uuid.uuid4())
-    ws = new_socket(request, (SUBPROTOCOL,) if offered else ())
+    ws = new_websocket(request, (SUBPROTOCOL,) if offered else ())
     ws.headers[CONNECTION_ID] = connection_id
     await ws.prepare(request)
     await services.sockets.serve(
