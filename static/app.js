@@ -339,7 +339,7 @@ function mark(rows) {
 	if (JSON.stringify([...marks]) !== before) storage.saveMarks(marks);
 }
 
-let attendTimer = 0;
+let attendTimer;
 
 function attendSoon() {
 	attendTimer ||= setTimeout(attend, ATTEND_EVERY);
@@ -401,7 +401,8 @@ async function toggleNotify() {
 
 document.addEventListener('keydown', event => {
 	if (!shell || event.defaultPrevented || document.querySelector('dialog[open], :popover-open')) return;
-	const { altKey, ctrlKey, metaKey, repeat, shiftKey, target } = event;
+	const { altKey, ctrlKey, metaKey, repeat, shiftKey } = event;
+	const target = /** @type {Element} */ (event.target);
 	const key = event.key.toLowerCase();
 	const command = ctrlKey || metaKey;
 	const { session, view } = open.get(current) ?? {};

@@ -91,6 +91,7 @@ export class Session {
 		return texts.filter((text, index) => text && text !== texts[index - 1]);
 	}
 
+	/** @param {{id?: string, prompt: any, files?: any[]}} message */
 	send({ id, prompt, files = [] }) {
 		const sent = this.wire.prompt(prompt, { id, files });
 		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' });

@@ -69,7 +69,7 @@ export const storage = {
 	],
 	marks() {
 		const found = read(KEPT, 'marks');
-		return new Map(Array.isArray(found) ? found.filter(one => Array.isArray(one)) : []);
+		return new Map(/** @type {any} */ (Array.isArray(found) ? found.filter(Array.isArray) : []));
 	},
 	saveMarks: marks => write(KEPT, 'marks', [...marks].slice(-MAX_MARKS))
 };

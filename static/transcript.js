@@ -22,7 +22,9 @@ import {
 
 const MAX_RAW = 200;
 
+/** @returns {Model} */
 export function createTranscript() {
+	/** @type {Model} */
 	const model = {
 		kind: 'session',
 		head: 0,
@@ -41,6 +43,7 @@ export function createTranscript() {
 }
 
 // The state that the server tells wins over the log up to its head
+/** @param {Model} model */
 export function seed(model, state) {
 	const { head, model: current } = state;
 	model.seededAt = Math.max(model.seededAt, number(head, 0));
@@ -56,6 +59,10 @@ export function seed(model, state) {
 
 const settled = (value, normalise) => (Array.isArray(value) ? normalise(value) : null);
 
+/**
+ * @param {Model} model
+ * @param {Frame} entry
+ */
 export function reduce(model, entry) {
 	const handler = ENTRIES[string(entry.type)];
 	model.head = entry.seq;

@@ -15,6 +15,7 @@ const PONG_LIMIT = 5_000; // for an answer after a wake-up
 const PASSING = ['rate_limited', 'draining'];
 
 export class WireError extends Error {
+	code;
 	constructor(code, message, retryable = false) {
 		super(message || code);
 		Object.assign(this, { code, retryable });
@@ -49,6 +50,7 @@ export class Wire {
 	#prompts = new Map(); // id -> {frame, text, resolve, reject}: not accepted yet
 	#answers = new Map(); // request_id -> frame: permission answers, not confirmed yet
 
+	/** @param {WireOptions} options */
 	constructor({ url, credential, after = 0, on = {}, env = {} }) {
 		this.#url = url;
 		this.#credential = credential;
@@ -94,7 +96,11 @@ export class Wire {
 		this.#timer('pong', PONG_LIMIT, () => this.#closed(1006, 'no pong'));
 	}
 
-	// `prompt`: text or ACP content blocks; `files`: tokens from POST /files. At any time
+	/**
+	 * May be called at any time.
+	 * @param {string | object[]} prompt text or ACP content blocks
+	 * @param {{id?: string, files?: string[]}} [options] files: tokens from POST /files
+	 */
 	prompt(prompt, { id = this.#env.uuid(), files } = {}) {
 		const frame = { type: 'prompt', id, prompt, ...(files?.length && { files }) };
 		const text = JSON.stringify(frame);

@@ -29,7 +29,9 @@ const STYLES = {
 	hidden: { visibility: 'hidden' }
 };
 const LINES = { underline: 'underline', overline: 'overline', strikethrough: 'line-through' };
-const palette = createColorPalette(Object.fromEntries(namedColors.map((name, index) => [name, NAMED[index]])));
+const palette = createColorPalette(
+	/** @type {any} */ (Object.fromEntries(namedColors.map((name, index) => [name, NAMED[index]])))
+);
 
 const CONTROL =
 	/(?:\x1b\[|\x9b)([0-9;:?<=>]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-OQ-WYZ\\`-~]/g;
@@ -59,6 +61,7 @@ function styleOf({ foreground, background, decorations }) {
 	let back = background && palette.value(background);
 	if (decorations.has('reverse')) [front, back] = [back ?? DARK, front ?? LIGHT];
 	else if (back && (!front || foreground.name === 'black')) front = isLight(back) ? DARK : LIGHT;
+	/** @type {Props} */
 	const style = { ...(front && { color: front }), ...(back && { backgroundColor: back }) };
 	for (const name of decorations)
 		if (LINES[name]) style.textDecoration = [style.textDecoration, LINES[name]].filter(Boolean).join(' ');
@@ -71,6 +74,8 @@ function isLight(colour) {
 }
 
 export class Screen {
+	onLine;
+	parser;
 	constructor(onLine) {
 		Object.assign(this, { onLine, pending: '', codes: '', parser: createAnsiSequenceParser() });
 		this.#newLine();

@@ -6,6 +6,8 @@ const INLINE_ALL = 2_600_000;
 const uploaded = new Map();
 
 export class Attachments {
+	el;
+	upload;
 	constructor(el, upload, onchange, saved) {
 		Object.assign(this, { el, upload, onchange: () => {}, items: [] });
 		for (const item of saved ?? []) this.#show(item);
@@ -108,5 +110,5 @@ async function base64(blob) {
 		Object.assign(reader, { onload: resolve, onerror: reject });
 		reader.readAsDataURL(blob);
 	});
-	return reader.result.split(',')[1];
+	return String(reader.result).split(',')[1];
 }

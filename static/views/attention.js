@@ -13,7 +13,7 @@ export class Attention {
 		document.title = words + spell(title || 'clawdforge').slice(0, MAX_TITLE);
 		if (this.mark === mark) return;
 		this.mark = mark;
-		document.querySelector('link[rel="icon"]').href = iconAddress(suffix);
+		document.querySelector('link[rel="icon"]').setAttribute('href', iconAddress(suffix));
 	}
 
 	say(text, urgent) {

@@ -40,7 +40,7 @@ export function codeBlock(text, language = '', growing = false) {
 	setText(name, language || 'text');
 	pre.ariaLabel = spell(`Code ${language}`);
 	name.after(copyButton(() => source.text));
-	let timer = 0;
+	let timer;
 	const finish = () => {
 		clearTimeout(timer);
 		if (language && source.text.length < MAX_COLOURED) whenNear(code, () => paint(code));

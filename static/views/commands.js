@@ -3,6 +3,10 @@ import { h, uid } from './dom.js';
 const SHOWN = 100;
 
 export class CommandList {
+	commands;
+	el;
+	input;
+	take;
 	constructor(el, input, commands, take) {
 		Object.assign(this, { el, input, commands, take, matches: [] });
 		el.id = uid();

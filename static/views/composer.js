@@ -8,6 +8,18 @@ const TOUCH = globalThis.matchMedia?.('(hover: none) and (pointer: coarse)');
 const joined = (...texts) => texts.filter(Boolean).join('\n\n');
 
 export class Composer {
+	attached;
+	clip;
+	controls;
+	draft;
+	edits;
+	el;
+	go;
+	input;
+	offered;
+	on;
+	picker;
+	stop;
 	constructor({ on, upload, placeholder, label = 'Message', controls, draft }) {
 		Object.assign(this, template('composer'), { on, draft, running: false, at: null, stash: '', edits: new Map() });
 		const { input, picker } = this;

@@ -8,6 +8,9 @@ const IDLE_BUDGET = 10;
 const SLICE = 12;
 
 export class ConversationView {
+	outbox;
+	scroll;
+	turns;
 	constructor(el, context) {
 		this.el = el;
 		[this.turns, this.outbox] = el.children;
@@ -69,7 +72,7 @@ export class ConversationView {
 		const { model } = this;
 		const until = performance.now() + FRAME_BUDGET;
 		const enough = () => performance.now() > until;
-		for (const thing of [...model.dirty].sort((a, b) => (b.kind === 'turn') - (a.kind === 'turn'))) {
+		for (const thing of [...model.dirty].sort((a, b) => +(b.kind === 'turn') - +(a.kind === 'turn'))) {
 			if (enough()) break;
 			const done = thing.kind !== 'turn' || this.#drawTurn(thing, enough);
 			if (done) model.dirty.delete(thing);

@@ -1,6 +1,7 @@
 import { spell } from '../marks.js';
 import { h, setText, template } from './dom.js';
 
+/** @param {Props} options */
 export function ask({ title, text, input, action, danger }) {
 	const { el, heading, words, field, cancel, yes } = template('dialog');
 	el.ariaLabel = field.ariaLabel = spell(title);

@@ -31,7 +31,7 @@ export function compare(oldText, newText) {
 	let tail = 0;
 	while (tail < Math.min(left.length, right.length) - start && left.at(-1 - tail) === right.at(-1 - tail)) tail += 1;
 	const middle = [left.slice(start, left.length - tail), right.slice(start, right.length - tail)];
-	const parts = diffArrays(...middle, { timeout: TIME, maxEditLength: MAX_EDITS }) ?? [
+	const parts = diffArrays(middle[0], middle[1], { timeout: TIME, maxEditLength: MAX_EDITS }) ?? [
 		{ count: middle[0].length, removed: true },
 		{ count: middle[1].length, added: true }
 	];
@@ -56,6 +56,7 @@ export function compare(oldText, newText) {
 
 export function diffView({ path = '', oldText, newText }, cwd) {
 	const { rows, ends } = compare(oldText && pretty(oldText, MAX_DIFF), pretty(newText, MAX_DIFF));
+	/** @type {Props[]} */
 	const shown = ends.map(([from, to, count]) => ({
 		note: `Line ends changed: ${from} → ${to} (${plural(count, 'line')})`
 	}));

@@ -3,6 +3,7 @@ import { CODE, EXACT, exactPieces, PROSE, pieces, spell, TEXT } from '../marks.j
 const SPELLED = new Set(['label', 'title', 'alt', 'placeholder']);
 
 // h('button.primary', {onclick, label: 'Send'}, icon('up'), 'Send'). Strings are never markup
+/** @returns {any} */
 export function h(spec, props = {}, ...children) {
 	const [tag, ...classes] = spec.split('.');
 	const node = document.createElement(tag);
@@ -62,9 +63,14 @@ export function guard(draw, instead) {
 	}
 }
 
+// The content of a <template>
+const contentOf = id => /** @type {HTMLTemplateElement} */ (document.getElementById(id)).content;
+
+/** @returns {Props} its elements, by their data-part */
 export function template(id) {
-	const [original] = document.getElementById(id).content.children;
+	const original = contentOf(id).firstElementChild;
 	for (const place of original.querySelectorAll('i')) place.replaceWith(icon(place.dataset.icon));
+	/** @type {Props} */
 	const parts = { el: document.importNode(original, true) };
 	for (const part of parts.el.querySelectorAll('[data-part]')) parts[part.dataset.part] = part;
 	return parts;
@@ -74,8 +80,8 @@ const icons = new Map();
 
 export function icon(name) {
 	if (!icons.has(name)) {
-		const all = document.getElementById('icons').content.firstElementChild;
-		const svg = all.cloneNode();
+		const all = contentOf('icons').firstElementChild;
+		const svg = /** @type {Element} */ (all.cloneNode());
 		svg.setAttribute('class', name === 'mark' ? 'mark' : `icon icon-${name}`);
 		svg.append(all.querySelector(`[data-icon='${name}']`).cloneNode());
 		icons.set(name, svg);
@@ -93,7 +99,7 @@ export function setText(node, text) {
 
 export function setChildren(parent, nodes) {
 	const kept = new Set(nodes);
-	const focused = document.activeElement;
+	const focused = /** @type {HTMLElement} */ (document.activeElement);
 	for (const child of [...parent.childNodes]) if (!kept.has(child)) child.remove();
 	for (const [index, node] of nodes.entries())
 		if (node !== parent.childNodes[index]) parent.insertBefore(node, parent.childNodes[index] ?? null);

@@ -6,6 +6,12 @@ import { plural } from './format.js';
 const SHOWN = 300;
 
 export class FramesView {
+	close;
+	count;
+	el;
+	filter;
+	list;
+	rows;
 	constructor(onclose) {
 		Object.assign(this, template('frames'), { rows: new WeakMap() });
 		this.close.before(

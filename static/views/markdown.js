@@ -33,7 +33,8 @@ function fence(text, language) {
 	return Object.hasOwn(DRAWN, language) ? DRAWN[language](text) : codeBlock(text, language).el;
 }
 
-const renderer = Object.assign(new Renderer(), {
+/** @type {Props} */
+const rules = {
 	html: ({ text }) => safeHtml(text),
 	// marked leaves text in raw <kbd> and <code> as it is.
 	text({ tokens, text, escaped }) {
@@ -49,7 +50,8 @@ const renderer = Object.assign(new Renderer(), {
 		const tag = headingTag(depth);
 		return `<${tag}>${this.parser.parseInline(tokens)}</${tag}>`;
 	}
-});
+};
+const renderer = Object.assign(new Renderer(), rules);
 
 function lex(text, links) {
 	if (/^(?: {0,3}>[ \t]?){60}/m.test(text)) throw new Error('quotes in quotes take marked quadratic time');
@@ -66,6 +68,7 @@ function lex(text, links) {
 function render(tokens) {
 	if (tokens.some(token => token.type === 'plain' || isTooLong(token)))
 		return tokens.map(({ raw }) => h('p.plain', { prose: raw, dir: 'auto' }));
+	/** @type {any} */
 	const fragment = DOMPurify.sanitize(Parser.parse(tokens, { ...options, renderer }), ALLOWED);
 	showHidden(fragment);
 	if (RTL.test(fragment.textContent)) for (const node of fragment.querySelectorAll(BLOCKS)) setDirection(node);
@@ -243,7 +246,7 @@ export class MarkdownView {
 		const { fence } = this;
 		// Half a line may become the closing fence.
 		const whole = done ? rest : rest.replace(/\n {0,3}[`~]*$/, '');
-		const { text, raw } = new Lexer(options).tokenizer.fences(whole);
+		const { text, raw } = /** @type {any} */ (new Lexer(options)).tokenizer.fences(whole);
 		const code = text.replace(/\n+$/, '');
 		fence.block.append(code.slice(fence.length));
 		fence.length = code.length;

@@ -181,5 +181,6 @@ export const isTooLong = ({ raw, type }) =>
 const OPENING = /<(?!(?:br|hr|img|p|li|t[dhr]|d[dt])\b)[a-z]/gi;
 const count = (text, pattern) => text.match(pattern)?.length ?? 0;
 
-export const options = new Marked({ extensions: [blockFormula, inlineFormula, path, footnoteMark, footnote, details] })
-	.defaults;
+/** @type {any[]} */
+const extensions = [blockFormula, inlineFormula, path, footnoteMark, footnote, details];
+export const options = new Marked({ extensions }).defaults;

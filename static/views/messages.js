@@ -26,6 +26,10 @@ export function promptBubble(prompt) {
 }
 
 export class MessageView {
+	context;
+	el;
+	item;
+	views;
 	constructor(item, context) {
 		Object.assign(this, { item, context, views: [], el: h(`div.message.${item.kind}`) });
 		this.update();
@@ -51,6 +55,11 @@ export class MessageView {
 }
 
 export class ThoughtView {
+	body;
+	el;
+	item;
+	label;
+	line;
 	constructor(item, context) {
 		Object.assign(this, template('thought'), { item });
 		this.draw = () => {

@@ -7,6 +7,9 @@ const MAX_JSON = 200_000;
 const PLAN_WORDS = { __proto__: null, pending: 'to do', in_progress: 'in progress', completed: 'done' };
 
 export class PlanView {
+	count;
+	item;
+	list;
 	constructor(item) {
 		Object.assign(this, template('plan'), { item });
 		this.update();
@@ -39,6 +42,10 @@ export class NoteView {
 export const rawView = (name, data) => new RawView({ name, count: 1, data: [data] });
 
 export class RawView {
+	box;
+	el;
+	item;
+	label;
 	constructor(item) {
 		Object.assign(this, template('raw'), { item });
 		this.el.ontoggle = () => this.update();

@@ -4,6 +4,8 @@ import { promptBubble } from './messages.js';
 const button = (text, onclick) => h('button.quiet', { text, onclick });
 
 export class OutboxView {
+	on;
+	root;
 	constructor(root, on) {
 		Object.assign(this, { root, on });
 	}

@@ -21,6 +21,16 @@ const BY = {
 export const isOpen = ({ outcome, over }) => !outcome && !over;
 
 export class PermissionView {
+	card;
+	choices;
+	context;
+	details;
+	el;
+	heading;
+	note;
+	permission;
+	result;
+	who;
 	constructor(permission, context) {
 		Object.assign(this, template('permission'), { permission, context, refused: 0 });
 		const { card, heading, who, choices, details } = this;

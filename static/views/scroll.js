@@ -2,6 +2,9 @@ const NEAR = 56;
 const LOOK_FOR = 24; // px below the top edge
 
 export class ScrollKeeper {
+	content;
+	onchange;
+	scroller;
 	constructor(scroller, content, onchange) {
 		Object.assign(this, { scroller, content, onchange, following: true, top: 0, width: scroller.clientWidth });
 		scroller.addEventListener('scroll', () => this.#scrolled(), { passive: true });

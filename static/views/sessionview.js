@@ -33,6 +33,28 @@ const STOPPED = {
 };
 
 export class SessionView {
+	anew;
+	ask;
+	asked;
+	column;
+	connection;
+	el;
+	empty;
+	ended;
+	facts;
+	greeting;
+	jump;
+	loading;
+	log;
+	menu;
+	more;
+	on;
+	plan;
+	scroller;
+	session;
+	title;
+	usage;
+	why;
 	constructor(session, { on, upload, draft }) {
 		Object.assign(this, template('session'), { session, on, awaySince: 0 });
 		this.menu.onclick = () => on.showSidebar();

@@ -12,6 +12,19 @@ const STATE_WORDS = {
 };
 
 export class Sidebar {
+	begin;
+	current;
+	el;
+	find;
+	headings;
+	hide;
+	list;
+	note;
+	on;
+	rows;
+	sessions;
+	settings;
+	skip;
 	constructor(on) {
 		Object.assign(this, template('sidebar'), {
 			on,

@@ -12,6 +12,14 @@ const PERMISSIONS = [
 const FIELDS = ['model', 'cwd', 'system'];
 
 export class StartView {
+	draft;
+	el;
+	heading;
+	ideas;
+	inner;
+	menu;
+	note;
+	on;
 	constructor({ on, upload, choice, draft }) {
 		Object.assign(this, template('start'), { on, draft });
 		this.choice = { permission: 'ask', ...choice };

@@ -5,6 +5,10 @@ import { plural } from './format.js';
 const MAX_LINES = 2000;
 
 export class TerminalView {
+	above;
+	code;
+	el;
+	screen;
 	constructor() {
 		Object.assign(this, template('terminal'));
 		this.#clear();

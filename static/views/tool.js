@@ -30,6 +30,19 @@ const STATES = {
 };
 
 export class ToolView {
+	asks;
+	body;
+	context;
+	el;
+	icon;
+	item;
+	line;
+	live;
+	parts;
+	state;
+	terminal;
+	time;
+	title;
 	constructor(item, context, live) {
 		Object.assign(this, template('tool'), { item, context, live, parts: new Map(), asks: new Map() });
 		this.toggle = toggler(this.line, this.body, () => this.#showBody());

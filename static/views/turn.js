@@ -35,6 +35,13 @@ const ERRORS = {
 };
 
 export class TurnView {
+	body;
+	context;
+	el;
+	foot;
+	head;
+	heading;
+	turn;
 	constructor(turn, context, later) {
 		Object.assign(this, template('turn'), { turn, context });
 		this.from = this.to = later ? turn.items.length : 0;

@@ -1,7 +1,9 @@
 // Takes the place of WebSocket before the page runs: a session's server that says what the test wants.
 // In `window.fake`: log (entries that `ready` counts), state (more fields of `ready`), feed(entries), sent.
-window.fake = { log: [], state: {}, sent: [], seq: 0 };
-window.WebSocket = class {
+/** @type {any} */ (window).fake = { log: [], state: {}, sent: [], seq: 0 };
+/** @type {any} */ (window).WebSocket = class {
+	onopen;
+	onmessage;
 	constructor(url) {
 		this.id = url.match(/sessions\/([^/]*)\/ws/)[1];
 		fake.socket = this;
@@ -32,6 +34,6 @@ window.WebSocket = class {
 
 	close() {}
 };
-window.fake.feed = entries => {
+fake.feed = entries => {
 	for (const entry of entries) fake.socket.tell({ ...entry, seq: (fake.seq += 1) });
 };

@@ -13,6 +13,7 @@ const seen = { texts: {}, users: {}, asked: [] };
 
 /** A stream that keeps what comes in: by a header from Node, by subprotocols as in a browser. */
 function open(browser) {
+	/** @type {any} */
 	const Base = browser ? globalThis.WebSocket : NodeWebSocket;
 	const made = [];
 	class Recording extends Base {
@@ -25,14 +26,16 @@ function open(browser) {
 	const login = browser
 		? { protocols: ['acp', `acp.auth.${token}`] }
 		: { headers: { Authorization: `Bearer ${token}` } };
-	const stream = createWebSocketStream(url, { WebSocket: Recording, ...login });
+	const options = /** @type {any} */ ({ WebSocket: Recording, ...login });
+	const stream = createWebSocketStream(url, options);
 	return { stream, socket: made[0] };
 }
 
 function client() {
 	return acp
 		.client()
-		.onNotification('session/update', ({ params: { sessionId, update } }) => {
+		.onNotification('session/update', ({ params }) => {
+			const { sessionId, update } = /** @type {Props} */ (params);
 			const kept = { agent_message_chunk: seen.texts, user_message_chunk: seen.users };
 			const texts = kept[update.sessionUpdate];
 			if (texts) texts[sessionId] = (texts[sessionId] ?? '') + update.content.text;
@@ -89,7 +92,9 @@ await client().connectWith(stream, async agent => {
 	aborting.abort();
 	results.aborted = await aborted.catch(({ code }) => code);
 });
-await new Promise(resolve => (socket.readyState === 3 ? resolve() : socket.addEventListener('close', resolve)));
+await /** @type {Promise<void>} */ (
+	new Promise(resolve => (socket.readyState === 3 ? resolve() : socket.addEventListener('close', resolve)))
+);
 
 const before = { ...seen.texts };
 seen.texts = {};

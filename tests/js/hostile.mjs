@@ -197,6 +197,7 @@ export const MISSING = Symbol('missing');
 const prototypes = JSON.parse('{"__proto__": {"x": 1}, "constructor": 5, "toString": null, "length": -1}');
 /** Null, a number, a text and unknown name, a list, an object, nothing. */
 export const VALUES = [null, 7, 'constructor', [null, 7, 'x', [], {}], prototypes, MISSING];
+/** @type {any} */
 let deep = 'x';
 for (let depth = 0; depth < 900; depth += 1) deep = depth % 2 ? [deep] : { a: deep };
 export const MORE_VALUES = [
@@ -227,7 +228,8 @@ function* paths(value, at = []) {
 	for (const key of Object.keys(value)) yield* paths(value[key], [...at, key]);
 }
 
-function put(value, [key, ...rest], other) {
+function put(value, path, other) {
+	const [key, ...rest] = path;
 	if (typeof value !== 'object' || value === null) return value; // has been replaced
 	const copy = Array.isArray(value) ? [...value] : { ...value };
 	if (rest.length) copy[key] = put(value[key], rest, other);

@@ -5,8 +5,12 @@ import { Session } from '../../static/session.js';
 
 const words = text => [{ type: 'text', text }];
 
-/** A session whose server and browser are the test. */
+/**
+ * A session whose server and browser are simulated.
+ * @param {{state?: Props, outbox?: any[]}} [given]
+ */
 function world({ state, outbox = [] } = {}) {
+	/** @type {Props} */
 	const seen = { problems: [], synced: 0, updates: [], looks: 0, sent: [], saved: outbox };
 	let on;
 	let ids = 0;

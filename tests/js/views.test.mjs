@@ -224,7 +224,7 @@ test('numbers and times in a few characters', () => {
 });
 
 test('who looks back is left alone, however slowly; who is at the end is kept there', t => {
-	globalThis.ResizeObserver = class {
+	/** @type {any} */ (globalThis).ResizeObserver = class {
 		observe() {}
 	};
 	t.after(() => delete globalThis.ResizeObserver);
@@ -259,7 +259,7 @@ test('who looks back is left alone, however slowly; who is at the end is kept th
 
 test('the JavaScript and CSS of the page stay small: under 200 KB as written', () => {
 	const root = new URL('../../static/', import.meta.url);
-	const names = readdirSync(root, { recursive: true }).filter(
+	const names = readdirSync(root, { recursive: true, encoding: 'utf8' }).filter(
 		name => /\.(js|css)$/.test(name) && !/^docs\./.test(name)
 	);
 	const written = names.reduce((sum, name) => sum + readFileSync(new URL(name, root)).length, 0);

@@ -11,6 +11,9 @@ function world(options = {}) {
 	const sockets = [];
 	class Socket {
 		sent = [];
+		onopen;
+		onmessage;
+		onclose;
 		constructor(url) {
 			this.url = url;
 			sockets.push(this);

@@ -163,8 +163,3 @@ def test_make_help_lists_every_target() -> None:
         ["make", "-s"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     assert set(re.findall(r"^  make (\w+) +\S", shown, re.MULTILINE)) == phony
-
-
-def test_page_scripts_and_styles_stay_within_the_byte_budget() -> None:
-    files = [path for path in (ROOT / "static").rglob("*") if path.suffix in (".js", ".css")]
-    assert sum(path.stat().st_size for path in files) <= 200 * 1024

@@ -69,7 +69,10 @@ function tune(client) {
 }
 
 async function tunedManager(options) {
-	const Manager = (await new AcpxRuntime(options).getManager()).constructor;
+	// The manager is private in acpx.
+	const runtime = /** @type {any} */ (new AcpxRuntime(options));
+	/** @type {any} */
+	const Manager = (await runtime.getManager()).constructor;
 	if (typeof Manager.prototype.createClient !== 'function') return undefined;
 	class TunedManager extends Manager {
 		createClient(clientOptions) {
@@ -83,7 +86,7 @@ async function tunedManager(options) {
 		cwd: options.cwd,
 		permissionMode: 'deny-all'
 	});
-	return tune(probe) ? new TunedManager(options) : undefined;
+	return tune(probe) ? Reflect.construct(TunedManager, [options]) : undefined;
 }
 
 const operations = {
@@ -93,6 +96,7 @@ const operations = {
 		records = keepRecords(createFileSessionStore({ stateDir }), error =>
 			say(`a record is not stored: ${error.message}`)
 		);
+		/** @type {any} */
 		const options = {
 			cwd: config.cwd,
 			sessionStore: records,
@@ -111,7 +115,7 @@ const operations = {
 		if (!manager) {
 			say('acpx is not built as expected: turns may follow each other a second later');
 		}
-		runtime = new AcpxRuntime(options, manager && { managerFactory: () => manager });
+		runtime = new AcpxRuntime(options, manager && { managerFactory: () => /** @type {any} */ (manager) });
 		const { version } = createRequire(import.meta.url)('acpx/package.json');
 		setTimeout(flushCompileCache, 1000).unref(); // for the next one, when this one has started
 		return { acpx: version, node: process.versions.node, pid: process.pid };
@@ -215,11 +219,11 @@ async function handle(call) {
 	}
 }
 
-process.on('unhandledRejection', error => say(`unhandled rejection: ${error?.stack ?? error}`));
+process.on('unhandledRejection', (/** @type {any} */ error) => say(`unhandled rejection: ${error?.stack ?? error}`));
 let begun = []; // the pieces of a line whose end has not come yet
 process.stdin.setEncoding('utf8');
 process.stdin
-	.on('data', chunk => {
+	.on('data', (/** @type {any} */ chunk) => {
 		// Not `readline`: for it U+2028, which JSON may hold as it is, ends a line, too.
 		const [first, ...others] = chunk.split('\n');
 		begun.push(first);
