@@ -18,8 +18,10 @@ from targets import AGENT, Clawdforge, RawPipe, Server
 
 from server.metrics import Metrics
 from server.sessions.entries import event_fields
-from server.sessions.event_log import DatabaseWriter, SessionLog
+from server.sessions.event_log import EventLogs, SessionLog
 from server.storage.database import Database
+from server.storage.queries import Queries
+from server.storage.writer import DatabaseWriter
 
 CHUNK = 20_000
 UPDATE = json.dumps(
@@ -154,6 +156,7 @@ async def _grow(path: Path, most: int) -> tuple[Samples, Samples]:
     store = await Database.open(path)
     writer = DatabaseWriter(store, Metrics())
     writer.start()
+    logs = EventLogs(writer, Queries(store))
     fields = event_fields(UPDATE)
 
     async def append(log: SessionLog, count: int) -> float:
@@ -166,15 +169,15 @@ async def _grow(path: Path, most: int) -> tuple[Samples, Samples]:
         return (time.perf_counter() - began) / count * 1e6
 
     try:
-        long = SessionLog(writer, 1, 0)
+        long = logs.open(1, 0)
         while long.last < most:
             await append(long, CHUNK)
         few, many = Samples(), Samples()
         for number in range(12):
             # In the same file: how long the others' logs are must not matter either.
-            few.add(await append(SessionLog(writer, 2 + number, 0), CHUNK))
+            few.add(await append(logs.open(2 + number, 0), CHUNK))
             many.add(await append(long, CHUNK))
-            assert len(await SessionLog(writer, 1, long.head).read(most // 2)) > 0
+            assert len(await logs.open(1, long.head).read(most // 2)) > 0
         return few, many
     finally:
         await writer.stop()

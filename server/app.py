@@ -23,15 +23,16 @@ from .agents.selection import FALLBACK_AGENT
 from .auth.tokens import FirstTokens, TokenRegistry
 from .config import MAX_BODY_BYTES, AgentCommand, Settings
 from .data_dir import DataDir
-from .errors import Error, StartError
+from .errors import DatabaseError, Error, StartError
 from .limits import ByteBudget
 from .metrics import Metrics
 from .runs.runner import Runner
-from .sessions.event_log import DatabaseWriter
 from .sessions.registry import SessionRegistry
-from .storage.database import Database, DatabaseError
+from .storage.database import Database
 from .storage.import_v02 import upgrade
+from .storage.queries import Queries
 from .storage.schema import SchemaError
+from .storage.writer import DatabaseWriter
 from .tasks import Supervisor, Tasks
 from .uploads.files import FileStore
 from .web.context import CONTEXT, ServerContext
@@ -103,13 +104,14 @@ async def _house(
         data_dir = DataDir(settings.data_dir)
         stack.enter_context(data_dir.locked())
         await upgrade(data_dir.database)
-        store = await Database.open(data_dir.database, sync=settings.sync)
-        stack.push_async_callback(store.close)
+        database = await Database.open(data_dir.database, sync=settings.sync)
+        stack.push_async_callback(database.close)
+        queries = Queries(database)
         metrics = Metrics()
-        writer = DatabaseWriter(store, metrics, supervisor)
+        writer = DatabaseWriter(database, metrics, supervisor)
         writer.start()
         stack.push_async_callback(writer.stop)
-        tokens = TokenRegistry(store, writer, max_tickets_per_app=settings.max_tickets_per_app)
+        tokens = TokenRegistry(queries, writer, max_tickets_per_app=settings.max_tickets_per_app)
         if (first := await tokens.load(settings.admin_token)) is not None:
             app[FIRST_TOKENS].append(first)
 
@@ -119,13 +121,13 @@ async def _house(
         known = [info.name for info in await backend.agents()]
         if settings.default_agent not in (None, *known):
             raise StartError(f"CLAWDFORGE_DEFAULT_AGENT: must be one of {', '.join(known)}")
-        all_sessions = SessionRegistry(settings, store, writer, metrics, backend, clock)
+        all_sessions = SessionRegistry(settings, queries, writer, metrics, backend, clock)
         await all_sessions.start()
         stack.push_async_callback(all_sessions.stop)
 
         runner = Runner(
             settings,
-            store,
+            queries,
             writer,
             backend,
             environ=agent_environ(environ, settings.agent_env),
@@ -149,7 +151,7 @@ async def _house(
         state.acpx_version = backend.versions["acpx"]
         uploads = FileStore(
             data_dir.uploads,
-            store,
+            queries,
             writer,
             max_bytes=settings.max_upload_bytes,
             max_bytes_per_app=settings.max_upload_bytes_per_app,
@@ -174,7 +176,7 @@ async def _house(
         supervisor.spawn(loops, "health", state.watch)
         supervisor.spawn(loops, "heart", sockets.heartbeat_loop)
         supervisor.spawn(loops, "metrics", metrics.watch_loop)
-        supervisor.spawn(loops, "write-back", writer.write_back)
+        supervisor.spawn(loops, "checkpoints", writer.checkpointer.run)
         supervisor.spawn(loops, "sweeper", sweep)
         state.ready = supervisor.failure is None
         yield

@@ -88,6 +88,18 @@ class Error(Exception):
         return STATUS[self.code]
 
 
+class DatabaseError(Exception):
+    """A failed read or write of the database.
+
+    Attributes:
+        is_transient: whether the same operation may succeed later, as after a full disk.
+    """
+
+    def __init__(self, message: str, *, is_transient: bool) -> None:
+        super().__init__(message)
+        self.is_transient = is_transient
+
+
 class StartError(Exception):
     """The server cannot start; the message is one line for the operator."""
 

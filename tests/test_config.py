@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import re
-import sqlite3
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from server.config import (
     variables,
     with_env_file,
 )
-from server.errors import StartError, not_stored
+from server.errors import DatabaseError, StartError, not_stored
 
 from .conftest import Serve
 from .support.harness import ROOT, TIMEOUT_SECS
@@ -366,7 +365,7 @@ async def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "error",
     [
-        sqlite3.OperationalError("database or disk is full"),
+        DatabaseError("database or disk is full", is_transient=True),
         PermissionError(13, "Permission denied", "acpx"),
         not_stored(),
     ],

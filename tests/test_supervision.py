@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,9 +11,10 @@ import pytest
 
 from server.__main__ import serve as serve_forever
 from server.config import Settings
-from server.errors import Error
-from server.sessions.event_log import SessionLog
+from server.errors import DatabaseError, Error
+from server.sessions.event_log import RingBudget
 from server.storage.database import Database
+from server.storage.queries import Queries
 from server.tasks import CriticalTaskError, Loop, Supervisor, Tasks
 
 from .conftest import Serve
@@ -23,7 +23,7 @@ from .support.harness import ADMIN, MOCKS, Client, Deadline, eventually, script
 CRITICAL = "log-writer"
 OF_THE_SERVER = {
     *("acpx-host", "acpx-host-stdout", "acpx-host-stderr", "acpx-host-watch", "seam-accept"),
-    *("door", "health", "heart", "metrics", "stalled connections", "sweeper", "write-back"),
+    *("door", "health", "heart", "metrics", "stalled connections", "sweeper", "checkpoints"),
 }
 OF_AN_AGENT = {"agent-stderr"}
 
@@ -144,7 +144,7 @@ async def test_failing_watcher_of_a_log_disturbs_nobody(serve: Serve) -> None:
     def fail() -> None:
         raise RuntimeError("injected by a test")
 
-    (await server.services.sessions.get(session, "app")).log.watch(fail)
+    (await server.services.sessions.get(session, "app")).log.subscribe(fail)
     assert (await client.turn(session, "hello"))[0] == 200
 
 
@@ -154,14 +154,13 @@ async def test_failing_ring_sends_readers_to_the_database(
     server = await serve()
     client = await server.client()
     socket = await client.connect(await client.create())
-    publish = SessionLog.publish
 
     def fail(*_: object) -> None:
         raise RuntimeError("injected by a test")
 
-    monkeypatch.setattr(SessionLog, "publish", fail)
-    await socket.turn("hello")
-    monkeypatch.setattr(SessionLog, "publish", publish)
+    with monkeypatch.context() as patch:
+        patch.setattr(RingBudget, "note", fail)
+        await socket.turn("hello")
     await socket.turn("again")
     seqs = [entry["seq"] for entry in socket.entries]
     assert seqs == list(range(1, len(seqs) + 1))
@@ -176,11 +175,11 @@ async def test_sweeper_outlives_a_failed_read_at_its_start(
         nonlocal reads
         reads += 1
         if reads == 1:
-            raise sqlite3.OperationalError("disk I/O error")
+            raise DatabaseError("disk I/O error", is_transient=True)
         swept.set()
         return []
 
-    monkeypatch.setattr(Database, "prewarmed", fail_once)
+    monkeypatch.setattr(Queries, "prewarmed", fail_once)
     await serve(sweep_interval_secs=0.01)
     async with Deadline("the sweeper to go on"):
         await swept.wait()

@@ -332,7 +332,7 @@ class AcpConnection(WebSocketConnection):
             rows = [row for row in rows if params.cwd in (None, row.cwd, row.client_cwd)]
         else:
             before = None if params.cursor is None else _position(params.cursor)
-            rows = await self._sessions.store.session_page(
+            rows = await self._sessions.queries.session_page(
                 self.app_name, before=before, limit=PAGE + 1, cwd=params.cwd
             )
         page: Json = {"sessions": [_info(row) for row in rows[:PAGE]]}
@@ -386,13 +386,13 @@ class AcpConnection(WebSocketConnection):
             limit=self._wishes.max_message_bytes or MAX_MESSAGE_BYTES,
         )
         session.subscribers += 1
-        session.log.watch(self.schedule_write)
+        session.log.subscribe(self.schedule_write)
         self.schedule_write()
         return attachment
 
     def _detach(self, attachment: SessionSubscription) -> None:
         del self._attached[attachment.session.id]
-        attachment.session.log.unwatch(self.schedule_write)
+        attachment.session.log.unsubscribe(self.schedule_write)
         attachment.session.subscribers -= 1
 
     # Turns.

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from ..config import MAX_SECRET_LENGTH
 from ..errors import Error, bad_request, not_found
 from ..origins import address_of, is_in_networks, network_of
-from ..sessions.event_log import DatabaseWriter
-from ..storage import database as store
-from ..storage.database import Database
+from ..storage import statements
+from ..storage.queries import Queries
 from ..storage.schema import TokenRow
+from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .credential import Credential, hash_secret, unauthorized
 from .tickets import TICKET_PREFIX, TicketRegistry
@@ -54,11 +54,11 @@ class TokenRegistry:
     """
 
     def __init__(
-        self, database: Database, writer: DatabaseWriter, *, max_tickets_per_app: int = 10_000
+        self, queries: Queries, writer: DatabaseWriter, *, max_tickets_per_app: int = 10_000
     ) -> None:
         self.tickets = TicketRegistry(max_tickets_per_app)
         self.on_revoke: Callable[[str], None] = lambda name: None
-        self._store = database
+        self._queries = queries
         self._writer = writer
         self._admin_hash = b""
         self._by_hash: dict[bytes, Credential] = {}
@@ -75,7 +75,7 @@ class TokenRegistry:
             The created tokens, which must be shown to the operator, or None.
         """
         await self.load_app_tokens()
-        stored = await self._store.server_value(ADMIN_KEY)
+        stored = await self._queries.server_value(ADMIN_KEY)
         created = None
         if admin_token is not None:
             self._admin_hash = hash_secret(admin_token)
@@ -88,7 +88,7 @@ class TokenRegistry:
             created = new_token()
             self._admin_hash = stored_next = hash_secret(created)
         if stored_next != stored:
-            await self._writer.commit([store.set_server_value(ADMIN_KEY, stored_next)])
+            await self._writer.commit([statements.set_server_value(ADMIN_KEY, stored_next)])
         app_token = None
         if stored is None and not self._names:
             app_token = (await self.create(FIRST_APP))[1]
@@ -96,7 +96,7 @@ class TokenRegistry:
 
     async def load_app_tokens(self) -> None:
         """Load the apps' tokens, and create none."""
-        for row in await self._store.tokens():
+        for row in await self._queries.tokens():
             self._by_hash[row.hash] = Credential(row)
             self._names.add(row.name)
 
@@ -174,7 +174,7 @@ class TokenRegistry:
         token = new_token()
         row = TokenRow(name, hash_secret(token), json.dumps(list(ip_cidrs)), time.time())
         try:
-            await to_completion(self._writer.commit([store.insert_token(row)]))
+            await to_completion(self._writer.commit([statements.insert_token(row)]))
         except BaseException:
             self._names.discard(name)
             raise
@@ -197,7 +197,7 @@ class TokenRegistry:
         self.tickets.discard_all(credential)
         self.on_revoke(name)
         try:
-            await to_completion(self._writer.commit([store.delete_token(name)]))
+            await to_completion(self._writer.commit([statements.delete_token(name)]))
         except Error:
             self._by_hash[row.hash] = Credential(row)
             raise

@@ -23,14 +23,15 @@ from ..app import make_backend
 from ..auth.tokens import TokenRegistry
 from ..config import Settings
 from ..data_dir import DataDir, DataDirInUseError
-from ..errors import Error
+from ..errors import DatabaseError, Error
 from ..escaping import visible
 from ..metrics import Metrics
-from ..sessions.event_log import DatabaseWriter
 from ..sessions.registry import SessionRegistry
-from ..storage.database import Database, DatabaseError
+from ..storage.database import Database
 from ..storage.import_v02 import upgrade
+from ..storage.queries import Queries
 from ..storage.schema import SchemaError
+from ..storage.writer import DatabaseWriter
 from ..web import control_socket
 from ..web.request_values import from_texts
 from ..web.resources.tokens import CreateToken
@@ -166,36 +167,37 @@ async def _running(data_dir: DataDir) -> AsyncIterator[House]:
 @contextlib.asynccontextmanager
 async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[House]:
     async with contextlib.AsyncExitStack() as stack:
-        database = DataDir(settings.data_dir).database
-        await upgrade(database)
-        store = await Database.open(database, sync=settings.sync)
-        stack.push_async_callback(store.close)
+        path = DataDir(settings.data_dir).database
+        await upgrade(path)
+        database = await Database.open(path, sync=settings.sync)
+        stack.push_async_callback(database.close)
+        queries = Queries(database)
         metrics = Metrics()
-        writer = DatabaseWriter(store, metrics)
+        writer = DatabaseWriter(database, metrics)
         writer.start()
         stack.push_async_callback(writer.stop)
-        tokens = TokenRegistry(store, writer)
+        tokens = TokenRegistry(queries, writer)
         await tokens.load_app_tokens()
         # Agents are described by it and never started, so no Node is needed.
         backend = make_backend(settings, environ, writer, node="node")
-        sessions = SessionRegistry(settings, store, writer, metrics, backend)
+        sessions = SessionRegistry(settings, queries, writer, metrics, backend)
         await sessions.start()
         stack.push_async_callback(sessions.stop)
         yield StoppedHouse(tokens, sessions)
 
 
 @contextlib.asynccontextmanager
-async def reading(settings: Settings) -> AsyncIterator[Database]:
+async def reading(settings: Settings) -> AsyncIterator[Queries]:
     """The database, to read it."""
     data_dir = DataDir(settings.data_dir)
     if await asyncio.to_thread(settings.data_dir.is_dir):
         data_dir.check()
     await _check_database(settings)
-    store = await Database.look(data_dir.database)
+    database = await Database.open_readonly(data_dir.database)
     try:
-        yield store
+        yield Queries(database)
     finally:
-        await store.close()
+        await database.close()
 
 
 async def _check_database(settings: Settings) -> None:

@@ -8,7 +8,6 @@ import errno
 import os
 import re
 import shutil
-import sqlite3
 import stat
 import sys
 import tarfile
@@ -28,6 +27,7 @@ from ..data_dir import (
     DataDir,
     DataDirInUseError,
 )
+from ..errors import DatabaseError
 from ..storage.database import check_file, copy_database
 from ..storage.schema import SchemaError
 from . import admin
@@ -86,7 +86,7 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
                     for name in folders:
                         _add(tar, data, settings.data_dir / name, name)
             part.replace(archive)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, DatabaseError) as error:
         raise admin.CommandError(f"{archive}: {_why(error)}") from None
     admin.say(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
     return 0
@@ -242,5 +242,5 @@ def _unpack(archive: Path, folder: Path) -> None:
             pass  # behind all that tar reads is the checksum, which this compares
     try:
         check_file(folder / DATABASE)
-    except (sqlite3.Error, SchemaError) as error:
+    except (DatabaseError, SchemaError) as error:
         raise tarfile.ReadError(f"its database cannot be used: {error}") from None

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import socket
-import sqlite3
 import stat
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from ..agents.catalog import AcpxError
 from ..app import make_backend
 from ..config import Settings
 from ..data_dir import DataDir, DataDirInUseError
-from ..errors import StartError
+from ..errors import DatabaseError, StartError
 from ..storage.database import check_file
 from ..storage.import_v02 import statements_of
 from ..storage.schema import SchemaError
@@ -134,7 +133,7 @@ def _database(settings: Settings) -> Finding:
             found = f"{path} was made by 0.2; the first start brings it up to date"
             return Finding("note", "database", found)
         version = check_file(path)
-    except (OSError, SchemaError, sqlite3.Error) as error:
+    except (OSError, SchemaError, DatabaseError) as error:
         why = str(error).removeprefix(f"{path} ")
         return Finding("BAD", "database", f"{path}: {why}", "restore a backup")
     size = path.stat().st_size / 2**20

@@ -15,7 +15,7 @@ from ..codec import parse_message
 from ..config import Settings
 from ..data_dir import DataDir
 from ..escaping import json_text, visible
-from ..storage.database import Database
+from ..storage.queries import Queries
 from ..storage.schema import SessionRow
 from . import admin
 
@@ -65,8 +65,8 @@ def add_to(commands: Any) -> None:
 async def show(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.reading(settings) as store:
-        rows = await store.all_sessions(include_closed=arguments.all)
+    async with admin.reading(settings) as queries:
+        rows = await queries.sessions(include_closed=arguments.all)
     rows = [row for row in rows if arguments.app in (None, row.app_name)]
     if arguments.json:
         for row in rows:
@@ -114,8 +114,8 @@ async def close(
 async def show_stderr(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.reading(settings) as store:
-        row = await store.session(arguments.session_id)
+    async with admin.reading(settings) as queries:
+        row = await queries.session(arguments.session_id)
     if row is None:
         raise admin.CommandError("no such session")
     try:
@@ -130,12 +130,12 @@ async def show_stderr(
 async def export(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.reading(settings) as store:
-        row = await store.session(arguments.session_id)
+    async with admin.reading(settings) as queries:
+        row = await queries.session(arguments.session_id)
         if row is None:
             raise admin.CommandError("no such session")
         if arguments.format == "ndjson":
-            async for line in _lines(store, row):
+            async for line in _lines(queries, row):
                 # The same JSON, in which a terminal finds nothing to obey.
                 text = json_text(line.decode())
                 sys.stdout.buffer.write(text.encode() + b"\n")
@@ -143,14 +143,14 @@ async def export(
             page = Page()
             page.say(f"# Session {row.id}")
             page.say(f"{row.agent}, {row.app_name}, {_moment(row.created_at)}")
-            async for line in _lines(store, row):
+            async for line in _lines(queries, row):
                 page.add(parse_message(line) or {})
             page.flush()
 
 
-async def _lines(store: Database, row: SessionRow) -> AsyncIterator[bytes]:
+async def _lines(queries: Queries, row: SessionRow) -> AsyncIterator[bytes]:
     position = 0
-    while rows := await store.read_log(row.n, position, PAGE_BYTES):
+    while rows := await queries.read_log(row.n, position, PAGE_BYTES):
         for part in rows:
             for line in part.body.split(b"\n"):
                 yield line

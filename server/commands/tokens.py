@@ -55,8 +55,8 @@ async def add(
 async def show(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.reading(settings) as store:
-        rows = await store.tokens()
+    async with admin.reading(settings) as queries:
+        rows = await queries.tokens()
     if arguments.json:
         for row in rows:
             view = {"name": row.name, "ip_cidrs": json.loads(row.ip_cidrs)}

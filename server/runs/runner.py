@@ -21,11 +21,11 @@ from ..config import Settings
 from ..data_dir import DataDir
 from ..errors import Error, bad_request, draining
 from ..limits import ByteQuota, DiskReserve
-from ..sessions.event_log import DatabaseWriter
-from ..storage import database as store
-from ..storage.database import Database
+from ..storage import statements
 from ..storage.failures import failure_of
+from ..storage.queries import Queries
 from ..storage.schema import RunRow
+from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .acp_agent import run_acp_agent
 from .claude import NOT_INSTALLED, ClaudeProgram, check_prompt_size
@@ -50,7 +50,7 @@ class Runner:
     def __init__(
         self,
         settings: Settings,
-        database: Database,
+        queries: Queries,
         writer: DatabaseWriter,
         backend: Backend,
         *,
@@ -61,7 +61,7 @@ class Runner:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._store = database
+        self._queries = queries
         self._writer = writer
         self._backend = backend
         self._choose_agent = choose_agent
@@ -93,9 +93,9 @@ class Runner:
 
     async def start(self) -> None:
         """Clean up after an earlier server process: acpx records, rows and folders of its runs."""
-        for run_id in await self._store.unfinished_runs():
+        for run_id in await self._queries.unfinished_runs():
             await self._backend.forget(run_id)
-        await self._writer.commit([store.end_lost_runs()])
+        await self._writer.commit([statements.end_interrupted_runs()])
         await asyncio.to_thread(_empty_folder, self._runs_folder)
 
     async def stop(self) -> None:
@@ -198,7 +198,7 @@ class Runner:
             prompt_bytes=len(request.prompt.encode()),
             started_at=self._clock(),
         )
-        await to_completion(self._writer.commit([store.insert_run(row)]))
+        await to_completion(self._writer.commit([statements.insert_run(row)]))
 
     async def _store_end(
         self,
@@ -212,7 +212,7 @@ class Runner:
         try:
             await self._writer.commit(
                 [
-                    store.end_run(
+                    statements.end_run(
                         run.id,
                         result_bytes=result_bytes,
                         duration_ms=duration_ms,

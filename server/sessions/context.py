@@ -14,12 +14,13 @@ from ..config import Settings
 from ..limits import DiskReserve
 from ..metrics import Metrics
 from ..states import StateMachine, Transitions
-from ..storage import database
-from ..storage.database import Database, Statement
-from ..storage.schema import SessionRow
+from ..storage import statements
+from ..storage.queries import Queries
+from ..storage.schema import SessionRow, Statement
+from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks
 from .agent_slots import AgentSlots
-from .event_log import DatabaseWriter, SessionLog
+from .event_log import EventLogs
 from .quotas import SessionQuotas
 
 
@@ -36,7 +37,8 @@ class SessionContext:
 
     settings: Settings
     backend: Backend
-    store: Database
+    queries: Queries
+    logs: EventLogs
     writer: DatabaseWriter
     metrics: Metrics
     slots: AgentSlots
@@ -52,7 +54,7 @@ class SessionContext:
         cls,
         settings: Settings,
         backend: Backend,
-        store: Database,
+        queries: Queries,
         writer: DatabaseWriter,
         metrics: Metrics,
         clock: Callable[[], float],
@@ -69,7 +71,8 @@ class SessionContext:
         return cls(
             settings=settings,
             backend=backend,
-            store=store,
+            queries=queries,
+            logs=EventLogs(writer, queries),
             writer=writer,
             metrics=metrics,
             slots=slots,
@@ -109,7 +112,7 @@ class SessionCore:
     def __init__(self, context: SessionContext, row: SessionRow, head: int) -> None:
         self.context = context
         self.row = row
-        self.log = SessionLog(context.writer, row.n, head)
+        self.log = context.logs.open(row.n, head)
         initial = SessionState.OPEN if row.close_reason is None else SessionState.CLOSED
         self._state = StateMachine(SESSION_TRANSITIONS, initial)
 
@@ -138,4 +141,6 @@ class SessionCore:
         return {"session": self.id, "app": self.row.app_name}
 
     def audit(self, event: str, at: float, **detail: Any) -> Statement:
-        return database.audit(self.id, self.row.app_name, event, at, dumps(detail).decode())
+        return statements.insert_audit_event(
+            self.id, self.row.app_name, event, at, dumps(detail).decode()
+        )

@@ -16,10 +16,10 @@ from ..codec import dumps
 from ..config import Settings
 from ..errors import Error, bad_request, not_stored
 from ..limits import DiskReserve
-from ..storage import database
-from ..storage.schema import SessionRow
+from ..storage import statements
+from ..storage.schema import SessionRow, Statement
+from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks, to_completion
-from .event_log import DatabaseWriter
 from .prewarm import PrewarmedAgent, Prewarmer
 from .session import encode_meta
 from .settings import StoredSettings
@@ -191,12 +191,14 @@ class SessionCreator:
             client_cwd=request.client_cwd,
         )
 
-    def _statements(self, row: SessionRow, draft: SessionDraft) -> list[database.Statement]:
+    def _statements(self, row: SessionRow, draft: SessionDraft) -> list[Statement]:
         detail = {"agent": row.agent, "model": row.model, "permission": row.permission}
-        statements = [
-            database.insert_session(row),
-            database.audit(row.id, row.app_name, "create", row.created_at, dumps(detail).decode()),
+        transaction = [
+            statements.insert_session(row),
+            statements.insert_audit_event(
+                row.id, row.app_name, "create", row.created_at, dumps(detail).decode()
+            ),
         ]
         if draft.prewarmed is not None:
-            statements.append(database.delete_prewarmed(row.id))
-        return statements
+            transaction.append(statements.delete_prewarmed(row.id))
+        return transaction

@@ -11,10 +11,11 @@ from typing import Any
 from ..agents.base import bounded
 from ..codec import dumps
 from ..errors import bad_request, not_found
-from ..storage import database
+from ..storage import statements
 from ..storage.schema import SessionRow
+from ..storage.writer import DatabaseWriter
 from . import entries
-from .event_log import DatabaseWriter, SessionLog
+from .event_log import SessionLog
 
 MAX_PENDING = 32
 """One more that an agent asks leave for is rejected, until one has its outcome."""
@@ -203,7 +204,9 @@ class Permissions:
         elif self._row.permission == "ask":
             pending.request = shortened(pending.request, HELD_BYTES)
             # Durable with its entry: a killed server leaves none without an outcome.
-            self._writer.add([database.ask(self._row.n, pending.request_id, turn_index)])
+            self._writer.add(
+                [statements.insert_permission_request(self._row.n, pending.request_id, turn_index)]
+            )
             rejection = choose(pending.request, "reject")
             pending.timer = asyncio.get_running_loop().call_later(
                 self._timeout, self._resolve, pending, rejection, "timeout"
@@ -275,4 +278,4 @@ class Permissions:
             entries.encode_fields(request_id=request_id, outcome=outcome, by=by),
         )
         if self._row.permission == "ask":
-            self._writer.add([database.resolve(self._row.n, request_id)])
+            self._writer.add([statements.delete_permission_request(self._row.n, request_id)])

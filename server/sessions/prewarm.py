@@ -28,10 +28,10 @@ from ..agents.base import (
     Wanted,
 )
 from ..errors import Error
-from ..storage import database
+from ..storage import statements
+from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks
 from .agent_slots import NO_APP, AgentSlots
-from .event_log import DatabaseWriter
 from .workspaces import Workspaces
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class Prewarmer:
             return False
         self.agents.append(prewarmed)
         try:
-            await self._writer.commit([database.insert_prewarmed(session_id)])
+            await self._writer.commit([statements.insert_prewarmed(session_id)])
             await self._workspaces.create(session_id)
             await prewarmed.agent.start()
         except Exception:
@@ -241,4 +241,4 @@ class Prewarmer:
     async def _delete_data(self, ids: list[str]) -> None:
         for session_id in ids:
             await self._workspaces.delete_agent_data(session_id)
-            await self._writer.commit([database.delete_prewarmed(session_id)])
+            await self._writer.commit([statements.delete_prewarmed(session_id)])

@@ -18,13 +18,13 @@ from ..config import Settings
 from ..data_dir import DataDir
 from ..errors import Error, draining, not_found
 from ..metrics import Metrics
-from ..storage import database as statements
-from ..storage.database import Database
+from ..storage import statements
+from ..storage.queries import Queries
 from ..storage.schema import SessionRow
+from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .context import SessionContext
 from .creation import SessionCreator, SessionRequest
-from .event_log import DatabaseWriter
 from .prewarm import Prewarmer
 from .session import Session
 from .sweeper import Sweeper
@@ -49,16 +49,16 @@ class SessionRegistry:
     def __init__(
         self,
         settings: Settings,
-        database: Database,
+        queries: Queries,
         writer: DatabaseWriter,
         metrics: Metrics,
         backend: Backend,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        context = SessionContext.create(settings, backend, database, writer, metrics, clock)
+        context = SessionContext.create(settings, backend, queries, writer, metrics, clock)
         self._context = context
         self.settings = settings
-        self.store = database
+        self.queries = queries
         self.writer = writer
         self.metrics = metrics
         self.backend = backend
@@ -101,11 +101,11 @@ class SessionRegistry:
 
     async def start(self) -> None:
         """Load the counters, and end the turns that an earlier server left unfinished."""
-        move = statements.move_workspaces(str(self.workspaces.path("")))
+        move = statements.relocate_workspaces(str(self.workspaces.path("")))
         await self.writer.commit([move])
-        self.quotas.add_open_sessions(await self.store.open_counts())
-        self._creator.last_number = await self.store.last_session_number()
-        for row in await self.store.sessions_to_recover():
+        self.quotas.add_open_sessions(await self.queries.open_counts())
+        self._creator.last_number = await self.queries.last_session_number()
+        for row in await self.queries.sessions_to_recover():
             session = await self._load(row)
             await session.recover()
         await self.writer.flush()
@@ -164,7 +164,7 @@ class SessionRegistry:
         session = self._loaded.get(session_id)
         if session is None or session.row.app_name != app_name:
             # The query makes another app's session take the same time as an unknown id.
-            if not await self.store.has_session(app_name, session_id):
+            if not await self.queries.has_session(app_name, session_id):
                 raise not_found()
             session = await self.find(session_id)
         if session is None:  # deleted since the query
@@ -188,7 +188,7 @@ class SessionRegistry:
         return await asyncio.shield(task)
 
     async def _load_by_id(self, session_id: str) -> Session | None:
-        row = await self.store.session(session_id)
+        row = await self.queries.session(session_id)
         return await self._load(row) if row is not None else None
 
     async def _load(self, row: SessionRow) -> Session:
@@ -197,8 +197,8 @@ class SessionRegistry:
         return session
 
     async def _from_row(self, row: SessionRow) -> Session:
-        head = await self.store.head(row.n)
-        last_turn_index = await self.store.last_turn_index(row.n)
+        head = await self.queries.log_head(row.n)
+        last_turn_index = await self.queries.last_turn_index(row.n)
         return Session(self._context, row, head=head, last_turn_index=last_turn_index)
 
     def _add(self, session: Session) -> None:
@@ -209,7 +209,7 @@ class SessionRegistry:
     async def views(self, app_name: str, *, include_closed: bool) -> AsyncIterator[dict[str, Any]]:
         """The states of the app's sessions, the newest first, read page by page."""
         before: int | None = None
-        while rows := await self.store.session_page(
+        while rows := await self.queries.session_page(
             app_name, before=before, limit=LIST_PAGE, cwd=None, include_closed=include_closed
         ):
             for row in rows:
@@ -226,7 +226,7 @@ class SessionRegistry:
 
     async def list_sessions(self, app_name: str, *, include_closed: bool) -> list[Session]:
         """The app's sessions, the newest first."""
-        rows = await self.store.sessions_of(app_name, include_closed=include_closed)
+        rows = await self.queries.sessions(app_name, include_closed=include_closed)
         found = []
         for row in rows:
             try:
@@ -302,7 +302,7 @@ class SessionRegistry:
         A session that is being read is left for a later sweep.
         """
         session = self._loaded.get(row.id)
-        if row.id in self._loading or (session is not None and session.log.is_watched):
+        if row.id in self._loading or (session is not None and session.log.has_subscribers):
             return
         # Its rows are deleted last; until then they must not be found and loaded again.
         self._hidden.add(row.id)
@@ -313,7 +313,7 @@ class SessionRegistry:
             detail = dumps({"agent": row.agent, "turn_count": row.turn_count}).decode()
             deletion = [
                 *statements.delete_session(row.n),
-                statements.audit(row.id, row.app_name, "hard_delete", now, detail),
+                statements.insert_audit_event(row.id, row.app_name, "hard_delete", now, detail),
             ]
             await to_completion(self.writer.commit(deletion))
         finally:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..codec import dumps, loads
 from ..errors import Error
-from ..storage import database
+from ..storage import statements
 from ..storage.schema import SessionRow
 from ..tasks import to_completion
 from . import entries
@@ -235,7 +235,7 @@ class Session:
             merged = {**loads(self.row.meta), **meta}
             kept = {k: v for k, v in merged.items() if v is not None}
             text = encode_meta(kept, self._context.settings.max_meta_bytes)
-            statement = database.set_meta(self.row.n, text)
+            statement = statements.set_meta(self.row.n, text)
             await to_completion(self._context.writer.commit([statement]))
             self.row.meta = text
 
@@ -269,7 +269,7 @@ class Session:
         event = "sweep_close" if reason == "idle" else "close"
         self._context.writer.add(
             [
-                database.close_session(self.row.n, reason, now),
+                statements.close_session(self.row.n, reason, now),
                 self._core.audit(event, now, reason=reason, turn_count=self.row.turn_count),
             ]
         )
@@ -292,8 +292,8 @@ class Session:
 
     async def recover(self) -> None:
         """End the permission requests and turns that an earlier server left unfinished."""
-        self.permissions.cancel_left(await self._context.store.asked(self.row.n))
-        for row in await self._context.store.unfinished_turns(self.row.n):
+        self.permissions.cancel_left(await self._context.queries.pending_permissions(self.row.n))
+        for row in await self._context.queries.unfinished_turns(self.row.n):
             turn = Turn.from_row(row)
             turn.cancel_cause = CancelCause.RESTART
             self._recorder.end(turn)

@@ -19,7 +19,7 @@ from ..agents.base import (
 from ..agents.traits import AgentTraits
 from ..codec import dumps, loads
 from ..errors import Error, session_closed
-from ..storage import database
+from ..storage import statements
 from .context import SessionCore
 from .permissions import Permissions
 from .prewarm import PrewarmedAgent
@@ -190,7 +190,7 @@ class SessionAgent:
         text = dumps(reported).decode()
         if reported != NO_SETTINGS.to_dict() and text != row.agent_state:
             row.agent_state = text
-            self._core.context.writer.add([database.set_agent_state(row.n, text)])
+            self._core.context.writer.add([statements.set_agent_state(row.n, text)])
 
     # Ending
 

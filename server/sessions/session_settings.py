@@ -11,7 +11,7 @@ from ..agents import settings as agent_settings
 from ..agents.base import Agent, AgentSettings, Wanted
 from ..agents.traits import APPROVE_ALL
 from ..errors import Error, internal, session_closed
-from ..storage import database
+from ..storage import statements
 from ..tasks import to_completion
 from . import entries
 from .context import SessionCore
@@ -147,7 +147,7 @@ class SessionSettings:
         name, value = _name_and_value(setting, reported)
         model, stored = self._stored.with_value(row.model, name, value, reported)
         stored = stored.without_unoffered(reported)
-        statement = database.set_settings(row.n, model, stored.encode())
+        statement = statements.set_settings(row.n, model, stored.encode())
         await to_completion(self._core.context.writer.commit([statement]))
         self._assign(model, stored)
         if name == "mode":
@@ -158,7 +158,7 @@ class SessionSettings:
         row = self._core.row
         if (model, stored) != (row.model, self._stored):
             self._assign(model, stored)
-            self._core.context.writer.add([database.set_settings(row.n, model, stored.encode())])
+            self._core.context.writer.add([statements.set_settings(row.n, model, stored.encode())])
 
     def _assign(self, model: str | None, stored: StoredSettings) -> None:
         row = self._core.row

@@ -49,7 +49,7 @@ class Sweeper:
         sessions.prewarmer.fill()
 
     async def _start_prewarming(self) -> None:
-        self._sessions.prewarmer.start(await self._sessions.store.prewarmed())
+        self._sessions.prewarmer.start(await self._sessions.queries.prewarmed())
         self._is_prewarming = True
 
     async def _close_idle(self, before: float) -> None:
@@ -59,7 +59,7 @@ class Sweeper:
         the rest of the round may free.
         """
         closing = []
-        for session_id in await self._sessions.store.idle_sessions(before):
+        for session_id in await self._sessions.queries.idle_sessions(before):
             close = _log_failure(self._close_if_idle(session_id, before), session=session_id)
             closing.append(self._sessions.closing.spawn(close, f"close-idle-{session_id}"))
             await asyncio.sleep(0)  # one per iteration of the event loop
@@ -75,7 +75,7 @@ class Sweeper:
 
     async def _delete_closed(self, now: float) -> None:
         before = now - self._sessions.settings.session_hard_ttl_secs
-        for row in await self._sessions.store.sessions_closed(before):
+        for row in await self._sessions.queries.sessions_closed_before(before):
             await _log_failure(self._sessions.delete(row, now), session=row.id, app=row.app_name)
 
     async def _hibernate_idle(self, now: float) -> None:

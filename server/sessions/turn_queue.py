@@ -10,7 +10,7 @@ from typing import Any
 
 from ..agents.base import URGENT_GRACE_SECS
 from ..errors import Error, draining, session_closed
-from ..storage import database
+from ..storage import statements
 from ..storage.schema import TurnRow
 from ..tasks import to_completion
 from .context import SessionCore
@@ -147,7 +147,7 @@ class TurnQueue:
         )
         # The outcome of the commit decides, also if the caller is cancelled: a prompt is never
         # both stored and refused.
-        await to_completion(self._core.context.writer.commit([database.insert_turn(row)]))
+        await to_completion(self._core.context.writer.commit([statements.insert_turn(row)]))
 
     def _refuse(self, turn: Turn) -> None:
         self._recorder.release_prompt(turn)
@@ -188,7 +188,7 @@ class TurnQueue:
         }
         if (turn := self._by_client_id.get(client_id)) is not None:
             return turn
-        row = await self._core.context.store.turn_by_client_id(self._core.row.n, client_id)
+        row = await self._core.context.queries.turn_by_client_id(self._core.row.n, client_id)
         return Turn.from_row(row) if row is not None else None
 
     def must_wait(self, turn: Turn) -> bool:

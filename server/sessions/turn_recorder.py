@@ -8,7 +8,7 @@ from typing import Any
 
 from ..codec import dumps
 from ..errors import Error
-from ..storage import database
+from ..storage import statements
 from . import entries
 from .context import SessionCore
 from .permissions import Permissions
@@ -59,7 +59,7 @@ class TurnRecorder:
         row.last_turn_at = now
         row.has_context = max(row.has_context, int(turn.is_sent))
         self._core.context.writer.add(
-            database.start_turn(row.n, turn.index, first_seq=first_seq, at=now, sent=turn.is_sent)
+            statements.start_turn(row.n, turn.index, first_seq=first_seq, at=now, sent=turn.is_sent)
         )
 
     def end(
@@ -101,7 +101,7 @@ class TurnRecorder:
         }
         self._core.context.writer.add(
             [
-                *database.end_turn(
+                *statements.end_turn(
                     row.n,
                     turn.index,
                     last_seq=last_seq,

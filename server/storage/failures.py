@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from ..errors import Error, internal
-from .database import DatabaseError, may_pass
+from ..errors import DatabaseError, Error, internal
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ def failure_of(error: BaseException, doing: str, **about: object) -> Error:
     """
     if isinstance(error, Error):
         return error
-    if isinstance(error, DatabaseError) and may_pass(error):  # the disk, not the code
+    if isinstance(error, DatabaseError) and error.is_transient:  # the disk, not the code
         logger.error("%s failed: the database: %s", doing, error, extra=about)
     else:
         logger.error("%s failed", doing, exc_info=error, extra=about)

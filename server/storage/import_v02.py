@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import database as store
-from .database import Statement, read_only
-from .schema import RunRow, SchemaError, SessionRow, TokenRow
+from ..errors import DatabaseError
+from . import statements
+from .database import Database, copy_database, readonly_uri
+from .schema import RunRow, SchemaError, SessionRow, Statement, TokenRow
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def statements_of(path: Path) -> list[Statement] | None:
     if not path.is_file() or path.stat().st_size == 0:
         return None
     try:
-        with contextlib.closing(sqlite3.connect(read_only(path), uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(readonly_uri(path), uri=True)) as connection:
             connection.row_factory = sqlite3.Row
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             kinds = "SELECT name FROM sqlite_master WHERE type = 'table'"
@@ -97,7 +98,9 @@ def _token(row: Row) -> Statement | None:
         return None
     digest = _digest_of(row)
     name = _text(_first(row, "name", "app_name", "app"))
-    return store.insert_token(TokenRow(name, digest, _networks(row), _seconds(_first(row, *TIMES))))
+    return statements.insert_token(
+        TokenRow(name, digest, _networks(row), _seconds(_first(row, *TIMES)))
+    )
 
 
 def _digest_of(row: Row) -> bytes:
@@ -139,7 +142,7 @@ def _networks(row: Row) -> str:
 
 def _run(row: Row, number: int) -> Statement:
     error = _first(row, "error", "err")
-    return store.insert_run(
+    return statements.insert_run(
         RunRow(
             id=f"v0.2-{_first(row, 'id', 'run_id') or number}",
             app_name=_text(_first(row, *NAMES)),
@@ -160,7 +163,7 @@ def _session(row: Row, number: int) -> Statement:
     closed = _first(row, "closed_at")
     used = _first(row, "last_turn_at", "last_used_at", "updated_at")
     meta = _first(row, "meta", "metadata", "meta_json")
-    return store.insert_session(
+    return statements.insert_session(
         SessionRow(
             n=number,
             id=_text(_first(row, "session_id", "id")),
@@ -182,7 +185,7 @@ def _session(row: Row, number: int) -> Statement:
 
 
 def _event(row: Row) -> Statement:
-    return store.audit(
+    return statements.insert_audit_event(
         _text(_first(row, "session_id")),
         _text(_first(row, "app_name", "app")),
         _text(_first(row, "event", "kind")),
@@ -236,22 +239,22 @@ async def upgrade(path: Path) -> Path | None:
     Raises:
         SchemaError: it is another program's, or cannot be understood; it is left alone.
     """
-    statements = statements_of(path)
-    if statements is None:
+    transaction = statements_of(path)
+    if transaction is None:
         return None
     made, kept = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.v0.2")
     while kept.exists() or kept.is_symlink():
         kept = kept.with_name(f"{kept.name}-")
     for old in (made, made.with_name(f"{made.name}-wal"), made.with_name(f"{made.name}-shm")):
         old.unlink(missing_ok=True)
-    database = await store.Database.open(made)
+    database = await Database.open(made)
     try:
-        await database.write(statements)
-    except sqlite3.Error as error:
+        await database.write(transaction)
+    except DatabaseError as error:
         raise SchemaError(f"{path} cannot be upgraded: {error}") from None
     finally:
         await database.close()
-    store.copy_database(path, kept)  # with what may still be in its WAL
+    copy_database(path, kept)  # with what may still be in its WAL
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     made.replace(path)

@@ -1,12 +1,17 @@
-"""The database's tables, how older ones become them, and their rows."""
+"""The schema of the database: its migrations, and a dataclass for the rows of each table."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+Statement = tuple[str, Sequence[Any]]
+"""An SQL statement and its parameters."""
 
 
 class SchemaError(Exception):
-    """The database is not one that this program can use."""
+    """The database has a schema that this program cannot use."""
 
 
 MIGRATIONS: tuple[str, ...] = (
@@ -107,14 +112,14 @@ MIGRATIONS: tuple[str, ...] = (
     "ALTER TABLE sessions ADD COLUMN settings TEXT;",
     "ALTER TABLE sessions ADD COLUMN client_cwd TEXT;",
 )
-"""Each brings the schema to the version of its number, from 1."""
+"""The script that makes each version of the schema from the one before, from version 1."""
 
 
 def check(version: int) -> None:
-    """Refuse a database that this program cannot use as it is.
+    """Check that a database has the newest schema.
 
     Raises:
-        SchemaError: its schema is older or newer than this program's.
+        SchemaError: it has an older or a newer one.
     """
     if version != len(MIGRATIONS):
         raise SchemaError(
@@ -123,30 +128,38 @@ def check(version: int) -> None:
         )
 
 
-def migrations(version: int) -> list[str]:
-    """The scripts, each a transaction, that bring a database of that version up to date.
+def migrations(version: int, scripts: Sequence[str] = MIGRATIONS) -> list[str]:
+    """The scripts, each a transaction, that bring a database up to date.
+
+    Args:
+        version: of the database's schema; 0 for an empty database.
+        scripts: one for each version, from 1.
 
     Raises:
-        SchemaError: a newer clawdforge made it.
+        SchemaError: a newer version of clawdforge created the database.
     """
-    if version > len(MIGRATIONS):
+    if version > len(scripts):
         raise SchemaError(
-            f"the database has schema {version}, newer than this program's {len(MIGRATIONS)}:"
+            f"the database has schema {version}, newer than this program's {len(scripts)}:"
             " start the version that made it"
         )
     return [
         f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;"
-        for number, script in enumerate(MIGRATIONS[version:], version + 1)
+        for number, script in enumerate(scripts[version:], version + 1)
     ]
 
 
 @dataclasses.dataclass(slots=True)
 class SessionRow:
-    """A session as it is stored; times are unix seconds, ``meta`` is JSON.
+    """A stored session. Times are unix seconds.
 
-    ``agent_state`` is the JSON of what its agent last said of itself, if it has said anything;
-    ``settings`` that of the mode and the options in which it must be. ``model`` is one of them.
-    ``client_cwd`` is the folder that an ACP client named, on its own machine as a rule.
+    Attributes:
+        n: the session's number, which the other tables refer to.
+        meta: JSON.
+        agent_state: JSON of the settings that the agent last reported, if it has reported any.
+        settings: JSON of the mode and the options that clients have chosen. The model is in
+            ``model``.
+        client_cwd: the folder that an ACP client named, usually on the client's own machine.
     """
 
     n: int
@@ -171,11 +184,12 @@ class SessionRow:
 
 @dataclasses.dataclass(slots=True)
 class TurnRow:
-    """A turn as it is stored.
+    """A stored turn.
 
-    ``prompt`` is the JSON of its content blocks; ``first_seq`` and ``last_seq``
-    are the log positions of its start and its end (None until then); ``error``
-    is JSON ``{code, message, retryable}`` or None.
+    Attributes:
+        prompt: JSON of its content blocks; empty once the turn has started.
+        first_seq, last_seq: log positions of its start and its end, None until then.
+        error: JSON ``{code, message, retryable}``, or None.
     """
 
     session: int
@@ -192,7 +206,7 @@ class TurnRow:
 
 @dataclasses.dataclass(slots=True)
 class LogRow:
-    """A run of log entries: the frames ``first_seq`` to ``last_seq``, one a line."""
+    """Consecutive log entries; ``body`` has the JSON of each, one per line."""
 
     session: int
     first_seq: int
@@ -223,7 +237,7 @@ class FileRow:
 
 @dataclasses.dataclass(slots=True)
 class RunRow:
-    """A ``/run``: sizes and how it ended, never its words; ``error`` is a code."""
+    """A ``/run``: its sizes and its result, but not its texts. ``error`` is a code."""
 
     id: str
     app_name: str

@@ -19,10 +19,10 @@ from pathlib import Path
 from .. import safe_files
 from ..errors import Error, bad_request, not_stored
 from ..limits import DiskReserve, give_back
-from ..sessions.event_log import DatabaseWriter
-from ..storage import database as store
-from ..storage.database import Database
+from ..storage import statements
+from ..storage.queries import Queries
 from ..storage.schema import FileRow
+from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .names import safe_name
 
@@ -59,7 +59,7 @@ class FileStore:
     def __init__(
         self,
         folder: Path,
-        database: Database,
+        queries: Queries,
         writer: DatabaseWriter,
         *,
         max_bytes: int,
@@ -69,7 +69,7 @@ class FileStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
-        self._store = database
+        self._queries = queries
         self._writer = writer
         self._max_bytes = max_bytes
         self._max_bytes_per_app = max_bytes_per_app
@@ -81,7 +81,7 @@ class FileStore:
 
     async def start(self) -> None:
         """Count the stored files, and delete unfinished uploads of a server that was killed."""
-        rows = await self._store.all_files()
+        rows = await self._queries.all_files()
         for row in rows:
             self._bytes_of[row.app_name] += row.size
             self._count_of[row.app_name] += 1
@@ -136,7 +136,7 @@ class FileStore:
             self._clock() + ttl_secs,
         )
         try:
-            await to_completion(self._writer.commit([store.insert_file(row)]))
+            await to_completion(self._writer.commit([statements.insert_file(row)]))
         except BaseException:
             await self.discard(upload)
             raise
@@ -187,7 +187,7 @@ class FileStore:
         Raises:
             Error: ``bad_request``; a token is unknown, expired or of another app.
         """
-        rows = await self._store.files([_token_hash(token) for token in tokens])
+        rows = await self._queries.files([_token_hash(token) for token in tokens])
         now = self._clock()
         valid = [row for row in rows if row.app_name == app_name and row.expires_at > now]
         if len(valid) != len(tokens):
@@ -196,9 +196,9 @@ class FileStore:
 
     async def sweep(self) -> None:
         """Delete expired files."""
-        for row in await self._store.files_expired(self._clock()):
+        for row in await self._queries.expired_files(self._clock()):
             await self._remove(row.hash.hex())
-            await to_completion(self._writer.commit([store.delete_file(row.hash)]))
+            await to_completion(self._writer.commit([statements.delete_file(row.hash)]))
             self._release(row.app_name, row.size)
 
     def _path(self, digest: bytes, name: str) -> Path:

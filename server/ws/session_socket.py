@@ -76,11 +76,11 @@ class SessionSocket(WebSocketConnection):
 
     def on_open(self) -> None:
         self.session.subscribers += 1
-        self.session.log.watch(self._on_new_entries)
+        self.session.log.subscribe(self._on_new_entries)
         self.send(self._ready_frame())
 
     def on_close(self) -> None:
-        self.session.log.unwatch(self._on_new_entries)
+        self.session.log.unsubscribe(self._on_new_entries)
         self.session.subscribers -= 1
 
     async def finish(self) -> None:

@@ -18,8 +18,10 @@ from server.auth.credential import hash_secret
 from server.auth.tokens import ADMIN_KEY, FirstTokens, TokenRegistry
 from server.errors import Error
 from server.metrics import Metrics
-from server.sessions.event_log import DatabaseWriter
-from server.storage.database import Database, set_server_value
+from server.storage.database import Database
+from server.storage.queries import Queries
+from server.storage.statements import set_server_value
+from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
 from ..support.harness import ADMIN, Client, Json, LocalServer, new_client, script
@@ -407,7 +409,7 @@ async def test_admin_token_from_settings_is_valid_only_while_set(
             writer = DatabaseWriter(database, Metrics())
             writer.start()
             stack.push_async_callback(writer.stop)
-            tokens = TokenRegistry(database, writer)
+            tokens = TokenRegistry(Queries(database), writer)
             return tokens, await tokens.load(setting)
 
     for setting in ("leaked", "another"):

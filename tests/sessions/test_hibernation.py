@@ -15,7 +15,7 @@ import pytest
 from server.agents.host.process import HostProcess
 from server.sessions.agent_slots import AgentSlots
 from server.sessions.settings import SetMode
-from server.storage.database import Database
+from server.storage.queries import Queries
 from server.storage.schema import TurnRow
 from server.tasks import Tasks
 
@@ -203,14 +203,14 @@ async def test_a_prompt_that_was_there_already_leaves_an_agent_that_makes_room(
     path, once = f"/sessions/{idle}/turn", {"headers": {"Idempotency-Key": "once"}}
     assert (await client.post(path, {"prompt": "hello"}, **once))[0] == 200
     socket = await client.connect(await client.create())
-    looks, looking, go_on = Database.turn_by_client_id, asyncio.Event(), asyncio.Event()
+    looks, looking, go_on = Queries.turn_by_client_id, asyncio.Event(), asyncio.Event()
 
-    async def look_slowly(store: Database, session: int, client_id: str) -> TurnRow | None:
+    async def look_slowly(queries: Queries, session: int, client_id: str) -> TurnRow | None:
         looking.set()
         await go_on.wait()
-        return await looks(store, session, client_id)
+        return await looks(queries, session, client_id)
 
-    monkeypatch.setattr(Database, "turn_by_client_id", look_slowly)
+    monkeypatch.setattr(Queries, "turn_by_client_id", look_slowly)
     body = {"prompt": "hello", "files": ["gone meanwhile"]}
     asking = asyncio.create_task(client.post(path, body, **once))
     await looking.wait()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.sessions.event_log import DatabaseWriter
+from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
 from ..support.harness import (

@@ -19,7 +19,7 @@ from server.agents.settings import steps, with_options
 from server.codec import dumps
 from server.config import AgentCommand
 from server.errors import not_stored
-from server.sessions.event_log import DatabaseWriter
+from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
 from ..support.acp_client import ResponseError, connect

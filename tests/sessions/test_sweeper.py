@@ -17,11 +17,12 @@ import pytest
 from server import safe_files
 from server.auth.tokens import FIRST_APP
 from server.codec import dumps
-from server.errors import Error
+from server.errors import DatabaseError, Error
 from server.sessions.event_log import Batch, SessionLog
 from server.sessions.session import Session
 from server.sessions.session_agent import SessionAgent
 from server.storage.database import Database
+from server.storage.queries import Queries
 
 from ..conftest import Serve
 from ..support.harness import TIMEOUT_SECS, Client, Clock, LocalServer, eventually, script
@@ -84,7 +85,7 @@ def fail_for(session: str) -> Callable[..., Awaitable[None]]:
 
 
 async def disk_is_full(*_: Any) -> None:
-    raise sqlite3.OperationalError("database or disk is full")
+    raise DatabaseError("database or disk is full", is_transient=True)
 
 
 # Idle sessions.
@@ -167,14 +168,14 @@ async def test_a_turn_that_ran_since_the_sweeper_looked_protects_its_session_too
 ) -> None:
     session, other = await client.create(), await client.create()
     clock.advance(IDLE)
-    looks = Database.idle_sessions
+    looks = Queries.idle_sessions
 
-    async def look(store: Database, before: float) -> list[str]:
-        found = await looks(store, before)
+    async def look(queries: Queries, before: float) -> list[str]:
+        found = await looks(queries, before)
         assert (await client.turn(session, "hello"))[0] == 200
         return found
 
-    monkeypatch.setattr(Database, "idle_sessions", look)
+    monkeypatch.setattr(Queries, "idle_sessions", look)
     await sweep(server)
     assert (await client.state(session))["state"] == "idle"
     assert (await client.state(other))["state"] == "closed"
@@ -648,8 +649,8 @@ async def test_a_sweep_that_fails_does_not_stop_the_sweeper(
     serve: Serve, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve(clock=clock, sweep_interval_secs=0.02)
-    store = server.services.sessions.store
-    works = store.idle_sessions
+    queries = server.services.sessions.queries
+    works = queries.idle_sessions
     failed = asyncio.Event()
 
     async def fails_once(before: float) -> list[str]:
@@ -658,7 +659,7 @@ async def test_a_sweep_that_fails_does_not_stop_the_sweeper(
         failed.set()
         raise RuntimeError("the disk hiccuped")
 
-    monkeypatch.setattr(store, "idle_sessions", fails_once)
+    monkeypatch.setattr(queries, "idle_sessions", fails_once)
     client = await server.client()
     session = await client.create()
     await asyncio.wait_for(failed.wait(), 5)
@@ -684,7 +685,7 @@ async def test_a_sweeper_that_fails_does_not_keep_the_others_from_their_round(
     async def works() -> None:
         swept.set()
 
-    monkeypatch.setattr(ours.store, "idle_sessions", fail)
+    monkeypatch.setattr(ours.queries, "idle_sessions", fail)
     sweeping = asyncio.create_task(ours.sweeper.run(fail, works))
     await asyncio.wait_for(swept.wait(), TIMEOUT_SECS)
     sweeping.cancel()

@@ -15,8 +15,8 @@ from server.agents.host.agent import HostAgent
 from server.codec import dumps
 from server.errors import Error, not_stored
 from server.sessions.content import check_content
-from server.sessions.event_log import DatabaseWriter
 from server.sessions.turn_queue import TurnQueue
+from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve
 from ..support.harness import (

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Any
 
 import aiohttp
 import pytest
 
-from server.errors import CLOSE_CODES, RPC_CODES, STATUS, Error
+from server.errors import CLOSE_CODES, RPC_CODES, STATUS, DatabaseError, Error
 from server.sessions.registry import SessionRegistry
 from server.storage.failures import failure_of
 from server.uploads.files import FileStore
@@ -42,7 +41,7 @@ def test_a_known_failure_is_told_as_it_is(caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("secret"), KeyError("secret"), sqlite3.OperationalError("secret")]
+    "error", [ValueError("secret"), KeyError("secret"), DatabaseError("secret", is_transient=True)]
 )
 def test_a_defect_is_internal_and_logged(
     error: Exception, caplog: pytest.LogCaptureFixture
@@ -90,7 +89,9 @@ async def test_an_unreadable_database_ends_an_acp_connection_with_a_code(
 ) -> None:
     acp = await connect(client)
     with monkeypatch.context() as patch:
-        patch.setattr(SessionRegistry, "get", fail_with(sqlite3.OperationalError("disk I/O error")))
+        patch.setattr(
+            SessionRegistry, "get", fail_with(DatabaseError("disk I/O error", is_transient=True))
+        )
         await acp.notify("session/cancel", sessionId="x")
         assert await acp.until_closed() == 4000
     assert len(logged(caplog)) == 1
@@ -103,7 +104,9 @@ async def test_an_unreadable_database_refuses_a_socket_with_a_code(
 ) -> None:
     session = await client.create()
     with monkeypatch.context() as patch:
-        patch.setattr(SessionRegistry, "get", fail_with(sqlite3.OperationalError("disk I/O error")))
+        patch.setattr(
+            SessionRegistry, "get", fail_with(DatabaseError("disk I/O error", is_transient=True))
+        )
         socket = await server.anonymous().connect(session, ready=False)
         await socket.send("auth", token=client.token)
         assert await socket.until_closed() == 4000

@@ -407,7 +407,7 @@ async def test_a_second_file_in_an_upload_is_refused_and_nothing_is_kept(
 ) -> None:
     status, reply = await client.call("POST", "/files", None, data=form("file", "file"))
     assert (status, reply["code"]) == (400, "bad_request")
-    assert await server.services.sessions.store.all_files() == []
+    assert await server.services.sessions.queries.all_files() == []
 
 
 async def test_a_form_has_few_parts_and_small_fields(client: Client) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import sqlite3
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from server.errors import DatabaseError
 from server.sessions.registry import SessionRegistry
-from server.storage.database import Database
+from server.storage.queries import Queries
 
 from ..conftest import Serve
 from ..support.harness import ADMIN, Client, Deadline, Json, LocalServer, Socket, script
@@ -169,9 +169,9 @@ async def test_a_session_that_cannot_be_read_is_4000(
     server.services.sessions._loaded.clear()
 
     async def fail(*_: Any) -> bool:
-        raise sqlite3.OperationalError("disk I/O error")
+        raise DatabaseError("disk I/O error", is_transient=True)
 
-    monkeypatch.setattr(Database, "has_session", fail)
+    monkeypatch.setattr(Queries, "has_session", fail)
     socket = await first_frame(server, session, token=client.token)
     assert await said_goodbye(socket) == 4000
     assert "disk" not in socket.frames[0]["reason"]

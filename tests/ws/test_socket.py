@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
+from server.errors import DatabaseError
 from server.sessions.session_settings import MAX_CHANGES
 from server.storage.database import Database
+from server.storage.queries import Queries
 
 from ..conftest import Serve
 from ..support.acp_client import ResponseError
@@ -972,10 +973,10 @@ async def test_a_log_that_cannot_be_read_is_4000(
     await own_client.turn(session, "hello")
 
     async def fail(*_: Any) -> Any:
-        raise sqlite3.OperationalError("disk I/O error")
+        raise DatabaseError("disk I/O error", is_transient=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Database, "read_log", fail)
+        patch.setattr(Queries, "read_log", fail)
         # Behind 1: the page behind 0 was read for the turn's answer.
         socket = await own_client.connect(session, after=1, ready=False)
         assert await socket.until_closed() == 4000
@@ -994,7 +995,7 @@ async def test_a_prompt_that_cannot_be_stored_is_an_error_and_runs_nothing(
     await socket.turn("so that nothing else is to be stored")
 
     async def fail(*_: Any) -> Any:
-        raise sqlite3.OperationalError("database or disk is full")
+        raise DatabaseError("database or disk is full", is_transient=True)
 
     with monkeypatch.context() as patch:
         patch.setattr(Database, "write", fail)

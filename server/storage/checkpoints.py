@@ -1,0 +1,76 @@
+"""Checkpoints: copying what was committed from the WAL to the database file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+
+from ..errors import DatabaseError
+from .database import Database
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckpointPolicy:
+    """When a checkpoint is due. A commit at the same time may wait for the disk.
+
+    Attributes:
+        quiet_secs: after the last commit.
+        size: bytes committed since the last checkpoint.
+        latest_secs: after the first commit since the last checkpoint.
+    """
+
+    quiet_secs: float = 1.0
+    size: int = 16 << 20
+    latest_secs: float = 10.0
+
+
+class Checkpointer:
+    """Checkpoints the WAL in quiet moments, on a connection of its own.
+
+    By default SQLite checkpoints in a commit, and such a commit would take 15 ms.
+    """
+
+    def __init__(self, database: Database, policy: CheckpointPolicy) -> None:
+        self._database = database
+        self._policy = policy
+        self._size = 0
+        self._last_commit = 0.0
+        self._committed = asyncio.Event()
+        self._is_large = asyncio.Event()
+
+    def note_commit(self, size: int) -> None:
+        """Note that *size* bytes were committed."""
+        self._size += size
+        self._last_commit = time.monotonic()
+        self._committed.set()
+        if self._size >= self._policy.size:
+            self._is_large.set()
+
+    async def run(self) -> None:
+        """Checkpoint until the task is cancelled."""
+        while True:
+            await self._committed.wait()
+            await self._wait_until_due()
+            self._size = 0
+            self._committed.clear()
+            self._is_large.clear()
+            try:
+                await self._database.checkpoint()
+            except DatabaseError as error:
+                # The WAL has everything. The next commit makes another checkpoint due.
+                logger.info("checkpoint failed: %s", error)
+
+    async def _wait_until_due(self) -> None:
+        latest = time.monotonic() + self._policy.latest_secs
+        while not self._is_large.is_set():
+            due = min(self._last_commit + self._policy.quiet_secs, latest)
+            if (rest := due - time.monotonic()) <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._is_large.wait()

@@ -1,0 +1,209 @@
+"""Every SQL query that reads the database."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from .database import Database
+from .schema import FileRow, LogRow, SessionRow, TokenRow, TurnRow
+
+
+def _columns(row_type: type[Any]) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(row_type))
+
+
+_SESSION = f"SELECT {_columns(SessionRow)} FROM sessions "
+_TURN = f"SELECT {_columns(TurnRow)} FROM turns "
+
+
+class Queries:
+    """The reads of the database. Times are unix seconds; sessions are their numbers, not ids.
+
+    Every method raises :class:`DatabaseError` if the database cannot be read.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def session(self, session_id: str) -> SessionRow | None:
+        rows = await self._database.fetch(_SESSION + "WHERE id = ?", session_id)
+        return SessionRow(*rows[0]) if rows else None
+
+    async def has_session(self, app_name: str, session_id: str) -> bool:
+        return bool(
+            await self._database.fetch(
+                "SELECT 1 FROM sessions WHERE id = ? AND app_name = ?", session_id, app_name
+            )
+        )
+
+    async def sessions(
+        self, app_name: str | None = None, *, include_closed: bool
+    ) -> list[SessionRow]:
+        """The sessions of an app, or of all apps, the newest first."""
+        conditions = [] if include_closed else ["closed_at IS NULL"]
+        values = []
+        if app_name is not None:
+            conditions.append("app_name = ?")
+            values.append(app_name)
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        rows = await self._database.fetch(f"{_SESSION}{where} ORDER BY n DESC", *values)
+        return [SessionRow(*row) for row in rows]
+
+    async def session_page(
+        self,
+        app_name: str,
+        *,
+        before: int | None,
+        limit: int,
+        cwd: str | None,
+        include_closed: bool = False,
+    ) -> list[SessionRow]:
+        """At most *limit* of an app's sessions, the newest first.
+
+        Args:
+            before: only those with smaller numbers.
+            cwd: only those in that folder, and those whose client named it.
+        """
+        where = "WHERE app_name = ?" + ("" if include_closed else " AND closed_at IS NULL")
+        values: list[Any] = [app_name]
+        if before is not None:
+            where += " AND n < ?"
+            values.append(before)
+        if cwd is not None:
+            where += " AND ? IN (cwd, client_cwd)"
+            values.append(cwd)
+        rows = await self._database.fetch(
+            _SESSION + where + " ORDER BY n DESC LIMIT ?", *values, limit
+        )
+        return [SessionRow(*row) for row in rows]
+
+    async def open_counts(self) -> dict[str, int]:
+        """The number of open sessions of each app that has any."""
+        rows = await self._database.fetch(
+            "SELECT app_name, count(*) FROM sessions WHERE closed_at IS NULL GROUP BY app_name"
+        )
+        return dict(rows)
+
+    async def last_session_number(self) -> int:
+        rows = await self._database.fetch("SELECT coalesce(max(n), 0) FROM sessions")
+        return int(rows[0][0])
+
+    async def idle_sessions(self, before: float) -> list[str]:
+        """Ids of open sessions whose last turn (or creation, without a turn) was before a time."""
+        rows = await self._database.fetch(
+            "SELECT id FROM sessions"
+            " WHERE closed_at IS NULL AND coalesce(last_turn_at, created_at) <= ?",
+            before,
+        )
+        return [row[0] for row in rows]
+
+    async def sessions_closed_before(self, before: float) -> list[SessionRow]:
+        rows = await self._database.fetch(
+            _SESSION + "WHERE closed_at IS NOT NULL AND closed_at <= ?",
+            before,
+        )
+        return [SessionRow(*row) for row in rows]
+
+    async def sessions_to_recover(self) -> list[SessionRow]:
+        """Sessions with a turn that has not ended or a permission request without an outcome."""
+        rows = await self._database.fetch(
+            _SESSION + "WHERE n IN (SELECT session FROM turns WHERE last_seq IS NULL"
+            " UNION SELECT session FROM asked)"
+        )
+        return [SessionRow(*row) for row in rows]
+
+    async def turn(self, session: int, turn_index: int) -> TurnRow | None:
+        rows = await self._database.fetch(
+            _TURN + "WHERE session = ? AND turn_index = ?", session, turn_index
+        )
+        return TurnRow(*rows[0]) if rows else None
+
+    async def turn_by_client_id(self, session: int, client_id: str) -> TurnRow | None:
+        rows = await self._database.fetch(
+            _TURN + "WHERE session = ? AND client_id = ?", session, client_id
+        )
+        return TurnRow(*rows[0]) if rows else None
+
+    async def pending_permissions(self, session: int) -> list[tuple[str, int]]:
+        """The ids of permission requests without an outcome, each with its turn's index."""
+        rows = await self._database.fetch(
+            "SELECT request_id, turn_index FROM asked WHERE session = ?", session
+        )
+        return [(row[0], row[1]) for row in rows]
+
+    async def unfinished_turns(self, session: int) -> list[TurnRow]:
+        rows = await self._database.fetch(
+            _TURN + "WHERE session = ? AND last_seq IS NULL ORDER BY turn_index", session
+        )
+        return [TurnRow(*row) for row in rows]
+
+    async def last_turn_index(self, session: int) -> int:
+        rows = await self._database.fetch(
+            "SELECT coalesce(max(turn_index), 0) FROM turns WHERE session = ?", session
+        )
+        return int(rows[0][0])
+
+    async def log_head(self, session: int) -> int:
+        """The last stored position of a session's log; 0 if it is empty."""
+        rows = await self._database.fetch(
+            "SELECT coalesce(max(last_seq), 0) FROM log WHERE session = ?", session
+        )
+        return int(rows[0][0])
+
+    async def read_log(self, session: int, after: int, size: int) -> list[LogRow]:
+        """A page of a session's log: the rows with the entries after a position, in order.
+
+        Args:
+            size: bytes after which the page ends. It has at least one row if there is one.
+        """
+        rows = await self._database.fetch(
+            "SELECT session, first_seq, last_seq, body FROM log JOIN ("
+            "   SELECT n, sum(length(body)) OVER (ORDER BY last_seq) - length(body) AS before"
+            "   FROM log WHERE session = ? AND last_seq > ? ORDER BY last_seq LIMIT 1024"
+            ") USING (n) WHERE before < ? ORDER BY last_seq",
+            session,
+            after,
+            size,
+        )
+        return [LogRow(*row) for row in rows]
+
+    async def server_value(self, name: str) -> bytes | None:
+        """A value of the server's own, for example the digest of the admin token."""
+        rows = await self._database.fetch("SELECT value FROM server WHERE name = ?", name)
+        return rows[0][0] if rows else None
+
+    async def tokens(self) -> list[TokenRow]:
+        rows = await self._database.fetch(f"SELECT {_columns(TokenRow)} FROM tokens ORDER BY name")
+        return [TokenRow(*row) for row in rows]
+
+    async def files(self, hashes: Iterable[bytes]) -> list[FileRow]:
+        """The uploads with those hashes, in the order of *hashes*; unknown hashes are skipped."""
+        found: list[FileRow] = []
+        for digest in hashes:
+            rows = await self._database.fetch(
+                f"SELECT {_columns(FileRow)} FROM files WHERE hash = ?", digest
+            )
+            found.extend(FileRow(*row) for row in rows)
+        return found
+
+    async def all_files(self) -> list[FileRow]:
+        """All uploads."""
+        rows = await self._database.fetch(f"SELECT {_columns(FileRow)} FROM files")
+        return [FileRow(*row) for row in rows]
+
+    async def unfinished_runs(self) -> list[str]:
+        """Ids of the runs that have not ended."""
+        rows = await self._database.fetch("SELECT id FROM runs WHERE stop_reason IS NULL")
+        return [row[0] for row in rows]
+
+    async def prewarmed(self) -> list[str]:
+        """Session ids of prewarmed agents that no session has taken."""
+        return [row[0] for row in await self._database.fetch("SELECT id FROM prewarmed")]
+
+    async def expired_files(self, before: float) -> list[FileRow]:
+        rows = await self._database.fetch(
+            f"SELECT {_columns(FileRow)} FROM files WHERE expires_at <= ?", before
+        )
+        return [FileRow(*row) for row in rows]

@@ -1,0 +1,201 @@
+"""Every SQL statement that writes to the database.
+
+Each function returns one :data:`~schema.Statement`, or a list that belongs in one transaction.
+:meth:`Database.write` and the :class:`~writer.DatabaseWriter` execute them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from .schema import FileRow, LogRow, RunRow, SessionRow, Statement, TokenRow, TurnRow
+
+LOG_ROWS = 240
+"""Rows of one statement: SQLite takes 999 parameters, and a row has four."""
+
+
+def _insert(table: str, row: Any) -> Statement:
+    names = [field.name for field in dataclasses.fields(row)]
+    marks = ", ".join("?" * len(names))
+    return (
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})",
+        [getattr(row, name) for name in names],
+    )
+
+
+def insert_session(row: SessionRow) -> Statement:
+    return _insert("sessions", row)
+
+
+def insert_turn(row: TurnRow) -> Statement:
+    return _insert("turns", row)
+
+
+def insert_token(row: TokenRow) -> Statement:
+    return _insert("tokens", row)
+
+
+def insert_file(row: FileRow) -> Statement:
+    return _insert("files", row)
+
+
+def insert_run(row: RunRow) -> Statement:
+    return _insert("runs", row)
+
+
+def end_run(
+    run_id: str,
+    *,
+    result_bytes: int | None,
+    duration_ms: int,
+    stop_reason: str,
+    error: str | None,
+) -> Statement:
+    return (
+        "UPDATE runs SET result_bytes = ?, duration_ms = ?, stop_reason = ?, error = ?"
+        " WHERE id = ?",
+        (result_bytes, duration_ms, stop_reason, error, run_id),
+    )
+
+
+def end_interrupted_runs() -> Statement:
+    """End the runs that were running when the server was killed."""
+    return (
+        "UPDATE runs SET stop_reason = 'error', error = 'server_restarted'"
+        " WHERE stop_reason IS NULL",
+        (),
+    )
+
+
+def set_server_value(name: str, value: bytes) -> Statement:
+    return "INSERT OR REPLACE INTO server (name, value) VALUES (?, ?)", (name, value)
+
+
+def delete_token(name: str) -> Statement:
+    return "DELETE FROM tokens WHERE name = ?", (name,)
+
+
+def insert_prewarmed(session_id: str) -> Statement:
+    return "INSERT INTO prewarmed (id) VALUES (?)", (session_id,)
+
+
+def delete_prewarmed(session_id: str) -> Statement:
+    return "DELETE FROM prewarmed WHERE id = ?", (session_id,)
+
+
+def delete_file(digest: bytes) -> Statement:
+    return "DELETE FROM files WHERE hash = ?", (digest,)
+
+
+def insert_log(rows: Sequence[LogRow]) -> list[Statement]:
+    """Insert *rows* with as few statements as possible."""
+    return [_insert_log(rows[start : start + LOG_ROWS]) for start in range(0, len(rows), LOG_ROWS)]
+
+
+def _insert_log(rows: Sequence[LogRow]) -> Statement:
+    marks = ", ".join(["(?, ?, ?, ?)"] * len(rows))
+    return (
+        f"INSERT INTO log (session, first_seq, last_seq, body) VALUES {marks}",
+        [value for row in rows for value in (row.session, row.first_seq, row.last_seq, row.body)],
+    )
+
+
+def start_turn(
+    session: int, turn_index: int, *, first_seq: int, at: float, sent: bool
+) -> list[Statement]:
+    """Start a turn.
+
+    Args:
+        sent: whether the prompt has reached the agent, whose conversation then has a context.
+    """
+    return [
+        (
+            # The prompt is in the log now, so the copy in its row is deleted.
+            "UPDATE turns SET first_seq = ?, prompt = x'' WHERE session = ? AND turn_index = ?",
+            (first_seq, session, turn_index),
+        ),
+        (
+            "UPDATE sessions SET turn_count = turn_count + 1, last_turn_at = ?,"
+            " has_context = max(has_context, ?) WHERE n = ?",
+            (at, int(sent), session),
+        ),
+    ]
+
+
+def end_turn(
+    session: int,
+    turn_index: int,
+    *,
+    last_seq: int,
+    stop_reason: str,
+    error: bytes | None,
+    duration_ms: int,
+    at: float,
+) -> list[Statement]:
+    return [
+        (
+            "UPDATE turns SET last_seq = ?, stop_reason = ?, error = ?, duration_ms = ?"
+            " WHERE session = ? AND turn_index = ?",
+            (last_seq, stop_reason, error, duration_ms, session, turn_index),
+        ),
+        ("UPDATE sessions SET last_turn_at = ? WHERE n = ?", (at, session)),
+    ]
+
+
+def relocate_workspaces(folder: str) -> Statement:
+    """Point the sessions at their workspaces in *folder*, after the data folder was moved."""
+    return (
+        "UPDATE sessions SET cwd = ?1 || id"
+        " WHERE cwd LIKE '%/workspaces/' || id AND cwd != ?1 || id",
+        (f"{folder}/",),
+    )
+
+
+def set_meta(session: int, meta: str) -> Statement:
+    return "UPDATE sessions SET meta = ? WHERE n = ?", (meta, session)
+
+
+def set_agent_state(session: int, state: str) -> Statement:
+    return "UPDATE sessions SET agent_state = ? WHERE n = ?", (state, session)
+
+
+def set_settings(session: int, model: str | None, settings: str) -> Statement:
+    return "UPDATE sessions SET model = ?, settings = ? WHERE n = ?", (model, settings, session)
+
+
+def close_session(session: int, reason: str, at: float) -> Statement:
+    return (
+        "UPDATE sessions SET closed_at = ?, close_reason = ? WHERE n = ? AND closed_at IS NULL",
+        (at, reason, session),
+    )
+
+
+def insert_permission_request(session: int, request_id: str, turn_index: int) -> Statement:
+    """Store that a permission request waits for its outcome."""
+    return "INSERT INTO asked VALUES (?, ?, ?)", (session, request_id, turn_index)
+
+
+def delete_permission_request(session: int, request_id: str) -> Statement:
+    """Delete a permission request that has its outcome."""
+    return "DELETE FROM asked WHERE session = ? AND request_id = ?", (session, request_id)
+
+
+def delete_session(session: int) -> list[Statement]:
+    """Delete a session with its turns and its log; its audit events stay."""
+    return [
+        ("DELETE FROM log WHERE session = ?", (session,)),
+        ("DELETE FROM turns WHERE session = ?", (session,)),
+        ("DELETE FROM sessions WHERE n = ?", (session,)),
+    ]
+
+
+def insert_audit_event(
+    session_id: str, app_name: str, event: str, at: float, detail: str
+) -> Statement:
+    return (
+        "INSERT INTO session_events (session_id, app_name, event, at, detail)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (session_id, app_name, event, at, detail),
+    )
