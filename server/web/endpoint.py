@@ -35,8 +35,8 @@ from .responses import json_response
 JSON = "application/json"
 
 Wait = Literal["body", "work", "reply", "stream", "socket"]
-"""What a request can wait for: the client's body, the end of a turn or run, a slow reader of a long
-response, new log entries, frames."""
+"""A reason for a request to wait: the client's body, the end of a turn or run, a slow reader of a
+long response, new log entries, frames."""
 
 
 class Tag(enum.StrEnum):
