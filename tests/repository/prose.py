@@ -72,7 +72,6 @@ ALLOWED: dict[str, str] = {}
 # Paths that are still being rewritten.
 PENDING: tuple[str, ...] = (
     "bench/",
-    "docs/explanation/architecture.md",
     "docs/explanation/guarantees.md",
     "docs/explanation/performance.md",
     "docs/reference/metrics.md",
