@@ -1,4 +1,4 @@
-"""The house put together: what is made in which order, and taken down in the reverse."""
+"""Wires the parts of the server together, and starts and stops them."""
 
 from __future__ import annotations
 
@@ -41,12 +41,15 @@ from .web.middleware import add_common_headers, error_middleware
 from .web.request_body import BODY_READER, BodyReader
 from .web.resources import add_resources
 from .web.responses import set_server_header
+from .web.sse import STREAM_KEEP_ALIVE_SECS
 from .ws.hub import Hub
 from .ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
 DEMO = Path(__file__).parent / "agents" / "demo" / "demo_agent.py"
+
+AgentBackend = HostBackend | CliBackend
 
 
 async def build_app(
@@ -55,19 +58,20 @@ async def build_app(
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], float] = time.time,
     supervisor: Supervisor | None = None,
+    stream_keep_alive_secs: float = STREAM_KEEP_ALIVE_SECS,
 ) -> web.Application:
-    """Make the application; nothing runs before it is started.
+    """Make the application. Its parts start when the application starts.
 
     Args:
-        environ: of which agents get a part.
-        clock: unix seconds, for everything that ages.
-        supervisor: of the long-lived tasks, if not a new one.
+        environ: the environment; agents get a part of it.
+        clock: Unix seconds, for everything that expires.
+        supervisor: of the long-lived tasks; by default a new one.
+        stream_keep_alive_secs: an event stream gets a comment after this time without an event.
 
-    The application's start raises :class:`StartError` where it cannot.
+    The start of the application raises :class:`StartError` if the server cannot start.
     """
     app = web.Application(middlewares=[error_middleware], client_max_size=MAX_BODY_BYTES)
     app[FIRST_TOKENS] = []
-    tasks = supervisor or Supervisor()
     limits = app[INCOMING_LIMITS] = IncomingLimits(
         ByteBudget(settings.max_body_bytes, settings.max_body_bytes_per_app),
         timeout=settings.body_timeout_secs,
@@ -75,163 +79,228 @@ async def build_app(
     )
     app[BODY_READER] = BodyReader(limits)
     app.on_response_prepare.extend((set_server_header, add_common_headers))
-
-    async def house(app: web.Application) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(_house(app, settings, environ, clock, tasks))
-            except (AcpxError, Error, SchemaError) as error:
-                raise StartError(str(error)) from None
-            except (OSError, DatabaseError) as error:
-                raise StartError(f"CLAWDFORGE_DATA_DIR: {settings.data_dir}: {error}") from None
-            yield
-
-    app.cleanup_ctx.append(house)
+    supervisor = supervisor or Supervisor()
+    server = _Server(app, settings, environ, clock, supervisor, stream_keep_alive_secs)
+    app.cleanup_ctx.append(server.lifespan)
     app.on_shutdown.append(_drain)
     add_resources(app)
     return app
 
 
-@contextlib.asynccontextmanager
-async def _house(
-    app: web.Application,
-    settings: Settings,
-    environ: Mapping[str, str],
-    clock: Callable[[], float],
-    supervisor: Supervisor,
-) -> AsyncIterator[None]:
-    async with contextlib.AsyncExitStack() as stack:
-        data_dir = DataDir(settings.data_dir)
-        stack.enter_context(data_dir.locked())
-        await upgrade(data_dir.database)
-        database = await Database.open(data_dir.database, sync=settings.sync)
+class _Server:
+    """Starts the parts of the server in order, and stops them in the reverse order."""
+
+    def __init__(
+        self,
+        app: web.Application,
+        settings: Settings,
+        environ: Mapping[str, str],
+        clock: Callable[[], float],
+        supervisor: Supervisor,
+        stream_keep_alive_secs: float,
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._environ = environ
+        self._agent_environ = agent_environ(environ, settings.agent_env)
+        self._clock = clock
+        self._supervisor = supervisor
+        self._stream_keep_alive_secs = stream_keep_alive_secs
+        self._data_dir = DataDir(settings.data_dir)
+        self._metrics = Metrics()
+
+    async def lifespan(self, app: web.Application) -> AsyncIterator[None]:
+        """Run the parts of the server: aiohttp's ``cleanup_ctx``.
+
+        Raises:
+            StartError: a part cannot start.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await self._start(stack)
+            except (AcpxError, Error, SchemaError) as error:
+                raise StartError(str(error)) from None
+            except (OSError, DatabaseError) as error:
+                raise StartError(f"CLAWDFORGE_DATA_DIR: {self._data_dir.path}: {error}") from None
+            yield
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Start all parts. *stack* stops them."""
+        stack.enter_context(self._data_dir.locked())
+        queries, writer = await self._start_storage(stack)
+        tokens = await self._load_tokens(queries, writer)
+        backend = await self._start_backend(stack, writer)
+        sessions = SessionRegistry(
+            self._settings, queries, writer, self._metrics, backend, self._clock
+        )
+        await sessions.start()
+        stack.push_async_callback(sessions.stop)
+        runner = await self._start_runner(stack, queries, writer, backend, sessions)
+        files = await self._start_uploads(queries, writer, sessions)
+
+        sockets = Hub(self._settings)
+
+        def end_app(app_name: str) -> None:
+            sockets.close_app(app_name)
+            sessions.cancel_turns(app_name)
+
+        tokens.on_revoke = end_app
+        health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)
+        health.acpx_version = backend.versions["acpx"]
+        context = self._app[CONTEXT] = ServerContext(
+            self._settings,
+            tokens,
+            sessions,
+            files,
+            sockets,
+            health,
+            self._metrics,
+            runner,
+            self._supervisor,
+            self._stream_keep_alive_secs,
+        )
+        _register_gauges(context, writer, backend)
+        self._start_loops(stack, context, writer)
+        health.ready = self._supervisor.failure is None
+
+    async def _start_storage(
+        self, stack: contextlib.AsyncExitStack
+    ) -> tuple[Queries, DatabaseWriter]:
+        await upgrade(self._data_dir.database)
+        database = await Database.open(self._data_dir.database, sync=self._settings.sync)
         stack.push_async_callback(database.close)
-        queries = Queries(database)
-        metrics = Metrics()
-        writer = DatabaseWriter(database, metrics, supervisor)
+        writer = DatabaseWriter(database, self._metrics, self._supervisor)
         writer.start()
         stack.push_async_callback(writer.stop)
-        tokens = TokenRegistry(queries, writer, max_tickets_per_app=settings.max_tickets_per_app)
-        if (first := await tokens.load(settings.admin_token)) is not None:
-            app[FIRST_TOKENS].append(first)
+        return Queries(database), writer
 
-        backend = make_backend(settings, environ, writer, supervisor)
+    async def _load_tokens(self, queries: Queries, writer: DatabaseWriter) -> TokenRegistry:
+        limit = self._settings.max_tickets_per_app
+        tokens = TokenRegistry(queries, writer, max_tickets_per_app=limit)
+        if (first := await tokens.load(self._settings.admin_token)) is not None:
+            self._app[FIRST_TOKENS].append(first)
+        return tokens
+
+    async def _start_backend(
+        self, stack: contextlib.AsyncExitStack, writer: DatabaseWriter
+    ) -> AgentBackend:
+        backend = make_backend(self._settings, self._environ, writer, self._supervisor)
         await backend.start()
         stack.push_async_callback(backend.stop)
         known = [info.name for info in await backend.agents()]
-        if settings.default_agent not in (None, *known):
+        if self._settings.default_agent not in (None, *known):
             raise StartError(f"CLAWDFORGE_DEFAULT_AGENT: must be one of {', '.join(known)}")
-        all_sessions = SessionRegistry(settings, queries, writer, metrics, backend, clock)
-        await all_sessions.start()
-        stack.push_async_callback(all_sessions.stop)
+        return backend
 
+    async def _start_runner(
+        self,
+        stack: contextlib.AsyncExitStack,
+        queries: Queries,
+        writer: DatabaseWriter,
+        backend: AgentBackend,
+        sessions: SessionRegistry,
+    ) -> Runner:
         runner = Runner(
-            settings,
+            self._settings,
             queries,
             writer,
             backend,
-            environ=agent_environ(environ, settings.agent_env),
-            choose_agent=all_sessions.agents.choose,
-            waiting_bytes=all_sessions.quotas.waiting_bytes,
-            disk=all_sessions.disk,
-            clock=clock,
+            environ=self._agent_environ,
+            choose_agent=sessions.agents.choose,
+            waiting_bytes=sessions.quotas.waiting_bytes,
+            disk=sessions.disk,
+            clock=self._clock,
         )
         await runner.start()
         stack.push_async_callback(runner.stop)
+        return runner
 
-        sockets = Hub(settings)
-
-        def revoked(app_name: str) -> None:
-            sockets.close_app(app_name)
-            all_sessions.cancel_turns(app_name)
-
-        tokens.on_revoke = revoked
-        allowed = agent_environ(environ, settings.agent_env)
-        state = HealthMonitor(settings.claude_bin, environ=allowed)
-        state.acpx_version = backend.versions["acpx"]
-        uploads = FileStore(
-            data_dir.uploads,
+    async def _start_uploads(
+        self, queries: Queries, writer: DatabaseWriter, sessions: SessionRegistry
+    ) -> FileStore:
+        files = FileStore(
+            self._data_dir.uploads,
             queries,
             writer,
-            max_bytes=settings.max_upload_bytes,
-            max_bytes_per_app=settings.max_upload_bytes_per_app,
-            max_count_per_app=settings.max_uploads_per_app,
-            disk=all_sessions.disk,
-            clock=clock,
+            max_bytes=self._settings.max_upload_bytes,
+            max_bytes_per_app=self._settings.max_upload_bytes_per_app,
+            max_count_per_app=self._settings.max_uploads_per_app,
+            disk=sessions.disk,
+            clock=self._clock,
         )
-        await uploads.start()
-        _register_gauges(metrics, tokens, writer, all_sessions, runner, sockets, backend)
-        app[CONTEXT] = ServerContext(
-            settings, tokens, all_sessions, uploads, sockets, state, metrics, runner, supervisor
-        )
+        await files.start()
+        return files
 
-        def refuse_all() -> None:
-            state.ready = False
-            all_sessions.is_draining = True
+    def _start_loops(
+        self, stack: contextlib.AsyncExitStack, context: ServerContext, writer: DatabaseWriter
+    ) -> None:
+        """Start the periodic tasks. If a critical task fails, the server refuses all work."""
 
-        supervisor.on_failure = refuse_all
+        def refuse_work() -> None:
+            context.health.ready = False
+            context.sessions.is_draining = True
+
+        self._supervisor.on_failure = refuse_work
         loops = Tasks()
         stack.push_async_callback(loops.finish, patience=0)
-        sweep = partial(all_sessions.sweeper.run, uploads.sweep)
-        supervisor.spawn(loops, "health", state.watch)
-        supervisor.spawn(loops, "heart", sockets.heartbeat_loop)
-        supervisor.spawn(loops, "metrics", metrics.watch_loop)
-        supervisor.spawn(loops, "checkpoints", writer.checkpointer.run)
-        supervisor.spawn(loops, "sweeper", sweep)
-        state.ready = supervisor.failure is None
-        yield
+        for name, loop in (
+            ("health", context.health.watch),
+            ("heart", context.sockets.heartbeat_loop),
+            ("metrics", context.metrics.watch_loop),
+            ("checkpoints", writer.checkpointer.run),
+            ("sweeper", partial(context.sessions.sweeper.run, context.files.sweep)),
+        ):
+            self._supervisor.spawn(loops, name, loop)
 
 
-def _register_gauges(
-    metrics: Metrics,
-    tokens: TokenRegistry,
-    writer: DatabaseWriter,
-    all_sessions: SessionRegistry,
-    runner: Runner,
-    sockets: Hub,
-    backend: HostBackend | CliBackend,
-) -> None:
-    """Let the metrics read the parts' own figures."""
-    slots = all_sessions.slots
+def _register_gauges(context: ServerContext, writer: DatabaseWriter, backend: AgentBackend) -> None:
+    """Register the metrics whose values the parts of the server keep themselves."""
+    metrics, tokens, runner = context.metrics, context.tokens, context.runner
+    sessions, sockets = context.sessions, context.sockets
+    slots = sessions.slots
     for name, description, read in (
-        ("open_sessions", "Sessions that are open", lambda: all_sessions.quotas.open_sessions),
+        ("open_sessions", "Open sessions", lambda: sessions.quotas.open_sessions),
         ("live_agents", "Agent processes", lambda: len(slots)),
         ("queued_for_agent", "Sessions that wait for a free agent", lambda: slots.queued),
-        ("running_turns", "Turns that run", lambda: all_sessions.running_turns),
-        ("queued_turns", "Prompts that wait in their sessions", lambda: all_sessions.queued_turns),
-        ("runs", "Runs that have a place", lambda: runner.running),
-        ("queued_runs", "Runs that wait for a place", lambda: runner.queued),
+        ("running_turns", "Running turns", lambda: sessions.running_turns),
+        ("queued_turns", "Prompts queued in their sessions", lambda: sessions.queued_turns),
+        ("runs", "Runs that have a slot", lambda: runner.running),
+        ("queued_runs", "Runs that wait for a slot", lambda: runner.queued),
         ("sockets", "Connected sockets", lambda: len(sockets)),
         (
             "waiting_sockets",
-            "Connections and sockets that have yet to say who they are",
+            "Connections and sockets that are not authenticated yet",
             lambda: len(sockets.waiting),
         ),
         (
             "waiting_requests",
-            "Requests that wait, and that a revocation of their token would end",
+            "Waiting requests that a revocation of their token would end",
             lambda: tokens.waits,
         ),
-        ("replay_lag_entries", "What the socket farthest behind lacks", lambda: sockets.replay_lag),
+        (
+            "replay_lag_entries",
+            "Entries that the slowest socket has not been sent",
+            lambda: sockets.replay_lag,
+        ),
         ("log_backlog_bytes", "Entries that are not yet durable", lambda: writer.backlog),
         ("tasks", "Asyncio tasks", lambda: len(asyncio.all_tasks())),
     ):
         metrics.read(name, description, read)
     metrics.read_total("host_restarts", "Restarts of the acpx host", lambda: backend.restarts)
-    metrics.read_total("cpu_seconds", "Processor time of the server's process", time.process_time)
+    metrics.read_total("cpu_seconds", "CPU time of the server's process", time.process_time)
     states = get_args(Presence)
     metrics.read_each(
-        "agents", "Agents, and sessions without one", "state", states, all_sessions.count_agents
+        "agents", "Agents, and sessions without one", "state", states, sessions.count_agents
     )
 
 
 async def _drain(app: web.Application) -> None:
-    """Stop serving: sockets are told first, running turns may finish."""
-    services = app[CONTEXT]
-    services.health.ready = False
-    services.sessions.is_draining = True
-    await services.sockets.close_all(SOCKETS_CLOSE_SECS)
-    await asyncio.gather(services.sessions.stop(), services.runner.stop())
+    """Stop serving: close the sockets, then let running turns finish."""
+    context = app[CONTEXT]
+    context.health.ready = False
+    context.sessions.is_draining = True
+    await context.sockets.close_all(SOCKETS_CLOSE_SECS)
+    await asyncio.gather(context.sessions.stop(), context.runner.stop())
 
 
 def make_backend(
@@ -241,14 +310,14 @@ def make_backend(
     supervisor: Supervisor | None = None,
     *,
     node: str | None = None,
-) -> HostBackend | CliBackend:
-    """The way to run agents that the settings ask for.
+) -> AgentBackend:
+    """Make the agent backend that the settings name.
 
     Args:
-        node: Node's executable; it is looked for if it is not given.
+        node: Node's executable; by default it is searched for.
 
     Raises:
-        AcpxError: there is no Node.
+        AcpxError: Node is missing.
     """
     demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
     make = (

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 from aiohttp import web
 
 from ..auth.credential import Credential
-from ..auth.prompts import send_prompt_with_files
 from ..auth.tokens import TokenRegistry
 from ..config import Settings
 from ..errors import Error
@@ -19,7 +17,6 @@ from ..metrics import Metrics
 from ..runs.runner import Runner
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
-from ..sessions.turns import Turn
 from ..tasks import Supervisor
 from ..uploads.files import FileStore
 from ..ws.hub import Hub
@@ -29,6 +26,7 @@ from .listener import BoundedRequestHandler
 from .request_body import APP
 from .request_origin import bearer
 from .responses import streamed_json_response
+from .sse import EventStream, event_stream
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +42,7 @@ class ServerContext:
     metrics: Metrics
     runner: Runner
     supervisor: Supervisor
+    stream_keep_alive_secs: float
     started_at: float = dataclasses.field(default_factory=time.time)
 
 
@@ -129,30 +128,12 @@ async def stream_json(
     )
 
 
-async def prompt(
-    request: web.Request,
-    session: Session,
-    blocks: list[dict[str, Any]],
-    files: Sequence[str],
-    *,
-    client_id: str | None,
-    timeout: float | None = None,
-) -> tuple[Turn, bool]:
-    """Prompt *session* with checked content blocks, and with its app's uploads before them.
-
-    Returns:
-        The turn, and whether that client id had it already.
-
-    Raises:
-        Error: what :func:`send_prompt_with_files` raises.
-    """
-    return await send_prompt_with_files(
+def stream_events(request: web.Request) -> AbstractAsyncContextManager[EventStream]:
+    """Return a block in which server-sent events are written: see :func:`sse.event_stream`."""
+    context = context_of(request)
+    return event_stream(
+        request,
         request[CREDENTIAL],
-        session,
-        context_of(request).files,
-        blocks,
-        files,
-        request_id=request[REQUEST_ID],
-        client_id=client_id,
-        timeout=timeout,
+        stall_timeout=context.settings.stall_timeout_secs,
+        keep_alive_secs=context.stream_keep_alive_secs,
     )

@@ -18,7 +18,7 @@ APP = web.RequestKey("app", str)
 """The name of the app that a request was authenticated for. A body counts against its budget."""
 EXPECT = web.RequestKey("expect", str)
 """The ``Expect`` header, which ``middleware.py`` removes so that aiohttp does not act on it."""
-UNBUDGETED_BYTES = 64 << 10
+UNBUDGETED_CHUNKED_BYTES = 64 << 10
 """A chunked body may have this many bytes before the maximum size is claimed from the budget."""
 BUDGET_TIMEOUT_SECS = 10.0
 """Time that a body waits for its share of the budget."""
@@ -49,7 +49,7 @@ class BodyReader:
         app_name = request.get(APP, "")
         data = bytearray()
         if size is None:  # chunked
-            await self._read(request, data, UNBUDGETED_BYTES)
+            await self._read(request, data, UNBUDGETED_CHUNKED_BYTES)
             if request.content.at_eof():
                 return await self._parse(data)
             size = limit

@@ -44,15 +44,13 @@ class EventStream:
 
     Args:
         stall_timeout: seconds after which a client that accepts no data is disconnected.
-
-    Attributes:
         keep_alive_secs: a comment is due after this time without an event.
     """
 
-    def __init__(self, request: web.Request, stall_timeout: float) -> None:
+    def __init__(self, request: web.Request, stall_timeout: float, keep_alive_secs: float) -> None:
         self._request = request
         self._stall_timeout = stall_timeout
-        self.keep_alive_secs = STREAM_KEEP_ALIVE_SECS
+        self.keep_alive_secs = keep_alive_secs
         self._watch: tcp.StallWatch | None = None
         self.response = web.StreamResponse(
             headers={
@@ -114,7 +112,11 @@ class EventStream:
 
 @contextlib.asynccontextmanager
 async def event_stream(
-    request: web.Request, credential: Credential, stall_timeout: float
+    request: web.Request,
+    credential: Credential,
+    *,
+    stall_timeout: float,
+    keep_alive_secs: float,
 ) -> AsyncIterator[EventStream]:
     """Stream events to a client until the block or its credential ends.
 
@@ -122,5 +124,6 @@ async def event_stream(
         Error: ``unauthorized``; the credential was revoked before the stream began.
     """
     credential.check()
-    async with EventStream(request, stall_timeout) as stream, credential.waiting():
+    stream = EventStream(request, stall_timeout, keep_alive_secs)
+    async with stream, credential.waiting():
         yield stream

@@ -24,6 +24,7 @@ from server.tasks import Supervisor
 from server.web.context import CONTEXT, ServerContext
 from server.web.listener import Listener
 from server.web.middleware import ServerRunner
+from server.web.sse import STREAM_KEEP_ALIVE_SECS
 from server.ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 from .client import ADMIN, Client, http_session
@@ -78,6 +79,7 @@ async def local_server(
     data_dir: Path,
     clock: Callable[[], float] = time.time,
     supervisor: Supervisor | None = None,
+    stream_keep_alive_secs: float = STREAM_KEEP_ALIVE_SECS,
     **settings: Any,
 ) -> AsyncIterator[LocalServer]:
     """Run a server in this process. *settings* are fields of :class:`Settings`."""
@@ -92,7 +94,13 @@ async def local_server(
     }
     blocking.deactivate()
     environ = {**os.environ, "DEMO_PACE_MS": "0"}
-    app = await build_app(Settings(**values), environ=environ, clock=clock, supervisor=supervisor)
+    app = await build_app(
+        Settings(**values),
+        environ=environ,
+        clock=clock,
+        supervisor=supervisor,
+        stream_keep_alive_secs=stream_keep_alive_secs,
+    )
     runner = ServerRunner(app, shutdown_timeout=2)
     try:
         await runner.setup()

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from server.agents.catalog import find_node
 
@@ -22,7 +23,9 @@ from ..support.harness import (
     Client,
     Json,
     LocalServer,
+    blocking,
     eventually,
+    local_server,
     script,
     texts_of,
 )
@@ -100,10 +103,13 @@ async def stream(
         yield Stream(response)
 
 
-@pytest.fixture(autouse=True)
-def keep_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Often: at the next comment a stream notices that its reader has left, and ends."""
-    monkeypatch.setattr("server.web.sse.STREAM_KEEP_ALIVE_SECS", 0.05)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
+    """A server with frequent comments: at the next one a stream whose client has left ends."""
+    folder = tmp_path_factory.mktemp("shared") / "data"
+    async with local_server(folder, stream_keep_alive_secs=0.05) as server:
+        blocking.deactivate()
+        yield server
 
 
 async def session_with_turns(client: Client, count: int) -> str:
@@ -458,7 +464,7 @@ async def test_a_bad_prompt_is_refused_before_the_stream(client: Client) -> None
 
 
 async def test_a_stream_that_nobody_reads_is_dropped(serve: Serve) -> None:
-    server = await serve(stall_timeout_secs=0.3)
+    server = await serve(stall_timeout_secs=0.3, stream_keep_alive_secs=0.05)
     client = await server.client()
     session = await client.create()
     await client.turn(session, script({"burst": {"count": 6000, "text": "x" * 100}}))
@@ -474,7 +480,7 @@ async def test_a_stream_that_nobody_reads_is_dropped(serve: Serve) -> None:
 
 
 async def test_streams_count_as_sockets_and_end_with_their_token(serve: Serve) -> None:
-    server = await serve(max_sockets_per_app=1)
+    server = await serve(max_sockets_per_app=1, stream_keep_alive_secs=0.05)
     client = await server.client()
     session = await client.create()
     path = f"/sessions/{session}/events"

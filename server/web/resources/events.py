@@ -10,7 +10,7 @@ from aiohttp import web
 
 from ...errors import bad_request
 from ...sessions.session import Session
-from ..context import CREDENTIAL, context_of, stream_json
+from ..context import context_of, stream_events, stream_json
 from ..endpoint import Endpoint, Tag
 from ..field_types import (
     AuthMethods,
@@ -20,7 +20,7 @@ from ..field_types import (
     UnixMillis,
     doc,
 )
-from ..sse import SSE, STREAM_EXAMPLE, event_stream, wants_stream
+from ..sse import SSE, STREAM_EXAMPLE, wants_stream
 
 MAX_POSITION = 1 << 62
 MAX_EVENTS = 10_000
@@ -163,7 +163,7 @@ async def list_events(
     if wants_stream(request):
         last = headers.last_event_id or ""
         is_position = last.isdecimal() and len(last) < 20
-        return await _stream_events(request, session, int(last) if is_position else query.after)
+        return await _follow_log(request, session, int(last) if is_position else query.after)
     _check_position(session, query.after)
     max_bytes = context_of(request).settings.max_events_bytes
     return await stream_json(request, _encoded_page(session, query.after, query.limit, max_bytes))
@@ -198,14 +198,12 @@ async def _lines_after(session: Session, position: int) -> AsyncIterator[bytes]:
             position = batch.last
 
 
-async def _stream_events(request: web.Request, session: Session, after: int) -> web.StreamResponse:
+async def _follow_log(request: web.Request, session: Session, after: int) -> web.StreamResponse:
     _check_position(session, after)
     if session.is_over and after >= session.log.last:
         return web.Response(status=204)  # an EventSource does not reconnect after this status
-    context = context_of(request)
-    stall_timeout = context.settings.stall_timeout_secs
-    with context.sockets.stream(session.row.app_name):
-        async with event_stream(request, request[CREDENTIAL], stall_timeout) as stream:
+    with context_of(request).sockets.stream(session.row.app_name):
+        async with stream_events(request) as stream:
             async for batch in session.log.follow(
                 after, stream.keep_alive, idle_secs=stream.keep_alive_secs
             ):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
+from ...auth.prompts import send_prompt_with_files
 from ...errors import STATUS, bad_request
 from ...sessions import entries
 from ...sessions.content import check_content
@@ -21,7 +22,7 @@ from ..context import (
     LOGGED_TURN_INDEX,
     REQUEST_ID,
     context_of,
-    prompt,
+    stream_events,
     stream_json,
     waiting,
 )
@@ -38,7 +39,7 @@ from ..field_types import (
     doc,
 )
 from ..responses import RESPONSE_PIECE_BYTES, encode_json, json_response, raw_json_response
-from ..sse import SSE, STREAM_EXAMPLE, EventStream, event_stream, wants_stream
+from ..sse import SSE, STREAM_EXAMPLE, EventStream, wants_stream
 
 TURN_EXAMPLE = {
     "ok": True,
@@ -164,11 +165,13 @@ async def run_turn(
     # Bytes of a header that are not UTF-8 arrive as unpaired surrogates.
     if key is not None and re.search("[\ud800-\udfff]", key):
         raise bad_request("Idempotency-Key: must be UTF-8")
-    turn, _ = await prompt(
-        request,
+    turn, _ = await send_prompt_with_files(
+        request[CREDENTIAL],
         session,
+        context_of(request).files,
         body.prompt,
         body.files or [],
+        request_id=request[REQUEST_ID],
         client_id=key,
         timeout=body.timeout_secs,
     )
@@ -260,8 +263,7 @@ async def _events_of(session: Session, turn: Turn) -> AsyncIterator[bytes]:
 
 async def _stream_turn(request: web.Request, session: Session, turn: Turn) -> web.StreamResponse:
     """Stream the turn's entries up to its end, and comments while it is queued."""
-    stall_timeout = context_of(request).settings.stall_timeout_secs
-    async with event_stream(request, request[CREDENTIAL], stall_timeout) as stream:
+    async with stream_events(request) as stream:
         await _wait_for_start(turn, stream)
         assert turn.first_seq is not None
         async for batch in session.log.follow(
