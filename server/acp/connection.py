@@ -448,10 +448,10 @@ class AcpConnection(WebSocketConnection):
         try:
             match choice.get("outcome"), choice.get("optionId"):
                 case "selected", str(option_id):
-                    session.permissions.answer(request_id, option_id=option_id)
+                    session.permissions.resolve(request_id, option_id=option_id)
                     return
                 case "cancelled", _:
-                    session.permissions.answer(request_id)
+                    session.permissions.resolve(request_id)
                     return
             raise bad_request("no outcome")
         except Error as error:
@@ -460,7 +460,7 @@ class AcpConnection(WebSocketConnection):
         if session.subscribers == 1 and any(
             pending["request_id"] == request_id for pending in session.permissions.pending()
         ):
-            session.permissions.answer(request_id)
+            session.permissions.resolve(request_id)
 
     # Settings.
 

@@ -1,4 +1,4 @@
-"""What an agent asks leave for: who answers it, a policy or a client, and how that is told."""
+"""The permission requests of a session's agent, resolved by a policy or by a client."""
 
 from __future__ import annotations
 
@@ -18,35 +18,43 @@ from . import entries
 from .event_log import SessionLog
 
 MAX_PENDING = 32
-"""One more that an agent asks leave for is rejected, until one has its outcome."""
+"""Requests of a session that may wait for a client. The next one is rejected."""
 HELD_BYTES = 64 << 10
-"""A longer request is shortened while it waits; the log has the whole."""
+"""Bytes of a waiting request; a longer one is shortened. The log has all of it."""
 SHOWN_BYTES = 128 << 10
-"""Of all that waits in a session; beyond it the state and `ready` show each one shortened."""
+"""Bytes of all waiting requests in the state and in `ready`; above it each is shortened."""
 SHORT_BYTES = 4 << 10
+"""Bytes of each request that is shortened for that reason."""
 READ_KINDS = frozenset({"read", "search"})
 MAX_CALLS = 500
 MAX_CALL_ID = 256
 MAX_CALL_TEXT = 1024
-"""What is remembered of an agent's tool calls in a turn: about 1 MiB."""
+"""Limits on the tool calls that are remembered during a turn: about 1 MiB in total."""
 CALL_FIELDS = ("toolCallId", "title", "kind", "status")
 
 
 def shortened(request: Mapping[str, Any], limit: int) -> Mapping[str, Any]:
-    """*request* with at most about *limit* bytes; its options come first."""
-    whole = dict(request)
-    if (kept := bounded(whole, limit)) == whole:
-        return whole
-    offered = bounded(whole.pop("options", None), limit // 2)
-    kept = bounded(whole, limit // 2) or {}
-    meta = kept.get("_meta")
+    """Return *request* with at most about *limit* bytes; its options have priority."""
+    rest = dict(request)
+    if bounded(rest, limit) == rest:
+        return rest
+    offered = bounded(rest.pop("options", None), limit // 2)
+    rest = bounded(rest, limit // 2) or {}
+    meta = rest.get("_meta")
     mark = {"clawdforge": {"shortened": True}}
-    kept["_meta"] = {**meta, **mark} if isinstance(meta, dict) else mark
-    return {**kept, "options": offered}
+    rest["_meta"] = {**meta, **mark} if isinstance(meta, dict) else mark
+    return {**rest, "options": offered}
 
 
-class Pending:
-    """A permission request that has no outcome yet."""
+class PendingPermission:
+    """A permission request that has no outcome yet.
+
+    Attributes:
+        request_id: its id for clients; *raw_id* is the agent's own.
+        request: the params of ``session/request_permission``.
+        call: its tool call, with the fields that were reported before.
+        expires_at: unix milliseconds.
+    """
 
     def __init__(
         self,
@@ -65,14 +73,15 @@ class Pending:
         self.timer: asyncio.TimerHandle | None = None
 
     def _complete_request(self) -> Mapping[str, Any]:
-        """The request, with what was reported earlier of its tool call."""
+        """The request, with the fields of its tool call that were reported before."""
         own = self.request.get("toolCall")
         if not isinstance(own, dict):
             return self.request
-        said = {name: value for name, value in own.items() if value is not None}
-        return {**self.request, "toolCall": {**own, **self.call, **said}}
+        given = {name: value for name, value in own.items() if value is not None}
+        return {**self.request, "toolCall": {**own, **self.call, **given}}
 
     def view(self, limit: int = HELD_BYTES) -> dict[str, Any]:
+        """The request as clients see it, with at most *limit* bytes."""
         return {
             "request_id": self.request_id,
             "request": shortened(self._complete_request(), limit),
@@ -81,8 +90,8 @@ class Pending:
         }
 
 
-def options(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What *request* (``session/request_permission``'s params) lets one choose from."""
+def _options(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The options of *request* that have an id."""
     offered = request.get("options")
     if not isinstance(offered, list):
         return []
@@ -90,19 +99,24 @@ def options(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def choose(request: Mapping[str, Any], verb: str) -> dict[str, Any]:
-    """The outcome that allows or rejects *request*, this once where that is offered."""
+    """Return the outcome that allows or rejects *request*, only once if that is offered.
+
+    Args:
+        verb: ``allow`` or ``reject``.
+    """
     for kind in (f"{verb}_once", f"{verb}_always"):
-        for option in options(request):
+        for option in _options(request):
             if option.get("kind") == kind:
                 return {"outcome": "selected", "optionId": option["optionId"]}
     return {"outcome": "cancelled"}
 
 
 def by_policy(policy: str, request: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
-    """The outcome that a session's *policy* (any but ``ask``) gives *request*.
+    """Return the outcome of *request* by a session's policy.
 
     Args:
-        call: its tool call, with all that is known of it.
+        policy: any but ``ask``.
+        call: the request's tool call, with the fields that were reported before.
     """
     if policy == "approve-all":
         return choose(request, "allow")
@@ -116,47 +130,50 @@ def _is_read(kind: Any) -> bool:
 
 
 class ToolCalls:
-    """What an agent has reported of its tool calls, by their ids: the newest of them."""
+    """The newest tool calls that an agent has reported, by their ids."""
 
     def __init__(self) -> None:
         self._calls: dict[str, dict[str, str]] = {}
 
     def note(self, update: Mapping[str, Any]) -> None:
-        """A ``tool_call`` or ``tool_call_update``, or the ``toolCall`` of a request."""
+        """Remember a ``tool_call``, a ``tool_call_update`` or the ``toolCall`` of a request."""
         call_id = update.get("toolCallId")
         if not isinstance(call_id, str) or len(call_id) > MAX_CALL_ID:
             return
-        told = {
+        reported = {
             name: value[:MAX_CALL_TEXT]
             for name in CALL_FIELDS
             if isinstance(value := update.get(name), str)
         }
         known = self._calls.pop(call_id, {})
-        is_new = update.get("sessionUpdate") == "tool_call"  # whatever had that id before
-        self._calls[call_id] = told if is_new else {**known, **told}
+        is_new = update.get("sessionUpdate") == "tool_call"  # an earlier call may have had the id
+        self._calls[call_id] = reported if is_new else {**known, **reported}
         if len(self._calls) > MAX_CALLS:
             del self._calls[next(iter(self._calls))]
 
     def merged(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The request's ``toolCall``, with what it does not say itself but was said before."""
+        """Return the request's ``toolCall``, with the fields that were reported only before."""
         call = request.get("toolCall")
         if not isinstance(call, dict):
             return {}
         call_id = call.get("toolCallId")
         known = self._calls.get(call_id, {}) if isinstance(call_id, str) else {}
-        told = {name: call[name] for name in CALL_FIELDS if call.get(name) is not None}
-        return {**known, **told}
+        given = {name: call[name] for name in CALL_FIELDS if call.get(name) is not None}
+        return {**known, **given}
 
     def clear(self) -> None:
         self._calls.clear()
 
 
 class Permissions:
-    """What the agent of one session asks leave for, each until it has its outcome.
+    """The permission requests of one session's agent. Its length is the number that wait.
 
     Args:
-        timeout: seconds that clients have, where they are asked.
-        answer: tells the agent an outcome, by the id that it asked with.
+        timeout: seconds in which a client must respond.
+        respond: sends an outcome to the agent, by the agent's id of the request.
+
+    Attributes:
+        calls: the tool calls of the current turn.
     """
 
     def __init__(
@@ -165,94 +182,94 @@ class Permissions:
         log: SessionLog,
         writer: DatabaseWriter,
         timeout: float,
-        answer: Callable[[Any, Mapping[str, Any]], None],
+        respond: Callable[[Any, Mapping[str, Any]], None],
     ) -> None:
         self._row = row
         self._log = log
         self._writer = writer
         self._timeout = timeout
-        self._tell_agent = answer
-        self._pending: dict[str, Pending] = {}
+        self._respond = respond
+        self._pending: dict[str, PendingPermission] = {}
         self.calls = ToolCalls()
 
     def __len__(self) -> int:
         return len(self._pending)
 
     def pending(self) -> list[dict[str, Any]]:
-        """Those that wait, as they are held."""
+        """The waiting requests, as clients see them."""
         return [pending.view() for pending in self._pending.values()]
 
-    def shown(self) -> list[dict[str, Any]]:
-        """Those that wait, as the state and `ready` show them: few bytes, however many wait."""
+    def view(self) -> list[dict[str, Any]]:
+        """The waiting requests for the state and `ready`; many are shortened to few bytes."""
         whole = self.pending()
         if len(whole) < 2 or len(dumps(whole)) <= SHOWN_BYTES:
             return whole
         return [pending.view(SHORT_BYTES) for pending in self._pending.values()]
 
     def ask(self, raw_id: Any, params: Any, turn_index: int, *, is_ending: bool) -> None:
-        """The agent asks.
+        """Log a request of the agent. Resolve it by the policy, or let clients respond.
 
         Args:
-            params: ``session/request_permission``'s, whatever the agent sent as such.
-            is_ending: its turn is being cancelled, so nobody is asked.
+            params: of ``session/request_permission``, as the agent sent them; not validated.
+            is_ending: the turn is being cancelled, so the request is, too.
         """
         pending = self._note(raw_id, params, turn_index)
         if is_ending:
-            self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+            self._finish(pending, {"outcome": "cancelled"}, "cancel")
         elif self._row.permission == "ask" and len(self._pending) > MAX_PENDING:
-            self._resolve(pending, choose(pending.request, "reject"), "policy")
+            self._finish(pending, choose(pending.request, "reject"), "policy")
         elif self._row.permission == "ask":
             pending.request = shortened(pending.request, HELD_BYTES)
-            # Durable with its entry: a killed server leaves none without an outcome.
+            # Stored with its entry, so that the next server can cancel it.
             self._writer.add(
                 [statements.insert_permission_request(self._row.n, pending.request_id, turn_index)]
             )
             rejection = choose(pending.request, "reject")
             pending.timer = asyncio.get_running_loop().call_later(
-                self._timeout, self._resolve, pending, rejection, "timeout"
+                self._timeout, self._finish, pending, rejection, "timeout"
             )
         else:
             decided = by_policy(self._row.permission, pending.request, pending.call)
-            self._resolve(pending, decided, "policy")
+            self._finish(pending, decided, "policy")
 
     def note_decided(self, params: Any, outcome: Mapping[str, Any], turn_index: int) -> None:
-        """The agent has asked, and had the policy's answer already."""
-        self._resolve(self._note(None, params, turn_index), outcome, "policy")
+        """Log a request that the backend has resolved by the policy already."""
+        self._finish(self._note(None, params, turn_index), outcome, "policy")
 
-    def answer(self, request_id: str, *, option_id: str | None = None) -> None:
-        """A client's answer; without an option the request is cancelled.
+    def resolve(self, request_id: str, *, option_id: str | None = None) -> None:
+        """Resolve a request for a client; without an option it is cancelled.
 
         Raises:
-            Error: ``not_found`` where it is not (or no longer) pending,
-                ``bad_request`` where it has no such option.
+            Error: ``not_found`` if it does not wait (any more); ``bad_request`` if it has no such
+                option.
         """
         pending = self._pending.get(request_id)
         if pending is None:
-            raise not_found("permission request that waits")
+            raise not_found("pending permission request")
         if option_id is None:
-            self._resolve(pending, {"outcome": "cancelled"}, "client")
+            self._finish(pending, {"outcome": "cancelled"}, "client")
             return
-        if option_id not in [option["optionId"] for option in options(pending.request)]:
+        if option_id not in [option["optionId"] for option in _options(pending.request)]:
             raise bad_request("the permission request has no such option")
-        self._resolve(pending, {"outcome": "selected", "optionId": option_id}, "client")
+        self._finish(pending, {"outcome": "selected", "optionId": option_id}, "client")
 
     def cancel(self, turn_index: int | None = None) -> None:
-        """Cancel those that wait, of one turn or of all."""
+        """Cancel the waiting requests of one turn, or all."""
         for pending in tuple(self._pending.values()):
             if turn_index in (None, pending.turn_index):
-                self._resolve(pending, {"outcome": "cancelled"}, "cancel")
+                self._finish(pending, {"outcome": "cancelled"}, "cancel")
 
     def cancel_left(self, asked: Iterable[tuple[str, int]]) -> None:
-        """Cancel those that an earlier server left: each one's id, and the index of its turn."""
+        """Cancel the requests of an earlier server: their ids and the indexes of their turns."""
         for request_id, turn_index in asked:
             self._log_outcome(request_id, turn_index, {"outcome": "cancelled"}, "cancel")
 
-    def _note(self, raw_id: Any, params: Any, turn_index: int) -> Pending:
+    def _note(self, raw_id: Any, params: Any, turn_index: int) -> PendingPermission:
         request = params if isinstance(params, dict) else {}
         expires_at = int((time.time() + self._timeout) * 1000)
         call = self.calls.merged(request)
         self.calls.note(call)
-        pending = Pending(raw_id, request, call, turn_index, expires_at)
+        pending = PendingPermission(raw_id, request, call, turn_index, expires_at)
         self._pending[pending.request_id] = pending
         self._log.append(
             "permission_request",
@@ -261,12 +278,12 @@ class Permissions:
         )
         return pending
 
-    def _resolve(self, pending: Pending, outcome: Mapping[str, Any], by: str) -> None:
+    def _finish(self, pending: PendingPermission, outcome: Mapping[str, Any], by: str) -> None:
         if self._pending.pop(pending.request_id, None) is None:
             return
         if pending.timer is not None:
             pending.timer.cancel()
-        self._tell_agent(pending.raw_id, outcome)
+        self._respond(pending.raw_id, outcome)
         self._log_outcome(pending.request_id, pending.turn_index, outcome, by)
 
     def _log_outcome(

@@ -51,7 +51,7 @@ def encode_meta(meta: Mapping[str, Any], limit: int) -> str:
     """
     encoded = dumps(meta)
     if len(encoded) > limit:
-        raise Error("payload_too_large", f"meta: a session's has at most {limit} bytes of JSON")
+        raise Error("payload_too_large", f"meta: at most {limit} bytes of JSON")
     return encoded.decode()
 
 
@@ -167,7 +167,7 @@ class Session:
             "head": self.log.head,
             "turn_index": running.index if running is not None else None,
             "queued": self.turns.view(),
-            "pending_permissions": self.permissions.shown(),
+            "pending_permissions": self.permissions.view(),
             "sockets": self.subscribers,
             **self.agent_view(),
         }

@@ -26,8 +26,8 @@ MAX_CHANGES = 16
 class SessionSettings:
     """The mode, the model and the options of one session's agent.
 
-    A change is made by the agent, then stored. What is stored is set again whenever the agent
-    starts.
+    The agent makes a change, and then the session stores it. The stored settings are set again
+    whenever the agent starts.
     """
 
     def __init__(self, core: SessionCore, agent: SessionAgent, current: CurrentTurn) -> None:

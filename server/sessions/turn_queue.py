@@ -124,7 +124,9 @@ class TurnQueue:
         context.quotas.check_prompt_rate(self._core.row.app_name)
         limit = context.settings.max_queued_turns
         if len(self._waiting) + (self._current.running is not None) > limit:
-            raise Error("queue_full", f"{limit} prompts wait already; ask again when one has run")
+            raise Error(
+                "queue_full", f"{limit} prompts are waiting already; retry after one has run"
+            )
 
     def _may_run_at_once(self) -> bool:
         context = self._core.context

@@ -45,11 +45,11 @@ class TurnRunner:
         turn.interrupt = turn.handle.cancel
 
     async def run(self, turn: Turn) -> None:
-        """Run *turn* to its end. Whatever fails ends this turn only."""
+        """Run *turn* to its end. A failure ends this turn only."""
         try:
             await self._run(turn)
         except Exception:
-            logger.exception("the turn broke", extra=self._recorder.log_extra(turn))
+            logger.exception("the turn failed unexpectedly", extra=self._recorder.log_extra(turn))
             turn.stop_timers()
             if turn.is_stored:
                 self._recorder.end(turn, error=internal())
@@ -74,7 +74,7 @@ class TurnRunner:
         except Error as failure:
             error = failure
         except Exception:
-            logger.exception("the turn broke", extra=self._recorder.log_extra(turn))
+            logger.exception("the turn failed unexpectedly", extra=self._recorder.log_extra(turn))
             error = internal()
         await self._end_if_stored(turn, error)
 
@@ -128,7 +128,7 @@ class TurnRunner:
     def _kill_agent(self, turn: Turn) -> None:
         if not turn.has_ended:
             logger.warning(
-                "the agent ignores the cancel; killing it", extra=self._recorder.log_extra(turn)
+                "the agent ignores the cancel; killed", extra=self._recorder.log_extra(turn)
             )
             self._agent.kill()
 

@@ -226,11 +226,13 @@ class Turn:
         if self.cancel_cause is CancelCause.CANCEL:
             return "cancelled", None
         if self.cancel_cause is CancelCause.TIMEOUT:
-            return "error", Error("agent_timeout", "the turn took longer than it may")
+            return "error", Error("agent_timeout", "the turn reached its time limit")
         if self.cancel_cause is CancelCause.RESTART and stop_reason in (None, "cancelled"):
-            return "error", Error("server_restarted", "the server was restarted; ask again")
+            return "error", Error(
+                "server_restarted", "the server restarted during the turn; send the prompt again"
+            )
         if stop_reason is None:
-            message = "the agent ended the turn without an answer"
+            message = "the agent ended the turn without a response"
             return "error", error or Error("agent_failed", message)
         return stop_reason, None
 

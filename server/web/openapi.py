@@ -64,7 +64,7 @@ CODES: Mapping[str, tuple[str, str]] = {
     ),
     "queue_full": (
         "The session's queue of prompts is full.",
-        "8 prompts wait already; ask again when one has run",
+        "8 prompts are waiting already; retry after one has run",
     ),
     "rate_limited": ("Rate limit reached.", "too many prompts in a minute"),
     "internal": (
@@ -77,7 +77,7 @@ CODES: Mapping[str, tuple[str, str]] = {
     ),
     "agent_failed": (
         "The agent returned an error, or its process exited.",
-        "the agent ended the turn without an answer",
+        "the agent ended the turn without a response",
     ),
     "login_required": (
         "The agent requires a login. `error` gives the command; `auth_methods` is ACP's list.",
@@ -90,9 +90,9 @@ CODES: Mapping[str, tuple[str, str]] = {
     ),
     "server_restarted": (
         "The server stopped during the turn.",
-        "the server was restarted; ask again",
+        "the server restarted during the turn; send the prompt again",
     ),
-    "agent_timeout": ("The time limit was exceeded.", "the turn took longer than it may"),
+    "agent_timeout": ("The time limit was exceeded.", "the turn reached its time limit"),
 }
 """The meaning of each error code, and the message of an example."""
 REQUEST_ID_EXAMPLE = "5ff2013ce33e4337"

@@ -99,7 +99,7 @@ class SessionSocket(WebSocketConnection):
             agent=session.row.agent,
             head=session.log.head,
             state=session.state_name,
-            pending_permissions=session.permissions.shown(),
+            pending_permissions=session.permissions.view(),
             queued=session.turns.view(),
             model=session.row.model,
             permission=session.row.permission,
@@ -197,7 +197,7 @@ class SessionSocket(WebSocketConnection):
                 if not session.cancel(turn_index):
                     raise Error("not_found", "there is no such turn to cancel")
             case protocol.PermissionCommand(request_id=request_id, option_id=option_id):
-                session.permissions.answer(request_id, option_id=option_id)
+                session.permissions.resolve(request_id, option_id=option_id)
             case (
                 protocol.SetModeCommand()
                 | protocol.SetModelCommand()

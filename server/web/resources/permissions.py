@@ -40,5 +40,5 @@ async def resolve_permission(
 ) -> PermissionAccepted:
     if (body.option_id is None) == (body.outcome is None):
         raise bad_request("one of option_id and outcome is needed")
-    session.permissions.answer(request.match_info["request_id"], option_id=body.option_id)
+    session.permissions.resolve(request.match_info["request_id"], option_id=body.option_id)
     return PermissionAccepted()
