@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from server.commands.admin import CommandError
-from server.commands.backup import backup, restore
+from server.commands.backup import create_backup, restore_backup
 from server.config import Settings
 from server.data_dir import DataDir
 from server.errors import StartError
@@ -125,7 +125,7 @@ def test_restore_writes_nothing_outside_the_data_folder(
             tar.addfile(member, BytesIO(b"") if kind == tarfile.REGTYPE else None)
     arguments = argparse.Namespace(archive=archive, replace=False)
     with pytest.raises(CommandError):
-        restore(arguments, Settings(data_dir=data), {})
+        restore_backup(arguments, Settings(data_dir=data), {})
     assert [path.name for path in outside.iterdir()] == ["file"]
     assert (outside / "file").read_bytes() == SECRET
     assert {path.name for path in data.iterdir()} == {"lock"}
@@ -215,7 +215,7 @@ async def test_backup_follows_no_folder_that_is_replaced_by_a_link_meanwhile(
     monkeypatch.setattr(os, "stat", exchange)
     archive = tmp_path / "archive.tar.gz"
     arguments = argparse.Namespace(archive=archive, without_files=False)
-    assert backup(arguments, Settings(data_dir=data), {}) == 0
+    assert create_backup(arguments, Settings(data_dir=data), {}) == 0
     with tarfile.open(archive) as tar:
         names = tar.getnames()
     assert "workspaces" in names

@@ -1,4 +1,4 @@
-"""The operator's commands: `python -m server COMMAND`, beside a running server or without one.
+"""The operator's commands: `python -m server COMMAND`, with or without a running server.
 
-Imports every package. No command imports another, but all may import `admin`.
+Imports every package. Commands import `admin`, and no other command.
 """

@@ -1,6 +1,8 @@
-"""What commands work on: a running server by its socket, or the data folder of a stopped one.
+"""The common part of the commands: access to the server's data, execution and output.
 
-Reading needs neither: the database can be read beside whoever writes it.
+A command that changes something uses an :class:`AdminApi`: a running server through its control
+socket or, if no server runs, the data folder itself. A command that only reads opens the database
+directly, which does not disturb a running server.
 """
 
 from __future__ import annotations
@@ -37,30 +39,30 @@ from ..web.request_values import from_texts
 from ..web.resources.tokens import CreateToken
 
 WAIT_SECS = 15
-"""For a server that is starting or stopping: it has the folder, and no socket."""
-REPLY_SECS = 60
+"""The longest wait for a server that starts or stops, and therefore has no socket."""
+RESPONSE_SECS = 60
 
-Command = Callable[[argparse.Namespace, Settings, Mapping[str, str]], Awaitable[None]]
+CommandFunction = Callable[[argparse.Namespace, Settings, Mapping[str, str]], Awaitable[None]]
 
 
 class CommandError(Exception):
-    """A command cannot be carried out; the message is one line for the operator."""
+    """A command failed. The message is one line for the operator."""
 
 
-class House(Protocol):
-    """What can be changed."""
+class AdminApi(Protocol):
+    """The changes that commands can make. Each raises ``Error`` or :class:`CommandError`."""
 
     async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
-        """Make an app's token; the token itself, which is not kept."""
+        """Create an app's token, and return it. Only its hash is stored."""
 
     async def revoke_token(self, name: str) -> None: ...
 
     async def close_session(self, session_id: str) -> bool:
-        """Close a session; False where it was closed already."""
+        """Close a session. Returns False if it was closed already."""
 
 
-class RunningHouse:
-    """A running server: what it is told takes effect at once."""
+class RunningServer:
+    """A running server, which applies changes at once."""
 
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
@@ -81,21 +83,21 @@ class RunningHouse:
             async with self._http.request(method, path, **options) as response:
                 reply: dict[str, Any] = json.loads(await response.read())
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise CommandError(f"the running server does not answer: {error!r}") from None
+            raise CommandError(f"the running server does not respond: {error!r}") from None
         if not reply["ok"]:
             raise CommandError(reply["error"])
         return reply
 
 
-class StoppedHouse:
-    """The data folder of a stopped server, which no server can start on meanwhile."""
+class StoppedServer:
+    """The data folder of a stopped server. It is locked, so that no server can start."""
 
     def __init__(self, tokens: TokenRegistry, sessions: SessionRegistry) -> None:
         self._tokens = tokens
         self._sessions = sessions
 
     async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
-        body = from_texts({"name": name}, CreateToken)  # the rule of the REST call
+        body = from_texts({"name": name}, CreateToken)  # the same check as in the REST call
         return (await self._tokens.create(body.name, ip_cidrs))[1]
 
     async def revoke_token(self, name: str) -> None:
@@ -106,13 +108,16 @@ class StoppedHouse:
 
 
 @contextlib.asynccontextmanager
-async def open_house(
+async def open_admin_api(
     settings: Settings, environ: Mapping[str, str], *, must_exist: bool = True
-) -> AsyncIterator[House]:
-    """The running server where there is one, else the data folder itself.
+) -> AsyncIterator[AdminApi]:
+    """Connect to the running server or, if there is none, open the data folder.
 
     Args:
-        must_exist: whether a data folder without a database is refused, or gets one.
+        must_exist: fail if there is no database; otherwise one is created.
+
+    Raises:
+        CommandError: neither is possible.
     """
     if must_exist:
         await _check_database(settings)
@@ -123,20 +128,20 @@ async def open_house(
             try:
                 stack.enter_context(data_dir.locked())
             except DataDirInUseError as error:
-                if await _answers(data_dir):
-                    yield await stack.enter_async_context(_running(data_dir))
+                if await _is_serving(data_dir):
+                    yield await stack.enter_async_context(_connect(data_dir))
                     return
                 if time.monotonic() > deadline:
                     raise CommandError(
-                        f"{error}, without {data_dir.control_socket.name}: stop it first"
+                        f"{error}, and has no {data_dir.control_socket.name}: stop it first"
                     ) from None
                 await asyncio.sleep(0.1)
             else:
-                yield await stack.enter_async_context(_stopped(settings, environ))
+                yield await stack.enter_async_context(_open_stopped(settings, environ))
                 return
 
 
-async def _answers(data_dir: DataDir) -> bool:
+async def _is_serving(data_dir: DataDir) -> bool:
     try:
         with control_socket.address(data_dir) as path:
             _, writer = await asyncio.open_unix_connection(path)
@@ -147,25 +152,25 @@ async def _answers(data_dir: DataDir) -> bool:
     writer.close()
     if not is_servers:
         raise CommandError(
-            f"it is not the server that listens at {data_dir.control_socket}:"
-            " restart the server, which makes the socket anew"
+            f"another program listens on {data_dir.control_socket}:"
+            " restart the server, which creates the socket again"
         )
     return True
 
 
 @contextlib.asynccontextmanager
-async def _running(data_dir: DataDir) -> AsyncIterator[House]:
+async def _connect(data_dir: DataDir) -> AsyncIterator[AdminApi]:
     with control_socket.address(data_dir) as path:
         async with aiohttp.ClientSession(
             "http://localhost",
             connector=aiohttp.UnixConnector(path),
-            timeout=aiohttp.ClientTimeout(total=REPLY_SECS),
+            timeout=aiohttp.ClientTimeout(total=RESPONSE_SECS),
         ) as http:
-            yield RunningHouse(http)
+            yield RunningServer(http)
 
 
 @contextlib.asynccontextmanager
-async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[House]:
+async def _open_stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[AdminApi]:
     async with contextlib.AsyncExitStack() as stack:
         path = DataDir(settings.data_dir).database
         await upgrade(path)
@@ -178,17 +183,17 @@ async def _stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncItera
         stack.push_async_callback(writer.stop)
         tokens = TokenRegistry(queries, writer)
         await tokens.load_app_tokens()
-        # Agents are described by it and never started, so no Node is needed.
+        # No agent is started, so Node need not be installed.
         backend = make_backend(settings, environ, writer, node="node")
         sessions = SessionRegistry(settings, queries, writer, metrics, backend)
         await sessions.start()
         stack.push_async_callback(sessions.stop)
-        yield StoppedHouse(tokens, sessions)
+        yield StoppedServer(tokens, sessions)
 
 
 @contextlib.asynccontextmanager
-async def reading(settings: Settings) -> AsyncIterator[Queries]:
-    """The database, to read it."""
+async def open_for_reading(settings: Settings) -> AsyncIterator[Queries]:
+    """Open the database for reading, also while a server runs."""
     data_dir = DataDir(settings.data_dir)
     if await asyncio.to_thread(settings.data_dir.is_dir):
         data_dir.check()
@@ -204,33 +209,39 @@ async def _check_database(settings: Settings) -> None:
     path = DataDir(settings.data_dir).database
     if not await asyncio.to_thread(path.is_file):
         raise CommandError(
-            f"there is no database at {path}; CLAWDFORGE_DATA_DIR says where to look"
+            f"there is no database at {path}; CLAWDFORGE_DATA_DIR sets the data folder"
         )
 
 
-def run(
-    command: Command, arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
+def run_command(
+    command: CommandFunction,
+    arguments: argparse.Namespace,
+    settings: Settings,
+    environ: Mapping[str, str],
 ) -> int:
-    """Carry out a command.
+    """Run an asynchronous command.
+
+    Returns:
+        The exit status.
 
     Raises:
-        CommandError: it cannot be.
+        CommandError: the command failed.
     """
     try:
         asyncio.run(_awaited(command(arguments, settings, environ)))
         sys.stdout.flush()
     except BrokenPipeError:
-        drop_stdout()  # whoever reads has seen enough, `head` say
+        discard_stdout()  # the reader has ended, as `head` does
     except (AcpxError, Error, OSError, SchemaError) as error:
         raise CommandError(str(error)) from None
     except DatabaseError as error:
-        where = DataDir(settings.data_dir).database
-        raise CommandError(f"{where}: {error}: `doctor` says what to do") from None
+        path = DataDir(settings.data_dir).database
+        raise CommandError(f"{path}: {error}: run `python -m server doctor`") from None
     return 0
 
 
-def drop_stdout() -> None:
-    """Let what is still to be said go nowhere, also at the exit."""
+def discard_stdout() -> None:
+    """Discard all further output, including what Python flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -239,17 +250,17 @@ async def _awaited(work: Awaitable[None]) -> None:
 
 
 def sentence(text: str) -> str:
-    """A command's help, as the sentence that describes it."""
+    """Convert a command's help text into a sentence, for its description."""
     return f"{text[0].upper()}{text[1:]}."
 
 
-def say(text: str, *, file: TextIO | None = None) -> None:
-    """Print *text*, in which a terminal finds nothing to obey."""
+def print_escaped(text: str, *, file: TextIO | None = None) -> None:
+    """Print *text*. Characters that control a terminal are escaped."""
     print(visible(text), file=file, flush=True)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as aligned columns."""
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of cells as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

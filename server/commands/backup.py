@@ -1,4 +1,4 @@
-"""``backup`` and ``restore``: all that is kept, in one archive."""
+"""The commands ``backup`` and ``restore``: the data folder in one archive."""
 
 from __future__ import annotations
 
@@ -32,41 +32,43 @@ from ..storage.database import check_file, copy_database
 from ..storage.schema import SchemaError
 from . import admin
 
-BESIDE = (*CONVERSATION_FOLDERS, *FILE_FOLDERS)
-"""Folders of the data folder that a backup has."""
-MAX_DEPTH = 200
-"""Folders in each other; an agent could make more of them than can be walked."""
-NO_BACKUP = "no backup of clawdforge"
+FOLDERS = (*CONVERSATION_FOLDERS, *FILE_FOLDERS)
+"""Folders of the data folder that a backup contains."""
+MAX_FOLDER_DEPTH = 200
+"""Deeper folders are left out. An agent could nest more than can be walked."""
+NOT_A_BACKUP = "not a backup of clawdforge"
 
 
-def add_to(commands: Any) -> None:
-    """Add this module's commands to a parser's."""
-    text = "write all that is kept into an archive, also while the server runs"
+def add_backup_commands(commands: Any) -> None:
+    """Add the commands of this module to the parser."""
+    text = "write the database and files into an archive, also while the server runs"
     one = commands.add_parser("backup", help=text, description=admin.sentence(text))
-    one.add_argument("archive", type=Path, help="the file to make, clawdforge.tar.gz say")
+    one.add_argument("archive", type=Path, help="the file to create, for example clawdforge.tar.gz")
     one.add_argument(
         "--without-files",
         action="store_true",
-        help="leave out the sessions' folders and the uploads, which may be large",
+        help="omit the sessions' folders and uploads, which may be large",
     )
-    one.set_defaults(run=backup)
+    one.set_defaults(run=create_backup)
 
-    text = "put an archive's content into the data folder of a stopped server"
+    text = "restore an archive into the data folder of a stopped server"
     one = commands.add_parser("restore", help=text, description=admin.sentence(text))
-    one.add_argument("archive", type=Path, help="what backup made")
+    one.add_argument("archive", type=Path, help="an archive of the command backup")
     one.add_argument(
         "--replace",
         action="store_true",
-        help="where the data folder has content: move that aside, into a folder in it",
+        help="if the data folder has content, move it into a subfolder first",
     )
-    one.set_defaults(run=restore)
+    one.set_defaults(run=restore_backup)
 
 
-def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
-    """The database as it is at one moment; the files as they are when they are read."""
+def create_backup(
+    arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
+) -> int:
+    """Create an archive. The database is a snapshot; each file is copied as it is when read."""
     data_dir = DataDir(settings.data_dir)
     source, archive = data_dir.database, arguments.archive
-    folders = CONVERSATION_FOLDERS if arguments.without_files else BESIDE
+    folders = CONVERSATION_FOLDERS if arguments.without_files else FOLDERS
     try:
         source.stat()
         data_dir.check()
@@ -74,8 +76,8 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
         raise admin.CommandError(f"there is no database: {source}: {error.strerror}") from None
     try:
         with tempfile.TemporaryDirectory(dir=archive.absolute().parent, prefix=".backup-") as made:
-            part = Path(made) / "part"  # of this backup alone, until it is whole
-            # It holds prompts and answers: for its owner alone, from the first byte on.
+            part = Path(made) / "part"  # a name of its own until the archive is complete
+            # Only its owner may read the archive: it contains conversations.
             with (
                 os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as out,
                 tarfile.open(fileobj=out, mode="w:gz", compresslevel=6) as tar,
@@ -84,34 +86,38 @@ def backup(arguments: argparse.Namespace, settings: Settings, environ: Mapping[s
                 tar.add(Path(made) / DATABASE, DATABASE)
                 with safe_files.folder(settings.data_dir) as data:
                     for name in folders:
-                        _add(tar, data, settings.data_dir / name, name)
+                        _add_path(tar, data, settings.data_dir / name, name)
             part.replace(archive)
     except (OSError, DatabaseError) as error:
-        raise admin.CommandError(f"{archive}: {_why(error)}") from None
-    admin.say(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
+        raise admin.CommandError(f"{archive}: {_reason(error)}") from None
+    admin.print_escaped(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
     return 0
 
 
-def _why(error: Exception) -> str:
-    """In words, without the names of folders that are made on the way."""
+def _reason(error: Exception) -> str:
+    """The message of *error*, without the names of temporary folders."""
     return getattr(error, "strerror", None) or str(error)
 
 
-def _add(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
-    """Add what is there and can be read; *parent* is the descriptor of the folder with *path*.
+def _add_path(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
+    """Add a file, or a folder with its content.
 
-    What a running agent deletes meanwhile is not there; what it keeps from us is named. Should it
-    exchange something, no link is followed, and no pipe waited for.
+    An agent may change its files meanwhile. A deleted file is skipped, an unreadable one is
+    reported. A file that was replaced by a link or a pipe is never followed or opened.
+
+    Args:
+        parent: the descriptor of the folder that contains *path*.
+        name: the name in the archive.
     """
     children: list[str] = []
     folder = -1
     with contextlib.ExitStack() as stack:
         try:
             found = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
-            info = _described(name, found)
+            info = _tar_info(name, found)
             if stat.S_ISDIR(found.st_mode):
-                if name.count("/") > MAX_DEPTH:
-                    raise OSError(errno.ELOOP, f"it lies deeper than {MAX_DEPTH} folders")
+                if name.count("/") > MAX_FOLDER_DEPTH:
+                    raise OSError(errno.ELOOP, f"nested in more than {MAX_FOLDER_DEPTH} folders")
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
                 folder = os.open(path.name, flags, dir_fd=parent)
                 stack.callback(os.close, folder)
@@ -120,20 +126,20 @@ def _add(tar: tarfile.TarFile, parent: int, path: Path, name: str) -> None:
             elif stat.S_ISREG(found.st_mode):
                 file = stack.enter_context(safe_files.open_file(path.name, parent))
                 info.size = os.fstat(file.fileno()).st_size
-                tar.addfile(info, _Padded(file))
+                tar.addfile(info, _PaddedFile(file))
             elif stat.S_ISLNK(found.st_mode):
                 info.linkname = os.readlink(path.name, dir_fd=parent)
                 tar.addfile(info)
         except FileNotFoundError:
             return
         except OSError as error:
-            admin.say(f"clawdforge: left out: {path}: {error.strerror}", file=sys.stderr)
+            admin.print_escaped(f"clawdforge: omitted: {path}: {error.strerror}", file=sys.stderr)
             return
         for child in children:
-            _add(tar, folder, path / child, f"{name}/{child}")
+            _add_path(tar, folder, path / child, f"{name}/{child}")
 
 
-def _described(name: str, found: os.stat_result) -> tarfile.TarInfo:
+def _tar_info(name: str, found: os.stat_result) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.mode, info.mtime = stat.S_IMODE(found.st_mode), found.st_mtime
     info.uid, info.gid = found.st_uid, found.st_gid
@@ -144,8 +150,8 @@ def _described(name: str, found: os.stat_result) -> tarfile.TarInfo:
     return info
 
 
-class _Padded:
-    """A file that keeps its size: zeros stand for what an agent cuts off meanwhile."""
+class _PaddedFile:
+    """A file of a fixed size. Zeros replace the part that an agent truncates meanwhile."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -154,15 +160,18 @@ class _Padded:
         return self._file.read(size).ljust(size, b"\0")
 
 
-def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
+def restore_backup(
+    arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
+) -> int:
+    """Restore an archive. It is unpacked and checked before any file is moved."""
     folder, archive = settings.data_dir.resolve(), arguments.archive
     aside: Path | None = None
     try:
         with DataDir(folder).locked():
-            old = [name for name in (DATABASE, *BESIDE) if (folder / name).exists()]
+            old = [name for name in (DATABASE, *FOLDERS) if (folder / name).exists()]
             if old and not arguments.replace:
                 raise admin.CommandError(
-                    f"{folder} has content: with --replace it is moved into a folder in it"
+                    f"{folder} has content; --replace moves it into a subfolder"
                 )
             with tempfile.TemporaryDirectory(dir=folder, prefix=".restore-") as made:
                 _unpack(archive, Path(made))
@@ -171,64 +180,67 @@ def restore(arguments: argparse.Namespace, settings: Settings, environ: Mapping[
                     now = time.strftime("%Y%m%d-%H%M%S")
                     aside = Path(tempfile.mkdtemp(dir=folder, prefix=f"before-restore-{now}-"))
                     for name in (*old, f"{DATABASE}-wal", f"{DATABASE}-shm"):
-                        _move(folder / name, aside / name, mounts)
+                        _move_path(folder / name, aside / name, mounts)
                 for child in Path(made).iterdir():
-                    _move(child, folder / child.name, mounts)
+                    _move_path(child, folder / child.name, mounts)
     except DataDirInUseError as error:
         raise admin.CommandError(f"{error}: stop it first") from None
     except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
-        moved = f"; what was moved already is in {aside}" if aside else ""
-        raise admin.CommandError(f"{archive}: {_why(error)}{moved}") from None
-    admin.say(f"{folder} is restored." + (f" What it had is in {aside}." if aside else ""))
+        moved = f"; files that were moved are in {aside}" if aside else ""
+        raise admin.CommandError(f"{archive}: {_reason(error)}{moved}") from None
+    admin.print_escaped(
+        f"{folder} was restored."
+        + (f" The previous contents were moved to {aside}." if aside else "")
+    )
     return 0
 
 
 def mount_points() -> list[Path]:
-    """Where something is mounted: only the kernel tells a volume on the same disk from a folder."""
+    """All mount points. Only the kernel knows whether a folder is a volume of the same disk."""
     lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    names = (line.split()[4] for line in lines)  # blanks and the like are octal in it
-    return [Path(os.fsdecode(re.sub(rb"\\(\d{3})", _octal, name))) for name in names]
+    names = (line.split()[4] for line in lines)  # special characters are octal
+    return [Path(os.fsdecode(re.sub(rb"\\(\d{3})", _decode_octal, name))) for name in names]
 
 
-def _octal(match: re.Match[bytes]) -> bytes:
+def _decode_octal(match: re.Match[bytes]) -> bytes:
     return bytes([int(match[1], 8)])
 
 
-def _move(source: Path, target: Path, mounts: Sequence[Path]) -> None:
-    """Move what is there.
+def _move_path(source: Path, target: Path, mounts: Sequence[Path]) -> None:
+    """Move a file or folder, if it exists.
 
-    A volume stays where it is, and what is in it moves: with a folder that has one below it the
-    volume would move, too, and be back at its place at the next start, with what it had.
+    The content of a volume is moved, and not the volume itself: that would be mounted at its old
+    place again at the next start, with its old content.
     """
     has_volume = any(mount.is_relative_to(source) for mount in mounts)
     if source.is_dir() and not source.is_symlink() and (has_volume or target.is_dir()):
         target.mkdir(mode=0o700, exist_ok=True)
         for child in source.iterdir():
-            _move(child, target / child.name, mounts)
+            _move_path(child, target / child.name, mounts)
     elif source.is_symlink() or source.exists():
         shutil.move(source, target)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack and check an archive of our own; nothing of it leaves *folder*."""
+    """Unpack and check an archive. Nothing is written outside *folder*."""
     root = folder.resolve()
     try:
         opened = tarfile.open(archive)  # noqa: SIM115  # closed below
     except tarfile.ReadError:
-        raise tarfile.ReadError(NO_BACKUP) from None  # it would tell why of each compression
+        raise tarfile.ReadError(NOT_A_BACKUP) from None  # its own message lists every compression
     with opened as tar:
         for member in tar:
             top, *below = member.name.split("/")
-            if top not in (DATABASE, *BESIDE):
-                raise tarfile.ReadError(NO_BACKUP)
+            if top not in (DATABASE, *FOLDERS):
+                raise tarfile.ReadError(NOT_A_BACKUP)
             is_expected = member.isreg() if top == DATABASE else member.isdir()
             if ".." in below or not (below or is_expected):
-                # Of these names the server makes files and folders; backup has found no other.
-                raise tarfile.ReadError(f"{member.name} is not what a backup has there")
+                # The server uses these names for one file and for folders only.
+                raise tarfile.ReadError(f"{member.name} has the wrong type")
             target = folder / member.name
-            # A link that came first is never gone through: it may lead anywhere.
+            # An earlier link in the archive may lead anywhere, so it is never followed.
             if not target.parent.resolve().is_relative_to(root):
-                raise tarfile.ReadError(f"{member.name} lies outside")
+                raise tarfile.ReadError(f"{member.name} is outside the data folder")
             if member.isdir():
                 target.mkdir(mode=0o700)
             elif member.issym():
@@ -237,9 +249,9 @@ def _unpack(archive: Path, folder: Path) -> None:
                 with content, target.open("xb") as out:
                     shutil.copyfileobj(content, out)
                 target.chmod(member.mode & 0o777)
-            # Else an agent's socket or pipe, which is worth nothing without it.
+            # Sockets and pipes of agents are skipped.
         while tar.fileobj.read(1 << 20):
-            pass  # behind all that tar reads is the checksum, which this compares
+            pass  # read to the end, where the checksum is compared
     try:
         check_file(folder / DATABASE)
     except (DatabaseError, SchemaError) as error:

@@ -1,4 +1,4 @@
-"""``doctor``: looks at what the server needs, and says what to do where it is not well."""
+"""The command ``doctor``: checks the requirements of the server, and suggests remedies."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ LOW_DISK_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, what was found, and what to do about it.
+    """The result of one check.
 
-    ``mark``: ``ok``, ``BAD`` (the server will not do), ``note`` (it will, and yet) or ``-``
-    (an agent that nobody has installed).
+    Attributes:
+        mark: ``ok``, ``BAD`` (the server cannot work), ``note`` (useful information) or ``-`` (an
+            agent that is not installed).
+        what: the checked requirement.
     """
 
     mark: str
@@ -44,75 +46,77 @@ class Finding:
     advice: str | None = None
 
 
-def add_to(commands: Any) -> None:
-    """Add this module's command to a parser's."""
-    text = "look at Node, acpx, agents, disk, database and port, and say what to do"
+def add_doctor_command(commands: Any) -> None:
+    """Add the command of this module to the parser."""
+    text = "check Node, acpx, agents, disk, database and port, and suggest remedies"
     one = commands.add_parser(
         "doctor",
         help=text,
-        description=f"{admin.sentence(text)} Exits with 1 where it is not well.",
+        description=f"{admin.sentence(text)} Exits with status 1 if a requirement is not met.",
     )
-    one.add_argument("--json", action="store_true", help="an object a line")
-    one.set_defaults(run=functools.partial(admin.run, doctor))
+    one.add_argument("--json", action="store_true", help="print one JSON object per line")
+    one.set_defaults(run=functools.partial(admin.run_command, run_doctor))
 
 
-async def doctor(
+async def run_doctor(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
     bad = 0
-    async for one in _findings(settings, environ):
+    async for one in _check_all(settings, environ):
         bad += one.mark == "BAD"
         if arguments.json:
             print(json.dumps(dataclasses.asdict(one)), flush=True)
         else:
-            admin.say(f"{one.mark:4}  {one.what:10}  {one.found}")
+            admin.print_escaped(f"{one.mark:4}  {one.what:10}  {one.found}")
             if one.advice is not None:
-                admin.say(f"{'':17} -> {one.advice}")
+                admin.print_escaped(f"{'':17} -> {one.advice}")
     if bad:
-        raise admin.CommandError(f"{bad} {'thing is' if bad == 1 else 'things are'} not well")
+        raise admin.CommandError(f"{bad} {'check' if bad == 1 else 'checks'} failed")
 
 
-async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
-    for one in _here(settings):
+async def _check_all(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
+    for one in check_machine(settings):
         yield one
-    async for one in _agents(settings, environ):
+    async for one in _check_agents(settings, environ):
         yield one
 
 
-def _here(settings: Settings) -> Iterator[Finding]:
-    """What can be seen without starting anything."""
+def check_machine(settings: Settings) -> Iterator[Finding]:
+    """The checks that start no process."""
     yield Finding("ok", "python", ".".join(map(str, sys.version_info[:3])))
-    data, running = _data(DataDir(settings.data_dir))
+    data, running = _check_data_dir(DataDir(settings.data_dir))
     yield data
-    yield _disk(settings)
+    yield _check_disk(settings)
     if data.mark != "BAD":
-        yield _database(settings)
-    yield _port(settings, running)
+        yield _check_database(settings)
+    yield _check_port(settings, running)
     env_file = Path(".env")
     if env_file.is_file() and stat.S_IMODE(env_file.stat().st_mode) & 0o077:
-        yield Finding("note", ".env", "others may read it", "chmod 600 .env: it holds secrets")
+        yield Finding(
+            "note", ".env", "other users can read it", "it contains secrets: chmod 600 .env"
+        )
 
 
-def _data(data_dir: DataDir) -> tuple[Finding, bool]:
-    """The data folder, and whether a server runs on it."""
+def _check_data_dir(data_dir: DataDir) -> tuple[Finding, bool]:
+    """Check the data folder. Also returns whether a server uses it."""
     folder = data_dir.path
     if not folder.exists():
-        return Finding("ok", "data", f"{folder} is not there yet; the first start makes it"), False
+        return Finding("ok", "data", f"{folder} does not exist; the first start creates it"), False
     try:
         with data_dir.locked():
-            return Finding("ok", "data", f"{folder}, and no server runs on it"), False
+            return Finding("ok", "data", f"{folder}; no server uses it"), False
     except DataDirInUseError:
         pass
     except StartError as error:
-        advice = f"run as its user, or let this one own it: chown -R {os.getuid()} {folder}"
+        advice = f"run as its owner, or change the owner: chown -R {os.getuid()} {folder}"
         return Finding("BAD", "data", str(error), advice), False
     if not data_dir.control_socket.is_socket():
-        advice = "it is starting or stopping, or the folder can hold no socket: look again"
-        return Finding("note", "data", f"{folder}: a server has it, without a socket", advice), True
-    return Finding("ok", "data", f"{folder}, and a server runs on it"), True
+        advice = "it is starting or stopping, or the folder cannot contain a socket: run this again"
+        return Finding("note", "data", f"{folder}; a server without a socket uses it", advice), True
+    return Finding("ok", "data", f"{folder}; a server uses it"), True
 
 
-def _disk(settings: Settings) -> Finding:
+def _check_disk(settings: Settings) -> Finding:
     folder = settings.data_dir
     while not folder.exists():
         folder = folder.parent
@@ -120,57 +124,57 @@ def _disk(settings: Settings) -> Finding:
     found = f"{free / 2**30:.1f} GiB free for {settings.data_dir}"
     if free >= LOW_DISK_BYTES:
         return Finding("ok", "disk", found)
-    advice = "prompts are refused when it is full: make room, or stop it and move the folder"
+    advice = "a full disk refuses prompts: free space, or stop the server and move the folder"
     return Finding("BAD", "disk", found, advice)
 
 
-def _database(settings: Settings) -> Finding:
+def _check_database(settings: Settings) -> Finding:
     path = DataDir(settings.data_dir).database
     if not path.is_symlink() and (not path.is_file() or path.stat().st_size == 0):
-        return Finding("ok", "database", "none yet; the first start makes it")
+        return Finding("ok", "database", "none yet; the first start creates it")
     try:
         if statements_of(path) is not None:
-            found = f"{path} was made by 0.2; the first start brings it up to date"
+            found = f"{path} is of version 0.2; the first start upgrades it"
             return Finding("note", "database", found)
         version = check_file(path)
     except (OSError, SchemaError, DatabaseError) as error:
-        why = str(error).removeprefix(f"{path} ")
-        return Finding("BAD", "database", f"{path}: {why}", "restore a backup")
+        reason = str(error).removeprefix(f"{path} ")
+        return Finding("BAD", "database", f"{path}: {reason}", "restore a backup")
     size = path.stat().st_size / 2**20
-    return Finding("ok", "database", f"{size:.1f} MiB, schema {version}, sound")
+    return Finding("ok", "database", f"{size:.1f} MiB, schema {version}, intact")
 
 
-def _port(settings: Settings, running: bool) -> Finding:
-    where = f"{settings.host}:{settings.port}"
+def _check_port(settings: Settings, running: bool) -> Finding:
+    address = f"{settings.host}:{settings.port}"
     if running:
-        return Finding("ok", "port", f"{where}, in use by the running server")
+        return Finding("ok", "port", f"{address}, in use by the running server")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, target = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
         )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+            probe.bind(target)
     except OSError as error:
-        advice = "choose another with CLAWDFORGE_PORT, or stop what listens there"
-        return Finding("BAD", "port", f"{where}: {error.strerror or error}", advice)
-    return Finding("ok", "port", f"{where} is free")
+        advice = "set another port in CLAWDFORGE_PORT, or stop the program that uses this one"
+        return Finding("BAD", "port", f"{address}: {error.strerror or error}", advice)
+    return Finding("ok", "port", f"{address} is free")
 
 
-class _Room:
-    """No agent is started, so there is always room for what it says."""
+class _NoBackpressure:
+    """A backpressure that is never used, because no agent is started."""
 
     has_room = True
 
     async def room(self) -> None: ...
 
 
-async def _agents(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
-    """Node, acpx and the agents, asked of a host of our own that starts none of them."""
+async def _check_agents(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
+    """Check Node, acpx and the agents, with a host that starts no agent."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             backend = make_backend(
-                dataclasses.replace(settings, data_dir=Path(folder)), environ, _Room()
+                dataclasses.replace(settings, data_dir=Path(folder)), environ, _NoBackpressure()
             )
             await backend.start()
         except (AcpxError, StartError) as error:
@@ -183,34 +187,32 @@ async def _agents(settings: Settings, environ: Mapping[str, str]) -> AsyncIterat
             yield Finding("ok", "acpx", backend.versions["acpx"])
         finally:
             await backend.stop()
-    yield _claude(settings)
-    for one in _known(infos, settings):
+    yield _check_claude(settings)
+    for one in _agent_findings(infos, settings):
         yield one
 
 
-def _claude(settings: Settings) -> Finding:
+def _check_claude(settings: Settings) -> Finding:
     program = shutil.which(settings.claude_bin)
     if program is not None:
         return Finding("ok", "claude", f"{program}, for POST /run")
-    advice = (
-        "POST /run answers with the default agent; docs/reference/run.md says how to install it"
-    )
-    return Finding("note", "claude", f"{settings.claude_bin} is not there", advice)
+    advice = "POST /run uses the default agent; docs/reference/run.md says how to install claude"
+    return Finding("note", "claude", f"{settings.claude_bin} is not installed", advice)
 
 
-def _known(infos: list[AgentInfo], settings: Settings) -> Iterator[Finding]:
-    wanted = settings.default_agent
+def _agent_findings(infos: list[AgentInfo], settings: Settings) -> Iterator[Finding]:
+    default = settings.default_agent
     for info in infos:
         if info.installed:
             yield Finding("ok", "agent", info.name)
     for info in infos:
-        if not info.installed and info.name == wanted:
-            advice = f"{info.install}, or name another in CLAWDFORGE_DEFAULT_AGENT"
-            yield Finding("BAD", "agent", f"the default, {wanted}, is not installed", advice)
+        if not info.installed and info.name == default:
+            advice = f"{info.install}, or set another in CLAWDFORGE_DEFAULT_AGENT"
+            yield Finding("BAD", "agent", f"the default, {default}, is not installed", advice)
         elif not info.installed:
             yield Finding(
                 "-", "agent", f"{info.name}: {info.install or 'see docs/howto/agents.md'}"
             )
-    if wanted is not None and wanted not in {info.name for info in infos}:
-        advice = "name one of these in CLAWDFORGE_DEFAULT_AGENT"
-        yield Finding("BAD", "agent", f"the default, {wanted}, is not known", advice)
+    if default is not None and default not in {info.name for info in infos}:
+        advice = "set CLAWDFORGE_DEFAULT_AGENT to one of the agents above"
+        yield Finding("BAD", "agent", f"the default, {default}, is unknown", advice)

@@ -1,4 +1,4 @@
-"""``sessions list|close|export``: every app's sessions, and their logs."""
+"""The commands ``sessions list``, ``close``, ``stderr`` and ``export``: all apps' sessions."""
 
 from __future__ import annotations
 
@@ -19,68 +19,68 @@ from ..storage.queries import Queries
 from ..storage.schema import SessionRow
 from . import admin
 
-PAGE_BYTES = 512 << 10
+EXPORT_PAGE_BYTES = 512 << 10
 
 
-def add_to(commands: Any) -> None:
-    """Add this module's commands to a parser's."""
-    about = "the sessions of all apps"
-    parser = commands.add_parser("sessions", help=about, description=f"Look after {about}.")
+def add_session_commands(commands: Any) -> None:
+    """Add the commands of this module to the parser."""
+    text = "manage the sessions of all apps"
+    parser = commands.add_parser("sessions", help=text, description=admin.sentence(text))
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    text = "list the open sessions, the newest first"
+    text = "list the open sessions, newest first"
     one = actions.add_parser("list", help=text, description=admin.sentence(text))
-    one.add_argument("--app", metavar="NAME", help="only this app's")
-    one.add_argument("--all", action="store_true", help="the closed ones, too")
-    one.add_argument("--json", action="store_true", help="an object a line")
-    one.set_defaults(run=functools.partial(admin.run, show))
+    one.add_argument("--app", metavar="NAME", help="only sessions of this app")
+    one.add_argument("--all", action="store_true", help="also list closed sessions")
+    one.add_argument("--json", action="store_true", help="print one JSON object per line")
+    one.set_defaults(run=functools.partial(admin.run_command, list_sessions))
 
-    text = "close a session; what runs is cancelled, its sockets close"
+    text = "close a session: its turns are cancelled, and its sockets close"
     one = actions.add_parser("close", help=text, description=admin.sentence(text))
-    one.add_argument("session_id")
-    one.set_defaults(run=functools.partial(admin.run, close))
+    one.add_argument("session_id", help="the session's id")
+    one.set_defaults(run=functools.partial(admin.run_command, close_one))
 
-    text = "show the end of what a session's agent wrote on stderr: why it does not work, say"
+    text = "print the end of the stderr of a session's agent, to see why it does not work"
     one = actions.add_parser("stderr", help=text, description=admin.sentence(text))
-    one.add_argument("session_id")
+    one.add_argument("session_id", help="the session's id")
     one.add_argument(
         "--raw",
         action="store_true",
-        help="every byte as it is, for a pipe or a file: a terminal would obey some of them",
+        help="print every byte unchanged, for a pipe or a file; a terminal would interpret some",
     )
-    one.set_defaults(run=functools.partial(admin.run, show_stderr))
+    one.set_defaults(run=functools.partial(admin.run_command, print_stderr))
 
     text = "write a session's log to stdout"
     one = actions.add_parser("export", help=text, description=admin.sentence(text))
-    one.add_argument("session_id")
+    one.add_argument("session_id", help="the session's id")
     one.add_argument(
         "--format",
         choices=["ndjson", "markdown"],
         default="ndjson",
-        help="ndjson: every entry as it is, one a line (default); markdown: to be read",
+        help="ndjson: all entries, one per line (default); markdown: for people",
     )
-    one.set_defaults(run=functools.partial(admin.run, export))
+    one.set_defaults(run=functools.partial(admin.run_command, export_log))
 
 
-async def show(
+async def list_sessions(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.reading(settings) as queries:
+    async with admin.open_for_reading(settings) as queries:
         rows = await queries.sessions(include_closed=arguments.all)
     rows = [row for row in rows if arguments.app in (None, row.app_name)]
     if arguments.json:
         for row in rows:
-            print(json.dumps(_view(row)))
+            print(json.dumps(_session_dict(row)))
         return
     cells = [("SESSION", "APP", "AGENT", "STATE", "TURNS", "LAST USED")]
     for row in rows:
-        used = _moment(row.last_turn_at or row.created_at)
+        used = _format_time(row.last_turn_at or row.created_at)
         state = "open" if row.closed_at is None else f"closed ({row.close_reason})"
         cells.append((row.id, row.app_name, row.agent, state, str(row.turn_count), used))
-    admin.say(admin.table(cells))
+    admin.print_escaped(admin.format_table(cells))
 
 
-def _view(row: SessionRow) -> dict[str, Any]:
+def _session_dict(row: SessionRow) -> dict[str, Any]:
     return {
         "session_id": row.id,
         "app": row.app_name,
@@ -97,24 +97,24 @@ def _view(row: SessionRow) -> dict[str, Any]:
     }
 
 
-def _moment(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
 
 
-async def close(
+async def close_one(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.open_house(settings, environ) as opened:
-        first = await opened.close_session(arguments.session_id)
-    admin.say(
-        f"The session {arguments.session_id} is closed." if first else "It was closed already."
+    async with admin.open_admin_api(settings, environ) as api:
+        is_first = await api.close_session(arguments.session_id)
+    admin.print_escaped(
+        f"The session {arguments.session_id} was {'closed' if is_first else 'closed already'}."
     )
 
 
-async def show_stderr(
+async def print_stderr(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.reading(settings) as queries:
+    async with admin.open_for_reading(settings) as queries:
         row = await queries.session(arguments.session_id)
     if row is None:
         raise admin.CommandError("no such session")
@@ -127,90 +127,91 @@ async def show_stderr(
     sys.stdout.buffer.write(text)
 
 
-async def export(
+async def export_log(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.reading(settings) as queries:
+    async with admin.open_for_reading(settings) as queries:
         row = await queries.session(arguments.session_id)
         if row is None:
             raise admin.CommandError("no such session")
         if arguments.format == "ndjson":
-            async for line in _lines(queries, row):
-                # The same JSON, in which a terminal finds nothing to obey.
+            async for line in _log_lines(queries, row):
+                # Characters that control a terminal become JSON escapes.
                 text = json_text(line.decode())
                 sys.stdout.buffer.write(text.encode() + b"\n")
         else:
-            page = Page()
-            page.say(f"# Session {row.id}")
-            page.say(f"{row.agent}, {row.app_name}, {_moment(row.created_at)}")
-            async for line in _lines(queries, row):
+            page = MarkdownPage()
+            page.write(f"# Session {row.id}")
+            page.write(f"{row.agent}, {row.app_name}, {_format_time(row.created_at)}")
+            async for line in _log_lines(queries, row):
                 page.add(parse_message(line) or {})
             page.flush()
 
 
-async def _lines(queries: Queries, row: SessionRow) -> AsyncIterator[bytes]:
+async def _log_lines(queries: Queries, row: SessionRow) -> AsyncIterator[bytes]:
     position = 0
-    while rows := await queries.read_log(row.n, position, PAGE_BYTES):
+    while rows := await queries.read_log(row.n, position, EXPORT_PAGE_BYTES):
         for part in rows:
             for line in part.body.split(b"\n"):
                 yield line
             position = part.last_seq
 
 
-class Page:
-    """A log as Markdown on stdout: prompts, answers, tools, and how turns ended."""
+class MarkdownPage:
+    """Writes a log to stdout as Markdown: prompts, messages, tools, and the ends of turns."""
 
     def __init__(self) -> None:
         self._text = ""
 
-    def say(self, text: str) -> None:
-        """Write a paragraph, in which a terminal finds nothing to obey."""
+    def write(self, text: str) -> None:
+        """Write a paragraph. Characters that control a terminal are escaped."""
         sys.stdout.buffer.write(visible(text).encode() + b"\n\n")
 
     def flush(self) -> None:
-        """Write the answer's text that has gathered."""
+        """Write the message that was collected so far."""
         if self._text.strip():
-            self.say(self._text.strip())
+            self.write(self._text.strip())
         self._text = ""
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        """Write a log entry, or collect the message that it continues."""
         kind = entry.get("type")
         if kind == "event":
-            self._update(_object(_object(entry["event"].get("params")).get("update")))
+            self._update(_as_object(_as_object(entry["event"].get("params")).get("update")))
             return
         self.flush()
         if kind == "turn_start":
-            self.say(f"## Turn {entry['turn_index']}")
-            self.say("\n".join(f"> {line}" for line in _prompt(entry).splitlines()))
+            self.write(f"## Turn {entry['turn_index']}")
+            self.write("\n".join(f"> {line}" for line in _prompt_text(entry).splitlines()))
         elif kind == "permission_resolved":
             outcome = entry["outcome"]
             chosen = outcome.get("optionId", outcome.get("outcome"))
-            self.say(f"*Permission: {chosen}, by {entry['by']}.*")
+            self.write(f"*Permission: {chosen}, by {entry['by']}.*")
         elif kind == "turn_end":
             error = entry["error"]
-            words = entry["stop_reason"] if error is None else error["message"]
-            self.say(f"*{words}, {entry['duration_ms']} ms.*")
+            result = entry["stop_reason"] if error is None else error["message"]
+            self.write(f"*{result}, {entry['duration_ms']} ms.*")
         elif kind == "session_closed":
-            self.say(f"*Closed: {entry['reason']}.*")
+            self.write(f"*Closed: {entry['reason']}.*")
 
     def _update(self, update: Mapping[str, Any]) -> None:
         kind = update.get("sessionUpdate")
         if kind == "agent_message_chunk":
-            self._text += _words(_object(update.get("content")))
+            self._text += _block_text(_as_object(update.get("content")))
         elif kind == "tool_call":
             self.flush()
-            self.say(f"*Tool: {update.get('title') or update.get('toolCallId')}.*")
+            self.write(f"*Tool: {update.get('title') or update.get('toolCallId')}.*")
 
 
-def _object(value: Any) -> Mapping[str, Any]:
-    """*value*, which an agent may have made of anything."""
+def _as_object(value: Any) -> Mapping[str, Any]:
+    """*value* if it is an object, otherwise an empty one; it comes from an agent."""
     return value if isinstance(value, dict) else {}
 
 
-def _words(block: Mapping[str, Any]) -> str:
+def _block_text(block: Mapping[str, Any]) -> str:
     text = block.get("text")
     return text if isinstance(text, str) else f"[{block.get('type')}]"
 
 
-def _prompt(entry: Mapping[str, Any]) -> str:
-    return "\n".join(_words(block) for block in entry["prompt"])
+def _prompt_text(entry: Mapping[str, Any]) -> str:
+    return "\n".join(_block_text(block) for block in entry["prompt"])

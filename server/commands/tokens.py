@@ -1,4 +1,4 @@
-"""``token add|list|revoke``: the apps' tokens."""
+"""The commands ``token add``, ``token list`` and ``token revoke``: the apps' tokens."""
 
 from __future__ import annotations
 
@@ -14,65 +14,65 @@ from ..config import Settings
 from . import admin
 
 
-def add_to(commands: Any) -> None:
-    """Add this module's commands to a parser's."""
-    about = "the apps' tokens"
-    parser = commands.add_parser("token", help=about, description=f"Manage {about}.")
+def add_token_commands(commands: Any) -> None:
+    """Add the commands of this module to the parser."""
+    text = "manage the apps' tokens"
+    parser = commands.add_parser("token", help=text, description=admin.sentence(text))
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    text = "make a token for an app; it is shown this once"
-    one = actions.add_parser("add", help=text, description=admin.sentence(f"{text}, on stdout"))
+    text = "create a token for an app, and print it once"
+    one = actions.add_parser("add", help=text, description=admin.sentence(f"{text}, to stdout"))
     one.add_argument("name", help="the app's name: letters, digits, dots, dashes, underscores")
     one.add_argument(
         "--network",
         action="append",
         default=[],
         metavar="CIDR",
-        help="take the token only from this network, 10.0.0.0/8 say; may be repeated",
+        help="accept the token only from this network, such as 10.0.0.0/8; may be repeated",
     )
-    one.set_defaults(run=functools.partial(admin.run, add))
+    one.set_defaults(run=functools.partial(admin.run_command, add_token))
 
-    text = "list the tokens: names and networks, never the tokens themselves"
+    text = "list the names and networks of all tokens, never the tokens themselves"
     one = actions.add_parser("list", help=text, description=admin.sentence(text))
-    one.add_argument("--json", action="store_true", help="an object a line")
-    one.set_defaults(run=functools.partial(admin.run, show))
+    one.add_argument("--json", action="store_true", help="print one JSON object per line")
+    one.set_defaults(run=functools.partial(admin.run_command, list_tokens))
 
-    text = "take a token back; it is worth nothing from now on, and its sockets close"
+    text = "revoke a token: it is invalid at once, and its sockets close"
     one = actions.add_parser("revoke", help=text, description=admin.sentence(text))
     one.add_argument("name", help="the app's name")
-    one.set_defaults(run=functools.partial(admin.run, revoke))
+    one.set_defaults(run=functools.partial(admin.run_command, revoke_token))
 
 
-async def add(
+async def add_token(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.open_house(settings, environ, must_exist=False) as opened:
-        token = await opened.add_token(arguments.name, arguments.network)
+    async with admin.open_admin_api(settings, environ, must_exist=False) as api:
+        token = await api.add_token(arguments.name, arguments.network)
     print(token)
-    print("It is shown this once; only its hash is kept.", file=sys.stderr)
+    print("The token is not shown again; only its hash is stored.", file=sys.stderr)
 
 
-async def show(
+async def list_tokens(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.reading(settings) as queries:
+    async with admin.open_for_reading(settings) as queries:
         rows = await queries.tokens()
     if arguments.json:
         for row in rows:
-            view = {"name": row.name, "ip_cidrs": json.loads(row.ip_cidrs)}
-            print(json.dumps(view | {"created_at": int(row.created_at)}))
+            token = {"name": row.name, "ip_cidrs": json.loads(row.ip_cidrs)}
+            print(json.dumps(token | {"created_at": int(row.created_at)}))
         return
     cells = [("NAME", "NETWORKS", "CREATED")]
     for row in rows:
-        made = datetime.fromtimestamp(row.created_at, UTC)
+        created = datetime.fromtimestamp(row.created_at, UTC)
         networks = ", ".join(json.loads(row.ip_cidrs)) or "any"
-        cells.append((row.name, networks, f"{made:%Y-%m-%d %H:%M}"))
-    admin.say(admin.table(cells))
+        cells.append((row.name, networks, f"{created:%Y-%m-%d %H:%M}"))
+    admin.print_escaped(admin.format_table(cells))
 
 
-async def revoke(
+async def revoke_token(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
-    async with admin.open_house(settings, environ) as opened:
-        await opened.revoke_token(arguments.name)
-    admin.say(f"The token of {arguments.name} is revoked.")
+    async with admin.open_admin_api(settings, environ) as api:
+        await api.revoke_token(arguments.name)
+    admin.print_escaped(f"The token of {arguments.name} was revoked.")

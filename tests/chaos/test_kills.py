@@ -98,7 +98,7 @@ async def test_server_is_killed(chaos: Scenario, spawn: Spawn, http: aiohttp.Cli
         _, reply = await client.turn(session, HISTORY)
         [update, _] = reply["events"]
         prompts = json.loads(update["params"]["update"]["content"]["text"])
-        # What has an answer was surely heard; one that was killed at its start may have been.
+        # The agent has surely got prompts with a response. Others may have been lost in the kill.
         entries = await client.events(session)
         answered = {entry["turn_index"] for entry in entries if chunk_text(entry)}
         heard = [

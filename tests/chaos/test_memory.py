@@ -22,7 +22,7 @@ BUSY = script({"say": "on it"}, {"wait_for": "cancel"})
 async def test_memory_of_one_app_is_limited(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
-    """Whatever one app sends or does not read, memory is limited, and other apps work."""
+    """Memory is limited whatever one app sends or does not read, and other apps work."""
     prompts, readers, size = chaos.size((3, 4, 4), (8, 30, 15))
     server = await spawn(DRAIN_SECS="0")
     client = await new_client(server.url, http)

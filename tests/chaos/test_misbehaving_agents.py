@@ -151,7 +151,7 @@ async def run_failing_start(client: Client, agent: str) -> tuple[str, float]:
 async def test_misbehaving_agents(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """Whatever an agent does, its turn ends, other sessions continue, and no process is left."""
+    """The turn of a misbehaving agent ends, other sessions continue, and no process is left."""
     rounds = chaos.size(1, 5)
     server = await spawn(
         MAX_LIVE_AGENTS="64",

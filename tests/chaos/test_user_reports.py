@@ -84,13 +84,13 @@ async def test_secrets_do_not_leak(
     ) as reply:
         metrics = await reply.text()
     lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(server.pid)]
-    places = {
+    outputs = {
         "log": (tmp_path / "server.log").read_text(),
         "metrics": metrics,
         "errors": repr([reply for _, reply in errors[2:]]),
         "command lines": "\n".join(lines),
     }
     secrets = [str(client.token), ticket["ticket"], ADMIN, CANARY]
-    found = [where for where, text in places.items() for secret in secrets if secret in text]
-    chaos.record(places=len(places), secrets=len(secrets), found=len(found))
+    found = [where for where, text in outputs.items() for secret in secrets if secret in text]
+    chaos.record(outputs=len(outputs), secrets=len(secrets), found=len(found))
     assert not found

@@ -13,9 +13,9 @@ import pytest
 
 from server.agents.catalog import find_node
 
-from ..commands.test_commands import Operator
 from ..conftest import Spawn
 from ..support.harness import ROOT, TIMEOUT_SECS, eventually, new_client, script
+from ..support.operator import Operator
 from ..support.proxies import free_port, program
 
 
@@ -65,7 +65,7 @@ python() {
 }
 """
 """A bash function `python` that lets :class:`Operator` run its arguments. A real Python takes 0.4 s
-to start, and `test_commands` already checks that the module runs."""
+to start, and `tests/commands` already checks that the module runs."""
 
 
 async def test_operator_commands_work_as_shown(
@@ -97,7 +97,7 @@ async def test_operator_commands_work_as_shown(
         port = str(listener.sockets[0].getsockname()[1])
         out = await bash(PYTHON_HERE + commands, tmp_path, OPERATOR=port)
     assert len(ran) == len(re.findall(r"python -m server", commands))
-    assert "a server runs on it" in out
+    assert "a server uses it" in out
     assert "hello" in (tmp_path / "session.md").read_text("utf-8")
     assert (tmp_path / "clawdforge.tar.gz").is_file()
     assert await client.get("/sessions") == (200, {"ok": True, "count": 0, "sessions": []})

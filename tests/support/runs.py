@@ -1,4 +1,4 @@
-"""What the tests of ``/run`` ask with, and what they look at."""
+"""Requests, processes and rows of ``/run``, for its tests."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FAILURE_KEYS = {"ok", "error", "code", "stderr", "duration_ms", "stop_reason"}
 
 
 def steps(*steps: Json) -> str:
-    """A prompt that the fake claude carries out; see its table of steps."""
+    """A prompt that the fake claude executes; see the table of steps in its docstring."""
     return json.dumps(steps)
 
 
 def make_fake_claude(folder: Path) -> str:
-    """The fake program in *folder*, started by this Python without delay; its path."""
+    """Create the fake program in *folder*, run by this Python. Returns its path."""
     source = (ROOT / "tests" / "stand_ins" / "fake_claude.py").read_text("utf-8")
     program = folder / "claude"
     program.write_text(f"#!{sys.executable} -IS\n{source}", "utf-8")
@@ -42,7 +42,7 @@ async def post(client: Client, body: Json) -> tuple[int, Json]:
 
 
 async def run(client: Client, prompt: str, **body: Any) -> Any:
-    """The result of a run that ends well."""
+    """Execute a run that succeeds. Returns its result."""
     status, reply = await post(client, {"prompt": prompt, **body})
     assert status == 200, reply
     assert set(reply) == KEYS
@@ -51,7 +51,7 @@ async def run(client: Client, prompt: str, **body: Any) -> Any:
 
 
 async def fail(client: Client, prompt: str, **body: Any) -> Json:
-    """The reply to a run that does not."""
+    """Execute a run that fails. Returns the body of the response."""
     status, reply = await client.post("/run", {"prompt": prompt, **body})
     assert status == 502, reply
     assert set(reply) >= FAILURE_KEYS
@@ -60,7 +60,7 @@ async def fail(client: Client, prompt: str, **body: Any) -> Json:
 
 
 def read_rows(data_dir: Path) -> list[RunRow]:
-    """The table of runs, in the order of their start."""
+    """The rows of all runs, by their start."""
     columns = ", ".join(field.name for field in dataclasses.fields(RunRow))
     with contextlib.closing(sqlite3.connect(data_dir / "clawdforge.db")) as database:
         found = database.execute(f"SELECT {columns} FROM runs ORDER BY rowid").fetchall()
@@ -72,12 +72,12 @@ async def rows(server: LocalServer) -> list[RunRow]:
 
 
 def is_clean(server: LocalServer) -> bool:
-    """Whether no run has left a folder."""
+    """Whether no folder of a run is left."""
     return not list((server.services.settings.data_dir / "runs").iterdir())
 
 
 async def pid_in(path: Path) -> int:
-    """The pid that a step writes to *path*."""
+    """Wait for the pid that a step writes to *path*."""
     return int(await eventually(f"{path.name} to be written", lambda: _text_of(path)))
 
 
@@ -101,7 +101,7 @@ async def gone(pid: int) -> None:
 
 
 async def last_reason(server: LocalServer, reason: str) -> bool:
-    """Whether the newest run has ended for that reason."""
+    """Whether the newest run has ended with the stop reason."""
     return (await rows(server))[-1].stop_reason == reason
 
 

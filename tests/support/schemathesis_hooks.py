@@ -1,4 +1,4 @@
-"""In the process of schemathesis (``test_openapi.py``): who asks, and for which session."""
+"""Hooks in the process of schemathesis (``test_openapi.py``): tokens and session ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ADMIN_PATHS = ("/admin", "/metrics")
 
 @schemathesis.auth(refresh_interval=None)
 class Token:
-    """The admin's on the operator's calls, else the app's."""
+    """Uses the admin token for the operator's calls, and the app's token otherwise."""
 
     def get(self, case: Any, context: Any) -> str:
         is_admin = case.operation.path.startswith(ADMIN_PATHS)
@@ -25,9 +25,9 @@ class Token:
 
 @schemathesis.hook
 def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> Any:
-    """Mostly a session that there is: what is made up is found by nobody."""
+    """Use an existing session in most cases, because generated ids do not exist."""
     if path_parameters and "session_id" in path_parameters:
-        made_up = str(path_parameters["session_id"])
-        if len(made_up) % 4 and context.operation.method != "delete":
+        generated = str(path_parameters["session_id"])
+        if len(generated) % 4 and context.operation.method != "delete":
             return {**path_parameters, "session_id": SESSION}
     return path_parameters

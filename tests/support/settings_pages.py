@@ -25,7 +25,7 @@ OF_COMPOSE = "# For compose.yml alone"
 
 
 def default_of(name: str) -> str:
-    """A setting's default, as one would write it; empty for none."""
+    """A setting's default, as a user would write it; empty for none."""
     value: Any = getattr(Settings(), name.removeprefix(PREFIX).lower())
     if value is None or value in ((), {}):
         return ""
@@ -35,7 +35,7 @@ def default_of(name: str) -> str:
 
 
 def values_of(name: str) -> str | None:
-    """What is accepted, as the code says it of a value that is not; None for text of some kind."""
+    """The accepted values, from the error for an invalid value; None for free text."""
     try:
         config.load({name: "\0"})
     except config.SettingError as error:
@@ -56,14 +56,14 @@ def shown(name: str) -> str:
 
 
 def words(text: str) -> dict[str, str]:
-    """What the rows of a page say about each setting.
+    """The descriptions of all settings on a page.
 
     Raises:
-        LookupError: the page has a row for what is no setting, or none for what is one.
+        LookupError: a setting has no row, or a row has no setting.
     """
     found = {row[1]: cells(row[0])[-1] for row in ROW.finditer(text)}
     if odd := set(found) ^ set(config.variables()):
-        raise LookupError(f"settings without a row to tell of them, or the reverse: {sorted(odd)}")
+        raise LookupError(f"settings without a row, or rows without a setting: {sorted(odd)}")
     return found
 
 
@@ -84,7 +84,7 @@ def page(text: str) -> str:
 
 
 def example(text: str) -> str:
-    """Its head and what is for compose.yml are kept; what is between them is made."""
+    """The head and the part for compose.yml are kept; the part between them is generated."""
     head = text.partition("\n\n")[0]
     tail = text[text.index(OF_COMPOSE) :]
     short = words(README.read_text("utf-8"))
@@ -98,7 +98,7 @@ def example(text: str) -> str:
 
 
 PAGES: dict[Path, Callable[[str], str]] = {README: readme, PAGE: page, EXAMPLE: example}
-"""Each file, and what makes its new text of the one that it has."""
+"""The generated files, and the functions that update their text."""
 
 
 def main() -> None:
