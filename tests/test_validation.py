@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from server.acp import params
-from server.acp.jsonrpc import RpcError
+from server.acp.jsonrpc import JsonRpcError
 from server.errors import Error
 from server.sessions.content import check_content
 from server.validation import form, in_words
@@ -87,7 +87,7 @@ INTERNAL = ("regex", "`", "$.", "Expected", "Invalid value")
 def refusals() -> list[str]:
     """The error of every wrong value of every field that a client may send."""
     told: list[str] = []
-    readers: list[tuple[Any, Any]] = [(params, params.read)]
+    readers: list[tuple[Any, Any]] = [(params, params.read_params)]
     readers += [(module, lambda struct, value: from_json(value, struct)) for module in modules()]
     for module, read in readers:
         for shape in vars(module).values():
@@ -97,7 +97,7 @@ def refusals() -> list[str]:
                 for value in WRONG:
                     try:
                         read(shape, {field: value})
-                    except (Error, RpcError) as error:
+                    except (Error, JsonRpcError) as error:
                         told.append(error.message)
     for command in protocol.Command.__args__:
         kind = command.__struct_config__.tag
@@ -141,7 +141,7 @@ def test_no_client_is_shown_a_regular_expression() -> None:
 )
 def test_an_absolute_path_of_any_system_is_a_cwd(cwd: str, is_absolute: bool) -> None:
     if is_absolute:
-        assert params.read(params.NewSession, {"cwd": cwd}).cwd == cwd
+        assert params.read_params(params.NewSessionParams, {"cwd": cwd}).cwd == cwd
     else:
-        with pytest.raises(RpcError):
-            params.read(params.NewSession, {"cwd": cwd})
+        with pytest.raises(JsonRpcError):
+            params.read_params(params.NewSessionParams, {"cwd": cwd})

@@ -1,7 +1,6 @@
-"""JSON-RPC 2.0 as ACP speaks it, one message a frame: to and from bytes, without I/O.
+"""JSON-RPC 2.0 as ACP uses it, one message per text frame. Nothing here does I/O.
 
-Ids are kept as the client wrote them, so that they are echoed exactly, whatever
-number or string they are.
+Request ids are kept as the client wrote them, so that responses repeat them exactly.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ RESOURCE_NOT_FOUND = -32002
 REQUEST_CANCELLED = -32800
 
 
-class RpcError(Exception):
-    """A failure as JSON-RPC tells it.
+class JsonRpcError(Exception):
+    """A JSON-RPC error.
 
     Args:
-        request_id: JSON of the id that it answers; ``null`` where none could be told.
+        request_id: the JSON of the id of the request; ``null`` if it could not be read.
     """
 
     def __init__(
@@ -41,8 +40,8 @@ class RpcError(Exception):
         self.request_id = request_id
 
     @classmethod
-    def of(cls, error: Error) -> RpcError:
-        """One of our own; ``data`` has its code and whether asking again can help."""
+    def from_error(cls, error: Error) -> JsonRpcError:
+        """The JSON-RPC error for *error*; ``data`` has its code and whether a retry can help."""
         data: dict[str, Any] = {"code": error.code, "retryable": error.retryable}
         if error.retry_after is not None:
             data["retryAfter"] = error.retry_after
@@ -53,11 +52,11 @@ class RpcError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """A call that waits for an answer.
+    """A request of the client.
 
     Attributes:
-        id: JSON of its id, as it was written.
-        key: the same, in one spelling: by it the client may cancel the request.
+        id: the JSON of its id, as the client wrote it.
+        key: the same in a normal form, by which the client may cancel the request.
     """
 
     id: bytes
@@ -74,7 +73,7 @@ class Notification:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Response:
-    """An answer to a request of ours; ``result`` is None where it is an error."""
+    """The client's response to a request of the server; ``result`` is None for an error."""
 
     id: Any
     result: Any
@@ -87,29 +86,29 @@ class _Head(msgspec.Struct, frozen=True):
     id: msgspec.Raw = msgspec.Raw(b"null")
 
 
-def parse(data: bytes) -> Message:
+def decode(data: bytes) -> Message:
     """Read one message.
 
     Raises:
-        RpcError: it is none: -32700 where it is not JSON, else -32600.
+        JsonRpcError: -32700 if *data* is not JSON; -32600 if it is not a JSON-RPC message.
     """
     try:
         value = loads_bounded(data)
     except ValueError:
-        raise _refusal(data) from None
+        raise _unreadable_message(data) from None
     if isinstance(value, list):
-        raise RpcError(INVALID_REQUEST, "batches are not supported")
+        raise JsonRpcError(INVALID_REQUEST, "batches are not supported")
     if not isinstance(value, dict) or value.get("jsonrpc") != "2.0":
-        raise RpcError(INVALID_REQUEST, "not a JSON-RPC 2.0 message")
-    if "id" in value and not _is_id(value["id"]):
-        raise RpcError(INVALID_REQUEST, "id: must be a string, a number or null")
+        raise JsonRpcError(INVALID_REQUEST, "not a JSON-RPC 2.0 message")
+    if "id" in value and not _is_request_id(value["id"]):
+        raise JsonRpcError(INVALID_REQUEST, "id: must be a string, a number or null")
     if "method" not in value:
         if "id" not in value or ("result" in value) == ("error" in value):
-            raise RpcError(INVALID_REQUEST, "neither a request nor a response")
+            raise JsonRpcError(INVALID_REQUEST, "neither a request nor a response")
         return Response(value["id"], value.get("result"))
     method, params = value["method"], value.get("params")
     if not isinstance(method, str) or not isinstance(params, (dict, list, type(None))):
-        raise RpcError(INVALID_REQUEST, "method: must be a string, and params an object")
+        raise JsonRpcError(INVALID_REQUEST, "method: must be a string, and params an object")
     if "id" not in value:
         return Notification(method, params)
     return Request(
@@ -118,53 +117,53 @@ def parse(data: bytes) -> Message:
 
 
 def key_of(request_id: Any) -> bytes:
-    """An id in one spelling."""
+    """The normal form of a request id."""
     return dumps(request_id)
 
 
-def _is_id(value: Any) -> bool:
+def _is_request_id(value: Any) -> bool:
     return isinstance(value, (str, int, float, type(None))) and not isinstance(value, bool)
 
 
-def _refusal(data: bytes) -> RpcError:
-    """What is wrong with *data*, which could not be read.
+def _unreadable_message(data: bytes) -> JsonRpcError:
+    """The error for *data* that the codec rejects.
 
-    Half a surrogate pair is JSON, but no text that an agent could be sent.
+    An unpaired surrogate is JSON, but it cannot be sent to an agent as UTF-8.
     """
     value = parse_message(data) if b"\\ud" in data.lower() else None
-    if value is None or not _is_id(value.get("id")):
-        return RpcError(PARSE_ERROR, "not JSON, or nested too deeply")
-    return RpcError(
+    if value is None or not _is_request_id(value.get("id")):
+        return JsonRpcError(PARSE_ERROR, "not JSON, or nested too deeply")
+    return JsonRpcError(
         INVALID_PARAMS,
-        "half a surrogate pair is no character",
+        "unpaired surrogate in a string",
         request_id=dumps(value.get("id")),
     )
 
 
-def result(request_id: bytes, value: Any) -> bytes:
-    return raw_result(request_id, dumps(value))
+def encode_result(request_id: bytes, value: Any) -> bytes:
+    return encode_raw_result(request_id, dumps(value))
 
 
-def raw_result(request_id: bytes, value: bytes) -> bytes:
-    """*value* is JSON already."""
+def encode_raw_result(request_id: bytes, value: bytes) -> bytes:
+    """A response with the JSON *value* as its result."""
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (request_id, value)
 
 
-def raw_error(request_id: bytes, error: bytes) -> bytes:
-    """*error* is JSON already."""
+def encode_raw_error(request_id: bytes, error: bytes) -> bytes:
+    """A response with the JSON *error* as its error."""
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (request_id, error)
 
 
-def error(request_id: bytes, failure: RpcError) -> bytes:
-    told = {"code": failure.code, "message": failure.message}
-    if failure.data is not None:
-        told["data"] = failure.data
-    return raw_error(request_id, dumps(told))
+def encode_error(request_id: bytes, error: JsonRpcError) -> bytes:
+    fields = {"code": error.code, "message": error.message}
+    if error.data is not None:
+        fields["data"] = error.data
+    return encode_raw_error(request_id, dumps(fields))
 
 
-def request(request_id: int, method: str, params: Any) -> bytes:
+def encode_request(request_id: int, method: str, params: Any) -> bytes:
     return dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params})
 
 
-def notification(method: str, params: Any) -> bytes:
+def encode_notification(method: str, params: Any) -> bytes:
     return dumps({"jsonrpc": "2.0", "method": method, "params": params})

@@ -1,4 +1,4 @@
-"""What clients ask over ACP: the shapes of the methods' parameters."""
+"""The parameters of ACP's methods, as msgspec structs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from ..validation import ConfigOptions, Name, form, in_words
-from .jsonrpc import INVALID_PARAMS, RpcError
+from .jsonrpc import INVALID_PARAMS, JsonRpcError
 
 PROTOCOL_VERSION = 1
 NAMESPACE = "clawdforge"
-"""The key in ``_meta`` for what is ours."""
+"""The key of this server's extensions in ``_meta``."""
 MIN_MESSAGE_BYTES = 64 << 10
 
-# Of the client's system, which need not be the server's: POSIX, a Windows drive, a Windows share.
+# A path on the client's machine: POSIX, a Windows drive or a Windows share.
 ABSOLUTE = r"^(?:/|[A-Za-z]:[\\/]|\\\\)[^\0]*\Z"
-Path = Annotated[str, msgspec.Meta(pattern=form(ABSOLUTE, "an absolute path"))]
+ClientPath = Annotated[str, msgspec.Meta(pattern=form(ABSOLUTE, "an absolute path"))]
 
 
-class Wishes(msgspec.Struct, frozen=True, rename="camel"):
-    """What a client may ask for in ``_meta.clawdforge``, beyond ACP.
+class SessionOptions(msgspec.Struct, frozen=True, rename="camel"):
+    """The extensions that a client may use in the URL or in ``_meta.clawdforge``.
 
     Attributes:
         agent, model, permission, mode: of new sessions.
-        max_message_bytes: what the client's WebSocket takes.
+        max_message_bytes: the largest message that the client accepts.
     """
 
     agent: Name | None = None
@@ -34,114 +34,114 @@ class Wishes(msgspec.Struct, frozen=True, rename="camel"):
     mode: Name | None = None
 
     @property
-    def options(self) -> dict[str, str] | None:
-        """Config options of new sessions; they have no place in an address."""
+    def agent_options(self) -> dict[str, str] | None:
+        """Values of the agent's own options in new sessions. A URL cannot contain them."""
         return None
 
-    def over(self, others: Wishes) -> Wishes:
-        """These, and *others* where these say nothing."""
-        return MetaWishes(
-            self.agent or others.agent,
-            self.model or others.model,
-            self.permission or others.permission,
-            self.max_message_bytes or others.max_message_bytes,
-            self.mode or others.mode,
-            self.options or others.options,
+    def with_defaults(self, defaults: SessionOptions) -> SessionOptions:
+        """These options, and those of *defaults* that are missing here."""
+        return MetaSessionOptions(
+            self.agent or defaults.agent,
+            self.model or defaults.model,
+            self.permission or defaults.permission,
+            self.max_message_bytes or defaults.max_message_bytes,
+            self.mode or defaults.mode,
+            self.agent_options or defaults.agent_options,
         )
 
 
-class MetaWishes(Wishes, frozen=True, rename="camel"):
-    """The same in ``_meta.clawdforge``; ``config_options`` may be in either spelling."""
+class MetaSessionOptions(SessionOptions, frozen=True, rename="camel"):
+    """The options in ``_meta.clawdforge``; ``config_options`` may have either spelling."""
 
     config_options: ConfigOptions | None = None
     snake_case: ConfigOptions | None = msgspec.field(name="config_options", default=None)
 
     @property
-    def options(self) -> dict[str, str] | None:
+    def agent_options(self) -> dict[str, str] | None:
         return self.config_options or self.snake_case
 
 
 class Meta(msgspec.Struct, frozen=True):
-    clawdforge: MetaWishes = MetaWishes()
+    clawdforge: MetaSessionOptions = MetaSessionOptions()
 
 
 class _Params(msgspec.Struct, frozen=True, rename="camel"):
     meta: Meta | None = msgspec.field(name="_meta", default=None)
 
     @property
-    def wishes(self) -> Wishes:
-        return self.meta.clawdforge if self.meta is not None else MetaWishes()
+    def session_options(self) -> SessionOptions:
+        return self.meta.clawdforge if self.meta is not None else MetaSessionOptions()
 
 
-class _OfSession(_Params, frozen=True, kw_only=True):
+class _SessionParams(_Params, frozen=True, kw_only=True):
     session_id: str
 
 
-class Initialize(_Params, frozen=True, kw_only=True):
+class InitializeParams(_Params, frozen=True, kw_only=True):
     protocol_version: Annotated[int, msgspec.Meta(ge=0, le=65535)]
     client_capabilities: dict[str, Any] | None = None
 
 
-class NewSession(_Params, frozen=True, kw_only=True):
-    cwd: Path
+class NewSessionParams(_Params, frozen=True, kw_only=True):
+    cwd: ClientPath
     mcp_servers: list[Any] | None = None
     additional_directories: list[Any] | None = None
 
 
-class LoadSession(_OfSession, frozen=True, kw_only=True):
-    cwd: Path
+class LoadSessionParams(_SessionParams, frozen=True, kw_only=True):
+    cwd: ClientPath
     mcp_servers: list[Any] | None = None
     additional_directories: list[Any] | None = None
 
 
-class ResumeSession(LoadSession, frozen=True, kw_only=True):
+class ResumeSessionParams(LoadSessionParams, frozen=True, kw_only=True):
     pass
 
 
-class ListSessions(_Params, frozen=True, kw_only=True):
-    cwd: Path | None = None
+class ListSessionsParams(_Params, frozen=True, kw_only=True):
+    cwd: ClientPath | None = None
     cursor: str | None = None
 
 
-class CloseSession(_OfSession, frozen=True, kw_only=True):
+class CloseSessionParams(_SessionParams, frozen=True, kw_only=True):
     pass
 
 
-class Prompt(_OfSession, frozen=True, kw_only=True):
+class PromptParams(_SessionParams, frozen=True, kw_only=True):
     prompt: list[Any]
 
 
-class Cancel(_OfSession, frozen=True, kw_only=True):
+class CancelParams(_SessionParams, frozen=True, kw_only=True):
     pass
 
 
-class SetMode(_OfSession, frozen=True, kw_only=True):
+class SetModeParams(_SessionParams, frozen=True, kw_only=True):
     mode_id: Name
 
 
-class SetModel(_OfSession, frozen=True, kw_only=True):
+class SetModelParams(_SessionParams, frozen=True, kw_only=True):
     model_id: Name
 
 
-class SetConfigOption(_OfSession, frozen=True, kw_only=True):
+class SetConfigOptionParams(_SessionParams, frozen=True, kw_only=True):
     config_id: Name
     value: Name
 
 
-class CancelRequest(_Params, frozen=True, kw_only=True):
+class CancelRequestParams(_Params, frozen=True, kw_only=True):
     request_id: Any
 
 
 P = TypeVar("P", bound=_Params)
 
 
-def read(kind: type[P], params: Any) -> P:
-    """Check a method's parameters.
+def read_params(kind: type[P], params: Any) -> P:
+    """Check the parameters of a method.
 
     Raises:
-        RpcError: -32602.
+        JsonRpcError: -32602.
     """
     try:
         return msgspec.convert({} if params is None else params, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise RpcError(INVALID_PARAMS, in_words(error)) from None
+        raise JsonRpcError(INVALID_PARAMS, in_words(error)) from None

@@ -1,8 +1,8 @@
-"""One session on a connection: a cursor in its log, and what this client waits for there.
+"""A session on an ACP connection: a cursor in its log, and the requests that the log answers.
 
-What is answered in the log's order is answered here: a prompt, when its turn's
-end has been reached; a load, when its replay has; a close, at the last entry. So
-an answer comes after all the updates that belong before it.
+Some responses belong at a place in the log, so that they follow all the updates that precede them:
+the response to a prompt comes at the end of its turn, to a load at the end of the replay, to a
+close at the last entry.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from ..sessions import entries
 from ..sessions.event_log import Batch
 from ..sessions.session import Session
 from . import jsonrpc, translate
-from .jsonrpc import RpcError
-from .truncate import fit
+from .jsonrpc import JsonRpcError
+from .truncate import truncate
 
-Json = dict[str, Any]
-
-ERROR_LENGTH = 10_000
+MAX_ERROR_LENGTH = 10_000
+"""Characters of an error message, which an agent may have written."""
 
 
 class SessionSubscription:
-    """A session as one client sees it.
+    """One client's subscription to one session.
 
     Args:
-        cursor: the position behind which the client is told what happens.
-        answered: told of each request that has been answered here.
-        next_id: gives ids for requests to the client.
-        limit: how large a message the client takes, in bytes.
+        cursor: the position of the last entry that the client has.
+        on_response: called with each request that has got its response here.
+        next_id: returns ids for requests to the client.
+        limit: bytes of the largest message that the client accepts.
 
     Attributes:
-        prompts: the client's own turns that are not answered yet, by their index.
-        asked: ids of the requests to the client for permissions, by the session's.
+        prompts: the client's own prompts that have no response yet, by turn index.
+        permission_requests: ids of requests to the client, by the ids of the session's permission
+            requests.
     """
 
     def __init__(
@@ -43,22 +43,22 @@ class SessionSubscription:
         session: Session,
         cursor: int,
         *,
-        answered: Callable[[jsonrpc.Request], None],
+        on_response: Callable[[jsonrpc.Request], None],
         next_id: Callable[[], int],
         limit: int,
     ) -> None:
         self.session = session
         self.cursor = cursor
         self.prompts: dict[int, jsonrpc.Request] = {}
-        self.asked: dict[str, int] = {}
-        self._answered = answered
+        self.permission_requests: dict[str, int] = {}
+        self._on_response = on_response
         self._next_id = next_id
         self._limit = limit
         self._replay_until = 0
         self._loads: list[jsonrpc.Request] = []
         self._closes: list[jsonrpc.Request] = []
-        self._endings: dict[int, translate.AgentMessage] = {}
-        self._prefix = translate.SessionIdRewriter(session.id)
+        self._agent_responses: dict[int, translate.AgentMessage] = {}
+        self._rewriter = translate.SessionIdRewriter(session.id)
 
     @property
     def has_more(self) -> bool:
@@ -66,32 +66,36 @@ class SessionSubscription:
 
     @property
     def is_over(self) -> bool:
-        """The session is closed, and the client has been told all of it."""
+        """The session is closed, and the client has been sent its last entry."""
         return self.session.is_over and self.cursor >= self.session.log.last
 
-    # What the client asks.
+    # Requests of the client
 
     def replay(self, request: jsonrpc.Request) -> list[bytes]:
-        """Begin anew; *request* is answered when the client has what there is now."""
+        """Start again at the first entry; the response follows the newest entry of now.
+
+        Returns:
+            Messages to send at once.
+        """
         self.cursor = 0
         self._replay_until = self.session.log.head
         self._loads.append(request)
         return [] if self._replay_until else self._end_replay()
 
-    def ask_pending(self) -> list[bytes]:
-        """Ask for the permissions that wait, and of which this client does not know."""
-        asking: list[bytes] = []
+    def request_pending_permissions(self) -> list[bytes]:
+        """The requests for pending permissions that the client has not been sent yet."""
+        requests: list[bytes] = []
         for pending in self.session.permissions.pending():
-            if pending["request_id"] not in self.asked:
-                asking += self._ask(pending)
-        return asking
+            if pending["request_id"] not in self.permission_requests:
+                requests += self._request_permission(pending)
+        return requests
 
-    def answer_at_end(self, request: jsonrpc.Request) -> None:
-        """Answer a ``session/close`` behind the session's last entry."""
+    def respond_at_end(self, request: jsonrpc.Request) -> None:
+        """Send the response to a ``session/close`` after the session's last entry."""
         self._closes.append(request)
 
-    def settings(self) -> Json:
-        """What the agent offers, for an answer: only what it has told."""
+    def settings(self) -> dict[str, Any]:
+        """The settings that the agent has reported, as fields of a result."""
         view = self.session.agent_view()
         offered = {
             "modes": view["modes"],
@@ -100,134 +104,147 @@ class SessionSubscription:
         }
         return {key: value for key, value in offered.items() if value is not None}
 
-    # What the log says.
+    # Log entries
 
-    def tell(self, batch: Batch, budget: int) -> list[bytes]:
-        """The messages for a batch's entries, until they have *budget* bytes; the cursor moves."""
-        told: list[bytes] = []
+    def render(self, batch: Batch, budget: int) -> list[bytes]:
+        """The messages for a batch's entries, up to *budget* bytes; moves the cursor."""
+        rendered: list[bytes] = []
         size = 0
         for seq, line in enumerate(batch.lines(), batch.first):
             messages: list[bytes] = []
-            for message in self._tell(line, replaying=seq <= self._replay_until):
-                messages += self._fitting(message, seq)
+            for message in self._render_entry(line, replaying=seq <= self._replay_until):
+                messages += self._truncated(message, seq)
             self.cursor = seq
             if seq == self._replay_until:
                 messages += self._end_replay()
-            told += messages
+            rendered += messages
             size += sum(map(len, messages))
             if size >= budget:
                 break
-        return told
+        return rendered
 
-    def _fitting(self, message: bytes, seq: int) -> list[bytes]:
+    def _truncated(self, message: bytes, seq: int) -> list[bytes]:
         if len(message) <= self._limit:
             return [message]
         left_out = {"leftOut": {"seq": seq, "bytes": len(message)}}
-        return fit(message, self._limit, seq) or [translate.news(self.session.id, **left_out)]
+        return truncate(message, self._limit, seq) or [
+            translate.info_update(self.session.id, **left_out)
+        ]
 
-    def _tell(self, line: bytes, *, replaying: bool) -> list[bytes]:
+    def _render_entry(self, line: bytes, *, replaying: bool) -> list[bytes]:
         event = entries.event_of(line)
         if event is not None:
-            return self._tell_event(line, event, replaying=replaying)
+            return self._render_event(line, event, replaying=replaying)
         entry = parse_message(line)
         assert entry is not None
         match entry["type"]:
             case "turn_start" if replaying or entry["turn_index"] not in self.prompts:
                 return translate.user_chunks(self.session.id, entry["prompt"])
             case "turn_end":
-                return self._tell_end(entry, replaying=replaying)
+                return self._render_turn_end(entry, replaying=replaying)
             case "permission_request" if not replaying:
-                return self.ask_pending()
-            case "permission_resolved" if entry["request_id"] in self.asked:
-                withdrawn = {"requestId": self.asked.pop(entry["request_id"])}
-                return [jsonrpc.notification("$/cancel_request", withdrawn)]
+                return self.request_pending_permissions()
+            case "permission_resolved" if entry["request_id"] in self.permission_requests:
+                cancelled = {"requestId": self.permission_requests.pop(entry["request_id"])}
+                return [jsonrpc.encode_notification("$/cancel_request", cancelled)]
             case "session_closed":
-                return self._tell_closed(entry)
+                return self._render_closed(entry)
         return []
 
-    def _tell_event(self, line: bytes, event: bytes, *, replaying: bool) -> list[bytes]:
-        if (swapped := self._prefix.swap(event)) is not None:
-            return [swapped]
-        notice = translate.AgentMessage(event)
-        if notice.method is None:
-            self._endings[entries.turn_index_of(line)] = notice
+    def _render_event(self, line: bytes, event: bytes, *, replaying: bool) -> list[bytes]:
+        if (rewritten := self._rewriter.rewrite(event)) is not None:
+            return [rewritten]
+        message = translate.AgentMessage(event)
+        if message.method is None:
+            self._agent_responses[entries.turn_index_of(line)] = message
             return []
-        if notice.method == translate.UPDATE:
-            self._prefix.learn(notice)
-        elif replaying:  # only the conversation is told again
+        if message.method == translate.UPDATE:
+            self._rewriter.learn(message)
+        elif replaying:  # only the conversation is replayed
             return []
-        return [notice.told_as(self.session.id)]
+        return [message.with_session_id(self.session.id)]
 
-    def _tell_end(self, entry: Json, *, replaying: bool) -> list[bytes]:
+    def _render_turn_end(self, entry: dict[str, Any], *, replaying: bool) -> list[bytes]:
         index = entry["turn_index"]
-        ending = self._endings.pop(index, None)
+        agent_response = self._agent_responses.pop(index, None)
         request = self.prompts.pop(index, None)
         if request is not None:
-            self._answered(request)
-            answer = _answer(request, entry, ending)
-            if len(answer) > self._limit:
-                answer = _answer(request, entry, None)
-            return [answer]
+            self._on_response(request)
+            response = _prompt_response(request, entry, agent_response)
+            if len(response) > self._limit:
+                response = _prompt_response(request, entry, None)
+            return [response]
         if replaying:
             return []
         ended = {"turnIndex": index, "stopReason": entry["stop_reason"]}
-        return [translate.news(self.session.id, turnEnd=ended)]
+        return [translate.info_update(self.session.id, turnEnd=ended)]
 
-    def _tell_closed(self, entry: Json) -> list[bytes]:
-        told = [translate.news(self.session.id, closed=entry["reason"])]
+    def _render_closed(self, entry: dict[str, Any]) -> list[bytes]:
+        messages = [translate.info_update(self.session.id, closed=entry["reason"])]
         for request in (*self._loads, *self._closes):
-            self._answered(request)
-        told += [jsonrpc.error(load.id, RpcError.of(session_closed())) for load in self._loads]
-        told += [jsonrpc.result(close.id, {}) for close in self._closes]
+            self._on_response(request)
+        error = JsonRpcError.from_error(session_closed())
+        messages += [jsonrpc.encode_error(load.id, error) for load in self._loads]
+        messages += [jsonrpc.encode_result(close.id, {}) for close in self._closes]
         self._loads.clear()
         self._closes.clear()
-        return told
+        return messages
 
     def _end_replay(self) -> list[bytes]:
         self._replay_until = 0
-        answers = [jsonrpc.result(request.id, self.settings()) for request in self._loads]
+        settings = self.settings()
+        responses = [jsonrpc.encode_result(request.id, settings) for request in self._loads]
         for request in self._loads:
-            self._answered(request)
+            self._on_response(request)
         self._loads.clear()
-        return answers + self.ask_pending()
+        return responses + self.request_pending_permissions()
 
-    def _ask(self, pending: Json) -> list[bytes]:
-        """Ask the client for a permission; not with what does not even fit when shortened."""
+    def _request_permission(self, pending: dict[str, Any]) -> list[bytes]:
+        """The request for a permission; none if it cannot be shortened enough for the client."""
         request_id = self._next_id()
         params = {**pending["request"], "sessionId": self.session.id}
-        message = jsonrpc.request(request_id, "session/request_permission", params)
-        if asking := fit(message, self._limit):
-            self.asked[pending["request_id"]] = request_id
-        return asking
+        message = jsonrpc.encode_request(request_id, "session/request_permission", params)
+        if requests := truncate(message, self._limit):
+            self.permission_requests[pending["request_id"]] = request_id
+        return requests
 
 
-def _answer(request: jsonrpc.Request, end: Json, ending: translate.AgentMessage | None) -> bytes:
-    """The answer to a prompt: the agent's own where it counts, else what the server knows.
+def _prompt_response(
+    request: jsonrpc.Request, end: dict[str, Any], agent_response: translate.AgentMessage | None
+) -> bytes:
+    """The response to a prompt: the agent's own if it decided the turn, otherwise the server's.
 
     Args:
         end: the turn's ``turn_end``.
-        ending: how the agent answered the prompt, if it did.
+        agent_response: the agent's response to the prompt, if it sent one.
     """
-    result = ending.part("result") if ending is not None else None
-    error = ending.part("error") if ending is not None else None
+    result = agent_response.part("result") if agent_response is not None else None
+    agent_error = agent_response.part("error") if agent_response is not None else None
     stop_reason = end["stop_reason"]
     if stop_reason != "error":
         if result is not None and (parse_message(result) or {}).get("stopReason") == stop_reason:
-            return jsonrpc.raw_result(request.id, result)
-        return jsonrpc.result(request.id, {"stopReason": stop_reason})
-    told = end["error"]
-    if error is not None and told["code"] == "agent_failed" and _is_error(parse_message(error)):
-        return jsonrpc.raw_error(request.id, error)
-    message = told["message"][:ERROR_LENGTH]  # it may be the agent's
-    fields = {name: part for name, part in told.items() if name == "auth_methods"}
-    failure = RpcError.of(Error(told["code"], message, retryable=told["retryable"], fields=fields))
-    data = (parse_message(error) or {}).get("data") if error is not None else None
-    if isinstance(data, dict):  # what the agent adds for its own clients
-        failure.data = {**data, **failure.data}
-    return jsonrpc.error(request.id, failure)
+            return jsonrpc.encode_raw_result(request.id, result)
+        return jsonrpc.encode_result(request.id, {"stopReason": stop_reason})
+    described = end["error"]
+    value = parse_message(agent_error) if agent_error is not None else None
+    if agent_error is not None and described["code"] == "agent_failed" and _is_valid_error(value):
+        return jsonrpc.encode_raw_error(request.id, agent_error)
+    fields = {name: part for name, part in described.items() if name == "auth_methods"}
+    error = JsonRpcError.from_error(
+        Error(
+            described["code"],
+            described["message"][:MAX_ERROR_LENGTH],
+            retryable=described["retryable"],
+            fields=fields,
+        )
+    )
+    data = (value or {}).get("data")
+    if isinstance(data, dict):  # the agent's own additions
+        error.data = {**data, **error.data}
+    return jsonrpc.encode_error(request.id, error)
 
 
-def _is_error(value: Json | None) -> bool:
+def _is_valid_error(value: dict[str, Any] | None) -> bool:
     return (
         value is not None
         and isinstance(value.get("code"), int)

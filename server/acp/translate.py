@@ -1,6 +1,6 @@
-"""What a session's log says, in ACP's words: notifications from entries, without I/O.
+"""Translates log entries to ACP's notifications. Nothing here does I/O.
 
-An agent's message is passed on as it wrote it; only its `sessionId` becomes ours.
+An agent's message is passed on as the agent wrote it, except that its session id is replaced.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _Fields = dict[str, msgspec.Raw]
 
 
 class AgentMessage:
-    """A message that an agent wrote, looked at as deep as is needed and no deeper.
+    """A message that an agent wrote, parsed only as deep as needed.
 
     Attributes:
-        method: None for the answer that ends a turn.
+        method: None for the response that ends a turn.
     """
 
     def __init__(self, message: bytes) -> None:
@@ -33,18 +33,18 @@ class AgentMessage:
             self._fields = msgspec.json.decode(message, type=_Fields)
             method = self._fields.get("method")
             self.method = None if method is None else msgspec.json.decode(method, type=str)
-        except msgspec.MsgspecError:  # half a surrogate pair
+        except msgspec.MsgspecError:  # an unpaired surrogate
             value = parse_message(message) or {}
             self._fields = {key: msgspec.Raw(dumps(part)) for key, part in value.items()}
             self.method = value.get("method")
 
     def part(self, name: str) -> bytes | None:
-        """One field, as it was written."""
+        """The raw JSON of one field, or None."""
         found = self._fields.get(name)
         return None if found is None else bytes(found)
 
-    def told_as(self, session_id: str) -> bytes:
-        """The message with our session id in place of the agent's; all else as it was written."""
+    def with_session_id(self, session_id: str) -> bytes:
+        """The message with another session id; everything else stays as the agent wrote it."""
         params = self.part("params")
         if params is None or not params.startswith(b"{"):
             return self._message
@@ -64,45 +64,45 @@ def _join(fields: Mapping[str, msgspec.Raw]) -> bytes:
 
 
 class SessionIdRewriter:
-    """The way most updates begin, for those that need not be looked at: their id is swapped.
+    """Replaces the session id at the beginning of an update, without parsing it.
 
     Args:
-        session_id: ours.
+        session_id: this server's id of the session.
     """
 
     def __init__(self, session_id: str) -> None:
-        self._ours = _UPDATE_HEAD % dumps(session_id)
-        self._theirs: bytes | None = None
+        self._new_head = _UPDATE_HEAD % dumps(session_id)
+        self._agent_head: bytes | None = None
 
-    def learn(self, notice: AgentMessage) -> None:
-        """Note the agent's own id from a notice that was looked at."""
-        params = parse_message(notice.part("params") or b"")
+    def learn(self, message: AgentMessage) -> None:
+        """Learn the agent's own session id from a message that was parsed."""
+        params = parse_message(message.part("params") or b"")
         if params is not None and isinstance(params.get("sessionId"), str):
-            self._theirs = _UPDATE_HEAD % dumps(params["sessionId"])
+            self._agent_head = _UPDATE_HEAD % dumps(params["sessionId"])
 
-    def swap(self, message: bytes) -> bytes | None:
-        """*message* with our id, or None where it does not begin so."""
-        if self._theirs is None or not message.startswith(self._theirs):
+    def rewrite(self, message: bytes) -> bytes | None:
+        """*message* with the new id, or None if it must be parsed."""
+        if self._agent_head is None or not message.startswith(self._agent_head):
             return None
-        return self._ours + message[len(self._theirs) :]
+        return self._new_head + message[len(self._agent_head) :]
 
 
 def update(session_id: str, fields: Mapping[str, Any]) -> bytes:
-    """A ``session/update`` of our own."""
-    return jsonrpc.notification(UPDATE, {"sessionId": session_id, "update": fields})
+    """A ``session/update`` that the server itself sends."""
+    return jsonrpc.encode_notification(UPDATE, {"sessionId": session_id, "update": fields})
 
 
 def user_chunks(session_id: str, prompt: Iterable[Any]) -> list[bytes]:
-    """A prompt that came from elsewhere."""
+    """The updates for a prompt that another client sent."""
     return [
         update(session_id, {"sessionUpdate": "user_message_chunk", "content": block})
         for block in prompt
     ]
 
 
-def news(session_id: str, **ours: Any) -> bytes:
-    """Something that ACP has no word for, in the ``_meta`` of a ``session_info_update``."""
-    fields = {"sessionUpdate": "session_info_update", "_meta": {NAMESPACE: ours}}
+def info_update(session_id: str, **extension: Any) -> bytes:
+    """A ``session_info_update`` with an extension of ACP in its ``_meta``."""
+    fields = {"sessionUpdate": "session_info_update", "_meta": {NAMESPACE: extension}}
     return update(session_id, fields)
 
 

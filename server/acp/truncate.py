@@ -1,7 +1,7 @@
-"""Messages made to fit a client that takes no frame over some size.
+"""Shortens messages for clients that accept only messages up to some size.
 
-A text is cut into several chunks, which say the same. Anything else is told with
-its longest parts left out, and says so in its `_meta`; the log has the whole.
+A text chunk is divided into several chunks. Any other message is sent without its longest parts and
+with a note in its `_meta`; the log keeps the complete message.
 """
 
 from __future__ import annotations
@@ -12,24 +12,22 @@ from typing import Any
 from ..codec import dumps, parse_message
 from .params import NAMESPACE
 
-Json = dict[str, Any]
-
-MAX_MESSAGE_BYTES = 1 << 20
-"""What a client is taken to take: the official Python SDK closes at a byte more."""
+DEFAULT_MAX_BYTES = 1 << 20
+"""The default size limit of a message: the official Python SDK closes at a byte more."""
 MEDIA = {"image", "audio", "resource"}
 TEXT_CHUNKS = {"user_message_chunk", "agent_message_chunk", "agent_thought_chunk"}
 ROUNDS = ((64 << 10, 1000), (4 << 10, 100), (256, 20))
-"""How long texts, and how many items, are left: the first that fits is taken."""
-WORST_BYTES_A_CHARACTER = 6
+"""Attempts to shorten a message: the length of each text, and the number of items of each list."""
+MAX_BYTES_PER_CHARACTER = 6
 
 
-def fit(message: bytes, limit: int, seq: int | None = None) -> list[bytes]:
-    """The messages to send for *message*; itself alone where it fits.
+def truncate(message: bytes, limit: int, seq: int | None = None) -> list[bytes]:
+    """The messages to send instead of *message*; none if it cannot be shortened enough.
 
     Args:
-        message: a notification or request, JSON.
-        limit: bytes.
-        seq: where the log has the whole, where that is known.
+        message: the JSON of a notification or request.
+        limit: bytes of one message.
+        seq: the position of the complete message in the log, if it is known.
     """
     if len(message) <= limit:
         return [message]
@@ -38,7 +36,7 @@ def fit(message: bytes, limit: int, seq: int | None = None) -> list[bytes]:
     params = value.get("params")
     if isinstance(params, dict):
         if _is_text_chunk(params.get("update")):
-            return _cut(value, limit)
+            return _split_text(value, limit)
         for text_length, items in ROUNDS:
             shorter = dumps({**value, "params": _shorten_params(params, text_length, items, seq)})
             if len(shorter) <= limit:
@@ -56,8 +54,8 @@ def _is_text_chunk(update: Any) -> bool:
     )
 
 
-def _cut(value: Json, limit: int) -> list[bytes]:
-    """A text chunk as several."""
+def _split_text(value: dict[str, Any], limit: int) -> list[bytes]:
+    """Divide a text chunk into several."""
     params = value["params"]
     update = params["update"]
     text: str = update["content"]["text"]
@@ -68,22 +66,24 @@ def _cut(value: Json, limit: int) -> list[bytes]:
 
     pieces = []
     start = 0
-    room = max(1, (limit - len(chunk(0, 0))) // WORST_BYTES_A_CHARACTER)
+    least = max(1, (limit - len(chunk(0, 0))) // MAX_BYTES_PER_CHARACTER)
     while start < len(text):
-        # As many characters as fit: plain text takes a byte each, and is tried first.
-        size = room * WORST_BYTES_A_CHARACTER
-        while len(piece := chunk(start, start + size)) > limit and size > room:
-            size = max(room, size // 2)
+        # Most text takes one byte per character, so that size is tried first.
+        size = least * MAX_BYTES_PER_CHARACTER
+        while len(piece := chunk(start, start + size)) > limit and size > least:
+            size = max(least, size // 2)
         pieces.append(piece)
         start += size
     return pieces
 
 
-def _shorten_params(params: Json, text_length: int, items: int, seq: int | None) -> Json:
-    """*params* with its long parts left out, and a note of it."""
+def _shorten_params(
+    params: dict[str, Any], text_length: int, items: int, seq: int | None
+) -> dict[str, Any]:
+    """*params* without its long parts, and with a note in ``_meta``."""
     shorten = _shortener(text_length, items)
     mark = {NAMESPACE: {"shortened": True} if seq is None else {"shortened": True, "seq": seq}}
-    shortened: Json = {key: shorten(part) for key, part in params.items()}
+    shortened: dict[str, Any] = {key: shorten(part) for key, part in params.items()}
     meta = shortened.get("_meta")
     shortened["_meta"] = {**meta, **mark} if isinstance(meta, dict) else mark
     return shortened
@@ -100,7 +100,7 @@ def _shortener(text_length: int, items: int) -> Callable[[Any], Any]:
         if not isinstance(part, dict):
             return part
         if part.get("type") in MEDIA and (size := len(dumps(part))) > text_length:
-            # Half of its base64 is of no use to anybody.
+            # Truncated base64 would be useless.
             return {"type": "text", "text": f"[{part['type']} of {size} bytes left out]"}
         return {key: shorten(one) for key, one in list(part.items())[:items]}
 

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from server import safe_files
-from server.acp import connection as connection_module
+from server.acp.connection import AcpConnection
 
 from ..support.acp_client import INITIALIZE, AcpClient, ResponseError, connect
 from ..support.harness import (
@@ -76,6 +76,16 @@ async def acp(client: Client) -> AsyncIterator[AcpClient]:
         if isinstance(message.get("result"), dict) and "sessionId" in message["result"]
     }
     await asyncio.gather(*(client.delete(f"/sessions/{session}") for session in sessions))
+
+
+def connection_of(server: LocalServer, acp: AcpClient) -> AcpConnection:
+    """The server's side of a connection."""
+    connection_id = acp.ws._response.headers["Acp-Connection-Id"]
+    for connection in server.services.sockets.connections:
+        if connection.name.endswith(connection_id):
+            assert isinstance(connection, AcpConnection)
+            return connection
+    raise LookupError(connection_id)
 
 
 async def code_of(acp: AcpClient, method: str, **params: Any) -> int:
@@ -344,12 +354,10 @@ async def test_resume_replays_nothing(acp: AcpClient, client: Client) -> None:
     assert [update["content"]["text"] for update in acp.conversation_updates()] == ["echo: two"]
 
 
-async def test_sessions_are_listed_in_pages(
-    server: LocalServer, stranger: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_module, "PAGE", 2)
+async def test_sessions_are_listed_in_pages(server: LocalServer, stranger: Client) -> None:
     client = await server.client("lister")
     acp = await connect(client)
+    connection_of(server, acp).methods.page_size = 2
     assert await acp.call("session/list") == {"sessions": []}
     theirs = await stranger.create()
     made = [await client.create(meta={"title": f"number {n}"}) for n in range(5)]
@@ -808,9 +816,9 @@ async def test_pings_are_answered(acp: AcpClient) -> None:
 
 
 async def test_requests_that_wait_for_an_agent_are_bounded_and_can_be_cancelled(
-    acp: AcpClient, client: Client, monkeypatch: pytest.MonkeyPatch
+    server: LocalServer, acp: AcpClient, client: Client
 ) -> None:
-    monkeypatch.setattr(connection_module, "MAX_WAITING", 1)
+    connection_of(server, acp).requests.max_pending = 1
     slow = {"cwd": "/", "_meta": {"clawdforge": {"agent": "mock-slow"}}}
     waiting = await acp.request("session/new", slow)
     with pytest.raises(ResponseError) as failure:
@@ -858,9 +866,8 @@ async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_close
         return await states() - before == Counter(["closed"])
 
     before = await states()
-    others = sockets.connections
     acp = await connect(client)
-    (connection,) = set(sockets.connections).difference(others)
+    connection = connection_of(server, acp)
     stored, go_on = hold_commits(server, monkeypatch)
     await acp.request("session/new", {"cwd": "/"})
     await stored.wait()
@@ -874,10 +881,10 @@ async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_close
 
 @pytest.mark.parametrize("method", ["session/new", "session/set_mode"])
 async def test_a_request_cancelled_right_behind_its_sending_is_answered_and_gives_its_place_back(
-    acp: AcpClient, monkeypatch: pytest.MonkeyPatch, method: str
+    server: LocalServer, acp: AcpClient, method: str
 ) -> None:
     session = await acp.new_session(_meta={"clawdforge": {"agent": "mock-modes"}})
-    monkeypatch.setattr(connection_module, "MAX_WAITING", 1)
+    connection_of(server, acp).requests.max_pending = 1
     # Both are written before the loop turns, so the server reads them in one go.
     hasty = await acp.request(method, of_session(session, modeId="code"))
     await acp.notify("$/cancel_request", requestId=hasty)

@@ -1,4 +1,4 @@
-"""``GET /acp``: who may in; what is spoken then is ``acp/connection.py``'s."""
+"""``GET /acp``: the upgrade to ACP over WebSocket."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 from aiohttp import hdrs, web
 
 from ...acp.connection import AcpConnection
-from ...acp.params import Wishes
+from ...acp.params import SessionOptions
 from ...errors import Error, bad_request, draining
 from ...ws.upgrade import new_websocket
 from ..context import (
@@ -38,7 +38,7 @@ CONNECTION_ID = "Acp-Connection-Id"
     " A client that cannot send a header offers the token as a subprotocol.",
     auth_in_handler=True,
     waits=("socket",),
-    query=Wishes,
+    query=SessionOptions,
     failures=("upgrade_required", "rate_limited", "draining"),
     statuses={101: "The connection is now a WebSocket."},
 )
@@ -51,15 +51,15 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
         return reply
     check_origin(request, services.settings)
     offered = _subprotocols(request)
-    only = _let_in(services, request, offered)
+    only_session = _authenticate(services, request, offered)
     credential = request[CREDENTIAL]
-    wishes = read_query(request, Wishes)
+    options = read_query(request, SessionOptions)
     if services.sessions.is_draining:
         raise draining()
     if services.sockets.is_full(credential.app_name):
         raise Error("rate_limited", "connection limit reached for this app", retry_after=5)
-    if only is not None:
-        request[LOGGED_SESSION_ID] = only
+    if only_session is not None:
+        request[LOGGED_SESSION_ID] = only_session
 
     connection_id = str(uuid.uuid4())
     ws = new_websocket(request, (SUBPROTOCOL,) if offered else ())
@@ -73,8 +73,8 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
             services.sessions,
             connection_id=connection_id,
             request_id=request[REQUEST_ID],
-            wishes=wishes,
-            only=only,
+            options=options,
+            only_session=only_session,
         ),
         credential,
     )
@@ -94,7 +94,7 @@ def _subprotocols(request: web.Request) -> list[str]:
     return offered
 
 
-def _let_in(services: ServerContext, request: web.Request, offered: list[str]) -> str | None:
+def _authenticate(services: ServerContext, request: web.Request, offered: list[str]) -> str | None:
     """Admit the request.
 
     Returns:
@@ -107,6 +107,6 @@ def _let_in(services: ServerContext, request: web.Request, offered: list[str]) -
     if "Authorization" in request.headers or not secrets:
         authenticate_app(request)
         return None
-    credential, only = services.tokens.admit_with_ticket(secrets[0], request.remote)
+    credential, only_session = services.tokens.admit_with_ticket(secrets[0], request.remote)
     admit(request, credential)
-    return only
+    return only_session

@@ -1,0 +1,348 @@
+"""ACP's methods: what the server does for each request and notification of a client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from .. import __version__
+from ..auth.credential import Credential
+from ..auth.prompts import send_prompt
+from ..errors import Error, bad_request, not_found, session_closed
+from ..sessions.content import check_content
+from ..sessions.creation import SessionRequest
+from ..sessions.registry import SessionRegistry
+from ..sessions.session import Session
+from ..sessions.settings import SetConfigOption, SetMode, SetModel, Setting
+from . import jsonrpc, params
+from .jsonrpc import JsonRpcError
+from .listing import decode_cursor, encode_cursor, session_item
+from .params import NAMESPACE, SessionOptions, read_params
+from .requests import Requests
+from .subscription import SessionSubscription
+from .subscriptions import Subscriptions
+from .truncate import DEFAULT_MAX_BYTES
+
+logger = logging.getLogger(__name__)
+
+LIST_PAGE_SIZE = 50
+
+
+class AcpMethods:
+    """The methods that one ACP client may call.
+
+    Args:
+        only_session: the id of the only session that the client's ticket admits to, or None.
+        options: of the URL; those in a message take precedence.
+        upgrade_id: the id of the upgrade request, for the server's log.
+
+    Attributes:
+        is_initialized: the client has called ``initialize``.
+        is_disconnected: the connection has ended; the client gets no more responses.
+        page_size: sessions on one page of ``session/list``.
+    """
+
+    def __init__(
+        self,
+        sessions: SessionRegistry,
+        credential: Credential,
+        requests: Requests,
+        subscriptions: Subscriptions,
+        send: Callable[[bytes], None],
+        *,
+        name: str,
+        upgrade_id: str,
+        options: SessionOptions,
+        only_session: str | None,
+    ) -> None:
+        self.is_initialized = False
+        self.is_disconnected = False
+        self.page_size = LIST_PAGE_SIZE
+        self._sessions = sessions
+        self._credential = credential
+        self._requests = requests
+        self._subscriptions = subscriptions
+        self._send = send
+        self._name = name
+        self._upgrade_id = upgrade_id
+        self._options = options
+        self._only_session = only_session
+        self._methods: Mapping[str, Callable[[jsonrpc.Request], Awaitable[None]]] = {
+            "initialize": self._initialize,
+            "session/new": self._new,
+            "session/load": self._load,
+            "session/resume": self._resume,
+            "session/list": self._list,
+            "session/close": self._close,
+            "session/prompt": self._prompt,
+            "session/set_mode": self._set_mode,
+            "session/set_model": self._set_model,
+            "session/set_config_option": self._set_config_option,
+        }
+
+    async def handle_request(self, request: jsonrpc.Request) -> None:
+        """Call the request's method, and send an error if it fails."""
+        await self._requests.run(request, self._call(request))
+
+    async def _call(self, request: jsonrpc.Request) -> None:
+        method = self._methods.get(request.method)
+        if method is None:
+            message = f"no such method: {request.method[:200]}"
+            raise JsonRpcError(jsonrpc.METHOD_NOT_FOUND, message)
+        await method(request)
+
+    async def handle_notification(self, notification: jsonrpc.Notification) -> None:
+        """Handle a cancellation; ignore any other notification, and invalid ones."""
+        try:
+            if notification.method == "session/cancel":
+                await self._cancel(notification.params)
+            elif notification.method == "$/cancel_request":
+                cancel = read_params(params.CancelRequestParams, notification.params)
+                self._requests.cancel(jsonrpc.key_of(cancel.request_id))
+        except (JsonRpcError, Error):
+            return  # a notification has no response
+
+    def handle_response(self, response: jsonrpc.Response) -> None:
+        """Handle the client's response to a permission request; any client's first one counts."""
+        for subscription in self._subscriptions:
+            for permission_id, request_id in tuple(subscription.permission_requests.items()):
+                if request_id == response.id:
+                    del subscription.permission_requests[permission_id]
+                    self._resolve_permission(subscription.session, permission_id, response.result)
+                    return
+
+    # Initialization
+
+    async def _initialize(self, request: jsonrpc.Request) -> None:
+        initialize = read_params(params.InitializeParams, request.params)
+        if self.is_initialized:
+            raise JsonRpcError(jsonrpc.INVALID_REQUEST, "the connection is initialized already")
+        self._options = initialize.session_options.with_defaults(self._options)
+        agent = await self._sessions.agents.choose(self._options.agent)
+        capabilities = await self._sessions.backend.capabilities(agent)
+        self.is_initialized = True
+        self._requests.respond(
+            request,
+            {
+                "protocolVersion": params.PROTOCOL_VERSION,
+                "agentCapabilities": {
+                    "loadSession": True,
+                    "promptCapabilities": capabilities.get("promptCapabilities") or {},
+                    "mcpCapabilities": {"http": False, "sse": False},
+                    "sessionCapabilities": {"list": {}, "resume": {}, "close": {}},
+                },
+                "agentInfo": {"name": "clawdforge", "title": "clawdforge", "version": __version__},
+                "authMethods": [],
+                "_meta": {NAMESPACE: {"agent": agent}},
+            },
+        )
+
+    # Sessions
+
+    async def _new(self, request: jsonrpc.Request) -> None:
+        new = read_params(params.NewSessionParams, request.params)
+        if self._only_session is not None:
+            raise Error("forbidden", "a ticket is for its one session")
+        self._requests.run_in_background(request, self._create(request, new))
+
+    async def _create(self, request: jsonrpc.Request, new: params.NewSessionParams) -> None:
+        creating = asyncio.create_task(
+            self._sessions.create(self._credential.app_name, self._session_request(new)),
+            name=f"session of {self._name}",
+        )
+        try:
+            session = await asyncio.shield(creating)  # if cancelled, it may still be stored
+            await session.agent.wait_started()
+        except BaseException:
+            abandon = self._sessions.closing.spawn(self._abandon(creating), "abandoned session")
+            await asyncio.shield(abandon)
+            raise
+        if self.is_disconnected:
+            await self._abandon(creating)
+            return
+        subscription = self._subscribe(session, 0)
+        row = session.row
+        extension = {
+            "agent": row.agent,
+            "model": row.model,
+            "permission": row.permission,
+            "cwd": row.cwd,
+            "ignored": _ignored(new),
+        }
+        result = {"sessionId": session.id, **subscription.settings()}
+        self._requests.respond(request, {**result, "_meta": {NAMESPACE: extension}})
+
+    def _session_request(self, new: params.NewSessionParams) -> SessionRequest:
+        options = new.session_options.with_defaults(self._options)
+        permission = "ask" if self._sessions.backend.can_ask else "approve-all"
+        # Without workspace roots every session has a folder of its own, whatever the client sends.
+        has_roots = bool(self._sessions.settings.workspace_roots)
+        return SessionRequest(
+            agent=options.agent,
+            model=options.model,
+            permission=options.permission or permission,
+            mode=options.mode,
+            config_options=options.agent_options or {},
+            cwd=new.cwd if has_roots else None,
+            client_cwd=new.cwd,
+        )
+
+    async def _abandon(self, creating: asyncio.Task[Session]) -> None:
+        """Close a new session whose id no client has got, if it could be created."""
+        await asyncio.wait({creating})
+        failed = creating.cancelled() or creating.exception() is not None
+        if not failed and not self._sessions.is_draining:
+            await self._sessions.close(creating.result(), "client")
+
+    async def _load(self, request: jsonrpc.Request) -> None:
+        load = read_params(params.LoadSessionParams, request.params)
+        subscription = await self._subscription(load.session_id)
+        for message in subscription.replay(request):
+            self._send(message)
+        self._subscriptions.schedule()
+
+    async def _resume(self, request: jsonrpc.Request) -> None:
+        resume = read_params(params.ResumeSessionParams, request.params)
+        subscription = await self._subscription(resume.session_id)
+        self._requests.respond(request, subscription.settings())
+        for message in subscription.request_pending_permissions():
+            self._send(message)
+
+    async def _list(self, request: jsonrpc.Request) -> None:
+        query = read_params(params.ListSessionsParams, request.params)
+        if self._only_session is not None:
+            rows = [(await self._session(self._only_session)).row]
+            rows = [row for row in rows if query.cwd in (None, row.cwd, row.client_cwd)]
+        else:
+            before = None if query.cursor is None else decode_cursor(query.cursor)
+            rows = await self._sessions.queries.session_page(
+                self._credential.app_name,
+                before=before,
+                limit=self.page_size + 1,
+                cwd=query.cwd,
+            )
+        page = rows[: self.page_size]
+        result: dict[str, Any] = {"sessions": [session_item(row) for row in page]}
+        if len(rows) > len(page):
+            result["nextCursor"] = encode_cursor(page[-1].n)
+        self._requests.respond(request, result)
+
+    async def _close(self, request: jsonrpc.Request) -> None:
+        close = read_params(params.CloseSessionParams, request.params)
+        session = await self._session(close.session_id)
+        subscription = self._subscriptions.get(session.id)
+        if subscription is not None:
+            subscription.respond_at_end(request)
+        # A close cannot be cancelled, so it is not one of the pending requests.
+        closing = self._close_session(request, session, subscription)
+        self._sessions.closing.spawn(
+            self._requests.run(request, closing), f"close-{session.id}-over-acp"
+        )
+
+    async def _close_session(
+        self, request: jsonrpc.Request, session: Session, subscription: SessionSubscription | None
+    ) -> None:
+        await self._sessions.close(session, "client")
+        if subscription is None:
+            self._requests.respond(request, {})
+
+    async def _session(self, session_id: str) -> Session:
+        """A session of the app; with a ticket, only the ticket's session.
+
+        Raises:
+            Error: ``not_found``.
+        """
+        if self._only_session not in (None, session_id):
+            raise not_found()
+        return await self._sessions.get(session_id, self._credential.app_name)
+
+    async def _subscription(self, session_id: str) -> SessionSubscription:
+        """The connection's subscription to a session; a new one begins with the next entry."""
+        session = await self._session(session_id)
+        if session.is_closed:
+            raise session_closed()
+        found = self._subscriptions.get(session_id)
+        return found or self._subscribe(session, session.log.head)
+
+    def _subscribe(self, session: Session, cursor: int) -> SessionSubscription:
+        limit = self._options.max_message_bytes or DEFAULT_MAX_BYTES
+        return self._subscriptions.add(session, cursor, limit)
+
+    # Turns
+
+    async def _prompt(self, request: jsonrpc.Request) -> None:
+        prompt = read_params(params.PromptParams, request.params)
+        blocks = check_content(prompt.prompt)
+        subscription = await self._subscription(prompt.session_id)
+        session = subscription.session
+        turn, _ = await send_prompt(self._credential, session, blocks, request_id=self._upgrade_id)
+        # No await from here on: the turn's end must find its request.
+        subscription.prompts[turn.index] = request
+        self._requests.allow_cancel(request, lambda: session.cancel(turn.index))
+
+    async def _cancel(self, value: Any) -> None:
+        """Cancel the client's own prompts, or the running turn if there are none."""
+        cancel = read_params(params.CancelParams, value)
+        session = await self._session(cancel.session_id)
+        subscription = self._subscriptions.get(session.id)
+        own_prompts = tuple(subscription.prompts) if subscription is not None else ()
+        for turn_index in own_prompts:
+            session.cancel(turn_index)
+        if not own_prompts:
+            session.cancel()
+
+    def _resolve_permission(self, session: Session, permission_id: str, result: Any) -> None:
+        outcome = result.get("outcome") if isinstance(result, dict) else None
+        choice = outcome if isinstance(outcome, dict) else {}
+        try:
+            match choice.get("outcome"), choice.get("optionId"):
+                case "selected", str(option_id):
+                    session.permissions.resolve(permission_id, option_id=option_id)
+                    return
+                case "cancelled", _:
+                    session.permissions.resolve(permission_id)
+                    return
+            raise bad_request("no outcome")
+        except Error as error:
+            logger.info("%s: invalid response to a permission request: %s", self._name, error)
+        # Another client may still respond. If there is none, the request is cancelled.
+        if session.subscribers == 1 and any(
+            pending["request_id"] == permission_id for pending in session.permissions.pending()
+        ):
+            session.permissions.resolve(permission_id)
+
+    # Settings
+
+    async def _set_mode(self, request: jsonrpc.Request) -> None:
+        change = read_params(params.SetModeParams, request.params)
+        await self._set(request, change.session_id, SetMode(change.mode_id))
+
+    async def _set_model(self, request: jsonrpc.Request) -> None:
+        change = read_params(params.SetModelParams, request.params)
+        await self._set(request, change.session_id, SetModel(change.model_id))
+
+    async def _set_config_option(self, request: jsonrpc.Request) -> None:
+        change = read_params(params.SetConfigOptionParams, request.params)
+        await self._set(request, change.session_id, SetConfigOption(change.config_id, change.value))
+
+    async def _set(self, request: jsonrpc.Request, session_id: str, setting: Setting) -> None:
+        subscription = await self._subscription(session_id)
+        self._requests.check_limit()
+        # Requested at once, so that the client's next prompt waits for it.
+        change = subscription.session.request_change(setting)
+
+        async def respond() -> None:
+            self._requests.respond(request, await change.wait())
+
+        self._requests.run_in_background(request, respond())
+
+
+def _ignored(new: params.NewSessionParams) -> list[str]:
+    """The parameters that the client has sent and the server does not support."""
+    sent = {
+        "mcpServers": new.mcp_servers,
+        "additionalDirectories": new.additional_directories,
+    }
+    return [name for name, value in sent.items() if value]

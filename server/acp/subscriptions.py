@@ -1,0 +1,115 @@
+"""The sessions to which an ACP connection subscribes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from ..errors import Error
+from ..sessions.session import Session
+from ..ws import framing
+from ..ws.connection import WRITE_BYTES
+from ..ws.outbox import Outbox
+from . import jsonrpc
+from .subscription import SessionSubscription
+
+
+class Subscriptions:
+    """The subscriptions of one connection, at most one for each session.
+
+    Args:
+        max_per_session: how many connections may subscribe to one session.
+        on_entries: called when a session has new entries.
+        on_response: called with each request that has got its response from a subscription.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_per_session: int,
+        on_entries: Callable[[], None],
+        on_response: Callable[[jsonrpc.Request], None],
+    ) -> None:
+        self._max_per_session = max_per_session
+        self._on_entries = on_entries
+        self._on_response = on_response
+        self._by_session: dict[str, SessionSubscription] = {}
+        self._request_ids = itertools.count(1)
+
+    def __iter__(self) -> Iterator[SessionSubscription]:
+        return iter(tuple(self._by_session.values()))
+
+    def get(self, session_id: str) -> SessionSubscription | None:
+        return self._by_session.get(session_id)
+
+    @property
+    def lag(self) -> int:
+        """The entries that the client has yet to be sent of the session with the most."""
+        return max((one.session.log.head - one.cursor for one in self), default=0)
+
+    @property
+    def have_more(self) -> bool:
+        return any(subscription.has_more for subscription in self._by_session.values())
+
+    def add(self, session: Session, cursor: int, limit: int) -> SessionSubscription:
+        """Subscribe to a session.
+
+        Args:
+            limit: bytes of the largest message that the client accepts.
+
+        Raises:
+            Error: ``rate_limited``; too many connections subscribe to the session.
+        """
+        if session.subscribers >= self._max_per_session:
+            raise Error("rate_limited", "connection limit reached for this session")
+        subscription = self._by_session[session.id] = SessionSubscription(
+            session,
+            cursor,
+            on_response=self._on_response,
+            next_id=self._request_ids.__next__,
+            limit=limit,
+        )
+        session.subscribers += 1
+        session.log.subscribe(self._on_entries)
+        self._on_entries()
+        return subscription
+
+    def schedule(self) -> None:
+        """Have the entries after the cursors sent."""
+        self._on_entries()
+
+    def remove(self, subscription: SessionSubscription) -> None:
+        del self._by_session[subscription.session.id]
+        subscription.session.log.unsubscribe(self._on_entries)
+        subscription.session.subscribers -= 1
+
+    def clear(self) -> None:
+        for subscription in self:
+            self.remove(subscription)
+
+    async def next_frames(self, outbox: Outbox) -> list[bytes]:
+        """The WebSocket frames to write next: of the outbox, then of each session in turn."""
+        messages: list[bytes] = []
+        size = 0
+        for subscription in self:
+            cursor = subscription.cursor
+            batches = await subscription.session.log.read(cursor)
+            current = self._by_session.get(subscription.session.id)
+            if current is not subscription or subscription.cursor != cursor:
+                continue  # meanwhile removed, or replayed from the first entry
+            for batch in batches:
+                rendered = subscription.render(batch, WRITE_BYTES - size)
+                messages += rendered
+                size += sum(map(len, rendered))
+                if size >= WRITE_BYTES:
+                    break
+            if subscription.is_over:
+                self.remove(subscription)
+            else:  # the next round begins with another session
+                self._by_session[subscription.session.id] = self._by_session.pop(
+                    subscription.session.id
+                )
+            if size >= WRITE_BYTES:
+                break
+        # The outbox comes first: the response to `session/new` precedes its session's updates.
+        return [*outbox.take(), *map(framing.text_frame, messages)]
