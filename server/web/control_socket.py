@@ -1,10 +1,10 @@
-"""The operator's door: a Unix socket in the data folder, for commands beside a running server.
+"""The operator's socket: a Unix socket in the data folder, for commands to a running server.
 
-Who may open the data folder is the operator, since all that is kept is in it:
-so a request that comes by this socket, from the server's own user or root,
-needs no admin token. Agents run as that user, too: they, and all else that the
-server has started, are told apart by their ancestors. It works where the token is
-lost, and puts none into a command line.
+Access to the data folder is access to everything that the server stores. A request that arrives
+through this socket from the server's own user or from root therefore needs no admin token. Agents
+run as the same user: they and all other processes that the server started are recognized by their
+ancestors and refused. Commands work even if the admin token is lost, and no command line contains
+it.
 """
 
 from __future__ import annotations
@@ -47,17 +47,18 @@ def address(data_dir: DataDir) -> Iterator[str]:
 
 @contextlib.asynccontextmanager
 async def listening(runner: web.AppRunner, data_dir: DataDir) -> AsyncIterator[None]:
-    """Answer at the socket, too, where the folder can hold one."""
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    site = web.SockSite(runner, door)
+    """Also serve requests at the operator's socket, if the file system supports sockets."""
+    listening_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    site = web.SockSite(runner, listening_socket)
     try:
         data_dir.control_socket.unlink(missing_ok=True)  # a killed server's
-        os.fchmod(door.fileno(), 0o600)  # before it has a name that an agent could exchange
+        # Before it has a name, which an agent could replace.
+        os.fchmod(listening_socket.fileno(), 0o600)
         with address(data_dir) as path:
-            door.bind(path)
+            listening_socket.bind(path)
         await site.start()
     except OSError as error:
-        door.close()
+        listening_socket.close()
         logger.warning("no operator's socket, so commands need a stopped server: %s", error)
         yield
         return

@@ -1,17 +1,16 @@
-"""The door: connections that have asked for nothing yet are bounded, in number and in time.
+"""The listener: accepts connections, and bounds those that are not authenticated.
 
-A connection that sends no request, or half of one, costs a descriptor and says
-nothing of who it is. It holds one of the places of those who have yet to say so
-(:class:`limits.ConcurrencyLimit`) until its first request is whole; where there is none
-left it is dropped, and where it takes too long, too.
+A connection that has not sent a whole request costs a descriptor and has no identity. It holds a
+slot for unauthenticated connections (:class:`limits.ConcurrencyLimit`) until its first request is
+complete. If no slot is free, or if the request takes too long, the connection is aborted.
 
-A connection whose last request showed no credential is worth no more than that
-while it idles: of those there are only so many, and the one that has idled
-longest goes first. One whose peer takes nothing of its answer goes, too.
+A connection whose last request had no credential is bounded while it is idle as well: above the
+limit the one that has been idle longest is closed. A connection whose client accepts no data is
+aborted.
 
-Who comes alone is let in at once. A crowd is let in one by one, or who is in
-already would feel each of them: a socket and what it missed take half a
-millisecond of the event loop.
+A single connection is accepted immediately. Bursts are paced, so that accepting them does not delay
+connected clients: a socket and the entries that it has missed take half a millisecond of the event
+loop.
 """
 
 from __future__ import annotations
@@ -41,167 +40,174 @@ from .responses import SERVER_NAME, error_response
 logger = logging.getLogger(__name__)
 
 IDLE_CONNECTION_SECS = 75
-"""An idle connection is closed after so long: longer than proxies keep theirs."""
+"""An idle connection is closed after this time, which is longer than proxies keep theirs."""
 BACKLOG = 1024
-"""So many wait at the system for us to accept them."""
+"""Connections that may wait in the kernel to be accepted."""
 PAUSE_SECS = 0.003
-"""Between connections that come together."""
-CROWD = 100
-"""Of so many that come together each has its pause; of the next hundred every second, and so on:
-ten thousand wait two seconds, not thirty."""
-STRANGERS_READ_BYTES = 16 << 10
-APPS_READ_BYTES = 256 << 10
-"""What is read of a connection at a time, before and after it has shown a credential."""
-SOCKETS_READ_BYTES = 32 << 10
-"""The same of a socket: each of its frames is looked at."""
+"""The pause between connections of a burst."""
+PAUSE_STEP = 100
+"""Of the first 100 connections of a burst each is followed by a pause, of the next 100 every
+second, and so on: 10,000 connections wait 2 seconds instead of 30."""
+UNAUTHENTICATED_READ_BYTES = 16 << 10
+AUTHENTICATED_READ_BYTES = 256 << 10
+"""Bytes that are read from a connection at a time, before and after it has shown a credential."""
+WEBSOCKET_READ_BYTES = 32 << 10
+"""Bytes that are read from a WebSocket at a time: each of its frames is scanned."""
 ACCEPT_RETRY_SECS = 1.0
-"""Where the system has no descriptor or memory for a connection, it may have one by then."""
+"""The delay after a failed accept. Descriptors or memory may be available again by then."""
 
 
 class Listener:
-    """Where connections come in.
+    """Accepts connections, and watches those that are not WebSockets.
 
     Args:
-        places: for those that have yet to say who they are.
-        patience: seconds that a first request may take.
-        stall_timeout: seconds after which a peer that has taken nothing of an answer is dropped.
-        supervisor: of the tasks that accept.
+        slots: for connections that are not authenticated yet.
+        request_timeout: seconds that the first request of a connection may take.
+        stall_timeout: seconds after which a client that accepts no data is disconnected.
+        supervisor: of the tasks that accept connections.
+        pause: seconds between the connections of a burst.
     """
 
     def __init__(
         self,
-        places: ConcurrencyLimit,
-        patience: float,
+        slots: ConcurrencyLimit,
+        request_timeout: float,
         stall_timeout: float = 30,
         supervisor: Supervisor | None = None,
+        *,
+        pause: float = PAUSE_SECS,
     ) -> None:
         self._supervisor = supervisor or Supervisor()
-        self._places = places
-        self._patience = patience
+        self._slots = slots
+        self._request_timeout = request_timeout
         self._stall_timeout = stall_timeout
+        self._pause = pause
         self._connections: set[BoundedRequestHandler] = set()
-        self._idle_strangers: dict[BoundedRequestHandler, None] = {}
+        # Unauthenticated connections between two requests, the one that is idle longest first.
+        self._idle: dict[BoundedRequestHandler, None] = {}
 
     @contextlib.asynccontextmanager
     async def open(self, runner: web.AppRunner, host: str, port: int) -> AsyncIterator[int]:
         """Listen for *runner*, which has been set up.
 
         Yields:
-            The port; it is chosen here where *port* is 0.
+            The port, which the kernel chooses if *port* is 0.
 
         Raises:
-            OSError: the address cannot be had.
+            OSError: the address cannot be listened on.
         """
         loop = asyncio.get_running_loop()
         handlers = runner.server
         assert handlers is not None
 
-        def connection() -> BoundedRequestHandler:
+        def make_connection() -> BoundedRequestHandler:
             return BoundedRequestHandler(self, handlers, loop)
 
-        # asyncio accepts as many at a time as it lets wait: it only binds, and the rest is ours.
-        bound = await loop.create_server(connection, host, port, start_serving=False)
-        accepting = Tasks()
+        # asyncio would accept the whole backlog at once, so it only binds.
+        bound = await loop.create_server(make_connection, host, port, start_serving=False)
+        tasks = Tasks()
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(bound.close)
-            listeners = [
+            listening = [
                 stack.enter_context(socket.socket(fileno=os.dup(one.fileno())))
                 for one in bound.sockets
             ]
-            stack.push_async_callback(accepting.finish, 0)
-            for listener in listeners:
-                listener.setblocking(False)
-                listener.listen(BACKLOG)
-                self._supervisor.spawn(accepting, "door", partial(_accept, listener, connection))
-            self._supervisor.spawn(accepting, "stalled connections", self._drop_stalled)
+            stack.push_async_callback(tasks.finish, 0)
+            for one in listening:
+                one.setblocking(False)
+                one.listen(BACKLOG)
+                accept = partial(_accept, one, make_connection, self._pause)
+                self._supervisor.spawn(tasks, "accept connections", accept)
+            self._supervisor.spawn(tasks, "stalled connections", self._abort_stalled)
             yield bound.sockets[0].getsockname()[1]
 
-    def enter(self, connection: BoundedRequestHandler, address: str) -> contextlib.ExitStack | None:
-        """A place for *connection*, to be given back by closing it; None where there is none."""
-        place = contextlib.ExitStack()
+    def acquire_slot(
+        self, connection: BoundedRequestHandler, address: str
+    ) -> contextlib.ExitStack | None:
+        """Return a slot for *connection*, which is released by closing it; None if none is free."""
+        slot = contextlib.ExitStack()
         try:
-            place.enter_context(self._places.take(address))
+            slot.enter_context(self._slots.take(address))
         except Error:
             return None
-        timer = asyncio.get_running_loop().call_later(self._patience, connection.abort)
-        place.callback(timer.cancel)
-        return place
+        timer = asyncio.get_running_loop().call_later(self._request_timeout, connection.abort)
+        slot.callback(timer.cancel)
+        return slot
 
-    def add(self, connection: BoundedRequestHandler) -> None:
-        """Watch over *connection*."""
+    def watch(self, connection: BoundedRequestHandler) -> None:
+        """Abort *connection* if its client accepts no data."""
         self._connections.add(connection)
 
-    def remove(self, connection: BoundedRequestHandler) -> None:
-        """Stop watching: it is gone, or has become a socket, which is watched by itself."""
+    def unwatch(self, connection: BoundedRequestHandler) -> None:
+        """Stop watching *connection*: it is closed, or it is a WebSocket, which watches itself."""
         self._connections.discard(connection)
-        self._idle_strangers.pop(connection, None)
+        self._idle.pop(connection, None)
 
-    def is_busy(self, connection: BoundedRequestHandler) -> None:
-        """A request has come."""
-        self._idle_strangers.pop(connection, None)
+    def mark_busy(self, connection: BoundedRequestHandler) -> None:
+        """Record that *connection* has sent a request."""
+        self._idle.pop(connection, None)
 
-    def is_idle(self, connection: BoundedRequestHandler) -> None:
-        """Its request is answered, and showed no credential."""
-        self._idle_strangers[connection] = None
-        if len(self._idle_strangers) > self._places.total:
-            next(iter(self._idle_strangers)).abort()
+    def mark_idle(self, connection: BoundedRequestHandler) -> None:
+        """Record that the request of *connection* is answered and had no credential."""
+        self._idle[connection] = None
+        if len(self._idle) > self._slots.total:
+            next(iter(self._idle)).abort()
 
-    async def _drop_stalled(self) -> None:
-        """Drop connections that take nothing of their answers, for ever."""
-        taken: dict[BoundedRequestHandler, int] = {}
+    async def _abort_stalled(self) -> None:
+        """Abort connections whose clients accept no data; runs forever."""
+        accepted: dict[BoundedRequestHandler, int] = {}
         while True:
             await asyncio.sleep(self._stall_timeout)
-            before, taken = taken, {c: c.taken for c in self._connections if c.is_writing}
-            for connection, size in taken.items():
+            before = accepted
+            accepted = {c: c.acknowledged_bytes for c in self._connections if c.is_writing}
+            for connection, size in accepted.items():
                 if before.get(connection) == size:
-                    logger.info("a connection has taken nothing of its answer; dropped")
+                    logger.info("connection stalled during a response; aborted")
                     connection.abort()
 
 
-async def _accept(listener: socket.socket, connection: Callable[[], asyncio.Protocol]) -> None:
-    """Accept for ever."""
+async def _accept(
+    listening: socket.socket, make_connection: Callable[[], asyncio.Protocol], pause: float
+) -> None:
+    """Accept connections; runs forever."""
     loop = asyncio.get_running_loop()
-    waiting = select.poll()
-    waiting.register(listener, select.POLLIN)
-    together = 0
+    backlog = select.poll()
+    backlog.register(listening, select.POLLIN)
+    burst = 0
     while True:
         try:
-            accepted, _ = await loop.sock_accept(listener)
+            accepted, _ = await loop.sock_accept(listening)
         except ConnectionAbortedError:
             continue
         except OSError as error:
-            logger.error("no connection can be accepted: %s", error.strerror)
+            logger.error("cannot accept connections: %s", error.strerror)
             await asyncio.sleep(ACCEPT_RETRY_SECS)
             continue
         try:
-            await loop.connect_accepted_socket(connection, accepted)
+            await loop.connect_accepted_socket(make_connection, accepted)
         except Exception:
-            logger.exception("a connection could not be served")
+            logger.exception("cannot serve a connection")
             accepted.close()
-        together = together + 1 if waiting.poll(0) else 0
-        if is_to_pause(together):
-            await asyncio.sleep(PAUSE_SECS)
+        burst = burst + 1 if backlog.poll(0) else 0
+        if should_pause(burst):
+            await asyncio.sleep(pause)
 
 
-def is_to_pause(together: int) -> bool:
-    """Whether there is a pause behind the connection of that number, if others wait behind it."""
-    return together > 0 and together % (1 + together // CROWD) == 0
+def should_pause(burst: int) -> bool:
+    """Return whether a pause follows the connection of that number in a burst."""
+    return burst > 0 and burst % (1 + burst // PAUSE_STEP) == 0
 
 
 @dataclasses.dataclass(slots=True)
-class Allowance:
-    """What may still come in on a connection.
-
-    Attributes:
-        is_spent: done once more has come.
-    """
+class _ReadLimit:
+    """The bytes that may still arrive on a connection. *reached* is done when more have arrived."""
 
     left: int
-    is_spent: asyncio.Future[None]
+    reached: asyncio.Future[None]
 
 
 class _ScannedParser:
-    """A socket's parser, and before it a scanner of the same bytes."""
+    """A WebSocket parser whose input also passes through a scanner."""
 
     def __init__(self, parser: Any, scanner: FrameScanner) -> None:
         self._parser = parser
@@ -214,56 +220,56 @@ class _ScannedParser:
 
 
 class BoundedRequestHandler(web.RequestHandler):
-    """One connection; it holds a place at the door until it has asked for something.
+    """One HTTP connection. It holds a slot of the listener until its first request is complete.
 
     Attributes:
-        scanner: of the frames, once it is a socket.
+        scanner: of the frames, once it is a WebSocket.
         on_data: called after each piece of data.
     """
 
-    __slots__ = ("_allowance", "_door", "_place", "_requests", "on_data", "scanner")
+    __slots__ = ("_listener", "_read_limit", "_requests", "_slot", "on_data", "scanner")
 
     def __init__(
-        self, door: Listener, handlers: web.Server, loop: asyncio.AbstractEventLoop
+        self, listener: Listener, handlers: web.Server, loop: asyncio.AbstractEventLoop
     ) -> None:
         super().__init__(
             handlers,
             loop=loop,
             keepalive_timeout=IDLE_CONNECTION_SECS,
-            auto_decompress=False,  # two megabytes can be two gigabytes
-            lingering_time=0,  # `middleware.py` says how much of an unread body is read
-            access_log=None,  # type: ignore[arg-type]  # none, as everywhere in aiohttp
+            auto_decompress=False,  # two megabytes can become two gigabytes
+            lingering_time=0,  # `middleware.py` limits how much of an unread body is read
+            access_log=None,  # type: ignore[arg-type]  # `middleware.py` writes the access log
         )
-        self._door = door
-        self._place: contextlib.ExitStack | None = None
+        self._listener = listener
+        self._slot: contextlib.ExitStack | None = None
         self._requests = 0
-        self._allowance: Allowance | None = None
+        self._read_limit: _ReadLimit | None = None
         self.scanner = FrameScanner()
         self.on_data: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        peer = transport.get_extra_info("peername")
-        self._place = self._door.enter(self, peer[0] if peer else "")
-        if self._place is not None:
-            self._door.add(self)
-            transport.max_size = STRANGERS_READ_BYTES  # type: ignore[attr-defined]
+        address = transport.get_extra_info("peername")
+        self._slot = self._listener.acquire_slot(self, address[0] if address else "")
+        if self._slot is not None:
+            self._listener.watch(self)
+            transport.max_size = UNAUTHENTICATED_READ_BYTES  # type: ignore[attr-defined]
             super().connection_made(transport)
         elif isinstance(transport, asyncio.Transport):
             transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._leave_place()
-        self._door.remove(self)
+        self._release_slot()
+        self._listener.unwatch(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if (allowance := self._allowance) is not None:
-            allowance.left -= len(data)
-            if allowance.left < 0 and self.transport is not None:
+        if (limit := self._read_limit) is not None:
+            limit.left -= len(data)
+            if limit.left < 0 and self.transport is not None:
                 self.transport.pause_reading()
-                if not allowance.is_spent.done():
-                    allowance.is_spent.set_result(None)
+                if not limit.reached.done():
+                    limit.reached.set_result(None)
         if self.on_data is not None:
             self.on_data()
 
@@ -271,69 +277,69 @@ class BoundedRequestHandler(web.RequestHandler):
         super().set_parser(_ScannedParser(parser, self.scanner), data_received_cb)  # type: ignore[arg-type]
 
     def pause_socket(self) -> None:
-        """Read no more of it for now, however much aiohttp has room for."""
+        """Stop reading the WebSocket, even if aiohttp's buffer has room."""
         self._pause_reading_for_buffer()
 
     def resume_socket(self) -> None:
-        """Read on, unless aiohttp has no room."""
+        """Read the WebSocket again, unless aiohttp's buffer is full."""
         self._resume_reading_for_buffer()
 
-    def begin_request(self) -> bool:
-        """A request is whole: the connection's place at the door is free.
+    def request_started(self) -> bool:
+        """Release the slot: a request is complete.
 
         Returns:
-            Whether it is the connection's first.
+            Whether it is the connection's first request.
         """
-        self._leave_place()
-        self._door.is_busy(self)
+        self._release_slot()
+        self._listener.mark_busy(self)
         self._requests += 1
         return self._requests == 1
 
-    def end_request(self, *, is_stranger: bool) -> None:
-        """It is answered, or as good as that."""
-        if is_stranger and self.transport is not None:
-            self._door.is_idle(self)
+    def request_finished(self, *, is_authenticated: bool) -> None:
+        """Record that the request is answered."""
+        if not is_authenticated and self.transport is not None:
+            self._listener.mark_idle(self)
 
-    def become_socket(self) -> None:
-        """From now on it is watched by itself."""
-        self._door.remove(self)
+    def upgraded(self) -> None:
+        """Record that the connection is a WebSocket, which watches itself."""
+        self._listener.unwatch(self)
         if self.transport is not None:
-            self.transport.max_size = SOCKETS_READ_BYTES  # type: ignore[attr-defined]
+            self.transport.max_size = WEBSOCKET_READ_BYTES  # type: ignore[attr-defined]
 
-    def limit(self, size: int) -> asyncio.Future[None]:
-        """Read about *size* more bytes, and then no more.
+    def limit_reading(self, size: int) -> asyncio.Future[None]:
+        """Stop reading after about *size* more bytes.
 
         Returns:
-            Done once so many have come.
+            A future that is done once the limit is exceeded.
         """
-        is_spent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._allowance = Allowance(size, is_spent)
-        return is_spent
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._read_limit = _ReadLimit(size, reached)
+        return reached
 
     def lift_limits(self) -> None:
-        """A credential has been shown: read on, and more at a time."""
+        """Read on, and more bytes at a time: the client is authenticated."""
         if self.transport is None:
             return
         if not self._upgraded:
-            self.transport.max_size = APPS_READ_BYTES  # type: ignore[attr-defined]
-        if self._allowance is not None:
-            self._allowance = None
+            self.transport.max_size = AUTHENTICATED_READ_BYTES  # type: ignore[attr-defined]
+        if self._read_limit is not None:
+            self._read_limit = None
             self.transport.resume_reading()
 
     @property
     def is_writing(self) -> bool:
-        """Whether there are bytes for the peer that its connection does not take yet."""
+        """Whether bytes wait until the client accepts more."""
         return self.transport is not None and self.transport.get_write_buffer_size() > 0
 
     @property
-    def taken(self) -> int:
-        """Bytes that the peer has taken so far."""
+    def acknowledged_bytes(self) -> int:
+        """The bytes that the client has accepted so far."""
         return tcp.acknowledged_bytes(self.transport) if self.transport is not None else 0
 
-    def _leave_place(self) -> None:
-        if self._place is not None:
-            self._place.close()
-            self._place = None
+    def _release_slot(self) -> None:
+        if self._slot is not None:
+            self._slot.close()
+            self._slot = None
 
     def handle_error(
         self,
@@ -342,25 +348,24 @@ class BoundedRequestHandler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer bytes that are no request; what is one is the middleware's, errors too."""
-        reply: web.StreamResponse
+        """Respond to bytes that are not HTTP. The middleware handles the errors of requests."""
+        response: web.StreamResponse
         if status >= 500 or request.writer.output_size > 0:
-            reply = super().handle_error(request, status, exc, message)
+            response = super().handle_error(request, status, exc, message)
         else:
             self.log_exception(exc_info=exc)
-            error = bad_request("this is no request that is understood")
             request_id = uuid.uuid4().hex[:16]
-            reply = error_response(error, request_id)
-            reply.headers["X-Request-Id"] = request_id
-            reply.force_close()
-        reply.headers[hdrs.SERVER] = SERVER_NAME  # no application sees it on its way
-        return reply
+            response = error_response(bad_request("malformed HTTP request"), request_id)
+            response.headers["X-Request-Id"] = request_id
+            response.force_close()
+        response.headers[hdrs.SERVER] = SERVER_NAME  # no hook of the application is called
+        return response
 
     def log_exception(self, *args: Any, **options: Any) -> None:
-        """Log it; of bytes that make no sense only that: they may be anyone's secret."""
+        """Log an exception, but not malformed bytes, which may contain a secret."""
         error = options.get("exc_info")
         if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
-            logger.info("a connection sent what is no request: %s", type(error).__name__)
+            logger.info("malformed HTTP request: %s", type(error).__name__)
         else:
             super().log_exception(*args, **options)
 

@@ -1,4 +1,4 @@
-"""What every request goes through: an id, the Host check, errors by their codes, a log line."""
+"""Wraps every request: request id, Host check, errors, access log, common headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
 from ..auth.credential import unauthorized
-from ..errors import Error, bad_request, internal
+from ..errors import Error, bad_request, internal, payload_too_large
 from ..storage.failures import failure_of
 from .context import CREDENTIAL, LOGGED_SESSION_ID, LOGGED_TURN_INDEX, REQUEST_ID, context_of
 from .listener import BoundedRequestHandler
@@ -26,11 +26,11 @@ from .responses import error_response
 logger = logging.getLogger(__name__)
 access = logging.getLogger("server.access")
 
-STRANGERS_SPARE_BYTES = 256 << 10
-APPS_SPARE_BYTES = 32 << 20
-SPARE_SECS = 2.0
-"""So much of a body is read, and for so long, once its request is answered."""
-QUIET = frozenset({"/healthz", "/readyz"})
+UNAUTHENTICATED_DISCARD_BYTES = 256 << 10
+AUTHENTICATED_DISCARD_BYTES = 32 << 20
+DISCARD_SECS = 2.0
+"""The bytes of an unread body that are discarded after the response, and the time for it."""
+UNLOGGED_PATHS = frozenset({"/healthz", "/readyz"})
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -40,27 +40,27 @@ SECURITY_HEADERS = {
 
 
 class ServerRunner(web.AppRunner):
-    """Runs the application; what it refuses by itself is refused in the project's own words."""
+    """Runs the application, and keeps aiohttp from answering ``Expect`` by itself."""
 
     def __init__(self, app: web.Application, **options: Any) -> None:
-        # These two are `door.py`'s as well: here they are for the operator's socket.
+        # `listener.py` sets the last two for its connections; these are for the operator's socket.
         super().__init__(app, access_log=None, auto_decompress=False, lingering_time=0, **options)
 
     async def setup(self) -> None:
         await super().setup()
         assert self.server is not None
-        self.server.request_handler = _take_expect(self.server.request_handler)
+        self.server.request_handler = _without_expect(self.server.request_handler)
 
 
-def _take_expect(handle: Callable[..., Any]) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """Keep ``Expect`` from aiohttp, which asks for a body before it is known whose it is."""
+def _without_expect(handle: Callable[..., Any]) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Hide ``Expect`` from aiohttp, which would request the body before authentication."""
 
-    async def handle_without(request: web.Request) -> web.StreamResponse:
+    async def handle_request(request: web.Request) -> web.StreamResponse:
         if hdrs.EXPECT not in request.headers:
             response: web.StreamResponse = await handle(request)
             return response
         headers = CIMultiDict(
-            # Bytes that are no UTF-8 cannot be written again, and mean nothing in any header.
+            # Bytes that are not UTF-8 cannot be encoded again; they mean nothing in any header.
             (name, value.encode(errors="replace").decode())
             for name, value in request.headers.items()
         )
@@ -68,85 +68,94 @@ def _take_expect(handle: Callable[..., Any]) -> Callable[..., Awaitable[web.Stre
         request[REQUEST_ID] = _new_request_id()
         clone = request.clone(headers=headers)
         response = await handle(clone)
-        await response.prepare(clone)  # which knows its application, by which it is labelled
+        await response.prepare(clone)  # only the clone has the application, whose hooks add headers
         return response
 
-    return handle_without
+    return handle_request
 
 
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Run the handler; whatever it raises becomes an answer, and nothing leaks."""
+    """Call the handler, and turn every exception into a response that reveals no internals."""
     request_id = request.get(REQUEST_ID) or _new_request_id()
     request[REQUEST_ID] = request_id
     trusted = context_of(request).settings.trusted_proxies
     if trusted:
         request = request.clone(remote=client_address(request, trusted) or "")
-    began = time.monotonic()
+    started_at = time.monotonic()
     connection = request.protocol if isinstance(request.protocol, BoundedRequestHandler) else None
-    if connection is not None and not connection.begin_request():
-        await asyncio.sleep(0)  # of requests that came together, others have their turn in between
-    try:
-        check_host(request, context_of(request).settings)
-        _check_head(request)
-        response = await handler(request)
-    except web.HTTPException as error:
-        response = error_response(_of_http(error), request_id)
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
-    except Exception as error:  # noqa: BLE001 - failure_of logs it
-        if _is_of_client(error, request):
-            logger.info("the request ended early: %r", error, extra={"request_id": request_id})
-            error = bad_request("the request ended early")
-        response = error_response(
-            failure_of(error, "the request", request_id=request_id), request_id
-        )
+    if connection is not None and not connection.request_started():
+        await asyncio.sleep(0)  # let other connections proceed between pipelined requests
+    response = await _respond(request, handler, request_id)
     credential = request.get(CREDENTIAL)
     if credential is not None and credential.is_revoked and not response.prepared:
         response = error_response(unauthorized(), request_id)
-    if request.path not in QUIET:
-        access.info(
-            "%s %s %d",
-            request.method,
-            # Never the query: it is no place for secrets, but people err.
-            request.path.replace(" ", "%20"),
-            response.status,
-            extra={
-                "request_id": request_id,
-                "app": request.get(APP),
-                "session": request.get(LOGGED_SESSION_ID),
-                "turn": request.get(LOGGED_TURN_INDEX),
-                "duration_ms": int((time.monotonic() - began) * 1000),
-            },
-        )
+    _log_access(request, response, started_at)
     if not request.content.is_eof() and response.status != 101:
-        await _leave_body(request, response)
+        await _discard_body(request, response)
     if connection is not None:
-        connection.end_request(is_stranger=APP not in request)
+        connection.request_finished(is_authenticated=APP in request)
     return response
 
 
-async def _leave_body(request: web.Request, response: web.StreamResponse) -> None:
-    """Answer before the body is there, and close the connection.
+async def _respond(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    try:
+        check_host(request, context_of(request).settings)
+        _check_head(request)
+        return await handler(request)
+    except web.HTTPException as error:
+        response = error_response(_from_http_exception(error), request_id)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+    except Exception as error:  # noqa: BLE001 - failure_of logs it
+        if _is_disconnect(error, request):
+            logger.info("client disconnected: %r", error, extra={"request_id": request_id})
+            error = bad_request("the request ended early")
+        failure = failure_of(error, "the request", request_id=request_id)
+        return error_response(failure, request_id)
 
-    A client that sends before it reads would see a reset instead of the answer, so a
-    little is read; of what an app sends, more.
+
+def _log_access(request: web.Request, response: web.StreamResponse, started_at: float) -> None:
+    if request.path in UNLOGGED_PATHS:
+        return
+    access.info(
+        "%s %s %d",
+        request.method,
+        # Never the query: clients put secrets there by mistake.
+        request.path.replace(" ", "%20"),
+        response.status,
+        extra={
+            "request_id": request[REQUEST_ID],
+            "app": request.get(APP),
+            "session": request.get(LOGGED_SESSION_ID),
+            "turn": request.get(LOGGED_TURN_INDEX),
+            "duration_ms": int((time.monotonic() - started_at) * 1000),
+        },
+    )
+
+
+async def _discard_body(request: web.Request, response: web.StreamResponse) -> None:
+    """Send the response before the body has arrived, and close the connection.
+
+    A client that writes before it reads would see a reset instead of the response, so some of the
+    body is read and discarded; more for an authenticated client.
     """
     response.force_close()
-    left = APPS_SPARE_BYTES if APP in request else STRANGERS_SPARE_BYTES
+    left = AUTHENTICATED_DISCARD_BYTES if APP in request else UNAUTHENTICATED_DISCARD_BYTES
     with contextlib.suppress(TimeoutError, ConnectionError, web.RequestPayloadError):
         await response.prepare(request)
         await response.write_eof()
-        async with asyncio.timeout(SPARE_SECS):
+        async with asyncio.timeout(DISCARD_SECS):
             while left > 0 and not request.content.is_eof():
                 left -= len(await request.content.readany())
 
 
 async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Give an answer, also one that is streamed, the headers that all have; a socket needs none."""
+    """Add the headers that all responses have, streams included. A WebSocket needs none."""
     if response.status == 101:
         if isinstance(request.protocol, BoundedRequestHandler):
-            request.protocol.become_socket()
+            request.protocol.upgraded()
         return
     response.headers["X-Request-Id"] = request[REQUEST_ID]
     for name, value in SECURITY_HEADERS.items():
@@ -159,29 +168,29 @@ def _new_request_id() -> str:
     return uuid.uuid4().hex[:16]
 
 
-def _is_of_client(error: Exception, request: web.Request) -> bool:
-    """Whether it is the client that broke off; another connection may break as well."""
+def _is_disconnect(error: Exception, request: web.Request) -> bool:
+    """Return whether the client disconnected. Other connections raise the same errors."""
     if isinstance(error, web.RequestPayloadError):
         return True
-    is_gone = request.transport is None or request.transport.is_closing()
-    return isinstance(error, ConnectionError) and is_gone
+    is_closed = request.transport is None or request.transport.is_closing()
+    return isinstance(error, ConnectionError) and is_closed
 
 
-def _of_http(error: web.HTTPException) -> Error:
+def _from_http_exception(error: web.HTTPException) -> Error:
     match error.status:
         case 404:
             return Error("not_found", "no such path")
         case 405:
             return Error("method_not_allowed", f"{error.reason}")
         case 413:
-            return Error("payload_too_large", "the body is too large")
+            return payload_too_large()
         case status if 400 <= status < 500:
             return Error("bad_request", error.reason)
     return internal()
 
 
 def _check_head(request: web.Request) -> None:
-    """Refuse, before anything is read of its body, a request that cannot be answered.
+    """Refuse a request that cannot be answered, before any of its body is read.
 
     Raises:
         Error: ``unsupported_media_type``, or ``expectation_failed`` for an unknown ``Expect``.
@@ -189,4 +198,4 @@ def _check_head(request: web.Request) -> None:
     check_coding(request.headers)
     expected = request.get(EXPECT, "100-continue").split(",")
     if any(one.strip().lower() != "100-continue" for one in expected):
-        raise Error("expectation_failed", "the only expectation that is supported is 100-continue")
+        raise Error("expectation_failed", "the only supported expectation is 100-continue")

@@ -56,7 +56,7 @@ CODES: Mapping[str, tuple[str, str]] = {
     "range_not_satisfiable": ("The file has no such range.", "the file has 1024 bytes"),
     "expectation_failed": (
         "The `Expect` header is not `100-continue`.",
-        "the only expectation that is supported is 100-continue",
+        "the only supported expectation is 100-continue",
     ),
     "upgrade_required": (
         "The path is a WebSocket: the request must be an upgrade.",

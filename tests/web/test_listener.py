@@ -1,4 +1,4 @@
-"""Who comes in: a crowd one by one, anybody else at once."""
+"""The listener: single connections are accepted at once, bursts are paced."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import pytest
 from aiohttp import web
 
 from server.limits import ConcurrencyLimit
-from server.web import listener
+from server.web.listener import PAUSE_SECS, Listener, should_pause
 
 from ..conftest import Spawn
 from ..support.harness import eventually
 
 
 @contextlib.asynccontextmanager
-async def opened(places: ConcurrencyLimit) -> AsyncIterator[str]:
-    """A door with nothing but "hello" behind it; its URL."""
+async def listening(slots: ConcurrencyLimit, pause: float = PAUSE_SECS) -> AsyncIterator[str]:
+    """Serve "hello" through a listener; its URL."""
 
     async def hello(_: web.Request) -> web.Response:
         return web.Response(text="hello")
@@ -33,70 +33,65 @@ async def opened(places: ConcurrencyLimit) -> AsyncIterator[str]:
     runner = web.AppRunner(application)
     await runner.setup()
     try:
-        async with listener.Listener(places, 60).open(runner, "127.0.0.1", 0) as port:
+        listener = Listener(slots, 60, pause=pause)
+        async with listener.open(runner, "127.0.0.1", 0) as port:
             yield f"http://127.0.0.1:{port}/"
     finally:
         await runner.cleanup()
 
 
-def come(url: str) -> socket.socket:
-    """A connection that waits to be accepted; the system has it whole when this returns."""
-    line = socket.socket()
-    line.setblocking(False)
-    line.connect_ex((urlsplit(url).hostname, urlsplit(url).port))
-    return line
+def connect(url: str) -> socket.socket:
+    """A connection that the kernel has established and the server has not accepted yet."""
+    connection = socket.socket()
+    connection.setblocking(False)
+    connection.connect_ex((urlsplit(url).hostname, urlsplit(url).port))
+    return connection
 
 
-async def test_who_comes_alone_is_let_in_at_once(
-    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listener, "PAUSE_SECS", 3600)
-    async with opened(ConcurrencyLimit(10, 10)) as url:
+async def test_single_connections_are_accepted_without_pause(http: aiohttp.ClientSession) -> None:
+    async with listening(ConcurrencyLimit(10, 10), pause=3600) as url:
         for _ in range(5):
-            async with http.get(url, headers={"Connection": "close"}) as answer:
-                assert await answer.text() == "hello"
+            async with http.get(url, headers={"Connection": "close"}) as response:
+                assert await response.text() == "hello"
 
 
-async def test_a_crowd_is_let_in_one_by_one_so_that_nobody_inside_feels_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(listener, "PAUSE_SECS", 3600)
-    places = ConcurrencyLimit(10, 10)
+async def test_burst_is_accepted_one_connection_at_a_time() -> None:
+    slots = ConcurrencyLimit(10, 10)
     loop = asyncio.get_running_loop()
-    async with opened(places) as url:
-        with come(url) as first, come(url), come(url):
+    async with listening(slots, pause=3600) as url:
+        with connect(url) as first, connect(url), connect(url):
             await loop.sock_sendall(first, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert await loop.sock_recv(first, 4096)
-            assert len(places) == 1
+            assert len(slots) == 1
 
 
-async def test_all_of_a_crowd_are_let_in() -> None:
-    places = ConcurrencyLimit(10, 10)
-    async with opened(places) as url:
-        with come(url), come(url), come(url):
-            await eventually("all to be let in", lambda: len(places) == 3)
+async def test_all_connections_of_a_burst_are_accepted() -> None:
+    slots = ConcurrencyLimit(10, 10)
+    async with listening(slots) as url:
+        with connect(url), connect(url), connect(url):
+            await eventually("all to be accepted", lambda: len(slots) == 3)
 
 
-def test_a_larger_crowd_is_let_in_faster_the_larger_it_is() -> None:
+def test_pauses_get_rarer_in_larger_bursts() -> None:
     def seconds(count: int) -> float:
-        return sum(map(listener.is_to_pause, range(1, count + 1))) * listener.PAUSE_SECS
+        return sum(map(should_pause, range(1, count + 1))) * PAUSE_SECS
 
-    assert not listener.is_to_pause(0)
-    assert seconds(99) == pytest.approx(99 * listener.PAUSE_SECS)
+    assert not should_pause(0)
+    assert seconds(99) == pytest.approx(99 * PAUSE_SECS)
     assert seconds(1000) < 1
     assert seconds(10_000) < 2
 
 
-async def test_a_server_without_descriptors_goes_on_once_it_has_some(
+async def test_server_accepts_again_once_it_has_descriptors(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     server = await spawn()
     limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
-    with come(server.url):
+    with connect(server.url):
         log = tmp_path / "server.log"
-        await eventually("the server to say so", lambda: "no connection can" in log.read_text())
+        await eventually("the failure to be logged", lambda: "cannot accept" in log.read_text())
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
-        async with http.get(f"{server.url}/readyz") as answer:
-            assert answer.status == 200
+        async with http.get(f"{server.url}/readyz") as response:
+            assert response.status == 200
     assert "Too many open files" in log.read_text()

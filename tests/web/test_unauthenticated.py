@@ -234,8 +234,8 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 async def test_of_idle_strangers_the_one_that_has_idled_longest_goes_first() -> None:
     async def hello(request: web.Request) -> web.Response:
         assert isinstance(request.protocol, listener.BoundedRequestHandler)
-        request.protocol.begin_request()
-        request.protocol.end_request(is_stranger=True)
+        request.protocol.request_started()
+        request.protocol.request_finished(is_authenticated=False)
         return web.Response(text="hello")
 
     loop = asyncio.get_running_loop()

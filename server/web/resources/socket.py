@@ -127,7 +127,7 @@ async def _authenticate_by_frame(
     with services.sockets.waiting.take(request.remote or ""):
         if not isinstance(connection, BoundedRequestHandler):
             raise unauthorized()  # clients of the operator's socket must send a header
-        limit_reached = connection.limit(MAX_AUTH_FRAME_BYTES)
+        limit_reached = connection.limit_reading(MAX_AUTH_FRAME_BYTES)
         await response.prepare(request)
         timeout = services.settings.auth_timeout_secs
         auth = await receive_auth(response, limit_reached, timeout)
