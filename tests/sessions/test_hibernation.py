@@ -1,4 +1,4 @@
-"""Any number of sessions is open, but only so many have an agent; none loses its memory."""
+"""Hibernation: few sessions have a running agent, and all keep their conversation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HISTORY = script({"history": True})
 
 
 async def history(client: Client, session: str) -> list[str]:
-    """The prompts that the session's agent remembers, but for this question."""
+    """The earlier prompts that the session's agent remembers."""
     status, reply = await client.turn(session, HISTORY)
     assert status == 200, reply
     remembered: list[str] = json.loads(texts_of(reply["events"]))
@@ -55,7 +55,7 @@ async def context_of_last_turn(client: Client, session: str) -> str:
     return str(starts[-1]["context"])
 
 
-async def test_the_longest_idle_agent_makes_room(serve: Serve) -> None:
+async def test_longest_idle_agent_is_evicted(serve: Serve) -> None:
     server = await serve(max_live_agents=2)
     client = await server.client()
     sessions = [await client.create() for _ in range(3)]
@@ -67,7 +67,7 @@ async def test_the_longest_idle_agent_makes_room(serve: Serve) -> None:
     assert await context_of_last_turn(client, sessions[0]) == "kept"
 
 
-async def test_when_all_agents_are_busy_a_prompt_waits_and_says_so(serve: Serve) -> None:
+async def test_prompt_is_queued_while_all_agents_are_busy(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
     busy, other = await client.create(), await client.create()
@@ -82,7 +82,7 @@ async def test_when_all_agents_are_busy_a_prompt_waits_and_says_so(serve: Serve)
     assert (await second.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_an_agent_that_waits_for_a_permission_is_not_put_to_sleep(serve: Serve) -> None:
+async def test_agent_that_waits_for_a_permission_does_not_hibernate(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
     asking = await client.create(permission="ask")
@@ -99,7 +99,7 @@ async def test_an_agent_that_waits_for_a_permission_is_not_put_to_sleep(serve: S
     await other.until("turn_end")
 
 
-async def test_a_request_behind_a_turns_end_keeps_its_agent_awake_too(serve: Serve) -> None:
+async def test_agent_with_a_request_after_turn_end_does_not_hibernate(serve: Serve) -> None:
     clock = Clock()
     server = await serve(clock=clock, agent_idle_secs=60)
     client = await server.client()
@@ -116,7 +116,7 @@ async def test_a_request_behind_a_turns_end_keeps_its_agent_awake_too(serve: Ser
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 
-async def test_a_prompt_that_waits_for_an_agent_gets_it_once_its_late_request_is_answered(
+async def test_agent_is_evicted_once_its_late_request_is_resolved(
     serve: Serve,
 ) -> None:
     server = await serve(max_live_agents=1)
@@ -131,7 +131,7 @@ async def test_a_prompt_that_waits_for_an_agent_gets_it_once_its_late_request_is
     assert (await other.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_idle_agents_are_put_to_sleep_and_wake_with_their_context(serve: Serve) -> None:
+async def test_idle_agents_hibernate_and_resume_with_their_context(serve: Serve) -> None:
     clock = Clock()
     server = await serve(clock=clock, agent_idle_secs=60)
     client = await server.client()
@@ -147,7 +147,7 @@ async def test_idle_agents_are_put_to_sleep_and_wake_with_their_context(serve: S
     assert await context_of_last_turn(client, session) == "kept"
 
 
-async def test_what_acpx_keeps_of_a_session_does_not_grow_with_its_prompts(serve: Serve) -> None:
+async def test_acpx_record_does_not_grow_with_prompts(serve: Serve) -> None:
     clock = Clock()
     server = await serve(clock=clock, agent_idle_secs=60)
     client = await server.client()
@@ -164,7 +164,7 @@ async def test_what_acpx_keeps_of_a_session_does_not_grow_with_its_prompts(serve
     assert [text.partition(" ")[0] for text in said] == ["look"] * 3
 
 
-async def test_an_agent_that_cannot_load_says_honestly_that_context_was_lost(
+async def test_context_is_lost_if_agent_cannot_load(
     serve: Serve,
 ) -> None:
     server = await serve(max_live_agents=1)
@@ -176,7 +176,7 @@ async def test_an_agent_that_cannot_load_says_honestly_that_context_was_lost(
     assert await context_of_last_turn(client, forgetful) == "lost"
 
 
-async def test_a_prompt_that_comes_while_its_agent_falls_asleep_is_answered(
+async def test_prompt_during_hibernation_is_run(
     serve: Serve,
 ) -> None:
     clock = Clock()
@@ -194,7 +194,7 @@ async def test_a_prompt_that_comes_while_its_agent_falls_asleep_is_answered(
     assert (await history(client, session))[0] == "first"
 
 
-async def test_a_prompt_that_was_there_already_leaves_an_agent_that_makes_room(
+async def test_duplicate_prompt_leaves_agent_evictable(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve(max_live_agents=1)
@@ -222,15 +222,15 @@ async def test_a_prompt_that_was_there_already_leaves_an_agent_that_makes_room(
     assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_an_agent_that_dies_in_a_turn_gives_its_slot_back(serve: Serve) -> None:
+async def test_agent_that_dies_in_a_turn_releases_its_slot(serve: Serve) -> None:
     server = await serve()
     client = await server.client()
     _, reply = await client.turn(await client.create(), script({"exit": 1}))
     assert reply["code"] == "agent_failed"
-    await eventually("its slot to be free", lambda: not len(server.services.sessions.slots))
+    await eventually("the slot to be released", lambda: not len(server.services.sessions.slots))
 
 
-async def test_a_setting_and_a_prompt_of_one_session_need_one_agent(serve: Serve) -> None:
+async def test_setting_and_prompt_of_one_session_need_one_slot(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
     busy = await client.connect(await client.create())
@@ -245,7 +245,7 @@ async def test_a_setting_and_a_prompt_of_one_session_need_one_agent(serve: Serve
     assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_a_setting_that_waits_for_an_agent_starts_none_for_a_closed_session(
+async def test_setting_that_waits_for_a_slot_does_not_start_agent_of_a_closed_session(
     serve: Serve,
 ) -> None:
     server = await serve(max_live_agents=1)
@@ -261,31 +261,31 @@ async def test_a_setting_that_waits_for_an_agent_starts_none_for_a_closed_sessio
     await client.delete(f"/sessions/{session}")
     await busy.send("cancel")
     await busy.until("turn_end")
-    assert (await client.turn(await client.create(), "is there room?"))[0] == 200
+    assert (await client.turn(await client.create(), "is a slot free?"))[0] == 200
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 
-async def give_up_setting(
+async def abandon_setting(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, session_id: str, op: str
 ) -> None:
-    """Change the session's mode, and wait for it no more once acpx was told to do *op* for it."""
+    """Request another mode, and cancel the request once acpx has received *op* for it."""
     session = await server.services.sessions.get(session_id, "app")
-    send, told = HostProcess.send, asyncio.Event()
+    send, sent = HostProcess.send, asyncio.Event()
 
     def note(host: HostProcess, asked: str, **fields: Any) -> asyncio.Future[Any]:
         if asked == op and fields["key"] == session_id:
-            told.set()
+            sent.set()
         return send(host, asked, **fields)
 
     monkeypatch.setattr(HostProcess, "send", note)
     setting = asyncio.create_task(session.request_change(SetMode(mode="code")).wait())
-    await told.wait()
+    await sent.wait()
     setting.cancel()
     await asyncio.wait({setting})
     assert setting.cancelled()
 
 
-async def test_an_agent_that_starts_for_a_setting_keeps_its_slot_when_that_is_given_up(
+async def test_agent_that_starts_for_an_abandoned_setting_keeps_its_slot(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve(max_live_agents=1)
@@ -293,7 +293,7 @@ async def test_an_agent_that_starts_for_a_setting_keeps_its_slot_when_that_is_gi
     other = await client.create()
     await client.turn(other, "I have the only agent")
     session = await client.create("mock-modes")
-    await give_up_setting(server, monkeypatch, session, "open")
+    await abandon_setting(server, monkeypatch, session, "open")
     assert len(server.services.sessions.slots) == 1
     await client.until_live(session)
     assert (await client.turn(other, "I need it again"))[0] == 200
@@ -301,7 +301,7 @@ async def test_an_agent_that_starts_for_a_setting_keeps_its_slot_when_that_is_gi
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 
-async def test_an_agent_that_wakes_for_a_given_up_setting_has_its_slot_as_long_as_it_lives(
+async def test_agent_that_resumes_for_an_abandoned_setting_holds_a_slot_while_it_runs(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
@@ -313,13 +313,13 @@ async def test_an_agent_that_wakes_for_a_given_up_setting_has_its_slot_as_long_a
     await server.services.sessions.sweeper.sweep()
     slots = server.services.sessions.slots
     assert len(slots) == 0
-    await give_up_setting(server, monkeypatch, session, "set_mode")
+    await abandon_setting(server, monkeypatch, session, "set_mode")
     assert len(slots) == 1
-    await eventually("its slot to be free", lambda: not len(slots))
+    await eventually("the slot to be released", lambda: not len(slots))
     assert not agents()
 
 
-async def test_an_agent_that_does_not_start_for_a_given_up_setting_frees_its_slot_quietly(
+async def test_agent_that_does_not_start_for_an_abandoned_setting_releases_its_slot(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = await serve()
@@ -327,28 +327,30 @@ async def test_an_agent_that_does_not_start_for_a_given_up_setting_frees_its_slo
     session = await client.create("mock-dies")
     slots = server.services.sessions.slots
     await eventually("the first start to fail", lambda: not len(slots))
-    await give_up_setting(server, monkeypatch, session, "open")
+    await abandon_setting(server, monkeypatch, session, "open")
     assert len(slots) == 1
-    await eventually("its slot to be free", lambda: not len(slots))
+    await eventually("the slot to be released", lambda: not len(slots))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_a_new_session_whose_starting_agent_makes_room_for_a_prompt_is_created_all_the_same(
+async def test_new_session_is_created_if_its_starting_agent_is_evicted(
     serve: Serve,
 ) -> None:
     agents_known = {**MOCKS, "mock-slow": mock_agent("--slow-start=60000")}
     server = await serve(max_live_agents=1, agents=agents_known)
     client = await server.client()
     acp = await acp_client.connect(client)
-    wishes = {"clawdforge": {"agent": "mock-slow"}}
-    creating = await acp.request("session/new", {"cwd": "/", "mcpServers": [], "_meta": wishes})
-    await eventually("its agent to start", agents)
+    options_meta = {"clawdforge": {"agent": "mock-slow"}}
+    creating = await acp.request(
+        "session/new", {"cwd": "/", "mcpServers": [], "_meta": options_meta}
+    )
+    await eventually("the agent to start", agents)
     assert (await client.turn(await client.create(), "I need it now"))[0] == 200
     session = (await acp.response_to(creating))["sessionId"]
     assert (await client.state(session))["agent_state"] == "hibernated"
 
 
-async def test_never_more_agents_run_than_may_even_when_prompts_are_cancelled(
+async def test_limit_on_agents_holds_if_prompts_are_cancelled(
     serve: Serve,
 ) -> None:
     server = await serve(max_live_agents=2)
@@ -371,7 +373,7 @@ async def test_never_more_agents_run_than_may_even_when_prompts_are_cancelled(
 
 
 def agents() -> list[int]:
-    """The mock agents below this process, those in their launcher left out."""
+    """The mock agents below this process, without those that are still in their launcher."""
     found = []
     for pid in descendants(os.getpid()):
         try:
@@ -384,11 +386,11 @@ def agents() -> list[int]:
     return found
 
 
-# The slots alone, where the moment matters.
+# The slots alone, with controlled timing
 
 
 class Sleeper:
-    """A session as the slots see it; it falls asleep when the test lets it."""
+    """A slot holder that hibernates when the test allows it."""
 
     last_used = 0.0
 
@@ -413,7 +415,7 @@ async def ticks() -> None:
         await asyncio.sleep(0)
 
 
-async def test_one_that_is_put_to_sleep_and_asks_again_is_not_counted_out() -> None:
+async def test_holder_that_is_evicted_and_waits_again_gets_a_slot() -> None:
     tasks = Tasks()
     slots: Any = AgentSlots(2, tasks)
     first, second, third, fourth = (Sleeper(name) for name in "abcd")
@@ -421,13 +423,13 @@ async def test_one_that_is_put_to_sleep_and_asks_again_is_not_counted_out() -> N
     await slots.acquire(second)
     second.busy = True
     for_third = asyncio.ensure_future(slots.acquire(third))
-    await ticks()  # the first is on its way to sleep,
+    await ticks()  # the first is being evicted
     again = asyncio.ensure_future(slots.acquire(first))
     for_third.cancel()
     second.busy = False
     slots.release(second)
     await ticks()
-    assert not again.done()  # and its own agent has to end before the next begins.
+    assert not again.done()  # its own agent must end first
     first.may_sleep.set()
     await again
     assert len(slots) == 1
@@ -436,14 +438,14 @@ async def test_one_that_is_put_to_sleep_and_asks_again_is_not_counted_out() -> N
     await tasks.finish(1)
 
 
-async def test_one_that_is_busy_before_it_falls_asleep_keeps_its_slot() -> None:
+async def test_holder_that_becomes_busy_before_its_eviction_keeps_its_slot() -> None:
     tasks = Tasks()
     slots: Any = AgentSlots(1, tasks)
     first, second = Sleeper("a"), Sleeper("b")
     await slots.acquire(first)
     for_second = asyncio.ensure_future(slots.acquire(second))
     await asyncio.sleep(0)
-    first.busy = True  # in the very moment between the choice and the sleep
+    first.busy = True  # between the choice of the holder and its eviction
     await ticks()
     assert not for_second.done()
     first.busy = False
@@ -455,7 +457,7 @@ async def test_one_that_is_busy_before_it_falls_asleep_keeps_its_slot() -> None:
 
 
 @pytest.mark.parametrize("backend", ["host", "cli"])
-async def test_an_agent_is_not_started_in_a_folder_that_was_replaced_by_a_link(
+async def test_agent_is_not_started_in_a_folder_that_was_replaced_by_a_link(
     serve: Serve, tmp_path: Path, backend: str
 ) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"

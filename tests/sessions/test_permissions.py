@@ -1,4 +1,4 @@
-"""What an agent may do: the policies, and the requests that wait for a client."""
+"""Permission requests: the policies, and requests that wait for a client."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def events_of_kind(socket: Socket, kind: str) -> list[Json]:
 
 
 def outcome_told(socket: Socket, turn_index: int | None = None) -> Any:
-    """What the mock agent says that it was answered."""
+    """The outcome that the mock agent reports."""
     return json.loads(socket.text(turn_index))["permission"]
 
 
 async def asked(client: Client, prompt: str = ASK) -> tuple[str, Socket, Json]:
-    """A session whose agent waits for a permission: its id, a socket and the request."""
+    """Return a session whose agent waits for a permission, a socket, and the request."""
     session = await client.create(permission="ask")
     socket = await client.connect(session, after=0)
     await socket.send("prompt", prompt=prompt)
@@ -38,7 +38,7 @@ def selected(option: str) -> Json:
     return {"outcome": "selected", "optionId": option}
 
 
-# Policies.
+# Policies
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def selected(option: str) -> Json:
         ("deny-all", "read", "reject_once"),
     ],
 )
-async def test_a_policy_answers_at_once(
+async def test_policy_resolves_at_once(
     client: Client, policy: str, kind: str | None, option: str
 ) -> None:
     session = await client.create(permission=policy)
@@ -73,7 +73,7 @@ async def test_approve_all_is_the_default(client: Client) -> None:
     assert (await client.state(await client.create()))["permission"] == "approve-all"
 
 
-async def test_a_policy_takes_what_is_offered_and_cancels_where_nothing_fits(
+async def test_policy_selects_an_offered_option_or_cancels(
     client: Client,
 ) -> None:
     session = await client.create(permission="deny-all")
@@ -91,7 +91,7 @@ async def test_a_policy_takes_what_is_offered_and_cancels_where_nothing_fits(
     assert await answer() == ({"outcome": "cancelled"}, "cancelled")
 
 
-async def test_a_malformed_request_is_answered_all_the_same(client: Client) -> None:
+async def test_malformed_request_is_resolved(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     for params in ({"options": 7}, {"options": [None, {"kind": "allow_once"}], "toolCall": []}):
@@ -101,10 +101,10 @@ async def test_a_malformed_request_is_answered_all_the_same(client: Client) -> N
     assert answers == [{"outcome": "cancelled"}] * 2
 
 
-# Ask.
+# Ask
 
 
-async def test_a_waiting_request_is_in_the_log_in_ready_and_in_the_state(client: Client) -> None:
+async def test_waiting_request_is_in_log_ready_and_state(client: Client) -> None:
     before = time.time() * 1000
     session, socket, request = await asked(client)
     assert request["turn_index"] == 1
@@ -123,7 +123,7 @@ async def test_a_waiting_request_is_in_the_log_in_ready_and_in_the_state(client:
 
 
 @pytest.mark.parametrize("way", ["the same socket", "another socket", "rest"])
-async def test_any_client_of_the_app_may_answer(client: Client, way: str) -> None:
+async def test_any_client_of_the_app_can_resolve(client: Client, way: str) -> None:
     session, socket, request = await asked(client)
     request_id = request["request_id"]
     if way == "rest":
@@ -138,16 +138,16 @@ async def test_any_client_of_the_app_may_answer(client: Client, way: str) -> Non
     assert outcome_told(socket) == selected("reject_once")
 
 
-async def test_a_client_may_answer_cancelled(client: Client) -> None:
+async def test_client_can_resolve_as_cancelled(client: Client) -> None:
     _, socket, request = await asked(client)
     await socket.send("permission", request_id=request["request_id"], outcome="cancelled")
     resolved = await socket.until("permission_resolved")
     assert (resolved["by"], resolved["outcome"]) == ("client", {"outcome": "cancelled"})
-    await socket.until("turn_end", stop_reason="cancelled")  # as the mock takes it
+    await socket.until("turn_end", stop_reason="cancelled")  # as the mock agent reports it
     assert outcome_told(socket) == {"outcome": "cancelled"}
 
 
-async def test_a_late_or_second_answer_is_not_found(client: Client) -> None:
+async def test_late_or_second_resolution_is_not_found(client: Client) -> None:
     session, socket, request = await asked(client)
     request_id = request["request_id"]
     for _ in range(2):
@@ -160,7 +160,7 @@ async def test_a_late_or_second_answer_is_not_found(client: Client) -> None:
     assert (status, reply["code"]) == (404, "not_found")
 
 
-async def test_two_clients_that_answer_at_once_make_one_resolution(client: Client) -> None:
+async def test_two_clients_at_once_make_one_resolution(client: Client) -> None:
     session, socket, request = await asked(client)
     path = f"/sessions/{session}/permissions/{request['request_id']}"
     options = ("allow_once", "reject_once", "allow_always", "reject_always")
@@ -175,21 +175,21 @@ async def test_two_clients_that_answer_at_once_make_one_resolution(client: Clien
     assert outcome_told(socket) == selected(winner)
 
 
-async def test_another_app_cannot_answer(client: Client, server: LocalServer) -> None:
+async def test_another_app_cannot_resolve(client: Client, server: LocalServer) -> None:
     session, _, request = await asked(client)
     stranger = await server.client("stranger")
     path = f"/sessions/{session}/permissions/{request['request_id']}"
     status, reply = await stranger.post(path, {"option_id": "allow_once"})
     assert (status, reply["code"]) == (404, "not_found")
 
-    # Nor with the request's id by way of a session of its own.
+    # Nor with the request's id in a session of its own.
     own = await stranger.create(permission="ask")
     path = f"/sessions/{own}/permissions/{request['request_id']}"
     assert (await stranger.post(path, {"option_id": "allow_once"}))[0] == 404
     assert len((await client.state(session))["pending_permissions"]) == 1
 
 
-async def test_an_answer_that_was_not_offered_is_a_bad_request_and_changes_nothing(
+async def test_option_that_was_not_offered_is_a_bad_request_and_changes_nothing(
     client: Client,
 ) -> None:
     session, socket, request = await asked(client)
@@ -208,7 +208,7 @@ async def test_an_answer_that_was_not_offered_is_a_bad_request_and_changes_nothi
     assert len((await client.state(session))["pending_permissions"]) == 1
 
 
-async def test_nobodys_answer_is_a_rejection_after_the_timeout(serve: Serve) -> None:
+async def test_unresolved_request_is_rejected_after_the_timeout(serve: Serve) -> None:
     server = await serve(permission_timeout_secs=0.2)
     client = await server.client()
     _, socket, request = await asked(client)
@@ -219,14 +219,14 @@ async def test_nobodys_answer_is_a_rejection_after_the_timeout(serve: Serve) -> 
     assert outcome_told(socket) == selected("reject_once")
 
 
-async def test_cancel_answers_what_waits_and_what_is_still_asked(client: Client) -> None:
+async def test_cancel_resolves_waiting_and_later_requests_of_the_turn(client: Client) -> None:
     session, socket, _ = await asked(client)
     await socket.send("cancel")
     resolved = await socket.until("permission_resolved")
     assert (resolved["by"], resolved["outcome"]) == ("cancel", {"outcome": "cancelled"})
     await socket.until("turn_end", stop_reason="cancelled")
 
-    # One that asks behind the cancel is not left waiting either.
+    # A request after the cancel is cancelled too.
     prompt = script({"say": "wait"}, {"wait_for": "cancel"}, {"permission": True})
     await socket.send("prompt", prompt=prompt)
     await socket.until_text("wait")
@@ -238,9 +238,7 @@ async def test_cancel_answers_what_waits_and_what_is_still_asked(client: Client)
 
 
 @pytest.mark.parametrize("fate", ["agent killed", "session closed"])
-async def test_a_request_whose_agent_goes_is_resolved_as_cancelled(
-    client: Client, fate: str
-) -> None:
+async def test_request_of_an_agent_that_ended_is_cancelled(client: Client, fate: str) -> None:
     session, socket, request = await asked(client, script({"report": True}, {"permission": True}))
     if fate == "agent killed":
         os.kill(json.loads(socket.text())["pid"], signal.SIGKILL)
@@ -253,7 +251,7 @@ async def test_a_request_whose_agent_goes_is_resolved_as_cancelled(
     assert (await client.state(session))["pending_permissions"] == []
 
 
-async def test_several_requests_may_wait_at_once_and_are_answered_in_any_order(
+async def test_several_waiting_requests_are_resolved_in_any_order(
     client: Client,
 ) -> None:
     asks = [{"title": title} for title in ("one", "two", "three")]
@@ -273,7 +271,7 @@ async def test_several_requests_may_wait_at_once_and_are_answered_in_any_order(
     assert outcomes == [selected(answers[a["title"]]) for a in asks]
 
 
-async def test_a_waiting_request_holds_up_no_other_session(client: Client) -> None:
+async def test_waiting_request_does_not_delay_other_sessions(client: Client) -> None:
     session, _, _ = await asked(client)
     others = [await client.create() for _ in range(3)]
     replies = await asyncio.gather(*(client.turn(other, "quick") for other in others))
@@ -281,9 +279,9 @@ async def test_a_waiting_request_holds_up_no_other_session(client: Client) -> No
     assert len((await client.state(session))["pending_permissions"]) == 1
 
 
-async def test_acpx_does_not_answer_in_the_clients_place(client: Client) -> None:
+async def test_acpx_does_not_resolve_for_the_client(client: Client) -> None:
     _, socket, request = await asked(client)
-    # acpx is set to deny everything: had it the request, it would answer before this turn.
+    # acpx is set to deny everything. It would have responded before this turn.
     assert (await client.turn(await client.create(), "meanwhile"))[0] == 200
     await socket.send("permission", request_id=request["request_id"], option_id="allow_once")
     await socket.until("turn_end")
@@ -292,7 +290,7 @@ async def test_acpx_does_not_answer_in_the_clients_place(client: Client) -> None
     assert not [event for event in events if event.get("method") == "session/request_permission"]
 
 
-async def test_a_request_behind_a_turns_end_can_be_answered_too(client: Client) -> None:
+async def test_request_after_turn_end_can_be_resolved(client: Client) -> None:
     session = await client.create(permission="ask")
     socket = await client.connect(session)
     await socket.turn(script({"late": [{"permission": True}]}))
@@ -303,7 +301,7 @@ async def test_a_request_behind_a_turns_end_can_be_answered_too(client: Client) 
     assert told["turn_index"] == 1
 
 
-async def test_a_request_that_waits_is_resolved_before_its_session_is_closed(
+async def test_waiting_request_is_resolved_before_session_closes(
     client: Client,
 ) -> None:
     session = await client.create(permission="ask")
@@ -318,7 +316,7 @@ async def test_a_request_that_waits_is_resolved_before_its_session_is_closed(
     ]
 
 
-async def test_a_turns_end_resolves_the_requests_that_it_leaves(client: Client) -> None:
+async def test_turn_end_resolves_waiting_requests(client: Client) -> None:
     request = {"jsonrpc": "2.0", "id": "left", "method": "session/request_permission"}
     raw = json.dumps({**request, "params": {"options": [], "toolCall": {}}})
     session, socket, asking = await asked(client, script({"raw": raw}, {"say": "did not wait"}))
@@ -328,7 +326,7 @@ async def test_a_turns_end_resolves_the_requests_that_it_leaves(client: Client) 
     assert (await client.state(session))["pending_permissions"] == []
 
 
-# What was reported earlier of a tool call.
+# Tool calls that were reported before
 
 
 def report(kind: str | None, update: str = "tool_call", call_id: str = "call-1") -> Json:
@@ -362,7 +360,7 @@ BY_ID = {
         ([], "reject_once"),
     ],
 )
-async def test_what_was_reported_of_a_tool_call_counts_for_the_policy(
+async def test_policy_uses_reported_fields_of_a_tool_call(
     client: Client, reports: list[Json], option: str
 ) -> None:
     session = await client.create(permission="approve-reads")
@@ -371,7 +369,7 @@ async def test_what_was_reported_of_a_tool_call_counts_for_the_policy(
     assert told == selected(option)
 
 
-async def test_what_was_reported_in_an_earlier_turn_does_not_count(client: Client) -> None:
+async def test_policy_ignores_tool_calls_of_earlier_turns(client: Client) -> None:
     session = await client.create(permission="approve-reads")
     await client.turn(session, script(report("read")))
     _, reply = await client.turn(session, script(BY_ID))
@@ -379,7 +377,7 @@ async def test_what_was_reported_in_an_earlier_turn_does_not_count(client: Clien
     assert told == selected("reject_once")
 
 
-async def test_a_request_that_waits_is_shown_with_what_was_reported_of_its_tool_call(
+async def test_waiting_request_has_reported_fields_of_its_tool_call(
     client: Client,
 ) -> None:
     session, _, request = await asked(client, script(report("read"), BY_ID))

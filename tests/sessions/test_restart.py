@@ -1,4 +1,4 @@
-"""The server is killed with -9 and started again: nothing that was seen is lost or changed."""
+"""Restart after `kill -9`: nothing that a client has received is lost or changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HISTORY = script({"history": True})
 
 
 async def at(url: str, client: Client) -> Client:
-    """The same client at the restarted server."""
+    """Return the same client, connected to the restarted server."""
     return Client(url, client.token, client.http)
 
 
@@ -29,7 +29,7 @@ def one_end_for_each_start(entries: list[Json]) -> bool:
 
 
 async def read_what_is_there(socket: Socket) -> None:
-    """Take in what a dead server had sent."""
+    """Receive what a killed server had sent."""
     with contextlib.suppress(AssertionError):
         while await socket.next() is not None:
             pass
@@ -66,7 +66,7 @@ async def test_running_and_queued_turns_end_as_server_restarted(
     assert starts == {1: None, 2: "running", 3: "q1", 4: "q2"}
     assert (await client.state(session))["state"] == "idle"
 
-    # They ran, as far as their ids are concerned; who wants them again asks by another.
+    # Their ids are used up; to run them again, a client needs new ids.
     socket = await client.connect(session)
     for index, name in ((2, "running"), (3, "q1")):
         await socket.send("prompt", id=name, prompt=name)
@@ -78,7 +78,7 @@ async def test_running_and_queued_turns_end_as_server_restarted(
     assert (await client.state(session))["turn_count"] == 4
 
 
-async def test_the_next_prompt_has_the_context_and_old_ids_are_duplicates(
+async def test_next_prompt_has_the_context_and_earlier_ids_are_duplicates(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
     server = await spawn()
@@ -113,7 +113,7 @@ async def test_the_next_prompt_has_the_context_and_old_ids_are_duplicates(
     assert [e["context"] for e in socket.entries if e["type"] == "turn_start"] == ["kept"]
 
 
-async def test_the_demo_agent_remembers_across_a_restart(
+async def test_demo_agent_remembers_across_a_restart(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
     server = await spawn()
@@ -126,10 +126,10 @@ async def test_the_demo_agent_remembers_across_a_restart(
     assert "Zoe" in texts_of(reply["events"])
 
 
-async def test_permissions_that_waited_are_resolved_as_cancelled(
+async def test_waiting_permission_requests_are_cancelled(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    """In the middle of a turn, and behind a turn's end."""
+    """One request during a turn, and one after a turn's end."""
     server = await spawn()
     client = await new_client(server.url, http)
     asked = {}
@@ -141,7 +141,7 @@ async def test_permissions_that_waited_are_resolved_as_cancelled(
         asked[session] = (request["request_id"], request["turn_index"])
     await server.kill()
 
-    for _ in range(2):  # and that is told once
+    for _ in range(2):  # the resolution is logged once
         server = await spawn()
         client = await at(server.url, client)
         for session, (request_id, turn_index) in asked.items():
@@ -157,7 +157,7 @@ async def test_permissions_that_waited_are_resolved_as_cancelled(
         await server.kill()
 
 
-async def test_closed_sessions_stay_closed_and_tokens_stay_good(
+async def test_closed_sessions_stay_closed_and_tokens_stay_valid(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
     server = await spawn()
@@ -176,7 +176,7 @@ async def test_closed_sessions_stay_closed_and_tokens_stay_good(
     assert (status, reply["code"]) == (410, "session_closed")
 
 
-async def test_an_acp_client_comes_back_to_all_that_it_was_told(
+async def test_acp_client_gets_all_earlier_updates_again(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
     server = await spawn()
@@ -197,7 +197,7 @@ async def test_an_acp_client_comes_back_to_all_that_it_was_told(
     assert '"before"' in again.text()
 
 
-async def test_a_data_folder_may_be_moved(serve: Serve, tmp_path: Path) -> None:
+async def test_data_folder_can_be_moved(serve: Serve, tmp_path: Path) -> None:
     server = await serve()
     client = await server.client()
     session, other, closed = [await client.create(agent) for agent in ("demo", "mock", "mock")]

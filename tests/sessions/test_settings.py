@@ -1,4 +1,4 @@
-"""An agent's settings: whatever was set is in force at each prompt, or the prompt is not run."""
+"""Settings of an agent: they are in force at each prompt, or the prompt is not run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FULL = {"mode": "code", "model": "mock-large", "config_options": {"thought_level
 
 
 def asking(*flags: str) -> AgentCommand:
-    """An agent that is known to ask in its mode ``ask``, and begins in another."""
+    """An agent that asks in its mode ``ask`` only, and starts in another mode."""
     argv = mock_agent("--modes", "--resets", "--auto", *flags).argv
     return AgentCommand(argv, asks_in="ask")
 
@@ -78,7 +78,7 @@ async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 async def settings_of(client: Client, session: str) -> Json:
-    """The settings in which the agent carries out a prompt."""
+    """Run a prompt and return the settings in which the agent ran it."""
     status, reply = await client.turn(session, REPORT)
     assert status == 200, reply
     told = json.loads(texts_of(reply["events"]))["session"]
@@ -135,7 +135,7 @@ RESTORED = [
         ("options", kill_host),
     ],
 )
-async def test_settings_of_the_creation_are_in_force_at_each_prompt(
+async def test_settings_of_creation_are_in_force_at_each_prompt(
     server: LocalServer, client: Client, agent: str, end: Any
 ) -> None:
     session = await client.create(agent, **FULL)
@@ -152,7 +152,7 @@ async def test_settings_of_the_creation_are_in_force_at_each_prompt(
 
 
 @pytest.mark.parametrize("agent", ["models", "options"])
-async def test_settings_of_frames_are_restored_as_those_of_the_creation(
+async def test_settings_of_frames_are_restored_like_those_of_creation(
     server: LocalServer, client: Client, agent: str
 ) -> None:
     session = await client.create(agent)
@@ -160,7 +160,7 @@ async def test_settings_of_frames_are_restored_as_those_of_the_creation(
     await socket.send("set_mode", mode="code")
     await socket.send("set_model", model="mock-large")
     await socket.send("set_config_option", key="thought_level", value="high")
-    end = await socket.turn(REPORT)  # it waits for them
+    end = await socket.turn(REPORT)  # it waits for the changes
     assert end["stop_reason"] == "end_turn"
     told = json.loads(socket.text(1))["session"]
     assert {"mode": told["mode"], **told["config"]} == FULL_SET
@@ -176,7 +176,7 @@ async def test_settings_of_frames_are_restored_as_those_of_the_creation(
     assert await notices(client, session) == RESTORED
 
 
-async def test_a_setting_made_while_the_agent_hibernates_is_in_force_at_the_next_prompt(
+async def test_setting_made_during_hibernation_is_in_force_at_the_next_prompt(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create("resets")
@@ -188,7 +188,7 @@ async def test_a_setting_made_while_the_agent_hibernates_is_in_force_at_the_next
     assert json.loads(socket.text(2))["session"]["mode"] == "code"
 
 
-async def test_settings_are_in_force_after_the_server_was_killed(
+async def test_settings_are_in_force_after_server_was_killed(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
     agents = json.dumps({"resets": list(AGENTS["resets"].argv)})
@@ -207,7 +207,7 @@ async def test_settings_are_in_force_after_the_server_was_killed(
     assert await notices(client, session) == RESTORED
 
 
-async def test_a_prewarmed_agent_is_put_into_the_settings_of_its_session(serve: Serve) -> None:
+async def test_prewarmed_agent_gets_the_settings_of_its_session(serve: Serve) -> None:
     server = await serve(
         agents={"mock": mock_agent("--modes")}, default_agent="mock", prewarmed_agents=1
     )
@@ -222,7 +222,7 @@ async def test_a_prewarmed_agent_is_put_into_the_settings_of_its_session(serve: 
     assert await notices(client, session) == []
 
 
-async def test_nothing_is_asked_of_an_agent_that_is_in_its_settings_already(
+async def test_agent_in_the_wanted_settings_gets_no_setting_requests(
     serve: Serve, tmp_path: Path
 ) -> None:
     asked = tmp_path / "asked"
@@ -252,7 +252,7 @@ async def test_nothing_is_asked_of_an_agent_that_is_in_its_settings_already(
         ("resets", {"config_options": {"no-such": "high"}}, "no-such", "high"),
     ],
 )
-async def test_a_prompt_is_not_run_if_the_agent_cannot_be_put_into_a_setting(
+async def test_prompt_is_not_run_if_agent_cannot_be_put_into_a_setting(
     client: Client, agent: str, body: Json, setting: str, value: str
 ) -> None:
     session = await client.create(agent, **body)
@@ -264,7 +264,7 @@ async def test_a_prompt_is_not_run_if_the_agent_cannot_be_put_into_a_setting(
     assert not (Path((await client.state(session))["cwd"]) / "seen").exists()
 
 
-async def test_a_refused_setting_does_not_keep_a_session_from_another(client: Client) -> None:
+async def test_setting_can_be_changed_after_a_refused_one(client: Client) -> None:
     session = await client.create("resets", mode="no-such")
     assert (await client.turn(session, "hello"))[1]["code"] == "bad_request"
     socket = await client.connect(session)
@@ -273,9 +273,7 @@ async def test_a_refused_setting_does_not_keep_a_session_from_another(client: Cl
     assert json.loads(socket.text())["session"]["mode"] == "code"
 
 
-async def test_a_restored_setting_that_is_refused_fails_the_turn(
-    serve: Serve, tmp_path: Path
-) -> None:
+async def test_refused_restored_setting_fails_turn(serve: Serve, tmp_path: Path) -> None:
     server = await serve(agents={"mock": mock_agent("--modes", "--resets")}, data_dir=tmp_path)
     client = await server.client()
     session = await client.create("mock", mode="code")
@@ -303,7 +301,7 @@ def option(name: str, count: int = 1, *, is_grouped: bool = False) -> Json:
 
 
 @pytest.mark.parametrize("is_grouped", [False, True])
-def test_a_value_beyond_what_is_kept_of_a_long_list_can_be_set(is_grouped: bool) -> None:
+def test_value_beyond_a_shortened_list_can_be_set(is_grouped: bool) -> None:
     offered = [option("model", 2000, is_grouped=is_grouped), option("effort", 900), option("mode")]
     state = with_options(NO_SETTINGS, offered)
     assert len(dumps(state.config_options)) <= REPORT_BYTES
@@ -313,11 +311,11 @@ def test_a_value_beyond_what_is_kept_of_a_long_list_can_be_set(is_grouped: bool)
     model, effort, mode = steps(wanted, state, NO_SETTINGS)
     assert (model.method, model.params["configId"]) == ("session/set_config_option", "model")
     assert effort.method == "session/set_config_option"
-    assert mode.method is None  # its list is whole
+    assert mode.method is None  # its list is not shortened
     assert not steps(Wanted("model-0", "mode-0"), state, NO_SETTINGS)
 
 
-def test_of_a_long_list_of_models_the_current_one_is_kept() -> None:
+def test_shortened_list_of_models_keeps_the_current_one() -> None:
     listed = [{"modelId": f"m{n}", "name": "x" * 100} for n in range(2000)]
     state = AgentSettings(models={"availableModels": listed, "currentModelId": "m1999"})
     assert len(dumps(state.models)) <= REPORT_BYTES
@@ -325,7 +323,7 @@ def test_of_a_long_list_of_models_the_current_one_is_kept() -> None:
     assert steps(Wanted("m1998"), state, NO_SETTINGS)[0].method == "session/set_model"
 
 
-async def test_a_prompt_that_waits_for_its_settings_can_be_cancelled(
+async def test_prompt_that_waits_for_settings_can_be_cancelled(
     serve: Serve, tmp_path: Path
 ) -> None:
     asked = tmp_path / "asked"
@@ -340,7 +338,7 @@ async def test_a_prompt_that_waits_for_its_settings_can_be_cancelled(
     assert (end["stop_reason"], end["error"]) == ("cancelled", None)
 
 
-async def test_prompts_behind_a_change_that_fails_are_not_run(client: Client) -> None:
+async def test_prompts_after_a_failed_change_are_not_run(client: Client) -> None:
     socket = await client.connect(await client.create("resets"))
     await socket.turn("hello")
     await socket.send("set_mode", mode="no-such", id="change")
@@ -359,7 +357,7 @@ async def test_prompts_behind_a_change_that_fails_are_not_run(client: Client) ->
         ({"mode": "code"}, ("set_mode", {"mode": "ask"}), "mode"),
     ],
 )
-async def test_an_option_that_is_the_model_or_the_mode_is_replaced_by_a_change_of_that(
+async def test_option_that_is_the_model_or_mode_is_replaced_by_a_change_of_it(
     client: Client, body: Json, frame: tuple[str, Json], setting: str
 ) -> None:
     session = await client.create("options", config_options=body)
@@ -369,7 +367,7 @@ async def test_an_option_that_is_the_model_or_the_mode_is_replaced_by_a_change_o
     assert (await settings_of(client, session))[setting] == frame[1][setting]
 
 
-async def test_a_mode_that_was_chosen_as_an_option_counts_as_the_mode(client: Client) -> None:
+async def test_mode_set_as_an_option_counts_as_the_mode(client: Client) -> None:
     session = await client.create(
         "asking-options", permission="ask", config_options={"mode": "auto"}
     )
@@ -378,7 +376,7 @@ async def test_a_mode_that_was_chosen_as_an_option_counts_as_the_mode(client: Cl
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
-async def test_an_agent_that_does_not_answer_a_change_is_ended_before_the_next_prompt(
+async def test_agent_that_does_not_respond_to_a_change_is_ended_before_the_next_prompt(
     client: Client, monkeypatch: pytest.MonkeyPatch, is_busy: bool
 ) -> None:
     monkeypatch.setattr(host_agent, "CONTROL_SECS", 0.05)
@@ -396,7 +394,7 @@ async def test_an_agent_that_does_not_answer_a_change_is_ended_before_the_next_p
     assert end["stop_reason"] == "end_turn"
 
 
-async def test_a_change_that_is_not_stored_is_an_error_and_not_in_force(
+async def test_change_that_is_not_stored_is_an_error_and_not_in_force(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(writer: DatabaseWriter, statements: Any) -> None:
@@ -412,7 +410,7 @@ async def test_a_change_that_is_not_stored_is_an_error_and_not_in_force(
     assert (await settings_of(client, session))["mode"] == "ask"
 
 
-async def test_the_mode_stays_when_the_model_is_changed(client: Client) -> None:
+async def test_mode_stays_if_model_is_changed(client: Client) -> None:
     session = await client.create("model-sets-mode", mode="code")
     socket = await client.connect(session)
     await socket.turn("hello")
@@ -422,7 +420,7 @@ async def test_the_mode_stays_when_the_model_is_changed(client: Client) -> None:
     assert (told["mode"], told["config"]["model"]) == ("code", "mock-large")
 
 
-async def test_a_mode_that_the_agent_goes_into_by_itself_stays_in_force(
+async def test_mode_that_agent_changes_itself_stays_in_force(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create("resets", mode="ask")
@@ -433,13 +431,13 @@ async def test_a_mode_that_the_agent_goes_into_by_itself_stays_in_force(
     assert (await settings_of(client, session))["mode"] == "code"
 
 
-async def test_over_acp_settings_of_the_creation_are_in_force_when_it_is_answered(
+async def test_acp_settings_of_creation_are_in_force_in_its_response(
     client: Client,
 ) -> None:
     acp = await connect(client)
     for options in ("configOptions", "config_options"):
-        wishes = {"agent": "resets", "mode": "code", options: {"thought_level": "high"}}
-        meta = {"clawdforge": wishes}
+        options_meta = {"agent": "resets", "mode": "code", options: {"thought_level": "high"}}
+        meta = {"clawdforge": options_meta}
         created = await acp.call("session/new", cwd="/", mcpServers=[], _meta=meta)
         assert created["modes"]["currentModeId"] == "code"
         current = {one["id"]: one["currentValue"] for one in created["configOptions"]}
@@ -461,20 +459,20 @@ async def test_over_acp_settings_of_the_creation_are_in_force_when_it_is_answere
         {"config_options": {f"o{n}": "x" for n in range(65)}},
     ],
 )
-async def test_bad_settings_are_refused(client: Client, body: Json) -> None:
+async def test_invalid_settings_are_refused(client: Client, body: Json) -> None:
     status, reply = await client.post("/sessions", {"agent": "resets", **body})
     assert (status, reply["code"]) == (400, "bad_request")
     assert next(iter(body)) in reply["error"]
 
 
-# Agents that ask, and agents that do not.
+# Agents that ask for permission, and agents that do not
 
 
 @pytest.mark.parametrize(
     ("agent", "permission"),
     [("asking", "ask"), ("asking-options", "approve-reads"), ("asking", "deny-all")],
 )
-async def test_a_permission_puts_the_agent_into_the_mode_in_which_it_asks(
+async def test_permission_puts_agent_into_its_asking_mode(
     server: LocalServer, client: Client, agent: str, permission: str
 ) -> None:
     session = await client.create(agent, permission=permission)
@@ -500,14 +498,14 @@ async def test_a_permission_puts_the_agent_into_the_mode_in_which_it_asks(
     )
 
 
-async def test_with_approve_all_the_agent_begins_in_its_own_mode(client: Client) -> None:
+async def test_approve_all_leaves_agent_in_its_own_mode(client: Client) -> None:
     session = await client.create("asking")
     assert (await settings_of(client, session))["mode"] == "auto"
     assert (await client.state(session))["asks"] is False
     assert await notices(client, session) == []
 
 
-async def test_a_mode_that_does_not_ask_counts_more_than_the_permission_and_is_told(
+async def test_mode_that_does_not_ask_overrides_permission_and_is_logged(
     client: Client,
 ) -> None:
     session = await client.create("asking", permission="ask", mode="auto")
@@ -522,7 +520,7 @@ async def test_a_mode_that_does_not_ask_counts_more_than_the_permission_and_is_t
 
 
 @pytest.mark.parametrize("agent", ["asking", "asks-first"])
-async def test_an_agent_that_goes_into_a_mode_without_asking_is_put_back_each_time(
+async def test_agent_that_leaves_its_asking_mode_is_put_back_each_time(
     client: Client, agent: str
 ) -> None:
     session = await client.create(agent, permission="deny-all")
@@ -536,7 +534,7 @@ async def test_an_agent_that_goes_into_a_mode_without_asking_is_put_back_each_ti
     assert (await notices(client, session)).count(restored) == 2
 
 
-async def test_an_agent_that_never_asks_says_so_and_cannot_have_deny_all(client: Client) -> None:
+async def test_agent_that_never_asks_reports_it_and_cannot_have_deny_all(client: Client) -> None:
     status, reply = await client.post("/sessions", {"agent": "never", "permission": "deny-all"})
     assert (status, reply["code"]) == (400, "bad_request")
     session = await client.create("never", permission="ask")
@@ -546,7 +544,7 @@ async def test_an_agent_that_never_asks_says_so_and_cannot_have_deny_all(client:
     assert await notices(client, session) == [{"notice": "asks", "asks": False}]
 
 
-async def test_an_agent_without_the_mode_in_which_it_would_ask_does_not_ask(
+async def test_agent_without_its_asking_mode_does_not_ask(
     client: Client,
 ) -> None:
     session = await client.create("asks-without-modes", permission="ask")
@@ -556,22 +554,22 @@ async def test_an_agent_without_the_mode_in_which_it_would_ask_does_not_ask(
     assert await notices(client, session) == [{"notice": "asks", "asks": False}]
 
 
-async def test_of_an_unknown_agent_it_is_not_known_until_it_asks(client: Client) -> None:
+async def test_asks_is_unknown_for_an_unknown_agent_until_it_asks(client: Client) -> None:
     session = await client.create("resets", permission="deny-all")
     assert (await client.state(session))["asks"] is None
     await client.turn(session, WRITE)
     assert (await client.state(session))["asks"] is True
 
 
-async def test_a_run_is_in_the_mode_in_which_the_agent_asks(client: Client) -> None:
+async def test_run_uses_the_asking_mode(client: Client) -> None:
     status, reply = await client.post("/run", {"agent": "asking", "prompt": WRITE})
     assert (status, reply["result"]) == (200, {"mode": "ask", "asked": True, "wrote": False})
 
 
-# The system prompt.
+# System prompt
 
 
-async def test_an_agent_that_takes_no_system_prompt_gets_it_in_front_of_its_first_prompt(
+async def test_agent_without_system_prompts_gets_it_before_its_first_prompt(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create("no-load", system="Be brief.")
@@ -579,7 +577,7 @@ async def test_an_agent_that_takes_no_system_prompt_gets_it_in_front_of_its_firs
     for _ in range(2):
         _, reply = await client.turn(session, script({"echo": True}))
         await client.turn(session, "hello")
-    await hibernate(server, client, session)  # its conversation is lost
+    await hibernate(server, client, session)  # the conversation is lost
     _, reply = await client.turn(session, "again")
     assert texts_of(reply["events"]) == "echo: Be brief.\nagain"
     _, reply = await client.turn(session, script({"history": True}))
@@ -588,7 +586,7 @@ async def test_an_agent_that_takes_no_system_prompt_gets_it_in_front_of_its_firs
     assert all(len(start["prompt"]) == 1 for start in starts)
 
 
-async def test_no_system_prompt_is_put_in_front_of_a_command_but_of_the_next_prompt(
+async def test_system_prompt_precedes_the_first_prompt_that_is_not_a_command(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create("commands", system="Be brief.")
@@ -605,14 +603,14 @@ async def test_no_system_prompt_is_put_in_front_of_a_command_but_of_the_next_pro
         assert texts_of(reply["events"]) == f"echo: {echoed}"
 
 
-async def test_an_agent_that_takes_a_system_prompt_gets_it_as_such(client: Client) -> None:
+async def test_agent_with_system_prompts_gets_it_as_such(client: Client) -> None:
     session = await client.create("claude", system="Be brief.")
     assert (await client.state(session))["system_delivery"] == "agent"
     _, reply = await client.turn(session, "hello")
     assert texts_of(reply["events"]) == 'system: "Be brief."echo: hello'
 
 
-async def test_a_run_with_a_system_prompt_brings_it_to_the_agent(client: Client) -> None:
+async def test_run_passes_its_system_prompt_to_agent(client: Client) -> None:
     body = {"agent": "options", "prompt": "hello", "system": "Be brief."}
     status, reply = await client.post("/run", body)
     assert (status, reply["result"]) == (200, "echo: Be brief.\nhello")

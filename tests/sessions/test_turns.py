@@ -1,4 +1,4 @@
-"""The life of a turn: its queue, its cancel, its deadline, and its one end."""
+"""Turns: acceptance, the queue, cancels, time limits, and the one end of each turn."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def workspace(server: LocalServer, session: str) -> Path:
 
 
 def kinds(entries: Iterable[Json]) -> list[tuple[str, int]]:
-    """Type and turn of each entry that is no event."""
+    """The type and turn index of each entry except events."""
     return [(entry["type"], entry["turn_index"]) for entry in entries if entry["type"] != "event"]
 
 
 async def warm_session(client: Client) -> tuple[str, Socket]:
-    """A session that has had its first turn, and a socket that has seen it from its beginning."""
+    """Return a session that has had its first turn, and a socket that has its whole log."""
     session = await client.create()
     socket = await client.connect(session, after=0)
     await socket.turn("warm")
@@ -57,26 +57,26 @@ async def warm_session(client: Client) -> tuple[str, Socket]:
 
 
 async def start_turn(socket: Socket, prompt: str = HANG, text: str = "hanging") -> int:
-    """Send a prompt and wait for its turn's first words; its index."""
+    """Send a prompt, wait for *text* and return the turn's index."""
     await socket.send("prompt", prompt=prompt)
     return int((await socket.until_text(text))["turn_index"])
 
 
-async def prompt_at_the_door(server: LocalServer, session: str) -> None:
-    """Wait until acpx has sent the prompt on its way to the agent."""
+async def prompt_at_the_proxy(server: LocalServer, session: str) -> None:
+    """Wait until the proxy holds the prompt."""
     agent = server.services.sessions.cached[session].agent.process
     assert isinstance(agent, HostAgent)
 
     def is_held() -> bool:
         return agent._seam is not None and "prompt" in agent._seam._held[True]
 
-    await eventually("the prompt to be held before the agent", is_held)
+    await eventually("the proxy to hold the prompt", is_held)
 
 
-# The queue.
+# Queue
 
 
-async def test_queued_prompts_run_one_at_a_time_in_their_order(
+async def test_queued_prompts_run_one_at_a_time_in_order(
     client: Client, server: LocalServer
 ) -> None:
     session = await client.create()
@@ -94,7 +94,7 @@ async def test_queued_prompts_run_one_at_a_time_in_their_order(
     assert [socket.text(n) for n in range(2, 6)] == [f"echo: number {n}" for n in range(2, 6)]
 
 
-async def test_accepted_and_the_state_say_what_is_queued(client: Client) -> None:
+async def test_accepted_and_state_report_queued_prompts(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await socket.send("prompt", prompt=HANG, id="first")
@@ -110,7 +110,7 @@ async def test_accepted_and_the_state_say_what_is_queued(client: Client) -> None
     assert (late.frames[0]["state"], late.frames[0]["queued"]) == ("running", queued)
 
 
-async def test_of_thirty_prompts_at_once_nine_run_and_the_others_are_queue_full(
+async def test_thirty_prompts_at_once_fill_the_queue_with_nine(
     client: Client, server: LocalServer
 ) -> None:
     session = await client.create()
@@ -121,11 +121,11 @@ async def test_of_thirty_prompts_at_once_nine_run_and_the_others_are_queue_full(
     (workspace(server, session) / "go").touch()
     ran = [reply for status, reply in await asyncio.gather(*turns) if status == 200]
     assert sorted(reply["turn_index"] for reply in ran) == list(range(1, 10))
-    status, reply = await client.turn(session, "there is room again")
+    status, reply = await client.turn(session, "the queue is free again")
     assert (status, reply["turn_index"]) == (200, 10)
 
 
-async def test_a_queue_full_prompt_is_an_error_with_its_id_and_the_socket_stays(
+async def test_queue_full_prompt_is_an_error_with_its_id_and_socket_stays_open(
     serve: Serve,
 ) -> None:
     server = await serve(max_queued_turns=0)
@@ -139,10 +139,12 @@ async def test_a_queue_full_prompt_is_an_error_with_its_id_and_the_socket_stays(
 
     await socket.send("cancel")
     await socket.until("turn_end")
-    assert (await socket.turn("now", id="c2"))["turn_index"] == 2  # a refused id is not used up
+    assert (await socket.turn("now", id="c2"))[
+        "turn_index"
+    ] == 2  # a refused prompt does not use up its id
 
 
-async def test_a_turn_outlives_the_socket_that_asked(client: Client, server: LocalServer) -> None:
+async def test_turn_outlives_its_socket(client: Client, server: LocalServer) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await start_turn(socket, GATED, "in")
@@ -154,11 +156,11 @@ async def test_a_turn_outlives_the_socket_that_asked(client: Client, server: Loc
     assert other.text() == "inout"
 
 
-# Cancel.
+# Cancel
 
 
 @pytest.mark.parametrize("way", ["socket", "another socket", "rest", "by index"])
-async def test_cancel_ends_the_running_turn_within_a_second(client: Client, way: str) -> None:
+async def test_cancel_ends_running_turn_promptly(client: Client, way: str) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await start_turn(socket)
@@ -179,7 +181,7 @@ async def test_cancel_ends_the_running_turn_within_a_second(client: Client, way:
     assert (await socket.turn("again"))["stop_reason"] == "end_turn"
 
 
-async def test_nothing_to_cancel_is_not_found(client: Client) -> None:
+async def test_cancel_without_a_turn_is_not_found(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await socket.turn("done")
@@ -190,7 +192,7 @@ async def test_nothing_to_cancel_is_not_found(client: Client) -> None:
     assert reply == (200, {"ok": True, "cancelled": False})
 
 
-async def test_a_queued_turn_that_is_taken_out_starts_and_ends_as_cancelled(
+async def test_cancelled_queued_turn_starts_and_ends_as_cancelled(
     client: Client,
 ) -> None:
     session = await client.create()
@@ -212,7 +214,7 @@ async def test_a_queued_turn_that_is_taken_out_starts_and_ends_as_cancelled(
     assert socket.text() == "hangingecho: third"  # and the second never reached the agent
 
 
-async def test_late_words_belong_to_their_turn_though_a_later_one_was_taken_out(
+async def test_late_update_belongs_to_its_turn_after_a_later_one_was_cancelled(
     client: Client, server: LocalServer
 ) -> None:
     session = await client.create()
@@ -229,7 +231,7 @@ async def test_late_words_belong_to_their_turn_though_a_later_one_was_taken_out(
     assert (await socket.until_text("by the way"))["turn_index"] == 1
 
 
-async def test_an_agent_that_ignores_cancel_is_killed_and_its_session_lives_on(
+async def test_agent_that_ignores_cancel_is_killed_and_session_continues(
     serve: Serve,
 ) -> None:
     server = await serve(cancel_grace_secs=0.3)
@@ -249,22 +251,22 @@ async def test_an_agent_that_ignores_cancel_is_killed_and_its_session_lives_on(
     assert "ignore_cancel" in socket.text(2)
 
 
-@pytest.mark.parametrize("verdict", ["end_turn", "refusal", "error"])
-async def test_a_cancelled_turn_ends_so_whatever_its_agent_says_of_it(
-    client: Client, verdict: str
+@pytest.mark.parametrize("response", ["end_turn", "refusal", "error"])
+async def test_cancelled_turn_ends_as_cancelled_whatever_the_agent_responds(
+    client: Client, response: str
 ) -> None:
     socket = await client.connect(await client.create())
     await start_turn(
         socket,
-        script({"say": "hanging"}, {"wait_for": "cancel"}, {"say": "bye"}, {"stop": verdict}),
+        script({"say": "hanging"}, {"wait_for": "cancel"}, {"say": "bye"}, {"stop": response}),
     )
     await socket.send("cancel")
     end = await socket.until("turn_end")
-    assert socket.text(1) == "hangingbye"  # what it still said is kept
+    assert socket.text(1) == "hangingbye"  # later output is kept
     assert (end["stop_reason"], end["error"]) == ("cancelled", None)
 
 
-async def test_a_prompt_of_a_kind_that_its_agent_does_not_take_is_a_bad_request(
+async def test_prompt_with_unsupported_content_is_a_bad_request(
     serve: Serve,
 ) -> None:
     server = await serve(agents={**MOCKS, "text": mock_agent("--text-only")})
@@ -277,16 +279,14 @@ async def test_a_prompt_of_a_kind_that_its_agent_does_not_take_is_a_bad_request(
     assert (await socket.turn("hello again"))["stop_reason"] == "end_turn"
 
 
-@pytest.mark.parametrize("verdict", ["error", ""])
-async def test_a_stop_reason_that_is_none_is_the_agents_failure(
-    client: Client, verdict: str
-) -> None:
+@pytest.mark.parametrize("response", ["error", ""])
+async def test_invalid_stop_reason_is_agent_failed(client: Client, response: str) -> None:
     socket = await client.connect(await client.create())
-    end = await socket.turn(script({"say": "hi"}, {"stop": verdict}))
+    end = await socket.turn(script({"say": "hi"}, {"stop": response}))
     assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
 
 
-async def test_an_error_in_answer_to_a_cancel_is_a_cancelled_turn(client: Client) -> None:
+async def test_agent_error_after_a_cancel_is_a_cancelled_turn(client: Client) -> None:
     socket = await client.connect(await client.create())
     failure = {"error": {"code": -32603, "message": "interrupted"}}
     await start_turn(socket, script({"say": "hanging"}, {"wait_for": "cancel"}, failure))
@@ -296,7 +296,7 @@ async def test_an_error_in_answer_to_a_cancel_is_a_cancelled_turn(client: Client
 
 
 @pytest.mark.parametrize("agent", ["mock-silent", "slow"])
-async def test_a_turn_is_cancelled_at_once_while_its_agent_starts(serve: Serve, agent: str) -> None:
+async def test_turn_is_cancelled_at_once_while_agent_starts(serve: Serve, agent: str) -> None:
     server = await serve(agents={**MOCKS, "slow": mock_agent("--slow-start=400")})
     client = await server.client()
     session = await client.create(agent)
@@ -313,7 +313,7 @@ async def test_a_turn_is_cancelled_at_once_while_its_agent_starts(serve: Serve, 
         assert "never seen" not in socket.text(2)
 
 
-async def test_a_prompt_cancelled_in_the_same_breath_is_a_cancelled_turn(client: Client) -> None:
+async def test_cancel_directly_after_a_prompt_cancels_its_turn(client: Client) -> None:
     _, socket = await warm_session(client)
     for number in range(20):
         await socket.send("prompt", prompt=script({"sleep": 60_000}))
@@ -324,7 +324,7 @@ async def test_a_prompt_cancelled_in_the_same_breath_is_a_cancelled_turn(client:
     assert socket.text(22) == "echo: on it goes"
 
 
-async def test_a_prompt_cancelled_on_its_way_never_reaches_the_agent(
+async def test_prompt_cancelled_before_the_proxy_never_reaches_agent(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, socket = await warm_session(client)
@@ -333,7 +333,7 @@ async def test_a_prompt_cancelled_on_its_way_never_reaches_the_agent(
         with monkeypatch.context() as patch:
             patch.setattr(HostAgent, "prompt_waits_for", lambda _, until=arrived: until)
             await socket.send("prompt", prompt=f"unwanted {number}")
-            await prompt_at_the_door(server, session)
+            await prompt_at_the_proxy(server, session)
             await socket.send("cancel")
             end = await socket.until("turn_end")
             assert end["stop_reason"] == "cancelled"
@@ -344,7 +344,7 @@ async def test_a_prompt_cancelled_on_its_way_never_reaches_the_agent(
     assert "unwanted" not in last
 
 
-async def test_a_turn_that_waits_for_a_free_agent_is_cancelled_at_once(serve: Serve) -> None:
+async def test_turn_that_waits_for_a_slot_is_cancelled_at_once(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
     busy = await client.connect(await client.create())
@@ -362,11 +362,11 @@ async def test_a_turn_that_waits_for_a_free_agent_is_cancelled_at_once(serve: Se
     assert "patient" not in waiting.text()
 
 
-# Acceptance.
+# Acceptance
 
 
 class Commits:
-    """Holds the next commit that is waited for, until it is let go."""
+    """Holds the next awaited commit until :meth:`release` or :meth:`refuse`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -378,30 +378,30 @@ class Commits:
 
         monkeypatch.setattr(DatabaseWriter, "commit", commit_when_decided)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self._decided.set_result(None)
 
     def refuse(self) -> None:
         self._decided.set_exception(not_stored())
 
 
-async def test_a_prompt_does_not_reach_the_agent_before_it_is_stored(
+async def test_prompt_does_not_reach_agent_before_it_is_stored(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, socket = await warm_session(client)
     commits = Commits(monkeypatch)
     await socket.send("prompt", prompt=script({"touch": "seen"}, {"say": "done"}))
-    await prompt_at_the_door(server, session)
+    await prompt_at_the_proxy(server, session)
     assert not (workspace(server, session) / "seen").exists()
     state = await client.state(session)
     assert (state["state"], state["turn_index"], state["queued"]) == ("idle", None, [])
-    commits.let_go()
+    commits.release()
     assert (await socket.until("accepted"))["queued"] is False
     await socket.until("turn_end")
     assert (socket.text(2), (workspace(server, session) / "seen").exists()) == ("done", True)
 
 
-async def test_a_prompt_that_cannot_be_stored_never_reaches_the_agent(
+async def test_prompt_that_cannot_be_stored_never_reaches_agent(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, socket = await warm_session(client)
@@ -409,8 +409,8 @@ async def test_a_prompt_that_cannot_be_stored_never_reaches_the_agent(
         with monkeypatch.context() as patch:
             commits = Commits(patch)
             await socket.send("prompt", prompt=f"refused {number}", id="again")
-            if number:  # at the door; else on its way there
-                await prompt_at_the_door(server, session)
+            if number:  # held by the proxy; else on its way there
+                await prompt_at_the_proxy(server, session)
             commits.refuse()
             assert (await socket.until("error"))["code"] == "internal"
     await socket.send("prompt", prompt=HISTORY, id="again")
@@ -421,40 +421,40 @@ async def test_a_prompt_that_cannot_be_stored_never_reaches_the_agent(
     assert "refused" not in socket.text(2)
 
 
-async def test_a_repeated_prompt_does_not_reach_the_agent_again(client: Client) -> None:
+async def test_duplicate_prompt_does_not_reach_agent(client: Client) -> None:
     _, socket = await warm_session(client)
-    await socket.turn("told once", id="once")
+    await socket.turn("sent once", id="once")
     for _ in range(3):
-        await socket.send("prompt", prompt="told again", id="once")
+        await socket.send("prompt", prompt="sent again", id="once")
         accepted = await socket.until("accepted")
         assert (accepted["turn_index"], accepted["duplicate"]) == (2, True)
     end = await socket.turn(HISTORY)
     assert end["turn_index"] == 3
-    assert ("told once" in socket.text(3), "told again" in socket.text(3)) == (True, False)
+    assert ("sent once" in socket.text(3), "sent again" in socket.text(3)) == (True, False)
 
 
-async def test_a_prompt_over_the_rate_does_not_reach_the_agent(serve: Serve) -> None:
+async def test_rate_limited_prompt_does_not_reach_agent(serve: Serve) -> None:
     server = await serve(max_prompts_per_min=2)
     client = await server.client()
     session, socket = await warm_session(client)
     await socket.turn("the second")
     await socket.send("prompt", prompt=script({"touch": "seen"}))
     assert (await socket.until("error"))["code"] == "rate_limited"
-    await client.delete(f"/sessions/{session}")  # which waits for what is on its way
+    await client.delete(f"/sessions/{session}")  # it waits for prompts on their way
     assert not (workspace(server, session) / "seen").exists()
 
 
-async def test_a_session_closed_while_a_prompt_is_stored_cancels_it(
+async def test_close_while_a_prompt_is_stored_cancels_it(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, socket = await warm_session(client)
     commits = Commits(monkeypatch)
     await socket.send("prompt", prompt=script({"touch": "seen"}))
-    await prompt_at_the_door(server, session)
+    await prompt_at_the_proxy(server, session)
     closing = asyncio.create_task(client.delete(f"/sessions/{session}"))
     held = server.services.sessions.cached[session]
     await eventually("the session to be closed", lambda: held.is_closed)
-    commits.let_go()
+    commits.release()
     assert (await closing)[0] == 200
     await socket.until_closed()
     assert kinds(socket.entries)[2:] == [("turn_start", 2), ("turn_end", 2), ("session_closed", 2)]
@@ -462,27 +462,27 @@ async def test_a_session_closed_while_a_prompt_is_stored_cancels_it(
     assert not (workspace(server, session) / "seen").exists()
 
 
-async def test_an_agent_that_dies_before_its_prompt_is_stored_is_started_anew_for_it(
+async def test_agent_that_dies_before_its_prompt_is_stored_is_started_again(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, socket = await warm_session(client)
     commits = Commits(monkeypatch)
     await socket.send("prompt", prompt=HISTORY)
-    await prompt_at_the_door(server, session)
+    await prompt_at_the_proxy(server, session)
     agent = server.services.sessions.cached[session].agent.process
     assert isinstance(agent, HostAgent)
     await agent.kill()
-    commits.let_go()
+    commits.release()
     end = await socket.until("turn_end")
     assert (end["stop_reason"], end["error"]) == ("end_turn", None)
     assert "warm" in socket.text(2)
 
 
-# Deadlines.
+# Time limits
 
 
-async def test_a_turn_over_its_time_is_cancelled_and_ends_as_agent_timeout(serve: Serve) -> None:
-    server = await serve(turn_timeout_secs=1.5)  # its agent has to start in that time, too
+async def test_turn_over_its_time_limit_ends_as_agent_timeout(serve: Serve) -> None:
+    server = await serve(turn_timeout_secs=1.5)  # includes the start of its agent
     client = await server.client()
     session = await client.create()
     await client.until_live(session)
@@ -495,7 +495,7 @@ async def test_a_turn_over_its_time_is_cancelled_and_ends_as_agent_timeout(serve
     assert texts_of(reply["events"]) == "hanging"
 
 
-async def test_a_deaf_agent_does_not_outstay_its_time(serve: Serve) -> None:
+async def test_agent_that_ignores_cancel_is_killed_after_the_time_limit(serve: Serve) -> None:
     server = await serve(turn_timeout_secs=1.5, cancel_grace_secs=0.2)
     client = await server.client()
     session = await client.create()
@@ -507,25 +507,25 @@ async def test_a_deaf_agent_does_not_outstay_its_time(serve: Serve) -> None:
     assert "ignore_cancel" in socket.text(2)
 
 
-async def test_a_rest_turn_may_ask_for_less_time(client: Client) -> None:
+async def test_rest_turn_can_have_a_shorter_time_limit(client: Client) -> None:
     session = await client.create()
     status, reply = await client.turn(session, HANG, timeout_secs=0.2)
     assert (status, reply["code"]) == (504, "agent_timeout")
     assert 200 <= reply["duration_ms"] < 2000
 
 
-# Its end.
+# End
 
 
 @pytest.mark.parametrize("reason", ["max_tokens", "max_turn_requests", "refusal", "novel_reason"])
-async def test_the_agents_stop_reason_is_passed_on_as_it_is(client: Client, reason: str) -> None:
+async def test_stop_reason_of_agent_is_unchanged(client: Client, reason: str) -> None:
     session = await client.create()
     status, reply = await client.turn(session, script({"say": "x"}, {"stop": reason}))
     assert (status, reply["ok"], reply["stop_reason"]) == (200, True, reason)
     assert reply["events"][-1]["result"] == {"stopReason": reason}
 
 
-async def test_the_agents_error_ends_the_turn_with_its_message(client: Client) -> None:
+async def test_agent_error_ends_turn_with_its_message(client: Client) -> None:
     session = await client.create()
     failure = {"code": -32603, "message": "the model is overloaded", "data": {"n": 1}}
     status, reply = await client.turn(session, script({"say": "x"}, {"error": failure}))
@@ -539,14 +539,16 @@ async def test_the_agents_error_ends_the_turn_with_its_message(client: Client) -
 
 
 @pytest.mark.parametrize("result", [{}, {"stopReason": 7}, {"stopReason": None}, []])
-async def test_an_answer_without_a_stop_reason_is_a_failure(client: Client, result: object) -> None:
+async def test_response_without_a_stop_reason_is_agent_failed(
+    client: Client, result: object
+) -> None:
     session = await client.create()
     status, reply = await client.turn(session, script({"result": result}))
     assert (status, reply["code"], reply["stop_reason"]) == (502, "agent_failed", "error")
     assert (await client.turn(session, "again"))[0] == 200
 
 
-async def test_late_updates_follow_the_turns_end_with_its_index(
+async def test_late_updates_follow_turn_end_with_its_index(
     client: Client, server: LocalServer
 ) -> None:
     session = await client.create()
@@ -562,7 +564,7 @@ async def test_late_updates_follow_the_turns_end_with_its_index(
     assert socket.text(2) == "echo: next"
 
 
-async def test_a_rest_turns_events_hold_no_late_words_of_the_turn_before(
+async def test_rest_turn_has_no_late_updates_of_the_previous_turn(
     client: Client, server: LocalServer
 ) -> None:
     session = await client.create()
@@ -574,12 +576,12 @@ async def test_a_rest_turns_events_hold_no_late_words_of_the_turn_before(
     async def is_said() -> bool:
         return bool((await client.state(session))["head"] > head)
 
-    await eventually("the late words", is_said)
+    await eventually("the late update", is_said)
     _, reply = await client.turn(session, script({"say": "mine"}))
     assert texts_of(reply["events"]) == "mine"
 
 
-async def test_each_turn_has_one_start_and_one_end_whatever_happens_to_it(serve: Serve) -> None:
+async def test_each_turn_has_one_start_and_one_end(serve: Serve) -> None:
     server = await serve(cancel_grace_secs=0.2)
     client = await server.client()
     session = await client.create()
@@ -597,7 +599,7 @@ async def test_each_turn_has_one_start_and_one_end_whatever_happens_to_it(serve:
     assert [e["seq"] for e in socket.entries] == list(range(1, len(socket.entries) + 1))
 
 
-async def test_the_first_turn_is_new_and_the_following_are_kept(client: Client) -> None:
+async def test_context_is_new_in_the_first_turn_and_kept_afterwards(client: Client) -> None:
     socket = await client.connect(await client.create(), after=0)
     for prompt in ("one", "two"):
         await socket.turn(prompt)
@@ -620,14 +622,14 @@ def note_arrival(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 
 @pytest.mark.parametrize("files", [[], ["gone meanwhile"]])
-async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
+async def test_duplicate_of_a_prompt_that_is_being_accepted_gets_its_turn(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, files: list[str]
 ) -> None:
     session = await client.create()
     stored, asked = hold_commits(server, monkeypatch)
     path, headers = f"/sessions/{session}/turn", {"Idempotency-Key": "once"}
     first = asyncio.create_task(client.post(path, {"prompt": "hi"}, headers=headers))
-    await stored.wait()  # the database has it, and the session not yet
+    await stored.wait()  # the database has it; the session does not know yet
     arrived = note_arrival(monkeypatch)
     body = {"prompt": "hi", "files": files}
     second = asyncio.create_task(client.post(path, body, headers=headers))
@@ -638,7 +640,7 @@ async def test_a_prompt_asked_again_while_it_is_being_accepted_is_answered_too(
             assert (status, reply["turn_index"]) == (200, 1)
 
 
-async def test_a_prompt_whose_waiter_is_cancelled_while_it_is_stored_runs_and_keeps_its_index(
+async def test_prompt_that_is_stored_after_its_request_was_cancelled_runs(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session_id, socket = await warm_session(client)
@@ -657,7 +659,7 @@ async def test_a_prompt_whose_waiter_is_cancelled_while_it_is_stored_runs_and_ke
     await socket.until("turn_end", turn_index=3)
 
 
-async def test_a_prompt_that_is_not_stored_when_its_waiter_is_cancelled_leaves_its_index(
+async def test_prompt_that_is_not_stored_frees_its_index_if_its_request_was_cancelled(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session_id, socket = await warm_session(client)
@@ -681,7 +683,7 @@ async def test_a_prompt_that_is_not_stored_when_its_waiter_is_cancelled_leaves_i
 
 
 @pytest.mark.parametrize("why", ["duplicate", "rate_limited", "session_closed"])
-async def test_a_prompt_that_is_not_accepted_is_not_passed_to_acpx(
+async def test_refused_prompt_is_not_passed_to_acpx(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     session_id = await client.create()
