@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from .errors import Error, not_stored
+from .errors import Error, ErrorCode, not_stored
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class ByteQuota:
             Error: ``queue_full``; the key would hold more than it may.
         """
         if self._taken[key] + size > self._each:
-            raise Error("queue_full", self._refusal)
+            raise Error(ErrorCode.QUEUE_FULL, self._refusal)
         self._taken[key] += size
 
     def give(self, key: str, size: int) -> None:
@@ -109,7 +109,9 @@ class ConcurrencyLimit:
             Error: ``rate_limited``; there is none left.
         """
         if self._taken.total() >= self.total or self._taken[key] >= self._each:
-            raise Error("rate_limited", "too many sockets wait for their auth", retry_after=5)
+            raise Error(
+                ErrorCode.RATE_LIMITED, "too many sockets wait for their auth", retry_after=5
+            )
         self._taken[key] += 1
         try:
             yield
@@ -178,7 +180,9 @@ class ByteBudget:
                 await claim
         except TimeoutError:
             self.give_back(claim)
-            raise Error("rate_limited", "too many large requests at once", retry_after=5) from None
+            raise Error(
+                ErrorCode.RATE_LIMITED, "too many large requests at once", retry_after=5
+            ) from None
         except BaseException:
             self.give_back(claim)
             raise

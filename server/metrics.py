@@ -15,12 +15,12 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from .errors import STATUS
+from .errors import ErrorCode
 
 PREFIX = "clawdforge_"
 LAG_PAUSE_SECS = 0.1
 
-OUTCOMES = STATUS.keys() | {"end_turn", "max_tokens", "max_turn_requests", "refusal", "cancelled"}
+OUTCOMES = {*ErrorCode, "end_turn", "max_tokens", "max_turn_requests", "refusal", "cancelled"}
 """How turns end; whatever else an agent says counts as ``other``, lest it makes up labels."""
 
 _MS = 0.001

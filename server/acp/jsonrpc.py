@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ..codec import dumps, loads_bounded, parse_message
-from ..errors import RPC_CODES, Error
+from ..errors import Error
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -47,7 +47,7 @@ class JsonRpcError(Exception):
             data["retryAfter"] = error.retry_after
         if "auth_methods" in error.fields:
             data["authMethods"] = error.fields["auth_methods"]
-        return cls(RPC_CODES.get(error.code, INTERNAL_ERROR), error.message, data=data)
+        return cls(error.code.rpc_code, error.message, data=data)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from .. import __version__
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt
-from ..errors import Error, bad_request, not_found, session_closed
+from ..errors import Error, ErrorCode, bad_request, not_found, session_closed
 from ..sessions.content import check_content
 from ..sessions.creation import SessionRequest
 from ..sessions.registry import SessionRegistry
@@ -144,7 +144,7 @@ class AcpMethods:
     async def _new(self, request: jsonrpc.Request) -> None:
         new = read_params(params.NewSessionParams, request.params)
         if self._only_session is not None:
-            raise Error("forbidden", "a ticket is for its one session")
+            raise Error(ErrorCode.FORBIDDEN, "a ticket is for its one session")
         self._requests.run_in_background(request, self._create(request, new))
 
     async def _create(self, request: jsonrpc.Request, new: params.NewSessionParams) -> None:

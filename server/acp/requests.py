@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from ..errors import Error
-from ..storage.failures import failure_of
+from ..errors import Error, ErrorCode, failure_of
 from ..tasks import Tasks
 from . import jsonrpc
 from .jsonrpc import JsonRpcError
@@ -81,7 +80,7 @@ class Requests:
             Error: ``rate_limited``.
         """
         if self._pending >= self.max_pending:
-            raise Error("rate_limited", "too many requests are pending")
+            raise Error(ErrorCode.RATE_LIMITED, "too many requests are pending")
 
     def allow_cancel(self, request: jsonrpc.Request, cancel: Callable[[], object]) -> None:
         """Call *cancel* if the client cancels the request."""

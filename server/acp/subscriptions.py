@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..sessions.session import Session
 from ..ws import framing
 from ..ws.connection import WRITE_BYTES
@@ -61,7 +61,7 @@ class Subscriptions:
             Error: ``rate_limited``; too many connections subscribe to the session.
         """
         if session.subscribers >= self._max_per_session:
-            raise Error("rate_limited", "connection limit reached for this session")
+            raise Error(ErrorCode.RATE_LIMITED, "connection limit reached for this session")
         subscription = self._by_session[session.id] = SessionSubscription(
             session,
             cursor,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..codec import dumps
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..states import StateMachine, Transitions
 from .traits import AgentTraits
 
@@ -483,11 +483,11 @@ AGENT_GONE = "the agent's process ended in the middle of the turn"
 
 
 def agent_failed(message: str) -> Error:
-    return Error("agent_failed", message)
+    return Error(ErrorCode.AGENT_FAILED, message)
 
 
 def agent_unavailable(message: str) -> Error:
-    return Error("agent_unavailable", message)
+    return Error(ErrorCode.AGENT_UNAVAILABLE, message)
 
 
 def real_folder(cwd: str, data_dir: Path) -> str:
@@ -504,6 +504,6 @@ def real_folder(cwd: str, data_dir: Path) -> str:
 
 def misplaced() -> Error:
     return Error(
-        "bad_request",
+        ErrorCode.BAD_REQUEST,
         "cwd: the session's folder was replaced by a link, or is gone: the agent is not started",
     )

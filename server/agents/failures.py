@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..codec import parse_message
-from ..errors import Error
+from ..errors import Error, ErrorCode
 
 AUTH_REQUIRED: Final = -32000
 NEVER_RETRYABLE: Final = (AUTH_REQUIRED, -32600, -32601, -32602)
@@ -178,7 +178,9 @@ def agent_error(error: Any, agent: str, auth_methods: Any = None) -> Error:
     if needs_login(error):
         return login_required(agent, said, _methods_in(error) or auth_methods)
     return Error(
-        "agent_failed", said or "the agent answered with an error", retryable=_may_pass(error)
+        ErrorCode.AGENT_FAILED,
+        said or "the agent answered with an error",
+        retryable=_may_pass(error),
     )
 
 
@@ -187,7 +189,7 @@ def login_required(agent: str, said: str, auth_methods: Any = None) -> Error:
     how = LOGINS.get(agent, OTHER_LOGIN)
     message = f"the agent {agent!r} requires a login: {how}"
     return Error(
-        "login_required",
+        ErrorCode.LOGIN_REQUIRED,
         f"{message} (the agent says: {said})" if said else message,
         fields={"auth_methods": auth_methods if isinstance(auth_methods, list) else []},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import Error, bad_request
+from ..errors import Error, ErrorCode, bad_request
 from .base import AgentInfo, Backend
 
 FALLBACK_AGENT = "demo"
@@ -42,7 +42,8 @@ class AgentSelection:
             if info.installed:
                 return info.name
             raise Error(
-                "agent_unavailable", f"the agent {chosen!r} is not installed: {info.install}"
+                ErrorCode.AGENT_UNAVAILABLE,
+                f"the agent {chosen!r} is not installed: {info.install}",
             )
         known = ", ".join(info.name for info in await self._backend.agents())
         raise bad_request(f"agent: {chosen!r} is not known; these are: {known}")

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..storage.schema import TokenRow
 
 REVOKED_ABORT_SECS = 0.8
@@ -21,7 +21,7 @@ def hash_secret(secret: str) -> bytes:
 
 def unauthorized() -> Error:
     """The error for every invalid credential. It never reveals why the credential is invalid."""
-    return Error("unauthorized", "a valid token is needed: Authorization: Bearer cf_…")
+    return Error(ErrorCode.UNAUTHORIZED, "a valid token is needed: Authorization: Bearer cf_…")
 
 
 class Credential:

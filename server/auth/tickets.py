@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import MAX_SECRET_LENGTH
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from .credential import Credential, hash_secret, unauthorized
 
 TICKET_PREFIX = "cft_"
@@ -57,7 +57,7 @@ class TicketRegistry:
             del own[oldest], self._open[oldest]
         if len(own) >= self._max_per_app:
             raise Error(
-                "rate_limited", "the app has too many open tickets", retry_after=TICKET_SECS
+                ErrorCode.RATE_LIMITED, "the app has too many open tickets", retry_after=TICKET_SECS
             )
         ticket = TICKET_PREFIX + secrets.token_urlsafe(32)
         key = hash_secret(ticket)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..config import MAX_SECRET_LENGTH
-from ..errors import Error, bad_request, not_found
+from ..errors import Error, ErrorCode, bad_request, not_found
 from ..origins import address_of, is_in_networks, network_of
 from ..storage import statements
 from ..storage.queries import Queries
@@ -169,7 +169,7 @@ class TokenRegistry:
                     f"ip_cidrs: {cidr!r} is not a network such as 10.0.0.0/8"
                 ) from None
         if name in self._names:
-            raise Error("conflict", f"the name {name!r} is taken")
+            raise Error(ErrorCode.CONFLICT, f"the name {name!r} is taken")
         self._names.add(name)
         token = new_token()
         row = TokenRow(name, hash_secret(token), json.dumps(list(ip_cidrs)), time.time())

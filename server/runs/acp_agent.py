@@ -17,6 +17,7 @@ from ..agents.base import (
 )
 from ..agents.failures import agent_error
 from ..codec import dumps, parse_message
+from ..errors import ErrorCode
 from ..sessions.permissions import ToolCalls, by_policy
 from ..uploads.files import prepend_file_paths
 from .run import (
@@ -111,13 +112,15 @@ class _Collector:
         stop_reason = result.get("stopReason") if isinstance(result, dict) else None
         if not isinstance(stop_reason, str):
             if response.get("error") is None:
-                raise RunError("agent_failed", "the agent sent no response")
+                raise RunError(ErrorCode.AGENT_FAILED, "the agent sent no response")
             methods = self.agent.settings.auth_methods
             raise agent_error(response["error"], self._name, methods)
         if self._size > MAX_OUTPUT_BYTES:
             raise output_too_large()
         if stop_reason == "cancelled":
-            raise RunError("agent_failed", "the agent cancelled the turn", stop_reason=stop_reason)
+            raise RunError(
+                ErrorCode.AGENT_FAILED, "the agent cancelled the turn", stop_reason=stop_reason
+            )
         return RunResult(result_json("".join(self._texts)), stop_reason)
 
     def setting_restored(self, setting: str, value: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..agents.process import process_tree
 from ..agents.process.programs import Program, Programs
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..uploads.files import prepend_file_paths
 from .claude_output import Output, find_result, read_result
 from .run import (
@@ -138,7 +138,9 @@ def check_prompt_size(request: RunRequest) -> None:
         Error: ``payload_too_large``.
     """
     if len(_stdin_content(request)) > STDIN_BYTES:
-        raise Error("payload_too_large", f"prompt: claude takes at most {STDIN_BYTES >> 20} MiB")
+        raise Error(
+            ErrorCode.PAYLOAD_TOO_LARGE, f"prompt: claude takes at most {STDIN_BYTES >> 20} MiB"
+        )
 
 
 def claude_argv(path: str, request: RunRequest, folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..limits import Entry, Waiting, give_back
 
 RETRY_AFTER_SECS = 5
@@ -132,4 +132,4 @@ class RunQueue:
 
 
 def _pool_full(message: str) -> Error:
-    return Error("pool_full", message, retry_after=RETRY_AFTER_SECS)
+    return Error(ErrorCode.POOL_FULL, message, retry_after=RETRY_AFTER_SECS)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 
 from .. import safe_files
 from ..codec import dumps, loads
-from ..errors import Error
+from ..errors import Error, ErrorCode
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,9 @@ def stopped_error(cause: StopCause, stderr: str = "") -> RunError:
 def output_too_large() -> RunError:
     """The error of a run whose agent wrote more than :data:`MAX_OUTPUT_BYTES`."""
     limit = MAX_OUTPUT_BYTES >> 20
-    return RunError("agent_failed", f"the agent's output exceeds {limit} MiB", retryable=False)
+    return RunError(
+        ErrorCode.AGENT_FAILED, f"the agent's output exceeds {limit} MiB", retryable=False
+    )
 
 
 def result_json(text: str) -> bytes:

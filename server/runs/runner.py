@@ -19,10 +19,9 @@ from .. import safe_files
 from ..agents.base import Backend
 from ..config import Settings
 from ..data_dir import DataDir
-from ..errors import Error, bad_request, draining
+from ..errors import Error, ErrorCode, bad_request, draining, failure_of
 from ..limits import ByteQuota, DiskReserve
 from ..storage import statements
-from ..storage.failures import failure_of
 from ..storage.queries import Queries
 from ..storage.schema import RunRow
 from ..storage.writer import DatabaseWriter
@@ -132,7 +131,7 @@ class Runner:
         self._runs.discard(run)
         if not run.task.cancelled() and (error := run.task.exception()) is not None:
             # The caller of begin() gets the error from the task.
-            if not isinstance(error, Error) or error.code == "internal":
+            if not isinstance(error, Error) or error.code is ErrorCode.INTERNAL:
                 logger.error("run %s failed unexpectedly", run.id, exc_info=error)
             elif isinstance(error, RunError):
                 logger.info("run %s failed: %s: %s", run.id, error.code, error.message[:300])
@@ -181,7 +180,7 @@ class Runner:
         try:
             name = await self._choose_agent(request.agent)
         except Error as error:
-            if error.code != "agent_unavailable":
+            if error.code is not ErrorCode.AGENT_UNAVAILABLE:
                 raise
             message = NOT_INSTALLED if request.agent == CLAUDE else error.message
             return request.agent or CLAUDE, _raise_unavailable(message)
@@ -235,7 +234,7 @@ def _empty_folder(folder: Path) -> None:
 
 def _raise_unavailable(message: str) -> Callable[[], Awaitable[RunResult]]:
     async def raise_unavailable() -> RunResult:
-        raise RunError("agent_unavailable", message)
+        raise RunError(ErrorCode.AGENT_UNAVAILABLE, message)
 
     return raise_unavailable
 

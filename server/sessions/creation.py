@@ -14,7 +14,7 @@ from ..agents.base import Backend
 from ..agents.selection import AgentSelection
 from ..codec import dumps
 from ..config import Settings
-from ..errors import Error, bad_request, not_stored
+from ..errors import Error, ErrorCode, bad_request, not_stored
 from ..limits import DiskReserve
 from ..storage import statements
 from ..storage.schema import SessionRow, Statement
@@ -113,7 +113,7 @@ class SessionCreator:
         meta = encode_meta(request.meta, self._settings.max_meta_bytes)
         limit = self._settings.max_system_bytes
         if request.system is not None and len(request.system.encode()) > limit:
-            raise Error("payload_too_large", f"system: it has at most {limit} bytes")
+            raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"system: it has at most {limit} bytes")
         await self._disk.check()
         agent = await self._agents.choose(request.agent)
         if request.permission == "deny-all" and self._backend.traits(agent).never_asks:

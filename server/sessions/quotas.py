@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from ..config import Settings
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..limits import ByteQuota, TokenBucket, give_back
 
 RETRY_AFTER_SECS = 30
@@ -47,10 +47,12 @@ class SessionQuotas:
             Error: ``pool_full``; the limit of the server or of the app is reached.
         """
         if self._open.total() >= self._max_sessions:
-            raise Error("pool_full", "session limit reached", retry_after=RETRY_AFTER_SECS)
+            raise Error(ErrorCode.POOL_FULL, "session limit reached", retry_after=RETRY_AFTER_SECS)
         if self._open[app_name] >= self._max_sessions_per_app:
             raise Error(
-                "pool_full", "session limit reached for this app", retry_after=RETRY_AFTER_SECS
+                ErrorCode.POOL_FULL,
+                "session limit reached for this app",
+                retry_after=RETRY_AFTER_SECS,
             )
         self._open[app_name] += 1
 
@@ -68,7 +70,7 @@ class SessionQuotas:
         rate = self._prompt_rates.setdefault(app_name, TokenBucket(per_minute / 60, per_minute))
         if not rate.allows():
             message = f"an app may send {per_minute} prompts a minute"
-            raise Error("rate_limited", message, retry_after=1)
+            raise Error(ErrorCode.RATE_LIMITED, message, retry_after=1)
 
     def forget_idle_apps(self) -> None:
         """Drop the prompt rates of apps that have sent no prompt lately."""

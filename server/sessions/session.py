@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..codec import dumps, loads
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..storage import statements
 from ..storage.schema import SessionRow
 from ..tasks import to_completion
@@ -51,7 +51,7 @@ def encode_meta(meta: Mapping[str, Any], limit: int) -> str:
     """
     encoded = dumps(meta)
     if len(encoded) > limit:
-        raise Error("payload_too_large", f"meta: at most {limit} bytes of JSON")
+        raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"meta: at most {limit} bytes of JSON")
     return encoded.decode()
 
 

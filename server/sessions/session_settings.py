@@ -10,7 +10,7 @@ from typing import Any
 from ..agents import settings as agent_settings
 from ..agents.base import Agent, AgentSettings, Wanted
 from ..agents.traits import APPROVE_ALL
-from ..errors import Error, internal, session_closed
+from ..errors import Error, ErrorCode, internal, session_closed
 from ..storage import statements
 from ..tasks import to_completion
 from . import entries
@@ -111,7 +111,9 @@ class SessionSettings:
         if not self._core.is_open:
             raise session_closed()
         if len(self._changes) >= MAX_CHANGES:
-            raise Error("rate_limited", "too many setting changes are pending", retryable=True)
+            raise Error(
+                ErrorCode.RATE_LIMITED, "too many setting changes are pending", retryable=True
+            )
         change = SettingChange(setting)
         self._changes.append(change)
         change.task = self._core.context.tasks.spawn(self._make(change), f"change-{self._core.id}")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ..agents.base import URGENT_GRACE_SECS
-from ..errors import Error, draining, session_closed
+from ..errors import Error, ErrorCode, draining, session_closed
 from ..storage import statements
 from ..storage.schema import TurnRow
 from ..tasks import to_completion
@@ -125,7 +125,8 @@ class TurnQueue:
         limit = context.settings.max_queued_turns
         if len(self._waiting) + (self._current.running is not None) > limit:
             raise Error(
-                "queue_full", f"{limit} prompts are waiting already; retry after one has run"
+                ErrorCode.QUEUE_FULL,
+                f"{limit} prompts are waiting already; retry after one has run",
             )
 
     def _may_run_at_once(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..agents.base import PromptHandle
 from ..codec import loads, parse_message
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..states import StateMachine, Transitions
 from ..storage.schema import TurnRow
 from .settings import SettingChange
@@ -226,14 +226,15 @@ class Turn:
         if self.cancel_cause is CancelCause.CANCEL:
             return "cancelled", None
         if self.cancel_cause is CancelCause.TIMEOUT:
-            return "error", Error("agent_timeout", "the turn reached its time limit")
+            return "error", Error(ErrorCode.AGENT_TIMEOUT, "the turn reached its time limit")
         if self.cancel_cause is CancelCause.RESTART and stop_reason in (None, "cancelled"):
             return "error", Error(
-                "server_restarted", "the server restarted during the turn; send the prompt again"
+                ErrorCode.SERVER_RESTARTED,
+                "the server restarted during the turn; send the prompt again",
             )
         if stop_reason is None:
             message = "the agent ended the turn without a response"
-            return "error", error or Error("agent_failed", message)
+            return "error", error or Error(ErrorCode.AGENT_FAILED, message)
         return stop_reason, None
 
 

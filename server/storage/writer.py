@@ -23,7 +23,7 @@ from .schema import LogRow, Statement
 
 logger = logging.getLogger(__name__)
 
-STOP_SECS = 5.0
+FINAL_FLUSH_SECS = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class DatabaseWriter:
         if self._task is None:
             return
         try:
-            async with asyncio.timeout(STOP_SECS):
+            async with asyncio.timeout(FINAL_FLUSH_SECS):
                 await self.flush()
         except TimeoutError:
             logger.error("database writes are failing; %d bytes are lost", self._backlog)

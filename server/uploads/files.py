@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import safe_files
-from ..errors import Error, bad_request, not_stored
+from ..errors import Error, ErrorCode, bad_request, not_stored
 from ..limits import DiskReserve, give_back
 from ..storage import statements
 from ..storage.queries import Queries
@@ -103,7 +103,7 @@ class FileStore:
             await self._disk.check()
         if self._count_of[app_name] >= self._max_count_per_app:
             raise Error(
-                "rate_limited",
+                ErrorCode.RATE_LIMITED,
                 f"an app has at most {self._max_count_per_app} files: wait until some have expired",
             )
         token = FILE_TOKEN_PREFIX + secrets.token_urlsafe(32)
@@ -171,10 +171,10 @@ class FileStore:
     def _reserve(self, upload: Upload, more: int) -> None:
         """Add *more* bytes to the upload and to the app's total, before they are written."""
         if upload.size + more > self._max_bytes:
-            raise Error("payload_too_large", f"a file has at most {self._max_bytes} bytes")
+            raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"a file has at most {self._max_bytes} bytes")
         if self._bytes_of[upload.app_name] + more > self._max_bytes_per_app:
             raise Error(
-                "payload_too_large",
+                ErrorCode.PAYLOAD_TOO_LARGE,
                 f"an app's files have at most {self._max_bytes_per_app} bytes together:"
                 " wait until some have expired",
             )

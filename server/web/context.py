@@ -12,7 +12,7 @@ from aiohttp import web
 from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
 from ..config import Settings
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..metrics import Metrics
 from ..runs.runner import Runner
 from ..sessions.registry import SessionRegistry
@@ -103,7 +103,7 @@ def require_admin(request: web.Request) -> None:
     tokens = context_of(request).tokens
     if not (is_operator(request) or tokens.is_admin(bearer(request))):
         authenticate_app(request)
-        raise Error("forbidden", "this needs the admin token")
+        raise Error(ErrorCode.FORBIDDEN, "this needs the admin token")
 
 
 async def session_of(request: web.Request) -> Session:

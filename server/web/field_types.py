@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ..errors import STATUS
+from ..errors import ErrorCode
 from ..sessions.content import MAX_FILES
 from ..validation import form
 
@@ -24,9 +24,11 @@ FileTokens = Annotated[
 ]
 PermissionMode = Literal["approve-all", "approve-reads", "deny-all", "ask"]
 
-ErrorCode = Annotated[
+FailureCode = Annotated[
     str,
-    msgspec.Meta(description="For programs.", extra_json_schema={"enum": sorted(STATUS)}),
+    msgspec.Meta(
+        description="For programs.", extra_json_schema={"enum": sorted(map(str, ErrorCode))}
+    ),
 ]
 ErrorMessage = Annotated[str, msgspec.Meta(description="One sentence for people.")]
 RequestId = Annotated[str, msgspec.Meta(description="The server's log has details under this id.")]

@@ -15,8 +15,7 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
 from ..auth.credential import unauthorized
-from ..errors import Error, bad_request, internal, payload_too_large
-from ..storage.failures import failure_of
+from ..errors import Error, ErrorCode, bad_request, failure_of, internal, payload_too_large
 from .context import CREDENTIAL, LOGGED_SESSION_ID, LOGGED_TURN_INDEX, REQUEST_ID, context_of
 from .listener import BoundedRequestHandler
 from .request_body import APP, EXPECT, check_coding
@@ -179,13 +178,13 @@ def _is_disconnect(error: Exception, request: web.Request) -> bool:
 def _from_http_exception(error: web.HTTPException) -> Error:
     match error.status:
         case 404:
-            return Error("not_found", "no such path")
+            return Error(ErrorCode.NOT_FOUND, "no such path")
         case 405:
-            return Error("method_not_allowed", f"{error.reason}")
+            return Error(ErrorCode.METHOD_NOT_ALLOWED, f"{error.reason}")
         case 413:
             return payload_too_large()
         case status if 400 <= status < 500:
-            return Error("bad_request", error.reason)
+            return Error(ErrorCode.BAD_REQUEST, error.reason)
     return internal()
 
 
@@ -198,4 +197,4 @@ def _check_head(request: web.Request) -> None:
     check_coding(request.headers)
     expected = request.get(EXPECT, "100-continue").split(",")
     if any(one.strip().lower() != "100-continue" for one in expected):
-        raise Error("expectation_failed", "the only supported expectation is 100-continue")
+        raise Error(ErrorCode.EXPECTATION_FAILED, "the only supported expectation is 100-continue")

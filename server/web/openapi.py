@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from .. import __version__
-from ..errors import STATUS
+from ..errors import ErrorCode
 from ..sessions.content import ContentBlock
 from .endpoint import JSON, Endpoint, Tag
 from .request_values import schema_of_custom
@@ -23,78 +23,37 @@ renamed or removed. Ignore fields that you do not know.
 
 Every failure is `{"ok": false, "error": "for people", "code": "for programs"}`.
 """
-CODES: Mapping[str, tuple[str, str]] = {
-    "bad_request": (
-        "A field is invalid.",
-        "model: must be text or null, not a whole number",
-    ),
-    "unauthorized": (
-        "No valid token.",
-        "a valid token is needed: Authorization: Bearer cf_…",
-    ),
-    "forbidden": (
-        "The host name or the origin is not allowed, or the call needs the admin token.",
-        "this needs the admin token",
-    ),
-    "not_found": (
-        "The resource does not exist, or belongs to another app.",
-        "no such session",
-    ),
-    "method_not_allowed": ("The path has no such method.", "Method Not Allowed"),
-    "request_timeout": ("The body arrived too slowly.", "the body did not arrive in time"),
-    "conflict": ("The name is taken.", "the name 'my-bot' is taken"),
-    "session_closed": ("The session is closed.", "the session is closed"),
-    "payload_too_large": ("The body or a file is too large.", "the body is too large"),
-    "precondition_failed": (
-        "The file has changed since the version that `If-Match` names.",
-        "the file is another one by now",
-    ),
-    "unsupported_media_type": (
-        "The body has a `Content-Encoding`.",
-        "a body is sent as it is: no Content-Encoding is supported",
-    ),
-    "range_not_satisfiable": ("The file has no such range.", "the file has 1024 bytes"),
-    "expectation_failed": (
-        "The `Expect` header is not `100-continue`.",
-        "the only supported expectation is 100-continue",
-    ),
-    "upgrade_required": (
-        "The path is a WebSocket: the request must be an upgrade.",
-        "ACP is spoken over WebSocket here: upgrade to it",
-    ),
-    "queue_full": (
-        "The session's queue of prompts is full.",
-        "8 prompts are waiting already; retry after one has run",
-    ),
-    "rate_limited": ("Rate limit reached.", "too many prompts in a minute"),
-    "internal": (
-        "A defect of the server.",
-        "internal error; the server's log has the details",
-    ),
+EXAMPLES: Mapping[str, str] = {
+    "bad_request": "model: must be text or null, not a whole number",
+    "unauthorized": "a valid token is needed: Authorization: Bearer cf_…",
+    "forbidden": "this needs the admin token",
+    "not_found": "no such session",
+    "method_not_allowed": "Method Not Allowed",
+    "request_timeout": "the body did not arrive in time",
+    "conflict": "the name 'my-bot' is taken",
+    "session_closed": "the session is closed",
+    "payload_too_large": "the body is too large",
+    "precondition_failed": "the file is another one by now",
+    "unsupported_media_type": "a body is sent as it is: no Content-Encoding is supported",
+    "range_not_satisfiable": "the file has 1024 bytes",
+    "expectation_failed": "the only supported expectation is 100-continue",
+    "upgrade_required": "ACP is spoken over WebSocket here: upgrade to it",
+    "queue_full": "8 prompts are waiting already; retry after one has run",
+    "rate_limited": "too many prompts in a minute",
+    "internal": "internal error; the server's log has the details",
     "agent_unavailable": (
-        "The agent is not installed, or does not start.",
-        "agent 'codex' is not installed: npm install -g @agentclientprotocol/codex-acp@2",
+        "agent 'codex' is not installed: npm install -g @agentclientprotocol/codex-acp@2"
     ),
-    "agent_failed": (
-        "The agent returned an error, or its process exited.",
-        "the agent ended the turn without a response",
-    ),
+    "agent_failed": "the agent ended the turn without a response",
     "login_required": (
-        "The agent requires a login. `error` gives the command; `auth_methods` is ACP's list.",
-        "the agent 'codex' requires a login: run `codex login`, or set OPENAI_API_KEY",
+        "the agent 'codex' requires a login: run `codex login`, or set OPENAI_API_KEY"
     ),
-    "pool_full": ("Capacity limit reached.", "the server has as many sessions as it may"),
-    "draining": (
-        "The server is stopping.",
-        "the server is going away; try again in a moment",
-    ),
-    "server_restarted": (
-        "The server stopped during the turn.",
-        "the server restarted during the turn; send the prompt again",
-    ),
-    "agent_timeout": ("The time limit was exceeded.", "the turn reached its time limit"),
+    "pool_full": "the server has as many sessions as it may",
+    "draining": "the server is going away; try again in a moment",
+    "server_restarted": "the server restarted during the turn; send the prompt again",
+    "agent_timeout": "the turn reached its time limit",
 }
-"""The meaning of each error code, and the message of an example."""
+"""A message of each error code."""
 REQUEST_ID_EXAMPLE = "5ff2013ce33e4337"
 
 JsonObject = dict[str, Any]
@@ -227,14 +186,14 @@ def _responses(endpoint: Endpoint) -> dict[str, JsonObject]:
             "content": content,
         }
     codes = _codes(endpoint)
-    for status in sorted({STATUS[code] for code in codes} | endpoint.failure_results.keys()):
-        its_codes = [code for code in codes if STATUS[code] == status]
+    for status in sorted({code.status for code in codes} | endpoint.failure_results.keys()):
+        its_codes = [code for code in codes if code.status == status]
         responses[str(status)] = _failure(status, its_codes, endpoint.failure_results.get(status))
     return responses
 
 
-def _codes(endpoint: Endpoint) -> list[str]:
-    """Return the codes of all failures that a call may have, in the order of :data:`STATUS`."""
+def _codes(endpoint: Endpoint) -> list[ErrorCode]:
+    """Return the codes of all failures that a call may have, in the order of :class:`ErrorCode`."""
     codes = {"bad_request", "forbidden", "internal", *endpoint.failures}
     if endpoint.auth:
         codes.add("unauthorized")
@@ -247,18 +206,18 @@ def _codes(endpoint: Endpoint) -> list[str]:
             "request_timeout",
             "rate_limited",
         }
-    return [code for code in STATUS if code in codes]
+    return [code for code in ErrorCode if code in codes]
 
 
-def _failure(status: int, codes: list[str], struct: type | None) -> JsonObject:
-    descriptions = [f"`{code}`: {CODES[code][0]}" for code in codes]
+def _failure(status: int, codes: list[ErrorCode], struct: type | None) -> JsonObject:
+    descriptions = [f"`{code}`: {code.description}" for code in codes]
     schemas = [_ref(Failure)] if codes else []
     if struct is not None:
         descriptions.append(str(struct.__doc__))
         schemas.append(_ref(struct))
     content: JsonObject = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
     if codes:
-        content["examples"] = {code: {"value": _example(code)} for code in codes}
+        content["examples"] = {str(code): {"value": _example(code)} for code in codes}
     return {
         "description": "\n\n".join(descriptions),
         "headers": _headers(status),
@@ -266,8 +225,13 @@ def _failure(status: int, codes: list[str], struct: type | None) -> JsonObject:
     }
 
 
-def _example(code: str) -> JsonObject:
-    return {"ok": False, "error": CODES[code][1], "code": code, "request_id": REQUEST_ID_EXAMPLE}
+def _example(code: ErrorCode) -> JsonObject:
+    return {
+        "ok": False,
+        "error": EXAMPLES[code],
+        "code": str(code),
+        "request_id": REQUEST_ID_EXAMPLE,
+    }
 
 
 def _headers(status: int) -> JsonObject:

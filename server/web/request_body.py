@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDictProxy
 
 from ..codec import has_too_many_values, is_costly, loads_bounded
-from ..errors import Error, bad_request, payload_too_large
+from ..errors import Error, ErrorCode, bad_request, payload_too_large
 from ..ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 APP = web.RequestKey("app", str)
@@ -109,7 +109,7 @@ async def stall_timeout(request: web.Request) -> AsyncIterator[None]:
 
 
 def _body_timeout() -> Error:
-    return Error("request_timeout", "the body did not arrive in time")
+    return Error(ErrorCode.REQUEST_TIMEOUT, "the body did not arrive in time")
 
 
 def check_coding(headers: CIMultiDictProxy[str]) -> None:
@@ -123,10 +123,13 @@ def check_coding(headers: CIMultiDictProxy[str]) -> None:
     lines = headers.getall(hdrs.CONTENT_ENCODING, ())
     if any(coding.strip().lower() not in ("", "identity") for coding in ",".join(lines).split(",")):
         raise Error(
-            "unsupported_media_type", "a body is sent as it is: no Content-Encoding is supported"
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            "a body is sent as it is: no Content-Encoding is supported",
         )
     if headers.get(hdrs.TRANSFER_ENCODING, "chunked").strip().lower() != "chunked":
-        raise Error("unsupported_media_type", "no Transfer-Encoding but chunked is supported")
+        raise Error(
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE, "no Transfer-Encoding but chunked is supported"
+        )
 
 
 async def send_continue(request: web.Request) -> None:

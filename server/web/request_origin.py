@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from ..config import Settings
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..origins import (
     DEFAULT_PORTS,
     Address,
@@ -102,7 +102,7 @@ def check_origin(request: web.Request, settings: Settings) -> None:
             return
     except ValueError:
         pass  # several or malformed origins: no browser sends them
-    raise Error("forbidden", "this origin is not allowed; see CLAWDFORGE_ALLOWED_ORIGINS")
+    raise Error(ErrorCode.FORBIDDEN, "this origin is not allowed; see CLAWDFORGE_ALLOWED_ORIGINS")
 
 
 def check_host(request: web.Request, settings: Settings) -> None:
@@ -129,4 +129,6 @@ def check_host(request: web.Request, settings: Settings) -> None:
     if {host, name} & set(settings.allowed_hosts):
         return
     if not any(is_host_of(host, origin) for origin in settings.allowed_origins):
-        raise Error("forbidden", "this host name is not allowed; see CLAWDFORGE_ALLOWED_HOSTS")
+        raise Error(
+            ErrorCode.FORBIDDEN, "this host name is not allowed; see CLAWDFORGE_ALLOWED_HOSTS"
+        )

@@ -11,9 +11,9 @@ import msgspec
 from aiohttp import hdrs, web
 
 from ..codec import dumps
-from ..errors import Error
+from ..errors import Error, ErrorCode
 from ..ws import tcp
-from .field_types import ErrorCode, ErrorMessage, RequestId
+from .field_types import ErrorMessage, FailureCode, RequestId
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Failure(msgspec.Struct, kw_only=True):
     """A failure."""
 
     error: ErrorMessage
-    code: ErrorCode
+    code: FailureCode
     request_id: RequestId
 
 
@@ -64,7 +64,7 @@ def error_response(error: Error, request_id: str) -> web.Response:
     response = json_response(failure, status=error.status, extra=error.fields)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
-    if error.code == "unauthorized":
+    if error.code is ErrorCode.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
 

@@ -11,8 +11,7 @@ from types import TracebackType
 from aiohttp import hdrs, web
 
 from ..auth.credential import REVOKED_ABORT_SECS, Credential
-from ..errors import Error
-from ..storage.failures import failure_of
+from ..errors import Error, ErrorCode, failure_of
 from ..ws import tcp
 from .negotiation import weight_of
 
@@ -79,7 +78,7 @@ class EventStream:
             self._watch.stop()
         if not isinstance(error, Exception):
             return False
-        if isinstance(error, Error) and error.code == "unauthorized":
+        if isinstance(error, Error) and error.code is ErrorCode.UNAUTHORIZED:
             self._end_revoked()
             return True
         # A client that hangs up ends its stream, and nothing else.

@@ -19,9 +19,8 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from ..errors import CloseCode
+from ..errors import CloseCode, failure_of
 from ..limits import TokenBucket
-from ..storage.failures import failure_of
 from . import framing, tcp
 from .disconnect import Disconnect
 from .incoming import Incoming, track_incoming

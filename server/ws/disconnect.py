@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import CLOSE_CODES, CloseCode, Error
+from ..errors import CloseCode, Error
 
 
 class Disconnect(Exception):  # noqa: N818 - not an error
@@ -22,4 +22,4 @@ class Disconnect(Exception):  # noqa: N818 - not an error
     @classmethod
     def from_error(cls, error: Error) -> Disconnect:
         """The close of a connection that cannot continue after *error*."""
-        return cls(CLOSE_CODES.get(error.code, CloseCode.INTERNAL), error.message)
+        return cls(error.code.close_code, error.message)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..auth.credential import REVOKED_ABORT_SECS, Credential
 from ..config import Settings
-from ..errors import CloseCode, Error
+from ..errors import CloseCode, Error, ErrorCode
 from ..limits import ConcurrencyLimit
 from .connection import CLOSE_TIMEOUT_SECS, WebSocketConnection
 from .disconnect import Disconnect
@@ -101,7 +101,9 @@ class Hub:
             Error: ``rate_limited``; the app has reached its connection limit.
         """
         if self.is_full(app_name):
-            raise Error("rate_limited", "connection limit reached for this app", retry_after=5)
+            raise Error(
+                ErrorCode.RATE_LIMITED, "connection limit reached for this app", retry_after=5
+            )
         task = asyncio.current_task()
         assert task is not None
         self._streams[task] = app_name

@@ -16,13 +16,12 @@ from ..auth.credential import Credential
 from ..auth.prompts import send_prompt_with_files
 from ..auth.tokens import TokenRegistry
 from ..codec import aside
-from ..errors import CloseCode, Error
+from ..errors import CloseCode, Error, ErrorCode, failure_of
 from ..sessions.content import check_content
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..sessions.session_settings import MAX_CHANGES
 from ..sessions.settings import SettingChange
-from ..storage.failures import failure_of
 from ..uploads.files import FileStore
 from . import framing, protocol
 from .connection import WRITE_BYTES, WebSocketConnection
@@ -195,7 +194,7 @@ class SessionSocket(WebSocketConnection):
                 await self._prompt(command)
             case protocol.CancelCommand(turn_index=turn_index):
                 if not session.cancel(turn_index):
-                    raise Error("not_found", "there is no such turn to cancel")
+                    raise Error(ErrorCode.NOT_FOUND, "there is no such turn to cancel")
             case protocol.PermissionCommand(request_id=request_id, option_id=option_id):
                 session.permissions.resolve(request_id, option_id=option_id)
             case (
@@ -235,7 +234,9 @@ class SessionSocket(WebSocketConnection):
     def _change_setting(self, command: protocol.SettingCommand) -> None:
         """Request a change in the background: the agent may have to start, or may never respond."""
         if len(self._changes) >= MAX_CHANGES:
-            raise Error("rate_limited", "too many setting changes are pending", retryable=True)
+            raise Error(
+                ErrorCode.RATE_LIMITED, "too many setting changes are pending", retryable=True
+            )
         # Requested at once, so that the client's next prompt waits for it.
         self._changes.append((command.id, self.session.request_change(command.setting)))
         if self._reporting is None or self._reporting.done():

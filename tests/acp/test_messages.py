@@ -19,7 +19,7 @@ from server.acp.params import (
     read_params,
 )
 from server.acp.truncate import truncate
-from server.errors import STATUS, Error
+from server.errors import Error, ErrorCode
 
 from ..support.harness import Json
 
@@ -70,7 +70,7 @@ def test_responses_and_notifications_are_distinguished() -> None:
 
 
 def test_every_error_has_a_json_rpc_code() -> None:
-    for code in STATUS:
+    for code in ErrorCode:
         failure = jsonrpc.JsonRpcError.from_error(Error(code, "why", retry_after=3))
         assert failure.code in (-32602, -32603, -32000, -32002)
         assert failure.data["code"] == code

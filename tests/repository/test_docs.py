@@ -172,8 +172,7 @@ def test_error_codes_of_the_page_are_those_of_the_code() -> None:
     table = [row for row in rows(section("Error codes")) if row[0].startswith("`")]
     shown = {code.strip("`"): (int(status), retry) for code, status, retry, _ in table}
     assert shown == {
-        code: (status, "yes" if code in errors.RETRYABLE else "no")
-        for code, status in errors.STATUS.items()
+        code: (code.status, "yes" if code.is_retryable else "no") for code in errors.ErrorCode
     }
 
 

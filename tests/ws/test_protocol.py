@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.errors import STATUS, CloseCode, Error
+from server.errors import CloseCode, Error, ErrorCode
 from server.sessions import entries
 from server.ws.protocol import (
     PROTOCOL,
@@ -180,7 +180,7 @@ def test_entry_begins_with_type_position_time_and_turn() -> None:
             assert list(json.loads(line))[:4] == ["type", "seq", "ts", "turn_index"]
 
 
-@pytest.mark.parametrize("code", STATUS)
+@pytest.mark.parametrize("code", ErrorCode)
 def test_every_error_code_has_a_frame(code: str) -> None:
     described = json.loads(error_frame(Error(code, "what happened"), "c1"))
     assert (described["type"], described["id"], described["code"]) == ("error", "c1", code)

@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 
 from ...acp.connection import AcpConnection
 from ...acp.params import SessionOptions
-from ...errors import Error, bad_request, draining
+from ...errors import Error, ErrorCode, bad_request, draining
 from ...ws.upgrade import new_websocket
 from ..context import (
     CREDENTIAL,
@@ -45,7 +45,9 @@ CONNECTION_ID = "Acp-Connection-Id"
 async def acp_socket(request: web.Request) -> web.StreamResponse:
     services = context_of(request)
     if request.headers.get(hdrs.UPGRADE, "").strip().lower() != "websocket":
-        error = Error("upgrade_required", "ACP is spoken over WebSocket here: upgrade to it")
+        error = Error(
+            ErrorCode.UPGRADE_REQUIRED, "ACP is spoken over WebSocket here: upgrade to it"
+        )
         reply = error_response(error, request[REQUEST_ID])
         reply.headers[hdrs.UPGRADE] = "websocket"
         return reply
@@ -57,7 +59,7 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
     if services.sessions.is_draining:
         raise draining()
     if services.sockets.is_full(credential.app_name):
-        raise Error("rate_limited", "connection limit reached for this app", retry_after=5)
+        raise Error(ErrorCode.RATE_LIMITED, "connection limit reached for this app", retry_after=5)
     if only_session is not None:
         request[LOGGED_SESSION_ID] = only_session
 

@@ -15,8 +15,8 @@ from ..endpoint import Endpoint, Tag
 from ..field_types import (
     AuthMethods,
     Count,
-    ErrorCode,
     ErrorMessage,
+    FailureCode,
     UnixMillis,
     doc,
 )
@@ -59,7 +59,7 @@ class EventHeaders(msgspec.Struct, frozen=True):
 class TurnError(msgspec.Struct, kw_only=True):
     """The reason why a turn failed."""
 
-    code: ErrorCode
+    code: FailureCode
     message: ErrorMessage
     retryable: bool
     auth_methods: AuthMethods = msgspec.UNSET

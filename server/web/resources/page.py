@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
-from ...errors import Error, not_found
+from ...errors import Error, ErrorCode, not_found
 from ..context import REQUEST_ID
 from ..negotiation import accepts_coding
 from ..responses import error_response
@@ -129,11 +129,11 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
         raise not_found("file")
     file, stat = found
     if not _is_expected(request, stat):
-        raise Error("precondition_failed", "the file is another one by now")
+        raise Error(ErrorCode.PRECONDITION_FAILED, "the file is another one by now")
     if not _is_same(request, stat):
         request = request.clone(headers=_without(request, hdrs.RANGE))
     if not _is_satisfiable(request, stat.st_size):
-        error = Error("range_not_satisfiable", f"the file has {stat.st_size} bytes")
+        error = Error(ErrorCode.RANGE_NOT_SATISFIABLE, f"the file has {stat.st_size} bytes")
         reply = error_response(error, request[REQUEST_ID])
         reply.headers[hdrs.CONTENT_RANGE] = f"bytes */{stat.st_size}"
         return reply

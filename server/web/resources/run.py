@@ -18,8 +18,8 @@ from ..field_types import (
     Argument,
     AuthMethods,
     Count,
-    ErrorCode,
     ErrorMessage,
+    FailureCode,
     FileTokens,
     RequestId,
     Timeout,
@@ -69,7 +69,7 @@ class RunFailure(msgspec.Struct, kw_only=True):
     """A run that failed."""
 
     error: ErrorMessage
-    code: ErrorCode
+    code: FailureCode
     retryable: bool
     stderr: Annotated[str, doc("The end of the program's stderr.")]
     duration_ms: Count

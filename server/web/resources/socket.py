@@ -8,9 +8,8 @@ import msgspec
 from aiohttp import web
 
 from ...auth.credential import unauthorized
-from ...errors import CloseCode, bad_request
+from ...errors import CloseCode, bad_request, failure_of
 from ...sessions.session import Session
-from ...storage.failures import failure_of
 from ...ws.disconnect import Disconnect
 from ...ws.handshake import (
     MAX_AUTH_FRAME_BYTES,

@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from ...auth.prompts import send_prompt_with_files
-from ...errors import STATUS, bad_request
+from ...errors import ErrorCode, bad_request
 from ...sessions import entries
 from ...sessions.content import check_content
 from ...sessions.session import Session
@@ -30,8 +30,8 @@ from ..endpoint import Endpoint, Tag
 from ..field_types import (
     AuthMethods,
     Count,
-    ErrorCode,
     ErrorMessage,
+    FailureCode,
     FileTokens,
     RequestId,
     Timeout,
@@ -117,7 +117,7 @@ class TurnResult(msgspec.Struct, kw_only=True, omit_defaults=True):
 class TurnFailure(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A turn that failed."""
 
-    code: ErrorCode
+    code: FailureCode
     retryable: bool
     auth_methods: AuthMethods = msgspec.UNSET
     error: ErrorMessage
@@ -243,7 +243,7 @@ def _result_of(
         request_id=request_id,
         events=[],
     )
-    return failure, STATUS[failure.code]
+    return failure, ErrorCode(failure.code).status
 
 
 async def _events_of(session: Session, turn: Turn) -> AsyncIterator[bytes]:
