@@ -17,7 +17,7 @@ from ..sessions.event_log import Batch
 from ..sessions.session import Session
 from . import jsonrpc, translate
 from .jsonrpc import JsonRpcError
-from .truncate import truncate
+from .truncate import truncate_message
 
 MAX_ERROR_LENGTH = 10_000
 """Characters of an error message, which an agent may have written."""
@@ -127,7 +127,7 @@ class SessionSubscription:
         if len(message) <= self._limit:
             return [message]
         left_out = {"leftOut": {"seq": seq, "bytes": len(message)}}
-        return truncate(message, self._limit, seq) or [
+        return truncate_message(message, self._limit, seq) or [
             translate.info_update(self.session.id, **left_out)
         ]
 
@@ -204,7 +204,7 @@ class SessionSubscription:
         request_id = self._next_id()
         params = {**pending["request"], "sessionId": self.session.id}
         message = jsonrpc.encode_request(request_id, "session/request_permission", params)
-        if requests := truncate(message, self._limit):
+        if requests := truncate_message(message, self._limit):
             self.permission_requests[pending["request_id"]] = request_id
         return requests
 

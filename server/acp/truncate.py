@@ -21,7 +21,7 @@ ROUNDS = ((64 << 10, 1000), (4 << 10, 100), (256, 20))
 MAX_BYTES_PER_CHARACTER = 6
 
 
-def truncate(message: bytes, limit: int, seq: int | None = None) -> list[bytes]:
+def truncate_message(message: bytes, limit: int, seq: int | None = None) -> list[bytes]:
     """The messages to send instead of *message*; none if it cannot be shortened enough.
 
     Args:

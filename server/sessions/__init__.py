@@ -1,4 +1,4 @@
-"""Sessions: their log, their turns, their settings, their permissions, and who may have an agent.
+"""Sessions: their logs, turns, settings and permissions, and the slots for their agents.
 
 Imports `agents`, `storage` and the root modules. Knows no HTTP, no WebSocket and no JSON-RPC.
 """

@@ -9,7 +9,7 @@ from ..config import Settings
 from ..errors import Error, ErrorCode
 from ..limits import ByteQuota, TokenBucket, give_back
 
-RETRY_AFTER_SECS = 30
+SESSION_RETRY_SECS = 30
 """When a client may ask again for a session that exceeded a limit."""
 
 
@@ -47,12 +47,14 @@ class SessionQuotas:
             Error: ``pool_full``; the limit of the server or of the app is reached.
         """
         if self._open.total() >= self._max_sessions:
-            raise Error(ErrorCode.POOL_FULL, "session limit reached", retry_after=RETRY_AFTER_SECS)
+            raise Error(
+                ErrorCode.POOL_FULL, "session limit reached", retry_after=SESSION_RETRY_SECS
+            )
         if self._open[app_name] >= self._max_sessions_per_app:
             raise Error(
                 ErrorCode.POOL_FULL,
                 "session limit reached for this app",
-                retry_after=RETRY_AFTER_SECS,
+                retry_after=SESSION_RETRY_SECS,
             )
         self._open[app_name] += 1
 

@@ -1,4 +1,4 @@
 """WebSocket connections, and the session protocol on them.
 
-Imports `sessions`, `auth`, `storage` and the root modules.
+Imports `sessions`, `uploads`, `auth`, `storage` and the root modules.
 """

@@ -35,7 +35,7 @@ WRITE_BYTES = 256 << 10
 BURST_SECS = 10
 """A client may send the messages of this many seconds at once."""
 CLOSE_TIMEOUT_SECS = 3.0
-"""How long the closing handshake may take."""
+"""The time limit of the closing handshake."""
 _DATA = (WSMsgType.TEXT, WSMsgType.BINARY)
 
 
@@ -154,7 +154,7 @@ class WebSocketConnection(abc.ABC):
             self._request.transport.abort()
 
     def check_liveness(self, now: float, heartbeat: float, stall_timeout: float) -> None:
-        """Send a heartbeat if it is due, and drop a client that is stalled or gone."""
+        """Send a heartbeat if it is due, and drop a client that is stalled or does not answer."""
         # A client that had read everything, and was sent nothing since, is not stalled.
         has_read_all = self.liveness.bytes_read == self._written
         unread = 0 if has_read_all else tcp.unread_bytes(self._transport)
@@ -195,7 +195,10 @@ class WebSocketConnection(abc.ABC):
         writer = self._writer = asyncio.create_task(self._write_loop(), name=self.name)
         try:
             await self._read_loop()
-            await self._closing_handshake(close_timeout)
+            try:
+                await _close_in_order(self._response, self._disconnect, close_timeout)
+            except TimeoutError:
+                self.abort()
         finally:
             self.on_close()
             if self._incoming is not None:
@@ -203,19 +206,9 @@ class WebSocketConnection(abc.ABC):
             if not writer.done():
                 # The writer is not cancelled while it may be writing: aborting its transport ends
                 # it.
-                self.close(Disconnect(CloseCode.GOING_AWAY, "the client is gone"))
+                self.close(Disconnect(CloseCode.GOING_AWAY, "the client has disconnected"))
                 self.abort()
             await asyncio.gather(writer, return_exceptions=True)
-
-    async def _closing_handshake(self, timeout: float) -> None:
-        disconnect = self._disconnect
-        code = int(disconnect.code) if disconnect is not None else 1000
-        reason = disconnect.reason.encode()[:120] if disconnect is not None else b""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._response.close(code=code, message=reason)
-        except TimeoutError:
-            self.abort()
 
     # The writer
 
@@ -227,7 +220,7 @@ class WebSocketConnection(abc.ABC):
                     self._is_idle = True
                     await self._wakeup
         except (ConnectionError, asyncio.CancelledError):
-            pass  # the client is gone; the reader sees that, too
+            pass  # the client has disconnected; the reader ends, too
         except Exception as error:  # noqa: BLE001 - failure_of logs it
             self._disconnect = Disconnect.from_error(failure_of(error, self.name))
             with contextlib.suppress(ConnectionError):
@@ -339,3 +332,17 @@ class WebSocketConnection(abc.ABC):
             return None
         finally:
             self._read_timeout = None
+
+
+async def _close_in_order(
+    response: web.WebSocketResponse[bool], disconnect: Disconnect | None, timeout: float
+) -> None:
+    """Do the closing handshake.
+
+    Raises:
+        TimeoutError: the client does not close its side.
+    """
+    code = int(disconnect.code) if disconnect is not None else 1000
+    reason = disconnect.reason.encode()[:120] if disconnect is not None else b""
+    async with asyncio.timeout(timeout):
+        await response.close(code=code, message=reason)

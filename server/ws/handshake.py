@@ -23,7 +23,7 @@ from .protocol import (
 
 MAX_AUTH_FRAME_BYTES = 16 << 10
 SETTLE_SECS = 0.05
-"""How long a message that has arrived may take to reach the task that receives it."""
+"""The time in which a received message reaches the task that waits for it."""
 
 
 async def receive_auth(
@@ -113,4 +113,4 @@ async def send_bye(response: web.WebSocketResponse[bool], disconnect: Disconnect
         await response.send_frame(bye, WSMsgType.TEXT)
         await response.close(code=int(disconnect.code), message=disconnect.reason.encode())
     except ConnectionError:
-        pass  # the client is gone
+        pass  # the client has disconnected

@@ -1,4 +1,4 @@
-"""Detects clients that read nothing, and clients that are gone. Times are monotonic seconds."""
+"""Detects clients that read nothing or answer no ping. Times are monotonic seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``GET /acp``: what a client is told and when, as a client sees it that knows only JSON."""
+"""``GET /acp``, as a client sees it that knows only JSON."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def close_sockets(client: Client) -> AsyncIterator[None]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def acp(client: Client) -> AsyncIterator[AcpClient]:
-    """A connection of the test's own; its sessions are closed behind it."""
+    """A connection of the test's own; its sessions are closed after the test."""
     acp = await connect(client)
     yield acp
     sessions = {
@@ -107,7 +107,7 @@ async def refused(client: Client, **options: Any) -> aiohttp.WSServerHandshakeEr
     return failure.value
 
 
-async def test_who_may_not_in_is_told_before_the_upgrade(
+async def test_invalid_credential_is_refused_before_the_upgrade(
     server: LocalServer, client: Client
 ) -> None:
     anonymous = server.anonymous()
@@ -120,7 +120,7 @@ async def test_who_may_not_in_is_told_before_the_upgrade(
     assert (await refused(client, query="?permission=whatever")).status == 400
 
 
-async def test_it_is_a_websocket_and_nothing_else(server: LocalServer, client: Client) -> None:
+async def test_request_without_upgrade_is_refused(server: LocalServer, client: Client) -> None:
     for asking in (client, server.anonymous()):
         status, reply = await asking.get("/acp")
         assert (status, reply["code"]) == (426, "upgrade_required")
@@ -129,7 +129,7 @@ async def test_it_is_a_websocket_and_nothing_else(server: LocalServer, client: C
         assert (status, reply["code"]) == (405, "method_not_allowed")
 
 
-async def test_the_upgrade_names_the_connection(client: Client) -> None:
+async def test_upgrade_response_has_a_connection_id(client: Client) -> None:
     names = set()
     for _ in range(2):
         acp = await connect(client)
@@ -138,7 +138,7 @@ async def test_the_upgrade_names_the_connection(client: Client) -> None:
     assert len(names) == 2
 
 
-async def test_a_browser_shows_its_token_as_a_subprotocol_that_is_neither_echoed_nor_logged(
+async def test_token_as_subprotocol_is_neither_echoed_nor_logged(
     server: LocalServer, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -152,9 +152,7 @@ async def test_a_browser_shows_its_token_as_a_subprotocol_that_is_neither_echoed
     assert str(client.token) not in caplog.text
 
 
-async def test_a_ticket_lets_into_its_session_and_no_other(
-    server: LocalServer, client: Client
-) -> None:
+async def test_ticket_admits_only_to_its_session(server: LocalServer, client: Client) -> None:
     session, other = await client.create(), await client.create()
     _, reply = await client.post(f"/sessions/{session}/ticket")
     protocols = ["acp", f"acp.auth.{reply['ticket']}"]
@@ -183,15 +181,13 @@ async def test_a_ticket_lets_into_its_session_and_no_other(
         "hello",
     ],
 )
-async def test_whoever_does_not_begin_with_initialize_is_shown_out(
-    client: Client, first: str
-) -> None:
+async def test_other_first_message_than_initialize_closes(client: Client, first: str) -> None:
     acp = await connect(client, initialize=None)
     await acp.ws.send_str(first)
     assert await acp.until_closed() == 1002
 
 
-async def test_versions_are_negotiated(client: Client) -> None:
+async def test_version_is_negotiated(client: Client) -> None:
     for version in (0, 1, 2, 65535):
         acp = await connect(client, initialize=None)
         result = await acp.call("initialize", **{**INITIALIZE, "protocolVersion": version})
@@ -203,9 +199,7 @@ async def test_versions_are_negotiated(client: Client) -> None:
     assert await code_of(acp, "initialize", **INITIALIZE) == -32600
 
 
-async def test_capabilities_are_the_agents_where_they_depend_on_it(
-    server: LocalServer, client: Client
-) -> None:
+async def test_prompt_capabilities_are_the_agents_own(server: LocalServer, client: Client) -> None:
     acp = await connect(client, "?agent=mock-text", initialize=None)
     result = await acp.call("initialize", **INITIALIZE)
     told = result["agentCapabilities"]
@@ -233,7 +227,7 @@ async def test_capabilities_are_the_agents_where_they_depend_on_it(
     assert await code_of(acp, "initialize", **INITIALIZE, **wish) == -32602
 
 
-async def test_an_agent_that_cannot_be_asked_what_it_can_do_is_served_all_the_same(
+async def test_initialize_succeeds_if_the_agents_capabilities_are_unknown(
     own_client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_folder = safe_files.make_folder
@@ -255,7 +249,7 @@ async def test_an_agent_that_cannot_be_asked_what_it_can_do_is_served_all_the_sa
 # Sessions.
 
 
-async def test_a_new_session_is_one_of_ours(acp: AcpClient, client: Client) -> None:
+async def test_new_session_is_visible_to_rest(acp: AcpClient, client: Client) -> None:
     wish = {"clawdforge": {"agent": "mock-modes", "permission": "deny-all", "model": "mock-large"}}
     servers = [{"name": "x", "command": "/x", "args": [], "env": []}]
     created = await acp.call("session/new", cwd="/their/project", mcpServers=servers, _meta=wish)
@@ -273,7 +267,7 @@ async def test_a_new_session_is_one_of_ours(acp: AcpClient, client: Client) -> N
     assert ours["ignored"] == ["mcpServers"]
 
 
-async def test_what_is_not_right_is_invalid_params(acp: AcpClient, client: Client) -> None:
+async def test_invalid_params_are_refused(acp: AcpClient, client: Client) -> None:
     bad: list[Json] = [
         {},
         {"cwd": "relative"},
@@ -293,7 +287,9 @@ async def test_what_is_not_right_is_invalid_params(acp: AcpClient, client: Clien
     assert (await client.state(session))["turn_count"] == 0
 
 
-async def test_an_agent_that_does_not_start_is_told_at_once(acp: AcpClient, client: Client) -> None:
+async def test_new_session_fails_if_the_agent_does_not_start(
+    acp: AcpClient, client: Client
+) -> None:
     for agent in ("mock-fail-new", "mock-dies"):
         with pytest.raises(ResponseError, match="does not start") as failure:
             await acp.new_session(_meta={"clawdforge": {"agent": agent}})
@@ -302,7 +298,7 @@ async def test_an_agent_that_does_not_start_is_told_at_once(acp: AcpClient, clie
     assert (await acp.call("session/list"))["sessions"] == []  # nothing is left of it
 
 
-async def test_load_replays_all_and_answers_behind_it(acp: AcpClient, client: Client) -> None:
+async def test_load_replays_everything_before_its_response(acp: AcpClient, client: Client) -> None:
     session = await client.create()
     bot = await client.connect(session)
     await bot.turn("one")
@@ -326,7 +322,7 @@ async def test_load_replays_all_and_answers_behind_it(acp: AcpClient, client: Cl
     assert acp.text().endswith("echo: three")
 
 
-async def test_a_long_replay_has_no_gap_and_may_be_begun_again(client: Client) -> None:
+async def test_long_replay_has_no_gap_and_may_be_restarted(client: Client) -> None:
     sessions = [await client.create() for _ in range(2)]
     burst = script({"burst": {"count": 2_000, "text": "x" * 100}})
     await asyncio.gather(*(client.turn(session, burst) for session in sessions))
@@ -340,7 +336,7 @@ async def test_a_long_replay_has_no_gap_and_may_be_begun_again(client: Client) -
     for session in sessions:
         text = acp.text(session)
         assert text.endswith(whole)
-        # What was under way when it was begun again is a beginning of the same.
+        # The replay that was interrupted has sent the beginning of the same messages.
         assert whole.startswith(text.removesuffix(whole))
         await client.delete(f"/sessions/{session}")
 
@@ -385,7 +381,7 @@ async def test_sessions_are_listed_in_pages(server: LocalServer, stranger: Clien
     await stranger.delete(f"/sessions/{theirs}")
 
 
-async def test_close_ends_the_turn_and_is_answered_last(acp: AcpClient, client: Client) -> None:
+async def test_close_ends_the_turn_before_its_response(acp: AcpClient, client: Client) -> None:
     session = await acp.new_session()
     prompting = await acp.start_prompt(session, script({"say": "on it"}, {"hang": True}))
     await acp.until_text("on it")
@@ -400,7 +396,7 @@ async def test_close_ends_the_turn_and_is_answered_last(acp: AcpClient, client: 
     assert await code_of(acp, "session/prompt", sessionId=session, prompt=prompt) == -32002
 
 
-async def test_a_session_that_is_closed_elsewhere_says_so(acp: AcpClient, client: Client) -> None:
+async def test_close_by_another_client_is_reported(acp: AcpClient, client: Client) -> None:
     session = await acp.new_session()
     other = await acp.new_session()
     prompting = await acp.start_prompt(session, script({"hang": True}))
@@ -430,7 +426,7 @@ async def test_several_sessions_share_a_connection(acp: AcpClient) -> None:
 # Turns.
 
 
-async def test_an_answer_comes_behind_its_updates_and_is_the_agents_own(acp: AcpClient) -> None:
+async def test_prompt_response_follows_its_updates_and_is_the_agents_own(acp: AcpClient) -> None:
     session = await acp.new_session()
     result = {"stopReason": "max_tokens", "usage": {"totalTokens": 7}, "_meta": {"x": [1]}}
     steps = script({"burst": {"count": 300, "text": "y"}}, {"result": result})
@@ -447,7 +443,7 @@ async def test_an_answer_comes_behind_its_updates_and_is_the_agents_own(acp: Acp
     assert failure.value.data["retryable"] is True
 
 
-async def test_a_cancelled_turn_ends_with_a_result_behind_all_its_updates(acp: AcpClient) -> None:
+async def test_cancelled_turn_ends_with_a_result_after_its_updates(acp: AcpClient) -> None:
     session = await acp.new_session()
     steps = script({"say": "begun"}, {"wait_for": "cancel"}, {"say": "clearing up"})
     for cancel in ("session/cancel", "$/cancel_request"):
@@ -467,7 +463,7 @@ async def test_a_cancelled_turn_ends_with_a_result_behind_all_its_updates(acp: A
     assert await acp.response_to(asked) == {"stopReason": "cancelled"}
 
 
-async def test_cancel_is_for_what_this_client_asked(acp: AcpClient, client: Client) -> None:
+async def test_cancel_applies_to_the_clients_own_prompts(acp: AcpClient, client: Client) -> None:
     session = await acp.new_session()
     bot = await client.connect(session)
     await bot.send("prompt", prompt=script({"say": "busy"}, {"wait_for": "cancel"}))
@@ -480,7 +476,7 @@ async def test_cancel_is_for_what_this_client_asked(acp: AcpClient, client: Clie
     await bot.until("turn_end", stop_reason="cancelled", turn_index=1)
 
 
-async def test_prompts_from_elsewhere_are_told_and_ones_own_are_not(
+async def test_prompts_of_other_clients_are_reported_and_own_ones_are_not(
     acp: AcpClient, client: Client
 ) -> None:
     session = await acp.new_session()
@@ -505,7 +501,7 @@ async def test_prompts_from_elsewhere_are_told_and_ones_own_are_not(
         assert news["_meta"]["clawdforge"]["turnEnd"]["stopReason"] == "end_turn"
 
 
-async def test_a_cut_connection_cancels_nothing(client: Client) -> None:
+async def test_lost_connection_cancels_nothing(client: Client) -> None:
     acp = await connect(client)
     session = await acp.new_session()
     await acp.start_prompt(session, script({"say": "before"}, {"gate": "go"}, {"say": "after"}))
@@ -541,7 +537,7 @@ def choose(option: str) -> Json:
     return {"outcome": {"outcome": "selected", "optionId": option}}
 
 
-async def test_a_permission_is_asked_for_under_an_id_of_this_connection(acp: AcpClient) -> None:
+async def test_permission_request_has_an_id_of_the_connection(acp: AcpClient) -> None:
     session = await acp.new_session()
     asked = await acp.start_prompt(session, ASK)
     request = await acp.until(method="session/request_permission")
@@ -554,7 +550,7 @@ async def test_a_permission_is_asked_for_under_an_id_of_this_connection(acp: Acp
     assert json.loads(acp.text())["permission"]["optionId"] == "reject_always"
 
 
-async def test_the_first_answer_counts_and_the_other_requests_are_withdrawn(
+async def test_first_permission_response_counts_and_other_requests_are_cancelled(
     acp: AcpClient, client: Client
 ) -> None:
     session = await acp.new_session()
@@ -584,7 +580,7 @@ async def test_the_first_answer_counts_and_the_other_requests_are_withdrawn(
     assert [one["permission"]["optionId"] for one in answers] == ["allow_once", "reject_once"]
 
 
-async def test_who_comes_later_is_asked_too_and_who_cannot_answer_is_passed_over(
+async def test_late_client_gets_pending_permission_and_unable_client_is_skipped(
     acp: AcpClient, client: Client
 ) -> None:
     session = await acp.new_session()
@@ -603,7 +599,7 @@ async def test_who_comes_later_is_asked_too_and_who_cannot_answer_is_passed_over
     assert json.loads(acp.text())["permission"]["optionId"] == "allow_once"
 
 
-async def test_a_lone_client_that_cannot_answer_is_not_waited_for(acp: AcpClient) -> None:
+async def test_invalid_response_of_the_only_client_cancels_the_permission(acp: AcpClient) -> None:
     session = await acp.new_session()
     asked = await acp.start_prompt(session, ASK)
     request = await acp.until(method="session/request_permission")
@@ -611,7 +607,7 @@ async def test_a_lone_client_that_cannot_answer_is_not_waited_for(acp: AcpClient
     assert await acp.response_to(asked) == {"stopReason": "cancelled"}  # as the mock takes it
 
 
-async def test_a_policy_asks_nobody(acp: AcpClient) -> None:
+async def test_policy_sends_no_permission_request(acp: AcpClient) -> None:
     session = await acp.new_session(_meta={"clawdforge": {"permission": "approve-all"}})
     assert await acp.prompt(session, ASK) == {"stopReason": "end_turn"}
     assert json.loads(acp.text())["permission"]["optionId"] == "allow_once"
@@ -621,9 +617,7 @@ async def test_a_policy_asks_nobody(acp: AcpClient) -> None:
 # Settings.
 
 
-async def test_settings_are_answered_with_the_agents_own_result(
-    acp: AcpClient, client: Client
-) -> None:
+async def test_setting_change_returns_the_agents_own_result(acp: AcpClient, client: Client) -> None:
     session = await acp.new_session(_meta={"clawdforge": {"agent": "mock-modes"}})
     assert await acp.call("session/set_mode", sessionId=session, modeId="code") == {}
     assert (await client.state(session))["modes"]["currentModeId"] == "code"
@@ -646,10 +640,10 @@ async def test_settings_are_answered_with_the_agents_own_result(
     assert told["modes"]["currentModeId"] == "code"
 
 
-# What is not as it should be.
+# Errors.
 
 
-async def test_errors_are_json_rpcs(acp: AcpClient, client: Client, stranger: Client) -> None:
+async def test_errors_have_json_rpc_codes(acp: AcpClient, client: Client, stranger: Client) -> None:
     malformed = {
         '{"jsonrpc":"2.0"': -32700,
         "\x00": -32700,
@@ -711,7 +705,7 @@ async def test_ids_are_echoed_exactly(client: Client) -> None:
     assert (answer["id"], answer["error"]["code"]) == ("half", -32602)
 
 
-async def test_the_agents_words_are_passed_on_as_they_are(client: Client) -> None:
+async def test_agent_messages_are_passed_on_unchanged(client: Client) -> None:
     acp = await connect(client, strict=False)
     session = await acp.new_session()
     odd = (
@@ -741,7 +735,7 @@ async def test_the_agents_words_are_passed_on_as_they_are(client: Client) -> Non
     assert acp.frames.count(extension) == 1
 
 
-async def test_the_address_says_what_size_a_client_takes(client: Client) -> None:
+async def test_url_sets_the_size_limit_of_messages(client: Client) -> None:
     acp = await connect(client, "?maxMessageBytes=65536")
     session = await acp.new_session()
     await acp.prompt(session, script({"chunk": 300_000}))
@@ -753,7 +747,7 @@ async def test_the_address_says_what_size_a_client_takes(client: Client) -> None
 
 
 @pytest.mark.parametrize("cwd", ["/their/project", "C:\\Users\\me", "\\\\server\\share"])
-async def test_without_roots_a_clients_path_may_be_any_systems(acp: AcpClient, cwd: str) -> None:
+async def test_client_path_may_be_of_any_system(acp: AcpClient, cwd: str) -> None:
     session = await acp.new_session(cwd=cwd)
     assert await acp.call("session/load", **of_session(session, cwd=cwd)) is not None
     listed = (await acp.call("session/list", cwd=cwd))["sessions"]
@@ -761,7 +755,7 @@ async def test_without_roots_a_clients_path_may_be_any_systems(acp: AcpClient, c
     assert await acp.call("session/list", cwd=f"{cwd}2") == {"sessions": []}
 
 
-async def test_what_is_too_large_for_a_client_is_cut_or_shortened(client: Client) -> None:
+async def test_message_over_the_clients_limit_is_divided_or_shortened(client: Client) -> None:
     acp = await connect(client)
     generous = await connect(
         client, initialize={**INITIALIZE, "_meta": {"clawdforge": {"maxMessageBytes": 1 << 25}}}
@@ -804,7 +798,7 @@ async def test_what_is_too_large_for_a_client_is_cut_or_shortened(client: Client
 # Limits, as for the other socket.
 
 
-async def test_a_frame_too_big_closes_in_order(client: Client) -> None:
+async def test_too_big_frame_closes_in_order(client: Client) -> None:
     acp = await connect(client)
     await acp.ws.send_str(" " * (4 << 20) + "{}")
     assert await acp.until_closed() == 1009
@@ -815,7 +809,7 @@ async def test_pings_are_answered(acp: AcpClient) -> None:
     assert await acp.call("session/list", cwd="/nowhere") == {"sessions": []}
 
 
-async def test_requests_that_wait_for_an_agent_are_bounded_and_can_be_cancelled(
+async def test_pending_requests_are_limited_and_can_be_cancelled(
     server: LocalServer, acp: AcpClient, client: Client
 ) -> None:
     connection_of(server, acp).requests.max_pending = 1
@@ -836,7 +830,7 @@ async def test_requests_that_wait_for_an_agent_are_bounded_and_can_be_cancelled(
     await eventually("the session to be closed", is_gone)
 
 
-async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
+async def test_new_session_cancelled_while_it_is_stored_is_closed(
     server: LocalServer, acp: AcpClient, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (await client.get("/sessions"))[1]["count"]
@@ -853,7 +847,7 @@ async def test_a_new_session_cancelled_while_it_is_stored_is_closed(
     assert (await client.get("/sessions"))[1]["count"] == before
 
 
-async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_closed(
+async def test_new_session_of_a_disconnected_client_is_closed(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sockets = server.services.sockets
@@ -880,7 +874,7 @@ async def test_a_new_session_whose_client_hangs_up_before_it_has_its_id_is_close
 
 
 @pytest.mark.parametrize("method", ["session/new", "session/set_mode"])
-async def test_a_request_cancelled_right_behind_its_sending_is_answered_and_gives_its_place_back(
+async def test_request_cancelled_at_once_is_answered_and_no_longer_pending(
     server: LocalServer, acp: AcpClient, method: str
 ) -> None:
     session = await acp.new_session(_meta={"clawdforge": {"agent": "mock-modes"}})
@@ -902,7 +896,7 @@ async def test_too_many_frames_close(client: Client) -> None:
     assert await acp.until_closed() == 4005
 
 
-async def test_a_revoked_token_closes_its_connections(server: LocalServer) -> None:
+async def test_revoked_token_closes_its_connections(server: LocalServer) -> None:
     leaving = await server.client("leaving")
     acp = await connect(leaving)
     await server.admin().delete("/admin/tokens/leaving")
@@ -910,7 +904,7 @@ async def test_a_revoked_token_closes_its_connections(server: LocalServer) -> No
     assert (await refused(leaving)).status == 401
 
 
-async def test_a_server_that_goes_away_says_so(
+async def test_stopping_server_closes_with_1012(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acp = await connect(client)

@@ -18,7 +18,7 @@ from server.acp.params import (
     SetConfigOptionParams,
     read_params,
 )
-from server.acp.truncate import truncate
+from server.acp.truncate import truncate_message
 from server.errors import Error, ErrorCode
 
 from ..support.harness import Json
@@ -148,7 +148,7 @@ def test_text_is_divided_into_chunks_with_the_same_text(text: str, role: str) ->
     content = {"type": "text", "text": text * 5, "annotations": {"priority": 1}}
     kind = f"{role}_message_chunk"
     message = update(sessionUpdate=kind, content=content, messageId="m")
-    pieces = truncate(message, LIMIT, 7)
+    pieces = truncate_message(message, LIMIT, 7)
     assert all(len(piece) <= LIMIT for piece in pieces)
     read_back = [json.loads(piece)["params"]["update"] for piece in pieces]
     assert "".join(piece["content"].pop("text") for piece in read_back) == text * 5
@@ -162,7 +162,7 @@ def test_text_is_divided_into_chunks_with_the_same_text(text: str, role: str) ->
 
 def test_message_within_the_limit_is_unchanged() -> None:
     message = update(sessionUpdate="plan", entries=[])
-    assert truncate(message, len(message), 1) == [message]
+    assert truncate_message(message, len(message), 1) == [message]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_message_within_the_limit_is_unchanged() -> None:
 )
 def test_other_message_is_shortened_with_a_note(fields: Json) -> None:
     message = update(sessionUpdate="tool_call", toolCallId="t", title="x", **fields)
-    (shortened,) = truncate(message, LIMIT, 7)
+    (shortened,) = truncate_message(message, LIMIT, 7)
     assert len(shortened) <= LIMIT
     params = json.loads(shortened)["params"]
     assert params["_meta"] == {"clawdforge": {"shortened": True, "seq": 7}}
@@ -187,5 +187,5 @@ def test_message_that_cannot_be_shortened_is_left_out() -> None:
     deep: Any = ["x" * 200] * 20
     for _ in range(3):
         deep = [deep] * 20
-    assert truncate(update(sessionUpdate="tool_call", rawInput=deep), LIMIT, 7) == []
-    assert truncate(jsonrpc.encode_result(b"1", "x" * 9000), LIMIT, 7) == []
+    assert truncate_message(update(sessionUpdate="tool_call", rawInput=deep), LIMIT, 7) == []
+    assert truncate_message(jsonrpc.encode_result(b"1", "x" * 9000), LIMIT, 7) == []

@@ -45,7 +45,7 @@ async def alone(server: LocalServer, request: pytest.FixtureRequest) -> Client:
 
 
 def snippet(marker: str) -> str:
-    """The fenced code behind the comment ``<!-- marker -->``."""
+    """The fenced code after the comment ``<!-- marker -->``."""
     found = re.findall(
         rf"^<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE
     )
@@ -54,7 +54,7 @@ def snippet(marker: str) -> str:
 
 
 async def output_of(*argv: str, **variables: str) -> str:
-    """What a program prints that has to succeed."""
+    """The output of a program that must succeed."""
     status, out, err = await run_program(*argv, **variables)
     assert status == 0, err
     return out
@@ -63,7 +63,7 @@ async def output_of(*argv: str, **variables: str) -> str:
 # Python.
 
 
-async def test_the_python_sdk_has_its_conversations(alone: Client) -> None:
+async def test_python_sdk_completes_its_conversations(alone: Client) -> None:
     me = SdkClient()
     agent, recorder = await connect_sdk(alone, me)
     made = [await agent.new_session(cwd="/", mcp_servers=[]) for _ in range(2)]
@@ -119,28 +119,28 @@ async def test_the_python_sdk_has_its_conversations(alone: Client) -> None:
     await agent.close()
 
 
-async def test_an_sdk_a_bot_and_a_viewer_share_a_conversation(client: Client) -> None:
+async def test_sdk_bot_and_subscriber_share_a_conversation(client: Client) -> None:
     me = SdkClient()
     agent, _ = await connect_sdk(client, me)
     session = (await agent.new_session(cwd="/", mcp_servers=[])).session_id
     bot = await client.connect(session)
-    viewer = await connect(client)
-    await viewer.call("session/load", sessionId=session, cwd="/", mcpServers=[])
+    subscriber = await connect(client)
+    await subscriber.call("session/load", sessionId=session, cwd="/", mcpServers=[])
 
     await agent.prompt(session_id=session, prompt=[acp.text_block("from the SDK")])
     await bot.turn("from the bot")
-    assert await viewer.prompt(session, "from the viewer") == {"stopReason": "end_turn"}
-    await me.until_text(session, "echo: from the viewer")
-    await bot.until_text("echo: from the viewer")
-    said = "echo: from the SDKecho: from the botecho: from the viewer"
-    assert [me.texts[session], bot.text(), viewer.text()] == [said] * 3
-    assert me.users[session] == "from the botfrom the viewer"
-    assert viewer.text(kind="user_message_chunk") == "from the SDKfrom the bot"
+    assert await subscriber.prompt(session, "from the subscriber") == {"stopReason": "end_turn"}
+    await me.until_text(session, "echo: from the subscriber")
+    await bot.until_text("echo: from the subscriber")
+    said = "echo: from the SDKecho: from the botecho: from the subscriber"
+    assert [me.texts[session], bot.text(), subscriber.text()] == [said] * 3
+    assert me.users[session] == "from the botfrom the subscriber"
+    assert subscriber.text(kind="user_message_chunk") == "from the SDKfrom the bot"
     prompts = [entry["prompt"] for entry in bot.entries if entry["type"] == "turn_start"]
     assert [prompt[0]["text"] for prompt in prompts] == [
         "from the SDK",
         "from the bot",
-        "from the viewer",
+        "from the subscriber",
     ]
 
     # The bot answers what the SDK's user was asked, too; either way it is asked once.
@@ -154,7 +154,7 @@ async def test_an_sdk_a_bot_and_a_viewer_share_a_conversation(client: Client) ->
 # TypeScript.
 
 
-async def test_the_typescript_sdk_has_its_conversations(alone: Client) -> None:
+async def test_typescript_sdk_completes_its_conversations(alone: Client) -> None:
     out = await output_of(
         NODE,
         str(ROOT / "tests" / "js" / "acp_client.mjs"),
@@ -182,7 +182,7 @@ async def test_the_typescript_sdk_has_its_conversations(alone: Client) -> None:
 
 
 @pytest.mark.parametrize("language", ["Python", "TypeScript"])
-async def test_the_clients_of_the_page_run(client: Client, tmp_path: Path, language: str) -> None:
+async def test_clients_of_the_docs_run(client: Client, tmp_path: Path, language: str) -> None:
     source = snippet(f"the {language} client")
     assert source.count(ADDRESS) == 1
     program, name = (sys.executable, "me.py") if language == "Python" else (NODE, "me.mjs")
@@ -192,7 +192,7 @@ async def test_the_clients_of_the_page_run(client: Client, tmp_path: Path, langu
     assert out.split("\n") == ["echo: help", "end_turn", ""]
 
 
-async def test_the_page_installs_what_is_tested() -> None:
+async def test_docs_install_the_tested_version() -> None:
     locked = json.loads((ROOT / "package-lock.json").read_text("utf-8"))["packages"]
     npm = dict(re.findall(r"(\S+)@(\S+)", snippet("install the TypeScript SDK")))
     for name, version in npm.items():
@@ -202,9 +202,7 @@ async def test_the_page_installs_what_is_tested() -> None:
     assert f"\nagent-client-protocol=={version}\n" in pinned
 
 
-async def test_the_bridge_of_the_page_makes_it_an_editors_agent(
-    client: Client, tmp_path: Path
-) -> None:
+async def test_bridge_of_the_docs_serves_an_editor(client: Client, tmp_path: Path) -> None:
     bridge = tmp_path / "bridge.py"
     bridge.write_text(snippet("the bridge"), "utf-8")
     (settings,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]

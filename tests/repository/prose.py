@@ -76,7 +76,6 @@ PENDING: tuple[str, ...] = (
     "docs/explanation/performance.md",
     "docs/reference/metrics.md",
     "server/__main__.py",
-    "server/acp/",
     "server/agents/base.py",
     "server/agents/catalog.py",
     "server/agents/cli/",
@@ -111,10 +110,8 @@ PENDING: tuple[str, ...] = (
     "server/web/request_origin.py",
     "server/web/resources/",
     "server/web/shapes.py",
-    "server/ws/",
     "static/app.js",
     "static/storage.js",
-    "tests/acp/",
     "tests/agents/",
     "tests/browser/",
     "tests/chaos/",
@@ -128,7 +125,6 @@ PENDING: tuple[str, ...] = (
     "tests/test_shutdown.py",
     "tests/test_validation.py",
     "tests/web/",
-    "tests/ws/",
 )
 
 SUFFIXES = {".py", ".js", ".mjs", ".md", ".html"}

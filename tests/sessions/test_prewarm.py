@@ -1,4 +1,4 @@
-"""Agents that are there before anyone asks: whose they become, and what they never know."""
+"""Prewarmed agents: their sessions, their eviction and their isolation between apps."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ REPORT = script({"report": True})
 HISTORY = script({"history": True})
 
 
-def spares(server: LocalServer) -> list[Any]:
-    """The prewarmed agents that nobody has yet."""
+def prewarmed(server: LocalServer) -> list[Any]:
+    """The prewarmed agents that have no session yet."""
     return [one for one in server.services.sessions.prewarmer.agents if one.is_ready]
 
 
 async def until_prewarmed(server: LocalServer, count: int) -> None:
-    await eventually(f"{count} prewarmed agents", lambda: len(spares(server)) == count)
+    await eventually(f"{count} prewarmed agents", lambda: len(prewarmed(server)) == count)
 
 
 async def report(client: Client, session: str) -> Json:
-    """What the session's agent says of itself."""
+    """The session's agent's report about itself."""
     status, reply = await client.turn(session, REPORT)
     assert status == 200, reply
     found: Json = json.loads(texts_of(reply["events"]))
@@ -55,9 +55,7 @@ async def history(client: Client, session: str) -> list[str]:
     return said[:-1]
 
 
-async def test_a_new_session_takes_over_an_agent_that_runs_already(
-    serve: Serve, tmp_path: Path
-) -> None:
+async def test_new_session_takes_over_a_prewarmed_agent(serve: Serve, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     server = await serve(
         prewarmed_agents=2, agents={"mock": mock_agent("--modes", f"--pid-file={pids}")}
@@ -70,7 +68,7 @@ async def test_a_new_session_takes_over_an_agent_that_runs_already(
     first = await mine.create()
     state = await mine.state(first)
     assert state["agent_state"] == "prewarmed"
-    assert state["modes"]["currentModeId"] == "ask"  # it has said already what it offers
+    assert state["modes"]["currentModeId"] == "ask"  # it has reported its settings
     assert Path(state["cwd"]).name == first
     told = await report(mine, first)
     assert str(told["pid"]) in started
@@ -80,7 +78,7 @@ async def test_a_new_session_takes_over_an_agent_that_runs_already(
     assert [e["seq"] for e in entries] == list(range(1, len(entries) + 1))
     assert (await mine.state(first))["agent_state"] == "live"
 
-    # Another app's has another process, another folder, and never hears of the first.
+    # Another app's agent has another process and folder, and knows nothing of the first.
     await mine.turn(first, "a secret")
     await mine.delete(f"/sessions/{first}")
     second = await theirs.create()
@@ -94,31 +92,29 @@ async def test_a_new_session_takes_over_an_agent_that_runs_already(
     assert len(pids.read_text().split()) == 4
 
 
-async def test_who_wants_anything_else_gets_an_agent_of_its_own(
-    serve: Serve, tmp_path: Path
-) -> None:
+async def test_other_request_gets_an_agent_of_its_own(serve: Serve, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     server = await serve(prewarmed_agents=1, workspace_roots=(root.resolve(),))
     client = await server.client()
     await until_prewarmed(server, 1)
-    (spare,) = spares(server)
-    for wish in ({"model": "mock-large"}, {"system": "Be brief."}, {"cwd": str(root)}):
-        session = await client.create("mock", **wish)
+    (agent,) = prewarmed(server)
+    for options in ({"model": "mock-large"}, {"system": "Be brief."}, {"cwd": str(root)}):
+        session = await client.create("mock", **options)
         assert (await client.state(session))["agent_state"] in ("waking", "live")
     assert (await client.turn(await client.create("mock-modes"), "hello"))[0] == 200
-    assert spares(server) == [spare]
-    assert await client.create("mock", permission="ask", meta={"n": 1}) == spare.id
+    assert prewarmed(server) == [agent]
+    assert await client.create("mock", permission="ask", meta={"n": 1}) == agent.id
 
 
-async def test_it_makes_room_for_an_agent_that_is_needed_and_leaves_nothing(
+async def test_evicted_prewarmed_agent_leaves_nothing(
     serve: Serve,
 ) -> None:
     clock = Clock()
     server = await serve(prewarmed_agents=1, max_live_agents=2, clock=clock)
     client = await server.client()
     await until_prewarmed(server, 1)
-    (spare,) = spares(server)
+    (agent,) = prewarmed(server)
     sessions = [await client.create("mock-modes") for _ in range(2)]
     for session in sessions:
         status, _ = await client.turn(session, f"hello {session}")
@@ -126,11 +122,11 @@ async def test_it_makes_room_for_an_agent_that_is_needed_and_leaves_nothing(
     states = [(await client.state(session))["agent_state"] for session in sessions]
     assert states == ["live", "live"]
     data = server.services.settings.data_dir
-    await eventually("its folder to go", lambda: not Path(spare.spec.cwd).exists())
-    await eventually("its record", lambda: not list((data / "acpx/sessions").glob(f"{spare.id}*")))
-    assert not spares(server)
+    await eventually("its folder to go", lambda: not Path(agent.spec.cwd).exists())
+    await eventually("its record", lambda: not list((data / "acpx/sessions").glob(f"{agent.id}*")))
+    assert not prewarmed(server)
 
-    # What nobody has used since the last sweep gives its place back, for the next session.
+    # An agent that was not used since the last sweep hibernates, for the next session.
     clock.advance(server.services.settings.sweep_interval_secs + 1)
     await server.services.sessions.sweeper.sweep()
     await until_prewarmed(server, 1)
@@ -140,7 +136,7 @@ async def test_it_makes_room_for_an_agent_that_is_needed_and_leaves_nothing(
     assert await history(client, asleep[0]) == [f"hello {asleep[0]}"]
 
 
-async def test_who_takes_one_over_makes_room_for_a_prompt_that_waits(
+async def test_session_with_a_prewarmed_agent_is_evictable_for_a_waiting_prompt(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve(prewarmed_agents=1, max_live_agents=1)
@@ -165,7 +161,9 @@ async def test_who_takes_one_over_makes_room_for_a_prompt_that_waits(
     assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_one_that_dies_is_replaced_at_the_next_look(serve: Serve, tmp_path: Path) -> None:
+async def test_ended_prewarmed_agent_is_replaced_by_the_next_sweep(
+    serve: Serve, tmp_path: Path
+) -> None:
     pids = tmp_path / "pids"
     server = await serve(prewarmed_agents=1, agents={"mock": mock_agent(f"--pid-file={pids}")})
     client = await server.client()
@@ -178,14 +176,14 @@ async def test_one_that_dies_is_replaced_at_the_next_look(serve: Serve, tmp_path
     assert len(pids.read_text().split()) >= 2
 
 
-async def test_an_agent_that_does_not_start_is_no_trouble(serve: Serve) -> None:
+async def test_prewarmed_agent_that_does_not_start_affects_no_session(serve: Serve) -> None:
     server = await serve(prewarmed_agents=3, agents=MOCKS, default_agent="mock-dies")
     client = await server.client()
     await eventually("it to be given up", lambda: not len(server.services.sessions.prewarmer))
     assert (await client.turn(await client.create("mock"), "hello"))[0] == 200
 
 
-async def test_a_killed_servers_prewarmed_agents_leave_nothing(
+async def test_prewarmed_agents_of_a_killed_server_leave_nothing(
     spawn: Spawn, tmp_path: Path
 ) -> None:
     data, pids = tmp_path / "data", tmp_path / "pids"

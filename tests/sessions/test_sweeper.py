@@ -1,4 +1,4 @@
-"""What grows old: idle sessions are closed, closed ones deleted, uploads too."""
+"""The sweeper: idle sessions are closed, old closed sessions and expired uploads are deleted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def failures(caplog: pytest.LogCaptureFixture) -> list[tuple[str, bool]]:
 
 
 def fail_for(session: str) -> Callable[..., Awaitable[None]]:
-    """Stands in for what the sweeper does with each session's id, or row, or the session."""
+    """A stand-in for a step of the sweeper that takes a session's id or row, or the session."""
 
     async def works(_: Any, one: Any, *__: Any) -> None:
         if session in (one, getattr(one, "id", None)):
@@ -91,7 +91,7 @@ async def disk_is_full(*_: Any) -> None:
 # Idle sessions.
 
 
-async def test_an_idle_session_is_closed_with_its_sockets(
+async def test_idle_session_is_closed_with_its_sockets(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
     session = await client.create()
@@ -109,9 +109,7 @@ async def test_an_idle_session_is_closed_with_its_sockets(
     assert (await client.turn(session, "hello"))[0] == 410
 
 
-async def test_an_idle_close_leaves_its_row_in_the_audit(
-    server: LocalServer, client: Client, clock: Clock
-) -> None:
+async def test_idle_close_is_audited(server: LocalServer, client: Client, clock: Clock) -> None:
     session = await client.create()
     await client.turn(session, "hello")
     clock.advance(IDLE)
@@ -122,7 +120,7 @@ async def test_an_idle_close_leaves_its_row_in_the_audit(
     assert rows(server, sql) == [(app.name, clock.now)]
 
 
-async def test_a_session_that_is_not_yet_idle_is_left_alone(
+async def test_session_that_is_not_yet_idle_stays_open(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
     session = await client.create()
@@ -132,7 +130,7 @@ async def test_a_session_that_is_not_yet_idle_is_left_alone(
     assert (await client.turn(session, "hello"))[0] == 200
 
 
-async def test_the_time_counts_from_the_last_turn(
+async def test_idle_time_counts_from_the_last_turn(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
     session, quiet = await client.create(), await client.create()
@@ -147,7 +145,7 @@ async def test_the_time_counts_from_the_last_turn(
     assert (await client.state(session))["state"] == "closed"
 
 
-async def test_a_running_turn_protects_its_session(
+async def test_running_turn_keeps_its_session_open(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
     session = await client.create()
@@ -163,7 +161,7 @@ async def test_a_running_turn_protects_its_session(
     assert (await client.state(session))["state"] == "idle"
 
 
-async def test_a_turn_that_ran_since_the_sweeper_looked_protects_its_session_too(
+async def test_turn_after_the_query_keeps_its_session_open(
     server: LocalServer, client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, other = await client.create(), await client.create()
@@ -181,7 +179,7 @@ async def test_a_turn_that_ran_since_the_sweeper_looked_protects_its_session_too
     assert (await client.state(other))["state"] == "closed"
 
 
-async def test_a_queued_turn_protects_its_session(serve: Serve, clock: Clock) -> None:
+async def test_queued_turn_keeps_its_session_open(serve: Serve, clock: Clock) -> None:
     server = await serve(clock=clock, max_live_agents=1)
     client = await server.client()
     busy, waiting = await client.create(), await client.create()
@@ -197,7 +195,7 @@ async def test_a_queued_turn_protects_its_session(serve: Serve, clock: Clock) ->
     assert (await second.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_sessions_age_while_the_server_is_down(serve: Serve, clock: Clock) -> None:
+async def test_idle_time_counts_while_the_server_is_down(serve: Serve, clock: Clock) -> None:
     server = await serve(clock=clock)
     client = await server.client()
     session = await client.create()
@@ -210,7 +208,7 @@ async def test_sessions_age_while_the_server_is_down(serve: Serve, clock: Clock)
     assert again.services.sessions.quotas.open_sessions == 0
 
 
-async def test_an_idle_close_makes_room_in_the_pool(serve: Serve, clock: Clock) -> None:
+async def test_idle_close_frees_a_session_of_the_limit(serve: Serve, clock: Clock) -> None:
     server = await serve(clock=clock, max_sessions=1)
     client = await server.client()
     await client.create()
@@ -223,7 +221,7 @@ async def test_an_idle_close_makes_room_in_the_pool(serve: Serve, clock: Clock) 
 # Closed sessions.
 
 
-async def test_a_long_closed_session_is_deleted_with_all_it_left(
+async def test_old_closed_session_is_deleted_with_its_data(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
     session, kept = await client.create(), await client.create()
@@ -245,7 +243,7 @@ async def test_a_long_closed_session_is_deleted_with_all_it_left(
     assert Path((await client.state(kept))["cwd"], "made-by-the-agent").exists()
 
 
-async def test_the_audit_outlives_the_session_and_is_complete(
+async def test_audit_is_complete_after_the_session_is_deleted(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
     session = await client.create()
@@ -264,7 +262,7 @@ async def test_the_audit_outlives_the_session_and_is_complete(
     assert details[4]["turn_count"] == 2
 
 
-async def test_an_idle_session_is_deleted_a_day_after_its_close(
+async def test_idle_session_is_deleted_a_day_after_its_close(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
     session = await client.create()
@@ -279,9 +277,7 @@ async def test_an_idle_session_is_deleted_a_day_after_its_close(
     assert events(server, session) == ["create", "sweep_close", "hard_delete"]
 
 
-async def test_another_sweep_does_nothing(
-    server: LocalServer, client: Client, clock: Clock
-) -> None:
+async def test_second_sweep_does_nothing(server: LocalServer, client: Client, clock: Clock) -> None:
     closed, deleted = await client.create(), await client.create()
     await client.delete(f"/sessions/{deleted}")
     clock.advance(HARD)
@@ -294,7 +290,7 @@ async def test_another_sweep_does_nothing(
     assert events(server, deleted) == ["create", "close", "hard_delete"]
 
 
-async def test_a_folder_of_the_users_own_is_never_deleted(
+async def test_folder_that_the_client_chose_is_never_deleted(
     serve: Serve, clock: Clock, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
@@ -310,7 +306,7 @@ async def test_a_folder_of_the_users_own_is_never_deleted(
     assert (root / "precious").exists()
 
 
-async def test_a_link_in_a_workspace_is_deleted_and_not_what_it_points_to(
+async def test_link_in_a_workspace_is_deleted_without_its_target(
     server: LocalServer, client: Client, clock: Clock, tmp_path: Path
 ) -> None:
     precious = tmp_path / "precious"
@@ -327,7 +323,7 @@ async def test_a_link_in_a_workspace_is_deleted_and_not_what_it_points_to(
     assert (precious / "file").exists()
 
 
-async def test_a_folder_that_cannot_be_removed_is_named_in_the_log_once(
+async def test_folder_that_cannot_be_removed_is_logged_once(
     server: LocalServer,
     client: Client,
     clock: Clock,
@@ -356,7 +352,7 @@ async def test_a_folder_that_cannot_be_removed_is_named_in_the_log_once(
     assert f"{stuck}/of-root" in caplog.text
 
 
-async def test_a_session_that_cannot_be_deleted_holds_up_no_other_and_is_tried_again(
+async def test_failed_delete_is_retried_and_affects_no_other_session(
     server: LocalServer,
     client: Client,
     clock: Clock,
@@ -376,7 +372,7 @@ async def test_a_session_that_cannot_be_deleted_holds_up_no_other_and_is_tried_a
     assert (await client.get(f"/sessions/{stuck}"))[0] == 404
 
 
-async def test_a_session_that_cannot_be_closed_holds_up_no_other(
+async def test_failed_close_affects_no_other_session(
     server: LocalServer,
     client: Client,
     clock: Clock,
@@ -401,7 +397,7 @@ async def test_a_session_that_cannot_be_closed_holds_up_no_other(
     assert failures(caplog) == [(stuck, True)]
 
 
-async def test_on_a_full_disk_the_sweeper_goes_on_making_room(
+async def test_sweeper_frees_space_on_a_full_disk(
     serve: Serve, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve(clock=clock)
@@ -427,7 +423,7 @@ async def test_on_a_full_disk_the_sweeper_goes_on_making_room(
     await eventually("the close to be stored", stored)
 
 
-async def test_a_session_stays_in_memory_until_all_that_it_has_said_is_stored(
+async def test_session_stays_in_memory_until_its_log_is_stored(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
@@ -445,7 +441,7 @@ async def test_a_session_stays_in_memory_until_all_that_it_has_said_is_stored(
     assert session not in ours.cached
 
 
-async def test_an_agent_that_cannot_be_put_to_sleep_does_not_keep_sessions_in_memory(
+async def test_failed_hibernation_keeps_no_other_session_in_memory(
     serve: Serve, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve(clock=clock, agent_idle_secs=60)
@@ -467,7 +463,7 @@ async def test_an_agent_that_cannot_be_put_to_sleep_does_not_keep_sessions_in_me
 
 
 @pytest.mark.parametrize("by_socket", [True, False])
-async def test_a_session_is_not_deleted_while_it_is_read(
+async def test_session_is_not_deleted_while_it_is_read(
     server: LocalServer,
     client: Client,
     clock: Clock,
@@ -511,7 +507,7 @@ async def test_a_session_is_not_deleted_while_it_is_read(
     await eventually("the session to be deleted in a later round", gone)
 
 
-async def test_a_session_is_not_found_from_the_moment_it_is_being_deleted(
+async def test_session_is_not_found_while_it_is_being_deleted(
     server: LocalServer, client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
@@ -540,7 +536,7 @@ async def test_a_session_is_not_found_from_the_moment_it_is_being_deleted(
     assert events(server, session) == ["create", "turn", "close", "hard_delete"]
 
 
-def test_all_of_a_folder_is_removed_but_what_cannot_be(tmp_path: Path) -> None:
+def test_folder_is_removed_except_files_that_cannot_be(tmp_path: Path) -> None:
     for name in ("a/file", "b/of-root", "c/file"):
         path = tmp_path / "workspace" / name
         path.parent.mkdir(parents=True)
@@ -560,7 +556,7 @@ def test_all_of_a_folder_is_removed_but_what_cannot_be(tmp_path: Path) -> None:
     assert left == ["workspace/b", "workspace/b/of-root"]
 
 
-def test_folders_that_an_agent_has_locked_are_removed(tmp_path: Path) -> None:
+def test_folders_without_permissions_are_removed(tmp_path: Path) -> None:
     inner = tmp_path / "workspace" / "outer" / "inner"
     inner.mkdir(parents=True)
     (inner / "file").touch()
@@ -584,10 +580,10 @@ def test_folders_that_an_agent_has_locked_are_removed(tmp_path: Path) -> None:
     assert stat.S_IMODE(precious.stat().st_mode) == 0o500
 
 
-# Sessions that are not kept in memory.
+# Sessions outside the cache.
 
 
-async def test_a_turn_of_a_session_that_is_held_and_no_longer_kept_is_counted_and_drained(
+async def test_turn_of_an_uncached_session_is_counted_and_drained(
     serve: Serve, clock: Clock
 ) -> None:
     server = await serve(clock=clock, agent_idle_secs=60)
@@ -630,10 +626,10 @@ async def test_expired_uploads_are_deleted(
     assert left() == (0, 0)
 
 
-# By itself.
+# The loop.
 
 
-async def test_the_sweeper_runs_by_itself(serve: Serve, clock: Clock) -> None:
+async def test_sweeper_runs_periodically(serve: Serve, clock: Clock) -> None:
     server = await serve(clock=clock, sweep_interval_secs=0.02)
     client = await server.client()
     session = await client.create()
@@ -645,7 +641,7 @@ async def test_the_sweeper_runs_by_itself(serve: Serve, clock: Clock) -> None:
     await eventually("the sweeper to close the session", closed)
 
 
-async def test_a_sweep_that_fails_does_not_stop_the_sweeper(
+async def test_failed_sweep_does_not_stop_the_sweeper(
     serve: Serve, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve(clock=clock, sweep_interval_secs=0.02)
@@ -672,7 +668,7 @@ async def test_a_sweep_that_fails_does_not_stop_the_sweeper(
     assert "the sweeper failed" in caplog.text
 
 
-async def test_a_sweeper_that_fails_does_not_keep_the_others_from_their_round(
+async def test_failed_sweep_does_not_stop_other_sweeps(
     serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve(sweep_interval_secs=0.02)

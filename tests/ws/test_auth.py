@@ -1,4 +1,4 @@
-"""Who may open a session's socket, by header, first frame, ticket, Origin; and who may stay."""
+"""Authentication of a session's socket: header, auth frame, ticket, Origin, revocation."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def answers(socket: Socket) -> list[str]:
 # By header: answered before the upgrade.
 
 
-async def test_a_header_lets_in(server: LocalServer, client: Client) -> None:
+async def test_authorization_header_opens_the_socket(server: LocalServer, client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     assert socket.frames[0]["type"] == "ready"
 
 
-async def test_a_header_that_is_no_apps_token_is_401_before_the_upgrade(
+async def test_invalid_header_is_401_before_the_upgrade(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
@@ -83,7 +83,7 @@ async def test_a_header_that_is_no_apps_token_is_401_before_the_upgrade(
             assert (status, body["code"]) == (401, "unauthorized"), header
 
 
-async def test_another_apps_session_is_404_as_one_that_does_not_exist(
+async def test_session_of_another_app_is_404_like_an_unknown_one(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
@@ -95,7 +95,7 @@ async def test_another_apps_session_is_404_as_one_that_does_not_exist(
     assert bodies[0]["code"] == "not_found"
 
 
-async def test_a_token_in_the_url_is_no_credential(server: LocalServer, client: Client) -> None:
+async def test_token_in_the_url_is_ignored(server: LocalServer, client: Client) -> None:
     session = await client.create()
     http = server.anonymous().http
     url = f"{server.url}/sessions/{session}/ws?token={client.token}&access_token={client.token}"
@@ -104,13 +104,13 @@ async def test_a_token_in_the_url_is_no_credential(server: LocalServer, client: 
         assert await said_goodbye(Socket(ws)) == 4501
 
 
-async def test_without_an_upgrade_it_is_a_bad_request(client: Client) -> None:
+async def test_request_without_upgrade_is_400(client: Client) -> None:
     session = await client.create()
     status, body = await client.get(f"/sessions/{session}/ws")
     assert (status, body["code"]) == (400, "bad_request")
 
 
-async def test_an_after_that_is_no_position_is_400_before_the_upgrade(client: Client) -> None:
+async def test_invalid_after_is_400_before_the_upgrade(client: Client) -> None:
     session = await client.create()
     for after in ("-1", "x", "1.5", "", "9" * 30, "9" * 5000):
         status, body = await refused(client, session, query=f"?after={after}")
@@ -121,7 +121,7 @@ async def test_an_after_that_is_no_position_is_400_before_the_upgrade(client: Cl
 # By the first frame.
 
 
-async def test_the_first_frame_lets_in(server: LocalServer, client: Client) -> None:
+async def test_auth_frame_opens_the_socket(server: LocalServer, client: Client) -> None:
     session = await client.create()
     socket = await first_frame(server, session, token=client.token)
     ready = await socket.until("ready")
@@ -129,7 +129,7 @@ async def test_the_first_frame_lets_in(server: LocalServer, client: Client) -> N
     assert (await socket.turn("hello"))["stop_reason"] == "end_turn"
 
 
-async def test_the_first_frame_may_name_a_position(server: LocalServer, client: Client) -> None:
+async def test_auth_frame_may_name_a_position(server: LocalServer, client: Client) -> None:
     session = await client.create()
     await client.turn(session, "hello")
     log = await client.events(session)
@@ -141,7 +141,7 @@ async def test_the_first_frame_may_name_a_position(server: LocalServer, client: 
     assert socket.entries == log[2:]
 
 
-async def test_a_first_frame_without_a_good_credential_is_4500(
+async def test_auth_frame_with_an_invalid_credential_closes_with_4500(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
@@ -153,7 +153,7 @@ async def test_a_first_frame_without_a_good_credential_is_4500(
             assert await said_goodbye(socket) == 4500, credential
 
 
-async def test_another_apps_session_is_4505_as_one_that_does_not_exist(
+async def test_session_of_another_app_closes_with_4505_like_an_unknown_one(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
@@ -162,7 +162,7 @@ async def test_another_apps_session_is_4505_as_one_that_does_not_exist(
         assert await said_goodbye(await first_frame(server, known, token=other.token)) == 4505
 
 
-async def test_a_session_that_cannot_be_read_is_4000(
+async def test_session_that_cannot_be_read_closes_with_4000(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
@@ -177,7 +177,7 @@ async def test_a_session_that_cannot_be_read_is_4000(
     assert "disk" not in socket.frames[0]["reason"]
 
 
-async def test_a_first_frame_that_is_no_auth_is_4501(server: LocalServer, client: Client) -> None:
+async def test_other_first_frame_closes_with_4501(server: LocalServer, client: Client) -> None:
     session = await client.create()
     for data in (
         "hello",
@@ -196,7 +196,7 @@ async def test_a_first_frame_that_is_no_auth_is_4501(server: LocalServer, client
         assert await said_goodbye(socket) == 4501, data
 
 
-async def test_no_auth_in_time_is_4502(serve: Serve) -> None:
+async def test_late_auth_frame_closes_with_4502(serve: Serve) -> None:
     server = await serve(auth_timeout_secs=0.2)
     session = await (await server.client()).create()
     began = time.monotonic()
@@ -205,7 +205,7 @@ async def test_no_auth_in_time_is_4502(serve: Serve) -> None:
     assert 0.2 <= time.monotonic() - began < 2
 
 
-async def test_pings_do_not_put_the_time_for_auth_off(serve: Serve) -> None:
+async def test_pings_do_not_extend_the_auth_timeout(serve: Serve) -> None:
     server = await serve(auth_timeout_secs=0.3)
     session = await (await server.client()).create()
     socket = await server.anonymous().connect(session, ready=False)
@@ -222,7 +222,9 @@ async def test_pings_do_not_put_the_time_for_auth_off(serve: Serve) -> None:
     await asyncio.gather(pinging, return_exceptions=True)
 
 
-async def test_who_leaves_before_auth_leaves_nothing(server: LocalServer, client: Client) -> None:
+async def test_client_that_disconnects_before_auth_leaves_nothing(
+    server: LocalServer, client: Client
+) -> None:
     session = await client.create()
     socket = await server.anonymous().connect(session, ready=False)
     await socket.close()
@@ -230,7 +232,7 @@ async def test_who_leaves_before_auth_leaves_nothing(server: LocalServer, client
     assert (await client.state(session))["sockets"] == 0
 
 
-async def test_another_protocol_is_4507(server: LocalServer, client: Client) -> None:
+async def test_other_protocol_version_closes_with_4507(server: LocalServer, client: Client) -> None:
     session = await client.create()
     url = f"{server.url}/sessions/{session}/ws?protocol=2"
     async with client.http.ws_connect(url, headers=client.headers()) as ws:
@@ -252,7 +254,7 @@ async def ticket_for(client: Client, session: str) -> str:
     return str(body["ticket"])
 
 
-async def test_a_ticket_lets_in_once(server: LocalServer, client: Client) -> None:
+async def test_ticket_opens_one_socket(server: LocalServer, client: Client) -> None:
     session = await client.create()
     ticket = await ticket_for(client, session)
     socket = await first_frame(server, session, ticket=ticket)
@@ -262,13 +264,13 @@ async def test_a_ticket_lets_in_once(server: LocalServer, client: Client) -> Non
     assert socket.close_code is None
 
 
-async def test_a_ticket_is_for_its_session_alone(server: LocalServer, client: Client) -> None:
+async def test_ticket_is_valid_only_for_its_session(server: LocalServer, client: Client) -> None:
     mine, other = await client.create(), await client.create()
     ticket = await ticket_for(client, mine)
     assert await said_goodbye(await first_frame(server, other, ticket=ticket)) == 4500
 
 
-async def test_a_ticket_is_for_sockets_alone(server: LocalServer, client: Client) -> None:
+async def test_ticket_is_valid_only_for_sockets(server: LocalServer, client: Client) -> None:
     session = await client.create()
     ticket = await ticket_for(client, session)
     assert (await Client(server.url, ticket, client.http).get("/sessions"))[0] == 401
@@ -276,7 +278,7 @@ async def test_a_ticket_is_for_sockets_alone(server: LocalServer, client: Client
     assert status == 401
 
 
-async def test_of_two_that_race_with_one_ticket_one_gets_in(
+async def test_concurrent_use_of_one_ticket_opens_one_socket(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
@@ -287,7 +289,7 @@ async def test_of_two_that_race_with_one_ticket_one_gets_in(
     assert sorted(frame["type"] for frame in firsts if frame) == ["bye"] * 7 + ["ready"]
 
 
-async def test_a_ticket_goes_with_its_token(server: LocalServer) -> None:
+async def test_revoked_token_invalidates_its_tickets(server: LocalServer) -> None:
     client = await server.client("app")
     session = await client.create()
     ticket = await ticket_for(client, session)
@@ -295,7 +297,7 @@ async def test_a_ticket_goes_with_its_token(server: LocalServer) -> None:
     assert await said_goodbye(await first_frame(server, session, ticket=ticket)) == 4500
 
 
-async def test_another_apps_session_has_no_tickets(server: LocalServer, client: Client) -> None:
+async def test_session_of_another_app_has_no_tickets(server: LocalServer, client: Client) -> None:
     session = await client.create()
     other = await server.client("other")
     for known in (session, NO_SESSION):
@@ -312,7 +314,7 @@ def own(server: LocalServer) -> str:
     return server.url.partition("://")[2]
 
 
-async def test_an_origin_must_be_the_same_or_allowed(serve: Serve) -> None:
+async def test_origin_must_be_the_same_or_allowed(serve: Serve) -> None:
     server = await serve(allowed_origins=("https://chat.example.org", "http://localhost:3000"))
     client = await server.client()
     session = await client.create()
@@ -356,9 +358,7 @@ async def test_an_origin_must_be_the_same_or_allowed(serve: Serve) -> None:
             assert (status, body["code"]) == (403, "forbidden"), origin
 
 
-async def test_an_origin_is_asked_for_before_any_credential(
-    server: LocalServer, client: Client
-) -> None:
+async def test_origin_is_checked_before_the_credential(server: LocalServer, client: Client) -> None:
     session = await client.create()
     for known in (session, NO_SESSION):
         status, _ = await refused(
@@ -367,7 +367,7 @@ async def test_an_origin_is_asked_for_before_any_credential(
         assert status == 403
 
 
-async def test_on_loopback_a_foreign_host_name_is_refused(
+async def test_foreign_host_name_on_loopback_is_refused(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
@@ -395,7 +395,7 @@ async def test_on_loopback_a_foreign_host_name_is_refused(
             assert (status, body["code"]) == (403, "forbidden"), host
 
 
-async def test_behind_a_proxy_the_allowed_origins_name_the_hosts(serve: Serve) -> None:
+async def test_allowed_origins_name_the_hosts_behind_a_proxy(serve: Serve) -> None:
     server = await serve(allowed_origins=("https://chat.example.org",))
     client = await server.client()
     session = await client.create()
@@ -405,10 +405,12 @@ async def test_behind_a_proxy_the_allowed_origins_name_the_hosts(serve: Serve) -
     assert status == 403
 
 
-# Who may stay.
+# Later auth frames, and revocation.
 
 
-async def test_a_renewal_keeps_the_socket(server: LocalServer, client: Client) -> None:
+async def test_later_auth_frame_with_the_same_token_keeps_the_socket(
+    server: LocalServer, client: Client
+) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await socket.send("auth", token=client.token)
@@ -418,7 +420,9 @@ async def test_a_renewal_keeps_the_socket(server: LocalServer, client: Client) -
     assert answers(socket) == ["ready", "pong"]
 
 
-async def test_a_renewal_with_a_bad_credential_is_4500(server: LocalServer, client: Client) -> None:
+async def test_later_auth_frame_with_another_credential_closes_with_4500(
+    server: LocalServer, client: Client
+) -> None:
     session = await client.create()
     other = await server.client("other")
     theirs = await ticket_for(other, await other.create())
@@ -429,7 +433,7 @@ async def test_a_renewal_with_a_bad_credential_is_4500(server: LocalServer, clie
         assert answers(socket) == ["ready", "bye"]
 
 
-async def test_a_revoked_token_closes_its_sockets_within_a_second(server: LocalServer) -> None:
+async def test_revoked_token_closes_its_sockets(server: LocalServer) -> None:
     client = await server.client("app")
     session = await client.create()
     other = await server.client("other")
@@ -452,7 +456,7 @@ async def test_a_revoked_token_closes_its_sockets_within_a_second(server: LocalS
     await bystander.until("pong")
 
 
-async def test_a_token_revoked_while_its_socket_opens_does_not_let_in(
+async def test_token_revoked_during_the_upgrade_closes_the_socket(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
@@ -468,7 +472,7 @@ async def test_a_token_revoked_while_its_socket_opens_does_not_let_in(
     assert await said_goodbye(socket) == 4503
 
 
-async def test_a_token_bound_to_other_networks_is_refused(
+async def test_token_bound_to_other_networks_is_refused(
     server: LocalServer, client: Client
 ) -> None:
     here = await server.client("here", ip_cidrs=["127.0.0.0/8"])
@@ -479,7 +483,7 @@ async def test_a_token_bound_to_other_networks_is_refused(
     assert await said_goodbye(await first_frame(server, session, token=away.token)) == 4500
 
 
-async def test_no_credential_reaches_the_log(
+async def test_credentials_are_not_logged(
     server: LocalServer, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")

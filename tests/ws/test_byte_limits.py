@@ -1,4 +1,4 @@
-"""What one app may have in the server's memory is limited in bytes, exactly, also in a race."""
+"""Limits on the bytes that one app uses in the server's memory; they are exact also in a race."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_page_of_limited_number_says_that_there_is_more(client: Client) ->
     assert (len(page["entries"]), page["has_more"]) == (head, False)
 
 
-async def test_turns_reply_that_is_too_long_says_where_its_events_are(client: Client) -> None:
+async def test_too_long_turn_reply_names_the_position_of_its_events(client: Client) -> None:
     session = await client.create()
     status, reply = await client.turn(
         session, script({"burst": {"count": 7, "text": "x" * 99_000}})
@@ -210,11 +210,11 @@ async def test_refused_prompt_holds_no_bytes(
     assert (await client.turn(session, "fits"))[0] == 200
 
 
-# What agents say of themselves, and ask for.
+# Settings that agents report, and their permission requests.
 
 
 @pytest.mark.parametrize("value", [None, "x", [1, {"a": []}], {"a": {"b": "c"}}])
-def test_what_is_short_is_kept_as_it_is(value: Any) -> None:
+def test_short_agent_report_is_unchanged(value: Any) -> None:
     assert bounded(value) == value
 
 
@@ -228,21 +228,21 @@ def test_what_is_short_is_kept_as_it_is(value: Any) -> None:
         [[[["x" * 1000]]]],
     ],
 )
-def test_what_is_long_is_cut_to_its_first_items(value: Any) -> None:
+def test_long_agent_report_keeps_its_first_items(value: Any) -> None:
     kept = bounded(value, 500)
     assert len(dumps(kept)) <= 500
     if isinstance(value, list):
         assert kept == value[: len(kept)]
 
 
-def test_what_is_nested_too_deeply_is_not_kept() -> None:
+def test_deeply_nested_agent_report_is_dropped() -> None:
     value: Any = []
     for _ in range(100_000):
         value = [value]
     assert bounded(value) is None
 
 
-def test_what_an_agent_says_of_itself_is_limited() -> None:
+def test_settings_that_an_agent_reports_are_limited() -> None:
     offered = [{"name": f"c{n}", "description": "d" * 99} for n in range(9999)]
     update = {"availableCommands": offered}
     commands = updated(NO_SETTINGS, NO_SETTINGS, "available_commands_update", update).commands
@@ -283,7 +283,7 @@ def test_long_permission_request_keeps_its_options() -> None:
 # Readers that do not read.
 
 
-async def test_client_that_takes_nothing_of_a_long_reply_is_dropped(
+async def test_client_that_reads_nothing_of_a_long_reply_is_dropped(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "server.access")

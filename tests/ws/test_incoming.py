@@ -1,4 +1,4 @@
-"""What a socket's peer has sent and nobody has handled yet: counted, bounded, fair."""
+"""Unhandled messages of clients: counted and limited for each app."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BEGUN = frame(TEXT, b"x" * (UNBUDGETED_BYTES + 1), size=LARGE)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
-def test_a_scanner_counts_messages_however_their_bytes_come(step: int) -> None:
+def test_scanner_counts_messages_in_pieces_of_any_size(step: int) -> None:
     data = b"".join(
         [
             frame(TEXT, b"a" * 10),
@@ -56,7 +56,7 @@ def test_a_scanner_counts_messages_however_their_bytes_come(step: int) -> None:
     assert (scanner.expected, scanner.is_in_message) == (20, True)
 
 
-def test_a_scanner_does_not_know_the_size_of_a_message_that_goes_on() -> None:
+def test_scanner_does_not_know_the_size_of_a_fragmented_message() -> None:
     scanner = FrameScanner()
     scanner.feed(frame(TEXT, b"x" * 9, fin=False))
     assert (scanner.expected, scanner.message) == (None, 9)
@@ -75,7 +75,7 @@ async def put(raw: RawSocket, data: bytes) -> None:
     await asyncio.get_running_loop().sock_sendall(raw.connection, data)
 
 
-async def test_unfinished_messages_of_an_app_are_bounded_and_others_do_not_wait(
+async def test_unfinished_messages_are_limited_for_each_app(
     server: LocalServer, client: Client
 ) -> None:
     budget = server.incoming.budget
@@ -91,7 +91,7 @@ async def test_unfinished_messages_of_an_app_are_bounded_and_others_do_not_wait(
         ]
         for raw in raws[:-1]:
             await put(raw, BEGUN)
-        await eventually("room for all", lambda: budget.taken == fit * LARGE)
+        await eventually("the budget of all", lambda: budget.taken == fit * LARGE)
         last = raws[-1]
         await put(last, BEGUN)
         sending = asyncio.create_task(put(last, rest))
@@ -102,10 +102,10 @@ async def test_unfinished_messages_of_an_app_are_bounded_and_others_do_not_wait(
         raws[0].connection.close()
         async with Deadline("the message that waited"):
             assert await last.until_closed() == 4501  # it was no JSON
-    await eventually("all to be given back", lambda: budget.taken == 0)
+    await eventually("the budget to be released", lambda: budget.taken == 0)
 
 
-async def test_a_message_that_finds_no_room_or_stops_coming_closes_its_socket(
+async def test_message_without_budget_or_progress_closes_its_socket(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.incoming, "budget_timeout", 0.05)
@@ -122,7 +122,7 @@ async def test_a_message_that_finds_no_room_or_stops_coming_closes_its_socket(
         await put(raw, BEGUN)
         async with Deadline("the close of the one that is late"):
             assert await raw.until_closed() == 1013
-    await eventually("all to be given back", lambda: budget.taken == 0)
+    await eventually("the budget to be released", lambda: budget.taken == 0)
 
 
 def client_name(server: LocalServer) -> str:
@@ -130,7 +130,7 @@ def client_name(server: LocalServer) -> str:
     return row.name
 
 
-async def test_a_message_in_too_many_frames_closes_its_socket(client: Client) -> None:
+async def test_message_in_too_many_fragments_closes_its_socket(client: Client) -> None:
     path = f"/sessions/{await client.create()}/ws"
     tiny = frame(CONTINUATION, b"x", fin=False)
     async with socket_of(client, path) as raw:
@@ -139,7 +139,7 @@ async def test_a_message_in_too_many_frames_closes_its_socket(client: Client) ->
             assert await raw.until_closed() == 1013
 
 
-async def test_a_message_counts_until_its_answer_is_taken(
+async def test_message_counts_until_its_response_is_read(
     server: LocalServer, client: Client
 ) -> None:
     budget = server.incoming.budget
@@ -148,16 +148,16 @@ async def test_a_message_counts_until_its_answer_is_taken(
     ping = frame(TEXT, b'{"type":"ping","id":"%b"}' % (b"x" * size))
     async with socket_of(client, path) as raw:
         sending = asyncio.create_task(put(raw, ping * 2))
-        await eventually("its room", lambda: budget.taken > size)
+        await eventually("its budget", lambda: budget.taken > size)
         for _ in range(2):
             assert budget.taken > size
             await raw.until("pong", size=1 << 20)
             raw.frames.clear()
         await sending
-    await eventually("all to be given back", lambda: budget.taken == 0)
+    await eventually("the budget to be released", lambda: budget.taken == 0)
 
 
-async def test_a_prompt_has_few_files(client: Client) -> None:
+async def test_number_of_files_of_a_prompt_is_limited(client: Client) -> None:
     session = await client.create()
     many = ["ff_x"] * 101
     status, reply = await client.turn(session, "x", files=many)

@@ -58,7 +58,7 @@ async def is_alive(socket: Socket) -> None:
 # ready
 
 
-async def test_ready_is_the_first_frame_and_says_where_things_stand(client: Client) -> None:
+async def test_ready_is_the_first_frame_with_the_session_state(client: Client) -> None:
     session = await client.create("mock", permission="ask", model=None)
     socket = await client.connect(session, ready=False)
     ready = await socket.next()
@@ -81,7 +81,7 @@ async def test_ready_is_the_first_frame_and_says_where_things_stand(client: Clie
     assert again.frames[0]["head"] == (await client.state(session))["head"]
 
 
-async def test_ready_tells_of_the_running_turn_and_those_that_wait(client: Client) -> None:
+async def test_ready_names_the_running_and_the_queued_turns(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await socket.send("prompt", prompt=script({"hang": True}))
@@ -94,7 +94,7 @@ async def test_ready_tells_of_the_running_turn_and_those_that_wait(client: Clien
     assert ready["queued"] == [{"turn_index": 2, "id": "c2", "prompt": [text]}]
 
 
-async def test_ready_lists_the_permissions_that_wait(client: Client) -> None:
+async def test_ready_lists_the_pending_permissions(client: Client) -> None:
     session = await client.create(permission="ask")
     socket = await client.connect(session)
     await socket.send("prompt", prompt=script({"permission": [True, True]}))
@@ -121,7 +121,7 @@ async def test_ready_lists_the_permissions_that_wait(client: Client) -> None:
     assert await pending() == []
 
 
-async def test_a_permission_that_waits_holds_up_no_other_session(client: Client) -> None:
+async def test_pending_permission_does_not_delay_other_sessions(client: Client) -> None:
     waiting = await client.connect(await client.create(permission="ask"))
     await waiting.send("prompt", prompt=script({"permission": True}))
     await waiting.until("permission_request")
@@ -134,7 +134,7 @@ async def test_a_permission_that_waits_holds_up_no_other_session(client: Client)
 # A prompt and what becomes of it.
 
 
-async def test_a_prompt_is_accepted_starts_streams_and_ends(client: Client) -> None:
+async def test_prompt_is_accepted_starts_streams_and_ends(client: Client) -> None:
     before = time.time_ns() // 1_000_000
     session = await client.create()
     socket = await client.connect(session, after=0)
@@ -168,7 +168,7 @@ async def test_a_prompt_is_accepted_starts_streams_and_ends(client: Client) -> N
     assert socket.entries == await client.events(session)
 
 
-async def test_a_prompt_may_be_content_blocks(client: Client) -> None:
+async def test_prompt_may_be_content_blocks(client: Client) -> None:
     socket = await client.connect(await client.create())
     blocks = [
         {"type": "text", "text": "look"},
@@ -200,7 +200,7 @@ async def test_files_are_named_in_the_prompt(client: Client, attached: bool) -> 
         assert text == "read it"
 
 
-# What an agent writes, with all that JSON lets one write.
+# Agent output with all that JSON allows.
 ODD_LINES = [
     r'{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"s","update":'
     r'{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"half \ud83d"}}}}',
@@ -224,7 +224,7 @@ ODD_LINES = [
 ]
 
 
-async def test_every_notification_comes_down_as_the_agent_wrote_it(client: Client) -> None:
+async def test_notifications_are_passed_on_unchanged(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await socket.turn("so that it has started")
@@ -251,7 +251,7 @@ async def test_every_notification_comes_down_as_the_agent_wrote_it(client: Clien
     assert all(line in body for line in ODD_LINES)
 
 
-async def test_what_is_no_message_is_passed_over(client: Client) -> None:
+async def test_agent_output_that_is_not_a_message_is_skipped(client: Client) -> None:
     socket = await client.connect(await client.create())
     lines = ["hello", "", "{", "[]", '"text"', "null", '{"a":NaN}', '[{"jsonrpc":"2.0"}]']
     lines += ['{"method":"no_version"}', '{"jsonrpc":"1.0","method":"m"}']
@@ -263,7 +263,7 @@ async def test_what_is_no_message_is_passed_over(client: Client) -> None:
     assert kinds(of_turn) == ["turn_start", *["event"] * 3, "turn_end"]
 
 
-async def test_a_large_message_comes_down_whole(client: Client) -> None:
+async def test_large_message_is_passed_on_complete(client: Client) -> None:
     socket = await client.connect(await client.create())
     await socket.turn(script({"chunk": 1 << 20}, {"chunk": 5 << 20}))
     lengths = [
@@ -275,7 +275,7 @@ async def test_a_large_message_comes_down_whole(client: Client) -> None:
     assert lengths == [1 << 20, 5 << 20]
 
 
-async def test_updates_behind_the_end_belong_to_the_turn_before(client: Client) -> None:
+async def test_updates_after_a_turn_belong_to_that_turn(client: Client) -> None:
     socket = await client.connect(await client.create(), after=0)
     await socket.turn(script({"late": [{"say": "late"}]}))
     late = await socket.until_text("late")
@@ -283,7 +283,7 @@ async def test_updates_behind_the_end_belong_to_the_turn_before(client: Client) 
     assert seqs(socket) == list(range(1, late["seq"] + 1))
 
 
-async def test_accepted_comes_before_its_turn(client: Client) -> None:
+async def test_accepted_precedes_its_turn(client: Client) -> None:
     session = await client.create()
     sockets = [await client.connect(session, after=0) for _ in range(3)]
     for number in range(6):
@@ -302,7 +302,7 @@ async def test_accepted_comes_before_its_turn(client: Client) -> None:
             assert socket.frames.index(frame) < socket.frames.index(start)
 
 
-async def test_accepted_comes_before_its_turn_while_others_replay(client: Client) -> None:
+async def test_accepted_precedes_its_turn_during_other_replays(client: Client) -> None:
     session = await client.create()
     await client.turn(session, script({"burst": {"count": 3000}}))
     asking = await client.connect(session, after=0)
@@ -318,7 +318,7 @@ async def test_accepted_comes_before_its_turn_while_others_replay(client: Client
         assert seqs(socket) == list(range(1, end["seq"] + 1))
 
 
-async def test_prompts_wait_in_order_and_no_more_than_may(serve: Serve) -> None:
+async def test_prompts_are_queued_in_order_up_to_the_limit(serve: Serve) -> None:
     server = await serve(max_queued_turns=2)
     client = await server.client()
     session = await client.create()
@@ -341,7 +341,7 @@ async def test_prompts_wait_in_order_and_no_more_than_may(serve: Serve) -> None:
     assert socket.text(3) == "echo: c3"
 
 
-async def test_the_same_id_again_runs_nothing(client: Client) -> None:
+async def test_duplicate_prompt_runs_nothing(client: Client) -> None:
     session = await client.create()
     one, two = await client.connect(session, after=0), await client.connect(session)
     prompt = script({"gate": "gate"})
@@ -360,7 +360,7 @@ async def test_the_same_id_again_runs_nothing(client: Client) -> None:
     assert [e["id"] for e in one.entries if e["type"] == "turn_start"] == ["c1", "c2"]
 
 
-async def test_the_same_id_is_known_though_it_still_waits(client: Client) -> None:
+async def test_duplicate_of_a_queued_prompt_is_recognised(client: Client) -> None:
     socket = await client.connect(await client.create())
     await socket.send("prompt", prompt=script({"hang": True}), id="c1")
     await socket.until("turn_start")
@@ -371,7 +371,7 @@ async def test_the_same_id_is_known_though_it_still_waits(client: Client) -> Non
         assert (accepted["turn_index"], accepted["queued"]) == (2, True)
 
 
-async def test_two_sockets_that_send_one_id_at_once_start_one_turn(client: Client) -> None:
+async def test_concurrent_duplicates_start_one_turn(client: Client) -> None:
     session = await client.create()
     sockets = [await client.connect(session) for _ in range(5)]
     await asyncio.gather(*(socket.send("prompt", prompt="hi", id="c1") for socket in sockets))
@@ -380,14 +380,14 @@ async def test_two_sockets_that_send_one_id_at_once_start_one_turn(client: Clien
     assert sorted(frame["duplicate"] for frame in accepted) == [False, True, True, True, True]
 
 
-async def test_an_id_is_the_sessions_own(client: Client) -> None:
+async def test_prompt_id_is_scoped_to_its_session(client: Client) -> None:
     for _ in range(2):
         socket = await client.connect(await client.create())
         await socket.send("prompt", prompt="hi", id="c1")
         assert (await socket.until("accepted"))["duplicate"] is False
 
 
-async def test_a_prompt_without_an_id_is_always_new(client: Client) -> None:
+async def test_prompt_without_an_id_is_always_new(client: Client) -> None:
     socket = await client.connect(await client.create())
     for index in (1, 2):
         await socket.send("prompt", prompt="hi")
@@ -396,7 +396,7 @@ async def test_a_prompt_without_an_id_is_always_new(client: Client) -> None:
         assert accepted["duplicate"] is False
 
 
-async def test_a_turn_goes_on_when_its_socket_is_gone(client: Client) -> None:
+async def test_turn_continues_after_its_socket_has_closed(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await socket.send("prompt", prompt=script({"say": "a"}, {"gate": "gate"}, {"say": "b"}))
@@ -419,7 +419,7 @@ async def no_sockets(client: Client, session: str) -> Json | None:
 # Frames that are not understood.
 
 
-async def test_a_bad_frame_gets_an_error_and_the_socket_stays(client: Client) -> None:
+async def test_invalid_frame_gets_an_error_and_the_socket_stays_open(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     bad: list[tuple[Json, str | None]] = [
@@ -456,7 +456,7 @@ async def test_a_bad_frame_gets_an_error_and_the_socket_stays(client: Client) ->
     assert (await client.state(session))["turn_count"] == 0
 
 
-async def test_what_cannot_be_done_is_answered_under_the_id_of_whatever_asked(
+async def test_error_has_the_id_of_the_frame_that_failed(
     client: Client,
 ) -> None:
     socket = await client.connect(await client.create())
@@ -472,7 +472,7 @@ async def test_what_cannot_be_done_is_answered_under_the_id_of_whatever_asked(
         assert (answer.get("id"), answer["code"]) == (f"c{number}", code), frame
 
 
-async def test_a_session_has_so_many_changes_that_wait_whoever_asked_for_them(
+async def test_pending_setting_changes_are_limited_for_each_session(
     serve: Serve,
 ) -> None:
     server = await serve(max_live_agents=1)
@@ -495,7 +495,7 @@ async def test_a_session_has_so_many_changes_that_wait_whoever_asked_for_them(
     await busy.until("turn_end")
 
 
-async def test_half_a_surrogate_pair_in_a_frame_is_a_bad_request(client: Client) -> None:
+async def test_unpaired_surrogate_in_a_frame_is_a_bad_request(client: Client) -> None:
     # It is JSON, and browsers write it: a text cut in the middle of an emoji.
     socket = await client.connect(await client.create())
     await socket.send("prompt", prompt="cut \ud83d", id="c1")
@@ -504,7 +504,7 @@ async def test_half_a_surrogate_pair_in_a_frame_is_a_bad_request(client: Client)
     await is_alive(socket)
 
 
-async def test_what_is_not_json_closes_with_4501(client: Client) -> None:
+async def test_text_that_is_not_json_closes_with_4501(client: Client) -> None:
     session = await client.create()
     bad: list[str | bytes] = ["hello", "", "{", "[]", "7", "null", '{"type":"ping"}x', "{'a':1}"]
     bad += [b"", b'{"type":"ping"}', b"\xff"]  # binary, whatever is in it
@@ -523,7 +523,7 @@ async def test_text_that_is_not_utf8_closes_with_4501(client: Client) -> None:
 
 
 @pytest.mark.parametrize("size", [(4 << 20) + 1, 30 << 20])
-async def test_a_frame_over_4_mib_closes_with_1009(client: Client, size: int) -> None:
+async def test_frame_over_4_mib_closes_with_1009(client: Client, size: int) -> None:
     session = await client.create()
     socket = await client.connect(session)
     empty = len(json.dumps({"type": "prompt", "prompt": ""}))
@@ -535,7 +535,7 @@ async def test_a_frame_over_4_mib_closes_with_1009(client: Client, size: int) ->
     assert (await client.state(session))["turn_count"] == 0
 
 
-async def test_a_frame_of_4_mib_is_taken(client: Client) -> None:
+async def test_frame_of_4_mib_is_accepted(client: Client) -> None:
     socket = await client.connect(await client.create())
     frame = '{"type":"ping","id":"%s"}'
     await socket.ws.send_str(frame % ("x" * ((4 << 20) - len(frame) + 2)))
@@ -548,7 +548,7 @@ async def test_a_frame_of_4_mib_is_taken(client: Client) -> None:
 # ping, heartbeat
 
 
-async def test_a_ping_is_answered_with_its_id_whatever_it_is(client: Client) -> None:
+async def test_pong_has_the_id_of_its_ping(client: Client) -> None:
     socket = await client.connect(await client.create())
     for ping_id in ("a", "", 7, -1.5, None, True, [1, [2]], {"a": {"b": None}}, "é😀"):
         await socket.send("ping", id=ping_id)
@@ -557,7 +557,7 @@ async def test_a_ping_is_answered_with_its_id_whatever_it_is(client: Client) -> 
     assert await socket.until("pong") == {"type": "pong", "id": None}
 
 
-async def test_a_websocket_ping_is_answered(client: Client) -> None:
+async def test_websocket_ping_gets_a_pong(client: Client) -> None:
     session = await client.create()
     url = f"{client.url}/sessions/{session}/ws"
     async with client.http.ws_connect(url, headers=client.headers(), autoping=False) as ws:
@@ -567,7 +567,7 @@ async def test_a_websocket_ping_is_answered(client: Client) -> None:
         assert (message.type, message.data) == (WSMsgType.PONG, b"payload")
 
 
-async def test_a_heartbeat_tells_the_head(serve: Serve) -> None:
+async def test_heartbeat_has_the_head_of_the_log(serve: Serve) -> None:
     server = await serve(heartbeat_secs=0.05)
     client = await server.client()
     session = await client.create()
@@ -604,7 +604,7 @@ async def test_cancel_by_any_socket_and_by_index(client: Client) -> None:
         assert (await socket.until("turn_end"))["stop_reason"] == "cancelled"
 
 
-async def test_cancel_takes_a_queued_turn_out(client: Client) -> None:
+async def test_cancel_removes_a_queued_turn(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session, after=0)
     await socket.send("prompt", prompt=script({"say": "a"}, {"gate": "gate"}))
@@ -625,7 +625,7 @@ async def test_cancel_takes_a_queued_turn_out(client: Client) -> None:
     assert ends == [(2, "cancelled"), (1, "end_turn"), (3, "end_turn")]
 
 
-async def test_nothing_to_cancel_is_not_found(client: Client) -> None:
+async def test_cancel_without_a_turn_is_not_found(client: Client) -> None:
     socket = await client.connect(await client.create())
     await socket.turn("hello")
     for fields in ({}, {"turn_index": 1}, {"turn_index": 2}, {"turn_index": 99}):
@@ -634,7 +634,7 @@ async def test_nothing_to_cancel_is_not_found(client: Client) -> None:
     await is_alive(socket)
 
 
-async def test_close_ends_the_session_for_all(client: Client) -> None:
+async def test_close_ends_the_session_for_all_sockets(client: Client) -> None:
     session = await client.create()
     socket, other = await client.connect(session, after=0), await client.connect(session, after=0)
     await socket.turn("hello")
@@ -649,7 +649,7 @@ async def test_close_ends_the_session_for_all(client: Client) -> None:
     assert (state["state"], state["close_reason"]) == ("closed", "client")
 
 
-async def test_close_ends_what_runs_and_what_waits(client: Client) -> None:
+async def test_close_ends_running_and_queued_turns(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await socket.send("prompt", prompt=script({"say": "a"}, {"hang": True}))
@@ -672,7 +672,7 @@ async def test_deleting_the_session_closes_its_sockets(client: Client) -> None:
     assert kinds(socket.frames)[-2:] == ["session_closed", "bye"]
 
 
-async def test_a_closed_session_can_be_read_and_says_so(client: Client) -> None:
+async def test_closed_session_can_be_read(client: Client) -> None:
     session = await client.create()
     await client.turn(session, "hello")
     await client.delete(f"/sessions/{session}")
@@ -688,7 +688,7 @@ async def test_a_closed_session_can_be_read_and_says_so(client: Client) -> None:
 # after
 
 
-async def test_after_replays_what_is_behind_it(client: Client) -> None:
+async def test_after_replays_the_entries_that_follow(client: Client) -> None:
     session = await client.create()
     first = await client.connect(session, after=0)
     await first.turn("hello")
@@ -716,7 +716,7 @@ async def read_to(socket: Socket, seq: int) -> None:
             last = socket.frames[-1].get("seq", last)
 
 
-async def test_after_beyond_the_head_is_4002(client: Client) -> None:
+async def test_after_past_the_end_of_the_log_closes_with_4002(client: Client) -> None:
     session = await client.create()
     await client.turn(session, "hello")
     head = (await client.state(session))["head"]
@@ -727,7 +727,7 @@ async def test_after_beyond_the_head_is_4002(client: Client) -> None:
     await client.connect(session, after=head)
 
 
-async def test_whenever_one_comes_nothing_is_missing_or_twice(client: Client) -> None:
+async def test_socket_opened_at_any_time_gets_every_entry_once(client: Client) -> None:
     session = await client.create()
     asking = await client.connect(session, after=0)
     state = await client.state(session)
@@ -750,7 +750,7 @@ async def test_whenever_one_comes_nothing_is_missing_or_twice(client: Client) ->
         assert seqs(socket) == list(range(after + 1, last + 1))
 
 
-async def test_without_after_it_is_live_from_its_ready(client: Client) -> None:
+async def test_socket_without_after_gets_entries_after_ready(client: Client) -> None:
     session = await client.create()
     asking = await client.connect(session)
     await asking.send("prompt", prompt=script(CHATTER))
@@ -763,7 +763,7 @@ async def test_without_after_it_is_live_from_its_ready(client: Client) -> None:
         assert seqs(socket) == list(range(socket.frames[0]["head"] + 1, last + 1))
 
 
-async def test_all_sockets_see_the_same(client: Client) -> None:
+async def test_all_sockets_get_the_same_entries(client: Client) -> None:
     session = await client.create(permission="ask")
     sockets = [await client.connect(session, after=0) for _ in range(4)]
     steps = ({"say": "a"}, {"permission": True}, {"burst": {"count": 500}}, {"say": "b"})
@@ -775,12 +775,12 @@ async def test_all_sockets_see_the_same(client: Client) -> None:
     assert all(socket.entries == sockets[0].entries for socket in sockets)
     resolved = next(e for e in sockets[3].entries if e["type"] == "permission_resolved")
     assert resolved["by"] == "client"
-    # Who asked is the only one to be told that it was accepted.
+    # Only the client that sent the prompt receives `accepted`.
     accepted = ["accepted" in kinds(socket.frames) for socket in sockets]
     assert accepted == [True, False, False, False]
 
 
-async def test_the_first_answer_to_a_permission_wins(client: Client) -> None:
+async def test_first_response_to_a_permission_counts(client: Client) -> None:
     session = await client.create(permission="ask")
     first, second = await client.connect(session), await client.connect(session)
     await first.send("prompt", prompt=script({"permission": True}))
@@ -799,7 +799,7 @@ async def test_the_first_answer_to_a_permission_wins(client: Client) -> None:
 # Bounds.
 
 
-async def test_one_socket_too_many_is_4504(serve: Serve) -> None:
+async def test_socket_over_the_limit_closes_with_4504(serve: Serve) -> None:
     server = await serve(max_sockets_per_session=2)
     client = await server.client()
     session = await client.create()
@@ -817,7 +817,7 @@ async def one_socket(client: Client, session: str) -> bool:
     return bool((await client.state(session))["sockets"] == 1)
 
 
-async def test_connections_at_acp_count_as_sockets(serve: Serve) -> None:
+async def test_acp_connections_count_as_sockets(serve: Serve) -> None:
     server = await serve(max_sockets_per_session=1, max_sockets_per_app=2)
     client = await server.client()
     first, second = [await connect_acp(client) for _ in range(2)]
@@ -844,7 +844,7 @@ async def test_connections_at_acp_count_as_sockets(serve: Serve) -> None:
     await client.connect(session)
 
 
-async def test_sixty_four_sockets_may_watch_one_session(client: Client) -> None:
+async def test_session_has_up_to_64_sockets(client: Client) -> None:
     session = await client.create()
     sockets = [await client.connect(session, after=0) for _ in range(64)]
     extra = await client.connect(session, ready=False)
@@ -878,7 +878,7 @@ async def test_settings_reach_the_agent(client: Client) -> None:
     assert current == {"model": "mock-small", "thought_level": "high"}
 
 
-async def test_settings_sent_in_one_breath_reach_the_agent_in_order(client: Client) -> None:
+async def test_settings_sent_at_once_reach_the_agent_in_order(client: Client) -> None:
     socket = await client.connect(await client.create("mock-modes"))
     await socket.turn("so that it has started")
     for level in ("high", "low", "high"):
@@ -896,7 +896,7 @@ async def test_settings_sent_in_one_breath_reach_the_agent_in_order(client: Clie
     assert "error" not in kinds(socket.frames)
 
 
-async def test_a_model_reaches_the_agent(client: Client) -> None:
+async def test_model_reaches_the_agent(client: Client) -> None:
     socket = await client.connect(await client.create("mock-modes"))
     await socket.turn("so that it has started")
     await socket.send("set_model", model="mock-large")
@@ -918,7 +918,7 @@ async def until_update(socket: Socket, kind: str) -> Json:
             return frame
 
 
-async def test_a_setting_that_the_agent_refuses_is_an_error(client: Client) -> None:
+async def test_setting_that_the_agent_refuses_is_an_error(client: Client) -> None:
     refusing = await client.connect(await client.create("mock-modes"))
     without = await client.connect(await client.create("mock"))
     await refusing.turn("so that it has started")
@@ -942,7 +942,7 @@ async def test_a_setting_that_the_agent_refuses_is_an_error(client: Client) -> N
 # The server's own troubles.
 
 
-async def test_a_stopping_server_says_when_to_come_back(
+async def test_stopping_server_sends_the_time_to_reconnect(
     own_server: LocalServer, own_client: Client
 ) -> None:
     sockets = [await own_client.connect(await own_client.create()) for _ in range(2)]
@@ -956,9 +956,7 @@ async def test_a_stopping_server_says_when_to_come_back(
     await stopping
 
 
-async def test_a_server_that_goes_away_lets_nobody_in(
-    own_server: LocalServer, own_client: Client
-) -> None:
+async def test_stopping_server_refuses_sockets(own_server: LocalServer, own_client: Client) -> None:
     session = await own_client.create()
     own_server.services.sessions.is_draining = True
     socket = await own_client.connect(session, ready=False)
@@ -966,7 +964,7 @@ async def test_a_server_that_goes_away_lets_nobody_in(
     assert socket.frames[-1]["retry_after_ms"] > 0
 
 
-async def test_a_log_that_cannot_be_read_is_4000(
+async def test_log_that_cannot_be_read_closes_with_4000(
     own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await own_client.create()
@@ -977,7 +975,7 @@ async def test_a_log_that_cannot_be_read_is_4000(
 
     with monkeypatch.context() as patch:
         patch.setattr(Queries, "read_log", fail)
-        # Behind 1: the page behind 0 was read for the turn's answer.
+        # After 1: the page after 0 was read for the turn's response.
         socket = await own_client.connect(session, after=1, ready=False)
         assert await socket.until_closed() == 4000
     assert kinds(socket.frames)[-1] == "bye"
@@ -987,7 +985,7 @@ async def test_a_log_that_cannot_be_read_is_4000(
     await again.until("turn_end")
 
 
-async def test_a_prompt_that_cannot_be_stored_is_an_error_and_runs_nothing(
+async def test_prompt_that_cannot_be_stored_is_an_error_and_runs_nothing(
     own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await own_client.create()
@@ -1006,7 +1004,7 @@ async def test_a_prompt_that_cannot_be_stored_is_an_error_and_runs_nothing(
     assert end["turn_index"] == 2
 
 
-async def test_a_defect_is_an_error_that_says_nothing(
+async def test_defect_is_an_internal_error_without_details(
     own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     socket = await own_client.connect(await own_client.create())

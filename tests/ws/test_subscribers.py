@@ -1,4 +1,4 @@
-"""Sockets that are slow, silent, stuck or gone: a raw client that reads only when it is told to."""
+"""Slow, silent, stalled and vanished clients: a raw client that reads only on request."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def long_log(client: Client) -> tuple[str, int]:
 # Slow.
 
 
-async def test_a_slow_reader_gets_everything(
+async def test_slow_client_gets_everything(
     server: LocalServer, client: Client, connect: Connect, clock: Clock
 ) -> None:
     session = await client.create()
@@ -79,7 +79,7 @@ async def test_a_slow_reader_gets_everything(
     assert slow.seqs == list(range(1, end["seq"] + 1))
 
 
-async def test_at_acp_a_slow_reader_gets_everything_and_a_stuck_one_is_dropped(
+async def test_slow_acp_client_gets_everything_and_a_stalled_one_is_dropped(
     server: LocalServer, client: Client, clock: Clock
 ) -> None:
     session, _ = await long_log(client)
@@ -123,7 +123,7 @@ async def is_idle(client: Client, session: str, turns: int) -> bool:
     return bool(state["turn_count"] == turns and state["state"] == "idle")
 
 
-async def test_a_slow_replay_meets_the_live_end(client: Client, connect: Connect) -> None:
+async def test_slow_replay_continues_with_live_entries(client: Client, connect: Connect) -> None:
     session, head = await long_log(client)
     slow = await connect(client, session, after=0)
     await slow.receive(20_000)
@@ -135,7 +135,7 @@ async def test_a_slow_replay_meets_the_live_end(client: Client, connect: Connect
     assert slow.seqs == list(range(1, last + 1))
 
 
-async def test_accepted_comes_before_its_turn_in_a_slow_replay(
+async def test_accepted_precedes_its_turn_in_a_slow_replay(
     client: Client, connect: Connect
 ) -> None:
     session, head = await long_log(client)
@@ -151,7 +151,7 @@ async def test_accepted_comes_before_its_turn_in_a_slow_replay(
     assert slow.seqs == list(range(1, slow.seqs[-1] + 1))
 
 
-async def test_a_slow_reader_can_cancel(client: Client, connect: Connect) -> None:
+async def test_slow_client_can_cancel(client: Client, connect: Connect) -> None:
     session, _ = await long_log(client)
     slow = await connect(client, session, after=0)
     await slow.receive(20_000)
@@ -162,7 +162,7 @@ async def test_a_slow_reader_can_cancel(client: Client, connect: Connect) -> Non
     assert (await quick.until("turn_end"))["stop_reason"] == "cancelled"
 
 
-async def test_closed_session_is_delivered_to_its_end_however_slowly(
+async def test_slow_client_gets_the_last_entry_of_a_closed_session(
     server: LocalServer, client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.services.sockets, "close_timeout", 0.1)
@@ -177,7 +177,7 @@ async def test_closed_session_is_delivered_to_its_end_however_slowly(
     assert slow.seqs == list(range(1, head + 2))
 
 
-async def test_a_flood_of_pings_from_one_that_does_not_read_is_bounded(
+async def test_pings_of_a_client_that_does_not_read_are_limited(
     serve: Serve, connect: Connect
 ) -> None:
     server = await serve(max_commands_per_sec=100_000)
@@ -201,7 +201,7 @@ async def flood(raw: RawSocket, times: int, payload: str) -> None:
         await raw.send("ping", id=payload)
 
 
-async def test_many_sockets_are_looked_after_a_few_at_a_time(
+async def test_liveness_of_many_sockets_is_checked_in_groups(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     iteration = 0
@@ -230,10 +230,10 @@ async def test_many_sockets_are_looked_after_a_few_at_a_time(
     assert max(checks.values()) == 2
 
 
-# Stuck.
+# Stalled.
 
 
-async def test_a_peer_that_takes_nothing_is_dropped_and_others_stream_on(
+async def test_stalled_client_is_dropped_and_others_are_unaffected(
     serve: Serve, connect: Connect
 ) -> None:
     server = await serve(heartbeat_secs=0.1, stall_timeout_secs=1)
@@ -253,10 +253,10 @@ async def test_a_peer_that_takes_nothing_is_dropped_and_others_stream_on(
     assert other.seqs == list(range(other.seqs[0], end["seq"] + 1))
 
 
-async def test_a_peer_that_takes_nothing_is_dropped_though_little_is_sent(
+async def test_stalled_client_is_dropped_although_little_is_sent(
     serve: Serve, connect: Connect
 ) -> None:
-    # What the kernel holds for it is all there is: nothing waits in the server.
+    # Everything fits in the kernel's buffers, so nothing waits in the server.
     server = await serve(heartbeat_secs=0.1, stall_timeout_secs=0.4)
     client = await server.client()
     session = await client.create()
@@ -269,7 +269,7 @@ async def test_a_peer_that_takes_nothing_is_dropped_though_little_is_sent(
         await until_freed(server, stuck)
 
 
-async def test_pings_do_not_keep_a_peer_that_takes_nothing(serve: Serve, connect: Connect) -> None:
+async def test_pings_of_a_stalled_client_do_not_keep_it(serve: Serve, connect: Connect) -> None:
     server = await serve(heartbeat_secs=0.1, stall_timeout_secs=0.4)
     client = await server.client()
     session, _ = await long_log(client)
@@ -288,9 +288,7 @@ async def test_pings_do_not_keep_a_peer_that_takes_nothing(serve: Serve, connect
     await asyncio.gather(pinging, return_exceptions=True)
 
 
-async def test_a_revoked_token_drops_even_a_peer_that_takes_nothing(
-    server: LocalServer, connect: Connect
-) -> None:
+async def test_revoked_token_drops_a_stalled_client(server: LocalServer, connect: Connect) -> None:
     client = await server.client("stuck")
     session, _ = await long_log(client)
     stuck = await connect(client, session, after=0)
@@ -302,7 +300,7 @@ async def test_a_revoked_token_drops_even_a_peer_that_takes_nothing(
 # Silent.
 
 
-async def test_who_answers_no_ping_is_4004(serve: Serve, connect: Connect) -> None:
+async def test_client_without_pongs_is_closed_with_4004(serve: Serve, connect: Connect) -> None:
     server = await serve(heartbeat_secs=0.05, stall_timeout_secs=0.1)
     server.services.sockets.close_timeout = 0.2
     client = await server.client()
@@ -318,7 +316,7 @@ async def test_who_answers_no_ping_is_4004(serve: Serve, connect: Connect) -> No
     assert (await client.state(session))["sockets"] == 0
 
 
-async def test_who_answers_pings_stays_though_it_says_nothing(
+async def test_silent_client_with_pongs_stays_connected(
     server: LocalServer, client: Client, connect: Connect, clock: Clock
 ) -> None:
     quiet = await connect(client, await client.create())
@@ -334,10 +332,10 @@ async def test_who_answers_pings_stays_though_it_says_nothing(
     assert subscribers(server) == [subscriber]
 
 
-# Gone.
+# Disconnected.
 
 
-async def test_a_client_that_vanishes_leaves_nothing_and_no_noise(
+async def test_vanished_client_leaves_nothing_and_logs_no_error(
     server: LocalServer,
     client: Client,
     connect: Connect,
@@ -366,7 +364,7 @@ async def test_a_client_that_vanishes_leaves_nothing_and_no_noise(
     assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []
 
 
-async def test_a_client_that_ends_its_half_is_let_go(
+async def test_half_closed_connection_is_closed(
     server: LocalServer, client: Client, connect: Connect
 ) -> None:
     session = await client.create()
@@ -378,7 +376,7 @@ async def test_a_client_that_ends_its_half_is_let_go(
     assert (await client.state(session))["sockets"] == 0
 
 
-async def test_a_client_that_never_answers_the_close_is_let_go(
+async def test_client_that_never_answers_the_close_is_dropped(
     server: LocalServer, client: Client, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.services.sockets, "close_timeout", 0.2)
@@ -389,7 +387,7 @@ async def test_a_client_that_never_answers_the_close_is_let_go(
     await until_freed(server, raw)
 
 
-async def test_a_close_of_the_client_is_answered(client: Client, connect: Connect) -> None:
+async def test_close_of_the_client_is_answered(client: Client, connect: Connect) -> None:
     raw = await connect(client, await client.create())
     await raw.send_frame(CLOSE, struct.pack("!H", 1000))
     assert await raw.until_closed() == 1000

@@ -53,7 +53,7 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
         return reply
     check_origin(request, services.settings)
     offered = _subprotocols(request)
-    only_session = _authenticate(services, request, offered)
+    only_session = _authenticate_upgrade(services, request, offered)
     credential = request[CREDENTIAL]
     options = read_query(request, SessionOptions)
     if services.sessions.is_draining:
@@ -84,10 +84,10 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
 
 
 def _subprotocols(request: web.Request) -> list[str]:
-    """What the client offers.
+    """The subprotocols that the client offers.
 
-    aiohttp logs an offer of which it knows nothing, and a token would be in it: so
-    that is refused before.
+    aiohttp logs offers that it does not support, and one may contain a token. Therefore an offer
+    without the supported subprotocol is refused here.
     """
     values = request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
     offered = [name.strip() for value in values for name in value.split(",")]
@@ -96,11 +96,13 @@ def _subprotocols(request: web.Request) -> list[str]:
     return offered
 
 
-def _authenticate(services: ServerContext, request: web.Request, offered: list[str]) -> str | None:
-    """Admit the request.
+def _authenticate_upgrade(
+    services: ServerContext, request: web.Request, offered: list[str]
+) -> str | None:
+    """Authenticate the client by its header, or by the token or ticket among its subprotocols.
 
     Returns:
-        The one session that its ticket is for, if it came with a ticket.
+        The id of the only session that a ticket admits to, or None.
 
     Raises:
         Error: ``unauthorized``.

@@ -1,4 +1,4 @@
-"""The bounds on open sessions: of the whole server, and of each app."""
+"""The limits on open sessions: of the whole server, and of each app."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ async def create_many(client: Client, count: int) -> list[int]:
     return sorted(task.result()[0] for task in asked)
 
 
-async def test_over_the_bound_a_create_is_told_when_to_try_again(serve: Serve) -> None:
+async def test_session_over_the_limit_is_refused_with_retry_after(serve: Serve) -> None:
     client = await (await serve(max_sessions=1)).client()
     await client.create()
     refused(await client.post("/sessions", {"agent": "mock"}))
     assert int(client.last_headers["Retry-After"]) > 0
 
 
-async def test_the_bound_is_exact_when_many_ask_at_once(serve: Serve) -> None:
+async def test_limit_is_exact_for_concurrent_requests(serve: Serve) -> None:
     server = await serve(max_sessions=5, max_live_agents=1)
     client = await server.client()
     assert await create_many(client, 20) == [200] * 5 + [503] * 15
@@ -36,7 +36,7 @@ async def test_the_bound_is_exact_when_many_ask_at_once(serve: Serve) -> None:
     assert server.services.sessions.quotas.open_sessions == 5
 
 
-async def test_the_servers_bound_counts_the_sessions_of_all_apps(serve: Serve) -> None:
+async def test_server_limit_counts_the_sessions_of_all_apps(serve: Serve) -> None:
     server = await serve(max_sessions=2)
     one, two = await server.client("one"), await server.client("two")
     await one.create()
@@ -45,7 +45,7 @@ async def test_the_servers_bound_counts_the_sessions_of_all_apps(serve: Serve) -
         refused(await client.post("/sessions", {"agent": "mock"}))
 
 
-async def test_an_apps_bound_is_exact_and_leaves_room_for_others(serve: Serve) -> None:
+async def test_app_limit_is_exact_and_affects_no_other_app(serve: Serve) -> None:
     server = await serve(max_sessions_per_app=3, max_live_agents=1)
     greedy, other = await server.client("greedy"), await server.client("other")
     assert await create_many(greedy, 20) == [200] * 3 + [503] * 17
@@ -54,7 +54,7 @@ async def test_an_apps_bound_is_exact_and_leaves_room_for_others(serve: Serve) -
     await other.create()
 
 
-async def test_closing_a_session_makes_room_for_exactly_one(serve: Serve) -> None:
+async def test_closed_session_allows_exactly_one_more(serve: Serve) -> None:
     client = await (await serve(max_sessions=1)).client()
     for _ in range(2):
         session = await client.create()
@@ -63,14 +63,14 @@ async def test_closing_a_session_makes_room_for_exactly_one(serve: Serve) -> Non
             await client.delete(f"/sessions/{session}")
 
 
-async def test_a_create_that_is_refused_takes_no_place(serve: Serve) -> None:
+async def test_refused_request_does_not_count(serve: Serve) -> None:
     client = await (await serve(max_sessions=1)).client()
     for body in ({"agent": "nope"}, {"agent": "missing"}, {"cwd": "/"}, {"meta": 1}):
         assert (await client.post("/sessions", body))[0] in (400, 502)
     await client.create()
 
 
-async def test_a_create_that_cannot_be_stored_takes_no_place(serve: Serve) -> None:
+async def test_session_that_cannot_be_stored_does_not_count(serve: Serve) -> None:
     server = await serve(max_sessions=1)
     client = await server.client()
     workspaces = server.services.settings.data_dir / "workspaces"
@@ -81,7 +81,7 @@ async def test_a_create_that_cannot_be_stored_takes_no_place(serve: Serve) -> No
     await client.create()
 
 
-async def test_open_sessions_count_after_a_restart_too(serve: Serve) -> None:
+async def test_open_sessions_count_after_a_restart(serve: Serve) -> None:
     server = await serve(max_sessions=2)
     client = await server.client()
     await client.create()
@@ -95,7 +95,7 @@ async def test_open_sessions_count_after_a_restart_too(serve: Serve) -> None:
     refused(await client.post("/sessions", {"agent": "mock"}))
 
 
-async def test_more_sessions_may_be_open_than_agents_may_run(serve: Serve) -> None:
+async def test_more_sessions_are_open_than_agents_run(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
     sessions = [await client.create() for _ in range(3)]
