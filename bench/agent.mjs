@@ -1,10 +1,9 @@
-// The smallest ACP agent there can be, so that it is not the agent that is measured.
+// A minimal ACP agent, so that the benchmark does not measure the agent.
 //
-// The prompt "hi" is answered by one update at once, and 10 ms later by the end of the turn: an
-// agent that streams does not end in the same breath. "burst N" is answered by N small updates,
-// numbered from 0, encoded before the first turn that asks for so many and written in big pieces.
-// "tick N" is answered by N updates, one each 50 ms, whose text is the time: CLOCK_MONOTONIC in
-// nanoseconds.
+// For the prompt "hi", it sends one update at once, and ends the turn 10 ms later, as agents that
+// stream do not end immediately. For "burst N", it sends N small updates, numbered from 0, which it
+// encodes once and writes in large pieces. For "tick N", it sends one update every 50 ms, N times.
+// Its text is the time of CLOCK_MONOTONIC in nanoseconds.
 
 import { randomUUID } from 'node:crypto';
 import process from 'node:process';

@@ -1,6 +1,7 @@
-"""Bare aiohttp: sends the payloads that it reads on stdin, ready-made, to each of its sockets.
+"""A bare aiohttp server: sends the payloads from its stdin to all of its sockets.
 
-A line is a payload, an empty line sends what has come. The first line on stdout is the address.
+Each line of stdin is a payload, and an empty line sends the payloads so far. The first line on
+stdout is the server's address.
 """
 
 import asyncio
@@ -10,15 +11,15 @@ from aiohttp import WSMsgType, web
 
 
 async def main() -> None:
-    viewers: set[web.WebSocketResponse] = set()
+    sockets: set[web.WebSocketResponse] = set()
 
-    async def view(request: web.Request) -> web.WebSocketResponse:
+    async def accept(request: web.Request) -> web.WebSocketResponse:
         ws = web.WebSocketResponse(compress=False)
         await ws.prepare(request)
-        viewers.add(ws)
+        sockets.add(ws)
         async for _ in ws:
             pass
-        viewers.discard(ws)
+        sockets.discard(ws)
         return ws
 
     async def send(ws: web.WebSocketResponse, payloads: list[bytes]) -> None:
@@ -26,7 +27,7 @@ async def main() -> None:
             await ws.send_frame(payload, WSMsgType.TEXT)
 
     app = web.Application()
-    app.router.add_get("/", view)
+    app.router.add_get("/", accept)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
@@ -40,7 +41,7 @@ async def main() -> None:
         if line != b"\n":
             payloads.append(line[:-1])
             continue
-        await asyncio.gather(*(send(ws, payloads) for ws in tuple(viewers)))
+        await asyncio.gather(*(send(ws, payloads) for ws in tuple(sockets)))
         payloads = []
 
 

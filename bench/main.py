@@ -1,8 +1,8 @@
-"""Measure clawdforge next to its rivals.
+"""Measure clawdforge and its rivals.
 
-``make bench``, or ``make bench ARGS="--quick"``. Every figure stands next to its rivals', taken in
-turns with them in the same minutes, with the same agent (``agent.mjs``), which does as good as
-nothing. ``--write`` puts what was found into docs/explanation/performance.md and its chart.
+``make bench``, or ``make bench ARGS="--quick"``. Clawdforge and its rivals are measured alternately
+within the same minutes, with the same agent (``agent.mjs``), which does almost nothing. ``--write``
+updates the figures in docs/explanation/performance.md and its chart.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import crowd
-import house
+import lifecycle
+import subscribers
 import turns
 from report import Report
 from targets import AGENT, RIVALS, ROOT, BenchError, Server
@@ -29,21 +29,25 @@ from server.agents.catalog import ACPX_VERSION
 from server.agents.process.process_tree import end_tagged, env_tag
 
 LIMIT_SECS = {True: 180, False: 600}
-PARTS = ("latency", "bursts", "viewers", "sockets", "replay", "house", "growth")
+PARTS = ("latency", "bursts", "subscribers", "sockets", "replay", "lifecycle", "growth")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/main.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples, less time")
+    parser.add_argument(
+        "--quick", action="store_true", help="take fewer samples, which takes less time"
+    )
     parser.add_argument(
         "--write", action="store_true", help="update docs/explanation/performance.md"
     )
-    parser.add_argument("--only", action="append", choices=PARTS, help="this part (repeatable)")
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, help="measure only this part; may be repeated"
+    )
     options = parser.parse_args()
     if not RIVALS.is_dir():
-        print("bench: the rivals are not installed: `make bench` does it", file=sys.stderr)
+        print("bench: the rivals are not installed: run `make bench`", file=sys.stderr)
         return 1
-    began = time.monotonic()
+    started_at = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, _stop)
     signal.alarm(LIMIT_SECS[options.quick])
@@ -51,27 +55,27 @@ def main() -> int:
     print(f"{report.machine}\n", flush=True)
     try:
         with _folder() as (folder, environ):
-            run(report, folder, environ, options.only or PARTS, quick=options.quick)
+            measure(report, folder, environ, options.only or PARTS, quick=options.quick)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    print(report.goal_table(), f"\n\n{time.monotonic() - began:.0f} s")
+    print(report.goal_table(), f"\n\n{time.monotonic() - started_at:.0f} s")
     if options.write:
         docs = ROOT / "docs"
         report.write(docs / "explanation" / "performance.md", docs / "images" / "performance.svg")
     return 0
 
 
-def run(
+def measure(
     report: Report, folder: Path, environ: Mapping[str, str], parts: Any, *, quick: bool
 ) -> None:
-    """Measure *parts*, one after another; only what is compared runs at the same time."""
-    if "house" in parts:
-        house.measure_start(folder, environ, report, quick=quick)
-        house.measure_creation(folder, environ, report, quick=quick)
-        house.measure_open_sessions(folder, environ, report, quick=quick)
+    """Measure *parts*, one after the other. Only compared targets run at the same time."""
+    if "lifecycle" in parts:
+        lifecycle.measure_start(folder, environ, report, quick=quick)
+        lifecycle.measure_creation(folder, environ, report, quick=quick)
+        lifecycle.measure_open_sessions(folder, environ, report, quick=quick)
     if "growth" in parts:
-        house.measure_growth(folder, report, quick=quick)
+        lifecycle.measure_growth(folder, report, quick=quick)
     with contextlib.ExitStack() as stack:
         server = Server(
             folder / "server",
@@ -79,7 +83,7 @@ def run(
             AGENT,
             MAX_SOCKETS_PER_SESSION="20000",
             MAX_LIVE_AGENTS="100",
-            HEARTBEAT_SECS="3600",  # viewers are compared by their bytes
+            HEARTBEAT_SECS="3600",  # the received bytes are compared, so no heartbeat may come
         )
         stack.callback(server.close)
         if {"latency", "bursts"} & set(parts):
@@ -91,36 +95,36 @@ def run(
                     turns.measure_bursts(targets, report, quick=quick)
                     turns.measure_together(server, targets.bridge, report, quick=quick)
                     turns.measure_neighbour(server, report, quick=quick)
-        if "viewers" in parts:
-            crowd.measure_fan_out(server, folder, report, quick=quick)
-            crowd.measure_delivery(server, report, quick=quick)
-            crowd.measure_slices(folder, environ, report)
+        if "subscribers" in parts:
+            subscribers.measure_fan_out(server, folder, report, quick=quick)
+            subscribers.measure_delivery(server, report, quick=quick)
+            subscribers.measure_slices(folder, environ, report)
         if "replay" in parts:
-            crowd.measure_replay(server, folder, environ, report, quick=quick)
+            subscribers.measure_replay(server, folder, environ, report, quick=quick)
         if "sockets" in parts:
-            crowd.measure_idle_sockets(server, report, quick=quick)
+            subscribers.measure_idle_sockets(server, report, quick=quick)
 
 
 def _stop(number: int, _: Any) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once: what was begun is taken down in peace
+    signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
     sys.exit(f"bench: stopped by {signal.Signals(number).name}")
 
 
 def _machine() -> str:
     return (
         f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()},"
-        f" acpx {ACPX_VERSION}; {os.getloadavg()[0]:.1f} processes were busy before it began."
+        f" acpx {ACPX_VERSION}; {os.getloadavg()[0]:.1f} processes were busy at the start."
     )
 
 
 @contextlib.contextmanager
 def _folder() -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """A folder for all that is written, and an environment; both end with everything in them."""
+    """A temporary folder and an environment. At the end, all processes with it are killed."""
     with tempfile.TemporaryDirectory(prefix="clawdforge-bench-") as name:
         folder = Path(name)
         home = folder / "home"
         home.mkdir()
-        # acpx keeps its state in HOME; and who has this HOME was started from here.
+        # acpx stores its state in HOME, which also identifies the processes started here.
         environ = {"HOME": str(home), "PATH": os.environ["PATH"]}
         try:
             yield folder, environ

@@ -1,4 +1,4 @@
-"""Samples with their spread, and the memory of processes."""
+"""Samples with their spread, tables, and the memory of processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Samples:
-    """Measurements of one thing; the median speaks for them, the spread says how surely."""
+    """Samples of one quantity. The median is the result, and the spread is its reliability."""
 
     def __init__(self, values: Iterable[float] = ()) -> None:
         self.values = list(values)
@@ -24,7 +24,7 @@ class Samples:
 
     @property
     def p99(self) -> float:
-        """The nearest rank."""
+        """The 99th percentile, by nearest rank."""
         return sorted(self.values)[min(len(self.values) - 1, int(len(self.values) * 0.99))]
 
     @property
@@ -43,7 +43,7 @@ class Samples:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; every column but the first is of numbers."""
+    """Format a Markdown table. All columns except the first contain numbers."""
     rows = list(rows)
     widths = [max(2, *map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -60,10 +60,10 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def read_memory(pids: Iterable[int]) -> float:
-    """Memory of some processes in KB, without the pages of files.
+    """The memory of processes in KB, without pages of files.
 
-    Shared pages count by their share (PSS); that of a file's depends on who else
-    runs the same programs.
+    Shared pages count proportionally (PSS). The share of a file's pages depends on which other
+    processes run the same program, so these pages are excluded.
     """
     sums = Counter[str]()
     for pid in pids:
@@ -74,8 +74,8 @@ def read_memory(pids: Iterable[int]) -> float:
     return sums["Pss"] - sums["Pss_File"]
 
 
-def find_house(pid: int) -> list[int]:
-    """The server *pid*, its host and the host's supervisor; no agents."""
+def server_processes(pid: int) -> list[int]:
+    """The server *pid*, its host and the host's supervisor, without agents."""
     parts = ("supervise.py", "host.mjs")
     below = [child for child in _descendants(pid) if _command_line(child).endswith(parts)]
     return [pid, *below]
@@ -90,7 +90,7 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def _command_line(pid: int) -> str:
-    """The script that a process runs: the last of its arguments that names one."""
+    """The script that a process runs, from its arguments."""
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
     except OSError:

@@ -1,4 +1,4 @@
-"""Renders results for docs/explanation/performance.md: a table of goals, a chart of rivals."""
+"""Renders the results for docs/explanation/performance.md: tables and a chart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH, LEFT, RIGHT, BAR, GAP = 720, 190, 90, 18, 8
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """One thing that was to be reached."""
+    """A goal, and whether it was reached."""
 
     what: str
     measured: str
@@ -28,7 +28,7 @@ class Goal:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One thing of clawdforge's and its rivals', in the same unit."""
+    """Samples of one quantity, of clawdforge and its rivals."""
 
     title: str
     unit: str
@@ -37,7 +37,7 @@ class Comparison:
 
 
 class Report:
-    """Everything that was found, in order; each comparison is printed as it comes."""
+    """All results in order. Each comparison is printed at once."""
 
     def __init__(self, machine: str) -> None:
         self.machine = machine
@@ -47,7 +47,7 @@ class Report:
     def compare(
         self, title: str, unit: str, samples: Mapping[str, Samples], *, digits: int = 0
     ) -> None:
-        """Note a comparison; the first of *samples* is clawdforge's."""
+        """Add a comparison. The first of *samples* is clawdforge's."""
         found = Comparison(title, unit, digits, samples)
         self.comparisons.append(found)
         print(comparison_table(found), end="\n\n", flush=True)
@@ -76,7 +76,7 @@ class Report:
         )
 
     def write(self, page: Path, chart: Path) -> None:
-        """Put the figures between the page's marks, and the chart beside it."""
+        """Write the figures between the markers of *page*, and the chart."""
         chart.write_text(draw(self.comparisons), "utf-8")
         before, _, rest = page.read_text("utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
@@ -101,7 +101,7 @@ def ratio(value: float) -> str:
 
 
 def draw(comparisons: list[Comparison]) -> str:
-    """Bars on a logarithmic scale; a thin line is the range between the quartiles."""
+    """Draw bars on a logarithmic scale. A thin line is the range between the quartiles."""
     parts: list[str] = []
     y = 0
     for found in comparisons:
@@ -113,9 +113,9 @@ def draw(comparisons: list[Comparison]) -> str:
         values = [one.median for one in found.samples.values()]
         low = 10 ** math.floor(math.log10(min(values)) - 0.3)
         span = math.log10(max(*values, *(s.quartiles[1] for s in found.samples.values())) / low)
-        room = WIDTH - LEFT - RIGHT
+        width = WIDTH - LEFT - RIGHT
 
-        def at(value: float, low: float = low, scale: float = room / (span or 1)) -> float:
+        def at(value: float, low: float = low, scale: float = width / (span or 1)) -> float:
             return LEFT + max(0.0, math.log10(max(value, low) / low)) * scale
 
         for name, samples in found.samples.items():

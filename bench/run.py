@@ -1,11 +1,11 @@
-"""Measure what ``POST /run`` adds to the ``claude -p`` call that it makes.
+"""Measure the time that ``POST /run`` adds to its ``claude -p`` call.
 
-``python bench/run.py``, with the packages of requirements-dev.txt; the real program is installed
-into the user's cache if it is not on the PATH. It talks to a stand-in of its API in this process.
-The bare call and ``/run`` take turns, with the same arguments and environment. Next to it the same
-with a program that does nothing, since the real one's own time varies by more than is measured.
+``python bench/run.py`` requires the packages of requirements-dev.txt. The real program is installed
+into the user's cache if it is not on the PATH. It uses a stand-in of its API in this process. The
+bare call and ``/run`` are measured alternately, with the same arguments and environment. The second
+measurement uses a program that does nothing, because the time of the real one varies too much.
 
-Then a crowd: fifty calls at once, of which four may run and so many may wait, again and again.
+The last measurement repeatedly makes fifty calls at once, of which four run and thirty wait.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.support.anthropic_stand_in import stand_in
 from tests.support.real_agents import NotInstalledError, find_claude, install
 
 GOAL_MS = 15.0
-CROWD, PLACES, WAITING, ROUNDS = 50, 4, 30, 20
+CALLS, SLOTS, WAITING, ROUNDS = 50, 4, 30, 20
 MAX_GROWTH_MB = 5.0
 TIMEOUT_SECS = 600
 PROMPT = "What is the answer?"
@@ -49,8 +49,8 @@ echo '{"type":"result","is_error":false,"result":"OK","stop_reason":"end_turn"}'
 """
 
 
-class Bare:
-    """The call as ``/run`` makes it, from this program."""
+class BareCall:
+    """The same call as in ``/run``, made by this program."""
 
     name = "`claude -p`"
 
@@ -72,8 +72,8 @@ class Bare:
             raise BenchError(f"the bare call failed: {done}")
 
 
-class Run:
-    """``POST /run``, over one connection that stays open."""
+class RunCall:
+    """``POST /run`` over one open connection."""
 
     name = "`POST /run`"
 
@@ -90,35 +90,35 @@ class Run:
 
 
 def measure(title: str, program: str, folder: Path, environ: Mapping[str, str], count: int) -> bool:
-    """Print a table; whether the goal is reached."""
+    """Print a table. Returns whether the goal is reached."""
     folder.mkdir()
     server = Server(folder / "server", environ, ["true"], CLAUDE_BIN=program)
     with contextlib.closing(server):
-        sides = (Bare(program, folder, environ), Run(server))
+        sides = (BareCall(program, folder, environ), RunCall(server))
         samples = {side.name: Samples() for side in sides}
-        for number in range(-2, count):  # two to get warm
-            # Each goes first as often as the other.
+        for number in range(-2, count):  # two rounds of warm-up
+            # Both calls go first equally often.
             for side in sides if number % 2 else sides[::-1]:
-                began = time.perf_counter()
+                started_at = time.perf_counter()
                 side.run()
                 if number >= 0:
-                    samples[side.name].add((time.perf_counter() - began) * 1000)
+                    samples[side.name].add((time.perf_counter() - started_at) * 1000)
     rows = [[name, *found.cells(1)] for name, found in samples.items()]
     print_table((f"{title}, ms", "median", "quartiles", "range", "n"), rows)
     bare, run = (found.median for found in samples.values())
     reached = run - bare < GOAL_MS
-    verdict = "reached" if reached else "NOT reached"
-    print(f"/run adds {run - bare:.1f} ms at the median; under {GOAL_MS:g} is wanted: {verdict}\n")
+    result = "reached" if reached else "NOT reached"
+    print(f"/run adds {run - bare:.1f} ms at the median; goal: under {GOAL_MS:g}: {result}\n")
     return reached
 
 
-def measure_crowd(program: str, folder: Path, environ: Mapping[str, str]) -> bool:
-    """Print what became of each call, and the server's memory; whether it is as promised."""
+def measure_concurrent_calls(program: str, folder: Path, environ: Mapping[str, str]) -> bool:
+    """Print the responses and the server's memory. Returns whether both are as specified."""
     folder.mkdir()
-    bounds = {"MAX_RUNS": str(PLACES), "RUN_QUEUE": str(WAITING)}
-    server = Server(folder / "server", environ, ["true"], CLAUDE_BIN=program, **bounds)
+    limits = {"MAX_RUNS": str(SLOTS), "RUN_QUEUE": str(WAITING)}
+    server = Server(folder / "server", environ, ["true"], CLAUDE_BIN=program, **limits)
 
-    def ask(number: int) -> str:
+    def call(number: int) -> str:
         try:
             reply = server.call("POST", "/run", {"prompt": f"{PROMPT} {number}"})
         except urllib.error.HTTPError as error:
@@ -126,27 +126,27 @@ def measure_crowd(program: str, folder: Path, environ: Mapping[str, str]) -> boo
                 return f"{error.code} {json.load(error)['code']}"
         return f"200 {reply['result']}"
 
-    memory, answers = [], collections.Counter[str]()
-    threads = concurrent.futures.ThreadPoolExecutor(CROWD)
+    memory, responses = [], collections.Counter[str]()
+    threads = concurrent.futures.ThreadPoolExecutor(CALLS)
     with contextlib.closing(server), threads:
         for _ in range(ROUNDS):
-            answers.update(threads.map(ask, range(CROWD)))
+            responses.update(threads.map(call, range(CALLS)))
             memory.append(read_memory([server.pid]) / 1024)
-    # The first rounds fill caches; from then on nothing may gather.
+    # The first rounds fill caches. After them, memory must not grow.
     settled = memory[ROUNDS // 4]
     growth = memory[-1] - settled
-    told = ", ".join(f"{count} {what}" for what, count in sorted(answers.items()))
-    print(f"{ROUNDS} crowds of {CROWD}, {PLACES} at once, {WAITING} waiting: {told}")
-    print(f"the server's own memory: {settled:.1f} MB, in the end {growth:+.1f} MB\n")
-    none_lost = answers.keys() <= {"200 OK", "503 pool_full"}
-    # Whether one more finds a place depends on who ends first; fewer may not.
-    served = answers["200 OK"] >= ROUNDS * (PLACES + WAITING)
-    return none_lost and served and growth < MAX_GROWTH_MB
+    summary = ", ".join(f"{count} {what}" for what, count in sorted(responses.items()))
+    print(f"{ROUNDS} times {CALLS} calls, {SLOTS} at once, {WAITING} waiting: {summary}")
+    print(f"the server's own memory: {settled:.1f} MB, at the end {growth:+.1f} MB\n")
+    all_answered = responses.keys() <= {"200 OK", "503 pool_full"}
+    # More calls may get a slot if others end early, but not fewer.
+    served = responses["200 OK"] >= ROUNDS * (SLOTS + WAITING)
+    return all_answered and served and growth < MAX_GROWTH_MB
 
 
 @contextlib.contextmanager
 def running_stand_in() -> Iterator[Mapping[str, str]]:
-    """The stand-in, in a thread of its own; what makes claude talk to it."""
+    """Run the stand-in in a thread. Yields the environment with which claude uses it."""
     started: threading.Event = threading.Event()
     environ: dict[str, str] = {}
     loop = asyncio.new_event_loop()
@@ -172,7 +172,9 @@ def running_stand_in() -> Iterator[Mapping[str, str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__.splitlines()[0])
     parser.add_argument("--claude", default=shutil.which("claude"), help="the program's path")
-    parser.add_argument("--count", type=int, default=40, help="calls of each side (40)")
+    parser.add_argument(
+        "--count", type=int, default=40, help="the number of calls of each kind (40)"
+    )
     options = parser.parse_args()
     cores, busy = os.cpu_count(), os.getloadavg()[0]
     print(
@@ -191,7 +193,7 @@ def main() -> int:
             reached = [
                 measure("real program", claude, folder / "real", environ, options.count),
                 measure("does nothing", str(nothing), folder / "fake", environ, options.count * 5),
-                measure_crowd(str(nothing), folder / "crowd", environ),
+                measure_concurrent_calls(str(nothing), folder / "concurrent", environ),
             ]
         except (BenchError, NotInstalledError) as error:
             print(f"bench: {error}", file=sys.stderr)

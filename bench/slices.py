@@ -1,8 +1,8 @@
-"""The server, with each slice of its event loop timed: what one callback takes before the next.
+"""Runs the server, and measures the duration of each callback in its event loop.
 
-In processor time of its thread: what other programs take of the machine is not its doing. What a
-start takes is not looked for: it begins with SIGUSR1. At the end the longest are written to the
-file that ``BENCH_SLICES`` names.
+Durations are processor time of the thread, so that other programs do not affect them. The
+measurement begins with SIGUSR1, and so excludes the start. At the end, the longest callbacks are
+written to the file in ``BENCH_SLICES``.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from typing import Any
 
 from server.__main__ import main
 
-KEPT = 5
+REPORTED = 5
 slowest: list[tuple[float, str]] = []
 collected: list[float] = []
 run = asyncio.Handle._run
@@ -26,20 +26,20 @@ run = asyncio.Handle._run
 
 def timed(handle: Any) -> None:
     collected.clear()
-    since = time.thread_time()
+    started_at = time.thread_time()
     run(handle)
-    took = time.thread_time() - since
-    if began and (len(slowest) < KEPT or took > slowest[0][0]):
+    took = time.thread_time() - started_at
+    if is_measuring and (len(slowest) < REPORTED or took > slowest[0][0]):
         step = getattr(handle._callback, "__self__", handle._callback)
         name = step.get_name() if isinstance(step, asyncio.Task) else repr(handle._callback)[:80]
         if name == "Task-1":
-            return  # the main task, which starts the server and stops it
-        name += f" ({sum(collected) * 1000:.1f} ms of it to collect garbage)" if collected else ""
-        (heapq.heappush if len(slowest) < KEPT else heapq.heappushpop)(slowest, (took, name))
+            return  # the main task, which starts and stops the server
+        name += f" ({sum(collected) * 1000:.1f} ms of garbage collection)" if collected else ""
+        (heapq.heappush if len(slowest) < REPORTED else heapq.heappushpop)(slowest, (took, name))
 
 
 def watch_collector(phase: str, _: Any) -> None:
-    """Note what garbage collections take of a slice."""
+    """Record the duration of garbage collections within a callback."""
     now = time.thread_time()
     if phase == "start":
         collected.append(-now)
@@ -47,13 +47,13 @@ def watch_collector(phase: str, _: Any) -> None:
         collected[-1] += now
 
 
-def begin(*_: Any) -> None:
-    global began
-    began = True
+def begin_measurement(*_: Any) -> None:
+    global is_measuring
+    is_measuring = True
 
 
-began = False
-signal.signal(signal.SIGUSR1, begin)
+is_measuring = False
+signal.signal(signal.SIGUSR1, begin_measurement)
 gc.callbacks.append(watch_collector)
 asyncio.Handle._run = timed  # type: ignore[method-assign]
 status = main()

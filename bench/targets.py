@@ -1,9 +1,9 @@
-"""What is measured: clawdforge and its rivals, each one agent and one warm session.
+"""The measured targets: clawdforge and its rivals, each with one agent and one warm session.
 
-A target's :meth:`Target.turn` sends a prompt and takes the time until the first update and until
-the end of the turn. All of them take bytes as they come, in big pieces, and look inside only when
-the turn is over: what is measured is what brings the updates, not this program. Then every update
-is parsed, and the run fails unless each has come, once and in order.
+:meth:`Target.turn` sends a prompt, and measures the time until the first update and until the end
+of the turn. Targets read large pieces and parse them only after the turn, so that this program
+hardly affects the measurement. Then all updates are checked: a missing, repeated or misplaced one
+fails.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ ADMIN = "admin-token-of-the-bench"
 
 
 class BenchError(Exception):
-    """A target does not work, or has lost something."""
+    """A target does not work, or has lost updates."""
 
 
 class Turn(NamedTuple):
-    """Seconds from the prompt to the first update, and to the end with all delivered."""
+    """Seconds from the prompt to the first update, and to the end of the turn."""
 
     first: float
     total: float
@@ -61,14 +61,14 @@ class Target(Protocol):
     name: str
 
     def turn(self, prompt: str, updates: int) -> Turn:
-        """One turn, in which the agent makes so many updates.
+        """Run a turn in which the agent sends *updates* updates.
 
         Raises:
-            BenchError: not all of them came, or not in order.
+            BenchError: an update is missing, or they are not in order.
         """
 
     def settle(self) -> None:
-        """Wait for what goes on behind the last turn's end."""
+        """Wait for work that continues after the end of the last turn."""
 
     def close(self) -> None: ...
 
@@ -77,23 +77,23 @@ AGENT = [NODE, str(ROOT / "bench" / "agent.mjs")]
 RIVALS = ROOT / "bench" / "node_modules"
 
 
-# Taking a turn's bytes, and looking at them afterwards.
+# Reading a turn, and parsing it afterwards.
 
 
-def take(read: Callable[[], bytes], end: bytes, began: float) -> tuple[Turn, bytes]:
-    """Read until *end* has come; when the first update and the end came, and all the bytes."""
+def read_turn(read: Callable[[], bytes], end: bytes, began: float) -> tuple[Turn, bytes]:
+    """Read until *end*. Returns the times of the first update and of the end, and all bytes."""
     data = bytearray()
     first = 0.0
     while True:
         piece = read()
         now = time.perf_counter() - began
         if not piece:
-            raise BenchError(f"ended in mid-turn, after {bytes(data[-500:])!r}")
+            raise BenchError(f"the stream ended during the turn, after {bytes(data[-500:])!r}")
         seen = max(0, len(data) - 64)
         data += piece
         if not first and data.find(UPDATE, seen) >= 0:
             first = now
-        # Its frame, too, is to be there whole.
+        # The frame that contains the end must be complete.
         if data.find(end, max(0, seen - 256)) >= 0 and data.endswith((b"}", b"}\n")):
             return Turn(first, now), bytes(data)
 
@@ -105,10 +105,10 @@ def check_updates(messages: Iterable[Any], expected: int) -> None:
         if message.get("method") != "session/update":
             continue
         if message["params"]["update"]["content"]["text"] != f"{count} ":
-            raise BenchError(f"update {count} was expected, and this came: {message}")
+            raise BenchError(f"expected update {count}, received: {message}")
         count += 1
     if count != expected:
-        raise BenchError(f"{count} updates of {expected} came")
+        raise BenchError(f"received {count} of {expected} updates")
 
 
 def parse_lines(data: bytes) -> Iterator[Any]:
@@ -130,7 +130,7 @@ def parse_frames(data: bytes) -> Iterator[Any]:
 
 
 def upgrade_request(parts: SplitResult, headers: Mapping[str, str]) -> bytes:
-    """What asks for a WebSocket at that address."""
+    """The upgrade request of a WebSocket."""
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     head = {
         "Host": parts.netloc,
@@ -145,7 +145,7 @@ def upgrade_request(parts: SplitResult, headers: Mapping[str, str]) -> bytes:
 
 
 def text_frame(value: Any) -> bytes:
-    """A WebSocket's text frame, masked with zeros: that leaves the payload as it is."""
+    """A WebSocket text frame. The mask of zeros leaves the payload unchanged."""
     payload = json.dumps(value).encode()
     size = len(payload)
     head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")
@@ -153,18 +153,18 @@ def text_frame(value: Any) -> bytes:
 
 
 class Socket:
-    """The least of a WebSocket client: frames up, raw bytes down."""
+    """A minimal WebSocket client: sends frames, and returns raw bytes."""
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         parts = urlsplit(url)
-        # One for all: a new one of this size costs page faults, at every read.
+        # One buffer for all reads: a new buffer of this size would cost page faults.
         self._piece = memoryview(bytearray(PIECE_BYTES))
         self._socket = socket.create_connection((parts.hostname, parts.port), timeout=30)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.sendall(upgrade_request(parts, headers or {}))
         answer = b""
         while b"\r\n\r\n" not in answer:
-            # A byte at a time: the first frame may come right behind, and is for later.
+            # One byte at a time, because the first frame may follow immediately.
             if not (byte := self._socket.recv(1)):
                 raise BenchError(f"no WebSocket at {url}: {answer.decode()}")
             answer += byte
@@ -185,7 +185,7 @@ class Socket:
         self._socket.close()
 
 
-# ACP, as far as it is needed to have an agent's session by hand.
+# The part of ACP that a session requires.
 
 
 def request(call_id: int, method: str, params: Any) -> dict[str, Any]:
@@ -197,19 +197,19 @@ def prompt_request(call_id: int, session_id: str, text: str) -> dict[str, Any]:
     return request(call_id, "session/prompt", {"sessionId": session_id, "prompt": blocks})
 
 
-def open_by_hand(
+def open_session(
     send: Callable[[Any], None], read: Callable[[], bytes], parse: Callable[[bytes], Iterator[Any]]
 ) -> str:
-    """Initialize an agent and open a session; its id."""
+    """Initialize an agent and open a session. Returns the session's id."""
     send(request(0, "initialize", {"protocolVersion": 1, "clientCapabilities": {}}))
-    take(read, b'"protocolVersion"', 0)
+    read_turn(read, b'"protocolVersion"', 0)
     send(request(1, "session/new", {"cwd": "/", "mcpServers": []}))
-    _, data = take(read, b'"sessionId"', 0)
+    _, data = read_turn(read, b'"sessionId"', 0)
     return str(list(parse(data))[-1]["result"]["sessionId"])
 
 
 class RawPipe:
-    """(a) The agent's stdio, written and read by this process: the physical limit."""
+    """(a) The agent's stdio, used by this process directly: the physical limit."""
 
     name = "the agent's pipe, raw"
 
@@ -223,7 +223,7 @@ class RawPipe:
         self._out = self._process.stdout.fileno()
         self._piece = memoryview(bytearray(PIECE_BYTES))
         self._ids = itertools.count(2)
-        self._session_id = open_by_hand(
+        self._session_id = open_session(
             lambda message: self._send(self._line(message)), self._read, parse_lines
         )
 
@@ -242,7 +242,7 @@ class RawPipe:
         line = self._line(prompt_request(next(self._ids), self._session_id, prompt))
         began = time.perf_counter()
         self._send(line)
-        turn, data = take(self._read, ANSWER, began)
+        turn, data = read_turn(self._read, ANSWER, began)
         check_updates(parse_lines(data), updates)
         return turn
 
@@ -255,7 +255,7 @@ class RawPipe:
 
 
 class HostAlone:
-    """(b) The acpx host and the seam, driven directly: no session, no log, no socket."""
+    """(b) The acpx host and the stdio proxy, without session, log and socket."""
 
     name = "the acpx host, driven directly"
 
@@ -269,14 +269,14 @@ class HostAlone:
             agents={"bench": AgentCommand(tuple(argv))},
             environ=environ,
             start_timeout=30,
-            pressure=_Room(),
+            pressure=_NoBackpressure(),
             limits=MessageLimits(each=17 << 20, per_app=34 << 20),
         )
-        self._heard = _Heard()
+        self._recorder = _Recorder()
         try:
             self._run(self._backend.start())
             spec = AgentSpec("bench", "bench", str(folder), None, None, "deny-all")
-            self._agent = self._backend.agent(spec, self._heard)
+            self._agent = self._backend.agent(spec, self._recorder)
             self._run(self._agent.start())
         except BaseException:
             self.close()
@@ -288,15 +288,15 @@ class HostAlone:
     def turn(self, prompt: str, updates: int) -> Turn:
         blocks = json.dumps([{"type": "text", "text": prompt}]).encode()
         turn: Turn = self._run(self._turn(blocks))
-        check_updates(map(json.loads, self._heard.lines), updates)
+        check_updates(map(json.loads, self._recorder.lines), updates)
         return turn
 
     async def _turn(self, blocks: bytes) -> Turn:
-        heard = self._heard
-        heard.lines, heard.first = [], 0.0
+        recorder = self._recorder
+        recorder.lines, recorder.first = [], 0.0
         began = time.perf_counter()
         await self._agent.prompt(blocks)
-        return Turn(heard.first - began, time.perf_counter() - began)
+        return Turn(recorder.first - began, time.perf_counter() - began)
 
     def settle(self) -> None:
         pass
@@ -309,16 +309,16 @@ class HostAlone:
         self._loop.close()
 
 
-class _Room:
-    """A log that always has room."""
+class _NoBackpressure:
+    """A backpressure that never applies."""
 
     has_room = True
 
     async def room(self) -> None: ...
 
 
-class _Heard:
-    """Listens to the seam in the session's place, and only keeps what it hears."""
+class _Recorder:
+    """Observes the agent instead of a session, and only records its messages."""
 
     owes_preface = False
     wanted = Wanted()
@@ -375,13 +375,13 @@ class Server:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *(["-m", "server"] if program is None else [program])],
-                # Not in the checkout, where a .env may lie.
+                # Not in the repository, which may contain a .env.
                 cwd=folder,
                 env={**environ, **named, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                # A Ctrl-C is for this program to handle.
+                # Only this program handles a Ctrl-C.
                 start_new_session=True,
             )
         assert self._process.stdout is not None
@@ -407,12 +407,12 @@ class Server:
     def call(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {**self.headers, "Content-Type": "application/json"}
-        ask = urllib.request.Request(self.url + path, data, headers, method=method)
-        with urllib.request.urlopen(ask, timeout=60) as answer:
-            return json.load(answer)
+        http_request = urllib.request.Request(self.url + path, data, headers, method=method)
+        with urllib.request.urlopen(http_request, timeout=60) as response:
+            return json.load(response)
 
     def cpu_secs(self) -> float:
-        """Processor time that it has used."""
+        """The processor time that the server has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -429,7 +429,7 @@ class Server:
 
 
 class Clawdforge:
-    """The server, seen from a client's WebSocket, its durable log and all."""
+    """The server with its durable log, through a client's WebSocket."""
 
     name = "clawdforge"
 
@@ -437,19 +437,19 @@ class Clawdforge:
         self.session_id = server.create()
         url = f"{server.url}/sessions/{self.session_id}/ws"
         self.socket = Socket(url, server.headers)
-        take(self.socket.read, b'"ready"', 0)
+        read_turn(self.socket.read, b'"ready"', 0)
         self._seq = 0
 
     @staticmethod
     def _frame(prompt: str) -> bytes:
         return text_frame({"type": "prompt", "prompt": prompt})
 
-    def ask(self, prompt: str) -> None:
+    def send_prompt(self, prompt: str) -> None:
         self.socket.send(self._frame(prompt))
 
-    def take_all(self, prompt: str) -> None:
-        """A turn whose updates nobody looks at."""
-        self.ask(prompt)
+    def run_unchecked(self, prompt: str) -> None:
+        """Run a turn without checking its updates."""
+        self.send_prompt(prompt)
         tail = b""
         while not (b'"turn_end"' in tail and tail.endswith(b"}")):
             tail = tail[-256:] + self.socket.read()
@@ -458,15 +458,15 @@ class Clawdforge:
         frame = self._frame(prompt)
         began = time.perf_counter()
         self.socket.send(frame)
-        turn, data = take(self.socket.read, b'"turn_end"', began)
+        turn, data = read_turn(self.socket.read, b'"turn_end"', began)
         frames = list(parse_frames(data))
         if frames[-1].get("error"):
             raise BenchError(f"the turn failed: {frames[-1]}")
         entries = [frame for frame in frames if "seq" in frame]
         for entry in entries:
-            # Its agent may have spoken before the first turn, but that came with no prompt.
+            # Before the first turn, there may be entries that this socket has not received.
             if self._seq and entry["seq"] != self._seq + 1:
-                raise BenchError(f"entry {self._seq + 1} was expected, and this came: {entry}")
+                raise BenchError(f"expected entry {self._seq + 1}, received: {entry}")
             self._seq = entry["seq"]
         check_updates((entry["event"] for entry in entries if "event" in entry), updates)
         return turn
@@ -479,7 +479,7 @@ class Clawdforge:
 
 
 class AcpxPrompt:
-    """(c) ``acpx prompt``, a process a turn, with a warm queue owner behind it."""
+    """(c) ``acpx prompt``: one process for each turn, with a warm queue owner."""
 
     name = "`acpx prompt`"
 
@@ -493,7 +493,7 @@ class AcpxPrompt:
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._call("sessions", "ensure", "--name", "bench")
-        self.turn("hi", 1)  # which starts the queue owner and the agent
+        self.turn("hi", 1)  # starts the queue owner and the agent
         self.settle()
 
     def _call(self, *arguments: str) -> None:
@@ -519,14 +519,14 @@ class AcpxPrompt:
         process.stdin.write(prompt.encode())
         process.stdin.close()
         out = process.stdout.fileno()
-        turn, data = take(lambda: os.read(out, PIECE_BYTES), ANSWER, began)
+        turn, data = read_turn(lambda: os.read(out, PIECE_BYTES), ANSWER, began)
         check_updates(parse_lines(data), updates)
         if last is not None:
             _finish(last)
         return turn
 
     def settle(self) -> None:
-        """The process stays for a second behind its turn."""
+        """Wait for the process, which exits a second after its turn."""
         if self._process is not None:
             _finish(self._process)
             self._process = None
@@ -551,7 +551,7 @@ def free_port() -> int:
 
 
 class StdioToWs:
-    """(d) npm's stdio-to-ws: a bare bridge without sessions, log or auth."""
+    """(d) stdio-to-ws from npm: a bridge without sessions, log or authentication."""
 
     name = "`stdio-to-ws`"
 
@@ -562,7 +562,7 @@ class StdioToWs:
             [NODE, str(script), "--quiet", "--port", str(port), shlex.join(argv)],
             cwd=folder,
             env=environ,
-            # It prints every message, quiet or not.
+            # It prints every message in spite of --quiet.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -574,7 +574,7 @@ class StdioToWs:
             raise
 
     def connect(self) -> BridgedAgent:
-        """One more socket, with an agent of its own."""
+        """Open another socket, which has an agent of its own."""
         return BridgedAgent(_connect(self.url))
 
     def turn(self, prompt: str, updates: int) -> Turn:
@@ -589,26 +589,26 @@ class StdioToWs:
 
 
 class BridgedAgent:
-    """An agent's session by hand, through a socket that carries its lines."""
+    """A session of an agent, through a socket that carries its lines."""
 
     def __init__(self, line: Socket) -> None:
         self.socket = line
         self._ids = itertools.count(2)
-        self._session_id = open_by_hand(
+        self._session_id = open_session(
             lambda message: line.send(text_frame(message)), line.read, parse_frames
         )
 
     def _frame(self, prompt: str) -> bytes:
         return text_frame(prompt_request(next(self._ids), self._session_id, prompt))
 
-    def ask(self, prompt: str) -> None:
+    def send_prompt(self, prompt: str) -> None:
         self.socket.send(self._frame(prompt))
 
     def turn(self, prompt: str, updates: int) -> Turn:
         frame = self._frame(prompt)
         began = time.perf_counter()
         self.socket.send(frame)
-        turn, data = take(self.socket.read, ANSWER, began)
+        turn, data = read_turn(self.socket.read, ANSWER, began)
         check_updates(parse_frames(data), updates)
         return turn
 
@@ -619,7 +619,7 @@ class SandboxAgent:
     name = "`sandbox-agent`"
 
     def __init__(self, argv: list[str], folder: Path, environ: Mapping[str, str]) -> None:
-        # It knows a few agents by name, and finds this one on the PATH.
+        # It only runs agents that it knows by name, and finds them on the PATH.
         program = folder / "opencode"
         program.write_text(f"#!/bin/sh\nexec {shlex.join(argv)}\n", "utf-8")
         program.chmod(0o755)
@@ -674,18 +674,18 @@ class SandboxAgent:
 
     def _call(self, message: Any) -> Any:
         self._posts.sendall(self._post(message))
-        return self._answer()
+        return self._read_response()
 
-    def _answer(self) -> Any:
+    def _read_response(self) -> Any:
         answer = b""
         while not answer.endswith(b"}"):
             if not (piece := self._posts.recv(PIECE_BYTES)):
-                raise BenchError(f"sandbox-agent hung up: {answer!r}")
+                raise BenchError(f"sandbox-agent closed the connection: {answer!r}")
             answer += piece
         return json.loads(answer.partition(b"\r\n\r\n")[2])
 
     def turn(self, prompt: str, updates: int) -> Turn:
-        """As far as it brings the updates: those that it loses are counted, in :attr:`lost`."""
+        """Run a turn. Updates that the rival loses are counted in :attr:`lost`."""
         post = self._post(prompt_request(next(self._ids), self._session_id, prompt))
         began = time.perf_counter()
         self._posts.sendall(post)
@@ -698,8 +698,8 @@ class SandboxAgent:
                 tail = piece[1 - len(UPDATE) :]
                 first = first or (ended if count else 0.0)
             elif select.select([self._posts], [], [], 0)[0]:
-                break  # it has answered, and nothing comes any more
-        self._answer()
+                break  # the response has arrived, and no more updates
+        self._read_response()
         self.lost += updates - count
         return Turn(first, ended)
 
@@ -717,4 +717,4 @@ def _connect(url: str) -> Socket:
             return Socket(url)
         except ConnectionRefusedError:
             time.sleep(0.05)
-    raise BenchError(f"nothing listens at {url}")
+    raise BenchError(f"no server listens at {url}")

@@ -1,4 +1,4 @@
-"""A turn: how soon its first update comes, how fast the rest, and what others feel of it."""
+"""Turns: the latency of the first update, the rate of a burst, and the effect on neighbours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOGETHER = 10
 
 
 class Targets(NamedTuple):
-    """Clawdforge and its rivals, each with an agent of its own, warm."""
+    """Clawdforge and its rivals, each with a warm agent of its own."""
 
     ours: Clawdforge
     raw: RawPipe
@@ -47,21 +47,21 @@ def start(
 ) -> Targets:
     """Start every target and warm it up."""
 
-    def room(name: str) -> Path:
+    def new_folder(name: str) -> Path:
         (folder / name).mkdir()
         return folder / name
 
-    def own(target: Any) -> Any:
+    def register(target: Any) -> Any:
         stack.callback(target.close)
         return target
 
     targets = Targets(
-        own(Clawdforge(server)),
-        own(RawPipe(AGENT, room("raw"))),
-        own(HostAlone(AGENT, room("host"), environ)),
-        own(AcpxPrompt(AGENT, room("acpx"), environ)),
-        own(StdioToWs(AGENT, room("stdio-to-ws"), environ)),
-        own(SandboxAgent(AGENT, room("sandbox-agent"), environ)),
+        register(Clawdforge(server)),
+        register(RawPipe(AGENT, new_folder("raw"))),
+        register(HostAlone(AGENT, new_folder("host"), environ)),
+        register(AcpxPrompt(AGENT, new_folder("acpx"), environ)),
+        register(StdioToWs(AGENT, new_folder("stdio-to-ws"), environ)),
+        register(SandboxAgent(AGENT, new_folder("sandbox-agent"), environ)),
     )
     for target in targets:
         for _ in range(3):
@@ -74,7 +74,7 @@ def start(
 
 
 def measure_latency(targets: Targets, report: Report, *, quick: bool) -> None:
-    """From the prompt to the first update."""
+    """The time from the prompt to the first update."""
     paused: dict[Target, Samples] = {target: Samples() for target in targets}
     at_once: dict[Target, Samples] = {target: Samples() for target in targets}
     for _ in range(3 if quick else 12):
@@ -91,9 +91,11 @@ def measure_latency(targets: Targets, report: Report, *, quick: bool) -> None:
         report.compare(f"First update, {title}", "ms", _by_name(samples), digits=2)
         ours, host = samples[targets.ours], samples[targets.host]
         report.at_most(
-            f"first update, {title}, median: behind the host", ours.median - host.median, 1, "ms"
+            f"first update, {title}, median, minus the host's", ours.median - host.median, 1, "ms"
         )
-        report.at_most(f"first update, {title}, p99: behind the host", ours.p99 - host.p99, 4, "ms")
+        report.at_most(
+            f"first update, {title}, p99, minus the host's", ours.p99 - host.p99, 4, "ms"
+        )
         report.at_most(f"first update, {title}, median", ours.median, 10, "ms")
         report.at_least(
             f"first update, {title}: faster than `acpx prompt`",
@@ -104,7 +106,7 @@ def measure_latency(targets: Targets, report: Report, *, quick: bool) -> None:
 
 
 def measure_bursts(targets: Targets, report: Report, *, quick: bool) -> None:
-    """Updates a second, from the prompt until all of them are there."""
+    """Updates per second, from the prompt until all of them have arrived."""
     rates: dict[Target, Samples] = {target: Samples() for target in targets}
     first = Samples()
     after: dict[Target, Samples] = {target: Samples() for target in targets}
@@ -112,7 +114,7 @@ def measure_bursts(targets: Targets, report: Report, *, quick: bool) -> None:
     for number in range(rounds):
         for target in targets:
             if target is targets.prompt and number >= rounds // 3:
-                continue  # it takes seconds
+                continue  # each turn takes seconds
             time.sleep(PAUSE_SECS)
             rates[target].add(BURST / target.turn(f"burst {BURST}", BURST).total)
             if target is not targets.prompt:
@@ -130,7 +132,7 @@ def measure_bursts(targets: Targets, report: Report, *, quick: bool) -> None:
     del after[targets.prompt]
     report.compare("First update, right after a burst", "ms", _by_name(after), digits=2)
     report.at_most(
-        "first update right after a burst: behind one after a small turn",
+        "first update right after a burst, minus that after a small turn",
         after[targets.ours].median - first.median,
         1,
         "ms",
@@ -141,11 +143,11 @@ def measure_bursts(targets: Targets, report: Report, *, quick: bool) -> None:
 
 
 def _by_name(samples: Mapping[Target, Samples]) -> dict[str, Samples]:
-    return {target.name: taken for target, taken in samples.items()}
+    return {target.name: values for target, values in samples.items()}
 
 
 def measure_neighbour(server: Server, report: Report, *, quick: bool) -> None:
-    """A first update in one session while another one's agent writes as fast as it can."""
+    """The first update in a session while another agent writes at full speed."""
     loud, quiet = Clawdforge(server), Clawdforge(server)
     with contextlib.closing(loud), contextlib.closing(quiet):
         count = BURST * (10 if quick else 20)
@@ -154,7 +156,7 @@ def measure_neighbour(server: Server, report: Report, *, quick: bool) -> None:
         alone = Samples(quiet.turn("hi", 1).first * 1000 for _ in range(20))
         beside = Samples()
         for _ in range(2 if quick else 4):
-            reader = threading.Thread(target=loud.take_all, args=(f"burst {count}",))
+            reader = threading.Thread(target=loud.run_unchecked, args=(f"burst {count}",))
             reader.start()
             while reader.is_alive():
                 beside.add(quiet.turn("hi", 1).first * 1000)
@@ -169,26 +171,31 @@ def measure_neighbour(server: Server, report: Report, *, quick: bool) -> None:
 
 
 def measure_together(server: Server, bridge: StdioToWs, report: Report, *, quick: bool) -> None:
-    """Ten sessions at once, one reader."""
+    """Ten sessions at once, with one reader."""
     ours = [Clawdforge(server) for _ in range(TOGETHER)]
     theirs = [bridge.connect() for _ in range(TOGETHER)]
     with contextlib.ExitStack() as stack:
         for one in (*ours, *(other.socket for other in theirs)):
             stack.callback(one.close)
         ways = (
-            ("clawdforge", [one.socket for one in ours], [one.ask for one in ours], b'"turn_end"'),
+            (
+                "clawdforge",
+                [one.socket for one in ours],
+                [one.send_prompt for one in ours],
+                b'"turn_end"',
+            ),
             (
                 bridge.name,
                 [one.socket for one in theirs],
-                [one.ask for one in theirs],
+                [one.send_prompt for one in theirs],
                 ANSWER,
             ),
         )
         rates = {name: Samples() for name, *_ in ways}
         for number in range(4 if quick else 10):
-            for name, sockets, asks, end in ways:
+            for name, sockets, senders, end in ways:
                 time.sleep(PAUSE_SECS)
-                secs = _ask_all(sockets, asks, end)
+                secs = _prompt_all(sockets, senders, end)
                 if number:  # the first is a warm-up
                     rates[name].add(TOGETHER * BURST / secs)
     report.compare(f"{TOGETHER} sessions at once, total", "updates/s", rates)
@@ -196,19 +203,19 @@ def measure_together(server: Server, bridge: StdioToWs, report: Report, *, quick
     report.at_least(f"ten sessions at once: faster than {bridge.name}", mine / other, 2, "times")
 
 
-def _ask_all(sockets: Sequence[Any], asks: Sequence[Any], end: bytes) -> float:
-    """Seconds until each has its turn's end."""
+def _prompt_all(sockets: Sequence[Any], senders: Sequence[Any], end: bytes) -> float:
+    """Send all prompts. Returns the seconds until all turns have ended."""
     began = time.perf_counter()
     with selectors.DefaultSelector() as selector:
         for line in sockets:
             selector.register(line.fileno(), selectors.EVENT_READ, [line, b""])
-        for ask in asks:
-            ask(f"burst {BURST}")
+        for send in senders:
+            send(f"burst {BURST}")
         left = len(sockets)
         while left:
             ready = selector.select(30)
             if not ready:
-                raise BenchError("not all of the sessions came to an end")
+                raise BenchError("some turns did not end")
             for key, _ in ready:
                 line, tail = key.data
                 tail = key.data[1] = (tail + line.read())[-256:]

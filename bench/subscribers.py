@@ -1,4 +1,4 @@
-"""Many sockets: what one session costs with a thousand viewers, and what sockets cost that wait."""
+"""Many sockets: fan-out to subscribers of one session, replay, and idle sockets."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ from targets import (
 )
 
 FRAMES = 2_000_000
-"""Of one fan-out: so many viewers times so many updates."""
+"""The frames of one fan-out: subscribers times updates."""
 TICKS = re.compile(rb'"text":"(\d+) "')
-AT_ONCE = 1000
+CONNECT_BATCH = 1000
 TAIL_BYTES = 256
+"""The length of the end of each stream, in which the end marker is searched."""
 
 
-class Crowd:
-    """Many sockets at one address, read by one loop that only looks for the end.
+class Subscribers:
+    """Many sockets at one address, read by one loop that only searches for an end marker.
 
     Args:
-        greeting: what each is sent before the next come; None if nobody is to be waited for.
+        greeting: bytes that each socket must receive before more sockets connect; None to connect
+            without waiting.
     """
 
     def __init__(
@@ -53,9 +55,9 @@ class Crowd:
         request = upgrade_request(parts, headers)
         self.sockets: list[socket.socket] = []
         self._selector = selectors.DefaultSelector()
-        for start in range(0, count, AT_ONCE):
+        for start in range(0, count, CONNECT_BATCH):
             some = []
-            for _ in range(min(AT_ONCE, count - start)):
+            for _ in range(min(CONNECT_BATCH, count - start)):
                 line = socket.create_connection((parts.hostname, parts.port), timeout=30)
                 line.sendall(request)
                 some.append(line)
@@ -70,49 +72,50 @@ class Crowd:
                 self.sockets.append(line)
 
     def join(self, driver: Clawdforge) -> None:
-        """Read *driver*'s socket along, as one more."""
+        """Also read the socket of *driver*."""
         line = socket.socket(fileno=os.dup(driver.socket.fileno()))
         line.setblocking(False)
         self._selector.register(line, selectors.EVENT_READ, len(self.sockets))
         self.sockets.append(line)
 
-    def take(self, end: bytes) -> tuple[float, list[int], bytes]:
-        """Read until each has *end*.
+    def read_until(self, end: bytes) -> tuple[float, list[int], bytes]:
+        """Read until each socket has received *end*.
 
         Returns:
-            The time of the last one's, each one's bytes, and all of the first one's.
+            The time of the last end marker, the number of bytes of each socket, and all bytes of
+            the first socket.
         """
         counts = [0] * len(self.sockets)
         tails = [b""] * len(self.sockets)
-        kept = bytearray()
+        data = bytearray()
         left = set(range(len(self.sockets)))
         while left:
             ready = self._selector.select(30)
             if not ready:
-                raise BenchError(f"{len(left)} viewers do not come to an end")
+                raise BenchError(f"{len(left)} subscribers did not receive the end")
             for key, _ in ready:
                 number = key.data
                 piece = self.sockets[number].recv(PIECE_BYTES)
                 if not piece:
-                    raise BenchError("a viewer was dropped")
+                    raise BenchError("a subscriber was disconnected")
                 counts[number] += len(piece)
                 if number == 0:
-                    kept += piece
+                    data += piece
                 tails[number] = (tails[number] + piece)[-TAIL_BYTES:]
                 if end in tails[number] and piece.endswith(b"}"):
                     left.discard(number)
-        return time.perf_counter(), counts, bytes(kept)
+        return time.perf_counter(), counts, bytes(data)
 
-    def listen(self, end: bytes) -> Samples:
-        """Milliseconds from each update's time, which its text tells, to its arrival."""
+    def read_delays(self, end: bytes) -> Samples:
+        """Milliseconds from the time in the text of each update to its arrival."""
         delays = Samples()
         left = set(range(len(self.sockets)))
         while left:
             for key, _ in self._selector.select(30):
                 piece = self.sockets[key.data].recv(PIECE_BYTES)
                 now = time.monotonic_ns()
-                for told in TICKS.findall(piece):
-                    delays.add((now - int(told)) / 1e6)
+                for sent_at in TICKS.findall(piece):
+                    delays.add((now - int(sent_at)) / 1e6)
                 if end in piece:
                     left.discard(key.data)
         return delays
@@ -124,7 +127,7 @@ class Crowd:
 
 
 class BareAiohttp:
-    """(e) bare aiohttp, which sends ready-made payloads to all its sockets."""
+    """(e) bare aiohttp, which sends the same payloads to all of its sockets."""
 
     name = "bare aiohttp"
 
@@ -150,37 +153,37 @@ class BareAiohttp:
 
 
 def measure_fan_out(server: Server, folder: Path, report: Report, *, quick: bool) -> None:
-    """Frames a second to all viewers of one session, against the same bytes from bare aiohttp."""
+    """Frames per second to all subscribers of a session, compared with bare aiohttp."""
     bare = BareAiohttp(folder)
     with contextlib.closing(bare):
-        for viewers in (100, 1000):
-            updates = FRAMES // viewers // (4 if quick else 1)
+        for count in (100, 1000):
+            updates = FRAMES // count // (4 if quick else 1)
             rates = {"clawdforge": Samples(), bare.name: Samples()}
             driver = Clawdforge(server)
-            crowd = Crowd(_address(server, driver), viewers - 1, server.headers, b'"ready"')
-            theirs = Crowd(bare.url, viewers, {})
-            with contextlib.closing(crowd), contextlib.closing(theirs), contextlib.closing(driver):
-                crowd.join(driver)
+            ours = Subscribers(_address(server, driver), count - 1, server.headers, b'"ready"')
+            theirs = Subscribers(bare.url, count, {})
+            with contextlib.closing(ours), contextlib.closing(theirs), contextlib.closing(driver):
+                ours.join(driver)
                 for number in range(3 if quick else 5):
                     began = time.perf_counter()
-                    driver.ask(f"burst {updates}")
-                    ended, counts, data = crowd.take(b'"turn_end"')
-                    if len(set(counts[:-1])) > 1:  # the last has an answer of its own
-                        raise BenchError("the viewers did not all get the same")
+                    driver.send_prompt(f"burst {updates}")
+                    ended, counts, data = ours.read_until(b'"turn_end"')
+                    if len(set(counts[:-1])) > 1:  # the driver also receives `accepted`
+                        raise BenchError("the subscribers received different bytes")
                     frames = [one for one in parse_frames(data) if "seq" in one]
                     check_updates((one["event"] for one in frames if "event" in one), updates)
-                    if number:  # the first has the agent write its updates beforehand
-                        rates["clawdforge"].add(updates * viewers / (ended - began))
+                    if number:  # in the first round, the agent prepares its updates
+                        rates["clawdforge"].add(updates * count / (ended - began))
                     payloads = [json.dumps(one, separators=(",", ":")).encode() for one in frames]
                     began = time.perf_counter()
                     bare.send(payloads)
-                    ended, _, _ = theirs.take(b'"turn_end"')
+                    ended, _, _ = theirs.read_until(b'"turn_end"')
                     if number:
-                        rates[bare.name].add(len(payloads) * viewers / (ended - began))
-            report.compare(f"{viewers:,} viewers of one session", "frames/s", rates)
-            ours, other = (samples.median for samples in rates.values())
+                        rates[bare.name].add(len(payloads) * count / (ended - began))
+            report.compare(f"{count:,} subscribers of one session", "frames/s", rates)
+            own, other = (samples.median for samples in rates.values())
             report.at_least(
-                f"fan-out to {viewers:,} viewers, of bare aiohttp", 100 * ours / other, 70, "%"
+                f"fan-out to {count:,} subscribers, of bare aiohttp", 100 * own / other, 70, "%"
             )
 
 
@@ -189,24 +192,24 @@ def _address(server: Server, driver: Clawdforge) -> str:
 
 
 def measure_delivery(server: Server, report: Report, *, quick: bool) -> None:
-    """Delivery of 20 updates a second to 1,000 viewers, and of one socket's own beside it."""
+    """Delays of 20 updates per second to 1,000 subscribers."""
     driver = Clawdforge(server)
-    crowd = Crowd(_address(server, driver), 1000, server.headers, b'"ready"')
-    with contextlib.closing(crowd), contextlib.closing(driver):
+    subscribers = Subscribers(_address(server, driver), 1000, server.headers, b'"ready"')
+    with contextlib.closing(subscribers), contextlib.closing(driver):
         ticks = 60 if quick else 200
         before = server.cpu_secs()
-        driver.ask(f"tick {ticks}")
-        delays = crowd.listen(b'"turn_end"')
-        each = (server.cpu_secs() - before) / (ticks * len(crowd.sockets)) * 1e6
-        print(f"a delivery took the server {each:.1f} µs of processor time\n")
+        driver.send_prompt(f"tick {ticks}")
+        delays = subscribers.read_delays(b'"turn_end"')
+        each = (server.cpu_secs() - before) / (ticks * len(subscribers.sockets)) * 1e6
+        print(f"a delivery took {each:.1f} µs of the server's processor time\n")
         report.compare(
-            "Delivery to 1,000 viewers at 20 updates/s", "ms", {"clawdforge": delays}, digits=1
+            "Delivery to 1,000 subscribers at 20 updates/s", "ms", {"clawdforge": delays}, digits=1
         )
-        report.at_most("delivery to 1,000 viewers at 20 updates/s, p99", delays.p99, 25, "ms")
+        report.at_most("delivery to 1,000 subscribers at 20 updates/s, p99", delays.p99, 25, "ms")
 
 
 def measure_slices(folder: Path, environ: Mapping[str, str], report: Report) -> None:
-    """The longest that one callback keeps the event loop, with 1,000 viewers of a burst."""
+    """The longest callback in the event loop, during a burst to 1,000 subscribers."""
     found = folder / "slices.json"
     server = Server(
         folder / "sliced",
@@ -217,15 +220,15 @@ def measure_slices(folder: Path, environ: Mapping[str, str], report: Report) -> 
     )
     with contextlib.closing(server):
         driver = Clawdforge(server)
-        crowd = Crowd(_address(server, driver), 1000, server.headers, b'"ready"')
-        with contextlib.closing(crowd), contextlib.closing(driver):
+        subscribers = Subscribers(_address(server, driver), 1000, server.headers, b'"ready"')
+        with contextlib.closing(subscribers), contextlib.closing(driver):
             os.kill(server.pid, signal.SIGUSR1)
             for _ in range(2):
-                driver.ask("burst 2000")
-                crowd.take(b'"turn_end"')
+                driver.send_prompt("burst 2000")
+                subscribers.read_until(b'"turn_end"')
     slices = json.loads(found.read_text("utf-8"))
     report.at_most(
-        "the longest slice of the event loop beside 1,000 viewers of a burst",
+        "the longest slice of the event loop during a burst to 1,000 subscribers",
         slices["longest_ms"],
         10,
         "ms",
@@ -234,15 +237,15 @@ def measure_slices(folder: Path, environ: Mapping[str, str], report: Report) -> 
 
 
 def measure_idle_sockets(server: Server, report: Report, *, quick: bool) -> None:
-    """Memory of a socket that only listens, and whether an active session feels so many."""
+    """Memory of an idle socket, and the latency of an active session beside many of them."""
     count, turns = (2000, 100) if quick else (10_000, 400)
     active, watched = Clawdforge(server), Clawdforge(server)
     with contextlib.closing(active), contextlib.closing(watched):
         active.turn("hi", 1)
         alone = Samples(active.turn("hi", 1).first * 1000 for _ in range(turns))
         before = read_memory([server.pid])
-        crowd = Crowd(_address(server, watched), count, server.headers, b'"ready"')
-        with contextlib.closing(crowd):
+        subscribers = Subscribers(_address(server, watched), count, server.headers, b'"ready"')
+        with contextlib.closing(subscribers):
             each = (read_memory([server.pid]) - before) / count
             beside = Samples(active.turn("hi", 1).first * 1000 for _ in range(turns))
     report.at_most(f"memory of an idle socket, of {count:,}", each, 20, "KB")
@@ -253,7 +256,7 @@ def measure_idle_sockets(server: Server, report: Report, *, quick: bool) -> None
         digits=2,
     )
     report.at_most(
-        "first update beside idle sockets, p99: behind the one alone",
+        "first update beside idle sockets, p99, minus that alone",
         beside.p99 - alone.p99,
         4,
         "ms",
@@ -263,22 +266,22 @@ def measure_idle_sockets(server: Server, report: Report, *, quick: bool) -> None
 def measure_replay(
     server: Server, folder: Path, environ: Mapping[str, str], report: Report, *, quick: bool
 ) -> None:
-    """10,000 stored entries to one viewer, and to a hundred at once.
+    """Replay of 10,000 entries to one subscriber, and to a hundred at once.
 
-    A hundred replays keep one of two cores busy, whose ever they are: so what a live session
-    feels of them is compared with what it feels of those of another server.
+    A hundred replays occupy one of two cores. So the latency of a live session beside them is
+    compared with its latency beside replays of another server.
     """
     with contextlib.ExitStack() as stack:
         other = Server(folder / "other", environ, AGENT, MAX_SOCKETS_PER_SESSION="20000")
         stack.callback(other.close)
-        told, told_by_other, live = (Clawdforge(one) for one in (server, other, server))
-        for driver in (told, told_by_other, live):
+        replayed, replayed_by_other, live = (Clawdforge(one) for one in (server, other, server))
+        for driver in (replayed, replayed_by_other, live):
             stack.callback(driver.close)
-        for driver in (told, told_by_other):
+        for driver in (replayed, replayed_by_other):
             driver.turn("burst 10000", 10_000)
         replays, others = (
             stack.enter_context(contextlib.closing(Replays(one, driver)))
-            for one, driver in ((server, told), (other, told_by_other))
+            for one, driver in ((server, replayed), (other, replayed_by_other))
         )
         one = Samples()
         for _ in range(5 if quick else 15):
@@ -297,13 +300,13 @@ def measure_replay(
                     hundred.add(running.result())
                 these.end()
                 for _ in range(5):
-                    live.turn("hi", 1)  # while they are seen to be gone
+                    live.turn("hi", 1)  # until the server has noticed that the replays have ended
     report.compare(
         "Replay of 10,000 entries",
         "ms",
-        {"clawdforge, to one viewer": one, "clawdforge, to 100 at once": hundred},
+        {"clawdforge, to one subscriber": one, "clawdforge, to 100 at once": hundred},
     )
-    report.at_most("replay of 10,000 entries to one viewer", one.median, 150, "ms")
+    report.at_most("replay of 10,000 entries to one subscriber", one.median, 150, "ms")
     report.compare(
         "First update beside 100 replays",
         "ms",
@@ -315,7 +318,7 @@ def measure_replay(
         digits=1,
     )
     report.at_most(
-        "first update beside 100 replays, p99: behind the one beside another server's",
+        "first update beside 100 replays, p99, minus that beside another server's",
         beside.p99 - beside_others.p99,
         4,
         "ms",
@@ -323,7 +326,7 @@ def measure_replay(
 
 
 class Replays:
-    """Viewers that have missed all of *driver*'s session, in a process of their own."""
+    """Subscribers that replay all of *driver*'s session, in a process of their own."""
 
     def __init__(self, server: Server, driver: Clawdforge) -> None:
         self._url = f"{_address(server, driver)}?after=0"
@@ -331,26 +334,26 @@ class Replays:
         self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
     def run(self, count: int) -> Future[float]:
-        """The milliseconds until *count* new sockets have it all."""
+        """The milliseconds until *count* new sockets have received all entries."""
         return self._process.submit(_replay, self._url, count, self._headers)
 
     def end(self) -> None:
-        """Close them."""
+        """Close the sockets."""
         self._process.submit(_end_replay).result()
 
     def close(self) -> None:
         self._process.shutdown()
 
 
-_replayed: list[Crowd] = []
-"""In the process of :class:`Replays`: viewers stay when they have it all, as a user's do."""
+_replayed: list[Subscribers] = []
+"""The open sockets in the process of :class:`Replays`. Real clients also stay connected."""
 
 
 def _replay(url: str, count: int, headers: Mapping[str, str]) -> float:
     began = time.perf_counter()
-    crowd = Crowd(url, count, headers, greeting=None)
-    _replayed.append(crowd)
-    ended, _, _ = crowd.take(b'"turn_end"')
+    subscribers = Subscribers(url, count, headers, greeting=None)
+    _replayed.append(subscribers)
+    ended, _, _ = subscribers.read_until(b'"turn_end"')
     return (ended - began) * 1000
 
 

@@ -1,4 +1,4 @@
-"""The server itself: its start, a new session, what an open one costs, and a long log."""
+"""The start of the server, new sessions, open sessions, and a long log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from measure import Samples, find_house, read_memory
+from measure import Samples, read_memory, server_processes
 from report import Report
 from targets import AGENT, Clawdforge, RawPipe, Server
 
@@ -41,13 +41,13 @@ UPDATE = json.dumps(
 
 
 def measure_start(folder: Path, environ: Mapping[str, str], report: Report, *, quick: bool) -> None:
-    """From the server's start to its greeting, on an empty folder."""
+    """The time from the start of the server until it is ready, with an empty data folder."""
     starts = Samples()
     for number in range(3 if quick else 8):
-        room = folder / f"start-{number}"
-        with contextlib.closing(Server(room, environ, AGENT)) as server:
+        own_folder = folder / f"start-{number}"
+        with contextlib.closing(Server(own_folder, environ, AGENT)) as server:
             starts.add(server.start_secs * 1000)
-        shutil.rmtree(room)
+        shutil.rmtree(own_folder)
     report.compare("Server start to ready, empty", "ms", {"clawdforge": starts})
     report.at_most("server start to ready, empty", starts.median, 500, "ms")
 
@@ -55,63 +55,63 @@ def measure_start(folder: Path, environ: Mapping[str, str], report: Report, *, q
 def measure_creation(
     folder: Path, environ: Mapping[str, str], report: Report, *, quick: bool
 ) -> None:
-    """From the wish for a session to its first prompt's first update."""
+    """The time from the request for a session to the first update of its first prompt."""
     rounds = 5 if quick else 12
-    raw, ours, prewarmed, answers = Samples(), Samples(), Samples(), Samples()
-    room = folder / "creating"
-    room.mkdir()
-    plain = Server(room / "plain", environ, AGENT, MAX_LIVE_AGENTS="100")
-    warm = Server(room / "warm", environ, AGENT, MAX_LIVE_AGENTS="100", PREWARMED_AGENTS="2")
+    raw, ours, prewarmed, creations = Samples(), Samples(), Samples(), Samples()
+    own_folder = folder / "creating"
+    own_folder.mkdir()
+    plain = Server(own_folder / "plain", environ, AGENT, MAX_LIVE_AGENTS="100")
+    warm = Server(own_folder / "warm", environ, AGENT, MAX_LIVE_AGENTS="100", PREWARMED_AGENTS="2")
     with contextlib.closing(plain), contextlib.closing(warm):
         for number in range(rounds + 1):
-            began = time.perf_counter()
-            with contextlib.closing(RawPipe(AGENT, room)) as pipe:
+            started_at = time.perf_counter()
+            with contextlib.closing(RawPipe(AGENT, own_folder)) as pipe:
                 pipe.turn("hi", 1)
-                took = [time.perf_counter() - began]
+                took = [time.perf_counter() - started_at]
             for server in (plain, warm):
-                time.sleep(0.6)  # in which the next one is prewarmed
-                began = time.perf_counter()
+                time.sleep(0.6)  # meanwhile the next agent is prewarmed
+                started_at = time.perf_counter()
                 created = Clawdforge(server)
-                answered = time.perf_counter() - began
+                created_secs = time.perf_counter() - started_at
                 with contextlib.closing(created):
                     first = created.turn("hi", 1).first
-                took.append(answered + first)
+                took.append(created_secs + first)
             if number:
                 for samples, secs in zip((raw, ours, prewarmed), took, strict=True):
                     samples.add(secs * 1000)
-                answers.add(answered * 1000)
+                creations.add(created_secs * 1000)
     report.compare(
         "A new session, to its first update",
         "ms",
         {"clawdforge": ours, "clawdforge, prewarmed": prewarmed, "the agent alone, raw": raw},
     )
     report.at_most(
-        "a new session's first update: behind the agent's own start",
+        "a new session's first update, minus the agent's own start",
         ours.median - raw.median,
         30,
         "ms",
     )
-    report.at_most("create a session with a prewarmed agent", answers.median, 20, "ms")
+    report.at_most("create a session with a prewarmed agent", creations.median, 20, "ms")
 
 
 def measure_open_sessions(
     folder: Path, environ: Mapping[str, str], report: Report, *, quick: bool
 ) -> None:
-    """Memory of an open session without an agent, and a restart with all of them."""
+    """The memory of an open session without an agent, and a restart with many of them."""
     count = 1000 if quick else 10_000
     settings = {"MAX_SESSIONS": "20000", "MAX_SESSIONS_PER_APP": "20000", "MAX_LIVE_AGENTS": "1"}
-    room = folder / "open"
-    server = Server(room, environ, AGENT, **settings)
+    own_folder = folder / "open"
+    server = Server(own_folder, environ, AGENT, **settings)
     with contextlib.closing(server), contextlib.closing(Clawdforge(server)) as busy:
         busy.turn("hi", 1)
-        before = read_memory(find_house(server.pid))
+        before = read_memory(server_processes(server.pid))
         took = _create(server, count)
-        each = (read_memory(find_house(server.pid)) - before) / count
+        each = (read_memory(server_processes(server.pid)) - before) / count
     report.at_most(f"memory of an open session without an agent, of {count:,}", each, 30, "KB")
-    print(f"{count:,} sessions were created at {count / took:,.0f} a second\n")
+    print(f"{count:,} sessions were created, {count / took:,.0f} per second\n")
     restarts = Samples()
     for _ in range(3):
-        with contextlib.closing(Server(room, environ, AGENT, **settings)) as server:
+        with contextlib.closing(Server(own_folder, environ, AGENT, **settings)) as server:
             restarts.add(server.start_secs)
             with contextlib.closing(Clawdforge(server)) as one:
                 one.turn("hi", 1)
@@ -120,19 +120,19 @@ def measure_open_sessions(
 
 
 def _create(server: Server, count: int) -> float:
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     line = http.client.HTTPConnection(urlsplit(server.url).netloc)
     with contextlib.closing(line):
         for _ in range(count):
             line.request("POST", "/sessions", "{}", server.headers)
-            with line.getresponse() as answer:
-                answer.read()
-                assert answer.status == 200, answer.status
-    return time.perf_counter() - began
+            with line.getresponse() as response:
+                response.read()
+                assert response.status == 200, response.status
+    return time.perf_counter() - started_at
 
 
 def measure_growth(folder: Path, report: Report, *, quick: bool) -> None:
-    """What an entry costs in a log of a thousand, and of five million."""
+    """The time to append an entry to a log of a thousand entries, and of five million."""
     most = 500_000 if quick else 5_000_000
     path = folder / "growth.db"
     few, many = asyncio.run(_grow(path, most))
@@ -152,7 +152,7 @@ def measure_growth(folder: Path, report: Report, *, quick: bool) -> None:
 
 
 async def _grow(path: Path, most: int) -> tuple[Samples, Samples]:
-    """Microseconds an entry, while a log is short and when it is long, taken in turns."""
+    """Microseconds per entry of a short and a long log, measured alternately."""
     store = await Database.open(path)
     writer = DatabaseWriter(store, Metrics())
     writer.start()
@@ -160,13 +160,13 @@ async def _grow(path: Path, most: int) -> tuple[Samples, Samples]:
     fields = event_fields(UPDATE)
 
     async def append(log: SessionLog, count: int) -> float:
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         for start in range(0, count, 500):
             for _ in range(start, min(count, start + 500)):
                 log.append("event", 1, fields)
             await asyncio.sleep(0)
         await writer.flush()
-        return (time.perf_counter() - began) / count * 1e6
+        return (time.perf_counter() - started_at) / count * 1e6
 
     try:
         long = logs.open(1, 0)
@@ -174,7 +174,7 @@ async def _grow(path: Path, most: int) -> tuple[Samples, Samples]:
             await append(long, CHUNK)
         few, many = Samples(), Samples()
         for number in range(12):
-            # In the same file: how long the others' logs are must not matter either.
+            # In the same file, because the length of other logs must not matter either.
             few.add(await append(logs.open(2 + number, 0), CHUNK))
             many.add(await append(long, CHUNK))
             assert len(await logs.open(1, long.head).read(most // 2)) > 0
