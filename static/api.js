@@ -27,7 +27,7 @@ export class Api {
 	update = (id, meta) => this.#call('PATCH', `/sessions/${id}`, { meta });
 	close = id => this.#call('DELETE', `/sessions/${id}`);
 
-	// By XHR: fetch tells no progress
+	// XHR, because fetch reports no progress
 	upload(file, onprogress) {
 		const xhr = new XMLHttpRequest();
 		const done = new Promise((resolve, reject) => {

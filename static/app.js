@@ -16,11 +16,11 @@ import { Wire } from './wire.js';
 
 const KEPT_OPEN = 8;
 const LIST_EVERY = 15_000; // ms
-const LOOK_EVERY = 1000; // others may queue something
+const LOOK_EVERY = 1000; // other clients may queue prompts
 const ATTEND_EVERY = 250;
 
 const root = document.getElementById('app');
-const tabs = guard(() => new BroadcastChannel('clawdforge')); // may be forbidden, as storage
+const tabs = guard(() => new BroadcastChannel('clawdforge')); // may be forbidden, like storage
 const attention = new Attention();
 const open = new Map(); // session id -> {session, view, seen}
 let marks = new Map();
@@ -38,7 +38,7 @@ const draftOf = id => ({
 const draftOfNew = token => draftOf(`new-${markOf(token)}`);
 const narrow = matchMedia('(max-width: 760px)');
 
-// Tells tokens apart, and gives none away
+// A checksum that distinguishes tokens without revealing them
 function markOf(token) {
 	let mark = 0;
 	for (const char of token) mark = (Math.imul(mark, 31) + char.charCodeAt(0)) | 0;
@@ -58,7 +58,7 @@ async function begin() {
 	if (!api) tabs?.postMessage({ wanted: fragment().get('session') });
 }
 
-// A tab that lists the session hands its sign-in to a new one
+// A tab that lists the session passes its sign-in to a new tab
 function hand({ wanted, session, token }) {
 	if (wanted && shell && (open.has(wanted) || listed.some(({ session_id: id }) => id === wanted)))
 		tabs.postMessage({ session: wanted, token: api.token });
@@ -93,7 +93,7 @@ function leave() {
 }
 
 async function enter(token) {
-	const mine = new Api(token, () => api === mine && signOut('This sign-in is not valid any more.'));
+	const mine = new Api(token, () => api === mine && signOut('This sign-in is no longer valid.'));
 	const sessions = await mine.sessions();
 	leave();
 	api = mine;
@@ -212,7 +212,7 @@ function openSession(id, state = listed.find(one => one.session_id === id)) {
 	return open.get(id);
 }
 
-// Whoever looks at another one than `from` by now is left alone
+// Shows the new session only if the user is still at `from`
 async function create(options, { prompt, files }, from = null) {
 	const state = await api.create(options);
 	openSession(state.session_id, { ...options, ...state }).session.send({ prompt, files });
@@ -286,7 +286,7 @@ async function refresh() {
 		for (const { session } of open.values()) if (session.wire.status.state === 'away') session.wire.wake();
 		attend();
 	} catch {
-		if (api === mine) shell?.sidebar.fail('The list could not be read again.');
+		if (api === mine) shell?.sidebar.fail('The list could not be refreshed.');
 	}
 }
 
@@ -385,9 +385,9 @@ function tell(entry) {
 }
 
 function settingsMenu() {
-	const label = storage.preferences().notify ? 'Do not notify me' : 'Notify me when I am away';
+	const label = storage.preferences().notify ? 'Do not notify me' : 'Notify me in the background';
 	return [
-		{ heading: 'Ctrl K finds a session, Ctrl Shift O begins one, Ctrl . goes to what waits for you' },
+		{ heading: 'Ctrl K: find a session. Ctrl Shift O: new session. Ctrl .: next permission request' },
 		{ label, icon: 'bell', onselect: toggleNotify },
 		{ label: 'Sign out', icon: 'leave', onselect: () => signOut() }
 	];
@@ -396,7 +396,7 @@ function settingsMenu() {
 async function toggleNotify() {
 	const notify = !storage.preferences().notify && (await globalThis.Notification?.requestPermission()) === 'granted';
 	storage.savePreferences({ notify });
-	toast(notify ? 'You will be told when an agent waits for you or has finished.' : 'Notifications are off.');
+	toast(notify ? 'You will be notified when an agent waits for you or has finished.' : 'Notifications are off.');
 }
 
 document.addEventListener('keydown', event => {

@@ -1,4 +1,4 @@
-// docs.js: shows /openapi.json. Swagger UI is no module: it is a global of the page.
+// Renders /openapi.json. Swagger UI is a global, not a module.
 
 const dark = matchMedia('(prefers-color-scheme: dark)');
 const follow = () => document.documentElement.classList.toggle('dark-mode', dark.matches);
@@ -11,7 +11,7 @@ globalThis.SwaggerUIBundle({
 	deepLinking: true,
 	defaultModelsExpandDepth: 0,
 	displayRequestDuration: true,
-	// Nothing of the document, and no token, goes to anyone else.
+	// The document and the token are sent to no other server.
 	validatorUrl: null,
 	persistAuthorization: false
 });

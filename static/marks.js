@@ -1,4 +1,4 @@
-// Shows characters that are invisible or change the order by their numbers. No DOM
+// Shows invisible and reordering characters by their code points. No DOM
 import { MAX_PATH, pretty } from './normalise.js';
 
 const MAX_SIGNS = 1000; // as elements
@@ -23,20 +23,20 @@ const build = (kept, ...signs) => ({
 	all: new RegExp(`${kept}|(?<signs>(?:${signs.join('|')})+)|${HEAP}`, 'gv')
 });
 
-// Titles, names, paths: all but what scripts and emoji need
+// Titles, names, paths: all except those that scripts and emoji need
 export const TEXT = build(`${EMOJI}|${JOINER}`, control, `[${HIDDEN}]`);
-// Code, where joiners are nobody's letters
+// Code, in which joiners belong to no script
 export const CODE = build(EMOJI, control, `[${HIDDEN}]`);
-// A command: unusual blanks, too
+// A command: also unusual blanks
 export const EXACT = build(EMOJI, String.raw`[\p{Cc}--[\n\t]]|[\p{Zs}--[ ]]`, `[${HIDDEN}]`);
-// Running text: only what no language is written with
+// Running text: only characters that no language uses
 export const PROSE = build(
 	EMOJI,
 	control,
 	String.raw`[\u202D\u202E\u115F\u1160\u3164\uFFA0\p{Cs}\u{E0000}-\u{E0FFF}]|[${HIDDEN}]{4,}`
 );
 
-const STRETCH = 2000; // characters looked at together
+const STRETCH = 2000; // characters examined together
 
 const numberOf = char => `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
 
@@ -60,7 +60,7 @@ export function pieces(given, mode = TEXT) {
 		if (typeof piece === 'string' && typeof found.at(-1) === 'string') found.push(found.pop() + piece);
 		else if (piece) found.push(piece);
 	};
-	// Only stretches with something to show get the slow look,
+	// Only stretches with such characters get the slow check,
 	for (let at = 0, end; at < text.length; at = end) {
 		end = at + STRETCH;
 		// and none ends within a pair or an emoji.

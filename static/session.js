@@ -22,7 +22,7 @@ export class Session {
 		this.withdrawing = new Set();
 		this.frames = [];
 		this.synced = false;
-		this.changes = 0; // counts what GET /sessions would tell, too
+		this.changes = 0; // counts changes that GET /sessions shows too
 		this.wire = new parts.Wire({
 			url: parts.url,
 			credential: async () => ({ token: parts.api.token }),
@@ -138,10 +138,10 @@ export class Session {
 	}
 
 	#tell(sent) {
-		if (!sent) this.#emit('problem', 'There is no connection at the moment.');
+		if (!sent) this.#emit('problem', 'There is no connection.');
 	}
 
-	// Not every agent tells what became of a setting
+	// Not every agent reports the result of a setting
 	#readBack() {
 		clearTimeout(this.#timer);
 		this.#timer = setTimeout(() => {

@@ -1,4 +1,4 @@
-// What storage does not take is kept in memory, the sign-in in the history's entry
+// Without storage, data stays in memory and the sign-in in the history entry
 import { isRecord } from './normalise.js';
 
 const PREFIX = 'clawdforge:';

@@ -1,4 +1,4 @@
-// docs/reference/browser.md describes the model. No clock, no dice, no DOM
+// docs/reference/browser.md describes the model. Pure: no clock, no random numbers, no DOM
 import {
 	block,
 	blocks,
@@ -42,7 +42,7 @@ export function createTranscript() {
 	return hide(model, { dirty: new Set(), byIndex: new Map(), calls: new Map(), requests: new Map(), seededAt: 0 });
 }
 
-// The state that the server tells wins over the log up to its head
+// The server's state overrides the log up to its head
 /** @param {Model} model */
 export function seed(model, state) {
 	const { head, model: current } = state;
@@ -100,7 +100,7 @@ const ENTRIES = {
 			durationMs: number(entry.duration_ms),
 			error: failure(entry.error)
 		});
-		// It took no time if the agent never had it.
+		// The duration is 0 if the agent never received the prompt.
 		if (entry.withdrawn ?? (entry.stop_reason === 'cancelled' && entry.duration_ms === 0 && !turn.items.length))
 			turn.withdrawn = true;
 		for (const tool of turn.open) {
@@ -291,7 +291,7 @@ function addRaw(model, entry, name, data) {
 	model.dirty.add(last);
 }
 
-// An id means one call within its turn; an earlier one lends its name
+// An id identifies one call within its turn; an earlier report supplies missing fields
 function mergeTool(model, change, entry, earlier) {
 	const id = identity(change.toolCallId);
 	const turn = turnOf(model, entry);

@@ -4,13 +4,13 @@
  */
 
 const MAX_FRAME = 4 * 1024 * 1024; // bytes; the server refuses longer ones (1009)
-const BACKOFF_BASE = 500; // ms; the wait's first bound, which doubles
+const BACKOFF_BASE = 500; // ms; the first limit of the delay, which doubles
 const BACKOFF_CAP = 30_000; // up to this
-const STABLE_AFTER = 10_000; // older connections were good: failures are forgotten
+const STABLE_AFTER = 10_000; // ms; a connection that lasted longer resets the delay
 const OPEN_LIMIT = 15_000; // from connecting to `ready`
-const SILENCE_LIMIT = 45_000; // the server speaks every 20 s
-const TAIL_LIMIT = 5_000; // for the head of a heartbeat to come nearer
-const PONG_LIMIT = 5_000; // for an answer after a wake-up
+const SILENCE_LIMIT = 45_000; // ms; the server sends a heartbeat every 20 s
+const TAIL_LIMIT = 5_000; // ms; for the entries up to a heartbeat's head
+const PONG_LIMIT = 5_000; // ms; for a pong after a wake-up
 
 const PASSING = ['rate_limited', 'draining'];
 
@@ -25,7 +25,7 @@ export class WireError extends Error {
 export function afterClose(code) {
 	if (code >= 4500 && code < 5000) return 'stop';
 	if (code === 4002) return 'restart';
-	if (code === 1009) return 'shrink'; // resume, but never resend what was too big
+	if (code === 1009) return 'shrink'; // resume, but never resend the large frame
 	if (code === 1013 || code === 4005) return 'slow';
 	return 'resume';
 }
@@ -81,11 +81,11 @@ export class Wire {
 		this.#connect();
 	}
 
-	// Prompts that are not accepted by now are rejected
+	// Rejects the prompts that are not accepted yet
 	stop() {
 		this.#leave();
 		this.#setStatus({ state: 'idle' });
-		this.#rejectAll(new WireError('stopped', 'The connection was ended here.'));
+		this.#rejectAll(new WireError('stopped', 'The connection was closed by this page.'));
 	}
 
 	wake() {
@@ -107,7 +107,7 @@ export class Wire {
 		const accepted = new Promise((resolve, reject) => this.#prompts.set(id, { frame, text, resolve, reject }));
 		accepted.catch(() => {});
 		if (byteLength(text) > MAX_FRAME)
-			this.#reject(id, new WireError('payload_too_large', 'This is more than the server takes (4 MiB).'));
+			this.#reject(id, new WireError('payload_too_large', 'The message exceeds the limit of 4 MiB.'));
 		else this.send(frame, text);
 		return { id, accepted };
 	}
@@ -127,7 +127,7 @@ export class Wire {
 		return this.send(frame);
 	}
 
-	// Any other frame, now or never: false when there is no live connection
+	// Sends any other frame at once; false without a live connection
 	send(frame, text) {
 		if (this.#status.state !== 'live') return false;
 		this.#write(frame, text);
@@ -279,7 +279,7 @@ export class Wire {
 		if (largest)
 			this.#reject(
 				largest.frame.id,
-				new WireError('payload_too_large', 'The server did not take this: it is too large.')
+				new WireError('payload_too_large', 'The server refused the message: it is too large.')
 			);
 	}
 

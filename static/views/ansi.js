@@ -1,4 +1,4 @@
-// Colours, and what \r, \b and erasures write over. No DOM
+// Colours, \r, \b and erasures of terminal output. No DOM
 import { createAnsiSequenceParser, createColorPalette, namedColors } from 'ansi-sequence-parser';
 
 const MAX_PENDING = 4096;

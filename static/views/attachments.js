@@ -20,7 +20,7 @@ export class Attachments {
 			token,
 			name,
 			size,
-			...(state === 'ready' ? { state } : { state: 'failed', error: error ?? 'This was not uploaded: attach it again' })
+			...(state === 'ready' ? { state } : { state: 'failed', error: error ?? 'Not uploaded: attach it again' })
 		}));
 	}
 

@@ -51,7 +51,7 @@ export const section = label => value =>
 
 const TOLD = new Set(['command', 'cmd', 'description']);
 
-// Nothing that could matter is cut or folded
+// Relevant input is neither cut nor folded
 export function askedFor(call, cwd) {
 	const { title, toolKind, content, locations, input } = call;
 	const command = commandOf(call);
@@ -77,7 +77,7 @@ export function askedFor(call, cwd) {
 	if (input !== undefined && !told)
 		parts.push(
 			hasDiff(call)
-				? h('details.raw', {}, h('summary', {}, icon('frames'), 'All that the tool is given'), whole())
+				? h('details.raw', {}, h('summary', {}, icon('frames'), 'Full input of the tool'), whole())
 				: whole()
 		);
 	return parts;

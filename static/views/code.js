@@ -3,7 +3,7 @@ import { codeNodes, copyText, exactNodes, h, setText, template, whenNear } from 
 import { plural } from './format.js';
 
 const MAX_COLOURED = 60_000; // characters
-const LIVE_COLOURED = 12_000; // while it grows
+const LIVE_COLOURED = 12_000; // while the text grows
 const LIVE_EVERY = 400; // ms
 const MAX_EXACT = 10_000; // characters shown at once
 

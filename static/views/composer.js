@@ -121,10 +121,10 @@ export class Composer {
 	}
 
 	#buttons() {
-		const words = this.purpose ?? (this.running ? 'Send next: it waits until this turn is over' : 'Send');
+		const words = this.purpose ?? (this.running ? 'Send next: it waits until this turn ends' : 'Send');
 		this.go.disabled = this.empty || this.attachments.blocked;
 		this.go.title = this.attachments.blocked
-			? 'Waits for the attached files'
+			? 'Waiting for the attached files'
 			: TOUCH?.matches
 				? words
 				: `${words} (Enter)`;
@@ -157,7 +157,7 @@ export class Composer {
 	}
 
 	#key(event) {
-		// An input method; WebKit tells its last key by the code.
+		// An input method; WebKit marks its last key by the code.
 		if (event.isComposing || event.keyCode === 229) return event.stopPropagation();
 		if (this.commands.key(event)) return;
 		const { key, shiftKey, altKey, ctrlKey, metaKey, repeat } = event;
@@ -190,7 +190,7 @@ export class Composer {
 	paste(event) {
 		const files = [...event.clipboardData.files];
 		const text = event.clipboardData.getData('text/plain');
-		// A copied table is text and picture.
+		// A copied table is both text and an image.
 		if (files.length && !text) {
 			event.preventDefault();
 			this.add(files);

@@ -1,4 +1,4 @@
-// Drawn in a frame without access to anything; an image runs nothing
+// Drawn in a sandboxed frame and shown as an image, which runs no scripts
 import { codeBlock } from './code.js';
 import { h, template, whenNear } from './dom.js';
 
@@ -30,7 +30,7 @@ function ask(source, dark) {
 		const timer = setTimeout(() => {
 			mine.remove();
 			if (frame === mine) frame = null;
-			end(reject, new Error('It took too long.'));
+			end(reject, new Error('The time limit was reached.'));
 		}, PATIENCE);
 		const heard = ({ source: from, data }) => {
 			if (from !== mine.contentWindow) return;

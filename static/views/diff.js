@@ -7,8 +7,8 @@ import { plural } from './format.js';
 
 const CONTEXT = 3;
 const MAX_ROWS = 400; // at first
-const MAX_EDITS = 3000; // lines; more are shown as replaced whole,
-const TIME = 40; // ms; as after this
+const MAX_EDITS = 3000; // lines; a larger difference is shown as a full replacement
+const TIME = 40; // ms; likewise
 const MAX_DIFF = 400_000; // characters
 const MAX_MARKED = 1000; // characters of a line
 const MARKED_TIME = 30; // ms for the marks of one difference
@@ -61,7 +61,7 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 		note: `Line ends changed: ${from} → ${to} (${plural(count, 'line')})`
 	}));
 	if (oldText == null) shown.push({ note: newText ? 'New file' : 'New file, empty' });
-	else if (oldText && !newText) shown.push({ note: 'All of it was removed' });
+	else if (oldText && !newText) shown.push({ note: 'All lines were removed' });
 	else if (!ends.length && rows.every(({ sign }) => sign === ' ')) shown.push({ note: 'No difference' });
 	pairLines(rows);
 	const near = new Uint8Array(rows.length);

@@ -26,13 +26,13 @@ export function h(spec, props = {}, ...children) {
 	return node;
 }
 
-const sign = text => h('span.sign-of', { title: 'A character that cannot be seen, by its number' }, text);
+const sign = text => h('span.sign-of', { title: 'An invisible character, by its code point' }, text);
 
 export function nodesOf(text, mode = TEXT) {
 	return pieces(String(text ?? ''), mode).map(piece => (typeof piece === 'string' ? piece : sign(piece.sign)));
 }
 export const codeNodes = text => nodesOf(text, CODE);
-// The words stay in their order, whatever way their letters are written
+// Keeps the order of words of any writing direction
 const inOrder = nodes =>
 	nodes.flatMap(node =>
 		typeof node === 'string'
@@ -103,7 +103,7 @@ export function setChildren(parent, nodes) {
 	for (const child of [...parent.childNodes]) if (!kept.has(child)) child.remove();
 	for (const [index, node] of nodes.entries())
 		if (node !== parent.childNodes[index]) parent.insertBefore(node, parent.childNodes[index] ?? null);
-	if (parent.contains(focused)) focused.focus({ preventScroll: true }); // one that moved has lost it
+	if (parent.contains(focused)) focused.focus({ preventScroll: true }); // moving an element removes the focus
 }
 
 let ids = 0;

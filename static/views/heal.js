@@ -15,7 +15,7 @@ function withoutOpenFormula(block) {
 }
 
 export function heal(text) {
-	const start = text.lastIndexOf('\n\n') + 1; // marks of one block do not reach into the next
+	const start = text.lastIndexOf('\n\n') + 1; // marks end with their block
 	const line = text.slice(text.lastIndexOf('\n') + 1);
 	let block = text.slice(start);
 	const lines = block.replace(/^\n/, '').split('\n');

@@ -36,7 +36,7 @@ function fence(text, language) {
 /** @type {Props} */
 const rules = {
 	html: ({ text }) => safeHtml(text),
-	// marked leaves text in raw <kbd> and <code> as it is.
+	// marked does not escape text in raw <kbd> and <code>.
 	text({ tokens, text, escaped }) {
 		return tokens
 			? this.parser.parseInline(tokens)
@@ -93,7 +93,7 @@ const SHOWN = {
 	}
 };
 
-// Nothing is fetched from elsewhere
+// Loads nothing from other servers
 function showImage(node) {
 	const address = node.getAttribute('src');
 	const src = safeImage(address);
@@ -194,7 +194,7 @@ export class MarkdownView {
 		while (text && !this.update(text, true));
 	}
 
-	// `text` begins with what was shown. False: call again later
+	// `text` extends the shown text. Returns false if it must be called again
 	update(text, done) {
 		const begun = performance.now();
 		// Selected text stays until the turn ends.

@@ -15,7 +15,7 @@ export const escapeHtml = text => text.replace(/[&<>"']/g, char => `&#${char.cha
 const ATTRIBUTES =
 	/\s(?:(href|src|alt|align|start|open)|[^\s"'<>/=]+)(?![^\s"'<>/=])(?:\s*=\s*("[^"]*"|'[^']*'|[^\s"'=<>`]+))?/gi;
 
-// A tag that is not of TAGS is the text it is
+// A tag outside TAGS is shown as text
 export function safeHtml(text) {
 	return text.replace(
 		/<!--[\s\S]*?(?:-->|$)|<(\/?)([a-z][a-z\d]*)((?:[^<>"']|"[^"]*"|'[^']*')*)>|[<>]/gi,
@@ -34,7 +34,7 @@ export function safeHtml(text) {
 // The page itself has h1 and h2
 export const headingTag = depth => `h${Math.min(6, depth + 2)}`;
 
-// Prices, shell variables and prose are none
+// Prices, shell variables and prose are not formulas
 export function isFormula(text) {
 	if (text.length > MAX_FORMULA || /`|\n\s*\n/.test(text) || !text.trim()) return false;
 	if (/^\d/.test(text) && /\s/.test(text) && !/[\\^_={}]/.test(text)) return false;

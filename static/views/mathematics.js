@@ -11,7 +11,7 @@ const SAFE = {
 };
 
 let katex = null;
-const drawn = new Map(); // a growing answer draws the same again
+const drawn = new Map(); // a growing answer repeats its formulas
 
 export function formulaView(text, display) {
 	const el = h(
@@ -36,7 +36,7 @@ function draw(el, text, display) {
 	try {
 		el.replaceChildren(DOMPurify.sanitize(mathml(text, display), SAFE));
 	} catch {
-		el.classList.add('wrong'); // its source stays
+		el.classList.add('wrong'); // the source stays visible
 	}
 }
 

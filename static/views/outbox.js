@@ -38,7 +38,7 @@ export class OutboxView {
 
 	#sent(one, away, closed) {
 		if (one.state !== 'failed')
-			return this.#row('sending', one.prompt, away ? 'Will be sent when the connection is back' : 'Sending…');
+			return this.#row('sending', one.prompt, away ? 'Will be sent when the connection is restored' : 'Sending…');
 		const { edit, discard, resend } = this.on;
 		return this.#row(
 			'failed',

@@ -1,4 +1,4 @@
-// It takes no focus: no key answers by accident
+// Takes no focus, so that no key answers by accident
 import { pretty } from '../normalise.js';
 import { askedFor } from './call.js';
 import { codeBlock } from './code.js';
@@ -67,7 +67,7 @@ export class PermissionView {
 	#choose(optionId) {
 		const now = this.context.answer(this.permission.requestId, optionId);
 		this.byKey = this.card.querySelector(':focus-visible');
-		setText(this.note, now ? 'Sending your answer…' : 'Your answer goes out as soon as the connection is back.');
+		setText(this.note, now ? 'Sending your answer…' : 'Your answer will be sent when the connection is restored.');
 		this.#enable(false);
 	}
 
@@ -85,7 +85,7 @@ export class PermissionView {
 		if (permission.refused !== this.refused) {
 			this.refused = permission.refused;
 			this.#enable(true);
-			setText(this.note, 'Your answer was not taken. Please answer again.');
+			setText(this.note, 'Your answer was not accepted. Please answer again.');
 		}
 		if (!open) {
 			if (this.byKey) this.context.focusComposer();

@@ -21,14 +21,14 @@ const FACTS = {
 };
 const CLOSED = {
 	__proto__: null,
-	idle: 'This session was closed because nothing happened in it for long.',
+	idle: 'This session was closed because it was idle.',
 	admin: 'This session was closed by the administrator.'
 };
 const STOPPED = {
-	4500: 'The server does not accept this sign-in any more.',
+	4500: 'The server no longer accepts this sign-in.',
 	4503: 'This sign-in was revoked.',
 	4504: 'Too many windows have this session open.',
-	4505: 'There is no such session (any more).',
+	4505: 'This session does not exist.',
 	4507: 'This page and the server speak different versions: reload the page.'
 };
 

@@ -108,7 +108,7 @@ export class Sidebar {
 			]),
 			this.withClosed
 		]);
-		setText(this.note, shown.length ? '' : wanted ? 'No session fits.' : 'Your sessions will be listed here.');
+		setText(this.note, shown.length ? '' : wanted ? 'No session matches.' : 'Your sessions will be listed here.');
 	}
 
 	#row(session, marked) {

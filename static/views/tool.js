@@ -1,4 +1,4 @@
-// The body is built when it opens: there may be thousands
+// The body is built on opening, because there may be thousands of calls
 import { pretty } from '../normalise.js';
 import { commandOf, contentView, hasDiff, hint, locationsView, section, titleOf } from './call.js';
 import { codeBlock } from './code.js';
@@ -123,7 +123,7 @@ export class ToolView {
 		if (terminal?.exit) part('exit', `Exit code ${terminal.exit}`, hint);
 		if (input !== undefined && !command && !hasDiff(item)) part('input', input, section('Input'));
 		if (output !== undefined && printed == null && !content.length) part('output', output, section('Output'));
-		if (!parts.length) part('none', 'The agent told nothing more about this.', hint);
+		if (!parts.length) part('none', 'The agent reported no more details.', hint);
 		setChildren(this.body, parts);
 	}
 }
@@ -135,7 +135,7 @@ function printedBy({ terminal, toolKind, content, input, output }) {
 		.filter(one => one.content?.type === 'text')
 		.map(one => one.content.text)
 		.join('\n');
-	// Claude puts the command's purpose there until it prints.
+	// Claude puts the purpose of the command there until it has output.
 	if (text && text !== input?.description) return text.replace(/^\s*```\w*\n([\s\S]*?)\n?```\s*$/, '$1');
 	const parts = [output, output?.stdout, output?.stderr, output?.formatted_output ?? output?.output];
 	return parts.filter(part => part && typeof part === 'string').join('\n') || null;

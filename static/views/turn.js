@@ -21,10 +21,10 @@ const ENDINGS = {
 	__proto__: null,
 	cancelled: ['Stopped', 'stop'],
 	max_tokens: ['The answer reached its length limit', 'info', 'Continue'],
-	max_turn_requests: ['The agent reached its limit of steps for one turn', 'info', 'Continue'],
-	refusal: ['The agent declined to go on with this', 'info'],
+	max_turn_requests: ['The agent reached its step limit for one turn', 'info', 'Continue'],
+	refusal: ['The agent declined to continue', 'info'],
 	error: ['Something went wrong', 'alert', 'Try again'],
-	withdrawn: ['Taken out of the queue: the agent has not seen it', 'clock', 'Edit']
+	withdrawn: ['Withdrawn from the queue: the agent did not receive it', 'clock', 'Edit']
 };
 const ERRORS = {
 	__proto__: null,
@@ -66,7 +66,10 @@ export class TurnView {
 		setText(this.heading, `You: ${promptParts(prompt).text.slice(0, 80) || 'files'}`);
 		if (context === 'lost')
 			this.head.append(
-				new NoteView({ note: 'warning', title: 'The agent was started anew and does not remember what is above.' }).el
+				new NoteView({
+					note: 'warning',
+					title: 'The agent was restarted and does not remember the conversation above.'
+				}).el
 			);
 		this.head.append(promptBubble(prompt));
 	}

@@ -47,7 +47,7 @@ class Tab:
 
     @property
     def shown(self) -> Locator:
-        """The session on the screen: others may be open behind it."""
+        """The visible session; other open sessions are hidden."""
         return self.page.locator(".session:not([hidden])")
 
     @property
@@ -78,7 +78,7 @@ class Tab:
         await self.composer.press("Control+Enter")  # on a phone, too
 
     async def settled(self, turns: int = 1) -> None:
-        """That many turns are over, and none runs."""
+        """Wait until *turns* turns have ended and none is running."""
         await expect(self.turns.locator(".facts:not(.working)")).to_have_count(turns)
         await expect(self.shown.locator(".working")).to_have_count(0)
 

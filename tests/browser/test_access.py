@@ -1,4 +1,4 @@
-"""By keys alone, and on a phone."""
+"""The page with the keyboard only, and on a phone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tab import PHONE, Tab
 Json = dict[str, Any]
 
 
-async def test_by_keys_alone(tab: Tab) -> None:
+async def test_page_works_with_the_keyboard_only(tab: Tab) -> None:
     page = tab.page
     await expect(tab.composer).to_be_focused()
     await page.keyboard.type("one")
@@ -41,7 +41,7 @@ async def test_by_keys_alone(tab: Tab) -> None:
     await expect(tab.composer).to_have_value("/plan ")
     await tab.composer.fill("")
     await page.keyboard.press("Control+Shift+o")
-    await expect(page.get_by_role("heading", name="What should be done?")).to_be_visible()
+    await expect(page.get_by_role("heading", name="What should the agent do?")).to_be_visible()
     # Everything can be reached, and one sees where one is.
     for _ in range(25):
         await page.keyboard.press("Tab")
@@ -56,7 +56,7 @@ async def test_by_keys_alone(tab: Tab) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_on_a_phone(open_tab: OpenTab, client: Client, scheme: str) -> None:
+async def test_page_works_on_a_phone(open_tab: OpenTab, client: Client, scheme: str) -> None:
     tab = await open_tab(
         client, viewport=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True
     )

@@ -11,7 +11,7 @@ from ..support.harness import Client, LocalServer
 from .tab import WATCH, Tab
 
 
-async def test_the_page_works_under_a_path(
+async def test_page_works_under_a_path(
     browser: Browser, server: LocalServer, client: Client, tmp_path: Path
 ) -> None:
     assert client.token is not None

@@ -1,4 +1,4 @@
-"""A conversation, from the first visit on: what a person does, and sees."""
+"""A conversation from the first visit on, as a user experiences it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .tab import Tab
 Json = dict[str, Any]
 
 
-async def test_from_the_first_visit_to_the_first_answer(open_tab: OpenTab, client: Client) -> None:
+async def test_first_visit_leads_to_the_first_answer(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client)
     page = tab.page
     await page.goto(tab.url)
@@ -29,7 +29,7 @@ async def test_from_the_first_visit_to_the_first_answer(open_tab: OpenTab, clien
     await expect(page.get_by_role("alert").first).to_contain_text("does not know this token")
     await page.get_by_label("Access token").fill(tab.token)
     await page.get_by_role("button", name="Sign in").click()
-    await expect(page.get_by_role("heading", name="What should be done?")).to_be_visible()
+    await expect(page.get_by_role("heading", name="What should the agent do?")).to_be_visible()
     await page.get_by_role("button", name="Agent: ").click()
     await page.get_by_role("menuitemradio", name="demo").click()
     await expect(tab.button("help")).to_be_visible()
@@ -52,7 +52,7 @@ async def test_from_the_first_visit_to_the_first_answer(open_tab: OpenTab, clien
     assert tab.token not in await page.evaluate("JSON.stringify(localStorage)")
 
 
-async def test_a_menu_that_is_open_stays_open_when_the_agents_become_known(
+async def test_open_menu_stays_open_when_the_agents_arrive(
     open_tab: OpenTab, client: Client
 ) -> None:
     tab = await open_tab(client)
@@ -75,7 +75,9 @@ async def test_a_menu_that_is_open_stays_open_when_the_agents_become_known(
     await expect(page.get_by_role("button", name="Agent: demo")).to_be_visible()
 
 
-async def test_a_sign_in_link_leaves_the_address_bar(open_tab: OpenTab, client: Client) -> None:
+async def test_sign_in_link_is_removed_from_the_address_bar(
+    open_tab: OpenTab, client: Client
+) -> None:
     session_id = await client.create()
     tab = await open_tab(client)
     await tab.page.goto(f"{tab.url}/#token={tab.token}&session={session_id}")
@@ -87,7 +89,7 @@ async def test_a_sign_in_link_leaves_the_address_bar(open_tab: OpenTab, client: 
     await tab.picture("empty")
 
 
-async def test_a_sign_in_that_is_kept_outlives_a_failure_and_a_link(
+async def test_stored_sign_in_survives_a_failure_and_a_link(
     open_tab: OpenTab, client: Client
 ) -> None:
     tab = await open_tab(client)
@@ -124,7 +126,7 @@ Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceede
 
 
 @pytest.mark.parametrize("storage", [FORBIDDEN, FULL], ids=["forbidden", "full"])
-async def test_a_browser_that_stores_nothing_keeps_the_sign_in_of_its_tab(
+async def test_browser_without_storage_keeps_the_sign_in_of_the_tab(
     open_tab: OpenTab, client: Client, storage: str
 ) -> None:
     tab = await open_tab(client)
@@ -152,9 +154,7 @@ async def test_a_browser_that_stores_nothing_keeps_the_sign_in_of_its_tab(
         await expect(page.get_by_label("Access token")).to_be_visible()
 
 
-async def test_a_session_opened_in_a_new_tab_is_signed_in(
-    open_tab: OpenTab, client: Client
-) -> None:
+async def test_session_in_a_new_tab_is_signed_in(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client)
     session_id = await client.create()
     await tab.sign_in(session_id)
@@ -166,7 +166,7 @@ async def test_a_session_opened_in_a_new_tab_is_signed_in(
     await expect(pages[1].get_by_label("Access token")).to_be_visible()
 
 
-async def test_unread_marks_outlive_a_reload(
+async def test_unread_marks_survive_a_reload(
     open_tab: OpenTab, client: Client, tmp_path: Path
 ) -> None:
     tab = await open_tab(client)
@@ -179,7 +179,7 @@ async def test_unread_marks_outlive_a_reload(
     before.touch()
     rows = page.locator(".session-row[data-state=finished]")
     await expect(rows).to_have_text(re.compile("Ends before"))
-    # What ends while the page is away counts, too.
+    # A turn that ends while the page is closed counts too.
     during = await client.create(meta={"title": "Ends during"})
     await tab.sign_in(during)
     await expect(tab.shown.get_by_role("heading", name="Ends during")).to_be_visible()
@@ -202,7 +202,7 @@ async def test_unread_marks_outlive_a_reload(
     await expect(rows).to_have_text(re.compile("Ends during"))
 
 
-async def test_signing_out_forgets_the_token(tab: Tab) -> None:
+async def test_sign_out_deletes_the_token(tab: Tab) -> None:
     await tab.page.get_by_role("button", name="Settings").click()
     await tab.page.get_by_role("menuitem", name="Sign out").click()
     await expect(tab.page.get_by_label("Access token")).to_be_visible()
@@ -210,9 +210,7 @@ async def test_signing_out_forgets_the_token(tab: Tab) -> None:
     await expect(tab.page.get_by_label("Access token")).to_be_visible()
 
 
-async def test_a_revoked_token_leads_back_to_the_sign_in(
-    tab: Tab, server: LocalServer, app: str
-) -> None:
+async def test_revoked_token_shows_the_sign_in(tab: Tab, server: LocalServer, app: str) -> None:
     await tab.say("hello")
     await tab.settled()
     assert (await server.admin().delete(f"/admin/tokens/{app}"))[0] == 200
@@ -221,7 +219,7 @@ async def test_a_revoked_token_leads_back_to_the_sign_in(
     await expect(revoked.or_(tab.page.get_by_label("Access token"))).to_be_visible()
 
 
-async def test_permission_by_the_mouse_and_by_keys(tab: Tab) -> None:
+async def test_permission_is_answered_by_mouse_and_keyboard(tab: Tab) -> None:
     page = tab.page
     ask = {"permission": {"title": "Delete everything", "kind": "delete"}}
     await tab.say(script(ask))
@@ -252,7 +250,7 @@ async def test_permission_by_the_mouse_and_by_keys(tab: Tab) -> None:
     await expect(tab.composer).to_be_focused()
 
 
-async def test_two_requests_for_one_call_are_answered_one_by_one(
+async def test_two_requests_for_one_call_are_answered_separately(
     open_tab: OpenTab, tab: Tab, client: Client
 ) -> None:
     page = tab.page
@@ -293,7 +291,7 @@ async def test_two_requests_for_one_call_are_answered_one_by_one(
     assert [one["optionId"] for one in said["permissions"]] == ["yes", "no", "yes"]
 
 
-async def test_a_request_above_what_is_on_the_screen_is_led_to(tab: Tab) -> None:
+async def test_button_scrolls_to_a_request_above_the_screen(tab: Tab) -> None:
     ask = {"toolCallId": "t1", "title": "Edit a.py", "kind": "edit"}
     lines = "\n\n".join(f"line {number}" for number in range(60))
     await tab.say(
@@ -322,7 +320,7 @@ async def test_a_request_above_what_is_on_the_screen_is_led_to(tab: Tab) -> None
     await expect(review).to_be_hidden()
 
 
-async def test_stop_by_the_button_and_by_escape(tab: Tab) -> None:
+async def test_button_and_escape_stop_the_agent(tab: Tab) -> None:
     for turn, how in enumerate(("button", "escape"), 1):
         await tab.say(script({"say": f"working {turn}"}, {"hang": True}))
         await expect(tab.answer(f"working {turn}")).to_be_visible()
@@ -335,7 +333,7 @@ async def test_stop_by_the_button_and_by_escape(tab: Tab) -> None:
         await expect(tab.turns.nth(turn - 1)).to_contain_text("Stopped")
 
 
-async def test_keys_of_an_input_method_and_keys_held_down_stop_nothing(
+async def test_input_method_and_repeated_keys_do_not_stop_the_agent(
     tab: Tab, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -353,7 +351,7 @@ async def test_keys_of_an_input_method_and_keys_held_down_stop_nothing(
     await expect(tab.answer("begun, done")).to_be_visible()
 
 
-async def test_prompts_queue_and_can_be_taken_out(tab: Tab, tmp_path: Path) -> None:
+async def test_queued_prompts_can_be_withdrawn(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     await tab.say(script({"say": "first"}, {"gate": str(gate)}))
     await expect(tab.answer("first")).to_be_visible()
@@ -371,7 +369,9 @@ async def test_prompts_queue_and_can_be_taken_out(tab: Tab, tmp_path: Path) -> N
     await expect(tab.answer("echo: second")).to_have_count(0)
 
 
-async def test_two_tabs_see_the_same_at_once(open_tab: OpenTab, tab: Tab, client: Client) -> None:
+async def test_two_tabs_show_the_same_conversation(
+    open_tab: OpenTab, tab: Tab, client: Client
+) -> None:
     await tab.say("hello")
     await tab.settled()
     other = await open_tab(client)
@@ -406,7 +406,7 @@ document.hasFocus = () => false; // its reader is elsewhere
 """
 
 
-async def test_a_session_in_the_background_says_when_it_waits(
+async def test_background_session_notifies_when_it_waits(
     open_tab: OpenTab, client: Client, tmp_path: Path
 ) -> None:
     tab = await open_tab(client)
@@ -441,7 +441,7 @@ async def test_a_session_in_the_background_says_when_it_waits(
     await expect(rows.filter(has_text="Named by its agent")).to_have_count(1)
     await expect(page.get_by_role("heading", name="Named by its agent")).to_be_visible()
     await expect(page).to_have_title("Named by its agent")
-    # What has finished while one looked elsewhere says so until one looks.
+    # A session that finished in the background is marked until it is opened.
     gate.unlink()
     await tab.say(script({"gate": str(gate)}))
     await rows.filter(has_text="another one").locator("a").click()
@@ -452,7 +452,7 @@ async def test_a_session_in_the_background_says_when_it_waits(
     await expect(finished).to_have_count(0)
 
 
-async def test_files_are_attached_by_choice_and_by_drop(tab: Tab, tmp_path: Path) -> None:
+async def test_files_are_attached_by_selection_and_drop(tab: Tab, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("remember the milk")
     picture = tmp_path / "p.png"
@@ -505,7 +505,7 @@ async def test_files_are_attached_by_choice_and_by_drop(tab: Tab, tmp_path: Path
     assert Path(path[0]).read_text() == "remember the milk"
 
 
-async def test_pictures_that_are_chosen_together_fit_into_the_prompt_or_are_uploaded(
+async def test_images_beyond_the_frame_limit_are_uploaded(
     tab: Tab,
 ) -> None:
     data = b"\x89PNG\r\n\x1a\n" + b"\0" * 1_500_000
@@ -521,7 +521,7 @@ async def test_pictures_that_are_chosen_together_fit_into_the_prompt_or_are_uplo
 NOTES = FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"remember the milk")
 
 
-async def test_a_session_that_cannot_be_made_leaves_what_was_written(tab: Tab) -> None:
+async def test_failed_session_creation_keeps_the_text(tab: Tab) -> None:
     page = tab.page
 
     async def refuse(route: Route) -> None:
@@ -552,7 +552,7 @@ async def test_a_session_that_cannot_be_made_leaves_what_was_written(tab: Tab) -
     await expect(chips).to_have_count(0)
 
 
-async def test_a_new_session_is_made_once_and_pulls_nobody_away(
+async def test_new_session_is_created_once_and_does_not_take_over_the_screen(
     open_tab: OpenTab, client: Client
 ) -> None:
     elsewhere = await client.create(meta={"title": "Elsewhere"})
@@ -584,9 +584,7 @@ async def test_a_new_session_is_made_once_and_pulls_nobody_away(
     assert (tab.session_id, asked) == (elsewhere, 1)
 
 
-async def test_a_refused_prompt_comes_back_above_what_is_being_written(
-    open_tab: OpenTab, client: Client
-) -> None:
+async def test_refused_prompt_returns_above_the_draft(open_tab: OpenTab, client: Client) -> None:
     session_id = await client.create()
     tab = await open_tab(client)
     page = tab.page
@@ -620,7 +618,7 @@ async def test_a_refused_prompt_comes_back_above_what_is_being_written(
     await expect(tab.button("Edit")).to_have_count(0)
 
 
-async def test_mode_and_options_come_from_the_agent(open_tab: OpenTab, client: Client) -> None:
+async def test_mode_and_options_are_those_of_the_agent(open_tab: OpenTab, client: Client) -> None:
     session_id = await client.create("mock-modes")
     tab = await open_tab(client)
     await tab.sign_in(session_id)
@@ -642,7 +640,7 @@ async def test_mode_and_options_come_from_the_agent(open_tab: OpenTab, client: C
     assert state["modes"]["currentModeId"] == "code"
 
 
-async def test_it_is_told_if_an_agent_does_not_ask(open_tab: OpenTab, client: Client) -> None:
+async def test_page_shows_that_an_agent_does_not_ask(open_tab: OpenTab, client: Client) -> None:
     session_id = await client.create("claude", permission="ask")  # it has no mode in which it asks
     tab = await open_tab(client)
     await tab.sign_in(session_id)
@@ -651,7 +649,7 @@ async def test_it_is_told_if_an_agent_does_not_ask(open_tab: OpenTab, client: Cl
     await expect(tab.page.get_by_text("This agent does not ask for permission")).to_be_visible()
 
 
-async def test_rename_find_and_close(tab: Tab, client: Client) -> None:
+async def test_session_is_renamed_found_and_closed(tab: Tab, client: Client) -> None:
     page = tab.page
     await tab.say("first name")
     await tab.settled()
@@ -681,7 +679,7 @@ async def test_rename_find_and_close(tab: Tab, client: Client) -> None:
     assert (await client.state(session_id))["state"] == "closed"
 
 
-async def test_raw_frames(tab: Tab) -> None:
+async def test_raw_frames_are_listed_and_filtered(tab: Tab) -> None:
     await tab.say("hello")
     await tab.settled()
     await tab.page.keyboard.press("Control+`")
@@ -697,7 +695,7 @@ async def test_raw_frames(tab: Tab) -> None:
     await expect(frames).to_be_hidden()
 
 
-async def test_a_session_that_does_not_exist(open_tab: OpenTab, client: Client) -> None:
+async def test_missing_session_shows_an_error(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client)
     await tab.page.goto(f"{tab.url}/#token={tab.token}&session=00000000-nobody")
     await expect(tab.page.locator(".ended")).to_contain_text("There is no such session")

@@ -1,4 +1,4 @@
-"""What is lost on the way comes back: reloads, a network that goes away, a server that dies."""
+"""Recovery from reloads, a lost network, and a killed server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .tab import Tab
 Json = dict[str, Any]
 
 
-async def test_a_reload_in_the_middle_of_a_turn_loses_nothing(tab: Tab, tmp_path: Path) -> None:
+async def test_reload_during_a_turn_loses_nothing(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     burst = {"burst": {"count": 200, "text": " word\n\n", "batch": 1, "pause_ms": 2}}
     await tab.say(script({"say": "start\n\n"}, burst, {"gate": str(gate)}, {"say": "end"}))
@@ -32,7 +32,7 @@ async def test_a_reload_in_the_middle_of_a_turn_loses_nothing(tab: Tab, tmp_path
     assert text.rstrip().endswith("end")
 
 
-async def test_the_connection_goes_and_comes_back(tab: Tab, tmp_path: Path) -> None:
+async def test_page_reconnects_after_a_lost_connection(tab: Tab, tmp_path: Path) -> None:
     sockets: list[Any] = []
     away = False
 
@@ -50,11 +50,13 @@ async def test_the_connection_goes_and_comes_back(tab: Tab, tmp_path: Path) -> N
     away = True
     await sockets[-1].close(code=1012)
     await expect(tab.page.get_by_text("Connection lost")).to_be_visible()
-    # What the agent does is not known now: no clock says that it works.
+    # The state of the agent is unknown, so the page shows no running clock.
     await expect(tab.shown.locator(".working[data-away=true]")).to_be_visible()
     await expect(tab.shown.locator(".working")).to_have_count(1)
     await tab.say("said while away")
-    await expect(tab.page.get_by_text("Will be sent when the connection is back")).to_be_visible()
+    await expect(
+        tab.page.get_by_text("Will be sent when the connection is restored")
+    ).to_be_visible()
     await tab.picture("away")
     gate.touch()
     away = False
@@ -77,7 +79,7 @@ async def running(data_dir: Path, port: int) -> AsyncIterator[ServerProcess]:
             await server.kill()  # at once, and all that it started with it
 
 
-async def test_a_server_that_is_killed_in_mid_stream(open_tab: OpenTab, tmp_path: Path) -> None:
+async def test_page_resumes_after_the_server_was_killed(open_tab: OpenTab, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

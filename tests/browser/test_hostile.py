@@ -1,4 +1,4 @@
-"""Whatever an agent sends: the conversation is shown, and the page goes on working."""
+"""Malformed and hostile agent messages: the conversation stays readable and the page works."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ UNFOLD = """() => {
     const folded = ".line[aria-expanded=false], details:not([open]) > summary";
     for (const one of document.querySelectorAll(folded)) one.click();
 }"""
-# What the page says of itself after each broken answer to session/new.
+# The page's settings after each broken response to session/new.
 SETTINGS = """async () => {
     const { broken, SETTINGS } = await import("/static/hostile.js");
     const frame = () => new Promise((done) => requestAnimationFrame(done));
@@ -77,7 +77,7 @@ SETTINGS = """async () => {
 
 
 def note_errors(page: Page) -> list[str]:
-    """What views report if the last resort was needed: a defect, even though it is survived."""
+    """Collect errors of views that were replaced by raw data; each is a defect."""
     reported: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
@@ -113,7 +113,7 @@ async def assert_usable(tab: Tab, turns: int) -> None:
     await expect(tab.answer("still here")).to_be_visible()
 
 
-async def test_no_field_of_any_type_makes_a_conversation_unreadable(
+async def test_wrong_field_types_leave_the_conversation_readable(
     open_tab: OpenTab, client: Client
 ) -> None:
     tab = await open_tab(client)
@@ -147,7 +147,7 @@ AT_RANDOM = """async (seed) => {
 
 
 @pytest.mark.parametrize("attempt", range(20 if LONG else 1))
-async def test_several_fields_of_random_types_at_once(
+async def test_random_field_types_leave_the_conversation_readable(
     open_tab: OpenTab, client: Client, attempt: int
 ) -> None:
     seed = random.randrange(1, 2**31)
@@ -184,9 +184,7 @@ BREAK_VIEWS = """async () => {
 }"""
 
 
-async def test_a_view_that_throws_is_replaced_by_the_raw_data(
-    open_tab: OpenTab, client: Client
-) -> None:
+async def test_failing_view_is_replaced_by_raw_data(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client)
     await open_fake(tab, client)
     await tab.page.evaluate(BREAK_VIEWS)
@@ -205,7 +203,7 @@ async def test_a_view_that_throws_is_replaced_by_the_raw_data(
 RLO, ZWSP, TAG = "\u202e", "\u200b", "\U000e0041"
 
 
-async def test_characters_that_hide_are_shown_by_their_numbers(
+async def test_invisible_characters_are_shown_by_code_point(
     open_tab: OpenTab, client: Client
 ) -> None:
     tab = await open_tab(client)
@@ -262,7 +260,7 @@ async def test_characters_that_hide_are_shown_by_their_numbers(
     await expect(said.locator("p code")).to_have_text("codeU+202E")
     await expect(said).to_contain_text("U+202Eturned")
     await expect(said.locator("pre code")).to_have_text("x = 1U+202E")
-    # What the languages and emoji need is as it was.
+    # Characters that languages and emoji need are unchanged.
     assert await said.locator(".sign-of").count() == 4
     leads = await said.locator(".leads").all_inner_texts()
     assert [one.strip() for one in leads] == ["→ evil.example/login", "→ xn--80ak6aa92e.com"]
@@ -281,7 +279,7 @@ ASKED_FOR = """(call) => fake.feed([
         options: [{ optionId: "y", name: "Reject", kind: "allow_always" }] } },
 ])"""
 # Where each of these words begins on the screen.
-PLACES = """(code, words) => words.map((word) => {
+POSITIONS = """(code, words) => words.map((word) => {
     const walker = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
         const at = walker.currentNode.data.indexOf(word);
@@ -294,7 +292,7 @@ PLACES = """(code, words) => words.map((word) => {
 })"""
 
 
-async def test_what_is_asked_for_keeps_its_order_and_nothing_of_it_is_out_of_sight(
+async def test_permission_request_keeps_its_order_and_is_fully_visible(
     open_tab: OpenTab, client: Client
 ) -> None:
     tab = await open_tab(client)
@@ -309,12 +307,12 @@ async def test_what_is_asked_for_keeps_its_order_and_nothing_of_it_is_out_of_sig
     )
     card = tab.shown.locator(".ask-card")
     for place in (card.locator(".exact code"), card.locator(".path")):
-        found = await place.evaluate(f"(place) => ({PLACES})(place, {hebrew!r})")
+        found = await place.evaluate(f"(place) => ({POSITIONS})(place, {hebrew!r})")
         assert found == sorted(found)
         assert len(set(found)) == 3
     wide = "(box) => box.scrollWidth > box.clientWidth"
     assert not await card.locator(".diff-body").evaluate(wide)
-    # What is too long to be drawn at once says how much is missing.
+    # A text that is too long to be drawn at once shows the number of missing characters.
     more = card.get_by_role("button", name="more characters")
     shown = "(code) => code.textContent.length"
     before = await card.locator(".exact code").evaluate(shown)
@@ -333,7 +331,7 @@ IMAGES = """async (addresses) => {
 }"""
 
 
-async def test_only_images_of_this_server_and_of_the_message_are_shown(tab: Tab) -> None:
+async def test_images_of_other_servers_are_not_shown(tab: Tab) -> None:
     good = ["/x.png", "/a/../b.png", "data:image/png;base64,AA==", "DATA:image/svg+xml,%3Csvg/%3E"]
     bad = [
         "/\t/host/x.png",

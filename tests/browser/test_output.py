@@ -1,4 +1,4 @@
-"""What agents send is shown whole, and nothing of it runs."""
+"""Agent output is shown completely, and none of it is executed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .tab import Tab
 Json = dict[str, Any]
 
 
-# Each look at the clock takes 6 ms, so no frame has the time to draw all that is new. What stands
-# there when a turn is shown as over is kept.
+# Each call of the clock takes 6 ms, so no frame can draw everything that is new. The
+# text on the screen when a turn is shown as ended is kept.
 SLOW_FRAMES = """() => {
     const now = performance.now.bind(performance);
     let looks = 0;
@@ -27,7 +27,7 @@ SLOW_FRAMES = """() => {
 }"""
 
 
-async def test_a_turn_is_shown_as_over_behind_all_of_its_answer(tab: Tab, tmp_path: Path) -> None:
+async def test_turn_end_is_shown_after_the_whole_answer(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     await tab.say(script({"say": "start "}, {"gate": str(gate)}, {"say": "end"}))
     await expect(tab.answer("start")).to_be_visible()
@@ -37,7 +37,7 @@ async def test_a_turn_is_shown_as_over_behind_all_of_its_answer(tab: Tab, tmp_pa
     assert await tab.page.evaluate("standing") == "start end"
 
 
-async def test_everything_an_agent_can_show(tab: Tab) -> None:
+async def test_demo_agent_output_is_shown(tab: Tab) -> None:
     page = tab.page
     call = {"toolCallId": "t1", "title": "Read a.py", "kind": "read", "status": "completed"}
     same = "same\n" * 9
@@ -92,9 +92,7 @@ async def test_everything_an_agent_can_show(tab: Tab) -> None:
     await tab.picture("everything")
 
 
-async def test_what_a_command_printed_takes_the_place_of_what_stood_there(
-    tab: Tab, tmp_path: Path
-) -> None:
+async def test_terminal_output_overwrites_earlier_text(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     purpose = "Look for what is left to do"
     search = {"command": "grep -r TODO", "description": purpose}
@@ -167,7 +165,7 @@ HOSTILE = r"""
 """
 
 
-async def test_nothing_of_what_an_agent_says_runs(tab: Tab) -> None:
+async def test_agent_output_is_never_executed(tab: Tab) -> None:
     page = tab.page
     hostile = HOSTILE.replace("SELF", tab.url)
     call = {
@@ -235,7 +233,7 @@ async def test_nothing_of_what_an_agent_says_runs(tab: Tab) -> None:
         assert (target, rel) == ("_blank", "noopener noreferrer")
 
 
-async def test_the_policy_is_enforced(tab: Tab) -> None:
+async def test_content_security_policy_is_enforced(tab: Tab) -> None:
     run = """() => {
         const script = document.createElement("script");
         script.textContent = "window.pwned = 1";
@@ -249,7 +247,7 @@ async def test_the_policy_is_enforced(tab: Tab) -> None:
     await tab.page.evaluate("window.violations.length = 0")
 
 
-async def test_how_a_turn_ended_is_said_in_words(tab: Tab) -> None:
+async def test_stop_reasons_are_shown_in_words(tab: Tab) -> None:
     failure = {"code": -32603, "message": "Internal error", "data": {"details": "no quota left"}}
     ends: dict[str, list[Json]] = {
         "The agent declined": [{"stop": "refusal"}],
@@ -303,7 +301,7 @@ GROW = """async (texts) => {
 }"""
 
 
-async def test_what_grew_in_pieces_looks_like_what_came_at_once(tab: Tab) -> None:
+async def test_streamed_markdown_equals_markdown_rendered_at_once(tab: Tab) -> None:
     assert await tab.page.evaluate(GROW, GROWING) == []
 
 
@@ -366,7 +364,7 @@ no such diagram
 """
 
 
-async def test_mathematics_diagrams_and_markdown_of_github_are_drawn_and_harmless(
+async def test_mathematics_diagrams_and_github_markdown_are_drawn_safely(
     tab: Tab,
 ) -> None:
     page = tab.page
@@ -411,7 +409,7 @@ async def test_mathematics_diagrams_and_markdown_of_github_are_drawn_and_harmles
     await tab.picture("markdown")
 
 
-# The two pieces, drawn each by itself, of a message that comes behind the end of its turn.
+# Two pieces of a message that arrive after the end of its turn, drawn separately.
 LATE = """async () => {
     const { MessageView } = await import("/static/views/messages.js");
     const part = { type: "text", text: "The **build" };
@@ -422,7 +420,7 @@ LATE = """async () => {
 }"""
 
 
-async def test_what_an_agent_says_behind_the_end_of_a_turn_is_shown_whole(tab: Tab) -> None:
+async def test_output_after_the_end_of_a_turn_is_shown(tab: Tab) -> None:
     html = await tab.page.evaluate(LATE)
     assert html.strip() == '<div class="md"><p>The <strong>build</strong> is over.</p>\n</div>'
 
@@ -437,7 +435,7 @@ LONG_OUTPUT = """async () => {
 }"""
 
 
-async def test_of_a_long_output_the_end_is_drawn_and_the_rest_counted(tab: Tab) -> None:
+async def test_long_output_shows_its_end_and_counts_the_rest(tab: Tab) -> None:
     lines, cut, has_end = await tab.page.evaluate(LONG_OUTPUT)
     assert has_end
     assert lines - 1 + cut == 500_002  # the first line of them tells the number

@@ -1,4 +1,4 @@
-"""The conversation of scenes.py, in every dress; two of its pictures stand in the README."""
+"""Screenshots of the conversation of scenes.py; the README shows two of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tab import DESKTOP, PHONE
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-async def test_a_conversation(
+async def test_screenshots_of_a_conversation(
     open_tab: OpenTab, client: Client, size: dict[str, int], scheme: str
 ) -> None:
     phone = size is PHONE

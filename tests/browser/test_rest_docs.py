@@ -1,4 +1,4 @@
-"""The page that shows REST's own description."""
+"""The page that renders the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def show(page: Page, url: str) -> None:
     await expect(page.locator(".opblock")).to_have_count(ENDPOINT_COUNT)
 
 
-async def test_in_the_dark_on_a_phone_every_call_is_shown(
+async def test_rest_docs_show_every_call_in_dark_mode_on_a_phone(
     open_tab: OpenTab, client: Client
 ) -> None:
     tab = await open_tab(client, viewport=PHONE, color_scheme="dark")
@@ -34,7 +34,7 @@ async def test_in_the_dark_on_a_phone_every_call_is_shown(
     await tab.picture("rest-docs-phone-dark")
 
 
-async def test_a_call_can_be_tried_with_ones_token(open_tab: OpenTab, client: Client) -> None:
+async def test_rest_docs_execute_a_call_with_a_token(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client, color_scheme="light")
     page = tab.page
     await show(page, tab.url)

@@ -1,4 +1,4 @@
-"""One conversation of three: a client on an SDK at ``/acp``, a bot on the socket, and the page."""
+"""Three clients in one conversation: an SDK at ``/acp``, a bot on the socket, and the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..support.harness import Client, Deadline
 from .tab import Tab
 
 
-async def test_an_sdk_a_bot_and_the_page_share_a_conversation(tab: Tab, client: Client) -> None:
+async def test_sdk_bot_and_page_share_a_conversation(tab: Tab, client: Client) -> None:
     me = SdkClient()
     agent, recorder = await connect_sdk(client, me)
     session = (await agent.new_session(cwd="/", mcp_servers=[])).session_id
@@ -33,7 +33,7 @@ async def test_an_sdk_a_bot_and_the_page_share_a_conversation(tab: Tab, client: 
     await expect(tab.turns.locator(".bubble")).to_have_text(said)
     await expect(tab.shown.locator(".message")).to_have_text([f"echo: {text}" for text in said])
 
-    # All are asked. What is answered in the page, the SDK's user need not answer any more.
+    # All clients are asked. After the answer in the page, the SDK's client need not answer.
     me.decided.clear()
     asking = asyncio.create_task(
         agent.prompt(

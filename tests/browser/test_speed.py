@@ -1,4 +1,4 @@
-"""Long conversations, fast ones, and a page that is small."""
+"""Long conversations, fast streams, and the size of the page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPEN = """async (id) => {
 
 @contextlib.asynccontextmanager
 async def main_thread(tab: Tab) -> AsyncIterator[list[float]]:
-    """What each task of the page's main thread took, ms of processor time, filled in at the end.
+    """The processor time in ms of each task of the page's main thread, filled in at the end.
 
     Not time on the clock: that would measure what else the machine is busy with.
     """
@@ -58,7 +58,7 @@ async def main_thread(tab: Tab) -> AsyncIterator[list[float]]:
     assert sum(tasks) > 0
 
 
-async def test_streaming_keeps_the_main_thread_free(tab: Tab) -> None:
+async def test_streaming_does_not_block_the_main_thread(tab: Tab) -> None:
     words = "Some **words** with `code` in them, as agents write.\n\n"
     burst = {"burst": {"count": 200, "text": words, "batch": 2, "pause_ms": 10}}  # 200 a second
     await tab.say("hello")
@@ -73,7 +73,7 @@ async def test_streaming_keeps_the_main_thread_free(tab: Tab) -> None:
     assert max(tasks) < 50, sorted(tasks)[-5:]
 
 
-async def test_a_reader_who_looks_back_is_left_alone(tab: Tab, tmp_path: Path) -> None:
+async def test_scroll_position_is_kept_while_output_arrives(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     more = {"burst": {"count": 50, "text": "\n\nline"}}
     await tab.say(script(more, {"say": "middle"}, {"gate": str(gate)}, more, {"say": "last"}))
@@ -113,7 +113,7 @@ async def write_log(server: LocalServer, app: str, session_id: str, *, turns: in
     await log.reach(log.last)
 
 
-async def test_a_conversation_of_5000_entries_opens_in_a_second(
+async def test_conversation_of_5000_entries_opens_in_a_second(
     open_tab: OpenTab, server: LocalServer, client: Client, app: str
 ) -> None:
     session_id = await client.create()
@@ -139,7 +139,7 @@ async def test_a_conversation_of_5000_entries_opens_in_a_second(
     assert await tab.page.evaluate(AT_END)
 
 
-async def test_what_a_browser_loads_of_ours_is_small(tab: Tab) -> None:
+async def test_loaded_bytes_stay_small(tab: Tab) -> None:
     await tab.say(script({"say": "```py\n1\n```"}))  # with the worker that colours it
     await expect(tab.page.locator(".hljs-number")).to_have_text("1")
     loaded = await tab.page.evaluate(

@@ -1,4 +1,4 @@
-"""Text that a person wrote is never lost, and keys do what people expect of a chat."""
+"""The user's text is never lost, and keys work as in other chats."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ async def test_prompt_refused_by_closed_session_can_be_edited_and_sent_elsewhere
     await expect(tab.answer("echo: sent too late")).to_be_visible()
 
 
-async def test_prompt_taken_out_of_the_queue_returns_to_the_composer(
-    tab: Tab, tmp_path: Path
-) -> None:
+async def test_withdrawn_prompt_returns_to_the_composer(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     await tab.say(script({"say": "first"}, {"gate": str(gate)}))
     await expect(tab.answer("first")).to_be_visible()
@@ -100,7 +98,7 @@ async def test_prompt_taken_out_of_the_queue_returns_to_the_composer(
     await tab.settled(2)
 
 
-async def test_drafts_outlive_history_undo_sign_out_and_forbidden_storage(
+async def test_drafts_survive_history_undo_sign_out_and_forbidden_storage(
     open_tab: OpenTab, client: Client
 ) -> None:
     tab = await open_tab(client)
@@ -140,7 +138,7 @@ async def test_drafts_outlive_history_undo_sign_out_and_forbidden_storage(
     await expect(other.composer).to_have_value("in memory")
 
 
-async def test_on_a_phone_enter_breaks_the_line(open_tab: OpenTab, client: Client) -> None:
+async def test_enter_inserts_a_line_on_a_phone(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client, viewport=PHONE, has_touch=True, is_mobile=True)
     await tab.sign_in()
     await tab.composer.tap()
@@ -152,7 +150,9 @@ async def test_on_a_phone_enter_breaks_the_line(open_tab: OpenTab, client: Clien
     await expect(tab.answer("echo: one")).to_be_visible()
 
 
-async def test_sessions_are_found_and_opened_by_keys(open_tab: OpenTab, client: Client) -> None:
+async def test_sessions_are_found_and_opened_with_the_keyboard(
+    open_tab: OpenTab, client: Client
+) -> None:
     for title in ("Parser, old", "Lexer", "Parser, new"):
         await client.create(meta={"title": title})
     tab = await open_tab(client)
@@ -181,7 +181,7 @@ async def test_sessions_are_found_and_opened_by_keys(open_tab: OpenTab, client: 
     await expect(tab.composer).to_be_focused()
 
 
-async def test_typing_goes_to_the_composer_and_answers_by_number_keep_following(
+async def test_typing_focuses_the_composer_and_number_keys_answer(
     tab: Tab,
 ) -> None:
     page = tab.page

@@ -1,4 +1,4 @@
-// Whatever types an agent's messages are made of: the reducer takes them, and what it makes of them is sound.
+// The reducer accepts agent messages of any types, and its model is always valid.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { CODE, spell } from '../../static/marks.js';
@@ -67,7 +67,7 @@ const GOOD = {
 	}
 };
 
-test('every field in every wrong type: nothing throws, and what is shown is sound', t => {
+test('every field of every wrong type is normalised without an exception', t => {
 	const failures = t.mock.method(console, 'error', () => {});
 	let count = 0;
 	for (const [name, entry] of Object.entries(ENTRIES)) {
@@ -86,7 +86,7 @@ test('every field in every wrong type: nothing throws, and what is shown is soun
 	assert.equal(failures.mock.callCount(), 0); // the last resort was not needed
 });
 
-test('one log of all of it keeps what was good', () => {
+test('a log of all wrong values keeps the valid fields', () => {
 	const model = createTranscript();
 	for (const entry of hostileTurns()) reduce(model, { ...entry, seq: model.head + 1 });
 	assertSound(model, {});
@@ -104,7 +104,7 @@ test('one log of all of it keeps what was good', () => {
 	assert.equal(model.running.size, 0);
 });
 
-test('several things wrong at once', t => {
+test('several wrong fields in one message are normalised', t => {
 	const failures = t.mock.method(console, 'error', () => {});
 	for (let seed = 1; seed <= 20; seed += 1) {
 		const model = createTranscript();
@@ -114,7 +114,7 @@ test('several things wrong at once', t => {
 	assert.equal(failures.mock.callCount(), 0);
 });
 
-test('settings of a session in every wrong type', () => {
+test('session settings of every wrong type are normalised', () => {
 	for (const state of broken(SETTINGS, MORE_VALUES)) {
 		const model = createTranscript();
 		seed(model, state);
@@ -122,7 +122,7 @@ test('settings of a session in every wrong type', () => {
 	}
 });
 
-test('what is as it should be is not changed, and nothing of an object’s own names is touched', () => {
+test('valid messages are unchanged, and inherited names are not used', () => {
 	const model = createTranscript();
 	for (const entry of Object.values(ENTRIES))
 		for (const one of broken(entry)) reduce(model, { ...one, seq: model.head + 1 });
@@ -134,7 +134,7 @@ test('what is as it should be is not changed, and nothing of an object’s own n
 	assert.equal(tool.content[0].content, entry.event.params.update.content[0].content);
 });
 
-test('pretty: as JSON.stringify writes it, but bounded', () => {
+test('pretty equals JSON.stringify, with a limit', () => {
 	for (const entry of Object.values(ENTRIES)) assert.equal(pretty(entry), JSON.stringify(entry, null, 2));
 	let deep = [];
 	for (let depth = 0; depth < 20_000; depth += 1) deep = [deep];
@@ -143,7 +143,7 @@ test('pretty: as JSON.stringify writes it, but bounded', () => {
 	assert.equal(pretty('x'.repeat(1e6), Infinity).length, 1e6);
 });
 
-test('spell: what hides is told by its number; what readers need stays', () => {
+test('spell shows invisible characters by code point and keeps those that scripts need', () => {
 	const cases = {
 		'rm \u202Ecod.exe': 'rm [U+202E]cod.exe',
 		'a\u200B\u200Bb\u00ADc': 'a[U+200B ×2]b[U+00AD]c',

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { keepRecords } from '../../server/agents/host/records.mjs';
 
-/** A store in memory that counts, and fails while it is told to. */
+/** A store in memory that counts calls, and fails on request. */
 function memory() {
 	const files = {
 		kept: new Map(),
@@ -23,13 +23,13 @@ function memory() {
 
 const record = turns => ({ acpxRecordId: 'one', turns, messages: [] });
 
-test('what is saved is loaded at once, and written once, a moment later', { timeout: 10_000 }, async () => {
+test('a saved record is loaded at once and written once, later', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const records = keepRecords(files, assert.fail);
 	const mine = record(1);
 	await records.save(mine);
 	await records.save(record(2));
-	mine.turns = 99; // whose it is may go on with it
+	mine.turns = 99; // the caller may keep changing its record
 	assert.deepEqual(await records.load('one'), record(2));
 	assert.equal(files.saves, 0);
 	while (!files.kept.has('one')) await sleep(5);
@@ -37,7 +37,7 @@ test('what is saved is loaded at once, and written once, a moment later', { time
 	assert.equal(files.saves, 1);
 });
 
-test('a flush writes all that was saved, also during a write', { timeout: 10_000 }, async () => {
+test('flush writes all saved records, also during a write', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const records = keepRecords(files, assert.fail);
 	await records.save(record(1));
@@ -51,7 +51,7 @@ test('a flush writes all that was saved, also during a write', { timeout: 10_000
 	await records.flush('nobody');
 });
 
-test('what cannot be written is told, kept, and written when it can be', { timeout: 10_000 }, async () => {
+test('a failed write is reported, kept, and retried', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const told = [];
 	const records = keepRecords(files, error => told.push(error.message));
@@ -66,7 +66,7 @@ test('what cannot be written is told, kept, and written when it can be', { timeo
 	assert.deepEqual(files.kept.get('one'), record(2));
 });
 
-test('a forgotten record is not written any more', { timeout: 10_000 }, async () => {
+test('a forgotten record is not written', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const records = keepRecords(files, assert.fail);
 	await records.save(record(1));
@@ -79,7 +79,7 @@ test('a forgotten record is not written any more', { timeout: 10_000 }, async ()
 	assert.equal(files.saves, 1);
 });
 
-test('what was written is loaded from memory, until its session rests', { timeout: 10_000 }, async () => {
+test('a written record is loaded from memory until its session is released', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const records = keepRecords(files, assert.fail);
 	await records.save(record(1));
@@ -90,7 +90,7 @@ test('what was written is loaded from memory, until its session rests', { timeou
 	assert.deepEqual(await records.load('one'), record(2));
 });
 
-test('what a release cannot write is kept', { timeout: 10_000 }, async () => {
+test('a record that release cannot write is kept', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const records = keepRecords(files, assert.fail);
 	files.broken = true;
@@ -99,7 +99,7 @@ test('what a release cannot write is kept', { timeout: 10_000 }, async () => {
 	assert.deepEqual(await records.load('one'), record(1));
 });
 
-test('prompts are left out, also of what acpx goes on with', { timeout: 10_000 }, async () => {
+test('prompts are omitted, also from the record that acpx keeps using', { timeout: 10_000 }, async () => {
 	const files = memory();
 	const records = keepRecords(files, assert.fail);
 	const mine = { ...record(1), messages: [{ User: {} }], request_token_usage: { of: {} } };

@@ -1,4 +1,4 @@
-// One open session, between the wire and the transcript: a wire that only remembers what it is told.
+// One open session with a simulated wire that records its calls.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Session } from '../../static/session.js';
@@ -61,7 +61,7 @@ function world({ state, outbox = [] } = {}) {
 /** Until promises that are settled already have been heard. */
 const settle = () => new Promise(resolve => setImmediate(resolve));
 
-test('what a notice says of whether the agent asks counts from then on, and not an old one', () => {
+test('the newest notice about asking counts, not an old one', () => {
 	const { session, put, wire } = world();
 	wire('ready', { head: 1, permission: 'ask', asks: true });
 	put('notice', { notice: 'asks', asks: false });
@@ -81,7 +81,7 @@ test('a prompt is kept until the server has accepted it, and sent again with its
 	assert.equal(session.outbox.get('p1').state, 'accepted'); // shown until its turn begins
 });
 
-test('the turn of a prompt takes its place', () => {
+test('a turn replaces its prompt in the outbox', () => {
 	const { session, put, wire } = world({ state: { meta: { title: 'A' } } });
 	session.send({ prompt: words('hello') });
 	wire('ready', { head: 0, queued: [] });
@@ -91,7 +91,7 @@ test('the turn of a prompt takes its place', () => {
 	assert.deepEqual([session.queue.size, session.outbox.size, session.running], [0, 0, true]);
 });
 
-test('a prompt that was refused can be taken back', async () => {
+test('a refused prompt can be discarded', async () => {
 	const { session, seen } = world();
 	session.send({ prompt: words('hello') });
 	seen.reject(new Error('The queue is full.'));
@@ -101,15 +101,15 @@ test('a prompt that was refused can be taken back', async () => {
 	assert.equal(session.outbox.size, 0);
 });
 
-test('so can one that is refused before it is sent', async () => {
+test('a prompt refused before sending can be discarded', async () => {
 	const { session, seen } = world();
-	seen.refusal = new Error('This is more than the server takes (4 MiB).');
+	seen.refusal = new Error('The message exceeds the limit of 4 MiB.');
 	session.send({ prompt: words('hello') });
 	await settle();
 	assert.equal(session.outbox.get('p1').state, 'failed');
 });
 
-test('to stop is to stop the turn that one sees, and not the one behind it', () => {
+test('stop cancels the visible turn and not the next one', () => {
 	const { session, seen, put, wire } = world();
 	wire('ready', { head: 0, queued: [] });
 	put('turn_start', { prompt: words('hello') });
@@ -120,7 +120,7 @@ test('to stop is to stop the turn that one sees, and not the one behind it', () 
 	assert.deepEqual(seen.sent, [{ cancel: 1 }, { cancel: 2 }]);
 });
 
-test('a prompt that was refused is so after a reload, too, and is not sent again by itself', async () => {
+test('a refused prompt stays refused after a reload and is not resent', async () => {
 	const { session, seen } = world();
 	session.send({ prompt: words('hello') });
 	seen.reject(new Error('The queue is full.'));
@@ -130,7 +130,7 @@ test('a prompt that was refused is so after a reload, too, and is not sent again
 	assert.equal(reloaded.session.outbox.get('p1').error, 'The queue is full.');
 });
 
-test('what waits in the queue is what the server says', () => {
+test('the queue is the one that the server reports', () => {
 	const { session, wire } = world();
 	wire('ready', { head: 0, queued: [{ turn_index: 2, prompt: words('of another window') }] });
 	assert.deepEqual([...session.queue.keys()], [2]);
@@ -140,14 +140,14 @@ test('what waits in the queue is what the server says', () => {
 	assert.ok(session.changes > before);
 });
 
-test('an answer that something has overtaken is asked for again', async () => {
+test('an outdated state is requested again', async () => {
 	const { session, seen, put } = world();
 	seen.meanwhile = () => seen.looks === 1 && put('turn_start', { prompt: words('hello') });
 	await session.look();
 	assert.deepEqual([session.title, seen.looks], ['look 2', 2]);
 });
 
-test('there is one question at a time, however slow the answers are', async () => {
+test('only one state request is pending at a time', async () => {
 	const { session, seen } = world();
 	let answer;
 	seen.meanwhile = () => new Promise(resolve => (answer = resolve));
@@ -160,19 +160,19 @@ test('there is one question at a time, however slow the answers are', async () =
 	assert.equal(seen.looks, 2);
 });
 
-test('it is shown once the log is read up to its head', () => {
+test('a session is synced after the log is read up to its head', () => {
 	const { seen, put, wire } = world();
 	wire('ready', { head: 2, queued: [] });
 	put('turn_start', { prompt: words('hello') });
 	assert.equal(seen.synced, 0);
 	put('turn_end', { stop_reason: 'end_turn', duration_ms: 1 });
 	assert.equal(seen.synced, 1);
-	wire('reset'); // the position was unknown: all begins anew
+	wire('reset'); // the position was unknown: all entries are sent again
 	put('turn_start', { prompt: words('hello') });
 	assert.equal(seen.synced, 2);
 });
 
-test('its name is the first line of what was asked, until the agent has a better one', async () => {
+test('the title is the first line of the prompt until the agent sets one', async () => {
 	const { session, seen, put, update, wire } = world();
 	wire('ready', { head: 0, queued: [] });
 	session.send({ prompt: words('Fix the test\nIt fails') });
@@ -185,7 +185,7 @@ test('its name is the first line of what was asked, until the agent has a better
 	assert.deepEqual(seen.updates, [{ title: 'Fix the test' }, { title: 'Fix a flaky test' }]);
 });
 
-test('a turn may be over before its first name is stored', async () => {
+test('a turn may end before the first title is stored', async () => {
 	const { session, seen, put, update, wire } = world();
 	wire('ready', { head: 0, queued: [] });
 	session.send({ prompt: words('Fix the test') });
@@ -196,7 +196,7 @@ test('a turn may be over before its first name is stored', async () => {
 	assert.deepEqual(seen.updates, [{ title: 'Fix the test' }, { title: 'Fix a flaky test' }]);
 });
 
-test('a name that somebody gave stays', async () => {
+test('a title that a user set is kept', async () => {
 	const { session, seen, put, update, wire } = world({ state: { meta: { title: 'Mine' } } });
 	wire('ready', { head: 0, queued: [] });
 	put('turn_start', { prompt: words('Fix the test') });
@@ -206,7 +206,7 @@ test('a name that somebody gave stays', async () => {
 	assert.deepEqual([session.title, seen.updates], ['Mine', []]);
 });
 
-test('no token is shown among the frames', () => {
+test('raw frames contain no token', () => {
 	const { session, wire } = world();
 	wire('frame', 'up', { type: 'auth', token: 'cf_secret', after: 7 }, '{"type":"auth","token":"cf_secret","after":7}');
 	assert.deepEqual(
@@ -215,7 +215,7 @@ test('no token is shown among the frames', () => {
 	);
 });
 
-test('a prompt that is taken out of the queue comes back only if the agent has not got it', async () => {
+test('a withdrawn prompt returns only if the agent did not receive it', async () => {
 	const { session, put, wire } = world({ state: { head: 0 } });
 	const back = [];
 	session.on('withdrawn', one => back.push(one));

@@ -1,6 +1,6 @@
-// The reducer: golden logs (what a real server and its demo agent wrote), and its rules one by one.
+// The reducer: golden logs of a real server with the demo agent, and single rules.
 //
-// UPDATE_GOLDEN=1 node --test tests/js/   writes the expected models anew; look at the difference.
+// UPDATE_GOLDEN=1 node --test tests/js/   rewrites the expected models; check the difference.
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { test } from 'node:test';
@@ -33,7 +33,7 @@ for (const name of readdirSync(GOLDEN).filter(file => file.endsWith('.jsonl'))) 
 		assert.deepEqual(model, JSON.parse(read(expected)));
 	});
 
-	test(`golden: ${name} gives the same model again, and changes no entry`, () => {
+	test(`golden: ${name} gives the same model twice and changes no entry`, () => {
 		const before = JSON.stringify(entries);
 		const [one, two] = [1, 2].map(() => plain(entries.reduce(reduce, createTranscript())));
 		assert.deepEqual(one, two);
@@ -91,7 +91,7 @@ test('chunks of one message become one message; another kind, or another id, beg
 	assert.equal(l.items.at(-1).done, true);
 });
 
-test('what an agent tells about its error is kept, in whatever shape', () => {
+test('error details of an agent are kept in any shape', () => {
 	for (const [data, kept] of [
 		[{ details: 'no quota' }, 'no quota'],
 		['no quota', 'no quota'],
@@ -107,7 +107,7 @@ test('what an agent tells about its error is kept, in whatever shape', () => {
 	}
 });
 
-test('what is no text is a part of its own, in its place', () => {
+test('a content block that is not text is a separate part', () => {
 	const l = log();
 	l.start();
 	l.say('before');
@@ -139,14 +139,14 @@ test('updates of a tool call are merged: absent and null mean unchanged, lists a
 	);
 });
 
-test('an update for a call that was never announced shows it', () => {
+test('an update for an unannounced call shows the call', () => {
 	const l = log();
 	l.start();
 	l.update('tool_call_update', { toolCallId: 'x', title: 'Surprise' });
 	assert.equal(l.items[0].title, 'Surprise');
 });
 
-test('an id that a later turn announces again is another call', () => {
+test('an id announced again in a later turn is another call', () => {
 	const l = log();
 	l.start();
 	l.update('tool_call', { toolCallId: 't', title: 'one' });
@@ -159,7 +159,7 @@ test('an id that a later turn announces again is another call', () => {
 	);
 });
 
-test('a call that was under way when its turn ended is abandoned', () => {
+test('a call in progress at the end of its turn is abandoned', () => {
 	const l = log();
 	l.start();
 	l.update('tool_call', { toolCallId: 't', title: 'sleep', status: 'in_progress' });
@@ -167,7 +167,7 @@ test('a call that was under way when its turn ended is abandoned', () => {
 	assert.equal(l.items[0].abandoned, true);
 });
 
-test('terminal output that comes in _meta is put together', () => {
+test('terminal output in _meta is joined', () => {
 	const l = log();
 	l.start();
 	for (const data of ['a\n', 'b\n'])
@@ -194,7 +194,7 @@ test('a permission lives on its tool call, and waits until it is resolved', () =
 	);
 });
 
-test('a permission for a call that nobody announced brings it; one without a call gets one', () => {
+test('a permission request creates a missing call', () => {
 	const l = log();
 	l.start();
 	l.put('permission_request', {
@@ -211,7 +211,7 @@ test('a permission for a call that nobody announced brings it; one without a cal
 	);
 });
 
-test('a permission for an id of an earlier turn is asked for in its own', () => {
+test('a permission request with an id of an earlier turn belongs to its own turn', () => {
 	const l = log();
 	l.start();
 	l.update('tool_call', { toolCallId: 't', title: 'one', status: 'completed' });
@@ -228,7 +228,7 @@ test('a permission for an id of an earlier turn is asked for in its own', () => 
 	);
 });
 
-test('two requests for one call wait side by side, each with what it asks for', () => {
+test('two requests for one call wait independently with their own content', () => {
 	const l = log();
 	l.start();
 	l.update('tool_call', { toolCallId: 't', title: 'Shell', kind: 'execute' });
@@ -258,7 +258,7 @@ test('two requests for one call wait side by side, each with what it asks for', 
 	assert.deepEqual([tool.permissions[1].outcome.optionId, l.model.waiting.size], ['y', 0]);
 });
 
-test('a request that waits when its turn ends is over; one that comes after the end waits', () => {
+test('a request ends with its turn; one after the end of the turn waits', () => {
 	const l = log();
 	l.start();
 	const ask = request_id => l.put('permission_request', { request_id, request: { options: [{ optionId: 'y' }] } });
@@ -269,7 +269,7 @@ test('a request that waits when its turn ends is over; one that comes after the 
 	assert.deepEqual([...l.model.waiting.keys()], ['r2']);
 });
 
-test('an id means one call in its turn, however the later turn begins with it', () => {
+test('an id identifies one call within its turn', () => {
 	const kinds = {
 		tool_call: (l, id) => l.update('tool_call', { toolCallId: id, title: 'two' }, { turn_index: 2 }),
 		tool_call_update: (l, id) => l.update('tool_call_update', { toolCallId: id, title: 'two' }, { turn_index: 2 }),
@@ -297,7 +297,7 @@ test('an id means one call in its turn, however the later turn begins with it', 
 	}
 });
 
-test('a call of an earlier turn that goes on keeps its name', () => {
+test('a continued call of an earlier turn keeps its title', () => {
 	const l = log();
 	l.start();
 	l.update('tool_call', { toolCallId: 't', title: 'make test', kind: 'execute' });
@@ -313,7 +313,7 @@ test('a call of an earlier turn that goes on keeps its name', () => {
 	);
 });
 
-test('entries of two turns may interleave, as when a queued one is taken out', () => {
+test('entries of two turns may interleave', () => {
 	const l = log();
 	l.start();
 	l.say('one');
@@ -324,7 +324,7 @@ test('entries of two turns may interleave, as when a queued one is taken out', (
 	assert.deepEqual([...l.model.running], [1]);
 });
 
-test('what comes after the end goes to the turn that it follows, and is done', () => {
+test('an update after the end belongs to the preceding turn and is complete', () => {
 	const l = log();
 	l.start();
 	l.end();
@@ -332,7 +332,7 @@ test('what comes after the end goes to the turn that it follows, and is done', (
 	assert.deepEqual([l.items[0].done, l.model.turns.length, l.model.running.size], [true, 1, 0]);
 });
 
-test('what belongs to no turn gets one without a prompt', () => {
+test('an update outside any turn gets a turn without a prompt', () => {
 	const l = log();
 	l.say('hello', {}, { turn_index: undefined });
 	assert.deepEqual([l.model.turns[0].index, l.model.turns[0].prompt], [0, null]);
@@ -357,7 +357,7 @@ test('a plan updates in place; the next turn begins a new one', () => {
 	assert.equal(l.model.turns[1].plan.entries[0].status, 'pending');
 });
 
-test('nothing unknown is swallowed: kinds, methods, entries; runs are counted', () => {
+test('unknown kinds, methods and entries are shown raw; repeats are counted', () => {
 	const l = log();
 	l.start();
 	for (let n = 0; n < 250; n += 1) l.update('from_the_future', { n });
@@ -375,7 +375,7 @@ test('nothing unknown is swallowed: kinds, methods, entries; runs are counted', 
 	);
 });
 
-test('broken updates break nothing', () => {
+test('malformed updates do not throw', () => {
 	const l = log();
 	l.start({ prompt: 'a string' });
 	l.put('event', {});
@@ -439,7 +439,7 @@ test('usage, title, commands, the agent’s words on the turn', () => {
 	assert.deepEqual(l.model.closed, { reason: 'idle' });
 });
 
-test('an agent that echoes the prompt does not say it twice', () => {
+test('an echoed prompt is not shown twice', () => {
 	const l = log();
 	l.start();
 	l.update('user_message_chunk', { content: { type: 'text', text: 'hi' } });
@@ -450,7 +450,7 @@ test('an agent that echoes the prompt does not say it twice', () => {
 	);
 });
 
-test('promptParts: uploads are files again, whatever the text begins with', () => {
+test('promptParts restores uploads as files', () => {
 	const files = text => promptParts([{ type: 'text', text }]);
 	assert.deepEqual(files('[Attached files]\n/d/uploads/1/a.txt\n/d/uploads/2/b.txt\n/review this'), {
 		text: '/review this',

@@ -10,7 +10,7 @@ import { heal } from '../../static/views/heal.js';
 import { isFormula, isTooLong, options, safeHtml } from '../../static/views/markup.js';
 import { ScrollKeeper } from '../../static/views/scroll.js';
 
-test('heal: what would be shown for a moment and taken back is not shown', () => {
+test('heal hides markup that is still incomplete', () => {
 	const cases = {
 		'**bo': '**bo**',
 		'a **bold** and *it': 'a **bold** and *it*',
@@ -48,7 +48,7 @@ test('heal: what would be shown for a moment and taken back is not shown', () =>
 	for (const [text, shown] of Object.entries(cases)) assert.equal(heal(text), shown, JSON.stringify(text));
 });
 
-test('diffLines: both texts can be read from it, whatever they are', () => {
+test('diffLines contains both texts completely', () => {
 	const check = (a, b) => {
 		const rows = diffLines(a, b);
 		const side = sign =>
@@ -79,13 +79,13 @@ test('diffLines: both texts can be read from it, whatever they are', () => {
 	assert.equal(diffLines(null, 'a\r\nb').length, 2);
 });
 
-test('isFormula: prices, variables and prose are none', () => {
+test('isFormula rejects prices, variables and prose', () => {
 	for (const text of ['x', 'a_1', 'E = mc^2', 'n log n', '2 + 2 = 4', '\\alpha', '5']) assert.ok(isFormula(text), text);
 	for (const text of ['5 and ', '5 (or 4', 'see note', ' ', 'a `b` c', 'x'.repeat(5000), 'a\n\nb'])
 		assert.ok(!isFormula(text), text);
 });
 
-test('safeHtml: harmless tags and attributes; all else as the text it is', () => {
+test('safeHtml keeps harmless tags and escapes the rest', () => {
 	const cases = {
 		'<kbd onclick="x">K</kbd><BR/>': '<kbd>K</kbd><br>',
 		'a<!-- <b> -->b': 'ab',
@@ -103,7 +103,7 @@ test('safeHtml: harmless tags and attributes; all else as the text it is', () =>
 	for (const [text, shown] of Object.entries(cases)) assert.equal(safeHtml(text), shown);
 });
 
-test('Markdown in which everything is within something else takes no time', () => {
+test('deeply nested Markdown is parsed quickly', () => {
 	assert.ok(isTooLong({ type: 'html', raw: '<table><tr><td>'.repeat(60) }));
 	assert.ok(!isTooLong({ type: 'html', raw: '<tr><td>a<br>b</td></tr>\n'.repeat(500) }));
 	const begun = process.cpuUsage();
@@ -111,7 +111,7 @@ test('Markdown in which everything is within something else takes no time', () =
 	assert.ok(process.cpuUsage(begun).user < 1_000_000); // µs of processor time
 });
 
-test('compare: line ends, a missing last one, and changes within a line are told', () => {
+test('compare reports line ends, a missing last one, and changes within lines', () => {
 	const lines = Array.from({ length: 1100 }, (_, n) => `line ${n}`);
 	const changed = lines.map((line, n) => (n === 3 || n === 1000 ? `${line} is new` : line));
 	assert.equal(diffLines(lines.join('\n'), changed.join('\r\n')).filter(({ sign }) => sign !== ' ').length, 4);
@@ -178,7 +178,7 @@ test('Screen: colours of every kind, and codes that follow each other', () => {
 	assert.deepEqual(screenOf('\x1b[31ma\x1b[mb'), [[['a', { color: '#f08a80' }], 'b']]);
 });
 
-test('Screen: what is written over, and what is no text', () => {
+test('Screen handles overwriting and control sequences', () => {
 	assert.deepEqual(screenOf('10 %\r50 %\r100 %\nend'), [['100 %'], ['end']]);
 	assert.deepEqual(screenOf('long line\rshort'), [['short', 'line']]);
 	assert.deepEqual(screenOf('long line\r\x1b[Kshort'), [['short']]);
@@ -189,7 +189,7 @@ test('Screen: what is written over, and what is no text', () => {
 	]);
 });
 
-test('Screen: output in any pieces is shown as in one', () => {
+test('Screen shows output in pieces like output at once', () => {
 	const text = 'a\x1b[38;5;208mb\x1b[0m\r\x1b]8;;x\x1b\\c\x1b[1mdé\n\x1b]0;t\x07\x1b[31me\b\bf\n';
 	const flat = lines =>
 		lines.map(line =>
@@ -201,14 +201,14 @@ test('Screen: output in any pieces is shown as in one', () => {
 	assert.equal(screenOf(`\x1b]${'x'.repeat(9000)}`, 'shown')[0].at(-1), 'shown');
 });
 
-test('diffLines: texts with nothing in common do not take for ever', () => {
+test('diffLines is fast for unrelated texts', () => {
 	const lines = step => Array.from({ length: 20_000 }, (_, n) => `line ${(n * step) % 5003}`).join('\n');
 	const begun = process.cpuUsage();
 	diffLines(lines(7919), lines(7907));
 	assert.ok(process.cpuUsage(begun).user < 1_000_000); // µs of processor time
 });
 
-test('numbers and times in a few characters', () => {
+test('numbers and times are formatted briefly', () => {
 	assert.deepEqual([40, 1000, 65_000, 3_720_000].map(duration), ['40 ms', '1 s', '1 min 5 s', '1 h 2 min']);
 	assert.deepEqual(
 		[0, 300, 7200, 200_000].map(past => ago(Date.now() / 1000 - past)),
@@ -223,7 +223,7 @@ test('numbers and times in a few characters', () => {
 	assert.equal(shortPath('/a/b/c/d.js'), 'c/d.js');
 });
 
-test('who looks back is left alone, however slowly; who is at the end is kept there', t => {
+test('the scroll position is kept while reading back and follows at the end', t => {
 	/** @type {any} */ (globalThis).ResizeObserver = class {
 		observe() {}
 	};
@@ -257,7 +257,7 @@ test('who looks back is left alone, however slowly; who is at the end is kept th
 	assert.equal(after(1760, 100), 1860);
 });
 
-test('the JavaScript and CSS of the page stay small: under 200 KB as written', () => {
+test('the JavaScript and CSS of the page stay below 200 KiB', () => {
 	const root = new URL('../../static/', import.meta.url);
 	const names = readdirSync(root, { recursive: true, encoding: 'utf8' }).filter(
 		name => /\.(js|css)$/.test(name) && !/^docs\./.test(name)

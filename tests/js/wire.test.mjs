@@ -24,7 +24,7 @@ function world(options = {}) {
 		close(code) {
 			this.closedWith = code;
 		}
-		// What the server does:
+		// The server's actions:
 		open() {
 			this.onopen?.({});
 		}
@@ -97,7 +97,7 @@ function world(options = {}) {
 
 const entry = (seq, more = {}) => ({ type: 'event', seq, ts: seq, turn_index: 1, event: {}, ...more });
 
-test('the first frame authenticates and says where to go on', async () => {
+test('the first frame authenticates and sends the position', async () => {
 	const w = world();
 	const socket = await w.live(2);
 	assert.deepEqual(socket.sent, [{ type: 'auth', token: 'cf_x', after: 0 }]);
@@ -111,7 +111,7 @@ test('the first frame authenticates and says where to go on', async () => {
 	assert.deepEqual(w.socket.sent[0], { type: 'auth', token: 'cf_x', after: 2 });
 });
 
-test('a ticket works as well as a token, and is asked for at each connect', async () => {
+test('a ticket is requested for each connection', async () => {
 	let tickets = 0;
 	const w = world({ credential: async () => ({ ticket: `t${(tickets += 1)}` }) });
 	const socket = await w.live();
@@ -122,7 +122,7 @@ test('a ticket works as well as a token, and is asked for at each connect', asyn
 	assert.equal(w.socket.sent[0].ticket, 't2');
 });
 
-test('after: null is live from now, and resumes from there', async () => {
+test('after: null starts live and resumes from there', async () => {
 	const w = world({ after: null });
 	const socket = await w.live(41);
 	assert.equal('after' in socket.sent[0], false);
@@ -134,14 +134,14 @@ test('after: null is live from now, and resumes from there', async () => {
 	assert.deepEqual(w.seen.entries, [42]);
 });
 
-test('an entry that was seen is not handed on again', async () => {
+test('a repeated entry is not delivered again', async () => {
 	const w = world();
 	const socket = await w.live(2);
 	for (const seq of [1, 2, 1, 2, 3]) socket.get(entry(seq));
 	assert.deepEqual(w.seen.entries, [1, 2, 3]);
 });
 
-test('a hole in the numbers makes it reconnect and read on', async () => {
+test('a gap in the sequence numbers causes a reconnect', async () => {
 	const w = world();
 	const first = await w.live(5);
 	first.get(entry(1));
@@ -156,7 +156,7 @@ test('a hole in the numbers makes it reconnect and read on', async () => {
 	assert.deepEqual(w.seen.entries, [1, 2, 3, 4, 5]);
 });
 
-test('a heartbeat whose head never comes shows a lost tail', async () => {
+test('a heartbeat with a head that never arrives causes a reconnect', async () => {
 	const w = world();
 	const socket = await w.live(1);
 	socket.get(entry(1));
@@ -179,7 +179,7 @@ test('a heartbeat that comes during a long catch-up drops nothing', async () => 
 	assert.equal(w.wire.last, 100);
 });
 
-test('silence is death; a heartbeat is life', async () => {
+test('silence causes a reconnect; a heartbeat prevents it', async () => {
 	const w = world();
 	const socket = await w.live();
 	for (let beat = 0; beat < 5; beat += 1) {
@@ -191,7 +191,7 @@ test('silence is death; a heartbeat is life', async () => {
 	assert.notEqual(w.wire.status.state, 'live');
 });
 
-test('wake() finds out about a socket that died in its sleep', async () => {
+test('wake() detects a dead socket', async () => {
 	const w = world();
 	const socket = await w.live();
 	w.wire.wake();
@@ -204,7 +204,7 @@ test('wake() finds out about a socket that died in its sleep', async () => {
 	assert.equal(w.wire.status.state, 'connecting');
 });
 
-test('wake() leaves a living socket alone', async () => {
+test('wake() keeps a live socket', async () => {
 	const w = world();
 	const socket = await w.live();
 	w.wire.wake();
@@ -214,7 +214,7 @@ test('wake() leaves a living socket alone', async () => {
 	assert.equal(w.wire.status.state, 'live');
 });
 
-test('a server that never says ready is given up after 15 s', async () => {
+test('a connection without ready is closed after 15 s', async () => {
 	const w = world();
 	w.wire.start();
 	await w.settle();
@@ -223,7 +223,7 @@ test('a server that never says ready is given up after 15 s', async () => {
 	assert.equal(w.wire.status.state, 'away');
 });
 
-test('the wait doubles to a cap, jittered over its whole length', () => {
+test('the delay doubles up to a cap, with full jitter', () => {
 	assert.deepEqual(
 		[0, 1, 2, 5, 6, 60].map(attempt => backoff(attempt, () => 1)),
 		[500, 1000, 2000, 16_000, 30_000, 30_000]
@@ -238,7 +238,7 @@ test('the wait doubles to a cap, jittered over its whole length', () => {
 	);
 });
 
-test('failures add up until a connection has been good for 10 s', async () => {
+test('failures accumulate until a connection lasts 10 s', async () => {
 	const w = world();
 	const waits = [];
 	const note = () => waits.push(w.wire.status.retryAt);
@@ -274,7 +274,7 @@ test('every close code of the contract', () => {
 });
 
 for (const code of [4500, 4501, 4502, 4503, 4504, 4505, 4507, 4508]) {
-	test(`${code} is final, until one starts again`, async () => {
+	test(`${code} stops until start() is called again`, async () => {
 		const w = world();
 		const socket = await w.live();
 		const { accepted } = w.wire.prompt('hi');
@@ -293,7 +293,7 @@ for (const code of [4500, 4501, 4502, 4503, 4504, 4505, 4507, 4508]) {
 	});
 }
 
-test('4002 begins again from nothing', async () => {
+test('4002 restarts from the beginning of the log', async () => {
 	const w = world({ after: 7 });
 	const socket = await w.live(3);
 	assert.equal(socket.sent[0].after, 7);
@@ -316,7 +316,7 @@ test('retry_after_ms is added to the jitter', async () => {
 	assert.equal(w.sockets.length, 2);
 });
 
-test('an overloaded server gets air', async () => {
+test('1013 and 4005 lengthen the delay', async () => {
 	const w = world();
 	(await w.live()).end(1013);
 	await w.pass(3_999);
@@ -344,7 +344,7 @@ test('a prompt is sent again with the same id until it is accepted, then never',
 	assert.equal(w.socket.sent.length, 1);
 });
 
-test('a turn_start is as good as the accepted that was lost', async () => {
+test('a turn_start confirms a prompt whose accepted was lost', async () => {
 	const w = world();
 	const { id, accepted } = w.wire.prompt('hello');
 	const socket = await w.live(1);
@@ -362,7 +362,7 @@ test('a refused prompt is rejected with the code of the contract', async () => {
 	assert.deepEqual(w.seen.errors, []);
 });
 
-test('a failure that passes keeps the prompt', async () => {
+test('a transient failure keeps the prompt', async () => {
 	const w = world();
 	const socket = await w.live();
 	const { id } = w.wire.prompt('hello');
@@ -374,7 +374,7 @@ test('a failure that passes keeps the prompt', async () => {
 	);
 });
 
-test('1009 takes out the largest prompt and sends the others again', async () => {
+test('1009 rejects the largest prompt and resends the others', async () => {
 	const w = world();
 	const socket = await w.live();
 	const small = w.wire.prompt('small');
@@ -390,7 +390,7 @@ test('1009 takes out the largest prompt and sends the others again', async () =>
 	);
 });
 
-test('what is larger than a frame is not even tried', async () => {
+test('a prompt larger than a frame is rejected without sending', async () => {
 	const w = world();
 	const socket = await w.live();
 	const { accepted } = w.wire.prompt('ü'.repeat(3 * 1024 * 1024));
@@ -398,7 +398,7 @@ test('what is larger than a frame is not even tried', async () => {
 	assert.equal(socket.sent.length, 1);
 });
 
-test('a permission answer outlives a connection and ends with its resolution', async () => {
+test('a permission answer is resent until it is resolved', async () => {
 	const w = world();
 	const socket = await w.live(0);
 	socket.end(1006);
@@ -415,7 +415,7 @@ test('a permission answer outlives a connection and ends with its resolution', a
 	assert.equal(w.socket.sent.length, 1);
 });
 
-test('errors of other frames are told; other frames are sent now or never', async () => {
+test('errors of other frames are reported; other frames are sent at once or not at all', async () => {
 	const w = world();
 	assert.equal(w.wire.cancel(), false);
 	const socket = await w.live();
@@ -431,14 +431,14 @@ test('errors of other frames are told; other frames are sent now or never', asyn
 	assert.deepEqual(w.seen.errors, ['not_found']);
 });
 
-test('frames of types unknown here are ignored', async () => {
+test('frames of unknown types are ignored', async () => {
 	const w = world();
 	const socket = await w.live();
 	socket.get({ type: 'from_the_future', x: 1 });
 	assert.equal(w.wire.status.state, 'live');
 });
 
-test('a credential that cannot be had now is asked for again', async () => {
+test('a failed credential request is retried', async () => {
 	let tries = 0;
 	const w = world({
 		async credential() {
@@ -455,7 +455,7 @@ test('a credential that cannot be had now is asked for again', async () => {
 	assert.equal(w.sockets.length, 1);
 });
 
-test('stop() ends it, also in the middle of connecting, and rejects what is pending', async () => {
+test('stop() works while connecting and rejects pending prompts', async () => {
 	const w = world();
 	w.wire.start();
 	const { accepted } = w.wire.prompt('hello');
