@@ -682,6 +682,21 @@ async def test_prompt_that_is_not_stored_frees_its_index_if_its_request_was_canc
     assert "not stored" not in socket.text()
 
 
+async def test_session_continues_after_its_agent_could_not_be_given_a_prompt(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, socket = await warm_session(client)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no way to the agent")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostAgent, "prompt", fail)
+        assert (await client.turn(session, "hello"))[0] == 500
+    assert (await client.state(session))["state"] == "idle"
+    assert (await socket.turn("again"))["turn_index"] == 2
+
+
 @pytest.mark.parametrize("why", ["duplicate", "rate_limited", "session_closed"])
 async def test_refused_prompt_is_not_passed_to_acpx(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, why: str
