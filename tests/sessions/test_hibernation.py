@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 
 from server.agents.host.process import HostProcess
-from server.sessions.agent_slots import AgentSlots
 from server.sessions.settings import SetMode
 from server.storage.queries import Queries
 from server.storage.schema import TurnRow
-from server.tasks import Tasks
 
 from ..conftest import Serve
 from ..support import acp_client
@@ -384,76 +382,6 @@ def agents() -> list[int]:
         if "mock_agent.py" in names and "launch.py" not in names:
             found.append(pid)
     return found
-
-
-# The slots alone, with controlled timing
-
-
-class Sleeper:
-    """A slot holder that hibernates when the test allows it."""
-
-    last_used = 0.0
-
-    def __init__(self, name: str) -> None:
-        self.id = name
-        self.busy = False
-        self.may_sleep = asyncio.Event()
-
-    @property
-    def can_hibernate(self) -> bool:
-        return not self.busy
-
-    async def hibernate(self, grace: float) -> bool:
-        if self.busy:
-            return False
-        await self.may_sleep.wait()
-        return True
-
-
-async def ticks() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-async def test_holder_that_is_evicted_and_waits_again_gets_a_slot() -> None:
-    tasks = Tasks()
-    slots: Any = AgentSlots(2, tasks)
-    first, second, third, fourth = (Sleeper(name) for name in "abcd")
-    await slots.acquire(first)
-    await slots.acquire(second)
-    second.busy = True
-    for_third = asyncio.ensure_future(slots.acquire(third))
-    await ticks()  # the first is being evicted
-    again = asyncio.ensure_future(slots.acquire(first))
-    for_third.cancel()
-    second.busy = False
-    slots.release(second)
-    await ticks()
-    assert not again.done()  # its own agent must end first
-    first.may_sleep.set()
-    await again
-    assert len(slots) == 1
-    await slots.acquire(fourth)
-    assert len(slots) == 2
-    await tasks.finish(1)
-
-
-async def test_holder_that_becomes_busy_before_its_eviction_keeps_its_slot() -> None:
-    tasks = Tasks()
-    slots: Any = AgentSlots(1, tasks)
-    first, second = Sleeper("a"), Sleeper("b")
-    await slots.acquire(first)
-    for_second = asyncio.ensure_future(slots.acquire(second))
-    await asyncio.sleep(0)
-    first.busy = True  # between the choice of the holder and its eviction
-    await ticks()
-    assert not for_second.done()
-    first.busy = False
-    first.may_sleep.set()
-    slots.reconsider()
-    await for_second
-    assert len(slots) == 1
-    await tasks.finish(1)
 
 
 @pytest.mark.parametrize("backend", ["host", "cli"])

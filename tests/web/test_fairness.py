@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.agents.base import URGENT_GRACE_SECS
 from server.errors import Error
-from server.sessions.agent_slots import AgentSlots
-from server.tasks import Tasks
 
 from ..conftest import Serve
 from ..support.harness import Client, Deadline, Socket, script
@@ -87,113 +83,6 @@ async def test_between_two_turns_a_session_yields_to_an_app_with_fewer_agents(
     await hog.until_text("on it")
 
 
-class Holder:
-    """A session as the slots see it."""
-
-    def __init__(self, name: str, *, last_used: float = 0.0, busy: bool = True) -> None:
-        self.id = name
-        self.app = name[0]
-        self.last_used = last_used
-        self.busy = busy
-        self.agent_state = "live"
-        self.grace = math.nan
-
-    @property
-    def can_hibernate(self) -> bool:
-        return not self.busy
-
-    async def hibernate(self, grace: float) -> bool:
-        self.grace = grace
-        return not self.busy
-
-
-def slots_of(limit: int, **options: Any) -> Any:
-    return AgentSlots(limit, Tasks(), app_of=lambda holder: holder.app, **options)
-
-
-async def ticks() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-async def test_waiting_apps_get_slots_in_turn() -> None:
-    slots = slots_of(3)
-    running = [Holder(f"x{n}") for n in range(3)]
-    for holder in running:
-        await slots.acquire(holder)
-    got: list[str] = []
-
-    async def wait(holder: Holder) -> None:
-        await slots.acquire(holder)
-        got.append(holder.id)
-
-    names = ["a1", "a2", "a3", "b1", "b2", "b3"]
-    tasks = [asyncio.create_task(wait(Holder(name))) for name in names]
-    await ticks()
-    for holder in running:
-        slots.release(holder)
-        await ticks()
-    assert got == ["a1", "b1", "a2"]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert slots.queued == 0
-
-
-async def test_app_with_the_most_agents_gives_one_up_first() -> None:
-    slots = slots_of(4)
-    idle = [Holder("a1", last_used=5, busy=False), Holder("a2", last_used=6, busy=False)]
-    lonely = Holder("b1", last_used=1, busy=False)
-    for holder in (*idle, Holder("a3"), lonely):
-        await slots.acquire(holder)
-    await slots.acquire(Holder("c1"))
-    assert not slots.has_slot(idle[0])
-    assert slots.has_slot(idle[1])
-    assert slots.has_slot(lonely)
-
-
-async def test_reserved_slot_is_given_back_before_the_others_are_used_again() -> None:
-    slots = slots_of(2, reserve=1)
-    hogs, guest = [Holder("a1"), Holder("a2")], Holder("b1")
-    for holder in (*hogs, guest):
-        await slots.acquire(holder)
-    waiting = asyncio.create_task(slots.acquire(Holder("a3")))
-    await ticks()
-    slots.release(hogs[0])
-    await ticks()
-    assert not waiting.done()
-    slots.release(guest)
-    await waiting
-    assert len(slots) == 2
-
-
-async def test_reserved_slot_is_given_at_once_while_idle_agents_end() -> None:
-    slots = slots_of(2, reserve=2)
-    idle = [Holder("a1", last_used=1, busy=False), Holder("a2", last_used=2, busy=False)]
-    for holder in idle:
-        await slots.acquire(holder)
-    guest = Holder("b1")
-    acquiring = asyncio.create_task(slots.acquire(guest))
-    await asyncio.sleep(0)
-    assert slots.has_slot(guest)
-    await acquiring
-    await ticks()
-    assert [slots.has_slot(holder) for holder in idle] == [False, True]
-    assert idle[0].grace == URGENT_GRACE_SECS
-
-
-async def test_agent_that_becomes_idle_gives_its_slot_for_the_reserved_one() -> None:
-    slots = slots_of(2, reserve=1)
-    hogs, guest = [Holder("a1"), Holder("a2")], Holder("b1")
-    for holder in (*hogs, guest):
-        await slots.acquire(holder)
-    for holder in (guest, hogs[0]):  # the guest's is its app's only one
-        holder.busy = False
-        slots.reconsider()
-        await ticks()
-    assert [slots.has_slot(holder) for holder in (*hogs, guest)] == [False, True, True]
-
-
 async def test_agents_that_do_not_start_delay_no_other_app(serve: Serve) -> None:
     server = await serve(max_live_agents=6)
     greedy, other = await server.client("greedy"), await server.client("other")
@@ -201,17 +90,6 @@ async def test_agents_that_do_not_start_delay_no_other_app(serve: Serve) -> None
         await greedy.create(agent="mock-silent")
     async with Deadline("the other app's turn"):
         assert (await other.turn(await other.create(), "hello"))[0] == 200
-
-
-async def test_idle_agent_of_an_app_in_the_reserve_makes_room_for_its_own() -> None:
-    slots = slots_of(1, reserve=1)
-    await slots.acquire(Holder("a1"))
-    first, second = Holder("b1"), Holder("b2")
-    await slots.acquire(first)
-    first.busy = False
-    await slots.acquire(second)
-    assert len(slots) == 2
-    assert not slots.has_slot(first)
 
 
 # Runs.
