@@ -186,7 +186,9 @@ def test_commands_distinguish_the_servers_socket_from_an_agents(
         assert listener.stdout.readline() == b"listening\n"
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(path)
-            assert control_socket.is_servers(connection, DataDir(tmp_path)) is not bool(limits)
+            assert control_socket.is_server_socket(connection, DataDir(tmp_path)) is not bool(
+                limits
+            )
         listener.communicate()
 
 

@@ -148,7 +148,7 @@ async def _is_serving(data_dir: DataDir) -> bool:
     except OSError:
         return False
     connection = writer.get_extra_info("socket")
-    is_servers = await asyncio.to_thread(control_socket.is_servers, connection, data_dir)
+    is_servers = await asyncio.to_thread(control_socket.is_server_socket, connection, data_dir)
     writer.close()
     if not is_servers:
         raise CommandError(

@@ -33,9 +33,9 @@ _CREDENTIALS = struct.Struct("iII")
 
 @contextlib.contextmanager
 def address(data_dir: DataDir) -> Iterator[str]:
-    """The socket's path, through the descriptor of its folder, whose path may be long.
+    """Yield a short path of the socket, through a descriptor of its folder.
 
-    A Unix socket's path may have 107 bytes.
+    The path of a Unix socket has at most 107 bytes, and the folder's path may be longer.
     """
     path = data_dir.control_socket
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -51,7 +51,7 @@ async def listening(runner: web.AppRunner, data_dir: DataDir) -> AsyncIterator[N
     listening_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     site = web.SockSite(runner, listening_socket)
     try:
-        data_dir.control_socket.unlink(missing_ok=True)  # a killed server's
+        data_dir.control_socket.unlink(missing_ok=True)  # left by a killed server
         # Before it has a name, which an agent could replace.
         os.fchmod(listening_socket.fileno(), 0o600)
         with address(data_dir) as path:
@@ -59,67 +59,75 @@ async def listening(runner: web.AppRunner, data_dir: DataDir) -> AsyncIterator[N
         await site.start()
     except OSError as error:
         listening_socket.close()
-        logger.warning("no operator's socket, so commands need a stopped server: %s", error)
+        logger.warning("no operator's socket; commands need a stopped server: %s", error)
         yield
         return
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # an agent may have put a folder there
+        with contextlib.suppress(OSError):  # an agent may have replaced it by a folder
             data_dir.control_socket.unlink(missing_ok=True)
         await site.stop()  # which closes the socket
 
 
-def is_servers(connection: TransportSocket | socket.socket, data_dir: DataDir) -> bool:
-    """Whether it is a server that listens at the operator's socket in the data folder.
+def is_server_socket(connection: TransportSocket | socket.socket, data_dir: DataDir) -> bool:
+    """Return whether a server listens at the operator's socket in the data folder.
 
-    An agent can put a socket of its own there. What a supervisor has started, and all that comes of
-    it, is known by its limits, which it cannot raise.
+    An agent can put a socket of its own there. Processes below a supervisor are recognized by their
+    resource limits, which they cannot raise.
+
+    Args:
+        connection: to the socket.
     """
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    pid, uid = _credentials_of(connection)
     if uid not in (0, os.getuid(), data_dir.path.stat().st_uid):
         return False
     try:
         return pid == 0 or not process_tree.is_supervised(pid)
     except OSError:
-        return False  # it has ended
+        return False  # the process has ended
 
 
 def is_operator(request: web.Request) -> bool:
-    """Whether the request came by the operator's socket, from the server's own user or root."""
-    peer = request.get_extra_info("socket")
-    if peer is None or peer.family != socket.AF_UNIX:
+    """Return whether *request* came through the operator's socket from its user or from root."""
+    connection = request.get_extra_info("socket")
+    if connection is None or connection.family != socket.AF_UNIX:
         return False
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid = _credentials_of(connection)
+    return uid in (0, os.getuid()) and not _is_descendant(connection, pid)
+
+
+def _credentials_of(connection: TransportSocket | socket.socket) -> tuple[int, int]:
+    """Return the pid and the uid of the process at the other end."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(raw)
-    return uid in (0, os.getuid()) and not _is_below_us(peer, pid)
+    return pid, uid
 
 
-def _is_below_us(peer: TransportSocket, pid: int) -> bool:
-    """Whether an agent, or another process that the server started, has connected *peer*.
+def _is_descendant(connection: TransportSocket, pid: int) -> bool:
+    """Return whether an agent, or another process that the server started, has connected.
 
-    They are of the server's own user. The server inherits their orphans, so it is among the
-    ancestors of each of them.
+    Those run as the server's own user. The server inherits their orphans, so it is an ancestor of
+    each of them.
     """
     if pid == 0:
-        return False  # it is outside of our namespace of pids, in which all below us is
+        return False  # a process outside of our pid namespace, which contains all descendants
     try:
-        return process_tree.descends_from(pid, os.getpid()) or not _still_is(peer)
-    except OSError:  # an ancestor, or the process itself, has ended
+        return process_tree.descends_from(pid, os.getpid()) or not _is_alive(connection)
+    except OSError:  # the process or one of its ancestors has ended
         return True
 
 
-def _still_is(peer: TransportSocket) -> bool:
-    """Whether the process that connected is alive: then its pid is not another's by now."""
+def _is_alive(connection: TransportSocket) -> bool:
+    """Return whether the process that connected is alive, so that its pid is not reused."""
     try:
-        descriptor = peer.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+        descriptor = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError as error:
-        return error.errno == errno.ENOPROTOOPT  # before Linux 6.5 it cannot be told
+        return error.errno == errno.ENOPROTOOPT  # unknown before Linux 6.5
     try:
         signal.pidfd_send_signal(descriptor, 0)
     except OSError as error:
-        return error.errno == errno.EPERM  # root's
+        return error.errno == errno.EPERM  # root's process
     finally:
         os.close(descriptor)
     return True

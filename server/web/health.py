@@ -1,4 +1,4 @@
-"""What is present on this machine, probed in the background so that asking is never slow."""
+"""Probes the programs on this machine in the background, so that health checks never wait."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ PROBE_TIMEOUT_SECS = 15.0
 
 
 class HealthMonitor:
-    """The last findings.
+    """The results of the latest probe.
 
     Args:
-        environ: of the programs that are asked: an allow-list.
+        environ: the environment of the probed programs, which has only allowed variables.
+        every: seconds between two probes.
+        timeout: seconds that a program may take.
 
     Attributes:
-        ready: whether requests are served; False while starting and draining.
-        claude_version: of the ``claude`` program, or None where it is not present or tells none.
-        acpx_version: of acpx, or None while there is no host.
+        ready: whether requests are served; False while the server starts or drains.
+        claude_version: the version of ``claude``; None if it is missing or reports no version.
+        acpx_version: the version of acpx; None while no host runs.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class HealthMonitor:
         self.acpx_version: str | None = None
 
     async def watch(self) -> None:
-        """Probe for ever."""
+        """Probe again and again; runs forever."""
         while True:
             await self._probe()
             await asyncio.sleep(self._every)
@@ -67,13 +69,13 @@ async def _version_of(program: str, environ: Mapping[str, str], timeout: float) 
             env=dict(environ),
         )
     except OSError as error:
-        logger.info("%s cannot be started: %s", program, error)
+        logger.info("cannot start %s: %s", program, error)
         return None
     try:
         async with asyncio.timeout(timeout):
             output, _ = await process.communicate()
     except TimeoutError:
-        logger.warning("%s did not tell its version in %g s", program, timeout)
+        logger.warning("%s did not report its version within %g s", program, timeout)
         return None
     finally:
         if process.returncode is None:

@@ -1,11 +1,11 @@
-"""What a client accepts: the headers ``Accept`` and ``Accept-Encoding``, as RFC 9110 has them."""
+"""Parses the headers ``Accept`` and ``Accept-Encoding`` (RFC 9110)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-# One element of a list, or one parameter: a comma or a semicolon in quotes separates nothing.
+# An element of a list, or a parameter. Commas and semicolons within quotes do not separate.
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _ELEMENT = re.compile(rf"(?:[^,\"]|{_QUOTED})+")
 _PARAMETER = re.compile(rf"(?:[^;\"]|{_QUOTED})+")
@@ -13,14 +13,15 @@ _QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z")
 
 
 def weight_of(lines: Sequence[str], media_type: str) -> tuple[float, bool]:
-    """How much a client wants a media type, from 0 (not at all) to 1.
+    """Return the weight that a client gives to a media type.
 
     Args:
-        lines: the values of all the request's ``Accept`` headers; none accepts anything.
+        lines: the values of all ``Accept`` headers; without any, every type is accepted.
         media_type: in lower case.
 
     Returns:
-        The weight, and whether the client has named the type itself instead of a wildcard.
+        The weight from 0 (not accepted) to 1, and whether the client named the type itself rather
+        than a wildcard.
     """
     ranges = _qualities(lines) or {"*/*": 1.0}
     kind = media_type.partition("/")[0]
@@ -31,13 +32,13 @@ def weight_of(lines: Sequence[str], media_type: str) -> tuple[float, bool]:
 
 
 def accepts_coding(lines: Sequence[str], coding: str) -> bool:
-    """Whether a body may be sent in that content coding, ``gzip`` say."""
+    """Return whether the client accepts a content coding, for example ``gzip``."""
     codings = _qualities(lines)
     return codings.get(coding, codings.get("*", 0.0)) > 0
 
 
 def _qualities(lines: Sequence[str]) -> Mapping[str, float]:
-    """Each element's name in lower case with its weight; of one that comes twice, the highest."""
+    """Return the weight of each element by its name in lower case; of repeated ones the highest."""
     found: dict[str, float] = {}
     for line in lines:
         for element in _ELEMENT.findall(line):
@@ -49,7 +50,7 @@ def _qualities(lines: Sequence[str]) -> Mapping[str, float]:
 
 
 def _weight(parameters: Sequence[str]) -> float:
-    """The parameter ``q``; 1 if there is none, 0 if it is no weight."""
+    """Return the parameter ``q``: 1 if it is missing, 0 if it is invalid."""
     for name, value in _pairs(parameters):
         if name == "q":
             return float(value) if _QUALITY.match(value) else 0.0

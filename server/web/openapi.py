@@ -33,7 +33,7 @@ EXAMPLES: Mapping[str, str] = {
     "conflict": "the name 'my-bot' is taken",
     "session_closed": "the session is closed",
     "payload_too_large": "the body is too large",
-    "precondition_failed": "the file is another one by now",
+    "precondition_failed": "the file has changed",
     "unsupported_media_type": "a body is sent as it is: no Content-Encoding is supported",
     "range_not_satisfiable": "the file has 1024 bytes",
     "expectation_failed": "the only supported expectation is 100-continue",
@@ -48,7 +48,7 @@ EXAMPLES: Mapping[str, str] = {
     "login_required": (
         "the agent 'codex' requires a login: run `codex login`, or set OPENAI_API_KEY"
     ),
-    "pool_full": "the server has as many sessions as it may",
+    "pool_full": "session limit reached",
     "draining": "the server is going away; try again in a moment",
     "server_restarted": "the server restarted during the turn; send the prompt again",
     "agent_timeout": "the turn reached its time limit",

@@ -40,11 +40,11 @@ def client_address(request: web.Request, trusted: Sequence[Network]) -> str | No
     Returns:
         The address, or "" if the headers do not identify one client.
     """
-    peer = address_of(request.remote or "")
-    if not is_in_networks(peer, trusted):
+    remote = address_of(request.remote or "")
+    if not is_in_networks(remote, trusted):
         return request.remote
     found = {
-        _last_untrusted(hops, peer, trusted)
+        _last_untrusted(hops, remote, trusted)
         for hops in (_x_forwarded_for(request), _forwarded(request))
         if hops is not None
     }

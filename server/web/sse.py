@@ -26,10 +26,10 @@ STREAM_EXAMPLE = (
 
 
 def wants_stream(request: web.Request) -> bool:
-    """Whether the client wants a stream of events rather than JSON.
+    """Return whether the client prefers a stream of events to JSON.
 
-    The response to a HEAD has no body that could be streamed. A client that names both types as
-    equally good gets the stream: JSON is what all others get.
+    A HEAD request gets no stream. A client that names both types with the same weight gets the
+    stream, because JSON is the default.
     """
     accepted = request.headers.getall(hdrs.ACCEPT, [])
     stream, is_named = weight_of(accepted, SSE)
@@ -39,7 +39,7 @@ def wants_stream(request: web.Request) -> bool:
 
 
 class EventStream:
-    """A response that is written event by event.
+    """A response to which events are written one by one.
 
     Args:
         stall_timeout: seconds after which a client that accepts no data is disconnected.
@@ -81,15 +81,15 @@ class EventStream:
         if isinstance(error, Error) and error.code is ErrorCode.UNAUTHORIZED:
             self._end_revoked()
             return True
-        # A client that hangs up ends its stream, and nothing else.
+        # A client that disconnects ends only its stream.
         if not isinstance(error, ConnectionError):
             failure_of(error, f"a stream of {self._request.path}")
-            if self._request.transport is not None:  # too late for another answer
+            if self._request.transport is not None:  # the response has started
                 self._request.transport.abort()
         return True
 
     async def send(self, position: int, frame: bytes) -> None:
-        # A bare CR may stand between an agent's tokens; here it would end the line.
+        # JSON allows a bare CR between tokens, but in an event stream it ends the line.
         data = frame.replace(b"\r", b" ")
         await self._write(b"id: %d\ndata: %b\n\n" % (position, data))
 
@@ -102,7 +102,7 @@ class EventStream:
         await self.response.write(data)
 
     def _end_revoked(self) -> None:
-        """End in order, or by force if the client takes nothing; the connection is not kept."""
+        """End the response and the connection; abort it if the client accepts no data."""
         self.response.force_close()
         if self._request.transport is not None:
             abort = self._request.transport.abort

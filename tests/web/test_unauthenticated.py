@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -158,26 +159,32 @@ async def test_a_socket_is_not_opened_by_head(client: Client) -> None:
         assert b"allow: get\r\n" in answer.head
 
 
-async def test_a_file_is_packed_once(
-    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+async def test_file_is_compressed_once() -> None:
+    compressed: list[Path] = []
+
+    def compress(file: Path) -> bytes:
+        compressed.append(file)
+        return page.gzip_file(file)
+
+    files = page.CompressedFiles(compress)
+    file = page.STATIC / "wire.js"
+    first, second = [await files.get(file, file.stat()) for _ in range(2)]
+    assert gzip.decompress(first) == file.read_bytes()
+    assert first is second
+    assert compressed == [file]
+
+
+async def test_file_is_compressed_only_for_clients_that_accept_gzip(
+    server: LocalServer, client: Client
 ) -> None:
-    packed: list[Path] = []
-    pack = page.pack
-
-    def count(file: Path) -> bytes:
-        packed.append(file)
-        return pack(file)
-
-    monkeypatch.setattr(page, "pack", count)
     url = f"{server.url}/static/wire.js"
     for accepted in ("gzip", "br, gzip;q=0.5", "*", "gzip;q=0", "identity"):
         async with client.http.get(url, headers={"Accept-Encoding": accepted}) as response:
             assert response.status == 200
-            is_packed = response.headers.get("Content-Encoding") == "gzip"
-            assert is_packed is (accepted not in ("gzip;q=0", "identity"))
+            is_compressed = response.headers.get("Content-Encoding") == "gzip"
+            assert is_compressed is (accepted not in ("gzip;q=0", "identity"))
             assert response.content_type == "text/javascript"
             assert await response.read() == (page.STATIC / "wire.js").read_bytes()
-    assert len(packed) == 1
 
 
 async def a_socket(client: Client, session: str) -> RawSocket:

@@ -1,4 +1,4 @@
-"""The pages for browsers: their own files, and their libraries from node_modules."""
+"""The web pages: their own files, and libraries from node_modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import math
 import mimetypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aiohttp import hdrs, web
@@ -36,14 +36,14 @@ LIBRARY_FILES = {
 }
 PAGE_FILES = {"/": "index.html", "/docs": "docs.html"}
 
-# The frame in which diagrams are drawn. Its origin is opaque, so its own files are foreign to it.
+# The frame that draws diagrams. Its origin is opaque, so even its own files are cross-origin.
 FRAME = "diagram.html"
 FRAME_FILES = {f"/static/{FRAME}", f"/lib/{MERMAID}"}
 FRAME_POLICY = "; ".join(
     [
         "default-src 'none'",
         "script-src 'self' %s",
-        "style-src 'unsafe-inline'",  # what the library writes into its own picture
+        "style-src 'unsafe-inline'",  # the library writes styles into its SVG
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'self'",
@@ -54,8 +54,8 @@ FRAME_POLICY = "; ".join(
 _IMPORT_MAP = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
 _INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
-MAX_PACKED_FILE_BYTES = 8 << 20
-MAX_PACKED_BYTES = 16 << 20
+MAX_COMPRESSED_FILE_BYTES = 8 << 20
+MAX_CACHE_BYTES = 16 << 20
 SLICE_BYTES = 64 << 10
 TYPES = mimetypes.MimeTypes()
 TYPES.add_type("text/javascript", ".js")
@@ -67,7 +67,7 @@ routes = web.RouteTableDef()
 
 
 def content_security_policy(page: bytes) -> str:
-    """A page's policy: nothing from elsewhere, nothing inline but its import map."""
+    """Return the policy of a page: only own files, and no inline script but its import map."""
     hashes = "".join(f" {_source(found)}" for found in _IMPORT_MAP.findall(page))
     return "; ".join(
         [
@@ -88,14 +88,14 @@ def content_security_policy(page: bytes) -> str:
 
 
 def _source(script: bytes) -> str:
-    """What allows that inline script, and no other."""
+    """Return the source expression that allows only that inline script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
 
 
 @routes.get("/")
 @routes.get("/docs")
 async def page(request: web.Request) -> web.StreamResponse:
-    """Read anew each time: a policy fits its page, also when that is exchanged under us."""
+    """Send a page. It is read for each request, so that its policy matches an updated file."""
     body = await asyncio.to_thread((STATIC / PAGE_FILES[request.path]).read_bytes)
     tag = hashlib.sha256(body).hexdigest()[:32]
     headers = {"Content-Security-Policy": content_security_policy(body)}
@@ -128,9 +128,9 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
     if found is None:
         raise not_found("file")
     file, stat = found
-    if not _is_expected(request, stat):
-        raise Error(ErrorCode.PRECONDITION_FAILED, "the file is another one by now")
-    if not _is_same(request, stat):
+    if not _preconditions_hold(request, stat):
+        raise Error(ErrorCode.PRECONDITION_FAILED, "the file has changed")
+    if not _may_send_range(request, stat):
         request = request.clone(headers=_without(request, hdrs.RANGE))
     if not _is_satisfiable(request, stat.st_size):
         error = Error(ErrorCode.RANGE_NOT_SATISFIABLE, f"the file has {stat.st_size} bytes")
@@ -138,7 +138,7 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
         reply.headers[hdrs.CONTENT_RANGE] = f"bytes */{stat.st_size}"
         return reply
     headers: dict[str, str] = {
-        hdrs.CACHE_CONTROL: "no-cache",  # asked for again each time, by its tag
+        hdrs.CACHE_CONTROL: "no-cache",  # revalidated by its tag for each use
         hdrs.VARY: hdrs.ACCEPT_ENCODING,
         hdrs.CONTENT_TYPE: TYPES.guess_type(file.name)[0] or "application/octet-stream",
     }
@@ -147,34 +147,34 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
     if path == FRAME:
         scripts = _INLINE.findall(await asyncio.to_thread(file.read_bytes))
         headers["Content-Security-Policy"] = FRAME_POLICY % " ".join(map(_source, scripts))
-    if _is_to_be_packed(request) and stat.st_size <= MAX_PACKED_FILE_BYTES:
-        return await _send_packed(request, file, stat, headers)
+    if _accepts_compressed(request) and stat.st_size <= MAX_COMPRESSED_FILE_BYTES:
+        return await _send_compressed(request, file, stat, headers)
     response = _FileResponse(file, headers=headers)
     await response.prepare(request)
     return response
 
 
 class _FileResponse(web.FileResponse):
-    """Sent once: aiohttp prepares again, with its own request, what a handler returns."""
+    """A file response that is prepared once; aiohttp prepares a returned response again."""
 
     async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
         return None if self.prepared else await super().prepare(request)
 
 
 def _tag_of(stat: os.stat_result) -> str:
-    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"  # as aiohttp makes that of a file
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"  # the same tag as aiohttp's
 
 
-def _is_expected(request: web.Request, stat: os.stat_result) -> bool:
-    """Whether the file is the one that the client means."""
+def _preconditions_hold(request: web.Request, stat: os.stat_result) -> bool:
+    """Return whether the preconditions of the request hold."""
     if (tags := request.if_match) is not None:
         return any(tag.value in (_tag_of(stat), "*") and not tag.is_weak for tag in tags)
     since = request.if_unmodified_since
     return since is None or stat.st_mtime <= since.timestamp()
 
 
-def _is_same(request: web.Request, stat: os.stat_result) -> bool:
-    """Whether a part may be sent: the client has other parts of the same file."""
+def _may_send_range(request: web.Request, stat: os.stat_result) -> bool:
+    """Return whether a range may be sent: the client has other ranges of the same version."""
     known = request.headers.get(hdrs.IF_RANGE)
     if known is None or known == f'"{_tag_of(stat)}"':
         return True
@@ -196,58 +196,59 @@ def _is_satisfiable(request: web.Request, size: int) -> bool:
     return wanted.start is None or wanted.start < size
 
 
-def _is_to_be_packed(request: web.Request) -> bool:
-    """Whether the whole file is to be sent, to a client that can unpack it."""
+def _accepts_compressed(request: web.Request) -> bool:
+    """Return whether the client accepts the whole file in compressed form."""
     if request.method != "GET" or any(name in request.headers for name in _CONDITIONAL_HEADERS):
         return False
     return accepts_coding(request.headers.getall(hdrs.ACCEPT_ENCODING, []), "gzip")
 
 
-async def _send_packed(
+async def _send_compressed(
     request: web.Request, file: Path, stat: os.stat_result, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    body = memoryview(await request.app[PACKED].get(file, stat))
+    body = memoryview(await request.app[COMPRESSED_FILES].get(file, stat))
     response = web.StreamResponse(headers={**headers, hdrs.CONTENT_ENCODING: "gzip"})
     response.content_length = len(body)
     response.etag = _tag_of(stat)
     response.last_modified = stat.st_mtime
     await response.prepare(request)
-    for start in range(0, len(body), SLICE_BYTES):  # all at once, each reader would have a copy
+    for start in range(0, len(body), SLICE_BYTES):  # a whole write would copy the file
         await response.write(body[start : start + SLICE_BYTES])
     await response.write_eof()
     return response
 
 
-class PackedFiles:
-    """Files, packed once and not for each client that asks: anybody may, as often as they like."""
+class CompressedFiles:
+    """A cache of compressed files. Anybody may request them, as often as they like."""
 
-    def __init__(self) -> None:
-        self._packing = asyncio.Lock()
-        self._packed: dict[Path, tuple[tuple[int, int], bytes]] = {}
+    def __init__(self, compress: Callable[[Path], bytes] | None = None) -> None:
+        self._compress = compress or gzip_file
+        self._lock = asyncio.Lock()
+        self._files: dict[Path, tuple[tuple[int, int], bytes]] = {}
 
     async def get(self, file: Path, stat: os.stat_result) -> bytes:
-        """The file as gzip."""
+        """Return the file in gzip format."""
         version = stat.st_mtime_ns, stat.st_size
-        async with self._packing:
-            known, packed = self._packed.pop(file, (None, b""))
+        async with self._lock:
+            known, data = self._files.pop(file, (None, b""))
             if known != version:
-                packed = await asyncio.to_thread(pack, file)
-            self._packed[file] = version, packed
-            while sum(len(one) for _, one in self._packed.values()) > MAX_PACKED_BYTES:
-                del self._packed[next(iter(self._packed))]
-            return packed
+                data = await asyncio.to_thread(self._compress, file)
+            self._files[file] = version, data
+            while sum(len(one) for _, one in self._files.values()) > MAX_CACHE_BYTES:
+                del self._files[next(iter(self._files))]
+            return data
 
 
-PACKED = web.AppKey("packed", PackedFiles)
+COMPRESSED_FILES = web.AppKey("compressed-files", CompressedFiles)
 
 
-def pack(file: Path) -> bytes:
+def gzip_file(file: Path) -> bytes:
     return gzip.compress(file.read_bytes(), 6, mtime=0)
 
 
 def _compressed(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """A third of the bytes; not where the answer may be a 304 or a part of the file."""
-    response.headers["Cache-Control"] = "no-cache"  # asked for again each time, by its tag
+    """Compress the response, unless it may be a 304 or a part of the file."""
+    response.headers["Cache-Control"] = "no-cache"  # revalidated by its tag for each use
     response.headers["Vary"] = "Accept-Encoding"
     if request.method == "GET" and not any(
         name in request.headers for name in _CONDITIONAL_HEADERS
@@ -259,7 +260,7 @@ def _compressed(request: web.Request, response: web.StreamResponse) -> web.Strea
 
 
 def _find(folder: Path, path: str) -> tuple[Path, os.stat_result] | None:
-    """The file *path* below *folder*; names that lead out of it do not exist."""
+    """Find the file *path* in *folder*; a path that leaves the folder is not found."""
     if path.endswith("/"):
         return None
     try:
@@ -267,9 +268,9 @@ def _find(folder: Path, path: str) -> tuple[Path, os.stat_result] | None:
         if wanted.is_relative_to(folder.resolve()) and wanted.is_file():
             return wanted, wanted.stat()
     except (OSError, RuntimeError, ValueError):
-        pass  # a name too long, a link in a circle, a NUL
+        pass  # a name that is too long, a circular link, a NUL
     return None
 
 
 def prepare_app(app: web.Application) -> None:
-    app[PACKED] = PackedFiles()
+    app[COMPRESSED_FILES] = CompressedFiles()

@@ -127,7 +127,7 @@ async def run_prompt(request: web.Request, body: RunPrompt) -> Annotated[web.Res
 
 
 def _is_disconnected(request: web.Request) -> bool:
-    """Return whether the client is gone. aiohttp does not tell handlers; it drops the transport."""
+    """Return whether the client has disconnected: aiohttp only removes the transport."""
     return request.transport is None or request.transport.is_closing()
 
 
