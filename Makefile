@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-# Tests run in parallel: each has its own server.
+# Test files run in parallel: the tests of a file share a server.
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
@@ -64,12 +64,16 @@ test: $(DEV_STAMP) $(NODE_STAMP) lint ## Run all checks and tests (ARGS="-k sock
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
 	@$(alone) $(BIN)/python -m tests.support.real_agents || true
 	@echo 'pytest'
-	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: docs
 docs: $(DEV_STAMP) $(NODE_STAMP) ## Generate the lists of settings, and check the statements and programs of the docs
 	@$(alone) $(BIN)/python -m tests.support.settings_pages
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) tests/repository/test_docs.py tests/repository/test_guides.py tests/repository/test_readme.py $(ARGS)
+
+.PHONY: slow
+slow: $(DEV_STAMP) $(NODE_STAMP) ## Run the longer variants of tests, which `make test` leaves out
+	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 .PHONY: agents
 agents: $(DEV_STAMP) $(NODE_STAMP) ## Try every real agent under permission `ask`

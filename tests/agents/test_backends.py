@@ -49,6 +49,12 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+# With the command line, `make slow` runs it: a command of acpx takes a second of CPU time.
+slow_with_cli = pytest.mark.parametrize(
+    "backend", ["host", pytest.param("cli", marks=pytest.mark.slow)]
+)
+
+
 @pytest.fixture
 async def server(serve: Serve, backend: str) -> LocalServer:
     return await serve(agent_backend=backend)
@@ -100,6 +106,7 @@ def environ_text(pid: int) -> str:
         return ""
 
 
+@slow_with_cli
 async def test_cancel_ends_the_turn_and_one_who_ignores_it_is_killed(
     serve: Serve, backend: str
 ) -> None:
@@ -131,6 +138,7 @@ async def test_cancel_ends_the_turn_and_one_who_ignores_it_is_killed(
     assert "ignore_cancel" in deaf.text(2)
 
 
+@slow_with_cli
 async def test_policies_decide_and_the_log_has_what_was_decided(client: Client) -> None:
     async def decide(policy: str) -> list[str]:
         session = await client.create(permission=policy)
@@ -150,6 +158,7 @@ async def test_policies_decide_and_the_log_has_what_was_decided(client: Client) 
     assert found == [["allow_once", "reject_once"], ["reject_once", "reject_once"]]
 
 
+@slow_with_cli
 async def test_unicodes_own_ends_of_lines_are_text_like_any_other(client: Client) -> None:
     odd = "a\u2028b\u2029c"
     session = await client.create(system=odd)
@@ -161,6 +170,7 @@ async def test_unicodes_own_ends_of_lines_are_text_like_any_other(client: Client
         assert (status, reply["code"]) == (400, "bad_request"), reply
 
 
+@slow_with_cli
 async def test_agents_that_do_not_start_end_their_turn_as_unavailable(
     serve: Serve, backend: str, tmp_path: Path
 ) -> None:
@@ -454,17 +464,26 @@ def comparable(entries: list[Json]) -> list[Json]:
     return compared
 
 
-async def test_the_same_transcript_comes_of_both(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if number else ())
+        for number, name in enumerate(CONVERSATIONS)
+    ],
+)
+async def test_both_backends_log_the_same_transcript(
+    serve: Serve, tmp_path: Path, name: str
+) -> None:
     clients = []
     for backend in ("host", "cli"):
         server = await serve(agent_backend=backend, data_dir=tmp_path / backend)
         clients.append(await server.client())
-    logs = await asyncio.gather(
-        *(converse(client, name) for name in CONVERSATIONS for client in clients)
-    )
-    for name, by_host, by_cli in zip(CONVERSATIONS, logs[::2], logs[1::2], strict=True):
-        assert comparable(by_cli) == comparable(by_host)
-        assert name not in MOCKS or '"context": "lost"' in json.dumps(by_host)
+    by_host, by_cli = await asyncio.gather(*(converse(client, name) for client in clients))
+    assert comparable(by_cli) == comparable(by_host)
+    assert name not in MOCKS or '"context": "lost"' in json.dumps(by_host)
+
+
+def test_transcripts_cover_every_step_of_the_mock_agent() -> None:
     steps = set(re.findall(r'"(\w+)":', json.dumps(CONVERSATIONS).replace("\\", "")))
     assert set(mock_agent.STEPS) - steps == set(NOT_COMPARED)
 
@@ -472,6 +491,7 @@ async def test_the_same_transcript_comes_of_both(serve: Serve, tmp_path: Path) -
 LOGIN = [{"id": "mock-login", "name": "Log in"}]
 
 
+@slow_with_cli
 async def test_an_agent_that_wants_a_login_is_told_apart(serve: Serve, backend: str) -> None:
     server = await serve(
         agent_backend=backend,
@@ -504,6 +524,7 @@ async def test_an_agent_that_wants_a_login_is_told_apart(serve: Serve, backend: 
     assert load["auth_methods"] == turn["auth_methods"] == LOGIN
 
 
+@slow_with_cli
 async def test_the_last_output_of_an_agent_that_ends_is_in_the_error(
     serve: Serve, backend: str
 ) -> None:

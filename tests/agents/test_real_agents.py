@@ -137,6 +137,7 @@ async def hibernate(server: LocalServer, session: str) -> None:
     assert await found.agent.hibernate()
 
 
+@pytest.mark.slow
 async def test_claude_through_the_command_line(serve: Serve, machine: Path, api: StandIn) -> None:
     client = await (await serve(default_agent=None, agent_backend="cli")).client()
     session = await client.create("claude", permission="approve-all")

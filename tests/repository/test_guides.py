@@ -103,7 +103,6 @@ async def test_operator_commands_work_as_shown(
     assert await client.get("/sessions") == (200, {"ok": True, "count": 0, "sessions": []})
 
 
-@pytest.mark.slow
 async def test_bots_print_the_answer_and_report_a_refused_token(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
@@ -129,7 +128,6 @@ async def test_bots_print_the_answer_and_report_a_refused_token(
         assert "a valid token is needed" in out, (name, out)
 
 
-@pytest.mark.slow
 async def test_bot_resumes_after_a_killed_server(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
@@ -158,7 +156,6 @@ async def test_bot_resumes_after_a_killed_server(
     assert b"the server was restarted" in err
 
 
-@pytest.mark.slow
 async def test_embedded_page_connects_with_a_ticket(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

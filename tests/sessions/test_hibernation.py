@@ -384,7 +384,7 @@ def agents() -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("backend", ["host", "cli"])
+@pytest.mark.parametrize("backend", ["host", pytest.param("cli", marks=pytest.mark.slow)])
 async def test_agent_is_not_started_in_a_folder_that_was_replaced_by_a_link(
     serve: Serve, tmp_path: Path, backend: str
 ) -> None:
