@@ -1,4 +1,4 @@
-"""Bounds on what one client may ask: how often, and how much at once."""
+"""Limits on what one client or app may use: rates, numbers, bytes and free disk space."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .errors import Error, ErrorCode, not_stored
 
 logger = logging.getLogger(__name__)
 
-Holder = TypeVar("Holder")
+Item = TypeVar("Item")
 DISK_SECS = 1.0
-"""How old the last look at the disk may be."""
+"""The longest time for which a measurement of the free disk space is used."""
 
 
 class TokenBucket:
-    """So many a second, in bursts of at most so many (a token bucket).
+    """A token bucket: a sustained rate plus a burst.
 
     Args:
-        per_second: how fast spent allowance comes back.
-        burst: the most that can be spent at once.
+        per_second: the rate at which spent tokens return.
+        burst: the number of tokens in a full bucket.
     """
 
     __slots__ = ("_burst", "_left", "_per_second", "_then")
@@ -38,7 +38,7 @@ class TokenBucket:
         self._then = time.monotonic()
 
     def allows(self) -> bool:
-        """Spend one, if there is one left."""
+        """Spend one token; False if there is none."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._then) * self._per_second)
         self._then = now
@@ -47,80 +47,85 @@ class TokenBucket:
         self._left -= 1
         return True
 
-    def is_unspent(self) -> bool:
-        """Whether all of the allowance has come back by now."""
+    def is_full(self) -> bool:
+        """Whether all spent tokens have returned."""
         return self._left + (time.monotonic() - self._then) * self._per_second >= self._burst
 
 
-def give_back(taken: Counter[str], key: str, count: int = 1) -> None:
-    """Subtract from a key's count, and forget a key that has nothing any more."""
-    taken[key] -= count
-    if not taken[key]:
-        del taken[key]
+def decrement(counts: Counter[str], key: str, count: int = 1) -> None:
+    """Subtract from a key's count, and delete the key if its count is 0."""
+    counts[key] -= count
+    if not counts[key]:
+        del counts[key]
 
 
 class ByteQuota:
-    """So many bytes at once for each key: an app's prompts that wait.
+    """A limit on the bytes that each key holds at once, for example an app's waiting prompts.
 
     Args:
-        each: bytes that a key may hold.
-        refusal: the message for those who ask for more.
+        each: bytes of one key.
+        refusal: the message of the error above the limit.
     """
 
     def __init__(self, each: int, refusal: str) -> None:
         self._each = each
         self._refusal = refusal
-        self._taken: Counter[str] = Counter()
+        self._used: Counter[str] = Counter()
 
-    def take(self, key: str, size: int) -> None:
-        """Hold *size* bytes, until :meth:`give`.
+    def acquire(self, key: str, size: int) -> None:
+        """Add *size* bytes to a key.
 
         Raises:
-            Error: ``queue_full``; the key would hold more than it may.
+            Error: ``queue_full``; the key would exceed its limit.
         """
-        if self._taken[key] + size > self._each:
+        if self._used[key] + size > self._each:
             raise Error(ErrorCode.QUEUE_FULL, self._refusal)
-        self._taken[key] += size
+        self._used[key] += size
 
-    def give(self, key: str, size: int) -> None:
-        give_back(self._taken, key, size)
+    def release(self, key: str, size: int) -> None:
+        """Subtract *size* bytes from a key."""
+        decrement(self._used, key, size)
 
-    def held(self, key: str) -> int:
-        return self._taken[key]
+    def used(self, key: str) -> int:
+        """The bytes that a key holds."""
+        return self._used[key]
 
 
 class ConcurrencyLimit:
-    """So many at once, in all and for each key."""
+    """A limit on unauthenticated connections at once, in all and of each address.
+
+    Args:
+        total: the limit in all.
+        each: the limit of one key.
+    """
 
     def __init__(self, total: int, each: int) -> None:
         self.total = total
         self._each = each
-        self._taken: Counter[str] = Counter()
+        self._used: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        """How many are taken."""
-        return self._taken.total()
+        return self._used.total()
 
     @contextlib.contextmanager
-    def take(self, key: str) -> Iterator[None]:
-        """Hold a place for the time of the block.
+    def acquire(self, key: str) -> Iterator[None]:
+        """Count one more of a key for the time of the block.
 
         Raises:
-            Error: ``rate_limited``; there is none left.
+            Error: ``rate_limited``; a limit is reached.
         """
-        if self._taken.total() >= self.total or self._taken[key] >= self._each:
-            raise Error(
-                ErrorCode.RATE_LIMITED, "too many sockets wait for their auth", retry_after=5
-            )
-        self._taken[key] += 1
+        if self._used.total() >= self.total or self._used[key] >= self._each:
+            message = "too many unauthenticated connections"
+            raise Error(ErrorCode.RATE_LIMITED, message, retry_after=5)
+        self._used[key] += 1
         try:
             yield
         finally:
-            give_back(self._taken, key)
+            decrement(self._used, key)
 
 
-class Claim(asyncio.Future[None]):
-    """Bytes that somebody wants of a :class:`ByteBudget`; done once they are theirs."""
+class Reservation(asyncio.Future[None]):
+    """Bytes requested from a :class:`ByteBudget`; done once they are granted."""
 
     def __init__(self, key: str, size: int) -> None:
         super().__init__()
@@ -129,164 +134,171 @@ class Claim(asyncio.Future[None]):
 
 
 class ByteBudget:
-    """So many bytes at once, in all and for each key; who finds none left waits for them.
+    """A limit on bytes in use at once, in all and of each key. Requests above it wait.
 
-    Waiting is in order, but nobody waits for the bytes of a key that has used up its own.
+    Requests are granted in order, except that a key at its own limit does not delay other keys.
 
     Args:
         total: bytes in all.
-        each: bytes of one key; nobody may ask for more than the smaller of the two.
+        each: bytes of one key. No request may exceed the smaller of the two.
     """
 
     def __init__(self, total: int, each: int) -> None:
         self._total = total
         self._each = each
-        self._taken: Counter[str] = Counter()
-        self._taken_in_all = 0
-        self._waiting: dict[Claim, None] = {}
+        self._used_by: Counter[str] = Counter()
+        self._used = 0
+        self._waiting: dict[Reservation, None] = {}
 
     @property
-    def taken(self) -> int:
-        """Bytes that are taken now."""
-        return self._taken_in_all
+    def used(self) -> int:
+        """The bytes in use."""
+        return self._used
 
-    def claim(self, key: str, size: int) -> Claim:
-        """Ask for *size* bytes, and hold them until :meth:`give_back`."""
-        claim = Claim(key, size)
-        self._waiting[claim] = None
-        self._serve()
-        return claim
+    def request(self, key: str, size: int) -> Reservation:
+        """Request bytes. Once granted they are in use until :meth:`release`."""
+        reservation = Reservation(key, size)
+        self._waiting[reservation] = None
+        self._grant()
+        return reservation
 
-    def give_back(self, claim: Claim) -> None:
-        """Hold them no longer, or wait for them no longer."""
-        if claim in self._waiting:
-            del self._waiting[claim]
-            claim.cancel()
+    def release(self, reservation: Reservation) -> None:
+        """Return the bytes, or cancel the request if they are not granted yet."""
+        if reservation in self._waiting:
+            del self._waiting[reservation]
+            reservation.cancel()
         else:
-            self._taken_in_all -= claim.size
-            give_back(self._taken, claim.key, claim.size)
-        self._serve()
+            self._used -= reservation.size
+            decrement(self._used_by, reservation.key, reservation.size)
+        self._grant()
 
     @contextlib.asynccontextmanager
-    async def take(self, key: str, size: int, patience: float) -> AsyncIterator[None]:
-        """Hold *size* bytes for the time of the block.
+    async def reserve(self, key: str, size: int, wait_secs: float) -> AsyncIterator[None]:
+        """Use bytes for the time of the block.
+
+        Args:
+            wait_secs: the longest time to wait for them.
 
         Raises:
-            Error: ``rate_limited``; there were none within *patience* seconds.
+            Error: ``rate_limited``; they were not granted in time.
         """
-        claim = self.claim(key, size)
+        reservation = self.request(key, size)
         try:
-            async with asyncio.timeout(patience):
-                await claim
+            async with asyncio.timeout(wait_secs):
+                await reservation
         except TimeoutError:
-            self.give_back(claim)
-            raise Error(
-                ErrorCode.RATE_LIMITED, "too many large requests at once", retry_after=5
-            ) from None
+            self.release(reservation)
+            message = "too many large requests at once"
+            raise Error(ErrorCode.RATE_LIMITED, message, retry_after=5) from None
         except BaseException:
-            self.give_back(claim)
+            self.release(reservation)
             raise
         try:
             yield
         finally:
-            self.give_back(claim)
+            self.release(reservation)
 
-    def _serve(self) -> None:
-        """Give those who wait what there is."""
-        for claim in tuple(self._waiting):
-            if self._taken[claim.key] + claim.size > self._each:
+    def _grant(self) -> None:
+        """Grant waiting requests as far as the limits allow."""
+        for reservation in tuple(self._waiting):
+            if self._used_by[reservation.key] + reservation.size > self._each:
                 continue
-            if self._taken_in_all + claim.size > self._total:
-                return  # it is next: smaller ones behind it would keep it waiting for ever
-            del self._waiting[claim]
-            self._taken[claim.key] += claim.size
-            self._taken_in_all += claim.size
-            if not claim.done():
-                claim.set_result(None)
+            if self._used + reservation.size > self._total:
+                return  # smaller requests must not overtake this one, or it could wait forever
+            del self._waiting[reservation]
+            self._used_by[reservation.key] += reservation.size
+            self._used += reservation.size
+            if not reservation.done():
+                reservation.set_result(None)
 
 
-class Entry(Generic[Holder]):
-    """One who waits; *future* is done once it has what it waits for."""
+class Waiter(Generic[Item]):
+    """An item in a :class:`FairQueue`.
 
-    __slots__ = ("future", "holder")
+    Attributes:
+        future: done once the item has been served.
+    """
 
-    def __init__(self, holder: Holder) -> None:
-        self.holder = holder
+    __slots__ = ("future", "item")
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-class Waiting(Generic[Holder]):
-    """A queue for each app; the apps have their turn one after the other."""
+class FairQueue(Generic[Item]):
+    """A queue for each app, of which the apps are served in turn."""
 
     def __init__(self) -> None:
-        self._queues: OrderedDict[str, list[Entry[Holder]]] = OrderedDict()
+        self._queues: OrderedDict[str, list[Waiter[Item]]] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
 
     def apps(self, rank: Callable[[str], int] = lambda _: 0) -> list[str]:
-        """The apps that wait: the lowest by *rank* first; of equals, who was served longest ago."""
+        """The waiting apps, the lowest rank first; with equal ranks, the least recently served."""
         return sorted(self._queues, key=rank)
 
-    def of(self, app_name: str) -> tuple[Entry[Holder], ...]:
-        """Those of an app, in their order."""
+    def of(self, app_name: str) -> tuple[Waiter[Item], ...]:
+        """The waiters of an app, in order."""
         return tuple(self._queues.get(app_name, ()))
 
-    def add(self, app_name: str, holder: Holder) -> Entry[Holder]:
-        entry = Entry(holder)
-        self._queues.setdefault(app_name, []).append(entry)
-        return entry
+    def add(self, app_name: str, item: Item) -> Waiter[Item]:
+        """Append an item to an app's queue."""
+        waiter = Waiter(item)
+        self._queues.setdefault(app_name, []).append(waiter)
+        return waiter
 
-    def take(self, app_name: str, entry: Entry[Holder]) -> None:
-        """It gets what it waits for; its app's next turn comes after those of all others."""
-        self.remove(app_name, entry)
+    def serve(self, app_name: str, waiter: Waiter[Item]) -> None:
+        """Remove a waiter that is served now. Its app's next turn is after all other apps'."""
+        self.remove(app_name, waiter)
         if app_name in self._queues:
             self._queues.move_to_end(app_name)
 
-    def remove(self, app_name: str, entry: Entry[Holder]) -> None:
-        """It waits no more, if it still did."""
+    def remove(self, app_name: str, waiter: Waiter[Item]) -> None:
+        """Remove a waiter, if it is still in the queue."""
         queue = self._queues.get(app_name, [])
-        if entry in queue:
-            queue.remove(entry)
+        if waiter in queue:
+            queue.remove(waiter)
         if not queue:
             self._queues.pop(app_name, None)
 
 
 class DiskReserve:
-    """Space on the disk that nothing new may take: what runs already needs some to end in order.
+    """Free disk space that new work may not use, so that running work can finish.
 
     Args:
-        folder: on the disk in question.
-        minimum: bytes that must be free; 0 for none.
+        folder: a folder on the disk.
+        minimum: bytes that must be free; 0 disables the limit.
 
     Attributes:
-        measure: tells how many bytes are free.
+        free_bytes: returns the number of free bytes.
     """
 
     def __init__(self, folder: Path, minimum: int) -> None:
         self._minimum = minimum
-        self._looked = -DISK_SECS
+        self._measured_at = -DISK_SECS
         self._is_low = False
-        self.measure: Callable[[], int] = lambda: _free_bytes(folder)
+        self.free_bytes: Callable[[], int] = lambda: _free_bytes(folder)
 
     async def check(self) -> None:
-        """Refuse something new while too little is free.
+        """Refuse new work while less than the minimum is free.
 
         Raises:
-            Error: ``internal``, retryable, as with a disk that is full.
+            Error: ``internal``, retryable, as with a full disk.
         """
         if not self._minimum:
             return
-        if time.monotonic() - self._looked >= DISK_SECS:
-            await self.look()
+        if time.monotonic() - self._measured_at >= DISK_SECS:
+            await self.measure()
         if self._is_low:
             raise not_stored()
 
-    async def look(self) -> None:
-        """Measure now. What cannot be measured is taken to be enough."""
-        self._looked = time.monotonic()
+    async def measure(self) -> None:
+        """Measure the free space. If that fails, the space is taken to be sufficient."""
+        self._measured_at = time.monotonic()
         try:
-            free = await asyncio.to_thread(self.measure)
+            free = await asyncio.to_thread(self.free_bytes)
         except OSError as error:
             logger.error("the free space of the disk cannot be measured: %s", error.strerror)
             return

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ..errors import Error, ErrorCode
-from ..limits import Entry, Waiting, give_back
+from ..limits import FairQueue, Waiter, decrement
 
 RETRY_AFTER_SECS = 5
 
@@ -41,7 +41,7 @@ class RunQueue:
         self._reserved = reserved
         self._max_per_app = max_per_app or slots + reserved
         self._held: Counter[str] = Counter()
-        self._waiting: Waiting[str] = Waiting()
+        self._waiting: FairQueue[str] = FairQueue()
 
     @property
     def held(self) -> int:
@@ -75,22 +75,22 @@ class RunQueue:
             return
         if len(self._waiting.of(app_name)) >= self._max_queued_per_app:
             raise _pool_full("all run slots are taken and the queue is full")
-        entry = self._waiting.add(app_name, app_name)
+        waiter = self._waiting.add(app_name, app_name)
         try:
             await asyncio.wait(
-                {entry.future, stopped},
+                {waiter.future, stopped},
                 timeout=self._max_wait_secs,
                 return_when=asyncio.FIRST_COMPLETED,
             )
         except asyncio.CancelledError:
-            if entry.future.done() and entry.future.exception() is None:
+            if waiter.future.done() and waiter.future.exception() is None:
                 self._release(app_name)  # the slot was assigned at the same moment
             raise
         finally:
-            self._waiting.remove(app_name, entry)
-        if not entry.future.done():
+            self._waiting.remove(app_name, waiter)
+        if not waiter.future.done():
             raise _pool_full("timed out waiting for a run slot")
-        entry.future.result()
+        waiter.future.result()
 
     def _has_slot_for(self, app_name: str) -> bool:
         held = self._held[app_name]
@@ -110,25 +110,25 @@ class RunQueue:
         )
 
     def _release(self, app_name: str) -> None:
-        give_back(self._held, app_name)
-        while (entry := self._pop_next()) is not None:
-            self._held[entry.holder] += 1
-            entry.future.set_result(None)
+        decrement(self._held, app_name)
+        while (waiter := self._pop_next()) is not None:
+            self._held[waiter.item] += 1
+            waiter.future.set_result(None)
 
-    def _pop_next(self) -> Entry[str] | None:
+    def _pop_next(self) -> Waiter[str] | None:
         for app_name in self._waiting.apps(lambda name: self._held[name]):
             if self._has_slot_for(app_name):
-                entry = self._waiting.of(app_name)[0]
-                self._waiting.take(app_name, entry)
-                return entry
+                waiter = self._waiting.of(app_name)[0]
+                self._waiting.serve(app_name, waiter)
+                return waiter
         return None
 
     def refuse_all(self, error: Error) -> None:
         """Fail all runs that wait with *error*."""
         for app_name in self._waiting.apps():
-            for entry in self._waiting.of(app_name):
-                self._waiting.remove(app_name, entry)
-                entry.future.set_exception(error)
+            for waiter in self._waiting.of(app_name):
+                self._waiting.remove(app_name, waiter)
+                waiter.future.set_exception(error)
 
 
 def _pool_full(message: str) -> Error:

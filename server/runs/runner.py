@@ -118,13 +118,13 @@ class Runner:
         if self._is_draining:
             raise draining()
         size = len(request.prompt.encode())
-        self._waiting_bytes.take(request.app_name, size)
+        self._waiting_bytes.acquire(request.app_name, size)
         limit = self._settings.run_timeout_secs
         run = Run(request, min(request.timeout_secs or limit, limit))
         run.task = asyncio.create_task(self._execute(run), name=f"run-{run.id}")
         self._runs.add(run)
         run.task.add_done_callback(lambda _: self._on_done(run))
-        run.task.add_done_callback(lambda _: self._waiting_bytes.give(request.app_name, size))
+        run.task.add_done_callback(lambda _: self._waiting_bytes.release(request.app_name, size))
         return run
 
     def _on_done(self, run: Run) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..agents.base import URGENT_GRACE_SECS
-from ..limits import Entry, Waiting
+from ..limits import FairQueue, Waiter
 from ..tasks import Tasks
 
 NO_APP = ""
@@ -67,7 +67,7 @@ class AgentSlots:
         self._app_of = app_of
         self._holders: set[SlotHolder] = set()
         self._evicting: set[SlotHolder] = set()
-        self._waiting: Waiting[SlotHolder] = Waiting()
+        self._waiting: FairQueue[SlotHolder] = FairQueue()
 
     def __len__(self) -> int:
         """The number of slots that are taken."""
@@ -96,12 +96,12 @@ class AgentSlots:
         if self.has_slot(holder):
             return
         app_name = self._app_of(holder)
-        entry = self._waiting.add(app_name, holder)
+        waiter = self._waiting.add(app_name, holder)
         self.reconsider()
         try:
-            await entry.future
+            await waiter.future
         finally:
-            self._waiting.remove(app_name, entry)
+            self._waiting.remove(app_name, waiter)
 
     def try_acquire(self, holder: SlotHolder) -> bool:
         """Take a slot if one is free; evict nobody."""
@@ -154,12 +154,12 @@ class AgentSlots:
         if not self._waiting and len(self._holders) <= self._limit:
             return
         counts = self._count_by_app()
-        while (entry := self._next_waiting(counts)) is not None:
-            if not entry.future.done():
-                if entry.holder not in self._holders:
-                    counts[self._app_of(entry.holder)] += 1
-                    self._holders.add(entry.holder)
-                entry.future.set_result(None)
+        while (waiter := self._next_waiting(counts)) is not None:
+            if not waiter.future.done():
+                if waiter.item not in self._holders:
+                    counts[self._app_of(waiter.item)] += 1
+                    self._holders.add(waiter.item)
+                waiter.future.set_result(None)
         self._evict_for_waiting()
         self._evict_from_reserve()
 
@@ -175,18 +175,16 @@ class AgentSlots:
         is_crowded_out = counts[app_name] == 0 and total - counts[NO_APP] >= self._limit
         return total < self._limit or (is_crowded_out and total < self._limit + self._reserve)
 
-    def _next_waiting(self, counts: Counter[str]) -> Entry[SlotHolder] | None:
-        """Remove the entry from the queue that gets the next slot, and return it."""
+    def _next_waiting(self, counts: Counter[str]) -> Waiter[SlotHolder] | None:
+        """Remove the waiter from the queue that gets the next slot, and return it."""
         for app_name in self._waiting.apps(lambda name: counts[name]):
             has_room = self._has_room(app_name, counts)
-            for entry in self._waiting.of(app_name):
+            for waiter in self._waiting.of(app_name):
                 # A holder never takes a second slot. One that is being evicted must first finish
                 # hibernating.
-                if entry.holder not in self._evicting and (
-                    has_room or entry.holder in self._holders
-                ):
-                    self._waiting.take(app_name, entry)
-                    return entry
+                if waiter.item not in self._evicting and (has_room or waiter.item in self._holders):
+                    self._waiting.serve(app_name, waiter)
+                    return waiter
         return None
 
     def _evictable(self) -> tuple[list[SlotHolder], Counter[str]]:

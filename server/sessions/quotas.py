@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ..config import Settings
 from ..errors import Error, ErrorCode
-from ..limits import ByteQuota, TokenBucket, give_back
+from ..limits import ByteQuota, TokenBucket, decrement
 
 SESSION_RETRY_SECS = 30
 """When a client may ask again for a session that exceeded a limit."""
@@ -60,7 +60,7 @@ class SessionQuotas:
 
     def release_session(self, app_name: str) -> None:
         """Count one open session less."""
-        give_back(self._open, app_name)
+        decrement(self._open, app_name)
 
     def check_prompt_rate(self, app_name: str) -> None:
         """Count a prompt of that app.
@@ -77,5 +77,5 @@ class SessionQuotas:
     def forget_idle_apps(self) -> None:
         """Drop the prompt rates of apps that have sent no prompt lately."""
         self._prompt_rates = {
-            app_name: rate for app_name, rate in self._prompt_rates.items() if not rate.is_unspent()
+            app_name: rate for app_name, rate in self._prompt_rates.items() if not rate.is_full()
         }

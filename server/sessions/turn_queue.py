@@ -88,7 +88,7 @@ class TurnQueue:
             self._check_accepts()
             turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
             turn.changes = self._settings.changes
-            self._core.context.quotas.waiting_bytes.take(self._core.row.app_name, len(blocks))
+            self._core.context.quotas.waiting_bytes.acquire(self._core.row.app_name, len(blocks))
             turn.reserved = len(blocks)
             runs_at_once = self._may_run_at_once()
             try:

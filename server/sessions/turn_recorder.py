@@ -130,7 +130,7 @@ class TurnRecorder:
 
     def release_prompt(self, turn: Turn) -> None:
         """Drop the prompt and its share of the limit: the log has it, or it is refused."""
-        self._core.context.quotas.waiting_bytes.give(self._core.row.app_name, turn.reserved)
+        self._core.context.quotas.waiting_bytes.release(self._core.row.app_name, turn.reserved)
         turn.reserved = 0
         turn.blocks = b""
 

@@ -24,7 +24,7 @@ from . import schema, statements
 from .schema import SchemaError, Statement
 
 SIDECARS = ("-wal", "-shm", "-journal")
-"""What the names of SQLite's files beside the database end with."""
+"""The endings of the names of SQLite's other files."""
 BUSY_TIMEOUT_MS = 2000
 WAL_PAGES = 16_384
 """From this size on (64 MiB) a commit checkpoints the WAL itself. Under continuous writes the

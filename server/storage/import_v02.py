@@ -1,8 +1,8 @@
-"""A database that clawdforge 0.2 made, brought into this version's shape.
+"""The import of a database that clawdforge 0.2 created.
 
-0.2 kept tokens, runs, sessions and their audit. What is known of its tables is
-their names and what is in them, so columns are found by the names that they may
-have; what cannot be read is refused and left as it was. The old file is kept.
+Version 0.2 stored tokens, runs, sessions and their audit events. The names of its tables are known,
+the names of its columns are not, so each column is found by the names that it may have. A database
+that cannot be read is refused and not changed. The old file is kept.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOKENS = ("app_tokens", "tokens", "apps")
 HASHES = ("token_hash", "hash", "token_sha256", "sha256")
 PLAIN = ("token", "api_token", "secret", "api_key")
 PASSWORD_HASH = re.compile(r"\$|pbkdf2|scrypt|argon2|bcrypt", re.IGNORECASE)
-"""How hashes begin that are made for passwords: a token cannot be looked up by one."""
+"""The beginnings of password hashes. A token cannot be found by one, because they are salted."""
 MAX_NAMED_TABLES = 20
 NAMES = ("app_name", "app", "name")
 TIMES = ("created_at", "at", "ts", "started_at")
@@ -41,10 +41,13 @@ Row = Mapping[str, Any]
 
 
 def statements_of(path: Path) -> list[Statement] | None:
-    """What would bring the old database's content into a new one; None where it is no old one.
+    """The statements that write an old database's content into a new one.
+
+    Returns:
+        None if the file is missing, empty, or a database of this version.
 
     Raises:
-        SchemaError: it is another program's, or cannot be understood.
+        SchemaError: another program created it, or its content is not understood.
     """
     if not path.is_file() or path.stat().st_size == 0:
         return None
@@ -82,14 +85,14 @@ def _statements(connection: sqlite3.Connection, tables: set[str]) -> Iterator[St
 
 
 def _not_ours(path: Path, tables: set[str]) -> str:
-    """What was looked for in the file, and what was found."""
+    """The message for a file that is not a database of version 0.2."""
     names = sorted(tables)
     found = ", ".join(names[:MAX_NAMED_TABLES])
     if len(names) > MAX_NAMED_TABLES:
         found += f" and {len(names) - MAX_NAMED_TABLES} more"
     return (
-        f"{path} is no database of clawdforge 0.2: it must have a table runs, and one of"
-        f" {', '.join(TOKENS)}; it has {found}. Name the tables so, or move the file away"
+        f"{path} is not a database of clawdforge 0.2: it must have a table runs and one of"
+        f" {', '.join(TOKENS)}; it has {found}. Rename the tables, or move the file away"
     )
 
 
@@ -104,10 +107,10 @@ def _token(row: Row) -> Statement | None:
 
 
 def _digest_of(row: Row) -> bytes:
-    """The SHA-256 of a token, which may be kept as that or in plain text.
+    """The SHA-256 of a token, which is stored as a SHA-256 or in plain text.
 
     Raises:
-        SchemaError: it is kept in another way.
+        SchemaError: it is stored in another form.
     """
     kept = _first(row, *HASHES)
     if isinstance(kept, bytes) and len(kept) == 32:
@@ -117,16 +120,16 @@ def _digest_of(row: Row) -> bytes:
         if digits is not None:
             return bytes.fromhex(digits[1])
     plain = _first(row, *PLAIN) if kept is None else kept
-    # In a column for hashes only what begins as a token does is one.
+    # In a column for hashes only a text that begins like a token is a token.
     is_token = isinstance(plain, str) and (kept is None or plain.startswith("cf_"))
     if is_token and plain.strip() and not PASSWORD_HASH.match(plain):
         return hashlib.sha256(plain.strip().encode()).digest()
     columns = ", ".join(sorted(map(str, row)))
     raise SchemaError(
-        f"a token of app {_text(_first(row, 'name', 'app_name', 'app'))!r} is kept neither in plain"
+        f"a token of app {_text(_first(row, 'name', 'app_name', 'app'))!r} is stored neither in plain"
         f" text ({', '.join(PLAIN)}) nor as SHA-256 ({', '.join(HASHES)}); its columns are"
-        f" {columns}. Such tokens cannot be taken over: move the file away, start anew, and make"
-        " new tokens"
+        f" {columns}. Such tokens cannot be imported: move the file away, start the"
+        " server, and create new tokens"
     )
 
 
@@ -159,7 +162,7 @@ def _run(row: Row, number: int) -> Statement:
 
 
 def _session(row: Row, number: int) -> Statement:
-    """Closed, since another acpx, elsewhere, has its conversation."""
+    """A closed session, because this server's acpx does not have its conversation."""
     closed = _first(row, "closed_at")
     used = _first(row, "last_turn_at", "last_used_at", "updated_at")
     meta = _first(row, "meta", "metadata", "meta_json")
@@ -211,7 +214,7 @@ def _whole(value: Any) -> int:
 
 
 def _object(value: Any) -> str:
-    """JSON of an object, whatever it was."""
+    """JSON of an object, made from any value."""
     try:
         found = json.loads(value) if isinstance(value, str) and value else {}
     except ValueError:
@@ -220,7 +223,7 @@ def _object(value: Any) -> str:
 
 
 def _seconds(value: Any) -> float:
-    """Unix seconds of a number or an ISO time, which without a zone is UTC."""
+    """Unix seconds of a number or an ISO time. A time without a zone is UTC."""
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
     try:
@@ -234,10 +237,10 @@ async def upgrade(path: Path) -> Path | None:
     """Replace an old database at *path* by a new one with its content.
 
     Returns:
-        Where the old one is now; None where there was none to upgrade.
+        The new path of the old database; None if there was nothing to import.
 
     Raises:
-        SchemaError: it is another program's, or cannot be understood; it is left alone.
+        SchemaError: another program created it, or its content is not understood. It is unchanged.
     """
     transaction = statements_of(path)
     if transaction is None:
@@ -254,10 +257,10 @@ async def upgrade(path: Path) -> Path | None:
         raise SchemaError(f"{path} cannot be upgraded: {error}") from None
     finally:
         await database.close()
-    copy_database(path, kept)  # with what may still be in its WAL
+    copy_database(path, kept)  # including the content of its WAL
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     made.replace(path)
-    kept.chmod(0o600)  # it may have tokens in plain text
-    logger.warning("the database was made by 0.2 and is upgraded; the old one is %s", kept)
+    kept.chmod(0o600)  # it may contain tokens in plain text
+    logger.warning("imported the database of version 0.2; the old file is %s", kept)
     return kept

@@ -28,7 +28,7 @@ FINAL_FLUSH_SECS = 5.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WriterLimits:
-    """What the writer keeps while the database is slow or takes no writes.
+    """The writer's limits for a database that is slow or takes no writes.
 
     Attributes:
         backlog_bytes: uncommitted entries above which agents' output is left in their pipes.
@@ -247,7 +247,7 @@ class DatabaseWriter:
                         await self._commit_individually(commit)
                     durable = await self._write_individually(durable)
                     continue
-                # Callers that wait are refused now. What agents wrote is kept and retried.
+                # Callers that wait are refused now. Entries of agents are kept and retried.
                 _resolve(awaited, not_stored())
                 if not durable:
                     # The rest of the group may be written already, one by one: publish it.

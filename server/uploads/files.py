@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .. import safe_files
 from ..errors import Error, ErrorCode, bad_request, not_stored
-from ..limits import DiskReserve, give_back
+from ..limits import DiskReserve, decrement
 from ..storage import statements
 from ..storage.queries import Queries
 from ..storage.schema import FileRow
@@ -206,8 +206,8 @@ class FileStore:
         return self._folder / digest.hex() / name
 
     def _release(self, app_name: str, size: int) -> None:
-        give_back(self._bytes_of, app_name, size)
-        give_back(self._count_of, app_name)
+        decrement(self._bytes_of, app_name, size)
+        decrement(self._count_of, app_name)
 
 
 def _list_names(folder: Path) -> list[str]:

@@ -127,7 +127,7 @@ class Listener:
         """Return a slot for *connection*, which is released by closing it; None if none is free."""
         slot = contextlib.ExitStack()
         try:
-            slot.enter_context(self._slots.take(address))
+            slot.enter_context(self._slots.acquire(address))
         except Error:
             return None
         timer = asyncio.get_running_loop().call_later(self._request_timeout, connection.abort)

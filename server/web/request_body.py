@@ -19,7 +19,7 @@ APP = web.RequestKey("app", str)
 EXPECT = web.RequestKey("expect", str)
 """The ``Expect`` header, which ``middleware.py`` removes so that aiohttp does not act on it."""
 UNBUDGETED_CHUNKED_BYTES = 64 << 10
-"""A chunked body may have this many bytes before the maximum size is claimed from the budget."""
+"""A chunked body may have this many bytes before the maximum size is reserved in the budget."""
 BUDGET_TIMEOUT_SECS = 10.0
 """Time that a body waits for its share of the budget."""
 
@@ -53,7 +53,7 @@ class BodyReader:
             if request.content.at_eof():
                 return await self._parse(data)
             size = limit
-        async with self._limits.budget.take(app_name, size, BUDGET_TIMEOUT_SECS):
+        async with self._limits.budget.reserve(app_name, size, BUDGET_TIMEOUT_SECS):
             await self._read(request, data, limit)
             if len(data) > limit:
                 raise payload_too_large()

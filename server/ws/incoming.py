@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 from aiohttp import web
 
 from ..errors import CloseCode
-from ..limits import ByteBudget, Claim
+from ..limits import ByteBudget, Reservation
 from .disconnect import Disconnect
 from .upgrade import HARD_MAX_FRAME_BYTES
 
@@ -165,25 +165,25 @@ class Incoming:
         self._limits = limits
         self._app_name = app_name
         self._refuse = refuse
-        self._claims: list[Claim] = []
-        self._claimed = 0
+        self._reservations: list[Reservation] = []
+        self._reserved = 0
         self._budget_timer: asyncio.TimerHandle | None = None
         self._started = self._last_data = 0.0
         connection.on_data = self.on_data
         self.on_data()
 
     def on_data(self) -> None:
-        """Claim the bytes that the messages need, after the scanner has counted more."""
+        """Reserve the bytes that the messages need, after the scanner has counted more."""
         self._last_data = time.monotonic()
         if self._scanner.frames > MAX_FRAGMENTS:
             self._connection.pause_socket()
             self._close(f"a message has at most {MAX_FRAGMENTS} fragments")
             return
         needed = self._needed()
-        if not self._claimed and needed:
+        if not self._reserved and needed:
             self._started = self._last_data
-        if needed > self._claimed:
-            self._claim(needed - self._claimed)
+        if needed > self._reserved:
+            self._reserve(needed - self._reserved)
 
     def message_handled(self, size: int) -> None:
         """Stop counting a message of *size* bytes."""
@@ -194,7 +194,11 @@ class Incoming:
 
     def check_timeouts(self, now: float) -> None:
         """Refuse a message that has its budget and arrives too slowly."""
-        if not self._scanner.is_in_message or not self._claims or self._budget_timer is not None:
+        if (
+            not self._scanner.is_in_message
+            or not self._reservations
+            or self._budget_timer is not None
+        ):
             return
         is_stalled = now - self._last_data > self._limits.stall_timeout
         if is_stalled or now - self._started > self._limits.timeout:
@@ -202,9 +206,9 @@ class Incoming:
 
     def release(self) -> None:
         """Return all bytes to the budget."""
-        claims, self._claims, self._claimed = self._claims, [], 0
-        for claim in claims:
-            self._limits.budget.give_back(claim)
+        reservations, self._reservations, self._reserved = self._reservations, [], 0
+        for reservation in reservations:
+            self._limits.budget.release(reservation)
         self._stop_waiting()
 
     def _close(self, reason: str) -> None:
@@ -219,20 +223,20 @@ class Incoming:
             size = scanner.whole + min(max(expected, scanner.message), HARD_MAX_FRAME_BYTES)
         return size if size > UNBUDGETED_BYTES else 0
 
-    def _claim(self, size: int) -> None:
-        claim = self._limits.budget.claim(self._app_name, size)
-        self._claims.append(claim)
-        self._claimed += size
-        if not claim.done():
+    def _reserve(self, size: int) -> None:
+        reservation = self._limits.budget.request(self._app_name, size)
+        self._reservations.append(reservation)
+        self._reserved += size
+        if not reservation.done():
             self._connection.pause_socket()
             if self._budget_timer is None:
                 self._budget_timer = asyncio.get_running_loop().call_later(
                     self._limits.budget_timeout, self._close, "the app sends too much at once"
                 )
-            claim.add_done_callback(self._claim_granted)
+            reservation.add_done_callback(self._on_granted)
 
-    def _claim_granted(self, claim: Claim) -> None:
-        if claim.cancelled() or not all(one.done() for one in self._claims):
+    def _on_granted(self, reservation: Reservation) -> None:
+        if reservation.cancelled() or not all(one.done() for one in self._reservations):
             return
         self._started = self._last_data = time.monotonic()
         self._stop_waiting()

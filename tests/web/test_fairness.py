@@ -124,8 +124,8 @@ async def test_nothing_new_is_accepted_below_the_reserve_and_what_runs_goes_on(
     client = await server.client()
     socket = await busy(client)
     session = await client.create()
-    disk.measure = lambda: 999
-    await disk.look()
+    disk.free_bytes = lambda: 999
+    await disk.measure()
     for status, reply in (
         await client.post("/sessions", {"agent": "mock"}),
         await client.turn(session, "hello"),
@@ -139,16 +139,16 @@ async def test_nothing_new_is_accepted_below_the_reserve_and_what_runs_goes_on(
     await socket.send("cancel")
     assert (await socket.until("turn_end"))["stop_reason"] == "cancelled"
     await server.services.sessions.sweeper.sweep()
-    disk.measure = lambda: 1000
-    await disk.look()
+    disk.free_bytes = lambda: 1000
+    await disk.measure()
     assert (await client.turn(session, "hello"))[0] == 200
 
 
 async def test_upload_is_refused_below_the_reserve(serve: Serve) -> None:
     server = await serve(min_free_bytes=1000)
     disk = server.services.sessions.disk
-    disk.measure = lambda: 0
-    await disk.look()
+    disk.free_bytes = lambda: 0
+    await disk.measure()
 
     async def chunks() -> Any:
         yield b"x"

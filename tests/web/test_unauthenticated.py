@@ -356,7 +356,7 @@ async def test_bytes_are_given_in_order_and_no_app_holds_up_another() -> None:
     order: list[str] = []
 
     async def hold(name: str, key: str, size: int, until: asyncio.Event) -> None:
-        async with budget.take(key, size, 60):
+        async with budget.reserve(key, size, 60):
             order.append(name)
             await until.wait()
 
@@ -372,31 +372,31 @@ async def test_bytes_are_given_in_order_and_no_app_holds_up_another() -> None:
         await eventually("the first to hold", lambda: order == ["a1"])
         for _ in range(5):
             await asyncio.sleep(0)
-        assert (order, budget.taken) == (["a1"], 50)
+        assert (order, budget.used) == (["a1"], 50)
         with pytest.raises(Error) as refused:
-            async with budget.take("a", 60, 0.01):
+            async with budget.reserve("a", 60, 0.01):
                 pass
         assert refused.value.code == "rate_limited"
         first.set()
         await eventually("the next", lambda: len(order) == 2)
         assert order == ["a1", "a2"]
         others.set()
-    assert (sorted(order), budget.taken) == (["a1", "a2", "b1", "c1"], 0)
+    assert (sorted(order), budget.used) == (["a1", "a2", "b1", "c1"], 0)
 
 
 async def test_who_gives_up_waiting_holds_nothing() -> None:
     budget = ByteBudget(10, 10)
 
     async def hold(size: int) -> None:
-        async with budget.take("a", size, 60):
+        async with budget.reserve("a", size, 60):
             await asyncio.Event().wait()
 
     holding, waiting = asyncio.create_task(hold(10)), asyncio.create_task(hold(5))
-    await eventually("the first to hold", lambda: budget.taken == 10)
+    await eventually("the first to hold", lambda: budget.used == 10)
     holding.cancel()
     waiting.cancel()  # at the moment at which it gets what it waits for
     await asyncio.gather(holding, waiting, return_exceptions=True)
-    assert budget.taken == 0
+    assert budget.used == 0
 
 
 # Uploads.

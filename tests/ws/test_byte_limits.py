@@ -177,7 +177,7 @@ async def test_bytes_of_an_apps_waiting_prompts_are_limited_also_in_a_race(
     budget = server.services.sessions.quotas.waiting_bytes
     (app,) = {row.name for row in server.services.tokens.rows()}
     sessions = [await busy_session(client) for _ in range(2)]
-    assert budget.held(app) == 0
+    assert budget.used(app) == 0
     text = "x" * (WAITING_BYTES // 10 - len(dumps([{"type": "text", "text": ""}])))
     for number in range(8):
         for _, socket in sessions:
@@ -190,14 +190,14 @@ async def test_bytes_of_an_apps_waiting_prompts_are_limited_also_in_a_race(
     refused = [frame for frame in answers if frame["type"] == "error"]
     assert len(answers) - len(refused) == 10
     assert {frame["code"] for frame in refused} == {"queue_full"}
-    assert budget.held(app) == WAITING_BYTES
+    assert budget.used(app) == WAITING_BYTES
     status, reply = await client.post("/run", {"prompt": "x"})
     assert (status, reply["code"]) == (429, "queue_full")
     other = await server.client("another-app")
     assert (await other.turn(await other.create(), text))[0] == 200
     for session, _ in sessions:
         await client.delete(f"/sessions/{session}")
-    assert budget.held(app) == 0
+    assert budget.used(app) == 0
 
 
 async def test_refused_prompt_holds_no_bytes(
@@ -206,7 +206,7 @@ async def test_refused_prompt_holds_no_bytes(
     (app,) = {row.name for row in server.services.tokens.rows()}
     session = await client.create()
     assert (await client.turn(session, "x" * 2 * WAITING_BYTES))[1]["code"] == "queue_full"
-    assert server.services.sessions.quotas.waiting_bytes.held(app) == 0
+    assert server.services.sessions.quotas.waiting_bytes.used(app) == 0
     assert (await client.turn(session, "fits"))[0] == 200
 
 

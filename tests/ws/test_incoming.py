@@ -91,18 +91,18 @@ async def test_unfinished_messages_are_limited_for_each_app(
         ]
         for raw in raws[:-1]:
             await put(raw, BEGUN)
-        await eventually("the budget of all", lambda: budget.taken == fit * LARGE)
+        await eventually("the budget of all", lambda: budget.used == fit * LARGE)
         last = raws[-1]
         await put(last, BEGUN)
         sending = asyncio.create_task(put(last, rest))
         stack.callback(sending.cancel)
         socket = await other.connect(await other.create())
         assert (await socket.turn("x" * 100_000))["stop_reason"] == "end_turn"
-        assert budget.taken == fit * LARGE
+        assert budget.used == fit * LARGE
         raws[0].connection.close()
         async with Deadline("the message that waited"):
             assert await last.until_closed() == 4501  # it was no JSON
-    await eventually("the budget to be released", lambda: budget.taken == 0)
+    await eventually("the budget to be released", lambda: budget.used == 0)
 
 
 async def test_message_without_budget_or_progress_closes_its_socket(
@@ -111,18 +111,18 @@ async def test_message_without_budget_or_progress_closes_its_socket(
     monkeypatch.setattr(server.incoming, "budget_timeout", 0.05)
     path = f"/sessions/{await client.create()}/ws"
     budget = server.incoming.budget
-    held = budget.claim(client_name(server), (32 << 20) - LARGE + 1)
+    held = budget.request(client_name(server), (32 << 20) - LARGE + 1)
     async with socket_of(client, path) as raw:
         await put(raw, BEGUN)
         async with Deadline("the close of the one that waits"):
             assert await raw.until_closed() == 1013
-    budget.give_back(held)
+    budget.release(held)
     monkeypatch.setattr(server.incoming, "stall_timeout", 0.05)
     async with socket_of(client, path) as raw:
         await put(raw, BEGUN)
         async with Deadline("the close of the one that is late"):
             assert await raw.until_closed() == 1013
-    await eventually("the budget to be released", lambda: budget.taken == 0)
+    await eventually("the budget to be released", lambda: budget.used == 0)
 
 
 def client_name(server: LocalServer) -> str:
@@ -148,13 +148,13 @@ async def test_message_counts_until_its_response_is_read(
     ping = frame(TEXT, b'{"type":"ping","id":"%b"}' % (b"x" * size))
     async with socket_of(client, path) as raw:
         sending = asyncio.create_task(put(raw, ping * 2))
-        await eventually("its budget", lambda: budget.taken > size)
+        await eventually("its budget", lambda: budget.used > size)
         for _ in range(2):
-            assert budget.taken > size
+            assert budget.used > size
             await raw.until("pong", size=1 << 20)
             raw.frames.clear()
         await sending
-    await eventually("the budget to be released", lambda: budget.taken == 0)
+    await eventually("the budget to be released", lambda: budget.used == 0)
 
 
 async def test_number_of_files_of_a_prompt_is_limited(client: Client) -> None:

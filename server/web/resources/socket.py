@@ -123,7 +123,7 @@ async def _authenticate_by_frame(
     """
     services = context_of(request)
     connection = request.protocol
-    with services.sockets.waiting.take(request.remote or ""):
+    with services.sockets.waiting.acquire(request.remote or ""):
         if not isinstance(connection, BoundedRequestHandler):
             raise unauthorized()  # clients of the operator's socket must send a header
         limit_reached = connection.limit_reading(MAX_AUTH_FRAME_BYTES)
