@@ -126,10 +126,10 @@ def _digest_of(row: Row) -> bytes:
         return hashlib.sha256(plain.strip().encode()).digest()
     columns = ", ".join(sorted(map(str, row)))
     raise SchemaError(
-        f"a token of app {_text(_first(row, 'name', 'app_name', 'app'))!r} is stored neither in plain"
-        f" text ({', '.join(PLAIN)}) nor as SHA-256 ({', '.join(HASHES)}); its columns are"
-        f" {columns}. Such tokens cannot be imported: move the file away, start the"
-        " server, and create new tokens"
+        f"a token of app {_text(_first(row, 'name', 'app_name', 'app'))!r} is stored neither in"
+        f" plain text ({', '.join(PLAIN)}) nor as SHA-256 ({', '.join(HASHES)}); its columns are"
+        f" {columns}. Such tokens cannot be imported: move the file away, start the server, and"
+        " create new tokens"
     )
 
 

@@ -55,7 +55,7 @@ def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
         return connection.execute(sql).fetchall()
 
 
-async def test_a_server_takes_over_what_an_old_one_kept(
+async def test_server_imports_an_old_database(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     path = make(tmp_path / "data" / "clawdforge.db")
@@ -80,11 +80,11 @@ async def test_a_server_takes_over_what_an_old_one_kept(
     ]
     events = rows(path, "SELECT event, detail FROM session_events WHERE session_id LIKE '1111%'")
     assert ("create", '{"text": "plain words"}') in events
-    # The old one is kept, and the new one is not upgraded again.
+    # The old file is kept, and the new one is not imported again.
     old = tmp_path / "data" / "clawdforge.db.v0.2"
     assert rows(old, "SELECT count(*) FROM app_tokens") == [(2,)]
     assert statements_of(path) is None
-    assert "is upgraded; the old one is" in (tmp_path / "server.log").read_text("utf-8")
+    assert str(old) in (tmp_path / "server.log").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ async def test_a_server_takes_over_what_an_old_one_kept(
     ],
     ids=["foreign", "renamed", "hashes", "plain hashes", "networks", "doubled"],
 )
-async def test_what_cannot_be_taken_over_is_refused_and_left_alone(
+async def test_database_that_cannot_be_imported_is_refused_and_unchanged(
     tmp_path: Path, text: str, says: str
 ) -> None:
     path = make(tmp_path / "clawdforge.db", text)
@@ -120,7 +120,7 @@ async def test_what_cannot_be_taken_over_is_refused_and_left_alone(
     [PLAIN, OLD.replace("{hash}", TOKEN), OLD.replace("{hash}", "sha256:{hash}")],
     ids=["plain", "plain in a column for hashes", "marked"],
 )
-async def test_tokens_are_hashed_however_they_were_kept(tmp_path: Path, text: str) -> None:
+async def test_tokens_are_imported_as_hashes(tmp_path: Path, text: str) -> None:
     path = make(tmp_path / "clawdforge.db", text)
     kept = await upgrade(path)
     assert kept is not None
@@ -130,7 +130,7 @@ async def test_tokens_are_hashed_however_they_were_kept(tmp_path: Path, text: st
     assert kept.stat().st_mode & 0o777 == 0o600
 
 
-async def test_there_is_nothing_to_upgrade(tmp_path: Path) -> None:
+async def test_new_database_is_not_imported(tmp_path: Path) -> None:
     path = tmp_path / "clawdforge.db"
     assert await upgrade(path) is None
     path.touch()
@@ -139,7 +139,7 @@ async def test_there_is_nothing_to_upgrade(tmp_path: Path) -> None:
     assert await upgrade(path) is None
 
 
-async def test_a_file_that_is_no_database_stops_the_start_with_a_line(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "clawdforge.db"
     path.write_bytes(b"no database, but long enough to be one" * 100)
     with pytest.raises(SchemaError, match="cannot be read: file is not a database"):
