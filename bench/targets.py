@@ -295,7 +295,7 @@ class HostAlone:
         recorder = self._recorder
         recorder.lines, recorder.first = [], 0.0
         began = time.perf_counter()
-        await self._agent.prompt(blocks)
+        await self._agent.prompt(blocks).done
         return Turn(recorder.first - began, time.perf_counter() - began)
 
     def settle(self) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures: a server here (``server``, ``serve``), a server as a process (``spawn``)."""
+"""Fixtures: servers in this process (``server``, ``serve``) and in their own (``spawn``)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .support.raw_socket import RawSocket, open_raw_socket
 os.environ.setdefault("NODE_COMPILE_CACHE", str(COMPILED))
 
 SECRET = re.compile(rf"{ADMIN}|(cf|cft|ff)_[A-Za-z0-9_-]{{40}}")
-"""A token, a ticket or a file token: no log may have one."""
+"""A token, a ticket or a file token. No log may contain one."""
 
 Serve = Callable[..., Awaitable[LocalServer]]
 Spawn = Callable[..., Awaitable[ServerProcess]]
@@ -45,7 +45,7 @@ Connect = Callable[..., Awaitable[RawSocket]]
 
 @pytest.fixture
 async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
-    """Start servers with settings of the test's own: ``await serve(max_sessions=2)``."""
+    """Start servers with given settings: ``await serve(max_sessions=2)``."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
@@ -67,9 +67,9 @@ async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterat
 
 @pytest.fixture
 async def server(shared_server: LocalServer) -> AsyncIterator[LocalServer]:
-    """A server with default settings and the mock agents.
+    """A server with default settings and the mock agents, shared by the tests of a module.
 
-    It is the module's; the apps that a test makes there, and their sessions, end with the test.
+    After each test, its apps are removed with their sessions.
     """
     blocking.activate()
     yield shared_server
@@ -79,19 +79,19 @@ async def server(shared_server: LocalServer) -> AsyncIterator[LocalServer]:
 
 @pytest.fixture
 async def client(server: LocalServer) -> Client:
-    """A new app's client at ``server``."""
+    """A client of ``server`` with a new app."""
     return await server.client(f"app-{secrets.token_hex(4)}")
 
 
 @pytest.fixture
 async def own_server(serve: Serve) -> LocalServer:
-    """The same for this test alone, which may break it."""
+    """A server like ``server`` for one test only, which may change its state."""
     return await serve()
 
 
 @pytest.fixture
 async def own_client(own_server: LocalServer) -> Client:
-    """An app's client at ``own_server``."""
+    """A client of ``own_server``."""
     return await own_server.client()
 
 
@@ -103,7 +103,7 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Open raw sockets, ``await connect(client, session, after=0)``."""
+    """Open raw sockets: ``await connect(client, session, after=0)``."""
     with contextlib.ExitStack() as stack:
 
         async def open_socket(client: Client, session: str, **options: Any) -> RawSocket:
@@ -116,7 +116,7 @@ async def connect() -> AsyncIterator[Connect]:
 
 @pytest.fixture
 async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
-    """Start servers as processes, ``await spawn(DRAIN_SECS="1")``; none outlives the test."""
+    """Start servers as processes: ``await spawn(DRAIN_SECS="1")``. All are stopped at the end."""
     started: list[ServerProcess] = []
     below: set[int] = set()
     log = tmp_path / "server.log"
@@ -131,9 +131,7 @@ async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
         if process.process.returncode is None:
             below.update(descendants(process.pid))
             await process.stop()
-    await eventually(
-        "every process that a server started to end", lambda: not any(map(is_running, below))
-    )
+    await eventually("the processes of the servers to end", lambda: not any(map(is_running, below)))
     lines = log.read_text("utf-8", "replace") if log.exists() else ""
     assert "Traceback" not in lines, lines[-5000:]
     assert not SECRET.search(lines)

@@ -1,4 +1,4 @@
-"""SIGTERM: who watches is told, who works may finish, and nothing is left behind."""
+"""SIGTERM: clients get ``bye``, running turns may finish, and no process is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .conftest import Spawn
 from .support.harness import Client, descendants, eventually, is_running, new_client, script
 
 
-async def test_a_running_turn_may_finish_and_its_end_is_kept(
+async def test_running_turn_finishes_and_is_stored(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     server = await spawn(DRAIN_SECS="10")
@@ -38,7 +38,7 @@ async def test_a_running_turn_may_finish_and_its_end_is_kept(
     assert (await client.events(session))[-1]["stop_reason"] == "end_turn"
 
 
-async def test_a_turn_that_does_not_finish_ends_as_server_restarted(
+async def test_unfinished_turn_ends_as_server_restarted(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
     server = await spawn(DRAIN_SECS="0.1", CANCEL_GRACE_SECS="0.3")
@@ -64,7 +64,7 @@ async def test_a_turn_that_does_not_finish_ends_as_server_restarted(
     }
 
 
-async def test_nothing_is_served_and_nothing_is_left_while_and_after_it_stops(
+async def test_stopping_server_refuses_requests_and_leaves_no_process(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     server = await spawn(DRAIN_SECS="10")
@@ -77,22 +77,20 @@ async def test_nothing_is_served_and_nothing_is_left_while_and_after_it_stops(
     below = descendants(server.pid)
     server.process.send_signal(signal.SIGTERM)
     await socket.until_closed()
-    server.process.send_signal(signal.SIGTERM)  # an impatient operator changes nothing
+    server.process.send_signal(signal.SIGTERM)  # a second signal has no effect
     try:
         status, reply = await client.turn(session, "one more?")
         assert (status, reply["code"]) == (503, "draining")
         assert int(client.last_headers["Retry-After"]) > 0
     except aiohttp.ClientConnectionError:
-        pass  # a new connection is not even taken
+        pass  # the server no longer accepts connections
     gate.touch()
     assert (await turn)[0] == 200
     assert await server.stop() == 0
     await eventually("every process to end", lambda: not any(map(is_running, below)))
 
 
-async def test_an_event_stream_does_not_hold_up_the_stop(
-    spawn: Spawn, http: aiohttp.ClientSession
-) -> None:
+async def test_event_stream_does_not_delay_stop(spawn: Spawn, http: aiohttp.ClientSession) -> None:
     server = await spawn()
     client = await new_client(server.url, http)
     session = await client.create()
@@ -105,21 +103,21 @@ async def test_an_event_stream_does_not_hold_up_the_stop(
     assert rest.endswith(b"\n")
 
 
-async def test_an_idle_server_stops_at_once(spawn: Spawn) -> None:
+async def test_idle_server_stops_at_once(spawn: Spawn) -> None:
     server = await spawn()
     async with asyncio.timeout(3):
         assert await server.stop() == 0
 
 
-async def test_it_stops_in_order_though_nobody_reads_what_it_says(
+async def test_server_with_closed_stdout_stops_cleanly(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    # As in `make run | tee log`, where a Ctrl-C ends tee as well.
+    # In `make run | tee log`, a Ctrl-C also ends tee.
     server = await spawn(DRAIN_SECS="10")
     client = await new_client(server.url, http)
     socket = await client.connect(await client.create())
     server.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
-    await asyncio.sleep(0)  # which is when it is closed
+    await asyncio.sleep(0)  # the transport closes in the next iteration
     server.process.send_signal(signal.SIGTERM)
     assert await socket.until_closed() == 1012
     assert await server.stop() == 0

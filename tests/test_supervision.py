@@ -1,4 +1,4 @@
-"""Every long-lived task survives an exception that nobody expected, or the server stops."""
+"""Every long-lived task survives an unexpected exception, or the server stops."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ OF_AN_AGENT = {"agent-stderr"}
 
 
 class BreakableSupervisor(Supervisor):
-    """A supervisor whose tasks a test can have fail at any await."""
+    """A supervisor whose tasks a test can fail at any await."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.begun: defaultdict[str, int] = defaultdict(int)
+        self.starts: defaultdict[str, int] = defaultdict(int)
         self._breaks: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
 
     async def carry_out(self, name: str, loop: Loop) -> None:
-        self.begun[name] += 1
+        self.starts[name] += 1
         breaking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._breaks[name].add(breaking)
         work = asyncio.ensure_future(loop())
@@ -56,10 +56,10 @@ class BreakableSupervisor(Supervisor):
             breaking.set_result(None)
 
     async def break_and_wait(self, name: str) -> None:
-        """Break the task, and wait until it has begun again."""
-        begun = self.begun[name]
+        """Fail the task, and wait until it was restarted."""
+        starts = self.starts[name]
         self.break_task(name)
-        await eventually(f"{name} to begin again", lambda: self.begun[name] > begun)
+        await eventually(f"{name} to be restarted", lambda: self.starts[name] > starts)
 
 
 async def ready(client: Client) -> int:
@@ -80,7 +80,9 @@ async def test_server_works_after_failure_of_any_task(serve: Serve) -> None:
         assert await ready(client) == 200
 
 
-async def test_failure_of_the_log_writer_refuses_requests_and_ends_waiting(serve: Serve) -> None:
+async def test_failure_of_log_writer_refuses_requests_and_fails_commits(
+    serve: Serve,
+) -> None:
     supervisor = BreakableSupervisor()
     server = await serve(supervisor=supervisor)
     client = await server.client()
@@ -106,7 +108,7 @@ async def test_failure_of_the_log_writer_refuses_requests_and_ends_waiting(serve
         await server.stop()
 
 
-async def test_process_exits_when_a_critical_task_fails(
+async def test_process_exits_if_critical_task_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     supervisor = BreakableSupervisor()
@@ -114,14 +116,14 @@ async def test_process_exits_when_a_critical_task_fails(
         data_dir=tmp_path / "data", port=0, admin_token=ADMIN, agents=MOCKS, default_agent="mock"
     )
     serving = asyncio.create_task(serve_forever(settings, os.environ, supervisor))
-    await eventually("it to serve", lambda: "door" in supervisor.running)
+    await eventually("the server to start", lambda: "door" in supervisor.running)
     supervisor.break_task(CRITICAL)
-    async with Deadline("it to end"):
+    async with Deadline("the server to end"):
         with pytest.raises(CriticalTaskError, match=CRITICAL):
             await serving
 
 
-async def test_unexpected_failure_of_a_write_ends_the_writer(
+async def test_unexpected_failure_of_write_ends_writer(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve()
@@ -136,7 +138,7 @@ async def test_unexpected_failure_of_a_write_ends_the_writer(
     assert await ready(client) == 503
 
 
-async def test_failing_watcher_of_a_log_disturbs_nobody(serve: Serve) -> None:
+async def test_failing_watcher_of_log_does_not_affect_turns(serve: Serve) -> None:
     server = await serve()
     client = await server.client()
     session = await client.create()
@@ -148,7 +150,7 @@ async def test_failing_watcher_of_a_log_disturbs_nobody(serve: Serve) -> None:
     assert (await client.turn(session, "hello"))[0] == 200
 
 
-async def test_failing_ring_sends_readers_to_the_database(
+async def test_readers_use_database_if_ring_fails(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve()
@@ -166,7 +168,7 @@ async def test_failing_ring_sends_readers_to_the_database(
     assert seqs == list(range(1, len(seqs) + 1))
 
 
-async def test_sweeper_outlives_a_failed_read_at_its_start(
+async def test_sweeper_survives_failed_read_at_start(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swept, reads = asyncio.Event(), 0
@@ -181,11 +183,11 @@ async def test_sweeper_outlives_a_failed_read_at_its_start(
 
     monkeypatch.setattr(Queries, "prewarmed", fail_once)
     await serve(sweep_interval_secs=0.01)
-    async with Deadline("the sweeper to go on"):
+    async with Deadline("the sweeper to continue"):
         await swept.wait()
 
 
-async def test_cancelled_by_its_owner_a_task_ends_and_a_stray_cancel_does_not_end_it() -> None:
+async def test_task_ends_if_its_owner_finishes_and_survives_other_cancels() -> None:
     supervisor, owner = Supervisor(), Tasks()
     begun = asyncio.Semaphore(0)
     awaited: list[asyncio.Future[None]] = []

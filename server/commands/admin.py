@@ -120,7 +120,7 @@ async def open_admin_api(
         CommandError: neither is possible.
     """
     if must_exist:
-        await _check_database(settings)
+        await _require_database(settings)
     data_dir = DataDir(settings.data_dir)
     async with contextlib.AsyncExitStack() as stack:
         deadline = time.monotonic() + WAIT_SECS
@@ -129,7 +129,7 @@ async def open_admin_api(
                 stack.enter_context(data_dir.locked())
             except DataDirInUseError as error:
                 if await _is_serving(data_dir):
-                    yield await stack.enter_async_context(_connect(data_dir))
+                    yield await stack.enter_async_context(_connect_to_server(data_dir))
                     return
                 if time.monotonic() > deadline:
                     raise CommandError(
@@ -159,7 +159,7 @@ async def _is_serving(data_dir: DataDir) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _connect(data_dir: DataDir) -> AsyncIterator[AdminApi]:
+async def _connect_to_server(data_dir: DataDir) -> AsyncIterator[AdminApi]:
     with control_socket.address(data_dir) as path:
         async with aiohttp.ClientSession(
             "http://localhost",
@@ -197,7 +197,7 @@ async def open_for_reading(settings: Settings) -> AsyncIterator[Queries]:
     data_dir = DataDir(settings.data_dir)
     if await asyncio.to_thread(settings.data_dir.is_dir):
         data_dir.check()
-    await _check_database(settings)
+    await _require_database(settings)
     database = await Database.open_readonly(data_dir.database)
     try:
         yield Queries(database)
@@ -205,7 +205,7 @@ async def open_for_reading(settings: Settings) -> AsyncIterator[Queries]:
         await database.close()
 
 
-async def _check_database(settings: Settings) -> None:
+async def _require_database(settings: Settings) -> None:
     path = DataDir(settings.data_dir).database
     if not await asyncio.to_thread(path.is_file):
         raise CommandError(
@@ -213,7 +213,7 @@ async def _check_database(settings: Settings) -> None:
         )
 
 
-def run_command(
+def execute_command(
     command: CommandFunction,
     arguments: argparse.Namespace,
     settings: Settings,

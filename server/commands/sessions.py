@@ -33,12 +33,12 @@ def add_session_commands(commands: Any) -> None:
     one.add_argument("--app", metavar="NAME", help="only sessions of this app")
     one.add_argument("--all", action="store_true", help="also list closed sessions")
     one.add_argument("--json", action="store_true", help="print one JSON object per line")
-    one.set_defaults(run=functools.partial(admin.run_command, list_sessions))
+    one.set_defaults(run=functools.partial(admin.execute_command, print_sessions))
 
     text = "close a session: its turns are cancelled, and its sockets close"
     one = actions.add_parser("close", help=text, description=admin.sentence(text))
     one.add_argument("session_id", help="the session's id")
-    one.set_defaults(run=functools.partial(admin.run_command, close_one))
+    one.set_defaults(run=functools.partial(admin.execute_command, close_one))
 
     text = "print the end of the stderr of a session's agent, to see why it does not work"
     one = actions.add_parser("stderr", help=text, description=admin.sentence(text))
@@ -48,7 +48,7 @@ def add_session_commands(commands: Any) -> None:
         action="store_true",
         help="print every byte unchanged, for a pipe or a file; a terminal would interpret some",
     )
-    one.set_defaults(run=functools.partial(admin.run_command, print_stderr))
+    one.set_defaults(run=functools.partial(admin.execute_command, print_stderr))
 
     text = "write a session's log to stdout"
     one = actions.add_parser("export", help=text, description=admin.sentence(text))
@@ -59,10 +59,10 @@ def add_session_commands(commands: Any) -> None:
         default="ndjson",
         help="ndjson: all entries, one per line (default); markdown: for people",
     )
-    one.set_defaults(run=functools.partial(admin.run_command, export_log))
+    one.set_defaults(run=functools.partial(admin.execute_command, export_log))
 
 
-async def list_sessions(
+async def print_sessions(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
     async with admin.open_for_reading(settings) as queries:
@@ -135,7 +135,7 @@ async def export_log(
         if row is None:
             raise admin.CommandError("no such session")
         if arguments.format == "ndjson":
-            async for line in _log_lines(queries, row):
+            async for line in _exported_lines(queries, row):
                 # Characters that control a terminal become JSON escapes.
                 text = json_text(line.decode())
                 sys.stdout.buffer.write(text.encode() + b"\n")
@@ -143,12 +143,12 @@ async def export_log(
             page = MarkdownPage()
             page.write(f"# Session {row.id}")
             page.write(f"{row.agent}, {row.app_name}, {_format_time(row.created_at)}")
-            async for line in _log_lines(queries, row):
+            async for line in _exported_lines(queries, row):
                 page.add(parse_message(line) or {})
             page.flush()
 
 
-async def _log_lines(queries: Queries, row: SessionRow) -> AsyncIterator[bytes]:
+async def _exported_lines(queries: Queries, row: SessionRow) -> AsyncIterator[bytes]:
     position = 0
     while rows := await queries.read_log(row.n, position, EXPORT_PAGE_BYTES):
         for part in rows:

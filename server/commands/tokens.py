@@ -30,17 +30,17 @@ def add_token_commands(commands: Any) -> None:
         metavar="CIDR",
         help="accept the token only from this network, such as 10.0.0.0/8; may be repeated",
     )
-    one.set_defaults(run=functools.partial(admin.run_command, add_token))
+    one.set_defaults(run=functools.partial(admin.execute_command, add_token))
 
     text = "list the names and networks of all tokens, never the tokens themselves"
     one = actions.add_parser("list", help=text, description=admin.sentence(text))
     one.add_argument("--json", action="store_true", help="print one JSON object per line")
-    one.set_defaults(run=functools.partial(admin.run_command, list_tokens))
+    one.set_defaults(run=functools.partial(admin.execute_command, print_tokens))
 
     text = "revoke a token: it is invalid at once, and its sockets close"
     one = actions.add_parser("revoke", help=text, description=admin.sentence(text))
     one.add_argument("name", help="the app's name")
-    one.set_defaults(run=functools.partial(admin.run_command, revoke_token))
+    one.set_defaults(run=functools.partial(admin.execute_command, revoke_app_token))
 
 
 async def add_token(
@@ -52,7 +52,7 @@ async def add_token(
     print("The token is not shown again; only its hash is stored.", file=sys.stderr)
 
 
-async def list_tokens(
+async def print_tokens(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
     async with admin.open_for_reading(settings) as queries:
@@ -70,7 +70,7 @@ async def list_tokens(
     admin.print_escaped(admin.format_table(cells))
 
 
-async def revoke_token(
+async def revoke_app_token(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
     async with admin.open_admin_api(settings, environ) as api:

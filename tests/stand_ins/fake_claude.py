@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""A ``claude -p`` that does what its prompt says, for what the real one does only in bad times.
+"""A fake ``claude -p`` that follows a script, for behaviour that the real program rarely shows.
 
-A prompt that is no JSON list is answered with itself. A list is a script of steps, each an
-object with one key:
+The prompt is a JSON list of steps, each an object with one key. Any other prompt is returned as the
+result.
 
-    {"result": TEXT, …}     the program's JSON on stdout, further keys merged into it
-    {"report": true}        the same, its result {pid, argv, cwd, env, prompt_bytes} as JSON
+    {"result": TEXT, …}     print the result as JSON; further keys are added to it
+    {"report": true}        the same with the result {pid, argv, cwd, env, prompt_bytes}
     {"print": TEXT} {"stderr": TEXT}
-    {"flood": N}            N MiB on stdout
+    {"flood": N}            print N MiB
     {"sleep": SECONDS}
-    {"gate": PATH}          wait until that file exists
-    {"touch": PATH}         makes that file, with the program's pid in it
+    {"gate": PATH}          wait until the file exists
+    {"touch": PATH}         create the file, with the program's pid in it
     {"ignore_sigterm": true}
-    {"on_sigterm": PATH}    makes that file, as `touch` does, and ends
-    {"spawn": PATH}         leave a process in a session of its own; its pid goes to that file
+    {"on_sigterm": PATH}    on SIGTERM, create the file like `touch`, and exit
+    {"spawn": PATH}         start a process in its own session, with its pid in the file
     {"exit": CODE} {"signal": NAME}
 """
 
@@ -40,7 +40,7 @@ def say(result: str, **more: Any) -> None:
 
 
 def write_file(path: str, text: str) -> None:
-    """Make the file at once with all its text."""
+    """Create the file atomically."""
     whole = Path(f"{path}.new")
     whole.write_text(text, encoding="utf-8")
     whole.rename(path)
@@ -96,7 +96,7 @@ def main() -> None:
         write_out("0.0.1 (fake)")
         return
     prompt = sys.stdin.read()
-    # Behind the list of attached files stands the script.
+    # The script follows the list of attached files.
     script = prompt[prompt.find("[{") :] if "[{" in prompt else ""
     if not script:
         say(prompt)
