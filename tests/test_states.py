@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.agents.base import PROMPT_TRANSITIONS
-from server.sessions.context import SESSION_TRANSITIONS
+from server.sessions.core import SESSION_TRANSITIONS
 from server.sessions.turns import TURN_TRANSITIONS
 from server.states import IllegalTransitionError, StateMachine, Transitions
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..agents.base import AgentSettings, Context, Wanted
 from . import entries
-from .context import SessionCore
+from .core import SessionCore
 from .permissions import Permissions
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings

@@ -2,7 +2,7 @@
 
 The objects of a session, in the order in which they use each other (each knows only earlier ones):
 
-``context``           the row, the log and the state that they share
+``core``              the row, the log and the state that they share
 ``permissions``       the agent's permission requests
 ``session_agent``     the agent's process and its slot
 ``session_settings``  mode, model and options
@@ -25,7 +25,8 @@ from ..storage import statements
 from ..storage.schema import SessionRow
 from ..tasks import to_completion
 from . import entries
-from .context import SessionContext, SessionCore, SessionState
+from .context import SessionContext
+from .core import SessionCore, SessionState
 from .observer import SessionObserver
 from .permissions import Permissions
 from .prewarm import PrewarmedAgent

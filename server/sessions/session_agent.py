@@ -20,7 +20,7 @@ from ..agents.traits import AgentTraits
 from ..codec import dumps, loads
 from ..errors import Error, session_closed
 from ..storage import statements
-from .context import SessionCore
+from .core import SessionCore
 from .permissions import Permissions
 from .prewarm import PrewarmedAgent
 from .turns import CurrentTurn

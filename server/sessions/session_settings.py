@@ -14,7 +14,7 @@ from ..errors import Error, ErrorCode, internal, session_closed
 from ..storage import statements
 from ..tasks import to_completion
 from . import entries
-from .context import SessionCore
+from .core import SessionCore
 from .session_agent import SessionAgent
 from .settings import SetConfigOption, SetMode, SetModel, Setting, SettingChange, StoredSettings
 from .turns import CurrentTurn

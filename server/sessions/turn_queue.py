@@ -13,7 +13,7 @@ from ..errors import Error, ErrorCode, draining, session_closed
 from ..storage import statements
 from ..storage.schema import TurnRow
 from ..tasks import to_completion
-from .context import SessionCore
+from .core import SessionCore
 from .permissions import Permissions
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings

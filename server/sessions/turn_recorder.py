@@ -10,7 +10,7 @@ from ..codec import dumps
 from ..errors import Error
 from ..storage import statements
 from . import entries
-from .context import SessionCore
+from .core import SessionCore
 from .permissions import Permissions
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings

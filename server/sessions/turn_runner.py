@@ -12,7 +12,7 @@ from ..agents.base import Context
 from ..agents.failures import agent_error
 from ..errors import Error, internal
 from . import entries
-from .context import SessionCore
+from .core import SessionCore
 from .permissions import Permissions
 from .session_agent import SessionAgent
 from .turn_recorder import TurnRecorder

@@ -1,0 +1,74 @@
+"""The core of a session: the row, the log and the state that all its objects share."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from ..codec import dumps
+from ..states import StateMachine, Transitions
+from ..storage import statements
+from ..storage.schema import SessionRow, Statement
+from .context import SessionContext
+
+
+class SessionState(enum.Enum):
+    """The life of a session. A session that is loaded after its close starts as CLOSED."""
+
+    OPEN = "open"
+    """Accepts prompts and changes of settings."""
+    CLOSING = "closing"
+    """Accepts nothing. Its turns and its agent are being ended."""
+    CLOSED = "closed"
+    """``session_closed`` is in the log and nothing follows it."""
+
+
+SESSION_TRANSITIONS: Transitions[SessionState] = {
+    SessionState.OPEN: {SessionState.CLOSING},
+    SessionState.CLOSING: {SessionState.CLOSED},
+    SessionState.CLOSED: set(),
+}
+
+
+class SessionCore:
+    """The parts of one session that all its objects share: its row, its log and its state.
+
+    Args:
+        head: the newest position of the log.
+    """
+
+    def __init__(self, context: SessionContext, row: SessionRow, head: int) -> None:
+        self.context = context
+        self.row = row
+        self.log = context.logs.open(row.n, head)
+        initial = SessionState.OPEN if row.close_reason is None else SessionState.CLOSED
+        self._state = StateMachine(SESSION_TRANSITIONS, initial)
+
+    @property
+    def id(self) -> str:
+        return self.row.id
+
+    @property
+    def state(self) -> SessionState:
+        return self._state.current
+
+    @property
+    def is_open(self) -> bool:
+        return self._state.current is SessionState.OPEN
+
+    @property
+    def is_log_complete(self) -> bool:
+        """Whether nothing will be logged any more."""
+        return self._state.current is SessionState.CLOSED
+
+    def move_to(self, state: SessionState) -> None:
+        self._state.move_to(state)
+
+    def log_extra(self) -> dict[str, Any]:
+        """The fields of a line in the server's log that identify the session."""
+        return {"session": self.id, "app": self.row.app_name}
+
+    def audit(self, event: str, at: float, **detail: Any) -> Statement:
+        return statements.insert_audit_event(
+            self.id, self.row.app_name, event, at, dumps(detail).decode()
+        )
