@@ -71,9 +71,6 @@ ALLOWED: dict[str, str] = {}
 
 # Paths that are still being rewritten.
 PENDING: tuple[str, ...] = (
-    "bench/",
-    "docs/explanation/guarantees.md",
-    "docs/explanation/performance.md",
     "docs/reference/metrics.md",
     "server/__main__.py",
     "server/agents/base.py",
