@@ -107,7 +107,6 @@ PENDING: tuple[str, ...] = (
     "tests/test_logs.py",
     "tests/test_metrics.py",
     "tests/test_validation.py",
-    "tests/web/",
 )
 
 SUFFIXES = {".py", ".js", ".mjs", ".md", ".html"}

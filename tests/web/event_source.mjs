@@ -1,5 +1,5 @@
-// What an EventSource does with a stream that breaks: run by test_sse.py, it prints what came.
-// Arguments: the stream's URL, a token, after how many bytes the first connection breaks.
+// Reads a stream whose connections break with an EventSource, and prints the events (test_sse.py).
+// Arguments: the URL of the stream, a token, the bytes after which the first connection breaks.
 
 import { EventSource } from 'eventsource';
 
@@ -7,7 +7,7 @@ const [url, token, limit] = process.argv.slice(2);
 let connections = 0;
 
 async function* broken(body) {
-	yield new TextEncoder().encode('retry: 10\n\n'); // else it waits for seconds
+	yield new TextEncoder().encode('retry: 10\n\n'); // the default would be seconds
 	const reader = body.getReader();
 	for (let left = Number(limit); left > 0;) {
 		const { value } = await reader.read();

@@ -1,4 +1,4 @@
-"""What one app uses does not keep another from its share: agents, runs, the disk."""
+"""Fair sharing between apps: agents, runs, the disk."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_limit_of_an_app_leaves_slots_free(serve: Serve) -> None:
     assert (await socket.until("accepted"))["queued"] is True
     other = await server.client("other")
     sessions = [await other.create() for _ in range(2)]
-    for session in sessions:  # its own idle agent makes room
+    for session in sessions:  # the app's own idle agent is evicted
         assert (await other.turn(session, "hello"))[0] == 200
     assert len(server.services.sessions.slots) == 2
 
@@ -95,7 +95,7 @@ async def test_agents_that_do_not_start_delay_no_other_app(serve: Serve) -> None
 # Runs.
 
 
-async def test_run_of_another_app_is_served_while_one_uses_every_place(
+async def test_run_of_another_app_is_served_while_one_uses_every_slot(
     serve: Serve, tmp_path: Path
 ) -> None:
     server = await serve(claude_bin=make_fake_claude(tmp_path), max_runs=1, run_queue=1)
@@ -116,7 +116,7 @@ async def test_run_of_another_app_is_served_while_one_uses_every_place(
 # The disk.
 
 
-async def test_nothing_new_is_accepted_below_the_reserve_and_what_runs_goes_on(
+async def test_work_is_refused_below_disk_reserve_and_running_turns_continue(
     serve: Serve,
 ) -> None:
     server = await serve(min_free_bytes=1000)
@@ -144,7 +144,7 @@ async def test_nothing_new_is_accepted_below_the_reserve_and_what_runs_goes_on(
     assert (await client.turn(session, "hello"))[0] == 200
 
 
-async def test_upload_is_refused_below_the_reserve(serve: Serve) -> None:
+async def test_upload_is_refused_below_disk_reserve(serve: Serve) -> None:
     server = await serve(min_free_bytes=1000)
     disk = server.services.sessions.disk
     disk.free_bytes = lambda: 0

@@ -1,4 +1,4 @@
-"""For whoever watches the server: /healthz, /readyz and /metrics."""
+"""Monitoring: /healthz, /readyz and /metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def healthz(server: LocalServer) -> Json:
     return reply
 
 
-async def test_healthz_needs_no_token_and_tells_what_is_there(server: LocalServer) -> None:
+async def test_healthz_needs_no_token_and_lists_components(server: LocalServer) -> None:
     reply = await healthz(server)
     assert reply["ok"] is True
     assert isinstance(reply["claude_present"], bool)
@@ -57,7 +57,7 @@ async def test_healthz_counts_open_sessions_of_all_apps(server: LocalServer) -> 
     assert (await healthz(server))["open_sessions"] == 1
 
 
-async def test_healthz_tells_claudes_version(serve: Serve, tmp_path: Path) -> None:
+async def test_healthz_reports_version_of_claude(serve: Serve, tmp_path: Path) -> None:
     claude = program(tmp_path / "claude", 'print("2.7.18 (Claude Code)")')
     server = await serve(claude_bin=claude)
 
@@ -68,13 +68,13 @@ async def test_healthz_tells_claudes_version(serve: Serve, tmp_path: Path) -> No
     assert (await healthz(server))["claude_present"] is True
 
 
-async def test_healthz_tells_that_claude_is_not_there(serve: Serve) -> None:
+async def test_healthz_reports_missing_claude(serve: Serve) -> None:
     server = await serve(claude_bin="no-such-program-anywhere")
     reply = await healthz(server)
     assert (reply["claude_present"], reply["claude_version"]) == (False, None)
 
 
-async def test_healthz_does_not_wait_for_a_program_that_hangs(serve: Serve, tmp_path: Path) -> None:
+async def test_healthz_does_not_wait_for_hanging_program(serve: Serve, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     claude = program(
         tmp_path / "claude",
@@ -92,7 +92,7 @@ async def test_healthz_does_not_wait_for_a_program_that_hangs(serve: Serve, tmp_
     await eventually("the program to end with the server", lambda: not is_running(int(pid)))
 
 
-async def test_a_program_that_once_took_too_long_is_asked_again(tmp_path: Path) -> None:
+async def test_program_that_timed_out_is_probed_again(tmp_path: Path) -> None:
     been = tmp_path / "been"
     claude = program(
         tmp_path / "claude",
@@ -107,7 +107,7 @@ async def test_a_program_that_once_took_too_long_is_asked_again(tmp_path: Path) 
     await asyncio.gather(watching, return_exceptions=True)
 
 
-async def test_healthz_is_answered_beside_a_burst(server: LocalServer, client: Client) -> None:
+async def test_healthz_responds_during_burst(server: LocalServer, client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session)
     await socket.send("prompt", prompt=script({"burst": {"count": 3000}}))
@@ -117,7 +117,7 @@ async def test_healthz_is_answered_beside_a_burst(server: LocalServer, client: C
     await socket.until("turn_end")
 
 
-async def test_readyz_says_whether_requests_are_served(server: LocalServer) -> None:
+async def test_readyz_reports_readiness(server: LocalServer) -> None:
     anonymous = server.anonymous()
     assert (await anonymous.get("/readyz"))[0] == 200
     server.services.health.ready = False
@@ -127,7 +127,7 @@ async def test_readyz_says_whether_requests_are_served(server: LocalServer) -> N
     assert (await anonymous.get("/healthz"))[0] == 200
 
 
-async def test_while_it_drains_the_server_is_not_ready_and_takes_no_work(
+async def test_draining_server_is_not_ready_and_refuses_work(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
     server = await spawn()

@@ -44,12 +44,12 @@ SSE = "text/event-stream"
         ([",, ;q=1 ,"], False),
     ],
 )
-def test_a_stream_is_what_the_accept_header_prefers(accept: list[str], streams: bool) -> None:
+def test_accept_header_selects_stream_or_json(accept: list[str], streams: bool) -> None:
     headers = CIMultiDict([(hdrs.ACCEPT, value) for value in accept])
     assert wants_stream(make_mocked_request("GET", "/", headers=headers)) is streams
 
 
-def test_the_most_specific_range_counts() -> None:
+def test_most_specific_media_range_wins() -> None:
     lines = ["text/*;q=0.3, text/plain;q=0.7, */*;q=0.1"]
     assert weight_of(lines, "text/plain") == (0.7, True)
     assert weight_of(lines, "text/html") == (0.3, False)
@@ -71,5 +71,5 @@ def test_the_most_specific_range_counts() -> None:
         (["identity"], False),
     ],
 )
-def test_a_coding_is_used_if_it_is_accepted(lines: list[str], accepted: bool) -> None:
+def test_coding_is_used_only_if_accepted(lines: list[str], accepted: bool) -> None:
     assert accepts_coding(lines, "gzip") is accepted

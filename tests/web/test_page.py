@@ -47,7 +47,7 @@ def directives(policy: str) -> dict[str, list[str]]:
     return {name: values for name, *values in (part.split() for part in policy.split(";"))}
 
 
-async def test_the_page_has_a_policy_that_allows_nothing_from_elsewhere(
+async def test_page_policy_allows_only_own_origin(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
     async with http.get(server.url + "/") as response:
@@ -61,7 +61,7 @@ async def test_the_page_has_a_policy_that_allows_nothing_from_elsewhere(
         for value in values:
             assert "unsafe" not in value, name
             assert re.fullmatch(r"'self'|'none'|data:|'sha256-[\w+/]+=*'", value), name
-    # Whatever is inline is the import map, and that to the byte.
+    # Check that the import map is the only inline script, byte for byte.
     inline = re.findall(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", page, re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in inline]
     assert policy["script-src"] == ["'self'", *(f"'sha256-{one}'" for one in hashes)]
@@ -69,7 +69,7 @@ async def test_the_page_has_a_policy_that_allows_nothing_from_elsewhere(
     assert not re.search(r"<style|\sstyle=|\son\w+=", page)
 
 
-async def test_a_page_that_is_exchanged_under_a_running_server_is_not_blocked(
+async def test_policy_matches_page_that_was_updated_while_server_runs(
     serve: Serve, http: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by an upgrade: the policy allows the import map that goes out with it."""
@@ -87,7 +87,7 @@ async def test_a_page_that_is_exchanged_under_a_running_server_is_not_blocked(
     assert len(seen) == 2
 
 
-async def test_the_docs_page_has_the_same_policy_and_nothing_inline(
+async def test_docs_page_has_same_policy_and_no_inline_code(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
     async with http.get(server.url + "/docs") as response:
@@ -107,7 +107,7 @@ async def test_the_docs_page_has_the_same_policy_and_nothing_inline(
         assert response.status == 404
 
 
-async def test_all_that_the_page_names_is_served(
+async def test_every_file_that_page_names_is_served(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
     page = (ROOT / "static" / "index.html").read_text("utf-8")
@@ -122,7 +122,7 @@ async def test_all_that_the_page_names_is_served(
             assert await response.read(), path
 
 
-async def test_every_file_comes_with_its_type(
+async def test_every_file_has_its_content_type(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
     types = {
@@ -142,9 +142,7 @@ async def test_every_file_comes_with_its_type(
             assert await response.read() == path.read_bytes()
 
 
-async def test_diagrams_are_drawn_in_a_sandbox_of_their_own(
-    server: LocalServer, http: aiohttp.ClientSession
-) -> None:
+async def test_diagram_frame_is_sandboxed(server: LocalServer, http: aiohttp.ClientSession) -> None:
     async with http.get(server.url + "/static/diagram.html") as response:
         page = await response.text()
         policy = directives(response.headers["Content-Security-Policy"])
@@ -164,7 +162,7 @@ async def test_diagrams_are_drawn_in_a_sandbox_of_their_own(
             assert response.headers["Cross-Origin-Resource-Policy"] == expected, path
 
 
-async def test_the_libraries_come_from_node_modules(
+async def test_libraries_come_from_node_modules(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
     for library in (
@@ -183,7 +181,7 @@ async def test_the_libraries_come_from_node_modules(
             assert response.status == 404, other
 
 
-async def test_every_answer_has_the_security_headers(
+async def test_every_response_has_security_headers(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
     lib = "/lib/marked/lib/marked.esm.js"
@@ -192,9 +190,7 @@ async def test_every_answer_has_the_security_headers(
             assert {name: response.headers.get(name) for name in SECURITY} == SECURITY, path
 
 
-async def test_a_file_is_asked_for_again_only_when_it_has_changed(
-    server: LocalServer, http: aiohttp.ClientSession
-) -> None:
+async def test_unchanged_file_gets_304(server: LocalServer, http: aiohttp.ClientSession) -> None:
     for path in ("/", "/static/app.js"):
         async with http.get(server.url + path) as response:
             assert response.headers["Cache-Control"] == "no-cache"
@@ -223,7 +219,7 @@ async def test_files_are_sent_compressed(server: LocalServer, http: aiohttp.Clie
     assert await ask(server, b"/static/app.js", head) == (206, whole[:4])
 
 
-async def test_a_file_is_sent_once(
+async def test_file_is_sent_once(
     server: LocalServer, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = {"Accept-Encoding": "identity"}
@@ -241,7 +237,7 @@ async def test_a_file_is_sent_once(
     assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
-async def test_the_page_asks_for_all_its_modules_at_once() -> None:
+async def test_page_preloads_all_its_modules() -> None:
     """Else a phone finds them one import after the other."""
     page = (ROOT / "static" / "index.html").read_text("utf-8")
     named = re.findall(
@@ -254,7 +250,7 @@ async def test_the_page_asks_for_all_its_modules_at_once() -> None:
     }
 
 
-async def test_no_name_leads_out_of_the_folder(server: LocalServer) -> None:
+async def test_path_cannot_leave_folder(server: LocalServer) -> None:
     ways = [
         "/static/../requirements.txt",
         "/static/%2e%2e/requirements.txt",
@@ -280,7 +276,7 @@ async def test_no_name_leads_out_of_the_folder(server: LocalServer) -> None:
         assert b"aiohttp==" not in body, way
 
 
-async def test_a_name_that_no_file_can_have_is_not_found(server: LocalServer) -> None:
+async def test_impossible_file_name_is_not_found(server: LocalServer) -> None:
     names = [
         "app.js%00",
         "app.js%00.css",
@@ -304,7 +300,7 @@ async def test_a_name_that_no_file_can_have_is_not_found(server: LocalServer) ->
         assert status == 404, (name[:20], status, body)
 
 
-async def test_a_link_that_leads_out_is_not_found(
+async def test_link_that_leaves_folder_is_not_found(
     serve: Serve,
     http: aiohttp.ClientSession,
     tmp_path: Path,
@@ -335,9 +331,7 @@ async def test_a_link_that_leads_out_is_not_found(
         assert b"secret" not in body or got == 404
 
 
-async def test_what_is_served_is_only_read(
-    server: LocalServer, http: aiohttp.ClientSession
-) -> None:
+async def test_served_files_are_read_only(server: LocalServer, http: aiohttp.ClientSession) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         for path in ("/", "/static/app.js"):
             async with http.request(method, server.url + path) as response:
@@ -345,7 +339,7 @@ async def test_what_is_served_is_only_read(
                 assert "GET" in response.headers["Allow"]
 
 
-async def test_the_client_to_copy_works_in_node_as_the_docs_show_it(
+async def test_wire_client_works_in_node_as_documented(
     server: LocalServer, client: Client, tmp_path: Path
 ) -> None:
     docs = (ROOT / "docs" / "reference" / "browser.md").read_text("utf-8")

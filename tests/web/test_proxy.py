@@ -22,7 +22,7 @@ from ..support import proxies
 from ..support.harness import Client, LocalServer, script, texts_of
 
 OUTSIDE = "127.0.0.2"
-"""Where the tests' clients come from; the proxies come from 127.0.0.1."""
+"""The address of the tests' clients; the proxies use 127.0.0.1."""
 
 
 class Here(AbstractResolver):
@@ -70,7 +70,7 @@ async def front(
             yield url, http
 
 
-async def test_all_ways_lead_through_a_proxy(
+async def test_every_interface_works_through_proxy(
     server: LocalServer, front: tuple[str, aiohttp.ClientSession], tmp_path: Path
 ) -> None:
     url, http = front
@@ -98,7 +98,7 @@ async def test_all_ways_lead_through_a_proxy(
 
 
 async def streams(client: Client, session: str, gate: Path) -> None:
-    """What has happened arrives before what has not: nothing holds it back."""
+    """Events arrive as they happen: the proxy does not buffer them."""
     prompt = script({"say": "first"}, {"gate": str(gate)}, {"say": "second"})
     async with client.http.post(
         f"{client.url}/sessions/{session}/turn",
@@ -118,7 +118,7 @@ async def streams(client: Client, session: str, gate: Path) -> None:
 
 
 async def uploads(client: Client, session: str) -> None:
-    """More than proxies take without being told to."""
+    """An upload that exceeds the default limits of proxies."""
     form = aiohttp.FormData()
     form.add_field("file", io.BytesIO(b"x" * (3 << 20)), filename="large.bin")
     async with client.http.post(
@@ -130,7 +130,7 @@ async def uploads(client: Client, session: str) -> None:
     assert "large.bin" in texts_of(reply["events"])
 
 
-async def test_networks_of_tokens_are_those_of_the_client(
+async def test_token_networks_apply_to_client_behind_proxy(
     server: LocalServer, front: tuple[str, aiohttp.ClientSession]
 ) -> None:
     url, http = front
@@ -141,7 +141,7 @@ async def test_networks_of_tokens_are_those_of_the_client(
     assert (await Client(url, mine, http).get("/agents", headers=lie))[0] == 200
     assert (await Client(url, others, http).get("/agents"))[0] == 401
     assert (await Client(url, others, http).get("/agents", headers=lie))[0] == 401
-    # Past the proxy, too, whoever is no trusted proxy cannot say who they are.
+    # A client that bypasses the proxy cannot choose its address either.
     assert (await Client(server.url, others, http).get("/agents", headers=lie))[0] == 401
     session = await Client(url, mine, http).create()
     socket_ = await Client(url, None, http).connect(session, ready=False)
@@ -149,6 +149,6 @@ async def test_networks_of_tokens_are_those_of_the_client(
     await socket_.until("ready")
 
 
-def test_what_is_no_network_stops_the_start() -> None:
+def test_invalid_trusted_proxy_prevents_start() -> None:
     with pytest.raises(SettingError, match="CLAWDFORGE_TRUSTED_PROXIES: must be networks"):
         load({"CLAWDFORGE_TRUSTED_PROXIES": json.dumps(["10.0.0.0/8"])})

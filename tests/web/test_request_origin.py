@@ -1,4 +1,4 @@
-"""The client address behind trusted proxies, and the check of the Host header."""
+"""The address of a client of trusted proxies, and the check of the Host header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions over REST: create, look at, prompt, cancel, close; whose they are; what is refused."""
+"""Sessions over REST: create, read, prompt, cancel, close, isolation of apps, refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ UPGRADE = {
 
 
 def failure(answer: tuple[int, Json], status: int, code: str) -> str:
-    """Check that *answer* is a failure in the contract's shape; its message."""
+    """Check that *answer* is a failure in the standard format; its message."""
     assert answer[0] == status, answer
     assert answer[1]["ok"] is False
     assert answer[1]["code"] == code
@@ -52,7 +52,7 @@ def failure(answer: tuple[int, Json], status: int, code: str) -> str:
 
 
 async def run_held(client: Client, session: str, *steps: Json, **body: Any) -> tuple[int, Json]:
-    """A turn that ends once :func:`release` is called for its session."""
+    """A turn that ends when :func:`release` is called for its session."""
     return await client.turn(session, script({"gate": "go"}, *steps), **body)
 
 
@@ -86,13 +86,13 @@ async def post_large(client: Client, path: str, body: Json) -> tuple[int, Json]:
 # Creating.
 
 
-async def test_create_needs_a_bearer_token(server: LocalServer) -> None:
+async def test_create_needs_bearer_token(server: LocalServer) -> None:
     anonymous = server.anonymous()
     failure(await anonymous.post("/sessions", {"agent": "mock"}), 401, "unauthorized")
     assert server.services.sessions.quotas.open_sessions == 0
 
 
-async def test_create_answers_with_the_session(client: Client) -> None:
+async def test_create_returns_session(client: Client) -> None:
     status, reply = await client.post("/sessions", {"agent": "mock"})
     assert status == 200
     assert reply["ok"] is True
@@ -102,12 +102,12 @@ async def test_create_answers_with_the_session(client: Client) -> None:
     assert isinstance(reply["created_at"], int)
 
 
-async def test_create_without_a_body_takes_the_default_agent(client: Client) -> None:
+async def test_create_without_body_uses_default_agent(client: Client) -> None:
     status, reply = await client.call("POST", "/sessions")
     assert (status, reply["agent"]) == (200, "mock")
 
 
-async def test_a_new_session_is_idle_and_has_had_no_turn(client: Client) -> None:
+async def test_new_session_is_idle_without_turns(client: Client) -> None:
     session = await client.create()
     state = await client.state(session)
     assert state["session_id"] == session
@@ -118,14 +118,14 @@ async def test_a_new_session_is_idle_and_has_had_no_turn(client: Client) -> None
     assert {state["last_turn_at"], state["closed_at"], state["close_reason"]} == {None}
 
 
-async def test_create_does_not_wait_for_the_agent(serve: Serve) -> None:
+async def test_create_does_not_wait_for_agent(serve: Serve) -> None:
     server = await serve()
     client = await server.client()
     session = await client.create("mock-silent")  # its agent never answers
     assert (await client.state(session))["state"] == "idle"
 
 
-async def test_a_session_is_found_once_it_is_created_and_not_before(
+async def test_session_is_listed_only_after_creation(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -141,14 +141,14 @@ async def test_a_session_is_found_once_it_is_created_and_not_before(
     assert [one["session_id"] for one in behind["sessions"]] == [session]
 
 
-async def test_meta_is_kept_as_it_came(client: Client) -> None:
+async def test_meta_is_stored_unchanged(client: Client) -> None:
     meta = {"user": "Zoë", "nested": {"list": [1, 2.5, None, True]}, "": "empty"}
     status, reply = await client.post("/sessions", {"agent": "mock", "meta": meta})
     assert (status, reply["meta"]) == (200, meta)
     assert (await client.state(reply["session_id"]))["meta"] == meta
 
 
-async def test_patch_merges_meta_and_null_removes(client: Client) -> None:
+async def test_patch_merges_meta_and_null_removes_key(client: Client) -> None:
     session = await client.create(meta={"title": "old", "pinned": True})
     path = f"/sessions/{session}"
     status, reply = await client.call("PATCH", path, {"meta": {"title": "new", "pinned": None}})
@@ -157,7 +157,7 @@ async def test_patch_merges_meta_and_null_removes(client: Client) -> None:
     failure(await client.call("PATCH", path, {}), 400, "bad_request")
 
 
-async def test_changes_of_meta_at_the_same_time_are_all_kept(client: Client) -> None:
+async def test_concurrent_meta_changes_are_all_kept(client: Client) -> None:
     session = await client.create()
     path = f"/sessions/{session}"
     changes = [client.call("PATCH", path, {"meta": {name: 1}}) for name in "abcdef"]
@@ -165,14 +165,14 @@ async def test_changes_of_meta_at_the_same_time_are_all_kept(client: Client) -> 
     assert (await client.state(session))["meta"] == dict.fromkeys("abcdef", 1)
 
 
-async def test_an_unknown_agent_is_refused_and_the_known_ones_are_named(client: Client) -> None:
+async def test_unknown_agent_is_refused_with_known_agents(client: Client) -> None:
     message = failure(await client.post("/sessions", {"agent": "nope"}), 400, "bad_request")
     _, agents = await client.get("/agents")
     for agent in agents["agents"]:
         assert agent["name"] in message
 
 
-async def test_an_agent_that_is_not_installed_is_told_with_what_would_install_it(
+async def test_missing_agent_is_refused_with_its_name(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # nothing is installed there
@@ -191,7 +191,7 @@ async def test_an_agent_that_is_not_installed_is_told_with_what_would_install_it
     )
 
 
-async def test_agents_lists_each_with_whether_it_is_installed(client: Client) -> None:
+async def test_agent_list_reports_installation(client: Client) -> None:
     status, reply = await client.get("/agents")
     assert status == 200
     agents = {agent["name"]: agent for agent in reply["agents"]}
@@ -208,21 +208,21 @@ async def test_agents_lists_each_with_whether_it_is_installed(client: Client) ->
             assert agents[name]["install"].partition(" and ")[0] in install
 
 
-# Where it works: cwd.
+# The working directory.
 
 
 def is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-async def test_without_workspace_roots_every_session_has_a_fresh_folder(client: Client) -> None:
+async def test_sessions_get_new_folders_without_workspace_roots(client: Client) -> None:
     folders = {(await client.state(await client.create()))["cwd"] for _ in range(2)}
     assert len(folders) == 2
     assert all(is_empty_folder(Path(folder)) for folder in folders)
     failure(await client.post("/sessions", {"cwd": "/"}), 400, "bad_request")
 
 
-async def test_cwd_may_lie_in_a_workspace_root(serve: Serve, tmp_path: Path) -> None:
+async def test_cwd_in_workspace_root_is_accepted(serve: Serve, tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "inside").mkdir(parents=True)
     (root / "link").symlink_to(root / "inside")
@@ -236,7 +236,7 @@ async def test_cwd_may_lie_in_a_workspace_root(serve: Serve, tmp_path: Path) -> 
     assert json.loads(texts_of(reply["events"]))["cwd"] == str(root / "inside")
 
 
-async def test_cwd_may_not_leave_the_workspace_roots(serve: Serve, tmp_path: Path) -> None:
+async def test_cwd_outside_workspace_roots_is_refused(serve: Serve, tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "root-beside"
     root.mkdir()
     outside.mkdir()
@@ -266,10 +266,10 @@ async def test_cwd_may_not_leave_the_workspace_roots(serve: Serve, tmp_path: Pat
         failure(answer, 400, "bad_request")
 
 
-# What it is created with.
+# Fields of create.
 
 
-async def test_bad_fields_of_create_are_named(client: Client) -> None:
+async def test_invalid_fields_of_create_are_named(client: Client) -> None:
     for field, value in (
         ("agent", ""),
         ("agent", 1),
@@ -289,7 +289,7 @@ async def test_bad_fields_of_create_are_named(client: Client) -> None:
     assert "system" in failure(answer, 400, "bad_request")
 
 
-async def test_the_system_prompt_reaches_the_agent(serve: Serve) -> None:
+async def test_system_prompt_reaches_agent(serve: Serve) -> None:
     agents = {**MOCKS, "mock-system": mock_agent("--system-echo")}
     client = await (await serve(agents=agents)).client()
     session = await client.create("mock-system", system="Be brief.")
@@ -298,7 +298,7 @@ async def test_the_system_prompt_reaches_the_agent(serve: Serve) -> None:
     assert (await client.state(session))["system"] == "Be brief."
 
 
-async def test_the_model_reaches_the_agent(client: Client) -> None:
+async def test_model_reaches_agent(client: Client) -> None:
     session = await client.create("mock-modes", model="mock-large")
     _, reply = await client.turn(session, script({"report": True}))
     report = json.loads(texts_of(reply["events"]))
@@ -315,7 +315,7 @@ async def test_the_model_reaches_the_agent(client: Client) -> None:
         ("deny-all", "read", "reject_once"),
     ],
 )
-async def test_the_permission_policy_answers_the_agent(
+async def test_permission_policy_answers_agent(
     client: Client, permission: str, kind: str, chosen: str
 ) -> None:
     session = await client.create(permission=permission)
@@ -329,7 +329,7 @@ async def test_the_permission_policy_answers_the_agent(
 # A turn.
 
 
-async def test_a_turn_answers_with_its_raw_events(client: Client) -> None:
+async def test_turn_returns_its_raw_events(client: Client) -> None:
     session = await client.create()
     status, reply = await client.turn(session, script({"say": "one "}, {"say": "two"}))
     assert status == 200
@@ -345,7 +345,7 @@ async def test_a_turn_answers_with_its_raw_events(client: Client) -> None:
     assert answer["result"] == {"stopReason": "end_turn"}
 
 
-async def test_a_turn_shows_in_the_state(client: Client) -> None:
+async def test_state_counts_turns(client: Client) -> None:
     session = await client.create()
     for turn_index in (1, 2):
         _, reply = await client.turn(session, "hello")
@@ -356,7 +356,7 @@ async def test_a_turn_shows_in_the_state(client: Client) -> None:
     assert state["head"] == (await client.events(session))[-1]["seq"]
 
 
-async def test_a_running_turn_shows_in_the_state(client: Client) -> None:
+async def test_state_shows_running_turn(client: Client) -> None:
     session = await client.create()
     async with asyncio.TaskGroup() as group:
         group.create_task(run_held(client, session))
@@ -373,7 +373,7 @@ async def test_a_running_turn_shows_in_the_state(client: Client) -> None:
         await release(client, session)
 
 
-async def test_turns_of_one_session_run_in_the_order_they_came(client: Client) -> None:
+async def test_turns_of_session_run_in_order(client: Client) -> None:
     session = await client.create()
     async with asyncio.TaskGroup() as group:
         turns = [group.create_task(run_held(client, session, {"say": "0"}))]
@@ -391,7 +391,7 @@ async def test_turns_of_one_session_run_in_the_order_they_came(client: Client) -
     assert [texts_of(reply["events"]) for reply in replies] == ["0", "1", "2", "3"]
 
 
-async def test_one_prompt_too_many_is_refused_and_the_others_go_on(serve: Serve) -> None:
+async def test_prompt_over_queue_limit_is_refused_and_others_continue(serve: Serve) -> None:
     client = await (await serve(max_queued_turns=1)).client()
     session = await client.create()
     async with asyncio.TaskGroup() as group:
@@ -408,14 +408,14 @@ async def test_one_prompt_too_many_is_refused_and_the_others_go_on(serve: Serve)
     assert second.result()[1]["stop_reason"] == "end_turn"
 
 
-async def test_the_agents_own_stop_reason_is_passed_on(client: Client) -> None:
+async def test_stop_reason_of_agent_is_returned(client: Client) -> None:
     session = await client.create()
     for reason in ("max_tokens", "max_turn_requests", "refusal"):
         status, reply = await client.turn(session, script({"stop": reason}))
         assert (status, reply["stop_reason"]) == (200, reason)
 
 
-async def test_updates_of_unknown_kind_and_extensions_are_passed_on(client: Client) -> None:
+async def test_unknown_updates_and_extensions_are_returned(client: Client) -> None:
     session = await client.create()
     update = {"sessionUpdate": "from_the_future", "field": [1, {"deep": "ü"}], "big": 1e300}
     extension = {"method": "_vendor/thing", "params": {"x": 1}}
@@ -425,7 +425,7 @@ async def test_updates_of_unknown_kind_and_extensions_are_passed_on(client: Clie
     assert (second["method"], second["params"]) == ("_vendor/thing", {"x": 1})
 
 
-async def test_garbage_lines_of_the_agent_are_skipped(client: Client) -> None:
+async def test_garbage_from_agent_is_skipped(client: Client) -> None:
     session = await client.create()
     status, reply = await client.turn(
         session,
@@ -459,7 +459,7 @@ BLOCKS: list[Json] = [
 ]
 
 
-async def test_content_blocks_reach_the_agent_verbatim(serve: Serve, tmp_path: Path) -> None:
+async def test_content_blocks_reach_agent_verbatim(serve: Serve, tmp_path: Path) -> None:
     record = tmp_path / "stdin.jsonl"
     mock = mock_agent()
     shell = ("/bin/sh", "-c", 'tee "$RECORD" | "$@"', "sh", *mock.argv)
@@ -474,7 +474,7 @@ async def test_content_blocks_reach_the_agent_verbatim(serve: Serve, tmp_path: P
     assert (await wait_head(client, session, "turn_start"))["prompt"] == BLOCKS
 
 
-async def test_each_kind_of_content_block_is_accepted_alone(client: Client) -> None:
+async def test_each_kind_of_content_block_is_accepted(client: Client) -> None:
     session = await client.create()
     for block in BLOCKS:
         status, reply = await client.turn(session, [block])
@@ -482,7 +482,7 @@ async def test_each_kind_of_content_block_is_accepted_alone(client: Client) -> N
         assert (status, texts_of(reply["events"])) == (200, f"echo: {said}")
 
 
-async def test_bad_content_blocks_are_refused(client: Client) -> None:
+async def test_invalid_content_blocks_are_refused(client: Client) -> None:
     session = await client.create()
     link = {"type": "resource_link", "uri": "file:///c", "name": "c"}
     bad: Any
@@ -517,7 +517,7 @@ async def test_bad_content_blocks_are_refused(client: Client) -> None:
     assert (await client.state(session))["turn_count"] == 0
 
 
-async def test_a_prompt_of_several_megabytes_is_carried(client: Client) -> None:
+async def test_prompt_of_several_megabytes_reaches_agent(client: Client) -> None:
     session = await client.create()
     picture = base64.b64encode(os.urandom(3 << 20)).decode()
     image = {"type": "image", "data": picture, "mimeType": "image/png"}
@@ -528,7 +528,7 @@ async def test_a_prompt_of_several_megabytes_is_carried(client: Client) -> None:
 # Bodies.
 
 
-async def test_malformed_bodies_are_bad_requests(client: Client) -> None:
+async def test_malformed_body_is_refused(client: Client) -> None:
     session = await client.create()
     routes = [
         ("POST", "/sessions", "agent"),
@@ -562,7 +562,7 @@ async def test_malformed_bodies_are_bad_requests(client: Client) -> None:
         failure(await client.call("POST", path, b"{}"), 400, "bad_request")
 
 
-async def test_deep_nesting_is_answered_and_never_breaks_the_server(client: Client) -> None:
+async def test_deeply_nested_body_is_refused(client: Client) -> None:
     session = await client.create()
     for depth in (150, 195, 200, 250, 300, 600, 900, 1000, 1020):
         deep = b'{"a":' * depth + b"1" + b"}" * depth
@@ -576,7 +576,7 @@ async def test_deep_nesting_is_answered_and_never_breaks_the_server(client: Clie
     assert status == 200
 
 
-async def test_a_body_that_is_too_large_is_refused(client: Client) -> None:
+async def test_too_large_body_is_refused(client: Client) -> None:
     session = await client.create()
     answer = await post_large(client, f"/sessions/{session}/turn", {"prompt": "x" * (16 << 20)})
     failure(answer, 413, "payload_too_large")
@@ -598,7 +598,7 @@ async def turn_with_key(client: Client, session: str, prompt: str, key: str) -> 
     return await client.post(f"/sessions/{session}/turn", {"prompt": prompt}, headers=headers)
 
 
-async def test_the_same_idempotency_key_answers_with_the_stored_result(client: Client) -> None:
+async def test_repeated_idempotency_key_returns_stored_result(client: Client) -> None:
     session = await client.create()
     first = await turn_with_key(client, session, "once", "k1")
     assert first[0] == 200
@@ -613,7 +613,7 @@ async def test_the_same_idempotency_key_answers_with_the_stored_result(client: C
     ("method", "path", "name"),
     [("POST", "/turn", "Idempotency-Key"), ("GET", "/events", "Last-Event-ID")],
 )
-async def test_header_that_is_there_twice_must_have_one_value(
+async def test_repeated_header_must_have_one_value(
     client: Client, method: str, path: str, name: str
 ) -> None:
     session = await client.create()
@@ -632,13 +632,13 @@ async def test_header_that_is_there_twice_must_have_one_value(
     assert statuses == [400, 200]
 
 
-async def test_query_that_is_there_twice_must_have_one_value(client: Client) -> None:
+async def test_repeated_query_parameter_must_have_one_value(client: Client) -> None:
     path = f"/sessions/{await client.create()}/events"
     assert (await client.get(f"{path}?after=0&after=1"))[0] == 400
     assert (await client.get(f"{path}?after=0&after=0"))[0] == 200
 
 
-async def test_the_same_idempotency_key_waits_for_the_running_turn(client: Client) -> None:
+async def test_repeated_idempotency_key_waits_for_running_turn(client: Client) -> None:
     session = await client.create()
     prompt = script({"gate": "go"}, {"say": "held"})
     async with asyncio.TaskGroup() as group:
@@ -650,7 +650,7 @@ async def test_the_same_idempotency_key_waits_for_the_running_turn(client: Clien
     assert (await client.state(session))["turn_count"] == 1
 
 
-async def test_a_turn_that_is_over_keeps_its_key_and_not_its_prompt(client: Client) -> None:
+async def test_ended_turn_keeps_its_key_but_not_its_prompt(client: Client) -> None:
     size = 900_000
     prompt = script({"say": "hi"}) + " " * size
     await turn_with_key(client, await client.create(), prompt, "k")  # what is loaded once is loaded
@@ -667,13 +667,13 @@ async def test_a_turn_that_is_over_keeps_its_key_and_not_its_prompt(client: Clie
     assert held < 10 * size  # not one each; the newest pages of the logs are kept
 
 
-async def test_an_idempotency_key_counts_in_its_session_only(client: Client) -> None:
+async def test_idempotency_key_is_per_session(client: Client) -> None:
     for _ in range(2):
         _, reply = await turn_with_key(client, await client.create(), "hello", "k")
         assert (reply["turn_index"], texts_of(reply["events"])) == (1, "echo: hello")
 
 
-async def test_the_same_idempotency_key_answers_a_failed_turn_with_its_failure(
+async def test_repeated_idempotency_key_returns_stored_failure(
     client: Client,
 ) -> None:
     session = await client.create()
@@ -684,7 +684,7 @@ async def test_the_same_idempotency_key_answers_a_failed_turn_with_its_failure(
     assert again == first
 
 
-async def test_an_idempotency_key_outlives_the_server(serve: Serve) -> None:
+async def test_idempotency_key_survives_restart(serve: Serve) -> None:
     server = await serve()
     client = await server.client()
     session = await client.create()
@@ -696,7 +696,7 @@ async def test_an_idempotency_key_outlives_the_server(serve: Serve) -> None:
     assert (await client.state(session))["turn_count"] == 1
 
 
-async def test_an_idempotency_key_is_answered_after_the_close_too(client: Client) -> None:
+async def test_idempotency_key_returns_result_after_close(client: Client) -> None:
     session = await client.create()
     first = await turn_with_key(client, session, "hello", "k")
     await client.delete(f"/sessions/{session}")
@@ -704,7 +704,7 @@ async def test_an_idempotency_key_is_answered_after_the_close_too(client: Client
 
 
 @pytest.mark.parametrize("key", ["\U0001f468\u200d\U0001f469", "a\u00a0b", "a\tb"])
-async def test_an_idempotency_key_is_any_text_as_a_prompts_id_is(client: Client, key: str) -> None:
+async def test_idempotency_key_may_be_any_text(client: Client, key: str) -> None:
     session = await client.create()
     first = await turn_with_key(client, session, "hello", key)
     assert first[0] == 200
@@ -713,7 +713,7 @@ async def test_an_idempotency_key_is_any_text_as_a_prompts_id_is(client: Client,
     assert (await socket.until("accepted"))["duplicate"] is True
 
 
-async def test_a_bad_idempotency_key_is_refused(client: Client) -> None:
+async def test_invalid_idempotency_key_is_refused(client: Client) -> None:
     session = await client.create()
     for bad in ("", "x" * 257, "\udcff"):
         failure(await turn_with_key(client, session, "hello", bad), 400, "bad_request")
@@ -734,7 +734,7 @@ def failed_turn(session: str, answer: tuple[int, Json], status: int, code: str) 
     return reply
 
 
-async def test_a_crash_of_the_agent_fails_the_turn_with_what_it_said(client: Client) -> None:
+async def test_agent_crash_fails_turn_and_keeps_its_events(client: Client) -> None:
     session = await client.create()
     answer = await client.turn(session, script({"say": "half"}, {"crash": "SIGKILL"}))
     reply = failed_turn(session, answer, 502, "agent_failed")
@@ -742,7 +742,7 @@ async def test_a_crash_of_the_agent_fails_the_turn_with_what_it_said(client: Cli
     assert reply["retryable"] is True
 
 
-async def test_the_turn_after_a_crash_has_the_context(client: Client) -> None:
+async def test_turn_after_crash_has_context(client: Client) -> None:
     session = await client.create()
     await client.turn(session, "remember this")
     await client.turn(session, script({"exit": 1}))
@@ -751,7 +751,7 @@ async def test_the_turn_after_a_crash_has_the_context(client: Client) -> None:
     assert json.loads(texts_of(reply["events"]))[0] == "remember this"
 
 
-async def test_an_error_that_the_agent_answers_fails_the_turn_with_its_message(
+async def test_agent_error_fails_turn_with_its_message(
     client: Client,
 ) -> None:
     session = await client.create()
@@ -763,7 +763,7 @@ async def test_an_error_that_the_agent_answers_fails_the_turn_with_its_message(
     assert (await client.state(session))["state"] == "idle"
 
 
-async def test_an_agent_that_does_not_start_fails_the_first_turn(client: Client) -> None:
+async def test_agent_that_does_not_start_fails_first_turn(client: Client) -> None:
     session = await client.create("mock-dies")
     answer = await client.turn(session, "hello")
     failed_turn(session, answer, 502, answer[1]["code"])
@@ -771,7 +771,7 @@ async def test_an_agent_that_does_not_start_fails_the_first_turn(client: Client)
     assert answer[1]["events"] == []
 
 
-async def test_a_turn_over_its_timeout_is_cancelled_and_fails(client: Client) -> None:
+async def test_turn_over_its_timeout_is_cancelled_and_fails(client: Client) -> None:
     session = await client.create()
     prompt = script({"say": "half"}, {"wait_for": "cancel"}, {"say": " and cancelled"})
     answer = await client.turn(session, prompt, timeout_secs=2)
@@ -780,14 +780,14 @@ async def test_a_turn_over_its_timeout_is_cancelled_and_fails(client: Client) ->
     assert (await client.turn(session, "next"))[0] == 200
 
 
-async def test_timeout_secs_cannot_exceed_the_servers_own(serve: Serve) -> None:
+async def test_timeout_secs_cannot_exceed_limit_of_server(serve: Serve) -> None:
     client = await (await serve(turn_timeout_secs=0.5)).client()
     session = await client.create()
     answer = await client.turn(session, script({"hang": True}), timeout_secs=600)
     failed_turn(session, answer, 504, "agent_timeout")
 
 
-async def test_half_an_emoji_in_an_agents_error_is_kept_and_told_again(client: Client) -> None:
+async def test_unpaired_surrogate_in_agent_error_is_kept(client: Client) -> None:
     session = await client.create()
     error = r'"error":{"code":-32603,"message":"cut \ud83d"}'
     answers = [{"raw": f'{{"jsonrpc":"2.0","id":{number},{error}}}'} for number in range(5)]
@@ -802,7 +802,7 @@ async def test_half_an_emoji_in_an_agents_error_is_kept_and_told_again(client: C
 # Cancel.
 
 
-async def test_cancel_ends_the_running_turn_as_cancelled(client: Client) -> None:
+async def test_cancel_ends_running_turn_as_cancelled(client: Client) -> None:
     session = await client.create()
     async with asyncio.TaskGroup() as group:
         turn = group.create_task(client.turn(session, script({"say": "half"}, {"hang": True})))
@@ -814,13 +814,13 @@ async def test_cancel_ends_the_running_turn_as_cancelled(client: Client) -> None
     assert (await client.state(session))["state"] == "idle"
 
 
-async def test_cancel_with_nothing_to_cancel_says_so(client: Client) -> None:
+async def test_cancel_without_turn_reports_false(client: Client) -> None:
     session = await client.create()
     answer = await client.post(f"/sessions/{session}/cancel")
     assert answer == (200, {"ok": True, "cancelled": False})
 
 
-async def test_an_agent_that_ignores_the_cancel_is_killed_and_the_session_lives_on(
+async def test_agent_that_ignores_cancel_is_killed_and_session_stays_open(
     serve: Serve,
 ) -> None:
     client = await (await serve(cancel_grace_secs=0.2)).client()
@@ -837,7 +837,7 @@ async def test_an_agent_that_ignores_the_cancel_is_killed_and_the_session_lives_
 # Permissions that ask.
 
 
-async def test_a_permission_that_waits_is_answered_over_rest(client: Client) -> None:
+async def test_pending_permission_is_resolved_over_rest(client: Client) -> None:
     session = await client.create(permission="ask")
     async with asyncio.TaskGroup() as group:
         turn = group.create_task(client.turn(session, script({"permission": True})))
@@ -858,7 +858,7 @@ async def test_a_permission_that_waits_is_answered_over_rest(client: Client) -> 
     assert (resolved["outcome"], resolved["by"]) == (outcome, "client")
 
 
-# Whose it is.
+# Isolation of apps.
 
 
 def session_routes(session: str) -> list[tuple[str, str, Any]]:
@@ -876,7 +876,7 @@ def session_routes(session: str) -> list[tuple[str, str, Any]]:
     ]
 
 
-async def test_another_apps_session_answers_as_one_that_never_was(server: LocalServer) -> None:
+async def test_session_of_another_app_looks_nonexistent(server: LocalServer) -> None:
     mine, other = await server.client("mine"), await server.client("other")
     session = await mine.create()
     never = session_routes(NOBODY)
@@ -893,12 +893,12 @@ async def test_another_apps_session_answers_as_one_that_never_was(server: LocalS
     assert (state["state"], state["turn_count"], state["meta"]) == ("idle", 0, {})
 
 
-async def test_a_session_id_can_be_anything_and_is_then_not_found(client: Client) -> None:
+async def test_malformed_session_id_is_not_found(client: Client) -> None:
     for session in ("x", "..%2F..%2Fetc", "%00", "%FF", "%ED%A0%80", "'%20OR%201=1--", "x" * 4000):
         failure(await client.get(f"/sessions/{session}"), 404, "not_found")
 
 
-async def test_every_session_route_needs_a_token(server: LocalServer, client: Client) -> None:
+async def test_every_session_route_needs_token(server: LocalServer, client: Client) -> None:
     session = await client.create()
     anonymous = server.anonymous()
     for method, path, body in session_routes(session):
@@ -909,7 +909,7 @@ async def test_every_session_route_needs_a_token(server: LocalServer, client: Cl
     assert (await client.state(session))["state"] == "idle"
 
 
-async def test_the_list_holds_only_this_apps_sessions(server: LocalServer) -> None:
+async def test_list_contains_only_sessions_of_app(server: LocalServer) -> None:
     mine, other = await server.client("mine"), await server.client("other")
     sessions = [await mine.create(), await mine.create()]
     await other.create()
@@ -921,7 +921,7 @@ async def test_the_list_holds_only_this_apps_sessions(server: LocalServer) -> No
     assert reply["sessions"][1] == one
 
 
-async def test_the_list_holds_closed_sessions_only_when_asked(client: Client) -> None:
+async def test_list_includes_closed_sessions_only_on_request(client: Client) -> None:
     closed, opened = await client.create(), await client.create()
     await client.delete(f"/sessions/{closed}")
 
@@ -939,7 +939,7 @@ async def test_the_list_holds_closed_sessions_only_when_asked(client: Client) ->
 # Closing.
 
 
-async def test_a_second_delete_says_already_closed(client: Client) -> None:
+async def test_second_delete_reports_already_closed(client: Client) -> None:
     session = await client.create()
     first = await client.delete(f"/sessions/{session}")
     assert first == (200, {"ok": True, "session_id": session})
@@ -947,7 +947,7 @@ async def test_a_second_delete_says_already_closed(client: Client) -> None:
     assert again == (200, {"ok": True, "session_id": session, "already_closed": True})
 
 
-async def test_of_many_deletes_at_once_one_is_the_first(client: Client) -> None:
+async def test_exactly_one_of_concurrent_deletes_closes_session(client: Client) -> None:
     session = await client.create()
     async with asyncio.TaskGroup() as group:
         deletes = [group.create_task(client.delete(f"/sessions/{session}")) for _ in range(5)]
@@ -957,7 +957,7 @@ async def test_of_many_deletes_at_once_one_is_the_first(client: Client) -> None:
     assert [entry["type"] for entry in entries].count("session_closed") == 1
 
 
-async def test_a_closed_session_can_be_read_and_nothing_else(client: Client) -> None:
+async def test_closed_session_is_read_only(client: Client) -> None:
     session = await client.create()
     await client.turn(session, "hello")
     await client.delete(f"/sessions/{session}")
@@ -970,7 +970,7 @@ async def test_a_closed_session_can_be_read_and_nothing_else(client: Client) -> 
     assert answer == (200, {"ok": True, "cancelled": False})
 
 
-async def test_delete_stops_the_running_and_the_queued_turn_and_closes_sockets(
+async def test_delete_stops_turns_and_closes_sockets(
     client: Client,
 ) -> None:
     session = await client.create()
@@ -1008,7 +1008,7 @@ async def test_events_are_numbered_from_one_without_gaps(client: Client) -> None
     assert turn[0]["prompt"] == [{"type": "text", "text": "hello"}]
 
 
-async def test_events_are_read_page_by_page(client: Client) -> None:
+async def test_events_are_paged(client: Client) -> None:
     session = await client.create()
     await client.turn(session, script({"burst": {"count": 3000}}))
     path = f"/sessions/{session}/events"
@@ -1022,7 +1022,7 @@ async def test_events_are_read_page_by_page(client: Client) -> None:
         assert reply["head"] == head
 
 
-async def test_a_bad_page_is_a_bad_request(client: Client) -> None:
+async def test_invalid_page_of_events_is_refused(client: Client) -> None:
     session = await client.create()
     await client.turn(session, "hello")
     path = f"/sessions/{session}/events"
@@ -1045,9 +1045,7 @@ async def test_a_bad_page_is_a_bad_request(client: Client) -> None:
 # Tickets.
 
 
-async def test_a_ticket_lets_one_socket_in_for_thirty_seconds(
-    server: LocalServer, client: Client
-) -> None:
+async def test_ticket_admits_one_socket(server: LocalServer, client: Client) -> None:
     session = await client.create()
     status, reply = await client.post(f"/sessions/{session}/ticket")
     assert (status, reply["ok"], reply["expires_in"]) == (200, True, 30)
@@ -1068,7 +1066,7 @@ async def test_unknown_paths_are_not_found(client: Client, server: LocalServer) 
             failure(await who.get(path), 404, "not_found")
 
 
-async def test_a_wrong_method_is_told_the_right_ones(client: Client) -> None:
+async def test_wrong_method_gets_allow_header(client: Client) -> None:
     for method, path, allowed in (
         ("PUT", "/sessions", {"GET", "HEAD", "POST"}),
         ("GET", "/sessions/x/turn", {"POST"}),
@@ -1079,36 +1077,36 @@ async def test_a_wrong_method_is_told_the_right_ones(client: Client) -> None:
         assert {name.strip() for name in client.last_headers["Allow"].split(",")} == allowed
 
 
-async def test_every_answer_names_its_request_and_failures_do_so_in_the_body(
+async def test_every_response_has_request_id_and_failures_repeat_it(
     client: Client,
 ) -> None:
     await client.get("/agents")
     first = client.last_headers["X-Request-Id"]
     _, reply = await client.get("/sessions/x")
     assert client.last_headers["X-Request-Id"] == reply["request_id"] != first
-    # That one aiohttp refuses by itself.
+    # aiohttp would refuse this request by itself.
     async with client.http.get(client.url + "/agents", headers={"Expect": "more"}) as response:
         assert (response.status, bool(response.headers["X-Request-Id"])) == (417, True)
     assert client.last_headers["Content-Type"] == "application/json; charset=utf-8"
     assert client.last_headers["Cache-Control"] == "no-store"
 
 
-async def test_a_defect_is_answered_as_internal_and_leaks_nothing(
+async def test_defect_gets_internal_without_details(
     client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     def broken(*args: Any, **options: Any) -> None:
-        raise RuntimeError("the secret of the house")
+        raise RuntimeError("the secret of the server")
 
     monkeypatch.setattr(type(server.services.sessions), "views", broken)
     answer = await client.get("/sessions")
     assert "secret" not in json.dumps(answer[1])
     failure(answer, 500, "internal")
     assert answer[1]["request_id"] in [getattr(one, "request_id", "") for one in caplog.records]
-    assert "the secret of the house" in caplog.text
+    assert "the secret of the server" in caplog.text
 
 
 async def raw_request(url: str, request: bytes) -> bytes:
-    """Send bytes that no client library would; the answer's head and body."""
+    """Send bytes that a client library would not send; the head and body of the response."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write(request)
@@ -1119,14 +1117,14 @@ async def raw_request(url: str, request: bytes) -> bytes:
         await writer.wait_closed()
 
 
-async def test_a_path_that_is_not_utf8_is_answered_and_not_broken_by(client: Client) -> None:
+async def test_path_that_is_not_utf8_is_refused(client: Client) -> None:
     head = f"Host: localhost\r\nAuthorization: Bearer {client.token}\r\nConnection: close\r\n\r\n"
     request = b"GET /sessions/\xff\xfe HTTP/1.1\r\n" + head.encode()
     status = (await raw_request(client.url, request)).partition(b"\r\n")[0]
     assert status.split()[1] in (b"400", b"404"), status
 
 
-async def test_no_answer_tells_what_the_server_is_made_of(client: Client) -> None:
+async def test_no_response_reveals_server_software(client: Client) -> None:
     session = await client.create()
     answers: list[tuple[int, Any]] = []
     for method, path in (
@@ -1153,13 +1151,13 @@ async def test_no_answer_tells_what_the_server_is_made_of(client: Client) -> Non
     assert b"\r\nServer: clawdforge\r\n" in head + b"\r\n"
 
 
-async def test_only_local_host_names_are_answered_on_loopback(client: Client) -> None:
+async def test_foreign_host_name_is_refused_on_loopback(client: Client) -> None:
     answer = await client.get("/agents", headers={"Host": "evil.example.org"})
     failure(answer, 403, "forbidden")
     assert (await client.get("/agents", headers={"Host": "localhost"}))[0] == 200
 
 
-async def test_half_an_emoji_in_a_permission_request_does_not_stop_the_next_start(
+async def test_unpaired_surrogate_in_permission_request_does_not_prevent_restart(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
     server = await spawn()

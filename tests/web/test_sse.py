@@ -122,7 +122,7 @@ async def session_with_turns(client: Client, count: int) -> str:
 # A session's log.
 
 
-async def test_events_stream_the_log_with_positions_as_ids(client: Client) -> None:
+async def test_stream_uses_positions_as_event_ids(client: Client) -> None:
     session = await session_with_turns(client, 2)
     entries = await client.events(session)
     async with stream(client, f"/sessions/{session}/events?after=0") as events:
@@ -131,7 +131,7 @@ async def test_events_stream_the_log_with_positions_as_ids(client: Client) -> No
     assert [position for position, _ in seen] == [entry["seq"] for entry in entries]
 
 
-async def test_events_go_on_live_behind_what_was_there(client: Client) -> None:
+async def test_stream_continues_live_after_stored_entries(client: Client) -> None:
     session = await session_with_turns(client, 1)
     async with stream(client, f"/sessions/{session}/events?after=0") as events:
         first = await events.until("turn_end")
@@ -142,7 +142,7 @@ async def test_events_go_on_live_behind_what_was_there(client: Client) -> None:
     assert "live" in json.dumps(second)
 
 
-async def test_events_without_a_position_begin_with_the_first_and_go_on_live(
+async def test_stream_without_position_starts_at_first_entry(
     client: Client,
 ) -> None:
     session = await session_with_turns(client, 1)
@@ -167,7 +167,7 @@ async def test_last_event_id_resumes_without_gap_or_repeat(client: Client) -> No
     assert [position for position, _ in seen] == list(range(last + 1, head + 1))
 
 
-async def test_a_last_event_id_that_is_none_of_ours_counts_for_nothing(client: Client) -> None:
+async def test_invalid_last_event_id_is_ignored(client: Client) -> None:
     session = await session_with_turns(client, 1)
     for nonsense in ("x", "-1", "1.5", "9" * 5000):
         path = f"/sessions/{session}/events?after=1"
@@ -175,7 +175,7 @@ async def test_a_last_event_id_that_is_none_of_ours_counts_for_nothing(client: C
             assert (await events.take(1))[0][0] == 2
 
 
-async def test_a_position_beyond_the_head_is_refused_before_the_stream(client: Client) -> None:
+async def test_position_beyond_head_is_refused_before_stream(client: Client) -> None:
     session = await session_with_turns(client, 1)
     for path, last in (("?after=999", {}), ("?after=0", {"Last-Event-ID": "999"})):
         headers = {"Accept": "text/event-stream", **last}
@@ -183,7 +183,7 @@ async def test_a_position_beyond_the_head_is_refused_before_the_stream(client: C
         assert (status, reply["code"]) == (400, "bad_request")
 
 
-async def test_a_quiet_stream_is_kept_alive_by_comments(
+async def test_comments_keep_quiet_stream_alive(
     client: Client,
 ) -> None:
     session = await session_with_turns(client, 1)  # its agent has no more to say by itself
@@ -195,7 +195,7 @@ async def test_a_quiet_stream_is_kept_alive_by_comments(
     assert lines == [": ok\n", "\n", ": keep-alive\n", "\n", ": keep-alive\n", "\n"]
 
 
-async def test_the_stream_ends_with_the_session(client: Client) -> None:
+async def test_stream_ends_with_session(client: Client) -> None:
     session = await session_with_turns(client, 1)
     async with stream(client, f"/sessions/{session}/events?after=0") as events:
         await events.until("turn_end")
@@ -203,7 +203,7 @@ async def test_the_stream_ends_with_the_session(client: Client) -> None:
         assert [entry["type"] for _, entry in await events.rest()] == ["session_closed"]
 
 
-async def test_the_stream_of_a_closed_session_ends_once_all_is_told(client: Client) -> None:
+async def test_stream_of_closed_session_ends_after_last_entry(client: Client) -> None:
     session = await session_with_turns(client, 1)
     await client.delete(f"/sessions/{session}")
     head = (await client.state(session))["head"]
@@ -213,7 +213,7 @@ async def test_the_stream_of_a_closed_session_ends_once_all_is_told(client: Clie
             assert positions == list(range(after + 1, head + 1))
 
 
-async def test_a_client_that_has_all_of_a_closed_log_is_told_not_to_come_back(
+async def test_client_with_whole_log_of_closed_session_gets_204(
     client: Client,
 ) -> None:
     session = await session_with_turns(client, 1)
@@ -227,7 +227,7 @@ async def test_a_client_that_has_all_of_a_closed_log_is_told_not_to_come_back(
     assert (status, reply["entries"]) == (200, [])
 
 
-async def test_what_agents_write_cannot_break_an_events_line(client: Client) -> None:
+async def test_agent_output_cannot_break_event_line(client: Client) -> None:
     session = await client.create()
     message = '{"jsonrpc":"2.0",\r"method":"_x/y",\r\r"params":{"text":"a\\r\\n\\ndata: b"}}\r'
     async with stream(client, f"/sessions/{session}/events?after=0") as events:
@@ -238,13 +238,13 @@ async def test_what_agents_write_cannot_break_an_events_line(client: Client) -> 
     assert texts_of(told) == "data: c\n\nid: 7\n"
 
 
-async def test_a_stream_has_the_headers_that_every_answer_has(client: Client) -> None:
+async def test_stream_has_common_headers(client: Client) -> None:
     async with stream(client, f"/sessions/{await client.create()}/events") as events:
         assert events.response.headers["X-Request-Id"]
         assert events.response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_a_head_of_a_stream_has_no_body(server: LocalServer, client: Client) -> None:
+async def test_head_of_stream_has_no_body(server: LocalServer, client: Client) -> None:
     path = f"/sessions/{await client.create()}/events"
     headers = {**client.headers(), "Accept": "Text/Event-Stream"}
     # The second one comes on the same connection.
@@ -256,9 +256,7 @@ async def test_a_head_of_a_stream_has_no_body(server: LocalServer, client: Clien
         assert response.headers["Content-Type"].startswith("text/event-stream")
 
 
-async def test_whoever_reads_a_log_that_is_deleted_meanwhile_is_cut_off(
-    server: LocalServer, client: Client
-) -> None:
+async def test_stream_of_deleted_log_is_aborted(server: LocalServer, client: Client) -> None:
     session = await session_with_turns(client, 1)
     await client.delete(f"/sessions/{session}")
     with contextlib.closing(
@@ -273,7 +271,7 @@ async def test_whoever_reads_a_log_that_is_deleted_meanwhile_is_cut_off(
     assert await socket.until_closed() == 4000
 
 
-async def test_a_reader_that_leaves_disturbs_nobody(
+async def test_disconnecting_reader_affects_no_other(
     server: LocalServer, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = await client.create()
@@ -287,7 +285,7 @@ async def test_a_reader_that_leaves_disturbs_nobody(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_a_stream_needs_its_sessions_token(server: LocalServer, client: Client) -> None:
+async def test_stream_needs_token_of_its_session(server: LocalServer, client: Client) -> None:
     session = await client.create()
     headers = {"Accept": "text/event-stream"}
     path = f"/sessions/{session}/events"
@@ -296,7 +294,7 @@ async def test_a_stream_needs_its_sessions_token(server: LocalServer, client: Cl
     assert (await other.get(path, headers=headers))[0] == 404
 
 
-async def test_an_event_source_whose_connection_breaks_goes_on_where_it_was(
+async def test_event_source_resumes_after_broken_connection(
     client: Client,
 ) -> None:
     session = await client.create()
@@ -324,7 +322,7 @@ async def test_an_event_source_whose_connection_breaks_goes_on_where_it_was(
 # A turn.
 
 
-async def test_a_turn_streams_its_entries_up_to_its_end(client: Client) -> None:
+async def test_turn_streams_its_entries_to_its_end(client: Client) -> None:
     session = await session_with_turns(client, 1)
     before = (await client.state(session))["head"]
     body = {"prompt": script({"say": "one "}, {"say": "two"})}
@@ -338,7 +336,7 @@ async def test_a_turn_streams_its_entries_up_to_its_end(client: Client) -> None:
     assert all(position == entry["seq"] for position, entry in seen)
 
 
-async def test_a_turn_streams_while_it_runs(client: Client) -> None:
+async def test_turn_streams_while_it_runs(client: Client) -> None:
     session = await client.create()
     body = {"prompt": script({"say": "early"}, {"gate": "go"}, {"say": "late"})}
     async with stream(client, f"/sessions/{session}/turn", body) as events:
@@ -348,7 +346,7 @@ async def test_a_turn_streams_while_it_runs(client: Client) -> None:
         assert "late" in json.dumps(await events.rest())
 
 
-async def test_a_queued_turn_streams_only_its_own_entries(client: Client) -> None:
+async def test_queued_turn_streams_only_its_own_entries(client: Client) -> None:
     session = await client.create()
     path = f"/sessions/{session}/turn"
     held = {"prompt": script({"gate": "go"}, {"say": "mine"})}
@@ -371,7 +369,7 @@ async def test_a_queued_turn_streams_only_its_own_entries(client: Client) -> Non
     assert [entry["type"] for _, entry in second.result()][-1] == "turn_end"
 
 
-async def test_the_stream_of_a_queued_turn_begins_before_the_turn(client: Client) -> None:
+async def test_stream_of_queued_turn_starts_before_turn(client: Client) -> None:
     session = await client.create()
     path = f"/sessions/{session}/turn"
     held = {"prompt": script({"gate": "go"})}
@@ -393,7 +391,7 @@ async def test_the_stream_of_a_queued_turn_begins_before_the_turn(client: Client
             assert await repeated.rest() == told
 
 
-async def test_the_stream_of_a_queued_turn_that_is_cancelled_tells_its_end(
+async def test_stream_of_cancelled_queued_turn_has_turn_end(
     client: Client,
 ) -> None:
     session = await client.create()
@@ -406,7 +404,7 @@ async def test_the_stream_of_a_queued_turn_that_is_cancelled_tells_its_end(
     assert kinds == ["turn_start", "turn_end"]
 
 
-async def test_a_prompt_that_looks_like_another_turns_entry_is_not_told_as_one(
+async def test_prompt_that_imitates_entry_of_another_turn_is_not_streamed_as_one(
     client: Client,
 ) -> None:
     session = await client.create()
@@ -422,7 +420,7 @@ async def test_a_prompt_that_looks_like_another_turns_entry_is_not_told_as_one(
         assert {entry["turn_index"] for _, entry in await events.rest()} == {1}
 
 
-async def test_a_turn_that_fails_says_so_in_its_last_event(client: Client) -> None:
+async def test_failed_turn_streams_its_error_last(client: Client) -> None:
     session = await client.create()
     body = {"prompt": script({"say": "half"}, {"exit": 1})}
     async with stream(client, f"/sessions/{session}/turn", body) as events:
@@ -431,7 +429,7 @@ async def test_a_turn_that_fails_says_so_in_its_last_event(client: Client) -> No
     assert end["error"]["code"] == "agent_failed"
 
 
-async def test_a_turn_goes_on_when_its_reader_leaves(client: Client) -> None:
+async def test_turn_continues_after_its_reader_disconnects(client: Client) -> None:
     session = await client.create()
     body = {"prompt": script({"say": "early"}, {"gate": "go"}, {"say": "late"})}
     async with stream(client, f"/sessions/{session}/turn", body) as events:
@@ -446,7 +444,7 @@ async def test_a_turn_goes_on_when_its_reader_leaves(client: Client) -> None:
     assert end["stop_reason"] == "end_turn"
 
 
-async def test_an_idempotency_key_streams_the_stored_turn_again(client: Client) -> None:
+async def test_repeated_idempotency_key_streams_stored_turn(client: Client) -> None:
     session = await client.create()
     path, key = f"/sessions/{session}/turn", {"Idempotency-Key": "k"}
     async with stream(client, path, {"prompt": "hello"}, **key) as events:
@@ -456,14 +454,14 @@ async def test_an_idempotency_key_streams_the_stored_turn_again(client: Client) 
     assert (await client.state(session))["turn_count"] == 1
 
 
-async def test_a_bad_prompt_is_refused_before_the_stream(client: Client) -> None:
+async def test_invalid_prompt_is_refused_before_stream(client: Client) -> None:
     session = await client.create()
     headers = {"Accept": "text/event-stream"}
     answer = await client.post(f"/sessions/{session}/turn", {"prompt": ""}, headers=headers)
     assert (answer[0], answer[1]["code"]) == (400, "bad_request")
 
 
-async def test_a_stream_that_nobody_reads_is_dropped(serve: Serve) -> None:
+async def test_stalled_stream_is_aborted(serve: Serve) -> None:
     server = await serve(stall_timeout_secs=0.3, stream_keep_alive_secs=0.05)
     client = await server.client()
     session = await client.create()
@@ -479,7 +477,7 @@ async def test_a_stream_that_nobody_reads_is_dropped(serve: Serve) -> None:
         await eventually("the stream to be dropped", lambda: not streams())
 
 
-async def test_streams_count_as_sockets_and_end_with_their_token(serve: Serve) -> None:
+async def test_streams_count_as_sockets_and_end_with_token(serve: Serve) -> None:
     server = await serve(max_sockets_per_app=1, stream_keep_alive_secs=0.05)
     client = await server.client()
     session = await client.create()

@@ -1,4 +1,4 @@
-"""What a request costs before its credential is known, and what a body may be."""
+"""Limits on requests before authentication, and on bodies."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def ask(
 # Before the credential is known.
 
 
-async def test_a_packed_body_is_refused_on_every_path_before_it_has_come(client: Client) -> None:
+async def test_compressed_body_is_refused_before_it_arrives(client: Client) -> None:
     for coding in (b"gzip", b"br", b"deflate", b"x-unknown", b"identity, gzip", b"GZIP"):
         line = b"Content-Encoding: %b\r\n" % coding
         answer = await ask(client, head(client, CALLS[0], HUGE + line))
@@ -111,19 +111,19 @@ async def test_a_packed_body_is_refused_on_every_path_before_it_has_come(client:
         assert (await ask(client, request)).code == "unsupported_media_type"
 
 
-async def test_a_body_that_says_it_is_not_packed_is_read(client: Client) -> None:
+async def test_body_with_identity_coding_is_read(client: Client) -> None:
     status, _ = await client.post("/sessions", {}, headers={"Content-Encoding": "identity"})
     assert status == 200
 
 
-async def test_the_body_of_a_stranger_is_not_waited_for(client: Client) -> None:
+async def test_body_of_unauthenticated_request_is_not_awaited(client: Client) -> None:
     for call in CALLS:
         answer = await ask(client, head(client, call, HUGE))
         assert (answer.status, answer.code) == (401, "unauthorized"), call
         assert b"connection: close" in answer.head
 
 
-async def test_no_body_is_asked_for_before_the_token_is_known(client: Client) -> None:
+async def test_no_continue_before_authentication(client: Client) -> None:
     expects = b"Expect: 100-continue\r\nContent-Length: 2\r\n"
     for call in CALLS:
         assert (await ask(client, head(client, call, expects))).status == 401
@@ -131,7 +131,7 @@ async def test_no_body_is_asked_for_before_the_token_is_known(client: Client) ->
     assert (await ask(client, request, then=b"{}")).status == 200
 
 
-async def test_an_unknown_expectation_is_refused_in_the_shape_of_all_errors(
+async def test_unknown_expectation_gets_standard_error(
     client: Client,
 ) -> None:
     for call in (CALLS[0], OPEN[0], OPEN[2]):
@@ -141,7 +141,7 @@ async def test_an_unknown_expectation_is_refused_in_the_shape_of_all_errors(
             assert json.loads(answer.body)["request_id"].encode() in answer.head
 
 
-async def test_a_range_that_the_file_does_not_have_is_refused_in_the_shape_of_all_errors(
+async def test_unsatisfiable_range_gets_standard_error(
     client: Client,
 ) -> None:
     for wanted in (b"bytes=99999999-", b"bytes=9-1", b"lines=1-2"):
@@ -151,7 +151,7 @@ async def test_a_range_that_the_file_does_not_have_is_refused_in_the_shape_of_al
         assert b"content-range: bytes */" in answer.head
 
 
-async def test_a_socket_is_not_opened_by_head(client: Client) -> None:
+async def test_head_does_not_open_socket(client: Client) -> None:
     for path in (f"/sessions/{await client.create()}/ws", "/acp"):
         request = upgrade_request(client.url, path, client.token).replace(b"GET", b"HEAD", 1)
         answer = await ask(client, request, no_body=True)
@@ -195,7 +195,7 @@ async def a_socket(client: Client, session: str) -> RawSocket:
 
 
 @pytest.mark.parametrize("fin", [True, False], ids=["whole", "in fragments"])
-async def test_a_first_frame_is_small(client: Client, fin: bool) -> None:
+async def test_large_first_frame_is_refused(client: Client, fin: bool) -> None:
     raw = await a_socket(client, await client.create())
     first = (0x80 if fin else 0) | TEXT
     with contextlib.closing(raw.connection):
@@ -207,7 +207,7 @@ async def test_a_first_frame_is_small(client: Client, fin: bool) -> None:
             assert await raw.until_closed() == 1009
 
 
-async def test_a_prompt_of_any_size_may_follow_the_first_frame_at_once(
+async def test_large_prompt_may_follow_auth_frame_immediately(
     server: LocalServer, client: Client
 ) -> None:
     session = await client.create()
@@ -220,15 +220,15 @@ async def test_a_prompt_of_any_size_may_follow_the_first_frame_at_once(
 
 
 @contextlib.asynccontextmanager
-async def behind_a_door(
-    handler: web.RequestHandler | object, places: ConcurrencyLimit, stall_timeout: float = 60
+async def serve_through_listener(
+    handler: web.RequestHandler | object, slots: ConcurrencyLimit, stall_timeout: float = 60
 ) -> AsyncIterator[str]:
     application = web.Application()
     application.router.add_get("/", handler)  # type: ignore[arg-type]
     runner = web.AppRunner(application)
     await runner.setup()
     try:
-        opened = listener.Listener(places, 60, stall_timeout).open(runner, "127.0.0.1", 0)
+        opened = listener.Listener(slots, 60, stall_timeout).open(runner, "127.0.0.1", 0)
         async with opened as port:
             yield f"http://127.0.0.1:{port}/"
     finally:
@@ -238,7 +238,7 @@ async def behind_a_door(
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-async def test_of_idle_strangers_the_one_that_has_idled_longest_goes_first() -> None:
+async def test_longest_idle_unauthenticated_connection_is_closed_first() -> None:
     async def hello(request: web.Request) -> web.Response:
         assert isinstance(request.protocol, listener.BoundedRequestHandler)
         request.protocol.request_started()
@@ -246,7 +246,7 @@ async def test_of_idle_strangers_the_one_that_has_idled_longest_goes_first() -> 
         return web.Response(text="hello")
 
     loop = asyncio.get_running_loop()
-    async with behind_a_door(hello, ConcurrencyLimit(2, 2)) as url:
+    async with serve_through_listener(hello, ConcurrencyLimit(2, 2)) as url:
         with contextlib.ExitStack() as stack:
             connections = []
             for _ in range(3):
@@ -262,7 +262,7 @@ async def test_of_idle_strangers_the_one_that_has_idled_longest_goes_first() -> 
                 assert await loop.sock_recv(one, 4096)
 
 
-async def test_who_takes_nothing_of_an_answer_is_dropped() -> None:
+async def test_client_that_reads_no_response_is_disconnected() -> None:
     ended = asyncio.Event()
 
     async def large(request: web.Request) -> web.StreamResponse:
@@ -274,7 +274,7 @@ async def test_who_takes_nothing_of_an_answer_is_dropped() -> None:
         finally:
             ended.set()
 
-    async with behind_a_door(large, ConcurrencyLimit(2, 2), stall_timeout=0.05) as url:
+    async with serve_through_listener(large, ConcurrencyLimit(2, 2), stall_timeout=0.05) as url:
         with contextlib.closing(await open_connection(url)) as one:
             await asyncio.get_running_loop().sock_sendall(one, GET)
             async with Deadline("the answer to be given up"):
@@ -307,7 +307,7 @@ def test_values_are_counted_outside_of_strings(data: bytes, is_too_much: bool) -
     assert codec.has_too_many_values(bytearray(data)) is is_too_much
 
 
-async def test_a_body_of_too_many_values_is_refused_and_one_below_is_read(client: Client) -> None:
+async def test_body_over_value_limit_is_refused(client: Client) -> None:
     body = b'{"prompt":%b}' % nested(codec.MAX_CONTAINERS + 1)
     status, reply = await client.call("POST", "/run", body)
     assert (status, reply["code"]) == (413, "payload_too_large")
@@ -315,7 +315,7 @@ async def test_a_body_of_too_many_values_is_refused_and_one_below_is_read(client
     assert (status, reply["code"]) == (400, "bad_request")  # a prompt is text
 
 
-async def test_a_frame_of_too_many_values_is_too_big(client: Client) -> None:
+async def test_frame_over_value_limit_is_refused(client: Client) -> None:
     session = await client.create()
     for path in (f"/sessions/{session}/ws", "/acp"):
         ws = await client.http.ws_connect(client.url + path, headers=client.headers())
@@ -328,7 +328,7 @@ async def test_a_frame_of_too_many_values_is_too_big(client: Client) -> None:
         assert ws.close_code == 1009
 
 
-async def test_a_body_that_stops_coming_is_given_up(
+async def test_stalled_body_times_out(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.incoming, "stall_timeout", 0.05)
@@ -336,7 +336,7 @@ async def test_a_body_that_stops_coming_is_given_up(
     assert (answer.status, answer.code) == (408, "request_timeout")
 
 
-async def test_a_body_in_chunks_is_read(client: Client) -> None:
+async def test_chunked_body_is_read(client: Client) -> None:
     async def chunks(size: int) -> AsyncIterator[bytes]:
         yield b'{"system":"'
         for _ in range(size):
@@ -351,7 +351,7 @@ async def test_a_body_in_chunks_is_read(client: Client) -> None:
     assert (status, reply["code"]) == (413, "payload_too_large")
 
 
-async def test_bytes_are_given_in_order_and_no_app_holds_up_another() -> None:
+async def test_byte_budget_is_granted_in_order_per_app() -> None:
     budget = ByteBudget(100, 60)
     order: list[str] = []
 
@@ -384,7 +384,7 @@ async def test_bytes_are_given_in_order_and_no_app_holds_up_another() -> None:
     assert (sorted(order), budget.used) == (["a1", "a2", "b1", "c1"], 0)
 
 
-async def test_who_gives_up_waiting_holds_nothing() -> None:
+async def test_cancelled_claim_holds_no_bytes() -> None:
     budget = ByteBudget(10, 10)
 
     async def hold(size: int) -> None:
@@ -409,7 +409,7 @@ def form(*names: str) -> aiohttp.FormData:
     return form
 
 
-async def test_a_second_file_in_an_upload_is_refused_and_nothing_is_kept(
+async def test_upload_of_two_files_is_refused_and_discarded(
     server: LocalServer, client: Client
 ) -> None:
     status, reply = await client.call("POST", "/files", None, data=form("file", "file"))
@@ -417,7 +417,7 @@ async def test_a_second_file_in_an_upload_is_refused_and_nothing_is_kept(
     assert await server.services.sessions.queries.all_files() == []
 
 
-async def test_a_form_has_few_parts_and_small_fields(client: Client) -> None:
+async def test_form_over_part_and_field_limits_is_refused(client: Client) -> None:
     status, _ = await client.call("POST", "/files", None, data=form("other", "file", "more"))
     assert status == 200
     status, reply = await client.call("POST", "/files", None, data=form(*["other"] * 30, "file"))
@@ -438,18 +438,18 @@ def part(more: str = "") -> bytes:
     return text.encode()
 
 
-async def test_a_packed_part_is_refused(client: Client) -> None:
+async def test_compressed_part_is_refused(client: Client) -> None:
     body = part(PACKED.decode())
     answer = await ask(client, upload_head(client, "", len(body)) + body)
     assert (answer.status, answer.code) == (415, "unsupported_media_type")
 
 
-async def test_an_upload_is_asked_for_once_the_token_is_known(client: Client) -> None:
+async def test_upload_is_continued_after_authentication(client: Client) -> None:
     request = upload_head(client, "Expect: 100-continue\r\n", len(part()))
     assert (await ask(client, request, then=part())).status == 200
 
 
-async def test_an_upload_that_stops_coming_is_given_up(
+async def test_stalled_upload_times_out(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.incoming, "stall_timeout", 0.05)
@@ -471,7 +471,7 @@ async def test_an_upload_that_stops_coming_is_given_up(
     ],
     ids=["packed on its way", "two sizes", "two expectations", "two tokens"],
 )
-async def test_an_ambiguous_request_is_refused(
+async def test_ambiguous_request_is_refused(
     client: Client, more: bytes, status: int, code: str | None
 ) -> None:
     request = head(client, CALLS[0], more, token=True)
@@ -479,7 +479,7 @@ async def test_an_ambiguous_request_is_refused(
     assert (answer.status, answer.code) == (status, code or "expectation_failed")
 
 
-async def test_a_handshake_that_makes_no_sense_is_a_bad_request(client: Client) -> None:
+async def test_invalid_handshake_is_refused(client: Client) -> None:
     session = await client.create()
     for path in (f"/sessions/{session}/ws", "/acp"):
         good = upgrade_request(client.url, path, client.token)
@@ -498,7 +498,7 @@ async def test_a_handshake_that_makes_no_sense_is_a_bad_request(client: Client) 
             assert (answer.status, answer.code) == (403, "forbidden")
 
 
-async def test_a_part_of_a_file_is_sent_to_who_has_parts_of_the_same_file(client: Client) -> None:
+async def test_range_is_sent_only_for_same_version_of_file(client: Client) -> None:
     call = ("GET", "/static/app.js")
     whole = await ask(client, head(client, call, b""))
     [tag] = [line[6:] for line in whole.head.split(b"\r\n") if line.startswith(b"etag: ")]
@@ -521,14 +521,14 @@ async def test_a_part_of_a_file_is_sent_to_who_has_parts_of_the_same_file(client
         assert (answer.status, answer.code) == (412, "precondition_failed")
 
 
-async def test_a_host_written_in_full_is_the_same_host(client: Client) -> None:
+async def test_fully_qualified_host_is_same_host(client: Client) -> None:
     port = urlsplit(client.url).port
     for host, status in ((f"localhost.:{port}", 200), ("LOCALHOST.", 200), ("evil.", 403)):
         request = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         assert (await ask(client, request)).status == status
 
 
-async def test_a_failed_turn_names_its_request(client: Client) -> None:
+async def test_failed_turn_has_request_id(client: Client) -> None:
     status, reply = await client.turn(await client.create("mock-fail-new"), "x")
     assert status >= 500
     assert reply["request_id"] == client.last_headers["X-Request-Id"]
