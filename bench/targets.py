@@ -269,7 +269,7 @@ class HostAlone:
             agents={"bench": AgentCommand(tuple(argv))},
             environ=environ,
             start_timeout=30,
-            pressure=_NoBackpressure(),
+            backpressure=_NoBackpressure(),
             limits=MessageLimits(each=17 << 20, per_app=34 << 20),
         )
         self._recorder = _Recorder()

@@ -332,7 +332,7 @@ def make_backend(
         agents={FALLBACK_AGENT: demo, **settings.agents},
         environ=with_folder_of(node, agent_environ(environ, settings.agent_env)),
         start_timeout=settings.agent_start_timeout_secs,
-        pressure=pressure,
+        backpressure=pressure,
         limits=MessageLimits(
             settings.max_agent_message_bytes, settings.max_agent_message_bytes_per_app
         ),

@@ -68,6 +68,11 @@ class Tasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no task runs."""
+        return not self._tasks
+
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run *coroutine* as a task of this keeper."""
         task = asyncio.create_task(coroutine, name=name)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.agents.base import PROMPT_TRANSITIONS
+from server.agents.base import AGENT_TRANSITIONS
+from server.agents.prompt_handle import PROMPT_TRANSITIONS
 from server.sessions.core import SESSION_TRANSITIONS
 from server.sessions.turns import TURN_TRANSITIONS
 from server.states import IllegalTransitionError, StateMachine, Transitions
@@ -27,6 +28,7 @@ LAMP_TRANSITIONS: Transitions[Lamp] = {
 
 TABLES: list[Transitions[Any]] = [
     LAMP_TRANSITIONS,
+    AGENT_TRANSITIONS,
     PROMPT_TRANSITIONS,
     TURN_TRANSITIONS,
     SESSION_TRANSITIONS,

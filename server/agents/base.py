@@ -8,16 +8,16 @@ that order too.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..codec import dumps
 from ..errors import Error, ErrorCode
-from ..states import StateMachine, Transitions
+from ..states import Transitions
+from .agent_settings import NO_SETTINGS, AgentSettings
+from .prompt_handle import PromptHandle
 from .traits import AgentTraits
 
 Context = Literal["fresh", "kept"]
@@ -76,124 +76,6 @@ class Wanted:
         return self.model is None and self.mode is None and not self.config_options
 
 
-REPORT_BYTES = 64 << 10
-"""The limit, as JSON, of each field of :class:`AgentSettings`."""
-
-
-def bounded(value: Any, limit: int = REPORT_BYTES) -> Any:
-    """*value*, which an agent wrote, with no more than *limit* bytes as JSON.
-
-    Of a long list or object the first items are kept; what is too long and neither is None.
-    """
-    try:
-        size = len(dumps(value))
-    except (TypeError, ValueError, RecursionError):  # nested too deeply
-        return None
-    if size <= limit:
-        return value
-    left = limit - 2
-    if isinstance(value, list):
-        items: list[Any] = []
-        for item in value:
-            left -= len(dumps(item)) + 1
-            if left < 0:
-                break
-            items.append(item)
-        return items
-    if not isinstance(value, dict):
-        return None
-    fields: dict[str, Any] = {}
-    for name, field in value.items():
-        left -= len(dumps(name)) + 2
-        if left < 4:
-            break
-        fields[name] = bounded(field, left)
-        left -= len(dumps(fields[name]))
-    return fields
-
-
-MAX_OPTIONS = 64
-"""How many config options of an agent count."""
-CHOICES = {"modes": "availableModes", "models": "availableModels"}
-
-
-def bounded_offer(offer: Any, key: str, limit: int = REPORT_BYTES) -> Any:
-    """*offer* with no more than *limit* bytes as JSON, and a mark if it had more.
-
-    Its list of choices, under *key*, is cut short before all else.
-    """
-    kept = bounded(offer, limit)
-    if not isinstance(offer, dict) or kept in (offer, None):
-        return kept
-    rest = bounded({name: value for name, value in offer.items() if name != key}, limit // 2)
-    meta = rest.get("_meta")
-    mark = {"clawdforge": {"shortened": True}}
-    rest["_meta"] = {**meta, **mark} if isinstance(meta, dict) else mark
-    choices = bounded(offer.get(key), limit // 2 - 100)
-    return {**rest, key: choices if isinstance(choices, list) else []}
-
-
-def is_shortened(offer: Any) -> bool:
-    """Whether :func:`bounded_offer` has cut *offer* short."""
-    meta = offer.get("_meta") if isinstance(offer, dict) else None
-    own = meta.get("clawdforge") if isinstance(meta, dict) else None
-    return isinstance(own, dict) and own.get("shortened") is True
-
-
-def bounded_options(options: Any, limit: int = REPORT_BYTES) -> Any:
-    """Config options with no more than *limit* bytes as JSON: the long ones are cut short."""
-    if not isinstance(options, list) or bounded(options, limit) == options:
-        return bounded(options, limit)
-    counted = options[:MAX_OPTIONS]
-    kept = [bounded_offer(option, "options", limit // len(counted) - 1) for option in counted]
-    left = limit - len(dumps(kept))
-    for n, option in enumerate(counted):  # what the short ones have left over
-        longer = bounded_offer(option, "options", left + len(dumps(kept[n])))
-        left += len(dumps(kept[n])) - len(dumps(longer))
-        kept[n] = longer
-    return kept
-
-
-REPORTED = ("modes", "models", "config_options", "commands")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class AgentSettings:
-    """The settings and abilities that an agent reported last, in ACP's shapes.
-
-    A field is None if the agent has not reported it.
-    """
-
-    capabilities: Any = None
-    modes: Any = None
-    models: Any = None
-    config_options: Any = None
-    commands: Any = None
-    auth_methods: Any = None
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in CHOICES:
-                value = bounded_offer(value, CHOICES[field.name])
-            elif field.name == "config_options":
-                value = bounded_options(value)
-            else:
-                value = bounded(value)
-            object.__setattr__(self, field.name, value)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> AgentSettings:
-        """Restore settings from what :meth:`to_dict` returned."""
-        return cls(**{name: stored.get(name) for name in REPORTED})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields that clients see and the database keeps."""
-        return {name: getattr(self, name) for name in REPORTED}
-
-
-NO_SETTINGS = AgentSettings()
-
 Presence = Literal["live", "waking", "prewarmed", "hibernated"]
 """Whether a session's agent runs: what ``agent_state`` tells."""
 
@@ -239,127 +121,75 @@ class AgentObserver(Protocol):
         """The agent's process has ended, whether it was asked to or not."""
 
 
-class PromptState(enum.Enum):
-    """The position of a prompt on its way to the agent."""
-
-    HELD = "held"
-    """The prompt is being stored. acpx may have it; the agent must not receive it."""
-    ADMITTED = "admitted"
-    """The prompt is stored and may be written to the agent's stdin."""
-    SENT = "sent"
-    """The agent has received the prompt."""
-    WITHDRAWN = "withdrawn"
-    """The prompt was cancelled or failed before the agent received it. It never will."""
-    DONE = "done"
-    """The turn is over."""
-
-
-PROMPT_TRANSITIONS: Transitions[PromptState] = {
-    PromptState.HELD: {PromptState.ADMITTED, PromptState.WITHDRAWN},
-    PromptState.ADMITTED: {PromptState.SENT, PromptState.WITHDRAWN},
-    PromptState.SENT: {PromptState.DONE},
-    PromptState.WITHDRAWN: set(),
-    PromptState.DONE: set(),
-}
-
-
-class PromptHandle:
-    """One prompt on its way to the agent: the only object that decides whether it may get there.
-
-    The agent creates it in :meth:`Agent.prompt`, marks it as sent and finishes it. The session
-    admits it once it is stored, cancels it, and awaits :attr:`done`.
-
-    Args:
-        is_held: the prompt must not reach the agent before :meth:`admit` is called.
-        cancel_sent: asks the agent to end the turn; called if the agent has received the prompt.
-
-    Attributes:
-        blocks: JSON of the content blocks; empty once the agent has received them.
-        admitted: done once the prompt may be sent, or was withdrawn.
-        done: done when the turn is over. The response itself has gone to
-            :meth:`AgentObserver.response_received` by then. Raises :class:`Error` if there is no
-            response: the agent did not start, or its process ended.
-    """
-
-    def __init__(
-        self, blocks: bytes, *, is_held: bool, cancel_sent: Callable[[], None] = lambda: None
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self.blocks = blocks
-        self.admitted: asyncio.Future[None] = loop.create_future()
-        self.done: asyncio.Future[None] = loop.create_future()
-        self._cancel_sent = cancel_sent
-        self._state = StateMachine(PROMPT_TRANSITIONS, PromptState.HELD)
-        if not is_held:
-            self.admit()
-
-    @property
-    def state(self) -> PromptState:
-        return self._state.current
-
-    @property
-    def is_sent(self) -> bool:
-        """Whether the agent has received the prompt."""
-        return self.state in (PromptState.SENT, PromptState.DONE)
-
-    @property
-    def is_withdrawn(self) -> bool:
-        """Whether the agent will never receive the prompt."""
-        return self.state is PromptState.WITHDRAWN
-
-    def admit(self) -> None:
-        """Allow the prompt to reach the agent, unless it was withdrawn."""
-        if self.state is PromptState.HELD:
-            self._state.move_to(PromptState.ADMITTED)
-            self._resolve_admitted()
-
-    def mark_sent(self) -> None:
-        """Note that the prompt was written to the agent's stdin."""
-        self._state.move_to(PromptState.SENT)
-        self.blocks = b""
-
-    def cancel(self) -> None:
-        """Withdraw the prompt if the agent has not received it; else ask the agent to end the turn.
-
-        A turn that is over stays as it is.
-        """
-        if self.state is PromptState.SENT:
-            self._cancel_sent()
-        else:
-            self.finish()
-
-    def finish(self, error: Error | None = None) -> None:
-        """End the turn, once: with the agent's response, or with *error* if there is none."""
-        if self.done.done():
-            return
-        self._state.move_to(PromptState.DONE if self.is_sent else PromptState.WITHDRAWN)
-        self._resolve_admitted()
-        if error is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(error)
-
-    def _resolve_admitted(self) -> None:
-        if not self.admitted.done():  # the server may have stopped its waiter, and so the future
-            self.admitted.set_result(None)
-
-
 GRACE_SECS = 4.0
 """What an agent has to end in by itself, if nobody waits for its slot."""
 URGENT_GRACE_SECS = 1.0
 """The same if somebody does: an agent that ignores the end of its stdin must delay no other app."""
 
 
-class Agent(Protocol):
-    """One session's agent: an id at acpx, and a process while there is one."""
+@dataclasses.dataclass(slots=True)
+class AgentTimeouts:
+    """The times that the agents of a backend have, in seconds.
+
+    Attributes:
+        close: to end by itself, at most.
+        setting: to respond to a change of a setting.
+    """
+
+    close: float = GRACE_SECS
+    setting: float = 20.0
+
+
+class AgentState(enum.Enum):
+    """The state of one session's agent."""
+
+    STOPPED = "stopped"
+    """No process runs, and none is being started."""
+    STARTING = "starting"
+    """A process is being started, or opens the session's conversation."""
+    READY = "ready"
+    """The process has the conversation, and no prompt."""
+    PROMPTING = "prompting"
+    """The process has received a prompt and has not responded yet."""
+    STOPPING = "stopping"
+    """The process was asked to end, or was killed, and has not ended yet."""
 
     @property
     def is_live(self) -> bool:
-        """A process is running or starting."""
+        """Whether a process runs or is being started."""
+        return self is not AgentState.STOPPED
+
+
+AGENT_TRANSITIONS: Transitions[AgentState] = {
+    AgentState.STOPPED: {AgentState.STARTING},
+    AgentState.STARTING: {
+        AgentState.READY,
+        AgentState.PROMPTING,  # an agent may respond to session/load without a result
+        AgentState.STOPPING,
+        AgentState.STOPPED,
+    },
+    # To STARTING: the process ended or was replaced, and acpx may be starting another.
+    AgentState.READY: {
+        AgentState.PROMPTING,
+        AgentState.STARTING,
+        AgentState.STOPPING,
+        AgentState.STOPPED,
+    },
+    AgentState.PROMPTING: {
+        AgentState.READY,
+        AgentState.STARTING,
+        AgentState.STOPPING,
+        AgentState.STOPPED,
+    },
+    AgentState.STOPPING: {AgentState.STARTING, AgentState.STOPPED},
+}
+
+
+class Agent(Protocol):
+    """One session's agent. Its process is started when it is needed."""
 
     @property
-    def is_starting(self) -> bool:
-        """A process is starting, or loads its conversation."""
+    def state(self) -> AgentState: ...
 
     @property
     def settings(self) -> AgentSettings: ...
@@ -419,10 +249,12 @@ class Backend(Protocol):
         can_ask: permission requests come to the session; else acpx decides them.
         can_restore: the settings that a observer wants are set before each prompt; else a prompt
             fails if the agent cannot be in them.
+        timeouts: of all agents; a change applies to running agents, too.
     """
 
     can_ask: bool
     can_restore: bool
+    timeouts: AgentTimeouts
 
     @property
     def versions(self) -> Mapping[str, str]: ...

@@ -68,7 +68,7 @@ def plain(text: str) -> str:
     )
 
 
-def last_words(streams: Iterable[bytes], secrets: Collection[str] = ()) -> str:
+def last_output(streams: Iterable[bytes], secrets: Collection[str] = ()) -> str:
     """What the program wrote last on each of its *streams*, at most :data:`SHOWN_BYTES` of each."""
     ends = dict.fromkeys(_end_of(stream, secrets) for stream in streams)
     return " / ".join(filter(None, ends))

@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .base import AgentObserver, AgentSettings, AgentSpec, Wanted, is_shortened
+from .agent_settings import AgentSettings, is_shortened
+from .base import AgentObserver, AgentSpec, Wanted
 
 SET_MODE = "session/set_mode"
 SET_MODEL = "session/set_model"
 SET_OPTION = "session/set_config_option"
 SETTERS = frozenset({SET_MODE, SET_MODEL, SET_OPTION})
+SESSION_METHODS = frozenset({"session/new", "session/load", "session/resume"})
+"""The requests that open a conversation; the agent's response has its settings."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ def setting_of(state: AgentSettings, key: str) -> str:
     return key
 
 
-def named(state: AgentSettings, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
+def requested(state: AgentSettings, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
     """What a request that sets something sets, and the value."""
     if method == SET_MODE:
         return "mode", str(params.get("modeId"))
@@ -225,7 +228,7 @@ def _named(choice: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {key: choice["value"], "name": choice["value"], **about}
 
 
-def opened(state: AgentSettings, result: Mapping[str, Any]) -> AgentSettings:
+def with_session_result(state: AgentSettings, result: Mapping[str, Any]) -> AgentSettings:
     """With the agent's answer to session/new, session/load or session/resume.
 
     A setting that it does not name is not known any more: another process said it.
@@ -238,7 +241,7 @@ def opened(state: AgentSettings, result: Mapping[str, Any]) -> AgentSettings:
     )
 
 
-def answered(
+def with_result(
     state: AgentSettings,
     former: AgentSettings,
     method: str,
@@ -264,7 +267,9 @@ def answered(
     return with_options(state, _set(options, params.get("configId"), params.get("value")))
 
 
-def updated(state: AgentSettings, former: AgentSettings, kind: Any, update: Any) -> AgentSettings:
+def with_update(
+    state: AgentSettings, former: AgentSettings, kind: Any, update: Any
+) -> AgentSettings:
     """With a ``session/update`` of the agent's, of that *kind*."""
     match kind:
         case "available_commands_update":

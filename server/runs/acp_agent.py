@@ -6,16 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ..agents.base import (
-    Agent,
-    AgentSettings,
-    AgentSpec,
-    Backend,
-    Context,
-    PromptHandle,
-    Wanted,
-)
+from ..agents.agent_settings import AgentSettings
+from ..agents.base import Agent, AgentSpec, Backend, Context, Wanted
 from ..agents.failures import agent_error
+from ..agents.prompt_handle import PromptHandle
 from ..codec import dumps, parse_message
 from ..errors import ErrorCode
 from ..sessions.permissions import ToolCalls, by_policy

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..agents.failures import login_required
-from ..agents.program_output import last_words, redact
+from ..agents.program_output import last_output, redact
 from ..codec import parse_message
 from .run import RunError, RunResult, result_json
 
@@ -116,7 +116,7 @@ def _exit_message(output: Output) -> str:
             message = f"claude exited with status {status}"
     if output.stdout.strip():
         message += "; its output is not a result"
-    last = last_words([output.stdout, output.stderr.encode()])
+    last = last_output([output.stdout, output.stderr.encode()])
     return f"{message}: {last}" if last else message
 
 
@@ -126,7 +126,7 @@ def _error_without_message(output: Output) -> RunError:
     if output.status in NOT_STARTED:
         code = "agent_unavailable"
     elif _LOGIN_ERROR.search(output.stderr):
-        return _login_error(last_words([output.stderr.encode()]), output)
+        return _login_error(last_output([output.stderr.encode()]), output)
     elif _BAD_ARGUMENT.search(output.stderr):
         retryable = False
     return RunError(code, _exit_message(output), stderr=output.stderr, retryable=retryable)

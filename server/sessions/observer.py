@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..agents.base import AgentSettings, Context, Wanted
+from ..agents.agent_settings import AgentSettings
+from ..agents.base import Context, Wanted
 from . import entries
 from .core import SessionCore
 from .permissions import Permissions

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..agents.base import bounded
+from ..agents.agent_settings import bounded
 from ..codec import dumps
 from ..errors import bad_request, not_found
 from ..storage import statements

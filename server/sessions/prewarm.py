@@ -17,16 +17,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from ..agents.base import (
-    GRACE_SECS,
-    Agent,
-    AgentObserver,
-    AgentSettings,
-    AgentSpec,
-    Backend,
-    Context,
-    Wanted,
-)
+from ..agents.agent_settings import AgentSettings
+from ..agents.base import GRACE_SECS, Agent, AgentObserver, AgentSpec, Backend, Context, Wanted
 from ..errors import Error
 from ..storage import statements
 from ..storage.writer import DatabaseWriter

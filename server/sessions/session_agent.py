@@ -7,15 +7,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..agents.base import (
-    GRACE_SECS,
-    NO_SETTINGS,
-    Agent,
-    AgentObserver,
-    AgentSettings,
-    AgentSpec,
-    Presence,
-)
+from ..agents.agent_settings import NO_SETTINGS, AgentSettings
+from ..agents.base import GRACE_SECS, Agent, AgentObserver, AgentSpec, AgentState, Presence
 from ..agents.traits import AgentTraits
 from ..codec import dumps, loads
 from ..errors import Error, session_closed
@@ -88,7 +81,7 @@ class SessionAgent:
     @property
     def is_live(self) -> bool:
         """Whether a process runs or starts."""
-        return self._agent is not None and self._agent.is_live
+        return self._agent is not None and self._agent.state.is_live
 
     @property
     def reported(self) -> AgentSettings:
@@ -99,17 +92,21 @@ class SessionAgent:
     def has_reported_all(self) -> bool:
         """Whether the agent has opened its conversation, and so reported what it offers."""
         agent = self._agent
-        return agent is not None and not agent.is_starting and agent.settings != NO_SETTINGS
+        return (
+            agent is not None
+            and agent.state is not AgentState.STARTING
+            and agent.settings != NO_SETTINGS
+        )
 
     @property
     def agent_state(self) -> Presence:
         """Whether the agent runs, as clients see it."""
-        if self._agent is None or not self._agent.is_live:
+        if self._agent is None or not self._agent.state.is_live:
             return "hibernated"
         has_had_turn = self._current.turn is not None or self._current.last_sent_index
         if self._was_prewarmed and not has_had_turn:
             return "prewarmed"
-        return "waking" if self._agent.is_starting else "live"
+        return "waking" if self._agent.state is AgentState.STARTING else "live"
 
     @property
     def can_hibernate(self) -> bool:
@@ -138,7 +135,7 @@ class SessionAgent:
     def take_over(self, prewarmed: PrewarmedAgent, observer: AgentObserver) -> None:
         """Take over a prewarmed agent and its slot."""
         self._agent = prewarmed.transfer_to(self.spec, observer)
-        self._was_prewarmed = self._agent.is_live
+        self._was_prewarmed = self._agent.state.is_live
         self._core.context.slots.transfer(prewarmed, self)
         self.store_reported()
         self.release_if_gone()

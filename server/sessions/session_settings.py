@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..agents import settings as agent_settings
-from ..agents.base import Agent, AgentSettings, Wanted
+from ..agents.agent_settings import AgentSettings
+from ..agents.base import Agent, Wanted
 from ..agents.traits import APPROVE_ALL
 from ..errors import Error, ErrorCode, internal, session_closed
 from ..storage import statements

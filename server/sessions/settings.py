@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..agents import settings
-from ..agents.base import AgentSettings
+from ..agents.agent_settings import AgentSettings
 from ..codec import dumps, loads
 from ..errors import Error
 

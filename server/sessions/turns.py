@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..agents.base import PromptHandle
+from ..agents.prompt_handle import PromptHandle
 from ..codec import loads, parse_message
 from ..errors import Error, ErrorCode
 from ..states import StateMachine, Transitions

@@ -14,7 +14,6 @@ import aiohttp
 import pytest
 
 from server.agents.base import AgentSpec
-from server.agents.cli import agent as cli_agent
 from server.agents.cli.backend import CliBackend
 from server.agents.cli.commands import AcpxCommands, socket_folder
 
@@ -294,12 +293,10 @@ async def test_a_file_in_the_workspace_changes_nothing(serve: Serve, tmp_path: P
     assert not (tmp_path / "intruder").exists()
 
 
-async def test_a_closed_session_leaves_no_process_and_a_deleted_one_no_file(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cli_agent, "CLOSE_SECS", 0.2)  # this one would use up all of it
+async def test_closed_session_leaves_no_process_and_deleted_session_no_file(serve: Serve) -> None:
     clock = Clock()
     server = await serve(agent_backend="cli", clock=clock)
+    server.services.sessions.backend.timeouts.close = 0.2  # the agent would use all of it
     client = await server.client()
     session = await client.create("mock-stubborn")
     await told(client, session, {"report": True})

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from server.agents.host import backend as host
-from server.agents.host import handover
+from server.agents.host.handover import StdioHandover
 from server.agents.process import environ
 from server.config import AgentCommand
 
@@ -49,11 +49,11 @@ async def told(client: Client, session: str, step: Any) -> Any:
     return json.loads(texts_of(reply["events"]))
 
 
-def at_seam(server: LocalServer) -> str:
-    """The name of the socket where agents attach."""
+def handover_of(server: LocalServer) -> StdioHandover:
+    """The socket at which launchers hand over their stdio."""
     backend = server.services.sessions.backend
     assert isinstance(backend, host.HostBackend)
-    return "\0" + backend.seam_name
+    return backend.handover
 
 
 # Crashes.
@@ -443,13 +443,13 @@ async def test_an_agent_runs_in_a_folder_of_its_own_with_nothing_but_its_pipes(
     assert stat.S_IMODE(server.services.settings.data_dir.stat().st_mode) == 0o700
 
 
-# The seam.
+# The handover of stdio.
 
 
-async def test_a_stranger_may_not_attach_at_the_seam(
-    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+async def test_unannounced_process_is_refused_at_the_handover_socket(
+    client: Client, server: LocalServer
 ) -> None:
-    monkeypatch.setattr(handover, "ATTACH_SECS", 0.2)
+    handover_of(server).timeout = 0.2
     await client.turn(await client.create(), "an agent runs")
     connect = (
         "import socket, sys, os\n"
@@ -462,21 +462,21 @@ async def test_a_stranger_may_not_attach_at_the_seam(
         "except ConnectionResetError:\n"
         "    print('refused')\n"
     )
-    name = at_seam(server).removeprefix("\0")
+    name = handover_of(server).name
     stranger = await asyncio.create_subprocess_exec(
         *MOCKS["mock"].argv[:3], "-c", connect, name, stdout=asyncio.subprocess.PIPE
     )
     output, _ = await stranger.communicate()
     assert output.decode().strip() in ("refused", "(b'', [])")
-    assert (await client.turn(await client.create(), "others may"))[0] == 200
+    assert (await client.turn(await client.create(), "a new agent is accepted"))[0] == 200
 
 
-async def test_the_server_itself_may_not_attach_either(
-    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+async def test_connection_of_the_server_is_refused_at_the_handover_socket(
+    client: Client, server: LocalServer
 ) -> None:
-    monkeypatch.setattr(handover, "ATTACH_SECS", 0.1)
+    handover_of(server).timeout = 0.1
     with sockets.socket(sockets.AF_UNIX) as stranger:
         stranger.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(stranger, at_seam(server))
+        await loop.sock_connect(stranger, "\0" + handover_of(server).name)
         assert await asyncio.wait_for(loop.sock_recv(stranger, 100), 5) == b""

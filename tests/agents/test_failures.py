@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.agents.failures import agent_error
-from server.agents.program_output import KEPT_BYTES, SHOWN_BYTES, last_words, secrets_in
+from server.agents.program_output import KEPT_BYTES, SHOWN_BYTES, last_output, secrets_in
 
 
 def error(code: int, message: str, data: Any = None) -> dict[str, Any]:
@@ -139,13 +139,13 @@ def test_last_words_are_bounded_plain_and_without_secrets() -> None:
         b"key correct-horse-battery\nsk-ant-api03-abcdefgh12345\n"
         b"Authorization: Bearer abcdefghijkl\nhttps://me:hunter22@example.com/ \xe2\x80\xaeevil"
     )
-    said = last_words([stream, b"", stream], secrets)
+    said = last_output([stream, b"", stream], secrets)
     assert said.startswith("kimi is no longer maintained key [secret] [secret]")
     assert said.count("kimi") == 1
     for hidden in ("horse", "abcdefgh", "hunter22", "\x1b", "\x07", "\u202e"):
         assert hidden not in said
     assert "a-folder" not in secrets
     for flood in (b"word " * 100_000, b"x" * 100_000, "я".encode() * 50_000, b"\xff" * 10_000):
-        assert len(last_words([flood, b"end"]).encode()) <= SHOWN_BYTES + 20
+        assert len(last_output([flood, b"end"]).encode()) <= SHOWN_BYTES + 20
     cut = b"correct-horse-battery " + b"y " * (KEPT_BYTES // 2 - 5)
-    assert "battery" not in last_words([cut[-KEPT_BYTES:]], secrets)
+    assert "battery" not in last_output([cut[-KEPT_BYTES:]], secrets)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.agents.base import PromptHandle, PromptState, agent_failed
+from server.agents.base import agent_failed
+from server.agents.prompt_handle import PromptHandle, PromptState
 from server.errors import Error
 from server.states import IllegalTransitionError
 

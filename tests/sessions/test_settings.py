@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from server.agents.base import NO_SETTINGS, REPORT_BYTES, AgentSettings, Wanted
-from server.agents.host import agent as host_agent
+from server.agents.agent_settings import NO_SETTINGS, REPORT_BYTES, AgentSettings
+from server.agents.base import Wanted
 from server.agents.host.backend import HostBackend
 from server.agents.settings import steps, with_options
 from server.codec import dumps
@@ -377,9 +377,9 @@ async def test_mode_set_as_an_option_counts_as_the_mode(client: Client) -> None:
 
 @pytest.mark.parametrize("is_busy", [False, True])
 async def test_agent_that_does_not_respond_to_a_change_is_ended_before_the_next_prompt(
-    client: Client, monkeypatch: pytest.MonkeyPatch, is_busy: bool
+    client: Client, server: LocalServer, is_busy: bool
 ) -> None:
-    monkeypatch.setattr(host_agent, "CONTROL_SECS", 0.05)
+    server.services.sessions.backend.timeouts.setting = 0.05
     socket = await client.connect(await client.create("hanging"))
     await socket.turn("hello")
     if is_busy:

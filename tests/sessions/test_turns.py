@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from server.agents.host.agent import HostAgent
+from server.agents.host.prompts import PromptQueue
 from server.codec import dumps
 from server.errors import Error, not_stored
 from server.sessions.content import check_content
@@ -66,11 +67,7 @@ async def prompt_at_the_proxy(server: LocalServer, session: str) -> None:
     """Wait until the proxy holds the prompt."""
     agent = server.services.sessions.cached[session].agent.process
     assert isinstance(agent, HostAgent)
-
-    def is_held() -> bool:
-        return agent._seam is not None and "prompt" in agent._seam._held[True]
-
-    await eventually("the proxy to hold the prompt", is_held)
+    await eventually("the proxy to hold the prompt", lambda: agent.is_prompt_held)
 
 
 # Queue
@@ -331,7 +328,7 @@ async def test_prompt_cancelled_before_the_proxy_never_reaches_agent(
     for number in range(3):
         arrived = asyncio.get_running_loop().create_future()
         with monkeypatch.context() as patch:
-            patch.setattr(HostAgent, "prompt_waits_for", lambda _, until=arrived: until)
+            patch.setattr(PromptQueue, "blocker", lambda _, until=arrived: until)
             await socket.send("prompt", prompt=f"unwanted {number}")
             await prompt_at_the_proxy(server, session)
             await socket.send("cancel")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from server.agents.base import NO_SETTINGS, bounded
-from server.agents.settings import updated
+from server.agents.agent_settings import NO_SETTINGS, bounded
+from server.agents.settings import with_update
 from server.codec import dumps
 from server.sessions.permissions import HELD_BYTES, MAX_PENDING, shortened
 
@@ -245,7 +245,7 @@ def test_deeply_nested_agent_report_is_dropped() -> None:
 def test_settings_that_an_agent_reports_are_limited() -> None:
     offered = [{"name": f"c{n}", "description": "d" * 99} for n in range(9999)]
     update = {"availableCommands": offered}
-    commands = updated(NO_SETTINGS, NO_SETTINGS, "available_commands_update", update).commands
+    commands = with_update(NO_SETTINGS, NO_SETTINGS, "available_commands_update", update).commands
     assert commands[0]["name"] == "c0"
     assert len(dumps(commands)) <= 64 << 10
 

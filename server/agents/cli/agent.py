@@ -13,30 +13,28 @@ from ...codec import dumps, loads
 from ...errors import Error, bad_request
 from ...tasks import Tasks
 from .. import settings
+from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import (
     AGENT_GONE,
     GRACE_SECS,
-    NO_SETTINGS,
     AgentObserver,
-    AgentSettings,
     AgentSpec,
+    AgentState,
+    AgentTimeouts,
     Backpressure,
-    PromptHandle,
     agent_failed,
     agent_unavailable,
 )
 from ..failures import asks_for_login, login_required, needs_login, words_of
-from ..host.stdio_proxy import Lines
+from ..line_reader import LineReader
 from ..process.programs import Program
-from ..program_output import last_words
+from ..program_output import last_output
+from ..prompt_handle import PromptHandle, PromptState
 from .commands import ENDED, AcpxCommandError, AcpxCommands, error_in, read_end
 from .transcript import Transcript
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECS = GRACE_SECS
-"""What an agent has at most to end by itself."""
-CONTROL_SECS = 30
 MAX_ARGUMENT_BYTES = 100 << 10
 
 
@@ -99,7 +97,7 @@ class CliAgent:
         find_commands: the session's acpx commands; it raises :class:`Error` where its
             agent is not installed any more.
         start_timeout: seconds for an agent to start and load its session.
-        pressure: whether the log has room.
+        backpressure: whether the log has room.
         max_message_bytes: a longer line of the agent ends it.
     """
 
@@ -112,7 +110,8 @@ class CliAgent:
         find_commands: Callable[[AgentSpec], Awaitable[AcpxCommands]],
         tasks: Tasks,
         start_timeout: float,
-        pressure: Backpressure,
+        timeouts: AgentTimeouts,
+        backpressure: Backpressure,
         max_message_bytes: int,
     ) -> None:
         self.spec = spec
@@ -120,7 +119,8 @@ class CliAgent:
         self._find_commands = find_commands
         self._tasks = tasks
         self._start_timeout = start_timeout
-        self._pressure = pressure
+        self._timeouts = timeouts
+        self._backpressure = backpressure
         self._max_message_bytes = max_message_bytes
         self._acpx: AcpxCommands | None = None
         self._is_known = False
@@ -136,12 +136,17 @@ class CliAgent:
         self._state = state
 
     @property
-    def is_live(self) -> bool:
-        return self._busy > 0 or (self._acpx is not None and self._acpx.running)
-
-    @property
-    def is_starting(self) -> bool:
-        return self._busy > 0 and not self._is_awake
+    def state(self) -> AgentState:
+        """The state, derived: acpx starts and ends the process without telling."""
+        if not (self._busy or (self._acpx is not None and self._acpx.running)):
+            return AgentState.STOPPED
+        if self._ending.locked():
+            return AgentState.STOPPING
+        if self._busy and not self._is_awake:
+            return AgentState.STARTING
+        prompt = self._prompt
+        is_prompting = prompt is not None and prompt.state is PromptState.SENT
+        return AgentState.PROMPTING if is_prompting else AgentState.READY
 
     @property
     def settings(self) -> AgentSettings:
@@ -184,7 +189,7 @@ class CliAgent:
         # acpx's own words, of which these are the agent's.
         result = await self._control("set", key, value)
         asked = {"configId": key, "value": value}
-        self._state = settings.answered(
+        self._state = settings.with_result(
             self._state, NO_SETTINGS, settings.SET_OPTION, asked, result
         )
         return {"configOptions": self._state.config_options or []}
@@ -193,13 +198,13 @@ class CliAgent:
         await self._end()
 
     async def hibernate(self, grace: float = GRACE_SECS) -> None:
-        await self._end(min(grace, CLOSE_SECS))
+        await self._end(min(grace, self._timeouts.close))
 
     async def _end(self, grace: float = 0) -> None:
         """End all processes of the session; what is left after *grace* seconds is killed."""
         self._era += 1
         async with self._ending:
-            if self._acpx is None or not self.is_live:
+            if self._acpx is None or not self.state.is_live:
                 return
             await self._acpx.end(grace)
             async with self._command:  # what was under way has failed, if it had begun
@@ -261,7 +266,7 @@ class CliAgent:
         if prompt.is_sent:
             why = str(error)
             if error.code == "AGENT_DISCONNECTED":
-                said = last_words([stderr], acpx.secrets)
+                said = last_output([stderr], acpx.secrets)
                 why = f"{AGENT_GONE}: {said}" if said else AGENT_GONE
             prompt.finish(agent_failed(why))
             await self.kill()  # so ends what the agent has left
@@ -295,7 +300,7 @@ class CliAgent:
     async def _follow(self, program: Program, transcript: Transcript) -> bytes:
         """Read all that the program writes; the end of its stderr."""
         stderr = asyncio.create_task(read_end(program.stderr))
-        lines = Lines(self._max_message_bytes)
+        lines = LineReader(self._max_message_bytes)
         try:
             while data := await program.stdout.read(1 << 16):
                 try:
@@ -303,8 +308,8 @@ class CliAgent:
                         transcript.read(line)
                 except OverflowError as error:
                     raise agent_failed(f"the agent wrote {error}") from None
-                if not self._pressure.has_room:
-                    await self._pressure.room()
+                if not self._backpressure.has_room:
+                    await self._backpressure.room()
             return await stderr
         finally:
             stderr.cancel()
@@ -320,7 +325,7 @@ class CliAgent:
     async def _control(self, verb: str, *operands: str) -> dict[str, Any]:
         async with self._commanding() as acpx:
             try:
-                async with asyncio.timeout(CONTROL_SECS):
+                async with asyncio.timeout(self._timeouts.setting):
                     return await acpx.run(verb, *self._name, "--", *operands)
             except AcpxCommandError as error:
                 if needs_login(error.failure) or error.code in ENDED:
@@ -399,11 +404,11 @@ class CliAgent:
             params = message.get("params")
             update = params.get("update") if isinstance(params, dict) else None
             kind = update.get("sessionUpdate") if isinstance(update, dict) else None
-            self._state = settings.updated(self._state, NO_SETTINGS, kind, update)
+            self._state = settings.with_update(self._state, NO_SETTINGS, kind, update)
         self.observer.notification_received(line)
 
     def opened(self, result: dict[str, Any]) -> None:
-        self._state = settings.opened(self._state, result)
+        self._state = settings.with_session_result(self._state, result)
 
     def initialized(self, result: dict[str, Any]) -> None:
         self._state = dataclasses.replace(self._state, auth_methods=result.get("authMethods"))

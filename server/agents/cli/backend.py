@@ -25,12 +25,12 @@ from ...codec import parse_message
 from ...config import AgentCommand
 from ...data_dir import DataDir
 from ...tasks import Tasks
+from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import (
-    NO_SETTINGS,
     AgentInfo,
     AgentObserver,
-    AgentSettings,
     AgentSpec,
+    AgentTimeouts,
     Backpressure,
     MessageLimits,
     agent_unavailable,
@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 CATALOG = Path(__file__).parent / "catalog.mjs"
 CATALOG_SECS = 20
+SETTING_SECS = 30.0
+"""More than with the host: each change starts a Node process."""
 
 
 class CliBackend:
@@ -55,7 +57,7 @@ class CliBackend:
         agents: name to argv and environment, over acpx's own list.
         environ: the environment of acpx and of every agent: an allow-list.
         start_timeout: seconds for an agent to start and load its session.
-        pressure: whether the log has room.
+        backpressure: whether the log has room.
         limits: of what the agents write.
     """
 
@@ -71,7 +73,7 @@ class CliBackend:
         agents: Mapping[str, AgentCommand],
         environ: Mapping[str, str],
         start_timeout: float,
-        pressure: Backpressure,
+        backpressure: Backpressure,
         limits: MessageLimits,
     ) -> None:
         self._node = node
@@ -81,10 +83,11 @@ class CliBackend:
         self._commands = agents
         self._environ = environ
         self._start_timeout = start_timeout
-        self._pressure = pressure
+        self._backpressure = backpressure
         self._limits = limits
         self._script = ""
         self._tasks = Tasks()
+        self.timeouts = AgentTimeouts(setting=SETTING_SECS)
         self._agents: WeakSet[CliAgent] = WeakSet()
         self._looking: asyncio.Task[dict[str, Any]] | None = None
         self.versions: dict[str, str] = {}
@@ -133,8 +136,9 @@ class CliBackend:
             find_commands=self._find_commands,
             tasks=self._tasks,
             start_timeout=self._start_timeout,
+            timeouts=self.timeouts,
             max_message_bytes=self._limits.each,
-            pressure=self._pressure,
+            backpressure=self._backpressure,
         )
         self._agents.add(agent)
         return agent

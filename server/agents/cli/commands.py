@@ -20,7 +20,7 @@ from ..base import AgentSpec, misplaced, real_folder
 from ..failures import details_of
 from ..process import process_tree
 from ..process.programs import Program, Programs
-from ..program_output import KEPT_BYTES, last_words, plain, redact, secrets_in
+from ..program_output import KEPT_BYTES, last_output, plain, redact, secrets_in
 
 FOREVER_SECS = 2**31 // 1000
 """acpx's longest timeout. The server ends turns; acpx is not to."""
@@ -190,7 +190,7 @@ def error_in(
     failure: Mapping[str, Any] | None, stderr: bytes, secrets: Collection[str] = ()
 ) -> AcpxCommandError:
     """What acpx has told of a failure."""
-    said = last_words([stderr], secrets)
+    said = last_output([stderr], secrets)
     if failure is None:
         return AcpxCommandError(said or "acpx ended without a word", "RUNTIME")
     data = failure.get("data")

@@ -11,16 +11,17 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from ...codec import parse_rpc
+from ..settings import SESSION_METHODS, SETTERS
 
-_OPENING = frozenset({"session/new", "session/load", "session/resume"})
-_CLIENT_REQUESTS = _OPENING | {
-    "initialize",
-    "authenticate",
-    "session/set_mode",
-    "session/set_model",
-    "session/set_config_option",
-    "session/close",
-}
+_CLIENT_REQUESTS = (
+    SESSION_METHODS
+    | SETTERS
+    | {
+        "initialize",
+        "authenticate",
+        "session/close",
+    }
+)
 
 
 class TranscriptObserver(Protocol):
@@ -81,7 +82,7 @@ class Transcript:
             self._prompt_id = message["id"]
             self._is_prompting = True
             self._teller.prompt_sent(fresh=self._fresh)
-        elif method in _OPENING or method == "initialize":
+        elif method in SESSION_METHODS or method == "initialize":
             self._opening[message["id"]] = method
         elif method not in _CLIENT_REQUESTS:
             params = message.get("params") if method == "session/request_permission" else None

@@ -23,12 +23,12 @@ from ...config import AgentCommand
 from ...data_dir import DataDir
 from ...errors import Error
 from ...tasks import Semaphores, Supervisor, Tasks
+from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import (
-    NO_SETTINGS,
     AgentInfo,
     AgentObserver,
-    AgentSettings,
     AgentSpec,
+    AgentTimeouts,
     Backpressure,
     Context,
     MessageLimits,
@@ -88,7 +88,7 @@ class HostBackend:
         agents: name to argv and environment, over acpx's own list.
         environ: the environment of the host and of every agent: an allow-list.
         start_timeout: seconds for an agent to start and load its session.
-        pressure: whether the log has room.
+        backpressure: whether the log has room.
         limits: of what the agents write.
         supervisor: of the long-lived tasks.
     """
@@ -104,7 +104,7 @@ class HostBackend:
         agents: Mapping[str, AgentCommand],
         environ: Mapping[str, str],
         start_timeout: float,
-        pressure: Backpressure,
+        backpressure: Backpressure,
         limits: MessageLimits,
         supervisor: Supervisor | None = None,
     ) -> None:
@@ -114,9 +114,9 @@ class HostBackend:
         self._commands = agents
         self._environ = environ
         hidden = secrets_in(environ, *(command.env for command in agents.values()))
-        self._attachments = StdioHandover(
+        self.handover = StdioHandover(
             agents,
-            pressure,
+            backpressure,
             StderrFiles(data_dir.stderr, supervisor, hidden),
             supervisor,
             data_dir.path,
@@ -134,12 +134,13 @@ class HostBackend:
                 "startTimeoutMs": int(start_timeout * 1000),
             },
             environ=environ,
-            seam_name=self._attachments.name,
-            spawned=self._attachments.announce,
-            ended=self._attachments.forget_announced,
+            handover_socket=self.handover.name,
+            spawned=self.handover.announce,
+            ended=self.handover.forget_announced,
             supervisor=supervisor,
         )
         self._starts = Semaphores(STARTS_AT_ONCE)
+        self.timeouts = AgentTimeouts()
         self._closes = Semaphores(CLOSES_AT_ONCE)
         self._tasks = Tasks()
         self._capabilities: dict[str, Mapping[str, Any]] = {}
@@ -155,11 +156,6 @@ class HostBackend:
         """How often the host has been started again."""
         return self._host.restarts
 
-    @property
-    def seam_name(self) -> str:
-        """The abstract socket at which agents attach."""
-        return self._attachments.name
-
     async def start(self) -> None:
         """Start the host and wait until it serves.
 
@@ -167,11 +163,11 @@ class HostBackend:
             AcpxError: it does not start, or it is not the acpx that is needed.
         """
         await asyncio.to_thread(self._prepare_state_dir)
-        self._attachments.start()
+        self.handover.start()
         try:
             await self._host.start()
         except BaseException:
-            await self._attachments.stop()
+            await self.handover.stop()
             raise
 
     def _prepare_state_dir(self) -> None:
@@ -187,7 +183,7 @@ class HostBackend:
     async def stop(self) -> None:
         """Let the agents end in peace, for a moment, and then everything."""
         await self._host.stop()
-        await self._attachments.stop()
+        await self.handover.stop()
         await self._tasks.finish(0)
 
     def traits(self, name: str) -> AgentTraits:
@@ -198,13 +194,14 @@ class HostBackend:
     ) -> HostAgent:
         return HostAgent(
             self._host,
-            self._attachments,
+            self.handover,
             self._tasks,
             spec,
             observer,
             settings,
             starts=self._starts,
             closes=self._closes,
+            timeouts=self.timeouts,
         )
 
     async def capabilities(self, name: str) -> Mapping[str, Any]:
@@ -239,7 +236,7 @@ class HostBackend:
                 await asyncio.to_thread(safe_files.remove, *self._data_dir.split(folder))
 
     async def forget(self, key: str) -> None:
-        await self._attachments.stderr.forget(key)
+        await self.handover.stderr.forget(key)
         try:
             await self._host.call("forget", key=key)
         except (HostGoneError, CallError, Error) as error:

@@ -1,8 +1,8 @@
-"""Where agents attach: the socket at which a launcher hands its stdio over.
+"""The socket at which the launcher of an agent hands its stdin and stdout over to the server.
 
-Only a process that the host announced may attach. It gets the ends of two fresh
-pipes, a third for its stderr, and what its environment adds; the seam stays in
-the middle.
+The server accepts only a process that the host announced. It connects a :class:`StdioProxy` to the
+two descriptors. The process receives the ends of two new pipes, a third pipe for its stderr, and
+the variables to add to its environment.
 """
 
 from __future__ import annotations
@@ -28,71 +28,86 @@ from ...tasks import Supervisor, Tasks
 from ..base import AgentSpec, Backpressure, MessageLimits, real_folder
 from ..process import process_tree
 from ..traits import asking_environ, traits_of
+from .incomplete_messages import IncompleteMessages
+from .proxy_handler import ProxyHandler
 from .stderr import StderrFiles
-from .stdio_proxy import Handler, StdioProxy, Unfinished
+from .stdio_proxy import StdioProxy
 
 logger = logging.getLogger(__name__)
 
-ATTACH_SECS = 15
+HANDOVER_SECS = 15.0
+ACCEPT_RETRY_SECS = 0.1
 
 
-class HandoverTarget(Handler, Protocol):
-    """An agent that a process can attach for."""
+class HandoverTarget(ProxyHandler, Protocol):
+    """The agent of a session, for which a process can hand over its stdio."""
 
-    spec: AgentSpec
+    @property
+    def spec(self) -> AgentSpec: ...
 
-    def attached(self, seam: StdioProxy) -> None:
-        """The seam is in place; the process starts now."""
+    def process_connected(self, proxy: StdioProxy) -> None:
+        """The proxy of a new process is connected. The process becomes the agent now."""
 
-    def misplaced(self) -> None:
-        """The process is refused: it is not in the session's folder."""
+    def process_misplaced(self) -> None:
+        """A process was refused because its working directory is not the session's folder."""
 
 
 class StdioHandover:
-    """The listening socket, and the agents that are expected at it.
+    """The listening socket, and the agents for which processes may hand over their stdio.
 
     Args:
-        commands: agents by name, for what their environment adds.
-        pressure: whether the log has room.
-        stderr: where their stderr is kept.
-        supervisor: of the long-lived tasks.
-        data_dir: the data folder, the path of which may lead through links.
-        limits: of what the agents write.
-        environ: what all of them have.
+        commands: agents by name, for the variables that the settings add to their environment.
+        backpressure: whether the log accepts more messages.
+        stderr: the files for the agents' stderr.
+        supervisor: runs the long-lived tasks.
+        data_dir: the data folder; its path may contain links.
+        limits: the limits on the agents' messages.
+        environ: the environment of all agents.
+
+    Attributes:
+        name: the name of the abstract socket. A path could be too long, and would need removal.
+        living: the tags of the agents that are alive.
+        timeout: seconds within which a launcher must be announced, and must send its descriptors.
     """
 
     def __init__(
         self,
         commands: Mapping[str, AgentCommand],
-        pressure: Backpressure,
+        backpressure: Backpressure,
         stderr: StderrFiles,
         supervisor: Supervisor,
         data_dir: Path,
         limits: MessageLimits,
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self.name = f"clawdforge-{os.getpid()}-{secrets.token_hex(8)}"
+        self.living = process_tree.LivingAgents()
+        self.stderr = stderr
+        self.timeout = HANDOVER_SECS
         self._data_dir = data_dir
         self._commands = commands
         self._environ = environ
-        self._pressure = pressure
-        self.stderr = stderr
-        self.name = f"clawdforge-{os.getpid()}-{secrets.token_hex(8)}"
-        """Of an abstract socket: a path could be too long, and would have to be removed."""
+        self._backpressure = backpressure
         self._agents: WeakValueDictionary[str, HandoverTarget] = WeakValueDictionary()
         self._announced: dict[int, str] = {}
-        self._arrivals: dict[int, asyncio.Future[str]] = {}
+        self._announcements: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count()
-        self.living = process_tree.LivingAgents()
         self._limits = limits
-        self._unfinished = Unfinished(limits.per_app)
+        self._incomplete = IncompleteMessages(limits.per_app)
         self._supervisor = supervisor
         self._tasks = Tasks()
         self._accepting = Tasks()
         self._listener: socket.socket | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no connection is being handled."""
+        return self._tasks.is_empty
+
     def start(self) -> None:
+        """Listen, and accept connections."""
         listener = self._listener = self._listen()
-        self._supervisor.spawn(self._accepting, "seam-accept", partial(self._accept, listener))
+        self._supervisor.spawn(self._accepting, "handover-accept", partial(self._accept, listener))
 
     async def stop(self) -> None:
         await self._accepting.finish(0)
@@ -102,7 +117,7 @@ class StdioHandover:
         await self.stderr.stop()
 
     def register(self, agent: HandoverTarget) -> None:
-        """Expect processes of *agent*'s session."""
+        """Let processes of *agent*'s session hand over their stdio."""
         self._agents[agent.spec.key] = agent
 
     def unregister(self, agent: HandoverTarget) -> None:
@@ -110,15 +125,15 @@ class StdioHandover:
             del self._agents[agent.spec.key]
 
     def announce(self, pid: int, key: str) -> None:
-        """The host has started *pid* for the session of that key."""
-        arrival = self._arrivals.get(pid)
-        if arrival is not None and not arrival.done():
-            arrival.set_result(key)
+        """Note that the host has started *pid* for the session of that key."""
+        announcement = self._announcements.get(pid)
+        if announcement is not None and not announcement.done():
+            announcement.set_result(key)
         else:
             self._announced[pid] = key
 
     def forget_announced(self) -> None:
-        """The host has ended, and so has whoever had not attached yet."""
+        """Note that the host has ended, and with it all announced processes."""
         self._announced.clear()
 
     def _listen(self) -> socket.socket:
@@ -133,14 +148,14 @@ class StdioHandover:
         while True:
             try:
                 connection, _ = await loop.sock_accept(listener)
-            except OSError as error:  # no descriptors left, for one
-                logger.error("the seam cannot accept: %s", error)
-                await asyncio.sleep(0.1)
+            except OSError as error:  # such as: no descriptors are left
+                logger.error("cannot accept an agent's connection: %s", error)
+                await asyncio.sleep(ACCEPT_RETRY_SECS)
                 continue
-            self._tasks.spawn(self._attach(connection), "seam-attach")
+            self._tasks.spawn(self._hand_over(connection), "handover")
 
-    async def _attach(self, connection: socket.socket) -> None:
-        """Let an announced agent in, and put the seam between it and acpx."""
+    async def _hand_over(self, connection: socket.socket) -> None:
+        """Connect a proxy to the process at the other end, if the host announced it."""
         with connection:
             connection.setblocking(False)
             credentials = connection.getsockopt(
@@ -148,69 +163,86 @@ class StdioHandover:
             )
             pid, uid, _ = struct.unpack("3i", credentials)
             try:
-                key = await self._key_of(pid) if uid == os.getuid() else None
+                key = await self._announced_key(pid) if uid == os.getuid() else None
             except TimeoutError:
                 key = None
             agent = self._agents.get(key) if key is not None else None
             if agent is None:
-                logger.warning("refused process %d at the seam: the host did not start it", pid)
+                logger.warning("refused the connection of process %d: it is not an agent", pid)
                 return
             try:
-                await self._put_between(connection, pid, agent)
-            except OSError as error:  # it died in its launcher; or no descriptors are left
-                logger.warning("process %d cannot attach: %s", pid, error.strerror)
+                await self._connect_proxy(connection, pid, agent)
+            except OSError as error:  # the launcher has ended, or no descriptors are left
+                logger.warning("process %d cannot become an agent: %s", pid, error.strerror)
 
-    async def _put_between(
+    async def _connect_proxy(
         self, connection: socket.socket, pid: int, agent: HandoverTarget
     ) -> None:
-        await _readable(connection)
+        await self._until_readable(connection)
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
-        # Its own for each process: ending one agent must not end the next.
+        # Unique to the process: ending one process of a session must not end the next one.
         value = f"{agent.spec.key}:{secrets.token_hex(4)}"
         with contextlib.ExitStack() as ours:
             for descriptor in descriptors:
                 ours.callback(os.close, descriptor)
             if len(descriptors) != 2:
                 return
-            if not await asyncio.to_thread(_is_in, pid, agent.spec.cwd, self._data_dir):
-                logger.warning("process %d was started in another folder: refused", pid)
-                agent.misplaced()
+            if not await asyncio.to_thread(_runs_in, pid, agent.spec.cwd, self._data_dir):
+                logger.warning("refused process %d: it is not in its session's folder", pid)
+                agent.process_misplaced()
                 return
             number = 1 + next(self._numbers) % process_tree.MAX_NUMBER
-            seam = StdioProxy(
+            proxy = StdioProxy(
                 pid,
                 agent,
-                self._pressure,
+                self._backpressure,
                 env_tag=process_tree.env_tag(process_tree.AGENT_VARIABLE, value),
                 rlimit_tag=process_tree.tag_process(pid, number),
                 owner=lambda: agent.spec.owner,
-                unfinished=self._unfinished,
+                incomplete=self._incomplete,
                 max_message_bytes=self._limits.each,
             )
-            ours.pop_all()  # they are the seam's
-            ends = [*await seam.join(*descriptors)]
-            self.living.add(seam.rlimit_tag, seam.env_tag)  # until the seam tells that it has gone
+            ours.pop_all()  # the proxy owns them now
+            ends = [*await proxy.connect(*descriptors)]
+            self.living.add(proxy.rlimit_tag, proxy.env_tag)  # the target removes it in the end
             for descriptor in ends:
                 ours.callback(os.close, descriptor)
             ends.append(await self.stderr.open(agent.spec.key, pid))
             ours.callback(os.close, ends[-1])
-            agent.attached(seam)
+            agent.process_connected(proxy)
             environ = {**self._environ_of(agent.spec), process_tree.AGENT_VARIABLE: value}
             socket.send_fds(connection, [dumps(environ)], ends)
 
-    async def _key_of(self, pid: int) -> str | None:
-        """The key that the host announced *pid* for; None for a second connection of it."""
+    async def _announced_key(self, pid: int) -> str | None:
+        """Wait until the host announces *pid*. Return the session's key.
+
+        Returns:
+            None if another connection of the process waits already.
+
+        Raises:
+            TimeoutError: the host has not announced the process in time.
+        """
         if pid in self._announced:
             return self._announced.pop(pid)
-        if pid in self._arrivals:
+        if pid in self._announcements:
             return None
-        arrival: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._arrivals[pid] = arrival
+        announcement: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._announcements[pid] = announcement
         try:
-            async with asyncio.timeout(ATTACH_SECS):
-                return await arrival
+            async with asyncio.timeout(self.timeout):
+                return await announcement
         finally:
-            del self._arrivals[pid]
+            del self._announcements[pid]
+
+    async def _until_readable(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(connection, readable.set)
+        try:
+            async with asyncio.timeout(self.timeout):
+                await readable.wait()
+        finally:
+            loop.remove_reader(connection)
 
     def _environ_of(self, spec: AgentSpec) -> Mapping[str, str]:
         command = self._commands.get(spec.agent)
@@ -219,28 +251,12 @@ class StdioHandover:
         return {**own, **asking_environ(traits, spec.permission, {**self._environ, **own})}
 
 
-def _is_in(pid: int, cwd: str, data_dir: Path) -> bool:
-    """Whether a launcher is in its session's own folder, where the agent will be, too.
+def _runs_in(pid: int, cwd: str, data_dir: Path) -> bool:
+    """Whether the working directory of a launcher, and so of the agent, is the session's folder.
 
-    The path was followed again when it was started, and links may have been put in its way.
+    acpx resolves the path again when it starts a process, and the path may contain links by then.
     """
     try:
         return os.readlink(f"/proc/{pid}/cwd") == real_folder(cwd, data_dir)  # noqa: PTH115
     except OSError:
-        return False  # it has ended
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-async def _readable(connection: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(connection, _set, future)
-    try:
-        async with asyncio.timeout(ATTACH_SECS):
-            await future
-    finally:
-        loop.remove_reader(connection)
+        return False  # the process has ended

@@ -16,7 +16,7 @@ import socket
 import sys
 
 PR_SET_PDEATHSIG = 1
-SEAM = "CLAWDFORGE_SEAM"
+HANDOVER = "CLAWDFORGE_HANDOVER"
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     os.setsid()
 
     seam = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    seam.connect("\0" + os.environ[SEAM])
+    seam.connect("\0" + os.environ[HANDOVER])
     socket.send_fds(seam, [b"\n"], [0, 1])
     overlay, given, _, _ = socket.recv_fds(seam, 1 << 20, 3)
     seam.close()

@@ -23,8 +23,8 @@ from ...codec import dumps, parse_message
 from ...tasks import Supervisor, Tasks
 from ..base import agent_unavailable
 from ..catalog import AcpxError, check_versions
+from ..line_reader import LineReader
 from ..process import process_tree
-from .stdio_proxy import Lines
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class HostProcess:
         state_dir: acpx's own folder.
         config: what ``host.mjs`` is set up with; see its ``init``.
         environ: the environment of the host and of every agent.
-        seam_name: the abstract socket at which agents attach.
+        handover_socket: the abstract socket at which agents attach.
         spawned: told of each agent process before it runs, with its session's key.
         ended: called when a host has ended, after all below it.
     """
@@ -75,7 +75,7 @@ class HostProcess:
         state_dir: Path,
         config: Mapping[str, Any],
         environ: Mapping[str, str],
-        seam_name: str,
+        handover_socket: str,
         spawned: Callable[[int, str], None],
         ended: Callable[[], None],
         supervisor: Supervisor,
@@ -84,7 +84,7 @@ class HostProcess:
         self._state_dir = state_dir
         self._config = config
         self._environ = environ
-        self._seam_name = seam_name
+        self._handover_socket = handover_socket
         self._spawned = spawned
         self._ended = ended
         self.generation = 0
@@ -235,7 +235,7 @@ class HostProcess:
                 stderr=asyncio.subprocess.PIPE,
                 env={
                     **self._environ,
-                    "CLAWDFORGE_SEAM": self._seam_name,
+                    "CLAWDFORGE_HANDOVER": self._handover_socket,
                     "NODE_COMPILE_CACHE": str(COMPILED),
                     process_tree.HOST_VARIABLE: self._env_value,
                 },
@@ -380,12 +380,12 @@ async def _log_lines(stderr: asyncio.StreamReader) -> None:
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
     """The stream's lines, to its end; of one that is too long only the rest."""
-    lines = Lines(MAX_LINE_BYTES)
+    lines = LineReader(MAX_LINE_BYTES)
     while data := await stream.read(1 << 16):
         try:
             found = lines.feed(data)
         except OverflowError:
-            lines = Lines(MAX_LINE_BYTES)
+            lines = LineReader(MAX_LINE_BYTES)
             continue
         for line in found:
             yield line

@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 
 from ... import safe_files
 from ...tasks import Supervisor, Tasks
-from ..program_output import KEPT_BYTES, last_words
+from ..program_output import KEPT_BYTES, last_output
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class StderrFiles:
         if key in self._running and self._running[key][0] is task:
             del self._running[key]
 
-    async def last_words(
+    async def last_output(
         self, key: str, stdout: bytes = b"", timeout: float = LAST_WORDS_SECS
     ) -> str:
         """The end of what the session's agent wrote before it ended, on one line.
@@ -90,10 +90,10 @@ class StderrFiles:
                 may hold the pipe.
         """
         if key not in self._running:
-            return last_words([stdout], self._secrets)
+            return last_output([stdout], self._secrets)
         task, newest = self._running[key]
         await asyncio.wait([task], timeout=timeout)
-        return last_words([stdout, bytes(newest)], self._secrets)
+        return last_output([stdout, bytes(newest)], self._secrets)
 
     async def forget(self, key: str) -> None:
         """Delete what is kept of a session that has no agent any more."""

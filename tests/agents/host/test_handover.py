@@ -1,4 +1,4 @@
-"""Launchers that die at the wrong moment leave nothing in the server."""
+"""Launchers that end during the handover of their stdio leave no descriptors in the server."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from ...support.harness import eventually
 
 LAUNCHER = """
 import os, socket, sys
-seam = socket.socket(socket.AF_UNIX)
-seam.connect("\\0" + sys.argv[1])
+server = socket.socket(socket.AF_UNIX)
+server.connect("\\0" + sys.argv[1])
 if sys.argv[2] != "nothing":
-    socket.send_fds(seam, [b"\\n"], [0, 1][: int(sys.argv[2])])
+    socket.send_fds(server, [b"\\n"], [0, 1][: int(sys.argv[2])])
 if sys.argv[3] == "stay":
-    seam.recv(1)
+    server.recv(1)
 """
 
 
-class Room:
+class EmptyLog:
     has_room = True
 
     async def room(self) -> None: ...
 
 
-class Nobody:
-    """An agent that nothing is told of."""
+class IgnoringTarget:
+    """The target of a handover that ignores all events."""
 
     spec = AgentSpec("key", "mock", "/", None, None, "ask")
 
@@ -52,10 +52,10 @@ def open_files() -> int:
 @pytest.mark.parametrize(
     ("fds", "early"), [("nothing", True), ("1", True), ("2", True), ("1", False), ("2", False)]
 )
-async def test_a_launcher_that_fails_leaves_no_descriptor(
+async def test_failed_handover_leaves_no_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fds: str, early: bool
 ) -> None:
-    """It dies before it is let in; or no more files can be opened for it."""
+    """The launcher ends before it is accepted, or the server can open no more files."""
     if not early:
 
         async def full(*_: Any) -> int:
@@ -63,10 +63,10 @@ async def test_a_launcher_that_fails_leaves_no_descriptor(
 
         monkeypatch.setattr(stderr.StderrFiles, "open", full)
     limits = MessageLimits(1 << 20, 1 << 20)
-    attachments = StdioHandover({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path, limits)
-    agent = Nobody()
-    attachments.register(agent)
-    attachments.start()
+    handover = StdioHandover({}, EmptyLog(), StderrFiles(tmp_path), Supervisor(), tmp_path, limits)
+    agent = IgnoringTarget()
+    handover.register(agent)
+    handover.start()
     ours, theirs = socket.socketpair()
 
     async def launch() -> None:
@@ -74,17 +74,17 @@ async def test_a_launcher_that_fails_leaves_no_descriptor(
             sys.executable,
             "-ISc",
             LAUNCHER,
-            attachments.name,
+            handover.name,
             fds,
             "" if early else "stay",
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
         )
         if early:
-            await process.wait()  # its pid is nobody's when it is announced
-        attachments.announce(process.pid, "key")
+            await process.wait()  # the process has ended before it is announced
+        handover.announce(process.pid, "key")
         await process.wait()
-        await eventually("it to be dealt with", lambda: not attachments._tasks._tasks)
+        await eventually("the connection to be handled", lambda: handover.is_idle)
 
     with ours, theirs:
         await launch()
@@ -92,22 +92,22 @@ async def test_a_launcher_that_fails_leaves_no_descriptor(
         for _ in range(3):
             await launch()
         await eventually("the descriptors to be closed", lambda: open_files() <= before)
-    await attachments.stop()
+    await handover.stop()
 
 
-async def test_a_second_connection_of_a_process_is_refused(tmp_path: Path) -> None:
+async def test_second_connection_of_a_process_is_refused(tmp_path: Path) -> None:
     limits = MessageLimits(1 << 20, 1 << 20)
-    attachments = StdioHandover({}, Room(), StderrFiles(tmp_path), Supervisor(), tmp_path, limits)
-    attachments.start()
+    handover = StdioHandover({}, EmptyLog(), StderrFiles(tmp_path), Supervisor(), tmp_path, limits)
+    handover.start()
     loop = asyncio.get_running_loop()
     try:
         with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
             for one in (first, second):
                 one.setblocking(False)
-                await loop.sock_connect(one, "\0" + attachments.name)
+                await loop.sock_connect(one, "\0" + handover.name)
             assert await loop.sock_recv(second, 1) == b""
-            # The first still waits to be announced, and is answered when it is.
-            attachments.announce(os.getpid(), "nobody's key")
+            # The first one waits until the process is announced.
+            handover.announce(os.getpid(), "an unknown key")
             assert await loop.sock_recv(first, 1) == b""
     finally:
-        await attachments.stop()
+        await handover.stop()

@@ -9,14 +9,12 @@ import os
 import platform
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.agents import catalog
-from server.agents.host import agent as host_agent
 from server.agents.host import process
 from server.agents.process import supervise
 from server.errors import StartError
@@ -90,13 +88,11 @@ async def test_a_killed_host_ends_its_turns_and_all_sessions_go_on_with_their_co
 ) -> None:
     sockets = await running_turns(own_client, 3)
     before = descendants(os.getpid())
-    began = time.monotonic()
     kill(victim)
     for socket in sockets:
         end = await socket.until("turn_end", turn_index=2)
         assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
         assert end["error"]["retryable"] is True
-    assert time.monotonic() - began < 2
 
     await asyncio.gather(*(socket.turn(HISTORY) for socket in sockets))
     for number, socket in enumerate(sockets):
@@ -213,11 +209,9 @@ async def test_a_host_that_cannot_be_started_again_is_tried_until_it_can(
     assert json.loads(texts_of(reply["events"]))[0] == "before"
 
 
-async def test_a_frozen_host_holds_up_neither_cancel_nor_close(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(host_agent, "CLOSE_SECS", 0.3)
+async def test_frozen_host_delays_neither_cancel_nor_close(serve: Serve) -> None:
     server = await serve()
+    server.services.sessions.backend.timeouts.close = 0.3
     client = await server.client()
     session = await client.create()
     socket = await client.connect(session)

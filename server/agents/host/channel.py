@@ -1,0 +1,95 @@
+"""One direction of a stdio proxy: a pipe that is read, and a pipe that is written."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from typing import BinaryIO, Literal
+
+BACKLOG_LIMIT_BYTES = 4 << 20
+"""Reading stops while more than this waits to be written."""
+REST_BYTES = 1 << 20
+"""The most that is read from the pipe of a process that has ended."""
+
+PauseReason = Literal["backlog", "prompt", "log"]
+"""Reading stops because the target does not read, a prompt must wait, or the log is full."""
+
+
+class Channel(asyncio.Protocol):
+    """Reads chunks from a source pipe, and writes lines to a target pipe.
+
+    It is the protocol of both transports.
+
+    Args:
+        on_data: called with each chunk.
+    """
+
+    def __init__(self, on_data: Callable[[bytes], None]) -> None:
+        self._on_data = on_data
+        self._pause_reasons: set[PauseReason] = set()
+        self._reader: asyncio.ReadTransport
+        self._writer: asyncio.WriteTransport
+        self._source_fd = -1
+
+    async def open_target(self, target: BinaryIO, undo: contextlib.ExitStack) -> None:
+        """Connect the target pipe; *undo* closes it."""
+        loop = asyncio.get_running_loop()
+        self._writer, _ = await loop.connect_write_pipe(lambda: self, target)
+        undo.callback(self._writer.abort)
+        self._writer.set_write_buffer_limits(high=BACKLOG_LIMIT_BYTES)
+
+    async def open_source(self, source: BinaryIO, undo: contextlib.ExitStack) -> None:
+        """Connect the source pipe, and start to read it; *undo* closes it."""
+        self._source_fd = source.fileno()
+        loop = asyncio.get_running_loop()
+        self._reader, _ = await loop.connect_read_pipe(lambda: self, source)
+        undo.callback(self._reader.close)
+
+    def write(self, line: bytes) -> None:
+        """Write *line* and a line end, unless the target was closed."""
+        if not self._writer.is_closing():
+            self._writer.write(line + b"\n")
+
+    def pause(self, reason: PauseReason) -> None:
+        """Leave further data in the source pipe, until every reason is withdrawn."""
+        self._pause_reasons.add(reason)
+        if not self._reader.is_closing():
+            self._reader.pause_reading()
+
+    def resume(self, reason: PauseReason) -> None:
+        """Withdraw *reason*; read on if it was the last one."""
+        self._pause_reasons.discard(reason)
+        if not self._pause_reasons and not self._reader.is_closing():
+            self._reader.resume_reading()
+
+    def read_rest(self) -> None:
+        """Read the data that is in the source pipe now, and nothing that follows."""
+        if self._reader.is_closing():
+            return
+        self._reader.pause_reading()
+        with contextlib.suppress(BlockingIOError):
+            if data := os.read(self._source_fd, REST_BYTES):
+                self._on_data(data)
+
+    def close(self) -> None:
+        """Close both pipes; the target first receives what was written."""
+        self._reader.close()
+        self._writer.close()
+
+    # As the protocol of the source.
+
+    def data_received(self, data: bytes) -> None:
+        self._on_data(data)
+
+    def eof_received(self) -> None:
+        self._writer.close()
+
+    # As the protocol of the target.
+
+    def pause_writing(self) -> None:
+        self.pause("backlog")
+
+    def resume_writing(self) -> None:
+        self.resume("backlog")

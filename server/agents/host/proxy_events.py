@@ -1,0 +1,123 @@
+"""Passes the reports of an agent's stdio proxy on to the parts of the agent and to its session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from ...tasks import Tasks
+from .. import settings
+from ..base import AGENT_GONE, AgentSpec, agent_failed
+from .agent_process import AgentProcess
+from .binding import Binding
+from .prompts import HostPrompt, PromptQueue
+from .settings_sync import SettingsSync
+from .stdio_proxy import StdioProxy
+
+
+class ProxyEvents:
+    """The :class:`HandoverTarget` and :class:`ProxyHandler` of one agent."""
+
+    def __init__(
+        self,
+        binding: Binding,
+        process: AgentProcess,
+        sync: SettingsSync,
+        queue: PromptQueue,
+        tasks: Tasks,
+    ) -> None:
+        self._binding = binding
+        self._process = process
+        self._sync = sync
+        self._queue = queue
+        self._tasks = tasks
+
+    @property
+    def spec(self) -> AgentSpec:
+        return self._binding.spec
+
+    # The process.
+
+    def process_connected(self, proxy: StdioProxy) -> None:
+        self._process.connected(proxy)
+
+    def process_misplaced(self) -> None:
+        self._process.is_misplaced = True
+
+    def process_ended(self, proxy: StdioProxy) -> None:
+        if not self._process.ended(proxy):
+            return
+        prompt = self._queue.current
+        if prompt is not None and prompt.is_sent and not prompt.done.done():
+            if proxy.is_killed:
+                prompt.finish(agent_failed(AGENT_GONE))
+            else:
+                name = f"last-output-{self._binding.key}"
+                prompt.loss = self._tasks.spawn(self._end_turn(prompt, proxy), name)
+        self._binding.observer.agent_ended()
+
+    async def _end_turn(self, prompt: HostPrompt, proxy: StdioProxy) -> None:
+        """End the turn of a process that has ended during it, with its last output."""
+        output = await self._process.output_of(proxy)
+        prompt.finish(agent_failed(f"{AGENT_GONE}: {output}" if output else AGENT_GONE))
+
+    # Prompts.
+
+    def prompt_blocker(self) -> asyncio.Future[Any] | None:
+        return self._queue.blocker()
+
+    def full_prompt(self, blocks: Any) -> bytes | None:
+        return self._queue.full_prompt(blocks)
+
+    def admit_prompt(self) -> bool:
+        return self._queue.admit()
+
+    def preface(self, blocks: Any, *, fresh: bool) -> str | None:
+        observer = self._binding.observer
+        if not (fresh or observer.owes_preface):
+            return None
+        return settings.preface_of(blocks, self.spec, self._sync.reported, observer)
+
+    def prompt_sent(self, fresh: bool) -> None:
+        self._binding.observer.prompt_sent("fresh" if fresh else "kept")
+
+    def response_received(self, line: bytes, message: dict[str, Any]) -> None:
+        self._process.response_received()
+        prompt = self._queue.current
+        self._binding.observer.response_received(line, message)
+        if prompt is not None:
+            prompt.finish()
+
+    # Other messages of the agent.
+
+    def notification_received(
+        self, line: bytes, message: dict[str, Any], *, replayed: bool
+    ) -> None:
+        if message["method"] == "session/update":
+            self._note_update(message.get("params"), replayed=replayed)
+        if not replayed:
+            self._binding.observer.notification_received(line)
+
+    def _note_update(self, params: Any, *, replayed: bool) -> None:
+        update = params.get("update") if isinstance(params, dict) else None
+        kind = update.get("sessionUpdate") if isinstance(update, dict) else None
+        if isinstance(update, dict) and kind in ("tool_call", "tool_call_update"):
+            if not replayed:
+                self._binding.observer.tool_call_updated(update)
+        else:
+            self._sync.note_update(update, kind, replayed=replayed)
+
+    def permission_requested(self, raw_id: Any, params: Any) -> None:
+        self._binding.observer.permission_requested(raw_id, params)
+
+    def session_opened(self, result: dict[str, Any] | None, error: Any) -> None:
+        self._process.refusal = None if result is not None else error or {}
+        if result is not None:
+            self._process.conversation_opened()
+            self._sync.session_opened(result)
+
+    def request_succeeded(
+        self, method: str, params: Mapping[str, Any], result: dict[str, Any]
+    ) -> None:
+        self._sync.request_succeeded(method, params, result)

@@ -1,0 +1,226 @@
+"""Keeps an agent in the settings that its session wants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...errors import Error, bad_request, internal
+from ...tasks import Tasks
+from .. import settings
+from ..agent_settings import NO_SETTINGS, AgentSettings
+from ..base import AgentTimeouts, Wanted, agent_failed
+from ..failures import words_of
+from .agent_process import AgentProcess
+from .binding import Binding
+from .stdio_proxy import StdioProxy
+
+MAX_TRIES = 2
+"""How often one setting is set before a prompt: setting another may have changed it back."""
+
+
+class SettingsSync:
+    """Compares the settings that an agent reported with those that its session wants.
+
+    Differing settings are set by requests of the server, of which acpx learns nothing.
+
+    Attributes:
+        reported: the settings that the agent reported last.
+        acpx_changes: held while acpx carries out a change that a client asked for.
+        results: the agent's results of acpx's requests, by their methods.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        process: AgentProcess,
+        tasks: Tasks,
+        timeouts: AgentTimeouts,
+        reported: AgentSettings,
+    ) -> None:
+        self.timeouts = timeouts
+        self.reported = reported
+        self.acpx_changes = asyncio.Lock()
+        self.results: dict[str, dict[str, Any]] = {}
+        self._binding = binding
+        self._process = process
+        self._tasks = tasks
+        # As an earlier process reported them, and as the current process reported them first.
+        self._former = NO_SETTINGS
+        self._initial = NO_SETTINGS
+        self._in_force: dict[str, str] = {}
+        self._restored: set[str] = set()
+        self._synonyms: dict[tuple[str, str], str] = {}
+        self._mode_was_reported = False
+        self._applying: asyncio.Future[Error | None] | None = None
+
+    # Setting what the session wants.
+
+    def needed(self) -> asyncio.Future[Error | None] | None:
+        """Start to apply the wanted settings if the agent is in others.
+
+        Returns:
+            None if there is nothing to apply; else as :meth:`apply`.
+        """
+        if self._applying is None:
+            wanted = self._binding.observer.wanted
+            if wanted.is_empty or not self._steps(wanted):
+                return None
+        return self.apply()
+
+    def apply(self) -> asyncio.Future[Error | None]:
+        """Start to apply the wanted settings, unless that is under way.
+
+        Returns:
+            A future with the error that prevents it, or None.
+        """
+        if self._applying is None:
+            self._applying = asyncio.get_running_loop().create_future()
+            self._tasks.spawn(self._run(self._applying), f"settings-{self._binding.key}")
+        return self._applying
+
+    async def _run(self, applied: asyncio.Future[Error | None]) -> None:
+        failure: Error | None = agent_failed("the server is stopping")
+        try:
+            if self._process.proxy is not None:
+                await self._apply_steps(self._process.proxy)
+            failure = None
+        except ConnectionError:  # acpx notices the end, too, and sends the prompt to a new process
+            failure = None
+        except Error as error:
+            failure = error
+        except Exception:
+            failure = internal()
+            raise  # to the log
+        finally:
+            self._applying = None
+            applied.set_result(failure)
+
+    async def _apply_steps(self, proxy: StdioProxy) -> None:
+        """Set one setting after the other, until the agent is in all that are wanted.
+
+        Raises:
+            Error: the agent refuses a setting, or does not have it.
+            ConnectionError: the process has ended.
+        """
+        wanted = self._binding.observer.wanted
+        tries: Counter[tuple[str, str]] = Counter()
+        while steps := self._steps(wanted):
+            step = steps[0]
+            if step.method is None:
+                raise self._cannot_set(step, "it offers no such value")
+            if tries[step.key] == MAX_TRIES:
+                raise self._cannot_set(step, "it says that it is in another")
+            tries[step.key] += 1
+            await self._request(proxy, step.method, step)
+
+    def _steps(self, wanted: Wanted) -> list[settings.Step]:
+        return settings.steps(wanted, self.reported, self._former, self._synonyms)
+
+    def _cannot_set(self, step: settings.Step, reason: str) -> Error:
+        message = f"{step.setting}: the agent cannot be put into {step.value!r}: {reason}"
+        was_in_force = self._in_force.get(step.setting) == step.value
+        return agent_failed(message) if was_in_force else bad_request(message)
+
+    async def _request(self, proxy: StdioProxy, method: str, step: settings.Step) -> None:
+        self._mode_was_reported = False
+        try:
+            async with asyncio.timeout(self.timeouts.setting):
+                response = await proxy.request(method, step.params)
+        except TimeoutError:
+            raise agent_failed(
+                f"{step.setting}: the agent did not answer when it was set to {step.value!r}"
+            ) from None
+        result = response.get("result")
+        if "error" in response or not isinstance(result, dict):
+            raise self._cannot_set(step, words_of(response.get("error")) or "it refused")
+        before = settings.current(self.reported, step.setting)
+        self._note_set(step.setting, step.value, method, step.params, result)
+        after = settings.current(self.reported, step.setting)
+        if step.setting == "model" and after not in (None, before, step.value):
+            self._synonyms[step.key] = after  # the agent's own name of the model
+
+    # What the agent reports.
+
+    def acpx_change_begins(self) -> None:
+        """acpx is about to send the agent a request that changes a setting."""
+        self.results.clear()
+        self._mode_was_reported = False
+
+    def session_opened(self, result: Mapping[str, Any]) -> None:
+        """A process has opened the conversation, and reported its settings in *result*."""
+        self._former = self.reported
+        self.reported = self._initial = settings.with_session_result(self.reported, result)
+        self._restored.clear()
+
+    def request_succeeded(
+        self, method: str, params: Mapping[str, Any], result: dict[str, Any]
+    ) -> None:
+        """The agent carried out ``initialize``, or a request of acpx that changes a setting."""
+        self.results[method] = result
+        if method == "initialize":
+            self.reported = replace(
+                self.reported,
+                capabilities=result.get("agentCapabilities"),
+                auth_methods=result.get("authMethods"),
+            )
+        else:
+            setting, value = settings.requested(self.reported, method, params)
+            self._note_set(setting, value, method, params, result)
+
+    def _note_set(
+        self,
+        setting: str,
+        value: str,
+        method: str,
+        params: Mapping[str, Any],
+        result: Mapping[str, Any],
+    ) -> None:
+        """Note that the agent set a setting. A mode that it reported itself takes precedence."""
+        if method != settings.SET_MODE or not self._mode_was_reported:
+            self.reported = settings.with_result(
+                self.reported, self._former, method, params, result
+            )
+        after = settings.current(self.reported, setting)
+        was_in_force = value in (
+            self._in_force.get(setting),
+            settings.current(self._former, setting),
+        )
+        if after != value:
+            return
+        self._in_force[setting] = value
+        was_lost = settings.current(self._initial, setting) != value
+        is_news = setting not in self._restored and self._is_wanted(setting, value)
+        if was_in_force and was_lost and is_news:
+            self._restored.add(setting)
+            self._binding.observer.setting_restored(setting, value)
+
+    def _is_wanted(self, setting: str, value: str) -> bool:
+        wanted = self._binding.observer.wanted
+        if setting in ("mode", "model"):
+            return value == (wanted.mode if setting == "mode" else wanted.model)
+        return wanted.config_options.get(setting) == value
+
+    def note_update(self, update: Any, kind: Any, *, replayed: bool) -> None:
+        """Note a ``session/update`` of that *kind*, if it reports settings."""
+        after = settings.with_update(self.reported, self._former, kind, update)
+        if after is self.reported:
+            return
+        before, self.reported = self.reported, after
+        if kind == "current_mode_update":
+            self._mode_was_reported = True
+        # A change that a client or the server asked for is not the agent's own.
+        if not (replayed or self._applying is not None or self.acpx_changes.locked()):
+            self._note_own_change(before, after)
+
+    def _note_own_change(self, before: AgentSettings, after: AgentSettings) -> None:
+        mode = self._binding.observer.wanted.mode
+        if mode is not None and mode == settings.current(before, "mode"):
+            self._in_force["mode"] = mode
+            if mode != settings.current(after, "mode"):  # the server may restore it
+                self._initial = after
+                self._restored.discard("mode")
+        self._binding.observer.settings_changed(before, after)
