@@ -447,9 +447,9 @@ async def test_an_agent_runs_in_a_folder_of_its_own_with_nothing_but_its_pipes(
 
 
 async def test_unannounced_process_is_refused_at_the_handover_socket(
-    client: Client, server: LocalServer
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handover_of(server).timeout = 0.2
+    monkeypatch.setattr(handover_of(server), "timeout", 0.2)
     await client.turn(await client.create(), "an agent runs")
     connect = (
         "import socket, sys, os\n"
@@ -472,9 +472,9 @@ async def test_unannounced_process_is_refused_at_the_handover_socket(
 
 
 async def test_connection_of_the_server_is_refused_at_the_handover_socket(
-    client: Client, server: LocalServer
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handover_of(server).timeout = 0.1
+    monkeypatch.setattr(handover_of(server), "timeout", 0.1)
     with sockets.socket(sockets.AF_UNIX) as stranger:
         stranger.setblocking(False)
         loop = asyncio.get_running_loop()

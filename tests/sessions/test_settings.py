@@ -377,9 +377,9 @@ async def test_mode_set_as_an_option_counts_as_the_mode(client: Client) -> None:
 
 @pytest.mark.parametrize("is_busy", [False, True])
 async def test_agent_that_does_not_respond_to_a_change_is_ended_before_the_next_prompt(
-    client: Client, server: LocalServer, is_busy: bool
+    client: Client, server: LocalServer, monkeypatch: pytest.MonkeyPatch, is_busy: bool
 ) -> None:
-    server.services.sessions.backend.timeouts.setting = 0.05
+    monkeypatch.setattr(server.services.sessions.backend.timeouts, "setting", 0.05)
     socket = await client.connect(await client.create("hanging"))
     await socket.turn("hello")
     if is_busy:
