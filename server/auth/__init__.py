@@ -1,4 +1,4 @@
-"""Authentication: the apps' tokens, the credentials of requests, and tickets.
+"""Authentication: the apps' tokens, the credentials of requests, tickets, and their prompts.
 
-Imports `storage`, the writer of `sessions` and the root modules.
+Imports `uploads`, `sessions`, `storage` and the root modules.
 """
