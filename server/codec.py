@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 MAX_DEPTH = 200
 MAX_CONTAINERS = 200_000
-"""Objects and arrays in one document of a client. Parsed, each takes a hundred bytes or more."""
+"""The limit of objects and arrays in one document. Parsed, each takes a hundred bytes or more."""
 MAX_VALUES = 200_000
-"""Values in one document of a client, as the commas between them tell. While they are parsed, no
-other thread runs: half a million keys take half a second on a busy machine."""
+"""The limit of values in one document, counted by the commas between them. No other thread runs
+while they are parsed: half a million keys take half a second on a busy machine."""
 BIG_BYTES = 1 << 20
 MANY_CONTAINERS = 10_000
-"""What is larger, or has more objects and arrays, is parsed off the event loop."""
+"""A document that exceeds one of the two is parsed in a thread."""
 _PIECE = 256 << 10
-"""What is scanned at a time: other threads get their turn in between."""
+"""Bytes scanned at a time. Other threads can run between two pieces."""
 
 
 def dumps(value: Any) -> bytes:
@@ -29,7 +29,7 @@ def dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
-        # Half a surrogate pair (see parse_message); anything else fails here too.
+        # An unpaired surrogate (see parse_message). All other values fail here, too.
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -43,10 +43,10 @@ def loads(data: bytes | bytearray | memoryview | str) -> Any:
 
 
 def loads_bounded(data: bytes | bytearray | memoryview | str) -> Any:
-    """Decode what a client sent: strict JSON, nested no deeper than can be encoded again.
+    """Decode strict JSON of a client, and check that it can be encoded again.
 
     Raises:
-        ValueError: *data* is not that.
+        ValueError: *data* is not UTF-8 JSON, or is nested too deeply.
     """
     value = loads(data)
     if isinstance(data, (bytes, bytearray)) and _brackets(data) <= MAX_DEPTH:
@@ -60,14 +60,13 @@ def loads_bounded(data: bytes | bytearray | memoryview | str) -> Any:
 
 
 def has_too_many_values(data: bytes | bytearray) -> bool:
-    """Whether the JSON in *data* has more objects and arrays, or more values, than a client or an
-    agent may send. Nothing is parsed.
+    """Whether a JSON text exceeds :data:`MAX_CONTAINERS` or :data:`MAX_VALUES`.
 
-    Parsed, a document can take thirty times its own bytes.
+    The text is not parsed, because a parsed document can take thirty times its own bytes.
     """
     if len(data) <= MAX_CONTAINERS:
         return False
-    # What strings contain is counted, too, so this is an upper bound, and nearly always enough.
+    # Characters in strings are counted, too, so this is an upper bound. It is usually sufficient.
     if _brackets(data) <= MAX_CONTAINERS and data.count(b",") <= MAX_VALUES:
         return False
     containers = commas = 0
@@ -80,14 +79,14 @@ def has_too_many_values(data: bytes | bytearray) -> bool:
 
 
 def is_costly(data: bytes | bytearray) -> bool:
-    """Whether to parse *data* takes so long that others would feel it."""
+    """Whether parsing *data* would delay other clients noticeably."""
     if len(data) > BIG_BYTES:
         return True
     return len(data) > MANY_CONTAINERS and _brackets(data) > MANY_CONTAINERS
 
 
 async def aside(work: Callable[[bytes], T], data: bytes) -> T:
-    """What *work* makes of *data*, off the event loop if that takes long."""
+    """Call *work* with *data*, in a thread if that takes long."""
     return await asyncio.to_thread(work, data) if is_costly(data) else work(data)
 
 
@@ -96,16 +95,16 @@ def _brackets(data: bytes | bytearray) -> int:
 
 
 def _outside_strings(data: bytes | bytearray) -> Iterator[bytes]:
-    """The parts of a JSON text that are in no string.
+    """The parts of a JSON text outside of strings.
 
-    JSON has backslashes in strings only: what is behind one elsewhere no parser gets to see.
+    In JSON a backslash outside of a string is invalid, so the parser rejects the text anyway.
     """
     is_inside = False
     rest = b""
     for start in range(0, len(data), _PIECE):
         piece = (rest + data[start : start + _PIECE]).replace(b"\\\\", b"")
         rest = b""
-        if piece.endswith(b"\\"):  # what it escapes is in the next piece
+        if piece.endswith(b"\\"):  # the escaped character is in the next piece
             piece, rest = piece[:-1], b"\\"
         parts = piece.replace(b'\\"', b"").split(b'"')
         yield b"".join(parts[is_inside::2])
@@ -132,7 +131,7 @@ def parse_rpc(line: bytes) -> dict[str, Any] | None:
     has a method, or it is a response: an id, and exactly one of ``result`` and ``error``.
 
     Raises:
-        OverflowError: it has more objects and arrays, or more values, than an agent may send.
+        OverflowError: it has too many values.
     """
     if has_too_many_values(line):
         raise OverflowError("a message with too many values")
@@ -151,17 +150,16 @@ def parse_rpc(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_id(value: Any) -> bool:
-    """Whether a request may have this id; in Python True equals 1, in JSON-RPC it must not."""
+    """Whether a value is a valid id. True is not, although it equals 1 in Python."""
     return value is None or (isinstance(value, (str, int, float)) and not isinstance(value, bool))
 
 
 def parse_message(line: bytes) -> dict[str, Any] | None:
     """Decode one JSON object, or None if *line* is anything else.
 
-    An agent that streams text in pieces may cut an emoji in two: its JSON then
-    holds half a surrogate pair as ``\\ud83d``, which the grammar allows and
-    browsers accept, but orjson does not. So what orjson refuses gets a second,
-    slower look.
+    An agent that streams text in pieces may cut an emoji in two. Its JSON then has an unpaired
+    surrogate such as ``\\ud83d``, which the grammar and browsers allow, but orjson does not. So
+    lines that orjson rejects are parsed by the slower json module.
     """
     try:
         message = orjson.loads(line)

@@ -21,25 +21,27 @@ from .origins import Network, address_of, host_of, network_of, origin_of
 
 PREFIX = "CLAWDFORGE_"
 MAX_BODY_BYTES = 16 << 20
-"""The largest JSON body."""
+"""The size limit of a JSON body."""
 MIN_ADMIN_LENGTH = 24
 MAX_SECRET_LENGTH = 4096
-"""A longer token is nobody's, and is not hashed."""
+"""A longer token is refused without being hashed."""
 
 
 class SettingError(Exception):
-    """A value that cannot be used; the message is one line that names the variable."""
+    """An invalid value; the message is one line that names the variable."""
 
 
 UNKNOWN = ""
-"""Of a mode: nothing is said of it."""
+"""The value of ``asks_in`` if the operator has not set it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentCommand:
-    """How an agent is started: its argv, and variables added to its environment.
+    """The command of an agent.
 
-    ``asks_in`` is the mode in which it asks for permission; None if it never asks.
+    Attributes:
+        env: variables added to its environment.
+        asks_in: the mode in which it asks for permission; None if it never asks.
     """
 
     argv: tuple[str, ...]
@@ -62,7 +64,7 @@ def _host(value: str) -> str:
     if ":" in value and address_of(value) is None:
         raise ValueError(f"{value!r} is not an IPv6 address")
     try:
-        value.encode("idna")  # as whoever looks the name up does
+        value.encode("idna")  # as a resolver does
     except UnicodeError:
         raise ValueError(f"{value!r} is neither an address nor the name of a host") from None
     return value
@@ -92,7 +94,7 @@ def _variables(value: str) -> tuple[str, ...]:
 def _path(value: str) -> Path:
     try:
         return Path(_text(value)).expanduser().absolute()
-    except RuntimeError:  # ~name of nobody
+    except RuntimeError:  # the user of `~user` does not exist
         raise ValueError(f"{value!r} lies in no home folder that there is") from None
 
 
@@ -160,7 +162,7 @@ def _folder(name: str) -> Path:
         if folder.is_absolute() and folder.is_dir():
             return folder.resolve()
     except (OSError, RuntimeError):
-        pass  # a name that is too long, ~name of nobody: no folder either
+        pass  # the name is too long, or the user of `~user` does not exist
     raise ValueError(f"{name!r} is not an existing folder with an absolute path")
 
 
@@ -271,10 +273,10 @@ def variables() -> tuple[str, ...]:
 
 
 def with_env_file(environ: Mapping[str, str], path: Path) -> dict[str, str]:
-    """The environment, and what the file at *path* adds to it where there is one.
+    """The environment with the variables of the file at *path*, if that exists.
 
-    What the file says of other programs (an agent's key, a proxy) counts as if
-    it had been exported. The environment wins.
+    Variables of other programs (an agent's key, a proxy) are added, too. The environment takes
+    precedence.
 
     Raises:
         SettingError: the file cannot be read.
@@ -298,7 +300,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         name = PREFIX + field.name.upper()
         value = environ.get(name, "").strip()
         if not value:
-            continue  # an empty variable is as good as none: compose files make them
+            continue  # compose files set unused variables to an empty value
         try:
             known[field.name] = field.metadata["parse"](value)
         except ValueError as error:

@@ -1,7 +1,7 @@
-"""Text of agents and clients, escaped for where it is shown.
+"""Escaping of text from agents and clients for terminals and logs.
 
-A terminal obeys control characters, and bidi characters make a line look like another one: both are
-written as what they are. Joiners stay, because scripts and emoji need them.
+Terminals execute control characters, and bidi characters make a line look like another one. Both
+are shown as escapes. Joiners are unchanged, because scripts and emoji need them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _CHARACTER_OF_TEXT = re.compile(f"(?![\n\t])[{_UNSAFE}]")
 
 
 def one_line(text: str) -> str:
-    """*text* on one line, with visible escapes: ``\\n``, ``\\x1b``, ``\\u202e``."""
+    """Escape *text* on one line: ``\\n``, ``\\x1b``, ``\\u202e``."""
     return _CHARACTER.sub(_visible, text)
 
 
 def visible(text: str) -> str:
-    """The same, but lines and tabs stay."""
+    """Escape *text* except for its line breaks and tabs."""
     return _CHARACTER_OF_TEXT.sub(_visible, text)
 
 
@@ -32,7 +32,7 @@ def _visible(found: re.Match[str]) -> str:
 
 
 def json_text(document: str) -> str:
-    """A JSON document that means the same, and has none of these characters in its strings."""
+    """An equal JSON document whose strings have these characters as escapes."""
     return _CHARACTER.sub(_unicode_escape, document)
 
 

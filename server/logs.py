@@ -1,4 +1,4 @@
-"""Log lines: one an event, as text for people or as JSON for machines."""
+"""Log lines, one per event, as text for people or as JSON for machines."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ logger = logging.getLogger(__name__)
 
 FIELDS = ("request_id", "app", "session", "turn", "duration_ms")
 
-# A token or a ticket that somebody put where it does not belong: into a path, say.
+# A token or a ticket in the wrong place, for example in a path.
 _SECRET = re.compile(r"(?<![A-Za-z0-9])(cft?_|ff_)[A-Za-z0-9_-]{20,}")
 _PLAIN_VALUE = re.compile(r"[^\s\"=]+")
 
 
 class Formatter(logging.Formatter):
-    """Lines without the secrets that a client put into its request.
+    """Formats a record as one line, and redacts tokens in it.
 
     Args:
-        secret: of the operator, which could be in a request as well.
+        secret: the admin token, which is redacted, too.
     """
 
     def __init__(self, secret: str | None = None) -> None:
@@ -55,7 +55,7 @@ class TextFormatter(Formatter):
         line = f"{when} {record.levelname.lower():7} {record.getMessage()}{_suffix(record)}"
         line = one_line(line)
         if record.exc_info:
-            # Indented: no line of an exception's message looks like the log's own.
+            # Indented, so that no line of an exception's message looks like a log line.
             line += textwrap.indent(f"\n{visible(self.formatException(record.exc_info))}", "    ")
         return line
 
@@ -80,7 +80,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _suffix(record: logging.LogRecord) -> str:
-    """The fields; a value that could be taken for several is quoted."""
+    """The fields. A value with spaces, quotes or equals signs is quoted."""
     return "".join(f" {name}={_quoted(str(value))}" for name, value in _fields(record).items())
 
 
@@ -89,12 +89,12 @@ def _quoted(value: str) -> str:
 
 
 class Handler(logging.StreamHandler[TextIO]):
-    """Writes lines; a record that cannot be made one is told of in a line, too."""
+    """Writes log lines. A record that cannot be formatted is reported by a line of its own."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            return  # nobody can be told
+            return  # stderr is closed
         about = ("a log record of %s cannot be written: %s", record.name, type(error).__name__)
         made = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, about[0], about[1:], None)
         with contextlib.suppress(OSError):
@@ -102,15 +102,15 @@ class Handler(logging.StreamHandler[TextIO]):
 
 
 def set_up(settings: Settings) -> None:
-    """Send the log to stderr, as the settings have it, and with it whatever Python writes there."""
+    """Send the log, warnings and uncaught exceptions to stderr in the format of the settings."""
     handler = Handler(sys.stderr)
     formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
     handler.setFormatter(formatter(settings.admin_token))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    # aiohttp's and asyncio's own are for debugging; ours say what matters.
+    # The messages of aiohttp and asyncio are for debugging.
     for name in ("aiohttp.access", "asyncio", "aiosqlite"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It warns of subprotocols that it does not know, word by word: a token may be one.
+    # It logs unknown subprotocols, and a client may have sent a token as one.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
     warnings.showwarning = _log_warning
     sys.excepthook = _log_uncaught
@@ -126,7 +126,7 @@ def _log_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """The warning without the line of source, which would be a second line of the log."""
+    """Log a warning without its line of source, which would be a second line of the log."""
     where = Path(filename).name
     logging.getLogger("py.warnings").warning(
         "%s: %s (%s:%d)", category.__name__, message, where, lineno

@@ -1,7 +1,6 @@
-"""Figures for Prometheus: what is counted as it happens, and what is read when it is asked for.
+"""Prometheus metrics: counters and histograms, and gauges that are read on request.
 
-Counted things cost a microsecond each, so they are counted once a turn or once a
-commit, never once an update.
+An observation costs a microsecond, so there is one per turn or commit, and none per update.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ PREFIX = "clawdforge_"
 LAG_PAUSE_SECS = 0.1
 
 OUTCOMES = {*ErrorCode, "end_turn", "max_tokens", "max_turn_requests", "refusal", "cancelled"}
-"""How turns end; whatever else an agent says counts as ``other``, lest it makes up labels."""
+"""The outcomes of turns. Unknown stop reasons count as ``other``, to bound the cardinality."""
 
 _MS = 0.001
 _SHORT = (*(n * _MS for n in (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)), 1, 2.5, 5)
@@ -30,7 +29,7 @@ _COUNTS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
 
 
 class Metrics:
-    """The server's figures; times are in seconds.
+    """The server's metrics; times are in seconds.
 
     Attributes:
         turn_wait: from a prompt's acceptance to its turn's start.
@@ -39,7 +38,7 @@ class Metrics:
         log_append: from the oldest entry of a commit to its durability.
         log_batch: entries of one commit.
         log_bytes: of all entries that were committed.
-        loop_lag: what the event loop was late for something that was due.
+        loop_lag: the delay of a timer of the event loop.
     """
 
     def __init__(self) -> None:
@@ -62,7 +61,7 @@ class Metrics:
             f"{PREFIX}log_bytes", "Bytes of committed entries", registry=self._registry
         )
         self.loop_lag = self._histogram(
-            "event_loop_lag_seconds", "What the event loop is late by, looked at often", _SHORT
+            "event_loop_lag_seconds", "Delay of the event loop, measured often", _SHORT
         )
 
     def _histogram(self, name: str, description: str, buckets: tuple[float, ...]) -> Histogram:
@@ -73,11 +72,11 @@ class Metrics:
         self._turns.labels(outcome if outcome in OUTCOMES else "other").inc()
 
     def read(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """Show what *read* gives, whenever somebody looks."""
+        """Add a gauge whose value is read on request."""
         Gauge(f"{PREFIX}{name}", description, registry=self._registry).set_function(read)
 
     def read_total(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """The same for a figure that only grows: a counter, whose name ends in ``_total``."""
+        """Add a counter whose value is read on request. Its name gets the suffix ``_total``."""
         self._registry.register(_Total(f"{PREFIX}{name}", description, read))
 
     def read_each(
@@ -88,13 +87,13 @@ class Metrics:
         values: Sequence[str],
         read: Callable[[], Mapping[str, float]],
     ) -> None:
-        """The same for a figure that is there once for each of *values*."""
+        """Add a gauge with one value for each value of a label."""
         gauge = Gauge(f"{PREFIX}{name}", description, (label,), registry=self._registry)
         for value in values:
             gauge.labels(value).set_function(partial(_one_of, read, value))
 
     async def watch_loop(self) -> None:
-        """Measure the event loop's lag, for ever."""
+        """Measure the delay of the event loop, until the task is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_PAUSE_SECS
@@ -102,12 +101,12 @@ class Metrics:
             self.loop_lag.observe(max(0.0, loop.time() - due))
 
     def render(self) -> tuple[bytes, str]:
-        """The text, and its content type."""
+        """The metrics as text, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
 
 class _Total(Collector):
-    """A counter whose value is kept elsewhere."""
+    """A counter whose value another object keeps."""
 
     def __init__(self, name: str, description: str, read: Callable[[], float]) -> None:
         self._name = name

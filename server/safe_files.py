@@ -1,9 +1,9 @@
-"""Files and folders beneath one folder, reached through no link.
+"""Files and folders below one folder, without following links.
 
-Agents run as the server's user: at any moment one may replace what is in the data folder by a
-link, or by something that is no file. So nothing there is found by a path of several names: each
-folder on the way is opened by the descriptor of the one above it. Only the path of the uppermost
-folder, which is the operator's, may lead through links.
+Agents run as the server's user. At any moment an agent may replace a file in the data folder by a
+link or by a pipe. So the server never opens a path of several names there: it opens each folder
+through the descriptor of its parent. Only the path of the top folder, which the operator chose, may
+lead through links.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import BinaryIO, cast
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""Without ``O_NONBLOCK``, a named pipe would be waited for."""
+"""Without ``O_NONBLOCK`` opening a named pipe would block."""
 
 
 @contextlib.contextmanager
 def folder(top: Path, *names: str, make: bool = False) -> Iterator[int]:
-    """The descriptor of the folder that *names* lead to from *top*.
+    """The descriptor of a folder below *top*.
 
     Args:
-        make: make the folders that are missing.
+        make: create the folders that are missing.
 
     Raises:
-        OSError: one of them is missing, or is no folder.
+        OSError: one of them is missing, or is not a folder.
     """
     descriptor = os.open(top, _FOLDER)
     try:
@@ -48,10 +48,10 @@ def folder(top: Path, *names: str, make: bool = False) -> Iterator[int]:
 
 
 def make_folder(top: Path, *names: str) -> None:
-    """Make a new folder, and those above it that are missing.
+    """Create a folder, and its parents if they are missing.
 
     Raises:
-        OSError: something is there already, or the folder cannot be made.
+        OSError: the name exists, or the folder cannot be created.
     """
     *above, name = names
     with folder(top, *above, make=True) as parent:
@@ -59,10 +59,10 @@ def make_folder(top: Path, *names: str) -> None:
 
 
 def open_file(name: str, parent: int, flags: int = os.O_RDONLY) -> BinaryIO:
-    """Open a file in the folder with the descriptor *parent*; one that is made is our user's alone.
+    """Open a file in the folder with the descriptor *parent*. A new file is private.
 
     Raises:
-        OSError: it cannot be opened, or it is no file.
+        OSError: it cannot be opened, or it is not a file.
     """
     descriptor = os.open(name, flags | _FILE, 0o600, dir_fd=parent)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -73,10 +73,10 @@ def open_file(name: str, parent: int, flags: int = os.O_RDONLY) -> BinaryIO:
 
 
 def new_file(top: Path, *names: str) -> BinaryIO:
-    """A new file, to write it, in a folder that exists.
+    """Create a file for writing in an existing folder.
 
     Raises:
-        OSError: something is there already, or the file cannot be made.
+        OSError: the name exists, or the file cannot be created.
     """
     *above, name = names
     with folder(top, *above) as parent:
@@ -84,10 +84,10 @@ def new_file(top: Path, *names: str) -> BinaryIO:
 
 
 def remove(top: Path, *names: str) -> None:
-    """Remove what *names* lead to, a folder with all that is in it; nothing if it is missing.
+    """Remove a file, or a folder with its content, if it exists.
 
     Raises:
-        OSError: the first that cannot be removed; all that can be is.
+        OSError: of the first file that cannot be removed. All others are removed.
     """
     *above, name = names
     with contextlib.suppress(FileNotFoundError), folder(top, *above) as parent:
@@ -100,10 +100,10 @@ def remove(top: Path, *names: str) -> None:
 
 
 def empty(top: Path, *names: str) -> None:
-    """Remove all that is in a folder, and make the folder if it is missing.
+    """Remove the content of a folder, or create the folder if it is missing.
 
     Raises:
-        OSError: the first that cannot be removed; all that can be is.
+        OSError: of the first file that cannot be removed. All others are removed.
     """
     with folder(top, *names, make=True) as descriptor:
         _empty(descriptor, top.joinpath(*names))
@@ -119,11 +119,13 @@ def _is_folder(name: str, parent: int) -> bool:
 
 @contextlib.contextmanager
 def _unlocked(name: str, parent: int) -> Iterator[int]:
-    """A folder's descriptor, after all rights to it were given back: an agent may have taken them.
+    """A folder's descriptor. Its permissions are restored first, because an agent may remove them.
 
-    They are needed to list it, and to move it.
+    They are needed to list and to move the folder.
     """
-    with contextlib.suppress(OSError, NotImplementedError):  # another's, or the file system cannot
+    with contextlib.suppress(
+        OSError, NotImplementedError
+    ):  # another user's, or unsupported by the file system
         os.chmod(name, stat.S_IRWXU, dir_fd=parent, follow_symlinks=False)
     descriptor = _open_folder(name, parent)
     try:
@@ -133,10 +135,10 @@ def _unlocked(name: str, parent: int) -> Iterator[int]:
 
 
 def _empty(top: int, path: Path) -> None:
-    """Remove all that is in the folder with the descriptor *top*.
+    """Remove the content of the folder with the descriptor *top*.
 
-    However deep its folders lie in each other: what is in a folder moves up before the folder is
-    removed. So neither descriptors nor the stack run out.
+    The content of a folder is moved up before the folder is removed, so deeply nested folders
+    exhaust neither descriptors nor the stack.
     """
     failures: list[OSError] = []
     prefix = f".{secrets.token_hex(8)}"
@@ -167,14 +169,14 @@ def _noting(failures: list[OSError], path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        pass  # somebody else has removed it
+        pass  # another process has removed it
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         failures.append(error)
 
 
 def _move(name: str, parent: int, target: str, target_parent: int) -> None:
-    """Move a folder; that takes the right to write in it."""
+    """Move a folder, which requires write permission for it."""
     with contextlib.suppress(OSError, NotImplementedError):
         os.chmod(name, stat.S_IRWXU, dir_fd=parent, follow_symlinks=False)
     os.rename(name, target, src_dir_fd=parent, dst_dir_fd=target_parent)

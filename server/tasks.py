@@ -1,4 +1,4 @@
-"""Tasks that somebody owns, and the supervisor of those that run as long as their owner."""
+"""Owned tasks, and the supervisor of long-lived tasks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
-"""Makes the coroutine of a long-lived task; called again whenever the task has failed."""
+"""Returns the coroutine of a long-lived task. It is called again after each failure of the task."""
 
 PAUSES_SECS = (0.0, 0.1, 0.5, 2.0, 10.0)
-"""Before a failed task begins again: the more often it fails, the longer."""
+"""Pauses before a failed task restarts. Each failure in a row selects the next one."""
 STABLE_SECS = 30.0
-"""A task that ran for so long begins again without a pause."""
+"""A task that ran longer than this restarts without a pause."""
 
 
 async def to_completion(work: Coroutine[Any, Any, Result]) -> Result:
-    """Await *work* to its end, even if the waiter is cancelled meanwhile.
+    """Await *work* to its end, even if the waiting task is cancelled.
 
-    A commit that nobody waits for is carried out all the same, so its outcome alone must decide
-    what is true in memory. The waiter is cancelled at its next ``await``.
+    A commit is executed even if its caller is cancelled, so the state in memory must follow the
+    result of the commit. The waiting task is cancelled at its next ``await``.
     """
     task, waiter = asyncio.create_task(work), asyncio.current_task()
     assert waiter is not None
@@ -37,17 +37,17 @@ async def to_completion(work: Coroutine[Any, Any, Result]) -> Result:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             cancels += 1
-            waiter.uncancel()  # else an `asyncio.timeout` of the waiter would not know its own
+            waiter.uncancel()  # so that an `asyncio.timeout` recognises its own cancellation
     for _ in range(cancels):
         waiter.cancel()
     return task.result()
 
 
 class Semaphores:
-    """A semaphore for each key, so that nobody waits for what another key's work takes.
+    """A semaphore for each key, so that the work of one key does not delay another's.
 
     Args:
-        each: how many of one key may be at work at once.
+        each: the limit of one key.
     """
 
     def __init__(self, each: int) -> None:
@@ -55,7 +55,7 @@ class Semaphores:
         self._semaphores: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     def of(self, key: str) -> asyncio.Semaphore:
-        """The key's; it is kept as long as somebody holds it or waits for it."""
+        """The semaphore of a key. It exists while a task holds it or waits for it."""
         semaphore = self._semaphores.get(key)
         if semaphore is None:
             semaphore = self._semaphores[key] = asyncio.Semaphore(self._each)
@@ -63,7 +63,7 @@ class Semaphores:
 
 
 class Tasks:
-    """A keeper of tasks: each is referenced, its failure logged, and it ends with its owner."""
+    """The tasks of one owner: keeps references, logs failures, and cancels the tasks at the end."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,7 +74,7 @@ class Tasks:
         return not self._tasks
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run *coroutine* as a task of this keeper."""
+        """Run a coroutine as a task."""
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -86,7 +86,7 @@ class Tasks:
             logger.error("%s failed", task.get_name(), exc_info=error)
 
     async def finish(self, patience: float) -> None:
-        """Give the tasks *patience* seconds to end by themselves, then end them."""
+        """Wait *patience* seconds for the tasks to end, then cancel them."""
         if self._tasks and patience > 0:
             await asyncio.wait(tuple(self._tasks), timeout=patience)
         for task in tuple(self._tasks):
@@ -95,19 +95,18 @@ class Tasks:
 
 
 class CriticalTaskError(Exception):
-    """A task without which the server cannot work has failed; the message is for the operator."""
+    """A critical task has failed, so the server stops. The message is for the operator."""
 
 
 class Supervisor:
-    """The registry of all long-lived tasks. An exception that nobody expected ends none of them.
+    """Runs all long-lived tasks, and restarts them after unexpected exceptions.
 
-    Such an exception is logged with its traceback, and the task begins again after a pause. A
-    critical task cannot begin again, because what it was doing is in an unknown state: its
-    failure ends the server.
+    The exception is logged with its traceback, and the task restarts after a pause. A critical task
+    cannot restart, because its work is in an unknown state: its failure stops the server.
 
     Attributes:
-        failure: of a critical task, in a sentence for the operator; None as long as there is none.
-        on_failure: called at once when there is one.
+        failure: the failure of a critical task, as a sentence for the operator; None without one.
+        on_failure: called as soon as a critical task fails.
     """
 
     def __init__(self) -> None:
@@ -118,21 +117,22 @@ class Supervisor:
 
     @property
     def running(self) -> frozenset[str]:
-        """The names of the tasks that run now."""
+        """The names of the running tasks."""
         return frozenset(name for name, count in self._running.items() if count)
 
     def spawn(
         self, owner: Tasks, name: str, loop: Loop, *, critical: bool = False
     ) -> asyncio.Task[None]:
-        """Run *loop* as a task of *owner* until it returns or the owner ends it.
+        """Run *loop* as a task of *owner* until it returns or the owner cancels it.
 
         Args:
-            name: what the task is called in the log and in :attr:`running`; several may share it.
+            name: of the task, for the log and :attr:`running`. Tasks may share a name.
+            critical: whether the server stops if the task fails.
         """
         return owner.spawn(self._supervise(name, loop, critical=critical), name)
 
-    async def carry_out(self, name: str, loop: Loop) -> None:
-        """Run *loop* once. Tests override it to have the task of that name fail."""
+    async def execute(self, name: str, loop: Loop) -> None:
+        """Run *loop* once. Tests override this to make a task fail."""
         await loop()
 
     async def wait_for_failure(self) -> None:
@@ -146,18 +146,18 @@ class Supervisor:
             while True:
                 began = time.monotonic()
                 try:
-                    await self.carry_out(name, loop)
+                    await self.execute(name, loop)
                     return
                 except Exception as error:
                     if critical:
                         self._fail(name, error)
                         return
-                    logger.exception("the task %s failed; it begins again", name)
+                    logger.exception("the task %s failed; it restarts", name)
                 except asyncio.CancelledError:
                     task = asyncio.current_task()
                     if critical or task is None or task.cancelling():
-                        raise  # its owner ends it
-                    logger.exception("the task %s was cancelled; it begins again", name)
+                        raise  # by its owner
+                    logger.exception("the task %s was cancelled; it restarts", name)
                 failures = 0 if time.monotonic() - began > STABLE_SECS else failures + 1
                 await asyncio.sleep(PAUSES_SECS[min(failures, len(PAUSES_SECS)) - 1])
         finally:

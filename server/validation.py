@@ -1,4 +1,4 @@
-"""What is wrong with a value, in words: msgspec's messages are for programmers."""
+"""Validation errors as sentences for people; msgspec's messages are for programmers."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _FORMS: dict[str, str] = {}
 
 
 def form(pattern: str, words: str) -> str:
-    """*pattern*, whose mismatch a client is told in *words*: ``an absolute path``."""
+    """Register the description of a pattern, such as ``an absolute path``, for error messages."""
     _FORMS[pattern] = words
     return pattern
 
 
 def in_words(error: Exception) -> str:
-    """A validation error of msgspec's as one sentence that names the field.
+    """Describe a validation error of msgspec in one sentence that names the field.
 
-    Another error's message stays as it is: it is one of ours.
+    The messages of other errors are unchanged, because they are sentences already.
     """
     match = _PLACE.match(str(error))
     assert match is not None  # it matches everything

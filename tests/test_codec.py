@@ -1,4 +1,4 @@
-"""JSON in and out, and what an agent's line must be to count as a message."""
+"""JSON encoding and decoding, and the messages of agents."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=5), st.booleans())
-def test_any_object_is_a_message_however_it_is_written(value: Any, escaped: bool) -> None:
+def test_object_in_any_formatting_is_a_message(value: Any, escaped: bool) -> None:
     line = json.dumps(value, ensure_ascii=escaped, indent=1).replace("\n", " ").encode()
     assert parse_message(line) == value
 
 
 @given(st.binary(max_size=60))
-def test_no_line_is_too_odd_to_look_at(line: bytes) -> None:
+def test_any_bytes_can_be_parsed_without_an_exception(line: bytes) -> None:
     message = parse_message(line)
     assert message is None or isinstance(message, dict)
 
@@ -53,7 +53,7 @@ def test_no_line_is_too_odd_to_look_at(line: bytes) -> None:
         b'{"a":' * 100_000,
     ],
 )
-def test_what_is_not_one_json_object_is_no_message(line: bytes) -> None:
+def test_line_that_is_not_one_object_is_not_a_message(line: bytes) -> None:
     assert parse_message(line) is None
 
 
@@ -67,7 +67,7 @@ def test_what_is_not_one_json_object_is_no_message(line: bytes) -> None:
         (rb'{"\u0061":"\u0000"}', {"a": "\0"}),
     ],
 )
-def test_a_message_may_look_odd(line: bytes, value: Any) -> None:
+def test_unusual_json_is_accepted(line: bytes, value: Any) -> None:
     assert parse_message(line) == value
 
 
@@ -93,31 +93,31 @@ def test_a_message_may_look_odd(line: bytes, value: Any) -> None:
         (b'[{"jsonrpc":"2.0","method":"m"}]', False),
     ],
 )
-def test_a_json_rpc_message_is_a_call_or_a_response(line: bytes, is_message: bool) -> None:
+def test_json_rpc_message_is_a_call_or_a_response(line: bytes, is_message: bool) -> None:
     assert (parse_rpc(line) is not None) is is_message
 
 
 @pytest.mark.parametrize("number", [b"123456789012345678901234567890", b"1e400", b"0.1e-9"])
-def test_a_number_of_any_size_is_json(number: bytes) -> None:
+def test_number_of_any_size_is_accepted(number: bytes) -> None:
     assert parse_message(b'{"jsonrpc":"2.0","a":%b}' % number) is not None
 
 
 @given(JSON)
-def test_what_is_written_is_read_again_and_stands_on_one_line(value: Any) -> None:
+def test_encoded_value_is_one_line_and_decodes_to_itself(value: Any) -> None:
     data = dumps(value)
     assert b"\n" not in data
     assert loads(data) == value
 
 
-def test_half_a_surrogate_pair_is_written_as_it_was_read() -> None:
+def test_unpaired_surrogate_is_preserved() -> None:
     assert dumps({"text": "\ud83d"}) == rb'{"text":"\ud83d"}'
 
 
-def test_a_number_beyond_64_bits_is_written() -> None:
+def test_number_beyond_64_bits_is_encoded() -> None:
     assert dumps({"id": 2**70}) == b'{"id":%d}' % 2**70
 
 
-def test_what_is_no_json_value_is_refused() -> None:
+def test_value_that_is_not_json_is_refused() -> None:
     with pytest.raises(TypeError):
         dumps({"a": object()})
 

@@ -1,4 +1,4 @@
-"""Settings: what each variable may be, where it is read from, and how a bad one stops the start."""
+"""Settings: their values, the env file, and failed starts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def refusal(name: str, value: str) -> str:
 # Good and bad values of each kind.
 
 
-def test_without_variables_all_is_as_documented() -> None:
+def test_defaults_are_as_documented() -> None:
     settings = load({})
     assert settings == Settings()
     assert (settings.host, settings.port) == ("127.0.0.1", 8800)
@@ -79,7 +79,7 @@ def test_every_setting_is_one_variable() -> None:
         ("max_uploads_per_app", 1, 1_000_000),
     ],
 )
-def test_whole_numbers_keep_their_bounds(name: str, low: int, high: int) -> None:
+def test_whole_number_outside_its_bounds_is_refused(name: str, low: int, high: int) -> None:
     assert (read(name, str(low)), read(name, f" {high} ")) == (low, high)
     for bad in (str(low - 1), str(high + 1), "x", "1.5", "1e2", "0x10", "-", "9" * 5000):
         assert f"from {low} to {high}" in refusal(name, bad)
@@ -103,14 +103,14 @@ def test_times_are_seconds(name: str) -> None:
         ("sync", ("normal", "full")),
     ],
 )
-def test_choices_are_named_when_another_is_given(name: str, choices: tuple[str, ...]) -> None:
+def test_refusal_of_a_choice_names_the_choices(name: str, choices: tuple[str, ...]) -> None:
     for choice in choices:
         assert read(name, choice) == choice
     for bad in ("nope", choices[0].upper(), f"{choices[0]},{choices[1]}"):
         assert ", ".join(choices) in refusal(name, bad)
 
 
-def test_a_host_is_one_that_can_be_looked_up() -> None:
+def test_host_that_cannot_be_resolved_is_refused() -> None:
     for good in ("0.0.0.0", "::1", "localhost", "bücher.example"):
         assert read("host", good) == good
     assert read("host", "[::1]") == "::1"
@@ -120,7 +120,7 @@ def test_a_host_is_one_that_can_be_looked_up() -> None:
         refusal("host", bad)
 
 
-def test_the_data_dir_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_dir_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read("data_dir", "~/data") == tmp_path / "data"
     assert read("data_dir", "some/where") == Path("some/where").absolute()
@@ -166,7 +166,7 @@ def test_workspace_roots_are_existing_folders(tmp_path: Path) -> None:
         ("com.example.app://localhost:8080", "com.example.app://localhost:8080"),
     ],
 )
-def test_an_origin_is_kept_as_browsers_send_it(written: str, sent: str) -> None:
+def test_origin_is_normalised_as_browsers_send_it(written: str, sent: str) -> None:
     assert read("allowed_origins", f" {written} ,https://last.example,{written},") == (
         sent,
         "https://last.example",
@@ -184,7 +184,7 @@ def test_an_origin_is_kept_as_browsers_send_it(written: str, sent: str) -> None:
         *("ftp://a", "file://", "ws://a", "wss://a", "data://a", "https://a,b", "capacitor://"),
     ],
 )
-def test_an_origin_that_no_browser_sends_is_refused(bad: str) -> None:
+def test_origin_that_no_browser_sends_is_refused(bad: str) -> None:
     refusal("allowed_origins", bad)
 
 
@@ -197,13 +197,13 @@ def test_allowed_hosts_are_names_with_or_without_a_port() -> None:
         refusal("allowed_hosts", bad)
 
 
-def test_an_admin_token_is_not_short() -> None:
+def test_short_admin_token_is_refused() -> None:
     assert read("admin_token", "x" * 24) == "x" * 24
     for bad in ("x", "y" * 23, "y" * 4097, "y" * 12 + " " + "y" * 12):
         assert "yy" not in refusal("admin_token", bad)
 
 
-def test_networks_that_can_never_match_are_refused_or_read_as_what_they_stand_for() -> None:
+def test_networks_that_never_match_are_refused_or_normalised() -> None:
     networks = read("trusted_proxies", "10.0.0.0/8, ::1, ::ffff:192.0.2.0/120")
     assert list(map(str, networks)) == ["10.0.0.0/8", "::1/128", "192.0.2.0/24"]
     for bad in ("10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0.0-10.0.0.9", "fe80::1%eth0/64"):
@@ -234,11 +234,11 @@ def test_agents_are_argv_with_or_without_an_environment() -> None:
         *('{"a": {"argv": ["x"], "env": {"K": 1}}}', '{"a": {"argv": ["x"], "env": null}}'),
     ],
 )
-def test_agents_that_are_none_are_refused(bad: str) -> None:
+def test_invalid_agents_are_refused(bad: str) -> None:
     refusal("agents", bad)
 
 
-def test_an_empty_variable_is_as_good_as_none() -> None:
+def test_empty_variable_is_ignored() -> None:
     assert load(dict.fromkeys(variables(), "")) == load(dict.fromkeys(variables(), "  "))
     assert load(dict.fromkeys(variables(), "")) == Settings()
 
@@ -250,7 +250,7 @@ def test_unknown_names_are_ignored() -> None:
 # The .env file.
 
 
-def test_the_env_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
+def test_environment_overrides_the_env_file(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text(
         "# a comment\n"
@@ -267,12 +267,12 @@ def test_the_env_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
     assert settings.sync == "normal"
 
 
-def test_no_env_file_is_needed(tmp_path: Path) -> None:
+def test_env_file_is_optional(tmp_path: Path) -> None:
     assert load(with_env_file({}, tmp_path / ".env")) == Settings()
     assert load(with_env_file({}, tmp_path)) == Settings()  # a folder is none
 
 
-def test_an_env_file_that_is_not_text_is_told_in_one_line(tmp_path: Path) -> None:
+def test_env_file_that_is_not_text_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"CLAWDFORGE_PORT=\xff\xfe\n")
     with pytest.raises(SettingError, match=r"\.env cannot be read: .*UTF-8"):
         with_env_file({}, tmp_path / ".env")
@@ -301,14 +301,14 @@ async def start(folder: Path, environ: Mapping[str, str]) -> tuple[int | None, s
     return process.returncode, err.decode(), out.decode()
 
 
-async def test_a_bad_value_stops_the_start_with_one_line_that_names_it(tmp_path: Path) -> None:
+async def test_invalid_value_stops_the_start_and_is_named(tmp_path: Path) -> None:
     status, said, _ = await start(tmp_path, {"CLAWDFORGE_PORT": "many"})
     assert status == 2
     assert said == "clawdforge: CLAWDFORGE_PORT: must be a whole number from 0 to 65535\n"
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_start_that_fails_is_told_in_the_logs_format(tmp_path: Path) -> None:
+async def test_failed_start_is_reported_in_the_log_format(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for environ, expected in (
         ({"CLAWDFORGE_DATA_DIR": "file"}, 1),
@@ -319,13 +319,13 @@ async def test_a_start_that_fails_is_told_in_the_logs_format(tmp_path: Path) -> 
         assert [json.loads(line)["level"] for line in said.splitlines()] == ["critical"]
 
 
-async def test_a_bad_value_in_the_env_file_does_so_too(tmp_path: Path) -> None:
+async def test_invalid_value_in_the_env_file_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CLAWDFORGE_SYNC=perhaps\n")
     status, said, _ = await start(tmp_path, {})
     assert (status, said) == (2, "clawdforge: CLAWDFORGE_SYNC: must be one of normal, full\n")
 
 
-async def test_a_data_dir_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+async def test_unusable_data_dir_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for value in ("file", "file/below", "x" * 300):
         status, said, _ = await start(tmp_path, {"CLAWDFORGE_DATA_DIR": value})
@@ -334,7 +334,7 @@ async def test_a_data_dir_that_cannot_be_one_is_named(tmp_path: Path) -> None:
         assert said.count("\n") == 1
 
 
-def test_the_link_that_is_shown_can_be_opened() -> None:
+def test_shown_link_can_be_opened() -> None:
     shown = {host: reachable(host) for host in ("0.0.0.0", "::", "0:0::0", "::1", "10.0.0.1", "a")}
     assert shown == {
         "0.0.0.0": "127.0.0.1",
@@ -346,7 +346,7 @@ def test_the_link_that_is_shown_can_be_opened() -> None:
     }
 
 
-async def test_an_address_that_cannot_be_listened_on_is_named(tmp_path: Path) -> None:
+async def test_unusable_address_is_named(tmp_path: Path) -> None:
     status, said, shown = await start(tmp_path, {"CLAWDFORGE_HOST": "256.256.256.256"})
     assert status == 1
     assert len(re.findall(r"(admin|app) token +cf_", shown)) == 2, "made now, and never again"
@@ -354,7 +354,7 @@ async def test_an_address_that_cannot_be_listened_on_is_named(tmp_path: Path) ->
     assert said.count("\n") == 1
 
 
-async def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+async def test_unusable_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "clawdforge.db").mkdir()
     status, said, _ = await start(tmp_path, {"CLAWDFORGE_DATA_DIR": str(tmp_path)})
     assert status == 1
@@ -371,7 +371,7 @@ async def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_a_failing_start_is_told_in_one_line(
+async def test_failed_start_is_reported_in_one_line(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     async def fail(*arguments: object) -> None:
@@ -383,7 +383,7 @@ async def test_a_failing_start_is_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-async def test_a_default_agent_that_nobody_knows_is_named(tmp_path: Path) -> None:
+async def test_unknown_default_agent_is_named(tmp_path: Path) -> None:
     status, said, _ = await start(tmp_path, {"CLAWDFORGE_DEFAULT_AGENT": "nope"})
     assert status in (1, 2)
     assert said.startswith("clawdforge: CLAWDFORGE_DEFAULT_AGENT: ")

@@ -1,4 +1,4 @@
-"""Text of agents and clients, escaped for where it is shown."""
+"""Escaping of text from agents and clients."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ FINE = "Übung 报告 العربية हिन्दी 👨\u200d👩 می\u200
 
 
 @pytest.mark.parametrize("character", UNSAFE + "\r")
-def test_what_a_terminal_obeys_is_shown_as_its_escape(character: str) -> None:
+def test_control_characters_are_shown_as_escapes(character: str) -> None:
     for escape in (one_line, visible):
         assert escape(f"a{character}b") == f"a{ascii(character)[1:-1]}b"
 
 
-def test_text_of_every_script_stays() -> None:
+def test_text_of_every_script_is_unchanged() -> None:
     assert one_line(FINE) == visible(FINE) == json_text(FINE) == FINE
 
 
-def test_lines_and_tabs_stay_where_text_has_several() -> None:
+def test_line_breaks_and_tabs_of_long_text_are_unchanged() -> None:
     assert visible("a\n\tb") == "a\n\tb"
     assert one_line("a\n\tb") == "a\\n\\tb"
 
 
-def test_json_means_the_same() -> None:
+def test_escaped_json_is_equal() -> None:
     document = json.dumps({"text": UNSAFE + FINE}, ensure_ascii=False)
     escaped = json_text(document)
     assert json.loads(escaped) == json.loads(document)
@@ -47,13 +47,13 @@ FORGED = "x\n2026-01-01 00:00:00 info    forged \x9b\u202e"
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()], ids=type)
-def test_no_log_line_passes_on_what_a_terminal_obeys(formatter: logging.Formatter) -> None:
+def test_log_lines_contain_no_control_characters(formatter: logging.Formatter) -> None:
     line = formatter.format(record(FORGED, ValueError(FORGED), session=FORGED))
     assert not set(UNSAFE) & set(line)
     # A line break is shown as an escape, or what follows it is indented.
     assert not [one for one in line.split("\n")[1:] if one and not one.startswith("    ")]
 
 
-def test_a_field_with_blanks_forges_no_other_field() -> None:
+def test_field_with_spaces_is_quoted() -> None:
     line = TextFormatter().format(record("said", session="a app=admin"))
     assert line.endswith(' session="a app=admin"')

@@ -1,4 +1,4 @@
-"""The server's log: one line an event, which says whose; and what agents write on stderr."""
+"""Log lines: fields, formats and redaction; the stderr of agents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def said(lines: list[Json], message: str) -> Json:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-async def test_a_token_where_it_does_not_belong_is_not_in_the_log(
+async def test_token_in_a_request_is_redacted(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path, log_format: str
 ) -> None:
     server = await spawn(LOG_FORMAT=log_format)
@@ -52,7 +52,7 @@ async def test_a_token_where_it_does_not_belong_is_not_in_the_log(
     assert str(client.token)[3:] not in log
 
 
-async def test_lines_say_which_request_app_session_and_turn(
+async def test_lines_have_the_request_app_session_and_turn(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     server = await spawn(LOG_FORMAT="json")
@@ -99,7 +99,7 @@ def record(**extra: Any) -> logging.LogRecord:
     return made
 
 
-def test_the_two_formats() -> None:
+def test_text_and_json_formats() -> None:
     text = TextFormatter().format(record(request_id="r", app="a", session=None, turn=3))
     assert re.fullmatch(r"[-\d]+ [:\d]+ info    hello you request_id=r app=a turn=3", text)
     entry = json.loads(JsonFormatter().format(record(session="s", secret="no field of ours")))
@@ -113,7 +113,7 @@ def test_the_two_formats() -> None:
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
-def test_a_line_break_in_a_message_starts_no_line(formatter: logging.Formatter) -> None:
+def test_line_break_in_a_message_is_escaped(formatter: logging.Formatter) -> None:
     forged = formatter.format(record(app="a\n2026-01-01 00:00:00 info    forged"))
     assert len(forged.splitlines()) == 1
 
@@ -144,7 +144,7 @@ raise ValueError(f"uncaught {SECRET}")
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-async def test_whatever_python_writes_on_stderr_is_the_logs(log_format: str) -> None:
+async def test_warnings_and_uncaught_exceptions_are_logged(log_format: str) -> None:
     status, out, err = await run_program(
         sys.executable, "-c", STRAY, log_format, PYTHONWARNINGS="default", PYTHONPATH=str(ROOT)
     )
@@ -165,7 +165,7 @@ async def test_whatever_python_writes_on_stderr_is_the_logs(log_format: str) -> 
         assert all(re.match(r"[-\d]+ [:\d]+ (warning|error  |critical) ", line) for line in heads)
 
 
-async def test_an_agents_stderr_is_kept_until_its_session_is_deleted(
+async def test_stderr_of_an_agent_is_kept_until_its_session_is_deleted(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stderr, "FILE_BYTES", 2000)

@@ -1,4 +1,4 @@
-"""The figures at /metrics: they move, the docs list them, and the dashboard asks for no others."""
+"""The metrics of the server, their page in the docs, and the dashboard."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def expressions(value: Any) -> Iterator[str]:
             yield from expressions(inner)
 
 
-async def test_the_docs_list_every_figure_and_the_dashboard_asks_for_no_other(
+async def test_docs_and_dashboard_match_the_metrics(
     server: LocalServer,
 ) -> None:
     admin = server.admin()
@@ -78,7 +78,7 @@ async def test_the_docs_list_every_figure_and_the_dashboard_asks_for_no_other(
     assert families == told.keys(), "the dashboard leaves something out"
 
 
-async def test_turns_are_counted_by_how_they_end(serve: Serve) -> None:
+async def test_turns_are_counted_by_outcome(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()
     session = await client.create()
@@ -89,7 +89,7 @@ async def test_turns_are_counted_by_how_they_end(serve: Serve) -> None:
     other = await client.connect(await client.create())
     await socket.send("prompt", prompt=script({"say": "on it"}, {"wait_for": "cancel"}))
     await socket.until_text("on it")
-    await socket.send("prompt", prompt="behind it")
+    await socket.send("prompt", prompt="after it")
     await socket.until("accepted", queued=True)
     await other.send("prompt", prompt="me too")
     await other.until("accepted", queued=True)
@@ -121,7 +121,7 @@ async def test_turns_are_counted_by_how_they_end(serve: Serve) -> None:
     assert found["clawdforge_replay_lag_entries"] == 0
 
 
-async def test_a_loop_that_is_blocked_shows() -> None:
+async def test_blocked_event_loop_is_measured() -> None:
     metrics = Metrics()
     watch = asyncio.create_task(metrics.watch_loop())
     await asyncio.sleep(0)
@@ -136,7 +136,7 @@ def lags(metrics: Metrics) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("reason", ["", "made up", 'a"label\n'])
-def test_an_outcome_that_nobody_knows_makes_no_label(reason: str) -> None:
+def test_unknown_outcome_counts_as_other(reason: str) -> None:
     metrics = Metrics()
     metrics.count_turn(reason)
     assert samples(metrics.render()[0].decode())["clawdforge_turns_total{outcome=other}"] == 1

@@ -1,4 +1,4 @@
-"""Files and folders in the data folder, from which no link leads away."""
+"""Files and folders that are reached without following links."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORKS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS.keys())
-def test_a_link_in_the_way_is_refused(tmp_path: Path, work: Callable[[Path], object]) -> None:
+def test_link_in_a_path_is_refused(tmp_path: Path, work: Callable[[Path], object]) -> None:
     outside, top = tmp_path / "outside", tmp_path / "top"
     outside.mkdir()
     top.mkdir()
@@ -33,7 +33,7 @@ def test_a_link_in_the_way_is_refused(tmp_path: Path, work: Callable[[Path], obj
     assert (outside / "file").read_text() == "precious"
 
 
-def test_removing_takes_links_and_pipes_and_not_what_they_lead_to(tmp_path: Path) -> None:
+def test_remove_does_not_follow_links(tmp_path: Path) -> None:
     precious, folder = tmp_path / "precious", tmp_path / "folder"
     precious.mkdir()
     (precious / "file").touch()
@@ -49,7 +49,7 @@ def test_removing_takes_links_and_pipes_and_not_what_they_lead_to(tmp_path: Path
     assert [path.name for path in precious.iterdir()] == ["file"]
 
 
-def test_folders_far_deeper_than_the_stack_are_removed(tmp_path: Path) -> None:
+def test_remove_of_deeply_nested_folders(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1200):
         os.mkdir("deep", dir_fd=descriptor)
@@ -62,9 +62,7 @@ def test_folders_far_deeper_than_the_stack_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_RDWR])
-def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(
-    tmp_path: Path, flags: int
-) -> None:
+def test_pipe_in_place_of_a_file_is_refused_at_once(tmp_path: Path, flags: int) -> None:
     os.mkfifo(tmp_path / "file")
     with (
         safe_files.folder(tmp_path) as parent,

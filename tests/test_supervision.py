@@ -44,7 +44,7 @@ class BreakableSupervisor(Supervisor):
         self.starts: defaultdict[str, int] = defaultdict(int)
         self._breaks: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
 
-    async def carry_out(self, name: str, loop: Loop) -> None:
+    async def execute(self, name: str, loop: Loop) -> None:
         self.starts[name] += 1
         breaking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._breaks[name].add(breaking)

@@ -1,4 +1,4 @@
-"""What is wrong with a value, in words."""
+"""Validation errors as sentences."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ class Small(msgspec.Struct, forbid_unknown_fields=True):
         ([], "must be an object, not a list"),
     ],
 )
-def test_a_mistake_is_told_in_words(value: Any, words: str) -> None:
+def test_validation_error_is_described_in_words(value: Any, words: str) -> None:
     with pytest.raises(msgspec.ValidationError) as refused:
         msgspec.convert(value, Small)
     assert in_words(refused.value) == words
 
 
-def test_another_errors_message_stays() -> None:
+def test_message_of_another_error_is_unchanged() -> None:
     assert in_words(ValueError("one of text and blob is needed")) == (
         "one of text and blob is needed"
     )
 
 
-def test_a_long_value_is_not_repeated() -> None:
+def test_long_value_is_not_repeated() -> None:
     with pytest.raises(msgspec.ValidationError) as refused:
         msgspec.convert({"name": "a", "mode": "x" * 10_000}, Small)
     assert len(in_words(refused.value)) < 300
@@ -116,7 +116,7 @@ def refusals() -> list[str]:
     return told
 
 
-def test_no_client_is_shown_a_regular_expression() -> None:
+def test_messages_contain_no_regular_expression() -> None:
     told = refusals()
     assert len(told) > 200
     assert not [one for one in told if any(word in one for word in INTERNAL)]
@@ -139,7 +139,7 @@ def test_no_client_is_shown_a_regular_expression() -> None:
         ("/a\0b", False),
     ],
 )
-def test_an_absolute_path_of_any_system_is_a_cwd(cwd: str, is_absolute: bool) -> None:
+def test_absolute_path_of_any_system_is_a_valid_cwd(cwd: str, is_absolute: bool) -> None:
     if is_absolute:
         assert params.read_params(params.NewSessionParams, {"cwd": cwd}).cwd == cwd
     else:

@@ -85,7 +85,7 @@ class Batch:
 
 
 class EventLogs:
-    """What the logs of all sessions share: the writer, the page cache and the memory for rings."""
+    """The objects that all logs share: the writer, the page cache and the budget of the rings."""
 
     def __init__(
         self,
