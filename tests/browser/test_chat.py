@@ -698,5 +698,5 @@ async def test_raw_frames_are_listed_and_filtered(tab: Tab) -> None:
 async def test_missing_session_shows_an_error(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client)
     await tab.page.goto(f"{tab.url}/#token={tab.token}&session=00000000-nobody")
-    await expect(tab.page.locator(".ended")).to_contain_text("There is no such session")
+    await expect(tab.page.locator(".ended")).to_contain_text("This session does not exist")
     await tab.picture("no-session")

@@ -88,7 +88,7 @@ async def test_withdrawn_prompt_returns_to_the_composer(tab: Tab, tmp_path: Path
     await expect(tab.composer).to_have_value("for later\n\nbeing written")
     await expect(chips).to_have_count(1)
     taken = tab.shown.locator(".turn.withdrawn")
-    await expect(taken).to_contain_text("the agent has not seen it")
+    await expect(taken).to_contain_text("the agent did not receive it")
     await tab.picture("withdrawn")
     await tab.axe("withdrawn")
     await tab.composer.fill("")
