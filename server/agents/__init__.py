@@ -1,4 +1,4 @@
-"""Coding agents as processes: starting them, talking to them, ending them.
+"""Coding agents: starting, prompting, configuring and ending them.
 
-Imports `storage` and the root modules. A session is known here only as the `Listener` of an agent.
+Imports `storage` and the root modules. It knows a session only as an `AgentObserver`.
 """

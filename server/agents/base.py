@@ -1,9 +1,8 @@
-"""What a session knows of its agent, whichever way the agent is run.
+"""The interfaces between a session and its agent, independent of how the agent is run.
 
-A :class:`Backend` makes one :class:`Agent` a session; the agent tells the
-session what its process says through a :class:`AgentObserver`. Its calls are
-plain functions, made in the order of the agent's output, so that the log has
-that order too.
+A :class:`Backend` makes one :class:`Agent` for each session. The agent reports to the session
+through an :class:`AgentObserver`, by plain function calls in the order of the agent's output, so
+that the log keeps that order.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ Context = Literal["fresh", "kept"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """An agent that can be asked for by name.
+    """An agent that clients can choose by name.
 
-    ``install`` says what would install it, where it is not installed.
+    Attributes:
+        install: a command that installs it, or an instruction; None if it is installed.
     """
 
     name: str
@@ -38,12 +38,15 @@ class AgentInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """Which agent a session wants; ``key`` is the session's id, and acpx's session key.
+    """The agent that a session needs.
 
-    ``system`` replaces the agent's own system prompt; ``{"append": …}`` adds to it. An agent that
-    takes none gets it as ``preface``, a text in front of the first prompt of its conversation.
-    ``permission`` is the session's; it matters to a backend that cannot ask. ``owner`` is the app
-    that the agent works for.
+    Attributes:
+        key: the session's id, which is also acpx's session key.
+        system: replaces the agent's own system prompt; ``{"append": …}`` adds to it.
+        permission: the session's permission policy, for a backend that cannot ask.
+        preface: the system prompt of an agent that takes none; it precedes the first prompt of the
+            conversation.
+        owner: the app that the agent works for.
     """
 
     key: str
@@ -81,7 +84,7 @@ Presence = Literal["live", "waking", "prewarmed", "hibernated"]
 
 
 class AgentObserver(Protocol):
-    """The session, as its agent sees it.
+    """The session, as its agent sees it. The methods are called when something has happened.
 
     Attributes:
         owes_preface: the agent's conversation began with a command, and lacks the preface.
@@ -94,16 +97,16 @@ class AgentObserver(Protocol):
         """The settings that the agent must be in before it gets a prompt."""
 
     def setting_restored(self, setting: str, value: str) -> None:
-        """The agent has been put back into a setting, which a new process of it was not in."""
+        """The server restored a setting that a new process of the agent did not have."""
 
     def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:
-        """The agent has changed a setting by itself."""
+        """The agent changed a setting by itself."""
 
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         """A ``tool_call`` or ``tool_call_update``, parsed; its notification follows."""
 
     def prompt_sent(self, context: Context) -> None:
-        """The prompt is on its way into the agent's process."""
+        """The prompt was written to the agent's stdin."""
 
     def notification_received(self, message: bytes) -> None:
         """A notification, as the agent wrote it: one line of JSON without its end."""
@@ -112,19 +115,19 @@ class AgentObserver(Protocol):
         """The response that ends the turn, raw and parsed."""
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
-        """``session/request_permission``; answer with :meth:`Agent.answer_permission`."""
+        """The agent requested a permission; respond with :meth:`Agent.answer_permission`."""
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
-        """The same, where the backend has answered it already, by the session's permission."""
+        """The agent requested a permission, and the backend applied the session's policy."""
 
     def agent_ended(self) -> None:
         """The agent's process has ended, whether it was asked to or not."""
 
 
 GRACE_SECS = 4.0
-"""What an agent has to end in by itself, if nobody waits for its slot."""
+"""The seconds that an agent has to end by itself, if no other session waits for its slot."""
 URGENT_GRACE_SECS = 1.0
-"""The same if somebody does: an agent that ignores the end of its stdin must delay no other app."""
+"""The same if a session waits: an agent that ignores the end of its stdin must not delay others."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -195,15 +198,13 @@ class Agent(Protocol):
     def settings(self) -> AgentSettings: ...
 
     def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
-        """Serve another *observer* from now on, with another permission in *spec* perhaps."""
+        """Serve another session from now on; *spec* may have another permission policy."""
 
     async def start(self) -> None:
-        """Start a new session's agent and set what its observer wants.
-
-        So its first prompt need not wait for that.
+        """Start the agent of a new session and apply the wanted settings before the first prompt.
 
         Raises:
-            Error: it does not start, or refuses a setting.
+            Error: the agent does not start, or refuses a setting.
         """
 
     def prompt(self, blocks: bytes, *, is_held: bool = False) -> PromptHandle:
@@ -231,13 +232,13 @@ class Agent(Protocol):
     async def set_config_option(self, key: str, value: str) -> Mapping[str, Any]: ...
 
     async def kill(self) -> None:
-        """End the process and all that it started, now."""
+        """Kill the process and all processes that it started."""
 
     async def hibernate(self, grace: float = GRACE_SECS) -> None:
-        """End the process and all that it started; the conversation can be resumed.
+        """End the process and all processes that it started. The conversation can be resumed.
 
         Args:
-            grace: seconds that it has to end by itself.
+            grace: seconds that the process has to end by itself.
         """
 
 
@@ -247,8 +248,8 @@ class Backend(Protocol):
     Attributes:
         versions: of ``acpx`` and ``node``, once it is started.
         can_ask: permission requests come to the session; else acpx decides them.
-        can_restore: the settings that a observer wants are set before each prompt; else a prompt
-            fails if the agent cannot be in them.
+        can_restore: the wanted settings are applied before each prompt; otherwise a prompt fails if
+            the agent may be in others.
         timeouts: of all agents; a change applies to running agents, too.
     """
 
@@ -268,13 +269,13 @@ class Backend(Protocol):
         """All agents that can be asked for by name, or *only* the one of that name."""
 
     async def capabilities(self, name: str) -> Mapping[str, Any]:
-        """An agent's ``agentCapabilities``, empty where they cannot be had.
+        """Return an agent's ``agentCapabilities``; empty if they are not available.
 
-        The first time the agent may be started for it, which takes a while.
+        The first call may start the agent, which takes a while.
         """
 
     def traits(self, name: str) -> AgentTraits:
-        """What is known of the agent of that name."""
+        """Return what the server knows about the agent of that name."""
 
     def agent(
         self, spec: AgentSpec, observer: AgentObserver, settings: AgentSettings = NO_SETTINGS
@@ -286,7 +287,7 @@ class Backend(Protocol):
         """
 
     async def forget(self, key: str) -> None:
-        """Delete what acpx keeps of a session that has no process any more."""
+        """Delete acpx's record of a session that has no process any more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -303,7 +304,7 @@ class MessageLimits:
 
 
 class Backpressure(Protocol):
-    """Whether what agents say can be taken at the moment."""
+    """The capacity of the log for messages of agents."""
 
     @property
     def has_room(self) -> bool: ...

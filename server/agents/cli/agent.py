@@ -31,63 +31,12 @@ from ..process.programs import Program
 from ..program_output import last_output
 from ..prompt_handle import PromptHandle, PromptState
 from .commands import ENDED, AcpxCommandError, AcpxCommands, error_in, read_end
+from .prompt import CliPrompt
 from .transcript import Transcript
 
 logger = logging.getLogger(__name__)
 
 MAX_ARGUMENT_BYTES = 100 << 10
-
-
-class _CliPrompt(PromptHandle):
-    """A prompt on its way; also the observer of its transcript.
-
-    Attributes:
-        program: its ``acpx prompt``, once there is one.
-    """
-
-    def __init__(self, agent: CliAgent, blocks: bytes, *, is_held: bool) -> None:
-        super().__init__(blocks, is_held=is_held)
-        self.program: Program | None = None
-        self._agent = agent
-
-    def begin(self, program: Program) -> None:
-        self.program = program
-        if self.is_withdrawn:  # while it was started
-            program.kill()
-
-    def cancel(self) -> None:
-        if self.done.done():
-            return
-        super().cancel()
-        if self.program is not None:
-            if self.is_withdrawn:
-                self.program.kill()  # acpx may have passed the prompt on already
-            self._agent.cancel_prompt()
-
-    def prompt_sent(self, *, fresh: bool) -> None:
-        if not self.done.done():
-            if not self.is_sent:  # acpx may send it again
-                self.mark_sent()
-            self._agent.prompt_sent(fresh=fresh)
-
-    def notified(self, line: bytes, message: dict[str, Any]) -> None:
-        if not self.is_withdrawn:
-            self._agent.notified(line, message)
-
-    def decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
-        if not self.is_withdrawn:
-            self._agent.observer.permission_decided(params, outcome)
-
-    def opened(self, result: dict[str, Any]) -> None:
-        self._agent.opened(result)
-
-    def initialized(self, result: dict[str, Any]) -> None:
-        self._agent.initialized(result)
-
-    def answered(self, line: bytes, message: dict[str, Any]) -> None:
-        if not self.done.done():
-            self._agent.observer.response_received(line, message)
-            self.finish()
 
 
 class CliAgent:
@@ -131,7 +80,7 @@ class CliAgent:
         self._command = asyncio.Lock()
         self._fresh = False
         self._busy = 0
-        self._prompt: _CliPrompt | None = None
+        self._prompt: CliPrompt | None = None
         self._mode: str | None = None
         self._state = state
 
@@ -163,7 +112,7 @@ class CliAgent:
             pass
 
     def prompt(self, blocks: bytes, *, is_held: bool = False) -> PromptHandle:
-        prompt = self._prompt = _CliPrompt(self, blocks, is_held=is_held)
+        prompt = self._prompt = CliPrompt(self, blocks, is_held=is_held)
         self._tasks.spawn(self._run_prompt(prompt), f"prompt-{self.spec.key}")
         return prompt
 
@@ -217,7 +166,7 @@ class CliAgent:
 
     # The way of a prompt.
 
-    async def _run_prompt(self, prompt: _CliPrompt) -> None:
+    async def _run_prompt(self, prompt: CliPrompt) -> None:
         await prompt.admitted
         if prompt.is_withdrawn:
             return
@@ -234,7 +183,7 @@ class CliAgent:
             patience.cancel()
             prompt.finish(agent_failed("the turn was given up"))  # else it is over already
 
-    async def _send(self, prompt: _CliPrompt) -> bool:
+    async def _send(self, prompt: CliPrompt) -> bool:
         """Send the prompt, and follow its ``acpx prompt`` to the end.
 
         Returns:
@@ -291,7 +240,7 @@ class CliAgent:
                 " CLAWDFORGE_AGENT_BACKEND=cli: open a new session"
             )
 
-    def _give_up(self, prompt: _CliPrompt) -> None:
+    def _give_up(self, prompt: CliPrompt) -> None:
         """The agent does not start in time."""
         if not prompt.is_sent and not prompt.done.done():
             self._tasks.spawn(self.kill(), f"kill-{self.spec.key}")

@@ -2,7 +2,7 @@
 
 The plain way, and the fallback of the host. The first prompt of a session leaves an
 *owner* behind, the process of acpx that keeps the agent for the prompts to come; all
-processes of a session live below a starter of its own (``programs.py``) and end with it.
+processes of a session are descendants of one spawner (``programs.py``) and end with it.
 
 What it costs: each command boots Node anew, and a prompt waits for the second of
 silence in which acpx ends the turn before it. What an agent says while nobody prompts

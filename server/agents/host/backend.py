@@ -1,10 +1,9 @@
-"""Agents through one warm acpx host, with the server at the seam.
+"""Agents through one warm acpx host.
 
-The host (``host.mjs``) embeds acpx: its registry, handshakes, sessions, load
-and resume, modes and models. Prompts go through it to the agent; what the agent
-says is seen at the seam (``seam.py``) before acpx has it. The host is a part
-that may fail: when it does, its agents die with it, their turns end, and it is
-started again.
+The host (``host.mjs``) embeds acpx: its registry, handshakes, sessions, load and resume, modes and
+models. Prompts pass through it to the agent. The agent's messages reach the stdio proxy
+(``stdio_proxy.py``) before acpx. The host may fail: then its agents end with it, their turns end,
+and the host is started again.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ logger = logging.getLogger(__name__)
 LAUNCHER = Path(__file__).parent / "launch.py"
 STARTS_AT_ONCE = 4
 CLOSES_AT_ONCE = 4
-"""Of one app: a start may take as long as `CLAWDFORGE_AGENT_START_TIMEOUT_SECS`."""
+"""For each app: a start may take as long as `CLAWDFORGE_AGENT_START_TIMEOUT_SECS`."""
 PROBE_SECS = 10
 SESSIONS = "sessions"
 """acpx's folder of records, in its own folder."""
 
 
-class _Nobody:
-    """Listens to an agent that is asked for nothing."""
+class _ProbeObserver:
+    """The observer of an agent that is started only for its capabilities; it ignores all events."""
 
     wanted = Wanted()
     owes_preface = False
@@ -222,7 +221,7 @@ class HostBackend:
             logger.warning("the agent %s is not asked what it can do: %s", name, error)
             return
         spec = AgentSpec(folder.name, name, str(folder), None, None, "ask")
-        agent = self.agent(spec, _Nobody())
+        agent = self.agent(spec, _ProbeObserver())
         try:
             await agent.start()
         except Error as error:

@@ -36,7 +36,7 @@ from .stdio_proxy import StdioProxy
 logger = logging.getLogger(__name__)
 
 HANDOVER_SECS = 15.0
-ACCEPT_RETRY_SECS = 0.1
+HANDOVER_RETRY_SECS = 0.1
 
 
 class HandoverTarget(ProxyHandler, Protocol):
@@ -150,7 +150,7 @@ class StdioHandover:
                 connection, _ = await loop.sock_accept(listener)
             except OSError as error:  # such as: no descriptors are left
                 logger.error("cannot accept an agent's connection: %s", error)
-                await asyncio.sleep(ACCEPT_RETRY_SECS)
+                await asyncio.sleep(HANDOVER_RETRY_SECS)
                 continue
             self._tasks.spawn(self._hand_over(connection), "handover")
 

@@ -3,7 +3,7 @@
 // Lines of JSON on stdin are calls, `{id, op, ...}`; each is answered on stdout
 // by `{id, result}` or `{id, error: {code, message}}`. The first call is `init`.
 // Besides, `{event: "spawned", key, pid}` announces an agent before it runs:
-// only such a pid may attach at the server's seam. stderr is for people.
+// only such a pid may hand its stdio over to the server. stderr is for people.
 
 import { unlink } from 'node:fs/promises';
 import { createRequire, flushCompileCache } from 'node:module';
@@ -18,7 +18,7 @@ import { keepRecords } from './records.mjs';
 // A timer's longest delay. The server ends turns; acpx is not to.
 const FOREVER_MS = 2 ** 31 - 1;
 // What acpx waits for after an agent's answer, in silence. Nothing: the server
-// keeps a turn's story from it, and is the one that takes what comes late.
+// withholds a turn's updates from it, and handles late ones itself.
 const DRAIN_IDLE_MS = 0;
 
 // It is for this process: agents are to be run as they would be elsewhere.

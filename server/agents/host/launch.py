@@ -1,11 +1,10 @@
-"""Start an agent with the server in the middle of its stdin and stdout.
+"""Starts an agent with the server as a proxy on its stdin and stdout.
 
-Run by acpx in the agent's place, alone and without site-packages:
-``python -I -S launch.py AGENT [ARG ...]``. It becomes the leader of a session
-and process group of its own, dies with its parent, hands its stdin and stdout
-to the server, takes the two pipes that it gets for them, and a third for its
-stderr, and becomes the agent. From then on everything between acpx and the agent
-goes through the server, with no process added.
+acpx runs it in place of the agent, alone and without site-packages: ``python -I -S launch.py AGENT
+[ARG ...]``. It becomes the leader of a session and process group of its own, dies with its parent,
+and sends its stdin and stdout to the server. It receives two pipes in their place, and a third for
+its stderr, and then becomes the agent. From then on all data between acpx and the agent passes
+through the server, without an additional process.
 """
 
 import ctypes
@@ -22,22 +21,22 @@ HANDOVER = "CLAWDFORGE_HANDOVER"
 def main() -> None:
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before we asked to be told
+    if os.getppid() != parent:  # the parent ended before the call
         sys.exit(1)
     os.setsid()
 
-    seam = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    seam.connect("\0" + os.environ[HANDOVER])
-    socket.send_fds(seam, [b"\n"], [0, 1])
-    overlay, given, _, _ = socket.recv_fds(seam, 1 << 20, 3)
-    seam.close()
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.connect("\0" + os.environ[HANDOVER])
+    socket.send_fds(server, [b"\n"], [0, 1])
+    overlay, given, _, _ = socket.recv_fds(server, 1 << 20, 3)
+    server.close()
     if not overlay:
         sys.exit("refused by the server: its log says why")
     for number, descriptor in enumerate(given):
         os.dup2(descriptor, number)
         os.close(descriptor)
 
-    # The server's own settings hold its secrets: none of them is the agent's business.
+    # The server's own settings contain its secrets.
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CLAWDFORGE_")}
     environ.update(json.loads(overlay))
     argv = sys.argv[1:]

@@ -1,8 +1,7 @@
-"""The acpx host's process: started, watched, called, and started again when it ends.
+"""The process of the acpx host: started, called, watched, and restarted when it ends.
 
-Calls are lines of JSON to ``host.mjs`` and answers come back by their id. The
-host runs below a supervisor (``supervise.py``) that kills all that is left when
-either end goes.
+Calls are lines of JSON to ``host.mjs``; results come back with the id of their call. The host runs
+under a supervisor (``supervise.py``), which kills all descendants when the host or the server ends.
 """
 
 from __future__ import annotations

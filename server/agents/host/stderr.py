@@ -1,7 +1,6 @@
-"""What agents write on stderr: kept for the operator, the end of it, in a file a session.
+"""Keeps the end of the agents' stderr for the operator, in one file for each session.
 
-An agent's own words on why it does not work (no login, no network) are often
-there and nowhere else.
+The reason why an agent does not work (no login, no network) is often found only there.
 """
 
 from __future__ import annotations
