@@ -72,7 +72,7 @@ def _single_values(values: MultiMapping[str], struct: type[StructT]) -> dict[str
     for name in _field_names(struct):
         texts = set(values.getall(name, ()))
         if len(texts) > 1:
-            raise bad_request(f"{name}: is there more than once, with different values")
+            raise bad_request(f"{name}: has several different values")
         found |= dict.fromkeys([name], *texts) if texts else {}
     return found
 

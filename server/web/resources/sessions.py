@@ -96,7 +96,7 @@ class QueuedTurn(msgspec.Struct, kw_only=True):
     prompt: Annotated[list[Any], doc("Its first 1000 characters, as text blocks.")]
 
 
-class PendingPermission(msgspec.Struct, kw_only=True):
+class PendingPermissionInfo(msgspec.Struct, kw_only=True):
     """A permission request that is not answered yet."""
 
     request_id: str
@@ -131,7 +131,7 @@ class SessionInfo(msgspec.Struct, kw_only=True):
     head: Annotated[Count, doc("The `seq` of the newest entry.")]
     turn_index: Annotated[Count | None, doc("The running turn.")]
     queued: list[QueuedTurn]
-    pending_permissions: list[PendingPermission]
+    pending_permissions: list[PendingPermissionInfo]
     sockets: Count
     agent_state: Presence
     mode: Annotated[str | None, doc("The agent's mode, or the mode that it will be set to.")]
@@ -145,7 +145,7 @@ class SessionInfo(msgspec.Struct, kw_only=True):
     commands: Any
 
 
-class SessionState(SessionInfo, kw_only=True):
+class SessionResponse(SessionInfo, kw_only=True):
     """A session's state."""
 
 
@@ -175,7 +175,7 @@ class SessionClosed(msgspec.Struct, kw_only=True):
     example=STATE_EXAMPLE,
     failures=("agent_unavailable", "pool_full", "draining"),
 )
-async def create_session(request: web.Request, body: CreateSession) -> SessionState:
+async def create_session(request: web.Request, body: CreateSession) -> SessionResponse:
     session = await context_of(request).sessions.create(
         app_name_of(request),
         SessionRequest(
@@ -189,7 +189,7 @@ async def create_session(request: web.Request, body: CreateSession) -> SessionSt
             config_options=body.config_options or {},
         ),
     )
-    return SessionState(**session.view())
+    return SessionResponse(**session.view())
 
 
 @Endpoint(
@@ -224,8 +224,8 @@ async def _encoded_list(views: AsyncIterator[Mapping[str, Any]]) -> AsyncIterato
     summary="Get a session's state",
     example=STATE_EXAMPLE,
 )
-async def get_session(request: web.Request, session: Session) -> SessionState:
-    return SessionState(**session.view())
+async def get_session(request: web.Request, session: Session) -> SessionResponse:
+    return SessionResponse(**session.view())
 
 
 @Endpoint(
@@ -240,9 +240,9 @@ async def get_session(request: web.Request, session: Session) -> SessionState:
 )
 async def update_session(
     request: web.Request, session: Session, body: UpdateSession
-) -> SessionState:
+) -> SessionResponse:
     await session.set_meta(body.meta)
-    return SessionState(**session.view())
+    return SessionResponse(**session.view())
 
 
 @Endpoint(
