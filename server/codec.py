@@ -11,7 +11,7 @@ import orjson
 
 T = TypeVar("T")
 
-MAX_DEPTH = 200
+MAX_NESTING = 200
 MAX_CONTAINERS = 200_000
 """The limit of objects and arrays in one document. Parsed, each takes a hundred bytes or more."""
 MAX_VALUES = 200_000
@@ -49,10 +49,10 @@ def loads_bounded(data: bytes | bytearray | memoryview | str) -> Any:
         ValueError: *data* is not UTF-8 JSON, or is nested too deeply.
     """
     value = loads(data)
-    if isinstance(data, (bytes, bytearray)) and _brackets(data) <= MAX_DEPTH:
+    if isinstance(data, (bytes, bytearray)) and _brackets(data) <= MAX_NESTING:
         return value  # too few to be nested so deeply
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_NESTING):
         level = [child for parent in level for child in _containers(parent)]
         if not level:
             return value

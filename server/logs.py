@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 FIELDS = ("request_id", "app", "session", "turn", "duration_ms")
 
 # A token or a ticket in the wrong place, for example in a path.
-_SECRET = re.compile(r"(?<![A-Za-z0-9])(cft?_|ff_)[A-Za-z0-9_-]{20,}")
+_TOKEN_PATTERN = re.compile(r"(?<![A-Za-z0-9])(cft?_|ff_)[A-Za-z0-9_-]{20,}")
 _PLAIN_VALUE = re.compile(r"[^\s\"=]+")
 
 
@@ -42,7 +42,7 @@ class Formatter(logging.Formatter):
         self._secret = secret
 
     def format(self, record: logging.LogRecord) -> str:
-        line = _SECRET.sub(r"\1…", self.line(record))
+        line = _TOKEN_PATTERN.sub(r"\1…", self.line(record))
         return line.replace(self._secret, "…") if self._secret else line
 
     def line(self, record: logging.LogRecord) -> str:

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from .errors import ErrorCode
 
-PREFIX = "clawdforge_"
+METRIC_PREFIX = "clawdforge_"
 LAG_PAUSE_SECS = 0.1
 
 OUTCOMES = {*ErrorCode, "end_turn", "max_tokens", "max_turn_requests", "refusal", "cancelled"}
@@ -44,7 +44,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._turns = Counter(
-            f"{PREFIX}turns", "Turns that ended", ("outcome",), registry=self._registry
+            f"{METRIC_PREFIX}turns", "Turns that ended", ("outcome",), registry=self._registry
         )
         self.turn_wait = self._histogram(
             "turn_wait_seconds", "From a prompt's acceptance to its turn's start", _LONG
@@ -58,14 +58,16 @@ class Metrics:
         )
         self.log_batch = self._histogram("log_batch_entries", "Entries of one commit", _COUNTS)
         self.log_bytes = Counter(
-            f"{PREFIX}log_bytes", "Bytes of committed entries", registry=self._registry
+            f"{METRIC_PREFIX}log_bytes", "Bytes of committed entries", registry=self._registry
         )
         self.loop_lag = self._histogram(
             "event_loop_lag_seconds", "Delay of the event loop, measured often", _SHORT
         )
 
     def _histogram(self, name: str, description: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"{PREFIX}{name}", description, buckets=buckets, registry=self._registry)
+        return Histogram(
+            f"{METRIC_PREFIX}{name}", description, buckets=buckets, registry=self._registry
+        )
 
     def count_turn(self, outcome: str) -> None:
         """Count a turn by its stop reason, or by its error's code."""
@@ -73,11 +75,11 @@ class Metrics:
 
     def read(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Add a gauge whose value is read on request."""
-        Gauge(f"{PREFIX}{name}", description, registry=self._registry).set_function(read)
+        Gauge(f"{METRIC_PREFIX}{name}", description, registry=self._registry).set_function(read)
 
     def read_total(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Add a counter whose value is read on request. Its name gets the suffix ``_total``."""
-        self._registry.register(_Total(f"{PREFIX}{name}", description, read))
+        self._registry.register(_Total(f"{METRIC_PREFIX}{name}", description, read))
 
     def read_each(
         self,
@@ -88,7 +90,7 @@ class Metrics:
         read: Callable[[], Mapping[str, float]],
     ) -> None:
         """Add a gauge with one value for each value of a label."""
-        gauge = Gauge(f"{PREFIX}{name}", description, (label,), registry=self._registry)
+        gauge = Gauge(f"{METRIC_PREFIX}{name}", description, (label,), registry=self._registry)
         for value in values:
             gauge.labels(value).set_function(partial(_one_of, read, value))
 

@@ -19,7 +19,7 @@ Loop = Callable[[], Coroutine[Any, Any, None]]
 
 PAUSES_SECS = (0.0, 0.1, 0.5, 2.0, 10.0)
 """Pauses before a failed task restarts. Each failure in a row selects the next one."""
-STABLE_SECS = 30.0
+RESTART_RESET_SECS = 30.0
 """A task that ran longer than this restarts without a pause."""
 
 
@@ -158,7 +158,7 @@ class Supervisor:
                     if critical or task is None or task.cancelling():
                         raise  # by its owner
                     logger.exception("the task %s was cancelled; it restarts", name)
-                failures = 0 if time.monotonic() - began > STABLE_SECS else failures + 1
+                failures = 0 if time.monotonic() - began > RESTART_RESET_SECS else failures + 1
                 await asyncio.sleep(PAUSES_SECS[min(failures, len(PAUSES_SECS)) - 1])
         finally:
             self._running[name] -= 1

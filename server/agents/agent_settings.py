@@ -45,7 +45,7 @@ def bounded(value: Any, limit: int = REPORT_BYTES) -> Any:
 
 
 MAX_OPTIONS = 64
-"""How many config options of an agent count."""
+"""The number of config options of an agent that count."""
 CHOICES = {"modes": "availableModes", "models": "availableModels"}
 
 

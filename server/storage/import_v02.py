@@ -70,10 +70,10 @@ def _statements(connection: sqlite3.Connection, tables: set[str]) -> Iterator[St
     tokens = next(name for name in TOKENS if name in tables)
     number = iter(range(1, 1 << 62))
     shapes: list[tuple[str, Callable[[Row], Statement | None]]] = [
-        (tokens, _token),
-        ("runs", lambda row: _run(row, next(number))),
-        ("sessions", lambda row: _session(row, next(number))),
-        ("session_events", _event),
+        (tokens, _token_row),
+        ("runs", lambda row: _run_row(row, next(number))),
+        ("sessions", lambda row: _session_row(row, next(number))),
+        ("session_events", _audit_event),
     ]
     for table, shape in shapes:
         if table not in tables:
@@ -96,13 +96,13 @@ def _not_ours(path: Path, tables: set[str]) -> str:
     )
 
 
-def _token(row: Row) -> Statement | None:
+def _token_row(row: Row) -> Statement | None:
     if row.get("revoked_at") or row.get("revoked"):
         return None
     digest = _digest_of(row)
-    name = _text(_first(row, "name", "app_name", "app"))
+    name = _string(_first(row, "name", "app_name", "app"))
     return statements.insert_token(
-        TokenRow(name, digest, _networks(row), _seconds(_first(row, *TIMES)))
+        TokenRow(name, digest, _cidrs(row), _unix_seconds(_first(row, *TIMES)))
     )
 
 
@@ -126,14 +126,14 @@ def _digest_of(row: Row) -> bytes:
         return hashlib.sha256(plain.strip().encode()).digest()
     columns = ", ".join(sorted(map(str, row)))
     raise SchemaError(
-        f"a token of app {_text(_first(row, 'name', 'app_name', 'app'))!r} is stored neither in"
+        f"a token of app {_string(_first(row, 'name', 'app_name', 'app'))!r} is stored neither in"
         f" plain text ({', '.join(PLAIN)}) nor as SHA-256 ({', '.join(HASHES)}); its columns are"
         f" {columns}. Such tokens cannot be imported: move the file away, start the server, and"
         " create new tokens"
     )
 
 
-def _networks(row: Row) -> str:
+def _cidrs(row: Row) -> str:
     value = _first(row, "ip_cidrs", "cidrs", "allow_cidrs")
     text = value if isinstance(value, str) else ""
     try:
@@ -143,25 +143,25 @@ def _networks(row: Row) -> str:
     return json.dumps([str(one).strip() for one in listed if str(one).strip()])
 
 
-def _run(row: Row, number: int) -> Statement:
+def _run_row(row: Row, number: int) -> Statement:
     error = _first(row, "error", "err")
     return statements.insert_run(
         RunRow(
             id=f"v0.2-{_first(row, 'id', 'run_id') or number}",
-            app_name=_text(_first(row, *NAMES)),
+            app_name=_string(_first(row, *NAMES)),
             agent="claude",
             model=_optional(_first(row, "model")),
             prompt_bytes=_whole(_first(row, "prompt_chars", "prompt_len", "prompt_bytes")),
-            started_at=_seconds(_first(row, *TIMES)),
+            started_at=_unix_seconds(_first(row, *TIMES)),
             result_bytes=_whole(_first(row, "response_chars", "result_chars", "response_len")),
             duration_ms=_whole(_first(row, "duration_ms")),
-            stop_reason=_text(_first(row, "stop_reason")) or ("error" if error else "end_turn"),
+            stop_reason=_string(_first(row, "stop_reason")) or ("error" if error else "end_turn"),
             error="agent_failed" if error else None,
         )
     )
 
 
-def _session(row: Row, number: int) -> Statement:
+def _session_row(row: Row, number: int) -> Statement:
     """A closed session, because this server's acpx does not have its conversation."""
     closed = _first(row, "closed_at")
     used = _first(row, "last_turn_at", "last_used_at", "updated_at")
@@ -169,31 +169,31 @@ def _session(row: Row, number: int) -> Statement:
     return statements.insert_session(
         SessionRow(
             n=number,
-            id=_text(_first(row, "session_id", "id")),
-            app_name=_text(_first(row, "app_name", "app", "name")),
-            agent=_text(_first(row, "agent")) or "claude",
+            id=_string(_first(row, "session_id", "id")),
+            app_name=_string(_first(row, "app_name", "app", "name")),
+            agent=_string(_first(row, "agent")) or "claude",
             model=_optional(_first(row, "model")),
             system=None,
-            meta=_object(meta),
+            meta=_json_object(meta),
             permission="approve-all",
-            cwd=_text(_first(row, "cwd", "workdir")),
-            created_at=_seconds(_first(row, *TIMES)),
-            last_turn_at=None if used is None else _seconds(used),
+            cwd=_string(_first(row, "cwd", "workdir")),
+            created_at=_unix_seconds(_first(row, *TIMES)),
+            last_turn_at=None if used is None else _unix_seconds(used),
             turn_count=_whole(_first(row, "turn_count", "turns")),
             has_context=0,
-            closed_at=time.time() if closed is None else _seconds(closed),
+            closed_at=time.time() if closed is None else _unix_seconds(closed),
             close_reason="admin" if closed is None else "client",
         )
     )
 
 
-def _event(row: Row) -> Statement:
+def _audit_event(row: Row) -> Statement:
     return statements.insert_audit_event(
-        _text(_first(row, "session_id")),
-        _text(_first(row, "app_name", "app")),
-        _text(_first(row, "event", "kind")),
-        _seconds(_first(row, "at", "ts", "created_at")),
-        _object(_first(row, *DETAILS)),
+        _string(_first(row, "session_id")),
+        _string(_first(row, "app_name", "app")),
+        _string(_first(row, "event", "kind")),
+        _unix_seconds(_first(row, "at", "ts", "created_at")),
+        _json_object(_first(row, *DETAILS)),
     )
 
 
@@ -201,7 +201,7 @@ def _first(row: Row, *names: str) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _text(value: Any) -> str:
+def _string(value: Any) -> str:
     return "" if value is None else str(value)
 
 
@@ -213,7 +213,7 @@ def _whole(value: Any) -> int:
     return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
-def _object(value: Any) -> str:
+def _json_object(value: Any) -> str:
     """JSON of an object, made from any value."""
     try:
         found = json.loads(value) if isinstance(value, str) and value else {}
@@ -222,12 +222,12 @@ def _object(value: Any) -> str:
     return json.dumps(found if isinstance(found, dict) else {"value": found})
 
 
-def _seconds(value: Any) -> float:
+def _unix_seconds(value: Any) -> float:
     """Unix seconds of a number or an ISO time. A time without a zone is UTC."""
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
     try:
-        moment = datetime.datetime.fromisoformat(_text(value))
+        moment = datetime.datetime.fromisoformat(_string(value))
     except ValueError:
         return 0.0
     return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
