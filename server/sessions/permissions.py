@@ -21,7 +21,7 @@ MAX_PENDING = 32
 """Requests of a session that may wait for a client. The next one is rejected."""
 HELD_BYTES = 64 << 10
 """Bytes of a waiting request; a longer one is shortened. The log has all of it."""
-SHOWN_BYTES = 128 << 10
+MAX_VIEW_BYTES = 128 << 10
 """Bytes of all waiting requests in the state and in `ready`; above it each is shortened."""
 SHORT_BYTES = 4 << 10
 """Bytes of each request that is shortened for that reason."""
@@ -202,7 +202,7 @@ class Permissions:
     def view(self) -> list[dict[str, Any]]:
         """The waiting requests for the state and `ready`; many are shortened to few bytes."""
         whole = self.pending()
-        if len(whole) < 2 or len(dumps(whole)) <= SHOWN_BYTES:
+        if len(whole) < 2 or len(dumps(whole)) <= MAX_VIEW_BYTES:
             return whole
         return [pending.view(SHORT_BYTES) for pending in self._pending.values()]
 
