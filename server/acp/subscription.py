@@ -67,7 +67,7 @@ class SessionSubscription:
     @property
     def is_over(self) -> bool:
         """The session is closed, and the client has been sent its last entry."""
-        return self.session.is_over and self.cursor >= self.session.log.last
+        return self.session.is_log_complete and self.cursor >= self.session.log.last
 
     # Requests of the client
 

@@ -30,7 +30,7 @@ class SlotHolder(Protocol):
     def id(self) -> str: ...
 
     @property
-    def agent_state(self) -> str: ...
+    def presence(self) -> str: ...
 
     @property
     def can_hibernate(self) -> bool: ...
@@ -47,7 +47,7 @@ class AgentSlots:
     Args:
         limit: the number of slots.
         reserve: further slots for apps that have none while all others are taken.
-        each: slots of one app; 0 for no limit per app.
+        limit_per_app: slots of one app; 0 for no limit per app.
         app_of: returns the app of a holder.
     """
 
@@ -57,13 +57,13 @@ class AgentSlots:
         tasks: Tasks,
         *,
         reserve: int = 0,
-        each: int = 0,
+        limit_per_app: int = 0,
         app_of: Callable[[Any], str] = lambda _: NO_APP,
     ) -> None:
         self._limit = limit
         self._tasks = tasks
         self._reserve = reserve
-        self._each = each or limit + reserve
+        self._limit_per_app = limit_per_app or limit + reserve
         self._app_of = app_of
         self._holders: set[SlotHolder] = set()
         self._evicting: set[SlotHolder] = set()
@@ -85,7 +85,7 @@ class AgentSlots:
 
     def count_states(self) -> Counter[str]:
         """The number of holders in each agent state."""
-        return Counter(holder.agent_state for holder in self._holders)
+        return Counter(holder.presence for holder in self._holders)
 
     def has_slot(self, holder: SlotHolder) -> bool:
         """Whether *holder* has a slot and is not being evicted."""
@@ -104,9 +104,11 @@ class AgentSlots:
             self._waiting.remove(app_name, waiter)
 
     def try_acquire(self, holder: SlotHolder) -> bool:
-        """Take a slot if one is free; evict nobody."""
+        """Assign a slot if one is free, without evictions. Return whether *holder* has one."""
         counts = self._count_by_app()
-        is_full = len(self._holders) >= self._limit or counts[self._app_of(holder)] >= self._each
+        is_full = (
+            len(self._holders) >= self._limit or counts[self._app_of(holder)] >= self._limit_per_app
+        )
         if is_full or self._waiting:
             return False
         self._holders.add(holder)
@@ -147,9 +149,9 @@ class AgentSlots:
         return sorted(idle, key=lambda holder: holder.last_used)
 
     def reconsider(self) -> None:
-        """Assign free slots and evict idle agents, after a holder or a slot has become available.
+        """Assign free slots and evict idle agents for the sessions that wait.
 
-        A session calls this whenever it may have become able to hibernate.
+        Called whenever a slot may have become free, or a holder may have become able to hibernate.
         """
         if not self._waiting and len(self._holders) <= self._limit:
             return
@@ -168,7 +170,7 @@ class AgentSlots:
 
     def _has_room(self, app_name: str, counts: Counter[str]) -> bool:
         """Whether the app may have one more slot, given the slots that each app has."""
-        if counts[app_name] >= self._each:
+        if counts[app_name] >= self._limit_per_app:
             return False
         total = counts.total()
         # The reserve is used only if other apps, not prewarmed agents, have all regular slots.
@@ -176,7 +178,7 @@ class AgentSlots:
         return total < self._limit or (is_crowded_out and total < self._limit + self._reserve)
 
     def _next_waiting(self, counts: Counter[str]) -> Waiter[SlotHolder] | None:
-        """Remove the waiter from the queue that gets the next slot, and return it."""
+        """Choose the waiter that gets the next slot, and remove it from the queue."""
         for app_name in self._waiting.apps(lambda name: counts[name]):
             has_room = self._has_room(app_name, counts)
             for waiter in self._waiting.of(app_name):
@@ -226,7 +228,7 @@ class AgentSlots:
         idle, counts = [*idle], counts.copy()
         evicted: list[SlotHolder] = []
         while not self._has_room(app_name, counts):
-            if counts[app_name] >= self._each:
+            if counts[app_name] >= self._limit_per_app:
                 idle = [holder for holder in idle if self._app_of(holder) == app_name]
             if not idle:
                 return None
@@ -253,6 +255,6 @@ class AgentSlots:
             is_hibernated = await holder.hibernate(URGENT_GRACE_SECS)
         finally:
             self._evicting.discard(holder)
-            if is_hibernated:  # otherwise a prompt arrived first
+            if is_hibernated:  # otherwise a prompt arrived before the agent was ended
                 self._holders.discard(holder)
             self.reconsider()

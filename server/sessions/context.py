@@ -24,7 +24,7 @@ class SessionContext:
 
     Attributes:
         tasks: cancelled when the server stops.
-        closing: closes of sessions, which the server finishes before it stops.
+        closing: the tasks that close sessions. The server waits for them before it stops.
         clock: returns unix seconds.
         is_draining: the server is stopping; no prompt is accepted.
     """
@@ -59,7 +59,7 @@ class SessionContext:
             settings.max_live_agents,
             tasks,
             reserve=settings.reserved_agents,
-            each=settings.max_live_agents_per_app,
+            limit_per_app=settings.max_live_agents_per_app,
             app_of=operator.attrgetter("app_name"),
         )
         return cls(

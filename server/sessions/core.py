@@ -1,4 +1,4 @@
-"""The core of a session: the row, the log and the state that all its objects share."""
+"""The row, the log and the state of a session, which all of its objects share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .context import SessionContext
 
 
 class SessionState(enum.Enum):
-    """The life of a session. A session that is loaded after its close starts as CLOSED."""
+    """The states of a session. One that was closed before it was loaded begins as CLOSED."""
 
     OPEN = "open"
     """Accepts prompts and changes of settings."""
     CLOSING = "closing"
-    """Accepts nothing. Its turns and its agent are being ended."""
+    """Accepts nothing. Its turns and its agent are being ended. Clients see it as closed."""
     CLOSED = "closed"
     """``session_closed`` is in the log and nothing follows it."""
 
@@ -34,7 +34,7 @@ class SessionCore:
     """The parts of one session that all its objects share: its row, its log and its state.
 
     Args:
-        head: the newest position of the log.
+        head: the last stored position of the log.
     """
 
     def __init__(self, context: SessionContext, row: SessionRow, head: int) -> None:
@@ -58,7 +58,7 @@ class SessionCore:
 
     @property
     def is_log_complete(self) -> bool:
-        """Whether nothing will be logged any more."""
+        """Whether ``session_closed`` is in the log, so that no entry will follow."""
         return self._state.current is SessionState.CLOSED
 
     def move_to(self, state: SessionState) -> None:
@@ -69,6 +69,7 @@ class SessionCore:
         return {"session": self.id, "app": self.row.app_name}
 
     def audit(self, event: str, at: float, **detail: Any) -> Statement:
+        """Return the statement that stores an audit record of the session."""
         return statements.insert_audit_event(
             self.id, self.row.app_name, event, at, dumps(detail).decode()
         )

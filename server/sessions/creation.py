@@ -35,7 +35,7 @@ class SessionRequest:
     Attributes:
         agent: None for the default agent.
         system: the system prompt.
-        meta: the app's own notes.
+        meta: data that the app defines.
         permission: ``approve-all``, ``approve-reads``, ``deny-all`` or ``ask``.
         cwd: a folder in one of the workspace roots; None for a folder of the session's own.
         client_cwd: the folder on an ACP client's machine, by which it lists the session.
@@ -58,7 +58,7 @@ class SessionDraft:
 
     Attributes:
         agent: the name of an agent that is installed.
-        meta: the app's notes as JSON.
+        meta: the request's ``meta`` as JSON.
         folder: the folder that the client chose, or None.
         prewarmed: the agent that the session takes over, or None.
     """
@@ -130,7 +130,7 @@ class SessionCreator:
             raise bad_request("mode, config_options: not supported by the cli backend")
 
     def reserve_agent(self, draft: SessionDraft) -> None:
-        """Give the draft an id, and a prewarmed agent if one is ready that fits the request."""
+        """Assign an id to the draft, and a prewarmed agent if one is ready that fits."""
         request = draft.request
         if request.model is None and request.system is None and draft.folder is None:
             draft.prewarmed = self._prewarmer.reserve(draft.agent)

@@ -44,13 +44,13 @@ def event_of(line: bytes) -> bytes | None:
     """The raw ACP message of an ``event`` entry; None for other entries."""
     if not line.startswith(_EVENT_START):
         return None
-    # The server writes the head of an entry, so the first match is not part of agent output.
+    # The server writes the fields before it, so the first match is not part of agent output.
     return line[line.index(_EVENT) + len(_EVENT) : -1]
 
 
 def turn_index_of(line: bytes) -> int:
     """The turn index of an entry."""
-    start = line.index(_TURN_INDEX) + len(_TURN_INDEX)  # in the head, as above
+    start = line.index(_TURN_INDEX) + len(_TURN_INDEX)  # the first match, as above
     return int(line[start : line.index(b",", start)])
 
 

@@ -136,17 +136,17 @@ class SessionLog:
         """Append an entry. It becomes visible when it is durable.
 
         Args:
-            kind: the frame's type.
-            fields: the members of the frame's JSON object that depend on its type.
+            kind: the entry's ``type``.
+            fields: the entry's own fields, JSON without the outer braces.
 
         Returns:
             The entry's position.
         """
         seq = self._next
         self._next += 1
-        frame = entries.entry(kind, seq, time.time_ns() // 1_000_000, turn_index, fields)
-        self._pending.append(frame)
-        self._writer.gather(self, len(frame))
+        line = entries.entry(kind, seq, time.time_ns() // 1_000_000, turn_index, fields)
+        self._pending.append(line)
+        self._writer.gather(self, len(line))
         return seq
 
     async def follow(
@@ -232,7 +232,7 @@ class SessionLog:
             return batches
         batches = await self._shared.pages.read(self._number, after)
         if not batches:
-            # There were entries after *after*, so the log was deleted. A reader would try forever.
+            # The head is after *after*, so the log was deleted. Otherwise readers retry forever.
             raise DatabaseError("the log is deleted", is_transient=False)
         return batches
 
@@ -243,8 +243,8 @@ class SessionLog:
         first = self._next - len(pending)
         rows: list[LogRow] = []
         start = size = 0
-        for index, frame in enumerate(pending):
-            size += len(frame)
+        for index, line in enumerate(pending):
+            size += len(line)
             count = index - start + 1
             is_full = size >= limits.row_bytes or count >= limits.row_entries
             if is_full or index == len(pending) - 1:
@@ -256,7 +256,7 @@ class SessionLog:
     def publish(self, rows: Sequence[LogRow]) -> None:
         """Make committed rows visible, and notify the subscribers.
 
-        No rows: the writer has failed, and those who wait for an entry have to notice.
+        Without rows it only notifies: the writer has failed, which :meth:`reach` must notice.
         """
         try:
             self._extend_ring(rows)

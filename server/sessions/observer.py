@@ -1,4 +1,4 @@
-"""The session as its agent's observer: hands each report to the object that it concerns."""
+"""The observer of a session's agent: passes each report to the object that handles it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SessionObserver:
         is_ending = turn is not None and turn.cancel_cause is not None
         self._settings.note_asked()
         index = self._current.entry_index()
-        self._permissions.ask(raw_id, params, index, is_ending=is_ending)
+        self._permissions.add_request(raw_id, params, index, is_ending=is_ending)
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         if not self._core.is_log_complete:

@@ -50,7 +50,8 @@ class PendingPermission:
     """A permission request that has no outcome yet.
 
     Attributes:
-        request_id: its id for clients; *raw_id* is the agent's own.
+        request_id: the id for clients.
+        raw_id: the agent's id.
         request: the params of ``session/request_permission``.
         call: its tool call, with the fields that were reported before.
         expires_at: unix milliseconds.
@@ -136,7 +137,7 @@ class ToolCalls:
         self._calls: dict[str, dict[str, str]] = {}
 
     def note(self, update: Mapping[str, Any]) -> None:
-        """Remember a ``tool_call``, a ``tool_call_update`` or the ``toolCall`` of a request."""
+        """Store fields of a ``tool_call``, a ``tool_call_update`` or a request's ``toolCall``."""
         call_id = update.get("toolCallId")
         if not isinstance(call_id, str) or len(call_id) > MAX_CALL_ID:
             return
@@ -152,7 +153,7 @@ class ToolCalls:
             del self._calls[next(iter(self._calls))]
 
     def merged(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the request's ``toolCall``, with the fields that were reported only before."""
+        """Return the request's ``toolCall``, completed with fields that were reported earlier."""
         call = request.get("toolCall")
         if not isinstance(call, dict):
             return {}
@@ -200,18 +201,18 @@ class Permissions:
         return [pending.view() for pending in self._pending.values()]
 
     def view(self) -> list[dict[str, Any]]:
-        """The waiting requests for the state and `ready`; many are shortened to few bytes."""
+        """The waiting requests for the state and `ready`; each is shortened if all are too long."""
         whole = self.pending()
         if len(whole) < 2 or len(dumps(whole)) <= MAX_VIEW_BYTES:
             return whole
         return [pending.view(SHORT_BYTES) for pending in self._pending.values()]
 
-    def ask(self, raw_id: Any, params: Any, turn_index: int, *, is_ending: bool) -> None:
+    def add_request(self, raw_id: Any, params: Any, turn_index: int, *, is_ending: bool) -> None:
         """Log a request of the agent. Resolve it by the policy, or let clients respond.
 
         Args:
             params: of ``session/request_permission``, as the agent sent them; not validated.
-            is_ending: the turn is being cancelled, so the request is, too.
+            is_ending: the turn is being ended, so the request is cancelled.
         """
         pending = self._note(raw_id, params, turn_index)
         if is_ending:
@@ -240,8 +241,7 @@ class Permissions:
         """Resolve a request for a client; without an option it is cancelled.
 
         Raises:
-            Error: ``not_found`` if it does not wait (any more); ``bad_request`` if it has no such
-                option.
+            Error: ``not_found`` if no such request waits; ``bad_request`` if it has no such option.
         """
         pending = self._pending.get(request_id)
         if pending is None:
@@ -259,8 +259,12 @@ class Permissions:
             if turn_index in (None, pending.turn_index):
                 self._finish(pending, {"outcome": "cancelled"}, "cancel")
 
-    def cancel_left(self, asked: Iterable[tuple[str, int]]) -> None:
-        """Cancel the requests of an earlier server: their ids and the indexes of their turns."""
+    def cancel_unfinished(self, asked: Iterable[tuple[str, int]]) -> None:
+        """Cancel the requests that an earlier server left.
+
+        Args:
+            asked: the id of each, and the index of its turn.
+        """
         for request_id, turn_index in asked:
             self._log_outcome(request_id, turn_index, {"outcome": "cancelled"}, "cancel")
 

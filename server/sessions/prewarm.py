@@ -33,11 +33,11 @@ MAX_BUFFERED_BYTES = 1 << 20
 
 
 class PrewarmedAgent:
-    """An agent without a session; it buffers the agent's messages until a session takes over.
+    """An agent without a session. Its messages are buffered until a session takes it over.
 
     Attributes:
-        app_name: of no app.
-        last_used: minus infinity: it is evicted before any session's agent.
+        app_name: :data:`NO_APP`.
+        last_used: minus infinity, so that it is evicted before the agents of sessions.
         is_ready: the agent has opened its ACP session.
     """
 
@@ -57,7 +57,7 @@ class PrewarmedAgent:
     # SlotHolder
 
     @property
-    def agent_state(self) -> str:
+    def presence(self) -> str:
         return "prewarmed" if self.is_ready else "waking"
 
     @property

@@ -10,14 +10,14 @@ from ..errors import Error, ErrorCode
 from ..limits import ByteQuota, TokenBucket, decrement
 
 SESSION_RETRY_SECS = 30
-"""When a client may ask again for a session that exceeded a limit."""
+"""Seconds after which a client may retry to create a session that a limit refused."""
 
 
 class SessionQuotas:
     """Counts open sessions, waiting prompts and prompts per minute.
 
     Attributes:
-        waiting_bytes: prompts of each app that wait for their turn.
+        waiting_bytes: the bytes of each app's waiting prompts.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -59,7 +59,7 @@ class SessionQuotas:
         self._open[app_name] += 1
 
     def release_session(self, app_name: str) -> None:
-        """Count one open session less."""
+        """Stop counting an open session."""
         decrement(self._open, app_name)
 
     def check_prompt_rate(self, app_name: str) -> None:

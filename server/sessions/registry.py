@@ -42,7 +42,7 @@ class SessionRegistry:
 
     Attributes:
         tasks: cancelled when the server stops.
-        closing: closes of sessions, which the server finishes before it stops.
+        closing: the tasks that close sessions. The server waits for them before it stops.
         is_draining: the server is stopping; no new work is accepted.
     """
 
@@ -299,7 +299,7 @@ class SessionRegistry:
     async def delete(self, row: SessionRow, now: float) -> None:
         """Delete a closed session and its data, except its audit records.
 
-        A session that is being read is left for a later sweep.
+        A session that is being read is skipped; a later sweep deletes it.
         """
         session = self._loaded.get(row.id)
         if row.id in self._loading or (session is not None and session.log.has_subscribers):

@@ -45,7 +45,7 @@ CLOSE_GRACE_SECS = 1.0
 
 
 def encode_meta(meta: Mapping[str, Any], limit: int) -> str:
-    """Return the app's own notes on a session as JSON.
+    """Return a session's ``meta``, which the app defines, as JSON.
 
     Raises:
         Error: ``payload_too_large``; it has more than *limit* bytes.
@@ -57,11 +57,11 @@ def encode_meta(meta: Mapping[str, Any], limit: int) -> str:
 
 
 class Session:
-    """A session in memory. A closed one can be read only.
+    """A session in memory. A closed session can only be read.
 
     Args:
-        head: the newest position of its log.
-        last_turn_index: the newest turn that was accepted.
+        head: the last stored position of its log.
+        last_turn_index: the index of the newest accepted turn; 0 if there is none.
 
     Attributes:
         turns: accepts, finds and cancels turns.
@@ -119,16 +119,17 @@ class Session:
 
     @property
     def is_closed(self) -> bool:
+        """Whether its close has begun. The log may not have ``session_closed`` yet."""
         return not self._core.is_open
 
     @property
-    def is_over(self) -> bool:
-        """Whether the session is closed and nothing will be logged any more."""
+    def is_log_complete(self) -> bool:
+        """Whether ``session_closed`` is in the log, so that no entry will follow."""
         return self._core.is_log_complete
 
     @property
     def is_stored(self) -> bool:
-        """Whether the database has all of the log."""
+        """Whether the database has every entry of the log."""
         return self.log.head == self.log.last
 
     @property
@@ -145,10 +146,10 @@ class Session:
 
     def agent_view(self) -> dict[str, Any]:
         """Whether the agent runs, its settings, and what it offers, in ACP's shapes."""
-        return {"agent_state": self.agent.agent_state, **self.settings.view()}
+        return {"agent_state": self.agent.presence, **self.settings.view()}
 
     def view(self) -> dict[str, Any]:
-        """The state, as REST shows it; times are unix seconds or None."""
+        """The session as REST returns it; times are unix seconds or None."""
         row, running = self.row, self._current.running
         return {
             "session_id": row.id,
@@ -193,16 +194,16 @@ class Session:
         client_id: str | None = None,
         timeout: float | None = None,
     ) -> tuple[Turn, bool]:
-        """Accept a prompt; it is stored when this returns.
+        """Accept a prompt; it is stored when the call returns.
 
         Args:
             blocks: JSON of checked content blocks.
-            request_id: the id of the request in the server's log.
+            request_id: the id of the HTTP request, for the server's log.
             client_id: makes the prompt idempotent in this session.
             timeout: seconds that the turn may run, if less than the setting.
 
         Returns:
-            The turn, and whether it had been accepted under that client id before.
+            The turn, and whether an earlier prompt with that client id had created it.
 
         Raises:
             Error: ``session_closed``, ``draining``, ``rate_limited``, ``queue_full``, or
@@ -227,7 +228,7 @@ class Session:
         await self.log.reach(turn.last_seq)
 
     async def set_meta(self, meta: Mapping[str, Any]) -> None:
-        """Merge *meta* into the session's own; None removes a key.
+        """Merge *meta* into the stored ``meta``; None removes a key.
 
         Raises:
             Error: ``payload_too_large``.
@@ -243,7 +244,7 @@ class Session:
     # Ending
 
     async def close(self, reason: str) -> None:
-        """End the turns, log the close, end the agent; or wait until that is done.
+        """End the turns, log the close and end the agent. A second call waits for the first.
 
         Args:
             reason: ``client``, ``idle`` or ``admin``.
@@ -261,7 +262,7 @@ class Session:
             grace = min(CLOSE_GRACE_SECS, self._context.settings.cancel_grace_secs)
             self._runner.interrupt(turn, CancelCause.CANCEL, grace)
             await turn.wait_ended()
-        self.permissions.cancel()  # those that were requested after a turn's end
+        self.permissions.cancel()  # the agent may have requested one after the end of the turn
         now = self._context.clock()
         fields = entries.encode_fields(reason=reason)
         seq = self.log.append("session_closed", self._recorder.last_started_index, fields)
@@ -279,7 +280,7 @@ class Session:
         await self.log.reach(seq)  # last: on a full disk it waits for space
 
     async def drain(self, timeout: float) -> None:
-        """End the waiting turns now and the running one in *timeout* seconds: the server stops."""
+        """End the waiting turns now, and the running turn after *timeout* seconds at the latest."""
         await self.turns.end_waiting(CancelCause.RESTART)
         turn = self._current.running
         if turn is None:
@@ -293,7 +294,9 @@ class Session:
 
     async def recover(self) -> None:
         """End the permission requests and turns that an earlier server left unfinished."""
-        self.permissions.cancel_left(await self._context.queries.pending_permissions(self.row.n))
+        self.permissions.cancel_unfinished(
+            await self._context.queries.pending_permissions(self.row.n)
+        )
         for row in await self._context.queries.unfinished_turns(self.row.n):
             turn = Turn.from_row(row)
             turn.cancel_cause = CancelCause.RESTART
@@ -306,5 +309,5 @@ class Session:
 
     def _answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         self.agent.answer_permission(raw_id, outcome)
-        # A request after its turn's end may have been all that kept the agent from hibernating.
+        # If no turn runs, only this request kept the agent from hibernating.
         self._context.slots.reconsider()

@@ -1,4 +1,4 @@
-"""The agent of one session: its process, its slot, and when it starts and hibernates."""
+"""The agent of one session and its slot: starts, hibernation and the end."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class SessionAgent:
-    """The agent of one session; the holder of its agent slot.
+    """The agent of one session, which holds an agent slot while its process runs.
 
     Args:
         is_working: whether a turn runs or waits, or a setting is being changed.
 
     Attributes:
-        last_used: unix seconds of the newest end of a turn or change of a setting.
+        last_used: unix seconds of the last time at which a turn ended or a setting was changed.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SessionAgent:
 
     @property
     def app_name(self) -> str:
-        """The app whose share of the slots the agent counts towards."""
+        """The app that the slot is counted for."""
         return self._core.row.app_name
 
     @property
@@ -73,7 +73,12 @@ class SessionAgent:
 
     @property
     def system_delivery(self) -> str | None:
-        """The way of the system prompt: ``agent``, or ``prompt``: before the first prompt."""
+        """The way in which the agent gets the system prompt; None without one.
+
+        Returns:
+            ``agent`` if it takes the system prompt at its start, ``prompt`` if the server puts it
+            in front of the first prompt.
+        """
         if self._core.row.system is None:
             return None
         return "agent" if self.traits.takes_system else "prompt"
@@ -90,7 +95,7 @@ class SessionAgent:
 
     @property
     def has_reported_all(self) -> bool:
-        """Whether the agent has opened its conversation, and so reported what it offers."""
+        """Whether the agent has opened its conversation, and with it reported its settings."""
         agent = self._agent
         return (
             agent is not None
@@ -99,7 +104,7 @@ class SessionAgent:
         )
 
     @property
-    def agent_state(self) -> Presence:
+    def presence(self) -> Presence:
         """Whether the agent runs, as clients see it."""
         if self._agent is None or not self._agent.state.is_live:
             return "hibernated"
@@ -114,11 +119,11 @@ class SessionAgent:
         return not (in_use or self._is_hibernating) and self._core.is_open
 
     @property
-    def process(self) -> Agent:
-        """The agent, for which the session must have a slot.
+    def backend_agent(self) -> Agent:
+        """The backend's agent. Before its process is used, the session must have a slot.
 
         Raises:
-            Error: ``session_closed``; the session was closed when it was loaded.
+            Error: ``session_closed``; the session was closed before it was loaded.
         """
         if self._agent is None:
             raise session_closed()
@@ -138,22 +143,22 @@ class SessionAgent:
         self._was_prewarmed = self._agent.state.is_live
         self._core.context.slots.transfer(prewarmed, self)
         self.store_reported()
-        self.release_if_gone()
+        self.release_unused_slot()
 
     def start(self) -> None:
-        """Start the agent's process in the background if a slot is free, and set what is wanted."""
+        """Start the process in the background if a slot is free, and apply the wanted settings."""
         if self._core.context.slots.try_acquire(self):
             self.start_in_slot()
 
     def start_in_slot(self) -> None:
-        """Start the process, or change the settings of the one that runs, in the slot it has."""
+        """Start the process, which has a slot; a running process only gets the wanted settings."""
         self._starting = self._core.context.tasks.spawn(self._start(), f"wake-{self.id}")
 
     async def _start(self) -> None:
         try:
-            await self.process.start()
+            await self.backend_agent.start()
         except Error as error:
-            if self._starting is not None:  # else hibernate() has interrupted the start
+            if self._starting is not None:  # otherwise hibernate() has interrupted the start
                 # The first turn reports it to the client.
                 logger.info(
                     "the agent does not start: %s", error.code, extra=self._core.log_extra()
@@ -162,10 +167,10 @@ class SessionAgent:
         finally:
             self._starting = None
             self.store_reported()
-            self.release_if_gone()
+            self.release_unused_slot()
 
     async def wait_started(self) -> None:
-        """Wait for the start that creating the session has begun, if it has.
+        """Wait for the start that began when the session was created, if there was one.
 
         Raises:
             Error: the agent does not start.
@@ -182,45 +187,45 @@ class SessionAgent:
             self._agent.answer_permission(raw_id, outcome)
 
     def store_reported(self) -> None:
-        """Store the settings that the agent reported, for when it does not run."""
+        """Store the settings that the agent reported, to show them while it does not run."""
         row, reported = self._core.row, self.reported.to_dict()
         text = dumps(reported).decode()
         if reported != NO_SETTINGS.to_dict() and text != row.agent_state:
             row.agent_state = text
-            self._core.context.writer.add([statements.set_agent_state(row.n, text)])
+            self._core.context.writer.add([statements.set_reported_settings(row.n, text)])
 
     # Ending
 
     async def hibernate(self, grace: float = GRACE_SECS) -> bool:
-        """End the process until the next prompt; False if it is in use."""
+        """End the process until the next prompt. Return False if the agent is in use."""
         if not self.can_hibernate or self._agent is None:
             return False
         self._is_hibernating = True
-        self._starting = None  # a start that this interrupts is no failure of the agent
+        self._starting = None  # an interrupted start is not a failure of the agent
         try:
             await self._agent.hibernate(grace)
         finally:
             self._is_hibernating = False
-        self.release_if_gone()
+        self.release_unused_slot()
         return True
 
     async def end(self, grace: float = GRACE_SECS) -> None:
-        """End the process and give the slot back."""
+        """End the process and release the slot."""
         if self._agent is not None:
             await self._agent.hibernate(grace)
         self._core.context.slots.release(self)
 
     def kill(self) -> None:
         """Kill the process in the background."""
-        self._core.context.tasks.spawn(self.process.kill(), f"kill-{self.id}")
+        self._core.context.tasks.spawn(self.backend_agent.kill(), f"kill-{self.id}")
 
     def note_ended(self) -> None:
-        """Give the slot of a process that has ended back, unless it is about to start again."""
+        """Note that the process has ended, and release its slot unless another is starting."""
         self._was_prewarmed = False
         self.store_reported()
-        self.release_if_gone()
+        self.release_unused_slot()
 
-    def release_if_gone(self) -> None:
-        """Give the slot back if no process runs, and none is about to start."""
+    def release_unused_slot(self) -> None:
+        """Release the slot if no process runs and none is about to start."""
         if not (self.is_live or self._starting or self._is_working()):
             self._core.context.slots.release(self)

@@ -1,4 +1,4 @@
-"""The settings of one session's agent: what is in force, what is wanted, and changes of them."""
+"""The settings of one session's agent: reported values, wanted values, and changes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .settings import SetConfigOption, SetMode, SetModel, Setting, SettingChange
 from .turns import CurrentTurn
 
 MAX_CHANGES = 16
-"""Changes of settings that may wait in a session, for its agent for example."""
+"""The limit on the changes of one session that are requested and not made yet."""
 
 
 class SessionSettings:
     """The mode, the model and the options of one session's agent.
 
-    The agent makes a change, and then the session stores it. The stored settings are set again
-    whenever the agent starts.
+    A change is stored after the agent has made it. Whenever the agent starts, the stored settings
+    are set again.
     """
 
     def __init__(self, core: SessionCore, agent: SessionAgent, current: CurrentTurn) -> None:
@@ -44,13 +44,13 @@ class SessionSettings:
     def wanted(self) -> Wanted:
         """The settings that the agent must be in before it gets a prompt.
 
-        If nobody has set a mode, a session whose permission requests are decided by a policy or by
-        clients needs the mode in which the agent asks.
+        If no client has set a mode, every policy except ``approve-all`` needs the mode in which the
+        agent asks for permission.
         """
         traits, permission = self._agent.traits, self._core.row.permission
         model, stored = self._stored.resolve_options(self._core.row.model, self._agent.reported)
-        is_asked = permission != APPROVE_ALL and self._core.context.backend.can_restore
-        asking_mode = traits.asking_mode if is_asked else None
+        must_ask = permission != APPROVE_ALL and self._core.context.backend.can_restore
+        asking_mode = traits.asking_mode if must_ask else None
         return Wanted(
             model=model,
             mode=stored.mode or asking_mode,
@@ -61,7 +61,7 @@ class SessionSettings:
 
     @property
     def mode(self) -> str | None:
-        """The mode that the agent reports, or the one that it will be put into."""
+        """The mode that the running agent reports; otherwise the mode that its next start sets."""
         reported = self._agent.reported
         current = agent_settings.current(reported, "mode")
         if current is not None and self._agent.is_live:
@@ -104,7 +104,7 @@ class SessionSettings:
     def request(self, setting: Setting) -> SettingChange:
         """Change the agent's mode, model or an option of its own, in the background.
 
-        A prompt that is accepted from here on waits for the change, and does not run if it fails.
+        Later prompts wait for the change, and do not run if it fails.
 
         Raises:
             Error: ``session_closed``; ``rate_limited`` if too many changes wait.
@@ -117,11 +117,13 @@ class SessionSettings:
             )
         change = SettingChange(setting)
         self._changes.append(change)
-        change.task = self._core.context.tasks.spawn(self._make(change), f"change-{self._core.id}")
+        change.task = self._core.context.tasks.spawn(
+            self._make_change(change), f"change-{self._core.id}"
+        )
         return change
 
-    async def _make(self, change: SettingChange) -> None:
-        """Have the agent make the change, and store it, even if nobody waits for it any more."""
+    async def _make_change(self, change: SettingChange) -> None:
+        """Have the agent make the change, and store it, even if its caller was cancelled."""
         slots = self._core.context.slots
         try:
             async with self._change_lock:
@@ -129,20 +131,20 @@ class SessionSettings:
                 change.has_begun = True
                 if not self._core.is_open:
                     raise session_closed()
-                result = await _set(self._agent.process, change.setting)
+                result = await _set(self._agent.backend_agent, change.setting)
                 await self._store_change(change.setting)
             change.succeed(result)
         except Error as error:
             change.fail(error)
         except Exception:
             change.fail(internal())
-            raise  # to the log
+            raise  # its task logs it
         finally:
             self._changes.remove(change)
             change.finish()
             self._agent.store_reported()
             self._agent.last_used = self._core.context.clock()
-            self._agent.release_if_gone()
+            self._agent.release_unused_slot()
             slots.reconsider()
 
     async def _store_change(self, setting: Setting) -> None:
@@ -157,7 +159,7 @@ class SessionSettings:
             self.log_asks()
 
     def _adopt(self, model: str | None, stored: StoredSettings) -> None:
-        """Store settings that are in force already. Nobody waits for that."""
+        """Store settings that are in force already, without waiting for the commit."""
         row = self._core.row
         if (model, stored) != (row.model, self._stored):
             self._assign(model, stored)
@@ -178,18 +180,19 @@ class SessionSettings:
         self._adopt(self._core.row.model, dataclasses.replace(self._stored, owes_preface=owes))
 
     def note_restored(self, setting: str, value: str) -> None:
-        """Note that a new process was put back into a setting; logged after ``turn_start``."""
+        """Note that a setting was restored in a new process. It is logged after ``turn_start``."""
         self._restored.append((setting, value))
 
     def note_asked(self) -> None:
-        """Note that the agent asks for permission in its mode."""
+        """Note that the agent asked for permission in its current mode."""
         if (mode := self.mode) is not None and mode != self._stored.asked_in:
             self._adopt(self._core.row.model, dataclasses.replace(self._stored, asked_in=mode))
 
     def note_own_change(self, before: AgentSettings, after: AgentSettings) -> None:
-        """Store a setting that the agent has changed by itself: it is set again after a restart.
+        """Store a setting that the agent has changed by itself, to set it again after a restart.
 
-        A session with a policy is not put back into a mode in which the agent does not ask.
+        If the session needs the agent to ask, and it changed to a mode in which it does not, the
+        asking mode is stored instead.
         """
         wanted, stored, model = self.wanted, self._stored, self._core.row.model
         values = {"model": wanted.model, **wanted.config_options, "mode": wanted.mode}
@@ -198,7 +201,7 @@ class SessionSettings:
             if value is None or now in (None, value):
                 continue
             if agent_settings.current(before, name) != value:
-                continue  # the wanted value was not in force yet
+                continue  # the wanted value was not in force before
             if name == "mode" and self._bypasses_policy(now):
                 now = self._agent.traits.asking_mode or value
             model, stored = stored.with_value(model, name, now, after)
@@ -206,7 +209,7 @@ class SessionSettings:
         self.log_asks()
 
     def _bypasses_policy(self, mode: str) -> bool:
-        """Whether the agent would not ask in *mode*, in a session in which it should."""
+        """Whether the session needs the agent to ask, and it does not ask in *mode*."""
         permission = self._core.row.permission
         return permission != APPROVE_ALL and self._agent.traits.asks(mode, permission) is False
 
@@ -220,12 +223,12 @@ class SessionSettings:
             self._core.log.append("notice", turn_index, fields)
 
     def log_asks(self) -> None:
-        """Log whether the agent asks for permission if that has changed and matters."""
+        """Log whether the agent asks for permission, if that changed and the policy needs it."""
         if self._core.is_log_complete or self._core.row.permission == APPROVE_ALL:
             return
         asks = self.asks
-        if not (self._core.log.last or self._agent.traits.never_asks):  # the first turn logs it
-            return
+        if not (self._core.log.last or self._agent.traits.never_asks):
+            return  # the start of the first turn logs it
         if asks is None or asks == self._stored.asks_told:
             return
         self._adopt(self._core.row.model, dataclasses.replace(self._stored, asks_told=asks))
@@ -244,7 +247,7 @@ async def _set(agent: Agent, setting: Setting) -> Mapping[str, Any]:
 
 
 def _name_and_value(setting: Setting, reported: AgentSettings) -> tuple[str, str]:
-    """The setting and its value; an option may stand for the mode or the model."""
+    """Return the name and the value, where an option may stand for the mode or the model."""
     match setting:
         case SetMode(mode=mode):
             return "mode", mode

@@ -1,4 +1,4 @@
-"""The settings of an agent: the values that clients set, as they are stored, and one change."""
+"""The values that clients set for an agent: as they request, store and change them."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class StoredSettings:
     """The mode and the options of a session, as its row stores them. The model is a column.
 
     Attributes:
-        asks_told: the newest notice in the log on whether the agent asks.
+        asks_told: the value of the newest ``asks`` notice in the log.
         asked_in: a mode in which the agent has asked for permission.
-        owes_preface: the agent's conversation lacks the text that belongs in front of it.
+        owes_preface: the agent's conversation has not received :attr:`AgentSpec.preface` yet.
     """
 
     mode: str | None = None
@@ -65,7 +65,7 @@ class StoredSettings:
     def resolve_options(
         self, model: str | None, reported: AgentSettings
     ) -> tuple[str | None, StoredSettings]:
-        """Return the model and the settings; an option that is the model or mode counts as that."""
+        """Return the model and the settings, after moving options that stand for model or mode."""
         mode, options = self.mode, {}
         for key, value in self.config_options.items():
             match settings.setting_of(reported, key):
@@ -94,13 +94,13 @@ class StoredSettings:
         return model, dataclasses.replace(self, config_options=options)
 
     def without_unoffered(self, reported: AgentSettings) -> StoredSettings:
-        """Return the settings without options that the agent does not offer (any more)."""
+        """Return the settings without the options that the agent does not offer now."""
         if not isinstance(reported.config_options, list):
             return self
         offered = {
             key: value
             for key, value in self.config_options.items()
-            # An option without a list of values takes any.
+            # An option that lists no values accepts every value.
             if settings.offers(reported, key, value) or settings.choices_of(reported, key) == []
         }
         return dataclasses.replace(self, config_options=offered)
@@ -110,7 +110,7 @@ class SettingChange:
     """One requested change of a setting.
 
     Attributes:
-        has_begun: the agent may have been asked.
+        has_begun: the request may have reached the agent.
         done: resolved when the change is made or has failed.
         failure: the reason for which it could not be made.
     """
@@ -124,8 +124,9 @@ class SettingChange:
         self._result: Mapping[str, Any] | None = None
 
     async def wait(self) -> Mapping[str, Any]:
-        """Wait for the agent's own result. If the waiter is cancelled before the change has begun,
-        the change is dropped.
+        """Wait for the change, and return the agent's own result.
+
+        If the caller is cancelled before the change has begun, the change is dropped.
 
         Raises:
             Error: the change could not be made.

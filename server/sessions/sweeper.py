@@ -26,19 +26,19 @@ class Sweeper:
     def __init__(self, sessions: SessionRegistry) -> None:
         self.close_timeout = 5.0
         self._sessions = sessions
-        self._is_prewarming = False
+        self._has_started_prewarming = False
 
     async def run(self, *others: Callable[[], Awaitable[None]]) -> None:
         """Sweep forever, and call *others* in each round; log failures and continue."""
         while True:
-            if not self._is_prewarming:  # retried in the next round if the database fails
+            if not self._has_started_prewarming:  # retried in the next round if the database fails
                 await _log_failure(self._start_prewarming())
             await asyncio.sleep(self._sessions.settings.sweep_interval_secs)
             for sweep in (self.sweep, *others):
                 await _log_failure(sweep())
 
     async def sweep(self) -> None:
-        """Do one round. A failure for one session does not affect the others."""
+        """Sweep once. A failure for one session does not affect the others."""
         sessions, settings = self._sessions, self._sessions.settings
         now = sessions.clock()
         await _log_failure(self._close_idle(now - settings.session_ttl_secs))
@@ -50,7 +50,7 @@ class Sweeper:
 
     async def _start_prewarming(self) -> None:
         self._sessions.prewarmer.start(await self._sessions.queries.prewarmed())
-        self._is_prewarming = True
+        self._has_started_prewarming = True
 
     async def _close_idle(self, before: float) -> None:
         """Close the sessions that have been idle since *before*.

@@ -23,10 +23,10 @@ from .turns import CancelCause, CurrentTurn, Turn
 
 
 class TurnQueue:
-    """The turns of a session, from the prompt's acceptance on. Its length is what waits.
+    """Accepts the prompts of a session and runs its turns. Its length is the number that wait.
 
     Args:
-        last_turn_index: the newest turn that was accepted.
+        last_turn_index: the index of the newest accepted turn; 0 if there is none.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class TurnQueue:
             if (known := await self._find(client_id)) is not None:
                 return known, True
             await self._core.context.disk.check()
-            self._check_accepts()
+            self._check_may_accept()
             turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
             turn.changes = self._settings.changes
             self._core.context.quotas.waiting_bytes.acquire(self._core.row.app_name, len(blocks))
-            turn.reserved = len(blocks)
+            turn.reserved_bytes = len(blocks)
             runs_at_once = self._may_run_at_once()
             try:
                 if runs_at_once:
-                    # The prompt goes through acpx while it is stored; the proxy holds it.
+                    # The prompt passes through acpx while it is being stored. The proxy holds it.
                     self._current.turn = turn
                     self._runner.send(turn)
                 await self._store(turn)
@@ -103,19 +103,23 @@ class TurnQueue:
             self._next_index += 1
             if client_id is not None:
                 self._by_client_id[client_id] = turn
-            self._admit(turn, is_queued=not runs_at_once)
+            self._accept_stored(turn, is_queued=not runs_at_once)
             return turn, False
 
     @contextlib.asynccontextmanager
     async def _acceptance(self) -> AsyncIterator[None]:
-        """Serialise acceptance. After a prompt that is not run, the agent may be evicted again."""
+        """Accept one prompt at a time. Afterwards the agent may have become evictable.
+
+        It is not evictable while a prompt is being accepted, and a duplicate or refused prompt
+        starts no turn.
+        """
         try:
             async with self._accept_lock:
                 yield
         finally:
             self._core.context.slots.reconsider()
 
-    def _check_accepts(self) -> None:
+    def _check_may_accept(self) -> None:
         context = self._core.context
         if not self._core.is_open:
             raise session_closed()
@@ -159,12 +163,12 @@ class TurnQueue:
         if self._current.turn is turn:
             self._start_running()
 
-    def _admit(self, turn: Turn, *, is_queued: bool) -> None:
-        """Queue a stored turn, or let its prompt reach the agent."""
+    def _accept_stored(self, turn: Turn, *, is_queued: bool) -> None:
+        """Queue a turn that has been stored, or let its prompt reach the agent."""
         turn.mark_stored(is_queued=is_queued)
         if is_queued:
             self._waiting.append(turn)
-        if not self._core.is_open or self._core.context.is_draining:  # while it was being stored
+        if not self._core.is_open or self._core.context.is_draining:  # since it was checked
             cause = CancelCause.RESTART if self._core.is_open else CancelCause.CANCEL
             turn.withdraw(cause)
             self._end_waiting(cause)
@@ -177,7 +181,7 @@ class TurnQueue:
 
     async def find(self, client_id: str | None) -> Turn | None:
         """Return the turn that was accepted under that client id, or None."""
-        async with self._acceptance():  # it may be being accepted at this moment
+        async with self._acceptance():  # waits for a prompt that is being accepted
             return await self._find(client_id)
 
     async def _find(self, client_id: str | None) -> Turn | None:
@@ -229,7 +233,7 @@ class TurnQueue:
         self.cancel()
 
     async def end_waiting(self, cause: CancelCause) -> None:
-        """End every waiting turn; one that is being stored now is ended by :meth:`accept`."""
+        """End every waiting turn, after a prompt that is being accepted is stored or refused."""
         async with self._accept_lock:
             self._end_waiting(cause)
 
@@ -262,10 +266,10 @@ class TurnQueue:
             self._current.turn = None
             self._task = None
             self._agent.last_used = self._core.context.clock()
-            self._agent.release_if_gone()
+            self._agent.release_unused_slot()
             slots.reconsider()
 
     async def _yield_slot(self) -> None:
-        """Give the slot to an app that has fewer agents, between two turns."""
+        """End the agent between two turns, so that an app with fewer agents gets its slot."""
         if not (self._permissions or self._settings.is_changing):
             await self._agent.end(URGENT_GRACE_SECS)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class TurnRecorder:
-    """Writes ``turn_start`` and ``turn_end`` of a session's turns, each once for each turn.
+    """Writes one ``turn_start`` and one ``turn_end`` for each turn of a session.
 
     Attributes:
         last_started_index: the newest turn whose start is in the log.
@@ -44,7 +44,7 @@ class TurnRecorder:
         """Log ``turn_start``.
 
         Args:
-            context: ``new``, ``kept`` or ``lost``: the agent's conversation.
+            context: whether the agent's conversation is ``new``, ``kept`` or ``lost``.
         """
         row, log = self._core.row, self._core.log
         self.last_started_index = max(self.last_started_index, turn.index)
@@ -68,8 +68,8 @@ class TurnRecorder:
         """Log ``turn_end``, unless the turn has ended.
 
         Args:
-            stop_reason: the agent's; else the server ends the turn.
-            error: the reason for which the agent has not responded.
+            stop_reason: of the agent's response; None if the server ends the turn.
+            error: the reason for which there is no response.
         """
         if turn.has_ended:
             return
@@ -78,11 +78,11 @@ class TurnRecorder:
         self._permissions.cancel(turn.index)
         if not turn.has_started:
             self.start(turn, "kept" if self._core.row.has_context else "new")
-        elapsed = time.monotonic() - turn.started_at if turn.started_at else 0
+        elapsed = time.monotonic() - turn.dispatched_at if turn.dispatched_at else 0
         turn.duration_ms = int(elapsed * 1000)
         fields = entries.error_fields(error) if error is not None else None
         self._log_end(turn, reason, fields)
-        self._count_end(turn, elapsed, error.code if error is not None else None)
+        self._measure_end(turn, elapsed, error.code if error is not None else None)
 
     def _log_end(self, turn: Turn, reason: str, error: dict[str, Any] | None) -> None:
         row = self._core.row
@@ -115,13 +115,13 @@ class TurnRecorder:
         )
         turn.end(last_seq, reason, error)
 
-    def _count_end(self, turn: Turn, elapsed: float, code: str | None) -> None:
+    def _measure_end(self, turn: Turn, elapsed: float, code: str | None) -> None:
         metrics, reason = self._core.context.metrics, turn.stop_reason or ""
         metrics.count_turn(code or reason)
-        if turn.started_at:
+        if turn.dispatched_at:
             metrics.turn.observe(elapsed)
         if turn.first_update_at:
-            metrics.first_update.observe(turn.first_update_at - turn.started_at)
+            metrics.first_update.observe(turn.first_update_at - turn.dispatched_at)
         logger.info(
             "turn ended: %s",
             f"{reason}: {code}" if code is not None else reason,
@@ -129,9 +129,11 @@ class TurnRecorder:
         )
 
     def release_prompt(self, turn: Turn) -> None:
-        """Drop the prompt and its share of the limit: the log has it, or it is refused."""
-        self._core.context.quotas.waiting_bytes.release(self._core.row.app_name, turn.reserved)
-        turn.reserved = 0
+        """Release the prompt's memory and its share of the limit, once it is logged or refused."""
+        self._core.context.quotas.waiting_bytes.release(
+            self._core.row.app_name, turn.reserved_bytes
+        )
+        turn.reserved_bytes = 0
         turn.blocks = b""
 
     def log_extra(self, turn: Turn) -> dict[str, Any]:

@@ -39,9 +39,12 @@ class TurnRunner:
         self._recorder = recorder
 
     def send(self, turn: Turn) -> None:
-        """Give *turn* to the agent, which must have a slot; a turn being stored stays held."""
-        turn.started_at = time.monotonic()
-        turn.handle = self._agent.process.prompt(turn.blocks, is_held=not turn.is_stored)
+        """Give *turn* to the agent, which must have a slot.
+
+        If the turn is not stored yet, its prompt is held on its way until it is admitted.
+        """
+        turn.dispatched_at = time.monotonic()
+        turn.handle = self._agent.backend_agent.prompt(turn.blocks, is_held=not turn.is_stored)
         turn.interrupt = turn.handle.cancel
 
     async def run(self, turn: Turn) -> None:
@@ -61,12 +64,12 @@ class TurnRunner:
                 return
             if turn.cancel_cause is None and not self._core.context.slots.has_slot(self._agent):
                 await self._wait_for_slot(turn)
-            if turn.cancel_cause is not None:  # the agent must not receive it
+            if turn.cancel_cause is not None:  # interrupted while it waited
                 await self._end_if_stored(turn)
                 return
             self.send(turn)
         assert turn.handle is not None
-        self._core.context.metrics.turn_wait.observe(turn.started_at - turn.accepted_at)
+        self._core.context.metrics.turn_wait.observe(turn.dispatched_at - turn.accepted_at)
         self._set_timeout(turn)
         error: Error | None = None
         try:
@@ -88,8 +91,8 @@ class TurnRunner:
         """Wait for the changes of settings that were requested before *turn*.
 
         Returns:
-            The failure of one of them. The turn must not run in another setting than its client
-            expects.
+            The failure of one of them, or None. After a failure the turn must not run: its client
+            expects the changed setting.
         """
         waiting = asyncio.ensure_future(asyncio.wait([change.done for change in turn.changes]))
         turn.interrupt = waiting.cancel
@@ -99,7 +102,7 @@ class TurnRunner:
 
     async def _wait_for_slot(self, turn: Turn) -> None:
         """Return when the agent has a slot, or when *turn* is interrupted."""
-        turn.started_at = time.monotonic()
+        turn.dispatched_at = time.monotonic()
         acquiring = asyncio.ensure_future(self._core.context.slots.acquire(self._agent))
         turn.interrupt = acquiring.cancel
         try:
@@ -115,7 +118,7 @@ class TurnRunner:
             turn.stop_timers()
 
     def interrupt(self, turn: Turn, cause: CancelCause, grace: float) -> None:
-        """Ask the agent to end *turn*; kill it if it has not after *grace* seconds."""
+        """Ask the agent to end *turn*. Kill it if it has not done so after *grace* seconds."""
         if turn.has_ended:
             return
         if turn.cancel_cause is None:

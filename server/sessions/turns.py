@@ -20,7 +20,7 @@ PREVIEW_LENGTH = 1000
 
 
 class CancelCause(enum.Enum):
-    """The reason for which the server ends a turn that its agent has not ended."""
+    """The reason for which the server, and not the agent, ends a turn."""
 
     CANCEL = "cancel"
     TIMEOUT = "timeout"
@@ -28,16 +28,16 @@ class CancelCause(enum.Enum):
 
 
 class TurnState(enum.Enum):
-    """The life of a turn."""
+    """The states of a turn."""
 
     ACCEPTING = "accepting"
-    """Being stored. It exists only if that succeeds."""
+    """Its prompt is being stored. Until then, clients cannot find it."""
     REFUSED = "refused"
-    """It could not be stored: there is no such turn."""
+    """Its prompt could not be stored. It never existed for clients."""
     QUEUED = "queued"
-    """Stored; earlier turns of the session come first."""
+    """Stored; it waits for earlier turns of the session."""
     PREPARING = "preparing"
-    """The session's current turn; it waits for settings, a slot, or its way to the agent."""
+    """The session's current turn. It waits for settings, for a slot, or for the agent to get it."""
     STARTED = "started"
     """``turn_start`` is in the log."""
     ENDED = "ended"
@@ -47,6 +47,7 @@ class TurnState(enum.Enum):
 TURN_TRANSITIONS: Transitions[TurnState] = {
     TurnState.ACCEPTING: {TurnState.REFUSED, TurnState.QUEUED, TurnState.PREPARING},
     TurnState.REFUSED: set(),
+    # A turn that ends while it waits is started and ended at once, so the log has both entries.
     TurnState.QUEUED: {TurnState.PREPARING, TurnState.STARTED},
     TurnState.PREPARING: {TurnState.STARTED},
     TurnState.STARTED: {TurnState.ENDED},
@@ -61,18 +62,20 @@ class Turn:
         index: its number in the session, from 1.
         client_id: the client's id of the prompt, which makes it idempotent in the session.
         blocks: JSON of the ACP content blocks; empty once the log has them.
-        reserved: bytes that the prompt takes of its app's limit on waiting prompts.
+        reserved_bytes: the prompt's share of its app's limit on waiting prompts.
         timeout: seconds that it may run, if less than the setting.
-        request_id: of the request that asked for it, for the server's log.
-        changes: the changes of settings that were requested before it. They are made first.
-        accepted_at, started_at, first_update_at: when it was accepted, given to the agent, and
-            updated first, by ``time.monotonic()`` (0.0: not yet).
-        handle: the prompt on its way to the agent, once the agent has been given it.
-        interrupt: ends whatever the turn waits for at the moment.
-        cancel_cause: set once the server has decided to end the turn.
+        request_id: the id of the HTTP request that sent the prompt, for the server's log.
+        changes: the changes of settings that were requested before it and must be made first.
+        accepted_at: the time of its acceptance. Times are from ``time.monotonic()``.
+        dispatched_at: the time at which it was given to the agent, or began to wait for a slot;
+            0.0 before that.
+        first_update_at: the time of the agent's first update; 0.0 before that.
+        handle: the prompt on its way to the agent; None until :meth:`TurnRunner.send`.
+        interrupt: stops the current wait: for settings, for a slot, or for the agent.
+        cancel_cause: the reason for which the server ends the turn; None if it does not.
         is_sent: the agent has received the prompt.
         first_seq, last_seq: log positions of ``turn_start`` and ``turn_end``, if they exist.
-        stop_reason, error, duration_ms: of ``turn_end``.
+        stop_reason, error, duration_ms: the fields of ``turn_end``.
     """
 
     def __init__(
@@ -88,12 +91,12 @@ class Turn:
         self.index = index
         self.client_id = client_id
         self.blocks = blocks
-        self.reserved = 0
+        self.reserved_bytes = 0
         self.timeout = timeout
         self.request_id = request_id
         self.changes: Sequence[SettingChange] = ()
         self.accepted_at = time.monotonic()
-        self.started_at = 0.0
+        self.dispatched_at = 0.0
         self.first_update_at = 0.0
         self.handle: PromptHandle | None = None
         self.interrupt: Callable[[], Any] | None = None
@@ -203,13 +206,13 @@ class Turn:
     # Ending
 
     def withdraw(self, cause: CancelCause) -> None:
-        """Keep a turn that is being accepted from reaching the agent."""
+        """Prevent a turn that is being accepted from reaching the agent."""
         self.cancel_cause = cause
         if self.interrupt is not None:
             self.interrupt()
 
     def call_later(self, delay: float, call: Callable[[], Any]) -> None:
-        """Call *call* in *delay* seconds, unless the turn has ended by then."""
+        """Call *call* in *delay* seconds, unless :meth:`stop_timers` is called first."""
         self._timers.append(asyncio.get_running_loop().call_later(delay, call))
 
     def stop_timers(self) -> None:
@@ -220,8 +223,8 @@ class Turn:
         """Return the turn's stop reason and error.
 
         Args:
-            stop_reason: the agent's, if it has responded.
-            error: the reason for which it has not.
+            stop_reason: of the agent's response; None if there is none.
+            error: the reason for which there is none.
         """
         if self.cancel_cause is CancelCause.CANCEL:
             return "cancelled", None
@@ -239,10 +242,10 @@ class Turn:
 
 
 class CurrentTurn:
-    """The turn of a session that has the agent, and the turn that a new log entry belongs to.
+    """The turn of a session that has the agent, and the index that a new log entry gets.
 
     Attributes:
-        turn: None between turns. It may still be being stored.
+        turn: None between turns. Its prompt may still be on its way to the database.
         last_sent_index: the newest turn whose prompt the agent has received; 0 if there is none.
     """
 

@@ -156,7 +156,8 @@ class SessionRow:
     Attributes:
         n: the session's number, which the other tables refer to.
         meta: JSON.
-        agent_state: JSON of the settings that the agent last reported, if it has reported any.
+        agent_state: JSON of the settings that the agent reported last, not a state; None if it has
+            reported none.
         settings: JSON of the mode and the options that clients have chosen. The model is in
             ``model``.
         client_cwd: the folder that an ACP client named, usually on the client's own machine.

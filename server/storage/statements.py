@@ -157,8 +157,8 @@ def set_meta(session: int, meta: str) -> Statement:
     return "UPDATE sessions SET meta = ? WHERE n = ?", (meta, session)
 
 
-def set_agent_state(session: int, state: str) -> Statement:
-    return "UPDATE sessions SET agent_state = ? WHERE n = ?", (state, session)
+def set_reported_settings(session: int, reported: str) -> Statement:
+    return "UPDATE sessions SET agent_state = ? WHERE n = ?", (reported, session)
 
 
 def set_settings(session: int, model: str | None, settings: str) -> Statement:

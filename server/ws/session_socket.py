@@ -129,7 +129,7 @@ class SessionSocket(WebSocketConnection):
         """Whether the writer waits, and the transport's buffer is empty."""
         return (
             self._is_idle
-            and not self.session.is_over  # the writer must close the connection
+            and not self.session.is_log_complete  # the writer must close the connection
             and not self._transport.is_closing()
             and not self._transport.get_write_buffer_size()
         )
@@ -154,7 +154,7 @@ class SessionSocket(WebSocketConnection):
         return [framing.text_frame(protocol.frame("heartbeat", head=self.session.log.head))]
 
     def final_close(self) -> Disconnect | None:
-        if self.session.is_over and self._cursor >= self.session.log.last:
+        if self.session.is_log_complete and self._cursor >= self.session.log.last:
             return Disconnect(CloseCode.SESSION_CLOSED, "the session is closed")
         return None
 

@@ -19,7 +19,7 @@ class Holder:
         self.app = name[0]
         self.last_used = last_used
         self.busy = busy
-        self.agent_state = "live"
+        self.presence = "live"
         self.grace = math.nan
 
     @property

@@ -65,7 +65,7 @@ async def start_turn(socket: Socket, prompt: str = HANG, text: str = "hanging") 
 
 async def prompt_at_the_proxy(server: LocalServer, session: str) -> None:
     """Wait until the proxy holds the prompt."""
-    agent = server.services.sessions.cached[session].agent.process
+    agent = server.services.sessions.cached[session].agent.backend_agent
     assert isinstance(agent, HostAgent)
     await eventually("the proxy to hold the prompt", lambda: agent.is_prompt_held)
 
@@ -466,7 +466,7 @@ async def test_agent_that_dies_before_its_prompt_is_stored_is_started_again(
     commits = Commits(monkeypatch)
     await socket.send("prompt", prompt=HISTORY)
     await prompt_at_the_proxy(server, session)
-    agent = server.services.sessions.cached[session].agent.process
+    agent = server.services.sessions.cached[session].agent.backend_agent
     assert isinstance(agent, HostAgent)
     await agent.kill()
     commits.release()

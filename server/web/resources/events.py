@@ -200,7 +200,7 @@ async def _lines_after(session: Session, position: int) -> AsyncIterator[bytes]:
 
 async def _follow_log(request: web.Request, session: Session, after: int) -> web.StreamResponse:
     _check_position(session, after)
-    if session.is_over and after >= session.log.last:
+    if session.is_log_complete and after >= session.log.last:
         return web.Response(status=204)  # an EventSource does not reconnect after this status
     with context_of(request).sockets.stream(session.row.app_name):
         async with stream_events(request) as stream:
@@ -209,6 +209,6 @@ async def _follow_log(request: web.Request, session: Session, after: int) -> web
             ):
                 for seq, line in enumerate(batch.lines(), batch.first):
                     await stream.send(seq, line)
-                if session.is_over and batch.last >= session.log.last:
+                if session.is_log_complete and batch.last >= session.log.last:
                     break
     return stream.response
