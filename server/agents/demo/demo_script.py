@@ -34,7 +34,7 @@ def run(turn: Turn) -> None:
     others = [f"- {describe(block)}" for block in turn.prompt if block["type"] != "text"]
     if others:
         turn.say("With your message came:\n\n" + "\n".join(others))
-    name, argument = parse_command(text)
+    name, argument = split_command(text)
     if name:
         COMMANDS[name][0](turn, argument)
     elif text.startswith("/"):
@@ -43,8 +43,11 @@ def run(turn: Turn) -> None:
         answer_freely(turn, text)
 
 
-def parse_command(text: str) -> tuple[str, str]:
-    """`/plan`, `plan`, `slow 5`, `show me a plan`: the command and its argument, or two blanks."""
+def split_command(text: str) -> tuple[str, str]:
+    """Return the command and its argument, two empty strings if *text* is not a command.
+
+    Examples: `/plan`, `plan`, `slow 5`, `show me a plan`.
+    """
     slash = re.fullmatch(r"/(\w+)\s*(.*)", text, re.DOTALL)
     plain = re.fullmatch(r"(\w+)(?:\s+(\d+))?[.!?]?", text)
     polite = r"(?:please )?(?:show|draw|paint|make|give)(?: me)?(?: an?| the| some)? (\w+)()\W?"
