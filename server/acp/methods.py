@@ -144,7 +144,7 @@ class AcpMethods:
     async def _new(self, request: jsonrpc.Request) -> None:
         new = read_params(params.NewSessionParams, request.params)
         if self._only_session is not None:
-            raise Error(ErrorCode.FORBIDDEN, "a ticket is for its one session")
+            raise Error(ErrorCode.FORBIDDEN, "a ticket is valid only for its own session")
         self._requests.run_in_background(request, self._create(request, new))
 
     async def _create(self, request: jsonrpc.Request, new: params.NewSessionParams) -> None:

@@ -44,7 +44,7 @@ class Subscriptions:
 
     @property
     def lag(self) -> int:
-        """The entries that the client has yet to be sent of the session with the most."""
+        """Entries of one session that have not been sent to the client; the largest such number."""
         return max((one.session.log.head - one.cursor for one in self), default=0)
 
     @property

@@ -34,9 +34,9 @@ from .responses import json_response
 
 JSON = "application/json"
 
-Wait = Literal["body", "work", "reply", "stream", "socket"]
-"""A reason for a request to wait: the client's body, the end of a turn or run, a slow reader of a
-long response, new log entries, frames."""
+Wait = Literal["body", "work", "response", "stream", "socket"]
+"""The reasons for a request to wait: the client has not sent its whole body; a turn or a run has
+not ended; the client reads a long response slowly; the log has no new entry; a socket is open."""
 
 
 class Tag(enum.StrEnum):
@@ -119,7 +119,7 @@ class Endpoint:
         )
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Serve *request*: authenticate_app it, check its values, call the handler."""
+        """Serve *request*: authenticate it, check its values, call the handler."""
         # No local variable holds the arguments: a handler that waits can release a large body.
         call = self.handler(request, **await self._arguments(request))
         result = await call

@@ -124,11 +124,11 @@ def check_coding(headers: CIMultiDictProxy[str]) -> None:
     if any(coding.strip().lower() not in ("", "identity") for coding in ",".join(lines).split(",")):
         raise Error(
             ErrorCode.UNSUPPORTED_MEDIA_TYPE,
-            "a body is sent as it is: no Content-Encoding is supported",
+            "Content-Encoding is not supported: send the body without it",
         )
     if headers.get(hdrs.TRANSFER_ENCODING, "chunked").strip().lower() != "chunked":
         raise Error(
-            ErrorCode.UNSUPPORTED_MEDIA_TYPE, "no Transfer-Encoding but chunked is supported"
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE, "the only supported Transfer-Encoding is chunked"
         )
 
 

@@ -1,7 +1,7 @@
 """A WebSocket connection: its reader, its writer and its close, for any protocol.
 
-The writer is a loop: it sends all that there is to send, then waits. A subclass supplies the
-frames: of one session's log, or of several. Other frames wait in a small outbox.
+The writer is a loop: it sends all frames that are due, then waits. A subclass supplies log
+entries, of one session or of several. Other frames wait in a small outbox.
 
 The reader never awaits a turn; otherwise it could not read a cancel. It also closes the connection:
 the writer sends the last frames, then the reader does the closing handshake.
@@ -89,7 +89,7 @@ class WebSocketConnection(abc.ABC):
 
     @property
     def lag(self) -> int:
-        """The number of log entries that the client has yet to be sent."""
+        """The number of log entries that have not been sent to the client."""
         return 0
 
     @abc.abstractmethod
@@ -136,7 +136,7 @@ class WebSocketConnection(abc.ABC):
         self.schedule_write()
 
     def schedule_write(self) -> None:
-        """Have the writer send what there is to send."""
+        """Have the writer send all frames that are due."""
         self._is_write_scheduled = True
         if self._wakeup is not None and not self._wakeup.done():
             self._is_idle = False
@@ -229,7 +229,7 @@ class WebSocketConnection(abc.ABC):
             self._read_timeout.reschedule(0)
 
     async def _write_pending(self) -> bool:
-        """Write all frames that there are; True after the last frame before the close."""
+        """Write all frames that are due; True after the last frame before the close."""
         while True:
             self._is_write_scheduled = False
             disconnect = self._disconnect

@@ -1,4 +1,7 @@
-"""The auth frame, which comes first on a socket whose upgrade had no Authorization header."""
+"""The beginning of a session socket: its auth frame, its checks, and the close of a refused socket.
+
+The auth frame comes first if the upgrade had no ``Authorization`` header.
+"""
 
 from __future__ import annotations
 

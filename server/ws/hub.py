@@ -58,7 +58,7 @@ class Hub:
 
     @property
     def replay_lag(self) -> int:
-        """The entries that the connection with the greatest lag has yet to be sent."""
+        """The greatest :attr:`WebSocketConnection.lag`."""
         return max((connection.lag for connection in self.connections), default=0)
 
     def streams(self) -> int:
@@ -95,7 +95,9 @@ class Hub:
 
     @contextlib.contextmanager
     def stream(self, app_name: str) -> Iterator[None]:
-        """A block in which the current task is an event stream; :meth:`close_all` ends the block.
+        """Return a block in which the current task is an event stream.
+
+        :meth:`close_all` ends the block. The stream counts as a connection of the app.
 
         Raises:
             Error: ``rate_limited``; the app has reached its connection limit.

@@ -202,7 +202,7 @@ class Incoming:
             return
         is_stalled = now - self._last_data > self._limits.stall_timeout
         if is_stalled or now - self._started > self._limits.timeout:
-            self._close("a message did not come in time")
+            self._close("a message did not arrive in time")
 
     def release(self) -> None:
         """Return all bytes to the budget."""
@@ -231,7 +231,9 @@ class Incoming:
             self._connection.pause_socket()
             if self._budget_timer is None:
                 self._budget_timer = asyncio.get_running_loop().call_later(
-                    self._limits.budget_timeout, self._close, "the app sends too much at once"
+                    self._limits.budget_timeout,
+                    self._close,
+                    "the app's messages exceed their memory limit",
                 )
             reservation.add_done_callback(self._on_granted)
 

@@ -1,7 +1,7 @@
 """A WebSocket on one session: a cursor in the session's log, and the client's commands.
 
-The socket sends the log's entries after its cursor and moves the cursor. Replay and live use the
-same code, so that no entry can be left out or repeated, and a slow client takes no memory except
+The socket sends the log's entries after its cursor and moves the cursor. Replay and live delivery
+are the same code, so that no entry can be omitted or repeated. A slow client takes no memory except
 its transport's buffer.
 """
 

@@ -9,8 +9,8 @@ from ..errors import bad_request
 
 MAX_FRAME_BYTES = 4 << 20
 HARD_MAX_FRAME_BYTES = 2 * MAX_FRAME_BYTES
-"""aiohttp's own limit. At its limit aiohttp closes while the client is still sending, so that the
-client sees a reset and no close code. The limit above closes in order."""
+"""The limit for aiohttp, which aborts while the client still sends: the client sees a reset and
+no close code. Above ``MAX_FRAME_BYTES`` the server closes in order."""
 TOO_BIG = (
     f"a frame has at most {MAX_FRAME_BYTES} bytes, {MAX_CONTAINERS} objects and arrays and"
     f" {MAX_VALUES} values: do not send this one again"
@@ -20,7 +20,7 @@ TOO_BIG = (
 def new_websocket(
     request: web.Request, protocols: tuple[str, ...] = ()
 ) -> web.WebSocketResponse[bool]:
-    """Check an upgrade request and return its response, which has yet to be prepared.
+    """Check an upgrade request and return its response, which is not prepared.
 
     Raises:
         Error: ``bad_request``; a fault that aiohttp does not detect.

@@ -155,7 +155,7 @@ def stream_of(method: str, path: str, body: Json | None) -> Scenario:
     return scenario
 
 
-def unread_reply(method: str, path: str) -> Scenario:
+def unread_response(method: str, path: str) -> Scenario:
     """A response that exceeds the buffers; the client reads only its beginning."""
 
     async def scenario(server: LocalServer, client: Client) -> None:
@@ -214,9 +214,9 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("PATCH", "/sessions/{session_id}", "body"): half_json("PATCH", "/sessions/{session_id}"),
     ("POST", TURN, "body"): half_json("POST", TURN),
     ("POST", TURN, "work"): wait_for_turns,
-    ("POST", TURN, "reply"): unread_reply("POST", TURN),
-    ("GET", EVENTS, "reply"): unread_reply("GET", EVENTS),
-    ("GET", "/sessions", "reply"): unread_reply("GET", "/sessions"),
+    ("POST", TURN, "response"): unread_response("POST", TURN),
+    ("GET", EVENTS, "response"): unread_response("GET", EVENTS),
+    ("GET", "/sessions", "response"): unread_response("GET", "/sessions"),
     ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": ENDLESS}),
     ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
     ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),

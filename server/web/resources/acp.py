@@ -45,12 +45,10 @@ CONNECTION_ID = "Acp-Connection-Id"
 async def acp_socket(request: web.Request) -> web.StreamResponse:
     services = context_of(request)
     if request.headers.get(hdrs.UPGRADE, "").strip().lower() != "websocket":
-        error = Error(
-            ErrorCode.UPGRADE_REQUIRED, "ACP is spoken over WebSocket here: upgrade to it"
-        )
-        reply = error_response(error, request[REQUEST_ID])
-        reply.headers[hdrs.UPGRADE] = "websocket"
-        return reply
+        error = Error(ErrorCode.UPGRADE_REQUIRED, "this is a WebSocket: upgrade to it")
+        response = error_response(error, request[REQUEST_ID])
+        response.headers[hdrs.UPGRADE] = "websocket"
+        return response
     check_origin(request, services.settings)
     offered = _subprotocols(request)
     only_session = _authenticate_upgrade(services, request, offered)
@@ -92,7 +90,7 @@ def _subprotocols(request: web.Request) -> list[str]:
     values = request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
     offered = [name.strip() for value in values for name in value.split(",")]
     if offered and SUBPROTOCOL not in offered:
-        raise bad_request(f"the subprotocol {SUBPROTOCOL!r} must be offered, too")
+        raise bad_request(f"the subprotocol {SUBPROTOCOL!r} must be among those offered")
     return offered
 
 

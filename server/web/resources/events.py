@@ -151,7 +151,7 @@ class EventList(msgspec.Struct, kw_only=True):
     description="The entries after `after`. With `Accept: text/event-stream` they are sent as"
     " server-sent events, and new entries follow; `id:` is an entry's `seq`, and `Last-Event-ID`"
     " resumes.",
-    waits=("reply", "stream"),
+    waits=("response", "stream"),
     example={"ok": True, "entries": [ENTRY_EXAMPLE], "head": 125, "has_more": False},
     media={SSE: STREAM_EXAMPLE},
     failures=("rate_limited",),

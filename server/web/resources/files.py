@@ -135,7 +135,7 @@ async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
         if part is None:
             return
         if not isinstance(part, BodyPartReader):
-            raise bad_request("multipart: parts within parts are not understood")
+            raise bad_request("multipart: nested parts are not supported")
         check_coding(part.headers)
         yield part
     raise bad_request(f"multipart: a form has at most {MAX_PARTS} parts")

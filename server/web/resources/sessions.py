@@ -197,7 +197,7 @@ async def create_session(request: web.Request, body: CreateSession) -> SessionRe
     "/sessions",
     tag=Tag.SESSIONS,
     summary="List sessions",
-    waits=("reply",),
+    waits=("response",),
     example={"ok": True, "count": 1, "sessions": [SESSION_EXAMPLE]},
 )
 async def list_sessions(

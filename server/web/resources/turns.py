@@ -145,7 +145,7 @@ class CancelResult(msgspec.Struct, kw_only=True):
     summary="Prompt the agent and wait for the end of the turn",
     description="With `Accept: text/event-stream` the turn's log entries are sent as server-sent"
     " events, and the status is 200 however the turn ends.",
-    waits=("body", "work", "reply", "stream"),
+    waits=("body", "work", "response", "stream"),
     request_example={"prompt": "hello"},
     example=TURN_EXAMPLE,
     media={SSE: STREAM_EXAMPLE},

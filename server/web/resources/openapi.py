@@ -1,4 +1,4 @@
-"""The OpenAPI document of the REST interface."""
+"""``GET /openapi.json``: the OpenAPI document of the REST interface."""
 
 from __future__ import annotations
 
