@@ -127,7 +127,7 @@ async def serve(
         stack.callback(_show_tokens, app)
         await runner.setup()
         listener = Listener(
-            app[CONTEXT].sockets.waiting,
+            app[CONTEXT].sockets.unauthenticated,
             settings.auth_timeout_secs,
             settings.stall_timeout_secs,
             supervisor,

@@ -245,7 +245,7 @@ class _Server:
         stack.push_async_callback(loops.finish, patience=0)
         for name, loop in (
             ("health", context.health.watch),
-            ("heart", context.sockets.heartbeat_loop),
+            ("heartbeat", context.sockets.heartbeat_loop),
             ("metrics", context.metrics.watch_loop),
             ("checkpoints", writer.checkpointer.run),
             ("sweeper", partial(context.sessions.sweeper.run, context.files.sweep)),
@@ -270,7 +270,7 @@ def _register_gauges(context: ServerContext, writer: DatabaseWriter, backend: Ag
         (
             "waiting_sockets",
             "Connections and sockets that are not authenticated yet",
-            lambda: len(sockets.waiting),
+            lambda: len(sockets.unauthenticated),
         ),
         (
             "waiting_requests",

@@ -24,11 +24,11 @@ CRITICAL = "log-writer"
 OF_THE_SERVER = {
     *("acpx-host", "acpx-host-stdout", "acpx-host-stderr", "acpx-host-watch", "handover-accept"),
     *(
-        "accept connections",
+        "accept-connections",
         "health",
-        "heart",
+        "heartbeat",
         "metrics",
-        "stalled connections",
+        "stalled-connections",
         "sweeper",
         "checkpoints",
     ),
@@ -124,7 +124,7 @@ async def test_process_exits_if_critical_task_fails(
         data_dir=tmp_path / "data", port=0, admin_token=ADMIN, agents=MOCKS, default_agent="mock"
     )
     serving = asyncio.create_task(serve_forever(settings, os.environ, supervisor))
-    await eventually("the server to start", lambda: "accept connections" in supervisor.running)
+    await eventually("the server to start", lambda: "accept-connections" in supervisor.running)
     supervisor.break_task(CRITICAL)
     async with Deadline("the server to end"):
         with pytest.raises(CriticalTaskError, match=CRITICAL):

@@ -30,7 +30,7 @@ class AcpConnection(WebSocketConnection):
     """The connection of an ACP client.
 
     Args:
-        request_id: of the upgrade, for the server's log.
+        upgrade_id: the id of the upgrade request, for the server's log.
         options: of the URL; those in a message take precedence.
         only_session: the id of the only session that the client's ticket admits to, or None.
     """
@@ -43,7 +43,7 @@ class AcpConnection(WebSocketConnection):
         sessions: SessionRegistry,
         *,
         connection_id: str,
-        request_id: str,
+        upgrade_id: str,
         options: SessionOptions,
         only_session: str | None,
     ) -> None:
@@ -67,7 +67,7 @@ class AcpConnection(WebSocketConnection):
             self._subscriptions,
             self.send,
             name=self.name,
-            upgrade_id=request_id,
+            upgrade_id=upgrade_id,
             options=options,
             only_session=only_session,
         )

@@ -84,7 +84,7 @@ class AcpMethods:
 
     async def handle_request(self, request: jsonrpc.Request) -> None:
         """Call the request's method, and send an error if it fails."""
-        await self._requests.run(request, self._call(request))
+        await self._requests.execute(request, self._call(request))
 
     async def _call(self, request: jsonrpc.Request) -> None:
         method = self._methods.get(request.method)
@@ -145,7 +145,7 @@ class AcpMethods:
         new = read_params(params.NewSessionParams, request.params)
         if self._only_session is not None:
             raise Error(ErrorCode.FORBIDDEN, "a ticket is valid only for its own session")
-        self._requests.run_in_background(request, self._create(request, new))
+        self._requests.execute_in_background(request, self._create(request, new))
 
     async def _create(self, request: jsonrpc.Request, new: params.NewSessionParams) -> None:
         creating = asyncio.create_task(
@@ -238,7 +238,7 @@ class AcpMethods:
         # A close cannot be cancelled, so it is not one of the pending requests.
         closing = self._close_session(request, session, subscription)
         self._sessions.closing.spawn(
-            self._requests.run(request, closing), f"close-{session.id}-over-acp"
+            self._requests.execute(request, closing), f"close-{session.id}-over-acp"
         )
 
     async def _close_session(
@@ -336,7 +336,7 @@ class AcpMethods:
         async def respond() -> None:
             self._requests.respond(request, await change.wait())
 
-        self._requests.run_in_background(request, respond())
+        self._requests.execute_in_background(request, respond())
 
 
 def _ignored(new: params.NewSessionParams) -> list[str]:

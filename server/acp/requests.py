@@ -37,7 +37,7 @@ class Requests:
     def respond(self, request: jsonrpc.Request, result: Any) -> None:
         self._send(jsonrpc.encode_result(request.id, result))
 
-    async def run(self, request: jsonrpc.Request, call: Awaitable[None]) -> None:
+    async def execute(self, request: jsonrpc.Request, call: Awaitable[None]) -> None:
         """Await *call*; an exception becomes the response."""
         try:
             await call
@@ -47,7 +47,9 @@ class Requests:
             failure = failure_of(error, f"{request.method} of {self._name}")
             self._send(jsonrpc.encode_error(request.id, JsonRpcError.from_error(failure)))
 
-    def run_in_background(self, request: jsonrpc.Request, call: Coroutine[Any, Any, None]) -> None:
+    def execute_in_background(
+        self, request: jsonrpc.Request, call: Coroutine[Any, Any, None]
+    ) -> None:
         """Run a call that may wait for an agent, without holding up the reader.
 
         Raises:
@@ -59,7 +61,7 @@ class Requests:
             call.close()
             raise
         self._pending += 1
-        task = self._tasks.spawn(self.run(request, call), f"{request.method} of {self._name}")
+        task = self._tasks.spawn(self.execute(request, call), f"{request.method} of {self._name}")
 
         def finish(task: asyncio.Task[None]) -> None:
             # Not in the task itself: a task that is cancelled before it starts runs no code.

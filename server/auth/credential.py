@@ -1,4 +1,4 @@
-"""The credential that admits a request: one token, until it is revoked."""
+"""Credentials: one token each, until it is revoked."""
 
 from __future__ import annotations
 

@@ -100,8 +100,8 @@ class TokenRegistry:
             self._by_hash[row.hash] = Credential(row)
             self._names.add(row.name)
 
-    def admit(self, token: str | None, address: str | None) -> Credential:
-        """The credential of a token that a client at *address* presents.
+    def authenticate(self, token: str | None, address: str | None) -> Credential:
+        """Return the credential of the token that a client at *address* sent.
 
         Raises:
             Error: ``unauthorized``.
@@ -120,8 +120,10 @@ class TokenRegistry:
             raise unauthorized()
         return credential
 
-    def admit_with_ticket(self, secret: str, address: str | None) -> tuple[Credential, str | None]:
-        """The credential of a token, or of a ticket, which is used up.
+    def authenticate_with_ticket(
+        self, secret: str, address: str | None
+    ) -> tuple[Credential, str | None]:
+        """Return the credential of a token, or of a ticket, which is used up.
 
         Returns:
             The credential, and the one session that a ticket admits to (None for a token).
@@ -130,7 +132,7 @@ class TokenRegistry:
             Error: ``unauthorized``.
         """
         if not secret.startswith(TICKET_PREFIX):
-            return self.admit(secret, address), None
+            return self.authenticate(secret, address), None
         ticket = self.tickets.redeem(secret)
         return ticket.credential, ticket.session_id
 

@@ -23,7 +23,7 @@ from ..ws.hub import Hub
 from .control_socket import is_operator
 from .health import HealthMonitor
 from .listener import BoundedRequestHandler
-from .request_body import APP
+from .request_body import APP_NAME
 from .request_origin import bearer
 from .responses import streamed_json_response
 from .sse import EventStream, event_stream
@@ -48,7 +48,7 @@ class ServerContext:
 
 CONTEXT = web.AppKey("context", ServerContext)
 
-# The state of a request, besides APP. The access log shows it.
+# The state of a request, with APP_NAME of `request_body.py`. The access log shows it.
 REQUEST_ID = web.RequestKey("request_id", str)
 CREDENTIAL = web.RequestKey("credential", Credential)
 LOGGED_SESSION_ID = web.RequestKey("session_id", str)
@@ -68,22 +68,24 @@ def authenticate_app(request: web.Request) -> str:
     Raises:
         Error: ``unauthorized``.
     """
-    return admit(request, context_of(request).tokens.admit(bearer(request), request.remote))
+    return record_credential(
+        request, context_of(request).tokens.authenticate(bearer(request), request.remote)
+    )
 
 
 def app_name_of(request: web.Request) -> str:
     """Return the name of the app that *request* was authenticated for."""
-    return request[APP]
+    return request[APP_NAME]
 
 
-def admit(request: web.Request, credential: Credential) -> str:
-    """Record the credential of *request*, so that a revocation ends the request.
+def record_credential(request: web.Request, credential: Credential) -> str:
+    """Record the credential of *request* for the handler and the log, and lift the read limits.
 
     Returns:
         The name of the app.
     """
     request[CREDENTIAL] = credential
-    request[APP] = credential.app_name
+    request[APP_NAME] = credential.app_name
     if isinstance(request.protocol, BoundedRequestHandler):
         request.protocol.lift_limits()
     return credential.app_name

@@ -117,8 +117,8 @@ class Listener:
                 one.setblocking(False)
                 one.listen(BACKLOG)
                 accept = partial(_accept, one, make_connection, self._pause)
-                self._supervisor.spawn(tasks, "accept connections", accept)
-            self._supervisor.spawn(tasks, "stalled connections", self._abort_stalled)
+                self._supervisor.spawn(tasks, "accept-connections", accept)
+            self._supervisor.spawn(tasks, "stalled-connections", self._abort_stalled)
             yield bound.sockets[0].getsockname()[1]
 
     def acquire_slot(

@@ -18,7 +18,7 @@ from ..auth.credential import unauthorized
 from ..errors import Error, ErrorCode, bad_request, failure_of, internal, payload_too_large
 from .context import CREDENTIAL, LOGGED_SESSION_ID, LOGGED_TURN_INDEX, REQUEST_ID, context_of
 from .listener import BoundedRequestHandler
-from .request_body import APP, EXPECT, check_coding
+from .request_body import APP_NAME, EXPECT, check_coding
 from .request_origin import check_host, client_address
 from .responses import error_response
 
@@ -93,14 +93,14 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     if not request.content.is_eof() and response.status != 101:
         await _discard_body(request, response)
     if connection is not None:
-        connection.request_finished(is_authenticated=APP in request)
+        connection.request_finished(is_authenticated=APP_NAME in request)
     return response
 
 
 async def _respond(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
     try:
         check_host(request, context_of(request).settings)
-        _check_head(request)
+        _check_headers(request)
         return await handler(request)
     except web.HTTPException as error:
         response = error_response(_from_http_exception(error), request_id)
@@ -126,7 +126,7 @@ def _log_access(request: web.Request, response: web.StreamResponse, started_at: 
         response.status,
         extra={
             "request_id": request[REQUEST_ID],
-            "app": request.get(APP),
+            "app": request.get(APP_NAME),
             "session": request.get(LOGGED_SESSION_ID),
             "turn": request.get(LOGGED_TURN_INDEX),
             "duration_ms": int((time.monotonic() - started_at) * 1000),
@@ -141,7 +141,7 @@ async def _discard_body(request: web.Request, response: web.StreamResponse) -> N
     body is read and discarded; more for an authenticated client.
     """
     response.force_close()
-    left = AUTHENTICATED_DISCARD_BYTES if APP in request else UNAUTHENTICATED_DISCARD_BYTES
+    left = AUTHENTICATED_DISCARD_BYTES if APP_NAME in request else UNAUTHENTICATED_DISCARD_BYTES
     with contextlib.suppress(TimeoutError, ConnectionError, web.RequestPayloadError):
         await response.prepare(request)
         await response.write_eof()
@@ -188,7 +188,7 @@ def _from_http_exception(error: web.HTTPException) -> Error:
     return internal()
 
 
-def _check_head(request: web.Request) -> None:
+def _check_headers(request: web.Request) -> None:
     """Refuse a request that cannot be answered, before any of its body is read.
 
     Raises:

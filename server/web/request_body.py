@@ -14,7 +14,7 @@ from ..codec import has_too_many_values, is_costly, loads_bounded
 from ..errors import Error, ErrorCode, bad_request, payload_too_large
 from ..ws.incoming import INCOMING_LIMITS, IncomingLimits
 
-APP = web.RequestKey("app", str)
+APP_NAME = web.RequestKey("app", str)
 """The name of the app that a request was authenticated for. A body counts against its budget."""
 EXPECT = web.RequestKey("expect", str)
 """The ``Expect`` header, which ``middleware.py`` removes so that aiohttp does not act on it."""
@@ -46,7 +46,7 @@ class BodyReader:
         size = request.content_length
         if (size or 0) > limit:
             raise payload_too_large()
-        app_name = request.get(APP, "")
+        app_name = request.get(APP_NAME, "")
         data = bytearray()
         if size is None:  # chunked
             await self._read(request, data, UNBUDGETED_CHUNKED_BYTES)

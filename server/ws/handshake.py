@@ -102,7 +102,7 @@ def authenticate(
     try:
         if command.ticket is not None:
             return tokens.tickets.redeem(command.ticket, session_id).credential
-        return tokens.admit(command.token, address)
+        return tokens.authenticate(command.token, address)
     except Error:
         raise Disconnect(CloseCode.REFUSED, "the credential is refused") from None
 

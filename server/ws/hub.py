@@ -29,14 +29,14 @@ class Hub:
     """The connections of all apps.
 
     Attributes:
-        waiting: limits the WebSockets that have yet to send their auth frame.
+        unauthenticated: limits the connections whose clients are not authenticated.
         clock: returns the monotonic seconds by which connections are checked.
         close_timeout: seconds that a closing handshake may take.
         checks_at_once: connections that are checked in one iteration of the event loop.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self.waiting = ConcurrencyLimit(
+        self.unauthenticated = ConcurrencyLimit(
             settings.max_waiting_sockets, settings.max_waiting_sockets_per_address
         )
         self.clock = clock

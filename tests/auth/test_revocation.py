@@ -45,10 +45,10 @@ async def test_token_revoked_after_admission_gets_401_from_every_route(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = server.services.tokens
-    admit = tokens.admit
+    authenticate = tokens.authenticate
 
-    def admit_and_revoke(token: str | None, address: str | None) -> Any:
-        credential = admit(token, address)
+    def authenticate_and_revoke(token: str | None, address: str | None) -> Any:
+        credential = authenticate(token, address)
         credential.revoke()
         return credential
 
@@ -60,7 +60,7 @@ async def test_token_revoked_after_admission_gets_401_from_every_route(
         client = await server.client(f"{APP}-{tried}")
         asked = await request_to(client, endpoint)
         with monkeypatch.context() as patch:
-            patch.setattr(tokens, "admit", admit_and_revoke)
+            patch.setattr(tokens, "authenticate", authenticate_and_revoke)
             async with asked as response:
                 assert response.status == 401, called
                 assert (await response.json())["code"] == "unauthorized"

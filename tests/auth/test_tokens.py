@@ -340,13 +340,13 @@ async def test_token_is_valid_from_its_networks_only(server: LocalServer) -> Non
 
 async def test_networks_may_be_ipv4_and_ipv6(server: LocalServer) -> None:
     client = await server.client(ip_cidrs=["2001:db8::/32", "192.0.2.1", "::1"])
-    admit = server.services.tokens.admit
+    authenticate = server.services.tokens.authenticate
     address: str | None
     for address in ("2001:db8::1", "192.0.2.1", "::ffff:192.0.2.1", "::1", "::1%lo"):
-        assert admit(client.token, address).app_name == "app"
+        assert authenticate(client.token, address).app_name == "app"
     for address in ("2001:db9::1", "192.0.2.2", "127.0.0.1", "::ffff:127.0.0.1", "", "x", None):
         with pytest.raises(Error) as refused:
-            admit(client.token, address)
+            authenticate(client.token, address)
         assert refused.value.code == "unauthorized"
 
 

@@ -106,7 +106,7 @@ async def local_server(
         await runner.setup()
         services = app[CONTEXT]
         listener = Listener(
-            services.sockets.waiting,
+            services.sockets.unauthenticated,
             services.settings.auth_timeout_secs,
             services.settings.stall_timeout_secs,
             services.supervisor,

@@ -15,9 +15,9 @@ from ..context import (
     LOGGED_SESSION_ID,
     REQUEST_ID,
     ServerContext,
-    admit,
     authenticate_app,
     context_of,
+    record_credential,
 )
 from ..endpoint import Endpoint, Tag
 from ..request_origin import check_origin
@@ -43,20 +43,20 @@ CONNECTION_ID = "Acp-Connection-Id"
     statuses={101: "The connection is now a WebSocket."},
 )
 async def acp_socket(request: web.Request) -> web.StreamResponse:
-    services = context_of(request)
+    context = context_of(request)
     if request.headers.get(hdrs.UPGRADE, "").strip().lower() != "websocket":
         error = Error(ErrorCode.UPGRADE_REQUIRED, "this is a WebSocket: upgrade to it")
         response = error_response(error, request[REQUEST_ID])
         response.headers[hdrs.UPGRADE] = "websocket"
         return response
-    check_origin(request, services.settings)
+    check_origin(request, context.settings)
     offered = _subprotocols(request)
-    only_session = _authenticate_upgrade(services, request, offered)
+    only_session = _authenticate_upgrade(context, request, offered)
     credential = request[CREDENTIAL]
     options = read_query(request, SessionOptions)
-    if services.sessions.is_draining:
+    if context.sessions.is_draining:
         raise draining()
-    if services.sockets.is_full(credential.app_name):
+    if context.sockets.is_full(credential.app_name):
         raise Error(ErrorCode.RATE_LIMITED, "connection limit reached for this app", retry_after=5)
     if only_session is not None:
         request[LOGGED_SESSION_ID] = only_session
@@ -65,14 +65,14 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
     ws = new_websocket(request, (SUBPROTOCOL,) if offered else ())
     ws.headers[CONNECTION_ID] = connection_id
     await ws.prepare(request)
-    await services.sockets.serve(
+    await context.sockets.serve(
         AcpConnection(
             request,
             ws,
             credential,
-            services.sessions,
+            context.sessions,
             connection_id=connection_id,
-            request_id=request[REQUEST_ID],
+            upgrade_id=request[REQUEST_ID],
             options=options,
             only_session=only_session,
         ),
@@ -95,7 +95,7 @@ def _subprotocols(request: web.Request) -> list[str]:
 
 
 def _authenticate_upgrade(
-    services: ServerContext, request: web.Request, offered: list[str]
+    context: ServerContext, request: web.Request, offered: list[str]
 ) -> str | None:
     """Authenticate the client by its header, or by the token or ticket among its subprotocols.
 
@@ -109,6 +109,6 @@ def _authenticate_upgrade(
     if "Authorization" in request.headers or not secrets:
         authenticate_app(request)
         return None
-    credential, only_session = services.tokens.admit_with_ticket(secrets[0], request.remote)
-    admit(request, credential)
+    credential, only_session = context.tokens.authenticate_with_ticket(secrets[0], request.remote)
+    record_credential(request, credential)
     return only_session

@@ -134,9 +134,9 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
         request = request.clone(headers=_without(request, hdrs.RANGE))
     if not _is_satisfiable(request, stat.st_size):
         error = Error(ErrorCode.RANGE_NOT_SATISFIABLE, f"the file has {stat.st_size} bytes")
-        response = error_response(error, request[REQUEST_ID])
-        response.headers[hdrs.CONTENT_RANGE] = f"bytes */{stat.st_size}"
-        return response
+        refusal = error_response(error, request[REQUEST_ID])
+        refusal.headers[hdrs.CONTENT_RANGE] = f"bytes */{stat.st_size}"
+        return refusal
     headers: dict[str, str] = {
         hdrs.CACHE_CONTROL: "no-cache",  # revalidated by its tag for each use
         hdrs.VARY: hdrs.ACCEPT_ENCODING,

@@ -25,9 +25,9 @@ from ..context import (
     LOGGED_SESSION_ID,
     REQUEST_ID,
     ServerContext,
-    admit,
     authenticate_app,
     context_of,
+    record_credential,
 )
 from ..endpoint import Endpoint, Tag
 from ..listener import BoundedRequestHandler
@@ -61,17 +61,17 @@ class SocketQuery(msgspec.Struct, frozen=True):
     statuses={101: "The connection is now a WebSocket."},
 )
 async def session_socket(request: web.Request) -> web.StreamResponse:
-    services = context_of(request)
+    context = context_of(request)
     session_id = request.match_info["session_id"]
     request[LOGGED_SESSION_ID] = session_id
-    check_origin(request, services.settings)
+    check_origin(request, context.settings)
     if request.headers.get("Upgrade", "").lower() != "websocket":
         raise bad_request("this is a WebSocket: upgrade to it")
     query = read_query(request, SocketQuery)
     after = query.after
     session: Session | None = None
     if bearer(request) is not None or "Authorization" in request.headers:
-        session = await services.sessions.get(session_id, authenticate_app(request))
+        session = await context.sessions.get(session_id, authenticate_app(request))
 
     response = new_websocket(request)
     try:
@@ -83,7 +83,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         check_protocol(query.protocol)
         if request[CREDENTIAL].is_revoked:  # during one of the waits above
             raise Disconnect(CloseCode.REVOKED, "the credential was revoked")
-        _check_limits(services, session, request[CREDENTIAL].app_name)
+        _check_limits(context, session, request[CREDENTIAL].app_name)
         if after is not None and after > session.log.head:
             raise Disconnect(CloseCode.POSITION_UNKNOWN, "`after` is past the end of the log")
     except Disconnect as disconnect:
@@ -97,12 +97,12 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         request[CREDENTIAL],
         cursor=session.log.head if after is None else after,
         request_id=request[REQUEST_ID],
-        sessions=services.sessions,
-        tokens=services.tokens,
-        files=services.files,
+        sessions=context.sessions,
+        tokens=context.tokens,
+        files=context.files,
     )
     try:
-        await services.sockets.serve(socket, request[CREDENTIAL])
+        await context.sockets.serve(socket, request[CREDENTIAL])
     finally:
         await socket.finish()
     return response
@@ -121,30 +121,32 @@ async def _authenticate_by_frame(
     Raises:
         Disconnect: the client may not open the session.
     """
-    services = context_of(request)
+    context = context_of(request)
     connection = request.protocol
-    with services.sockets.waiting.acquire(request.remote or ""):
+    with context.sockets.unauthenticated.acquire(request.remote or ""):
         if not isinstance(connection, BoundedRequestHandler):
             raise unauthorized()  # clients of the operator's socket must send a header
         limit_reached = connection.limit_reading(MAX_AUTH_FRAME_BYTES)
         await response.prepare(request)
-        timeout = services.settings.auth_timeout_secs
+        timeout = context.settings.auth_timeout_secs
         auth = await receive_auth(response, limit_reached, timeout)
     check_protocol(str(auth.protocol))
-    app_name = admit(request, authenticate(services.tokens, auth, session_id, request.remote))
+    app_name = record_credential(
+        request, authenticate(context.tokens, auth, session_id, request.remote)
+    )
     try:
-        return await services.sessions.get(session_id, app_name), auth.after
+        return await context.sessions.get(session_id, app_name), auth.after
     except Exception as error:  # noqa: BLE001 - failure_of logs it
         failure = failure_of(error, "opening a socket", session=session_id)
         raise Disconnect.from_error(failure) from None
 
 
-def _check_limits(services: ServerContext, session: Session, app_name: str) -> None:
-    if services.sessions.is_draining:
+def _check_limits(context: ServerContext, session: Session, app_name: str) -> None:
+    if context.sessions.is_draining:
         raise Disconnect(CloseCode.RESTARTING, "the server restarts", retry_after_ms=2000)
-    if session.subscribers >= services.settings.max_sockets_per_session:
+    if session.subscribers >= context.settings.max_sockets_per_session:
         reason = "connection limit reached for this session"
         raise Disconnect(CloseCode.TOO_MANY_SOCKETS, reason)
-    if services.sockets.is_full(app_name):
+    if context.sockets.is_full(app_name):
         reason = "connection limit reached for this app"
         raise Disconnect(CloseCode.TOO_MANY_SOCKETS, reason)

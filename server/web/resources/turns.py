@@ -158,7 +158,7 @@ class CancelResult(msgspec.Struct, kw_only=True):
         504: TurnFailure,
     },
 )
-async def run_turn(
+async def prompt_session(
     request: web.Request, session: Session, body: RunTurn, headers: TurnHeaders
 ) -> Annotated[web.StreamResponse, TurnResult]:
     key = headers.idempotency_key
