@@ -312,9 +312,9 @@ class HostAlone:
 class _NoBackpressure:
     """A backpressure that never applies."""
 
-    has_room = True
+    has_capacity = True
 
-    async def room(self) -> None: ...
+    async def wait_for_capacity(self) -> None: ...
 
 
 class _Recorder:

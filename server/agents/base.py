@@ -307,9 +307,11 @@ class Backpressure(Protocol):
     """The capacity of the log for messages of agents."""
 
     @property
-    def has_room(self) -> bool: ...
+    def has_capacity(self) -> bool:
+        """Whether an agent's output may be read."""
 
-    async def room(self) -> None: ...
+    async def wait_for_capacity(self) -> None:
+        """Wait until it may."""
 
 
 AGENT_GONE = "the agent's process ended in the middle of the turn"

@@ -164,9 +164,9 @@ def _check_port(settings: Settings, running: bool) -> Finding:
 class _NoBackpressure:
     """A backpressure that is never used, because no agent is started."""
 
-    has_room = True
+    has_capacity = True
 
-    async def room(self) -> None: ...
+    async def wait_for_capacity(self) -> None: ...
 
 
 async def _check_agents(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:

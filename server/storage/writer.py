@@ -85,8 +85,8 @@ class DatabaseWriter:
         self._backlog = 0
         self._gathering_since = 0.0
         self._work = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._has_room.set()
+        self._has_capacity = asyncio.Event()
+        self._has_capacity.set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._supervisor = supervisor or Supervisor()
@@ -145,7 +145,7 @@ class DatabaseWriter:
         self._dirty[log] = None
         self._backlog += size
         if self._backlog > self._limits.backlog_bytes:
-            self._has_room.clear()
+            self._has_capacity.clear()
         self._notify()
 
     def add(self, transaction: Sequence[Statement]) -> None:
@@ -174,14 +174,14 @@ class DatabaseWriter:
         """Bytes of entries that are not yet durable."""
         return self._backlog
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait until the backlog is below its limit."""
-        await self._has_room.wait()
+        await self._has_capacity.wait()
 
     @property
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether the backlog is below its limit."""
-        return self._has_room.is_set()
+        return self._has_capacity.is_set()
 
     async def flush(self) -> None:
         """Wait until everything that was pending is committed."""
@@ -210,7 +210,7 @@ class DatabaseWriter:
         rows = [row for taken in self._committing.values() for row in taken]
         awaited = await self._write_group([*statements.insert_log(rows), *pending], size)
         if self._backlog <= self._limits.backlog_bytes:
-            self._has_room.set()
+            self._has_capacity.set()
         self.checkpointer.note_commit(size)
         for log, taken in self._committing.items():
             log.publish(taken)

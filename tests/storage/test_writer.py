@@ -212,8 +212,8 @@ async def test_cancelled_waiter_affects_no_other_commit(
     assert await token_names(database) == ["a", "b"]
 
 
-def has_room(writer: DatabaseWriter) -> bool:
-    return writer.has_room
+def has_capacity(writer: DatabaseWriter) -> bool:
+    return writer.has_capacity
 
 
 async def test_backlog_over_the_limit_leaves_no_room_until_it_is_stored(
@@ -225,16 +225,16 @@ async def test_backlog_over_the_limit_leaves_no_room_until_it_is_stored(
     log.append()
     await database.until_tried()
     log.append(size=9_000)
-    assert has_room(writer)
+    assert has_capacity(writer)
     log.append(size=2_000)
-    assert not has_room(writer)
-    room = asyncio.create_task(writer.room())
+    assert not has_capacity(writer)
+    waiting = asyncio.create_task(writer.wait_for_capacity())
     await asyncio.sleep(0)
-    assert not room.done()
+    assert not waiting.done()
     database.release()
-    async with Deadline("room"):
-        await room
-    assert has_room(writer)
+    async with Deadline("capacity"):
+        await waiting
+    assert has_capacity(writer)
     await log.reach(3)
 
 
@@ -246,12 +246,12 @@ async def test_entries_that_cannot_be_stored_count_as_backlog(
     database.is_full = True
     log.append(size=6_000)
     await database.until_tried(2)
-    assert has_room(writer)
+    assert has_capacity(writer)
     log.append(size=6_000)
-    assert not has_room(writer)
+    assert not has_capacity(writer)
     database.is_full = False
-    async with Deadline("room"):
-        await writer.room()
+    async with Deadline("capacity"):
+        await writer.wait_for_capacity()
     await log.reach(2)
     assert await stored(database) == [1, 2]
 

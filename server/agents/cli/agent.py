@@ -46,7 +46,7 @@ class CliAgent:
         find_commands: the session's acpx commands; it raises :class:`Error` where its
             agent is not installed any more.
         start_timeout: seconds for an agent to start and load its session.
-        backpressure: whether the log has room.
+        backpressure: whether the log has capacity for more messages.
         max_message_bytes: a longer line of the agent ends it.
     """
 
@@ -257,8 +257,8 @@ class CliAgent:
                         transcript.read(line)
                 except OverflowError as error:
                     raise agent_failed(f"the agent wrote {error}") from None
-                if not self._backpressure.has_room:
-                    await self._backpressure.room()
+                if not self._backpressure.has_capacity:
+                    await self._backpressure.wait_for_capacity()
             return await stderr
         finally:
             stderr.cancel()

@@ -87,7 +87,7 @@ class HostBackend:
         agents: name to argv and environment, over acpx's own list.
         environ: the environment of the host and of every agent: an allow-list.
         start_timeout: seconds for an agent to start and load its session.
-        backpressure: whether the log has room.
+        backpressure: whether the log has capacity for more messages.
         limits: of what the agents write.
         supervisor: of the long-lived tasks.
     """

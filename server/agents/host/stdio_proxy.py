@@ -235,7 +235,7 @@ class StdioProxy:
         except Exception:
             logger.exception("agent %d: a message cannot be handled; killing the agent", self.pid)
             self.kill()
-        if not self._backpressure.has_room:
+        if not self._backpressure.has_capacity:
             self._pause_for_log()
 
     def _count_incomplete(self, size: int) -> None:
@@ -309,7 +309,7 @@ class StdioProxy:
 
     async def _resume_after_log(self) -> None:
         try:
-            await self._backpressure.room()
+            await self._backpressure.wait_for_capacity()
         finally:
             self._capacity_wait = None
             self._to_acpx.resume("log")

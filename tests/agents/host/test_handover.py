@@ -31,9 +31,9 @@ if sys.argv[3] == "stay":
 
 
 class EmptyLog:
-    has_room = True
+    has_capacity = True
 
-    async def room(self) -> None: ...
+    async def wait_for_capacity(self) -> None: ...
 
 
 class IgnoringTarget:
