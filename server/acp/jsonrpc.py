@@ -80,7 +80,7 @@ class Response:
 Message = Request | Notification | Response
 
 
-class _Head(msgspec.Struct, frozen=True):
+class _IdOnly(msgspec.Struct, frozen=True):
     id: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -110,7 +110,7 @@ def decode(data: bytes) -> Message:
     if "id" not in value:
         return Notification(method, params)
     return Request(
-        bytes(msgspec.json.decode(data, type=_Head).id), key_of(value["id"]), method, params
+        bytes(msgspec.json.decode(data, type=_IdOnly).id), key_of(value["id"]), method, params
     )
 
 

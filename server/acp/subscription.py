@@ -1,4 +1,4 @@
-"""A session on an ACP connection: a cursor in its log, and the requests that the log answers.
+"""A session on an ACP connection: a cursor in its log, and the requests that log entries answer.
 
 Some responses belong at a place in the log, so that they follow all the updates that precede them:
 the response to a prompt comes at the end of its turn, to a load at the end of the replay, to a

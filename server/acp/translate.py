@@ -16,7 +16,7 @@ from . import jsonrpc
 from .params import NAMESPACE
 
 UPDATE = "session/update"
-_UPDATE_HEAD = b'{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":%b,'
+_UPDATE_PREFIX = b'{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":%b,'
 _Fields = dict[str, msgspec.Raw]
 
 
@@ -71,20 +71,20 @@ class SessionIdRewriter:
     """
 
     def __init__(self, session_id: str) -> None:
-        self._new_head = _UPDATE_HEAD % dumps(session_id)
-        self._agent_head: bytes | None = None
+        self._new_prefix = _UPDATE_PREFIX % dumps(session_id)
+        self._agent_prefix: bytes | None = None
 
     def learn(self, message: AgentMessage) -> None:
         """Learn the agent's own session id from a message that was parsed."""
         params = parse_message(message.part("params") or b"")
         if params is not None and isinstance(params.get("sessionId"), str):
-            self._agent_head = _UPDATE_HEAD % dumps(params["sessionId"])
+            self._agent_prefix = _UPDATE_PREFIX % dumps(params["sessionId"])
 
     def rewrite(self, message: bytes) -> bytes | None:
         """*message* with the new id, or None if it must be parsed."""
-        if self._agent_head is None or not message.startswith(self._agent_head):
+        if self._agent_prefix is None or not message.startswith(self._agent_prefix):
             return None
-        return self._new_head + message[len(self._agent_head) :]
+        return self._new_prefix + message[len(self._agent_prefix) :]
 
 
 def update(session_id: str, fields: Mapping[str, Any]) -> bytes:

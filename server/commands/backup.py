@@ -42,24 +42,26 @@ NOT_A_BACKUP = "not a backup of clawdforge"
 def add_backup_commands(commands: Any) -> None:
     """Add the commands of this module to the parser."""
     text = "write the database and files into an archive, also while the server runs"
-    one = commands.add_parser("backup", help=text, description=admin.sentence(text))
-    one.add_argument("archive", type=Path, help="the file to create, for example clawdforge.tar.gz")
-    one.add_argument(
+    parser = commands.add_parser("backup", help=text, description=admin.sentence(text))
+    parser.add_argument(
+        "archive", type=Path, help="the file to create, for example clawdforge.tar.gz"
+    )
+    parser.add_argument(
         "--without-files",
         action="store_true",
         help="omit the sessions' folders and uploads, which may be large",
     )
-    one.set_defaults(run=create_backup)
+    parser.set_defaults(run=create_backup)
 
     text = "restore an archive into the data folder of a stopped server"
-    one = commands.add_parser("restore", help=text, description=admin.sentence(text))
-    one.add_argument("archive", type=Path, help="an archive of the command backup")
-    one.add_argument(
+    parser = commands.add_parser("restore", help=text, description=admin.sentence(text))
+    parser.add_argument("archive", type=Path, help="an archive of the command backup")
+    parser.add_argument(
         "--replace",
         action="store_true",
         help="if the data folder has content, move it into a subfolder first",
     )
-    one.set_defaults(run=restore_backup)
+    parser.set_defaults(run=restore_backup)
 
 
 def create_backup(

@@ -49,36 +49,36 @@ class Finding:
 def add_doctor_command(commands: Any) -> None:
     """Add the command of this module to the parser."""
     text = "check Node, acpx, agents, disk, database and port, and suggest remedies"
-    one = commands.add_parser(
+    parser = commands.add_parser(
         "doctor",
         help=text,
         description=f"{admin.sentence(text)} Exits with status 1 if a requirement is not met.",
     )
-    one.add_argument("--json", action="store_true", help="print one JSON object per line")
-    one.set_defaults(run=functools.partial(admin.execute_command, run_doctor))
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.set_defaults(run=functools.partial(admin.execute_command, run_doctor))
 
 
 async def run_doctor(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
     bad = 0
-    async for one in _check_all(settings, environ):
-        bad += one.mark == "BAD"
+    async for finding in _check_all(settings, environ):
+        bad += finding.mark == "BAD"
         if arguments.json:
-            print(json.dumps(dataclasses.asdict(one)), flush=True)
+            print(json.dumps(dataclasses.asdict(finding)), flush=True)
         else:
-            admin.print_escaped(f"{one.mark:4}  {one.what:10}  {one.found}")
-            if one.advice is not None:
-                admin.print_escaped(f"{'':17} -> {one.advice}")
+            admin.print_escaped(f"{finding.mark:4}  {finding.what:10}  {finding.found}")
+            if finding.advice is not None:
+                admin.print_escaped(f"{'':17} -> {finding.advice}")
     if bad:
         raise admin.CommandError(f"{bad} {'check' if bad == 1 else 'checks'} failed")
 
 
 async def _check_all(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
-    for one in check_machine(settings):
-        yield one
-    async for one in _check_agents(settings, environ):
-        yield one
+    for finding in check_machine(settings):
+        yield finding
+    async for finding in _check_agents(settings, environ):
+        yield finding
 
 
 def check_machine(settings: Settings) -> Iterator[Finding]:
@@ -188,8 +188,8 @@ async def _check_agents(settings: Settings, environ: Mapping[str, str]) -> Async
         finally:
             await backend.stop()
     yield _check_claude(settings)
-    for one in _agent_findings(infos, settings):
-        yield one
+    for finding in _agent_findings(infos, settings):
+        yield finding
 
 
 def _check_claude(settings: Settings) -> Finding:

@@ -29,37 +29,37 @@ def add_session_commands(commands: Any) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     text = "list the open sessions, newest first"
-    one = actions.add_parser("list", help=text, description=admin.sentence(text))
-    one.add_argument("--app", metavar="NAME", help="only sessions of this app")
-    one.add_argument("--all", action="store_true", help="also list closed sessions")
-    one.add_argument("--json", action="store_true", help="print one JSON object per line")
-    one.set_defaults(run=functools.partial(admin.execute_command, print_sessions))
+    command = actions.add_parser("list", help=text, description=admin.sentence(text))
+    command.add_argument("--app", metavar="NAME", help="only sessions of this app")
+    command.add_argument("--all", action="store_true", help="also list closed sessions")
+    command.add_argument("--json", action="store_true", help="print one JSON object per line")
+    command.set_defaults(run=functools.partial(admin.execute_command, print_sessions))
 
     text = "close a session: its turns are cancelled, and its sockets close"
-    one = actions.add_parser("close", help=text, description=admin.sentence(text))
-    one.add_argument("session_id", help="the session's id")
-    one.set_defaults(run=functools.partial(admin.execute_command, close_one))
+    command = actions.add_parser("close", help=text, description=admin.sentence(text))
+    command.add_argument("session_id", help="the session's id")
+    command.set_defaults(run=functools.partial(admin.execute_command, close_one))
 
     text = "print the end of the stderr of a session's agent, to see why it does not work"
-    one = actions.add_parser("stderr", help=text, description=admin.sentence(text))
-    one.add_argument("session_id", help="the session's id")
-    one.add_argument(
+    command = actions.add_parser("stderr", help=text, description=admin.sentence(text))
+    command.add_argument("session_id", help="the session's id")
+    command.add_argument(
         "--raw",
         action="store_true",
         help="print every byte unchanged, for a pipe or a file; a terminal would interpret some",
     )
-    one.set_defaults(run=functools.partial(admin.execute_command, print_stderr))
+    command.set_defaults(run=functools.partial(admin.execute_command, print_stderr))
 
     text = "write a session's log to stdout"
-    one = actions.add_parser("export", help=text, description=admin.sentence(text))
-    one.add_argument("session_id", help="the session's id")
-    one.add_argument(
+    command = actions.add_parser("export", help=text, description=admin.sentence(text))
+    command.add_argument("session_id", help="the session's id")
+    command.add_argument(
         "--format",
         choices=["ndjson", "markdown"],
         default="ndjson",
         help="ndjson: all entries, one per line (default); markdown: for people",
     )
-    one.set_defaults(run=functools.partial(admin.execute_command, export_log))
+    command.set_defaults(run=functools.partial(admin.execute_command, export_log))
 
 
 async def print_sessions(

@@ -21,26 +21,26 @@ def add_token_commands(commands: Any) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     text = "create a token for an app, and print it once"
-    one = actions.add_parser("add", help=text, description=admin.sentence(f"{text}, to stdout"))
-    one.add_argument("name", help="the app's name: letters, digits, dots, dashes, underscores")
-    one.add_argument(
+    command = actions.add_parser("add", help=text, description=admin.sentence(f"{text}, to stdout"))
+    command.add_argument("name", help="the app's name: letters, digits, dots, dashes, underscores")
+    command.add_argument(
         "--network",
         action="append",
         default=[],
         metavar="CIDR",
         help="accept the token only from this network, such as 10.0.0.0/8; may be repeated",
     )
-    one.set_defaults(run=functools.partial(admin.execute_command, add_token))
+    command.set_defaults(run=functools.partial(admin.execute_command, add_token))
 
     text = "list the names and networks of all tokens, never the tokens themselves"
-    one = actions.add_parser("list", help=text, description=admin.sentence(text))
-    one.add_argument("--json", action="store_true", help="print one JSON object per line")
-    one.set_defaults(run=functools.partial(admin.execute_command, print_tokens))
+    command = actions.add_parser("list", help=text, description=admin.sentence(text))
+    command.add_argument("--json", action="store_true", help="print one JSON object per line")
+    command.set_defaults(run=functools.partial(admin.execute_command, print_tokens))
 
     text = "revoke a token: it is invalid at once, and its sockets close"
-    one = actions.add_parser("revoke", help=text, description=admin.sentence(text))
-    one.add_argument("name", help="the app's name")
-    one.set_defaults(run=functools.partial(admin.execute_command, revoke_app_token))
+    command = actions.add_parser("revoke", help=text, description=admin.sentence(text))
+    command.add_argument("name", help="the app's name")
+    command.set_defaults(run=functools.partial(admin.execute_command, revoke_app_token))
 
 
 async def add_token(

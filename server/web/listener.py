@@ -109,14 +109,14 @@ class Listener:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(bound.close)
             listening = [
-                stack.enter_context(socket.socket(fileno=os.dup(one.fileno())))
-                for one in bound.sockets
+                stack.enter_context(socket.socket(fileno=os.dup(original.fileno())))
+                for original in bound.sockets
             ]
             stack.push_async_callback(tasks.finish, 0)
-            for one in listening:
-                one.setblocking(False)
-                one.listen(BACKLOG)
-                accept = partial(_accept, one, make_connection, self._pause)
+            for duplicate in listening:
+                duplicate.setblocking(False)
+                duplicate.listen(BACKLOG)
+                accept = partial(_accept, duplicate, make_connection, self._pause)
                 self._supervisor.spawn(tasks, "accept-connections", accept)
             self._supervisor.spawn(tasks, "stalled-connections", self._abort_stalled)
             yield bound.sockets[0].getsockname()[1]

@@ -196,5 +196,5 @@ def _check_headers(request: web.Request) -> None:
     """
     check_coding(request.headers)
     expected = request.get(EXPECT, "100-continue").split(",")
-    if any(one.strip().lower() != "100-continue" for one in expected):
+    if any(value.strip().lower() != "100-continue" for value in expected):
         raise Error(ErrorCode.EXPECTATION_FAILED, "the only supported expectation is 100-continue")

@@ -159,7 +159,7 @@ def _parameter(schema: JsonObject) -> JsonObject:
     description = schema.pop("description", None)
     if schema.get("default", ...) is None:
         del schema["default"]
-        others = [one for one in schema.pop("anyOf") if one != {"type": "null"}]
+        others = [option for option in schema.pop("anyOf") if option != {"type": "null"}]
         schema |= others[0]
     return {"schema": schema, **({"description": description} if description else {})}
 

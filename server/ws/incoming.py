@@ -26,7 +26,7 @@ MAX_FRAGMENTS = 1024
 """Frames of one message. Each frame has a cost, however small it is."""
 RETRY_AFTER_MS = 5000
 _CONTROL = 0x8
-_SHORT_HEAD, _LONGEST_HEAD = 2, 14
+_MIN_HEADER_BYTES, _MAX_HEADER_BYTES = 2, 14
 _LENGTHS = {126: 2, 127: 8}
 
 
@@ -63,7 +63,7 @@ class FrameScanner:
     """
 
     __slots__ = (
-        *("_head", "_is_control", "_is_final", "_left"),
+        *("_header", "_is_control", "_is_final", "_left"),
         *("expected", "frames", "is_in_message", "message", "whole"),
     )
 
@@ -73,7 +73,7 @@ class FrameScanner:
         self.whole = 0
         self.expected: int | None = 0
         self.is_in_message = False
-        self._head = b""
+        self._header = b""
         self._left = 0
         self._is_control = False
         self._is_final = True
@@ -87,19 +87,19 @@ class FrameScanner:
                 at += size
                 self._count(size)
                 continue
-            head = self._head + data[at : at + _LONGEST_HEAD - len(self._head)]
-            size = _head_size(head)
-            if len(head) < size:
-                self._head = head
+            header = self._header + data[at : at + _MAX_HEADER_BYTES - len(self._header)]
+            size = _header_size(header)
+            if len(header) < size:
+                self._header = header
                 return
-            at += size - len(self._head)
-            self._head = b""
-            self._begin_frame(head)
+            at += size - len(self._header)
+            self._header = b""
+            self._begin_frame(header)
 
-    def _begin_frame(self, head: bytes) -> None:
-        first, size = head[0], head[1] & 0x7F
+    def _begin_frame(self, header: bytes) -> None:
+        first, size = header[0], header[1] & 0x7F
         if size in _LENGTHS:
-            size = int.from_bytes(head[2 : 2 + _LENGTHS[size]], "big")
+            size = int.from_bytes(header[2 : 2 + _LENGTHS[size]], "big")
         self._left = size
         self._is_control = bool(first & _CONTROL)
         if self._is_control:
@@ -122,10 +122,10 @@ class FrameScanner:
             self.is_in_message = False
 
 
-def _head_size(head: bytes) -> int:
-    if len(head) < _SHORT_HEAD:
-        return _SHORT_HEAD
-    return _SHORT_HEAD + _LENGTHS.get(head[1] & 0x7F, 0) + (4 if head[1] & 0x80 else 0)
+def _header_size(header: bytes) -> int:
+    if len(header) < _MIN_HEADER_BYTES:
+        return _MIN_HEADER_BYTES
+    return _MIN_HEADER_BYTES + _LENGTHS.get(header[1] & 0x7F, 0) + (4 if header[1] & 0x80 else 0)
 
 
 @runtime_checkable
