@@ -76,11 +76,6 @@ ALLOWED: dict[str, str] = {}
 PENDING: tuple[str, ...] = (
     "server/agents/base.py",
     "server/agents/catalog.py",
-    "server/agents/cli/agent.py",
-    "server/agents/cli/backend.py",
-    "server/agents/cli/catalog.mjs",
-    "server/agents/cli/commands.py",
-    "server/agents/cli/transcript.py",
     "server/agents/demo/demo_agent.py",
     "server/agents/demo/demo_script.py",
     "server/agents/failures.py",

@@ -1,13 +1,12 @@
-"""Agents through acpx's command line: a fresh ``acpx prompt`` for each turn.
+"""Runs agents through acpx's command line: one ``acpx prompt`` for each turn.
 
-The plain way, and the fallback of the host. The first prompt of a session leaves an
-*owner* behind, the process of acpx that keeps the agent for the prompts to come; all
-processes of a session are descendants of one spawner (``programs.py``) and end with it.
+The simple backend, and the fallback of the host. The first prompt of a session leaves an *owner*
+process of acpx, which keeps the agent for later prompts. All processes of a session are descendants
+of one spawner (``programs.py``) and end with it.
 
-What it costs: each command boots Node anew, and a prompt waits for the second of
-silence in which acpx ends the turn before it. What an agent says while nobody prompts
-it is not seen, messages come as acpx writes them, and acpx answers permission requests
-by a fixed policy.
+Its costs: each command starts Node again, and a prompt waits for the second of silence in which
+acpx ends the turn before it. The output of an agent between turns is lost, messages have acpx's
+format, and acpx decides permission requests by a fixed policy.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from ..base import (
     MessageLimits,
     agent_unavailable,
 )
-from ..catalog import AcpxError, check_versions, describe
+from ..catalog import AcpxError, agent_infos, check_versions
 from ..traits import AgentTraits, traits_of
 from .agent import CliAgent
 from .commands import Acpx, AcpxCommands, socket_folder
@@ -45,20 +44,20 @@ logger = logging.getLogger(__name__)
 CATALOG = Path(__file__).parent / "catalog.mjs"
 CATALOG_SECS = 20
 SETTING_SECS = 30.0
-"""More than with the host: each change starts a Node process."""
+"""The time for a change of a setting, each of which starts a Node process."""
 
 
 class CliBackend:
-    """The agents that are run through acpx's command line.
+    """A :class:`Backend` that runs acpx's command line.
 
     Args:
         node: Node's executable.
-        data_dir: has the folder of the sessions' acpx homes.
-        agents: name to argv and environment, over acpx's own list.
-        environ: the environment of acpx and of every agent: an allow-list.
+        data_dir: contains the folder of the sessions' acpx homes.
+        agents: the configured agents by name, which precede those in acpx's list.
+        environ: the environment of acpx and of every agent: the allowed variables.
         start_timeout: seconds for an agent to start and load its session.
-        backpressure: whether the log has capacity for more messages.
-        limits: of what the agents write.
+        backpressure: the capacity of the log.
+        limits: on the agents' output.
     """
 
     can_ask = False
@@ -89,17 +88,17 @@ class CliBackend:
         self._tasks = Tasks()
         self.timeouts = AgentTimeouts(setting=SETTING_SECS)
         self._agents: WeakSet[CliAgent] = WeakSet()
-        self._looking: asyncio.Task[dict[str, Any]] | None = None
+        self._query: asyncio.Task[dict[str, Any]] | None = None
         self.versions: dict[str, str] = {}
 
     async def start(self) -> None:
-        """Look whether the acpx is there that is needed.
+        """Create the folders and check the installed acpx.
 
         Raises:
-            AcpxError: it is not.
+            AcpxError: acpx is not installed, or has another version.
         """
         await asyncio.to_thread(self._prepare)
-        catalog = await self._look()
+        catalog = await self._query_catalog()
         self.versions = catalog["versions"]
         check_versions(self.versions)
         self._script = catalog["cli"]
@@ -112,16 +111,16 @@ class CliBackend:
         safe_files.remove(*no_mcp)
         with safe_files.new_file(*no_mcp) as file:
             file.write(b'{"mcpServers": []}\n')
-        for home in self._homes.iterdir():  # of a server that was killed
+        for home in self._homes.iterdir():  # left by a server that was killed
             shutil.rmtree(socket_folder(home), ignore_errors=True)
 
     async def stop(self) -> None:
-        """Let the agents end in peace, for a moment, and then everything."""
+        """End all agents; they have a moment to end by themselves."""
         await asyncio.gather(*(agent.hibernate() for agent in tuple(self._agents)))
         await self._tasks.finish(0)
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        if self._query is not None:
+            self._query.cancel()
+            await asyncio.gather(self._query, return_exceptions=True)
 
     def traits(self, name: str) -> AgentTraits:
         return traits_of(name, self._commands)
@@ -155,8 +154,8 @@ class CliBackend:
         )
 
     async def _find_agent(self, name: str) -> Sequence[str]:
-        """The command of an agent of acpx's own list."""
-        for agent in (await self._look_for_client())["agents"]:
+        """The command of an agent in acpx's own list."""
+        for agent in (await self._catalog_for_client())["agents"]:
             launch = agent["launch"]
             if agent["name"] == name and launch and launch["kind"] == "installed":
                 return [str(part) for part in launch["argv"]]
@@ -167,33 +166,33 @@ class CliBackend:
         try:
             await asyncio.to_thread(safe_files.remove, *home)
         except OSError as error:
-            logger.error("session %s: acpx keeps its record: %s", key, error)
+            logger.error("session %s: the record of acpx was not deleted: %s", key, error)
 
     async def agents(self, only: str | None = None) -> list[AgentInfo]:
-        if only in self._commands:  # the server's own: acpx need not be asked
+        if only in self._commands:  # acpx does not know it
             launches = [{"name": only, "launch": None}]
         else:
-            found = (await self._look_for_client())["agents"]
+            found = (await self._catalog_for_client())["agents"]
             launches = [one for one in found if only in (None, one["name"])]
         return await asyncio.to_thread(
-            describe, launches, self._commands, self._environ.get("PATH")
+            agent_infos, launches, self._commands, self._environ.get("PATH")
         )
 
     async def capabilities(self, name: str) -> Mapping[str, Any]:
-        return {}  # acpx's commands do not tell
+        return {}  # acpx's commands do not report them
 
-    async def _look_for_client(self) -> dict[str, Any]:
+    async def _catalog_for_client(self) -> dict[str, Any]:
         try:
-            return await self._look()
+            return await self._query_catalog()
         except AcpxError as error:
             raise agent_unavailable(str(error)) from None
 
-    async def _look(self) -> dict[str, Any]:
-        """What acpx says it is and knows, now; who asks at the same time is told the same."""
-        looking = self._looking
-        if looking is None or looking.done():
-            looking = self._looking = asyncio.create_task(self._run_catalog(), name="acpx-catalog")
-        return await asyncio.shield(looking)
+    async def _query_catalog(self) -> dict[str, Any]:
+        """Return acpx's versions and list of agents; concurrent callers share one query."""
+        query = self._query
+        if query is None or query.done():
+            query = self._query = asyncio.create_task(self._run_catalog(), name="acpx-catalog")
+        return await asyncio.shield(query)
 
     async def _run_catalog(self) -> dict[str, Any]:
         try:

@@ -1,9 +1,9 @@
-// What acpx is installed, and which agents it knows: one object of JSON on stdout.
+// Writes the versions of acpx and Node, and the agents that acpx knows, as one JSON object.
 //
 //   node catalog.mjs NAME...
 //
-// NAMEs are agents of the server's own; their commands are the server's affair.
-// Nothing is started for an agent: acpx looks for programs and packages on the disk.
+// Each NAME is an agent that the server's settings define, with a command of its own.
+// No agent is started: acpx looks for programs and packages on the disk.
 
 import { createRequire } from 'node:module';
 import path from 'node:path';

@@ -1,4 +1,4 @@
-"""acpx's command line, for one session: in a home of the session's own, below one starter."""
+"""acpx's command line for one session, with a home and a starter process of its own."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..base import AgentSpec, misplaced, real_folder
 from ..failures import details_of
 from ..process import process_tree
 from ..process.programs import Program, Programs
-from ..program_output import KEPT_BYTES, last_output, plain, redact, secrets_in
+from ..program_output import KEPT_BYTES, last_output, redact, secrets_in, single_line
 
 FOREVER_SECS = 2**31 // 1000
-"""acpx's longest timeout. The server ends turns; acpx is not to."""
+"""acpx's longest timeout. The server ends turns; acpx must not."""
 ENDED = ("AGENT_DISCONNECTED", "AGENT_STARTUP_FAILED")
 """acpx's codes for an agent that has ended; the reason may be on its stderr."""
 
@@ -31,7 +31,7 @@ POLICIES = {
     "approve-all": "--approve-all",
     "approve-reads": "--approve-reads",
     "deny-all": "--deny-all",
-    # Of a session that was opened under the host: here there is nobody to ask.
+    # A session of the host may have this policy; acpx's commands cannot ask a client.
     "ask": "--deny-all",
 }
 
@@ -40,8 +40,8 @@ class AcpxCommandError(Exception):
     """A command failed.
 
     Attributes:
-        code: acpx's, or the agent's own number.
-        failure: the JSON-RPC error that acpx has told, if it has.
+        code: acpx's code, or the number that the agent reported.
+        failure: the JSON-RPC error that acpx wrote, if it wrote one.
     """
 
     def __init__(self, message: str, code: str, failure: Mapping[str, Any] | None = None) -> None:
@@ -55,12 +55,12 @@ class AcpxCommandError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Acpx:
-    """Where acpx is, and with what it is run.
+    """The installed acpx and the parameters of every command.
 
     Attributes:
         node, script: the program.
-        environ: its environment, but for HOME.
-        no_mcp: a file that names no MCP servers.
+        environ: its environment, without HOME.
+        no_mcp: an MCP configuration without servers.
     """
 
     node: str
@@ -70,12 +70,12 @@ class Acpx:
 
 
 class AcpxCommands:
-    """One session's commands, and all processes that come of them.
+    """Runs one session's commands and ends all their processes.
 
     Args:
-        home: acpx's, for this session alone: its record, its queue, its sockets.
+        home: acpx's home for this session alone, with its record and its queue.
         agent_argv: the agent's command.
-        agent_environ: what the agent has over acpx's environment.
+        agent_environ: the agent's variables, which precede those of acpx.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class AcpxCommands:
         self._data_dir = data_dir
         self._home = home
         environ = {**acpx.environ, **agent_environ}
-        # The agent's home is the user's, with the user's logins.
+        # The agent uses the logins in the home of the server's user.
         user_home = [f"HOME={environ['HOME']}"] if "HOME" in environ else ["-u", "HOME"]
         self._agent = shlex.join(["/usr/bin/env", *user_home, *agent_argv])
         self._env_value = f"{spec.key}:{secrets.token_hex(4)}"
@@ -106,7 +106,7 @@ class AcpxCommands:
 
     @property
     def secrets(self) -> Collection[str]:
-        """What must not be shown of the words of acpx and its agent."""
+        """The values that must not be shown if acpx or its agent writes them."""
         return secrets_in(self._environ)
 
     async def start(
@@ -116,11 +116,11 @@ class AcpxCommands:
         argv = [
             *(self._acpx.node, self._acpx.script, "--format", "json", "--json-strict"),
             *("--cwd", self._spec.cwd, "--agent", self._agent),
-            # What follows also overrules what a workspace's `.acpxrc.json` says.
+            # The options also override a workspace's `.acpxrc.json`.
             *(POLICIES[self._spec.permission], "--non-interactive-permissions", "deny"),
             *("--mcp-config", str(self._acpx.no_mcp), "--auth-policy", "skip"),
             *("--timeout", str(FOREVER_SECS), "--ttl", "0"),
-            # As under the host: agents use tools of their own.
+            # As with the host: agents use tools of their own.
             *("--no-fs", "--no-terminal"),
             *options,
             *command,
@@ -134,8 +134,8 @@ class AcpxCommands:
             os.close(descriptor)
 
     def _prepare(self, stdin: bytes) -> int:
-        """Make the home; a file in memory that can be a program's stdin."""
-        # acpx follows the path again: nothing may have been put in its way since it was resolved.
+        """Create the home, and return a file in memory, with *stdin* as its content."""
+        # acpx resolves the path again: it must not have been replaced by a link since.
         if os.path.realpath(self._spec.cwd) != real_folder(self._spec.cwd, self._data_dir.path):
             raise misplaced()
         with safe_files.folder(*self._data_dir.split(self._home), make=True):
@@ -147,10 +147,10 @@ class AcpxCommands:
         return descriptor
 
     async def run(self, *command: str, options: Sequence[str] = ()) -> dict[str, Any]:
-        """Run a command to its end; what it tells.
+        """Run a command to its end, and return the object that it wrote.
 
         Raises:
-            CommandError: it failed.
+            AcpxCommandError: the command failed.
         """
         program = await self.start(*command, options=options)
         try:
@@ -166,7 +166,7 @@ class AcpxCommands:
         raise error_in(None, stderr, self.secrets)
 
     async def end(self, grace: float = 0) -> None:
-        """End all processes of the session; what is left after *grace* seconds is killed."""
+        """End all processes of the session, and kill those that are left after *grace* seconds."""
         if not await self._programs.stop(grace):
             tag = process_tree.env_tag(process_tree.AGENT_VARIABLE, self._env_value)
             await asyncio.to_thread(process_tree.end_tagged, tag)
@@ -174,12 +174,12 @@ class AcpxCommands:
 
 
 def socket_folder(home: Path) -> Path:
-    """Where acpx has a home's sockets: in the system's folder for what is temporary."""
+    """The temporary folder in which acpx creates the sockets of a home."""
     return Path("/tmp") / f"acpx-{hashlib.sha256(str(home).encode()).hexdigest()[:10]}"  # noqa: S108
 
 
 async def read_end(stream: asyncio.StreamReader) -> bytes:
-    """Read *stream* to its end; the end of it."""
+    """Read *stream* to its end, and return its last :data:`KEPT_BYTES` bytes."""
     end = b""
     while piece := await stream.read(1 << 16):
         end = (end + piece)[-KEPT_BYTES:]
@@ -189,7 +189,7 @@ async def read_end(stream: asyncio.StreamReader) -> bytes:
 def error_in(
     failure: Mapping[str, Any] | None, stderr: bytes, secrets: Collection[str] = ()
 ) -> AcpxCommandError:
-    """What acpx has told of a failure."""
+    """Make an exception of acpx's own error and the last lines of its stderr."""
     said = last_output([stderr], secrets)
     if failure is None:
         return AcpxCommandError(said or "acpx ended without a word", "RUNTIME")
@@ -197,7 +197,7 @@ def error_in(
     codes = data if isinstance(data, dict) else {}
     code = codes.get("detailCode") or codes.get("acpxCode") or failure.get("code")
     message, details = str(failure.get("message")), details_of(failure)
-    told = redact(plain(f"{message}: {details}" if details else message), secrets)
-    if code in ENDED and said and said not in told:
-        told = f"{told}: {said}"
-    return AcpxCommandError(told, str(code), failure)
+    text = redact(single_line(f"{message}: {details}" if details else message), secrets)
+    if code in ENDED and said and said not in text:
+        text = f"{text}: {said}"
+    return AcpxCommandError(text, str(code), failure)

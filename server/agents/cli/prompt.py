@@ -1,4 +1,4 @@
-"""A prompt on its way through one ``acpx prompt``."""
+"""A prompt that one ``acpx prompt`` carries to the agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CliPrompt(PromptHandle):
-    """A prompt on its way; also the observer of its transcript.
+    """A prompt, and the observer of its transcript; see :class:`TranscriptObserver`.
 
     Attributes:
         program: the prompt's ``acpx prompt``, once it runs.
@@ -25,8 +25,9 @@ class CliPrompt(PromptHandle):
         self._agent = agent
 
     def begin(self, program: Program) -> None:
+        """Note that *program* sends the prompt; kill it if the prompt was withdrawn meanwhile."""
         self.program = program
-        if self.is_withdrawn:  # while it was started
+        if self.is_withdrawn:
             program.kill()
 
     def cancel(self) -> None:
@@ -44,21 +45,21 @@ class CliPrompt(PromptHandle):
                 self.mark_sent()
             self._agent.prompt_sent(fresh=fresh)
 
-    def notified(self, line: bytes, message: dict[str, Any]) -> None:
+    def notification_received(self, line: bytes, message: dict[str, Any]) -> None:
         if not self.is_withdrawn:
-            self._agent.notified(line, message)
+            self._agent.notification_received(line, message)
 
-    def decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
+    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         if not self.is_withdrawn:
             self._agent.observer.permission_decided(params, outcome)
 
-    def opened(self, result: dict[str, Any]) -> None:
-        self._agent.opened(result)
+    def session_opened(self, result: dict[str, Any]) -> None:
+        self._agent.session_opened(result)
 
     def initialized(self, result: dict[str, Any]) -> None:
         self._agent.initialized(result)
 
-    def answered(self, line: bytes, message: dict[str, Any]) -> None:
+    def response_received(self, line: bytes, message: dict[str, Any]) -> None:
         if not self.done.done():
             self._agent.observer.response_received(line, message)
             self.finish()
