@@ -174,7 +174,7 @@ async def test_stderr_of_an_agent_is_kept_until_its_session_is_deleted(
     client = await server.client()
     session = await client.create("noisy")
     await client.turn(session, script(*[{"stderr": f"line {n:03}"} for n in range(300)]))
-    kept = stderr.path_of(tmp_path / "data" / "stderr", session)
+    kept = stderr.stderr_path(tmp_path / "data" / "stderr", session)
     await eventually("stderr to be kept", lambda: kept.exists() and "299" in kept.read_text())
     lines = kept.read_text("utf-8").splitlines()
     assert lines[-1] == "line 299"

@@ -46,7 +46,7 @@ def check_versions(versions: Mapping[str, str]) -> None:
         raise AcpxError(f"Node {NODE_MINIMUM[0]}.{NODE_MINIMUM[1]} or newer is needed")
 
 
-def describe(
+def agent_infos(
     launches: list[dict[str, Any]], commands: Mapping[str, AgentCommand], path: str | None
 ) -> list[AgentInfo]:
     """The agents that can be asked for, by name. Blocking: it looks for programs on the disk.

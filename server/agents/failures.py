@@ -21,7 +21,7 @@ NEVER_RETRYABLE: Final = (AUTH_REQUIRED, -32600, -32601, -32602)
 MAY_PASS: Final = (408, 409, 425, 429)
 """The HTTP statuses below 500 after which the same request may succeed."""
 MAX_TEXT = 2000
-MAX_VALUES = 200
+MAX_ERROR_VALUES = 200
 MAX_DEPTH = 8
 
 LOGINS: Final = {
@@ -129,7 +129,7 @@ class _Evidence:
 
     def take(self, value: Any, key: str = "", depth: int = 0) -> None:
         self.values += 1
-        if self.values > MAX_VALUES or depth > MAX_DEPTH:
+        if self.values > MAX_ERROR_VALUES or depth > MAX_DEPTH:
             return
         match value:
             case bool():
@@ -139,7 +139,7 @@ class _Evidence:
             case str():
                 self._take_text(value, key, depth)
             case dict():
-                parts = {_plain(name): part for name, part in value.items()}
+                parts = {_normalized(name): part for name, part in value.items()}
                 if not _TOOL_KEYS & parts.keys():  # of a tool's own request, not of the model's
                     for name, part in parts.items():
                         self.take(part, name, depth + 1)
@@ -152,7 +152,7 @@ class _Evidence:
         if key in _STATUS_KEYS and text.isdecimal():
             self.take(int(text), key, depth)
         if key in _KIND_KEYS:
-            self.kinds.add(_plain(text))
+            self.kinds.add(_normalized(text))
         start = text.find("{")
         if start >= 0 and (told := parse_message(text[start:].encode(errors="replace"))):
             self.take(told, "", depth + 1)
@@ -266,6 +266,6 @@ def _methods_in(error: Any) -> Any:
     return data.get("authMethods") if isinstance(data, dict) else None
 
 
-def _plain(name: Any) -> str:
+def _normalized(name: Any) -> str:
     """``errorKind``, ``error_kind`` and ``error-kind`` are one word."""
     return re.sub(r"[^a-z0-9]", "", str(name)[:60].lower())

@@ -58,7 +58,7 @@ def redact(text: str, secrets: Collection[str] = ()) -> str:
     return _NAMED_SECRETS.sub(lambda found: f"{found[1] or ''}{SECRET}", text)
 
 
-def plain(text: str) -> str:
+def single_line(text: str) -> str:
     """*text* on one line, without what a terminal obeys or what hides or reorders text."""
     text = _ESCAPES.sub("", text)
     return " ".join(
@@ -79,7 +79,7 @@ def _end_of(stream: bytes, secrets: Collection[str]) -> str:
     text = stream[-KEPT_BYTES:].decode(errors="replace")
     if is_cut:  # the first word may be the rest of a secret
         text = _without_first_word(text)
-    shown = redact(plain(text), secrets).encode()
+    shown = redact(single_line(text), secrets).encode()
     if len(shown) <= SHOWN_BYTES:
         return shown.decode()
     return "… " + _without_first_word(shown[-SHOWN_BYTES:].decode(errors="ignore"))

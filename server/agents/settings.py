@@ -264,7 +264,7 @@ def with_result(
     if result.get("configOptions"):
         return with_options(state, result["configOptions"])
     options = state.config_options or former.config_options
-    return with_options(state, _set(options, params.get("configId"), params.get("value")))
+    return with_options(state, _with_value(options, params.get("configId"), params.get("value")))
 
 
 def with_update(
@@ -288,7 +288,7 @@ def in_mode(state: AgentSettings, mode: Any) -> AgentSettings:
     if isinstance(modes, dict):
         modes = {**modes, "currentModeId": mode}
     if (option := option_of(state, "mode")) is not None:
-        options = _set(options, option["id"], mode)
+        options = _with_value(options, option["id"], mode)
     return dataclasses.replace(state, modes=modes, config_options=options)
 
 
@@ -302,7 +302,7 @@ def with_options(state: AgentSettings, options: Any) -> AgentSettings:
     return state
 
 
-def _set(options: Any, key: Any, value: Any) -> Any:
+def _with_value(options: Any, key: Any, value: Any) -> Any:
     if not isinstance(options, list):
         return options
     return [

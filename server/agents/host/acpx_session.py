@@ -11,7 +11,7 @@ from ...errors import Error, bad_request
 from ...tasks import Semaphores
 from ..base import AgentTimeouts, agent_failed, agent_unavailable, misplaced
 from ..failures import asks_for_login, details_of, login_required, needs_login, words_of
-from ..program_output import plain, redact
+from ..program_output import redact, single_line
 from .agent_process import AgentProcess
 from .binding import Binding
 from .handover import HandoverTarget, StdioHandover
@@ -167,24 +167,24 @@ class AcpxSession:
             process.is_misplaced = False
             return misplaced()
         if error.code == "UNSUPPORTED_PROMPT_CONTENT":  # the agent did start
-            return bad_request(f"the agent does not take this prompt: {describe(error)}")
+            return bad_request(f"the agent does not take this prompt: {message_of(error)}")
         if needs_login(process.refusal) or error.code == "AUTH_REQUIRED":
-            return self._login_required(words_of(process.refusal) or describe(error))
+            return self._login_required(words_of(process.refusal) or message_of(error))
         details = details_of(process.refusal)
         if error.code == "AGENT_STARTUP_FAILED" or process.failed_proxy is not None:
             details = details or await process.output_of_failed_start()
             if asks_for_login(details):
                 return self._login_required(details)
-        message = f"the agent does not start: {describe(error)}"
+        message = f"the agent does not start: {message_of(error)}"
         return agent_unavailable(message if details in message else f"{message}: {details}")
 
     def _login_required(self, reason: str) -> Error:
         return login_required(self._binding.spec.agent, reason, self._auth_methods())
 
 
-def describe(error: CallError) -> str:
+def message_of(error: CallError) -> str:
     """Return acpx's message without secrets and control characters, and its code."""
-    return f"{redact(plain(str(error)))[:500]} ({error.code})"
+    return f"{redact(single_line(str(error)))[:500]} ({error.code})"
 
 
 def was_disconnected(error: CallError) -> bool:

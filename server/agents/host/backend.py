@@ -34,7 +34,7 @@ from ..base import (
     Wanted,
     agent_unavailable,
 )
-from ..catalog import describe
+from ..catalog import agent_infos
 from ..program_output import secrets_in
 from ..traits import AgentTraits, traits_of
 from .agent import HostAgent
@@ -239,7 +239,7 @@ class HostBackend:
         try:
             await self._host.call("forget", key=key)
         except (HostGoneError, CallError, Error) as error:
-            logger.warning("session %s: acpx keeps its record: %s", key, error)
+            logger.warning("session %s: the record of acpx was not deleted: %s", key, error)
 
     async def agents(self, only: str | None = None) -> list[AgentInfo]:
         if only in self._commands:  # the server's own: acpx need not be asked
@@ -248,7 +248,7 @@ class HostBackend:
             launches = await self._ask_for_agents(only)
         # In a thread: it looks for programs on the disk.
         return await asyncio.to_thread(
-            describe, launches, self._commands, self._environ.get("PATH")
+            agent_infos, launches, self._commands, self._environ.get("PATH")
         )
 
     async def _ask_for_agents(self, only: str | None) -> Any:

@@ -13,7 +13,7 @@ from ...errors import Error, internal
 from ...tasks import Tasks
 from ..base import agent_failed
 from ..prompt_handle import PromptHandle, PromptState
-from .acpx_session import AcpxSession, describe, was_disconnected
+from .acpx_session import AcpxSession, message_of, was_disconnected
 from .agent_process import AgentProcess
 from .binding import Binding
 from .outline import outline, parse_blocks
@@ -191,7 +191,7 @@ class PromptSender:
                     return
             except CallError as error:
                 if prompt.is_sent:
-                    await self._end_lost(prompt, describe(error))
+                    await self._end_lost(prompt, message_of(error))
                     return
                 cannot_load = self._session.cannot_load(error)
                 if is_last_try or not (was_disconnected(error) or cannot_load):

@@ -11,7 +11,7 @@ from ...errors import Error, bad_request, internal
 from ...tasks import Tasks
 from .. import settings
 from ..base import agent_failed
-from .acpx_session import AcpxSession, describe
+from .acpx_session import AcpxSession, message_of
 from .agent_process import AgentProcess
 from .binding import Binding
 from .process import CallError, HostGoneError
@@ -101,7 +101,7 @@ class SettingChanges:
             except CallError as error:
                 if self._session.did_not_start(error):
                     raise await self._session.start_error(error) from None
-                raise bad_request(f"the agent refused: {describe(error)}") from None
+                raise bad_request(f"the agent refused: {message_of(error)}") from None
             except HostGoneError:
                 raise agent_failed("the agent did not answer") from None
             # If the agent had to start first, acpx may have sent other requests before this one.

@@ -103,7 +103,7 @@ class StderrFiles:
             logger.warning("stderr stays: %s", error, extra={"session": key})
 
     def _path(self, key: str) -> Path:
-        return path_of(self._folder, key)
+        return stderr_path(self._folder, key)
 
     async def _keep(
         self,
@@ -124,7 +124,7 @@ class StderrFiles:
             head = b""
 
 
-def path_of(folder: Path, key: str) -> Path:
+def stderr_path(folder: Path, key: str) -> Path:
     """The file of a session's agents."""
     return folder / f"{key}.log"
 
