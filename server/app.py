@@ -242,7 +242,7 @@ class _Server:
 
         self._supervisor.on_failure = refuse_work
         loops = Tasks()
-        stack.push_async_callback(loops.finish, patience=0)
+        stack.push_async_callback(loops.finish, timeout=0)
         for name, loop in (
             ("health", context.health.watch),
             ("heartbeat", context.sockets.heartbeat_loop),
@@ -285,11 +285,11 @@ def _register_gauges(context: ServerContext, writer: DatabaseWriter, backend: Ag
         ("log_backlog_bytes", "Entries that are not yet durable", lambda: writer.backlog),
         ("tasks", "Asyncio tasks", lambda: len(asyncio.all_tasks())),
     ):
-        metrics.read(name, description, read)
-    metrics.read_total("host_restarts", "Restarts of the acpx host", lambda: backend.restarts)
-    metrics.read_total("cpu_seconds", "CPU time of the server's process", time.process_time)
+        metrics.add_gauge(name, description, read)
+    metrics.add_counter("host_restarts", "Restarts of the acpx host", lambda: backend.restarts)
+    metrics.add_counter("cpu_seconds", "CPU time of the server's process", time.process_time)
     states = get_args(Presence)
-    metrics.read_each(
+    metrics.add_labelled_gauge(
         "agents", "Agents, and sessions without one", "state", states, sessions.count_agents
     )
 

@@ -85,7 +85,7 @@ def is_costly(data: bytes | bytearray) -> bool:
     return len(data) > MANY_CONTAINERS and _brackets(data) > MANY_CONTAINERS
 
 
-async def aside(work: Callable[[bytes], T], data: bytes) -> T:
+async def call_off_loop(work: Callable[[bytes], T], data: bytes) -> T:
     """Call *work* with *data*, in a thread if that takes long."""
     return await asyncio.to_thread(work, data) if is_costly(data) else work(data)
 

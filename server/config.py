@@ -59,7 +59,7 @@ def _host(value: str) -> str:
     if re.search(r"[/\s*@]", value):
         raise ValueError(f"{value!r} is neither an address nor the name of a host")
     if re.fullmatch(r"\[.*\](:\d*)?|[^:]*:\d*", value) and not re.fullmatch(r"\[.*\]", value):
-        raise ValueError(f"{value!r} has a port, which is for {PREFIX}PORT")
+        raise ValueError(f"{value!r} has a port: set it in {PREFIX}PORT")
     value = value.removeprefix("[").removesuffix("]")
     if ":" in value and address_of(value) is None:
         raise ValueError(f"{value!r} is not an IPv6 address")
@@ -73,11 +73,11 @@ def _host(value: str) -> str:
 def _admin_token(value: str) -> str:
     if not MIN_ADMIN_LENGTH <= len(value) <= MAX_SECRET_LENGTH:
         raise ValueError(
-            f"must have {MIN_ADMIN_LENGTH} to {MAX_SECRET_LENGTH} characters, random ones:"
-            " it opens every app"
+            f"must have {MIN_ADMIN_LENGTH} to {MAX_SECRET_LENGTH} random characters:"
+            " it gives access to the admin calls"
         )
     if re.search(r"\s", value):
-        raise ValueError("must not contain white space, which no header can carry as it is")
+        raise ValueError("must not contain white space, because it is sent in a header")
     return value
 
 
@@ -87,7 +87,7 @@ def _variables(value: str) -> tuple[str, ...]:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(f"{name!r} is not the name of an environment variable")
         if name.startswith(PREFIX):
-            raise ValueError(f"{name}: no agent gets a setting of the server")
+            raise ValueError(f"{name}: agents never get settings of the server")
     return names
 
 
@@ -95,7 +95,7 @@ def _path(value: str) -> Path:
     try:
         return Path(_text(value)).expanduser().absolute()
     except RuntimeError:  # the user of `~user` does not exist
-        raise ValueError(f"{value!r} lies in no home folder that there is") from None
+        raise ValueError(f"{value!r} names a user who does not exist") from None
 
 
 def _int(low: int, high: int) -> Callable[[str], int]:

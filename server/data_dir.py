@@ -75,7 +75,7 @@ class DataDir:
         return self.path / "uploads"
 
     def workspace(self, session_id: str) -> Path:
-        """The folder of a session whose client asked for none."""
+        """The folder of a session whose client requested no ``cwd``."""
         return self.path / "workspaces" / session_id
 
     def split(self, path: Path) -> tuple[Path, *tuple[str, ...]]:
@@ -103,8 +103,8 @@ class DataDir:
         for name in (*CONVERSATION_FOLDERS, *FILE_FOLDERS, *TEMPORARY_FOLDERS):
             if (self.path / name).is_symlink():
                 raise StartError(
-                    f"CLAWDFORGE_DATA_DIR: {self.path / name} is a link, and none is followed"
-                    " there: mount the other folder at this place, or move it here"
+                    f"CLAWDFORGE_DATA_DIR: {self.path / name} is a link, which the server"
+                    " does not follow: mount the other folder at this place, or move it here"
                 )
 
     @contextlib.contextmanager

@@ -107,7 +107,7 @@ def set_up(settings: Settings) -> None:
     formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
     handler.setFormatter(formatter(settings.admin_token))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    # The messages of aiohttp and asyncio are for debugging.
+    # The lower levels of these libraries are for debugging.
     for name in ("aiohttp.access", "asyncio", "aiosqlite"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It logs unknown subprotocols, and a client may have sent a token as one.
@@ -138,19 +138,21 @@ def _log_uncaught(
 ) -> None:
     if issubclass(kind, KeyboardInterrupt):
         return
-    logger.critical("the program ends by an exception", exc_info=(kind, error, trace))
+    logger.critical("uncaught exception; the program exits", exc_info=(kind, error, trace))
 
 
-def _log_thread(told: threading.ExceptHookArgs) -> None:
-    error = told.exc_value
+def _log_thread(arguments: threading.ExceptHookArgs) -> None:
+    error = arguments.exc_value
     if error is not None:
-        name = told.thread.name if told.thread else "a thread"
-        logger.error("%s failed", name, exc_info=(told.exc_type, error, told.exc_traceback))
+        name = arguments.thread.name if arguments.thread else "a thread"
+        logger.error(
+            "%s failed", name, exc_info=(arguments.exc_type, error, arguments.exc_traceback)
+        )
 
 
-def _log_unraisable(told: UnraisableHookArgs) -> None:
-    error = told.exc_value
+def _log_unraisable(arguments: UnraisableHookArgs) -> None:
+    error = arguments.exc_value
     if error is not None:
-        about = told.err_msg or "an exception was ignored"
-        trace = (told.exc_type, error, told.exc_traceback)
-        logger.error("%s: %s", about, type(told.object).__name__, exc_info=trace)
+        about = arguments.err_msg or "an exception was ignored"
+        trace = (arguments.exc_type, error, arguments.exc_traceback)
+        logger.error("%s: %s", about, type(arguments.object).__name__, exc_info=trace)

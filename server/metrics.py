@@ -73,15 +73,15 @@ class Metrics:
         """Count a turn by its stop reason, or by its error's code."""
         self._turns.labels(outcome if outcome in OUTCOMES else "other").inc()
 
-    def read(self, name: str, description: str, read: Callable[[], float]) -> None:
+    def add_gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Add a gauge whose value is read on request."""
         Gauge(f"{METRIC_PREFIX}{name}", description, registry=self._registry).set_function(read)
 
-    def read_total(self, name: str, description: str, read: Callable[[], float]) -> None:
+    def add_counter(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Add a counter whose value is read on request. Its name gets the suffix ``_total``."""
         self._registry.register(_Total(f"{METRIC_PREFIX}{name}", description, read))
 
-    def read_each(
+    def add_labelled_gauge(
         self,
         name: str,
         description: str,

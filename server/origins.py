@@ -15,18 +15,18 @@ NEVER_SENT = frozenset({"about", "blob", "data", "file", "ftp", "javascript", "w
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f#/:<>?@\[\\\]^`{|}\"%]")
-"""What no host has, in a browser's address."""
+"""Characters that a host in a browser's address never contains."""
 _NUMBER = re.compile(r"(\d+|0x[0-9a-f]*)\Z")
 
 
 def origin_of(text: str) -> str:
-    """An origin, in the spelling in which browsers send it.
+    """Return an origin in the spelling in which browsers send it.
 
     Raises:
-        ValueError: no browser sends that; the message says why.
+        ValueError: *text* is not an origin that browsers send; the message says why.
     """
     if text == "null":
-        raise ValueError("'null' is what pages without an origin send, so it says nothing")
+        raise ValueError("'null' is the origin of many different pages")
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator or not _SCHEME.match(scheme):
@@ -42,10 +42,10 @@ def origin_of(text: str) -> str:
 
 
 def host_of(text: str) -> str:
-    """A host with or without a port, in the spelling of the ``Host`` header.
+    """Return a host, with its port if it has one, in the spelling of the ``Host`` header.
 
     Raises:
-        ValueError: it is not that; the message says why.
+        ValueError: *text* is not a host; the message says why.
     """
     if any(mark in text for mark in "/?#\\@"):
         raise ValueError(f"{text!r} is not a host such as chat.example.org")
@@ -116,7 +116,7 @@ def is_loopback(host: str) -> bool:
 
 
 def address_of(text: str) -> Address | None:
-    """The IP address that *text* is: also an IPv6 one with a zone, or one that stands for IPv4."""
+    """Parse an IP address without its zone; IPv4-mapped ones become IPv4. None if it is invalid."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -127,8 +127,8 @@ def address_of(text: str) -> Address | None:
 def address_of_hop(text: str) -> Address | None:
     """The address in one element of ``X-Forwarded-For``, or after ``for=`` of ``Forwarded``.
 
-    Proxies write it with and without a port, IPv6 with and without brackets. None stands for
-    what names no address: ``unknown``, a made-up name, garbage.
+    Proxies write it with and without a port, IPv6 with and without brackets. Returns None for any
+    other text, such as ``unknown``.
     """
     text = text.strip().strip('"').strip()
     found = re.fullmatch(r"\[([^\]]*)\](?::\d{1,5})?", text) or re.fullmatch(
@@ -138,10 +138,10 @@ def address_of_hop(text: str) -> Address | None:
 
 
 def network_of(text: str) -> Network:
-    """A network; one of IPv6 that stands for IPv4 is that IPv4 network.
+    """Parse a network; an IPv4-mapped one becomes IPv4.
 
     Raises:
-        ValueError: it is none; the message says why.
+        ValueError: *text* is not a network; the message says why.
     """
     network = ipaddress.ip_network(text)
     if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:

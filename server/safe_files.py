@@ -123,9 +123,8 @@ def _unlocked(name: str, parent: int) -> Iterator[int]:
 
     They are needed to list and to move the folder.
     """
-    with contextlib.suppress(
-        OSError, NotImplementedError
-    ):  # another user's, or unsupported by the file system
+    # The folder may be another user's, or the file system may not support it.
+    with contextlib.suppress(OSError, NotImplementedError):
         os.chmod(name, stat.S_IRWXU, dir_fd=parent, follow_symlinks=False)
     descriptor = _open_folder(name, parent)
     try:
@@ -145,18 +144,18 @@ def _empty(top: int, path: Path) -> None:
     number = itertools.count()
     waiting = [(name, path / name) for name in os.listdir(top)]
     while waiting:
-        name, was = waiting.pop()
-        with _noting(failures, was):
+        name, original = waiting.pop()
+        with _collecting_error(failures, original):
             if not _is_folder(name, top):
                 os.unlink(name, dir_fd=top)
                 continue
             with _unlocked(name, top) as descriptor:
                 for child in os.listdir(descriptor):  # noqa: PTH208
-                    with _noting(failures, was / child):
+                    with _collecting_error(failures, original / child):
                         if _is_folder(child, descriptor):
                             moved = f"{prefix}-{next(number)}"
                             _move(child, descriptor, moved, top)
-                            waiting.append((moved, was / child))
+                            waiting.append((moved, original / child))
                         else:
                             os.unlink(child, dir_fd=descriptor)
             os.rmdir(name, dir_fd=top)
@@ -165,7 +164,7 @@ def _empty(top: int, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _noting(failures: list[OSError], path: Path) -> Iterator[None]:
+def _collecting_error(failures: list[OSError], path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:

@@ -25,14 +25,14 @@ Transitions = Mapping[State, Set[State]]
 
 
 class IllegalTransitionError(Exception):
-    """A state was to follow another that it must not follow: a defect of the server."""
+    """A transition that the table does not list: a defect of the server."""
 
 
 class StateMachine(Generic[State]):
-    """The current state of one object; it changes along its table and no other way.
+    """The current state of one object. It changes only as its table allows.
 
     Attributes:
-        current: the state now. Read it; change it with :meth:`move_to`.
+        current: the state. Only :meth:`move_to` changes it.
     """
 
     __slots__ = ("_transitions", "current")
@@ -49,7 +49,7 @@ class StateMachine(Generic[State]):
         """Change to *state*.
 
         Raises:
-            IllegalTransitionError: the table does not allow it. The state stays as it is.
+            IllegalTransitionError: the table does not list it. The state is unchanged.
         """
         if not self.can_move_to(state):
             name = type(state).__name__

@@ -85,10 +85,10 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s failed", task.get_name(), exc_info=error)
 
-    async def finish(self, patience: float) -> None:
-        """Wait *patience* seconds for the tasks to end, then cancel them."""
-        if self._tasks and patience > 0:
-            await asyncio.wait(tuple(self._tasks), timeout=patience)
+    async def finish(self, timeout: float) -> None:
+        """Wait at most *timeout* seconds for the tasks to end, then cancel them."""
+        if self._tasks and timeout > 0:
+            await asyncio.wait(tuple(self._tasks), timeout=timeout)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

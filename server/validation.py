@@ -51,7 +51,8 @@ def in_words(error: Exception) -> str:
     """
     match = _PLACE.match(str(error))
     assert match is not None  # it matches everything
-    what = next((told for say in _SAYINGS if (told := say(match["what"])) is not None), None)
+    descriptions = (describe(match["what"]) for describe in _DESCRIBERS)
+    what = next((text for text in descriptions if text is not None), None)
     place = (match["path"] or "").removeprefix(".").replace("[...]", "[…]")
     if what is None:
         what = match["what"]
@@ -63,22 +64,22 @@ def in_words(error: Exception) -> str:
     return f"{place}: {what}" if place else what
 
 
-def _say_missing(what: str) -> str | None:
+def _describe_missing(what: str) -> str | None:
     match = re.fullmatch(r"Object missing required field `(.*)`", what, re.DOTALL)
     return f"{match[1]}: the field is missing" if match else None
 
 
-def _say_unknown(what: str) -> str | None:
+def _describe_unknown(what: str) -> str | None:
     match = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
     return f"{match[1][:MAX_SHOWN]}: the field is not known" if match else None
 
 
-def _say_value(what: str) -> str | None:
+def _describe_value(what: str) -> str | None:
     match = re.fullmatch(r"Invalid (?:enum )?value (.*)", what, re.DOTALL)
     return f"{match[1][:MAX_SHOWN]} is not one of the values that are known" if match else None
 
 
-def _say_form(what: str) -> str | None:
+def _describe_form(what: str) -> str | None:
     match = re.fullmatch(r"Expected `str` matching regex (.*)", what, re.DOTALL)
     if match is None:
         return None
@@ -89,7 +90,7 @@ def _say_form(what: str) -> str | None:
     return f"must be {words or 'text of another form'}"
 
 
-def _say_bound(what: str) -> str | None:
+def _describe_bound(what: str) -> str | None:
     match = re.fullmatch(r"Expected `(\w+)`( of length)? ([<>]=?) (-?[\d.e+]+)", what)
     if match is None:
         return None
@@ -102,7 +103,7 @@ def _say_bound(what: str) -> str | None:
     return f"must have {_BOUNDS[bound]} {shown} {_UNITS.get(kind, 'elements')}"
 
 
-def _say_kind(what: str) -> str | None:
+def _describe_kind(what: str) -> str | None:
     match = re.fullmatch(r"Expected `([^`]*)`(?:, got `([^`]*)`)?", what)
     if match is None:
         return None
@@ -112,11 +113,11 @@ def _say_kind(what: str) -> str | None:
     return f"must be {' or '.join(wanted)}, not {_KINDS.get(match[2], match[2])}"
 
 
-_SAYINGS: Final[tuple[Callable[[str], str | None], ...]] = (
-    _say_missing,
-    _say_unknown,
-    _say_value,
-    _say_form,
-    _say_bound,
-    _say_kind,
+_DESCRIBERS: Final[tuple[Callable[[str], str | None], ...]] = (
+    _describe_missing,
+    _describe_unknown,
+    _describe_value,
+    _describe_form,
+    _describe_bound,
+    _describe_kind,
 )

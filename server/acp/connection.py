@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from ..auth.credential import Credential
-from ..codec import aside
+from ..codec import call_off_loop
 from ..errors import CloseCode
 from ..sessions.registry import SessionRegistry
 from ..ws.connection import WebSocketConnection
@@ -94,7 +94,7 @@ class AcpConnection(WebSocketConnection):
 
     async def on_text(self, data: bytes) -> None:
         try:
-            message = await aside(jsonrpc.decode, data)
+            message = await call_off_loop(jsonrpc.decode, data)
         except JsonRpcError as error:
             self.send(jsonrpc.encode_error(error.request_id, error))
             if not self.methods.is_initialized:

@@ -15,7 +15,7 @@ from aiohttp import web
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt_with_files
 from ..auth.tokens import TokenRegistry
-from ..codec import aside
+from ..codec import call_off_loop
 from ..errors import CloseCode, Error, ErrorCode, failure_of
 from ..sessions.content import check_content
 from ..sessions.registry import SessionRegistry
@@ -166,7 +166,7 @@ class SessionSocket(WebSocketConnection):
 
     async def on_text(self, data: bytes) -> None:
         try:
-            command = await aside(protocol.parse_command, data)
+            command = await call_off_loop(protocol.parse_command, data)
         except protocol.MalformedFrameError:
             self.close(Disconnect(CloseCode.BAD_FRAME, "a frame is one JSON object"))
             return

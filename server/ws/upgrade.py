@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from ..codec import MAX_CONTAINERS, MAX_VALUES, aside, has_too_many_values
+from ..codec import MAX_CONTAINERS, MAX_VALUES, call_off_loop, has_too_many_values
 from ..errors import bad_request
 
 MAX_FRAME_BYTES = 4 << 20
@@ -43,4 +43,4 @@ async def is_too_big(data: bytes) -> bool:
     """Whether a message has too many bytes or too many JSON values."""
     if len(data) > MAX_FRAME_BYTES:
         return True
-    return await aside(has_too_many_values, data)
+    return await call_off_loop(has_too_many_values, data)

@@ -83,7 +83,6 @@ PENDING: tuple[str, ...] = (
     "server/agents/program_output.py",
     "server/agents/settings.py",
     "server/agents/traits.py",
-    "server/origins.py",
     "tests/agents/",
     "tests/stand_ins/mock_agent.py",
     "tests/stand_ins/stdio_client.py",
