@@ -116,7 +116,9 @@ class AgentSlots:
 
     def must_wait(self, holder: SlotHolder) -> bool:
         """Whether *holder* can get a slot only after a busy agent has become idle."""
-        if holder in self._holders or self._has_room(self._app_of(holder), self._count_by_app()):
+        if holder in self._holders or self._may_get_slot(
+            self._app_of(holder), self._count_by_app()
+        ):
             return False
         return not any(one.can_hibernate for one in self._holders)
 
@@ -168,7 +170,7 @@ class AgentSlots:
     def _count_by_app(self) -> Counter[str]:
         return Counter(map(self._app_of, self._holders))
 
-    def _has_room(self, app_name: str, counts: Counter[str]) -> bool:
+    def _may_get_slot(self, app_name: str, counts: Counter[str]) -> bool:
         """Whether the app may have one more slot, given the slots that each app has."""
         if counts[app_name] >= self._limit_per_app:
             return False
@@ -180,11 +182,13 @@ class AgentSlots:
     def _next_waiting(self, counts: Counter[str]) -> Waiter[SlotHolder] | None:
         """Choose the waiter that gets the next slot, and remove it from the queue."""
         for app_name in self._waiting.apps(lambda name: counts[name]):
-            has_room = self._has_room(app_name, counts)
+            may_get_slot = self._may_get_slot(app_name, counts)
             for waiter in self._waiting.of(app_name):
                 # A holder never takes a second slot. One that is being evicted must first finish
                 # hibernating.
-                if waiter.item not in self._evicting and (has_room or waiter.item in self._holders):
+                if waiter.item not in self._evicting and (
+                    may_get_slot or waiter.item in self._holders
+                ):
                     self._waiting.serve(app_name, waiter)
                     return waiter
         return None
@@ -227,7 +231,7 @@ class AgentSlots:
         """The idle holders to evict so that the app gets a slot; None if none would suffice."""
         idle, counts = [*idle], counts.copy()
         evicted: list[SlotHolder] = []
-        while not self._has_room(app_name, counts):
+        while not self._may_get_slot(app_name, counts):
             if counts[app_name] >= self._limit_per_app:
                 idle = [holder for holder in idle if self._app_of(holder) == app_name]
             if not idle:

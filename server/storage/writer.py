@@ -112,7 +112,7 @@ class DatabaseWriter:
         return self._is_over
 
     def _end(self) -> None:
-        """Fail all waiting commits, and have the readers of the logs notice the end."""
+        """Fail all waiting commits, and notify the readers of the logs."""
         self._is_over = True
         _resolve([*self._committing_awaited, *self._awaited], not_stored())
         self._committing_awaited, self._awaited = [], []
@@ -121,7 +121,7 @@ class DatabaseWriter:
         self._idle.set()
 
     async def stop(self) -> None:
-        """Commit what is pending, for a few seconds at most, and end."""
+        """Commit the pending entries and statements, for a few seconds at most, and end."""
         if self._task is None:
             return
         try:
@@ -222,11 +222,11 @@ class DatabaseWriter:
             secs = time.monotonic() - since
             asyncio.get_running_loop().call_soon(self._measure, rows, size, secs)
 
-    async def _write_group(self, durable: list[Statement], size: int) -> list[_Commit]:
-        """Write a group, and retry as long as the database takes no writes.
+    async def _write_group(self, retained: list[Statement], size: int) -> list[_Commit]:
+        """Write a group, and retry while writes fail.
 
         Args:
-            durable: statements that are kept until they are stored.
+            retained: statements that are retried until they are stored.
             size: bytes of the entries among them.
 
         Returns:
@@ -238,18 +238,18 @@ class DatabaseWriter:
             self._awaited = []
             try:
                 group = [one for commit in awaited for one in commit.transaction]
-                await self._database.write([*durable, *group])
+                await self._database.write([*retained, *group])
                 break
             except DatabaseError as error:
                 if not error.is_transient:
                     logger.error("the database rejects a statement: %s", error)
                     for commit in awaited:
                         await self._commit_individually(commit)
-                    durable = await self._write_individually(durable)
+                    retained = await self._write_individually(retained)
                     continue
                 # Callers that wait are refused now. Entries of agents are kept and retried.
                 _resolve(awaited, not_stored())
-                if not durable:
+                if not retained:
                     # The rest of the group may be written already, one by one: publish it.
                     logger.error("database writes are failing: %s", error)
                     break
@@ -278,16 +278,16 @@ class DatabaseWriter:
             error = not_stored()
         _resolve([commit], error)
 
-    async def _write_individually(self, durable: Iterable[Statement]) -> list[Statement]:
+    async def _write_individually(self, retained: Iterable[Statement]) -> list[Statement]:
         """Write each statement by itself, and drop those that the database rejects.
 
-        Otherwise a rejected one would be retried forever and block every later write.
+        Otherwise a rejected statement would be retried forever, and block every later write.
 
         Returns:
             The statements that could not be written now and are retried.
         """
         rest: list[Statement] = []
-        for statement in durable:
+        for statement in retained:
             try:
                 await self._database.write([statement])
             except DatabaseError as error:
