@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ..agents import settings as agent_settings
+from ..agents import acp_settings
 from ..agents.agent_settings import AgentSettings
 from ..agents.base import Agent, Wanted
 from ..agents.traits import APPROVE_ALL
@@ -63,13 +63,13 @@ class SessionSettings:
     def mode(self) -> str | None:
         """The mode that the running agent reports; otherwise the mode that its next start sets."""
         reported = self._agent.reported
-        current = agent_settings.current(reported, "mode")
+        current = acp_settings.current(reported, "mode")
         if current is not None and self._agent.is_live:
             return current
         wanted = self.wanted
         if wanted.mode is None:
             return current
-        is_offered = agent_settings.offers(reported, "mode", wanted.mode)
+        is_offered = acp_settings.offers(reported, "mode", wanted.mode)
         if is_offered is None:
             is_offered = not self._agent.has_reported_all
         return wanted.mode if is_offered or not wanted.mode_is_optional else current
@@ -87,7 +87,7 @@ class SessionSettings:
         return {
             "mode": self.mode,
             "asks": self.asks,
-            **agent_settings.view(self._agent.reported),
+            **acp_settings.view(self._agent.reported),
         }
 
     # Changes that clients request
@@ -197,10 +197,10 @@ class SessionSettings:
         wanted, stored, model = self.wanted, self._stored, self._core.row.model
         values = {"model": wanted.model, **wanted.config_options, "mode": wanted.mode}
         for name, value in values.items():
-            now = agent_settings.current(after, name)
+            now = acp_settings.current(after, name)
             if value is None or now in (None, value):
                 continue
-            if agent_settings.current(before, name) != value:
+            if acp_settings.current(before, name) != value:
                 continue  # the wanted value was not in force before
             if name == "mode" and self._bypasses_policy(now):
                 now = self._agent.traits.asking_mode or value
@@ -254,4 +254,4 @@ def _name_and_value(setting: Setting, reported: AgentSettings) -> tuple[str, str
         case SetModel(model=model):
             return "model", model
         case SetConfigOption(key=key, value=value):
-            return agent_settings.setting_of(reported, key), value
+            return acp_settings.setting_of(reported, key), value

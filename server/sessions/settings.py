@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ..agents import settings
+from ..agents import acp_settings
 from ..agents.agent_settings import AgentSettings
 from ..codec import dumps, loads
 from ..errors import Error
@@ -68,7 +68,7 @@ class StoredSettings:
         """Return the model and the settings, after moving options that stand for model or mode."""
         mode, options = self.mode, {}
         for key, value in self.config_options.items():
-            match settings.setting_of(reported, key):
+            match acp_settings.setting_of(reported, key):
                 case "model" if model in (None, value):
                     model = value
                 case "mode" if mode in (None, value):
@@ -84,7 +84,7 @@ class StoredSettings:
         options = {
             key: other
             for key, other in self.config_options.items()
-            if settings.setting_of(reported, key) != setting
+            if acp_settings.setting_of(reported, key) != setting
         }
         if setting == "model":
             return value, dataclasses.replace(self, config_options=options)
@@ -101,7 +101,8 @@ class StoredSettings:
             key: value
             for key, value in self.config_options.items()
             # An option that lists no values accepts every value.
-            if settings.offers(reported, key, value) or settings.choices_of(reported, key) == []
+            if acp_settings.offers(reported, key, value)
+            or acp_settings.choices_of(reported, key) == []
         }
         return dataclasses.replace(self, config_options=offered)
 

@@ -81,7 +81,6 @@ PENDING: tuple[str, ...] = (
     "server/agents/failures.py",
     "server/agents/host/",
     "server/agents/program_output.py",
-    "server/agents/settings.py",
     "server/agents/traits.py",
     "tests/agents/",
     "tests/stand_ins/mock_agent.py",

@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from server.agents.acp_settings import steps, with_options
 from server.agents.agent_settings import NO_SETTINGS, REPORT_BYTES, AgentSettings
 from server.agents.base import Wanted
 from server.agents.host.backend import HostBackend
-from server.agents.settings import steps, with_options
 from server.codec import dumps
 from server.config import AgentCommand
 from server.errors import not_stored

@@ -10,7 +10,7 @@ from typing import Any
 from ...codec import dumps, loads
 from ...errors import Error, bad_request
 from ...tasks import Tasks
-from .. import settings
+from .. import acp_settings
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import (
     AGENT_GONE,
@@ -118,7 +118,7 @@ class CliAgent:
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         await self._control("set-mode", mode)
-        self._session.settings = settings.in_mode(self._session.settings, mode)
+        self._session.settings = acp_settings.in_mode(self._session.settings, mode)
         # If no process is left, the one that acpx started for this command has ended, too.
         self._mode = mode if self._session.is_running else None
         return {}
@@ -131,8 +131,8 @@ class CliAgent:
         # acpx's result wraps the agent's.
         result = await self._control("set", key, value)
         params = {"configId": key, "value": value}
-        self._session.settings = settings.with_result(
-            self._session.settings, NO_SETTINGS, settings.SET_OPTION, params, result
+        self._session.settings = acp_settings.with_result(
+            self._session.settings, NO_SETTINGS, acp_settings.SET_OPTION, params, result
         )
         return {"configOptions": self._session.settings.config_options or []}
 
@@ -188,7 +188,7 @@ class CliAgent:
             self._check_mode(acpx)
             if session.is_fresh or self.observer.owes_preface:
                 own = loads(blocks)
-                text = settings.preface_of(own, self.spec, session.settings, self.observer)
+                text = acp_settings.preface_of(own, self.spec, session.settings, self.observer)
                 if text is not None:
                     blocks = dumps([{"type": "text", "text": text}, *own])
             program = await acpx.start("prompt", *session.name_option, "-f", "-", stdin=blocks)

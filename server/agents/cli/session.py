@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from ...errors import Error, bad_request
-from .. import settings
+from .. import acp_settings
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import AgentSpec, agent_failed, agent_unavailable
 from ..failures import asks_for_login, login_required, needs_login, words_of
@@ -148,13 +148,13 @@ class CliSession:
 
     def opened(self, result: dict[str, Any]) -> None:
         """Store the result of session/new, session/load or session/resume."""
-        self.settings = settings.with_session_result(self.settings, result)
+        self.settings = acp_settings.with_session_result(self.settings, result)
 
     def updated(self, params: Any) -> None:
         """Store the settings that a ``session/update`` with these *params* reports."""
         update = params.get("update") if isinstance(params, dict) else None
         kind = update.get("sessionUpdate") if isinstance(update, dict) else None
-        self.settings = settings.with_update(self.settings, NO_SETTINGS, kind, update)
+        self.settings = acp_settings.with_update(self.settings, NO_SETTINGS, kind, update)
 
     async def _ensure(self, acpx: AcpxCommands) -> None:
         """Make the session, unless acpx knows it. acpx starts and ends the agent for that."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...tasks import Tasks
-from .. import settings
+from .. import acp_settings
 from ..base import AGENT_GONE, AgentSpec, agent_failed
 from .agent_process import AgentProcess
 from .binding import Binding
@@ -77,7 +77,7 @@ class ProxyEvents:
         observer = self._binding.observer
         if not (fresh or observer.owes_preface):
             return None
-        return settings.preface_of(blocks, self.spec, self._sync.reported, observer)
+        return acp_settings.preface_of(blocks, self.spec, self._sync.reported, observer)
 
     def prompt_sent(self, fresh: bool) -> None:
         self._binding.observer.prompt_sent("fresh" if fresh else "kept")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import Error, bad_request, internal
 from ...tasks import Tasks
-from .. import settings
+from .. import acp_settings
 from ..base import agent_failed
 from .acpx_session import AcpxSession, message_of
 from .agent_process import AgentProcess
@@ -86,7 +86,7 @@ class SettingChanges:
         async with self._sync.acpx_changes:
             self._sync.acpx_change_begins()
             self._process.failed_proxy = self._process.refusal = None
-            option = settings.option_of(self._sync.reported, "mode")
+            option = acp_settings.option_of(self._sync.reported, "mode")
             if op == "set_mode" and option is not None and not self._sync.reported.modes:
                 # The agent offers its modes in this form only.
                 op, fields = "set_config_option", {"option": option["id"], "value": fields["mode"]}

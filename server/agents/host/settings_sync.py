@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import Error, bad_request, internal
 from ...tasks import Tasks
-from .. import settings
+from .. import acp_settings
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import AgentTimeouts, Wanted, agent_failed
 from ..failures import words_of
@@ -117,15 +117,15 @@ class SettingsSync:
             tries[step.key] += 1
             await self._request(proxy, step.method, step)
 
-    def _steps(self, wanted: Wanted) -> list[settings.Step]:
-        return settings.steps(wanted, self.reported, self._former, self._synonyms)
+    def _steps(self, wanted: Wanted) -> list[acp_settings.Step]:
+        return acp_settings.steps(wanted, self.reported, self._former, self._synonyms)
 
-    def _cannot_set(self, step: settings.Step, reason: str) -> Error:
+    def _cannot_set(self, step: acp_settings.Step, reason: str) -> Error:
         message = f"{step.setting}: the agent cannot be put into {step.value!r}: {reason}"
         was_in_force = self._in_force.get(step.setting) == step.value
         return agent_failed(message) if was_in_force else bad_request(message)
 
-    async def _request(self, proxy: StdioProxy, method: str, step: settings.Step) -> None:
+    async def _request(self, proxy: StdioProxy, method: str, step: acp_settings.Step) -> None:
         self._mode_was_reported = False
         try:
             async with asyncio.timeout(self.timeouts.setting):
@@ -137,9 +137,9 @@ class SettingsSync:
         result = response.get("result")
         if "error" in response or not isinstance(result, dict):
             raise self._cannot_set(step, words_of(response.get("error")) or "it refused")
-        before = settings.current(self.reported, step.setting)
+        before = acp_settings.current(self.reported, step.setting)
         self._note_set(step.setting, step.value, method, step.params, result)
-        after = settings.current(self.reported, step.setting)
+        after = acp_settings.current(self.reported, step.setting)
         if step.setting == "model" and after not in (None, before, step.value):
             self._synonyms[step.key] = after  # the agent's own name of the model
 
@@ -153,7 +153,7 @@ class SettingsSync:
     def session_opened(self, result: Mapping[str, Any]) -> None:
         """A process has opened the conversation, and reported its settings in *result*."""
         self._former = self.reported
-        self.reported = self._initial = settings.with_session_result(self.reported, result)
+        self.reported = self._initial = acp_settings.with_session_result(self.reported, result)
         self._restored.clear()
 
     def request_succeeded(
@@ -168,7 +168,7 @@ class SettingsSync:
                 auth_methods=result.get("authMethods"),
             )
         else:
-            setting, value = settings.requested(self.reported, method, params)
+            setting, value = acp_settings.requested(self.reported, method, params)
             self._note_set(setting, value, method, params, result)
 
     def _note_set(
@@ -180,19 +180,19 @@ class SettingsSync:
         result: Mapping[str, Any],
     ) -> None:
         """Note that the agent set a setting. A mode that it reported itself takes precedence."""
-        if method != settings.SET_MODE or not self._mode_was_reported:
-            self.reported = settings.with_result(
+        if method != acp_settings.SET_MODE or not self._mode_was_reported:
+            self.reported = acp_settings.with_result(
                 self.reported, self._former, method, params, result
             )
-        after = settings.current(self.reported, setting)
+        after = acp_settings.current(self.reported, setting)
         was_in_force = value in (
             self._in_force.get(setting),
-            settings.current(self._former, setting),
+            acp_settings.current(self._former, setting),
         )
         if after != value:
             return
         self._in_force[setting] = value
-        was_lost = settings.current(self._initial, setting) != value
+        was_lost = acp_settings.current(self._initial, setting) != value
         is_news = setting not in self._restored and self._is_wanted(setting, value)
         if was_in_force and was_lost and is_news:
             self._restored.add(setting)
@@ -206,7 +206,7 @@ class SettingsSync:
 
     def note_update(self, update: Any, kind: Any, *, replayed: bool) -> None:
         """Note a ``session/update`` of that *kind*, if it reports settings."""
-        after = settings.with_update(self.reported, self._former, kind, update)
+        after = acp_settings.with_update(self.reported, self._former, kind, update)
         if after is self.reported:
             return
         before, self.reported = self.reported, after
@@ -218,9 +218,9 @@ class SettingsSync:
 
     def _note_own_change(self, before: AgentSettings, after: AgentSettings) -> None:
         mode = self._binding.observer.wanted.mode
-        if mode is not None and mode == settings.current(before, "mode"):
+        if mode is not None and mode == acp_settings.current(before, "mode"):
             self._in_force["mode"] = mode
-            if mode != settings.current(after, "mode"):  # the server may restore it
+            if mode != acp_settings.current(after, "mode"):  # the server may restore it
                 self._initial = after
                 self._restored.discard("mode")
         self._binding.observer.settings_changed(before, after)

@@ -21,11 +21,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...codec import dumps, parse_message, parse_rpc
+from ..acp_settings import SESSION_METHODS, SETTERS
 from ..base import Backpressure
 from ..line_reader import LineReader
 from ..process.process_tree import RlimitTag
 from ..program_output import KEPT_BYTES
-from ..settings import SESSION_METHODS, SETTERS
 from .channel import Channel
 from .incomplete_messages import UNCOUNTED_BYTES, IncompleteMessages
 from .outline import with_blocks, with_preface

@@ -1,7 +1,7 @@
-"""An agent's settings (mode, model, options): which are current, and what sets them.
+"""The mode, model and options of an agent in ACP's shapes: current values, and setting them.
 
-An agent may offer modes and models in ACP's own fields, as config options, or as both. Nothing
-here does I/O; what an agent wrote is untrusted, so each value's type is looked at.
+An agent may offer modes and models in ACP's own fields, as config options, or as both. The
+agent's values are untrusted, so the type of each is checked. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SET_MODEL = "session/set_model"
 SET_OPTION = "session/set_config_option"
 SETTERS = frozenset({SET_MODE, SET_MODEL, SET_OPTION})
 SESSION_METHODS = frozenset({"session/new", "session/load", "session/resume"})
-"""The requests that open a conversation; the agent's response has its settings."""
+"""The requests that open a conversation. The agent's response contains its settings."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Step:
 
     Attributes:
         setting: ``mode``, ``model`` or the id of a config option.
-        method: None if the agent offers no such setting, or not with that value.
-        params: without the session's id.
+        method: None if the agent does not offer the setting, or not with that value.
+        params: the request's params without the session id.
     """
 
     setting: str
@@ -48,14 +48,14 @@ def steps(
     former: AgentSettings,
     synonyms: Mapping[tuple[str, str], str] = MappingProxyType({}),
 ) -> list[Step]:
-    """What is left to do until *state* is as *wanted*, in the order in which it must be done.
+    """Return the requests that bring an agent from *state* to *wanted*, in order.
 
-    A model may change the options and the mode, so it comes first and the mode last.
+    A new model may change the options and the mode, so the model is set first and the mode last.
 
     Args:
-        state: what the agent has said of itself since it was loaded.
-        former: what an earlier process of it said.
-        synonyms: what the agent calls a value, for those that it has another name for.
+        state: the settings that the current process reported.
+        former: the settings that an earlier process reported.
+        synonyms: from a setting and value to the name that the agent reports for that value.
     """
     found = []
     for setting, value in _ordered(wanted, state):
@@ -82,8 +82,8 @@ def _ordered(wanted: Wanted, state: AgentSettings) -> Iterator[tuple[str, str]]:
 def _step(
     setting: str, value: str, state: AgentSettings, former: AgentSettings, any_model: bool
 ) -> Step:
-    """The request that sets it, as far as the agent offers it, or did before."""
-    # What a config option may be is left to the agent.
+    """Return the request that sets it, if the agent offers it or an earlier process did."""
+    # The agent itself checks the value of a config option.
     may_be_unlisted = setting != "mode" and (setting != "model" or any_model)
     may_be_unlisted = may_be_unlisted or current(former, setting) == value
     for known in (state, former):
@@ -106,7 +106,7 @@ def _request(known: AgentSettings, setting: str, value: str) -> tuple[str, dict[
 
 
 def option_of(state: AgentSettings, setting: str) -> dict[str, Any] | None:
-    """The config option that stands for *setting*, if there is one."""
+    """Return the config option that stands for *setting*; None if there is none."""
     options = state.config_options if isinstance(state.config_options, list) else []
     found, priority = None, -1
     for option in options:
@@ -116,7 +116,7 @@ def option_of(state: AgentSettings, setting: str) -> dict[str, Any] | None:
             of_category = option.get("category") == setting
             if option.get("type") != "select" or not (of_category or option["id"] == setting):
                 continue
-            rank = of_category * (1 + (option["id"] == setting))  # as acpx has it
+            rank = of_category * (1 + (option["id"] == setting))  # the order of acpx
         elif option["id"] == setting:
             rank = 0
         else:
@@ -127,7 +127,7 @@ def option_of(state: AgentSettings, setting: str) -> dict[str, Any] | None:
 
 
 def setting_of(state: AgentSettings, key: str) -> str:
-    """What a config option of that id sets: ``mode``, ``model``, or only itself."""
+    """Return the setting that a config option sets: ``mode``, ``model``, or its own id."""
     for setting in ("mode", "model"):
         option = option_of(state, setting)
         if option is not None and option["id"] == key:
@@ -136,7 +136,7 @@ def setting_of(state: AgentSettings, key: str) -> str:
 
 
 def requested(state: AgentSettings, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
-    """What a request that sets something sets, and the value."""
+    """Return the setting and the value of one of the :data:`SETTERS` requests."""
     if method == SET_MODE:
         return "mode", str(params.get("modeId"))
     if method == SET_MODEL:
@@ -145,7 +145,7 @@ def requested(state: AgentSettings, method: str, params: Mapping[str, Any]) -> t
 
 
 def current(state: AgentSettings, setting: str) -> str | None:
-    """A setting's value, as the agent last said it; None if it has not."""
+    """Return the value that the agent reported last for a setting; None if it has reported none."""
     value: Any = None
     if setting == "mode" and isinstance(state.modes, dict):
         value = state.modes.get("currentModeId")
@@ -157,7 +157,10 @@ def current(state: AgentSettings, setting: str) -> str | None:
 
 
 def offers(state: AgentSettings, setting: str, value: str) -> bool | None:
-    """Whether the agent offers that value, or may; None if it offers no such setting."""
+    """Whether the agent offers that value; None if it does not offer the setting.
+
+    True also if the list of values was shortened, because the value may have been in it.
+    """
     choices = choices_of(state, setting)
     if choices is None:
         return None
@@ -165,7 +168,7 @@ def offers(state: AgentSettings, setting: str, value: str) -> bool | None:
 
 
 def choices_of(state: AgentSettings, setting: str) -> list[str] | None:
-    """The values that the agent offers for *setting*; None if it offers no such setting."""
+    """The values that the agent offers for *setting*; None if it does not offer the setting."""
     offer = _offer_of(state, setting)
     if offer is None:
         return None
@@ -177,7 +180,7 @@ def choices_of(state: AgentSettings, setting: str) -> list[str] | None:
 
 
 def _offer_of(state: AgentSettings, setting: str) -> dict[str, Any] | None:
-    """In which form the agent offers *setting*."""
+    """Return the object in which the agent offers *setting*: modes, models or a config option."""
     if setting == "mode" and isinstance(state.modes, dict):
         return state.modes
     if (option := option_of(state, setting)) is not None:
@@ -193,7 +196,7 @@ def _ids(offered: Any, name: str) -> list[str]:
 
 
 def _choices(option: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a select option offers, also if it is in groups."""
+    """Yield the choices of a select option, including those in groups."""
     offered = option.get("options")
     for choice in offered if isinstance(offered, list) else []:
         if not isinstance(choice, dict):
@@ -205,22 +208,22 @@ def _choices(option: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def view(state: AgentSettings) -> dict[str, Any]:
-    """What clients are told of *state*, in ACP's shapes.
+    """Return *state* as clients see it.
 
-    ``models`` are those that can be set, in whichever form the agent offers them; so are ``modes``.
+    ``models`` and ``modes`` are filled from config options if the agent offers them as such.
     """
-    told = state.to_dict()
+    shown = state.to_dict()
     if (option := option_of(state, "model")) is not None:
-        told["models"] = {
+        shown["models"] = {
             "currentModelId": option.get("currentValue"),
             "availableModels": [_named(choice, "modelId") for choice in _choices(option)],
         }
     if not state.modes and (option := option_of(state, "mode")) is not None:
-        told["modes"] = {
+        shown["modes"] = {
             "currentModeId": option.get("currentValue"),
             "availableModes": [_named(choice, "id") for choice in _choices(option)],
         }
-    return told
+    return shown
 
 
 def _named(choice: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -229,9 +232,9 @@ def _named(choice: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def with_session_result(state: AgentSettings, result: Mapping[str, Any]) -> AgentSettings:
-    """With the agent's answer to session/new, session/load or session/resume.
+    """Return *state* after a response to session/new, session/load or session/resume.
 
-    A setting that it does not name is not known any more: another process said it.
+    A setting that is not in the response becomes unknown, because a former process reported it.
     """
     return dataclasses.replace(
         state,
@@ -248,9 +251,9 @@ def with_result(
     params: Mapping[str, Any],
     result: Mapping[str, Any],
 ) -> AgentSettings:
-    """With the agent's answer to a request that set something.
+    """Return *state* after a successful response to one of the :data:`SETTERS` requests.
 
-    Not every agent says what is current now: what was asked for, then.
+    If the response does not contain the new value, it is the requested one.
     """
     if method == SET_MODE:
         base = state if isinstance(state.modes, dict) else former
@@ -270,7 +273,7 @@ def with_result(
 def with_update(
     state: AgentSettings, former: AgentSettings, kind: Any, update: Any
 ) -> AgentSettings:
-    """With a ``session/update`` of the agent's, of that *kind*."""
+    """Return *state* after a ``session/update`` of that *kind*; the same object if unchanged."""
     match kind:
         case "available_commands_update":
             return dataclasses.replace(state, commands=update.get("availableCommands"))
@@ -283,7 +286,7 @@ def with_update(
 
 
 def in_mode(state: AgentSettings, mode: Any) -> AgentSettings:
-    """With another mode, if it has modes, whichever form it offers them in."""
+    """Return *state* with another mode, in each form in which the agent offers modes."""
     modes, options = state.modes, state.config_options
     if isinstance(modes, dict):
         modes = {**modes, "currentModeId": mode}
@@ -293,7 +296,7 @@ def in_mode(state: AgentSettings, mode: Any) -> AgentSettings:
 
 
 def with_options(state: AgentSettings, options: Any) -> AgentSettings:
-    """With other config options; one that stands for the mode counts for the mode."""
+    """Return *state* with other config options. One that stands for the mode sets the mode, too."""
     state = dataclasses.replace(state, config_options=options)
     mode = option_of(state, "mode")
     if mode is not None and isinstance(state.modes, dict):
@@ -312,7 +315,7 @@ def _with_value(options: Any, key: Any, value: Any) -> Any:
 
 
 def is_command(state: AgentSettings, blocks: Any) -> bool:
-    """Whether a prompt is a command of the agent's, which nothing may be put in front of."""
+    """Whether a prompt is one of the agent's commands, which must not get a preface."""
     first = blocks[0] if isinstance(blocks, list) and blocks else None
     text = first.get("text") if isinstance(first, dict) else None
     if not isinstance(text, str) or not text.startswith("/"):
@@ -325,6 +328,9 @@ def is_command(state: AgentSettings, blocks: Any) -> bool:
 def preface_of(
     blocks: Any, spec: AgentSpec, state: AgentSettings, observer: AgentObserver
 ) -> str | None:
-    """What goes in front of a prompt in a conversation that has no preface yet."""
+    """Return the preface to put in front of a prompt, in a conversation that has none yet.
+
+    A command gets none; the observer then notes that the conversation still needs it.
+    """
     observer.owes_preface = spec.preface is not None and is_command(state, blocks)
     return None if observer.owes_preface else spec.preface
