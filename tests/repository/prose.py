@@ -76,8 +76,6 @@ ALLOWED: dict[str, str] = {}
 PENDING: tuple[str, ...] = (
     "server/agents/base.py",
     "server/agents/catalog.py",
-    "server/agents/demo/demo_agent.py",
-    "server/agents/demo/demo_script.py",
     "server/agents/failures.py",
     "server/agents/host/",
     "server/agents/program_output.py",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.agents.demo.demo_script import COMMANDS, NOTES_FILE
+from server.agents.demo.commands import COMMANDS, NOTES_FILE
 
 from ...conftest import Serve
 from ...support.harness import Client, Json, LocalServer, Socket, descendants, environ_of, texts_of
