@@ -7,12 +7,12 @@ const MAX_FRAME = 4 * 1024 * 1024; // bytes; the server refuses longer ones (100
 const BACKOFF_BASE = 500; // ms; the first limit of the delay, which doubles
 const BACKOFF_CAP = 30_000; // up to this
 const STABLE_AFTER = 10_000; // ms; a connection that lasted longer resets the delay
-const OPEN_LIMIT = 15_000; // from connecting to `ready`
+const OPEN_LIMIT = 15_000; // ms; from connecting to `ready`
 const SILENCE_LIMIT = 45_000; // ms; the server sends a heartbeat every 20 s
 const TAIL_LIMIT = 5_000; // ms; for the entries up to a heartbeat's head
 const PONG_LIMIT = 5_000; // ms; for a pong after a wake-up
 
-const PASSING = ['rate_limited', 'draining'];
+const TRANSIENT_CODES = ['rate_limited', 'draining']; // a prompt refused with one of them is sent again
 
 export class WireError extends Error {
 	code;
@@ -236,7 +236,8 @@ export class Wire {
 		const { id, code, message, retryable } = frame;
 		this.#answers.delete(id);
 		if (!this.#prompts.has(id)) this.#on.error?.(frame);
-		else if (PASSING.includes(code)) this.#timer('resend', 1000 + backoff(2, this.#env.random), () => this.#resend());
+		else if (TRANSIENT_CODES.includes(code))
+			this.#timer('resend', 1000 + backoff(2, this.#env.random), () => this.#resend());
 		else this.#reject(id, new WireError(code, message, Boolean(retryable)));
 	}
 

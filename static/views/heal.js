@@ -1,4 +1,5 @@
-const MAX_HIDDEN = 1500;
+// Hides the Markdown at the end of a streamed text that is still incomplete, such as half a link
+const MAX_HIDDEN = 1500; // characters; a longer open formula is shown as text
 
 function withoutOpenFormula(block) {
 	const bare = block.replace(/(`+)[^`]+\1(?!`)/g, found => ' '.repeat(found.length));

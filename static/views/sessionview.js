@@ -9,8 +9,8 @@ import { OutboxView } from './outbox.js';
 import { ScrollKeeper } from './scroll.js';
 import { SettingsBar } from './settings.js';
 
-const NOTICED = 1200;
-const SLOW = 200;
+const AWAY_NOTICE_AFTER = 1200; // ms; a shorter loss of the connection is not shown
+const LOADING_NOTICE_AFTER = 200; // ms
 const FACTS = {
 	__proto__: null,
 	starting: 'starting',
@@ -113,8 +113,8 @@ export class SessionView {
 			this.draw();
 		});
 		session.on('synced', () => this.conversation.load(session.model));
-		this.slow = performance.now() + SLOW;
-		setTimeout(this.draw, SLOW);
+		this.loadingShownAt = performance.now() + LOADING_NOTICE_AFTER;
+		setTimeout(this.draw, LOADING_NOTICE_AFTER);
 		this.#draw();
 	}
 
@@ -225,7 +225,7 @@ export class SessionView {
 			this.composer.el.hidden ? why : `${why} What you wrote is kept: sending it begins a new session.`
 		);
 		this.conversation.el.hidden = !synced;
-		this.loading.hidden = synced || gone || performance.now() < this.slow;
+		this.loading.hidden = synced || gone || performance.now() < this.loadingShownAt;
 		this.empty.hidden = !synced || model.turns.length + outbox.size + queue.size > 0;
 	}
 
@@ -234,7 +234,8 @@ export class SessionView {
 		const stopped = state === 'stopped';
 		const away = stopped || state === 'away' || (state === 'connecting' && this.awaySince > 0);
 		this.awaySince = away ? this.awaySince || now : 0;
-		this.connection.hidden = !away || code === 4508 || code === 4505 || (!stopped && now - this.awaySince < NOTICED);
+		this.connection.hidden =
+			!away || code === 4508 || code === 4505 || (!stopped && now - this.awaySince < AWAY_NOTICE_AFTER);
 		clearTimeout(this.later);
 		if (!away) return false;
 		if (!stopped) this.later = setTimeout(this.draw, 1000);
