@@ -24,7 +24,7 @@ class CloseCode(enum.IntEnum):
     """WebSocket close codes. Below 4500 a client reconnects and resumes; from 4500 it must not."""
 
     GOING_AWAY = 1001
-    """The client has closed the connection, or does not answer."""
+    """The client has disconnected. The server never sends this code."""
     PROTOCOL_ERROR = 1002
     """The client broke the protocol of WebSocket or ACP."""
     TOO_BIG = 1009

@@ -11,13 +11,12 @@ from typing import Any
 import msgspec
 
 from ..codec import dumps, loads_bounded, parse_message
-from ..errors import Error
+from ..errors import RPC_INVALID_PARAMS, Error
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
-INVALID_PARAMS = -32602
-INTERNAL_ERROR = -32603
+INVALID_PARAMS = RPC_INVALID_PARAMS
 REQUEST_CANCELLED = -32800
 
 

@@ -49,7 +49,9 @@ def client_address(request: web.Request, trusted: Sequence[Network]) -> str | No
         if hops is not None
     }
     # A proxy that writes only one of the two headers passes on the other as the client sent it.
-    return found.pop() if len(found) == 1 else "" if found else request.remote
+    if not found:
+        return request.remote
+    return found.pop() if len(found) == 1 else ""
 
 
 def _last_untrusted(hops: list[str], address: Address | None, trusted: Sequence[Network]) -> str:
@@ -80,7 +82,9 @@ def bearer(request: web.Request) -> str | None:
     lines = request.headers.getall("Authorization", [])
     # With two headers, a proxy may have checked the one that the server would not use.
     scheme, _, token = lines[0].partition(" ") if len(lines) == 1 else ("", "", "")
-    return token.strip() or None if scheme.lower() == "bearer" else None
+    if scheme.lower() != "bearer":
+        return None
+    return token.strip() or None
 
 
 def check_origin(request: web.Request, settings: Settings) -> None:

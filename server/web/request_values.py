@@ -73,7 +73,8 @@ def _single_values(values: MultiMapping[str], struct: type[StructT]) -> dict[str
         texts = set(values.getall(name, ()))
         if len(texts) > 1:
             raise bad_request(f"{name}: has several different values")
-        found |= dict.fromkeys([name], *texts) if texts else {}
+        if texts:
+            found[name] = texts.pop()
     return found
 
 

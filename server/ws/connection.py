@@ -23,7 +23,7 @@ from ..errors import CloseCode, failure_of
 from ..limits import TokenBucket
 from . import framing, tcp
 from .disconnect import Disconnect
-from .incoming import Incoming, track_incoming
+from .incoming import IncomingMessages, track_incoming
 from .liveness import Liveness
 from .outbox import Outbox
 from .upgrade import TOO_BIG, is_too_big
@@ -69,7 +69,7 @@ class WebSocketConnection(abc.ABC):
         self._transport: asyncio.WriteTransport = request.transport
         self._rate = TokenBucket(messages_per_sec, BURST_SECS * messages_per_sec)
         self._outbox = Outbox()
-        self._incoming: Incoming | None = None
+        self._incoming: IncomingMessages | None = None
         self._writer: asyncio.Task[None]
         self._is_write_scheduled = False
         # A flag beside the future: to read the future's state would cost a cache miss for each of

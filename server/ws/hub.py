@@ -61,8 +61,8 @@ class Hub:
         """The greatest :attr:`WebSocketConnection.lag`."""
         return max((connection.lag for connection in self.connections), default=0)
 
-    def streams(self) -> int:
-        """The number of event streams."""
+    def count_streams(self) -> int:
+        """Return the number of event streams."""
         return len(self._streams)
 
     def is_full(self, app_name: str) -> bool:

@@ -144,8 +144,8 @@ class PausableConnection(Protocol):
     def resume_socket(self) -> None: ...
 
 
-class Incoming:
-    """The budget of one connection's unhandled messages.
+class IncomingMessages:
+    """The unhandled messages of one connection, which use the budget of its app.
 
     Args:
         connection: is not read while a message waits for the budget.
@@ -252,7 +252,7 @@ class Incoming:
 
 def track_incoming(
     request: web.Request, app_name: str, refuse: Callable[[Disconnect], None]
-) -> Incoming | None:
+) -> IncomingMessages | None:
     """Count the messages of a WebSocket against the budget of its app.
 
     Returns:
@@ -261,4 +261,4 @@ def track_incoming(
     connection = request.protocol
     if not isinstance(connection, PausableConnection):
         return None
-    return Incoming(connection, request.app[INCOMING_LIMITS], app_name, refuse)
+    return IncomingMessages(connection, request.app[INCOMING_LIMITS], app_name, refuse)

@@ -247,7 +247,7 @@ async def test_event_stream_of_client_that_does_not_read_is_dropped(
 ) -> None:
     session = await client.create()
     await client.turn(session, script({"burst": {"count": 6000, "text": "x" * 100}}))
-    streams = server.services.sockets.streams
+    streams = server.services.sockets.count_streams
     with await open_connection(server.url) as stuck:
         request = (
             f"GET /sessions/{session}/events?after=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n"

@@ -466,7 +466,7 @@ async def test_stalled_stream_is_aborted(serve: Serve) -> None:
     client = await server.client()
     session = await client.create()
     await client.turn(session, script({"burst": {"count": 6000, "text": "x" * 100}}))
-    streams = server.services.sockets.streams
+    streams = server.services.sockets.count_streams
     with await open_connection(server.url) as stuck:
         request = (
             f"GET /sessions/{session}/events?after=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -483,7 +483,7 @@ async def test_streams_count_as_sockets_and_end_with_token(serve: Serve) -> None
     session = await client.create()
     path = f"/sessions/{session}/events"
     async with stream(client, path) as quiet:
-        await eventually("it to be counted", server.services.sockets.streams)
+        await eventually("it to be counted", server.services.sockets.count_streams)
         headers = {"Accept": "text/event-stream"}
         status, reply = await client.get(path, headers=headers)
         assert (status, reply["code"]) == (429, "rate_limited")

@@ -68,7 +68,7 @@ routes = web.RouteTableDef()
 
 def content_security_policy(page: bytes) -> str:
     """Return the policy of a page: only own files, and no inline script but its import map."""
-    hashes = "".join(f" {_source(found)}" for found in _IMPORT_MAP.findall(page))
+    hashes = "".join(f" {_csp_source(found)}" for found in _IMPORT_MAP.findall(page))
     return "; ".join(
         [
             "default-src 'none'",
@@ -87,7 +87,7 @@ def content_security_policy(page: bytes) -> str:
     )
 
 
-def _source(script: bytes) -> str:
+def _csp_source(script: bytes) -> str:
     """Return the source expression that allows only that inline script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
 
@@ -104,27 +104,27 @@ async def page(request: web.Request) -> web.StreamResponse:
     else:
         response = web.Response(body=body, content_type="text/html", headers=headers)
     response.etag = tag
-    return _compressed(request, response)
+    return _finish_page(request, response)
 
 
 @routes.get("/static/{path:.+}")
 async def static_file(request: web.Request) -> web.StreamResponse:
-    return await _file(request, STATIC, request.match_info["path"])
+    return await _send_file(request, STATIC, request.match_info["path"])
 
 
 @routes.get("/lib/{path:.+}")
 async def library_file(request: web.Request) -> web.StreamResponse:
     path = request.match_info["path"]
     if path in LIBRARY_FILES:
-        return await _file(request, MODULES, path)
+        return await _send_file(request, MODULES, path)
     for library in LIBRARIES:
         if path.startswith(f"{library}/"):
-            return await _file(request, MODULES / library, path.removeprefix(f"{library}/"))
+            return await _send_file(request, MODULES / library, path.removeprefix(f"{library}/"))
     raise not_found("file")
 
 
-async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResponse:
-    found = await asyncio.to_thread(_find, folder, path)
+async def _send_file(request: web.Request, folder: Path, path: str) -> web.StreamResponse:
+    found = await asyncio.to_thread(_find_file, folder, path)
     if found is None:
         raise not_found("file")
     file, stat = found
@@ -146,7 +146,7 @@ async def _file(request: web.Request, folder: Path, path: str) -> web.StreamResp
         headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     if path == FRAME:
         scripts = _INLINE.findall(await asyncio.to_thread(file.read_bytes))
-        headers["Content-Security-Policy"] = FRAME_POLICY % " ".join(map(_source, scripts))
+        headers["Content-Security-Policy"] = FRAME_POLICY % " ".join(map(_csp_source, scripts))
     if _accepts_compressed(request) and stat.st_size <= MAX_COMPRESSED_FILE_BYTES:
         return await _send_compressed(request, file, stat, headers)
     response = _FileResponse(file, headers=headers)
@@ -246,20 +246,16 @@ def gzip_file(file: Path) -> bytes:
     return gzip.compress(file.read_bytes(), 6, mtime=0)
 
 
-def _compressed(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Compress the response, unless it may be a 304 or a part of the file."""
+def _finish_page(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Add the headers of a page, and compress it if the client accepts that."""
     response.headers["Cache-Control"] = "no-cache"  # revalidated by its tag for each use
     response.headers["Vary"] = "Accept-Encoding"
-    if request.method == "GET" and not any(
-        name in request.headers for name in _CONDITIONAL_HEADERS
-    ):
-        accepted = request.headers.getall(hdrs.ACCEPT_ENCODING, [])
-        if accepts_coding(accepted, "gzip"):
-            response.enable_compression(web.ContentCoding.gzip)
+    if _accepts_compressed(request):
+        response.enable_compression(web.ContentCoding.gzip)
     return response
 
 
-def _find(folder: Path, path: str) -> tuple[Path, os.stat_result] | None:
+def _find_file(folder: Path, path: str) -> tuple[Path, os.stat_result] | None:
     """Find the file *path* in *folder*; a path that leaves the folder is not found."""
     if path.endswith("/"):
         return None
