@@ -125,7 +125,7 @@ async def test_blocked_event_loop_is_measured() -> None:
     metrics = Metrics()
     watch = asyncio.create_task(metrics.watch_loop())
     await asyncio.sleep(0)
-    time.sleep(0.3)  # noqa: ASYNC251 - that is what is to show
+    time.sleep(0.3)  # noqa: ASYNC251 - blocks the event loop on purpose
     await eventually("the lag", lambda: lags(metrics)["clawdforge_event_loop_lag_seconds_count"])
     watch.cancel()
     assert lags(metrics)["clawdforge_event_loop_lag_seconds_sum"] >= 0.1

@@ -209,15 +209,15 @@ async def test_prompt_capabilities_are_the_agents_own(server: LocalServer, clien
     assert result["_meta"]["clawdforge"]["agent"] == "mock-text"
     assert result["agentInfo"]["name"] == "clawdforge"
 
-    # One that opens no session has told before, and one that does not start tells nothing.
-    told_by = {"mock-fail-new": {"image", "audio", "embeddedContext"}, "mock-dies": set()}
-    for agent, names in told_by.items():
+    # An agent that fails at `session/new` has reported them; an agent that does not start has not.
+    reported_by = {"mock-fail-new": {"image", "audio", "embeddedContext"}, "mock-dies": set()}
+    for agent, names in reported_by.items():
         acp = await connect(client, f"?agent={agent}")
         told = acp.messages[0]["result"]["agentCapabilities"]
         assert told["promptCapabilities"].keys() == names
     state_dir = server.services.settings.data_dir / "acpx"
     probes = await asyncio.to_thread(lambda: [*state_dir.glob("probe-*")])
-    assert probes == []  # nothing is left of what was started to see
+    assert probes == []  # the folders of the probes are removed
 
     acp = await connect(client)  # the default agent
     told = acp.messages[0]["result"]["agentCapabilities"]

@@ -1,4 +1,4 @@
-"""The official SDKs as clients of ``/acp``, unmodified, and what the docs say of them."""
+"""The official SDKs as unmodified clients of ``/acp``, and the programs in the docs."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ async def test_sdk_bot_and_subscriber_share_a_conversation(client: Client) -> No
         "from the subscriber",
     ]
 
-    # The bot answers what the SDK's user was asked, too; either way it is asked once.
+    # The bot and the SDK's client get the same request; the first answer counts.
     end = await bot.turn(script({"permission": {"title": "together"}}))
     assert end["stop_reason"] == "end_turn"
     assert me.asked == [(session, "together")]

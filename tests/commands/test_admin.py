@@ -26,7 +26,7 @@ from ..support.operator import Operator
 
 
 def commands(parser: argparse.ArgumentParser, *path: str) -> Iterator[tuple[str, ...]]:
-    """Every command there is, read from the parser's own tree."""
+    """All commands, from the parser's own tree."""
     yield path
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -1,4 +1,4 @@
-"""The browser's page and its files: what is served, under which headers, and what is not."""
+"""The browser's page and its files: the served paths and their headers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECURITY = {
 
 
 async def ask(server: LocalServer, target: bytes, head: bytes = b"") -> tuple[int, bytes]:
-    """Status and body of a GET whose target goes out as it is, which clients would tidy up."""
+    """The status and the body of a GET whose target is sent literally; clients normalise theirs."""
     url = urlsplit(server.url)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     try:
@@ -72,7 +72,7 @@ async def test_page_policy_allows_only_own_origin(
 async def test_policy_matches_page_that_was_updated_while_server_runs(
     serve: Serve, http: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by an upgrade: the policy allows the import map that goes out with it."""
+    """As by an upgrade: the policy allows the import map of the new page."""
     monkeypatch.setattr(page_module, "STATIC", tmp_path)
     server = await serve()
     seen: set[str] = set()
@@ -153,7 +153,7 @@ async def test_diagram_frame_is_sandboxed(server: LocalServer, http: aiohttp.Cli
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy["script-src"] == ["'self'", f"'sha256-{digest}'"]
     assert policy.keys() & {"connect-src", "img-src", "font-src", "frame-src"} == set()
-    # Only what it loads is open to an opaque origin.
+    # The frame has an opaque origin: only the files that it loads are readable across origins.
     own = {"diagram.html", *re.findall(r'src="([^"]*)"', page)}
     for path in own | {"app.js", "../lib/katex/dist/katex.mjs"}:
         async with http.get(f"{server.url}/static/{path}") as response:
@@ -207,7 +207,7 @@ async def test_files_are_sent_compressed(server: LocalServer, http: aiohttp.Clie
         assert response.headers["Content-Encoding"] in ("gzip", "deflate")
         assert response.headers["Vary"] == "Accept-Encoding"
         modified = response.headers["Last-Modified"]
-        whole = await response.read()  # as it was before
+        whole = await response.read()  # the unmodified file
     plain = {"Accept-Encoding": "identity"}
     async with http.get(server.url + "/static/app.js", headers=plain) as response:
         assert "Content-Encoding" not in response.headers
@@ -238,7 +238,7 @@ async def test_file_is_sent_once(
 
 
 async def test_page_preloads_all_its_modules() -> None:
-    """Else a phone finds them one import after the other."""
+    """Without preloads a phone requests the modules one after the other."""
     page = (ROOT / "static" / "index.html").read_text("utf-8")
     named = re.findall(
         r'<(?:link rel="modulepreload" href|script type="module" src)="([^"]*)"', page

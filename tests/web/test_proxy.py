@@ -26,7 +26,7 @@ OUTSIDE = "127.0.0.2"
 
 
 class Here(AbstractResolver):
-    """Every name is this machine's."""
+    """Resolves every host name to this machine."""
 
     async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
         return [

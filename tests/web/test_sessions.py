@@ -653,7 +653,7 @@ async def test_repeated_idempotency_key_waits_for_running_turn(client: Client) -
 async def test_ended_turn_keeps_its_key_but_not_its_prompt(client: Client) -> None:
     size = 900_000
     prompt = script({"say": "hi"}) + " " * size
-    await turn_with_key(client, await client.create(), prompt, "k")  # what is loaded once is loaded
+    await turn_with_key(client, await client.create(), prompt, "k")  # imports and caches are filled
     gc.collect()
     gc.disable()  # it would come too late in a real server
     tracemalloc.start()

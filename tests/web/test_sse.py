@@ -105,7 +105,7 @@ async def stream(
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
-    """A server with frequent comments: at the next one a stream whose client has left ends."""
+    """A server with frequent comments: a failed one ends the stream of a disconnected client."""
     folder = tmp_path_factory.mktemp("shared") / "data"
     async with local_server(folder, stream_keep_alive_secs=0.05) as server:
         blocking.deactivate()

@@ -54,7 +54,7 @@ def head(client: Client, call: tuple[str, str], more: bytes, *, token: bool = Fa
 
 
 class Answer:
-    """A raw answer: its status, its headers in lower case, and its connection."""
+    """A raw response: its status, its headers in lower case, and its connection."""
 
     def __init__(self, head: bytes, body: bytes) -> None:
         status, _, rest = head.partition(b"\r\n")
@@ -73,7 +73,7 @@ class Answer:
 async def ask(
     client: Client, request: bytes, *, then: bytes = b"", no_body: bool = False
 ) -> Answer:
-    """Send *request*, and *then* once it is answered for the first time; the last answer."""
+    """Send *request* and, after its first response, *then*; return the last response."""
     loop = asyncio.get_running_loop()
     connection = await open_connection(client.url, receive_buffer=65536)
     with contextlib.closing(connection):
@@ -188,7 +188,7 @@ async def test_file_is_compressed_only_for_clients_that_accept_gzip(
 
 
 async def a_socket(client: Client, session: str) -> RawSocket:
-    """A socket that has yet to say who it is."""
+    """A socket that has not sent its ``auth`` frame."""
     return await upgrade(
         Client(client.url, None, client.http), f"/sessions/{session}/ws", receive_buffer=65536
     )
@@ -200,7 +200,7 @@ async def test_large_first_frame_is_refused(client: Client, fin: bool) -> None:
     first = (0x80 if fin else 0) | TEXT
     with contextlib.closing(raw.connection):
         async with Deadline("the close"):
-            # Half of it is sent: it is refused for what has come, not for what it would be.
+            # Half of the frame is sent: the received bytes are refused, not the declared size.
             size = (4 << 20).to_bytes(8, "big")
             data = bytes([first, 0xFF]) + size + bytes(4) + b"x" * (2 * MAX_AUTH_FRAME_BYTES)
             await asyncio.get_running_loop().sock_sendall(raw.connection, data)
@@ -364,8 +364,8 @@ async def test_byte_budget_is_granted_in_order_per_app() -> None:
     async with asyncio.TaskGroup() as group:
         for task in (
             hold("a1", "a", 50, first),
-            hold("a2", "a", 50, others),  # the app has none left
-            hold("b1", "b", 60, others),  # there are none left
+            hold("a2", "a", 50, others),  # the app's limit is reached
+            hold("b1", "b", 60, others),  # the total limit is reached
             hold("c1", "c", 50, others),  # fits, but b is before it
         ):
             group.create_task(task)
@@ -394,7 +394,7 @@ async def test_cancelled_claim_holds_no_bytes() -> None:
     holding, waiting = asyncio.create_task(hold(10)), asyncio.create_task(hold(5))
     await eventually("the first to hold", lambda: budget.used == 10)
     holding.cancel()
-    waiting.cancel()  # at the moment at which it gets what it waits for
+    waiting.cancel()  # at the moment at which its bytes are granted
     await asyncio.gather(holding, waiting, return_exceptions=True)
     assert budget.used == 0
 

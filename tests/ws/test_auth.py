@@ -49,7 +49,7 @@ async def first_frame(
 
 
 async def said_goodbye(socket: Socket) -> int:
-    """The close code of a socket that is refused; `bye` says the same, and nothing else is said."""
+    """The close code of a refused socket, which receives only a `bye` with the same code."""
     code = await socket.until_closed()
     kinds = [frame["type"] for frame in socket.frames]
     assert kinds == ["bye"]
@@ -59,7 +59,7 @@ async def said_goodbye(socket: Socket) -> int:
 
 
 def answers(socket: Socket) -> list[str]:
-    """The types of the frames that are no log entries."""
+    """The types of the frames that are not log entries."""
     return [frame["type"] for frame in socket.frames if "seq" not in frame]
 
 
@@ -148,7 +148,7 @@ async def test_auth_frame_with_an_invalid_credential_closes_with_4500(
     tokens: list[Json] = [{"token": token} for token in (NOBODY, ADMIN, "", None)]
     tickets: list[Json] = [{"ticket": ticket} for ticket in ("cft_" + "x" * 43, "")]
     for credential in (*tokens, *tickets, {}):
-        for known in (session, NO_SESSION):  # it does not learn which of them there is
+        for known in (session, NO_SESSION):  # the client cannot distinguish them
             socket = await first_frame(server, known, **credential)
             assert await said_goodbye(socket) == 4500, credential
 

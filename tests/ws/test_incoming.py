@@ -20,7 +20,7 @@ LARGE = 3 << 20
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, size: int | None = None) -> bytes:
-    """A masked frame; *size* is what it says that it has, if that is not so."""
+    """A masked frame; *size* is its declared size, if that is not the actual one."""
     told = len(payload) if size is None else size
     head = bytes([(0x80 if fin else 0) | opcode])
     if told < 126:

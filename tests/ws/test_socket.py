@@ -1,4 +1,4 @@
-"""A session's WebSocket: what its frames do, and what comes down, in which order."""
+"""A session's WebSocket: the effects of commands, and the order of the frames to the client."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def gate(state: Json, name: str = "gate") -> Path:
 
 
 async def is_alive(socket: Socket) -> None:
-    """It still answers; what came before its answer has been read."""
+    """Check that the socket still responds, and skip the frames before its response."""
     await socket.send("ping", id="alive?")
     await socket.until("pong", id="alive?")
 

@@ -50,7 +50,7 @@ async def until_freed(server: LocalServer, raw: RawSocket) -> None:
 
 
 async def long_log(client: Client) -> tuple[str, int]:
-    """A session with more in its log than anything between us keeps; and its head."""
+    """A session whose log exceeds the buffers between server and client, and its head."""
     session = await client.create()
     await client.post(f"/sessions/{session}/turn", {"prompt": script(BIG)})
     return session, (await client.state(session))["head"]
