@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logs.set_up(settings)
     try:
-        return int(arguments.run(arguments, settings, environ))
+        return int(arguments.execute(arguments, settings, environ))
     except (StartError, CommandError, CriticalTaskError) as error:
         _report_failure(error, settings.log_format, arguments)
         return 1
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report_failure(error: Exception, log_format: str, arguments: argparse.Namespace) -> None:
     """Print the error to stderr. A server with a JSON log writes it as a log line instead."""
-    if log_format == "json" and arguments.run is _serve:
+    if log_format == "json" and arguments.execute is _serve:
         logger.critical("%s", error)
     else:
         print_escaped(f"clawdforge: {error}", file=sys.stderr)
@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Settings are read from the environment and .env: see docs/reference/settings.md.",
     )
     parser.add_argument("--version", action="version", version=f"clawdforge {__version__}")
-    parser.set_defaults(run=_serve)
+    parser.set_defaults(execute=_serve)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     text = "run the server until SIGTERM or Ctrl-C (the default)"
     commands.add_parser("serve", help=text, description=sentence(text))

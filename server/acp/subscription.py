@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..codec import parse_message
-from ..errors import Error, session_closed
+from ..errors import Error, ErrorCode, session_closed
 from ..sessions import entries
 from ..sessions.event_log import Batch
 from ..sessions.session import Session
@@ -227,7 +227,11 @@ def _prompt_response(
         return jsonrpc.encode_result(request.id, {"stopReason": stop_reason})
     described = end["error"]
     value = parse_message(agent_error) if agent_error is not None else None
-    if agent_error is not None and described["code"] == "agent_failed" and _is_valid_error(value):
+    if (
+        agent_error is not None
+        and described["code"] == ErrorCode.AGENT_FAILED
+        and _is_valid_error(value)
+    ):
         return jsonrpc.encode_raw_error(request.id, agent_error)
     fields = {name: part for name, part in described.items() if name == "auth_methods"}
     error = JsonRpcError.from_error(

@@ -51,7 +51,7 @@ def add_backup_commands(commands: Any) -> None:
         action="store_true",
         help="omit the sessions' folders and uploads, which may be large",
     )
-    parser.set_defaults(run=create_backup)
+    parser.set_defaults(execute=create_backup)
 
     text = "restore an archive into the data folder of a stopped server"
     parser = commands.add_parser("restore", help=text, description=admin.sentence(text))
@@ -61,7 +61,7 @@ def add_backup_commands(commands: Any) -> None:
         action="store_true",
         help="if the data folder has content, move it into a subfolder first",
     )
-    parser.set_defaults(run=restore_backup)
+    parser.set_defaults(execute=restore_backup)
 
 
 def create_backup(

@@ -55,7 +55,7 @@ def add_doctor_command(commands: Any) -> None:
         description=f"{admin.sentence(text)} Exits with status 1 if a requirement is not met.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
-    parser.set_defaults(run=functools.partial(admin.execute_command, run_doctor))
+    parser.set_defaults(execute=functools.partial(admin.execute_command, run_doctor))
 
 
 async def run_doctor(

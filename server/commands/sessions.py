@@ -33,12 +33,12 @@ def add_session_commands(commands: Any) -> None:
     command.add_argument("--app", metavar="NAME", help="only sessions of this app")
     command.add_argument("--all", action="store_true", help="also list closed sessions")
     command.add_argument("--json", action="store_true", help="print one JSON object per line")
-    command.set_defaults(run=functools.partial(admin.execute_command, print_sessions))
+    command.set_defaults(execute=functools.partial(admin.execute_command, print_sessions))
 
     text = "close a session: its turns are cancelled, and its sockets close"
     command = actions.add_parser("close", help=text, description=admin.sentence(text))
     command.add_argument("session_id", help="the session's id")
-    command.set_defaults(run=functools.partial(admin.execute_command, close_one))
+    command.set_defaults(execute=functools.partial(admin.execute_command, close_one))
 
     text = "print the end of the stderr of a session's agent, to see why it does not work"
     command = actions.add_parser("stderr", help=text, description=admin.sentence(text))
@@ -48,7 +48,7 @@ def add_session_commands(commands: Any) -> None:
         action="store_true",
         help="print every byte unchanged, for a pipe or a file; a terminal would interpret some",
     )
-    command.set_defaults(run=functools.partial(admin.execute_command, print_stderr))
+    command.set_defaults(execute=functools.partial(admin.execute_command, print_stderr))
 
     text = "write a session's log to stdout"
     command = actions.add_parser("export", help=text, description=admin.sentence(text))
@@ -59,7 +59,7 @@ def add_session_commands(commands: Any) -> None:
         default="ndjson",
         help="ndjson: all entries, one per line (default); markdown: for people",
     )
-    command.set_defaults(run=functools.partial(admin.execute_command, export_log))
+    command.set_defaults(execute=functools.partial(admin.execute_command, export_log))
 
 
 async def print_sessions(

@@ -30,17 +30,17 @@ def add_token_commands(commands: Any) -> None:
         metavar="CIDR",
         help="accept the token only from this network, such as 10.0.0.0/8; may be repeated",
     )
-    command.set_defaults(run=functools.partial(admin.execute_command, add_token))
+    command.set_defaults(execute=functools.partial(admin.execute_command, add_token))
 
     text = "list the names and networks of all tokens, never the tokens themselves"
     command = actions.add_parser("list", help=text, description=admin.sentence(text))
     command.add_argument("--json", action="store_true", help="print one JSON object per line")
-    command.set_defaults(run=functools.partial(admin.execute_command, print_tokens))
+    command.set_defaults(execute=functools.partial(admin.execute_command, print_tokens))
 
     text = "revoke a token: it is invalid at once, and its sockets close"
     command = actions.add_parser("revoke", help=text, description=admin.sentence(text))
     command.add_argument("name", help="the app's name")
-    command.set_defaults(run=functools.partial(admin.execute_command, revoke_app_token))
+    command.set_defaults(execute=functools.partial(admin.execute_command, revoke_app_token))
 
 
 async def add_token(

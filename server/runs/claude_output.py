@@ -11,6 +11,7 @@ from typing import Any
 from ..agents.failures import login_required
 from ..agents.program_output import last_output, redact
 from ..codec import parse_message
+from ..errors import ErrorCode
 from .run import RunError, RunResult, result_json
 
 CLAUDE = "claude"
@@ -122,9 +123,10 @@ def _exit_message(output: Output) -> str:
 
 def _error_without_message(output: Output) -> RunError:
     """The error of a program that printed no result and no error message as JSON."""
-    code, retryable = "agent_failed", None
+    code = ErrorCode.AGENT_FAILED
+    retryable: bool | None = None
     if output.status in NOT_STARTED:
-        code = "agent_unavailable"
+        code = ErrorCode.AGENT_UNAVAILABLE
     elif _LOGIN_ERROR.search(output.stderr):
         return _login_error(last_output([output.stderr.encode()]), output)
     elif _BAD_ARGUMENT.search(output.stderr):
@@ -141,7 +143,7 @@ def _error_from_message(message: Mapping[str, Any], output: Output) -> RunError:
     text = text or str(message.get("subtype") or "") or _exit_message(output)
     text = redact(text[:2000])
     code, retryable = _classify(message, text)
-    if code == "login_required":
+    if code is ErrorCode.LOGIN_REQUIRED:
         return _login_error(text, output)
     return RunError(code, text, stderr=output.stderr, retryable=retryable)
 
@@ -151,15 +153,16 @@ def _login_error(text: str, output: Output) -> RunError:
     return RunError(error.code, error.message, stderr=output.stderr, fields=error.fields)
 
 
-def _classify(message: Mapping[str, Any], text: str) -> tuple[str, bool | None]:
+def _classify(message: Mapping[str, Any], text: str) -> tuple[ErrorCode, bool | None]:
     """The error code, and whether a retry may succeed (None: the default of the code)."""
     if not message.get("is_error"):  # a result, and then a non-zero exit status
-        return "agent_failed", None
+        return ErrorCode.AGENT_FAILED, None
     status = message.get("api_error_status")
     if not isinstance(status, int) and (match := _API_ERROR.match(text)):
         status = int(match[1])
     if status in (401, 403) or _LOGIN_ERROR.search(text):
-        return "login_required", None
+        return ErrorCode.LOGIN_REQUIRED, None
     if isinstance(status, int):
-        return "agent_failed", None if status >= 500 or status in TRANSIENT_STATUSES else False
-    return "agent_failed", False if _PERMANENT_ERROR.search(text) else None
+        may_succeed = status >= 500 or status in TRANSIENT_STATUSES
+        return ErrorCode.AGENT_FAILED, None if may_succeed else False
+    return ErrorCode.AGENT_FAILED, False if _PERMANENT_ERROR.search(text) else None

@@ -27,10 +27,10 @@ SystemMode = Literal["replace", "append"]
 StopCause = Literal["timeout", "disconnect", "shutdown"]
 """Why a run was stopped: its deadline passed, its client disconnected, or the server stops."""
 
-_STOP_ERRORS: Mapping[StopCause, tuple[str, str, str]] = {
-    "timeout": ("agent_timeout", "the run exceeded its time limit", "timeout"),
-    "disconnect": ("agent_failed", "the client disconnected", "cancelled"),
-    "shutdown": ("server_restarted", "the server is stopping", "cancelled"),
+_STOP_ERRORS: Mapping[StopCause, tuple[ErrorCode, str, str]] = {
+    "timeout": (ErrorCode.AGENT_TIMEOUT, "the run exceeded its time limit", "timeout"),
+    "disconnect": (ErrorCode.AGENT_FAILED, "the client disconnected", "cancelled"),
+    "shutdown": (ErrorCode.SERVER_RESTARTED, "the server is stopping", "cancelled"),
 }
 """The error code, the message and the stop reason of a run that was stopped."""
 

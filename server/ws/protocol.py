@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from ..codec import dumps, loads_bounded, parse_message
-from ..errors import CloseCode, Error
+from ..errors import CloseCode, Error, ErrorCode
 from ..sessions.content import MAX_FILES
 from ..sessions.entries import error_fields
 from ..sessions.settings import SetConfigOption, SetMode, SetModel, Setting
@@ -111,7 +111,7 @@ class InvalidCommandError(Error):
     """
 
     def __init__(self, message: str, frame_id: Any) -> None:
-        super().__init__("bad_request", message)
+        super().__init__(ErrorCode.BAD_REQUEST, message)
         self.frame_id = frame_id
 
 
