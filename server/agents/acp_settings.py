@@ -44,34 +44,34 @@ class Step:
 
 def steps(
     wanted: Wanted,
-    state: AgentSettings,
+    reported: AgentSettings,
     former: AgentSettings,
     synonyms: Mapping[tuple[str, str], str] = MappingProxyType({}),
 ) -> list[Step]:
-    """Return the requests that bring an agent from *state* to *wanted*, in order.
+    """Return the requests that bring an agent from *reported* to *wanted*, in order.
 
     A new model may change the options and the mode, so the model is set first and the mode last.
 
     Args:
-        state: the settings that the current process reported.
+        reported: the settings that the current process reported.
         former: the settings that an earlier process reported.
         synonyms: from a setting and value to the name that the agent reports for that value.
     """
     found = []
-    for setting, value in _ordered(wanted, state):
-        if current(state, setting) in (value, synonyms.get((setting, value), value)):
+    for setting, value in _ordered(wanted, reported):
+        if current(reported, setting) in (value, synonyms.get((setting, value), value)):
             continue
-        step = _step(setting, value, state, former, wanted.model_may_be_unlisted)
+        step = _step(setting, value, reported, former, wanted.model_may_be_unlisted)
         if setting == "mode" and wanted.mode_is_optional and step.method is None:
             continue
         found.append(step)
     return found
 
 
-def _ordered(wanted: Wanted, state: AgentSettings) -> Iterator[tuple[str, str]]:
+def _ordered(wanted: Wanted, reported: AgentSettings) -> Iterator[tuple[str, str]]:
     if wanted.model is not None:
         yield "model", wanted.model
-    options = [(setting_of(state, key), value) for key, value in wanted.config_options.items()]
+    options = [(setting_of(reported, key), value) for key, value in wanted.config_options.items()]
     yield from (one for one in options if one[0] == "model")
     yield from (one for one in options if one[0] not in ("model", "mode"))
     yield from (one for one in options if one[0] == "mode")
@@ -80,13 +80,13 @@ def _ordered(wanted: Wanted, state: AgentSettings) -> Iterator[tuple[str, str]]:
 
 
 def _step(
-    setting: str, value: str, state: AgentSettings, former: AgentSettings, any_model: bool
+    setting: str, value: str, reported: AgentSettings, former: AgentSettings, any_model: bool
 ) -> Step:
     """Return the request that sets it, if the agent offers it or an earlier process did."""
     # The agent itself checks the value of a config option.
     may_be_unlisted = setting != "mode" and (setting != "model" or any_model)
     may_be_unlisted = may_be_unlisted or current(former, setting) == value
-    for known in (state, former):
+    for known in (reported, former):
         is_offered = offers(known, setting, value)
         if is_offered is None:
             continue
@@ -105,9 +105,9 @@ def _request(known: AgentSettings, setting: str, value: str) -> tuple[str, dict[
     return SET_OPTION, {"configId": option["id"], "value": value}
 
 
-def option_of(state: AgentSettings, setting: str) -> dict[str, Any] | None:
+def option_of(reported: AgentSettings, setting: str) -> dict[str, Any] | None:
     """Return the config option that stands for *setting*; None if there is none."""
-    options = state.config_options if isinstance(state.config_options, list) else []
+    options = reported.config_options if isinstance(reported.config_options, list) else []
     found, priority = None, -1
     for option in options:
         if not isinstance(option, dict) or not isinstance(option.get("id"), str):
@@ -126,67 +126,69 @@ def option_of(state: AgentSettings, setting: str) -> dict[str, Any] | None:
     return found
 
 
-def setting_of(state: AgentSettings, key: str) -> str:
+def setting_of(reported: AgentSettings, key: str) -> str:
     """Return the setting that a config option sets: ``mode``, ``model``, or its own id."""
     for setting in ("mode", "model"):
-        option = option_of(state, setting)
+        option = option_of(reported, setting)
         if option is not None and option["id"] == key:
             return setting
     return key
 
 
-def requested(state: AgentSettings, method: str, params: Mapping[str, Any]) -> tuple[str, str]:
+def requested_setting(
+    reported: AgentSettings, method: str, params: Mapping[str, Any]
+) -> tuple[str, str]:
     """Return the setting and the value of one of the :data:`SETTERS` requests."""
     if method == SET_MODE:
         return "mode", str(params.get("modeId"))
     if method == SET_MODEL:
         return "model", str(params.get("modelId"))
-    return setting_of(state, str(params.get("configId"))), str(params.get("value"))
+    return setting_of(reported, str(params.get("configId"))), str(params.get("value"))
 
 
-def current(state: AgentSettings, setting: str) -> str | None:
+def current(reported: AgentSettings, setting: str) -> str | None:
     """Return the value that the agent reported last for a setting; None if it has reported none."""
     value: Any = None
-    if setting == "mode" and isinstance(state.modes, dict):
-        value = state.modes.get("currentModeId")
-    elif (option := option_of(state, setting)) is not None:
+    if setting == "mode" and isinstance(reported.modes, dict):
+        value = reported.modes.get("currentModeId")
+    elif (option := option_of(reported, setting)) is not None:
         value = option.get("currentValue")
-    elif setting == "model" and isinstance(state.models, dict):
-        value = state.models.get("currentModelId")
+    elif setting == "model" and isinstance(reported.models, dict):
+        value = reported.models.get("currentModelId")
     return value if isinstance(value, str) else None
 
 
-def offers(state: AgentSettings, setting: str, value: str) -> bool | None:
+def offers(reported: AgentSettings, setting: str, value: str) -> bool | None:
     """Whether the agent offers that value; None if it does not offer the setting.
 
     True also if the list of values was shortened, because the value may have been in it.
     """
-    choices = choices_of(state, setting)
+    choices = choices_of(reported, setting)
     if choices is None:
         return None
-    return value in choices or is_shortened(_offer_of(state, setting))
+    return value in choices or is_shortened(_offer_of(reported, setting))
 
 
-def choices_of(state: AgentSettings, setting: str) -> list[str] | None:
+def choices_of(reported: AgentSettings, setting: str) -> list[str] | None:
     """The values that the agent offers for *setting*; None if it does not offer the setting."""
-    offer = _offer_of(state, setting)
+    offer = _offer_of(reported, setting)
     if offer is None:
         return None
-    if offer is state.modes:
+    if offer is reported.modes:
         return _ids(offer.get("availableModes"), "id")
-    if offer is state.models:
+    if offer is reported.models:
         return _ids(offer.get("availableModels"), "modelId")
     return [choice["value"] for choice in _choices(offer)]
 
 
-def _offer_of(state: AgentSettings, setting: str) -> dict[str, Any] | None:
+def _offer_of(reported: AgentSettings, setting: str) -> dict[str, Any] | None:
     """Return the object in which the agent offers *setting*: modes, models or a config option."""
-    if setting == "mode" and isinstance(state.modes, dict):
-        return state.modes
-    if (option := option_of(state, setting)) is not None:
+    if setting == "mode" and isinstance(reported.modes, dict):
+        return reported.modes
+    if (option := option_of(reported, setting)) is not None:
         return option
-    if setting == "model" and isinstance(state.models, dict):
-        return state.models
+    if setting == "model" and isinstance(reported.models, dict):
+        return reported.models
     return None
 
 
@@ -207,18 +209,18 @@ def _choices(option: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _choices(choice)
 
 
-def view(state: AgentSettings) -> dict[str, Any]:
-    """Return *state* as clients see it.
+def view(reported: AgentSettings) -> dict[str, Any]:
+    """Return *reported* as clients see it.
 
     ``models`` and ``modes`` are filled from config options if the agent offers them as such.
     """
-    shown = state.to_dict()
-    if (option := option_of(state, "model")) is not None:
+    shown = reported.to_dict()
+    if (option := option_of(reported, "model")) is not None:
         shown["models"] = {
             "currentModelId": option.get("currentValue"),
             "availableModels": [_named(choice, "modelId") for choice in _choices(option)],
         }
-    if not state.modes and (option := option_of(state, "mode")) is not None:
+    if not reported.modes and (option := option_of(reported, "mode")) is not None:
         shown["modes"] = {
             "currentModeId": option.get("currentValue"),
             "availableModes": [_named(choice, "id") for choice in _choices(option)],
@@ -231,13 +233,13 @@ def _named(choice: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {key: choice["value"], "name": choice["value"], **about}
 
 
-def with_session_result(state: AgentSettings, result: Mapping[str, Any]) -> AgentSettings:
-    """Return *state* after a response to session/new, session/load or session/resume.
+def with_session_result(reported: AgentSettings, result: Mapping[str, Any]) -> AgentSettings:
+    """Return *reported* after a response to session/new, session/load or session/resume.
 
     A setting that is not in the response becomes unknown, because a former process reported it.
     """
     return dataclasses.replace(
-        state,
+        reported,
         modes=result.get("modes") or None,
         models=result.get("models") or None,
         config_options=result.get("configOptions") or None,
@@ -245,64 +247,66 @@ def with_session_result(state: AgentSettings, result: Mapping[str, Any]) -> Agen
 
 
 def with_result(
-    state: AgentSettings,
+    reported: AgentSettings,
     former: AgentSettings,
     method: str,
     params: Mapping[str, Any],
     result: Mapping[str, Any],
 ) -> AgentSettings:
-    """Return *state* after a successful response to one of the :data:`SETTERS` requests.
+    """Return *reported* after a successful response to one of the :data:`SETTERS` requests.
 
     If the response does not contain the new value, it is the requested one.
     """
     if method == SET_MODE:
-        base = state if isinstance(state.modes, dict) else former
-        return in_mode(dataclasses.replace(state, modes=base.modes), params.get("modeId"))
+        base = reported if isinstance(reported.modes, dict) else former
+        return with_mode(dataclasses.replace(reported, modes=base.modes), params.get("modeId"))
     if method == SET_MODEL:
-        models = state.models if isinstance(state.models, dict) else former.models
+        models = reported.models if isinstance(reported.models, dict) else former.models
         if not isinstance(models, dict):
-            return state
+            return reported
         models = {**models, "currentModelId": params.get("modelId")}
-        return dataclasses.replace(state, models=models)
+        return dataclasses.replace(reported, models=models)
     if result.get("configOptions"):
-        return with_options(state, result["configOptions"])
-    options = state.config_options or former.config_options
-    return with_options(state, _with_value(options, params.get("configId"), params.get("value")))
+        return with_options(reported, result["configOptions"])
+    options = reported.config_options or former.config_options
+    return with_options(reported, _with_value(options, params.get("configId"), params.get("value")))
 
 
 def with_update(
-    state: AgentSettings, former: AgentSettings, kind: Any, update: Any
+    reported: AgentSettings, former: AgentSettings, kind: Any, update: Any
 ) -> AgentSettings:
-    """Return *state* after a ``session/update`` of that *kind*; the same object if unchanged."""
+    """Return *reported* after a ``session/update`` of that *kind*; the same object if unchanged."""
     match kind:
         case "available_commands_update":
-            return dataclasses.replace(state, commands=update.get("availableCommands"))
+            return dataclasses.replace(reported, commands=update.get("availableCommands"))
         case "config_option_update":
-            return with_options(state, update.get("configOptions"))
+            return with_options(reported, update.get("configOptions"))
         case "current_mode_update":
-            modes = state.modes if isinstance(state.modes, dict) else former.modes
-            return in_mode(dataclasses.replace(state, modes=modes), update.get("currentModeId"))
-    return state
+            modes = reported.modes if isinstance(reported.modes, dict) else former.modes
+            return with_mode(
+                dataclasses.replace(reported, modes=modes), update.get("currentModeId")
+            )
+    return reported
 
 
-def in_mode(state: AgentSettings, mode: Any) -> AgentSettings:
-    """Return *state* with another mode, in each form in which the agent offers modes."""
-    modes, options = state.modes, state.config_options
+def with_mode(reported: AgentSettings, mode: Any) -> AgentSettings:
+    """Return *reported* with another mode, in each form in which the agent offers modes."""
+    modes, options = reported.modes, reported.config_options
     if isinstance(modes, dict):
         modes = {**modes, "currentModeId": mode}
-    if (option := option_of(state, "mode")) is not None:
+    if (option := option_of(reported, "mode")) is not None:
         options = _with_value(options, option["id"], mode)
-    return dataclasses.replace(state, modes=modes, config_options=options)
+    return dataclasses.replace(reported, modes=modes, config_options=options)
 
 
-def with_options(state: AgentSettings, options: Any) -> AgentSettings:
-    """Return *state* with other config options. One that stands for the mode sets the mode, too."""
-    state = dataclasses.replace(state, config_options=options)
-    mode = option_of(state, "mode")
-    if mode is not None and isinstance(state.modes, dict):
-        modes = {**state.modes, "currentModeId": mode.get("currentValue")}
-        state = dataclasses.replace(state, modes=modes)
-    return state
+def with_options(reported: AgentSettings, options: Any) -> AgentSettings:
+    """Return *reported* with other config options. One that stands for the mode sets the mode, too."""
+    reported = dataclasses.replace(reported, config_options=options)
+    mode = option_of(reported, "mode")
+    if mode is not None and isinstance(reported.modes, dict):
+        modes = {**reported.modes, "currentModeId": mode.get("currentValue")}
+        reported = dataclasses.replace(reported, modes=modes)
+    return reported
 
 
 def _with_value(options: Any, key: Any, value: Any) -> Any:
@@ -314,23 +318,23 @@ def _with_value(options: Any, key: Any, value: Any) -> Any:
     ]
 
 
-def is_command(state: AgentSettings, blocks: Any) -> bool:
+def is_command(reported: AgentSettings, blocks: Any) -> bool:
     """Whether a prompt is one of the agent's commands, which must not get a preface."""
     first = blocks[0] if isinstance(blocks, list) and blocks else None
     text = first.get("text") if isinstance(first, dict) else None
     if not isinstance(text, str) or not text.startswith("/"):
         return False
     name = text[1:].partition("\n")[0].partition(" ")[0]
-    offered = state.commands if isinstance(state.commands, list) else []
+    offered = reported.commands if isinstance(reported.commands, list) else []
     return any(isinstance(one, dict) and one.get("name") == name for one in offered)
 
 
 def preface_of(
-    blocks: Any, spec: AgentSpec, state: AgentSettings, observer: AgentObserver
+    blocks: Any, spec: AgentSpec, reported: AgentSettings, observer: AgentObserver
 ) -> str | None:
     """Return the preface to put in front of a prompt, in a conversation that has none yet.
 
     A command gets none; the observer then notes that the conversation still needs it.
     """
-    observer.owes_preface = spec.preface is not None and is_command(state, blocks)
+    observer.owes_preface = spec.preface is not None and is_command(reported, blocks)
     return None if observer.owes_preface else spec.preface

@@ -340,5 +340,5 @@ def real_folder(cwd: str, data_dir: Path) -> str:
 def misplaced() -> Error:
     return Error(
         ErrorCode.BAD_REQUEST,
-        "cwd: the session's folder was replaced by a link, or is gone: the agent is not started",
+        "cwd: the session's folder was deleted or replaced by a link; the agent is not started",
     )

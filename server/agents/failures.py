@@ -1,8 +1,8 @@
-"""What an agent's error means: whether it needs a login, and whether asking again can help.
+"""Classifies the errors of agents: whether a login is required, and whether a retry can succeed.
 
 Agents report a refused key in many ways: with ACP's own code, with an HTTP status as the code,
-with a word in ``data``, as a provider's JSON within the message, or in words alone. Only a
-JSON-RPC error, or an agent's failure to start, is read here; never what an agent says in a turn.
+with a word in ``data``, with a provider's JSON within the message, or in words alone. Only JSON-RPC
+errors and the output of agents that did not start are classified, never the text of a turn.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..errors import Error, ErrorCode
 
 AUTH_REQUIRED: Final = -32000
 NEVER_RETRYABLE: Final = (AUTH_REQUIRED, -32600, -32601, -32602)
-"""The agent wants a login, or did not understand: the same prompt fares no better."""
-MAY_PASS: Final = (408, 409, 425, 429)
+"""The codes after which the same prompt fails again: no login, or an invalid request."""
+RETRYABLE_STATUSES: Final = (408, 409, 425, 429)
 """The HTTP statuses below 500 after which the same request may succeed."""
 MAX_TEXT = 2000
 MAX_ERROR_VALUES = 200
@@ -40,7 +40,7 @@ LOGINS: Final = {
     "qoder": "run `qodercli` and enter /login",
     "qwen": "run `qwen` and enter /auth, or set OPENAI_API_KEY",
 }
-"""How the server's user logs in, by the agent's name; docs/howto/agents.md says the same."""
+"""Instructions to log in as the server's user, by agent; also in docs/howto/agents.md."""
 OTHER_LOGIN = "run its own program in a terminal and log in, or set its key"
 
 _STATUS_KEYS = frozenset(
@@ -120,14 +120,15 @@ _STATUS_WORDS = re.compile(
 
 @dataclasses.dataclass(slots=True)
 class _Evidence:
-    """What an error holds, however deep: HTTP statuses, one-word kinds, and texts."""
+    """The HTTP statuses, one-word kinds and texts that an error contains at any depth."""
 
     statuses: set[int] = dataclasses.field(default_factory=set)
     kinds: set[str] = dataclasses.field(default_factory=set)
     texts: list[str] = dataclasses.field(default_factory=list)
     values: int = 0
 
-    def take(self, value: Any, key: str = "", depth: int = 0) -> None:
+    def collect(self, value: Any, key: str = "", depth: int = 0) -> None:
+        """Add what *value*, the field *key* of an object, contains."""
         self.values += 1
         if self.values > MAX_ERROR_VALUES or depth > MAX_DEPTH:
             return
@@ -137,25 +138,25 @@ class _Evidence:
             case int() if key in _STATUS_KEYS and 400 <= value <= 599:
                 self.statuses.add(value)
             case str():
-                self._take_text(value, key, depth)
+                self._collect_text(value, key, depth)
             case dict():
                 parts = {_normalized(name): part for name, part in value.items()}
-                if not _TOOL_KEYS & parts.keys():  # of a tool's own request, not of the model's
+                if not _TOOL_KEYS & parts.keys():  # else the error is a tool's
                     for name, part in parts.items():
-                        self.take(part, name, depth + 1)
+                        self.collect(part, name, depth + 1)
             case list():
                 for part in value:
-                    self.take(part, key, depth + 1)
+                    self.collect(part, key, depth + 1)
 
-    def _take_text(self, text: str, key: str, depth: int) -> None:
+    def _collect_text(self, text: str, key: str, depth: int) -> None:
         text = text[:MAX_TEXT]
         if key in _STATUS_KEYS and text.isdecimal():
-            self.take(int(text), key, depth)
+            self.collect(int(text), key, depth)
         if key in _KIND_KEYS:
             self.kinds.add(_normalized(text))
         start = text.find("{")
-        if start >= 0 and (told := parse_message(text[start:].encode(errors="replace"))):
-            self.take(told, "", depth + 1)
+        if start >= 0 and (nested := parse_message(text[start:].encode(errors="replace"))):
+            self.collect(nested, "", depth + 1)
             text = text[:start]
         if text.strip():
             self.texts.append(text)
@@ -168,10 +169,10 @@ class _Evidence:
 
 
 def agent_error(error: Any, agent: str, auth_methods: Any = None) -> Error:
-    """What a JSON-RPC error that ends a turn says to the client.
+    """Convert the JSON-RPC error that ended a turn to the error that clients receive.
 
     Args:
-        agent: its name.
+        agent: the agent's name.
         auth_methods: ACP's ``authMethods``, as the agent listed them.
     """
     said = words_of(error)
@@ -180,12 +181,12 @@ def agent_error(error: Any, agent: str, auth_methods: Any = None) -> Error:
     return Error(
         ErrorCode.AGENT_FAILED,
         said or "the agent answered with an error",
-        retryable=_may_pass(error),
+        retryable=_is_retryable(error),
     )
 
 
 def login_required(agent: str, said: str, auth_methods: Any = None) -> Error:
-    """The agent refuses to work without a login, or with the login or key that it has."""
+    """The error of an agent that refuses to work without a login, or with its present one."""
     how = LOGINS.get(agent, OTHER_LOGIN)
     message = f"the agent {agent!r} requires a login: {how}"
     return Error(
@@ -211,18 +212,18 @@ def needs_login(error: Any) -> bool:
     if isinstance(error, dict) and error.get("code") == AUTH_REQUIRED:
         return True
     statuses = evidence.statuses
-    if not statuses and not is_of_tool and (told := evidence.status_in_words()):
-        statuses = {told}
+    if not statuses and not is_of_tool and (status := evidence.status_in_words()):
+        statuses = {status}
     return bool(statuses & {401, 403})
 
 
 def asks_for_login(words: str) -> bool:
-    """Whether the last output of an agent that did not start says that it needs a login."""
+    """Whether the last output of an agent that did not start asks for a login."""
     return _LOGIN_WORDS.search(words) is not None and _TOOL_WORDS.search(words) is None
 
 
 def words_of(error: Any) -> str:
-    """An error's message, and the details that many agents put in ``data``."""
+    """The message of a JSON-RPC error, and the details that many agents put in ``data``."""
     message = error.get("message") if isinstance(error, dict) else None
     said = message.strip()[:MAX_TEXT] if isinstance(message, str) else ""
     details = details_of(error)
@@ -232,13 +233,13 @@ def words_of(error: Any) -> str:
 
 
 def details_of(error: Any) -> str:
-    """What a JSON-RPC error says beyond its message; many agents put the reason there."""
+    """The text in the ``data`` of a JSON-RPC error; many agents put the reason there."""
     data = error.get("data") if isinstance(error, dict) else None
     details = data.get("details") if isinstance(data, dict) else data
     return " ".join(details.split())[:500] if isinstance(details, str) else ""
 
 
-def _may_pass(error: Any) -> bool:
+def _is_retryable(error: Any) -> bool:
     """Whether the same prompt may succeed later."""
     code = error.get("code") if isinstance(error, dict) else None
     if code in NEVER_RETRYABLE:
@@ -247,17 +248,19 @@ def _may_pass(error: Any) -> bool:
     if evidence.kinds & _HOPELESS_KINDS or _HOPELESS_WORDS.search("\n".join(evidence.texts)):
         return False
     statuses = evidence.statuses or {evidence.status_in_words()} - {None}
-    return not any(400 <= status < 500 and status not in MAY_PASS for status in statuses if status)
+    return not any(
+        400 <= status < 500 and status not in RETRYABLE_STATUSES for status in statuses if status
+    )
 
 
 def _evidence_of(error: Any) -> _Evidence:
     evidence = _Evidence()
     if isinstance(error, Mapping):
         for name in ("message", "data"):
-            evidence.take(error.get(name), name)
+            evidence.collect(error.get(name), name)
         code = error.get("code")
-        if isinstance(code, int):  # some agents answer with the HTTP status as the code
-            evidence.take(code, "code")
+        if isinstance(code, int):  # some agents use the HTTP status as the code
+            evidence.collect(code, "code")
     return evidence
 
 
@@ -267,5 +270,5 @@ def _methods_in(error: Any) -> Any:
 
 
 def _normalized(name: Any) -> str:
-    """``errorKind``, ``error_kind`` and ``error-kind`` are one word."""
+    """Lower-case letters and digits of *name*, so that ``errorKind`` equals ``error_kind``."""
     return re.sub(r"[^a-z0-9]", "", str(name)[:60].lower())

@@ -1,4 +1,4 @@
-"""The end of what a program wrote before it ended, made fit to be shown to a client."""
+"""Prepares the last output of a program for clients: on one line, without secrets."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 
 KEPT_BYTES = 2000
-"""Of each stream this much is kept while a program runs."""
+"""The part of each stream that is kept while a program runs."""
 SHOWN_BYTES = 500
-"""Of each stream this much is shown."""
+"""The part of each stream that is shown."""
 SECRET = "[secret]"  # noqa: S105
 MIN_SECRET = 6
 
@@ -41,7 +41,7 @@ _NAMED_SECRETS = re.compile(
 
 
 def secrets_in(*environs: Mapping[str, str]) -> frozenset[str]:
-    """The values in *environs* whose names say that they are secret."""
+    """The values in *environs* with a name that marks them as secret."""
     return frozenset(
         value
         for environ in environs
@@ -51,7 +51,7 @@ def secrets_in(*environs: Mapping[str, str]) -> frozenset[str]:
 
 
 def redact(text: str, secrets: Collection[str] = ()) -> str:
-    """*text* without *secrets*, and without what looks like a key or a password."""
+    """*text* without *secrets*, and without strings that look like keys or passwords."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, SECRET)
     text = _SECRETS.sub(SECRET, text)
@@ -59,7 +59,7 @@ def redact(text: str, secrets: Collection[str] = ()) -> str:
 
 
 def single_line(text: str) -> str:
-    """*text* on one line, without what a terminal obeys or what hides or reorders text."""
+    """*text* on one line, without control characters and escape sequences of terminals."""
     text = _ESCAPES.sub("", text)
     return " ".join(
         "".join(
@@ -69,7 +69,7 @@ def single_line(text: str) -> str:
 
 
 def last_output(streams: Iterable[bytes], secrets: Collection[str] = ()) -> str:
-    """What the program wrote last on each of its *streams*, at most :data:`SHOWN_BYTES` of each."""
+    """The end of each of a program's *streams*, at most :data:`SHOWN_BYTES` of each."""
     ends = dict.fromkeys(_end_of(stream, secrets) for stream in streams)
     return " / ".join(filter(None, ends))
 

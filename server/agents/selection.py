@@ -10,7 +10,7 @@ PREFERRED_AGENT = "claude"
 
 
 class AgentSelection:
-    """The agents that an app may ask for.
+    """Chooses agents for clients.
 
     Args:
         default: the configured default agent; None for Claude Code if it is installed, otherwise

@@ -1,7 +1,7 @@
-"""What is known of agents by their names: when they ask for permission, what they take.
+"""A table of known agents: when they ask for permission, and which parameters they accept.
 
-Measured with the real agents. The name counts, also if ``CLAWDFORGE_AGENTS`` has another command
-for it; an entry there may say ``asks_in`` itself.
+The values were measured with the real agents. The name counts, also if ``CLAWDFORGE_AGENTS`` has
+another command for it. An entry there may override ``asks_in``.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ APPROVE_ALL = "approve-all"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentTraits:
-    """What is known of an agent.
+    """The known behaviour of an agent.
 
     Attributes:
-        asks_in: the mode in which it asks before it writes or runs anything; None: it never asks;
-            :data:`UNKNOWN`: it was not measured.
-        also_asks_in: other modes in which it does not act without asking.
-        asks_by: variables that make it ask, for an agent that goes by its configuration: names to
-            the JSON objects that theirs are merged with.
-        takes_system: it takes a system prompt when its session is made.
-        takes_any_model: it may know more models than it lists.
+        asks_in: the mode in which the agent asks before it writes or runs anything; None: it never
+            asks; :data:`UNKNOWN`: it was not measured.
+        also_asks_in: other modes in which the agent does not act without asking.
+        asks_by: environment variables that make the agent ask, for one that is configured by
+            them: name to the JSON object that is merged into the value.
+        takes_system: the agent accepts a system prompt with a new session.
+        takes_any_model: the agent may know more models than it lists.
     """
 
     asks_in: str | None = UNKNOWN
@@ -45,10 +45,11 @@ class AgentTraits:
         return self.asks_in or None
 
     def asks(self, mode: str | None, permission: str) -> bool | None:
-        """Whether it asks in that mode (None: it says none); None if that is not known.
+        """Whether the agent asks in that mode; None if that is unknown.
 
         Args:
-            permission: the session's, for which it was started.
+            mode: the current mode; None if the agent reports none.
+            permission: the permission policy for which the agent was started.
         """
         if self.asks_in is None:
             return False
@@ -72,7 +73,11 @@ KNOWN: Mapping[str, AgentTraits] = {
 
 
 def traits_of(name: str, commands: Mapping[str, AgentCommand]) -> AgentTraits:
-    """What is known of the agent of that name; *commands* are the server's own."""
+    """The known behaviour of the agent *name*.
+
+    Args:
+        commands: the configured agents.
+    """
     known = KNOWN.get(name, AgentTraits())
     command = commands.get(name)
     if command is None or command.asks_in == UNKNOWN:
@@ -86,7 +91,7 @@ def asking_environ(
     """The variables that make an agent ask, in a session with that permission.
 
     Args:
-        environ: what it gets otherwise; what the operator has denied there stays denied.
+        environ: the agent's other variables. Tools that the operator denied there stay denied.
     """
     if permission == APPROVE_ALL:
         return {}

@@ -118,7 +118,7 @@ class CliAgent:
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         await self._control("set-mode", mode)
-        self._session.settings = acp_settings.in_mode(self._session.settings, mode)
+        self._session.settings = acp_settings.with_mode(self._session.settings, mode)
         # If no process is left, the one that acpx started for this command has ended, too.
         self._mode = mode if self._session.is_running else None
         return {}

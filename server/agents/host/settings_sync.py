@@ -19,7 +19,7 @@ from .binding import Binding
 from .stdio_proxy import StdioProxy
 
 MAX_TRIES = 2
-"""How often one setting is set before a prompt: setting another may have changed it back."""
+"""Requests for one setting before a prompt: a request for another may have changed it back."""
 
 
 class SettingsSync:
@@ -100,7 +100,7 @@ class SettingsSync:
             applied.set_result(failure)
 
     async def _apply_steps(self, proxy: StdioProxy) -> None:
-        """Set one setting after the other, until the agent is in all that are wanted.
+        """Set one setting after the other, until the agent is in all wanted settings.
 
         Raises:
             Error: the agent refuses a setting, or does not have it.
@@ -143,7 +143,7 @@ class SettingsSync:
         if step.setting == "model" and after not in (None, before, step.value):
             self._synonyms[step.key] = after  # the agent's own name of the model
 
-    # What the agent reports.
+    # Reports of the agent.
 
     def acpx_change_begins(self) -> None:
         """acpx is about to send the agent a request that changes a setting."""
@@ -168,7 +168,7 @@ class SettingsSync:
                 auth_methods=result.get("authMethods"),
             )
         else:
-            setting, value = acp_settings.requested(self.reported, method, params)
+            setting, value = acp_settings.requested_setting(self.reported, method, params)
             self._note_set(setting, value, method, params, result)
 
     def _note_set(
