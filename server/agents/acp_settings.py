@@ -300,7 +300,7 @@ def with_mode(reported: AgentSettings, mode: Any) -> AgentSettings:
 
 
 def with_options(reported: AgentSettings, options: Any) -> AgentSettings:
-    """Return *reported* with other config options. One that stands for the mode sets the mode, too."""
+    """Return *reported* with other config options; one for the mode also sets the mode."""
     reported = dataclasses.replace(reported, config_options=options)
     mode = option_of(reported, "mode")
     if mode is not None and isinstance(reported.modes, dict):

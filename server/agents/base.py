@@ -80,7 +80,7 @@ class Wanted:
 
 
 Presence = Literal["live", "waking", "prewarmed", "hibernated"]
-"""Whether a session's agent runs: what ``agent_state`` tells."""
+"""The value of ``agent_state``: whether a session's agent runs."""
 
 
 class AgentObserver(Protocol):
@@ -246,11 +246,11 @@ class Backend(Protocol):
     """A way to run agents.
 
     Attributes:
-        versions: of ``acpx`` and ``node``, once it is started.
+        versions: those of ``acpx`` and ``node``, once the backend is started.
         can_ask: permission requests come to the session; else acpx decides them.
         can_restore: the wanted settings are applied before each prompt; otherwise a prompt fails if
             the agent may be in others.
-        timeouts: of all agents; a change applies to running agents, too.
+        timeouts: those of all agents; a change applies to running agents, too.
     """
 
     can_ask: bool
@@ -266,7 +266,7 @@ class Backend(Protocol):
         """End every process that was started."""
 
     async def agents(self, only: str | None = None) -> list[AgentInfo]:
-        """All agents that can be asked for by name, or *only* the one of that name."""
+        """Return all agents that clients can choose, or *only* the one of that name."""
 
     async def capabilities(self, name: str) -> Mapping[str, Any]:
         """Return an agent's ``agentCapabilities``; empty if they are not available.
@@ -283,7 +283,7 @@ class Backend(Protocol):
         """Make a session's agent.
 
         Args:
-            settings: what the session's agent reported when it last ran.
+            settings: the settings that the session's agent reported when it last ran.
         """
 
     async def forget(self, key: str) -> None:

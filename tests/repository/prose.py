@@ -74,12 +74,6 @@ ALLOWED: dict[str, str] = {}
 
 # Paths that are still being rewritten.
 PENDING: tuple[str, ...] = (
-    "server/agents/base.py",
-    "server/agents/catalog.py",
-    "server/agents/failures.py",
-    "server/agents/host/",
-    "server/agents/program_output.py",
-    "server/agents/traits.py",
     "tests/agents/",
     "tests/stand_ins/mock_agent.py",
     "tests/stand_ins/stdio_client.py",

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class AcpxSession:
-    """One session in the acpx host. Each host that is started must open it anew.
+    """One session in the acpx host. Each host that is started must open it again.
 
     Args:
         target: the agent for which a process may hand over its stdio.

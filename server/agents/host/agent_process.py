@@ -82,7 +82,7 @@ class AgentProcess:
     # Events of the process.
 
     def connected(self, proxy: StdioProxy) -> None:
-        """A new process runs behind *proxy*. It replaces a former one."""
+        """A new process runs, connected to *proxy*. It replaces a former one."""
         self.is_misplaced = False
         self.proxy = proxy
         self._move_to(AgentState.STARTING)
@@ -108,7 +108,7 @@ class AgentProcess:
             self._move_to(AgentState.READY)
 
     def ended(self, proxy: StdioProxy) -> bool:
-        """The process behind *proxy* has ended. Return whether it was the current one."""
+        """The process of *proxy* has ended. Return whether it was the current one."""
         self._handover.living.remove(proxy.rlimit_tag, proxy.env_tag)
         self._cleanup = self._tasks.spawn(self._end_strays(), f"cleanup-{self._binding.key}")
         if self.proxy is not proxy:
@@ -168,7 +168,7 @@ class AgentProcess:
         return await self._handover.stderr.last_output(self._binding.key, stdout)
 
     async def output_of(self, proxy: StdioProxy) -> str:
-        """Return the end of the output of the process behind *proxy*, which has ended."""
+        """Return the end of the output of the process of *proxy*, which has ended."""
         return await self._handover.stderr.last_output(
             self._binding.key, proxy.stray_output, timeout=LAST_OUTPUT_SECS
         )

@@ -1,9 +1,9 @@
-"""Agents through one warm acpx host.
+"""Runs agents through one warm acpx host.
 
 The host (``host.mjs``) embeds acpx: its registry, handshakes, sessions, load and resume, modes and
 models. Prompts pass through it to the agent. The agent's messages reach the stdio proxy
-(``stdio_proxy.py``) before acpx. The host may fail: then its agents end with it, their turns end,
-and the host is started again.
+(``stdio_proxy.py``) before acpx. If the host fails, its agents and their turns end, and the host is
+started again.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ logger = logging.getLogger(__name__)
 LAUNCHER = Path(__file__).parent / "launch.py"
 STARTS_AT_ONCE = 4
 CLOSES_AT_ONCE = 4
-"""For each app: a start may take as long as `CLAWDFORGE_AGENT_START_TIMEOUT_SECS`."""
+"""The limits are for each app: a start may take `CLAWDFORGE_AGENT_START_TIMEOUT_SECS`."""
 PROBE_SECS = 10
 SESSIONS = "sessions"
-"""acpx's folder of records, in its own folder."""
+"""The folder of records in acpx's state folder."""
 
 
 class _ProbeObserver:
@@ -83,13 +83,13 @@ class HostBackend:
 
     Args:
         node: Node's executable.
-        data_dir: has acpx's state folder, and a folder of the agents' stderr.
-        agents: name to argv and environment, over acpx's own list.
-        environ: the environment of the host and of every agent: an allow-list.
+        data_dir: contains acpx's state folder, and the folder of the agents' stderr.
+        agents: the configured agents by name, which precede those in acpx's list.
+        environ: the environment of the host and of every agent: the allowed variables.
         start_timeout: seconds for an agent to start and load its session.
-        backpressure: whether the log has capacity for more messages.
-        limits: of what the agents write.
-        supervisor: of the long-lived tasks.
+        backpressure: the capacity of the log.
+        limits: on the agents' output.
+        supervisor: runs the tasks that must not fail silently.
     """
 
     can_ask = True
@@ -147,19 +147,19 @@ class HostBackend:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of ``acpx`` and ``node``, once it has started."""
+        """The versions of ``acpx`` and ``node``, once the host has started."""
         return self._host.versions
 
     @property
     def restarts(self) -> int:
-        """How often the host has been started again."""
+        """The number of times that the host was started again."""
         return self._host.restarts
 
     async def start(self) -> None:
-        """Start the host and wait until it serves.
+        """Start the host and wait until it is ready.
 
         Raises:
-            AcpxError: it does not start, or it is not the acpx that is needed.
+            AcpxError: the host does not start, or acpx or Node has an unsupported version.
         """
         await asyncio.to_thread(self._prepare_state_dir)
         self.handover.start()
@@ -172,15 +172,15 @@ class HostBackend:
     def _prepare_state_dir(self) -> None:
         self._data_dir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with safe_files.folder(*self._data_dir.split(self._state_dir / SESSIONS), make=True):
-            pass  # acpx follows links there, so it is no link
-        # What a killed server or host had only begun: probes, and records that acpx was writing.
+            pass  # acpx would follow a link
+        # A killed server or host may have left probes, and records that acpx was writing.
         for pattern in ("probe-*", f"{SESSIONS}/probe-*", f"{SESSIONS}/acpx-write*"):
             for path in self._state_dir.glob(pattern):
                 with contextlib.suppress(OSError):
                     safe_files.remove(*self._data_dir.split(path))
 
     async def stop(self) -> None:
-        """Let the agents end in peace, for a moment, and then everything."""
+        """End all agents, which have a moment to end by themselves, and then the host."""
         await self._host.stop()
         await self.handover.stop()
         await self._tasks.finish(0)
@@ -213,22 +213,22 @@ class HostBackend:
         return self._capabilities.get(name, {})
 
     async def _probe(self, name: str) -> None:
-        """Start the agent for a moment, for what it says of itself."""
+        """Start the agent, store the capabilities that it reports, and end it."""
         try:
             folder = self._state_dir / f"probe-{secrets.token_hex(8)}"
             await asyncio.to_thread(safe_files.make_folder, *self._data_dir.split(folder))
         except OSError as error:
-            logger.warning("the agent %s is not asked what it can do: %s", name, error)
+            logger.warning("the capabilities of the agent %s are unknown: %s", name, error)
             return
         spec = AgentSpec(folder.name, name, str(folder), None, None, "ask")
         agent = self.agent(spec, _ProbeObserver())
         try:
             await agent.start()
         except Error as error:
-            logger.warning("the agent %s does not say what it can do: %s", name, error.message)
+            logger.warning("the capabilities of the agent %s are unknown: %s", name, error.message)
         finally:
-            if isinstance(told := agent.settings.capabilities, dict):
-                self._capabilities[name] = told
+            if isinstance(capabilities := agent.settings.capabilities, dict):
+                self._capabilities[name] = capabilities
             await agent.hibernate()
             await self.forget(spec.key)
             with contextlib.suppress(OSError):
@@ -242,17 +242,16 @@ class HostBackend:
             logger.warning("session %s: the record of acpx was not deleted: %s", key, error)
 
     async def agents(self, only: str | None = None) -> list[AgentInfo]:
-        if only in self._commands:  # the server's own: acpx need not be asked
+        if only in self._commands:  # acpx does not know it
             launches = [{"name": only, "launch": None}]
         else:
-            launches = await self._ask_for_agents(only)
-        # In a thread: it looks for programs on the disk.
+            launches = await self._acpx_agents(only)
         return await asyncio.to_thread(
             agent_infos, launches, self._commands, self._environ.get("PATH")
         )
 
-    async def _ask_for_agents(self, only: str | None) -> Any:
-        for _ in range(2):  # a host that dies at this moment is replaced
+    async def _acpx_agents(self, only: str | None) -> Any:
+        for _ in range(2):  # a host that ends meanwhile is replaced
             with contextlib.suppress(HostGoneError):
                 return await self._host.call("agents", only=only)
         raise agent_unavailable("the acpx host is not running")

@@ -1,9 +1,9 @@
 // The acpx host: one warm process that embeds acpx's runtime for all sessions.
 //
-// Lines of JSON on stdin are calls, `{id, op, ...}`; each is answered on stdout
-// by `{id, result}` or `{id, error: {code, message}}`. The first call is `init`.
-// Besides, `{event: "spawned", key, pid}` announces an agent before it runs:
-// only such a pid may hand its stdio over to the server. stderr is for people.
+// Lines of JSON on stdin are calls, `{id, op, ...}`. The responses on stdout are
+// `{id, result}` or `{id, error: {code, message}}`. The first call is `init`.
+// `{event: "spawned", key, pid}` announces an agent before it runs: only such a
+// pid may hand its stdio over to the server. stderr goes to the server's log.
 
 import { unlink } from 'node:fs/promises';
 import { createRequire, flushCompileCache } from 'node:module';
@@ -15,13 +15,13 @@ import { AcpxRuntime, createFileSessionStore } from 'acpx/runtime';
 import { launchesOf } from './launches.mjs';
 import { keepRecords } from './records.mjs';
 
-// A timer's longest delay. The server ends turns; acpx is not to.
+// A timer's longest delay. The server ends turns; acpx must not.
 const FOREVER_MS = 2 ** 31 - 1;
-// What acpx waits for after an agent's answer, in silence. Nothing: the server
-// withholds a turn's updates from it, and handles late ones itself.
+// The silence for which acpx waits after an agent's response. None is needed:
+// acpx does not receive a turn's updates, and the server handles late ones.
 const DRAIN_IDLE_MS = 0;
 
-// It is for this process: agents are to be run as they would be elsewhere.
+// The cache is for this process only, not for agents.
 delete process.env.NODE_COMPILE_CACHE;
 
 const handles = new Map();
@@ -38,7 +38,7 @@ function say(text) {
 	process.stderr.write(`${text}\n`);
 }
 
-/** acpx's registry, with every agent started through the server's launcher. */
+/** acpx's registry, with the server's launcher in front of every agent's command. */
 function launchedRegistry(inner, launcher) {
 	return {
 		list: () => inner.list(),
@@ -52,11 +52,11 @@ function launchedRegistry(inner, launcher) {
 }
 
 /**
- * acpx waits for a second of silence after an agent's answer, and snapshots an
+ * acpx waits for a second of silence after an agent's response, and lists an
  * agent's descendants with a helper process at every start and close. The server
- * ends turns at the answer itself and kills what an agent leaves, so both are
- * shortened. These are acpx's internals: checked here, and left alone when they
- * are not as expected.
+ * ends turns at the response and kills the descendants itself, so both are
+ * disabled. They are internals of acpx: if they are not as expected, they stay
+ * unchanged.
  */
 function tune(client) {
 	if (typeof client.waitForSessionUpdatesIdle !== 'function' || !('agentDescendants' in client)) {
@@ -94,14 +94,14 @@ const operations = {
 		stateDir = config.stateDir;
 		registry = launchedRegistry(createAgentRegistry({ overrides: config.agents }), config.launcher);
 		records = keepRecords(createFileSessionStore({ stateDir }), error =>
-			say(`a record is not stored: ${error.message}`)
+			say(`a record was not stored: ${error.message}`)
 		);
 		/** @type {any} */
 		const options = {
 			cwd: config.cwd,
 			sessionStore: records,
 			agentRegistry: registry,
-			// The server answers permission requests; none should come as far as here.
+			// The server handles permission requests; acpx should not receive any.
 			permissionMode: 'deny-all',
 			nonInteractivePermissions: 'deny',
 			fs: false,
@@ -117,7 +117,7 @@ const operations = {
 		}
 		runtime = new AcpxRuntime(options, manager && { managerFactory: () => /** @type {any} */ (manager) });
 		const { version } = createRequire(import.meta.url)('acpx/package.json');
-		setTimeout(flushCompileCache, 1000).unref(); // for the next one, when this one has started
+		setTimeout(flushCompileCache, 1000).unref(); // for the next host
 		return { acpx: version, node: process.versions.node, pid: process.pid };
 	},
 
@@ -132,11 +132,11 @@ const operations = {
 		return registry.inspect(agent)?.launch ?? null;
 	},
 
-	/** Make the session known; a new one's agent is started, an old one's is not. */
+	/** Open the session. acpx starts the agent of a new session, but not of a stored one. */
 	async open({ key, agent, cwd, options, fresh }) {
 		const input = { sessionKey: key, agent, cwd, mode: 'persistent', sessionOptions: options };
 		const record = await records.load(key);
-		// The data folder has been moved. acpx would begin anew; the agent may find what it kept there.
+		// The data folder was moved. acpx would begin a new conversation; the agent may still load the old one.
 		if (record && record.cwd !== cwd) await records.save({ ...record, cwd });
 		if (fresh) await runtime.prepareFreshSession({ handle: handles.get(key) });
 		handles.set(key, await runtime.ensureSession(input));
@@ -220,11 +220,11 @@ async function handle(call) {
 }
 
 process.on('unhandledRejection', (/** @type {any} */ error) => say(`unhandled rejection: ${error?.stack ?? error}`));
-let begun = []; // the pieces of a line whose end has not come yet
+let begun = []; // the pieces of an incomplete line
 process.stdin.setEncoding('utf8');
 process.stdin
 	.on('data', (/** @type {any} */ chunk) => {
-		// Not `readline`: for it U+2028, which JSON may hold as it is, ends a line, too.
+		// `readline` would also split lines at U+2028, which is valid in JSON.
 		const [first, ...others] = chunk.split('\n');
 		begun.push(first);
 		for (const next of others) {
@@ -232,5 +232,5 @@ process.stdin
 			begun = [next];
 		}
 	})
-	// Without the server there is nobody to host for.
+	// The server has ended.
 	.on('end', () => process.exit(0));

@@ -1,18 +1,19 @@
-// What acpx knows of each agent: is it installed, with which command, and what it needs else.
+// Lists the agents that acpx knows: the command of an installed one, the requirements of another.
 
 import { BUILT_IN_AGENT_PACKAGES } from 'acpx/agent-registry';
 
-// What this project's tests run, if acpx asks for an older one: it starts whatever is on the PATH.
+// The versions that this project was tested with, if acpx requires older ones: it starts any version
+// on the PATH.
 const TESTED = { codex: '2' };
 
-/** The versions of a package that are needed, as npm takes it on a command line: `0.76`. */
+/** The required version of a package, in the form of an argument of npm: `0.76`. */
 function versionOf(name) {
 	if (TESTED[name]) return TESTED[name];
 	const range = BUILT_IN_AGENT_PACKAGES[name]?.packageRange;
 	return range?.replace(/^\^(0\.\d+|[1-9]\d*)\..*$/, '$1');
 }
 
-/** `{name, launch}` of every agent; a package that is missing has its `version`. */
+/** `{name, launch}` of every agent. A missing package has the `version` to install. */
 export function launchesOf(registry, names) {
 	return names.map(name => {
 		const launch = registry.inspect(name)?.launch ?? null;

@@ -1,8 +1,8 @@
-"""What acpx gets of a large prompt.
+"""Shortens large prompts for acpx.
 
-acpx copies a prompt several times, on the one thread that serves all agents: 8 MiB of it keep every
-other session waiting for seconds. So a large prompt goes through acpx with its long strings cut
-short. The server, which sits on the agent's stdin, puts the whole blocks back on the last step.
+acpx copies a prompt several times, in the one thread that serves all agents: a prompt of 8 MiB
+delays every other session by seconds. So acpx receives a large prompt with its long strings cut
+short. The proxy on the agent's stdin restores the complete blocks.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 from ...codec import dumps, parse_message
 
 LARGE_BYTES = 64 << 10
-"""A smaller prompt goes through acpx as it is."""
+"""The size from which on a prompt is shortened."""
 KEPT_CHARS = 1024
-"""What is left of a long string: acpx, and a look for a command, need no more."""
+"""The part of a long string that acpx needs, and the check for a command."""
 
 
 def outline(blocks: bytes) -> bytes:
-    """The JSON of content blocks, with their long strings cut short if it is large."""
+    """Return the JSON of content blocks; if it is large, with its long strings cut short."""
     return blocks if len(blocks) <= LARGE_BYTES else dumps(_cut(parse_blocks(blocks)))
 
 
 def parse_blocks(blocks: bytes) -> Any:
-    """The content blocks in *blocks*; half a surrogate pair in them is kept."""
+    """Parse content blocks. Unpaired surrogates are kept."""
     message = parse_message(b'{"blocks":' + blocks + b"}")
-    assert message is not None, "blocks were checked when they came"
+    assert message is not None, "the blocks of a prompt are checked when it is received"
     return message["blocks"]
 
 
 def with_blocks(message: dict[str, Any], blocks: bytes) -> bytes:
-    """A ``session/prompt`` with *blocks*, JSON that is not encoded again, as its content."""
+    """Return a ``session/prompt`` with *blocks* as its content; they are not encoded again."""
     rest = dumps({name: value for name, value in message.items() if name != "params"})
     params = dumps({k: v for k, v in message["params"].items() if k != "prompt"})
     comma = b"," if len(params) > 2 else b""
@@ -38,7 +38,7 @@ def with_blocks(message: dict[str, Any], blocks: bytes) -> bytes:
 
 
 def with_preface(blocks: bytes, preface: str) -> bytes:
-    """*blocks* after a block of text."""
+    """Return the JSON of a text block followed by *blocks*."""
     return b"[%b,%b" % (dumps({"type": "text", "text": preface}), blocks[1:])
 
 

@@ -1,4 +1,4 @@
-"""The process of the acpx host: started, called, watched, and restarted when it ends.
+"""Runs the acpx host: starts it, calls it, checks it, and restarts it when it ends.
 
 Calls are lines of JSON to ``host.mjs``; results come back with the id of their call. The host runs
 under a supervisor (``supervise.py``), which kills all descendants when the host or the server ends.
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 SUPERVISOR = HERE.parent / "process" / "supervise.py"
 COMPILED = HERE.parents[2] / "node_modules" / ".cache" / "compiled"
-"""Where Node keeps acpx compiled, if it may: the host starts a fifth sooner."""
+"""Node's cache of compiled code, which makes the host start a fifth faster."""
 
 MAX_LINE_BYTES = 17 << 20
 """A longer line of the host is skipped."""
@@ -43,7 +43,7 @@ FROZEN_SECS = 20
 
 
 class CallError(Exception):
-    """acpx refused or failed a call; ``code`` is acpx's."""
+    """A call that acpx rejected or failed, with acpx's ``code``."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -51,20 +51,21 @@ class CallError(Exception):
 
 
 class HostGoneError(Exception):
-    """The host ended before it answered."""
+    """The end of the host before it responded."""
 
 
 class HostProcess:
-    """The one warm Node process that embeds acpx.
+    """The Node process that embeds acpx and serves all sessions.
 
     Args:
         node: Node's executable.
         state_dir: acpx's own folder.
-        config: what ``host.mjs`` is set up with; see its ``init``.
+        config: the configuration of ``host.mjs``; see its ``init``.
         environ: the environment of the host and of every agent.
-        handover_socket: the abstract socket at which agents attach.
-        spawned: told of each agent process before it runs, with its session's key.
-        ended: called when a host has ended, after all below it.
+        handover_socket: the abstract socket at which agents hand over their stdio.
+        spawned: called with the pid and the session's key of each agent process before it runs.
+        ended: called when a host and all its descendants have ended.
+        supervisor: runs the tasks that must not fail silently.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class HostProcess:
         self._spawned = spawned
         self._ended = ended
         self.generation = 0
-        """Counts the hosts that have been started; a session must be opened in each anew."""
+        """The number of hosts that have started. A session must be opened in each of them."""
         self.restarts = 0
         self.versions: dict[str, str] = {}
         self.pids: tuple[int, int] | None = None
-        """Of the supervisor and the host that serves now."""
+        """The pids of the running host's supervisor and of the host."""
         self._env_value = secrets.token_hex(8)
         self._ready = asyncio.Event()
         self._first_boot: asyncio.Future[None] | None = None
@@ -103,10 +104,10 @@ class HostProcess:
         self._main: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the host and wait until it serves.
+        """Start the host and wait until it is ready.
 
         Raises:
-            AcpxError: it does not start, or it is not the acpx that is needed.
+            AcpxError: the host does not start, or acpx or Node has an unsupported version.
         """
         self._first_boot = asyncio.get_running_loop().create_future()
         self._main = self._supervisor.spawn(self._tasks, "acpx-host", self._run)
@@ -122,7 +123,7 @@ class HostProcess:
             raise
 
     async def stop(self) -> None:
-        """Let the agents end in peace, for a moment, and then everything."""
+        """End all agents, which have a moment to end by themselves, and then the host."""
         if self.is_ready:
             with contextlib.suppress(TimeoutError, HostGoneError, CallError):
                 async with asyncio.timeout(STOP_SECS):
@@ -143,16 +144,16 @@ class HostProcess:
         raw: Mapping[str, bytes] | None = None,
         **fields: Any,
     ) -> Any:
-        """One call, and its result.
+        """Call the host, and return the result.
 
         Args:
-            generation: of the host that it is for; another knows nothing of the session.
-            raw: further fields, already JSON.
+            generation: the host that must receive the call, since no other knows the session.
+            raw: further fields, as JSON.
 
         Raises:
-            CallError: acpx refused or failed it.
+            CallError: acpx rejected or failed the call.
             HostGoneError: the host ended meanwhile; the call may have been carried out.
-            Error: ``agent_unavailable``; there is no host to call.
+            Error: ``agent_unavailable`` if no host runs.
         """
         await self.ready()
         return await self.send(op, generation=generation, raw=raw, **fields)
@@ -165,10 +166,10 @@ class HostProcess:
         raw: Mapping[str, bytes] | None = None,
         **fields: Any,
     ) -> asyncio.Future[Any]:
-        """A call that goes out now, and its result; arguments as for :meth:`call`.
+        """Send a call, and return its future result. The arguments are those of :meth:`call`.
 
         Raises:
-            HostGoneError: there is no such host, and nothing was sent.
+            HostGoneError: the host does not run; the call was not sent.
         """
         if self._writer is None or generation not in (None, self.generation):
             raise HostGoneError
@@ -187,10 +188,10 @@ class HostProcess:
         return self._ready.is_set()
 
     async def ready(self) -> None:
-        """Wait for a host that serves.
+        """Wait for a host that is ready.
 
         Raises:
-            Error: ``agent_unavailable``; there is none for too long.
+            Error: ``agent_unavailable`` if no host gets ready in time.
         """
         if self.is_ready:
             return
@@ -200,7 +201,7 @@ class HostProcess:
         except TimeoutError:
             raise agent_unavailable("the acpx host is not running") from None
 
-    # The host's life.
+    # Running the host.
 
     async def _run(self) -> None:
         failures = 0
@@ -208,11 +209,11 @@ class HostProcess:
             began = asyncio.get_running_loop().time()
             try:
                 await self._run_once()
-            except OSError as error:  # no memory or no process left, for one
+            except OSError as error:  # for example, no memory is left
                 logger.error("the acpx host cannot be started: %s", error)
             except Exception:
-                logger.exception("the acpx host is ended: the server failed to work with it")
-            if self.generation == 0:  # it never served; `start` says so
+                logger.exception("ended the acpx host after an unexpected error")
+            if self.generation == 0:  # the first host did not start; `start` raises the error
                 return
             lived = asyncio.get_running_loop().time() - began
             failures = 0 if lived > STABLE_SECS else failures + 1
@@ -222,7 +223,7 @@ class HostProcess:
             await asyncio.sleep(delay)
 
     async def _run_once(self) -> None:
-        """One host from its start to its end; nothing of it is left afterwards."""
+        """Run one host from its start until all its descendants have ended."""
         lifeline_read, lifeline_write = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -240,7 +241,7 @@ class HostProcess:
                 },
                 cwd=self._state_dir,
                 pass_fds=(lifeline_read,),
-                # A Ctrl-C at the terminal is the server's to handle.
+                # The server handles Ctrl-C.
                 start_new_session=True,
                 limit=1 << 16,
             )
@@ -273,17 +274,17 @@ class HostProcess:
                 if not future.done():
                     future.set_exception(HostGoneError())
             watch.cancel()
-            burial = asyncio.ensure_future(self._bury(process))
+            cleanup = asyncio.ensure_future(self._end_host(process))
             try:
-                await asyncio.shield(burial)
-            except asyncio.CancelledError:  # whoever stops us must not leave it half done
-                await burial
+                await asyncio.shield(cleanup)
+            except asyncio.CancelledError:  # the cleanup must complete all the same
+                await cleanup
                 raise
             await asyncio.gather(stderr, boot, watch, return_exceptions=True)
             self._ended()
 
-    async def _bury(self, process: asyncio.subprocess.Process) -> None:
-        """Wait for the supervisor to end, which first kills all below it."""
+    async def _end_host(self, process: asyncio.subprocess.Process) -> None:
+        """Wait for the end of the supervisor, which first kills all descendants."""
         try:
             async with asyncio.timeout(5):
                 await process.wait()
@@ -300,23 +301,23 @@ class HostProcess:
             await asyncio.to_thread(process_tree.end_orphans)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Kill a host that does not answer any more, so that nothing waits for it for ever."""
+        """Kill a host that does not respond any more, so that its callers get an error."""
         while True:
             await asyncio.sleep(WATCH_SECS)
             try:
                 async with asyncio.timeout(FROZEN_SECS):
                     await self.send("ping")
             except TimeoutError:
-                logger.error("the acpx host does not answer; killing it")
+                logger.error("the acpx host does not respond; killing it")
                 process.kill()  # the supervisor: the host dies with it
                 return
             except HostGoneError:
                 return
 
     async def _boot(self, process: asyncio.subprocess.Process) -> None:
-        """Set the host up; one that cannot be is killed, and the next one is tried."""
+        """Initialize the host. If that fails, kill it; another one is started."""
         try:
-            await self._set_up(process)
+            await self._initialize(process)
         except Exception as error:
             process.kill()  # the supervisor: the host dies with it
             assert self._first_boot is not None
@@ -324,12 +325,12 @@ class HostProcess:
                 self._first_boot.set_exception(AcpxError(f"the acpx host does not start: {error}"))
             raise
 
-    async def _set_up(self, process: asyncio.subprocess.Process) -> None:
+    async def _initialize(self, process: asyncio.subprocess.Process) -> None:
         assert self._first_boot is not None
         try:
-            told = await self.send("init", config=self._config)
-            host = int(told.pop("pid"))
-            self.versions = told
+            result = await self.send("init", config=self._config)
+            host = int(result.pop("pid"))
+            self.versions = result
             check_versions(self.versions)
             self.pids = process.pid, host
         except (HostGoneError, CallError, AcpxError) as error:
@@ -345,23 +346,23 @@ class HostProcess:
     async def _read_host(self, stdout: asyncio.StreamReader) -> None:
         async for line in _lines(stdout):
             try:
-                self._take_line(line)
+                self._handle_line(line)
             except Exception:
-                logger.exception("a line of the acpx host's is skipped")
+                logger.exception("skipped a line of the acpx host")
 
-    def _take_line(self, line: bytes) -> None:
+    def _handle_line(self, line: bytes) -> None:
         message = parse_message(line)
         if message is not None and message.get("event") == "spawned":
             if message["key"] is not None:
                 self._spawned(message["pid"], message["key"])
-        elif message is None or not self._settle(message):
+        elif message is None or not self._complete_call(message):
             logger.warning("the acpx host wrote: %s", line[:500].decode(errors="replace"))
 
-    def _settle(self, message: dict[str, Any]) -> bool:
-        """End the call that *message* answers; False if it is not an answer."""
+    def _complete_call(self, message: dict[str, Any]) -> bool:
+        """Complete the call to which *message* responds. False if *message* is not a response."""
         call_id = message.get("id")
         if message.keys() not in ({"id", "result"}, {"id", "error"}) or type(call_id) is not int:
-            return False  # a line that a library of the host has logged, say
+            return False  # for example, a line that a library logged
         future = self._calls.get(call_id)
         if future is None or future.done():
             return True
@@ -378,7 +379,7 @@ async def _log_lines(stderr: asyncio.StreamReader) -> None:
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The stream's lines, to its end; of one that is too long only the rest."""
+    """The lines of the stream. Of a line that is too long, only the rest is returned."""
     lines = LineReader(MAX_LINE_BYTES)
     while data := await stream.read(1 << 16):
         try:

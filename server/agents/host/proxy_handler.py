@@ -29,7 +29,7 @@ class ProxyHandler(Protocol):
         """
 
     def admit_prompt(self) -> bool:
-        """Whether the prompt may pass. If not, acpx is told that the turn was cancelled."""
+        """Whether the prompt may pass. If not, acpx gets a response "cancelled"."""
 
     def preface(self, blocks: Any, *, fresh: bool) -> str | None:
         """Return a text to put in front of the prompt.

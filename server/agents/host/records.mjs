@@ -1,23 +1,23 @@
-// acpx's records of its sessions: kept here while a session is open, and written a moment later.
+// Caches acpx's records of open sessions, and writes them with a delay.
 //
-// acpx reads and stores a record some eight times a turn, and the agent gets its prompt only behind
-// the third time. A record tells a later host which of the agent's sessions is which, and with which
-// settings: what changes that is flushed by whoever changed it. The rest is bookkeeping of which a
-// killed host may lose the last moment.
+// acpx reads and stores a record about eight times a turn, three of them before the agent receives
+// the prompt. A later host needs a record to find the agent's session and its settings: operations
+// that change those flush the record. The other fields are bookkeeping; a killed host may lose the
+// last changes.
 //
-// acpx also puts every prompt into it, pictures and all, and copies them each time. Nobody reads
-// them: the agent has its own memory, and the server its log. So they are left out.
+// acpx also stores every prompt in the record, including images, and copies them each time. They are
+// never read, because the agent has its own history and the server its log. So they are removed.
 
 const DELAY_MS = 200;
 
-/** @param files acpx's own store, of `load(id)` and `save(record)`. @param report told of an error. */
+/** @param files acpx's own store, of `load(id)` and `save(record)`. @param report called with an error. */
 export function keepRecords(files, report) {
-	const kept = new Map(); // id -> the record, as acpx stored it last
-	const unwritten = new Set(); // ids of those that the files do not have yet
-	const writing = new Map(); // id -> the promise of the write that goes on
+	const kept = new Map(); // id -> the record that acpx stored last
+	const unwritten = new Set(); // ids of the records that were not written yet
+	const writing = new Map(); // id -> the promise of the write in progress
 	const timers = new Map();
 
-	/** Write until all is written. Throws what the write throws, and the record waits on. */
+	/** Write all changes of a record. Throws the error of a write; the record stays unwritten then. */
 	async function flush(id) {
 		clearTimeout(timers.get(id));
 		timers.delete(id);
@@ -56,13 +56,13 @@ export function keepRecords(files, report) {
 
 		flushAll: async () => void (await Promise.all([...unwritten].map(flush))),
 
-		/** Write the record of a session that rests, and keep it no longer. */
+		/** Write the record of a closed session, and remove it from the cache. */
 		async release(id) {
 			await flush(id);
 			if (!unwritten.has(id)) kept.delete(id);
 		},
 
-		/** Let go of a record that is about to be deleted. */
+		/** Remove a record that is about to be deleted from the cache. */
 		async forget(id) {
 			clearTimeout(timers.get(id));
 			timers.delete(id);
@@ -73,7 +73,7 @@ export function keepRecords(files, report) {
 	};
 }
 
-/** In the arrays and objects themselves: acpx goes on with the same ones in the next turn. */
+/** Remove the prompts in place: acpx uses the same arrays and objects in the next turn. */
 function forgetPrompts({ messages, request_token_usage: usage }) {
 	messages.length = 0;
 	for (const id in usage) delete usage[id];

@@ -66,7 +66,7 @@ class SettingChanges:
     ) -> None:
         failure = agent_failed("the server is stopping")
         try:
-            # acpx may be starting the agent, also if nobody waits for the result any more.
+            # acpx may be starting the agent, even if the caller has stopped waiting.
             with self._process.acpx_call():
                 value = await self._change(op, fields)
                 if not result.done():
@@ -96,7 +96,9 @@ class SettingChanges:
                     if not self._has_prompt():  # else it may respond after the turn
                         await self.kill_unresponsive()
                     *_, value = fields.values()
-                    raise agent_failed(f"{op}: the agent did not answer when told {value!r}")
+                    raise agent_failed(
+                        f"{op}: the agent did not answer when it was set to {value!r}"
+                    )
                 await self._unanswered
             except CallError as error:
                 if self._session.did_not_start(error):

@@ -1,6 +1,6 @@
-"""Keeps the end of the agents' stderr for the operator, in one file for each session.
+"""Stores the end of the agents' stderr for the operator, in one file for each session.
 
-The reason why an agent does not work (no login, no network) is often found only there.
+The reason why an agent does not work (no login, no network) is often written only there.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ..program_output import KEPT_BYTES, last_output
 logger = logging.getLogger(__name__)
 
 FILE_BYTES = 256 << 10
-"""A file that has grown beyond this is cut to its newer half."""
-LAST_WORDS_SECS = 1.0
+"""The limit of a file; a larger one is cut to its newer half."""
+LAST_OUTPUT_SECS = 1.0
 
 
 class StderrFiles:
-    """The files, and who writes them: a task for each running agent.
+    """The files, and a task for each running agent that writes its file.
 
     Args:
-        folder: of the files, ``<session's key>.log``; it holds what agents were told.
-        secrets: what is not shown to clients of it.
+        folder: the folder of the files, ``<session's key>.log``. They may contain prompts.
+        secrets: strings that clients must not see.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class StderrFiles:
         self._running: dict[str, tuple[asyncio.Task[None], bytearray]] = {}
 
     async def stop(self) -> None:
-        await self._tasks.finish(LAST_WORDS_SECS)
+        await self._tasks.finish(LAST_OUTPUT_SECS)
 
     async def open(self, key: str, pid: int) -> int:
-        """A descriptor to be an agent's stderr; what is written on it is kept.
+        """Return a descriptor for the stderr of an agent, whose output is stored.
 
-        The caller passes it on and closes it.
+        The caller passes the descriptor on and closes it.
         """
         read_end, write_end = os.pipe()
         reader = asyncio.StreamReader()
@@ -71,22 +71,22 @@ class StderrFiles:
 
     def _ended(self, key: str, task: asyncio.Task[None]) -> None:
         if key in self._running and self._running[key][0] is task:
-            # Its last words may be asked for once more, until the next agent's first ones.
-            asyncio.get_running_loop().call_later(LAST_WORDS_SECS, self._drop, key, task)
+            # A caller may still need the last output, until the next agent writes some.
+            asyncio.get_running_loop().call_later(LAST_OUTPUT_SECS, self._drop, key, task)
 
     def _drop(self, key: str, task: asyncio.Task[None]) -> None:
         if key in self._running and self._running[key][0] is task:
             del self._running[key]
 
     async def last_output(
-        self, key: str, stdout: bytes = b"", timeout: float = LAST_WORDS_SECS
+        self, key: str, stdout: bytes = b"", timeout: float = LAST_OUTPUT_SECS
     ) -> str:
-        """The end of what the session's agent wrote before it ended, on one line.
+        """Return the end of the output of the session's agent, which has ended, on one line.
 
         Args:
-            stdout: the end of what it wrote there besides messages.
-            timeout: seconds for the rest of its stderr to arrive; a process that it has left
-                may hold the pipe.
+            stdout: the end of its stdout, without messages.
+            timeout: seconds for the rest of its stderr to arrive. A descendant may hold the pipe
+                open.
         """
         if key not in self._running:
             return last_output([stdout], self._secrets)
@@ -95,12 +95,12 @@ class StderrFiles:
         return last_output([stdout, bytes(newest)], self._secrets)
 
     async def forget(self, key: str) -> None:
-        """Delete what is kept of a session that has no agent any more."""
+        """Delete the file of a session whose agent has ended."""
         try:
-            place = self._folder.parent, self._folder.name, self._path(key).name
-            await asyncio.to_thread(safe_files.remove, *place)
+            path = self._folder.parent, self._folder.name, self._path(key).name
+            await asyncio.to_thread(safe_files.remove, *path)
         except OSError as error:
-            logger.warning("stderr stays: %s", error, extra={"session": key})
+            logger.warning("stderr was not deleted: %s", error, extra={"session": key})
 
     def _path(self, key: str) -> Path:
         return stderr_path(self._folder, key)
@@ -119,21 +119,21 @@ class StderrFiles:
             logger.debug("stderr: %s", data[:1000].decode(errors="replace"), extra={"session": key})
             try:
                 await asyncio.to_thread(_append, self._path(key), head + data)
-            except OSError as error:  # a full disk; the agent goes on all the same
-                logger.warning("stderr is not kept: %s", error, extra={"session": key})
+            except OSError as error:  # for example, the disk is full; the agent runs on
+                logger.warning("stderr was not stored: %s", error, extra={"session": key})
             head = b""
 
 
 def stderr_path(folder: Path, key: str) -> Path:
-    """The file of a session's agents."""
+    """The path of the file of a session."""
     return folder / f"{key}.log"
 
 
 def read(folder: Path, key: str) -> bytes:
-    """What is kept of a session's agents.
+    """Return the stored stderr of a session's agents.
 
     Raises:
-        OSError: there is nothing, or something else than a file of the server's own.
+        OSError: the file does not exist, or is not a regular file of the server.
     """
     with (
         safe_files.folder(folder.parent, folder.name) as directory,
