@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FILE_BYTES = 256 << 10
 """The limit of a file; a larger one is cut to its newer half."""
-LAST_OUTPUT_SECS = 1.0
+STDERR_END_SECS = 1.0
 
 
 class StderrFiles:
@@ -47,7 +47,7 @@ class StderrFiles:
         self._running: dict[str, tuple[asyncio.Task[None], bytearray]] = {}
 
     async def stop(self) -> None:
-        await self._tasks.finish(LAST_OUTPUT_SECS)
+        await self._tasks.finish(STDERR_END_SECS)
 
     async def open(self, key: str, pid: int) -> int:
         """Return a descriptor for the stderr of an agent, whose output is stored.
@@ -72,14 +72,14 @@ class StderrFiles:
     def _ended(self, key: str, task: asyncio.Task[None]) -> None:
         if key in self._running and self._running[key][0] is task:
             # A caller may still need the last output, until the next agent writes some.
-            asyncio.get_running_loop().call_later(LAST_OUTPUT_SECS, self._drop, key, task)
+            asyncio.get_running_loop().call_later(STDERR_END_SECS, self._drop, key, task)
 
     def _drop(self, key: str, task: asyncio.Task[None]) -> None:
         if key in self._running and self._running[key][0] is task:
             del self._running[key]
 
     async def last_output(
-        self, key: str, stdout: bytes = b"", timeout: float = LAST_OUTPUT_SECS
+        self, key: str, stdout: bytes = b"", timeout: float = STDERR_END_SECS
     ) -> str:
         """Return the end of the output of the session's agent, which has ended, on one line.
 
