@@ -1,4 +1,4 @@
-"""Checkpoints: copying what was committed from the WAL to the database file."""
+"""Checkpoints: they copy committed pages from the WAL to the database file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckpointPolicy:
-    """When a checkpoint is due. A commit at the same time may wait for the disk.
+    """The conditions for a checkpoint. A commit at the same time may wait for the disk.
 
     Attributes:
-        quiet_secs: after the last commit.
+        quiet_secs: seconds without a commit.
         size: bytes committed since the last checkpoint.
-        latest_secs: after the first commit since the last checkpoint.
+        latest_secs: seconds since the first commit after the last checkpoint.
     """
 
     quiet_secs: float = 1.0

@@ -1,8 +1,7 @@
 """The SQLite database: its connections and its file.
 
-The file is in WAL mode and has three connections: one writes, one reads, so that a long read
-delays no commit, and one checkpoints the WAL, which would delay commits too. No other module
-imports aiosqlite.
+The file is in WAL mode and has three connections: a writer, a reader and a checkpointer, so that
+neither a long read nor a checkpoint delays a commit. No other module imports aiosqlite.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ SIDECARS = ("-wal", "-shm", "-journal")
 """The endings of the names of SQLite's other files."""
 BUSY_TIMEOUT_MS = 2000
 WAL_PAGES = 16_384
-"""From this size on (64 MiB) a commit checkpoints the WAL itself. Under continuous writes the
-checkpoints of the other connection never let the WAL restart."""
+"""The size of the WAL (64 MiB) above which a commit checkpoints it. Without this limit the WAL
+would grow under continuous writes, because the checkpointer could never restart it."""
 
 
 def _is_transient(error: sqlite3.Error) -> bool:
@@ -61,6 +60,7 @@ class _SqliteConnection(aiosqlite.Connection):
         await self._execute(self._write, statements)  # type: ignore[no-untyped-call]
 
     def _write(self, statements: Sequence[Statement]) -> None:
+        """Execute *statements*, in the connection's thread."""
         connection = self._conn
         try:
             self._write_all(connection, statements)
@@ -108,7 +108,7 @@ class Database:
 
         Args:
             sync: SQLite's ``synchronous``, ``normal`` or ``full``.
-            wal_pages: size of the WAL from which on a commit checkpoints it.
+            wal_pages: the size of the WAL above which a commit checkpoints it.
             migrations: the scripts that make the schema, one for each version.
 
         Raises:
@@ -133,7 +133,7 @@ class Database:
             for script in schema.migrations(await _version(writer), migrations):
                 await writer.executescript(script)
             reader, checkpointer = await connect(), await connect()
-            await _version(checkpointer)  # SQLite opens files at the first use; have it do so now
+            await _version(checkpointer)  # SQLite opens the file at the first use
             opened = cls(writer, reader, checkpointer)
             undo.pop_all()
         return opened
@@ -243,11 +243,11 @@ def copy_database(source: Path, target: Path) -> None:
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with (
         _database_errors(),
-        contextlib.closing(sqlite3.connect(readonly_uri(source), uri=True)) as a,
-        contextlib.closing(sqlite3.connect(target)) as b,
+        contextlib.closing(sqlite3.connect(readonly_uri(source), uri=True)) as original,
+        contextlib.closing(sqlite3.connect(target)) as copy,
     ):
-        a.backup(b)
-        b.execute("PRAGMA journal_mode = DELETE")  # a single file without a WAL
+        original.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")  # a single file without a WAL
     target.chmod(0o600)
 
 

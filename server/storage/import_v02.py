@@ -31,7 +31,7 @@ TOKENS = ("app_tokens", "tokens", "apps")
 HASHES = ("token_hash", "hash", "token_sha256", "sha256")
 PLAIN = ("token", "api_token", "secret", "api_key")
 PASSWORD_HASH = re.compile(r"\$|pbkdf2|scrypt|argon2|bcrypt", re.IGNORECASE)
-"""The beginnings of password hashes. A token cannot be found by one, because they are salted."""
+"""The beginnings of password hashes. They are salted, so a token cannot be looked up by one."""
 MAX_NAMED_TABLES = 20
 NAMES = ("app_name", "app", "name")
 TIMES = ("created_at", "at", "ts", "started_at")
@@ -69,17 +69,17 @@ def statements_of(path: Path) -> list[Statement] | None:
 def _statements(connection: sqlite3.Connection, tables: set[str]) -> Iterator[Statement]:
     tokens = next(name for name in TOKENS if name in tables)
     number = iter(range(1, 1 << 62))
-    shapes: list[tuple[str, Callable[[Row], Statement | None]]] = [
+    converters: list[tuple[str, Callable[[Row], Statement | None]]] = [
         (tokens, _token_row),
         ("runs", lambda row: _run_row(row, next(number))),
         ("sessions", lambda row: _session_row(row, next(number))),
         ("session_events", _audit_event),
     ]
-    for table, shape in shapes:
+    for table, convert in converters:
         if table not in tables:
             continue
         for row in connection.execute(f"SELECT * FROM {table} ORDER BY rowid"):
-            statement = shape(dict(row))
+            statement = convert(dict(row))
             if statement is not None:
                 yield statement
 
@@ -150,11 +150,13 @@ def _run_row(row: Row, number: int) -> Statement:
             id=f"v0.2-{_first(row, 'id', 'run_id') or number}",
             app_name=_string(_first(row, *NAMES)),
             agent="claude",
-            model=_optional(_first(row, "model")),
-            prompt_bytes=_whole(_first(row, "prompt_chars", "prompt_len", "prompt_bytes")),
+            model=_optional_text(_first(row, "model")),
+            prompt_bytes=_whole_number(_first(row, "prompt_chars", "prompt_len", "prompt_bytes")),
             started_at=_unix_seconds(_first(row, *TIMES)),
-            result_bytes=_whole(_first(row, "response_chars", "result_chars", "response_len")),
-            duration_ms=_whole(_first(row, "duration_ms")),
+            result_bytes=_whole_number(
+                _first(row, "response_chars", "result_chars", "response_len")
+            ),
+            duration_ms=_whole_number(_first(row, "duration_ms")),
             stop_reason=_string(_first(row, "stop_reason")) or ("error" if error else "end_turn"),
             error="agent_failed" if error else None,
         )
@@ -172,14 +174,14 @@ def _session_row(row: Row, number: int) -> Statement:
             id=_string(_first(row, "session_id", "id")),
             app_name=_string(_first(row, "app_name", "app", "name")),
             agent=_string(_first(row, "agent")) or "claude",
-            model=_optional(_first(row, "model")),
+            model=_optional_text(_first(row, "model")),
             system=None,
             meta=_json_object(meta),
             permission="approve-all",
             cwd=_string(_first(row, "cwd", "workdir")),
             created_at=_unix_seconds(_first(row, *TIMES)),
             last_turn_at=None if used is None else _unix_seconds(used),
-            turn_count=_whole(_first(row, "turn_count", "turns")),
+            turn_count=_whole_number(_first(row, "turn_count", "turns")),
             has_context=0,
             closed_at=time.time() if closed is None else _unix_seconds(closed),
             close_reason="admin" if closed is None else "client",
@@ -205,11 +207,11 @@ def _string(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _optional(value: Any) -> str | None:
+def _optional_text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _whole(value: Any) -> int:
+def _whole_number(value: Any) -> int:
     return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
@@ -245,22 +247,22 @@ async def upgrade(path: Path) -> Path | None:
     transaction = statements_of(path)
     if transaction is None:
         return None
-    made, kept = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.v0.2")
-    while kept.exists() or kept.is_symlink():
-        kept = kept.with_name(f"{kept.name}-")
-    for old in (made, made.with_name(f"{made.name}-wal"), made.with_name(f"{made.name}-shm")):
-        old.unlink(missing_ok=True)
-    database = await Database.open(made)
+    new, backup = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.v0.2")
+    while backup.exists() or backup.is_symlink():
+        backup = backup.with_name(f"{backup.name}-")
+    for leftover in (new, new.with_name(f"{new.name}-wal"), new.with_name(f"{new.name}-shm")):
+        leftover.unlink(missing_ok=True)
+    database = await Database.open(new)
     try:
         await database.write(transaction)
     except DatabaseError as error:
         raise SchemaError(f"{path} cannot be upgraded: {error}") from None
     finally:
         await database.close()
-    copy_database(path, kept)  # including the content of its WAL
+    copy_database(path, backup)  # including the content of its WAL
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    made.replace(path)
-    kept.chmod(0o600)  # it may contain tokens in plain text
-    logger.warning("imported the database of version 0.2; the old file is %s", kept)
-    return kept
+    new.replace(path)
+    backup.chmod(0o600)  # it may contain tokens in plain text
+    logger.warning("imported the database of version 0.2; the old file is %s", backup)
+    return backup

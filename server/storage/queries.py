@@ -19,7 +19,7 @@ _TURN = f"SELECT {_columns(TurnRow)} FROM turns "
 
 
 class Queries:
-    """The reads of the database. Times are unix seconds; sessions are their numbers, not ids.
+    """The reads of the database. Times are unix seconds; *session* is a number, *session_id* an id.
 
     Every method raises :class:`DatabaseError` if the database cannot be read.
     """
@@ -199,7 +199,7 @@ class Queries:
         return [row[0] for row in rows]
 
     async def prewarmed(self) -> list[str]:
-        """Session ids of prewarmed agents that no session has taken."""
+        """The session ids of prewarmed agents that no session has taken over."""
         return [row[0] for row in await self._database.fetch("SELECT id FROM prewarmed")]
 
     async def expired_files(self, before: float) -> list[FileRow]:

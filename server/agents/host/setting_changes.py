@@ -75,7 +75,7 @@ class SettingChanges:
             failure = error
         except Exception:
             failure = internal()
-            raise  # to the log
+            raise  # its task logs it
         finally:
             if not result.done():
                 result.set_exception(failure)
