@@ -47,6 +47,7 @@ from .ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
+"""The tokens that the first start created, until they are shown; otherwise empty."""
 DEMO = Path(__file__).parent / "agents" / "demo" / "demo_agent.py"
 
 AgentBackend = HostBackend | CliBackend

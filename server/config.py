@@ -146,7 +146,7 @@ def _hosts(value: str) -> tuple[str, ...]:
 
 
 def _roots(value: str) -> tuple[Path, ...]:
-    return tuple(_folder(part) for part in _names(value.replace(os.pathsep, ",")))
+    return tuple(_existing_folder(part) for part in _names(value.replace(os.pathsep, ",")))
 
 
 def _networks(value: str) -> tuple[Network, ...]:
@@ -156,7 +156,7 @@ def _networks(value: str) -> tuple[Network, ...]:
         raise ValueError(f"must be networks such as 127.0.0.1/32, 10.0.0.0/8: {error}") from None
 
 
-def _folder(name: str) -> Path:
+def _existing_folder(name: str) -> Path:
     try:
         folder = Path(name).expanduser()
         if folder.is_absolute() and folder.is_dir():

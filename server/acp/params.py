@@ -51,14 +51,14 @@ class SessionOptions(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class MetaSessionOptions(SessionOptions, frozen=True, rename="camel"):
-    """The options in ``_meta.clawdforge``; ``config_options`` may have either spelling."""
+    """The options in ``_meta.clawdforge``; ``configOptions`` may also be ``config_options``."""
 
     config_options: ConfigOptions | None = None
-    snake_case: ConfigOptions | None = msgspec.field(name="config_options", default=None)
+    config_options_snake: ConfigOptions | None = msgspec.field(name="config_options", default=None)
 
     @property
     def agent_options(self) -> dict[str, str] | None:
-        return self.config_options or self.snake_case
+        return self.config_options or self.config_options_snake
 
 
 class Meta(msgspec.Struct, frozen=True):

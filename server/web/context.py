@@ -31,7 +31,7 @@ from .sse import EventStream, event_stream
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServerContext:
-    """The parts of a running server. ``app.py`` makes them; request handlers use them."""
+    """The parts of a running server. ``app.py`` creates them; request handlers use them."""
 
     settings: Settings
     tokens: TokenRegistry

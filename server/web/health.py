@@ -25,7 +25,7 @@ class HealthMonitor:
     Attributes:
         ready: whether requests are served; False while the server starts or drains.
         claude_version: the version of ``claude``; None if it is missing or reports no version.
-        acpx_version: the version of acpx; None while no host runs.
+        acpx_version: the version of acpx; None until the agent backend has started.
     """
 
     def __init__(
