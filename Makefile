@@ -62,7 +62,6 @@ setup: $(RUN_STAMP) $(NODE_STAMP) ## Install missing packages without starting t
 test: $(DEV_STAMP) $(NODE_STAMP) lint ## Run all checks and tests (ARGS="-k socket" goes to pytest)
 	@set -- tests/js/*.test.mjs; test -e "$$1" || exit 0; \
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
-	@$(alone) $(BIN)/python -m tests.support.real_agents || true
 	@echo 'pytest'
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -72,13 +71,13 @@ docs: $(DEV_STAMP) $(NODE_STAMP) ## Generate the lists of settings, and check th
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) tests/repository/test_docs.py tests/repository/test_guides.py tests/repository/test_readme.py $(ARGS)
 
 .PHONY: slow
-slow: $(DEV_STAMP) $(NODE_STAMP) ## Run the longer variants of tests, which `make test` leaves out
+slow: $(DEV_STAMP) $(NODE_STAMP) ## Run the longer tests and variants, which `make test` leaves out
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 .PHONY: agents
-agents: $(DEV_STAMP) $(NODE_STAMP) ## Try every real agent under permission `ask`
+agents: $(DEV_STAMP) $(NODE_STAMP) ## Try the real agents: their work, logins, and permission `ask`
 	@$(alone) $(BIN)/python -m tests.support.real_agents
-	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/agents/test_real_agents_ask.py
+	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/agents
 
 .PHONY: image
 image: $(DEV_STAMP) $(NODE_STAMP) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
@@ -115,13 +114,13 @@ bench: setup $(BENCH_STAMP) ## Compare the speed with its rivals (ARGS=--quick; 
 
 .PHONY: pictures
 pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's screenshots (best with the fonts Inter and JetBrains Mono)
-	@$(PYTEST) $(BIN)/python -m pytest tests/browser/test_pictures.py
+	@$(PYTEST) $(BIN)/python -m pytest -m 'not image' tests/browser/test_pictures.py
 	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/images/page.png
 	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/images/page-phone.png
 
 .PHONY: chaos
 chaos: $(DEV_STAMP) $(NODE_STAMP) ## Test every guarantee under its fault, at length, and print the figures
-	@$(PYTEST) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py
+	@$(PYTEST) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 -m 'not image and not agents' $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py
 
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/

@@ -16,7 +16,7 @@ from ..support.harness import Client, Json, LocalServer, Socket
 from ..support.harness import texts_of as texts_of_turn
 
 # Each step has its own patience; all of them together take their time on a busy machine.
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
 
 WritesFile = Callable[[Path], ToolUse]
 
@@ -137,7 +137,6 @@ async def hibernate(server: LocalServer, session: str) -> None:
     assert await found.agent.hibernate()
 
 
-@pytest.mark.slow
 async def test_claude_through_the_command_line(serve: Serve, machine: Path, api: StandIn) -> None:
     client = await (await serve(default_agent=None, agent_backend="cli")).client()
     session = await client.create("claude", permission="approve-all")

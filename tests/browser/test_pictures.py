@@ -13,8 +13,15 @@ from .scenes import CHECK, FLAKY, OTHERS
 from .tab import DESKTOP, PHONE
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        pytest.param(DESKTOP, "light", id="desktop-light"),
+        pytest.param(PHONE, "dark", id="phone-dark"),
+        pytest.param(DESKTOP, "dark", id="desktop-dark", marks=pytest.mark.slow),
+        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.slow),
+    ],
+)
 async def test_screenshots_of_a_conversation(
     open_tab: OpenTab, client: Client, size: dict[str, int], scheme: str
 ) -> None:

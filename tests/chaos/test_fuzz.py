@@ -447,6 +447,7 @@ class RandomActions(RuleBasedStateMachine):
         self.world.run(close_all())
 
 
+@pytest.mark.slow
 def test_random_actions(chaos: Scenario, world: World) -> None:
     """Two apps perform random actions: logs stay complete, and each app sees only its own data."""
     RandomActions.world = world

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 
 import aiohttp
+import pytest
 
 from ..conftest import Connect, Spawn
 from ..support.harness import Deadline, eventually, new_client
@@ -190,6 +191,7 @@ async def _send_and_get_code(raw: RawSocket, data: bytes, pong: str | None) -> i
     return await raw.until_closed()
 
 
+@pytest.mark.slow
 async def test_malformed_frames(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
@@ -235,6 +237,7 @@ async def _http(url: str, request: bytes) -> int:
     return int(head.split(b" ", 2)[1]) if head else 0
 
 
+@pytest.mark.slow
 async def test_malformed_requests(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

@@ -7,6 +7,8 @@ import json
 import random
 import time
 
+import pytest
+
 from ..conftest import Serve
 from ..support.harness import script, texts_of
 from .conftest import Scenario
@@ -14,6 +16,7 @@ from .conftest import Scenario
 AGENTS = 4
 
 
+@pytest.mark.slow
 async def test_sessions_on_few_agents_keep_their_conversations(
     serve: Serve, chaos: Scenario
 ) -> None:

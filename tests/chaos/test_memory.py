@@ -8,6 +8,7 @@ import io
 import json
 
 import aiohttp
+import pytest
 
 from ..conftest import Connect, Spawn
 from ..support.harness import new_client, script
@@ -19,6 +20,7 @@ LIMIT_KB = 200 << 10
 BUSY = script({"say": "on it"}, {"wait_for": "cancel"})
 
 
+@pytest.mark.slow
 async def test_memory_of_one_app_is_limited(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:

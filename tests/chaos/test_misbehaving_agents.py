@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from ..conftest import Spawn
 from ..support.harness import (
@@ -148,6 +149,7 @@ async def run_failing_start(client: Client, agent: str) -> tuple[str, float]:
     return session, time.monotonic() - started_at
 
 
+@pytest.mark.slow
 async def test_misbehaving_agents(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
@@ -212,6 +214,7 @@ async def test_misbehaving_agents(
     assert longest["hangs"] >= HANG_SECS
 
 
+@pytest.mark.slow
 async def test_hung_agent_occupies_one_slot(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

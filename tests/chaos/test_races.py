@@ -7,12 +7,14 @@ from collections import Counter
 from typing import Any
 
 import aiohttp
+import pytest
 
 from ..conftest import Spawn
 from ..support.harness import Client, Json, Socket, eventually, new_client, script
 from .conftest import Scenario
 
 
+@pytest.mark.slow
 async def test_concurrent_prompts_with_one_id(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
@@ -53,6 +55,7 @@ async def test_concurrent_prompts_with_one_id(
     assert starts == {f"k{n}": 1 for n in range(rounds)}
 
 
+@pytest.mark.slow
 async def test_concurrent_permission_responses(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
@@ -98,6 +101,7 @@ async def test_concurrent_permission_responses(
     assert counts.total() == rounds + 1
 
 
+@pytest.mark.slow
 async def test_limits_are_exact(chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession) -> None:
     """Of many concurrent requests exactly as many succeed as a limit allows."""
     at_once = chaos.size(12, 100)

@@ -7,6 +7,7 @@ import random
 import time
 
 import aiohttp
+import pytest
 
 from ..conftest import Connect, Spawn
 from ..support.harness import Client, eventually, new_client, script
@@ -63,6 +64,7 @@ async def test_connections_that_are_cut(
         assert all(follower.digests == steady.digests for follower in others)
 
 
+@pytest.mark.slow
 async def test_subscription_during_stream(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
@@ -100,6 +102,7 @@ async def test_subscription_during_stream(
     assert (gaps, repeats) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_graceful_restart(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:

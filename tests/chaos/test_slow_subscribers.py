@@ -7,6 +7,7 @@ import statistics
 import time
 
 import aiohttp
+import pytest
 
 from ..conftest import Connect, Spawn
 from ..support.harness import eventually, new_client, script
@@ -27,6 +28,7 @@ async def read_slowly(raw: RawSocket, head: int, seconds: float) -> None:
         await asyncio.sleep(pause)
 
 
+@pytest.mark.slow
 async def test_subscribers_that_do_not_read(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:
@@ -80,6 +82,7 @@ async def test_subscribers_that_do_not_read(
         assert p99(beside) < 1.2 * p99(alone) + 3
 
 
+@pytest.mark.slow
 async def test_subscribers_that_answer_no_ping(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:

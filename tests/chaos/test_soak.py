@@ -8,6 +8,7 @@ import time
 from typing import NamedTuple
 
 import aiohttp
+import pytest
 
 from ..conftest import Connect, Spawn
 from ..support.harness import (
@@ -100,6 +101,7 @@ async def run_app(
     return turns
 
 
+@pytest.mark.slow
 async def test_resources_do_not_grow(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:

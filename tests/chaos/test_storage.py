@@ -75,6 +75,7 @@ def full(server: ServerProcess, folder: Path) -> Iterator[None]:
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [locked, full])
 async def test_writes_fail(
     chaos: Scenario,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from ..conftest import Connect, Spawn
 from ..support.harness import ADMIN, Client, descendants, eventually, new_client, script
@@ -13,6 +14,7 @@ from .conftest import Scenario
 CANARY = "a-confidential-prompt"
 
 
+@pytest.mark.slow
 async def test_phone_that_sleeps(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession, connect: Connect
 ) -> None:

@@ -2,8 +2,8 @@
 
 ``claude`` with two versions of its ACP adapter, Codex, Gemini CLI, OpenCode and Qwen Code. They
 are 1.9 GB, so they lie in the user's cache, once for a machine and lock file
-(``tests/support/real/``), and not in the repository. ``make test`` installs them by
-``python -m tests.real_agents``. They talk to nobody but the stand-ins of
+(``tests/support/real/``), and not in the repository. ``make agents`` installs them by
+``python -m tests.support.real_agents``. They talk to nobody but the stand-ins of
 ``anthropic_stand_in.py`` and ``model_stand_ins.py``.
 """
 
@@ -103,7 +103,9 @@ def find_opencode() -> Path:
 def _find(pattern: str) -> Path:
     for program in folder().glob(f"node_modules/{pattern}"):
         return program
-    raise NotInstalledError(f"there is no {pattern}: `python -m tests.real_agents` installs it")
+    raise NotInstalledError(
+        f"there is no {pattern}: `python -m tests.support.real_agents` installs it"
+    )
 
 
 if __name__ == "__main__":
