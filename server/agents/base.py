@@ -19,8 +19,8 @@ from .agent_settings import NO_SETTINGS, AgentSettings
 from .prompt_handle import PromptHandle
 from .traits import AgentTraits
 
-Context = Literal["fresh", "kept"]
-"""Whether the agent process has the session's conversation, or begins a new one."""
+Conversation = Literal["fresh", "kept"]
+"""Whether the agent's process began a new conversation, or has kept the session's one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class AgentObserver(Protocol):
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         """A ``tool_call`` or ``tool_call_update``, parsed; its notification follows."""
 
-    def prompt_sent(self, context: Context) -> None:
+    def prompt_sent(self, conversation: Conversation) -> None:
         """The prompt was written to the agent's stdin."""
 
     def notification_received(self, message: bytes) -> None:

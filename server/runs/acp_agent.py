@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..agents.agent_settings import AgentSettings
-from ..agents.base import Agent, AgentSpec, Backend, Context, Wanted
+from ..agents.base import Agent, AgentSpec, Backend, Conversation, Wanted
 from ..agents.failures import agent_error
 from ..agents.prompt_handle import PromptHandle
 from ..codec import dumps, parse_message
@@ -126,7 +126,7 @@ class _Collector:
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self._calls.note(update)
 
-    def prompt_sent(self, context: Context) -> None:
+    def prompt_sent(self, conversation: Conversation) -> None:
         pass
 
     def notification_received(self, message: bytes) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..agents.agent_settings import AgentSettings
-from ..agents.base import Context, Wanted
+from ..agents.base import Conversation, Wanted
 from . import entries
 from .core import SessionCore
 from .permissions import Permissions
@@ -59,8 +59,8 @@ class SessionObserver:
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self._permissions.calls.note(update)
 
-    def prompt_sent(self, context: Context) -> None:
-        self._runner.prompt_sent(context)
+    def prompt_sent(self, conversation: Conversation) -> None:
+        self._runner.prompt_sent(conversation)
 
     def notification_received(self, message: bytes) -> None:
         if self._core.is_log_complete:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ..agents.agent_settings import AgentSettings
-from ..agents.base import GRACE_SECS, Agent, AgentObserver, AgentSpec, Backend, Context, Wanted
+from ..agents.base import GRACE_SECS, Agent, AgentObserver, AgentSpec, Backend, Conversation, Wanted
 from ..errors import Error
 from ..storage import statements
 from ..storage.writer import DatabaseWriter
@@ -93,7 +93,7 @@ class PrewarmedAgent:
 
     def tool_call_updated(self, update: Mapping[str, Any]) -> None: ...
 
-    def prompt_sent(self, context: Context) -> None: ...
+    def prompt_sent(self, conversation: Conversation) -> None: ...
 
     def response_received(self, message: bytes, response: Mapping[str, Any]) -> None: ...
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..agents.base import Context
+from ..agents.base import Conversation
 from ..agents.failures import agent_error
 from ..errors import Error, internal
 from . import entries
@@ -137,7 +137,7 @@ class TurnRunner:
 
     # Reports of the agent
 
-    def prompt_sent(self, context: Context) -> None:
+    def prompt_sent(self, conversation: Conversation) -> None:
         """Start the current turn: the agent has received its prompt."""
         turn = self._current.turn
         if turn is None or turn.has_started:
@@ -148,7 +148,7 @@ class TurnRunner:
         if not self._core.row.has_context:
             self._recorder.start(turn, "new")
         else:
-            self._recorder.start(turn, "lost" if context == "fresh" else "kept")
+            self._recorder.start(turn, "lost" if conversation == "fresh" else "kept")
 
     def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:
         """End the current turn with the agent's response.

@@ -539,6 +539,8 @@ async def test_agent_that_never_asks_reports_it_and_cannot_have_deny_all(client:
     assert (status, reply["code"]) == (400, "bad_request")
     session = await client.create("never", permission="ask")
     assert (await client.state(session))["asks"] is False
+    socket = await client.connect(session, after=0)
+    await socket.until("notice", asks=False)
     assert await notices(client, session) == [{"notice": "asks", "asks": False}]
     await client.turn(session, "hello")
     assert await notices(client, session) == [{"notice": "asks", "asks": False}]

@@ -29,7 +29,7 @@ from ..base import (
     AgentSpec,
     AgentTimeouts,
     Backpressure,
-    Context,
+    Conversation,
     MessageLimits,
     Wanted,
     agent_unavailable,
@@ -65,7 +65,7 @@ class _ProbeObserver:
 
     def tool_call_updated(self, update: Mapping[str, Any]) -> None: ...
 
-    def prompt_sent(self, context: Context) -> None: ...
+    def prompt_sent(self, conversation: Conversation) -> None: ...
 
     def notification_received(self, message: bytes) -> None: ...
 
