@@ -13,9 +13,10 @@ REPORT_BYTES = 64 << 10
 
 
 def bounded(value: Any, limit: int = REPORT_BYTES) -> Any:
-    """*value*, which an agent wrote, with no more than *limit* bytes as JSON.
+    """Shorten *value*, which an agent wrote, to *limit* bytes as JSON.
 
-    Of a long list or object the first items are kept; what is too long and neither is None.
+    Returns:
+        The first items of a long list or object; None for any other value that is too long.
     """
     try:
         size = len(dumps(value))
@@ -45,14 +46,14 @@ def bounded(value: Any, limit: int = REPORT_BYTES) -> Any:
 
 
 MAX_OPTIONS = 64
-"""The number of config options of an agent that count."""
+"""The number of an agent's config options that are kept."""
 CHOICES = {"modes": "availableModes", "models": "availableModels"}
 
 
 def bounded_offer(offer: Any, key: str, limit: int = REPORT_BYTES) -> Any:
-    """*offer* with no more than *limit* bytes as JSON, and a mark if it had more.
+    """Shorten *offer* to *limit* bytes as JSON, and mark it as shortened.
 
-    Its list of choices, under *key*, is cut short before all else.
+    Its list of choices, under *key*, is cut first.
     """
     kept = bounded(offer, limit)
     if not isinstance(offer, dict) or kept in (offer, None):
@@ -73,13 +74,13 @@ def is_shortened(offer: Any) -> bool:
 
 
 def bounded_options(options: Any, limit: int = REPORT_BYTES) -> Any:
-    """Config options with no more than *limit* bytes as JSON: the long ones are cut short."""
+    """Shorten config options to *limit* bytes as JSON; the long ones are cut."""
     if not isinstance(options, list) or bounded(options, limit) == options:
         return bounded(options, limit)
     counted = options[:MAX_OPTIONS]
     kept = [bounded_offer(option, "options", limit // len(counted) - 1) for option in counted]
     left = limit - len(dumps(kept))
-    for n, option in enumerate(counted):  # what the short ones have left over
+    for n, option in enumerate(counted):  # the bytes that the short ones did not use
         longer = bounded_offer(option, "options", left + len(dumps(kept[n])))
         left += len(dumps(kept[n])) - len(dumps(longer))
         kept[n] = longer
@@ -116,7 +117,7 @@ class AgentSettings:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> AgentSettings:
-        """Restore settings from what :meth:`to_dict` returned."""
+        """Restore settings from the result of :meth:`to_dict`."""
         return cls(**{name: stored.get(name) for name in REPORTED})
 
     def to_dict(self) -> dict[str, Any]:

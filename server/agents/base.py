@@ -44,8 +44,8 @@ class AgentSpec:
         key: the session's id, which is also acpx's session key.
         system: replaces the agent's own system prompt; ``{"append": …}`` adds to it.
         permission: the session's permission policy, for a backend that cannot ask.
-        preface: the system prompt of an agent that takes none; it precedes the first prompt of the
-            conversation.
+        preface: the system prompt, if the agent has no parameter for it; it precedes the first
+            prompt of the conversation.
         owner: the app that the agent works for.
     """
 
@@ -64,8 +64,8 @@ class Wanted:
     """The settings in which the agent must be before a prompt reaches it; None: any.
 
     Attributes:
-        mode_is_optional: the server chose the mode; an agent that has no such mode needs none.
-        model_may_be_unlisted: the agent may take a model that it does not list.
+        mode_is_optional: the server chose the mode; an agent without that mode needs none.
+        model_may_be_unlisted: the agent may accept a model that it does not list.
     """
 
     model: str | None = None
@@ -211,8 +211,8 @@ class Agent(Protocol):
         """Send a prompt (JSON of its content blocks) to the agent, whose process may have to start.
 
         Args:
-            is_held: the prompt may start on its way, as far as the agent's process. It reaches
-                the agent after :meth:`PromptHandle.admit`. A process is not started before that.
+            is_held: the prompt may be passed to a running process's proxy. The agent receives it,
+                and a stopped agent is started, only after :meth:`PromptHandle.admit`.
         """
 
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None: ...

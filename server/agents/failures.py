@@ -175,23 +175,23 @@ def agent_error(error: Any, agent: str, auth_methods: Any = None) -> Error:
         agent: the agent's name.
         auth_methods: ACP's ``authMethods``, as the agent listed them.
     """
-    said = words_of(error)
+    message = error_text(error)
     if needs_login(error):
-        return login_required(agent, said, _methods_in(error) or auth_methods)
+        return login_required(agent, message, _methods_in(error) or auth_methods)
     return Error(
         ErrorCode.AGENT_FAILED,
-        said or "the agent answered with an error",
+        message or "the agent answered with an error",
         retryable=_is_retryable(error),
     )
 
 
-def login_required(agent: str, said: str, auth_methods: Any = None) -> Error:
+def login_required(agent: str, reason: str, auth_methods: Any = None) -> Error:
     """The error of an agent that refuses to work without a login, or with its present one."""
     how = LOGINS.get(agent, OTHER_LOGIN)
     message = f"the agent {agent!r} requires a login: {how}"
     return Error(
         ErrorCode.LOGIN_REQUIRED,
-        f"{message} (the agent says: {said})" if said else message,
+        f"{message} (the agent says: {reason})" if reason else message,
         fields={"auth_methods": auth_methods if isinstance(auth_methods, list) else []},
     )
 
@@ -222,14 +222,14 @@ def asks_for_login(words: str) -> bool:
     return _LOGIN_WORDS.search(words) is not None and _TOOL_WORDS.search(words) is None
 
 
-def words_of(error: Any) -> str:
+def error_text(error: Any) -> str:
     """The message of a JSON-RPC error, and the details that many agents put in ``data``."""
     message = error.get("message") if isinstance(error, dict) else None
-    said = message.strip()[:MAX_TEXT] if isinstance(message, str) else ""
+    text = message.strip()[:MAX_TEXT] if isinstance(message, str) else ""
     details = details_of(error)
-    if not details or details in said:
-        return said
-    return f"{said}: {details}" if said else details
+    if not details or details in text:
+        return text
+    return f"{text}: {details}" if text else details
 
 
 def details_of(error: Any) -> str:

@@ -1,4 +1,4 @@
-"""The way of a prompt to its agent."""
+"""The states of a prompt until the agent has received it and its turn is over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..states import StateMachine, Transitions
 
 
 class PromptState(enum.Enum):
-    """The position of a prompt on its way to the agent."""
+    """The state of a prompt."""
 
     HELD = "held"
     """The prompt is being stored. acpx may have it; the agent must not receive it."""
@@ -35,7 +35,7 @@ PROMPT_TRANSITIONS: Transitions[PromptState] = {
 
 
 class PromptHandle:
-    """One prompt on its way to the agent: the only object that decides whether it may get there.
+    """One prompt. This object alone decides whether the agent may receive it.
 
     The agent creates it in :meth:`Agent.prompt`, marks it as sent and finishes it. The session
     admits it once it is stored, cancels it, and awaits :attr:`done`.
@@ -47,8 +47,8 @@ class PromptHandle:
     Attributes:
         blocks: JSON of the content blocks; empty once the agent has received them.
         admitted: done once the prompt may be sent, or was withdrawn.
-        done: done when the turn is over. The response itself has gone to
-            :meth:`AgentObserver.response_received` by then. Raises :class:`Error` if there is no
+        done: done when the turn is over. :meth:`AgentObserver.response_received` got the response
+            before. Raises :class:`Error` if there is no
             response: the agent did not start, or its process ended.
     """
 

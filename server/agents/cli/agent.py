@@ -201,11 +201,11 @@ class CliAgent:
             return True
         error = error_in(transcript.failure, stderr, acpx.secrets)
         if prompt.is_sent:
-            why = str(error)
+            reason = str(error)
             if error.code == "AGENT_DISCONNECTED":
-                said = last_output([stderr], acpx.secrets)
-                why = f"{AGENT_GONE}: {said}" if said else AGENT_GONE
-            prompt.finish(agent_failed(why))
+                output = last_output([stderr], acpx.secrets)
+                reason = f"{AGENT_GONE}: {output}" if output else AGENT_GONE
+            prompt.finish(agent_failed(reason))
             await self.kill()  # also the processes that the agent has left
             return True
         if text is not None:

@@ -190,14 +190,14 @@ def error_in(
     failure: Mapping[str, Any] | None, stderr: bytes, secrets: Collection[str] = ()
 ) -> AcpxCommandError:
     """Make an exception of acpx's own error and the last lines of its stderr."""
-    said = last_output([stderr], secrets)
+    output = last_output([stderr], secrets)
     if failure is None:
-        return AcpxCommandError(said or "acpx ended without a word", "RUNTIME")
+        return AcpxCommandError(output or "acpx ended without output", "RUNTIME")
     data = failure.get("data")
     codes = data if isinstance(data, dict) else {}
     code = codes.get("detailCode") or codes.get("acpxCode") or failure.get("code")
     message, details = str(failure.get("message")), details_of(failure)
     text = redact(single_line(f"{message}: {details}" if details else message), secrets)
-    if code in ENDED and said and said not in text:
-        text = f"{text}: {said}"
+    if code in ENDED and output and output not in text:
+        text = f"{text}: {output}"
     return AcpxCommandError(text, str(code), failure)

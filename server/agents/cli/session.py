@@ -12,7 +12,7 @@ from ...errors import Error, bad_request
 from .. import acp_settings
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import AgentSpec, agent_failed, agent_unavailable
-from ..failures import asks_for_login, login_required, needs_login, words_of
+from ..failures import asks_for_login, error_text, login_required, needs_login
 from .commands import ENDED, AcpxCommandError, AcpxCommands
 
 MAX_ARGUMENT_BYTES = 100 << 10
@@ -134,7 +134,7 @@ class CliSession:
             refusal: the JSON-RPC error with which the agent refused to load the session.
         """
         if needs_login(refusal):
-            return self._login_required(words_of(refusal))
+            return self._login_required(error_text(refusal))
         has_ended = error.code in ENDED and asks_for_login(str(error))
         if needs_login(error.failure) or error.code == "AUTH_REQUIRED" or has_ended:
             return self._login_required(str(error))
@@ -189,5 +189,5 @@ class CliSession:
             options.append(f"{flag}={system}")
         return options
 
-    def _login_required(self, said: str) -> Error:
-        return login_required(self._spec.agent, said, self.settings.auth_methods)
+    def _login_required(self, reason: str) -> Error:
+        return login_required(self._spec.agent, reason, self.settings.auth_methods)

@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import Error, bad_request
 from ...tasks import Semaphores
 from ..base import AgentTimeouts, agent_failed, agent_unavailable, misplaced
-from ..failures import asks_for_login, details_of, login_required, needs_login, words_of
+from ..failures import asks_for_login, details_of, error_text, login_required, needs_login
 from ..program_output import redact, single_line
 from .agent_process import AgentProcess
 from .binding import Binding
@@ -169,7 +169,7 @@ class AcpxSession:
         if error.code == "UNSUPPORTED_PROMPT_CONTENT":  # the agent did start
             return bad_request(f"the agent does not take this prompt: {message_of(error)}")
         if needs_login(process.refusal) or error.code == "AUTH_REQUIRED":
-            return self._login_required(words_of(process.refusal) or message_of(error))
+            return self._login_required(error_text(process.refusal) or message_of(error))
         details = details_of(process.refusal)
         if error.code == "AGENT_STARTUP_FAILED" or process.failed_proxy is not None:
             details = details or await process.output_of_failed_start()

@@ -23,8 +23,8 @@ from .settings_sync import SettingsSync
 class HostAgent:
     """One session's agent; see :class:`base.Agent`.
 
-    Its parts are the agent's process, the session in the acpx host, the settings, and the prompts
-    on their way. The stdio proxy of the process reports to :class:`ProxyEvents`.
+    Its parts are the agent's process, the session in the acpx host, the settings, and the prompts.
+    The stdio proxy of the process reports to :class:`ProxyEvents`.
 
     Args:
         settings: the settings that an earlier process of the session's agent reported.

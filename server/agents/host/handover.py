@@ -148,7 +148,7 @@ class StdioHandover:
         while True:
             try:
                 connection, _ = await loop.sock_accept(listener)
-            except OSError as error:  # such as: no descriptors are left
+            except OSError as error:  # for example, no descriptors are left
                 logger.error("cannot accept an agent's connection: %s", error)
                 await asyncio.sleep(HANDOVER_RETRY_SECS)
                 continue

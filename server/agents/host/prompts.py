@@ -1,4 +1,4 @@
-"""Prompts on their way through acpx to an agent."""
+"""Sends prompts through acpx to an agent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ END_SECS = 1.0
 
 
 class HostPrompt(PromptHandle):
-    """A prompt on its way through acpx.
+    """A prompt that is sent through acpx.
 
     Attributes:
         outline: the blocks as acpx receives them.
@@ -132,7 +132,7 @@ class PromptSender:
         """Start to send a prompt; see :meth:`base.Agent.prompt`."""
         prompt = HostPrompt(blocks, is_held=is_held, cancel_sent=self._cancel_sent)
         self._queue.current = prompt
-        # If acpx can receive it now, it does: acpx takes longer than all the other steps.
+        # acpx takes longer than all other steps, so it receives the prompt as early as possible.
         is_open = self._session.is_open and not self._changes.is_unanswered
         call = self._pass_to_acpx(prompt) if is_open else None
         self._tasks.spawn(self._run(prompt, call), f"prompt-{self._binding.key}")

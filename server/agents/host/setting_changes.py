@@ -1,4 +1,4 @@
-"""Changes of an agent's settings that clients ask for; acpx carries them out."""
+"""Changes an agent's settings for clients, through acpx."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SettingChanges:
         self._unanswered: asyncio.Future[Any] | None = None
 
     async def change(self, op: str, **fields: Any) -> Mapping[str, Any]:
-        """Have acpx change a setting; also if the caller does not wait for the end.
+        """Have acpx change a setting. The change continues if the caller is cancelled.
 
         Args:
             op: an operation of ``host.mjs``.

@@ -13,7 +13,7 @@ from ...tasks import Tasks
 from .. import acp_settings
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import AgentTimeouts, Wanted, agent_failed
-from ..failures import words_of
+from ..failures import error_text
 from .agent_process import AgentProcess
 from .binding import Binding
 from .stdio_proxy import StdioProxy
@@ -72,7 +72,7 @@ class SettingsSync:
         return self.apply()
 
     def apply(self) -> asyncio.Future[Error | None]:
-        """Start to apply the wanted settings, unless that is under way.
+        """Start to apply the wanted settings, unless they are being applied.
 
         Returns:
             A future with the error that prevents it, or None.
@@ -136,7 +136,7 @@ class SettingsSync:
             ) from None
         result = response.get("result")
         if "error" in response or not isinstance(result, dict):
-            raise self._cannot_set(step, words_of(response.get("error")) or "it refused")
+            raise self._cannot_set(step, error_text(response.get("error")) or "it refused")
         before = acp_settings.current(self.reported, step.setting)
         self._note_set(step.setting, step.value, method, step.params, result)
         after = acp_settings.current(self.reported, step.setting)

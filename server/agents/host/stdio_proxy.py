@@ -4,8 +4,8 @@ Whole lines pass in both directions as they were written. The server sees a prom
 does and a response before acpx does. It keeps the agent's permission requests for itself, and may
 insert lines of its own: a cancel, a response, a request.
 
-acpx does not receive the updates that it has no use for: texts, thoughts, tool calls and plans. It
-would parse each of them for its own record, and compete with the server for the processor.
+acpx does not receive texts, thoughts, tool calls and plans. It does not need them, but would parse
+each of them for its own record, and compete with the server for the processor.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class StdioProxy:
         self._owner = owner
         self._incomplete = incomplete
         self._is_counted = False
-        self._is_muted = False  # a message exceeded a limit: what follows is discarded
+        self._is_muted = False  # a message exceeded a limit: later output is discarded
         self._to_agent = Channel(self._acpx_wrote)
         self._acpx_lines = LineReader(MAX_PROMPT_LINE_BYTES)
         self._waiting_lines: deque[bytes] = deque()
@@ -141,7 +141,7 @@ class StdioProxy:
             read_end, agent_stdout = os.pipe()
             undo.callback(os.close, agent_stdout)
             from_agent = own(read_end, "rb")
-            # Both targets first: what is read from one side may be answered at once.
+            # Both targets first: the proxy may respond as soon as it reads a source.
             await self._to_agent.open_target(to_agent, undo)
             await self._to_acpx.open_target(to_acpx, undo)
             await self._to_agent.open_source(from_acpx, undo)
