@@ -1,5 +1,5 @@
-"""Both ways to run agents, the warm host and acpx's command line: the same behaviour, and the
-same transcript, but for what docs/howto/agents.md says of each."""
+"""Both agent backends, the acpx host and acpx's command line: the same behaviour and the same
+transcript, with the exceptions that docs/howto/agents.md lists."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ..support.harness import (
 )
 from ..support.harness import mock_agent as mock
 
-# Each step has its own patience; all of them together take their time on a busy machine.
+# Each step has a timeout of its own; together they take long on a busy machine.
 pytestmark = pytest.mark.timeout(240)
 
 HISTORY = script({"history": True})
@@ -48,7 +48,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-# With the command line, `make slow` runs it: a command of acpx takes a second of CPU time.
+# The variant with the command line runs in `make slow`: each acpx command takes 1 s of CPU time.
 slow_with_cli = pytest.mark.parametrize(
     "backend", ["host", pytest.param("cli", marks=pytest.mark.slow)]
 )
@@ -63,14 +63,14 @@ def contexts(socket: Socket) -> list[str]:
     return [entry["context"] for entry in socket.entries if entry["type"] == "turn_start"]
 
 
-async def told(client: Client, session: str, step: Json) -> Any:
-    """What the mock tells in answer to a step like ``{"report": true}``."""
+async def run_step(client: Client, session: str, step: Json) -> Any:
+    """The mock's JSON output for a step such as ``{"report": true}``."""
     status, reply = await client.turn(session, script(step))
     assert status == 200, reply
     return json.loads(texts_of(reply["events"]))
 
 
-async def test_a_conversation_goes_on_over_crash_and_hibernation(
+async def test_conversation_survives_crash_and_hibernation(
     serve: Serve, backend: str, tmp_path: Path
 ) -> None:
     clock = Clock()
@@ -85,14 +85,14 @@ async def test_a_conversation_goes_on_over_crash_and_hibernation(
     assert "process ended" in end["error"]["message"]
     assert socket.text(1) == "last words"
     pid = int((tmp_path / "pid").read_text())
-    await eventually("what the agent left to end", lambda: not is_running(pid))
+    await eventually("the agent's child process to end", lambda: not is_running(pid))
 
-    assert await told(client, session, {"history": True}) == [prompt, HISTORY]
+    assert await run_step(client, session, {"history": True}) == [prompt, HISTORY]
     clock.advance(11)
     await server.services.sessions.sweeper.sweep()
     assert (await client.state(session))["agent_state"] == "hibernated"
     assert not [pid for pid in descendants(os.getpid()) if session in environ_text(pid)]
-    assert await told(client, session, {"history": True}) == [prompt, HISTORY, HISTORY]
+    assert await run_step(client, session, {"history": True}) == [prompt, HISTORY, HISTORY]
     await socket.until("turn_end", turn_index=3)
     assert contexts(socket) == ["new", "kept", "kept"]
     assert (await client.state(session))["agent_state"] == "live"
@@ -106,10 +106,10 @@ def environ_text(pid: int) -> str:
 
 
 @slow_with_cli
-async def test_cancel_ends_the_turn_and_one_who_ignores_it_is_killed(
+async def test_cancel_ends_the_turn_and_kills_an_agent_that_ignores_it(
     serve: Serve, backend: str
 ) -> None:
-    # With the command line, a process has to start to tell the agent.
+    # With the command line, a process must start before the agent receives the cancel.
     server = await serve(agent_backend=backend, cancel_grace_secs=2 if backend == "host" else 6)
     client = await server.client()
     obedient, deaf = [await client.connect(await client.create(), after=0) for _ in range(2)]
@@ -121,7 +121,7 @@ async def test_cancel_ends_the_turn_and_one_who_ignores_it_is_killed(
 
     await obedient.send("prompt", prompt=script({"history": True}, {"say": "hanging"}, {"hang": 1}))
     await obedient.until_text("hanging")
-    if backend == "cli":  # a process has to start first: the cancel was in time
+    if backend == "cli":  # a process starts first, so the cancel arrives before the prompt
         assert "sleep" not in obedient.text()
     await obedient.send("cancel")
     end = await obedient.until("turn_end")
@@ -138,7 +138,7 @@ async def test_cancel_ends_the_turn_and_one_who_ignores_it_is_killed(
 
 
 @slow_with_cli
-async def test_policies_decide_and_the_log_has_what_was_decided(client: Client) -> None:
+async def test_policy_outcomes_are_logged_and_reach_the_agent(client: Client) -> None:
     async def decide(policy: str) -> list[str]:
         session = await client.create(permission=policy)
         socket = await client.connect(session, after=0)
@@ -158,19 +158,19 @@ async def test_policies_decide_and_the_log_has_what_was_decided(client: Client) 
 
 
 @slow_with_cli
-async def test_unicodes_own_ends_of_lines_are_text_like_any_other(client: Client) -> None:
+async def test_unicode_line_separators_are_plain_text(client: Client) -> None:
     odd = "a\u2028b\u2029c"
     session = await client.create(system=odd)
     assert (await client.turn(session, odd))[0] == 200
-    # The system prompt goes in front of the first prompt.
-    assert await told(client, session, {"history": True}) == [f"{odd}\n{odd}", HISTORY]
+    # The system prompt precedes the first prompt.
+    assert await run_step(client, session, {"history": True}) == [f"{odd}\n{odd}", HISTORY]
     for path, body in (("/sessions", {}), ("/run", {"prompt": "hi"})):
         status, reply = await client.post(path, {"agent": odd, **body})
         assert (status, reply["code"]) == (400, "bad_request"), reply
 
 
 @slow_with_cli
-async def test_agents_that_do_not_start_end_their_turn_as_unavailable(
+async def test_agent_that_does_not_start_is_unavailable(
     serve: Serve, backend: str, tmp_path: Path
 ) -> None:
     patient = await (await serve(agent_backend=backend)).client()
@@ -194,7 +194,7 @@ async def test_agents_that_do_not_start_end_their_turn_as_unavailable(
     status, reply = await patient.post("/sessions", {"agent": "missing"})
     assert (status, reply["code"]) == (502, "agent_unavailable")
     await eventually(
-        "nothing to be left", lambda: not [p for p in descendants(os.getpid()) if is_mock(p)]
+        "all mock agents to end", lambda: not [p for p in descendants(os.getpid()) if is_mock(p)]
     )
 
 
@@ -205,7 +205,7 @@ def is_mock(pid: int) -> bool:
         return False
 
 
-async def test_settings_reach_the_agent_and_refusals_the_client(client: Client) -> None:
+async def test_settings_reach_the_agent_and_rejections_reach_the_client(client: Client) -> None:
     session = await client.create("mock-modes", system="Be brief.")
     socket = await client.connect(session)
     await socket.turn("hello")
@@ -213,7 +213,7 @@ async def test_settings_reach_the_agent_and_refusals_the_client(client: Client) 
     await socket.send("set_config_option", key="thought_level", value="high")
     await socket.send("set_mode", mode="no-such-mode")
     assert (await socket.until("error"))["code"] == "bad_request"
-    report = (await told(client, session, {"report": True}))["session"]
+    report = (await run_step(client, session, {"report": True}))["session"]
     assert (report["mode"], report["config"]["thought_level"]) == ("code", "high")
     assert report["params"]["_meta"]["systemPrompt"] == "Be brief."
     state = await client.state(session)
@@ -221,7 +221,7 @@ async def test_settings_reach_the_agent_and_refusals_the_client(client: Client) 
     assert {o["id"]: o["currentValue"] for o in state["config_options"]}["thought_level"] == "high"
 
 
-async def test_runs_and_the_agents_surroundings_are_the_same(
+async def test_run_has_the_users_home_and_leaves_no_files(
     client: Client, server: LocalServer, backend: str
 ) -> None:
     steps = script({"env": ["HOME", "AGENT_SESSION", "CLAWDFORGE_ADMIN_TOKEN"]})
@@ -235,10 +235,10 @@ async def test_runs_and_the_agents_surroundings_are_the_same(
     assert (await client.get("/healthz"))[1]["acpx_version"] == "0.19.1"
 
 
-# What only the command line has.
+# The command line alone.
 
 
-async def test_at_acp_a_conversation_asks_nobody_and_is_loaded_again(serve: Serve) -> None:
+async def test_acp_session_requests_no_permission_and_can_be_loaded(serve: Serve) -> None:
     server = await serve(agent_backend="cli")
     client = await server.client()
     acp = await connect(client)
@@ -258,7 +258,7 @@ async def test_at_acp_a_conversation_asks_nobody_and_is_loaded_again(serve: Serv
     assert again.text() == acp.text()
     assert again.text(kind="user_message_chunk").endswith(HANG)
 
-    # Where nobody can be asked, nobody may wish it.
+    # The cli backend does not support permission "ask".
     with pytest.raises(ResponseError) as refused:
         await acp.new_session(_meta={"clawdforge": {"permission": "ask"}})
     assert refused.value.code == -32602
@@ -267,7 +267,7 @@ async def test_at_acp_a_conversation_asks_nobody_and_is_loaded_again(serve: Serv
     assert reply["error"].startswith("permission")
 
 
-async def test_a_file_in_the_workspace_changes_nothing(serve: Serve, tmp_path: Path) -> None:
+async def test_acpxrc_file_in_the_workspace_has_no_effect(serve: Serve, tmp_path: Path) -> None:
     server = await serve(agent_backend="cli", workspace_roots=(tmp_path,))
     client = await server.client()
     intruder = {"command": "touch", "args": [str(tmp_path / "intruder")]}
@@ -296,10 +296,10 @@ async def test_a_file_in_the_workspace_changes_nothing(serve: Serve, tmp_path: P
 async def test_closed_session_leaves_no_process_and_deleted_session_no_file(serve: Serve) -> None:
     clock = Clock()
     server = await serve(agent_backend="cli", clock=clock)
-    server.services.sessions.backend.timeouts.close = 0.2  # the agent would use all of it
+    server.services.sessions.backend.timeouts.close = 0.2  # the agent would use the whole timeout
     client = await server.client()
     session = await client.create("mock-stubborn")
-    await told(client, session, {"report": True})
+    await run_step(client, session, {"report": True})
     home = server.services.settings.data_dir / "acpx-cli" / "homes" / session
     assert socket_folder(home).exists()
     below = descendants(os.getpid())
@@ -313,7 +313,7 @@ async def test_closed_session_leaves_no_process_and_deleted_session_no_file(serv
     assert not home.exists()
 
 
-async def test_a_session_that_is_closed_before_its_agent_is_found_starts_none(
+async def test_session_closed_before_its_agent_is_found_starts_no_process(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await serve(agent_backend="cli")
@@ -333,11 +333,11 @@ async def test_a_session_that_is_closed_before_its_agent_is_found_starts_none(
     before = set(descendants(os.getpid()))
     await client.delete(f"/sessions/{session}")
     go_on.set()
-    await eventually("it to give up", lambda: not agent.is_live)
+    await eventually("the start to be abandoned", lambda: not agent.is_live)
     assert set(descendants(os.getpid())) <= before
 
 
-async def test_nothing_outlives_a_killed_server(
+async def test_no_process_outlives_a_killed_server(
     spawn: Spawn, serve: Serve, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     server = await spawn(AGENT_BACKEND="cli")
@@ -350,7 +350,9 @@ async def test_nothing_outlives_a_killed_server(
     below = descendants(server.pid)
     assert int((tmp_path / "pid").read_text()) in below
     await server.kill()
-    await eventually("all below the server to end", lambda: not any(map(is_running, below)))
+    await eventually(
+        "all descendants of the server to end", lambda: not any(map(is_running, below))
+    )
 
     sockets = socket_folder(tmp_path / "data" / "acpx-cli" / "homes" / session)
     assert sockets.exists()
@@ -360,15 +362,15 @@ async def test_nothing_outlives_a_killed_server(
 
 # The same transcript.
 
-# Steps that say nothing of themselves, or what has to differ.
+# Steps without output of their own, and steps whose output differs by design.
 NOT_COMPARED = {
-    "report": "tells of processes",
-    "chunk": "the same as say, for its size alone",
-    "bad_utf8": "acpx mends such a line, the host leaves it out",
+    "report": "reports process ids",
+    "chunk": "the same as say, except for the size",
+    "bad_utf8": "acpx repairs such a line, the host drops it",
     "mode": "has tests of its own",
     "write": "has tests of its own",
-    "stop_reading": "nothing can be told after it",
-    "close_stdout": "nothing can be told after it",
+    "stop_reading": "the agent is mute or deaf after it",
+    "close_stdout": "the agent is mute or deaf after it",
     "sleep": "takes time",
     "ignore_cancel": "has a test of its own",
     "hang": "is cancelled in that test",
@@ -391,7 +393,7 @@ UPDATES = [
     {"sessionUpdate": "of_tomorrow", "_meta": {"deep": [1, None, True, {"a": "\u2028"}]}},
 ]
 CONVERSATIONS: dict[str, list[str | list[Json]]] = {
-    "what it says, asks and remembers": [
+    "updates, requests and memory": [
         [{"type": "text", "text": "see"}, PICTURE, LINK],
         script(
             {"echo": True},
@@ -415,13 +417,13 @@ CONVERSATIONS: dict[str, list[str | list[Json]]] = {
             {"late": [{"say": "late"}]},
         ),
     ],
-    "how it answers": [
+    "results": [
         script({"say": "x"}, {"stop": "max_tokens"}),
         script({"error": {"code": -32000, "message": "log in first", "data": {"n": 1}}}),
         script({"result": {"stopReason": "end_turn", "usage": {"outputTokens": 5}}}),
         script({"result": {"no": "stop reason"}}),
     ],
-    "how it ends": [
+    "ends": [
         script({"permission": {"options": []}}),
         script({"say": "hanging"}, {"wait_for": "cancel"}, {"say": "bye"}),
         script({"say": "x"}, {"exit": 0}),
@@ -433,7 +435,7 @@ CONVERSATIONS: dict[str, list[str | list[Json]]] = {
 
 
 async def converse(client: Client, name: str) -> list[Json]:
-    """Have the conversation, with the agent of that name if there is one; its log."""
+    """Hold the conversation with the agent of that name, else with ``mock``; return its log."""
     session = await client.create(name if name in MOCKS else "mock")
     socket = await client.connect(session, after=0)
     for index, prompt in enumerate(CONVERSATIONS[name], start=1):
@@ -448,7 +450,7 @@ async def converse(client: Client, name: str) -> list[Json]:
 
 
 def comparable(entries: list[Json]) -> list[Json]:
-    """What may not differ: all but times, random ids, and what an agent says when it starts."""
+    """The entries without times, random ids and the updates that an agent sends when it starts."""
     text = json.dumps([e for e in entries if STARTED not in json.dumps(e)])
     for pattern, name in (
         (r'"(seq|ts|duration_ms|expires_at)": \d+', r'"\1": 0'),
@@ -468,9 +470,7 @@ def comparable(entries: list[Json]) -> list[Json]:
         for number, name in enumerate(CONVERSATIONS)
     ],
 )
-async def test_both_backends_log_the_same_transcript(
-    serve: Serve, tmp_path: Path, name: str
-) -> None:
+async def test_backends_log_the_same_transcript(serve: Serve, tmp_path: Path, name: str) -> None:
     clients = []
     for backend in ("host", "cli"):
         server = await serve(agent_backend=backend, data_dir=tmp_path / backend)
@@ -489,7 +489,9 @@ LOGIN = [{"id": "mock-login", "name": "Log in"}]
 
 
 @slow_with_cli
-async def test_an_agent_that_wants_a_login_is_told_apart(serve: Serve, backend: str) -> None:
+async def test_agent_that_needs_a_login_fails_with_login_required(
+    serve: Serve, backend: str
+) -> None:
     server = await serve(
         agent_backend=backend,
         agents={
@@ -502,9 +504,9 @@ async def test_an_agent_that_wants_a_login_is_told_apart(serve: Serve, backend: 
     )
     client = await server.client()
 
-    async def refuse(name: str, prompt: str = "hello") -> Json:
+    async def fail_login(name: str, prompt: str = "hello") -> Json:
         session = await client.create(name)
-        if name == "load" and backend == "host":  # acpx's command line loads at once
+        if name == "load" and backend == "host":  # acpx's command line loads immediately
             assert (await client.turn(session, "hello"))[0] == 200
             found = server.services.sessions.cached[session]
             assert await found.agent.hibernate()
@@ -514,15 +516,18 @@ async def test_an_agent_that_wants_a_login_is_told_apart(serve: Serve, backend: 
 
     error = {"code": -32603, "message": "x", "data": {"details": "401 Incorrect API key provided"}}
     new, load, _, turn = await asyncio.gather(
-        refuse("new"), refuse("load"), refuse("says"), refuse("turn", script({"error": error}))
+        fail_login("new"),
+        fail_login("load"),
+        fail_login("says"),
+        fail_login("turn", script({"error": error})),
     )
-    if backend == "host":  # acpx's command line does not show what an agent says as it starts
+    if backend == "host":  # acpx's command line hides the output of a start
         assert new["auth_methods"] == LOGIN
     assert load["auth_methods"] == turn["auth_methods"] == LOGIN
 
 
 @slow_with_cli
-async def test_the_last_output_of_an_agent_that_ends_is_in_the_error(
+async def test_error_contains_the_last_output_of_an_agent_that_exits(
     serve: Serve, backend: str
 ) -> None:
     goes = mock("--banner=no longer maintained", "--stderr=\x1b[31mmove on", "--die-at-start=0")
@@ -547,7 +552,7 @@ async def test_the_last_output_of_an_agent_that_ends_is_in_the_error(
     )
     assert "move on" in start
     assert "\x1b" not in start
-    if backend == "host":  # acpx's command line shows neither an agent's stdout nor a turn's stderr
+    if backend == "host":  # acpx's command line hides an agent's stdout and a turn's stderr
         assert "no longer maintained" in start
         assert "half a line" in turn
         assert "and half" in turn

@@ -1,4 +1,4 @@
-"""Agents that crash, cannot load, do not start or write what they should not; and what they get."""
+"""Agents that crash, cannot load, do not start or write invalid output; and their environment."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def contexts(socket: Socket) -> list[str]:
     return [entry["context"] for entry in socket.entries if entry["type"] == "turn_start"]
 
 
-async def told(client: Client, session: str, step: Any) -> Any:
-    """What the mock tells in answer to a step like ``{"report": true}``."""
+async def run_step(client: Client, session: str, step: Any) -> Any:
+    """The mock's JSON output for a step such as ``{"report": true}``."""
     status, reply = await client.turn(session, script(step))
     assert status == 200, reply
     return json.loads(texts_of(reply["events"]))
@@ -60,7 +60,7 @@ def handover_of(server: LocalServer) -> StdioHandover:
 
 
 @pytest.mark.parametrize("death", [{"exit": 1}, {"exit": 0}, {"crash": "SIGKILL"}])
-async def test_a_crash_ends_the_turn_and_the_next_prompt_has_its_context(
+async def test_crash_ends_the_turn_and_the_next_prompt_has_the_context(
     client: Client, death: Json
 ) -> None:
     socket = await client.connect(await client.create(), after=0)
@@ -69,7 +69,7 @@ async def test_a_crash_ends_the_turn_and_the_next_prompt_has_its_context(
     end = await socket.turn(script(words, {"say": "the very last"}, death))
     assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
     assert end["error"]["retryable"] is True
-    # All that it wrote is there, and before the end.
+    # All output is logged, before the end of the turn.
     assert socket.text(2).endswith("1999:last wordsthe very last")
     assert [e["type"] for e in socket.entries if e["turn_index"] == 2][-1] == "turn_end"
 
@@ -78,30 +78,30 @@ async def test_a_crash_ends_the_turn_and_the_next_prompt_has_its_context(
     assert json.loads(socket.text(3))[0] == "remember me"
 
 
-async def test_an_agent_that_dies_between_turns_is_started_again_with_its_context(
+async def test_agent_that_dies_between_turns_is_restarted_with_its_context(
     client: Client,
 ) -> None:
     session = await client.create()
-    pid = (await told(client, session, {"report": True}))["pid"]
+    pid = (await run_step(client, session, {"report": True}))["pid"]
     os.kill(pid, signal.SIGKILL)
     await client.until_hibernated(session)
-    assert len(await told(client, session, {"history": True})) == 2
+    assert len(await run_step(client, session, {"history": True})) == 2
     starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
     assert [start["context"] for start in starts] == ["new", "kept"]
 
 
-async def test_a_prompt_right_behind_its_agents_death_never_blames_the_start(
+async def test_prompt_right_after_the_agents_death_never_fails_as_unavailable(
     client: Client,
 ) -> None:
     session = await client.create()
-    for _ in range(12):  # acpx notices the death before, while or after it takes the prompt
-        pid = (await told(client, session, {"report": True}))["pid"]
+    for _ in range(12):  # acpx notices the death before, while or after it accepts the prompt
+        pid = (await run_step(client, session, {"report": True}))["pid"]
         os.kill(pid, signal.SIGKILL)
-        status, reply = await client.turn(session, "behind")
+        status, reply = await client.turn(session, "after")
         assert status == 200 or reply["code"] == "agent_failed", reply
 
 
-async def test_the_first_turn_is_new_even_if_its_agent_died_before(client: Client) -> None:
+async def test_first_turn_has_context_new_after_an_early_crash(client: Client) -> None:
     session = await client.create("mock-fail-load")
 
     async def is_live() -> bool:
@@ -124,7 +124,7 @@ async def kill_agent(client: Client, session: str) -> None:
 
 
 def agents_of(session: str) -> list[int]:
-    """The processes that have the session's mark."""
+    """The processes that are tagged with the session."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -138,9 +138,7 @@ def agents_of(session: str) -> list[int]:
 
 
 @pytest.mark.parametrize("agent", ["mock-no-load", "mock-fail-load"])
-async def test_an_agent_that_cannot_load_says_that_its_context_is_lost(
-    client: Client, agent: str
-) -> None:
+async def test_agent_that_cannot_load_has_context_lost(client: Client, agent: str) -> None:
     session = await client.create(agent)
     socket = await client.connect(session, after=0)
     await socket.turn("remember me")
@@ -151,10 +149,10 @@ async def test_an_agent_that_cannot_load_says_that_its_context_is_lost(
     assert json.loads(socket.text(3)) == [HISTORY]
     await socket.turn(HISTORY)
     assert contexts(socket)[3:] == ["kept"]
-    assert len(agents_of(session)) == 1  # nothing of the attempt to load is left
+    assert len(agents_of(session)) == 1  # the process that failed to load has ended
 
 
-async def test_the_process_that_refused_to_load_is_ended_even_if_it_is_stubborn(
+async def test_process_that_failed_to_load_is_killed_if_it_ignores_sigterm(
     serve: Serve,
 ) -> None:
     agent = mock_agent("--fail-load", "--ignore-eof", "--ignore-sigterm")
@@ -166,7 +164,7 @@ async def test_the_process_that_refused_to_load_is_ended_even_if_it_is_stubborn(
     await eventually("one agent to remain", lambda: len(agents_of(session)) == 1)
 
 
-async def test_an_agent_that_resumes_without_a_replay_has_its_context(client: Client) -> None:
+async def test_agent_that_resumes_without_a_replay_has_its_context(client: Client) -> None:
     socket = await client.connect(await client.create("mock-resume"), after=0)
     await socket.turn("remember me")
     await socket.turn(script({"exit": 1}))
@@ -175,7 +173,7 @@ async def test_an_agent_that_resumes_without_a_replay_has_its_context(client: Cl
     assert json.loads(socket.text(3))[0] == "remember me"
 
 
-async def test_what_load_replays_is_not_told_again(client: Client) -> None:
+async def test_replay_of_a_load_is_not_logged_again(client: Client) -> None:
     session = await client.create()
     socket = await client.connect(session, after=0)
     await socket.turn("once")
@@ -190,31 +188,31 @@ async def test_what_load_replays_is_not_told_again(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("agent", "says"),
+    ("agent", "text"),
     [
         ("mock-dies", "AGENT_STARTUP_FAILED"),
         ("mock-fail-new", "the mock was started with --fail-new"),
         ("mock-silent", ""),
     ],
 )
-async def test_the_first_turn_tells_that_the_agent_does_not_start(
-    serve: Serve, agent: str, says: str
+async def test_turn_fails_as_unavailable_if_the_agent_does_not_start(
+    serve: Serve, agent: str, text: str
 ) -> None:
     server = await serve(agent_start_timeout_secs=0.5 if agent == "mock-silent" else 20)
     client = await server.client()
     session = await client.create(agent)
     socket = await client.connect(session)
-    for index in (1, 2):  # and the session stays, to be tried again
+    for index in (1, 2):  # the session stays open for another attempt
         end = await socket.turn("hello")
         assert (end["turn_index"], end["stop_reason"]) == (index, "error")
         assert end["error"]["code"] == "agent_unavailable"
-        assert says in end["error"]["message"]
+        assert text in end["error"]["message"]
     status, reply = await client.turn(session, "hello")
     assert (status, reply["code"], reply["events"]) == (502, "agent_unavailable", [])
     assert (await client.state(session))["state"] == "idle"
 
 
-async def test_what_the_dying_agent_said_on_stderr_is_told(serve: Serve) -> None:
+async def test_error_contains_the_stderr_of_an_agent_that_fails_to_start(serve: Serve) -> None:
     agent = mock_agent("--stderr=set MY_KEY first", "--die-at-start=3")
     server = await serve(agents={"keyless": agent}, default_agent="keyless")
     client = await server.client()
@@ -222,15 +220,13 @@ async def test_what_the_dying_agent_said_on_stderr_is_told(serve: Serve) -> None
     assert "set MY_KEY first" in reply["error"]
 
 
-async def test_an_agent_whose_program_is_missing_is_refused_at_creation(client: Client) -> None:
+async def test_session_is_rejected_if_the_agents_program_is_missing(client: Client) -> None:
     status, reply = await client.post("/sessions", {"agent": "missing"})
     assert (status, reply["code"]) == (502, "agent_unavailable")
     assert "no-such-program-anywhere" in reply["error"]
 
 
-async def test_a_program_that_vanishes_fails_the_turn_and_is_used_when_it_is_back(
-    serve: Serve, tmp_path: Path
-) -> None:
+async def test_turn_fails_while_the_agents_program_is_missing(serve: Serve, tmp_path: Path) -> None:
     program = tmp_path / "agent"
     argv = " ".join(f"'{part}'" for part in MOCKS["mock"].argv)
     program.write_text(f"#!/bin/sh\nexec {argv}\n")
@@ -244,10 +240,10 @@ async def test_a_program_that_vanishes_fails_the_turn_and_is_used_when_it_is_bac
     status, reply = await client.turn(session, "two")
     assert (status, reply["code"]) == (502, "agent_unavailable"), reply
     (tmp_path / "gone").rename(program)
-    assert (await told(client, session, {"history": True}))[0] == script({"say": "one"})
+    assert (await run_step(client, session, {"history": True}))[0] == script({"say": "one"})
 
 
-async def test_an_agent_may_print_before_it_speaks(serve: Serve) -> None:
+async def test_output_before_the_first_message_is_ignored(serve: Serve) -> None:
     banner = "\n".join(
         ["A new version is there!", *(json.dumps({"level": 30, "id": n}) for n in range(4))]
     )
@@ -262,7 +258,7 @@ async def test_an_agent_may_print_before_it_speaks(serve: Serve) -> None:
 # Output.
 
 
-async def test_lines_that_are_not_messages_are_skipped(client: Client) -> None:
+async def test_line_that_is_not_a_message_is_skipped(client: Client) -> None:
     session = await client.create()
     garbage: list[Json] = [
         {"raw": text}
@@ -283,10 +279,10 @@ async def test_lines_that_are_not_messages_are_skipped(client: Client) -> None:
     assert len(reply["events"]) == 3
 
 
-async def test_json_that_is_not_json_rpc_neither_ends_a_turn_nor_reaches_acpx(
+async def test_json_that_is_not_json_rpc_is_skipped(
     client: Client,
 ) -> None:
-    """Log lines that have the ids of requests, and messages that are not quite."""
+    """Log lines with the ids of requests, and malformed messages."""
     session = await client.create()
     almost: list[Json] = [
         {"level": 30},
@@ -304,7 +300,7 @@ async def test_json_that_is_not_json_rpc_neither_ends_a_turn_nor_reaches_acpx(
     assert len(reply["events"]) == 2
 
 
-async def test_half_a_line_swallows_the_message_that_ends_it_and_no_more(client: Client) -> None:
+async def test_incomplete_line_loses_only_the_message_that_completes_it(client: Client) -> None:
     session = await client.create()
     half = {"raw": {"text": '{"jsonrpc":"2.0","me', "newline": False}}
     steps: list[Json] = [{"say": "one "}, half, {"say": "swallowed"}, {"say": "two"}]
@@ -312,7 +308,7 @@ async def test_half_a_line_swallows_the_message_that_ends_it_and_no_more(client:
     assert (status, texts_of(reply["events"])) == (200, "one two")
 
 
-async def test_the_words_before_a_crash_in_mid_line_are_kept(client: Client) -> None:
+async def test_text_before_a_crash_in_mid_line_is_logged(client: Client) -> None:
     session = await client.create()
     half = {"raw": {"text": '{"jsonrpc":"2.0","me', "newline": False}}
     status, reply = await client.turn(session, script({"say": "words"}, half, {"exit": 1}))
@@ -321,7 +317,7 @@ async def test_the_words_before_a_crash_in_mid_line_are_kept(client: Client) -> 
     assert (await client.turn(session, "again"))[0] == 200
 
 
-async def test_a_chunk_of_a_megabyte_arrives_whole(client: Client) -> None:
+async def test_chunk_of_a_megabyte_is_delivered_whole(client: Client) -> None:
     socket = await client.connect(await client.create())
     await socket.turn(script({"chunk": 1 << 20}))
     assert socket.text() == "x" * (1 << 20)
@@ -356,14 +352,14 @@ async def test_message_over_the_limit_ends_only_its_agent(serve: Serve) -> None:
     assert (await other.until("turn_end"))["stop_reason"] == "end_turn"
 
 
-async def test_seventy_megabytes_in_a_message_are_too_much(client: Client) -> None:
+async def test_message_of_seventy_megabytes_fails_the_turn(client: Client) -> None:
     session = await client.create()
     status, reply = await client.turn(session, script({"chunk": 70 << 20}))
     assert (status, reply["code"], reply["events"]) == (502, "agent_failed", [])
     assert (await client.turn(session, "small"))[0] == 200
 
 
-async def test_an_agent_that_closes_its_stdout_fails_its_turn_and_is_replaced(
+async def test_agent_that_closes_its_stdout_fails_its_turn_and_is_replaced(
     client: Client,
 ) -> None:
     session = await client.create()
@@ -377,12 +373,12 @@ async def test_an_agent_that_closes_its_stdout_fails_its_turn_and_is_replaced(
     await eventually("the mute agent to end", lambda: not is_running(pid))
 
 
-async def test_an_agent_that_stops_reading_is_ended_by_a_cancel(serve: Serve) -> None:
+async def test_cancel_ends_an_agent_that_stops_reading(serve: Serve) -> None:
     server = await serve(cancel_grace_secs=0.3)
     client = await server.client()
     session = await client.create()
     socket = await client.connect(session, after=0)
-    # The answer to its request is the last that it takes.
+    # The agent reads the response to its request and nothing after it.
     params: Json = {"toolCall": {}, "options": []}
     request = {"id": "last", "method": "session/request_permission", "params": params}
     steps: list[Json] = [{"stop_reading": True}, {"raw": json.dumps({"jsonrpc": "2.0", **request})}]
@@ -395,10 +391,10 @@ async def test_an_agent_that_stops_reading_is_ended_by_a_cancel(serve: Serve) ->
     assert contexts(socket) == ["new", "kept"]
 
 
-# What an agent gets.
+# The environment of an agent.
 
 
-def test_our_node_is_the_last_on_an_agents_path() -> None:
+def test_bundled_node_is_the_last_on_an_agents_path() -> None:
     assert environ.with_folder_of("/n/bin/node", {"PATH": "/a:/b", "X": "1"}) == {
         "PATH": "/a:/b:/n/bin",
         "X": "1",
@@ -406,7 +402,7 @@ def test_our_node_is_the_last_on_an_agents_path() -> None:
     assert environ.with_folder_of("/n/bin/node", {}) == {"PATH": "/n/bin"}
 
 
-async def test_an_agents_environment_is_an_allow_list_without_the_servers_secrets(
+async def test_agent_environment_has_allowed_names_and_no_server_secrets(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLAWDFORGE_ADMIN_TOKEN", "secret of the server")
@@ -417,7 +413,7 @@ async def test_an_agents_environment_is_an_allow_list_without_the_servers_secret
     server = await serve(agents=agents, agent_env=("LET_THROUGH",))
     client = await server.client()
     session = await client.create()
-    names = (await told(client, session, {"report": True}))["env"]
+    names = (await run_step(client, session, {"report": True}))["env"]
     allowed = environ.ALLOWED_NAMES | {"LET_THROUGH", "OWN", "AGENT_SESSION", "ACPX_HOST"}
     others = [n for n in names if n not in allowed and not n.startswith(environ.ALLOWED_PREFIXES)]
     assert others == []
@@ -429,17 +425,17 @@ async def test_an_agents_environment_is_an_allow_list_without_the_servers_secret
     assert b"CLAWDFORGE_" not in start
 
 
-async def test_an_agent_runs_in_a_folder_of_its_own_with_nothing_but_its_pipes(
+async def test_agent_runs_in_its_own_folder_and_inherits_only_its_pipes(
     client: Client, server: LocalServer
 ) -> None:
     first, second = await client.create(), await client.create()
-    reports = [await told(client, session, {"report": True}) for session in (first, second)]
+    reports = [await run_step(client, session, {"report": True}) for session in (first, second)]
     for session, report in zip((first, second), reports, strict=True):
         folder = server.services.settings.data_dir / "workspaces" / session
         assert Path(report["cwd"]) == Path(report["session"]["cwd"]) == folder.resolve()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert report["pid"] == report["pgid"] == report["sid"]
-        assert [fd for fd in report["fds"] if fd > 2][1:] == []  # but the listing's own
+        assert [fd for fd in report["fds"] if fd > 2][1:] == []  # except the one that lists them
     assert stat.S_IMODE(server.services.settings.data_dir.stat().st_mode) == 0o700
 
 

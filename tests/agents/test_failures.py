@@ -1,4 +1,4 @@
-"""What agents' errors mean: each payload is as the real agent sent it, unless it says otherwise."""
+"""Classification of agent errors. Each payload is from the real agent unless noted otherwise."""
 
 from __future__ import annotations
 

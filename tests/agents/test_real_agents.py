@@ -1,4 +1,4 @@
-"""Sessions on real agents, as npm has them, against a stand-in of their model's API."""
+"""Sessions of real agents from npm, with a stand-in for their model's API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..support.anthropic_stand_in import Failure, Hang, StandIn, Text, ToolUse, 
 from ..support.harness import Client, Json, LocalServer, Socket
 from ..support.harness import texts_of as texts_of_turn
 
-# Each step has its own patience; all of them together take their time on a busy machine.
+# Each step has a timeout of its own; together they take long on a busy machine.
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
 
 WritesFile = Callable[[Path], ToolUse]
@@ -29,7 +29,7 @@ async def api() -> AsyncIterator[StandIn]:
 
 @pytest.fixture
 def machine(tmp_path: Path, api: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine of a user who has installed the agents, so that they are on the PATH; its home."""
+    """The home of a user who has the agents on the PATH."""
     programs = tmp_path / "bin"
     home = tmp_path / "home"
     for folder in (programs, home):
@@ -53,17 +53,16 @@ def machine(tmp_path: Path, api: StandIn, monkeypatch: pytest.MonkeyPatch) -> Pa
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv(
-        "IS_SANDBOX", raising=False
-    )  # for root it makes claude take flags it refuses
+    # With it claude accepts flags as root that it otherwise rejects.
+    monkeypatch.delenv("IS_SANDBOX", raising=False)
     return home
 
 
-async def work_through(client: Client, session: str, api: StandIn, writes: WritesFile) -> Socket:
-    """Text, a tool that is allowed and one that is rejected, a cancel, an error of the API."""
+async def check_turns(client: Client, session: str, api: StandIn, writes: WritesFile) -> Socket:
+    """Check turns with text, an allowed and a rejected tool, a cancel and an error of the API."""
     api.always(Text("and so on"))
     api.plan(Text("Hello from the stand-in."))
-    # Over REST, which has the patience for an agent that takes its time to start.
+    # Over REST, whose timeout allows for a slow start of the agent.
     status, reply = await client.turn(session, "Say hello.")
     assert (status, reply["stop_reason"]) == (200, "end_turn"), reply
     assert texts_of_turn(reply["events"]) == "Hello from the stand-in."
@@ -81,8 +80,8 @@ async def work_through(client: Client, session: str, api: StandIn, writes: Write
         assert (await socket.until("turn_end"))["stop_reason"] in ("end_turn", "cancelled")
         assert (folder / kind).exists() == (kind == "allow_once")
 
-    # Behind its first word: a cancel before it may leave claude's adapter an error for the
-    # next turn (docs/howto/agents.md).
+    # After the first word: an earlier cancel may leave an error for the next turn in claude's
+    # adapter (docs/howto/agents.md).
     api.plan(Hang("So "))
     await socket.send("prompt", prompt="Hang.")
     await socket.until_text("So ")
@@ -112,7 +111,7 @@ async def agents_of(client: Client) -> dict[str, Json]:
     return {agent["name"]: agent for agent in reply["agents"]}
 
 
-async def test_claude_once_installed_is_the_default_and_does_its_work(
+async def test_installed_claude_is_the_default_and_completes_turns(
     serve: Serve, machine: Path, api: StandIn
 ) -> None:
     server = await serve(default_agent=None)
@@ -122,7 +121,7 @@ async def test_claude_once_installed_is_the_default_and_does_its_work(
     status, reply = await client.post("/sessions", {"permission": "ask"})
     assert (status, reply["agent"]) == (200, "claude")
     session = reply["session_id"]
-    socket = await work_through(client, session, api, claude_writes)
+    socket = await check_turns(client, session, api, claude_writes)
 
     await hibernate(server, session)
     status, reply = await client.turn(session, "What did I say first?")
@@ -137,7 +136,9 @@ async def hibernate(server: LocalServer, session: str) -> None:
     assert await found.agent.hibernate()
 
 
-async def test_claude_through_the_command_line(serve: Serve, machine: Path, api: StandIn) -> None:
+async def test_claude_completes_turns_with_the_cli_backend(
+    serve: Serve, machine: Path, api: StandIn
+) -> None:
     client = await (await serve(default_agent=None, agent_backend="cli")).client()
     session = await client.create("claude", permission="approve-all")
     path = Path((await client.state(session))["cwd"]) / "file"
@@ -146,7 +147,7 @@ async def test_claude_through_the_command_line(serve: Serve, machine: Path, api:
     assert (status, reply["stop_reason"]) == (200, "end_turn"), reply
     assert texts_of_turn(reply["events"]) == "Written."
     assert path.read_text() == "written"
-    assert (machine / ".claude").exists()  # the user's home, where a login would be
+    assert (machine / ".claude").exists()  # the user's home, which holds a login
 
     socket = await client.connect(session)
     api.asked.clear()
@@ -157,7 +158,7 @@ async def test_claude_through_the_command_line(serve: Serve, machine: Path, api:
     assert "Write." in "".join(texts_of(api.requests[-1]))
 
 
-async def test_claude_without_a_login_says_so(
+async def test_claude_without_a_login_fails_with_login_required(
     serve: Serve, machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY")
@@ -166,7 +167,7 @@ async def test_claude_without_a_login_says_so(
     assert (status, reply["code"], reply["retryable"]) == (502, "login_required", False)
 
 
-async def test_opencode_does_its_work(
+async def test_opencode_completes_turns(
     serve: Serve, machine: Path, api: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = {
@@ -184,7 +185,7 @@ async def test_opencode_does_its_work(
     }
     for name, value in {
         "OPENCODE_CONFIG_CONTENT": json.dumps(config),
-        # It is to talk to nobody else.
+        # No connections to other hosts.
         "OPENCODE_DISABLE_MODELS_FETCH": "1",
         "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
         "OPENCODE_PURE": "1",
@@ -193,4 +194,4 @@ async def test_opencode_does_its_work(
         monkeypatch.setenv(name, value)
     client = await (await serve()).client()
     session = await client.create("opencode", permission="ask")
-    await work_through(client, session, api, opencode_writes)
+    await check_turns(client, session, api, opencode_writes)

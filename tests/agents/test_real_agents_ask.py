@@ -1,6 +1,6 @@
-"""Real agents under permission ``ask``: none writes before it was allowed to, after a hibernation.
+"""Real agents with permission ``ask``: none writes without a permission, also after hibernation.
 
-Each agent starts twice, which takes seconds: `make agents` runs these tests, and `.ci/run`.
+Each agent starts twice, which takes seconds: `make agents` and `.ci/run` run these tests.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def claude(_: Path, api: StandIn) -> dict[str, str]:
 
 
 def codex(home: Path, api: StandIn) -> dict[str, str]:
-    """As ``codex login --with-api-key`` leaves it, with the provider's address changed."""
+    """Write the files of ``codex login --with-api-key``, with the stand-in as the provider."""
     write_json(home / ".codex" / "auth.json", {"OPENAI_API_KEY": KEY})
     (home / ".codex" / "config.toml").write_text(
         f"""
@@ -115,7 +115,7 @@ def opencode(_: Path, api: StandIn) -> dict[str, str]:
 
 
 def patch(path: Path) -> ToolUse:
-    """Codex's tool runs JavaScript, which calls other tools."""
+    """A call of Codex's tool, which runs JavaScript that calls other tools."""
     text = f"*** Begin Patch\n*** Add File: {path}\n+written\n*** End Patch\n"
     return ToolUse("exec", {"input": f"await tools.apply_patch({json.dumps(text)})"})
 
@@ -125,13 +125,14 @@ class Real:
     """One real agent.
 
     Attributes:
-        name: acpx's for it.
-        command: what acpx starts, and where it is found.
-        serve_api: its model's stand-in.
-        prepare: write its settings below a home; the variables that it needs.
-        writes: the tool call that writes a file.
-        model: another one, for ``set_model``; None if it has but one.
-        asked: what its model's API is asked for then.
+        name: acpx's name of the agent.
+        command: the name of the program that acpx starts.
+        find: returns the path of that program.
+        serve_api: starts the stand-in for its model's API.
+        prepare: writes its settings into a home and returns its environment variables.
+        writes: returns the tool call that writes a file.
+        model: a model for ``set_model``; None if the agent has only one.
+        requested: a part of the name of that model in requests to the API.
     """
 
     name: str
@@ -141,7 +142,7 @@ class Real:
     prepare: Callable[[Path, StandIn], dict[str, str]]
     writes: Callable[[Path], ToolUse]
     model: str | None = None
-    asked: str = ""
+    requested: str = ""
 
 
 def tool(name: str, path_key: str) -> Callable[[Path], ToolUse]:
@@ -157,7 +158,7 @@ def claude_with(find: Callable[[], Path]) -> Real:
         claude,
         tool("Write", "file_path"),
         model="haiku",
-        asked="haiku",
+        requested="haiku",
     )
 
 
@@ -172,7 +173,7 @@ AGENTS = {
         codex,
         patch,
         model="gpt-6-sol",
-        asked="gpt-6-sol",
+        requested="gpt-6-sol",
     ),
     "gemini": Real(
         "gemini",
@@ -182,7 +183,7 @@ AGENTS = {
         gemini,
         tool("write_file", "file_path"),
         model="gemini-2.5-pro",
-        asked="gemini-2.5-pro",
+        requested="gemini-2.5-pro",
     ),
     "opencode": Real(
         "opencode",
@@ -192,7 +193,7 @@ AGENTS = {
         opencode,
         tool("write", "filePath"),
         model="stand-in/other",
-        asked="other",
+        requested="other",
     ),
     "qwen": Real(
         "qwen",
@@ -218,7 +219,7 @@ async def api(real: Real) -> AsyncIterator[StandIn]:
 
 @pytest.fixture
 def machine(tmp_path: Path, real: Real, api: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home of a user who has installed this agent, and whose network ends at this machine."""
+    """The home of a user who has this agent on the PATH and no network."""
     programs, home = tmp_path / "bin", tmp_path / "home"
     for folder in (programs, home):
         folder.mkdir()
@@ -248,15 +249,15 @@ async def hibernate(server: LocalServer, session: str) -> None:
 
 
 async def write(client: Client, session: str, api: StandIn, real: Real, name: str) -> None:
-    """Have the agent write a file; it must ask first."""
+    """Make the agent write a file; it must request a permission first."""
     path = Path((await client.state(session))["cwd"]) / name
     api.always(Text("Done."))
     api.plan(real.writes(path))
-    # Over REST, which has the patience for an agent that takes its time to start.
+    # Over REST, whose timeout allows for a slow start of the agent.
     turn = asyncio.create_task(client.turn(session, f"Write {name}."))
     asked: list[Json] = []
     while not asked:
-        assert not turn.done(), f"it did not ask: {turn.result()}"
+        assert not turn.done(), f"no permission request: {turn.result()}"
         await asyncio.wait({turn}, timeout=0.05)
         asked = (await client.state(session))["pending_permissions"]
     assert not path.exists()
@@ -269,7 +270,7 @@ async def write(client: Client, session: str, api: StandIn, real: Real, name: st
     assert path.exists()
 
 
-async def test_it_asks_before_it_writes_also_after_a_hibernation(
+async def test_agent_requests_permission_before_it_writes_also_after_hibernation(
     serve: Serve, machine: Path, real: Real, api: StandIn
 ) -> None:
     server = await serve(default_agent=None)
@@ -281,12 +282,12 @@ async def test_it_asks_before_it_writes_also_after_a_hibernation(
         await socket.send("set_model", model=real.model)
         status, reply = await client.turn(session, "Which model are you?")
         assert status == 200, reply
-        assert real.asked in api.requests[-1]["model"]
+        assert real.requested in api.requests[-1]["model"]
         await socket.close()
 
     await hibernate(server, session)
     await write(client, session, api, real, "second")
-    assert real.asked in api.requests[-1]["model"]
+    assert real.requested in api.requests[-1]["model"]
 
     api.always(Failure(401, "Incorrect API key provided."))
     status, reply = await client.turn(session, "Go on.")

@@ -1,106 +1,105 @@
-"""The scriptable mock agent: a real ACP agent (protocol version 1) that does what its prompt says.
+"""The scriptable mock agent: a real ACP agent (protocol version 1) that follows its prompt.
 
     python -I -S tests/stand_ins/mock_agent.py [flags]
 
-A prompt of plain text is answered with one chunk, `echo: <text>` (several blocks: one a line, those
-that are not text as `[image]` and so on). A prompt whose text is JSON is a script:
+The reply to plain text is one chunk, `echo: <text>` (one line per block; a block that is not text
+is `[image]` and so on). A prompt whose text is JSON is a script:
 
     {"steps": [{"say": "hi"}, {"wait_for": "cancel"}]}     or the list alone, or a single step
 
 Each step is an object with one key. Paths are relative to the session's cwd. `[Attached files]`
-and the paths under it, or other blocks, may stand before the script. An unknown step answers an
-error (-32602).
+and the paths below it, or other blocks, may precede the script. An unknown step ends the turn with
+an error (-32602).
 
-Saying
-    {"say": TEXT | JSON}        an agent_message_chunk; what is not a string is said as JSON
+Output
+    {"say": TEXT | JSON}        an agent_message_chunk; a value that is not a string is sent as JSON
     {"think": TEXT}             an agent_thought_chunk
     {"update": {…}}             a session/update with just this update, known kind or not
-    {"notify": {"method": M, "params": {…}}}     any notification, as it is
+    {"notify": {"method": M, "params": {…}}}     any notification, unchanged
     {"chunk": N}                one agent_message_chunk of N bytes of text
     {"burst": {"count": N, "text": T, "kind": K, "batch": 1000, "pause_ms": 0}}
-                                N chunks with the texts "0:T", "1:T", …, a batch in one write
+                                N chunks with the texts "0:T", "1:T", …, one write per batch
     {"raw": TEXT | {"text": T | "base64": B, "newline": true}}    bytes on stdout; without a newline
-                                it is half a line, and swallows the next message
-    {"bad_utf8": true}          a session/update with a byte in it that is not UTF-8
+                                the line is incomplete and the next message is lost
+    {"bad_utf8": true}          a session/update with a byte that is not UTF-8
     {"stderr": TEXT}            a line on stderr
     {"repeat": {"times": N, "steps": […]}}       "{i}" in any string becomes 0, 1, …
-Telling (each says one chunk of JSON)
+Reports (each sends one chunk of JSON)
     {"echo": true}              the received content blocks
-    {"history": true}           the texts of all prompts of this session, also of former processes
+    {"history": true}           the texts of all prompts of this session, also to earlier processes
     {"report": true}            {pid, ppid, pgid, sid, cwd, argv, env: [names], fds, initialize,
                                 session: {sessionId, cwd, params of session/new, config}}
     {"env": [NAME, …]}          {NAME: value or null}
-Asking
+Requests
     {"permission": true | {"title", "kind", "options", "toolCall": {…}}}
-                                session/request_permission; says {"permission": outcome}, and an
-                                outcome "cancelled" then ends the turn as cancelled. A list asks
-                                for all at once and says {"permissions": [outcome, …]}
-    {"write": PATH}             writes a file, after asking for permission if the mode is "ask";
-                                says {"mode": M, "asked": b, "wrote": b}
-    {"request": {"method": M, "params": {…}}}    any request (sessionId is added); says
+                                session/request_permission; sends {"permission": outcome}; an
+                                outcome "cancelled" then ends the turn as cancelled. A list makes
+                                all requests at once and sends {"permissions": [outcome, …]}
+    {"write": PATH}             writes a file, after a permission request if the mode is "ask";
+                                sends {"mode": M, "asked": b, "wrote": b}
+    {"request": {"method": M, "params": {…}}}    any request (sessionId is added); sends
                                 {"response": {"result" | "error": …}}
 Waiting
     {"sleep": MS}
     {"gate": PATH}              until the file exists
     {"touch": PATH}             create that file
-    {"wait_for": "cancel"}      then go on; the turn ends as "cancelled" unless a step says else
-    {"hang": true}              for ever
+    {"wait_for": "cancel"}      then continue; the turn ends as "cancelled" unless a step ends it
+    {"hang": true}              forever
     {"ignore_cancel": true}     from here on this process ignores session/cancel (does not hang)
   A cancel interrupts sleep, gate, hang, permission, request, burst and repeat, and no other step.
 Ending
-    {"stop": REASON}            answer {"stopReason": REASON} at once; without it, "end_turn"
-    {"result": {…}}             answer with any result
-    {"error": {"code", "message", "data"}}       answer with an error
-    {"late": {"delay_ms": MS, "steps": […]}}     run these after the answer
-    {"exit": CODE}              end the process, without an answer
+    {"stop": REASON}            respond {"stopReason": REASON} immediately; default "end_turn"
+    {"result": {…}}             respond with any result
+    {"error": {"code", "message", "data"}}       respond with an error
+    {"late": {"delay_ms": MS, "steps": […]}}     run these after the response
+    {"exit": CODE}              end the process without a response
     {"crash": "SIGKILL"}        die of a signal
 Changing
-    {"mode": M}                 goes into another mode by itself, and tells
+    {"mode": M}                 change the mode and send current_mode_update
 Misbehaving
     {"spawn": {"pid_file": P, "setsid": b, "double_fork": b, "ignore_sigterm": b, "clear_env": b,
-               "hold_stdout": b, "seconds": 1000}}       a grandchild; goes on when P has its pid
-              {…, "hostile": KIND}   the same of hostile.py
+               "hold_stdout": b, "seconds": 1000}}       a grandchild; continues when P has its pid
+              {…, "hostile": KIND}   the same with hostile.py
     {"ignore_sigterm": true}
-    {"ignore_eof": true}        live on when stdin ends
-    {"stop_reading": true}      read no more of stdin after the next message
-    {"close_stdout": true}      and live on
+    {"ignore_eof": true}        keep running when stdin ends
+    {"stop_reading": true}      stop reading stdin after the next message
+    {"close_stdout": true}      close stdout and keep running
 
 Flags
     --no-load           does not offer session/load
     --resume            offers session/resume
     --close             offers session/close
-    --plays=PATH        a JSON file, prompt text to steps: a prompt that reads like a person's plays
-                        them
-    --text-only         offers no image, audio or embedded context
-    --commands          tells its commands soon after session/new, session/load and session/resume
+    --plays=PATH        a JSON file that maps prompt texts to steps; such a prompt runs its steps
+    --text-only         supports no image, audio or embedded context
+    --commands          sends its commands after session/new, session/load and session/resume
     --modes             offers modes (ask, code) and config options (model, thought_level)
-    --auto              with --modes: begins in a third mode, auto
-    --resets            session/load and session/resume begin in the first mode, with the first of
-                        each option
-    --models            offers the model as session/set_model has it, and not as an option
-    --options-only      offers the mode as an option, and not as session/set_mode has it
-    --quiet             session/load and session/resume do not tell the settings
-    --model-sets-mode   another model brings the first mode back
-    --refuse-mode=MODE  session/set_mode answers an error for that mode
-    --pretend-mode      session/set_mode is answered, but tells that nothing has changed
-    --hang-mode         session/set_mode is not answered
-    --set-file=PATH     adds what it is asked to set, one setting a line, as METHOD=VALUE
-    --fail-load[=CODE]  session/load and session/resume answer an error (-32603)
-    --fail-new[=CODE]   session/new answers an error (-32603; -32000 is "authentication required")
-    --system-echo       a plain prompt's answer begins with a chunk `system: <JSON>`: the system
-                        prompt that session/new got (`systemPrompt` or `_meta.systemPrompt`)
-    --login             names a method to log in
+    --auto              with --modes: starts in a third mode, auto
+    --resets            session/load and session/resume restore the first mode and the first value
+                        of each option
+    --models            offers the model with session/set_model, and not as an option
+    --options-only      offers the mode as an option, and not with session/set_mode
+    --quiet             session/load and session/resume do not return the settings
+    --model-sets-mode   a change of the model restores the first mode
+    --refuse-mode=MODE  session/set_mode returns an error for that mode
+    --pretend-mode      session/set_mode succeeds without a change of the mode
+    --hang-mode         session/set_mode gets no response
+    --set-file=PATH     appends a line METHOD=VALUE for each request to set something
+    --fail-load[=CODE]  session/load and session/resume return an error (-32603)
+    --fail-new[=CODE]   session/new returns an error (-32603; -32000 is "authentication required")
+    --system-echo       the reply to plain text starts with a chunk `system: <JSON>`: the system
+                        prompt of session/new (`systemPrompt` or `_meta.systemPrompt`)
+    --login             offers a login method
     --die-at-start[=CODE]       exits at once (1)
-    --silent            reads and never answers
-    --slow-start=MS     waits before it reads
+    --silent            reads and never responds
+    --slow-start=MS     waits before it reads stdin
     --stderr=TEXT       a line on stderr at the start
-    --banner=TEXT       a line on stdout at the start, as agents do that ask for an update
-    --pid-file=PATH     adds its pid, one a line: shows how often it was started
+    --banner=TEXT       a line on stdout at the start, like an agent that announces an update
+    --pid-file=PATH     appends a line with its pid at each start
     --ignore-eof, --ignore-sigterm      as the steps, from the start
 
-Memory: the prompts and what was said (`say`, echo) live in `$MOCK_STATE_DIR/<sessionId>.json`, or
-in `.mock-agent` in the session's cwd. They are stored before a prompt is run and again before it is
-answered: session/load (which replays them) and session/resume have the context after any crash.
+Memory: the prompts and the text output (`say`, echo) are in `$MOCK_STATE_DIR/<sessionId>.json`, or
+in `.mock-agent` in the session's cwd. They are stored before a prompt runs and again before its
+response: session/load (which replays them) and session/resume have the context after any crash.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ from typing import Any, NoReturn
 Json = dict[str, Any]
 Step = Callable[["Turn", Any], None]
 
-PENDING: Json = {}  # what a method returns that answers later, by itself
+DEFERRED: Json = {}  # returned by a method whose response follows later
 OPTIONS = [
     {"optionId": kind, "name": kind.replace("_", " ").capitalize(), "kind": kind}
     for kind in ("allow_once", "allow_always", "reject_once", "reject_always")
@@ -159,7 +158,7 @@ time.sleep(options.get("seconds", 1000))
 
 
 class CancelledError(Exception):
-    """The client cancelled the turn, and the step lets that interrupt it."""
+    """The client cancelled the turn during a step that a cancel interrupts."""
 
 
 class RpcError(Exception):
@@ -169,7 +168,7 @@ class RpcError(Exception):
 
 
 class Switches:
-    """The ways to misbehave that are on, for the whole process."""
+    """The enabled kinds of misbehaviour, for the whole process."""
 
     ignore_cancel = False
     ignore_sigterm = False
@@ -184,7 +183,7 @@ replies: dict[Any, Reply] = {}
 
 
 class Reply:
-    """The client's answer to come; `message` stays None if a cancel came first."""
+    """The response to a request; `message` stays None if a cancel arrives first."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
@@ -220,7 +219,7 @@ def text_chunk(kind: str, text: str) -> Json:
 
 
 class Session:
-    """One conversation. `data` is what is stored:
+    """One conversation. `data` is the content of its file:
 
     `{prompts: [text], messages: [{role, text}], params, mode, config}`
     """
@@ -230,7 +229,7 @@ class Session:
         self.cwd = cwd
         self.data = data
         self.turn: Turn | None = None
-        self._lock = threading.Lock()  # a setting may be stored in the middle of a turn
+        self._lock = threading.Lock()  # a setting may be stored during a turn
 
     @classmethod
     def new(cls, params: Json) -> Session:
@@ -255,18 +254,18 @@ class Session:
             new.replace(path)
 
     def settings(self) -> Json:
-        """The `modes` and `configOptions` of an answer, with --modes."""
+        """The `modes` and `configOptions` of a result, with --modes."""
         if "modes" not in flags:
             return {}
-        told: Json = {"configOptions": self.config_options()}
+        settings: Json = {"configOptions": self.config_options()}
         if "options-only" not in flags:
             offered = [{"id": mode, "name": mode.capitalize()} for mode in modes()]
-            told["modes"] = {"currentModeId": self.data["mode"], "availableModes": offered}
+            settings["modes"] = {"currentModeId": self.data["mode"], "availableModes": offered}
         if "models" in flags:
             models = [{"modelId": name, "name": name} for name in CONFIG["model"]]
             current = self.data["config"]["model"]
-            told["models"] = {"currentModelId": current, "availableModels": models}
-        return told
+            settings["models"] = {"currentModelId": current, "availableModels": models}
+        return settings
 
     def config_options(self) -> list[Json]:
         config = {**self.data["config"], "mode": self.data["mode"]}
@@ -320,7 +319,7 @@ def script_of(text: str) -> list[Json] | None:
 
 
 def with_index(value: Any, index: int) -> Any:
-    """A copy in which "{i}" is the index."""
+    """A copy with "{i}" replaced by the index."""
     if isinstance(value, str):
         return value.replace("{i}", str(index))
     if isinstance(value, list):
@@ -331,7 +330,7 @@ def with_index(value: Any, index: int) -> Any:
 
 
 class Turn(threading.Thread):
-    """One prompt: its script, and its answer."""
+    """Runs the script of one prompt and sends its response."""
 
     def __init__(self, session: Session, request_id: Any, prompt: list[Json]) -> None:
         super().__init__(daemon=True)
@@ -347,7 +346,7 @@ class Turn(threading.Thread):
         self.said: list[str] = []
         self.late: list[Json] = []
         self._cancel = threading.Event()
-        self._waits_for: list[Reply] = []
+        self._awaited_replies: list[Reply] = []
 
     def run(self) -> None:
         data = self.session.data
@@ -357,7 +356,7 @@ class Turn(threading.Thread):
         answer = self.answer_of(script_of(self.text))
         data["messages"].append({"role": "agent", "text": "".join(self.said)})
         self.session.save()
-        self.session.turn = None  # before the answer: the next prompt may follow it at once
+        self.session.turn = None  # before the response: the next prompt may follow immediately
         send({"id": self.request_id, **answer})
         for late in self.late:
             time.sleep(late.get("delay_ms", 0) / 1000)
@@ -365,7 +364,7 @@ class Turn(threading.Thread):
 
     def answer_of(self, steps: list[Json] | None) -> Json:
         try:
-            if steps is None and len(self.prompt) > 1:  # behind a system prompt
+            if steps is None and len(self.prompt) > 1:  # after a system prompt
                 steps = script_of(str(self.prompt[-1].get("text")))
             if steps is None:
                 self.echo_text()
@@ -377,7 +376,7 @@ class Turn(threading.Thread):
             self.stop_reason = "cancelled"
         except RpcError as error:
             return {"error": error.error}
-        except Exception as error:  # noqa: BLE001 - a test has to learn that its script is wrong
+        except Exception as error:  # noqa: BLE001 - a test must see that its script is wrong
             return {"error": {"code": -32602, "message": f"bad script: {error!r}"}}
         return self.answer or {"result": {"stopReason": self.stop_reason}}
 
@@ -398,11 +397,11 @@ class Turn(threading.Thread):
                 return
 
     def cancel(self) -> None:
-        """From the reading thread: first the flag, then the waiters; `ask` does the reverse."""
+        """Called by the main thread: set the flag, then wake `ask`, which reads them in reverse."""
         if Switches.ignore_cancel:
             return
         self._cancel.set()
-        for reply in list(self._waits_for):
+        for reply in list(self._awaited_replies):
             reply.done.set()
 
     def check(self) -> None:
@@ -410,7 +409,7 @@ class Turn(threading.Thread):
             raise CancelledError
 
     def sleep(self, seconds: float | None) -> None:
-        """Until a cancel at the latest; None is for ever."""
+        """Sleep, at most until a cancel; None is forever."""
         self._cancel.wait(seconds)
         self.check()
 
@@ -426,9 +425,9 @@ class Turn(threading.Thread):
         self.update(text_chunk("agent_message_chunk", text))
 
     def ask(self, calls: list[tuple[str, Json]]) -> list[Json]:
-        """Send requests and wait for all their answers: `{result}` or `{error}` each."""
+        """Send requests and wait for all responses, `{result}` or `{error}` each."""
         waits = [Reply() for _ in calls]
-        self._waits_for = waits
+        self._awaited_replies = waits
         for reply, (method, params) in zip(waits, calls, strict=True):
             request_id = "mock-" + os.urandom(4).hex()
             replies[request_id] = reply
@@ -441,15 +440,15 @@ class Turn(threading.Thread):
         messages = [reply.message or {} for reply in waits]
         return [{k: v for k, v in m.items() if k in ("result", "error")} for m in messages]
 
-    # ---- the steps that need more than a line
+    # ---- steps that need more than one line
 
     def chunk(self, size: int) -> None:
-        """Put together from bytes, since encoding 70 MiB as JSON takes its time."""
+        """Send a chunk that is joined from bytes, since encoding 70 MiB as JSON is slow."""
         head, tail = self.framed_chunk("agent_message_chunk", "")
         write(head + b"x" * size + tail)
 
     def framed_chunk(self, kind: str, text: str) -> tuple[bytes, bytes]:
-        """The line of a chunk, in two parts between which more of the text may be put."""
+        """The line of a chunk in two parts; more text can be inserted between them."""
         params = {"sessionId": self.session.id, "update": text_chunk(kind, "\x00" + text)}
         message = {"jsonrpc": "2.0", "method": "session/update", "params": params}
         head, _, tail = json.dumps(message, ensure_ascii=False).encode().partition(b"\\u0000")
@@ -536,7 +535,7 @@ class Turn(threading.Thread):
         if what != "cancel":
             raise RpcError(-32602, f"cannot wait for {what!r}")
         self._cancel.wait()
-        self._cancel.clear()  # it is taken: the steps that follow are not interrupted by it
+        self._cancel.clear()  # this step consumes it: it does not interrupt the next steps
         self.stop_reason = "cancelled"
 
     def delay(self, value: Json | list[Json]) -> None:
@@ -569,7 +568,7 @@ class Turn(threading.Thread):
     def close_stdout(self, _: Any) -> None:
         Switches.ignore_eof = True
         with Path(os.devnull).open("wb") as null:
-            os.dup2(null.fileno(), 1)  # the number stays taken
+            os.dup2(null.fileno(), 1)  # the descriptor must not be reused
 
 
 def permission_params(value: Any) -> Json:
@@ -625,7 +624,7 @@ STEPS: dict[str, Step] = {
     "error": answer_with("error"),
     "late": Turn.delay,
     "exit": lambda _, code: os._exit(code),
-    # To this thread: one sent to the process may reach another, and this one would go on a while.
+    # To this thread: a signal to the process may reach another, and this one would run on.
     "crash": lambda _, name: signal.raise_signal(signal.Signals[name]),
     "spawn": Turn.spawn,
     "ignore_sigterm": switch_on("ignore_sigterm"),
@@ -660,33 +659,33 @@ def initialize(params: Json, _: Any) -> Json:
 def new_session(params: Json, _: Any) -> Json:
     fail_if("fail-new")
     session = Session.new(params)
-    return {"sessionId": session.id, **adopt(session)}
+    return {"sessionId": session.id, **register(session)}
 
 
 def load_session(params: Json, _: Any) -> Json:
     if "no-load" in flags:
         raise RpcError(-32601, "Method not found")
-    return bring_back(params, replay=True)
+    return restore_session(params, replay=True)
 
 
 def resume_session(params: Json, _: Any) -> Json:
     if "resume" not in flags:
         raise RpcError(-32601, "Method not found")
-    return bring_back(params, replay=False)
+    return restore_session(params, replay=False)
 
 
-def bring_back(params: Json, *, replay: bool) -> Json:
+def restore_session(params: Json, *, replay: bool) -> Json:
     fail_if("fail-load")
     session = Session.load(params["sessionId"], params["cwd"])
     for message in session.data["messages"] if replay else ():
         send_update(session.id, text_chunk(f"{message['role']}_message_chunk", message["text"]))
     if "resets" in flags:
         session.data.update(first_settings())
-    told = adopt(session)
-    return {} if "quiet" in flags else told
+    settings = register(session)
+    return {} if "quiet" in flags else settings
 
 
-def adopt(session: Session) -> Json:
+def register(session: Session) -> Json:
     sessions[session.id] = session
     return session.settings()
 
@@ -710,7 +709,7 @@ def set_mode(params: Json, _: Any) -> Json:
     if not is_known or mode == flags.get("refuse-mode"):
         raise RpcError(-32602, "Invalid params", f"unknown mode {mode}")
     if "hang-mode" in flags:
-        return PENDING
+        return DEFERRED
     session.set_mode(session.data["mode"] if "pretend-mode" in flags else mode)
     return {}
 
@@ -749,7 +748,7 @@ def prompt(params: Json, request_id: Any) -> Json:
         raise RpcError(-32600, "Invalid request", "a turn is running in this session")
     session.turn = Turn(session, request_id, params["prompt"])
     session.turn.start()
-    return PENDING
+    return DEFERRED
 
 
 def cancel(params: Json, _: Any) -> Json:
@@ -807,7 +806,7 @@ def handle_call(message: Json) -> None:
         answer = {"error": error.error}
     except (KeyError, TypeError, AttributeError) as error:
         answer = {"error": {"code": -32602, "message": "Invalid params", "data": repr(error)}}
-    if "id" in message and answer.get("result") is not PENDING:
+    if "id" in message and answer.get("result") is not DEFERRED:
         send({"id": request_id, **answer})
     opens = method in ("session/new", "session/load", "session/resume") and "result" in answer
     if "commands" in flags and opens:
@@ -817,7 +816,7 @@ def handle_call(message: Json) -> None:
 
 
 def parse_flags(arguments: list[str]) -> dict[str, str]:
-    """`--name`, `--name=value` and, where there is always a value, `--name value`."""
+    """Parse `--name`, `--name=value` and, for a flag that needs a value, `--name value`."""
     known = set(re.findall(r"--([a-z][a-z-]+)", (__doc__ or "").partition("\nFlags\n")[2]))
     found: dict[str, str] = {}
     rest = iter(arguments)
@@ -859,7 +858,7 @@ def main() -> NoReturn:
             break
     if not (Switches.ignore_eof or Switches.stop_reading):
         os._exit(0)
-    while True:  # not `signal.pause`: a signal just before it would wait in it for the next one
+    while True:  # not `signal.pause`, which would miss a signal just before the call
         time.sleep(0.05)
 
 

@@ -1,12 +1,13 @@
-"""A small ACP client for tests: it drives one agent over stdio and waits for messages, never time.
+"""A small ACP client for tests, which drives one agent over stdio.
 
     with StdioAgent([sys.executable, "agent.py"], cwd) as agent:
         session = agent.open_session()
         turn = agent.prompt(session, "hello")
         assert turn.result["stopReason"] == "end_turn"
 
-Each message from the agent is checked against the official JSON schema of ACP if the npm package
-that carries it is installed in the project (`node_modules/@agentclientprotocol/sdk`).
+It waits for messages and never for a time. Each message from the agent is checked against the
+official JSON schema of ACP if the npm package that contains it is installed
+(`node_modules/@agentclientprotocol/sdk`).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ CALLS = {
 
 @dataclass
 class Turn:
-    """All that came between a prompt and its answer."""
+    """The response to a request and the messages before it."""
 
     answer: Json
     messages: list[Json] = field(default_factory=list)
@@ -79,7 +80,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """What the agent said."""
+        """The text of the agent's message."""
         return text_of(self.updates, "agent_message_chunk")
 
     @property
@@ -99,7 +100,7 @@ def text_of(updates: list[Json], kind: str) -> str:
 class StdioAgent:
     """One agent process.
 
-    `on_request` may be set to what answers the agent's requests: with a result, or None to wait.
+    `on_request` handles the agent's requests: it returns a result, or None to send no response.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class StdioAgent:
         self.wait()
 
     def wait(self) -> int:
-        """Wait for the agent's end, and close what is left of it. Returns its exit code."""
+        """Wait for the agent to end, close its pipes and return its exit code."""
         code = self.process.wait(TIMEOUT)
         self.close_stdin()
         for thread, pipe in zip(
@@ -214,7 +215,7 @@ class StdioAgent:
         return message
 
     def until(self, wanted: Callable[[Json], bool]) -> list[Json]:
-        """All messages up to and including the first that is wanted."""
+        """All messages up to the first that `wanted` accepts, which is the last of the list."""
         messages = [self.next_message()]
         while not wanted(messages[-1]):
             messages.append(self.next_message())
@@ -233,7 +234,7 @@ class StdioAgent:
         return self.until(lambda message: message.get("method") == method)[-1]
 
     def finish(self, request_id: int) -> Turn:
-        """Wait for the answer to a request."""
+        """Wait for the response to a request."""
 
         def is_answer(message: Json) -> bool:
             return message.get("id") == request_id and "method" not in message
@@ -245,14 +246,14 @@ class StdioAgent:
         return self.finish(self.start(method, params))
 
     def call(self, method: str, params: Json) -> Json:
-        """A request that has to succeed."""
+        """Send a request that must succeed; return its result."""
         return self.request(method, params).result
 
     def initialize(self) -> Json:
         return self.call("initialize", {"protocolVersion": 1, "clientCapabilities": {}})
 
     def open_session(self, **more: Any) -> str:
-        """Initialize, open a session, and take in the commands that it offers."""
+        """Initialize, open a session and wait for its commands."""
         self.initialize()
         params = {"cwd": str(self.cwd), "mcpServers": [], **more}
         session_id: str = self.call("session/new", params)["sessionId"]
@@ -260,7 +261,7 @@ class StdioAgent:
         return session_id
 
     def load_session(self, session_id: str, method: str = "session/load") -> Turn:
-        """Initialize and load a stored session; the turn holds what was replayed."""
+        """Initialize and load a stored session; the returned turn contains the replay."""
         self.initialize()
         params = {"sessionId": session_id, "cwd": str(self.cwd), "mcpServers": []}
         return self.request(method, params)
@@ -289,10 +290,10 @@ class StdioAgent:
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """For what sends no message: the state of a file or of a process."""
+    """Poll a condition that no message reports: the state of a file or of a process."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"timed out waiting for {what}"
         time.sleep(0.002)
 
 
@@ -307,7 +308,7 @@ def is_alive(pid: int) -> bool:
 
 @cache
 def schema_of(name: str) -> Draft202012Validator | None:
-    """What checks that a value is what ACP calls `name`; None if the schema is not installed."""
+    """The validator of the ACP type `name`; None if the schema is not installed."""
     if not SCHEMA_FILE.is_file():
         return None
     definitions = json.loads(SCHEMA_FILE.read_bytes())["$defs"]

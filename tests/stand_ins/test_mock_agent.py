@@ -1,4 +1,4 @@
-"""The mock agent does what its table of steps and flags says."""
+"""The steps and flags of the mock agent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Start = Callable[..., StdioAgent]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts mock agents in one folder, with flags; all of them end with the test."""
+    """Starts mock agents in one folder, with flags, and ends them with the test."""
     with ExitStack() as stack:
 
         def start_one(
@@ -65,8 +65,8 @@ def run(agent: StdioAgent, session: str, *steps: object) -> Turn:
     return agent.prompt(session, script(*steps))
 
 
-def said(turn: Turn) -> Any:
-    """What a step told, as JSON."""
+def output(turn: Turn) -> Any:
+    """The JSON output of a step."""
     return json.loads(turn.text)
 
 
@@ -74,7 +74,7 @@ def chunks(turn: Turn) -> list[str]:
     return [update["content"]["text"] for update in turn.of_kind("agent_message_chunk")]
 
 
-def test_every_step_and_flag_is_in_the_table() -> None:
+def test_docstring_lists_every_step_and_flag() -> None:
     table, _, flags = (mock_agent.__doc__ or "").partition("\nFlags\n")
     steps = set(re.findall(r'^    \{"(\w+)":', table, re.MULTILINE)) - {"steps"}
     assert steps == set(mock_agent.STEPS)
@@ -92,7 +92,7 @@ def test_plain_text_is_echoed(agent: StdioAgent, session: str) -> None:
     assert chunks(turn) == ['echo: Hello, "Wörld" 🌍']
 
 
-def test_several_blocks_are_echoed(agent: StdioAgent, session: str) -> None:
+def test_every_block_is_echoed(agent: StdioAgent, session: str) -> None:
     blocks = [
         {"type": "text", "text": "look"},
         {"type": "image", "mimeType": "image/png", "data": "eA=="},
@@ -100,7 +100,7 @@ def test_several_blocks_are_echoed(agent: StdioAgent, session: str) -> None:
     ]
     assert agent.prompt(session, blocks).text == "echo: look\n[image]\n[resource_link]"
     blocks[0]["text"] = script({"echo": True})
-    assert said(agent.prompt(session, blocks[:1])) == blocks[:1]
+    assert output(agent.prompt(session, blocks[:1])) == blocks[:1]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_several_blocks_are_echoed(agent: StdioAgent, session: str) -> None:
         '[Attached files]\n/tmp/a\n/tmp/b\n\n[{"say":\n"hi"}]',
     ],
 )
-def test_forms_of_a_script(agent: StdioAgent, session: str, text: str) -> None:
+def test_every_form_of_a_script_runs(agent: StdioAgent, session: str, text: str) -> None:
     assert agent.prompt(session, text).text == "hi"
 
 
@@ -122,7 +122,7 @@ def test_other_json_is_plain_text(agent: StdioAgent, session: str, text: str) ->
     assert agent.prompt(session, text).text == "echo: " + text
 
 
-def test_wrong_scripts_are_told(agent: StdioAgent, session: str) -> None:
+def test_invalid_script_is_an_error(agent: StdioAgent, session: str) -> None:
     error = run(agent, session, {"sing": "la"}).error
     assert error["code"] == -32602
     assert "sing" in error["message"]
@@ -133,7 +133,7 @@ def test_wrong_scripts_are_told(agent: StdioAgent, session: str) -> None:
 # ---- saying
 
 
-def test_say_think_and_update(agent: StdioAgent, session: str) -> None:
+def test_say_think_and_update_send_updates(agent: StdioAgent, session: str) -> None:
     plan = {"sessionUpdate": "plan", "entries": []}
     turn = run(agent, session, {"think": "hm"}, {"say": "a"}, {"say": {"b": 1}}, {"update": plan})
     assert turn.thoughts == "hm"
@@ -141,7 +141,7 @@ def test_say_think_and_update(agent: StdioAgent, session: str) -> None:
     assert turn.updates[-1] == plan
 
 
-def test_unknown_kinds_go_out_as_they_are(start: Start) -> None:
+def test_unknown_kinds_are_sent_unchanged(start: Start) -> None:
     agent = start(check_schema=False)
     session = agent.open_session()
     update = {"sessionUpdate": "brand_new_kind", "x": [1, None, "ü"]}
@@ -158,12 +158,12 @@ def test_unknown_kinds_go_out_as_they_are(start: Start) -> None:
 
 
 @pytest.mark.skipif(not SCHEMA_FILE.exists(), reason="the npm packages are not installed")
-def test_the_test_client_sees_what_is_not_acp(agent: StdioAgent, session: str) -> None:
+def test_client_rejects_messages_that_violate_the_schema(agent: StdioAgent, session: str) -> None:
     with pytest.raises(ValidationError):
         run(agent, session, {"update": {"sessionUpdate": "plan", "entries": [{"content": 7}]}})
 
 
-def test_burst_comes_complete_and_in_order(start: Start) -> None:
+def test_burst_is_complete_and_in_order(start: Start) -> None:
     agent = start(check_schema=False)
     session = agent.open_session()
     turn = run(agent, session, {"burst": {"count": 20_500, "text": 'quote " and ü'}})
@@ -171,7 +171,7 @@ def test_burst_comes_complete_and_in_order(start: Start) -> None:
 
 
 def test_burst_is_fast(start: Start) -> None:
-    """The agent must never be what a benchmark measures; it can do a million chunks a second."""
+    """A benchmark must not measure the agent, which can send a million chunks per second."""
     agent = start(check_schema=False)
     request = agent.start_prompt(agent.open_session(), script({"burst": {"count": 200_000}}))
     began = time.monotonic()
@@ -179,19 +179,19 @@ def test_burst_is_fast(start: Start) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_burst_of_thoughts_in_small_batches(agent: StdioAgent, session: str) -> None:
+def test_burst_sends_thoughts_in_small_batches(agent: StdioAgent, session: str) -> None:
     burst = {"count": 5, "text": "t", "kind": "agent_thought_chunk", "batch": 2, "pause_ms": 1}
     assert run(agent, session, {"burst": burst}).thoughts == "0:t1:t2:t3:t4:t"
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, 70 << 20])
-def test_chunk_of_a_size(start: Start, size: int) -> None:
+def test_chunk_has_the_requested_size(start: Start, size: int) -> None:
     agent = start(check_schema=False)
     (text,) = chunks(run(agent, agent.open_session(), {"chunk": size}))
     assert len(text) == size
 
 
-def test_raw_lines(agent: StdioAgent, session: str) -> None:
+def test_raw_bytes_are_sent_unchanged(agent: StdioAgent, session: str) -> None:
     turn = run(
         agent,
         session,
@@ -209,12 +209,12 @@ def test_raw_lines(agent: StdioAgent, session: str) -> None:
     assert b"swallowed" in agent.bad_lines[3]
 
 
-def test_stderr(agent: StdioAgent, session: str) -> None:
+def test_stderr_step_writes_a_line(agent: StdioAgent, session: str) -> None:
     run(agent, session, {"stderr": "oh dear"})
     wait_for(lambda: agent.stderr == ["oh dear\n"], "a line on stderr")
 
 
-def test_repeat_counts(agent: StdioAgent, session: str) -> None:
+def test_repeat_substitutes_the_index(agent: StdioAgent, session: str) -> None:
     inner = {"repeat": {"times": 3, "steps": [{"say": "n{i} "}, {"think": "{i}"}]}}
     turn = run(agent, session, inner)
     assert (turn.text, turn.thoughts) == ("n0 n1 n2 ", "012")
@@ -223,10 +223,10 @@ def test_repeat_counts(agent: StdioAgent, session: str) -> None:
 # ---- telling
 
 
-def test_report_and_env(start: Start, tmp_path: Path) -> None:
+def test_report_and_env_describe_the_process(start: Start, tmp_path: Path) -> None:
     agent = start("--modes", env={"MOCK_TEST": "yes"})
     session = agent.open_session()
-    report = said(run(agent, session, {"report": True}))
+    report = output(run(agent, session, {"report": True}))
     assert report["pid"] == agent.process.pid
     assert report["ppid"] == os.getpid()
     assert report["pgid"] == os.getpgrp()
@@ -237,14 +237,14 @@ def test_report_and_env(start: Start, tmp_path: Path) -> None:
     assert report["initialize"]["protocolVersion"] == 1
     assert report["session"]["sessionId"] == session
     assert report["session"]["params"] == {"cwd": str(tmp_path), "mcpServers": []}
-    values = said(run(agent, session, {"env": ["MOCK_TEST", "MOCK_NONE"]}))
+    values = output(run(agent, session, {"env": ["MOCK_TEST", "MOCK_NONE"]}))
     assert values == {"MOCK_TEST": "yes", "MOCK_NONE": None}
 
 
 # ---- asking
 
 
-def test_permission_tells_the_outcome(agent: StdioAgent, session: str) -> None:
+def test_permission_step_sends_the_outcome(agent: StdioAgent, session: str) -> None:
     outcome = {"outcome": "selected", "optionId": "b"}
     requests = []
 
@@ -255,7 +255,7 @@ def test_permission_tells_the_outcome(agent: StdioAgent, session: str) -> None:
     agent.on_request = answer
     options = [{"optionId": "b", "name": "B", "kind": "allow_once"}]
     asked = {"title": "Rm", "kind": "execute", "options": options, "toolCall": {"rawInput": 1}}
-    assert said(run(agent, session, {"permission": asked})) == {"permission": outcome}
+    assert output(run(agent, session, {"permission": asked})) == {"permission": outcome}
     assert requests[0]["sessionId"] == session
     assert requests[0]["options"] == options
     call = requests[0]["toolCall"]
@@ -265,26 +265,26 @@ def test_permission_tells_the_outcome(agent: StdioAgent, session: str) -> None:
     assert kinds == ["allow_once", "allow_always", "reject_once", "reject_always"]
 
 
-def test_many_permissions_at_once(agent: StdioAgent, session: str) -> None:
+def test_permission_list_makes_all_requests_at_once(agent: StdioAgent, session: str) -> None:
     prompt = agent.start_prompt(session, script({"permission": [{"title": "A"}, {"title": "B"}]}))
     requests = [agent.until_call("session/request_permission") for _ in range(2)]
     outcomes = [{"outcome": "selected", "optionId": option} for option in ("allow_once", "x")]
     for request, outcome in reversed(list(zip(requests, outcomes, strict=True))):
         agent.answer(request, {"outcome": outcome})
-    assert said(agent.finish(prompt)) == {"permissions": outcomes}
+    assert output(agent.finish(prompt)) == {"permissions": outcomes}
 
 
-def test_cancelled_outcome_ends_the_turn(agent: StdioAgent, session: str) -> None:
+def test_outcome_cancelled_ends_the_turn(agent: StdioAgent, session: str) -> None:
     agent.on_request = lambda _: {"outcome": {"outcome": "cancelled"}}
     turn = run(agent, session, {"permission": True}, {"say": "never"})
-    assert said(turn) == {"permission": {"outcome": "cancelled"}}
+    assert output(turn) == {"permission": {"outcome": "cancelled"}}
     assert turn.result == {"stopReason": "cancelled"}
 
 
-def test_any_request(agent: StdioAgent, session: str) -> None:
+def test_request_step_sends_the_response(agent: StdioAgent, session: str) -> None:
     agent.on_request = lambda request: {"content": request["params"]["path"] + "!"}
     call = {"method": "fs/read_text_file", "params": {"path": "/a"}}
-    assert said(run(agent, session, {"request": call})) == {
+    assert output(run(agent, session, {"request": call})) == {
         "response": {"result": {"content": "/a!"}}
     }
     agent.on_request = None
@@ -292,13 +292,13 @@ def test_any_request(agent: StdioAgent, session: str) -> None:
     request = agent.until_call("fs/read_text_file")
     error = {"code": -32601, "message": "no"}
     agent.send({"id": request["id"], "error": error})
-    assert said(agent.finish(prompt)) == {"response": {"error": error}}
+    assert output(agent.finish(prompt)) == {"response": {"error": error}}
 
 
 # ---- waiting and cancelling
 
 
-def test_gate_and_touch(agent: StdioAgent, session: str, tmp_path: Path) -> None:
+def test_gate_waits_for_a_file(agent: StdioAgent, session: str, tmp_path: Path) -> None:
     steps = [{"touch": "there"}, {"gate": "go"}, {"say": "went"}]
     prompt = agent.start_prompt(session, script(*steps))
     wait_for((tmp_path / "there").exists, "the agent to be at the gate")
@@ -318,7 +318,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize("step", WAITS.values(), ids=WAITS)
-def test_cancel_interrupts(start: Start, step: Json) -> None:
+def test_cancel_interrupts_a_waiting_step(start: Start, step: Json) -> None:
     agent = start(check_schema=False)
     session = agent.open_session()
     prompt = agent.start_prompt(session, script({"say": "now"}, step, {"say": "never"}))
@@ -331,7 +331,7 @@ def test_cancel_interrupts(start: Start, step: Json) -> None:
     assert "never" not in turn.text
 
 
-def test_wait_for_cancel_goes_on(agent: StdioAgent, session: str) -> None:
+def test_steps_after_wait_for_cancel_run(agent: StdioAgent, session: str) -> None:
     steps = [{"say": "1"}, {"wait_for": "cancel"}, {"say": "2"}, {"sleep": 1}, {"say": "3"}]
     prompt = agent.start_prompt(session, script(*steps))
     agent.until_update("agent_message_chunk")
@@ -341,7 +341,9 @@ def test_wait_for_cancel_goes_on(agent: StdioAgent, session: str) -> None:
     assert turn.result == {"stopReason": "cancelled"}
 
 
-def test_ignored_cancel(agent: StdioAgent, session: str, tmp_path: Path) -> None:
+def test_ignored_cancel_does_not_end_the_turn(
+    agent: StdioAgent, session: str, tmp_path: Path
+) -> None:
     steps = [{"ignore_cancel": True}, {"say": "ready"}, {"gate": "go"}, {"say": "unmoved"}]
     prompt = agent.start_prompt(session, script(*steps))
     agent.until_update("agent_message_chunk")
@@ -354,7 +356,7 @@ def test_ignored_cancel(agent: StdioAgent, session: str, tmp_path: Path) -> None
     assert turn.result == {"stopReason": "end_turn"}
 
 
-def test_one_turn_at_a_time(agent: StdioAgent, session: str) -> None:
+def test_second_prompt_is_rejected_during_a_turn(agent: StdioAgent, session: str) -> None:
     prompt = agent.start_prompt(session, script({"hang": True}))
     assert agent.prompt(session, "hello").error["code"] == -32600
     agent.cancel(session)
@@ -364,7 +366,7 @@ def test_one_turn_at_a_time(agent: StdioAgent, session: str) -> None:
 # ---- ending
 
 
-def test_stop_result_and_error(agent: StdioAgent, session: str) -> None:
+def test_stop_result_and_error_end_the_turn(agent: StdioAgent, session: str) -> None:
     never = {"say": "never"}
     turn = run(agent, session, {"stop": "refusal"}, never)
     assert (turn.result, turn.text) == ({"stopReason": "refusal"}, "")
@@ -376,7 +378,7 @@ def test_stop_result_and_error(agent: StdioAgent, session: str) -> None:
     assert run(agent, session, {"error": error}, never).error == error
 
 
-def test_late_updates_follow_the_answer(agent: StdioAgent, session: str) -> None:
+def test_late_updates_follow_the_response(agent: StdioAgent, session: str) -> None:
     late = {"late": {"delay_ms": 1, "steps": [{"gate": "go"}, {"say": "late"}]}}
     assert run(agent, session, late, {"touch": "go"}, {"say": "early"}).text == "early"
     assert agent.until_update("agent_message_chunk")["content"]["text"] == "late"
@@ -388,7 +390,9 @@ def test_late_updates_follow_the_answer(agent: StdioAgent, session: str) -> None
     ("step", "code"),
     [({"exit": 0}, 0), ({"exit": 3}, 3), ({"crash": "SIGKILL"}, -9), ({"crash": "SIGSEGV"}, -11)],
 )
-def test_death(agent: StdioAgent, session: str, step: Json, code: int) -> None:
+def test_exit_and_crash_end_the_process(
+    agent: StdioAgent, session: str, step: Json, code: int
+) -> None:
     prompt = agent.start_prompt(session, script({"say": "last words"}, step))
     assert agent.until_update("agent_message_chunk")["content"]["text"] == "last words"
     with pytest.raises(EOFError):
@@ -396,14 +400,14 @@ def test_death(agent: StdioAgent, session: str, step: Json, code: int) -> None:
     assert agent.wait() == code
 
 
-def test_end_of_stdin_ends_it(agent: StdioAgent, session: str) -> None:
+def test_agent_exits_at_the_end_of_stdin(agent: StdioAgent, session: str) -> None:
     agent.start_prompt(session, script({"say": "x"}, {"hang": True}))
     agent.until_update("agent_message_chunk")
     agent.close_stdin()
     assert agent.wait() == 0
 
 
-def test_sigterm_ends_it(agent: StdioAgent, session: str) -> None:
+def test_agent_exits_on_sigterm(agent: StdioAgent, session: str) -> None:
     agent.process.terminate()
     assert agent.wait() == -signal.SIGTERM
 
@@ -413,7 +417,7 @@ def test_sigterm_ends_it(agent: StdioAgent, session: str) -> None:
 
 @pytest.fixture
 def reaper() -> Iterator[list[int]]:
-    """Kills the processes whose ids it is given."""
+    """Kills the processes whose ids are in the list."""
     pids: list[int] = []
     yield pids
     for pid in pids:
@@ -424,7 +428,7 @@ def reaper() -> Iterator[list[int]]:
 @pytest.mark.parametrize(
     "options", [{}, {"setsid": True}, {"double_fork": True}, {"clear_env": True}]
 )
-def test_spawn(
+def test_spawned_process_outlives_the_agent(
     agent: StdioAgent, session: str, tmp_path: Path, reaper: list[int], options: Json
 ) -> None:
     run(agent, session, {"spawn": {"pid_file": "child", "ignore_sigterm": True, **options}})
@@ -455,7 +459,7 @@ def test_spawned_process_can_hold_stdout(
 
 
 @pytest.mark.parametrize("by_flag", [True, False])
-def test_ignored_sigterm(start: Start, by_flag: bool) -> None:
+def test_agent_survives_ignored_sigterm(start: Start, by_flag: bool) -> None:
     agent = start(*(["--ignore-sigterm"] if by_flag else []))
     session = agent.open_session()
     if not by_flag:
@@ -466,7 +470,7 @@ def test_ignored_sigterm(start: Start, by_flag: bool) -> None:
 
 
 @pytest.mark.parametrize("by_flag", [True, False])
-def test_ignored_end_of_stdin(start: Start, tmp_path: Path, by_flag: bool) -> None:
+def test_agent_survives_ignored_end_of_stdin(start: Start, tmp_path: Path, by_flag: bool) -> None:
     agent = start(*(["--ignore-eof"] if by_flag else []))
     session = agent.open_session()
     ignore = [] if by_flag else [{"ignore_eof": True}]
@@ -481,11 +485,13 @@ def test_ignored_end_of_stdin(start: Start, tmp_path: Path, by_flag: bool) -> No
     assert agent.wait() == -signal.SIGTERM
 
 
-def test_stopped_reading(agent: StdioAgent, session: str, tmp_path: Path) -> None:
+def test_agent_that_stops_reading_leaves_messages_unread(
+    agent: StdioAgent, session: str, tmp_path: Path
+) -> None:
     steps = [{"stop_reading": True}, {"touch": "deaf"}, {"gate": "go"}]
     prompt = agent.start_prompt(session, script(*steps))
     wait_for((tmp_path / "deaf").exists, "the agent to stop reading")
-    agent.notify("session/mode", {})  # the one more message that it reads
+    agent.notify("session/mode", {})  # the last message that it reads
     unread = agent.start("initialize", {"protocolVersion": 1})
     (tmp_path / "go").touch()
     turn = agent.finish(prompt)
@@ -494,12 +500,12 @@ def test_stopped_reading(agent: StdioAgent, session: str, tmp_path: Path) -> Non
     assert is_alive(agent.process.pid)
 
 
-def test_closed_stdout(agent: StdioAgent, session: str, tmp_path: Path) -> None:
+def test_agent_survives_its_closed_stdout(agent: StdioAgent, session: str, tmp_path: Path) -> None:
     steps = [{"close_stdout": True}, {"say": "lost"}, {"touch": "alive"}]
     prompt = agent.start_prompt(session, script(*steps))
     with pytest.raises(EOFError):
         agent.finish(prompt)
-    wait_for((tmp_path / "alive").exists, "the agent to live on")
+    wait_for((tmp_path / "alive").exists, "the agent to continue")
     assert is_alive(agent.process.pid)
 
 
@@ -510,7 +516,7 @@ HISTORY = script({"history": True})
 
 
 @pytest.mark.parametrize("method", ["session/load", "session/resume"])
-def test_context_survives_kill_9(start: Start, method: str) -> None:
+def test_context_survives_sigkill(start: Start, method: str) -> None:
     first = start("--resume")
     session = first.open_session()
     first.prompt(session, "one")
@@ -533,23 +539,23 @@ def test_context_survives_kill_9(start: Start, method: str) -> None:
         else []
     )
     second.until_update("available_commands_update")
-    assert said(second.prompt(session, HISTORY)) == ["one", two, HISTORY]
+    assert output(second.prompt(session, HISTORY)) == ["one", two, HISTORY]
 
 
-def test_state_folder(start: Start, tmp_path: Path) -> None:
+def test_state_folder_is_configurable(start: Start, tmp_path: Path) -> None:
     agent = start(env={"MOCK_STATE_DIR": str(tmp_path / "state")})
     session = agent.open_session()
     assert (tmp_path / "state" / f"{session}.json").exists()
     assert not (tmp_path / ".mock-agent").exists()
 
 
-def test_unknown_session(agent: StdioAgent, tmp_path: Path) -> None:
+def test_unknown_session_is_an_error(agent: StdioAgent, tmp_path: Path) -> None:
     params = {"sessionId": "nope", "cwd": str(tmp_path), "mcpServers": [], "prompt": []}
     for method in ("session/prompt", "session/load", "session/set_mode"):
         assert agent.request(method, {**params, "modeId": "x"}).error["code"] == -32002
 
 
-def test_close(start: Start) -> None:
+def test_closed_session_is_unknown(start: Start) -> None:
     agent = start("--close")
     assert agent.initialize()["agentCapabilities"]["sessionCapabilities"] == {"close": {}}
     session = agent.open_session()
@@ -564,7 +570,7 @@ def capabilities(agent: StdioAgent) -> Json:
     return dict(agent.initialize()["agentCapabilities"])
 
 
-def test_capabilities(start: Start) -> None:
+def test_flags_set_the_capabilities(start: Start) -> None:
     plain = capabilities(start())
     assert (plain["loadSession"], plain["sessionCapabilities"]) == (True, {})
     assert all(plain["promptCapabilities"].values())
@@ -573,7 +579,7 @@ def test_capabilities(start: Start) -> None:
     assert not any(capabilities(start("--text-only"))["promptCapabilities"].values())
 
 
-def test_what_is_not_offered_is_not_done(start: Start) -> None:
+def test_methods_that_are_not_offered_fail(start: Start) -> None:
     agent = start("--no-load")
     session = agent.open_session()
     assert agent.load_session(session).error["code"] == -32601
@@ -583,14 +589,14 @@ def test_what_is_not_offered_is_not_done(start: Start) -> None:
 
 
 @pytest.mark.parametrize(("value", "code"), [("", -32603), ("=-32002", -32002)])
-def test_failing_load_and_new(start: Start, tmp_path: Path, value: str, code: int) -> None:
+def test_fail_flags_set_the_error_code(start: Start, tmp_path: Path, value: str, code: int) -> None:
     session = start().open_session()
     assert start(f"--fail-load{value}").load_session(session).error["code"] == code
     params = {"cwd": str(tmp_path), "mcpServers": []}
     assert start(f"--fail-new{value}").request("session/new", params).error["code"] == code
 
 
-def test_modes_and_config_options(start: Start, tmp_path: Path) -> None:
+def test_modes_and_config_options_can_be_set(start: Start, tmp_path: Path) -> None:
     agent = start("--modes")
     agent.initialize()
     new = agent.call("session/new", {"cwd": str(tmp_path), "mcpServers": []})
@@ -621,14 +627,14 @@ def test_modes_and_config_options(start: Start, tmp_path: Path) -> None:
         ({"_meta": {"systemPrompt": {"append": "Be kind."}}}, {"append": "Be kind."}),
     ],
 )
-def test_system_echo(start: Start, params: Json, system: Any) -> None:
+def test_system_prompt_is_echoed(start: Start, params: Json, system: Any) -> None:
     agent = start("--system-echo")
     session = agent.open_session(**params)
     expected = [f"system: {json.dumps(system)}", "echo: hi"]
     assert chunks(agent.prompt(session, "hi")) == expected
 
 
-def test_bad_starts(start: Start) -> None:
+def test_start_flags_end_or_silence_the_agent(start: Start) -> None:
     died = start("--die-at-start=7", "--stderr", "no luck")
     assert died.wait() == 7
     assert died.stderr == ["no luck\n"]
@@ -643,7 +649,7 @@ def test_bad_starts(start: Start) -> None:
         silent.next_message()
 
 
-def test_slow_start_and_banner(start: Start) -> None:
+def test_slow_start_delays_and_banner_is_printed(start: Start) -> None:
     began = time.monotonic()
     agent = start("--slow-start", "300", "--banner=Update available!")
     agent.initialize()
@@ -651,7 +657,7 @@ def test_slow_start_and_banner(start: Start) -> None:
     assert agent.bad_lines == [b"Update available!\n"]
 
 
-def test_pid_file_counts_the_starts(start: Start, tmp_path: Path) -> None:
+def test_pid_file_lists_every_start(start: Start, tmp_path: Path) -> None:
     agents = [start("--pid-file", str(tmp_path / "pids")) for _ in range(2)]
     for agent in agents:
         agent.initialize()
@@ -662,7 +668,7 @@ def test_pid_file_counts_the_starts(start: Start, tmp_path: Path) -> None:
 # ---- the wire
 
 
-def test_garbage_on_stdin_is_answered_and_forgotten(agent: StdioAgent) -> None:
+def test_malformed_line_gets_an_error_response(agent: StdioAgent) -> None:
     agent.write(b"garbage\n")
     assert agent.next_message()["error"]["code"] == -32700
     assert agent.request("no/such/method", {}).error["code"] == -32601
@@ -671,7 +677,7 @@ def test_garbage_on_stdin_is_answered_and_forgotten(agent: StdioAgent) -> None:
     assert agent.initialize()["protocolVersion"] == 1
 
 
-def test_commands_are_offered_after_the_answer(agent: StdioAgent, tmp_path: Path) -> None:
+def test_commands_are_sent_after_the_response(agent: StdioAgent, tmp_path: Path) -> None:
     agent.initialize()
     new = agent.request("session/new", {"cwd": str(tmp_path), "mcpServers": []})
     assert new.messages == []

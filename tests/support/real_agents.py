@@ -1,9 +1,9 @@
 """Real agents for the tests, from npm.
 
 ``claude`` with two versions of its ACP adapter, Codex, Gemini CLI, OpenCode and Qwen Code. They
-are 1.9 GB, so they lie in the user's cache, once for a machine and lock file
-(``tests/support/real/``), and not in the repository. ``make agents`` installs them by
-``python -m tests.support.real_agents``. They talk to nobody but the stand-ins of
+are 1.9 GB, so they are in the user's cache and not in the repository, once per machine and lock
+file (``tests/support/real/``). ``make agents`` installs them with
+``python -m tests.support.real_agents``. They connect only to the stand-ins of
 ``anthropic_stand_in.py`` and ``model_stand_ins.py``.
 """
 
@@ -25,11 +25,11 @@ INSTALL_SECS = 900
 
 
 class NotInstalledError(Exception):
-    """They are not there, and npm does not bring them: it is offline, for one."""
+    """The agents are not installed, and npm could not install them, for example without network."""
 
 
 def folder() -> Path:
-    """Where they are, or would be."""
+    """The path of the agents, also if they are not installed."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     content = b"".join(
         (PACKAGES / name).read_bytes() for name in ("package.json", "package-lock.json")
@@ -38,15 +38,15 @@ def folder() -> Path:
 
 
 def install() -> None:
-    """Install them where they are not there yet.
+    """Install the agents unless they are installed.
 
     Raises:
-        NotInstalledError: that cannot be done.
+        NotInstalledError: npm failed or timed out.
     """
     place = folder()
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_name(f"{place.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other suites on this machine want them too
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other test suites on this machine install them too
         if not place.exists():
             _install(place)
 
@@ -75,7 +75,7 @@ def find_claude() -> Path:
     """The ``claude`` program.
 
     Raises:
-        NotInstalledError: it is not there.
+        NotInstalledError: it is not installed.
     """
     return _find("@anthropic-ai/claude-code-*/claude")
 
@@ -86,7 +86,7 @@ def find_claude_adapter() -> Path:
 
 
 def find_newest_claude_adapter() -> Path:
-    """The same, in its newest version."""
+    """The newest version of ``claude-agent-acp``."""
     return _find("claude-agent-acp-newest/dist/index.js")
 
 
@@ -104,7 +104,7 @@ def _find(pattern: str) -> Path:
     for program in folder().glob(f"node_modules/{pattern}"):
         return program
     raise NotInstalledError(
-        f"there is no {pattern}: `python -m tests.support.real_agents` installs it"
+        f"{pattern} is not installed: run `python -m tests.support.real_agents`"
     )
 
 

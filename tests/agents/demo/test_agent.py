@@ -1,4 +1,4 @@
-"""The bundled demo agent, driven over stdio as acpx drives it."""
+"""The bundled demo agent, driven over stdio as acpx does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[..., StdioAgent]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts demo agents in one folder; all of them end with the test."""
+    """Starts demo agents in one folder and ends them with the test."""
     with ExitStack() as stack:
 
         def start_one(command: list[str] = DEMO, pace_ms: str = "0") -> StdioAgent:
@@ -54,7 +54,7 @@ def text(words: str) -> Json:
 # ---- handshake
 
 
-def test_initialize_tells_what_it_can(agent: StdioAgent) -> None:
+def test_initialize_reports_the_capabilities(agent: StdioAgent) -> None:
     answer = agent.initialize()
     assert answer["protocolVersion"] == 1
     assert "demo" in answer["agentInfo"]["name"]
@@ -69,7 +69,7 @@ def test_initialize_tells_what_it_can(agent: StdioAgent) -> None:
     assert agent.call("authenticate", {"methodId": "none"}) == {}
 
 
-def test_new_session_offers_modes_options_and_commands(agent: StdioAgent, tmp_path: Path) -> None:
+def test_new_session_has_modes_options_and_commands(agent: StdioAgent, tmp_path: Path) -> None:
     agent.initialize()
     session = agent.call("session/new", {"cwd": str(tmp_path), "mcpServers": []})
     assert session["modes"]["currentModeId"] == "ask"
@@ -79,7 +79,7 @@ def test_new_session_offers_modes_options_and_commands(agent: StdioAgent, tmp_pa
     assert {"help", "plan", "diff", "permission", "image"} <= {c["name"] for c in commands}
 
 
-def test_runs_as_a_module(start: Start) -> None:
+def test_agent_runs_as_a_module(start: Start) -> None:
     agent = start([sys.executable, "-m", "server.agents.demo.demo_agent"])
     assert agent.prompt(agent.open_session(), "hello").result["stopReason"] == "end_turn"
 
@@ -87,7 +87,7 @@ def test_runs_as_a_module(start: Start) -> None:
 # ---- answers
 
 
-def test_first_message_looks_alive(agent: StdioAgent) -> None:
+def test_first_reply_streams_thoughts_a_tool_call_and_usage(agent: StdioAgent) -> None:
     session = agent.open_session()
     turn = agent.prompt(session, "How do I boil an egg?")
     assert turn.result == {"stopReason": "end_turn"}
@@ -105,7 +105,7 @@ def test_first_message_looks_alive(agent: StdioAgent) -> None:
     assert usage["cost"] == {"amount": 0.0, "currency": "USD"}
 
 
-def test_title_stays_that_of_the_first_message(agent: StdioAgent) -> None:
+def test_title_is_the_first_line_of_the_first_message(agent: StdioAgent) -> None:
     session = agent.open_session()
     agent.prompt(session, "The first\nwith more lines")
     turn = agent.prompt(session, "The second")
@@ -137,16 +137,16 @@ def test_help_lists_every_command(agent: StdioAgent, tmp_path: Path) -> None:
     assert agent.prompt(session, "/help").text == listing
 
 
-def test_unknown_command_is_told(agent: StdioAgent) -> None:
+def test_unknown_command_is_named_in_the_reply(agent: StdioAgent) -> None:
     assert "`/frobnicate`" in agent.prompt(agent.open_session(), "/frobnicate now").text
 
 
-def test_commands_can_be_asked_for_politely(agent: StdioAgent) -> None:
+def test_command_is_recognized_in_a_polite_sentence(agent: StdioAgent) -> None:
     turn = agent.prompt(agent.open_session(), "Please show me a plan")
     assert turn.of_kind("plan")
 
 
-def test_plan_moves_from_pending_to_completed(agent: StdioAgent) -> None:
+def test_plan_entries_move_from_pending_to_completed(agent: StdioAgent) -> None:
     plans = agent.prompt(agent.open_session(), "/plan").of_kind("plan")
     states = [[entry["status"] for entry in plan["entries"]] for plan in plans]
     assert states[0] == ["in_progress", "pending", "pending", "pending"]
@@ -154,14 +154,14 @@ def test_plan_moves_from_pending_to_completed(agent: StdioAgent) -> None:
     assert states[-1] == ["completed"] * 4
 
 
-def test_markdown_shows_a_table_code_and_a_list(agent: StdioAgent) -> None:
+def test_replies_contain_markdown_tables_and_code(agent: StdioAgent) -> None:
     session = agent.open_session()
     assert "| ---: |" in agent.prompt(session, "table").text
     assert "```python\ndef primes(limit: int)" in agent.prompt(session, "code").text
     assert "    sieve = bytearray" in agent.prompt(session, "code").text, "indentation survives"
 
 
-def test_tools_of_several_kinds(agent: StdioAgent) -> None:
+def test_tools_command_makes_tool_calls_of_several_kinds(agent: StdioAgent) -> None:
     turn = agent.prompt(agent.open_session(), "tools")
     assert [call["kind"] for call in turn.of_kind("tool_call")] == [
         "read",
@@ -172,7 +172,7 @@ def test_tools_of_several_kinds(agent: StdioAgent) -> None:
     assert {end["status"] for end in turn.of_kind("tool_call_update")} == {"completed"}
 
 
-def test_image_is_a_png(agent: StdioAgent) -> None:
+def test_image_command_sends_a_png(agent: StdioAgent) -> None:
     turn = agent.prompt(agent.open_session(), "paint an image")
     blocks = [update["content"] for update in turn.of_kind("agent_message_chunk")]
     (image,) = [block for block in blocks if block["type"] == "image"]
@@ -182,11 +182,11 @@ def test_image_is_a_png(agent: StdioAgent) -> None:
     assert b"IEND" in data[-12:]
 
 
-def test_long_answer_has_as_many_words_as_asked(agent: StdioAgent) -> None:
+def test_long_command_sends_the_requested_number_of_words(agent: StdioAgent) -> None:
     assert len(agent.prompt(agent.open_session(), "long 1000").text.split()) == 1000 + 4
 
 
-def test_bad_endings(agent: StdioAgent) -> None:
+def test_fail_command_ends_the_turn_with_an_error_a_refusal_or_a_crash(agent: StdioAgent) -> None:
     session = agent.open_session()
     assert agent.prompt(session, "fail").error["code"] == -32603
     assert agent.prompt(session, "/fail refusal").result == {"stopReason": "refusal"}
@@ -196,10 +196,10 @@ def test_bad_endings(agent: StdioAgent) -> None:
     assert agent.wait() == 1
 
 
-# ---- what comes with a prompt
+# ---- attachments of a prompt
 
 
-def test_other_content_is_described(agent: StdioAgent) -> None:
+def test_non_text_blocks_are_described(agent: StdioAgent) -> None:
     data = base64.b64encode(b"x" * 100).decode()
     turn = agent.prompt(
         agent.open_session(),
@@ -231,7 +231,7 @@ def test_attached_files_are_read(agent: StdioAgent, tmp_path: Path) -> None:
     assert f"**notes.txt**, {notes.stat().st_size} bytes, begins `first line`" in turn.text
     assert "**blob**, 5000 bytes, binary" in turn.text
     assert f"could not read `{tmp_path}/none`" in turn.text
-    assert "What I can show" in turn.text, "the prompt behind the files is heard"
+    assert "What I can show" in turn.text, "the text after the files is a command"
     ends = [update["status"] for update in turn.of_kind("tool_call_update")]
     assert ends == ["completed", "completed", "failed"]
     assert turn.of_kind("session_info_update")[0]["title"] == "help"
@@ -240,7 +240,7 @@ def test_attached_files_are_read(agent: StdioAgent, tmp_path: Path) -> None:
 # ---- permissions
 
 
-def test_diff_is_true(agent: StdioAgent, tmp_path: Path) -> None:
+def test_permitted_diff_is_written_to_the_file(agent: StdioAgent, tmp_path: Path) -> None:
     agent.on_request = choose("allow_once")
     session = agent.open_session()
     before: str | None = None
@@ -277,7 +277,7 @@ def test_permission_request_has_all_four_options(agent: StdioAgent) -> None:
         ("no such option", False, 2),
     ],
 )
-def test_each_permission_outcome(
+def test_permission_option_decides_the_edit(
     start: Start, tmp_path: Path, option: str, written: bool, asked: int
 ) -> None:
     requests = []
@@ -298,7 +298,7 @@ def test_each_permission_outcome(
         assert ("you said no" in turn.text) is not written
 
 
-def test_always_is_remembered_after_a_restart(start: Start, tmp_path: Path) -> None:
+def test_allow_always_applies_after_a_restart(start: Start, tmp_path: Path) -> None:
     first = start()
     first.on_request = choose("allow_always")
     session = first.open_session()
@@ -318,7 +318,7 @@ def test_dismissed_permission_cancels_the_turn(agent: StdioAgent, tmp_path: Path
     assert not (tmp_path / NOTES).exists()
 
 
-def test_failed_permission_request_is_a_no(agent: StdioAgent, tmp_path: Path) -> None:
+def test_failed_permission_request_is_a_rejection(agent: StdioAgent, tmp_path: Path) -> None:
     prompt = agent.start_prompt(agent.open_session(), "diff")
     request = agent.until_call("session/request_permission")
     agent.send({"id": request["id"], "error": {"code": -32603, "message": "broken"}})
@@ -338,7 +338,7 @@ def test_permitted_command_is_run(agent: StdioAgent) -> None:
 # ---- cancel
 
 
-def test_cancel_is_answered_at_once(agent: StdioAgent) -> None:
+def test_cancel_ends_the_turn_immediately(agent: StdioAgent) -> None:
     session = agent.open_session()
     prompt = agent.start_prompt(session, "/slow 600")
     agent.until_update("tool_call_update")
@@ -380,14 +380,14 @@ def test_cancel_request_cancels_the_prompt(agent: StdioAgent) -> None:
     assert agent.finish(prompt).result == {"stopReason": "cancelled"}
 
 
-def test_cancel_without_a_turn_is_nothing(agent: StdioAgent) -> None:
+def test_cancel_without_a_turn_has_no_effect(agent: StdioAgent) -> None:
     session = agent.open_session()
     agent.cancel(session)
     agent.cancel("no such session")
     assert agent.prompt(session, "hello").result == {"stopReason": "end_turn"}
 
 
-def test_one_turn_at_a_time_in_a_session_but_many_sessions(agent: StdioAgent) -> None:
+def test_second_prompt_is_rejected_while_other_sessions_work(agent: StdioAgent) -> None:
     first, second = agent.open_session(), agent.open_session()
     slow = agent.start_prompt(first, "/slow")
     agent.until_update("tool_call")
@@ -397,7 +397,7 @@ def test_one_turn_at_a_time_in_a_session_but_many_sessions(agent: StdioAgent) ->
     assert agent.finish(slow).result == {"stopReason": "cancelled"}
 
 
-def test_close_stops_the_turn_and_forgets_the_session(agent: StdioAgent, tmp_path: Path) -> None:
+def test_close_cancels_the_turn_and_unloads_the_session(agent: StdioAgent, tmp_path: Path) -> None:
     session = agent.open_session()
     prompt = agent.start_prompt(session, "/slow")
     agent.until_update("tool_call")
@@ -415,7 +415,7 @@ def test_close_stops_the_turn_and_forgets_the_session(agent: StdioAgent, tmp_pat
 # ---- memory
 
 
-def test_what_was_said_survives_kill_9(start: Start) -> None:
+def test_conversation_survives_sigkill(start: Start) -> None:
     first = start()
     session = first.open_session()
     said = first.prompt(session, "Hello, my name is Ada Lovelace, nice to be here").text
@@ -441,7 +441,7 @@ def test_what_was_said_survives_kill_9(start: Start) -> None:
     assert "2. Please remember" in second.prompt(session, "What did I say?").text
 
 
-def test_resume_brings_the_context_without_a_replay(start: Start) -> None:
+def test_resume_restores_the_context_without_a_replay(start: Start) -> None:
     first = start()
     session = first.open_session()
     first.prompt(session, "my name is Grace")
@@ -453,21 +453,21 @@ def test_resume_brings_the_context_without_a_replay(start: Start) -> None:
     assert "**Grace**" in second.prompt(session, "who am I?").text
 
 
-def test_a_session_without_a_turn_can_be_loaded(start: Start) -> None:
+def test_session_without_a_turn_can_be_loaded(start: Start) -> None:
     first = start()
     session = first.open_session()
     first.process.kill()
     assert start().load_session(session).messages == []
 
 
-def test_it_knows_nothing_it_was_not_told(agent: StdioAgent) -> None:
+def test_new_session_remembers_nothing(agent: StdioAgent) -> None:
     session = agent.open_session()
     assert "first message" in agent.prompt(session, "what did I say?").text
     assert "not told me" in agent.prompt(session, "what is my name?").text
     assert "nothing" in agent.prompt(session, "recall").text
 
 
-def test_replay_has_images_and_names_what_is_too_big_to_keep(start: Start) -> None:
+def test_replay_contains_small_images_and_describes_large_ones(start: Start) -> None:
     first = start()
     session = first.open_session()
     small, big = base64.b64encode(b"x").decode(), base64.b64encode(bytes(150_000)).decode()
@@ -481,7 +481,7 @@ def test_replay_has_images_and_names_what_is_too_big_to_keep(start: Start) -> No
     assert kinds == ["text", "image"]
 
 
-def test_settings_survive(start: Start) -> None:
+def test_settings_survive_sigkill_sigkill(start: Start) -> None:
     first = start()
     session = first.open_session()
     first.call("session/set_mode", {"sessionId": session, "modeId": "plan"})
@@ -494,7 +494,7 @@ def test_settings_survive(start: Start) -> None:
     assert [option["currentValue"] for option in loaded["configOptions"]] == ["plan", "demo", "off"]
 
 
-def test_nothing_of_its_memory_is_left_half_written(agent: StdioAgent, tmp_path: Path) -> None:
+def test_session_folder_contains_no_temporary_file(agent: StdioAgent, tmp_path: Path) -> None:
     session = agent.open_session()
     agent.prompt(session, "hello")
     folder = tmp_path / ".demo-agent"
@@ -502,20 +502,24 @@ def test_nothing_of_its_memory_is_left_half_written(agent: StdioAgent, tmp_path:
     assert json.loads((folder / f"{session}.json").read_bytes())["messages"]
 
 
-def test_it_works_where_it_cannot_write(agent: StdioAgent, tmp_path: Path) -> None:
+def test_unwritable_folder_keeps_the_conversation_in_memory(
+    agent: StdioAgent, tmp_path: Path
+) -> None:
     (tmp_path / ".demo-agent").write_text("in the way")
     session = agent.open_session()
     agent.prompt(session, "my name is Ada")
     assert "**Ada**" in agent.prompt(session, "what is my name?").text
     agent.close_stdin()
-    agent.wait()  # then all that it said is there
+    agent.wait()  # then its stderr is complete
     assert "not stored" in "".join(agent.stderr)
 
 
 # ---- settings
 
 
-def test_mode_auto_asks_nothing_and_plan_changes_nothing(agent: StdioAgent, tmp_path: Path) -> None:
+def test_mode_auto_requests_no_permission_and_plan_edits_nothing(
+    agent: StdioAgent, tmp_path: Path
+) -> None:
     session = agent.open_session()
     turn = agent.request("session/set_mode", {"sessionId": session, "modeId": "plan"})
     assert turn.of_kind("current_mode_update")[0]["currentModeId"] == "plan"
@@ -528,7 +532,7 @@ def test_mode_auto_asks_nothing_and_plan_changes_nothing(agent: StdioAgent, tmp_
     assert (tmp_path / NOTES).exists()
 
 
-def test_config_options(agent: StdioAgent) -> None:
+def test_config_option_is_set_and_invalid_value_is_rejected(agent: StdioAgent) -> None:
     session = agent.open_session()
 
     def set_option(key: str, value: Any) -> Json:
@@ -550,7 +554,7 @@ def test_config_options(agent: StdioAgent) -> None:
         assert agent.request("session/set_config_option", params).error["code"] == -32602
 
 
-def test_system_prompt_arrives(agent: StdioAgent) -> None:
+def test_system_prompt_is_stored(agent: StdioAgent) -> None:
     session = agent.open_session(_meta={"systemPrompt": "Be kind."})
     assert "Be kind." in agent.prompt(session, "usage").text
 
@@ -560,12 +564,14 @@ def test_system_prompt_arrives(agent: StdioAgent) -> None:
 
 @pytest.mark.parametrize("session", ["nope", "../../etc/passwd", "a" * 1000, ""])
 @pytest.mark.parametrize("method", ["session/prompt", "session/load", "session/resume"])
-def test_unknown_session(agent: StdioAgent, tmp_path: Path, method: str, session: str) -> None:
+def test_unknown_session_is_an_error(
+    agent: StdioAgent, tmp_path: Path, method: str, session: str
+) -> None:
     params = {"sessionId": session, "cwd": str(tmp_path), "mcpServers": [], "prompt": []}
     assert agent.request(method, params).error["code"] == -32002
 
 
-def test_damaged_memory_is_an_unknown_session(start: Start, tmp_path: Path) -> None:
+def test_damaged_file_is_an_unknown_session(start: Start, tmp_path: Path) -> None:
     session = start().open_session()
     (tmp_path / ".demo-agent" / f"{session}.json").write_text('{"messages": [')
     assert start().load_session(session).error["code"] == -32002
@@ -586,7 +592,9 @@ def test_damaged_memory_is_an_unknown_session(start: Start, tmp_path: Path) -> N
         ("session/new", None, -32602),
     ],
 )
-def test_bad_requests(agent: StdioAgent, method: str, params: Any, code: int) -> None:
+def test_invalid_request_is_an_error(
+    agent: StdioAgent, method: str, params: Any, code: int
+) -> None:
     assert agent.request(method, params).error["code"] == code
     assert agent.initialize()["protocolVersion"] == 1
 
@@ -604,7 +612,7 @@ def test_bad_requests(agent: StdioAgent, method: str, params: Any, code: int) ->
         [{"type": "resource", "resource": {"uri": "mem:x"}}],
     ],
 )
-def test_bad_prompts(agent: StdioAgent, prompt: Any) -> None:
+def test_invalid_prompt_is_an_error(agent: StdioAgent, prompt: Any) -> None:
     params = {"sessionId": agent.open_session(), "prompt": prompt}
     assert agent.request("session/prompt", params).error["code"] == -32602
 
@@ -621,14 +629,14 @@ def test_bad_prompts(agent: StdioAgent, prompt: Any) -> None:
         (b'{"id":1,"method":5}', -32600),
     ],
 )
-def test_garbage_is_answered_and_forgotten(agent: StdioAgent, line: bytes, code: int) -> None:
+def test_malformed_line_gets_an_error_response(agent: StdioAgent, line: bytes, code: int) -> None:
     agent.write(line + b"\n")
     answer = agent.next_message()
     assert (answer["id"], answer["error"]["code"]) == (None, code)
     assert agent.initialize()["protocolVersion"] == 1
 
 
-def test_what_needs_no_answer_gets_none(agent: StdioAgent) -> None:
+def test_notifications_and_unknown_responses_get_no_response(agent: StdioAgent) -> None:
     agent.write(b"\n  \n")
     agent.notify("_some/extension", {})
     agent.send({"id": 99, "result": {}})
@@ -640,7 +648,7 @@ def test_what_needs_no_answer_gets_none(agent: StdioAgent) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["hello", "/slow 600", "diff"])
-def test_end_of_stdin_ends_it(agent: StdioAgent, prompt: str) -> None:
+def test_agent_exits_at_the_end_of_stdin(agent: StdioAgent, prompt: str) -> None:
     agent.start_prompt(agent.open_session(), prompt)
     agent.until_update("session_info_update")
     agent.close_stdin()
@@ -648,7 +656,7 @@ def test_end_of_stdin_ends_it(agent: StdioAgent, prompt: str) -> None:
     assert "".join(agent.stderr) == ""
 
 
-def test_sigterm_ends_it(agent: StdioAgent) -> None:
+def test_agent_exits_on_sigterm(agent: StdioAgent) -> None:
     agent.start_prompt(agent.open_session(), "/slow 600")
     agent.until_update("tool_call")
     agent.process.terminate()
@@ -656,7 +664,7 @@ def test_sigterm_ends_it(agent: StdioAgent) -> None:
     assert "".join(agent.stderr) == ""
 
 
-def test_broken_pipe_is_a_quiet_end(tmp_path: Path) -> None:
+def test_agent_exits_silently_on_a_broken_pipe(tmp_path: Path) -> None:
     process = subprocess.Popen(
         DEMO, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -671,7 +679,7 @@ def test_broken_pipe_is_a_quiet_end(tmp_path: Path) -> None:
         assert process.stderr.read() == b""
 
 
-def test_it_starts_no_process_that_stays(agent: StdioAgent) -> None:
+def test_agent_leaves_no_process(agent: StdioAgent) -> None:
     agent.on_request = choose("allow_once")
     agent.prompt(agent.open_session(), "permission")
     children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children")
@@ -680,16 +688,16 @@ def test_it_starts_no_process_that_stays(agent: StdioAgent) -> None:
     pid = agent.process.pid
     agent.close_stdin()
     agent.wait()
-    wait_for(lambda: not is_alive(pid), "its end")
+    wait_for(lambda: not is_alive(pid), "the agent to end")
 
 
-def test_pace_of_nonsense_is_the_default(start: Start) -> None:
+def test_invalid_pace_is_replaced_by_the_default(start: Start) -> None:
     agent = start(pace_ms="fast")
     assert agent.prompt(agent.open_session(), "/model").result == {"stopReason": "end_turn"}
 
 
-def test_startup_imports_little() -> None:
-    """Start-up time is mostly imports: the heavy ones are not among them."""
+def test_startup_imports_no_slow_modules() -> None:
+    """Most of the start-up time is spent on imports."""
     listing = subprocess.run(
         [sys.executable, "-X", "importtime", *DEMO[1:]],
         stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The demo agent behind real acpx: what a newcomer meets first."""
+"""Sessions of the demo agent, run by the real acpx."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def updates(socket: Socket, kind: str) -> list[Json]:
     return [update for update in found if update.get("sessionUpdate") == kind]
 
 
-async def test_it_is_the_default_where_no_claude_is_installed(serve: Serve) -> None:
+async def test_demo_is_the_default_unless_claude_is_installed(serve: Serve) -> None:
     server = await serve(default_agent=None)
     client = await server.client()
     _, reply = await client.get("/agents")
@@ -31,7 +31,7 @@ async def test_it_is_the_default_where_no_claude_is_installed(serve: Serve) -> N
     assert installed["demo"] is True
 
 
-async def test_help_lists_what_it_can_do_and_that_it_is_a_demo(client: Client) -> None:
+async def test_help_lists_every_command_and_mentions_the_demo(client: Client) -> None:
     session = await client.create("demo")
     status, reply = await client.turn(session, "help")
     text = texts_of(reply["events"])
@@ -42,7 +42,7 @@ async def test_help_lists_what_it_can_do_and_that_it_is_a_demo(client: Client) -
     assert [command["name"] for command in offered] == list(COMMANDS)
 
 
-async def test_it_streams_word_by_word_with_thoughts_and_its_usage(client: Client) -> None:
+async def test_reply_streams_words_thoughts_and_usage(client: Client) -> None:
     socket = await client.connect(await client.create("demo"))
     end = await socket.turn("tell me something")
     assert end["stop_reason"] == "end_turn"
@@ -51,7 +51,7 @@ async def test_it_streams_word_by_word_with_thoughts_and_its_usage(client: Clien
     assert updates(socket, "usage_update")
 
 
-async def test_a_plan_is_carried_out_step_by_step(client: Client) -> None:
+async def test_plan_entries_complete_step_by_step(client: Client) -> None:
     socket = await client.connect(await client.create("demo"))
     await socket.turn("plan")
     plans = [[entry["status"] for entry in plan["entries"]] for plan in updates(socket, "plan")]
@@ -61,7 +61,7 @@ async def test_a_plan_is_carried_out_step_by_step(client: Client) -> None:
 
 
 @pytest.mark.parametrize("option", ["allow_once", "reject_once"])
-async def test_a_diff_is_written_only_with_permission(
+async def test_diff_is_written_only_with_permission(
     client: Client, server: LocalServer, option: str
 ) -> None:
     session = await client.create("demo", permission="ask")
@@ -78,7 +78,7 @@ async def test_a_diff_is_written_only_with_permission(
     assert after == (diff["newText"] if option == "allow_once" else before)
 
 
-async def test_it_stops_at_once_when_it_is_cancelled(client: Client) -> None:
+async def test_cancel_ends_the_turn_immediately(client: Client) -> None:
     socket = await client.connect(await client.create("demo"))
     await socket.send("prompt", prompt="slow 60")
     while not updates(socket, "agent_message_chunk") and not updates(socket, "tool_call"):
@@ -90,23 +90,23 @@ async def test_it_stops_at_once_when_it_is_cancelled(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "reason", "code"),
+    ("argument", "reason", "code"),
     [
         ("error", "error", "agent_failed"),
         ("refusal", "refusal", None),
         ("crash", "error", "agent_failed"),
     ],
 )
-async def test_it_fails_on_demand_and_goes_on(
-    client: Client, how: str, reason: str, code: str | None
+async def test_session_continues_after_a_failed_turn(
+    client: Client, argument: str, reason: str, code: str | None
 ) -> None:
     socket = await client.connect(await client.create("demo"))
-    end = await socket.turn(f"/fail {how}")
+    end = await socket.turn(f"/fail {argument}")
     assert (end["stop_reason"], (end["error"] or {}).get("code")) == (reason, code)
     assert (await socket.turn("help"))["stop_reason"] == "end_turn"
 
 
-async def test_it_changes_its_mode_and_its_model(client: Client) -> None:
+async def test_set_mode_and_set_config_option_change_the_settings(client: Client) -> None:
     session = await client.create("demo")
     socket = await client.connect(session)
     await socket.turn("hello")
@@ -122,7 +122,7 @@ async def test_it_changes_its_mode_and_its_model(client: Client) -> None:
     assert values["thought_level"] == "off"
 
 
-async def test_it_remembers_a_name_though_its_process_is_killed(client: Client) -> None:
+async def test_conversation_survives_sigkill_of_the_agent(client: Client) -> None:
     session = await client.create("demo")
     socket = await client.connect(session, after=0)
     await socket.turn("My name is Ada Lovelace.")
@@ -150,7 +150,7 @@ def demo_agents(session: str) -> list[int]:
     return found
 
 
-async def test_two_sessions_do_not_share_a_memory(client: Client) -> None:
+async def test_sessions_have_separate_memories(client: Client) -> None:
     first, second = await client.create("demo"), await client.create("demo")
     await asyncio.gather(
         client.turn(first, "My name is Ada."), client.turn(second, "My name is Grace.")

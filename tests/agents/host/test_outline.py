@@ -1,4 +1,4 @@
-"""What acpx gets of a large prompt, and that the agent gets all of it."""
+"""Outlines of large prompts for acpx; the agent receives the whole prompt."""
 
 from __future__ import annotations
 

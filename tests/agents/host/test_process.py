@@ -1,4 +1,4 @@
-"""The acpx host as a part that may fail: killed, frozen, noisy, of the wrong version."""
+"""Failures of the acpx host: killed, frozen, noisy, or of the wrong version."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HISTORY = script({"history": True})
 
 
 def processes(program: str) -> list[int]:
-    """Those below this process that run *program*."""
+    """The descendants of this process that run *program*."""
     found = []
     for pid in descendants(os.getpid()):
         try:
@@ -44,16 +44,16 @@ def processes(program: str) -> list[int]:
         except OSError:
             continue
         names = [Path(os.fsdecode(argument)).name for argument in argv]
-        # The first: the supervisor has the host's argv behind its own.
+        # Only the first name: the supervisor's argv ends with the argv of the host.
         if program in [name for name in names if name.endswith((".py", ".mjs"))][:1]:
             found.append(pid)
-    # A child has its parent's argv until it executes a program of its own.
+    # A child has its parent's argv until it calls exec.
     forked = {child for pid in found for child in descendants(pid)}
     return [pid for pid in found if pid not in forked]
 
 
 def has_slices() -> bool:
-    """Whether the kernel lets a process say how long its slices are to be."""
+    """Whether a process can set its scheduler slice on this kernel."""
     major, minor = platform.release().split(".")[:2]
     return (int(major), int(minor)) >= (6, 12) and platform.machine() in supervise.SYS_SCHED_SETATTR
 
@@ -83,7 +83,7 @@ async def running_turns(client: Client, count: int) -> list[Socket]:
 
 
 @pytest.mark.parametrize("victim", ["host.mjs", "supervise.py"])
-async def test_a_killed_host_ends_its_turns_and_all_sessions_go_on_with_their_context(
+async def test_killed_host_fails_its_turns_and_sessions_keep_their_context(
     own_client: Client, victim: str
 ) -> None:
     sockets = await running_turns(own_client, 3)
@@ -99,11 +99,11 @@ async def test_a_killed_host_ends_its_turns_and_all_sessions_go_on_with_their_co
         assert json.loads(socket.text(3))[:2] == [f"I am {number}", HANG]
         contexts = [e["context"] for e in socket.entries if e["type"] == "turn_start"]
         assert contexts == ["new", "kept", "kept"]
-    await eventually("the old ones to end", lambda: not any(map(is_running, before)))
+    await eventually("the old processes to end", lambda: not any(map(is_running, before)))
 
 
 @pytest.mark.parametrize("victim", ["host.mjs", "supervise.py"])
-async def test_a_killed_host_takes_all_along_that_its_agents_started(
+async def test_processes_of_agents_end_with_a_killed_host(
     own_client: Client, victim: str, tmp_path: Path
 ) -> None:
     hidden = {"double_fork": True, "ignore_sigterm": True, "hold_stdout": True}
@@ -118,7 +118,7 @@ async def test_a_killed_host_takes_all_along_that_its_agents_started(
     assert (await own_client.turn(await own_client.create(), "a new host"))[0] == 200
 
 
-async def test_a_host_that_is_killed_with_its_agents_idle_or_starting_is_not_noticed(
+async def test_host_killed_while_agents_are_idle_or_starting_is_restarted(
     own_client: Client,
 ) -> None:
     idle = await own_client.create()
@@ -128,25 +128,25 @@ async def test_a_host_that_is_killed_with_its_agents_idle_or_starting_is_not_not
     kill("host.mjs")
     for turn in turns:
         status, reply = await turn
-        # What had reached its agent is lost with it, and says so; all else just runs.
+        # A prompt that had reached its agent fails; every other prompt runs.
         assert status == 200 or reply["code"] == "agent_failed", reply
     status, reply = await own_client.turn(idle, HISTORY)
     assert status == 200
     assert json.loads(texts_of(reply["events"]))[0] == "before"
 
 
-async def test_a_prompt_right_behind_the_hosts_death_is_carried_out(own_client: Client) -> None:
+async def test_prompt_right_after_the_hosts_death_runs(own_client: Client) -> None:
     session = await own_client.create()
     await own_client.turn(session, "before")
     for number in range(3):
         kill("host.mjs")
-        status, reply = await own_client.turn(session, f"behind {number}")
+        status, reply = await own_client.turn(session, f"after {number}")
         assert status == 200, reply
-        assert texts_of(reply["events"]) == f"echo: behind {number}"
+        assert texts_of(reply["events"]) == f"echo: after {number}"
     assert len(processes("host.mjs")) == 1
 
 
-async def test_a_host_that_dies_while_an_agent_starts_is_started_again_for_it(
+async def test_host_that_dies_during_an_agents_start_is_restarted(
     serve: Serve,
 ) -> None:
     server = await serve(agents={"slow": mock_agent("--slow-start=500")}, default_agent="slow")
@@ -160,7 +160,7 @@ async def test_a_host_that_dies_while_an_agent_starts_is_started_again_for_it(
     assert (await client.turn(session, "again"))[0] == 200
 
 
-async def test_an_agent_whose_prompt_acpx_gives_up_does_not_write_into_the_next_turn(
+async def test_agent_of_an_abandoned_prompt_does_not_write_into_the_next_turn(
     own_client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     socket = await own_client.connect(await own_client.create())
@@ -189,7 +189,7 @@ async def test_an_agent_whose_prompt_acpx_gives_up_does_not_write_into_the_next_
     assert json.loads(socket.text(4))[0] == "before"
 
 
-async def test_a_host_that_cannot_be_started_again_is_tried_until_it_can(
+async def test_restart_of_the_host_is_retried_until_it_succeeds(
     own_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await own_client.create()
@@ -230,7 +230,7 @@ async def test_frozen_host_delays_neither_cancel_nor_close(serve: Serve) -> None
     assert (await client.turn(await client.create(), "thawed"))[0] == 200
 
 
-async def test_a_host_that_freezes_for_good_is_replaced(
+async def test_host_that_stays_frozen_is_replaced(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "WATCH_SECS", 0.1)
@@ -242,10 +242,10 @@ async def test_a_host_that_freezes_for_good_is_replaced(
     with monkeypatch.context() as impatience:
         impatience.setattr(process, "FROZEN_SECS", 0.3)
         os.kill(pid, signal.SIGSTOP)
-        # Neither who waits for its agent nor who asks for a new one waits for ever.
+        # Neither a close that waits for its agent nor a new session waits forever.
         close = asyncio.create_task(client.delete(f"/sessions/{starting}"))
         create = asyncio.create_task(client.post("/sessions", {"agent": "mock"}))
-        await eventually("it to be killed", lambda: not is_running(pid), seconds=40)
+        await eventually("the host to be killed", lambda: not is_running(pid), seconds=40)
     assert [(await close)[0], (await create)[0]] == [200, 200]
     assert (await running.until("turn_end"))["error"]["code"] == "agent_failed"
     await running.turn(HISTORY)
@@ -274,7 +274,7 @@ def noisy_node(tmp_path: Path, noise: str) -> str:
     ],
     ids=["stderr", "a long line on stderr", "stdout", "a long line on stdout", "odd JSON"],
 )
-async def test_what_the_host_prints_beside_its_answers_does_no_harm(
+async def test_other_output_of_the_host_is_ignored(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: str
 ) -> None:
     node = noisy_node(tmp_path, noise)
@@ -294,7 +294,7 @@ async def start_error(serve: Serve) -> str:
     return str(caught.value)
 
 
-async def test_neither_host_nor_agents_take_the_core_from_the_server_when_they_are_woken(
+async def test_host_and_agents_have_batch_scheduling_and_short_slices(
     own_client: Client,
 ) -> None:
     await own_client.turn(await own_client.create(), "hi")
@@ -305,7 +305,7 @@ async def test_neither_host_nor_agents_take_the_core_from_the_server_when_they_a
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
-async def test_another_acpx_stops_the_start_with_one_line(
+async def test_start_fails_with_another_acpx_version(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalog, "ACPX_VERSION", "0.99.0")
@@ -314,24 +314,22 @@ async def test_another_acpx_stops_the_start_with_one_line(
     assert "make run" in message
 
 
-async def test_an_old_node_stops_the_start_with_one_line(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_start_fails_with_an_old_node(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "NODE_MINIMUM", (99, 0))
     assert "Node 99.0 or newer is needed" in await start_error(serve)
 
 
-async def test_a_missing_acpx_stops_the_start_with_one_line(
+async def test_start_fails_without_acpx(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The host looks for acpx from where its file is.
+    # The host resolves acpx from the folder of its file.
     (tmp_path / "host.mjs").write_text((process.HERE / "host.mjs").read_text())
     monkeypatch.setattr(process, "HERE", tmp_path)
     assert "make run" in await start_error(serve)
 
 
 @pytest.mark.parametrize("node", ["/no/such/node", sys.executable, "/bin/cat"])
-async def test_a_node_that_does_not_run_the_host_stops_the_start(
+async def test_start_fails_if_node_does_not_run_the_host(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, node: str
 ) -> None:
     monkeypatch.setattr("server.app.find_node", lambda: node)
@@ -339,15 +337,13 @@ async def test_a_node_that_does_not_run_the_host_stops_the_start(
     assert "the acpx host" in await start_error(serve)
 
 
-async def test_without_any_node_the_start_says_how_to_get_one(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_start_fails_without_node(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr("shutil.which", lambda _: None)
     assert "Node is missing" in await start_error(serve)
 
 
-async def test_what_a_killed_server_had_only_begun_is_deleted_at_the_next_start(
+async def test_incomplete_files_of_a_killed_server_are_deleted_at_the_next_start(
     serve: Serve, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
