@@ -80,7 +80,7 @@ class Wanted:
 
 
 Presence = Literal["live", "waking", "prewarmed", "hibernated"]
-"""The value of ``agent_state``, in which clients see the state of a session\'s agent."""
+"""The value of ``agent_state``, in which clients see the state of a session's agent."""
 
 
 class AgentObserver(Protocol):

@@ -93,8 +93,8 @@ class PromptQueue:
         prompt.finish(internal())
         return None
 
-    def admit(self) -> bool:
-        """Whether the next prompt may pass the proxy. If so, it is marked as sent."""
+    def mark_next_sent(self) -> bool:
+        """Mark the next prompt as sent. Return False if it must not pass the proxy."""
         prompt = self._waiting.popleft() if self._waiting else None
         if prompt is None or prompt.is_withdrawn:
             return False

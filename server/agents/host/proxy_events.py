@@ -71,7 +71,7 @@ class ProxyEvents:
         return self._queue.full_prompt(blocks)
 
     def admit_prompt(self) -> bool:
-        return self._queue.admit()
+        return self._queue.mark_next_sent()
 
     def preface(self, blocks: Any, *, fresh: bool) -> str | None:
         observer = self._binding.observer
