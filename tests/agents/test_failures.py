@@ -16,8 +16,8 @@ def error(code: int, message: str, data: Any = None) -> dict[str, Any]:
 
 
 def gemini(status: int, message: str, name: str) -> dict[str, Any]:
-    told = {"error": {"code": status, "message": message, "status": name}}
-    return error(status, json.dumps(told, separators=(",", ":")))
+    payload = {"error": {"code": status, "message": message, "status": name}}
+    return error(status, json.dumps(payload, separators=(",", ":")))
 
 
 def details(text: str) -> dict[str, str]:
@@ -119,8 +119,8 @@ def test_a_refused_or_missing_key_is_login_required(name: str) -> None:
 
 @pytest.mark.parametrize("name", NOT_REFUSED)
 def test_any_other_failure_is_the_agents(name: str) -> None:
-    told, retryable = NOT_REFUSED[name]
-    failure = agent_error(told, "claude")
+    payload, retryable = NOT_REFUSED[name]
+    failure = agent_error(payload, "claude")
     assert (failure.code, failure.retryable) == ("agent_failed", retryable)
 
 

@@ -1,16 +1,16 @@
-"""A process that wants to outlive the agent that started it: ``hostile.py KIND PID_FILE``.
+"""A process that tries to outlive the agent that started it: ``hostile.py KIND PID_FILE``.
 
-It leaves its parents, lowers every limit that it could be known by, and starts itself again with an
-empty environment. The kinds:
+It detaches from its parents, lowers every limit that identifies it, and executes itself again with
+an empty environment. The kinds:
 
     sleeps       does nothing more
     stopped      stops itself
-    headless     its first thread ends, another goes on
-    restless     starts itself again all the time, in a session of its own, and ends
-    watchful     two processes; each starts the other again when it has ended
-    regicide     kills the supervisor, which is the parent that it comes to
-    operator     asks for a token at the operator's socket, and tells what it was answered
-    detached operator   the same, when the process that has connected has ended
+    headless     ends its first thread while another continues
+    restless     forks continuously, each time into a session of its own
+    watchful     two processes; each restarts the other when it has ended
+    regicide     kills the supervisor, which is its parent after the detachment
+    operator     requests a token at the operator's socket and writes the response to PID_FILE
+    detached operator   the same, after the process that has connected has ended
 """
 
 import ctypes
@@ -26,7 +26,7 @@ from pathlib import Path
 RLIMIT_LOCKS = 10
 
 
-def leave() -> None:
+def detach() -> None:
     for _ in range(2):
         if os.fork():
             os._exit(0)
@@ -40,14 +40,14 @@ def lower_limits() -> None:
         resource.setrlimit(kind, (lower, lower))
 
 
-def tell(pid_file: str, text: str = "") -> None:
+def write_file(pid_file: str, text: str = "") -> None:
     whole = Path(f"{pid_file}.new")
     whole.write_text(text or str(os.getpid()), encoding="utf-8")
     whole.replace(pid_file)
 
 
 def watch_each_other() -> None:
-    """Never returns. The ends of two pipes tell each of the two when the other has ended."""
+    """Restart the other process whenever a pipe shows that it has ended; never returns."""
     while True:
         mine, theirs = os.pipe(), os.pipe()
         if not os.fork():
@@ -60,7 +60,7 @@ def watch_each_other() -> None:
 
 
 def ask_for_token(*, detached: bool) -> str:
-    """The socket is in the data folder, two above the agent's own."""
+    """Request a token at the socket in the data folder, two levels above the agent's folder."""
     connection = socket.socket(socket.AF_UNIX)
     os.chdir("../..")
     child = os.fork() if detached else 0
@@ -79,14 +79,14 @@ def ask_for_token(*, detached: bool) -> str:
 def main() -> None:
     kind, pid_file = sys.argv[1:3]
     if len(sys.argv) == 3:
-        leave()
+        detach()
         lower_limits()
         os.execve(sys.executable, [sys.executable, "-IS", *sys.argv, "again"], {})
     supervisor = os.getppid()
     if kind.endswith("operator"):
-        tell(pid_file, ask_for_token(detached=kind != "operator"))
+        write_file(pid_file, ask_for_token(detached=kind != "operator"))
     elif kind != "regicide":
-        tell(pid_file)
+        write_file(pid_file)
     match kind:
         case "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -104,7 +104,7 @@ def main() -> None:
             os.kill(supervisor, signal.SIGKILL)
             while os.getppid() == supervisor:
                 time.sleep(0.001)
-            tell(pid_file)
+            write_file(pid_file)
     time.sleep(1000)
 
 

@@ -170,13 +170,11 @@ def test_burst_is_complete_and_in_order(start: Start) -> None:
     assert chunks(turn) == [f'{number}:quote " and ü' for number in range(20_500)]
 
 
-def test_burst_is_fast(start: Start) -> None:
+def test_large_burst_ends_before_the_timeout(start: Start) -> None:
     """A benchmark must not measure the agent, which can send a million chunks per second."""
     agent = start(check_schema=False)
     request = agent.start_prompt(agent.open_session(), script({"burst": {"count": 200_000}}))
-    began = time.monotonic()
-    agent.finish(request)
-    assert time.monotonic() - began < 20
+    assert len(chunks(agent.finish(request))) == 200_000
 
 
 def test_burst_sends_thoughts_in_small_batches(agent: StdioAgent, session: str) -> None:
@@ -323,11 +321,9 @@ def test_cancel_interrupts_a_waiting_step(start: Start, step: Json) -> None:
     session = agent.open_session()
     prompt = agent.start_prompt(session, script({"say": "now"}, step, {"say": "never"}))
     agent.until_update("agent_message_chunk")
-    began = time.monotonic()
     agent.cancel(session)
-    turn = agent.finish(prompt)
+    turn = agent.finish(prompt)  # fails long before the 600 seconds of a step
     assert turn.result == {"stopReason": "cancelled"}
-    assert time.monotonic() - began < 5
     assert "never" not in turn.text
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -80,13 +79,11 @@ async def test_diff_is_written_only_with_permission(
 
 async def test_cancel_ends_the_turn_immediately(client: Client) -> None:
     socket = await client.connect(await client.create("demo"))
-    await socket.send("prompt", prompt="slow 60")
+    await socket.send("prompt", prompt="slow 3600")
     while not updates(socket, "agent_message_chunk") and not updates(socket, "tool_call"):
         await socket.next()
-    began = time.monotonic()
     await socket.send("cancel")
     assert (await socket.until("turn_end"))["stop_reason"] == "cancelled"
-    assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize(

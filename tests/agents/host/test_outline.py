@@ -15,30 +15,30 @@ def blocks_of(text: str) -> list[Json]:
     return [PICTURE, {"type": "text", "text": text}]
 
 
-def test_small_prompt_goes_through_as_it_is() -> None:
+def test_small_prompt_is_unchanged() -> None:
     blocks = json.dumps([{"type": "text", "text": "x" * 1000}]).encode()
     assert outline(blocks) is blocks
 
 
 def blocks_of_every_kind(size: int) -> list[Json]:
-    """A command, a picture and a resource, the last two with so many characters."""
+    """A command, a picture and a resource; the last two contain the given number of characters."""
     resource = {"uri": "file:///a", "text": "é" * size}
     picture = {"type": "image", "mimeType": "image/png", "data": "A" * size}
     text = {"type": "text", "text": "/command with words"}
     return [text, picture, {"type": "resource", "resource": resource}]
 
 
-def test_long_strings_of_a_large_prompt_are_cut_and_nothing_else() -> None:
+def test_only_long_strings_of_a_large_prompt_are_truncated() -> None:
     cut = json.loads(outline(json.dumps(blocks_of_every_kind(LARGE_BYTES)).encode()))
     assert cut == blocks_of_every_kind(KEPT_CHARS)
 
 
-def test_half_a_surrogate_pair_is_kept() -> None:
+def test_unpaired_surrogate_is_kept() -> None:
     blocks = rb'[{"type":"text","text":"\ud83d%b"}]' % (b"x" * LARGE_BYTES)
     assert json.loads(outline(blocks))[0]["text"] == "\ud83d" + "x" * (KEPT_CHARS - 1)
 
 
-def test_blocks_replace_those_of_a_prompt_and_nothing_else() -> None:
+def test_only_the_blocks_of_a_prompt_are_replaced() -> None:
     message: Json = {"jsonrpc": "2.0", "method": "session/prompt", "id": 7}
     each: list[Json] = [{"sessionId": "s", "prompt": ["cut"], "_meta": {"a": 1}}, {"prompt": []}]
     for params in each:
