@@ -272,6 +272,12 @@ def with_result(
     return with_options(reported, _with_value(options, params.get("configId"), params.get("value")))
 
 
+SETTING_UPDATES = frozenset(
+    {"available_commands_update", "config_option_update", "current_mode_update"}
+)
+"""The kinds of ``session/update`` that report settings."""
+
+
 def with_update(
     reported: AgentSettings, former: AgentSettings, kind: Any, update: Any
 ) -> AgentSettings:

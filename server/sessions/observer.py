@@ -67,7 +67,7 @@ class SessionObserver:
             return
         self._log.append("event", self._current.entry_index(), entries.event_fields(message))
         turn = self._current.turn
-        if turn is not None and turn.is_sent and not turn.first_update_at:
+        if turn is not None and not turn.first_update_at and turn.is_sent:
             turn.first_update_at = time.monotonic()
 
     def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:

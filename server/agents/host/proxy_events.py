@@ -102,10 +102,12 @@ class ProxyEvents:
     def _note_update(self, params: Any, *, replayed: bool) -> None:
         update = params.get("update") if isinstance(params, dict) else None
         kind = update.get("sessionUpdate") if isinstance(update, dict) else None
-        if isinstance(update, dict) and kind in ("tool_call", "tool_call_update"):
+        if not isinstance(update, dict):
+            return
+        if kind in ("tool_call", "tool_call_update"):
             if not replayed:
                 self._binding.observer.tool_call_updated(update)
-        else:
+        elif isinstance(kind, str) and kind in acp_settings.SETTING_UPDATES:
             self._sync.note_update(update, kind, replayed=replayed)
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
