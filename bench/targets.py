@@ -32,7 +32,7 @@ from urllib.parse import SplitResult, urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from server.agents.base import AgentSpec, MessageLimits, Wanted  # noqa: E402
+from server.agents.base import AgentObserver, AgentSpec, MessageLimits  # noqa: E402
 from server.agents.catalog import find_node  # noqa: E402
 from server.agents.host.backend import HostBackend  # noqa: E402
 from server.config import AgentCommand  # noqa: E402
@@ -317,11 +317,8 @@ class _NoBackpressure:
     async def wait_for_capacity(self) -> None: ...
 
 
-class _Recorder:
+class _Recorder(AgentObserver):
     """Observes the agent instead of a session, and only records its messages."""
-
-    owes_preface = False
-    wanted = Wanted()
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -331,22 +328,6 @@ class _Recorder:
         if not self.lines:
             self.first = time.perf_counter()
         self.lines.append(message)
-
-    def setting_restored(self, setting: str, value: str) -> None: ...
-
-    def settings_changed(self, before: Any, after: Any) -> None: ...
-
-    def tool_call_updated(self, update: Any) -> None: ...
-
-    def prompt_sent(self, context: Any) -> None: ...
-
-    def response_received(self, message: bytes, response: Any) -> None: ...
-
-    def permission_requested(self, raw_id: Any, params: Any) -> None: ...
-
-    def permission_decided(self, params: Any, outcome: Any) -> None: ...
-
-    def agent_ended(self) -> None: ...
 
 
 class Server:

@@ -83,18 +83,21 @@ Presence = Literal["live", "waking", "prewarmed", "hibernated"]
 """The value of ``agent_state``, in which clients see the state of a session's agent."""
 
 
-class AgentObserver(Protocol):
+class AgentObserver:
     """The session, as its agent sees it. The methods are called when something has happened.
+
+    By default a method ignores the report.
 
     Attributes:
         owes_preface: the agent's conversation began with a command, and lacks the preface.
     """
 
-    owes_preface: bool
+    owes_preface: bool = False
 
     @property
     def wanted(self) -> Wanted:
-        """The settings that the agent must be in before it gets a prompt."""
+        """The settings that the agent must be in before it gets a prompt; any by default."""
+        return Wanted()
 
     def setting_restored(self, setting: str, value: str) -> None:
         """The server restored a setting that a new process of the agent did not have."""

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ..agents.agent_settings import AgentSettings
-from ..agents.base import Agent, AgentSpec, Backend, Conversation, Wanted
+from ..agents.base import Agent, AgentObserver, AgentSpec, Backend, Wanted
 from ..agents.failures import agent_error
 from ..agents.prompt_handle import PromptHandle
 from ..codec import dumps, parse_message
@@ -80,20 +79,23 @@ async def run_acp_agent(
         await asyncio.to_thread(folder.remove)
 
 
-class _Collector:
-    """Collects the agent's message and response; an :class:`agents.base.AgentObserver`."""
+class _Collector(AgentObserver):
+    """Collects the agent's message and response."""
 
     agent: Agent
     prompt: PromptHandle
 
     def __init__(self, name: str, wanted: Wanted) -> None:
         self._name = name
-        self.wanted = wanted
-        self.owes_preface = False
+        self._wanted = wanted
         self._calls = ToolCalls()
         self._texts: list[str] = []
         self._size = 0
         self._response: Mapping[str, Any] | None = None
+
+    @property
+    def wanted(self) -> Wanted:
+        return self._wanted
 
     def result(self) -> RunResult:
         """The result of the run.
@@ -117,17 +119,8 @@ class _Collector:
             )
         return RunResult(result_json("".join(self._texts)), stop_reason)
 
-    def setting_restored(self, setting: str, value: str) -> None:
-        pass
-
-    def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:
-        pass
-
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self._calls.note(update)
-
-    def prompt_sent(self, conversation: Conversation) -> None:
-        pass
 
     def notification_received(self, message: bytes) -> None:
         if self._size > MAX_OUTPUT_BYTES or b"agent_message_chunk" not in message:
@@ -148,12 +141,6 @@ class _Collector:
         call = self._calls.merged(request)
         self._calls.note(call)
         self.agent.answer_permission(raw_id, by_policy(PERMISSION, request, call))
-
-    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
-        pass
-
-    def agent_ended(self) -> None:
-        pass
 
 
 def _chunk_text(message: bytes) -> str | None:

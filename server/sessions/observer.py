@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..agents.agent_settings import AgentSettings
-from ..agents.base import Conversation, Wanted
+from ..agents.base import AgentObserver, Conversation, Wanted
 from . import entries
 from .core import SessionCore
 from .permissions import Permissions
@@ -17,8 +17,8 @@ from .turn_runner import TurnRunner
 from .turns import CurrentTurn
 
 
-class SessionObserver:
-    """Receives the reports of one session's agent; see :class:`agents.base.AgentObserver`."""
+class SessionObserver(AgentObserver):
+    """Receives the reports of one session's agent."""
 
     def __init__(
         self,

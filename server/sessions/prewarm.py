@@ -14,11 +14,10 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..agents.agent_settings import AgentSettings
-from ..agents.base import GRACE_SECS, Agent, AgentObserver, AgentSpec, Backend, Conversation, Wanted
+from ..agents.base import GRACE_SECS, Agent, AgentObserver, AgentSpec, Backend
 from ..errors import Error
 from ..storage import statements
 from ..storage.writer import DatabaseWriter
@@ -32,7 +31,7 @@ MAX_BUFFERED_BYTES = 1 << 20
 """An agent that sends more messages than this before its first prompt is ended."""
 
 
-class PrewarmedAgent:
+class PrewarmedAgent(AgentObserver):
     """An agent without a session. Its messages are buffered until a session takes it over.
 
     Attributes:
@@ -84,19 +83,6 @@ class PrewarmedAgent:
 
     # AgentObserver
 
-    wanted = Wanted()
-    owes_preface = False
-
-    def setting_restored(self, setting: str, value: str) -> None: ...
-
-    def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None: ...
-
-    def tool_call_updated(self, update: Mapping[str, Any]) -> None: ...
-
-    def prompt_sent(self, conversation: Conversation) -> None: ...
-
-    def response_received(self, message: bytes, response: Mapping[str, Any]) -> None: ...
-
     def notification_received(self, message: bytes) -> None:
         self._messages.append(message)
         self._buffered_bytes += len(message)
@@ -106,8 +92,6 @@ class PrewarmedAgent:
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         self.agent.answer_permission(raw_id, {"outcome": "cancelled"})
-
-    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None: ...
 
     def agent_ended(self) -> None:
         self._pool.drop(self, "the agent has ended")

@@ -29,9 +29,7 @@ from ..base import (
     AgentSpec,
     AgentTimeouts,
     Backpressure,
-    Conversation,
     MessageLimits,
-    Wanted,
     agent_unavailable,
 )
 from ..catalog import agent_infos
@@ -51,31 +49,6 @@ CLOSES_AT_ONCE = 4
 PROBE_SECS = 10
 SESSIONS = "sessions"
 """The folder of records in acpx's state folder."""
-
-
-class _ProbeObserver:
-    """The observer of an agent that is started only for its capabilities; it ignores all events."""
-
-    wanted = Wanted()
-    owes_preface = False
-
-    def setting_restored(self, setting: str, value: str) -> None: ...
-
-    def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None: ...
-
-    def tool_call_updated(self, update: Mapping[str, Any]) -> None: ...
-
-    def prompt_sent(self, conversation: Conversation) -> None: ...
-
-    def notification_received(self, message: bytes) -> None: ...
-
-    def response_received(self, message: bytes, response: Mapping[str, Any]) -> None: ...
-
-    def permission_requested(self, raw_id: Any, params: Any) -> None: ...
-
-    def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None: ...
-
-    def agent_ended(self) -> None: ...
 
 
 class HostBackend:
@@ -221,7 +194,7 @@ class HostBackend:
             logger.warning("the capabilities of the agent %s are unknown: %s", name, error)
             return
         spec = AgentSpec(folder.name, name, str(folder), None, None, "ask")
-        agent = self.agent(spec, _ProbeObserver())
+        agent = self.agent(spec, AgentObserver())
         try:
             await agent.start()
         except Error as error:
