@@ -91,22 +91,16 @@ class ErrorCode(enum.StrEnum):
     close_code: CloseCode
     rpc_code: int
 
-    def __new__(
-        cls,
-        value: str,
-        status: int = 0,
-        description: str = "",
-        is_retryable: bool = False,
-        close_code: CloseCode = CloseCode.INTERNAL,
-        rpc_code: int = RPC_INTERNAL,
-    ) -> ErrorCode:
+    def __new__(cls, value: str, *attributes: Any) -> ErrorCode:
         code = str.__new__(cls, value)
         code._value_ = value
-        code.status = status
-        code.description = description
-        code.is_retryable = is_retryable
-        code.close_code = close_code
-        code.rpc_code = rpc_code
+        (
+            code.status,
+            code.description,
+            code.is_retryable,
+            code.close_code,
+            code.rpc_code,
+        ) = attributes
         return code
 
     BAD_REQUEST = _define(
