@@ -1,6 +1,6 @@
 """Checks prose and names against docs/style.md: ``python -m tests.repository.prose [PATH ...]``.
 
-Without arguments it checks every file outside PENDING; with path prefixes, all files below them.
+Without arguments it checks every file; with path prefixes, all files below them.
 
 It reads docstrings, comments, strings and identifiers of Python, comments and strings of
 JavaScript, and the text of Markdown and HTML. It needs only the standard library, so that
@@ -72,9 +72,6 @@ TEST_HINT = "a test is named test_<subject>_<behaviour>"
 # Text that must stay as it is, with a reason.
 ALLOWED: dict[str, str] = {}
 
-# Paths that are still being rewritten.
-PENDING: tuple[str, ...] = ()
-
 SUFFIXES = {".py", ".js", ".mjs", ".md", ".html"}
 
 
@@ -104,7 +101,7 @@ def files(prefixes: tuple[str, ...]) -> list[str]:
         name
         for name in names.split("\0")
         if Path(name).suffix in SUFFIXES
-        and (name.startswith(prefixes) if prefixes else not name.startswith(PENDING))
+        and name.startswith(prefixes or "")
         and not name.startswith("tests/js/golden/")
         and name not in ("tests/repository/prose.py", "docs/style.md")
         and (ROOT / name).is_file()

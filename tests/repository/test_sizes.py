@@ -97,5 +97,4 @@ def test_exceptions_have_a_reason_and_are_needed(kind: str) -> None:
     found = dict(FINDERS[kind]())
     for name, reason in EXCEPTIONS[kind].items():
         assert reason.strip(), f"{name} has no reason"
-        if not reason.startswith("being "):  # the work is under way and may be done any time
-            assert name in found, f"{name} is below the limit; remove it from sizes.toml"
+        assert name in found, f"{name} is below the limit; remove it from sizes.toml"
