@@ -220,7 +220,7 @@ class _Server:
         self, queries: Queries, writer: DatabaseWriter, sessions: SessionRegistry
     ) -> FileStore:
         files = FileStore(
-            self._data_dir.uploads,
+            self._data_dir,
             queries,
             writer,
             max_bytes=self._settings.max_upload_bytes,

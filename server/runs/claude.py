@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..agents.process import process_tree
 from ..agents.process.programs import Program, Programs
+from ..data_dir import DataDir
 from ..errors import Error, ErrorCode
 from ..uploads.files import prepend_file_paths
 from .claude_output import Output, find_result, read_result
@@ -47,16 +48,16 @@ class ClaudeProgram:
     Args:
         name: the program's name or path.
         environ: the program's environment.
-        runs_folder: the folder in which each run gets a folder of its own.
+        data_dir: contains a folder for each run.
         grace: seconds from SIGTERM to SIGKILL.
     """
 
     def __init__(
-        self, name: str, environ: Mapping[str, str], runs_folder: Path, grace: float
+        self, name: str, environ: Mapping[str, str], data_dir: DataDir, grace: float
     ) -> None:
         self._name = name
         self._environ = environ
-        self._runs_folder = runs_folder
+        self._data_dir = data_dir
         self._grace = grace
         self._programs = Programs(environ)
 
@@ -70,7 +71,7 @@ class ClaudeProgram:
         Raises:
             RunError: the program returned no result.
         """
-        folder = RunFolder(self._runs_folder, run.id)
+        folder = RunFolder(self._data_dir, run.id)
         try:
             stdin = await asyncio.to_thread(_prepare, folder, run.request)
             try:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal
 
 from .. import safe_files
 from ..codec import dumps, loads
+from ..data_dir import DataDir
 from ..errors import Error, ErrorCode
 
 logger = logging.getLogger(__name__)
@@ -109,15 +110,11 @@ class RunError(Error):
 
 
 class RunFolder:
-    """The folder of one run, below the data folder; agents cannot redirect it with links.
+    """The folder of one run, below the data folder; agents cannot redirect it with links."""
 
-    Args:
-        runs_folder: the folder of all runs, itself in the data folder.
-    """
-
-    def __init__(self, runs_folder: Path, run_id: str) -> None:
-        self.path = runs_folder / run_id
-        self._names = (runs_folder.parent, runs_folder.name, run_id)
+    def __init__(self, data_dir: DataDir, run_id: str) -> None:
+        self.path = data_dir.runs / run_id
+        self._names = data_dir.split(self.path)
 
     def create(self, *names: str) -> None:
         """Create the folder or, with *names*, a folder in it.

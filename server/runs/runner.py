@@ -13,7 +13,6 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 
 from .. import safe_files
 from ..agents.base import Backend
@@ -67,9 +66,9 @@ class Runner:
         self._waiting_bytes = waiting_bytes
         self._disk = disk
         self._clock = clock
-        self._runs_folder = DataDir(settings.data_dir).runs
+        self._data_dir = DataDir(settings.data_dir)
         self._grace = settings.cancel_grace_secs
-        self._claude = ClaudeProgram(settings.claude_bin, environ, self._runs_folder, self._grace)
+        self._claude = ClaudeProgram(settings.claude_bin, environ, self._data_dir, self._grace)
         self._queue = RunQueue(
             settings.max_runs,
             settings.run_queue,
@@ -95,7 +94,7 @@ class Runner:
         for run_id in await self._queries.unfinished_runs():
             await self._backend.forget(run_id)
         await self._writer.commit([statements.end_interrupted_runs()])
-        await asyncio.to_thread(_empty_folder, self._runs_folder)
+        await asyncio.to_thread(_remove_folders, self._data_dir)
 
     async def stop(self) -> None:
         """Refuse waiting runs, give the others ``drain_secs`` to finish, then stop them."""
@@ -184,7 +183,7 @@ class Runner:
                 raise
             message = NOT_INSTALLED if request.agent == CLAUDE else error.message
             return request.agent or CLAUDE, _raise_unavailable(message)
-        folder = RunFolder(self._runs_folder, run.id)
+        folder = RunFolder(self._data_dir, run.id)
         return name, functools.partial(run_acp_agent, self._backend, run, name, folder, self._grace)
 
     async def _store_start(self, run: Run, agent: str) -> None:
@@ -225,9 +224,9 @@ class Runner:
             logger.exception("run %s: cannot store its end", run.id)
 
 
-def _empty_folder(folder: Path) -> None:
+def _remove_folders(data_dir: DataDir) -> None:
     try:
-        safe_files.empty(folder.parent, folder.name)
+        safe_files.empty(*data_dir.split(data_dir.runs))
     except OSError as error:
         logger.error("cannot remove the folders of earlier runs: %s", error)
 

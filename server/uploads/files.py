@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import safe_files
+from ..data_dir import DataDir
 from ..errors import Error, ErrorCode, bad_request, not_stored
 from ..limits import DiskReserve, decrement
 from ..storage import statements
@@ -58,7 +59,7 @@ class FileStore:
 
     def __init__(
         self,
-        folder: Path,
+        data_dir: DataDir,
         queries: Queries,
         writer: DatabaseWriter,
         *,
@@ -68,7 +69,7 @@ class FileStore:
         disk: DiskReserve | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._folder = folder
+        self._data_dir = data_dir
         self._queries = queries
         self._writer = writer
         self._max_bytes = max_bytes
@@ -85,9 +86,9 @@ class FileStore:
         for row in rows:
             self._bytes_of[row.app_name] += row.size
             self._count_of[row.app_name] += 1
-        for name in await asyncio.to_thread(_list_names, self._folder):
+        for name in await asyncio.to_thread(_list_names, self._data_dir.uploads):
             if name not in {row.hash.hex() for row in rows}:
-                await self._remove(name)
+                await self._remove(self._data_dir.uploads / name)
 
     async def save(self, app_name: str, name: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Write an upload to disk. Its token is not valid until :meth:`register`.
@@ -111,7 +112,7 @@ class FileStore:
         upload = Upload(app_name, token, path, 0)
         self._count_of[app_name] += 1
         try:
-            await asyncio.to_thread(safe_files.make_folder, *self._names(path.parent.name))
+            await asyncio.to_thread(safe_files.make_folder, *self._data_dir.split(path.parent))
             await self._write(upload, chunks)
         except OSError as error:
             await self.discard(upload)
@@ -144,21 +145,16 @@ class FileStore:
     async def discard(self, upload: Upload) -> None:
         """Delete an upload that was not registered."""
         self._release(upload.app_name, upload.size)
-        await self._remove(upload.path.parent.name)
+        await self._remove(upload.path.parent)
 
-    async def _remove(self, name: str) -> None:
+    async def _remove(self, path: Path) -> None:
         try:
-            await asyncio.to_thread(safe_files.remove, *self._names(name))
+            await asyncio.to_thread(safe_files.remove, *self._data_dir.split(path))
         except OSError as error:
             logger.error("cannot remove an upload: %s", error)
 
-    def _names(self, *names: str) -> tuple[Path, str, *tuple[str, ...]]:
-        """The data folder and the names below it, as `safe_files` takes them."""
-        return self._folder.parent, self._folder.name, *names
-
     async def _write(self, upload: Upload, chunks: AsyncIterator[bytes]) -> None:
-        names = self._names(upload.path.parent.name, upload.path.name)
-        file = await asyncio.to_thread(safe_files.new_file, *names)
+        file = await asyncio.to_thread(safe_files.new_file, *self._data_dir.split(upload.path))
         try:
             async for chunk in chunks:
                 if self._disk is not None:
@@ -197,13 +193,16 @@ class FileStore:
     async def sweep(self) -> None:
         """Delete expired files."""
         for row in await self._queries.expired_files(self._clock()):
-            await self._remove(row.hash.hex())
+            await self._remove(self._folder(row.hash))
             await to_completion(self._writer.commit([statements.delete_file(row.hash)]))
             self._release(row.app_name, row.size)
 
     def _path(self, digest: bytes, name: str) -> Path:
         """The path of a file. The stored path is not used: the data folder may have been moved."""
-        return self._folder / digest.hex() / name
+        return self._folder(digest) / name
+
+    def _folder(self, digest: bytes) -> Path:
+        return self._data_dir.uploads / digest.hex()
 
     def _release(self, app_name: str, size: int) -> None:
         decrement(self._bytes_of, app_name, size)
