@@ -17,9 +17,17 @@ import pytest
 
 from ..conftest import Serve
 from ..support import real_agents
-from ..support.anthropic_stand_in import Failure, Json, StandIn, Text, ToolUse, stand_in
+from ..support.anthropic_stand_in import (
+    Failure,
+    Json,
+    StandIn,
+    Text,
+    ToolUse,
+    serve_api,
+    stand_in,
+)
 from ..support.harness import Client, LocalServer
-from ..support.model_stand_ins import ChatApi, GeminiApi, ResponsesApi, serve_api
+from ..support.model_stand_ins import ChatApi, GeminiApi, ResponsesApi
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
 

@@ -18,7 +18,7 @@ import dataclasses
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -83,10 +83,13 @@ class StandIn:
     for a suggestion. They get a fixed reply, and are neither planned nor recorded.
 
     Attributes:
+        paths: the paths at which it answers.
         url: the base URL.
         requests: the bodies of all other requests, in order.
         asked: set by each request; a test may clear it.
     """
+
+    paths: tuple[str, ...] = ("/v1/messages",)
 
     def __init__(self) -> None:
         self.url = ""
@@ -201,6 +204,9 @@ class StandIn:
         await send("message_stop")
 
 
+Api = TypeVar("Api", bound=StandIn)
+
+
 def texts_of(body: Json) -> list[str]:
     """All texts in the messages of a request."""
     return [
@@ -224,11 +230,18 @@ def _split(text: str, pieces: int) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
+def stand_in() -> contextlib.AbstractAsyncContextManager[StandIn]:
+    """Run a stand-in for the Anthropic Messages API."""
+    return serve_api(StandIn)
+
+
 @contextlib.asynccontextmanager
-async def stand_in() -> AsyncIterator[StandIn]:
-    api = StandIn()
+async def serve_api(make: Callable[[], Api]) -> AsyncIterator[Api]:
+    """Run the stand-in that *make* returns."""
+    api = make()
     app = web.Application(client_max_size=64 << 20)
-    app.router.add_post("/v1/messages", api.answer)
+    for path in api.paths:
+        app.router.add_post(path, api.answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from aiohttp import web
@@ -27,8 +26,6 @@ GEMINI_REASONS = {
 
 class ModelApi(StandIn):
     """The common part of the three APIs: they stream server-sent events."""
-
-    paths: tuple[str, ...]
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -224,22 +221,3 @@ class GeminiApi(ModelApi):
 
     def _joined(self, events: list[Json]) -> Json:
         return events[0]
-
-
-@contextlib.asynccontextmanager
-async def serve_api(make: Callable[[], ModelApi]) -> AsyncIterator[ModelApi]:
-    """Run a stand-in."""
-    api = make()
-    app = web.Application(client_max_size=64 << 20)
-    for path in api.paths:
-        app.router.add_post(path, api.answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        api.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield api
-    finally:
-        api.release()
-        await runner.cleanup()
