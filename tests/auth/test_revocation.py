@@ -11,14 +11,22 @@ from typing import Any
 
 import pytest
 
-from server.sessions.registry import SessionRegistry
 from server.sessions.session import Session
 from server.web.endpoint import Endpoint, Wait
 from server.web.resources import endpoints
 
 from ..support.acp_client import connect as connect_acp
-from ..support.harness import Client, Deadline, Json, LocalServer, eventually, hold_commits, script
-from ..support.raw_socket import open_connection
+from ..support.harness import (
+    Client,
+    Deadline,
+    Json,
+    LocalServer,
+    call_after_lookup,
+    eventually,
+    hold_commits,
+    script,
+)
+from ..support.raw_socket import open_connection, open_event_stream
 
 APP = "gone"
 APP_ENDPOINTS = [endpoint for endpoint in endpoints() if endpoint.auth == "app"]
@@ -248,12 +256,7 @@ async def test_event_stream_of_client_that_does_not_read_is_dropped(
     session = await client.create()
     await client.turn(session, script({"burst": {"count": 6000, "text": "x" * 100}}))
     streams = server.services.sockets.count_streams
-    with await open_connection(server.url) as stuck:
-        request = (
-            f"GET /sessions/{session}/events?after=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-            f"Authorization: Bearer {client.token}\r\nAccept: text/event-stream\r\n\r\n"
-        )
-        await asyncio.get_running_loop().sock_sendall(stuck, request.encode())
+    with await open_event_stream(client, session):
         await eventually("the stream to begin", lambda: streams() == 1)
         await revoke(server)
         await eventually("the stream to be dropped", lambda: streams() == 0)
@@ -321,16 +324,13 @@ async def test_socket_of_revoked_token_is_refused_although_name_has_new_token(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
-    get = SessionRegistry.get
 
-    async def replace_token(self: SessionRegistry, session_id: str, app_name: str) -> Any:
-        found = await get(self, session_id, app_name)
+    async def replace_token(app_name: str) -> None:
         await server.services.tokens.revoke(app_name)
         await server.services.tokens.create(app_name)
-        return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(SessionRegistry, "get", replace_token)
+        call_after_lookup(patch, replace_token)
         socket = await client.connect(session, ready=False)
         assert await socket.until_closed() == 4503
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 from .client import ADMIN, Client, Json, Socket, chunk_text, http_session, new_client, texts_of
 from .mock_agents import MOCK, MOCKS, mock_agent, script
 from .processes import ROOT, descendants, environ_of, is_running, run_program
-from .servers import LocalServer, ServerProcess, blocking, hold_commits, local_server, start_server
+from .servers import (
+    LocalServer,
+    ServerProcess,
+    blocking,
+    call_after_lookup,
+    hold_commits,
+    local_server,
+    start_server,
+)
 from .waiting import TIMEOUT_SECS, Clock, Deadline, eventually
 
 __all__ = [
@@ -26,6 +34,7 @@ __all__ = [
     "ServerProcess",
     "Socket",
     "blocking",
+    "call_after_lookup",
     "chunk_text",
     "descendants",
     "environ_of",

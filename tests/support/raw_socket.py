@@ -182,6 +182,21 @@ async def read_head(connection: socket.socket) -> tuple[bytes, bytes]:
     return head, rest
 
 
+async def open_event_stream(client: Client, session: str) -> socket.socket:
+    """Request a session's event stream from its first entry, on a connection that reads nothing."""
+    connection = await open_connection(client.url)
+    try:
+        request = (
+            f"GET /sessions/{session}/events?after=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Authorization: Bearer {client.token}\r\nAccept: text/event-stream\r\n\r\n"
+        )
+        await asyncio.get_running_loop().sock_sendall(connection, request.encode())
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 async def open_raw_socket(
     client: Client,
     session: str,

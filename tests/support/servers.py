@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from blockbuster import BlockBuster
 
 from server.app import build_app
 from server.config import Settings
+from server.sessions.registry import SessionRegistry
+from server.sessions.session import Session
 from server.tasks import Supervisor
 from server.web.context import CONTEXT, ServerContext
 from server.web.listener import Listener
@@ -137,6 +139,20 @@ def hold_commits(
 
     patch.setattr(writer, "commit", slow_commit)
     return stored, release
+
+
+def call_after_lookup(
+    patch: pytest.MonkeyPatch, function: Callable[[str], Awaitable[object]]
+) -> None:
+    """Call *function* with the app's name after each lookup of a session, before its caller."""
+    get = SessionRegistry.get
+
+    async def get_and_call(self: SessionRegistry, session_id: str, app_name: str) -> Session:
+        session = await get(self, session_id, app_name)
+        await function(app_name)
+        return session
+
+    patch.setattr(SessionRegistry, "get", get_and_call)
 
 
 class ServerProcess:

@@ -29,7 +29,7 @@ from ..support.harness import (
     script,
     texts_of,
 )
-from ..support.raw_socket import open_connection
+from ..support.raw_socket import open_event_stream
 
 NODE = str(find_node())
 
@@ -467,12 +467,7 @@ async def test_stalled_stream_is_aborted(serve: Serve) -> None:
     session = await client.create()
     await client.turn(session, script({"burst": {"count": 6000, "text": "x" * 100}}))
     streams = server.services.sockets.count_streams
-    with await open_connection(server.url) as stuck:
-        request = (
-            f"GET /sessions/{session}/events?after=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-            f"Authorization: Bearer {client.token}\r\nAccept: text/event-stream\r\n\r\n"
-        )
-        await asyncio.get_running_loop().sock_sendall(stuck, request.encode())
+    with await open_event_stream(client, session):
         await eventually("the stream to begin", streams)
         await eventually("the stream to be dropped", lambda: not streams())
 

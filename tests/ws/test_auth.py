@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 
 from server.errors import DatabaseError
-from server.sessions.registry import SessionRegistry
 from server.storage.queries import Queries
 
 from ..conftest import Serve
-from ..support.harness import ADMIN, Client, Deadline, Json, LocalServer, Socket, script
+from ..support.harness import (
+    ADMIN,
+    Client,
+    Deadline,
+    Json,
+    LocalServer,
+    Socket,
+    call_after_lookup,
+    script,
+)
 
 NOBODY = "cf_" + "x" * 43
 NO_SESSION = "3c6b0b5a-0000-4000-8000-000000000000"
@@ -460,14 +468,7 @@ async def test_token_revoked_during_the_upgrade_closes_the_socket(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await client.create()
-    get = SessionRegistry.get
-
-    async def revoke_first(self: SessionRegistry, session_id: str, app_name: str) -> Any:
-        found = await get(self, session_id, app_name)
-        await server.services.tokens.revoke(app_name)
-        return found
-
-    monkeypatch.setattr(SessionRegistry, "get", revoke_first)
+    call_after_lookup(monkeypatch, server.services.tokens.revoke)
     socket = await first_frame(server, session, token=client.token)
     assert await said_goodbye(socket) == 4503
 
