@@ -101,10 +101,12 @@ class PromptHandle:
 
     def finish(self, error: Error | None = None) -> None:
         """End the turn, once: with the agent's response, or with *error* if there is none."""
-        if self.done.done():
+        if self.state in (PromptState.DONE, PromptState.WITHDRAWN):
             return
         self._state.move_to(PromptState.DONE if self.is_sent else PromptState.WITHDRAWN)
         self._resolve_admitted()
+        if self.done.done():  # its awaiter was cancelled, and so the future
+            return
         if error is None:
             self.done.set_result(None)
         else:

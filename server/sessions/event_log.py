@@ -262,7 +262,7 @@ class SessionLog:
             self._extend_ring(rows)
         except Exception:
             logger.exception("the ring of a session's log failed; readers use the database")
-            self._clear_ring()
+            self.drop_ring()
         if rows:
             self.head = rows[-1].last_seq
         self._notify()
@@ -290,12 +290,9 @@ class SessionLog:
 
     def drop_ring(self) -> None:
         """Free the ring's memory; readers use the database."""
-        self._clear_ring()
-        self._shared.rings.note(self, 0)
-
-    def _clear_ring(self) -> None:
         self._ring.clear()
         self._ring_bytes = 0
+        self._shared.rings.note(self, 0)
 
 
 class PageCache:

@@ -6,7 +6,7 @@ import pytest
 
 from server.agents.base import agent_failed
 from server.agents.prompt_handle import PromptHandle, PromptState
-from server.errors import Error
+from server.errors import Error, internal
 from server.states import IllegalTransitionError
 
 BLOCKS = b'[{"type":"text","text":"hi"}]'
@@ -66,3 +66,19 @@ async def test_prompt_that_fails_before_it_is_sent_is_withdrawn() -> None:
     assert handle.is_withdrawn
     with pytest.raises(Error):
         await handle.done
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_prompt_is_withdrawn_after_its_awaiter_was_cancelled(is_held: bool) -> None:
+    handle = PromptHandle(BLOCKS, is_held=is_held)
+    handle.done.cancel()
+    handle.cancel()
+    assert handle.is_withdrawn
+    assert handle.admitted.done()
+
+
+async def test_failure_withdraws_a_prompt_whose_awaiter_was_cancelled() -> None:
+    handle = PromptHandle(BLOCKS, is_held=False)
+    handle.done.cancel()
+    handle.finish(internal())
+    assert handle.is_withdrawn

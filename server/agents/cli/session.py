@@ -92,12 +92,13 @@ class CliSession:
             async with self._ending:
                 pass
             async with self._command:
-                if self._acpx is None:
-                    self._acpx = await self._find_commands(self._spec)
+                acpx = self._acpx
+                if acpx is None:
+                    acpx = self._acpx = await self._find_commands(self._spec)
                 if end_count != self._end_count:
                     raise agent_failed("the agent was stopped")
-                await self._ensure(self._acpx)
-                yield self._acpx
+                await self._ensure(acpx)
+                yield acpx
         except AcpxCommandError as error:
             raise self.start_error(error) from None
         except OSError as error:
