@@ -5,44 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-import pytest_asyncio
-
-from ..support.harness import Client, LocalServer, descendants, eventually, local_server, script
+from ..support.harness import Client, LocalServer, descendants, eventually, script
 from ..support.runs import (
     command_line,
     fail,
     gone,
     is_clean,
     last_reason,
-    make_fake_claude,
     pid_in,
     post,
     rows,
     run,
     upload,
 )
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-on_module = pytest_asyncio.fixture(scope="module", loop_scope="module")
-
-
-@on_module
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
-    """One server for all tests of this module."""
-    folder = tmp_path_factory.mktemp("run")
-    claude = make_fake_claude(folder)
-    async with local_server(folder / "data", claude_bin=claude, cancel_grace_secs=0.2) as running:
-        yield running
-
-
-@on_module
-async def client(server: LocalServer) -> Client:
-    return await server.client()
 
 
 def mock_agents() -> list[int]:

@@ -6,12 +6,8 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-
-import pytest
-import pytest_asyncio
 
 from server.runs.claude import claude_environ
 
@@ -22,7 +18,6 @@ from ..support.harness import (
     descendants,
     eventually,
     is_running,
-    local_server,
 )
 from ..support.runs import (
     command_line,
@@ -30,7 +25,6 @@ from ..support.runs import (
     gone,
     is_clean,
     last_reason,
-    make_fake_claude,
     parent_of,
     pid_in,
     post,
@@ -39,23 +33,6 @@ from ..support.runs import (
     steps,
     upload,
 )
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-on_module = pytest_asyncio.fixture(scope="module", loop_scope="module")
-
-
-@on_module
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
-    """One server for all tests of this module."""
-    folder = tmp_path_factory.mktemp("run")
-    claude = make_fake_claude(folder)
-    async with local_server(folder / "data", claude_bin=claude, cancel_grace_secs=0.2) as running:
-        yield running
-
-
-@on_module
-async def client(server: LocalServer) -> Client:
-    return await server.client()
 
 
 async def test_success_has_exactly_four_keys(client: Client) -> None:

@@ -79,13 +79,15 @@ async def test_program_that_cannot_be_started_reports_cause(serve: Serve, tmp_pa
     assert "No such file or directory" in reply["stderr"]
 
 
-async def test_run_without_folder_fails_as_internal(server: LocalServer, client: Client) -> None:
-    runs = server.services.settings.data_dir / "runs"
+async def test_run_without_folder_fails_as_internal(
+    own_server: LocalServer, own_client: Client
+) -> None:
+    runs = own_server.services.settings.data_dir / "runs"
     runs.rmdir()
     runs.touch()
-    status, reply = await client.post("/run", {"prompt": "x"})
+    status, reply = await own_client.post("/run", {"prompt": "x"})
     assert (status, reply["code"]) == (502, "internal")
-    assert (await rows(server))[-1].error == "internal"
+    assert (await rows(own_server))[-1].error == "internal"
 
 
 async def test_time_limit_of_server_applies(serve: Serve, fake_claude: str) -> None:
