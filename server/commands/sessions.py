@@ -115,9 +115,7 @@ async def print_stderr(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
     async with admin.open_for_reading(settings) as queries:
-        row = await queries.session(arguments.session_id)
-    if row is None:
-        raise admin.CommandError("no such session")
+        row = await _find_session(queries, arguments.session_id)
     try:
         text = stderr.read(DataDir(settings.data_dir).stderr, row.id)
     except FileNotFoundError:
@@ -131,9 +129,7 @@ async def export_log(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> None:
     async with admin.open_for_reading(settings) as queries:
-        row = await queries.session(arguments.session_id)
-        if row is None:
-            raise admin.CommandError("no such session")
+        row = await _find_session(queries, arguments.session_id)
         if arguments.format == "ndjson":
             async for line in _exported_lines(queries, row):
                 # Characters that control a terminal become JSON escapes.
@@ -146,6 +142,13 @@ async def export_log(
             async for line in _exported_lines(queries, row):
                 page.add(parse_message(line) or {})
             page.flush()
+
+
+async def _find_session(queries: Queries, session_id: str) -> SessionRow:
+    row = await queries.session(session_id)
+    if row is None:
+        raise admin.CommandError("no such session")
+    return row
 
 
 async def _exported_lines(queries: Queries, row: SessionRow) -> AsyncIterator[bytes]:
