@@ -8,7 +8,6 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -26,13 +25,12 @@ from ..support.harness import (
     Clock,
     Json,
     LocalServer,
-    Socket,
     descendants,
     eventually,
     is_running,
     new_client,
+    run_step,
     script,
-    texts_of,
 )
 from ..support.harness import mock_agent as mock
 
@@ -59,17 +57,6 @@ async def server(serve: Serve, backend: str) -> LocalServer:
     return await serve(agent_backend=backend)
 
 
-def contexts(socket: Socket) -> list[str]:
-    return [entry["context"] for entry in socket.entries if entry["type"] == "turn_start"]
-
-
-async def run_step(client: Client, session: str, step: Json) -> Any:
-    """The mock's JSON output for a step such as ``{"report": true}``."""
-    status, reply = await client.turn(session, script(step))
-    assert status == 200, reply
-    return json.loads(texts_of(reply["events"]))
-
-
 async def test_conversation_survives_crash_and_hibernation(
     serve: Serve, backend: str, tmp_path: Path
 ) -> None:
@@ -94,7 +81,7 @@ async def test_conversation_survives_crash_and_hibernation(
     assert not [pid for pid in descendants(os.getpid()) if session in environ_text(pid)]
     assert await run_step(client, session, {"history": True}) == [prompt, HISTORY, HISTORY]
     await socket.until("turn_end", turn_index=3)
-    assert contexts(socket) == ["new", "kept", "kept"]
+    assert socket.contexts() == ["new", "kept", "kept"]
     assert (await client.state(session))["agent_state"] == "live"
 
 
@@ -133,7 +120,7 @@ async def test_cancel_ends_the_turn_and_kills_an_agent_that_ignores_it(
     end = await deaf.until("turn_end")
     assert (end["stop_reason"], end["error"]) == ("cancelled", None)
     await deaf.turn(HISTORY)
-    assert contexts(deaf) == ["new", "kept"]
+    assert deaf.contexts() == ["new", "kept"]
     assert "ignore_cancel" in deaf.text(2)
 
 

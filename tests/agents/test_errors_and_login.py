@@ -10,7 +10,6 @@ import signal
 import socket as sockets
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,28 +24,17 @@ from ..support.harness import (
     Client,
     Json,
     LocalServer,
-    Socket,
     environ_of,
     eventually,
     is_running,
     mock_agent,
+    run_step,
     script,
     texts_of,
 )
 
 HISTORY = script({"history": True})
 REPORT = script({"report": True})
-
-
-def contexts(socket: Socket) -> list[str]:
-    return [entry["context"] for entry in socket.entries if entry["type"] == "turn_start"]
-
-
-async def run_step(client: Client, session: str, step: Any) -> Any:
-    """The mock's JSON output for a step such as ``{"report": true}``."""
-    status, reply = await client.turn(session, script(step))
-    assert status == 200, reply
-    return json.loads(texts_of(reply["events"]))
 
 
 def handover_of(server: LocalServer) -> StdioHandover:
@@ -74,7 +62,7 @@ async def test_crash_ends_the_turn_and_the_next_prompt_has_the_context(
     assert [e["type"] for e in socket.entries if e["turn_index"] == 2][-1] == "turn_end"
 
     await socket.turn(HISTORY)
-    assert contexts(socket) == ["new", "kept", "kept"]
+    assert socket.contexts() == ["new", "kept", "kept"]
     assert json.loads(socket.text(3))[0] == "remember me"
 
 
@@ -112,7 +100,7 @@ async def test_first_turn_has_context_new_after_an_early_crash(client: Client) -
     socket = await client.connect(session, after=0)
     await kill_agent(client, session)
     await socket.turn("hello")
-    assert contexts(socket) == ["new"]
+    assert socket.contexts() == ["new"]
 
 
 async def kill_agent(client: Client, session: str) -> None:
@@ -145,10 +133,10 @@ async def test_agent_that_cannot_load_has_context_lost(client: Client, agent: st
     await socket.turn(script({"exit": 1}))
     end = await socket.turn(HISTORY)
     assert end["stop_reason"] == "end_turn"
-    assert contexts(socket) == ["new", "kept", "lost"]
+    assert socket.contexts() == ["new", "kept", "lost"]
     assert json.loads(socket.text(3)) == [HISTORY]
     await socket.turn(HISTORY)
-    assert contexts(socket)[3:] == ["kept"]
+    assert socket.contexts()[3:] == ["kept"]
     assert len(agents_of(session)) == 1  # the process that failed to load has ended
 
 
@@ -169,7 +157,7 @@ async def test_agent_that_resumes_without_a_replay_has_its_context(client: Clien
     await socket.turn("remember me")
     await socket.turn(script({"exit": 1}))
     await socket.turn(HISTORY)
-    assert contexts(socket) == ["new", "kept", "kept"]
+    assert socket.contexts() == ["new", "kept", "kept"]
     assert json.loads(socket.text(3))[0] == "remember me"
 
 
@@ -348,7 +336,7 @@ async def test_message_over_the_limit_ends_only_its_agent(serve: Serve) -> None:
     assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
     assert socket.text() == "small"
     await socket.turn(HISTORY)
-    assert contexts(socket) == ["new", "kept"]
+    assert socket.contexts() == ["new", "kept"]
     assert (await other.until("turn_end"))["stop_reason"] == "end_turn"
 
 
@@ -368,7 +356,7 @@ async def test_agent_that_closes_its_stdout_fails_its_turn_and_is_replaced(
     assert (end["stop_reason"], end["error"]["code"]) == ("error", "agent_failed")
     pid = json.loads(socket.text(1))["pid"]
     await socket.turn(HISTORY)
-    assert contexts(socket) == ["new", "kept"]
+    assert socket.contexts() == ["new", "kept"]
     assert agents_of(session) != [pid]
     await eventually("the mute agent to end", lambda: not is_running(pid))
 
@@ -388,7 +376,7 @@ async def test_cancel_ends_an_agent_that_stops_reading(serve: Serve) -> None:
     end = await socket.until("turn_end")
     assert (end["stop_reason"], end["error"]) == ("cancelled", None)
     await socket.turn(HISTORY)
-    assert contexts(socket) == ["new", "kept"]
+    assert socket.contexts() == ["new", "kept"]
 
 
 # The environment of an agent.

@@ -127,7 +127,7 @@ async def test_installed_claude_is_the_default_and_completes_turns(
     status, reply = await client.turn(session, "What did I say first?")
     assert status == 200, reply
     await socket.until("turn_end")
-    assert [e["context"] for e in socket.entries if e["type"] == "turn_start"][-1] == "kept"
+    assert socket.contexts()[-1] == "kept"
     assert "Say hello." in "".join(texts_of(api.requests[-1]))
 
 

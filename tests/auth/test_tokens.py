@@ -24,13 +24,7 @@ from server.storage.statements import set_server_value
 from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
-from ..support.harness import ADMIN, Client, Json, LocalServer, new_client, script
-
-
-def failure(response: tuple[int, Json], status: int, code: str) -> str:
-    assert response[0] == status, response
-    assert (response[1]["ok"], response[1]["code"]) == (False, code)
-    return str(response[1]["error"])
+from ..support.harness import ADMIN, Client, LocalServer, failure, new_client, script
 
 
 async def names(admin: Client) -> list[str]:

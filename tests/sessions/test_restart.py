@@ -110,7 +110,7 @@ async def test_next_prompt_has_the_context_and_earlier_ids_are_duplicates(
     assert (again["turn_index"], again["duplicate"]) == (1, True)
     await socket.turn(HISTORY)
     assert json.loads(socket.text()) == ["remember this", HISTORY]
-    assert [e["context"] for e in socket.entries if e["type"] == "turn_start"] == ["kept"]
+    assert socket.contexts() == ["kept"]
 
 
 async def test_demo_agent_remembers_across_a_restart(

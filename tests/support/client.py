@@ -100,6 +100,10 @@ class Socket:
             if frame["type"] == "event" and turn_index in (None, frame["turn_index"])
         )
 
+    def contexts(self) -> list[str]:
+        """The ``context`` of each turn that has started."""
+        return [entry["context"] for entry in self.entries if entry["type"] == "turn_start"]
+
     async def close(self) -> None:
         await self.ws.close()
 
@@ -115,6 +119,15 @@ def chunk_text(frame: Json) -> str:
 def texts_of(events: list[Json]) -> str:
     """The agent's message in the ``events`` of a REST turn."""
     return "".join(chunk_text({"event": event}) for event in events)
+
+
+def failure(response: tuple[int, Json], status: int, code: str) -> str:
+    """Check that a REST response is a failure in the standard format. Returns its message."""
+    assert response[0] == status, response
+    assert response[1]["ok"] is False
+    assert response[1]["code"] == code
+    assert response[1]["error"]
+    return str(response[1]["error"])
 
 
 _sockets: WeakKeyDictionary[aiohttp.ClientSession, list[aiohttp.ClientWebSocketResponse]] = (

@@ -6,8 +6,18 @@ that fails the test.
 
 from __future__ import annotations
 
-from .client import ADMIN, Client, Json, Socket, chunk_text, http_session, new_client, texts_of
-from .mock_agents import MOCK, MOCKS, mock_agent, script
+from .client import (
+    ADMIN,
+    Client,
+    Json,
+    Socket,
+    chunk_text,
+    failure,
+    http_session,
+    new_client,
+    texts_of,
+)
+from .mock_agents import MOCK, MOCKS, mock_agent, run_step, script
 from .processes import ROOT, descendants, environ_of, is_running, run_program
 from .servers import (
     LocalServer,
@@ -39,6 +49,7 @@ __all__ = [
     "descendants",
     "environ_of",
     "eventually",
+    "failure",
     "hold_commits",
     "http_session",
     "is_running",
@@ -46,6 +57,7 @@ __all__ = [
     "mock_agent",
     "new_client",
     "run_program",
+    "run_step",
     "script",
     "start_server",
     "texts_of",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from server.config import AgentCommand
 
-from .client import Json
+from .client import Client, Json, texts_of
 from .processes import ROOT
 
 MOCK = ROOT / "tests" / "stand_ins" / "mock_agent.py"
@@ -35,3 +36,10 @@ MOCKS: dict[str, AgentCommand] = {
 def script(*steps: Json) -> str:
     """A prompt that the mock agent executes; see the table of steps in its docstring."""
     return json.dumps({"steps": list(steps)})
+
+
+async def run_step(client: Client, session: str, step: Json) -> Any:
+    """The mock's JSON output for a step such as ``{"report": true}``."""
+    status, reply = await client.turn(session, script(step))
+    assert status == 200, reply
+    return json.loads(texts_of(reply["events"]))

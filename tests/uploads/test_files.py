@@ -13,15 +13,9 @@ import aiohttp
 import pytest
 
 from ..conftest import Serve
-from ..support.harness import Client, Clock, Json, LocalServer, texts_of
+from ..support.harness import Client, Clock, Json, LocalServer, failure, texts_of
 
 BOUNDARY = "the-boundary"
-
-
-def failure(response: tuple[int, Json], status: int, code: str) -> str:
-    assert response[0] == status, response
-    assert (response[1]["ok"], response[1]["code"]) == (False, code)
-    return str(response[1]["error"])
 
 
 async def upload(

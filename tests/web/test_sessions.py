@@ -26,6 +26,7 @@ from ..support.harness import (
     Json,
     LocalServer,
     eventually,
+    failure,
     hold_commits,
     mock_agent,
     new_client,
@@ -40,15 +41,6 @@ UPGRADE = {
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
-
-
-def failure(answer: tuple[int, Json], status: int, code: str) -> str:
-    """Check that *answer* is a failure in the standard format; its message."""
-    assert answer[0] == status, answer
-    assert answer[1]["ok"] is False
-    assert answer[1]["code"] == code
-    assert answer[1]["error"]
-    return str(answer[1]["error"])
 
 
 async def run_held(client: Client, session: str, *steps: Json, **body: Any) -> tuple[int, Json]:

@@ -129,7 +129,7 @@ async def test_conversation_survives_sigkill_of_the_agent(client: Client) -> Non
     await client.until_hibernated(session)
     await socket.turn("What is my name?")
     assert "Ada Lovelace" in socket.text(2)
-    starts = [entry["context"] for entry in socket.entries if entry["type"] == "turn_start"]
+    starts = socket.contexts()
     assert starts == ["new", "kept"]
     assert len(pids) == 1
 

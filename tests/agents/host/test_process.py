@@ -97,7 +97,7 @@ async def test_killed_host_fails_its_turns_and_sessions_keep_their_context(
     await asyncio.gather(*(socket.turn(HISTORY) for socket in sockets))
     for number, socket in enumerate(sockets):
         assert json.loads(socket.text(3))[:2] == [f"I am {number}", HANG]
-        contexts = [e["context"] for e in socket.entries if e["type"] == "turn_start"]
+        contexts = socket.contexts()
         assert contexts == ["new", "kept", "kept"]
     await eventually("the old processes to end", lambda: not any(map(is_running, before)))
 
