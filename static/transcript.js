@@ -162,7 +162,15 @@ const ENTRIES = {
 		model.dirty.add(permission.tool);
 	},
 
-	session_closed: (model, { reason }) => set(model, 'closed', { reason: string(reason) })
+	session_closed: (model, { reason }) => set(model, 'closed', { reason: string(reason) }),
+
+	notice(model, entry) {
+		const { notice, setting, value } = entry;
+		if (notice === 'restored' && typeof setting === 'string' && typeof value === 'string')
+			add(model, entry, 'note', { note: 'mode', title: `The server set ${setting} to ${value} again`, text: '' });
+		// The header shows whether the agent asks.
+		else if (notice !== 'asks') addRaw(model, entry, 'notice', entry);
+	}
 };
 
 function update(model, entry, method, params) {

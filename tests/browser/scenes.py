@@ -72,16 +72,16 @@ def _tool(identity: str, title: str, kind: str, **fields: Any) -> Json:
     )
 
 
-def _options(*choices: tuple[str, str]) -> Json:
+def _options(*choices: tuple[str, str, str]) -> Json:
     options = [
         {
             "id": name.lower(),
             "name": name,
             "type": "select",
             "currentValue": value,
-            "options": [{"value": value, "name": value}],
+            "options": [{"value": value, "name": label}],
         }
-        for name, value in choices
+        for name, label, value in choices
     ]
     return _update("config_option_update", configOptions=options)
 
@@ -97,7 +97,11 @@ OTHERS = [
 PLAYS: dict[str, list[Json]] = {
     FLAKY: [
         _update("session_info_update", title="Fix the flaky login test"),
-        _options(("Mode", "Ask first"), ("Model", "Large"), ("Thinking", "Medium")),
+        _options(
+            ("Mode", "Ask first", "default"),  # the mode in which claude asks
+            ("Model", "Large", "large"),
+            ("Thinking", "Medium", "medium"),
+        ),
         {"think": "A test that fails now and then waits for time, not for an event. "},
         {"think": "I will look for a sleep in the login helper first."},
         _plan(1),

@@ -375,6 +375,38 @@ test('unknown kinds, methods and entries are shown raw; repeats are counted', ()
 	);
 });
 
+test('no entry of the server is shown raw', () => {
+	const frames = read('../../golden/down.ndjson')
+		.trim()
+		.split('\n')
+		.map(line => JSON.parse(line));
+	const entries = frames.filter(({ seq, type }) => seq !== undefined && type !== 'event');
+	assert.ok(entries.some(({ type }) => type === 'notice'));
+	const model = entries.reduce(reduce, createTranscript());
+	const raw = model.turns.flatMap(({ items }) => items).filter(({ kind }) => kind === 'raw');
+	assert.deepEqual(raw, []);
+});
+
+test('a restored setting is a note, and a notice about asking is not an item', () => {
+	const l = log();
+	l.start();
+	l.put('notice', { notice: 'restored', setting: 'mode', value: 'plan' });
+	l.put('notice', { notice: 'asks', asks: false });
+	const [note, ...others] = l.model.turns[0].items;
+	assert.deepEqual([note.kind, note.title, others], ['note', 'The server set mode to plan again', []]);
+});
+
+test('an unknown or malformed notice is shown raw', () => {
+	const l = log();
+	l.start();
+	l.put('notice', { notice: 'from the future' });
+	l.put('notice', { notice: 'restored', setting: null, value: {} });
+	assert.deepEqual(
+		l.model.turns[0].items.map(({ kind, count }) => [kind, count]),
+		[['raw', 2]]
+	);
+});
+
 test('malformed updates do not throw', () => {
 	const l = log();
 	l.start({ prompt: 'a string' });

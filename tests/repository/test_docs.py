@@ -149,6 +149,11 @@ def test_down_frames_of_the_page_are_those_of_the_code() -> None:
     assert {example["type"] for example in examples(text)} == down_types()
 
 
+def test_golden_down_frames_are_those_of_the_code() -> None:
+    lines = (ROOT / "tests/golden/down.ndjson").read_text("utf-8").splitlines()
+    assert {json.loads(line)["type"] for line in lines} == down_types()
+
+
 def test_only_log_entries_have_a_sequence_number() -> None:
     for heading, numbered in (("Down: log entries", True), ("Down: other frames", False)):
         for example in examples(section(heading)):

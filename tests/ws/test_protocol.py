@@ -43,6 +43,7 @@ NUMBERED = {
     "permission_resolved",
     "turn_end",
     "session_closed",
+    "notice",
 }
 NOT_NUMBERED = {"ready", "accepted", "error", "pong", "heartbeat", "bye"}
 UP = {
@@ -140,6 +141,8 @@ DOWN = [
     entry("turn_end", 8, 1, entries.turn_end_fields("end_turn", 1234, None)),
     entry("turn_end", 10, 2, entries.turn_end_fields("error", 0, FAILED)),
     entry("session_closed", 11, 2, entries.encode_fields(reason="client")),
+    entry("notice", 13, 3, entries.encode_fields(notice="restored", setting="mode", value="plan")),
+    entry("notice", 14, 3, entries.encode_fields(notice="asks", asks=False)),
     frame(
         "ready",
         protocol=PROTOCOL,
