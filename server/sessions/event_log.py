@@ -292,7 +292,7 @@ class SessionLog:
         """Free the ring's memory; readers use the database."""
         self._ring.clear()
         self._ring_bytes = 0
-        self._shared.rings.note(self, 0)
+        self._shared.rings.remove(self)
 
 
 class PageCache:
@@ -349,8 +349,12 @@ class RingBudget:
 
     def note(self, log: SessionLog, size: int) -> None:
         """Note the size of a log's ring in bytes, and drop rings above the limit."""
-        self._bytes += size - self._logs.pop(log, 0)
-        if size:
-            self._logs[log] = size
+        self.remove(log)
+        self._logs[log] = size
+        self._bytes += size
         while self._bytes > self._limit and len(self._logs) > 1:
             next(iter(self._logs)).drop_ring()
+
+    def remove(self, log: SessionLog) -> None:
+        """Count a log's ring no longer."""
+        self._bytes -= self._logs.pop(log, 0)

@@ -98,6 +98,7 @@ def kill_all(spared: "AbstractSet[int]" = frozenset()) -> None:
     while pids := set(children()) - foreign:
         for pid in pids:
             try:
+                _kill_group(pid)
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
@@ -107,6 +108,17 @@ def kill_all(spared: "AbstractSet[int]" = frozenset()) -> None:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(-1, 0)
         reap()
+
+
+def _kill_group(pid: int) -> None:
+    """Kill the process group of a child if its session is not ours, so all in it descend from us.
+
+    The kernel does this at once: no process of the group can fork in between. Killed one by one,
+    processes that fork continuously survive for as long as they win that race.
+    """
+    if os.getsid(pid) != os.getsid(0):
+        with contextlib.suppress(PermissionError):
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
 
 
 def lower_priority(libc: ctypes.CDLL) -> None:
@@ -146,6 +158,7 @@ def main() -> int:
         for restored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(restored, signal.SIG_DFL)
         os.close(lifeline)
+        os.setsid()  # so that its group can be killed at once
         mark_as_supervised()
         lower_priority(libc)
         try:
