@@ -158,6 +158,7 @@ class _Server:
             self._metrics,
             runner,
             self._supervisor,
+            ByteBudget(2 * self._settings.max_reply_bytes, self._settings.max_reply_bytes),
             self._stream_keep_alive_secs,
         )
         _register_gauges(context, writer, backend)
@@ -335,6 +336,8 @@ def make_backend(
         start_timeout=settings.agent_start_timeout_secs,
         backpressure=pressure,
         limits=MessageLimits(
-            settings.max_agent_message_bytes, settings.max_agent_message_bytes_per_app
+            settings.max_agent_message_bytes,
+            settings.max_agent_message_bytes_per_app,
+            settings.agent_message_timeout_secs,
         ),
     )

@@ -218,6 +218,7 @@ class Settings:
     max_live_agents_per_app: int = _setting(_int(0, 10_000), 0)
     max_agent_message_bytes: int = _setting(_int(2**20, 2**30), 17 * 2**20)
     max_agent_message_bytes_per_app: int = _setting(_int(2**20, 2**40), 34 * 2**20)
+    agent_message_timeout_secs: float = _setting(_seconds(1, 3600), 10)
     reserved_agents: int = _setting(_int(0, 10_000), 2)
     prewarmed_agents: int = _setting(_int(0, 1000), 0)
     max_queued_turns: int = _setting(_int(0, 1000), 8)

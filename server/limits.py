@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -136,7 +137,8 @@ class Reservation(asyncio.Future[None]):
 class ByteBudget:
     """A limit on bytes in use at once, in all and of each key. Requests above it wait.
 
-    Requests are granted in order, except that a key at its own limit does not delay other keys.
+    The keys are served in turn, and the requests of a key in order. A key at its own limit does not
+    delay other keys.
 
     Args:
         total: bytes in all.
@@ -149,6 +151,8 @@ class ByteBudget:
         self._used_by: Counter[str] = Counter()
         self._used = 0
         self._waiting: dict[Reservation, None] = {}
+        self._grants = itertools.count(1)
+        self._last_grant: dict[str, int] = {}  # of the keys that wait
 
     @property
     def used(self) -> int:
@@ -200,7 +204,9 @@ class ByteBudget:
 
     def _grant(self) -> None:
         """Grant waiting requests as far as the limits allow."""
-        for reservation in tuple(self._waiting):
+        last = {waiting.key: self._last_grant.get(waiting.key, 0) for waiting in self._waiting}
+        self._last_grant = last
+        for reservation in sorted(self._waiting, key=lambda waiting: last.get(waiting.key, 0)):
             if self._used_by[reservation.key] + reservation.size > self._each:
                 continue
             if self._used + reservation.size > self._total:
@@ -208,6 +214,7 @@ class ByteBudget:
             del self._waiting[reservation]
             self._used_by[reservation.key] += reservation.size
             self._used += reservation.size
+            last[reservation.key] = next(self._grants)
             if not reservation.done():
                 reservation.set_result(None)
 

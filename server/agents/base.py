@@ -295,15 +295,17 @@ class Backend(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """Limits on what agents write, in bytes.
+    """Limits on what agents write, in bytes and seconds.
 
     Attributes:
         each: of one message. A larger one ends its agent.
         per_app: of the incomplete messages of all agents of one app together.
+        large_secs: seconds that an agent may take to write the rest of a large message.
     """
 
     each: int
     per_app: int
+    large_secs: float = 10
 
 
 class Backpressure(Protocol):

@@ -13,6 +13,7 @@ from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
 from ..config import Settings
 from ..errors import Error, ErrorCode
+from ..limits import ByteBudget
 from ..metrics import Metrics
 from ..runs.runner import Runner
 from ..sessions.registry import SessionRegistry
@@ -42,6 +43,7 @@ class ServerContext:
     metrics: Metrics
     runner: Runner
     supervisor: Supervisor
+    long_replies: ByteBudget
     stream_keep_alive_secs: float
     started_at: float = dataclasses.field(default_factory=time.time)
 

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from ..conftest import Connect, Spawn
+from ..support.client import Client
 from ..support.harness import new_client, script
 from ..support.raw_socket import open_connection
 from .conftest import Scenario
@@ -81,4 +82,35 @@ async def test_memory_of_one_app_is_limited(
         ),
         neighbour_worst_ms=beside[-1],
     )
+    assert most - idle < LIMIT_KB
+
+
+@pytest.mark.slow
+async def test_memory_of_large_messages_of_agents_is_limited(
+    chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    """Four agents of two apps write messages close to the limit at once."""
+    server = await spawn(DRAIN_SECS="0")
+    client = await new_client(server.url, http)
+    other = await new_client(server.url, http, "other")
+    sessions = [(app, await app.create()) for app in (client, other) for _ in range(2)]
+    for app, session in sessions:
+        assert (await app.turn(session, "start the agent"))[0] == 200
+    large = script({"chunk": 16_000_000})
+    idle = most = resident_kb(server.pid)
+
+    async def run(app: Client, session: str) -> object:
+        """Run a turn whose events no client reads, and a short one after it."""
+        socket = await app.connect(session)
+        await socket.send("prompt", prompt=large)
+        await socket.until("accepted")
+        await socket.close()
+        return (await app.turn(session, "hello"))[1]["turn_index"]
+
+    turns = [asyncio.create_task(run(app, session)) for app, session in sessions]
+    while not all(turn.done() for turn in turns):
+        most = max(most, resident_kb(server.pid))
+        await asyncio.wait(turns, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
+    chaos.record(idle_mb=idle >> 10, most_above_idle_mb=(most - idle) >> 10)
+    assert [await turn for turn in turns] == [3] * 4
     assert most - idle < LIMIT_KB

@@ -13,8 +13,8 @@ BACKLOG_LIMIT_BYTES = 4 << 20
 REST_BYTES = 1 << 20
 """The most that is read from the pipe of a process that has ended."""
 
-PauseReason = Literal["backlog", "prompt", "log"]
-"""Reading stops because the target does not read, a prompt must wait, or the log is full."""
+PauseReason = Literal["backlog", "prompt", "log", "memory"]
+"""The target does not read, a prompt must wait, the log is full, or a large message must wait."""
 
 
 class Channel(asyncio.Protocol):

@@ -92,8 +92,7 @@ class StdioHandover:
         self._announced: dict[int, str] = {}
         self._announcements: dict[int, asyncio.Future[str]] = {}
         self._numbers = itertools.count()
-        self._limits = limits
-        self._incomplete = IncompleteMessages(limits.per_app)
+        self._incomplete = IncompleteMessages(limits)
         self._supervisor = supervisor
         self._tasks = Tasks()
         self._accepting = Tasks()
@@ -200,7 +199,6 @@ class StdioHandover:
                 rlimit_tag=process_tree.tag_process(pid, number),
                 owner=lambda: agent.spec.owner,
                 incomplete=self._incomplete,
-                max_message_bytes=self._limits.each,
             )
             ours.pop_all()  # the proxy owns them now
             ends = [*await proxy.connect(*descriptors)]

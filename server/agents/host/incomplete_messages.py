@@ -1,23 +1,34 @@
-"""The limit on incomplete messages, which the server must keep in memory."""
+"""The limits on incomplete messages of agents, which the server must keep in memory."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+
+from ...limits import ByteBudget, Reservation
+from ..base import MessageLimits
 
 UNCOUNTED_BYTES = 256 << 10
 """Incomplete messages up to this size are not counted."""
+EXCLUSIVE_BYTES = 1 << 20
+"""An agent with a larger incomplete message waits until it is its turn."""
 
 
 class IncompleteMessages:
     """Counts the bytes of the incomplete messages of each app's agents.
 
-    Args:
-        limit: bytes of one app.
+    Attributes:
+        large: the memory for one large message. The apps use it in turn.
+        one: bytes of the largest message.
+        large_secs: the time for a large message, without the wait.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limits: MessageLimits) -> None:
+        self.one = limits.each
+        self.large_secs = limits.large_secs
+        self.large = ByteBudget(limits.each, limits.each)
+        self._limit = limits.per_app
         self._sizes: dict[Hashable, tuple[str, int]] = {}
         self._totals: Counter[str] = Counter()
 
@@ -36,3 +47,83 @@ class IncompleteMessages:
             self._sizes[agent] = owner, size
         if not self._totals[former_owner]:
             del self._totals[former_owner]
+
+
+class MessageMemory:
+    """The memory that the incomplete message of one agent uses.
+
+    A large message uses several times its size while it is parsed and stored. So only one is read
+    at a time, and an agent with another one waits until it may send the rest.
+
+    Args:
+        incomplete: counts for all agents.
+        owner: returns the app that the agent works for.
+        pause: stops reading from the agent.
+        resume: continues reading.
+        expired: called if the agent does not complete its large message in time.
+    """
+
+    def __init__(
+        self,
+        incomplete: IncompleteMessages,
+        owner: Callable[[], str],
+        *,
+        pause: Callable[[], None],
+        resume: Callable[[], None],
+        expired: Callable[[], None],
+    ) -> None:
+        self._incomplete = incomplete
+        self._owner = owner
+        self._pause = pause
+        self._resume = resume
+        self._expired = expired
+        self._is_counted = False
+        self._is_large = False
+        self._reservation: Reservation | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def update(self, size: int) -> None:
+        """Set the size of the incomplete message.
+
+        Raises:
+            OverflowError: the limit of the agent's app is reached.
+        """
+        if not self._is_counted and size <= UNCOUNTED_BYTES:
+            return
+        self._is_counted = size > UNCOUNTED_BYTES
+        self._incomplete.update(self, self._owner(), size)
+        self._is_large = size > EXCLUSIVE_BYTES
+        if self._is_large and self._reservation is None:
+            self._reservation = self._incomplete.large.request(self._owner(), self._incomplete.one)
+            if self._reservation.done():
+                self._start_timer()
+            else:
+                self._pause()
+                self._reservation.add_done_callback(self._granted)
+
+    def message_stored(self) -> None:
+        """Let another agent send its large message, if this one's is complete and stored."""
+        if not self._is_large:
+            self._release()
+
+    def close(self) -> None:
+        """Free the memory of an agent that has ended."""
+        self._incomplete.update(self, "", 0)
+        self._release()
+
+    def _granted(self, reservation: asyncio.Future[None]) -> None:
+        if not reservation.cancelled() and reservation is self._reservation:
+            self._start_timer()
+            self._resume()
+
+    def _start_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._incomplete.large_secs, self._expired)
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._reservation is not None:
+            self._incomplete.large.release(self._reservation)
+            self._reservation = None

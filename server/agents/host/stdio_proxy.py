@@ -27,7 +27,7 @@ from ..line_reader import LineReader
 from ..process.process_tree import RlimitTag
 from ..program_output import KEPT_BYTES
 from .channel import Channel
-from .incomplete_messages import UNCOUNTED_BYTES, IncompleteMessages
+from .incomplete_messages import IncompleteMessages, MessageMemory
 from .outline import with_blocks, with_preface
 from .proxy_handler import ProxyHandler
 
@@ -64,7 +64,6 @@ class StdioProxy:
         rlimit_tag: the return value of :func:`process_tree.tag_process`.
         owner: returns the app that the agent works for.
         incomplete: counts the incomplete messages of all agents.
-        max_message_bytes: a longer message ends the agent.
 
     Attributes:
         is_killed: the server killed the process.
@@ -82,7 +81,6 @@ class StdioProxy:
         rlimit_tag: RlimitTag | None,
         owner: Callable[[], str],
         incomplete: IncompleteMessages,
-        max_message_bytes: int,
     ) -> None:
         self.pid = pid
         self.env_tag = env_tag
@@ -93,15 +91,19 @@ class StdioProxy:
         self._handler = handler
         self._backpressure = backpressure
         self._capacity_wait: asyncio.Task[None] | None = None
-        self._owner = owner
-        self._incomplete = incomplete
-        self._is_counted = False
         self._is_muted = False  # a message exceeded a limit: later output is discarded
         self._to_agent = Channel(self._acpx_wrote)
         self._acpx_lines = LineReader(MAX_PROMPT_LINE_BYTES)
         self._waiting_lines: deque[bytes] = deque()
         self._to_acpx = Channel(self._agent_wrote)
-        self._agent_lines = LineReader(max_message_bytes)
+        self._agent_lines = LineReader(incomplete.one)
+        self._memory = MessageMemory(
+            incomplete,
+            owner,
+            pause=lambda: self._to_acpx.pause("memory"),
+            resume=lambda: self._to_acpx.resume("memory"),
+            expired=lambda: self._refuse_output("a large message too slowly"),
+        )
         self._stray_output = bytearray()
         self._tracked_requests: dict[Any, tuple[str, Mapping[str, Any]]] = {}
         self._own_requests: dict[Any, asyncio.Future[dict[str, Any]]] = {}
@@ -225,22 +227,22 @@ class StdioProxy:
             return
         try:
             lines = self._agent_lines.feed(data)
-            if self._is_counted or self._agent_lines.size > UNCOUNTED_BYTES:
-                self._count_incomplete(self._agent_lines.size)
+            self._memory.update(self._agent_lines.size)
             self._handle_lines(lines)
         except OverflowError as error:
-            logger.warning("agent %d wrote %s; killing it", self.pid, error)
-            self._is_muted = True
-            self.kill()
+            self._refuse_output(str(error))
         except Exception:
             logger.exception("agent %d: a message cannot be handled; killing the agent", self.pid)
             self.kill()
-        if not self._backpressure.has_capacity:
+        if self._backpressure.has_capacity:
+            self._memory.message_stored()
+        else:
             self._pause_for_log()
 
-    def _count_incomplete(self, size: int) -> None:
-        self._is_counted = size > UNCOUNTED_BYTES
-        self._incomplete.update(self, self._owner(), size)
+    def _refuse_output(self, reason: str) -> None:
+        logger.warning("agent %d wrote %s; killing it", self.pid, reason)
+        self._is_muted = True
+        self.kill()
 
     def _handle_lines(self, lines: list[bytes]) -> None:
         for line in lines:
@@ -312,6 +314,7 @@ class StdioProxy:
             await self._backpressure.wait_for_capacity()
         finally:
             self._capacity_wait = None
+            self._memory.message_stored()
             self._to_acpx.resume("log")
 
     # Messages of the server.
@@ -377,7 +380,7 @@ class StdioProxy:
             self._capacity_wait.cancel()
         if not (rest := self._agent_lines.rest).startswith(b"{"):  # else it is half a message
             self._keep_stray(rest)
-        self._count_incomplete(0)
+        self._memory.close()
         self.ended.set()
         for response in self._own_requests.values():
             if not response.done():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 
 import msgspec
@@ -21,6 +22,7 @@ from ..context import (
     CREDENTIAL,
     LOGGED_TURN_INDEX,
     REQUEST_ID,
+    app_name_of,
     context_of,
     stream_events,
     stream_json,
@@ -189,24 +191,74 @@ async def _turn_response(request: web.Request, session: Session, turn: Turn) -> 
 
     If they are too long, the result says so and gives their position in the log.
     """
-    settings = context_of(request).settings
-    events: list[bytes] = []
-    size = 0
-    async for event in _events_of(session, turn):
-        size += len(event) + 1
-        if size <= RESPONSE_PIECE_BYTES:
-            events.append(event)
-        elif size > settings.max_reply_bytes:
-            break
     result, status = _result_of(session, turn, request[REQUEST_ID])
-    if size > settings.max_reply_bytes:
-        result.events_omitted = True
-        result.first_seq, result.last_seq = turn.first_seq, turn.last_seq
-        return json_response(result, status=status)
     head = encode_json(result, ok=status < 400).removesuffix(b"]}")
-    if size <= RESPONSE_PIECE_BYTES:  # nearly always
+    limit = context_of(request).settings.max_reply_bytes
+    events = await _short_events(session, turn, min(limit, RESPONSE_PIECE_BYTES))
+    if events is not None:  # nearly always
         return raw_json_response(head + b",".join(events) + b"]}", status=status)
-    return await stream_json(request, _spliced(head, _events_of(session, turn)), status=status)
+    # The events of a few long replies at once would use several times their size.
+    with contextlib.suppress(MemoryBusyError):
+        async with _reply_memory(request):
+            if await _fits(session, turn, limit):
+                pieces = _spliced(head, _events_of(session, turn))
+                return await stream_json(request, pieces, status=status)
+    result.events_omitted = True
+    result.first_seq, result.last_seq = turn.first_seq, turn.last_seq
+    return json_response(result, status=status)
+
+
+async def _short_events(session: Session, turn: Turn, limit: int) -> list[bytes] | None:
+    """Return a turn's events; None if they have more than *limit* bytes."""
+    found: list[bytes] = []
+    size = 0
+    async with contextlib.aclosing(_events_of(session, turn)) as events:
+        async for event in events:
+            size += len(event) + 1
+            if size > limit:
+                return None
+            found.append(event)
+    return found
+
+
+async def _fits(session: Session, turn: Turn, limit: int) -> bool:
+    """Whether a turn's events have at most *limit* bytes."""
+    size = 0
+    async with contextlib.aclosing(_events_of(session, turn)) as events:
+        async for event in events:
+            size += len(event) + 1
+            if size > limit:
+                return False
+    return True
+
+
+class MemoryBusyError(Exception):
+    """Other long replies are being sent."""
+
+
+@contextlib.asynccontextmanager
+async def _reply_memory(request: web.Request) -> AsyncIterator[None]:
+    """Wait until a long reply may be sent: one of each app at a time, and few in all.
+
+    Raises:
+        MemoryBusyError: it may not be sent within a few seconds.
+    """
+    context = context_of(request)
+    size = context.settings.max_reply_bytes
+    reservation = context.long_replies.request(app_name_of(request), size)
+    try:
+        async with waiting(request), asyncio.timeout(context.settings.stall_timeout_secs):
+            await asyncio.shield(reservation)
+    except TimeoutError:
+        context.long_replies.release(reservation)
+        raise MemoryBusyError from None
+    except BaseException:
+        context.long_replies.release(reservation)
+        raise
+    try:
+        yield
+    finally:
+        context.long_replies.release(reservation)
 
 
 async def _spliced(head: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -214,7 +266,8 @@ async def _spliced(head: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[b
     separator = b""
     async for event in events:
         yield separator
-        yield event
+        for start in range(0, len(event), RESPONSE_PIECE_BYTES):
+            yield event[start : start + RESPONSE_PIECE_BYTES]
         separator = b","
     yield b"]}"
 
@@ -246,7 +299,7 @@ def _result_of(
     return failure, ErrorCode(failure.code).status
 
 
-async def _events_of(session: Session, turn: Turn) -> AsyncIterator[bytes]:
+async def _events_of(session: Session, turn: Turn) -> AsyncGenerator[bytes]:
     assert turn.first_seq is not None
     assert turn.last_seq is not None
     position = turn.first_seq - 1
