@@ -88,15 +88,10 @@ class PingCommand(_Command, frozen=True, tag="ping"):
 
 
 SettingCommand = SetModeCommand | SetModelCommand | SetConfigOptionCommand
-Command = (
-    AuthCommand
-    | PromptCommand
-    | CancelCommand
-    | PermissionCommand
-    | SettingCommand
-    | CloseCommand
-    | PingCommand
+SessionCommand = (
+    PromptCommand | CancelCommand | PermissionCommand | SettingCommand | CloseCommand | PingCommand
 )
+Command = AuthCommand | SessionCommand
 
 
 class MalformedFrameError(Exception):

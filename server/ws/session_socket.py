@@ -8,25 +8,21 @@ its transport's buffer.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from aiohttp import web
 
 from ..auth.credential import Credential
-from ..auth.prompts import send_prompt_with_files
 from ..auth.tokens import TokenRegistry
 from ..codec import call_off_loop
-from ..errors import CloseCode, Error, ErrorCode, failure_of
-from ..sessions.content import check_content
+from ..errors import CloseCode, failure_of
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
-from ..sessions.session_settings import MAX_CHANGES
-from ..sessions.settings import SettingChange
 from ..uploads.files import FileStore
 from . import framing, protocol
 from .connection import WRITE_BYTES, WebSocketConnection
 from .disconnect import Disconnect
 from .handshake import authenticate
+from .session_commands import SessionCommands, ready_frame
 
 
 class SessionSocket(WebSocketConnection):
@@ -60,14 +56,16 @@ class SessionSocket(WebSocketConnection):
         self.session = session
         self._credential = credential
         self._cursor = cursor
-        self._request_id = request_id
-        self._sessions = sessions
         self._tokens = tokens
-        self._files = files
         self._is_send_scheduled = False
-        # Changes of settings that have been requested, each with the id of its frame.
-        self._changes: list[tuple[Any, SettingChange]] = []
-        self._reporting: asyncio.Task[None] | None = None
+        self._commands = SessionCommands(
+            session,
+            credential,
+            self.send,
+            request_id=request_id,
+            sessions=sessions,
+            files=files,
+        )
 
     @property
     def lag(self) -> int:
@@ -76,7 +74,7 @@ class SessionSocket(WebSocketConnection):
     def on_open(self) -> None:
         self.session.subscribers += 1
         self.session.log.subscribe(self._on_new_entries)
-        self.send(self._ready_frame())
+        self.send(ready_frame(self.session))
 
     def on_close(self) -> None:
         self.session.log.unsubscribe(self._on_new_entries)
@@ -84,26 +82,9 @@ class SessionSocket(WebSocketConnection):
 
     async def finish(self) -> None:
         """Wait until the changes of settings that the client has requested are done."""
-        if self._reporting is not None:
-            await asyncio.gather(self._reporting, return_exceptions=True)
+        await self._commands.finish()
 
     # Frames to the client
-
-    def _ready_frame(self) -> bytes:
-        session = self.session
-        return protocol.frame(
-            "ready",
-            protocol=protocol.PROTOCOL,
-            session_id=session.id,
-            agent=session.row.agent,
-            head=session.log.head,
-            state=session.state_name,
-            pending_permissions=session.permissions.view(),
-            queued=session.turns.view(),
-            model=session.row.model,
-            permission=session.row.permission,
-            **session.agent_view(),
-        )
 
     def _on_new_entries(self) -> None:
         if not self._is_send_scheduled:
@@ -188,72 +169,10 @@ class SessionSocket(WebSocketConnection):
             Error: the command fails; the socket stays open.
             Disconnect: the socket must be closed.
         """
-        session = self.session
-        match command:
-            case protocol.PromptCommand():
-                await self._prompt(command)
-            case protocol.CancelCommand(turn_index=turn_index):
-                if not session.cancel(turn_index):
-                    raise Error(ErrorCode.NOT_FOUND, "there is no such turn to cancel")
-            case protocol.PermissionCommand(request_id=request_id, option_id=option_id):
-                session.permissions.resolve(request_id, option_id=option_id)
-            case (
-                protocol.SetModeCommand()
-                | protocol.SetModelCommand()
-                | protocol.SetConfigOptionCommand()
-            ):
-                self._change_setting(command)
-            case protocol.CloseCommand():
-                self._sessions.closing.spawn(self._close_session(), f"close-{session.id}-by-socket")
-            case protocol.PingCommand(id=ping_id):
-                self.send(protocol.frame("pong", id=ping_id))
-            case protocol.AuthCommand():
-                self._authenticate_again(command)
-
-    async def _prompt(self, command: protocol.PromptCommand) -> None:
-        turn, is_duplicate = await send_prompt_with_files(
-            self._credential,
-            self.session,
-            self._files,
-            check_content(command.prompt),
-            command.files or [],
-            request_id=self._request_id,
-            client_id=command.id,
-        )
-        # No await from here on: `accepted` must precede the turn's entries.
-        self.send(
-            protocol.frame(
-                "accepted",
-                id=command.id,
-                turn_index=turn.index,
-                queued=self.session.turns.must_wait(turn),
-                duplicate=is_duplicate,
-            )
-        )
-
-    def _change_setting(self, command: protocol.SettingCommand) -> None:
-        """Request a change in the background: the agent may have to start, or may never respond."""
-        if len(self._changes) >= MAX_CHANGES:
-            raise Error(
-                ErrorCode.RATE_LIMITED, "too many setting changes are pending", retryable=True
-            )
-        # Requested at once, so that the client's next prompt waits for it.
-        self._changes.append((command.id, self.session.request_change(command.setting)))
-        if self._reporting is None or self._reporting.done():
-            self._reporting = self._sessions.tasks.spawn(
-                self._report_failed_changes(), f"set-{self.session.id}"
-            )
-
-    async def _report_failed_changes(self) -> None:
-        while self._changes:
-            frame_id, change = self._changes.pop(0)
-            try:
-                await change.wait()
-            except Error as error:
-                self.send(protocol.error_frame(error, frame_id))
-
-    async def _close_session(self) -> None:
-        await self._sessions.close(self.session, "client")
+        if isinstance(command, protocol.AuthCommand):
+            self._authenticate_again(command)
+        else:
+            await self._commands.execute(command)
 
     def _authenticate_again(self, command: protocol.AuthCommand) -> None:
         """Check the credential of a later auth frame: it must be the same one."""

@@ -1,0 +1,141 @@
+"""The commands of one client for one session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ..auth.credential import Credential
+from ..auth.prompts import send_prompt_with_files
+from ..errors import Error, ErrorCode
+from ..sessions.content import check_content
+from ..sessions.registry import SessionRegistry
+from ..sessions.session import Session
+from ..sessions.session_settings import MAX_CHANGES
+from ..sessions.settings import SettingChange
+from ..uploads.files import FileStore
+from . import protocol
+
+
+def ready_frame(session: Session) -> bytes:
+    """The first frame of a session: its state."""
+    return protocol.frame(
+        "ready",
+        protocol=protocol.PROTOCOL,
+        session_id=session.id,
+        agent=session.row.agent,
+        head=session.log.head,
+        state=session.state_name,
+        pending_permissions=session.permissions.view(),
+        queued=session.turns.view(),
+        model=session.row.model,
+        permission=session.row.permission,
+        **session.agent_view(),
+    )
+
+
+class SessionCommands:
+    """Executes the commands of one client for *session*.
+
+    Args:
+        credential: of the client.
+        send: sends a frame to the client.
+        request_id: of the upgrade, for the server's log.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        credential: Credential,
+        send: Callable[[bytes], None],
+        *,
+        request_id: str,
+        sessions: SessionRegistry,
+        files: FileStore,
+    ) -> None:
+        self._session = session
+        self._credential = credential
+        self._send = send
+        self._request_id = request_id
+        self._sessions = sessions
+        self._files = files
+        # Changes of settings that have been requested, each with the id of its frame.
+        self._changes: list[tuple[Any, SettingChange]] = []
+        self._reporting: asyncio.Task[None] | None = None
+
+    async def finish(self) -> None:
+        """Wait until the changes of settings that the client has requested are done."""
+        if self._reporting is not None:
+            await asyncio.gather(self._reporting, return_exceptions=True)
+
+    async def execute(self, command: protocol.SessionCommand) -> None:
+        """Execute one command.
+
+        Raises:
+            Error: the command fails; the socket stays open.
+        """
+        session = self._session
+        match command:
+            case protocol.PromptCommand():
+                await self._prompt(command)
+            case protocol.CancelCommand(turn_index=turn_index):
+                if not session.cancel(turn_index):
+                    raise Error(ErrorCode.NOT_FOUND, "there is no such turn to cancel")
+            case protocol.PermissionCommand(request_id=request_id, option_id=option_id):
+                session.permissions.resolve(request_id, option_id=option_id)
+            case (
+                protocol.SetModeCommand()
+                | protocol.SetModelCommand()
+                | protocol.SetConfigOptionCommand()
+            ):
+                self._change_setting(command)
+            case protocol.CloseCommand():
+                self._sessions.closing.spawn(self._close_session(), f"close-{session.id}-by-socket")
+            case protocol.PingCommand(id=ping_id):
+                self._send(protocol.frame("pong", id=ping_id))
+
+    async def _prompt(self, command: protocol.PromptCommand) -> None:
+        turn, is_duplicate = await send_prompt_with_files(
+            self._credential,
+            self._session,
+            self._files,
+            check_content(command.prompt),
+            command.files or [],
+            request_id=self._request_id,
+            client_id=command.id,
+        )
+        # No await from here on: `accepted` must precede the turn's entries.
+        self._send(
+            protocol.frame(
+                "accepted",
+                id=command.id,
+                turn_index=turn.index,
+                queued=self._session.turns.must_wait(turn),
+                duplicate=is_duplicate,
+            )
+        )
+
+    def _change_setting(self, command: protocol.SettingCommand) -> None:
+        """Request a change in the background: the agent may have to start, or may never respond."""
+        if len(self._changes) >= MAX_CHANGES:
+            raise Error(
+                ErrorCode.RATE_LIMITED, "too many setting changes are pending", retryable=True
+            )
+        # Requested at once, so that the client's next prompt waits for it.
+        self._changes.append((command.id, self._session.request_change(command.setting)))
+        if self._reporting is None or self._reporting.done():
+            self._reporting = self._sessions.tasks.spawn(
+                self._report_failed_changes(), f"set-{self._session.id}"
+            )
+
+    async def _report_failed_changes(self) -> None:
+        while self._changes:
+            frame_id, change = self._changes.pop(0)
+            try:
+                await change.wait()
+            except Error as error:
+                self._send(protocol.error_frame(error, frame_id))
+
+    async def _close_session(self) -> None:
+        await self._sessions.close(self._session, "client")
