@@ -135,7 +135,7 @@ class ErrorCode(enum.StrEnum):
     REQUEST_TIMEOUT = _define(
         "request_timeout", 408, "The body arrived too slowly.", is_retryable=True
     )
-    CONFLICT = _define("conflict", 409, "The name is taken.")
+    CONFLICT = _define("conflict", 409, "The name is taken, or the state does not allow it.")
     SESSION_CLOSED = _define(
         "session_closed",
         410,

@@ -59,12 +59,20 @@ def turn_start_fields(prompt: bytes, client_id: str | None, context: str) -> byt
     return b'"prompt":%b,"id":%b,"context":%b' % (prompt, dumps(client_id), dumps(context))
 
 
-def turn_end_fields(stop_reason: str, duration_ms: int, error: bytes | None) -> bytes:
-    """The fields of ``turn_end``; *error* is the JSON of :func:`error_fields`."""
-    return b'"stop_reason":%b,"duration_ms":%d,"error":%b' % (
+def turn_end_fields(
+    stop_reason: str, duration_ms: int, error: bytes | None, *, withdrawn: bool = False
+) -> bytes:
+    """The fields of ``turn_end``.
+
+    Args:
+        error: the JSON of :func:`error_fields`.
+        withdrawn: the turn was cancelled before the agent received its prompt.
+    """
+    return b'"stop_reason":%b,"duration_ms":%d,"error":%b%b' % (
         dumps(stop_reason),
         duration_ms,
         error or b"null",
+        b',"withdrawn":true' if withdrawn else b"",
     )
 
 

@@ -8,7 +8,8 @@ The objects of a session, in the order in which they use each other (each knows 
 ``session_settings``  mode, model and options
 ``turn_recorder``     ``turn_start`` and ``turn_end`` in the log
 ``turn_runner``       the current turn
-``turn_queue``        acceptance, and the turns that wait
+``waiting_turns``     the turns that wait for earlier ones
+``turn_queue``        acceptance, and one turn after the other
 ``observer``          the reports of the agent
 """
 
@@ -168,7 +169,7 @@ class Session:
             "state": self.state_name,
             "head": self.log.head,
             "turn_index": running.index if running is not None else None,
-            "queued": self.turns.view(),
+            "queued": self.turns.waiting.view(),
             "pending_permissions": self.permissions.view(),
             "sockets": self.subscribers,
             **self.agent_view(),

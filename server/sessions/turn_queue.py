@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any
 
 from ..agents.base import URGENT_GRACE_SECS
 from ..errors import Error, ErrorCode, draining, session_closed
@@ -20,6 +18,7 @@ from .session_settings import SessionSettings
 from .turn_recorder import TurnRecorder
 from .turn_runner import TurnRunner
 from .turns import CancelCause, CurrentTurn, Turn
+from .waiting_turns import WaitingTurns
 
 
 class TurnQueue:
@@ -27,6 +26,9 @@ class TurnQueue:
 
     Args:
         last_turn_index: the index of the newest accepted turn; 0 if there is none.
+
+    Attributes:
+        waiting: the turns that wait.
     """
 
     def __init__(
@@ -49,26 +51,19 @@ class TurnQueue:
         self._recorder = recorder
         self._runner = runner
         self._next_index = last_turn_index + 1
-        self._waiting: deque[Turn] = deque()
+        self.waiting = WaitingTurns(core, current)
         self._by_client_id: dict[str, Turn] = {}
         self._accept_lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     @property
     def is_busy(self) -> bool:
         """Whether a turn runs, waits, or is being accepted."""
         is_running = self._current.turn is not None
-        return is_running or bool(self._waiting) or self._accept_lock.locked()
-
-    def view(self) -> list[dict[str, Any]]:
-        """The waiting prompts, with the first characters of each."""
-        return [
-            {"turn_index": turn.index, "id": turn.client_id, "prompt": turn.preview}
-            for turn in self._waiting
-        ]
+        return is_running or bool(self.waiting) or self._accept_lock.locked()
 
     # Accepting
 
@@ -127,7 +122,7 @@ class TurnQueue:
             raise draining()
         context.quotas.check_prompt_rate(self._core.row.app_name)
         limit = context.settings.max_queued_turns
-        if len(self._waiting) + (self._current.running is not None) > limit:
+        if len(self.waiting) + (self._current.running is not None) > limit:
             raise Error(
                 ErrorCode.QUEUE_FULL,
                 f"{limit} prompts are waiting already; retry after one has run",
@@ -167,14 +162,14 @@ class TurnQueue:
         """Queue a turn that has been stored, or let its prompt reach the agent."""
         turn.mark_stored(is_queued=is_queued)
         if is_queued:
-            self._waiting.append(turn)
+            self.waiting.append(turn)
         if not self._core.is_open or self._core.context.is_draining:  # since it was checked
             cause = CancelCause.RESTART if self._core.is_open else CancelCause.CANCEL
             turn.withdraw(cause)
             self._end_waiting(cause)
         if turn.handle is not None:
             turn.handle.admit()
-        if self._task is None and (not is_queued or self._waiting):
+        if self._task is None and (not is_queued or self.waiting):
             self._start_running()
 
     # Finding
@@ -200,9 +195,9 @@ class TurnQueue:
 
     def must_wait(self, turn: Turn) -> bool:
         """Whether *turn* waits for earlier turns of the session, or for another session's agent."""
-        if turn not in self._waiting:
+        if turn not in self.waiting:
             return False
-        is_next = self._current.running is None and self._waiting[0] is turn
+        is_next = self._current.running is None and self.waiting.first is turn
         return not is_next or self._core.context.slots.must_wait(self._agent)
 
     # Ending
@@ -220,12 +215,22 @@ class TurnQueue:
             grace = self._core.context.settings.cancel_grace_secs
             self._runner.interrupt(running, CancelCause.CANCEL, grace)
             return True
-        for turn in self._waiting:
+        for turn in self.waiting:
             if turn.index == turn_index or (turn_index is None and running is None):
-                self._waiting.remove(turn)
+                self.waiting.remove(turn)
                 self._end(turn, CancelCause.CANCEL)
                 return True
         return False
+
+    def withdraw(self, turn_index: int) -> None:
+        """Cancel a waiting turn.
+
+        Raises:
+            Error: ``not_found`` if no such turn waits; ``conflict`` if it is running.
+        """
+        turn = self.waiting.get(turn_index)
+        self.waiting.remove(turn)
+        self._end(turn, CancelCause.CANCEL)
 
     def cancel_all(self) -> None:
         """Cancel the running turn and every waiting one."""
@@ -238,8 +243,8 @@ class TurnQueue:
             self._end_waiting(cause)
 
     def _end_waiting(self, cause: CancelCause) -> None:
-        while self._waiting:
-            self._end(self._waiting.popleft(), cause)
+        while self.waiting:
+            self._end(self.waiting.pop_first(), cause)
 
     def _end(self, turn: Turn, cause: CancelCause) -> None:
         turn.cancel_cause = cause
@@ -254,13 +259,13 @@ class TurnQueue:
         """Run the current turn and then the waiting ones."""
         slots = self._core.context.slots
         try:
-            while self._current.turn is not None or self._waiting:
+            while self._current.turn is not None or self.waiting:
                 if self._current.turn is None:
-                    self._current.turn = self._waiting.popleft()
+                    self._current.turn = self.waiting.pop_first()
                     self._current.turn.prepare()
                 await self._runner.run(self._current.turn)
                 self._current.turn = None
-                if self._waiting and slots.must_yield(self._agent):
+                if self.waiting and slots.must_yield(self._agent):
                     await self._yield_slot()
         finally:
             self._current.turn = None

@@ -87,9 +87,11 @@ class TurnRecorder:
     def _log_end(self, turn: Turn, reason: str, error: dict[str, Any] | None) -> None:
         row = self._core.row
         error_json = dumps(error) if error is not None else None
-        last_seq = self._core.log.append(
-            "turn_end", turn.index, entries.turn_end_fields(reason, turn.duration_ms, error_json)
+        is_withdrawn = reason == "cancelled" and not turn.is_sent
+        fields = entries.turn_end_fields(
+            reason, turn.duration_ms, error_json, withdrawn=is_withdrawn
         )
+        last_seq = self._core.log.append("turn_end", turn.index, fields)
         self._agent.store_reported()
         now = self._core.context.clock()
         row.last_turn_at = now

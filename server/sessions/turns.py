@@ -158,6 +158,10 @@ class Turn:
             self._preview = _preview_of(loads(self.blocks)) if self.blocks else []
         return self._preview
 
+    def replace_prompt(self, blocks: bytes) -> None:
+        """Replace the prompt of a waiting turn, and its share of the limit."""
+        self.blocks, self.reserved_bytes, self._preview = blocks, len(blocks), None
+
     # Transitions
 
     def mark_stored(self, *, is_queued: bool) -> None:

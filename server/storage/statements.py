@@ -102,6 +102,14 @@ def _insert_log(rows: Sequence[LogRow]) -> Statement:
     )
 
 
+def set_prompt(session: int, turn_index: int, prompt: bytes) -> Statement:
+    """Replace the prompt of a turn that waits."""
+    return (
+        "UPDATE turns SET prompt = ? WHERE session = ? AND turn_index = ? AND first_seq IS NULL",
+        (prompt, session, turn_index),
+    )
+
+
 def start_turn(
     session: int, turn_index: int, *, first_seq: int, at: float, sent: bool
 ) -> list[Statement]:

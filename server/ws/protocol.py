@@ -48,6 +48,12 @@ class CancelCommand(_Command, frozen=True, tag="cancel"):
     turn_index: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+class QueueCommand(_Command, frozen=True, kw_only=True, tag="queue"):
+    turn_index: Annotated[int, msgspec.Meta(ge=1)]
+    prompt: str | list[Any] | None = None
+    before: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
 class PermissionCommand(_Command, frozen=True, kw_only=True, tag="permission"):
     request_id: str
     option_id: str | None = None
@@ -89,7 +95,13 @@ class PingCommand(_Command, frozen=True, tag="ping"):
 
 SettingCommand = SetModeCommand | SetModelCommand | SetConfigOptionCommand
 SessionCommand = (
-    PromptCommand | CancelCommand | PermissionCommand | SettingCommand | CloseCommand | PingCommand
+    PromptCommand
+    | CancelCommand
+    | QueueCommand
+    | PermissionCommand
+    | SettingCommand
+    | CloseCommand
+    | PingCommand
 )
 Command = AuthCommand | SessionCommand
 
@@ -131,6 +143,8 @@ def parse_command(data: bytes | str) -> Command:
         (command.option_id is None) == (command.outcome is None)
     ):
         raise InvalidCommandError("one of option_id and outcome is needed", value.get("id"))
+    if isinstance(command, QueueCommand) and command.prompt is None and command.before is None:
+        raise InvalidCommandError("prompt or before is needed", value.get("id"))
     return command
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt_with_files
+from ..codec import dumps
 from ..errors import Error, ErrorCode
 from ..sessions.content import check_content
 from ..sessions.registry import SessionRegistry
@@ -28,7 +29,7 @@ def ready_frame(session: Session) -> bytes:
         head=session.log.head,
         state=session.state_name,
         pending_permissions=session.permissions.view(),
-        queued=session.turns.view(),
+        queued=session.turns.waiting.view(),
         model=session.row.model,
         permission=session.row.permission,
         **session.agent_view(),
@@ -82,6 +83,8 @@ class SessionCommands:
             case protocol.CancelCommand(turn_index=turn_index):
                 if not session.cancel(turn_index):
                     raise Error(ErrorCode.NOT_FOUND, "there is no such turn to cancel")
+            case protocol.QueueCommand():
+                await self._edit_queue(command)
             case protocol.PermissionCommand(request_id=request_id, option_id=option_id):
                 session.permissions.resolve(request_id, option_id=option_id)
             case (
@@ -115,6 +118,12 @@ class SessionCommands:
                 duplicate=is_duplicate,
             )
         )
+
+    async def _edit_queue(self, command: protocol.QueueCommand) -> None:
+        prompt = command.prompt
+        blocks = None if prompt is None else dumps(check_content(prompt))
+        waiting = self._session.turns.waiting
+        await waiting.edit(command.turn_index, blocks=blocks, before=command.before)
 
     def _change_setting(self, command: protocol.SettingCommand) -> None:
         """Request a change in the background: the agent may have to start, or may never respond."""

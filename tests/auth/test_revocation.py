@@ -44,7 +44,9 @@ async def client(server: LocalServer) -> Client:
 
 async def request_to(client: Client, endpoint: Endpoint) -> Any:
     """A request to the endpoint, for a new session of the client."""
-    url = client.url + endpoint.path.format(session_id=await client.create(), request_id="x")
+    url = client.url + endpoint.path.format(
+        session_id=await client.create(), request_id="x", turn_index=1
+    )
     body = None if endpoint.request_example is None else json.dumps(endpoint.request_example)
     return client.http.request(endpoint.method, url, headers=client.headers(), data=body)
 
@@ -98,7 +100,9 @@ def half_a_body(method: str, path: str, start: bytes, content_type: str) -> Scen
             yield start
             await never.wait()
 
-        url = client.url + path.format(session_id=await client.create(), request_id="x")
+        url = client.url + path.format(
+            session_id=await client.create(), request_id="x", turn_index=1
+        )
         headers = {**client.headers(), "Content-Type": content_type}
         async with asyncio.TaskGroup() as group:
             asking = group.create_task(
@@ -212,6 +216,7 @@ MULTIPART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.tx
 TURN = "/sessions/{session_id}/turn"
 EVENTS = "/sessions/{session_id}/events"
 PERMISSION = "/sessions/{session_id}/permissions/{request_id}"
+QUEUE = "/sessions/{session_id}/queue/{turn_index}"
 SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", "/run", "body"): half_json("POST", "/run"),
     ("POST", "/run", "work"): wait_for_a_run,
@@ -227,6 +232,7 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("GET", "/sessions", "response"): unread_response("GET", "/sessions"),
     ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": ENDLESS}),
     ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
+    ("PATCH", QUEUE, "body"): half_json("PATCH", QUEUE),
     ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),
     ("GET", "/sessions/{session_id}/ws", "socket"): session_socket,
     ("GET", "/acp", "socket"): acp_socket,

@@ -116,6 +116,10 @@ class TurnEndEntry(_EntryFields, kw_only=True, tag="turn_end"):
     stop_reason: str
     duration_ms: Count
     error: TurnError | None
+    withdrawn: (
+        Annotated[bool, doc("Whether it was cancelled before the agent received it.")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
 class SessionClosedEntry(_EntryFields, kw_only=True, tag="session_closed"):
