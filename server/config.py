@@ -17,6 +17,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
+from .mcp_servers import Presets, presets
 from .origins import Network, address_of, host_of, network_of, origin_of
 
 PREFIX = "CLAWDFORGE_"
@@ -211,6 +212,9 @@ class Settings:
     default_agent: str | None = _setting(_text, None)
     agent_backend: str = _setting(_choice("host", "cli"), "host")
     agent_env: tuple[str, ...] = _setting(_variables, ())
+    mcp_servers: Presets = dataclasses.field(
+        default_factory=dict, metadata={"parse": presets}, repr=False
+    )
     claude_bin: str = _setting(_text, "claude")
     max_sessions: int = _setting(_int(1, 1_000_000), 1000)
     max_sessions_per_app: int = _setting(_int(1, 1_000_000), 200)
@@ -231,6 +235,8 @@ class Settings:
     max_prompts_per_min: int = _setting(_int(1, 1_000_000), 6000)
     max_meta_bytes: int = _setting(_int(2, 2**24), 64 * 2**10)
     max_system_bytes: int = _setting(_int(1, 2**24), 256 * 2**10)
+    max_options_bytes: int = _setting(_int(2, 2**24), 128 * 2**10)
+    max_mcp_servers: int = _setting(_int(0, 256), 16)
     max_events_bytes: int = _setting(_int(1, 2**40), 8 * 2**20)
     max_reply_bytes: int = _setting(_int(0, 2**40), 16 * 2**20)
     max_runs: int = _setting(_int(1, 1000), 4)

@@ -21,7 +21,7 @@ from ..ws.disconnect import Disconnect
 from . import jsonrpc
 from .jsonrpc import JsonRpcError
 from .methods import AcpMethods
-from .params import SessionOptions
+from .params import UrlOptions
 from .requests import Requests
 from .subscriptions import Subscriptions
 
@@ -44,7 +44,7 @@ class AcpConnection(WebSocketConnection):
         *,
         connection_id: str,
         upgrade_id: str,
-        options: SessionOptions,
+        options: UrlOptions,
         only_session: str | None,
     ) -> None:
         super().__init__(

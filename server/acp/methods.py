@@ -19,7 +19,7 @@ from ..sessions.settings import SetConfigOption, SetMode, SetModel, Setting
 from . import jsonrpc, params
 from .jsonrpc import JsonRpcError
 from .listing import decode_cursor, encode_cursor, session_item
-from .params import NAMESPACE, SessionOptions, read_params
+from .params import NAMESPACE, UrlOptions, read_params
 from .requests import Requests
 from .subscription import SessionSubscription
 from .subscriptions import Subscriptions
@@ -54,7 +54,7 @@ class AcpMethods:
         *,
         name: str,
         upgrade_id: str,
-        options: SessionOptions,
+        options: UrlOptions,
         only_session: str | None,
     ) -> None:
         self.is_initialized = False

@@ -19,7 +19,7 @@ ABSOLUTE = r"^(?:/|[A-Za-z]:[\\/]|\\\\)[^\0]*\Z"
 ClientPath = Annotated[str, msgspec.Meta(pattern=form(ABSOLUTE, "an absolute path"))]
 
 
-class SessionOptions(msgspec.Struct, frozen=True, rename="camel"):
+class UrlOptions(msgspec.Struct, frozen=True, rename="camel"):
     """The extensions that a client may use in the URL or in ``_meta.clawdforge``.
 
     Attributes:
@@ -38,9 +38,9 @@ class SessionOptions(msgspec.Struct, frozen=True, rename="camel"):
         """Values of the agent's own options in new sessions. A URL cannot contain them."""
         return None
 
-    def with_defaults(self, defaults: SessionOptions) -> SessionOptions:
+    def with_defaults(self, defaults: UrlOptions) -> UrlOptions:
         """These options, and those of *defaults* that are missing here."""
-        return MetaSessionOptions(
+        return MetaOptions(
             self.agent or defaults.agent,
             self.model or defaults.model,
             self.permission or defaults.permission,
@@ -50,7 +50,7 @@ class SessionOptions(msgspec.Struct, frozen=True, rename="camel"):
         )
 
 
-class MetaSessionOptions(SessionOptions, frozen=True, rename="camel"):
+class MetaOptions(UrlOptions, frozen=True, rename="camel"):
     """The options in ``_meta.clawdforge``; ``configOptions`` may also be ``config_options``."""
 
     config_options: ConfigOptions | None = None
@@ -62,15 +62,15 @@ class MetaSessionOptions(SessionOptions, frozen=True, rename="camel"):
 
 
 class Meta(msgspec.Struct, frozen=True):
-    clawdforge: MetaSessionOptions = MetaSessionOptions()
+    clawdforge: MetaOptions = MetaOptions()
 
 
 class _Params(msgspec.Struct, frozen=True, rename="camel"):
     meta: Meta | None = msgspec.field(name="_meta", default=None)
 
     @property
-    def session_options(self) -> SessionOptions:
-        return self.meta.clawdforge if self.meta is not None else MetaSessionOptions()
+    def session_options(self) -> UrlOptions:
+        return self.meta.clawdforge if self.meta is not None else MetaOptions()
 
 
 class _SessionParams(_Params, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from ..states import StateMachine, Transitions
 from ..storage import statements
 from ..storage.schema import SessionRow, Statement
 from .context import SessionContext
+from .options import SessionOptions
 
 
 class SessionState(enum.Enum):
@@ -35,11 +36,15 @@ class SessionCore:
 
     Args:
         head: the last stored position of the log.
+
+    Attributes:
+        options: what the client chose at the session's creation, and has changed since.
     """
 
     def __init__(self, context: SessionContext, row: SessionRow, head: int) -> None:
         self.context = context
         self.row = row
+        self.options = SessionOptions.decode(row.options)
         self.log = context.logs.open(row.n, head)
         initial = SessionState.OPEN if row.close_reason is None else SessionState.CLOSED
         self._state = StateMachine(SESSION_TRANSITIONS, initial)

@@ -20,6 +20,8 @@ from ..storage import statements
 from ..storage.schema import SessionRow, Statement
 from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks, to_completion
+from .options import NO_OPTIONS, SessionOptions, check_options
+from .permissions import check_permission
 from .prewarm import PrewarmedAgent, Prewarmer
 from .session import encode_meta
 from .settings import StoredSettings
@@ -39,6 +41,7 @@ class SessionRequest:
         permission: ``approve-all``, ``approve-reads``, ``deny-all`` or ``ask``.
         cwd: a folder in one of the workspace roots; None for a folder of the session's own.
         client_cwd: the folder on an ACP client's machine, by which it lists the session.
+        options: everything else.
     """
 
     agent: str | None = None
@@ -50,6 +53,7 @@ class SessionRequest:
     mode: str | None = None
     config_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     client_cwd: str | None = None
+    options: SessionOptions = NO_OPTIONS
 
 
 @dataclasses.dataclass(slots=True)
@@ -111,15 +115,13 @@ class SessionCreator:
         """
         self._check_backend(request)
         meta = encode_meta(request.meta, self._settings.max_meta_bytes)
+        check_options(request.options, self._settings)
         limit = self._settings.max_system_bytes
         if request.system is not None and len(request.system.encode()) > limit:
             raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"system: it has at most {limit} bytes")
         await self._disk.check()
         agent = await self._agents.choose(request.agent)
-        if request.permission == "deny-all" and self._backend.traits(agent).never_asks:
-            raise bad_request(
-                f"permission: the agent {agent!r} does not ask, so nothing can be denied"
-            )
+        check_permission(request.permission, self._backend, agent)
         folder = None if request.cwd is None else await self._workspaces.check(request.cwd)
         return SessionDraft(request, agent, meta, folder)
 
@@ -132,7 +134,8 @@ class SessionCreator:
     def reserve_agent(self, draft: SessionDraft) -> None:
         """Assign an id to the draft, and a prewarmed agent if one is ready that fits."""
         request = draft.request
-        if request.model is None and request.system is None and draft.folder is None:
+        is_plain = request.model is None and request.system is None and draft.folder is None
+        if is_plain and not request.options.concern_agent:
             draft.prewarmed = self._prewarmer.reserve(draft.agent)
         draft.id = str(uuid.uuid4()) if draft.prewarmed is None else draft.prewarmed.id
 
@@ -189,6 +192,7 @@ class SessionCreator:
             close_reason=None,
             settings=StoredSettings(request.mode, dict(request.config_options)).encode(),
             client_cwd=request.client_cwd,
+            options=request.options.encode(),
         )
 
     def _statements(self, row: SessionRow, draft: SessionDraft) -> list[Statement]:

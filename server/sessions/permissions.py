@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..agents.agent_settings import bounded
+from ..agents.base import Backend
 from ..codec import dumps
 from ..errors import bad_request, not_found
 from ..storage import statements
@@ -46,6 +47,18 @@ def shortened(request: Mapping[str, Any], limit: int) -> Mapping[str, Any]:
     return {**rest, "options": offered}
 
 
+def check_permission(permission: str, backend: Backend, agent: str) -> None:
+    """Check that sessions with that agent can have the policy *permission*.
+
+    Raises:
+        Error: ``bad_request``.
+    """
+    if permission == "ask" and not backend.can_ask:
+        raise bad_request('permission: "ask" is not supported by the cli backend')
+    if permission == "deny-all" and backend.traits(agent).never_asks:
+        raise bad_request(f"permission: the agent {agent!r} does not ask, so nothing can be denied")
+
+
 class PendingPermission:
     """A permission request that has no outcome yet.
 
@@ -55,6 +68,7 @@ class PendingPermission:
         request: the params of ``session/request_permission``.
         call: its tool call, with the fields that were reported before.
         expires_at: unix milliseconds.
+        is_stored: the database has it, so that the next server can cancel it.
     """
 
     def __init__(
@@ -72,6 +86,7 @@ class PendingPermission:
         self.turn_index = turn_index
         self.expires_at = expires_at
         self.timer: asyncio.TimerHandle | None = None
+        self.is_stored = False
 
     def _complete_request(self) -> Mapping[str, Any]:
         """The request, with the fields of its tool call that were reported before."""
@@ -170,7 +185,7 @@ class Permissions:
     """The permission requests of one session's agent. Its length is the number that wait.
 
     Args:
-        timeout: seconds in which a client must respond.
+        timeout: returns the seconds in which a client must respond.
         respond: sends an outcome to the agent, by the agent's id of the request.
 
     Attributes:
@@ -182,7 +197,7 @@ class Permissions:
         row: SessionRow,
         log: SessionLog,
         writer: DatabaseWriter,
-        timeout: float,
+        timeout: Callable[[], float],
         respond: Callable[[Any, Mapping[str, Any]], None],
     ) -> None:
         self._row = row
@@ -221,13 +236,13 @@ class Permissions:
             self._finish(pending, choose(pending.request, "reject"), "policy")
         elif self._row.permission == "ask":
             pending.request = shortened(pending.request, HELD_BYTES)
-            # Stored with its entry, so that the next server can cancel it.
+            pending.is_stored = True  # with its entry
             self._writer.add(
                 [statements.insert_permission_request(self._row.n, pending.request_id, turn_index)]
             )
             rejection = choose(pending.request, "reject")
             pending.timer = asyncio.get_running_loop().call_later(
-                self._timeout, self._finish, pending, rejection, "timeout"
+                self._timeout(), self._finish, pending, rejection, "timeout"
             )
         else:
             decided = by_policy(self._row.permission, pending.request, pending.call)
@@ -267,10 +282,11 @@ class Permissions:
         """
         for request_id, turn_index in asked:
             self._log_outcome(request_id, turn_index, {"outcome": "cancelled"}, "cancel")
+            self._forget(request_id)
 
     def _note(self, raw_id: Any, params: Any, turn_index: int) -> PendingPermission:
         request = params if isinstance(params, dict) else {}
-        expires_at = int((time.time() + self._timeout) * 1000)
+        expires_at = int((time.time() + self._timeout()) * 1000)
         call = self.calls.merged(request)
         self.calls.note(call)
         pending = PendingPermission(raw_id, request, call, turn_index, expires_at)
@@ -289,6 +305,8 @@ class Permissions:
             pending.timer.cancel()
         self._respond(pending.raw_id, outcome)
         self._log_outcome(pending.request_id, pending.turn_index, outcome, by)
+        if pending.is_stored:
+            self._forget(pending.request_id)
 
     def _log_outcome(
         self, request_id: str, turn_index: int, outcome: Mapping[str, Any], by: str
@@ -298,5 +316,6 @@ class Permissions:
             turn_index,
             entries.encode_fields(request_id=request_id, outcome=outcome, by=by),
         )
-        if self._row.permission == "ask":
-            self._writer.add([statements.delete_permission_request(self._row.n, request_id)])
+
+    def _forget(self, request_id: str) -> None:
+        self._writer.add([statements.delete_permission_request(self._row.n, request_id)])

@@ -20,8 +20,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from ..codec import dumps, loads
-from ..errors import Error, ErrorCode
+from ..errors import Error, ErrorCode, session_closed
 from ..storage import statements
 from ..storage.schema import SessionRow
 from ..tasks import to_completion
@@ -29,7 +31,8 @@ from . import entries
 from .context import SessionContext
 from .core import SessionCore, SessionState
 from .observer import SessionObserver
-from .permissions import Permissions
+from .options import SessionOptions, ask_timeout, options_view
+from .permissions import Permissions, check_permission
 from .prewarm import PrewarmedAgent
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
@@ -79,13 +82,16 @@ class Session:
         self._core = core = SessionCore(context, row, head)
         self._current = current = CurrentTurn(last_turn_index)
         self._close_task: asyncio.Task[None] | None = None
-        self._meta_lock = asyncio.Lock()
+        self._change_lock = asyncio.Lock()
         self.row = row
         self.log = core.log
         self.subscribers = 0
-        timeout = context.settings.permission_timeout_secs
         self.permissions = Permissions(
-            row, core.log, context.writer, timeout, self._answer_permission
+            row,
+            core.log,
+            context.writer,
+            lambda: ask_timeout(core.options, context.settings),
+            self._answer_permission,
         )
         self.agent = SessionAgent(core, current, self.permissions, self._is_working)
         self.settings = SessionSettings(core, self.agent, current)
@@ -172,6 +178,7 @@ class Session:
             "queued": self.turns.waiting.view(),
             "pending_permissions": self.permissions.view(),
             "sockets": self.subscribers,
+            **options_view(self._core.options, self._context.settings),
             **self.agent_view(),
         }
 
@@ -229,18 +236,62 @@ class Session:
         await self.log.reach(turn.last_seq)
 
     async def set_meta(self, meta: Mapping[str, Any]) -> None:
-        """Merge *meta* into the stored ``meta``; None removes a key.
+        """Merge *meta* into the stored ``meta``; see :meth:`change`."""
+        await self.change(meta=meta)
+
+    async def change(
+        self,
+        *,
+        meta: Mapping[str, Any] | None = None,
+        permission: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Change what a client may change of the session, all of it or nothing.
+
+        Args:
+            meta: merged into the stored ``meta``; None removes a key.
+            permission: the new policy, for the agent's next requests.
+            options: new values of :class:`SessionOptions`, by the names of its fields.
 
         Raises:
-            Error: ``payload_too_large``.
+            Error: ``payload_too_large``, ``bad_request``, or ``session_closed`` if the session is
+                closed and more than its ``meta`` changes.
         """
-        async with self._meta_lock:
-            merged = {**loads(self.row.meta), **meta}
-            kept = {k: v for k, v in merged.items() if v is not None}
-            text = encode_meta(kept, self._context.settings.max_meta_bytes)
-            statement = statements.set_meta(self.row.n, text)
-            await to_completion(self._context.writer.commit([statement]))
-            self.row.meta = text
+        row, core, settings = self.row, self._core, self._context.settings
+        if not core.is_open and (permission is not None or options):
+            raise session_closed()
+        if permission is not None:
+            check_permission(permission, self._context.backend, row.agent)
+        async with self._change_lock:
+            columns: dict[str, str | None] = {}
+            if meta:
+                merged = {**loads(row.meta), **meta}
+                kept = {k: v for k, v in merged.items() if v is not None}
+                columns["meta"] = encode_meta(kept, settings.max_meta_bytes)
+            if permission not in (None, row.permission):
+                columns["permission"] = permission
+            changed = msgspec.structs.replace(core.options, **(options or {}))
+            if changed != core.options:
+                columns["options"] = changed.encode()
+            if columns:
+                await to_completion(self._store_change(columns, changed))
+
+    async def _store_change(
+        self, columns: Mapping[str, str | None], options: SessionOptions
+    ) -> None:
+        row, core = self.row, self._core
+        statement = statements.change_session(row.n, **columns)
+        transaction = [statement]
+        if "permission" in columns:
+            now = self._context.clock()
+            transaction.append(core.audit("change", now, permission=columns["permission"]))
+        await self._context.writer.commit(transaction)
+        for name, value in columns.items():
+            setattr(row, name, value)
+        core.options = options
+        if "permission" in columns and core.is_open:
+            self.agent.backend_agent.rebind(self.agent.spec, self._observer)
+            self.settings.log_asks()
 
     # Ending
 

@@ -111,6 +111,7 @@ MIGRATIONS: tuple[str, ...] = (
     "ALTER TABLE sessions ADD COLUMN agent_state TEXT;",
     "ALTER TABLE sessions ADD COLUMN settings TEXT;",
     "ALTER TABLE sessions ADD COLUMN client_cwd TEXT;",
+    "ALTER TABLE sessions ADD COLUMN options TEXT;",
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 
@@ -161,6 +162,8 @@ class SessionRow:
         settings: JSON of the mode and the options that clients have chosen. The model is in
             ``model``.
         client_cwd: the folder that an ACP client named, usually on the client's own machine.
+        options: JSON of the other options that a client has chosen, some of them secret; None if
+            all have their defaults.
     """
 
     n: int
@@ -181,6 +184,7 @@ class SessionRow:
     agent_state: str | None = None
     settings: str | None = None
     client_cwd: str | None = None
+    options: str | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclasses.dataclass(slots=True)

@@ -161,8 +161,10 @@ def relocate_workspaces(folder: str) -> Statement:
     )
 
 
-def set_meta(session: int, meta: str) -> Statement:
-    return "UPDATE sessions SET meta = ? WHERE n = ?", (meta, session)
+def change_session(session: int, **columns: str | None) -> Statement:
+    """Set the named columns of a session."""
+    changes = ", ".join(f"{name} = ?" for name in columns)
+    return f"UPDATE sessions SET {changes} WHERE n = ?", (*columns.values(), session)
 
 
 def set_reported_settings(session: int, reported: str) -> Statement:

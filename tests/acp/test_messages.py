@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from server.acp import jsonrpc, translate
 from server.acp.params import (
     InitializeParams,
-    MetaSessionOptions,
+    MetaOptions,
     NewSessionParams,
-    SessionOptions,
     SetConfigOptionParams,
+    UrlOptions,
     read_params,
 )
 from server.acp.truncate import truncate_message
@@ -84,12 +84,12 @@ def test_every_error_has_a_json_rpc_code() -> None:
 def test_parameters_are_checked() -> None:
     assert (
         read_params(InitializeParams, {"protocolVersion": 1, "new": {}}).session_options
-        == MetaSessionOptions()
+        == MetaOptions()
     )
     meta = {"clawdforge": {"agent": "a", "maxMessageBytes": 1 << 20, "new": 1}, "other": 7}
     options = read_params(NewSessionParams, {"cwd": "/", "_meta": meta}).session_options
-    assert options == MetaSessionOptions(agent="a", max_message_bytes=1 << 20)
-    assert options.with_defaults(SessionOptions(agent="b", model="c")) == MetaSessionOptions(
+    assert options == MetaOptions(agent="a", max_message_bytes=1 << 20)
+    assert options.with_defaults(UrlOptions(agent="b", model="c")) == MetaOptions(
         "a", "c", None, 1 << 20
     )
     bad: tuple[Any, ...] = (

@@ -100,6 +100,10 @@ class AcpxCommands:
         self._environ = {**environ, "HOME": str(home), process_tree.AGENT_VARIABLE: self._env_value}
         self._programs = Programs(acpx.environ)
 
+    def rebind(self, spec: AgentSpec) -> None:
+        """Use *spec*, which may have another permission policy, for later commands."""
+        self._spec = spec
+
     @property
     def running(self) -> bool:
         return self._programs.running

@@ -76,7 +76,8 @@ class CliSession:
     def rebind(self, spec: AgentSpec) -> None:
         """Use *spec* for later commands, which name its permission policy."""
         self._spec = spec
-        self._acpx = None
+        if self._acpx is not None:
+            self._acpx.rebind(spec)
 
     @contextlib.asynccontextmanager
     async def commands(self) -> AsyncIterator[AcpxCommands]:

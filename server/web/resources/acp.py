@@ -7,7 +7,7 @@ import uuid
 from aiohttp import hdrs, web
 
 from ...acp.connection import AcpConnection
-from ...acp.params import SessionOptions
+from ...acp.params import UrlOptions
 from ...errors import Error, ErrorCode, bad_request, draining
 from ...ws.upgrade import new_websocket
 from ..context import (
@@ -38,7 +38,7 @@ CONNECTION_ID = "Acp-Connection-Id"
     " A client that cannot send a header offers the token as a subprotocol.",
     auth_in_handler=True,
     waits=("socket",),
-    query=SessionOptions,
+    query=UrlOptions,
     failures=("upgrade_required", "rate_limited", "draining"),
     statuses={101: "The connection is now a WebSocket."},
 )
@@ -53,7 +53,7 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
     offered = _subprotocols(request)
     only_session = _authenticate_upgrade(context, request, offered)
     credential = request[CREDENTIAL]
-    options = read_query(request, SessionOptions)
+    options = read_query(request, UrlOptions)
     if context.sessions.is_draining:
         raise draining()
     if context.sockets.is_full(credential.app_name):

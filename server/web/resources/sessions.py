@@ -10,6 +10,8 @@ from aiohttp import web
 
 from ...agents.base import Presence
 from ...codec import dumps
+from ...errors import bad_request
+from ...sessions import options
 from ...sessions.creation import SessionRequest
 from ...sessions.session import Session
 from ...validation import ConfigOptions, Name
@@ -45,11 +47,12 @@ SESSION_EXAMPLE: Mapping[str, Any] = {
     "models": None,
     "config_options": None,
     "commands": None,
+    **options.INFO_EXAMPLE,
 }
 STATE_EXAMPLE = {"ok": True, **SESSION_EXAMPLE}
 
 
-class CreateSession(msgspec.Struct, frozen=True):
+class CreateSession(options.SessionOptions, frozen=True, kw_only=True):
     """A new session."""
 
     agent: Annotated[
@@ -82,10 +85,14 @@ class SessionFilter(msgspec.Struct, frozen=True):
     include_closed: bool = False
 
 
-class UpdateSession(msgspec.Struct, frozen=True):
-    """The changes."""
+class UpdateSession(options.OptionChanges, frozen=True, kw_only=True):
+    """The changes; a field that is missing stays as it is."""
 
-    meta: dict[str, Any]
+    meta: Annotated[
+        dict[str, Any] | msgspec.UnsetType,
+        doc("Merged into the stored object; null removes a key."),
+    ] = msgspec.UNSET
+    permission: PermissionMode | msgspec.UnsetType = msgspec.UNSET
 
 
 class QueuedTurn(msgspec.Struct, kw_only=True):
@@ -108,7 +115,7 @@ class PendingPermissionInfo(msgspec.Struct, kw_only=True):
     turn_index: Count
 
 
-class SessionInfo(msgspec.Struct, kw_only=True):
+class SessionInfo(options.OptionsInfo, kw_only=True):
     """A session's state."""
 
     session_id: str
@@ -187,6 +194,7 @@ async def create_session(request: web.Request, body: CreateSession) -> SessionRe
             cwd=body.cwd,
             mode=body.mode,
             config_options=body.config_options or {},
+            options=options.SessionOptions.of(body),
         ),
     )
     return SessionResponse(**session.view())
@@ -232,8 +240,9 @@ async def get_session(request: web.Request, session: Session) -> SessionResponse
     "PATCH",
     "/sessions/{session_id}",
     tag=Tag.SESSIONS,
-    summary="Change a session's metadata",
-    description="`meta` is merged into the stored object; null removes a key.",
+    summary="Change a session",
+    description="A new `permission` applies to the agent's next requests; those that wait for a"
+    " client continue to wait.",
     waits=("body",),
     request_example={"meta": {"title": "My first one"}},
     example=STATE_EXAMPLE,
@@ -241,7 +250,14 @@ async def get_session(request: web.Request, session: Session) -> SessionResponse
 async def update_session(
     request: web.Request, session: Session, body: UpdateSession
 ) -> SessionResponse:
-    await session.set_meta(body.meta)
+    if body == UpdateSession():
+        known = ", ".join(UpdateSession.__struct_fields__)
+        raise bad_request(f"nothing to change: the body may have {known}")
+    await session.change(
+        meta=body.meta or None,
+        permission=body.permission or None,
+        options=body.given(),
+    )
     return SessionResponse(**session.view())
 
 

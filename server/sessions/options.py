@@ -1,0 +1,207 @@
+"""The options of a session: what a client chooses at its creation, beyond the columns of its row.
+
+To add an option:
+
+1. add its field to :class:`SessionOptions`. ``POST /sessions`` accepts it from then on, and the
+   session's row stores it;
+2. add it to :class:`OptionsInfo` and :func:`options_view`, which show it in the session's state;
+3. add it to :class:`OptionChanges` if ``PATCH /sessions/{id}`` may change it.
+
+A session's objects read ``core.options``, which is replaced as a whole when a client changes one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from ..codec import dumps
+from ..config import Settings
+from ..errors import Error, ErrorCode, bad_request
+from ..mcp_servers import McpServer, PlainText, Presets, ServerName, check_mcp_server
+from ..validation import form
+
+MAX_LISTED = 256
+"""The limit of elements in each option that is a list."""
+ASK_TIMEOUT_SECS = 10, 604_800
+_VARIABLE = form(
+    r"^(?!CLAWDFORGE_|LD_)[A-Za-z_][A-Za-z0-9_]*$(?!\n)",
+    "the name of a variable, which does not begin with CLAWDFORGE_ or LD_",
+)
+
+AskTimeout = Annotated[
+    float,
+    msgspec.Meta(
+        ge=ASK_TIMEOUT_SECS[0],
+        le=ASK_TIMEOUT_SECS[1],
+        description="Seconds for which a permission request of the agent waits for a client; by"
+        " default `CLAWDFORGE_PERMISSION_TIMEOUT_SECS`.",
+    ),
+]
+Environ = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=256, pattern=_VARIABLE)], PlainText],
+    msgspec.Meta(
+        max_length=MAX_LISTED,
+        description="Variables for the environment of the agent. Their values are never shown.",
+    ),
+]
+_Tool = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+_Folder = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+
+
+class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The options of a session, as a client gives them and as the session's row stores them."""
+
+    ask_timeout_secs: AskTimeout | None = None
+    mcp_servers: Annotated[
+        Annotated[list[McpServer | ServerName], msgspec.Meta(max_length=MAX_LISTED)] | None,
+        msgspec.Meta(
+            description="MCP servers for the agent: ACP's McpServer objects, or names of the"
+            " operator's `CLAWDFORGE_MCP_SERVERS`."
+        ),
+    ] = None
+    allowed_tools: Annotated[
+        Annotated[list[_Tool], msgspec.Meta(max_length=MAX_LISTED)] | None,
+        msgspec.Meta(description="The only tools that the agent has."),
+    ] = None
+    max_turns: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None,
+        msgspec.Meta(description="The limit of the agent's requests to its model in a turn."),
+    ] = None
+    env: Environ | None = None
+    additional_directories: Annotated[
+        Annotated[list[_Folder], msgspec.Meta(max_length=MAX_LISTED)] | None,
+        msgspec.Meta(description="More folders for the agent, in `CLAWDFORGE_WORKSPACE_ROOTS`."),
+    ] = None
+
+    __repr__ = object.__repr__  # the values are secrets
+
+    @classmethod
+    def decode(cls, stored: str | None) -> SessionOptions:
+        """Read what :meth:`encode` returned."""
+        return msgspec.json.decode(stored, type=cls) if stored else NO_OPTIONS
+
+    def encode(self) -> str | None:
+        """Return the options as JSON; None if all have their defaults."""
+        return None if self == NO_OPTIONS else dumps(msgspec.to_builtins(self)).decode()
+
+    @classmethod
+    def of(cls, body: SessionOptions) -> SessionOptions:
+        """Return the options in a request body, which is of a derived type."""
+        return cls(**{name: getattr(body, name) for name in cls.__struct_fields__})
+
+    @property
+    def concern_agent(self) -> bool:
+        """Whether the agent must be started with them, so that a prewarmed agent cannot serve."""
+        return any(getattr(self, name) for name in AGENT_OPTIONS)
+
+
+NO_OPTIONS = SessionOptions()
+AGENT_OPTIONS = ("mcp_servers", "allowed_tools", "max_turns", "env", "additional_directories")
+"""The options that the agent receives when it is started or loaded."""
+
+
+class OptionChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """New values of the options that can be changed; null restores the default."""
+
+    ask_timeout_secs: AskTimeout | msgspec.UnsetType | None = msgspec.UNSET
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are to be changed."""
+        values = {name: getattr(self, name) for name in OptionChanges.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not msgspec.UNSET}
+
+
+class McpServerInfo(msgspec.Struct, kw_only=True):
+    """An MCP server of a session, without its secrets."""
+
+    name: str
+    type: str
+    env: Annotated[list[str], msgspec.Meta(description="The names of its variables.")] | (
+        msgspec.UnsetType
+    ) = msgspec.UNSET
+    headers: Annotated[list[str], msgspec.Meta(description="The names of its headers.")] | (
+        msgspec.UnsetType
+    ) = msgspec.UNSET
+
+
+class OptionsInfo(msgspec.Struct, kw_only=True):
+    """The options in a session's state."""
+
+    ask_timeout_secs: Annotated[
+        float, msgspec.Meta(description="Seconds for which a request waits for a client.")
+    ]
+    mcp_servers: list[McpServerInfo]
+    allowed_tools: list[str] | None
+    max_turns: int | None
+    env: Annotated[list[str], msgspec.Meta(description="The names of the agent's variables.")]
+    additional_directories: list[str]
+
+
+INFO_EXAMPLE = {
+    "ask_timeout_secs": 300,
+    "mcp_servers": [],
+    "allowed_tools": None,
+    "max_turns": None,
+    "env": [],
+    "additional_directories": [],
+}
+
+
+def options_view(options: SessionOptions, settings: Settings) -> dict[str, Any]:
+    """The fields of :class:`OptionsInfo`."""
+    servers = options.mcp_servers or ()
+    return {
+        "ask_timeout_secs": ask_timeout(options, settings),
+        "mcp_servers": [_server_view(server, settings.mcp_servers) for server in servers],
+        "allowed_tools": options.allowed_tools,
+        "max_turns": options.max_turns,
+        "env": sorted(options.env or ()),
+        "additional_directories": options.additional_directories or [],
+    }
+
+
+def _server_view(server: McpServer | str, presets: Presets) -> dict[str, Any]:
+    if isinstance(server, McpServer):
+        return server.view()
+    preset = presets.get(server)  # its variables are the operator's
+    return {"name": server, "type": "preset" if preset is None else preset.type}
+
+
+def ask_timeout(options: SessionOptions, settings: Settings) -> float:
+    """The seconds for which a request of the agent waits for a client."""
+    own = options.ask_timeout_secs
+    return settings.permission_timeout_secs if own is None else own
+
+
+def check_options(options: SessionOptions, settings: Settings) -> None:
+    """Check what the types of the options cannot express.
+
+    Raises:
+        Error: ``bad_request`` or ``payload_too_large``.
+    """
+    servers = options.mcp_servers or []
+    if len(servers) > settings.max_mcp_servers:
+        raise bad_request(f"mcp_servers: at most {settings.max_mcp_servers}")
+    names = set()
+    for server in servers:
+        _check_server(server, settings.mcp_servers)
+        name = server.name if isinstance(server, McpServer) else server
+        if name in names:
+            raise bad_request(f"mcp_servers: two of them have the name {name!r}")
+        names.add(name)
+    limit = settings.max_options_bytes
+    if len(options.encode() or "") > limit:
+        raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"the options have at most {limit} bytes of JSON")
+
+
+def _check_server(server: McpServer | str, presets: Presets) -> None:
+    if isinstance(server, McpServer):
+        try:
+            check_mcp_server(server)
+        except ValueError as error:
+            raise bad_request(f"mcp_servers: {server.name!r}: {error}") from None
+    elif server not in presets:
+        known = ", ".join(sorted(presets)) or "none"
+        raise bad_request(f"mcp_servers: there is no preset {server!r}; known presets: {known}")
