@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 import pytest
@@ -20,6 +21,7 @@ def diagrams() -> str:
     return "\n".join(re.findall(r"```mermaid\n(.*?)```", text, re.DOTALL))
 
 
+@functools.cache
 def methods() -> dict[str, set[str]]:
     """The names of each class's methods, by the class."""
     found: dict[str, set[str]] = {}

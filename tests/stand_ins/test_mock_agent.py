@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import ValidationError  # type: ignore[import-untyped]
+from jsonschema_rs import ValidationError
 
 from tests.stand_ins import mock_agent
 from tests.stand_ins.stdio_client import (

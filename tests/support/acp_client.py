@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import aiohttp
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema_rs
 from aiohttp import WSMsgType
 
 from .harness import ROOT, TIMEOUT_SECS, Client, Json
@@ -25,7 +25,7 @@ def definitions() -> Json:
 
 
 @functools.cache
-def validator(kind: str, method: str) -> Any:
+def validator(kind: str, method: str) -> jsonschema_rs.Draft202012Validator:
     """A validator of the *kind* (Request, Response or Notification) of *method*."""
     found = [
         name
@@ -34,7 +34,7 @@ def validator(kind: str, method: str) -> Any:
     ]
     assert len(found) == 1, (kind, method, found)
     root = {"$ref": f"#/$defs/{found[0]}", "$defs": definitions()["$defs"]}
-    return jsonschema.Draft202012Validator(root)
+    return jsonschema_rs.Draft202012Validator(root)
 
 
 def validate(message: Json, request_method: str | None) -> None:
