@@ -42,6 +42,7 @@ from .web.request_body import BODY_READER, BodyReader
 from .web.resources import add_resources
 from .web.responses import set_server_header
 from .web.sse import STREAM_KEEP_ALIVE_SECS
+from .workspace.files import WorkspaceFiles
 from .ws.hub import Hub
 from .ws.incoming import INCOMING_LIMITS, IncomingLimits
 
@@ -138,6 +139,8 @@ class _Server:
         stack.push_async_callback(sessions.stop)
         runner = await self._start_runner(stack, queries, writer, backend, sessions)
         files = await self._start_uploads(queries, writer, sessions)
+        workspace = WorkspaceFiles(self._settings, sessions.disk)
+        stack.callback(workspace.stop)
 
         sockets = Hub(self._settings)
 
@@ -153,6 +156,7 @@ class _Server:
             tokens,
             sessions,
             files,
+            workspace,
             sockets,
             health,
             self._metrics,

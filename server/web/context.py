@@ -20,6 +20,7 @@ from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..tasks import Supervisor
 from ..uploads.files import FileStore
+from ..workspace.files import WorkspaceFiles
 from ..ws.hub import Hub
 from .control_socket import is_operator
 from .health import HealthMonitor
@@ -38,6 +39,7 @@ class ServerContext:
     tokens: TokenRegistry
     sessions: SessionRegistry
     files: FileStore
+    workspace: WorkspaceFiles
     sockets: Hub
     health: HealthMonitor
     metrics: Metrics

@@ -70,6 +70,8 @@ class Endpoint:
         waits: what a request may wait for once its token is accepted. A revocation of the token
             ends that wait (:meth:`Credential.waiting`).
         form: the parts of a ``multipart/form-data`` body, which the handler reads.
+        route: the path for the router, if a parameter may contain slashes.
+        upload: the content type of a body that is not JSON, which the handler reads.
         request_example: a body that gets the response *example*.
         has_ok: whether the JSON of a success begins with ``ok``.
         media: other content types of a success, each with an example.
@@ -92,6 +94,8 @@ class Endpoint:
     auth_in_handler: bool = False
     waits: tuple[Wait, ...] = ()
     form: type[msgspec.Struct] | None = None
+    route: str = ""
+    upload: str = ""
     request_example: Any = None
     example: Any = None
     has_ok: bool = True
@@ -144,10 +148,11 @@ class Endpoint:
         return arguments
 
     def add_to(self, router: web.UrlDispatcher) -> None:
+        path = self.route or self.path
         if self.method == "GET":
-            router.add_get(self.path, self.handle, allow_head="socket" not in self.waits)
+            router.add_get(path, self.handle, allow_head="socket" not in self.waits)
         else:
-            router.add_route(self.method, self.path, self.handle)
+            router.add_route(self.method, path, self.handle)
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:

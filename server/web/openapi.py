@@ -139,6 +139,9 @@ def _operation(endpoint: Endpoint) -> JsonObject:
     if endpoint.form is not None:
         content = {"schema": _ref(endpoint.form)}
         operation["requestBody"] = {"required": True, "content": {"multipart/form-data": content}}
+    if endpoint.upload:
+        content = {"schema": {"type": "string", "format": "binary"}}
+        operation["requestBody"] = {"required": False, "content": {endpoint.upload: content}}
     return operation
 
 
@@ -199,7 +202,7 @@ def _codes(endpoint: Endpoint) -> list[ErrorCode]:
         codes.add("unauthorized")
     if "{" in endpoint.path:
         codes.add("not_found")
-    if endpoint.body is not None or endpoint.form is not None:
+    if endpoint.body is not None or endpoint.form is not None or endpoint.upload:
         codes |= {
             "payload_too_large",
             "unsupported_media_type",

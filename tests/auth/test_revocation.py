@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,14 @@ async def client(server: LocalServer) -> Client:
     return await server.client(APP)
 
 
+def filled(path: str, session: str) -> str:
+    """An endpoint's path for a session."""
+    return path.format(session_id=session, request_id="x", turn_index=1, path="a.bin")
+
+
 async def request_to(client: Client, endpoint: Endpoint) -> Any:
     """A request to the endpoint, for a new session of the client."""
-    url = client.url + endpoint.path.format(
-        session_id=await client.create(), request_id="x", turn_index=1
-    )
+    url = client.url + filled(endpoint.path, await client.create())
     body = None if endpoint.request_example is None else json.dumps(endpoint.request_example)
     return client.http.request(endpoint.method, url, headers=client.headers(), data=body)
 
@@ -100,9 +104,7 @@ def half_a_body(method: str, path: str, start: bytes, content_type: str) -> Scen
             yield start
             await never.wait()
 
-        url = client.url + path.format(
-            session_id=await client.create(), request_id="x", turn_index=1
-        )
+        url = client.url + filled(path, await client.create())
         headers = {**client.headers(), "Content-Type": content_type}
         async with asyncio.TaskGroup() as group:
             asking = group.create_task(
@@ -167,11 +169,20 @@ def stream_of(method: str, path: str, body: Json | None) -> Scenario:
     return scenario
 
 
+def fill_folder(folder: Path) -> None:
+    """Make a long file, and long listings and archives."""
+    (folder / "a.bin").write_bytes(os.urandom(1 << 21))
+    for number in range(2000):
+        (folder / f"{number:0200}").touch()
+
+
 def unread_response(method: str, path: str) -> Scenario:
     """A response that exceeds the buffers; the client reads only its beginning."""
 
     async def scenario(server: LocalServer, client: Client) -> None:
         session = await client.create()
+        if path in (FILES, FILE, ARCHIVE):
+            await asyncio.to_thread(fill_folder, Path((await client.state(session))["cwd"]))
         body = json.dumps({"prompt": script({"burst": {"count": 6, "text": "x" * 99_000}})})
         headers = "Idempotency-Key: once\r\n"
         await client.post(f"/sessions/{session}/turn", body, headers={"Idempotency-Key": "once"})
@@ -180,7 +191,7 @@ def unread_response(method: str, path: str) -> Scenario:
         content = body.encode() if method == "POST" else b""
         with await open_connection(server.url, receive_buffer=4096) as stuck:
             request = (
-                f"{method} {path.format(session_id=session)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                f"{method} {filled(path, session)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
                 f"Authorization: Bearer {client.token}\r\n{headers}"
                 f"Content-Length: {len(content)}\r\n\r\n"
             )
@@ -215,6 +226,9 @@ async def acp_socket(server: LocalServer, client: Client) -> None:
 MULTIPART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhalf'
 TURN = "/sessions/{session_id}/turn"
 EVENTS = "/sessions/{session_id}/events"
+FILES = "/sessions/{session_id}/files"
+FILE = "/sessions/{session_id}/files/{path}"
+ARCHIVE = "/sessions/{session_id}/archive"
 PERMISSION = "/sessions/{session_id}/permissions/{request_id}"
 QUEUE = "/sessions/{session_id}/queue/{turn_index}"
 SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
@@ -228,6 +242,10 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", TURN, "body"): half_json("POST", TURN),
     ("POST", TURN, "work"): wait_for_turns,
     ("POST", TURN, "response"): unread_response("POST", TURN),
+    ("PUT", FILE, "body"): half_a_body("PUT", FILE, b"half", "application/octet-stream"),
+    ("GET", FILES, "response"): unread_response("GET", FILES),
+    ("GET", FILE, "response"): unread_response("GET", FILE),
+    ("GET", ARCHIVE, "response"): unread_response("GET", ARCHIVE),
     ("GET", EVENTS, "response"): unread_response("GET", EVENTS),
     ("GET", "/sessions", "response"): unread_response("GET", "/sessions"),
     ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": ENDLESS}),

@@ -26,6 +26,7 @@ LAYERS = (
     "agents",
     "agents.host",
     "agents.cli",
+    "workspace",
     "sessions",
     "uploads",
     "auth",
