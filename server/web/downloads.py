@@ -16,7 +16,7 @@ from .context import REQUEST_ID
 from .responses import error_response
 
 INLINE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
-"""What an inline file may do: be seen. Its scripts do not run, and it loads nothing."""
+"""The policy of an inline file: its scripts do not run, and it loads nothing."""
 _PAST_END = 1 << 62
 AsyncReader = Callable[[BinaryIO, int], Awaitable[bytes]]
 
