@@ -228,6 +228,7 @@ class Settings:
     max_queued_turns: int = _setting(_int(0, 1000), 8)
     max_sockets_per_session: int = _setting(_int(1, 100_000), 64)
     max_sockets_per_app: int = _setting(_int(1, 1_000_000), 20_000)
+    max_subscriptions_per_socket: int = _setting(_int(1, 1_000_000), 10_000)
     max_waiting_sockets: int = _setting(_int(1, 1_000_000), 1000)
     max_waiting_sockets_per_address: int = _setting(_int(1, 1_000_000), 250)
     max_commands_per_sec: int = _setting(_int(1, 1_000_000), 100)

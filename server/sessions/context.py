@@ -14,6 +14,7 @@ from ..storage.queries import Queries
 from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks
 from .agent_slots import AgentSlots
+from .changes import SessionChanges
 from .event_log import EventLogs
 from .quotas import SessionQuotas
 
@@ -38,6 +39,7 @@ class SessionContext:
     slots: AgentSlots
     disk: DiskReserve
     quotas: SessionQuotas
+    changes: SessionChanges
     tasks: Tasks
     closing: Tasks
     clock: Callable[[], float]
@@ -72,6 +74,7 @@ class SessionContext:
             slots=slots,
             disk=DiskReserve(settings.data_dir, settings.min_free_bytes),
             quotas=SessionQuotas(settings),
+            changes=SessionChanges(),
             tasks=tasks,
             closing=Tasks(),
             clock=clock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 from ..codec import dumps
@@ -36,16 +37,25 @@ class SessionCore:
 
     Args:
         head: the last stored position of the log.
+        on_change: called when the state that clients see may have changed.
 
     Attributes:
         options: what the client chose at the session's creation, and has changed since.
+        changed: *on_change*.
     """
 
-    def __init__(self, context: SessionContext, row: SessionRow, head: int) -> None:
+    def __init__(
+        self,
+        context: SessionContext,
+        row: SessionRow,
+        head: int,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self.context = context
         self.row = row
         self.options = SessionOptions.decode(row.options)
-        self.log = context.logs.open(row.n, head)
+        self.changed = on_change
+        self.log = context.logs.open(row.n, head, on_change)
         initial = SessionState.OPEN if row.close_reason is None else SessionState.CLOSED
         self._state = StateMachine(SESSION_TRANSITIONS, initial)
 

@@ -62,15 +62,17 @@ class Batch:
         first, last: positions of the first and the last entry.
         body: the entries' JSON, one per line.
         frames: the entries as WebSocket frames, once a subscriber has encoded them.
+        addressed: the same with the id of their session.
     """
 
-    __slots__ = ("body", "first", "frames", "last")
+    __slots__ = ("addressed", "body", "first", "frames", "last")
 
     def __init__(self, first: int, last: int, body: bytes) -> None:
         self.first = first
         self.last = last
         self.body = body
         self.frames: bytes | None = None
+        self.addressed: bytes | None = None
 
     def lines(self) -> list[bytes]:
         """The JSON of each entry."""
@@ -98,25 +100,34 @@ class EventLogs:
         self.pages = PageCache(queries, limits)
         self.rings = RingBudget(limits.rings_bytes)
 
-    def open(self, number: int, head: int) -> SessionLog:
+    def open(
+        self, number: int, head: int, on_change: Callable[[], None] = lambda: None
+    ) -> SessionLog:
         """The log of a session.
 
         Args:
             number: of the session.
             head: the last stored position of its log.
+            on_change: called after each entry that is not an event of the agent.
         """
-        return SessionLog(self, number, head)
+        return SessionLog(self, number, head, on_change)
 
 
 class SessionLog:
     """One session's log in memory: the entries that are not committed yet, and recent ones.
 
+    Args:
+        on_change: called after each entry that is not an event of the agent.
+
     Attributes:
         head: position of the last visible entry.
     """
 
-    def __init__(self, shared: EventLogs, number: int, head: int) -> None:
+    def __init__(
+        self, shared: EventLogs, number: int, head: int, on_change: Callable[[], None]
+    ) -> None:
         self.head = head
+        self._on_change = on_change
         self._shared = shared
         self._writer = shared.writer
         self._limits = shared.limits
@@ -147,6 +158,8 @@ class SessionLog:
         line = entries.entry(kind, seq, time.time_ns() // 1_000_000, turn_index, fields)
         self._pending.append(line)
         self._writer.gather(self, len(line))
+        if kind != "event":
+            self._on_change()
         return seq
 
     async def follow(

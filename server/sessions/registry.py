@@ -65,6 +65,7 @@ class SessionRegistry:
         self.clock = clock
         self.tasks, self.closing = context.tasks, context.closing
         self.slots, self.disk, self.quotas = context.slots, context.disk, context.quotas
+        self.changes = context.changes
         self.agents = AgentSelection(backend, settings.default_agent)
         self.workspaces = Workspaces(DataDir(settings.data_dir), settings.workspace_roots, backend)
         # The cli backend keeps no process between turns.
@@ -203,8 +204,21 @@ class SessionRegistry:
 
     def _add(self, session: Session) -> None:
         self._loaded[session.id] = self._cache[session.id] = session
+        self.changes.add(session)
 
     # Listing
+
+    async def open_sessions(self, app_name: str) -> AsyncIterator[Session]:
+        """The app's open sessions, the newest first, read page by page."""
+        before: int | None = None
+        while rows := await self.queries.session_page(
+            app_name, before=before, limit=LIST_PAGE, cwd=None, include_closed=False
+        ):
+            for row in rows:
+                before = row.n
+                session = await self.find(row.id)
+                if session is not None and not session.is_closed:
+                    yield session
 
     async def views(self, app_name: str, *, include_closed: bool) -> AsyncIterator[dict[str, Any]]:
         """The states of the app's sessions, the newest first, read page by page."""

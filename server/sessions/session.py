@@ -79,7 +79,7 @@ class Session:
         self, context: SessionContext, row: SessionRow, *, head: int, last_turn_index: int
     ) -> None:
         self._context = context
-        self._core = core = SessionCore(context, row, head)
+        self._core = core = SessionCore(context, row, head, self._changed)
         self._current = current = CurrentTurn(last_turn_index)
         self._close_task: asyncio.Task[None] | None = None
         self._change_lock = asyncio.Lock()
@@ -292,6 +292,7 @@ class Session:
         if "permission" in columns and core.is_open:
             self.agent.backend_agent.rebind(self.agent.spec, self._observer)
             self.settings.log_asks()
+        self._changed()
 
     # Ending
 
@@ -355,6 +356,9 @@ class Session:
             self._recorder.end(turn)
 
     # Used by the session's objects
+
+    def _changed(self) -> None:
+        self._context.changes.add(self)
 
     def _is_working(self) -> bool:
         return self.turns.is_busy or self.settings.is_changing

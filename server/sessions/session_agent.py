@@ -153,6 +153,7 @@ class SessionAgent:
     def start_in_slot(self) -> None:
         """Start the process, which has a slot; a running process only gets the wanted settings."""
         self._starting = self._core.context.tasks.spawn(self._start(), f"wake-{self.id}")
+        self._core.changed()
 
     async def _start(self) -> None:
         try:
@@ -188,6 +189,7 @@ class SessionAgent:
 
     def store_reported(self) -> None:
         """Store the settings that the agent reported, to show them while it does not run."""
+        self._core.changed()
         row, reported = self._core.row, self.reported.to_dict()
         text = dumps(reported).decode()
         if reported != NO_SETTINGS.to_dict() and text != row.agent_state:

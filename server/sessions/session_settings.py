@@ -194,6 +194,7 @@ class SessionSettings:
         If the session needs the agent to ask, and it changed to a mode in which it does not, the
         asking mode is stored instead.
         """
+        self._core.changed()
         wanted, stored, model = self.wanted, self._stored, self._core.row.model
         values = {"model": wanted.model, **wanted.config_options, "mode": wanted.mode}
         for name, value in values.items():

@@ -89,9 +89,11 @@ class EventStream:
         return True
 
     async def send(self, position: int, frame: bytes) -> None:
-        # JSON allows a bare CR between tokens, but in an event stream it ends the line.
-        data = frame.replace(b"\r", b" ")
-        await self._write(b"id: %d\ndata: %b\n\n" % (position, data))
+        await self._write(b"id: %d\n" % position + _data(frame))
+
+    async def send_frame(self, frame: bytes) -> None:
+        """Send a frame that has no position in a log."""
+        await self._write(_data(frame))
 
     async def keep_alive(self) -> None:
         await self._write(b": keep-alive\n\n")
@@ -107,6 +109,11 @@ class EventStream:
         if self._request.transport is not None:
             abort = self._request.transport.abort
             asyncio.get_running_loop().call_later(REVOKED_ABORT_SECS, abort)
+
+
+def _data(frame: bytes) -> bytes:
+    # JSON allows a bare CR between tokens, but in an event stream it ends the line.
+    return b"data: %b\n\n" % frame.replace(b"\r", b" ")
 
 
 @contextlib.asynccontextmanager

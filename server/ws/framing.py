@@ -6,6 +6,7 @@ A server's frames are not masked. Payloads are never fragmented.
 from __future__ import annotations
 
 from ..sessions.event_log import Batch
+from .protocol import addressed
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -33,3 +34,12 @@ def batch_frames(batch: Batch) -> bytes:
     if batch.frames is None:
         batch.frames = b"".join(map(text_frame, batch.lines()))
     return batch.frames
+
+
+def addressed_frames(batch: Batch, session_id: str) -> bytes:
+    """The same with the entries' ``session_id``, for sockets that follow many sessions."""
+    if batch.addressed is None:
+        batch.addressed = b"".join(
+            text_frame(addressed(line, session_id)) for line in batch.lines()
+        )
+    return batch.addressed

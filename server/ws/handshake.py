@@ -92,15 +92,18 @@ def check_protocol(version: str) -> None:
 
 
 def authenticate(
-    tokens: TokenRegistry, command: AuthCommand, session_id: str, address: str | None
+    tokens: TokenRegistry, command: AuthCommand, session_id: str | None, address: str | None
 ) -> Credential:
     """Authenticate a client by the token or the ticket of its auth frame.
+
+    Args:
+        session_id: the session that a ticket must be for; None if no ticket is accepted.
 
     Raises:
         Disconnect: the credential is refused.
     """
     try:
-        if command.ticket is not None:
+        if command.ticket is not None and session_id is not None:
             return tokens.tickets.redeem(command.ticket, session_id).credential
         return tokens.authenticate(command.token, address)
     except Error:

@@ -93,6 +93,15 @@ class PingCommand(_Command, frozen=True, tag="ping"):
     pass
 
 
+class SubscribeCommand(_Command, frozen=True, kw_only=True, tag="subscribe"):
+    session_id: str
+    after: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class UnsubscribeCommand(_Command, frozen=True, kw_only=True, tag="unsubscribe"):
+    session_id: str
+
+
 SettingCommand = SetModeCommand | SetModelCommand | SetConfigOptionCommand
 SessionCommand = (
     PromptCommand
@@ -104,6 +113,9 @@ SessionCommand = (
     | PingCommand
 )
 Command = AuthCommand | SessionCommand
+"""The frames that a client sends on a session's socket."""
+AppCommand = Command | SubscribeCommand | UnsubscribeCommand
+"""The frames that a client sends on the socket for many sessions."""
 
 
 class MalformedFrameError(Exception):
@@ -129,14 +141,37 @@ def parse_command(data: bytes | str) -> Command:
         MalformedFrameError: *data* is not a JSON object, or is nested too deeply.
         InvalidCommandError: ``bad_request``; the type is unknown or a field is invalid.
     """
+    command: Command = _command_of(_read_object(data), Command)
+    return command
+
+
+def parse_addressed(data: bytes | str) -> tuple[Any, AppCommand]:
+    """Read one frame of a client on the socket for many sessions.
+
+    Returns:
+        The frame's ``session_id``, which may have any type, and its command.
+
+    Raises:
+        MalformedFrameError, InvalidCommandError: as :func:`parse_command`.
+    """
+    value = _read_object(data)
+    command: AppCommand = _command_of(value, AppCommand)
+    return value.get("session_id"), command
+
+
+def _read_object(data: bytes | str) -> dict[str, Any]:
     try:
         value = loads_bounded(data)
     except ValueError:
         raise _unreadable(data) from None
     if not isinstance(value, dict):
         raise MalformedFrameError
+    return value
+
+
+def _command_of(value: dict[str, Any], kind: Any) -> Any:
     try:
-        command: Command = msgspec.convert(value, Command)
+        command = msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise InvalidCommandError(in_words(error), value.get("id")) from None
     if isinstance(command, PermissionCommand) and (
@@ -170,6 +205,11 @@ def error_frame(error: Error, frame_id: Any = None) -> bytes:
     """An ``error`` frame; it has the ``id`` of the frame that failed if that is a string."""
     named = {"id": frame_id} if isinstance(frame_id, str) else {}
     return frame("error", **named, **error_fields(error))
+
+
+def addressed(message: bytes, session_id: str) -> bytes:
+    """*message*, a JSON object with a field, with the ``session_id`` of its session."""
+    return b'%b,"session_id":"%b"}' % (message[:-1], session_id.encode())
 
 
 def bye_frame(code: CloseCode, reason: str, retry_after_ms: int | None = None) -> bytes:

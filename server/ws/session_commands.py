@@ -65,6 +65,11 @@ class SessionCommands:
         self._changes: list[tuple[Any, SettingChange]] = []
         self._reporting: asyncio.Task[None] | None = None
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a change of a setting is pending."""
+        return self._reporting is not None and not self._reporting.done()
+
     async def finish(self) -> None:
         """Wait until the changes of settings that the client has requested are done."""
         if self._reporting is not None:

@@ -17,6 +17,7 @@ from server.web.endpoint import Endpoint, Wait
 from server.web.resources import endpoints
 
 from ..support.acp_client import connect as connect_acp
+from ..support.client import Socket
 from ..support.harness import (
     Client,
     Deadline,
@@ -217,6 +218,17 @@ async def session_socket(server: LocalServer, client: Client) -> None:
     assert await socket.until_closed() == 4503
 
 
+async def app_socket(server: LocalServer, client: Client) -> None:
+    session = await client.create()
+    ws = await client.http.ws_connect(f"{client.url}/ws", headers=client.headers())
+    client.close_later(ws)
+    socket = Socket(ws)
+    await socket.send("subscribe", session_id=session)
+    await socket.until("ready", session_id=session)
+    await revoke(server)
+    assert await socket.until_closed() == 4503
+
+
 async def acp_socket(server: LocalServer, client: Client) -> None:
     connection = await connect_acp(client)
     await revoke(server)
@@ -253,6 +265,8 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("PATCH", QUEUE, "body"): half_json("PATCH", QUEUE),
     ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),
     ("GET", "/sessions/{session_id}/ws", "socket"): session_socket,
+    ("GET", "/sessions/stream", "stream"): stream_of("GET", "/sessions/stream", None),
+    ("GET", "/ws", "socket"): app_socket,
     ("GET", "/acp", "socket"): acp_socket,
 }
 

@@ -109,7 +109,7 @@ def test_systemd_unit_allows_enough_time_to_stop() -> None:
 
 
 def up_types() -> set[str]:
-    commands = get_args(protocol.Command)
+    commands = get_args(protocol.AppCommand)
     return {str(msgspec.inspect.type_info(command).tag) for command in commands}  # type: ignore[attr-defined]
 
 
@@ -168,7 +168,7 @@ def test_up_frames_of_the_page_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize("example", examples(section("Up")), ids=lambda example: example["type"])
 def test_server_parses_the_up_frames_of_the_page(example: dict[str, Any]) -> None:
-    command = protocol.parse_command(json.dumps(example))
+    _, command = protocol.parse_addressed(json.dumps(example))
     if isinstance(command, protocol.PromptCommand):
         check_content(command.prompt)
 

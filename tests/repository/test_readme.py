@@ -148,6 +148,12 @@ class Shell:
         if "-N" in command and "/events" in command:  # streams until the session is closed
             self._followers.append(asyncio.create_task(self._run(command)))
             return
+        if "/sessions/stream" in command:  # streams until the client ends it
+            endless = command.replace("curl ", "curl -sS --max-time 1 ", 1)
+            status, out, _ = await run_program("bash", "-euc", endless, **self.variables)
+            assert status == 28
+            assert '"type":"ready"' in out, out
+            return
         _, out, _ = await self._run(command)
         if "text/event-stream" in command:
             assert '"type":"turn_end"' in out, out

@@ -27,6 +27,7 @@ from server.ws.protocol import (
     SetConfigOptionCommand,
     SetModeCommand,
     SetModelCommand,
+    addressed,
     bye_frame,
     error_frame,
     frame,
@@ -46,7 +47,16 @@ NUMBERED = {
     "session_closed",
     "notice",
 }
-NOT_NUMBERED = {"ready", "accepted", "error", "pong", "heartbeat", "bye"}
+NOT_NUMBERED = {
+    "ready",
+    "accepted",
+    "error",
+    "pong",
+    "heartbeat",
+    "bye",
+    "session",
+    "session_gone",
+}
 UP = {
     "auth",
     "prompt",
@@ -164,6 +174,12 @@ DOWN = [
     frame("heartbeat", head=11),
     bye_frame(CloseCode.SESSION_CLOSED, "the session is closed"),
     bye_frame(CloseCode.RESTARTING, "the server restarts", 750),
+    frame("ready", protocol=PROTOCOL, sessions=[{"session_id": "1f0c", "state": "idle"}]),
+    frame("session", session={"session_id": "1f0c", "state": "running"}),
+    frame("session_gone", session_id="1f0c"),
+    frame("heartbeat"),
+    addressed(frame("accepted", id="c1", turn_index=1, queued=False, duplicate=False), "1f0c"),
+    addressed(entry("turn_end", 8, 1, entries.turn_end_fields("end_turn", 1234, None)), "1f0c"),
 ]
 
 

@@ -7,17 +7,10 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from ...auth.credential import unauthorized
 from ...errors import CloseCode, bad_request, failure_of
 from ...sessions.session import Session
 from ...ws.disconnect import Disconnect
-from ...ws.handshake import (
-    MAX_AUTH_FRAME_BYTES,
-    authenticate,
-    check_protocol,
-    receive_auth,
-    send_bye,
-)
+from ...ws.handshake import check_protocol, send_bye
 from ...ws.session_socket import SessionSocket
 from ...ws.upgrade import new_websocket
 from ..context import (
@@ -27,12 +20,11 @@ from ..context import (
     ServerContext,
     authenticate_app,
     context_of,
-    record_credential,
 )
 from ..endpoint import Endpoint, Tag
-from ..listener import BoundedRequestHandler
 from ..request_origin import bearer, check_origin
 from ..request_values import read_query
+from ..socket_auth import authenticate_by_frame, check_socket_limits
 
 
 class SocketQuery(msgspec.Struct, frozen=True):
@@ -76,7 +68,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     response = new_websocket(request)
     try:
         if session is None:
-            session, auth_after = await _authenticate_by_frame(request, response, session_id)
+            session, auth_after = await _open_by_frame(request, response, session_id)
             after = after if auth_after is None else auth_after
         else:
             await response.prepare(request)
@@ -108,45 +100,25 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _authenticate_by_frame(
+async def _open_by_frame(
     request: web.Request, response: web.WebSocketResponse[bool], session_id: str
 ) -> tuple[Session, int | None]:
-    """Upgrade, and authenticate the client by its first frame.
-
-    Until then the server reads little more than that frame.
-
-    Returns:
-        The session, and the position that the frame names.
+    """Return the session, and the position that the client's first frame names.
 
     Raises:
         Disconnect: the client may not open the session.
     """
-    context = context_of(request)
-    connection = request.protocol
-    with context.sockets.unauthenticated.acquire(request.remote or ""):
-        if not isinstance(connection, BoundedRequestHandler):
-            raise unauthorized()  # clients of the operator's socket must send a header
-        limit_reached = connection.limit_reading(MAX_AUTH_FRAME_BYTES)
-        await response.prepare(request)
-        timeout = context.settings.auth_timeout_secs
-        auth = await receive_auth(response, limit_reached, timeout)
-    check_protocol(str(auth.protocol))
-    app_name = record_credential(
-        request, authenticate(context.tokens, auth, session_id, request.remote)
-    )
+    auth = await authenticate_by_frame(request, response, session_id)
+    app_name = request[CREDENTIAL].app_name
     try:
-        return await context.sessions.get(session_id, app_name), auth.after
+        return await context_of(request).sessions.get(session_id, app_name), auth.after
     except Exception as error:  # noqa: BLE001 - failure_of logs it
         failure = failure_of(error, "opening a socket", session=session_id)
         raise Disconnect.from_error(failure) from None
 
 
 def _check_limits(context: ServerContext, session: Session, app_name: str) -> None:
-    if context.sessions.is_draining:
-        raise Disconnect(CloseCode.RESTARTING, "the server restarts", retry_after_ms=2000)
     if session.subscribers >= context.settings.max_sockets_per_session:
         reason = "connection limit reached for this session"
         raise Disconnect(CloseCode.TOO_MANY_SOCKETS, reason)
-    if context.sockets.is_full(app_name):
-        reason = "connection limit reached for this app"
-        raise Disconnect(CloseCode.TOO_MANY_SOCKETS, reason)
+    check_socket_limits(context, app_name)

@@ -1,0 +1,100 @@
+"""The app's list of sessions as one client knows it, and the frames that keep it current."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Container, Mapping
+from typing import Any
+
+from ..codec import dumps
+from ..sessions.registry import SessionRegistry
+from ..sessions.session import Session
+from . import protocol
+
+UNLISTED = frozenset({"head", "sockets", "unread"})
+"""Fields that change without a new frame: they change with every entry of the log."""
+
+
+class ListFollower:
+    """The app's open sessions, as one client knows them.
+
+    Args:
+        fields: the fields of a session's state that the client wants besides ``session_id``; None
+            if it wants all.
+        wake: called when :meth:`take` has new frames.
+    """
+
+    def __init__(
+        self,
+        sessions: SessionRegistry,
+        app_name: str,
+        fields: frozenset[str] | None,
+        wake: Callable[[], None],
+    ) -> None:
+        self._sessions = sessions
+        self._app_name = app_name
+        self._fields = fields
+        self._wake = wake
+        self._changed: dict[Session, None] = {}
+        # The session's id, and a hash of the fields that the client has.
+        self._known: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        """Whether :meth:`take` has frames, unless nothing that the client sees has changed."""
+        return bool(self._changed)
+
+    async def open(self) -> bytes:
+        """Follow the list, and return the ``ready`` frame."""
+        self._sessions.changes.follow(self._app_name, self._note)
+        views = [view async for view in self._views()]
+        return protocol.frame("ready", protocol=protocol.PROTOCOL, sessions=views)
+
+    def close(self) -> None:
+        self._sessions.changes.unfollow(self._app_name, self._note)
+
+    def take(self, subscribed: Container[str] = ()) -> list[bytes]:
+        """Return the frames for all changes since the last call.
+
+        Args:
+            subscribed: sessions whose end is not reported here, because the client has not received
+                all of their entries.
+        """
+        changed, self._changed = self._changed, {}
+        frames = []
+        for session in changed:
+            if not session.is_closed:
+                if (view := self._changed_view(session)) is not None:
+                    frames.append(protocol.frame("session", session=view))
+            elif session.id not in subscribed and session.id in self._known:
+                frames.append(self.remove(session.id))
+        return frames
+
+    def remove(self, session_id: str) -> bytes:
+        """Remove a session that was closed or deleted, and return its last frame."""
+        self._known.pop(session_id, None)
+        return protocol.frame("session_gone", session_id=session_id)
+
+    def _note(self, sessions: Collection[Session]) -> None:
+        self._changed.update(dict.fromkeys(sessions))
+        self._wake()
+
+    async def _views(self) -> AsyncIterator[dict[str, Any]]:
+        async for session in self._sessions.open_sessions(self._app_name):
+            if (view := self._changed_view(session)) is not None:
+                yield view
+
+    def _changed_view(self, session: Session) -> dict[str, Any] | None:
+        """Return the session's state, or None if the client knows it."""
+        view = self._select(session.view())
+        digest = hash(dumps({name: value for name, value in view.items() if name not in UNLISTED}))
+        if self._known.get(session.id) == digest:
+            return None
+        self._known[session.id] = digest
+        return view
+
+    def _select(self, view: Mapping[str, Any]) -> dict[str, Any]:
+        fields = self._fields
+        return {
+            name: value
+            for name, value in view.items()
+            if fields is None or name in fields or name == "session_id"
+        }
