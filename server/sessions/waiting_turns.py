@@ -56,6 +56,7 @@ class WaitingTurns:
 
     def append(self, turn: Turn) -> None:
         self._turns.append(turn)
+        self._core.changed()
 
     def pop_first(self) -> Turn:
         return self._turns.popleft()
@@ -95,6 +96,7 @@ class WaitingTurns:
         if next_turn is not turn:
             self._turns.remove(turn)
             self._turns.insert(self._turns.index(next_turn), turn)
+            self._core.changed()
 
     async def _replace_prompt(self, turn: Turn, blocks: bytes) -> None:
         context, app_name = self._core.context, self._core.row.app_name
@@ -111,4 +113,5 @@ class WaitingTurns:
             quota.release(app_name, max(added, 0))
             raise
         turn.replace_prompt(blocks)
+        self._core.changed()
         quota.release(app_name, max(-added, 0))
