@@ -110,6 +110,12 @@ class ErrorCode(enum.StrEnum):
         close_code=CloseCode.BAD_FRAME,
         rpc_code=RPC_INVALID_PARAMS,
     )
+    NOT_SUPPORTED = _define(
+        "not_supported",
+        400,
+        "The agent, or the server's way to run it, cannot do that.",
+        rpc_code=RPC_INVALID_PARAMS,
+    )
     UNAUTHORIZED = _define(
         "unauthorized",
         401,
@@ -272,6 +278,10 @@ def failure_of(error: BaseException, operation: str, **log_fields: object) -> Er
 
 def bad_request(message: str) -> Error:
     return Error(ErrorCode.BAD_REQUEST, message)
+
+
+def not_supported(message: str) -> Error:
+    return Error(ErrorCode.NOT_SUPPORTED, message)
 
 
 def payload_too_large(message: str = "the body is too large") -> Error:

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..errors import Error, ErrorCode
 from ..states import Transitions
 from .agent_settings import NO_SETTINGS, AgentSettings
+from .parameters import NO_PARAMETERS, AgentParameters
 from .prompt_handle import PromptHandle
 from .traits import AgentTraits
 
 Conversation = Literal["fresh", "kept"]
 """Whether the agent's process began a new conversation, or has kept the session's one."""
+
+
+EnvironOf = Callable[[str], Mapping[str, str]]
+"""Returns the variables that the agents of an app get, by the app's name."""
+
+
+def no_environ(_: str) -> Mapping[str, str]:
+    return {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,6 +56,7 @@ class AgentSpec:
         preface: the system prompt, if the agent has no parameter for it; it precedes the first
             prompt of the conversation.
         owner: the app that the agent works for.
+        parameters: what else the agent gets when it is started, and opens its conversation.
     """
 
     key: str
@@ -57,6 +67,7 @@ class AgentSpec:
     permission: str
     preface: str | None = None
     owner: str = ""
+    parameters: AgentParameters = NO_PARAMETERS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -254,10 +265,14 @@ class Backend(Protocol):
         can_restore: the wanted settings are applied before each prompt; otherwise a prompt fails if
             the agent may be in others.
         timeouts: those of all agents; a change applies to running agents, too.
+        unsupported_options: the fields of :class:`AgentParameters` that have no effect.
+        environ_of: returns the variables of an app, for the next start of each of its agents.
     """
 
     can_ask: bool
     can_restore: bool
+    unsupported_options: frozenset[str]
+    environ_of: EnvironOf
     timeouts: AgentTimeouts
 
     @property
@@ -345,5 +360,5 @@ def real_folder(cwd: str, data_dir: Path) -> str:
 def misplaced() -> Error:
     return Error(
         ErrorCode.BAD_REQUEST,
-        "cwd: the session's folder was deleted or replaced by a link; the agent is not started",
+        "cwd: a folder of the session was deleted or replaced by a link; the agent is not started",
     )

@@ -26,6 +26,8 @@ class AgentTraits:
         asks_by: environment variables that make the agent ask, for one that is configured by
             them: name to the JSON object that is merged into the value.
         takes_system: the agent accepts a system prompt with a new session.
+        takes_claude_options: the agent takes the options of Claude's SDK in ``_meta``, and needs
+            them again each time it loads its conversation.
         takes_any_model: the agent may know more models than it lists.
     """
 
@@ -34,6 +36,7 @@ class AgentTraits:
     asks_by: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     takes_system: bool = False
     takes_any_model: bool = False
+    takes_claude_options: bool = False
 
     @property
     def never_asks(self) -> bool:
@@ -60,7 +63,11 @@ class AgentTraits:
 
 KNOWN: Mapping[str, AgentTraits] = {
     "claude": AgentTraits(
-        "default", frozenset({"plan"}), takes_system=True, takes_any_model=True
+        "default",
+        frozenset({"plan"}),
+        takes_system=True,
+        takes_any_model=True,
+        takes_claude_options=True,
     ),  # 0.101 begins in `auto`, which does not ask
     "codex": AgentTraits("read-only"),  # 2.6 begins in `agent`
     "demo": AgentTraits("ask", frozenset({"plan"}), takes_system=True),

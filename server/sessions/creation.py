@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..agents.base import Backend
 from ..agents.selection import AgentSelection
 from ..codec import dumps
@@ -20,7 +22,7 @@ from ..storage import statements
 from ..storage.schema import SessionRow, Statement
 from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks, to_completion
-from .options import NO_OPTIONS, SessionOptions, check_options
+from .options import NO_OPTIONS, SessionOptions, check_for_agent, check_options
 from .permissions import check_permission
 from .prewarm import PrewarmedAgent, Prewarmer
 from .session import encode_meta
@@ -122,7 +124,15 @@ class SessionCreator:
         await self._disk.check()
         agent = await self._agents.choose(request.agent)
         check_permission(request.permission, self._backend, agent)
+        check_for_agent(request.options, self._backend, agent)
         folder = None if request.cwd is None else await self._workspaces.check(request.cwd)
+        more = [
+            str(await self._workspaces.check(path, "additional_directories"))
+            for path in request.options.additional_directories or ()
+        ]
+        if more:
+            resolved = msgspec.structs.replace(request.options, additional_directories=more)
+            request = dataclasses.replace(request, options=resolved)
         return SessionDraft(request, agent, meta, folder)
 
     def _check_backend(self, request: SessionRequest) -> None:

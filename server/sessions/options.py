@@ -16,18 +16,22 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ..agents.base import Backend
+from ..agents.parameters import NO_PARAMETERS, AgentParameters
 from ..codec import dumps
 from ..config import Settings
-from ..errors import Error, ErrorCode, bad_request
+from ..errors import Error, ErrorCode, bad_request, not_supported
 from ..mcp_servers import McpServer, PlainText, Presets, ServerName, check_mcp_server
 from ..validation import form
 
 MAX_LISTED = 256
 """The limit of elements in each option that is a list."""
+MAX_ENVIRON_BYTES = 32 << 10
+"""The limit of all variables together: the kernel limits the environment of a program, too."""
 ASK_TIMEOUT_SECS = 10, 604_800
 _VARIABLE = form(
-    r"^(?!CLAWDFORGE_|LD_)[A-Za-z_][A-Za-z0-9_]*$(?!\n)",
-    "the name of a variable, which does not begin with CLAWDFORGE_ or LD_",
+    r"^(?!CLAWDFORGE_|LD_|ACPX_|AGENT_SESSION$)[A-Za-z_][A-Za-z0-9_]*$(?!\n)",
+    "the name of a variable, which is not one of CLAWDFORGE_*, LD_*, ACPX_* and AGENT_SESSION",
 )
 
 AskTimeout = Annotated[
@@ -63,7 +67,7 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ] = None
     allowed_tools: Annotated[
         Annotated[list[_Tool], msgspec.Meta(max_length=MAX_LISTED)] | None,
-        msgspec.Meta(description="The only tools that the agent has."),
+        msgspec.Meta(description="Tools that the agent may use without asking; only `claude`."),
     ] = None
     max_turns: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None,
@@ -94,12 +98,29 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def concern_agent(self) -> bool:
         """Whether the agent must be started with them, so that a prewarmed agent cannot serve."""
-        return any(getattr(self, name) for name in AGENT_OPTIONS)
+        return any(getattr(self, name) is not None for name in AGENT_OPTIONS)
 
 
 NO_OPTIONS = SessionOptions()
 AGENT_OPTIONS = ("mcp_servers", "allowed_tools", "max_turns", "env", "additional_directories")
 """The options that the agent receives when it is started or loaded."""
+
+
+def agent_parameters(options: SessionOptions, presets: Presets) -> AgentParameters:
+    """Return what the session's agent gets at each start."""
+    if not options.concern_agent:
+        return NO_PARAMETERS
+    servers = options.mcp_servers or ()
+    return AgentParameters(
+        environ=options.env or {},
+        mcp_servers=tuple(
+            server if isinstance(server, McpServer) else presets.get(server, server)
+            for server in servers
+        ),
+        additional_directories=tuple(options.additional_directories or ()),
+        allowed_tools=None if options.allowed_tools is None else tuple(options.allowed_tools),
+        max_turns=options.max_turns,
+    )
 
 
 class OptionChanges(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,9 +212,28 @@ def check_options(options: SessionOptions, settings: Settings) -> None:
         if name in names:
             raise bad_request(f"mcp_servers: two of them have the name {name!r}")
         names.add(name)
+    environ = sum(len(name) + len(value.encode()) for name, value in (options.env or {}).items())
+    if environ > MAX_ENVIRON_BYTES:
+        raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"env: at most {MAX_ENVIRON_BYTES} bytes")
     limit = settings.max_options_bytes
     if len(options.encode() or "") > limit:
         raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"the options have at most {limit} bytes of JSON")
+
+
+def check_for_agent(options: SessionOptions, backend: Backend, agent: str) -> None:
+    """Check that the agent takes the options, as far as this is known before it starts.
+
+    Raises:
+        Error: ``not_supported``.
+    """
+    for name in AGENT_OPTIONS:
+        if getattr(options, name) is None:
+            continue
+        if name in backend.unsupported_options:
+            raise not_supported(f"{name}: not supported by the cli backend")
+        takes = backend.traits(agent).takes_claude_options
+        if name in ("allowed_tools", "max_turns") and not takes:
+            raise not_supported(f"{name}: the agent {agent!r} does not support it")
 
 
 def _check_server(server: McpServer | str, presets: Presets) -> None:

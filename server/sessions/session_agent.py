@@ -14,6 +14,7 @@ from ..codec import dumps, loads
 from ..errors import Error, session_closed
 from ..storage import statements
 from .core import SessionCore
+from .options import agent_parameters
 from .permissions import Permissions
 from .prewarm import PrewarmedAgent
 from .turns import CurrentTurn
@@ -64,7 +65,15 @@ class SessionAgent:
         row = self._core.row
         preface = row.system if self.system_delivery == "prompt" else None
         return AgentSpec(
-            row.id, row.agent, row.cwd, row.model, row.system, row.permission, preface, row.app_name
+            row.id,
+            row.agent,
+            row.cwd,
+            row.model,
+            row.system,
+            row.permission,
+            preface,
+            row.app_name,
+            agent_parameters(self._core.options, self._core.context.settings.mcp_servers),
         )
 
     @property

@@ -49,27 +49,30 @@ class Workspaces:
         """
         await asyncio.to_thread(safe_files.remove, *self._data_dir.split(self.path(session_id)))
 
-    async def check(self, cwd: str) -> Path:
-        """Resolve the folder that a client chose for a session.
+    async def check(self, path: str, field: str = "cwd") -> Path:
+        """Resolve a folder that a client chose for a session.
+
+        Args:
+            field: the field of the request, for errors.
 
         Raises:
             Error: ``bad_request``; the server has no workspace roots, or the path is not an
                 existing folder in one of them.
         """
-        return await asyncio.to_thread(self._check, cwd)
+        return await asyncio.to_thread(self._check, path, field)
 
-    def _check(self, cwd: str) -> Path:
+    def _check(self, path: str, field: str) -> Path:
         if not self._roots:
-            raise bad_request("cwd: this server gives each session a folder of its own")
-        if not cwd.startswith("/") or "\0" in cwd:
-            raise bad_request("cwd: must be an absolute path")
+            raise bad_request(f"{field}: this server gives each session a folder of its own")
+        if not path.startswith("/") or "\0" in path:
+            raise bad_request(f"{field}: must be an absolute path")
         try:
-            folder = Path(cwd).resolve()
+            folder = Path(path).resolve()
             if any(folder.is_relative_to(root) for root in self._roots) and folder.is_dir():
                 return folder
         except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
-            logger.debug("cwd %r: %s", cwd, error)
-        raise bad_request("cwd: must be an existing folder in one of the workspace roots")
+            logger.debug("%s %r: %s", field, path, error)
+        raise bad_request(f"{field}: must be an existing folder in one of the workspace roots")
 
     async def delete_agent_data(self, session_id: str, cwd: Path | None = None) -> None:
         """Delete acpx's record of a session, and the session's folder unless the client chose it.

@@ -25,6 +25,7 @@ Every failure is `{"ok": false, "error": "for people", "code": "for programs"}`.
 """
 EXAMPLES: Mapping[str, str] = {
     "bad_request": "model: must be text or null, not a whole number",
+    "not_supported": "mcp_servers: 'web': the agent does not support the type 'http'",
     "unauthorized": "a valid token is needed: Authorization: Bearer cf_…",
     "forbidden": "this needs the admin token",
     "not_found": "no such session",

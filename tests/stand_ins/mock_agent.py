@@ -28,6 +28,7 @@ Reports (each sends one chunk of JSON)
     {"echo": true}              the received content blocks
     {"history": true}           the texts of all prompts of this session, also to earlier processes
     {"report": true}            {pid, ppid, pgid, sid, cwd, argv, env: [names], fds, initialize,
+                                opened: [method, params] of the request that opened the session,
                                 session: {sessionId, cwd, params of session/new, config}}
     {"env": [NAME, …]}          {NAME: value or null}
 Requests
@@ -69,6 +70,8 @@ Flags
     --no-load           does not offer session/load
     --resume            offers session/resume
     --close             offers session/close
+    --directories       accepts additional directories
+    --mcp               accepts MCP servers over HTTP and SSE
     --plays=PATH        a JSON file that maps prompt texts to steps; such a prompt runs its steps
     --text-only         supports no image, audio or embedded context
     --commands          sends its commands after session/new, session/load and session/resume
@@ -494,6 +497,7 @@ class Turn(threading.Thread):
                 "env": sorted(os.environ),
                 "fds": sorted(int(fd.name) for fd in Path("/dev/fd").iterdir()),
                 "initialize": agent_state["initialize"],
+                "opened": agent_state["opened"],
                 "session": {k: v for k, v in session.items() if k not in ("prompts", "messages")},
             }
         )
@@ -638,7 +642,7 @@ STEPS: dict[str, Step] = {
 
 flags: dict[str, str] = {}
 sessions: dict[str, Session] = {}
-agent_state: Json = {"initialize": None}
+agent_state: Json = {"initialize": None, "opened": None}
 
 
 def initialize(params: Json, _: Any) -> Json:
@@ -649,7 +653,11 @@ def initialize(params: Json, _: Any) -> Json:
         "agentCapabilities": {
             "loadSession": "no-load" not in flags,
             "promptCapabilities": {"image": rich, "audio": rich, "embeddedContext": rich},
-            "sessionCapabilities": {name: {} for name in ("resume", "close") if name in flags},
+            "sessionCapabilities": {
+                **{name: {} for name in ("resume", "close") if name in flags},
+                **({"additionalDirectories": {}} if "directories" in flags else {}),
+            },
+            **({"mcpCapabilities": {"http": True, "sse": True}} if "mcp" in flags else {}),
         },
         "agentInfo": {"name": "mock-agent", "version": "1"},
         "authMethods": [{"id": "mock-login", "name": "Log in"}] if "login" in flags else [],
@@ -658,6 +666,7 @@ def initialize(params: Json, _: Any) -> Json:
 
 def new_session(params: Json, _: Any) -> Json:
     fail_if("fail-new")
+    agent_state["opened"] = ["session/new", params]
     session = Session.new(params)
     return {"sessionId": session.id, **register(session)}
 
@@ -676,6 +685,7 @@ def resume_session(params: Json, _: Any) -> Json:
 
 def restore_session(params: Json, *, replay: bool) -> Json:
     fail_if("fail-load")
+    agent_state["opened"] = ["session/load" if replay else "session/resume", params]
     session = Session.load(params["sessionId"], params["cwd"])
     for message in session.data["messages"] if replay else ():
         send_update(session.id, text_chunk(f"{message['role']}_message_chunk", message["text"]))

@@ -31,8 +31,10 @@ from ..base import (
     AgentSpec,
     AgentTimeouts,
     Backpressure,
+    EnvironOf,
     MessageLimits,
     agent_unavailable,
+    no_environ,
 )
 from ..catalog import AcpxError, agent_infos, check_versions
 from ..traits import AgentTraits, traits_of
@@ -61,6 +63,7 @@ class CliBackend:
     """
 
     can_ask = False
+    unsupported_options = frozenset({"additional_directories", "allowed_tools", "max_turns"})
     can_restore = False  # acpx sends the prompt as soon as it has loaded the session
     restarts = 0  # there is no host
 
@@ -75,6 +78,7 @@ class CliBackend:
         backpressure: Backpressure,
         limits: MessageLimits,
     ) -> None:
+        self.environ_of: EnvironOf = no_environ
         self._node = node
         self._data_dir = data_dir
         self._homes = data_dir.acpx_cli / "homes"
@@ -150,7 +154,11 @@ class CliBackend:
             self._data_dir,
             self._homes / spec.key,
             agent_argv=command.argv if command else await self._find_agent(spec.agent),
-            agent_environ=command.env if command else {},
+            agent_environ={
+                **(command.env if command else {}),
+                **self.environ_of(spec.owner),
+                **spec.parameters.environ,
+            },
         )
 
     async def _find_agent(self, name: str) -> Sequence[str]:

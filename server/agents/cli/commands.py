@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from ... import safe_files
-from ...codec import parse_message
+from ...codec import dumps, parse_message
 from ...data_dir import DataDir
 from ..base import AgentSpec, misplaced, real_folder
 from ..failures import details_of
 from ..process import process_tree
 from ..process.programs import Program, Programs
-from ..program_output import KEPT_BYTES, last_output, redact, secrets_in, single_line
+from ..program_output import KEPT_BYTES, MIN_SECRET, last_output, redact, secrets_in, single_line
 
 FOREVER_SECS = 2**31 // 1000
 """acpx's longest timeout. The server ends turns; acpx must not."""
+ALL_MCP_SERVERS = {"mcpCapabilities": {"http": True, "sse": True}}
+"""The cli backend does not know the agent's capabilities: the agent refuses what it cannot do."""
 ENDED = ("AGENT_DISCONNECTED", "AGENT_STARTUP_FAILED")
 """acpx's codes for an agent that has ended; the reason may be on its stderr."""
 
@@ -99,6 +101,7 @@ class AcpxCommands:
         self._env_value = f"{spec.key}:{secrets.token_hex(4)}"
         self._environ = {**environ, "HOME": str(home), process_tree.AGENT_VARIABLE: self._env_value}
         self._programs = Programs(acpx.environ)
+        self._mcp_config = home / "mcp.json" if spec.parameters.mcp_servers else acpx.no_mcp
 
     def rebind(self, spec: AgentSpec) -> None:
         """Use *spec*, which may have another permission policy, for later commands."""
@@ -111,7 +114,8 @@ class AcpxCommands:
     @property
     def secrets(self) -> Collection[str]:
         """The values that must not be shown if acpx or its agent writes them."""
-        return secrets_in(self._environ)
+        own = {value for value in self._spec.parameters.secrets() if len(value) >= MIN_SECRET}
+        return secrets_in(self._environ) | own
 
     async def start(
         self, *command: str, stdin: bytes = b"", options: Sequence[str] = ()
@@ -122,7 +126,7 @@ class AcpxCommands:
             *("--cwd", self._spec.cwd, "--agent", self._agent),
             # The options also override a workspace's `.acpxrc.json`.
             *(POLICIES[self._spec.permission], "--non-interactive-permissions", "deny"),
-            *("--mcp-config", str(self._acpx.no_mcp), "--auth-policy", "skip"),
+            *("--mcp-config", str(self._mcp_config), "--auth-policy", "skip"),
             *("--timeout", str(FOREVER_SECS), "--ttl", "0"),
             # As with the host: agents use tools of their own.
             *("--no-fs", "--no-terminal"),
@@ -144,11 +148,21 @@ class AcpxCommands:
             raise misplaced()
         with safe_files.folder(*self._data_dir.split(self._home), make=True):
             pass
+        if self._mcp_config != self._acpx.no_mcp:
+            self._store_mcp_config()
         descriptor = os.memfd_create("stdin")
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(stdin)
         os.lseek(descriptor, 0, os.SEEK_SET)
         return descriptor
+
+    def _store_mcp_config(self) -> None:
+        """Store the session's MCP servers for acpx, in a file that only the server's user reads."""
+        servers = self._spec.parameters.request_fields(ALL_MCP_SERVERS)["mcpServers"]
+        path = self._data_dir.split(self._mcp_config)
+        safe_files.remove(*path)
+        with safe_files.new_file(*path) as file:
+            file.write(dumps({"mcpServers": servers}))
 
     async def run(self, *command: str, options: Sequence[str] = ()) -> dict[str, Any]:
         """Run a command to its end, and return the object that it wrote.

@@ -83,9 +83,11 @@ class AcpxSession:
             if self._generation == self._host.generation and not fresh:
                 return
             self._handover.register(self._target)
-            self._process.failed_proxy = None
+            self._process.failed_proxy = self._process.rejection = None
             # Without the model, which is set before the first prompt like every other setting.
-            options = {"systemPrompt": spec.system} if spec.system is not None else {}
+            options = spec.parameters.options_for_acpx()
+            if spec.system is not None:
+                options["systemPrompt"] = spec.system
             async with self._starts.of(spec.owner):
                 with self._process.acpx_call():
                     await self._host.call(
@@ -146,8 +148,8 @@ class AcpxSession:
     def cannot_load(self, error: CallError) -> bool:
         """Whether the agent cannot load its conversation, so that a new one must begin."""
         refusal = self._process.refusal
-        if needs_login(refusal):  # the agent may load it after the login
-            return False
+        if self._process.rejection is not None or needs_login(refusal):
+            return False  # the agent may load it after the login
         return error.code == "SESSION_RESUME_REQUIRED" and (
             refusal is not None or "does not support session/resume" in str(error)
         )
@@ -166,6 +168,8 @@ class AcpxSession:
         if process.is_misplaced:
             process.is_misplaced = False
             return misplaced()
+        if process.rejection is not None:
+            return process.rejection
         if error.code == "UNSUPPORTED_PROMPT_CONTENT":  # the agent did start
             return bad_request(f"the agent does not take this prompt: {message_of(error)}")
         if needs_login(process.refusal) or error.code == "AUTH_REQUIRED":

@@ -15,7 +15,7 @@ from .binding import Binding
 from .handover import StdioHandover
 from .process import HostProcess
 from .prompts import PromptQueue, PromptSender
-from .proxy_events import ProxyEvents
+from .proxy_events import LoadMeta, ProxyEvents
 from .setting_changes import SettingChanges
 from .settings_sync import SettingsSync
 
@@ -29,6 +29,7 @@ class HostAgent:
     Args:
         settings: the settings that an earlier process of the session's agent reported.
         starts, closes: limit how many agents of one app start, and end, at once.
+        load_meta: returns the ``_meta`` with which an agent must load its conversation.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class HostAgent:
         starts: Semaphores,
         closes: Semaphores,
         timeouts: AgentTimeouts,
+        load_meta: LoadMeta,
     ) -> None:
         binding = self._binding = Binding(spec, observer)
         process = self._process = AgentProcess(binding, host, handover, tasks)
@@ -53,7 +55,7 @@ class HostAgent:
             handover,
             binding,
             process,
-            ProxyEvents(binding, process, sync, queue, tasks),
+            ProxyEvents(binding, process, sync, queue, tasks, load_meta),
             starts=starts,
             closes=closes,
             timeouts=timeouts,

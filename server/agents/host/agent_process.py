@@ -8,10 +8,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from ...errors import Error
 from ...states import StateMachine
 from ...tasks import Tasks
 from ..base import AGENT_TRANSITIONS, AgentState
 from ..process import process_tree
+from ..program_output import MIN_SECRET
 from .binding import Binding
 from .handover import StdioHandover
 from .process import HostProcess
@@ -33,6 +35,8 @@ class AgentProcess:
         failed_proxy: the proxy of a process that has ended since the last call to acpx began.
         refusal: the error with which the process refused to open the conversation; None if it did
             not refuse.
+        rejection: the error for which the conversation was not opened, because the process cannot
+            take the session's parameters.
         is_misplaced: acpx started a process outside the session's folder, and it was refused.
     """
 
@@ -42,6 +46,7 @@ class AgentProcess:
         self.proxy: StdioProxy | None = None
         self.failed_proxy: StdioProxy | None = None
         self.refusal: Any = None
+        self.rejection: Error | None = None
         self.is_misplaced = False
         self._binding = binding
         self._host = host
@@ -60,6 +65,13 @@ class AgentProcess:
     def has_conversation(self) -> bool:
         """Whether the process has opened the session's conversation."""
         return self.state in (AgentState.READY, AgentState.PROMPTING)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The values of the session and of its app that no client may see in an output."""
+        spec = self._binding.spec
+        own = (*spec.parameters.secrets(), *self._handover.environ_of(spec.owner).values())
+        return frozenset(value for value in own if len(value) >= MIN_SECRET)
 
     @contextlib.contextmanager
     def acpx_call(self) -> Iterator[None]:
@@ -84,6 +96,7 @@ class AgentProcess:
     def connected(self, proxy: StdioProxy) -> None:
         """A new process runs, connected to *proxy*. It replaces a former one."""
         self.is_misplaced = False
+        self.rejection = None
         self.proxy = proxy
         self._move_to(AgentState.STARTING)
         if self._is_stopping:
@@ -165,12 +178,17 @@ class AgentProcess:
                 async with asyncio.timeout(LAST_OUTPUT_SECS):
                     await self.proxy.ended.wait()
         stdout = self.failed_proxy.stray_output if self.failed_proxy is not None else b""
-        return await self._handover.stderr.last_output(self._binding.key, stdout)
+        return await self._handover.stderr.last_output(
+            self._binding.key, stdout, secrets=self.secrets
+        )
 
     async def output_of(self, proxy: StdioProxy) -> str:
         """Return the end of the output of the process of *proxy*, which has ended."""
         return await self._handover.stderr.last_output(
-            self._binding.key, proxy.stray_output, timeout=LAST_OUTPUT_SECS
+            self._binding.key,
+            proxy.stray_output,
+            timeout=LAST_OUTPUT_SECS,
+            secrets=self.secrets,
         )
 
     def _move_to(self, state: AgentState) -> None:

@@ -29,10 +29,12 @@ from ..base import (
     AgentSpec,
     AgentTimeouts,
     Backpressure,
+    EnvironOf,
     MessageLimits,
     agent_unavailable,
 )
 from ..catalog import agent_infos
+from ..parameters import claude_meta
 from ..program_output import secrets_in
 from ..traits import AgentTraits, traits_of
 from .agent import HostAgent
@@ -67,6 +69,7 @@ class HostBackend:
 
     can_ask = True
     can_restore = True
+    unsupported_options: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -117,6 +120,15 @@ class HostBackend:
         self._tasks = Tasks()
         self._capabilities: dict[str, Mapping[str, Any]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def environ_of(self) -> EnvironOf:
+        """Returns the variables of an app."""
+        return self.handover.environ_of
+
+    @environ_of.setter
+    def environ_of(self, environ_of: EnvironOf) -> None:
+        self.handover.environ_of = environ_of
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -174,7 +186,13 @@ class HostBackend:
             starts=self._starts,
             closes=self._closes,
             timeouts=self.timeouts,
+            load_meta=self._load_meta,
         )
+
+    def _load_meta(self, spec: AgentSpec) -> Mapping[str, Any]:
+        if not self.traits(spec.agent).takes_claude_options:
+            return {}
+        return claude_meta(spec.parameters, spec.system, self._environ)
 
     async def capabilities(self, name: str) -> Mapping[str, Any]:
         if name not in self._capabilities:

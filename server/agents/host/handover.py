@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 from ...codec import dumps
 from ...config import AgentCommand
 from ...tasks import Supervisor, Tasks
-from ..base import AgentSpec, Backpressure, MessageLimits, real_folder
+from ..base import AgentSpec, Backpressure, EnvironOf, MessageLimits, no_environ, real_folder
 from ..process import process_tree
 from ..traits import asking_environ, traits_of
 from .incomplete_messages import IncompleteMessages
@@ -67,6 +67,7 @@ class StdioHandover:
     Attributes:
         name: the name of the abstract socket. A path could be too long, and would need removal.
         living: the tags of the agents that are alive.
+        environ_of: returns the variables of an app.
         timeout: seconds within which a launcher must be announced, and must send its descriptors.
     """
 
@@ -84,6 +85,7 @@ class StdioHandover:
         self.living = process_tree.LivingAgents()
         self.stderr = stderr
         self.timeout = HANDOVER_SECS
+        self.environ_of: EnvironOf = no_environ
         self._data_dir = data_dir
         self._commands = commands
         self._environ = environ
@@ -186,7 +188,8 @@ class StdioHandover:
                 ours.callback(os.close, descriptor)
             if len(descriptors) != 2:
                 return
-            if not await asyncio.to_thread(_runs_in, pid, agent.spec.cwd, self._data_dir):
+            folders = agent.spec.parameters.additional_directories
+            if not await asyncio.to_thread(_runs_in, pid, agent.spec.cwd, self._data_dir, folders):
                 logger.warning("refused process %d: it is not in its session's folder", pid)
                 agent.process_misplaced()
                 return
@@ -209,7 +212,9 @@ class StdioHandover:
             ours.callback(os.close, ends[-1])
             agent.process_connected(proxy)
             environ = {**self._environ_of(agent.spec), process_tree.AGENT_VARIABLE: value}
-            socket.send_fds(connection, [dumps(environ)], ends)
+            overlay = dumps(environ)
+            sent = socket.send_fds(connection, [overlay], ends)
+            await asyncio.get_running_loop().sock_sendall(connection, overlay[sent:])
 
     async def _announced_key(self, pid: int) -> str | None:
         """Wait until the host announces *pid*. Return the session's key.
@@ -246,14 +251,20 @@ class StdioHandover:
         command = self._commands.get(spec.agent)
         own = command.env if command else {}
         traits = traits_of(spec.agent, self._commands)
+        own = {**own, **self.environ_of(spec.owner), **spec.parameters.environ}
         return {**own, **asking_environ(traits, spec.permission, {**self._environ, **own})}
 
 
-def _runs_in(pid: int, cwd: str, data_dir: Path) -> bool:
+def _runs_in(pid: int, cwd: str, data_dir: Path, folders: Sequence[str]) -> bool:
     """Whether the working directory of a launcher, and so of the agent, is the session's folder.
 
     acpx resolves the path again when it starts a process, and the path may contain links by then.
+
+    Args:
+        folders: the session's other folders; they must not have become links either.
     """
+    if any(os.path.realpath(folder) != folder for folder in folders):
+        return False
     try:
         return os.readlink(f"/proc/{pid}/cwd") == real_folder(cwd, data_dir)  # noqa: PTH115
     except OSError:

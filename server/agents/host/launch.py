@@ -29,6 +29,8 @@ def main() -> None:
     server.connect("\0" + os.environ[HANDOVER])
     socket.send_fds(server, [b"\n"], [0, 1])
     overlay, given, _, _ = socket.recv_fds(server, 1 << 20, 3)
+    while piece := server.recv(1 << 20):  # to the end: the kernel may deliver it in pieces
+        overlay += piece
     server.close()
     if not overlay:
         sys.exit("refused by the server: its log says why")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...errors import Error
 from ...tasks import Tasks
 from .. import acp_settings
 from ..base import AGENT_GONE, AgentSpec, agent_failed
@@ -15,9 +16,15 @@ from .prompts import HostPrompt, PromptQueue
 from .settings_sync import SettingsSync
 from .stdio_proxy import StdioProxy
 
+LoadMeta = Callable[[AgentSpec], Mapping[str, Any]]
+
 
 class ProxyEvents:
-    """The :class:`HandoverTarget` and :class:`ProxyHandler` of one agent."""
+    """The :class:`HandoverTarget` and :class:`ProxyHandler` of one agent.
+
+    Args:
+        load_meta: returns the ``_meta`` with which an agent must load its conversation.
+    """
 
     def __init__(
         self,
@@ -26,12 +33,14 @@ class ProxyEvents:
         sync: SettingsSync,
         queue: PromptQueue,
         tasks: Tasks,
+        load_meta: LoadMeta,
     ) -> None:
         self._binding = binding
         self._process = process
         self._sync = sync
         self._queue = queue
         self._tasks = tasks
+        self._load_meta = load_meta
 
     @property
     def spec(self) -> AgentSpec:
@@ -61,6 +70,19 @@ class ProxyEvents:
         """End the turn of a process that has ended during it, with its last output."""
         output = await self._process.output_of(proxy)
         prompt.finish(agent_failed(f"{AGENT_GONE}: {output}" if output else AGENT_GONE))
+
+    # The conversation.
+
+    def session_fields(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            fields = self.spec.parameters.request_fields(self._sync.reported.capabilities)
+        except Error as error:
+            self._process.rejection = error
+            raise
+        meta = self._load_meta(self.spec) if method != "session/new" else {}
+        if meta:
+            fields["_meta"] = {**(params.get("_meta") or {}), **meta}
+        return fields
 
     # Prompts.
 

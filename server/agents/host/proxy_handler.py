@@ -13,7 +13,17 @@ if TYPE_CHECKING:
 class ProxyHandler(Protocol):
     """Decides over the prompts to one agent, and receives the messages of that agent."""
 
-    # Prompts, from acpx to the agent.
+    # From acpx to the agent.
+
+    def session_fields(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return fields to set in the params of a request that opens the conversation.
+
+        Args:
+            method: ``session/new``, ``session/load`` or ``session/resume``.
+
+        Raises:
+            Error: the agent cannot take the session's parameters. It does not get the request.
+        """
 
     def prompt_blocker(self) -> asyncio.Future[Any] | None:
         """Return a future that must be done before the next prompt may pass; None if it may.

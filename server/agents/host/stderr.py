@@ -79,7 +79,11 @@ class StderrFiles:
             del self._running[key]
 
     async def last_output(
-        self, key: str, stdout: bytes = b"", timeout: float = STDERR_END_SECS
+        self,
+        key: str,
+        stdout: bytes = b"",
+        timeout: float = STDERR_END_SECS,
+        secrets: Collection[str] = (),
     ) -> str:
         """Return the end of the output of the session's agent, which has ended, on one line.
 
@@ -87,12 +91,14 @@ class StderrFiles:
             stdout: the end of its stdout, without messages.
             timeout: seconds for the rest of its stderr to arrive. A descendant may hold the pipe
                 open.
+            secrets: more strings that clients must not see.
         """
+        hidden = {*self._secrets, *secrets}
         if key not in self._running:
-            return last_output([stdout], self._secrets)
+            return last_output([stdout], hidden)
         task, newest = self._running[key]
         await asyncio.wait([task], timeout=timeout)
-        return last_output([stdout, bytes(newest)], self._secrets)
+        return last_output([stdout, bytes(newest)], hidden)
 
     async def forget(self, key: str) -> None:
         """Delete the file of a session whose agent has ended."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...codec import dumps, parse_message, parse_rpc
+from ...errors import Error
 from ..acp_settings import SESSION_METHODS, SETTERS
 from ..base import Backpressure
 from ..line_reader import LineReader
@@ -176,9 +177,13 @@ class StdioProxy:
                     return
                 self._forward_prompt(self._waiting_lines.popleft(), message)
                 continue
+            line: bytes | None = self._waiting_lines.popleft()
             if message is not None:
                 self._track_request(message)
-            self._to_agent.write(self._waiting_lines.popleft())
+                if message.get("method") in SESSION_METHODS:
+                    line = self._with_parameters(message, line)
+            if line is not None:
+                self._to_agent.write(line)
 
     def _prompt_unblocked(self, _: asyncio.Future[Any]) -> None:
         self.is_prompt_held = False
@@ -215,6 +220,25 @@ class StdioProxy:
             if method in SESSION_METHODS:
                 self._is_loading = method == "session/load"
                 self._note_session_id(params)
+
+    def _with_parameters(self, message: dict[str, Any], line: bytes | None) -> bytes | None:
+        """Return a request that opens the conversation, with the agent's parameters.
+
+        Returns:
+            None if the agent cannot take them. acpx has a response then.
+        """
+        params = message.get("params")
+        known = params if isinstance(params, dict) else {}
+        try:
+            fields = self._handler.session_fields(message["method"], known)
+        except Error as error:
+            self._tracked_requests.pop(message.get("id"), None)
+            self._is_loading = False
+            refusal = {"code": error.code.rpc_code, "message": error.message}
+            response = {"jsonrpc": "2.0", "id": message.get("id"), "error": refusal}
+            self._to_acpx.write(dumps(response))
+            return None
+        return dumps({**message, "params": {**known, **fields}}) if fields else line
 
     def _note_session_id(self, params: Any) -> None:
         if isinstance(params, dict) and isinstance(params.get("sessionId"), str):
