@@ -29,25 +29,15 @@ from ..process.process_tree import RlimitTag
 from ..program_output import KEPT_BYTES
 from .channel import Channel
 from .incomplete_messages import IncompleteMessages, MessageMemory
-from .outline import with_blocks, with_preface
+from .outline import refusal, with_blocks, with_fields, with_preface
 from .proxy_handler import ProxyHandler
+from .withheld import is_withheld
 
 logger = logging.getLogger(__name__)
 
 MAX_PROMPT_LINE_BYTES = 64 << 20
 """The limit of a line that acpx writes. acpx has the same limit."""
 
-WITHHELD_UPDATES = frozenset(
-    {
-        "user_message_chunk",
-        "agent_message_chunk",
-        "agent_thought_chunk",
-        "tool_call",
-        "tool_call_update",
-        "plan",
-    }
-)
-"""The kinds of ``session/update`` that acpx does not receive."""
 TRACKED_METHODS = SESSION_METHODS | SETTERS | {"initialize"}
 """The requests of acpx whose responses the handler receives, too."""
 OWN_ID = "clawdforge-%d"
@@ -177,12 +167,12 @@ class StdioProxy:
                     return
                 self._forward_prompt(self._waiting_lines.popleft(), message)
                 continue
-            line: bytes | None = self._waiting_lines.popleft()
+            line = self._waiting_lines.popleft()
             if message is not None:
                 self._track_request(message)
                 if message.get("method") in SESSION_METHODS:
-                    line = self._with_parameters(message, line)
-            if line is not None:
+                    line = self._with_parameters(line, message)
+            if line:
                 self._to_agent.write(line)
 
     def _prompt_unblocked(self, _: asyncio.Future[Any]) -> None:
@@ -221,24 +211,19 @@ class StdioProxy:
                 self._is_loading = method == "session/load"
                 self._note_session_id(params)
 
-    def _with_parameters(self, message: dict[str, Any], line: bytes | None) -> bytes | None:
+    def _with_parameters(self, line: bytes, message: dict[str, Any]) -> bytes:
         """Return a request that opens the conversation, with the agent's parameters.
 
         Returns:
-            None if the agent cannot take them. acpx has a response then.
+            Nothing if the agent cannot take them. acpx has a response then.
         """
-        params = message.get("params")
-        known = params if isinstance(params, dict) else {}
         try:
-            fields = self._handler.session_fields(message["method"], known)
+            return with_fields(line, message, self._handler.session_fields)
         except Error as error:
             self._tracked_requests.pop(message.get("id"), None)
             self._is_loading = False
-            refusal = {"code": error.code.rpc_code, "message": error.message}
-            response = {"jsonrpc": "2.0", "id": message.get("id"), "error": refusal}
-            self._to_acpx.write(dumps(response))
-            return None
-        return dumps({**message, "params": {**known, **fields}}) if fields else line
+            self._to_acpx.write(refusal(message, error))
+            return b""
 
     def _note_session_id(self, params: Any) -> None:
         if isinstance(params, dict) and isinstance(params.get("sessionId"), str):
@@ -304,7 +289,7 @@ class StdioProxy:
                 return False
             return True
         self._handler.notification_received(line, message, replayed=self._is_loading)
-        return not (method == "session/update" and _is_withheld(message))
+        return not (method == "session/update" and is_withheld(message))
 
     def _handle_response(self, line: bytes, message: dict[str, Any]) -> None:
         request_id = message.get("id")
@@ -410,10 +395,3 @@ class StdioProxy:
             if not response.done():
                 response.set_exception(ConnectionResetError())
         self._handler.process_ended(self)
-
-
-def _is_withheld(message: dict[str, Any]) -> bool:
-    try:
-        return message["params"]["update"]["sessionUpdate"] in WITHHELD_UPDATES
-    except (KeyError, TypeError):
-        return False
