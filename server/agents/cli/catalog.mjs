@@ -9,7 +9,7 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import process from 'node:process';
 
-import { createAgentRegistry } from 'acpx/agent-registry';
+import { BUILT_IN_AGENT_PACKAGES, createAgentRegistry } from 'acpx/agent-registry';
 
 import { launchesOf } from '../host/launches.mjs';
 
@@ -23,6 +23,6 @@ process.stdout.write(
 	JSON.stringify({
 		versions: { acpx: version, node: process.versions.node },
 		cli: path.join(path.dirname(manifest), typeof bin === 'string' ? bin : bin.acpx),
-		agents: launchesOf(registry, [...names])
+		agents: launchesOf(registry, BUILT_IN_AGENT_PACKAGES, [...names])
 	})
 );

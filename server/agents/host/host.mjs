@@ -9,9 +9,8 @@ import { unlink } from 'node:fs/promises';
 import { createRequire, flushCompileCache } from 'node:module';
 import path from 'node:path';
 import process from 'node:process';
-import { createAgentRegistry } from 'acpx/agent-registry';
-import { AcpxRuntime, createFileSessionStore } from 'acpx/runtime';
 
+import { AcpxRuntime, BUILT_IN_AGENT_PACKAGES, createAgentRegistry, createFileSessionStore } from './acpx.mjs';
 import { launchesOf } from './launches.mjs';
 import { keepRecords } from './records.mjs';
 
@@ -124,6 +123,7 @@ const operations = {
 	agents({ only }) {
 		return launchesOf(
 			registry,
+			BUILT_IN_AGENT_PACKAGES,
 			registry.list().filter(name => (only ?? name) === name)
 		);
 	},

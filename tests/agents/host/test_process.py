@@ -7,6 +7,8 @@ import ctypes
 import json
 import os
 import platform
+import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from server.errors import StartError
 
 from ...conftest import Serve
 from ...support.harness import (
+    ROOT,
     Client,
     Socket,
     descendants,
@@ -323,9 +326,31 @@ async def test_start_fails_without_acpx(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The host resolves acpx from the folder of its file.
-    (tmp_path / "host.mjs").write_text((process.HERE / "host.mjs").read_text())
-    monkeypatch.setattr(process, "HERE", tmp_path)
+    shutil.copytree(process.HERE, tmp_path / "host")
+    monkeypatch.setattr(process, "HERE", tmp_path / "host")
     assert "make run" in await start_error(serve)
+
+
+async def test_host_loads_modules_of_acpx_without_the_bundle(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = shutil.copytree(process.HERE, tmp_path / "server" / "agents" / "host")
+    packages = ROOT / "node_modules"
+    for folder in (Path(), Path("acpx"), Path("acpx") / "dist"):
+        (tmp_path / "node_modules" / folder).mkdir()
+        for path in (packages / folder).iterdir():
+            if path.name not in ("acpx", "dist", "bundle.mjs"):
+                (tmp_path / "node_modules" / folder / path.name).symlink_to(path)
+    monkeypatch.setattr(process, "HERE", host)
+    client = await (await serve()).client()
+    assert (await client.turn(await client.create(), "hello"))[0] == 200
+
+
+def test_host_loads_acpx_from_the_bundle() -> None:
+    modules = (process.HERE / "acpx_modules.mjs").read_text("utf-8")
+    exports = re.findall(r"\w+", " ".join(re.findall(r"\{(.*?)\}", modules)))
+    bundle = (ROOT / "node_modules" / "acpx" / "dist" / "bundle.mjs").read_text("utf-8")
+    assert sorted(re.findall(r"\w+", bundle.rpartition("export {")[2])) == sorted(exports)
 
 
 @pytest.mark.parametrize("node", ["/no/such/node", sys.executable, "/bin/cat"])
