@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from server.__main__ import main
+from server.command_line import main
 
 REPORTED = 5
 slowest: list[tuple[float, str]] = []

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from server.__main__ import reachable
+from server.command_line import reachable
 from server.config import (
     PREFIX,
     AgentCommand,

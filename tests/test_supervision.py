@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.__main__ import serve as serve_forever
+from server.command_line import serve as serve_forever
 from server.config import Settings
 from server.errors import DatabaseError, Error
 from server.sessions.event_log import RingBudget

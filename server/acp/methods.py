@@ -15,12 +15,13 @@ from ..sessions.content import check_content
 from ..sessions.creation import SessionRequest
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
-from ..sessions.settings import SetConfigOption, SetMode, SetModel, Setting
-from . import jsonrpc, params
+from ..sessions.turns import Turn
+from . import jsonrpc, params, resumption
 from .jsonrpc import JsonRpcError
 from .listing import decode_cursor, encode_cursor, session_item
 from .params import NAMESPACE, UrlOptions, read_params
 from .requests import Requests
+from .setting_methods import SettingMethods
 from .subscription import SessionSubscription
 from .subscriptions import Subscriptions
 from .truncate import DEFAULT_MAX_BYTES
@@ -77,9 +78,7 @@ class AcpMethods:
             "session/list": self._list,
             "session/close": self._close,
             "session/prompt": self._prompt,
-            "session/set_mode": self._set_mode,
-            "session/set_model": self._set_model,
-            "session/set_config_option": self._set_config_option,
+            **SettingMethods(requests, self._subscription).by_name,
         }
 
     async def handle_request(self, request: jsonrpc.Request) -> None:
@@ -120,6 +119,7 @@ class AcpMethods:
         if self.is_initialized:
             raise JsonRpcError(jsonrpc.INVALID_REQUEST, "the connection is initialized already")
         self._options = initialize.session_options.with_defaults(self._options)
+        self._subscriptions.have_positions = initialize.session_options.positions
         agent = await self._sessions.agents.choose(self._options.agent)
         capabilities = await self._sessions.backend.capabilities(agent)
         self.is_initialized = True
@@ -171,7 +171,9 @@ class AcpMethods:
             "cwd": row.cwd,
             "ignored": _ignored(new),
         }
-        result = {"sessionId": session.id, **subscription.settings()}
+        opened = subscription.opened()
+        extension |= opened.pop("_meta", {}).get(NAMESPACE, {})
+        result = {"sessionId": session.id, **opened}
         self._requests.respond(request, {**result, "_meta": {NAMESPACE: extension}})
 
     def _session_request(self, new: params.NewSessionParams) -> SessionRequest:
@@ -198,17 +200,35 @@ class AcpMethods:
 
     async def _load(self, request: jsonrpc.Request) -> None:
         load = read_params(params.LoadSessionParams, request.params)
-        subscription = await self._subscription(load.session_id)
-        for message in subscription.replay(request):
+        subscription = await self._reopen(load)
+        for message in subscription.replay(request, after=load.session_options.after or 0):
             self._send(message)
         self._subscriptions.schedule()
 
     async def _resume(self, request: jsonrpc.Request) -> None:
         resume = read_params(params.ResumeSessionParams, request.params)
-        subscription = await self._subscription(resume.session_id)
-        self._requests.respond(request, subscription.settings())
+        subscription = await self._reopen(resume)
+        if (after := resume.session_options.after) is not None:
+            subscription.cursor = after
+            self._subscriptions.schedule()
+        self._requests.respond(request, subscription.opened())
         for message in subscription.request_pending_permissions():
             self._send(message)
+
+    async def _reopen(self, resume: params.LoadSessionParams) -> SessionSubscription:
+        """The subscription to a session whose client may have had it on an earlier connection."""
+        session = await self._session(resume.session_id)
+        options = resume.session_options
+        resumption.check_resumed_position(session, options.after)
+        prompts, unknown = await resumption.find_prompts(session, options.prompts or {})
+        # No await from here on: the end of a turn must find its request.
+        subscription = self._subscribed(session)
+        subscription.unknown_prompts = unknown
+        if options.after is not None:
+            subscription.cursor = options.after
+        for turn, prompt in prompts:
+            self._await_turn(subscription, prompt, turn)
+        return subscription
 
     async def _list(self, request: jsonrpc.Request) -> None:
         query = read_params(params.ListSessionsParams, request.params)
@@ -260,10 +280,12 @@ class AcpMethods:
 
     async def _subscription(self, session_id: str) -> SessionSubscription:
         """The connection's subscription to a session; a new one begins with the next entry."""
-        session = await self._session(session_id)
+        return self._subscribed(await self._session(session_id))
+
+    def _subscribed(self, session: Session) -> SessionSubscription:
         if session.is_closed:
             raise session_closed()
-        found = self._subscriptions.get(session_id)
+        found = self._subscriptions.get(session.id)
         return found or self._subscribe(session, session.log.head)
 
     def _subscribe(self, session: Session, cursor: int) -> SessionSubscription:
@@ -277,9 +299,24 @@ class AcpMethods:
         blocks = check_content(prompt.prompt)
         subscription = await self._subscription(prompt.session_id)
         session = subscription.session
-        turn, _ = await send_prompt(self._credential, session, blocks, request_id=self._upgrade_id)
+        turn, _ = await send_prompt(
+            self._credential,
+            session,
+            blocks,
+            request_id=self._upgrade_id,
+            client_id=prompt.session_options.prompt_id,
+        )
         # No await from here on: the turn's end must find its request.
-        subscription.prompts[turn.index] = request
+        self._await_turn(subscription, request, turn)
+
+    def _await_turn(
+        self, subscription: SessionSubscription, request: jsonrpc.Request, turn: Turn
+    ) -> None:
+        """Respond to a prompt at the end of its turn."""
+        if (response := subscription.respond_to_prompt(request, turn)) is not None:
+            self._send(response)
+            return
+        session = subscription.session
         self._requests.allow_cancel(request, lambda: session.cancel(turn.index))
 
     async def _cancel(self, value: Any) -> None:
@@ -312,31 +349,6 @@ class AcpMethods:
             pending["request_id"] == permission_id for pending in session.permissions.pending()
         ):
             session.permissions.resolve(permission_id)
-
-    # Settings
-
-    async def _set_mode(self, request: jsonrpc.Request) -> None:
-        change = read_params(params.SetModeParams, request.params)
-        await self._set(request, change.session_id, SetMode(change.mode_id))
-
-    async def _set_model(self, request: jsonrpc.Request) -> None:
-        change = read_params(params.SetModelParams, request.params)
-        await self._set(request, change.session_id, SetModel(change.model_id))
-
-    async def _set_config_option(self, request: jsonrpc.Request) -> None:
-        change = read_params(params.SetConfigOptionParams, request.params)
-        await self._set(request, change.session_id, SetConfigOption(change.config_id, change.value))
-
-    async def _set(self, request: jsonrpc.Request, session_id: str, setting: Setting) -> None:
-        subscription = await self._subscription(session_id)
-        self._requests.check_limit()
-        # Requested at once, so that the client's next prompt waits for it.
-        change = subscription.session.request_change(setting)
-
-        async def respond() -> None:
-            self._requests.respond(request, await change.wait())
-
-        self._requests.execute_in_background(request, respond())
 
 
 def _ignored(new: params.NewSessionParams) -> list[str]:

@@ -51,10 +51,24 @@ class UrlOptions(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class MetaOptions(UrlOptions, frozen=True, rename="camel"):
-    """The options in ``_meta.clawdforge``; ``configOptions`` may also be ``config_options``."""
+    """The options in ``_meta.clawdforge``; ``configOptions`` may also be ``config_options``.
+
+    Attributes:
+        positions: of ``initialize``: the client continues at a position of the log after it has
+            reconnected (``resumption.py``). The other attributes belong to this.
+        prompt_id: of ``session/prompt``; it makes the prompt idempotent in its session.
+        after: of ``session/load`` and ``session/resume``: the position of the last entry that the
+            client has.
+        prompts: of the same: prompts whose responses the client lacks, from their ids to the ids of
+            their JSON-RPC requests.
+    """
 
     config_options: ConfigOptions | None = None
     config_options_snake: ConfigOptions | None = msgspec.field(name="config_options", default=None)
+    positions: bool = False
+    prompt_id: Name | None = None
+    after: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    prompts: dict[str, Any] | None = None
 
     @property
     def agent_options(self) -> dict[str, str] | None:
@@ -69,7 +83,7 @@ class _Params(msgspec.Struct, frozen=True, rename="camel"):
     meta: Meta | None = msgspec.field(name="_meta", default=None)
 
     @property
-    def session_options(self) -> UrlOptions:
+    def session_options(self) -> MetaOptions:
         return self.meta.clawdforge if self.meta is not None else MetaOptions()
 
 

@@ -15,8 +15,10 @@ from ..errors import Error, ErrorCode, session_closed
 from ..sessions import entries
 from ..sessions.event_log import Batch
 from ..sessions.session import Session
-from . import jsonrpc, translate
+from ..sessions.turns import Turn
+from . import jsonrpc, resumption, translate
 from .jsonrpc import JsonRpcError
+from .params import NAMESPACE
 from .truncate import truncate_message
 
 MAX_ERROR_LENGTH = 10_000
@@ -31,8 +33,10 @@ class SessionSubscription:
         on_response: called with each request that has got its response here.
         next_id: returns ids for requests to the client.
         limit: bytes of the largest message that the client accepts.
+        has_positions: the client continues at positions of the log (``resumption.py``).
 
     Attributes:
+        unknown_prompts: ids of the client's earlier prompts that the server has never received.
         prompts: the client's own prompts that have no response yet, by turn index.
         permission_requests: ids of requests to the client, by the ids of the session's permission
             requests.
@@ -46,6 +50,7 @@ class SessionSubscription:
         on_response: Callable[[jsonrpc.Request], None],
         next_id: Callable[[], int],
         limit: int,
+        has_positions: bool = False,
     ) -> None:
         self.session = session
         self.cursor = cursor
@@ -54,6 +59,8 @@ class SessionSubscription:
         self._on_response = on_response
         self._next_id = next_id
         self._limit = limit
+        self._has_positions = has_positions
+        self.unknown_prompts: list[str] = []
         self._replay_until = 0
         self._loads: list[jsonrpc.Request] = []
         self._closes: list[jsonrpc.Request] = []
@@ -71,16 +78,16 @@ class SessionSubscription:
 
     # Requests of the client
 
-    def replay(self, request: jsonrpc.Request) -> list[bytes]:
-        """Start again at the first entry; the response follows the newest entry of now.
+    def replay(self, request: jsonrpc.Request, *, after: int = 0) -> list[bytes]:
+        """Start again after a position; the response follows the newest entry of now.
 
         Returns:
             Messages to send at once.
         """
-        self.cursor = 0
+        self.cursor = after
         self._replay_until = self.session.log.head
         self._loads.append(request)
-        return [] if self._replay_until else self._end_replay()
+        return [] if self._replay_until > after else self._end_replay()
 
     def request_pending_permissions(self) -> list[bytes]:
         """The requests for pending permissions that the client has not been sent yet."""
@@ -104,10 +111,38 @@ class SessionSubscription:
         }
         return {key: value for key, value in offered.items() if value is not None}
 
+    def opened(self) -> dict[str, Any]:
+        """The result of a request that opened the session on this connection."""
+        if not self._has_positions:
+            return self.settings()
+        pending = [one["request_id"] for one in self.session.permissions.pending()]
+        position = resumption.position(self.cursor, pending, self.unknown_prompts)
+        return {**self.settings(), "_meta": {NAMESPACE: position}}
+
+    def respond_to_prompt(self, request: jsonrpc.Request, turn: Turn) -> bytes | None:
+        """Respond to a prompt at the end of its turn.
+
+        Returns:
+            The response, if the client has been sent the end of the turn before.
+
+        Raises:
+            JsonRpcError: the prompt has another request.
+        """
+        if turn.index in self.prompts:
+            raise JsonRpcError(jsonrpc.INVALID_REQUEST, "promptId: this prompt is pending")
+        if turn.last_seq is None or turn.last_seq > self.cursor:
+            self.prompts[turn.index] = request
+            return None
+        end = {"stop_reason": turn.stop_reason, "error": turn.error}
+        return _prompt_response(request, end, None)
+
     # Log entries
 
     def render(self, batch: Batch, budget: int) -> list[bytes]:
-        """The messages for a batch's entries, up to *budget* bytes; moves the cursor."""
+        """The messages for a batch's entries, up to *budget* bytes; moves the cursor.
+
+        A client that has positions gets one more message, which precedes the others.
+        """
         rendered: list[bytes] = []
         size = 0
         for seq, line in enumerate(batch.lines(), batch.first):
@@ -121,6 +156,8 @@ class SessionSubscription:
             size += sum(map(len, messages))
             if size >= budget:
                 break
+        if self._has_positions and rendered:
+            rendered.insert(0, resumption.group(self.session.id, self.cursor, len(rendered)))
         return rendered
 
     def _truncated(self, message: bytes, seq: int) -> list[bytes]:
@@ -192,8 +229,8 @@ class SessionSubscription:
 
     def _end_replay(self) -> list[bytes]:
         self._replay_until = 0
-        settings = self.settings()
-        responses = [jsonrpc.encode_result(request.id, settings) for request in self._loads]
+        opened = self.opened()
+        responses = [jsonrpc.encode_result(request.id, opened) for request in self._loads]
         for request in self._loads:
             self._on_response(request)
         self._loads.clear()
@@ -203,6 +240,8 @@ class SessionSubscription:
         """The request for a permission; none if it cannot be shortened enough for the client."""
         request_id = self._next_id()
         params = {**pending["request"], "sessionId": self.session.id}
+        if self._has_positions:
+            resumption.add_request_id(params, pending["request_id"])
         message = jsonrpc.encode_request(request_id, "session/request_permission", params)
         if requests := truncate_message(message, self._limit):
             self.permission_requests[pending["request_id"]] = request_id

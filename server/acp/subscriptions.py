@@ -21,6 +21,9 @@ class Subscriptions:
         max_per_session: how many connections may subscribe to one session.
         on_entries: called when a session has new entries.
         on_response: called with each request that has got its response from a subscription.
+
+    Attributes:
+        have_positions: the client continues at positions of the log (``resumption.py``).
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class Subscriptions:
         on_entries: Callable[[], None],
         on_response: Callable[[jsonrpc.Request], None],
     ) -> None:
+        self.have_positions = False
         self._max_per_session = max_per_session
         self._on_entries = on_entries
         self._on_response = on_response
@@ -68,6 +72,7 @@ class Subscriptions:
             on_response=self._on_response,
             next_id=self._request_ids.__next__,
             limit=limit,
+            has_positions=self.have_positions,
         )
         session.subscribers += 1
         session.log.subscribe(self._on_entries)

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
 
 import acp
 import pytest
@@ -200,26 +199,3 @@ async def test_docs_install_the_tested_version() -> None:
     (version,) = re.findall(r"==([\d.]+)", snippet("install the Python SDK"))
     pinned = (ROOT / "requirements-dev.txt").read_text("utf-8")
     assert f"\nagent-client-protocol=={version}\n" in pinned
-
-
-async def test_bridge_of_the_docs_serves_an_editor(client: Client, tmp_path: Path) -> None:
-    bridge = tmp_path / "bridge.py"
-    bridge.write_text(snippet("the bridge"), "utf-8")
-    (settings,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
-    argv = settings["agent_servers"]["clawdforge"]["args"]
-    assert argv == ["/path/to/clawdforge_acp.py", f"{ADDRESS}?agent=claude"]
-
-    me = SdkClient()
-    argv = [str(bridge), acp_url(client, "?agent=mock-modes")]
-    environ = {"TOKEN": str(client.token)}
-    spawned = acp.spawn_agent_process(cast(Any, me), sys.executable, *argv, env=environ)
-    async with spawned as (agent, process):
-        await agent.initialize(protocol_version=acp.PROTOCOL_VERSION)
-        made = await agent.new_session(cwd="/", mcp_servers=[])
-        assert made.modes is not None
-        assert made.modes.current_mode_id == "ask"
-        prompt = acp.text_block("hello")
-        answer = await agent.prompt(session_id=made.session_id, prompt=[prompt])
-        assert (answer.stop_reason, me.texts[made.session_id]) == ("end_turn", "echo: hello")
-        await agent.close_session(session_id=made.session_id)
-    assert process.returncode == 0

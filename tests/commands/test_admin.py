@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from server import __main__ as command_line
+from server import command_line
 from server.agents.catalog import AcpxError
 from server.commands.doctor import check_machine
 from server.config import Settings

@@ -15,6 +15,7 @@ import pytest
 from server import config, errors
 from server.app import build_app
 from server.config import PREFIX, Settings
+from server.connect.target import TOKEN_VARIABLE, URL_VARIABLE
 from server.sessions.content import check_content
 from server.ws import protocol
 
@@ -91,8 +92,9 @@ def test_env_example_shows_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_pages_name_only_existing_settings(path: Path) -> None:
     of_the_tests = {"CLAWDFORGE_TEST_REQUIRE_ALL"}
+    of_connect = {TOKEN_VARIABLE, URL_VARIABLE}
     named = set(re.findall(rf"\b{PREFIX}[A-Z_]+\b", path.read_text("utf-8")))
-    assert named <= {*config.variables(), *of_the_tests}
+    assert named <= {*config.variables(), *of_the_tests, *of_connect}
 
 
 def test_systemd_unit_allows_enough_time_to_stop() -> None:

@@ -37,6 +37,8 @@ LAYERS = (
     "web.resources",
     "app",
     "commands",
+    "connect",
+    "command_line",
     "__main__",
 )
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server import __main__ as command_line
-from server import logs
+from server import command_line, logs
 
 
 def exit_status(argv: Sequence[str]) -> int:
