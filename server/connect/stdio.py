@@ -19,7 +19,7 @@ MAX_WAITING_BYTES = 8 << 20
 """Bytes of lines that wait for the server. More stay in the pipe."""
 MAX_UNWRITTEN_BYTES = 1 << 20
 """Bytes that wait for the editor. Above that, nothing is read from the server."""
-READ_BYTES = 64 << 10
+STDIN_READ_BYTES = 64 << 10
 ENDS_BYTES = 4 << 10
 """Bytes that are kept of the beginning and of the end of a line that is too long."""
 
@@ -122,7 +122,7 @@ class EditorInput:
         """Read until the end; runs in its thread."""
         splitter = LineSplitter()
         try:
-            while data := os.read(self._descriptor, READ_BYTES):
+            while data := os.read(self._descriptor, STDIN_READ_BYTES):
                 if lines := splitter.feed(data):
                     self._hand_over(lines)
                     self._has_capacity.acquire()
