@@ -50,7 +50,7 @@ async def open_websocket(
                 decode_text=False,
             )
     except aiohttp.WSServerHandshakeError as error:
-        raise _refusal(error.status, target) from None
+        raise _upgrade_error(error.status, target) from None
     except aiohttp.ClientConnectorCertificateError as error:
         raise ConnectError(
             f"the certificate of {target.address} is not valid: {error.certificate_error}"
@@ -67,7 +67,7 @@ async def open_websocket(
         raise ServerAwayError(f"{target.address} cannot be reached: {reason}") from None
 
 
-def _refusal(status: int, target: Target) -> Exception:
+def _upgrade_error(status: int, target: Target) -> Exception:
     """The error for the HTTP status of an upgrade that was refused."""
     address = target.address
     if status == 401:
