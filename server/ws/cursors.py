@@ -15,6 +15,9 @@ TURN_BYTES = 64 << 10
 class SessionCursor:
     """The position of one client in the log of one session.
 
+    It is itself the subscriber of the log: a bound method for each session would take more memory
+    than the cursor.
+
     Args:
         position: of the last entry that the client has.
         on_due: called with this object when the log has new entries.
@@ -31,15 +34,15 @@ class SessionCursor:
 
     def start(self) -> None:
         self.session.subscribers += 1
-        self.session.log.subscribe(self._notify)
+        self.session.log.subscribe(self)
         if self.is_behind or self.is_at_end:
             self._on_due(self)
 
     def stop(self) -> None:
-        self.session.log.unsubscribe(self._notify)
+        self.session.log.unsubscribe(self)
         self.session.subscribers -= 1
 
-    def _notify(self) -> None:
+    def __call__(self) -> None:
         self._on_due(self)
 
     @property
@@ -80,6 +83,7 @@ class SessionCursors:
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
+        self._on_due = self._set_due  # one bound method for all cursors
         self._cursors: dict[str, SessionCursor] = {}
         self._due: dict[SessionCursor, None] = {}
 
@@ -103,7 +107,7 @@ class SessionCursors:
     def add(self, session: Session, position: int) -> None:
         """Follow *session* from a position; from there again if it is followed already."""
         self.remove(session.id)
-        cursor = self._cursors[session.id] = SessionCursor(session, position, self._set_due)
+        cursor = self._cursors[session.id] = SessionCursor(session, position, self._on_due)
         cursor.start()
 
     def remove(self, session_id: str) -> None:
