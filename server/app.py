@@ -27,8 +27,11 @@ from .errors import DatabaseError, Error, StartError
 from .limits import ByteBudget
 from .metrics import Metrics
 from .runs.runner import Runner
+from .search.index import SearchIndex
+from .search.indexer import Indexer
 from .sessions.registry import SessionRegistry
 from .storage.database import Database
+from .storage.growth import GrowthQueries
 from .storage.import_v02 import upgrade
 from .storage.queries import Queries
 from .storage.schema import SchemaError
@@ -142,6 +145,7 @@ class _Server:
         workspace = WorkspaceFiles(self._settings, sessions.disk)
         stack.callback(workspace.stop)
 
+        search = await self._start_search(stack, queries, sessions)
         sockets = Hub(self._settings)
 
         def end_app(app_name: str) -> None:
@@ -163,6 +167,7 @@ class _Server:
             runner,
             self._supervisor,
             ByteBudget(2 * self._settings.max_reply_bytes, self._settings.max_reply_bytes),
+            search,
             self._stream_keep_alive_secs,
         )
         _register_gauges(context, writer, backend)
@@ -178,7 +183,15 @@ class _Server:
         writer = DatabaseWriter(database, self._metrics, self._supervisor)
         writer.start()
         stack.push_async_callback(writer.stop)
+        self._growth = GrowthQueries(database)
         return Queries(database), writer
+
+    async def _start_search(
+        self, stack: contextlib.AsyncExitStack, queries: Queries, sessions: SessionRegistry
+    ) -> Indexer:
+        index = await SearchIndex.open(self._data_dir.search_index)
+        stack.push_async_callback(index.close)
+        return Indexer(index, queries, self._growth, sessions.busy_numbers)
 
     async def _load_tokens(self, queries: Queries, writer: DatabaseWriter) -> TokenRegistry:
         limit = self._settings.max_tickets_per_app
@@ -254,7 +267,15 @@ class _Server:
             ("heartbeat", context.sockets.heartbeat_loop),
             ("metrics", context.metrics.watch_loop),
             ("checkpoints", writer.checkpointer.run),
-            ("sweeper", partial(context.sessions.sweeper.run, context.files.sweep)),
+            ("search-index", context.search.run),
+            (
+                "sweeper",
+                partial(
+                    context.sessions.sweeper.run,
+                    context.files.sweep,
+                    context.search.forget_deleted,
+                ),
+            ),
         ):
             self._supervisor.spawn(loops, name, loop)
 

@@ -45,6 +45,11 @@ class DataDir:
         return self.path / DATABASE
 
     @property
+    def search_index(self) -> Path:
+        """The database of the full-text index, which can be made again."""
+        return self.path / "search.db"
+
+    @property
     def control_socket(self) -> Path:
         """The Unix socket at which a running server serves the operator's commands."""
         return self.path / "control.sock"

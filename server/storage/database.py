@@ -181,6 +181,10 @@ class Database:
             with _database_errors():
                 await self._writer.write(transaction)
 
+    async def interrupt(self) -> None:
+        """Stop the query that is being executed."""
+        await self._reader.interrupt()
+
     async def fetch(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of a query.
 

@@ -10,12 +10,13 @@ from .database import Database
 from .schema import FileRow, LogRow, SessionRow, TokenRow, TurnRow
 
 
-def _columns(row_type: type[Any]) -> str:
+def columns(row_type: type[Any]) -> str:
+    """The columns of a row, as SQL."""
     return ", ".join(field.name for field in dataclasses.fields(row_type))
 
 
-_SESSION = f"SELECT {_columns(SessionRow)} FROM sessions "
-_TURN = f"SELECT {_columns(TurnRow)} FROM turns "
+_SESSION = f"SELECT {columns(SessionRow)} FROM sessions "
+_TURN = f"SELECT {columns(TurnRow)} FROM turns "
 
 
 class Queries:
@@ -175,7 +176,7 @@ class Queries:
         return rows[0][0] if rows else None
 
     async def tokens(self) -> list[TokenRow]:
-        rows = await self._database.fetch(f"SELECT {_columns(TokenRow)} FROM tokens ORDER BY name")
+        rows = await self._database.fetch(f"SELECT {columns(TokenRow)} FROM tokens ORDER BY name")
         return [TokenRow(*row) for row in rows]
 
     async def files(self, hashes: Iterable[bytes]) -> list[FileRow]:
@@ -183,14 +184,14 @@ class Queries:
         found: list[FileRow] = []
         for digest in hashes:
             rows = await self._database.fetch(
-                f"SELECT {_columns(FileRow)} FROM files WHERE hash = ?", digest
+                f"SELECT {columns(FileRow)} FROM files WHERE hash = ?", digest
             )
             found.extend(FileRow(*row) for row in rows)
         return found
 
     async def all_files(self) -> list[FileRow]:
         """All uploads."""
-        rows = await self._database.fetch(f"SELECT {_columns(FileRow)} FROM files")
+        rows = await self._database.fetch(f"SELECT {columns(FileRow)} FROM files")
         return [FileRow(*row) for row in rows]
 
     async def unfinished_runs(self) -> list[str]:
@@ -204,6 +205,6 @@ class Queries:
 
     async def expired_files(self, before: float) -> list[FileRow]:
         rows = await self._database.fetch(
-            f"SELECT {_columns(FileRow)} FROM files WHERE expires_at <= ?", before
+            f"SELECT {columns(FileRow)} FROM files WHERE expires_at <= ?", before
         )
         return [FileRow(*row) for row in rows]

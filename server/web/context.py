@@ -16,6 +16,7 @@ from ..errors import Error, ErrorCode
 from ..limits import ByteBudget
 from ..metrics import Metrics
 from ..runs.runner import Runner
+from ..search.indexer import Indexer
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..tasks import Supervisor
@@ -46,6 +47,7 @@ class ServerContext:
     runner: Runner
     supervisor: Supervisor
     long_replies: ByteBudget
+    search: Indexer
     stream_keep_alive_secs: float
     started_at: float = dataclasses.field(default_factory=time.time)
 

@@ -21,6 +21,7 @@ SERVER = ROOT / "server"
 LAYERS = (
     "root",
     "storage",
+    "search",
     "agents.process",
     "agents.demo",
     "agents",

@@ -1,0 +1,126 @@
+"""Fills the full-text index after the log, without slowing the turns."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+
+from ..limits import ByteBudget
+from ..storage.growth import GrowthQueries
+from ..storage.queries import Queries
+from .documents import DocumentReader
+from .index import Hit, SearchIndex
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_SECS = 0.5
+PAGE_BYTES = 256 << 10
+WAIT_SECS = 10
+"""The longest time that a search waits for those of other apps."""
+REST_FACTOR = 4
+"""After each page the indexer rests for this many times as long as the page took."""
+
+
+class Indexer:
+    """Indexes the sessions whose logs have grown, and forgets those that were deleted.
+
+    Args:
+        queries, growth: of the main database.
+        busy: returns the numbers of the sessions that run a turn. They are indexed afterwards.
+        interval: seconds between two rounds.
+    """
+
+    def __init__(
+        self,
+        index: SearchIndex,
+        queries: Queries,
+        growth: GrowthQueries,
+        busy: Callable[[], Collection[int]],
+        interval: float = INTERVAL_SECS,
+    ) -> None:
+        self._index = index
+        self._queries = queries
+        self._growth = growth
+        self._busy = busy
+        self._interval = interval
+        self._last_log_row = 0
+        self._last_session = 0
+        self._due: set[int] = set()
+        self._turns = ByteBudget(1, 1)  # one search at a time; the apps take turns
+
+    async def run(self) -> None:
+        """Index forever. After a failure of a database it begins again."""
+        await self._find_missing()
+        while True:
+            await self.update()
+            await asyncio.sleep(self._interval)
+
+    async def update(self) -> None:
+        """Index what has been said since the last round."""
+        grown = await self._growth.log_growth(self._last_log_row)
+        if grown is None:
+            await self._find_missing()
+        else:
+            self._last_log_row, sessions = grown
+            created = await self._growth.session_numbers(after=self._last_session)
+            self._last_session = max([self._last_session, *created])
+            self._due.update(sessions, created)
+        for session in sorted(self._due - set(self._busy())):
+            await self._index_session(session)
+            self._due.discard(session)
+
+    async def find(self, app_name: str, query: str, limit: int) -> list[tuple[Hit, str]]:
+        """The newest hits of an app, each with the JSON of its session's ``meta``."""
+        async with self._turns.reserve(app_name, 1, WAIT_SECS):
+            hits = await self._index.find(app_name, query, limit)
+        metas = await self._growth.metas(app_name, {hit.session_id for hit in hits})
+        # The others are deleted since they were indexed.
+        return [(hit, metas[hit.session_id]) for hit in hits if hit.session_id in metas]
+
+    async def forget_deleted(self) -> None:
+        """Forget the sessions that the main database does not have any more."""
+        progress = await self._index.progress()
+        ids = await self._growth.session_ids(progress)
+        for session, indexed in progress.items():
+            if ids.get(session) != indexed.session_id:
+                await self._index.forget(session)
+
+    async def _find_missing(self) -> None:
+        """Find the sessions that are not wholly indexed."""
+        await self.forget_deleted()
+        progress = await self._index.progress()
+        heads = await self._growth.log_heads()
+        self._last_log_row = await self._growth.last_log_row()
+        self._due = {
+            session
+            for session, head in heads.items()
+            if session not in progress or progress[session].seq < head
+        }
+        self._last_session = max([0, *heads])
+
+    async def _index_session(self, session: int) -> None:
+        row = await self._growth.session(session)
+        if row is None:
+            await self._index.forget(session)
+            return
+        indexed = (await self._index.progress(session)).get(session)
+        if indexed is not None and indexed.session_id != row.id:
+            await self._index.forget(session)
+            indexed = None
+        position = indexed.seq if indexed is not None else 0
+        reader = DocumentReader(position)
+        while rows := await self._queries.read_log(session, position, PAGE_BYTES):
+            began = time.monotonic()
+            lines = [
+                line
+                for one in rows
+                for line in one.body.split(b"\n")[max(0, position + 1 - one.first_seq) :]
+            ]
+            position = rows[-1].last_seq
+            documents = await asyncio.to_thread(reader.read, lines)
+            await self._index.add(row.app_name, session, row.id, documents, seq=reader.complete_seq)
+            await asyncio.sleep(REST_FACTOR * (time.monotonic() - began))
+        if rest := reader.end():
+            await self._index.add(row.app_name, session, row.id, rest, seq=reader.complete_seq)

@@ -1,0 +1,157 @@
+"""``GET /search``: what was said in the sessions of an app."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from server.data_dir import DataDir
+from server.search.documents import Document
+from server.search.index import SearchIndex
+from server.search.text import match_expression
+
+from ..conftest import Serve
+from ..support.client import Client, Json, chunk_text, failure
+from ..support.harness import LocalServer, eventually, script
+
+
+async def find(client: Client, query: str, **options: object) -> list[Json]:
+    status, reply = await client.get(f"/search?{urlencode({'q': query, **options})}")
+    assert status == 200, reply
+    hits: list[Json] = reply["hits"]
+    return hits
+
+
+async def until_found(client: Client, query: str, count: int = 1) -> list[Json]:
+    async def is_found() -> bool:
+        return len(await find(client, query)) == count
+
+    await eventually(f"{count} hits of {query!r}", is_found)
+    return await find(client, query)
+
+
+async def test_prompts_and_messages_are_found_newest_first(client: Client) -> None:
+    session = await client.create(meta={"title": "Fruit"})
+    say = [{"say": "The pine"}, {"say": "apple is "}, {"say": "yellow."}]
+    await client.turn(session, "Tell me about the pineapple")
+    await client.turn(session, script(*say))
+    hits = await until_found(client, "pineapple", 3)
+    events = {entry["seq"]: entry for entry in await client.events(session)}
+    assert [(hit["session_id"], hit["title"]) for hit in hits] == [(session, "Fruit")] * 3
+    assert [hit["turn_index"] for hit in hits] == [2, 1, 1]
+    assert hits[0]["snippet"] == "The pineapple is yellow."
+    assert chunk_text(events[hits[0]["seq"]]) == "The pine"
+    assert events[hits[2]["seq"]]["type"] == "turn_start"
+    assert await find(client, "pineapple", limit=1) == hits[:1]
+    assert await find(client, "yellow pineapple") == hits[:1]
+    assert await find(client, "green pineapple") == []
+
+
+async def test_words_of_scripts_without_spaces_are_found(client: Client) -> None:
+    session = await client.create()
+    await client.turn(session, "東京都に住んでいます")
+    hits = await until_found(client, "京都", 2)
+    assert hits[1]["snippet"] == "東京都に住んでいます"
+
+
+async def test_another_app_finds_nothing(server: LocalServer, client: Client) -> None:
+    other = await server.client("another")
+    await client.turn(await client.create(), "a secret word")
+    await other.turn(await other.create(), "an open word")
+    assert len(await until_found(client, "word", 2)) == 2
+    assert [hit["snippet"] for hit in await until_found(other, "word", 2)][1] == "an open word"
+    assert await find(other, "secret") == []
+
+
+async def test_closed_session_is_found_and_deleted_one_is_not(serve: Serve) -> None:
+    server = await serve(session_ttl_secs=0.2, session_hard_ttl_secs=0.2, sweep_interval_secs=0.05)
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "remember this")
+    await until_found(client, "remember", 2)
+
+    async def is_deleted() -> bool:
+        return (await client.get(f"/sessions/{session}"))[0] == 404
+
+    await eventually("the session to be deleted", is_deleted)
+    assert await find(client, "remember") == []
+    path = DataDir(server.services.settings.data_dir).search_index
+
+    def is_forgotten() -> bool:
+        with sqlite3.connect(path) as database:
+            tables = ("texts", "documents", "indexed")
+            return not any(
+                database.execute(f"SELECT 1 FROM {table}").fetchone() for table in tables
+            )
+
+    await eventually("the index to forget it", is_forgotten)
+
+
+@pytest.mark.parametrize("damage", ["none", "deleted", "corrupt"])
+async def test_index_is_complete_after_a_restart(serve: Serve, tmp_path: Path, damage: str) -> None:
+    server = await serve()
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "first")
+    await until_found(client, "first", 2)
+    await client.turn(session, "second")  # not indexed yet
+    await server.stop()
+    path = DataDir(tmp_path / "data").search_index
+    if damage == "deleted":
+        path.unlink()
+    elif damage == "corrupt":
+        path.write_bytes(b"this is no database" * 1000)
+    server = await serve()
+    client = Client(server.url, client.token, client.http)
+    for word in ("first", "second"):
+        await until_found(client, word, 2)
+
+
+async def test_bad_queries_are_refused(client: Client) -> None:
+    for query in ("", "?q=", "?q=a&limit=0", "?q=a&limit=101", f"?q={'x' * 1001}"):
+        failure(await client.get(f"/search{query}"), 400, "bad_request")
+    for odd in ('"', "*", "a AND", "NEAR(", "a\0b", "said:x"):
+        assert await find(client, odd) == []
+
+
+async def test_search_finds_what_the_log_contains(client: Client) -> None:
+    """Random messages in random pieces: the log is the reference."""
+    choose = random.Random(7)
+    words = ["red", "green", "blue", "grün", "日本", "本語", "naïve"]
+    said: list[tuple[str, int, str]] = []
+    for _ in range(3):
+        session = await client.create()
+        for turn_index in range(1, 6):
+            text = " ".join(choose.choices(words, k=6))
+            cut = sorted(choose.sample(range(1, len(text)), 3))
+            pieces = [text[a:b] for a, b in zip([0, *cut], [*cut, None], strict=True)]
+            await client.turn(session, script(*({"say": piece} for piece in pieces)))
+            said.append((session, turn_index, text))
+    await until_found(client, "marker", 0)
+    await client.turn(await client.create(), "marker")
+    await until_found(client, "marker", 2)
+    for word in words:
+        hits = [
+            (hit["session_id"], hit["turn_index"], hit["snippet"])
+            for hit in await find(client, word, limit=100)
+            if "steps" not in hit["snippet"]  # the prompt
+        ]
+        wanted = [one for one in said if word.replace("ü", "u") in one[2].replace("ü", "u")]
+        assert sorted(hits) == sorted(wanted), word
+
+
+async def test_documents_with_the_same_time_keep_their_order(tmp_path: Path) -> None:
+    index = await SearchIndex.open(tmp_path / "search.db")
+    try:
+        documents = [Document(seq, 1_767_225_600_000, 1, f"text {seq}") for seq in range(1, 2001)]
+        await index.add("app", 1, "an id", documents, seq=2000)
+        hits = await index.find("app", "text", 2000)
+        assert {hit.seq for hit in hits} == set(range(1, 2001))
+        assert [hit.seq for hit in hits[:3]] == [2000, 1999, 1998]
+        assert match_expression("app", "…") is None
+    finally:
+        await index.close()
