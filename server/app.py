@@ -191,7 +191,11 @@ class _Server:
     ) -> Indexer:
         index = await SearchIndex.open(self._data_dir.search_index)
         stack.push_async_callback(index.close)
-        return Indexer(index, queries, self._growth, sessions.busy_numbers)
+
+        def busy() -> set[int]:
+            return {session.row.n for session in sessions.cached.values() if session.is_busy}
+
+        return Indexer(index, queries, self._growth, busy)
 
     async def _load_tokens(self, queries: Queries, writer: DatabaseWriter) -> TokenRegistry:
         limit = self._settings.max_tickets_per_app

@@ -29,6 +29,7 @@ OF_THE_SERVER = {
         "heartbeat",
         "metrics",
         "stalled-connections",
+        "search-index",
         "sweeper",
         "checkpoints",
     ),

@@ -11,7 +11,7 @@ from ..codec import parse_message
 MAX_CHARACTERS = 64 << 10
 """A longer text becomes several documents."""
 _PROMPTS = (b'{"type":"turn_start"', b'{"type":"turn_steer"')
-_EVENT = b'{"type":"event"'
+_EVENT_ENTRY = b'{"type":"event"'
 _CHUNK = b'"agent_message_chunk"'
 _TOOL_CALL = b'"tool_call"'
 
@@ -53,7 +53,7 @@ class DocumentReader:
         found: list[Document] = []
         for line in lines:
             self._position += 1
-            if line.startswith(_EVENT):
+            if line.startswith(_EVENT_ENTRY):
                 if _CHUNK in line:
                     self._add_chunk(line, found)
                 elif _TOOL_CALL in line:
@@ -75,7 +75,7 @@ class DocumentReader:
 
     def _add_chunk(self, line: bytes, found: list[Document]) -> None:
         entry = parse_message(line)
-        text = _chunk_text(entry) if entry is not None else ""
+        text = _message_text(entry) if entry is not None else ""
         if entry is None or not text:
             return
         if self._message is not None and (
@@ -99,21 +99,21 @@ def _prompt(line: bytes) -> list[Document]:
     if entry is None:
         return []
     blocks = entry.get("prompt")
-    texts = [_text(block) for block in blocks] if isinstance(blocks, list) else []
+    texts = [_spoken(block) for block in blocks] if isinstance(blocks, list) else []
     text = "\n".join(filter(None, texts))
     parts = [text[at : at + MAX_CHARACTERS] for at in range(0, len(text), MAX_CHARACTERS)]
     return [Document(entry["seq"], entry["ts"], entry["turn_index"], part) for part in parts]
 
 
-def _chunk_text(entry: dict[str, Any]) -> str:
+def _message_text(entry: dict[str, Any]) -> str:
     try:
         update = entry["event"]["params"]["update"]
         is_message = update["sessionUpdate"] == "agent_message_chunk"
-        return _text(update["content"]) if is_message else ""
+        return _spoken(update["content"]) if is_message else ""
     except (KeyError, TypeError):
         return ""
 
 
-def _text(block: Any) -> str:
+def _spoken(block: Any) -> str:
     text = block.get("text") if isinstance(block, dict) else None
     return text if isinstance(text, str) else ""

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECS = 0.5
 PAGE_BYTES = 256 << 10
-WAIT_SECS = 10
+SEARCH_WAIT_SECS = 10
 """The longest time that a search waits for those of other apps."""
 REST_FACTOR = 4
 """After each page the indexer rests for this many times as long as the page took."""
@@ -73,7 +73,7 @@ class Indexer:
 
     async def find(self, app_name: str, query: str, limit: int) -> list[tuple[Hit, str]]:
         """The newest hits of an app, each with the JSON of its session's ``meta``."""
-        async with self._turns.reserve(app_name, 1, WAIT_SECS):
+        async with self._turns.reserve(app_name, 1, SEARCH_WAIT_SECS):
             hits = await self._index.find(app_name, query, limit)
         metas = await self._growth.metas(app_name, {hit.session_id for hit in hits})
         # The others are deleted since they were indexed.

@@ -16,7 +16,7 @@ _UNSPACED_SCRIPTS = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
     "\uac00-\ud7af"  # Hangul
 )
-_CHARACTER = re.compile(f"([{_UNSPACED_SCRIPTS}])")
+_UNSPACED = re.compile(f"([{_UNSPACED_SCRIPTS}])")
 _TERM = re.compile(r'"([^"]*)"|([^\s"]+)')
 MIN_PREFIX = 2
 """The last word of a query is also the beginning of a word if it has this many characters."""
@@ -24,7 +24,7 @@ MIN_PREFIX = 2
 
 def separated(text: str) -> str:
     """*text* with separators around the characters of scripts without spaces."""
-    return _CHARACTER.sub(rf"{SEPARATOR}\1{SEPARATOR}", text)
+    return _UNSPACED.sub(rf"{SEPARATOR}\1{SEPARATOR}", text)
 
 
 def joined(text: str) -> str:

@@ -149,10 +149,6 @@ class SessionRegistry:
     def queued_turns(self) -> int:
         return sum(len(session.turns) for session in self._loaded.values())
 
-    def busy_numbers(self) -> set[int]:
-        """The numbers of the sessions that run a turn."""
-        return {session.row.n for session in tuple(self._loaded.values()) if session.is_busy}
-
     @property
     def cached(self) -> Mapping[str, Session]:
         """The sessions that stay in memory without being used, by their ids."""

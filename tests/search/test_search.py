@@ -78,7 +78,7 @@ async def test_closed_session_is_found_and_deleted_one_is_not(serve: Serve) -> N
         return (await client.get(f"/sessions/{session}"))[0] == 404
 
     await eventually("the session to be deleted", is_deleted)
-    assert await find(client, "remember") == []
+    await until_found(client, "remember", 0)
     path = DataDir(server.services.settings.data_dir).search_index
 
     def is_forgotten() -> bool:
