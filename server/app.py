@@ -34,7 +34,7 @@ from .storage.database import Database
 from .storage.growth import GrowthQueries
 from .storage.import_v02 import upgrade
 from .storage.queries import Queries
-from .storage.schema import SchemaError
+from .storage.schema import SchemaError, SessionRow
 from .storage.writer import DatabaseWriter
 from .tasks import Supervisor, Tasks
 from .uploads.files import FileStore
@@ -146,6 +146,14 @@ class _Server:
         stack.callback(workspace.stop)
 
         search = await self._start_search(stack, queries, sessions)
+
+        async def delete_uploads(row: SessionRow, is_purge: bool) -> None:
+            if is_purge:
+                await files.delete_own(row.n)
+
+        sessions.remover.steps.append(delete_uploads)
+        await sessions.remover.resume()
+
         sockets = Hub(self._settings)
 
         def end_app(app_name: str) -> None:

@@ -116,6 +116,9 @@ class AgentObserver:
     def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:
         """The agent changed a setting by itself."""
 
+    def info_updated(self, update: Mapping[str, Any]) -> None:
+        """A ``session_info_update``, parsed; its notification follows."""
+
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         """A ``tool_call`` or ``tool_call_update``, parsed; its notification follows."""
 

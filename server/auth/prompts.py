@@ -72,6 +72,8 @@ async def send_prompt_with_files(
         if session.is_closed:
             raise session_closed()
     paths = await files.paths(session.row.app_name, file_tokens)
+    if file_tokens:
+        files.note_use(session.row.n, file_tokens)
     return await send_prompt(
         credential,
         session,

@@ -22,13 +22,13 @@ class SessionState(enum.Enum):
     CLOSING = "closing"
     """Accepts nothing. Its turns and its agent are being ended. Clients see it as closed."""
     CLOSED = "closed"
-    """``session_closed`` is in the log and nothing follows it."""
+    """``session_closed`` is in the log. Nothing follows it unless the session is reopened."""
 
 
 SESSION_TRANSITIONS: Transitions[SessionState] = {
     SessionState.OPEN: {SessionState.CLOSING},
     SessionState.CLOSING: {SessionState.CLOSED},
-    SessionState.CLOSED: set(),
+    SessionState.CLOSED: {SessionState.OPEN},
 }
 
 
@@ -73,7 +73,7 @@ class SessionCore:
 
     @property
     def is_log_complete(self) -> bool:
-        """Whether ``session_closed`` is in the log, so that no entry will follow."""
+        """Whether ``session_closed`` is in the log, so that no entry will follow for now."""
         return self._state.current is SessionState.CLOSED
 
     def move_to(self, state: SessionState) -> None:

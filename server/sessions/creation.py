@@ -22,10 +22,11 @@ from ..storage import statements
 from ..storage.schema import SessionRow, Statement
 from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks, to_completion
+from .details import encode_meta
+from .lifetime import Lifetime
 from .options import NO_OPTIONS, SessionOptions, check_for_agent, check_options
 from .permissions import check_permission
 from .prewarm import PrewarmedAgent, Prewarmer
-from .session import encode_meta
 from .settings import StoredSettings
 from .workspaces import Workspaces
 
@@ -44,6 +45,7 @@ class SessionRequest:
         cwd: a folder in one of the workspace roots; None for a folder of the session's own.
         client_cwd: the folder on an ACP client's machine, by which it lists the session.
         options: everything else.
+        lifetime: how long the session stays open, and is kept.
     """
 
     agent: str | None = None
@@ -56,6 +58,7 @@ class SessionRequest:
     config_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     client_cwd: str | None = None
     options: SessionOptions = NO_OPTIONS
+    lifetime: Lifetime = Lifetime()
 
 
 @dataclasses.dataclass(slots=True)
@@ -203,6 +206,8 @@ class SessionCreator:
             settings=StoredSettings(request.mode, dict(request.config_options)).encode(),
             client_cwd=request.client_cwd,
             options=request.options.encode(),
+            ttl_secs=request.lifetime.ttl_secs,
+            retention_secs=request.lifetime.retention_secs,
         )
 
     def _statements(self, row: SessionRow, draft: SessionDraft) -> list[Statement]:

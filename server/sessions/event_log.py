@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from ..errors import DatabaseError, not_stored
+from ..errors import DatabaseError, not_found, not_stored
 from ..storage.queries import Queries
 from ..storage.schema import LogRow
 from ..storage.writer import DatabaseWriter
@@ -137,6 +137,8 @@ class SessionLog:
         self._ring: deque[Batch] = deque()
         self._ring_bytes = 0
         self._subscribers: set[Callable[[], None]] = set()
+        self._is_deleted = False
+        self._unread: asyncio.Event | None = None
 
     @property
     def last(self) -> int:
@@ -220,6 +222,20 @@ class SessionLog:
         self._subscribers.discard(notify)
         if not self._subscribers:
             self.drop_ring()
+            if self._unread is not None:
+                self._unread.set()
+
+    async def wait_unread(self) -> None:
+        """Wait until no socket or stream follows the log."""
+        self._unread = asyncio.Event()
+        while self._subscribers:
+            self._unread.clear()
+            await self._unread.wait()
+
+    def mark_deleted(self) -> None:
+        """Note that the log is being deleted. Its readers get ``not_found``."""
+        self._is_deleted = True
+        self._notify()
 
     def recent(self, after: int) -> list[Batch] | None:
         """The batches after a position from the ring; None if the ring begins later."""
@@ -239,7 +255,10 @@ class SessionLog:
 
         Raises:
             DatabaseError: the database cannot be read, or the log was deleted.
+            Error: ``not_found``; the session is purged.
         """
+        if self._is_deleted:
+            raise not_found()
         batches = self.recent(after)
         if batches is not None:
             return batches

@@ -10,6 +10,7 @@ from ..agents.agent_settings import AgentSettings
 from ..agents.base import AgentObserver, Conversation, Wanted
 from . import entries
 from .core import SessionCore
+from .details import SessionDetails
 from .permissions import Permissions
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
@@ -29,6 +30,7 @@ class SessionObserver(AgentObserver):
         settings: SessionSettings,
         permissions: Permissions,
         runner: TurnRunner,
+        details: SessionDetails,
     ) -> None:
         self._core = core
         self._log = core.log
@@ -37,6 +39,7 @@ class SessionObserver(AgentObserver):
         self._settings = settings
         self._permissions = permissions
         self._runner = runner
+        self._details = details
 
     @property
     def wanted(self) -> Wanted:
@@ -55,6 +58,10 @@ class SessionObserver(AgentObserver):
 
     def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:
         self._settings.note_own_change(before, after)
+
+    def info_updated(self, update: Mapping[str, Any]) -> None:
+        if "title" in update:
+            self._details.note_agent_title(update["title"])
 
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self._permissions.calls.note(update)

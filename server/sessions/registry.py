@@ -6,17 +6,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
 from weakref import WeakValueDictionary
 
 from ..agents.base import Backend
 from ..agents.selection import AgentSelection
-from ..codec import dumps
 from ..config import Settings
 from ..data_dir import DataDir
-from ..errors import Error, draining, not_found
+from ..errors import Error, ErrorCode, draining, not_found
 from ..metrics import Metrics
 from ..storage import statements
 from ..storage.queries import Queries
@@ -25,15 +22,15 @@ from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .context import SessionContext
 from .creation import SessionCreator, SessionRequest
+from .listing import SessionListing
 from .prewarm import Prewarmer
+from .removal import SessionRemover
 from .session import Session
 from .sweeper import Sweeper
 from .workspaces import Workspaces
 
 logger = logging.getLogger(__name__)
 
-LIST_PAGE = 50
-"""Rows that a listing reads at once."""
 FINISH_CLOSING_SECS = 5
 
 
@@ -44,6 +41,7 @@ class SessionRegistry:
         tasks: cancelled when the server stops.
         closing: the tasks that close sessions. The server waits for them before it stops.
         is_draining: the server is stopping; no new work is accepted.
+        loading: the look-ups in progress that load a session, by its id.
     """
 
     def __init__(
@@ -92,18 +90,34 @@ class SessionRegistry:
             clock=clock,
         )
         self.sweeper = Sweeper(self)
+        self.remover = SessionRemover(self)
+        self.listing = SessionListing(self)
         # Sessions in memory. Only the cache keeps one alive, but as long as anything refers to a
         # session, a look-up by id must return the same object.
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
         self._cache: dict[str, Session] = {}
-        self._loading: dict[str, asyncio.Task[Session | None]] = {}
+        self.loading: dict[str, asyncio.Task[Session | None]] = {}
         # Ids of rows that must not be found: being created, or being deleted.
         self._hidden: set[str] = set()
+
+    def hide(self, session_id: str) -> None:
+        """Let no look-up find a session: it is being created, or deleted."""
+        self._hidden.add(session_id)
+        self._loaded.pop(session_id, None)
+        self._cache.pop(session_id, None)
+
+    def unhide(self, session_id: str) -> None:
+        self._hidden.discard(session_id)
+
+    def loaded(self, session_id: str) -> Session | None:
+        """A session if it is in memory."""
+        return self._loaded.get(session_id)
 
     async def start(self) -> None:
         """Load the counters, and end the turns that an earlier server left unfinished."""
         move = statements.relocate_workspaces(str(self.workspaces.path("")))
         await self.writer.commit([move])
+        self._hidden.update(row.id for row in await self.queries.removed_sessions())
         self.quotas.add_open_sessions(await self.queries.open_counts())
         self._creator.last_number = await self.queries.last_session_number()
         for row in await self.queries.sessions_to_recover():
@@ -181,11 +195,11 @@ class SessionRegistry:
         if session is not None:
             self._cache[session_id] = session
             return session
-        task = self._loading.get(session_id)
+        task = self.loading.get(session_id)
         if task is None:
             task = asyncio.create_task(self._load_by_id(session_id))
-            self._loading[session_id] = task
-            task.add_done_callback(lambda _: self._loading.pop(session_id, None))
+            self.loading[session_id] = task
+            task.add_done_callback(lambda _: self.loading.pop(session_id, None))
         return await asyncio.shield(task)
 
     async def _load_by_id(self, session_id: str) -> Session | None:
@@ -208,46 +222,11 @@ class SessionRegistry:
 
     # Listing
 
-    async def open_sessions(self, app_name: str) -> AsyncIterator[Session]:
-        """The app's open sessions, the newest first, read page by page."""
-        before: int | None = None
-        while rows := await self.queries.session_page(
-            app_name, before=before, limit=LIST_PAGE, cwd=None, include_closed=False
-        ):
-            for row in rows:
-                before = row.n
-                session = await self.find(row.id)
-                if session is not None and not session.is_closed:
-                    yield session
-
-    async def views(self, app_name: str, *, include_closed: bool) -> AsyncIterator[dict[str, Any]]:
-        """The states of the app's sessions, the newest first, read page by page."""
-        before: int | None = None
-        while rows := await self.queries.session_page(
-            app_name, before=before, limit=LIST_PAGE, cwd=None, include_closed=include_closed
-        ):
-            for row in rows:
-                before = row.n
-                session = await self._for_listing(row)
-                if session is not None and (include_closed or not session.is_closed):
-                    yield session.view()
-
-    async def _for_listing(self, row: SessionRow) -> Session | None:
+    async def for_listing(self, row: SessionRow) -> Session | None:
         """A session to be listed; closed sessions are not added to the cache."""
         if row.closed_at is None or row.id in self._loaded:
             return await self.find(row.id)
         return None if row.id in self._hidden else await self._from_row(row)
-
-    async def list_sessions(self, app_name: str, *, include_closed: bool) -> list[Session]:
-        """The app's sessions, the newest first."""
-        rows = await self.queries.sessions(app_name, include_closed=include_closed)
-        found = []
-        for row in rows:
-            try:
-                found.append(await self.get(row.id, app_name))
-            except Error:
-                continue  # deleted since the query
-        return [session for session in found if include_closed or not session.is_closed]
 
     # Creating
 
@@ -263,7 +242,7 @@ class SessionRegistry:
         draft = await self._creator.check(request)
         self.quotas.reserve_session(app_name)
         self._creator.reserve_agent(draft)
-        self._hidden.add(draft.id)
+        self.hide(draft.id)
         try:
             row = await self._creator.store(app_name, draft)
             about = {"session": row.id, "app": app_name}
@@ -274,10 +253,37 @@ class SessionRegistry:
             self.quotas.release_session(app_name)
             raise
         finally:
-            self._hidden.discard(draft.id)
+            self.unhide(draft.id)
         session.start_agent(draft.prewarmed)
         self.prewarmer.fill()
         return session
+
+    async def reopen(self, session: Session) -> None:
+        """Open a closed session again.
+
+        Raises:
+            Error: ``conflict`` if it is open, ``not_found`` if it is being deleted; otherwise the
+                errors of :meth:`create`.
+        """
+        if self.is_draining:
+            raise draining()
+        if not session.is_closed or session.is_reopening:
+            raise Error(ErrorCode.CONFLICT, "the session is open")
+        if session.row.removed_at is not None or session.id in self._hidden:
+            raise not_found()
+        session.is_reopening = True
+        try:
+            await self.disk.check()
+            await self.agents.choose(session.row.agent)
+            self.quotas.reserve_session(session.row.app_name)
+            try:
+                await to_completion(session.reopen())
+            finally:
+                if session.is_closed:
+                    self.quotas.release_session(session.row.app_name)
+        finally:
+            session.is_reopening = False
+        self._cache[session.id] = session
 
     # Ending
 
@@ -309,29 +315,6 @@ class SessionRegistry:
         for session in tuple(self._loaded.values()):
             if session.row.app_name == app_name:
                 session.turns.cancel_all()
-
-    async def delete(self, row: SessionRow, now: float) -> None:
-        """Delete a closed session and its data, except its audit records.
-
-        A session that is being read is skipped; a later sweep deletes it.
-        """
-        session = self._loaded.get(row.id)
-        if row.id in self._loading or (session is not None and session.log.has_subscribers):
-            return
-        # Its rows are deleted last; until then they must not be found and loaded again.
-        self._hidden.add(row.id)
-        self._loaded.pop(row.id, None)
-        self._cache.pop(row.id, None)
-        try:
-            await self.workspaces.delete_agent_data(row.id, Path(row.cwd))
-            detail = dumps({"agent": row.agent, "turn_count": row.turn_count}).decode()
-            deletion = [
-                *statements.delete_session(row.n),
-                statements.insert_audit_event(row.id, row.app_name, "hard_delete", now, detail),
-            ]
-            await to_completion(self.writer.commit(deletion))
-        finally:
-            self._hidden.discard(row.id)
 
     def unload_unused(self) -> None:
         """Drop from memory the stored sessions that have no subscriber, turn or agent."""

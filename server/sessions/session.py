@@ -10,6 +10,7 @@ The objects of a session, in the order in which they use each other (each knows 
 ``turn_runner``       the current turn
 ``waiting_turns``     the turns that wait for earlier ones
 ``turn_queue``        acceptance, and one turn after the other
+``details``           ``meta`` with the title, the times, and what was read
 ``observer``          the reports of the agent
 """
 
@@ -22,14 +23,15 @@ from typing import Any
 
 import msgspec
 
-from ..codec import dumps, loads
-from ..errors import Error, ErrorCode, session_closed
+from ..errors import Error, ErrorCode, not_found, session_closed
 from ..storage import statements
 from ..storage.schema import SessionRow
 from ..tasks import to_completion
 from . import entries
 from .context import SessionContext
 from .core import SessionCore, SessionState
+from .details import SessionDetails
+from .lifetime import changed_times
 from .observer import SessionObserver
 from .options import SessionOptions, ask_timeout, options_view
 from .permissions import Permissions, check_permission
@@ -48,20 +50,8 @@ CLOSE_GRACE_SECS = 1.0
 """The time that a running turn has to end by itself when its session is closed."""
 
 
-def encode_meta(meta: Mapping[str, Any], limit: int) -> str:
-    """Return a session's ``meta``, which the app defines, as JSON.
-
-    Raises:
-        Error: ``payload_too_large``; it has more than *limit* bytes.
-    """
-    encoded = dumps(meta)
-    if len(encoded) > limit:
-        raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"meta: at most {limit} bytes of JSON")
-    return encoded.decode()
-
-
 class Session:
-    """A session in memory. A closed session can only be read.
+    """A session in memory. A closed session can only be read, reopened and deleted.
 
     Args:
         head: the last stored position of its log.
@@ -72,6 +62,8 @@ class Session:
         settings: the settings of the agent.
         permissions: the agent's permission requests.
         agent: the agent's process.
+        details: what the app notes about the session.
+        is_reopening: it is about to be open again.
         subscribers: the number of connections that follow the log.
     """
 
@@ -82,7 +74,8 @@ class Session:
         self._core = core = SessionCore(context, row, head, self._changed)
         self._current = current = CurrentTurn(last_turn_index)
         self._close_task: asyncio.Task[None] | None = None
-        self._change_lock = asyncio.Lock()
+        self.is_reopening = False
+        self.details = SessionDetails(core)
         self.row = row
         self.log = core.log
         self.subscribers = 0
@@ -116,6 +109,7 @@ class Session:
             settings=self.settings,
             permissions=self.permissions,
             runner=self._runner,
+            details=self.details,
         )
         if core.is_open:
             self.agent.create(self._observer)
@@ -145,6 +139,11 @@ class Session:
         return self.turns.is_busy
 
     @property
+    def is_in_use(self) -> bool:
+        """Whether a closed session is being read, or opened again."""
+        return self.is_reopening or not self.is_closed or self.log.has_subscribers
+
+    @property
     def state_name(self) -> str:
         """The state that clients see: ``idle``, ``running`` or ``closed``."""
         if self.is_closed:
@@ -164,7 +163,6 @@ class Session:
             "model": row.model,
             "system": row.system,
             "system_delivery": self.agent.system_delivery,
-            "meta": loads(row.meta),
             "permission": row.permission,
             "cwd": row.cwd,
             "created_at": int(row.created_at),
@@ -179,6 +177,7 @@ class Session:
             "pending_permissions": self.permissions.view(),
             "sockets": self.subscribers,
             **options_view(self._core.options, self._context.settings),
+            **self.details.view(),
             **self.agent_view(),
         }
 
@@ -235,16 +234,14 @@ class Session:
         assert turn.last_seq is not None
         await self.log.reach(turn.last_seq)
 
-    async def set_meta(self, meta: Mapping[str, Any]) -> None:
-        """Merge *meta* into the stored ``meta``; see :meth:`change`."""
-        await self.change(meta=meta)
-
     async def change(
         self,
         *,
         meta: Mapping[str, Any] | None = None,
         permission: str | None = None,
         options: Mapping[str, Any] | None = None,
+        ttl_secs: float | msgspec.UnsetType | None = msgspec.UNSET,
+        retention_secs: float | msgspec.UnsetType | None = msgspec.UNSET,
     ) -> None:
         """Change what a client may change of the session, all of it or nothing.
 
@@ -252,22 +249,22 @@ class Session:
             meta: merged into the stored ``meta``; None removes a key.
             permission: the new policy, for the agent's next requests.
             options: new values of :class:`SessionOptions`, by the names of its fields.
+            ttl_secs, retention_secs: the times of the session; None for never.
 
         Raises:
             Error: ``payload_too_large``, ``bad_request``, or ``session_closed`` if the session is
-                closed and more than its ``meta`` changes.
+                closed and its permission or an option changes.
         """
-        row, core, settings = self.row, self._core, self._context.settings
+        row, core = self.row, self._core
         if not core.is_open and (permission is not None or options):
             raise session_closed()
         if permission is not None:
             check_permission(permission, self._context.backend, row.agent)
-        async with self._change_lock:
-            columns: dict[str, str | None] = {}
-            if meta:
-                merged = {**loads(row.meta), **meta}
-                kept = {k: v for k, v in merged.items() if v is not None}
-                columns["meta"] = encode_meta(kept, settings.max_meta_bytes)
+        async with self.details.lock:
+            columns: dict[str, Any] = {
+                **self.details.merged(meta or {}),
+                **changed_times(row, ttl_secs, retention_secs),
+            }
             if permission not in (None, row.permission):
                 columns["permission"] = permission
             changed = msgspec.structs.replace(core.options, **(options or {}))
@@ -276,9 +273,7 @@ class Session:
             if columns:
                 await to_completion(self._store_change(columns, changed))
 
-    async def _store_change(
-        self, columns: Mapping[str, str | None], options: SessionOptions
-    ) -> None:
+    async def _store_change(self, columns: Mapping[str, Any], options: SessionOptions) -> None:
         row, core = self.row, self._core
         statement = statements.change_session(row.n, **columns)
         transaction = [statement]
@@ -331,6 +326,34 @@ class Session:
         logger.info("session closed: %s", reason, extra=self._core.log_extra())
         await self.agent.end()
         await self.log.reach(seq)  # last: on a full disk it waits for space
+
+    async def reopen(self) -> None:
+        """Open the session again. The registry has checked that it may be.
+
+        Raises:
+            Error: ``conflict`` if it is open, ``not_found`` if it is being deleted.
+        """
+        if self._close_task is not None:
+            await asyncio.shield(self._close_task)
+        if self.row.removed_at is not None:
+            raise not_found()
+        if self._core.is_open:
+            raise Error(ErrorCode.CONFLICT, "the session is open")
+        self._close_task = None
+        now = self._context.clock()
+        row = self.row
+        fields = entries.encode_fields(reason="client")
+        seq = self.log.append("session_reopened", self._recorder.last_started_index, fields)
+        self._core.move_to(SessionState.OPEN)
+        row.closed_at = row.close_reason = None
+        row.reopened_at = now
+        self._context.writer.add(
+            [statements.open_session(row.n, now), self._core.audit("reopen", now)]
+        )
+        self.agent.create(self._observer)
+        self._changed()
+        logger.info("session reopened", extra=self._core.log_extra())
+        await self.log.reach(seq)
 
     async def drain(self, timeout: float) -> None:
         """End the waiting turns now, and the running turn after *timeout* seconds at the latest."""

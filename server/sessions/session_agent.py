@@ -141,7 +141,8 @@ class SessionAgent:
     # Starting
 
     def create(self, observer: AgentObserver) -> None:
-        """Create the agent of an open session. Its process starts later."""
+        """Create the agent of a session that is open or opened again. Its process starts later."""
+        self._start_error = None
         stored = self._core.row.agent_state
         reported = AgentSettings.from_dict(loads(stored)) if stored else NO_SETTINGS
         self._agent = self._core.context.backend.agent(self.spec, observer, reported)

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from .lifetime import is_idle
+
 if TYPE_CHECKING:
     from .registry import SessionRegistry
 
@@ -39,9 +41,9 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Sweep once. A failure for one session does not affect the others."""
-        sessions, settings = self._sessions, self._sessions.settings
+        sessions = self._sessions
         now = sessions.clock()
-        await _log_failure(self._close_idle(now - settings.session_ttl_secs))
+        await _log_failure(self._close_idle(now))
         await _log_failure(self._delete_closed(now))
         await _log_failure(self._hibernate_idle(now))
         sessions.unload_unused()
@@ -52,31 +54,34 @@ class Sweeper:
         self._sessions.prewarmer.start(await self._sessions.queries.prewarmed())
         self._has_started_prewarming = True
 
-    async def _close_idle(self, before: float) -> None:
-        """Close the sessions that have been idle since *before*.
+    async def _close_idle(self, now: float) -> None:
+        """Close the sessions that have been idle for their time.
 
         Slow closes continue in the background: on a full disk every close waits for space, which
         the rest of the round may free.
         """
         closing = []
-        for session_id in await self._sessions.queries.idle_sessions(before):
-            close = _log_failure(self._close_if_idle(session_id, before), session=session_id)
+        default = self._sessions.settings.session_ttl_secs
+        for session_id in await self._sessions.queries.idle_sessions(now, default):
+            close = _log_failure(self._close_if_idle(session_id, now), session=session_id)
             closing.append(self._sessions.closing.spawn(close, f"close-idle-{session_id}"))
             await asyncio.sleep(0)  # one per iteration of the event loop
         if closing:
             await asyncio.wait(closing, timeout=self.close_timeout)
 
-    async def _close_if_idle(self, session_id: str, before: float) -> None:
+    async def _close_if_idle(self, session_id: str, now: float) -> None:
         session = await self._sessions.find(session_id)
         if session is None or session.is_closed or session.is_busy:
             return
-        if (session.row.last_turn_at or 0) <= before:  # a turn may have run since the query
+        # A turn may have run since the query.
+        if is_idle(session.row, self._sessions.settings, now):
             await self._sessions.close(session, "idle")
 
     async def _delete_closed(self, now: float) -> None:
-        before = now - self._sessions.settings.session_hard_ttl_secs
-        for row in await self._sessions.queries.sessions_closed_before(before):
-            await _log_failure(self._sessions.delete(row, now), session=row.id, app=row.app_name)
+        remover, default = self._sessions.remover, self._sessions.settings.session_hard_ttl_secs
+        await remover.resume()
+        for row in await self._sessions.queries.expired_sessions(now, default):
+            await _log_failure(remover.delete(row), session=row.id, app=row.app_name)
 
     async def _hibernate_idle(self, now: float) -> None:
         """Hibernate idle agents; some of them earlier, to free slots for prewarmed agents."""

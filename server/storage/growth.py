@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from .database import Database
-from .queries import columns
-from .schema import SessionRow
+from .schema import SessionRow, columns
 
 ROWS = 10_000
 """Rows of the log that are read at once."""

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from .database import Database
-from .schema import FileRow, LogRow, SessionRow, TokenRow, TurnRow
+from .lifecycle_queries import SELECT_SESSION, LifecycleQueries
+from .schema import FileRow, LogRow, SessionRow, TokenRow, TurnRow, columns
 
-
-def columns(row_type: type[Any]) -> str:
-    """The columns of a row, as SQL."""
-    return ", ".join(field.name for field in dataclasses.fields(row_type))
-
-
-_SESSION = f"SELECT {columns(SessionRow)} FROM sessions "
 _TURN = f"SELECT {columns(TurnRow)} FROM turns "
 
 
-class Queries:
+class Queries(LifecycleQueries):
     """The reads of the database. Times are unix seconds; *session* is a number, *session_id* an id.
 
     Every method raises :class:`DatabaseError` if the database cannot be read.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
     async def session(self, session_id: str) -> SessionRow | None:
-        rows = await self._database.fetch(_SESSION + "WHERE id = ?", session_id)
+        rows = await self._database.fetch(SELECT_SESSION + "WHERE id = ?", session_id)
         return SessionRow(*rows[0]) if rows else None
 
     async def has_session(self, app_name: str, session_id: str) -> bool:
@@ -43,13 +32,13 @@ class Queries:
         self, app_name: str | None = None, *, include_closed: bool
     ) -> list[SessionRow]:
         """The sessions of an app, or of all apps, the newest first."""
-        conditions = [] if include_closed else ["closed_at IS NULL"]
+        conditions = ["removed_at IS NULL", *([] if include_closed else ["closed_at IS NULL"])]
         values = []
         if app_name is not None:
             conditions.append("app_name = ?")
             values.append(app_name)
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        rows = await self._database.fetch(f"{_SESSION}{where} ORDER BY n DESC", *values)
+        where = f"WHERE {' AND '.join(conditions)}"
+        rows = await self._database.fetch(f"{SELECT_SESSION}{where} ORDER BY n DESC", *values)
         return [SessionRow(*row) for row in rows]
 
     async def session_page(
@@ -67,7 +56,8 @@ class Queries:
             before: only those with smaller numbers.
             cwd: only those in that folder, and those whose client named it.
         """
-        where = "WHERE app_name = ?" + ("" if include_closed else " AND closed_at IS NULL")
+        where = "WHERE app_name = ? AND removed_at IS NULL"
+        where += "" if include_closed else " AND closed_at IS NULL"
         values: list[Any] = [app_name]
         if before is not None:
             where += " AND n < ?"
@@ -76,14 +66,15 @@ class Queries:
             where += " AND ? IN (cwd, client_cwd)"
             values.append(cwd)
         rows = await self._database.fetch(
-            _SESSION + where + " ORDER BY n DESC LIMIT ?", *values, limit
+            SELECT_SESSION + where + " ORDER BY n DESC LIMIT ?", *values, limit
         )
         return [SessionRow(*row) for row in rows]
 
     async def open_counts(self) -> dict[str, int]:
         """The number of open sessions of each app that has any."""
         rows = await self._database.fetch(
-            "SELECT app_name, count(*) FROM sessions WHERE closed_at IS NULL GROUP BY app_name"
+            "SELECT app_name, count(*) FROM sessions"
+            " WHERE closed_at IS NULL AND removed_at IS NULL GROUP BY app_name"
         )
         return dict(rows)
 
@@ -91,27 +82,11 @@ class Queries:
         rows = await self._database.fetch("SELECT coalesce(max(n), 0) FROM sessions")
         return int(rows[0][0])
 
-    async def idle_sessions(self, before: float) -> list[str]:
-        """Ids of open sessions whose last turn (or creation, without a turn) was before a time."""
-        rows = await self._database.fetch(
-            "SELECT id FROM sessions"
-            " WHERE closed_at IS NULL AND coalesce(last_turn_at, created_at) <= ?",
-            before,
-        )
-        return [row[0] for row in rows]
-
-    async def sessions_closed_before(self, before: float) -> list[SessionRow]:
-        rows = await self._database.fetch(
-            _SESSION + "WHERE closed_at IS NOT NULL AND closed_at <= ?",
-            before,
-        )
-        return [SessionRow(*row) for row in rows]
-
     async def sessions_to_recover(self) -> list[SessionRow]:
         """Sessions with a turn that has not ended or a permission request without an outcome."""
         rows = await self._database.fetch(
-            _SESSION + "WHERE n IN (SELECT session FROM turns WHERE last_seq IS NULL"
-            " UNION SELECT session FROM asked)"
+            SELECT_SESSION + "WHERE n IN (SELECT session FROM turns WHERE last_seq IS NULL"
+            " UNION SELECT session FROM asked) AND removed_at IS NULL"
         )
         return [SessionRow(*row) for row in rows]
 

@@ -112,6 +112,24 @@ MIGRATIONS: tuple[str, ...] = (
     "ALTER TABLE sessions ADD COLUMN settings TEXT;",
     "ALTER TABLE sessions ADD COLUMN client_cwd TEXT;",
     "ALTER TABLE sessions ADD COLUMN options TEXT;",
+    """
+    ALTER TABLE sessions ADD COLUMN ttl_secs REAL;
+    ALTER TABLE sessions ADD COLUMN retention_secs REAL;
+    ALTER TABLE sessions ADD COLUMN reopened_at REAL;
+    ALTER TABLE sessions ADD COLUMN read_seq INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sessions ADD COLUMN has_agent_title INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE sessions ADD COLUMN removed_at REAL;
+    CREATE INDEX sessions_by_close ON sessions (closed_at) WHERE retention_secs IS NULL;
+    CREATE INDEX sessions_by_retention ON sessions (closed_at + retention_secs)
+        WHERE retention_secs IS NOT NULL;
+    CREATE INDEX sessions_removed ON sessions (n) WHERE removed_at IS NOT NULL;
+    CREATE TABLE upload_uses (
+        session INTEGER NOT NULL,
+        hash BLOB NOT NULL,
+        PRIMARY KEY (session, hash)
+    ) WITHOUT ROWID;
+    CREATE INDEX upload_uses_by_hash ON upload_uses (hash);
+    """,
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 
@@ -150,6 +168,11 @@ def migrations(version: int, scripts: Sequence[str] = MIGRATIONS) -> list[str]:
     ]
 
 
+def columns(row_type: type[Any]) -> str:
+    """The names of a row's columns, separated by commas."""
+    return ", ".join(field.name for field in dataclasses.fields(row_type))
+
+
 @dataclasses.dataclass(slots=True)
 class SessionRow:
     """A stored session. Times are unix seconds.
@@ -164,6 +187,13 @@ class SessionRow:
         client_cwd: the folder that an ACP client named, usually on the client's own machine.
         options: JSON of the other options that a client has chosen, some of them secret; None if
             all have their defaults.
+        ttl_secs: seconds without a turn, after which the session is closed; None for the server's
+            setting, infinity for never.
+        retention_secs: seconds after its close, after which it is deleted; likewise.
+        reopened_at: the time of the last reopen.
+        read_seq: the last position that the app has marked as read.
+        has_agent_title: the title in ``meta`` is the agent's own.
+        removed_at: the time at which the deletion began. The session is not found any more.
     """
 
     n: int
@@ -185,6 +215,12 @@ class SessionRow:
     settings: str | None = None
     client_cwd: str | None = None
     options: str | None = dataclasses.field(default=None, repr=False)
+    ttl_secs: float | None = None
+    retention_secs: float | None = None
+    reopened_at: float | None = None
+    read_seq: int = 0
+    has_agent_title: int = 0
+    removed_at: float | None = None
 
 
 @dataclasses.dataclass(slots=True)

@@ -85,8 +85,11 @@ def delete_prewarmed(session_id: str) -> Statement:
     return "DELETE FROM prewarmed WHERE id = ?", (session_id,)
 
 
-def delete_file(digest: bytes) -> Statement:
-    return "DELETE FROM files WHERE hash = ?", (digest,)
+def delete_file(digest: bytes) -> list[Statement]:
+    return [
+        ("DELETE FROM files WHERE hash = ?", (digest,)),
+        ("DELETE FROM upload_uses WHERE hash = ?", (digest,)),
+    ]
 
 
 def insert_log(rows: Sequence[LogRow]) -> list[Statement]:
@@ -161,7 +164,7 @@ def relocate_workspaces(folder: str) -> Statement:
     )
 
 
-def change_session(session: int, **columns: str | None) -> Statement:
+def change_session(session: int, **columns: str | float | None) -> Statement:
     """Set the named columns of a session."""
     changes = ", ".join(f"{name} = ?" for name in columns)
     return f"UPDATE sessions SET {changes} WHERE n = ?", (*columns.values(), session)
@@ -182,6 +185,24 @@ def close_session(session: int, reason: str, at: float) -> Statement:
     )
 
 
+def open_session(session: int, at: float) -> Statement:
+    """Open a closed session again."""
+    return (
+        "UPDATE sessions SET closed_at = NULL, close_reason = NULL, reopened_at = ? WHERE n = ?",
+        (at, session),
+    )
+
+
+def begin_removal(session: int, at: float) -> Statement:
+    """Store that a session is being deleted. A server that is killed completes it later."""
+    return "UPDATE sessions SET removed_at = ? WHERE n = ?", (at, session)
+
+
+def insert_upload_use(session: int, digest: bytes) -> Statement:
+    """Store that a prompt of the session has used an upload."""
+    return "INSERT OR IGNORE INTO upload_uses VALUES (?, ?)", (session, digest)
+
+
 def insert_permission_request(session: int, request_id: str, turn_index: int) -> Statement:
     """Store that a permission request waits for its outcome."""
     return "INSERT INTO asked VALUES (?, ?, ?)", (session, request_id, turn_index)
@@ -197,6 +218,8 @@ def delete_session(session: int) -> list[Statement]:
     return [
         ("DELETE FROM log WHERE session = ?", (session,)),
         ("DELETE FROM turns WHERE session = ?", (session,)),
+        ("DELETE FROM asked WHERE session = ?", (session,)),
+        ("DELETE FROM upload_uses WHERE session = ?", (session,)),
         ("DELETE FROM sessions WHERE n = ?", (session,)),
     ]
 

@@ -190,12 +190,26 @@ class FileStore:
             raise bad_request("files: one of the file tokens is unknown or has expired")
         return [self._path(row.hash, Path(row.path).name) for row in valid]
 
+    def note_use(self, session: int, tokens: Sequence[str]) -> None:
+        """Store that a prompt of the session uses these files, with the next commit."""
+        self._writer.add(
+            [statements.insert_upload_use(session, _token_hash(token)) for token in tokens]
+        )
+
+    async def delete_own(self, session: int) -> None:
+        """Delete the files that only the prompts of this session have used."""
+        for row in await self._queries.own_uploads(session):
+            await self._delete(row)
+
     async def sweep(self) -> None:
         """Delete expired files."""
         for row in await self._queries.expired_files(self._clock()):
-            await self._remove(self._folder(row.hash))
-            await to_completion(self._writer.commit([statements.delete_file(row.hash)]))
-            self._release(row.app_name, row.size)
+            await self._delete(row)
+
+    async def _delete(self, row: FileRow) -> None:
+        await self._remove(self._folder(row.hash))
+        await to_completion(self._writer.commit(statements.delete_file(row.hash)))
+        self._release(row.app_name, row.size)
 
     def _path(self, digest: bytes, name: str) -> Path:
         """The path of a file. The stored path is not used: the data folder may have been moved."""

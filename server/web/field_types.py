@@ -10,6 +10,9 @@ from ..errors import ErrorCode
 from ..sessions.content import MAX_FILES
 from ..validation import form
 
+MAX_LIFETIME_SECS = 10 * 366 * 86400
+"""The longest `ttl_secs` and `retention_secs` that are not never."""
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
 UnixSeconds = Annotated[int, msgspec.Meta(description="Unix seconds.")]
 UnixMillis = Annotated[int, msgspec.Meta(description="Unix milliseconds.")]
@@ -21,6 +24,20 @@ Timeout = Annotated[
 FileTokens = Annotated[
     Annotated[list[str], msgspec.Meta(max_length=MAX_FILES)] | None,
     msgspec.Meta(description="Tokens returned by `POST /files`."),
+]
+TtlSecs = Annotated[
+    Annotated[float, msgspec.Meta(gt=0, le=MAX_LIFETIME_SECS)] | msgspec.UnsetType | None,
+    msgspec.Meta(
+        description="Seconds without a turn, after which the session is closed; null for never; by"
+        " default `CLAWDFORGE_SESSION_TTL_SECS`."
+    ),
+]
+RetentionSecs = Annotated[
+    Annotated[float, msgspec.Meta(ge=0, le=MAX_LIFETIME_SECS)] | msgspec.UnsetType | None,
+    msgspec.Meta(
+        description="Seconds after its close, after which the session is deleted; null for never;"
+        " by default `CLAWDFORGE_SESSION_HARD_TTL_SECS`."
+    ),
 ]
 PermissionMode = Literal["approve-all", "approve-reads", "deny-all", "ask"]
 

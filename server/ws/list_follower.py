@@ -78,7 +78,7 @@ class ListFollower:
         self._wake()
 
     async def _views(self) -> AsyncIterator[dict[str, Any]]:
-        async for session in self._sessions.open_sessions(self._app_name):
+        async for session in self._sessions.listing.open_sessions(self._app_name):
             if (view := self._changed_view(session)) is not None:
                 yield view
 

@@ -79,7 +79,7 @@ async def test_token_revoked_after_admission_gets_401_from_every_route(
             async with asked as response:
                 assert response.status == 401, called
                 assert (await response.json())["code"] == "unauthorized"
-        sessions = await server.services.sessions.list_sessions(
+        sessions = await server.services.sessions.listing.sessions(
             f"{APP}-{tried}", include_closed=True
         )
         assert len(sessions) == 1, called  # only the one from before the request
@@ -243,6 +243,7 @@ FILE = "/sessions/{session_id}/files/{path}"
 ARCHIVE = "/sessions/{session_id}/archive"
 PERMISSION = "/sessions/{session_id}/permissions/{request_id}"
 QUEUE = "/sessions/{session_id}/queue/{turn_index}"
+READ = "/sessions/{session_id}/read"
 SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", "/run", "body"): half_json("POST", "/run"),
     ("POST", "/run", "work"): wait_for_a_run,
@@ -263,6 +264,7 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": ENDLESS}),
     ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
     ("PATCH", QUEUE, "body"): half_json("PATCH", QUEUE),
+    ("POST", READ, "body"): half_json("POST", READ),
     ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),
     ("GET", "/sessions/{session_id}/ws", "socket"): session_socket,
     ("GET", "/sessions/stream", "stream"): stream_of("GET", "/sessions/stream", None),

@@ -97,11 +97,11 @@ async def test_idle_time_counts_from_the_last_turn_or_the_creation(
             statements.close_session(3, "client", 1500),
         ]
     )
-    assert await queries.idle_sessions(999) == []
-    assert await queries.idle_sessions(1000) == ["session-1"]
-    assert sorted(await queries.idle_sessions(2000)) == ["session-1", "session-2"]
-    assert await queries.sessions_closed_before(1499) == []
-    assert [row.n for row in await queries.sessions_closed_before(1500)] == [3]
+    assert await queries.idle_sessions(1999, 1000) == []
+    assert await queries.idle_sessions(2000, 1000) == ["session-1"]
+    assert sorted(await queries.idle_sessions(3000, 1000)) == ["session-1", "session-2"]
+    assert await queries.expired_sessions(2499, 1000) == []
+    assert [row.n for row in await queries.expired_sessions(2500, 1000)] == [3]
 
 
 async def test_second_close_keeps_the_first_reason(database: Database, queries: Queries) -> None:

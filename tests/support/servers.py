@@ -58,7 +58,7 @@ class LocalServer:
         await self.anonymous().close_sockets()
         services = self.services
         for row in services.tokens.rows():
-            for session in await services.sessions.list_sessions(row.name, include_closed=False):
+            for session in await services.sessions.listing.sessions(row.name, include_closed=False):
                 await services.sessions.close(session, "admin")
             await services.tokens.revoke(row.name)
 

@@ -45,6 +45,7 @@ NUMBERED = {
     "permission_resolved",
     "turn_end",
     "session_closed",
+    "session_reopened",
     "notice",
 }
 NOT_NUMBERED = {
@@ -154,6 +155,7 @@ DOWN = [
     entry("turn_end", 10, 2, entries.turn_end_fields("error", 0, FAILED)),
     entry("turn_end", 15, 4, entries.turn_end_fields("cancelled", 0, None, withdrawn=True)),
     entry("session_closed", 11, 2, entries.encode_fields(reason="client")),
+    entry("session_reopened", 15, 2, entries.encode_fields(reason="client")),
     entry("notice", 13, 3, entries.encode_fields(notice="restored", setting="mode", value="plan")),
     entry("notice", 14, 3, entries.encode_fields(notice="asks", asks=False)),
     frame(

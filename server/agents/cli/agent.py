@@ -282,6 +282,8 @@ class CliAgent:
     def notification_received(self, line: bytes, message: dict[str, Any]) -> None:
         if message["method"] == "session/update":
             self._session.updated(message.get("params"))
+            if (info := _info_of(line, message)) is not None:
+                self.observer.info_updated(info)
         self.observer.notification_received(line)
 
     def session_opened(self, result: dict[str, Any]) -> None:
@@ -289,3 +291,13 @@ class CliAgent:
 
     def initialized(self, result: dict[str, Any]) -> None:
         self._session.initialized(result)
+
+
+def _info_of(line: bytes, message: dict[str, Any]) -> dict[str, Any] | None:
+    """The ``session_info_update`` in a notification; None for others."""
+    if b'"session_info_update"' not in line:
+        return None
+    params = message.get("params")
+    update = params.get("update") if isinstance(params, dict) else None
+    is_info = isinstance(update, dict) and update.get("sessionUpdate") == "session_info_update"
+    return update if is_info else None

@@ -131,6 +131,8 @@ class ProxyEvents:
                 self._binding.observer.tool_call_updated(update)
         elif isinstance(kind, str) and kind in acp_settings.SETTING_UPDATES:
             self._sync.note_update(update, kind, replayed=replayed)
+        elif kind == "session_info_update" and not replayed:
+            self._binding.observer.info_updated(update)
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         self._binding.observer.permission_requested(raw_id, params)

@@ -123,9 +123,15 @@ class TurnEndEntry(_EntryFields, kw_only=True, tag="turn_end"):
 
 
 class SessionClosedEntry(_EntryFields, kw_only=True, tag="session_closed"):
-    """The last entry."""
+    """The last entry, unless the session is reopened."""
 
     reason: Literal["client", "idle", "admin"]
+
+
+class SessionReopenedEntry(_EntryFields, kw_only=True, tag="session_reopened"):
+    """The session is open again."""
+
+    reason: Literal["client"]
 
 
 LogEntry = (
@@ -136,6 +142,7 @@ LogEntry = (
     | NoticeEntry
     | TurnEndEntry
     | SessionClosedEntry
+    | SessionReopenedEntry
 )
 
 

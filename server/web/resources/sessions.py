@@ -13,11 +13,20 @@ from ...codec import dumps
 from ...errors import bad_request
 from ...sessions import options
 from ...sessions.creation import SessionRequest
+from ...sessions.lifetime import Lifetime
 from ...sessions.session import Session
 from ...validation import ConfigOptions, Name
 from ..context import LOGGED_SESSION_ID, app_name_of, context_of, stream_json
 from ..endpoint import Endpoint, Tag
-from ..field_types import Count, PermissionMode, UnixMillis, UnixSeconds, doc
+from ..field_types import (
+    Count,
+    PermissionMode,
+    RetentionSecs,
+    TtlSecs,
+    UnixMillis,
+    UnixSeconds,
+    doc,
+)
 
 SESSION_ID_EXAMPLE = "939bcc2f-7d70-4aa0-ac3d-6e87dc2c0f17"
 SESSION_EXAMPLE: Mapping[str, Any] = {
@@ -40,6 +49,10 @@ SESSION_EXAMPLE: Mapping[str, Any] = {
     "queued": [],
     "pending_permissions": [],
     "sockets": 0,
+    "title": None,
+    "unread": 0,
+    "ttl_secs": 3600,
+    "retention_secs": 86400,
     "agent_state": "live",
     "mode": "ask",
     "asks": True,
@@ -77,6 +90,8 @@ class CreateSession(options.SessionOptions, frozen=True, kw_only=True):
         Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None,
         doc("A folder in one of `CLAWDFORGE_WORKSPACE_ROOTS`; by default a new folder."),
     ] = None
+    ttl_secs: TtlSecs = msgspec.UNSET
+    retention_secs: RetentionSecs = msgspec.UNSET
 
 
 class SessionFilter(msgspec.Struct, frozen=True):
@@ -93,6 +108,8 @@ class UpdateSession(options.OptionChanges, frozen=True, kw_only=True):
         doc("Merged into the stored object; null removes a key."),
     ] = msgspec.UNSET
     permission: PermissionMode | msgspec.UnsetType = msgspec.UNSET
+    ttl_secs: TtlSecs = msgspec.UNSET
+    retention_secs: RetentionSecs = msgspec.UNSET
 
 
 class QueuedTurn(msgspec.Struct, kw_only=True):
@@ -140,6 +157,10 @@ class SessionInfo(options.OptionsInfo, kw_only=True):
     queued: list[QueuedTurn]
     pending_permissions: list[PendingPermissionInfo]
     sockets: Count
+    title: Annotated[str | None, doc("`meta.title`; the agent's own if the client has set none.")]
+    unread: Annotated[Count, doc("The entries after the last `POST …/read`.")]
+    ttl_secs: Annotated[float | None, doc("Seconds without a turn until it is closed.")]
+    retention_secs: Annotated[float | None, doc("Seconds that it is kept once it is closed.")]
     agent_state: Presence
     mode: Annotated[str | None, doc("The agent's mode, or the mode that it will be set to.")]
     asks: Annotated[
@@ -168,6 +189,13 @@ class SessionClosed(msgspec.Struct, kw_only=True):
 
     session_id: str
     already_closed: bool | msgspec.UnsetType = msgspec.UNSET
+    purged: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class CloseQuery(msgspec.Struct, frozen=True):
+    """The query of a close."""
+
+    purge: Annotated[bool, doc("Delete it now, with its log, its files and its uploads.")] = False
 
 
 @Endpoint(
@@ -195,6 +223,7 @@ async def create_session(request: web.Request, body: CreateSession) -> SessionRe
             mode=body.mode,
             config_options=body.config_options or {},
             options=options.SessionOptions.of(body),
+            lifetime=Lifetime.of(body.ttl_secs, body.retention_secs),
         ),
     )
     return SessionResponse(**session.view())
@@ -212,7 +241,7 @@ async def list_sessions(
     request: web.Request, query: SessionFilter
 ) -> Annotated[web.StreamResponse, SessionList]:
     sessions = context_of(request).sessions
-    views = sessions.views(app_name_of(request), include_closed=query.include_closed)
+    views = sessions.listing.views(app_name_of(request), include_closed=query.include_closed)
     return await stream_json(request, _encoded_list(views))
 
 
@@ -257,6 +286,8 @@ async def update_session(
         meta=body.meta or None,
         permission=body.permission or None,
         options=body.given(),
+        ttl_secs=body.ttl_secs,
+        retention_secs=body.retention_secs,
     )
     return SessionResponse(**session.view())
 
@@ -266,11 +297,18 @@ async def update_session(
     "/sessions/{session_id}",
     tag=Tag.SESSIONS,
     summary="Close a session",
-    description="A running turn is stopped, and the session's sockets are closed.",
+    description="A running turn is stopped, and the session's sockets are closed. With `purge`,"
+    " the session is also deleted, with everything that belongs only to it.",
     example={"ok": True, "session_id": SESSION_ID_EXAMPLE},
 )
-async def close_own_session(request: web.Request, session: Session) -> SessionClosed:
-    is_first = await context_of(request).sessions.close(session, "client")
+async def close_own_session(
+    request: web.Request, session: Session, query: CloseQuery
+) -> SessionClosed:
+    sessions = context_of(request).sessions
+    if query.purge:
+        is_first = await sessions.remover.purge(session)
+        return msgspec.structs.replace(_closed(session.id, is_first), purged=True)
+    is_first = await sessions.close(session, "client")
     return _closed(session.id, is_first)
 
 

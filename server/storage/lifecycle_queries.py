@@ -1,0 +1,66 @@
+"""The SQL queries about the end of sessions: which are idle, expired or being deleted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .database import Database
+from .schema import FileRow, SessionRow, columns
+
+SELECT_SESSION = f"SELECT {columns(SessionRow)} FROM sessions "
+
+
+class LifecycleQueries:
+    """A part of :class:`Queries`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def idle_sessions(self, now: float, ttl_secs: float) -> list[str]:
+        """Ids of open sessions that have had no turn for their time.
+
+        The time counts from the last turn, the creation or the last reopen.
+
+        Args:
+            ttl_secs: of sessions that have no time of their own.
+        """
+        rows = await self._database.fetch(
+            "SELECT id FROM sessions WHERE closed_at IS NULL AND removed_at IS NULL AND"
+            " max(coalesce(last_turn_at, created_at), coalesce(reopened_at, 0))"
+            " + coalesce(ttl_secs, ?) <= ?",
+            ttl_secs,
+            now,
+        )
+        return [row[0] for row in rows]
+
+    async def expired_sessions(self, now: float, retention_secs: float) -> list[SessionRow]:
+        """Closed sessions that have been kept for their time.
+
+        Args:
+            retention_secs: of sessions that have no time of their own.
+        """
+        rows = await self._database.fetch(
+            f"{SELECT_SESSION}WHERE retention_secs IS NULL AND closed_at <= ?"
+            "  AND removed_at IS NULL"
+            f" UNION ALL {SELECT_SESSION}WHERE retention_secs IS NOT NULL"
+            "  AND closed_at + retention_secs <= ? AND removed_at IS NULL",
+            now - retention_secs,
+            now,
+        )
+        return [SessionRow(*row) for row in rows]
+
+    async def removed_sessions(self) -> list[SessionRow]:
+        """Sessions whose deletion has begun and is not complete."""
+        rows = await self._database.fetch(f"{SELECT_SESSION}WHERE removed_at IS NOT NULL")
+        return [SessionRow(*row) for row in rows]
+
+    async def own_uploads(self, session: int) -> list[FileRow]:
+        """The uploads that the prompts of this session have used, and those of no other."""
+        names = ", ".join(f"files.{field.name}" for field in dataclasses.fields(FileRow))
+        rows = await self._database.fetch(
+            f"SELECT {names} FROM files JOIN upload_uses USING (hash) WHERE session = ?1 AND"
+            " NOT EXISTS (SELECT 1 FROM upload_uses AS other"
+            "  WHERE other.hash = files.hash AND other.session != ?1)",
+            session,
+        )
+        return [FileRow(*row) for row in rows]
