@@ -134,7 +134,7 @@ class _Server:
         stack.enter_context(self._data_dir.locked())
         queries, writer = await self._start_storage(stack)
         tokens = await self._load_tokens(queries, writer)
-        backend = await self._start_backend(stack, writer)
+        backend = await self._start_backend(stack, writer, tokens)
         sessions = SessionRegistry(
             self._settings, queries, writer, self._metrics, backend, self._clock
         )
@@ -213,9 +213,10 @@ class _Server:
         return tokens
 
     async def _start_backend(
-        self, stack: contextlib.AsyncExitStack, writer: DatabaseWriter
+        self, stack: contextlib.AsyncExitStack, writer: DatabaseWriter, tokens: TokenRegistry
     ) -> AgentBackend:
         backend = make_backend(self._settings, self._environ, writer, self._supervisor)
+        backend.environ_of = tokens.environ_of
         await backend.start()
         stack.push_async_callback(backend.stop)
         known = [info.name for info in await backend.agents()]

@@ -9,6 +9,8 @@ from typing import Annotated, Final
 
 import msgspec
 
+from .errors import payload_too_large
+
 ClientId = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 """The id that a client gives to a prompt."""
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -42,6 +44,36 @@ def form(pattern: str, words: str) -> str:
     """Register the description of a pattern, such as ``an absolute path``, for error messages."""
     _FORMS[pattern] = words
     return pattern
+
+
+MAX_ENVIRON_BYTES = 32 << 10
+"""The limit of all variables together: the kernel limits the environment of a program, too."""
+_VARIABLE = form(
+    r"^(?!CLAWDFORGE_|LD_|ACPX_|AGENT_SESSION$)[A-Za-z_][A-Za-z0-9_]*$(?!\n)",
+    "the name of a variable, which is not one of CLAWDFORGE_*, LD_*, ACPX_* and AGENT_SESSION",
+)
+_VALUE = form(r"^[^\x00]*$", "text without the character NUL")
+Environ = Annotated[
+    dict[
+        Annotated[str, msgspec.Meta(max_length=256, pattern=_VARIABLE)],
+        Annotated[str, msgspec.Meta(pattern=_VALUE)],
+    ],
+    msgspec.Meta(
+        max_length=256,
+        description="Variables for the environment of agents. Their values are never shown.",
+    ),
+]
+
+
+def check_environ(environ: Mapping[str, str]) -> None:
+    """Check the size of an :data:`Environ`.
+
+    Raises:
+        Error: ``payload_too_large``.
+    """
+    size = sum(len(name) + len(value.encode()) for name, value in environ.items())
+    if size > MAX_ENVIRON_BYTES:
+        raise payload_too_large(f"env: at most {MAX_ENVIRON_BYTES} bytes")
 
 
 def in_words(error: Exception) -> str:

@@ -6,12 +6,13 @@ everything of its app and to nothing of another app, whose resources appear not 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config import MAX_SECRET_LENGTH
@@ -24,9 +25,11 @@ from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .credential import Credential, hash_secret, unauthorized
 from .tickets import TICKET_PREFIX, TicketRegistry
+from .token_options import TokenOptions
 
 logger = logging.getLogger(__name__)
 
+NO_TOKEN_OPTIONS = TokenOptions()
 TOKEN_PREFIX = "cf_"  # noqa: S105
 FIRST_APP = "first-app"
 ADMIN_KEY = "admin_token"
@@ -63,6 +66,8 @@ class TokenRegistry:
         self._admin_hash = b""
         self._by_hash: dict[bytes, Credential] = {}
         self._names: set[str] = set()
+        self._options: dict[str, TokenOptions] = {}
+        self._changing = asyncio.Lock()
 
     async def load(self, admin_token: str | None) -> FirstTokens | None:
         """Load all tokens. The first start creates an app token and, if necessary, an admin token.
@@ -99,6 +104,12 @@ class TokenRegistry:
         for row in await self._queries.tokens():
             self._by_hash[row.hash] = Credential(row)
             self._names.add(row.name)
+            self._options[row.name] = TokenOptions.decode(row.options)
+
+    def environ_of(self, app_name: str) -> Mapping[str, str]:
+        """Return the variables that the agents and runs of an app get."""
+        options = self._options.get(app_name)
+        return (options.env if options is not None else None) or {}
 
     def authenticate(self, token: str | None, address: str | None) -> Credential:
         """Return the credential of the token that a client at *address* sent.
@@ -151,18 +162,22 @@ class TokenRegistry:
         rows = [credential.row for credential in self._by_hash.values()]
         return sorted(rows, key=lambda row: row.name)
 
-    async def create(self, name: str, ip_cidrs: Sequence[str] = ()) -> tuple[TokenRow, str]:
+    async def create(
+        self, name: str, ip_cidrs: Sequence[str] = (), options: TokenOptions = NO_TOKEN_OPTIONS
+    ) -> tuple[TokenRow, str]:
         """Create an app's token.
 
         Args:
             ip_cidrs: the networks from which the token may be used; empty for all.
+            options: the other options.
 
         Returns:
             The stored row, and the token itself, which is not stored.
 
         Raises:
-            Error: ``bad_request``, or ``conflict`` if the name is taken.
+            Error: ``bad_request``, ``payload_too_large``, or ``conflict`` if the name is taken.
         """
+        options.check()
         for cidr in ip_cidrs:
             try:
                 network_of(cidr)
@@ -174,14 +189,42 @@ class TokenRegistry:
             raise Error(ErrorCode.CONFLICT, f"the name {name!r} is taken")
         self._names.add(name)
         token = new_token()
-        row = TokenRow(name, hash_secret(token), json.dumps(list(ip_cidrs)), time.time())
+        options = NO_TOKEN_OPTIONS.changed(options)
+        networks = json.dumps(list(ip_cidrs))
+        row = TokenRow(name, hash_secret(token), networks, time.time(), options.encode())
         try:
             await to_completion(self._writer.commit([statements.insert_token(row)]))
         except BaseException:
             self._names.discard(name)
             raise
         self._by_hash[row.hash] = Credential(row)
+        self._options[name] = options
         return row, token
+
+    async def change(self, name: str, changes: TokenOptions) -> TokenRow:
+        """Change the options of an app's token.
+
+        Raises:
+            Error: ``not_found`` or ``payload_too_large``.
+        """
+        changes.check()
+        async with self._changing:
+            row = self._credential_of(name).row
+            before = self._options[name]
+            options = before.changed(changes)
+            statement = statements.change_token(name, options.encode())
+            await to_completion(self._writer.commit([statement]))
+            row.options = options.encode()
+            if self._options.get(name) is before:  # it was not revoked meanwhile
+                self._options[name] = options
+            return row
+
+    def _credential_of(self, name: str) -> Credential:
+        credentials = self._by_hash.values()
+        credential = next((one for one in credentials if one.app_name == name), None)
+        if credential is None:
+            raise not_found("token")
+        return credential
 
     async def revoke(self, name: str) -> None:
         """Revoke an app's token: its waiting requests are refused, and its sockets close.
@@ -189,10 +232,7 @@ class TokenRegistry:
         Raises:
             Error: ``not_found``.
         """
-        credentials = self._by_hash.values()
-        credential = next((one for one in credentials if one.app_name == name), None)
-        if credential is None:
-            raise not_found("token")
+        credential = self._credential_of(name)
         row = credential.row
         del self._by_hash[row.hash]
         credential.revoke()
@@ -204,3 +244,4 @@ class TokenRegistry:
             self._by_hash[row.hash] = Credential(row)
             raise
         self._names.discard(name)
+        self._options.pop(name, None)

@@ -6,11 +6,13 @@ import asyncio
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..agents.base import EnvironOf
 from ..agents.process import process_tree
 from ..agents.process.programs import Program, Programs
+from ..agents.program_output import MIN_SECRET, SECRET
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode
 from ..uploads.files import prepend_file_paths
@@ -50,15 +52,22 @@ class ClaudeProgram:
         environ: the program's environment.
         data_dir: contains a folder for each run.
         grace: seconds from SIGTERM to SIGKILL.
+        environ_of: returns the variables of an app, which precede the others.
     """
 
     def __init__(
-        self, name: str, environ: Mapping[str, str], data_dir: DataDir, grace: float
+        self,
+        name: str,
+        environ: Mapping[str, str],
+        data_dir: DataDir,
+        grace: float,
+        environ_of: EnvironOf,
     ) -> None:
         self._name = name
         self._environ = environ
         self._data_dir = data_dir
         self._grace = grace
+        self._environ_of = environ_of
         self._programs = Programs(environ)
 
     async def find(self) -> str | None:
@@ -83,22 +92,24 @@ class ClaudeProgram:
             await asyncio.to_thread(folder.remove)
 
     async def _collect_output(self, run: Run, path: str, folder: RunFolder, stdin: int) -> Output:
+        own = self._environ_of(run.request.app_name)
         program = await self._programs.start(
             claude_argv(path, run.request, folder.path),
             environ={
-                **claude_environ(self._environ, run.timeout),
+                **claude_environ({**self._environ, **own}, run.timeout),
                 process_tree.AGENT_VARIABLE: run.id,
             },
             cwd=folder.path / WORK,
             stdin=stdin,
         )
         try:
-            return await self._wait_for_output(run, program)
+            return await self._wait_for_output(run, program, own.values())
         finally:
             await program.close()
 
-    async def _wait_for_output(self, run: Run, program: Program) -> Output:
-        capture = _Capture(program, process_tree.env_tag(process_tree.AGENT_VARIABLE, run.id))
+    async def _wait_for_output(self, run: Run, program: Program, secrets: Iterable[str]) -> Output:
+        env_tag = process_tree.env_tag(process_tree.AGENT_VARIABLE, run.id)
+        capture = _Capture(program, env_tag, secrets)
         stdout_in_time = b""
 
         def terminate() -> None:
@@ -223,11 +234,13 @@ class _Capture:
 
     Args:
         env_tag: the entry in the environment of all processes that the program starts.
+        secrets: values that stderr must not show.
     """
 
-    def __init__(self, program: Program, env_tag: bytes) -> None:
+    def __init__(self, program: Program, env_tag: bytes, secrets: Iterable[str]) -> None:
         self._program = program
         self._env_tag = env_tag
+        self._secrets = [value for value in secrets if len(value) >= MIN_SECRET]
         self._pieces: list[bytes] = []
         self._size = 0
         self._stderr = b""
@@ -240,7 +253,10 @@ class _Capture:
     @property
     def stderr(self) -> str:
         """The last :data:`STDERR_BYTES` of stderr so far."""
-        return self._stderr.decode(errors="replace").strip()
+        text = self._stderr.decode(errors="replace").strip()
+        for secret in self._secrets:
+            text = text.replace(secret, SECRET)
+        return text
 
     async def collect(self) -> Output:
         """Read until the program has ended.

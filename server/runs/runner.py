@@ -68,7 +68,9 @@ class Runner:
         self._clock = clock
         self._data_dir = DataDir(settings.data_dir)
         self._grace = settings.cancel_grace_secs
-        self._claude = ClaudeProgram(settings.claude_bin, environ, self._data_dir, self._grace)
+        self._claude = ClaudeProgram(
+            settings.claude_bin, environ, self._data_dir, self._grace, backend.environ_of
+        )
         self._queue = RunQueue(
             settings.max_runs,
             settings.run_queue,

@@ -144,10 +144,11 @@ class SessionCreator:
         if (request.mode or request.config_options) and not self._backend.can_restore:
             raise bad_request("mode, config_options: not supported by the cli backend")
 
-    def reserve_agent(self, draft: SessionDraft) -> None:
+    def reserve_agent(self, app_name: str, draft: SessionDraft) -> None:
         """Assign an id to the draft, and a prewarmed agent if one is ready that fits."""
         request = draft.request
         is_plain = request.model is None and request.system is None and draft.folder is None
+        is_plain = is_plain and not self._backend.environ_of(app_name)
         if is_plain and not request.options.concern_agent:
             draft.prewarmed = self._prewarmer.reserve(draft.agent)
         draft.id = str(uuid.uuid4()) if draft.prewarmed is None else draft.prewarmed.id

@@ -21,18 +21,12 @@ from ..agents.parameters import NO_PARAMETERS, AgentParameters
 from ..codec import dumps
 from ..config import Settings
 from ..errors import Error, ErrorCode, bad_request, not_supported
-from ..mcp_servers import McpServer, PlainText, Presets, ServerName, check_mcp_server
-from ..validation import form
+from ..mcp_servers import McpServer, Presets, ServerName, check_mcp_server
+from ..validation import Environ, check_environ
 
 MAX_LISTED = 256
 """The limit of elements in each option that is a list."""
-MAX_ENVIRON_BYTES = 32 << 10
-"""The limit of all variables together: the kernel limits the environment of a program, too."""
 ASK_TIMEOUT_SECS = 10, 604_800
-_VARIABLE = form(
-    r"^(?!CLAWDFORGE_|LD_|ACPX_|AGENT_SESSION$)[A-Za-z_][A-Za-z0-9_]*$(?!\n)",
-    "the name of a variable, which is not one of CLAWDFORGE_*, LD_*, ACPX_* and AGENT_SESSION",
-)
 
 AskTimeout = Annotated[
     float,
@@ -41,13 +35,6 @@ AskTimeout = Annotated[
         le=ASK_TIMEOUT_SECS[1],
         description="Seconds for which a permission request of the agent waits for a client; by"
         " default `CLAWDFORGE_PERMISSION_TIMEOUT_SECS`.",
-    ),
-]
-Environ = Annotated[
-    dict[Annotated[str, msgspec.Meta(max_length=256, pattern=_VARIABLE)], PlainText],
-    msgspec.Meta(
-        max_length=MAX_LISTED,
-        description="Variables for the environment of the agent. Their values are never shown.",
     ),
 ]
 _Tool = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -212,9 +199,7 @@ def check_options(options: SessionOptions, settings: Settings) -> None:
         if name in names:
             raise bad_request(f"mcp_servers: two of them have the name {name!r}")
         names.add(name)
-    environ = sum(len(name) + len(value.encode()) for name, value in (options.env or {}).items())
-    if environ > MAX_ENVIRON_BYTES:
-        raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"env: at most {MAX_ENVIRON_BYTES} bytes")
+    check_environ(options.env or {})
     limit = settings.max_options_bytes
     if len(options.encode() or "") > limit:
         raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"the options have at most {limit} bytes of JSON")

@@ -241,7 +241,7 @@ class SessionRegistry:
             raise draining()
         draft = await self._creator.check(request)
         self.quotas.reserve_session(app_name)
-        self._creator.reserve_agent(draft)
+        self._creator.reserve_agent(app_name, draft)
         self.hide(draft.id)
         try:
             row = await self._creator.store(app_name, draft)

@@ -130,6 +130,7 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX upload_uses_by_hash ON upload_uses (hash);
     """,
+    "ALTER TABLE tokens ADD COLUMN options TEXT;",
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 
@@ -257,12 +258,18 @@ class LogRow:
 
 @dataclasses.dataclass(slots=True)
 class TokenRow:
-    """An app's token; ``ip_cidrs`` is a JSON array."""
+    """An app's token.
+
+    Attributes:
+        ip_cidrs: a JSON array.
+        options: JSON of the options that the operator has set, some of them secret, or None.
+    """
 
     name: str
     hash: bytes
     ip_cidrs: str
     created_at: float
+    options: str | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclasses.dataclass(slots=True)

@@ -77,6 +77,10 @@ def delete_token(name: str) -> Statement:
     return "DELETE FROM tokens WHERE name = ?", (name,)
 
 
+def change_token(name: str, options: str | None) -> Statement:
+    return "UPDATE tokens SET options = ? WHERE name = ?", (options, name)
+
+
 def insert_prewarmed(session_id: str) -> Statement:
     return "INSERT INTO prewarmed (id) VALUES (?)", (session_id,)
 

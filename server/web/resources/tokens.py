@@ -8,16 +8,18 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
+from ...auth import token_options
+from ...errors import bad_request
 from ...storage.schema import TokenRow
 from ...validation import form
 from ..context import context_of
 from ..endpoint import Endpoint, Tag
-from ..field_types import Count, UnixSeconds
+from ..field_types import Count, UnixSeconds, doc
 
 TOKEN_EXAMPLE = {"name": "my-bot", "ip_cidrs": ["10.0.0.0/8"], "created_at": 1795479703}
 
 
-class CreateToken(msgspec.Struct, frozen=True):
+class CreateToken(token_options.TokenOptions, frozen=True, kw_only=True):
     """A new app."""
 
     name: Annotated[
@@ -36,12 +38,23 @@ class CreateToken(msgspec.Struct, frozen=True):
     ] = None
 
 
+class ChangeToken(token_options.TokenOptions, frozen=True, kw_only=True):
+    """The changes. Each field that is given replaces the whole field; null removes it."""
+
+
 class TokenInfo(msgspec.Struct, kw_only=True):
     """An app's token, without its secret."""
 
     name: str
     ip_cidrs: list[str]
     created_at: UnixSeconds
+    env: Annotated[list[str], doc("The names of the variables; missing without any.")] | (
+        msgspec.UnsetType
+    ) = msgspec.UNSET
+
+
+class TokenChanged(TokenInfo, kw_only=True):
+    """The token, without its secret."""
 
 
 class TokenCreated(TokenInfo, kw_only=True):
@@ -76,7 +89,8 @@ class TokenRevoked(msgspec.Struct, kw_only=True):
     failures=("conflict",),
 )
 async def create_token(request: web.Request, body: CreateToken) -> TokenCreated:
-    row, token = await context_of(request).tokens.create(body.name, body.ip_cidrs or [])
+    options = token_options.TokenOptions.of(body)
+    row, token = await context_of(request).tokens.create(body.name, body.ip_cidrs or [], options)
     return TokenCreated(**_fields_of(row), token=token)
 
 
@@ -91,6 +105,24 @@ async def create_token(request: web.Request, body: CreateToken) -> TokenCreated:
 async def list_tokens(request: web.Request) -> TokenList:
     tokens = [TokenInfo(**_fields_of(row)) for row in context_of(request).tokens.rows()]
     return TokenList(count=len(tokens), tokens=tokens)
+
+
+@Endpoint(
+    "PATCH",
+    "/admin/tokens/{name}",
+    tag=Tag.OPERATOR,
+    summary="Change a token",
+    description="Variables apply to the app's agents from their next start.",
+    auth="admin",
+    request_example={"env": {"ANTHROPIC_API_KEY": "…"}},
+    example={"ok": True, **TOKEN_EXAMPLE, "env": ["ANTHROPIC_API_KEY"]},
+)
+async def change_token(request: web.Request, body: ChangeToken) -> TokenChanged:
+    if body == ChangeToken():
+        raise bad_request("nothing to change: the body may have env")
+    name = request.match_info["name"]
+    row = await context_of(request).tokens.change(name, token_options.TokenOptions.of(body))
+    return TokenChanged(**_fields_of(row))
 
 
 @Endpoint(
@@ -113,4 +145,5 @@ def _fields_of(row: TokenRow) -> dict[str, Any]:
         "name": row.name,
         "ip_cidrs": json.loads(row.ip_cidrs),
         "created_at": int(row.created_at),
+        **token_options.TokenOptions.decode(row.options).view(),
     }

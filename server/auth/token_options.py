@@ -1,0 +1,60 @@
+"""The options of an app's token: what the operator may set and change, beyond its networks.
+
+To add an option, add its field to :class:`TokenOptions`. ``POST /admin/tokens`` and ``PATCH
+/admin/tokens/{name}`` accept it from then on, and the token's row stores it. Add it to
+:meth:`TokenOptions.view` to show it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ..codec import dumps
+from ..validation import Environ, check_environ
+
+
+class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The options of a token, as the operator gives them and as the token's row stores them.
+
+    A change replaces each field that is given; null removes it.
+    """
+
+    env: Environ | msgspec.UnsetType | None = msgspec.UNSET
+
+    __repr__ = object.__repr__  # the values are secrets
+
+    @classmethod
+    def decode(cls, stored: str | None) -> TokenOptions:
+        """Read what :meth:`encode` returned."""
+        return msgspec.json.decode(stored, type=cls) if stored else cls()
+
+    @classmethod
+    def of(cls, body: TokenOptions) -> TokenOptions:
+        """Return the options in a request body, which is of a derived type."""
+        return cls(**{name: getattr(body, name) for name in cls.__struct_fields__})
+
+    def encode(self) -> str | None:
+        """Return the options as JSON; None if there are none."""
+        fields = msgspec.to_builtins(self)
+        return dumps(fields).decode() if fields else None
+
+    def changed(self, changes: TokenOptions) -> TokenOptions:
+        """Return the options with the fields that *changes* has."""
+        given = {name: getattr(changes, name) for name in self.__struct_fields__}
+        given = {name: value for name, value in given.items() if value is not msgspec.UNSET}
+        emptied = {name: value or msgspec.UNSET for name, value in given.items()}
+        return msgspec.structs.replace(self, **emptied)
+
+    def check(self) -> None:
+        """Check what the types of the fields cannot express.
+
+        Raises:
+            Error: ``payload_too_large``.
+        """
+        check_environ(self.env or {})
+
+    def view(self) -> dict[str, Any]:
+        """The options without secrets; those that are not set are missing."""
+        return {"env": sorted(self.env)} if self.env else {}
