@@ -212,7 +212,7 @@ class TokenRegistry:
             row = self._credential_of(name).row
             before = self._options[name]
             options = before.changed(changes)
-            statement = statements.change_token(name, options.encode())
+            statement = statements.set_token_options(name, options.encode())
             await to_completion(self._writer.commit([statement]))
             row.options = options.encode()
             if self._options.get(name) is before:  # it was not revoked meanwhile

@@ -77,7 +77,7 @@ def delete_token(name: str) -> Statement:
     return "DELETE FROM tokens WHERE name = ?", (name,)
 
 
-def change_token(name: str, options: str | None) -> Statement:
+def set_token_options(name: str, options: str | None) -> Statement:
     return "UPDATE tokens SET options = ? WHERE name = ?", (options, name)
 
 
