@@ -234,6 +234,8 @@ class Settings:
     max_commands_per_sec: int = _setting(_int(1, 1_000_000), 100)
     max_waiting_prompt_bytes_per_app: int = _setting(_int(1, 2**40), 64 * 2**20)
     max_prompts_per_min: int = _setting(_int(1, 1_000_000), 6000)
+    max_pending_elicitations: int = _setting(_int(1, 1000), 16)
+    max_elicitation_bytes: int = _setting(_int(1024, 2**24), 256 * 2**10)
     max_meta_bytes: int = _setting(_int(2, 2**24), 64 * 2**10)
     max_system_bytes: int = _setting(_int(1, 2**24), 256 * 2**10)
     max_options_bytes: int = _setting(_int(2, 2**24), 128 * 2**10)

@@ -10,13 +10,14 @@ from typing import Any
 from .. import __version__
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt
-from ..errors import Error, ErrorCode, bad_request, not_found, session_closed
+from ..errors import Error, ErrorCode, not_found, session_closed
 from ..sessions.content import check_content
 from ..sessions.creation import SessionRequest
+from ..sessions.options import asking_options
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..sessions.turns import Turn
-from . import jsonrpc, params, resumption
+from . import answers, jsonrpc, params, resumption
 from .jsonrpc import JsonRpcError
 from .listing import decode_cursor, encode_cursor, session_item
 from .params import NAMESPACE, UrlOptions, read_params
@@ -69,6 +70,7 @@ class AcpMethods:
         self._name = name
         self._upgrade_id = upgrade_id
         self._options = options
+        self._elicitation: tuple[str, ...] = ()
         self._only_session = only_session
         self._methods: Mapping[str, Callable[[jsonrpc.Request], Awaitable[None]]] = {
             "initialize": self._initialize,
@@ -104,13 +106,8 @@ class AcpMethods:
             return  # a notification has no response
 
     def handle_response(self, response: jsonrpc.Response) -> None:
-        """Handle the client's response to a permission request; any client's first one counts."""
-        for subscription in self._subscriptions:
-            for permission_id, request_id in tuple(subscription.permission_requests.items()):
-                if request_id == response.id:
-                    del subscription.permission_requests[permission_id]
-                    self._resolve_permission(subscription.session, permission_id, response.result)
-                    return
+        """Handle the client's response to a request of an agent."""
+        answers.handle_response(self._subscriptions, response, self._name)
 
     # Initialization
 
@@ -118,6 +115,8 @@ class AcpMethods:
         initialize = read_params(params.InitializeParams, request.params)
         if self.is_initialized:
             raise JsonRpcError(jsonrpc.INVALID_REQUEST, "the connection is initialized already")
+        if self._sessions.backend.can_ask:
+            self._elicitation = params.elicitation_modes(initialize.client_capabilities)
         self._options = initialize.session_options.with_defaults(self._options)
         self._subscriptions.have_positions = initialize.session_options.positions
         agent = await self._sessions.agents.choose(self._options.agent)
@@ -189,6 +188,7 @@ class AcpMethods:
             config_options=options.agent_options or {},
             cwd=new.cwd if has_roots else None,
             client_cwd=new.cwd,
+            options=asking_options(self._elicitation),
         )
 
     async def _abandon(self, creating: asyncio.Task[Session]) -> None:
@@ -212,12 +212,13 @@ class AcpMethods:
             subscription.cursor = after
             self._subscriptions.schedule()
         self._requests.respond(request, subscription.opened())
-        for message in subscription.request_pending_permissions():
+        for message in subscription.request_pending():
             self._send(message)
 
     async def _reopen(self, resume: params.LoadSessionParams) -> SessionSubscription:
         """The subscription to a session whose client may have had it on an earlier connection."""
         session = await self._session(resume.session_id)
+        await self._follow_elicitation(session)
         options = resume.session_options
         resumption.check_resumed_position(session, options.after)
         prompts, unknown = await resumption.find_prompts(session, options.prompts or {})
@@ -229,6 +230,24 @@ class AcpMethods:
         for turn, prompt in prompts:
             self._await_turn(subscription, prompt, turn)
         return subscription
+
+    async def _follow_elicitation(self, session: Session) -> None:
+        """Have the agent of *session* ask the questions that this client can show.
+
+        Other clients of the session may show more of them.
+        """
+        announced, modes = session.agent.spec.elicitation, set(self._elicitation)
+        is_subscribed = self._subscriptions.get(session.id) is not None
+        if session.subscribers > is_subscribed:
+            modes |= set(announced)
+        changed = asking_options(modes)
+        if session.is_closed or changed.announced_modes == announced:
+            return
+        changes = {name: getattr(changed, name) for name in ("elicitation", "elicitation_modes")}
+        try:
+            await session.change(options=changes)
+        except Error as error:
+            logger.info("%s: the setting of questions stays: %s", self._name, error.message)
 
     async def _list(self, request: jsonrpc.Request) -> None:
         query = read_params(params.ListSessionsParams, request.params)
@@ -290,7 +309,7 @@ class AcpMethods:
 
     def _subscribe(self, session: Session, cursor: int) -> SessionSubscription:
         limit = self._options.max_message_bytes or DEFAULT_MAX_BYTES
-        return self._subscriptions.add(session, cursor, limit)
+        return self._subscriptions.add(session, cursor, limit, self._elicitation)
 
     # Turns
 
@@ -329,26 +348,6 @@ class AcpMethods:
             session.cancel(turn_index)
         if not own_prompts:
             session.cancel()
-
-    def _resolve_permission(self, session: Session, permission_id: str, result: Any) -> None:
-        outcome = result.get("outcome") if isinstance(result, dict) else None
-        choice = outcome if isinstance(outcome, dict) else {}
-        try:
-            match choice.get("outcome"), choice.get("optionId"):
-                case "selected", str(option_id):
-                    session.permissions.resolve(permission_id, option_id=option_id)
-                    return
-                case "cancelled", _:
-                    session.permissions.resolve(permission_id)
-                    return
-            raise bad_request("no outcome")
-        except Error as error:
-            logger.info("%s: invalid response to a permission request: %s", self._name, error)
-        # Another client may still respond. If there is none, the request is cancelled.
-        if session.subscribers == 1 and any(
-            pending["request_id"] == permission_id for pending in session.permissions.pending()
-        ):
-            session.permissions.resolve(permission_id)
 
 
 def _ignored(new: params.NewSessionParams) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from ..sessions.options import ELICITATION_MODES
 from ..validation import ConfigOptions, Name, form, in_words
 from .jsonrpc import INVALID_PARAMS, JsonRpcError
 
@@ -94,6 +96,14 @@ class _SessionParams(_Params, frozen=True, kw_only=True):
 class InitializeParams(_Params, frozen=True, kw_only=True):
     protocol_version: Annotated[int, msgspec.Meta(ge=0, le=65535)]
     client_capabilities: dict[str, Any] | None = None
+
+
+def elicitation_modes(capabilities: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The modes of ``elicitation/create`` among the capabilities of a client."""
+    announced = (capabilities or {}).get("elicitation")
+    if not isinstance(announced, dict):
+        return ()
+    return tuple(mode for mode in ELICITATION_MODES if isinstance(announced.get(mode), dict))
 
 
 class NewSessionParams(_Params, frozen=True, kw_only=True):

@@ -7,12 +7,13 @@ close at the last entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ..codec import parse_message
 from ..errors import Error, ErrorCode, session_closed
 from ..sessions import entries
+from ..sessions.elicitations import mode_of
 from ..sessions.event_log import Batch
 from ..sessions.session import Session
 from ..sessions.turns import Turn
@@ -34,12 +35,14 @@ class SessionSubscription:
         next_id: returns ids for requests to the client.
         limit: bytes of the largest message that the client accepts.
         has_positions: the client continues at positions of the log (``resumption.py``).
+        elicitation: the modes of ``elicitation/create`` that the client can show.
 
     Attributes:
         unknown_prompts: ids of the client's earlier prompts that the server has never received.
         prompts: the client's own prompts that have no response yet, by turn index.
         permission_requests: ids of requests to the client, by the ids of the session's permission
             requests.
+        elicitation_requests: the same for the session's questions.
     """
 
     def __init__(
@@ -51,16 +54,19 @@ class SessionSubscription:
         next_id: Callable[[], int],
         limit: int,
         has_positions: bool = False,
+        elicitation: Collection[str],
     ) -> None:
         self.session = session
         self.cursor = cursor
         self.prompts: dict[int, jsonrpc.Request] = {}
         self.permission_requests: dict[str, int] = {}
+        self.elicitation_requests: dict[str, int] = {}
         self._on_response = on_response
         self._next_id = next_id
         self._limit = limit
         self._has_positions = has_positions
         self.unknown_prompts: list[str] = []
+        self._elicitation = elicitation
         self._replay_until = 0
         self._loads: list[jsonrpc.Request] = []
         self._closes: list[jsonrpc.Request] = []
@@ -89,12 +95,15 @@ class SessionSubscription:
         self._loads.append(request)
         return [] if self._replay_until > after else self._end_replay()
 
-    def request_pending_permissions(self) -> list[bytes]:
-        """The requests for pending permissions that the client has not been sent yet."""
+    def request_pending(self) -> list[bytes]:
+        """The requests for permissions and input that the client has not been sent yet."""
         requests: list[bytes] = []
         for pending in self.session.permissions.pending():
             if pending["request_id"] not in self.permission_requests:
                 requests += self._request_permission(pending)
+        for pending in self.session.elicitations.pending() if self._elicitation else ():
+            if pending["request_id"] not in self.elicitation_requests:
+                requests += self._request_input(pending)
         return requests
 
     def respond_at_end(self, request: jsonrpc.Request) -> None:
@@ -179,11 +188,12 @@ class SessionSubscription:
                 return translate.user_chunks(self.session.id, entry["prompt"])
             case "turn_end":
                 return self._render_turn_end(entry, replaying=replaying)
-            case "permission_request" if not replaying:
-                return self.request_pending_permissions()
-            case "permission_resolved" if entry["request_id"] in self.permission_requests:
-                cancelled = {"requestId": self.permission_requests.pop(entry["request_id"])}
-                return [jsonrpc.encode_notification("$/cancel_request", cancelled)]
+            case "permission_request" | "elicitation_request" if not replaying:
+                return self.request_pending()
+            case "permission_resolved":
+                return _cancel_request(self.permission_requests, entry["request_id"])
+            case "elicitation_resolved":
+                return _cancel_request(self.elicitation_requests, entry["request_id"])
             case "session_closed":
                 return self._render_closed(entry)
         return []
@@ -234,7 +244,7 @@ class SessionSubscription:
         for request in self._loads:
             self._on_response(request)
         self._loads.clear()
-        return responses + self.request_pending_permissions()
+        return responses + self.request_pending()
 
     def _request_permission(self, pending: dict[str, Any]) -> list[bytes]:
         """The request for a permission; none if it cannot be shortened enough for the client."""
@@ -246,6 +256,29 @@ class SessionSubscription:
         if requests := truncate_message(message, self._limit):
             self.permission_requests[pending["request_id"]] = request_id
         return requests
+
+    def _request_input(self, pending: dict[str, Any]) -> list[bytes]:
+        """The request for a question's answer; none if the client cannot show the question."""
+        request = pending["request"]
+        if mode_of(request) not in self._elicitation:
+            return []
+        request_id = self._next_id()
+        # `requestId` is an id between acpx and the agent.
+        params = {name: value for name, value in request.items() if name != "requestId"}
+        params["sessionId"] = self.session.id
+        message = jsonrpc.encode_request(request_id, "elicitation/create", params)
+        if len(message) > self._limit:
+            return []
+        self.elicitation_requests[pending["request_id"]] = request_id
+        return [message]
+
+
+def _cancel_request(requests: dict[str, int], pending_id: str) -> list[bytes]:
+    """The cancellation of a request to the client that has its outcome; none if it has no such."""
+    request_id = requests.pop(pending_id, None)
+    if request_id is None:
+        return []
+    return [jsonrpc.encode_notification("$/cancel_request", {"requestId": request_id})]
 
 
 def _prompt_response(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from ..errors import Error, ErrorCode
 from ..sessions.session import Session
@@ -55,11 +55,14 @@ class Subscriptions:
     def have_more(self) -> bool:
         return any(subscription.has_more for subscription in self._by_session.values())
 
-    def add(self, session: Session, cursor: int, limit: int) -> SessionSubscription:
+    def add(
+        self, session: Session, cursor: int, limit: int, elicitation: Collection[str]
+    ) -> SessionSubscription:
         """Subscribe to a session.
 
         Args:
             limit: bytes of the largest message that the client accepts.
+            elicitation: the modes of ``elicitation/create`` that the client can show.
 
         Raises:
             Error: ``rate_limited``; too many connections subscribe to the session.
@@ -73,6 +76,7 @@ class Subscriptions:
             next_id=self._request_ids.__next__,
             limit=limit,
             has_positions=self.have_positions,
+            elicitation=elicitation,
         )
         session.subscribers += 1
         session.log.subscribe(self._on_entries)

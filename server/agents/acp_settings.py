@@ -20,6 +20,8 @@ SET_OPTION = "session/set_config_option"
 SETTERS = frozenset({SET_MODE, SET_MODEL, SET_OPTION})
 SESSION_METHODS = frozenset({"session/new", "session/load", "session/resume"})
 """The requests that open a conversation. The agent's response contains its settings."""
+STARTING_METHODS = SESSION_METHODS | {"initialize"}
+"""The requests with which acpx begins to use an agent."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -57,6 +57,8 @@ class AgentSpec:
             prompt of the conversation.
         owner: the app that the agent works for.
         parameters: what else the agent gets when it is started, and opens its conversation.
+        elicitation: the modes of ``elicitation/create`` that the session's clients can show:
+            ``form``, ``url``. The agent learns them when its process starts.
     """
 
     key: str
@@ -68,6 +70,7 @@ class AgentSpec:
     preface: str | None = None
     owner: str = ""
     parameters: AgentParameters = NO_PARAMETERS
+    elicitation: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,6 +139,12 @@ class AgentObserver:
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         """The agent requested a permission, and the backend applied the session's policy."""
+
+    def elicitation_requested(self, raw_id: Any, params: Any) -> None:
+        """The agent asked a question; respond with :meth:`Agent.answer_elicitation`."""
+
+    def request_withdrawn(self, raw_id: Any) -> None:
+        """The agent no longer needs the response to one of its requests."""
 
     def agent_ended(self) -> None:
         """The agent's process has ended, whether it was asked to or not."""
@@ -214,8 +223,12 @@ class Agent(Protocol):
     @property
     def settings(self) -> AgentSettings: ...
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the process was started for another specification than the present one."""
+
     def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
-        """Serve another session from now on; *spec* may have another permission policy."""
+        """Serve another session from now on, or the same one with another specification."""
 
     async def start(self) -> None:
         """Start the agent of a new session and apply the wanted settings before the first prompt.
@@ -233,6 +246,8 @@ class Agent(Protocol):
         """
 
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None: ...
+
+    def answer_elicitation(self, raw_id: Any, outcome: Mapping[str, Any]) -> None: ...
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         """Change the agent's mode.
@@ -264,7 +279,7 @@ class Backend(Protocol):
 
     Attributes:
         versions: those of ``acpx`` and ``node``, once the backend is started.
-        can_ask: permission requests come to the session; else acpx decides them.
+        can_ask: requests for permission and for input come to the session; else acpx decides them.
         can_restore: the wanted settings are applied before each prompt; otherwise a prompt fails if
             the agent may be in others.
         timeouts: those of all agents; a change applies to running agents, too.

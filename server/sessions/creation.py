@@ -24,7 +24,13 @@ from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks, to_completion
 from .details import encode_meta
 from .lifetime import Lifetime
-from .options import NO_OPTIONS, SessionOptions, check_for_agent, check_options
+from .options import (
+    NO_OPTIONS,
+    SessionOptions,
+    check_elicitation,
+    check_for_agent,
+    check_options,
+)
 from .permissions import check_permission
 from .prewarm import PrewarmedAgent, Prewarmer
 from .settings import StoredSettings
@@ -121,6 +127,7 @@ class SessionCreator:
         self._check_backend(request)
         meta = encode_meta(request.meta, self._settings.max_meta_bytes)
         check_options(request.options, self._settings)
+        check_elicitation(request.options, self._backend)
         limit = self._settings.max_system_bytes
         if request.system is not None and len(request.system.encode()) > limit:
             raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"system: it has at most {limit} bytes")
@@ -150,7 +157,7 @@ class SessionCreator:
         is_plain = request.model is None and request.system is None and draft.folder is None
         is_plain = is_plain and not self._backend.environ_of(app_name)
         if is_plain and not request.options.concern_agent:
-            draft.prewarmed = self._prewarmer.reserve(draft.agent)
+            draft.prewarmed = self._prewarmer.reserve(draft.agent, request.options.announced_modes)
         draft.id = str(uuid.uuid4()) if draft.prewarmed is None else draft.prewarmed.id
 
     async def store(self, app_name: str, draft: SessionDraft) -> SessionRow:

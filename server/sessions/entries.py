@@ -76,8 +76,8 @@ def turn_end_fields(
     )
 
 
-def permission_request_fields(request_id: str, request: bytes, expires_at: int) -> bytes:
-    """The fields of ``permission_request``.
+def agent_request_fields(request_id: str, request: bytes, expires_at: int) -> bytes:
+    """The fields of ``permission_request`` and ``elicitation_request``.
 
     Args:
         request: the JSON of the params of ACP's request.

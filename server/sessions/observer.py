@@ -9,9 +9,9 @@ from typing import Any
 from ..agents.agent_settings import AgentSettings
 from ..agents.base import AgentObserver, Conversation, Wanted
 from . import entries
+from .agent_requests import WaitingRequests
 from .core import SessionCore
 from .details import SessionDetails
-from .permissions import Permissions
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .turn_runner import TurnRunner
@@ -28,7 +28,7 @@ class SessionObserver(AgentObserver):
         *,
         agent: SessionAgent,
         settings: SessionSettings,
-        permissions: Permissions,
+        requests: WaitingRequests,
         runner: TurnRunner,
         details: SessionDetails,
     ) -> None:
@@ -37,7 +37,7 @@ class SessionObserver(AgentObserver):
         self._current = current
         self._agent = agent
         self._settings = settings
-        self._permissions = permissions
+        self._requests = requests
         self._runner = runner
         self._details = details
 
@@ -64,7 +64,7 @@ class SessionObserver(AgentObserver):
             self._details.note_agent_title(update["title"])
 
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
-        self._permissions.calls.note(update)
+        self._requests.permissions.calls.note(update)
 
     def prompt_sent(self, conversation: Conversation) -> None:
         self._runner.prompt_sent(conversation)
@@ -83,16 +83,30 @@ class SessionObserver(AgentObserver):
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         if self._core.is_log_complete:
             return
-        turn = self._current.turn
-        is_ending = turn is not None and turn.cancel_cause is not None
         self._settings.note_asked()
         index = self._current.entry_index()
-        self._permissions.add_request(raw_id, params, index, is_ending=is_ending)
+        self._requests.permissions.add_request(raw_id, params, index, is_ending=self._is_ending)
 
     def permission_decided(self, params: Any, outcome: Mapping[str, Any]) -> None:
         if not self._core.is_log_complete:
-            self._permissions.note_decided(params, outcome, self._current.entry_index())
+            self._requests.permissions.note_decided(params, outcome, self._current.entry_index())
+
+    def elicitation_requested(self, raw_id: Any, params: Any) -> None:
+        if self._core.is_log_complete:
+            return
+        index = self._current.entry_index()
+        self._requests.elicitations.add_request(raw_id, params, index, is_ending=self._is_ending)
+
+    def request_withdrawn(self, raw_id: Any) -> None:
+        if self._requests:
+            self._requests.withdraw(raw_id)
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether the current turn is being cancelled."""
+        turn = self._current.turn
+        return turn is not None and turn.cancel_cause is not None
 
     def agent_ended(self) -> None:
-        self._permissions.cancel()
+        self._requests.cancel()
         self._agent.note_ended()

@@ -12,7 +12,8 @@ A session's objects read ``core.options``, which is replaced as a whole when a c
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -37,6 +38,24 @@ AskTimeout = Annotated[
         " default `CLAWDFORGE_PERMISSION_TIMEOUT_SECS`.",
     ),
 ]
+ELICITATION_MODES: tuple[Literal["form", "url"], ...] = ("form", "url")
+Elicitation = Annotated[
+    Literal["off", "ask"],
+    msgspec.Meta(
+        description="`ask`: the agent may ask questions with forms and links, which wait for a"
+        " client. `off`, the default: the agent learns of no such client, and every question is"
+        " cancelled."
+    ),
+]
+ElicitationModes = Annotated[
+    list[Literal["form", "url"]],
+    msgspec.Meta(
+        min_length=1,
+        max_length=2,
+        description="With `ask`: the kinds of questions that the session's clients can show; by"
+        " default both.",
+    ),
+]
 _Tool = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _Folder = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
@@ -45,6 +64,8 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """The options of a session, as a client gives them and as the session's row stores them."""
 
     ask_timeout_secs: AskTimeout | None = None
+    elicitation: Elicitation | None = None
+    elicitation_modes: ElicitationModes | None = None
     mcp_servers: Annotated[
         Annotated[list[McpServer | ServerName], msgspec.Meta(max_length=MAX_LISTED)] | None,
         msgspec.Meta(
@@ -83,6 +104,14 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return cls(**{name: getattr(body, name) for name in cls.__struct_fields__})
 
     @property
+    def announced_modes(self) -> tuple[str, ...]:
+        """The modes of ``elicitation/create`` that the server announces to the agent."""
+        if self.elicitation != "ask":
+            return ()
+        modes = self.elicitation_modes or ELICITATION_MODES
+        return tuple(mode for mode in ELICITATION_MODES if mode in modes)
+
+    @property
     def concern_agent(self) -> bool:
         """Whether the agent must be started with them, so that a prewarmed agent cannot serve."""
         return any(getattr(self, name) is not None for name in AGENT_OPTIONS)
@@ -91,6 +120,14 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 NO_OPTIONS = SessionOptions()
 AGENT_OPTIONS = ("mcp_servers", "allowed_tools", "max_turns", "env", "additional_directories")
 """The options that the agent receives when it is started or loaded."""
+
+
+def asking_options(modes: Collection[str]) -> SessionOptions:
+    """Return options with which the agent may ask questions of those modes."""
+    if not modes:
+        return NO_OPTIONS
+    shown = [mode for mode in ELICITATION_MODES if mode in modes]
+    return SessionOptions(elicitation="ask", elicitation_modes=shown)
 
 
 def agent_parameters(options: SessionOptions, presets: Presets) -> AgentParameters:
@@ -114,6 +151,8 @@ class OptionChanges(msgspec.Struct, frozen=True, kw_only=True):
     """New values of the options that can be changed; null restores the default."""
 
     ask_timeout_secs: AskTimeout | msgspec.UnsetType | None = msgspec.UNSET
+    elicitation: Elicitation | msgspec.UnsetType | None = msgspec.UNSET
+    elicitation_modes: ElicitationModes | msgspec.UnsetType | None = msgspec.UNSET
 
     def given(self) -> dict[str, Any]:
         """Return the options that are to be changed."""
@@ -140,6 +179,8 @@ class OptionsInfo(msgspec.Struct, kw_only=True):
     ask_timeout_secs: Annotated[
         float, msgspec.Meta(description="Seconds for which a request waits for a client.")
     ]
+    elicitation: Literal["off", "ask"]
+    elicitation_modes: list[Literal["form", "url"]]
     mcp_servers: list[McpServerInfo]
     allowed_tools: list[str] | None
     max_turns: int | None
@@ -149,6 +190,8 @@ class OptionsInfo(msgspec.Struct, kw_only=True):
 
 INFO_EXAMPLE = {
     "ask_timeout_secs": 300,
+    "elicitation": "off",
+    "elicitation_modes": ["form", "url"],
     "mcp_servers": [],
     "allowed_tools": None,
     "max_turns": None,
@@ -162,6 +205,8 @@ def options_view(options: SessionOptions, settings: Settings) -> dict[str, Any]:
     servers = options.mcp_servers or ()
     return {
         "ask_timeout_secs": ask_timeout(options, settings),
+        "elicitation": options.elicitation or "off",
+        "elicitation_modes": options.elicitation_modes or list(ELICITATION_MODES),
         "mcp_servers": [_server_view(server, settings.mcp_servers) for server in servers],
         "allowed_tools": options.allowed_tools,
         "max_turns": options.max_turns,
@@ -181,6 +226,36 @@ def ask_timeout(options: SessionOptions, settings: Settings) -> float:
     """The seconds for which a request of the agent waits for a client."""
     own = options.ask_timeout_secs
     return settings.permission_timeout_secs if own is None else own
+
+
+def check_elicitation(options: SessionOptions, backend: Backend) -> None:
+    """Check that the questions of agents can come to sessions.
+
+    Raises:
+        Error: ``not_supported``.
+    """
+    if options.announced_modes and not backend.can_ask:
+        raise not_supported('elicitation: "ask" is not supported by the cli backend')
+
+
+def check_can_reload(capabilities: Any) -> None:
+    """Check that an agent can be started again with its conversation, to learn of new options.
+
+    Args:
+        capabilities: the ``agentCapabilities`` that it reported.
+
+    Raises:
+        Error: ``not_supported``.
+    """
+    if not isinstance(capabilities, dict):
+        return
+    sessions = capabilities.get("sessionCapabilities")
+    resumes = isinstance(sessions, dict) and sessions.get("resume") is not None
+    if not (capabilities.get("loadSession") or resumes):
+        raise not_supported(
+            "elicitation: the agent must be started again for that, and it cannot load its"
+            " conversation: open a new session"
+        )
 
 
 def check_options(options: SessionOptions, settings: Settings) -> None:

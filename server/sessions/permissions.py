@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..agents.agent_settings import bounded
 from ..agents.base import Backend
 from ..codec import dumps
-from ..errors import bad_request, not_found
-from ..storage import statements
+from ..errors import bad_request
 from ..storage.schema import SessionRow
 from ..storage.writer import DatabaseWriter
-from . import entries
 from .event_log import SessionLog
+from .pending_requests import PendingRequest, PendingRequests
 
 MAX_PENDING = 32
 """Requests of a session that may wait for a client. The next one is rejected."""
@@ -59,16 +55,11 @@ def check_permission(permission: str, backend: Backend, agent: str) -> None:
         raise bad_request(f"permission: the agent {agent!r} does not ask, so nothing can be denied")
 
 
-class PendingPermission:
+class PendingPermission(PendingRequest):
     """A permission request that has no outcome yet.
 
     Attributes:
-        request_id: the id for clients.
-        raw_id: the agent's id.
-        request: the params of ``session/request_permission``.
         call: its tool call, with the fields that were reported before.
-        expires_at: unix milliseconds.
-        is_stored: the database has it, so that the next server can cancel it.
     """
 
     def __init__(
@@ -79,14 +70,8 @@ class PendingPermission:
         turn_index: int,
         expires_at: int,
     ) -> None:
-        self.request_id = str(uuid.uuid4())
-        self.raw_id = raw_id
-        self.request = request
+        super().__init__(raw_id, request, turn_index, expires_at)
         self.call = call
-        self.turn_index = turn_index
-        self.expires_at = expires_at
-        self.timer: asyncio.TimerHandle | None = None
-        self.is_stored = False
 
     def _complete_request(self) -> Mapping[str, Any]:
         """The request, with the fields of its tool call that were reported before."""
@@ -181,7 +166,7 @@ class ToolCalls:
         self._calls.clear()
 
 
-class Permissions:
+class Permissions(PendingRequests[PendingPermission]):
     """The permission requests of one session's agent. Its length is the number that wait.
 
     Args:
@@ -192,6 +177,9 @@ class Permissions:
         calls: the tool calls of the current turn.
     """
 
+    kind = "permission"
+    cancelled: Mapping[str, Any] = {"outcome": "cancelled"}
+
     def __init__(
         self,
         row: SessionRow,
@@ -200,16 +188,14 @@ class Permissions:
         timeout: Callable[[], float],
         respond: Callable[[Any, Mapping[str, Any]], None],
     ) -> None:
-        self._row = row
-        self._log = log
-        self._writer = writer
-        self._timeout = timeout
-        self._respond = respond
-        self._pending: dict[str, PendingPermission] = {}
+        super().__init__(row, log, writer, timeout, respond)
         self.calls = ToolCalls()
 
-    def __len__(self) -> int:
-        return len(self._pending)
+    def _log_request(self, turn_index: int, fields: bytes) -> None:
+        self._log.append("permission_request", turn_index, fields)
+
+    def _log_outcome(self, turn_index: int, fields: bytes) -> None:
+        self._log.append("permission_resolved", turn_index, fields)
 
     def pending(self) -> list[dict[str, Any]]:
         """The waiting requests, as clients see them."""
@@ -231,19 +217,12 @@ class Permissions:
         """
         pending = self._note(raw_id, params, turn_index)
         if is_ending:
-            self._finish(pending, {"outcome": "cancelled"}, "cancel")
+            self._finish(pending, self.cancelled, "cancel")
         elif self._row.permission == "ask" and len(self._pending) > MAX_PENDING:
             self._finish(pending, choose(pending.request, "reject"), "policy")
         elif self._row.permission == "ask":
             pending.request = shortened(pending.request, HELD_BYTES)
-            pending.is_stored = True  # with its entry
-            self._writer.add(
-                [statements.insert_permission_request(self._row.n, pending.request_id, turn_index)]
-            )
-            rejection = choose(pending.request, "reject")
-            pending.timer = asyncio.get_running_loop().call_later(
-                self._timeout(), self._finish, pending, rejection, "timeout"
-            )
+            self._wait(pending, choose(pending.request, "reject"))
         else:
             decided = by_policy(self._row.permission, pending.request, pending.call)
             self._finish(pending, decided, "policy")
@@ -258,64 +237,18 @@ class Permissions:
         Raises:
             Error: ``not_found`` if no such request waits; ``bad_request`` if it has no such option.
         """
-        pending = self._pending.get(request_id)
-        if pending is None:
-            raise not_found("pending permission request")
+        pending = self._find(request_id)
         if option_id is None:
-            self._finish(pending, {"outcome": "cancelled"}, "client")
+            self._finish(pending, self.cancelled, "client")
             return
         if option_id not in [option["optionId"] for option in _options(pending.request)]:
             raise bad_request("the permission request has no such option")
         self._finish(pending, {"outcome": "selected", "optionId": option_id}, "client")
 
-    def cancel(self, turn_index: int | None = None) -> None:
-        """Cancel the waiting requests of one turn, or all."""
-        for pending in tuple(self._pending.values()):
-            if turn_index in (None, pending.turn_index):
-                self._finish(pending, {"outcome": "cancelled"}, "cancel")
-
-    def cancel_unfinished(self, asked: Iterable[tuple[str, int]]) -> None:
-        """Cancel the requests that an earlier server left.
-
-        Args:
-            asked: the id of each, and the index of its turn.
-        """
-        for request_id, turn_index in asked:
-            self._log_outcome(request_id, turn_index, {"outcome": "cancelled"}, "cancel")
-            self._forget(request_id)
-
     def _note(self, raw_id: Any, params: Any, turn_index: int) -> PendingPermission:
         request = params if isinstance(params, dict) else {}
-        expires_at = int((time.time() + self._timeout()) * 1000)
         call = self.calls.merged(request)
         self.calls.note(call)
-        pending = PendingPermission(raw_id, request, call, turn_index, expires_at)
-        self._pending[pending.request_id] = pending
-        self._log.append(
-            "permission_request",
-            turn_index,
-            entries.permission_request_fields(pending.request_id, dumps(request), expires_at),
-        )
+        pending = PendingPermission(raw_id, request, call, turn_index, self._expires_at())
+        self._add(pending)
         return pending
-
-    def _finish(self, pending: PendingPermission, outcome: Mapping[str, Any], by: str) -> None:
-        if self._pending.pop(pending.request_id, None) is None:
-            return
-        if pending.timer is not None:
-            pending.timer.cancel()
-        self._respond(pending.raw_id, outcome)
-        self._log_outcome(pending.request_id, pending.turn_index, outcome, by)
-        if pending.is_stored:
-            self._forget(pending.request_id)
-
-    def _log_outcome(
-        self, request_id: str, turn_index: int, outcome: Mapping[str, Any], by: str
-    ) -> None:
-        self._log.append(
-            "permission_resolved",
-            turn_index,
-            entries.encode_fields(request_id=request_id, outcome=outcome, by=by),
-        )
-
-    def _forget(self, request_id: str) -> None:
-        self._writer.add([statements.delete_permission_request(self._row.n, request_id)])

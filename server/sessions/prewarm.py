@@ -14,6 +14,7 @@ import asyncio
 import logging
 import math
 import uuid
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -93,6 +94,9 @@ class PrewarmedAgent(AgentObserver):
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         self.agent.answer_permission(raw_id, {"outcome": "cancelled"})
 
+    def elicitation_requested(self, raw_id: Any, params: Any) -> None:
+        self.agent.answer_elicitation(raw_id, {"action": "cancel"})
+
     def agent_ended(self) -> None:
         self._pool.drop(self, "the agent has ended")
 
@@ -123,6 +127,8 @@ class Prewarmer:
     ) -> None:
         self.agents: list[PrewarmedAgent] = []
         self._count = count
+        # The modes of the newest sessions: the pool has agents in the same proportion.
+        self._wanted: deque[tuple[str, ...]] = deque([()] * count, maxlen=count)
         self._backend = backend
         self._writer = writer
         self._slots = slots
@@ -151,23 +157,46 @@ class Prewarmer:
             self._tasks.spawn(self._delete_data(abandoned), "prewarm-clear")
         self.fill()
 
-    def reserve(self, agent: str) -> PrewarmedAgent | None:
-        """Remove an agent of that kind from the pool; None if none is ready.
+    def reserve(self, agent: str, elicitation: tuple[str, ...]) -> PrewarmedAgent | None:
+        """Remove an agent from the pool for a session; None if none is ready that fits.
 
         The caller gives it to a session, or calls :meth:`end`.
+
+        Args:
+            agent: the name of the agent.
+            elicitation: as in :class:`AgentSpec`. An agent learns it when it is started.
         """
-        for prewarmed in self.agents:
-            if prewarmed.spec.agent == agent and prewarmed.can_hibernate:
+        fitting = [one for one in self.agents if one.spec.agent == agent]
+        if not fitting:
+            return None
+        self._wanted.append(elicitation)
+        for prewarmed in fitting:
+            if prewarmed.spec.elicitation == elicitation and prewarmed.can_hibernate:
                 prewarmed.reserve()
                 self.agents.remove(prewarmed)
                 return prewarmed
         return None
 
     def fill(self) -> None:
-        """Start the missing agents one after another, while slots are free."""
+        """Start the missing agents one after another, while slots are free.
+
+        An agent that the newest sessions did not want is replaced.
+        """
+        wanted = Counter(self._wanted)
+        for prewarmed in tuple(self.agents):
+            if wanted[prewarmed.spec.elicitation] > 0:
+                wanted[prewarmed.spec.elicitation] -= 1
+            elif prewarmed.can_hibernate:
+                logger.info("prewarmed agent %s dropped: new sessions need others", prewarmed.id)
+                self.agents.remove(prewarmed)
+                self._tasks.spawn(self._replace(prewarmed), f"prewarm-end-{prewarmed.id}")
         is_filling = self._filling is not None and not self._filling.done()
         if self.missing and not is_filling and not self._is_draining():
             self._filling = self._tasks.spawn(self._fill(), "prewarm")
+
+    async def _replace(self, prewarmed: PrewarmedAgent) -> None:
+        await self.end(prewarmed)
+        self.fill()  # its slot is free
 
     async def _fill(self) -> None:
         while self.missing and not self._is_draining():
@@ -182,7 +211,12 @@ class Prewarmer:
         """Start one more agent; False if no slot is free."""
         session_id = str(uuid.uuid4())
         folder = self._workspaces.path(session_id)
-        spec = AgentSpec(session_id, agent, str(folder), None, None, "deny-all")
+        wanted = Counter(self._wanted)
+        wanted.subtract(one.spec.elicitation for one in self.agents)
+        elicitation = max(wanted, key=lambda modes: wanted[modes])
+        spec = AgentSpec(
+            session_id, agent, str(folder), None, None, "deny-all", elicitation=elicitation
+        )
         prewarmed = PrewarmedAgent(self, self._backend, spec)
         if not self._slots.try_acquire(prewarmed):
             return False

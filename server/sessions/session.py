@@ -3,7 +3,7 @@
 The objects of a session, in the order in which they use each other (each knows only earlier ones):
 
 ``core``              the row, the log and the state that they share
-``permissions``       the agent's permission requests
+``requests``          the agent's permission requests and questions
 ``session_agent``     the agent's process and its slot
 ``session_settings``  mode, model and options
 ``turn_recorder``     ``turn_start`` and ``turn_end`` in the log
@@ -28,13 +28,15 @@ from ..storage import statements
 from ..storage.schema import SessionRow
 from ..tasks import to_completion
 from . import entries
+from .agent_requests import WaitingRequests
 from .context import SessionContext
 from .core import SessionCore, SessionState
 from .details import SessionDetails
 from .lifetime import changed_times
 from .observer import SessionObserver
-from .options import SessionOptions, ask_timeout, options_view
-from .permissions import Permissions, check_permission
+from .options import SessionOptions, check_can_reload, check_elicitation, options_view
+from .pending_requests import RequestKind
+from .permissions import check_permission
 from .prewarm import PrewarmedAgent
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
@@ -61,6 +63,7 @@ class Session:
         turns: accepts, finds and cancels turns.
         settings: the settings of the agent.
         permissions: the agent's permission requests.
+        elicitations: its questions.
         agent: the agent's process.
         details: what the app notes about the session.
         is_reopening: it is about to be open again.
@@ -79,25 +82,18 @@ class Session:
         self.row = row
         self.log = core.log
         self.subscribers = 0
-        self.permissions = Permissions(
-            row,
-            core.log,
-            context.writer,
-            lambda: ask_timeout(core.options, context.settings),
-            self._answer_permission,
-        )
-        self.agent = SessionAgent(core, current, self.permissions, self._is_working)
+        self._requests = requests = WaitingRequests.create(core, self._answer)
+        self.permissions, self.elicitations = requests.permissions, requests.elicitations
+        self.agent = SessionAgent(core, current, requests, self._is_working)
         self.settings = SessionSettings(core, self.agent, current)
-        self._recorder = TurnRecorder(
-            core, self.agent, self.settings, self.permissions, last_turn_index
-        )
-        self._runner = TurnRunner(core, current, self.agent, self.permissions, self._recorder)
+        self._recorder = TurnRecorder(core, self.agent, self.settings, requests, last_turn_index)
+        self._runner = TurnRunner(core, current, self.agent, requests, self._recorder)
         self.turns = TurnQueue(
             core,
             current,
             agent=self.agent,
             settings=self.settings,
-            permissions=self.permissions,
+            requests=requests,
             recorder=self._recorder,
             runner=self._runner,
             last_turn_index=last_turn_index,
@@ -107,7 +103,7 @@ class Session:
             current,
             agent=self.agent,
             settings=self.settings,
-            permissions=self.permissions,
+            requests=requests,
             runner=self._runner,
             details=self.details,
         )
@@ -175,6 +171,7 @@ class Session:
             "turn_index": running.index if running is not None else None,
             "queued": self.turns.waiting.view(),
             "pending_permissions": self.permissions.view(),
+            "pending_elicitations": self.elicitations.pending(),
             "sockets": self.subscribers,
             **options_view(self._core.options, self._context.settings),
             **self.details.view(),
@@ -268,6 +265,10 @@ class Session:
             if permission not in (None, row.permission):
                 columns["permission"] = permission
             changed = msgspec.structs.replace(core.options, **(options or {}))
+            if changed.announced_modes != core.options.announced_modes:
+                check_elicitation(changed, self._context.backend)
+                if self.agent.is_live and row.has_context:
+                    check_can_reload(self.agent.reported.capabilities)
             if changed != core.options:
                 columns["options"] = changed.encode()
             if columns:
@@ -284,7 +285,7 @@ class Session:
         for name, value in columns.items():
             setattr(row, name, value)
         core.options = options
-        if "permission" in columns and core.is_open:
+        if columns.keys() & {"permission", "options"} and core.is_open:
             self.agent.backend_agent.rebind(self.agent.spec, self._observer)
             self.settings.log_asks()
         self._changed()
@@ -310,7 +311,7 @@ class Session:
             grace = min(CLOSE_GRACE_SECS, self._context.settings.cancel_grace_secs)
             self._runner.interrupt(turn, CancelCause.CANCEL, grace)
             await turn.wait_ended()
-        self.permissions.cancel()  # the agent may have requested one after the end of the turn
+        self._requests.cancel()  # the agent may have requested one after the end of the turn
         now = self._context.clock()
         fields = entries.encode_fields(reason=reason)
         seq = self.log.append("session_closed", self._recorder.last_started_index, fields)
@@ -369,10 +370,8 @@ class Session:
             await turn.wait_ended()
 
     async def recover(self) -> None:
-        """End the permission requests and turns that an earlier server left unfinished."""
-        self.permissions.cancel_unfinished(
-            await self._context.queries.pending_permissions(self.row.n)
-        )
+        """End the agent's requests and the turns that an earlier server left unfinished."""
+        await self._requests.recover(self.row, self._context.queries)
         for row in await self._context.queries.unfinished_turns(self.row.n):
             turn = Turn.from_row(row)
             turn.cancel_cause = CancelCause.RESTART
@@ -386,7 +385,9 @@ class Session:
     def _is_working(self) -> bool:
         return self.turns.is_busy or self.settings.is_changing
 
-    def _answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
-        self.agent.answer_permission(raw_id, outcome)
+    def _answer(self, kind: RequestKind, raw_id: Any, outcome: Mapping[str, Any]) -> None:
+        agent = self.agent.backend_agent
+        answer = agent.answer_permission if kind == "permission" else agent.answer_elicitation
+        answer(raw_id, outcome)
         # If no turn runs, only this request kept the agent from hibernating.
         self._context.slots.reconsider()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from ..agents.agent_settings import NO_SETTINGS, AgentSettings
-from ..agents.base import GRACE_SECS, Agent, AgentObserver, AgentSpec, AgentState, Presence
+from ..agents.base import (
+    GRACE_SECS,
+    URGENT_GRACE_SECS,
+    Agent,
+    AgentObserver,
+    AgentSpec,
+    AgentState,
+    Presence,
+)
 from ..agents.traits import AgentTraits
 from ..codec import dumps, loads
 from ..errors import Error, session_closed
 from ..storage import statements
+from .agent_requests import WaitingRequests
 from .core import SessionCore
 from .options import agent_parameters
-from .permissions import Permissions
 from .prewarm import PrewarmedAgent
 from .turns import CurrentTurn
 
@@ -36,13 +43,13 @@ class SessionAgent:
         self,
         core: SessionCore,
         current: CurrentTurn,
-        permissions: Permissions,
+        requests: WaitingRequests,
         is_working: Callable[[], bool],
     ) -> None:
         self.last_used = core.context.clock()
         self._core = core
         self._current = current
-        self._permissions = permissions
+        self._requests = requests
         self._is_working = is_working
         self._agent: Agent | None = None
         self._was_prewarmed = False
@@ -74,6 +81,7 @@ class SessionAgent:
             preface,
             row.app_name,
             agent_parameters(self._core.options, self._core.context.settings.mcp_servers),
+            self._core.options.announced_modes,
         )
 
     @property
@@ -124,7 +132,7 @@ class SessionAgent:
 
     @property
     def can_hibernate(self) -> bool:
-        in_use = self._is_working() or self._permissions
+        in_use = self._is_working() or self._requests
         return not (in_use or self._is_hibernating) and self._core.is_open
 
     @property
@@ -193,9 +201,10 @@ class SessionAgent:
 
     # In use
 
-    def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
-        if self._agent is not None:
-            self._agent.answer_permission(raw_id, outcome)
+    async def reload(self) -> None:
+        """End the process, whose slot the session keeps, so that the next prompt starts another."""
+        self._starting = None  # an interrupted start is not a failure of the agent
+        await self.backend_agent.hibernate(URGENT_GRACE_SECS)
 
     def store_reported(self) -> None:
         """Store the settings that the agent reported, to show them while it does not run."""

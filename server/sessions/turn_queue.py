@@ -11,8 +11,8 @@ from ..errors import Error, ErrorCode, draining, session_closed
 from ..storage import statements
 from ..storage.schema import TurnRow
 from ..tasks import to_completion
+from .agent_requests import WaitingRequests
 from .core import SessionCore
-from .permissions import Permissions
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .turn_recorder import TurnRecorder
@@ -38,7 +38,7 @@ class TurnQueue:
         *,
         agent: SessionAgent,
         settings: SessionSettings,
-        permissions: Permissions,
+        requests: WaitingRequests,
         recorder: TurnRecorder,
         runner: TurnRunner,
         last_turn_index: int,
@@ -47,7 +47,7 @@ class TurnQueue:
         self._current = current
         self._agent = agent
         self._settings = settings
-        self._permissions = permissions
+        self._requests = requests
         self._recorder = recorder
         self._runner = runner
         self._next_index = last_turn_index + 1
@@ -132,7 +132,8 @@ class TurnQueue:
         context = self._core.context
         is_open = self._core.is_open and not context.is_draining
         is_idle = self._task is None and not self._settings.is_changing
-        return is_open and is_idle and context.slots.has_slot(self._agent)
+        may_send = is_open and is_idle and context.slots.has_slot(self._agent)
+        return may_send and not self._agent.backend_agent.is_outdated
 
     async def _store(self, turn: Turn) -> None:
         row = TurnRow(
@@ -276,5 +277,5 @@ class TurnQueue:
 
     async def _yield_slot(self) -> None:
         """End the agent between two turns, so that an app with fewer agents gets its slot."""
-        if not (self._permissions or self._settings.is_changing):
+        if not (self._requests or self._settings.is_changing):
             await self._agent.end(URGENT_GRACE_SECS)

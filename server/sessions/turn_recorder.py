@@ -10,8 +10,8 @@ from ..codec import dumps
 from ..errors import Error
 from ..storage import statements
 from . import entries
+from .agent_requests import WaitingRequests
 from .core import SessionCore
-from .permissions import Permissions
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .turns import Turn
@@ -31,14 +31,14 @@ class TurnRecorder:
         core: SessionCore,
         agent: SessionAgent,
         settings: SessionSettings,
-        permissions: Permissions,
+        requests: WaitingRequests,
         last_turn_index: int,
     ) -> None:
         self.last_started_index = last_turn_index
         self._core = core
         self._agent = agent
         self._settings = settings
-        self._permissions = permissions
+        self._requests = requests
 
     def start(self, turn: Turn, context: str) -> None:
         """Log ``turn_start``.
@@ -75,7 +75,7 @@ class TurnRecorder:
             return
         turn.stop_timers()
         reason, error = turn.resolve_end(stop_reason, error)
-        self._permissions.cancel(turn.index)
+        self._requests.cancel(turn.index)
         if not turn.has_started:
             self.start(turn, "kept" if self._core.row.has_context else "new")
         elapsed = time.monotonic() - turn.dispatched_at if turn.dispatched_at else 0

@@ -12,8 +12,8 @@ from ..agents.base import Conversation
 from ..agents.failures import agent_error
 from ..errors import Error, internal
 from . import entries
+from .agent_requests import WaitingRequests
 from .core import SessionCore
-from .permissions import Permissions
 from .session_agent import SessionAgent
 from .turn_recorder import TurnRecorder
 from .turns import CancelCause, CurrentTurn, Turn
@@ -29,13 +29,13 @@ class TurnRunner:
         core: SessionCore,
         current: CurrentTurn,
         agent: SessionAgent,
-        permissions: Permissions,
+        requests: WaitingRequests,
         recorder: TurnRecorder,
     ) -> None:
         self._core = core
         self._current = current
         self._agent = agent
-        self._permissions = permissions
+        self._requests = requests
         self._recorder = recorder
 
     def send(self, turn: Turn) -> None:
@@ -64,6 +64,8 @@ class TurnRunner:
                 return
             if turn.cancel_cause is None and not self._core.context.slots.has_slot(self._agent):
                 await self._wait_for_slot(turn)
+            if turn.cancel_cause is None and self._agent.backend_agent.is_outdated:
+                await self._agent.reload()
             if turn.cancel_cause is not None:  # interrupted while it waited
                 await self._end_if_stored(turn)
                 return
@@ -123,7 +125,7 @@ class TurnRunner:
             return
         if turn.cancel_cause is None:
             turn.cancel_cause = cause
-        self._permissions.cancel()
+        self._requests.cancel()
         if turn.interrupt is not None:
             turn.interrupt()
         turn.call_later(grace, lambda: self._kill_agent(turn))
@@ -144,7 +146,7 @@ class TurnRunner:
             return
         turn.is_sent = True
         self._current.last_sent_index = turn.index
-        self._permissions.calls.clear()
+        self._requests.permissions.calls.clear()
         if not self._core.row.has_context:
             self._recorder.start(turn, "new")
         else:

@@ -83,7 +83,7 @@ class Queries(LifecycleQueries):
         return int(rows[0][0])
 
     async def sessions_to_recover(self) -> list[SessionRow]:
-        """Sessions with a turn that has not ended or a permission request without an outcome."""
+        """Sessions with a turn that has not ended or an agent's request without an outcome."""
         rows = await self._database.fetch(
             SELECT_SESSION + "WHERE n IN (SELECT session FROM turns WHERE last_seq IS NULL"
             " UNION SELECT session FROM asked) AND removed_at IS NULL"
@@ -102,10 +102,14 @@ class Queries(LifecycleQueries):
         )
         return TurnRow(*rows[0]) if rows else None
 
-    async def pending_permissions(self, session: int) -> list[tuple[str, int]]:
-        """The ids of permission requests without an outcome, each with its turn's index."""
+    async def pending_agent_requests(self, session: int, kind: str) -> list[tuple[str, int]]:
+        """The ids of an agent's requests without an outcome, each with its turn's index.
+
+        Args:
+            kind: ``permission`` or ``elicitation``.
+        """
         rows = await self._database.fetch(
-            "SELECT request_id, turn_index FROM asked WHERE session = ?", session
+            "SELECT request_id, turn_index FROM asked WHERE session = ? AND kind = ?", session, kind
         )
         return [(row[0], row[1]) for row in rows]
 

@@ -131,6 +131,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX upload_uses_by_hash ON upload_uses (hash);
     """,
     "ALTER TABLE tokens ADD COLUMN options TEXT;",
+    "ALTER TABLE asked ADD COLUMN kind TEXT NOT NULL DEFAULT 'permission';",
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 

@@ -207,13 +207,20 @@ def insert_upload_use(session: int, digest: bytes) -> Statement:
     return "INSERT OR IGNORE INTO upload_uses VALUES (?, ?)", (session, digest)
 
 
-def insert_permission_request(session: int, request_id: str, turn_index: int) -> Statement:
-    """Store that a permission request waits for its outcome."""
-    return "INSERT INTO asked VALUES (?, ?, ?)", (session, request_id, turn_index)
+def insert_agent_request(session: int, kind: str, request_id: str, turn_index: int) -> Statement:
+    """Store that a request of the agent waits for its outcome.
+
+    Args:
+        kind: ``permission`` or ``elicitation``.
+    """
+    return (
+        "INSERT INTO asked (session, kind, request_id, turn_index) VALUES (?, ?, ?, ?)",
+        (session, kind, request_id, turn_index),
+    )
 
 
-def delete_permission_request(session: int, request_id: str) -> Statement:
-    """Delete a permission request that has its outcome."""
+def delete_agent_request(session: int, request_id: str) -> Statement:
+    """Delete a request that has its outcome."""
     return "DELETE FROM asked WHERE session = ? AND request_id = ?", (session, request_id)
 
 

@@ -13,6 +13,7 @@ import msgspec
 from ..codec import dumps, loads_bounded, parse_message
 from ..errors import CloseCode, Error, ErrorCode
 from ..sessions.content import MAX_FILES
+from ..sessions.elicitations import Action
 from ..sessions.entries import error_fields
 from ..sessions.settings import SetConfigOption, SetMode, SetModel, Setting
 from ..validation import ClientId, Name, in_words
@@ -58,6 +59,12 @@ class PermissionCommand(_Command, frozen=True, kw_only=True, tag="permission"):
     request_id: str
     option_id: str | None = None
     outcome: Literal["cancelled"] | None = None
+
+
+class ElicitationCommand(_Command, frozen=True, kw_only=True, tag="elicitation"):
+    request_id: str
+    action: Action
+    content: dict[str, Any] | None = None
 
 
 class SetModeCommand(_Command, frozen=True, kw_only=True, tag="set_mode"):
@@ -108,6 +115,7 @@ SessionCommand = (
     | CancelCommand
     | QueueCommand
     | PermissionCommand
+    | ElicitationCommand
     | SettingCommand
     | CloseCommand
     | PingCommand

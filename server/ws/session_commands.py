@@ -29,6 +29,7 @@ def ready_frame(session: Session) -> bytes:
         head=session.log.head,
         state=session.state_name,
         pending_permissions=session.permissions.view(),
+        pending_elicitations=session.elicitations.pending(),
         queued=session.turns.waiting.view(),
         model=session.row.model,
         permission=session.row.permission,
@@ -92,6 +93,8 @@ class SessionCommands:
                 await self._edit_queue(command)
             case protocol.PermissionCommand(request_id=request_id, option_id=option_id):
                 session.permissions.resolve(request_id, option_id=option_id)
+            case protocol.ElicitationCommand(request_id=request_id, action=action, content=content):
+                session.elicitations.resolve(request_id, action, content)
             case (
                 protocol.SetModeCommand()
                 | protocol.SetModelCommand()

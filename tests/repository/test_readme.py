@@ -142,7 +142,7 @@ class Shell:
         self.variables = {"URL": demo.url, "TOKEN": app.token, "ADMIN": ADMIN}
         self.variables["AUTH"] = f"Authorization: Bearer {app.token}"
         self._followers: list[asyncio.Task[tuple[int | None, str, str]]] = []
-        self._turn: asyncio.Task[tuple[int, Json]] | None = None
+        self._turns: list[asyncio.Task[tuple[int, Json]]] = []
 
     async def carry_out(self, command: str) -> None:
         if "-N" in command and "/events" in command:  # streams until the session is closed
@@ -178,24 +178,25 @@ class Shell:
     async def assign(self, name: str) -> None:
         """Check that a variable is set, by an earlier response or by a request here."""
         if name == "REQUEST":
-            self.variables[name] = await self._ask_permission()
+            self.variables[name] = await self._ask("/diff", "pending_permissions")
+        elif name == "QUESTION":
+            self.variables[name] = await self._ask("/form", "pending_elicitations")
         assert self.variables.get(name), f"no response has set {name}"
 
-    async def _ask_permission(self) -> str:
+    async def _ask(self, prompt: str, listed: str) -> str:
         session = self.variables["SESSION"]
-        self._turn = asyncio.create_task(self._app.turn(session, "/diff"))
+        self._turns.append(asyncio.create_task(self._app.turn(session, prompt)))
 
         async def pending() -> list[Json]:
-            return list((await self._app.state(session))["pending_permissions"])
+            return list((await self._app.state(session))[listed])
 
-        [request] = await eventually("the demo agent to ask for permission", pending)
+        [request] = await eventually("the demo agent to ask", pending)
         return str(request["request_id"])
 
     async def finish(self) -> None:
-        """Check that the open streams have ended, and that the permitted turn succeeded."""
-        assert self._turn is not None
-        status, _ = await self._turn
-        assert status == 200
+        """Check that the open streams have ended, and that the turns that asked succeeded."""
+        replies = await asyncio.gather(*self._turns)
+        assert [status for status, _ in replies] == [200, 200]
         for follower in self._followers:
             _, out, _ = await follower
             assert '"type":"session_closed"' in out

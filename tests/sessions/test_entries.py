@@ -41,7 +41,5 @@ def test_turn_index_is_read_from_the_head_of_an_entry() -> None:
 def test_arbitrary_client_text_is_escaped(client_id: str, request_id: str) -> None:
     start = entry("turn_start", 1, 1, entries.turn_start_fields(b"[]", client_id, "new"))
     assert json.loads(start)["id"] == client_id
-    asked = entry(
-        "permission_request", 2, 1, entries.permission_request_fields(request_id, b"{}", 0)
-    )
+    asked = entry("permission_request", 2, 1, entries.agent_request_fields(request_id, b"{}", 0))
     assert json.loads(asked)["request_id"] == request_id

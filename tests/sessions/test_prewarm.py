@@ -205,3 +205,28 @@ async def test_prewarmed_agents_of_a_killed_server_leave_nothing(
     await spawn(**settings | {"PREWARMED_AGENTS": "0"})
     await eventually("its folder and its record to go", lambda: not folders() and not records())
     assert len(left) == 1
+
+
+async def test_prewarmed_agents_are_told_what_the_newest_sessions_can_show(serve: Serve) -> None:
+    server = await serve(prewarmed_agents=1)
+    client = await server.client()
+    await until_ready(server, ())
+    for setting, is_prewarmed in (("ask", False), ("ask", True), ("off", False)):
+        _, state = await client.post("/sessions", {"elicitation": setting})
+        modes = ("form", "url") if setting == "ask" else ()
+        # A session never takes over an agent with another announcement.
+        assert (state["agent_state"] == "prewarmed") is is_prewarmed
+        initialize = (await report(client, state["session_id"]))["initialize"]
+        told = initialize["clientCapabilities"].get("elicitation", {})
+        assert tuple(told) == modes
+        await until_ready(server, modes)
+
+
+async def until_ready(server: LocalServer, elicitation: tuple[str, ...]) -> None:
+    """Wait for a prewarmed agent that knows which questions it may ask."""
+    await eventually(
+        f"a prewarmed agent for {elicitation}",
+        lambda: any(
+            one.is_ready and one.spec.elicitation == elicitation for one in prewarmed(server)
+        ),
+    )

@@ -126,33 +126,36 @@ async def test_demo_agent_remembers_across_a_restart(
     assert "Zoe" in texts_of(reply["events"])
 
 
-async def test_waiting_permission_requests_are_cancelled(
+async def test_waiting_requests_of_agents_are_cancelled(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:
-    """One request during a turn, and one after a turn's end."""
+    """One permission request during a turn, one after a turn's end, and a question."""
     server = await spawn()
     client = await new_client(server.url, http)
     asked = {}
-    for steps in ({"permission": True}, {"late": [{"permission": True}]}):
-        session = await client.create(permission="ask")
+    form = {"mode": "form", "message": "?", "requestedSchema": {}}
+    for steps, kind in (
+        ({"permission": True}, "permission"),
+        ({"late": [{"permission": True}]}, "permission"),
+        ({"elicit": form}, "elicitation"),
+    ):
+        session = await client.create(permission="ask", elicitation="ask")
         socket = await client.connect(session)
         await socket.send("prompt", prompt=script(steps))
-        request = await socket.until("permission_request")
-        asked[session] = (request["request_id"], request["turn_index"])
+        request = await socket.until(f"{kind}_request")
+        asked[session] = (kind, request["request_id"], request["turn_index"])
     await server.kill()
 
+    cancelled = {"permission": {"outcome": "cancelled"}, "elicitation": {"action": "cancel"}}
     for _ in range(2):  # the resolution is logged once
         server = await spawn()
         client = await at(server.url, client)
-        for session, (request_id, turn_index) in asked.items():
+        for session, (kind, request_id, turn_index) in asked.items():
             entries = await client.events(session)
-            [resolved] = [entry for entry in entries if entry["type"] == "permission_resolved"]
+            [resolved] = [entry for entry in entries if entry["type"] == f"{kind}_resolved"]
             assert (resolved["request_id"], resolved["by"]) == (request_id, "cancel")
-            assert (resolved["turn_index"], resolved["outcome"]) == (
-                turn_index,
-                {"outcome": "cancelled"},
-            )
-            assert (await client.state(session))["pending_permissions"] == []
+            assert (resolved["turn_index"], resolved["outcome"]) == (turn_index, cancelled[kind])
+            assert (await client.state(session))[f"pending_{kind}s"] == []
             assert sum(entry["type"] == "turn_end" for entry in entries) == 1
         await server.kill()
 

@@ -38,6 +38,9 @@ Requests
                                 all requests at once and sends {"permissions": [outcome, …]}
     {"write": PATH}             writes a file, after a permission request if the mode is "ask";
                                 sends {"mode": M, "asked": b, "wrote": b}
+    {"elicit": PARAMS}          elicitation/create; sends {"elicitation": result or error}. A list
+                                makes all requests at once and sends {"elicitations": […]}. With
+                                "withdraw": true in PARAMS the agent cancels its own request
     {"request": {"method": M, "params": {…}}}    any request (sessionId is added); sends
                                 {"response": {"result" | "error": …}}
 Waiting
@@ -47,7 +50,8 @@ Waiting
     {"wait_for": "cancel"}      then continue; the turn ends as "cancelled" unless a step ends it
     {"hang": true}              forever
     {"ignore_cancel": true}     from here on this process ignores session/cancel (does not hang)
-  A cancel interrupts sleep, gate, hang, permission, request, burst and repeat, and no other step.
+  A cancel interrupts sleep, gate, hang, permission, elicit, request, burst and repeat, and no other
+  step.
 Ending
     {"stop": REASON}            respond {"stopReason": REASON} immediately; default "end_turn"
     {"result": {…}}             respond with any result
@@ -435,7 +439,10 @@ class Turn(threading.Thread):
             request_id = "mock-" + os.urandom(4).hex()
             replies[request_id] = reply
             params = {"sessionId": self.session.id, **params}
+            is_withdrawn = params.pop("withdraw", False)
             send({"id": request_id, "method": method, "params": params})
+            if is_withdrawn:
+                send({"method": "$/cancel_request", "params": {"requestId": request_id}})
         self.check()
         for reply in waits:
             reply.done.wait()
@@ -523,6 +530,15 @@ class Turn(threading.Thread):
         if allowed:
             self.path(path).touch()
         self.say({"mode": self.session.data["mode"], "asked": asked, "wrote": allowed})
+
+    def elicit(self, value: Any) -> None:
+        many = value if isinstance(value, list) else [value]
+        answers = self.ask([("elicitation/create", params) for params in many])
+        results = [answer.get("result", answer) for answer in answers]
+        if isinstance(value, list):
+            self.say({"elicitations": results})
+        else:
+            self.say({"elicitation": results[0]})
 
     def request(self, call: Json) -> None:
         (answer,) = self.ask([(call["method"], call.get("params", {}))])
@@ -616,6 +632,7 @@ STEPS: dict[str, Step] = {
     "permission": Turn.permission,
     "write": Turn.write,
     "mode": lambda turn, mode: turn.session.set_mode(mode),
+    "elicit": Turn.elicit,
     "request": Turn.request,
     "sleep": lambda turn, ms: turn.sleep(ms / 1000),
     "gate": Turn.gate,

@@ -18,6 +18,7 @@ from server.ws.protocol import (
     CancelCommand,
     CloseCommand,
     Command,
+    ElicitationCommand,
     InvalidCommandError,
     MalformedFrameError,
     PermissionCommand,
@@ -43,6 +44,8 @@ NUMBERED = {
     "event",
     "permission_request",
     "permission_resolved",
+    "elicitation_request",
+    "elicitation_resolved",
     "turn_end",
     "session_closed",
     "session_reopened",
@@ -64,6 +67,7 @@ UP = {
     "cancel",
     "queue",
     "permission",
+    "elicitation",
     "set_mode",
     "set_model",
     "set_config_option",
@@ -93,6 +97,10 @@ ODD = (
 REQUEST = (
     b'{"toolCall":{"toolCallId":"t1"},'
     b'"options":[{"optionId":"yes","name":"Yes","kind":"allow_once"}]}'
+)
+QUESTION = (
+    b'{"mode":"form","message":"Where?",'
+    b'"requestedSchema":{"type":"object","properties":{"city":{"type":"string"}}}}'
 )
 FAILED = b'{"code":"agent_failed","message":"the agent\'s process ended","retryable":true}'
 
@@ -135,7 +143,7 @@ DOWN = [
         "permission_request",
         5,
         1,
-        entries.permission_request_fields("6b1f", REQUEST, TS + 300_000),
+        entries.agent_request_fields("6b1f", REQUEST, TS + 300_000),
     ),
     entry(
         "permission_resolved",
@@ -150,6 +158,28 @@ DOWN = [
         7,
         1,
         entries.encode_fields(request_id="6b20", outcome={"outcome": "cancelled"}, by="timeout"),
+    ),
+    entry(
+        "elicitation_request",
+        15,
+        1,
+        entries.agent_request_fields("6b21", QUESTION, TS + 300_000),
+    ),
+    entry(
+        "elicitation_resolved",
+        16,
+        1,
+        entries.encode_fields(
+            request_id="6b21",
+            outcome={"action": "accept", "content": {"city": "Oslo"}},
+            by="client",
+        ),
+    ),
+    entry(
+        "elicitation_resolved",
+        17,
+        1,
+        entries.encode_fields(request_id="6b22", outcome={"action": "cancel"}, by="timeout"),
     ),
     entry("turn_end", 8, 1, entries.turn_end_fields("end_turn", 1234, None)),
     entry("turn_end", 10, 2, entries.turn_end_fields("error", 0, FAILED)),
@@ -226,6 +256,8 @@ COMMANDS = [
     QueueCommand(turn_index=4, before=2),
     PermissionCommand(request_id="6b1f", option_id="allow_once"),
     PermissionCommand(request_id="6b1f", outcome="cancelled"),
+    ElicitationCommand(request_id="6b21", action="accept", content={"city": "Oslo", "days": 2}),
+    ElicitationCommand(id="e1", request_id="6b21", action="decline"),
     SetModeCommand(mode="code"),
     SetModelCommand(model="demo-fast"),
     SetConfigOptionCommand(key="thought_level", value="high"),

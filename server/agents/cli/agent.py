@@ -48,6 +48,9 @@ class CliAgent:
         max_message_bytes: the limit of one line; a longer one ends the agent.
     """
 
+    is_outdated = False
+    """No process depends on what may change in a specification."""
+
     def __init__(
         self,
         spec: AgentSpec,
@@ -115,6 +118,8 @@ class CliAgent:
 
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         """Do nothing: acpx decides permission requests by the session's policy."""
+
+    answer_elicitation = answer_permission  # acpx cancels every question
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         await self._control("set-mode", mode)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from .content import count_of, split_attached, text_of
+from .questions import ask_form, ask_link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -294,6 +295,8 @@ COMMANDS: dict[str, tuple[Script, str, str]] = {
     "plan": (show_plan, "make a plan and carry it out", ""),
     "diff": (show_diff, f"add a line to {NOTES_FILE}, with your permission", ""),
     "permission": (run_command, "run a command, with your permission", ""),
+    "form": (ask_form, "ask you questions with a form", ""),
+    "link": (ask_link, "ask you to open a link", ""),
     "tools": (show_tools, "list, read, search and fetch", ""),
     "think": (show_thoughts, "think aloud", ""),
     "table": (show_table, "show a table", ""),

@@ -83,6 +83,10 @@ class HostAgent:
         """Whether the proxy holds a prompt of acpx that the agent must not receive yet."""
         return self._process.proxy is not None and self._process.proxy.is_prompt_held
 
+    @property
+    def is_outdated(self) -> bool:
+        return self._process.elicitation not in (None, self.spec.elicitation)
+
     def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
         self._binding.spec, self._binding.observer = spec, observer
 
@@ -97,6 +101,10 @@ class HostAgent:
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         if self._process.proxy is not None:
             self._process.proxy.respond(raw_id, {"outcome": outcome})
+
+    def answer_elicitation(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
+        if self._process.proxy is not None:
+            self._process.proxy.respond(raw_id, outcome)
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         return await self._changes.change("set_mode", mode=mode)

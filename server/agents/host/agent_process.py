@@ -38,6 +38,8 @@ class AgentProcess:
         rejection: the error for which the conversation was not opened, because the process cannot
             take the session's parameters.
         is_misplaced: acpx started a process outside the session's folder, and it was refused.
+        elicitation: the modes of ``elicitation/create`` that were announced to the running process;
+            None if there is no process, or it has not been initialized.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class AgentProcess:
         self.refusal: Any = None
         self.rejection: Error | None = None
         self.is_misplaced = False
+        self.elicitation: tuple[str, ...] | None = None
         self._binding = binding
         self._host = host
         self._handover = handover
@@ -127,6 +130,7 @@ class AgentProcess:
         if self.proxy is not proxy:
             return False
         self.proxy = None
+        self.elicitation = None
         self.failed_proxy = proxy
         self._move_to(AgentState.STARTING if self._calls else AgentState.STOPPED)
         return True

@@ -74,6 +74,11 @@ class ProxyEvents:
     # The conversation.
 
     def session_fields(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        if method == "initialize":
+            modes = self._process.elicitation = self.spec.elicitation
+            known = params.get("clientCapabilities") or {}
+            announced: Mapping[str, Any] = {mode: {} for mode in modes}
+            return {"clientCapabilities": {**known, "elicitation": announced}} if modes else {}
         try:
             fields = self.spec.parameters.request_fields(self._sync.reported.capabilities)
         except Error as error:
@@ -118,6 +123,8 @@ class ProxyEvents:
     ) -> None:
         if message["method"] == "session/update":
             self._note_update(message.get("params"), replayed=replayed)
+        elif message["method"] == "$/cancel_request" and isinstance(message.get("params"), dict):
+            self._binding.observer.request_withdrawn(message["params"].get("requestId"))
         if not replayed:
             self._binding.observer.notification_received(line)
 
@@ -136,6 +143,12 @@ class ProxyEvents:
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         self._binding.observer.permission_requested(raw_id, params)
+
+    def elicitation_requested(self, raw_id: Any, params: Any) -> None:
+        if self._process.elicitation:
+            self._binding.observer.elicitation_requested(raw_id, params)
+        elif self._process.proxy is not None:  # no client was announced that could answer
+            self._process.proxy.respond(raw_id, {"action": "cancel"})
 
     def session_opened(self, result: dict[str, Any] | None, error: Any) -> None:
         self._process.refusal = None if result is not None else error or {}

@@ -16,10 +16,10 @@ class ProxyHandler(Protocol):
     # From acpx to the agent.
 
     def session_fields(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return fields to set in the params of a request that opens the conversation.
+        """Return fields to set in the params of a request with which acpx starts to use the agent.
 
         Args:
-            method: ``session/new``, ``session/load`` or ``session/resume``.
+            method: ``initialize``, ``session/new``, ``session/load`` or ``session/resume``.
 
         Raises:
             Error: the agent cannot take the session's parameters. It does not get the request.
@@ -64,6 +64,9 @@ class ProxyHandler(Protocol):
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         """The agent requested a permission. acpx does not see the request."""
+
+    def elicitation_requested(self, raw_id: Any, params: Any) -> None:
+        """The agent asked a question. acpx does not see the request."""
 
     def session_opened(self, result: dict[str, Any] | None, error: Any) -> None:
         """The agent responded to session/new, session/load or session/resume.

@@ -1,8 +1,8 @@
 """The proxy on an agent's stdin and stdout.
 
 Whole lines pass in both directions as they were written. The server sees a prompt before the agent
-does and a response before acpx does. It keeps the agent's permission requests for itself, and may
-insert lines of its own: a cancel, a response, a request.
+does and a response before acpx does. It keeps the agent's requests for permission and input for
+itself, and may insert lines of its own: a cancel, a response, a request.
 
 acpx does not receive texts, thoughts, tool calls and plans. It does not need them, but would parse
 each of them for its own record, and compete with the server for the processor.
@@ -22,7 +22,7 @@ from typing import Any
 
 from ...codec import dumps, parse_message, parse_rpc
 from ...errors import Error
-from ..acp_settings import SESSION_METHODS, SETTERS
+from ..acp_settings import SESSION_METHODS, SETTERS, STARTING_METHODS
 from ..base import Backpressure
 from ..line_reader import LineReader
 from ..process.process_tree import RlimitTag
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 MAX_PROMPT_LINE_BYTES = 64 << 20
 """The limit of a line that acpx writes. acpx has the same limit."""
 
-TRACKED_METHODS = SESSION_METHODS | SETTERS | {"initialize"}
+TRACKED_METHODS = STARTING_METHODS | SETTERS
 """The requests of acpx whose responses the handler receives, too."""
 OWN_ID = "clawdforge-%d"
 """The id of a request of the server. acpx's ids are numbers."""
@@ -170,7 +170,7 @@ class StdioProxy:
             line = self._waiting_lines.popleft()
             if message is not None:
                 self._track_request(message)
-                if message.get("method") in SESSION_METHODS:
+                if message.get("method") in STARTING_METHODS:
                     line = self._with_parameters(line, message)
             if line:
                 self._to_agent.write(line)
@@ -286,8 +286,11 @@ class StdioProxy:
         if "id" in message:
             if method == "session/request_permission":
                 self._handler.permission_requested(message["id"], message.get("params"))
-                return False
-            return True
+            elif method == "elicitation/create":
+                self._handler.elicitation_requested(message["id"], message.get("params"))
+            else:
+                return True
+            return False
         self._handler.notification_received(line, message, replayed=self._is_loading)
         return not (method == "session/update" and is_withheld(message))
 
@@ -357,7 +360,7 @@ class StdioProxy:
             dumps({"jsonrpc": "2.0", "method": "session/cancel", "params": params})
         )
 
-    def respond(self, raw_id: Any, result: dict[str, Any]) -> None:
+    def respond(self, raw_id: Any, result: Mapping[str, Any]) -> None:
         """Respond to a request of the agent."""
         self._to_agent.write(dumps({"jsonrpc": "2.0", "id": raw_id, "result": result}))
 

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from ...errors import bad_request
+from ...sessions.elicitations import Action
 from ...sessions.session import Session
 from ..context import context_of, stream_events, stream_json
 from ..endpoint import Endpoint, Tag
@@ -101,6 +102,29 @@ class PermissionResolvedEntry(_EntryFields, kw_only=True, tag="permission_resolv
     by: Literal["client", "policy", "timeout", "cancel"]
 
 
+class ElicitationRequestEntry(_EntryFields, kw_only=True, tag="elicitation_request"):
+    """A question of the agent: a form or a link."""
+
+    request_id: str
+    request: Any
+    expires_at: UnixMillis
+
+
+class ElicitationOutcome(msgspec.Struct, kw_only=True):
+    """The answer to a question."""
+
+    action: Action
+    content: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ElicitationResolvedEntry(_EntryFields, kw_only=True, tag="elicitation_resolved"):
+    """The outcome of a question."""
+
+    request_id: str
+    outcome: ElicitationOutcome
+    by: Literal["client", "timeout", "cancel"]
+
+
 class NoticeEntry(_EntryFields, kw_only=True, tag="notice"):
     """An action or a finding of the server."""
 
@@ -139,6 +163,8 @@ LogEntry = (
     | EventEntry
     | PermissionRequestEntry
     | PermissionResolvedEntry
+    | ElicitationRequestEntry
+    | ElicitationResolvedEntry
     | NoticeEntry
     | TurnEndEntry
     | SessionClosedEntry

@@ -48,6 +48,7 @@ SESSION_EXAMPLE: Mapping[str, Any] = {
     "turn_index": None,
     "queued": [],
     "pending_permissions": [],
+    "pending_elicitations": [],
     "sockets": 0,
     "title": None,
     "unread": 0,
@@ -132,6 +133,15 @@ class PendingPermissionInfo(msgspec.Struct, kw_only=True):
     turn_index: Count
 
 
+class PendingElicitationInfo(msgspec.Struct, kw_only=True):
+    """A question of the agent that is not answered yet."""
+
+    request_id: str
+    request: Annotated[Any, doc("The agent's params, in ACP's format.")]
+    expires_at: UnixMillis
+    turn_index: Count
+
+
 class SessionInfo(options.OptionsInfo, kw_only=True):
     """A session's state."""
 
@@ -156,6 +166,7 @@ class SessionInfo(options.OptionsInfo, kw_only=True):
     turn_index: Annotated[Count | None, doc("The running turn.")]
     queued: list[QueuedTurn]
     pending_permissions: list[PendingPermissionInfo]
+    pending_elicitations: list[PendingElicitationInfo]
     sockets: Count
     title: Annotated[str | None, doc("`meta.title`; the agent's own if the client has set none.")]
     unread: Annotated[Count, doc("The entries after the last `POST …/read`.")]

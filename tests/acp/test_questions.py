@@ -1,0 +1,134 @@
+"""Questions of agents over ``/acp``: the client's own capability decides over them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ..sessions.test_elicitations import ANSWER, FORM, LINK
+from ..support.acp_client import INITIALIZE, AcpClient, connect
+from ..support.harness import Client, Json, script
+
+ASK = script({"elicit": FORM})
+BOTH: Json = {"form": {}, "url": {}}
+
+
+async def editor(client: Client, elicitation: Any = None) -> AcpClient:
+    """A connection of a client with that capability."""
+    capabilities = {**INITIALIZE.get("clientCapabilities", {}), "elicitation": elicitation}
+    return await connect(
+        client, initialize={**INITIALIZE, "clientCapabilities": capabilities}, query="?agent=mock"
+    )
+
+
+async def announced(acp: AcpClient, session: str) -> Any:
+    await acp.prompt(session, script({"report": True}))
+    report = json.loads(acp.conversation_updates()[-1]["content"]["text"])
+    return report["initialize"]["clientCapabilities"].get("elicitation")
+
+
+@pytest.mark.parametrize(
+    ("capability", "told"),
+    [(None, None), ({}, None), ({"form": {}}, {"form": {}}), (BOTH, BOTH)],
+)
+async def test_agent_is_told_what_the_client_announces(
+    client: Client, capability: Any, told: Any
+) -> None:
+    acp = await editor(client, capability)
+    session = await acp.new_session()
+    assert await announced(acp, session) == told
+    state = await client.state(session)
+    assert state["elicitation"] == ("off" if told is None else "ask")
+
+
+async def test_request_is_forwarded_and_its_response_returned(client: Client) -> None:
+    acp = await editor(client, BOTH)
+    session = await acp.new_session()
+    asked = await acp.start_prompt(session, ASK)
+    request = await acp.until(method="elicitation/create")
+    assert request["params"] == {**FORM, "sessionId": session}
+    await acp.send(id=request["id"], result=ANSWER)
+    assert await acp.response_to(asked) == {"stopReason": "end_turn"}
+    assert json.loads(acp.text())["elicitation"] == ANSWER
+    entries = await client.events(session)
+    (resolved,) = [entry for entry in entries if entry["type"] == "elicitation_resolved"]
+    assert (resolved["outcome"], resolved["by"]) == (ANSWER, "client")
+
+
+async def test_link_and_its_completion_are_forwarded(client: Client) -> None:
+    acp = await editor(client, BOTH)
+    session = await acp.new_session()
+    done = {"method": "elicitation/complete", "params": {"elicitationId": "login-1"}}
+    asked = await acp.start_prompt(session, script({"elicit": LINK}, {"notify": done}))
+    request = await acp.until(method="elicitation/create")
+    await acp.send(id=request["id"], result={"action": "accept"})
+    complete = await acp.until(method="elicitation/complete")
+    assert complete["params"] == done["params"]
+    assert await acp.response_to(asked) == {"stopReason": "end_turn"}
+
+
+async def test_answer_of_another_client_cancels_the_request(client: Client) -> None:
+    acp = await editor(client, BOTH)
+    session = await acp.new_session()
+    bot = await client.connect(session)
+    asked = await acp.start_prompt(session, ASK)
+    request = await acp.until(method="elicitation/create")
+    waiting = await bot.until("elicitation_request")
+    await bot.send("elicitation", request_id=waiting["request_id"], action="decline")
+    withdrawn = await acp.until(method="$/cancel_request")
+    assert withdrawn["params"] == {"requestId": request["id"]}
+    assert await acp.response_to(asked) == {"stopReason": "end_turn"}
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        {"error": {"code": -32601, "message": "what?"}},
+        {"result": {"action": "_later"}},
+        {"result": {"action": "accept", "content": {"days": 0}}},
+    ],
+    ids=["error", "unknown action", "invalid content"],
+)
+async def test_invalid_response_of_the_only_client_cancels_the_question(
+    client: Client, response: Json
+) -> None:
+    acp = await editor(client, BOTH)
+    session = await acp.new_session()
+    asked = await acp.start_prompt(session, ASK)
+    request = await acp.until(method="elicitation/create")
+    await acp.send(id=request["id"], **response)
+    assert await acp.response_to(asked) == {"stopReason": "end_turn"}
+    assert json.loads(acp.text())["elicitation"] == {"action": "cancel"}
+
+
+async def test_setting_follows_the_client_that_loads_the_session(client: Client) -> None:
+    session = await client.create()
+    able = await editor(client, BOTH)
+    await able.call("session/load", sessionId=session, cwd="/", mcpServers=[])
+    assert (await client.state(session))["elicitation"] == "ask"
+
+    # It may have other clients, which can still answer.
+    unable = await editor(client)
+    await unable.call("session/resume", sessionId=session, cwd="/")
+    assert (await client.state(session))["elicitation"] == "ask"
+    asked = await unable.start_prompt(session, ASK)
+    request = await able.until(method="elicitation/create")
+    await able.send(id=request["id"], result={"action": "decline"})
+    assert await unable.response_to(asked) == {"stopReason": "end_turn"}
+    assert not [m for m in unable.messages if m.get("method") == "elicitation/create"]
+
+
+async def test_loaded_session_brings_its_pending_question(client: Client) -> None:
+    session = await client.create(elicitation="ask")
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=ASK)
+    await socket.until("elicitation_request")
+    acp = await editor(client, BOTH)
+    await acp.call("session/resume", sessionId=session, cwd="/")
+    request = await acp.until(method="elicitation/create")
+    await acp.send(id=request["id"], result=ANSWER)
+    resolved = await socket.until("elicitation_resolved")
+    assert resolved["outcome"] == ANSWER
+    await socket.until("turn_end")
