@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import Error
 from .session import Session
@@ -13,6 +14,20 @@ if TYPE_CHECKING:
 
 LIST_PAGE = 50
 """Rows that a listing reads at once."""
+OPEN = frozenset({"idle", "running"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionFilter:
+    """The sessions that a list contains.
+
+    Attributes:
+        states: ``idle``, ``running`` and ``closed``, or some of them.
+        title: a text in the title, or None.
+    """
+
+    states: frozenset[str] = OPEN
+    title: str | None = None
 
 
 class SessionListing:
@@ -33,17 +48,32 @@ class SessionListing:
                 if session is not None and not session.is_closed:
                     yield session
 
-    async def views(self, app_name: str, *, include_closed: bool) -> AsyncIterator[dict[str, Any]]:
-        """The states of the app's sessions, the newest first, read page by page."""
-        before: int | None = None
-        while rows := await self._sessions.queries.session_page(
-            app_name, before=before, limit=LIST_PAGE, cwd=None, include_closed=include_closed
-        ):
+    async def page(
+        self, app_name: str, wanted: SessionFilter, *, before: int | None, limit: int | None
+    ) -> AsyncIterator[Session]:
+        """The sessions that match, the newest first, read page by page.
+
+        Args:
+            before: only sessions with smaller numbers.
+            limit: the number of sessions; None for all.
+        """
+        while limit is None or limit > 0:
+            rows = await self._sessions.queries.session_page(
+                app_name,
+                before=before,
+                limit=LIST_PAGE if limit is None else min(LIST_PAGE, limit),
+                include_closed="closed" in wanted.states,
+                include_open=wanted.states != {"closed"},
+                title=wanted.title,
+            )
+            if not rows:
+                return
             for row in rows:
                 before = row.n
                 session = await self._sessions.for_listing(row)
-                if session is not None and (include_closed or not session.is_closed):
-                    yield session.view()
+                if session is not None and session.state_name in wanted.states:
+                    yield session
+                    limit = None if limit is None else limit - 1
 
     async def sessions(self, app_name: str, *, include_closed: bool) -> list[Session]:
         """The app's sessions, the newest first."""

@@ -11,6 +11,7 @@ import errno
 import os
 import sqlite3
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,11 @@ class Database:
             return [tuple(row) for row in await self._reader.execute_fetchall(sql, parameters)]
 
 
+def casefold(value: object) -> str | None:
+    """A text in the form in which texts are compared; None for other values. Also known to SQL."""
+    return unicodedata.normalize("NFKC", value).casefold() if isinstance(value, str) else None
+
+
 async def _connect(path: Path | str, *, uri: bool = False) -> _SqliteConnection:
     connection = _SqliteConnection(
         # isolation_level None: a single statement is a transaction of its own, and the sqlite3
@@ -203,6 +209,7 @@ async def _connect(path: Path | str, *, uri: bool = False) -> _SqliteConnection:
         iter_chunk_size=64,
     )
     await connection
+    await connection.create_function("casefold", 1, casefold, deterministic=True)
     await connection.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     return connection
 

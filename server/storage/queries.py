@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .database import casefold
 from .lifecycle_queries import SELECT_SESSION, LifecycleQueries
 from .schema import FileRow, LogRow, SessionRow, TokenRow, TurnRow, columns
 
@@ -47,18 +48,25 @@ class Queries(LifecycleQueries):
         *,
         before: int | None,
         limit: int,
-        cwd: str | None,
+        cwd: str | None = None,
         include_closed: bool = False,
+        include_open: bool = True,
+        title: str | None = None,
     ) -> list[SessionRow]:
         """At most *limit* of an app's sessions, the newest first.
 
         Args:
             before: only those with smaller numbers.
             cwd: only those in that folder, and those whose client named it.
+            title: only those with this text in their title, in upper or lower case.
         """
         where = "WHERE app_name = ? AND removed_at IS NULL"
         where += "" if include_closed else " AND closed_at IS NULL"
+        where += "" if include_open else " AND closed_at IS NOT NULL"
         values: list[Any] = [app_name]
+        if title is not None:
+            where += " AND instr(casefold(json_extract(meta, '$.title')), ?)"
+            values.append(casefold(title))
         if before is not None:
             where += " AND n < ?"
             values.append(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from aiohttp import web
@@ -127,12 +127,23 @@ async def session_of(request: web.Request) -> Session:
 
 
 async def stream_json(
-    request: web.Request, pieces: AsyncIterator[bytes], *, status: int = 200
+    request: web.Request,
+    pieces: AsyncIterator[bytes],
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    compress: bool = False,
 ) -> web.StreamResponse:
     """Send JSON of any length: see :func:`responses.streamed_json_response`."""
     stall_timeout = context_of(request).settings.stall_timeout_secs
     return await streamed_json_response(
-        request, pieces, stall_timeout, waiting(request), status=status
+        request,
+        pieces,
+        stall_timeout,
+        waiting(request),
+        status=status,
+        headers=headers,
+        compress=compress,
     )
 
 

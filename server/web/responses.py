@@ -18,6 +18,8 @@ from .field_types import ErrorMessage, FailureCode, RequestId
 logger = logging.getLogger(__name__)
 
 SERVER_NAME = "clawdforge"
+MIN_COMPRESSED_BYTES = 1 << 10
+"""A shorter response is not compressed."""
 RESPONSE_PIECE_BYTES = 256 << 10
 """A longer response is written in pieces of this size, each when the client has taken the last."""
 
@@ -76,6 +78,8 @@ async def streamed_json_response(
     wait: AbstractAsyncContextManager[None],
     *,
     status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    compress: bool = False,
 ) -> web.StreamResponse:
     """Send JSON of any length, of which only a small part is in memory at any time.
 
@@ -85,6 +89,8 @@ async def streamed_json_response(
         stall_timeout: seconds after which a client that accepts no data is disconnected.
         wait: entered while the client may be waited for. An error that it raises, for example
             because the client's credential is revoked, ends the response.
+        headers: of the response; they may name another content type.
+        compress: whether the client accepts gzip.
 
     Raises:
         Error: the errors of *wait* and *pieces* before anything is sent.
@@ -98,11 +104,17 @@ async def streamed_json_response(
                 gathered.append(piece)
                 size += len(piece)
                 if size >= RESPONSE_PIECE_BYTES:
-                    stream = stream or await _JsonStream.start(request, stall_timeout, status)
+                    if stream is None:
+                        stream = _JsonStream(request, stall_timeout, status, headers or {})
+                        await stream.start(compress=compress)
                     await stream.write(b"".join(gathered))
                     gathered, size = [], 0
             if stream is None:
-                return raw_json_response(b"".join(gathered), status=status)
+                response = raw_json_response(b"".join(gathered), status=status)
+                response.headers.update(headers or {})
+                if compress and size >= MIN_COMPRESSED_BYTES:
+                    response.enable_compression(web.ContentCoding.gzip)
+                return response
             await stream.write(b"".join(gathered))
     except Exception as error:
         if stream is None:
@@ -117,23 +129,28 @@ async def streamed_json_response(
 class _JsonStream:
     """A long JSON response that is being written."""
 
-    def __init__(self, request: web.Request, stall_timeout: float, status: int) -> None:
-        assert request.transport is not None
-        self._request = request
-        self._watch = tcp.StallWatch(request.transport, stall_timeout)
-        self.response = web.StreamResponse(
-            status=status, headers={hdrs.CONTENT_TYPE: "application/json; charset=utf-8"}
-        )
-
-    @classmethod
-    async def start(cls, request: web.Request, stall_timeout: float, status: int) -> _JsonStream:
+    def __init__(
+        self,
+        request: web.Request,
+        stall_timeout: float,
+        status: int,
+        headers: Mapping[str, str],
+    ) -> None:
         if request.transport is None:
             raise ConnectionResetError
-        stream = cls(request, stall_timeout, status)
-        tcp.limit_kernel_buffer(request.transport)
-        await stream.response.prepare(request)
-        stream._watch.start()
-        return stream
+        self._request = request
+        self._watch = tcp.StallWatch(request.transport, stall_timeout)
+        self._transport = request.transport
+        self.response = web.StreamResponse(
+            status=status, headers={"Content-Type": "application/json; charset=utf-8", **headers}
+        )
+
+    async def start(self, *, compress: bool) -> None:
+        tcp.limit_kernel_buffer(self._transport)
+        if compress:
+            self.response.enable_compression(web.ContentCoding.gzip)
+        await self.response.prepare(self._request)
+        self._watch.start()
 
     async def write(self, data: bytes) -> None:
         if self._request.method == hdrs.METH_HEAD:

@@ -1089,7 +1089,7 @@ async def test_defect_gets_internal_without_details(
     def broken(*args: Any, **options: Any) -> None:
         raise RuntimeError("the secret of the server")
 
-    monkeypatch.setattr(type(server.services.sessions), "views", broken)
+    monkeypatch.setattr(type(server.services.sessions.listing), "page", broken)
     answer = await client.get("/sessions")
     assert "secret" not in json.dumps(answer[1])
     failure(answer, 500, "internal")

@@ -8,15 +8,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from aiohttp import web
 
+from ...acp.listing import decode_cursor, encode_cursor
 from ...agents.base import Presence
 from ...codec import dumps
 from ...errors import bad_request
 from ...sessions import options
 from ...sessions.creation import SessionRequest
 from ...sessions.lifetime import Lifetime
+from ...sessions.listing import OPEN, SessionFilter
 from ...sessions.session import Session
 from ...validation import ConfigOptions, Name
-from ..context import LOGGED_SESSION_ID, app_name_of, context_of, stream_json
+from ..conditional import conditional_json
+from ..context import LOGGED_SESSION_ID, app_name_of, context_of
 from ..endpoint import Endpoint, Tag
 from ..field_types import (
     Count,
@@ -28,6 +31,8 @@ from ..field_types import (
     doc,
 )
 
+MAX_LIST = 1000
+STATES = frozenset({"idle", "running", "closed"})
 SESSION_ID_EXAMPLE = "939bcc2f-7d70-4aa0-ac3d-6e87dc2c0f17"
 SESSION_EXAMPLE: Mapping[str, Any] = {
     "session_id": SESSION_ID_EXAMPLE,
@@ -95,10 +100,40 @@ class CreateSession(options.SessionOptions, frozen=True, kw_only=True):
     retention_secs: RetentionSecs = msgspec.UNSET
 
 
-class SessionFilter(msgspec.Struct, frozen=True):
-    """The sessions to list."""
+class ListQuery(msgspec.Struct, frozen=True):
+    """The sessions to list, and the part of each state."""
 
     include_closed: bool = False
+    limit: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=MAX_LIST)] | None,
+        doc("The number of sessions in a response; by default all."),
+    ] = None
+    cursor: Annotated[str | None, doc("`next_cursor` of the page before.")] = None
+    state: Annotated[
+        str | None, doc("`idle`, `running` or `closed`, or several of them, separated by commas.")
+    ] = None
+    q: Annotated[
+        Annotated[str, msgspec.Meta(max_length=1000)] | None,
+        doc("A text in the title, in upper or lower case."),
+    ] = None
+    fields: Annotated[
+        str | None,
+        doc("The fields of each state besides `session_id`, separated by commas; by default all."),
+    ] = None
+
+    @property
+    def wanted(self) -> SessionFilter:
+        """The filter.
+
+        Raises:
+            Error: ``bad_request``; a state is unknown.
+        """
+        states = frozenset(self.state.split(",")) if self.state is not None else OPEN
+        if self.state is None and self.include_closed:
+            states = STATES
+        if not states <= STATES:
+            raise bad_request("state: idle, running or closed, or several, separated by commas")
+        return SessionFilter(states, self.q or None)
 
 
 class UpdateSession(options.OptionChanges, frozen=True, kw_only=True):
@@ -191,8 +226,11 @@ class SessionResponse(SessionInfo, kw_only=True):
 class SessionList(msgspec.Struct, kw_only=True):
     """Sessions, newest first."""
 
-    count: Count
-    sessions: list[SessionInfo]
+    count: Annotated[Count, doc("The number of sessions in this response.")]
+    sessions: Annotated[list[SessionInfo], doc("With `fields`, only those fields of each.")]
+    next_cursor: Annotated[str, doc("`cursor` of the next page; absent at the end.")] | (
+        msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
 class SessionClosed(msgspec.Struct, kw_only=True):
@@ -245,24 +283,42 @@ async def create_session(request: web.Request, body: CreateSession) -> SessionRe
     "/sessions",
     tag=Tag.SESSIONS,
     summary="List sessions",
+    description="The newest first. With `limit` the response has a `next_cursor`, unless it is the"
+    " last page. It has an `ETag`, and is compressed for a client that accepts gzip.",
     waits=("response",),
     example={"ok": True, "count": 1, "sessions": [SESSION_EXAMPLE]},
+    statuses={304: "The client has the same list, as `If-None-Match` says."},
 )
 async def list_sessions(
-    request: web.Request, query: SessionFilter
+    request: web.Request, query: ListQuery
 ) -> Annotated[web.StreamResponse, SessionList]:
-    sessions = context_of(request).sessions
-    views = sessions.listing.views(app_name_of(request), include_closed=query.include_closed)
-    return await stream_json(request, _encoded_list(views))
+    before = None if query.cursor is None else decode_cursor(query.cursor)
+    limit = None if query.limit is None else query.limit + 1  # one more: is it the last page?
+    listed = context_of(request).sessions.listing.page(
+        app_name_of(request), query.wanted, before=before, limit=limit
+    )
+    return await conditional_json(request, _encoded_list(listed, query.limit, query.fields))
 
 
-async def _encoded_list(views: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
-    count = 0
+async def _encoded_list(
+    listed: AsyncIterator[Session], limit: int | None, fields: str | None
+) -> AsyncIterator[bytes]:
+    names = None if fields is None else frozenset({"session_id", *fields.split(",")})
+    count, last, has_more = 0, 0, False
     yield b'{"ok":true,"sessions":['
-    async for view in views:
-        yield (b"," if count else b"") + dumps(msgspec.to_builtins(SessionInfo(**view)))
-        count += 1
-    yield b'],"count":%d}' % count
+    async for session in listed:
+        if count == limit:
+            has_more = True
+            break
+        view = session.view()
+        if names is None:
+            view = msgspec.to_builtins(SessionInfo(**view))
+        else:
+            view = {name: value for name, value in view.items() if name in names}
+        yield (b"," if count else b"") + dumps(view)
+        count, last = count + 1, session.row.n
+    cursor = b',"next_cursor":%b' % dumps(encode_cursor(last)) if has_more else b""
+    yield b'],"count":%d%b}' % (count, cursor)
 
 
 @Endpoint(
