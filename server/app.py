@@ -18,6 +18,7 @@ from .agents.base import Backpressure, MessageLimits, Presence
 from .agents.catalog import AcpxError, find_node
 from .agents.cli.backend import CliBackend
 from .agents.host.backend import HostBackend
+from .agents.logins import AgentLogins
 from .agents.process.environ import agent_environ, with_folder_of
 from .agents.selection import FALLBACK_AGENT
 from .auth.tokens import FirstTokens, TokenRegistry
@@ -142,6 +143,8 @@ class _Server:
         stack.push_async_callback(sessions.stop)
         runner = await self._start_runner(stack, queries, writer, backend, sessions)
         files = await self._start_uploads(queries, writer, sessions)
+        logins = AgentLogins(backend, self._data_dir)
+        stack.push_async_callback(logins.stop)
         workspace = WorkspaceFiles(self._settings, sessions.disk)
         stack.callback(workspace.stop)
 
@@ -167,6 +170,7 @@ class _Server:
             self._settings,
             tokens,
             sessions,
+            logins,
             files,
             workspace,
             sockets,

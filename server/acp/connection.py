@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ..agents.logins import AgentLogins
 from ..auth.credential import Credential
 from ..codec import call_off_loop
 from ..errors import CloseCode
@@ -41,6 +42,7 @@ class AcpConnection(WebSocketConnection):
         response: web.WebSocketResponse[bool],
         credential: Credential,
         sessions: SessionRegistry,
+        logins: AgentLogins,
         *,
         connection_id: str,
         upgrade_id: str,
@@ -62,6 +64,7 @@ class AcpConnection(WebSocketConnection):
         )
         self.methods = AcpMethods(
             sessions,
+            logins,
             credential,
             self.requests,
             self._subscriptions,

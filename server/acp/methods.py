@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from .. import __version__
+from ..agents.logins import TERMINAL, AgentLogins
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt
 from ..errors import Error, ErrorCode, not_found, session_closed
@@ -49,6 +50,7 @@ class AcpMethods:
     def __init__(
         self,
         sessions: SessionRegistry,
+        logins: AgentLogins,
         credential: Credential,
         requests: Requests,
         subscriptions: Subscriptions,
@@ -64,6 +66,7 @@ class AcpMethods:
         self.page_size = LIST_PAGE_SIZE
         self._sessions = sessions
         self._credential = credential
+        self._logins = logins
         self._requests = requests
         self._subscriptions = subscriptions
         self._send = send
@@ -74,6 +77,7 @@ class AcpMethods:
         self._only_session = only_session
         self._methods: Mapping[str, Callable[[jsonrpc.Request], Awaitable[None]]] = {
             "initialize": self._initialize,
+            "authenticate": self._authenticate,
             "session/new": self._new,
             "session/load": self._load,
             "session/resume": self._resume,
@@ -133,10 +137,33 @@ class AcpMethods:
                     "sessionCapabilities": {"list": {}, "resume": {}, "close": {}},
                 },
                 "agentInfo": {"name": "clawdforge", "title": "clawdforge", "version": __version__},
-                "authMethods": [],
+                "authMethods": self._auth_methods(agent),
                 "_meta": {NAMESPACE: {"agent": agent}},
             },
         )
+
+    def _auth_methods(self, agent: str) -> list[Any]:
+        """The agent's methods if it is known to require a login; else no client needs them.
+
+        A method of type ``terminal`` is omitted: it would start the agent's program at the client.
+        """
+        states = self._logins.states
+        if not states.is_required(agent, self._credential.app_name):
+            return []
+        methods = [one for one in states.methods(agent) or [] if isinstance(one, dict)]
+        return [one for one in methods if one.get("type") != TERMINAL]
+
+    async def _authenticate(self, request: jsonrpc.Request) -> None:
+        """Check the agent's login. All apps share it, so that only the operator changes it."""
+        authenticate = read_params(params.AuthenticateParams, request.params)
+        agent = await self._sessions.agents.choose(self._options.agent)
+        app_name = self._credential.app_name
+
+        async def respond() -> None:
+            await self._logins.check(agent, app_name, authenticate.method_id)
+            self._requests.respond(request, {})
+
+        self._requests.execute_in_background(request, respond())
 
     # Sessions
 

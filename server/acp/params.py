@@ -106,6 +106,10 @@ def elicitation_modes(capabilities: Mapping[str, Any] | None) -> tuple[str, ...]
     return tuple(mode for mode in ELICITATION_MODES if isinstance(announced.get(mode), dict))
 
 
+class AuthenticateParams(_Params, frozen=True, kw_only=True):
+    method_id: Name
+
+
 class NewSessionParams(_Params, frozen=True, kw_only=True):
     cwd: ClientPath
     mcp_servers: list[Any] | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import AgentCommand
-from .base import AgentInfo
+from .base import AgentInfo, agent_unavailable
 
 ACPX_VERSION = "0.19.1"
 NODE_MINIMUM = (22, 13)
@@ -88,6 +88,35 @@ def _install(need: Mapping[str, str]) -> str:
     if (package := NPM_PACKAGES.get(need["name"])) is not None:
         return f"npm install -g {package}"
     return f"put the command {need['name']!r} on the server's PATH"
+
+
+def launched(name: str, agent: Mapping[str, Any] | None) -> AgentCommand:
+    """The command of acpx's agent *name*.
+
+    Args:
+        agent: acpx's ``{name, launch}``; None if acpx does not know it.
+
+    Raises:
+        Error: ``agent_unavailable``; it is not installed.
+    """
+    launch = agent["launch"] if agent else None
+    if not launch or launch["kind"] != "installed":
+        raise agent_unavailable(f"the agent {name!r} is not installed")
+    return AgentCommand(tuple(str(part) for part in launch["argv"]))
+
+
+def resolved_command(
+    command: AgentCommand, environ: Mapping[str, str]
+) -> tuple[list[str], Mapping[str, str]]:
+    """The arguments of a command, the first a path, and its environment.
+
+    Raises:
+        Error: ``agent_unavailable``; the program does not exist.
+    """
+    program = shutil.which(command.argv[0], path=environ.get("PATH"))
+    if program is None:
+        raise agent_unavailable(f"its program {command.argv[0]!r} is not on this machine")
+    return [program, *command.argv[1:]], {**environ, **command.env}
 
 
 def find_node() -> str:

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 
 from aiohttp import web
 
+from ..agents.logins import AgentLogins
 from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
 from ..config import Settings
@@ -39,6 +40,7 @@ class ServerContext:
     settings: Settings
     tokens: TokenRegistry
     sessions: SessionRegistry
+    logins: AgentLogins
     files: FileStore
     workspace: WorkspaceFiles
     sockets: Hub

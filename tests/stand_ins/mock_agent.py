@@ -96,6 +96,9 @@ Flags
     --system-echo       the reply to plain text starts with a chunk `system: <JSON>`: the system
                         prompt of session/new (`systemPrompt` or `_meta.systemPrompt`)
     --login             offers a login method
+    --login-file=PATH   offers the methods mock-login, mock-slow (which never responds) and
+                        mock-terminal, and logout. It is logged in while the file exists; without it
+                        session/new and session/load return -32000
     --die-at-start[=CODE]       exits at once (1)
     --silent            reads and never responds
     --slow-start=MS     waits before it reads stdin
@@ -675,14 +678,44 @@ def initialize(params: Json, _: Any) -> Json:
                 **({"additionalDirectories": {}} if "directories" in flags else {}),
             },
             **({"mcpCapabilities": {"http": True, "sse": True}} if "mcp" in flags else {}),
+            **({"auth": {"logout": {}}} if "login-file" in flags else {}),
         },
         "agentInfo": {"name": "mock-agent", "version": "1"},
-        "authMethods": [{"id": "mock-login", "name": "Log in"}] if "login" in flags else [],
+        "authMethods": auth_methods(),
     }
+
+
+def auth_methods() -> list[Json]:
+    if "login-file" in flags:
+        return [
+            {"id": "mock-login", "name": "Log in"},
+            {"id": "mock-slow", "name": "Wait for a person"},
+            {"id": "mock-terminal", "name": "In a terminal", "type": "terminal"},
+        ]
+    return [{"id": "mock-login", "name": "Log in"}] if "login" in flags else []
+
+
+def authenticate(params: Json, _: Any) -> Json:
+    if "login-file" in flags:
+        if params["methodId"] == "mock-slow":
+            return DEFERRED
+        Path(flags["login-file"]).touch()
+    return {}
+
+
+def log_out(params: Json, _: Any) -> Json:
+    Path(flags["login-file"]).unlink(missing_ok=True)
+    return {}
+
+
+def check_login() -> None:
+    if "login-file" in flags and not Path(flags["login-file"]).exists():
+        raise RpcError(-32000, "Authentication required")
 
 
 def new_session(params: Json, _: Any) -> Json:
     fail_if("fail-new")
+    check_login()
     agent_state["opened"] = ["session/new", params]
     session = Session.new(params)
     return {"sessionId": session.id, **register(session)}
@@ -702,6 +735,7 @@ def resume_session(params: Json, _: Any) -> Json:
 
 def restore_session(params: Json, *, replay: bool) -> Json:
     fail_if("fail-load")
+    check_login()
     agent_state["opened"] = ["session/load" if replay else "session/resume", params]
     session = Session.load(params["sessionId"], params["cwd"])
     for message in session.data["messages"] if replay else ():
@@ -792,7 +826,8 @@ def session_of(params: Json) -> Session:
 
 METHODS: dict[str, Callable[[Json, Any], Json]] = {
     "initialize": initialize,
-    "authenticate": lambda params, _: {},
+    "authenticate": authenticate,
+    "logout": log_out,
     "session/new": new_session,
     "session/load": load_session,
     "session/resume": resume_session,

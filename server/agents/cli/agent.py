@@ -25,6 +25,7 @@ from ..base import (
 )
 from ..failures import needs_login
 from ..line_reader import LineReader
+from ..login_states import LoginStates
 from ..process.programs import Program
 from ..program_output import last_output
 from ..prompt_handle import PromptHandle, PromptState
@@ -63,6 +64,7 @@ class CliAgent:
         timeouts: AgentTimeouts,
         backpressure: Backpressure,
         max_message_bytes: int,
+        logins: LoginStates,
     ) -> None:
         self.spec = spec
         self.observer = observer
@@ -72,7 +74,11 @@ class CliAgent:
         self._backpressure = backpressure
         self._max_message_bytes = max_message_bytes
         self._session = CliSession(
-            spec, reported, find_commands=find_commands, start_timeout=start_timeout
+            spec,
+            reported,
+            find_commands=find_commands,
+            start_timeout=start_timeout,
+            logins=logins,
         )
         self._has_started = False
         self._prompt: CliPrompt | None = None

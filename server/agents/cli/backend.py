@@ -36,7 +36,8 @@ from ..base import (
     agent_unavailable,
     no_environ,
 )
-from ..catalog import AcpxError, agent_infos, check_versions
+from ..catalog import AcpxError, agent_infos, check_versions, launched, resolved_command
+from ..login_states import LoginStates
 from ..traits import AgentTraits, traits_of
 from .agent import CliAgent
 from .commands import Acpx, AcpxCommands, socket_folder
@@ -92,6 +93,7 @@ class CliBackend:
         self._tasks = Tasks()
         self.timeouts = AgentTimeouts(setting=SETTING_SECS)
         self._agents: WeakSet[CliAgent] = WeakSet()
+        self.logins = LoginStates()
         self._query: asyncio.Task[dict[str, Any]] | None = None
         self.versions: dict[str, str] = {}
 
@@ -142,6 +144,7 @@ class CliBackend:
             timeouts=self.timeouts,
             max_message_bytes=self._limits.each,
             backpressure=self._backpressure,
+            logins=self.logins,
         )
         self._agents.add(agent)
         return agent
@@ -163,11 +166,13 @@ class CliBackend:
 
     async def _find_agent(self, name: str) -> Sequence[str]:
         """The command of an agent in acpx's own list."""
-        for agent in (await self._catalog_for_client())["agents"]:
-            launch = agent["launch"]
-            if agent["name"] == name and launch and launch["kind"] == "installed":
-                return [str(part) for part in launch["argv"]]
-        raise agent_unavailable(f"the agent {name!r} is not installed any more")
+        found = [one for one in (await self._catalog_for_client())["agents"] if one["name"] == name]
+        return launched(name, found[0] if found else None).argv
+
+    async def command(self, name: str) -> tuple[list[str], Mapping[str, str]]:
+        configured = self._commands.get(name)
+        command = configured or AgentCommand(tuple(await self._find_agent(name)))
+        return await asyncio.to_thread(resolved_command, command, self._environ)
 
     async def forget(self, key: str) -> None:
         home = self._data_dir.split(self._homes / key)

@@ -13,6 +13,7 @@ from .. import acp_settings
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import AgentSpec, agent_failed, agent_unavailable
 from ..failures import asks_for_login, error_text, login_required, needs_login
+from ..login_states import LoginStates
 from .commands import ENDED, AcpxCommandError, AcpxCommands
 
 MAX_ARGUMENT_BYTES = 100 << 10
@@ -27,6 +28,7 @@ class CliSession:
         find_commands: returns the session's acpx commands; raises :class:`Error` if its agent is
             not installed any more.
         start_timeout: seconds for acpx to make the session.
+        logins: what the agents report about logins.
 
     Attributes:
         settings: the settings that the agent reported last.
@@ -40,8 +42,10 @@ class CliSession:
         *,
         find_commands: FindCommands,
         start_timeout: float,
+        logins: LoginStates,
     ) -> None:
         self.settings = reported
+        self._logins = logins
         self.is_fresh = False
         self._spec = spec
         self._find_commands = find_commands
@@ -147,6 +151,7 @@ class CliSession:
     def initialized(self, result: dict[str, Any]) -> None:
         """Store the result of ``initialize``."""
         self.settings = dataclasses.replace(self.settings, auth_methods=result.get("authMethods"))
+        self._logins.note_methods(self._spec.agent, result)
 
     def opened(self, result: dict[str, Any]) -> None:
         """Store the result of session/new, session/load or session/resume."""
@@ -177,6 +182,7 @@ class CliSession:
         except TimeoutError:
             raise AcpxCommandError("it took too long", "TIMEOUT") from None
         self.is_fresh = bool(result.get("created"))
+        self._logins.note_required(self._spec.agent, self._spec.owner, is_required=False)
 
     def _options(self) -> list[str]:
         options: list[str] = []
@@ -192,4 +198,6 @@ class CliSession:
         return options
 
     def _login_required(self, reason: str) -> Error:
-        return login_required(self._spec.agent, reason, self.settings.auth_methods)
+        self._logins.note_required(self._spec.agent, self._spec.owner, is_required=True)
+        methods = self.settings.auth_methods or self._logins.methods(self._spec.agent)
+        return login_required(self._spec.agent, reason, methods)

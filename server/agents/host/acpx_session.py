@@ -183,7 +183,9 @@ class AcpxSession:
         return agent_unavailable(message if details in message else f"{message}: {details}")
 
     def _login_required(self, reason: str) -> Error:
-        return login_required(self._binding.spec.agent, reason, self._auth_methods())
+        spec = self._binding.spec
+        self._binding.logins.note_required(spec.agent, spec.owner, is_required=True)
+        return login_required(spec.agent, reason, self._auth_methods())
 
 
 def message_of(error: CallError) -> str:

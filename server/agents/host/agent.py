@@ -8,6 +8,7 @@ from typing import Any
 from ...tasks import Semaphores, Tasks
 from ..agent_settings import AgentSettings
 from ..base import GRACE_SECS, AgentObserver, AgentSpec, AgentState, AgentTimeouts
+from ..login_states import LoginStates
 from ..prompt_handle import PromptHandle
 from .acpx_session import AcpxSession
 from .agent_process import AgentProcess
@@ -29,6 +30,7 @@ class HostAgent:
     Args:
         settings: the settings that an earlier process of the session's agent reported.
         starts, closes: limit how many agents of one app start, and end, at once.
+        logins: what the agents report about logins.
         load_meta: returns the ``_meta`` with which an agent must load its conversation.
     """
 
@@ -45,8 +47,9 @@ class HostAgent:
         closes: Semaphores,
         timeouts: AgentTimeouts,
         load_meta: LoadMeta,
+        logins: LoginStates,
     ) -> None:
-        binding = self._binding = Binding(spec, observer)
+        binding = self._binding = Binding(spec, observer, logins)
         process = self._process = AgentProcess(binding, host, handover, tasks)
         sync = self._sync = SettingsSync(binding, process, tasks, timeouts, settings)
         queue = PromptQueue(binding, process, sync)

@@ -33,7 +33,8 @@ from ..base import (
     MessageLimits,
     agent_unavailable,
 )
-from ..catalog import agent_infos
+from ..catalog import agent_infos, launched, resolved_command
+from ..login_states import LoginStates
 from ..parameters import claude_meta
 from ..program_output import secrets_in
 from ..traits import AgentTraits, traits_of
@@ -118,6 +119,7 @@ class HostBackend:
         self.timeouts = AgentTimeouts()
         self._closes = Semaphores(CLOSES_AT_ONCE)
         self._tasks = Tasks()
+        self.logins = LoginStates()
         self._capabilities: dict[str, Mapping[str, Any]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
 
@@ -187,7 +189,15 @@ class HostBackend:
             closes=self._closes,
             timeouts=self.timeouts,
             load_meta=self._load_meta,
+            logins=self.logins,
         )
+
+    async def command(self, name: str) -> tuple[list[str], Mapping[str, str]]:
+        command = self._commands.get(name)
+        if command is None:
+            found = await self._acpx_agents(name)
+            command = launched(name, found[0] if found else None)
+        return await asyncio.to_thread(resolved_command, command, self._environ)
 
     def _load_meta(self, spec: AgentSpec) -> Mapping[str, Any]:
         if not self.traits(spec.agent).takes_claude_options:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ..base import AgentObserver, AgentSpec
+from ..login_states import LoginStates
 
 
 @dataclasses.dataclass(slots=True)
@@ -13,6 +16,11 @@ class Binding:
 
     spec: AgentSpec
     observer: AgentObserver
+    logins: LoginStates
+
+    def note_response(self, response: Mapping[str, Any]) -> None:
+        """Note whether the agent refused a request because of its login."""
+        self.logins.note_response(self.spec.agent, self.spec.owner, response)
 
     @property
     def key(self) -> str:

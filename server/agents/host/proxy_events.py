@@ -112,6 +112,7 @@ class ProxyEvents:
     def response_received(self, line: bytes, message: dict[str, Any]) -> None:
         self._process.response_received()
         prompt = self._queue.current
+        self._binding.note_response(message)
         self._binding.observer.response_received(line, message)
         if prompt is not None:
             prompt.finish()
@@ -152,6 +153,7 @@ class ProxyEvents:
 
     def session_opened(self, result: dict[str, Any] | None, error: Any) -> None:
         self._process.refusal = None if result is not None else error or {}
+        self._binding.note_response({} if result is not None else {"error": error})
         if result is not None:
             self._process.conversation_opened()
             self._sync.session_opened(result)
@@ -159,4 +161,6 @@ class ProxyEvents:
     def request_succeeded(
         self, method: str, params: Mapping[str, Any], result: dict[str, Any]
     ) -> None:
+        if method == "initialize":
+            self._binding.logins.note_methods(self.spec.agent, result)
         self._sync.request_succeeded(method, params, result)

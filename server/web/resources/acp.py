@@ -71,6 +71,7 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
             ws,
             credential,
             context.sessions,
+            context.logins,
             connection_id=connection_id,
             upgrade_id=request[REQUEST_ID],
             options=options,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from ..context import context_of
+from ..context import app_name_of, context_of
 from ..endpoint import Endpoint, Tag
+from ..field_types import doc
+
+T = TypeVar("T")
 
 
 class AgentEntry(msgspec.Struct, kw_only=True):
@@ -20,6 +23,14 @@ class AgentEntry(msgspec.Struct, kw_only=True):
     install: Annotated[
         str | msgspec.UnsetType,
         msgspec.Meta(description="The command that installs it, if it is not installed."),
+    ] = msgspec.UNSET
+    auth_methods: Annotated[
+        list[Any] | msgspec.UnsetType,
+        doc("The agent's own list of logins, in ACP's format, once it has been started."),
+    ] = msgspec.UNSET
+    login_required: Annotated[
+        bool | msgspec.UnsetType,
+        doc("Whether the agent requires a login from this app, once it has been used."),
     ] = msgspec.UNSET
 
 
@@ -37,13 +48,21 @@ class AgentList(msgspec.Struct, kw_only=True):
     example={"ok": True, "agents": [{"name": "demo", "installed": True, "default": True}]},
 )
 async def list_agents(request: web.Request) -> AgentList:
+    context, app_name = context_of(request), app_name_of(request)
+    logins = context.logins.states
     agents = [
         AgentEntry(
             name=info.name,
             installed=info.installed,
             default=is_default,
             install=msgspec.UNSET if info.installed else info.install or msgspec.UNSET,
+            auth_methods=_known(logins.methods(info.name)),
+            login_required=_known(logins.is_required(info.name, app_name)),
         )
-        for info, is_default in await context_of(request).sessions.agents.all()
+        for info, is_default in await context.sessions.agents.all()
     ]
     return AgentList(agents=agents)
+
+
+def _known(value: T | None) -> T | msgspec.UnsetType:
+    return msgspec.UNSET if value is None else value
