@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from .. import __version__
-from ..agents.logins import TERMINAL, AgentLogins
+from ..agents.logins import AgentLogins
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt
 from ..errors import Error, ErrorCode, not_found, session_closed
@@ -21,6 +21,7 @@ from ..sessions.turns import Turn
 from . import answers, jsonrpc, params, resumption
 from .jsonrpc import JsonRpcError
 from .listing import decode_cursor, encode_cursor, session_item
+from .login_methods import LoginMethods
 from .params import NAMESPACE, UrlOptions, read_params
 from .requests import Requests
 from .setting_methods import SettingMethods
@@ -66,7 +67,6 @@ class AcpMethods:
         self.page_size = LIST_PAGE_SIZE
         self._sessions = sessions
         self._credential = credential
-        self._logins = logins
         self._requests = requests
         self._subscriptions = subscriptions
         self._send = send
@@ -75,15 +75,21 @@ class AcpMethods:
         self._options = options
         self._elicitation: tuple[str, ...] = ()
         self._only_session = only_session
+        self._logins = LoginMethods(
+            requests,
+            logins,
+            credential.app_name,
+            lambda: sessions.agents.choose(self._options.agent),
+        )
         self._methods: Mapping[str, Callable[[jsonrpc.Request], Awaitable[None]]] = {
             "initialize": self._initialize,
-            "authenticate": self._authenticate,
             "session/new": self._new,
             "session/load": self._load,
             "session/resume": self._resume,
             "session/list": self._list,
             "session/close": self._close,
             "session/prompt": self._prompt,
+            **self._logins.by_name,
             **SettingMethods(requests, self._subscription).by_name,
         }
 
@@ -137,33 +143,10 @@ class AcpMethods:
                     "sessionCapabilities": {"list": {}, "resume": {}, "close": {}},
                 },
                 "agentInfo": {"name": "clawdforge", "title": "clawdforge", "version": __version__},
-                "authMethods": self._auth_methods(agent),
+                "authMethods": self._logins.offered(agent),
                 "_meta": {NAMESPACE: {"agent": agent}},
             },
         )
-
-    def _auth_methods(self, agent: str) -> list[Any]:
-        """The agent's methods if it is known to require a login; else no client needs them.
-
-        A method of type ``terminal`` is omitted: it would start the agent's program at the client.
-        """
-        states = self._logins.states
-        if not states.is_required(agent, self._credential.app_name):
-            return []
-        methods = [one for one in states.methods(agent) or [] if isinstance(one, dict)]
-        return [one for one in methods if one.get("type") != TERMINAL]
-
-    async def _authenticate(self, request: jsonrpc.Request) -> None:
-        """Check the agent's login. All apps share it, so that only the operator changes it."""
-        authenticate = read_params(params.AuthenticateParams, request.params)
-        agent = await self._sessions.agents.choose(self._options.agent)
-        app_name = self._credential.app_name
-
-        async def respond() -> None:
-            await self._logins.check(agent, app_name, authenticate.method_id)
-            self._requests.respond(request, {})
-
-        self._requests.execute_in_background(request, respond())
 
     # Sessions
 

@@ -1,4 +1,4 @@
-"""What the agents have reported about logins: their methods, and whether they require one."""
+"""The agents' reports about logins: their methods, and whether they require one."""
 
 from __future__ import annotations
 

@@ -77,14 +77,14 @@ class AgentLogins:
                 person at the server, ``login_required`` if the agent refuses, ``agent_timeout``.
         """
         async with self._locks[agent]:
-            async with self._running(agent) as peer:
-                method = peer.method(method_id)
+            async with self._running(agent) as process:
+                method = process.method(method_id)
                 if method.get("type") == TERMINAL:
                     raise not_supported(
                         f"the method {method_id!r} needs a terminal on the server:"
                         f" {LOGINS.get(agent, OTHER_LOGIN)}"
                     )
-                await peer.call("authenticate", {"methodId": method_id})
+                await process.call("authenticate", {"methodId": method_id})
             self.states.forget_requirements(agent)
             await self._check(agent, "")
 
@@ -95,10 +95,10 @@ class AgentLogins:
             Error: ``not_supported`` if the agent cannot, ``agent_failed``, ``agent_timeout``.
         """
         async with self._locks[agent]:
-            async with self._running(agent) as peer:
-                if not peer.can_log_out:
+            async with self._running(agent) as process:
+                if not process.can_log_out:
                     raise not_supported(f"the agent {agent!r} cannot log out over ACP")
-                await peer.call("logout", {})
+                await process.call("logout", {})
             self.states.forget_requirements(agent)
             try:
                 await self._check(agent, "")
@@ -117,7 +117,7 @@ class AgentLogins:
         async with self._locks[agent]:
             if self.states.is_required(agent, owner) is not False:
                 await self._check(agent, owner)
-        known = _ids(self.states.methods(agent) or [])
+        known = _method_ids(self.states.methods(agent) or [])
         if method_id not in known:
             raise _unknown_method(agent, method_id, known)
 
@@ -147,7 +147,7 @@ class AgentLogins:
                 await asyncio.to_thread(safe_files.remove, *parts)
 
     @contextlib.asynccontextmanager
-    async def _running(self, agent: str) -> AsyncIterator[_LoginPeer]:
+    async def _running(self, agent: str) -> AsyncIterator[_LoginProcess]:
         """The agent, started and initialized. It is ended afterwards."""
         argv, environ = await self._backend.command(agent)
         async with self._folder() as folder, contextlib.AsyncExitStack() as stack:
@@ -162,15 +162,15 @@ class AgentLogins:
             finally:
                 os.close(read_end)
             stack.push_async_callback(program.close)
-            peer = _LoginPeer(agent, program, environ)
-            stack.push_async_callback(peer.close)
-            await peer.open(write_end)
+            process = _LoginProcess(agent, program, environ)
+            stack.push_async_callback(process.close)
+            await process.open(write_end)
             try:
                 async with asyncio.timeout(self.timeout):
-                    initialized = await peer.call("initialize", INITIALIZE)
-                    peer.initialized = initialized
+                    initialized = await process.call("initialize", INITIALIZE)
+                    process.initialized = initialized
                     self.states.note_methods(agent, initialized)
-                    yield peer
+                    yield process
             except TimeoutError:
                 raise Error(
                     ErrorCode.AGENT_TIMEOUT,
@@ -180,7 +180,7 @@ class AgentLogins:
                 ) from None
 
 
-class _LoginPeer:
+class _LoginProcess:
     """A running agent that is only initialized, logged in or logged out.
 
     Attributes:
@@ -224,7 +224,7 @@ class _LoginPeer:
         for method in methods if isinstance(methods, list) else []:
             if isinstance(method, dict) and method.get("id") == method_id:
                 return method
-        raise _unknown_method(self._agent, method_id, _ids(methods))
+        raise _unknown_method(self._agent, method_id, _method_ids(methods))
 
     async def call(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Send a request, and return its result.
@@ -265,7 +265,7 @@ class _LoginPeer:
             self._stderr = (self._stderr + piece)[-KEPT_BYTES:]
 
 
-def _ids(methods: Any) -> list[str]:
+def _method_ids(methods: Any) -> list[str]:
     if not isinstance(methods, list):
         return []
     return [str(one["id"]) for one in methods if isinstance(one, dict) and "id" in one]

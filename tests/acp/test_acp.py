@@ -664,7 +664,7 @@ async def test_errors_have_json_rpc_codes(acp: AcpClient, client: Client, strang
         await acp.ws.send_str(text)
         answer = await acp.until()
         assert (answer["id"], answer["error"]["code"]) == (None, code), text
-    for method in ("nothing/such", "fs/read_text_file", "terminal/create", "authenticate", ""):
+    for method in ("nothing/such", "fs/read_text_file", "terminal/create", "logout", ""):
         assert await code_of(acp, method) == -32601
     await acp.notify("nothing/such")  # is answered by nothing
     await acp.ws.send_bytes(b"\x00\x01")  # nor is this

@@ -11,7 +11,7 @@ from ..context import app_name_of, context_of
 from ..endpoint import Endpoint, Tag
 from ..field_types import doc
 
-T = TypeVar("T")
+KnownValue = TypeVar("KnownValue")
 
 
 class AgentEntry(msgspec.Struct, kw_only=True):
@@ -64,5 +64,5 @@ async def list_agents(request: web.Request) -> AgentList:
     return AgentList(agents=agents)
 
 
-def _known(value: T | None) -> T | msgspec.UnsetType:
+def _known(value: KnownValue | None) -> KnownValue | msgspec.UnsetType:
     return msgspec.UNSET if value is None else value

@@ -52,7 +52,7 @@ class LoggedOut(msgspec.Struct, kw_only=True):
         *("agent_unavailable", "agent_failed", "agent_timeout"),
     ),
 )
-async def authenticate(request: web.Request, body: Authenticate) -> LoggedIn:
+async def log_agent_in(request: web.Request, body: Authenticate) -> LoggedIn:
     agent = await _agent_of(request)
     await context_of(request).logins.authenticate(agent, body.method_id)
     return LoggedIn(agent=agent, method_id=body.method_id)
@@ -69,7 +69,7 @@ async def authenticate(request: web.Request, body: Authenticate) -> LoggedIn:
     example={"ok": True, "agent": "codex", "login_required": True},
     failures=("not_found", "not_supported", "agent_unavailable", "agent_failed", "agent_timeout"),
 )
-async def log_out(request: web.Request) -> LoggedOut:
+async def log_agent_out(request: web.Request) -> LoggedOut:
     agent = await _agent_of(request)
     is_required = await context_of(request).logins.log_out(agent)
     return LoggedOut(agent=agent, login_required=is_required)
