@@ -124,7 +124,8 @@ class SessionSubscription:
         """The result of a request that opened the session on this connection."""
         if not self._has_positions:
             return self.settings()
-        pending = [one["request_id"] for one in self.session.permissions.pending()]
+        waiting = (self.session.permissions.pending(), self.session.elicitations.pending())
+        pending = [one["request_id"] for requests in waiting for one in requests]
         position = resumption.position(self.cursor, pending, self.unknown_prompts)
         return {**self.settings(), "_meta": {NAMESPACE: position}}
 
@@ -266,6 +267,8 @@ class SessionSubscription:
         # `requestId` is an id between acpx and the agent.
         params = {name: value for name, value in request.items() if name != "requestId"}
         params["sessionId"] = self.session.id
+        if self._has_positions:
+            resumption.add_request_id(params, pending["request_id"])
         message = jsonrpc.encode_request(request_id, "elicitation/create", params)
         if len(message) > self._limit:
             return []

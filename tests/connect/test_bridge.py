@@ -208,6 +208,26 @@ async def test_permission_resolved_meanwhile_is_withdrawn(
         assert await me.response_to(request) == {"stopReason": "end_turn"}
 
 
+async def test_question_is_shown_once_and_its_answer_arrives(
+    server: LocalServer, client: Client
+) -> None:
+    form = {"type": "object", "properties": {"name": {"type": "string"}}}
+    question = {"mode": "form", "message": "Your name?", "requestedSchema": form}
+    ask = script({"request": {"method": "elicitation/create", "params": question}})
+    async with editor(client) as me:
+        capabilities: Json = {"elicitation": {"form": {}}}
+        await me.call("initialize", protocolVersion=1, clientCapabilities=capabilities)
+        session = await me.new_session()
+        request = await me.start_prompt(session, ask)
+        asked = await me.until(method="elicitation/create")
+        await cut_and_wait(server)
+        answer = {"action": "accept", "content": {"name": "Ada"}}
+        await me.send(id=asked["id"], result=answer)
+        assert await me.response_to(request) == {"stopReason": "end_turn"}
+        assert json.loads(me.text(session))["response"]["result"] == answer
+        assert len([m for m in me.messages if m.get("method") == "elicitation/create"]) == 1
+
+
 async def test_cancel_is_not_lost(server: LocalServer, client: Client) -> None:
     async with editor(client) as me:
         session = await open_editor_session(me)
