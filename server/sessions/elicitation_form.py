@@ -89,7 +89,7 @@ def _problem_of_text(field: Mapping[str, Any], value: Any) -> str | None:
         return f"must have at most {high:g} characters"
     if (choices := _offered(field)) is not None:
         return _problem_of_choices(choices, [value])
-    if (pattern := field.get("pattern")) is not None and not _matches(pattern, value):
+    if (pattern := field.get("pattern")) is not None and not _matches_pattern(pattern, value):
         return "must match the pattern of the form"
     format_ = field.get("format")
     is_valid = _FORMATS.get(format_) if isinstance(format_, str) else None
@@ -165,7 +165,7 @@ def _bound(field: Mapping[str, Any], name: str) -> float | None:
 # Patterns and formats.
 
 
-def _matches(pattern: Any, value: str) -> bool:
+def _matches_pattern(pattern: Any, value: str) -> bool:
     """Whether the pattern occurs in *value*, or cannot be checked. The agent may check it again."""
     if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN_LENGTH:
         return True
