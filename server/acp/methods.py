@@ -14,7 +14,7 @@ from ..auth.prompts import send_prompt
 from ..errors import Error, ErrorCode, not_found, session_closed
 from ..sessions.content import check_content
 from ..sessions.creation import SessionRequest
-from ..sessions.options import asking_options
+from ..sessions.options import NO_OPTIONS, SessionOptions, asking_options
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..sessions.turns import Turn
@@ -24,6 +24,14 @@ from .listing import decode_cursor, encode_cursor, session_item
 from .login_methods import LoginMethods
 from .params import NAMESPACE, UrlOptions, read_params
 from .requests import Requests
+from .session_options import (
+    agent_capabilities,
+    change_options,
+    ignored,
+    merged_options,
+    options_in,
+    options_of,
+)
 from .setting_methods import SettingMethods
 from .subscription import SessionSubscription
 from .subscriptions import Subscriptions
@@ -81,6 +89,7 @@ class AcpMethods:
             credential.app_name,
             lambda: sessions.agents.choose(self._options.agent),
         )
+        self._session_options = NO_OPTIONS
         self._methods: Mapping[str, Callable[[jsonrpc.Request], Awaitable[None]]] = {
             "initialize": self._initialize,
             "session/new": self._new,
@@ -129,6 +138,7 @@ class AcpMethods:
             self._elicitation = params.elicitation_modes(initialize.client_capabilities)
         self._options = initialize.session_options.with_defaults(self._options)
         self._subscriptions.have_positions = initialize.session_options.positions
+        self._session_options = options_in(request.params)
         agent = await self._sessions.agents.choose(self._options.agent)
         capabilities = await self._sessions.backend.capabilities(agent)
         self.is_initialized = True
@@ -136,12 +146,7 @@ class AcpMethods:
             request,
             {
                 "protocolVersion": params.PROTOCOL_VERSION,
-                "agentCapabilities": {
-                    "loadSession": True,
-                    "promptCapabilities": capabilities.get("promptCapabilities") or {},
-                    "mcpCapabilities": {"http": False, "sse": False},
-                    "sessionCapabilities": {"list": {}, "resume": {}, "close": {}},
-                },
+                "agentCapabilities": agent_capabilities(self._sessions, capabilities),
                 "agentInfo": {"name": "clawdforge", "title": "clawdforge", "version": __version__},
                 "authMethods": self._logins.offered(agent),
                 "_meta": {NAMESPACE: {"agent": agent}},
@@ -154,11 +159,14 @@ class AcpMethods:
         new = read_params(params.NewSessionParams, request.params)
         if self._only_session is not None:
             raise Error(ErrorCode.FORBIDDEN, "a ticket is valid only for its own session")
-        self._requests.execute_in_background(request, self._create(request, new))
+        wanted = self._session_request(new, request.params)
+        self._requests.execute_in_background(request, self._create(request, new, wanted))
 
-    async def _create(self, request: jsonrpc.Request, new: params.NewSessionParams) -> None:
+    async def _create(
+        self, request: jsonrpc.Request, new: params.NewSessionParams, wanted: SessionRequest
+    ) -> None:
         creating = asyncio.create_task(
-            self._sessions.create(self._credential.app_name, self._session_request(new)),
+            self._sessions.create(self._credential.app_name, wanted),
             name=f"session of {self._name}",
         )
         try:
@@ -178,14 +186,14 @@ class AcpMethods:
             "model": row.model,
             "permission": row.permission,
             "cwd": row.cwd,
-            "ignored": _ignored(new),
+            "ignored": ignored(self._sessions, new),
         }
         opened = subscription.opened()
         extension |= opened.pop("_meta", {}).get(NAMESPACE, {})
         result = {"sessionId": session.id, **opened}
         self._requests.respond(request, {**result, "_meta": {NAMESPACE: extension}})
 
-    def _session_request(self, new: params.NewSessionParams) -> SessionRequest:
+    def _session_request(self, new: params.NewSessionParams, raw: Any) -> SessionRequest:
         options = new.session_options.with_defaults(self._options)
         permission = "ask" if self._sessions.backend.can_ask else "approve-all"
         # Without workspace roots every session has a folder of its own, whatever the client sends.
@@ -198,8 +206,13 @@ class AcpMethods:
             config_options=options.agent_options or {},
             cwd=new.cwd if has_roots else None,
             client_cwd=new.cwd,
-            options=asking_options(self._elicitation),
+            options=self._options_of(new, raw),
         )
+
+    def _options_of(self, new: params.NewSessionParams, raw: Any) -> SessionOptions:
+        """The options of a new session; what the client can show follows its capabilities."""
+        chosen = options_of(self._sessions, new, options_in(raw, self._session_options))
+        return merged_options(asking_options(self._elicitation), chosen)
 
     async def _abandon(self, creating: asyncio.Task[Session]) -> None:
         """Close a new session whose id no client has got, if it could be created."""
@@ -210,14 +223,14 @@ class AcpMethods:
 
     async def _load(self, request: jsonrpc.Request) -> None:
         load = read_params(params.LoadSessionParams, request.params)
-        subscription = await self._reopen(load)
+        subscription = await self._reopen(load, request.params)
         for message in subscription.replay(request, after=load.session_options.after or 0):
             self._send(message)
         self._subscriptions.schedule()
 
     async def _resume(self, request: jsonrpc.Request) -> None:
         resume = read_params(params.ResumeSessionParams, request.params)
-        subscription = await self._reopen(resume)
+        subscription = await self._reopen(resume, request.params)
         if (after := resume.session_options.after) is not None:
             subscription.cursor = after
             self._subscriptions.schedule()
@@ -225,9 +238,11 @@ class AcpMethods:
         for message in subscription.request_pending():
             self._send(message)
 
-    async def _reopen(self, resume: params.LoadSessionParams) -> SessionSubscription:
+    async def _reopen(self, resume: params.LoadSessionParams, raw: Any) -> SessionSubscription:
         """The subscription to a session whose client may have had it on an earlier connection."""
         session = await self._session(resume.session_id)
+        if self._only_session is None:  # a ticket does not admit to the options
+            await change_options(self._sessions, session, resume, raw)
         await self._follow_elicitation(session)
         options = resume.session_options
         resumption.check_resumed_position(session, options.after)
@@ -358,12 +373,3 @@ class AcpMethods:
             session.cancel(turn_index)
         if not own_prompts:
             session.cancel()
-
-
-def _ignored(new: params.NewSessionParams) -> list[str]:
-    """The parameters that the client has sent and the server does not support."""
-    sent = {
-        "mcpServers": new.mcp_servers,
-        "additionalDirectories": new.additional_directories,
-    }
-    return [name for name, value in sent.items() if value]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from ..mcp_servers import McpServer
 from ..sessions.options import ELICITATION_MODES
 from ..validation import ConfigOptions, Name, form, in_words
 from .jsonrpc import INVALID_PARAMS, JsonRpcError
@@ -18,6 +19,7 @@ MIN_MESSAGE_BYTES = 64 << 10
 
 # A path on the client's machine: POSIX, a Windows drive or a Windows share.
 ABSOLUTE = r"^(?:/|[A-Za-z]:[\\/]|\\\\)[^\0]*\Z"
+ServerPath = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 ClientPath = Annotated[str, msgspec.Meta(pattern=form(ABSOLUTE, "an absolute path"))]
 
 
@@ -112,14 +114,14 @@ class AuthenticateParams(_Params, frozen=True, kw_only=True):
 
 class NewSessionParams(_Params, frozen=True, kw_only=True):
     cwd: ClientPath
-    mcp_servers: list[Any] | None = None
-    additional_directories: list[Any] | None = None
+    mcp_servers: list[McpServer] | None = None
+    additional_directories: list[ServerPath] | None = None
 
 
 class LoadSessionParams(_SessionParams, frozen=True, kw_only=True):
     cwd: ClientPath
-    mcp_servers: list[Any] | None = None
-    additional_directories: list[Any] | None = None
+    mcp_servers: list[McpServer] | None = None
+    additional_directories: list[ServerPath] | None = None
 
 
 class ResumeSessionParams(LoadSessionParams, frozen=True, kw_only=True):

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ..agents.base import Backend
 from ..agents.selection import AgentSelection
 from ..codec import dumps
@@ -136,13 +134,8 @@ class SessionCreator:
         check_permission(request.permission, self._backend, agent)
         check_for_agent(request.options, self._backend, agent)
         folder = None if request.cwd is None else await self._workspaces.check(request.cwd)
-        more = [
-            str(await self._workspaces.check(path, "additional_directories"))
-            for path in request.options.additional_directories or ()
-        ]
-        if more:
-            resolved = msgspec.structs.replace(request.options, additional_directories=more)
-            request = dataclasses.replace(request, options=resolved)
+        directories = await self._workspaces.check_directories(request.options)
+        request = dataclasses.replace(request, options=directories)
         return SessionDraft(request, agent, meta, folder)
 
     def _check_backend(self, request: SessionRequest) -> None:

@@ -115,6 +115,11 @@ class Session:
         return self.row.id
 
     @property
+    def options(self) -> SessionOptions:
+        """What the client chose at the session's creation, and has changed since."""
+        return self._core.options
+
+    @property
     def is_closed(self) -> bool:
         """Whether its close has begun. The log may not have ``session_closed`` yet."""
         return not self._core.is_open

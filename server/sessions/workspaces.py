@@ -7,10 +7,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from .. import safe_files
 from ..agents.base import Backend
 from ..data_dir import DataDir
 from ..errors import bad_request
+from .options import SessionOptions
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,18 @@ class Workspaces:
                 existing folder in one of them.
         """
         return await asyncio.to_thread(self._check, path, field)
+
+    async def check_directories(self, options: SessionOptions) -> SessionOptions:
+        """Return *options* with their additional directories resolved.
+
+        Raises:
+            Error: ``bad_request``, as for :meth:`check`.
+        """
+        field, chosen = "additional_directories", options.additional_directories
+        if not chosen:
+            return options
+        resolved = [str(await self.check(path, field)) for path in chosen]
+        return msgspec.structs.replace(options, additional_directories=resolved)
 
     def _check(self, path: str, field: str) -> Path:
         if not self._roots:

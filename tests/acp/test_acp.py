@@ -251,8 +251,8 @@ async def test_initialize_succeeds_if_the_agents_capabilities_are_unknown(
 
 async def test_new_session_is_visible_to_rest(acp: AcpClient, client: Client) -> None:
     wish = {"clawdforge": {"agent": "mock-modes", "permission": "deny-all", "model": "mock-large"}}
-    servers = [{"name": "x", "command": "/x", "args": [], "env": []}]
-    created = await acp.call("session/new", cwd="/their/project", mcpServers=servers, _meta=wish)
+    wanted = {"cwd": "/their/project", "additionalDirectories": ["/their/other"]}
+    created = await acp.call("session/new", mcpServers=[], _meta=wish, **wanted)
     state = await client.state(created["sessionId"])
     assert (state["agent"], state["permission"], state["model"]) == (
         "mock-modes",
@@ -264,7 +264,7 @@ async def test_new_session_is_visible_to_rest(acp: AcpClient, client: Client) ->
     assert [mode["id"] for mode in created["modes"]["availableModes"]] == ["ask", "code"]
     ours = created["_meta"]["clawdforge"]
     assert ours["cwd"] == state["cwd"] != "/their/project"  # without roots, a folder of its own
-    assert ours["ignored"] == ["mcpServers"]
+    assert ours["ignored"] == ["additionalDirectories"]
 
 
 async def test_invalid_params_are_refused(acp: AcpClient, client: Client) -> None:
@@ -273,6 +273,8 @@ async def test_invalid_params_are_refused(acp: AcpClient, client: Client) -> Non
         {"cwd": "relative"},
         {"cwd": 7},
         {"cwd": "/", "mcpServers": {}},
+        {"cwd": "/", "mcpServers": [{"name": "x"}]},
+        {"cwd": "/", "mcpServers": [], "_meta": {"clawdforge": {"env": {"LD_PRELOAD": "x"}}}},
         {"cwd": "/", "_meta": {"clawdforge": {"permission": "maybe"}}},
         {"cwd": "/", "_meta": {"clawdforge": {"agent": "nobody"}}},
     ]
