@@ -116,7 +116,7 @@ class Session:
 
     @property
     def options(self) -> SessionOptions:
-        """What the client chose at the session's creation, and has changed since."""
+        """The values that clients chose at the session's creation, and later."""
         return self._core.options
 
     @property
