@@ -93,14 +93,14 @@ def options_of(
     servers, directories = params.mcp_servers, params.additional_directories
     if servers:
         options = msgspec.structs.replace(
-            options, mcp_servers=_joined(servers, options.mcp_servers or ())
+            options, mcp_servers=_with_others(servers, options.mcp_servers or ())
         )
     if directories and supports_directories(sessions):
         options = msgspec.structs.replace(options, additional_directories=directories)
     return options
 
 
-def _joined(
+def _with_others(
     servers: Sequence[McpServer], others: Sequence[McpServer | str]
 ) -> list[McpServer | str]:
     """The servers of the client's own parameters, and the others that have other names."""
@@ -127,7 +127,7 @@ async def change_options(
         JsonRpcError: -32602.
         Error: an option is invalid.
     """
-    before = session.options
+    before = SessionOptions.decode(session.row.options)
     options = merged_options(before, options_of(sessions, load, options_in(params)))
     if options == before or session.is_closed:
         return

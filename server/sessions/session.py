@@ -115,11 +115,6 @@ class Session:
         return self.row.id
 
     @property
-    def options(self) -> SessionOptions:
-        """The values that clients chose at the session's creation, and later."""
-        return self._core.options
-
-    @property
     def is_closed(self) -> bool:
         """Whether its close has begun. The log may not have ``session_closed`` yet."""
         return not self._core.is_open
