@@ -19,7 +19,7 @@ from .errors import StartError
 DATABASE = "clawdforge.db"
 CONVERSATION_FOLDERS = ("acpx", "acpx-cli")
 """Agents' conversations, as acpx keeps them for each backend."""
-FILE_FOLDERS = ("workspaces", "uploads")
+FILE_FOLDERS = ("workspaces", "uploads", "snapshots")
 """Folders that a backup may leave out, because they may be large."""
 TEMPORARY_FOLDERS = ("runs", "stderr")
 """Folders that a backup does not contain."""
@@ -78,6 +78,11 @@ class DataDir:
     def uploads(self) -> Path:
         """Uploaded files, a folder for each."""
         return self.path / "uploads"
+
+    @property
+    def snapshots(self) -> Path:
+        """The snapshots of sessions' folders, a bare git repository for each session."""
+        return self.path / "snapshots"
 
     def workspace(self, session_id: str) -> Path:
         """The folder of a session whose client requested no ``cwd``."""

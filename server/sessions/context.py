@@ -13,6 +13,7 @@ from ..metrics import Metrics
 from ..storage.queries import Queries
 from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks
+from ..workspace.snapshots import Snapshots
 from .agent_slots import AgentSlots
 from .changes import SessionChanges
 from .event_log import EventLogs
@@ -40,6 +41,7 @@ class SessionContext:
     disk: DiskReserve
     quotas: SessionQuotas
     changes: SessionChanges
+    snapshots: Snapshots
     tasks: Tasks
     closing: Tasks
     clock: Callable[[], float]
@@ -75,6 +77,7 @@ class SessionContext:
             disk=DiskReserve(settings.data_dir, settings.min_free_bytes),
             quotas=SessionQuotas(settings),
             changes=SessionChanges(),
+            snapshots=Snapshots(settings),
             tasks=tasks,
             closing=Tasks(),
             clock=clock,

@@ -42,6 +42,7 @@ class SessionCore:
     Attributes:
         options: what the client chose at the session's creation, and has changed since.
         changed: *on_change*.
+        snapshots: of the session's folder.
     """
 
     def __init__(
@@ -55,6 +56,9 @@ class SessionCore:
         self.row = row
         self.options = SessionOptions.decode(row.options)
         self.changed = on_change
+        self.snapshots = context.snapshots.of(
+            row.id, row.app_name, row.cwd, is_new=not row.turn_count
+        )
         self.log = context.logs.open(row.n, head, on_change)
         initial = SessionState.OPEN if row.close_reason is None else SessionState.CLOSED
         self._state = StateMachine(SESSION_TRANSITIONS, initial)

@@ -91,6 +91,7 @@ class SessionRegistry:
         )
         self.sweeper = Sweeper(self)
         self.remover = SessionRemover(self)
+        self.remover.steps.append(lambda row, _: context.snapshots.delete(row.id))
         self.listing = SessionListing(self)
         # Sessions in memory. Only the cache keeps one alive, but as long as anything refers to a
         # session, a look-up by id must return the same object.
@@ -120,6 +121,12 @@ class SessionRegistry:
         self._hidden.update(row.id for row in await self.queries.removed_sessions())
         self.quotas.add_open_sessions(await self.queries.open_counts())
         self._creator.last_number = await self.queries.last_session_number()
+
+        async def folder_of(session_id: str) -> str | None:
+            row = await self.queries.session(session_id)
+            return row.cwd if row is not None else None
+
+        await self._context.snapshots.start(folder_of)
         for row in await self.queries.sessions_to_recover():
             session = await self._load(row)
             await session.recover()
@@ -136,6 +143,7 @@ class SessionRegistry:
         await asyncio.gather(*(session.drain(timeout) for session in sessions))
         await self.closing.finish(FINISH_CLOSING_SECS)
         await self.tasks.finish(0)
+        await self._context.snapshots.stop()
 
     @property
     def is_draining(self) -> bool:
@@ -255,6 +263,8 @@ class SessionRegistry:
         finally:
             self.unhide(draft.id)
         session.start_agent(draft.prewarmed)
+        if draft.folder is not None:
+            session.snapshots.warm_up()
         self.prewarmer.fill()
         return session
 

@@ -65,6 +65,7 @@ class Session:
         permissions: the agent's permission requests.
         elicitations: its questions.
         agent: the agent's process.
+        snapshots: of the session's folder.
         details: what the app notes about the session.
         is_reopening: it is about to be open again.
         subscribers: the number of connections that follow the log.
@@ -81,6 +82,7 @@ class Session:
         self.details = SessionDetails(core)
         self.row = row
         self.log = core.log
+        self.snapshots = core.snapshots
         self.subscribers = 0
         self._requests = requests = WaitingRequests.create(core, self._answer)
         self.permissions, self.elicitations = requests.permissions, requests.elicitations
@@ -375,6 +377,8 @@ class Session:
         for row in await self._context.queries.unfinished_turns(self.row.n):
             turn = Turn.from_row(row)
             turn.cancel_cause = CancelCause.RESTART
+            if turn.has_started:
+                self._core.snapshots.after_turn(turn.index)
             self._recorder.end(turn)
 
     # Used by the session's objects

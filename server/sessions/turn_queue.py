@@ -60,6 +60,11 @@ class TurnQueue:
         return len(self.waiting)
 
     @property
+    def last_index(self) -> int:
+        """The index of the newest accepted turn; 0 if there is none."""
+        return self._next_index - 1
+
+    @property
     def is_busy(self) -> bool:
         """Whether a turn runs, waits, or is being accepted."""
         is_running = self._current.turn is not None
@@ -168,8 +173,7 @@ class TurnQueue:
             cause = CancelCause.RESTART if self._core.is_open else CancelCause.CANCEL
             turn.withdraw(cause)
             self._end_waiting(cause)
-        if turn.handle is not None:
-            turn.handle.admit()
+        self._runner.admit(turn)
         if self._task is None and (not is_queued or self.waiting):
             self._start_running()
 

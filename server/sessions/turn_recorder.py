@@ -74,6 +74,8 @@ class TurnRecorder:
         if turn.has_ended:
             return
         turn.stop_timers()
+        if turn.is_sent:
+            self._core.snapshots.after_turn(turn.index)
         reason, error = turn.resolve_end(stop_reason, error)
         self._requests.cancel(turn.index)
         if not turn.has_started:

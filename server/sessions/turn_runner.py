@@ -41,11 +41,21 @@ class TurnRunner:
     def send(self, turn: Turn) -> None:
         """Give *turn* to the agent, which must have a slot.
 
-        If the turn is not stored yet, its prompt is held on its way until it is admitted.
+        The prompt is held on its way until the turn is stored and the folder's snapshot is taken.
         """
         turn.dispatched_at = time.monotonic()
-        turn.handle = self._agent.backend_agent.prompt(turn.blocks, is_held=not turn.is_stored)
+        turn.snapshot = self._core.snapshots.before_turn(turn.index)
+        is_held = turn.snapshot is not None or not turn.is_stored
+        turn.handle = self._agent.backend_agent.prompt(turn.blocks, is_held=is_held)
         turn.interrupt = turn.handle.cancel
+        if turn.snapshot is not None:
+            turn.snapshot.add_done_callback(lambda _: self.admit(turn))
+
+    def admit(self, turn: Turn) -> None:
+        """Let the agent receive the prompt, unless the turn still waits for something."""
+        is_ready = turn.snapshot is None or turn.snapshot.done()
+        if turn.handle is not None and turn.is_stored and is_ready:
+            turn.handle.admit()
 
     async def run(self, turn: Turn) -> None:
         """Run *turn* to its end. A failure ends this turn only."""

@@ -70,6 +70,7 @@ class Turn:
         dispatched_at: the time at which it was given to the agent, or began to wait for a slot;
             0.0 before that.
         first_update_at: the time of the agent's first update; 0.0 before that.
+        snapshot: takes the snapshot before the turn; None if there is none.
         handle: the prompt on its way to the agent; None until :meth:`TurnRunner.send`.
         interrupt: stops the current wait: for settings, for a slot, or for the agent.
         cancel_cause: the reason for which the server ends the turn; None if it does not.
@@ -98,6 +99,7 @@ class Turn:
         self.accepted_at = time.monotonic()
         self.dispatched_at = 0.0
         self.first_update_at = 0.0
+        self.snapshot: asyncio.Task[None] | None = None
         self.handle: PromptHandle | None = None
         self.interrupt: Callable[[], Any] | None = None
         self.cancel_cause: CancelCause | None = None

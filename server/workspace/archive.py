@@ -15,7 +15,7 @@ from .. import safe_files
 from ..errors import Error, ErrorCode, payload_too_large
 from .folders import MAX_LEVELS, Names, WorkFolder, read_error
 
-PIECE_BYTES = 256 << 10
+ZIP_PIECE_BYTES = 256 << 10
 LARGE_FILE_BYTES = 1 << 30
 """A file from this size on needs the zip format for large files."""
 _OLDEST, _NEWEST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
@@ -96,9 +96,9 @@ class ArchiveWalk:
                 info.compress_type = zipfile.ZIP_DEFLATED
                 name = path.rpartition("/")[2]
                 for piece in _file_pieces(name, parent, status.st_size, archive, info):
-                    if piece and output.size >= PIECE_BYTES:
+                    if piece and output.size >= ZIP_PIECE_BYTES:
                         yield output.take()
-            if output.size >= PIECE_BYTES:
+            if output.size >= ZIP_PIECE_BYTES:
                 yield output.take()
         yield output.take()
 
@@ -139,7 +139,7 @@ def _file_pieces(
     except OSError:
         return
     with file, archive.open(info, "w", force_zip64=size >= LARGE_FILE_BYTES) as target:
-        while size > 0 and (data := file.read(min(PIECE_BYTES, size))):
+        while size > 0 and (data := file.read(min(ZIP_PIECE_BYTES, size))):
             size -= len(data)
             target.write(data)
             yield True

@@ -22,7 +22,7 @@ from .writing import Condition, FileDraft
 
 logger = logging.getLogger(__name__)
 
-Returned = TypeVar("Returned")
+FileResult = TypeVar("FileResult")
 
 THREADS = 4
 CALLS_PER_APP = 2
@@ -138,8 +138,8 @@ class WorkspaceFiles:
         return WorkFolder.of(cwd, self._data_dir)
 
     async def _call(
-        self, app_name: str, function: Callable[..., Returned], *arguments: Any
-    ) -> Returned:
+        self, app_name: str, function: Callable[..., FileResult], *arguments: Any
+    ) -> FileResult:
         async with self._calls.of(app_name):
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, function, *arguments)

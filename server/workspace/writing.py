@@ -14,7 +14,7 @@ from .. import safe_files
 from ..errors import Error, ErrorCode, bad_request
 from .folders import Names, WorkFolder, split_path, write_error
 
-TEMPORARY = ".clawdforge-{}.tmp"
+DRAFT_NAME = ".clawdforge-{}.tmp"
 _UNNAMED = getattr(os, "O_TMPFILE", 0)
 _NO_UNNAMED_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
 """The errors of a file system, or a kernel, without ``O_TMPFILE``."""
@@ -108,7 +108,7 @@ class FileDraft:
             except OSError as error:
                 if error.errno not in _NO_UNNAMED_FILES:
                     raise
-        self._temporary = TEMPORARY.format(secrets.token_hex(8))
+        self._temporary = DRAFT_NAME.format(secrets.token_hex(8))
         return safe_files.open_file(self._temporary, parent, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
     @contextlib.contextmanager
@@ -135,7 +135,7 @@ class FileDraft:
         try:
             os.link(unnamed, name, dst_dir_fd=parent, follow_symlinks=True)
         except FileExistsError:  # a link cannot replace a file, but a rename can
-            temporary = TEMPORARY.format(secrets.token_hex(8))
+            temporary = DRAFT_NAME.format(secrets.token_hex(8))
             os.link(unnamed, temporary, dst_dir_fd=parent, follow_symlinks=True)
             try:
                 os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)

@@ -212,6 +212,45 @@ def unread_response(method: str, path: str) -> Scenario:
     return scenario
 
 
+async def unread_changes(server: LocalServer, client: Client) -> None:
+    """A long list of changes of a running turn; the client reads only its beginning."""
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=ENDLESS)
+    await socket.until_text("before")
+    await asyncio.to_thread(fill_folder, Path((await client.state(session))["cwd"]))
+    with await open_connection(server.url, receive_buffer=4096) as stuck:
+        request = (
+            f"GET {filled(CHANGES, session)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Authorization: Bearer {client.token}\r\n\r\n"
+        )
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(stuck, request.encode())
+        assert (await loop.sock_recv(stuck, 100)).startswith(b"HTTP/1.1 200")
+        await until_waiting(server)
+        await revoke(server)
+        async with Deadline("the connection to be dropped", 5):
+            with contextlib.suppress(ConnectionResetError):
+                while await loop.sock_recv(stuck, 1 << 16):
+                    pass
+
+
+def wait_for_snapshots(method: str, path: str, body: Json | None = None) -> Scenario:
+    """A request that waits for the session's snapshots."""
+
+    async def scenario(server: LocalServer, client: Client) -> None:
+        session = await client.create()
+        await client.turn(session, "hello")
+        async with server.services.sessions.cached[session].snapshots.lock:
+            async with asyncio.TaskGroup() as group:
+                asking = group.create_task(client.call(method, filled(path, session), body))
+                await until_waiting(server)
+                await revoke(server)
+            assert asking.result()[0] == 401
+
+    return scenario
+
+
 async def session_socket(server: LocalServer, client: Client) -> None:
     socket = await client.connect(await client.create())
     await revoke(server)
@@ -241,6 +280,9 @@ EVENTS = "/sessions/{session_id}/events"
 FILES = "/sessions/{session_id}/files"
 FILE = "/sessions/{session_id}/files/{path}"
 ARCHIVE = "/sessions/{session_id}/archive"
+CHANGES = "/sessions/{session_id}/changes"
+SNAPSHOTS = "/sessions/{session_id}/snapshots"
+UNDO = "/sessions/{session_id}/undo"
 PERMISSION = "/sessions/{session_id}/permissions/{request_id}"
 QUEUE = "/sessions/{session_id}/queue/{turn_index}"
 READ = "/sessions/{session_id}/read"
@@ -255,6 +297,11 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", TURN, "body"): half_json("POST", TURN),
     ("POST", TURN, "work"): wait_for_turns,
     ("POST", TURN, "response"): unread_response("POST", TURN),
+    ("GET", CHANGES, "work"): wait_for_snapshots("GET", CHANGES),
+    ("GET", CHANGES, "response"): unread_changes,
+    ("GET", SNAPSHOTS, "work"): wait_for_snapshots("GET", SNAPSHOTS),
+    ("POST", UNDO, "body"): half_json("POST", UNDO),
+    ("POST", UNDO, "work"): wait_for_snapshots("POST", UNDO, {"turn_index": 1}),
     ("PUT", FILE, "body"): half_a_body("PUT", FILE, b"half", "application/octet-stream"),
     ("GET", FILES, "response"): unread_response("GET", FILES),
     ("GET", FILE, "response"): unread_response("GET", FILE),

@@ -27,6 +27,7 @@ LAYERS = (
     "agents",
     "agents.host",
     "agents.cli",
+    "workspace.snapshotter",
     "workspace",
     "sessions",
     "uploads",
@@ -49,6 +50,10 @@ ALONE = {
     "agents.process.spawn",
     "agents.process.supervise",
     *(f"agents.demo.{path.stem}" for path in (SERVER / "agents" / "demo").glob("[!_]*.py")),
+    *(
+        f"workspace.snapshotter.{path.stem}"
+        for path in (SERVER / "workspace" / "snapshotter").glob("[!_]*.py")
+    ),
 }
 
 AIOHTTP_FROM = "ws"
@@ -207,7 +212,7 @@ def test_restricted_library_is_imported_only_by_its_module(library: str) -> None
 def test_standalone_program_needs_only_the_standard_library(name: str) -> None:
     imported = {imported for _, imported, for_types in graph()[name] if not for_types}
     beside = {other.rpartition(".")[2] for other in ALONE}  # found by its folder, not its package
-    beside |= {f"server.{other}" for other in ALONE if is_in(other, "agents.demo")}
+    beside |= {f"server.{other}" for other in ALONE if is_in(other, name.rpartition(".")[0])}
     foreign = {
         other for other in imported if other.partition(".")[0] not in sys.stdlib_module_names
     }

@@ -140,6 +140,7 @@ class Shell:
         assert app.token is not None
         self._app = app
         self.variables = {"URL": demo.url, "TOKEN": app.token, "ADMIN": ADMIN}
+        self.variables["NAME"] = "README.md"
         self.variables["AUTH"] = f"Authorization: Bearer {app.token}"
         self._followers: list[asyncio.Task[tuple[int | None, str, str]]] = []
         self._turns: list[asyncio.Task[tuple[int, Json]]] = []
@@ -154,7 +155,14 @@ class Shell:
             assert status == 28
             assert '"type":"ready"' in out, out
             return
+        if "/undo" in command and self._turn is not None:
+            await self._turn  # an undo is refused while a turn runs
         _, out, _ = await self._run(command)
+        if command.endswith("/files/$NAME"):
+            assert out == (ROOT / "README.md").read_text("utf-8")
+            return
+        if " -o " in command:
+            return
         if "text/event-stream" in command:
             assert '"type":"turn_end"' in out, out
         elif "/metrics" in command:

@@ -257,9 +257,11 @@ class Session:
 
     def save(self) -> None:
         path = state_file(self.id, self.cwd)
-        path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".tmp")
         with self._lock:
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (path.parent / ".gitignore").write_text("*\n")
             new.write_text(json.dumps(self.data))
             new.replace(path)
 

@@ -204,7 +204,12 @@ async def write_file(request: web.Request, session: Session) -> WrittenFile | we
 
     async with waiting(request):
         status = await files.write(
-            app_name_of(request), session.row.cwd, path, _body(request), may_write=may_write
+            app_name_of(request),
+            session.row.cwd,
+            path,
+            _body(request),
+            may_write=may_write,
+            lock=session.snapshots.lock,
         )
     written = WrittenFile(path=path, size=status.st_size, modified_at=int(status.st_mtime))
     response = json_response(written)

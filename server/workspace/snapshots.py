@@ -1,0 +1,167 @@
+"""Snapshots of sessions' folders, before and after each turn: what changed, and undo."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from .. import safe_files
+from ..config import Settings
+from ..data_dir import DataDir
+from ..errors import Error, ErrorCode
+from ..tasks import Tasks
+from .session_snapshots import SessionSnapshots
+from .workers import LONG_SECS, SnapshotError, SnapshotWorkers
+
+logger = logging.getLogger(__name__)
+
+SnapshotResult = TypeVar("SnapshotResult")
+
+FINISH_SECS = 5.0
+"""Time for the snapshots of the last turns when the server stops."""
+
+
+class Snapshots:
+    """The snapshots of all sessions, each session's in a bare git repository of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.data_dir = DataDir(settings.data_dir)
+        self.settings = settings
+        self.tasks = Tasks()
+        self._workers = SnapshotWorkers()
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._git: str | None = None
+        self._sessions: WeakValueDictionary[str, SessionSnapshots] = WeakValueDictionary()
+
+    async def start(self, folder_of: Callable[[str], Awaitable[str | None]]) -> None:
+        """Find git, and finish every undo that a killed server left unfinished.
+
+        Args:
+            folder_of: returns the folder of a session, None if it does not exist.
+        """
+        self._git = await asyncio.to_thread(shutil.which, "git")
+        if self._git is None:
+            logger.warning("git is not installed: sessions have no snapshots and no undo")
+            return
+        for session_id in await asyncio.to_thread(_unfinished, self.data_dir.snapshots):
+            if (cwd := await folder_of(session_id)) is None:
+                continue
+            session = self.of(session_id, "", cwd)
+            try:
+                await session.call("recover", timeout=LONG_SECS)
+                logger.warning("an interrupted undo was finished", extra={"session": session_id})
+            except (Error, SnapshotError) as error:
+                logger.error("an undo cannot be finished: %s", error, extra={"session": session_id})
+
+    async def stop(self) -> None:
+        """Wait for the snapshots of the last turns, and end the workers."""
+        await self.tasks.finish(FINISH_SECS)
+        await self._workers.stop()
+        await asyncio.gather(*self._requests, return_exceptions=True)
+
+    @property
+    def is_available(self) -> bool:
+        """Whether snapshots are taken."""
+        return self._git is not None and self.settings.max_snapshot_bytes > 0
+
+    def check(self) -> None:
+        """Check that snapshots are taken.
+
+        Raises:
+            Error: ``not_supported``.
+        """
+        if not self.is_available:
+            reason = (
+                "git is not installed on the server"
+                if self._git is None
+                else "the operator has turned off snapshots"
+            )
+            raise Error(ErrorCode.NOT_SUPPORTED, f"changes and undo need snapshots: {reason}")
+
+    def of(
+        self, session_id: str, app_name: str, cwd: str, *, is_new: bool = False
+    ) -> SessionSnapshots:
+        """Return the snapshots of one session: the same object while anything refers to it.
+
+        Args:
+            is_new: the session has had no turn.
+        """
+        found = self._sessions.get(session_id)
+        if found is None:
+            found = SessionSnapshots(self, session_id, app_name, cwd, is_new=is_new)
+            self._sessions[session_id] = found
+        return found
+
+    async def call(
+        self, app_name: str, request: Mapping[str, Any], timeout: float
+    ) -> tuple[dict[str, Any], bytes]:
+        """Send a request to a worker."""
+        settings = self.settings
+        base = self.data_dir.snapshots
+        return await self._workers.call(
+            app_name,
+            {
+                "base": [str(self.data_dir.path), *base.relative_to(self.data_dir.path).parts],
+                "git": self._git,
+                "limits": [
+                    settings.max_snapshot_files,
+                    settings.max_snapshot_file_bytes,
+                    settings.max_snapshot_bytes,
+                ],
+                **request,
+            },
+            timeout,
+        )
+
+    async def finish(self, work: Coroutine[Any, Any, SnapshotResult]) -> SnapshotResult:
+        """Await *work*, which continues if the waiting client is cancelled."""
+        task = asyncio.create_task(work)
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+        return await asyncio.shield(task)
+
+    async def delete(self, session_id: str) -> None:
+        """Delete the snapshots of a session. No further ones are taken.
+
+        If they cannot be deleted, the operator must do it: a retry would fail as well.
+        """
+        path = self.data_dir.snapshots / session_id
+        session = self.of(session_id, "", str(path))
+        async with session.lock:
+            session.is_deleted = True
+            try:
+                await asyncio.to_thread(safe_files.remove, *self.data_dir.split(path))
+            except OSError as error:
+                about = {"session": session_id}
+                logger.error("a session's snapshots cannot be removed: %s", error, extra=about)
+
+    async def copy(
+        self, source: SessionSnapshots, target: SessionSnapshots, turn_index: int
+    ) -> None:
+        """Give a new session the snapshots of another one up to the end of a turn.
+
+        The folder of the new session must be its own and empty. It gets the files that the other
+        folder had after that turn, as far as the snapshots have them.
+
+        Raises:
+            Error, SnapshotError: they cannot be copied.
+        """
+        if not self.is_available:
+            return
+        async with source.lock:
+            names = {"target_id": target.session_id, "turn_index": turn_index}
+            await source.call("copy", timeout=LONG_SECS, **names)
+        await target.call("populate", timeout=LONG_SECS, turn_index=turn_index)
+        target.note_changed()
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """Return the sessions whose undo was interrupted."""
+    if not folder.is_dir():
+        return []
+    return [one.name for one in folder.iterdir() if (one / "restoring").exists()]

@@ -1,0 +1,337 @@
+"""The operations of the snapshotter. Each has a request, a response and sometimes data."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from . import git as git_module
+from .git import Change, Git, GitError, OutputTooLargeError
+from .index_file import INDEX_NAME, load_index, replace, save_index
+from .objects import EMPTY_TREE, create_repository, size_of_objects
+from .records import Record, Records
+from .restore import Restoration, remove_temporaries
+from .scan import Limits, Scan, TooManyFilesError, open_below, skipped_by
+
+Json = dict[str, Any]
+
+JOURNAL = "restoring"
+LOOSE_OBJECTS = 2000
+"""Objects that are packed together."""
+
+
+class Refusal(Exception):  # noqa: N818 - an outcome, not a defect
+    """An operation that cannot be done; the message is a code for the server."""
+
+
+class Job:
+    """One request: the folder, the repository and git."""
+
+    def __init__(self, request: Json, base: int) -> None:
+        self.request = request
+        self.repository = Path(f"/proc/self/fd/{base}") / request["session_id"]
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.lstat(self.repository).st_mode):
+                raise Refusal("broken")
+        self.git = Git(request["git"], self.repository, [base])
+        self.limits = Limits(*request["limits"])
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[int]:
+        """The descriptor of the folder."""
+        top, *names = self.request["folder"]
+        try:
+            descriptor = open_below(top, names)
+        except OSError:
+            raise Refusal("no_folder") from None
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def scan(self, folder: int) -> Scan:
+        scan = Scan(folder, self.repository, self.limits, self.git.index_pack)
+        scan.run()
+        return scan
+
+    def records(self) -> Records:
+        return Records(self.repository)
+
+
+def perform(request: Json) -> tuple[Json, bytes]:
+    """Do what a request asks for. Failures become responses with ``error``."""
+    base = -1
+    try:
+        base = open_below(*_split(request["base"]), make=True)
+        return OPERATIONS[request["op"]](Job(request, base))
+    except Refusal as refusal:
+        return {"error": str(refusal)}, b""
+    except TooManyFilesError:
+        return {"error": "too_many_files"}, b""
+    except OutputTooLargeError:
+        return {"error": "too_large"}, b""
+    except (GitError, MemoryError) as error:
+        return {"error": "failed", "detail": f"{type(error).__name__}: {error}"}, b""
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return {"error": "disk_full" if is_full else "failed", "detail": str(error)}, b""
+    finally:
+        if base >= 0:
+            os.close(base)
+
+
+def _split(path: list[str]) -> tuple[str, list[str]]:
+    return path[0], path[1:]
+
+
+def take_snapshot(job: Job) -> tuple[Json, bytes]:
+    """Scan the folder, and add a record if it has changed since the last one."""
+    with job.folder() as folder:
+        scan = job.scan(folder)
+    _record_missed(job)
+    records = job.records()
+    kind, turn_index = job.request["kind"], job.request["turn_index"]
+    if scan.index.tree != records.last_tree or (records.all and records.all[-1].kind == "missed"):
+        create_repository(job.repository)
+        records.add(kind, turn_index, scan.index.tree)
+    return {**_after(job, scan), "skipped": skipped_by(scan)}, b""
+
+
+def warm_up(job: Job) -> tuple[Json, bytes]:
+    """Scan the folder without a record, so that the first snapshot is quick."""
+    with job.folder() as folder:
+        scan = job.scan(folder)
+    return _after(job, scan), b""
+
+
+def _record_missed(job: Job) -> None:
+    for turn_index in job.request.get("missed", ()):
+        create_repository(job.repository)
+        job.records().add("missed", turn_index, EMPTY_TREE)
+
+
+def _after(job: Job, scan: Scan) -> Json:
+    """Say whether the repository should be packed."""
+    return {
+        "pack": scan.index.loose > LOOSE_OBJECTS or scan.was_over_budget,
+        "drop": scan.was_over_budget,
+        "stored_bytes": scan.index.stored_bytes if scan.has_repository else 0,
+    }
+
+
+def list_records(job: Job) -> tuple[Json, bytes]:
+    """List the snapshots, the oldest first."""
+    found = [
+        {"id": one.id, "kind": one.kind, "turn_index": one.turn_index, "at": one.at}
+        for one in job.records().all
+        if one.kind != "missed"
+    ]
+    return {"records": found}, b""
+
+
+class Comparison:
+    """The range of snapshots that a request compares.
+
+    Attributes:
+        old, new: the trees.
+        paths: the paths that the agent has changed; None if nobody else changed anything.
+        skipped: what the snapshots leave out.
+    """
+
+    def __init__(self, job: Job) -> None:
+        request, records = job.request, job.records()
+        since = request["since_turn"]
+        old = records.first_tree if since is None else records.before_turn(since)
+        if old is None:
+            raise Refusal("no_snapshot")
+        self.old, self.new = old, records.last_tree
+        self.skipped: Json = {}
+        later = [one for one in records.all if since is None or one.key > (since, 0)]
+        if request["is_live"]:
+            with job.folder() as folder:
+                scan = job.scan(folder)
+            self.new, self.skipped = scan.index.tree, skipped_by(scan)
+            later.append(Record(0, "end", 0, 0, "", self.new))
+        self.paths = self._paths_of_agent(job.git, later)
+
+    def _paths_of_agent(self, git: Git, later: list[Record]) -> set[str] | None:
+        before, by_others, by_agent = self.old, False, []
+        for record in later:
+            if record.kind == "end":
+                by_agent.append((before, record.tree))
+            elif record.kind != "restored":
+                by_others = by_others or record.tree != before
+            before = record.tree if record.kind != "missed" else before
+        if not by_others:
+            return None
+        return {path for old, new in by_agent for path in git_module.paths_between(git, old, new)}
+
+
+def compare_folders(job: Job) -> tuple[Json, bytes]:
+    """List what the agent has changed."""
+    compared = Comparison(job)
+    changes: list[Change] = []
+    if compared.old != compared.new:
+        changes = git_module.changes_between(job.git, compared.old, compared.new)
+    if compared.paths is not None:
+        changes = [change for change in changes if change.path in compared.paths]
+    return {"files": [change._asdict() for change in changes], "skipped": compared.skipped}, b""
+
+
+def compare_files(job: Job) -> tuple[Json, bytes]:
+    """Return the unified diff of what the agent has changed."""
+    compared = Comparison(job)
+    if compared.old == compared.new:
+        return {}, b""
+    changes = git_module.changes_between(job.git, compared.old, compared.new)
+    wanted = job.request["path"]
+    paths = [
+        change.path
+        for change in changes
+        if (compared.paths is None or change.path in compared.paths)
+        and (not wanted or change.path == wanted or change.path.startswith(f"{wanted}/"))
+    ]
+    if not paths:
+        return {}, b""
+    if len(paths) == len(changes):
+        paths = []
+    elif sum(map(len, paths)) > 1 << 17:  # more than a command line may have
+        raise OutputTooLargeError
+    limit = job.request["max_bytes"]
+    return {}, git_module.diff_between(job.git, compared.old, compared.new, paths, limit)
+
+
+def undo(job: Job) -> tuple[Json, bytes]:
+    """Restore the folder to an earlier state, and keep the present state as a snapshot."""
+    request, records = job.request, job.records()
+    if (name := request["snapshot_id"]) is not None:
+        target = records.by_id(name)
+    else:
+        target = records.before_turn(request["turn_index"])
+    if target is None:
+        raise Refusal("no_snapshot")
+    with job.folder() as folder:
+        scan = job.scan(folder)
+        create_repository(job.repository)
+        record = records.add("undo", request["last_turn"], scan.index.tree)
+        journal = {"target": target.hex(), "last_turn": request["last_turn"]}
+        replace(job.repository / JOURNAL, json.dumps(journal).encode())
+        try:
+            restoration, scan = _restore(job, folder, scan, target, request["last_turn"])
+        except BaseException:  # it is not to be finished later, when other turns have run
+            (job.repository / JOURNAL).unlink()
+            raise
+    response = {
+        "snapshot_id": record.id,
+        "restored": restoration.restored,
+        "not_restored": restoration.failed,
+    }
+    return {**response, **_after(job, scan), "skipped": skipped_by(scan)}, b""
+
+
+def _restore(
+    job: Job, folder: int, scan: Scan, target: bytes, last_turn: int
+) -> tuple[Restoration, Scan]:
+    """Restore the folder, record the result, and remove the journal."""
+    files = git_module.files_of(job.git, target)
+    restoration = Restoration(folder, job.git, scan.index.entries, files)
+    restoration.run()
+    scan = job.scan(folder)
+    job.records().add("restored", last_turn, scan.index.tree)
+    (job.repository / JOURNAL).unlink()
+    return restoration, scan
+
+
+def recover(job: Job) -> tuple[Json, bytes]:
+    """Finish an undo that a killed server left unfinished."""
+    try:
+        journal = json.loads((job.repository / JOURNAL).read_bytes())
+    except OSError:
+        return {}, b""
+    try:
+        with job.folder() as folder:
+            scan = job.scan(folder)
+            remove_temporaries(folder, scan.temporaries)
+            target = bytes.fromhex(journal["target"])
+            _restore(job, folder, scan, target, journal["last_turn"])
+    except Refusal:  # the folder is gone
+        (job.repository / JOURNAL).unlink()
+    return {"recovered": True}, b""
+
+
+def pack_repository(job: Job) -> tuple[Json, bytes]:
+    """Pack the objects; with ``drop``, first drop the older half of the snapshots."""
+    records = job.records()
+    if job.request["drop"] and len(records.all) > 2:
+        records.drop((len(records.all) - 1) // 2)
+        records.save()
+    # The index may have objects that no record has yet; the next scan must store them again.
+    index = load_index(job.repository)
+    git_module.pack_objects(job.git)
+    if index is not None:
+        if index.tree == records.last_tree:
+            index.stored_bytes, index.loose = size_of_objects(job.repository), 0
+            save_index(job.repository, index)
+        else:
+            (job.repository / INDEX_NAME).unlink(missing_ok=True)
+    return {}, b""
+
+
+def copy_snapshots(job: Job) -> tuple[Json, bytes]:
+    """Copy the snapshots up to a turn to another session. Objects are shared by hard links."""
+    source, turn_index = job.repository, job.request["turn_index"]
+    target = source.with_name(job.request["target_id"])
+    if not (source / "HEAD").exists():
+        return {}, b""
+    shutil.rmtree(target, ignore_errors=True)
+    create_repository(target)
+    shutil.copytree(source / "objects", target / "objects", copy_function=_link, dirs_exist_ok=True)
+    records, copied = Records(source), Records(target)
+    copied.all = [one for one in records.all if one.key <= (turn_index, 1)]
+    copied.save()
+    return {}, b""
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        pass
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def populate(job: Job) -> tuple[Json, bytes]:
+    """Write the state after a turn to an empty folder, or a tree of a git repository."""
+    git, records = job.git, job.records()
+    if job.request.get("repository"):
+        git = Git(job.request["git"], Path(job.request["repository"]))
+        tree = bytes.fromhex(job.request["tree"])
+    else:
+        found = [one for one in records.all if one.key <= (job.request["turn_index"], 1)]
+        tree = found[-1].tree if found else EMPTY_TREE
+    with job.folder() as folder:
+        restoration = Restoration(folder, git, {}, git_module.files_of(git, tree))
+        restoration.run()
+    return {"restored": restoration.restored, "not_restored": restoration.failed}, b""
+
+
+OPERATIONS: dict[str, Callable[[Job], tuple[Json, bytes]]] = {
+    "snapshot": take_snapshot,
+    "warm_up": warm_up,
+    "records": list_records,
+    "changes": compare_folders,
+    "diff": compare_files,
+    "undo": undo,
+    "recover": recover,
+    "pack": pack_repository,
+    "copy": copy_snapshots,
+    "populate": populate,
+}
