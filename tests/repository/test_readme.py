@@ -155,8 +155,8 @@ class Shell:
             assert status == 28
             assert '"type":"ready"' in out, out
             return
-        if "/undo" in command and self._turn is not None:
-            await self._turn  # an undo is refused while a turn runs
+        if "/undo" in command:  # refused while a turn runs
+            await asyncio.gather(*self._turns)
         _, out, _ = await self._run(command)
         if command.endswith("/files/$NAME"):
             assert out == (ROOT / "README.md").read_text("utf-8")
