@@ -1,4 +1,4 @@
-"""What the agent has changed in a session's folder, and undo."""
+"""The changes of the agent in a session's folder, and undo."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ChangedFile(msgspec.Struct, kw_only=True):
 
 
 class ChangeList(msgspec.Struct, kw_only=True):
-    """What the agent has changed."""
+    """The files that the agent has changed."""
 
     files: list[ChangedFile]
 

@@ -141,7 +141,7 @@ class Comparison:
 
     Attributes:
         old, new: the trees.
-        paths: the paths that the agent has changed; None if nobody else changed anything.
+        paths: the paths that the agent has changed; None if only the agent has.
         skipped: what the snapshots leave out.
     """
 
@@ -261,7 +261,7 @@ def recover(job: Job) -> tuple[Json, bytes]:
             remove_temporaries(folder, scan.temporaries)
             target = bytes.fromhex(journal["target"])
             _restore(job, folder, scan, target, journal["last_turn"])
-    except Refusal:  # the folder is gone
+    except Refusal:  # the folder was deleted
         (job.repository / JOURNAL).unlink()
     return {"recovered": True}, b""
 
