@@ -61,7 +61,7 @@ class RuleFile:
                 is_match = pattern is None or pattern.match(name) is not None
             else:
                 names = names or path[self._prefix :].split("/")
-                is_match = _matches(rule.segments, names)
+                is_match = _segments_match(rule.segments, names)
             if is_match:
                 return not rule.is_exception
         return None
@@ -105,15 +105,15 @@ def parse_rule(line: str) -> Rule | None:
     return Rule(segments, is_exception, only_folders, by_name)
 
 
-def _matches(segments: Sequence[re.Pattern[str] | None], names: Sequence[str]) -> bool:
+def _segments_match(segments: Sequence[re.Pattern[str] | None], names: Sequence[str]) -> bool:
     if not segments:
         return not names
     first, rest = segments[0], segments[1:]
     if first is None:
         if not rest:
             return bool(names)
-        return any(_matches(rest, names[start:]) for start in range(len(names)))
-    return bool(names) and first.match(names[0]) is not None and _matches(rest, names[1:])
+        return any(_segments_match(rest, names[start:]) for start in range(len(names)))
+    return bool(names) and first.match(names[0]) is not None and _segments_match(rest, names[1:])
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

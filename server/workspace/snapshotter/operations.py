@@ -141,7 +141,7 @@ class Comparison:
 
     Attributes:
         old, new: the trees.
-        paths: the paths that the agent has changed; None if only the agent has.
+        paths: the paths that the agent has changed; None if there were no other changes.
         skipped: what the snapshots leave out.
     """
 
