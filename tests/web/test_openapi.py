@@ -177,6 +177,8 @@ async def test_fuzzed_requests_get_documented_responses(
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks",
+            # A cache of tables of Unicode, which take seconds to compute.
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(ROOT / ".hypothesis"),
             "FUZZ_TOKEN": str(client.token),
             "FUZZ_ADMIN": ADMIN,
             "FUZZ_SESSION": await client.create(),

@@ -150,6 +150,7 @@ class Build:
             found = source / name.lstrip("/")
             into = self._at(target)
             into = into / found.name if target.endswith("/") else into
+            into.parent.mkdir(parents=True, exist_ok=True)
             argv = ["cp", "-a", "--no-preserve=ownership", str(found), str(into)]
             subprocess.run(argv, check=True)
 
