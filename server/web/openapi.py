@@ -14,6 +14,7 @@ from ..sessions.content import ContentBlock
 from .endpoint import JSON, Endpoint, Tag
 from .request_values import schema_of_custom
 from .responses import Failure
+from .sse import SSE
 
 REF = "#/components/schemas/{name}"
 DESCRIPTION = """\
@@ -173,7 +174,8 @@ def _responses(endpoint: Endpoint) -> dict[str, JsonObject]:
         str(status): {"description": text} for status, text in endpoint.statuses.items()
     }
     content: JsonObject = {
-        media: {"schema": {"type": "string"}, "example": example}
+        # Some tools apply the schema of a stream to the whole of it, others to each event.
+        media: {"schema": {} if media == SSE else {"type": "string"}, "example": example}
         for media, example in endpoint.media.items()
     }
     description = "Success."

@@ -57,6 +57,7 @@ async def server(serve: Serve, backend: str) -> LocalServer:
     return await serve(agent_backend=backend)
 
 
+@slow_with_cli
 async def test_conversation_survives_crash_and_hibernation(
     serve: Serve, backend: str, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def is_mock(pid: int) -> bool:
         return False
 
 
+@slow_with_cli
 async def test_settings_reach_the_agent_and_rejections_reach_the_client(client: Client) -> None:
     session = await client.create("mock-modes", system="Be brief.")
     socket = await client.connect(session)
@@ -225,6 +227,7 @@ async def test_run_has_the_users_home_and_leaves_no_files(
 # The command line alone.
 
 
+@pytest.mark.slow
 async def test_acp_session_requests_no_permission_and_can_be_loaded(serve: Serve) -> None:
     server = await serve(agent_backend="cli")
     client = await server.client()
@@ -280,6 +283,7 @@ async def test_acpxrc_file_in_the_workspace_has_no_effect(serve: Serve, tmp_path
     assert not (tmp_path / "intruder").exists()
 
 
+@pytest.mark.slow
 async def test_closed_session_leaves_no_process_and_deleted_session_no_file(serve: Serve) -> None:
     clock = Clock()
     server = await serve(agent_backend="cli", clock=clock)

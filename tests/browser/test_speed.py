@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.async_api import expect
 
 from ..support.harness import Client, LocalServer, script
@@ -58,6 +59,7 @@ async def main_thread(tab: Tab) -> AsyncIterator[list[float]]:
     assert sum(tasks) > 0
 
 
+@pytest.mark.slow
 async def test_streaming_does_not_block_the_main_thread(tab: Tab) -> None:
     words = "Some **words** with `code` in them, as agents write.\n\n"
     burst = {"burst": {"count": 200, "text": words, "batch": 2, "pause_ms": 10}}  # 200 a second
@@ -113,6 +115,7 @@ async def write_log(server: LocalServer, app: str, session_id: str, *, turns: in
     await log.reach(log.last)
 
 
+@pytest.mark.slow
 async def test_conversation_of_5000_entries_opens_in_a_second(
     open_tab: OpenTab, server: LocalServer, client: Client, app: str
 ) -> None:

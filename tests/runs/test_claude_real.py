@@ -76,6 +76,7 @@ async def test_real_claude_returns_result(real: Real, api: StandIn) -> None:
     assert len(api.system()) > 1000  # after its own system prompt
 
 
+@pytest.mark.slow
 @installs
 async def test_real_claude_accepts_prompt_of_five_megabytes(real: Real, api: StandIn) -> None:
     client = await real()
@@ -84,6 +85,7 @@ async def test_real_claude_accepts_prompt_of_five_megabytes(real: Real, api: Sta
     assert prompt.strip() in [text.strip() for text in api.texts()]
 
 
+@pytest.mark.slow
 @installs
 async def test_real_claude_api_errors_are_failures(real: Real, api: StandIn) -> None:
     client = await real(CLAUDE_CODE_MAX_RETRIES="0")
@@ -96,6 +98,7 @@ async def test_real_claude_api_errors_are_failures(real: Real, api: StandIn) -> 
         assert "so planned" in reply["error"]
 
 
+@pytest.mark.slow
 @installs
 async def test_real_claude_retries_twice(real: Real, api: StandIn) -> None:
     client = await real()

@@ -170,6 +170,7 @@ def test_burst_is_complete_and_in_order(start: Start) -> None:
     assert chunks(turn) == [f'{number}:quote " and ü' for number in range(20_500)]
 
 
+@pytest.mark.slow
 def test_large_burst_ends_before_the_timeout(start: Start) -> None:
     """A benchmark must not measure the agent, which can send a million chunks per second."""
     agent = start(check_schema=False)

@@ -30,7 +30,7 @@ PAGES = re.compile(r"/(docs)?|/(static|lib)/.*")
 CONFIG = ROOT / "tests" / "support" / "schemathesis.toml"
 LONG = os.environ.get("CLAWDFORGE_TEST_CHAOS") == "long"
 PHASES = "examples,coverage,fuzzing" if LONG else "coverage"
-FUZZ_SECS = 100
+FUZZ_SECS = 240
 
 
 def responses() -> list[tuple[str, dict[str, Any]]]:
