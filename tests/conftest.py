@@ -114,24 +114,33 @@ async def connect() -> AsyncIterator[Connect]:
         yield open_socket
 
 
-@pytest.fixture
-async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
-    """Start servers as processes: ``await spawn(DRAIN_SECS="1")``. All are stopped at the end."""
+@contextlib.asynccontextmanager
+async def spawning(folder: Path) -> AsyncIterator[Spawn]:
+    """Start servers as processes with the data of *folder*. All are stopped at the end."""
     started: list[ServerProcess] = []
     below: set[int] = set()
-    log = tmp_path / "server.log"
+    log = folder / "server.log"
 
     async def start(*, wrapper: Sequence[str] = (), **variables: str) -> ServerProcess:
-        process = await start_server(tmp_path / "data", log, wrapper=wrapper, **variables)
+        process = await start_server(folder / "data", log, wrapper=wrapper, **variables)
         started.append(process)
         return process
 
-    yield start
-    for process in started:
-        if process.process.returncode is None:
-            below.update(descendants(process.pid))
-            await process.stop()
+    try:
+        yield start
+    finally:
+        for process in started:
+            if process.process.returncode is None:
+                below.update(descendants(process.pid))
+                await process.stop()
     await eventually("the processes of the servers to end", lambda: not any(map(is_running, below)))
     lines = log.read_text("utf-8", "replace") if log.exists() else ""
     assert "Traceback" not in lines, lines[-5000:]
     assert not SECRET.search(lines)
+
+
+@pytest.fixture
+async def spawn(tmp_path: Path) -> AsyncIterator[Spawn]:
+    """Start servers as processes: ``await spawn(DRAIN_SECS="1")``. All are stopped at the end."""
+    async with spawning(tmp_path) as start:
+        yield start

@@ -5,16 +5,48 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
+import pytest
+import pytest_asyncio
 
-from ..conftest import Serve, Spawn
+from ..conftest import Serve, Spawn, spawning
 from ..support.acp_client import connect
-from ..support.harness import Client, Json, Socket, new_client, script, texts_of
+from ..support.harness import Client, Json, Socket, http_session, new_client, script, texts_of
 from ..support.runs import upload
 
 HISTORY = script({"history": True})
+
+Scenario = AsyncGenerator[None, Client]
+"""Prepares sessions until its ``yield``, which returns a client of the restarted server."""
+
+scenarios: dict[str, Callable[[Client], Scenario]] = {}
+
+
+def across_a_kill(scenario: Callable[[Client], Scenario]) -> Callable[[Client], Scenario]:
+    """Add a scenario. All share a server that is killed and the server that follows it."""
+    scenarios[scenario.__name__] = scenario
+    return scenario
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def prepared(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[dict[str, Scenario], Client]]:
+    """The prepared scenarios, and a client of the restarted server."""
+    folder = tmp_path_factory.mktemp("restart")
+    async with http_session() as http, spawning(folder) as spawn:
+        server = await spawn()
+        client = await new_client(server.url, http)
+        begun = {name: scenario(client) for name, scenario in scenarios.items()}
+        for scenario in begun.values():
+            await anext(scenario)
+        await server.kill()
+        yield begun, await at((await spawn()).url, client)
+        for scenario in begun.values():
+            await scenario.aclose()
 
 
 async def at(url: str, client: Client) -> Client:
@@ -35,11 +67,8 @@ async def read_what_is_there(socket: Socket) -> None:
             pass
 
 
-async def test_running_and_queued_turns_end_as_server_restarted(
-    spawn: Spawn, http: aiohttp.ClientSession
-) -> None:
-    server = await spawn()
-    client = await new_client(server.url, http)
+@across_a_kill
+async def running_and_queued_turns_end_as_server_restarted(client: Client) -> Scenario:
     session = await client.create()
     await client.turn(session, "before")
     socket = await client.connect(session, after=0)
@@ -48,10 +77,8 @@ async def test_running_and_queued_turns_end_as_server_restarted(
     for name in ("q1", "q2"):
         await socket.send("prompt", id=name, prompt=name)
         await socket.until("accepted", id=name)
-    await server.kill()
+    client = yield
     await read_what_is_there(socket)
-
-    client = await at((await spawn()).url, client)
     entries = await client.events(session)
     assert entries[: len(socket.entries)] == socket.entries
     assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
@@ -78,11 +105,8 @@ async def test_running_and_queued_turns_end_as_server_restarted(
     assert (await client.state(session))["turn_count"] == 4
 
 
-async def test_next_prompt_has_the_context_and_earlier_ids_are_duplicates(
-    spawn: Spawn, http: aiohttp.ClientSession
-) -> None:
-    server = await spawn()
-    client = await new_client(server.url, http)
+@across_a_kill
+async def next_prompt_has_the_context_and_earlier_ids_are_duplicates(client: Client) -> Scenario:
     session = await client.create("mock-modes")
     editor = await connect(client)
     await editor.call("session/resume", sessionId=session, cwd="/")
@@ -91,9 +115,7 @@ async def test_next_prompt_has_the_context_and_earlier_ids_are_duplicates(
     await socket.turn("remember this", id="c1")
     before = await client.state(session)
     assert before["modes"]["currentModeId"] == "code"
-    await server.kill()
-
-    client = await at((await spawn()).url, client)
+    client = yield
     state = await client.state(session)
     assert state["agent_state"] == "hibernated"
     offers = ("modes", "models", "config_options")
@@ -113,15 +135,11 @@ async def test_next_prompt_has_the_context_and_earlier_ids_are_duplicates(
     assert socket.contexts() == ["kept"]
 
 
-async def test_demo_agent_remembers_across_a_restart(
-    spawn: Spawn, http: aiohttp.ClientSession
-) -> None:
-    server = await spawn()
-    client = await new_client(server.url, http)
+@across_a_kill
+async def demo_agent_remembers_across_a_restart(client: Client) -> Scenario:
     session = await client.create("demo")
     await client.turn(session, "my name is Zoe")
-    await server.kill()
-    client = await at((await spawn()).url, client)
+    client = yield
     _, reply = await client.turn(session, "what is my name?")
     assert "Zoe" in texts_of(reply["events"])
 
@@ -160,17 +178,13 @@ async def test_waiting_requests_of_agents_are_cancelled(
         await server.kill()
 
 
-async def test_closed_sessions_stay_closed_and_tokens_stay_valid(
-    spawn: Spawn, http: aiohttp.ClientSession
-) -> None:
-    server = await spawn()
-    client = await new_client(server.url, http)
+@across_a_kill
+async def closed_sessions_stay_closed_and_tokens_stay_valid(client: Client) -> Scenario:
     session = await client.create(meta={"title": "kept"})
     await client.turn(session, "hello")
     before = await client.events(session)
     await client.delete(f"/sessions/{session}")
-    await server.kill()
-    client = await at((await spawn()).url, client)
+    client = yield
     state = await client.state(session)
     assert (state["state"], state["close_reason"]) == ("closed", "client")
     assert state["meta"] == {"title": "kept"}
@@ -179,20 +193,15 @@ async def test_closed_sessions_stay_closed_and_tokens_stay_valid(
     assert (status, reply["code"]) == (410, "session_closed")
 
 
-async def test_acp_client_gets_all_earlier_updates_again(
-    spawn: Spawn, http: aiohttp.ClientSession
-) -> None:
-    server = await spawn()
-    client = await new_client(server.url, http)
+@across_a_kill
+async def acp_client_gets_all_earlier_updates_again(client: Client) -> Scenario:
     acp = await connect(client)
     session = await acp.new_session()
     await acp.prompt(session, "before")
     await acp.start_prompt(session, script({"say": "busy"}, {"hang": True}))
     await acp.until_text("busy")
-    await server.kill()
+    client = yield
     assert await acp.next() is None
-
-    client = await at((await spawn()).url, client)
     again = await connect(client)
     await again.call("session/load", sessionId=session, cwd="/", mcpServers=[])
     assert again.text() == acp.text() == "echo: beforebusy"
@@ -221,3 +230,12 @@ async def test_data_folder_can_be_moved(serve: Serve, tmp_path: Path) -> None:
     assert f"{moved}/uploads/" in texts_of(reply["events"])
     await server.services.sessions.sweeper.sweep()
     assert not (moved / "workspaces" / closed).exists()
+
+
+@pytest.mark.parametrize("scenario", scenarios)
+async def test_killed_server_loses_nothing(
+    prepared: tuple[dict[str, Scenario], Client], scenario: str
+) -> None:
+    begun, client = prepared
+    with pytest.raises(StopAsyncIteration):
+        await begun[scenario].asend(client)
