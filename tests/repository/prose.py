@@ -10,6 +10,7 @@ JavaScript, and the text of Markdown and HTML. It needs only the standard librar
 from __future__ import annotations
 
 import ast
+import hashlib
 import io
 import re
 import subprocess
@@ -72,6 +73,8 @@ TEST_HINT = "a test is named test_<subject>_<behaviour>"
 # Text that must stay as it is, with a reason.
 ALLOWED: dict[str, str] = {}
 
+CACHE = ROOT / ".pytest_cache" / "prose"
+"""The checksums of the files without findings."""
 SUFFIXES = {".py", ".js", ".mjs", ".md", ".html"}
 
 
@@ -244,10 +247,23 @@ def check(name: str) -> Iterator[Finding]:
 
 
 def main(*prefixes: str) -> int:
-    found = [finding for name in files(prefixes) for finding in check(name)]
-    for finding in found:
-        sys.stderr.write(f"{finding}\n")
-    return 1 if found else 0
+    """Check the files, except those that were without findings when they were checked last."""
+    rules = hashlib.sha256(Path(__file__).read_bytes()).digest()
+    clean = set(CACHE.read_text("utf-8").split()) if CACHE.exists() else set()
+    seen: set[str] = set()
+    failed = False
+    for name in files(prefixes):
+        content = name.encode() + b"\0" + (ROOT / name).read_bytes()
+        key = hashlib.sha256(rules + content).hexdigest()
+        found = [] if key in clean else list(check(name))
+        for finding in found:
+            sys.stderr.write(f"{finding}\n")
+        if not found:
+            seen.add(key)
+        failed = failed or bool(found)
+    CACHE.parent.mkdir(exist_ok=True)
+    CACHE.write_text("\n".join(seen | clean if prefixes else seen), "utf-8")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
