@@ -33,6 +33,7 @@ from .session_options import (
     options_of,
 )
 from .setting_methods import SettingMethods
+from .steering_method import SteeringMethod
 from .subscription import SessionSubscription
 from .subscriptions import Subscriptions
 from .truncate import DEFAULT_MAX_BYTES
@@ -100,6 +101,7 @@ class AcpMethods:
             "session/prompt": self._prompt,
             **self._logins.by_name,
             **SettingMethods(requests, self._subscription).by_name,
+            **SteeringMethod(requests, self._subscription, credential, upgrade_id).by_name,
         }
 
     async def handle_request(self, request: jsonrpc.Request) -> None:
@@ -149,7 +151,7 @@ class AcpMethods:
                 "agentCapabilities": agent_capabilities(self._sessions, capabilities),
                 "agentInfo": {"name": "clawdforge", "title": "clawdforge", "version": __version__},
                 "authMethods": self._logins.offered(agent),
-                "_meta": {NAMESPACE: {"agent": agent}},
+                "_meta": {NAMESPACE: {"agent": agent}, "steering": {"supported": True}},
             },
         )
 
@@ -343,7 +345,7 @@ class AcpMethods:
         blocks = check_content(prompt.prompt)
         subscription = await self._subscription(prompt.session_id)
         session = subscription.session
-        turn, _ = await send_prompt(
+        prompted = await send_prompt(
             self._credential,
             session,
             blocks,
@@ -351,7 +353,7 @@ class AcpMethods:
             client_id=prompt.session_options.prompt_id,
         )
         # No await from here on: the turn's end must find its request.
-        self._await_turn(subscription, request, turn)
+        self._await_turn(subscription, request, prompted.turn)
 
     def _await_turn(
         self, subscription: SessionSubscription, request: jsonrpc.Request, turn: Turn

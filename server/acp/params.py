@@ -141,6 +141,20 @@ class PromptParams(_SessionParams, frozen=True, kw_only=True):
     prompt: list[Any]
 
 
+class SteeringMeta(Meta, frozen=True):
+    steering: dict[str, Any] | None = None
+
+
+class SteerParams(PromptParams, frozen=True, kw_only=True):
+    meta: SteeringMeta | None = msgspec.field(name="_meta", default=None)
+
+    @property
+    def or_queue(self) -> bool:
+        """Whether the prompt begins a turn if none is running."""
+        steering = (self.meta.steering if self.meta is not None else None) or {}
+        return steering.get("idleBehavior") != "promptRequired"
+
+
 class CancelParams(_SessionParams, frozen=True, kw_only=True):
     pass
 

@@ -76,10 +76,11 @@ async def find_prompts(
     """
     found, unknown = [], []
     for prompt_id, request_id in prompts.items():
-        turn = await session.turns.find(prompt_id)
-        if turn is None:
+        accepted = await session.turns.find(prompt_id)
+        if accepted is None:
             unknown.append(prompt_id)
             continue
         key = jsonrpc.key_of(request_id)
-        found.append((turn, jsonrpc.Request(dumps(request_id), key, "session/prompt", None)))
+        request = jsonrpc.Request(dumps(request_id), key, "session/prompt", None)
+        found.append((accepted.turn, request))
     return found, unknown

@@ -40,6 +40,7 @@ class SessionSubscription:
     Attributes:
         unknown_prompts: ids of the client's earlier prompts that the server has never received.
         prompts: the client's own prompts that have no response yet, by turn index.
+        own_prompt_ids: ids of the client's own prompts for a running turn.
         permission_requests: ids of requests to the client, by the ids of the session's permission
             requests.
         elicitation_requests: the same for the session's questions.
@@ -59,6 +60,7 @@ class SessionSubscription:
         self.session = session
         self.cursor = cursor
         self.prompts: dict[int, jsonrpc.Request] = {}
+        self.own_prompt_ids: set[str] = set()
         self.permission_requests: dict[str, int] = {}
         self.elicitation_requests: dict[str, int] = {}
         self._on_response = on_response
@@ -185,7 +187,7 @@ class SessionSubscription:
         entry = parse_message(line)
         assert entry is not None
         match entry["type"]:
-            case "turn_start" if replaying or entry["turn_index"] not in self.prompts:
+            case "turn_start" | "turn_steer" if replaying or not self._is_own(entry):
                 return translate.user_chunks(self.session.id, entry["prompt"])
             case "turn_end":
                 return self._render_turn_end(entry, replaying=replaying)
@@ -198,6 +200,14 @@ class SessionSubscription:
             case "session_closed":
                 return self._render_closed(entry)
         return []
+
+    def _is_own(self, entry: dict[str, Any]) -> bool:
+        """Whether the client itself sent the prompt of a ``turn_start`` or ``turn_steer``."""
+        if entry["type"] == "turn_start" and entry["turn_index"] in self.prompts:
+            return True
+        is_own = entry["id"] in self.own_prompt_ids
+        self.own_prompt_ids.discard(entry["id"])
+        return is_own
 
     def _render_event(self, line: bytes, event: bytes, *, replaying: bool) -> list[bytes]:
         if (rewritten := self._rewriter.rewrite(event)) is not None:

@@ -87,7 +87,7 @@ def bounded_options(options: Any, limit: int = REPORT_BYTES) -> Any:
     return kept
 
 
-REPORTED = ("modes", "models", "config_options", "commands")
+REPORTED = ("modes", "models", "config_options", "commands", "steering")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,6 +95,9 @@ class AgentSettings:
     """The settings and abilities that an agent reported last, in ACP's shapes.
 
     A field is None if the agent has not reported it.
+
+    Attributes:
+        steering: whether the agent accepts a prompt for the turn that it is working on.
     """
 
     capabilities: Any = None
@@ -103,6 +106,7 @@ class AgentSettings:
     config_options: Any = None
     commands: Any = None
     auth_methods: Any = None
+    steering: Any = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

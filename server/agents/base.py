@@ -18,6 +18,7 @@ from ..states import Transitions
 from .agent_settings import NO_SETTINGS, AgentSettings
 from .parameters import NO_PARAMETERS, AgentParameters
 from .prompt_handle import PromptHandle
+from .steering import SteerOutcome
 from .traits import AgentTraits
 
 Conversation = Literal["fresh", "kept"]
@@ -243,6 +244,17 @@ class Agent(Protocol):
         Args:
             is_held: the prompt may be passed to a running process's proxy. The agent receives it,
                 and a stopped agent is started, only after :meth:`PromptHandle.admit`.
+        """
+
+    @property
+    def can_steer(self) -> bool:
+        """Whether the agent is working on a prompt and may accept another one for its turn."""
+
+    def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> None:
+        """Add a prompt to the turn that the agent is working on.
+
+        Args:
+            decide: is called once, with the outcome, in the order of the agent's output.
         """
 
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None: ...

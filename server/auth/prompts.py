@@ -8,7 +8,8 @@ from typing import Any
 from ..codec import dumps
 from ..errors import session_closed
 from ..sessions.session import Session
-from ..sessions.turns import Turn
+from ..sessions.steering import SteerRequest
+from ..sessions.turns import Acceptance
 from ..uploads.files import FileStore, prepend_file_paths
 from .credential import Credential, unauthorized
 
@@ -21,7 +22,8 @@ async def send_prompt(
     request_id: str,
     client_id: str | None = None,
     timeout: float | None = None,
-) -> tuple[Turn, bool]:
+    steer: SteerRequest | None = None,
+) -> Acceptance:
     """Prompt a session; a turn whose credential is revoked meanwhile is cancelled.
 
     Args:
@@ -29,22 +31,21 @@ async def send_prompt(
         request_id: of the HTTP request, for the server's log.
         client_id: the client's id of the prompt, which makes a retry return the same turn.
         timeout: seconds that the turn may run.
-
-    Returns:
-        The turn, and whether it had been accepted before.
+        steer: add the prompt to the running turn, if the agent accepts it there.
 
     Raises:
         Error: what :meth:`Session.prompt` raises, or ``unauthorized``.
     """
     credential.check()
-    turn, is_duplicate = await session.prompt(
-        dumps(blocks), request_id=request_id, client_id=client_id, timeout=timeout
+    accepted = await session.prompt(
+        dumps(blocks), request_id=request_id, client_id=client_id, timeout=timeout, steer=steer
     )
     if credential.is_revoked:  # while the prompt was being stored
-        if not is_duplicate:  # a duplicate may be a turn of a later token with the same name
-            session.cancel(turn.index)
+        # Another prompt's turn may belong to a later token with the same name.
+        if not (accepted.is_duplicate or accepted.is_steered):
+            session.cancel(accepted.turn.index)
         raise unauthorized()
-    return turn, is_duplicate
+    return accepted
 
 
 async def send_prompt_with_files(
@@ -57,7 +58,8 @@ async def send_prompt_with_files(
     request_id: str,
     client_id: str | None = None,
     timeout: float | None = None,
-) -> tuple[Turn, bool]:
+    steer: SteerRequest | None = None,
+) -> Acceptance:
     """Prompt a session as :func:`send_prompt` does, with uploaded files named before the text.
 
     Args:
@@ -67,8 +69,8 @@ async def send_prompt_with_files(
         Error: also what :meth:`FileStore.paths` raises.
     """
     if file_tokens:  # a duplicate prompt is known even if its files have expired
-        if (turn := await session.turns.find(client_id)) is not None:
-            return turn, True
+        if (known := await session.turns.find(client_id)) is not None:
+            return known
         if session.is_closed:
             raise session_closed()
     paths = await files.paths(session.row.app_name, file_tokens)
@@ -81,4 +83,5 @@ async def send_prompt_with_files(
         request_id=request_id,
         client_id=client_id,
         timeout=timeout,
+        steer=steer,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..codec import dumps
+from ..errors import draining, session_closed
 from ..states import StateMachine, Transitions
 from ..storage import statements
 from ..storage.schema import SessionRow, Statement
@@ -79,6 +80,18 @@ class SessionCore:
     def is_log_complete(self) -> bool:
         """Whether ``session_closed`` is in the log, so that no entry will follow for now."""
         return self._state.current is SessionState.CLOSED
+
+    def check_accepts_prompts(self) -> None:
+        """Check that the session accepts a prompt, and count it.
+
+        Raises:
+            Error: ``session_closed``, ``draining`` or ``rate_limited``.
+        """
+        if not self.is_open:
+            raise session_closed()
+        if self.context.is_draining:
+            raise draining()
+        self.context.quotas.check_prompt_rate(self.row.app_name)
 
     def move_to(self, state: SessionState) -> None:
         self._state.move_to(state)

@@ -59,6 +59,11 @@ def turn_start_fields(prompt: bytes, client_id: str | None, context: str) -> byt
     return b'"prompt":%b,"id":%b,"context":%b' % (prompt, dumps(client_id), dumps(context))
 
 
+def turn_steer_fields(prompt: bytes, client_id: str | None) -> bytes:
+    """The fields of ``turn_steer``; *prompt* is the JSON of the content blocks."""
+    return b'"prompt":%b,"id":%b' % (prompt, dumps(client_id))
+
+
 def turn_end_fields(
     stop_reason: str, duration_ms: int, error: bytes | None, *, withdrawn: bool = False
 ) -> bytes:

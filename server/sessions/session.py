@@ -9,6 +9,8 @@ The objects of a session, in the order in which they use each other (each knows 
 ``turn_recorder``     ``turn_start`` and ``turn_end`` in the log
 ``turn_runner``       the current turn
 ``waiting_turns``     the turns that wait for earlier ones
+``client_ids``        finds prompts by the ids that clients gave them
+``steering``          prompts that are added to the running turn
 ``turn_queue``        acceptance, and one turn after the other
 ``details``           ``meta`` with the title, the times, and what was read
 ``observer``          the reports of the agent
@@ -41,10 +43,11 @@ from .prewarm import PrewarmedAgent
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .settings import Setting, SettingChange
+from .steering import SteerRequest
 from .turn_queue import TurnQueue
 from .turn_recorder import TurnRecorder
 from .turn_runner import TurnRunner
-from .turns import CancelCause, CurrentTurn, Turn
+from .turns import Acceptance, CancelCause, CurrentTurn, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +202,8 @@ class Session:
         request_id: str | None = None,
         client_id: str | None = None,
         timeout: float | None = None,
-    ) -> tuple[Turn, bool]:
+        steer: SteerRequest | None = None,
+    ) -> Acceptance:
         """Accept a prompt; it is stored when the call returns.
 
         Args:
@@ -207,16 +211,14 @@ class Session:
             request_id: the id of the HTTP request, for the server's log.
             client_id: makes the prompt idempotent in this session.
             timeout: seconds that the turn may run, if less than the setting.
-
-        Returns:
-            The turn, and whether an earlier prompt with that client id had created it.
+            steer: add the prompt to the running turn if possible.
 
         Raises:
-            Error: ``session_closed``, ``draining``, ``rate_limited``, ``queue_full``, or
-                ``internal`` if nothing can be stored.
+            Error: the prompt is not accepted.
+            NotSteeredError: it must not become an ordinary prompt.
         """
         return await self.turns.accept(
-            blocks, request_id=request_id, client_id=client_id, timeout=timeout
+            blocks, request_id=request_id, client_id=client_id, timeout=timeout, steer=steer
         )
 
     def cancel(self, turn_index: int | None = None) -> bool:
@@ -229,9 +231,7 @@ class Session:
 
     async def wait_ended(self, turn: Turn) -> None:
         """Wait until *turn* has ended and its end is durable."""
-        await turn.wait_ended()
-        assert turn.last_seq is not None
-        await self.log.reach(turn.last_seq)
+        await self.log.reach(await turn.wait_ended())
 
     async def change(
         self,
@@ -313,6 +313,7 @@ class Session:
             grace = min(CLOSE_GRACE_SECS, self._context.settings.cancel_grace_secs)
             self._runner.interrupt(turn, CancelCause.CANCEL, grace)
             await turn.wait_ended()
+        await self.turns.steering.finish(CLOSE_GRACE_SECS)
         self._requests.cancel()  # the agent may have requested one after the end of the turn
         now = self._context.clock()
         fields = entries.encode_fields(reason=reason)
@@ -362,17 +363,17 @@ class Session:
         """End the waiting turns now, and the running turn after *timeout* seconds at the latest."""
         await self.turns.end_waiting(CancelCause.RESTART)
         turn = self._current.running
-        if turn is None:
-            return
-        try:
-            async with asyncio.timeout(timeout):
+        if turn is not None:
+            try:
+                async with asyncio.timeout(timeout):
+                    await turn.wait_ended()
+            except TimeoutError:
+                self._runner.interrupt(turn, CancelCause.RESTART, CLOSE_GRACE_SECS)
                 await turn.wait_ended()
-        except TimeoutError:
-            self._runner.interrupt(turn, CancelCause.RESTART, CLOSE_GRACE_SECS)
-            await turn.wait_ended()
+        await self.turns.steering.finish(CLOSE_GRACE_SECS)
 
     async def recover(self) -> None:
-        """End the agent's requests and the turns that an earlier server left unfinished."""
+        """End the agent's requests, turns and prompts that an earlier server left unfinished."""
         await self._requests.recover(self.row, self._context.queries)
         for row in await self._context.queries.unfinished_turns(self.row.n):
             turn = Turn.from_row(row)
@@ -380,6 +381,7 @@ class Session:
             if turn.has_started:
                 self._core.snapshots.after_turn(turn.index)
             self._recorder.end(turn)
+        self.turns.recover_steered(await self._context.queries.undecided_steers(self.row.n))
 
     # Used by the session's objects
 

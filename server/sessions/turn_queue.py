@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from ..agents.base import URGENT_GRACE_SECS
-from ..errors import Error, ErrorCode, draining, session_closed
+from ..errors import Error
 from ..storage import statements
-from ..storage.schema import TurnRow
+from ..storage.schema import SteerRow
 from ..tasks import to_completion
 from .agent_requests import WaitingRequests
+from .client_ids import ClientIds
 from .core import SessionCore
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
+from .steering import NotSteeredError, SteeredPrompt, Steering, SteerRequest
 from .turn_recorder import TurnRecorder
 from .turn_runner import TurnRunner
-from .turns import CancelCause, CurrentTurn, Turn
+from .turns import Acceptance, CancelCause, CurrentTurn, Turn
 from .waiting_turns import WaitingTurns
 
 
@@ -29,6 +31,7 @@ class TurnQueue:
 
     Attributes:
         waiting: the turns that wait.
+        steering: the prompts that are being added to the running turn.
     """
 
     def __init__(
@@ -52,7 +55,10 @@ class TurnQueue:
         self._runner = runner
         self._next_index = last_turn_index + 1
         self.waiting = WaitingTurns(core, current)
-        self._by_client_id: dict[str, Turn] = {}
+        self._ids = ClientIds(core)
+        self.steering = Steering(
+            core, current, agent, ids=self._ids, accept_instead=self._accept_instead
+        )
         self._accept_lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -68,7 +74,8 @@ class TurnQueue:
     def is_busy(self) -> bool:
         """Whether a turn runs, waits, or is being accepted."""
         is_running = self._current.turn is not None
-        return is_running or bool(self.waiting) or self._accept_lock.locked()
+        is_accepting = self._accept_lock.locked() or bool(self.steering)
+        return is_running or bool(self.waiting) or is_accepting
 
     # Accepting
 
@@ -79,32 +86,79 @@ class TurnQueue:
         request_id: str | None = None,
         client_id: str | None = None,
         timeout: float | None = None,
-    ) -> tuple[Turn, bool]:
+        steer: SteerRequest | None = None,
+    ) -> Acceptance:
         """Accept a prompt; see :meth:`Session.prompt`."""
         async with self._acceptance():
-            if (known := await self._find(client_id)) is not None:
-                return known, True
-            await self._core.context.disk.check()
-            self._check_may_accept()
-            turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
-            turn.changes = self._settings.changes
-            self._core.context.quotas.waiting_bytes.acquire(self._core.row.app_name, len(blocks))
-            turn.reserved_bytes = len(blocks)
-            runs_at_once = self._may_run_at_once()
-            try:
-                if runs_at_once:
-                    # The prompt passes through acpx while it is being stored. The proxy holds it.
-                    self._current.turn = turn
-                    self._runner.send(turn)
-                await self._store(turn)
-            except BaseException:
-                self._refuse(turn)
-                raise
-            self._next_index += 1
-            if client_id is not None:
-                self._by_client_id[client_id] = turn
+            if (known := await self._ids.find(client_id)) is not None:
+                return known
+            steered = self.steering.find(client_id)
+            is_duplicate = steered is not None
+            if steered is None:
+                await self._core.context.disk.check()
+                self._core.check_accepts_prompts()
+                running = self.steering.turn if steer is not None else None
+                if steer is None or running is None:
+                    if steer is not None and not steer.or_queue:
+                        raise NotSteeredError
+                    turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
+                    self.waiting.check_capacity()
+                    turn.reserve(self._core.context.quotas.waiting_bytes, self._core.row.app_name)
+                    return await self._accept_turn(turn)
+                steered = SteeredPrompt(
+                    running, steer, blocks, client_id, timeout=timeout, request_id=request_id
+                )
+                await self.steering.begin(steered)
+        if steer is not None:
+            steer.placed.set()
+        acceptance = await steered.wait()
+        return acceptance._replace(is_duplicate=True) if is_duplicate else acceptance
+
+    async def _accept_turn(
+        self, turn: Turn, *, steered: SteeredPrompt | None = None, error: Error | None = None
+    ) -> Acceptance:
+        """Store a turn, and run it or queue it.
+
+        Args:
+            steered: the prompt that becomes this turn.
+            error: end the turn with it.
+        """
+        turn.changes = self._settings.changes
+        runs_at_once = error is None and self._may_run_at_once()
+        try:
+            if runs_at_once:
+                # The prompt passes through acpx while it is being stored. The proxy holds it.
+                self._current.turn = turn
+                self._runner.send(turn)
+            await self._store(turn, steered)
+        except BaseException:
+            self._refuse(turn)
+            raise
+        self._next_index += 1
+        acceptance = Acceptance(turn)
+        self._ids.add(turn.client_id, acceptance)
+        if error is None:
             self._accept_stored(turn, is_queued=not runs_at_once)
-            return turn, False
+        else:
+            turn.mark_stored(is_queued=True)
+            turn.cancel_cause = self._ending_cause()
+            self._recorder.end(turn, error=error)
+        return acceptance
+
+    async def _accept_instead(self, prompt: SteeredPrompt, error: Error | None) -> Acceptance:
+        """Accept a prompt that was not added to the running turn; see :class:`Steering`."""
+        async with self._acceptance():
+            if error is None:
+                self.waiting.check_capacity()
+            turn = Turn(
+                self._next_index,
+                prompt.client_id,
+                prompt.blocks,
+                prompt.timeout,
+                prompt.request_id,
+            )
+            turn.reserved_bytes, prompt.reserved_bytes = prompt.reserved_bytes, 0
+            return await self._accept_turn(turn, steered=prompt, error=error)
 
     @contextlib.asynccontextmanager
     async def _acceptance(self) -> AsyncIterator[None]:
@@ -119,20 +173,6 @@ class TurnQueue:
         finally:
             self._core.context.slots.reconsider()
 
-    def _check_may_accept(self) -> None:
-        context = self._core.context
-        if not self._core.is_open:
-            raise session_closed()
-        if context.is_draining:
-            raise draining()
-        context.quotas.check_prompt_rate(self._core.row.app_name)
-        limit = context.settings.max_queued_turns
-        if len(self.waiting) + (self._current.running is not None) > limit:
-            raise Error(
-                ErrorCode.QUEUE_FULL,
-                f"{limit} prompts are waiting already; retry after one has run",
-            )
-
     def _may_run_at_once(self) -> bool:
         context = self._core.context
         is_open = self._core.is_open and not context.is_draining
@@ -140,22 +180,14 @@ class TurnQueue:
         may_send = is_open and is_idle and context.slots.has_slot(self._agent)
         return may_send and not self._agent.backend_agent.is_outdated
 
-    async def _store(self, turn: Turn) -> None:
-        row = TurnRow(
-            self._core.row.n,
-            turn.index,
-            turn.client_id,
-            turn.blocks,
-            turn.timeout,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+    async def _store(self, turn: Turn, steered: SteeredPrompt | None) -> None:
+        row = turn.to_row(self._core.row.n)
         # The outcome of the commit decides, also if the caller is cancelled: a prompt is never
         # both stored and refused.
-        await to_completion(self._core.context.writer.commit([statements.insert_turn(row)]))
+        transaction = [statements.insert_turn(row)]
+        if steered is not None:
+            transaction.append(statements.delete_steer(steered.id))
+        await to_completion(self._core.context.writer.commit(transaction))
 
     def _refuse(self, turn: Turn) -> None:
         self._recorder.release_prompt(turn)
@@ -169,34 +201,29 @@ class TurnQueue:
         turn.mark_stored(is_queued=is_queued)
         if is_queued:
             self.waiting.append(turn)
-        if not self._core.is_open or self._core.context.is_draining:  # since it was checked
-            cause = CancelCause.RESTART if self._core.is_open else CancelCause.CANCEL
+        if (cause := self._ending_cause()) is not None:  # since it was checked
             turn.withdraw(cause)
             self._end_waiting(cause)
         self._runner.admit(turn)
         if self._task is None and (not is_queued or self.waiting):
             self._start_running()
 
+    def _ending_cause(self) -> CancelCause | None:
+        """The reason for which the session runs no more turns; None if it does."""
+        if not self._core.is_open:
+            return CancelCause.CANCEL
+        return CancelCause.RESTART if self._core.context.is_draining else None
+
     # Finding
 
-    async def find(self, client_id: str | None) -> Turn | None:
-        """Return the turn that was accepted under that client id, or None."""
+    async def find(self, client_id: str | None) -> Acceptance | None:
+        """Return the acceptance of the prompt with that client id, or None."""
         async with self._acceptance():  # waits for a prompt that is being accepted
-            return await self._find(client_id)
-
-    async def _find(self, client_id: str | None) -> Turn | None:
-        if client_id is None:
-            return None
-        # Turns that have not ended durably exist only in memory.
-        self._by_client_id = {
-            known: turn
-            for known, turn in self._by_client_id.items()
-            if turn.last_seq is None or turn.last_seq > self._core.log.head
-        }
-        if (turn := self._by_client_id.get(client_id)) is not None:
-            return turn
-        row = await self._core.context.queries.turn_by_client_id(self._core.row.n, client_id)
-        return Turn.from_row(row) if row is not None else None
+            known = await self._ids.find(client_id)
+            steered = self.steering.find(client_id)
+        if steered is None:
+            return known
+        return (await steered.wait())._replace(is_duplicate=True)
 
     def must_wait(self, turn: Turn) -> bool:
         """Whether *turn* waits for earlier turns of the session, or for another session's agent."""
@@ -247,6 +274,18 @@ class TurnQueue:
         async with self._accept_lock:
             self._end_waiting(cause)
 
+    def recover_steered(self, rows: Iterable[SteerRow]) -> None:
+        """End the steered prompts that an earlier server left, each in a turn of its own."""
+        for row in rows if self._core.is_open else ():
+            turn = Turn(self._next_index, row.client_id, row.prompt or b"[]", None)
+            turn.mark_stored(is_queued=True)
+            self._next_index += 1
+            stored = turn.to_row(self._core.row.n)
+            self._core.context.writer.add(
+                [statements.insert_turn(stored), statements.delete_steer(row.id)]
+            )
+            self._end(turn, CancelCause.RESTART)
+
     def _end_waiting(self, cause: CancelCause) -> None:
         while self.waiting:
             self._end(self.waiting.pop_first(), cause)
@@ -269,6 +308,8 @@ class TurnQueue:
                     self._current.turn = self.waiting.pop_first()
                     self._current.turn.prepare()
                 await self._runner.run(self._current.turn)
+                if self.steering:
+                    await self.steering.settle(self._core.context.settings.cancel_grace_secs)
                 self._current.turn = None
                 if self.waiting and slots.must_yield(self._agent):
                     await self._yield_slot()

@@ -6,11 +6,12 @@ import asyncio
 import enum
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..agents.prompt_handle import PromptHandle
 from ..codec import loads, parse_message
 from ..errors import Error, ErrorCode
+from ..limits import ByteQuota
 from ..states import StateMachine, Transitions
 from ..storage.schema import TurnRow
 from .settings import SettingChange
@@ -135,6 +136,11 @@ class Turn:
             turn._ended.set()
         return turn
 
+    def to_row(self, session: int) -> TurnRow:
+        """Return the row of a turn that has not started, in the session of that number."""
+        about = self.client_id, self.blocks, self.timeout
+        return TurnRow(session, self.index, *about, None, None, None, None, None)
+
     @property
     def state(self) -> TurnState:
         return self._state.current
@@ -159,6 +165,15 @@ class Turn:
         if self._preview is None:
             self._preview = _preview_of(loads(self.blocks)) if self.blocks else []
         return self._preview
+
+    def reserve(self, quota: ByteQuota, app_name: str) -> None:
+        """Reserve the prompt's share of its app's limit.
+
+        Raises:
+            Error: ``queue_full``.
+        """
+        quota.acquire(app_name, len(self.blocks))
+        self.reserved_bytes = len(self.blocks)
 
     def replace_prompt(self, blocks: bytes) -> None:
         """Replace the prompt of a waiting turn, and its share of the limit."""
@@ -205,9 +220,11 @@ class Turn:
         """Wait until ``turn_start`` is in the log."""
         await self._started.wait()
 
-    async def wait_ended(self) -> None:
-        """Wait until ``turn_end`` is in the log."""
+    async def wait_ended(self) -> int:
+        """Wait until ``turn_end`` is in the log, and return its position."""
         await self._ended.wait()
+        assert self.last_seq is not None
+        return self.last_seq
 
     # Ending
 
@@ -245,6 +262,19 @@ class Turn:
             message = "the agent ended the turn without a response"
             return "error", error or Error(ErrorCode.AGENT_FAILED, message)
         return stop_reason, None
+
+
+class Acceptance(NamedTuple):
+    """The turn of an accepted prompt.
+
+    Attributes:
+        is_duplicate: an earlier prompt with the same client id had been accepted.
+        is_steered: the prompt was added to the turn, which another prompt began.
+    """
+
+    turn: Turn
+    is_duplicate: bool = False
+    is_steered: bool = False
 
 
 class CurrentTurn:

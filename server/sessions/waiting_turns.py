@@ -33,6 +33,19 @@ class WaitingTurns:
     def first(self) -> Turn | None:
         return self._turns[0] if self._turns else None
 
+    def check_capacity(self) -> None:
+        """Check that one more turn may wait.
+
+        Raises:
+            Error: ``queue_full``.
+        """
+        limit = self._core.context.settings.max_queued_turns
+        if len(self._turns) + (self._current.running is not None) > limit:
+            raise Error(
+                ErrorCode.QUEUE_FULL,
+                f"{limit} prompts are waiting already; retry after one has run",
+            )
+
     def get(self, turn_index: int) -> Turn:
         """Return the waiting turn of that index.
 

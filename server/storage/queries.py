@@ -7,7 +7,7 @@ from typing import Any
 
 from .database import casefold
 from .lifecycle_queries import SELECT_SESSION, LifecycleQueries
-from .schema import FileRow, LogRow, SessionRow, TokenRow, TurnRow, columns
+from .schema import FileRow, LogRow, SessionRow, SteerRow, TokenRow, TurnRow, columns
 
 _TURN = f"SELECT {columns(TurnRow)} FROM turns "
 
@@ -91,10 +91,14 @@ class Queries(LifecycleQueries):
         return int(rows[0][0])
 
     async def sessions_to_recover(self) -> list[SessionRow]:
-        """Sessions with a turn that has not ended or an agent's request without an outcome."""
+        """Sessions with anything that an earlier server left unfinished.
+
+        That is a turn, a request of the agent, or a prompt that was sent for a running turn.
+        """
         rows = await self._database.fetch(
             SELECT_SESSION + "WHERE n IN (SELECT session FROM turns WHERE last_seq IS NULL"
-            " UNION SELECT session FROM asked) AND removed_at IS NULL"
+            " UNION SELECT session FROM asked"
+            " UNION SELECT session FROM steers WHERE prompt IS NOT NULL) AND removed_at IS NULL"
         )
         return [SessionRow(*row) for row in rows]
 
@@ -104,11 +108,26 @@ class Queries(LifecycleQueries):
         )
         return TurnRow(*rows[0]) if rows else None
 
-    async def turn_by_client_id(self, session: int, client_id: str) -> TurnRow | None:
+    async def turn_by_client_id(self, session: int, client_id: str) -> tuple[TurnRow | None, bool]:
+        """The turn that a prompt began or was added to, and whether it was added."""
         rows = await self._database.fetch(
-            _TURN + "WHERE session = ? AND client_id = ?", session, client_id
+            f"SELECT {columns(TurnRow)}, 0 FROM turns WHERE session = ?1 AND client_id = ?2"
+            f" UNION ALL SELECT {columns(TurnRow)}, 1 FROM turns WHERE session = ?1"
+            " AND turn_index = (SELECT turn_index FROM steers"
+            "   WHERE session = ?1 AND client_id = ?2 AND prompt IS NULL)",
+            session,
+            client_id,
         )
-        return TurnRow(*rows[0]) if rows else None
+        return (TurnRow(*rows[0][:-1]), bool(rows[0][-1])) if rows else (None, False)
+
+    async def undecided_steers(self, session: int) -> list[SteerRow]:
+        """The steered prompts to which the agent had not responded."""
+        rows = await self._database.fetch(
+            f"SELECT {columns(SteerRow)} FROM steers WHERE session = ? AND prompt IS NOT NULL"
+            " ORDER BY rowid",
+            session,
+        )
+        return [SteerRow(*row) for row in rows]
 
     async def pending_agent_requests(self, session: int, kind: str) -> list[tuple[str, int]]:
         """The ids of an agent's requests without an outcome, each with its turn's index.

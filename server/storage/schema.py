@@ -132,6 +132,17 @@ MIGRATIONS: tuple[str, ...] = (
     """,
     "ALTER TABLE tokens ADD COLUMN options TEXT;",
     "ALTER TABLE asked ADD COLUMN kind TEXT NOT NULL DEFAULT 'permission';",
+    """
+    CREATE TABLE steers (
+        id TEXT PRIMARY KEY,
+        session INTEGER NOT NULL,
+        client_id TEXT,
+        turn_index INTEGER NOT NULL,
+        prompt BLOB
+    );
+    CREATE UNIQUE INDEX steers_by_client_id ON steers (session, client_id);
+    CREATE INDEX steers_undecided ON steers (session) WHERE prompt IS NOT NULL;
+    """,
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 
@@ -245,6 +256,22 @@ class TurnRow:
     stop_reason: str | None
     error: bytes | None
     duration_ms: int | None
+
+
+@dataclasses.dataclass(slots=True)
+class SteerRow:
+    """A stored prompt that was sent to be added to a running turn.
+
+    Attributes:
+        turn_index: the turn.
+        prompt: JSON of its content blocks; None once the agent has accepted it.
+    """
+
+    id: str
+    session: int
+    client_id: str | None
+    turn_index: int
+    prompt: bytes | None
 
 
 @dataclasses.dataclass(slots=True)

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from .schema import FileRow, LogRow, RunRow, SessionRow, Statement, TokenRow, TurnRow
+from .schema import FileRow, LogRow, RunRow, SessionRow, Statement, SteerRow, TokenRow, TurnRow
 
 LOG_ROWS = 240
 """Rows of one statement: SQLite takes 999 parameters, and a row has four."""
@@ -31,6 +31,21 @@ def insert_session(row: SessionRow) -> Statement:
 
 def insert_turn(row: TurnRow) -> Statement:
     return _insert("turns", row)
+
+
+def insert_steer(row: SteerRow) -> Statement:
+    """Store a prompt before the agent receives it for its running turn."""
+    return _insert("steers", row)
+
+
+def accept_steer(steer_id: str) -> Statement:
+    """Note that the log has a steered prompt."""
+    return "UPDATE steers SET prompt = NULL WHERE id = ?", (steer_id,)
+
+
+def delete_steer(steer_id: str) -> Statement:
+    """Delete a steered prompt that became an ordinary one, or was refused."""
+    return "DELETE FROM steers WHERE id = ?", (steer_id,)
 
 
 def insert_token(row: TokenRow) -> Statement:
@@ -231,6 +246,7 @@ def delete_session(session: int) -> list[Statement]:
         ("DELETE FROM turns WHERE session = ?", (session,)),
         ("DELETE FROM asked WHERE session = ?", (session,)),
         ("DELETE FROM upload_uses WHERE session = ?", (session,)),
+        ("DELETE FROM steers WHERE session = ?", (session,)),
         ("DELETE FROM sessions WHERE n = ?", (session,)),
     ]
 

@@ -43,6 +43,7 @@ class PromptCommand(_Command, frozen=True, kw_only=True, tag="prompt"):
     prompt: str | list[Any]
     id: ClientId | None = None
     files: Annotated[list[str], msgspec.Meta(max_length=MAX_FILES)] | None = None
+    steer: bool = False
 
 
 class CancelCommand(_Command, frozen=True, tag="cancel"):

@@ -9,14 +9,18 @@ from typing import Any
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt_with_files
 from ..codec import dumps
-from ..errors import Error, ErrorCode
+from ..errors import Error, ErrorCode, failure_of
 from ..sessions.content import check_content
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..sessions.session_settings import MAX_CHANGES
 from ..sessions.settings import SettingChange
+from ..sessions.steering import SteerRequest
 from ..uploads.files import FileStore
 from . import protocol
+
+MAX_STEERING = 16
+"""Steered prompts of one client to which the agent has not responded."""
 
 
 def ready_frame(session: Session) -> bytes:
@@ -65,6 +69,7 @@ class SessionCommands:
         # Changes of settings that have been requested, each with the id of its frame.
         self._changes: list[tuple[Any, SettingChange]] = []
         self._reporting: asyncio.Task[None] | None = None
+        self._steering = 0
 
     @property
     def is_pending(self) -> bool:
@@ -107,7 +112,37 @@ class SessionCommands:
                 self._send(protocol.frame("pong", id=ping_id))
 
     async def _prompt(self, command: protocol.PromptCommand) -> None:
-        turn, is_duplicate = await send_prompt_with_files(
+        if not command.steer:
+            await self._accept(command, None)
+            return
+        # The agent may take long to respond, and a cancel must be read meanwhile. The prompt has
+        # its place before the next frame is read.
+        steer = SteerRequest()
+        if self._steering >= MAX_STEERING:
+            raise Error(
+                ErrorCode.RATE_LIMITED, "too many steered prompts are pending", retryable=True
+            )
+        self._steering += 1
+        accepting = self._sessions.tasks.spawn(
+            self._steer(command, steer), f"steer-{self._session.id}-by-socket"
+        )
+        placed = asyncio.ensure_future(steer.placed.wait())
+        try:
+            await asyncio.wait({accepting, placed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            placed.cancel()
+
+    async def _steer(self, command: protocol.PromptCommand, steer: SteerRequest) -> None:
+        try:
+            await self._accept(command, steer)
+        except Exception as error:  # noqa: BLE001 - failure_of logs it
+            failure = failure_of(error, "a steered prompt", session=self._session.id)
+            self._send(protocol.error_frame(failure, command.id))
+        finally:
+            self._steering -= 1
+
+    async def _accept(self, command: protocol.PromptCommand, steer: SteerRequest | None) -> None:
+        accepted = await send_prompt_with_files(
             self._credential,
             self._session,
             self._files,
@@ -115,15 +150,18 @@ class SessionCommands:
             command.files or [],
             request_id=self._request_id,
             client_id=command.id,
+            steer=steer,
         )
         # No await from here on: `accepted` must precede the turn's entries.
+        is_asked = steer is not None or accepted.is_steered
         self._send(
             protocol.frame(
                 "accepted",
                 id=command.id,
-                turn_index=turn.index,
-                queued=self._session.turns.must_wait(turn),
-                duplicate=is_duplicate,
+                turn_index=accepted.turn.index,
+                queued=self._session.turns.must_wait(accepted.turn),
+                duplicate=accepted.is_duplicate,
+                **({"steered": accepted.is_steered} if is_asked else {}),
             )
         )
 

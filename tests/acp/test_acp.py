@@ -503,6 +503,39 @@ async def test_prompts_of_other_clients_are_reported_and_own_ones_are_not(
         assert news["_meta"]["clawdforge"]["turnEnd"]["stopReason"] == "end_turn"
 
 
+async def test_steering_adds_a_prompt_to_the_running_turn(client: Client) -> None:
+    acp = await connect(client, "?agent=mock-steers", initialize=None)
+    capabilities = await acp.call("initialize", **INITIALIZE)
+    assert capabilities["_meta"]["steering"] == {"supported": True}
+    session = await acp.new_session()
+    other = await connect(client)
+    await other.call("session/resume", **of_session(session))
+    prompt = {"sessionId": session, "prompt": [{"type": "text", "text": "to the left"}]}
+    host_owned = {"_meta": {"steering": {"idleBehavior": "promptRequired"}}}
+    idle = await acp.call("_session/steering", **prompt, **host_owned)
+    assert idle == {"outcome": "promptRequired", "reason": "noRunningTurn"}
+
+    turn = await acp.start_prompt(session, script({"say": "hanging"}, {"hang": True}))
+    await acp.until_text("hanging")
+    assert await acp.call("_session/steering", **prompt, **host_owned) == {"outcome": "injected"}
+    await other.until_text("steered: to the left")
+    sent = await other.until_update("user_message_chunk")
+    assert sent["content"]["text"] == "to the left"
+    assert acp.text(kind="user_message_chunk") == ""
+    refused = {**prompt, "prompt": [{"type": "text", "text": '{"steer": "refuse"}'}]}
+    required = await acp.call("_session/steering", **refused, **host_owned)
+    assert required["outcome"] == "promptRequired"
+    assert await acp.call("_session/steering", **refused) == {"outcome": "startedNewTurn"}
+    await acp.notify("session/cancel", sessionId=session)
+    assert await acp.response_to(turn) == {"stopReason": "cancelled"}
+    await acp.until_update("session_info_update")  # the end of the turn that was started
+    assert acp.text(kind="user_message_chunk") == ""
+    state = await client.state(session)
+    assert (state["turn_count"], state["state"]) == (2, "idle")
+    assert await code_of(acp, "_session/steering", sessionId=session, prompt=[]) == -32602
+    assert await code_of(acp, "_session/steering", sessionId=UNKNOWN, prompt=prompt["prompt"])
+
+
 async def test_lost_connection_cancels_nothing(client: Client) -> None:
     acp = await connect(client)
     session = await acp.new_session()

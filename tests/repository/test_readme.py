@@ -189,6 +189,8 @@ class Shell:
             self.variables[name] = await self._ask("/diff", "pending_permissions")
         elif name == "QUESTION":
             self.variables[name] = await self._ask("/form", "pending_elicitations")
+        elif name == "QUEUED":
+            self.variables[name] = await self._queue_prompt()
         assert self.variables.get(name), f"no response has set {name}"
 
     async def _ask(self, prompt: str, listed: str) -> str:
@@ -201,10 +203,21 @@ class Shell:
         [request] = await eventually("the demo agent to ask", pending)
         return str(request["request_id"])
 
+    async def _queue_prompt(self) -> str:
+        session = self.variables["SESSION"]
+        for prompt in ("/slow 60", "/slow 61"):
+            self._turns.append(asyncio.create_task(self._app.turn(session, prompt)))
+
+        async def queued() -> list[Json]:
+            return list((await self._app.state(session))["queued"])
+
+        [turn] = await eventually("a prompt to wait", queued)
+        return str(turn["turn_index"])
+
     async def finish(self) -> None:
         """Check that the open streams have ended, and that the turns that asked succeeded."""
         replies = await asyncio.gather(*self._turns)
-        assert [status for status, _ in replies] == [200, 200]
+        assert {status for status, _ in replies} == {200}
         for follower in self._followers:
             _, out, _ = await follower
             assert '"type":"session_closed"' in out

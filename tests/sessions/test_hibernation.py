@@ -203,7 +203,9 @@ async def test_duplicate_prompt_leaves_agent_evictable(
     socket = await client.connect(await client.create())
     looks, looking, go_on = Queries.turn_by_client_id, asyncio.Event(), asyncio.Event()
 
-    async def look_slowly(queries: Queries, session: int, client_id: str) -> TurnRow | None:
+    async def look_slowly(
+        queries: Queries, session: int, client_id: str
+    ) -> tuple[TurnRow | None, bool]:
         looking.set()
         await go_on.wait()
         return await looks(queries, session, client_id)

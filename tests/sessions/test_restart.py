@@ -68,6 +68,33 @@ async def read_what_is_there(socket: Socket) -> None:
 
 
 @across_a_kill
+async def steered_prompts_are_known_and_undecided_ones_end(client: Client) -> Scenario:
+    session = await client.create("mock-steers")
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=script({"say": "busy"}, {"hang": True}))
+    await socket.until_text("busy")
+    await socket.send("prompt", prompt="accepted", steer=True, id="s1")
+    await socket.until("turn_steer")
+    await socket.send("prompt", prompt=json.dumps({"steer": "hang"}), steer=True, id="s2")
+    await socket.send("ping")
+    await socket.until("pong")
+    client = yield
+    entries = await client.events(session)
+    assert one_end_for_each_start(entries)
+    found = [(e["turn_index"], e["id"]) for e in entries if "id" in e]
+    assert found == [(1, None), (1, "s1"), (2, "s2")]
+    ends = [entry["error"]["code"] for entry in entries if entry["type"] == "turn_end"]
+    assert ends == ["server_restarted"] * 2
+    socket = await client.connect(session)
+    for name, index, steered in (("s1", 1, True), ("s2", 2, False)):
+        await socket.send("prompt", id=name, prompt=name, steer=True)
+        again = await socket.until("accepted", id=name)
+        assert (again["turn_index"], again["duplicate"]) == (index, True)
+        assert again["steered"] is steered
+    assert (await socket.turn("go on"))["turn_index"] == 3
+
+
+@across_a_kill
 async def running_and_queued_turns_end_as_server_restarted(client: Client) -> Scenario:
     session = await client.create()
     await client.turn(session, "before")

@@ -597,8 +597,8 @@ async def test_turn_of_an_uncached_session_is_counted_and_drained(
     await sweep(server)
     assert session not in ours.cached
     prompt = [{"type": "text", "text": script({"hang": True})}]
-    running, _ = await held.prompt(dumps(prompt))
-    queued, _ = await held.prompt(dumps(prompt))
+    running = (await held.prompt(dumps(prompt))).turn
+    queued = (await held.prompt(dumps(prompt))).turn
     await asyncio.wait_for(running.wait_started(), TIMEOUT_SECS)
     assert (ours.running_turns, ours.queued_turns) == (1, 1)
     await asyncio.wait_for(ours.stop(), TIMEOUT_SECS)

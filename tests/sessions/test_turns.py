@@ -650,8 +650,8 @@ async def test_prompt_that_is_stored_after_its_request_was_cancelled_runs(
     go_on.set()
     await asyncio.wait({asking})
     assert (await socket.until("turn_end", turn_index=2))["stop_reason"] == "end_turn"
-    again, is_duplicate = await session.prompt(blocks, client_id="once")
-    assert (again.index, is_duplicate) == (2, True)
+    again = await session.prompt(blocks, client_id="once")
+    assert (again.turn.index, again.is_duplicate) == (2, True)
     assert (await session.prompt(blocks))[0].index == 3
     await socket.until("turn_end", turn_index=3)
 

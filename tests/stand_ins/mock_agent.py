@@ -99,6 +99,12 @@ Flags
     --login-file=PATH   offers the methods mock-login, mock-slow (which never responds) and
                         mock-terminal, and logout. It is logged in while the file exists; without it
                         session/new and session/load return -32000
+    --steering          offers `_session/steering`: the turn says `steered: <text>`, and the text is
+                        added to the history. The text {"steer": KIND} is handled in another way:
+                        "refuse": an error; "failed": not added; "hang": no response; "exit": the
+                        process ends; "late": the turn ends first; "end": the turn ends right after
+                        it, in the same write; "after": as "end", with the responses swapped;
+                        "starts": as "late", and the agent works on it by itself
     --die-at-start[=CODE]       exits at once (1)
     --silent            reads and never responds
     --slow-start=MS     waits before it reads stdin
@@ -357,6 +363,8 @@ class Turn(threading.Thread):
         self.answer: Json | None = None  # of a step that ends the turn
         self.said: list[str] = []
         self.late: list[Json] = []
+        self.is_quiet = False  # another thread sends the response
+        self._is_finished = False
         self._cancel = threading.Event()
         self._awaited_replies: list[Reply] = []
 
@@ -369,6 +377,8 @@ class Turn(threading.Thread):
         data["messages"].append({"role": "agent", "text": "".join(self.said)})
         self.session.save()
         self.session.turn = None  # before the response: the next prompt may follow immediately
+        if self.is_quiet:
+            return
         send({"id": self.request_id, **answer})
         for late in self.late:
             time.sleep(late.get("delay_ms", 0) / 1000)
@@ -385,7 +395,7 @@ class Turn(threading.Thread):
             if self.answer is None:
                 self.check()
         except CancelledError:
-            self.stop_reason = "cancelled"
+            self.stop_reason = "end_turn" if self._is_finished else "cancelled"
         except RpcError as error:
             return {"error": error.error}
         except Exception as error:  # noqa: BLE001 - a test must see that its script is wrong
@@ -415,6 +425,12 @@ class Turn(threading.Thread):
         self._cancel.set()
         for reply in list(self._awaited_replies):
             reply.done.set()
+
+    def finish(self) -> None:
+        """End the turn during a step that a cancel interrupts, and wait for its end."""
+        self._is_finished = True
+        self._cancel.set()
+        self.join()
 
     def check(self) -> None:
         if self._cancel.is_set():
@@ -684,6 +700,7 @@ def initialize(params: Json, _: Any) -> Json:
         },
         "agentInfo": {"name": "mock-agent", "version": "1"},
         "authMethods": auth_methods(),
+        **({"_meta": {"steering": {"supported": True}}} if "steering" in flags else {}),
     }
 
 
@@ -814,6 +831,47 @@ def prompt(params: Json, request_id: Any) -> Json:
     return DEFERRED
 
 
+def steer(params: Json, request_id: Any) -> Json:
+    if "steering" not in flags:
+        raise RpcError(-32601, "Method not found", "_session/steering")
+    session = session_of(params)
+    text = "\n".join(block.get("text", f"[{block['type']}]") for block in params["prompt"])
+    steps = script_of(text)
+    kind = str(steps[0].get("steer", "inject")) if steps else "inject"
+    if kind == "refuse":
+        raise RpcError(-32602, "Invalid params", "the mock refuses it")
+    if kind == "failed":
+        return {"outcome": "failed"}
+    if kind == "hang":
+        return DEFERRED
+    if kind == "exit":
+        os._exit(3)
+    if kind in ("late", "starts") and session.turn is not None:
+        session.turn.finish()
+    if kind == "starts":
+        session.data["prompts"].append(text)
+        send_update(session.id, text_chunk("agent_message_chunk", f"by itself: {text}"))
+        return {"outcome": "startedNewTurn"}
+    if session.turn is None:
+        assert params["_meta"]["steering"]["idleBehavior"] == "promptRequired"
+        return {"outcome": "promptRequired", "reason": "noRunningTurn"}
+    session.data["prompts"].append(text)
+    session.turn.say(f"steered: {text}")
+    if kind in ("end", "after"):
+        turn = session.turn
+        turn.is_quiet = True
+        turn.finish()
+        both = [
+            {"jsonrpc": "2.0", "id": request_id, "result": {"outcome": "injected"}},
+            {"jsonrpc": "2.0", "id": turn.request_id, "result": {"stopReason": "end_turn"}},
+        ]
+        lines = both if kind == "end" else both[::-1]
+        write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        return DEFERRED
+    session.save()
+    return {"outcome": "injected"}
+
+
 def cancel(params: Json, _: Any) -> Json:
     if (turn := session_of(params).turn) is not None:
         turn.cancel()
@@ -839,6 +897,7 @@ METHODS: dict[str, Callable[[Json, Any], Json]] = {
     "session/set_config_option": set_config_option,
     "session/prompt": prompt,
     "session/cancel": cancel,
+    "_session/steering": steer,
 }
 
 

@@ -182,6 +182,6 @@ async def test_client_id_is_unique_in_a_session(database: Database) -> None:
     )
     with pytest.raises(DatabaseError):
         await database.write([statements.insert_turn(turn_row(1, 4, "c1"))])
-    found = await Queries(database).turn_by_client_id(1, "c1")
+    found, is_steered = await Queries(database).turn_by_client_id(1, "c1")
     assert found is not None
-    assert found.turn_index == 1
+    assert (found.turn_index, is_steered) == (1, False)

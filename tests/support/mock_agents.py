@@ -21,6 +21,7 @@ def mock_agent(*flags: str, **environ: str) -> AgentCommand:
 
 MOCKS: dict[str, AgentCommand] = {
     "mock": mock_agent(),
+    "mock-steers": mock_agent("--steering"),
     "mock-resume": mock_agent("--resume"),
     "mock-modes": mock_agent("--modes"),
     "mock-no-load": mock_agent("--no-load"),

@@ -29,6 +29,7 @@ from ..login_states import LoginStates
 from ..process.programs import Program
 from ..program_output import last_output
 from ..prompt_handle import PromptHandle, PromptState
+from ..steering import CannotSteer
 from .commands import ENDED, AcpxCommandError, AcpxCommands, error_in, read_end
 from .prompt import CliPrompt
 from .session import CliSession, FindCommands
@@ -37,7 +38,7 @@ from .transcript import Transcript
 logger = logging.getLogger(__name__)
 
 
-class CliAgent:
+class CliAgent(CannotSteer):
     """One session's agent; see :class:`base.Agent`.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...tasks import Semaphores, Tasks
@@ -10,6 +10,7 @@ from ..agent_settings import AgentSettings
 from ..base import GRACE_SECS, AgentObserver, AgentSpec, AgentState, AgentTimeouts
 from ..login_states import LoginStates
 from ..prompt_handle import PromptHandle
+from ..steering import SteerOutcome, outcome_of
 from .acpx_session import AcpxSession
 from .agent_process import AgentProcess
 from .binding import Binding
@@ -100,6 +101,18 @@ class HostAgent:
 
     def prompt(self, blocks: bytes, *, is_held: bool = False) -> PromptHandle:
         return self._sender.start(blocks, is_held=is_held)
+
+    @property
+    def can_steer(self) -> bool:
+        is_prompting = self._process.state is AgentState.PROMPTING
+        return is_prompting and self._sync.reported.steering is True
+
+    def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> None:
+        proxy = self._process.proxy
+        if proxy is None:
+            decide(SteerOutcome.REFUSED)
+        else:
+            proxy.steer(blocks, lambda response: decide(outcome_of(response)))
 
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         if self._process.proxy is not None:

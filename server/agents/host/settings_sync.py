@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import Error, bad_request, internal
 from ...tasks import Tasks
-from .. import acp_settings
+from .. import acp_settings, steering
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import AgentTimeouts, Wanted, agent_failed
 from ..failures import error_text
@@ -166,6 +166,7 @@ class SettingsSync:
                 self.reported,
                 capabilities=result.get("agentCapabilities"),
                 auth_methods=result.get("authMethods"),
+                steering=steering.is_supported(result),
             )
         else:
             setting, value = acp_settings.requested_setting(self.reported, method, params)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import signal
@@ -22,6 +21,7 @@ from typing import Any
 
 from ...codec import dumps, parse_message, parse_rpc
 from ...errors import Error
+from .. import steering
 from ..acp_settings import SESSION_METHODS, SETTERS, STARTING_METHODS
 from ..base import Backpressure
 from ..line_reader import LineReader
@@ -30,6 +30,7 @@ from ..program_output import KEPT_BYTES
 from .channel import Channel
 from .incomplete_messages import IncompleteMessages, MessageMemory
 from .outline import refusal, with_blocks, with_fields, with_preface
+from .own_requests import OnResponse, OwnRequests
 from .proxy_handler import ProxyHandler
 from .withheld import is_withheld
 
@@ -40,8 +41,6 @@ MAX_PROMPT_LINE_BYTES = 64 << 20
 
 TRACKED_METHODS = STARTING_METHODS | SETTERS
 """The requests of acpx whose responses the handler receives, too."""
-OWN_ID = "clawdforge-%d"
-"""The id of a request of the server. acpx's ids are numbers."""
 
 
 class StdioProxy:
@@ -97,8 +96,7 @@ class StdioProxy:
         )
         self._stray_output = bytearray()
         self._tracked_requests: dict[Any, tuple[str, Mapping[str, Any]]] = {}
-        self._own_requests: dict[Any, asyncio.Future[dict[str, Any]]] = {}
-        self._own_ids = itertools.count(1)
+        self._own_requests = OwnRequests(self._to_agent.write)
         self._session_id: str | None = None
         self._is_fresh = False
         self._is_loading = False
@@ -276,10 +274,7 @@ class StdioProxy:
         """Report a message of the agent. Return whether acpx receives it, too."""
         method = message.get("method")
         if method is None:
-            own = self._own_requests.get(message["id"])
-            if own is not None:
-                if not own.done():
-                    own.set_result(message)
+            if self._own_requests.handle(message):
                 return False
             self._handle_response(line, message)
             return True
@@ -340,18 +335,12 @@ class StdioProxy:
         Raises:
             ConnectionError: the process has ended.
         """
-        if self.ended.is_set():
-            raise ConnectionResetError
-        own_id = OWN_ID % next(self._own_ids)
-        response: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._own_requests[own_id] = response
-        request = {"id": own_id, "method": method}
-        params = {"sessionId": self._session_id, **params}
-        self._to_agent.write(dumps({"jsonrpc": "2.0", **request, "params": params}))
-        try:
-            return await response
-        finally:
-            self._own_requests.pop(own_id, None)
+        return await self._own_requests.call(method, {"sessionId": self._session_id, **params})
+
+    def steer(self, blocks: bytes, on_response: OnResponse) -> None:
+        """Ask the agent to add a prompt, JSON of its content blocks, to the running turn."""
+        params = steering.params(dumps(self._session_id), blocks)
+        self._own_requests.send(steering.METHOD, params, on_response)
 
     def cancel(self) -> None:
         """Ask the agent to end the running turn."""
@@ -394,7 +383,5 @@ class StdioProxy:
             self._keep_stray(rest)
         self._memory.close()
         self.ended.set()
-        for response in self._own_requests.values():
-            if not response.done():
-                response.set_exception(ConnectionResetError())
+        self._own_requests.end()
         self._handler.process_ended(self)

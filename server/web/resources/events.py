@@ -80,6 +80,13 @@ class TurnStartEntry(_EntryFields, kw_only=True, tag="turn_start"):
     context: Literal["new", "kept", "lost"]
 
 
+class TurnSteerEntry(_EntryFields, kw_only=True, tag="turn_steer"):
+    """A prompt that the agent accepted for the running turn."""
+
+    prompt: list[Any]
+    id: str | None
+
+
 class EventEntry(_EntryFields, kw_only=True, tag="event"):
     """One raw ACP message from the agent."""
 
@@ -160,6 +167,7 @@ class SessionReopenedEntry(_EntryFields, kw_only=True, tag="session_reopened"):
 
 LogEntry = (
     TurnStartEntry
+    | TurnSteerEntry
     | EventEntry
     | PermissionRequestEntry
     | PermissionResolvedEntry

@@ -66,6 +66,7 @@ SESSION_EXAMPLE: Mapping[str, Any] = {
     "models": None,
     "config_options": None,
     "commands": None,
+    "steering": True,
     **options.INFO_EXAMPLE,
 }
 STATE_EXAMPLE = {"ok": True, **SESSION_EXAMPLE}
@@ -217,6 +218,7 @@ class SessionInfo(options.OptionsInfo, kw_only=True):
     models: Any
     config_options: Any
     commands: Any
+    steering: Annotated[bool | None, doc("Whether it accepts prompts for its running turn.")]
 
 
 class SessionResponse(SessionInfo, kw_only=True):

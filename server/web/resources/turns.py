@@ -16,7 +16,8 @@ from ...errors import ErrorCode, bad_request
 from ...sessions import entries
 from ...sessions.content import check_content
 from ...sessions.session import Session
-from ...sessions.turns import Turn
+from ...sessions.steering import SteerRequest
+from ...sessions.turns import Acceptance, Turn
 from ...validation import ClientId
 from ..context import (
     CREDENTIAL,
@@ -82,6 +83,13 @@ class RunTurn(msgspec.Struct, frozen=True):
     prompt: Annotated[PromptContent, doc("Text, or ACP content blocks.")]
     files: FileTokens = None
     timeout_secs: Timeout | None = None
+    steer: Annotated[
+        bool,
+        doc(
+            "Add the prompt to the running turn, if the agent accepts it there. The response is"
+            " then that of the running turn."
+        ),
+    ] = False
 
 
 class TurnHeaders(msgspec.Struct, frozen=True):
@@ -94,6 +102,10 @@ class TurnHeaders(msgspec.Struct, frozen=True):
 
 
 EventsOmitted = Annotated[bool, doc("Whether `events` is empty because the events are too long.")]
+Steered = Annotated[
+    bool | msgspec.UnsetType,
+    doc("Only for a prompt with `steer`: whether it was added to this turn."),
+]
 OmittedSeq = Annotated[
     Annotated[int, msgspec.Meta(ge=1)] | None,
     doc("With `events_omitted`: the `seq` of the turn's first or last entry in the log."),
@@ -107,6 +119,7 @@ class TurnResult(msgspec.Struct, kw_only=True, omit_defaults=True):
     turn_index: TurnIndex
     stop_reason: str
     duration_ms: Count
+    steered: Steered = msgspec.UNSET
     events: Annotated[
         list[dict[str, Any]],
         doc("The agent's raw ACP messages; the last one is its response."),
@@ -127,6 +140,7 @@ class TurnFailure(msgspec.Struct, kw_only=True, omit_defaults=True):
     turn_index: TurnIndex
     stop_reason: str
     duration_ms: Count
+    steered: Steered = msgspec.UNSET
     request_id: RequestId
     events: list[dict[str, Any]]
     events_omitted: EventsOmitted = False
@@ -167,31 +181,45 @@ async def prompt_session(
     # Bytes of a header that are not UTF-8 arrive as unpaired surrogates.
     if key is not None and re.search("[\ud800-\udfff]", key):
         raise bad_request("Idempotency-Key: must be UTF-8")
-    turn, _ = await send_prompt_with_files(
-        request[CREDENTIAL],
-        session,
-        context_of(request).files,
-        body.prompt,
-        body.files or [],
-        request_id=request[REQUEST_ID],
-        client_id=key,
-        timeout=body.timeout_secs,
-    )
+    accepted = await _accept_prompt(request, session, body, key)
+    is_steered = accepted.is_steered if body.steer or accepted.is_steered else None
+    turn = accepted.turn
     del body  # the session has the prompt; a request that waits need not hold it as well
     request[LOGGED_TURN_INDEX] = turn.index
     if wants_stream(request):
         return await _stream_turn(request, session, turn)
     async with waiting(request):
         await session.wait_ended(turn)
-    return await _turn_response(request, session, turn)
+    return await _turn_response(request, session, turn, is_steered)
 
 
-async def _turn_response(request: web.Request, session: Session, turn: Turn) -> web.StreamResponse:
+async def _accept_prompt(
+    request: web.Request, session: Session, body: RunTurn, key: str | None
+) -> Acceptance:
+    async with waiting(request) if body.steer else contextlib.nullcontext():
+        return await send_prompt_with_files(
+            request[CREDENTIAL],
+            session,
+            context_of(request).files,
+            body.prompt,
+            body.files or [],
+            request_id=request[REQUEST_ID],
+            client_id=key,
+            timeout=body.timeout_secs,
+            steer=SteerRequest() if body.steer else None,
+        )
+
+
+async def _turn_response(
+    request: web.Request, session: Session, turn: Turn, is_steered: bool | None
+) -> web.StreamResponse:
     """Return a turn's result. The agent's raw ACP messages are spliced into it unchanged.
 
     If they are too long, the result says so and gives their position in the log.
     """
     result, status = _result_of(session, turn, request[REQUEST_ID])
+    if is_steered is not None:
+        result.steered = is_steered
     head = encode_json(result, ok=status < 400).removesuffix(b"]}")
     limit = context_of(request).settings.max_reply_bytes
     events = await _short_events(session, turn, min(limit, RESPONSE_PIECE_BYTES))

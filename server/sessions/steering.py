@@ -1,0 +1,239 @@
+"""Steering: prompts that are added to the running turn of a session.
+
+A prompt is stored before the agent receives it. The agent's response decides: the prompt becomes an
+entry ``turn_steer`` of the running turn, or an ordinary prompt of the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+
+from ..agents.base import AGENT_GONE, agent_failed
+from ..agents.steering import SteerOutcome
+from ..errors import Error, internal
+from ..storage import statements
+from ..storage.schema import Statement, SteerRow
+from ..tasks import to_completion
+from . import entries
+from .client_ids import ClientIds
+from .core import SessionCore
+from .session_agent import SessionAgent
+from .turns import Acceptance, CurrentTurn, Turn
+
+logger = logging.getLogger(__name__)
+
+
+class NotSteeredError(Exception):
+    """The prompt was not added to a running turn, and must not become an ordinary one."""
+
+
+@dataclasses.dataclass(slots=True)
+class SteerRequest:
+    """The request to add a prompt to the running turn.
+
+    Attributes:
+        or_queue: otherwise the prompt becomes an ordinary one.
+        placed: set when the prompt has its place among the session's prompts, though the agent may
+            not have responded yet.
+    """
+
+    or_queue: bool = True
+    placed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+
+class SteeredPrompt:
+    """A prompt that is being added to *turn*.
+
+    Args:
+        blocks: JSON of its content blocks.
+        timeout, request_id: of the turn that it may become instead.
+
+    Attributes:
+        reserved_bytes: its share of its app's limit on waiting prompts.
+        decided: set when the agent has responded, or its process has ended.
+    """
+
+    def __init__(
+        self,
+        turn: Turn,
+        request: SteerRequest,
+        blocks: bytes,
+        client_id: str | None,
+        *,
+        timeout: float | None,
+        request_id: str | None,
+    ) -> None:
+        self.id = uuid.uuid4().hex
+        self.turn = turn
+        self.request = request
+        self.blocks = blocks
+        self.client_id = client_id
+        self.timeout = timeout
+        self.request_id = request_id
+        self.reserved_bytes = 0
+        self.decided = asyncio.Event()
+        self._result: asyncio.Future[Acceptance] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> Acceptance:
+        """Wait until the prompt is accepted, as a part of the turn or as an ordinary prompt.
+
+        Raises:
+            Error: it is not accepted.
+            NotSteeredError: it may not become an ordinary prompt.
+        """
+        await asyncio.wait({self._result})
+        return self._result.result()
+
+    def accept(self, acceptance: Acceptance) -> None:
+        self._result.set_result(acceptance)
+
+    def refuse(self, error: Exception) -> None:
+        self._result.set_exception(error)
+        self._result.exception()  # it counts as retrieved, also if the caller has been cancelled
+
+
+class Steering:
+    """The prompts that are being added to the running turn. Its length is their number.
+
+    Args:
+        accept_instead: accepts a prompt as an ordinary one; with an error, its turn ends at once.
+    """
+
+    def __init__(
+        self,
+        core: SessionCore,
+        current: CurrentTurn,
+        agent: SessionAgent,
+        *,
+        ids: ClientIds,
+        accept_instead: Callable[[SteeredPrompt, Error | None], Awaitable[Acceptance]],
+    ) -> None:
+        self._core = core
+        self._current = current
+        self._agent = agent
+        self._ids = ids
+        self._accept_instead = accept_instead
+        self._prompts: list[SteeredPrompt] = []
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @property
+    def turn(self) -> Turn | None:
+        """The running turn, if a prompt can be added to it."""
+        turn = self._current.running
+        if turn is None or not turn.is_sent or turn.cancel_cause is not None:
+            return None
+        if not self._core.is_open or self._core.context.is_draining:
+            return None
+        return turn if self._agent.backend_agent.can_steer else None
+
+    def find(self, client_id: str | None) -> SteeredPrompt | None:
+        """Return the prompt with that client id, if it is neither accepted nor refused yet."""
+        if client_id is None or not self._prompts:
+            return None
+        return next((one for one in self._prompts if one.client_id == client_id), None)
+
+    async def begin(self, prompt: SteeredPrompt) -> None:
+        """Store a prompt, and send it to the agent.
+
+        Raises:
+            Error: ``queue_full``; or ``internal``, it cannot be stored.
+        """
+        context, row = self._core.context, self._core.row
+        size = len(prompt.blocks)
+        context.quotas.waiting_bytes.acquire(row.app_name, size)
+        prompt.reserved_bytes = size
+        self._prompts.append(prompt)
+        stored = SteerRow(prompt.id, row.n, prompt.client_id, prompt.turn.index, prompt.blocks)
+        try:
+            await to_completion(context.writer.commit([statements.insert_steer(stored)]))
+        except BaseException:
+            self._forget(prompt, [])
+            raise
+        if self.turn is not prompt.turn:  # it has ended meanwhile
+            self._decide(prompt, SteerOutcome.REFUSED)
+        else:
+            decide = functools.partial(self._decide, prompt)
+            self._agent.backend_agent.steer(prompt.blocks, decide)
+
+    def _decide(self, prompt: SteeredPrompt, outcome: SteerOutcome) -> None:
+        if prompt.decided.is_set():
+            return
+        prompt.decided.set()
+        if outcome is not SteerOutcome.ACCEPTED:
+            name = f"steer-{self._core.id}"
+            self._core.context.tasks.spawn(self._resolve_otherwise(prompt, outcome), name)
+            return
+        fields = entries.turn_steer_fields(prompt.blocks, prompt.client_id)
+        seq = self._core.log.append("turn_steer", prompt.turn.index, fields)
+        # Without a client id nobody can ask for it again.
+        keeps_row = prompt.client_id is not None
+        end = statements.accept_steer if keeps_row else statements.delete_steer
+        acceptance = Acceptance(prompt.turn, is_steered=True)
+        self._ids.add(prompt.client_id, acceptance, seq)
+        self._forget(prompt, [end(prompt.id)])
+        prompt.accept(acceptance)
+
+    async def _resolve_otherwise(self, prompt: SteeredPrompt, outcome: SteerOutcome) -> None:
+        # A process that has ended may have worked on the prompt, so it is not sent again.
+        is_lost = outcome is SteerOutcome.LOST
+        error = agent_failed(AGENT_GONE) if is_lost else None
+        failure: Exception
+        try:
+            if not prompt.request.or_queue:
+                raise error or NotSteeredError
+            acceptance = await self._accept_instead(prompt, error)
+        except (Error, NotSteeredError) as refusal:
+            failure = refusal
+        except BaseException:
+            self._forget(prompt, [statements.delete_steer(prompt.id)])
+            prompt.refuse(internal())
+            raise
+        else:
+            self._forget(prompt, [])
+            prompt.accept(acceptance)
+            return
+        self._forget(prompt, [statements.delete_steer(prompt.id)])
+        prompt.refuse(failure)
+
+    def _forget(self, prompt: SteeredPrompt, transaction: list[Statement]) -> None:
+        context = self._core.context
+        self._prompts.remove(prompt)
+        context.quotas.waiting_bytes.release(self._core.row.app_name, prompt.reserved_bytes)
+        prompt.reserved_bytes = 0
+        if transaction:
+            context.writer.add(transaction)
+
+    # The end of the turn
+
+    async def settle(self, timeout: float) -> None:
+        """Wait for the agent's responses after the end of its turn.
+
+        An agent that does not respond is killed: it might carry out the prompt later.
+        """
+        undecided = [prompt for prompt in self._prompts if not prompt.decided.is_set()]
+        try:
+            async with asyncio.timeout(timeout):
+                for prompt in undecided:
+                    await prompt.decided.wait()
+        except TimeoutError:
+            logger.warning(
+                "the agent does not respond to a steered prompt; killed",
+                extra=self._core.log_extra(),
+            )
+            await self._agent.backend_agent.kill()
+            for prompt in undecided:
+                self._decide(prompt, SteerOutcome.LOST)
+
+    async def finish(self, timeout: float) -> None:
+        """Wait until every prompt is accepted or refused; see :meth:`settle`."""
+        prompts = tuple(self._prompts)
+        await self.settle(timeout)
+        for prompt in prompts:
+            await asyncio.wait({asyncio.ensure_future(prompt.wait())})
