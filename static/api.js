@@ -1,61 +1,61 @@
-export const addressOf = path => new URL(`..${path}`, import.meta.url).href;
+export const addressOf = path => new URL(`..${path}`, import.meta.url).href
 
 class ApiError extends Error {
 	constructor(status, body) {
-		super(body?.error ?? (status ? `The server answered ${status}.` : 'The server cannot be reached.'));
-		this.status = status;
-		this.code = body?.code;
+		super(body?.error ?? (status ? `The server answered ${status}.` : 'The server cannot be reached.'))
+		this.status = status
+		this.code = body?.code
 	}
 }
 
 export class Api {
-	#onUnauthorized;
+	#onUnauthorized
 
 	constructor(token, onUnauthorized) {
-		this.token = token;
-		this.#onUnauthorized = onUnauthorized;
+		this.token = token
+		this.#onUnauthorized = onUnauthorized
 	}
 
 	async sessions(withClosed) {
-		return (await this.#call('GET', `/sessions${withClosed ? '?include_closed=true' : ''}`)).sessions;
+		return (await this.#call('GET', `/sessions${withClosed ? '?include_closed=true' : ''}`)).sessions
 	}
 	async agents() {
-		return (await this.#call('GET', '/agents')).agents;
+		return (await this.#call('GET', '/agents')).agents
 	}
-	create = options => this.#call('POST', '/sessions', options);
-	session = id => this.#call('GET', `/sessions/${id}`);
-	update = (id, meta) => this.#call('PATCH', `/sessions/${id}`, { meta });
-	close = id => this.#call('DELETE', `/sessions/${id}`);
+	create = options => this.#call('POST', '/sessions', options)
+	session = id => this.#call('GET', `/sessions/${id}`)
+	update = (id, meta) => this.#call('PATCH', `/sessions/${id}`, { meta })
+	close = id => this.#call('DELETE', `/sessions/${id}`)
 
 	// XHR, because fetch reports no progress
 	upload(file, onprogress) {
-		const xhr = new XMLHttpRequest();
+		const xhr = new XMLHttpRequest()
 		const done = new Promise((resolve, reject) => {
-			const form = new FormData();
-			form.append('file', file, file.name);
-			xhr.open('POST', addressOf('/files'));
-			xhr.setRequestHeader('Authorization', `Bearer ${this.token}`);
-			xhr.responseType = 'json';
-			xhr.upload.onprogress = ({ loaded, total }) => onprogress(loaded / total);
+			const form = new FormData()
+			form.append('file', file, file.name)
+			xhr.open('POST', addressOf('/files'))
+			xhr.setRequestHeader('Authorization', `Bearer ${this.token}`)
+			xhr.responseType = 'json'
+			xhr.upload.onprogress = ({ loaded, total }) => onprogress(loaded / total)
 			xhr.onloadend = () =>
-				xhr.response?.file_token ? resolve(xhr.response) : reject(new ApiError(xhr.status, xhr.response));
-			xhr.send(form);
-		});
-		return { done, abort: () => xhr.abort() };
+				xhr.response?.file_token ? resolve(xhr.response) : reject(new ApiError(xhr.status, xhr.response))
+			xhr.send(form)
+		})
+		return { done, abort: () => xhr.abort() }
 	}
 
 	async #call(method, path, body) {
-		const headers = { Authorization: `Bearer ${this.token}`, 'Content-Type': 'application/json' };
+		const headers = { Authorization: `Bearer ${this.token}`, 'Content-Type': 'application/json' }
 		const response = await fetch(addressOf(path), {
 			method,
 			headers,
 			body: body && JSON.stringify(body),
 			cache: 'no-store'
-		}).catch(() => null);
-		const answer = await response?.json().catch(() => null);
-		if (response?.ok) return answer;
-		const error = new ApiError(response?.status ?? 0, answer);
-		if (error.status === 401) this.#onUnauthorized();
-		throw error;
+		}).catch(() => null)
+		const answer = await response?.json().catch(() => null)
+		if (response?.ok) return answer
+		const error = new ApiError(response?.status ?? 0, answer)
+		if (error.status === 401) this.#onUnauthorized()
+		throw error
 	}
 }

@@ -1,9 +1,9 @@
 // Renders /openapi.json. Swagger UI is a global, not a module.
 
-const dark = matchMedia('(prefers-color-scheme: dark)');
-const follow = () => document.documentElement.classList.toggle('dark-mode', dark.matches);
-dark.addEventListener('change', follow);
-follow();
+const dark = matchMedia('(prefers-color-scheme: dark)')
+const follow = () => document.documentElement.classList.toggle('dark-mode', dark.matches)
+dark.addEventListener('change', follow)
+follow()
 
 globalThis.SwaggerUIBundle({
 	url: 'openapi.json',
@@ -14,4 +14,4 @@ globalThis.SwaggerUIBundle({
 	// The document and the token are sent to no other server.
 	validatorUrl: null,
 	persistAuthorization: false
-});
+})

@@ -1,28 +1,28 @@
 // on(name, fn): 'change' (often), 'synced', 'frame', 'problem' (a sentence), 'withdrawn' ({prompt, files})
-import { records, titleOf } from './normalise.js';
-import { createTranscript, promptParts, reduce, seed } from './transcript.js';
+import { records, titleOf } from './normalise.js'
+import { createTranscript, promptParts, reduce, seed } from './transcript.js'
 
-const FRAMES_KEPT = 500;
-const MAX_TITLE = 200; // characters
-const READ_BACK_AFTER = 700; // ms
+const FRAMES_KEPT = 500
+const MAX_TITLE = 200 // characters
+const READ_BACK_AFTER = 700 // ms
 
 export class Session {
-	#listeners = {};
-	#parts;
-	#timer;
+	#listeners = {}
+	#parts
+	#timer
 
 	constructor(id, state, parts) {
-		this.#parts = parts;
-		this.id = id;
-		this.state = state;
-		this.model = createTranscript();
-		this.outbox = new Map();
-		this.queue = new Map();
-		this.sent = new Map(); // turn_index -> {prompt, files}, of turns that wait
-		this.withdrawing = new Set();
-		this.frames = [];
-		this.synced = false;
-		this.changes = 0; // counts changes that GET /sessions shows too
+		this.#parts = parts
+		this.id = id
+		this.state = state
+		this.model = createTranscript()
+		this.outbox = new Map()
+		this.queue = new Map()
+		this.sent = new Map() // turn_index -> {prompt, files}, of turns that wait
+		this.withdrawing = new Set()
+		this.frames = []
+		this.synced = false
+		this.changes = 0 // counts changes that GET /sessions shows too
 		this.wire = new parts.Wire({
 			url: parts.url,
 			credential: async () => ({ token: parts.api.token }),
@@ -35,217 +35,214 @@ export class Session {
 				frame: (dir, frame, text) => this.#frame(dir, frame, text),
 				reset: () => Object.assign(this, { model: createTranscript(), synced: false })
 			}
-		});
+		})
 	}
 
 	start() {
 		for (const saved of this.#parts.storage.outbox(this.id)) {
-			if (saved.error) this.outbox.set(saved.id, saved);
-			else this.send(saved);
+			if (saved.error) this.outbox.set(saved.id, saved)
+			else this.send(saved)
 		}
-		this.wire.start();
+		this.wire.start()
 	}
 
 	stop() {
-		clearTimeout(this.#timer);
-		this.#listeners = {};
-		this.wire.stop();
+		clearTimeout(this.#timer)
+		this.#listeners = {}
+		this.wire.stop()
 	}
 
 	on(name, listener) {
-		(this.#listeners[name] ??= new Set()).add(listener);
-		return () => this.#listeners[name]?.delete(listener);
+		;(this.#listeners[name] ??= new Set()).add(listener)
+		return () => this.#listeners[name]?.delete(listener)
 	}
 
 	#emit(name, value) {
 		for (const listener of this.#listeners[name] ?? []) {
 			try {
-				listener(value);
+				listener(value)
 			} catch (error) {
-				console.error(error);
+				console.error(error)
 			}
 		}
 	}
 
 	get title() {
-		return titleOf(this.state?.meta) || this.model.title || '';
+		return titleOf(this.state?.meta) || this.model.title || ''
 	}
 	get #firstWords() {
-		return firstLine(promptParts(this.model.turns[0]?.prompt).text);
+		return firstLine(promptParts(this.model.turns[0]?.prompt).text)
 	}
 	get agent() {
-		return this.state?.agent ?? 'the agent';
+		return this.state?.agent ?? 'the agent'
 	}
 	get running() {
-		return this.model.running.size > 0;
+		return this.model.running.size > 0
 	}
 	get waiting() {
-		return this.model.waiting.size > 0;
+		return this.model.waiting.size > 0
 	}
 	get closed() {
-		return Boolean(this.model.closed || this.state?.closed_at);
+		return Boolean(this.model.closed || this.state?.closed_at)
 	}
 
 	history() {
-		const texts = this.model.turns.map(({ prompt }) => promptParts(prompt).text);
-		return texts.filter((text, index) => text && text !== texts[index - 1]);
+		const texts = this.model.turns.map(({ prompt }) => promptParts(prompt).text)
+		return texts.filter((text, index) => text && text !== texts[index - 1])
 	}
 
 	/** @param {{id?: string, prompt: any, files?: any[]}} message */
 	send({ id, prompt, files = [] }) {
-		const sent = this.wire.prompt(prompt, { id, files });
-		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' });
-		sent.accepted.catch(error => this.#rejected(sent.id, error));
-		this.#changedOutbox();
-		const line = firstLine(promptParts(prompt).text);
-		if (!this.title && line) this.named = this.rename(line).catch(() => {});
+		const sent = this.wire.prompt(prompt, { id, files })
+		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' })
+		sent.accepted.catch(error => this.#rejected(sent.id, error))
+		this.#changedOutbox()
+		const line = firstLine(promptParts(prompt).text)
+		if (!this.title && line) this.named = this.rename(line).catch(() => {})
 	}
 
 	discard({ id }) {
-		this.outbox.delete(id);
-		this.#changedOutbox();
+		this.outbox.delete(id)
+		this.#changedOutbox()
 	}
 
 	// When this arrives, the next turn may run
 	cancel(turnIndex = [...this.model.running][0]) {
-		if (turnIndex !== undefined) this.#tell(this.wire.cancel(turnIndex));
+		if (turnIndex !== undefined) this.#tell(this.wire.cancel(turnIndex))
 	}
 
 	withdraw(turnIndex) {
-		this.withdrawing.add(turnIndex);
-		this.cancel(turnIndex);
-	}
-
-	answer(requestId, optionId) {
-		return this.wire.answer(requestId, optionId);
+		this.withdrawing.add(turnIndex)
+		this.cancel(turnIndex)
 	}
 
 	set(kind, value, key) {
-		this.#tell(this.wire.send({ type: `set_${kind}`, ...(key ? { key, value } : { [kind]: value }) }));
-		this.#readBack();
+		this.#tell(this.wire.send({ type: `set_${kind}`, ...(key ? { key, value } : { [kind]: value }) }))
+		this.#readBack()
 	}
 
 	async rename(title) {
-		this.hear(await this.#parts.api.update(this.id, { title }));
+		this.hear(await this.#parts.api.update(this.id, { title }))
 	}
 
 	hear(state) {
-		this.changes += 1;
-		this.state = { ...this.state, ...state };
-		if (Array.isArray(state.queued)) this.queue = new Map(records(state.queued).map(one => [one.turn_index, one]));
-		seed(this.model, state);
-		if (this.synced) this.#emit('change');
+		this.changes += 1
+		this.state = { ...this.state, ...state }
+		if (Array.isArray(state.queued)) this.queue = new Map(records(state.queued).map(one => [one.turn_index, one]))
+		seed(this.model, state)
+		if (this.synced) this.#emit('change')
 	}
 
 	#tell(sent) {
-		if (!sent) this.#emit('problem', 'There is no connection.');
+		if (!sent) this.#emit('problem', 'There is no connection.')
 	}
 
 	// Not every agent reports the result of a setting
 	#readBack() {
-		clearTimeout(this.#timer);
+		clearTimeout(this.#timer)
 		this.#timer = setTimeout(() => {
-			this.changes += 1;
-			this.look();
-		}, READ_BACK_AFTER);
+			this.changes += 1
+			this.look()
+		}, READ_BACK_AFTER)
 	}
 
 	look() {
-		return (this.looking ??= this.#look().finally(() => (this.looking = null)));
+		return (this.looking ??= this.#look().finally(() => (this.looking = null)))
 	}
 
 	async #look() {
-		let changes;
-		let state;
+		let changes
+		let state
 		while (changes !== this.changes) {
-			({ changes } = this);
-			state = await this.#parts.api.session(this.id).catch(() => null);
+			;({ changes } = this)
+			state = await this.#parts.api.session(this.id).catch(() => null)
 		}
-		if (state) this.hear(state);
+		if (state) this.hear(state)
 	}
 
 	#entry(entry) {
-		const { model } = this;
-		reduce(model, entry);
+		const { model } = this
+		reduce(model, entry)
 		if (entry.type === 'turn_start') {
-			this.changes += 1;
-			this.asked = false;
-			this.queue.delete(entry.turn_index);
-			if (this.outbox.delete(entry.id)) this.#changedOutbox();
+			this.changes += 1
+			this.asked = false
+			this.queue.delete(entry.turn_index)
+			if (this.outbox.delete(entry.id)) this.#changedOutbox()
 		} else if (this.synced && !this.asked && !model.modes && !model.configOptions) {
-			this.asked = true;
-			this.#readBack();
+			this.asked = true
+			this.#readBack()
 		}
-		if (entry.notice === 'asks' && this.synced) this.hear({ asks: entry.asks });
-		if (entry.type === 'turn_end') this.#ended(entry.turn_index);
-		this.#changed();
+		if (entry.notice === 'asks' && this.synced) this.hear({ asks: entry.asks })
+		if (entry.type === 'turn_end') this.#ended(entry.turn_index)
+		this.#changed()
 	}
 
 	#ended(index) {
-		const { prompt, withdrawn } = this.model.byIndex.get(index);
-		const sent = this.sent.get(index) ?? { prompt, files: [] };
-		this.sent.delete(index);
-		if (this.withdrawing.delete(index) && withdrawn) this.#emit('withdrawn', sent);
-		if (this.synced) this.#takeTitle().catch(() => {});
+		const { prompt, withdrawn } = this.model.byIndex.get(index)
+		const sent = this.sent.get(index) ?? { prompt, files: [] }
+		this.sent.delete(index)
+		if (this.withdrawing.delete(index) && withdrawn) this.#emit('withdrawn', sent)
+		if (this.synced) this.#takeTitle().catch(() => {})
 	}
 
 	async #takeTitle() {
-		await this.named; // a turn may end before that
-		const { title } = this.model;
+		await this.named // a turn may end before that
+		const { title } = this.model
 		if (title && title !== this.title && this.title === this.#firstWords)
-			await this.rename(title.slice(0, MAX_TITLE).toWellFormed());
+			await this.rename(title.slice(0, MAX_TITLE).toWellFormed())
 	}
 
 	#ready(frame) {
-		this.hear(frame);
-		this.#changed();
+		this.hear(frame)
+		this.#changed()
 	}
 
 	#changed() {
 		if (!this.synced && this.model.head >= this.state.head) {
-			this.synced = true;
-			this.#emit('synced');
+			this.synced = true
+			this.#emit('synced')
 		}
-		if (this.synced) this.#emit('change');
+		if (this.synced) this.#emit('change')
 	}
 
 	#accepted({ id, turn_index: index, queued, duplicate }) {
-		const sent = this.outbox.get(id);
-		if (!sent) return;
-		sent.state = 'accepted';
-		this.changes += 1;
+		const sent = this.outbox.get(id)
+		if (!sent) return
+		sent.state = 'accepted'
+		this.changes += 1
 		if (queued && !this.model.byIndex.has(index)) {
-			this.queue.set(index, { turn_index: index, prompt: sent.prompt });
-			this.sent.set(index, { prompt: sent.prompt, files: sent.files });
+			this.queue.set(index, { turn_index: index, prompt: sent.prompt })
+			this.sent.set(index, { prompt: sent.prompt, files: sent.files })
 		}
-		if (queued || duplicate) this.outbox.delete(id);
-		this.#changedOutbox();
+		if (queued || duplicate) this.outbox.delete(id)
+		this.#changedOutbox()
 	}
 
 	#rejected(id, error) {
-		const sent = this.outbox.get(id);
-		if (!sent || error.code === 'stopped') return;
-		Object.assign(sent, { state: 'failed', error: error.message });
-		this.#changedOutbox();
+		const sent = this.outbox.get(id)
+		if (!sent || error.code === 'stopped') return
+		Object.assign(sent, { state: 'failed', error: error.message })
+		this.#changedOutbox()
 	}
 
-	#failed({ id, code, message }) {
-		const permission = this.model.waiting.get(id);
-		if (permission && code !== 'not_found') this.#refused(permission);
-		if (code !== 'not_found') this.#emit('problem', message);
-		this.#readBack();
-	}
-
-	#refused(permission) {
-		permission.refused += 1;
-		this.model.dirty.add(permission.tool);
-		this.#emit('change');
+	#failed(problem) {
+		const { id, code, message } = problem
+		const asked = this.model.waiting.get(id)
+		if (code !== 'not_found') {
+			if (asked) {
+				Object.assign(asked, { problem, refused: asked.refused + 1 })
+				this.model.dirty.add(asked.tool)
+				this.#emit('change')
+			}
+			if (!asked?.fields) this.#emit('problem', message)
+		}
+		this.#readBack()
 	}
 
 	#changedOutbox() {
-		const unsure = [...this.outbox.values()].filter(({ state }) => state !== 'accepted');
-		this.#parts.storage.saveOutbox(this.id, unsure);
-		this.#emit('change');
+		const unsure = [...this.outbox.values()].filter(({ state }) => state !== 'accepted')
+		this.#parts.storage.saveOutbox(this.id, unsure)
+		this.#emit('change')
 	}
 
 	#frame(dir, { type, after }, text) {
@@ -253,10 +250,10 @@ export class Session {
 			dir,
 			text: type === 'auth' ? JSON.stringify({ type, token: '…', after }) : text,
 			ts: Date.now()
-		});
-		if (this.frames.length > 2 * FRAMES_KEPT) this.frames.splice(0, FRAMES_KEPT);
-		this.#emit('frame');
+		})
+		if (this.frames.length > 2 * FRAMES_KEPT) this.frames.splice(0, FRAMES_KEPT)
+		this.#emit('frame')
 	}
 }
 
-const firstLine = text => text.trim().split('\n')[0].slice(0, 80).toWellFormed();
+const firstLine = text => text.trim().split('\n')[0].slice(0, 80).toWellFormed()

@@ -1,75 +1,75 @@
 // Without storage, data stays in memory and the sign-in in the history entry
-import { isRecord } from './normalise.js';
+import { isRecord } from './normalise.js'
 
-const PREFIX = 'clawdforge:';
-const TAB = 'sessionStorage';
-const KEPT = 'localStorage';
-const MAX_MARKS = 200; // sessions
-const memory = new Map();
+const PREFIX = 'clawdforge:'
+const TAB = 'sessionStorage'
+const KEPT = 'localStorage'
+const MAX_MARKS = 200 // sessions
+const memory = new Map()
 
 function read(area, key) {
-	if (memory.has(area + key)) return memory.get(area + key);
+	if (memory.has(area + key)) return memory.get(area + key)
 	try {
-		return JSON.parse(globalThis[area].getItem(PREFIX + key));
+		return JSON.parse(globalThis[area].getItem(PREFIX + key))
 	} catch {
-		return null;
+		return null
 	}
 }
 
 function write(area, key, value) {
-	memory.delete(area + key);
+	memory.delete(area + key)
 	try {
-		if (value == null) globalThis[area].removeItem(PREFIX + key);
-		else globalThis[area].setItem(PREFIX + key, JSON.stringify(value));
-		return true;
+		if (value == null) globalThis[area].removeItem(PREFIX + key)
+		else globalThis[area].setItem(PREFIX + key, JSON.stringify(value))
+		return true
 	} catch {
-		memory.set(area + key, value);
-		return false;
+		memory.set(area + key, value)
+		return false
 	}
 }
 
 function keysOf(start) {
-	let stored = [];
+	let stored = []
 	try {
-		stored = Object.keys(globalThis[TAB]);
+		stored = Object.keys(globalThis[TAB])
 	} catch {}
-	const own = [...stored, ...[...memory.keys()].map(key => key.replace(TAB, PREFIX))];
-	return [...new Set(own)].filter(key => key.startsWith(PREFIX + start)).map(key => key.slice((PREFIX + start).length));
+	const own = [...stored, ...[...memory.keys()].map(key => key.replace(TAB, PREFIX))]
+	return [...new Set(own)].filter(key => key.startsWith(PREFIX + start)).map(key => key.slice((PREFIX + start).length))
 }
 
-const given = () => history.state?.token ?? null;
-const give = token => history.replaceState({ ...history.state, token: token ?? undefined }, '');
-const text = value => (typeof value === 'string' ? value : null);
+const given = () => history.state?.token ?? null
+const give = token => history.replaceState({ ...history.state, token: token ?? undefined }, '')
+const text = value => (typeof value === 'string' ? value : null)
 
 export const storage = {
 	token: () => text(read(TAB, 'token')) ?? text(read(KEPT, 'token')) ?? text(given()),
 	kept: token => token !== '' && read(KEPT, 'token') === token,
 	saveToken(token, keep) {
-		let taken = write(TAB, 'token', keep ? null : token);
-		if (keep !== undefined) taken = write(KEPT, 'token', keep ? token : null) && taken;
-		if (!taken || given() !== null) give(taken ? null : token);
+		let taken = write(TAB, 'token', keep ? null : token)
+		if (keep !== undefined) taken = write(KEPT, 'token', keep ? token : null) && taken
+		if (!taken || given() !== null) give(taken ? null : token)
 	},
 	get inHistory() {
-		return given() !== null;
+		return given() !== null
 	},
 	preferences() {
-		const found = read(KEPT, 'preferences');
-		return isRecord(found) ? found : {};
+		const found = read(KEPT, 'preferences')
+		return isRecord(found) ? found : {}
 	},
 	savePreferences: changes => write(KEPT, 'preferences', { ...storage.preferences(), ...changes }),
 	draft: (id, part = 'draft') => read(TAB, `${part}:${id}`),
 	saveDraft: (id, value, part = 'draft') => write(TAB, `${part}:${id}`, value?.length === 0 ? null : value),
 	outbox(id) {
-		const found = read(TAB, `outbox:${id}`);
-		return Array.isArray(found) ? found.filter(isRecord) : [];
+		const found = read(TAB, `outbox:${id}`)
+		return Array.isArray(found) ? found.filter(isRecord) : []
 	},
 	saveOutbox: (id, prompts) => write(TAB, `outbox:${id}`, prompts.length ? prompts : null),
 	unsent: () => [
 		...new Set(['draft:', 'attached:', 'outbox:'].flatMap(part => keysOf(part).filter(id => read(TAB, part + id))))
 	],
 	marks() {
-		const found = read(KEPT, 'marks');
-		return new Map(/** @type {any} */ (Array.isArray(found) ? found.filter(Array.isArray) : []));
+		const found = read(KEPT, 'marks')
+		return new Map(/** @type {any} */ (Array.isArray(found) ? found.filter(Array.isArray) : []))
 	},
 	saveMarks: marks => write(KEPT, 'marks', [...marks].slice(-MAX_MARKS))
-};
+}

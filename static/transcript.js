@@ -13,14 +13,15 @@ import {
 	number,
 	options,
 	planEntries,
+	question,
 	record,
 	string,
 	toolCall,
 	usage,
 	words
-} from './normalise.js';
+} from './normalise.js'
 
-const MAX_RAW = 200;
+const MAX_RAW = 200
 
 /** @returns {Model} */
 export function createTranscript() {
@@ -38,106 +39,106 @@ export function createTranscript() {
 		usage: null,
 		title: null,
 		closed: null
-	};
-	return hide(model, { dirty: new Set(), byIndex: new Map(), calls: new Map(), requests: new Map(), seededAt: 0 });
+	}
+	return hide(model, { dirty: new Set(), byIndex: new Map(), calls: new Map(), requests: new Map(), seededAt: 0 })
 }
 
 // The server's state overrides the log up to its head
 /** @param {Model} model */
 export function seed(model, state) {
-	const { head, model: current } = state;
-	model.seededAt = Math.max(model.seededAt, number(head, 0));
+	const { head, model: current } = state
+	model.seededAt = Math.max(model.seededAt, number(head, 0))
 	const settings = {
 		modes: modes(state.modes),
 		models: models(state.models, current),
 		configOptions: settled(state.config_options, configOptions),
 		commands: settled(state.commands, commands),
 		usage: usage(state.usage)
-	};
-	for (const [name, value] of Object.entries(settings)) if (value) set(model, name, value);
+	}
+	for (const [name, value] of Object.entries(settings)) if (value) set(model, name, value)
 }
 
-const settled = (value, normalise) => (Array.isArray(value) ? normalise(value) : null);
+const settled = (value, normalise) => (Array.isArray(value) ? normalise(value) : null)
 
 /**
  * @param {Model} model
  * @param {Frame} entry
  */
 export function reduce(model, entry) {
-	const handler = ENTRIES[string(entry.type)];
-	model.head = entry.seq;
+	const handler = ENTRIES[string(entry.type)]
+	model.head = entry.seq
 	try {
-		if (handler) handler(model, entry);
-		else addRaw(model, entry, words(entry.type, 'entry'), entry);
+		if (handler) handler(model, entry)
+		else addRaw(model, entry, words(entry.type, 'entry'), entry)
 	} catch (error) {
-		console.error(error);
-		addRaw(model, entry, words(entry.type, 'entry'), entry);
+		console.error(error)
+		addRaw(model, entry, words(entry.type, 'entry'), entry)
 	}
-	return model;
+	return model
 }
 
 const ENTRIES = {
 	__proto__: null,
 	turn_start(model, entry) {
-		const { prompt, id, context, ts } = entry;
-		const turn = turnOf(model, entry);
+		const { prompt, id, context, ts } = entry
+		const turn = turnOf(model, entry)
 		Object.assign(turn, {
 			prompt: blocks(prompt),
 			id: string(id, null),
 			context: string(context, 'kept'),
 			startedAt: ts,
 			status: 'running'
-		});
-		model.running.add(turn.index);
+		})
+		model.running.add(turn.index)
 	},
 
 	turn_end(model, entry) {
-		const turn = turnOf(model, entry);
-		closeText(model, turn, entry.ts);
+		const turn = turnOf(model, entry)
+		closeText(model, turn, entry.ts)
 		Object.assign(turn, {
 			status: 'ended',
 			stopReason: string(entry.stop_reason, 'error'),
 			durationMs: number(entry.duration_ms),
 			error: failure(entry.error)
-		});
+		})
 		// The duration is 0 if the agent never received the prompt.
 		if (entry.withdrawn ?? (entry.stop_reason === 'cancelled' && entry.duration_ms === 0 && !turn.items.length))
-			turn.withdrawn = true;
+			turn.withdrawn = true
 		for (const tool of turn.open) {
-			tool.abandoned = true;
-			model.dirty.add(tool);
+			tool.abandoned = true
+			model.dirty.add(tool)
 		}
-		turn.open.clear();
-		model.running.delete(turn.index);
+		turn.open.clear()
+		model.running.delete(turn.index)
 		for (const [requestId, permission] of model.waiting) {
-			if (permission.turnIndex !== turn.index) continue;
-			permission.over = true;
-			model.waiting.delete(requestId);
-			model.dirty.add(permission.tool);
+			if (permission.turnIndex !== turn.index) continue
+			permission.over = true
+			model.waiting.delete(requestId)
+			model.dirty.add(permission.tool)
 		}
 	},
 
 	event(model, entry) {
-		const { event } = entry;
-		const { method, params, result, error } = record(event);
-		if (typeof method === 'string') update(model, entry, method, params);
+		const { event } = entry
+		const { method, params, result, error } = record(event)
+		if (typeof method === 'string') update(model, entry, method, params)
 		else if (isRecord(result)) {
-			if (isRecord(result.usage)) turnOf(model, entry).usage = { totalTokens: number(result.usage.totalTokens) };
-		} else if (error) turnOf(model, entry).failure = detailOf(record(error).data);
-		else addRaw(model, entry, 'message', event);
+			if (isRecord(result.usage)) turnOf(model, entry).usage = { totalTokens: number(result.usage.totalTokens) }
+		} else if (error) turnOf(model, entry).failure = detailOf(record(error).data)
+		else addRaw(model, entry, 'message', event)
 	},
 
 	permission_request(model, entry) {
-		const { request_id: requestId, expires_at: expiresAt } = entry;
-		if (model.requests.has(requestId)) return;
-		const request = record(entry.request);
-		const asked = record(request.toolCall);
+		const { request_id: requestId, expires_at: expiresAt } = entry
+		if (model.requests.has(requestId)) return
+		const request = record(entry.request)
+		const asked = record(request.toolCall)
 		const tool = mergeTool(
 			model,
 			{ ...asked, toolCallId: identity(asked.toolCallId) ?? `permission:${requestId}` },
 			entry
-		);
-		const { title, toolKind, content, locations, input, turnIndex } = tool;
+		)
+		const { title, toolKind, content, locations, input, turnIndex } = tool
 		const permission = {
 			requestId,
 			turnIndex,
@@ -148,49 +149,81 @@ const ENTRIES = {
 			by: null,
 			over: false,
 			refused: 0
-		};
-		tool.permissions.push(hide(permission, { tool }));
-		model.requests.set(requestId, permission);
-		model.waiting.set(requestId, permission);
+		}
+		tool.permissions.push(hide(permission, { tool }))
+		wait(model, permission)
 	},
 
-	permission_resolved(model, { request_id: requestId, outcome, by }) {
-		const permission = model.requests.get(requestId);
-		model.waiting.delete(requestId);
-		if (!permission || permission.outcome) return;
-		Object.assign(permission, { outcome: { optionId: string(record(outcome).optionId, null) }, by: string(by) });
-		model.dirty.add(permission.tool);
+	permission_resolved: (model, entry) =>
+		resolve(model, entry, ({ optionId }) => ({ optionId: string(optionId, null) })),
+
+	elicitation_request(model, entry) {
+		const { request_id: requestId } = entry
+		if (model.requests.has(requestId)) return
+		const asked = question(entry.request)
+		const call = { title: asked.message, toolKind: 'question', locations: [] }
+		const fields = { requestId, ...asked, call, done: false, outcome: null, by: null, over: false, refused: 0 }
+		const item = add(model, entry, 'question', fields)
+		wait(model, hide(item, { tool: item }))
 	},
+
+	elicitation_resolved: (model, entry) =>
+		resolve(model, entry, ({ action, content }) => ({ action: string(action), content: record(content) })),
+
+	session_reopened: model => set(model, 'closed', null),
 
 	session_closed: (model, { reason }) => set(model, 'closed', { reason: string(reason) }),
 
 	notice(model, entry) {
-		const { notice, setting, value } = entry;
+		const { notice, setting, value } = entry
 		if (notice === 'restored' && typeof setting === 'string' && typeof value === 'string')
-			add(model, entry, 'note', { note: 'mode', title: `The server set ${setting} to ${value} again`, text: '' });
+			add(model, entry, 'note', { note: 'mode', title: `The server set ${setting} to ${value} again`, text: '' })
 		// The header shows whether the agent asks.
-		else if (notice !== 'asks') addRaw(model, entry, 'notice', entry);
+		else if (notice !== 'asks') addRaw(model, entry, 'notice', entry)
 	}
-};
-
-function update(model, entry, method, params) {
-	const one = method === 'session/update' ? record(params).update : null;
-	const name = record(one).sessionUpdate;
-	const handler = typeof name === 'string' ? UPDATES[name] : null;
-	if (!handler || handler(model, one, entry) === UNKNOWN)
-		addRaw(model, entry, words(name, method), isRecord(one) ? one : params);
 }
 
-const UNKNOWN = Symbol('unknown');
+function update(model, entry, method, params) {
+	if (method === 'elicitation/complete' && complete(model, record(params)) !== UNKNOWN) return
+	const one = method === 'session/update' ? record(params).update : null
+	const name = record(one).sessionUpdate
+	const handler = typeof name === 'string' ? UPDATES[name] : null
+	if (!handler || handler(model, one, entry) === UNKNOWN)
+		addRaw(model, entry, words(name, method), isRecord(one) ? one : params)
+}
+
+function wait(model, asked) {
+	model.requests.set(asked.requestId, asked)
+	model.waiting.set(asked.requestId, asked)
+}
+
+function resolve(model, { request_id: requestId, outcome, by }, normalise) {
+	const asked = model.requests.get(requestId)
+	model.waiting.delete(requestId)
+	if (!asked || asked.outcome) return
+	Object.assign(asked, { outcome: normalise(record(outcome)), by: string(by) })
+	model.dirty.add(asked.tool)
+}
+
+// The person is done with a link
+function complete(model, { elicitationId }) {
+	const id = identity(elicitationId)
+	const item = [...model.requests.values()].find(one => id !== null && one.elicitationId === id)
+	if (!item) return UNKNOWN
+	item.done = true
+	model.dirty.add(item)
+}
+
+const UNKNOWN = Symbol('unknown')
 
 const UPDATES = {
 	__proto__: null,
 	agent_message_chunk: (model, chunk, entry) => addText(model, 'message', chunk, entry),
 	agent_thought_chunk: (model, chunk, entry) => addText(model, 'thought', chunk, entry),
 	user_message_chunk(model, chunk, entry) {
-		const { text } = record(chunk.content);
+		const { text } = record(chunk.content)
 		if (typeof text !== 'string' || !textOf(turnOf(model, entry).prompt).includes(text))
-			addText(model, 'user', chunk, entry);
+			addText(model, 'user', chunk, entry)
 	},
 	tool_call: (model, call, entry) => void mergeTool(model, call, entry),
 	tool_call_update: (model, call, entry) =>
@@ -198,39 +231,39 @@ const UPDATES = {
 			? UNKNOWN
 			: void mergeTool(model, call, entry, model.calls.get(identity(call.toolCallId))),
 	plan(model, { entries }, entry) {
-		if (!Array.isArray(entries)) return UNKNOWN;
-		const turn = turnOf(model, entry);
-		turn.plan ??= add(model, entry, 'plan', {});
-		turn.plan.entries = planEntries(entries);
-		model.dirty.add(turn.plan);
+		if (!Array.isArray(entries)) return UNKNOWN
+		const turn = turnOf(model, entry)
+		turn.plan ??= add(model, entry, 'plan', {})
+		turn.plan.entries = planEntries(entries)
+		model.dirty.add(turn.plan)
 	},
 	available_commands_update: (model, { availableCommands: all }, entry) =>
 		Array.isArray(all) ? set(model, 'commands', commands(all), entry) : UNKNOWN,
 	config_option_update: (model, { configOptions: all }, entry) =>
 		Array.isArray(all) ? set(model, 'configOptions', configOptions(all), entry) : UNKNOWN,
 	current_mode_update(model, { currentModeId: given }, entry) {
-		const currentModeId = identity(given);
-		if (currentModeId === null) return UNKNOWN;
-		const known = model.modes ?? { currentModeId: null, availableModes: [] };
+		const currentModeId = identity(given)
+		if (currentModeId === null) return UNKNOWN
+		const known = model.modes ?? { currentModeId: null, availableModes: [] }
 		if (entry.seq > model.seededAt && known.currentModeId !== currentModeId) {
-			const name = known.availableModes.find(({ id }) => id === currentModeId)?.name ?? currentModeId;
-			add(model, entry, 'note', { note: 'mode', title: `Mode is now ${name}`, text: '' });
+			const name = known.availableModes.find(({ id }) => id === currentModeId)?.name ?? currentModeId
+			add(model, entry, 'note', { note: 'mode', title: `Mode is now ${name}`, text: '' })
 		}
-		set(model, 'modes', { ...known, currentModeId }, entry);
+		set(model, 'modes', { ...known, currentModeId }, entry)
 	},
 	session_info_update(model, { title }, entry) {
-		if (title === undefined) return;
-		if (title !== null && typeof title !== 'string') return UNKNOWN;
-		set(model, 'title', title, entry);
+		if (title === undefined) return
+		if (title !== null && typeof title !== 'string') return UNKNOWN
+		set(model, 'title', title, entry)
 	},
 	usage_update: (model, change) => void set(model, 'usage', usage(change)),
 	notice: (model, { severity, title, description }, entry) =>
 		void add(model, entry, 'note', { note: string(severity), title: words(title, ''), text: words(description, '') })
-};
+}
 
 function turnOf(model, { turn_index: given, ts }) {
-	const index = Number.isSafeInteger(given) ? given : 0;
-	let turn = model.byIndex.get(index);
+	const index = Number.isSafeInteger(given) ? given : 0
+	let turn = model.byIndex.get(index)
 	if (!turn) {
 		turn = {
 			kind: 'turn',
@@ -247,63 +280,62 @@ function turnOf(model, { turn_index: given, ts }) {
 			usage: null,
 			plan: null,
 			items: []
-		};
-		hide(turn, { tools: new Map(), open: new Set(), text: null });
-		model.byIndex.set(index, turn);
-		model.turns.push(turn);
+		}
+		hide(turn, { tools: new Map(), open: new Set(), text: null })
+		model.byIndex.set(index, turn)
+		model.turns.push(turn)
 	}
-	model.dirty.add(turn);
-	return turn;
+	model.dirty.add(turn)
+	return turn
 }
 
 function add(model, entry, kind, fields) {
-	const turn = turnOf(model, entry);
-	closeText(model, turn, entry.ts);
-	const item = { kind, turnIndex: turn.index, startedAt: entry.ts, ...fields };
-	turn.items.push(item);
-	model.dirty.add(item);
-	return item;
+	const turn = turnOf(model, entry)
+	closeText(model, turn, entry.ts)
+	const item = { kind, turnIndex: turn.index, startedAt: entry.ts, ...fields }
+	turn.items.push(item)
+	model.dirty.add(item)
+	return item
 }
 
 function addText(model, kind, { content: given, messageId: id }, entry) {
-	const turn = turnOf(model, entry);
-	const content = block(given);
-	const messageId = identity(id);
-	let item = turn.text;
+	const turn = turnOf(model, entry)
+	const content = block(given)
+	const messageId = identity(id)
+	let item = turn.text
 	if (item?.kind !== kind || item.messageId !== messageId) {
-		item = add(model, entry, kind, { messageId, parts: [] });
-		turn.text = item;
+		item = add(model, entry, kind, { messageId, parts: [] })
+		turn.text = item
 	}
-	const last = item.parts.at(-1);
-	const isText = content.type === 'text';
-	if (isText && last?.type === 'text') last.text += content.text;
-	else item.parts.push(isText ? { type: 'text', text: content.text } : content);
-	item.endedAt = entry.ts;
-	item.done = turn.stopReason !== null;
-	model.dirty.add(item);
+	const last = item.parts.at(-1)
+	const isText = content.type === 'text'
+	if (isText && last?.type === 'text') last.text += content.text
+	else item.parts.push(isText ? { type: 'text', text: content.text } : content)
+	item.endedAt = entry.ts
+	item.done = turn.stopReason !== null
+	model.dirty.add(item)
 }
 
 function closeText(model, turn, ts) {
-	if (!turn.text) return;
-	Object.assign(turn.text, { done: true, endedAt: ts });
-	model.dirty.add(turn.text);
-	turn.text = null;
+	if (!turn.text) return
+	Object.assign(turn.text, { done: true, endedAt: ts })
+	model.dirty.add(turn.text)
+	turn.text = null
 }
 
 function addRaw(model, entry, name, data) {
-	const last = turnOf(model, entry).items.at(-1);
-	if (last?.kind !== 'raw' || last.name !== name)
-		return void add(model, entry, 'raw', { name, count: 1, data: [data] });
-	last.count += 1;
-	if (last.count <= MAX_RAW) last.data.push(data);
-	model.dirty.add(last);
+	const last = turnOf(model, entry).items.at(-1)
+	if (last?.kind !== 'raw' || last.name !== name) return void add(model, entry, 'raw', { name, count: 1, data: [data] })
+	last.count += 1
+	if (last.count <= MAX_RAW) last.data.push(data)
+	model.dirty.add(last)
 }
 
 // An id identifies one call within its turn; an earlier report supplies missing fields
 function mergeTool(model, change, entry, earlier) {
-	const id = identity(change.toolCallId);
-	const turn = turnOf(model, entry);
-	let tool = turn.tools.get(id);
+	const id = identity(change.toolCallId)
+	const turn = turnOf(model, entry)
+	let tool = turn.tools.get(id)
 	if (!tool) {
 		tool = add(model, entry, 'tool', {
 			id,
@@ -318,66 +350,66 @@ function mergeTool(model, change, entry, earlier) {
 			permissions: [],
 			abandoned: false,
 			endedAt: null
-		});
-		if (id !== null) for (const known of [turn.tools, model.calls]) known.set(id, tool);
+		})
+		if (id !== null) for (const known of [turn.tools, model.calls]) known.set(id, tool)
 	}
 	// Absent and null mean unchanged; lists are replaced whole.
-	const fields = toolCall(change);
-	for (const name in fields) if (fields[name] != null) tool[name] = fields[name];
-	const ended = tool.status === 'completed' || tool.status === 'failed';
-	tool.endedAt = ended ? (tool.endedAt ?? entry.ts) : null;
-	if (ended) turn.open.delete(tool);
-	else if (turn.status === 'running') turn.open.add(tool);
-	else tool.abandoned = true;
+	const fields = toolCall(change)
+	for (const name in fields) if (fields[name] != null) tool[name] = fields[name]
+	const ended = tool.status === 'completed' || tool.status === 'failed'
+	tool.endedAt = ended ? (tool.endedAt ?? entry.ts) : null
+	if (ended) turn.open.delete(tool)
+	else if (turn.status === 'running') turn.open.add(tool)
+	else tool.abandoned = true
 	// Agents stream output here if the client has no terminal.
-	const { terminal_output: output, terminal_exit: exit } = record(change._meta);
+	const { terminal_output: output, terminal_exit: exit } = record(change._meta)
 	if (isRecord(output) || isRecord(exit)) {
-		tool.terminal ??= { output: '', exit: null };
-		tool.terminal.output += string(record(output).data);
-		tool.terminal.exit = number(record(exit).exit_code, tool.terminal.exit);
+		tool.terminal ??= { output: '', exit: null }
+		tool.terminal.output += string(record(output).data)
+		tool.terminal.exit = number(record(exit).exit_code, tool.terminal.exit)
 	}
-	model.dirty.add(tool);
-	return tool;
+	model.dirty.add(tool)
+	return tool
 }
 
 function set(model, name, value, entry) {
-	if (entry?.seq <= model.seededAt && model[name]) return;
-	model[name] = value;
-	model.dirty.add(model);
+	if (entry?.seq <= model.seededAt && model[name]) return
+	model[name] = value
+	model.dirty.add(model)
 }
 
 export function textOf(parts) {
 	return list(parts)
 		.map(part => (part?.type === 'text' ? part.text : ''))
-		.join('');
+		.join('')
 }
 
-const ATTACHED = '[Attached files]\n';
+const ATTACHED = '[Attached files]\n'
 
 export function promptText(prompt) {
-	const { text, files } = promptParts(prompt);
-	return files.length ? `${ATTACHED}${files.join('\n')}\n${text}` : text;
+	const { text, files } = promptParts(prompt)
+	return files.length ? `${ATTACHED}${files.join('\n')}\n${text}` : text
 }
 
 // The server put the paths of uploads before the text
 export function promptParts(prompt) {
-	const all = blocks(prompt);
-	const files = [];
-	let text = textOf(all);
+	const all = blocks(prompt)
+	const files = []
+	let text = textOf(all)
 	if (text.startsWith(ATTACHED)) {
-		const lines = text.slice(ATTACHED.length).split('\n');
-		const folder = lines[0].split('/').slice(0, -2).join('/');
-		while (folder && lines[0]?.startsWith(folder)) files.push(lines.shift());
-		text = lines.join('\n');
+		const lines = text.slice(ATTACHED.length).split('\n')
+		const folder = lines[0].split('/').slice(0, -2).join('/')
+		while (folder && lines[0]?.startsWith(folder)) files.push(lines.shift())
+		text = lines.join('\n')
 	}
-	return { text, files, others: all.filter(({ type }) => type !== 'text') };
+	return { text, files, others: all.filter(({ type }) => type !== 'text') }
 }
 
 function detailOf(data) {
-	return string(typeof data === 'string' ? data : (record(data).details ?? record(data).message));
+	return string(typeof data === 'string' ? data : (record(data).details ?? record(data).message))
 }
 
 function hide(object, fields) {
-	for (const [name, value] of Object.entries(fields)) Object.defineProperty(object, name, { value, writable: true });
-	return object;
+	for (const [name, value] of Object.entries(fields)) Object.defineProperty(object, name, { value, writable: true })
+	return object
 }

@@ -53,14 +53,14 @@ interface Turn extends Props {
 }
 
 interface Item extends Props {
-	kind: 'message' | 'thought' | 'user' | 'tool' | 'plan' | 'note' | 'raw';
+	kind: 'message' | 'thought' | 'user' | 'tool' | 'plan' | 'note' | 'question' | 'raw';
 }
 
 interface Permission extends Props {
 	requestId: string;
 	turnIndex: number;
 	call: Props;
-	options: { optionId: string; name: string; kind: string }[];
+	options?: { optionId: string; name: string; kind: string }[];
 }
 
 interface WireOptions {

@@ -1,17 +1,17 @@
-import { h, icon, setText } from './dom.js';
-import { bytes } from './format.js';
+import { h, icon, setText } from './dom.js'
+import { bytes } from './format.js'
 
-const INLINE = /^image\/(png|jpeg|gif|webp)$/;
-const INLINE_ALL = 2_600_000;
-const uploaded = new Map();
+const INLINE = /^image\/(png|jpeg|gif|webp)$/
+const INLINE_ALL = 2_600_000
+const uploaded = new Map()
 
 export class Attachments {
-	el;
-	upload;
+	el
+	upload
 	constructor(el, upload, onchange, saved) {
-		Object.assign(this, { el, upload, onchange: () => {}, items: [] });
-		for (const item of saved ?? []) this.#show(item);
-		this.onchange = onchange;
+		Object.assign(this, { el, upload, onchange: () => {}, items: [] })
+		for (const item of saved ?? []) this.#show(item)
+		this.onchange = onchange
 	}
 
 	get saved() {
@@ -21,55 +21,55 @@ export class Attachments {
 			name,
 			size,
 			...(state === 'ready' ? { state } : { state: 'failed', error: error ?? 'Not uploaded: attach it again' })
-		}));
+		}))
 	}
 
 	get blocked() {
-		return this.items.some(({ state }) => state !== 'ready');
+		return this.items.some(({ state }) => state !== 'ready')
 	}
 
 	add(files) {
-		for (const file of files) this.#start({ file, size: file.size, name: file.name || 'image', state: 'busy' });
+		for (const file of files) this.#start({ file, size: file.size, name: file.name || 'image', state: 'busy' })
 	}
 
 	put(blocks, files) {
-		for (const block of blocks) this.#show({ block, size: block.data?.length * 0.75, name: 'image', state: 'ready' });
-		for (const token of files) this.#show({ token, name: 'file', ...uploaded.get(token), state: 'ready' });
+		for (const block of blocks) this.#show({ block, size: block.data?.length * 0.75, name: 'image', state: 'ready' })
+		for (const token of files) this.#show({ token, name: 'file', ...uploaded.get(token), state: 'ready' })
 	}
 
 	#show(item) {
-		item.el = this.el.appendChild(h('li.chip'));
-		this.items.push(item);
-		this.#draw(item);
+		item.el = this.el.appendChild(h('li.chip'))
+		this.items.push(item)
+		this.#draw(item)
 	}
 
 	async #start(item) {
-		const { file } = item;
-		this.#show(item);
+		const { file } = item
+		this.#show(item)
 		try {
-			const inline = this.items.reduce((sum, { job, size = 0 }) => sum + (job ? 0 : size), 0);
+			const inline = this.items.reduce((sum, { job, size = 0 }) => sum + (job ? 0 : size), 0)
 			if (INLINE.test(file.type) && inline <= INLINE_ALL) {
-				item.block = { type: 'image', mimeType: file.type, data: await base64(file) };
+				item.block = { type: 'image', mimeType: file.type, data: await base64(file) }
 			} else {
 				item.job = this.upload(file, part => {
-					item.bar.value = part;
-					setText(item.note, `${Math.round(part * 100)} %`);
-				});
-				item.token = (await item.job.done).file_token;
-				uploaded.set(item.token, { name: item.name, size: item.size });
+					item.bar.value = part
+					setText(item.note, `${Math.round(part * 100)} %`)
+				})
+				item.token = (await item.job.done).file_token
+				uploaded.set(item.token, { name: item.name, size: item.size })
 			}
-			item.state = 'ready';
+			item.state = 'ready'
 		} catch (error) {
-			Object.assign(item, { state: 'failed', error: error.message });
+			Object.assign(item, { state: 'failed', error: error.message })
 		}
-		this.#draw(item);
+		this.#draw(item)
 	}
 
 	#draw(item) {
-		const { name, size, state, error, block } = item;
-		item.note = h('small', { text: error ?? (size && state === 'ready' ? bytes(size) : '') });
-		item.bar = h('progress', { max: 1, label: `Uploading ${name}` });
-		item.el.dataset.state = state;
+		const { name, size, state, error, block } = item
+		item.note = h('small', { text: error ?? (size && state === 'ready' ? bytes(size) : '') })
+		item.bar = h('progress', { max: 1, label: `Uploading ${name}` })
+		item.el.dataset.state = state
 		item.el.replaceChildren(
 			block
 				? h('img', { src: `data:${block.mimeType};base64,${block.data}`, alt: '' })
@@ -78,37 +78,37 @@ export class Attachments {
 			item.note,
 			h('button.icon-button', { label: `Remove ${name}`, onclick: () => this.#remove(item) }, icon('close')),
 			state === 'busy' ? item.bar : ''
-		);
-		this.#changed();
+		)
+		this.#changed()
 	}
 
 	#remove(item) {
-		item.job?.abort();
-		this.items = this.items.filter(one => one !== item);
-		item.el.remove();
-		this.#changed();
+		item.job?.abort()
+		this.items = this.items.filter(one => one !== item)
+		item.el.remove()
+		this.#changed()
 	}
 
 	#changed() {
-		this.el.hidden = !this.items.length;
-		this.onchange();
+		this.el.hidden = !this.items.length
+		this.onchange()
 	}
 
 	get contents() {
-		const all = name => this.items.map(item => item[name]).filter(Boolean);
-		return { blocks: all('block'), files: all('token') };
+		const all = name => this.items.map(item => item[name]).filter(Boolean)
+		return { blocks: all('block'), files: all('token') }
 	}
 
 	clear() {
-		for (const item of this.items) this.#remove(item);
+		for (const item of this.items) this.#remove(item)
 	}
 }
 
 async function base64(blob) {
-	const reader = new FileReader();
+	const reader = new FileReader()
 	await new Promise((resolve, reject) => {
-		Object.assign(reader, { onload: resolve, onerror: reject });
-		reader.readAsDataURL(blob);
-	});
-	return String(reader.result).split(',')[1];
+		Object.assign(reader, { onload: resolve, onerror: reject })
+		reader.readAsDataURL(blob)
+	})
+	return String(reader.result).split(',')[1]
 }

@@ -1,38 +1,38 @@
-import { spell } from '../marks.js';
-import { setText } from './dom.js';
+import { spell } from '../marks.js'
+import { setText } from './dom.js'
 
-const MAX_TITLE = 200;
-const MAX_BODY = 500;
-const STATES = { idle: ['', ''], running: ['Working · ', '-running'], waiting: ['Waiting for you · ', '-waiting'] };
-const iconAddress = (suffix = '') => new URL(`../favicon${suffix}.svg`, import.meta.url).href;
+const MAX_TITLE = 200
+const MAX_BODY = 500
+const STATES = { idle: ['', ''], running: ['Working · ', '-running'], waiting: ['Waiting for you · ', '-waiting'] }
+const iconAddress = (suffix = '') => new URL(`../favicon${suffix}.svg`, import.meta.url).href
 
 export class Attention {
 	show(state, title, mark = state) {
-		const [words] = STATES[state];
-		const [, suffix] = STATES[mark];
-		document.title = words + spell(title || 'clawdforge').slice(0, MAX_TITLE);
-		if (this.mark === mark) return;
-		this.mark = mark;
-		document.querySelector('link[rel="icon"]').setAttribute('href', iconAddress(suffix));
+		const [words] = STATES[state]
+		const [, suffix] = STATES[mark]
+		document.title = words + spell(title || 'clawdforge').slice(0, MAX_TITLE)
+		if (this.mark === mark) return
+		this.mark = mark
+		document.querySelector('link[rel="icon"]').setAttribute('href', iconAddress(suffix))
 	}
 
 	say(text, urgent) {
-		setText(document.getElementById(urgent ? 'urgent' : 'spoken'), text);
+		setText(document.getElementById(urgent ? 'urgent' : 'spoken'), text)
 	}
 
 	notify(title, body, onclick) {
-		if (document.visibilityState === 'visible' && document.hasFocus()) return;
+		if (document.visibilityState === 'visible' && document.hasFocus()) return
 		try {
 			const note = new Notification(spell(title), {
 				body: spell(body).slice(0, MAX_BODY),
 				tag: title,
 				icon: iconAddress()
-			});
+			})
 			note.onclick = () => {
-				window.focus();
-				onclick();
-				note.close();
-			};
+				window.focus()
+				onclick()
+				note.close()
+			}
 		} catch {}
 	}
 }

@@ -1,12 +1,12 @@
-import { MAX_PATH, pretty } from '../normalise.js';
-import { codeBlock, exactBlock } from './code.js';
-import { contentBlock } from './content.js';
-import { diffView } from './diff.js';
-import { exactNodes, guard, h, icon, jsonNodes } from './dom.js';
-import { shortPath } from './format.js';
-import { MarkdownView } from './markdown.js';
+import { MAX_PATH, pretty } from '../normalise.js'
+import { codeBlock, exactBlock } from './code.js'
+import { contentBlock } from './content.js'
+import { diffView } from './diff.js'
+import { exactNodes, guard, h, icon, jsonNodes } from './dom.js'
+import { shortPath } from './format.js'
+import { MarkdownView } from './markdown.js'
 
-export const hasDiff = ({ content }) => content.some(({ type }) => type === 'diff');
+export const hasDiff = ({ content }) => content.some(({ type }) => type === 'diff')
 
 export function titleOf({ title, toolKind, locations }) {
 	const words = title
@@ -14,27 +14,27 @@ export function titleOf({ title, toolKind, locations }) {
 		.replace(/^`+|`+$/g, '')
 		.trim()
 		.replace(/[^\S\n]+/g, ' ')
-		.replace(/ ?\n+ ?/g, ' ↵ ');
-	return words || `${toolKind} ${shortPath(locations[0]?.path)}`;
+		.replace(/ ?\n+ ?/g, ' ↵ ')
+	return words || `${toolKind} ${shortPath(locations[0]?.path)}`
 }
 
-const MAX_TOLD = 60_000; // characters
-const PLAIN = /^[\w@%+=:,./-]+$/;
+const MAX_TOLD = 60_000 // characters
+const PLAIN = /^[\w@%+=:,./-]+$/
 
 export function commandOf({ input }) {
-	const command = input?.command ?? input?.cmd;
-	if (typeof command === 'string') return command;
-	const words = Array.isArray(command) && command.length && command.every(word => typeof word === 'string');
-	return words ? command.map(word => (PLAIN.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(' ') : '';
+	const command = input?.command ?? input?.cmd
+	if (typeof command === 'string') return command
+	const words = Array.isArray(command) && command.length && command.every(word => typeof word === 'string')
+	return words ? command.map(word => (PLAIN.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(' ') : ''
 }
 
 export function contentView(one, cwd) {
-	if (one.type === 'diff') return diffView(one, cwd);
-	if (one.type === 'terminal') return hint('The output is in a terminal of the agent.');
-	if (one.type !== 'content') return contentBlock(one);
+	if (one.type === 'diff') return diffView(one, cwd)
+	if (one.type === 'terminal') return hint('The output is in a terminal of the agent.')
+	if (one.type !== 'content') return contentBlock(one)
 	return one.content.type === 'text'
 		? new MarkdownView(pretty(one.content.text, MAX_TOLD)).el
-		: contentBlock(one.content);
+		: contentBlock(one.content)
 }
 
 export const locationsView = list =>
@@ -42,24 +42,24 @@ export const locationsView = list =>
 		'p.chips.hint',
 		{},
 		list.map(({ path, line }) => h('code', { title: path, text: shortPath(path) + (line ? `:${line}` : '') }))
-	);
+	)
 
-export const hint = text => h('p.hint', { text });
+export const hint = text => h('p.hint', { text })
 
 export const section = label => value =>
-	h('div', {}, hint(label), codeBlock(pretty(value), typeof value === 'string' ? '' : 'json').el);
+	h('div', {}, hint(label), codeBlock(pretty(value), typeof value === 'string' ? '' : 'json').el)
 
-const TOLD = new Set(['command', 'cmd', 'description']);
+const TOLD = new Set(['command', 'cmd', 'description'])
 
 // Relevant input is neither cut nor folded
 export function askedFor(call, cwd) {
-	const { title, toolKind, content, locations, input } = call;
-	const command = commandOf(call);
+	const { title, toolKind, content, locations, input } = call
+	const command = commandOf(call)
 	const places = locations.filter(
 		({ path }) => (!title.includes(path) || /[^\0-\x7F]/.test(path)) && !content.some(one => one.path === path)
-	);
-	const told = command && Object.keys(input).every(name => TOLD.has(name)) && !('command' in input && 'cmd' in input);
-	const whole = () => exactBlock(pretty(input, Infinity), 'Input', jsonNodes);
+	)
+	const told = command && Object.keys(input).every(name => TOLD.has(name)) && !('command' in input && 'cmd' in input)
+	const whole = () => exactBlock(pretty(input, Infinity), 'Input', jsonNodes)
 	const parts = [
 		title.trim() !== command.trim() &&
 			(toolKind === 'execute' && !command ? exactBlock(title) : h('p.asked', { text: title })),
@@ -73,12 +73,12 @@ export function askedFor(call, cwd) {
 				() => codeBlock(pretty(one, Infinity), 'json').el
 			)
 		)
-	];
+	]
 	if (input !== undefined && !told)
 		parts.push(
 			hasDiff(call)
 				? h('details.raw', {}, h('summary', {}, icon('frames'), 'Full input of the tool'), whole())
 				: whole()
-		);
-	return parts;
+		)
+	return parts
 }

@@ -1,95 +1,95 @@
-import { spell } from '../marks.js';
-import { codeNodes, copyText, exactNodes, h, setText, template, whenNear } from './dom.js';
-import { plural } from './format.js';
+import { spell } from '../marks.js'
+import { codeNodes, copyText, exactNodes, h, setText, template, whenNear } from './dom.js'
+import { plural } from './format.js'
 
-const MAX_COLOURED = 60_000; // characters
-const LIVE_COLOURED = 12_000; // while the text grows
-const LIVE_EVERY = 400; // ms
-const MAX_EXACT = 10_000; // characters shown at once
+const MAX_COLOURED = 60_000 // characters
+const LIVE_COLOURED = 12_000 // while the text grows
+const LIVE_EVERY = 400 // ms
+const MAX_EXACT = 10_000 // characters shown at once
 
-let worker;
-let asked = 0;
-const waiting = new Map();
-const shown = new WeakMap();
+let worker
+let asked = 0
+const waiting = new Map()
+const shown = new WeakMap()
 
 async function paint(code) {
 	if (!worker) {
-		worker = new Worker(new URL('../highlight.worker.js', import.meta.url), { type: 'module' });
+		worker = new Worker(new URL('../highlight.worker.js', import.meta.url), { type: 'module' })
 		worker.onmessage = ({ data: { id, tokens } }) => {
-			waiting.get(id)(tokens);
-			waiting.delete(id);
-		};
+			waiting.get(id)(tokens)
+			waiting.delete(id)
+		}
 	}
-	const { text, language } = shown.get(code);
-	const id = (asked += 1);
-	worker.postMessage({ id, code: text, language });
-	const tokens = await new Promise(resolve => waiting.set(id, resolve));
-	const now = shown.get(code).text;
-	if (!tokens || !now.startsWith(text)) return;
+	const { text, language } = shown.get(code)
+	const id = (asked += 1)
+	worker.postMessage({ id, code: text, language })
+	const tokens = await new Promise(resolve => waiting.set(id, resolve))
+	const now = shown.get(code).text
+	if (!tokens || !now.startsWith(text)) return
 	const nodes = tokens.flatMap(([name, part]) =>
 		name ? [h('span', { class: name }, codeNodes(part))] : codeNodes(part)
-	);
-	code.replaceChildren(...nodes, ...codeNodes(now.slice(text.length)));
+	)
+	code.replaceChildren(...nodes, ...codeNodes(now.slice(text.length)))
 }
 
 export function codeBlock(text, language = '', growing = false) {
-	const { el, name, pre, code } = template('code');
-	const source = { text: text.replace(/\n$/, ''), language };
-	shown.set(code, source);
-	code.append(...codeNodes(source.text));
-	setText(name, language || 'text');
-	pre.ariaLabel = spell(`Code ${language}`);
-	name.after(copyButton(() => source.text));
-	let timer;
+	const { el, name, pre, code } = template('code')
+	const source = { text: text.replace(/\n$/, ''), language }
+	shown.set(code, source)
+	code.append(...codeNodes(source.text))
+	setText(name, language || 'text')
+	pre.ariaLabel = spell(`Code ${language}`)
+	name.after(copyButton(() => source.text))
+	let timer
 	const finish = () => {
-		clearTimeout(timer);
-		if (language && source.text.length < MAX_COLOURED) whenNear(code, () => paint(code));
-	};
-	if (!growing) finish();
+		clearTimeout(timer)
+		if (language && source.text.length < MAX_COLOURED) whenNear(code, () => paint(code))
+	}
+	if (!growing) finish()
 	const append = more => {
-		source.text += more;
-		const nodes = codeNodes(more);
+		source.text += more
+		const nodes = codeNodes(more)
 		if (nodes.length === 1 && typeof nodes[0] === 'string' && code.lastChild?.nodeType === Node.TEXT_NODE)
-			code.lastChild.appendData(more);
-		else code.append(...nodes);
-		if (!language || source.text.length > LIVE_COLOURED || timer) return;
+			code.lastChild.appendData(more)
+		else code.append(...nodes)
+		if (!language || source.text.length > LIVE_COLOURED || timer) return
 		timer = setTimeout(() => {
-			timer = 0;
-			paint(code);
-		}, LIVE_EVERY);
-	};
-	return { el, append, finish };
+			timer = 0
+			paint(code)
+		}, LIVE_EVERY)
+	}
+	return { el, append, finish }
 }
 
 export function exactBlock(text, label = 'Command', nodes = exactNodes) {
-	const { el, name, pre, code } = template('code');
-	el.classList.add('exact');
+	const { el, name, pre, code } = template('code')
+	el.classList.add('exact')
 	const show = from => {
-		const end = from + MAX_EXACT + (/[\uD800-\uDBFF]/.test(text[from + MAX_EXACT - 1]) ? 1 : 0);
-		code.append(...nodes(text.slice(from, end)));
-		if (end >= text.length) return;
+		const end = from + MAX_EXACT + (/[\uD800-\uDBFF]/.test(text[from + MAX_EXACT - 1]) ? 1 : 0)
+		code.append(...nodes(text.slice(from, end)))
+		if (end >= text.length) return
 		const more = h('button.strip.warn.wide', {
 			text: `${plural(text.length - end, 'more character')} of this: show more`,
 			onclick: () => {
-				more.remove();
-				show(end);
+				more.remove()
+				show(end)
 			}
-		});
-		el.append(more);
-	};
-	show(0);
-	setText(name, label);
-	pre.ariaLabel = label;
-	name.after(copyButton(() => text));
-	return el;
+		})
+		el.append(more)
+	}
+	show(0)
+	setText(name, label)
+	pre.ariaLabel = label
+	name.after(copyButton(() => text))
+	return el
 }
 
 export function copyButton(text, label = 'Copy') {
-	const { el, words } = template('copy');
-	setText(words, label);
+	const { el, words } = template('copy')
+	setText(words, label)
 	el.onclick = async () => {
-		setText(words, (await copyText(text())) ? 'Copied' : 'Failed');
-		setTimeout(() => setText(words, label), 1500);
-	};
-	return el;
+		setText(words, (await copyText(text())) ? 'Copied' : 'Failed')
+		setTimeout(() => setText(words, label), 1500)
+	}
+	return el
 }

@@ -1,153 +1,153 @@
-import { diffArrays } from 'diff/lib/diff/array.js';
-import { diffWordsWithSpace } from 'diff/lib/diff/word.js';
-import { spell } from '../marks.js';
-import { MAX_PATH, pretty } from '../normalise.js';
-import { exactNodes, h, setText, template } from './dom.js';
-import { plural } from './format.js';
+import { diffArrays } from 'diff/lib/diff/array.js'
+import { diffWordsWithSpace } from 'diff/lib/diff/word.js'
+import { spell } from '../marks.js'
+import { MAX_PATH, pretty } from '../normalise.js'
+import { exactNodes, h, setText, template } from './dom.js'
+import { plural } from './format.js'
 
-const CONTEXT = 3;
-const MAX_ROWS = 400; // at first
-const MAX_EDITS = 3000; // lines; a larger difference is shown as a full replacement
-const TIME = 40; // ms; likewise
-const MAX_DIFF = 400_000; // characters
-const MAX_MARKED = 1000; // characters of a line
-const MARKED_TIME = 30; // ms for the marks of one difference
-const ENDS = { '\r\n': 'CRLF', '\n': 'LF', '\r': 'CR' };
+const CONTEXT = 3
+const MAX_ROWS = 400 // at first
+const MAX_EDITS = 3000 // lines; a larger difference is shown as a full replacement
+const TIME = 40 // ms; likewise
+const MAX_DIFF = 400_000 // characters
+const MAX_MARKED = 1000 // characters of a line
+const MARKED_TIME = 30 // ms for the marks of one difference
+const ENDS = { '\r\n': 'CRLF', '\n': 'LF', '\r': 'CR' }
 
 function linesOf(text) {
-	if (typeof text !== 'string') return [];
+	if (typeof text !== 'string') return []
 	return [...text.matchAll(/([^\r\n]*)(\r\n|\n|\r|$)/g)]
 		.map(([, line, end]) => ({ text: line, end }))
-		.filter(({ text: line, end }) => line || end);
+		.filter(({ text: line, end }) => line || end)
 }
 
 // ends: [[from, to, count]] of line ends that changed in lines that did not
 export function compare(oldText, newText) {
-	const [a, b] = [linesOf(oldText), linesOf(newText)];
+	const [a, b] = [linesOf(oldText), linesOf(newText)]
 	// A missing line end makes another line.
-	const [left, right] = [a, b].map(lines => lines.map(({ text, end }) => (end ? text : `${text}\r`)));
-	let start = 0;
-	while (start < left.length && start < right.length && left[start] === right[start]) start += 1;
-	let tail = 0;
-	while (tail < Math.min(left.length, right.length) - start && left.at(-1 - tail) === right.at(-1 - tail)) tail += 1;
-	const middle = [left.slice(start, left.length - tail), right.slice(start, right.length - tail)];
+	const [left, right] = [a, b].map(lines => lines.map(({ text, end }) => (end ? text : `${text}\r`)))
+	let start = 0
+	while (start < left.length && start < right.length && left[start] === right[start]) start += 1
+	let tail = 0
+	while (tail < Math.min(left.length, right.length) - start && left.at(-1 - tail) === right.at(-1 - tail)) tail += 1
+	const middle = [left.slice(start, left.length - tail), right.slice(start, right.length - tail)]
 	const parts = diffArrays(middle[0], middle[1], { timeout: TIME, maxEditLength: MAX_EDITS }) ?? [
 		{ count: middle[0].length, removed: true },
 		{ count: middle[1].length, added: true }
-	];
-	const rows = [];
-	const changed = new Map();
-	let [i, j] = [0, 0];
+	]
+	const rows = []
+	const changed = new Map()
+	let [i, j] = [0, 0]
 	for (const { count, added, removed } of [{ count: start }, ...parts, { count: tail }]) {
 		for (let n = 0; n < count; n += 1) {
-			const [before, after] = [added ? null : a[i], removed ? null : b[j]];
-			if (before) i += 1;
-			if (after) j += 1;
-			const { text, end } = after ?? before;
-			rows.push({ sign: added ? '+' : removed ? '-' : ' ', text, line: after ? j : i, ...(!end && { unended: true }) });
-			if (!before || !after || before.end === after.end) continue;
-			const key = before.end + after.end;
-			if (!changed.has(key)) changed.set(key, [ENDS[before.end], ENDS[after.end], 0]);
-			changed.get(key)[2] += 1;
+			const [before, after] = [added ? null : a[i], removed ? null : b[j]]
+			if (before) i += 1
+			if (after) j += 1
+			const { text, end } = after ?? before
+			rows.push({ sign: added ? '+' : removed ? '-' : ' ', text, line: after ? j : i, ...(!end && { unended: true }) })
+			if (!before || !after || before.end === after.end) continue
+			const key = before.end + after.end
+			if (!changed.has(key)) changed.set(key, [ENDS[before.end], ENDS[after.end], 0])
+			changed.get(key)[2] += 1
 		}
 	}
-	return { rows, ends: [...changed.values()] };
+	return { rows, ends: [...changed.values()] }
 }
 
 export function diffView({ path = '', oldText, newText }, cwd) {
-	const { rows, ends } = compare(oldText && pretty(oldText, MAX_DIFF), pretty(newText, MAX_DIFF));
+	const { rows, ends } = compare(oldText && pretty(oldText, MAX_DIFF), pretty(newText, MAX_DIFF))
 	/** @type {Props[]} */
 	const shown = ends.map(([from, to, count]) => ({
 		note: `Line ends changed: ${from} → ${to} (${plural(count, 'line')})`
-	}));
-	if (oldText == null) shown.push({ note: newText ? 'New file' : 'New file, empty' });
-	else if (oldText && !newText) shown.push({ note: 'All lines were removed' });
-	else if (!ends.length && rows.every(({ sign }) => sign === ' ')) shown.push({ note: 'No difference' });
-	pairLines(rows);
-	const near = new Uint8Array(rows.length);
+	}))
+	if (oldText == null) shown.push({ note: newText ? 'New file' : 'New file, empty' })
+	else if (oldText && !newText) shown.push({ note: 'All lines were removed' })
+	else if (!ends.length && rows.every(({ sign }) => sign === ' ')) shown.push({ note: 'No difference' })
+	pairLines(rows)
+	const near = new Uint8Array(rows.length)
 	for (const [index, { sign }] of rows.entries())
-		if (sign !== ' ') near.fill(1, Math.max(0, index - CONTEXT), index + CONTEXT + 1);
+		if (sign !== ' ') near.fill(1, Math.max(0, index - CONTEXT), index + CONTEXT + 1)
 	for (const [index, row] of rows.entries()) {
-		if (near[index]) shown.push(row);
-		else if (shown.at(-1)?.folded) shown.at(-1).folded.push(row);
-		else shown.push({ folded: [row] });
+		if (near[index]) shown.push(row)
+		else if (shown.at(-1)?.folded) shown.at(-1).folded.push(row)
+		else shown.push({ folded: [row] })
 	}
-	const { el, name, stat, plus, minus, body } = template('diff');
-	const [added, removed] = ['+', '-'].map(wanted => rows.filter(({ sign }) => sign === wanted).length);
-	stat.ariaLabel = `${plural(added, 'line')} added, ${removed} removed`;
-	setText(plus, `+${added}`);
-	setText(minus, `−${removed}`);
-	minus.hidden = !removed;
-	name.title = spell(path);
-	name.append(...exactNodes(pretty(cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, MAX_PATH)));
-	body.ariaLabel = spell(`Changes to ${path}`);
+	const { el, name, stat, plus, minus, body } = template('diff')
+	const [added, removed] = ['+', '-'].map(wanted => rows.filter(({ sign }) => sign === wanted).length)
+	stat.ariaLabel = `${plural(added, 'line')} added, ${removed} removed`
+	setText(plus, `+${added}`)
+	setText(minus, `−${removed}`)
+	minus.hidden = !removed
+	name.title = spell(path)
+	name.append(...exactNodes(pretty(cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, MAX_PATH)))
+	body.ariaLabel = spell(`Changes to ${path}`)
 	const draw = limit => {
-		const until = performance.now() + MARKED_TIME;
+		const until = performance.now() + MARKED_TIME
 		body.replaceChildren(
 			h(
 				'div.diff-rows',
 				{},
 				shown.slice(0, limit).flatMap(row => rowView(row, until))
 			)
-		);
+		)
 		if (shown.length > limit)
 			body.append(
 				h('button.quiet.wide', {
 					text: `Show ${plural(shown.length - limit, 'more line')}`,
 					onclick: () => draw(limit * 5)
 				})
-			);
-	};
-	draw(MAX_ROWS);
-	return el;
+			)
+	}
+	draw(MAX_ROWS)
+	return el
 }
 
 function pairLines(rows) {
 	for (let at = 0; at < rows.length; ) {
 		const run = sign => {
-			const begun = at;
-			while (rows[at]?.sign === sign) at += 1;
-			return rows.slice(begun, at);
-		};
-		const gone = run('-');
-		const come = run('+');
-		for (let n = 0; n < Math.min(gone.length, come.length); n += 1) [gone[n].pair, come[n].pair] = [come[n], gone[n]];
-		if (!gone.length && !come.length) at += 1;
+			const begun = at
+			while (rows[at]?.sign === sign) at += 1
+			return rows.slice(begun, at)
+		}
+		const gone = run('-')
+		const come = run('+')
+		for (let n = 0; n < Math.min(gone.length, come.length); n += 1) [gone[n].pair, come[n].pair] = [come[n], gone[n]]
+		if (!gone.length && !come.length) at += 1
 	}
 }
 
 export function marks({ sign, text, pair }, until = Infinity) {
-	const whole = [[text, false]];
-	if (!pair || text.length + pair.text.length > 2 * MAX_MARKED || performance.now() > until) return whole;
-	const [before, after] = sign === '-' ? [text, pair.text] : [pair.text, text];
-	const parts = diffWordsWithSpace(before, after, { timeout: TIME, maxEditLength: 200 });
-	const mine = parts?.filter(({ added, removed }) => (sign === '-' ? !added : !removed)) ?? [];
+	const whole = [[text, false]]
+	if (!pair || text.length + pair.text.length > 2 * MAX_MARKED || performance.now() > until) return whole
+	const [before, after] = sign === '-' ? [text, pair.text] : [pair.text, text]
+	const parts = diffWordsWithSpace(before, after, { timeout: TIME, maxEditLength: 200 })
+	const mine = parts?.filter(({ added, removed }) => (sign === '-' ? !added : !removed)) ?? []
 	const kept = mine
 		.filter(({ added, removed }) => !added && !removed)
-		.reduce((sum, { value }) => sum + value.trim().length, 0);
-	if (!mine.length || kept * 3 < text.trim().length) return whole;
-	return mine.map(({ value, added, removed }) => [value, Boolean(added || removed)]);
+		.reduce((sum, { value }) => sum + value.trim().length, 0)
+	if (!mine.length || kept * 3 < text.trim().length) return whole
+	return mine.map(({ value, added, removed }) => [value, Boolean(added || removed)])
 }
 
 function rowView(row, until) {
-	const { sign, text, line, note, folded, unended } = row;
-	if (note) return h('div.row.gap', { text: note });
+	const { sign, text, line, note, folded, unended } = row
+	if (note) return h('div.row.gap', { text: note })
 	if (folded)
 		return h('button.row.gap', {
 			text: plural(folded.length, 'unchanged line'),
 			onclick: ({ currentTarget }) =>
 				currentTarget.replaceWith(...folded.slice(0, MAX_ROWS * 5).flatMap(one => rowView(one)))
-		});
-	const name = { '+': '.add', '-': '.del' }[sign] ?? '';
+		})
+	const name = { '+': '.add', '-': '.del' }[sign] ?? ''
 	const words = text
 		? marks(row, until).map(([part, changed]) => (changed ? h('span.changed', { text: part }) : part))
-		: ' ';
+		: ' '
 	const shown = h(
 		`div.row${name}`,
 		{},
 		h('span.no', { 'data-no': line }),
 		h('span.sign', { text: sign }),
 		h('span', {}, words)
-	);
-	return unended && sign !== ' ' ? [shown, h('div.row.gap', { text: 'No line end at the end of the file' })] : shown;
+	)
+	return unended && sign !== ' ' ? [shown, h('div.row.gap', { text: 'No line end at the end of the file' })] : shown
 }

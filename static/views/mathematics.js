@@ -1,47 +1,47 @@
-import DOMPurify from 'dompurify';
-import { h } from './dom.js';
+import DOMPurify from 'dompurify'
+import { h } from './dom.js'
 
-const MAX_LENGTH = 4000;
-const MAX_KEPT = 500;
+const MAX_LENGTH = 4000
+const MAX_KEPT = 500
 const SAFE = {
 	USE_PROFILES: { mathMl: true },
 	FORBID_ATTR: ['style', 'class', 'href', 'id'],
 	FORBID_CONTENTS: ['annotation'],
 	RETURN_DOM_FRAGMENT: true
-};
+}
 
-let katex = null;
-const drawn = new Map(); // a growing answer repeats its formulas
+let katex = null
+const drawn = new Map() // a growing answer repeats its formulas
 
 export function formulaView(text, display) {
 	const el = h(
 		display ? 'span.formula.display' : 'span.formula',
 		{ title: text, tabIndex: display && text.length > 60 ? 0 : null },
 		h('code', { text })
-	);
-	if (text.length > MAX_LENGTH) return el;
-	if (katex) draw(el, text, display);
+	)
+	if (text.length > MAX_LENGTH) return el
+	if (katex) draw(el, text, display)
 	else
 		import('katex').then(
 			module => {
-				katex = module.default;
-				draw(el, text, display);
+				katex = module.default
+				draw(el, text, display)
 			},
 			() => {}
-		);
-	return el;
+		)
+	return el
 }
 
 function draw(el, text, display) {
 	try {
-		el.replaceChildren(DOMPurify.sanitize(mathml(text, display), SAFE));
+		el.replaceChildren(DOMPurify.sanitize(mathml(text, display), SAFE))
 	} catch {
-		el.classList.add('wrong'); // the source stays visible
+		el.classList.add('wrong') // the source stays visible
 	}
 }
 
 function mathml(text, displayMode) {
-	const key = `${displayMode} ${text}`;
+	const key = `${displayMode} ${text}`
 	if (!drawn.has(key)) {
 		drawn.set(
 			key,
@@ -53,8 +53,8 @@ function mathml(text, displayMode) {
 				maxSize: 20,
 				maxExpand: 300
 			})
-		);
-		if (drawn.size > MAX_KEPT) drawn.delete(drawn.keys().next().value);
+		)
+		if (drawn.size > MAX_KEPT) drawn.delete(drawn.keys().next().value)
 	}
-	return drawn.get(key);
+	return drawn.get(key)
 }

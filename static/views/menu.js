@@ -1,43 +1,43 @@
-import { h, icon, uid } from './dom.js';
+import { h, icon, uid } from './dom.js'
 
 export function menuButton(button, build) {
-	const id = uid();
-	const menu = h('div.menu', { id, role: 'menu', popover: '', onbeforetoggle, onkeydown });
-	button.ariaHasPopup = 'menu';
-	button.setAttribute('popovertarget', id);
+	const id = uid()
+	const menu = h('div.menu', { id, role: 'menu', popover: '', onbeforetoggle, onkeydown })
+	button.ariaHasPopup = 'menu'
+	button.setAttribute('popovertarget', id)
 	function onbeforetoggle({ newState }) {
-		if (newState !== 'open') return;
-		menu.replaceChildren(...build().map(entryView));
-		menu.ariaLabel = button.ariaLabel ?? button.textContent;
-		(menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.setAttribute(
+		if (newState !== 'open') return
+		menu.replaceChildren(...build().map(entryView))
+		menu.ariaLabel = button.ariaLabel ?? button.textContent
+		;(menu.querySelector('[aria-checked="true"]') ?? menu.querySelector('button:enabled'))?.setAttribute(
 			'autofocus',
 			''
-		);
+		)
 	}
 	function onkeydown(event) {
-		const items = [...menu.querySelectorAll('button:enabled')];
-		const at = items.indexOf(document.activeElement);
-		const to = { ArrowDown: (at + 1) % items.length, ArrowUp: at - 1, Home: 0, End: -1 }[event.key];
-		if (event.key === 'Tab') menu.hidePopover();
-		if (to === undefined) return;
-		event.preventDefault();
-		items.at(to).focus();
+		const items = [...menu.querySelectorAll('button:enabled')]
+		const at = items.indexOf(document.activeElement)
+		const to = { ArrowDown: (at + 1) % items.length, ArrowUp: at - 1, Home: 0, End: -1 }[event.key]
+		if (event.key === 'Tab') menu.hidePopover()
+		if (to === undefined) return
+		event.preventDefault()
+		items.at(to).focus()
 	}
 	function entryView({ heading, label, detail, icon: name, checked, danger, disabled, onselect }) {
-		if (heading) return h('p.menu-heading', { text: heading, role: 'presentation' });
+		if (heading) return h('p.menu-heading', { text: heading, role: 'presentation' })
 		const onclick = () => {
-			menu.hidePopover();
-			onselect();
-		};
-		const role = checked === undefined ? 'menuitem' : 'menuitemradio';
-		const words = h('span.grow', {}, label, detail && h('small', { text: detail }));
+			menu.hidePopover()
+			onselect()
+		}
+		const role = checked === undefined ? 'menuitem' : 'menuitemradio'
+		const words = h('span.grow', {}, label, detail && h('small', { text: detail }))
 		return h(
 			`button.menu-item${danger ? '.bad' : ''}`,
 			{ role, 'aria-checked': checked !== undefined && String(checked), tabIndex: -1, disabled, onclick },
 			name && icon(name),
 			words,
 			checked && icon('check')
-		);
+		)
 	}
-	return h('span.menu-box', {}, button, menu);
+	return h('span.menu-box', {}, button, menu)
 }

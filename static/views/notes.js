@@ -1,62 +1,54 @@
-import { pretty } from '../normalise.js';
-import { codeBlock } from './code.js';
-import { h, icon, setText, template } from './dom.js';
+import { pretty } from '../normalise.js'
+import { codeBlock } from './code.js'
+import { h, icon, setText, template, View, word } from './dom.js'
 
-const SHOWN = 50;
-const MAX_JSON = 200_000;
-const PLAN_WORDS = { __proto__: null, pending: 'to do', in_progress: 'in progress', completed: 'done' };
+const SHOWN = 50
+const MAX_JSON = 200_000
 
-export class PlanView {
-	count;
-	item;
-	list;
+export class PlanView extends View {
 	constructor(item) {
-		Object.assign(this, template('plan'), { item });
-		this.update();
+		super('plan', { item })
+		this.update()
 	}
 
 	update() {
-		const { entries } = this.item;
-		setText(this.count, `${entries.filter(({ status }) => status === 'completed').length} of ${entries.length}`);
-		while (this.list.children.length > entries.length) this.list.lastChild.remove();
+		const { entries } = this.item
+		setText(this.count, `${entries.filter(({ status }) => status === 'completed').length} of ${entries.length}`)
+		while (this.list.children.length > entries.length) this.list.lastChild.remove()
 		for (const [index, { content, status }] of entries.entries()) {
-			const row = this.list.children[index] ?? this.list.appendChild(template('plan-step').el);
-			const [mark, words, spoken] = row.children;
-			if (row.dataset.status !== status) mark.replaceChildren(status === 'completed' ? icon('check') : '');
-			row.dataset.status = status;
-			setText(words, content);
-			setText(spoken, ` (${PLAN_WORDS[status] ?? status})`);
+			const row = this.list.children[index] ?? this.list.appendChild(template('plan-step').el)
+			const [mark, words, spoken] = row.children
+			if (row.dataset.status !== status) mark.replaceChildren(status === 'completed' ? icon('check') : '')
+			row.dataset.status = status
+			setText(words, content)
+			setText(spoken, ` (${word('plan', status) ?? status})`)
 		}
 	}
 }
 
 export class NoteView {
 	constructor({ note, title, text = '' }) {
-		const name = { __proto__: null, warning: 'alert', error: 'alert', mode: 'swap' }[note] ?? 'info';
-		this.el = h('p.note.hint', { 'data-note': note }, icon(name), h('span', { dir: 'auto', text: `${title} ${text}` }));
+		const name = { __proto__: null, warning: 'alert', error: 'alert', mode: 'swap' }[note] ?? 'info'
+		this.el = h('p.note.hint', { 'data-note': note }, icon(name), h('span', { dir: 'auto', text: `${title} ${text}` }))
 	}
 
 	update() {}
 }
 
-export const rawView = (name, data) => new RawView({ name, count: 1, data: [data] });
+export const rawView = (name, data) => new RawView({ name, count: 1, data: [data] })
 
-export class RawView {
-	box;
-	el;
-	item;
-	label;
+export class RawView extends View {
 	constructor(item) {
-		Object.assign(this, template('raw'), { item });
-		this.el.ontoggle = () => this.update();
-		this.update();
+		super('raw', { item })
+		this.el.ontoggle = () => this.update()
+		this.update()
 	}
 
 	update() {
-		const { name, count, data } = this.item;
-		setText(this.label, count > 1 ? `${name} × ${count}` : name);
-		if (!this.el.open || this.filled === count) return;
-		this.filled = count;
+		const { name, count, data } = this.item
+		setText(this.label, count > 1 ? `${name} × ${count}` : name)
+		if (!this.el.open || this.filled === count) return
+		this.filled = count
 		this.box.replaceChildren(
 			codeBlock(
 				data
@@ -66,6 +58,6 @@ export class RawView {
 				'json'
 			).el,
 			count > SHOWN ? `and ${count - SHOWN} more` : ''
-		);
+		)
 	}
 }

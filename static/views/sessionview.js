@@ -1,92 +1,50 @@
-import { spell } from '../marks.js';
-import { titleOf } from './call.js';
-import { Composer, dropTarget } from './composer.js';
-import { ConversationView } from './conversation.js';
-import { guard, oncePerFrame, setText, template } from './dom.js';
-import { compact, duration, money } from './format.js';
-import { menuButton } from './menu.js';
-import { OutboxView } from './outbox.js';
-import { ScrollKeeper } from './scroll.js';
-import { SettingsBar } from './settings.js';
+import { spell } from '../marks.js'
+import { titleOf } from './call.js'
+import { Composer, dropTarget } from './composer.js'
+import { ConversationView } from './conversation.js'
+import { guard, oncePerFrame, setText, View, word } from './dom.js'
+import { compact, duration, money } from './format.js'
+import { menuButton } from './menu.js'
+import { OutboxView } from './outbox.js'
+import { ScrollKeeper } from './scroll.js'
+import { SettingsBar } from './settings.js'
 
-const AWAY_NOTICE_AFTER = 1200; // ms; a shorter loss of the connection is not shown
-const LOADING_NOTICE_AFTER = 200; // ms
-const FACTS = {
-	__proto__: null,
-	starting: 'starting',
-	hibernated: 'asleep',
-	ask: 'asks first',
-	'deny-all': 'may only talk',
-	silent: 'This agent does not ask for permission'
-};
-const CLOSED = {
-	__proto__: null,
-	idle: 'This session was closed because it was idle.',
-	admin: 'This session was closed by the administrator.'
-};
-const STOPPED = {
-	4500: 'The server no longer accepts this sign-in.',
-	4503: 'This sign-in was revoked.',
-	4504: 'Too many windows have this session open.',
-	4505: 'This session does not exist.',
-	4507: 'This page and the server speak different versions: reload the page.'
-};
+const AWAY_NOTICE_AFTER = 1200 // ms; a shorter loss of the connection is not shown
+const LOADING_NOTICE_AFTER = 200 // ms
 
-export class SessionView {
-	anew;
-	ask;
-	asked;
-	column;
-	connection;
-	el;
-	empty;
-	ended;
-	facts;
-	greeting;
-	jump;
-	loading;
-	log;
-	menu;
-	more;
-	on;
-	plan;
-	scroller;
-	session;
-	title;
-	usage;
-	why;
+export class SessionView extends View {
 	constructor(session, { on, upload, draft }) {
-		Object.assign(this, template('session'), { session, on, awaySince: 0 });
-		this.menu.onclick = () => on.showSidebar();
-		this.usage.after(menuButton(this.more, on.entries));
-		setText(this.greeting, `A new conversation with ${session.agent}`);
+		super('session', { session, on, awaySince: 0 })
+		this.menu.onclick = () => on.showSidebar()
+		this.usage.after(menuButton(this.more, on.entries))
+		setText(this.greeting, `A new conversation with ${session.agent}`)
 
 		this.conversation = new ConversationView(this.log, {
 			agentName: () => session.agent,
 			cwd: () => session.state?.cwd,
-			answer: (id, option) => {
-				this.scroll.resume();
-				return session.answer(id, option);
+			answer: (...answer) => {
+				this.scroll.resume()
+				return session.wire.answer(...answer)
 			},
 			away: () => session.wire.status.state === 'stopped' || !this.connection.hidden,
 			focusComposer: () => this.focus(),
 			seen: () => this.draw(),
 			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
 			edit: turn => this.composer.put(turn)
-		});
+		})
 		this.outbox = new OutboxView(this.conversation.outbox, {
 			withdraw: turn => session.withdraw(turn),
 			discard: one => session.discard(one),
 			resend: one => this.#send(one, () => session.discard(one)),
 			edit: one => {
-				this.composer.put(one);
-				session.discard(one);
+				this.composer.put(one)
+				session.discard(one)
 			}
-		});
-		this.draw = oncePerFrame(() => this.#draw());
-		this.scroll = this.conversation.scroll = new ScrollKeeper(this.scroller, this.column, this.draw);
+		})
+		this.draw = oncePerFrame(() => this.#draw())
+		this.scroll = this.conversation.scroll = new ScrollKeeper(this.scroller, this.column, this.draw)
 
-		this.settings = new SettingsBar((...change) => session.set(...change));
+		this.settings = new SettingsBar((...change) => session.set(...change))
 		this.composer = new Composer({
 			placeholder: spell(`Message ${session.agent}`),
 			upload,
@@ -99,156 +57,156 @@ export class SessionView {
 				history: () => session.history(),
 				change: () => this.composer && this.draw()
 			}
-		});
-		this.ended.before(this.composer.el);
-		this.jump.onclick = () => this.scroll.toEnd();
-		this.connection.lastChild.onclick = () => session.wire.start();
-		this.ask.onclick = () => this.showWaiting();
-		this.anew.onclick = on.startNew;
-		dropTarget(this.el, files => session.closed || this.composer.add(files));
-		session.on('withdrawn', sent => this.composer.put(sent));
+		})
+		this.ended.before(this.composer.el)
+		this.jump.onclick = () => this.scroll.toEnd()
+		this.connection.lastChild.onclick = () => session.wire.start()
+		this.ask.onclick = () => this.showWaiting()
+		this.anew.onclick = on.startNew
+		dropTarget(this.el, files => session.closed || this.composer.add(files))
+		session.on('withdrawn', sent => this.composer.put(sent))
 
 		session.on('change', () => {
-			if (session.synced) this.conversation.draw();
-			this.draw();
-		});
-		session.on('synced', () => this.conversation.load(session.model));
-		this.loadingShownAt = performance.now() + LOADING_NOTICE_AFTER;
-		setTimeout(this.draw, LOADING_NOTICE_AFTER);
-		this.#draw();
+			if (session.synced) this.conversation.draw()
+			this.draw()
+		})
+		session.on('synced', () => this.conversation.load(session.model))
+		this.loadingShownAt = performance.now() + LOADING_NOTICE_AFTER
+		setTimeout(this.draw, LOADING_NOTICE_AFTER)
+		this.#draw()
 	}
 
 	focus() {
-		this.composer.focus();
+		this.composer.focus()
 	}
 
 	get unsent() {
-		return !this.composer.empty;
+		return !this.composer.empty
 	}
 
 	get #cards() {
-		const { views } = this.conversation.context;
+		const { views } = this.conversation.context
 		return [...this.session.model.waiting.values()]
-			.map(({ requestId, tool }) => views?.get(tool)?.asks?.get(requestId))
-			.filter(Boolean);
+			.map(({ requestId, tool }) => {
+				const view = views?.get(tool)
+				return view?.asks ? view.asks.get(requestId) : view
+			})
+			.filter(Boolean)
 	}
 
 	showWaiting() {
-		const cards = this.#cards;
-		const at = cards.findIndex(({ el }) => el.contains(document.activeElement));
-		const card = cards[(at + 1) % cards.length];
-		if (card) this.scroll.visit(card.el);
-		card?.focus();
+		const cards = this.#cards
+		const at = cards.findIndex(({ el }) => el.contains(document.activeElement))
+		const card = cards[(at + 1) % cards.length]
+		if (card) this.scroll.visit(card.el)
+		card?.focus()
 	}
 
 	#send(message, sent = () => {}) {
-		if (this.over) return void this.#sendAnew(message, sent);
-		sent();
-		this.session.send({ prompt: message.prompt, files: message.files });
-		this.scroll.toEnd();
+		if (this.over) return void this.#sendAnew(message, sent)
+		sent()
+		this.session.send({ prompt: message.prompt, files: message.files })
+		this.scroll.toEnd()
 	}
 
 	async #sendAnew(message, sent) {
-		if (this.composer.el.inert) return;
-		this.composer.el.inert = true;
-		const done = await this.on.sendAnew(message);
-		this.composer.el.inert = false;
-		if (done) sent();
+		if (this.composer.el.inert) return
+		this.composer.el.inert = true
+		const done = await this.on.sendAnew(message)
+		this.composer.el.inert = false
+		if (done) sent()
 	}
 
 	get over() {
-		return this.session.closed || this.session.wire.status.code === 4505;
+		return this.session.closed || this.session.wire.status.code === 4505
 	}
 
 	#draw() {
-		const { session } = this;
-		const { status } = session.wire;
-		const gone = status.code === 4505;
-		guard(() => this.#head(session, gone));
-		guard(() => this.settings.update(session.model));
-		guard(() => this.composer.setRunning(session.running));
-		const away = guard(() => this.#connection(status));
-		guard(() => this.outbox.update(session.outbox, session.queue, away, this.over) && this.scroll.keep());
-		const gap = this.connection.hidden;
-		if (this.gap !== gap && session.synced) this.conversation.draw();
-		this.gap = gap;
-		guard(() => this.#dock(session));
-		guard(() => this.#rest(session, gone));
+		const { session } = this
+		const { status } = session.wire
+		const gone = status.code === 4505
+		guard(() => this.#head(session, gone))
+		guard(() => this.settings.update(session.model))
+		guard(() => this.composer.setRunning(session.running))
+		const away = guard(() => this.#connection(status))
+		guard(() => this.outbox.update(session.outbox, session.queue, away, this.over) && this.scroll.keep())
+		const gap = this.connection.hidden
+		if (this.gap !== gap && session.synced) this.conversation.draw()
+		this.gap = gap
+		guard(() => this.#dock(session))
+		guard(() => this.#rest(session, gone))
 	}
 
 	#head({ title, agent, state, running, model }, gone) {
-		setText(this.title, title || (gone ? 'Not found' : 'New session'));
-		const silent = state?.asks === false && state.permission !== 'approve-all';
+		setText(this.title, title || (gone ? 'Not found' : 'New session'))
+		const silent = state?.asks === false && state.permission !== 'approve-all'
 		setText(
 			this.facts,
 			[
 				!gone && agent,
 				state?.model,
-				!running && FACTS[state?.agent_state],
-				FACTS[silent ? 'silent' : state?.permission]
+				!running && word('fact', state?.agent_state),
+				word('fact', silent ? 'silent' : state?.permission)
 			]
 				.filter(Boolean)
 				.join(' · ')
-		);
-		const { used, size, cost } = model.usage ?? {};
+		)
+		const { used, size, cost } = model.usage ?? {}
 		setText(
 			this.usage,
 			used > 0
 				? [size > 0 ? `${compact(used)} / ${compact(size)}` : compact(used), money(cost)].filter(Boolean).join(' · ')
 				: ''
-		);
+		)
 	}
 
 	#dock({ model, agent, running }) {
-		const { size } = model.waiting;
-		const unseen = this.#cards.find(({ seen }) => seen === false);
-		this.jump.hidden = this.scroll.following;
-		this.ask.hidden = !unseen;
+		const { size } = model.waiting
+		const unseen = this.#cards.find(({ seen }) => seen === false)
+		this.jump.hidden = this.scroll.following
+		this.ask.hidden = !unseen
 		if (unseen)
-			setText(this.asked, `${agent} waits for you${size > 1 ? ` (${size})` : ''}: ${titleOf(unseen.permission.call)}`);
-		const entries = (running && model.turns.at(-1).plan?.entries) || [];
-		const step = entries.findIndex(entry => entry.status !== 'completed');
-		this.plan.hidden = step < 0;
-		setText(this.plan.firstChild, `${step + 1} of ${entries.length}`);
-		setText(this.plan.lastChild, entries[step]?.content ?? '');
+			setText(this.asked, `${agent} waits for you${size > 1 ? ` (${size})` : ''}: ${titleOf(unseen.request.call)}`)
+		const entries = (running && model.turns.at(-1).plan?.entries) || []
+		const step = entries.findIndex(entry => entry.status !== 'completed')
+		this.plan.hidden = step < 0
+		setText(this.plan.firstChild, `${step + 1} of ${entries.length}`)
+		setText(this.plan.lastChild, entries[step]?.content ?? '')
 	}
 
 	#rest({ model, state, synced, outbox, queue }, gone) {
-		this.composer.el.hidden = this.over && this.composer.empty;
-		this.composer.setPurpose(this.over ? 'Send in a new session' : null);
-		this.ended.hidden = !this.over;
+		this.composer.el.hidden = this.over && this.composer.empty
+		this.composer.setPurpose(this.over ? 'Send in a new session' : null)
+		this.ended.hidden = !this.over
 		const why = gone
-			? STOPPED[4505]
-			: (CLOSED[model.closed?.reason ?? state?.close_reason] ?? 'This session was closed.');
-		setText(
-			this.why,
-			this.composer.el.hidden ? why : `${why} What you wrote is kept: sending it begins a new session.`
-		);
-		this.conversation.el.hidden = !synced;
-		this.loading.hidden = synced || gone || performance.now() < this.loadingShownAt;
-		this.empty.hidden = !synced || model.turns.length + outbox.size + queue.size > 0;
+			? word('stopped', 4505)
+			: (word('closed', model.closed?.reason ?? state?.close_reason) ?? 'This session was closed.')
+		setText(this.why, this.composer.el.hidden ? why : `${why} What you wrote is kept: sending it begins a new session.`)
+		this.conversation.el.hidden = !synced
+		this.loading.hidden = synced || gone || performance.now() < this.loadingShownAt
+		this.empty.hidden = !synced || model.turns.length + outbox.size + queue.size > 0
 	}
 
 	#connection({ state, code, retryAt }) {
-		const now = Date.now();
-		const stopped = state === 'stopped';
-		const away = stopped || state === 'away' || (state === 'connecting' && this.awaySince > 0);
-		this.awaySince = away ? this.awaySince || now : 0;
+		const now = Date.now()
+		const stopped = state === 'stopped'
+		const away = stopped || state === 'away' || (state === 'connecting' && this.awaySince > 0)
+		this.awaySince = away ? this.awaySince || now : 0
 		this.connection.hidden =
-			!away || code === 4508 || code === 4505 || (!stopped && now - this.awaySince < AWAY_NOTICE_AFTER);
-		clearTimeout(this.later);
-		if (!away) return false;
-		if (!stopped) this.later = setTimeout(this.draw, 1000);
-		const wait = Math.ceil((retryAt - now) / 1000);
-		const [words, button] = this.connection.children;
+			!away || code === 4508 || code === 4505 || (!stopped && now - this.awaySince < AWAY_NOTICE_AFTER)
+		clearTimeout(this.later)
+		if (!away) return false
+		if (!stopped) this.later = setTimeout(this.draw, 1000)
+		const wait = Math.ceil((retryAt - now) / 1000)
+		const [words, button] = this.connection.children
 		setText(
 			words,
 			stopped
-				? (STOPPED[code] ?? `The server ended the connection (${code}).`)
+				? (word('stopped', code) ?? `The server ended the connection (${code}).`)
 				: `Connection lost. Trying again${wait > 1 ? ` in ${duration(wait * 1000)}.` : '…'}`
-		);
-		setText(button, stopped ? 'Try again' : 'Try now');
-		button.hidden = !stopped && !(wait > 2);
-		return true;
+		)
+		setText(button, stopped ? 'Try again' : 'Try now')
+		button.hidden = !stopped && !(wait > 2)
+		return true
 	}
 }

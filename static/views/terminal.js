@@ -1,65 +1,61 @@
-import { Screen } from './ansi.js';
-import { h, setText, template } from './dom.js';
-import { plural } from './format.js';
+import { Screen } from './ansi.js'
+import { h, setText, View } from './dom.js'
+import { plural } from './format.js'
 
-const MAX_LINES = 2000;
+const MAX_LINES = 2000
 
-export class TerminalView {
-	above;
-	code;
-	el;
-	screen;
+export class TerminalView extends View {
 	constructor() {
-		Object.assign(this, template('terminal'));
-		this.#clear();
+		super('terminal')
+		this.#clear()
 	}
 
 	#clear() {
-		Object.assign(this, { shown: '', cut: 0, screen: new Screen((line, over) => this.#line(line, over)) });
-		this.code.replaceChildren(h('span'));
-		this.drawn = 0;
+		Object.assign(this, { shown: '', cut: 0, screen: new Screen((line, over) => this.#line(line, over)) })
+		this.code.replaceChildren(h('span'))
+		this.drawn = 0
 	}
 
 	update(text) {
-		const { scrollTop, scrollHeight, clientHeight } = this.el;
-		if (!text.startsWith(this.shown)) this.#clear();
-		const more = text.slice(this.shown.length);
-		const tail = tailOf(more);
+		const { scrollTop, scrollHeight, clientHeight } = this.el
+		if (!text.startsWith(this.shown)) this.#clear()
+		const more = text.slice(this.shown.length)
+		const tail = tailOf(more)
 		if (tail) {
-			const cut = this.cut + this.code.childNodes.length - 2 + more.slice(0, tail).split('\n').length;
-			this.#clear();
-			this.cut = cut;
+			const cut = this.cut + this.code.childNodes.length - 2 + more.slice(0, tail).split('\n').length
+			this.#clear()
+			this.cut = cut
 		}
-		this.shown = text;
-		if (more) this.screen.write(more.slice(tail));
+		this.shown = text
+		if (more) this.screen.write(more.slice(tail))
 		setText(
 			this.above,
 			this.cut ? `${plural(this.cut, 'line')} above ${this.cut === 1 ? 'is' : 'are'} not shown\n` : ''
-		);
-		if (scrollHeight - scrollTop - clientHeight < 8) this.el.scrollTop = this.el.scrollHeight;
+		)
+		if (scrollHeight - scrollTop - clientHeight < 8) this.el.scrollTop = this.el.scrollHeight
 	}
 
 	#line({ runs, rewritten }, over) {
-		const { code } = this;
-		const el = code.lastChild;
-		if (rewritten) el.replaceChildren();
+		const { code } = this
+		const el = code.lastChild
+		if (rewritten) el.replaceChildren()
 		for (const { text, style } of rewritten ? runs : runs.slice(this.drawn)) {
-			const span = el.appendChild(h('span', { text }));
-			Object.assign(span.style, style);
+			const span = el.appendChild(h('span', { text }))
+			Object.assign(span.style, style)
 		}
-		this.drawn = runs.length;
-		if (!over) return;
-		el.append('\n');
-		code.append(h('span'));
-		this.drawn = 0;
-		if (code.childNodes.length <= MAX_LINES) return;
-		code.firstChild.remove();
-		this.cut += 1;
+		this.drawn = runs.length
+		if (!over) return
+		el.append('\n')
+		code.append(h('span'))
+		this.drawn = 0
+		if (code.childNodes.length <= MAX_LINES) return
+		code.firstChild.remove()
+		this.cut += 1
 	}
 }
 
 function tailOf(text) {
-	let at = text.length;
-	for (let count = 0; count < 2 * MAX_LINES && at > 0; count += 1) at = text.lastIndexOf('\n', at - 1);
-	return at > 0 ? at + 1 : 0;
+	let at = text.length
+	for (let count = 0; count < 2 * MAX_LINES && at > 0; count += 1) at = text.lastIndexOf('\n', at - 1)
+	return at > 0 ? at + 1 : 0
 }

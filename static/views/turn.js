@@ -1,10 +1,11 @@
-import { promptParts, textOf } from '../transcript.js';
-import { copyButton } from './code.js';
-import { guard, h, icon, setText, template, uid } from './dom.js';
-import { compact, duration } from './format.js';
-import { MessageView, promptBubble, ThoughtView } from './messages.js';
-import { NoteView, PlanView, RawView, rawView } from './notes.js';
-import { ToolView } from './tool.js';
+import { promptParts, textOf } from '../transcript.js'
+import { copyButton } from './code.js'
+import { guard, h, icon, setText, template, uid, View, word } from './dom.js'
+import { compact, duration } from './format.js'
+import { MessageView, promptBubble, ThoughtView } from './messages.js'
+import { NoteView, PlanView, RawView, rawView } from './notes.js'
+import { QuestionView } from './question.js'
+import { ToolView } from './tool.js'
 
 const VIEWS = {
 	message: MessageView,
@@ -12,119 +13,95 @@ const VIEWS = {
 	thought: ThoughtView,
 	tool: ToolView,
 	plan: PlanView,
-	note: NoteView
-};
-const CHUNK = 24;
-const LIVELY = 60;
+	note: NoteView,
+	question: QuestionView
+}
+const CHUNK = 24
+const LIVELY = 60
 
-const ENDINGS = {
-	__proto__: null,
-	cancelled: ['Stopped', 'stop'],
-	max_tokens: ['The answer reached its length limit', 'info', 'Continue'],
-	max_turn_requests: ['The agent reached its step limit for one turn', 'info', 'Continue'],
-	refusal: ['The agent declined to continue', 'info'],
-	error: ['Something went wrong', 'alert', 'Try again'],
-	withdrawn: ['Withdrawn from the queue: the agent did not receive it', 'clock', 'Edit']
-};
-const ERRORS = {
-	__proto__: null,
-	agent_failed: 'The agent stopped unexpectedly',
-	agent_timeout: 'The turn took too long and was ended',
-	agent_unavailable: 'The agent could not be started',
-	server_restarted: 'The server was restarted during this turn'
-};
-
-export class TurnView {
-	body;
-	context;
-	el;
-	foot;
-	head;
-	heading;
-	turn;
+export class TurnView extends View {
 	constructor(turn, context, later) {
-		Object.assign(this, template('turn'), { turn, context });
-		this.from = this.to = later ? turn.items.length : 0;
-		this.el.setAttribute('aria-labelledby', (this.heading.id = uid()));
-		this.update();
+		super('turn', { turn, context })
+		this.from = this.to = later ? turn.items.length : 0
+		this.el.setAttribute('aria-labelledby', (this.heading.id = uid()))
+		this.update()
 	}
 
 	update() {
-		const { turn, head, foot } = this;
+		const { turn, head, foot } = this
 		if (turn.prompt && !head.firstChild)
 			guard(
 				() => this.#head(turn),
 				() => head.replaceChildren(rawView('turn_start', turn.prompt).el)
-			);
+			)
 		guard(
 			() => this.#foot(),
 			() => foot.replaceChildren(rawView('turn_end', { ...turn, items: undefined }).el)
-		);
+		)
 	}
 
 	#head({ prompt, context }) {
-		setText(this.heading, `You: ${promptParts(prompt).text.slice(0, 80) || 'files'}`);
+		setText(this.heading, `You: ${promptParts(prompt).text.slice(0, 80) || 'files'}`)
 		if (context === 'lost')
 			this.head.append(
 				new NoteView({
 					note: 'warning',
 					title: 'The agent was restarted and does not remember the conversation above.'
 				}).el
-			);
-		this.head.append(promptBubble(prompt));
+			)
+		this.head.append(promptBubble(prompt))
 	}
 
 	append(enough) {
-		const { items } = this.turn;
+		const { items } = this.turn
 		for (; this.to < items.length && !enough(); this.to += 1) {
-			let chunk = this.body.lastChild;
+			let chunk = this.body.lastChild
 			if (!chunk || chunk.childElementCount >= CHUNK) {
-				chunk?.classList.add('settled');
-				chunk = this.body.appendChild(h('div.chunk'));
+				chunk?.classList.add('settled')
+				chunk = this.body.appendChild(h('div.chunk'))
 			}
-			chunk.append(this.#build(items[this.to], true));
+			chunk.append(this.#build(items[this.to], true))
 		}
-		return this.to >= items.length;
+		return this.to >= items.length
 	}
 
 	prepend(count) {
-		const { items } = this.turn;
-		const first = Math.max(0, this.from - count);
-		const older = items.slice(first, this.from);
-		const live = this.context.isLast(this.turn) && items.length < LIVELY;
+		const { items } = this.turn
+		const first = Math.max(0, this.from - count)
+		const older = items.slice(first, this.from)
+		const live = this.context.isLast(this.turn) && items.length < LIVELY
 		const chunk = h(
 			'div.chunk.settled',
 			{},
 			older.map(item => this.#build(item, live))
-		);
-		if (older.length) this.body.prepend(chunk);
-		this.from = first;
+		)
+		if (older.length) this.body.prepend(chunk)
+		this.from = first
 	}
 
 	#build(item, live) {
 		const view = guard(
 			() => new (VIEWS[item.kind] ?? RawView)(item, this.context, live),
 			() => rawView(item.kind, item)
-		);
-		this.context.views.set(item, view);
-		return view.el;
+		)
+		this.context.views.set(item, view)
+		return view.el
 	}
 
 	tick(now) {
-		if (this.elapsed && !this.context.away())
-			setText(this.elapsed, duration(Math.max(1000, now - this.turn.startedAt)));
+		if (this.elapsed && !this.context.away()) setText(this.elapsed, duration(Math.max(1000, now - this.turn.startedAt)))
 	}
 
 	#foot() {
-		const { turn, context } = this;
-		const running = turn.status === 'running';
-		const waits = running && context.waits(turn);
-		const away = running && context.away();
-		const shown = running ? `running ${waits} ${away}` : turn.stopReason;
-		if (shown === this.shown || (!running && context.draws(turn))) return;
-		this.shown = shown;
-		this.elapsed = running && !away ? h('span') : null;
-		if (away) this.foot.replaceChildren(template('away').el);
+		const { turn, context } = this
+		const running = turn.status === 'running'
+		const waits = running && context.waits(turn)
+		const away = running && context.away()
+		const shown = running ? `running ${waits} ${away}` : turn.stopReason
+		if (shown === this.shown || (!running && context.draws(turn))) return
+		this.shown = shown
+		this.elapsed = running && !away ? h('span') : null
+		if (away) this.foot.replaceChildren(template('away').el)
 		else if (running)
 			this.foot.replaceChildren(
 				h(
@@ -134,19 +111,21 @@ export class TurnView {
 					waits ? 'Waiting for you' : 'Working',
 					this.elapsed
 				)
-			);
-		else if (turn.stopReason) this.foot.replaceChildren(...this.#ending(), this.#facts());
+			)
+		else if (turn.stopReason) this.foot.replaceChildren(...this.#ending(), this.#facts())
 	}
 
 	#ending() {
-		const { stopReason, error, failure, withdrawn } = this.turn;
-		const [words, name, action] = ENDINGS[withdrawn ? 'withdrawn' : stopReason] ?? [];
-		if (!words) return [];
-		const edit = () => this.context.edit(this.turn);
+		const { stopReason, error, failure, withdrawn } = this.turn
+		const ending = withdrawn ? 'withdrawn' : stopReason
+		const words = word('ending', ending)
+		if (!words) return []
+		const action = word('again', ending)
+		const edit = () => this.context.edit(this.turn)
 		const retry = ({ currentTarget }) => {
-			currentTarget.disabled = true;
-			this.context.retry(this.turn);
-		};
+			currentTarget.disabled = true
+			this.context.retry(this.turn)
+		}
 		const again =
 			action &&
 			(!error || error.retryable) &&
@@ -155,36 +134,36 @@ export class TurnView {
 				{ onclick: withdrawn ? edit : retry },
 				icon(withdrawn ? 'pencil' : 'refresh'),
 				action
-			);
+			)
 		return [
 			h(
 				'div.ending',
 				{ 'data-reason': stopReason },
-				icon(name),
+				icon(word('mark', ending)),
 				h(
 					'div.grow',
 					{},
-					failure === null ? (ERRORS[error?.code] ?? words) : 'The agent reported an error',
+					failure === null ? (word('error', error?.code) ?? words) : 'The agent reported an error',
 					[error?.message, failure].map(text => text && h('p', { dir: 'auto', text }))
 				),
 				again
 			)
-		];
+		]
 	}
 
 	#facts() {
-		this.el.classList.toggle('withdrawn', Boolean(this.turn.withdrawn));
-		const { startedAt, durationMs, usage, items } = this.turn;
-		const messages = items.filter(({ kind }) => kind === 'message');
+		this.el.classList.toggle('withdrawn', Boolean(this.turn.withdrawn))
+		const { startedAt, durationMs, usage, items } = this.turn
+		const messages = items.filter(({ kind }) => kind === 'message')
 		const words = [durationMs && duration(durationMs), usage?.totalTokens && `${compact(usage.totalTokens)} tokens`]
 			.filter(Boolean)
-			.join(' · ');
-		const answer = () => messages.map(({ parts }) => textOf(parts)).join('\n\n');
+			.join(' · ')
+		const answer = () => messages.map(({ parts }) => textOf(parts)).join('\n\n')
 		return h(
 			'p.facts',
 			{ title: new Date(startedAt).toLocaleString() },
 			words,
 			messages.length > 0 && copyButton(answer, 'Copy answer')
-		);
+		)
 	}
 }

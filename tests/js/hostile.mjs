@@ -153,6 +153,14 @@ export const ENTRIES = Object.fromEntries([
 		{ type: 'permission_resolved', request_id: 'r1', outcome: { outcome: 'selected', optionId: 'y' }, by: 'client' }
 	],
 	[
+		'elicitation_request link',
+		{
+			type: 'elicitation_request',
+			request_id: 'e2',
+			request: { mode: 'url', message: 'Go', url: 'https://example.com/', elicitationId: 'l1' }
+		}
+	],
+	[
 		'elicitation_request',
 		{
 			type: 'elicitation_request',
@@ -160,7 +168,18 @@ export const ENTRIES = Object.fromEntries([
 			request: {
 				mode: 'form',
 				message: 'Name?',
-				requestedSchema: { type: 'object', properties: { name: { type: 'string' } } }
+				requestedSchema: {
+					type: 'object',
+					required: ['name'],
+					properties: {
+						name: { type: 'string', title: 'Name', description: 'd', minLength: 1, maxLength: 9, default: 'x' },
+						size: { type: 'string', oneOf: [{ const: 's', title: 'Small', description: 'd' }] },
+						parts: { type: 'array', minItems: 1, items: { enum: ['a', 'b'] }, default: ['a'] },
+						count: { type: 'integer', minimum: 1, default: 2 },
+						when: { type: 'string', format: 'date-time' },
+						sure: { type: 'boolean', default: true }
+					}
+				}
 			},
 			expires_at: 1
 		}
@@ -286,7 +305,7 @@ export function* hostileTurns(values = VALUES) {
 		yield { ...at, type: 'turn_start', prompt: [text(`prompt ${turn}`)], id: null, context: 'kept' };
 		for (const one of broken(entry, values)) {
 			const own =
-				one.type === 'permission_request' && typeof one.request_id === 'string'
+				['permission_request', 'elicitation_request'].includes(one.type) && typeof one.request_id === 'string'
 					? { request_id: `${one.request_id}-${(request += 1)}` }
 					: {};
 			yield { ...at, ...one, ...own };

@@ -13,6 +13,15 @@ const isNumberOrNull = value => value === null || Number.isFinite(value);
 const ITEMS = {
 	message: ({ parts, messageId }) =>
 		parts.every(part => (part.type === 'text' ? isText(part.text) : isText(part.type))) && isTextOrNull(messageId),
+	question: ({ message, url, fields }) =>
+		isText(message) &&
+		isTextOrNull(url) &&
+		fields.every(
+			({ name, type, title, description, format, choices, low, high }) =>
+				[name, type, title, description, format].every(isText) &&
+				[low, high].every(isNumberOrNull) &&
+				(choices ?? []).every(one => [one.value, one.title, one.description].every(isText))
+		),
 	tool: ({ title, toolKind, status, content, locations, terminal, permissions }) =>
 		[title, toolKind, status].every(isText) &&
 		content.every(({ type, content: inner, path, oldText, newText }) =>

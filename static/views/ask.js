@@ -1,0 +1,54 @@
+// A request of the agent's. Takes no focus, so that no key answers by accident
+import { setText, uid, View, word } from './dom.js'
+
+export const isOpen = ({ outcome, over }) => !outcome && !over
+
+export class AskView extends View {
+	constructor(id, request, context, words) {
+		super(id, { request, context, refused: 0 })
+		setText(this.who, `${context.agentName()} ${words}`)
+		this.card.setAttribute('aria-labelledby', (this.heading.id = uid()))
+		const look = entries => context.seen((this.seen = entries.at(-1).intersectionRatio >= 0.5))
+		new IntersectionObserver(look, { threshold: 0.5 }).observe(this.choices)
+	}
+
+	focus() {
+		const field = this.card.querySelector('input, textarea') ?? this.choices.firstChild
+		field.focus({ preventScroll: true })
+	}
+
+	send(answer) {
+		const now = this.context.answer(this.request.requestId, answer)
+		this.byKey = this.card.querySelector(':focus-visible')
+		setText(this.note, now ? 'Sending your answer…' : 'Your answer will be sent when the connection is restored.')
+		this.card.disabled = true
+	}
+
+	update() {
+		const { request, card } = this
+		const open = isOpen(request)
+		if (open && !this.drawn) {
+			this.drawn = true
+			this.draw(request)
+		}
+		if (request.refused !== this.refused) {
+			this.refused = request.refused
+			card.disabled = false
+			setText(this.note, 'Your answer was not accepted. Please answer again.')
+			this.complain?.(request.problem)
+		}
+		if (!open) {
+			if (this.byKey) this.context.focusComposer()
+			this.byKey = null
+			this.details.replaceChildren()
+		}
+		card.hidden = !open
+		setText(this.result, open ? '' : this.#words())
+		this.el.hidden = !open && !this.result.textContent
+	}
+
+	#words() {
+		const words = this.words(this.request)
+		return words && [words, word('by', this.request.by)].filter(Boolean).join(': ')
+	}
+}
