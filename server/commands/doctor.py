@@ -188,6 +188,7 @@ async def _check_agents(settings: Settings, environ: Mapping[str, str]) -> Async
         finally:
             await backend.stop()
     yield _check_claude(settings)
+    yield _check_git()
     for finding in _agent_findings(infos, settings):
         yield finding
 
@@ -198,6 +199,15 @@ def _check_claude(settings: Settings) -> Finding:
         return Finding("ok", "claude", f"{program}, for POST /run")
     advice = "POST /run uses the default agent; docs/reference/run.md says how to install claude"
     return Finding("note", "claude", f"{settings.claude_bin} is not installed", advice)
+
+
+def _check_git() -> Finding:
+    program = shutil.which("git")
+    if program is not None:
+        return Finding("ok", "git", f"{program}, for changes and undo")
+    return Finding(
+        "note", "git", "git is not installed", "without it sessions have no changes and no undo"
+    )
 
 
 def _agent_findings(infos: list[AgentInfo], settings: Settings) -> Iterator[Finding]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..agents.base import Backend
 from ..agents.selection import AgentSelection
 from ..codec import dumps
@@ -20,11 +22,13 @@ from ..storage import statements
 from ..storage.schema import SessionRow, Statement
 from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks, to_completion
+from ..workspace.worktrees import Worktrees
 from .details import encode_meta
 from .lifetime import Lifetime
 from .options import (
     NO_OPTIONS,
     SessionOptions,
+    WorkspaceChoice,
     check_elicitation,
     check_for_agent,
     check_options,
@@ -100,6 +104,7 @@ class SessionCreator:
         agents: AgentSelection,
         prewarmer: Prewarmer,
         workspaces: Workspaces,
+        worktrees: Worktrees,
         disk: DiskReserve,
         tasks: Tasks,
         clock: Callable[[], float],
@@ -111,6 +116,7 @@ class SessionCreator:
         self._agents = agents
         self._prewarmer = prewarmer
         self._workspaces = workspaces
+        self._worktrees = worktrees
         self._disk = disk
         self._tasks = tasks
         self._clock = clock
@@ -133,10 +139,26 @@ class SessionCreator:
         agent = await self._agents.choose(request.agent)
         check_permission(request.permission, self._backend, agent)
         check_for_agent(request.options, self._backend, agent)
-        folder = None if request.cwd is None else await self._workspaces.check(request.cwd)
+        folder, request = await self._choose_folder(request)
         directories = await self._workspaces.check_directories(request.options)
         request = dataclasses.replace(request, options=directories)
         return SessionDraft(request, agent, meta, folder)
+
+    async def _choose_folder(self, request: SessionRequest) -> tuple[Path | None, SessionRequest]:
+        """Return the folder that the client chose, and the request with its repository resolved."""
+        git = request.options.git
+        if git is None:
+            return await self._workspaces.check(request.cwd) if request.cwd else None, request
+        if request.cwd is not None:
+            raise bad_request("workspace: cwd chooses the folder already")
+        self._worktrees.check()
+        found = await self._workspaces.check(git.repository, "workspace.git.repository")
+        if not git.worktree and git.branch is not None:
+            raise bad_request("workspace.git.branch: it needs a worktree")
+        git = msgspec.structs.replace(git, repository=str(found))
+        options = msgspec.structs.replace(request.options, workspace=WorkspaceChoice(git=git))
+        request = dataclasses.replace(request, options=options)
+        return None if git.worktree else found, request
 
     def _check_backend(self, request: SessionRequest) -> None:
         if request.permission == "ask" and not self._backend.can_ask:
@@ -149,6 +171,7 @@ class SessionCreator:
         request = draft.request
         is_plain = request.model is None and request.system is None and draft.folder is None
         is_plain = is_plain and not self._backend.environ_of(app_name)
+        is_plain = is_plain and request.options.git is None
         if is_plain and not request.options.concern_agent:
             draft.prewarmed = self._prewarmer.reserve(draft.agent, request.options.announced_modes)
         draft.id = str(uuid.uuid4()) if draft.prewarmed is None else draft.prewarmed.id
@@ -161,7 +184,7 @@ class SessionCreator:
         Raises:
             Error: ``internal``; the session cannot be stored.
         """
-        made_folder = False
+        made_folder = has_worktree = False
         try:
             if draft.prewarmed is not None:
                 folder = Path(draft.prewarmed.spec.cwd)
@@ -170,6 +193,11 @@ class SessionCreator:
             else:
                 made_folder = True
                 folder = await self._workspaces.create(draft.id)
+                if (git := draft.request.options.git) is not None:
+                    has_worktree = True
+                    await self._worktrees.add(
+                        app_name, draft.id, folder, git.repository, git.branch
+                    )
             self.last_number += 1
             row = self._row(app_name, draft, folder)
             await to_completion(self._writer.commit(self._statements(row, draft)))
@@ -180,11 +208,22 @@ class SessionCreator:
             if made_folder:
                 with contextlib.suppress(OSError):
                     await self._workspaces.delete(draft.id)
+            if has_worktree:
+                await self.remove_worktree(app_name, draft.id, draft.request.options)
             if isinstance(error, OSError):
                 logger.error("a session's folder cannot be made: %s", error.strerror)
                 raise not_stored() from None
             raise
         return row
+
+    async def remove_worktree(
+        self, app_name: str, session_id: str, options: SessionOptions
+    ) -> None:
+        """Remove what a repository keeps of a session whose folder was deleted."""
+        git = options.git
+        if git is not None and git.worktree:
+            path = self._workspaces.path(session_id)
+            await self._worktrees.remove(app_name, session_id, path, git.repository)
 
     def _row(self, app_name: str, draft: SessionDraft, folder: Path) -> SessionRow:
         request = draft.request

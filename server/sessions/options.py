@@ -60,6 +60,34 @@ _Tool = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _Folder = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
 
+class GitWorkspace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A git repository to work in."""
+
+    repository: Annotated[
+        _Folder, msgspec.Meta(description="Its path, in one of `CLAWDFORGE_WORKSPACE_ROOTS`.")
+    ]
+    branch: Annotated[
+        Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None,
+        msgspec.Meta(
+            description="Created at the repository's HEAD if it does not exist. By default"
+            " `clawdforge/` and the beginning of the session's id."
+        ),
+    ] = None
+    worktree: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Whether the session gets a worktree of its own, which is removed with it."
+            " If false, it works in the repository itself."
+        ),
+    ] = True
+
+
+class WorkspaceChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The folder of a session."""
+
+    git: GitWorkspace | None = None
+
+
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The options of a session, as a client gives them and as the session's row stores them."""
 
@@ -82,6 +110,9 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         msgspec.Meta(description="The limit of the agent's requests to its model in a turn."),
     ] = None
     env: Environ | None = None
+    workspace: Annotated[WorkspaceChoice | None, msgspec.Meta(description="Instead of `cwd`.")] = (
+        None
+    )
     additional_directories: Annotated[
         Annotated[list[_Folder], msgspec.Meta(max_length=MAX_LISTED)] | None,
         msgspec.Meta(description="More folders for the agent, in `CLAWDFORGE_WORKSPACE_ROOTS`."),
@@ -110,6 +141,11 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             return ()
         modes = self.elicitation_modes or ELICITATION_MODES
         return tuple(mode for mode in ELICITATION_MODES if mode in modes)
+
+    @property
+    def git(self) -> GitWorkspace | None:
+        """The repository that the session works in."""
+        return self.workspace.git if self.workspace is not None else None
 
     @property
     def concern_agent(self) -> bool:
@@ -173,6 +209,20 @@ class McpServerInfo(msgspec.Struct, kw_only=True):
     ) = msgspec.UNSET
 
 
+class GitWorkspaceInfo(msgspec.Struct, kw_only=True):
+    """The repository that a session works in."""
+
+    repository: str
+    branch: str | None
+    worktree: bool
+
+
+class WorkspaceInfo(msgspec.Struct, kw_only=True):
+    """The choice of a session's folder."""
+
+    git: GitWorkspaceInfo | None
+
+
 class OptionsInfo(msgspec.Struct, kw_only=True):
     """The options in a session's state."""
 
@@ -186,6 +236,7 @@ class OptionsInfo(msgspec.Struct, kw_only=True):
     max_turns: int | None
     env: Annotated[list[str], msgspec.Meta(description="The names of the agent's variables.")]
     additional_directories: list[str]
+    workspace: WorkspaceInfo | None
 
 
 INFO_EXAMPLE = {
@@ -197,6 +248,7 @@ INFO_EXAMPLE = {
     "max_turns": None,
     "env": [],
     "additional_directories": [],
+    "workspace": None,
 }
 
 
@@ -212,7 +264,15 @@ def options_view(options: SessionOptions, settings: Settings) -> dict[str, Any]:
         "max_turns": options.max_turns,
         "env": sorted(options.env or ()),
         "additional_directories": options.additional_directories or [],
+        "workspace": _workspace_view(options.workspace),
     }
+
+
+def _workspace_view(choice: WorkspaceChoice | None) -> dict[str, Any] | None:
+    if choice is None or choice.git is None:
+        return None
+    git = choice.git
+    return {"git": {"repository": git.repository, "branch": git.branch, "worktree": git.worktree}}
 
 
 def _server_view(server: McpServer | str, presets: Presets) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from ..storage.queries import Queries
 from ..storage.schema import SessionRow
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
+from ..workspace.worktrees import Worktrees
 from .context import SessionContext
 from .creation import SessionCreator, SessionRequest
 from .listing import SessionListing
+from .options import SessionOptions
 from .prewarm import Prewarmer
 from .removal import SessionRemover
 from .session import Session
@@ -85,13 +87,19 @@ class SessionRegistry:
             agents=self.agents,
             prewarmer=self.prewarmer,
             workspaces=self.workspaces,
+            worktrees=Worktrees(context.snapshots, settings.workspace_roots),
             disk=self.disk,
             tasks=self.tasks,
             clock=clock,
         )
         self.sweeper = Sweeper(self)
         self.remover = SessionRemover(self)
-        self.remover.steps.append(lambda row, _: context.snapshots.delete(row.id))
+        self.remover.steps += (
+            lambda row, _: context.snapshots.delete(row.id),
+            lambda row, _: self._creator.remove_worktree(
+                row.app_name, row.id, SessionOptions.decode(row.options)
+            ),
+        )
         self.listing = SessionListing(self)
         # Sessions in memory. Only the cache keeps one alive, but as long as anything refers to a
         # session, a look-up by id must return the same object.
@@ -263,7 +271,7 @@ class SessionRegistry:
         finally:
             self.unhide(draft.id)
         session.start_agent(draft.prewarmed)
-        if draft.folder is not None:
+        if draft.folder is not None or request.options.git is not None:
             session.snapshots.warm_up()
         self.prewarmer.fill()
         return session

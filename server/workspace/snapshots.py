@@ -69,6 +69,11 @@ class Snapshots:
         """Whether snapshots are taken."""
         return self._git is not None and self.settings.max_snapshot_bytes > 0
 
+    @property
+    def has_git(self) -> bool:
+        """Whether git was found."""
+        return self._git is not None
+
     def check(self) -> None:
         """Check that snapshots are taken.
 

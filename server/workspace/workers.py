@@ -212,6 +212,8 @@ def _error_of(response: Mapping[str, Any]) -> Error:
             return Error(ErrorCode.NOT_SUPPORTED, message)
         case "too_large":
             return payload_too_large("the difference is too large: request a single file")
+        case "bad_request" | "conflict" as code:
+            return Error(code, response["detail"])
         case "disk_full":
             return not_stored()
     logger.error("a snapshot failed: %s", response.get("detail", response["error"]))

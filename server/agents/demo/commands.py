@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from .content import count_of, split_attached, text_of
+from .files import write_site
 from .questions import ask_form, ask_link
 
 TYPE_CHECKING = False
@@ -294,6 +295,7 @@ COMMANDS: dict[str, tuple[Script, str, str]] = {
     "help": (show_help, "list what I can do", ""),
     "plan": (show_plan, "make a plan and carry it out", ""),
     "diff": (show_diff, f"add a line to {NOTES_FILE}, with your permission", ""),
+    "files": (write_site, "write a small web site, with your permission", ""),
     "permission": (run_command, "run a command, with your permission", ""),
     "form": (ask_form, "ask you questions with a form", ""),
     "link": (ask_link, "ask you to open a link", ""),

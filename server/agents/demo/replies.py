@@ -111,6 +111,7 @@ def reply_to_free_text(turn: DemoTurn, text: str) -> None:
         "Things to try:\n\n"
         "- `plan`: a plan whose steps get done\n"
         "- `diff`: a file edit that waits for your permission\n"
+        "- `files`: a small web site, to look at, download or undo\n"
         "- `slow`: long work, for you to stop\n"
         "- `my name is …`, and later `what is my name?`\n\n"
         "`help` lists everything."

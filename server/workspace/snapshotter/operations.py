@@ -19,6 +19,7 @@ from .objects import EMPTY_TREE, create_repository, size_of_objects
 from .records import Record, Records
 from .restore import Restoration, remove_temporaries
 from .scan import Limits, Scan, TooManyFilesError, open_below, skipped_by
+from .worktrees import Repository, RepositoryError
 
 Json = dict[str, Any]
 
@@ -73,6 +74,8 @@ def perform(request: Json) -> tuple[Json, bytes]:
         return OPERATIONS[request["op"]](Job(request, base))
     except Refusal as refusal:
         return {"error": str(refusal)}, b""
+    except RepositoryError as error:
+        return {"error": error.code, "detail": str(error)}, b""
     except TooManyFilesError:
         return {"error": "too_many_files"}, b""
     except OutputTooLargeError:
@@ -309,18 +312,33 @@ def _link(source: str, target: str) -> None:
 
 
 def populate(job: Job) -> tuple[Json, bytes]:
-    """Write the state after a turn to an empty folder, or a tree of a git repository."""
-    git, records = job.git, job.records()
-    if job.request.get("repository"):
-        git = Git(job.request["git"], Path(job.request["repository"]))
-        tree = bytes.fromhex(job.request["tree"])
-    else:
-        found = [one for one in records.all if one.key <= (job.request["turn_index"], 1)]
-        tree = found[-1].tree if found else EMPTY_TREE
+    """Write the state after a turn to an empty folder."""
+    turn_index = job.request["turn_index"]
+    found = [one for one in job.records().all if one.key <= (turn_index, 1)]
+    tree = found[-1].tree if found else EMPTY_TREE
     with job.folder() as folder:
-        restoration = Restoration(folder, git, {}, git_module.files_of(git, tree))
+        restoration = Restoration(folder, job.git, {}, git_module.files_of(job.git, tree))
         restoration.run()
     return {"restored": restoration.restored, "not_restored": restoration.failed}, b""
+
+
+def add_worktree(job: Job) -> tuple[Json, bytes]:
+    """Add a worktree of a user's repository at an empty folder."""
+    request = job.request
+    repository = Repository(request["git"], request["repository"], request["roots"])
+    with job.folder() as folder:
+        missing = repository.add_worktree(
+            folder, request["path"], request["session_id"][:8], request["branch"]
+        )
+    return {"missing": missing}, b""
+
+
+def remove_worktree(job: Job) -> tuple[Json, bytes]:
+    """Remove what a user's repository keeps of a worktree whose folder was deleted."""
+    request = job.request
+    repository = Repository(request["git"], request["repository"], request["roots"])
+    repository.remove_worktree(request["path"], request["session_id"][:8])
+    return {}, b""
 
 
 OPERATIONS: dict[str, Callable[[Job], tuple[Json, bytes]]] = {
@@ -334,4 +352,6 @@ OPERATIONS: dict[str, Callable[[Job], tuple[Json, bytes]]] = {
     "pack": pack_repository,
     "copy": copy_snapshots,
     "populate": populate,
+    "add_worktree": add_worktree,
+    "remove_worktree": remove_worktree,
 }

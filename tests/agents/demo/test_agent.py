@@ -114,7 +114,7 @@ def test_title_is_the_first_line_of_the_first_message(agent: StdioAgent) -> None
 @pytest.mark.parametrize(
     "prompt",
     [
-        *("help", "plan", "diff", "permission", "tools", "think", "table"),
+        *("help", "plan", "diff", "files", "permission", "tools", "think", "table"),
         *("code", "image", "long", "recall", "usage", "mode", "model", "thought_level"),
     ],
 )

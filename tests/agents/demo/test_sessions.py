@@ -77,6 +77,30 @@ async def test_diff_is_written_only_with_permission(
     assert after == (diff["newText"] if option == "allow_once" else before)
 
 
+async def test_files_of_the_demo_can_be_seen_downloaded_and_undone(client: Client) -> None:
+    session = await client.create("demo")
+    path = f"/sessions/{session}"
+    for _ in range(2):
+        assert (await client.turn(session, "files"))[0] == 200
+    _, reply = await client.get(f"{path}/changes")
+    created = ["demo-site/dot.png", "demo-site/index.html", "demo-site/style.css"]
+    assert [one["path"] for one in reply["files"]] == created
+    _, reply = await client.get(f"{path}/changes?since_turn=2")
+    assert [(one["path"], one["status"]) for one in reply["files"]] == [
+        ("demo-site/draft.txt", "deleted"),
+        ("demo-site/index.html", "modified"),
+        ("demo-site/style.css", "modified"),
+    ]
+    url = f"{client.url}{path}/files/demo-site/index.html"
+    for version in (2, 1):
+        async with client.http.get(url, headers=client.headers()) as response:
+            assert f"<h1>Version {version}</h1>" in await response.text()
+        await client.post(f"{path}/undo", {"turn_index": version})
+    _, reply = await client.get(f"{path}/files?depth=2")
+    assert [one["path"] for one in reply["entries"] if "demo-site" in one["path"]] == []
+    assert (await client.turn(session, "what did I say?"))[0] == 200  # its memory is not undone
+
+
 async def test_cancel_ends_the_turn_immediately(client: Client) -> None:
     socket = await client.connect(await client.create("demo"))
     await socket.send("prompt", prompt="slow 3600")
