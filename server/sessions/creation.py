@@ -148,7 +148,8 @@ class SessionCreator:
         """Return the folder that the client chose, and the request with its repository resolved."""
         git = request.options.git
         if git is None:
-            return await self._workspaces.check(request.cwd) if request.cwd else None, request
+            chosen = request.cwd
+            return None if chosen is None else await self._workspaces.check(chosen), request
         if request.cwd is not None:
             raise bad_request("workspace: cwd chooses the folder already")
         self._worktrees.check()
@@ -209,17 +210,20 @@ class SessionCreator:
                 with contextlib.suppress(OSError):
                     await self._workspaces.delete(draft.id)
             if has_worktree:
-                await self.remove_worktree(app_name, draft.id, draft.request.options)
+                await self._remove_worktree(app_name, draft.id, draft.request.options)
             if isinstance(error, OSError):
                 logger.error("a session's folder cannot be made: %s", error.strerror)
                 raise not_stored() from None
             raise
         return row
 
-    async def remove_worktree(
+    async def remove_worktree_of(self, row: SessionRow, _: bool) -> None:
+        """Remove what a repository keeps of a session whose folder was deleted."""
+        await self._remove_worktree(row.app_name, row.id, SessionOptions.decode(row.options))
+
+    async def _remove_worktree(
         self, app_name: str, session_id: str, options: SessionOptions
     ) -> None:
-        """Remove what a repository keeps of a session whose folder was deleted."""
         git = options.git
         if git is not None and git.worktree:
             path = self._workspaces.path(session_id)

@@ -24,7 +24,6 @@ from ..workspace.worktrees import Worktrees
 from .context import SessionContext
 from .creation import SessionCreator, SessionRequest
 from .listing import SessionListing
-from .options import SessionOptions
 from .prewarm import Prewarmer
 from .removal import SessionRemover
 from .session import Session
@@ -94,12 +93,8 @@ class SessionRegistry:
         )
         self.sweeper = Sweeper(self)
         self.remover = SessionRemover(self)
-        self.remover.steps += (
-            lambda row, _: context.snapshots.delete(row.id),
-            lambda row, _: self._creator.remove_worktree(
-                row.app_name, row.id, SessionOptions.decode(row.options)
-            ),
-        )
+        self.remover.steps.append(lambda row, _: context.snapshots.delete(row.id))
+        self.remover.steps.append(self._creator.remove_worktree_of)
         self.listing = SessionListing(self)
         # Sessions in memory. Only the cache keeps one alive, but as long as anything refers to a
         # session, a look-up by id must return the same object.

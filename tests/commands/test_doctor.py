@@ -18,7 +18,9 @@ async def test_doctor_reports_failed_checks(operator: Operator, tmp_path: Path) 
     found = [line.split(maxsplit=2) for line in out.splitlines() if not line.startswith(" ")]
     marks = {what: mark for mark, what, _ in found if what != "agent"}
     assert marks == {
-        **dict.fromkeys(["python", "data", "disk", "database", "port", "node", "acpx"], "ok"),
+        **dict.fromkeys(
+            ["python", "data", "disk", "database", "port", "node", "acpx", "git"], "ok"
+        ),
         "claude": "note",
     }
     assert ["ok", "agent", "demo"] in found

@@ -28,9 +28,9 @@ PIXEL = base64.b64decode(
 def write_site(turn: DemoTurn, _: str) -> None:
     """Write the next version of the site: an edit of several files, with one permission."""
     folder = turn.session.cwd / SITE_FOLDER
-    old = _read(folder / "index.html")
-    version = _version_of(old) + 1
-    texts = {"index.html": _page(version), "style.css": _style(version)}
+    old = _text_in(folder / "index.html")
+    version = _site_version(old) + 1
+    texts = {"index.html": _site_page(version), "style.css": _site_style(version)}
     if version == 1:
         texts["draft.txt"] = "A first idea, to be deleted in the second version.\n"
     diffs = [_diff(folder / name, text) for name, text in texts.items()]
@@ -52,7 +52,7 @@ def write_site(turn: DemoTurn, _: str) -> None:
     else:
         (folder / "draft.txt").unlink(missing_ok=True)
     turn.end_tool(tool, "Written.", content=diffs)
-    names = ", ".join(sorted(_names(folder)))
+    names = ", ".join(sorted(_files_in(folder)))
     turn.say(
         f"Version **{version}** of `{SITE_FOLDER}` is on the disk: {names}."
         " See what has changed, download it, or undo this turn. `files` again writes the next"
@@ -60,24 +60,24 @@ def write_site(turn: DemoTurn, _: str) -> None:
     )
 
 
-def _names(folder: Path) -> list[str]:
+def _files_in(folder: Path) -> list[str]:
     return [f"`{name}`" for name in os.listdir(folder)]  # noqa: PTH208
 
 
-def _read(path: Path) -> str | None:
+def _text_in(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def _diff(path: Path, text: str) -> Json:
-    return {"type": "diff", "path": str(path), "oldText": _read(path), "newText": text}
+    return {"type": "diff", "path": str(path), "oldText": _text_in(path), "newText": text}
 
 
-def _version_of(page: str | None) -> int:
+def _site_version(page: str | None) -> int:
     match = re.search(r"Version (\d{1,9})", page or "")
     return int(match[1]) if match else 0
 
 
-def _page(version: int) -> str:
+def _site_page(version: int) -> str:
     return f"""\
 <!doctype html>
 <html lang="en">
@@ -91,6 +91,6 @@ def _page(version: int) -> str:
 """
 
 
-def _style(version: int) -> str:
+def _site_style(version: int) -> str:
     colour = COLOURS[version % len(COLOURS)]
     return f"body {{ font-family: sans-serif; }}\nh1 {{ color: {colour}; }}\n"
