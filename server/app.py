@@ -27,6 +27,8 @@ from .data_dir import DataDir
 from .errors import DatabaseError, Error, StartError
 from .limits import ByteBudget
 from .metrics import Metrics
+from .runs.jobs import RunJobs
+from .runs.results import RunResults
 from .runs.runner import Runner
 from .search.index import SearchIndex
 from .search.indexer import Indexer
@@ -142,6 +144,7 @@ class _Server:
         await sessions.start()
         stack.push_async_callback(sessions.stop)
         runner = await self._start_runner(stack, queries, writer, backend, sessions)
+        jobs = await self._start_jobs(stack, writer)
         files = await self._start_uploads(queries, writer, sessions)
         logins = AgentLogins(backend, self._data_dir)
         stack.push_async_callback(logins.stop)
@@ -162,6 +165,7 @@ class _Server:
         def end_app(app_name: str) -> None:
             sockets.close_app(app_name)
             sessions.cancel_turns(app_name)
+            jobs.stop_app(app_name)
 
         tokens.on_revoke = end_app
         health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)
@@ -177,6 +181,7 @@ class _Server:
             health,
             self._metrics,
             runner,
+            jobs,
             self._supervisor,
             ByteBudget(2 * self._settings.max_reply_bytes, self._settings.max_reply_bytes),
             search,
@@ -195,7 +200,7 @@ class _Server:
         writer = DatabaseWriter(database, self._metrics, self._supervisor)
         writer.start()
         stack.push_async_callback(writer.stop)
-        self._growth = GrowthQueries(database)
+        self._database = database
         return Queries(database), writer
 
     async def _start_search(
@@ -207,7 +212,7 @@ class _Server:
         def busy() -> set[int]:
             return {session.row.n for session in sessions.cached.values() if session.is_busy}
 
-        return Indexer(index, queries, self._growth, busy)
+        return Indexer(index, queries, GrowthQueries(self._database), busy)
 
     async def _load_tokens(self, queries: Queries, writer: DatabaseWriter) -> TokenRegistry:
         limit = self._settings.max_tickets_per_app
@@ -251,6 +256,16 @@ class _Server:
         stack.push_async_callback(runner.stop)
         return runner
 
+    async def _start_jobs(
+        self, stack: contextlib.AsyncExitStack, writer: DatabaseWriter
+    ) -> RunJobs:
+        limit = self._settings.max_run_result_bytes_per_app
+        results = RunResults(self._database, writer, max_bytes_per_app=limit, clock=self._clock)
+        jobs = RunJobs(results)
+        await results.start()
+        stack.push_async_callback(jobs.stop)
+        return jobs
+
     async def _start_uploads(
         self, queries: Queries, writer: DatabaseWriter, sessions: SessionRegistry
     ) -> FileStore:
@@ -291,6 +306,7 @@ class _Server:
                     context.sessions.sweeper.run,
                     context.files.sweep,
                     context.search.forget_deleted,
+                    context.jobs.sweep,
                 ),
             ),
         ):

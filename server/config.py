@@ -242,6 +242,7 @@ class Settings:
     max_mcp_servers: int = _setting(_int(0, 256), 16)
     max_events_bytes: int = _setting(_int(1, 2**40), 8 * 2**20)
     max_reply_bytes: int = _setting(_int(0, 2**40), 16 * 2**20)
+    max_run_result_bytes_per_app: int = _setting(_int(2**20, 2**40), 128 * 2**20)
     max_runs: int = _setting(_int(1, 1000), 4)
     max_runs_per_app: int = _setting(_int(0, 1000), 0)
     reserved_runs: int = _setting(_int(0, 1000), 2)

@@ -170,6 +170,9 @@ class ErrorCode(enum.StrEnum):
     UPGRADE_REQUIRED = _define(
         "upgrade_required", 426, "The path is a WebSocket: the request must be an upgrade."
     )
+    SCHEMA_FAILED = _define(
+        "schema_failed", 422, "The agent's result is not valid against the request's `schema`."
+    )
     QUEUE_FULL = _define(
         "queue_full", 429, "The session's queue of prompts is full.", is_retryable=True
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..agents.base import Agent, AgentObserver, AgentSpec, Backend, Wanted
 from ..agents.failures import agent_error
 from ..agents.prompt_handle import PromptHandle
+from ..agents.usage import Usage, of_acp
 from ..codec import dumps, parse_message
 from ..errors import ErrorCode
 from ..sessions.permissions import ToolCalls, by_policy
@@ -18,9 +19,11 @@ from .run import (
     Run,
     RunError,
     RunFolder,
+    RunRequest,
     RunResult,
     output_too_large,
     result_json,
+    schema_failed,
     stopped_error,
 )
 
@@ -50,6 +53,7 @@ async def run_acp_agent(
     # The policy only decides if the agent asks.
     collector = _Collector(
         name,
+        request,
         Wanted(
             request.model,
             traits.asking_mode if backend.can_restore else None,
@@ -63,17 +67,20 @@ async def run_acp_agent(
     )
     agent = backend.agent(spec, collector)
     collector.agent = agent
-    blocks: list[dict[str, object]] = [{"type": "text", "text": request.prompt}]
-    prompt = collector.prompt = agent.prompt(dumps(prepend_file_paths(blocks, request.files)))
+    schema = request.schema
+    texts = [request.prompt] if schema is None else [schema.instruction, request.prompt]
     try:
-        cause = await run.wait(prompt.done, prompt.cancel, agent.kill, grace)
-        if cause is not None:
-            raise stopped_error(cause)
-        prompt.done.result()
-        return collector.result()
+        for attempts_left in reversed(range(request.max_attempts)):
+            result = await collector.ask(run, texts, grace)
+            problem = schema.problem(result.result) if schema is not None else None
+            if schema is None or problem is None:
+                return result
+            if not attempts_left:
+                raise schema_failed(problem)
+            texts = [schema.correction(problem)]
+        raise AssertionError("there is at least one attempt")
     finally:
-        prompt.done.cancel()
-        await asyncio.gather(prompt.done, return_exceptions=True)
+        await collector.stop()
         await agent.hibernate()
         await backend.forget(run.id)
         await asyncio.to_thread(folder.remove)
@@ -85,20 +92,47 @@ class _Collector(AgentObserver):
     agent: Agent
     prompt: PromptHandle
 
-    def __init__(self, name: str, wanted: Wanted) -> None:
+    def __init__(self, name: str, request: RunRequest, wanted: Wanted) -> None:
         self._name = name
+        self._request = request
         self._wanted = wanted
         self._calls = ToolCalls()
         self._texts: list[str] = []
         self._size = 0
         self._response: Mapping[str, Any] | None = None
+        self._usage = Usage()
+        self._cost: Any = None
+        self._session_id: str | None = None
+        self._has_asked = False
 
     @property
     def wanted(self) -> Wanted:
         return self._wanted
 
-    def result(self) -> RunResult:
-        """The result of the run.
+    async def ask(self, run: Run, texts: Sequence[str], grace: float) -> RunResult:
+        """Send a prompt, with the files of the first one, and wait for the answer.
+
+        Raises:
+            Error: there is none.
+        """
+        self._texts, self._response = [], None
+        blocks: list[dict[str, object]] = [{"type": "text", "text": text} for text in texts]
+        files = self._request.files if not self._has_asked else ()
+        self._has_asked = True
+        prompt = self.prompt = self.agent.prompt(dumps(prepend_file_paths(blocks, files)))
+        cause = await run.wait(prompt.done, prompt.cancel, self.agent.kill, grace)
+        if cause is not None:
+            raise stopped_error(cause)
+        prompt.done.result()
+        return self._result()
+
+    async def stop(self) -> None:
+        """Wait until the last prompt has ended."""
+        self.prompt.done.cancel()
+        await asyncio.gather(self.prompt.done, return_exceptions=True)
+
+    def _result(self) -> RunResult:
+        """The result of a prompt.
 
         Raises:
             Error: the agent's response is an error or a cancellation, or there is none.
@@ -117,12 +151,23 @@ class _Collector(AgentObserver):
             raise RunError(
                 ErrorCode.AGENT_FAILED, "the agent cancelled the turn", stop_reason=stop_reason
             )
-        return RunResult(result_json("".join(self._texts)), stop_reason)
+        usage = of_acp(result.get("usage") if isinstance(result, dict) else None)
+        self._usage = self._usage.plus(usage)
+        return RunResult(
+            result_json("".join(self._texts)),
+            stop_reason,
+            self._usage.plus(of_acp(None, self._cost)),
+            self._session_id,
+        )
 
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self._calls.note(update)
 
     def notification_received(self, message: bytes) -> None:
+        if self._request.on_update is not None:
+            self._request.on_update(message)
+        if b"usage_update" in message or self._session_id is None:
+            self._note(message)
         if self._size > MAX_OUTPUT_BYTES or b"agent_message_chunk" not in message:
             return
         text = _chunk_text(message)
@@ -132,6 +177,18 @@ class _Collector(AgentObserver):
         self._size += len(message)
         if self._size > MAX_OUTPUT_BYTES:
             self.prompt.cancel()
+
+    def _note(self, message: bytes) -> None:
+        """Note the id of the agent's conversation, and its cost so far."""
+        value = parse_message(message)
+        params = value.get("params") if value is not None else None
+        if not isinstance(params, dict):
+            return
+        if isinstance(params.get("sessionId"), str):
+            self._session_id = params["sessionId"]
+        update = params.get("update")
+        if isinstance(update, dict) and update.get("sessionUpdate") == "usage_update":
+            self._cost = update.get("cost", self._cost)
 
     def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:
         self._response = response

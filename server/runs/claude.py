@@ -6,13 +6,15 @@ import asyncio
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ..agents.base import EnvironOf
+from ..agents.line_reader import LineReader
 from ..agents.process import process_tree
 from ..agents.process.programs import Program, Programs
 from ..agents.program_output import MIN_SECRET, SECRET
+from ..codec import parse_message
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode
 from ..uploads.files import prepend_file_paths
@@ -85,7 +87,7 @@ class ClaudeProgram:
             stdin = await asyncio.to_thread(_prepare, folder, run.request)
             try:
                 output = await self._collect_output(run, path, folder, stdin)
-                return await asyncio.to_thread(read_result, output)
+                return await asyncio.to_thread(read_result, output, run.request.schema)
             finally:
                 os.close(stdin)
         finally:
@@ -109,7 +111,7 @@ class ClaudeProgram:
 
     async def _wait_for_output(self, run: Run, program: Program, secrets: Iterable[str]) -> Output:
         env_tag = process_tree.env_tag(process_tree.AGENT_VARIABLE, run.id)
-        capture = _Capture(program, env_tag, secrets)
+        capture = _Capture(program, env_tag, secrets, run.request.on_update)
         stdout_in_time = b""
 
         def terminate() -> None:
@@ -163,6 +165,11 @@ def claude_argv(path: str, request: RunRequest, folder: Path) -> list[str]:
         folder: the run's folder.
     """
     argv = [path, "-p", "--output-format", "json", "--no-session-persistence"]
+    if request.on_update is not None:
+        argv[3] = "stream-json"
+        argv.append("--verbose")  # the program requires it for this format
+    if request.schema is not None:
+        argv += ["--json-schema", request.schema.text]
     # Overrides the settings of the server's user: a tool that is not allowed there is denied.
     argv += ["--permission-mode", "dontAsk"]
     if request.model is not None:
@@ -235,9 +242,18 @@ class _Capture:
     Args:
         env_tag: the entry in the environment of all processes that the program starts.
         secrets: values that stderr must not show.
+        on_update: called with each line that is JSON and not the result.
     """
 
-    def __init__(self, program: Program, env_tag: bytes, secrets: Iterable[str]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        env_tag: bytes,
+        secrets: Iterable[str],
+        on_update: Callable[[bytes], None] | None,
+    ) -> None:
+        self._on_update = on_update
+        self._lines = LineReader(MAX_OUTPUT_BYTES)
         self._program = program
         self._env_tag = env_tag
         self._secrets = [value for value in secrets if len(value) >= MIN_SECRET]
@@ -280,8 +296,16 @@ class _Capture:
             self._size += len(piece)
             if self._size <= MAX_OUTPUT_BYTES:
                 self._pieces.append(piece)
+                if self._on_update is not None:
+                    self._report(piece, self._on_update)
             else:
                 self._program.kill()
+
+    def _report(self, piece: bytes, on_update: Callable[[bytes], None]) -> None:
+        for line in self._lines.feed(piece):
+            message = parse_message(line)
+            if message is not None and message.get("type") != "result":
+                on_update(line)
 
     async def _read_stderr(self) -> None:
         while piece := await self._program.stderr.read(1 << 16):

@@ -10,9 +10,11 @@ from typing import Any
 
 from ..agents.failures import login_required
 from ..agents.program_output import last_output, redact
-from ..codec import parse_message
+from ..agents.usage import of_claude
+from ..codec import dumps, parse_message
 from ..errors import ErrorCode
-from .run import RunError, RunResult, result_json
+from .result_schema import ResultSchema
+from .run import RunError, RunResult, result_json, schema_failed
 
 CLAUDE = "claude"
 """The name of the program, and of the agent."""
@@ -20,6 +22,7 @@ MAX_FAILED_READS = 10_000
 """Limits the search for a result in output that resembles JSON."""
 TRANSIENT_STATUSES = (408, 409, 429)
 """HTTP statuses below 500 after which the same API request may succeed."""
+SCHEMA_SUBTYPES = ("error_max_structured_output_retries",)
 NOT_STARTED = (126, 127)
 """Exit statuses of a program that could not be started."""
 
@@ -50,20 +53,39 @@ class Output:
     stderr: str
 
 
-def read_result(output: Output) -> RunResult:
+def read_result(output: Output, schema: ResultSchema | None = None) -> RunResult:
     """Read the result from the program's output. Blocking: the JSON may have megabytes.
 
+    Args:
+        schema: the one that the program was given.
+
     Raises:
-        RunError: the output has no result, or the result is an error.
+        RunError: the output has no result, the result is an error, or not valid.
     """
     message = find_result(output.stdout)
     if message is None:
         raise _error_without_message(output)
     result = message.get("result")
+    if schema is not None and message.get("subtype") in SCHEMA_SUBTYPES:
+        raise schema_failed("claude found no valid result in its attempts")
     # An API error says `"subtype":"success"`, and some errors have no `result`.
     if message.get("is_error") or _has_failed(output.status) or not isinstance(result, str):
         raise _error_from_message(message, output)
-    return RunResult(result_json(result), str(message.get("stop_reason") or "end_turn"))
+    return RunResult(
+        result_json(result) if schema is None else _structured(message, result, schema),
+        str(message.get("stop_reason") or "end_turn"),
+        of_claude(message),
+        session_id if isinstance(session_id := message.get("session_id"), str) else None,
+    )
+
+
+def _structured(message: Mapping[str, Any], result: str, schema: ResultSchema) -> bytes:
+    """The result that the program has made for a schema; older programs only print a text."""
+    value = message.get("structured_output")
+    structured = result_json(result) if value is None else dumps(value)
+    if (problem := schema.problem(structured)) is not None:
+        raise schema_failed(problem)
+    return structured
 
 
 def _has_failed(status: int | None) -> bool:

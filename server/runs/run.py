@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from .. import safe_files
+from ..agents.usage import Usage
 from ..codec import dumps, loads
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode
+from .result_schema import ResultSchema
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,9 @@ class RunRequest:
     Attributes:
         files: paths of the uploads that the agent shall read.
         timeout_secs: the client's own deadline; the server's setting is the upper limit.
+        schema: the result must be valid against it.
+        max_attempts: how often an agent is asked for a valid result.
+        on_update: called with each update of the agent, JSON on one line.
     """
 
     app_name: str
@@ -64,6 +69,9 @@ class RunRequest:
     effort: Effort | None = None
     files: Sequence[Path] = ()
     timeout_secs: float | None = None
+    schema: ResultSchema | None = None
+    max_attempts: int = 3
+    on_update: Callable[[bytes], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,16 +80,19 @@ class RunResult:
 
     Attributes:
         result: JSON; see :func:`result_json`.
+        session_id: of the agent's conversation, for its own logs.
         duration_ms: without the time in the queue.
     """
 
     result: bytes
     stop_reason: str
+    usage: Usage = Usage()
+    session_id: str | None = None
     duration_ms: int = 0
 
 
 class RunError(Error):
-    """The failure of a run. Its HTTP status is always 502, whatever its code.
+    """The failure of a run. Its HTTP status is 502 whatever its code, except ``schema_failed``.
 
     Attributes:
         stop_reason: ``error``, ``timeout`` or ``cancelled``.
@@ -106,7 +117,7 @@ class RunError(Error):
 
     @property
     def status(self) -> int:
-        return 502
+        return self.code.status if self.code is ErrorCode.SCHEMA_FAILED else 502
 
 
 class RunFolder:
@@ -153,6 +164,7 @@ class Run:
         self.id = str(uuid.uuid4())
         self.request = request
         self.timeout = timeout
+        self._deadline: float | None = None
         self.task: asyncio.Task[RunResult]
         self.stopped: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
 
@@ -170,6 +182,8 @@ class Run:
     ) -> StopCause | None:
         """Wait until *work* is done. End it if the deadline passes or the run is stopped.
 
+        The time of the run begins with the first call.
+
         Args:
             terminate: asks the agent to end.
             kill: ends the agent; called if it has not ended after *grace* seconds.
@@ -177,8 +191,13 @@ class Run:
         Returns:
             Why *work* was ended, or None if it ended by itself.
         """
+        loop = asyncio.get_running_loop()
+        if self._deadline is None:
+            self._deadline = loop.time() + self.timeout
         await asyncio.wait(
-            {work, self.stopped}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED
+            {work, self.stopped},
+            timeout=max(0, self._deadline - loop.time()),
+            return_when=asyncio.FIRST_COMPLETED,
         )
         if work.done():
             return None
@@ -203,6 +222,11 @@ def output_too_large() -> RunError:
     return RunError(
         ErrorCode.AGENT_FAILED, f"the agent's output exceeds {limit} MiB", retryable=False
     )
+
+
+def schema_failed(problem: str) -> RunError:
+    """The error of a run whose result is not valid against the client's schema."""
+    return RunError(ErrorCode.SCHEMA_FAILED, f"the result is not valid: {problem}")
 
 
 def result_json(text: str) -> bytes:

@@ -143,6 +143,18 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE UNIQUE INDEX steers_by_client_id ON steers (session, client_id);
     CREATE INDEX steers_undecided ON steers (session) WHERE prompt IS NOT NULL;
     """,
+    """
+    CREATE TABLE run_results (
+        id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        client_id TEXT,
+        status INTEGER,
+        body BLOB,
+        expires_at REAL NOT NULL
+    );
+    CREATE UNIQUE INDEX run_results_by_client_id ON run_results (app_name, client_id)
+        WHERE client_id IS NOT NULL;
+    """,
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 
@@ -325,3 +337,21 @@ class RunRow:
     duration_ms: int | None = None
     stop_reason: str | None = None
     error: str | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class RunResultRow:
+    """The response of a run whose client asks for it later.
+
+    Attributes:
+        client_id: the ``Idempotency-Key`` of the run.
+        status, body: of the response; None until the run has ended.
+        expires_at: unix seconds.
+    """
+
+    id: str
+    app_name: str
+    client_id: str | None
+    status: int | None
+    body: bytes | None
+    expires_at: float

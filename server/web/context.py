@@ -16,6 +16,7 @@ from ..config import Settings
 from ..errors import Error, ErrorCode
 from ..limits import ByteBudget
 from ..metrics import Metrics
+from ..runs.jobs import RunJobs
 from ..runs.runner import Runner
 from ..search.indexer import Indexer
 from ..sessions.registry import SessionRegistry
@@ -47,6 +48,7 @@ class ServerContext:
     health: HealthMonitor
     metrics: Metrics
     runner: Runner
+    jobs: RunJobs
     supervisor: Supervisor
     long_replies: ByteBudget
     search: Indexer

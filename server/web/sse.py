@@ -95,6 +95,10 @@ class EventStream:
         """Send a frame that has no position in a log."""
         await self._write(_data(frame))
 
+    async def send_named(self, name: str, frame: bytes) -> None:
+        """Send JSON as an event with a name."""
+        await self._write(b"event: %b\n" % name.encode() + _data(frame))
+
     async def keep_alive(self) -> None:
         await self._write(b": keep-alive\n\n")
 

@@ -46,7 +46,7 @@ async def client(server: LocalServer) -> Client:
 
 def filled(path: str, session: str) -> str:
     """An endpoint's path for a session."""
-    return path.format(session_id=session, request_id="x", turn_index=1, path="a.bin")
+    return path.format(session_id=session, request_id="x", turn_index=1, path="a.bin", run_id="x")
 
 
 async def request_to(client: Client, endpoint: Endpoint) -> Any:
@@ -289,6 +289,7 @@ READ = "/sessions/{session_id}/read"
 SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", "/run", "body"): half_json("POST", "/run"),
     ("POST", "/run", "work"): wait_for_a_run,
+    ("POST", "/run", "stream"): stream_of("POST", "/run", {"prompt": ENDLESS, "agent": "mock"}),
     ("POST", "/files", "body"): half_a_body(
         "POST", "/files", MULTIPART, "multipart/form-data; boundary=x"
     ),

@@ -133,6 +133,10 @@ async def test_browser_snippet_logs_the_answer_in_chromium(
         await browser.close()
 
 
+VARIABLES = {"SESSION": "session_id", "FILE": "file_token", "RUN": "run_id"}
+"""The fields of responses that the README's later commands use."""
+
+
 class Shell:
     """Runs the README's curl commands with the variables that a reader would set."""
 
@@ -172,7 +176,11 @@ class Shell:
         else:
             answer = json.loads(out)
             assert answer["ok"] is True, f"{command}\n{out}"
-            for name, field in {"SESSION": "session_id", "FILE": "file_token"}.items():
+            for name, field in {
+                "SESSION": "session_id",
+                "FILE": "file_token",
+                "RUN": "run_id",
+            }.items():
                 if field in answer and name not in self.variables:
                     self.variables[name] = answer[field]
 

@@ -6,6 +6,7 @@ result.
 
     {"result": TEXT, …}     print the result as JSON; further keys are added to it
     {"report": true}        the same with the result {pid, argv, cwd, env, prompt_bytes}
+    {"structured": VALUE}   print VALUE as the structured output of a result
     {"print": TEXT} {"stderr": TEXT}
     {"flood": N}            print N MiB
     {"sleep": SECONDS}
@@ -59,6 +60,8 @@ def do(name: str, value: Any, more: dict[str, Any], prompt: str) -> None:
                 "prompt_bytes": len(prompt.encode()),
             }
             say(json.dumps(report))
+        case "structured":
+            say("as JSON", structured_output=value, **more)
         case "print":
             write_out(value)
         case "stderr":

@@ -1,0 +1,102 @@
+"""The tokens and the cost that an agent reports, in one form for all agents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+MAX_COUNT = 1 << 53
+"""A larger number is not a count of tokens."""
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """An amount of money in a currency of ISO 4217."""
+
+    amount: float
+    currency: str
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The tokens and the cost of a turn or a run, as far as the agent has reported them.
+
+    Attributes:
+        thought_tokens: part of the output.
+    """
+
+    input_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    output_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    cached_read_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    cached_write_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    thought_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    cost: Cost | msgspec.UnsetType = msgspec.UNSET
+
+    def plus(self, other: Usage) -> Usage:
+        """The sum of both. Costs in different currencies are not added: *other*'s is kept."""
+        counts = {
+            name: _sum(getattr(self, name), getattr(other, name))
+            for name in self.__struct_fields__
+            if name != "cost"
+        }
+        cost = other.cost if isinstance(other.cost, Cost) else self.cost
+        if (
+            isinstance(self.cost, Cost)
+            and isinstance(other.cost, Cost)
+            and self.cost.currency == other.cost.currency
+        ):
+            cost = Cost(self.cost.amount + other.cost.amount, self.cost.currency)
+        return Usage(**counts, cost=cost)
+
+
+def of_acp(usage: Any, cost: Any = None) -> Usage:
+    """The usage in ACP's forms.
+
+    Args:
+        usage: ``usage`` of the response to a prompt.
+        cost: ``cost`` of a ``usage_update``.
+    """
+    found = usage if isinstance(usage, dict) else {}
+    return Usage(
+        input_tokens=_count(found, "inputTokens"),
+        output_tokens=_count(found, "outputTokens"),
+        cached_read_tokens=_count(found, "cachedReadTokens"),
+        cached_write_tokens=_count(found, "cachedWriteTokens"),
+        thought_tokens=_count(found, "thoughtTokens"),
+        cost=_cost(cost),
+    )
+
+
+def of_claude(message: Mapping[str, Any]) -> Usage:
+    """The usage in the result that ``claude -p`` prints."""
+    usage = message.get("usage")
+    found = usage if isinstance(usage, dict) else {}
+    return Usage(
+        input_tokens=_count(found, "input_tokens"),
+        output_tokens=_count(found, "output_tokens"),
+        cached_read_tokens=_count(found, "cache_read_input_tokens"),
+        cached_write_tokens=_count(found, "cache_creation_input_tokens"),
+        cost=_cost({"amount": message.get("total_cost_usd"), "currency": "USD"}),
+    )
+
+
+def _count(values: Mapping[str, Any], name: str) -> int | msgspec.UnsetType:
+    value = values.get(name)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT:
+        return value
+    return msgspec.UNSET
+
+
+def _cost(value: Any) -> Cost | msgspec.UnsetType:
+    try:
+        amount, currency = float(value["amount"]), value["currency"]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return msgspec.UNSET
+    is_amount = 0 <= amount < MAX_COUNT and isinstance(currency, str) and len(currency) <= 16
+    return Cost(amount, currency) if is_amount else msgspec.UNSET
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if one is msgspec.UNSET:
+        return other
+    return one if other is msgspec.UNSET else one + other
