@@ -10,11 +10,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 from aiohttp import web
 
-from .agents.base import Backpressure, MessageLimits, Presence
+from .agents.base import Backpressure, MessageLimits
 from .agents.catalog import AcpxError, find_node
 from .agents.cli.backend import CliBackend
 from .agents.host.backend import HostBackend
@@ -42,6 +41,7 @@ from .storage.writer import DatabaseWriter
 from .tasks import Supervisor, Tasks
 from .uploads.files import FileStore
 from .web.context import CONTEXT, ServerContext
+from .web.gauges import register_gauges
 from .web.health import HealthMonitor
 from .web.middleware import add_common_headers, error_middleware
 from .web.request_body import BODY_READER, BodyReader
@@ -187,7 +187,10 @@ class _Server:
             search,
             self._stream_keep_alive_secs,
         )
-        _register_gauges(context, writer, backend)
+        register_gauges(context, writer)
+        self._metrics.add_counter(
+            "host_restarts", "Restarts of the acpx host", lambda: backend.restarts
+        )
         self._start_loops(stack, context, writer)
         health.ready = self._supervisor.failure is None
 
@@ -311,47 +314,6 @@ class _Server:
             ),
         ):
             self._supervisor.spawn(loops, name, loop)
-
-
-def _register_gauges(context: ServerContext, writer: DatabaseWriter, backend: AgentBackend) -> None:
-    """Register the metrics whose values the parts of the server keep themselves."""
-    metrics, tokens, runner = context.metrics, context.tokens, context.runner
-    sessions, sockets = context.sessions, context.sockets
-    slots = sessions.slots
-    for name, description, read in (
-        ("open_sessions", "Open sessions", lambda: sessions.quotas.open_sessions),
-        ("live_agents", "Agent processes", lambda: len(slots)),
-        ("queued_for_agent", "Sessions that wait for a free agent", lambda: slots.queued),
-        ("running_turns", "Running turns", lambda: sessions.running_turns),
-        ("queued_turns", "Prompts queued in their sessions", lambda: sessions.queued_turns),
-        ("runs", "Runs that have a slot", lambda: runner.running),
-        ("queued_runs", "Runs that wait for a slot", lambda: runner.queued),
-        ("sockets", "Connected sockets", lambda: len(sockets)),
-        (
-            "waiting_sockets",
-            "Connections and sockets that are not authenticated yet",
-            lambda: len(sockets.unauthenticated),
-        ),
-        (
-            "waiting_requests",
-            "Waiting requests that a revocation of their token would end",
-            lambda: tokens.waits,
-        ),
-        (
-            "replay_lag_entries",
-            "Entries that the slowest socket has not been sent",
-            lambda: sockets.replay_lag,
-        ),
-        ("log_backlog_bytes", "Entries that are not yet durable", lambda: writer.backlog),
-        ("tasks", "Asyncio tasks", lambda: len(asyncio.all_tasks())),
-    ):
-        metrics.add_gauge(name, description, read)
-    metrics.add_counter("host_restarts", "Restarts of the acpx host", lambda: backend.restarts)
-    metrics.add_counter("cpu_seconds", "CPU time of the server's process", time.process_time)
-    states = get_args(Presence)
-    metrics.add_labelled_gauge(
-        "agents", "Agents, and sessions without one", "state", states, sessions.count_agents
-    )
 
 
 async def _drain(app: web.Application) -> None:

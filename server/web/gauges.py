@@ -1,0 +1,51 @@
+"""The metrics whose values the parts of the server keep themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import get_args
+
+from ..agents.base import Presence
+from ..storage.writer import DatabaseWriter
+from .context import ServerContext
+
+
+def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
+    """Register the metrics whose values the parts of the server keep themselves."""
+    metrics, tokens, runner = context.metrics, context.tokens, context.runner
+    sessions, sockets = context.sessions, context.sockets
+    slots = sessions.slots
+    for name, description, read in (
+        ("open_sessions", "Open sessions", lambda: sessions.quotas.open_sessions),
+        ("live_agents", "Agent processes", lambda: len(slots)),
+        ("queued_for_agent", "Sessions that wait for a free agent", lambda: slots.queued),
+        ("running_turns", "Running turns", lambda: sessions.running_turns),
+        ("queued_turns", "Prompts queued in their sessions", lambda: sessions.queued_turns),
+        ("runs", "Runs that have a slot", lambda: runner.running),
+        ("queued_runs", "Runs that wait for a slot", lambda: runner.queued),
+        ("sockets", "Connected sockets", lambda: len(sockets)),
+        (
+            "waiting_sockets",
+            "Connections and sockets that are not authenticated yet",
+            lambda: len(sockets.unauthenticated),
+        ),
+        (
+            "waiting_requests",
+            "Waiting requests that a revocation of their token would end",
+            lambda: tokens.waits,
+        ),
+        (
+            "replay_lag_entries",
+            "Entries that the slowest socket has not been sent",
+            lambda: sockets.replay_lag,
+        ),
+        ("log_backlog_bytes", "Entries that are not yet durable", lambda: writer.backlog),
+        ("tasks", "Asyncio tasks", lambda: len(asyncio.all_tasks())),
+    ):
+        metrics.add_gauge(name, description, read)
+    metrics.add_counter("cpu_seconds", "CPU time of the server's process", time.process_time)
+    states = get_args(Presence)
+    metrics.add_labelled_gauge(
+        "agents", "Agents, and sessions without one", "state", states, sessions.count_agents
+    )
