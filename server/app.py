@@ -150,16 +150,8 @@ class _Server:
         stack.push_async_callback(logins.stop)
         workspace = WorkspaceFiles(self._settings, sessions.disk)
         stack.callback(workspace.stop)
-
         search = await self._start_search(stack, queries, sessions)
-
-        async def delete_uploads(row: SessionRow, is_purge: bool) -> None:
-            if is_purge:
-                await files.delete_own(row.n)
-
-        sessions.remover.steps.append(delete_uploads)
-        await sessions.remover.resume()
-
+        await _resume_removals(sessions, files, search)
         sockets = Hub(self._settings)
 
         def end_app(app_name: str) -> None:
@@ -314,6 +306,20 @@ class _Server:
             ),
         ):
             self._supervisor.spawn(loops, name, loop)
+
+
+async def _resume_removals(sessions: SessionRegistry, files: FileStore, search: Indexer) -> None:
+    """Finish the removals of an earlier server process, and extend all later ones."""
+
+    async def delete_uploads(row: SessionRow, is_purge: bool) -> None:
+        if is_purge:
+            await files.delete_own(row.n)
+
+    async def forget_texts(row: SessionRow, is_purge: bool) -> None:
+        await search.forget(row.n)
+
+    sessions.remover.steps += [delete_uploads, forget_texts]
+    await sessions.remover.resume()
 
 
 async def _drain(app: web.Application) -> None:

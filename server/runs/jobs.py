@@ -17,7 +17,7 @@ Render = Callable[[RunResult | Exception], StoredResponse]
 """Makes the response of a run from its result or its failure."""
 
 
-class Job:
+class RunJob:
     """A run in progress whose response is stored.
 
     Attributes:
@@ -35,8 +35,8 @@ class RunJobs:
 
     def __init__(self, results: RunResults) -> None:
         self._results = results
-        self._jobs: dict[str, Job] = {}
-        self._by_key: dict[tuple[str, str], Job] = {}
+        self._jobs: dict[str, RunJob] = {}
+        self._by_key: dict[tuple[str, str], RunJob] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._tasks = Tasks()
 
@@ -52,7 +52,7 @@ class RunJobs:
 
     async def begin(
         self, app_name: str, client_id: str | None, start: Callable[[], Run], render: Render
-    ) -> Job | StoredResponse:
+    ) -> RunJob | StoredResponse:
         """Begin a run, unless the app has one with that key: then return that one.
 
         Raises:
@@ -76,20 +76,20 @@ class RunJobs:
 
     async def _begin(
         self, app_name: str, client_id: str | None, start: Callable[[], Run], render: Render
-    ) -> Job:
+    ) -> RunJob:
         run = start()
         try:
             await self._results.add(run.id, app_name, client_id)
         except BaseException:
             run.stop("disconnect")
             raise
-        job = self._jobs[run.id] = Job(run)
+        job = self._jobs[run.id] = RunJob(run)
         if client_id is not None:
             self._by_key[app_name, client_id] = job
         self._tasks.spawn(self._finish(job, client_id, render), f"run-job-{run.id}")
         return job
 
-    async def _finish(self, job: Job, client_id: str | None, render: Render) -> None:
+    async def _finish(self, job: RunJob, client_id: str | None, render: Render) -> None:
         run, app_name = job.run, job.run.request.app_name
         try:
             await asyncio.wait({run.task})

@@ -79,6 +79,11 @@ class Indexer:
         # The others are deleted since they were indexed.
         return [(hit, metas[hit.session_id]) for hit in hits if hit.session_id in metas]
 
+    async def forget(self, session: int) -> None:
+        """Forget a session that is being deleted."""
+        self._due.discard(session)
+        await self._index.forget(session)
+
     async def forget_deleted(self) -> None:
         """Forget the sessions that the main database does not have any more."""
         progress = await self._index.progress()

@@ -14,7 +14,7 @@ from aiohttp import web
 from ...agents.usage import Usage
 from ...codec import dumps
 from ...errors import failure_of
-from ...runs.jobs import Job, Render
+from ...runs.jobs import Render, RunJob
 from ...runs.result_schema import ResultSchema
 from ...runs.results import StoredResponse
 from ...runs.run import RunError, RunRequest, RunResult
@@ -230,8 +230,8 @@ async def _run_as_job(
     )
     if body.background:
         # A repeated request gets the id again, also if the run has ended.
-        return _accepted(begun.run.id if isinstance(begun, Job) else begun.run_id)
-    if isinstance(begun, Job):
+        return _accepted(begun.run.id if isinstance(begun, RunJob) else begun.run_id)
+    if isinstance(begun, RunJob):
         async with waiting(request):
             begun = await asyncio.shield(begun.done)
     if wants_stream(request):
