@@ -189,6 +189,7 @@ class HostBackend:
             closes=self._closes,
             timeouts=self.timeouts,
             load_meta=self._load_meta,
+            asks_by_environ=bool(self.traits(spec.agent).asks_by),
             logins=self.logins,
         )
 
