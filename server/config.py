@@ -237,6 +237,7 @@ class Settings:
     max_pending_elicitations: int = _setting(_int(1, 1000), 16)
     max_elicitation_bytes: int = _setting(_int(1024, 2**24), 256 * 2**10)
     max_meta_bytes: int = _setting(_int(2, 2**24), 64 * 2**10)
+    max_told_bytes: int = _setting(_int(1, 2**24), 128 * 2**10)
     max_system_bytes: int = _setting(_int(1, 2**24), 256 * 2**10)
     max_options_bytes: int = _setting(_int(2, 2**24), 128 * 2**10)
     max_mcp_servers: int = _setting(_int(0, 256), 16)

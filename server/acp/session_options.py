@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from ..errors import Error
 from ..mcp_servers import McpServer
-from ..sessions.options import NO_OPTIONS, SessionOptions, check_can_reload, check_options
+from ..sessions.options import NO_OPTIONS, SessionOptions, check_options
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..validation import in_words
@@ -121,8 +120,8 @@ async def change_options(
 ) -> None:
     """Change the options of a session to those with which a client loads it.
 
-    A client that sends none leaves the session as it is. Before the next prompt, a running agent is
-    started again, and loads its conversation. The options of an agent that cannot stay.
+    A client that sends none leaves the session as it is. A change applies to the agent's next
+    start.
 
     Raises:
         JsonRpcError: -32602.
@@ -132,10 +131,6 @@ async def change_options(
     options = merged_options(before, options_of(sessions, load, options_in(params)))
     if options == before or session.is_closed:
         return
-    try:
-        check_can_reload(session.agent.reported.capabilities)
-    except Error:
-        return  # the agent would lose its conversation
     check_options(options, sessions.settings)
     options = await sessions.workspaces.check_directories(options)
     names = SessionOptions.__struct_fields__

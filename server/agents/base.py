@@ -334,6 +334,9 @@ class Backend(Protocol):
             settings: the settings that the session's agent reported when it last ran.
         """
 
+    async def fork(self, agent: Agent, key: str, cwd: str) -> bool:
+        """Fork a running agent's conversation for the session *key*. False if it cannot."""
+
     async def forget(self, key: str) -> None:
         """Delete acpx's record of a session that has no process any more."""
 

@@ -8,7 +8,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -37,6 +37,9 @@ from .permissions import check_permission
 from .prewarm import PrewarmedAgent, Prewarmer
 from .settings import StoredSettings
 from .workspaces import Workspaces
+
+if TYPE_CHECKING:
+    from .forking import ForkPoint
 
 logger = logging.getLogger(__name__)
 
@@ -167,18 +170,26 @@ class SessionCreator:
         if (request.mode or request.config_options) and not self._backend.can_restore:
             raise bad_request("mode, config_options: not supported by the cli backend")
 
-    def reserve_agent(self, app_name: str, draft: SessionDraft) -> None:
-        """Assign an id to the draft, and a prewarmed agent if one is ready that fits."""
+    def reserve_agent(self, app_name: str, draft: SessionDraft, *, is_fork: bool) -> None:
+        """Assign an id to the draft, and a prewarmed agent if one is ready that fits.
+
+        A fork gets none, because the agent may fork a conversation for it.
+        """
         request = draft.request
         is_plain = request.model is None and request.system is None and draft.folder is None
         is_plain = is_plain and not self._backend.environ_of(app_name)
-        is_plain = is_plain and request.options.git is None
+        is_plain = is_plain and not is_fork and request.options.git is None
         if is_plain and not request.options.concern_agent:
             draft.prewarmed = self._prewarmer.reserve(draft.agent, request.options.announced_modes)
         draft.id = str(uuid.uuid4()) if draft.prewarmed is None else draft.prewarmed.id
 
-    async def store(self, app_name: str, draft: SessionDraft) -> SessionRow:
+    async def store(
+        self, app_name: str, draft: SessionDraft, fork: ForkPoint | None = None
+    ) -> SessionRow:
         """Make the session's folder and store its row.
+
+        Args:
+            fork: the log with which the session begins.
 
         If that fails, the folder is removed and the prewarmed agent ended.
 
@@ -201,7 +212,11 @@ class SessionCreator:
                     )
             self.last_number += 1
             row = self._row(app_name, draft, folder)
-            await to_completion(self._writer.commit(self._statements(row, draft)))
+            copy: list[Statement] = []
+            if fork is not None:
+                fork.apply_to(row)
+                copy = fork.statements(row.n)
+            await to_completion(self._writer.commit([*self._statements(row, draft), *copy]))
         except BaseException as error:
             if draft.prewarmed is not None:
                 end = self._prewarmer.end(draft.prewarmed)

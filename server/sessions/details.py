@@ -42,6 +42,8 @@ class SessionDetails:
     def __init__(self, core: SessionCore) -> None:
         self._core = core
         self.lock = asyncio.Lock()
+        origin = core.row.forked_from
+        self._forked_from = None if origin is None else loads(origin)
 
     @property
     def title(self) -> str | None:
@@ -62,6 +64,7 @@ class SessionDetails:
             "meta": meta,
             "title": title if isinstance(title, str) else None,
             "unread": self.unread,
+            "forked_from": self._forked_from,
             **lifetime_view(self._core.row, self._core.context.settings),
         }
 

@@ -23,6 +23,7 @@ from ..tasks import to_completion
 from ..workspace.worktrees import Worktrees
 from .context import SessionContext
 from .creation import SessionCreator, SessionRequest
+from .forking import ForkPoint, SessionForker
 from .listing import SessionListing
 from .prewarm import Prewarmer
 from .removal import SessionRemover
@@ -96,6 +97,7 @@ class SessionRegistry:
         self.remover.steps.append(lambda row, _: context.snapshots.delete(row.id))
         self.remover.steps.append(self._creator.remove_worktree_of)
         self.listing = SessionListing(self)
+        self.forker = SessionForker(self)
         # Sessions in memory. Only the cache keeps one alive, but as long as anything refers to a
         # session, a look-up by id must return the same object.
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
@@ -241,8 +243,13 @@ class SessionRegistry:
 
     # Creating
 
-    async def create(self, app_name: str, request: SessionRequest) -> Session:
+    async def create(
+        self, app_name: str, request: SessionRequest, fork: ForkPoint | None = None
+    ) -> Session:
         """Open a session; its agent starts in the background.
+
+        Args:
+            fork: the log with which it begins. Then the caller starts the agent.
 
         Raises:
             Error: ``bad_request``, ``payload_too_large``, ``agent_unavailable``, ``pool_full``,
@@ -252,20 +259,26 @@ class SessionRegistry:
             raise draining()
         draft = await self._creator.check(request)
         self.quotas.reserve_session(app_name)
-        self._creator.reserve_agent(app_name, draft)
+        self._creator.reserve_agent(app_name, draft, is_fork=fork is not None)
         self.hide(draft.id)
         try:
-            row = await self._creator.store(app_name, draft)
+            row = await self._creator.store(app_name, draft, fork)
             about = {"session": row.id, "app": app_name}
             logger.info("session opened: %s", row.agent, extra=about)
-            session = Session(self._context, row, head=0, last_turn_index=0)
+            session = Session(
+                self._context,
+                row,
+                head=fork.position if fork is not None else 0,
+                last_turn_index=fork.last_turn_index if fork is not None else 0,
+            )
             self._add(session)
         except BaseException:
             self.quotas.release_session(app_name)
             raise
         finally:
             self.unhide(draft.id)
-        session.start_agent(draft.prewarmed)
+        if fork is None:
+            session.start_agent(draft.prewarmed)
         if draft.folder is not None or request.options.git is not None:
             session.snapshots.warm_up()
         self.prewarmer.fill()

@@ -64,7 +64,7 @@ class SessionRemover:
         A session that is being read or has been reopened is skipped; a later sweep deletes it.
         """
         session = self._sessions.loaded(row.id)
-        if row.id in self._sessions.loading or (session is not None and session.is_in_use):
+        if row.id in self._sessions.loading or (session is not None and _is_in_use(session)):
             return
         self._sessions.hide(row.id)
         try:
@@ -95,6 +95,8 @@ class SessionRemover:
         await self._begin(row)
         await self._sessions.close(session, "client")
         await self._end_readers(session)
+        async with session.fork_lock:
+            pass
         await self._remove(row, is_purge=True)
 
     async def _begin(self, row: SessionRow) -> None:
@@ -119,7 +121,7 @@ class SessionRemover:
             detail = dumps({"agent": row.agent, "turn_count": row.turn_count}).decode()
             now = sessions.clock()
             deletion = [
-                *statements.delete_session(row.n),
+                *statements.delete_session(row.n, await sessions.queries.log_owners(row.n)),
                 statements.insert_audit_event(row.id, row.app_name, "hard_delete", now, detail),
             ]
             await to_completion(sessions.writer.commit(deletion))
@@ -133,3 +135,9 @@ class SessionRemover:
             async with asyncio.timeout(READERS_SECS):
                 await session.log.wait_unread()
         session.log.mark_deleted()
+
+
+def _is_in_use(session: Session) -> bool:
+    """Whether a closed session is being read, forked, or opened again."""
+    is_used = session.is_reopening or session.fork_lock.locked() or session.log.has_subscribers
+    return is_used or not session.is_closed

@@ -71,6 +71,7 @@ class Session:
         snapshots: of the session's folder.
         details: what the app notes about the session.
         is_reopening: it is about to be open again.
+        fork_lock: held while the session is being forked.
         subscribers: the number of connections that follow the log.
     """
 
@@ -82,6 +83,7 @@ class Session:
         self._current = current = CurrentTurn(last_turn_index)
         self._close_task: asyncio.Task[None] | None = None
         self.is_reopening = False
+        self.fork_lock = asyncio.Lock()
         self.details = SessionDetails(core)
         self.row = row
         self.log = core.log
@@ -138,11 +140,6 @@ class Session:
     def is_busy(self) -> bool:
         """Whether a turn runs or waits."""
         return self.turns.is_busy
-
-    @property
-    def is_in_use(self) -> bool:
-        """Whether a closed session is being read, or opened again."""
-        return self.is_reopening or not self.is_closed or self.log.has_subscribers
 
     @property
     def state_name(self) -> str:

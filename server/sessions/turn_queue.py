@@ -177,6 +177,7 @@ class TurnQueue:
         context = self._core.context
         is_open = self._core.is_open and not context.is_draining
         is_idle = self._task is None and not self._settings.is_changing
+        is_idle = is_idle and not self._core.row.owes_history
         may_send = is_open and is_idle and context.slots.has_slot(self._agent)
         return may_send and not self._agent.backend_agent.is_outdated
 

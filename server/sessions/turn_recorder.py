@@ -58,8 +58,17 @@ class TurnRecorder:
         row.turn_count += 1
         row.last_turn_at = now
         row.has_context = max(row.has_context, int(turn.is_sent))
+        if turn.history is not None:
+            row.owes_history = 0
         self._core.context.writer.add(
-            statements.start_turn(row.n, turn.index, first_seq=first_seq, at=now, sent=turn.is_sent)
+            statements.start_turn(
+                row.n,
+                turn.index,
+                first_seq=first_seq,
+                at=now,
+                sent=turn.is_sent,
+                told=turn.history is not None,
+            )
         )
 
     def end(

@@ -8,12 +8,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ..agents import acp_settings
 from ..agents.base import Conversation
 from ..agents.failures import agent_error
+from ..codec import loads
 from ..errors import Error, internal
 from . import entries
 from .agent_requests import WaitingRequests
 from .core import SessionCore
+from .history import conversation_so_far, with_history
 from .session_agent import SessionAgent
 from .turn_recorder import TurnRecorder
 from .turns import CancelCause, CurrentTurn, Turn
@@ -46,7 +49,10 @@ class TurnRunner:
         turn.dispatched_at = time.monotonic()
         turn.snapshot = self._core.snapshots.before_turn(turn.index)
         is_held = turn.snapshot is not None or not turn.is_stored
-        turn.handle = self._agent.backend_agent.prompt(turn.blocks, is_held=is_held)
+        blocks = turn.blocks
+        if turn.history is not None:
+            blocks = with_history(turn.history, blocks)
+        turn.handle = self._agent.backend_agent.prompt(blocks, is_held=is_held)
         turn.interrupt = turn.handle.cancel
         if turn.snapshot is not None:
             turn.snapshot.add_done_callback(lambda _: self.admit(turn))
@@ -76,6 +82,8 @@ class TurnRunner:
                 await self._wait_for_slot(turn)
             if turn.cancel_cause is None and self._agent.backend_agent.is_outdated:
                 await self._agent.reload()
+            if self._core.row.owes_history and turn.cancel_cause is None:
+                await self._read_history(turn)
             if turn.cancel_cause is not None:  # interrupted while it waited
                 await self._end_if_stored(turn)
                 return
@@ -92,6 +100,13 @@ class TurnRunner:
             logger.exception("the turn failed unexpectedly", extra=self._recorder.log_extra(turn))
             error = internal()
         await self._end_if_stored(turn, error)
+
+    async def _read_history(self, turn: Turn) -> None:
+        """Read the conversation that the agent does not have. A command gets none."""
+        if acp_settings.is_command(self._agent.reported, loads(turn.blocks)):
+            return
+        limit = self._core.context.settings.max_told_bytes
+        turn.history = await conversation_so_far(self._core, limit)
 
     def _set_timeout(self, turn: Turn) -> None:
         settings = self._core.context.settings
@@ -157,7 +172,9 @@ class TurnRunner:
         turn.is_sent = True
         self._current.last_sent_index = turn.index
         self._requests.permissions.calls.clear()
-        if not self._core.row.has_context:
+        if turn.history is not None:
+            self._recorder.start(turn, "told")
+        elif not self._core.row.has_context:
             self._recorder.start(turn, "new")
         else:
             self._recorder.start(turn, "lost" if conversation == "fresh" else "kept")

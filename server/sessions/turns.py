@@ -76,6 +76,7 @@ class Turn:
         interrupt: stops the current wait: for settings, for a slot, or for the agent.
         cancel_cause: the reason for which the server ends the turn; None if it does not.
         is_sent: the agent has received the prompt.
+        history: the text of the conversation so far that precedes the prompt; None without one.
         first_seq, last_seq: log positions of ``turn_start`` and ``turn_end``, if they exist.
         stop_reason, error, duration_ms: the fields of ``turn_end``.
     """
@@ -105,6 +106,7 @@ class Turn:
         self.interrupt: Callable[[], Any] | None = None
         self.cancel_cause: CancelCause | None = None
         self.is_sent = False
+        self.history: str | None = None
         self.first_seq: int | None = None
         self.last_seq: int | None = None
         self.stop_reason: str | None = None

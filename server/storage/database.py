@@ -22,6 +22,7 @@ import aiosqlite
 from ..errors import DatabaseError
 from . import schema, statements
 from .schema import SchemaError, Statement
+from .segments import head_lines
 
 SIDECARS = ("-wal", "-shm", "-journal")
 """The endings of the names of SQLite's other files."""
@@ -210,6 +211,7 @@ async def _connect(path: Path | str, *, uri: bool = False) -> _SqliteConnection:
     )
     await connection
     await connection.create_function("casefold", 1, casefold, deterministic=True)
+    await connection.create_function("head_lines", 2, head_lines, deterministic=True)
     await connection.execute_fetchall(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     return connection
 

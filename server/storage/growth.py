@@ -53,7 +53,10 @@ class GrowthQueries:
 
     async def log_heads(self) -> dict[int, int]:
         """The last position of each session's log."""
-        rows = await self._database.fetch("SELECT session, max(last_seq) FROM log GROUP BY session")
+        rows = await self._database.fetch(
+            "SELECT session, max(last_seq) FROM (SELECT session, last_seq FROM log"
+            " UNION ALL SELECT session, last_seq FROM log_segments) GROUP BY session"
+        )
         return dict(rows)
 
     async def log_growth(self, row: int) -> tuple[int, set[int]] | None:

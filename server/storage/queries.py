@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from .database import casefold
+from .fork_queries import ForkQueries
 from .lifecycle_queries import SELECT_SESSION, LifecycleQueries
-from .schema import FileRow, LogRow, SessionRow, SteerRow, TokenRow, TurnRow, columns
+from .schema import FileRow, SessionRow, SteerRow, TokenRow, TurnRow, columns
 
 _TURN = f"SELECT {columns(TurnRow)} FROM turns "
 
 
-class Queries(LifecycleQueries):
+class Queries(LifecycleQueries, ForkQueries):
     """The reads of the database. Times are unix seconds; *session* is a number, *session_id* an id.
 
     Every method raises :class:`DatabaseError` if the database cannot be read.
@@ -87,7 +88,11 @@ class Queries(LifecycleQueries):
         return dict(rows)
 
     async def last_session_number(self) -> int:
-        rows = await self._database.fetch("SELECT coalesce(max(n), 0) FROM sessions")
+        rows = await self._database.fetch(
+            "SELECT max(coalesce((SELECT max(n) FROM sessions), 0),"
+            # The rows of a deleted session stay while a fork refers to them.
+            " coalesce((SELECT max(owner) FROM log_segments), 0))"
+        )
         return int(rows[0][0])
 
     async def sessions_to_recover(self) -> list[SessionRow]:
@@ -146,35 +151,24 @@ class Queries(LifecycleQueries):
         )
         return [TurnRow(*row) for row in rows]
 
-    async def last_turn_index(self, session: int) -> int:
+    async def last_turn_index(self, session: int, position: int | None = None) -> int:
+        """The greatest index of a session's turns, or of those that have begun up to a position."""
         rows = await self._database.fetch(
-            "SELECT coalesce(max(turn_index), 0) FROM turns WHERE session = ?", session
+            "SELECT coalesce(max(turn_index), 0) FROM turns"
+            " WHERE session = ?1 AND (?2 IS NULL OR first_seq <= ?2)",
+            session,
+            position,
         )
         return int(rows[0][0])
 
     async def log_head(self, session: int) -> int:
         """The last stored position of a session's log; 0 if it is empty."""
         rows = await self._database.fetch(
-            "SELECT coalesce(max(last_seq), 0) FROM log WHERE session = ?", session
+            "SELECT max(coalesce((SELECT max(last_seq) FROM log WHERE session = ?1), 0),"
+            " coalesce((SELECT max(last_seq) FROM log_segments WHERE session = ?1), 0))",
+            session,
         )
         return int(rows[0][0])
-
-    async def read_log(self, session: int, after: int, size: int) -> list[LogRow]:
-        """A page of a session's log: the rows with the entries after a position, in order.
-
-        Args:
-            size: bytes after which the page ends. It has at least one row if there is one.
-        """
-        rows = await self._database.fetch(
-            "SELECT session, first_seq, last_seq, body FROM log JOIN ("
-            "   SELECT n, sum(length(body)) OVER (ORDER BY last_seq) - length(body) AS before"
-            "   FROM log WHERE session = ? AND last_seq > ? ORDER BY last_seq LIMIT 1024"
-            ") USING (n) WHERE before < ? ORDER BY last_seq",
-            session,
-            after,
-            size,
-        )
-        return [LogRow(*row) for row in rows]
 
     async def server_value(self, name: str) -> bytes | None:
         """A value of the server's own, for example the digest of the admin token."""

@@ -155,6 +155,17 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE UNIQUE INDEX run_results_by_client_id ON run_results (app_name, client_id)
         WHERE client_id IS NOT NULL;
     """,
+    """
+    CREATE TABLE log_segments (
+        session INTEGER NOT NULL,
+        last_seq INTEGER NOT NULL,
+        owner INTEGER NOT NULL,
+        PRIMARY KEY (session, last_seq)
+    ) WITHOUT ROWID;
+    CREATE INDEX log_segments_by_owner ON log_segments (owner, last_seq);
+    ALTER TABLE sessions ADD COLUMN forked_from TEXT;
+    ALTER TABLE sessions ADD COLUMN owes_history INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 
@@ -219,6 +230,8 @@ class SessionRow:
         read_seq: the last position that the app has marked as read.
         has_agent_title: the title in ``meta`` is the agent's own.
         removed_at: the time at which the deletion began. The session is not found any more.
+        forked_from: JSON of ``{session_id, turn_index}``, or None.
+        owes_history: the next prompt must contain the conversation, which the agent does not have.
     """
 
     n: int
@@ -246,6 +259,8 @@ class SessionRow:
     read_seq: int = 0
     has_agent_title: int = 0
     removed_at: float | None = None
+    forked_from: str | None = None
+    owes_history: int = 0
 
 
 @dataclasses.dataclass(slots=True)

@@ -7,10 +7,11 @@ Each function returns one :data:`~schema.Statement`, or a list that belongs in o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .schema import FileRow, LogRow, RunRow, SessionRow, Statement, SteerRow, TokenRow, TurnRow
+from .segments import delete_log
 
 LOG_ROWS = 240
 """Rows of one statement: SQLite takes 999 parameters, and a row has four."""
@@ -133,14 +134,17 @@ def set_prompt(session: int, turn_index: int, prompt: bytes) -> Statement:
 
 
 def start_turn(
-    session: int, turn_index: int, *, first_seq: int, at: float, sent: bool
+    session: int, turn_index: int, *, first_seq: int, at: float, sent: bool, told: bool = False
 ) -> list[Statement]:
     """Start a turn.
 
     Args:
         sent: whether the prompt has reached the agent, whose conversation then has a context.
+        told: the agent has received the conversation so far with the prompt.
     """
+    clear_debt = [("UPDATE sessions SET owes_history = 0 WHERE n = ?", (session,))]
     return [
+        *(clear_debt if told else ()),
         (
             # The prompt is in the log now, so the copy in its row is deleted.
             "UPDATE turns SET first_seq = ?, prompt = x'' WHERE session = ? AND turn_index = ?",
@@ -239,15 +243,19 @@ def delete_agent_request(session: int, request_id: str) -> Statement:
     return "DELETE FROM asked WHERE session = ? AND request_id = ?", (session, request_id)
 
 
-def delete_session(session: int) -> list[Statement]:
-    """Delete a session with its turns and its log; its audit events stay."""
+def delete_session(session: int, owners: Iterable[int] = ()) -> list[Statement]:
+    """Delete a session with its turns and its log; its audit events stay.
+
+    Args:
+        owners: the sessions whose rows are part of its log.
+    """
     return [
-        ("DELETE FROM log WHERE session = ?", (session,)),
         ("DELETE FROM turns WHERE session = ?", (session,)),
         ("DELETE FROM asked WHERE session = ?", (session,)),
         ("DELETE FROM upload_uses WHERE session = ?", (session,)),
         ("DELETE FROM steers WHERE session = ?", (session,)),
         ("DELETE FROM sessions WHERE n = ?", (session,)),
+        *delete_log(session, owners),
     ]
 
 

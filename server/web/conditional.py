@@ -36,13 +36,13 @@ async def conditional_json(
             digest.update(piece)
         # Weak: the compressed form has the same tag.
         headers["ETag"] = f'W/"{digest.hexdigest()}"'
-        if _matches(request.headers.getall(hdrs.IF_NONE_MATCH, []), digest.hexdigest()):
+        if _is_known(request.headers.getall(hdrs.IF_NONE_MATCH, []), digest.hexdigest()):
             return web.Response(status=304, headers=headers)
     compress = accepts_coding(request.headers.getall(hdrs.ACCEPT_ENCODING, []), "gzip")
     return await stream_json(request, _chain(gathered, pieces), headers=headers, compress=compress)
 
 
-def _matches(lines: list[str], digest: str) -> bool:
+def _is_known(lines: list[str], digest: str) -> bool:
     """Whether ``If-None-Match`` names a tag, in its weak or strong form."""
     tags = {tag.strip().removeprefix("W/") for line in lines for tag in line.split(",")}
     return "*" in tags or f'"{digest}"' in tags

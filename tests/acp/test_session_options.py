@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..conftest import Serve
 from ..support.acp_client import INITIALIZE, connect
-from ..support.harness import Client, Json, mock_agent, run_step
+from ..support.harness import Client, Json, LocalServer, mock_agent, run_step
 
 SECRET = "hunter2-hunter2"
 STDIO: Json = {
@@ -23,6 +23,12 @@ async def opened(client: Client, session: str) -> Json:
     await client.call("PATCH", f"/sessions/{session}", {"permission": "approve-all"})
     method, params = (await run_step(client, session, {"report": True}))["opened"]
     return {"method": method, **params}
+
+
+async def hibernate(server: LocalServer, session: str) -> None:
+    found = await server.services.sessions.find(session)
+    assert found is not None
+    assert await found.agent.hibernate()
 
 
 async def test_servers_and_options_of_an_acp_client_reach_the_agent(
@@ -58,6 +64,7 @@ async def test_servers_and_options_of_an_acp_client_reach_the_agent(
     await acp.call("session/load", **params, mcpServers=[])
     assert (await client.state(session))["mcp_servers"] == state["mcp_servers"]
     await acp.call("session/resume", **params, mcpServers=[HTTP])
+    await hibernate(server, session)
     found = await opened(client, session)
     assert (found["method"], found["mcpServers"]) == ("session/load", [HTTP])
     assert found["additionalDirectories"] == [str(more)]

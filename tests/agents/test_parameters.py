@@ -104,10 +104,12 @@ async def test_parameters_reach_the_agent_after_each_load(
         for path in server.services.settings.data_dir.rglob("*")
         if path.is_file() and SECRET.encode() in path.read_bytes()
     ]
-    # The mock agent stores the params of session/new, and has told them: they are in the log.
-    others = [path for path in stored if ".mock-agent" not in path.parts]
-    assert all(".db" in path.name for path in others), others
-    assert all(path.stat().st_mode & 0o077 == 0 for path in others)
+    # The mock agent stores the params of session/new itself.
+    assert {path.name for path in stored if ".mock-agent" not in path.parts} <= {
+        "clawdforge.db",
+        "clawdforge.db-wal",
+    }
+    assert all(path.stat().st_mode & 0o077 == 0 for path in stored if "db" in path.name)
 
 
 async def test_agent_without_a_capability_fails_the_turn_and_keeps_its_conversation(
@@ -235,21 +237,3 @@ async def test_cli_backend_passes_servers_and_variables(serve: Serve) -> None:
     for options in ({"allowed_tools": ["Read"]}, {"additional_directories": ["/"]}):
         reply = await client.post("/sessions", {"agent": "mock", **options})
         assert reply[0] == 400
-
-
-async def test_agent_that_asks_by_its_variables_is_loaded_again_for_a_stricter_permission(
-    serve: Serve,
-) -> None:
-    server = await serve(agents={"opencode": mock_agent()}, default_agent="opencode")
-    client = await server.client()
-    session = await client.create("opencode")
-    path, name = f"/sessions/{session}", "OPENCODE_PERMISSION"
-    first = await run_step(client, session, {"report": True})
-    assert name not in first["env"]
-    assert (await client.call("PATCH", path, {"permission": "approve-reads"}))[0] == 200
-    second = await run_step(client, session, {"report": True})
-    assert name in second["env"]
-    assert second["opened"][0] == "session/load"
-    assert (await client.call("PATCH", path, {"permission": "approve-all"}))[0] == 200
-    third = await run_step(client, session, {"report": True})
-    assert third["pid"] == second["pid"]

@@ -285,6 +285,7 @@ SNAPSHOTS = "/sessions/{session_id}/snapshots"
 UNDO = "/sessions/{session_id}/undo"
 PERMISSION = "/sessions/{session_id}/permissions/{request_id}"
 QUEUE = "/sessions/{session_id}/queue/{turn_index}"
+FORK = "/sessions/{session_id}/fork"
 READ = "/sessions/{session_id}/read"
 SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", "/run", "body"): half_json("POST", "/run"),
@@ -312,6 +313,7 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": ENDLESS}),
     ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
     ("PATCH", QUEUE, "body"): half_json("PATCH", QUEUE),
+    ("POST", FORK, "body"): half_json("POST", FORK),
     ("POST", READ, "body"): half_json("POST", READ),
     ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),
     ("GET", "/sessions/{session_id}/ws", "socket"): session_socket,

@@ -74,6 +74,7 @@ Flags
     --no-load           does not offer session/load
     --resume            offers session/resume
     --close             offers session/close
+    --fork              offers session/fork
     --directories       accepts additional directories
     --mcp               accepts MCP servers over HTTP and SSE
     --plays=PATH        a JSON file that maps prompt texts to steps; such a prompt runs its steps
@@ -92,6 +93,7 @@ Flags
     --hang-mode         session/set_mode gets no response
     --set-file=PATH     appends a line METHOD=VALUE for each request to set something
     --fail-load[=CODE]  session/load and session/resume return an error (-32603)
+    --fail-fork[=CODE]  session/fork returns an error (-32603)
     --fail-new[=CODE]   session/new returns an error (-32603; -32000 is "authentication required")
     --system-echo       the reply to plain text starts with a chunk `system: <JSON>`: the system
                         prompt of session/new (`systemPrompt` or `_meta.systemPrompt`)
@@ -692,7 +694,7 @@ def initialize(params: Json, _: Any) -> Json:
             "loadSession": "no-load" not in flags,
             "promptCapabilities": {"image": rich, "audio": rich, "embeddedContext": rich},
             "sessionCapabilities": {
-                **{name: {} for name in ("resume", "close") if name in flags},
+                **{name: {} for name in ("resume", "close", "fork") if name in flags},
                 **({"additionalDirectories": {}} if "directories" in flags else {}),
             },
             **({"mcpCapabilities": {"http": True, "sse": True}} if "mcp" in flags else {}),
@@ -750,6 +752,16 @@ def resume_session(params: Json, _: Any) -> Json:
     if "resume" not in flags:
         raise RpcError(-32601, "Method not found")
     return restore_session(params, replay=False)
+
+
+def fork_session(params: Json, _: Any) -> Json:
+    if "fork" not in flags:
+        raise RpcError(-32601, "Method not found")
+    fail_if("fail-fork")
+    data = json.loads(json.dumps(session_of(params).data))
+    session = Session(os.urandom(16).hex(), params["cwd"], data)
+    session.save()
+    return {"sessionId": session.id, **register(session)}
 
 
 def restore_session(params: Json, *, replay: bool) -> Json:
@@ -891,6 +903,7 @@ METHODS: dict[str, Callable[[Json, Any], Json]] = {
     "session/new": new_session,
     "session/load": load_session,
     "session/resume": resume_session,
+    "session/fork": fork_session,
     "session/close": close_session,
     "session/set_mode": set_mode,
     "session/set_model": set_model,

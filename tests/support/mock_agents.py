@@ -23,6 +23,8 @@ MOCKS: dict[str, AgentCommand] = {
     "mock": mock_agent(),
     "mock-steers": mock_agent("--steering"),
     "mock-resume": mock_agent("--resume"),
+    "mock-fork": mock_agent("--fork"),
+    "mock-fail-fork": mock_agent("--fork", "--fail-fork"),
     "mock-modes": mock_agent("--modes"),
     "mock-no-load": mock_agent("--no-load"),
     "mock-fail-load": mock_agent("--fail-load", "--commands"),

@@ -26,6 +26,7 @@ from ...data_dir import DataDir
 from ...tasks import Tasks
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import (
+    Agent,
     AgentInfo,
     AgentObserver,
     AgentSpec,
@@ -173,6 +174,9 @@ class CliBackend:
         configured = self._commands.get(name)
         command = configured or AgentCommand(tuple(await self._find_agent(name)))
         return await asyncio.to_thread(resolved_command, command, self._environ)
+
+    async def fork(self, agent: Agent, key: str, cwd: str) -> bool:
+        return False  # acpx's command line cannot
 
     async def forget(self, key: str) -> None:
         home = self._data_dir.split(self._homes / key)

@@ -69,7 +69,7 @@ class DemoAgent:
                 "loadSession": True,
                 "promptCapabilities": {"image": True, "audio": True, "embeddedContext": True},
                 "mcpCapabilities": {"http": False, "sse": False},
-                "sessionCapabilities": {"resume": {}, "close": {}},
+                "sessionCapabilities": {"resume": {}, "fork": {}, "close": {}},
             },
             "agentInfo": {"name": "clawdforge-demo", "title": "Demo", "version": VERSION},
             "authMethods": [],
@@ -96,6 +96,20 @@ class DemoAgent:
     def resume_session(self, params: Json, _: Any) -> Json:
         """As load, without sending the conversation; clients such as acpx prefer it."""
         return self.register(self.find_or_load(params))
+
+    def fork_session(self, params: Json, _: Any) -> Json:
+        """Continue a copy of the conversation, which may be in another folder."""
+        source = self.session(params)
+        copy = json.loads(json.dumps(source.data))
+        fork_id = new_id()
+        fork = DemoSession(fork_id, cwd_of(params), {**copy, "sessionId": fork_id})
+        fork.save()
+        self.sessions[fork.id] = fork
+        return {
+            "sessionId": fork.id,
+            "modes": fork.modes(),
+            "configOptions": fork.config_options(),
+        }
 
     def close_session(self, params: Json, _: Any) -> Json:
         """Cancel the turn and drop the session from memory; its file stays, for a later load."""
@@ -161,6 +175,7 @@ METHODS: dict[str, Callable[[DemoAgent, Json, Any], Json]] = {
     "session/new": DemoAgent.new_session,
     "session/load": DemoAgent.load_session,
     "session/resume": DemoAgent.resume_session,
+    "session/fork": DemoAgent.fork_session,
     "session/close": DemoAgent.close_session,
     "session/set_mode": DemoAgent.set_mode,
     "session/set_config_option": DemoAgent.set_config_option,

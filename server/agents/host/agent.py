@@ -11,10 +11,10 @@ from ..base import GRACE_SECS, AgentObserver, AgentSpec, AgentState, AgentTimeou
 from ..login_states import LoginStates
 from ..prompt_handle import PromptHandle
 from ..steering import SteerOutcome, outcome_of
-from ..traits import APPROVE_ALL
 from .acpx_session import AcpxSession
 from .agent_process import AgentProcess
 from .binding import Binding
+from .fork import fork_conversation
 from .handover import StdioHandover
 from .process import HostProcess
 from .prompts import PromptQueue, PromptSender
@@ -34,7 +34,6 @@ class HostAgent:
         starts, closes: limit how many agents of one app start, and end, at once.
         logins: what the agents report about logins.
         load_meta: returns the ``_meta`` with which an agent must load its conversation.
-        asks_by_environ: variables decide whether the agent asks for permission.
     """
 
     def __init__(
@@ -50,10 +49,8 @@ class HostAgent:
         closes: Semaphores,
         timeouts: AgentTimeouts,
         load_meta: LoadMeta,
-        asks_by_environ: bool,
         logins: LoginStates,
     ) -> None:
-        self._asks_by_environ = asks_by_environ
         binding = self._binding = Binding(spec, observer, logins)
         process = self._process = AgentProcess(binding, host, handover, tasks)
         sync = self._sync = SettingsSync(binding, process, tasks, timeouts, settings)
@@ -93,14 +90,7 @@ class HostAgent:
 
     @property
     def is_outdated(self) -> bool:
-        started, spec = self._process.started_for, self.spec
-        if started is None:
-            return False
-        return (
-            self._process.elicitation not in (None, spec.elicitation)
-            or started.parameters != spec.parameters
-            or (self._asks_by_environ and started.permission == APPROVE_ALL != spec.permission)
-        )
+        return self._process.elicitation not in (None, self.spec.elicitation)
 
     def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
         self._binding.spec, self._binding.observer = spec, observer
@@ -141,6 +131,9 @@ class HostAgent:
 
     async def set_config_option(self, key: str, value: str) -> Mapping[str, Any]:
         return await self._changes.change("set_config_option", option=key, value=value)
+
+    async def fork_to(self, key: str, cwd: str) -> bool:
+        return await fork_conversation(self._process, self._session, key, cwd)
 
     async def kill(self) -> None:
         await self._process.kill()

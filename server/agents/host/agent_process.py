@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import Error
 from ...states import StateMachine
 from ...tasks import Tasks
-from ..base import AGENT_TRANSITIONS, AgentSpec, AgentState
+from ..base import AGENT_TRANSITIONS, AgentState
 from ..process import process_tree
 from ..program_output import MIN_SECRET
 from .binding import Binding
@@ -40,7 +40,6 @@ class AgentProcess:
         is_misplaced: acpx started a process outside the session's folder, and it was refused.
         elicitation: the modes of ``elicitation/create`` that were announced to the running process;
             None if there is no process, or it has not been initialized.
-        started_for: the specification with which the running process was started, or None.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class AgentProcess:
         self.rejection: Error | None = None
         self.is_misplaced = False
         self.elicitation: tuple[str, ...] | None = None
-        self.started_for: AgentSpec | None = None
         self._binding = binding
         self._host = host
         self._handover = handover
@@ -102,7 +100,6 @@ class AgentProcess:
         """A new process runs, connected to *proxy*. It replaces a former one."""
         self.is_misplaced = False
         self.rejection = None
-        self.started_for = self._binding.spec
         self.proxy = proxy
         self._move_to(AgentState.STARTING)
         if self._is_stopping:
@@ -133,7 +130,7 @@ class AgentProcess:
         if self.proxy is not proxy:
             return False
         self.proxy = None
-        self.elicitation = self.started_for = None
+        self.elicitation = None
         self.failed_proxy = proxy
         self._move_to(AgentState.STARTING if self._calls else AgentState.STOPPED)
         return True

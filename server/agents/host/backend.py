@@ -24,6 +24,7 @@ from ...errors import Error
 from ...tasks import Semaphores, Supervisor, Tasks
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import (
+    Agent,
     AgentInfo,
     AgentObserver,
     AgentSpec,
@@ -189,7 +190,6 @@ class HostBackend:
             closes=self._closes,
             timeouts=self.timeouts,
             load_meta=self._load_meta,
-            asks_by_environ=bool(self.traits(spec.agent).asks_by),
             logins=self.logins,
         )
 
@@ -235,6 +235,9 @@ class HostBackend:
             await self.forget(spec.key)
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(safe_files.remove, *self._data_dir.split(folder))
+
+    async def fork(self, agent: Agent, key: str, cwd: str) -> bool:
+        return isinstance(agent, HostAgent) and await agent.fork_to(key, cwd)
 
     async def forget(self, key: str) -> None:
         await self.handover.stderr.forget(key)

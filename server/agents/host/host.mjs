@@ -176,6 +176,18 @@ const operations = {
 		return {};
 	},
 
+	/** Store a record for the session `to`, whose agent resumes the conversation. */
+	async adopt({ key, to, cwd, conversation }) {
+		const record = await records.load(key);
+		if (!record) throw new Error('the session has no record');
+		delete record.pid;
+		delete record.agentStartedAt;
+		delete record.agentSessionId;
+		await records.save({ ...record, acpxRecordId: to, name: to, acpSessionId: conversation, cwd, closed: false });
+		await records.release(to);
+		return {};
+	},
+
 	/** End the agent and keep the record, so that a later prompt resumes. */
 	async close({ key }) {
 		const handle = handles.get(key);

@@ -77,7 +77,7 @@ class TurnStartEntry(_EntryFields, kw_only=True, tag="turn_start"):
 
     prompt: list[Any]
     id: str | None
-    context: Literal["new", "kept", "lost"]
+    context: Literal["new", "kept", "told", "lost"]
 
 
 class TurnSteerEntry(_EntryFields, kw_only=True, tag="turn_steer"):

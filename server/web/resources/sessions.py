@@ -13,11 +13,8 @@ from ...agents.base import Presence
 from ...codec import dumps
 from ...errors import bad_request
 from ...sessions import options
-from ...sessions.creation import SessionRequest
-from ...sessions.lifetime import Lifetime
 from ...sessions.listing import OPEN, SessionFilter
 from ...sessions.session import Session
-from ...validation import ConfigOptions, Name
 from ..conditional import conditional_json
 from ..context import LOGGED_SESSION_ID, app_name_of, context_of
 from ..endpoint import Endpoint, Tag
@@ -30,6 +27,7 @@ from ..field_types import (
     UnixSeconds,
     doc,
 )
+from ..new_session import CreateSession, session_request
 
 MAX_LIST = 1000
 STATES = frozenset({"idle", "running", "closed"})
@@ -57,6 +55,7 @@ SESSION_EXAMPLE: Mapping[str, Any] = {
     "sockets": 0,
     "title": None,
     "unread": 0,
+    "forked_from": None,
     "ttl_secs": 3600,
     "retention_secs": 86400,
     "agent_state": "live",
@@ -70,35 +69,6 @@ SESSION_EXAMPLE: Mapping[str, Any] = {
     **options.INFO_EXAMPLE,
 }
 STATE_EXAMPLE = {"ok": True, **SESSION_EXAMPLE}
-
-
-class CreateSession(options.SessionOptions, frozen=True, kw_only=True):
-    """A new session."""
-
-    agent: Annotated[
-        Name | None, doc("An agent of `GET /agents`; by default the default agent.")
-    ] = None
-    model: Annotated[Name | None, doc("Passed to the agent.")] = None
-    system: Annotated[
-        Annotated[str, msgspec.Meta(max_length=1 << 20)] | None,
-        doc("Replaces the agent's own system prompt."),
-    ] = None
-    mode: Annotated[Name | None, doc("The agent's mode, set before every prompt.")] = None
-    config_options: Annotated[
-        ConfigOptions | None,
-        doc("Values of the agent's own options, by their ids; set before every prompt."),
-    ] = None
-    meta: Annotated[dict[str, Any] | None, doc("Data of the app's own.")] = None
-    permission: Annotated[
-        PermissionMode | None,
-        doc("How permission requests are answered; by default `approve-all`."),
-    ] = None
-    cwd: Annotated[
-        Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None,
-        doc("A folder in one of `CLAWDFORGE_WORKSPACE_ROOTS`; by default a new folder."),
-    ] = None
-    ttl_secs: TtlSecs = msgspec.UNSET
-    retention_secs: RetentionSecs = msgspec.UNSET
 
 
 class ListQuery(msgspec.Struct, frozen=True):
@@ -178,6 +148,13 @@ class PendingElicitationInfo(msgspec.Struct, kw_only=True):
     turn_index: Count
 
 
+class ForkOrigin(msgspec.Struct, kw_only=True):
+    """The session with whose log a fork begins."""
+
+    session_id: str
+    turn_index: Annotated[int, doc("The last turn that the fork has of it.")]
+
+
 class SessionInfo(options.OptionsInfo, kw_only=True):
     """A session's state."""
 
@@ -206,6 +183,7 @@ class SessionInfo(options.OptionsInfo, kw_only=True):
     sockets: Count
     title: Annotated[str | None, doc("`meta.title`; the agent's own if the client has set none.")]
     unread: Annotated[Count, doc("The entries after the last `POST …/read`.")]
+    forked_from: ForkOrigin | None
     ttl_secs: Annotated[float | None, doc("Seconds without a turn until it is closed.")]
     retention_secs: Annotated[float | None, doc("Seconds that it is kept once it is closed.")]
     agent_state: Presence
@@ -262,21 +240,7 @@ class CloseQuery(msgspec.Struct, frozen=True):
     failures=("agent_unavailable", "pool_full", "draining"),
 )
 async def create_session(request: web.Request, body: CreateSession) -> SessionResponse:
-    session = await context_of(request).sessions.create(
-        app_name_of(request),
-        SessionRequest(
-            agent=body.agent,
-            model=body.model,
-            system=body.system,
-            meta=body.meta or {},
-            permission=body.permission or "approve-all",
-            cwd=body.cwd,
-            mode=body.mode,
-            config_options=body.config_options or {},
-            options=options.SessionOptions.of(body),
-            lifetime=Lifetime.of(body.ttl_secs, body.retention_secs),
-        ),
-    )
+    session = await context_of(request).sessions.create(app_name_of(request), session_request(body))
     return SessionResponse(**session.view())
 
 

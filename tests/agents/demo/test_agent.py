@@ -64,7 +64,7 @@ def test_initialize_reports_the_capabilities(agent: StdioAgent) -> None:
         "audio": True,
         "embeddedContext": True,
     }
-    assert set(capabilities["sessionCapabilities"]) == {"resume", "close"}
+    assert set(capabilities["sessionCapabilities"]) == {"resume", "fork", "close"}
     assert agent.call("authenticate", {"methodId": "none"}) == {}
 
 

@@ -1,0 +1,129 @@
+"""Forks: new sessions whose log begins with that of another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ..codec import dumps
+from ..errors import Error, ErrorCode, draining, not_found
+from ..storage import statements
+from ..storage.fork_queries import TurnSpan
+from ..storage.schema import SessionRow, Statement
+from ..storage.segments import copy_log
+from ..tasks import to_completion
+from .creation import SessionRequest
+from .session import Session
+
+if TYPE_CHECKING:
+    from .registry import SessionRegistry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForkPoint:
+    """The place at which a log is forked.
+
+    Attributes:
+        source: the row of the session.
+        turn_index: the last turn that the fork has.
+        position: of the last entry that the fork has.
+        turn_count: the number of turns that the fork has.
+        last_turn_index: the greatest index of them.
+        is_head: no turn of the session has begun after it.
+    """
+
+    source: SessionRow
+    turn_index: int
+    position: int
+    turn_count: int
+    last_turn_index: int
+    is_head: bool
+
+    def apply_to(self, row: SessionRow) -> None:
+        """Set the columns of the fork's row."""
+        origin = {"session_id": self.source.id, "turn_index": self.turn_index}
+        row.forked_from = dumps(origin).decode()
+        row.turn_count = self.turn_count
+        row.owes_history = 1
+        row.read_seq = min(self.source.read_seq, self.position)
+
+    def statements(self, number: int) -> list[Statement]:
+        """Copy the log to the session of that number."""
+        return copy_log(self.source.n, self.position, number)
+
+
+class SessionForker:
+    """Forks the sessions of a registry."""
+
+    def __init__(self, sessions: SessionRegistry) -> None:
+        self._sessions = sessions
+
+    async def fork(
+        self, source: Session, turn_index: int | None, request: SessionRequest
+    ) -> Session:
+        """Create a session whose log begins with that of *source* up to the end of a turn.
+
+        Args:
+            turn_index: by default the last turn that has ended.
+
+        Raises:
+            Error: ``conflict`` if the turn has not ended, ``not_found`` if it does not exist;
+                otherwise the errors of :meth:`SessionRegistry.create`.
+        """
+        if self._sessions.is_draining:
+            raise draining()
+        async with source.fork_lock:  # meanwhile the source is not deleted
+            if source.row.removed_at is not None or self._sessions.loaded(source.id) is not source:
+                raise not_found()
+            point = await self._point(source, turn_index)
+            fork = await self._sessions.create(source.row.app_name, request, point)
+            if point.is_head and fork.row.agent == source.row.agent:
+                await self._fork_conversation(source, fork)
+        if fork.row.owes_history:
+            fork.start_agent(None)
+        return fork
+
+    async def _point(self, source: Session, turn_index: int | None) -> ForkPoint:
+        queries, number = self._sessions.queries, source.row.n
+        await self._sessions.writer.flush()
+        turn: TurnSpan | None
+        if turn_index is None:
+            turn = await queries.last_ended_turn(number)
+        else:
+            turn = await queries.turn_span(number, turn_index)
+            if turn is None:
+                raise not_found("turn")
+        end = turn.last_seq if turn is not None else None
+        # A turn that was withdrawn from the queue ends while another one runs, which must also end.
+        while end is not None:
+            longer = await queries.end_of_turns(number, end)
+            if longer == end:
+                break
+            end = longer
+        if turn is None or end is None:
+            raise Error(ErrorCode.CONFLICT, "the turn has not ended")
+        count = await queries.count_turns(number, end)
+        last = await queries.last_turn_index(number, end)
+        is_head = not source.is_busy and count == source.row.turn_count
+        return ForkPoint(source.row, turn.turn_index, end, count, last, is_head)
+
+    async def _fork_conversation(self, source: Session, fork: Session) -> None:
+        """Let the agent fork its conversation, if it can. Otherwise its prompt contains it."""
+        if not source.row.has_context or source.row.owes_history:
+            return
+        capabilities = source.agent.reported.capabilities
+        offered = (
+            capabilities.get("sessionCapabilities") if isinstance(capabilities, dict) else None
+        )
+        if not (isinstance(offered, dict) and offered.get("fork") is not None) or source.is_closed:
+            return
+        backend, agent = self._sessions.backend, source.agent.backend_agent
+        if not await backend.fork(agent, fork.id, fork.row.cwd):
+            return
+        columns: dict[str, Any] = {"owes_history": 0, "has_context": 1}
+        statement = statements.change_session(fork.row.n, **columns)
+        await to_completion(self._sessions.writer.commit([statement]))
+        fork.row.owes_history, fork.row.has_context = 0, 1

@@ -1,0 +1,102 @@
+"""The body of a request for a new session, which may be a fork of another one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from ..codec import loads
+from ..sessions import options
+from ..sessions.creation import SessionRequest
+from ..sessions.lifetime import Lifetime
+from ..sessions.session import Session
+from ..sessions.settings import StoredSettings
+from ..validation import ConfigOptions, Name
+from .field_types import PermissionMode, RetentionSecs, TtlSecs, doc
+
+
+class CreateSession(options.SessionOptions, frozen=True, kw_only=True):
+    """A new session."""
+
+    agent: Annotated[
+        Name | None, doc("An agent of `GET /agents`; by default the default agent.")
+    ] = None
+    model: Annotated[Name | None, doc("Passed to the agent.")] = None
+    system: Annotated[
+        Annotated[str, msgspec.Meta(max_length=1 << 20)] | None,
+        doc("Replaces the agent's own system prompt."),
+    ] = None
+    mode: Annotated[Name | None, doc("The agent's mode, set before every prompt.")] = None
+    config_options: Annotated[
+        ConfigOptions | None,
+        doc("Values of the agent's own options, by their ids; set before every prompt."),
+    ] = None
+    meta: Annotated[dict[str, Any] | None, doc("Data of the app's own.")] = None
+    permission: Annotated[
+        PermissionMode | None,
+        doc("How permission requests are answered; by default `approve-all`."),
+    ] = None
+    cwd: Annotated[
+        Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None,
+        doc("A folder in one of `CLAWDFORGE_WORKSPACE_ROOTS`; by default a new folder."),
+    ] = None
+    ttl_secs: TtlSecs = msgspec.UNSET
+    retention_secs: RetentionSecs = msgspec.UNSET
+
+
+def session_request(body: CreateSession) -> SessionRequest:
+    """The request that a body makes."""
+    return SessionRequest(
+        agent=body.agent,
+        model=body.model,
+        system=body.system,
+        meta=body.meta or {},
+        permission=body.permission or "approve-all",
+        cwd=body.cwd,
+        mode=body.mode,
+        config_options=body.config_options or {},
+        options=options.SessionOptions.of(body),
+        lifetime=Lifetime.of(body.ttl_secs, body.retention_secs),
+    )
+
+
+def fork_request(body: CreateSession, source: Session) -> SessionRequest:
+    """The request that a body makes for a fork of *source*, whose values are the defaults.
+
+    The model, the mode and the options of the agent are only those of *source* if the agent is.
+    """
+    row = source.row
+    has_own_folder = row.cwd.endswith(f"/workspaces/{row.id}")
+    agent = body.agent or row.agent
+    stored = StoredSettings.decode(row.settings) if agent == row.agent else StoredSettings()
+    chosen = options.SessionOptions.of(body)
+    given = {
+        name: value
+        for name in options.SessionOptions.__struct_fields__
+        if (value := getattr(chosen, name)) is not None
+    }
+    own = options.SessionOptions.decode(row.options)
+    if body.cwd is not None:
+        own = msgspec.structs.replace(own, workspace=None)
+    elif own.git is not None:
+        has_own_folder = True  # or the repository, which its options name
+        if own.git.worktree:  # a branch has one worktree
+            git = msgspec.structs.replace(own.git, branch=None)
+            own = msgspec.structs.replace(own, workspace=options.WorkspaceChoice(git=git))
+    times = Lifetime.of(body.ttl_secs, body.retention_secs)
+    return SessionRequest(
+        agent=agent,
+        model=body.model or (row.model if agent == row.agent else None),
+        system=row.system if body.system is None else body.system,
+        meta=loads(row.meta) if body.meta is None else body.meta,
+        permission=body.permission or row.permission,
+        cwd=body.cwd or (None if has_own_folder else row.cwd),
+        mode=body.mode or stored.mode,
+        config_options=body.config_options or stored.config_options,
+        options=msgspec.structs.replace(own, **given),
+        lifetime=Lifetime(
+            row.ttl_secs if times.ttl_secs is None else times.ttl_secs,
+            row.retention_secs if times.retention_secs is None else times.retention_secs,
+        ),
+    )
