@@ -9,14 +9,13 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import acp
 import pytest
 import pytest_asyncio
 
 from server.agents.catalog import find_node
 
 from ..support.acp_client import acp_url, connect, validate
-from ..support.acp_sdk import SdkClient, connect_sdk, script_blocks
+from ..support.acp_sdk import SdkClient, connect_sdk, script_blocks, text_block
 from ..support.harness import ROOT, Client, LocalServer, local_server, run_program, script
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -63,13 +62,15 @@ async def output_of(*argv: str, **variables: str) -> str:
 
 
 async def test_python_sdk_completes_its_conversations(alone: Client) -> None:
+    from acp import RequestError  # slow: see `acp_sdk.py`
+
     me = SdkClient()
     agent, recorder = await connect_sdk(alone, me)
     made = [await agent.new_session(cwd="/", mcp_servers=[]) for _ in range(2)]
     one, two = (session.session_id for session in made)
     answers = await asyncio.gather(
-        agent.prompt(session_id=one, prompt=[acp.text_block("first")]),
-        agent.prompt(session_id=two, prompt=[acp.text_block("second")]),
+        agent.prompt(session_id=one, prompt=[text_block("first")]),
+        agent.prompt(session_id=two, prompt=[text_block("second")]),
     )
     assert [answer.stop_reason for answer in answers] == ["end_turn", "end_turn"]
     assert me.texts == {one: "echo: first", two: "echo: second"}
@@ -99,12 +100,12 @@ async def test_python_sdk_completes_its_conversations(alone: Client) -> None:
     assert [session.session_id for session in listed.sessions] == [two, one]
     await agent.close_session(session_id=two)
     for failing, code in (
-        (agent.prompt(session_id=two, prompt=[acp.text_block("closed")]), -32002),
+        (agent.prompt(session_id=two, prompt=[text_block("closed")]), -32002),
         (agent.load_session(cwd="/", session_id="none", mcp_servers=[]), -32002),
         (agent.new_session(cwd="relative", mcp_servers=[]), -32602),
         (agent.ext_method("no/such", {}), -32601),
     ):
-        with pytest.raises(acp.RequestError) as failure:
+        with pytest.raises(RequestError) as failure:
             await failing
         assert failure.value.code == code
     await agent.close()
@@ -126,7 +127,7 @@ async def test_sdk_bot_and_subscriber_share_a_conversation(client: Client) -> No
     subscriber = await connect(client)
     await subscriber.call("session/load", sessionId=session, cwd="/", mcpServers=[])
 
-    await agent.prompt(session_id=session, prompt=[acp.text_block("from the SDK")])
+    await agent.prompt(session_id=session, prompt=[text_block("from the SDK")])
     await bot.turn("from the bot")
     assert await subscriber.prompt(session, "from the subscriber") == {"stopReason": "end_turn"}
     await me.until_text(session, "echo: from the subscriber")

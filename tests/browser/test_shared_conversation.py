@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-import acp
 from playwright.async_api import expect
 
-from ..support.acp_sdk import SdkClient, connect_sdk, script_blocks
+from ..support.acp_sdk import SdkClient, connect_sdk, script_blocks, text_block
 from ..support.harness import Client, Deadline
 from .tab import Tab
 
@@ -19,7 +18,7 @@ async def test_sdk_bot_and_page_share_a_conversation(tab: Tab, client: Client) -
     bot = await client.connect(session)
     await tab.sign_in(session)
 
-    await agent.prompt(session_id=session, prompt=[acp.text_block("from the SDK")])
+    await agent.prompt(session_id=session, prompt=[text_block("from the SDK")])
     await bot.turn("from the bot")
     await tab.say("from the page")
     await me.until_text(session, "echo: from the page")

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
-import acp
 import pytest
 import pytest_asyncio
 
@@ -75,6 +74,8 @@ async def test_programs_of_the_page_name_the_command(name: str) -> None:
 
 
 async def test_python_sdk_starts_the_agent_of_the_page(client: Client, tmp_path: Path) -> None:
+    import acp  # slow: see `acp_sdk.py`
+
     settings = json.loads(block("zed"))["agent_servers"]["clawdforge"]
     program, *argv = here([settings["command"], *settings["args"]])
     me = SdkClient()

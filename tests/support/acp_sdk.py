@@ -1,19 +1,21 @@
-"""A client on the official Python SDK. It validates every frame against ACP's JSON schema."""
+"""A client on the official Python SDK. It validates every frame against ACP's JSON schema.
+
+Functions import the SDK, which takes a second in each process that collects the tests.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any, cast
-
-import acp
-from acp.connection import StreamDirection, StreamEvent
-from acp.schema import AllowedOutcome, RequestPermissionResponse
-from acp.ws import create_websocket_stream
+from typing import TYPE_CHECKING, Any, cast
 
 from .acp_client import acp_url, validate
 from .harness import Client, Deadline, Json, script
+
+if TYPE_CHECKING:
+    from acp.connection import StreamEvent
+    from acp.schema import RequestPermissionResponse
 
 
 class SdkClient:
@@ -43,6 +45,8 @@ class SdkClient:
     async def request_permission(
         self, session_id: str, tool_call: Any, options: list[Any], **_: Any
     ) -> RequestPermissionResponse:
+        from acp.schema import AllowedOutcome, RequestPermissionResponse
+
         self.asked.append((session_id, tool_call.title))
         await self.notify()
         await self.decided.wait()
@@ -77,6 +81,8 @@ class Recorder:
         self._methods: dict[Any, str] = {}
 
     def __call__(self, event: StreamEvent) -> None:
+        from acp.connection import StreamDirection
+
         message = event.message
         if event.direction is StreamDirection.OUTGOING:
             if "method" in message and "id" in message:
@@ -91,6 +97,9 @@ class Recorder:
 
 
 async def connect_sdk(client: Client, sdk_client: SdkClient) -> tuple[Any, Recorder]:
+    import acp
+    from acp.ws import create_websocket_stream
+
     transport = await create_websocket_stream(acp_url(client), headers=client.headers())
     recorder = Recorder()
     agent = acp.connect_to_agent(cast(Any, sdk_client), transport, observers=[recorder])
@@ -100,5 +109,11 @@ async def connect_sdk(client: Client, sdk_client: SdkClient) -> tuple[Any, Recor
     return agent, recorder
 
 
+def text_block(text: str) -> Any:
+    import acp
+
+    return acp.text_block(text)
+
+
 def script_blocks(*steps: Json) -> list[Any]:
-    return [acp.text_block(script(*steps))]
+    return [text_block(script(*steps))]
