@@ -27,8 +27,9 @@ from tests.stand_ins.stdio_client import (
     updates_of,
     wait_for,
 )
+from tests.support.mock_agents import MOCK as PROGRAM
 
-MOCK = [sys.executable, "-I", "-S", str(Path(mock_agent.__file__).resolve()), "--commands"]
+MOCK = [sys.executable, "-I", "-S", str(PROGRAM), "--commands"]
 
 Start = Callable[..., StdioAgent]
 

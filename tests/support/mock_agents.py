@@ -11,7 +11,7 @@ from server.config import AgentCommand
 from .client import Client, Json, texts_of
 from .processes import ROOT
 
-MOCK = ROOT / "tests" / "stand_ins" / "mock_agent.py"
+MOCK = ROOT / "tests" / "stand_ins" / "start" / "mock_agent.py"
 
 
 def mock_agent(*flags: str, **environ: str) -> AgentCommand:
