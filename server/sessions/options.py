@@ -12,7 +12,7 @@ A session's objects read ``core.options``, which is replaced as a whole when a c
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -150,7 +150,16 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def concern_agent(self) -> bool:
         """Whether the agent must be started with them, so that a prewarmed agent cannot serve."""
-        return any(getattr(self, name) is not None for name in AGENT_OPTIONS)
+        return bool(self.of_agent)
+
+    @property
+    def of_agent(self) -> list[str]:
+        """The names of the options that the agent must be started with; empty ones are none."""
+        return [
+            name
+            for name in AGENT_OPTIONS
+            if getattr(self, name) or (name == "allowed_tools" and self.allowed_tools is not None)
+        ]
 
 
 NO_OPTIONS = SessionOptions()
@@ -346,14 +355,18 @@ def check_for_agent(options: SessionOptions, backend: Backend, agent: str) -> No
     Raises:
         Error: ``not_supported``.
     """
-    for name in AGENT_OPTIONS:
-        if getattr(options, name) is None:
-            continue
+    for name in options.of_agent:
         if name in backend.unsupported_options:
             raise not_supported(f"{name}: not supported by the cli backend")
+        if name == "env" and (reserved := _reserved(options.env or {}, backend)):
+            raise not_supported(f"env: {reserved[0]}: not supported by the cli backend")
         takes = backend.traits(agent).takes_claude_options
         if name in ("allowed_tools", "max_turns") and not takes:
             raise not_supported(f"{name}: the agent {agent!r} does not support it")
+
+
+def _reserved(names: Iterable[str], backend: Backend) -> list[str]:
+    return [name for name in names if name.startswith(backend.reserved_variables)]
 
 
 def _check_server(server: McpServer | str, presets: Presets) -> None:

@@ -223,7 +223,7 @@ async def test_session_with_parameters_takes_no_prewarmed_agent(serve: Serve) ->
     session = await client.create(mcp_servers=[STDIO])
     assert (await opened(client, session))[1]["mcpServers"] == [STDIO]
     assert [one.is_ready for one in prewarmer.agents] == [True]
-    session = await client.create(ask_timeout_secs=10)
+    session = await client.create(ask_timeout_secs=10, mcp_servers=[], env={})
     assert (await client.state(session))["agent_state"] == "prewarmed"
 
 
@@ -234,6 +234,10 @@ async def test_cli_backend_passes_servers_and_variables(serve: Serve) -> None:
     assert (await opened(client, session))[1]["mcpServers"] == [STDIO]
     assert await run_step(client, session, {"env": ["API_KEY"]}) == {"API_KEY": SECRET}
     options: Any
-    for options in ({"allowed_tools": ["Read"]}, {"additional_directories": ["/"]}):
+    for options in (
+        {"allowed_tools": ["Read"]},
+        {"additional_directories": ["/"]},
+        {"env": {"NODE_OPTIONS": "--require=/tmp/x"}},
+    ):
         reply = await client.post("/sessions", {"agent": "mock", **options})
         assert reply[0] == 400

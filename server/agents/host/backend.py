@@ -72,6 +72,7 @@ class HostBackend:
     can_ask = True
     can_restore = True
     unsupported_options: frozenset[str] = frozenset()
+    reserved_variables: tuple[str, ...] = ()
 
     def __init__(
         self,
