@@ -301,3 +301,66 @@ async def test_agent_requests_permission_before_it_writes_also_after_hibernation
     status, reply = await client.turn(session, "Go on.")
     assert (status, reply["code"], reply["retryable"]) == (502, "login_required", False), reply
     assert isinstance(reply["auth_methods"], list)
+
+
+QUESTION = "Which database?"
+ASK_USER = ToolUse(
+    "AskUserQuestion",
+    {
+        "questions": [
+            {
+                "question": QUESTION,
+                "header": "Database",
+                "options": [
+                    {"label": "SQLite", "description": "A file"},
+                    {"label": "Postgres", "description": "A server"},
+                ],
+                "multiSelect": False,
+            }
+        ]
+    },
+)
+CLAUDES = [AGENTS["claude-0.76"], AGENTS["claude-newest"]]
+
+
+def tools_of(api: StandIn) -> set[str]:
+    return {tool["name"] for tool in api.requests[-1]["tools"]}
+
+
+@pytest.mark.parametrize("real", CLAUDES, ids=["0.76", "newest"])
+async def test_claude_asks_its_user_with_a_form_if_clients_can_show_it(
+    serve: Serve, machine: Path, real: Real, api: StandIn
+) -> None:
+    server = await serve(default_agent=None)
+    client = await server.client()
+    session = await client.create(real.name)
+    api.always(Text("Done."))
+    status, reply = await client.turn(session, "Hello.")
+    assert status == 200, reply
+    assert "AskUserQuestion" not in tools_of(api)
+
+    status, state = await client.call("PATCH", f"/sessions/{session}", {"elicitation": "ask"})
+    assert (status, state["elicitation"]) == (200, "ask")
+    api.plan(ASK_USER)
+    turn = asyncio.create_task(client.turn(session, "Ask me."))
+    asked: list[Json] = []
+    while not asked:
+        assert not turn.done(), f"no question: {turn.result()}"
+        await asyncio.wait({turn}, timeout=0.05)
+        asked = (await client.state(session))["pending_elicitations"]
+    assert "AskUserQuestion" in tools_of(api)
+    request = asked[0]["request"]
+    assert (request["mode"], request["message"]) == ("form", QUESTION)
+    (name, field) = next(iter(request["requestedSchema"]["properties"].items()))
+    assert [one["const"] for one in field["oneOf"]] == ["SQLite", "Postgres"]
+    url = f"/sessions/{session}/elicitations/{asked[0]['request_id']}"
+    wrong = {"action": "accept", "content": {name: "Oracle"}}
+    status, reply = await client.post(url, wrong)
+    assert (status, reply["field"]) == (400, name)
+    answer = {"action": "accept", "content": {name: "Postgres"}}
+    assert await client.post(url, answer) == (200, {"ok": True})
+    status, reply = await turn
+    assert status == 200, reply
+    assert "Postgres" in json.dumps(api.tool_results()[-1])
+    starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
+    assert [start["context"] for start in starts] == ["new", "kept"]
