@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from ..codec import dumps
+from ..codec import dumps, loads_bounded
 from ..config import Settings
 from ..errors import bad_request
 from ..storage.schema import SessionRow
@@ -78,11 +78,13 @@ class Elicitations(PendingRequests[PendingElicitation]):
         request = params if isinstance(params, dict) else {}
         pending = PendingElicitation(raw_id, request, turn_index, self._expires_at())
         try:
-            pending.size = len(dumps(request))
+            encoded = dumps(request)
         except (ValueError, RecursionError):  # nested too deeply to be logged
             self._respond(raw_id, self.cancelled)
             return
-        can_wait = not is_ending and _is_answerable(request) and self._has_capacity(pending.size)
+        pending.size = len(encoded)
+        can_wait = not is_ending and self._has_capacity(pending.size)
+        can_wait = can_wait and _is_answerable(request) and _is_shallow(encoded)
         self._add(pending)
         if can_wait:
             self._wait(pending, self.cancelled)
@@ -115,6 +117,15 @@ class Elicitations(PendingRequests[PendingElicitation]):
         elif content:
             raise bad_request("content: only an accepted form has content")
         self._finish(pending, outcome, "client")
+
+
+def _is_shallow(encoded: bytes) -> bool:
+    """Whether the request can be part of the session's state, which is encoded again."""
+    try:
+        loads_bounded(encoded)
+    except ValueError:
+        return False
+    return True
 
 
 def mode_of(request: Mapping[str, Any]) -> Any:

@@ -45,6 +45,13 @@ def elicit(*params: Json, **changes: Any) -> str:
     return script({"elicit": {**(params or (FORM,))[0], **changes}})
 
 
+def nested(depth: int) -> Json:
+    value: Json = {}
+    for _ in range(depth):
+        value = {"items": value}
+    return value
+
+
 def answer_told(socket: Socket, turn_index: int | None = None) -> Any:
     """The response that the mock agent reports."""
     return json.loads(socket.text(turn_index))["elicitation"]
@@ -286,8 +293,9 @@ async def test_question_that_the_agent_withdraws_is_cancelled(client: Client) ->
         {"mode": "url", "message": "no url"},
         {"mode": "_hologram", "message": "unknown"},
         {"mode": "form", "message": "x" * 300_000, "requestedSchema": {}},
+        {"mode": "form", "requestedSchema": {"properties": {"a": nested(220)}}},
     ],
-    ids=["no schema", "no object", "no property", "no url", "unknown mode", "too large"],
+    ids=["no schema", "no object", "no property", "no url", "unknown mode", "too large", "deep"],
 )
 async def test_question_that_clients_cannot_answer_is_cancelled(
     client: Client, params: Json
@@ -297,6 +305,27 @@ async def test_question_that_clients_cannot_answer_is_cancelled(
     assert (resolved["by"], resolved["outcome"]) == ("cancel", CANCELLED)
     await socket.until("turn_end", stop_reason="end_turn")
     assert answer_told(socket) == CANCELLED
+
+
+@pytest.mark.parametrize("depth", [400, 900])
+async def test_very_deep_question_leaves_the_session_usable(client: Client, depth: int) -> None:
+    session = await client.create(elicitation="ask")
+    socket = await client.connect(session)
+    deep = json.dumps({"mode": "form", "requestedSchema": {"properties": {"a": 0}}})
+    inner = '{"items":' * depth + "{}" + "}" * depth
+    line = {"jsonrpc": "2.0", "id": "deep", "method": "elicitation/create", "params": 0}
+    raw = json.dumps(line).replace('"params": 0', '"params": ' + deep.replace("0", inner))
+    await socket.turn(script({"raw": raw}, {"say": "still here"}))
+    assert socket.text() == "still here"
+    assert (await client.state(session))["pending_elicitations"] == []
+    assert await client.events(session)
+
+
+async def test_question_with_half_an_emoji_is_answered(client: Client) -> None:
+    session, socket, request = await asked(client, elicit(message="half \ud83d"))
+    assert (await client.state(session))["pending_elicitations"]
+    await socket.send("elicitation", request_id=request["request_id"], **ANSWER)
+    await socket.until("turn_end", stop_reason="end_turn")
 
 
 async def test_limit_on_waiting_questions(serve: Serve) -> None:

@@ -180,3 +180,33 @@ async def test_sessions_have_separate_memories(client: Client) -> None:
     _, two = await client.turn(second, "What is my name?")
     assert "Ada" in texts_of(one["events"])
     assert "Grace" in texts_of(two["events"])
+
+
+async def test_form_and_link_ask_the_client(client: Client) -> None:
+    session = await client.create("demo", elicitation="ask")
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt="/form")
+    question = await socket.until("elicitation_request")
+    content = {"size": "l", "name": "Zoë", "toppings": ["Basil", "Olives"]}
+    answer = {"request_id": question["request_id"], "action": "accept", "content": content}
+    await socket.send("elicitation", **answer)
+    await socket.until("turn_end", stop_reason="end_turn")
+    assert "| Toppings | Basil, Olives |" in socket.text(1)
+
+    await socket.send("prompt", prompt="/link")
+    question = await socket.until("elicitation_request")
+    link = question["request"]
+    await socket.send("elicitation", request_id=question["request_id"], action="accept")
+    await socket.until("turn_end", stop_reason="end_turn")
+    events = [entry["event"] for entry in socket.entries if entry["type"] == "event"]
+    complete = [
+        event["params"] for event in events if event.get("method") == "elicitation/complete"
+    ]
+    assert complete == [{"elicitationId": link["elicitationId"]}]
+
+
+async def test_form_without_a_client_that_can_show_it_gets_no_answer(client: Client) -> None:
+    session = await client.create("demo")
+    status, reply = await client.turn(session, "/form")
+    assert (status, reply["stop_reason"]) == (200, "end_turn")
+    assert "I got no answer" in texts_of(reply["events"])
