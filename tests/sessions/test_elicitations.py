@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -387,3 +388,43 @@ async def test_setting_survives_hibernation(serve: Serve) -> None:
     assert await announced(socket)
     await client.until_hibernated(session)
     assert await announced(socket)
+
+
+async def test_change_applies_to_a_prompt_that_is_queued_already(
+    client: Client,
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.send("prompt", prompt=script({"say": "begun"}, {"gate": "go"}))
+    await socket.until_text("begun")
+    await socket.send("prompt", prompt=script({"report": True}))
+    await client.call("PATCH", f"/sessions/{session}", {"elicitation": "ask"})
+    cwd = Path((await client.state(session))["cwd"])
+    (cwd / "go").touch()
+    await socket.until("turn_end", turn_index=2)
+    report = json.loads(socket.text(2))
+    assert report["initialize"]["clientCapabilities"]["elicitation"] == {"form": {}, "url": {}}
+    assert socket.contexts() == ["new", "kept"]
+
+
+async def test_prompt_can_be_cancelled_while_the_agent_is_started_again(client: Client) -> None:
+    session = await client.create("mock-stubborn")
+    socket = await client.connect(session)
+    await socket.turn("hello")
+    await client.call("PATCH", f"/sessions/{session}", {"elicitation": "ask"})
+    await socket.send("prompt", prompt="never mind")
+    await socket.until("accepted")
+    await socket.send("cancel")
+    end = await socket.until("turn_end", turn_index=2)
+    assert end["stop_reason"] == "cancelled"
+    assert await announced(socket) == {"form": {}, "url": {}}
+
+
+async def test_cli_backend_does_not_support_questions(serve: Serve) -> None:
+    server = await serve(agent_backend="cli")
+    client = await server.client()
+    body = {"agent": "mock", "elicitation": "ask"}
+    failure(await client.post("/sessions", body), 400, "not_supported")
+    session = await client.create()
+    reply = await client.call("PATCH", f"/sessions/{session}", {"elicitation": "ask"})
+    failure(reply, 400, "not_supported")
