@@ -29,6 +29,8 @@ from .metrics import Metrics
 from .runs.jobs import RunJobs
 from .runs.results import RunResults
 from .runs.runner import Runner
+from .sandbox.sandbox import OFF, Sandbox
+from .sandbox.setup import make_sandbox
 from .search.index import SearchIndex
 from .search.indexer import Indexer
 from .sessions.registry import SessionRegistry
@@ -55,6 +57,7 @@ from .ws.incoming import INCOMING_LIMITS, IncomingLimits
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
 """The tokens that the first start created, until they are shown; otherwise empty."""
+SANDBOX = web.AppKey("sandbox", Sandbox)
 DEMO = Path(__file__).parent / "agents" / "demo" / "demo_agent.py"
 
 AgentBackend = HostBackend | CliBackend
@@ -134,9 +137,12 @@ class _Server:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         """Start all parts. *stack* stops them."""
+        args = self._settings, self._environ, self._agent_environ
+        sandbox = self._app[SANDBOX] = await asyncio.to_thread(make_sandbox, *args)
         stack.enter_context(self._data_dir.locked())
         queries, writer = await self._start_storage(stack)
         tokens = await self._load_tokens(queries, writer)
+        tokens.second_app_refusal = sandbox.refusal
         backend = await self._start_backend(stack, writer, tokens)
         sessions = SessionRegistry(
             self._settings, queries, writer, self._metrics, backend, self._clock
@@ -219,7 +225,8 @@ class _Server:
     async def _start_backend(
         self, stack: contextlib.AsyncExitStack, writer: DatabaseWriter, tokens: TokenRegistry
     ) -> AgentBackend:
-        backend = make_backend(self._settings, self._environ, writer, self._supervisor)
+        settings, sandbox = self._settings, self._app[SANDBOX]
+        backend = make_backend(settings, self._environ, writer, self._supervisor, sandbox=sandbox)
         backend.environ_of = tokens.environ_of
         await backend.start()
         stack.push_async_callback(backend.stop)
@@ -272,6 +279,7 @@ class _Server:
             max_bytes_per_app=self._settings.max_upload_bytes_per_app,
             max_count_per_app=self._settings.max_uploads_per_app,
             disk=sessions.disk,
+            sandbox=sessions.backend.sandbox,
             clock=self._clock,
         )
         await files.start()
@@ -337,11 +345,13 @@ def make_backend(
     pressure: Backpressure,
     supervisor: Supervisor | None = None,
     *,
+    sandbox: Sandbox | None = None,
     node: str | None = None,
 ) -> AgentBackend:
     """Make the agent backend that the settings name.
 
     Args:
+        sandbox: restricts the agents; without one, no agent may be started.
         node: Node's executable; by default it is searched for.
 
     Raises:
@@ -366,4 +376,5 @@ def make_backend(
             settings.max_agent_message_bytes_per_app,
             settings.agent_message_timeout_secs,
         ),
+        sandbox=sandbox or Sandbox(OFF, DataDir(settings.data_dir)),
     )

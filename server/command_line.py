@@ -20,7 +20,7 @@ from aiohttp import web
 from . import __version__, logs
 from .agents.process import process_tree
 from .agents.process.environ import forget
-from .app import FIRST_TOKENS, build_app
+from .app import FIRST_TOKENS, SANDBOX, build_app
 from .commands.admin import CommandError, discard_stdout, print_escaped, sentence
 from .commands.backup import add_backup_commands
 from .commands.doctor import add_doctor_command
@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.set_up(settings)
     try:
         return int(arguments.execute(arguments, settings, environ))
+    except SettingError as error:  # only a trial shows that a value does not work here
+        _report_failure(error, settings.log_format, arguments)
+        return 2
     except (StartError, CommandError, CriticalTaskError) as error:
         _report_failure(error, settings.log_format, arguments)
         return 1
@@ -190,6 +193,7 @@ def _tune_gc() -> None:
 
 
 def _print_greeting(app: web.Application, settings: Settings, port: int) -> None:
+    _print_status(app[SANDBOX].describe())
     address = f"http://{reachable(settings.host)}:{port}/"
     _print_status(f"clawdforge {__version__} is ready on {address}")
     _show_tokens(app, address)

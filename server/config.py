@@ -286,6 +286,9 @@ class Settings:
     log_format: str = _setting(_choice("text", "json"), "text")
     log_level: str = _setting(_choice("debug", "info", "warning", "error"), "info")
     sync: str = _setting(_choice("normal", "full"), "normal")
+    sandbox: str = _setting(_choice("auto", "bwrap", "landlock", "off"), "auto")
+    sandbox_read: tuple[Path, ...] = _setting(_roots, ())
+    sandbox_write: tuple[Path, ...] = _setting(_roots, ())
 
 
 def variables() -> tuple[str, ...]:

@@ -17,11 +17,11 @@ from . import safe_files
 from .errors import StartError
 
 DATABASE = "clawdforge.db"
-CONVERSATION_FOLDERS = ("acpx", "acpx-cli")
-"""Agents' conversations, as acpx keeps them for each backend."""
-FILE_FOLDERS = ("workspaces", "uploads", "snapshots")
+CONVERSATION_FOLDERS = ("acpx", "acpx-cli", "homes")
+"""Agents' conversations, as acpx keeps them for each backend, and as agents do in their homes."""
+FILE_FOLDERS = ("workspaces", "uploads", "files", "snapshots")
 """Folders that a backup may leave out, because they may be large."""
-TEMPORARY_FOLDERS = ("runs", "stderr")
+TEMPORARY_FOLDERS = ("runs", "stderr", "tmp")
 """Folders that a backup does not contain."""
 
 
@@ -83,6 +83,21 @@ class DataDir:
     def snapshots(self) -> Path:
         """The snapshots of sessions' folders, a bare git repository for each session."""
         return self.path / "snapshots"
+
+    @property
+    def homes(self) -> Path:
+        """The homes of sandboxed agents, one for each session."""
+        return self.path / "homes"
+
+    @property
+    def tmp(self) -> Path:
+        """The temporary files of sandboxed agents, a folder for each session."""
+        return self.path / "tmp"
+
+    @property
+    def files(self) -> Path:
+        """Copies of uploaded files that sandboxed agents may read, a folder for each session."""
+        return self.path / "files"
 
     def workspace(self, session_id: str) -> Path:
         """The folder of a session whose client requested no ``cwd``."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..errors import Error, ErrorCode
+from ..sandbox.sandbox import Sandbox
 from ..states import Transitions
 from .agent_settings import NO_SETTINGS, AgentSettings
 from .parameters import NO_PARAMETERS, AgentParameters
@@ -72,6 +72,11 @@ class AgentSpec:
     owner: str = ""
     parameters: AgentParameters = NO_PARAMETERS
     elicitation: tuple[str, ...] = ()
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """The further folders that the agent may change."""
+        return tuple(self.parameters.additional_directories)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -298,6 +303,7 @@ class Backend(Protocol):
         unsupported_options: the fields of :class:`AgentParameters` that have no effect.
         reserved_variables: beginnings of names that sessions cannot give to their agents.
         environ_of: returns the variables of an app, for the next start of each of its agents.
+        sandbox: restricts every process of an agent.
     """
 
     can_ask: bool
@@ -306,6 +312,7 @@ class Backend(Protocol):
     reserved_variables: tuple[str, ...]
     environ_of: EnvironOf
     timeouts: AgentTimeouts
+    sandbox: Sandbox
 
     @property
     def versions(self) -> Mapping[str, str]: ...
@@ -380,20 +387,6 @@ def agent_unavailable(message: str) -> Error:
     return Error(ErrorCode.AGENT_UNAVAILABLE, message)
 
 
-def real_folder(cwd: str, data_dir: Path) -> str:
-    """The folder that *cwd* was when the session was made, without links.
-
-    A client's folder was resolved then. The data folder's own path is the operator's, and may be
-    a link.
-    """
-    try:
-        return str(data_dir.resolve() / Path(cwd).relative_to(data_dir))
-    except ValueError:
-        return cwd
-
-
-def misplaced() -> Error:
-    return Error(
-        ErrorCode.BAD_REQUEST,
-        "cwd: a folder of the session was deleted or replaced by a link; the agent is not started",
-    )
+def misplaced(reason: str) -> Error:
+    """The error of a session whose folder cannot be used any more."""
+    return Error(ErrorCode.BAD_REQUEST, f"cwd: {reason}")

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ..codec import parse_message
 from ..errors import Error, ErrorCode
+from ..sandbox.logins import LOGIN_FILES, ROTATING
 
 AUTH_REQUIRED: Final = -32000
 NEVER_RETRYABLE: Final = (AUTH_REQUIRED, -32600, -32601, -32602)
@@ -25,8 +26,14 @@ MAX_ERROR_VALUES = 200
 MAX_DEPTH = 8
 
 LOGINS: Final = {
-    "claude": "run `claude` and enter /login, or set ANTHROPIC_API_KEY",
-    "codex": "run `codex login`, or set OPENAI_API_KEY",
+    "claude": (
+        "set ANTHROPIC_API_KEY, or CLAUDE_CODE_OAUTH_TOKEN from `claude setup-token`;"
+        " without a sandbox, run `claude` and enter /login"
+    ),
+    "codex": (
+        "set OPENAI_API_KEY, or run `codex login --with-api-key`;"
+        " without a sandbox, also `codex login`"
+    ),
     "copilot": "run `copilot` and enter /login, or set GH_TOKEN",
     "cursor": "run `cursor-agent login`, or set CURSOR_API_KEY",
     "droid": "run `droid`, or set FACTORY_API_KEY",
@@ -189,6 +196,8 @@ def login_required(agent: str, reason: str, auth_methods: Any = None) -> Error:
     """The error of an agent that refuses to work without a login, or with its present one."""
     how = LOGINS.get(agent, OTHER_LOGIN)
     message = f"the agent {agent!r} requires a login: {how}"
+    if agent not in {*LOGIN_FILES, *ROTATING}:
+        message += "; a login in the home of the server's user needs CLAWDFORGE_SANDBOX=off"
     return Error(
         ErrorCode.LOGIN_REQUIRED,
         f"{message} (the agent says: {reason})" if reason else message,

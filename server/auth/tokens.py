@@ -54,12 +54,14 @@ class TokenRegistry:
     Attributes:
         tickets: the open tickets; a revocation discards those of its token.
         on_revoke: called with the app's name as soon as a token is revoked.
+        second_app_refusal: why there must not be a second app; None if there may.
     """
 
     def __init__(
         self, queries: Queries, writer: DatabaseWriter, *, max_tickets_per_app: int = 10_000
     ) -> None:
         self.tickets = TicketRegistry(max_tickets_per_app)
+        self.second_app_refusal: str | None = None
         self.on_revoke: Callable[[str], None] = lambda name: None
         self._queries = queries
         self._writer = writer
@@ -187,6 +189,8 @@ class TokenRegistry:
                 ) from None
         if name in self._names:
             raise Error(ErrorCode.CONFLICT, f"the name {name!r} is taken")
+        if self._names and self.second_app_refusal is not None:
+            raise Error(ErrorCode.CONFLICT, self.second_app_refusal)
         self._names.add(name)
         token = new_token()
         options = NO_TOKEN_OPTIONS.changed(options)

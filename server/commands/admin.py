@@ -21,6 +21,7 @@ from urllib.parse import quote
 import aiohttp
 
 from ..agents.catalog import AcpxError
+from ..agents.process.environ import agent_environ
 from ..app import make_backend
 from ..auth.tokens import TokenRegistry
 from ..config import Settings
@@ -28,6 +29,7 @@ from ..data_dir import DataDir, DataDirInUseError
 from ..errors import DatabaseError, Error
 from ..escaping import visible
 from ..metrics import Metrics
+from ..sandbox.setup import make_sandbox
 from ..sessions.registry import SessionRegistry
 from ..storage.database import Database
 from ..storage.import_v02 import upgrade
@@ -183,8 +185,12 @@ async def _open_stopped(settings: Settings, environ: Mapping[str, str]) -> Async
         stack.push_async_callback(writer.stop)
         tokens = TokenRegistry(queries, writer)
         await tokens.load_app_tokens()
+        sandbox = await asyncio.to_thread(
+            make_sandbox, settings, environ, agent_environ(environ, settings.agent_env)
+        )
+        tokens.second_app_refusal = sandbox.refusal
         # No agent is started, so Node need not be installed.
-        backend = make_backend(settings, environ, writer, node="node")
+        backend = make_backend(settings, environ, writer, sandbox=sandbox, node="node")
         sessions = SessionRegistry(settings, queries, writer, metrics, backend)
         await sessions.start()
         stack.push_async_callback(sessions.stop)

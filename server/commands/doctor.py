@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import functools
 import json
@@ -18,10 +19,14 @@ from typing import Any
 
 from ..agents.base import AgentInfo
 from ..agents.catalog import AcpxError
+from ..agents.process.environ import agent_environ
 from ..app import make_backend
-from ..config import Settings
+from ..config import SettingError, Settings
 from ..data_dir import DataDir, DataDirInUseError
 from ..errors import DatabaseError, StartError
+from ..sandbox.logins import hidden_login
+from ..sandbox.setup import make_sandbox
+from ..sandbox.trial import try_escapes
 from ..storage.database import check_file
 from ..storage.import_v02 import statements_of
 from ..storage.schema import SchemaError
@@ -77,6 +82,7 @@ async def run_doctor(
 async def _check_all(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     for finding in check_machine(settings):
         yield finding
+    yield await asyncio.to_thread(_check_sandbox, settings, environ)
     async for finding in _check_agents(settings, environ):
         yield finding
 
@@ -169,6 +175,30 @@ class _NoBackpressure:
     async def wait_for_capacity(self) -> None: ...
 
 
+def _check_sandbox(settings: Settings, environ: Mapping[str, str]) -> Finding:
+    """Check the level of the sandbox, and try to escape from it."""
+    try:
+        sandbox = make_sandbox(settings, environ, agent_environ(environ, settings.agent_env))
+    except SettingError as error:
+        advice = "choose another level, or `auto`: see docs/explanation/security.md"
+        return Finding("BAD", "sandbox", str(error), advice)
+    found = sandbox.describe().removeprefix("sandbox: ")
+    if not sandbox.is_on:
+        advice = "give each app a server of its own: see docs/explanation/security.md"
+        if not sandbox.mechanism.is_chosen:
+            advice = f"install bubblewrap, or use Linux 5.13 or newer; until then {advice}"
+        return Finding("note", "sandbox", found, advice)
+    try:
+        results = try_escapes(sandbox.mechanism, sandbox.environ)
+    except OSError as error:
+        return Finding("BAD", "sandbox", f"{found}; it cannot be tried: {error}")
+    escapes = [name for name, reason in results.items() if reason is None]
+    if escapes:
+        found = f"{found}; {len(escapes)} of {len(results)} attempts to escape succeeded"
+        return Finding("BAD", "sandbox", f"{found}: {', '.join(escapes)}", "report this as a bug")
+    return Finding("ok", "sandbox", f"{found}; all {len(results)} attempts to escape failed")
+
+
 async def _check_agents(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     """Check Node, acpx and the agents, with a host that starts no agent."""
     with tempfile.TemporaryDirectory() as folder:
@@ -191,6 +221,19 @@ async def _check_agents(settings: Settings, environ: Mapping[str, str]) -> Async
     yield _check_git()
     for finding in _agent_findings(infos, settings):
         yield finding
+    for info in infos:
+        if info.installed and (hint := _login_advice(info.name, settings, environ)) is not None:
+            yield Finding("note", "login", f"{info.name}: the sandbox hides its login", hint)
+
+
+def _login_advice(agent: str, settings: Settings, environ: Mapping[str, str]) -> str | None:
+    """Advice about a login of the server's user that the agent cannot use."""
+    if settings.sandbox == "off":
+        return None
+    home = environ.get("HOME")
+    return hidden_login(
+        agent, Path(home) if home else None, agent_environ(environ, settings.agent_env)
+    )
 
 
 def _check_claude(settings: Settings) -> Finding:

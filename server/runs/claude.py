@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ..agents.base import EnvironOf
+from ..agents.base import AgentSpec, EnvironOf, misplaced
 from ..agents.line_reader import LineReader
 from ..agents.process import process_tree
 from ..agents.process.programs import Program, Programs
@@ -17,8 +17,9 @@ from ..agents.program_output import MIN_SECRET, SECRET
 from ..codec import parse_message
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode
+from ..sandbox.sandbox import FolderError, Sandbox
 from ..uploads.files import prepend_file_paths
-from .claude_output import Output, find_result, read_result
+from .claude_output import CLAUDE, Output, find_result, read_result
 from .run import (
     MAX_OUTPUT_BYTES,
     Run,
@@ -55,6 +56,7 @@ class ClaudeProgram:
         data_dir: contains a folder for each run.
         grace: seconds from SIGTERM to SIGKILL.
         environ_of: returns the variables of an app, which precede the others.
+        sandbox: restricts the program.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class ClaudeProgram:
         data_dir: DataDir,
         grace: float,
         environ_of: EnvironOf,
+        sandbox: Sandbox,
     ) -> None:
         self._name = name
         self._environ = environ
         self._data_dir = data_dir
         self._grace = grace
         self._environ_of = environ_of
+        self._sandbox = sandbox
         self._programs = Programs(environ)
 
     async def find(self) -> str | None:
@@ -95,14 +99,21 @@ class ClaudeProgram:
 
     async def _collect_output(self, run: Run, path: str, folder: RunFolder, stdin: int) -> Output:
         own = self._environ_of(run.request.app_name)
+        cwd = folder.path / WORK
+        spec = AgentSpec(run.id, CLAUDE, str(cwd), None, None, "", owner=run.request.app_name)
+        try:
+            plan = await asyncio.to_thread(self._sandbox.plan, spec, {}, [folder.path])
+        except FolderError as error:
+            raise misplaced(str(error)) from None
         program = await self._programs.start(
             claude_argv(path, run.request, folder.path),
             environ={
                 **claude_environ({**self._environ, **own}, run.timeout),
                 process_tree.AGENT_VARIABLE: run.id,
             },
-            cwd=folder.path / WORK,
+            cwd=cwd,
             stdin=stdin,
+            sandbox=plan,
         )
         try:
             return await self._wait_for_output(run, program, own.values())

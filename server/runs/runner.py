@@ -18,8 +18,9 @@ from .. import safe_files
 from ..agents.base import Backend
 from ..config import Settings
 from ..data_dir import DataDir
-from ..errors import Error, ErrorCode, bad_request, draining, failure_of
+from ..errors import Error, ErrorCode, bad_request, draining, failure_of, not_stored
 from ..limits import ByteQuota, DiskReserve
+from ..sandbox.homes import SandboxFolders
 from ..storage import statements
 from ..storage.queries import Queries
 from ..storage.schema import RunRow
@@ -69,7 +70,12 @@ class Runner:
         self._data_dir = DataDir(settings.data_dir)
         self._grace = settings.cancel_grace_secs
         self._claude = ClaudeProgram(
-            settings.claude_bin, environ, self._data_dir, self._grace, backend.environ_of
+            settings.claude_bin,
+            environ,
+            self._data_dir,
+            self._grace,
+            backend.environ_of,
+            backend.sandbox,
         )
         self._queue = RunQueue(
             settings.max_runs,
@@ -144,7 +150,7 @@ class Runner:
             agent, execute = await self._choose(run)
             await self._store_start(run, agent)
             try:
-                result = await execute()
+                result = await self._execute_in_sandbox(run, execute)
             except Exception as error:  # any failure ends the run
                 failure = _as_run_error(error)
                 failure.duration_ms = _ms_since(started_at)
@@ -157,6 +163,24 @@ class Runner:
                 run, result.duration_ms, result.stop_reason, result_bytes=len(result.result)
             )
             return result
+
+    async def _execute_in_sandbox(
+        self, run: Run, execute: Callable[[], Awaitable[RunResult]]
+    ) -> RunResult:
+        """Execute the run with copies of its files, and delete what its sandbox leaves."""
+        folders = self._backend.sandbox.folders
+        if not self._backend.sandbox.is_on:
+            return await execute()
+        try:
+            await asyncio.to_thread(folders.create, run.id)
+            files = await asyncio.to_thread(folders.add_files, run.id, run.request.files)
+            run.request = dataclasses.replace(run.request, files=files)
+            return await execute()
+        except OSError as error:
+            logger.error("run %s: its sandbox cannot be made: %s", run.id, error)
+            raise not_stored() from None
+        finally:
+            await asyncio.to_thread(_remove_sandbox, folders, run.id)
 
     async def _choose(self, run: Run) -> tuple[str, Callable[[], Awaitable[RunResult]]]:
         """Choose the agent.
@@ -224,6 +248,13 @@ class Runner:
         except Error:
             # The client still gets the result. The next start of the server ends the row.
             logger.exception("run %s: cannot store its end", run.id)
+
+
+def _remove_sandbox(folders: SandboxFolders, run_id: str) -> None:
+    try:
+        folders.remove(run_id)
+    except OSError as error:
+        logger.error("cannot remove the sandbox of a run: %s", error)
 
 
 def _remove_folders(data_dir: DataDir) -> None:

@@ -175,6 +175,7 @@ class Session:
             "pending_permissions": self.permissions.view(),
             "pending_elicitations": self.elicitations.pending(),
             "sockets": self.subscribers,
+            "sandbox": self._context.backend.sandbox.level,
             **options_view(self._core.options, self._context.settings),
             **self.details.view(),
             **self.agent_view(),

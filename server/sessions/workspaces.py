@@ -84,10 +84,20 @@ class Workspaces:
         try:
             folder = Path(path).resolve()
             if any(folder.is_relative_to(root) for root in self._roots) and folder.is_dir():
+                self._check_sandbox(folder)
                 return folder
         except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
             logger.debug("%s %r: %s", field, path, error)
         raise bad_request(f"{field}: must be an existing folder in one of the workspace roots")
+
+    def _check_sandbox(self, folder: Path) -> None:
+        """Check that the agent of a session in *folder* would not reach the data of others."""
+        sandbox = self._backend.sandbox
+        if not sandbox.is_on:
+            return
+        hides_data = sandbox.level == "bwrap"
+        if sandbox.is_in_data(folder) or (sandbox.contains_data(folder) and not hides_data):
+            raise bad_request("cwd: must not be, contain or be in the server's data folder")
 
     async def delete_agent_data(self, session_id: str, cwd: Path | None = None) -> None:
         """Delete acpx's record of a session, and the session's folder unless the client chose it.
@@ -98,10 +108,17 @@ class Workspaces:
             cwd: the session's folder; None for its own.
         """
         await self._backend.forget(session_id)
+        failure: OSError | None = None
+        try:
+            await asyncio.to_thread(self._backend.sandbox.folders.remove, session_id)
+        except OSError as error:
+            failure = error
         if cwd in (None, self.path(session_id)):
             try:
                 await self.delete(session_id)
             except OSError as error:
-                logger.error(
-                    "a session's folder cannot be removed: %s", error, extra={"session": session_id}
-                )
+                failure = error
+        if failure is not None:
+            logger.error(
+                "a session's folder cannot be removed: %s", failure, extra={"session": session_id}
+            )

@@ -20,6 +20,7 @@ from .. import safe_files
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode, bad_request, not_stored
 from ..limits import DiskReserve, decrement
+from ..sandbox.sandbox import Sandbox
 from ..storage import statements
 from ..storage.queries import Queries
 from ..storage.schema import FileRow
@@ -55,6 +56,7 @@ class FileStore:
         max_bytes_per_app: the largest total size of an app's files, unfinished ones included.
         max_count_per_app: the largest number of an app's files, unfinished ones included.
         disk: the free space that uploads must leave.
+        sandbox: contains the agents, which get copies of the files.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class FileStore:
         max_bytes_per_app: int,
         max_count_per_app: int,
         disk: DiskReserve | None = None,
+        sandbox: Sandbox | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._data_dir = data_dir
@@ -76,6 +79,7 @@ class FileStore:
         self._max_bytes_per_app = max_bytes_per_app
         self._max_count_per_app = max_count_per_app
         self._disk = disk
+        self._sandbox = sandbox
         self._clock = clock
         self._bytes_of: Counter[str] = Counter()
         self._count_of: Counter[str] = Counter()
@@ -200,6 +204,26 @@ class FileStore:
         """Delete the files that only the prompts of this session have used."""
         for row in await self._queries.own_uploads(session):
             await self._delete(row)
+
+    async def attach(self, key: str, paths: Sequence[Path]) -> list[Path]:
+        """Make files readable for the agent of a session.
+
+        Args:
+            key: the session's id.
+
+        Returns:
+            The paths under which the agent finds them.
+
+        Raises:
+            Error: ``internal``; a file cannot be copied.
+        """
+        if not paths or self._sandbox is None or not self._sandbox.is_on:
+            return list(paths)
+        try:
+            return await asyncio.to_thread(self._sandbox.folders.add_files, key, paths)
+        except OSError as error:
+            logger.error("a file cannot be copied: %s", error, extra={"session": key})
+            raise not_stored() from None
 
     async def sweep(self) -> None:
         """Delete expired files."""

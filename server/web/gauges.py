@@ -45,6 +45,10 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
     ):
         metrics.add_gauge(name, description, read)
     metrics.add_counter("cpu_seconds", "CPU time of the server's process", time.process_time)
+    level = sessions.backend.sandbox.level
+    metrics.add_labelled_gauge(
+        "sandbox", "The level of the sandbox", "level", [level], lambda: {level: 1}
+    )
     states = get_args(Presence)
     metrics.add_labelled_gauge(
         "agents", "Agents, and sessions without one", "state", states, sessions.count_agents

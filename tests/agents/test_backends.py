@@ -210,13 +210,14 @@ async def test_settings_reach_the_agent_and_rejections_reach_the_client(client: 
     assert {o["id"]: o["currentValue"] for o in state["config_options"]}["thought_level"] == "high"
 
 
-async def test_run_has_the_users_home_and_leaves_no_files(
+async def test_run_has_a_home_of_its_own_and_leaves_no_files(
     client: Client, server: LocalServer, backend: str
 ) -> None:
     steps = script({"env": ["HOME", "AGENT_SESSION", "CLAWDFORGE_ADMIN_TOKEN"]})
     status, reply = await client.post("/run", {"prompt": steps, "agent": "mock"})
     assert status == 200, reply
-    assert reply["result"]["HOME"] == os.environ["HOME"]  # where a user's logins are
+    homes = server.services.settings.data_dir / "homes"
+    assert Path(reply["result"]["HOME"]).parent == homes
     assert reply["result"]["CLAWDFORGE_ADMIN_TOKEN"] is None
     run = reply["result"]["AGENT_SESSION"].partition(":")[0]
     left = [path for path in server.services.settings.data_dir.rglob("*") if run in path.name]
@@ -260,8 +261,10 @@ async def test_acp_session_requests_no_permission_and_can_be_loaded(serve: Serve
 async def test_acpxrc_file_in_the_workspace_has_no_effect(serve: Serve, tmp_path: Path) -> None:
     server = await serve(agent_backend="cli", workspace_roots=(tmp_path,))
     client = await server.client()
+    work = tmp_path / "work"
+    work.mkdir()
     intruder = {"command": "touch", "args": [str(tmp_path / "intruder")]}
-    (tmp_path / ".acpxrc.json").write_text(
+    (work / ".acpxrc.json").write_text(
         json.dumps(
             {
                 "defaultPermissions": "approve-all",
@@ -274,7 +277,7 @@ async def test_acpxrc_file_in_the_workspace_has_no_effect(serve: Serve, tmp_path
             }
         )
     )
-    session = await client.create(permission="deny-all", cwd=str(tmp_path))
+    session = await client.create(permission="deny-all", cwd=str(work))
     socket = await client.connect(session)
     await socket.turn(script({"permission": True}, {"report": True}))
     outcome, report = re.fullmatch(r"(\{.*?\}\})(.*)", socket.text()).groups()  # type: ignore[union-attr]
@@ -395,7 +398,7 @@ CONVERSATIONS: dict[str, list[str | list[Json]]] = {
             {"stderr": "a word"},
             {"burst": {"count": 30, "batch": 7}},
             {"repeat": {"times": 2, "steps": [{"say": "{i}"}]}},
-            {"env": ["HOME", "LANG"]},
+            {"env": ["LANG"]},
             {"touch": "gate"},
             {"gate": "gate"},
             {"permission": True},

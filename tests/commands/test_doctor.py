@@ -19,7 +19,7 @@ async def test_doctor_reports_failed_checks(operator: Operator, tmp_path: Path) 
     marks = {what: mark for mark, what, _ in found if what != "agent"}
     assert marks == {
         **dict.fromkeys(
-            ["python", "data", "disk", "database", "port", "node", "acpx", "git"], "ok"
+            ["python", "data", "disk", "database", "port", "node", "acpx", "git", "sandbox"], "ok"
         ),
         "claude": "note",
     }

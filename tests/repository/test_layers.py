@@ -22,6 +22,7 @@ LAYERS = (
     "root",
     "storage",
     "search",
+    "sandbox",
     "agents.process",
     "agents.demo",
     "agents",
@@ -49,6 +50,9 @@ ALONE = {
     "agents.host.launch",
     "agents.process.spawn",
     "agents.process.supervise",
+    "sandbox.attempts",
+    "sandbox.program_files",
+    "sandbox.restrict",
     *(f"agents.demo.{path.stem}" for path in (SERVER / "agents" / "demo").glob("[!_]*.py")),
     *(
         f"workspace.snapshotter.{path.stem}"

@@ -135,10 +135,11 @@ async def test_file_paths_precede_prompt(client: Client) -> None:
     tokens = [await upload(client, b"one"), await upload(client, b"two")]
     head, *paths, prompt = (await run(client, "read these", files=tokens)).split("\n")
     assert (head, prompt) == ("[Attached files]", "read these")
-    assert [Path(path).read_bytes() for path in paths] == [b"one", b"two"]
+    assert [Path(path).name for path in paths] == ["notes.txt", "notes.txt"]
+    assert not any(Path(path).exists() for path in paths)  # copies for this run
     argv = (await run(client, steps({"report": True}), files=tokens))["argv"]
     at = argv.index("--add-dir")
-    assert argv[at + 1 :] == [str(Path(path).parent) for path in paths]
+    assert [Path(one).name for one in argv[at + 1 :]] == [Path(path).parent.name for path in paths]
 
 
 async def test_file_of_another_app_is_refused(server: LocalServer, client: Client) -> None:

@@ -15,6 +15,7 @@ from ..support.anthropic_stand_in import Failure, Hang, StandIn, Text, ToolUse, 
 from ..support.harness import Client, Json, descendants, eventually
 from ..support.real_agents import NotInstalledError, find_claude
 from ..support.runs import command_line, fail, gone, pid_in, run, upload
+from ..support.sandboxes import TEST_LEVEL
 
 
 @pytest.fixture(scope="session")
@@ -47,12 +48,12 @@ def real(
 ) -> Real:
     """Starts a server with the real program: ``client = await real(ANTHROPIC_API_KEY="")``."""
 
-    async def start(**environ: str) -> Client:
+    async def start(sandbox: str = TEST_LEVEL, **environ: str) -> Client:
         home = tmp_path / "home"
         home.mkdir(exist_ok=True)
         for name, value in {**api.environ, "HOME": str(home), **environ}.items():
             monkeypatch.setenv(name, value)
-        return await (await serve(claude_bin=real_claude)).client()
+        return await (await serve(claude_bin=real_claude, sandbox=sandbox)).client()
 
     return start
 
@@ -148,7 +149,7 @@ async def test_real_claude_is_stopped_with_its_tools(
     settings = tmp_path / "home" / ".claude" / "settings.json"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps({"permissions": {"allow": ["Bash"]}}))
-    client = await real()
+    client = await real("off")  # with the settings of the server's user
     pid_file = tmp_path / "tool"
     command = f"setsid sleep 1000 & echo $! > {pid_file}; sleep 1000"
     api.plan(ToolUse("Bash", {"command": command, "description": "wait"}))

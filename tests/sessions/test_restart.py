@@ -254,7 +254,7 @@ async def test_data_folder_can_be_moved(serve: Serve, tmp_path: Path) -> None:
     starts = [entry for entry in await client.events(session) if entry["type"] == "turn_start"]
     assert [start["context"] for start in starts] == ["new", "kept"]
     _, reply = await client.turn(other, "look", files=[file])
-    assert f"{moved}/uploads/" in texts_of(reply["events"])
+    assert f"{moved}/files/" in texts_of(reply["events"])
     await server.services.sessions.sweeper.sweep()
     assert not (moved / "workspaces" / closed).exists()
 

@@ -345,7 +345,8 @@ async def test_folder_that_cannot_be_removed_is_logged_once(
     for _ in range(2):
         await sweep(server)
     assert traces(server, other) == []
-    assert traces(server, stuck) == [f"workspaces/{stuck}"]
+    folders = ("files", "homes", "tmp", "workspaces")
+    assert traces(server, stuck) == [f"{folder}/{stuck}" for folder in folders]
     assert (await client.get(f"/sessions/{stuck}"))[0] == 404
     assert events(server, stuck) == ["create", "close", "hard_delete"]
     assert failures(caplog) == [(stuck, False)]

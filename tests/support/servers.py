@@ -30,8 +30,9 @@ from server.web.sse import STREAM_KEEP_ALIVE_SECS
 from server.ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 from .client import ADMIN, Client, http_session
-from .mock_agents import MOCKS
+from .mock_agents import MOCK, MOCKS
 from .processes import ROOT
+from .sandboxes import TEST_LEVEL
 from .waiting import TIMEOUT_SECS
 
 
@@ -91,6 +92,9 @@ async def local_server(
         "default_agent": "mock",
         "data_dir": data_dir,
         "min_free_bytes": 0,  # tests do not depend on the free space of the disk
+        "sandbox": TEST_LEVEL,
+        "sandbox_read": (MOCK.parent,),
+        "sandbox_write": (data_dir.parents[1],),  # tests exchange files with agents there
         "drain_secs": 0.1,  # do not wait for turns that a test left running
         **settings,
     }
@@ -197,6 +201,9 @@ async def start_server(
         "AGENTS": json.dumps(agents),
         "DEFAULT_AGENT": "mock",
         "MIN_FREE_BYTES": "0",
+        "SANDBOX": TEST_LEVEL,
+        "SANDBOX_READ": str(MOCK.parent),
+        "SANDBOX_WRITE": str(data_dir.parents[1]),
         **variables,
     }
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CLAWDFORGE_")}

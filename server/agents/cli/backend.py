@@ -23,6 +23,7 @@ from ... import safe_files
 from ...codec import parse_message
 from ...config import AgentCommand
 from ...data_dir import DataDir
+from ...sandbox.sandbox import Sandbox
 from ...tasks import Tasks
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import (
@@ -62,6 +63,7 @@ class CliBackend:
         start_timeout: seconds for an agent to start and load its session.
         backpressure: the capacity of the log.
         limits: on the agents' output.
+        sandbox: restricts every process of an agent.
     """
 
     can_ask = False
@@ -80,8 +82,10 @@ class CliBackend:
         start_timeout: float,
         backpressure: Backpressure,
         limits: MessageLimits,
+        sandbox: Sandbox,
     ) -> None:
         self.environ_of: EnvironOf = no_environ
+        self.sandbox = sandbox
         self._node = node
         self._data_dir = data_dir
         self._homes = data_dir.acpx_cli / "homes"
@@ -158,6 +162,7 @@ class CliBackend:
             spec,
             self._data_dir,
             self._homes / spec.key,
+            self.sandbox,
             agent_argv=command.argv if command else await self._find_agent(spec.agent),
             agent_environ={
                 **(command.env if command else {}),

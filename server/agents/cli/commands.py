@@ -9,6 +9,7 @@ import os
 import secrets
 import shlex
 import shutil
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 from ... import safe_files
 from ...codec import dumps, parse_message
 from ...data_dir import DataDir
-from ..base import AgentSpec, misplaced, real_folder
+from ...sandbox.levels import RESTRICT
+from ...sandbox.sandbox import FolderError, Sandbox
+from ..base import AgentSpec, misplaced
 from ..failures import details_of
 from ..process import process_tree
 from ..process.programs import Program, Programs
@@ -26,6 +29,8 @@ FOREVER_SECS = 2**31 // 1000
 """acpx's longest timeout. The server ends turns; acpx must not."""
 ALL_MCP_SERVERS = {"mcpCapabilities": {"http": True, "sse": True}}
 """The cli backend does not know the agent's capabilities: the agent refuses what it cannot do."""
+PLAN = "sandbox.json"
+"""The plan of the agent's sandbox, in acpx's home of the session."""
 ENDED = ("AGENT_DISCONNECTED", "AGENT_STARTUP_FAILED")
 """acpx's codes for an agent that has ended; the reason may be on its stderr."""
 
@@ -76,8 +81,9 @@ class AcpxCommands:
 
     Args:
         home: acpx's home for this session alone, with its record and its queue.
+        sandbox: restricts the agent, which acpx starts. acpx itself is not restricted.
         agent_argv: the agent's command.
-        agent_environ: the agent's variables, which precede those of acpx.
+        agent_environ: further variables of the agent.
     """
 
     def __init__(
@@ -86,6 +92,7 @@ class AcpxCommands:
         spec: AgentSpec,
         data_dir: DataDir,
         home: Path,
+        sandbox: Sandbox,
         *,
         agent_argv: Sequence[str],
         agent_environ: Mapping[str, str],
@@ -94,12 +101,15 @@ class AcpxCommands:
         self._spec = spec
         self._data_dir = data_dir
         self._home = home
-        environ = {**acpx.environ, **agent_environ}
-        # The agent uses the logins in the home of the server's user.
-        user_home = [f"HOME={environ['HOME']}"] if "HOME" in environ else ["-u", "HOME"]
-        self._agent = shlex.join(["/usr/bin/env", *user_home, *agent_argv])
+        self._sandbox = sandbox
+        self._plan = home / PLAN
+        launcher = [sys.executable, "-I", "-S", str(RESTRICT), str(self._plan)]
+        self._agent = shlex.join([*launcher, *agent_argv])
+        self._own_environ = agent_environ
         self._env_value = f"{spec.key}:{secrets.token_hex(4)}"
-        self._environ = {**environ, "HOME": str(home), process_tree.AGENT_VARIABLE: self._env_value}
+        # acpx is not in the sandbox: a client's variables must not reach it, only the agent.
+        tag = {process_tree.AGENT_VARIABLE: self._env_value}
+        self._environ = {**acpx.environ, "HOME": str(home), **tag}
         self._programs = Programs(acpx.environ)
         self._mcp_config = home / "mcp.json" if spec.parameters.mcp_servers else acpx.no_mcp
 
@@ -115,7 +125,7 @@ class AcpxCommands:
     def secrets(self) -> Collection[str]:
         """The values that must not be shown if acpx or its agent writes them."""
         own = {value for value in self._spec.parameters.secrets() if len(value) >= MIN_SECRET}
-        return secrets_in(self._environ) | own
+        return secrets_in({**self._environ, **self._own_environ}) | own
 
     async def start(
         self, *command: str, stdin: bytes = b"", options: Sequence[str] = ()
@@ -143,13 +153,11 @@ class AcpxCommands:
 
     def _prepare(self, stdin: bytes) -> int:
         """Create the home, and return a file in memory, with *stdin* as its content."""
-        # acpx resolves the path again: it must not have been replaced by a link since.
-        if os.path.realpath(self._spec.cwd) != real_folder(self._spec.cwd, self._data_dir.path):
-            raise misplaced()
         with safe_files.folder(*self._data_dir.split(self._home), make=True):
             pass
         if self._mcp_config != self._acpx.no_mcp:
             self._store_mcp_config()
+        self._store_plan()
         descriptor = os.memfd_create("stdin")
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(stdin)
@@ -163,6 +171,24 @@ class AcpxCommands:
         safe_files.remove(*path)
         with safe_files.new_file(*path) as file:
             file.write(dumps({"mcpServers": servers}))
+
+    def _store_plan(self) -> None:
+        """Store the plan for the launcher of the agent. acpx decides when to start it."""
+        try:
+            plan = self._sandbox.plan(self._spec, self._own_environ)
+        except FolderError as error:
+            raise misplaced(str(error)) from None
+        if not self._sandbox.is_on:
+            # The agent uses the logins in the home of the server's user, not acpx's home.
+            home = self._acpx.environ.get("HOME")
+            plan["environ"] = {**({"HOME": home} if home is not None else {}), **plan["environ"]}
+            plan["unset"] = ["HOME"]
+        names, part = self._data_dir.split(self._home), f"{PLAN}.part"
+        safe_files.remove(*names, part)
+        with safe_files.new_file(*names, part) as file:
+            file.write(dumps(plan))
+        with safe_files.folder(*names) as folder:
+            os.replace(part, PLAN, src_dir_fd=folder, dst_dir_fd=folder)
 
     async def run(self, *command: str, options: Sequence[str] = ()) -> dict[str, Any]:
         """Run a command to its end, and return the object that it wrote.

@@ -165,9 +165,9 @@ class AcpxSession:
     async def start_error(self, error: CallError) -> Error:
         """Return the error that a client receives if the agent did not start."""
         process = self._process
-        if process.is_misplaced:
-            process.is_misplaced = False
-            return misplaced()
+        if (reason := process.misplaced) is not None:
+            process.misplaced = None
+            return misplaced(reason)
         if process.rejection is not None:
             return process.rejection
         if error.code == "UNSUPPORTED_PROMPT_CONTENT":  # the agent did start

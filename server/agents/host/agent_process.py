@@ -37,7 +37,8 @@ class AgentProcess:
             not refuse.
         rejection: the error for which the conversation was not opened, because the process cannot
             take the session's parameters.
-        is_misplaced: acpx started a process outside the session's folder, and it was refused.
+        misplaced: why a process was refused: the session's folder cannot be used. None if no
+            process was.
         elicitation: the modes of ``elicitation/create`` that were announced to the running process;
             None if there is no process, or it has not been initialized.
     """
@@ -49,7 +50,7 @@ class AgentProcess:
         self.failed_proxy: StdioProxy | None = None
         self.refusal: Any = None
         self.rejection: Error | None = None
-        self.is_misplaced = False
+        self.misplaced: str | None = None
         self.elicitation: tuple[str, ...] | None = None
         self._binding = binding
         self._host = host
@@ -98,7 +99,7 @@ class AgentProcess:
 
     def connected(self, proxy: StdioProxy) -> None:
         """A new process runs, connected to *proxy*. It replaces a former one."""
-        self.is_misplaced = False
+        self.misplaced = None
         self.rejection = None
         self.proxy = proxy
         self._move_to(AgentState.STARTING)

@@ -21,6 +21,7 @@ from ... import safe_files
 from ...config import AgentCommand
 from ...data_dir import DataDir
 from ...errors import Error
+from ...sandbox.sandbox import Sandbox
 from ...tasks import Semaphores, Supervisor, Tasks
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import (
@@ -66,6 +67,7 @@ class HostBackend:
         start_timeout: seconds for an agent to start and load its session.
         backpressure: the capacity of the log.
         limits: on the agents' output.
+        sandbox: restricts every process of an agent.
         supervisor: runs the tasks that must not fail silently.
     """
 
@@ -84,9 +86,11 @@ class HostBackend:
         start_timeout: float,
         backpressure: Backpressure,
         limits: MessageLimits,
+        sandbox: Sandbox,
         supervisor: Supervisor | None = None,
     ) -> None:
         supervisor = supervisor or Supervisor()
+        self.sandbox = sandbox
         self._data_dir = data_dir
         self._state_dir = state_dir = data_dir.acpx
         self._commands = agents
@@ -97,7 +101,7 @@ class HostBackend:
             backpressure,
             StderrFiles(data_dir.stderr, supervisor, hidden),
             supervisor,
-            data_dir.path,
+            sandbox,
             limits,
             environ,
         )
@@ -236,6 +240,7 @@ class HostBackend:
             await self.forget(spec.key)
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(safe_files.remove, *self._data_dir.split(folder))
+                await asyncio.to_thread(self.sandbox.folders.remove, spec.key)
 
     async def fork(self, agent: Agent, key: str, cwd: str) -> bool:
         return isinstance(agent, HostAgent) and await agent.fork_to(key, cwd)

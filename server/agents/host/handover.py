@@ -2,7 +2,7 @@
 
 The server accepts only a process that the host announced. It connects a :class:`StdioProxy` to the
 two descriptors. The process receives the ends of two new pipes, a third pipe for its stderr, and
-the variables to add to its environment.
+the plan of its sandbox, which contains the variables to add to its environment.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from ...codec import dumps
 from ...config import AgentCommand
+from ...sandbox.sandbox import FolderError, Sandbox
 from ...tasks import Supervisor, Tasks
-from ..base import AgentSpec, Backpressure, EnvironOf, MessageLimits, no_environ, real_folder
+from ..base import AgentSpec, Backpressure, EnvironOf, MessageLimits, no_environ
 from ..process import process_tree
 from ..traits import asking_environ, traits_of
 from .incomplete_messages import IncompleteMessages
@@ -48,8 +48,8 @@ class HandoverTarget(ProxyHandler, Protocol):
     def process_connected(self, proxy: StdioProxy) -> None:
         """The proxy of a new process is connected. The process becomes the agent now."""
 
-    def process_misplaced(self) -> None:
-        """A process was refused because its working directory is not the session's folder."""
+    def process_misplaced(self, reason: str) -> None:
+        """A process was refused because the session's folder cannot be used."""
 
 
 class StdioHandover:
@@ -60,7 +60,7 @@ class StdioHandover:
         backpressure: whether the log accepts more messages.
         stderr: the files for the agents' stderr.
         supervisor: runs the long-lived tasks.
-        data_dir: the data folder; its path may contain links.
+        sandbox: makes the plan by which each agent is restricted.
         limits: the limits on the agents' messages.
         environ: the environment of all agents.
 
@@ -77,7 +77,7 @@ class StdioHandover:
         backpressure: Backpressure,
         stderr: StderrFiles,
         supervisor: Supervisor,
-        data_dir: Path,
+        sandbox: Sandbox,
         limits: MessageLimits,
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -86,7 +86,7 @@ class StdioHandover:
         self.stderr = stderr
         self.timeout = HANDOVER_SECS
         self.environ_of: EnvironOf = no_environ
-        self._data_dir = data_dir
+        self._sandbox = sandbox
         self._commands = commands
         self._environ = environ
         self._backpressure = backpressure
@@ -188,10 +188,12 @@ class StdioHandover:
                 ours.callback(os.close, descriptor)
             if len(descriptors) != 2:
                 return
-            folders = agent.spec.parameters.additional_directories
-            if not await asyncio.to_thread(_runs_in, pid, agent.spec.cwd, self._data_dir, folders):
-                logger.warning("refused process %d: it is not in its session's folder", pid)
-                agent.process_misplaced()
+            environ = {**self._environ_of(agent.spec), process_tree.AGENT_VARIABLE: value}
+            try:
+                plan = await asyncio.to_thread(self._sandbox.plan, agent.spec, environ)
+            except FolderError as error:
+                logger.warning("refused process %d: %s", pid, error)
+                agent.process_misplaced(str(error))
                 return
             number = 1 + next(self._numbers) % process_tree.MAX_NUMBER
             proxy = StdioProxy(
@@ -211,10 +213,9 @@ class StdioHandover:
             ends.append(await self.stderr.open(agent.spec.key, pid))
             ours.callback(os.close, ends[-1])
             agent.process_connected(proxy)
-            environ = {**self._environ_of(agent.spec), process_tree.AGENT_VARIABLE: value}
-            overlay = dumps(environ)
-            sent = socket.send_fds(connection, [overlay], ends)
-            await asyncio.get_running_loop().sock_sendall(connection, overlay[sent:])
+            data = dumps(plan)
+            sent = socket.send_fds(connection, [data], ends)
+            await asyncio.get_running_loop().sock_sendall(connection, data[sent:])
 
     async def _announced_key(self, pid: int) -> str | None:
         """Wait until the host announces *pid*. Return the session's key.
@@ -253,19 +254,3 @@ class StdioHandover:
         traits = traits_of(spec.agent, self._commands)
         own = {**own, **self.environ_of(spec.owner), **spec.parameters.environ}
         return {**own, **asking_environ(traits, spec.permission, {**self._environ, **own})}
-
-
-def _runs_in(pid: int, cwd: str, data_dir: Path, folders: Sequence[str]) -> bool:
-    """Whether the working directory of a launcher, and so of the agent, is the session's folder.
-
-    acpx resolves the path again when it starts a process, and the path may contain links by then.
-
-    Args:
-        folders: the session's other folders; they must not have become links either.
-    """
-    if any(os.path.realpath(folder) != folder for folder in folders):
-        return False
-    try:
-        return os.readlink(f"/proc/{pid}/cwd") == real_folder(cwd, data_dir)  # noqa: PTH115
-    except OSError:
-        return False  # the process has ended

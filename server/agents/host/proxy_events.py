@@ -51,8 +51,8 @@ class ProxyEvents:
     def process_connected(self, proxy: StdioProxy) -> None:
         self._process.connected(proxy)
 
-    def process_misplaced(self) -> None:
-        self._process.is_misplaced = True
+    def process_misplaced(self, reason: str) -> None:
+        self._process.misplaced = reason
 
     def process_ended(self, proxy: StdioProxy) -> None:
         if not self._process.ended(proxy):

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...codec import dumps, loads
 from . import process_tree
@@ -99,6 +100,7 @@ class Programs:
         cwd: Path,
         stdin: int,
         keep: bool = False,
+        sandbox: Mapping[str, Any] | None = None,
     ) -> Program:
         """Start a program. The caller must close it.
 
@@ -106,6 +108,8 @@ class Programs:
             argv: the arguments; the first is the path of the executable.
             stdin: a descriptor, which the caller closes.
             keep: let the program's descendants outlive it, until :meth:`stop`.
+            sandbox: the plan by which the program is restricted; it includes *cwd*. See
+                :mod:`server.sandbox.restrict`.
         """
         async with contextlib.AsyncExitStack() as stack:
             ours, theirs = socket.socketpair()
@@ -118,7 +122,7 @@ class Programs:
             reports, orders = await asyncio.open_connection(sock=ours)
             stack.push_async_callback(_close_writer, orders)
             request = {"argv": list(argv), "environ": dict(environ), "cwd": str(cwd)}
-            orders.write(dumps({**request, "keep": keep}) + b"\n")
+            orders.write(dumps({**request, "keep": keep, "sandbox": sandbox}) + b"\n")
             return Program(stdout, stderr, reports, orders, stack.pop_all())
         raise AssertionError("not reached")
 

@@ -6,9 +6,10 @@ and its stdin, stdout and stderr. This process forks for each program, which tak
 new Python process takes fifteen or more.
 
 The fork is the program's supervisor. On the program's socket it reads a line of JSON, ``{argv,
-environ, cwd, keep}``, starts the program and writes ``{pid}``; when the program has ended, it
-writes ``{status}`` (negative for a signal). The byte ``T`` on that socket sends SIGTERM to the
-program, ``K`` sends SIGKILL. As a subreaper the supervisor inherits every orphan of the program,
+environ, cwd, keep, sandbox}``, starts the program and writes ``{pid}``; when the program has ended,
+it writes ``{status}`` (negative for a signal). ``sandbox`` is the plan by which ``restrict.py``
+restricts the program, or null. The byte ``T`` on that socket sends SIGTERM to the program, ``K``
+sends SIGKILL. As a subreaper the supervisor inherits every orphan of the program,
 also grandchildren in sessions of their own. It kills them after the program has ended, before it
 writes the status, and also when the socket is closed, because the server has ended then.
 
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from server.agents.process import supervise
+    from server.sandbox import restrict
 else:  # an isolated interpreter (-I) does not search the script's folder
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
     import supervise
+
+    sys.path[0] = os.path.join(sys.path[0], "../../sandbox")  # noqa: PTH118
+    import restrict
 
     del sys.path[0]
 
@@ -75,6 +80,8 @@ def exec_program(program: dict[str, Any], stdio: list[int]) -> NoReturn:
         os.dup2(descriptor, target)
     argv = program["argv"]
     try:
+        if program["sandbox"] is not None:
+            restrict.enter(program["sandbox"], argv, program["environ"])
         os.chdir(program["cwd"])
         os.execve(argv[0], argv, program["environ"])  # noqa: S606
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import msgspec
 from aiohttp import web
@@ -12,6 +13,14 @@ from ...errors import draining
 from ..context import context_of
 from ..endpoint import Endpoint, Tag
 from ..field_types import Count
+
+
+class SandboxInfo(msgspec.Struct, kw_only=True):
+    """The sandbox around the agents: what it closes, and what stays open."""
+
+    level: Literal["bwrap", "landlock", "off"]
+    enforced: list[str]
+    open: list[str]
 
 
 class Health(msgspec.Struct, kw_only=True):
@@ -26,6 +35,7 @@ class Health(msgspec.Struct, kw_only=True):
     live_agents: Count
     sockets: Count
     uptime_secs: Count
+    sandbox: SandboxInfo
 
 
 class Ready(msgspec.Struct, kw_only=True):
@@ -49,11 +59,16 @@ class Ready(msgspec.Struct, kw_only=True):
         "live_agents": 1,
         "sockets": 2,
         "uptime_secs": 86400,
+        "sandbox": {
+            "level": "landlock",
+            "enforced": ["files", "memory", "kernel", "home", "signals", "sockets", "ipc"],
+            "open": ["process list", "file attributes", "terminals", "loopback", "cpu"],
+        },
     },
 )
 async def get_health(request: web.Request) -> Health:
     context = context_of(request)
-    found = context.health
+    found, sandbox = context.health, context.sessions.backend.sandbox
     return Health(
         version=__version__,
         claude_present=found.claude_present,
@@ -64,6 +79,9 @@ async def get_health(request: web.Request) -> Health:
         live_agents=len(context.sessions.slots),
         sockets=len(context.sockets),
         uptime_secs=int(time.time() - context.started_at),
+        sandbox=SandboxInfo(
+            level=sandbox.level, enforced=sandbox.mechanism.enforced, open=sandbox.open
+        ),
     )
 
 

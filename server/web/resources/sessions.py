@@ -53,6 +53,7 @@ SESSION_EXAMPLE: Mapping[str, Any] = {
     "pending_permissions": [],
     "pending_elicitations": [],
     "sockets": 0,
+    "sandbox": "landlock",
     "title": None,
     "unread": 0,
     "forked_from": None,
@@ -181,6 +182,7 @@ class SessionInfo(options.OptionsInfo, kw_only=True):
     pending_permissions: list[PendingPermissionInfo]
     pending_elicitations: list[PendingElicitationInfo]
     sockets: Count
+    sandbox: Literal["bwrap", "landlock", "off"]
     title: Annotated[str | None, doc("`meta.title`; the agent's own if the client has set none.")]
     unread: Annotated[Count, doc("The entries after the last `POST …/read`.")]
     forked_from: ForkOrigin | None
@@ -188,10 +190,7 @@ class SessionInfo(options.OptionsInfo, kw_only=True):
     retention_secs: Annotated[float | None, doc("Seconds that it is kept once it is closed.")]
     agent_state: Presence
     mode: Annotated[str | None, doc("The agent's mode, or the mode that it will be set to.")]
-    asks: Annotated[
-        bool | None,
-        doc("Whether the agent asks for permission in its mode; null if unknown."),
-    ]
+    asks: Annotated[bool | None, doc("Whether it asks for permission in its mode; null: unknown.")]
     modes: Annotated[Any, doc("The agent's latest report, or null.")]
     models: Any
     config_options: Any

@@ -15,6 +15,8 @@ from server.agents.base import AgentSpec, MessageLimits
 from server.agents.host import stderr
 from server.agents.host.handover import StdioHandover
 from server.agents.host.stderr import StderrFiles
+from server.data_dir import DataDir
+from server.sandbox.sandbox import OFF, Sandbox, SandboxPolicy
 from server.tasks import Supervisor
 
 from ...support.harness import eventually
@@ -28,6 +30,10 @@ if sys.argv[2] != "nothing":
 if sys.argv[3] == "stay":
     server.recv(1)
 """
+
+
+def no_sandbox(folder: Path) -> Sandbox:
+    return Sandbox(OFF, DataDir(folder), SandboxPolicy(roots=(Path("/"),)))
 
 
 class EmptyLog:
@@ -63,7 +69,9 @@ async def test_failed_handover_leaves_no_descriptor(
 
         monkeypatch.setattr(stderr.StderrFiles, "open", full)
     limits = MessageLimits(1 << 20, 1 << 20)
-    handover = StdioHandover({}, EmptyLog(), StderrFiles(tmp_path), Supervisor(), tmp_path, limits)
+    handover = StdioHandover(
+        {}, EmptyLog(), StderrFiles(tmp_path), Supervisor(), no_sandbox(tmp_path), limits
+    )
     agent = IgnoringTarget()
     handover.register(agent)
     handover.start()
@@ -97,7 +105,9 @@ async def test_failed_handover_leaves_no_descriptor(
 
 async def test_second_connection_of_a_process_is_refused(tmp_path: Path) -> None:
     limits = MessageLimits(1 << 20, 1 << 20)
-    handover = StdioHandover({}, EmptyLog(), StderrFiles(tmp_path), Supervisor(), tmp_path, limits)
+    handover = StdioHandover(
+        {}, EmptyLog(), StderrFiles(tmp_path), Supervisor(), no_sandbox(tmp_path), limits
+    )
     handover.start()
     loop = asyncio.get_running_loop()
     try:

@@ -1,25 +1,33 @@
-"""No process outlives its owner (session, agent or server), even if it hides from it."""
+"""No process outlives its owner (session, agent or server), even if it hides from it.
+
+The servers have no sandbox, which would forbid most of the hiding: see ``tests/sandbox``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from ...conftest import Serve, Spawn
 from ...support.harness import (
     ADMIN,
     Client,
     Clock,
+    LocalServer,
+    blocking,
     descendants,
     environ_of,
     eventually,
     is_running,
+    local_server,
     new_client,
     run_program,
     script,
@@ -36,6 +44,13 @@ DISGUISES: dict[str, dict[str, Any]] = {
     "all at once": {"double_fork": True, "ignore_sigterm": True, "hold_stdout": True},
 }
 each_disguise = pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISGUISES.keys())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
+    async with local_server(tmp_path_factory.mktemp("shared") / "data", sandbox="off") as server:
+        blocking.deactivate()
+        yield server
 
 
 async def spawn_grandchild(client: Client, session: str, pid_file: Path, **options: Any) -> int:
@@ -110,7 +125,7 @@ async def test_hostile_processes_end_with_their_agent(client: Client, tmp_path: 
 async def test_process_that_kills_the_supervisor_is_ended(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    client = await new_client((await spawn()).url, http)
+    client = await new_client((await spawn(SANDBOX="off")).url, http)
     session = await client.create()
     words = [str(tmp_path / "regicide").encode()]
     step = {"spawn": {"pid_file": str(tmp_path / "regicide"), "hostile": "regicide"}}
@@ -124,7 +139,7 @@ async def test_process_that_kills_the_supervisor_is_ended(
 async def test_agent_process_is_refused_at_the_operators_socket(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path, kind: str
 ) -> None:
-    client = await new_client((await spawn()).url, http)
+    client = await new_client((await spawn(SANDBOX="off")).url, http)
     session = await client.create()
     answer = tmp_path / "answer"
     step = {"spawn": {"pid_file": str(answer), "hostile": kind}}
@@ -136,7 +151,7 @@ async def test_process_of_the_same_user_cannot_inspect_the_server(
     spawn: Spawn, tmp_path: Path
 ) -> None:
     """Nor its helpers. All run without capabilities, like a server of an ordinary user."""
-    server = await spawn(wrapper=WITHOUT_CAPABILITIES)
+    server = await spawn(wrapper=WITHOUT_CAPABILITIES, SANDBOX="off")
     helpers = [
         pid
         for pid in descendants(server.pid)
@@ -185,7 +200,7 @@ async def test_processes_of_an_agent_end_with_it(
 
 async def test_hibernation_ends_processes_of_the_agent(serve: Serve, tmp_path: Path) -> None:
     clock = Clock()
-    server = await serve(clock=clock, agent_idle_secs=10)
+    server = await serve(sandbox="off", clock=clock, agent_idle_secs=10)
     client = await server.client()
     session = await client.create()
     pid = await spawn_grandchild(client, session, tmp_path / "pid", setsid=True)

@@ -1,0 +1,190 @@
+"""Attempts to escape from a sandbox, the short form that ``doctor`` runs.
+
+Runs inside a sandbox and without site-packages: ``python -I -S attempts.py TARGETS``. TARGETS is a
+JSON object that tells each attempt its target, so that no result depends on an unknown name or pid.
+The program prints one JSON object: the name of each attempt to null if it succeeded, or to the
+reason why it failed. An attempt fails by raising an exception.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+
+TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes time
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Targets = dict[str, Any]
+    Attempt = Callable[[Targets], object]
+
+PTRACE_ATTACH = 16
+CLONE_NEWUSER = 0x10000000
+ATTEMPTS: dict[str, Attempt] = {}
+C_FUNCTIONS = ctypes.CDLL(None, use_errno=True)
+
+
+def attempt(function: Attempt) -> Attempt:
+    """Add a function to the attempts."""
+    ATTEMPTS[function.__name__] = function
+    return function
+
+
+def call(name: str, *arguments: Any) -> int:
+    """Call a function of the C library.
+
+    Raises:
+        OSError: it returned -1.
+    """
+    function = getattr(C_FUNCTIONS, name)
+    function.restype = ctypes.c_long if name in ("ptrace", "syscall") else ctypes.c_int
+    converted = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result: int = function(*converted)
+    if result == -1:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def read_start(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)
+
+
+@attempt
+def read_database(targets: Targets) -> None:
+    read_start(targets["database"])
+
+
+@attempt
+def truncate_database(targets: Targets) -> None:
+    os.truncate(targets["database"], 1)
+
+
+@attempt
+def list_data_folder(targets: Targets) -> None:
+    os.listdir(targets["data"])
+
+
+@attempt
+def create_in_data_folder(targets: Targets) -> None:
+    with open(os.path.join(targets["data"], "planted"), "w"):
+        pass
+
+
+@attempt
+def read_other_workspace(targets: Targets) -> None:
+    read_start(targets["other_file"])
+
+
+@attempt
+def write_other_workspace(targets: Targets) -> None:
+    with open(targets["other_file"], "a"):
+        pass
+
+
+@attempt
+def read_other_home(targets: Targets) -> None:
+    read_start(targets["other_home_file"])
+
+
+@attempt
+def link_other_file(targets: Targets) -> None:
+    os.link(targets["other_file"], "stolen")
+    read_start("stolen")
+
+
+@attempt
+def write_upload(targets: Targets) -> None:
+    with open(targets["upload"], "a"):
+        pass
+
+
+@attempt
+def read_operator_home(targets: Targets) -> None:
+    read_start(targets["operator_file"])
+
+
+@attempt
+def connect_control_socket(targets: Targets) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect(targets["unix_socket"])
+
+
+@attempt
+def connect_abstract_socket(targets: Targets) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect("\0" + targets["abstract_socket"])
+
+
+@attempt
+def read_process_environment(targets: Targets) -> None:
+    assert targets["secret"].encode() in read_all(f"/proc/{targets['pid']}/environ")
+
+
+def read_all(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@attempt
+def trace_process(targets: Targets) -> None:
+    call("ptrace", PTRACE_ATTACH, targets["pid"], 0, 0)
+
+
+@attempt
+def signal_process(targets: Targets) -> None:
+    # A process namespace has other processes under the same numbers.
+    assert targets["marker"].encode() in read_all(f"/proc/{targets['pid']}/cmdline")
+    os.kill(targets["pid"], 0 if targets.get("is_gentle") else signal.SIGTERM)
+
+
+@attempt
+def limit_process(targets: Targets) -> None:
+    resource.prlimit(targets["pid"], resource.RLIMIT_CORE, (0, 0))
+
+
+@attempt
+def lower_own_tag(targets: Targets) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
+    resource.setrlimit(resource.RLIMIT_MSGQUEUE, (soft - 1, hard - 1))
+
+
+@attempt
+def create_user_namespace(targets: Targets) -> None:
+    if os.fork() == 0:
+        os._exit(C_FUNCTIONS.unshare(CLONE_NEWUSER) == 0)
+    assert os.wait()[1] != 0
+
+
+@attempt
+def use_key_ring(targets: Targets) -> None:
+    number = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
+    call("syscall", number, 0, -3, 1)
+
+
+@attempt
+def share_memory(targets: Targets) -> None:
+    assert call("shmget", targets["shared_memory_key"], 0, 0) == targets["shared_memory_id"]
+
+
+def make_attempts(targets: Targets, attempts: dict[str, Attempt]) -> dict[str, str | None]:
+    """Run *attempts*, and return why each one failed; None for one that succeeded."""
+    results: dict[str, str | None] = {}
+    for name, function in attempts.items():
+        try:
+            function(targets)
+        except BaseException as error:  # noqa: BLE001 - however it fails, it fails
+            results[name] = repr(error)[:200]
+        else:
+            results[name] = None
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps(make_attempts(json.loads(sys.argv[1]), ATTEMPTS)))

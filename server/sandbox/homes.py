@@ -1,0 +1,109 @@
+"""The folders of a session's sandbox: its home, its temporary files and its uploads."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import safe_files
+from ..data_dir import DataDir
+
+FICLONE = 0x40049409
+"""Share the blocks of a file with a copy, which some file systems can."""
+COPY_BYTES = 1 << 24
+
+
+class SandboxFolders:
+    """The folders of sandboxes, one set for each session, below the data folder.
+
+    An agent may replace what is in its folders, but not the folders themselves.
+    """
+
+    def __init__(self, data_dir: DataDir) -> None:
+        self._data_dir = data_dir
+
+    def home(self, key: str) -> Path:
+        return self._data_dir.homes / key
+
+    def tmp(self, key: str) -> Path:
+        return self._data_dir.tmp / key
+
+    def files(self, key: str) -> Path:
+        return self._data_dir.files / key
+
+    def create(self, key: str) -> bool:
+        """Create the folders that are missing. Blocking. Returns whether the home is new.
+
+        Raises:
+            OSError: a folder cannot be created, or is a link.
+        """
+        is_new = not self.home(key).exists()
+        for folder in (self.home(key), self.tmp(key), self.files(key)):
+            with safe_files.folder(*self._data_dir.split(folder), make=True):
+                pass
+        return is_new
+
+    def remove(self, key: str) -> None:
+        """Remove the folders. Blocking.
+
+        Raises:
+            OSError: of the first folder that cannot be removed. The others are removed.
+        """
+        failures = []
+        for folder in (self.home(key), self.tmp(key), self.files(key)):
+            try:
+                safe_files.remove(*self._data_dir.split(folder))
+            except OSError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def add_files(self, key: str, paths: Sequence[Path]) -> list[Path]:
+        """Copy uploaded files into the session's folder of files. Blocking.
+
+        The agent can read the copies and not change them. A link would not do: a program that
+        escapes a later, weaker sandbox would write into the upload itself.
+
+        Args:
+            paths: ``<folder of one upload>/<name>``.
+
+        Returns:
+            The paths of the copies.
+
+        Raises:
+            OSError: a file is missing, or cannot be copied.
+        """
+        return [self._add_file(key, path) for path in paths]
+
+    def _add_file(self, key: str, path: Path) -> Path:
+        folder = self.files(key) / path.parent.name[:16]
+        copy = folder / path.name
+        with safe_files.folder(*self._data_dir.split(folder), make=True) as target:
+            if path.name in os.listdir(target):  # noqa: PTH208
+                return copy
+            with (
+                safe_files.folder(*self._data_dir.split(path.parent)) as source,
+                safe_files.open_file(path.name, source) as original,
+            ):
+                part = f"{path.name}.part"[-255:]
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(part, dir_fd=target)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                with safe_files.open_file(part, target, flags) as file:
+                    _copy(original.fileno(), file.fileno())
+                    os.fchmod(file.fileno(), 0o400)
+                os.replace(part, path.name, src_dir_fd=target, dst_dir_fd=target)
+        return copy
+
+
+def _copy(source: int, target: int) -> None:
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError:
+        while data := os.read(source, COPY_BYTES):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(target, view) :]

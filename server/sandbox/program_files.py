@@ -1,0 +1,81 @@
+"""The files that a program needs to run. Needs only the standard library."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes time
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def program_paths(argv: Sequence[str], path: str | None) -> list[str]:
+    """The files and folders that a program needs: itself, its script, and their packages.
+
+    Args:
+        argv: the program and its arguments. Every argument that is the absolute path of a file
+            counts as a script.
+        path: the folders to search for the program, as in ``PATH``.
+    """
+    found: list[str] = []
+    named = [_find_program(argv[0], path), *(one for one in argv[1:] if one.startswith("/"))]
+    waiting = [one for one in named if one is not None and os.path.isfile(one)]
+    while waiting and len(found) < 100:
+        one = waiting.pop()
+        if one in found:
+            continue
+        found.append(one)
+        if os.path.islink(one):
+            waiting.append(os.path.join(os.path.dirname(one), os.readlink(one)))
+        found.extend(packages_of(os.path.realpath(one)))
+        interpreter = _interpreter_of(one)
+        if interpreter is not None and os.path.isfile(interpreter):
+            waiting.append(interpreter)
+    return [os.path.normpath(one) for one in dict.fromkeys(found)]
+
+
+def packages_of(file: str) -> Iterator[str]:
+    """The folders of the installation that a program belongs to, if it has a known form."""
+    folder, prefix = os.path.dirname(file), os.path.dirname(os.path.dirname(file))
+    yield file
+    parts = file.split("/")
+    if "node_modules" in parts:
+        yield "/".join(parts[: parts.index("node_modules") + 1])
+    if os.path.basename(folder) != "bin":
+        return
+    if os.path.exists(os.path.join(prefix, "pyvenv.cfg")):
+        yield prefix
+    elif _is_prefix(prefix):
+        for name in ("bin", "lib", "lib64", "libexec", "include"):
+            if os.path.isdir(os.path.join(prefix, name)):
+                yield os.path.join(prefix, name)
+
+
+def _is_prefix(prefix: str) -> bool:
+    """Whether Node or Python is installed below *prefix*."""
+    try:
+        names = os.listdir(os.path.join(prefix, "lib"))
+    except OSError:
+        return False
+    return any(name == "node_modules" or name.startswith("python3") for name in names)
+
+
+def _find_program(name: str, path: str | None) -> str | None:
+    if "/" in name:
+        return os.path.abspath(name)
+    for folder in (path or os.defpath).split(os.pathsep):
+        program = os.path.join(folder, name)
+        if folder.startswith("/") and os.access(program, os.X_OK) and not os.path.isdir(program):
+            return program
+    return None
+
+
+def _interpreter_of(file: str) -> str | None:
+    """The program that a script's first line names."""
+    try:
+        with open(file, "rb") as script:
+            line = script.readline(256)
+    except OSError:
+        return None
+    words = line[2:].split() if line.startswith(b"#!") else []
+    return os.fsdecode(words[0]) if words and words[0].startswith(b"/") else None

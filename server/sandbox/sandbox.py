@@ -1,0 +1,339 @@
+"""The sandbox of a server: makes the plan by which a launcher restricts each agent."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
+
+from ..data_dir import DataDir
+from . import paths, program_files, restrict
+from .homes import SandboxFolders
+from .levels import BWRAP_OPTIONS, Level, Mechanism
+from .logins import copy_logins
+
+NetworkPolicy = Literal["all", "web", "proxy", "none"]
+"""The addresses that sandboxed programs may connect to."""
+TAG_VARIABLES = ("AGENT_SESSION", "ACPX_HOST")
+WEB_PORTS = (80, 443)
+TMPFS_BYTES = 1 << 30
+"""The size of a `/tmp` in memory."""
+CARRIED = frozenset(
+    {*paths.FILES_IN_ENVIRON, "PATH", "NODE_PATH", "PYTHONPATH", "NODE_COMPILE_CACHE"}
+)
+"""Variables whose paths in the operator's home are not replaced: agents may read them there."""
+
+
+class SandboxSpec(Protocol):
+    """The session, run or probe that a program works for: an ``AgentSpec``, for example.
+
+    Attributes:
+        key: names its folders.
+        agent: the agent's name.
+        cwd: its working directory.
+        owner: its app; empty if there is none yet.
+        directories: further folders in the workspace roots that it may change.
+    """
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def agent(self) -> str: ...
+    @property
+    def cwd(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def directories(self) -> tuple[str, ...]: ...
+
+
+class FolderError(Exception):
+    """A program's working directory cannot be used; the message says why."""
+
+
+EnvironSource = Callable[[SandboxSpec], Mapping[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxPolicy:
+    """The operator's permissions for sandboxed programs, in addition to what they need.
+
+    Attributes:
+        read, write: more files and folders.
+        programs: commands that programs may start, each with its arguments.
+        roots: the folders in which clients may choose a working directory.
+        network: what programs may connect to.
+    """
+
+    read: tuple[Path, ...] = ()
+    write: tuple[Path, ...] = ()
+    programs: tuple[tuple[str, ...], ...] = ()
+    roots: tuple[Path, ...] = ()
+    network: NetworkPolicy = "all"
+
+
+OFF = Mechanism("off", is_chosen=True, abi=0)
+
+
+class Sandbox:
+    """The sandbox of a server.
+
+    Args:
+        secret_files: files of the operator that no program may read, such as ``.env``.
+
+    Attributes:
+        environ: the environment of the agents.
+        folders: the homes, temporary folders and files of the sessions.
+        sources: return further variables for one program; the later ones take precedence.
+    """
+
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        data_dir: DataDir,
+        policy: SandboxPolicy | None = None,
+        environ: Mapping[str, str] = MappingProxyType({}),
+        secret_files: Sequence[Path] = (),
+    ) -> None:
+        self.mechanism = mechanism
+        self.folders = SandboxFolders(data_dir)
+        self.sources: list[EnvironSource] = []
+        self._data_dir = data_dir
+        self._policy = policy or SandboxPolicy()
+        self.environ = environ
+        data = {data_dir.path, Path(os.path.realpath(data_dir.path))}
+        self._hidden = [*data, *(Path(os.path.abspath(file)) for file in secret_files)]  # noqa: PTH100
+        home = environ.get("HOME", "")
+        self.user_home = Path(home) if len(home) > 1 and home.startswith("/") else None
+
+    @property
+    def level(self) -> Level:
+        return self.mechanism.level
+
+    @property
+    def is_on(self) -> bool:
+        return self.level != "off"
+
+    @property
+    def open(self) -> list[str]:
+        """The targets that agents can reach all the same; see :attr:`Mechanism.open`."""
+        found = self.mechanism.open
+        if self.level == "landlock" and any(map(self.contains_data, self._policy.write)):
+            found = ["data folder", *found]
+        return found
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the server must not have a second app; None if it may."""
+        if self.is_on or self.mechanism.is_chosen:
+            return None
+        return (
+            "no sandbox works on this machine, so the apps' agents could reach each other:"
+            " see `python -m server doctor`, or accept that with CLAWDFORGE_SANDBOX=off"
+        )
+
+    def describe(self) -> str:
+        """One line for the operator."""
+        reasons = "; ".join(self.mechanism.reasons.values())
+        if not self.is_on:
+            why = "CLAWDFORGE_SANDBOX=off" if self.mechanism.is_chosen else reasons
+            return f"sandbox: off ({why}); agents can do what the server's user can do"
+        closed, opened = ", ".join(self.mechanism.enforced), ", ".join(self.open)
+        text = f"sandbox: {self.level}; closed: {closed}; open: {opened}"
+        return f"{text} ({reasons})" if reasons else text
+
+    def prepare(self) -> None:
+        """Find the readable paths now, so that the first program starts without delay. Blocking."""
+        if self.is_on:
+            _ = self._reads, self._masks, self._seccomp
+
+    def contains_data(self, folder: Path) -> bool:
+        """Whether *folder* is the data folder or contains it."""
+        return any(hidden.is_relative_to(folder) for hidden in self._hidden[:2])
+
+    def is_in_data(self, folder: Path) -> bool:
+        return any(folder.is_relative_to(hidden) for hidden in self._hidden[:2])
+
+    # The working directory.
+
+    def locate(self, spec: SandboxSpec) -> tuple[str, str]:
+        """Check the working directory of a program, and return it as launchers open it. Blocking.
+
+        Returns:
+            The top folder, whose path may contain links, and the path below it.
+
+        Raises:
+            FolderError: the folder is missing, was replaced by a link, or is not in one of the
+                workspace roots.
+        """
+        return self._locate(spec, spec.cwd)
+
+    def _locate(self, spec: SandboxSpec, folder: str) -> tuple[str, str]:
+        top, below = self._split(Path(folder))
+        if self.is_on:
+            self._check_data(spec.key, Path(folder))
+        try:
+            os.close(restrict.open_beneath(top, below))
+        except OSError:
+            raise FolderError(
+                "the session's folder was deleted or replaced by a link; the agent is not started"
+            ) from None
+        return top, below
+
+    def _split(self, cwd: Path) -> tuple[str, str]:
+        for top in (self._data_dir.path, *self._policy.roots):
+            if cwd.is_relative_to(top) and ".." not in cwd.parts:
+                below = str(cwd.relative_to(top))
+                return str(top), "" if below == "." else below
+        raise FolderError("the session's folder is not in one of the workspace roots any more")
+
+    def _check_data(self, key: str, folder: Path) -> None:
+        if self.is_in_data(folder) and key not in folder.parts:
+            raise FolderError("the session's folder is in the server's data folder")
+        if self.level == "landlock" and self.contains_data(folder):
+            raise FolderError("the session's folder contains the server's data folder")
+
+    # Plans.
+
+    def plan(
+        self, spec: SandboxSpec, environ: Mapping[str, str], parents: Sequence[Path] = ()
+    ) -> dict[str, Any]:
+        """Make the plan for a launcher, and create the session's folders. Blocking.
+
+        Args:
+            environ: variables that take precedence over those of the sandbox.
+            parents: folders in the data folder that the program may read.
+
+        Raises:
+            FolderError: the working directory cannot be used.
+            OSError: the session's folders cannot be created.
+        """
+        cwd = self.locate(spec)
+        directories = [self._locate(spec, folder) for folder in spec.directories]
+        if not self.is_on:
+            return {"level": "off", "cwd": cwd, "environ": dict(environ), "unset": []}
+        folders = self.folders
+        folders.create(spec.key)
+        if self.user_home is not None:
+            home = self._data_dir.split(folders.home(spec.key))
+            copy_logins(spec.agent, self.user_home, home, {*self.environ, *environ})
+        writable = (folders.home(spec.key), folders.tmp(spec.key))
+        top = str(self._data_dir.path)
+        own = [
+            *([top, self._below(path), True] for path in writable),
+            *([*folder, True] for folder in directories),
+            *([top, self._below(path), False] for path in (folders.files(spec.key), *parents)),
+        ]
+        return {
+            "level": self.level,
+            "cwd": cwd,
+            "own": own,
+            "tmp": self._below(folders.tmp(spec.key)),
+            "read": self._reads,
+            "write": [str(path) for path in self._policy.write],
+            "hidden": self._masks if self.level == "bwrap" else [],
+            "devices": paths.DEVICES,
+            "environ": {**self._environ_of(spec), **environ},
+            "unset": self._unset,
+            "seccomp": self._seccomp,
+            "bwrap": self._bwrap_options(spec),
+            "tags": TAG_VARIABLES,
+            "tcp_ports": self._tcp_ports,
+        }
+
+    def _below(self, path: Path) -> str:
+        return str(path.relative_to(self._data_dir.path))
+
+    @functools.cached_property
+    def _seccomp(self) -> str:
+        return self.mechanism.seccomp.hex()
+
+    @functools.cached_property
+    def _secrets(self) -> list[Path]:
+        return paths.secret_paths()
+
+    @property
+    def _protected(self) -> list[Path]:
+        home = [self.user_home] if self.user_home is not None else []
+        return [*self._hidden, *home, *self._secrets]
+
+    @functools.cached_property
+    def _reads(self) -> list[str]:
+        """The readable paths outside of the session's folders."""
+        listed = [str(path) for path in self._policy.read]
+        if self.level == "bwrap":
+            system = paths.system_paths(())
+            cover = paths.system_paths(self._protected)
+        else:
+            system = cover = [paths.PROCESSES, *paths.system_paths(self._protected)]
+            listed = [part for path in listed for part in paths.parts_without(path, self._hidden)]
+        programs = paths.installed_programs(self.environ, self._hidden, self.user_home)
+        for argv in self._policy.programs:
+            programs += program_files.program_paths(argv, self.environ.get("PATH"))
+        more = set(paths.outermost([*cover, *programs, *paths.SYSTEM_INFO])) - set(cover)
+        return [*system, *(path for path in more if os.path.exists(path)), *listed]  # noqa: PTH110
+
+    @functools.cached_property
+    def _masks(self) -> list[str]:
+        """The paths that are hidden although they lie in a readable or writable folder."""
+        tops = [*map(Path, self._reads), *self._policy.write, *self._policy.roots]
+        granted = {*self._policy.read, *self._policy.write}
+        found = [self._data_dir.path]  # always: its other entries must not even be listed
+        found += [
+            path
+            for path in self._protected
+            if path not in granted and any(path.is_relative_to(top) for top in tops)
+        ]
+        return list(dict.fromkeys(map(str, found)))
+
+    @property
+    def _tcp_ports(self) -> Sequence[int] | None:
+        match self._policy.network:
+            case "all":
+                return None
+            case "web":
+                return WEB_PORTS
+            case _:
+                return ()
+
+    def _bwrap_options(self, spec: SandboxSpec) -> list[str]:
+        if self.mechanism.program is None:
+            return []
+        options = [self.mechanism.program, *BWRAP_OPTIONS]
+        if self._policy.network in ("proxy", "none"):
+            options.append("--unshare-net")
+        options += ["--proc", "/proc", "--dev", "/dev"]
+        if os.geteuid() == 0:  # root may write there even without a capability
+            for path in paths.KERNEL_SETTINGS:
+                options += ["--ro-bind-try", path, path]
+        granted = (*self._policy.read, *self._policy.write, self._data_dir.path, Path(spec.cwd))
+        if any(path.is_relative_to("/tmp") for path in granted):  # noqa: S108
+            options += ["--size", str(TMPFS_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
+        return options
+
+    # The environment.
+
+    @property
+    def _unset(self) -> list[str]:
+        return [name for name in self.environ if name.startswith("XDG_")]
+
+    def _environ_of(self, spec: SandboxSpec) -> dict[str, str]:
+        home = str(self.folders.home(spec.key))
+        tmp = "/tmp" if self.level == "bwrap" else str(self.folders.tmp(spec.key))  # noqa: S108
+        environ = {
+            name: home + value.removeprefix(str(self.user_home))
+            for name, value in self.environ.items()
+            if name not in CARRIED and self._is_in_home(value)
+        }
+        environ |= {"HOME": home, "TMPDIR": tmp}
+        for source in self.sources:
+            environ.update(source(spec))
+        return environ
+
+    def _is_in_home(self, value: str) -> bool:
+        home = self.user_home
+        return home is not None and value.startswith("/") and Path(value).is_relative_to(home)
