@@ -120,6 +120,23 @@ async def test_acpx_runs_a_prompt_through_the_command_of_the_page(
     assert '"text":"echo: hello"' in out
 
 
+@pytest.mark.slow
+async def test_vercel_ai_sdk_gets_answers(client: Client, tmp_path: Path) -> None:
+    for source in (Path(__file__).parent / "ai_sdk").iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    npm = Path(NODE).parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    options = ["--prefix", str(tmp_path), "--ignore-scripts", "--no-audit", "--no-fund"]
+    status, _, err = await run_program(NODE, str(npm), "ci", *options)
+    assert status == 0, err
+    command = json.dumps(here([*COMMAND, "connect", "--agent", "mock"]))
+    status, out, err = await run_program(
+        NODE, str(tmp_path / "client.mjs"), COMMAND=command, **environ_for(client)
+    )
+    assert status == 0, err
+    answers = {"text": "echo: hello", "finishReason": "stop", "streamed": "echo: again"}
+    assert json.loads(out) == answers
+
+
 # Recorded editors.
 
 
