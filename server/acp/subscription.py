@@ -7,7 +7,7 @@ close at the last entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ..codec import parse_message
@@ -68,6 +68,7 @@ class SessionSubscription:
         self._limit = limit
         self._has_positions = has_positions
         self.unknown_prompts: list[str] = []
+        self._unrendered: list[Batch] = []
         self._elicitation = elicitation
         self._replay_until = 0
         self._loads: list[jsonrpc.Request] = []
@@ -150,27 +151,42 @@ class SessionSubscription:
 
     # Log entries
 
-    def render(self, batch: Batch, budget: int) -> list[bytes]:
-        """The messages for a batch's entries, up to *budget* bytes; moves the cursor.
+    def take_unrendered(self) -> list[Batch]:
+        """The batches that were read and not rendered yet, unless the cursor was moved."""
+        rest, self._unrendered = self._unrendered, []
+        return rest if rest and rest[0].first == self.cursor + 1 else []
+
+    def render(self, batches: Sequence[Batch], budget: int) -> list[bytes]:
+        """The messages for the entries of batches, up to *budget* bytes; moves the cursor.
 
         A client that has positions gets one more message, which precedes the others.
         """
         rendered: list[bytes] = []
         size = 0
-        for seq, line in enumerate(batch.lines(), batch.first):
-            messages: list[bytes] = []
-            for message in self._render_entry(line, replaying=seq <= self._replay_until):
-                messages += self._truncated(message, seq)
-            self.cursor = seq
-            if seq == self._replay_until:
-                messages += self._end_replay()
-            rendered += messages
-            size += sum(map(len, messages))
+        for number, batch in enumerate(batches):
+            for seq, line in enumerate(batch.lines(), batch.first):
+                messages = self._render_at(seq, line)
+                rendered += messages
+                size += sum(map(len, messages))
+                if size >= budget:
+                    break
             if size >= budget:
+                # To read them again from the database would take longer with each round.
+                rest = [batch.after(self.cursor)] if self.cursor < batch.last else []
+                self._unrendered = [*rest, *batches[number + 1 :]]
                 break
         if self._has_positions and rendered:
             rendered.insert(0, resumption.group(self.session.id, self.cursor, len(rendered)))
         return rendered
+
+    def _render_at(self, seq: int, line: bytes) -> list[bytes]:
+        messages: list[bytes] = []
+        for message in self._render_entry(line, replaying=seq <= self._replay_until):
+            messages += self._truncated(message, seq)
+        self.cursor = seq
+        if seq == self._replay_until:
+            messages += self._end_replay()
+        return messages
 
     def _truncated(self, message: bytes, seq: int) -> list[bytes]:
         if len(message) <= self._limit:

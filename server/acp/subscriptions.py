@@ -102,16 +102,15 @@ class Subscriptions:
         size = 0
         for subscription in self:
             cursor = subscription.cursor
-            batches = await subscription.session.log.read(cursor)
-            current = self._by_session.get(subscription.session.id)
-            if current is not subscription or subscription.cursor != cursor:
-                continue  # meanwhile removed, or replayed from the first entry
-            for batch in batches:
-                rendered = subscription.render(batch, WRITE_BYTES - size)
-                messages += rendered
-                size += sum(map(len, rendered))
-                if size >= WRITE_BYTES:
-                    break
+            batches = subscription.take_unrendered()
+            if not batches:
+                batches = await subscription.session.log.read(cursor)
+                current = self._by_session.get(subscription.session.id)
+                if current is not subscription or subscription.cursor != cursor:
+                    continue  # meanwhile removed, or replayed from the first entry
+            rendered = subscription.render(batches, WRITE_BYTES - size)
+            messages += rendered
+            size += sum(map(len, rendered))
             if subscription.is_over:
                 self.remove(subscription)
             else:  # the next round begins with another session
