@@ -15,7 +15,9 @@ ClientId = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 """The id that a client gives to a prompt."""
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 """The name of an agent, a model, a mode, an option or an option's value."""
-ConfigOptions = Annotated[dict[Name, Name], msgspec.Meta(max_length=64)]
+OptionValue = Name | bool
+"""The value of an agent's option."""
+ConfigOptions = Annotated[dict[Name, OptionValue], msgspec.Meta(max_length=64)]
 """Values of the agent's own options, by the options' ids."""
 MAX_SHOWN = 100
 """Characters of a client's value that its own error repeats."""

@@ -37,6 +37,7 @@ from .steering_method import SteeringMethod
 from .subscription import SessionSubscription
 from .subscriptions import Subscriptions
 from .truncate import DEFAULT_MAX_BYTES
+from .update_filter import UpdateFilter
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ class AcpMethods:
             self._elicitation = params.elicitation_modes(initialize.client_capabilities)
         self._options = initialize.session_options.with_defaults(self._options)
         self._subscriptions.have_positions = initialize.session_options.positions
+        self._subscriptions.updates = UpdateFilter(initialize.client_capabilities)
         self._session_options = options_in(request.params)
         agent = await self._sessions.agents.choose(self._options.agent)
         capabilities = await self._sessions.backend.capabilities(agent)

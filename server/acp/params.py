@@ -9,7 +9,7 @@ import msgspec
 
 from ..mcp_servers import McpServer
 from ..sessions.options import ELICITATION_MODES
-from ..validation import ConfigOptions, Name, form, in_words
+from ..validation import ConfigOptions, Name, OptionValue, form, in_words
 from .jsonrpc import INVALID_PARAMS, JsonRpcError
 
 PROTOCOL_VERSION = 1
@@ -38,7 +38,7 @@ class UrlOptions(msgspec.Struct, frozen=True, rename="camel"):
     mode: Name | None = None
 
     @property
-    def agent_options(self) -> dict[str, str] | None:
+    def agent_options(self) -> dict[str, OptionValue] | None:
         """Values of the agent's own options in new sessions. A URL cannot contain them."""
         return None
 
@@ -75,7 +75,7 @@ class MetaOptions(UrlOptions, frozen=True, rename="camel"):
     prompts: dict[str, Any] | None = None
 
     @property
-    def agent_options(self) -> dict[str, str] | None:
+    def agent_options(self) -> dict[str, OptionValue] | None:
         return self.config_options or self.config_options_snake
 
 
@@ -169,7 +169,7 @@ class SetModelParams(_SessionParams, frozen=True, kw_only=True):
 
 class SetConfigOptionParams(_SessionParams, frozen=True, kw_only=True):
     config_id: Name
-    value: Name
+    value: OptionValue
 
 
 class CancelRequestParams(_Params, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from . import jsonrpc, resumption, translate
 from .jsonrpc import JsonRpcError
 from .params import NAMESPACE
 from .truncate import truncate_message
+from .update_filter import UpdateFilter
 
 MAX_ERROR_LENGTH = 10_000
 """Characters of an error message, which an agent may have written."""
@@ -36,6 +37,7 @@ class SessionSubscription:
         limit: bytes of the largest message that the client accepts.
         has_positions: the client continues at positions of the log (``resumption.py``).
         elicitation: the modes of ``elicitation/create`` that the client can show.
+        updates: withholds what the client does not understand.
 
     Attributes:
         unknown_prompts: ids of the client's earlier prompts that the server has never received.
@@ -56,6 +58,7 @@ class SessionSubscription:
         limit: int,
         has_positions: bool = False,
         elicitation: Collection[str],
+        updates: UpdateFilter,
     ) -> None:
         self.session = session
         self.cursor = cursor
@@ -70,6 +73,7 @@ class SessionSubscription:
         self.unknown_prompts: list[str] = []
         self._unrendered: list[Batch] = []
         self._elicitation = elicitation
+        self._updates = updates
         self._replay_until = 0
         self._loads: list[jsonrpc.Request] = []
         self._closes: list[jsonrpc.Request] = []
@@ -119,7 +123,7 @@ class SessionSubscription:
         offered = {
             "modes": view["modes"],
             "models": view["models"],
-            "configOptions": view["config_options"],
+            "configOptions": self._updates.without_switches(view["config_options"]),
         }
         return {key: value for key, value in offered.items() if value is not None}
 
@@ -199,7 +203,8 @@ class SessionSubscription:
     def _render_entry(self, line: bytes, *, replaying: bool) -> list[bytes]:
         event = entries.event_of(line)
         if event is not None:
-            return self._render_event(line, event, replaying=replaying)
+            shown = self._updates.apply(event)
+            return self._render_event(line, shown, replaying=replaying) if shown else []
         entry = parse_message(line)
         assert entry is not None
         match entry["type"]:

@@ -12,6 +12,7 @@ from ..ws.connection import WRITE_BYTES
 from ..ws.outbox import Outbox
 from . import jsonrpc
 from .subscription import SessionSubscription
+from .update_filter import UpdateFilter
 
 
 class Subscriptions:
@@ -37,6 +38,7 @@ class Subscriptions:
         self._max_per_session = max_per_session
         self._on_entries = on_entries
         self._on_response = on_response
+        self.updates = UpdateFilter(None)
         self._by_session: dict[str, SessionSubscription] = {}
         self._request_ids = itertools.count(1)
 
@@ -77,6 +79,7 @@ class Subscriptions:
             limit=limit,
             has_positions=self.have_positions,
             elicitation=elicitation,
+            updates=self.updates,
         )
         session.subscribers += 1
         session.log.subscribe(self._on_entries)

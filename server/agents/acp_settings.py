@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from ..validation import OptionValue
 from .agent_settings import AgentSettings, is_shortened
 from .base import AgentObserver, AgentSpec, Wanted
 
@@ -35,12 +36,12 @@ class Step:
     """
 
     setting: str
-    value: str
+    value: OptionValue
     method: str | None = None
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, OptionValue]:
         return self.setting, self.value
 
 
@@ -48,7 +49,7 @@ def steps(
     wanted: Wanted,
     reported: AgentSettings,
     former: AgentSettings,
-    synonyms: Mapping[tuple[str, str], str] = MappingProxyType({}),
+    synonyms: Mapping[tuple[str, OptionValue], OptionValue] = MappingProxyType({}),
 ) -> list[Step]:
     """Return the requests that bring an agent from *reported* to *wanted*, in order.
 
@@ -70,7 +71,7 @@ def steps(
     return found
 
 
-def _ordered(wanted: Wanted, reported: AgentSettings) -> Iterator[tuple[str, str]]:
+def _ordered(wanted: Wanted, reported: AgentSettings) -> Iterator[tuple[str, OptionValue]]:
     if wanted.model is not None:
         yield "model", wanted.model
     options = [(setting_of(reported, key), value) for key, value in wanted.config_options.items()]
@@ -82,7 +83,11 @@ def _ordered(wanted: Wanted, reported: AgentSettings) -> Iterator[tuple[str, str
 
 
 def _step(
-    setting: str, value: str, reported: AgentSettings, former: AgentSettings, any_model: bool
+    setting: str,
+    value: OptionValue,
+    reported: AgentSettings,
+    former: AgentSettings,
+    any_model: bool,
 ) -> Step:
     """Return the request that sets it, if the agent offers it or an earlier process did."""
     # The agent itself checks the value of a config option.
@@ -98,13 +103,19 @@ def _step(
     return Step(setting, value)
 
 
-def _request(known: AgentSettings, setting: str, value: str) -> tuple[str, dict[str, Any]]:
+def _request(known: AgentSettings, setting: str, value: OptionValue) -> tuple[str, dict[str, Any]]:
     if setting == "mode" and isinstance(known.modes, dict):
         return SET_MODE, {"modeId": value}
     option = option_of(known, setting)
     if option is None:
         return SET_MODEL, {"modelId": value}
-    return SET_OPTION, {"configId": option["id"], "value": value}
+    return SET_OPTION, option_params(option["id"], value)
+
+
+def option_params(key: str, value: OptionValue) -> dict[str, Any]:
+    """Return the params of a request that sets a config option, without the session id."""
+    kind = {"type": "boolean"} if isinstance(value, bool) else {}
+    return {"configId": key, **kind, "value": value}
 
 
 def option_of(reported: AgentSettings, setting: str) -> dict[str, Any] | None:
@@ -139,16 +150,18 @@ def setting_of(reported: AgentSettings, key: str) -> str:
 
 def requested_setting(
     reported: AgentSettings, method: str, params: Mapping[str, Any]
-) -> tuple[str, str]:
+) -> tuple[str, OptionValue]:
     """Return the setting and the value of one of the :data:`SETTERS` requests."""
     if method == SET_MODE:
         return "mode", str(params.get("modeId"))
     if method == SET_MODEL:
         return "model", str(params.get("modelId"))
-    return setting_of(reported, str(params.get("configId"))), str(params.get("value"))
+    value = params.get("value")
+    shown = value if isinstance(value, bool) else str(value)
+    return setting_of(reported, str(params.get("configId"))), shown
 
 
-def current(reported: AgentSettings, setting: str) -> str | None:
+def current(reported: AgentSettings, setting: str) -> OptionValue | None:
     """Return the value that the agent reported last for a setting; None if it has reported none."""
     value: Any = None
     if setting == "mode" and isinstance(reported.modes, dict):
@@ -157,10 +170,16 @@ def current(reported: AgentSettings, setting: str) -> str | None:
         value = option.get("currentValue")
     elif setting == "model" and isinstance(reported.models, dict):
         value = reported.models.get("currentModelId")
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, (str, bool)) else None
 
 
-def offers(reported: AgentSettings, setting: str, value: str) -> bool | None:
+def current_mode(reported: AgentSettings) -> str | None:
+    """Return the mode that the agent reported last; None if it has reported none."""
+    mode = current(reported, "mode")
+    return mode if isinstance(mode, str) else None
+
+
+def offers(reported: AgentSettings, setting: str, value: OptionValue) -> bool | None:
     """Whether the agent offers that value; None if it does not offer the setting.
 
     True also if the list of values was shortened, because the value may have been in it.
@@ -264,10 +283,7 @@ def with_result(
         return with_mode(dataclasses.replace(reported, modes=base.modes), params.get("modeId"))
     if method == SET_MODEL:
         models = reported.models if isinstance(reported.models, dict) else former.models
-        if not isinstance(models, dict):
-            return reported
-        models = {**models, "currentModelId": params.get("modelId")}
-        return dataclasses.replace(reported, models=models)
+        return with_model(dataclasses.replace(reported, models=models), params.get("modelId"))
     if result.get("configOptions"):
         return with_options(reported, result["configOptions"])
     options = reported.config_options or former.config_options
@@ -307,9 +323,26 @@ def with_mode(reported: AgentSettings, mode: Any) -> AgentSettings:
     return dataclasses.replace(reported, modes=modes, config_options=options)
 
 
+def with_model(reported: AgentSettings, model: Any) -> AgentSettings:
+    """Return *reported* with another model, in each form in which the agent offers models."""
+    models, options = reported.models, reported.config_options
+    if isinstance(models, dict):
+        models = {**models, "currentModelId": model}
+    if (option := option_of(reported, "model")) is not None:
+        options = _with_value(options, option["id"], model)
+    return dataclasses.replace(reported, models=models, config_options=options)
+
+
 def with_options(reported: AgentSettings, options: Any) -> AgentSettings:
-    """Return *reported* with other config options; one for the mode also sets the mode."""
+    """Return *reported* with other config options.
+
+    One for the mode also sets the mode, and one for the model the model.
+    """
     reported = dataclasses.replace(reported, config_options=options)
+    model = option_of(reported, "model")
+    if model is not None and isinstance(reported.models, dict):
+        models = {**reported.models, "currentModelId": model.get("currentValue")}
+        reported = dataclasses.replace(reported, models=models)
     mode = option_of(reported, "mode")
     if mode is not None and isinstance(reported.modes, dict):
         modes = {**reported.modes, "currentModeId": mode.get("currentValue")}

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from ..errors import Error, ErrorCode
 from ..sandbox.sandbox import Sandbox
 from ..states import Transitions
+from ..validation import OptionValue
 from .agent_settings import NO_SETTINGS, AgentSettings
 from .parameters import NO_PARAMETERS, AgentParameters
 from .prompt_handle import PromptHandle
@@ -90,7 +91,7 @@ class Wanted:
 
     model: str | None = None
     mode: str | None = None
-    config_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    config_options: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict)
     mode_is_optional: bool = False
     model_may_be_unlisted: bool = False
 
@@ -119,7 +120,7 @@ class AgentObserver:
         """The settings that the agent must be in before it gets a prompt; any by default."""
         return Wanted()
 
-    def setting_restored(self, setting: str, value: str) -> None:
+    def setting_restored(self, setting: str, value: OptionValue) -> None:
         """The server restored a setting that a new process of the agent did not have."""
 
     def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:
@@ -278,7 +279,7 @@ class Agent(Protocol):
 
     async def set_model(self, model: str) -> Mapping[str, Any]: ...
 
-    async def set_config_option(self, key: str, value: str) -> Mapping[str, Any]: ...
+    async def set_config_option(self, key: str, value: OptionValue) -> Mapping[str, Any]: ...
 
     async def kill(self) -> None:
         """Kill the process and all processes that it started."""

@@ -22,6 +22,7 @@ from ..storage import statements
 from ..storage.schema import SessionRow, Statement
 from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks, to_completion
+from ..validation import OptionValue
 from ..workspace.worktrees import Worktrees
 from .details import encode_meta
 from .lifetime import Lifetime
@@ -66,7 +67,7 @@ class SessionRequest:
     permission: str = "approve-all"
     cwd: str | None = None
     mode: str | None = None
-    config_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    config_options: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict)
     client_cwd: str | None = None
     options: SessionOptions = NO_OPTIONS
     lifetime: Lifetime = Lifetime()

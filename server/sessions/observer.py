@@ -8,6 +8,7 @@ from typing import Any
 
 from ..agents.agent_settings import AgentSettings
 from ..agents.base import AgentObserver, Conversation, Wanted
+from ..validation import OptionValue
 from . import entries
 from .agent_requests import WaitingRequests
 from .core import SessionCore
@@ -53,7 +54,7 @@ class SessionObserver(AgentObserver):
     def owes_preface(self, owes: bool) -> None:
         self._settings.owes_preface = owes
 
-    def setting_restored(self, setting: str, value: str) -> None:
+    def setting_restored(self, setting: str, value: OptionValue) -> None:
         self._settings.note_restored(setting, value)
 
     def settings_changed(self, before: AgentSettings, after: AgentSettings) -> None:

@@ -14,6 +14,7 @@ from ..agents.traits import APPROVE_ALL
 from ..errors import Error, ErrorCode, internal, session_closed
 from ..storage import statements
 from ..tasks import to_completion
+from ..validation import OptionValue
 from . import entries
 from .core import SessionCore
 from .session_agent import SessionAgent
@@ -38,7 +39,7 @@ class SessionSettings:
         self._stored = StoredSettings.decode(core.row.settings)
         self._changes: list[SettingChange] = []
         self._change_lock = asyncio.Lock()
-        self._restored: list[tuple[str, str]] = []
+        self._restored: list[tuple[str, OptionValue]] = []
 
     @property
     def wanted(self) -> Wanted:
@@ -63,7 +64,7 @@ class SessionSettings:
     def mode(self) -> str | None:
         """The mode that the running agent reports; otherwise the mode that its next start sets."""
         reported = self._agent.reported
-        current = acp_settings.current(reported, "mode")
+        current = acp_settings.current_mode(reported)
         if current is not None and self._agent.is_live:
             return current
         wanted = self.wanted
@@ -179,7 +180,7 @@ class SessionSettings:
     def owes_preface(self, owes: bool) -> None:
         self._adopt(self._core.row.model, dataclasses.replace(self._stored, owes_preface=owes))
 
-    def note_restored(self, setting: str, value: str) -> None:
+    def note_restored(self, setting: str, value: OptionValue) -> None:
         """Note that a setting was restored in a new process. It is logged after ``turn_start``."""
         self._restored.append((setting, value))
 
@@ -203,7 +204,7 @@ class SessionSettings:
                 continue
             if acp_settings.current(before, name) != value:
                 continue  # the wanted value was not in force before
-            if name == "mode" and self._bypasses_policy(now):
+            if name == "mode" and isinstance(now, str) and self._bypasses_policy(now):
                 now = self._agent.traits.asking_mode or value
             model, stored = stored.with_value(model, name, now, after)
         self._adopt(model, stored)
@@ -247,7 +248,7 @@ async def _set(agent: Agent, setting: Setting) -> Mapping[str, Any]:
             return await agent.set_config_option(key, value)
 
 
-def _name_and_value(setting: Setting, reported: AgentSettings) -> tuple[str, str]:
+def _name_and_value(setting: Setting, reported: AgentSettings) -> tuple[str, OptionValue]:
     """Return the name and the value, where an option may stand for the mode or the model."""
     match setting:
         case SetMode(mode=mode):

@@ -11,6 +11,7 @@ from ..agents import acp_settings
 from ..agents.agent_settings import AgentSettings
 from ..codec import dumps, loads
 from ..errors import Error
+from ..validation import OptionValue
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class SetConfigOption:
     """A request for another value of one of the agent's own options."""
 
     key: str
-    value: str
+    value: OptionValue
 
 
 Setting = SetMode | SetModel | SetConfigOption
@@ -49,7 +50,7 @@ class StoredSettings:
     """
 
     mode: str | None = None
-    config_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    config_options: Mapping[str, OptionValue] = dataclasses.field(default_factory=dict)
     asks_told: bool = True
     asked_in: str | None = None
     owes_preface: bool = False
@@ -69,16 +70,16 @@ class StoredSettings:
         mode, options = self.mode, {}
         for key, value in self.config_options.items():
             match acp_settings.setting_of(reported, key):
-                case "model" if model in (None, value):
+                case "model" if isinstance(value, str) and model in (None, value):
                     model = value
-                case "mode" if mode in (None, value):
+                case "mode" if isinstance(value, str) and mode in (None, value):
                     mode = value
                 case _:
                     options[key] = value
         return model, dataclasses.replace(self, mode=mode, config_options=options)
 
     def with_value(
-        self, model: str | None, setting: str, value: str, reported: AgentSettings
+        self, model: str | None, setting: str, value: OptionValue, reported: AgentSettings
     ) -> tuple[str | None, StoredSettings]:
         """Return the model and the settings, with another value for *setting*."""
         options = {
@@ -86,9 +87,9 @@ class StoredSettings:
             for key, other in self.config_options.items()
             if acp_settings.setting_of(reported, key) != setting
         }
-        if setting == "model":
+        if setting == "model" and isinstance(value, str):
             return value, dataclasses.replace(self, config_options=options)
-        if setting == "mode":
+        if setting == "mode" and isinstance(value, str):
             return model, dataclasses.replace(self, mode=value, config_options=options)
         options[setting] = value
         return model, dataclasses.replace(self, config_options=options)

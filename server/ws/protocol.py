@@ -16,7 +16,7 @@ from ..sessions.content import MAX_FILES
 from ..sessions.elicitations import Action
 from ..sessions.entries import error_fields
 from ..sessions.settings import SetConfigOption, SetMode, SetModel, Setting
-from ..validation import ClientId, Name, in_words
+from ..validation import ClientId, Name, OptionValue, in_words
 
 PROTOCOL = 1
 """The version of the protocol."""
@@ -86,7 +86,7 @@ class SetModelCommand(_Command, frozen=True, kw_only=True, tag="set_model"):
 
 class SetConfigOptionCommand(_Command, frozen=True, kw_only=True, tag="set_config_option"):
     key: Name
-    value: Name
+    value: OptionValue
 
     @property
     def setting(self) -> Setting:

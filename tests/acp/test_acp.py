@@ -536,6 +536,29 @@ async def test_steering_adds_a_prompt_to_the_running_turn(client: Client) -> Non
     assert await code_of(acp, "_session/steering", sessionId=UNKNOWN, prompt=prompt["prompt"])
 
 
+async def test_updates_that_the_client_has_not_announced_are_withheld(client: Client) -> None:
+    switch: Json = {"id": "verbose", "name": "Verbose", "type": "boolean", "currentValue": True}
+    model = {**switch, "id": "model", "type": "select", "currentValue": "a", "options": []}
+    updates: list[Json] = [
+        {"sessionUpdate": "notice", "severity": "info", "title": "a notice"},
+        {"sessionUpdate": "compaction_update", "compactionId": "c", "status": "completed"},
+        {"sessionUpdate": "config_option_update", "configOptions": [switch, model]},
+    ]
+    steps: list[Json] = [*({"update": update} for update in updates), {"say": '"notice" is said'}]
+    session_capabilities: Json = {"notices": {}, "compaction": {}, "configOptions": {"boolean": {}}}
+    announced = {**INITIALIZE, "clientCapabilities": {"session": session_capabilities}}
+    found = []
+    for initialize in (INITIALIZE, announced):
+        acp = await connect(client, initialize=initialize)
+        session = await acp.new_session()
+        await acp.prompt(session, script(*steps))
+        assert acp.text() == '"notice" is said'
+        kinds = {update["sessionUpdate"] for update in updates}
+        found.append([update for update in acp.updates() if update["sessionUpdate"] in kinds])
+        await client.delete(f"/sessions/{session}")
+    assert found == [[{**updates[2], "configOptions": [model]}], updates]
+
+
 async def test_lost_connection_cancels_nothing(client: Client) -> None:
     acp = await connect(client)
     session = await acp.new_session()

@@ -65,6 +65,7 @@ AGENTS: dict[str, AgentCommand] = {
     "asks-without-modes": AgentCommand(mock_agent().argv, asks_in="ask"),
     "commands": mock_agent("--commands"),
     "hanging": mock_agent("--modes", "--hang-mode"),
+    "switches": mock_agent("--modes", "--resets", "--boolean"),
 }
 CLOCK = Clock()
 
@@ -616,3 +617,79 @@ async def test_run_passes_its_system_prompt_to_agent(client: Client) -> None:
     body = {"agent": "options", "prompt": "hello", "system": "Be brief."}
     status, reply = await client.post("/run", body)
     assert (status, reply["result"]) == (200, "echo: Be brief.\nhello")
+
+
+@pytest.mark.parametrize("agent", ["resets", "models", "options"])
+async def test_state_lists_modes_and_models_with_their_current_values_after_each_change(
+    client: Client, agent: str
+) -> None:
+    session = await client.create(agent)
+    socket = await client.connect(session)
+    await socket.turn("hello")
+
+    async def current() -> tuple[str, str, str]:
+        await socket.send("ping")
+        await socket.until("pong")
+        await client.turn(session, "after the changes")
+        state = await client.state(session)
+        modes, models = state["modes"], state["models"]
+        assert [mode["id"] for mode in modes["availableModes"]] == ["ask", "code"]
+        assert [model["modelId"] for model in models["availableModels"]] == [
+            "mock-small",
+            "mock-large",
+        ]
+        assert state["mode"] == modes["currentModeId"]
+        return modes["currentModeId"], models["currentModelId"], state["model"]
+
+    assert (await current())[:2] == ("ask", "mock-small")
+    await socket.send("set_model", model="mock-large")
+    await socket.send("set_mode", mode="code")
+    assert await current() == ("code", "mock-large", "mock-large")
+    if agent != "models":
+        await socket.send("set_config_option", key="model", value="mock-small")
+        assert await current() == ("code", "mock-small", "mock-small")
+    if agent == "options":
+        await socket.send("set_config_option", key="mode", value="ask")
+        assert (await current())[0] == "ask"
+    await client.turn(session, script({"mode": "ask"}))
+    assert (await current())[0] == "ask"
+    assert not [frame for frame in socket.frames if frame["type"] == "error"]
+
+
+async def test_option_that_is_true_or_false_is_announced_set_and_restored(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create("switches", config_options={"verbose": True})
+
+    async def verbose() -> Any:
+        options = (await client.state(session))["config_options"]
+        return next(one for one in options if one["id"] == "verbose")["currentValue"]
+
+    assert (await settings_of(client, session))["verbose"] is True
+    assert await verbose() is True
+    await hibernate(server, client, session)
+    assert (await settings_of(client, session))["verbose"] is True
+    assert {"notice": "restored", "setting": "verbose", "value": True} in await notices(
+        client, session
+    )
+    socket = await client.connect(session)
+    await socket.send("set_config_option", key="verbose", value=False)
+    assert (await settings_of(client, session))["verbose"] is False
+    assert await verbose() is False
+    await socket.send("set_config_option", id="no", key="no_such", value=True)
+    assert (await socket.until("error"))["code"] == "bad_request"
+
+    await hibernate(server, client, session)
+    await socket.send("set_config_option", key="verbose", value=True)
+    assert (await settings_of(client, session))["verbose"] is True
+
+
+async def test_settings_of_a_subagents_session_are_not_the_sessions_own(client: Client) -> None:
+    session = await client.create("resets")
+    update = {"sessionUpdate": "current_mode_update", "currentModeId": "code"}
+    params = {"sessionId": "of a subagent", "update": update}
+    notify = {"method": "session/update", "params": params}
+    status, reply = await client.turn(session, script({"notify": notify}))
+    assert status == 200
+    assert {"jsonrpc": "2.0", **notify} in reply["events"]
+    assert (await client.state(session))["mode"] == "ask"

@@ -85,6 +85,8 @@ Flags
     --resets            session/load and session/resume restore the first mode and the first value
                         of each option
     --models            offers the model with session/set_model, and not as an option
+    --boolean           with --modes: offers an option that is true or false (verbose), if the
+                        client announces them
     --options-only      offers the mode as an option, and not with session/set_mode
     --quiet             session/load and session/resume do not return the settings
     --model-sets-mode   a change of the model restores the first mode
@@ -290,6 +292,8 @@ class Session:
     def config_options(self) -> list[Json]:
         config = {**self.data["config"], "mode": self.data["mode"]}
         offered = {**CONFIG, "mode": modes()}
+        switch = {"id": "verbose", "name": "Verbose", "type": "boolean"}
+        switches = [{**switch, "currentValue": bool(config.get("verbose"))}]
         left_out = ("model" if "models" in flags else "", "" if "options-only" in flags else "mode")
         return [
             {
@@ -302,12 +306,18 @@ class Session:
             }
             for key, values in offered.items()
             if key not in left_out
-        ]
+        ] + (switches if has_switches() else [])
 
     def set_mode(self, mode: str) -> None:
         self.data["mode"] = mode
         self.save()
         send_update(self.id, {"sessionUpdate": "current_mode_update", "currentModeId": mode})
+
+
+def has_switches() -> bool:
+    capabilities = (agent_state["initialize"] or {}).get("clientCapabilities", {})
+    announced = capabilities.get("session", {}).get("configOptions", {}).get("boolean")
+    return "boolean" in flags and announced is not None
 
 
 def state_file(session_id: str, cwd: str) -> Path:
@@ -818,8 +828,10 @@ def set_model(params: Json, _: Any) -> Json:
 def set_config_option(params: Json, _: Any) -> Json:
     session = session_of(params)
     key, value = params["configId"], params["value"]
-    offered = {option["id"]: option["options"] for option in session.config_options()}
+    offered = {option["id"]: option.get("options", ()) for option in session.config_options()}
     choices = [choice["value"] for choice in offered.get(key, ())]
+    if key == "verbose" and has_switches() and params.get("type") == "boolean":
+        choices = [True, False]
     if "modes" not in flags or value not in choices:
         raise RpcError(-32602, "Invalid params", f"{key!r} cannot be {value!r}")
     if key == "mode":

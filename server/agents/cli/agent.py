@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...codec import dumps, loads
-from ...errors import Error, bad_request
+from ...errors import Error, bad_request, not_supported
 from ...tasks import Tasks
+from ...validation import OptionValue
 from .. import acp_settings
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import (
@@ -139,7 +140,9 @@ class CliAgent(CannotSteer):
         await self._control("set", "model", model)
         return {}
 
-    async def set_config_option(self, key: str, value: str) -> Mapping[str, Any]:
+    async def set_config_option(self, key: str, value: OptionValue) -> Mapping[str, Any]:
+        if isinstance(value, bool):
+            raise not_supported("acpx's commands cannot set an option that is true or false")
         # acpx's result wraps the agent's.
         result = await self._control("set", key, value)
         params = {"configId": key, "value": value}

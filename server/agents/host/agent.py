@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...tasks import Semaphores, Tasks
+from ...validation import OptionValue
 from ..agent_settings import AgentSettings
 from ..base import GRACE_SECS, AgentObserver, AgentSpec, AgentState, AgentTimeouts
 from ..login_states import LoginStates
@@ -129,7 +130,9 @@ class HostAgent:
     async def set_model(self, model: str) -> Mapping[str, Any]:
         return await self._changes.change("set_model", model=model)
 
-    async def set_config_option(self, key: str, value: str) -> Mapping[str, Any]:
+    async def set_config_option(self, key: str, value: OptionValue) -> Mapping[str, Any]:
+        if isinstance(value, bool):
+            return await self._changes.switch(key, value)
         return await self._changes.change("set_config_option", option=key, value=value)
 
     async def fork_to(self, key: str, cwd: str) -> bool:

@@ -12,6 +12,7 @@ from .. import acp_settings
 from ..base import AGENT_GONE, AgentSpec, agent_failed
 from .agent_process import AgentProcess
 from .binding import Binding
+from .client_capabilities import announced
 from .prompts import HostPrompt, PromptQueue
 from .settings_sync import SettingsSync
 from .stdio_proxy import StdioProxy
@@ -76,9 +77,7 @@ class ProxyEvents:
     def session_fields(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         if method == "initialize":
             modes = self._process.elicitation = self.spec.elicitation
-            known = params.get("clientCapabilities") or {}
-            announced: Mapping[str, Any] = {mode: {} for mode in modes}
-            return {"clientCapabilities": {**known, "elicitation": announced}} if modes else {}
+            return {"clientCapabilities": announced(params.get("clientCapabilities"), modes)}
         try:
             fields = self.spec.parameters.request_fields(self._sync.reported.capabilities)
         except Error as error:
@@ -137,10 +136,18 @@ class ProxyEvents:
         if kind in ("tool_call", "tool_call_update"):
             if not replayed:
                 self._binding.observer.tool_call_updated(update)
+        elif self._is_of_child(params):
+            return
         elif isinstance(kind, str) and kind in acp_settings.SETTING_UPDATES:
             self._sync.note_update(update, kind, replayed=replayed)
         elif kind == "session_info_update" and not replayed:
             self._binding.observer.info_updated(update)
+
+    def _is_of_child(self, params: Mapping[str, Any]) -> bool:
+        """Whether an update is of a session that the agent began by itself, for a subagent."""
+        proxy = self._process.proxy
+        own_id = proxy.session_id if proxy is not None else None
+        return own_id is not None and params.get("sessionId") not in (None, own_id)
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         self._binding.observer.permission_requested(raw_id, params)

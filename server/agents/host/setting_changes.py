@@ -109,6 +109,23 @@ class SettingChanges:
             # If the agent had to start first, acpx may have sent other requests before this one.
             return self._sync.results.get(f"session/{op}", {})
 
+    async def switch(self, key: str, value: bool) -> Mapping[str, Any]:
+        """Set an option that is true or false, which acpx cannot.
+
+        An agent that does not run gets the value before its next prompt.
+
+        Raises:
+            Error: as :meth:`change`.
+        """
+        if not self._process.has_conversation:
+            reported = self._sync.reported
+            option = acp_settings.option_of(reported, key)
+            if reported.config_options and (option is None or option.get("type") != "boolean"):
+                raise bad_request(f"{key}: the agent has no such option that is true or false")
+            return {}
+        async with self._sync.acpx_changes:
+            return await self._sync.set_option(key, value)
+
     @property
     def is_unanswered(self) -> bool:
         """Whether the agent has not responded to a change yet."""

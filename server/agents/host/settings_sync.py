@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import Error, bad_request, internal
 from ...tasks import Tasks
+from ...validation import OptionValue
 from .. import acp_settings, steering
 from ..agent_settings import NO_SETTINGS, AgentSettings
 from ..base import AgentTimeouts, Wanted, agent_failed
@@ -51,9 +52,9 @@ class SettingsSync:
         # As an earlier process reported them, and as the current process reported them first.
         self._former = NO_SETTINGS
         self._initial = NO_SETTINGS
-        self._in_force: dict[str, str] = {}
+        self._in_force: dict[str, OptionValue] = {}
         self._restored: set[str] = set()
-        self._synonyms: dict[tuple[str, str], str] = {}
+        self._synonyms: dict[tuple[str, OptionValue], OptionValue] = {}
         self._mode_was_reported = False
         self._applying: asyncio.Future[Error | None] | None = None
 
@@ -107,7 +108,7 @@ class SettingsSync:
             ConnectionError: the process has ended.
         """
         wanted = self._binding.observer.wanted
-        tries: Counter[tuple[str, str]] = Counter()
+        tries: Counter[tuple[str, OptionValue]] = Counter()
         while steps := self._steps(wanted):
             step = steps[0]
             if step.method is None:
@@ -125,7 +126,9 @@ class SettingsSync:
         was_in_force = self._in_force.get(step.setting) == step.value
         return agent_failed(message) if was_in_force else bad_request(message)
 
-    async def _request(self, proxy: StdioProxy, method: str, step: acp_settings.Step) -> None:
+    async def _request(
+        self, proxy: StdioProxy, method: str, step: acp_settings.Step
+    ) -> Mapping[str, Any]:
         self._mode_was_reported = False
         try:
             async with asyncio.timeout(self.timeouts.setting):
@@ -142,6 +145,26 @@ class SettingsSync:
         after = acp_settings.current(self.reported, step.setting)
         if step.setting == "model" and after not in (None, before, step.value):
             self._synonyms[step.key] = after  # the agent's own name of the model
+        return result
+
+    async def set_option(self, key: str, value: OptionValue) -> Mapping[str, Any]:
+        """Set a config option for a client.
+
+        Returns:
+            The agent's result.
+
+        Raises:
+            Error: the agent refuses it, or does not respond.
+        """
+        setting = acp_settings.setting_of(self.reported, key)
+        params = acp_settings.option_params(key, value)
+        step = acp_settings.Step(setting, value, acp_settings.SET_OPTION, params)
+        if (proxy := self._process.proxy) is None:
+            raise agent_failed("the agent's process has ended")
+        try:
+            return await self._request(proxy, acp_settings.SET_OPTION, step)
+        except ConnectionError:
+            raise agent_failed("the agent's process has ended") from None
 
     # Reports of the agent.
 
@@ -175,7 +198,7 @@ class SettingsSync:
     def _note_set(
         self,
         setting: str,
-        value: str,
+        value: OptionValue,
         method: str,
         params: Mapping[str, Any],
         result: Mapping[str, Any],
@@ -199,7 +222,7 @@ class SettingsSync:
             self._restored.add(setting)
             self._binding.observer.setting_restored(setting, value)
 
-    def _is_wanted(self, setting: str, value: str) -> bool:
+    def _is_wanted(self, setting: str, value: OptionValue) -> bool:
         wanted = self._binding.observer.wanted
         if setting in ("mode", "model"):
             return value == (wanted.mode if setting == "mode" else wanted.model)

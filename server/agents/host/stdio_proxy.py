@@ -58,6 +58,7 @@ class StdioProxy:
     Attributes:
         is_killed: the server killed the process.
         ended: set when the process has ended.
+        session_id: the agent's own id of the session, once it is known.
         is_prompt_held: a prompt of acpx waits until it may pass.
     """
 
@@ -97,7 +98,7 @@ class StdioProxy:
         self._stray_output = bytearray()
         self._tracked_requests: dict[Any, tuple[str, Mapping[str, Any]]] = {}
         self._own_requests = OwnRequests(self._to_agent.write)
-        self._session_id: str | None = None
+        self.session_id: str | None = None
         self._is_fresh = False
         self._is_loading = False
         self._prompt_id: Any = None
@@ -225,7 +226,7 @@ class StdioProxy:
 
     def _note_session_id(self, params: Any) -> None:
         if isinstance(params, dict) and isinstance(params.get("sessionId"), str):
-            self._session_id = params["sessionId"]
+            self.session_id = params["sessionId"]
 
     # From the agent to acpx.
 
@@ -335,16 +336,16 @@ class StdioProxy:
         Raises:
             ConnectionError: the process has ended.
         """
-        return await self._own_requests.call(method, {"sessionId": self._session_id, **params})
+        return await self._own_requests.call(method, {"sessionId": self.session_id, **params})
 
     def steer(self, blocks: bytes, on_response: OnResponse) -> None:
         """Ask the agent to add a prompt, JSON of its content blocks, to the running turn."""
-        params = steering.params(dumps(self._session_id), blocks)
+        params = steering.params(dumps(self.session_id), blocks)
         self._own_requests.send(steering.METHOD, params, on_response)
 
     def cancel(self) -> None:
         """Ask the agent to end the running turn."""
-        params = {"sessionId": self._session_id}
+        params = {"sessionId": self.session_id}
         self._to_agent.write(
             dumps({"jsonrpc": "2.0", "method": "session/cancel", "params": params})
         )

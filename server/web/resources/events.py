@@ -137,7 +137,7 @@ class NoticeEntry(_EntryFields, kw_only=True, tag="notice"):
 
     notice: Literal["restored", "asks"]
     setting: Annotated[str, doc("Of `restored`.")] | msgspec.UnsetType = msgspec.UNSET
-    value: str | msgspec.UnsetType = msgspec.UNSET
+    value: str | bool | msgspec.UnsetType = msgspec.UNSET
     asks: Annotated[bool, doc("Of `asks`.")] | msgspec.UnsetType = msgspec.UNSET
 
 
