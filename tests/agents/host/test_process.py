@@ -55,6 +55,12 @@ def processes(program: str) -> list[int]:
     return [pid for pid in found if pid not in forked]
 
 
+def processes_of_the_host() -> list[int]:
+    """The supervisor, the host and the agents. The server has other processes, which stay."""
+    (supervisor,) = processes("supervise.py")
+    return [supervisor, *descendants(supervisor)]
+
+
 def has_slices() -> bool:
     """Whether a process can set its scheduler slice on this kernel."""
     major, minor = platform.release().split(".")[:2]
@@ -90,7 +96,7 @@ async def test_killed_host_fails_its_turns_and_sessions_keep_their_context(
     own_client: Client, victim: str
 ) -> None:
     sockets = await running_turns(own_client, 3)
-    before = descendants(os.getpid())
+    before = processes_of_the_host()
     kill(victim)
     for socket in sockets:
         end = await socket.until("turn_end", turn_index=2)
@@ -115,7 +121,7 @@ async def test_processes_of_agents_end_with_a_killed_host(
         step = {"spawn": {"pid_file": str(tmp_path / agent), **options}}
         assert (await own_client.turn(await own_client.create(agent), script(step)))[0] == 200
         pids.append(int((tmp_path / agent).read_text()))
-    pids += descendants(os.getpid())
+    pids += processes_of_the_host()
     kill(victim)
     await eventually("all of them to end", lambda: not any(map(is_running, pids)))
     assert (await own_client.turn(await own_client.create(), "a new host"))[0] == 200
