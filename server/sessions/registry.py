@@ -64,6 +64,7 @@ class SessionRegistry:
         self.backend = backend
         self.clock = clock
         self.tasks, self.closing = context.tasks, context.closing
+        self.snapshots = context.snapshots
         self.slots, self.disk, self.quotas = context.slots, context.disk, context.quotas
         self.changes = context.changes
         self.agents = AgentSelection(backend, settings.default_agent)

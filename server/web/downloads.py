@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -14,6 +15,8 @@ from ..errors import Error, ErrorCode
 from ..ws import tcp
 from .context import REQUEST_ID
 from .responses import error_response
+
+logger = logging.getLogger(__name__)
 
 INLINE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 """The policy of an inline file: its scripts do not run, and it loads nothing."""
@@ -143,14 +146,15 @@ async def send_pieces(
     Raises:
         Error: the errors of *wait* and of the first piece.
     """
-    if request.transport is None:
+    transport = request.transport  # None on the request once the client has disconnected
+    if transport is None:
         raise ConnectionResetError
-    watch = tcp.StallWatch(request.transport, stall_timeout)
+    watch = tcp.StallWatch(transport, stall_timeout)
     try:
         async with wait:
             async for piece in pieces:
                 if not response.prepared:
-                    tcp.limit_kernel_buffer(request.transport)
+                    tcp.limit_kernel_buffer(transport)
                     await response.prepare(request)
                     watch.start()
                 watch.written += len(piece)
@@ -158,10 +162,12 @@ async def send_pieces(
             if not response.prepared:
                 await response.prepare(request)
             await response.write_eof()
-    except Exception:
+    except Exception as error:
         if not response.prepared:
             raise
-        request.transport.abort()  # the client must not take a part for the whole
+        if not isinstance(error, (ConnectionError, Error)):
+            logger.warning("response to %s aborted: %s", request.path, error)
+        transport.abort()  # the client must not take a part for the whole
     finally:
         watch.stop()
     return response

@@ -22,6 +22,7 @@ from ..support.harness import (
     failure,
     http_session,
     new_client,
+    run_program,
     script,
 )
 
@@ -156,6 +157,8 @@ async def test_undo_restores_the_folder_and_can_be_undone(client: Client, tmp_pa
         (folder / "a" / "b").mkdir(parents=True)
         (folder / "a" / "b" / "c\nd").write_text("deep")
         (folder / os.fsdecode(b"\xff" * 255)).write_text("odd")
+        for number in range(250):  # so many that their objects become one pack
+            (folder / "a" / f"{number}").write_text(f"{number}")
 
     await turn_that(client, session, tmp_path, first)
     before = tree(folder)
@@ -486,3 +489,63 @@ async def test_undo_interrupted_by_a_kill_is_finished_at_the_next_start(
         await undo(client, session, snapshot_id=snapshots[-2]["snapshot_id"])
         assert set(tree(folder).values()) == {"new content"}
         await process.stop()
+
+
+async def test_copy_gives_another_session_the_state_after_a_turn(
+    client: Client, server: LocalServer, tmp_path: Path
+) -> None:
+    source, target = await client.create(), await client.create()
+    await turn_that(client, source, tmp_path, write("a/one", "1"))
+    await turn_that(client, source, tmp_path, write("two", "2"))
+    await changes(client, source)
+    sessions = server.services.sessions
+    await sessions.snapshots.copy(
+        sessions.cached[source].snapshots, sessions.cached[target].snapshots, 1
+    )
+    folder = await folder_of(client, target)
+    assert tree(folder) == {"a/": "", "a/one": "1"}
+    _, listed = await client.get(f"/sessions/{target}/snapshots")
+    assert [(one["kind"], one["turn_index"]) for one in listed["snapshots"]] == [("end", 1)]
+    await client.delete(f"/sessions/{source}?purge=true")
+    await client.turn(target, "hello")
+    await undo(client, target, turn_index=1)
+    assert tree(folder) == {}
+
+
+@pytest.mark.slow
+async def test_killed_snapshot_leaves_a_sound_repository(spawn: Spawn, tmp_path: Path) -> None:
+    stored = tmp_path / "data" / "snapshots"
+    async with http_session() as http:
+        process = await spawn()
+        client = await new_client(process.url, http)
+        session = await client.create()
+        folder = await folder_of(client, session)
+        for round_number in range(4):
+            await client.turn(session, "hello")
+            for number in range(1500):
+                write(f"{number % 30}/{number}", f"{round_number} {number}")(folder)
+            asking = asyncio.create_task(client.turn(session, "hello"))
+            objects = count_files(stored)
+
+            def has_begun(before: int = objects) -> bool:
+                return count_files(stored) > before + 50
+
+            await eventually("the snapshot to begin", has_begun)
+            await process.kill()
+            await asyncio.gather(asking, return_exceptions=True)
+            process = await spawn()
+            client = Client(process.url, client.token, http)
+        before = tree(folder)
+        await client.turn(session, "hello")
+        turn_count = (await client.state(session))["turn_count"]
+        shutil.rmtree(folder / "3")
+        await undo(client, session, turn_index=turn_count)
+        assert tree(folder) == before
+        repository = str(stored / session)
+        status, _, err = await run_program("git", "--git-dir", repository, "fsck", "--full")
+        assert status == 0, err
+        await process.stop()
+
+
+def count_files(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))

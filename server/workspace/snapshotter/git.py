@@ -65,8 +65,8 @@ class Git:
         )
 
     def index_pack(self, path: Path, index: Path) -> None:
-        """Write the index of a pack_objects."""
-        self.output("index-pack_objects", "-o", str(index), str(path))
+        """Write the index of a pack."""
+        self.output("index-pack", "-o", str(index), str(path))
 
     def output(self, *arguments: str, limit: int = MAX_GIT_BYTES) -> bytes:
         """Run git and return its output.
