@@ -166,6 +166,8 @@ class _Server:
             jobs.stop_app(app_name)
 
         tokens.on_revoke = end_app
+        tokens.shares.on_revoke = sockets.close_credential
+        sessions.remover.steps.append(tokens.shares.drop_session)
         health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)
         health.acpx_version = backend.versions["acpx"]
         context = self._app[CONTEXT] = ServerContext(
@@ -217,7 +219,13 @@ class _Server:
 
     async def _load_tokens(self, queries: Queries, writer: DatabaseWriter) -> TokenRegistry:
         limit = self._settings.max_tickets_per_app
-        tokens = TokenRegistry(queries, writer, max_tickets_per_app=limit)
+        tokens = TokenRegistry(
+            queries,
+            writer,
+            max_tickets_per_app=limit,
+            max_shares_per_session=self._settings.max_shares_per_session,
+            clock=self._clock,
+        )
         if (first := await tokens.load(self._settings.admin_token)) is not None:
             self._app[FIRST_TOKENS].append(first)
         return tokens

@@ -295,6 +295,10 @@ def not_found(what: str = "session") -> Error:
     return Error(ErrorCode.NOT_FOUND, f"no such {what}")
 
 
+def forbidden_to_shares() -> Error:
+    return Error(ErrorCode.FORBIDDEN, "a share can only read its session")
+
+
 def session_closed() -> Error:
     return Error(ErrorCode.SESSION_CLOSED, "the session is closed")
 

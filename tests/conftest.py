@@ -35,7 +35,7 @@ from .support.raw_socket import RawSocket, open_raw_socket
 # acpx and the agents start hundreds of times, so Node stores their compiled code.
 os.environ.setdefault("NODE_COMPILE_CACHE", str(COMPILED))
 
-SECRET = re.compile(rf"{ADMIN}|(cf|cft|ff)_[A-Za-z0-9_-]{{40}}")
+SECRET = re.compile(rf"{ADMIN}|(cf|cft|cfs|ff)_[A-Za-z0-9_-]{{40}}")
 """A token, a ticket or a file token. No log may contain one."""
 
 Serve = Callable[..., Awaitable[LocalServer]]

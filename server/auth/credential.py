@@ -32,12 +32,18 @@ class Credential:
 
     Attributes:
         row: the stored token.
+        session_id: the one session that a share may read; None for a token.
+        expires_at: unix seconds; None for a token.
     """
 
-    __slots__ = ("_waits", "is_revoked", "row")
+    __slots__ = ("_waits", "expires_at", "is_revoked", "row", "session_id")
 
-    def __init__(self, row: TokenRow) -> None:
+    def __init__(
+        self, row: TokenRow, *, session_id: str | None = None, expires_at: float | None = None
+    ) -> None:
         self.row = row
+        self.session_id = session_id
+        self.expires_at = expires_at
         self.is_revoked = False
         self._waits: set[asyncio.Timeout] = set()
 

@@ -24,6 +24,7 @@ from ..storage.schema import TokenRow
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .credential import Credential, hash_secret, unauthorized
+from .shares import ShareRegistry
 from .tickets import TICKET_PREFIX, TicketRegistry
 from .token_options import TokenOptions
 
@@ -53,15 +54,23 @@ class TokenRegistry:
 
     Attributes:
         tickets: the open tickets; a revocation discards those of its token.
+        shares: the shares; a revocation revokes those of its app.
         on_revoke: called with the app's name as soon as a token is revoked.
         second_app_refusal: why there must not be a second app; None if there may.
     """
 
     def __init__(
-        self, queries: Queries, writer: DatabaseWriter, *, max_tickets_per_app: int = 10_000
+        self,
+        queries: Queries,
+        writer: DatabaseWriter,
+        *,
+        max_tickets_per_app: int = 10_000,
+        max_shares_per_session: int = 100,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.tickets = TicketRegistry(max_tickets_per_app)
         self.second_app_refusal: str | None = None
+        self.shares = ShareRegistry(queries, writer, max_shares_per_session, clock)
         self.on_revoke: Callable[[str], None] = lambda name: None
         self._queries = queries
         self._writer = writer
@@ -82,6 +91,7 @@ class TokenRegistry:
             The created tokens, which must be shown to the operator, or None.
         """
         await self.load_app_tokens()
+        await self.shares.load()
         stored = await self._queries.server_value(ADMIN_KEY)
         created = None
         if admin_token is not None:
@@ -241,9 +251,11 @@ class TokenRegistry:
         del self._by_hash[row.hash]
         credential.revoke()
         self.tickets.discard_all(credential)
+        self.shares.drop_app(name)
         self.on_revoke(name)
+        deletion = [statements.delete_token(name), statements.delete_shares_of(name)]
         try:
-            await to_completion(self._writer.commit([statements.delete_token(name)]))
+            await to_completion(self._writer.commit(deletion))
         except Error:
             self._by_hash[row.hash] = Credential(row)
             raise

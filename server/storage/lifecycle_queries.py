@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from .database import Database
-from .schema import FileRow, SessionRow, columns
+from .schema import FileRow, SessionRow, ShareRow, columns
 
 SELECT_SESSION = f"SELECT {columns(SessionRow)} FROM sessions "
 
@@ -53,6 +53,13 @@ class LifecycleQueries:
         """Sessions whose deletion has begun and is not complete."""
         rows = await self._database.fetch(f"{SELECT_SESSION}WHERE removed_at IS NOT NULL")
         return [SessionRow(*row) for row in rows]
+
+    async def shares(self) -> list[ShareRow]:
+        """The shares of all sessions."""
+        rows = await self._database.fetch(
+            f"SELECT {columns(ShareRow)} FROM shares ORDER BY created_at"
+        )
+        return [ShareRow(*row) for row in rows]
 
     async def own_uploads(self, session: int) -> list[FileRow]:
         """The uploads that the prompts of this session have used, and those of no other."""

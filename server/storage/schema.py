@@ -166,6 +166,19 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE sessions ADD COLUMN forked_from TEXT;
     ALTER TABLE sessions ADD COLUMN owes_history INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    CREATE TABLE shares (
+        id TEXT PRIMARY KEY,
+        session INTEGER NOT NULL,
+        session_id TEXT NOT NULL,
+        app_name TEXT NOT NULL,
+        hash BLOB NOT NULL UNIQUE,
+        label TEXT,
+        created_at REAL NOT NULL,
+        expires_at REAL
+    );
+    CREATE INDEX shares_by_session ON shares (session);
+    """,
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 
@@ -325,6 +338,20 @@ class TokenRow:
     ip_cidrs: str
     created_at: float
     options: str | None = dataclasses.field(default=None, repr=False)
+
+
+@dataclasses.dataclass(slots=True)
+class ShareRow:
+    """A share of a session; ``hash`` is the SHA-256 of its secret."""
+
+    id: str
+    session: int
+    session_id: str
+    app_name: str
+    hash: bytes
+    label: str | None
+    created_at: float
+    expires_at: float | None
 
 
 @dataclasses.dataclass(slots=True)

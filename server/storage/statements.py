@@ -10,7 +10,17 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .schema import FileRow, LogRow, RunRow, SessionRow, Statement, SteerRow, TokenRow, TurnRow
+from .schema import (
+    FileRow,
+    LogRow,
+    RunRow,
+    SessionRow,
+    ShareRow,
+    Statement,
+    SteerRow,
+    TokenRow,
+    TurnRow,
+)
 from .segments import delete_log
 
 LOG_ROWS = 240
@@ -83,6 +93,18 @@ def end_interrupted_runs() -> Statement:
         " WHERE stop_reason IS NULL",
         (),
     )
+
+
+def insert_share(row: ShareRow) -> Statement:
+    return _insert("shares", row)
+
+
+def delete_share(share_id: str) -> Statement:
+    return "DELETE FROM shares WHERE id = ?", (share_id,)
+
+
+def delete_shares_of(app_name: str) -> Statement:
+    return "DELETE FROM shares WHERE app_name = ?", (app_name,)
 
 
 def set_server_value(name: str, value: bytes) -> Statement:
@@ -254,6 +276,7 @@ def delete_session(session: int, owners: Iterable[int] = ()) -> list[Statement]:
         ("DELETE FROM asked WHERE session = ?", (session,)),
         ("DELETE FROM upload_uses WHERE session = ?", (session,)),
         ("DELETE FROM steers WHERE session = ?", (session,)),
+        ("DELETE FROM shares WHERE session = ?", (session,)),
         ("DELETE FROM sessions WHERE n = ?", (session,)),
         *delete_log(session, owners),
     ]

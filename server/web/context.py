@@ -11,6 +11,7 @@ from aiohttp import web
 
 from ..agents.logins import AgentLogins
 from ..auth.credential import Credential
+from ..auth.shares import is_share
 from ..auth.tokens import TokenRegistry
 from ..config import Settings
 from ..errors import Error, ErrorCode
@@ -78,9 +79,26 @@ def authenticate_app(request: web.Request) -> str:
     Raises:
         Error: ``unauthorized``.
     """
-    return record_credential(
-        request, context_of(request).tokens.authenticate(bearer(request), request.remote)
-    )
+    tokens, secret = context_of(request).tokens, bearer(request)
+    if secret is not None and is_share(secret):
+        raise tokens.shares.refuse(secret)
+    return record_credential(request, tokens.authenticate(secret, request.remote))
+
+
+def authenticate_reader(request: web.Request, session_id: str) -> str:
+    """Authenticate a request that reads one session, by a token or by a share of the session.
+
+    Returns:
+        The name of the app.
+
+    Raises:
+        Error: ``unauthorized``, or ``not_found`` for a share of another session.
+    """
+    secret = bearer(request)
+    if secret is None or not is_share(secret):
+        return authenticate_app(request)
+    shares = context_of(request).tokens.shares
+    return record_credential(request, shares.authenticate(secret, session_id))
 
 
 def app_name_of(request: web.Request) -> str:
@@ -118,14 +136,17 @@ def require_admin(request: web.Request) -> None:
         raise Error(ErrorCode.FORBIDDEN, "this needs the admin token")
 
 
-async def session_of(request: web.Request) -> Session:
+async def session_of(request: web.Request, *, is_shared: bool = False) -> Session:
     """Authenticate *request*, and return the session that its path names.
+
+    Args:
+        is_shared: whether a share of the session may make the request.
 
     Raises:
         Error: ``unauthorized``, or ``not_found`` also for another app's session.
     """
-    app_name = authenticate_app(request)
     session_id = request.match_info["session_id"]
+    app_name = authenticate_reader(request, session_id) if is_shared else authenticate_app(request)
     request[LOGGED_SESSION_ID] = session_id
     return await context_of(request).sessions.get(session_id, app_name)
 

@@ -67,6 +67,7 @@ class Endpoint:
         auth: the token that the call needs.
         auth_in_handler: the handler authenticates the request itself, because the credential may
             also arrive in another way than a header; it also reads the query.
+        is_shared: a share of the session may make the call, too.
         waits: what a request may wait for once its token is accepted. A revocation of the token
             ends that wait (:meth:`Credential.waiting`).
         form: the parts of a ``multipart/form-data`` body, which the handler reads.
@@ -92,6 +93,7 @@ class Endpoint:
     description: str = ""
     auth: Literal["app", "admin"] | None = "app"
     auth_in_handler: bool = False
+    is_shared: bool = False
     waits: tuple[Wait, ...] = ()
     form: type[msgspec.Struct] | None = None
     route: str = ""
@@ -134,7 +136,7 @@ class Endpoint:
         if self.auth_in_handler:
             return arguments
         if self.takes_session:
-            arguments["session"] = await session_of(request)
+            arguments["session"] = await session_of(request, is_shared=self.is_shared)
         elif self.auth == "admin":
             require_admin(request)
         elif self.auth == "app":

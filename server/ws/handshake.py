@@ -12,8 +12,9 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from ..auth.credential import Credential
+from ..auth.shares import is_share
 from ..auth.tokens import TokenRegistry
-from ..errors import CloseCode, Error
+from ..errors import CloseCode, Error, ErrorCode
 from .disconnect import Disconnect
 from .protocol import (
     PROTOCOL,
@@ -105,8 +106,12 @@ def authenticate(
     try:
         if command.ticket is not None and session_id is not None:
             return tokens.tickets.redeem(command.ticket, session_id).credential
+        if session_id is not None and command.token is not None and is_share(command.token):
+            return tokens.shares.authenticate(command.token, session_id)
         return tokens.authenticate(command.token, address)
-    except Error:
+    except Error as error:
+        if error.code is ErrorCode.NOT_FOUND:
+            raise Disconnect.from_error(error) from None
         raise Disconnect(CloseCode.REFUSED, "the credential is refused") from None
 
 

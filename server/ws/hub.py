@@ -44,6 +44,7 @@ class Hub:
         self.checks_at_once = CHECKS_AT_ONCE
         self._settings = settings
         self._by_app: defaultdict[str, set[WebSocketConnection]] = defaultdict(set)
+        self._credential_of: dict[WebSocketConnection, Credential] = {}
         self._streams: dict[asyncio.Task[Any], str] = {}
         self._all_closed = asyncio.Event()
         self._all_closed.set()
@@ -76,12 +77,14 @@ class Hub:
         if credential.is_revoked:  # during the upgrade
             connection.close(REVOKED)
         self._by_app[connection.app_name].add(connection)
+        self._credential_of[connection] = credential
         self._all_closed.clear()
         try:
             await connection.serve(clock=self.clock, close_timeout=self.close_timeout)
         finally:
             connections = self._by_app[connection.app_name]
             connections.discard(connection)
+            del self._credential_of[connection]
             if not connections:
                 del self._by_app[connection.app_name]
             if not self._by_app:
@@ -92,6 +95,13 @@ class Hub:
         for connection in tuple(self._by_app.get(app_name, ())):
             connection.close(REVOKED)
             asyncio.get_running_loop().call_later(REVOKED_ABORT_SECS, connection.abort)
+
+    def close_credential(self, credential: Credential) -> None:
+        """Close the connections of a revoked share, and abort those that stay."""
+        for connection in tuple(self._by_app.get(credential.app_name, ())):
+            if self._credential_of.get(connection) is credential:
+                connection.close(REVOKED)
+                asyncio.get_running_loop().call_later(REVOKED_ABORT_SECS, connection.abort)
 
     @contextlib.contextmanager
     def stream(self, app_name: str) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import Any
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt_with_files
 from ..codec import dumps
-from ..errors import Error, ErrorCode, failure_of
+from ..errors import Error, ErrorCode, failure_of, forbidden_to_shares
 from ..sessions.content import check_content
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
@@ -88,6 +88,9 @@ class SessionCommands:
             Error: the command fails; the socket stays open.
         """
         session = self._session
+        is_share = self._credential.session_id is not None
+        if is_share and not isinstance(command, protocol.PingCommand):
+            raise forbidden_to_shares()
         match command:
             case protocol.PromptCommand():
                 await self._prompt(command)

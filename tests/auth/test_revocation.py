@@ -286,6 +286,7 @@ UNDO = "/sessions/{session_id}/undo"
 PERMISSION = "/sessions/{session_id}/permissions/{request_id}"
 QUEUE = "/sessions/{session_id}/queue/{turn_index}"
 FORK = "/sessions/{session_id}/fork"
+SHARES = "/sessions/{session_id}/shares"
 READ = "/sessions/{session_id}/read"
 SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", "/run", "body"): half_json("POST", "/run"),
@@ -314,6 +315,7 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
     ("PATCH", QUEUE, "body"): half_json("PATCH", QUEUE),
     ("POST", FORK, "body"): half_json("POST", FORK),
+    ("POST", SHARES, "body"): half_json("POST", SHARES),
     ("POST", READ, "body"): half_json("POST", READ),
     ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),
     ("GET", "/sessions/{session_id}/ws", "socket"): session_socket,

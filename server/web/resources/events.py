@@ -193,6 +193,7 @@ class EventList(msgspec.Struct, kw_only=True):
     "/sessions/{session_id}/events",
     tag=Tag.LOG,
     summary="Read a session's log",
+    is_shared=True,
     description="The entries after `after`. With `Accept: text/event-stream` they are sent as"
     " server-sent events, and new entries follow; `id:` is an entry's `seq`, and `Last-Event-ID`"
     " resumes.",

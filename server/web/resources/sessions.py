@@ -16,7 +16,7 @@ from ...sessions import options
 from ...sessions.listing import OPEN, SessionFilter
 from ...sessions.session import Session
 from ..conditional import conditional_json
-from ..context import LOGGED_SESSION_ID, app_name_of, context_of
+from ..context import CREDENTIAL, LOGGED_SESSION_ID, app_name_of, context_of
 from ..endpoint import Endpoint, Tag
 from ..field_types import (
     Count,
@@ -28,8 +28,13 @@ from ..field_types import (
     doc,
 )
 from ..new_session import CreateSession, session_request
+from ..responses import raw_json_response
 
 MAX_LIST = 1000
+PATHS = frozenset(
+    {"cwd", "additional_directories", "workspace", "sandbox", "env", "mcp_servers", "system"}
+)
+"""Fields of a state that shares do not get."""
 STATES = frozenset({"idle", "running", "closed"})
 SESSION_ID_EXAMPLE = "939bcc2f-7d70-4aa0-ac3d-6e87dc2c0f17"
 SESSION_EXAMPLE: Mapping[str, Any] = {
@@ -291,9 +296,14 @@ async def _encoded_list(
     "/sessions/{session_id}",
     tag=Tag.SESSIONS,
     summary="Get a session's state",
+    description="A share gets it without the paths of the server.",
+    is_shared=True,
     example=STATE_EXAMPLE,
 )
-async def get_session(request: web.Request, session: Session) -> SessionResponse:
+async def get_session(request: web.Request, session: Session) -> SessionResponse | web.Response:
+    if request[CREDENTIAL].session_id is not None:
+        view = {key: value for key, value in session.view().items() if key not in PATHS}
+        return raw_json_response(dumps({"ok": True, **view}))
     return SessionResponse(**session.view())
 
 

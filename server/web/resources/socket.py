@@ -18,7 +18,7 @@ from ..context import (
     LOGGED_SESSION_ID,
     REQUEST_ID,
     ServerContext,
-    authenticate_app,
+    authenticate_reader,
     context_of,
 )
 from ..endpoint import Endpoint, Tag
@@ -63,7 +63,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     after = query.after
     session: Session | None = None
     if bearer(request) is not None or "Authorization" in request.headers:
-        session = await context.sessions.get(session_id, authenticate_app(request))
+        session = await context.sessions.get(session_id, authenticate_reader(request, session_id))
 
     response = new_websocket(request)
     try:
