@@ -93,7 +93,7 @@ async def local_server(
         "data_dir": data_dir,
         "min_free_bytes": 0,  # tests do not depend on the free space of the disk
         "sandbox": TEST_LEVEL,
-        "sandbox_read": (MOCK.parent,),
+        "sandbox_read": (MOCK.parents[1],),
         "sandbox_write": (data_dir.parents[1],),  # tests exchange files with agents there
         "drain_secs": 0.1,  # do not wait for turns that a test left running
         **settings,
@@ -202,7 +202,7 @@ async def start_server(
         "DEFAULT_AGENT": "mock",
         "MIN_FREE_BYTES": "0",
         "SANDBOX": TEST_LEVEL,
-        "SANDBOX_READ": str(MOCK.parent),
+        "SANDBOX_READ": str(MOCK.parents[1]),
         "SANDBOX_WRITE": str(data_dir.parents[1]),
         **variables,
     }
