@@ -94,6 +94,41 @@ def measure_creation(
     report.at_most("create a session with a prewarmed agent", creations.median, 20, "ms")
 
 
+SANDBOX_GOALS_MS = {"landlock": 10, "bwrap": 25}
+"""The time that a level may add to the first answer of a new session."""
+
+
+def measure_sandbox(
+    folder: Path, environ: Mapping[str, str], report: Report, *, quick: bool
+) -> None:
+    """The first answer of a new session at each level of the sandbox, compared to none."""
+    rounds = 5 if quick else 15
+    samples = {level: Samples() for level in ("off", *SANDBOX_GOALS_MS)}
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for level in samples:
+            if level == "bwrap" and shutil.which("bwrap") is None:
+                continue
+            servers[level] = stack.enter_context(
+                contextlib.closing(Server(folder / level, environ, AGENT, SANDBOX=level))
+            )
+        for number in range(rounds + 1):  # one after the other, so that all have the same noise
+            for level, server in servers.items():
+                started_at = time.perf_counter()
+                with contextlib.closing(Clawdforge(server)) as session:
+                    session.turn("hi", 1)
+                    secs = time.perf_counter() - started_at
+                if number:
+                    samples[level].add(secs * 1000)
+    found = {level: samples[level] for level in servers}
+    report.compare("First answer of a new session, by sandbox", "ms", found)
+    plain = samples["off"].median
+    for level in servers:
+        if goal := SANDBOX_GOALS_MS.get(level):
+            added = samples[level].median - plain
+            report.at_most(f"first answer, added by the sandbox {level}", added, goal, "ms")
+
+
 def measure_open_sessions(
     folder: Path, environ: Mapping[str, str], report: Report, *, quick: bool
 ) -> None:

@@ -73,6 +73,7 @@ def measure(
     if "lifecycle" in parts:
         lifecycle.measure_start(folder, environ, report, quick=quick)
         lifecycle.measure_creation(folder, environ, report, quick=quick)
+        lifecycle.measure_sandbox(folder, environ, report, quick=quick)
         lifecycle.measure_open_sessions(folder, environ, report, quick=quick)
     if "growth" in parts:
         lifecycle.measure_growth(folder, report, quick=quick)

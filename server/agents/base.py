@@ -61,6 +61,7 @@ class AgentSpec:
         parameters: what else the agent gets when it is started, and opens its conversation.
         elicitation: the modes of ``elicitation/create`` that the session's clients can show:
             ``form``, ``url``. The agent learns them when its process starts.
+        repository: the git repository that *cwd* is a worktree of.
     """
 
     key: str
@@ -73,6 +74,7 @@ class AgentSpec:
     owner: str = ""
     parameters: AgentParameters = NO_PARAMETERS
     elicitation: tuple[str, ...] = ()
+    repository: str | None = None
 
     @property
     def directories(self) -> tuple[str, ...]:

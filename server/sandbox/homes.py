@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import safe_files
@@ -13,6 +14,8 @@ from ..data_dir import DataDir
 
 FICLONE = 0x40049409
 """Share the blocks of a file with a copy, which some file systems can."""
+CACHES = (".cache", ".npm")
+MAX_DEPTH = 64
 COPY_BYTES = 1 << 24
 
 
@@ -61,6 +64,20 @@ class SandboxFolders:
         if failures:
             raise failures[0]
 
+    def copy_home(self, source: str, target: str) -> None:
+        """Copy the home of a session to that of another one of the same app. Blocking.
+
+        Links are copied as links. Caches are left out.
+
+        Raises:
+            OSError: a file cannot be copied.
+        """
+        with (
+            safe_files.folder(*self._data_dir.split(self.home(source))) as original,
+            safe_files.folder(*self._data_dir.split(self.home(target)), make=True) as copy,
+        ):
+            _copy_tree(original, copy)
+
     def add_files(self, key: str, paths: Sequence[Path]) -> list[Path]:
         """Copy uploaded files into the session's folder of files. Blocking.
 
@@ -97,6 +114,41 @@ class SandboxFolders:
                     os.fchmod(file.fileno(), 0o400)
                 os.replace(part, path.name, src_dir_fd=target, dst_dir_fd=target)
         return copy
+
+
+def _copy_tree(source: int, target: int, depth: int = 0) -> None:
+    """Copy the content of one folder, given by its descriptor, to another that may have content."""
+    for name in os.listdir(source):
+        if name in CACHES or depth > MAX_DEPTH:
+            continue
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            mode = os.stat(name, dir_fd=source, follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode):
+                os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            elif stat.S_ISDIR(mode):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=target)
+                with _subfolder(name, source) as below, _subfolder(name, target) as copy:
+                    _copy_tree(below, copy, depth + 1)
+            elif stat.S_ISREG(mode):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                with (
+                    safe_files.open_file(name, source) as original,
+                    safe_files.open_file(name, target, flags) as file,
+                ):
+                    _copy(original.fileno(), file.fileno())
+                    os.fchmod(file.fileno(), stat.S_IMODE(mode) & 0o700)
+
+
+@contextlib.contextmanager
+def _subfolder(name: str, parent: int) -> Iterator[int]:
+    descriptor = os.open(
+        name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent
+    )
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _copy(source: int, target: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -37,6 +37,7 @@ class SandboxSpec(Protocol):
         cwd: its working directory.
         owner: its app; empty if there is none yet.
         directories: further folders in the workspace roots that it may change.
+        repository: the git repository that *cwd* is a worktree of.
     """
 
     @property
@@ -49,6 +50,8 @@ class SandboxSpec(Protocol):
     def owner(self) -> str: ...
     @property
     def directories(self) -> tuple[str, ...]: ...
+    @property
+    def repository(self) -> str | None: ...
 
 
 class FolderError(Exception):
@@ -226,6 +229,7 @@ class Sandbox:
         own = [
             *([top, self._below(path), True] for path in writable),
             *([*folder, True] for folder in directories),
+            *self._repository_of(spec),
             *([top, self._below(path), False] for path in (folders.files(spec.key), *parents)),
         ]
         return {
@@ -244,6 +248,20 @@ class Sandbox:
             "tags": TAG_VARIABLES,
             "tcp_ports": self._tcp_ports,
         }
+
+    def _repository_of(self, spec: SandboxSpec) -> Iterator[list[Any]]:
+        """The parts of the repository of a worktree that git needs, in the form of ``own``.
+
+        Neither its hooks nor its configuration are writable: they would be carried out by others.
+        """
+        if spec.repository is None:
+            return
+        folder = Path(spec.repository, ".git")
+        folder = folder if folder.is_dir() else folder.parent
+        yield [*self._locate(spec, str(folder)), False]
+        for name in ("objects", "refs", "logs", f"worktrees/{spec.key}"):
+            if (folder / name).is_dir():
+                yield [*self._locate(spec, str(folder / name)), True]
 
     def _below(self, path: Path) -> str:
         return str(path.relative_to(self._data_dir.path))

@@ -35,6 +35,7 @@ class TrialSpec:
     agent: str = ""
     owner: str = ""
     directories: tuple[str, ...] = ()
+    repository: str | None = None
 
 
 def try_escapes(

@@ -82,6 +82,7 @@ class SessionAgent:
             row.app_name,
             agent_parameters(self._core.options, self._core.context.settings.mcp_servers),
             self._core.options.announced_modes,
+            git.repository if (git := self._core.options.git) and git.worktree else None,
         )
 
     @property

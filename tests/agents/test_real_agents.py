@@ -139,7 +139,8 @@ async def hibernate(server: LocalServer, session: str) -> None:
 async def test_claude_completes_turns_with_the_cli_backend(
     serve: Serve, machine: Path, api: StandIn
 ) -> None:
-    client = await (await serve(default_agent=None, agent_backend="cli")).client()
+    server = await serve(default_agent=None, agent_backend="cli")
+    client = await server.client()
     session = await client.create("claude", permission="approve-all")
     path = Path((await client.state(session))["cwd"]) / "file"
     api.plan(claude_writes(path), Text("Written."), Hang("So"))
@@ -147,7 +148,9 @@ async def test_claude_completes_turns_with_the_cli_backend(
     assert (status, reply["stop_reason"]) == (200, "end_turn"), reply
     assert texts_of_turn(reply["events"]) == "Written."
     assert path.read_text() == "written"
-    assert (machine / ".claude").exists()  # the user's home, which holds a login
+    home = server.services.settings.data_dir / "homes" / session
+    assert (home / ".claude").exists()  # not the home of acpx, nor that of the server's user
+    assert not (machine / ".claude").exists()
 
     socket = await client.connect(session)
     api.asked.clear()

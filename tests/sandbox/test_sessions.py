@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from server.config import AgentCommand
 from server.data_dir import DataDir
 from server.sandbox.homes import SandboxFolders
+from server.sandbox.levels import RESTRICT
 from server.sandbox.sandbox import FolderError, Sandbox, SandboxPolicy
 from server.sandbox.trial import TrialSpec, run_attempts
 
@@ -50,6 +52,24 @@ async def test_home_survives_hibernation_and_is_deleted_with_the_session(serve: 
     left = [folders.home(session), folders.tmp(session), folders.files(session)]
     assert not any(folder.exists() for folder in left)
     assert folders.home(other).exists()
+
+
+def test_home_is_copied_without_following_links(tmp_path: Path) -> None:
+    """For a session that was forked from another one."""
+    folders = SandboxFolders(DataDir(tmp_path))
+    for key in ("source", "target"):
+        folders.create(key)
+    home, copy = folders.home("source"), folders.home("target")
+    (home / ".agent" / "projects").mkdir(parents=True)
+    (home / ".agent" / "projects" / "one.jsonl").write_text("said")
+    (home / ".cache").mkdir()
+    (home / "link").symlink_to("/etc")
+    folders.copy_home("source", "target")
+    assert (copy / ".agent" / "projects" / "one.jsonl").read_text() == "said"
+    assert (copy / "link").is_symlink()
+    assert not (copy / ".cache").exists()
+    folders.remove("source")
+    assert not home.exists()
 
 
 async def test_agent_without_a_sandbox_has_the_users_home(serve: Serve, tmp_path: Path) -> None:
@@ -202,6 +222,72 @@ def processes_of(session: str) -> list[str]:
     return found
 
 
+@each_level
+def test_variables_of_a_client_reach_only_the_sandbox(tmp_path: Path, level: str) -> None:
+    """Not the launcher or bubblewrap, which would carry out code of the client."""
+    data = DataDir(tmp_path / "data")
+    data.workspace("own").mkdir(parents=True)
+    sandbox = Sandbox(mechanism(level), data, environ=plain_environ())
+    library = str(data.workspace("own") / "evil.so")
+    environ = {"LD_PRELOAD": library, "PYTHONPATH": str(tmp_path), "PATH": str(tmp_path)}
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(sandbox.plan(TrialSpec("own", str(data.workspace("own"))), environ)))
+    done = subprocess.run(
+        [system_python(), "-I", "-S", str(RESTRICT), str(plan), "/usr/bin/env"],
+        env=plain_environ(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"LD_PRELOAD={library}" in done.stdout.splitlines()
+    assert done.stderr.count(library) == 1  # the loader of the program alone complains
+
+
+@pytest.mark.slow
+@each_level
+def test_git_works_in_a_worktree_and_cannot_change_hooks(tmp_path: Path, level: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    data = DataDir(tmp_path / "data")
+    data.workspace("own").parent.mkdir(parents=True)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (
+        [*git, "init", "-q", str(root)],
+        [*git, "-C", str(root), "commit", "-q", "--allow-empty", "-m", "first"],
+        [*git, "-C", str(root), "worktree", "add", "-q", str(data.workspace("own"))],
+    ):
+        subprocess.run(command, check=True)
+    policy = SandboxPolicy(roots=(root,))
+    sandbox = Sandbox(mechanism(level), data, policy, plain_environ())
+    spec = TrialSpec("own", str(data.workspace("own")), repository=str(root))
+    commands = {
+        "commit": f"echo x > f && git add f && {' '.join(git)} commit -q -m second",
+        "hook": f"echo x > {root}/.git/hooks/post-commit",
+        "configuration": f"{' '.join(git)} config core.fsmonitor evil",
+    }
+    found = run_commands(sandbox, spec, commands, tmp_path)
+    assert found.pop("commit") is None
+    assert all(found.values())
+
+
+def run_commands(
+    sandbox: Sandbox, spec: TrialSpec, commands: dict[str, str], folder: Path
+) -> dict[str, str | None]:
+    """Run shell commands in the sandbox. Returns the error of each, or None."""
+    program, plan = folder / "commands.py", folder / "plan.json"
+    program.write_text(
+        "import json, subprocess, sys\n"
+        "def fail(command):\n"
+        "    done = subprocess.run(['sh', '-c', command], capture_output=True, text=True)\n"
+        "    return (done.stderr or 'failed')[-500:] if done.returncode else None\n"
+        "commands = json.loads(sys.argv[1])\n"
+        "print(json.dumps({name: fail(command) for name, command in commands.items()}))\n"
+    )
+    plan.write_text(json.dumps(sandbox.plan(spec, {})))
+    python = system_python()
+    return run_attempts(plan, [python, "-I", "-S", str(program)], commands, sandbox.environ)
+
+
 TOOLS = {
     "git": "git init -q . && git -c user.name=a -c user.email=a@b commit -q --allow-empty -m x",
     "node": 'node -e \'require("fs").writeFileSync("a", require("os").tmpdir())\'',
@@ -237,19 +323,8 @@ def test_tools_work(level: str, tmp_path: Path) -> None:
     data = DataDir(tmp_path / "data")
     data.workspace("own").mkdir(parents=True)
     sandbox = Sandbox(mechanism(level), data, environ=plain_environ())
-    program = tmp_path / "tools.py"
-    program.write_text(
-        "import json, subprocess, sys\n"
-        "def fail(command):\n"
-        "    done = subprocess.run(['sh', '-c', command], capture_output=True, text=True)\n"
-        "    return (done.stderr or 'failed')[-500:] if done.returncode else None\n"
-        "tools = json.loads(sys.argv[1])\n"
-        "print(json.dumps({name: fail(command) for name, command in tools.items()}))\n"
-    )
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(sandbox.plan(TrialSpec("own", str(data.workspace("own"))), {})))
-    python = system_python()
-    found = run_attempts(plan, [python, "-I", "-S", str(program)], tools, sandbox.environ)
+    spec = TrialSpec("own", str(data.workspace("own")))
+    found = run_commands(sandbox, spec, tools, tmp_path)
     assert found == dict.fromkeys(tools)
 
 
@@ -258,6 +333,7 @@ async def test_agent_outside_of_the_system_needs_no_listing(serve: Serve, tmp_pa
     package = tmp_path / "elsewhere" / "node_modules" / "agent"
     package.mkdir(parents=True)
     (package / "agent.py").write_bytes(MOCK.read_bytes())
+    (package.parent / "mock_agent.py").write_bytes((MOCK.parents[1] / "mock_agent.py").read_bytes())
     program = tmp_path / "elsewhere" / "start-agent"
     program.write_text(f"#!{sys.executable}\nimport os, sys\nos.execv(sys.argv[1], sys.argv[1:])\n")
     program.chmod(0o755)

@@ -243,7 +243,16 @@ class HostBackend:
                 await asyncio.to_thread(self.sandbox.folders.remove, spec.key)
 
     async def fork(self, agent: Agent, key: str, cwd: str) -> bool:
-        return isinstance(agent, HostAgent) and await agent.fork_to(key, cwd)
+        if not (isinstance(agent, HostAgent) and await agent.fork_to(key, cwd)):
+            return False
+        if self.sandbox.is_on:  # agents store conversations in their home
+            copy = self.sandbox.folders.copy_home
+            try:
+                await asyncio.to_thread(copy, agent.spec.key, key)
+            except OSError as error:
+                logger.warning("session %s: the home was not copied: %s", key, error)
+                return False
+        return True
 
     async def forget(self, key: str) -> None:
         await self.handover.stderr.forget(key)
