@@ -15,7 +15,7 @@ from ..data_dir import DataDir
 FICLONE = 0x40049409
 """Share the blocks of a file with a copy, which some file systems can."""
 CACHES = (".cache", ".npm")
-MAX_DEPTH = 64
+MAX_HOME_DEPTH = 64
 COPY_BYTES = 1 << 24
 
 
@@ -119,7 +119,7 @@ class SandboxFolders:
 def _copy_tree(source: int, target: int, depth: int = 0) -> None:
     """Copy the content of one folder, given by its descriptor, to another that may have content."""
     for name in os.listdir(source):
-        if name in CACHES or depth > MAX_DEPTH:
+        if name in CACHES or depth > MAX_HOME_DEPTH:
             continue
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             mode = os.stat(name, dir_fd=source, follow_symlinks=False).st_mode

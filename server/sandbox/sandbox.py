@@ -78,6 +78,17 @@ class SandboxPolicy:
     roots: tuple[Path, ...] = ()
     network: NetworkPolicy = "all"
 
+    @property
+    def tcp_ports(self) -> Sequence[int] | None:
+        """The only TCP ports that programs may connect to; None for all."""
+        match self.network:
+            case "all":
+                return None
+            case "web":
+                return WEB_PORTS
+            case _:
+                return ()
+
 
 OFF = Mechanism("off", is_chosen=True, abi=0)
 
@@ -242,11 +253,11 @@ class Sandbox:
             "hidden": self._masks if self.level == "bwrap" else [],
             "devices": paths.DEVICES,
             "environ": {**self._environ_of(spec), **environ},
-            "unset": self._unset,
+            "unset": [name for name in self.environ if name.startswith("XDG_")],
             "seccomp": self._seccomp,
             "bwrap": self._bwrap_options(spec),
             "tags": TAG_VARIABLES,
-            "tcp_ports": self._tcp_ports,
+            "tcp_ports": self._policy.tcp_ports,
         }
 
     def _repository_of(self, spec: SandboxSpec) -> Iterator[list[Any]]:
@@ -308,16 +319,6 @@ class Sandbox:
         ]
         return list(dict.fromkeys(map(str, found)))
 
-    @property
-    def _tcp_ports(self) -> Sequence[int] | None:
-        match self._policy.network:
-            case "all":
-                return None
-            case "web":
-                return WEB_PORTS
-            case _:
-                return ()
-
     def _bwrap_options(self, spec: SandboxSpec) -> list[str]:
         if self.mechanism.program is None:
             return []
@@ -334,10 +335,6 @@ class Sandbox:
         return options
 
     # The environment.
-
-    @property
-    def _unset(self) -> list[str]:
-        return [name for name in self.environ if name.startswith("XDG_")]
 
     def _environ_of(self, spec: SandboxSpec) -> dict[str, str]:
         home = str(self.folders.home(spec.key))
