@@ -241,7 +241,7 @@ class CloseQuery(msgspec.Struct, frozen=True):
     waits=("body",),
     request_example={"agent": "demo", "meta": {"channel": "42"}},
     example=STATE_EXAMPLE,
-    failures=("agent_unavailable", "pool_full", "draining"),
+    failures=("not_supported", "agent_unavailable", "pool_full", "draining"),
 )
 async def create_session(request: web.Request, body: CreateSession) -> SessionResponse:
     session = await context_of(request).sessions.create(app_name_of(request), session_request(body))
@@ -313,10 +313,11 @@ async def get_session(request: web.Request, session: Session) -> SessionResponse
     tag=Tag.SESSIONS,
     summary="Change a session",
     description="A new `permission` applies to the agent's next requests; those that wait for a"
-    " client continue to wait.",
+    " client continue to wait. A new `elicitation` takes effect with the next prompt.",
     waits=("body",),
     request_example={"meta": {"title": "My first one"}},
     example=STATE_EXAMPLE,
+    failures=("not_supported", "session_closed"),
 )
 async def update_session(
     request: web.Request, session: Session, body: UpdateSession
