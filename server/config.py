@@ -278,6 +278,7 @@ class Settings:
     heartbeat_secs: float = _setting(_seconds(0.01, 3600), 20)
     stall_timeout_secs: float = _setting(_seconds(0.01, 3600), 30)
     drain_secs: float = _setting(_seconds(0, 3600), 10)
+    max_import_bytes: int = _setting(_int(1, 2**40), 32 * 2**20)
     max_shares_per_session: int = _setting(_int(1, 100_000), 100)
     max_tickets_per_app: int = _setting(_int(1, 1_000_000), 10_000)
     allowed_hosts: tuple[str, ...] = _setting(_hosts, ())

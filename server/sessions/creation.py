@@ -41,6 +41,7 @@ from .workspaces import Workspaces
 
 if TYPE_CHECKING:
     from .forking import ForkPoint
+    from .imports import ImportedLog
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class SessionCreator:
         draft.id = str(uuid.uuid4()) if draft.prewarmed is None else draft.prewarmed.id
 
     async def store(
-        self, app_name: str, draft: SessionDraft, fork: ForkPoint | None = None
+        self, app_name: str, draft: SessionDraft, fork: ForkPoint | ImportedLog | None = None
     ) -> SessionRow:
         """Make the session's folder and store its row.
 

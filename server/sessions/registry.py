@@ -24,6 +24,7 @@ from ..workspace.worktrees import Worktrees
 from .context import SessionContext
 from .creation import SessionCreator, SessionRequest
 from .forking import ForkPoint, SessionForker
+from .imports import ImportedLog
 from .listing import SessionListing
 from .prewarm import Prewarmer
 from .removal import SessionRemover
@@ -245,7 +246,7 @@ class SessionRegistry:
     # Creating
 
     async def create(
-        self, app_name: str, request: SessionRequest, fork: ForkPoint | None = None
+        self, app_name: str, request: SessionRequest, fork: ForkPoint | ImportedLog | None = None
     ) -> Session:
         """Open a session; its agent starts in the background.
 

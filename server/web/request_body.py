@@ -59,6 +59,25 @@ class BodyReader:
                 raise payload_too_large()
             return await self._parse(data)
 
+    @contextlib.asynccontextmanager
+    async def reserve(self, request: web.Request, limit: int) -> AsyncIterator[bytearray]:
+        """Read a body of at most *limit* bytes, and count it against the budget in the block.
+
+        Raises:
+            Error: the errors of :meth:`read_json`, except ``bad_request``.
+        """
+        size = request.content_length
+        if (size or 0) > limit:
+            raise payload_too_large()
+        app_name = request.get(APP_NAME, "")
+        size = limit if size is None else size
+        async with self._limits.budget.reserve(app_name, size, BUDGET_TIMEOUT_SECS):
+            data = bytearray()
+            await self._read(request, data, limit)
+            if len(data) > limit:
+                raise payload_too_large()
+            yield data
+
     async def _read(self, request: web.Request, data: bytearray, limit: int) -> None:
         """Append to *data* until it has more than *limit* bytes or the body ends."""
         await send_continue(request)

@@ -286,6 +286,7 @@ UNDO = "/sessions/{session_id}/undo"
 PERMISSION = "/sessions/{session_id}/permissions/{request_id}"
 QUEUE = "/sessions/{session_id}/queue/{turn_index}"
 FORK = "/sessions/{session_id}/fork"
+EXPORT = "/sessions/{session_id}/export"
 SHARES = "/sessions/{session_id}/shares"
 READ = "/sessions/{session_id}/read"
 SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
@@ -315,6 +316,8 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
     ("PATCH", QUEUE, "body"): half_json("PATCH", QUEUE),
     ("POST", FORK, "body"): half_json("POST", FORK),
+    ("POST", "/sessions/import", "body"): half_json("POST", "/sessions/import"),
+    ("GET", EXPORT, "response"): unread_response("GET", EXPORT),
     ("POST", SHARES, "body"): half_json("POST", SHARES),
     ("POST", READ, "body"): half_json("POST", READ),
     ("GET", EVENTS, "stream"): stream_of("GET", EVENTS, None),
