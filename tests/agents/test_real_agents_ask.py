@@ -19,6 +19,7 @@ from ..conftest import Serve
 from ..support import real_agents
 from ..support.anthropic_stand_in import (
     Failure,
+    Hang,
     Json,
     StandIn,
     Text,
@@ -364,3 +365,53 @@ async def test_claude_asks_its_user_with_a_form_if_clients_can_show_it(
     assert "Postgres" in json.dumps(api.tool_results()[-1])
     starts = [e for e in await client.events(session) if e["type"] == "turn_start"]
     assert [start["context"] for start in starts] == ["new", "kept"]
+
+
+STEERABLE = ("claude-0.76", "claude-newest", "codex")
+
+
+@pytest.mark.parametrize("real", [AGENTS[name] for name in STEERABLE], ids=STEERABLE)
+async def test_agent_accepts_a_prompt_for_its_running_turn(
+    serve: Serve, machine: Path, real: Real, api: StandIn
+) -> None:
+    server = await serve(default_agent=None)
+    client = await server.client()
+    session = await client.create(real.name, permission="ask")
+    socket = await client.connect(session, after=0)
+    path = Path((await client.state(session))["cwd"]) / "file"
+    api.always(Text("Done."))
+    api.plan(real.writes(path))
+    turn = asyncio.create_task(client.turn(session, "Write it."))
+    asked: list[Json] = []
+    while not asked:
+        assert not turn.done(), f"no permission request: {turn.result()}"
+        await asyncio.wait({turn}, timeout=0.05)
+        asked = (await client.state(session))["pending_permissions"]
+    assert (await client.state(session))["steering"] is True
+    await socket.send("prompt", prompt="To the left.", steer=True, id="s1")
+    accepted = await socket.until("accepted", id="s1")
+    assert (accepted["turn_index"], accepted["steered"]) == (1, True)
+    assert (await socket.until("turn_steer"))["prompt"][0]["text"] == "To the left."
+
+    options = {option["kind"]: option["optionId"] for option in asked[0]["request"]["options"]}
+    answer = {"option_id": options["allow_once"]}
+    await client.post(f"/sessions/{session}/permissions/{asked[0]['request_id']}", answer)
+    status, reply = await turn
+    assert (status, reply["stop_reason"]) == (200, "end_turn"), reply
+    assert json.dumps(api.requests[-1]).count("To the left.") == 1
+
+    # Without a running turn it is an ordinary prompt, and the agent gets it once.
+    body = {"prompt": "To the right.", "steer": True}
+    status, reply = await client.post(f"/sessions/{session}/turn", body)
+    assert (status, reply["turn_index"], reply["steered"]) == (200, 2, False), reply
+    assert json.dumps(api.requests[-1]).count("To the right.") == 1
+
+    if real.name == "claude":  # which stops its answer for the prompt
+        api.plan(Hang("So "))
+        await socket.send("prompt", prompt="Hang.")
+        await socket.until_text("So ")
+        await socket.send("prompt", prompt="Go on.", steer=True, id="s2")
+        assert (await socket.until("accepted", id="s2"))["steered"] is True
+        end = await socket.until("turn_end", turn_index=3)
+        assert (end["stop_reason"], end["error"]) == ("end_turn", None)
+        assert json.dumps(api.requests[-1]).count("Go on.") == 1
