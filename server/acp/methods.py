@@ -23,6 +23,7 @@ from .jsonrpc import JsonRpcError
 from .listing import decode_cursor, encode_cursor, session_item
 from .login_methods import LoginMethods
 from .params import NAMESPACE, UrlOptions, read_params
+from .removal_methods import RemovalMethods
 from .requests import Requests
 from .session_options import (
     agent_capabilities,
@@ -101,6 +102,9 @@ class AcpMethods:
             "session/close": self._close,
             "session/prompt": self._prompt,
             **self._logins.by_name,
+            **RemovalMethods(
+                sessions, requests, self._session, has_ticket=only_session is not None
+            ).by_name,
             **SettingMethods(requests, self._subscription).by_name,
             **SteeringMethod(requests, self._subscription, credential, upgrade_id).by_name,
         }

@@ -137,6 +137,14 @@ class CloseSessionParams(_SessionParams, frozen=True, kw_only=True):
     pass
 
 
+class DeleteSessionParams(_SessionParams, frozen=True, kw_only=True):
+    pass
+
+
+class SetTitleParams(_SessionParams, frozen=True, kw_only=True):
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
 class PromptParams(_SessionParams, frozen=True, kw_only=True):
     prompt: list[Any]
 

@@ -75,7 +75,10 @@ def agent_capabilities(
         "loadSession": True,
         "promptCapabilities": capabilities.get("promptCapabilities") or {},
         "mcpCapabilities": {kind: mcp.get(kind) is True for kind in ("http", "sse")},
-        "sessionCapabilities": {"list": {}, "resume": {}, "close": {}, **directories},
+        "sessionCapabilities": {
+            **{name: {} for name in ("list", "resume", "close", "delete", "title")},
+            **directories,
+        },
     }
 
 

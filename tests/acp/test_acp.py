@@ -205,7 +205,8 @@ async def test_prompt_capabilities_are_the_agents_own(server: LocalServer, clien
     told = result["agentCapabilities"]
     assert told["promptCapabilities"] == dict.fromkeys(("image", "audio", "embeddedContext"), False)
     assert told["loadSession"] is True
-    assert told["sessionCapabilities"] == {"list": {}, "resume": {}, "close": {}}
+    offered = ("list", "resume", "close", "delete", "title")
+    assert told["sessionCapabilities"] == {name: {} for name in offered}
     assert result["_meta"]["clawdforge"]["agent"] == "mock-text"
     assert result["agentInfo"]["name"] == "clawdforge"
 
@@ -557,6 +558,20 @@ async def test_updates_that_the_client_has_not_announced_are_withheld(client: Cl
         found.append([update for update in acp.updates() if update["sessionUpdate"] in kinds])
         await client.delete(f"/sessions/{session}")
     assert found == [[{**updates[2], "configOptions": [model]}], updates]
+
+
+async def test_session_gets_a_title_and_is_deleted(acp: AcpClient, client: Client) -> None:
+    session = await acp.new_session()
+    other = await acp.new_session()
+    assert await acp.call("session/set_title", sessionId=session, title="My title") == {}
+    assert (await client.state(session))["title"] == "My title"
+    assert await code_of(acp, "session/set_title", sessionId=session, title="") == -32602
+    assert await code_of(acp, "session/set_title", sessionId=UNKNOWN, title="x") == -32002
+    await acp.prompt(session, "hello")
+    for session_id in (session, other):
+        assert await acp.call("session/delete", sessionId=session_id) == {}
+        assert (await client.get(f"/sessions/{session_id}"))[0] == 404
+    assert await code_of(acp, "session/delete", sessionId=session) == -32002
 
 
 async def test_lost_connection_cancels_nothing(client: Client) -> None:
