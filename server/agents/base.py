@@ -304,7 +304,6 @@ class Backend(Protocol):
             the agent may be in others.
         timeouts: those of all agents; a change applies to running agents, too.
         unsupported_options: the fields of :class:`AgentParameters` that have no effect.
-        reserved_variables: beginnings of names that sessions cannot give to their agents.
         environ_of: returns the variables of an app, for the next start of each of its agents.
         sandbox: restricts every process of an agent.
     """
@@ -312,7 +311,6 @@ class Backend(Protocol):
     can_ask: bool
     can_restore: bool
     unsupported_options: frozenset[str]
-    reserved_variables: tuple[str, ...]
     environ_of: EnvironOf
     timeouts: AgentTimeouts
     sandbox: Sandbox

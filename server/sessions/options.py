@@ -12,7 +12,7 @@ A session's objects read ``core.options``, which is replaced as a whole when a c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -358,15 +358,9 @@ def check_for_agent(options: SessionOptions, backend: Backend, agent: str) -> No
     for name in options.of_agent:
         if name in backend.unsupported_options:
             raise not_supported(f"{name}: not supported by the cli backend")
-        if name == "env" and (reserved := _reserved(options.env or {}, backend)):
-            raise not_supported(f"env: {reserved[0]}: not supported by the cli backend")
         takes = backend.traits(agent).takes_claude_options
         if name in ("allowed_tools", "max_turns") and not takes:
             raise not_supported(f"{name}: the agent {agent!r} does not support it")
-
-
-def _reserved(names: Iterable[str], backend: Backend) -> list[str]:
-    return [name for name in names if name.startswith(backend.reserved_variables)]
 
 
 def _check_server(server: McpServer | str, presets: Presets) -> None:

@@ -227,17 +227,22 @@ async def test_session_with_parameters_takes_no_prewarmed_agent(serve: Serve) ->
     assert (await client.state(session))["agent_state"] == "prewarmed"
 
 
+@pytest.mark.slow  # each acpx command takes 1 s of CPU time
 async def test_cli_backend_passes_servers_and_variables(serve: Serve) -> None:
     server = await serve(agents=AGENTS, agent_backend="cli")
-    client = await server.client()
+    client = await server.client("shop")
     session = await client.create(mcp_servers=[STDIO], env={"API_KEY": SECRET})
     assert (await opened(client, session))[1]["mcpServers"] == [STDIO]
     assert await run_step(client, session, {"env": ["API_KEY"]}) == {"API_KEY": SECRET}
+    change = {"env": {"APP_KEY": "of the app"}}
+    assert (await server.admin().call("PATCH", "/admin/tokens/shop", change))[0] == 200
+    await hibernate(server, client, session)
+    found = await run_step(client, session, {"env": ["API_KEY", "APP_KEY"]})
+    assert found == {"API_KEY": SECRET, "APP_KEY": "of the app"}
     options: Any
     for options in (
         {"allowed_tools": ["Read"]},
         {"additional_directories": ["/"]},
-        {"env": {"NODE_OPTIONS": "--require=/tmp/x"}},
     ):
         reply = await client.post("/sessions", {"agent": "mock", **options})
         assert reply[0] == 400

@@ -68,7 +68,6 @@ class CliBackend:
 
     can_ask = False
     unsupported_options = frozenset({"additional_directories", "allowed_tools", "max_turns"})
-    reserved_variables: tuple[str, ...] = ("HOME", "NODE_", "PATH")  # acpx has the variables, too
     can_restore = False  # acpx sends the prompt as soon as it has loaded the session
     restarts = 0  # there is no host
 
@@ -166,11 +165,7 @@ class CliBackend:
             agent_argv=command.argv if command else await self._find_agent(spec.agent),
             agent_environ={
                 **(command.env if command else {}),
-                **{
-                    name: value
-                    for name, value in self.environ_of(spec.owner).items()
-                    if not name.startswith(self.reserved_variables)
-                },
+                **self.environ_of(spec.owner),
                 **spec.parameters.environ,
             },
         )

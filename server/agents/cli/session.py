@@ -131,6 +131,7 @@ class CliSession:
             await self._acpx.end(grace)
             async with self._command:  # a command that had begun has failed by now
                 await self._acpx.end()
+                self._acpx = None  # the next start may have other variables
         return True
 
     def start_error(self, error: AcpxCommandError, refusal: Any = None) -> Error:

@@ -74,7 +74,6 @@ class HostBackend:
     can_ask = True
     can_restore = True
     unsupported_options: frozenset[str] = frozenset()
-    reserved_variables: tuple[str, ...] = ()
 
     def __init__(
         self,
