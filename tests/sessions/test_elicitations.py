@@ -308,12 +308,11 @@ async def test_question_that_clients_cannot_answer_is_cancelled(
     assert answer_told(socket) == CANCELLED
 
 
-@pytest.mark.parametrize("depth", [400, 900])
-async def test_very_deep_question_leaves_the_session_usable(client: Client, depth: int) -> None:
+async def test_very_deep_question_leaves_the_session_usable(client: Client) -> None:
     session = await client.create(elicitation="ask")
     socket = await client.connect(session)
     deep = json.dumps({"mode": "form", "requestedSchema": {"properties": {"a": 0}}})
-    inner = '{"items":' * depth + "{}" + "}" * depth
+    inner = '{"items":' * 900 + "{}" + "}" * 900
     line = {"jsonrpc": "2.0", "id": "deep", "method": "elicitation/create", "params": 0}
     raw = json.dumps(line).replace('"params": 0', '"params": ' + deep.replace("0", inner))
     await socket.turn(script({"raw": raw}, {"say": "still here"}))
@@ -408,7 +407,7 @@ async def test_change_applies_to_a_prompt_that_is_queued_already(
 
 
 async def test_prompt_can_be_cancelled_while_the_agent_is_started_again(client: Client) -> None:
-    session = await client.create("mock-stubborn")
+    session = await client.create()
     socket = await client.connect(session)
     await socket.turn("hello")
     await client.call("PATCH", f"/sessions/{session}", {"elicitation": "ask"})
