@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import stat
 import time
@@ -47,11 +48,13 @@ class _ZipOutput(io.RawIOBase):
 class ArchiveWalk:
     """The files and folders of an archive, read through descriptors. Links are left out."""
 
-    def __init__(self, folder: WorkFolder, names: Names) -> None:
+    def __init__(self, folder: WorkFolder, names: Names, max_files: int, max_bytes: int) -> None:
         self._folder = folder
         self._names = names
+        self._max_files = max_files
+        self._max_bytes = max_bytes
 
-    def check_size(self, max_files: int, max_bytes: int) -> None:
+    def check_size(self) -> None:
         """Check the number and the sizes of the files.
 
         Raises:
@@ -61,12 +64,12 @@ class ArchiveWalk:
         size = 0
         for count, (_, status, _) in enumerate(self.entries(), 1):
             size += status.st_size if stat.S_ISREG(status.st_mode) else 0
-            if count > max_files:
-                raise payload_too_large(f"an archive has at most {max_files} files")
-            if size > max_bytes:
+            if count > self._max_files:
+                raise payload_too_large(f"an archive has at most {self._max_files} files")
+            if size > self._max_bytes:
                 raise Error(
                     ErrorCode.PAYLOAD_TOO_LARGE,
-                    f"an archive has at most {max_bytes} bytes of files: fetch single files,"
+                    f"an archive has at most {self._max_bytes} bytes of files: fetch single files,"
                     " or a folder with `path`",
                 )
 
@@ -74,7 +77,7 @@ class ArchiveWalk:
         """Yield the path in the archive, the status and the parent's descriptor of each entry."""
         try:
             with self._folder.open(*self._names) as descriptor:
-                yield from _walk(descriptor, "", MAX_LEVELS)
+                yield from _walk(descriptor, "", MAX_LEVELS, self._max_files)
         except OSError as error:
             raise read_error(error, "folder") from None
 
@@ -103,9 +106,11 @@ class ArchiveWalk:
         yield output.take()
 
 
-def _walk(descriptor: int, path: str, depth: int) -> Iterator[tuple[str, os.stat_result, int]]:
+def _walk(
+    descriptor: int, path: str, depth: int, limit: int
+) -> Iterator[tuple[str, os.stat_result, int]]:
     with os.scandir(descriptor) as scan:
-        names = sorted(entry.name for entry in scan)
+        names = sorted(entry.name for entry in itertools.islice(scan, limit + 1))
     for name in names:
         try:
             status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
@@ -117,7 +122,7 @@ def _walk(descriptor: int, path: str, depth: int) -> Iterator[tuple[str, os.stat
             yield path + name, status, descriptor
             if depth > 1:
                 with contextlib.suppress(OSError), _child(name, descriptor) as child:
-                    yield from _walk(child, f"{path}{name}/", depth - 1)
+                    yield from _walk(child, f"{path}{name}/", depth - 1, limit)
 
 
 @contextlib.contextmanager

@@ -121,12 +121,11 @@ class WorkspaceFiles:
         Raises:
             Error: ``not_found`` or ``payload_too_large``.
         """
-        walk = ArchiveWalk(self._folder(cwd), split_folder_path(path))
         settings = self._settings
+        limits = settings.max_archive_files, settings.max_archive_bytes
+        walk = ArchiveWalk(self._folder(cwd), split_folder_path(path), *limits)
         async with self._archives.of(app_name):
-            await self._call(
-                app_name, walk.check_size, settings.max_archive_files, settings.max_archive_bytes
-            )
+            await self._call(app_name, walk.check_size)
             pieces = walk.pieces()
             try:
                 while piece := await to_completion(self._call(app_name, next, pieces, b"")):

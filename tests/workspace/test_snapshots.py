@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,23 @@ async def folder_of(client: Client, session: str) -> Path:
     return Path((await client.state(session))["cwd"])
 
 
-async def turn_that(client: Client, session: str, tmp_path: Path, change: Change) -> None:
+async def turn_that(client: Client, session: str, change: Change) -> None:
     """Run a turn during which the folder is changed, as an agent would."""
-    name = secrets.token_hex(4)
-    started, go = tmp_path / f"{name}-started", tmp_path / f"{name}-go"
-    turn = asyncio.create_task(
-        client.turn(session, script({"touch": str(started)}, {"gate": str(go)}))
-    )
-    await eventually("the turn to start", started.exists)
-    change(await folder_of(client, session))
-    go.touch()
+    folder = await folder_of(client, session)
+    async with running_turn(client, session):
+        change(folder)
+
+
+@contextlib.asynccontextmanager
+async def running_turn(client: Client, session: str) -> AsyncIterator[None]:
+    """A turn that runs during the block."""
+    # The agent's own folder is ignored by snapshots, and its sandbox allows it.
+    started, go = (f".mock-agent/{secrets.token_hex(4)}-{name}" for name in ("started", "go"))
+    folder = await folder_of(client, session)
+    turn = asyncio.create_task(client.turn(session, script({"touch": started}, {"gate": go})))
+    await eventually("the turn to start", (folder / started).exists)
+    yield
+    (folder / go).touch()
     assert (await turn)[0] == 200
 
 
@@ -96,7 +104,7 @@ async def test_changes_are_those_of_the_turns(client: Client, tmp_path: Path) ->
     session = await client.create()
     assert await changes(client, session) == []
     await client.call("PUT", f"/sessions/{session}/files/mine.txt", b"mine\n")
-    await turn_that(client, session, tmp_path, write("a.txt", "one\n"))
+    await turn_that(client, session, write("a.txt", "one\n"))
     added = {"path": "a.txt", "status": "added", "additions": 1, "deletions": 0}
     assert await changes(client, session) == [added]
     await client.call("PUT", f"/sessions/{session}/files/other.txt", b"other\n")
@@ -106,7 +114,7 @@ async def test_changes_are_those_of_the_turns(client: Client, tmp_path: Path) ->
         (folder / "mine.txt").unlink()
         (folder / "b.bin").write_bytes(b"\0" * 10)
 
-    await turn_that(client, session, tmp_path, second)
+    await turn_that(client, session, second)
     assert await changes(client, session, "?since_turn=2") == [
         {"path": "a.txt", "status": "modified", "additions": 1, "deletions": 1},
         {"path": "b.bin", "status": "added", "additions": None, "deletions": None},
@@ -130,18 +138,12 @@ async def test_changes_are_those_of_the_turns(client: Client, tmp_path: Path) ->
 async def test_changes_of_a_running_turn_are_shown_so_far(client: Client, tmp_path: Path) -> None:
     session = await client.create()
 
-    async def check(folder: Path) -> None:
+    folder = await folder_of(client, session)
+    async with running_turn(client, session):
         (folder / "a.txt").write_text("x")
         assert [one["path"] for one in await changes(client, session)] == ["a.txt"]
-        failure(await client.post(f"/sessions/{session}/undo", {"turn_index": 1}), 409, "conflict")
-
-    started, go = tmp_path / "started", tmp_path / "go"
-    steps = {"touch": str(started)}, {"gate": str(go)}
-    turn = asyncio.create_task(client.turn(session, script(*steps)))
-    await eventually("the turn to start", started.exists)
-    await check(await folder_of(client, session))
-    go.touch()
-    await turn
+        undone = await client.post(f"/sessions/{session}/undo", {"turn_index": 1})
+        failure(undone, 409, "conflict")
 
 
 async def test_undo_restores_the_folder_and_can_be_undone(client: Client, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ async def test_undo_restores_the_folder_and_can_be_undone(client: Client, tmp_pa
         for number in range(250):  # so many that their objects become one pack
             (folder / "a" / f"{number}").write_text(f"{number}")
 
-    await turn_that(client, session, tmp_path, first)
+    await turn_that(client, session, first)
     before = tree(folder)
 
     def second(folder: Path) -> None:
@@ -174,7 +176,7 @@ async def test_undo_restores_the_folder_and_can_be_undone(client: Client, tmp_pa
         (folder / "new").mkdir()
         (folder / "new" / "file").write_text("new")
 
-    await turn_that(client, session, tmp_path, second)
+    await turn_that(client, session, second)
     after = tree(folder)
     assert after != before
     reply = await undo(client, session, turn_index=2)
@@ -197,7 +199,7 @@ async def test_undo_restores_the_folder_and_can_be_undone(client: Client, tmp_pa
 
 async def test_undo_needs_one_existing_target(client: Client, tmp_path: Path) -> None:
     session = await client.create()
-    await turn_that(client, session, tmp_path, write("a", "x"))
+    await turn_that(client, session, write("a", "x"))
     path = f"/sessions/{session}/undo"
     wrong: list[Json] = [{}, {"turn_index": 1, "snapshot_id": "x"}, {"turn_index": 0}]
     for body in wrong:
@@ -214,7 +216,7 @@ async def test_prompt_sent_during_an_undo_waits_for_it(
     own_server: LocalServer, own_client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, session = own_client, await own_client.create()
-    await turn_that(client, session, tmp_path, write("a", "x"))
+    await turn_that(client, session, write("a", "x"))
     snapshots = own_server.services.sessions.cached[session].snapshots
     call, is_called, release = snapshots.call, asyncio.Event(), asyncio.Event()
 
@@ -250,7 +252,7 @@ async def test_ignored_files_are_neither_changes_nor_undone(client: Client, tmp_
             write(path, "x")(folder)
         write("node_modules/pkg/index.js", "x")(folder)
 
-    await turn_that(client, session, tmp_path, change)
+    await turn_that(client, session, change)
     shown = [one["path"] for one in await changes(client, session)]
     assert shown == [".gitignore", "b.tmp", "keep.log", "sub/build/x"]
     reply = await undo(client, session, turn_index=1)
@@ -265,7 +267,7 @@ async def test_files_that_no_snapshot_has_are_left_alone_and_named(
     server = await serve(max_snapshot_file_bytes=100)
     client = await server.client()
     session = await client.create()
-    await turn_that(client, session, tmp_path, write("a", "x"))
+    await turn_that(client, session, write("a", "x"))
 
     def grow(folder: Path) -> None:
         (folder / "a").write_text("y" * 101)
@@ -273,7 +275,7 @@ async def test_files_that_no_snapshot_has_are_left_alone_and_named(
             file.truncate(10 << 30)
         os.mkfifo(folder / "pipe")
 
-    await turn_that(client, session, tmp_path, grow)
+    await turn_that(client, session, grow)
     assert await changes(client, session, "?since_turn=2") == [
         {"path": "a", "status": "modified", "additions": None, "deletions": None},
         {"path": "sparse", "status": "added", "additions": None, "deletions": None},
@@ -292,13 +294,13 @@ async def test_snapshots_stay_within_their_size(serve: Serve, tmp_path: Path) ->
     session = await client.create()
     for _ in range(6):
         await turn_that(
-            client, session, tmp_path, lambda folder: (folder / "a").write_bytes(os.urandom(99_000))
+            client, session, lambda folder: (folder / "a").write_bytes(os.urandom(99_000))
         )
     await changes(client, session)
     stored = server.services.settings.data_dir / "snapshots" / session
     await eventually("the objects to be packed", lambda: size_of(stored) < 320_000)
     content = (await folder_of(client, session) / "a").read_bytes()
-    await turn_that(client, session, tmp_path, write("b", "x"))
+    await turn_that(client, session, write("b", "x"))
     await undo(client, session, turn_index=7)
     assert (await folder_of(client, session) / "a").read_bytes() == content
 
@@ -346,7 +348,7 @@ async def test_users_repository_is_untouched_and_nothing_of_it_is_executed(
         (folder / "a.txt").write_bytes(b"three\r\nfour\n")
         (folder / "nested" / "inner.txt").write_text("inner")
 
-    await turn_that(client, session, tmp_path, change)
+    await turn_that(client, session, change)
     shown = [one["path"] for one in await changes(client, session)]
     assert shown == ["a.txt", "nested/inner.txt"]
     assert "+three" in await diff(client, session, "path=a.txt")
@@ -363,14 +365,14 @@ async def test_link_that_replaces_a_folder_is_not_followed_by_an_undo(
     session = await client.create()
     outside = tmp_path / "outside"
     outside.mkdir()
-    await turn_that(client, session, tmp_path, write("a/file", "x"))
+    await turn_that(client, session, write("a/file", "x"))
 
     def change(folder: Path) -> None:
         shutil.rmtree(folder / "a")
         (folder / "a").symlink_to(outside)
         (outside / "file").write_text("secret")
 
-    await turn_that(client, session, tmp_path, change)
+    await turn_that(client, session, change)
     shown = await changes(client, session, "?since_turn=2")
     assert [(one["path"], one["status"]) for one in shown] == [
         ("a", "added"),
@@ -385,7 +387,7 @@ async def test_snapshots_are_deleted_with_the_session(serve: Serve, tmp_path: Pa
     server = await serve(session_hard_ttl_secs=0)
     client = await server.client()
     session = await client.create()
-    await turn_that(client, session, tmp_path, write("a", "x"))
+    await turn_that(client, session, write("a", "x"))
     await changes(client, session)
     stored = server.services.settings.data_dir / "snapshots" / session
     assert stored.is_dir()
@@ -407,7 +409,7 @@ async def test_without_git_or_with_snapshots_off_it_is_not_supported(
             server = await serve(data_dir=tmp_path / f"data-{number}", **settings)
         client = await server.client()
         session = await client.create()
-        await turn_that(client, session, tmp_path, write("a", "x"))
+        await turn_that(client, session, write("a", "x"))
         path = f"/sessions/{session}"
         failure(await client.get(f"{path}/changes"), 400, "not_supported")
         failure(await client.get(f"{path}/snapshots"), 400, "not_supported")
@@ -426,9 +428,9 @@ async def test_too_many_files_let_the_turn_run_without_a_snapshot(
         for number in range(6):
             (folder / f"{number}").touch()
 
-    await turn_that(client, session, tmp_path, change)
+    await turn_that(client, session, change)
     failure(await client.post(f"/sessions/{session}/undo", {"turn_index": 1}), 400, "not_supported")
-    await turn_that(client, session, tmp_path, lambda folder: (folder / "1").unlink())
+    await turn_that(client, session, lambda folder: (folder / "1").unlink())
     failure(await client.get(f"/sessions/{session}/changes?since_turn=2"), 404, "not_found")
 
 
@@ -436,7 +438,7 @@ async def test_changes_of_another_app_look_like_a_missing_session(
     client: Client, server: LocalServer, tmp_path: Path
 ) -> None:
     session = await client.create()
-    await turn_that(client, session, tmp_path, write("a", "x"))
+    await turn_that(client, session, write("a", "x"))
     other = await server.client("other-app")
     for method, path, body in (
         ("GET", "/changes", None),
@@ -469,8 +471,8 @@ async def test_undo_interrupted_by_a_kill_is_finished_at_the_next_start(
             for path in folder.glob("[0-9]*"):
                 path.write_text("new content")
 
-        await turn_that(client, session, tmp_path, fill)
-        await turn_that(client, session, tmp_path, replace)
+        await turn_that(client, session, fill)
+        await turn_that(client, session, replace)
         await changes(client, session)
         asking = asyncio.create_task(client.post(f"/sessions/{session}/undo", {"turn_index": 2}))
         await eventually(
@@ -495,8 +497,8 @@ async def test_copy_gives_another_session_the_state_after_a_turn(
     client: Client, server: LocalServer, tmp_path: Path
 ) -> None:
     source, target = await client.create(), await client.create()
-    await turn_that(client, source, tmp_path, write("a/one", "1"))
-    await turn_that(client, source, tmp_path, write("two", "2"))
+    await turn_that(client, source, write("a/one", "1"))
+    await turn_that(client, source, write("two", "2"))
     await changes(client, source)
     sessions = server.services.sessions
     await sessions.snapshots.copy(

@@ -36,9 +36,9 @@ class ChangesQuery(msgspec.Struct, frozen=True):
     """The changes to return."""
 
     since_turn: Annotated[
-        TurnIndex | None,
+        TurnIndex | msgspec.UnsetType,
         doc("Changes since before this turn; by default since the session's first turn."),
-    ] = None
+    ] = msgspec.UNSET
     path: Annotated[
         str | None,
         doc("A file or folder: its unified diff is returned instead of a list."),
@@ -118,7 +118,8 @@ class SnapshotList(msgspec.Struct, kw_only=True):
 async def get_changes(
     request: web.Request, session: Session, query: ChangesQuery
 ) -> Annotated[web.StreamResponse, ChangeList]:
-    path, since = raw_query_value(request, "path"), query.since_turn
+    path = raw_query_value(request, "path")
+    since = None if query.since_turn is msgspec.UNSET else query.since_turn
     if since is not None and since > session.turns.last_index:
         raise not_found("turn")
 

@@ -30,7 +30,6 @@ ENVIRON = {
     "HOME": "/nonexistent",
     "PATH": os.defpath,
 }
-TIMEOUT_SECS = 120
 MAX_GIT_BYTES = 64 << 20
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -36,6 +37,8 @@ OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
+MAX_IGNORED = 100_000
+"""Ignored files in one folder, beyond the limit of files."""
 NEW_FOLDER = Seen(FOLDER, 0, 0, 0, 0, bytes(20))
 """A folder whose tree is not made yet."""
 
@@ -153,7 +156,10 @@ class Scan:
         self, folder: int, prefix: str, rules: IgnoreRules, levels: int, *, is_ignored: bool
     ) -> None:
         with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+            some = itertools.islice(found, self._limits.files + MAX_IGNORED + 1)
+            entries = sorted(some, key=lambda entry: entry.name)
+        if len(entries) > self._limits.files + MAX_IGNORED:
+            raise TooManyFilesError
         if any(entry.name == IGNORE_FILE for entry in entries):
             rules = self._with_rules(folder, prefix, rules)
         for entry in entries:
