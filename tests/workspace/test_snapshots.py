@@ -288,6 +288,7 @@ async def test_files_that_no_snapshot_has_are_left_alone_and_named(
     assert (folder / "sparse").stat().st_size == 10 << 30
 
 
+@pytest.mark.slow
 async def test_snapshots_stay_within_their_size(serve: Serve, tmp_path: Path) -> None:
     server = await serve(max_snapshot_bytes=300_000)
     client = await server.client()
@@ -383,6 +384,7 @@ async def test_link_that_replaces_a_folder_is_not_followed_by_an_undo(
     assert tree(await folder_of(client, session)) == {"a/": "", "a/file": "x"}
 
 
+@pytest.mark.slow
 async def test_snapshots_are_deleted_with_the_session(serve: Serve, tmp_path: Path) -> None:
     server = await serve(session_hard_ttl_secs=0)
     client = await server.client()
@@ -417,6 +419,7 @@ async def test_without_git_or_with_snapshots_off_it_is_not_supported(
         assert not (tmp_path / f"data-{number}" / "snapshots").exists()
 
 
+@pytest.mark.slow
 async def test_too_many_files_let_the_turn_run_without_a_snapshot(
     serve: Serve, tmp_path: Path
 ) -> None:

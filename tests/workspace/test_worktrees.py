@@ -90,6 +90,7 @@ async def test_session_has_a_worktree_which_is_removed_with_it(
     assert branch not in git(repository, "branch")
 
 
+@pytest.mark.slow
 async def test_branch_with_own_commits_is_kept(rooted: LocalServer, repository: Path) -> None:
     client = await rooted.client()
     session, folder = await create(client, repository)
