@@ -57,6 +57,8 @@ class ServerContext:
     started_at: float = dataclasses.field(default_factory=time.time)
 
 
+DISCONNECT_POLL_SECS = 0.1
+
 CONTEXT = web.AppKey("context", ServerContext)
 
 # The state of a request, with APP_NAME of `request_body.py`. The access log shows it.
@@ -122,6 +124,11 @@ def record_credential(request: web.Request, credential: Credential) -> str:
 def waiting(request: web.Request) -> AbstractAsyncContextManager[None]:
     """Return a block in which the request waits: see :meth:`Credential.waiting`."""
     return request[CREDENTIAL].waiting()
+
+
+def is_disconnected(request: web.Request) -> bool:
+    """Return whether the client has disconnected: aiohttp only removes the transport."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def require_admin(request: web.Request) -> None:

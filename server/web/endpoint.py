@@ -48,6 +48,7 @@ class Tag(enum.StrEnum):
     TURNS = "Turns"
     LOG = "The log"
     WEBSOCKETS = "WebSockets"
+    OPENAI = "For OpenAI's clients"
     OPERATOR = "For the operator"
     MONITORING = "Monitoring"
 

@@ -251,6 +251,14 @@ def wait_for_snapshots(method: str, path: str, body: Json | None = None) -> Scen
     return scenario
 
 
+async def wait_for_a_chat(server: LocalServer, client: Client) -> None:
+    messages = [{"role": "user", "content": ENDLESS}]
+    waiting = asyncio.create_task(client.post(CHAT, {"messages": messages}))
+    await until_waiting(server)
+    await revoke(server)
+    assert (await waiting)[0] == 401
+
+
 async def session_socket(server: LocalServer, client: Client) -> None:
     socket = await client.connect(await client.create())
     await revoke(server)
@@ -275,6 +283,7 @@ async def acp_socket(server: LocalServer, client: Client) -> None:
 
 
 MULTIPART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhalf'
+CHAT = "/v1/chat/completions"
 TURN = "/sessions/{session_id}/turn"
 EVENTS = "/sessions/{session_id}/events"
 FILES = "/sessions/{session_id}/files"
@@ -325,6 +334,11 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("GET", "/sessions/stream", "stream"): stream_of("GET", "/sessions/stream", None),
     ("GET", "/ws", "socket"): app_socket,
     ("GET", "/acp", "socket"): acp_socket,
+    ("POST", CHAT, "body"): half_json("POST", CHAT),
+    ("POST", CHAT, "work"): wait_for_a_chat,
+    ("POST", CHAT, "stream"): stream_of(
+        "POST", CHAT, {"messages": [{"role": "user", "content": ENDLESS}], "stream": True}
+    ),
 }
 
 

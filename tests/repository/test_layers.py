@@ -36,6 +36,7 @@ LAYERS = (
     "runs",
     "ws",
     "acp",
+    "openai",
     "web",
     "web.resources",
     "app",

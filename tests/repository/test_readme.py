@@ -175,7 +175,8 @@ class Shell:
             assert "/run" in json.loads(out)["paths"]
         else:
             answer = json.loads(out)
-            assert answer["ok"] is True, f"{command}\n{out}"
+            is_openai = "/v1/" in command
+            assert answer.get("object" if is_openai else "ok"), f"{command}\n{out}"
             for name, field in {
                 "SESSION": "session_id",
                 "FILE": "file_token",

@@ -21,9 +21,11 @@ from ...runs.run import RunError, RunRequest, RunResult
 from ...validation import ClientId, Name, form
 from ..context import (
     CREDENTIAL,
+    DISCONNECT_POLL_SECS,
     REQUEST_ID,
     app_name_of,
     context_of,
+    is_disconnected,
     stream_events,
     waiting,
 )
@@ -43,7 +45,6 @@ from ..field_types import (
 from ..responses import encode_json, error_response, raw_json_response
 from ..sse import SSE, wants_stream
 
-DISCONNECT_POLL_SECS = 0.1
 MAX_UNSENT_BYTES = 16 << 20
 """Updates that a slow client has not read. Above it the run is stopped."""
 RUN_ID_EXAMPLE = "0d4ce0d2-4a1f-4bb5-b3b5-9d5b1f7f0a55"
@@ -180,7 +181,7 @@ async def run_prompt(
     run = context.runner.begin(run_request)
     try:
         async with waiting(request):
-            while not run.task.done() and not _is_disconnected(request):
+            while not run.task.done() and not is_disconnected(request):
                 await asyncio.wait({run.task}, timeout=DISCONNECT_POLL_SECS)
     finally:
         run.stop("disconnect")
@@ -307,11 +308,6 @@ def _render(
         extra["session_id"] = outcome.session_id
     tail = dumps({"duration_ms": outcome.duration_ms, "stop_reason": outcome.stop_reason, **extra})
     return StoredResponse(200, b'{"ok":true,"result":' + outcome.result + b"," + tail[1:])
-
-
-def _is_disconnected(request: web.Request) -> bool:
-    """Return whether the client has disconnected: aiohttp only removes the transport."""
-    return request.transport is None or request.transport.is_closing()
 
 
 def _rendered_failure(failure: RunError, request_id: str) -> StoredResponse:
