@@ -46,7 +46,14 @@ async def client(server: LocalServer) -> Client:
 
 def filled(path: str, session: str) -> str:
     """An endpoint's path for a session."""
-    return path.format(session_id=session, request_id="x", turn_index=1, path="a.bin", run_id="x")
+    return path.format(
+        session_id=session,
+        request_id="x",
+        turn_index=1,
+        path="a.bin",
+        run_id="x",
+        share_id="x",
+    )
 
 
 async def request_to(client: Client, endpoint: Endpoint) -> Any:
@@ -292,6 +299,7 @@ ARCHIVE = "/sessions/{session_id}/archive"
 CHANGES = "/sessions/{session_id}/changes"
 SNAPSHOTS = "/sessions/{session_id}/snapshots"
 UNDO = "/sessions/{session_id}/undo"
+ELICITATION = "/sessions/{session_id}/elicitations/{request_id}"
 PERMISSION = "/sessions/{session_id}/permissions/{request_id}"
 QUEUE = "/sessions/{session_id}/queue/{turn_index}"
 FORK = "/sessions/{session_id}/fork"
@@ -323,6 +331,7 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("GET", "/sessions", "response"): unread_response("GET", "/sessions"),
     ("POST", TURN, "stream"): stream_of("POST", TURN, {"prompt": ENDLESS}),
     ("POST", PERMISSION, "body"): half_json("POST", PERMISSION),
+    ("POST", ELICITATION, "body"): half_json("POST", ELICITATION),
     ("PATCH", QUEUE, "body"): half_json("PATCH", QUEUE),
     ("POST", FORK, "body"): half_json("POST", FORK),
     ("POST", "/sessions/import", "body"): half_json("POST", "/sessions/import"),

@@ -36,6 +36,13 @@ def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
+async def until_no_session(client: Client) -> None:
+    async def is_closed() -> bool:
+        return bool((await client.get("/sessions"))[1]["count"] == 0)
+
+    await eventually("the session to be closed", is_closed)
+
+
 async def test_models_are_the_installed_agents(chat: AsyncOpenAI, client: Client) -> None:
     _, reply = await client.get("/agents")
     installed = [agent["name"] for agent in reply["agents"] if agent["installed"]]
@@ -48,7 +55,7 @@ async def test_single_message_is_the_prompt(chat: AsyncOpenAI, client: Client) -
     assert (choice.message.content, choice.finish_reason) == ("echo: hello", "stop")
     assert completion.object == "chat.completion"
     assert completion.model == "mock"
-    assert (await client.get("/sessions"))[1]["count"] == 0
+    await until_no_session(client)
 
 
 async def test_earlier_messages_come_first_as_text(chat: AsyncOpenAI) -> None:
@@ -169,11 +176,7 @@ async def test_client_that_leaves_closes_a_stateless_session(
         if chunk.choices[0].delta.content == "begun":
             break
     await stream.close()
-
-    async def is_closed() -> bool:
-        return bool((await client.get("/sessions"))[1]["count"] == 0)
-
-    await eventually("the session to be closed", is_closed)
+    await until_no_session(client)
 
 
 async def test_client_that_leaves_before_the_answer_closes_a_stateless_session(
@@ -189,8 +192,4 @@ async def test_client_that_leaves_before_the_answer_closes_a_stateless_session(
     ) as chat:
         with pytest.raises(openai.APITimeoutError):
             await answer(chat, user(script({"hang": True})))
-
-    async def is_closed() -> bool:
-        return bool((await client.get("/sessions"))[1]["count"] == 0)
-
-    await eventually("the session to be closed", is_closed)
+    await until_no_session(client)

@@ -86,7 +86,8 @@ def _with_openai_errors(handler: ChatHandler) -> ChatHandler:
         try:
             authenticate_app(request)
             response = await handler(request)
-            request[CREDENTIAL].check()
+            if not response.prepared:
+                request[CREDENTIAL].check()
         except web.HTTPException:
             raise
         except Exception as error:  # noqa: BLE001 - failure_of logs it
@@ -146,7 +147,8 @@ async def list_models(request: web.Request) -> Annotated[web.StreamResponse, Mod
 )
 @_with_openai_errors
 async def complete_chat(request: web.Request) -> Annotated[web.StreamResponse, ChatCompletion]:
-    body = await read_body(request, requests.ChatRequest)
+    async with waiting(request):
+        body = await read_body(request, requests.ChatRequest)
     requests.check_format(body)
     async with contextlib.AsyncExitStack() as stack:
         session, blocks = await _chat_session(request, body, stack)
@@ -190,7 +192,12 @@ async def _chat_session(
         app_name,
         SessionRequest(agent=agent or None, model=model or None, system=conversation.system),
     )
-    stack.push_async_callback(sessions.close, session, "client")
+
+    async def close() -> None:
+        await sessions.close(session, "client")
+
+    # In the background: the response need not wait for the end of the agent.
+    stack.callback(lambda: sessions.closing.spawn(close(), f"close-{session.id}-after-chat"))
     return session, conversation.prompt
 
 
