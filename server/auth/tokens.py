@@ -24,7 +24,7 @@ from ..storage.schema import TokenRow
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .credential import Credential, hash_secret, unauthorized
-from .shares import ShareRegistry
+from .shares import ShareRegistry, is_share
 from .tickets import TICKET_PREFIX, TicketRegistry
 from .token_options import TokenOptions
 
@@ -127,10 +127,12 @@ class TokenRegistry:
         """Return the credential of the token that a client at *address* sent.
 
         Raises:
-            Error: ``unauthorized``.
+            Error: ``unauthorized``, or ``forbidden`` for a share.
         """
         if token is None or len(token) > MAX_SECRET_LENGTH:
             raise unauthorized()
+        if is_share(token):
+            raise self.shares.refuse(token)
         presented = hash_secret(token)
         credential = self._by_hash.get(presented)
         if credential is None or not hmac.compare_digest(credential.row.hash, presented):

@@ -81,10 +81,9 @@ def authenticate_app(request: web.Request) -> str:
     Raises:
         Error: ``unauthorized``.
     """
-    tokens, secret = context_of(request).tokens, bearer(request)
-    if secret is not None and is_share(secret):
-        raise tokens.shares.refuse(secret)
-    return record_credential(request, tokens.authenticate(secret, request.remote))
+    return record_credential(
+        request, context_of(request).tokens.authenticate(bearer(request), request.remote)
+    )
 
 
 def authenticate_reader(request: web.Request, session_id: str) -> str:

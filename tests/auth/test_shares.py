@@ -94,7 +94,7 @@ async def test_share_opens_no_other_call_and_no_other_session(client: Client) ->
         else:
             status, _ = await reader.call(endpoint.method, path, {} if endpoint.body else None)
         assert status in (401, 403, 404), (endpoint.method, path, status)
-        assert status != 401 or endpoint.auth == "admin" or endpoint.auth_in_handler, path
+        assert status != 401 or endpoint.auth == "admin", path
     for path in ("", "/events"):
         failure(await reader.get(f"/sessions/{other}{path}"), 404, "not_found")
     socket = await by_frame(reader, other)
