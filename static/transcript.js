@@ -92,6 +92,14 @@ const ENTRIES = {
 		model.running.add(turn.index)
 	},
 
+	// A prompt that was added to the running turn.
+	turn_steer(model, entry) {
+		const turn = turnOf(model, entry)
+		closeText(model, turn, entry.ts)
+		for (const content of blocks(entry.prompt)) addText(model, 'user', { content, messageId: null }, entry)
+		closeText(model, turn, entry.ts)
+	},
+
 	turn_end(model, entry) {
 		const turn = turnOf(model, entry)
 		closeText(model, turn, entry.ts)

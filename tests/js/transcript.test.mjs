@@ -482,6 +482,23 @@ test('an echoed prompt is not shown twice', () => {
 	);
 });
 
+test('a steered prompt is a message of the user in the running turn', () => {
+	const l = log();
+	l.start();
+	l.say('so ');
+	l.put('turn_steer', { prompt: [{ type: 'text', text: 'to the left' }], id: 's1' });
+	l.put('turn_steer', { prompt: 7, id: null });
+	l.say('on');
+	assert.deepEqual(
+		l.items.map(({ kind, parts }) => [kind, textOf(parts)]).filter(([, text]) => text),
+		[
+			['message', 'so '],
+			['user', 'to the left'],
+			['message', 'on']
+		]
+	);
+});
+
 test('promptParts restores uploads as files', () => {
 	const files = text => promptParts([{ type: 'text', text }]);
 	assert.deepEqual(files('[Attached files]\n/d/uploads/1/a.txt\n/d/uploads/2/b.txt\n/review this'), {
