@@ -77,6 +77,8 @@ def fork_request(body: CreateSession, source: Session) -> SessionRequest:
         if (value := getattr(chosen, name)) is not None
     }
     own = options.SessionOptions.decode(row.options)
+    if agent != row.agent:  # which may not take them
+        own = msgspec.structs.replace(own, allowed_tools=None, max_turns=None)
     if body.cwd is not None:
         own = msgspec.structs.replace(own, workspace=None)
     elif own.git is not None:

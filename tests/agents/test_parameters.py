@@ -246,3 +246,14 @@ async def test_cli_backend_passes_servers_and_variables(serve: Serve) -> None:
     ):
         reply = await client.post("/sessions", {"agent": "mock", **options})
         assert reply[0] == 400
+
+
+async def test_fork_keeps_the_options_that_its_agent_takes(serve: Serve) -> None:
+    server = await serve(agents=AGENTS)
+    client = await server.client()
+    session = await client.create("claude", mcp_servers=[STDIO], max_turns=3)
+    await run_step(client, session, {"report": True})
+    for agent, limit in (("claude", 3), ("mock", None)):
+        status, reply = await client.post(f"/sessions/{session}/fork", {"agent": agent})
+        assert (status, reply["max_turns"]) == (200, limit), reply
+        assert [one["name"] for one in reply["mcp_servers"]] == ["files"]
