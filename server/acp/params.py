@@ -72,7 +72,7 @@ class MetaOptions(UrlOptions, frozen=True, rename="camel"):
     positions: bool = False
     prompt_id: Name | None = None
     after: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    prompts: dict[str, Any] | None = None
+    prompts: Annotated[dict[str, str | int | float], msgspec.Meta(max_length=256)] | None = None
 
     @property
     def agent_options(self) -> dict[str, OptionValue] | None:

@@ -240,7 +240,7 @@ class _LoginProcess:
                 self._send(id=message["id"], error=refused)
         if (error := message.get("error")) is not None:
             text = redact(single_line(error_text(error)), self._secrets)
-            if needs_login(error):
+            if method == "authenticate" or needs_login(error):
                 raise login_required(self._agent, text, self.initialized.get("authMethods"))
             raise agent_failed(f"{method}: {text or 'the agent answered with an error'}")
         result = message.get("result")
