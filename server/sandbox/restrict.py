@@ -10,6 +10,7 @@ step. The server makes the plan (:mod:`server.sandbox.plans`); it is a JSON obje
 ``write``       paths that may also be written
 ``hidden``      paths that stay hidden although they are below a readable one (``bwrap``)
 ``devices``     devices that may be read and written (``landlock``)
+``tmp``         the one of ``own`` that becomes `/tmp`, or null (``bwrap``)
 ``environ``     variables to set
 ``unset``       variables to remove
 ``seccomp``     the filter, in hexadecimal

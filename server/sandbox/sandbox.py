@@ -247,7 +247,7 @@ class Sandbox:
             "level": self.level,
             "cwd": cwd,
             "own": own,
-            "tmp": self._below(folders.tmp(spec.key)),
+            "tmp": None if self._needs_tmpfs(spec) else self._below(folders.tmp(spec.key)),
             "read": self._reads,
             "write": [str(path) for path in self._policy.write],
             "hidden": self._masks if self.level == "bwrap" else [],
@@ -319,6 +319,15 @@ class Sandbox:
         ]
         return list(dict.fromkeys(map(str, found)))
 
+    def _needs_tmpfs(self, spec: SandboxSpec) -> bool:
+        """Whether `/tmp` must be in memory, because granted folders are mounted below it.
+
+        bubblewrap creates the mount points, which must not happen in a folder of the agent.
+        """
+        granted = (*self._policy.read, *self._policy.write, *self._policy.roots)
+        paths = (*granted, self._data_dir.path, Path(spec.cwd))
+        return any(path.is_relative_to("/tmp") for path in paths)  # noqa: S108
+
     def _bwrap_options(self, spec: SandboxSpec) -> list[str]:
         if self.mechanism.program is None:
             return []
@@ -329,8 +338,7 @@ class Sandbox:
         if os.geteuid() == 0:  # root may write there even without a capability
             for path in paths.KERNEL_SETTINGS:
                 options += ["--ro-bind-try", path, path]
-        granted = (*self._policy.read, *self._policy.write, self._data_dir.path, Path(spec.cwd))
-        if any(path.is_relative_to("/tmp") for path in granted):  # noqa: S108
+        if self._needs_tmpfs(spec):
             options += ["--size", str(TMPFS_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
         return options
 
