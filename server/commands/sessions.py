@@ -186,6 +186,8 @@ class MarkdownPage:
         if kind == "turn_start":
             self.write(f"## Turn {entry['turn_index']}")
             self.write("\n".join(f"> {line}" for line in _prompt_text(entry).splitlines()))
+        elif kind == "turn_steer":
+            self.write("\n".join(f"> {line}" for line in _prompt_text(entry).splitlines()))
         elif kind == "permission_resolved":
             outcome = entry["outcome"]
             chosen = outcome.get("optionId", outcome.get("outcome"))
