@@ -72,6 +72,7 @@ def test_home_is_copied_without_following_links(tmp_path: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.slow
 async def test_agent_without_a_sandbox_has_the_users_home(serve: Serve, tmp_path: Path) -> None:
     server = await serve(sandbox="off")
     client = await server.client()
@@ -103,7 +104,7 @@ def _text(reply: dict[str, Any]) -> str:
     return "".join(update.get("content", {}).get("text", "") for update in updates)
 
 
-@pytest.mark.parametrize("level", ["landlock", "off"])
+@pytest.mark.parametrize("level", [pytest.param("landlock", marks=pytest.mark.slow), "off"])
 async def test_turn_fails_if_its_folder_is_not_in_the_roots_any_more(
     serve: Serve, tmp_path: Path, level: str
 ) -> None:
@@ -190,7 +191,7 @@ def test_listed_folders_are_granted_and_the_data_folder_stays_hidden(
     assert found == {"listed": "readable", "database": None, "list": None, "written": "1"}
 
 
-@each_level
+@pytest.mark.parametrize("level", [pytest.param("bwrap", marks=pytest.mark.slow), "landlock"])
 async def test_ended_agent_leaves_no_process(serve: Serve, tmp_path: Path, level: str) -> None:
     """The pid of a process in a namespace is its own number, so the test reads its session."""
     mechanism(level)
@@ -328,6 +329,7 @@ def test_tools_work(level: str, tmp_path: Path) -> None:
     assert found == dict.fromkeys(tools)
 
 
+@pytest.mark.slow
 async def test_agent_outside_of_the_system_needs_no_listing(serve: Serve, tmp_path: Path) -> None:
     """Its program and its script are readable, and a package around them."""
     package = tmp_path / "elsewhere" / "node_modules" / "agent"
