@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from server.ws.session_commands import MAX_STEERING
+
 from ..conftest import Serve
 from ..support.harness import (
     Client,
@@ -213,16 +215,17 @@ async def test_rest_turn_with_steer_describes_the_turn_that_it_was_added_to(
 
 async def test_closing_a_session_resolves_steered_prompts_first(client: Client) -> None:
     session, socket = await running_session(client)
-    await socket.send("prompt", prompt=steer_as("hang"), steer=True, id="s1")
-    await socket.send("ping")
-    await socket.until("pong")
+    for number in range(1, MAX_STEERING + 2):
+        await socket.send("prompt", prompt=steer_as("hang"), steer=True, id=f"s{number}")
+    error = await socket.until("error")
+    assert (error["id"], error["code"]) == (f"s{MAX_STEERING + 1}", "rate_limited")
     await client.delete(f"/sessions/{session}")
     accepted = await socket.until("accepted", id="s1")
     assert (accepted["turn_index"], accepted["steered"]) == (2, False)
     assert await socket.until_closed() == 4508
     assert socket.entries[-1]["type"] == "session_closed"
     ends = [(e["turn_index"], e["stop_reason"]) for e in socket.entries if e["type"] == "turn_end"]
-    assert ends == [(1, "cancelled"), (2, "cancelled")]
+    assert ends == [(index, "cancelled") for index in range(1, MAX_STEERING + 2)]
 
 
 async def test_turn_that_ends_while_the_prompt_is_stored_is_not_steered(
