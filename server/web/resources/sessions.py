@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from aiohttp import web
@@ -82,9 +82,9 @@ class ListQuery(msgspec.Struct, frozen=True):
 
     include_closed: bool = False
     limit: Annotated[
-        Annotated[int, msgspec.Meta(ge=1, le=MAX_LIST)] | None,
+        Annotated[int, msgspec.Meta(ge=1, le=MAX_LIST)] | msgspec.UnsetType,
         doc("The number of sessions in a response; by default all."),
-    ] = None
+    ] = msgspec.UNSET
     cursor: Annotated[str | None, doc("`next_cursor` of the page before.")] = None
     state: Annotated[
         str | None, doc("`idle`, `running` or `closed`, or several of them, separated by commas.")
@@ -161,7 +161,7 @@ class ForkOrigin(msgspec.Struct, kw_only=True):
     turn_index: Annotated[int, doc("The last turn that the fork has of it.")]
 
 
-class SessionInfo(options.OptionsInfo, kw_only=True):
+class _WholeState(options.OptionsInfo, kw_only=True):
     """A session's state."""
 
     session_id: str
@@ -203,15 +203,31 @@ class SessionInfo(options.OptionsInfo, kw_only=True):
     steering: Annotated[bool | None, doc("Whether it accepts prompts for its running turn.")]
 
 
-class SessionResponse(SessionInfo, kw_only=True):
+class SessionResponse(_WholeState, kw_only=True):
     """A session's state."""
+
+
+if TYPE_CHECKING:
+    SessionInfo = _WholeState
+else:
+    SessionInfo = msgspec.defstruct(
+        "SessionInfo",
+        [
+            (name, hint | msgspec.UnsetType, msgspec.UNSET)
+            for name, hint in get_type_hints(_WholeState, include_extras=True).items()
+            if name in _WholeState.__struct_fields__
+        ],
+        kw_only=True,
+        module=__name__,
+        namespace={"__doc__": "A session's state; with `fields`, only those fields."},
+    )
 
 
 class SessionList(msgspec.Struct, kw_only=True):
     """Sessions, newest first."""
 
     count: Annotated[Count, doc("The number of sessions in this response.")]
-    sessions: Annotated[list[SessionInfo], doc("With `fields`, only those fields of each.")]
+    sessions: list[SessionInfo]
     next_cursor: Annotated[str, doc("`cursor` of the next page; absent at the end.")] | (
         msgspec.UnsetType
     ) = msgspec.UNSET
@@ -263,11 +279,12 @@ async def list_sessions(
     request: web.Request, query: ListQuery
 ) -> Annotated[web.StreamResponse, SessionList]:
     before = None if query.cursor is None else decode_cursor(query.cursor)
-    limit = None if query.limit is None else query.limit + 1  # one more: is it the last page?
+    limit = None if query.limit is msgspec.UNSET else query.limit
+    more = None if limit is None else limit + 1  # one more: is it the last page?
     listed = context_of(request).sessions.listing.page(
-        app_name_of(request), query.wanted, before=before, limit=limit
+        app_name_of(request), query.wanted, before=before, limit=more
     )
-    return await conditional_json(request, _encoded_list(listed, query.limit, query.fields))
+    return await conditional_json(request, _encoded_list(listed, limit, query.fields))
 
 
 async def _encoded_list(
@@ -282,7 +299,7 @@ async def _encoded_list(
             break
         view = session.view()
         if names is None:
-            view = msgspec.to_builtins(SessionInfo(**view))
+            view = msgspec.to_builtins(_WholeState(**view))
         else:
             view = {name: value for name, value in view.items() if name in names}
         yield (b"," if count else b"") + dumps(view)
