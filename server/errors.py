@@ -126,7 +126,7 @@ class ErrorCode(enum.StrEnum):
     FORBIDDEN = _define(
         "forbidden",
         403,
-        "The host name or the origin is not allowed, or the call needs the admin token.",
+        "The host name or the origin is not allowed, or the token does not allow the call.",
         close_code=CloseCode.REFUSED,
         rpc_code=RPC_AUTH_REQUIRED,
     )

@@ -11,6 +11,7 @@ from .. import __version__
 from ..agents.logins import AgentLogins
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt
+from ..auth.scopes import Scope
 from ..errors import Error, ErrorCode, not_found, session_closed
 from ..sessions.content import check_content
 from ..sessions.creation import SessionRequest
@@ -42,6 +43,16 @@ from .update_filter import UpdateFilter
 
 logger = logging.getLogger(__name__)
 
+SCOPE_OF_METHOD: Mapping[str, Scope] = {
+    "initialize": "read",
+    "authenticate": "read",
+    "session/load": "read",
+    "session/resume": "read",
+    "session/list": "read",
+    "session/prompt": "prompt",
+    "_session/steering": "prompt",
+}
+"""The scope that each method needs. All others change sessions, and need ``manage``."""
 LIST_PAGE_SIZE = 50
 
 
@@ -118,12 +129,14 @@ class AcpMethods:
         if method is None:
             message = f"no such method: {request.method[:200]}"
             raise JsonRpcError(jsonrpc.METHOD_NOT_FOUND, message)
+        self._credential.require(SCOPE_OF_METHOD.get(request.method, "manage"))
         await method(request)
 
     async def handle_notification(self, notification: jsonrpc.Notification) -> None:
         """Handle a cancellation; ignore any other notification, and invalid ones."""
         try:
             if notification.method == "session/cancel":
+                self._credential.require("prompt")
                 await self._cancel(notification.params)
             elif notification.method == "$/cancel_request":
                 cancel = read_params(params.CancelRequestParams, notification.params)
@@ -132,7 +145,12 @@ class AcpMethods:
             return  # a notification has no response
 
     def handle_response(self, response: jsonrpc.Response) -> None:
-        """Handle the client's response to a request of an agent."""
+        """Handle the client's response to a request of an agent.
+
+        Without the scope ``approve`` it is ignored, and the request waits for another client.
+        """
+        if "approve" not in self._credential.scopes:
+            return
         answers.handle_response(self._subscriptions, response, self._name)
 
     # Initialization

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from ..errors import Error, ErrorCode
 from ..storage.schema import TokenRow
+from .scopes import SCOPES, Scope, check_scope
 
 REVOKED_ABORT_SECS = 0.8
 """A connection with a revoked credential is aborted if it does not close within this time."""
@@ -34,14 +35,21 @@ class Credential:
         row: the stored token.
         session_id: the one session that a share may read; None for a token.
         expires_at: unix seconds; None for a token.
+        scopes: what the token allows now; the operator may change them.
     """
 
-    __slots__ = ("_waits", "expires_at", "is_revoked", "row", "session_id")
+    __slots__ = ("_waits", "expires_at", "is_revoked", "row", "scopes", "session_id")
 
     def __init__(
-        self, row: TokenRow, *, session_id: str | None = None, expires_at: float | None = None
+        self,
+        row: TokenRow,
+        *,
+        session_id: str | None = None,
+        expires_at: float | None = None,
+        scopes: frozenset[Scope] = frozenset(SCOPES),
     ) -> None:
         self.row = row
+        self.scopes = scopes
         self.session_id = session_id
         self.expires_at = expires_at
         self.is_revoked = False
@@ -55,6 +63,14 @@ class Credential:
     def waits(self) -> int:
         """The number of requests in a :meth:`waiting` block."""
         return len(self._waits)
+
+    def require(self, scope: Scope) -> None:
+        """Check that the credential has a scope.
+
+        Raises:
+            Error: ``forbidden``.
+        """
+        check_scope(self.scopes, scope)
 
     def check(self) -> None:
         """Check that the credential has not been revoked.

@@ -7,12 +7,13 @@ To add an option, add its field to :class:`TokenOptions`. ``POST /admin/tokens``
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from ..codec import dumps
 from ..validation import Environ, check_environ
+from .scopes import SCOPES, Scope
 
 
 class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -22,6 +23,9 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """
 
     env: Environ | msgspec.UnsetType | None = msgspec.UNSET
+    scopes: Annotated[list[Scope], msgspec.Meta(max_length=16)] | msgspec.UnsetType | None = (
+        msgspec.UNSET
+    )
 
     __repr__ = object.__repr__  # the values are secrets
 
@@ -44,8 +48,16 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """Return the options with the fields that *changes* has."""
         given = {name: getattr(changes, name) for name in self.__struct_fields__}
         given = {name: value for name, value in given.items() if value is not msgspec.UNSET}
-        emptied = {name: value or msgspec.UNSET for name, value in given.items()}
+        emptied = {
+            name: msgspec.UNSET if value is None or value == {} else value
+            for name, value in given.items()
+        }
         return msgspec.structs.replace(self, **emptied)
+
+    @property
+    def allowed(self) -> frozenset[Scope]:
+        """The scopes of the token; by default all."""
+        return frozenset(self.scopes if isinstance(self.scopes, list) else SCOPES)
 
     def check(self) -> None:
         """Check what the types of the fields cannot express.
@@ -57,4 +69,7 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     def view(self) -> dict[str, Any]:
         """The options without secrets; those that are not set are missing."""
-        return {"env": sorted(self.env)} if self.env else {}
+        view: dict[str, Any] = {"env": sorted(self.env)} if self.env else {}
+        if isinstance(self.scopes, list):
+            view["scopes"] = [scope for scope in SCOPES if scope in self.scopes]
+        return view

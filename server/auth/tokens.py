@@ -114,9 +114,10 @@ class TokenRegistry:
     async def load_app_tokens(self) -> None:
         """Load the apps' tokens, and create none."""
         for row in await self._queries.tokens():
-            self._by_hash[row.hash] = Credential(row)
+            options = TokenOptions.decode(row.options)
+            self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
             self._names.add(row.name)
-            self._options[row.name] = TokenOptions.decode(row.options)
+            self._options[row.name] = options
 
     def environ_of(self, app_name: str) -> Mapping[str, str]:
         """Return the variables that the agents and runs of an app get."""
@@ -213,7 +214,7 @@ class TokenRegistry:
         except BaseException:
             self._names.discard(name)
             raise
-        self._by_hash[row.hash] = Credential(row)
+        self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
         self._options[name] = options
         return row, token
 
@@ -225,12 +226,14 @@ class TokenRegistry:
         """
         changes.check()
         async with self._changing:
-            row = self._credential_of(name).row
+            credential = self._credential_of(name)
+            row = credential.row
             before = self._options[name]
             options = before.changed(changes)
             statement = statements.set_token_options(name, options.encode())
             await to_completion(self._writer.commit([statement]))
             row.options = options.encode()
+            credential.scopes = options.allowed
             if self._options.get(name) is before:  # it was not revoked meanwhile
                 self._options[name] = options
             return row

@@ -31,6 +31,7 @@ from aiohttp import web
 from .context import CREDENTIAL, authenticate_app, require_admin, session_of, waiting
 from .request_values import read_body, read_headers, read_query
 from .responses import json_response
+from .scopes import SCOPE_OF_CALL
 
 JSON = "application/json"
 
@@ -142,6 +143,7 @@ class Endpoint:
             require_admin(request)
         elif self.auth == "app":
             authenticate_app(request)
+        self.check_scope(request)
         if self.body is not None:
             arguments["body"] = await _check_body(request, self.body)
         if self.query is not None:
@@ -149,6 +151,15 @@ class Endpoint:
         if self.headers is not None:
             arguments["headers"] = read_headers(request, self.headers)
         return arguments
+
+    def check_scope(self, request: web.Request) -> None:
+        """Check that the token of *request*, if it has one, allows the call.
+
+        Raises:
+            Error: ``forbidden``.
+        """
+        if self.auth == "app" and (credential := request.get(CREDENTIAL)) is not None:
+            credential.require(SCOPE_OF_CALL[self.method, self.path])
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         path = self.route or self.path

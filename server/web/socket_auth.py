@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..auth.credential import unauthorized
-from ..errors import CloseCode
+from ..auth.credential import Credential, unauthorized
+from ..errors import CloseCode, Error
 from ..ws.disconnect import Disconnect
 from ..ws.handshake import MAX_AUTH_FRAME_BYTES, authenticate, check_protocol, receive_auth
 from ..ws.protocol import AuthCommand
@@ -51,3 +51,15 @@ def check_socket_limits(context: ServerContext, app_name: str) -> None:
     if context.sockets.is_full(app_name):
         reason = "connection limit reached for this app"
         raise Disconnect(CloseCode.TOO_MANY_SOCKETS, reason)
+
+
+def require_reading(credential: Credential) -> None:
+    """Check that a credential may follow sessions.
+
+    Raises:
+        Disconnect: it may not.
+    """
+    try:
+        credential.require("read")
+    except Error as error:
+        raise Disconnect.from_error(error) from None

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt_with_files
+from ..auth.scopes import Scope
 from ..codec import dumps
 from ..errors import Error, ErrorCode, failure_of, forbidden_to_shares
 from ..sessions.content import check_content
@@ -91,6 +92,7 @@ class SessionCommands:
         is_share = self._credential.session_id is not None
         if is_share and not isinstance(command, protocol.PingCommand):
             raise forbidden_to_shares()
+        self._credential.require(_scope_of(command))
         match command:
             case protocol.PromptCommand():
                 await self._prompt(command)
@@ -197,3 +199,16 @@ class SessionCommands:
 
     async def _close_session(self) -> None:
         await self._sessions.close(self._session, "client")
+
+
+def _scope_of(command: protocol.SessionCommand) -> Scope:
+    """The scope that a command needs."""
+    match command:
+        case protocol.PingCommand():
+            return "read"
+        case protocol.PromptCommand() | protocol.CancelCommand() | protocol.QueueCommand():
+            return "prompt"
+        case protocol.PermissionCommand() | protocol.ElicitationCommand():
+            return "approve"
+        case _:
+            return "manage"

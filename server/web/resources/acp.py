@@ -53,6 +53,7 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
     offered = _subprotocols(request)
     only_session = _authenticate_upgrade(context, request, offered)
     credential = request[CREDENTIAL]
+    credential.require("read")
     options = read_query(request, UrlOptions)
     if context.sessions.is_draining:
         raise draining()

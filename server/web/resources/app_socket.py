@@ -27,7 +27,7 @@ from ..endpoint import Endpoint, Tag
 from ..field_types import doc
 from ..request_origin import bearer, check_origin
 from ..request_values import read_query
-from ..socket_auth import authenticate_by_frame, check_socket_limits
+from ..socket_auth import authenticate_by_frame, check_socket_limits, require_reading
 from ..sse import SSE, EventStream
 
 StateFields = Annotated[
@@ -84,6 +84,7 @@ async def app_socket(request: web.Request) -> web.StreamResponse:
         else:
             await authenticate_by_frame(request, response, None)
         check_protocol(query.protocol)
+        require_reading(request[CREDENTIAL])
         if request[CREDENTIAL].is_revoked:  # during one of the waits above
             raise Disconnect(CloseCode.REVOKED, "the credential was revoked")
         check_socket_limits(context, request[CREDENTIAL].app_name)

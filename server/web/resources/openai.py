@@ -85,6 +85,7 @@ def _with_openai_errors(handler: ChatHandler) -> ChatHandler:
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
             authenticate_app(request)
+            request[CREDENTIAL].require("prompt")
             response = await handler(request)
             if not response.prepared:
                 request[CREDENTIAL].check()

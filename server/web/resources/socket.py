@@ -24,7 +24,7 @@ from ..context import (
 from ..endpoint import Endpoint, Tag
 from ..request_origin import bearer, check_origin
 from ..request_values import read_query
-from ..socket_auth import authenticate_by_frame, check_socket_limits
+from ..socket_auth import authenticate_by_frame, check_socket_limits, require_reading
 
 
 class SocketQuery(msgspec.Struct, frozen=True):
@@ -73,6 +73,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         else:
             await response.prepare(request)
         check_protocol(query.protocol)
+        require_reading(request[CREDENTIAL])
         if request[CREDENTIAL].is_revoked:  # during one of the waits above
             raise Disconnect(CloseCode.REVOKED, "the credential was revoked")
         _check_limits(context, session, request[CREDENTIAL].app_name)

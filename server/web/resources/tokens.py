@@ -51,6 +51,9 @@ class TokenInfo(msgspec.Struct, kw_only=True):
     env: Annotated[list[str], doc("The names of the variables; missing without any.")] | (
         msgspec.UnsetType
     ) = msgspec.UNSET
+    scopes: Annotated[
+        list[str] | msgspec.UnsetType, doc("The scopes of the app; missing if it has all.")
+    ] = msgspec.UNSET
 
 
 class TokenChanged(TokenInfo, kw_only=True):
@@ -112,14 +115,14 @@ async def list_tokens(request: web.Request) -> TokenList:
     "/admin/tokens/{name}",
     tag=Tag.OPERATOR,
     summary="Change a token",
-    description="Variables apply to the app's agents from their next start.",
+    description="Scopes apply at once, variables from the next start of each of the app's agents.",
     auth="admin",
     request_example={"env": {"ANTHROPIC_API_KEY": "…"}},
     example={"ok": True, **TOKEN_EXAMPLE, "env": ["ANTHROPIC_API_KEY"]},
 )
 async def change_token(request: web.Request, body: ChangeToken) -> TokenChanged:
     if body == ChangeToken():
-        raise bad_request("nothing to change: the body may have env")
+        raise bad_request("nothing to change: the body may have env or scopes")
     name = request.match_info["name"]
     row = await context_of(request).tokens.change(name, token_options.TokenOptions.of(body))
     return TokenChanged(**_fields_of(row))
