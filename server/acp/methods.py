@@ -11,7 +11,6 @@ from .. import __version__
 from ..agents.logins import AgentLogins
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt
-from ..auth.scopes import Scope
 from ..errors import Error, ErrorCode, not_found, session_closed
 from ..sessions.content import check_content
 from ..sessions.creation import SessionRequest
@@ -26,6 +25,7 @@ from .login_methods import LoginMethods
 from .params import NAMESPACE, UrlOptions, read_params
 from .removal_methods import RemovalMethods
 from .requests import Requests
+from .scopes import SCOPE_OF_METHOD
 from .session_options import (
     agent_capabilities,
     change_options,
@@ -43,16 +43,6 @@ from .update_filter import UpdateFilter
 
 logger = logging.getLogger(__name__)
 
-SCOPE_OF_METHOD: Mapping[str, Scope] = {
-    "initialize": "read",
-    "authenticate": "read",
-    "session/load": "read",
-    "session/resume": "read",
-    "session/list": "read",
-    "session/prompt": "prompt",
-    "_session/steering": "prompt",
-}
-"""The scope that each method needs. All others change sessions, and need ``manage``."""
 LIST_PAGE_SIZE = 50
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from ..errors import Error, ErrorCode
 from ..storage.schema import TokenRow
-from .scopes import SCOPES, Scope, check_scope
+from .scopes import ALL_SCOPES, Scope, check_scope
 
 REVOKED_ABORT_SECS = 0.8
 """A connection with a revoked credential is aborted if it does not close within this time."""
@@ -46,7 +46,7 @@ class Credential:
         *,
         session_id: str | None = None,
         expires_at: float | None = None,
-        scopes: frozenset[Scope] = frozenset(SCOPES),
+        scopes: frozenset[Scope] = frozenset(ALL_SCOPES),
     ) -> None:
         self.row = row
         self.scopes = scopes

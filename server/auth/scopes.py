@@ -11,7 +11,7 @@ Scope = Literal["read", "prompt", "approve", "manage"]
 """``read`` sees sessions and follows logs; ``prompt`` prompts, steers, cancels and uploads;
 ``approve`` answers permission requests and questions; ``manage`` creates, changes and removes
 sessions."""
-SCOPES: tuple[Scope, ...] = get_args(Scope)
+ALL_SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def check_scope(scopes: Collection[Scope], needed: Scope) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from ..codec import dumps
 from ..validation import Environ, check_environ
-from .scopes import SCOPES, Scope
+from .scopes import ALL_SCOPES, Scope
 
 
 class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -57,7 +57,7 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     @property
     def allowed(self) -> frozenset[Scope]:
         """The scopes of the token; by default all."""
-        return frozenset(self.scopes if isinstance(self.scopes, list) else SCOPES)
+        return frozenset(self.scopes if isinstance(self.scopes, list) else ALL_SCOPES)
 
     def check(self) -> None:
         """Check what the types of the fields cannot express.
@@ -71,5 +71,5 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """The options without secrets; those that are not set are missing."""
         view: dict[str, Any] = {"env": sorted(self.env)} if self.env else {}
         if isinstance(self.scopes, list):
-            view["scopes"] = [scope for scope in SCOPES if scope in self.scopes]
+            view["scopes"] = [scope for scope in ALL_SCOPES if scope in self.scopes]
         return view

@@ -92,7 +92,7 @@ class SessionCommands:
         is_share = self._credential.session_id is not None
         if is_share and not isinstance(command, protocol.PingCommand):
             raise forbidden_to_shares()
-        self._credential.require(_scope_of(command))
+        self._credential.require(_scope_of_command(command))
         match command:
             case protocol.PromptCommand():
                 await self._prompt(command)
@@ -201,7 +201,7 @@ class SessionCommands:
         await self._sessions.close(self._session, "client")
 
 
-def _scope_of(command: protocol.SessionCommand) -> Scope:
+def _scope_of_command(command: protocol.SessionCommand) -> Scope:
     """The scope that a command needs."""
     match command:
         case protocol.PingCommand():
