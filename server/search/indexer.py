@@ -103,7 +103,10 @@ class Indexer:
             for session, head in heads.items()
             if session not in progress or progress[session].seq < head
         }
-        self._last_session = max([0, *heads])
+        # A fork may have no rows of its own.
+        numbers = await self._growth.session_numbers(after=0)
+        self._due.update(number for number in numbers if number not in progress)
+        self._last_session = max([0, *numbers])
 
     async def _index_session(self, session: int) -> None:
         row = await self._growth.session(session)

@@ -81,6 +81,7 @@ class Endpoint:
         failures: codes of the call's own failures. Those of *auth*, of the body and of every call
             are added by ``openapi.py``.
         failure_results: failures with fields of their own, by status.
+        own_failure: the shape of the call's failures, if it is that of another API.
         statuses: other statuses, with their meaning.
         handler: the decorated function. Its signature determines the attributes below.
         takes_session: whether the handler gets the session that the path names.
@@ -106,6 +107,7 @@ class Endpoint:
     media: Mapping[str, str] = dataclasses.field(default_factory=dict)
     failures: tuple[str, ...] = ()
     failure_results: Mapping[int, type[msgspec.Struct]] = dataclasses.field(default_factory=dict)
+    own_failure: type[msgspec.Struct] | None = None
     statuses: Mapping[int, str] = dataclasses.field(default_factory=dict)
     handler: EndpointHandler = _not_declared
     takes_session: bool = False

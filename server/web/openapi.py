@@ -96,7 +96,8 @@ def _schemas(endpoints: Sequence[Endpoint]) -> JsonObject:
     successes: list[type] = []
     failures: list[type] = [Failure]
     for endpoint in endpoints:
-        requests += [struct for struct in (endpoint.body, endpoint.form) if struct]
+        plain = (endpoint.body, endpoint.form, endpoint.own_failure)
+        requests += [struct for struct in plain if struct]
         if endpoint.result is not None:
             (successes if endpoint.has_ok else requests).append(endpoint.result)
         failures += endpoint.failure_results.values()
@@ -195,7 +196,8 @@ def _responses(endpoint: Endpoint) -> dict[str, JsonObject]:
     codes = _codes(endpoint)
     for status in sorted({code.status for code in codes} | endpoint.failure_results.keys()):
         its_codes = [code for code in codes if code.status == status]
-        responses[str(status)] = _failure(status, its_codes, endpoint.failure_results.get(status))
+        structs = (endpoint.failure_results.get(status), endpoint.own_failure)
+        responses[str(status)] = _failure(status, its_codes, [one for one in structs if one])
     return responses
 
 
@@ -216,10 +218,10 @@ def _codes(endpoint: Endpoint) -> list[ErrorCode]:
     return [code for code in ErrorCode if code in codes]
 
 
-def _failure(status: int, codes: list[ErrorCode], struct: type | None) -> JsonObject:
+def _failure(status: int, codes: list[ErrorCode], structs: Sequence[type]) -> JsonObject:
     descriptions = [f"`{code}`: {code.description}" for code in codes]
     schemas = [_ref(Failure)] if codes else []
-    if struct is not None:
+    for struct in structs:
         descriptions.append(str(struct.__doc__))
         schemas.append(_ref(struct))
     content: JsonObject = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}

@@ -106,7 +106,7 @@ def test_parameters_are_checked() -> None:
     with pytest.raises(jsonrpc.JsonRpcError):
         read_params(
             SetConfigOptionParams,
-            {"sessionId": "s", "configId": "c", "type": "boolean", "value": True},
+            {"sessionId": "s", "configId": "c", "value": 7},
         )
 
 

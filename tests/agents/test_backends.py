@@ -363,6 +363,7 @@ NOT_COMPARED = {
     "bad_utf8": "acpx repairs such a line, the host drops it",
     "mode": "has tests of its own",
     "write": "has tests of its own",
+    "elicit": "the cli backend cannot ask questions",
     "stop_reading": "the agent is mute or deaf after it",
     "close_stdout": "the agent is mute or deaf after it",
     "sleep": "takes time",

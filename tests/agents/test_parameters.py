@@ -108,6 +108,8 @@ async def test_parameters_reach_the_agent_after_each_load(
     assert {path.name for path in stored if ".mock-agent" not in path.parts} <= {
         "clawdforge.db",
         "clawdforge.db-wal",
+        "search.db",  # the agent has said them
+        "search.db-wal",
     }
     assert all(path.stat().st_mode & 0o077 == 0 for path in stored if "db" in path.name)
 

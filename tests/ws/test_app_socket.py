@@ -43,6 +43,8 @@ def of_session(socket: Socket, session: str) -> list[Json]:
 async def test_ready_lists_open_sessions_with_chosen_fields(client: Client) -> None:
     first, second, closed = [await client.create() for _ in range(3)]
     await client.delete(f"/sessions/{closed}")
+    for session in (first, second):
+        await client.until_live(session)
     _, ready = await open_list(client)
     assert ready["sessions"] == (await client.get("/sessions"))[1]["sessions"]
     _, ready = await open_list(client, "?fields=state,meta,unknown")

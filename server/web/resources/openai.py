@@ -78,6 +78,12 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     usage: dict[str, Any]
 
 
+class ChatFailure(msgspec.Struct, kw_only=True):
+    """A failure in the shape of OpenAI's API."""
+
+    error: dict[str, Any]
+
+
 def _with_openai_errors(handler: ChatHandler) -> ChatHandler:
     """Let a handler's failures have the shape of OpenAI's API."""
 
@@ -108,6 +114,7 @@ def _with_openai_errors(handler: ChatHandler) -> ChatHandler:
     summary="List the agents as models",
     auth_in_handler=True,
     has_ok=False,
+    own_failure=ChatFailure,
     example={
         "object": "list",
         "data": [{"id": "demo", "object": "model", "created": 0, "owned_by": "clawdforge"}],
@@ -136,6 +143,7 @@ async def list_models(request: web.Request) -> Annotated[web.StreamResponse, Mod
     auth_in_handler=True,
     waits=("body", "work", "stream"),
     has_ok=False,
+    own_failure=ChatFailure,
     media={SSE: CHUNK_EXAMPLE},
     example={
         "id": "chatcmpl-1",
