@@ -34,6 +34,7 @@ from .sandbox.setup import make_sandbox
 from .search.index import SearchIndex
 from .search.indexer import Indexer
 from .sessions.registry import SessionRegistry
+from .storage.audit import AuditQueries
 from .storage.database import Database
 from .storage.growth import GrowthQueries
 from .storage.import_v02 import upgrade
@@ -185,6 +186,7 @@ class _Server:
             self._supervisor,
             ByteBudget(2 * self._settings.max_reply_bytes, self._settings.max_reply_bytes),
             search,
+            AuditQueries(self._database),
             self._stream_keep_alive_secs,
         )
         register_gauges(context, writer)

@@ -11,12 +11,14 @@ class ApiError extends Error {
 export class Api {
 	#onUnauthorized
 
-	constructor(token, onUnauthorized) {
+	constructor(token, onUnauthorized, shared) {
 		this.token = token
 		this.#onUnauthorized = onUnauthorized
+		this.shared = shared
 	}
 
 	async sessions(withClosed) {
+		if (this.shared) return [await this.session(this.shared)]
 		return (await this.#call('GET', `/sessions${withClosed ? '?include_closed=true' : ''}`)).sessions
 	}
 	async agents() {

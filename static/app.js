@@ -47,6 +47,8 @@ function markOf(token) {
 
 async function begin() {
 	const given = fragment()
+	const share = given.get('share')
+	if (share) return enter(share, given.get('session')).catch(error => signIn(error.message))
 	if (given.has('token')) {
 		storage.saveToken(given.get('token'))
 		given.delete('token')
@@ -92,14 +94,16 @@ function leave() {
 	attention.show('idle')
 }
 
-async function enter(token) {
-	const mine = new Api(token, () => api === mine && signOut('This sign-in is no longer valid.'))
+// A share gives access to one session, for reading
+async function enter(token, shared) {
+	const mine = new Api(token, () => api === mine && signOut('This sign-in is no longer valid.'), shared)
 	const sessions = await mine.sessions()
 	leave()
 	api = mine
 	listed = sessions
 	marks = storage.marks()
 	buildShell()
+	root.classList.toggle('shared', !!shared)
 	route()
 	api.agents().then(
 		agents => shell?.start.setAgents(agents),

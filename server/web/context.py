@@ -22,6 +22,7 @@ from ..runs.runner import Runner
 from ..search.indexer import Indexer
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
+from ..storage.audit import AuditQueries
 from ..tasks import Supervisor
 from ..uploads.files import FileStore
 from ..workspace.files import WorkspaceFiles
@@ -53,6 +54,7 @@ class ServerContext:
     supervisor: Supervisor
     long_replies: ByteBudget
     search: Indexer
+    audit: AuditQueries
     stream_keep_alive_secs: float
     started_at: float = dataclasses.field(default_factory=time.time)
 
