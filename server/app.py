@@ -40,6 +40,7 @@ from .storage.growth import GrowthQueries
 from .storage.import_v02 import upgrade
 from .storage.queries import Queries
 from .storage.schema import SchemaError, SessionRow
+from .storage.usage import UsageQueries
 from .storage.writer import DatabaseWriter
 from .tasks import Supervisor, Tasks
 from .uploads.files import FileStore
@@ -187,6 +188,7 @@ class _Server:
             ByteBudget(2 * self._settings.max_reply_bytes, self._settings.max_reply_bytes),
             search,
             AuditQueries(self._database),
+            UsageQueries(self._database),
             self._stream_keep_alive_secs,
         )
         register_gauges(context, writer)

@@ -131,6 +131,9 @@ class AgentObserver:
     def info_updated(self, update: Mapping[str, Any]) -> None:
         """A ``session_info_update``, parsed; its notification follows."""
 
+    def usage_updated(self, update: Mapping[str, Any], *, replayed: bool) -> None:
+        """A ``usage_update``, parsed; its notification follows, unless it is *replayed*."""
+
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         """A ``tool_call`` or ``tool_call_update``, parsed; its notification follows."""
 

@@ -58,12 +58,12 @@ def of_acp(usage: Any, cost: Any = None) -> Usage:
     """
     found = usage if isinstance(usage, dict) else {}
     return Usage(
-        input_tokens=_count(found, "inputTokens"),
-        output_tokens=_count(found, "outputTokens"),
-        cached_read_tokens=_count(found, "cachedReadTokens"),
-        cached_write_tokens=_count(found, "cachedWriteTokens"),
-        thought_tokens=_count(found, "thoughtTokens"),
-        cost=_cost(cost),
+        input_tokens=count_of(found, "inputTokens"),
+        output_tokens=count_of(found, "outputTokens"),
+        cached_read_tokens=count_of(found, "cachedReadTokens"),
+        cached_write_tokens=count_of(found, "cachedWriteTokens"),
+        thought_tokens=count_of(found, "thoughtTokens"),
+        cost=cost_of(cost),
     )
 
 
@@ -72,22 +72,24 @@ def of_claude(message: Mapping[str, Any]) -> Usage:
     usage = message.get("usage")
     found = usage if isinstance(usage, dict) else {}
     return Usage(
-        input_tokens=_count(found, "input_tokens"),
-        output_tokens=_count(found, "output_tokens"),
-        cached_read_tokens=_count(found, "cache_read_input_tokens"),
-        cached_write_tokens=_count(found, "cache_creation_input_tokens"),
-        cost=_cost({"amount": message.get("total_cost_usd"), "currency": "USD"}),
+        input_tokens=count_of(found, "input_tokens"),
+        output_tokens=count_of(found, "output_tokens"),
+        cached_read_tokens=count_of(found, "cache_read_input_tokens"),
+        cached_write_tokens=count_of(found, "cache_creation_input_tokens"),
+        cost=cost_of({"amount": message.get("total_cost_usd"), "currency": "USD"}),
     )
 
 
-def _count(values: Mapping[str, Any], name: str) -> int | msgspec.UnsetType:
+def count_of(values: Mapping[str, Any], name: str) -> int | msgspec.UnsetType:
+    """A count of tokens that an agent reports; UNSET if it is none."""
     value = values.get(name)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT:
         return value
     return msgspec.UNSET
 
 
-def _cost(value: Any) -> Cost | msgspec.UnsetType:
+def cost_of(value: Any) -> Cost | msgspec.UnsetType:
+    """A cost in ACP's form; UNSET if it is none."""
     try:
         amount, currency = float(value["amount"]), value["currency"]
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -12,10 +12,13 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import msgspec
 
 from .. import safe_files
 from ..agents.base import Backend
+from ..agents.usage import Usage
 from ..config import Settings
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode, bad_request, draining, failure_of, not_stored
@@ -23,7 +26,7 @@ from ..limits import ByteQuota, DiskReserve
 from ..sandbox.homes import SandboxFolders
 from ..storage import statements
 from ..storage.queries import Queries
-from ..storage.schema import RunRow
+from ..storage.schema import RunRow, Statement, UsageRow
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .acp_agent import run_acp_agent
@@ -160,7 +163,11 @@ class Runner:
                 raise failure from error
             result = dataclasses.replace(result, duration_ms=_ms_since(started_at))
             await self._store_end(
-                run, result.duration_ms, result.stop_reason, result_bytes=len(result.result)
+                run,
+                result.duration_ms,
+                result.stop_reason,
+                result_bytes=len(result.result),
+                counted=self._usage_of(run, agent, result),
             )
             return result
 
@@ -224,6 +231,21 @@ class Runner:
         )
         await to_completion(self._writer.commit([statements.insert_run(row)]))
 
+    def _usage_of(self, run: Run, agent: str, result: RunResult) -> list[Statement]:
+        """Return the statement that counts what the agent has reported, if it has."""
+        if result.usage == Usage():
+            return []
+        row = UsageRow.of(
+            msgspec.to_builtins(result.usage),
+            at=self._clock(),
+            app_name=run.request.app_name,
+            session_id=None,
+            turn_index=None,
+            agent=agent,
+            model=run.request.model,
+        )
+        return [statements.insert_usage(row)]
+
     async def _store_end(
         self,
         run: Run,
@@ -232,17 +254,19 @@ class Runner:
         *,
         result_bytes: int | None = None,
         error: str | None = None,
+        counted: Sequence[Statement] = (),
     ) -> None:
         try:
             await self._writer.commit(
                 [
+                    *counted,
                     statements.end_run(
                         run.id,
                         result_bytes=result_bytes,
                         duration_ms=duration_ms,
                         stop_reason=stop_reason,
                         error=error,
-                    )
+                    ),
                 ]
             )
         except Error:

@@ -65,19 +65,26 @@ def turn_steer_fields(prompt: bytes, client_id: str | None) -> bytes:
 
 
 def turn_end_fields(
-    stop_reason: str, duration_ms: int, error: bytes | None, *, withdrawn: bool = False
+    stop_reason: str,
+    duration_ms: int,
+    error: bytes | None,
+    *,
+    withdrawn: bool = False,
+    usage: bytes = b"",
 ) -> bytes:
     """The fields of ``turn_end``.
 
     Args:
         error: the JSON of :func:`error_fields`.
         withdrawn: the turn was cancelled before the agent received its prompt.
+        usage: the JSON of what the agent has reported; empty if it has reported nothing.
     """
-    return b'"stop_reason":%b,"duration_ms":%d,"error":%b%b' % (
+    return b'"stop_reason":%b,"duration_ms":%d,"error":%b%b%b' % (
         dumps(stop_reason),
         duration_ms,
         error or b"null",
         b',"withdrawn":true' if withdrawn else b"",
+        b',"usage":%b' % usage if usage else b"",
     )
 
 

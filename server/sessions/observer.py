@@ -17,6 +17,7 @@ from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .turn_runner import TurnRunner
 from .turns import CurrentTurn
+from .usage import SessionUsage
 
 
 class SessionObserver(AgentObserver):
@@ -32,6 +33,7 @@ class SessionObserver(AgentObserver):
         requests: WaitingRequests,
         runner: TurnRunner,
         details: SessionDetails,
+        usage: SessionUsage,
     ) -> None:
         self._core = core
         self._log = core.log
@@ -41,6 +43,7 @@ class SessionObserver(AgentObserver):
         self._requests = requests
         self._runner = runner
         self._details = details
+        self._usage = usage
 
     @property
     def wanted(self) -> Wanted:
@@ -63,6 +66,9 @@ class SessionObserver(AgentObserver):
     def info_updated(self, update: Mapping[str, Any]) -> None:
         if "title" in update:
             self._details.note_agent_title(update["title"])
+
+    def usage_updated(self, update: Mapping[str, Any], *, replayed: bool) -> None:
+        self._usage.note_update(update, replayed=replayed)
 
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self._requests.permissions.calls.note(update)

@@ -48,6 +48,7 @@ from .turn_queue import TurnQueue
 from .turn_recorder import TurnRecorder
 from .turn_runner import TurnRunner
 from .turns import Acceptance, CancelCause, CurrentTurn, Turn
+from .usage import SessionUsage
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Session:
         self.is_reopening = False
         self.fork_lock = asyncio.Lock()
         self.details = SessionDetails(core)
+        self.usage = SessionUsage(core)
         self.row = row
         self.log = core.log
         self.snapshots = core.snapshots
@@ -93,7 +95,9 @@ class Session:
         self.permissions, self.elicitations = requests.permissions, requests.elicitations
         self.agent = SessionAgent(core, current, requests, self._is_working)
         self.settings = SessionSettings(core, self.agent, current)
-        self._recorder = TurnRecorder(core, self.agent, self.settings, requests, last_turn_index)
+        self._recorder = TurnRecorder(
+            core, self.agent, self.settings, requests, self.usage, last_turn_index
+        )
         self._runner = TurnRunner(core, current, self.agent, requests, self._recorder)
         self.turns = TurnQueue(
             core,
@@ -113,6 +117,7 @@ class Session:
             requests=requests,
             runner=self._runner,
             details=self.details,
+            usage=self.usage,
         )
         if core.is_open:
             self.agent.create(self._observer)
@@ -178,6 +183,7 @@ class Session:
             "sandbox": self._context.backend.sandbox.level,
             **options_view(self._core.options, self._context.settings),
             **self.details.view(),
+            "usage": self.usage.view(),
             **self.agent_view(),
         }
 

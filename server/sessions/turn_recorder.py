@@ -6,6 +6,8 @@ import logging
 import time
 from typing import Any
 
+import msgspec
+
 from ..codec import dumps
 from ..errors import Error
 from ..storage import statements
@@ -15,6 +17,7 @@ from .core import SessionCore
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .turns import Turn
+from .usage import SessionUsage
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ class TurnRecorder:
         agent: SessionAgent,
         settings: SessionSettings,
         requests: WaitingRequests,
+        usage: SessionUsage,
         last_turn_index: int,
     ) -> None:
         self.last_started_index = last_turn_index
@@ -39,6 +43,7 @@ class TurnRecorder:
         self._agent = agent
         self._settings = settings
         self._requests = requests
+        self._usage = usage
 
     def start(self, turn: Turn, context: str) -> None:
         """Log ``turn_start``.
@@ -72,13 +77,19 @@ class TurnRecorder:
         )
 
     def end(
-        self, turn: Turn, *, stop_reason: str | None = None, error: Error | None = None
+        self,
+        turn: Turn,
+        *,
+        stop_reason: str | None = None,
+        error: Error | None = None,
+        usage: Any = None,
     ) -> None:
         """Log ``turn_end``, unless the turn has ended.
 
         Args:
             stop_reason: of the agent's response; None if the server ends the turn.
             error: the reason for which there is no response.
+            usage: the ``usage`` of the agent's response.
         """
         if turn.has_ended:
             return
@@ -92,19 +103,28 @@ class TurnRecorder:
         elapsed = time.monotonic() - turn.dispatched_at if turn.dispatched_at else 0
         turn.duration_ms = int(elapsed * 1000)
         fields = entries.error_fields(error) if error is not None else None
-        self._log_end(turn, reason, fields)
+        self._log_end(turn, reason, fields, usage)
         self._measure_end(turn, elapsed, error.code if error is not None else None)
 
-    def _log_end(self, turn: Turn, reason: str, error: dict[str, Any] | None) -> None:
+    def _log_end(
+        self, turn: Turn, reason: str, error: dict[str, Any] | None, reported: Any
+    ) -> None:
         row = self._core.row
+        now = self._core.context.clock()
+        usage, counted = (
+            self._usage.end_turn(turn.index, reported, now) if turn.is_sent else (None, [])
+        )
         error_json = dumps(error) if error is not None else None
         is_withdrawn = reason == "cancelled" and not turn.is_sent
         fields = entries.turn_end_fields(
-            reason, turn.duration_ms, error_json, withdrawn=is_withdrawn
+            reason,
+            turn.duration_ms,
+            error_json,
+            withdrawn=is_withdrawn,
+            usage=dumps(msgspec.to_builtins(usage)) if counted else b"",
         )
         last_seq = self._core.log.append("turn_end", turn.index, fields)
         self._agent.store_reported()
-        now = self._core.context.clock()
         row.last_turn_at = now
         detail = {
             "turn_index": turn.index,
@@ -123,6 +143,7 @@ class TurnRecorder:
                     duration_ms=turn.duration_ms,
                     at=now,
                 ),
+                *counted,
                 self._core.audit("turn", now, **detail),
             ]
         )

@@ -192,8 +192,9 @@ class TurnRunner:
         self._core.log.append("event", turn.index, entries.event_fields(message))
         result = response.get("result")
         reason = result.get("stopReason") if isinstance(result, dict) else None
+        usage = result.get("usage") if isinstance(result, dict) else None
         if isinstance(reason, str) and reason not in ("", "error"):  # `error` is the server's own
-            self._recorder.end(turn, stop_reason=reason)
+            self._recorder.end(turn, stop_reason=reason, usage=usage)
         else:
             methods = self._agent.reported.auth_methods
             error = agent_error(response.get("error"), self._core.row.agent, methods)

@@ -179,6 +179,27 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX shares_by_session ON shares (session);
     """,
+    """
+    ALTER TABLE sessions ADD COLUMN usage TEXT;
+    CREATE TABLE usage (
+        id INTEGER PRIMARY KEY,
+        at REAL NOT NULL,
+        app_name TEXT NOT NULL,
+        session_id TEXT,
+        turn_index INTEGER,
+        agent TEXT NOT NULL,
+        model TEXT,
+        input_tokens INTEGER,
+        output_tokens INTEGER,
+        cached_read_tokens INTEGER,
+        cached_write_tokens INTEGER,
+        thought_tokens INTEGER,
+        cost REAL,
+        currency TEXT
+    );
+    CREATE INDEX usage_by_app ON usage (app_name, at);
+    CREATE INDEX usage_by_time ON usage (at);
+    """,
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 
@@ -245,6 +266,7 @@ class SessionRow:
         removed_at: the time at which the deletion began. The session is not found any more.
         forked_from: JSON of ``{session_id, turn_index}``, or None.
         owes_history: the next prompt must contain the conversation, which the agent does not have.
+        usage: JSON of the tokens and the cost of its turns; None if the agent has reported none.
     """
 
     n: int
@@ -274,6 +296,7 @@ class SessionRow:
     removed_at: float | None = None
     forked_from: str | None = None
     owes_history: int = 0
+    usage: str | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -397,3 +420,34 @@ class RunResultRow:
     status: int | None
     body: bytes | None
     expires_at: float
+
+
+@dataclasses.dataclass(slots=True)
+class UsageRow:
+    """The tokens and the cost of one turn or run. It stays when its session is deleted.
+
+    Attributes:
+        session_id, turn_index: None for a run.
+        cost: in *currency*.
+    """
+
+    at: float
+    app_name: str
+    session_id: str | None
+    turn_index: int | None
+    agent: str
+    model: str | None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_read_tokens: int | None = None
+    cached_write_tokens: int | None = None
+    thought_tokens: int | None = None
+    cost: float | None = None
+    currency: str | None = None
+
+    @classmethod
+    def of(cls, usage: dict[str, Any], **about: Any) -> UsageRow:
+        """Make the row of a usage in the form of ``turn_end``."""
+        counts = dict(usage)
+        cost = counts.pop("cost", None) or {}
+        return cls(**about, **counts, cost=cost.get("amount"), currency=cost.get("currency"))

@@ -20,6 +20,7 @@ from .schema import (
     SteerRow,
     TokenRow,
     TurnRow,
+    UsageRow,
 )
 from .segments import delete_log
 
@@ -69,6 +70,10 @@ def insert_file(row: FileRow) -> Statement:
 
 def insert_run(row: RunRow) -> Statement:
     return _insert("runs", row)
+
+
+def insert_usage(row: UsageRow) -> Statement:
+    return _insert("usage", row)
 
 
 def end_run(

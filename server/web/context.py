@@ -23,6 +23,7 @@ from ..search.indexer import Indexer
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..storage.audit import AuditQueries
+from ..storage.usage import UsageQueries
 from ..tasks import Supervisor
 from ..uploads.files import FileStore
 from ..workspace.files import WorkspaceFiles
@@ -55,6 +56,7 @@ class ServerContext:
     long_replies: ByteBudget
     search: Indexer
     audit: AuditQueries
+    usage: UsageQueries
     stream_keep_alive_secs: float
     started_at: float = dataclasses.field(default_factory=time.time)
 

@@ -47,6 +47,7 @@ SCOPE_OF_CALL: Mapping[tuple[str, str], Scope] = {
     ("POST", "/sessions/{session_id}/turn"): "prompt",
     ("POST", "/sessions/{session_id}/undo"): "manage",
     ("GET", "/sessions/{session_id}/ws"): "read",
+    ("GET", "/usage"): "read",
     ("POST", "/v1/chat/completions"): "prompt",
     ("GET", "/v1/models"): "prompt",
     ("GET", "/ws"): "read",

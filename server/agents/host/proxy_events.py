@@ -140,6 +140,8 @@ class ProxyEvents:
             return
         elif isinstance(kind, str) and kind in acp_settings.SETTING_UPDATES:
             self._sync.note_update(update, kind, replayed=replayed)
+        elif kind == "usage_update":
+            self._binding.observer.usage_updated(update, replayed=replayed)
         elif kind == "session_info_update" and not replayed:
             self._binding.observer.info_updated(update)
 

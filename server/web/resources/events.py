@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from aiohttp import web
 
+from ...agents.usage import Usage
 from ...errors import bad_request
 from ...sessions.elicitations import Action
 from ...sessions.session import Session
@@ -151,6 +152,9 @@ class TurnEndEntry(_EntryFields, kw_only=True, tag="turn_end"):
         Annotated[bool, doc("Whether it was cancelled before the agent received it.")]
         | msgspec.UnsetType
     ) = msgspec.UNSET
+    usage: Annotated[Usage, doc("As far as the agent has reported it.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
 
 
 class SessionClosedEntry(_EntryFields, kw_only=True, tag="session_closed"):

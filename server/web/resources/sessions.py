@@ -10,6 +10,7 @@ from aiohttp import web
 
 from ...acp.listing import decode_cursor, encode_cursor
 from ...agents.base import Presence
+from ...agents.usage import Usage
 from ...codec import dumps
 from ...errors import bad_request
 from ...sessions import options
@@ -61,6 +62,7 @@ SESSION_EXAMPLE: Mapping[str, Any] = {
     "sandbox": "landlock",
     "title": None,
     "unread": 0,
+    "usage": {},
     "forked_from": None,
     "ttl_secs": 3600,
     "retention_secs": 86400,
@@ -161,6 +163,19 @@ class ForkOrigin(msgspec.Struct, kw_only=True):
     turn_index: Annotated[int, doc("The last turn that the fork has of it.")]
 
 
+class ContextWindowInfo(msgspec.Struct, kw_only=True):
+    """The tokens in the agent's context window, and its size."""
+
+    used: Count
+    size: Count
+
+
+class SessionUsageInfo(Usage, frozen=True, kw_only=True):
+    """The tokens and the cost of a session, as far as the agent has reported them."""
+
+    context: ContextWindowInfo | msgspec.UnsetType = msgspec.UNSET
+
+
 class _WholeState(options.OptionsInfo, kw_only=True):
     """A session's state."""
 
@@ -190,6 +205,7 @@ class _WholeState(options.OptionsInfo, kw_only=True):
     sandbox: Literal["bwrap", "landlock", "off"]
     title: Annotated[str | None, doc("`meta.title`; the agent's own if the client has set none.")]
     unread: Annotated[Count, doc("The entries after the last `POST …/read`.")]
+    usage: Annotated[SessionUsageInfo, doc("The sum of all turns, and the context window.")]
     forked_from: ForkOrigin | None
     ttl_secs: Annotated[float | None, doc("Seconds without a turn until it is closed.")]
     retention_secs: Annotated[float | None, doc("Seconds that it is kept once it is closed.")]

@@ -1,0 +1,108 @@
+"""The tokens and the cost of one session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ..agents.usage import Cost, Usage, cost_of, count_of, of_acp
+from ..codec import dumps
+from ..storage import statements
+from ..storage.schema import Statement, UsageRow
+from .core import SessionCore
+
+
+class ContextWindow(msgspec.Struct, frozen=True):
+    """The tokens in the agent's context window, and its size."""
+
+    used: int
+    size: int
+
+
+class _Stored(msgspec.Struct):
+    """The JSON of a session's row.
+
+    Attributes:
+        total: of all turns.
+        agent_cost: the cost that the agent had reported at the end of the last turn. It is that of
+            its whole conversation.
+    """
+
+    total: Usage = Usage()
+    context: ContextWindow | None = None
+    agent_cost: Cost | None = None
+
+
+class SessionUsage:
+    """Adds up what the agent reports: tokens of each turn, and the cost of its conversation."""
+
+    def __init__(self, core: SessionCore) -> None:
+        self._core = core
+        stored = core.row.usage
+        self._stored = msgspec.json.decode(stored, type=_Stored) if stored else _Stored()
+        self._cost = self._stored.agent_cost
+
+    def view(self) -> dict[str, Any]:
+        """The sum of all turns and the context window, as far as they are known."""
+        view: dict[str, Any] = msgspec.to_builtins(self._stored.total)
+        if self._stored.context is not None:
+            view["context"] = msgspec.to_builtins(self._stored.context)
+        return view
+
+    def note_update(self, update: Mapping[str, Any], *, replayed: bool) -> None:
+        """Note a ``usage_update`` of the agent.
+
+        Args:
+            replayed: it is one of an earlier turn, whose cost is counted already.
+        """
+        used, size = count_of(update, "used"), count_of(update, "size")
+        if isinstance(used, int) and isinstance(size, int):
+            self._stored.context = ContextWindow(used, size)
+        cost = cost_of(update.get("cost"))
+        if isinstance(cost, Cost):
+            self._cost = cost
+            if replayed:
+                self._stored.agent_cost = cost
+
+    def end_turn(self, turn_index: int, response: Any, at: float) -> tuple[Usage, list[Statement]]:
+        """Count a turn that has ended.
+
+        Args:
+            response: the ``usage`` of the agent's response to the prompt.
+            at: unix seconds.
+
+        Returns:
+            The usage of the turn, and the statements that store it.
+        """
+        usage = of_acp(response)
+        cost, before = self._cost, self._stored.agent_cost
+        if cost is not None:
+            usage = msgspec.structs.replace(usage, cost=_difference(cost, before))
+        if usage == Usage():
+            return usage, []
+        self._stored.total = self._stored.total.plus(usage)
+        self._stored.agent_cost = cost
+        row = self._core.row
+        row.usage = dumps(msgspec.to_builtins(self._stored)).decode()
+        counted = UsageRow.of(
+            msgspec.to_builtins(usage),
+            at=at,
+            app_name=row.app_name,
+            session_id=row.id,
+            turn_index=turn_index,
+            agent=row.agent,
+            model=row.model,
+        )
+        return usage, [
+            statements.change_session(row.n, usage=row.usage),
+            statements.insert_usage(counted),
+        ]
+
+
+def _difference(cost: Cost, before: Cost | None) -> Cost:
+    """The cost since *before*. A smaller cost is that of a new conversation."""
+    if before is None or before.currency != cost.currency or before.amount > cost.amount:
+        return cost
+    return Cost(cost.amount - before.amount, cost.currency)

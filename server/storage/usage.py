@@ -1,0 +1,65 @@
+"""The sums of the tokens and the costs of turns and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from .database import Database
+
+Grouping = Literal["day", "session", "agent", "model", "app"]
+_GROUPS: Mapping[Grouping, tuple[str, str]] = {
+    "day": ("day", "date(at, 'unixepoch')"),
+    "session": ("session_id", "session_id"),
+    "agent": ("agent", "agent"),
+    "model": ("model", "model"),
+    "app": ("app", "app_name"),
+}
+"""The name of the group in a row, and its SQL."""
+COUNTS = (
+    "input_tokens",
+    "output_tokens",
+    "cached_read_tokens",
+    "cached_write_tokens",
+    "thought_tokens",
+)
+
+
+class UsageQueries:
+    """Reads the table ``usage``.
+
+    Every method raises :class:`DatabaseError` if the database cannot be read.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def sums(
+        self, *, since: float, until: float, by: Grouping, app_name: str | None
+    ) -> list[dict[str, Any]]:
+        """The sums of each group, in the order of the groups' names.
+
+        Costs are added per currency; a group with several currencies has a row for each.
+
+        Args:
+            since, until: unix seconds; *until* is not included.
+            app_name: only of this app.
+        """
+        name, group = _GROUPS[by]
+        sums = ", ".join(f"sum({count})" for count in COUNTS)
+        rows = await self._database.fetch(
+            f"SELECT {group}, {sums}, sum(cost), currency FROM usage"
+            " WHERE at >= ?1 AND at < ?2 AND (?3 IS NULL OR app_name = ?3)"
+            " GROUP BY 1, currency ORDER BY 1, currency",
+            since,
+            until,
+            app_name,
+        )
+        found = []
+        for value, *counts, amount, currency in rows:
+            row = {name: value, **dict(zip(COUNTS, counts, strict=True))}
+            row = {key: one for key, one in row.items() if one is not None or key == name}
+            if amount is not None:
+                row["cost"] = {"amount": amount, "currency": currency}
+            found.append(row)
+        return found
