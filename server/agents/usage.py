@@ -58,11 +58,11 @@ def of_acp(usage: Any, cost: Any = None) -> Usage:
     """
     found = usage if isinstance(usage, dict) else {}
     return Usage(
-        input_tokens=count_of(found, "inputTokens"),
-        output_tokens=count_of(found, "outputTokens"),
-        cached_read_tokens=count_of(found, "cachedReadTokens"),
-        cached_write_tokens=count_of(found, "cachedWriteTokens"),
-        thought_tokens=count_of(found, "thoughtTokens"),
+        input_tokens=tokens_in(found, "inputTokens"),
+        output_tokens=tokens_in(found, "outputTokens"),
+        cached_read_tokens=tokens_in(found, "cachedReadTokens"),
+        cached_write_tokens=tokens_in(found, "cachedWriteTokens"),
+        thought_tokens=tokens_in(found, "thoughtTokens"),
         cost=cost_of(cost),
     )
 
@@ -72,15 +72,15 @@ def of_claude(message: Mapping[str, Any]) -> Usage:
     usage = message.get("usage")
     found = usage if isinstance(usage, dict) else {}
     return Usage(
-        input_tokens=count_of(found, "input_tokens"),
-        output_tokens=count_of(found, "output_tokens"),
-        cached_read_tokens=count_of(found, "cache_read_input_tokens"),
-        cached_write_tokens=count_of(found, "cache_creation_input_tokens"),
+        input_tokens=tokens_in(found, "input_tokens"),
+        output_tokens=tokens_in(found, "output_tokens"),
+        cached_read_tokens=tokens_in(found, "cache_read_input_tokens"),
+        cached_write_tokens=tokens_in(found, "cache_creation_input_tokens"),
         cost=cost_of({"amount": message.get("total_cost_usd"), "currency": "USD"}),
     )
 
 
-def count_of(values: Mapping[str, Any], name: str) -> int | msgspec.UnsetType:
+def tokens_in(values: Mapping[str, Any], name: str) -> int | msgspec.UnsetType:
     """A count of tokens that an agent reports; UNSET if it is none."""
     value = values.get(name)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from ..codec import dumps
 from ..errors import ErrorCode
 from ..storage.database import Database
-from ..storage.schema import RunResultRow, Statement, columns
+from ..storage.rows import RunResultRow
+from ..storage.schema import Statement, columns
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 

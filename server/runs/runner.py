@@ -26,7 +26,8 @@ from ..limits import ByteQuota, DiskReserve
 from ..sandbox.homes import SandboxFolders
 from ..storage import statements
 from ..storage.queries import Queries
-from ..storage.schema import RunRow, Statement, UsageRow
+from ..storage.rows import RunRow, UsageRow
+from ..storage.schema import Statement
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .acp_agent import run_acp_agent

@@ -149,9 +149,8 @@ class Session:
     @property
     def state_name(self) -> str:
         """The state that clients see: ``idle``, ``running`` or ``closed``."""
-        if self.is_closed:
-            return "closed"
-        return "running" if self._current.running is not None else "idle"
+        is_running = self._current.running is not None
+        return "closed" if self.is_closed else "running" if is_running else "idle"
 
     def agent_view(self) -> dict[str, Any]:
         """Whether the agent runs, its settings, and what it offers, in ACP's shapes."""
@@ -196,8 +195,6 @@ class Session:
         self.agent.take_over(prewarmed, self._observer)
         if not self.settings.wanted.is_empty and self._context.slots.has_slot(self.agent):
             self.agent.start_in_slot()
-
-    # Requests of clients
 
     async def prompt(
         self,

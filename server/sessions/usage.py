@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
-from ..agents.usage import Cost, Usage, cost_of, count_of, of_acp
+from ..agents.usage import Cost, Usage, cost_of, of_acp, tokens_in
 from ..codec import dumps
 from ..storage import statements
-from ..storage.schema import Statement, UsageRow
+from ..storage.rows import UsageRow
+from ..storage.schema import Statement
 from .core import SessionCore
 
 
@@ -57,7 +58,7 @@ class SessionUsage:
         Args:
             replayed: it is one of an earlier turn, whose cost is counted already.
         """
-        used, size = count_of(update, "used"), count_of(update, "size")
+        used, size = tokens_in(update, "used"), tokens_in(update, "size")
         if isinstance(used, int) and isinstance(size, int):
             self._stored.context = ContextWindow(used, size)
         cost = cost_of(update.get("cost"))

@@ -23,7 +23,8 @@ from typing import Any
 from ..errors import DatabaseError
 from . import statements
 from .database import Database, copy_database, readonly_uri
-from .schema import RunRow, SchemaError, SessionRow, Statement, TokenRow
+from .rows import RunRow
+from .schema import SchemaError, SessionRow, Statement, TokenRow
 
 logger = logging.getLogger(__name__)
 

@@ -10,17 +10,16 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .rows import RunRow, UsageRow
 from .schema import (
     FileRow,
     LogRow,
-    RunRow,
     SessionRow,
     ShareRow,
     Statement,
     SteerRow,
     TokenRow,
     TurnRow,
-    UsageRow,
 )
 from .segments import delete_log
 

@@ -16,7 +16,7 @@ _GROUPS: Mapping[Grouping, tuple[str, str]] = {
     "app": ("app", "app_name"),
 }
 """The name of the group in a row, and its SQL."""
-COUNTS = (
+SUMMED = (
     "input_tokens",
     "output_tokens",
     "cached_read_tokens",
@@ -46,7 +46,7 @@ class UsageQueries:
             app_name: only of this app.
         """
         name, group = _GROUPS[by]
-        sums = ", ".join(f"sum({count})" for count in COUNTS)
+        sums = ", ".join(f"sum({count})" for count in SUMMED)
         rows = await self._database.fetch(
             f"SELECT {group}, {sums}, sum(cost), currency FROM usage"
             " WHERE at >= ?1 AND at < ?2 AND (?3 IS NULL OR app_name = ?3)"
@@ -57,7 +57,7 @@ class UsageQueries:
         )
         found = []
         for value, *counts, amount, currency in rows:
-            row = {name: value, **dict(zip(COUNTS, counts, strict=True))}
+            row = {name: value, **dict(zip(SUMMED, counts, strict=True))}
             row = {key: one for key, one in row.items() if one is not None or key == name}
             if amount is not None:
                 row["cost"] = {"amount": amount, "currency": currency}

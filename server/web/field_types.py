@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from ..agents.usage import Usage
 from ..errors import ErrorCode
 from ..sessions.content import MAX_FILES
 from ..validation import form
@@ -73,3 +74,16 @@ Argument = Annotated[
 def doc(text: str) -> Any:
     """Return the metadata that gives a field its description in ``/openapi.json``."""
     return msgspec.Meta(description=text)
+
+
+class ContextWindowInfo(msgspec.Struct, kw_only=True):
+    """The tokens in the agent's context window, and its size."""
+
+    used: Count
+    size: Count
+
+
+class SessionUsageInfo(Usage, frozen=True, kw_only=True):
+    """The tokens and the cost of a session, as far as the agent has reported them."""
+
+    context: ContextWindowInfo | msgspec.UnsetType = msgspec.UNSET

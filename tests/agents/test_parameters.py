@@ -111,7 +111,7 @@ async def test_parameters_reach_the_agent_after_each_load(
         "search.db",  # the agent has said them
         "search.db-wal",
     }
-    assert all(path.stat().st_mode & 0o077 == 0 for path in stored if "db" in path.name)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in stored if ".db" in path.name)
 
 
 async def test_agent_without_a_capability_fails_the_turn_and_keeps_its_conversation(

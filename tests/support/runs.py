@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from server.storage.schema import RunRow
+from server.storage.rows import RunRow
 
 from .harness import ROOT, Client, Json, LocalServer, eventually, is_running
 

@@ -10,7 +10,6 @@ from aiohttp import web
 
 from ...acp.listing import decode_cursor, encode_cursor
 from ...agents.base import Presence
-from ...agents.usage import Usage
 from ...codec import dumps
 from ...errors import bad_request
 from ...sessions import options
@@ -23,6 +22,7 @@ from ..field_types import (
     Count,
     PermissionMode,
     RetentionSecs,
+    SessionUsageInfo,
     TtlSecs,
     UnixMillis,
     UnixSeconds,
@@ -161,19 +161,6 @@ class ForkOrigin(msgspec.Struct, kw_only=True):
 
     session_id: str
     turn_index: Annotated[int, doc("The last turn that the fork has of it.")]
-
-
-class ContextWindowInfo(msgspec.Struct, kw_only=True):
-    """The tokens in the agent's context window, and its size."""
-
-    used: Count
-    size: Count
-
-
-class SessionUsageInfo(Usage, frozen=True, kw_only=True):
-    """The tokens and the cost of a session, as far as the agent has reported them."""
-
-    context: ContextWindowInfo | msgspec.UnsetType = msgspec.UNSET
 
 
 class _WholeState(options.OptionsInfo, kw_only=True):
