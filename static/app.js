@@ -48,7 +48,7 @@ function markOf(token) {
 async function begin() {
 	const given = fragment()
 	const share = given.get('share')
-	if (share) return enter(share, given.get('session')).catch(error => signIn(error.message))
+	if (share) return resume(share, given.get('session'))
 	if (given.has('token')) {
 		storage.saveToken(given.get('token'))
 		given.delete('token')
@@ -69,7 +69,7 @@ function hand({ wanted, session, token }) {
 	resume(token)
 }
 
-const resume = token => enter(token).catch(error => signIn(error.message, token))
+const resume = (token, shared) => enter(token, shared).catch(error => signIn(error.message, token))
 
 function signIn(message, token) {
 	leave()
@@ -94,7 +94,6 @@ function leave() {
 	attention.show('idle')
 }
 
-// A share gives access to one session, for reading
 async function enter(token, shared) {
 	const mine = new Api(token, () => api === mine && signOut('This sign-in is no longer valid.'), shared)
 	const sessions = await mine.sessions()
@@ -103,7 +102,7 @@ async function enter(token, shared) {
 	listed = sessions
 	marks = storage.marks()
 	buildShell()
-	root.classList.toggle('shared', !!shared)
+	if (shared) shell.el.classList.add('shared')
 	route()
 	api.agents().then(
 		agents => shell?.start.setAgents(agents),

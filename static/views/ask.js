@@ -1,4 +1,4 @@
-// A request of the agent's. Takes no focus, so that no key answers by accident
+// Takes no focus, so that no key answers by accident
 import { setText, uid, View, word } from './dom.js'
 
 export const isOpen = ({ outcome, over }) => !outcome && !over

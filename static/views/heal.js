@@ -1,4 +1,4 @@
-// Hides the Markdown at the end of a streamed text that is still incomplete, such as half a link
+// Hides incomplete Markdown at the end of a streamed text
 const MAX_HIDDEN = 1500 // characters; a longer open formula is shown as text
 
 function withoutOpenFormula(block) {

@@ -1,4 +1,4 @@
-// A form or a link. The browser checks the fields, and the server has the last word
+// A form or a link
 import { AskView } from './ask.js'
 import { hint } from './call.js'
 import { exactNodes, h, setText, word } from './dom.js'

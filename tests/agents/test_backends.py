@@ -26,6 +26,7 @@ from ..support.harness import (
     Json,
     LocalServer,
     descendants,
+    descendants_of_agents,
     eventually,
     is_running,
     new_client,
@@ -296,7 +297,7 @@ async def test_closed_session_leaves_no_process_and_deleted_session_no_file(serv
     await run_step(client, session, {"report": True})
     home = server.services.settings.data_dir / "acpx-cli" / "homes" / session
     assert socket_folder(home).exists()
-    below = descendants(os.getpid())
+    below = descendants_of_agents(os.getpid())
     assert any(map(is_mock, below))
     await client.delete(f"/sessions/{session}")
     assert not any(map(is_running, below))

@@ -17,7 +17,7 @@ from ..support.harness import (
     Deadline,
     Json,
     Socket,
-    descendants,
+    descendants_of_agents,
     eventually,
     is_running,
     new_client,
@@ -164,7 +164,7 @@ async def test_misbehaving_agents(
     client = await new_client(server.url, http)
     neighbour = await client.connect(await client.create())
     await neighbour.turn("warm")
-    before = set(descendants(server.pid))
+    before = descendants_of_agents(server.pid)
     waits: list[float] = []
     finished = asyncio.Event()
 
@@ -196,7 +196,7 @@ async def test_misbehaving_agents(
         finished.set()
     await eventually(
         "the processes of the agents to end",
-        lambda: not set(descendants(server.pid)) - before,
+        lambda: not descendants_of_agents(server.pid) - before,
     )
     files = (tmp_path / "data" / "workspaces").glob("*/*")
     pids = [int(path.read_text()) for path in files if path.name in ("one", "two", "three")]

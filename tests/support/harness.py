@@ -18,7 +18,14 @@ from .client import (
     texts_of,
 )
 from .mock_agents import MOCK, MOCKS, mock_agent, run_step, script
-from .processes import ROOT, descendants, environ_of, is_running, run_program
+from .processes import (
+    ROOT,
+    descendants,
+    descendants_of_agents,
+    environ_of,
+    is_running,
+    run_program,
+)
 from .servers import (
     LocalServer,
     ServerProcess,
@@ -47,6 +54,7 @@ __all__ = [
     "call_after_lookup",
     "chunk_text",
     "descendants",
+    "descendants_of_agents",
     "environ_of",
     "eventually",
     "failure",

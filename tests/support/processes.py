@@ -62,6 +62,19 @@ def descendants(pid: int) -> list[int]:
     return [child for child in parents if pid in ancestors(child)]
 
 
+def descendants_of_agents(pid: int) -> set[int]:
+    """The descendants of a server without its own helpers, which live as long as it does."""
+    return {one for one in descendants(pid) if not _is_helper(one)}
+
+
+def _is_helper(pid: int) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"/snapshotter.py" in command or b"/spawn.py" in command
+
+
 def environ_of(pid: int) -> Mapping[str, str]:
     """The environment with which the process was started."""
     raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
