@@ -102,7 +102,7 @@ async def test_invalid_parameter_is_refused(client: Client, query: str) -> None:
 
 
 async def test_unchanged_list_is_not_sent_again(client: Client) -> None:
-    await client.create()
+    await client.until_live(await client.create())
     await client.get("/sessions")
     tag = client.last_headers["ETag"]
     for known in (tag, f'"other", {tag}', tag.removeprefix("W/"), "*"):
