@@ -117,7 +117,7 @@ async def test_unchanged_list_is_not_sent_again(client: Client) -> None:
 @pytest.mark.parametrize("count", [1, 8])  # the second list is streamed
 async def test_list_is_compressed_for_clients_that_accept_it(client: Client, count: int) -> None:
     for _ in range(count):
-        await client.create(meta={"note": "x" * 60_000})
+        await client.until_live(await client.create(meta={"note": "x" * 60_000}))
     bodies: list[Any] = []
     for coding, wanted in (("gzip", "gzip"), ("identity", None), ("gzip;q=0", None)):
         async with client.http.get(
