@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from ..limits import ByteBudget
 from ..storage.growth import GrowthQueries
 from ..storage.queries import Queries
+from ..storage.schema import LogRow
 from .documents import DocumentReader
 from .index import Hit, SearchIndex
 
@@ -19,6 +20,8 @@ INTERVAL_SECS = 0.5
 PAGE_BYTES = 256 << 10
 SEARCH_WAIT_SECS = 10
 """The longest time that a search waits for those of other apps."""
+MAX_ENTRY_BYTES = 1 << 20
+"""A larger entry is not searched: to read its text would take several times its size."""
 REST_FACTOR = 4
 """After each page the indexer rests for this many times as long as the page took."""
 
@@ -124,7 +127,7 @@ class Indexer:
             lines = [
                 line
                 for one in rows
-                for line in one.body.split(b"\n")[max(0, position + 1 - one.first_seq) :]
+                for line in _lines_of(one)[max(0, position + 1 - one.first_seq) :]
             ]
             position = rows[-1].last_seq
             documents = await asyncio.to_thread(reader.read, lines)
@@ -132,3 +135,9 @@ class Indexer:
             await asyncio.sleep(REST_FACTOR * (time.monotonic() - began))
         if rest := reader.end():
             await self._index.add(row.app_name, session, row.id, rest, seq=reader.complete_seq)
+
+
+def _lines_of(row: LogRow) -> list[bytes]:
+    """The entries of a row; an empty one in place of a single large entry."""
+    is_large = row.first_seq == row.last_seq and len(row.body) > MAX_ENTRY_BYTES
+    return [b""] if is_large else row.body.split(b"\n")
