@@ -9,21 +9,19 @@ from aiohttp import web
 
 from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
-from ..codec import call_off_loop
-from ..errors import CloseCode, Error, ErrorCode, bad_request, failure_of
+from ..errors import Error, ErrorCode, bad_request
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..uploads.files import FileStore
 from . import framing, protocol
-from .connection import WRITE_BYTES, WebSocketConnection
+from .command_socket import CommandSocket
+from .connection import WRITE_BYTES
 from .cursors import SessionCursors
-from .disconnect import Disconnect
-from .handshake import authenticate
 from .list_follower import ListFollower
 from .session_commands import SessionCommands, ready_frame
 
 
-class AppSocket(WebSocketConnection):
+class AppSocket(CommandSocket):
     """A follower of an app's list of sessions, which may subscribe to sessions and prompt them.
 
     Args:
@@ -46,14 +44,14 @@ class AppSocket(WebSocketConnection):
         super().__init__(
             request,
             response,
-            credential.app_name,
+            credential,
+            tokens,
             name=f"socket of app {credential.app_name}",
-            messages_per_sec=sessions.settings.max_commands_per_sec,
+            tickets_for=None,
+            commands_per_sec=sessions.settings.max_commands_per_sec,
         )
-        self._credential = credential
         self._request_id = request_id
         self._sessions = sessions
-        self._tokens = tokens
         self._files = files
         self._list = ListFollower(sessions, credential.app_name, fields, self.schedule_write)
         self._cursors = SessionCursors(self.schedule_write)
@@ -99,45 +97,18 @@ class AppSocket(WebSocketConnection):
     def heartbeat_frames(self) -> list[bytes]:
         return [framing.text_frame(protocol.frame("heartbeat"))]
 
-    def closing_frames(self, disconnect: Disconnect) -> list[bytes]:
-        bye = protocol.bye_frame(disconnect.code, disconnect.reason, disconnect.retry_after_ms)
-        return [framing.text_frame(bye)]
-
     # Commands of the client
 
-    async def on_text(self, data: bytes) -> None:
-        try:
-            session_id, command = await call_off_loop(protocol.parse_addressed, data)
-        except protocol.MalformedFrameError:
-            self.close(Disconnect(CloseCode.BAD_FRAME, "a frame is one JSON object"))
-            return
-        except protocol.InvalidCommandError as error:
-            self.send(protocol.error_frame(error, error.frame_id))
-            return
-        try:
-            await self._execute(session_id, command)
-        except Disconnect as disconnect:
-            self.close(disconnect)
-        except Exception as error:  # noqa: BLE001 - failure_of logs it
-            failure = failure_of(error, "a command", session=str(session_id))
-            frame = protocol.error_frame(failure, command.id)
-            is_known = isinstance(session_id, str)
-            self.send(protocol.addressed(frame, session_id) if is_known else frame)
+    def send_failure(self, session_id: Any, frame: bytes) -> None:
+        is_known = isinstance(session_id, str)
+        self.send(protocol.addressed(frame, session_id) if is_known else frame)
 
-    async def _execute(self, session_id: Any, command: protocol.AppCommand) -> None:
-        """Execute one command.
-
-        Raises:
-            Error: the command fails; the socket stays open.
-            Disconnect: the socket must be closed.
-        """
-        match command:
-            case protocol.AuthCommand():
-                self._authenticate_again(command)
-                return
-            case protocol.PingCommand(id=ping_id) if session_id is None:
-                self.send(protocol.frame("pong", id=ping_id))
-                return
+    async def execute(
+        self, session_id: Any, command: protocol.SessionCommand | protocol.OnlyAppCommand
+    ) -> None:
+        if isinstance(command, protocol.PingCommand) and session_id is None:
+            self.send(protocol.frame("pong", id=command.id))
+            return
         if not isinstance(session_id, str):
             raise bad_request("session_id: is needed")
         session = await self._sessions.get(session_id, self.app_name)
@@ -155,6 +126,7 @@ class AppSocket(WebSocketConnection):
         Raises:
             Error: ``bad_request`` or ``rate_limited``.
         """
+        self._credential.require("read")
         settings = self._sessions.settings
         is_subscribed = session.id in self._cursors
         if after is not None and after > session.log.head:
@@ -185,9 +157,3 @@ class AppSocket(WebSocketConnection):
 
     def _send_addressed(self, session_id: str, message: bytes) -> None:
         self.send(protocol.addressed(message, session_id))
-
-    def _authenticate_again(self, command: protocol.AuthCommand) -> None:
-        """Check the credential of a later auth frame: it must be the same one."""
-        credential = authenticate(self._tokens, command, None, self._request.remote)
-        if credential is not self._credential:
-            raise Disconnect(CloseCode.REFUSED, "the credential is refused")

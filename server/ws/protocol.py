@@ -123,7 +123,8 @@ SessionCommand = (
 )
 Command = AuthCommand | SessionCommand
 """The frames that a client sends on a session's socket."""
-AppCommand = Command | SubscribeCommand | UnsubscribeCommand
+OnlyAppCommand = SubscribeCommand | UnsubscribeCommand
+AppCommand = Command | OnlyAppCommand
 """The frames that a client sends on the socket for many sessions."""
 
 

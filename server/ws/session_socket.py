@@ -8,24 +8,24 @@ its transport's buffer.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from aiohttp import web
 
 from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
-from ..codec import call_off_loop
-from ..errors import CloseCode, failure_of
+from ..errors import CloseCode
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..uploads.files import FileStore
 from . import framing, protocol
-from .connection import WRITE_BYTES, WebSocketConnection
+from .command_socket import CommandSocket
+from .connection import WRITE_BYTES
 from .disconnect import Disconnect
-from .handshake import authenticate
 from .session_commands import SessionCommands, ready_frame
 
 
-class SessionSocket(WebSocketConnection):
+class SessionSocket(CommandSocket):
     """A subscriber of *session* that may also send commands.
 
     Args:
@@ -49,14 +49,14 @@ class SessionSocket(WebSocketConnection):
         super().__init__(
             request,
             response,
-            credential.app_name,
+            credential,
+            tokens,
             name=f"socket of session {session.id}",
-            messages_per_sec=sessions.settings.max_commands_per_sec,
+            tickets_for=session.id,
+            commands_per_sec=sessions.settings.max_commands_per_sec,
         )
         self.session = session
-        self._credential = credential
         self._cursor = cursor
-        self._tokens = tokens
         self._is_send_scheduled = False
         self._commands = SessionCommands(
             session,
@@ -139,44 +139,13 @@ class SessionSocket(WebSocketConnection):
             return Disconnect(CloseCode.SESSION_CLOSED, "the session is closed")
         return None
 
-    def closing_frames(self, disconnect: Disconnect) -> list[bytes]:
-        bye = protocol.bye_frame(disconnect.code, disconnect.reason, disconnect.retry_after_ms)
-        return [framing.text_frame(bye)]
-
     # Commands of the client
 
-    async def on_text(self, data: bytes) -> None:
-        try:
-            command = await call_off_loop(protocol.parse_command, data)
-        except protocol.MalformedFrameError:
-            self.close(Disconnect(CloseCode.BAD_FRAME, "a frame is one JSON object"))
-            return
-        except protocol.InvalidCommandError as error:
-            self.send(protocol.error_frame(error, error.frame_id))
-            return
-        try:
-            await self._execute(command)
-        except Disconnect as disconnect:
-            self.close(disconnect)
-        except Exception as error:  # noqa: BLE001 - failure_of logs it
-            failure = failure_of(error, "a command", session=self.session.id)
-            self.send(protocol.error_frame(failure, command.id))
+    def parse(self, data: bytes) -> tuple[Any, protocol.Command]:
+        return self.session.id, protocol.parse_command(data)
 
-    async def _execute(self, command: protocol.Command) -> None:
-        """Execute one command.
-
-        Raises:
-            Error: the command fails; the socket stays open.
-            Disconnect: the socket must be closed.
-        """
-        if isinstance(command, protocol.AuthCommand):
-            self._authenticate_again(command)
-        else:
-            await self._commands.execute(command)
-
-    def _authenticate_again(self, command: protocol.AuthCommand) -> None:
-        """Check the credential of a later auth frame: it must be the same one."""
-        address = self._request.remote
-        credential = authenticate(self._tokens, command, self.session.id, address)
-        if credential is not self._credential:
-            raise Disconnect(CloseCode.REFUSED, "the credential is refused")
+    async def execute(
+        self, session_id: Any, command: protocol.SessionCommand | protocol.OnlyAppCommand
+    ) -> None:
+        assert not isinstance(command, protocol.OnlyAppCommand)  # `parse` does not accept it
+        await self._commands.execute(command)
