@@ -167,7 +167,7 @@ class _Server:
             sessions.cancel_turns(app_name)
             jobs.stop_app(app_name)
 
-        tokens.on_revoke = end_app
+        tokens.on_revoke, tokens.on_reading_ended = end_app, sockets.end_reading
         tokens.shares.on_revoke = sockets.close_credential
         sessions.remover.steps.append(tokens.shares.drop_session)
         health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)

@@ -56,6 +56,7 @@ class TokenRegistry:
         tickets: the open tickets; a revocation discards those of its token.
         shares: the shares; a revocation revokes those of its app.
         on_revoke: called with the app's name as soon as a token is revoked.
+        on_reading_ended: called with the app's name when its token loses the scope ``read``.
         second_app_refusal: why there must not be a second app; None if there may.
     """
 
@@ -72,6 +73,7 @@ class TokenRegistry:
         self.second_app_refusal: str | None = None
         self.shares = ShareRegistry(queries, writer, max_shares_per_session, clock)
         self.on_revoke: Callable[[str], None] = lambda name: None
+        self.on_reading_ended: Callable[[str], None] = lambda name: None
         self._queries = queries
         self._writer = writer
         self._admin_hash = b""
@@ -236,6 +238,8 @@ class TokenRegistry:
             credential.scopes = options.allowed
             if self._options.get(name) is before:  # it was not revoked meanwhile
                 self._options[name] = options
+            if "read" in before.allowed - options.allowed:
+                self.on_reading_ended(name)
             return row
 
     def _credential_of(self, name: str) -> Credential:

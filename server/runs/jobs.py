@@ -37,7 +37,7 @@ class RunJobs:
         self._results = results
         self._jobs: dict[str, RunJob] = {}
         self._by_key: dict[tuple[str, str], RunJob] = {}
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._beginning = asyncio.Lock()
         self._tasks = Tasks()
 
     async def stop(self) -> None:
@@ -60,19 +60,13 @@ class RunJobs:
         """
         if client_id is None:
             return await self._begin(app_name, None, start, render)
-        key = app_name, client_id
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        try:
-            async with lock:
-                if (job := self._by_key.get(key)) is not None:
-                    return job
-                row = await self._results.find(app_name, client_id)
-                if row is not None and row.status is not None and row.body is not None:
-                    return StoredResponse(row.status, row.body, row.id)
-                return await self._begin(app_name, client_id, start, render)
-        finally:
-            if not lock.locked():
-                self._locks.pop(key, None)
+        async with self._beginning:  # for the time of two statements of the database
+            if (job := self._by_key.get((app_name, client_id))) is not None:
+                return job
+            row = await self._results.find(app_name, client_id)
+            if row is not None and row.status is not None and row.body is not None:
+                return StoredResponse(row.status, row.body, row.id)
+            return await self._begin(app_name, client_id, start, render)
 
     async def _begin(
         self, app_name: str, client_id: str | None, start: Callable[[], Run], render: Render

@@ -43,7 +43,7 @@ class SessionUsage:
         self._core = core
         stored = core.row.usage
         self._stored = msgspec.json.decode(stored, type=_Stored) if stored else _Stored()
-        self._cost = self._stored.agent_cost
+        self._cost: Cost | None = None  # reported since the last turn ended
 
     def view(self) -> dict[str, Any]:
         """The sum of all turns and the context window, as far as they are known."""
@@ -63,9 +63,10 @@ class SessionUsage:
             self._stored.context = ContextWindow(used, size)
         cost = cost_of(update.get("cost"))
         if isinstance(cost, Cost):
-            self._cost = cost
             if replayed:
                 self._stored.agent_cost = cost
+            else:
+                self._cost = cost
 
     def end_turn(self, turn_index: int, response: Any, at: float) -> tuple[Usage, list[Statement]]:
         """Count a turn that has ended.
@@ -78,13 +79,14 @@ class SessionUsage:
             The usage of the turn, and the statements that store it.
         """
         usage = of_acp(response)
-        cost, before = self._cost, self._stored.agent_cost
+        cost, self._cost = self._cost, None
         if cost is not None:
-            usage = msgspec.structs.replace(usage, cost=_difference(cost, before))
+            difference = _difference(cost, self._stored.agent_cost)
+            usage = msgspec.structs.replace(usage, cost=difference)
+            self._stored.agent_cost = cost
         if usage == Usage():
             return usage, []
         self._stored.total = self._stored.total.plus(usage)
-        self._stored.agent_cost = cost
         row = self._core.row
         row.usage = dumps(msgspec.to_builtins(self._stored)).decode()
         counted = UsageRow.of(

@@ -22,6 +22,7 @@ CHECKS_AT_ONCE = 50
 by 50 ms."""
 RECONNECT_MS = (500, 5000)
 """Clients reconnect after a restart at a random time in this range."""
+NO_READING = Disconnect(CloseCode.REFUSED, "the token does not have the scope read any more")
 REVOKED = Disconnect(CloseCode.REVOKED, "the credential was revoked")
 
 
@@ -103,11 +104,21 @@ class Hub:
                 connection.close(REVOKED)
                 asyncio.get_running_loop().call_later(REVOKED_ABORT_SECS, connection.abort)
 
+    def end_reading(self, app_name: str) -> None:
+        """Close the connections of an app whose token does not have the scope ``read`` any more."""
+        for connection in tuple(self._by_app.get(app_name, ())):
+            credential = self._credential_of.get(connection)
+            if credential is None or credential.session_id is None:  # not that of a share
+                connection.close(NO_READING)
+        for task in [task for task, name in self._streams.items() if name == app_name]:
+            del self._streams[task]
+            task.cancel()
+
     @contextlib.contextmanager
     def stream(self, app_name: str) -> Iterator[None]:
         """Return a block in which the current task is an event stream.
 
-        :meth:`close_all` ends the block. The stream counts as a connection of the app.
+        :meth:`close_all` and :meth:`end_reading` end it. It counts as a connection of the app.
 
         Raises:
             Error: ``rate_limited``; the app has reached its connection limit.

@@ -133,7 +133,7 @@ async def test_claude_keeps_its_system_prompt_folders_tools_and_limit_after_hibe
         assert not (cwd / "made").exists()
         await hibernate(server, session)
     api.always(ToolUse("Bash", {"command": "echo again"}))
-    status, reply = await client.turn(session, "Do it for ever.")
+    status, reply = await client.turn(session, "Do it forever.")
     assert (status, reply["code"]) == (502, "agent_failed"), reply
     assert "maximum number of turns" in reply["error"]
 

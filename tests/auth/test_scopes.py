@@ -13,7 +13,7 @@ from server.web.scopes import SCOPE_OF_CALL
 from ..support.acp_client import ResponseError
 from ..support.acp_client import connect as connect_acp
 from ..support.client import Client, Json, failure
-from ..support.harness import ROOT, LocalServer, script
+from ..support.harness import ROOT, Deadline, LocalServer, script
 
 NAME = "limited"
 CALLS = {(one.method, one.path): one for one in endpoints() if one.auth == "app"}
@@ -152,3 +152,18 @@ async def test_scopes_are_shown_and_changed_as_a_whole(server: LocalServer) -> N
         400,
         "bad_request",
     )
+
+
+async def test_token_that_loses_the_scope_read_loses_its_sockets_and_streams(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create()
+    socket = await client.connect(session)
+    headers = {**client.headers(), "Accept": "text/event-stream"}
+    url = f"{client.url}/sessions/{session}/events"
+    async with client.http.get(url, headers=headers) as stream:
+        await stream.content.readline()
+        await server.admin().call("PATCH", f"/admin/tokens/{NAME}", {"scopes": ["prompt"]})
+        assert await socket.until_closed() == 4500
+        async with Deadline("the end of the stream"):
+            await stream.content.read()

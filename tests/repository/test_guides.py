@@ -164,7 +164,7 @@ async def test_embedded_page_connects_with_a_ticket(
     client = await new_client(server.url, http)
     assert client.token is not None
     (tmp_path / "backend.py").write_text(program_of("howto/embed.md", "backend.py"), "utf-8")
-    # It goes on for ever, as a page does; fetch has no page to be relative to in Node.
+    # It goes on forever, as a page does; fetch has no page to be relative to in Node.
     prelude = (
         f"const {{ fetch: real }} = globalThis;\n"
         f"globalThis.fetch = (path, options) => real('http://127.0.0.1:{port}' + path, options);\n"

@@ -77,6 +77,27 @@ async def test_real_claude_returns_result(real: Real, api: StandIn) -> None:
     assert len(api.system()) > 1000  # after its own system prompt
 
 
+@installs
+async def test_real_claude_returns_a_result_that_is_valid_against_a_schema(
+    real: Real, api: StandIn
+) -> None:
+    """Claude calls a tool with the result, and is asked again if the call is not valid."""
+    client = await real()
+    schema = {
+        "type": "object",
+        "required": ["n"],
+        "properties": {"n": {"type": "integer"}},
+        "additionalProperties": False,
+    }
+    calls = [ToolUse("StructuredOutput", {"n": "one"}), ToolUse("StructuredOutput", {"n": 1})]
+    api.plan(*calls, Text("Done."))
+    assert await run(client, "count", schema=schema) == {"n": 1}
+    status, reply = await client.post(
+        "/run", {"prompt": "count", "schema": schema, "max_attempts": 1}
+    )
+    assert (status, reply["code"]) == (422, "schema_failed")
+
+
 @pytest.mark.slow
 @installs
 async def test_real_claude_accepts_prompt_of_five_megabytes(real: Real, api: StandIn) -> None:

@@ -42,6 +42,7 @@ async def test_turn_end_and_state_have_what_the_agent_reports(client: Client) ->
     await client.turn(session, "no report")
     await client.turn(session, reporting(100, 0.5, cachedReadTokens=7, thoughtTokens=3))
     await client.turn(session, reporting(50, 0.75))
+    await client.turn(session, "no report")
     one = {"cached_read_tokens": 7, "thought_tokens": 3}
     assert await usage_of_turns(client, session) == [
         None,
@@ -53,6 +54,7 @@ async def test_turn_end_and_state_have_what_the_agent_reports(client: Client) ->
         },
         # ACP's cost is that of the whole conversation; the turn has the difference.
         {"input_tokens": 50, "output_tokens": 25, "cost": {"amount": 0.25, "currency": "USD"}},
+        None,
     ]
     assert (await client.state(session))["usage"] == {
         "input_tokens": 150,
