@@ -13,6 +13,7 @@ from ..storage.fork_queries import TurnSpan
 from ..storage.schema import SessionRow, Statement
 from ..storage.segments import copy_log
 from ..tasks import to_completion
+from ..workspace.workers import SnapshotError
 from .creation import SessionRequest
 from .session import Session
 
@@ -80,6 +81,7 @@ class SessionForker:
                 raise not_found()
             point = await self._point(source, turn_index)
             fork = await self._sessions.create(source.row.app_name, request, point)
+            await self._copy_files(source, fork, point)
             if point.is_head and fork.row.agent == source.row.agent:
                 await self._fork_conversation(source, fork)
         if fork.row.owes_history:
@@ -109,6 +111,17 @@ class SessionForker:
         last = await queries.last_turn_index(number, end)
         is_head = not source.is_busy and count == source.row.turn_count
         return ForkPoint(source.row, turn.turn_index, end, count, last, is_head)
+
+    async def _copy_files(self, source: Session, fork: Session, point: ForkPoint) -> None:
+        """Give a folder that is the fork's own the files that the source had after the turn."""
+        if not self._sessions.workspaces.is_own(fork.id, fork.row.cwd):
+            return
+        turn_index = None if point.is_head else point.turn_index
+        try:
+            await self._sessions.snapshots.copy(source.snapshots, fork.snapshots, turn_index)
+        except (Error, SnapshotError) as error:
+            about = {"session": fork.id, "app": fork.row.app_name}
+            logger.warning("the files of a fork cannot be copied: %s", error, extra=about)
 
     async def _fork_conversation(self, source: Session, fork: Session) -> None:
         """Let the agent fork its conversation, if it can. Otherwise its prompt contains it."""

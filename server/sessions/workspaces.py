@@ -34,6 +34,10 @@ class Workspaces:
         """The folder of a session whose client chose none."""
         return self._data_dir.workspace(session_id)
 
+    def is_own(self, session_id: str, cwd: str) -> bool:
+        """Whether a session's folder is one that the server made for it."""
+        return Path(cwd) == self.path(session_id)
+
     async def create(self, session_id: str) -> Path:
         """Make a session's own folder.
 

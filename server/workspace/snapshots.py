@@ -146,23 +146,26 @@ class Snapshots:
                 logger.error("a session's snapshots cannot be removed: %s", error, extra=about)
 
     async def copy(
-        self, source: SessionSnapshots, target: SessionSnapshots, turn_index: int
+        self, source: SessionSnapshots, target: SessionSnapshots, turn_index: int | None
     ) -> None:
-        """Give a new session the snapshots of another one up to the end of a turn.
+        """Give a new session the snapshots and the files of another one.
 
-        The folder of the new session must be its own and empty. It gets the files that the other
-        folder had after that turn, as far as the snapshots have them.
+        Args:
+            target: of a session whose folder is its own.
+            turn_index: the last turn whose changes it gets; None for the present state.
 
         Raises:
             Error, SnapshotError: they cannot be copied.
         """
         if not self.is_available:
             return
-        async with source.lock:
-            names = {"target_id": target.session_id, "turn_index": turn_index}
-            await source.call("copy", timeout=LONG_SECS, **names)
-        await target.call("populate", timeout=LONG_SECS, turn_index=turn_index)
-        target.note_changed()
+        async with target.lock:
+            async with source.lock:
+                names = {"target_id": target.session_id, "turn_index": turn_index}
+                copied, _ = await source.call("copy", timeout=LONG_SECS, **names)
+            if copied["tree"] is not None:
+                await target.call("populate", timeout=LONG_SECS, tree=copied["tree"])
+            target.note_changed()
 
 
 def _unfinished(folder: Path) -> list[str]:

@@ -496,25 +496,29 @@ async def test_undo_interrupted_by_a_kill_is_finished_at_the_next_start(
         await process.stop()
 
 
-async def test_copy_gives_another_session_the_state_after_a_turn(
-    client: Client, server: LocalServer, tmp_path: Path
-) -> None:
-    source, target = await client.create(), await client.create()
+async def test_fork_has_the_files_of_its_turn(client: Client) -> None:
+    source = await client.create()
     await turn_that(client, source, write("a/one", "1"))
     await turn_that(client, source, write("two", "2"))
-    await changes(client, source)
-    sessions = server.services.sessions
-    await sessions.snapshots.copy(
-        sessions.cached[source].snapshots, sessions.cached[target].snapshots, 1
-    )
-    folder = await folder_of(client, target)
-    assert tree(folder) == {"a/": "", "a/one": "1"}
-    _, listed = await client.get(f"/sessions/{target}/snapshots")
-    assert [(one["kind"], one["turn_index"]) for one in listed["snapshots"]] == [("end", 1)]
+    write("by-user", "3")(await folder_of(client, source))
+    _, earlier = await client.post(f"/sessions/{source}/fork", {"turn_index": 1})
+    _, head = await client.post(f"/sessions/{source}/fork", {})
+    earlier_folder, head_folder = Path(earlier["cwd"]), Path(head["cwd"])
+    assert tree(earlier_folder) == {"a/": "", "a/one": "1"}
+    assert tree(head_folder) == {"a/": "", "a/one": "1", "two": "2", "by-user": "3"}
     await client.delete(f"/sessions/{source}?purge=true")
-    await client.turn(target, "hello")
-    await undo(client, target, turn_index=1)
-    assert tree(folder) == {}
+    found = await changes(client, head["session_id"])
+    assert {one["path"] for one in found} >= {"a/one", "two"}
+    await client.turn(earlier["session_id"], "hello")
+    await undo(client, earlier["session_id"], turn_index=1)
+    assert tree(earlier_folder) == {}
+
+
+async def test_fork_of_a_session_without_files_begins_empty(client: Client) -> None:
+    source = await client.create()
+    await client.turn(source, "hello")
+    _, fork = await client.post(f"/sessions/{source}/fork", {})
+    assert tree(Path(fork["cwd"])) == {}
 
 
 @pytest.mark.slow

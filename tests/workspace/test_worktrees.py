@@ -102,6 +102,23 @@ async def test_branch_with_own_commits_is_kept(rooted: LocalServer, repository: 
     assert f"clawdforge/{session[:8]}" in git(repository, "branch")
 
 
+async def test_fork_has_a_worktree_with_the_uncommitted_work(
+    rooted: LocalServer, repository: Path
+) -> None:
+    client = await rooted.client()
+    session, folder = await create(client, repository)
+    assert (await client.turn(session, "hello"))[0] == 200
+    (folder / "a.txt").write_text("three\n")
+    (folder / "run.sh").unlink()
+    status, fork = await client.post(f"/sessions/{session}/fork", {})
+    assert status == 200, fork
+    copy = Path(fork["cwd"])
+    assert (copy / "a.txt").read_text() == "three\n"
+    assert not (copy / "run.sh").exists()
+    assert (copy / "link").is_symlink()
+    assert git(copy, "branch", "--show-current").strip() == f"clawdforge/{fork['session_id'][:8]}"
+
+
 async def test_branch_is_checked_out_or_created(rooted: LocalServer, repository: Path) -> None:
     client = await rooted.client()
     _, folder = await create(client, repository, branch="old")

@@ -288,18 +288,28 @@ def pack_repository(job: Job) -> tuple[Json, bytes]:
 
 
 def copy_snapshots(job: Job) -> tuple[Json, bytes]:
-    """Copy the snapshots up to a turn to another session. Objects are shared by hard links."""
+    """Copy the snapshots up to a turn to another session. Objects are shared by hard links.
+
+    The response has the ``tree`` that the other folder gets: without a turn the present state of
+    the folder, otherwise the state after the turn; None if no snapshot has it.
+    """
     source, turn_index = job.repository, job.request["turn_index"]
     target = source.with_name(job.request["target_id"])
+    tree: bytes | None = None
+    if turn_index is None:
+        with job.folder() as folder:
+            tree = job.scan(folder).index.tree
     if not (source / "HEAD").exists():
-        return {}, b""
+        return {"tree": None}, b""
     shutil.rmtree(target, ignore_errors=True)
     create_repository(target)
     shutil.copytree(source / "objects", target / "objects", copy_function=_link, dirs_exist_ok=True)
     records, copied = Records(source), Records(target)
-    copied.all = [one for one in records.all if one.key <= (turn_index, 1)]
+    copied.all = [one for one in records.all if turn_index is None or one.key <= (turn_index, 1)]
     copied.save()
-    return {}, b""
+    if tree is None:
+        tree = next((one.tree for one in reversed(copied.all) if one.kind != "missed"), None)
+    return {"tree": None if tree is None else tree.hex()}, b""
 
 
 def _link(source: str, target: str) -> None:
@@ -312,12 +322,10 @@ def _link(source: str, target: str) -> None:
 
 
 def populate(job: Job) -> tuple[Json, bytes]:
-    """Write the state after a turn to an empty folder."""
-    turn_index = job.request["turn_index"]
-    found = [one for one in job.records().all if one.key <= (turn_index, 1)]
-    tree = found[-1].tree if found else EMPTY_TREE
+    """Give the folder the state of a tree."""
+    target = git_module.files_of(job.git, bytes.fromhex(job.request["tree"]))
     with job.folder() as folder:
-        restoration = Restoration(folder, job.git, {}, git_module.files_of(job.git, tree))
+        restoration = Restoration(folder, job.git, job.scan(folder).index.entries, target)
         restoration.run()
     return {"restored": restoration.restored, "not_restored": restoration.failed}, b""
 
