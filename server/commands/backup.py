@@ -28,8 +28,8 @@ from ..data_dir import (
     DataDirInUseError,
 )
 from ..errors import DatabaseError
-from ..storage.database import check_file, copy_database
-from ..storage.schema import SchemaError
+from ..storage.drivers.sqlite_files import check_file, copy_database
+from ..storage.schema import MIGRATIONS, SchemaError
 from . import admin
 
 FOLDERS = (*CONVERSATION_FOLDERS, *FILE_FOLDERS)
@@ -255,6 +255,6 @@ def _unpack(archive: Path, folder: Path) -> None:
         while tar.fileobj.read(1 << 20):
             pass  # read to the end, where the checksum is compared
     try:
-        check_file(folder / DATABASE)
+        check_file(folder / DATABASE, len(MIGRATIONS))
     except (DatabaseError, SchemaError) as error:
         raise tarfile.ReadError(f"its database cannot be used: {error}") from None

@@ -27,9 +27,9 @@ from ..errors import DatabaseError, StartError
 from ..sandbox.logins import hidden_login
 from ..sandbox.setup import make_sandbox
 from ..sandbox.trial import try_escapes
-from ..storage.database import check_file
+from ..storage.drivers.sqlite_files import check_file
 from ..storage.import_v02 import statements_of
-from ..storage.schema import SchemaError
+from ..storage.schema import MIGRATIONS, SchemaError
 from . import admin
 
 LOW_DISK_BYTES = 1 << 30
@@ -142,7 +142,7 @@ def _check_database(settings: Settings) -> Finding:
         if statements_of(path) is not None:
             found = f"{path} is of version 0.2; the first start upgrades it"
             return Finding("note", "database", found)
-        version = check_file(path)
+        version = check_file(path, len(MIGRATIONS))
     except (OSError, SchemaError, DatabaseError) as error:
         reason = str(error).removeprefix(f"{path} ")
         return Finding("BAD", "database", f"{path}: {reason}", "restore a backup")

@@ -91,7 +91,7 @@ class RunResults:
         await self._commit(
             "DELETE FROM run_results WHERE id IN (SELECT id FROM ("
             " SELECT id, sum(length(body)) OVER (ORDER BY expires_at DESC, id) AS total"
-            " FROM run_results WHERE app_name = ? AND body IS NOT NULL) WHERE total > ?"
+            " FROM run_results WHERE app_name = ? AND body IS NOT NULL) AS kept WHERE total > ?"
             " AND id <> ?)",
             app_name,
             self._max_bytes_per_app,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatabaseError, Error, ErrorCode
-from ..storage.database import SIDECARS, Database
+from ..storage.database import Database
+from ..storage.drivers.sqlite_files import SIDECARS
 from ..storage.schema import SchemaError, Statement
 from .documents import Document
 from .text import joined, match_expression, scope_of, separated

@@ -44,7 +44,8 @@ class AuditQueries:
         """
         rows = await self._database.fetch(
             "SELECT id, at, app_name, session_id, event, detail FROM session_events"
-            " WHERE id > ?1 AND (?2 IS NULL OR app_name = ?2) AND (?3 IS NULL OR event = ?3)"
+            " WHERE id > ?1 AND (CAST(?2 AS TEXT) IS NULL OR app_name = ?2)"
+            " AND (CAST(?3 AS TEXT) IS NULL OR event = ?3)"
             " ORDER BY id LIMIT ?4",
             after,
             app_name,

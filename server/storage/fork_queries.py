@@ -38,7 +38,7 @@ class ForkQueries:
         rows = await self._database.fetch(
             "SELECT turn_index, first_seq, last_seq FROM turns WHERE session = ?1 AND last_seq <"
             " coalesce((SELECT min(first_seq) FROM turns"
-            "  WHERE session = ?1 AND last_seq IS NULL), 1 << 62)"
+            "  WHERE session = ?1 AND last_seq IS NULL), 4611686018427387904)"
             " ORDER BY last_seq DESC LIMIT 1",
             session,
         )
@@ -47,7 +47,7 @@ class ForkQueries:
     async def end_of_turns(self, session: int, position: int) -> int | None:
         """The end of the turns that have begun up to a position; None if one has not ended."""
         rows = await self._database.fetch(
-            "SELECT max(last_seq), sum(last_seq IS NULL) FROM turns"
+            "SELECT max(last_seq), sum(CASE WHEN last_seq IS NULL THEN 1 ELSE 0 END) FROM turns"
             " WHERE session = ? AND first_seq <= ?",
             session,
             position,
@@ -106,10 +106,10 @@ class ForkQueries:
 
     async def _read_rows(self, session: int, after: int, size: int) -> list[LogRow]:
         rows = await self._database.fetch(
-            "SELECT session, first_seq, last_seq, body FROM log JOIN ("
-            "   SELECT n, sum(length(body)) OVER (ORDER BY last_seq) - length(body) AS before"
-            "   FROM log WHERE session = ? AND last_seq > ? ORDER BY last_seq LIMIT 1024"
-            ") USING (n) WHERE before < ? ORDER BY last_seq",
+            "SELECT session, first_seq, last_seq, body FROM log JOIN (SELECT last_seq,"
+            "   sum(length(body)) OVER (ORDER BY last_seq) - length(body) AS before FROM log"
+            "   WHERE session = ?1 AND last_seq > ?2 ORDER BY last_seq LIMIT 1024"
+            ") AS page USING (last_seq) WHERE session = ?1 AND before < ?3 ORDER BY last_seq",
             session,
             after,
             size,

@@ -39,6 +39,8 @@ class GrowthQueries:
 
     async def metas(self, app_name: str, session_ids: Collection[str]) -> dict[str, str]:
         """The JSON of ``meta`` of those sessions of an app that exist, by id."""
+        if not session_ids:
+            return {}
         marks = ", ".join("?" * len(session_ids))
         rows = await self._database.fetch(
             f"SELECT id, meta FROM sessions WHERE app_name = ? AND id IN ({marks})",
@@ -55,7 +57,7 @@ class GrowthQueries:
         """The last position of each session's log."""
         rows = await self._database.fetch(
             "SELECT session, max(last_seq) FROM (SELECT session, last_seq FROM log"
-            " UNION ALL SELECT session, last_seq FROM log_segments) GROUP BY session"
+            " UNION ALL SELECT session, last_seq FROM log_segments) AS heads GROUP BY session"
         )
         return dict(rows)
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from ..errors import DatabaseError
 from . import statements
-from .database import Database, copy_database, readonly_uri
+from .database import Database
+from .drivers.sqlite_files import copy_database, readonly_uri
 from .rows import RunRow
 from .schema import SchemaError, SessionRow, Statement, TokenRow
 

@@ -26,8 +26,8 @@ class LifecycleQueries:
         """
         rows = await self._database.fetch(
             "SELECT id FROM sessions WHERE closed_at IS NULL AND removed_at IS NULL AND"
-            " max(coalesce(last_turn_at, created_at), coalesce(reopened_at, 0))"
-            " + coalesce(ttl_secs, ?) <= ?",
+            " CASE WHEN reopened_at > coalesce(last_turn_at, created_at) THEN reopened_at"
+            "  ELSE coalesce(last_turn_at, created_at) END + coalesce(ttl_secs, ?) <= ?",
             ttl_secs,
             now,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .database import casefold
+from .drivers.functions import casefold
 from .fork_queries import ForkQueries
 from .lifecycle_queries import SELECT_SESSION, LifecycleQueries
 from .schema import FileRow, SessionRow, SteerRow, TokenRow, TurnRow, columns
@@ -89,9 +89,9 @@ class Queries(LifecycleQueries, ForkQueries):
 
     async def last_session_number(self) -> int:
         rows = await self._database.fetch(
-            "SELECT max(coalesce((SELECT max(n) FROM sessions), 0),"
+            "SELECT coalesce(max(n), 0) FROM (SELECT max(n) AS n FROM sessions"
             # The rows of a deleted session stay while a fork refers to them.
-            " coalesce((SELECT max(owner) FROM log_segments), 0))"
+            " UNION ALL SELECT max(owner) FROM log_segments) AS numbers"
         )
         return int(rows[0][0])
 
@@ -155,7 +155,8 @@ class Queries(LifecycleQueries, ForkQueries):
         """The greatest index of a session's turns, or of those that have begun up to a position."""
         rows = await self._database.fetch(
             "SELECT coalesce(max(turn_index), 0) FROM turns"
-            " WHERE session = ?1 AND (?2 IS NULL OR first_seq <= ?2)",
+            " WHERE session = ?1"
+            " AND (CAST(?2 AS BIGINT) IS NULL OR first_seq <= CAST(?2 AS BIGINT))",
             session,
             position,
         )
@@ -164,8 +165,9 @@ class Queries(LifecycleQueries, ForkQueries):
     async def log_head(self, session: int) -> int:
         """The last stored position of a session's log; 0 if it is empty."""
         rows = await self._database.fetch(
-            "SELECT max(coalesce((SELECT max(last_seq) FROM log WHERE session = ?1), 0),"
-            " coalesce((SELECT max(last_seq) FROM log_segments WHERE session = ?1), 0))",
+            "SELECT coalesce(max(last_seq), 0) FROM ("
+            " SELECT max(last_seq) AS last_seq FROM log WHERE session = ?1"
+            " UNION ALL SELECT max(last_seq) FROM log_segments WHERE session = ?1) AS heads",
             session,
         )
         return int(rows[0][0])

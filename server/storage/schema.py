@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-Statement = tuple[str, Sequence[Any]]
-"""An SQL statement and its parameters."""
-
-
-class SchemaError(Exception):
-    """The database has a schema that this program cannot use."""
-
+from .drivers.base import SchemaError as SchemaError
+from .drivers.base import Statement as Statement
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -202,40 +196,6 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 """The script that makes each version of the schema from the one before, from version 1."""
-
-
-def check(version: int) -> None:
-    """Check that a database has the newest schema.
-
-    Raises:
-        SchemaError: it has an older or a newer one.
-    """
-    if version != len(MIGRATIONS):
-        raise SchemaError(
-            f"the database has schema {version}, this program {len(MIGRATIONS)}:"
-            " start the server once, which brings an older one up to date"
-        )
-
-
-def migrations(version: int, scripts: Sequence[str] = MIGRATIONS) -> list[str]:
-    """The scripts, each a transaction, that bring a database up to date.
-
-    Args:
-        version: of the database's schema; 0 for an empty database.
-        scripts: one for each version, from 1.
-
-    Raises:
-        SchemaError: a newer version of clawdforge created the database.
-    """
-    if version > len(scripts):
-        raise SchemaError(
-            f"the database has schema {version}, newer than this program's {len(scripts)}:"
-            " start the version that made it"
-        )
-    return [
-        f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;"
-        for number, script in enumerate(scripts[version:], version + 1)
-    ]
 
 
 def columns(row_type: type[Any]) -> str:

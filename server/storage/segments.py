@@ -12,15 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .drivers.functions import head_lines
 from .schema import LogRow, Statement
 
 _KEPT = "(SELECT coalesce(max(last_seq), 0) FROM log_segments WHERE owner = ?1)"
 _IS_GONE = "NOT EXISTS (SELECT 1 FROM sessions WHERE n = ?1)"
-
-
-def head_lines(body: bytes, count: int) -> bytes:
-    """The first *count* lines of a row's body. Also known to SQL."""
-    return b"\n".join(body.split(b"\n", count)[:count])
 
 
 def without_tail(row: LogRow, last_seq: int) -> LogRow:
@@ -43,24 +39,27 @@ def copy_log(source: int, last_seq: int, target: int) -> list[Statement]:
     )
     return [
         (
-            "INSERT INTO log_segments SELECT ?1, min(segment.last_seq, ?3), segment.owner"
+            "INSERT INTO log_segments SELECT CAST(?1 AS BIGINT), CASE WHEN segment.last_seq < ?3"
+            "  THEN segment.last_seq ELSE ?3 END, segment.owner"
             f" FROM log_segments AS segment WHERE segment.session = ?2 AND {before} < ?3",
             (target, source, last_seq),
         ),
         (
-            "INSERT INTO log_segments SELECT ?1, ?3, ?2 WHERE ?3 >"
+            "INSERT INTO log_segments SELECT CAST(?1 AS BIGINT), CAST(?3 AS BIGINT),"
+            "  CAST(?2 AS BIGINT) WHERE CAST(?3 AS BIGINT) >"
             " coalesce((SELECT max(last_seq) FROM log_segments WHERE session = ?2), 0)",
             (target, source, last_seq),
         ),
         (
             "INSERT INTO turns (session, turn_index, prompt, first_seq, last_seq, stop_reason,"
             "  error, duration_ms)"
-            " SELECT ?1, turn_index, x'', first_seq, last_seq, stop_reason, error, duration_ms"
-            " FROM turns WHERE session = ?2 AND first_seq <= ?3",
-            (target, source, last_seq),
+            " SELECT CAST(?1 AS BIGINT), turn_index, ?4, first_seq, last_seq, stop_reason, error,"
+            "  duration_ms FROM turns WHERE session = ?2 AND first_seq <= ?3",
+            (target, source, last_seq, b""),
         ),
         (
-            "INSERT INTO upload_uses SELECT ?1, hash FROM upload_uses WHERE session = ?2",
+            "INSERT INTO upload_uses SELECT CAST(?1 AS BIGINT), hash"
+            " FROM upload_uses WHERE session = ?2",
             (target, source),
         ),
     ]

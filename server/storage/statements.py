@@ -112,7 +112,11 @@ def delete_shares_of(app_name: str) -> Statement:
 
 
 def set_server_value(name: str, value: bytes) -> Statement:
-    return "INSERT OR REPLACE INTO server (name, value) VALUES (?, ?)", (name, value)
+    return (
+        "INSERT INTO server (name, value) VALUES (?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        (name, value),
+    )
 
 
 def delete_token(name: str) -> Statement:
@@ -173,12 +177,12 @@ def start_turn(
         *(clear_debt if told else ()),
         (
             # The prompt is in the log now, so the copy in its row is deleted.
-            "UPDATE turns SET first_seq = ?, prompt = x'' WHERE session = ? AND turn_index = ?",
-            (first_seq, session, turn_index),
+            "UPDATE turns SET first_seq = ?, prompt = ? WHERE session = ? AND turn_index = ?",
+            (first_seq, b"", session, turn_index),
         ),
         (
             "UPDATE sessions SET turn_count = turn_count + 1, last_turn_at = ?,"
-            " has_context = max(has_context, ?) WHERE n = ?",
+            " has_context = CASE WHEN ? = 1 THEN 1 ELSE has_context END WHERE n = ?",
             (at, int(sent), session),
         ),
     ]
@@ -249,7 +253,10 @@ def begin_removal(session: int, at: float) -> Statement:
 
 def insert_upload_use(session: int, digest: bytes) -> Statement:
     """Store that a prompt of the session has used an upload."""
-    return "INSERT OR IGNORE INTO upload_uses VALUES (?, ?)", (session, digest)
+    return (
+        "INSERT INTO upload_uses (session, hash) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        (session, digest),
+    )
 
 
 def insert_agent_request(session: int, kind: str, request_id: str, turn_index: int) -> Statement:

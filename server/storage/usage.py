@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from .database import Database
+from .drivers.base import Engine
 
 Grouping = Literal["day", "session", "agent", "model", "app"]
 _GROUPS: Mapping[Grouping, tuple[str, str]] = {
-    "day": ("day", "date(at, 'unixepoch')"),
+    "day": ("day", ""),
     "session": ("session_id", "session_id"),
     "agent": ("agent", "agent"),
     "model": ("model", "model"),
     "app": ("app", "app_name"),
 }
 """The name of the group in a row, and its SQL."""
+_DAYS: Mapping[Engine, str] = {
+    "sqlite": "date(at, 'unixepoch')",
+    "postgresql": "to_char(to_timestamp(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+}
 SUMMED = (
     "input_tokens",
     "output_tokens",
@@ -46,11 +51,12 @@ class UsageQueries:
             app_name: only of this app.
         """
         name, group = _GROUPS[by]
-        sums = ", ".join(f"sum({count})" for count in SUMMED)
+        group = group or _DAYS[self._database.engine]
+        sums = ", ".join(f"CAST(sum({count}) AS BIGINT)" for count in SUMMED)
         rows = await self._database.fetch(
             f"SELECT {group}, {sums}, sum(cost), currency FROM usage"
-            " WHERE at >= ?1 AND at < ?2 AND (?3 IS NULL OR app_name = ?3)"
-            " GROUP BY 1, currency ORDER BY 1, currency",
+            " WHERE at >= ?1 AND at < ?2 AND (CAST(?3 AS TEXT) IS NULL OR app_name = ?3)"
+            " GROUP BY 1, currency ORDER BY 1 NULLS FIRST, currency NULLS FIRST",
             since,
             until,
             app_name,

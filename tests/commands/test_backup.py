@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from server.storage.database import copy_database
+from server.storage.drivers.sqlite_files import copy_database
 
 from ..conftest import Spawn
 from ..support.harness import ROOT, Client, new_client, run_program

@@ -20,6 +20,7 @@ SERVER = ROOT / "server"
 # is "root"; a package that has a name of its own in its parent ("agents.process") has its own line.
 LAYERS = (
     "root",
+    "storage.drivers",
     "storage",
     "search",
     "sandbox",
@@ -63,7 +64,7 @@ ALONE = {
 
 AIOHTTP_FROM = "ws"
 """The first layer that may import aiohttp."""
-ONLY_IN = {"orjson": {"codec"}, "aiosqlite": {"storage.database"}}
+ONLY_IN = {"orjson": {"codec"}, "aiosqlite": {"storage.drivers.sqlite"}}
 
 
 def name_of(path: Path) -> str:

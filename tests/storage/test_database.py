@@ -15,6 +15,7 @@ import pytest
 from server.errors import DatabaseError
 from server.storage import schema, statements
 from server.storage.database import Database
+from server.storage.drivers.sqlite import SqliteDriver
 from server.storage.queries import Queries
 from server.storage.schema import SchemaError
 
@@ -49,8 +50,8 @@ async def test_written_rows_survive_a_restart(path: Path) -> None:
 async def test_database_is_in_wal_mode_with_the_chosen_synchronous_level(path: Path) -> None:
     for sync, number in (("normal", 1), ("full", 2)):
         async with opened(path, sync=sync) as database:
-            (row,) = await database._writer.execute_fetchall("PRAGMA synchronous")
-            assert tuple(row) == (number,)
+            assert isinstance(database.driver, SqliteDriver)
+            assert await database.driver.fetch_as_writer("PRAGMA synchronous") == [(number,)]
     assert ask(path, "PRAGMA journal_mode") == [("wal",)]
 
 

@@ -1,0 +1,43 @@
+"""The interface between the storage and a database engine.
+
+The SQL of the storage is the subset that every engine understands: parameters are ``?`` or ``?1``,
+and a few expressions exist once for each :data:`Engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+Statement = tuple[str, Sequence[Any]]
+"""An SQL statement and its parameters."""
+
+Engine = Literal["sqlite", "postgresql"]
+
+
+class SchemaError(Exception):
+    """The database has a schema that this program cannot use."""
+
+
+class Driver(Protocol):
+    """An open database.
+
+    Every method but :meth:`close` raises :class:`DatabaseError`.
+    """
+
+    @property
+    def engine(self) -> Engine: ...
+
+    async def write(self, transaction: Sequence[Statement]) -> None:
+        """Execute statements in one transaction: all, or none if it raises."""
+
+    async def fetch(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
+
+    async def interrupt(self) -> None:
+        """Stop the query that is being executed."""
+
+    async def checkpoint(self) -> None:
+        """Do what the engine leaves to quiet moments."""
+
+    async def close(self) -> None: ...
