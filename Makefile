@@ -18,6 +18,10 @@ NODE_STAMP := node_modules/.ci-$(call sum,package.json package-lock.json .npmrc)
 # acpx in one file, in its own folder: an installation removes it.
 ACPX_BUNDLE := node_modules/acpx/dist/bundle.mjs
 
+# The page in few minified files. An installation removes it, too; the server checks that it is current.
+PAGE := node_modules/.page/built.json
+PAGE_SOURCES := $(shell find static -type f)
+
 BENCH_STAMP := bench/node_modules/.ci-$(call sum,bench/package.json bench/package-lock.json)
 
 # A virtual environment breaks if its Python was removed by an upgrade, or if an installation was
@@ -58,10 +62,10 @@ run: setup ## Install missing packages, then run the server in the foreground
 	@$(alone) exec $(BIN)/python -m server $(ARGS)
 
 .PHONY: setup
-setup: $(RUN_STAMP) $(ACPX_BUNDLE) ## Install missing packages without starting the server
+setup: $(RUN_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Install missing packages without starting the server
 
 .PHONY: test
-test: $(DEV_STAMP) $(ACPX_BUNDLE) lint ## Run all checks and tests (ARGS="-k socket" goes to pytest)
+test: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) lint ## Run all checks and tests (ARGS="-k socket" goes to pytest)
 	@set -- tests/js/*.test.mjs; test -e "$$1" || exit 0; \
 		echo 'node --test'; $(alone) exec $(NODE) --test "$$@"
 	@echo 'pytest'
@@ -73,7 +77,7 @@ docs: $(DEV_STAMP) $(ACPX_BUNDLE) ## Generate the lists of settings, and check t
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) tests/repository/test_docs.py tests/repository/test_guides.py tests/repository/test_readme.py $(ARGS)
 
 .PHONY: slow
-slow: $(DEV_STAMP) $(ACPX_BUNDLE) ## Run the longer tests and variants, which `make test` leaves out
+slow: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Run the longer tests and variants, which `make test` leaves out
 	@$(PYTEST) exec $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 .PHONY: agents
@@ -115,13 +119,13 @@ bench: setup $(BENCH_STAMP) ## Compare the speed with its rivals (ARGS=--quick; 
 	@$(alone) exec $(BIN)/python bench/main.py $(ARGS)
 
 .PHONY: pictures
-pictures: $(DEV_STAMP) $(ACPX_BUNDLE) ## Make the README's screenshots (best with the fonts Inter and JetBrains Mono)
+pictures: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Make the README's screenshots (best with the fonts Inter and JetBrains Mono)
 	@$(PYTEST) $(BIN)/python -m pytest -m 'not image' tests/browser/test_pictures.py
 	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/images/page.png
 	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/images/page-phone.png
 
 .PHONY: chaos
-chaos: $(DEV_STAMP) $(ACPX_BUNDLE) ## Test every guarantee under its fault, at length, and print the figures
+chaos: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Test every guarantee under its fault, at length, and print the figures
 	@$(PYTEST) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 -m 'not image and not agents' $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py
 
 .PHONY: clean
@@ -156,6 +160,9 @@ $(NODE_STAMP): | $(RUN_STAMP)
 
 $(ACPX_BUNDLE): $(NODE_STAMP) server/agents/host/bundle.mjs server/agents/host/acpx_modules.mjs
 	@$(call quietly,Bundling acpx,$(NODE) server/agents/host/bundle.mjs $@)
+
+$(PAGE): $(NODE_STAMP) $(PAGE_SOURCES) server/web/bundle_page.mjs
+	@$(call quietly,Bundling the page,$(NODE) server/web/bundle_page.mjs $(@D))
 
 $(BENCH_STAMP): | $(RUN_STAMP)
 	@rm -f bench/node_modules/.ci-*

@@ -1,4 +1,4 @@
-export const addressOf = path => new URL(`..${path}`, import.meta.url).href
+export const addressOf = path => new URL(`.${path}`, document.baseURI).href
 
 class ApiError extends Error {
 	constructor(status, body) {

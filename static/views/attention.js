@@ -4,7 +4,7 @@ import { setText } from './dom.js'
 const MAX_TITLE = 200
 const MAX_BODY = 500
 const STATES = { idle: ['', ''], running: ['Working · ', '-running'], waiting: ['Waiting for you · ', '-waiting'] }
-const iconAddress = (suffix = '') => new URL(`../favicon${suffix}.svg`, import.meta.url).href
+const iconAddress = (suffix = '') => new URL(`static/favicon${suffix}.svg`, document.baseURI).href
 
 export class Attention {
 	show(state, title, mark = state) {

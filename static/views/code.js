@@ -14,7 +14,7 @@ const shown = new WeakMap()
 
 async function paint(code) {
 	if (!worker) {
-		worker = new Worker(new URL('../highlight.worker.js', import.meta.url), { type: 'module' })
+		worker = new Worker(new URL('static/highlight.worker.js', document.baseURI), { type: 'module' })
 		worker.onmessage = ({ data: { id, tokens } }) => {
 			waiting.get(id)(tokens)
 			waiting.delete(id)

@@ -186,6 +186,11 @@ BREAK_VIEWS = """async () => {
 
 async def test_failing_view_is_replaced_by_raw_data(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client)
+    # The sources, whose modules a test can reach.
+    await tab.page.route(
+        f"{client.url}/",
+        lambda route: route.fulfill(path=ROOT / "static" / "index.html", content_type="text/html"),
+    )
     await open_fake(tab, client)
     await tab.page.evaluate(BREAK_VIEWS)
     await expect(tab.answer("after all")).to_be_visible()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from ..support.harness import Client, LocalServer, script
+from ..support.harness import ROOT, Client, LocalServer, script
 from .conftest import OpenTab
 from .tab import Tab
 
 Json = dict[str, Any]
+BUILT = ROOT / "node_modules" / ".page"
 
 
 AT_END = """() => {
@@ -143,12 +143,22 @@ async def test_conversation_of_5000_entries_opens_in_a_second(
 
 
 async def test_loaded_bytes_stay_small(tab: Tab) -> None:
-    await tab.say(script({"say": "```py\n1\n```"}))  # with the worker that colours it
+    """Of the minified page, with the libraries that every page needs."""
+    await tab.say(script({"say": "```py\n1\n```"}))
     await expect(tab.page.locator(".hljs-number")).to_have_text("1")
     loaded = await tab.page.evaluate(
-        """performance.getEntriesByType("resource").map(
+        """["resource", "navigation"].flatMap((kind) => performance.getEntriesByType(kind)).map(
             ({ name, encodedBodySize }) => [new URL(name).pathname, encodedBodySize])"""
     )
-    ours = {path: size for path, size in loaded if re.search(r"^/static/.*\.(js|css)$", path)}
-    assert ours.keys() >= {"/static/app.js", "/static/style.css", "/static/views/tool.js"}
-    assert sum(ours.values()) < 82_000, ours
+    sizes = {path: size for path, size in loaded if "highlight.min.js" not in path}
+    assert sizes.keys() >= {"/", "/static/app.js", "/static/style.css"}
+    assert not [path for path in sizes if path.startswith("/static/views/")], "not minified"
+    assert sum(sizes.values()) < 120_000, sizes
+
+
+async def test_own_code_stays_small() -> None:
+    """All scripts and styles that are served, whether a visitor opens their part or not."""
+    files = [path for path in BUILT.iterdir() if path.suffix in (".js", ".css")]
+    own = {path.name: path.stat().st_size for path in files if not path.name.startswith("lib-")}
+    assert own.keys() >= {"app.js", "style.css"}
+    assert sum(own.values()) <= 200 << 10, own

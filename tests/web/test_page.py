@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ import aiohttp
 import pytest
 
 from server.agents.catalog import find_node
+from server.web import built_page
 from server.web.resources import page as page_module
 
 from ..conftest import Serve
@@ -85,6 +87,48 @@ async def test_policy_matches_page_that_was_updated_while_server_runs(
             assert f"'sha256-{digest}'" in page.headers["Content-Security-Policy"]
             seen.add(page.headers["ETag"])
     assert len(seen) == 2
+
+
+async def test_minified_files_are_served_while_they_match_the_sources(
+    serve: Serve, http: aiohttp.ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, folder = tmp_path / "static", tmp_path / "page"
+    shutil.copytree(ROOT / "static", sources)
+    built = await asyncio.create_subprocess_exec(
+        NODE, "server/web/bundle_page.mjs", folder, cwd=ROOT
+    )
+    assert await built.wait() == 0
+    monkeypatch.setattr(built_page, "LOOK_EVERY_SECS", 0)
+    monkeypatch.setattr(page_module, "STATIC", sources)
+    monkeypatch.setattr(page_module, "BUILT", built_page.BuiltPage(folder))
+    server = await serve()
+
+    async def get(path: str) -> tuple[str, str]:
+        async with http.get(f"{server.url}/{path}") as response:
+            assert response.status == 200, path
+            return await response.text(), response.headers["Cache-Control"]
+
+    page, caching = await get("")
+    assert caching == "no-cache"
+    named = re.findall(r'(?:href|src)="(static/[^"]*\.(?:js|css)[^"]*)"', page)
+    named += re.findall(r'"\./(static/lib-[^"]*)"', page)
+    assert len(named) > 8
+    for path in named:
+        text, caching = await get(path)
+        assert "immutable" in caching, path
+        # A relative import of a chunk must be one that is served, too.
+        for other in re.findall(r'(?:from|import)\s*\(?"\./([^"]*)"', text):
+            assert "immutable" in (await get(f"static/{other}"))[1], other
+    (app,) = (path for path in named if path.startswith("static/app.js"))
+    assert (await get("static/app.js"))[0] == (sources / "app.js").read_text("utf-8")
+    # An old address, and a version that was made up, get the sources, for the moment.
+    wrong = f"static/app.js?v={'0' * 12}"
+    assert (await get(wrong))[1] == "no-cache"
+
+    (sources / "views" / "dom.js").write_text("// as edited by a developer")
+    page, _ = await get("")
+    assert 'src="static/app.js"' in page
+    assert (await get(app))[1] == "no-cache"
 
 
 async def test_docs_page_has_same_policy_and_no_inline_code(

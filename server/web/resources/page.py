@@ -19,6 +19,7 @@ from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
 from ...errors import Error, ErrorCode, not_found
+from ..built_page import BuiltPage
 from ..context import REQUEST_ID
 from ..negotiation import accepts_coding
 from ..responses import error_response
@@ -26,6 +27,7 @@ from ..responses import error_response
 ROOT = Path(__file__).parents[3]
 STATIC = ROOT / "static"
 MODULES = ROOT / "node_modules"
+BUILT = BuiltPage(MODULES / ".page")
 LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets", "diff", "ansi-sequence-parser")
 MERMAID = "@mermaid-js/tiny/dist/mermaid.tiny.js"
 LIBRARY_FILES = {
@@ -53,6 +55,9 @@ FRAME_POLICY = "; ".join(
 
 _IMPORT_MAP = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
 _INLINE = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+REVALIDATED = "no-cache"  # by its tag, for each use
+FOREVER = "public, max-age=31536000, immutable"  # another version has another address
 
 MAX_COMPRESSED_FILE_BYTES = 8 << 20
 MAX_CACHE_BYTES = 16 << 20
@@ -96,7 +101,7 @@ def _csp_source(script: bytes) -> str:
 @routes.get("/docs")
 async def page(request: web.Request) -> web.StreamResponse:
     """Send a page. It is read for each request, so that its policy matches an updated file."""
-    body = await asyncio.to_thread((STATIC / PAGE_FILES[request.path]).read_bytes)
+    body = await asyncio.to_thread(_read_page, PAGE_FILES[request.path])
     tag = hashlib.sha256(body).hexdigest()[:32]
     headers = {"Content-Security-Policy": content_security_policy(body)}
     if any(known.value in (tag, "*") for known in request.if_none_match or ()):
@@ -107,9 +112,19 @@ async def page(request: web.Request) -> web.StreamResponse:
     return _finish_page(request, response)
 
 
+def _read_page(name: str) -> bytes:
+    built = BUILT.page(STATIC) if name == "index.html" else None
+    return (built or STATIC / name).read_bytes()
+
+
 @routes.get("/static/{path:.+}")
 async def static_file(request: web.Request) -> web.StreamResponse:
-    return await _send_file(request, STATIC, request.match_info["path"])
+    """Send a minified file if the request names its version, and otherwise the source."""
+    path, version = request.match_info["path"], request.query.get("v")
+    built = await asyncio.to_thread(BUILT.find_file, STATIC, path, version)
+    if built is not None:
+        return await _send_file(request, built.parent, path, caching=FOREVER)
+    return await _send_file(request, STATIC, path)
 
 
 @routes.get("/lib/{path:.+}")
@@ -123,7 +138,9 @@ async def library_file(request: web.Request) -> web.StreamResponse:
     raise not_found("file")
 
 
-async def _send_file(request: web.Request, folder: Path, path: str) -> web.StreamResponse:
+async def _send_file(
+    request: web.Request, folder: Path, path: str, *, caching: str = REVALIDATED
+) -> web.StreamResponse:
     found = await asyncio.to_thread(_find_file, folder, path)
     if found is None:
         raise not_found("file")
@@ -138,7 +155,7 @@ async def _send_file(request: web.Request, folder: Path, path: str) -> web.Strea
         refusal.headers[hdrs.CONTENT_RANGE] = f"bytes */{stat.st_size}"
         return refusal
     headers: dict[str, str] = {
-        hdrs.CACHE_CONTROL: "no-cache",  # revalidated by its tag for each use
+        hdrs.CACHE_CONTROL: caching,
         hdrs.VARY: hdrs.ACCEPT_ENCODING,
         hdrs.CONTENT_TYPE: TYPES.guess_type(file.name)[0] or "application/octet-stream",
     }
@@ -248,7 +265,7 @@ def gzip_file(file: Path) -> bytes:
 
 def _finish_page(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
     """Add the headers of a page, and compress it if the client accepts that."""
-    response.headers["Cache-Control"] = "no-cache"  # revalidated by its tag for each use
+    response.headers["Cache-Control"] = REVALIDATED
     response.headers["Vary"] = "Accept-Encoding"
     if _accepts_compressed(request):
         response.enable_compression(web.ContentCoding.gzip)
