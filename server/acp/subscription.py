@@ -14,7 +14,7 @@ from ..codec import parse_message
 from ..errors import Error, ErrorCode, session_closed
 from ..sessions import entries
 from ..sessions.elicitations import mode_of
-from ..sessions.event_log import Batch
+from ..sessions.log_pages import Batch
 from ..sessions.session import Session
 from ..sessions.turns import Turn
 from . import jsonrpc, resumption, translate

@@ -5,15 +5,14 @@ with the entries of all sessions. After the commit :meth:`SessionLog.publish` ad
 the log's ring, moves its head and notifies its subscribers. So a subscriber never sees an entry
 that a killed server would lose.
 
-A reader is a cursor: :meth:`SessionLog.recent` returns the entries after a position from the ring,
-:meth:`SessionLog.read` falls back to the database. Replay, live updates and slow readers use the
+A reader is a cursor: :meth:`LogReader.recent` returns the entries after a position from the ring,
+:meth:`LogReader.read` falls back to the database. Replay, live updates and slow readers use the
 same loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections import OrderedDict, deque
@@ -24,66 +23,9 @@ from ..storage.queries import Queries
 from ..storage.schema import LogRow
 from ..storage.writer import DatabaseWriter
 from . import entries
+from .log_pages import Batch, LogLimits, PageCache
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LogLimits:
-    """Sizes of the logs' rows, pages and rings, in bytes if not said otherwise.
-
-    Attributes:
-        row_bytes, row_entries: a row ends with the entry that reaches one of them.
-        ring_bytes, ring_batches: of the ring of one log. Its newest batch is always kept.
-        rings_bytes: of the rings of all logs. Above it the log that moved longest ago loses its
-            ring.
-        page_bytes: read from the database at a time.
-        pages: number of pages in the cache.
-        cached_page_bytes: a larger page, with an entry of megabytes, is not cached.
-        reads_per_iteration: pages read in one iteration of the event loop, so that readers that
-            replay do not delay live ones.
-    """
-
-    row_bytes: int = 256 << 10
-    row_entries: int = 1024
-    ring_bytes: int = 1 << 20
-    ring_batches: int = 1024
-    rings_bytes: int = 32 << 20
-    page_bytes: int = 256 << 10
-    pages: int = 8
-    cached_page_bytes: int = 1 << 20
-    reads_per_iteration: int = 2
-
-
-class Batch:
-    """Consecutive entries that were committed together.
-
-    Attributes:
-        first, last: positions of the first and the last entry.
-        body: the entries' JSON, one per line.
-        frames: the entries as WebSocket frames, once a subscriber has encoded them.
-        addressed: the same with the id of their session.
-    """
-
-    __slots__ = ("addressed", "body", "first", "frames", "last")
-
-    def __init__(self, first: int, last: int, body: bytes) -> None:
-        self.first = first
-        self.last = last
-        self.body = body
-        self.frames: bytes | None = None
-        self.addressed: bytes | None = None
-
-    def lines(self) -> list[bytes]:
-        """The JSON of each entry."""
-        return self.body.split(b"\n")
-
-    def after(self, position: int) -> Batch:
-        """The entries of this batch after *position*."""
-        if position < self.first:
-            return self
-        rest = self.body.split(b"\n", position - self.first + 1)[-1]
-        return Batch(position + 1, self.last, rest)
 
 
 class EventLogs:
@@ -93,7 +35,7 @@ class EventLogs:
         self,
         writer: DatabaseWriter,
         queries: Queries,
-        limits: LogLimits = LogLimits(),
+        limits: LogLimits = LogLimits(),  # noqa: B008 - immutable
     ) -> None:
         self.writer = writer
         self.limits = limits
@@ -113,27 +55,18 @@ class EventLogs:
         return SessionLog(self, number, head, on_change)
 
 
-class SessionLog:
-    """One session's log in memory: the entries that are not committed yet, and recent ones.
-
-    Args:
-        on_change: called after each entry that is not an event of the agent.
+class LogReader:
+    """The part of a session's log that readers use: its head, its recent entries and its pages.
 
     Attributes:
         head: position of the last visible entry.
     """
 
-    def __init__(
-        self, shared: EventLogs, number: int, head: int, on_change: Callable[[], None]
-    ) -> None:
+    def __init__(self, shared: EventLogs, number: int, head: int) -> None:
         self.head = head
-        self._on_change = on_change
         self._shared = shared
-        self._writer = shared.writer
         self._limits = shared.limits
         self._number = number
-        self._next = head + 1
-        self._pending: list[bytes] = []
         self._ring: deque[Batch] = deque()
         self._ring_bytes = 0
         self._subscribers: set[Callable[[], None]] = set()
@@ -142,27 +75,8 @@ class SessionLog:
 
     @property
     def last(self) -> int:
-        """The position of the last appended entry, which may not be committed yet."""
-        return self._next - 1
-
-    def append(self, kind: str, turn_index: int, fields: bytes) -> int:
-        """Append an entry. It becomes visible when it is durable.
-
-        Args:
-            kind: the entry's ``type``.
-            fields: the entry's own fields, JSON without the outer braces.
-
-        Returns:
-            The entry's position.
-        """
-        seq = self._next
-        self._next += 1
-        line = entries.entry(kind, seq, time.time_ns() // 1_000_000, turn_index, fields)
-        self._pending.append(line)
-        self._writer.gather(self, len(line))
-        if kind != "event":
-            self._on_change()
-        return seq
+        """The position of the last known entry, which may not be visible yet."""
+        return self.head
 
     async def follow(
         self, after: int, idle: Callable[[], Awaitable[None]], *, idle_secs: float = 15
@@ -201,7 +115,7 @@ class SessionLog:
         self.subscribe(moved.set)
         try:
             while self.head < position:
-                if self._writer.is_over:
+                if self._shared.writer.is_over:
                     raise not_stored()
                 moved.clear()
                 await moved.wait()
@@ -268,23 +182,6 @@ class SessionLog:
             raise DatabaseError("the log is deleted", is_transient=False)
         return batches
 
-    def take_pending(self) -> list[LogRow]:
-        """Return the uncommitted entries as rows of limited size; they are the writer's now."""
-        pending, self._pending = self._pending, []
-        limits = self._limits
-        first = self._next - len(pending)
-        rows: list[LogRow] = []
-        start = size = 0
-        for index, line in enumerate(pending):
-            size += len(line)
-            count = index - start + 1
-            is_full = size >= limits.row_bytes or count >= limits.row_entries
-            if is_full or index == len(pending) - 1:
-                body = b"\n".join(pending[start : index + 1])
-                rows.append(LogRow(self._number, first + start, first + index, body))
-                start, size = index + 1, 0
-        return rows
-
     def publish(self, rows: Sequence[LogRow]) -> None:
         """Make committed rows visible, and notify the subscribers.
 
@@ -327,44 +224,62 @@ class SessionLog:
         self._shared.rings.remove(self)
 
 
-class PageCache:
-    """A cache of log pages, shared by readers that replay the same range."""
+class SessionLog(LogReader):
+    """The log of a session that this process runs: it also has entries that are not committed yet.
 
-    def __init__(self, queries: Queries, limits: LogLimits) -> None:
-        self._queries = queries
-        self._limits = limits
-        self._pages: OrderedDict[tuple[int, int], asyncio.Task[list[Batch]]] = OrderedDict()
-        self._reads = asyncio.Semaphore(limits.reads_per_iteration)
+    Args:
+        on_change: called after each entry that is not an event of the agent.
+    """
 
-    async def read(self, session: int, after: int) -> list[Batch]:
-        """The page after a position, which must be smaller than the log's head.
+    def __init__(
+        self, shared: EventLogs, number: int, head: int, on_change: Callable[[], None]
+    ) -> None:
+        super().__init__(shared, number, head)
+        self._on_change = on_change
+        self._writer = shared.writer
+        self._next = head + 1
+        self._pending: list[bytes] = []
 
-        Raises:
-            DatabaseError: the database cannot be read.
+    @property
+    def last(self) -> int:
+        """The position of the last appended entry, which may not be committed yet."""
+        return self._next - 1
+
+    def append(self, kind: str, turn_index: int, fields: bytes) -> int:
+        """Append an entry. It becomes visible when it is durable.
+
+        Args:
+            kind: the entry's ``type``.
+            fields: the entry's own fields, JSON without the outer braces.
+
+        Returns:
+            The entry's position.
         """
-        async with self._reads:
-            await asyncio.sleep(0)  # a permit is held for one iteration of the event loop
-        key = session, after
-        page = self._pages.get(key)
-        if page is None:
-            page = self._pages[key] = asyncio.create_task(self._load(key), name="log-page")
-            if len(self._pages) > self._limits.pages:
-                self._pages.popitem(last=False)
-        return await asyncio.shield(page)
+        seq = self._next
+        self._next += 1
+        line = entries.entry(kind, seq, time.time_ns() // 1_000_000, turn_index, fields)
+        self._pending.append(line)
+        self._writer.gather(self, len(line))
+        if kind != "event":
+            self._on_change()
+        return seq
 
-    async def _load(self, key: tuple[int, int]) -> list[Batch]:
-        session, after = key
-        try:
-            rows = await self._queries.read_log(session, after, self._limits.page_bytes)
-        except BaseException:
-            self._pages.pop(key, None)
-            raise
-        if sum(len(row.body) for row in rows) > self._limits.cached_page_bytes:
-            self._pages.pop(key, None)
-        batches = [Batch(row.first_seq, row.last_seq, row.body) for row in rows]
-        if batches:
-            batches[0] = batches[0].after(after)
-        return batches
+    def take_pending(self) -> list[LogRow]:
+        """Return the uncommitted entries as rows of limited size; they are the writer's now."""
+        pending, self._pending = self._pending, []
+        limits = self._limits
+        first = self._next - len(pending)
+        rows: list[LogRow] = []
+        start = size = 0
+        for index, line in enumerate(pending):
+            size += len(line)
+            count = index - start + 1
+            is_full = size >= limits.row_bytes or count >= limits.row_entries
+            if is_full or index == len(pending) - 1:
+                body = b"\n".join(pending[start : index + 1])
+                rows.append(LogRow(self._number, first + start, first + index, body))
+                start, size = index + 1, 0
+        return rows
 
 
 class RingBudget:
@@ -376,10 +291,10 @@ class RingBudget:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._logs: OrderedDict[SessionLog, int] = OrderedDict()
+        self._logs: OrderedDict[LogReader, int] = OrderedDict()
         self._bytes = 0
 
-    def note(self, log: SessionLog, size: int) -> None:
+    def note(self, log: LogReader, size: int) -> None:
         """Note the size of a log's ring in bytes, and drop rings above the limit."""
         self.remove(log)
         self._logs[log] = size
@@ -387,6 +302,6 @@ class RingBudget:
         while self._bytes > self._limit and len(self._logs) > 1:
             next(iter(self._logs)).drop_ring()
 
-    def remove(self, log: SessionLog) -> None:
+    def remove(self, log: LogReader) -> None:
         """Count a log's ring no longer."""
         self._bytes -= self._logs.pop(log, 0)

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from ..agents.base import Backend
 from ..agents.selection import AgentSelection
+from ..cluster.membership import ALONE, Cluster
 from ..config import Settings
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode, draining, not_found
@@ -55,17 +56,17 @@ class SessionRegistry:
         metrics: Metrics,
         backend: Backend,
         clock: Callable[[], float] = time.time,
+        cluster: Cluster = ALONE,
     ) -> None:
+        self.cluster = cluster
         context = SessionContext.create(settings, backend, queries, writer, metrics, clock)
         self._context = context
-        self.settings = settings
-        self.queries = queries
+        self.settings, self.queries = settings, queries
         self.writer = writer
         self.metrics = metrics
         self.backend = backend
         self.clock = clock
-        self.tasks, self.closing = context.tasks, context.closing
-        self.snapshots = context.snapshots
+        self.tasks, self.closing, self.snapshots = context.tasks, context.closing, context.snapshots
         self.slots, self.disk, self.quotas = context.slots, context.disk, context.quotas
         self.changes = context.changes
         self.agents = AgentSelection(backend, settings.default_agent)
@@ -190,6 +191,7 @@ class SessionRegistry:
 
         Raises:
             Error: ``not_found``, also for another app's session.
+            ElsewhereError: another node of the cluster runs it.
         """
         session = self._loaded.get(session_id)
         if session is None or session.row.app_name != app_name:
@@ -203,7 +205,11 @@ class SessionRegistry:
         return session
 
     async def find(self, session_id: str) -> Session | None:
-        """Return a session of any app, or None."""
+        """Return a session of any app, or None.
+
+        Raises:
+            ElsewhereError: another node of the cluster runs it.
+        """
         if session_id in self._hidden:
             return None
         session = self._loaded.get(session_id)
@@ -218,6 +224,7 @@ class SessionRegistry:
         return await asyncio.shield(task)
 
     async def _load_by_id(self, session_id: str) -> Session | None:
+        await self.cluster.claim(session_id)
         row = await self.queries.session(session_id)
         return await self._load(row) if row is not None else None
 

@@ -5,7 +5,7 @@ A server's frames are not masked. Payloads are never fragmented.
 
 from __future__ import annotations
 
-from ..sessions.event_log import Batch
+from ..sessions.log_pages import Batch
 from .protocol import addressed
 
 

@@ -22,6 +22,7 @@ LAYERS = (
     "root",
     "storage.drivers",
     "storage",
+    "cluster",
     "search",
     "sandbox",
     "agents.process",

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from server.errors import DatabaseError
 from server.metrics import Metrics
-from server.sessions.event_log import Batch, EventLogs, LogLimits, SessionLog
+from server.sessions.event_log import EventLogs, SessionLog
+from server.sessions.log_pages import Batch, LogLimits
 from server.storage import statements
 from server.storage.queries import Queries
 from server.storage.schema import LogRow

@@ -18,7 +18,8 @@ from server import safe_files
 from server.auth.tokens import FIRST_APP
 from server.codec import dumps
 from server.errors import DatabaseError, Error
-from server.sessions.event_log import Batch, SessionLog
+from server.sessions.event_log import LogReader
+from server.sessions.log_pages import Batch
 from server.sessions.session import Session
 from server.sessions.session_agent import SessionAgent
 from server.storage.database import Database
@@ -479,9 +480,9 @@ async def test_session_is_not_deleted_while_it_is_read(
     await client.delete(f"/sessions/{session}")
     head = (await client.state(session))["head"]
     clock.advance(HARD)
-    read, reading, go_on = SessionLog.read, asyncio.Event(), asyncio.Event()
+    read, reading, go_on = LogReader.read, asyncio.Event(), asyncio.Event()
 
-    async def read_slowly(log: SessionLog, after: int) -> list[Batch]:
+    async def read_slowly(log: LogReader, after: int) -> list[Batch]:
         reading.set()
         await go_on.wait()
         return await read(log, after)
@@ -496,7 +497,7 @@ async def test_session_is_not_deleted_while_it_is_read(
         async with client.http.get(url, headers=headers) as response:
             return int((await response.text()).rpartition("id: ")[2].partition("\n")[0])
 
-    monkeypatch.setattr(SessionLog, "read", read_slowly)
+    monkeypatch.setattr(LogReader, "read", read_slowly)
     reader = asyncio.create_task(read_all())
     await asyncio.wait_for(reading.wait(), TIMEOUT_SECS)
     await sweep(server)

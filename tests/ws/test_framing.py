@@ -10,7 +10,7 @@ from aiohttp import WSMsgType
 from aiohttp._websocket.reader import WebSocketDataQueue, WebSocketReader
 from aiohttp.base_protocol import BaseProtocol
 
-from server.sessions.event_log import Batch
+from server.sessions.log_pages import Batch
 from server.ws.framing import batch_frames, ping_frame, pong_frame, text_frame
 
 

@@ -38,6 +38,7 @@ from ..base import (
 from ..catalog import agent_infos, launched, resolved_command
 from ..login_states import LoginStates
 from ..parameters import claude_meta
+from ..process.beats import Beats
 from ..program_output import secrets_in
 from ..traits import AgentTraits, traits_of
 from .agent import HostAgent
@@ -141,6 +142,11 @@ class HostBackend:
     def versions(self) -> Mapping[str, str]:
         """The versions of ``acpx`` and ``node``, once the host has started."""
         return self._host.versions
+
+    @property
+    def beats(self) -> Beats:
+        """Sends the beats that let the agents run."""
+        return self._host.beats
 
     @property
     def restarts(self) -> int:

@@ -24,6 +24,7 @@ from ..base import agent_unavailable
 from ..catalog import AcpxError, check_versions
 from ..line_reader import LineReader
 from ..process import process_tree
+from ..process.beats import Beats
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class HostProcess:
         ended: Callable[[], None],
         supervisor: Supervisor,
     ) -> None:
+        self.beats = Beats()
         self._node = node
         self._state_dir = state_dir
         self._config = config
@@ -228,17 +230,12 @@ class HostProcess:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-I", "-S", str(SUPERVISOR), str(lifeline_read)),
+                *("-I", "-S", str(SUPERVISOR), str(lifeline_read), self.beats.argument),
                 *(self._node, str(HERE / "host.mjs")),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env={
-                    **self._environ,
-                    "CLAWDFORGE_HANDOVER": self._handover_socket,
-                    "NODE_COMPILE_CACHE": str(COMPILED),
-                    process_tree.HOST_VARIABLE: self._env_value,
-                },
+                env={**self._environ, **self._variables()},
                 cwd=self._state_dir,
                 pass_fds=(lifeline_read,),
                 # The server handles Ctrl-C.
@@ -250,6 +247,7 @@ class HostProcess:
             raise
         finally:
             os.close(lifeline_read)
+        self.beats.add(lifeline_write)
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -269,7 +267,7 @@ class HostProcess:
             self._ready.clear()
             self._writer = self.pids = None
             process.stdin.close()
-            os.close(lifeline_write)
+            self.beats.close(lifeline_write)
             for future in self._calls.values():
                 if not future.done():
                     future.set_exception(HostGoneError())
@@ -282,6 +280,13 @@ class HostProcess:
                 raise
             await asyncio.gather(stderr, boot, watch, return_exceptions=True)
             self._ended()
+
+    def _variables(self) -> dict[str, str]:
+        return {
+            "CLAWDFORGE_HANDOVER": self._handover_socket,
+            "NODE_COMPILE_CACHE": str(COMPILED),
+            process_tree.HOST_VARIABLE: self._env_value,
+        }
 
     async def _end_host(self, process: asyncio.subprocess.Process) -> None:
         """Wait for the end of the supervisor, which first kills all descendants."""

@@ -1,10 +1,14 @@
 """Runs the acpx host and kills all its descendants when the host or the server ends.
 
-Runs alone and without site-packages: ``python -I -S supervise.py LIFELINE HOST [ARG ...]``.
+Runs alone, without site-packages: ``python -I -S supervise.py LIFELINE FREEZE_MS HOST [ARG ...]``.
 LIFELINE is the descriptor of a pipe that the server holds open; it reaches its end when the server
 ends. As a subreaper this process inherits every orphan among its descendants, also grandchildren in
 sessions of their own. When the host or the server has ended, for whatever reason, it kills all of
 them and ends.
+
+FREEZE_MS is 0, or the server is a node of a cluster and writes each of its beats to the pipe. If
+there was no beat for that time, another node may soon run the sessions of this one: the agents are
+stopped (SIGSTOP), also if the server hangs. At the next beat they continue.
 """
 
 import contextlib
@@ -15,6 +19,7 @@ import select
 import signal
 import struct
 import sys
+import time
 
 TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes time
 if TYPE_CHECKING:
@@ -28,6 +33,8 @@ UNLIMITED = 1 << 40
 SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 SCHED_ATTR = struct.Struct("IIQiIQQQ")
 """Size, policy, flags, nice, priority, runtime (the time slice), deadline, period."""
+BEAT = struct.Struct("=d")
+"""A beat on the lifeline: the time of :func:`now` at which the server asked for it."""
 SLICE_NS = 3_000_000
 """A slice a little longer than the kernel's default: processes with shorter slices preempt it."""
 
@@ -121,6 +128,74 @@ def _kill_group(pid: int) -> None:
             os.killpg(os.getpgid(pid), signal.SIGKILL)
 
 
+def now() -> float:
+    """Seconds of the clock that the beats carry. It also runs while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def signal_descendants(number: int) -> None:
+    """Send a signal to all descendants, and again to those that were forked meanwhile."""
+    reached: set[int] = set()
+    while pids := _descendants() - reached:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        reached |= pids
+
+
+def _descendants() -> set[int]:
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
+                parent = int(stat.read().rpartition(b")")[2].split()[1])
+                children.setdefault(parent, []).append(int(name))
+    found: set[int] = set()
+    left = [os.getpid()]
+    while left:
+        below = children.get(left.pop(), [])
+        found.update(below)
+        left += below
+    return found
+
+
+class Switch:
+    """Stops all descendants if the server's beats stay away, and continues them at the next beat.
+
+    Args:
+        lifeline: the pipe on which the beats arrive.
+        freeze_secs: the time without a beat; 0 for no limit.
+    """
+
+    def __init__(self, lifeline: int, freeze_secs: float) -> None:
+        self._lifeline = lifeline
+        self._freeze_secs = freeze_secs
+        self._deadline = now() + freeze_secs
+        self._is_frozen = False
+
+    def timeout(self) -> "float | None":
+        """Seconds until :meth:`check` must be called; None for never."""
+        if not self._freeze_secs or self._is_frozen:
+            return None
+        return max(0.0, self._deadline - now())
+
+    def read_beats(self) -> bool:
+        """Read the beats that have arrived. Return False if the server has ended."""
+        data = os.read(self._lifeline, BEAT.size * 512)  # a beat is written whole
+        if not data:
+            return False
+        (sent_at,) = BEAT.unpack(data[-BEAT.size :])
+        self._deadline = sent_at + self._freeze_secs
+        return True
+
+    def check(self) -> None:
+        """Stop or continue the descendants, if it is time."""
+        is_late = bool(self._freeze_secs) and now() >= self._deadline
+        if is_late != self._is_frozen:
+            self._is_frozen = is_late
+            signal_descendants(signal.SIGSTOP if is_late else signal.SIGCONT)
+
+
 def lower_priority(libc: ctypes.CDLL) -> None:
     """Let the server preempt this process and its future descendants.
 
@@ -138,7 +213,7 @@ def lower_priority(libc: ctypes.CDLL) -> None:
 
 def main() -> int:
     """Start the host, and wait for its end or the server's."""
-    lifeline = int(sys.argv[1])
+    lifeline, freeze_ms, *command = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     libc = ctypes.CDLL(None, use_errno=True)
     deny_inspection(libc)
     adopt_orphans(libc)
@@ -162,20 +237,22 @@ def main() -> int:
         mark_as_supervised()
         lower_priority(libc)
         try:
-            os.execvp(sys.argv[2], sys.argv[2:])
+            os.execvp(command[0], command)
         except OSError as error:
-            os.write(2, f"{sys.argv[2]}: {error.strerror}\n".encode())
+            os.write(2, f"{command[0]}: {error.strerror}\n".encode())
             os._exit(127)
     for inherited in (0, 1):  # only the host may hold them, or the server would not see its end
         os.close(inherited)
 
+    switch = Switch(lifeline, freeze_ms / 1000)
     while True:
-        ready, _, _ = select.select([lifeline, wake_read], [], [])
+        ready, _, _ = select.select([lifeline, wake_read], [], [], switch.timeout())
         if wake_read in ready:
             os.read(wake_read, 4096)
-        if lifeline in ready or host in reap():
+        if (lifeline in ready and not switch.read_beats()) or host in reap():
             kill_all()
             return 0
+        switch.check()
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_supervisor_ends_processes_that_fork_continuously(
     survived = tmp_path / "survived"
     lifeline, ours = os.pipe()
     try:
-        argv = [sys.executable, "-IS", supervise.__file__, str(lifeline)]
+        argv = [sys.executable, "-IS", supervise.__file__, str(lifeline), "0"]
         host = [sys.executable, "-ISc", SWARM, str(survived)]
         subprocess.run([*argv, *host], pass_fds=(lifeline,), check=True, timeout=60)
     finally:
