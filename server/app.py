@@ -5,31 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 from aiohttp import web
 
-from .agents.base import Backpressure, MessageLimits
-from .agents.catalog import AcpxError, find_node
-from .agents.cli.backend import CliBackend
-from .agents.host.backend import HostBackend
+from .agents.catalog import AcpxError
 from .agents.logins import AgentLogins
-from .agents.process.environ import agent_environ, with_folder_of
-from .agents.selection import FALLBACK_AGENT
+from .agents.process.environ import agent_environ
 from .auth.tokens import FirstTokens, TokenRegistry
-from .config import MAX_BODY_BYTES, AgentCommand, Settings
+from .backends import AgentBackend, make_backend
+from .config import MAX_BODY_BYTES, Settings
 from .data_dir import DataDir
 from .errors import DatabaseError, Error, StartError
 from .limits import ByteBudget
 from .metrics import Metrics
+from .outbox.outbox import AlertOutbox
 from .runs.jobs import RunJobs
 from .runs.results import RunResults
 from .runs.runner import Runner
-from .sandbox.sandbox import OFF, Sandbox
+from .sandbox.sandbox import Sandbox
 from .sandbox.setup import make_sandbox
 from .search.index import SearchIndex
 from .search.indexer import Indexer
@@ -60,9 +56,6 @@ SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
 """The tokens that the first start created, until they are shown; otherwise empty."""
 SANDBOX = web.AppKey("sandbox", Sandbox)
-DEMO = Path(__file__).parent / "agents" / "demo" / "demo_agent.py"
-
-AgentBackend = HostBackend | CliBackend
 
 
 async def build_app(
@@ -149,6 +142,11 @@ class _Server:
         sessions = SessionRegistry(
             self._settings, queries, writer, self._metrics, backend, self._clock
         )
+        outbox = await AlertOutbox.start(
+            self._settings, self._database, writer, tokens, self._clock
+        )
+        stack.push_async_callback(outbox.stop)
+        outbox.connect(sessions)
         await sessions.start()
         stack.push_async_callback(sessions.stop)
         runner = await self._start_runner(stack, queries, writer, backend, sessions)
@@ -162,14 +160,7 @@ class _Server:
         await _resume_removals(sessions, files, search)
         sockets = Hub(self._settings)
 
-        def end_app(app_name: str) -> None:
-            sockets.close_app(app_name)
-            sessions.cancel_turns(app_name)
-            jobs.stop_app(app_name)
-
-        tokens.on_revoke, tokens.on_reading_ended = end_app, sockets.end_reading
-        tokens.shares.on_revoke = sockets.close_credential
-        sessions.remover.steps.append(tokens.shares.drop_session)
+        _connect_tokens(tokens, sockets, sessions, jobs, outbox)
         health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)
         health.acpx_version = backend.versions["acpx"]
         context = self._app[CONTEXT] = ServerContext(
@@ -189,6 +180,7 @@ class _Server:
             search,
             AuditQueries(self._database),
             UsageQueries(self._database),
+            outbox,
             self._stream_keep_alive_secs,
         )
         register_gauges(context, writer)
@@ -328,6 +320,26 @@ class _Server:
             self._supervisor.spawn(loops, name, loop)
 
 
+def _connect_tokens(
+    tokens: TokenRegistry,
+    sockets: Hub,
+    sessions: SessionRegistry,
+    jobs: RunJobs,
+    outbox: AlertOutbox,
+) -> None:
+    """Let the end of a credential end what it has begun."""
+
+    def end_app(app_name: str) -> None:
+        sockets.close_app(app_name)
+        sessions.cancel_turns(app_name)
+        jobs.stop_app(app_name)
+        outbox.drop_app(app_name)
+
+    tokens.on_revoke, tokens.on_reading_ended = end_app, sockets.end_reading
+    tokens.shares.on_revoke = sockets.close_credential
+    sessions.remover.steps.append(tokens.shares.drop_session)
+
+
 async def _resume_removals(sessions: SessionRegistry, files: FileStore, search: Indexer) -> None:
     """Finish the removals of an earlier server process, and extend all later ones."""
 
@@ -349,44 +361,3 @@ async def _drain(app: web.Application) -> None:
     context.sessions.is_draining = True
     await context.sockets.close_all(SOCKETS_CLOSE_SECS)
     await asyncio.gather(context.sessions.stop(), context.runner.stop())
-
-
-def make_backend(
-    settings: Settings,
-    environ: Mapping[str, str],
-    pressure: Backpressure,
-    supervisor: Supervisor | None = None,
-    *,
-    sandbox: Sandbox | None = None,
-    node: str | None = None,
-) -> AgentBackend:
-    """Make the agent backend that the settings name.
-
-    Args:
-        sandbox: restricts the agents; without one, no agent may be started.
-        node: Node's executable; by default it is searched for.
-
-    Raises:
-        AcpxError: Node is missing.
-    """
-    demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
-    make = (
-        partial(HostBackend, supervisor=supervisor)
-        if settings.agent_backend == "host"
-        else CliBackend
-    )
-    node = node or find_node()
-    return make(
-        node=node,
-        data_dir=DataDir(settings.data_dir),
-        agents={FALLBACK_AGENT: demo, **settings.agents},
-        environ=with_folder_of(node, agent_environ(environ, settings.agent_env)),
-        start_timeout=settings.agent_start_timeout_secs,
-        backpressure=pressure,
-        limits=MessageLimits(
-            settings.max_agent_message_bytes,
-            settings.max_agent_message_bytes_per_app,
-            settings.agent_message_timeout_secs,
-        ),
-        sandbox=sandbox or Sandbox(OFF, DataDir(settings.data_dir)),
-    )

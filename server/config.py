@@ -17,6 +17,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
+from .hosts import HostRule, host_rule
 from .mcp_servers import Presets, presets
 from .origins import Network, address_of, host_of, network_of, origin_of
 
@@ -32,6 +33,13 @@ class SettingError(Exception):
     """An invalid value; the message is one line that names the variable."""
 
 
+PUSH_SERVICES = (
+    "fcm.googleapis.com",
+    "updates.push.services.mozilla.com",
+    "web.push.apple.com",
+    "*.notify.windows.com",
+)
+"""The push services of Chrome, Firefox, Safari and Edge."""
 UNKNOWN = ""
 """The value of ``asks_in`` if the operator has not set it."""
 
@@ -144,6 +152,16 @@ def _origins(value: str) -> tuple[str, ...]:
 
 def _hosts(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(host_of, _names(value))))
+
+
+def _host_rules(value: str) -> tuple[HostRule, ...]:
+    return tuple(dict.fromkeys(map(host_rule, _names(value))))
+
+
+def _contact(value: str) -> str:
+    if not re.fullmatch(r"(mailto:[^\s@]+@[^\s@]+|https://[!-~]+)", value):
+        raise ValueError("must be mailto: with an address, or an address with https://")
+    return value
 
 
 def _roots(value: str) -> tuple[Path, ...]:
@@ -281,6 +299,10 @@ class Settings:
     max_import_bytes: int = _setting(_int(1, 2**40), 32 * 2**20)
     max_shares_per_session: int = _setting(_int(1, 100_000), 100)
     max_tickets_per_app: int = _setting(_int(1, 1_000_000), 10_000)
+    push_hosts: tuple[HostRule, ...] = _setting(_host_rules, tuple(map(host_rule, PUSH_SERVICES)))
+    push_contact: str | None = _setting(_contact, None)
+    push_ttl_secs: float = _setting(_seconds(0, 28 * 86400), 86400)
+    max_push_subscriptions_per_app: int = _setting(_int(1, 100_000), 100)
     allowed_hosts: tuple[str, ...] = _setting(_hosts, ())
     allowed_origins: tuple[str, ...] = _setting(_origins, ())
     trusted_proxies: tuple[Network, ...] = _setting(_networks, ())

@@ -19,11 +19,13 @@ from ..config import MAX_SECRET_LENGTH
 from ..errors import Error, ErrorCode, bad_request, not_found
 from ..origins import address_of, is_in_networks, network_of
 from ..storage import statements
+from ..storage.outbox import delete_outbox_of
 from ..storage.queries import Queries
 from ..storage.schema import TokenRow
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .credential import Credential, hash_secret, unauthorized
+from .scopes import Scope
 from .shares import ShareRegistry, is_share
 from .tickets import TICKET_PREFIX, TicketRegistry
 from .token_options import TokenOptions
@@ -242,6 +244,11 @@ class TokenRegistry:
                 self.on_reading_ended(name)
             return row
 
+    def allows(self, name: str, scope: Scope) -> bool:
+        """Whether the token of an app exists and has a scope now."""
+        options = self._options.get(name)
+        return options is not None and scope in options.allowed
+
     def _credential_of(self, name: str) -> Credential:
         credentials = self._by_hash.values()
         credential = next((one for one in credentials if one.app_name == name), None)
@@ -262,7 +269,11 @@ class TokenRegistry:
         self.tickets.discard_all(credential)
         self.shares.drop_app(name)
         self.on_revoke(name)
-        deletion = [statements.delete_token(name), statements.delete_shares_of(name)]
+        deletion = [
+            statements.delete_token(name),
+            statements.delete_shares_of(name),
+            *delete_outbox_of(name),
+        ]
         try:
             await to_completion(self._writer.commit(deletion))
         except Error:

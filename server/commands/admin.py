@@ -22,8 +22,8 @@ import aiohttp
 
 from ..agents.catalog import AcpxError
 from ..agents.process.environ import agent_environ
-from ..app import make_backend
 from ..auth.tokens import TokenRegistry
+from ..backends import make_backend
 from ..config import Settings
 from ..data_dir import DataDir, DataDirInUseError
 from ..errors import DatabaseError, Error

@@ -20,7 +20,7 @@ from typing import Any
 from ..agents.base import AgentInfo
 from ..agents.catalog import AcpxError
 from ..agents.process.environ import agent_environ
-from ..app import make_backend
+from ..backends import make_backend
 from ..config import SettingError, Settings
 from ..data_dir import DataDir, DataDirInUseError
 from ..errors import DatabaseError, StartError

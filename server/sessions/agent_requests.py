@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from ..agents.agent_settings import bounded
 from ..storage.queries import Queries
 from ..storage.schema import SessionRow
 from .core import SessionCore
-from .elicitations import Elicitations
+from .elicitations import Elicitations, PendingElicitation
 from .options import ask_timeout
 from .pending_requests import RequestKind
-from .permissions import Permissions
+from .permissions import PendingPermission, Permissions
 
+ALERT_BYTES = 16 << 10
+"""Bytes of a request in an alert; a longer one is shortened. The log has all of it."""
 Answer = Callable[[RequestKind, Any, Mapping[str, Any]], None]
 
 
@@ -43,10 +46,11 @@ class WaitingRequests:
         def timeout() -> float:
             return ask_timeout(core.options, settings)
 
-        return cls(
-            Permissions(*shared, timeout, partial(answer, "permission")),
-            Elicitations(*shared, settings, timeout, partial(answer, "elicitation")),
-        )
+        permissions = Permissions(*shared, timeout, partial(answer, "permission"))
+        permissions.on_waiting = partial(_alert_permission, core)
+        elicitations = Elicitations(*shared, settings, timeout, partial(answer, "elicitation"))
+        elicitations.on_waiting = partial(_alert_elicitation, core)
+        return cls(permissions, elicitations)
 
     def __len__(self) -> int:
         return len(self.permissions) + len(self.elicitations)
@@ -66,3 +70,21 @@ class WaitingRequests:
         for requests in (self.permissions, self.elicitations):
             unfinished = await queries.pending_agent_requests(row.n, requests.kind)
             requests.cancel_unfinished(unfinished)
+
+
+def _alert_permission(core: SessionCore, pending: PendingPermission) -> None:
+    if core.context.alerts.is_wanted(core.row.app_name, "permission_requested"):
+        view = pending.view(ALERT_BYTES)
+        core.alert("permission_requested", core.log.last, view.pop("turn_index"), **view)
+
+
+def _alert_elicitation(core: SessionCore, pending: PendingElicitation) -> None:
+    if core.context.alerts.is_wanted(core.row.app_name, "elicitation_requested"):
+        core.alert(
+            "elicitation_requested",
+            core.log.last,
+            pending.turn_index,
+            request_id=pending.request_id,
+            request=bounded(pending.request, ALERT_BYTES),
+            expires_at=pending.expires_at,
+        )

@@ -15,6 +15,7 @@ from ..storage.writer import DatabaseWriter
 from ..tasks import Tasks
 from ..workspace.snapshots import Snapshots
 from .agent_slots import AgentSlots
+from .alerts import Alerts
 from .changes import SessionChanges
 from .event_log import EventLogs
 from .quotas import SessionQuotas
@@ -28,6 +29,7 @@ class SessionContext:
         tasks: cancelled when the server stops.
         closing: the tasks that close sessions. The server waits for them before it stops.
         clock: returns unix seconds.
+        alerts: hands alerts to webhooks and push.
         is_draining: the server is stopping; no prompt is accepted.
     """
 
@@ -45,6 +47,7 @@ class SessionContext:
     tasks: Tasks
     closing: Tasks
     clock: Callable[[], float]
+    alerts: Alerts
     is_draining: bool = False
 
     @classmethod
@@ -81,4 +84,5 @@ class SessionContext:
             tasks=tasks,
             closing=Tasks(),
             clock=clock,
+            alerts=Alerts(clock),
         )

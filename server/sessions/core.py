@@ -11,6 +11,7 @@ from ..errors import draining, session_closed
 from ..states import StateMachine, Transitions
 from ..storage import statements
 from ..storage.schema import SessionRow, Statement
+from .alerts import AlertKind
 from .context import SessionContext
 from .options import SessionOptions
 
@@ -105,3 +106,7 @@ class SessionCore:
         return statements.insert_audit_event(
             self.id, self.row.app_name, event, at, dumps(detail).decode()
         )
+
+    def alert(self, kind: AlertKind, seq: int, turn_index: int, **fields: Any) -> None:
+        """Raise an alert about the entry at *seq*, which was appended in this step."""
+        self.context.alerts.of_session(self.row, kind, seq, turn_index, fields)

@@ -56,6 +56,7 @@ class PendingRequests(ABC, Generic[Pending]):
     Attributes:
         kind: by which the database distinguishes them.
         cancelled: the outcome of a request that is cancelled.
+        on_waiting: called when a request begins to wait, whose entry was appended in this step.
     """
 
     kind: RequestKind
@@ -74,6 +75,7 @@ class PendingRequests(ABC, Generic[Pending]):
         self._writer = writer
         self._timeout = timeout
         self._respond = respond
+        self.on_waiting: Callable[[Pending], None] = lambda pending: None
         self._pending: dict[str, Pending] = {}
 
     def __len__(self) -> int:
@@ -150,6 +152,7 @@ class PendingRequests(ABC, Generic[Pending]):
         pending.timer = asyncio.get_running_loop().call_later(
             self._timeout(), self._finish, pending, on_timeout, "timeout"
         )
+        self.on_waiting(pending)
 
     def _finish(self, pending: Pending, outcome: Mapping[str, Any], by: str) -> None:
         if self._pending.pop(pending.request_id, None) is None:

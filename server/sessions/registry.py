@@ -68,7 +68,7 @@ class SessionRegistry:
         self.clock = clock
         self.tasks, self.closing, self.snapshots = context.tasks, context.closing, context.snapshots
         self.slots, self.disk, self.quotas = context.slots, context.disk, context.quotas
-        self.changes = context.changes
+        self.changes, self.alerts = context.changes, context.alerts
         self.agents = AgentSelection(backend, settings.default_agent)
         self.workspaces = Workspaces(DataDir(settings.data_dir), settings.workspace_roots, backend)
         # The cli backend keeps no process between turns.

@@ -279,8 +279,7 @@ class Session:
 
     async def _store_change(self, columns: Mapping[str, Any], options: SessionOptions) -> None:
         row, core = self.row, self._core
-        statement = statements.change_session(row.n, **columns)
-        transaction = [statement]
+        transaction = [statements.change_session(row.n, **columns)]
         if "permission" in columns:
             now = self._context.clock()
             transaction.append(core.audit("change", now, permission=columns["permission"]))
@@ -328,6 +327,7 @@ class Session:
                 self._core.audit(event, now, reason=reason, turn_count=self.row.turn_count),
             ]
         )
+        self._core.alert("session_closed", seq, self._recorder.last_started_index, reason=reason)
         logger.info("session closed: %s", reason, extra=self._core.log_extra())
         await self.agent.end()
         await self.log.reach(seq)  # last: on a full disk it waits for space

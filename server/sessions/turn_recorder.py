@@ -147,6 +147,16 @@ class TurnRecorder:
                 self._core.audit("turn", now, **detail),
             ]
         )
+        self._core.alert(
+            "turn_ended",
+            last_seq,
+            turn.index,
+            stop_reason=reason,
+            duration_ms=turn.duration_ms,
+            error=error,
+            **({"withdrawn": True} if is_withdrawn else {}),
+            **({"usage": msgspec.to_builtins(usage)} if counted else {}),
+        )
         turn.end(last_seq, reason, error)
 
     def _measure_end(self, turn: Turn, elapsed: float, code: str | None) -> None:

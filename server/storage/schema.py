@@ -194,6 +194,52 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX usage_by_app ON usage (app_name, at);
     CREATE INDEX usage_by_time ON usage (at);
     """,
+    """
+    CREATE TABLE push_subscriptions (
+        id TEXT PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        endpoint TEXT NOT NULL,
+        p256dh BLOB NOT NULL,
+        auth BLOB NOT NULL,
+        events TEXT NOT NULL,
+        created_at REAL NOT NULL
+    );
+    CREATE UNIQUE INDEX push_subscriptions_by_endpoint ON push_subscriptions (app_name, endpoint);
+    CREATE TABLE webhooks (
+        app_name TEXT PRIMARY KEY,
+        url TEXT NOT NULL,
+        events TEXT NOT NULL,
+        secret BLOB NOT NULL,
+        created_at REAL NOT NULL
+    );
+    CREATE TABLE webhook_deliveries (
+        n INTEGER PRIMARY KEY,
+        id TEXT NOT NULL,
+        app_name TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        event TEXT NOT NULL,
+        seq INTEGER,
+        at REAL NOT NULL,
+        fields BLOB NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        next_at REAL NOT NULL DEFAULT 0
+    );
+    CREATE INDEX webhook_deliveries_by_session ON webhook_deliveries (app_name, session_id, n);
+    CREATE TABLE webhook_failures (
+        n INTEGER PRIMARY KEY,
+        app_name TEXT NOT NULL,
+        at REAL NOT NULL,
+        delivery_id TEXT,
+        session_id TEXT,
+        event TEXT,
+        seq INTEGER,
+        attempt INTEGER,
+        status INTEGER,
+        error TEXT NOT NULL,
+        is_last INTEGER NOT NULL
+    );
+    CREATE INDEX webhook_failures_by_app ON webhook_failures (app_name, n);
+    """,
 )
 """The script that makes each version of the schema from the one before, from version 1."""
 

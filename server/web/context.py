@@ -17,6 +17,7 @@ from ..config import Settings
 from ..errors import Error, ErrorCode
 from ..limits import ByteBudget
 from ..metrics import Metrics
+from ..outbox.outbox import AlertOutbox
 from ..runs.jobs import RunJobs
 from ..runs.runner import Runner
 from ..search.indexer import Indexer
@@ -57,6 +58,7 @@ class ServerContext:
     search: Indexer
     audit: AuditQueries
     usage: UsageQueries
+    outbox: AlertOutbox
     stream_keep_alive_secs: float
     started_at: float = dataclasses.field(default_factory=time.time)
 

@@ -49,6 +49,7 @@ class Tag(enum.StrEnum):
     TURNS = "Turns"
     LOG = "The log"
     WEBSOCKETS = "WebSockets"
+    NOTIFICATIONS = "Without a socket"
     OPENAI = "For OpenAI's clients"
     OPERATOR = "For the operator"
     MONITORING = "Monitoring"

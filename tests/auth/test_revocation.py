@@ -53,6 +53,7 @@ def filled(path: str, session: str) -> str:
         path="a.bin",
         run_id="x",
         share_id="x",
+        subscription_id="x",
     )
 
 
@@ -313,6 +314,7 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", "/files", "body"): half_a_body(
         "POST", "/files", MULTIPART, "multipart/form-data; boundary=x"
     ),
+    ("POST", "/push/subscriptions", "body"): half_json("POST", "/push/subscriptions"),
     ("POST", "/sessions", "body"): half_json("POST", "/sessions"),
     ("PATCH", "/sessions/{session_id}", "body"): half_json("PATCH", "/sessions/{session_id}"),
     ("POST", TURN, "body"): half_json("POST", TURN),

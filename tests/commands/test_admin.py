@@ -76,7 +76,7 @@ async def test_commands_on_stopped_server_do_not_require_node(
     def no_node() -> str:
         raise AcpxError("Node is missing")
 
-    monkeypatch.setattr("server.app.find_node", no_node)
+    monkeypatch.setattr("server.backends.find_node", no_node)
     await operator.run("token", "add", "app")
     await operator.run("token", "list")
     await operator.run("sessions", "list")

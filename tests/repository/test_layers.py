@@ -30,6 +30,7 @@ LAYERS = (
     "agents",
     "agents.host",
     "agents.cli",
+    "backends",
     "workspace.snapshotter",
     "workspace",
     "sessions",
@@ -39,6 +40,7 @@ LAYERS = (
     "ws",
     "acp",
     "openai",
+    "outbox",
     "web",
     "web.resources",
     "app",
@@ -65,11 +67,7 @@ ALONE = {
 
 AIOHTTP_FROM = "ws"
 """The first layer that may import aiohttp."""
-ONLY_IN = {
-    "orjson": {"codec"},
-    "aiosqlite": {"storage.drivers.sqlite"},
-    "asyncpg": {"storage.drivers.postgres", "storage.drivers.postgres_connections"},
-}
+ONLY_IN = {"orjson": {"codec"}, "aiosqlite": {"storage.drivers.sqlite"}}
 
 
 def name_of(path: Path) -> str:

@@ -139,6 +139,7 @@ VARIABLES = {
     "FILE": "file_token",
     "RUN": "run_id",
     "SHARE": "share_id",
+    "BROWSER": "id",
 }
 """The fields of responses that the README's later commands use."""
 
@@ -184,7 +185,7 @@ class Shell:
             is_openai = "/v1/" in command
             assert answer.get("object" if is_openai else "ok"), f"{command}\n{out}"
             for name, field in VARIABLES.items():
-                if field in answer and name not in self.variables:
+                if field in answer and not is_openai and name not in self.variables:
                     self.variables[name] = answer[field]
 
     async def _run(self, command: str) -> tuple[int | None, str, str]:

@@ -31,6 +31,8 @@ def default_of(name: str) -> str:
         return ""
     if isinstance(value, Path):
         return f"./{value.name}"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -287,7 +287,7 @@ async def test_other_output_of_the_host_is_ignored(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: str
 ) -> None:
     node = noisy_node(tmp_path, noise)
-    monkeypatch.setattr("server.app.find_node", lambda: node)
+    monkeypatch.setattr("server.backends.find_node", lambda: node)
     client = await (await serve()).client()
     assert (await client.turn(await client.create(), "hello"))[0] == 200
 
@@ -363,7 +363,7 @@ def test_host_loads_acpx_from_the_bundle() -> None:
 async def test_start_fails_if_node_does_not_run_the_host(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, node: str
 ) -> None:
-    monkeypatch.setattr("server.app.find_node", lambda: node)
+    monkeypatch.setattr("server.backends.find_node", lambda: node)
     monkeypatch.setattr(process, "BOOT_SECS", 1)
     assert "the acpx host" in await start_error(serve)
 

@@ -1,0 +1,1 @@
+"""Webhooks and push: what an app learns without a socket."""
