@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from ..errors import DatabaseError
 from . import schema, statements
 from .drivers.base import Driver, Engine
 from .drivers.sqlite import WAL_PAGES, SqliteDriver
+from .postgres_schema import POSTGRES_MIGRATIONS
 from .schema import Statement
+
+if TYPE_CHECKING:
+    from .drivers.postgres import PostgresDriver
+
+
+async def connect_postgres(url: str, name: str) -> PostgresDriver:
+    """Connect to PostgreSQL. See :meth:`Database.connect`."""
+    try:
+        from .drivers.postgres import PostgresDriver  # asyncpg is needed for a cluster only
+    except ModuleNotFoundError as error:
+        message = f"{error}: install requirements-cluster.txt"
+        raise DatabaseError(message, is_transient=False) from None
+    return await PostgresDriver.open(url, name=name, migrations=POSTGRES_MIGRATIONS)
 
 
 class Database:
@@ -58,6 +73,19 @@ class Database:
             OSError: it is a link.
         """
         return cls(await SqliteDriver.open_readonly(path, len(schema.MIGRATIONS)))
+
+    @classmethod
+    async def connect(cls, url: str, *, name: str) -> Self:
+        """Connect to the PostgreSQL database at *url* and bring its schema up to date.
+
+        Args:
+            name: of the connections, which PostgreSQL shows to its operator.
+
+        Raises:
+            SchemaError: a newer, incompatible version of clawdforge created it.
+            DatabaseError: it cannot be reached, or asyncpg is missing.
+        """
+        return cls(await connect_postgres(url, name))
 
     @property
     def driver(self) -> Driver:

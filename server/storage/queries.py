@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..codec import loads
 from .drivers.functions import casefold
 from .fork_queries import ForkQueries
 from .lifecycle_queries import SELECT_SESSION, LifecycleQueries
 from .schema import FileRow, SessionRow, SteerRow, TokenRow, TurnRow, columns
 
+SCANNED_ROWS = 500
+"""Rows that are read at once to find titles."""
 _TURN = f"SELECT {columns(TurnRow)} FROM turns "
 
 
@@ -65,19 +68,38 @@ class Queries(LifecycleQueries, ForkQueries):
         where += "" if include_closed else " AND closed_at IS NULL"
         where += "" if include_open else " AND closed_at IS NOT NULL"
         values: list[Any] = [app_name]
-        if title is not None:
-            where += " AND instr(casefold(json_extract(meta, '$.title')), ?)"
-            values.append(casefold(title))
         if before is not None:
             where += " AND n < ?"
             values.append(before)
         if cwd is not None:
             where += " AND ? IN (cwd, client_cwd)"
             values.append(cwd)
+        if title is not None and self._database.engine == "sqlite":
+            where += " AND instr(casefold(json_extract(meta, '$.title')), ?)"
+            values.append(casefold(title))
+        elif title is not None:
+            return await self._titled_page(where, values, title, limit)
+        return await self._newest(where, values, limit)
+
+    async def _newest(self, where: str, values: Sequence[Any], limit: int) -> list[SessionRow]:
         rows = await self._database.fetch(
             SELECT_SESSION + where + " ORDER BY n DESC LIMIT ?", *values, limit
         )
         return [SessionRow(*row) for row in rows]
+
+    async def _titled_page(
+        self, where: str, values: Sequence[Any], title: str, limit: int
+    ) -> list[SessionRow]:
+        """The newest sessions with a text in their title, for an engine without our functions."""
+        wanted = casefold(title) or ""
+        found: list[SessionRow] = []
+        rows = await self._newest(where, values, SCANNED_ROWS)
+        while rows and len(found) < limit:
+            found += [row for row in rows if wanted in (casefold(_stored_title(row)) or "")]
+            if len(rows) < SCANNED_ROWS:
+                break
+            rows = await self._newest(f"{where} AND n < ?", [*values, rows[-1].n], SCANNED_ROWS)
+        return found[:limit]
 
     async def open_counts(self) -> dict[str, int]:
         """The number of open sessions of each app that has any."""
@@ -210,3 +232,7 @@ class Queries(LifecycleQueries, ForkQueries):
             f"SELECT {columns(FileRow)} FROM files WHERE expires_at <= ?", before
         )
         return [FileRow(*row) for row in rows]
+
+
+def _stored_title(row: SessionRow) -> object:
+    return loads(row.meta).get("title")

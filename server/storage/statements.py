@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .drivers.translation import LOG_INSERT
 from .rows import RunRow, UsageRow
 from .schema import (
     FileRow,
@@ -150,7 +151,7 @@ def insert_log(rows: Sequence[LogRow]) -> list[Statement]:
 def _insert_log(rows: Sequence[LogRow]) -> Statement:
     marks = ", ".join(["(?, ?, ?, ?)"] * len(rows))
     return (
-        f"INSERT INTO log (session, first_seq, last_seq, body) VALUES {marks}",
+        LOG_INSERT + marks,
         [value for row in rows for value in (row.session, row.first_seq, row.last_seq, row.body)],
     )
 

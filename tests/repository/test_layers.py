@@ -67,7 +67,11 @@ ALONE = {
 
 AIOHTTP_FROM = "ws"
 """The first layer that may import aiohttp."""
-ONLY_IN = {"orjson": {"codec"}, "aiosqlite": {"storage.drivers.sqlite"}}
+ONLY_IN = {
+    "orjson": {"codec"},
+    "aiosqlite": {"storage.drivers.sqlite"},
+    "asyncpg": {"storage.drivers.postgres", "storage.drivers.postgres_connections"},
+}
 
 
 def name_of(path: Path) -> str:

@@ -28,7 +28,7 @@ def read_pins(name: str) -> dict[str, str]:
     pins: dict[str, str] = {}
     for line in (ROOT / name).read_text().splitlines():
         text = line.split("#")[0].strip()
-        if not text or text == "-r requirements.txt":
+        if not text or text.startswith("-r requirements"):
             continue
         package, _, version = text.partition("==")
         assert re.fullmatch(r"[A-Za-z0-9._-]+", package), f"{name} does not pin: {line}"
@@ -56,13 +56,16 @@ def list_files() -> list[Path]:
     return [path for name in names if name and (path := ROOT / name.decode()).is_file()]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+PINNED = ("requirements.txt", "requirements-cluster.txt", "requirements-dev.txt")
+
+
+@pytest.mark.parametrize("name", PINNED)
 def test_installed_packages_are_the_pinned_ones(name: str) -> None:
     for package, version in read_pins(name).items():
         assert metadata.version(package) == version
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", PINNED)
 def test_dependencies_of_pinned_packages_are_pinned(name: str) -> None:
     pins = read_pins("requirements.txt") | read_pins(name)
     for package in read_pins(name):
@@ -73,7 +76,8 @@ def test_dependencies_of_pinned_packages_are_pinned(name: str) -> None:
 
 
 def test_requirements_files_share_no_package() -> None:
-    assert not read_pins("requirements.txt").keys() & read_pins("requirements-dev.txt").keys()
+    names = [name for file in PINNED for name in read_pins(file)]
+    assert len(names) == len(set(names))
 
 
 @each_lock
@@ -134,7 +138,7 @@ def test_ignored_files_are_not_tracked() -> None:
 
 
 def test_make_reinstalls_a_replaced_or_removed_acpx(tmp_path: Path) -> None:
-    installed = ("requirements.txt", "requirements-dev.txt", "package.json", "package-lock.json")
+    installed = (*PINNED, "package.json", "package-lock.json")
     for name in ("Makefile", ".venv", ".npmrc", "server", *installed):
         (tmp_path / name).symlink_to(ROOT / name)
     acpx = tmp_path / "node_modules" / "acpx" / "package.json"

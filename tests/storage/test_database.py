@@ -35,7 +35,7 @@ async def opened(path: Path, **options: Any) -> AsyncIterator[Database]:
 # The file.
 
 
-async def test_database_files_are_private(database: Database, path: Path) -> None:
+async def test_database_files_are_private(database_file: Database, path: Path) -> None:
     for file in path.parent.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
@@ -55,27 +55,27 @@ async def test_database_is_in_wal_mode_with_the_chosen_synchronous_level(path: P
     assert ask(path, "PRAGMA journal_mode") == [("wal",)]
 
 
-async def test_commits_leave_the_wal_to_checkpoints(database: Database, path: Path) -> None:
+async def test_commits_leave_the_wal_to_checkpoints(database_file: Database, path: Path) -> None:
     size = path.stat().st_size
     for first in range(1, 61):
-        await database.write(statements.insert_log([log_row(first, first, size=200_000)]))
+        await database_file.write(statements.insert_log([log_row(first, first, size=200_000)]))
     assert path.stat().st_size == size  # SQLite by itself would have begun at 4 MB
-    await database.checkpoint()
+    await database_file.checkpoint()
     assert path.stat().st_size > 60 * 200_000
 
 
 async def test_checkpoint_restarts_the_wal_before_the_next_commit(
-    database: Database, path: Path
+    database_file: Database, path: Path
 ) -> None:
     def salts() -> bytes:
         return path.with_name(f"{path.name}-wal").read_bytes()[16:24]
 
-    await database.write([statements.insert_session(session_row(1))])
+    await database_file.write([statements.insert_session(session_row(1))])
     before = salts()
-    await database.checkpoint()
+    await database_file.checkpoint()
     begun = salts()
     assert begun != before
-    await database.write([statements.insert_session(session_row(2))])
+    await database_file.write([statements.insert_session(session_row(2))])
     assert salts() == begun
 
 
@@ -161,17 +161,19 @@ async def test_write_without_statements_is_accepted(database: Database) -> None:
     await database.write([])
 
 
-async def test_write_is_visible_to_other_connections(database: Database, path: Path) -> None:
-    await database.write([insert_token("a"), insert_token("b")])
+async def test_write_is_visible_to_other_connections(database_file: Database, path: Path) -> None:
+    await database_file.write([insert_token("a"), insert_token("b")])
     assert ask(path, "SELECT count(*) FROM tokens") == [(2,)]
 
 
-async def test_read_does_not_wait_for_an_open_transaction(database: Database, path: Path) -> None:
-    await database.write([insert_token("a")])
+async def test_read_does_not_wait_for_an_open_transaction(
+    database_file: Database, path: Path
+) -> None:
+    await database_file.write([insert_token("a")])
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         other.execute("DELETE FROM tokens")
-        assert len(await Queries(database).tokens()) == 1
+        assert len(await Queries(database_file).tokens()) == 1
         other.execute("ROLLBACK")
 
 

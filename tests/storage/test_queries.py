@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from server.storage import statements
@@ -11,7 +9,7 @@ from server.storage.database import Database
 from server.storage.queries import Queries
 from server.storage.schema import Statement
 
-from ..support.rows import ask, log_row, session_row, turn_row
+from ..support.rows import log_row, session_row, turn_row
 
 
 @pytest.fixture
@@ -113,9 +111,7 @@ async def test_second_close_keeps_the_first_reason(database: Database, queries: 
     assert (row.close_reason, row.closed_at) == ("client", 5)
 
 
-async def test_delete_of_a_session_keeps_its_audit_events_only(
-    database: Database, path: Path
-) -> None:
+async def test_delete_of_a_session_keeps_its_audit_events_only(database: Database) -> None:
     for n in (1, 2):
         await database.write(
             [
@@ -126,10 +122,12 @@ async def test_delete_of_a_session_keeps_its_audit_events_only(
             ]
         )
     await database.write(statements.delete_session(1))
-    assert ask(path, "SELECT n FROM sessions") == [(2,)]
-    assert ask(path, "SELECT session FROM turns") == [(2,)]
-    assert ask(path, "SELECT session FROM log") == [(2,)]
-    audit = ask(path, "SELECT session_id, app_name, event, at, detail FROM session_events")
+    assert await database.fetch("SELECT n FROM sessions") == [(2,)]
+    assert await database.fetch("SELECT session FROM turns") == [(2,)]
+    assert await database.fetch("SELECT session FROM log") == [(2,)]
+    audit = await database.fetch(
+        "SELECT session_id, app_name, event, at, detail FROM session_events"
+    )
     assert audit == [
         ("session-1", "app", "create", 1.0, "{}"),
         ("session-2", "app", "create", 1.0, "{}"),

@@ -55,8 +55,8 @@ class Buffer:
 
 
 @pytest.fixture
-async def database(path: Path) -> AsyncIterator[SlowDatabase]:
-    async with slow_database(path) as opened:
+async def database(source: Path | str) -> AsyncIterator[SlowDatabase]:
+    async with slow_database(source) as opened:
         yield opened
 
 

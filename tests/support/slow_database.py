@@ -56,8 +56,13 @@ class SlowDatabase(Database):
 
 
 @contextlib.asynccontextmanager
-async def slow_database(path: Path) -> AsyncIterator[SlowDatabase]:
-    opened = await SlowDatabase.open(path)
+async def slow_database(source: Path | str) -> AsyncIterator[SlowDatabase]:
+    """Open a file, or connect to the PostgreSQL database with a URL."""
+    opened = await (
+        SlowDatabase.open(source)
+        if isinstance(source, Path)
+        else SlowDatabase.connect(source, name="test")
+    )
     assert isinstance(opened, SlowDatabase)
     opened.prepare()
     try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+from ...errors import DatabaseError
+
 Statement = tuple[str, Sequence[Any]]
 """An SQL statement and its parameters."""
 
@@ -17,6 +19,13 @@ Engine = Literal["sqlite", "postgresql"]
 
 class SchemaError(Exception):
     """The database has a schema that this program cannot use."""
+
+
+class FencedError(DatabaseError):
+    """Another node has taken over the sessions of this one: it must not write any more."""
+
+    def __init__(self) -> None:
+        super().__init__("another node has taken over this node's sessions", is_transient=False)
 
 
 class Driver(Protocol):

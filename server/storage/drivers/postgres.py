@@ -1,0 +1,314 @@
+"""The PostgreSQL driver. No other module imports asyncpg.
+
+The writer has a connection of its own, whose group commits are fenced: each locks the row of this
+node in ``nodes`` and leaves a mark in ``marks``. If the answer to a commit is lost, the mark tells
+whether it was carried out. The driver knows no other tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import asyncpg
+
+from ...errors import DatabaseError
+from .base import FencedError, Statement
+from .migrations import pending_scripts
+from .postgres_connections import LOST_CONNECTION, Connections, database_error, open_connection
+from .translation import EngineStatement, engine_statements, from_engine, numbered, to_engine
+
+logger = logging.getLogger(__name__)
+
+READERS = 4
+"""Connections for queries, and as many for :meth:`PostgresDriver.change`."""
+PATIENCE_SECS = 5.0
+"""The time for which a read or a new commit waits for an engine that is out of reach."""
+RECONNECT_SECS = 0.1
+_LOCK = 7_222_417
+"""The key of the advisory lock of a migration."""
+_FENCE = (
+    "WITH f AS MATERIALIZED"
+    " (SELECT n FROM nodes WHERE n = ?1 AND state <> 'gone' FOR SHARE)"
+    # Without a row, n is null, which is an error: nothing of the commit is executed.
+    " INSERT INTO marks (n, k) SELECT (SELECT n FROM f), CAST(?2 AS BIGINT)"
+)
+
+
+class PostgresDriver:
+    """The open database.
+
+    Attributes:
+        node: the number of this node, whose row every write locks; None for commands without one.
+        unknown: commits whose answer was lost.
+    """
+
+    engine: Literal["postgresql"] = "postgresql"
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._writer: asyncpg.Connection | None = None
+        self._readers = Connections(url, f"{name} reader", READERS, read_only=True)
+        self._others = Connections(url, name, READERS)
+        self._marks = itertools.count(1)
+        self._is_closed = False
+        self._lost_since: float | None = None
+        self.node: int | None = None
+        self.unknown = 0
+
+    @classmethod
+    async def open(cls, url: str, *, name: str, migrations: Sequence[str]) -> PostgresDriver:
+        """Connect to the database at *url* and bring its schema up to date.
+
+        Args:
+            name: of the connections, which PostgreSQL shows to its operator.
+            migrations: the scripts that make the schema, one for each version.
+
+        Raises:
+            SchemaError: a newer, incompatible version of clawdforge created it.
+            DatabaseError: it cannot be reached, or refuses the connection.
+        """
+        driver = cls(url, name)
+        try:
+            driver._writer = await open_connection(url, f"{name} writer")
+            await _migrate(driver._writer, migrations)
+        except (*LOST_CONNECTION, asyncpg.PostgresError) as error:
+            await driver.close()
+            raise database_error(error) from error
+        except BaseException:
+            await driver.close()
+            raise
+        return driver
+
+    async def close(self) -> None:
+        """Close all connections. A commit in progress is not cancelled in the engine."""
+        self.abandon()
+        for connections in (self._readers, self._others):
+            connections.close()
+
+    def abandon(self) -> None:
+        """Give up the commit in progress: its outcome stays unknown."""
+        self._is_closed = True
+        if self._writer is not None:
+            self._writer.terminate()
+
+    def renew(self) -> None:
+        """Replace all connections, because the engine may have lost them without a sign."""
+        if self._writer is not None:
+            self._writer.terminate()
+        for connections in (self._readers, self._others):
+            connections.renew()
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the last attempt to reach the engine succeeded."""
+        return self._lost_since is None
+
+    async def checkpoint(self) -> None:
+        """Do nothing: PostgreSQL checkpoints by itself."""
+
+    async def interrupt(self) -> None:
+        """Do nothing: only the full-text index interrupts queries, and it is a file."""
+
+    # Reading.
+
+    async def fetch(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        return await self._fetch(self._readers, sql, parameters, repeats=True)
+
+    async def change(
+        self, sql: str, parameters: Sequence[Any] = (), *, repeats: bool = False
+    ) -> list[tuple[Any, ...]]:
+        """Execute one statement at once, outside of the group commits, and return its rows.
+
+        It is not fenced unless it says so itself.
+
+        Args:
+            repeats: whether it may be executed again if its answer is lost.
+
+        Raises:
+            DatabaseError: it failed, or its answer was lost.
+        """
+        return await self._fetch(self._others, sql, parameters, repeats=repeats)
+
+    async def _fetch(
+        self, connections: Connections, sql: str, parameters: Sequence[Any], *, repeats: bool
+    ) -> list[tuple[Any, ...]]:
+        text, _ = numbered(sql)
+        values = to_engine(parameters)
+        deadline = time.monotonic() + PATIENCE_SECS
+        while True:
+            is_sent = False
+            try:
+                async with connections.use() as connection:
+                    is_sent = True
+                    return [from_engine(row) for row in await connection.fetch(text, *values)]
+            except LOST_CONNECTION as error:
+                is_late = time.monotonic() > deadline
+                if self._is_closed or is_late or (is_sent and not repeats):
+                    raise database_error(error) from error
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+                raise database_error(error) from error
+            await asyncio.sleep(RECONNECT_SECS)
+
+    # Writing.
+
+    async def write(self, transaction: Sequence[Statement]) -> None:
+        """Execute statements in one transaction.
+
+        After a lost answer it looks for the mark of the transaction, and sends the same again if
+        there is none. So it returns or raises only if the outcome is known.
+
+        Raises:
+            DatabaseError: none was executed.
+            FencedError: none was executed, and never will be: another node has taken over.
+        """
+        fence: Statement | None = None
+        if self.node is not None:
+            fence = (_FENCE, (self.node, next(self._marks)))
+        todo = engine_statements(transaction, fence)
+        is_sent = is_repeated = False
+        while True:
+            connection = await self._writing(is_sent=is_sent)
+            try:
+                if is_sent and fence is not None and await _is_marked(connection, fence):
+                    return
+                is_repeated, is_sent = is_sent, True
+                await _execute(connection, todo)
+            except LOST_CONNECTION as error:
+                connection.terminate()
+                if fence is None:
+                    raise database_error(error) from error
+                self.unknown += 1
+                logger.warning("the outcome of a commit is unknown: %s", error)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+                # A repeated commit may violate another key before that of its mark.
+                if is_repeated and fence is not None and await self._was_marked(fence):
+                    return
+                if isinstance(error, asyncpg.NotNullViolationError) and _is_fence(error):
+                    raise FencedError from error
+                raise database_error(error) from error
+            else:
+                return
+
+    async def _was_marked(self, fence: Statement) -> bool:
+        while True:
+            connection = await self._writing(is_sent=True)
+            try:
+                return await _is_marked(connection, fence)
+            except LOST_CONNECTION:
+                connection.terminate()
+
+    async def _writing(self, *, is_sent: bool) -> asyncpg.Connection:
+        """The connection for writes.
+
+        Args:
+            is_sent: whether a commit was sent whose outcome is unknown. Then it waits without an
+                end.
+
+        Raises:
+            DatabaseError: the engine is out of reach.
+        """
+        while True:
+            if self._is_closed:
+                raise DatabaseError("the database is closed", is_transient=True)
+            if self._writer is not None and not self._writer.is_closed():
+                self._lost_since = None
+                return self._writer
+            try:
+                self._writer = await open_connection(self._url, f"{self._name} writer")
+            except (*LOST_CONNECTION, asyncpg.PostgresError) as error:
+                self._lost_since = self._lost_since or time.monotonic()
+                is_late = time.monotonic() - self._lost_since > PATIENCE_SECS
+                if not is_sent and is_late:
+                    raise database_error(error) from error
+                await asyncio.sleep(RECONNECT_SECS)
+
+    # Notifications.
+
+    async def listen(
+        self, channels: Sequence[str], callback: Callable[[str, str], None]
+    ) -> asyncpg.Connection:
+        """Open a connection that calls *callback* with the channel and the text of notifications.
+
+        Raises:
+            DatabaseError: the engine is out of reach.
+        """
+
+        def receive(_: object, __: int, channel: str, payload: object) -> None:
+            callback(channel, str(payload))
+
+        try:
+            connection = await open_connection(self._url, f"{self._name} listener")
+            try:
+                for channel in channels:
+                    await connection.add_listener(channel, receive)
+            except BaseException:
+                connection.terminate()
+                raise
+        except (*LOST_CONNECTION, asyncpg.PostgresError) as error:
+            raise database_error(error) from error
+        return connection
+
+    async def notify(self, channel: str, payload: str) -> None:
+        """Send a notification. It may be lost."""
+        await self.change("SELECT pg_notify(?, ?)", (channel, payload), repeats=True)
+
+
+async def _execute(connection: asyncpg.Connection, todo: Sequence[EngineStatement]) -> None:
+    if len(todo) == 1 and len(todo[0].rows) == 1:
+        await connection.execute(todo[0].sql, *todo[0].rows[0])
+        return
+    await connection.execute("BEGIN")
+    try:
+        for step in todo:
+            if len(step.rows) == 1:
+                await connection.execute(step.sql, *step.rows[0])
+            else:
+                await connection.executemany(step.sql, step.rows)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError):
+        if not connection.is_closed():
+            with contextlib.suppress(asyncpg.PostgresError):
+                await connection.execute("ROLLBACK")
+        raise
+    await connection.execute("COMMIT")
+
+
+async def _is_marked(connection: asyncpg.Connection, fence: Statement) -> bool:
+    found = await connection.fetch("SELECT 1 FROM marks WHERE n = $1 AND k = $2", *fence[1])
+    return bool(found)
+
+
+def _is_fence(error: asyncpg.NotNullViolationError) -> bool:
+    return (error.table_name, error.column_name) == ("marks", "n")
+
+
+async def _migrate(connection: asyncpg.Connection, migrations: Sequence[str]) -> None:
+    """Bring the schema up to date. One server at a time does it.
+
+    Raises:
+        SchemaError: it declares that older programs cannot use it.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_version"
+            " (one BOOLEAN PRIMARY KEY CHECK (one), version BIGINT NOT NULL,"
+            " min_version BIGINT NOT NULL)"
+        )
+        row = await connection.fetchrow("SELECT version, min_version FROM schema_version")
+        version, min_version = row if row is not None else (0, 0)
+        if version > len(migrations) >= min_version:
+            return  # a newer server has added columns that this one does not need
+        for number, script in pending_scripts(version, migrations):
+            await connection.execute(script)
+            await connection.execute(
+                "INSERT INTO schema_version (one, version, min_version) VALUES (true, $1, $1)"
+                " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
+                number,
+            )

@@ -1,0 +1,142 @@
+"""Connections to PostgreSQL: how they are opened, shared and replaced, and their errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+
+import asyncpg
+
+from ...errors import DatabaseError
+
+CONNECT_SECS = 5.0
+STATEMENTS = 1000
+"""Prepared statements of a connection."""
+
+LOST_CONNECTION = (
+    OSError,
+    TimeoutError,
+    EOFError,
+    ssl.SSLError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.TargetServerAttributeNotMatched,
+    asyncpg.InternalClientError,
+)
+"""The connection is lost, or the engine takes no connections at the moment."""
+_TRANSIENT = (
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresSystemError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.PostgresIOError,
+)
+
+
+def database_error(error: Exception) -> DatabaseError:
+    """The error as the storage knows it."""
+    message = str(error) or type(error).__name__
+    if isinstance(error, (asyncpg.DataError, ValueError)) and not isinstance(
+        error, asyncpg.PostgresError
+    ):
+        return DatabaseError(f"no value for PostgreSQL: {message}", is_transient=False)
+    is_transient = isinstance(error, (*LOST_CONNECTION, *_TRANSIENT))
+    return DatabaseError(message, is_transient=is_transient)
+
+
+async def open_connection(url: str, name: str, *, read_only: bool = False) -> asyncpg.Connection:
+    """Open a connection to a server that takes writes.
+
+    Its settings are ours, whatever the database's defaults are. No commit is ever cut short by a
+    timeout, because a commit that waits for a standby would then be visible and yet reported as
+    failed.
+    """
+    connection = await asyncpg.connect(
+        url,
+        timeout=CONNECT_SECS,
+        command_timeout=None,
+        statement_cache_size=STATEMENTS,
+        max_cached_statement_lifetime=0,
+        target_session_attrs="read-write",
+        server_settings={
+            "application_name": f"clawdforge {name}",
+            "statement_timeout": "0",
+            "lock_timeout": "0",
+            "idle_in_transaction_session_timeout": "0",
+            "idle_session_timeout": "0",
+            "default_transaction_isolation": "read committed",
+            "default_transaction_read_only": "off",
+            "timezone": "UTC",
+            "jit": "off",
+        },
+    )
+    try:
+        # A stricter setting of the operator stays.
+        await connection.execute(
+            "SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') <> 'remote_apply'"
+        )
+        if read_only:
+            await connection.execute("SET default_transaction_read_only = on")
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+class Connections:
+    """Connections that several tasks use, each for one statement at a time.
+
+    Args:
+        limit: of open connections. Others wait for one.
+    """
+
+    def __init__(self, url: str, name: str, limit: int, *, read_only: bool = False) -> None:
+        self._url = url
+        self._name = name
+        self._read_only = read_only
+        self._free: list[asyncpg.Connection] = []
+        self._used: set[asyncpg.Connection] = set()
+        self._permits = asyncio.Semaphore(limit)
+
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[asyncpg.Connection]:
+        """Take a connection, or open one."""
+        async with self._permits:
+            while self._free and self._free[-1].is_closed():
+                self._free.pop()
+            if self._free:
+                connection = self._free.pop()
+            else:
+                connection = await open_connection(self._url, self._name, read_only=self._read_only)
+            self._used.add(connection)
+            is_whole = False
+            try:
+                yield connection
+                is_whole = True
+            except asyncpg.PostgresError as error:
+                is_whole = not isinstance(error, LOST_CONNECTION)
+                raise
+            finally:
+                self._used.discard(connection)
+                if is_whole and not connection.is_closed():
+                    self._free.append(connection)
+                else:
+                    connection.terminate()
+
+    def renew(self) -> None:
+        """End all connections; the next ones are opened when they are needed."""
+        for connection in (*self._free, *self._used):
+            connection.terminate()
+        self._free.clear()
+
+    def close(self) -> None:
+        self.renew()
