@@ -11,6 +11,7 @@ from functools import partial
 
 from aiohttp import web
 
+from .accounts.accounts import Accounts
 from .agents.catalog import AcpxError
 from .agents.logins import AgentLogins
 from .agents.process.environ import agent_environ
@@ -139,9 +140,8 @@ class _Server:
         tokens = await self._load_tokens(queries, writer)
         tokens.second_app_refusal = sandbox.refusal
         backend = await self._start_backend(stack, writer, tokens)
-        sessions = SessionRegistry(
-            self._settings, queries, writer, self._metrics, backend, self._clock
-        )
+        parts = self._settings, queries, writer, self._metrics, backend, self._clock
+        sessions = SessionRegistry(*parts, accounts=tokens.accounts)
         outbox = await AlertOutbox.start(
             self._settings, self._database, writer, tokens, self._clock
         )
@@ -214,6 +214,8 @@ class _Server:
         return Indexer(index, queries, GrowthQueries(self._database), busy)
 
     async def _load_tokens(self, queries: Queries, writer: DatabaseWriter) -> TokenRegistry:
+        accounts = Accounts(UsageQueries(self._database), self._clock)
+        await accounts.start()
         limit = self._settings.max_tickets_per_app
         tokens = TokenRegistry(
             queries,
@@ -221,6 +223,7 @@ class _Server:
             max_tickets_per_app=limit,
             max_shares_per_session=self._settings.max_shares_per_session,
             clock=self._clock,
+            accounts=accounts,
         )
         if (first := await tokens.load(self._settings.admin_token)) is not None:
             self._app[FIRST_TOKENS].append(first)
@@ -256,6 +259,7 @@ class _Server:
             choose_agent=sessions.agents.choose,
             waiting_bytes=sessions.quotas.waiting_bytes,
             disk=sessions.disk,
+            accounts=sessions.accounts,
             clock=self._clock,
         )
         await runner.start()
@@ -282,6 +286,7 @@ class _Server:
             max_bytes=self._settings.max_upload_bytes,
             max_bytes_per_app=self._settings.max_upload_bytes_per_app,
             max_count_per_app=self._settings.max_uploads_per_app,
+            own_limit=lambda app_name: sessions.accounts.limits_of(app_name).disk_bytes,
             disk=sessions.disk,
             sandbox=sessions.backend.sandbox,
             clock=self._clock,

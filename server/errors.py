@@ -123,6 +123,11 @@ class ErrorCode(enum.StrEnum):
         close_code=CloseCode.REFUSED,
         rpc_code=RPC_AUTH_REQUIRED,
     )
+    BUDGET_EXCEEDED = _define(
+        "budget_exceeded",
+        402,
+        "The app has used up its budget. `resets_at` says until when, in unix seconds.",
+    )
     FORBIDDEN = _define(
         "forbidden",
         403,

@@ -48,6 +48,11 @@ class TokenBucket:
         self._left -= 1
         return True
 
+    def change(self, per_second: float, burst: float) -> None:
+        """Change the rate and the burst. Spent tokens stay spent."""
+        self._left = max(0.0, self._left + burst - self._burst)
+        self._per_second, self._burst = per_second, burst
+
     def is_full(self) -> bool:
         """Whether all spent tokens have returned."""
         return self._left + (time.monotonic() - self._then) * self._per_second >= self._burst

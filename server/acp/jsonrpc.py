@@ -44,6 +44,8 @@ class JsonRpcError(Exception):
             data["retryAfter"] = error.retry_after
         if "auth_methods" in error.fields:
             data["authMethods"] = error.fields["auth_methods"]
+        if "resets_at" in error.fields:
+            data["resetsAt"] = error.fields["resets_at"]
         return cls(error.code.rpc_code, error.message, data=data)
 
 

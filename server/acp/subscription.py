@@ -339,7 +339,8 @@ def _prompt_response(
         and _is_valid_error(value)
     ):
         return jsonrpc.encode_raw_error(request.id, agent_error)
-    fields = {name: part for name, part in described.items() if name == "auth_methods"}
+    passed = ("auth_methods", "resets_at")
+    fields = {name: part for name, part in described.items() if name in passed}
     error = JsonRpcError.from_error(
         Error(
             described["code"],

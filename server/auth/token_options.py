@@ -11,9 +11,13 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ..accounts.limits import NO_BUDGET, NO_LIMITS, AppLimits, Budget
 from ..codec import dumps
 from ..validation import Environ, check_environ
 from .scopes import ALL_SCOPES, Scope
+
+EMPTY: tuple[Any, ...] = ({}, NO_LIMITS, NO_BUDGET)
+"""Values that set nothing."""
 
 
 class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,6 +30,8 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     scopes: Annotated[list[Scope], msgspec.Meta(max_length=16)] | msgspec.UnsetType | None = (
         msgspec.UNSET
     )
+    limits: AppLimits | msgspec.UnsetType | None = msgspec.UNSET
+    budget: Budget | msgspec.UnsetType | None = msgspec.UNSET
 
     __repr__ = object.__repr__  # the values are secrets
 
@@ -49,7 +55,7 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         given = {name: getattr(changes, name) for name in self.__struct_fields__}
         given = {name: value for name, value in given.items() if value is not msgspec.UNSET}
         emptied = {
-            name: msgspec.UNSET if value is None or value == {} else value
+            name: msgspec.UNSET if value is None or value in EMPTY else value
             for name, value in given.items()
         }
         return msgspec.structs.replace(self, **emptied)
@@ -72,4 +78,7 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         view: dict[str, Any] = {"env": sorted(self.env)} if self.env else {}
         if isinstance(self.scopes, list):
             view["scopes"] = [scope for scope in ALL_SCOPES if scope in self.scopes]
+        for name in ("limits", "budget"):
+            if value := getattr(self, name):
+                view[name] = msgspec.to_builtins(value)
         return view

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..accounts.accounts import Accounts
 from ..config import MAX_SECRET_LENGTH
 from ..errors import Error, ErrorCode, bad_request, not_found
 from ..origins import address_of, is_in_networks, network_of
@@ -57,6 +58,7 @@ class TokenRegistry:
     Attributes:
         tickets: the open tickets; a revocation discards those of its token.
         shares: the shares; a revocation revokes those of its app.
+        accounts: get the limits and the budgets of the tokens.
         on_revoke: called with the app's name as soon as a token is revoked.
         on_reading_ended: called with the app's name when its token loses the scope ``read``.
         second_app_refusal: why there must not be a second app; None if there may.
@@ -70,7 +72,9 @@ class TokenRegistry:
         max_tickets_per_app: int = 10_000,
         max_shares_per_session: int = 100,
         clock: Callable[[], float] = time.time,
+        accounts: Accounts | None = None,
     ) -> None:
+        self.accounts = accounts or Accounts(clock=clock)
         self.tickets = TicketRegistry(max_tickets_per_app)
         self.second_app_refusal: str | None = None
         self.shares = ShareRegistry(queries, writer, max_shares_per_session, clock)
@@ -121,7 +125,22 @@ class TokenRegistry:
             options = TokenOptions.decode(row.options)
             self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
             self._names.add(row.name)
-            self._options[row.name] = options
+            await self._prepare(row.name, options)
+            self._apply(row.name, options)
+
+    async def _prepare(self, name: str, options: TokenOptions) -> None:
+        """Read what options need before they can take effect.
+
+        Raises:
+            DatabaseError: the database cannot be read.
+        """
+        if options.budget:
+            await self.accounts.load(name)
+
+    def _apply(self, name: str, options: TokenOptions) -> None:
+        """Let options take effect."""
+        self._options[name] = options
+        self.accounts.set(name, options.limits or None, options.budget or None)
 
     def environ_of(self, app_name: str) -> Mapping[str, str]:
         """Return the variables that the agents and runs of an app get."""
@@ -214,12 +233,13 @@ class TokenRegistry:
         networks = json.dumps(list(ip_cidrs))
         row = TokenRow(name, hash_secret(token), networks, time.time(), options.encode())
         try:
+            await self._prepare(name, options)
             await to_completion(self._writer.commit([statements.insert_token(row)]))
         except BaseException:
             self._names.discard(name)
             raise
         self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
-        self._options[name] = options
+        self._apply(name, options)
         return row, token
 
     async def change(self, name: str, changes: TokenOptions) -> TokenRow:
@@ -234,12 +254,13 @@ class TokenRegistry:
             row = credential.row
             before = self._options[name]
             options = before.changed(changes)
+            await self._prepare(name, options)
             statement = statements.set_token_options(name, options.encode())
             await to_completion(self._writer.commit([statement]))
             row.options = options.encode()
             credential.scopes = options.allowed
             if self._options.get(name) is before:  # it was not revoked meanwhile
-                self._options[name] = options
+                self._apply(name, options)
             if "read" in before.allowed - options.allowed:
                 self.on_reading_ended(name)
             return row
@@ -277,7 +298,8 @@ class TokenRegistry:
         try:
             await to_completion(self._writer.commit(deletion))
         except Error:
-            self._by_hash[row.hash] = Credential(row)
+            self._by_hash[row.hash] = Credential(row, scopes=self._options[name].allowed)
             raise
         self._names.discard(name)
         self._options.pop(name, None)
+        self.accounts.set(name, None, None)

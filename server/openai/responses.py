@@ -105,4 +105,5 @@ def error_body(error: Error) -> bytes:
     kind = _ERROR_TYPES.get(error.status, "server_error")
     code = "model_not_found" if error.code is ErrorCode.NOT_FOUND else str(error.code)
     described = {"message": error.message, "type": kind, "param": None, "code": code}
-    return dumps({"error": described})
+    more = {name: error.fields[name] for name in ("resets_at",) if name in error.fields}
+    return dumps({"error": {**described, **more}})

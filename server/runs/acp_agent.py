@@ -120,19 +120,25 @@ class _Collector(AgentObserver):
         files = self._request.files if not self._has_asked else ()
         self._has_asked = True
         prompt = self.prompt = self.agent.prompt(dumps(prepend_file_paths(blocks, files)))
-        cause = await run.wait(prompt.done, prompt.cancel, self.agent.kill, grace)
+        try:
+            cause = await run.wait(prompt.done, prompt.cancel, self.agent.kill, grace)
+        finally:
+            run.note_usage(self._usage.plus(of_acp(None, self._cost)))
         if cause is not None:
             raise stopped_error(cause)
         prompt.done.result()
-        return self._result()
+        return self._result(run.usage)
 
     async def stop(self) -> None:
         """Wait until the last prompt has ended."""
         self.prompt.done.cancel()
         await asyncio.gather(self.prompt.done, return_exceptions=True)
 
-    def _result(self) -> RunResult:
+    def _result(self, usage: Usage) -> RunResult:
         """The result of a prompt.
+
+        Args:
+            usage: of the run so far.
 
         Raises:
             Error: the agent's response is an error or a cancellation, or there is none.
@@ -151,14 +157,8 @@ class _Collector(AgentObserver):
             raise RunError(
                 ErrorCode.AGENT_FAILED, "the agent cancelled the turn", stop_reason=stop_reason
             )
-        usage = of_acp(result.get("usage") if isinstance(result, dict) else None)
-        self._usage = self._usage.plus(usage)
-        return RunResult(
-            result_json("".join(self._texts)),
-            stop_reason,
-            self._usage.plus(of_acp(None, self._cost)),
-            self._session_id,
-        )
+        text = result_json("".join(self._texts))
+        return RunResult(text, stop_reason, usage, self._session_id)
 
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self._calls.note(update)
@@ -192,6 +192,9 @@ class _Collector(AgentObserver):
 
     def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:
         self._response = response
+        result = response.get("result")
+        if isinstance(result, dict):
+            self._usage = self._usage.plus(of_acp(result.get("usage")))
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         request = params if isinstance(params, dict) else {}

@@ -91,7 +91,8 @@ class ClaudeProgram:
             stdin = await asyncio.to_thread(_prepare, folder, run.request)
             try:
                 output = await self._collect_output(run, path, folder, stdin)
-                return await asyncio.to_thread(read_result, output, run.request.schema)
+                schema = run.request.schema
+                return await asyncio.to_thread(read_result, output, schema, run.note_usage)
             finally:
                 os.close(stdin)
         finally:

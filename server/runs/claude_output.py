@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..agents.failures import login_required
 from ..agents.program_output import last_output, redact
-from ..agents.usage import of_claude
+from ..agents.usage import Usage, of_claude
 from ..codec import dumps, parse_message
 from ..errors import ErrorCode
 from .result_schema import ResultSchema
@@ -53,11 +53,16 @@ class Output:
     stderr: str
 
 
-def read_result(output: Output, schema: ResultSchema | None = None) -> RunResult:
+def read_result(
+    output: Output,
+    schema: ResultSchema | None = None,
+    note_usage: Callable[[Usage], None] = lambda _: None,
+) -> RunResult:
     """Read the result from the program's output. Blocking: the JSON may have megabytes.
 
     Args:
         schema: the one that the program was given.
+        note_usage: called with what the program has used, also if the result is an error.
 
     Raises:
         RunError: the output has no result, the result is an error, or not valid.
@@ -65,6 +70,8 @@ def read_result(output: Output, schema: ResultSchema | None = None) -> RunResult
     message = find_result(output.stdout)
     if message is None:
         raise _error_without_message(output)
+    usage = of_claude(message)
+    note_usage(usage)
     result = message.get("result")
     if schema is not None and message.get("subtype") in SCHEMA_SUBTYPES:
         raise schema_failed("claude found no valid result in its attempts")
@@ -74,7 +81,7 @@ def read_result(output: Output, schema: ResultSchema | None = None) -> RunResult
     return RunResult(
         result_json(result) if schema is None else _structured(message, result, schema),
         str(message.get("stop_reason") or "end_turn"),
-        of_claude(message),
+        usage,
         session_id if isinstance(session_id := message.get("session_id"), str) else None,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from ..errors import Error, ErrorCode
@@ -24,6 +24,8 @@ class RunQueue:
         reserved: additional slots for apps that have none. They are used if all other slots are
             taken and some app holds, or waits for, more than one.
         max_per_app: how many slots one app may hold; 0 for all.
+        own_limit: returns the limit of an app that has its own; None for the others. Its runs above
+            that limit do not wait.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class RunQueue:
         *,
         reserved: int = 0,
         max_per_app: int = 0,
+        own_limit: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         self._slots = slots
         self._max_queued_per_app = max_queued_per_app
         self._max_wait_secs = max_wait_secs
         self._reserved = reserved
         self._max_per_app = max_per_app or slots + reserved
+        self._own_limit = own_limit
         self._held: Counter[str] = Counter()
         self._waiting: FairQueue[str] = FairQueue()
 
@@ -73,6 +77,9 @@ class RunQueue:
         if self._has_slot_for(app_name):  # then no app with fewer slots waits
             self._held[app_name] += 1
             return
+        own = self._own_limit(app_name)
+        if own is not None and self._held[app_name] + len(self._waiting.of(app_name)) >= own:
+            raise _pool_full(f"the app may have {own} runs at once")
         if len(self._waiting.of(app_name)) >= self._max_queued_per_app:
             raise _pool_full("all run slots are taken and the queue is full")
         waiter = self._waiting.add(app_name, app_name)
@@ -93,8 +100,8 @@ class RunQueue:
         waiter.future.result()
 
     def _has_slot_for(self, app_name: str) -> bool:
-        held = self._held[app_name]
-        if held >= self._max_per_app:
+        held, own = self._held[app_name], self._own_limit(app_name)
+        if held >= (self._max_per_app if own is None else own):
             return False
         if self.held < self._slots:
             return True
@@ -111,6 +118,10 @@ class RunQueue:
 
     def _release(self, app_name: str) -> None:
         decrement(self._held, app_name)
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Give slots to waiting runs: a slot is free, or an app's limit has changed."""
         while (waiter := self._pop_next()) is not None:
             self._held[waiter.item] += 1
             waiter.future.set_result(None)

@@ -157,6 +157,7 @@ class Run:
     Attributes:
         timeout: seconds that the run may take after it has left the queue.
         task: returns the :class:`RunResult`, or raises an ``Error``.
+        usage: what the agent has reported so far.
         stopped: done with the cause once :meth:`stop` was called.
     """
 
@@ -164,9 +165,14 @@ class Run:
         self.id = str(uuid.uuid4())
         self.request = request
         self.timeout = timeout
+        self.usage = Usage()
         self._deadline: float | None = None
         self.task: asyncio.Task[RunResult]
         self.stopped: asyncio.Future[StopCause] = asyncio.get_running_loop().create_future()
+
+    def note_usage(self, usage: Usage) -> None:
+        """Note what the agent has used since the run began."""
+        self.usage = usage
 
     def stop(self, cause: StopCause) -> None:
         """Stop the run. Only the first call has an effect."""

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import msgspec
 
 from .. import safe_files
+from ..accounts.accounts import Accounts
 from ..agents.base import Backend
 from ..agents.usage import Usage
 from ..config import Settings
@@ -48,6 +49,7 @@ class Runner:
             raises :class:`Error` if there is none.
         waiting_bytes: the quota for the prompts of each app.
         disk: the free space that new runs must leave.
+        accounts: the budgets of the apps.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Runner:
         choose_agent: Callable[[str | None], Awaitable[str]],
         waiting_bytes: ByteQuota,
         disk: DiskReserve,
+        accounts: Accounts,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -70,6 +73,7 @@ class Runner:
         self._choose_agent = choose_agent
         self._waiting_bytes = waiting_bytes
         self._disk = disk
+        self._accounts = accounts
         self._clock = clock
         self._data_dir = DataDir(settings.data_dir)
         self._grace = settings.cancel_grace_secs
@@ -87,7 +91,9 @@ class Runner:
             settings.run_queue_secs,
             reserved=settings.reserved_runs,
             max_per_app=settings.max_runs_per_app,
+            own_limit=lambda app_name: accounts.limits_of(app_name).runs,
         )
+        accounts.on_limits_changed.append(lambda _: self._queue.reconsider())
         self._runs: set[Run] = set()
         self._is_draining = False
 
@@ -124,10 +130,12 @@ class Runner:
         """Begin a run. The caller stops it if the result is no longer needed.
 
         Raises:
-            Error: ``draining``, or ``queue_full`` if the app's prompts exceed their quota.
+            Error: ``draining``, ``budget_exceeded``, or ``queue_full`` if the app's prompts exceed
+                their quota.
         """
         if self._is_draining:
             raise draining()
+        self._accounts.check(request.app_name)
         size = len(request.prompt.encode())
         self._waiting_bytes.acquire(request.app_name, size)
         limit = self._settings.run_timeout_secs
@@ -150,6 +158,7 @@ class Runner:
     async def _execute(self, run: Run) -> RunResult:
         await self._disk.check()
         async with self._queue.slot(run.stopped, run.request.app_name):
+            self._accounts.check(run.request.app_name)  # others may have used it up meanwhile
             started_at = time.monotonic()
             agent, execute = await self._choose(run)
             await self._store_start(run, agent)
@@ -159,7 +168,11 @@ class Runner:
                 failure = _as_run_error(error)
                 failure.duration_ms = _ms_since(started_at)
                 await self._store_end(
-                    run, failure.duration_ms, failure.stop_reason, error=failure.code
+                    run,
+                    failure.duration_ms,
+                    failure.stop_reason,
+                    error=failure.code,
+                    counted=self._count_usage(run, agent),
                 )
                 raise failure from error
             result = dataclasses.replace(result, duration_ms=_ms_since(started_at))
@@ -168,7 +181,7 @@ class Runner:
                 result.duration_ms,
                 result.stop_reason,
                 result_bytes=len(result.result),
-                counted=self._usage_of(run, agent, result),
+                counted=self._count_usage(run, agent),
             )
             return result
 
@@ -232,13 +245,15 @@ class Runner:
         )
         await to_completion(self._writer.commit([statements.insert_run(row)]))
 
-    def _usage_of(self, run: Run, agent: str, result: RunResult) -> list[Statement]:
-        """Return the statement that counts what the agent has reported, if it has."""
-        if result.usage == Usage():
+    def _count_usage(self, run: Run, agent: str) -> list[Statement]:
+        """Count what the agent has reported. Returns the statement that stores it, if it has."""
+        if run.usage == Usage():
             return []
+        now = self._clock()
+        self._accounts.spend(run.request.app_name, run.usage, now)
         row = UsageRow.of(
-            msgspec.to_builtins(result.usage),
-            at=self._clock(),
+            msgspec.to_builtins(run.usage),
+            at=now,
             app_name=run.request.app_name,
             session_id=None,
             turn_index=None,

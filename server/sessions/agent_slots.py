@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from ..agents.base import URGENT_GRACE_SECS
 from ..limits import FairQueue, Waiter
 from ..tasks import Tasks
+from .own_limits import OwnLimits
 
 NO_APP = ""
 """The app name of prewarmed agents."""
@@ -38,6 +39,9 @@ class SlotHolder(Protocol):
     @property
     def last_used(self) -> float: ...
 
+    @property
+    def is_in_use(self) -> bool: ...
+
     async def hibernate(self, grace: float = ..., /) -> bool: ...
 
 
@@ -48,6 +52,10 @@ class AgentSlots:
         limit: the number of slots.
         reserve: further slots for apps that have none while all others are taken.
         limit_per_app: slots of one app; 0 for no limit per app.
+        own_limit: returns the limit of an app that has its own; None for the others.
+
+    Attributes:
+        limits: of single apps.
         app_of: returns the app of a holder.
     """
 
@@ -59,11 +67,12 @@ class AgentSlots:
         reserve: int = 0,
         limit_per_app: int = 0,
         app_of: Callable[[Any], str] = lambda _: NO_APP,
+        own_limit: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         self._limit = limit
         self._tasks = tasks
         self._reserve = reserve
-        self._limit_per_app = limit_per_app or limit + reserve
+        self.limits = OwnLimits(limit_per_app or limit + reserve, own_limit, app_of)
         self._app_of = app_of
         self._holders: set[SlotHolder] = set()
         self._evicting: set[SlotHolder] = set()
@@ -91,6 +100,16 @@ class AgentSlots:
         """Whether *holder* has a slot and is not being evicted."""
         return holder in self._holders and holder not in self._evicting
 
+    def check_own_limit(self, holder: SlotHolder) -> None:
+        """Check that a limit of the app's own lets *holder* have an agent: :meth:`OwnLimits.check`.
+
+        Raises:
+            Error: ``pool_full``.
+        """
+        if not self.has_slot(holder):
+            waiting = (waiter.item for waiter in self._waiting.of(self._app_of(holder)))
+            self.limits.check(holder, self._holders, waiting)
+
     async def acquire(self, holder: SlotHolder) -> None:
         """Wait for a slot; return at once if *holder* has one."""
         if self.has_slot(holder):
@@ -106,9 +125,9 @@ class AgentSlots:
     def try_acquire(self, holder: SlotHolder) -> bool:
         """Assign a slot if one is free, without evictions. Return whether *holder* has one."""
         counts = self._count_by_app()
-        is_full = (
-            len(self._holders) >= self._limit or counts[self._app_of(holder)] >= self._limit_per_app
-        )
+        is_full = len(self._holders) >= self._limit or counts[
+            self._app_of(holder)
+        ] >= self.limits.of(self._app_of(holder))
         if is_full or self._waiting:
             return False
         self._holders.add(holder)
@@ -123,11 +142,17 @@ class AgentSlots:
         return not any(one.can_hibernate for one in self._holders)
 
     def must_yield(self, holder: SlotHolder) -> bool:
-        """Whether *holder*, between two turns, must give its slot to an app with fewer agents."""
+        """Whether *holder*, between two turns, must give up its slot.
+
+        It does so for an app with fewer agents, and if its own app exceeds a limit of its own.
+        """
+        app_name = self._app_of(holder)
+        if self.limits.changed and self.limits.excess(app_name, self._holders - self._evicting):
+            return True
         if not self._waiting or len(self._holders) < self._limit:
             return False
         counts = self._count_by_app()
-        own = counts[self._app_of(holder)]
+        own = counts[app_name]
         return any(counts[app_name] + 1 < own for app_name in self._waiting.apps())
 
     def transfer(self, holder: SlotHolder, new_holder: SlotHolder) -> None:
@@ -155,7 +180,7 @@ class AgentSlots:
 
         Called whenever a slot may have become free, or a holder may have become able to hibernate.
         """
-        if not self._waiting and len(self._holders) <= self._limit:
+        if not (self._waiting or self.limits.changed) and len(self._holders) <= self._limit:
             return
         counts = self._count_by_app()
         while (waiter := self._next_waiting(counts)) is not None:
@@ -166,13 +191,17 @@ class AgentSlots:
                 waiter.future.set_result(None)
         self._evict_for_waiting()
         self._evict_from_reserve()
+        if self.limits.changed:
+            chosen = self.limits.choose(self._holders - self._evicting, self._evictable()[0])
+            for holder in chosen:
+                self._start_eviction(holder)
 
     def _count_by_app(self) -> Counter[str]:
         return Counter(map(self._app_of, self._holders))
 
     def _may_get_slot(self, app_name: str, counts: Counter[str]) -> bool:
         """Whether the app may have one more slot, given the slots that each app has."""
-        if counts[app_name] >= self._limit_per_app:
+        if counts[app_name] >= self.limits.of(app_name):
             return False
         total = counts.total()
         # The reserve is used only if other apps, not prewarmed agents, have all regular slots.
@@ -232,7 +261,7 @@ class AgentSlots:
         idle, counts = [*idle], counts.copy()
         evicted: list[SlotHolder] = []
         while not self._may_get_slot(app_name, counts):
-            if counts[app_name] >= self._limit_per_app:
+            if counts[app_name] >= self.limits.of(app_name):
                 idle = [holder for holder in idle if self._app_of(holder) == app_name]
             if not idle:
                 return None

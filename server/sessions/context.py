@@ -6,6 +6,7 @@ import dataclasses
 import operator
 from collections.abc import Callable
 
+from ..accounts.accounts import Accounts
 from ..agents.base import Backend
 from ..config import Settings
 from ..limits import DiskReserve
@@ -42,6 +43,7 @@ class SessionContext:
     slots: AgentSlots
     disk: DiskReserve
     quotas: SessionQuotas
+    accounts: Accounts
     changes: SessionChanges
     snapshots: Snapshots
     tasks: Tasks
@@ -59,6 +61,7 @@ class SessionContext:
         writer: DatabaseWriter,
         metrics: Metrics,
         clock: Callable[[], float],
+        accounts: Accounts,
     ) -> SessionContext:
         """Create the services that only sessions use, and add them to the given ones."""
         tasks = Tasks()
@@ -68,7 +71,14 @@ class SessionContext:
             reserve=settings.reserved_agents,
             limit_per_app=settings.max_live_agents_per_app,
             app_of=operator.attrgetter("app_name"),
+            own_limit=lambda app_name: accounts.limits_of(app_name).live_agents,
         )
+
+        def limits_changed(app_name: str) -> None:
+            slots.limits.changed.add(app_name)
+            slots.reconsider()
+
+        accounts.on_limits_changed.append(limits_changed)
         return cls(
             settings=settings,
             backend=backend,
@@ -78,7 +88,8 @@ class SessionContext:
             metrics=metrics,
             slots=slots,
             disk=DiskReserve(settings.data_dir, settings.min_free_bytes),
-            quotas=SessionQuotas(settings),
+            quotas=SessionQuotas(settings, accounts),
+            accounts=accounts,
             changes=SessionChanges(),
             snapshots=Snapshots(settings),
             tasks=tasks,

@@ -86,12 +86,13 @@ class SessionCore:
         """Check that the session accepts a prompt, and count it.
 
         Raises:
-            Error: ``session_closed``, ``draining`` or ``rate_limited``.
+            Error: ``session_closed``, ``draining``, ``budget_exceeded`` or ``rate_limited``.
         """
         if not self.is_open:
             raise session_closed()
         if self.context.is_draining:
             raise draining()
+        self.context.accounts.check(self.row.app_name)
         self.context.quotas.check_prompt_rate(self.row.app_name)
 
     def move_to(self, state: SessionState) -> None:

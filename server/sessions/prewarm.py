@@ -43,6 +43,7 @@ class PrewarmedAgent(AgentObserver):
 
     app_name = NO_APP
     last_used = -math.inf
+    is_in_use = False
 
     def __init__(self, pool: Prewarmer, backend: Backend, spec: AgentSpec) -> None:
         self.id = spec.key

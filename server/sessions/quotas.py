@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 
+from ..accounts.accounts import Accounts
 from ..config import Settings
 from ..errors import Error, ErrorCode
 from ..limits import ByteQuota, TokenBucket, decrement
@@ -16,15 +18,20 @@ SESSION_RETRY_SECS = 30
 class SessionQuotas:
     """Counts open sessions, waiting prompts and prompts per minute.
 
+    Args:
+        accounts: the limits of apps that have their own.
+
     Attributes:
         waiting_bytes: the bytes of each app's waiting prompts.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, accounts: Accounts) -> None:
         self.waiting_bytes = ByteQuota(
             settings.max_waiting_prompt_bytes_per_app,
             "the app's waiting prompts have reached their limit; retry after some have run",
         )
+        self._accounts = accounts
+        accounts.on_limits_changed.append(self._change_prompt_rate)
         self._max_sessions = settings.max_sessions
         self._max_sessions_per_app = settings.max_sessions_per_app
         self._prompts_per_min = settings.max_prompts_per_min
@@ -50,7 +57,8 @@ class SessionQuotas:
             raise Error(
                 ErrorCode.POOL_FULL, "session limit reached", retry_after=SESSION_RETRY_SECS
             )
-        if self._open[app_name] >= self._max_sessions_per_app:
+        own = self._accounts.limits_of(app_name).sessions
+        if self._open[app_name] >= (self._max_sessions_per_app if own is None else own):
             raise Error(
                 ErrorCode.POOL_FULL,
                 "session limit reached for this app",
@@ -68,11 +76,24 @@ class SessionQuotas:
         Raises:
             Error: ``rate_limited``; the app sends too many prompts.
         """
-        per_minute = self._prompts_per_min
-        rate = self._prompt_rates.setdefault(app_name, TokenBucket(per_minute / 60, per_minute))
+        rate = self._prompt_rates.get(app_name)
+        if rate is None:
+            per_minute = self._prompts_per_min_of(app_name)
+            rate = self._prompt_rates[app_name] = TokenBucket(per_minute / 60, per_minute)
         if not rate.allows():
+            per_minute = self._prompts_per_min_of(app_name)
             message = f"an app may send {per_minute} prompts a minute"
-            raise Error(ErrorCode.RATE_LIMITED, message, retry_after=1)
+            retry_after = math.ceil(60 / max(1, per_minute))
+            raise Error(ErrorCode.RATE_LIMITED, message, retry_after=retry_after)
+
+    def _prompts_per_min_of(self, app_name: str) -> int:
+        own = self._accounts.limits_of(app_name).prompts_per_min
+        return self._prompts_per_min if own is None else own
+
+    def _change_prompt_rate(self, app_name: str) -> None:
+        if (rate := self._prompt_rates.get(app_name)) is not None:
+            per_minute = self._prompts_per_min_of(app_name)
+            rate.change(per_minute / 60, per_minute)
 
     def forget_idle_apps(self) -> None:
         """Drop the prompt rates of apps that have sent no prompt lately."""

@@ -7,8 +7,10 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from weakref import WeakValueDictionary
 
+from ..accounts.accounts import Accounts
 from ..agents.base import Backend
 from ..agents.selection import AgentSelection
 from ..cluster.membership import ALONE, Cluster
@@ -57,15 +59,14 @@ class SessionRegistry:
         backend: Backend,
         clock: Callable[[], float] = time.time,
         cluster: Cluster = ALONE,
+        accounts: Accounts | None = None,
     ) -> None:
         self.cluster = cluster
-        context = SessionContext.create(settings, backend, queries, writer, metrics, clock)
-        self._context = context
-        self.settings, self.queries = settings, queries
-        self.writer = writer
-        self.metrics = metrics
-        self.backend = backend
-        self.clock = clock
+        self.accounts = accounts or Accounts(clock=clock)
+        parts = settings, backend, queries, writer, metrics, clock, self.accounts
+        context = self._context = SessionContext.create(*parts)
+        self.settings, self.queries, self.writer = settings, queries, writer
+        self.metrics, self.backend, self.clock = metrics, backend, clock
         self.tasks, self.closing, self.snapshots = context.tasks, context.closing, context.snapshots
         self.slots, self.disk, self.quotas = context.slots, context.disk, context.quotas
         self.changes, self.alerts = context.changes, context.alerts
@@ -104,6 +105,7 @@ class SessionRegistry:
         # Sessions in memory. Only the cache keeps one alive, but as long as anything refers to a
         # session, a look-up by id must return the same object.
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
+        self.accounts.on_exceeded.append(partial(_refuse_unsent, self._loaded, self.accounts))
         self._cache: dict[str, Session] = {}
         self.loading: dict[str, asyncio.Task[Session | None]] = {}
         # Ids of rows that must not be found: being created, or being deleted.
@@ -357,3 +359,13 @@ class SessionRegistry:
             in_use = session.is_busy or session.subscribers or session.agent.is_live
             if session.is_stored and not in_use:
                 del self._cache[session_id]
+
+
+def _refuse_unsent(
+    sessions: Mapping[str, Session], accounts: Accounts, app_name: str, _: int
+) -> None:
+    """End the turns that have not begun of an app that has used up its budget."""
+    refusal = accounts.refusal(app_name)
+    for session in tuple(sessions.values()):
+        if session.row.app_name == app_name and refusal is not None:
+            session.turns.current.refuse_unsent(refusal)

@@ -46,6 +46,7 @@ class SessionAgent:
         requests: WaitingRequests,
         is_working: Callable[[], bool],
     ) -> None:
+        self.id = core.id
         self.last_used = core.context.clock()
         self._core = core
         self._current = current
@@ -56,10 +57,6 @@ class SessionAgent:
         self._is_hibernating = False
         self._starting: asyncio.Task[None] | None = None
         self._start_error: Error | None = None
-
-    @property
-    def id(self) -> str:
-        return self._core.id
 
     @property
     def app_name(self) -> str:
@@ -132,9 +129,13 @@ class SessionAgent:
         return "waking" if self._agent.state is AgentState.STARTING else "live"
 
     @property
+    def is_in_use(self) -> bool:
+        """Whether a turn runs or waits, a setting is being changed, or a request is pending."""
+        return bool(self._is_working() or self._requests)
+
+    @property
     def can_hibernate(self) -> bool:
-        in_use = self._is_working() or self._requests
-        return not (in_use or self._is_hibernating) and self._core.is_open
+        return not (self.is_in_use or self._is_hibernating) and self._core.is_open
 
     @property
     def backend_agent(self) -> Agent:

@@ -156,7 +156,8 @@ class Steering:
         except BaseException:
             self._forget(prompt, [])
             raise
-        if self.turn is not prompt.turn:  # it has ended meanwhile
+        refusal = context.accounts.refusal(row.app_name)
+        if self.turn is not prompt.turn or refusal is not None:  # since it was checked
             self._decide(prompt, SteerOutcome.REFUSED)
         else:
             decide = functools.partial(self._decide, prompt)

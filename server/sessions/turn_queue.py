@@ -30,6 +30,7 @@ class TurnQueue:
         last_turn_index: the index of the newest accepted turn; 0 if there is none.
 
     Attributes:
+        current: the turn that has the agent.
         waiting: the turns that wait.
         steering: the prompts that are being added to the running turn.
     """
@@ -47,7 +48,7 @@ class TurnQueue:
         last_turn_index: int,
     ) -> None:
         self._core = core
-        self._current = current
+        self.current = self._current = current
         self._agent = agent
         self._settings = settings
         self._requests = requests
@@ -103,6 +104,7 @@ class TurnQueue:
                         raise NotSteeredError
                     turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
                     self.waiting.check_capacity()
+                    self._core.context.slots.check_own_limit(self._agent)
                     turn.reserve(self._core.context.quotas.waiting_bytes, self._core.row.app_name)
                     return await self._accept_turn(turn)
                 steered = SteeredPrompt(
@@ -149,6 +151,7 @@ class TurnQueue:
         """Accept a prompt that was not added to the running turn; see :class:`Steering`."""
         async with self._acceptance():
             if error is None:
+                self._core.context.accounts.check(self._core.row.app_name)
                 self.waiting.check_capacity()
             turn = Turn(
                 self._next_index,

@@ -60,8 +60,15 @@ class TurnRunner:
     def admit(self, turn: Turn) -> None:
         """Let the agent receive the prompt, unless the turn still waits for something."""
         is_ready = turn.snapshot is None or turn.snapshot.done()
-        if turn.handle is not None and turn.is_stored and is_ready:
+        if turn.handle is not None and turn.is_stored and is_ready and self._may_start(turn):
             turn.handle.admit()
+
+    def _may_start(self, turn: Turn) -> bool:
+        """Whether the app still has a budget, though it had one when the prompt was accepted."""
+        refusal = self._core.context.accounts.refusal(self._core.row.app_name)
+        if refusal is not None:
+            turn.refuse_start(refusal)
+        return refusal is None
 
     async def run(self, turn: Turn) -> None:
         """Run *turn* to its end. A failure ends this turn only."""
@@ -75,16 +82,19 @@ class TurnRunner:
 
     async def _run(self, turn: Turn) -> None:
         if turn.handle is None:
-            if turn.changes and (failure := await self._wait_for_changes(turn)) is not None:
-                await self._end_if_stored(turn, failure)
-                return
+            self._may_start(turn)  # a refused turn waits for nothing
+            if turn.cancel_cause is None and turn.changes:
+                failure = await self._wait_for_changes(turn)
+                if failure is not None:
+                    await self._end_if_stored(turn, failure)
+                    return
             if turn.cancel_cause is None and not self._core.context.slots.has_slot(self._agent):
                 await self._wait_for_slot(turn)
             if turn.cancel_cause is None and self._agent.backend_agent.is_outdated:
                 await self._agent.reload()
             if self._core.row.owes_history and turn.cancel_cause is None:
                 await self._read_history(turn)
-            if turn.cancel_cause is not None:  # interrupted while it waited
+            if turn.cancel_cause is not None or not self._may_start(turn):  # while it waited
                 await self._end_if_stored(turn)
                 return
             self.send(turn)

@@ -26,6 +26,8 @@ class CancelCause(enum.Enum):
     CANCEL = "cancel"
     TIMEOUT = "timeout"
     RESTART = "restart"
+    REFUSED = "refused"
+    """The app used up its budget before the agent received the prompt."""
 
 
 class TurnState(enum.Enum):
@@ -75,6 +77,7 @@ class Turn:
         handle: the prompt on its way to the agent; None until :meth:`TurnRunner.send`.
         interrupt: stops the current wait: for settings, for a slot, or for the agent.
         cancel_cause: the reason for which the server ends the turn; None if it does not.
+        refusal: the error of a turn that was refused after its acceptance.
         is_sent: the agent has received the prompt.
         history: the text of the conversation so far that precedes the prompt; None without one.
         first_seq, last_seq: log positions of ``turn_start`` and ``turn_end``, if they exist.
@@ -105,6 +108,7 @@ class Turn:
         self.handle: PromptHandle | None = None
         self.interrupt: Callable[[], Any] | None = None
         self.cancel_cause: CancelCause | None = None
+        self.refusal: Error | None = None
         self.is_sent = False
         self.history: str | None = None
         self.first_seq: int | None = None
@@ -236,6 +240,12 @@ class Turn:
         if self.interrupt is not None:
             self.interrupt()
 
+    def refuse_start(self, error: Error) -> None:
+        """Prevent an accepted turn from reaching the agent; it ends with *error*."""
+        if self.cancel_cause is None:
+            self.refusal = error
+            self.withdraw(CancelCause.REFUSED)
+
     def call_later(self, delay: float, call: Callable[[], Any]) -> None:
         """Call *call* in *delay* seconds, unless :meth:`stop_timers` is called first."""
         self._timers.append(asyncio.get_running_loop().call_later(delay, call))
@@ -253,6 +263,8 @@ class Turn:
         """
         if self.cancel_cause is CancelCause.CANCEL:
             return "cancelled", None
+        if self.cancel_cause is CancelCause.REFUSED and self.refusal is not None:
+            return "error", self.refusal
         if self.cancel_cause is CancelCause.TIMEOUT:
             return "error", Error(ErrorCode.AGENT_TIMEOUT, "the turn reached its time limit")
         if self.cancel_cause is CancelCause.RESTART and stop_reason in (None, "cancelled"):
@@ -296,6 +308,12 @@ class CurrentTurn:
         """The current turn, if it is stored and has not ended."""
         turn = self.turn
         return turn if turn is not None and turn.is_stored and not turn.has_ended else None
+
+    def refuse_unsent(self, error: Error) -> None:
+        """End the turn with *error* if the agent has not received its prompt."""
+        turn = self.turn
+        if turn is not None and not (turn.is_sent or turn.has_ended):
+            turn.refuse_start(error)
 
     def entry_index(self) -> int:
         """The turn index of a new entry: an update after a turn's end belongs to that turn."""

@@ -88,6 +88,7 @@ class SessionUsage:
             return usage, []
         self._stored.total = self._stored.total.plus(usage)
         row = self._core.row
+        self._core.context.accounts.spend(row.app_name, usage, at)
         row.usage = dumps(msgspec.to_builtins(self._stored)).decode()
         counted = UsageRow.of(
             msgspec.to_builtins(usage),

@@ -39,6 +39,32 @@ class UsageQueries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def last_id(self) -> int:
+        """The id of the newest row; 0 if there is none."""
+        [(last,)] = await self._database.fetch("SELECT coalesce(max(id), 0) FROM usage")
+        return int(last)
+
+    async def spent_by_day(
+        self, app_name: str, *, since: float, last_id: int
+    ) -> list[tuple[str, int, float]]:
+        """The tokens and the USD that an app has spent on each day of UTC, such as 2026-11-30.
+
+        Args:
+            since: unix seconds.
+            last_id: the newest row that is counted.
+        """
+        rows = await self._database.fetch(
+            f"SELECT {_DAYS[self._database.engine]},"
+            " sum(coalesce(input_tokens, 0) + coalesce(cached_read_tokens, 0)"
+            " + coalesce(cached_write_tokens, 0) + coalesce(output_tokens, 0)),"
+            " sum(CASE WHEN currency = 'USD' THEN cost ELSE 0 END)"
+            " FROM usage WHERE app_name = ?1 AND at >= ?2 AND id <= ?3 GROUP BY 1",
+            app_name,
+            since,
+            last_id,
+        )
+        return [(str(day), int(tokens), float(usd)) for day, tokens, usd in rows]
+
     async def sums(
         self, *, since: float, until: float, by: Grouping, app_name: str | None
     ) -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ class FileStore:
         max_bytes: the largest size of a file.
         max_bytes_per_app: the largest total size of an app's files, unfinished ones included.
         max_count_per_app: the largest number of an app's files, unfinished ones included.
+        own_limit: returns *max_bytes_per_app* for an app that has a limit of its own, or None.
         disk: the free space that uploads must leave.
         sandbox: contains the agents, which get copies of the files.
     """
@@ -68,6 +69,7 @@ class FileStore:
         max_bytes: int,
         max_bytes_per_app: int,
         max_count_per_app: int,
+        own_limit: Callable[[str], int | None] = lambda _: None,
         disk: DiskReserve | None = None,
         sandbox: Sandbox | None = None,
         clock: Callable[[], float] = time.time,
@@ -78,6 +80,7 @@ class FileStore:
         self._max_bytes = max_bytes
         self._max_bytes_per_app = max_bytes_per_app
         self._max_count_per_app = max_count_per_app
+        self._own_limit = own_limit
         self._disk = disk
         self._sandbox = sandbox
         self._clock = clock
@@ -172,11 +175,12 @@ class FileStore:
         """Add *more* bytes to the upload and to the app's total, before they are written."""
         if upload.size + more > self._max_bytes:
             raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"a file has at most {self._max_bytes} bytes")
-        if self._bytes_of[upload.app_name] + more > self._max_bytes_per_app:
+        own = self._own_limit(upload.app_name)
+        limit = self._max_bytes_per_app if own is None else own
+        if self._bytes_of[upload.app_name] + more > limit:
             raise Error(
                 ErrorCode.PAYLOAD_TOO_LARGE,
-                f"an app's files have at most {self._max_bytes_per_app} bytes together:"
-                " wait until some have expired",
+                f"an app's files have at most {limit} bytes together: wait until some have expired",
             )
         upload.size += more
         self._bytes_of[upload.app_name] += more

@@ -54,6 +54,10 @@ AuthMethods = Annotated[
     list[dict[str, Any]] | msgspec.UnsetType,
     msgspec.Meta(description="Only with `login_required`: the agent's own list, in ACP's format."),
 ]
+ResetsAt = Annotated[
+    int | msgspec.UnsetType,
+    msgspec.Meta(description="Only with `budget_exceeded`: the end of the period, unix seconds."),
+]
 
 NO_NUL = form(r"^[^\x00]*$", "text without the character NUL")
 # A command-line argument must not look like an option. `$` alone would accept a line feed at the

@@ -36,6 +36,7 @@ EXAMPLES: Mapping[str, str] = {
     "session_closed": "the session is closed",
     "payload_too_large": "the body is too large",
     "precondition_failed": "the file has changed",
+    "budget_exceeded": "the app has used up its budget (usd_per_day: 5)",
     "schema_failed": 'the result is not valid: result[\'n\']: "1" is not of type "integer"',
     "unsupported_media_type": "Content-Encoding is not supported: send the body without it",
     "range_not_satisfiable": "the file has 1024 bytes",

@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from ..codec import dumps
 from ..errors import Error, ErrorCode
 from ..ws import tcp
-from .field_types import ErrorMessage, FailureCode, RequestId
+from .field_types import ErrorMessage, FailureCode, RequestId, ResetsAt
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class Failure(msgspec.Struct, kw_only=True):
     error: ErrorMessage
     code: FailureCode
     request_id: RequestId
+    resets_at: ResetsAt = msgspec.UNSET
 
 
 async def set_server_header(request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -33,6 +33,7 @@ LAYERS = (
     "backends",
     "workspace.snapshotter",
     "workspace",
+    "accounts",
     "sessions",
     "uploads",
     "auth",

@@ -19,6 +19,7 @@ from ..field_types import (
     Count,
     ErrorMessage,
     FailureCode,
+    ResetsAt,
     UnixMillis,
     doc,
 )
@@ -65,6 +66,7 @@ class TurnError(msgspec.Struct, kw_only=True):
     message: ErrorMessage
     retryable: bool
     auth_methods: AuthMethods = msgspec.UNSET
+    resets_at: ResetsAt = msgspec.UNSET
 
 
 class _EntryFields(msgspec.Struct, kw_only=True, tag_field="type"):

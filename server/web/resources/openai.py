@@ -159,6 +159,7 @@ async def complete_chat(request: web.Request) -> Annotated[web.StreamResponse, C
     async with waiting(request):
         body = await read_body(request, requests.ChatRequest)
     requests.check_format(body)
+    context_of(request).sessions.accounts.check(app_name_of(request))  # before a session is made
     async with contextlib.AsyncExitStack() as stack:
         session, blocks = await _chat_session(request, body, stack)
         request[LOGGED_SESSION_ID] = session.id
@@ -231,9 +232,9 @@ async def _wait_ended(request: web.Request, session: Session, turn: Turn) -> Non
 def _check_turn(turn: Turn) -> None:
     """Raise the error of a turn that failed."""
     if turn.error is not None:
-        raise Error(
-            turn.error["code"], turn.error["message"], retryable=turn.error.get("retryable")
-        )
+        fields = dict(turn.error)
+        code, message, retryable = (fields.pop(name) for name in ("code", "message", "retryable"))
+        raise Error(code, message, retryable=retryable, fields=fields)
 
 
 async def _messages(session: Session, turn: Turn) -> AsyncIterator[dict[str, Any]]:

@@ -39,6 +39,7 @@ from ..field_types import (
     FailureCode,
     FileTokens,
     RequestId,
+    ResetsAt,
     Timeout,
     doc,
 )
@@ -133,6 +134,7 @@ class RunFailure(msgspec.Struct, kw_only=True):
     stop_reason: RunStopReason
     request_id: RequestId
     auth_methods: AuthMethods = msgspec.UNSET
+    resets_at: ResetsAt = msgspec.UNSET
 
 
 @Endpoint(
@@ -148,7 +150,7 @@ class RunFailure(msgspec.Struct, kw_only=True):
     request_example={"prompt": "List three primes as JSON, nothing else."},
     example={"ok": True, "result": [2, 3, 5], "duration_ms": 2140, "stop_reason": "end_turn"},
     media={SSE: RUN_STREAM_EXAMPLE},
-    failures=("rate_limited", "pool_full", "draining"),
+    failures=("budget_exceeded", "rate_limited", "pool_full", "draining"),
     failure_results={422: RunFailure, 502: RunFailure},
     statuses={202: "With `background`: the run has begun: `{ok, run_id}`."},
 )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
+from ...accounts.limits import AppLimits, Budget
 from ...auth import token_options
 from ...errors import bad_request
 from ...storage.schema import TokenRow
@@ -54,6 +55,10 @@ class TokenInfo(msgspec.Struct, kw_only=True):
     scopes: Annotated[
         list[str] | msgspec.UnsetType, doc("The scopes of the app; missing if it has all.")
     ] = msgspec.UNSET
+    limits: Annotated[
+        AppLimits | msgspec.UnsetType, doc("The app's own limits; missing without any.")
+    ] = msgspec.UNSET
+    budget: Annotated[Budget | msgspec.UnsetType, doc("Missing without any.")] = msgspec.UNSET
 
 
 class TokenChanged(TokenInfo, kw_only=True):
@@ -115,14 +120,16 @@ async def list_tokens(request: web.Request) -> TokenList:
     "/admin/tokens/{name}",
     tag=Tag.OPERATOR,
     summary="Change a token",
-    description="Scopes apply at once, variables from the next start of each of the app's agents.",
+    description="Scopes, limits and budgets apply at once, variables from the next start of each of"
+    " the app's agents.",
     auth="admin",
     request_example={"env": {"ANTHROPIC_API_KEY": "…"}},
     example={"ok": True, **TOKEN_EXAMPLE, "env": ["ANTHROPIC_API_KEY"]},
 )
 async def change_token(request: web.Request, body: ChangeToken) -> TokenChanged:
     if body == ChangeToken():
-        raise bad_request("nothing to change: the body may have env or scopes")
+        names = ", ".join(ChangeToken.__struct_fields__)
+        raise bad_request(f"nothing to change: the body may have {names}")
     name = request.match_info["name"]
     row = await context_of(request).tokens.change(name, token_options.TokenOptions.of(body))
     return TokenChanged(**_fields_of(row))

@@ -37,6 +37,7 @@ from ..field_types import (
     FailureCode,
     FileTokens,
     RequestId,
+    ResetsAt,
     Timeout,
     TurnIndex,
     doc,
@@ -135,6 +136,7 @@ class TurnFailure(msgspec.Struct, kw_only=True, omit_defaults=True):
     code: FailureCode
     retryable: bool
     auth_methods: AuthMethods = msgspec.UNSET
+    resets_at: ResetsAt = msgspec.UNSET
     error: ErrorMessage
     session_id: str
     turn_index: TurnIndex
@@ -165,9 +167,10 @@ class CancelResult(msgspec.Struct, kw_only=True):
     request_example={"prompt": "hello"},
     example=TURN_EXAMPLE,
     media={SSE: STREAM_EXAMPLE},
-    failures=("session_closed", "queue_full", "rate_limited", "draining"),
+    failures=("budget_exceeded", "session_closed", "queue_full", "rate_limited", "draining"),
     failure_results={
         400: TurnFailure,  # for example a mode that the agent does not have
+        402: TurnFailure,  # the budget was used up while the prompt was queued
         500: TurnFailure,
         502: TurnFailure,
         503: TurnFailure,

@@ -14,7 +14,7 @@ from ...errors import bad_request
 from ...storage.usage import Grouping
 from ..context import app_name_of, context_of
 from ..endpoint import Endpoint, Tag
-from ..field_types import doc
+from ..field_types import UnixSeconds, doc
 
 DEFAULT_SECS = 30 * 86400
 Moment = Annotated[
@@ -24,6 +24,10 @@ Moment = Annotated[
 USAGE_EXAMPLE = {
     "ok": True,
     "rows": [{"day": "2026-11-30", "input_tokens": 1200, "output_tokens": 340}],
+}
+
+BUDGET_EXAMPLE = {
+    "tokens_per_day": {"limit": 5000, "used": 1540, "remaining": 3460, "resets_at": 1796083200}
 }
 
 
@@ -52,15 +56,37 @@ class UsageSums(msgspec.Struct, kw_only=True):
     ]
 
 
+class BudgetPart(msgspec.Struct, kw_only=True):
+    """One limit of the app's budget."""
+
+    limit: float
+    used: float
+    remaining: float
+    resets_at: UnixSeconds
+
+
+class AppUsage(UsageSums, kw_only=True):
+    """The sums of each group, and the app's budget."""
+
+    budget: Annotated[
+        dict[str, BudgetPart] | msgspec.UnsetType,
+        doc("The state of each limit now, whatever the period; missing without a budget."),
+    ] = msgspec.UNSET
+
+
 @Endpoint(
     "GET",
     "/usage",
     tag=Tag.SESSIONS,
     summary="Sum the app's usage",
-    example=USAGE_EXAMPLE,
+    example={**USAGE_EXAMPLE, "budget": BUDGET_EXAMPLE},
 )
-async def sum_usage(request: web.Request, query: UsagePeriod) -> UsageSums:
-    return await _sums(request, query, query.by, app_name_of(request))
+async def sum_usage(request: web.Request, query: UsagePeriod) -> AppUsage:
+    app_name = app_name_of(request)
+    rows = await _rows(request, query, query.by, app_name)
+    view = context_of(request).sessions.accounts.budget_view(app_name)
+    budget = {name: BudgetPart(**part) for name, part in view.items()}
+    return AppUsage(rows=rows, budget=budget or msgspec.UNSET)
 
 
 @Endpoint(
@@ -72,20 +98,19 @@ async def sum_usage(request: web.Request, query: UsagePeriod) -> UsageSums:
     example={"ok": True, "rows": [{"app": "my-bot", "input_tokens": 1200, "output_tokens": 340}]},
 )
 async def sum_all_usage(request: web.Request, query: AllUsagePeriod) -> UsageSums:
-    return await _sums(request, query, query.by, None)
+    return UsageSums(rows=await _rows(request, query, query.by, None))
 
 
-async def _sums(
+async def _rows(
     request: web.Request,
     query: UsagePeriod | AllUsagePeriod,
     by: Grouping,
     app_name: str | None,
-) -> UsageSums:
+) -> list[dict[str, Any]]:
     now = time.time()
     until = now + 1 if query.until is None else _moment("to", query.until, is_end=True)
     since = until - DEFAULT_SECS if query.since is None else _moment("from", query.since)
-    rows = await context_of(request).usage.sums(since=since, until=until, by=by, app_name=app_name)
-    return UsageSums(rows=rows)
+    return await context_of(request).usage.sums(since=since, until=until, by=by, app_name=app_name)
 
 
 def _moment(name: str, text: str, *, is_end: bool = False) -> float:

@@ -1,0 +1,153 @@
+"""The limits of one app instead of the server's: in effect at once, also for what runs already."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import Serve
+from ..support.harness import Client, LocalServer, Socket, eventually, failure, script
+
+WAITS = script({"say": "waits"}, {"wait_for": "cancel"})
+
+
+async def limit(server: LocalServer, name: str, **limits: int | None) -> None:
+    status, reply = await server.admin().call("PATCH", f"/admin/tokens/{name}", {"limits": limits})
+    assert status == 200, reply
+    assert reply.get("limits", {}) == {
+        key: value for key, value in limits.items() if value is not None
+    }
+
+
+async def running(client: Client) -> tuple[str, Socket]:
+    session = await client.create()
+    socket = await client.connect(session, after=0)
+    await socket.send("prompt", prompt=WAITS)
+    await socket.until_text("waits")
+    return session, socket
+
+
+async def test_sessions_are_limited_above_and_below_the_servers_limit(serve: Serve) -> None:
+    server = await serve(max_sessions_per_app=2, max_sessions=5)
+    client = await server.client("shop", limits={"sessions": 1})
+    first = await client.create()
+    failure(await client.post("/sessions", {"agent": "mock"}), 503, "pool_full")
+    await limit(server, "shop", sessions=4)
+    for _ in range(3):
+        await client.create()
+    failure(await client.post("/sessions", {"agent": "mock"}), 503, "pool_full")
+    await limit(server, "shop", sessions=1)  # no session is closed for it
+    assert (await client.turn(first, "hello"))[0] == 200
+    await limit(server, "shop", sessions=None)
+    failure(await client.post("/sessions", {"agent": "mock"}), 503, "pool_full")
+    # The server's total applies to all.
+    await limit(server, "shop", sessions=100)
+    await client.create()
+    failure(await client.post("/sessions", {"agent": "mock"}), 503, "pool_full")
+
+
+async def test_prompts_are_limited_also_on_a_socket_that_is_open(server: LocalServer) -> None:
+    client = await server.client("rate")
+    session = await client.create()
+    socket = await client.connect(session)
+    await socket.turn("hello")
+    await limit(server, "rate", prompts_per_min=2)
+    for _ in range(2):
+        await socket.send("prompt", prompt="hello")
+    frame = await socket.until("error")
+    assert frame["code"] == "rate_limited"
+    failure(await client.turn(session, "hello"), 429, "rate_limited")
+    failure(await client.post("/run", {"prompt": "hello", "agent": "mock"}), 429, "rate_limited")
+    await limit(server, "rate", prompts_per_min=100)
+    assert (await client.turn(session, "hello"))[0] == 200
+    await limit(server, "rate", prompts_per_min=0)
+    failure(await client.turn(session, "hello"), 429, "rate_limited")
+
+
+async def test_working_agents_are_limited_and_idle_ones_hibernate(server: LocalServer) -> None:
+    client = await server.client("agents", limits={"live_agents": 1})
+    idle = await client.create()
+    assert (await client.turn(idle, "hello"))[0] == 200
+    session, socket = await running(client)  # the idle agent has hibernated
+    assert (await client.state(idle))["agent_state"] == "hibernated"
+    failure(await client.turn(idle, "hello"), 503, "pool_full")
+    await socket.send("prompt", prompt="next")  # its session has an agent
+    assert (await socket.until("accepted"))["queued"] is True
+    await socket.send("cancel")
+    await socket.until("turn_end", turn_index=2)
+    assert (await client.turn(idle, "hello"))[0] == 200
+    await client.until_hibernated(session)
+    await limit(server, "agents", live_agents=0)
+    await client.until_hibernated(idle)
+    failure(await client.turn(idle, "hello"), 503, "pool_full")
+
+
+async def test_lower_limit_ends_idle_agents_and_working_ones_after_their_turns(
+    server: LocalServer,
+) -> None:
+    client = await server.client("lowered")
+    idle = [await client.create() for _ in range(2)]
+    for one in idle:
+        await client.turn(one, "hello")
+    session, socket = await running(client)
+    other, second = await running(client)
+    await second.send("prompt", prompt="queued")
+    await limit(server, "lowered", live_agents=1)
+    for one in idle:
+        await client.until_hibernated(one)
+    states = [(await client.state(one))["agent_state"] for one in (session, other)]
+    assert states == ["live", "live"]  # no running turn is interrupted
+    await second.send("cancel")
+    await second.until("turn_end", turn_index=1)
+    await client.until_hibernated(other)  # its queued prompt waits for the other agent
+    await socket.send("cancel")
+    assert (await second.until("turn_end", turn_index=2))["stop_reason"] == "end_turn"
+
+
+async def test_higher_limit_starts_the_agents_that_wait(serve: Serve) -> None:
+    server = await serve(max_live_agents_per_app=1)
+    client = await server.client("raised")
+    _, socket = await running(client)
+    waiting = asyncio.create_task(client.turn(await client.create(), "hello"))
+    await eventually("a prompt to wait", lambda: server.services.sessions.slots.queued == 1)
+    await limit(server, "raised", live_agents=2)
+    assert (await waiting)[0] == 200
+    await socket.send("cancel")
+
+
+async def test_runs_at_once_are_limited(server: LocalServer, tmp_path: Path) -> None:
+    client = await server.client("runs", limits={"runs": 1})
+    gate = tmp_path / "gate"
+    body = {"agent": "mock", "prompt": script({"gate": str(gate)}, {"say": "done"})}
+    first = asyncio.create_task(client.post("/run", body))
+    await eventually("the run to begin", lambda: server.services.runner.running == 1)
+    failure(await client.post("/run", body), 503, "pool_full")
+    await limit(server, "runs", runs=2)
+    second = asyncio.create_task(client.post("/run", body))
+    await eventually("the second run to begin", lambda: server.services.runner.running == 2)
+    gate.touch()
+    assert [status for status, _ in await asyncio.gather(first, second)] == [200, 200]
+    await limit(server, "runs", runs=0)
+    failure(await client.post("/run", body), 503, "pool_full")
+
+
+async def test_limits_survive_a_restart(serve: Serve) -> None:
+    server = await serve()
+    client = await server.client("shop", limits={"sessions": 1, "runs": None})
+    await client.create()
+    await server.stop()
+    server = await serve()
+    client = Client(server.url, client.token, client.http)
+    failure(await client.post("/sessions", {"agent": "mock"}), 503, "pool_full")
+    _, reply = await server.admin().get("/admin/tokens")
+    shown = {token["name"]: token.get("limits") for token in reply["tokens"]}
+    assert shown["shop"] == {"sessions": 1}
+
+
+@pytest.mark.parametrize("limits", [{"session": 1}, {"runs": -1}, {"runs": "1"}, [], 1])
+async def test_invalid_limits_are_refused(server: LocalServer, limits: Any) -> None:
+    body = {"name": "odd", "limits": limits}
+    failure(await server.admin().post("/admin/tokens", body), 400, "bad_request")
