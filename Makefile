@@ -17,6 +17,8 @@ DEV_STAMP := .venv/.dev-$(call sum,requirements.txt requirements-cluster.txt req
 NODE_STAMP := node_modules/.ci-$(call sum,package.json package-lock.json .npmrc)
 # acpx in one file, in its own folder: an installation removes it.
 ACPX_BUNDLE := node_modules/acpx/dist/bundle.mjs
+# The Python of .venv finds the client package in this folder.
+CLIENT_STAMP := .venv/.client
 
 # The page in few minified files. An installation removes it, too; the server checks that it is current.
 PAGE := node_modules/.page/built.json
@@ -62,7 +64,7 @@ run: setup ## Install missing packages, then run the server in the foreground
 	@$(alone) exec $(BIN)/python -m server $(ARGS)
 
 .PHONY: setup
-setup: $(RUN_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Install missing packages without starting the server
+setup: $(CLIENT_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Install missing packages without starting the server
 
 .PHONY: test
 test: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) lint ## Run all checks and tests (ARGS="-k socket" goes to pytest)
@@ -147,7 +149,12 @@ $(RUN_STAMP):
 	@$(call quietly,Installing Python packages,$(PIP_INSTALL) -r requirements.txt)
 	@rm .venv/.installing; touch $@
 
-$(DEV_STAMP): | $(RUN_STAMP)
+$(CLIENT_STAMP): $(RUN_STAMP)
+	@for packages in .venv/lib/python*/site-packages; do \
+		echo '../../../../clients/python' > "$$packages/clawdforge_client.pth"; done
+	@touch $@
+
+$(DEV_STAMP): | $(RUN_STAMP) $(CLIENT_STAMP)
 	@rm -f .venv/.dev-*; touch .venv/.installing
 	@$(call quietly,Installing test packages,$(PIP_INSTALL) -r requirements-dev.txt)
 	@rm .venv/.installing; touch $@

@@ -111,6 +111,8 @@ async def test_bots_print_the_answer_and_report_a_refused_token(
     assert client.token is not None
     program("jq")
     runners = {"bot.py": sys.executable, "bot.mjs": find_node(), "bot.sh": "bash"}
+    runners["client.py"] = sys.executable
+    pages = {"client.py": "howto/python-client.md"}
 
     async def run(name: str, runner: str | Path, token: str) -> str:
         command = f"'{runner}' {name} hello, bot"
@@ -118,13 +120,13 @@ async def test_bots_print_the_answer_and_report_a_refused_token(
         return await bash(command, tmp_path, URL=server.url, TOKEN=token)
 
     for name in runners:
-        (tmp_path / name).write_text(program_of("tutorial/bots.md", name), "utf-8")
+        (tmp_path / name).write_text(program_of(pages.get(name, "tutorial/bots.md"), name), "utf-8")
     answers = [run(*each, client.token) for each in runners.items()]
     refusals = [run(*each, "cf_wrong") for each in runners.items()]
     said = await asyncio.gather(*answers, *refusals)
-    for name, out in zip(runners, said[:3], strict=True):
+    for name, out in zip(runners, said[: len(runners)], strict=True):
         assert "hello, bot" in out.partition("hello, bot")[2], (name, out)
-    for name, out in zip(runners, said[3:], strict=True):
+    for name, out in zip(runners, said[len(runners) :], strict=True):
         assert "a valid token is needed" in out, (name, out)
 
 

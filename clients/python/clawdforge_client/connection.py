@@ -1,0 +1,381 @@
+"""The socket of one session: it reconnects, resumes, and sends prompts until they are accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
+
+import aiohttp
+
+from .errors import ClawdforgeError, ConnectionLostError, error_of
+from .rest import Rest, backoff
+from .shapes import Entry, Json
+
+logger = logging.getLogger("clawdforge_client")
+
+MAX_FRAME_BYTES = 4 << 20
+"""The server refuses longer frames."""
+OPEN_SECS = 30
+SILENCE_SECS = 45
+"""The server sends a heartbeat every 20 seconds."""
+TAIL_SECS = 5
+"""Time for the entries up to a heartbeat's head."""
+STABLE_SECS = 10
+TRANSIENT = {"rate_limited", "draining"}
+"""A prompt that is refused with one of these codes is sent again."""
+REFUSALS = {
+    4500: "unauthorized",
+    4501: "bad_request",
+    4502: "unauthorized",
+    4503: "unauthorized",
+    4504: "rate_limited",
+    4505: "not_found",
+    4507: "not_supported",
+}
+
+
+class Sending(Protocol):
+    """A prompt that was not accepted yet."""
+
+    frame: Json
+
+    def mark_accepted(self, frame: Mapping[str, Any], *, resent: bool) -> None: ...
+    def fail(self, failure: ClawdforgeError) -> None: ...
+
+
+class Listener(Protocol):
+    """Receives what arrives, in order."""
+
+    def connected(self, ready: Json) -> None: ...
+    def received(self, entry: Entry, size: int) -> None: ...
+    def refused(self, frame: Json) -> None: ...
+    def ended(self, failure: ClawdforgeError | None) -> None: ...
+
+
+class Connection:
+    """One session's socket, over any number of WebSockets.
+
+    Args:
+        give_up_secs: how long the server may be unreachable before the connection fails.
+    """
+
+    def __init__(
+        self, rest: Rest, session_id: str, listener: Listener, *, give_up_secs: float
+    ) -> None:
+        self._rest = rest
+        self._session_id = session_id
+        self._listener = listener
+        self._give_up_secs = give_up_secs
+        self._last: int | None = None
+        self._ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._ws: aiohttp.ClientWebSocketResponse | None = None
+        self._sendings: dict[str, tuple[Sending, int]] = {}
+        self._frames: list[Json] = []
+        self._commands: dict[str, tuple[Json, asyncio.Future[None]]] = {}
+        self._writing = asyncio.Lock()
+        self._retry_after = 0.0
+        self._is_live = False
+        self._task = asyncio.create_task(self._run(), name=f"clawdforge-{session_id}")
+        self._resending: asyncio.Task[None] | None = None
+
+    # The owner's side.
+
+    @property
+    def last(self) -> int | None:
+        return self._last
+
+    async def ready(self) -> int:
+        """Wait for the first connection. Returns the newest entry that was received."""
+        first = await asyncio.shield(self._ready)
+        return first if self._last is None else self._last
+
+    def send_prompt(self, sending: Sending) -> None:
+        """Send a prompt until it is accepted."""
+        text = json.dumps(sending.frame, ensure_ascii=False)
+        if len(text.encode()) > MAX_FRAME_BYTES:
+            sending.fail(ClawdforgeError("payload_too_large", "the prompt exceeds 4 MiB"))
+            return
+        self._sendings[sending.frame["id"]] = sending, 0
+        if self._is_live:
+            self._send_pending(only=sending.frame["id"])
+
+    def send(self, frame: Json) -> None:
+        """Send a frame once, as soon as there is a connection."""
+        self._frames.append(frame)
+        if self._is_live:
+            self._send_pending(only="")
+
+    async def command(self, frame: Json) -> None:
+        """Send a frame until the server has carried it out.
+
+        Raises:
+            ClawdforgeError: the server refused it, or the connection has failed.
+        """
+        key = str(frame["id"])
+        done = asyncio.get_running_loop().create_future()
+        self._commands[key] = frame, done
+        if self._is_live:
+            self._send_pending(only=key)
+        try:
+            await done
+        finally:
+            self._commands.pop(key, None)
+
+    async def close(self, failure: ClawdforgeError) -> None:
+        """Close the socket. Prompts that were not accepted fail with *failure*."""
+        self._fail_sendings(failure)
+        self._task.cancel()
+        if self._resending is not None:
+            self._resending.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    # Connecting.
+
+    async def _run(self) -> None:
+        failure: ClawdforgeError | None = None
+        try:
+            failure = await self._stay_connected()
+        except ClawdforgeError as error:
+            failure = error
+        except asyncio.CancelledError:
+            failure = ClawdforgeError("closed", "the client was closed")
+            raise
+        except Exception as error:
+            logger.exception("the connection of session %s has failed", self._session_id)
+            failure = ClawdforgeError("internal", f"the client has failed: {error}")
+        finally:
+            self._is_live = False
+            if not self._ready.done():
+                if failure is None:
+                    self._ready.set_result(self._last or 0)
+                else:
+                    self._ready.set_exception(failure)
+                    self._ready.exception()  # it need not be awaited
+            self._fail_sendings(failure or _closed())
+            self._listener.ended(failure)
+
+    async def _stay_connected(self) -> ClawdforgeError | None:
+        """Connect again and again. Returns None if the session is closed and all delivered."""
+        attempt = 0
+        lost_at = time.monotonic()
+        while True:
+            self._retry_after = 0.0
+            began, last = time.monotonic(), self._last
+            try:
+                code, reason = await self._connect_once()
+            except aiohttp.WSServerHandshakeError as error:
+                if error.status < 500 and error.status not in (408, 429):
+                    raise error_of(error.status, None) from error
+                code, reason = 1006, f"status {error.status}"
+                self._retry_after = _retry_after(error)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                code, reason = 1006, str(error) or type(error).__name__
+            was_live, self._is_live, self._ws = self._is_live, False, None
+            if code == 4508:
+                return None
+            if code >= 4500:
+                raise ClawdforgeError(REFUSALS.get(code, "forbidden"), f"{reason} ({code})")
+            if code == 4002:
+                # The log went back: delivered entries may differ from those in it now.
+                self._last = None
+                raise ClawdforgeError(
+                    "position_unknown", "the server's log went back: read it again from its start"
+                )
+            if code == 1009:
+                self._fail_largest()
+            if was_live:
+                lost_at = time.monotonic()
+                if lost_at - began > STABLE_SECS or self._last != last:
+                    attempt = 0
+            if code in (1013, 4005):
+                attempt = max(attempt, 4)
+            if time.monotonic() - lost_at > self._give_up_secs:
+                raise ConnectionLostError(f"{self._rest.url}: {reason}")
+            wait = backoff(attempt) + self._retry_after
+            attempt += 1
+            logger.info("session %s: %s; connecting in %.1f s", self._session_id, reason, wait)
+            await asyncio.sleep(wait)
+
+    async def _connect_once(self) -> tuple[int, str]:
+        """Connect, and receive until the socket is closed. Returns the close code and why."""
+        after = "" if self._last is None else f"?after={self._last}"
+        async with (
+            asyncio.timeout(OPEN_SECS) as deadline,
+            self._rest.http.ws_connect(
+                f"{self._rest.url}/sessions/{self._session_id}/ws{after}",
+                headers=self._rest.headers,
+                max_msg_size=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=1),
+            ) as ws,
+        ):
+            self._ws = ws
+            tail: int | None = None
+            reason = "the connection was lost"
+            _allow(deadline, SILENCE_SECS)
+            while True:
+                message = await ws.receive()
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    return ws.close_code or 1006, reason
+                frame = json.loads(message.data)
+                kind = frame["type"]
+                if "seq" in frame:
+                    if not self._receive(frame, len(message.data)):
+                        return 1006, "an entry is missing"
+                elif kind == "ready":
+                    self._begin(frame)
+                elif kind == "accepted":
+                    self._accept(frame)
+                elif kind == "error":
+                    self._refuse(frame)
+                elif kind == "pong":
+                    self._confirm(frame)
+                elif kind == "bye":
+                    reason = str(frame.get("reason", reason))
+                    self._retry_after = frame.get("retry_after_ms", 0) / 1000
+                elif kind == "heartbeat" and frame["head"] > (self._last or 0):
+                    tail = frame["head"]
+                if tail is not None and (self._last or 0) >= tail:
+                    tail = None
+                # A head without its entries: the connection is dead in one direction.
+                if kind == "heartbeat" and tail is not None:
+                    _allow(deadline, TAIL_SECS)
+                elif tail is None or "seq" in frame:
+                    _allow(deadline, SILENCE_SECS)
+
+    def _begin(self, frame: Json) -> None:
+        if self._last is None:
+            self._last = frame["head"]
+        self._is_live = True
+        if not self._ready.done():
+            self._ready.set_result(self._last)
+        self._listener.connected(frame)
+        self._send_pending()
+
+    def _receive(self, entry: Json, size: int) -> bool:
+        """Deliver an entry. False if the one before it is missing."""
+        seq = entry["seq"]
+        if self._last is not None:
+            if seq <= self._last:
+                return True
+            if seq > self._last + 1:
+                return False
+        # The turn of a prompt whose `accepted` was lost with a connection.
+        if entry["type"] in ("turn_start", "turn_steer") and entry.get("id") in self._sendings:
+            self._accept(
+                {
+                    "id": entry["id"],
+                    "turn_index": entry["turn_index"],
+                    "duplicate": True,
+                    "steered": entry["type"] == "turn_steer",
+                }
+            )
+        self._last = seq
+        self._listener.received(cast(Entry, entry), size)
+        return True
+
+    # Prompts.
+
+    def _send_pending(self, only: str | None = None) -> None:
+        ws = self._ws
+        if ws is None or ws.closed:
+            return
+        frames, self._frames = self._frames, []
+        for key, (sending, times) in list(self._sendings.items()):
+            if only is None or key == only:
+                self._sendings[key] = sending, times + 1
+                frames.append(sending.frame)
+        for key, (frame, done) in self._commands.items():
+            if not done.done() and (only is None or key == only):
+                frames += [frame, {"type": "ping", "id": key}]
+        if frames:
+            _spawn(self._write(ws, frames))
+
+    async def _write(self, ws: aiohttp.ClientWebSocketResponse, frames: list[Json]) -> None:
+        try:
+            async with self._writing:  # in the order of the calls
+                for frame in frames:
+                    await ws.send_str(json.dumps(frame, ensure_ascii=False))
+        except (aiohttp.ClientError, ConnectionError, RuntimeError):
+            pass  # prompts are sent again on the next connection
+
+    def _accept(self, frame: Mapping[str, Any]) -> None:
+        found = self._sendings.pop(frame.get("id") or "", None)
+        if found is not None:
+            sending, times = found
+            sending.mark_accepted(frame, resent=times > 1)
+
+    def _confirm(self, frame: Json) -> None:
+        """A ping is answered after the frame before it was carried out."""
+        if (command := self._commands.get(str(frame.get("id")))) and not command[1].done():
+            command[1].set_result(None)
+
+    def _refuse(self, frame: Json) -> None:
+        if (command := self._commands.get(str(frame.get("id")))) is not None:
+            if not command[1].done():
+                command[1].set_exception(frame_error(frame))
+            return
+        found = self._sendings.get(frame.get("id") or "")
+        if found is None:
+            self._listener.refused(frame)
+        elif frame["code"] in TRANSIENT:
+            if self._resending is None or self._resending.done():
+                self._resending = asyncio.create_task(self._resend_later())
+        else:
+            del self._sendings[frame["id"]]
+            found[0].fail(frame_error(frame))
+
+    async def _resend_later(self) -> None:
+        await asyncio.sleep(1 + backoff(2))
+        if self._is_live:
+            self._send_pending()
+
+    def _fail_largest(self) -> None:
+        if not self._sendings:
+            return
+        size: Callable[[str], int] = lambda key: len(json.dumps(self._sendings[key][0].frame))  # noqa: E731
+        sending, _ = self._sendings.pop(max(self._sendings, key=size))
+        sending.fail(ClawdforgeError("payload_too_large", "the server refused the prompt's size"))
+
+    def _fail_sendings(self, failure: ClawdforgeError) -> None:
+        while self._sendings:
+            _, (sending, _) = self._sendings.popitem()
+            sending.fail(failure)
+        for _, done in self._commands.values():
+            if not done.done():
+                done.set_exception(failure)
+
+
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def _spawn(coroutine: Any) -> None:
+    task = asyncio.ensure_future(coroutine)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+
+
+def _allow(deadline: asyncio.Timeout, secs: float) -> None:
+    deadline.reschedule(asyncio.get_running_loop().time() + secs)
+
+
+def _retry_after(error: aiohttp.WSServerHandshakeError) -> float:
+    text = None if error.headers is None else error.headers.get("Retry-After")
+    return float(text) if text and text.isdigit() else 0.0
+
+
+def _closed() -> ClawdforgeError:
+    return ClawdforgeError("session_closed", "the session is closed")
+
+
+def frame_error(frame: Mapping[str, Any]) -> ClawdforgeError:
+    """The error that an ``error`` frame describes."""
+    return ClawdforgeError(
+        str(frame["code"]),
+        str(frame.get("message", "")),
+        retryable=bool(frame.get("retryable")),
+        body=frame,
+    )
