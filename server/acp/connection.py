@@ -83,7 +83,7 @@ class AcpConnection(WebSocketConnection):
         pass
 
     def on_close(self) -> None:
-        self.methods.is_disconnected = True
+        self.methods.client.is_disconnected = True
         self._subscriptions.clear()
 
     def next_frames(self) -> Coroutine[Any, Any, list[bytes]]:

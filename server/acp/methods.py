@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -11,14 +10,14 @@ from .. import __version__
 from ..agents.logins import AgentLogins
 from ..auth.credential import Credential
 from ..auth.prompts import send_prompt
-from ..errors import Error, ErrorCode, not_found, session_closed
+from ..errors import Error, not_found, session_closed
 from ..sessions.content import check_content
-from ..sessions.creation import SessionRequest
-from ..sessions.options import NO_OPTIONS, SessionOptions, asking_options
+from ..sessions.options import asking_options
 from ..sessions.registry import SessionRegistry
 from ..sessions.session import Session
 from ..sessions.turns import Turn
 from . import answers, jsonrpc, params, resumption
+from .creation_methods import AcpClient, CreationMethods
 from .jsonrpc import JsonRpcError
 from .listing import decode_cursor, encode_cursor, session_item
 from .login_methods import LoginMethods
@@ -29,10 +28,7 @@ from .scopes import SCOPE_OF_METHOD
 from .session_options import (
     agent_capabilities,
     change_options,
-    ignored,
-    merged_options,
     options_in,
-    options_of,
 )
 from .setting_methods import SettingMethods
 from .steering_method import SteeringMethod
@@ -56,7 +52,7 @@ class AcpMethods:
 
     Attributes:
         is_initialized: the client has called ``initialize``.
-        is_disconnected: the connection has ended; the client gets no more responses.
+        client: what it has said about itself.
         page_size: sessions on one page of ``session/list``.
     """
 
@@ -75,7 +71,6 @@ class AcpMethods:
         only_session: str | None,
     ) -> None:
         self.is_initialized = False
-        self.is_disconnected = False
         self.page_size = LIST_PAGE_SIZE
         self._sessions = sessions
         self._credential = credential
@@ -84,19 +79,20 @@ class AcpMethods:
         self._send = send
         self._name = name
         self._upgrade_id = upgrade_id
-        self._options = options
-        self._elicitation: tuple[str, ...] = ()
+        self.client = AcpClient(credential, options, only_session)
         self._only_session = only_session
         self._logins = LoginMethods(
             requests,
             logins,
             credential.app_name,
-            lambda: sessions.agents.choose(self._options.agent),
+            lambda: sessions.agents.choose(self.client.options.agent),
         )
-        self._session_options = NO_OPTIONS
+        creation = CreationMethods(
+            sessions, requests, self.client, session=self._session, subscribe=self._subscribe
+        )
         self._methods: Mapping[str, Callable[[jsonrpc.Request], Awaitable[None]]] = {
             "initialize": self._initialize,
-            "session/new": self._new,
+            **creation.by_name,
             "session/load": self._load,
             "session/resume": self._resume,
             "session/list": self._list,
@@ -150,12 +146,12 @@ class AcpMethods:
         if self.is_initialized:
             raise JsonRpcError(jsonrpc.INVALID_REQUEST, "the connection is initialized already")
         if self._sessions.backend.can_ask:
-            self._elicitation = params.elicitation_modes(initialize.client_capabilities)
-        self._options = initialize.session_options.with_defaults(self._options)
+            self.client.elicitation = params.elicitation_modes(initialize.client_capabilities)
+        self.client.options = initialize.session_options.with_defaults(self.client.options)
         self._subscriptions.have_positions = initialize.session_options.positions
         self._subscriptions.updates = UpdateFilter(initialize.client_capabilities)
-        self._session_options = options_in(request.params)
-        agent = await self._sessions.agents.choose(self._options.agent)
+        self.client.session_options = options_in(request.params)
+        agent = await self._sessions.agents.choose(self.client.options.agent)
         capabilities = await self._sessions.backend.capabilities(agent)
         self.is_initialized = True
         self._requests.respond(
@@ -170,72 +166,6 @@ class AcpMethods:
         )
 
     # Sessions
-
-    async def _new(self, request: jsonrpc.Request) -> None:
-        new = read_params(params.NewSessionParams, request.params)
-        if self._only_session is not None:
-            raise Error(ErrorCode.FORBIDDEN, "a ticket is valid only for its own session")
-        wanted = self._session_request(new, request.params)
-        self._requests.execute_in_background(request, self._create(request, new, wanted))
-
-    async def _create(
-        self, request: jsonrpc.Request, new: params.NewSessionParams, wanted: SessionRequest
-    ) -> None:
-        creating = asyncio.create_task(
-            self._sessions.create(self._credential.app_name, wanted),
-            name=f"session of {self._name}",
-        )
-        try:
-            session = await asyncio.shield(creating)  # if cancelled, it may still be stored
-            await session.agent.wait_started()
-        except BaseException:
-            abandon = self._sessions.closing.spawn(self._abandon(creating), "abandoned session")
-            await asyncio.shield(abandon)
-            raise
-        if self.is_disconnected:
-            await self._abandon(creating)
-            return
-        subscription = self._subscribe(session, 0)
-        row = session.row
-        extension = {
-            "agent": row.agent,
-            "model": row.model,
-            "permission": row.permission,
-            "cwd": row.cwd,
-            "ignored": ignored(self._sessions, new),
-        }
-        opened = subscription.opened()
-        extension |= opened.pop("_meta", {}).get(NAMESPACE, {})
-        result = {"sessionId": session.id, **opened}
-        self._requests.respond(request, {**result, "_meta": {NAMESPACE: extension}})
-
-    def _session_request(self, new: params.NewSessionParams, raw: Any) -> SessionRequest:
-        options = new.session_options.with_defaults(self._options)
-        permission = "ask" if self._sessions.backend.can_ask else "approve-all"
-        # Without workspace roots every session has a folder of its own, whatever the client sends.
-        has_roots = bool(self._sessions.settings.workspace_roots)
-        return SessionRequest(
-            agent=options.agent,
-            model=options.model,
-            permission=options.permission or permission,
-            mode=options.mode,
-            config_options=options.agent_options or {},
-            cwd=new.cwd if has_roots else None,
-            client_cwd=new.cwd,
-            options=self._options_of(new, raw),
-        )
-
-    def _options_of(self, new: params.NewSessionParams, raw: Any) -> SessionOptions:
-        """The options of a new session; what the client can show follows its capabilities."""
-        chosen = options_of(self._sessions, new, options_in(raw, self._session_options))
-        return merged_options(asking_options(self._elicitation), chosen)
-
-    async def _abandon(self, creating: asyncio.Task[Session]) -> None:
-        """Close a new session whose id no client has got, if it could be created."""
-        await asyncio.wait({creating})
-        failed = creating.cancelled() or creating.exception() is not None
-        if not failed and not self._sessions.is_draining:
-            await self._sessions.close(creating.result(), "client")
 
     async def _load(self, request: jsonrpc.Request) -> None:
         load = read_params(params.LoadSessionParams, request.params)
@@ -277,7 +207,7 @@ class AcpMethods:
 
         Other clients of the session may show more of them.
         """
-        announced, modes = session.agent.spec.elicitation, set(self._elicitation)
+        announced, modes = session.agent.spec.elicitation, set(self.client.elicitation)
         is_subscribed = self._subscriptions.get(session.id) is not None
         if session.subscribers > is_subscribed:
             modes |= set(announced)
@@ -349,8 +279,8 @@ class AcpMethods:
         return found or self._subscribe(session, session.log.head)
 
     def _subscribe(self, session: Session, cursor: int) -> SessionSubscription:
-        limit = self._options.max_message_bytes or DEFAULT_MAX_BYTES
-        return self._subscriptions.add(session, cursor, limit, self._elicitation)
+        limit = self.client.options.max_message_bytes or DEFAULT_MAX_BYTES
+        return self._subscriptions.add(session, cursor, limit, self.client.elicitation)
 
     # Turns
 

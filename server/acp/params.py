@@ -128,6 +128,10 @@ class ResumeSessionParams(LoadSessionParams, frozen=True, kw_only=True):
     pass
 
 
+class ForkSessionParams(LoadSessionParams, frozen=True, kw_only=True):
+    pass
+
+
 class ListSessionsParams(_Params, frozen=True, kw_only=True):
     cwd: ClientPath | None = None
     cursor: str | None = None

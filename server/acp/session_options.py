@@ -76,13 +76,13 @@ def agent_capabilities(
         "promptCapabilities": capabilities.get("promptCapabilities") or {},
         "mcpCapabilities": {kind: mcp.get(kind) is True for kind in ("http", "sse")},
         "sessionCapabilities": {
-            **{name: {} for name in ("list", "resume", "close", "delete", "title")},
+            **{name: {} for name in ("list", "resume", "close", "delete", "fork", "title")},
             **directories,
         },
     }
 
 
-def ignored(sessions: SessionRegistry, new: NewSessionParams) -> list[str]:
+def ignored(sessions: SessionRegistry, new: NewSessionParams | LoadSessionParams) -> list[str]:
     """The parameters that the client has sent and the server does not support."""
     if new.additional_directories and not supports_directories(sessions):
         return ["additionalDirectories"]

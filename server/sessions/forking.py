@@ -6,7 +6,9 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ..codec import dumps
+import msgspec
+
+from ..codec import dumps, loads
 from ..errors import Error, ErrorCode, draining, not_found
 from ..storage import statements
 from ..storage.fork_queries import TurnSpan
@@ -15,7 +17,10 @@ from ..storage.segments import copy_log
 from ..tasks import to_completion
 from ..workspace.workers import SnapshotError
 from .creation import SessionRequest
+from .lifetime import Lifetime
+from .options import SessionOptions, WorkspaceChoice
 from .session import Session
+from .settings import StoredSettings
 
 if TYPE_CHECKING:
     from .registry import SessionRegistry
@@ -54,6 +59,40 @@ class ForkPoint:
     def statements(self, number: int) -> list[Statement]:
         """Copy the log to the session of that number."""
         return copy_log(self.source.n, self.position, number)
+
+
+def inherited_request(source: Session, agent: str | None = None) -> SessionRequest:
+    """The request for a fork that has the values of *source*.
+
+    Args:
+        agent: of the fork. The model, the mode and the options of another agent are not taken over.
+    """
+    row = source.row
+    agent = agent or row.agent
+    is_same = agent == row.agent
+    stored = StoredSettings.decode(row.settings) if is_same else StoredSettings()
+    options = SessionOptions.decode(row.options)
+    if not is_same:  # which may not take them
+        options = msgspec.structs.replace(options, allowed_tools=None, max_turns=None)
+    git = options.git
+    if git is not None and git.worktree:  # a branch has one worktree
+        git = msgspec.structs.replace(git, branch=None)
+        options = msgspec.structs.replace(options, workspace=WorkspaceChoice(git=git))
+    # With a repository, the folder follows from that.
+    has_own_folder = git is not None or row.cwd.endswith(f"/workspaces/{row.id}")
+    return SessionRequest(
+        agent=agent,
+        model=row.model if is_same else None,
+        system=row.system,
+        meta=loads(row.meta),
+        permission=row.permission,
+        cwd=None if has_own_folder else row.cwd,
+        client_cwd=row.client_cwd,
+        mode=stored.mode,
+        config_options=stored.config_options,
+        options=options,
+        lifetime=Lifetime(row.ttl_secs, row.retention_secs),
+    )
 
 
 class SessionForker:

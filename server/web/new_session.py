@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import msgspec
 
-from ..codec import loads
 from ..sessions import options
 from ..sessions.creation import SessionRequest
+from ..sessions.forking import inherited_request
 from ..sessions.lifetime import Lifetime
 from ..sessions.session import Session
-from ..sessions.settings import StoredSettings
 from ..validation import ConfigOptions, Name
 from .field_types import PermissionMode, RetentionSecs, TtlSecs, doc
 
@@ -62,43 +62,31 @@ def session_request(body: CreateSession) -> SessionRequest:
 
 
 def fork_request(body: CreateSession, source: Session) -> SessionRequest:
-    """The request that a body makes for a fork of *source*, whose values are the defaults.
-
-    The model, the mode and the options of the agent are only those of *source* if the agent is.
-    """
-    row = source.row
-    has_own_folder = row.cwd.endswith(f"/workspaces/{row.id}")
-    agent = body.agent or row.agent
-    stored = StoredSettings.decode(row.settings) if agent == row.agent else StoredSettings()
+    """The request that a body makes for a fork of *source*, whose values are the defaults."""
+    inherited = inherited_request(source, body.agent)
     chosen = options.SessionOptions.of(body)
     given = {
         name: value
         for name in options.SessionOptions.__struct_fields__
         if (value := getattr(chosen, name)) is not None
     }
-    own = options.SessionOptions.decode(row.options)
-    if agent != row.agent:  # which may not take them
-        own = msgspec.structs.replace(own, allowed_tools=None, max_turns=None)
+    own, times = inherited.options, Lifetime.of(body.ttl_secs, body.retention_secs)
     if body.cwd is not None:
         own = msgspec.structs.replace(own, workspace=None)
-    elif own.git is not None:
-        has_own_folder = True  # or the repository, which its options name
-        if own.git.worktree:  # a branch has one worktree
-            git = msgspec.structs.replace(own.git, branch=None)
-            own = msgspec.structs.replace(own, workspace=options.WorkspaceChoice(git=git))
-    times = Lifetime.of(body.ttl_secs, body.retention_secs)
-    return SessionRequest(
-        agent=agent,
-        model=body.model or (row.model if agent == row.agent else None),
-        system=row.system if body.system is None else body.system,
-        meta=loads(row.meta) if body.meta is None else body.meta,
-        permission=body.permission or row.permission,
-        cwd=body.cwd or (None if has_own_folder else row.cwd),
-        mode=body.mode or stored.mode,
-        config_options=body.config_options or stored.config_options,
+    kept = inherited.lifetime
+    return dataclasses.replace(
+        inherited,
+        model=body.model or inherited.model,
+        system=inherited.system if body.system is None else body.system,
+        meta=inherited.meta if body.meta is None else body.meta,
+        permission=body.permission or inherited.permission,
+        cwd=body.cwd or inherited.cwd,
+        client_cwd=None,
+        mode=body.mode or inherited.mode,
+        config_options=body.config_options or inherited.config_options,
         options=msgspec.structs.replace(own, **given),
         lifetime=Lifetime(
-            row.ttl_secs if times.ttl_secs is None else times.ttl_secs,
-            row.retention_secs if times.retention_secs is None else times.retention_secs,
+            kept.ttl_secs if times.ttl_secs is None else times.ttl_secs,
+            kept.retention_secs if times.retention_secs is None else times.retention_secs,
         ),
     )

@@ -205,7 +205,7 @@ async def test_prompt_capabilities_are_the_agents_own(server: LocalServer, clien
     told = result["agentCapabilities"]
     assert told["promptCapabilities"] == dict.fromkeys(("image", "audio", "embeddedContext"), False)
     assert told["loadSession"] is True
-    offered = ("list", "resume", "close", "delete", "title")
+    offered = ("list", "resume", "close", "delete", "fork", "title")
     assert told["sessionCapabilities"] == {name: {} for name in offered}
     assert result["_meta"]["clawdforge"]["agent"] == "mock-text"
     assert result["agentInfo"]["name"] == "clawdforge"
@@ -572,6 +572,23 @@ async def test_session_gets_a_title_and_is_deleted(acp: AcpClient, client: Clien
         assert await acp.call("session/delete", sessionId=session_id) == {}
         assert (await client.get(f"/sessions/{session_id}"))[0] == 404
     assert await code_of(acp, "session/delete", sessionId=session) == -32002
+
+
+async def test_fork_continues_from_the_head_on_its_own(acp: AcpClient, client: Client) -> None:
+    session = await acp.new_session()
+    await acp.prompt(session, "my name is Ada")
+    result = await acp.call("session/fork", **of_session(session))
+    fork = result["sessionId"]
+    assert result["_meta"]["clawdforge"]["permission"] == "ask"
+    assert (await client.state(fork))["forked_from"] == {"session_id": session, "turn_index": 1}
+    assert await client.events(fork) == await client.events(session)
+    assert (await acp.prompt(fork, "hello"))["stopReason"] == "end_turn"
+    assert (await client.state(session))["turn_count"] == 1
+    # The client gets the updates of the fork's own turn, and not those that it has seen already.
+    messages = [one["params"] for one in acp.messages if one.get("method") == "session/update"]
+    assert {one["sessionId"] for one in messages} == {session, fork}
+    assert [one["sessionId"] for one in messages].count(fork) == 1
+    assert await code_of(acp, "session/fork", **of_session(UNKNOWN)) == -32002
 
 
 async def test_lost_connection_cancels_nothing(client: Client) -> None:

@@ -79,7 +79,7 @@ await client().connectWith(stream, async agent => {
 	results.errors = [
 		await failure(prompt(two.sessionId, { say: 'closed' })),
 		await failure(agent.request('session/new', { cwd: 'not absolute', mcpServers: [] })),
-		await failure(agent.request('session/fork', {}))
+		await failure(agent.request('session/archive', {}))
 	];
 	const aborting = new AbortController();
 	const again = new Promise(resolve => (seen.begun = resolve));

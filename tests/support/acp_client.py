@@ -54,7 +54,7 @@ def validate(message: Json, request_method: str | None) -> None:
         assert isinstance(error["message"], str), message
         assert message.keys() == {"jsonrpc", "id", "error"}
     elif request_method is not None and not request_method.startswith(
-        ("session/set_model", "session/set_title", "_")
+        ("session/set_model", "session/set_title", "session/fork", "_")
     ):
         validator("Response", request_method).validate(message["result"])
         assert message.keys() == {"jsonrpc", "id", "result"}
