@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from ..config import MAX_SECRET_LENGTH
 from ..errors import Error, ErrorCode, forbidden_to_shares, not_found
@@ -44,18 +44,31 @@ class ShareRegistry:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.on_revoke: Callable[[Credential], None] = lambda credential: None
+        self.on_changed: Callable[[], Awaitable[None]] = _tell_nobody
         self._queries = queries
         self._writer = writer
         self._max_per_session = max_per_session
         self._clock = clock
         self._rows: dict[str, ShareRow] = {}
         self._by_hash: dict[bytes, Credential] = {}
+        self._revoked: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def load(self) -> None:
         """Load all shares."""
         for row in await self._queries.shares():
             self._add(row)
+
+    async def refresh(self) -> None:
+        """Take over the shares that other nodes of the cluster have created and revoked."""
+        rows = {row.id: row for row in await self._queries.shares()}
+        for row in rows.values():
+            is_new = row.id not in self._rows and row.id not in self._revoked
+            if is_new and not self._is_expired(row):
+                self._add(row)
+        for row in tuple(self._rows.values()):
+            if row.id not in rows:
+                self._drop(row)
 
     async def create(
         self, session: SessionRow, label: str | None, expires_in: float | None
@@ -89,6 +102,7 @@ class ShareRegistry:
         )
         await to_completion(self._writer.commit([statements.insert_share(row)]))
         self._add(row)
+        await self.on_changed()
         return row, secret
 
     def rows(self, session: int) -> list[ShareRow]:
@@ -109,8 +123,10 @@ class ShareRegistry:
         row = self._rows.get(share_id)
         if row is None or row.session != session:
             raise not_found("share")
+        self._revoked.add(share_id)
         self._drop(row)
         await to_completion(self._writer.commit([statements.delete_share(share_id)]))
+        await self.on_changed()
 
     def authenticate(self, secret: str, session_id: str) -> Credential:
         """Return the credential of a share of one session.
@@ -186,3 +202,7 @@ class ShareRegistry:
         if credential is not None:
             credential.revoke()
             self.on_revoke(credential)
+
+
+async def _tell_nobody() -> None:
+    """Do nothing: there are no other nodes."""

@@ -61,6 +61,7 @@ class TokenRegistry:
         accounts: get the limits and the budgets of the tokens.
         on_revoke: called with the app's name as soon as a token is revoked.
         on_reading_ended: called with the app's name when its token loses the scope ``read``.
+        on_changed: tells the other nodes of a cluster that tokens have changed.
         second_app_refusal: why there must not be a second app; None if there may.
     """
 
@@ -87,6 +88,8 @@ class TokenRegistry:
         self._names: set[str] = set()
         self._options: dict[str, TokenOptions] = {}
         self._changing = asyncio.Lock()
+        self._revoking: set[str] = set()
+        self.on_changed = self.shares.on_changed
 
     async def load(self, admin_token: str | None) -> FirstTokens | None:
         """Load all tokens. The first start creates an app token and, if necessary, an admin token.
@@ -122,11 +125,44 @@ class TokenRegistry:
     async def load_app_tokens(self) -> None:
         """Load the apps' tokens, and create none."""
         for row in await self._queries.tokens():
-            options = TokenOptions.decode(row.options)
-            self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
-            self._names.add(row.name)
-            await self._prepare(row.name, options)
-            self._apply(row.name, options)
+            await self._add(row)
+
+    async def _add(self, row: TokenRow) -> None:
+        options = TokenOptions.decode(row.options)
+        self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
+        self._names.add(row.name)
+        await self._prepare(row.name, options)
+        self._apply(row.name, options)
+
+    async def refresh(self) -> None:
+        """Take over what other nodes of the cluster have created, changed and revoked."""
+        rows = {row.hash: row for row in await self._queries.tokens()}
+        for hashed, row in rows.items():
+            known = self._by_hash.get(hashed)
+            if known is None and row.name not in self._revoking:
+                await self._add(row)
+            elif known is not None and known.row.options != row.options:
+                known.row.options = row.options
+                await self._prepare(row.name, TokenOptions.decode(row.options))
+                self._change(known, TokenOptions.decode(row.options))
+        for hashed, credential in tuple(self._by_hash.items()):
+            if hashed not in rows:
+                self._end(credential)
+                self._forget(credential.app_name)
+        await self.shares.refresh()
+
+    async def find(self, app_name: str) -> Credential:
+        """The credential of an app, for a request that another node has authenticated.
+
+        Raises:
+            Error: ``unauthorized``.
+        """
+        for _ in range(2):
+            for credential in self._by_hash.values():
+                if credential.app_name == app_name:
+                    return credential
+            await self.refresh()
+        raise unauthorized()
 
     async def _prepare(self, name: str, options: TokenOptions) -> None:
         """Read what options need before they can take effect.
@@ -240,6 +276,7 @@ class TokenRegistry:
             raise
         self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
         self._apply(name, options)
+        await self.on_changed()
         return row, token
 
     async def change(self, name: str, changes: TokenOptions) -> TokenRow:
@@ -258,12 +295,17 @@ class TokenRegistry:
             statement = statements.set_token_options(name, options.encode())
             await to_completion(self._writer.commit([statement]))
             row.options = options.encode()
-            credential.scopes = options.allowed
-            if self._options.get(name) is before:  # it was not revoked meanwhile
-                self._apply(name, options)
-            if "read" in before.allowed - options.allowed:
-                self.on_reading_ended(name)
+            self._change(credential, options)
+            await self.on_changed()
             return row
+
+    def _change(self, credential: Credential, options: TokenOptions) -> None:
+        """Let the new options of a token take effect."""
+        before, credential.scopes = credential.scopes, options.allowed
+        if credential.app_name in self._options:  # it was not revoked meanwhile
+            self._apply(credential.app_name, options)
+        if "read" in before - options.allowed:
+            self.on_reading_ended(credential.app_name)
 
     def allows(self, name: str, scope: Scope) -> bool:
         """Whether the token of an app exists and has a scope now."""
@@ -285,11 +327,8 @@ class TokenRegistry:
         """
         credential = self._credential_of(name)
         row = credential.row
-        del self._by_hash[row.hash]
-        credential.revoke()
-        self.tickets.discard_all(credential)
-        self.shares.drop_app(name)
-        self.on_revoke(name)
+        self._revoking.add(name)
+        self._end(credential)
         deletion = [
             statements.delete_token(name),
             statements.delete_shares_of(name),
@@ -300,6 +339,20 @@ class TokenRegistry:
         except Error:
             self._by_hash[row.hash] = Credential(row, scopes=self._options[name].allowed)
             raise
+        finally:
+            self._revoking.discard(name)
+        self._forget(name)
+        await self.on_changed()
+
+    def _end(self, credential: Credential) -> None:
+        """Let a token be valid no longer."""
+        self._by_hash.pop(credential.row.hash, None)
+        credential.revoke()
+        self.tickets.discard_all(credential)
+        self.shares.drop_app(credential.app_name)
+        self.on_revoke(credential.app_name)
+
+    def _forget(self, name: str) -> None:
         self._names.discard(name)
         self._options.pop(name, None)
         self.accounts.set(name, None, None)

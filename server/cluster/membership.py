@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ..storage.schema import Statement
+
 
 class ElsewhereError(Exception):
     """Another node runs the session.
@@ -28,13 +30,22 @@ class Cluster(Protocol):
 
     number: int | None
 
-    async def claim(self, session_id: str) -> None:
+    async def claim(self, session_id: str) -> bool:
         """Become the owner of a session, unless it has one.
+
+        Returns:
+            Whether it had none, and this node owns it now.
 
         Raises:
             ElsewhereError: another node owns it.
             Error: ``internal``; the database is out of reach.
         """
+
+    async def next_session_number(self) -> int | None:
+        """The number of a new session; None if the next one in this process is free."""
+
+    def ownership_of(self, session: int) -> list[Statement]:
+        """The statements that make this node the owner of a new session."""
 
 
 class Alone:
@@ -42,8 +53,16 @@ class Alone:
 
     number: int | None = None
 
-    async def claim(self, session_id: str) -> None:
+    async def claim(self, session_id: str) -> bool:
         """Do nothing: no other server has the session."""
+        return False
+
+    async def next_session_number(self) -> None:
+        """Nothing: this process numbers all sessions."""
+
+    def ownership_of(self, session: int) -> list[Statement]:
+        """No statements: nobody asks for the owner."""
+        return []
 
 
 ALONE = Alone()

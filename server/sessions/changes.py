@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .remote_lists import ListedSession
     from .session import Session
 
 logger = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 DELAY_SECS = 0.02
 """Changes of this time are reported together: a turn changes its session several times at once."""
 
-Notify = Callable[[Collection["Session"]], None]
+Notify = Callable[[Collection["Session | ListedSession"]], None]
 
 
 class SessionChanges:
@@ -27,18 +28,34 @@ class SessionChanges:
 
     def __init__(self) -> None:
         self._followers: defaultdict[str, set[Notify]] = defaultdict(set)
+        self._local: defaultdict[str, set[Notify]] = defaultdict(set)
         self._changed: dict[str, dict[Session, None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def follow(self, app_name: str, notify: Notify) -> None:
-        """Call *notify* with the app's sessions that may have changed, soon after the change."""
+    def follow(self, app_name: str, notify: Notify, *, is_local: bool = True) -> None:
+        """Call *notify* with the app's sessions that may have changed, soon after the change.
+
+        Args:
+            is_local: whether it also wants the changes of other nodes of the cluster.
+        """
         self._followers[app_name].add(notify)
+        if is_local:
+            self._local[app_name].add(notify)
+
+    def followed_apps(self) -> list[str]:
+        """The apps whose changes on other nodes are wanted here."""
+        return list(self._local)
+
+    def report(self, app_name: str, sessions: Collection[ListedSession]) -> None:
+        """Report changed sessions of another node."""
+        for notify in tuple(self._local.get(app_name, ())):
+            notify(sessions)
 
     def unfollow(self, app_name: str, notify: Notify) -> None:
-        followers = self._followers[app_name]
-        followers.discard(notify)
-        if not followers:
-            del self._followers[app_name]
+        for by_app in (self._followers, self._local):
+            by_app[app_name].discard(notify)
+            if not by_app[app_name]:
+                del by_app[app_name]
 
     def add(self, session: Session) -> None:
         """Report that *session* was opened or closed, or that its state may have changed."""

@@ -14,6 +14,7 @@ import msgspec
 
 from ..agents.base import Backend
 from ..agents.selection import AgentSelection
+from ..cluster.membership import Cluster
 from ..codec import dumps
 from ..config import Settings
 from ..errors import Error, ErrorCode, bad_request, not_stored
@@ -113,8 +114,10 @@ class SessionCreator:
         disk: DiskReserve,
         tasks: Tasks,
         clock: Callable[[], float],
+        cluster: Cluster,
     ) -> None:
         self.last_number = 0
+        self._cluster = cluster
         self._settings = settings
         self._backend = backend
         self._writer = writer
@@ -212,7 +215,8 @@ class SessionCreator:
                     await self._worktrees.add(
                         app_name, draft.id, folder, git.repository, git.branch
                     )
-            self.last_number += 1
+            number = await self._cluster.next_session_number()
+            self.last_number = self.last_number + 1 if number is None else number
             row = self._row(app_name, draft, folder)
             copy: list[Statement] = []
             if fork is not None:
@@ -279,6 +283,7 @@ class SessionCreator:
                 row.id, row.app_name, "create", row.created_at, dumps(detail).decode()
             ),
         ]
+        transaction += self._cluster.ownership_of(row.n)
         if draft.prewarmed is not None:
             transaction.append(statements.delete_prewarmed(row.id))
         return transaction

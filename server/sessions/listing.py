@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import Error
+from ..storage.schema import SessionRow
+from .remote_lists import ListedSession
 from .session import Session
 
 if TYPE_CHECKING:
@@ -36,21 +38,20 @@ class SessionListing:
     def __init__(self, sessions: SessionRegistry) -> None:
         self._sessions = sessions
 
-    async def open_sessions(self, app_name: str) -> AsyncIterator[Session]:
+    async def open_sessions(self, app_name: str) -> AsyncIterator[Session | ListedSession]:
         """The app's open sessions, the newest first, read page by page."""
         before: int | None = None
         while rows := await self._sessions.queries.session_page(
             app_name, before=before, limit=LIST_PAGE, cwd=None, include_closed=False
         ):
-            for row in rows:
-                before = row.n
-                session = await self._sessions.find(row.id)
-                if session is not None and not session.is_closed:
+            before = rows[-1].n
+            async for session in self._sessions_of(rows):
+                if not session.is_closed:
                     yield session
 
     async def page(
         self, app_name: str, wanted: SessionFilter, *, before: int | None, limit: int | None
-    ) -> AsyncIterator[Session]:
+    ) -> AsyncIterator[Session | ListedSession]:
         """The sessions that match, the newest first, read page by page.
 
         Args:
@@ -68,12 +69,23 @@ class SessionListing:
             )
             if not rows:
                 return
-            for row in rows:
-                before = row.n
-                session = await self._sessions.for_listing(row)
-                if session is not None and session.state_name in wanted.states:
+            before = rows[-1].n
+            async for session in self._sessions_of(rows):
+                if session.state_name in wanted.states:
                     yield session
                     limit = None if limit is None else limit - 1
+
+    async def _sessions_of(
+        self, rows: Sequence[SessionRow]
+    ) -> AsyncIterator[Session | ListedSession]:
+        if self._sessions.remote is not None:
+            async for listed in self._sessions.remote.lists.listed(rows):
+                yield listed
+            return
+        for row in rows:
+            session = await self._sessions.for_listing(row)
+            if session is not None:
+                yield session
 
     async def sessions(self, app_name: str, *, include_closed: bool) -> list[Session]:
         """The app's sessions, the newest first."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from weakref import WeakValueDictionary
@@ -13,7 +12,7 @@ from weakref import WeakValueDictionary
 from ..accounts.accounts import Accounts
 from ..agents.base import Backend
 from ..agents.selection import AgentSelection
-from ..cluster.membership import ALONE, Cluster
+from ..cluster.membership import ALONE, Cluster, ElsewhereError
 from ..config import Settings
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode, draining, not_found
@@ -26,10 +25,13 @@ from ..tasks import to_completion
 from ..workspace.worktrees import Worktrees
 from .context import SessionContext
 from .creation import SessionCreator, SessionRequest
+from .figures import SessionFigures
 from .forking import ForkPoint, SessionForker
 from .imports import ImportedLog
 from .listing import SessionListing
+from .ownership import SessionOwnership
 from .prewarm import Prewarmer
+from .remote_session import RemoteSession, RemoteSessions
 from .removal import SessionRemover
 from .session import Session
 from .sweeper import Sweeper
@@ -47,6 +49,8 @@ class SessionRegistry:
         tasks: cancelled when the server stops.
         closing: the tasks that close sessions. The server waits for them before it stops.
         is_draining: the server is stopping; no new work is accepted.
+        remote: the sessions of the cluster's other nodes; None without a cluster.
+        ownership: likewise, what decides which sessions this node has.
         loading: the look-ups in progress that load a session, by its id.
     """
 
@@ -62,6 +66,8 @@ class SessionRegistry:
         accounts: Accounts | None = None,
     ) -> None:
         self.cluster = cluster
+        self.remote: RemoteSessions | None = None
+        self.ownership: SessionOwnership | None = None
         self.accounts = accounts or Accounts(clock=clock)
         parts = settings, backend, queries, writer, metrics, clock, self.accounts
         context = self._context = SessionContext.create(*parts)
@@ -69,7 +75,7 @@ class SessionRegistry:
         self.metrics, self.backend, self.clock = metrics, backend, clock
         self.tasks, self.closing, self.snapshots = context.tasks, context.closing, context.snapshots
         self.slots, self.disk, self.quotas = context.slots, context.disk, context.quotas
-        self.changes, self.alerts = context.changes, context.alerts
+        self.changes, self.alerts, self.logs = context.changes, context.alerts, context.logs
         self.agents = AgentSelection(backend, settings.default_agent)
         self.workspaces = Workspaces(DataDir(settings.data_dir), settings.workspace_roots, backend)
         # The cli backend keeps no process between turns.
@@ -84,23 +90,12 @@ class SessionRegistry:
             choose_agent=self.agents.choose,
             is_draining=lambda: self.is_draining,
         )
-        self._creator = SessionCreator(
-            settings,
-            backend=backend,
-            writer=writer,
-            agents=self.agents,
-            prewarmer=self.prewarmer,
-            workspaces=self.workspaces,
-            worktrees=Worktrees(context.snapshots, settings.workspace_roots),
-            disk=self.disk,
-            tasks=self.tasks,
-            clock=clock,
-        )
+        self._creator = self._make_creator()
         self.sweeper = Sweeper(self)
         self.remover = SessionRemover(self)
         self.remover.steps.append(lambda row, _: context.snapshots.delete(row.id))
         self.remover.steps.append(self._creator.remove_worktree_of)
-        self.listing = SessionListing(self)
+        self.listing, self.figures = SessionListing(self), SessionFigures(self)
         self.forker = SessionForker(self)
         # Sessions in memory. Only the cache keeps one alive, but as long as anything refers to a
         # session, a look-up by id must return the same object.
@@ -110,6 +105,21 @@ class SessionRegistry:
         self.loading: dict[str, asyncio.Task[Session | None]] = {}
         # Ids of rows that must not be found: being created, or being deleted.
         self._hidden: set[str] = set()
+
+    def _make_creator(self) -> SessionCreator:
+        return SessionCreator(
+            self.settings,
+            backend=self.backend,
+            writer=self.writer,
+            agents=self.agents,
+            prewarmer=self.prewarmer,
+            workspaces=self.workspaces,
+            worktrees=Worktrees(self.snapshots, self.settings.workspace_roots),
+            disk=self.disk,
+            tasks=self.tasks,
+            clock=self.clock,
+            cluster=self.cluster,
+        )
 
     def hide(self, session_id: str) -> None:
         """Let no look-up find a session: it is being created, or deleted."""
@@ -124,10 +134,15 @@ class SessionRegistry:
         """A session if it is in memory."""
         return self._loaded.get(session_id)
 
+    def in_memory(self) -> list[Session]:
+        """The sessions in memory. One may run a turn without being cached."""
+        return list(self._loaded.values())
+
     async def start(self) -> None:
         """Load the counters, and end the turns that an earlier server left unfinished."""
         move = statements.relocate_workspaces(str(self.workspaces.path("")))
-        await self.writer.commit([move])
+        if self.cluster.number is None:
+            await self.writer.commit([move])
         self._hidden.update(row.id for row in await self.queries.removed_sessions())
         self.quotas.add_open_sessions(await self.queries.open_counts())
         self._creator.last_number = await self.queries.last_session_number()
@@ -137,9 +152,10 @@ class SessionRegistry:
             return row.cwd if row is not None else None
 
         await self._context.snapshots.start(folder_of)
-        for row in await self.queries.sessions_to_recover():
+        found = await self.queries.sessions_to_recover() if self.cluster.number is None else ()
+        for row in found:  # a node of a cluster finds those that it owns at each beat
             session = await self._load(row)
-            await session.recover()
+            await session.succession.recover()
         await self.writer.flush()
 
     async def stop(self) -> None:
@@ -149,8 +165,9 @@ class SessionRegistry:
         """
         self.is_draining = True
         timeout = self.settings.drain_secs
-        sessions = tuple(self._loaded.values())  # a session may run a turn without being cached
-        await asyncio.gather(*(session.drain(timeout) for session in sessions))
+        if self.ownership is not None:
+            await self.ownership.hand_over(timeout)
+        await asyncio.gather(*(one.succession.drain(timeout) for one in self.in_memory()))
         await self.closing.finish(FINISH_CLOSING_SECS)
         await self.tasks.finish(0)
         await self._context.snapshots.stop()
@@ -162,24 +179,6 @@ class SessionRegistry:
     @is_draining.setter
     def is_draining(self, is_draining: bool) -> None:
         self._context.is_draining = is_draining
-
-    # Figures
-
-    def count_agents(self) -> Counter[str]:
-        """The number of agents in each state; a session without one counts as hibernated."""
-        counts = self.slots.count_states()
-        del counts["hibernated"]  # a hibernated holder is about to start its agent
-        total = self.quotas.open_sessions + len(self.prewarmer)
-        counts["hibernated"] = total - counts.total()
-        return counts
-
-    @property
-    def running_turns(self) -> int:
-        return sum(session.state_name == "running" for session in self._loaded.values())
-
-    @property
-    def queued_turns(self) -> int:
-        return sum(len(session.turns) for session in self._loaded.values())
 
     @property
     def cached(self) -> Mapping[str, Session]:
@@ -206,6 +205,20 @@ class SessionRegistry:
         self._cache[session_id] = session
         return session
 
+    async def viewed(self, session_id: str, app_name: str) -> Session | RemoteSession:
+        """Return a session of the app to be followed, also one that another node runs.
+
+        Raises:
+            Error: ``not_found``; ``draining`` if its node is out of reach.
+        """
+        try:
+            return await self.get(session_id, app_name)
+        except ElsewhereError as error:
+            session = await self.remote.get(error) if self.remote is not None else None
+            if session is None:
+                raise not_found() from None
+            return session
+
     async def find(self, session_id: str) -> Session | None:
         """Return a session of any app, or None.
 
@@ -226,9 +239,16 @@ class SessionRegistry:
         return await asyncio.shield(task)
 
     async def _load_by_id(self, session_id: str) -> Session | None:
-        await self.cluster.claim(session_id)
+        was_free = await self.cluster.claim(session_id)
         row = await self.queries.session(session_id)
-        return await self._load(row) if row is not None else None
+        if row is None:
+            return None
+        session = await self._from_row(row)
+        if self.cluster.number is not None:
+            take_up = session.succession.adopt if was_free else session.succession.recover
+            await take_up()
+        self._add(session)
+        return session
 
     async def _load(self, row: SessionRow) -> Session:
         session = await self._from_row(row)
@@ -247,8 +267,8 @@ class SessionRegistry:
     # Listing
 
     async def for_listing(self, row: SessionRow) -> Session | None:
-        """A session to be listed; closed sessions are not added to the cache."""
-        if row.closed_at is None or row.id in self._loaded:
+        """A session to be listed. A closed one, or one of no node, is not kept in memory."""
+        if row.id in self._loaded or (row.closed_at is None and self.cluster.number is None):
             return await self.find(row.id)
         return None if row.id in self._hidden else await self._from_row(row)
 

@@ -12,6 +12,7 @@ The objects of a session, in the order in which they use each other (each knows 
 ``client_ids``        finds prompts by the ids that clients gave them
 ``steering``          prompts that are added to the running turn
 ``turn_queue``        acceptance, and one turn after the other
+``succession``        the work of an earlier server, and for a later one
 ``details``           ``meta`` with the title, the times, and what was read
 ``observer``          the reports of the agent
 """
@@ -44,6 +45,7 @@ from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .settings import Setting, SettingChange
 from .steering import SteerRequest
+from .succession import Succession
 from .turn_queue import TurnQueue
 from .turn_recorder import TurnRecorder
 from .turn_runner import TurnRunner
@@ -70,6 +72,7 @@ class Session:
         elicitations: its questions.
         agent: the agent's process.
         snapshots: of the session's folder.
+        succession: ends or continues the work of an earlier server, and leaves it to a later one.
         details: what the app notes about the session.
         is_reopening: it is about to be open again.
         fork_lock: held while the session is being forked.
@@ -108,6 +111,9 @@ class Session:
             recorder=self._recorder,
             runner=self._runner,
             last_turn_index=last_turn_index,
+        )
+        self.succession = Succession(
+            core, current, requests, recorder=self._recorder, runner=self._runner, turns=self.turns
         )
         self._observer = SessionObserver(
             core,
@@ -359,30 +365,6 @@ class Session:
         self._changed()
         logger.info("session reopened", extra=self._core.log_extra())
         await self.log.reach(seq)
-
-    async def drain(self, timeout: float) -> None:
-        """End the waiting turns now, and the running turn after *timeout* seconds at the latest."""
-        await self.turns.end_waiting(CancelCause.RESTART)
-        turn = self._current.running
-        if turn is not None:
-            try:
-                async with asyncio.timeout(timeout):
-                    await turn.wait_ended()
-            except TimeoutError:
-                self._runner.interrupt(turn, CancelCause.RESTART, CLOSE_GRACE_SECS)
-                await turn.wait_ended()
-        await self.turns.steering.finish(CLOSE_GRACE_SECS)
-
-    async def recover(self) -> None:
-        """End the agent's requests, turns and prompts that an earlier server left unfinished."""
-        await self._requests.recover(self.row, self._context.queries)
-        for row in await self._context.queries.unfinished_turns(self.row.n):
-            turn = Turn.from_row(row)
-            turn.cancel_cause = CancelCause.RESTART
-            if turn.has_started:
-                self._core.snapshots.after_turn(turn.index)
-            self._recorder.end(turn)
-        self.turns.recover_steered(await self._context.queries.undecided_steers(self.row.n))
 
     # Used by the session's objects
 

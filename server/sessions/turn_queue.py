@@ -273,14 +273,28 @@ class TurnQueue:
         self._end_waiting(CancelCause.CANCEL)
         self.cancel()
 
-    async def end_waiting(self, cause: CancelCause) -> None:
-        """End every waiting turn, after a prompt that is being accepted is stored or refused."""
-        async with self._accept_lock:
-            self._end_waiting(cause)
+    async def end_waiting(self, cause: CancelCause | None) -> bool:
+        """End every waiting turn, after a prompt that is being accepted is stored or refused.
 
-    def recover_steered(self, rows: Iterable[SteerRow]) -> None:
-        """End the steered prompts that an earlier server left, each in a turn of its own."""
-        for row in rows if self._core.is_open else ():
+        Args:
+            cause: None to forget the turns, which stay in the database.
+
+        Returns:
+            Whether there were any.
+        """
+        async with self._accept_lock:
+            has_waiting = bool(self.waiting)
+            while cause is None and self.waiting:
+                self._recorder.release_prompt(self.waiting.pop_first())
+            self._end_waiting(cause or CancelCause.RESTART)
+        return has_waiting
+
+    def take_up(self, turns: Iterable[Turn], steers: Iterable[SteerRow]) -> None:
+        """Run the turns that another server has accepted, in their order.
+
+        The steered prompts that it has left end, each in a turn of its own.
+        """
+        for row in steers if self._core.is_open else ():
             turn = Turn(self._next_index, row.client_id, row.prompt or b"[]", None)
             turn.mark_stored(is_queued=True)
             self._next_index += 1
@@ -289,6 +303,13 @@ class TurnQueue:
                 [statements.insert_turn(stored), statements.delete_steer(row.id)]
             )
             self._end(turn, CancelCause.RESTART)
+        for turn in turns:
+            with contextlib.suppress(Error):  # it was accepted, whatever the limit is here
+                turn.reserve(self._core.context.quotas.waiting_bytes, self._core.row.app_name)
+            self._ids.add(turn.client_id, Acceptance(turn))
+            self.waiting.append(turn)
+        if self.waiting and self._task is None:
+            self._start_running()
 
     def _end_waiting(self, cause: CancelCause) -> None:
         while self.waiting:

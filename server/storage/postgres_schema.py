@@ -85,6 +85,15 @@ ADDITIONS: Mapping[int, str] = {
         expires_at DOUBLE PRECISION NOT NULL
     );
     CREATE INDEX tickets_by_app ON tickets (app_name);
+    CREATE UNLOGGED TABLE commands (
+        target BIGINT NOT NULL,
+        sender BIGINT NOT NULL,
+        seq BIGINT NOT NULL,
+        body BYTEA NOT NULL,
+        at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+        PRIMARY KEY (sender, seq)
+    );
+    CREATE INDEX commands_by_target ON commands (target, sender, seq);
     """,
 }
 """The additions to the script of a version."""

@@ -27,6 +27,8 @@ from ..data_dir import DataDir
 logger = logging.getLogger(__name__)
 
 SO_PEERPIDFD = 77
+FORWARDED_OPERATOR = web.RequestKey("forwarded_operator", bool)
+"""Whether the operator sent a request that another node has passed on."""
 _CREDENTIALS = struct.Struct("iII")
 """The kernel's ``struct ucred``: pid, uid, gid."""
 
@@ -90,6 +92,8 @@ def is_server_socket(connection: TransportSocket | socket.socket, data_dir: Data
 
 def is_operator(request: web.Request) -> bool:
     """Return whether *request* came through the operator's socket from its user or from root."""
+    if FORWARDED_OPERATOR in request:
+        return request[FORWARDED_OPERATOR]
     connection = request.get_extra_info("socket")
     if connection is None or connection.family != socket.AF_UNIX:
         return False

@@ -20,8 +20,8 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
         ("open_sessions", "Open sessions", lambda: sessions.quotas.open_sessions),
         ("live_agents", "Agent processes", lambda: len(slots)),
         ("queued_for_agent", "Sessions that wait for a free agent", lambda: slots.queued),
-        ("running_turns", "Running turns", lambda: sessions.running_turns),
-        ("queued_turns", "Prompts queued in their sessions", lambda: sessions.queued_turns),
+        ("running_turns", "Running turns", lambda: sessions.figures.running_turns),
+        ("queued_turns", "Prompts queued in their sessions", lambda: sessions.figures.queued_turns),
         ("runs", "Runs that have a slot", lambda: runner.running),
         ("queued_runs", "Runs that wait for a slot", lambda: runner.queued),
         ("sockets", "Connected sockets", lambda: len(sockets)),
@@ -51,5 +51,5 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
     )
     states = get_args(Presence)
     metrics.add_labelled_gauge(
-        "agents", "Agents, and sessions without one", "state", states, sessions.count_agents
+        "agents", "Agents, and sessions without one", "state", states, sessions.figures.count_agents
     )

@@ -17,7 +17,9 @@ from multidict import CIMultiDict
 from ..auth.credential import unauthorized
 from ..errors import Error, ErrorCode, bad_request, failure_of, internal, payload_too_large
 from .context import CREDENTIAL, LOGGED_SESSION_ID, LOGGED_TURN_INDEX, REQUEST_ID, context_of
+from .control_socket import FORWARDED_OPERATOR
 from .listener import BoundedRequestHandler
+from .node_link import LINK
 from .request_body import APP_NAME, EXPECT, check_coding
 from .request_origin import check_host, client_address
 from .responses import error_response
@@ -77,10 +79,15 @@ def _without_expect(handle: Callable[..., Any]) -> Callable[..., Awaitable[web.S
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Call the handler, and turn every exception into a response that reveals no internals."""
     request_id = request.get(REQUEST_ID) or _new_request_id()
-    request[REQUEST_ID] = request_id
     trusted = context_of(request).settings.trusted_proxies
-    if trusted:
+    link = request.app.get(LINK)
+    if link is not None and (origin := link.origin_of(request)) is not None:
+        request_id = origin.request_id
+        request = request.clone(remote=origin.remote)
+        request[FORWARDED_OPERATOR] = origin.is_operator
+    elif trusted:
         request = request.clone(remote=client_address(request, trusted) or "")
+    request[REQUEST_ID] = request_id
     started_at = time.monotonic()
     connection = request.protocol if isinstance(request.protocol, BoundedRequestHandler) else None
     if connection is not None and not connection.request_started():

@@ -11,6 +11,7 @@ from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
 from ..errors import Error, ErrorCode, bad_request
 from ..sessions.registry import SessionRegistry
+from ..sessions.remote_session import RemoteSession
 from ..sessions.session import Session
 from ..uploads.files import FileStore
 from . import framing, protocol
@@ -18,7 +19,8 @@ from .command_socket import CommandSocket
 from .connection import WRITE_BYTES
 from .cursors import SessionCursors
 from .list_follower import ListFollower
-from .session_commands import SessionCommands, ready_frame
+from .remote_commands import RemoteCommands
+from .session_commands import SessionCommands, ready_of
 
 
 class AppSocket(CommandSocket):
@@ -55,7 +57,7 @@ class AppSocket(CommandSocket):
         self._files = files
         self._list = ListFollower(sessions, credential.app_name, fields, self.schedule_write)
         self._cursors = SessionCursors(self.schedule_write)
-        self._commands: dict[str, SessionCommands] = {}
+        self._commands: dict[str, SessionCommands | RemoteCommands] = {}
 
     @property
     def lag(self) -> int:
@@ -111,16 +113,20 @@ class AppSocket(CommandSocket):
             return
         if not isinstance(session_id, str):
             raise bad_request("session_id: is needed")
-        session = await self._sessions.get(session_id, self.app_name)
+        session = await self._sessions.viewed(session_id, self.app_name)
         match command:
             case protocol.SubscribeCommand(after=after):
                 self._subscribe(session, after)
             case protocol.UnsubscribeCommand():
                 self._cursors.remove(session.id)
             case _:
-                await self._commands_for(session).execute(command)
+                commands = self._commands_for(session)
+                if isinstance(commands, RemoteCommands):
+                    await commands.execute(command, self.text)
+                else:
+                    await commands.execute(command)
 
-    def _subscribe(self, session: Session, after: int | None) -> None:
+    def _subscribe(self, session: Session | RemoteSession, after: int | None) -> None:
         """Send the session's state, and then its entries.
 
         Raises:
@@ -136,24 +142,27 @@ class AppSocket(CommandSocket):
                 raise Error(ErrorCode.RATE_LIMITED, "subscription limit reached for this socket")
             if session.subscribers >= settings.max_sockets_per_session:
                 raise Error(ErrorCode.RATE_LIMITED, "connection limit reached for this session")
-        self.send(ready_frame(session))
+        ready, head = ready_of(session)
+        self.send(ready)
         if after is not None or not is_subscribed:
-            self._cursors.add(session, session.log.head if after is None else after)
+            self._cursors.add(session, head if after is None else after)
 
-    def _commands_for(self, session: Session) -> SessionCommands:
+    def _commands_for(self, session: Session | RemoteSession) -> SessionCommands | RemoteCommands:
         self._commands = {
             known: commands for known, commands in self._commands.items() if commands.is_pending
         }
-        if session.id not in self._commands:
-            self._commands[session.id] = SessionCommands(
-                session,
+        known = self._commands.get(session.id)
+        if known is None:
+            make = RemoteCommands if isinstance(session, RemoteSession) else SessionCommands
+            known = self._commands[session.id] = make(
+                session,  # type: ignore[arg-type]  # the class that fits it
                 self._credential,
                 partial(self._send_addressed, session.id),
                 request_id=self._request_id,
                 sessions=self._sessions,
                 files=self._files,
             )
-        return self._commands[session.id]
+        return known
 
     def _send_addressed(self, session_id: str, message: bytes) -> None:
         self.send(protocol.addressed(message, session_id))

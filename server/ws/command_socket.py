@@ -42,6 +42,7 @@ class CommandSocket(WebSocketConnection):
         self._credential = credential
         self._tokens = tokens
         self._tickets_for = tickets_for
+        self.text: bytes | str = b""
 
     @abc.abstractmethod
     async def execute(
@@ -82,6 +83,7 @@ class CommandSocket(WebSocketConnection):
             if isinstance(command, protocol.AuthCommand):
                 self._authenticate_again(command)
             else:
+                self.text = data
                 await self.execute(session_id, command)
         except Disconnect as disconnect:
             self.close(disconnect)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import DatabaseError
-from ..sessions.session import Session
+from ..sessions.remote_session import ViewedSession
 from . import framing
 
 TURN_BYTES = 64 << 10
@@ -26,7 +26,7 @@ class SessionCursor:
     __slots__ = ("_on_due", "position", "session")
 
     def __init__(
-        self, session: Session, position: int, on_due: Callable[[SessionCursor], None]
+        self, session: ViewedSession, position: int, on_due: Callable[[SessionCursor], None]
     ) -> None:
         self.session = session
         self.position = position
@@ -104,7 +104,7 @@ class SessionCursors:
         cursors = self._cursors.values()
         return max((one.session.log.head - one.position for one in cursors), default=0)
 
-    def add(self, session: Session, position: int) -> None:
+    def add(self, session: ViewedSession, position: int) -> None:
         """Follow *session* from a position; from there again if it is followed already."""
         self.remove(session.id)
         cursor = self._cursors[session.id] = SessionCursor(session, position, self._on_due)

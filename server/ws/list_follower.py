@@ -7,6 +7,7 @@ from typing import Any
 
 from ..codec import dumps
 from ..sessions.registry import SessionRegistry
+from ..sessions.remote_lists import ListedSession
 from ..sessions.session import Session
 from . import protocol
 
@@ -34,7 +35,7 @@ class ListFollower:
         self._app_name = app_name
         self._fields = fields
         self._wake = wake
-        self._changed: dict[Session, None] = {}
+        self._changed: dict[Session | ListedSession, None] = {}
         # The session's id, and a hash of the fields that the client has.
         self._known: dict[str, int] = {}
 
@@ -73,7 +74,7 @@ class ListFollower:
         self._known.pop(session_id, None)
         return protocol.frame("session_gone", session_id=session_id)
 
-    def _note(self, sessions: Collection[Session]) -> None:
+    def _note(self, sessions: Collection[Session | ListedSession]) -> None:
         self._changed.update(dict.fromkeys(sessions))
         self._wake()
 
@@ -82,7 +83,7 @@ class ListFollower:
             if (view := self._changed_view(session)) is not None:
                 yield view
 
-    def _changed_view(self, session: Session) -> dict[str, Any] | None:
+    def _changed_view(self, session: Session | ListedSession) -> dict[str, Any] | None:
         """Return the session's state, or None if the client knows it."""
         view = self._select(session.view())
         digest = hash(dumps({name: value for name, value in view.items() if name not in UNLISTED}))

@@ -13,6 +13,7 @@ from ..codec import dumps
 from ..errors import Error, ErrorCode, failure_of, forbidden_to_shares
 from ..sessions.content import check_content
 from ..sessions.registry import SessionRegistry
+from ..sessions.remote_session import RemoteSession
 from ..sessions.session import Session
 from ..sessions.session_settings import MAX_CHANGES
 from ..sessions.settings import SettingChange
@@ -24,8 +25,15 @@ MAX_STEERING = 16
 """Steered prompts of one client to which the agent has not responded."""
 
 
+def ready_of(session: Session | RemoteSession) -> tuple[bytes, int]:
+    """The first frame of a session, and the head of the log in it."""
+    if isinstance(session, RemoteSession):
+        return session.ready, session.ready_head
+    return ready_frame(session), session.log.head
+
+
 def ready_frame(session: Session) -> bytes:
-    """The first frame of a session: its state."""
+    """The first frame of a session of this node: its state."""
     return protocol.frame(
         "ready",
         protocol=protocol.PROTOCOL,

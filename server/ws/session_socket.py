@@ -16,20 +16,22 @@ from ..auth.credential import Credential
 from ..auth.tokens import TokenRegistry
 from ..errors import CloseCode
 from ..sessions.registry import SessionRegistry
+from ..sessions.remote_session import RemoteSession
 from ..sessions.session import Session
 from ..uploads.files import FileStore
 from . import framing, protocol
 from .command_socket import CommandSocket
 from .connection import WRITE_BYTES
 from .disconnect import Disconnect
-from .session_commands import SessionCommands, ready_frame
+from .remote_commands import RemoteCommands
+from .session_commands import SessionCommands, ready_of
 
 
 class SessionSocket(CommandSocket):
     """A subscriber of *session* that may also send commands.
 
     Args:
-        cursor: the position of the last entry that the client has.
+        cursor: the position of the last entry that the client has; None for the head.
         request_id: of the upgrade, for the server's log.
     """
 
@@ -37,10 +39,10 @@ class SessionSocket(CommandSocket):
         self,
         request: web.Request,
         response: web.WebSocketResponse[bool],
-        session: Session,
+        session: Session | RemoteSession,
         credential: Credential,
         *,
-        cursor: int,
+        cursor: int | None,
         request_id: str,
         sessions: SessionRegistry,
         tokens: TokenRegistry,
@@ -56,16 +58,25 @@ class SessionSocket(CommandSocket):
             commands_per_sec=sessions.settings.max_commands_per_sec,
         )
         self.session = session
-        self._cursor = cursor
+        self._ready, head = ready_of(session)
+        self._cursor = head if cursor is None else cursor
         self._is_send_scheduled = False
-        self._commands = SessionCommands(
-            session,
-            credential,
-            self.send,
-            request_id=request_id,
-            sessions=sessions,
-            files=files,
-        )
+        self._is_held = False
+        client = credential, self.send
+        self._commands: SessionCommands | RemoteCommands
+        if isinstance(session, RemoteSession):
+            self._commands = RemoteCommands(
+                session,
+                *client,
+                request_id=request_id,
+                sessions=sessions,
+                files=files,
+                hold=self._hold,
+            )
+        else:
+            self._commands = SessionCommands(
+                session, *client, request_id=request_id, sessions=sessions, files=files
+            )
 
     @property
     def lag(self) -> int:
@@ -74,7 +85,8 @@ class SessionSocket(CommandSocket):
     def on_open(self) -> None:
         self.session.subscribers += 1
         self.session.log.subscribe(self._on_new_entries)
-        self.send(ready_frame(self.session))
+        self.send(self._ready)
+        self._ready = b""
 
     def on_close(self) -> None:
         self.session.log.unsubscribe(self._on_new_entries)
@@ -110,12 +122,21 @@ class SessionSocket(CommandSocket):
         """Whether the writer waits, and the transport's buffer is empty."""
         return (
             self._is_idle
+            and not self._is_held
             and not self.session.is_log_complete  # the writer must close the connection
             and not self._transport.is_closing()
             and not self._transport.get_write_buffer_size()
         )
 
+    def _hold(self, is_held: bool) -> None:
+        """Send no entries for a moment, so that none overtakes the response of another node."""
+        self._is_held = is_held
+        if not is_held:
+            self.schedule_write()
+
     async def next_frames(self) -> list[bytes]:
+        if self._is_held:
+            return self._outbox.take()
         batches = await self.session.log.read(self._cursor)
         # The outbox comes first: `accepted` precedes the entries of its turn.
         frames = self._outbox.take()
@@ -129,7 +150,7 @@ class SessionSocket(CommandSocket):
         return frames
 
     def has_more(self) -> bool:
-        return self._cursor < self.session.log.head
+        return self._cursor < self.session.log.head and not self._is_held
 
     def heartbeat_frames(self) -> list[bytes]:
         return [framing.text_frame(protocol.frame("heartbeat", head=self.session.log.head))]
@@ -148,4 +169,7 @@ class SessionSocket(CommandSocket):
         self, session_id: Any, command: protocol.SessionCommand | protocol.OnlyAppCommand
     ) -> None:
         assert not isinstance(command, protocol.OnlyAppCommand)  # `parse` does not accept it
-        await self._commands.execute(command)
+        if isinstance(self._commands, RemoteCommands):
+            await self._commands.execute(command, self.text)
+        else:
+            await self._commands.execute(command)

@@ -393,7 +393,7 @@ async def test_running_and_queued_turns_of_revoked_app_are_cancelled(
     await socket.send("prompt", prompt=ENDLESS)
     await socket.send("prompt", prompt=script({"touch": "started"}))
     await socket.until_text("before")
-    await eventually("the second to queue", lambda: server.services.sessions.queued_turns)
+    await eventually("the second to queue", lambda: server.services.sessions.figures.queued_turns)
     folder = Path((await client.state(session))["cwd"])
     await revoke(server)
     again = await server.client(APP)

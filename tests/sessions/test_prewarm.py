@@ -63,7 +63,7 @@ async def test_new_session_takes_over_a_prewarmed_agent(serve: Serve, tmp_path: 
     mine, theirs = await server.client("mine"), await server.client("theirs")
     await until_prewarmed(server, 2)
     started = pids.read_text().split()
-    assert server.services.sessions.count_agents() == {"prewarmed": 2, "hibernated": 0}
+    assert server.services.sessions.figures.count_agents() == {"prewarmed": 2, "hibernated": 0}
 
     first = await mine.create()
     state = await mine.state(first)

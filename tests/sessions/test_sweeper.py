@@ -604,7 +604,7 @@ async def test_turn_of_an_uncached_session_is_counted_and_drained(
     running = (await held.prompt(dumps(prompt))).turn
     queued = (await held.prompt(dumps(prompt))).turn
     await asyncio.wait_for(running.wait_started(), TIMEOUT_SECS)
-    assert (ours.running_turns, ours.queued_turns) == (1, 1)
+    assert (ours.figures.running_turns, ours.figures.queued_turns) == (1, 1)
     await asyncio.wait_for(ours.stop(), TIMEOUT_SECS)
     for turn in (running, queued):
         assert turn.error is not None

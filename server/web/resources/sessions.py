@@ -14,6 +14,7 @@ from ...codec import dumps
 from ...errors import bad_request
 from ...sessions import options
 from ...sessions.listing import OPEN, SessionFilter
+from ...sessions.remote_lists import ListedSession
 from ...sessions.session import Session
 from ..conditional import conditional_json
 from ..context import CREDENTIAL, LOGGED_SESSION_ID, app_name_of, context_of
@@ -291,7 +292,7 @@ async def list_sessions(
 
 
 async def _encoded_list(
-    listed: AsyncIterator[Session], limit: int | None, fields: str | None
+    listed: AsyncIterator[Session | ListedSession], limit: int | None, fields: str | None
 ) -> AsyncIterator[bytes]:
     names = None if fields is None else frozenset({"session_id", *fields.split(",")})
     count, last, has_more = 0, 0, False

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from ...errors import CloseCode, bad_request, failure_of
+from ...sessions.remote_session import RemoteSession, ViewedSession
 from ...sessions.session import Session
 from ...ws.disconnect import Disconnect
 from ...ws.handshake import check_protocol, send_bye
@@ -61,9 +62,11 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         raise bad_request("this is a WebSocket: upgrade to it")
     query = read_query(request, SocketQuery)
     after = query.after
-    session: Session | None = None
+    session: Session | RemoteSession | None = None
     if bearer(request) is not None or "Authorization" in request.headers:
-        session = await context.sessions.get(session_id, authenticate_reader(request, session_id))
+        session = await context.sessions.viewed(
+            session_id, authenticate_reader(request, session_id)
+        )
 
     response = new_websocket(request)
     try:
@@ -88,7 +91,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
         response,
         session,
         request[CREDENTIAL],
-        cursor=session.log.head if after is None else after,
+        cursor=after,
         request_id=request[REQUEST_ID],
         sessions=context.sessions,
         tokens=context.tokens,
@@ -103,7 +106,7 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
 
 async def _open_by_frame(
     request: web.Request, response: web.WebSocketResponse[bool], session_id: str
-) -> tuple[Session, int | None]:
+) -> tuple[Session | RemoteSession, int | None]:
     """Return the session, and the position that the client's first frame names.
 
     Raises:
@@ -112,13 +115,13 @@ async def _open_by_frame(
     auth = await authenticate_by_frame(request, response, session_id)
     app_name = request[CREDENTIAL].app_name
     try:
-        return await context_of(request).sessions.get(session_id, app_name), auth.after
+        return await context_of(request).sessions.viewed(session_id, app_name), auth.after
     except Exception as error:  # noqa: BLE001 - failure_of logs it
         failure = failure_of(error, "opening a socket", session=session_id)
         raise Disconnect.from_error(failure) from None
 
 
-def _check_limits(context: ServerContext, session: Session, app_name: str) -> None:
+def _check_limits(context: ServerContext, session: ViewedSession, app_name: str) -> None:
     if session.subscribers >= context.settings.max_sockets_per_session:
         reason = "connection limit reached for this session"
         raise Disconnect(CloseCode.TOO_MANY_SOCKETS, reason)

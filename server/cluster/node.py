@@ -1,0 +1,254 @@
+"""This node of the cluster: which sessions it owns, and which nodes there are."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from ..errors import Error, ErrorCode
+from ..storage.schema import Statement
+from ..tasks import Supervisor
+from .bus import Bus, ClusterEngine
+from .channels import Channels
+from .membership import ElsewhereError
+
+logger = logging.getLogger(__name__)
+
+NOTICE_BYTES = 7000
+"""A notification has less than 8,000 bytes."""
+HEADS = "heads "
+LATE_BEATS = 2
+"""A node that has missed this many beats gets nothing new."""
+_UNFINISHED = (
+    "(EXISTS (SELECT 1 FROM turns WHERE turns.session = sessions.n AND last_seq IS NULL)"
+    " OR EXISTS (SELECT 1 FROM asked WHERE asked.session = sessions.n)"
+    " OR EXISTS (SELECT 1 FROM steers WHERE steers.session = sessions.n AND prompt IS NOT NULL))"
+)
+"""Whether a server has left work in a session."""
+
+
+class NodeInfo(NamedTuple):
+    """A node, as the last beat of this one found it.
+
+    Attributes:
+        state: ``up``, ``draining`` or ``gone``.
+        is_late: it has not beaten for two intervals, so nothing new is sent to it.
+        free: its free slots for agents.
+    """
+
+    number: int
+    name: str
+    state: str
+    is_late: bool
+    free: int
+
+
+def out_of_reach() -> Error:
+    """The error for a request to a session whose node does not answer."""
+    message = "the session's node is out of reach; retry"
+    return Error(ErrorCode.DRAINING, message, retry_after=1)
+
+
+class ClusterNode:
+    """One node of the cluster.
+
+    Attributes:
+        nodes: the nodes that are not gone, by number.
+        on_heads: called with the session numbers and heads that another node reports.
+        free_slots: returns the free slots of this node.
+        is_draining: this node takes no sessions any more.
+    """
+
+    def __init__(
+        self, engine: ClusterEngine, number: int, supervisor: Supervisor, *, beat_secs: float
+    ) -> None:
+        self.number: int | None = number
+        self.beat_secs = beat_secs
+        self._number = number
+        self._engine = engine
+        self.nodes: dict[int, NodeInfo] = {}
+        self._tokens_digest: tuple[object, ...] = ()
+        self.is_draining = False
+        self.free_slots: Callable[[], int] = lambda: 1
+        self.on_heads: Callable[[Sequence[tuple[int, int]]], None] = lambda heads: None
+        self.on_event: dict[str, Callable[[str], None]] = {}
+        self.bus = Bus(engine, number, supervisor)
+        self.bus.on_notice = self._notice
+        self.channels = Channels(self.bus)
+
+    # Ownership
+
+    async def claim(self, session_id: str) -> bool:
+        """Become the owner of a session; see :class:`Cluster`."""
+        rows = await self._engine.fetch("SELECT owner FROM sessions WHERE id = ?", (session_id,))
+        if not rows:
+            return False
+        owner: int | None = rows[0][0]
+        if owner is None and (other := self._better_node()) is not None:
+            raise ElsewhereError(session_id, other)
+        if owner is None:
+            claimed = await self._engine.change(
+                "WITH f AS MATERIALIZED"
+                " (SELECT n FROM nodes WHERE n = ?1 AND state = 'up' FOR SHARE)"
+                " UPDATE sessions SET owner = f.n FROM f"
+                " WHERE id = ?2 AND (owner IS NULL OR owner = ?1) RETURNING owner",
+                (self._number, session_id),
+                repeats=True,
+            )
+            if claimed:
+                return True
+            rows = await self._engine.fetch(
+                "SELECT owner FROM sessions WHERE id = ?", (session_id,)
+            )
+            owner = rows[0][0] if rows else None
+        if owner is None:
+            raise out_of_reach()
+        if owner != self._number:
+            raise ElsewhereError(session_id, owner)
+        return False
+
+    def _better_node(self) -> int | None:
+        """A node that should wake a session instead of this one; None if this one should."""
+        if not self.is_draining and self.free_slots() > 0:
+            return None
+        others = [one for one in self._others() if one.free > 0]
+        if not others and self.is_draining:
+            others = self._others()
+        return _freer_of_two(others)
+
+    def place(self) -> int:
+        """The node for a new session: this one if it has a free slot."""
+        better = self._better_node()
+        return self._number if better is None else better
+
+    def _others(self) -> list[NodeInfo]:
+        return [
+            one
+            for one in self.nodes.values()
+            if one.number != self._number and one.state == "up" and not one.is_late
+        ]
+
+    async def find_nodes(self) -> None:
+        """Read which nodes there are, and end the channels to nodes that have ended."""
+        rows = await self._engine.fetch(
+            "SELECT n, name, state, beat_at < clock_timestamp() - make_interval(secs => ?),"
+            " slots - live FROM nodes WHERE state <> 'gone'",
+            (LATE_BEATS * self.beat_secs,),
+        )
+        self.nodes = {row[0]: NodeInfo(*row) for row in rows}
+        self.channels.lose_nodes(self.nodes)
+
+    async def take_over_sessions(self) -> None:
+        """Take the sessions of nodes that have ended: those with work, and free the others.
+
+        It depends on nothing but the tables, so it completes what another node has left half done.
+        """
+        await self._engine.change(
+            "WITH f AS MATERIALIZED"  # noqa: S608
+            " (SELECT n FROM nodes WHERE n = ?1 AND state <> 'gone' FOR SHARE)"
+            f" UPDATE sessions SET owner = CASE WHEN {_UNFINISHED} THEN f.n END FROM f"
+            " WHERE sessions.owner IS NOT NULL AND sessions.owner <> ?1 AND NOT EXISTS"
+            " (SELECT 1 FROM nodes WHERE nodes.n = sessions.owner AND nodes.state <> 'gone')",
+            (self._number,),
+            repeats=True,
+        )
+
+    async def owned_sessions(self) -> list[tuple[str, bool]]:
+        """The sessions that this node owns, each with whether work is left in it."""
+        rows = await self._engine.fetch(
+            f"SELECT id, {_UNFINISHED} FROM sessions WHERE owner = ?",  # noqa: S608
+            (self._number,),
+        )
+        return [(session_id, bool(has_work)) for session_id, has_work in rows]
+
+    async def waiting_sessions(self) -> list[str]:
+        """The sessions without an owner in which a turn waits."""
+        rows = await self._engine.fetch(
+            "SELECT id FROM sessions WHERE owner IS NULL AND removed_at IS NULL"
+            " AND n IN (SELECT session FROM turns WHERE last_seq IS NULL)",
+            (),
+        )
+        return [row[0] for row in rows]
+
+    def ownership_of(self, session: int) -> list[Statement]:
+        """The statements that make this node the owner of a new session."""
+        return [self.owner_statement(session, self._number)]
+
+    def owner_statement(self, session: int, owner: int | None) -> Statement:
+        """The statement that gives a session of this node another owner, or none."""
+        return (
+            "UPDATE sessions SET owner = ?1 WHERE n = ?2 AND (owner IS NULL OR owner = ?3)",
+            (owner, session, self._number),
+        )
+
+    async def next_session_number(self) -> int:
+        rows = await self._engine.change("SELECT nextval('session_numbers')")
+        return int(rows[0][0])
+
+    async def heads_of(self, numbers: Iterable[int]) -> dict[int, tuple[int | None, int]]:
+        """The owner and the head of each session, by its number."""
+        wanted = list(numbers)
+        marks = ", ".join("?" * len(wanted))
+        rows = await self._engine.fetch(
+            "SELECT n, owner, coalesce((SELECT max(last_seq) FROM log WHERE session = sessions.n),"  # noqa: S608
+            f" 0) FROM sessions WHERE n IN ({marks})",
+            wanted,
+        )
+        return {number: (owner, head) for number, owner, head in rows}
+
+    async def tokens_have_changed(self) -> bool:
+        """Whether a token or a share was created, changed or revoked since the last call."""
+        rows = await self._engine.fetch(
+            "SELECT (SELECT md5(string_agg(name || ' ' || encode(hash, 'hex') || coalesce(options,"
+            " ''), ' ' ORDER BY name)) FROM tokens),"
+            " (SELECT md5(string_agg(id, ' ' ORDER BY id)) FROM shares)",
+            (),
+        )
+        before, self._tokens_digest = self._tokens_digest, tuple(rows[0])
+        return before != self._tokens_digest
+
+    # Notifications
+
+    async def send_heads(self, node: int, heads: Sequence[tuple[int, int]]) -> None:
+        """Tell a node the heads of logs that it follows."""
+        text = HEADS
+        for number, head in heads:
+            text += f"{number}:{head} "
+            if len(text) > NOTICE_BYTES:
+                await self.bus.notify(node, text)
+                text = HEADS
+        if text != HEADS:
+            await self.bus.notify(node, text)
+
+    async def tell_all(self, kind: str, text: str = "") -> None:
+        """Send an event to every node, also to this one. It may be lost."""
+        await self.bus.notify_all(f"{kind} {text}")
+
+    def _notice(self, notice: str) -> None:
+        if notice.startswith(HEADS):
+            pairs = (one.split(":") for one in notice.split()[1:])
+            self.on_heads([(int(number), int(head)) for number, head in pairs])
+            return
+        kind, _, text = notice.partition(" ")
+        if (handle := self.on_event.get(kind)) is not None:
+            handle(text)
+
+    def check_alive(self, node: int) -> None:
+        """Check that messages to a node will be read.
+
+        Raises:
+            Error: ``draining``; it is late or gone.
+        """
+        found = self.nodes.get(node)
+        if node != self._number and (found is None or found.is_late):
+            raise out_of_reach()
+
+
+def _freer_of_two(nodes: Sequence[NodeInfo]) -> int | None:
+    """Of two nodes drawn at random, the one with more free slots."""
+    if not nodes:
+        return None
+    drawn = random.sample(nodes, min(2, len(nodes)))
+    return max(drawn, key=lambda one: one.free).number

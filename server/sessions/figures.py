@@ -1,0 +1,33 @@
+"""Figures of the sessions for the operator."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .registry import SessionRegistry
+
+
+class SessionFigures:
+    """The figures of a registry."""
+
+    def __init__(self, sessions: SessionRegistry) -> None:
+        self._sessions = sessions
+
+    def count_agents(self) -> Counter[str]:
+        """The number of agents in each state; a session without one counts as hibernated."""
+        sessions = self._sessions
+        counts = sessions.slots.count_states()
+        del counts["hibernated"]  # a hibernated holder is about to start its agent
+        total = sessions.quotas.open_sessions + len(sessions.prewarmer)
+        counts["hibernated"] = total - counts.total()
+        return counts
+
+    @property
+    def running_turns(self) -> int:
+        return sum(one.state_name == "running" for one in self._sessions.in_memory())
+
+    @property
+    def queued_turns(self) -> int:
+        return sum(len(one.turns) for one in self._sessions.in_memory())

@@ -1,0 +1,280 @@
+"""Logs of sessions that another node of the cluster runs.
+
+A node opens a channel to each owner of such a session and names the sessions there. The owner
+answers each commit with a notification of the new heads, and this node reads the entries from the
+database. A notification may be lost, so the heads are also read once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..cluster.channels import ChannelLostError, NodeChannel
+from ..cluster.node import ClusterNode
+from ..codec import dumps, loads
+from ..errors import DatabaseError
+from ..storage.queries import Queries
+from ..storage.schema import LogRow
+from ..tasks import Tasks
+from .event_log import EventLogs, LogReader
+
+logger = logging.getLogger(__name__)
+
+HEADS_POLL_SECS = 1.0
+READ_AGAIN_SECS = 0.2
+FOLLOW = "follow-heads"
+"""The kind of the channels on which nodes name the sessions that they follow."""
+_CLOSED = b'{"type":"session_closed",'
+_REOPENED = b'{"type":"session_reopened",'
+
+
+class FollowedLog(LogReader):
+    """The log of a session that another node runs.
+
+    Attributes:
+        is_complete: whether ``session_closed`` is the last entry.
+    """
+
+    def __init__(
+        self, shared: EventLogs, number: int, head: int, *, is_complete: bool, queries: Queries
+    ) -> None:
+        super().__init__(shared, number, head)
+        self.is_complete = is_complete
+        self._known_head = head
+        self._queries = queries
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def number(self) -> int:
+        """The number of the session."""
+        return self._number
+
+    def note_head(self, head: int) -> None:
+        """Read the entries up to *head*, and notify the subscribers."""
+        if head > self._known_head:
+            self._known_head = head
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read_new(), name="followed-log")
+
+    def publish(self, rows: Sequence[LogRow]) -> None:
+        if rows:
+            last = rows[-1].body.rpartition(b"\n")[2]
+            self.is_complete = last.startswith(_CLOSED)
+        super().publish(rows)
+
+    async def _read_new(self) -> None:
+        try:
+            while self.head < self._known_head:
+                try:
+                    rows = await self._queries.read_log(
+                        self._number, self.head, self._limits.page_bytes
+                    )
+                except DatabaseError:
+                    await asyncio.sleep(READ_AGAIN_SECS)
+                    continue
+                if not rows:
+                    self._known_head = self.head  # the log was deleted, or has gone back
+                    return
+                self.publish(rows)
+        finally:
+            self._reading = None
+
+
+class LogFollower:
+    """The logs that this node follows."""
+
+    def __init__(self, node: ClusterNode, logs: EventLogs, queries: Queries) -> None:
+        self._node = node
+        self._logs = logs
+        self._queries = queries
+        self._followed: dict[int, tuple[str, FollowedLog]] = {}
+        self._users: dict[int, int] = {}
+        self._owners: dict[int, int] = {}
+        self._channels: dict[int, NodeChannel] = {}
+        self._named: dict[int, set[str]] = {}
+        self._tasks = Tasks()
+        self.missed = 0
+        node.on_heads = self._note_heads
+
+    def __len__(self) -> int:
+        return len(self._followed)
+
+    async def stop(self) -> None:
+        await self._tasks.finish(0)
+
+    def open(self, number: int, head: int, *, is_complete: bool) -> FollowedLog:
+        """The log of a session that another node runs; the one that is followed, if it is."""
+        if number in self._followed:
+            log = self._followed[number][1]
+            log.note_head(head)
+            return log
+        return FollowedLog(self._logs, number, head, is_complete=is_complete, queries=self._queries)
+
+    def follow(self, session_id: str, log: FollowedLog, owner: int | None) -> None:
+        """Follow a log. :meth:`unfollow` must be called as often."""
+        number = log.number
+        self._users[number] = self._users.get(number, 0) + 1
+        if number not in self._followed:
+            self._followed[number] = (session_id, log)
+            self._set_owner(number, owner)
+
+    def unfollow(self, log: FollowedLog) -> None:
+        number = log.number
+        self._users[number] -= 1
+        if not self._users[number]:
+            del self._users[number]
+            self._set_owner(number, None)
+            del self._followed[number]
+
+    async def watch(self) -> None:
+        """Read the heads and the owners once a second, forever."""
+        while True:
+            await asyncio.sleep(HEADS_POLL_SECS)
+            if not self._followed:
+                continue
+            try:
+                found = await self._node.heads_of(list(self._followed))
+            except DatabaseError:
+                continue
+            for number, (owner, head) in found.items():
+                if (entry := self._followed.get(number)) is None:
+                    continue
+                if head > entry[1]._known_head:
+                    self.missed += 1
+                    entry[1].note_head(head)
+                self._set_owner(number, owner)
+            for number in self._followed.keys() - found.keys():
+                self._followed[number][1].mark_deleted()
+
+    def _note_heads(self, heads: Sequence[tuple[int, int]]) -> None:
+        for number, head in heads:
+            if (entry := self._followed.get(number)) is not None:
+                entry[1].note_head(head)
+
+    def _set_owner(self, number: int, owner: int | None) -> None:
+        """Name the session to its owner, and no longer to the one before."""
+        session_id, _ = self._followed[number]
+        before = self._owners.get(number)
+        if before is not None and before != owner:
+            self._owners.pop(number)
+            self._named.get(before, set()).discard(session_id)
+            self._tell(before, drop=session_id)
+        if owner is not None and session_id not in self._named.get(owner, ()):
+            self._owners[number] = owner
+            self._named.setdefault(owner, set()).add(session_id)
+            self._tell(owner, add=session_id)
+
+    def _tell(self, owner: int, **order: str) -> None:
+        channel = self._channels.get(owner)
+        if channel is None:
+            if "drop" in order:
+                return
+            channel = self._channels[owner] = self._node.channels.open(owner, FOLLOW)
+            self._tasks.spawn(self._hold(owner, channel), f"follow-node-{owner}")
+        try:
+            channel.send_now(dumps(order))
+        except ChannelLostError:
+            self._forget(owner, channel)
+
+    async def _hold(self, owner: int, channel: NodeChannel) -> None:
+        """Notice the end of a channel; the next poll names its sessions again."""
+        try:
+            async for _ in channel:
+                pass
+        except ChannelLostError:
+            pass
+        finally:
+            self._forget(owner, channel)
+            channel.close()
+
+    def _forget(self, owner: int, channel: NodeChannel) -> None:
+        if self._channels.get(owner) is channel:
+            del self._channels[owner]
+            self._named.pop(owner, None)
+
+
+class HeadReporter:
+    """Tells other nodes the heads of the logs that they follow.
+
+    Args:
+        loaded: returns the session with an id, if it is in memory.
+    """
+
+    def __init__(self, node: ClusterNode, loaded: Callable[[str], Any]) -> None:
+        self._node = node
+        self._loaded = loaded
+        self._due: dict[int, dict[int, int]] = {}
+        self._sending: set[int] = set()
+        self._tasks = Tasks()
+        node.channels.servers[FOLLOW] = self._serve
+
+    async def stop(self) -> None:
+        await self._tasks.finish(0)
+
+    async def _serve(self, channel: NodeChannel) -> None:
+        """Report the heads of the sessions that *channel* names, until it ends."""
+        followed: dict[str, tuple[Any, Callable[[], None]]] = {}
+        missing: set[str] = set()
+        looking = asyncio.create_task(self._look(channel.partner, followed, missing))
+        try:
+            async for piece in channel:
+                order: dict[str, str] = loads(piece)
+                if (session_id := order.get("add")) is not None:
+                    missing.add(session_id)
+                    self._attach(channel.partner, followed, missing)
+                elif (session_id := order.get("drop")) is not None:
+                    missing.discard(session_id)
+                    if session_id in followed:
+                        session, notify = followed.pop(session_id)
+                        session.log.unsubscribe(notify)
+        finally:
+            looking.cancel()
+            for session, notify in followed.values():
+                session.log.unsubscribe(notify)
+
+    async def _look(
+        self, node: int, followed: dict[str, tuple[Any, Callable[[], None]]], missing: set[str]
+    ) -> None:
+        """Attach to sessions that are loaded, or loaded again, later."""
+        while True:
+            await asyncio.sleep(HEADS_POLL_SECS)
+            for session_id, (session, notify) in tuple(followed.items()):
+                if self._loaded(session_id) is not session:
+                    session.log.unsubscribe(notify)
+                    del followed[session_id]
+                    missing.add(session_id)
+            self._attach(node, followed, missing)
+
+    def _attach(
+        self, node: int, followed: dict[str, tuple[Any, Callable[[], None]]], missing: set[str]
+    ) -> None:
+        for session_id in tuple(missing):
+            session = self._loaded(session_id)
+            if session is None:
+                continue
+            number, log = session.row.n, session.log
+
+            def notify(number: int = number, log: LogReader = log) -> None:
+                self._note(node, number, log.head)
+
+            missing.discard(session_id)
+            followed[session_id] = session, notify
+            log.subscribe(notify)
+            notify()
+
+    def _note(self, node: int, number: int, head: int) -> None:
+        self._due.setdefault(node, {})[number] = head
+        if node not in self._sending:
+            self._sending.add(node)
+            self._tasks.spawn(self._send(node), f"heads-to-node-{node}")
+
+    async def _send(self, node: int) -> None:
+        """Send all heads that are due; those that change meanwhile follow together."""
+        try:
+            while heads := self._due.pop(node, None):
+                await self._node.send_heads(node, list(heads.items()))
+        finally:
+            self._sending.discard(node)

@@ -1,0 +1,96 @@
+"""Which sessions this node of the cluster owns: taken over, handed over, released.
+
+Everything here follows from the tables, not from events: each round finds what an earlier one, or
+another node, has left half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from ..cluster.membership import ElsewhereError
+from ..cluster.node import ClusterNode
+from ..errors import DatabaseError, Error
+from ..storage.schema import Statement
+
+if TYPE_CHECKING:
+    from .registry import SessionRegistry
+    from .session import Session
+
+logger = logging.getLogger(__name__)
+
+WAITING = "waiting"
+"""The event that tells the other nodes of released sessions in which turns wait."""
+
+
+class SessionOwnership:
+    """Keeps the sessions of a registry in accordance with the cluster's tables."""
+
+    def __init__(self, sessions: SessionRegistry, node: ClusterNode) -> None:
+        self._sessions = sessions
+        self._node = node
+        self._is_due = asyncio.Event()
+        node.on_event[WAITING] = lambda _: self._is_due.set()
+        node.free_slots = lambda: sessions.slots.free
+
+    async def run(self) -> None:
+        """Tend the sessions at each beat, and when another node has released some; forever."""
+        while True:
+            self._is_due.clear()
+            try:
+                async with asyncio.timeout(self._node.beat_secs):
+                    await self._is_due.wait()
+            except TimeoutError:
+                pass
+            try:
+                await self.tend()
+            except (DatabaseError, Error) as error:
+                logger.warning("the cluster's tables cannot be read: %s", error)
+
+    async def tend(self) -> None:
+        """Take over what is left of other nodes, once."""
+        await self._node.find_nodes()
+        await self._node.take_over_sessions()
+        for session_id, has_work in await self._node.owned_sessions():
+            if has_work and self._sessions.loaded(session_id) is None:
+                await self._look_up(session_id)
+        if not self._node.is_draining:
+            for session_id in await self._node.waiting_sessions():
+                await self._look_up(session_id)
+
+    async def _look_up(self, session_id: str) -> None:
+        """Load a session, which recovers or adopts it."""
+        try:
+            await self._sessions.find(session_id)
+        except (ElsewhereError, Error):
+            pass  # another node was faster
+        except Exception:
+            logger.exception("a session cannot be taken over", extra={"session": session_id})
+
+    async def hand_over(self, timeout: float) -> None:
+        """Release all sessions. Running turns have *timeout* seconds to end."""
+        self._node.is_draining = True
+        sessions = tuple(self._sessions.in_memory())
+        await asyncio.gather(*(self._hand_over_one(session, timeout) for session in sessions))
+        for session_id, _ in await self._node.owned_sessions():
+            if (session := self._sessions.loaded(session_id)) is not None:
+                await self._hand_over_one(session, 0)
+        await self._sessions.writer.commit([self._release_rest()])
+        await self._node.tell_all(WAITING)
+
+    async def _hand_over_one(self, session: Session, timeout: float) -> None:
+        has_waiting = await session.succession.hand_over(timeout)
+        await session.agent.end()
+        await session.log.reach(session.log.last)
+        self._sessions.hide(session.id)
+        self._sessions.unhide(session.id)
+        release = self._node.owner_statement(session.row.n, None)
+        await self._sessions.writer.commit([release])
+        if has_waiting:
+            await self._node.tell_all(WAITING)
+
+    def _release_rest(self) -> Statement:
+        """The statement that releases the sessions that are not in memory."""
+        return "UPDATE sessions SET owner = NULL WHERE owner = ?", (self._node.number,)

@@ -1,0 +1,204 @@
+"""The commands of a client for a session that another node of the cluster runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from ..auth.credential import Credential
+from ..auth.tokens import TokenRegistry
+from ..cluster.channels import ChannelLostError, NodeChannel
+from ..cluster.node import ClusterNode, out_of_reach
+from ..codec import call_off_loop, dumps, loads
+from ..errors import Error, failure_of, forbidden_to_shares
+from ..sessions.registry import SessionRegistry
+from ..sessions.remote_session import READY, RemoteSession
+from ..sessions.session import Session
+from ..tasks import Tasks
+from ..uploads.files import FileStore
+from . import protocol
+from .session_commands import SessionCommands, ready_frame
+
+COMMAND_CHANNEL = "session-commands"
+"""The kind of the channels on which nodes send the commands of their clients."""
+FRAME, DONE = b"f", b"d"
+"""The first byte of a piece: a frame for the client follows, or a command was executed."""
+
+
+class RemoteCommands:
+    """Sends the commands of one client to the node that runs the session.
+
+    The owner executes them as those of its own clients, and sends back the frames.
+
+    Args:
+        send: sends a frame to the client.
+        hold: called with True while a command is executed, so that no entry overtakes its response.
+    """
+
+    def __init__(
+        self,
+        session: RemoteSession,
+        credential: Credential,
+        send: Callable[[bytes], None],
+        *,
+        request_id: str,
+        sessions: SessionRegistry,
+        files: FileStore,
+        hold: Callable[[bool], None] = lambda held: None,
+    ) -> None:
+        self._session = session
+        self._credential = credential
+        self._send = send
+        self._request_id = request_id
+        self._sessions = sessions
+        self._files = files
+        self._hold = hold
+        self._channel: NodeChannel | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._tasks = Tasks()
+        self._local: SessionCommands | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the owner may still send frames."""
+        return self._channel is not None or (self._local is not None and self._local.is_pending)
+
+    async def finish(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        await self._tasks.finish(0)
+        if self._local is not None:
+            await self._local.finish()
+
+    async def execute(self, command: protocol.SessionCommand, data: bytes | str) -> None:
+        """Execute one command.
+
+        Args:
+            data: the frame as the client sent it.
+
+        Raises:
+            Error: the command fails; the socket stays open.
+        """
+        if isinstance(command, protocol.PingCommand):
+            self._send(protocol.frame("pong", id=command.id))
+            return
+        if self._credential.session_id is not None:
+            raise forbidden_to_shares()
+        self._hold(True)
+        try:
+            if self._channel is None:
+                await self._open()
+            if self._local is not None:
+                await self._local.execute(command)
+            elif self._channel is not None:
+                await self._execute_there(self._channel, data)
+        finally:
+            self._hold(False)
+
+    async def _open(self) -> None:
+        """Find the node that runs the session now."""
+        found = await self._sessions.viewed(self._session.id, self._credential.app_name)
+        if isinstance(found, Session):
+            if self._local is None:
+                self._local = SessionCommands(
+                    found,
+                    self._credential,
+                    self._send,
+                    request_id=self._request_id,
+                    sessions=self._sessions,
+                    files=self._files,
+                )
+            return
+        assert found.owner is not None
+        self._local = None
+        assert self._sessions.remote is not None
+        channels = self._sessions.remote.node.channels
+        channel = self._channel = channels.open(found.owner, COMMAND_CHANNEL)
+        client = {
+            "session_id": self._session.id,
+            "app": self._credential.app_name,
+            "request_id": self._request_id,
+        }
+        channel.send_now(dumps(client))
+        self._tasks.spawn(self._read(channel), f"commands-{self._session.id}")
+
+    async def _execute_there(self, channel: NodeChannel, data: bytes | str) -> None:
+        done = self._done = asyncio.get_running_loop().create_future()
+        try:
+            await channel.send(data.encode() if isinstance(data, str) else bytes(data))
+            await done
+        except ChannelLostError:
+            raise out_of_reach() from None
+        finally:
+            self._done = None
+
+    async def _read(self, channel: NodeChannel) -> None:
+        try:
+            async for piece in channel:
+                if piece[:1] == FRAME:
+                    self._send(piece[1:])
+                elif self._done is not None and not self._done.done():
+                    self._done.set_result(None)
+        except ChannelLostError:
+            pass
+        finally:
+            channel.close()
+            if self._channel is channel:
+                self._channel = None
+            if self._done is not None and not self._done.done():
+                self._done.set_exception(ChannelLostError())
+
+
+class CommandServer:
+    """Executes the commands that clients of other nodes send for sessions of this node."""
+
+    def __init__(
+        self, node: ClusterNode, sessions: SessionRegistry, tokens: TokenRegistry, files: FileStore
+    ) -> None:
+        self._sessions = sessions
+        self._tokens = tokens
+        self._files = files
+        node.channels.servers[COMMAND_CHANNEL] = self._serve
+        node.channels.servers[READY] = self._serve_ready
+
+    async def _serve_ready(self, channel: NodeChannel) -> None:
+        """Send the state of a session."""
+        request = loads(await channel.receive() or b"{}")
+        session = await self._sessions.find(request["session_id"])
+        if session is not None:
+            await channel.send(ready_frame(session))
+            channel.end()
+
+    async def _serve(self, channel: NodeChannel) -> None:
+        client = loads(await channel.receive() or b"{}")
+        credential = await self._tokens.find(client["app"])
+        session = await self._sessions.get(client["session_id"], credential.app_name)
+        commands = SessionCommands(
+            session,
+            credential,
+            lambda frame: _send(channel, frame),
+            request_id=client["request_id"],
+            sessions=self._sessions,
+            files=self._files,
+        )
+        try:
+            async for data in channel:
+                await self._execute(channel, commands, data)
+                await channel.send(DONE)
+        finally:
+            await commands.finish()
+
+    async def _execute(self, channel: NodeChannel, commands: SessionCommands, data: bytes) -> None:
+        _, command = await call_off_loop(protocol.parse_addressed, data)
+        try:
+            assert not isinstance(command, protocol.OnlyAppCommand | protocol.AuthCommand)
+            await commands.execute(command)
+        except Exception as error:  # noqa: BLE001 - failure_of logs it
+            failure: Error = failure_of(error, "a command of a client of another node")
+            _send(channel, protocol.error_frame(failure, command.id))
+
+
+def _send(channel: NodeChannel, frame: bytes) -> None:
+    with contextlib.suppress(ChannelLostError):  # the client's node has ended
+        channel.send_now(FRAME + frame)
