@@ -20,6 +20,7 @@ from .backends import AgentBackend, make_backend
 from .config import MAX_BODY_BYTES, Settings
 from .data_dir import DataDir
 from .errors import DatabaseError, Error, StartError
+from .gateways.setup import Gateways
 from .limits import ByteBudget
 from .metrics import Metrics
 from .outbox.outbox import AlertOutbox
@@ -27,7 +28,6 @@ from .runs.jobs import RunJobs
 from .runs.results import RunResults
 from .runs.runner import Runner
 from .sandbox.sandbox import Sandbox
-from .sandbox.setup import make_sandbox
 from .search.index import SearchIndex
 from .search.indexer import Indexer
 from .sessions.registry import SessionRegistry
@@ -108,8 +108,8 @@ class _Server:
     ) -> None:
         self._app = app
         self._settings = settings
-        self._environ = environ
-        self._agent_environ = agent_environ(environ, settings.agent_env)
+        self._environ: Mapping[str, str] = environ
+        self._agent_environ: Mapping[str, str] = agent_environ(environ, settings.agent_env)
         self._clock = clock
         self._supervisor = supervisor
         self._stream_keep_alive_secs = stream_keep_alive_secs
@@ -133,12 +133,11 @@ class _Server:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         """Start all parts. *stack* stops them."""
-        args = self._settings, self._environ, self._agent_environ
-        sandbox = self._app[SANDBOX] = await asyncio.to_thread(make_sandbox, *args)
+        await self._open_gateways(stack)
         stack.enter_context(self._data_dir.locked())
         queries, writer = await self._start_storage(stack)
         tokens = await self._load_tokens(queries, writer)
-        tokens.second_app_refusal = sandbox.refusal
+        tokens.second_app_refusal = self._app[SANDBOX].refusal
         backend = await self._start_backend(stack, writer, tokens)
         parts = self._settings, queries, writer, self._metrics, backend, self._clock
         sessions = SessionRegistry(*parts, accounts=tokens.accounts)
@@ -150,6 +149,7 @@ class _Server:
         await sessions.start()
         stack.push_async_callback(sessions.stop)
         runner = await self._start_runner(stack, queries, writer, backend, sessions)
+        self._gateways.connect(sessions, runner)
         jobs = await self._start_jobs(stack, writer)
         files = await self._start_uploads(queries, writer, sessions)
         logins = AgentLogins(backend, self._data_dir)
@@ -189,6 +189,12 @@ class _Server:
         )
         self._start_loops(stack, context, writer)
         health.ready = self._supervisor.failure is None
+
+    async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> None:
+        given = self._settings, self._environ, self._agent_environ
+        self._gateways = gateways = await Gateways.open(stack, *given)
+        self._environ, self._agent_environ = gateways.environ, gateways.agent_environ
+        self._app[SANDBOX] = gateways.sandbox
 
     async def _start_storage(
         self, stack: contextlib.AsyncExitStack

@@ -311,6 +311,7 @@ class Settings:
     log_level: str = _setting(_choice("debug", "info", "warning", "error"), "info")
     sync: str = _setting(_choice("normal", "full"), "normal")
     sandbox: str = _setting(_choice("auto", "bwrap", "landlock", "off"), "auto")
+    key_proxy: str | None = _setting(_choice("on", "off"), None)
     sandbox_read: tuple[Path, ...] = _setting(_roots, ())
     sandbox_write: tuple[Path, ...] = _setting(_roots, ())
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ..agents.proxied_usage import ProxiedUsage
 from ..agents.usage import Cost, Usage
 from ..errors import Error, ErrorCode
 from .limits import NO_BUDGET, NO_LIMITS, AppLimits, Budget
@@ -45,6 +46,7 @@ class Accounts:
 
     Attributes:
         on_limits_changed: called with the app's name after its limits have changed.
+        proxied: the tokens that the key proxy has seen and no turn or run has counted yet.
         on_exceeded: called with the app's name and ``resets_at`` when it has used up its budget.
     """
 
@@ -53,6 +55,7 @@ class Accounts:
     ) -> None:
         self.on_limits_changed: list[Callable[[str], None]] = []
         self.on_exceeded: list[Callable[[str, int], None]] = []
+        self.proxied = ProxiedUsage()
         self._history = history
         self._last_id = 0
         self._clock = clock

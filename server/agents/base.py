@@ -81,6 +81,10 @@ class AgentSpec:
         """The further folders that the agent may change."""
         return tuple(self.parameters.additional_directories)
 
+    @property
+    def client_environ(self) -> Mapping[str, str]:
+        return self.parameters.environ  # of the session
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wanted:

@@ -149,7 +149,8 @@ class AgentLogins:
     @contextlib.asynccontextmanager
     async def _running(self, agent: str) -> AsyncIterator[_LoginProcess]:
         """The agent, started and initialized. It is ended afterwards."""
-        argv, environ = await self._backend.command(agent)
+        argv, own = await self._backend.command(agent)
+        environ = {**self._backend.sandbox.environ, **own}  # with the keys
         async with self._folder() as folder, contextlib.AsyncExitStack() as stack:
             read_end, write_end = os.pipe()
             try:

@@ -48,6 +48,27 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             cost = Cost(self.cost.amount + other.cost.amount, self.cost.currency)
         return Usage(**counts, cost=cost)
 
+    def minus(self, other: Usage) -> Usage:
+        """The counts of tokens without those of *other*; none is negative."""
+        counts: dict[str, Any] = {
+            name: max(0, count - (before if isinstance(before, int) else 0))
+            for name in self.__struct_fields__
+            if isinstance(count := getattr(self, name), int)
+            and (before := getattr(other, name)) is not None
+        }
+        return Usage(**counts)
+
+    def at_least(self, other: Usage) -> Usage:
+        """This usage, with the counts of *other* that are larger."""
+        counts = {
+            name: max(own, seen) if isinstance(own, int) and isinstance(seen, int) else seen
+            for name in self.__struct_fields__
+            if name != "cost"
+            and isinstance(seen := getattr(other, name), int)
+            and (own := getattr(self, name)) is not None
+        }
+        return msgspec.structs.replace(self, **counts)
+
 
 def of_acp(usage: Any, cost: Any = None) -> Usage:
     """The usage in ACP's forms.

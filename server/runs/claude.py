@@ -100,18 +100,18 @@ class ClaudeProgram:
 
     async def _collect_output(self, run: Run, path: str, folder: RunFolder, stdin: int) -> Output:
         own = self._environ_of(run.request.app_name)
+        environ = claude_environ({**self._environ, **own}, run.timeout)
         cwd = folder.path / WORK
         spec = AgentSpec(run.id, CLAUDE, str(cwd), None, None, "", owner=run.request.app_name)
         try:
-            plan = await asyncio.to_thread(self._sandbox.plan, spec, {}, [folder.path])
+            plan = await asyncio.to_thread(
+                self._sandbox.plan, spec, {name: environ[name] for name in own}, [folder.path]
+            )
         except FolderError as error:
             raise misplaced(str(error)) from None
         program = await self._programs.start(
             claude_argv(path, run.request, folder.path),
-            environ={
-                **claude_environ({**self._environ, **own}, run.timeout),
-                process_tree.AGENT_VARIABLE: run.id,
-            },
+            environ={**environ, process_tree.AGENT_VARIABLE: run.id},
             cwd=cwd,
             stdin=stdin,
             sandbox=plan,

@@ -107,6 +107,10 @@ class Runner:
         """The number of runs that have a slot."""
         return self._queue.held
 
+    def owner_of(self, run_id: str) -> str | None:
+        """The app of a run that has not ended; None if there is no such run."""
+        return next((run.request.app_name for run in self._runs if run.id == run_id), None)
+
     async def start(self) -> None:
         """Clean up after an earlier server process: acpx records, rows and folders of its runs."""
         for run_id in await self._queries.unfinished_runs():
@@ -246,7 +250,10 @@ class Runner:
         await to_completion(self._writer.commit([statements.insert_run(row)]))
 
     def _count_usage(self, run: Run, agent: str) -> list[Statement]:
-        """Count what the agent has reported. Returns the statement that stores it, if it has."""
+        """Count what the agent has used. Returns the statement that stores it, if it is known."""
+        proxied = self._accounts.proxied.take(run.id)
+        if proxied is not None:  # the agent may report less, or nothing
+            run.usage = run.usage.at_least(proxied)
         if run.usage == Usage():
             return []
         now = self._clock()

@@ -38,9 +38,11 @@ class LoginFile(NamedTuple):
     is_stable: Callable[[Any], bool] = lambda content: True
 
 
-def _has_no_tokens(content: Any) -> bool:
+def has_only_api_key(content: Any) -> bool:
     """Whether codex's ``auth.json`` has a key and no tokens that rotate."""
-    return isinstance(content, dict) and not content.get("tokens")
+    if not isinstance(content, dict) or content.get("tokens"):
+        return False
+    return isinstance(content.get("OPENAI_API_KEY"), str)
 
 
 def _has_only_keys(content: Any) -> bool:
@@ -53,7 +55,8 @@ def _has_only_keys(content: Any) -> bool:
 LOGIN_FILES: Mapping[str, tuple[LoginFile, ...]] = {
     "codex": (
         LoginFile(".codex/config.toml"),
-        LoginFile(".codex/auth.json", ("OPENAI_API_KEY", "CODEX_API_KEY"), _has_no_tokens),
+        # Also if a key is in the environment: codex does not use that without this file.
+        LoginFile(".codex/auth.json", (), has_only_api_key),
     ),
     "copilot": (LoginFile(".copilot/config.json", ("GH_TOKEN", "GITHUB_TOKEN")),),
     "gemini": (
@@ -85,7 +88,11 @@ ROTATING: Mapping[str, tuple[str, str]] = {
 
 
 def copy_logins(
-    agent: str, home: Path, target: tuple[Path, *tuple[str, ...]], environ: Collection[str]
+    agent: str,
+    home: Path,
+    target: tuple[Path, *tuple[str, ...]],
+    environ: Collection[str],
+    replaced: Collection[str] = (),
 ) -> None:
     """Copy the login files of *agent* that are newer than their copies. Blocking.
 
@@ -93,9 +100,10 @@ def copy_logins(
         home: the home of the server's user.
         target: the session's home, as :mod:`safe_files` takes it.
         environ: the names of the variables that the agent gets.
+        replaced: files that the agent gets with another content.
     """
     for login in LOGIN_FILES.get(agent, ()):
-        if any(key in environ for key in login.keys):
+        if login.path in replaced or any(key in environ for key in login.keys):
             continue
         try:
             _copy_login(home / login.path, target, login)
@@ -117,11 +125,25 @@ def _copy_login(source: Path, target: tuple[Path, *tuple[str, ...]], login: Logi
                 return
         except FileNotFoundError:
             pass
-        data = source.read_bytes()
-        if source.suffix == ".json" and not login.is_stable(_parsed(data)):
-            return
-        part = f"{name}.clawdforge"
-        safe_files.remove(*target, *folders, part)
+    data = source.read_bytes()
+    if source.suffix != ".json" or login.is_stable(_parsed(data)):
+        write_in_home(target, login.path, data)
+
+
+def write_in_home(home: tuple[Path, *tuple[str, ...]], path: str, data: bytes) -> None:
+    """Write a file in the home of a sandbox, in place of whatever is there. Blocking.
+
+    Args:
+        home: as :mod:`safe_files` takes it.
+        path: below the home.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    *folders, name = PurePosixPath(path).parts
+    part = f"{name}.clawdforge"
+    with safe_files.folder(*home, *folders, make=True) as folder:
+        safe_files.remove(*home, *folders, part)
         with safe_files.open_file(part, folder, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
             file.write(data)
         os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)

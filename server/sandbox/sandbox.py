@@ -2,92 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from ..data_dir import DataDir
 from . import paths, program_files, restrict
+from .environment import GivenEnvironment
 from .homes import SandboxFolders
 from .levels import BWRAP_OPTIONS, Level, Mechanism
-from .logins import copy_logins
+from .policy import SandboxPolicy, SandboxSpec
 
-NetworkPolicy = Literal["all", "web", "proxy", "none"]
-"""The addresses that sandboxed programs may connect to."""
 TAG_VARIABLES = ("AGENT_SESSION", "ACPX_HOST")
-WEB_PORTS = (80, 443)
 TMPFS_BYTES = 1 << 30
 """The size of a `/tmp` in memory."""
-CARRIED = frozenset(
-    {*paths.FILES_IN_ENVIRON, "PATH", "NODE_PATH", "PYTHONPATH", "NODE_COMPILE_CACHE"}
-)
-"""Variables whose paths in the operator's home are not replaced: agents may read them there."""
-
-
-class SandboxSpec(Protocol):
-    """The session, run or probe that a program works for: an ``AgentSpec``, for example.
-
-    Attributes:
-        key: names its folders.
-        agent: the agent's name.
-        cwd: its working directory.
-        owner: its app; empty if there is none yet.
-        directories: further folders in the workspace roots that it may change.
-        repository: the git repository that *cwd* is a worktree of.
-    """
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def agent(self) -> str: ...
-    @property
-    def cwd(self) -> str: ...
-    @property
-    def owner(self) -> str: ...
-    @property
-    def directories(self) -> tuple[str, ...]: ...
-    @property
-    def repository(self) -> str | None: ...
 
 
 class FolderError(Exception):
     """A program's working directory cannot be used; the message says why."""
-
-
-EnvironSource = Callable[[SandboxSpec], Mapping[str, str]]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxPolicy:
-    """The operator's permissions for sandboxed programs, in addition to what they need.
-
-    Attributes:
-        read, write: more files and folders.
-        programs: commands that programs may start, each with its arguments.
-        roots: the folders in which clients may choose a working directory.
-        network: what programs may connect to.
-    """
-
-    read: tuple[Path, ...] = ()
-    write: tuple[Path, ...] = ()
-    programs: tuple[tuple[str, ...], ...] = ()
-    roots: tuple[Path, ...] = ()
-    network: NetworkPolicy = "all"
-
-    @property
-    def tcp_ports(self) -> Sequence[int] | None:
-        """The only TCP ports that programs may connect to; None for all."""
-        match self.network:
-            case "all":
-                return None
-            case "web":
-                return WEB_PORTS
-            case _:
-                return ()
 
 
 OFF = Mechanism("off", is_chosen=True, abi=0)
@@ -100,9 +35,9 @@ class Sandbox:
         secret_files: files of the operator that no program may read, such as ``.env``.
 
     Attributes:
-        environ: the environment of the agents.
+        environ: the environment of the agents, with the keys of the operator.
+        given: what programs get of it.
         folders: the homes, temporary folders and files of the sessions.
-        sources: return further variables for one program; the later ones take precedence.
     """
 
     def __init__(
@@ -115,14 +50,13 @@ class Sandbox:
     ) -> None:
         self.mechanism = mechanism
         self.folders = SandboxFolders(data_dir)
-        self.sources: list[EnvironSource] = []
         self._data_dir = data_dir
         self._policy = policy or SandboxPolicy()
         self.environ = environ
+        self.given = GivenEnvironment(environ)
+        self.user_home = self.given.user_home
         data = {data_dir.path, Path(os.path.realpath(data_dir.path))}
         self._hidden = [*data, *(Path(os.path.abspath(file)) for file in secret_files)]  # noqa: PTH100
-        home = environ.get("HOME", "")
-        self.user_home = Path(home) if len(home) > 1 and home.startswith("/") else None
 
     @property
     def level(self) -> Level:
@@ -228,13 +162,14 @@ class Sandbox:
         """
         cwd = self.locate(spec)
         directories = [self._locate(spec, folder) for folder in spec.directories]
+        given = self.given
+        replaced = given.replace(spec, environ)
         if not self.is_on:
-            return {"level": "off", "cwd": cwd, "environ": dict(environ), "unset": []}
+            variables = given.without_keys(environ, replaced, has_home=False)
+            return {"level": "off", "cwd": cwd, **variables}
         folders = self.folders
         folders.create(spec.key)
-        if self.user_home is not None:
-            home = self._data_dir.split(folders.home(spec.key))
-            copy_logins(spec.agent, self.user_home, home, {*self.environ, *environ})
+        given.fill_home(spec, self._data_dir.split(folders.home(spec.key)), environ, replaced)
         writable = (folders.home(spec.key), folders.tmp(spec.key))
         top = str(self._data_dir.path)
         own = [
@@ -252,8 +187,7 @@ class Sandbox:
             "write": [str(path) for path in self._policy.write],
             "hidden": self._masks if self.level == "bwrap" else [],
             "devices": paths.DEVICES,
-            "environ": {**self._environ_of(spec), **environ},
-            "unset": [name for name in self.environ if name.startswith("XDG_")],
+            **given.without_keys({**self._environ_of(spec), **environ}, replaced, has_home=True),
             "seccomp": self._seccomp,
             "bwrap": self._bwrap_options(spec),
             "tags": TAG_VARIABLES,
@@ -342,21 +276,6 @@ class Sandbox:
             options += ["--size", str(TMPFS_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
         return options
 
-    # The environment.
-
     def _environ_of(self, spec: SandboxSpec) -> dict[str, str]:
-        home = str(self.folders.home(spec.key))
         tmp = "/tmp" if self.level == "bwrap" else str(self.folders.tmp(spec.key))  # noqa: S108
-        environ = {
-            name: home + value.removeprefix(str(self.user_home))
-            for name, value in self.environ.items()
-            if name not in CARRIED and self._is_in_home(value)
-        }
-        environ |= {"HOME": home, "TMPDIR": tmp}
-        for source in self.sources:
-            environ.update(source(spec))
-        return environ
-
-    def _is_in_home(self, value: str) -> bool:
-        home = self.user_home
-        return home is not None and value.startswith("/") and Path(value).is_relative_to(home)
+        return self.given.own_variables(str(self.folders.home(spec.key)), tmp)

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..config import Settings
 from ..data_dir import DataDir
 from .levels import find_mechanism
-from .sandbox import Sandbox, SandboxPolicy
+from .policy import SandboxPolicy
+from .sandbox import Sandbox
 
 
 def make_sandbox(

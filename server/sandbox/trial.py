@@ -36,6 +36,7 @@ class TrialSpec:
     owner: str = ""
     directories: tuple[str, ...] = ()
     repository: str | None = None
+    client_environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def try_escapes(

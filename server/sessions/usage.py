@@ -79,6 +79,9 @@ class SessionUsage:
             The usage of the turn, and the statements that store it.
         """
         usage = of_acp(response)
+        proxied = self._core.context.accounts.proxied.take(self._core.id)
+        if proxied is not None:  # the agent may report less than it has used, or nothing
+            usage = usage.at_least(proxied)
         cost, self._cost = self._cost, None
         if cost is not None:
             difference = _difference(cost, self._stored.agent_cost)
@@ -86,6 +89,15 @@ class SessionUsage:
             self._stored.agent_cost = cost
         if usage == Usage():
             return usage, []
+        return usage, self._count(usage, turn_index, at)
+
+    def count_between_turns(self, usage: Usage) -> None:
+        """Count and store tokens that the agent used while no turn was running."""
+        context = self._core.context
+        context.writer.add(self._count(usage, None, context.clock()))
+
+    def _count(self, usage: Usage, turn_index: int | None, at: float) -> list[Statement]:
+        """Add to the sum of the session. Return the statements that store it."""
         self._stored.total = self._stored.total.plus(usage)
         row = self._core.row
         self._core.context.accounts.spend(row.app_name, usage, at)
@@ -99,7 +111,7 @@ class SessionUsage:
             agent=row.agent,
             model=row.model,
         )
-        return usage, [
+        return [
             statements.change_session(row.n, usage=row.usage),
             statements.insert_usage(counted),
         ]

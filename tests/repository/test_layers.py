@@ -39,6 +39,7 @@ LAYERS = (
     "auth",
     "runs",
     "ws",
+    "gateways",
     "acp",
     "openai",
     "outbox",

@@ -54,7 +54,7 @@ async def test_program_gets_only_allowed_environment(
     monkeypatch.setenv("SOMETHING_ELSE", "private")
     client = await (await serve(claude_bin=fake_claude)).client()
     environ = (await run(client, steps({"report": True})))["env"]
-    assert environ["ANTHROPIC_API_KEY"] == "a key"
+    assert environ["ANTHROPIC_API_KEY"].startswith("sk-cf-")  # of the key proxy
     assert not [name for name in environ if name.startswith("CLAWDFORGE_")]
     assert "SOMETHING_ELSE" not in environ
 

@@ -13,7 +13,8 @@ from server.config import SettingError
 from server.data_dir import DataDir
 from server.sandbox import levels, restrict
 from server.sandbox.levels import Mechanism, find_mechanism
-from server.sandbox.sandbox import Sandbox, SandboxPolicy
+from server.sandbox.policy import SandboxPolicy
+from server.sandbox.sandbox import Sandbox
 
 from ..conftest import Spawn
 from ..support.harness import ADMIN, new_client, run_program

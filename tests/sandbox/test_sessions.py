@@ -14,7 +14,8 @@ from server.config import AgentCommand
 from server.data_dir import DataDir
 from server.sandbox.homes import SandboxFolders
 from server.sandbox.levels import RESTRICT
-from server.sandbox.sandbox import FolderError, Sandbox, SandboxPolicy
+from server.sandbox.policy import SandboxPolicy
+from server.sandbox.sandbox import FolderError, Sandbox
 from server.sandbox.trial import TrialSpec, run_attempts
 
 from ..conftest import Serve

@@ -86,6 +86,7 @@ class StandIn:
         paths: the paths at which it answers.
         url: the base URL.
         requests: the bodies of all other requests, in order.
+        keys: the keys with which all requests were sent.
         asked: set by each request; a test may clear it.
     """
 
@@ -94,6 +95,7 @@ class StandIn:
     def __init__(self) -> None:
         self.url = ""
         self.requests: list[Json] = []
+        self.keys: set[str] = set()
         self.asked = asyncio.Event()
         self._plan: deque[Plan] = deque()
         self._rest: Plan = Text("OK")
@@ -239,7 +241,16 @@ def stand_in() -> contextlib.AbstractAsyncContextManager[StandIn]:
 async def serve_api(make: Callable[[], Api]) -> AsyncIterator[Api]:
     """Run the stand-in that *make* returns."""
     api = make()
-    app = web.Application(client_max_size=64 << 20)
+
+    @web.middleware
+    async def note_key(request: web.Request, handler: Any) -> web.StreamResponse:
+        for name in ("x-api-key", "x-goog-api-key", "Authorization"):
+            if value := request.headers.get(name):
+                api.keys.add(value.removeprefix("Bearer "))
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    app = web.Application(client_max_size=64 << 20, middlewares=[note_key])
     for path in api.paths:
         app.router.add_post(path, api.answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)

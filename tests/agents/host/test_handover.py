@@ -16,7 +16,8 @@ from server.agents.host import stderr
 from server.agents.host.handover import StdioHandover
 from server.agents.host.stderr import StderrFiles
 from server.data_dir import DataDir
-from server.sandbox.sandbox import OFF, Sandbox, SandboxPolicy
+from server.sandbox.policy import SandboxPolicy
+from server.sandbox.sandbox import OFF, Sandbox
 from server.tasks import Supervisor
 
 from ...support.harness import eventually

@@ -1,0 +1,4 @@
+"""The proxies through which agents reach the APIs of models, and other machines.
+
+The key proxy inserts the keys of providers, so that no key is in a sandbox.
+"""

@@ -1,0 +1,91 @@
+"""The types of what a sandbox is made from: the program, the operator's policy, the keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+NetworkPolicy = Literal["all", "web", "proxy", "none"]
+"""The addresses that sandboxed programs may connect to."""
+WEB_PORTS = (80, 443)
+
+
+class SandboxSpec(Protocol):
+    """The session, run or probe that a program works for: an ``AgentSpec``, for example.
+
+    Attributes:
+        key: names its folders.
+        agent: the agent's name.
+        cwd: its working directory.
+        owner: its app; empty if there is none yet.
+        directories: further folders in the workspace roots that it may change.
+        repository: the git repository that *cwd* is a worktree of.
+        client_environ: the variables that a client chose.
+    """
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def agent(self) -> str: ...
+    @property
+    def cwd(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def directories(self) -> tuple[str, ...]: ...
+    @property
+    def repository(self) -> str | None: ...
+    @property
+    def client_environ(self) -> Mapping[str, str]: ...
+
+
+class Replaced(Protocol):
+    """The environment and the files that a program gets instead of keys.
+
+    Attributes:
+        environ: variables to set.
+        unset: variables to remove.
+        files: content by path below the program's home.
+    """
+
+    @property
+    def environ(self) -> Mapping[str, str]: ...
+    @property
+    def unset(self) -> Sequence[str]: ...
+    @property
+    def files(self) -> Mapping[str, bytes]: ...
+
+
+ReplaceKeys = Callable[[SandboxSpec, Mapping[str, str], Mapping[str, str]], Replaced]
+"""Replaces the keys in the environment of a program: those of the operator and of the client."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxPolicy:
+    """The operator's permissions for sandboxed programs, in addition to what they need.
+
+    Attributes:
+        read, write: more files and folders.
+        programs: commands that programs may start, each with its arguments.
+        roots: the folders in which clients may choose a working directory.
+        network: what programs may connect to.
+    """
+
+    read: tuple[Path, ...] = ()
+    write: tuple[Path, ...] = ()
+    programs: tuple[tuple[str, ...], ...] = ()
+    roots: tuple[Path, ...] = ()
+    network: NetworkPolicy = "all"
+
+    @property
+    def tcp_ports(self) -> Sequence[int] | None:
+        """The only TCP ports that programs may connect to; None for all."""
+        match self.network:
+            case "all":
+                return None
+            case "web":
+                return WEB_PORTS
+            case _:
+                return ()
