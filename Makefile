@@ -91,6 +91,12 @@ agents: $(DEV_STAMP) $(ACPX_BUNDLE) ## Try the real agents: their work, logins, 
 image: $(DEV_STAMP) $(ACPX_BUNDLE) ## Run the Dockerfile's steps in a Debian root, and a server in it (as root)
 	@$(PYTEST) exec $(BIN)/python -m pytest -m image tests/repository/image $(ARGS)
 
+.PHONY: wheels
+wheels: $(RUN_STAMP) ## Build the packages of the server and of the client in dist/
+	@rm -rf dist; mkdir dist
+	@$(call quietly,Building the server,$(BIN)/python -m pip wheel --no-deps -w dist .)
+	@$(call quietly,Building the Python client,$(BIN)/python -m pip wheel --no-deps -w dist ./clients/python)
+
 .PHONY: audit
 audit: $(DEV_STAMP) ## Check every pinned package for known vulnerabilities (PyPI, npm)
 	@$(BIN)/python .ci/audit.py

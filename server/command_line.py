@@ -1,4 +1,4 @@
-"""The command line: ``python -m server``."""
+"""The command line: ``python -m server``, or ``clawdforge`` if the package is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from . import __version__, logs
+from . import COMMAND, __version__, installation, logs
 from .agents.process import process_tree
 from .agents.process.environ import forget
 from .app import FIRST_TOKENS, SANDBOX, build_app
@@ -25,6 +25,7 @@ from .commands.admin import CommandError, discard_stdout, print_escaped, sentenc
 from .commands.backup import add_backup_commands
 from .commands.doctor import add_doctor_command
 from .commands.sessions import add_session_commands
+from .commands.setup import add_setup_command
 from .commands.tokens import add_token_commands
 from .config import SettingError, Settings, load, with_env_file
 from .connect.command import connect_with
@@ -86,7 +87,7 @@ def _report_failure(error: Exception, log_format: str, arguments: argparse.Names
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m server",
+        prog=COMMAND,
         description=f"clawdforge {__version__}. Without a command, starts the server.",
         epilog="Settings are read from the environment and .env: see docs/reference/settings.md.",
     )
@@ -94,7 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(execute=_serve)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     text = "run the server until SIGTERM or Ctrl-C (the default)"
-    commands.add_parser("serve", help=text, description=sentence(text))
+    commands.add_parser("serve", aliases=["run"], help=text, description=sentence(text))
+    add_setup_command(commands)
     add_token_commands(commands)
     add_session_commands(commands)
     add_doctor_command(commands)
@@ -107,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
+    installation.ensure_packages(environ, _print_status)
     asyncio.run(serve(settings, environ))
     return 0
 

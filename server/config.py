@@ -223,6 +223,7 @@ class Settings:
     host: str = _setting(_host, "127.0.0.1")
     port: int = _setting(_int(0, 65535), 8800)
     data_dir: Path = _setting(_path, Path("data").absolute())
+    cache_dir: Path | None = _setting(_path, None)
     admin_token: str | None = _setting(_admin_token, None)
     agents: Mapping[str, AgentCommand] = dataclasses.field(
         default_factory=dict, metadata={"parse": _agents}
@@ -336,6 +337,15 @@ def with_env_file(environ: Mapping[str, str], path: Path) -> dict[str, str]:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingError(f"{path} cannot be read: {why}") from None
     return {**{name: value for name, value in values.items() if value is not None}, **environ}
+
+
+def load_cache_dir(environ: Mapping[str, str]) -> Path | None:
+    """The setting ``cache_dir``, which is needed before the others; None if it is not valid."""
+    value = environ.get(f"{PREFIX}CACHE_DIR", "").strip()
+    try:
+        return _path(value) if value else None
+    except ValueError:
+        return None
 
 
 def load(environ: Mapping[str, str]) -> Settings:

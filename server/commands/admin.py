@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from .. import COMMAND
 from ..agents.catalog import AcpxError
 from ..agents.process.environ import agent_environ
 from ..auth.tokens import TokenRegistry
@@ -242,7 +243,7 @@ def execute_command(
         raise CommandError(str(error)) from None
     except DatabaseError as error:
         path = DataDir(settings.data_dir).database
-        raise CommandError(f"{path}: {error}: run `python -m server doctor`") from None
+        raise CommandError(f"{path}: {error}: run `{COMMAND} doctor`") from None
     return 0
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
+from .. import COMMAND
 from .failure import ConnectError, ExitStatus
 from .stdio import EditorInput, EditorOutput
 from .target import SUMMARY, add_connect_arguments, target_of
@@ -22,7 +23,7 @@ def run_connect(argv: Sequence[str]) -> int:
     """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False,  # `--token` must not be taken for `--token-file`
-        prog="python -m server connect",
+        prog=f"{COMMAND} connect",
         description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}.",
         epilog=EPILOG,
     )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from .. import COMMAND
 from .failure import ConnectError, ExitStatus
 
 SUMMARY = "serve an editor: an ACP agent on stdin and stdout, for a server at any address"
@@ -118,7 +119,7 @@ def _token(file: Path | None, environ: Mapping[str, str]) -> str:
         if not token:
             raise ConnectError.of_token(
                 f"no token: set {TOKEN_VARIABLE}, or name a file with --token-file."
-                " `python -m server token add NAME` makes one on the server",
+                f" `{COMMAND} token add NAME` makes one on the server",
                 ExitStatus.USAGE,
             )
     if not (token.isascii() and token.isprintable()) or " " in token:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from .. import installation
 from . import program_files
 
 SYSTEM = (
@@ -106,8 +107,8 @@ def installed_programs(
         hidden: paths that are never granted, nor anything in them, nor a folder around them.
         home: the home of the server's user, in which programs may be installed.
     """
-    root = Path(__file__).parents[2]
-    found = [str(root / "node_modules"), str(root / "server")]
+    found = [str(installation.NODE_MODULES), str(installation.NODE_PROGRAMS)]
+    found.append(str(installation.PACKAGE_FOLDER))
     found += _python()
     for folder in environ.get("PATH", "").split(os.pathsep):
         if folder.startswith("/") and os.path.isdir(folder):  # noqa: PTH112

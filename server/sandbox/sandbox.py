@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from .. import COMMAND
 from ..data_dir import DataDir
 from . import paths, program_files, restrict
 from .environment import GivenEnvironment
@@ -81,7 +82,7 @@ class Sandbox:
             return None
         return (
             "no sandbox works on this machine, so the apps' agents could reach each other:"
-            " see `python -m server doctor`, or accept that with CLAWDFORGE_SANDBOX=off"
+            f" see `{COMMAND} doctor`, or accept that with CLAWDFORGE_SANDBOX=off"
         )
 
     def describe(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from .. import installation
 from ..config import Settings
 from ..data_dir import DataDir
 from .levels import find_mechanism
@@ -38,7 +39,7 @@ def make_sandbox(
             roots=settings.workspace_roots,
         ),
         agent_environ,
-        secret_files=(Path(".env"), Path(__file__).parents[2] / ".env"),
+        secret_files=(Path(".env"), installation.PACKAGE_FOLDER.parent / ".env"),
     )
     sandbox.prepare()
     return sandbox

@@ -15,11 +15,10 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from ... import safe_files
+from ... import installation, safe_files
 from ...codec import parse_message
 from ...config import AgentCommand
 from ...data_dir import DataDir
@@ -46,7 +45,7 @@ from .commands import Acpx, AcpxCommands, socket_folder
 
 logger = logging.getLogger(__name__)
 
-CATALOG = Path(__file__).parent / "catalog.mjs"
+CATALOG = installation.NODE_PROGRAMS / "agents" / "cli" / "catalog.mjs"
 CATALOG_SECS = 20
 SETTING_SECS = 30.0
 """The time for a change of a setting, each of which starts a Node process."""
@@ -240,5 +239,7 @@ class CliBackend:
         catalog = parse_message(output)
         if process.returncode != 0 or catalog is None:
             logger.error("acpx: %s", stderr[-1000:].decode(errors="replace"))
-            raise AcpxError("acpx cannot be used; is it installed? `make run` does it")
+            raise AcpxError(
+                f"acpx cannot be used; is it installed? `{installation.REMEDY}` does it"
+            )
         return catalog

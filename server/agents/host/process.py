@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ... import installation
 from ...codec import dumps, parse_message
 from ...tasks import Supervisor, Tasks
 from ..base import agent_unavailable
@@ -29,8 +30,9 @@ from ..process.beats import Beats
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
+HOST = installation.NODE_PROGRAMS / "agents" / "host" / "host.mjs"
 SUPERVISOR = HERE.parent / "process" / "supervise.py"
-COMPILED = HERE.parents[2] / "node_modules" / ".cache" / "compiled"
+COMPILED = installation.NODE_MODULES / ".cache" / "compiled"
 """Node's cache of compiled code, which makes the host start a fifth faster."""
 
 MAX_LINE_BYTES = 17 << 20
@@ -231,7 +233,7 @@ class HostProcess:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-I", "-S", str(SUPERVISOR), str(lifeline_read), self.beats.argument),
-                *(self._node, str(HERE / "host.mjs")),
+                *(self._node, str(HOST)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -340,7 +342,7 @@ class HostProcess:
             self.pids = process.pid, host
         except (HostGoneError, CallError, AcpxError) as error:
             if not self._first_boot.done():
-                reason = str(error) or "it ended at once; is acpx installed? `make run` does it"
+                reason = str(error) or f"is acpx installed? `{installation.REMEDY}` does it"
                 self._first_boot.set_exception(AcpxError(f"the acpx host does not start: {reason}"))
             return
         self.generation += 1

@@ -18,15 +18,15 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
+from ... import installation
 from ...errors import Error, ErrorCode, not_found
 from ..built_page import BuiltPage
 from ..context import REQUEST_ID
 from ..negotiation import accepts_coding
 from ..responses import error_response
 
-ROOT = Path(__file__).parents[3]
-STATIC = ROOT / "static"
-MODULES = ROOT / "node_modules"
+STATIC = installation.STATIC_FOLDER
+MODULES = installation.NODE_MODULES
 BUILT = BuiltPage(MODULES / ".page")
 LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets", "diff", "ansi-sequence-parser")
 MERMAID = "@mermaid-js/tiny/dist/mermaid.tiny.js"
