@@ -13,6 +13,7 @@ SCOPE_OF_CALL: Mapping[tuple[str, str], Scope] = {
     ("GET", "/acp"): "read",
     ("GET", "/agents"): "read",
     ("POST", "/files"): "prompt",
+    ("GET", "/folders"): "manage",
     ("POST", "/run"): "prompt",
     ("GET", "/run/{run_id}"): "prompt",
     ("DELETE", "/run/{run_id}"): "prompt",
