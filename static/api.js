@@ -17,17 +17,27 @@ export class Api {
 		this.shared = shared
 	}
 
-	async sessions(withClosed) {
-		if (this.shared) return [await this.session(this.shared)]
-		return (await this.#call('GET', `/sessions${withClosed ? '?include_closed=true' : ''}`)).sessions
-	}
+	sessions = query => this.call('GET', `/sessions?${new URLSearchParams(query)}`)
 	async agents() {
-		return (await this.#call('GET', '/agents')).agents
+		return (await this.call('GET', '/agents')).agents
 	}
-	create = options => this.#call('POST', '/sessions', options)
-	session = id => this.#call('GET', `/sessions/${id}`)
-	update = (id, meta) => this.#call('PATCH', `/sessions/${id}`, { meta })
-	close = id => this.#call('DELETE', `/sessions/${id}`)
+	create = options => this.call('POST', '/sessions', options)
+	session = id => this.call('GET', `/sessions/${id}`)
+	change = (id, changes) => this.call('PATCH', `/sessions/${id}`, changes)
+	update = (id, meta) => this.change(id, { meta })
+	close = id => this.call('DELETE', `/sessions/${id}`)
+	purge = id => this.call('DELETE', `/sessions/${id}?purge=true`)
+	reopen = id => this.call('POST', `/sessions/${id}/reopen`)
+	read = (id, seq) => this.call('POST', `/sessions/${id}/read`, { seq })
+	answer = (id, request, option) =>
+		this.call(
+			'POST',
+			`/sessions/${id}/permissions/${encodeURIComponent(request)}`,
+			option === null ? { outcome: 'cancelled' } : { option_id: option }
+		)
+	async search(q, limit = 20) {
+		return (await this.call('GET', `/search?${new URLSearchParams({ q, limit: String(limit) })}`)).hits
+	}
 
 	// XHR, because fetch reports no progress
 	upload(file, onprogress) {
@@ -46,18 +56,19 @@ export class Api {
 		return { done, abort: () => xhr.abort() }
 	}
 
-	async #call(method, path, body) {
-		const headers = { Authorization: `Bearer ${this.token}`, 'Content-Type': 'application/json' }
-		const response = await fetch(addressOf(path), {
-			method,
-			headers,
-			body: body && JSON.stringify(body),
-			cache: 'no-store'
-		}).catch(() => null)
+	async call(method, path, body) {
+		const response = await this.fetch(method, path, body)
 		const answer = await response?.json().catch(() => null)
 		if (response?.ok) return answer
 		const error = new ApiError(response?.status ?? 0, answer)
 		if (error.status === 401) this.#onUnauthorized()
 		throw error
+	}
+
+	fetch(method, path, body) {
+		const headers = { Authorization: `Bearer ${this.token}`, 'Content-Type': 'application/json' }
+		return fetch(addressOf(path), { method, headers, body: body && JSON.stringify(body), cache: 'no-store' }).catch(
+			() => null
+		)
 	}
 }

@@ -1,34 +1,66 @@
+import { sessionActions } from './actions.js'
 import { Api, addressOf } from './api.js'
-import { titleOf } from './normalise.js'
+import { isArchived, isPinned, nameOf, projectOf, SessionList } from './list.js'
+import { records, titleOf } from './normalise.js'
 import { Session } from './session.js'
 import { storage } from './storage.js'
 import { promptParts, textOf } from './transcript.js'
 import { Attention } from './views/attention.js'
-import { titleOf as titleOfCall } from './views/call.js'
-import { ask, toast } from './views/dialogs.js'
-import { guard, template } from './views/dom.js'
-import { FramesView } from './views/frames.js'
-import { SessionView } from './views/sessionview.js'
+import { titleOf as titleOfCall, titleOfRequest } from './views/calltitle.js'
+import { toast } from './views/dialogs.js'
+import { guard, styles, template } from './views/dom.js'
 import { Sidebar } from './views/sidebar.js'
 import { signInView } from './views/signin.js'
 import { StartView } from './views/start.js'
+import { applyTheme } from './views/theme.js'
 import { Wire } from './wire.js'
 
 const KEPT_OPEN = 8
-const LIST_EVERY = 15_000 // ms
-const LOOK_EVERY = 1000 // other clients may queue prompts
-const ATTEND_EVERY = 250
+const ATTEND_EVERY = 250 // ms
+const READ_AFTER = 600
 
 const root = document.getElementById('app')
 const tabs = guard(() => new BroadcastChannel('clawdforge')) // may be forbidden, like storage
 const attention = new Attention()
-const open = new Map() // session id -> {session, view, seen}
-let marks = new Map()
-let api = null
+const narrow = matchMedia('(max-width: 760px)')
+const wide = matchMedia('(min-width: 1080px)')
+// Panels that load when they are first opened; each is shown in place of a session
+const PANELS = {
+	board: () => import('./views/board.js'),
+	agents: () => import('./views/agents.js'),
+	admin: () => import('./views/admin.js')
+}
+
 let shell = null
-let current = null
-let listed = []
-let withClosed = false
+let SessionView = null
+/** @type {Props} */
+const app = {
+	api: null,
+	list: null,
+	open: new Map(), // session id -> {session, view, seen}
+	panels: {},
+	current: null,
+	beside: [],
+	view: null,
+	adminToken: null, // in memory only
+	rows: [],
+	go,
+	goBeside,
+	drop,
+	load,
+	show,
+	create,
+	storage,
+	isNarrow: () => narrow.matches,
+	wide: () => wide.matches,
+	showWaiting,
+	signOut,
+	toggleNotify,
+	addressOf,
+	chooseAgent: name => shell.start.chooseAgent(name)
+}
+const actions = (app.actions = sessionActions(app))
+const { open } = app
 
 const fragment = () => new URLSearchParams(location.hash.slice(1))
 const draftOf = id => ({
@@ -36,7 +68,6 @@ const draftOf = id => ({
 	save: (value, part) => storage.saveDraft(id, value, part)
 })
 const draftOfNew = token => draftOf(`new-${markOf(token)}`)
-const narrow = matchMedia('(max-width: 760px)')
 
 // A checksum that distinguishes tokens without revealing them
 function markOf(token) {
@@ -57,13 +88,13 @@ async function begin() {
 	const token = storage.token()
 	if (token) await resume(token)
 	else signIn()
-	if (!api) tabs?.postMessage({ wanted: fragment().get('session') })
+	if (!app.api) tabs?.postMessage({ wanted: fragment().get('session') })
 }
 
 // A tab that lists the session passes its sign-in to a new tab
 function hand({ wanted, session, token }) {
-	if (wanted && shell && (open.has(wanted) || listed.some(({ session_id: id }) => id === wanted)))
-		tabs.postMessage({ session: wanted, token: api.token })
+	if (wanted && shell && (open.has(wanted) || app.list.states.has(wanted)))
+		tabs.postMessage({ session: wanted, token: app.api.token })
 	if (!token || shell || session !== fragment().get('session')) return
 	storage.saveToken(token)
 	resume(token)
@@ -89,58 +120,110 @@ function signOut(message) {
 function leave() {
 	for (const { session } of open.values()) session.stop()
 	open.clear()
-	clearInterval(shell?.poll)
-	shell = api = current = null
+	app.list?.stop()
+	shell = app.api = app.list = app.current = app.view = app.adminToken = null
+	Object.assign(app, { panels: {}, beside: [] })
 	attention.show('idle')
 }
 
 async function enter(token, shared) {
-	const mine = new Api(token, () => api === mine && signOut('This sign-in is no longer valid.'), shared)
-	const sessions = await mine.sessions()
+	const refused = () => app.api === mine && signOut('This sign-in is no longer valid.')
+	const mine = new Api(token, refused, shared)
+	const url = addressOf('/ws').replace('http', 'ws')
+	let list = null
+	const on = (states, live) => app.list === list && heard(states, live)
+	const needsViews = (shared || fragment().get('session')) && conversations().catch(() => {})
+	list = new SessionList({ api: mine, Wire, url, refused, on })
+	await list.load()
+	await needsViews
 	leave()
-	api = mine
-	listed = sessions
-	marks = storage.marks()
+	app.api = mine
+	app.list = list
 	buildShell()
 	if (shared) shell.el.classList.add('shared')
 	route()
-	api.agents().then(
-		agents => shell?.start.setAgents(agents),
-		() => {}
-	)
+	list.start()
+	loadAgents()
+	prepare()
 }
 
+async function loadAgents() {
+	app.agents = await app.api.agents().catch(() => app.agents)
+	shell?.start.setAgents(app.agents ?? [])
+	return app.agents
+}
+app.loadAgents = loadAgents
+
 function buildShell() {
-	const upload = (...file) => api.upload(...file)
+	const upload = (...file) => app.api.upload(...file)
 	const sidebar = new Sidebar({
 		open: go,
+		view: view => show(view),
 		hide: () => showSidebar(false),
-		entries: entriesOf,
+		entries: actions.entries,
 		menu: settingsMenu,
-		withClosed: on => {
-			withClosed = on
-			refresh()
+		palette: openPalette,
+		more: () => app.list.loadMore().catch(error => toast(error.message)),
+		search: text => app.api.search(text),
+		choice: storage.preferences().list ?? {},
+		choose: list => {
+			storage.savePreferences({ list })
+			attend()
 		},
 		skip: focusMain
 	})
 	const start = new StartView({
-		on: { create, save: choice => storage.savePreferences({ start: choice }), menu: showSidebar },
+		on: {
+			create,
+			compare,
+			save: choice => storage.savePreferences({ start: choice }),
+			menu: showSidebar,
+			agents: () => show('agents'),
+			several: async (...given) => (await load(() => import('./views/several.js'))).chooseAgents(...given),
+			folder: async choice => (await load(() => import('./views/folders.js'))).chooseFolder(app, choice)
+		},
 		upload,
 		choice: storage.preferences().start,
-		draft: draftOfNew(api.token)
+		draft: draftOfNew(app.api.token)
 	})
-	const frames = new FramesView(() => showFrames(false))
 	const { el, veil, main } = template('shell')
 	veil.onclick = () => showSidebar(false)
 	main.append(start.el)
 	el.prepend(sidebar.el)
-	el.append(frames.el)
-	shell = { el, sidebar, start, frames, main, upload, poll: setInterval(poll, LOOK_EVERY) }
+	shell = { el, sidebar, start, main, upload }
 	root.replaceChildren(el)
 }
 
+// A part of the page that is loaded when it is first needed
+async function load(part) {
+	try {
+		return await part()
+	} catch (error) {
+		toast('This part of the page could not be loaded. Reload the page.')
+		throw error
+	}
+}
+
+// The views of a conversation: a first visit shows its start page without them
+async function conversations() {
+	SessionView ??= (await load(() => import('./views/sessionview.js'))).SessionView
+}
+
+// Loads them as soon as a person does anything, which is before they are needed
+function prepare() {
+	const once = new AbortController()
+	const begin = () => {
+		once.abort()
+		conversations().catch(() => {})
+		import('./views/palette.js').catch(() => {})
+		styles('panels')
+	}
+	for (const name of ['pointermove', 'pointerdown', 'keydown'])
+		document.addEventListener(name, begin, { passive: true, signal: once.signal })
+}
+
 function focusMain() {
-	;(open.get(current)?.view ?? shell.start).focus()
+	;(open.get(app.current)?.view ?? app.panels[app.view] ?? shell.start).focus()
 }
 
 function showSidebar(on = true) {
@@ -148,64 +231,137 @@ function showSidebar(on = true) {
 	shell.el.classList.toggle('menu-open', on)
 	shell.main.inert = on && narrow.matches
 	if (on) shell.sidebar.focus()
-	else if (inside && narrow.matches) shell.main.querySelector(':scope > :not([hidden]) .bar button').focus()
+	else if (inside && narrow.matches) shell.main.querySelector(':scope > :not([hidden]) .bar button')?.focus()
 }
+app.showSidebar = showSidebar
 
-function showFrames(on = shell.frames.el.hidden) {
-	shell.frames.show(on ? open.get(current)?.session : null)
+async function showFrames(on = shell.frames?.el.hidden ?? true) {
+	if (on && !shell.frames) {
+		const { FramesView } = await load(() => import('./views/frames.js'))
+		shell.frames = new FramesView(() => showFrames(false))
+		shell.el.append(shell.frames.el)
+	}
+	shell.frames?.show(on ? open.get(app.current)?.session : null)
 	if (!on) focusMain()
 }
 
-function go(id) {
-	const address = id ? `#session=${id}` : location.pathname
-	// This entry of the history may hold the sign-in.
-	if (id !== current) history[storage.inHistory ? 'replaceState' : 'pushState'](history.state, '', address)
-	route()
+function address({ session, beside = [], view }) {
+	const given = new URLSearchParams()
+	if (session) given.set('session', session)
+	if (session && beside.length) given.set('beside', beside.join(','))
+	if (view) given.set('view', view)
+	return given.size ? `#${given}`.replaceAll('%2C', ',') : location.pathname
 }
 
-function route() {
+function visit(place, same) {
+	// This entry of the history may hold the sign-in.
+	if (!same) history[storage.inHistory ? 'replaceState' : 'pushState'](history.state, '', address(place))
+	return route()
+}
+
+function go(id, beside = []) {
+	return visit({ session: id, beside }, id === app.current && !app.view && String(beside) === String(app.beside))
+}
+
+function show(view) {
+	visit({ view }, view === app.view)
+}
+
+function goBeside(id) {
+	go(
+		app.current ?? id,
+		[...new Set([...app.beside, id])].filter(one => one !== app.current)
+	)
+}
+
+function closePane(id) {
+	const left = [app.current, ...app.beside].filter(one => one !== id)
+	go(left[0] ?? null, left.slice(1))
+}
+
+async function route() {
 	if (!shell) return
-	const id = fragment().get('session') || null
-	const entry = id && openSession(id)
-	const el = entry ? entry.view.el : shell.start.el
-	current = id
-	if (!el.isConnected) shell.main.append(el)
-	for (const child of shell.main.children) child.hidden = child !== el
+	const given = fragment()
+	const view = Object.hasOwn(PANELS, given.get('view') ?? '') ? given.get('view') : null
+	const id = (!view && given.get('session')) || null
+	const beside = id && wide.matches ? (given.get('beside') ?? '').split(',').filter(one => one && one !== id) : []
+	leaveCurrent(id)
+	Object.assign(app, { current: id, beside, view })
 	showSidebar(false)
-	if (entry) retire(entry)
-	if (!shell.frames.el.hidden) shell.frames.show(entry?.session)
-	entry?.view.scroll.keep()
+	if (id && !SessionView) await conversations()
+	if (view && !app.panels[view]) await openPanel(view)
+	if (app.view !== view || app.current !== id || !shell) return
+	const entries = id ? [id, ...beside].map(one => openSession(one)) : []
+	const els = entries.length ? entries.map(one => one.view.el) : [view ? app.panels[view].el : shell.start.el]
+	for (const el of els) if (!el.isConnected) shell.main.append(el)
+	for (const child of shell.main.children) child.hidden = !els.includes(child)
+	shell.main.classList.toggle('split', els.length > 1)
+	for (const [index, el] of els.entries()) el.style.order = els.length > 1 ? String(index) : ''
+	for (const entry of entries.toReversed()) retire(entry)
+	for (const { view: one } of entries) {
+		one.setPane(els.length > 1)
+		one.scroll.keep()
+	}
+	if (shell.frames && !shell.frames.el.hidden) shell.frames.show(entries[0]?.session)
+	app.panels[view]?.update?.()
 	// A phone's keyboard would cover the conversation.
-	if (!entry || matchMedia('(hover: hover)').matches) focusMain()
+	if (!entries.length || matchMedia('(hover: hover)').matches) focusMain()
 	attend()
+}
+
+async function openPanel(view) {
+	const [module] = await Promise.all([load(PANELS[view]), styles('panels')])
+	app.panels[view] ??= new module.Panel(app)
+}
+
+// What was on the screen has been read
+function leaveCurrent(next) {
+	if (app.current && app.current !== next) markRead(open.get(app.current)?.session)
 }
 
 function retire(entry) {
 	open.delete(entry.session.id)
 	open.set(entry.session.id, entry)
+	const shown = [app.current, ...app.beside]
 	for (const [id, { session, view }] of open) {
 		if (open.size <= KEPT_OPEN) break
-		if (session === entry.session || session.running || session.outbox.size || view.composer.attachments.blocked)
-			continue
-		session.stop()
-		view.el.remove()
-		open.delete(id)
+		if (shown.includes(id) || session.running || session.outbox.size || view.composer.attachments.blocked) continue
+		drop(id)
 	}
 }
 
-function openSession(id, state = listed.find(one => one.session_id === id)) {
+// Forgets a session; one that was deleted also leaves the screen
+function drop(id) {
+	const entry = open.get(id)
+	entry?.session.stop()
+	entry?.view.el.remove()
+	open.delete(id)
+	if ([app.current, ...app.beside].includes(id)) {
+		app.list.forget(id)
+		storage.forget(id)
+		closePane(id)
+	} else if (!entry) app.list.forget(id)
+}
+
+function openSession(id, state = app.list.states.get(id)) {
 	if (open.has(id)) return open.get(id)
 	const url = addressOf(`/sessions/${encodeURIComponent(id)}/ws`).replace('http', 'ws')
-	const session = new Session(id, state, { api, storage, Wire, url })
-	const entries = () => [
-		{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },
-		{ label: 'Raw frames', detail: 'Ctrl `', icon: 'frames', onselect: () => showFrames() },
-		...entriesOf(session)
-	]
+	const session = new Session(id, state, { api: app.api, storage, Wire, url })
 	const view = new SessionView(session, {
 		upload: shell.upload,
 		draft: draftOf(id),
-		on: { showSidebar, startNew: () => go(null), sendAnew: message => createLike(session, message), entries }
+		on: {
+			showSidebar,
+			startNew: () => go(null),
+			sendAnew: message => createLike(session, message),
+			reopen: () => session.reopen().then(reopened => app.list.hear(reopened)),
+			entries: () => menuOf(session),
+			policies: () => actions.policies(id),
+			keep: () => actions.keep(id),
+			focused: () => focusPane(id),
+			closePane: () => closePane(id),
+			phone: () => actions.phone(session)
+		}
 	})
 	session.on('change', attendSoon)
 	session.on('problem', toast)
@@ -215,14 +371,47 @@ function openSession(id, state = listed.find(one => one.session_id === id)) {
 	return open.get(id)
 }
 
+// Keys and the frames belong to the pane that has the focus
+function focusPane(id) {
+	if (app.current === id || !app.beside.includes(id)) return
+	const order = [app.current, ...app.beside]
+	Object.assign(app, { current: id, beside: order.filter(one => one !== id) })
+	attendSoon()
+}
+
+const menuOf = session => [
+	{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },
+	...actions.entries({ id: session.id, title: session.title }),
+	{ label: 'Raw frames', detail: 'Ctrl `', icon: 'frames', onselect: () => showFrames() }
+]
+
 // Shows the new session only if the user is still at `from`
 async function create(options, { prompt, files }, from = null) {
-	const state = await api
-		.create({ ...options, elicitation: 'ask' })
-		.catch(error => (error.code === 'not_supported' ? api.create(options) : Promise.reject(error)))
+	const [state] = await Promise.all([made(options), conversations()])
 	openSession(state.session_id, { ...options, ...state }).session.send({ prompt, files })
-	if (current === from) go(state.session_id)
-	refresh()
+	if (app.current === from && !app.view) go(state.session_id)
+}
+
+// Conversations stay until they are deleted
+async function made(options) {
+	const all = { retention_secs: null, elicitation: 'ask', ...options }
+	const { elicitation, ...fewer } = all
+	const state = await app.api
+		.create(all)
+		.catch(error => (error.code === 'not_supported' ? app.api.create(fewer) : Promise.reject(error)))
+	app.list.hear(state)
+	return state
+}
+
+// The same prompt to several agents, side by side
+async function compare(options, agents, { prompt, files }) {
+	const group = crypto.getRandomValues(new Uint32Array(1))[0].toString(36)
+	const states = []
+	await conversations()
+	for (const agent of agents) states.push(await made({ ...options, agent, meta: { compare: group } }))
+	for (const state of states) openSession(state.session_id, state).session.send({ prompt, files })
+	const [first, ...others] = states.map(one => one.session_id)
+	go(first, others)
 }
 
 async function createLike({ id, state }, message) {
@@ -236,121 +425,59 @@ async function createLike({ id, state }, message) {
 	}
 }
 
-const entriesOf = one => [
-	{ label: 'Rename…', icon: 'pencil', onselect: () => rename(one) },
-	{
-		label: 'Close session…',
-		icon: 'close',
-		danger: true,
-		disabled: one.closed ?? one.state === 'closed',
-		onselect: () => close(one)
+// States from the list; of an open session, its own socket has the newer ones
+function heard(states, live) {
+	for (const state of states) {
+		const entry = open.get(state.session_id)
+		if (entry && (live || !entry.session.synced)) entry.session.hear(state)
+		else if (live && !entry) tellOf(state)
 	}
-]
-
-async function rename({ id, title = '' }) {
-	const name = await ask({ title: 'Rename the session', input: title, action: 'Rename' })
-	if (name) attempt(() => open.get(id)?.session.rename(name) ?? api.update(id, { title: name }))
+	attendSoon()
 }
 
-async function close({ id, title }) {
-	const text = `${title ? `“${title}”: ` : ''}the agent is stopped. The conversation can be read for a while, but not continued.`
-	if (await ask({ title: 'Close this session?', text, action: 'Close session', danger: true }))
-		attempt(() => api.close(id))
-}
-
-async function attempt(action) {
-	try {
-		await action()
-		await refresh()
-	} catch (error) {
-		toast(error.message)
-	}
-}
-
-let listedAt = 0
-
-function poll() {
-	const { session } = open.get(current) ?? {}
-	if (document.visibilityState !== 'visible') return
-	if (Date.now() - listedAt >= LIST_EVERY) refresh()
-	else if (session?.running) session.look()
-}
-
-async function refresh() {
-	const mine = api
-	listedAt = Date.now()
-	const before = new Map([...open.values()].map(({ session }) => [session, session.changes]))
-	try {
-		const sessions = await mine.sessions(withClosed)
-		if (api !== mine) return
-		listed = sessions
-		for (const state of listed) {
-			const session = open.get(state.session_id)?.session
-			if (session && session.changes === before.get(session)) session.hear(state)
-		}
-		for (const { session } of open.values()) if (session.wire.status.state === 'away') session.wire.wake()
-		attend()
-	} catch {
-		if (api === mine) shell?.sidebar.fail('The list could not be refreshed.')
-	}
-}
-
-function drawList() {
+function rowsOfAll() {
 	const rows = new Map()
-	for (const {
-		session_id: id,
-		closed_at: closed,
-		pending_permissions: asks,
-		pending_elicitations: questions,
-		...one
-	} of listed) {
+	for (const state of app.list.states.values()) {
+		const { session_id: id, pending_permissions: asks, pending_elicitations: questions } = state
+		const waits = records(asks).length + records(questions).length > 0
 		rows.set(id, {
 			id,
-			title: titleOf(one.meta),
-			agent: one.agent,
-			at: one.last_turn_at ?? one.created_at,
-			state: closed ? 'closed' : asks?.length || questions?.length ? 'waiting' : one.state
+			title: titleOf(state.meta),
+			agent: state.agent,
+			at: state.last_turn_at ?? state.created_at ?? 0,
+			state: waits ? 'waiting' : state.state === 'running' ? 'running' : 'idle',
+			unread: state.unread > 0 && state.turn_count > 0,
+			pinned: isPinned(state),
+			archived: isArchived(state),
+			project: projectOf(state)
 		})
 	}
-	for (const [id, { session, view }] of open) {
+	for (const [id, { session }] of open) {
 		if (!session.synced) continue
 		const { agent, title, closed, waiting, running, model } = session
-		const { at = session.state?.created_at ?? 0 } = rows.get(id) ?? {}
+		const row = rows.get(id) ?? { id, at: session.state?.created_at ?? 0 }
 		rows.set(id, {
-			id,
+			...row,
 			title,
 			agent,
-			at: Math.max(at, (model.turns.at(-1)?.startedAt ?? 0) / 1000),
-			state: closed ? 'closed' : waiting ? 'waiting' : running ? 'running' : 'idle'
+			at: Math.max(row.at, (model.turns.at(-1)?.startedAt ?? 0) / 1000),
+			state: closed ? 'idle' : waiting ? 'waiting' : running ? 'running' : 'idle',
+			unread: !running && (session.readTo === undefined ? row.unread : model.head > session.readTo)
 		})
-		if (closed && !withClosed && id !== current && !view.unsent && !session.outbox.size) rows.delete(id)
 	}
 	for (const id of storage.unsent()) {
 		const text = storage.draft(id) || promptParts(storage.outbox(id)[0]?.prompt).text
 		if (!rows.has(id) && !id.startsWith('new'))
-			rows.set(id, { id, title: `Not sent: ${text.trim().slice(0, 60)}`, agent: 'draft', at: 0, state: 'closed' })
+			rows.set(id, { id, title: `Not sent: ${text.trim().slice(0, 60)}`, agent: 'draft', at: 0, state: 'idle' })
 	}
-	mark(rows)
-	shell?.sidebar.update([...rows.values()], current)
+	for (const row of rows.values()) if (row.unread && row.state === 'idle' && !onScreen(row.id)) row.state = 'finished'
 	return [...rows.values()]
 }
 
-function mark(rows) {
-	const before = JSON.stringify([...marks])
-	for (const id of marks.keys()) if (!rows.has(id)) marks.delete(id)
-	for (const row of rows.values()) {
-		const { id, state } = row
-		if (state === 'running' || state === 'waiting') marks.set(id, 'running')
-		else if (state === 'closed' || id === current) marks.delete(id)
-		else if (marks.has(id)) {
-			marks.set(id, 'unread')
-			row.state = 'finished'
-		}
-	}
-	if (JSON.stringify([...marks]) !== before) storage.saveMarks(marks)
-}
+const onScreen = id => id === app.current || app.beside.includes(id)
 
 let attendTimer
+let readTimer = null
 
 function attendSoon() {
 	attendTimer ||= setTimeout(attend, ATTEND_EVERY)
@@ -359,15 +486,53 @@ function attendSoon() {
 function attend() {
 	clearTimeout(attendTimer)
 	attendTimer = 0
+	if (!shell) return
 	const entries = [...open.values()].filter(({ session }) => session.synced)
 	for (const entry of entries) guard(() => tell(entry))
-	const waiting = drawList().filter(({ state }) => state === 'waiting')
-	const runs = entries.some(({ session }) => session.running)
-	const shown = open.get(current)?.session
-	const one = waiting.find(({ id }) => id === current) ?? waiting[0]
+	app.rows = rowsOfAll()
+	shell.sidebar.update(app.rows, { current: app.current, view: app.view, more: Boolean(app.list.more) })
+	shell.start.setProjects(projects())
+	app.panels[app.view]?.update?.()
+	const waiting = app.rows.filter(({ state }) => state === 'waiting')
+	const runs = app.rows.some(({ state }) => state === 'running')
+	const shown = open.get(app.current)?.session
+	const one = waiting.find(({ id }) => id === app.current) ?? waiting[0]
 	const words = one ? 'waiting' : shown?.running ? 'running' : 'idle'
 	attention.show(words, one ? one.title : shown?.title, one ? 'waiting' : runs ? 'running' : 'idle')
+	if (shown && readTimer === null) readTimer = setTimeout(readShown, READ_AFTER)
 }
+
+function projects() {
+	const found = new Map()
+	for (const { project, at } of app.rows) {
+		if (!project) continue
+		const { count = 0, last = 0 } = found.get(project) ?? {}
+		found.set(project, { path: project, name: nameOf(project), count: count + 1, last: Math.max(last, at) })
+	}
+	return [...found.values()].sort((a, b) => b.last - a.last)
+}
+
+function readShown() {
+	readTimer = null
+	if (document.visibilityState !== 'visible') return
+	for (const id of [app.current, ...app.beside]) {
+		const { session } = open.get(id) ?? {}
+		if (session && !session.running) markRead(session)
+	}
+}
+
+async function markRead(session) {
+	const { id, model, synced } = session ?? {}
+	if (!synced || app.api.shared || model.head <= (session.readTo ?? 0)) return
+	if (session.readTo === undefined && app.list.states.get(id)?.unread === 0) return void (session.readTo = model.head)
+	session.readTo = model.head
+	const seq = model.head
+	const { unread } = await app.api.read(id, seq).catch(() => ({ unread: undefined }))
+	// A newer state has counted more
+	if (unread !== undefined && !(app.list?.states.get(id)?.head > seq)) app.list?.hear({ session_id: id, unread })
+}
+
+const wantsNotes = () => storage.preferences().notify && !storage.preferences().push
 
 function tell(entry) {
 	const { session, seen } = entry
@@ -375,7 +540,7 @@ function tell(entry) {
 	const turns = model.turns.length
 	entry.seen = { running, turns, waiting: new Set(model.waiting.keys()) }
 	if (!seen) return
-	const notify = (words, body) => storage.preferences().notify && attention.notify(words, body, () => go(session.id))
+	const notify = (words, body) => wantsNotes() && attention.notify(words, body, () => go(session.id))
 	const asked = [...model.waiting.values()].filter(({ requestId }) => !seen.waiting.has(requestId))
 	for (const { call, options } of asked.slice(-1)) {
 		const what = titleOfCall(call)
@@ -384,7 +549,6 @@ function tell(entry) {
 	}
 	if (running && !seen.running) attention.say(`${agent} is working.`)
 	if (running || !(seen.running || turns > seen.turns)) return
-	if (session.id !== current) marks.set(session.id, 'unread')
 	const turn = model.turns.at(-1)
 	const answer = textOf(turn.items.findLast(({ kind }) => kind === 'message')?.parts)
 	attention.say(
@@ -395,11 +559,89 @@ function tell(entry) {
 	notify(`${agent} has finished`, title)
 }
 
-function settingsMenu() {
-	const label = storage.preferences().notify ? 'Do not notify me' : 'Notify me in the background'
+const told = new Map()
+
+// The same for a session that is only in the list
+function tellOf(state) {
+	const { session_id: id, agent, meta, pending_permissions: asks, state: name } = state
+	const before = told.get(id)
+	const waits = records(asks).length
+	told.set(id, { waits, name })
+	if (!before) return
+	const notify = (words, body) => wantsNotes() && attention.notify(words, body, () => go(id))
+	if (waits > before.waits) {
+		const what = titleOfRequest(records(asks).at(-1).request) || titleOf(meta)
+		attention.say(`${agent} asks for your permission: ${what}`, true)
+		notify(`${agent} waits for you`, what)
+	} else if (before.name === 'running' && name === 'idle') notify(`${agent} has finished`, titleOf(meta))
+}
+
+// The next request that waits for a person: in this session, then in the next one
+async function showWaiting() {
+	const view = open.get(app.current)?.view
+	if (view?.showWaiting()) return undefined
+	const waiting = app.rows.filter(({ state }) => state === 'waiting').sort((a, b) => a.at - b.at)
+	const at = waiting.findIndex(({ id }) => id === app.current)
+	const next = waiting[(at + 1) % waiting.length]
+	if (!next) return toast('Nothing waits for you.')
+	if (next.id === app.current) return view.showWaiting(true)
+	await go(next.id)
+	open.get(next.id)?.view.visitWaiting()
+}
+
+async function openPalette() {
+	const { openPalette: opened } = await load(() => import('./views/palette.js'))
+	opened(app, paletteEntries())
+}
+
+function paletteEntries() {
+	const { session, view } = open.get(app.current) ?? {}
 	return [
-		{ heading: 'Ctrl K: find a session. Ctrl Shift O: new session. Ctrl .: next request' },
-		{ label, icon: 'bell', onselect: toggleNotify },
+		{ label: 'New session', keys: 'Ctrl Shift O', icon: 'plus', onselect: () => go(null) },
+		{ label: 'Next request that waits for you', keys: 'Ctrl .', icon: 'shield', onselect: showWaiting },
+		{ label: 'Board: running and waiting sessions', icon: 'board', onselect: () => show('board') },
+		{ label: 'Agents: install, log in, check', icon: 'spark', onselect: () => show('agents') },
+		{ label: 'Administration', icon: 'key', onselect: () => show('admin') },
+		{ label: 'Keyboard shortcuts', keys: '?', icon: 'keyboard', onselect: showHelp },
+		...(session
+			? [
+					...actions.entries(session),
+					...actions.policies(app.current).map(one => ({ ...one, label: `Permissions: ${one.label}`, icon: 'shield' })),
+					...view.settings.entries().map(one => ({ ...one, icon: 'gear' })),
+					{ label: 'Raw frames', keys: 'Ctrl `', icon: 'frames', onselect: () => showFrames() }
+				]
+			: []),
+		...settingsMenu().filter(one => !('heading' in one))
+	]
+}
+
+async function showHelp() {
+	const { showHelp: shown } = await load(() => import('./views/help.js'))
+	shown()
+}
+
+function settingsMenu() {
+	const { notify, theme = 'system' } = storage.preferences()
+	const themes = { system: 'Theme of the system', light: 'Light', dark: 'Dark' }
+	return [
+		{ label: 'Agents', icon: 'spark', onselect: () => show('agents') },
+		{ label: 'Administration', icon: 'key', onselect: () => show('admin') },
+		{ label: 'Keyboard shortcuts', icon: 'keyboard', detail: '?', onselect: showHelp },
+		{
+			label: notify ? 'Do not notify me' : 'Notify me in the background',
+			icon: 'bell',
+			onselect: toggleNotify
+		},
+		{ heading: 'Appearance' },
+		...Object.entries(themes).map(([name, label]) => ({
+			label,
+			checked: theme === name,
+			onselect: () => {
+				storage.savePreferences({ theme: name })
+				applyTheme(name)
+			}
+		})),
+		{ heading: 'You' },
 		{ label: 'Sign out', icon: 'leave', onselect: () => signOut() }
 	]
 }
@@ -416,11 +658,14 @@ document.addEventListener('keydown', event => {
 	const target = /** @type {Element} */ (event.target)
 	const key = event.key.toLowerCase()
 	const command = ctrlKey || metaKey
-	const { session, view } = open.get(current) ?? {}
-	if (command && key === 'k') showSidebar()
+	const { session, view } = open.get(app.current) ?? {}
+	if (command && key === 'k') openPalette()
 	else if (command && shiftKey && key === 'o') go(null)
-	else if (command && key === '.') view?.showWaiting()
+	else if (command && shiftKey && key === 'f') showSidebar()
+	else if (command && key === '.') showWaiting()
 	else if (ctrlKey && key === '`') view && showFrames()
+	else if (altKey && !command && (key === 'arrowup' || key === 'arrowdown')) view?.jumpTo(key === 'arrowup' ? -1 : 1)
+	else if ((command && key === '/') || (event.key === '?' && !command && !altKey && !takesText(target))) showHelp()
 	else if (key === 'escape' && shell.el.classList.contains('menu-open')) showSidebar(false)
 	else if (key === 'escape' && session?.running && !repeat && target.tagName !== 'INPUT') session.cancel()
 	else {
@@ -438,22 +683,26 @@ document.addEventListener('paste', event => {
 
 const takesKeys = target =>
 	target.closest?.('input, textarea, select, button, summary, a, dialog, [contenteditable], [role="menu"]') != null
+const takesText = target => target.closest?.('input, textarea, select, [contenteditable]') != null
 
 function composerOnScreen() {
-	const { composer } = open.get(current)?.view ?? shell.start
+	if (app.view) return null
+	const { composer } = open.get(app.current)?.view ?? shell.start
 	return composer.el.hidden ? null : composer
 }
 
 function wake() {
 	if (!shell || document.visibilityState !== 'visible') return
 	for (const { session } of open.values()) session.wire.wake()
-	refresh()
+	app.list.wake()
+	attendSoon()
 }
 document.addEventListener('visibilitychange', wake)
 for (const name of ['online', 'offline', 'pageshow']) window.addEventListener(name, wake)
 window.addEventListener('popstate', () => (fragment().has('token') ? begin() : route()))
-window.addEventListener('beforeprint', () => open.get(current)?.view.conversation.whole())
+window.addEventListener('beforeprint', () => open.get(app.current)?.view.conversation.whole())
 for (const name of ['dragover', 'drop']) window.addEventListener(name, event => event.preventDefault())
 
+applyTheme(storage.preferences().theme)
 if (tabs) tabs.onmessage = ({ data }) => hand(data)
 begin()

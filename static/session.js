@@ -121,6 +121,13 @@ export class Session {
 		this.#readBack()
 	}
 
+	async reopen() {
+		const state = await this.#parts.api.reopen(this.id)
+		this.model.closed = null
+		this.hear(state)
+		return state
+	}
+
 	async rename(title) {
 		this.hear(await this.#parts.api.update(this.id, { title }))
 	}
@@ -128,6 +135,8 @@ export class Session {
 	hear(state) {
 		this.changes += 1
 		this.state = { ...this.state, ...state }
+		// Another client has opened it again
+		if (state.closed_at === null && this.wire.status.code === 4508) this.wire.start()
 		if (Array.isArray(state.queued)) this.queue = new Map(records(state.queued).map(one => [one.turn_index, one]))
 		seed(this.model, state)
 		if (this.synced) this.#emit('change')

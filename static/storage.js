@@ -4,7 +4,7 @@ import { isRecord } from './normalise.js'
 const PREFIX = 'clawdforge:'
 const TAB = 'sessionStorage'
 const KEPT = 'localStorage'
-const MAX_MARKS = 200 // sessions
+const MAX_KEPT = 100_000 // characters
 const memory = new Map()
 
 function read(area, key) {
@@ -57,8 +57,17 @@ export const storage = {
 		return isRecord(found) ? found : {}
 	},
 	savePreferences: changes => write(KEPT, 'preferences', { ...storage.preferences(), ...changes }),
-	draft: (id, part = 'draft') => read(TAB, `${part}:${id}`),
-	saveDraft: (id, value, part = 'draft') => write(TAB, `${part}:${id}`, value?.length === 0 ? null : value),
+	// A tab has drafts of its own; the text of the last one also survives the tab
+	draft: (id, part = 'draft') => read(TAB, `${part}:${id}`) ?? (part === 'draft' ? read(KEPT, `draft:${id}`) : null),
+	saveDraft(id, value, part = 'draft') {
+		const kept = value?.length === 0 ? null : value
+		write(TAB, `${part}:${id}`, kept)
+		if (part === 'draft' && (kept === null || kept.length < MAX_KEPT)) write(KEPT, `draft:${id}`, kept)
+	},
+	forget(id) {
+		for (const part of ['draft', 'attached', 'outbox', 'choices']) write(TAB, `${part}:${id}`, null)
+		write(KEPT, `draft:${id}`, null)
+	},
 	outbox(id) {
 		const found = read(TAB, `outbox:${id}`)
 		return Array.isArray(found) ? found.filter(isRecord) : []
@@ -66,10 +75,5 @@ export const storage = {
 	saveOutbox: (id, prompts) => write(TAB, `outbox:${id}`, prompts.length ? prompts : null),
 	unsent: () => [
 		...new Set(['draft:', 'attached:', 'outbox:'].flatMap(part => keysOf(part).filter(id => read(TAB, part + id))))
-	],
-	marks() {
-		const found = read(KEPT, 'marks')
-		return new Map(/** @type {any} */ (Array.isArray(found) ? found.filter(Array.isArray) : []))
-	},
-	saveMarks: marks => write(KEPT, 'marks', [...marks].slice(-MAX_MARKS))
+	]
 }

@@ -170,7 +170,18 @@ const ENTRIES = {
 		if (model.requests.has(requestId)) return
 		const asked = question(entry.request)
 		const call = { title: asked.message, toolKind: 'question', locations: [] }
-		const fields = { requestId, ...asked, call, done: false, outcome: null, by: null, over: false, refused: 0 }
+		const expiresAt = number(entry.expires_at)
+		const fields = {
+			requestId,
+			...asked,
+			call,
+			expiresAt,
+			done: false,
+			outcome: null,
+			by: null,
+			over: false,
+			refused: 0
+		}
 		const item = add(model, entry, 'question', fields)
 		wait(model, hide(item, { tool: item }))
 	},

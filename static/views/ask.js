@@ -1,4 +1,5 @@
 // Takes no focus, so that no key answers by accident
+import { deadline } from './deadline.js'
 import { setText, uid, View, word } from './dom.js'
 
 export const isOpen = ({ outcome, over }) => !outcome && !over
@@ -30,6 +31,7 @@ export class AskView extends View {
 		if (open && !this.drawn) {
 			this.drawn = true
 			this.draw(request)
+			this.#tick()
 		}
 		if (request.refused !== this.refused) {
 			this.refused = request.refused
@@ -45,6 +47,15 @@ export class AskView extends View {
 		card.hidden = !open
 		setText(this.result, open ? '' : this.#words())
 		this.el.hidden = !open && !this.result.textContent
+	}
+
+	// How long the request waits
+	#tick() {
+		const due = isOpen(this.request) && deadline(this.request.expiresAt)
+		setText(this.due, due ? due.words : '')
+		this.due.dataset.urgent = String(due ? due.urgent : false)
+		if (due?.again && (this.el.isConnected || !this.ticked)) setTimeout(() => this.#tick(), due.again)
+		this.ticked = true
 	}
 
 	#words() {

@@ -8,16 +8,6 @@ import { MarkdownView } from './markdown.js'
 
 export const hasDiff = ({ content }) => content.some(({ type }) => type === 'diff')
 
-export function titleOf({ title, toolKind, locations }) {
-	const words = title
-		.trim()
-		.replace(/^`+|`+$/g, '')
-		.trim()
-		.replace(/[^\S\n]+/g, ' ')
-		.replace(/ ?\n+ ?/g, ' ↵ ')
-	return words || `${toolKind} ${shortPath(locations[0]?.path)}`
-}
-
 const MAX_TOLD = 60_000 // characters
 const PLAIN = /^[\w@%+=:,./-]+$/
 

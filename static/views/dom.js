@@ -178,3 +178,21 @@ export async function copyText(text) {
 		return done
 	}
 }
+
+const loading = new Map()
+
+// A stylesheet of a part that is loaded when it is first needed
+export function styles(name) {
+	if (!loading.has(name)) {
+		const own = /** @type {HTMLScriptElement} */ (document.querySelector('script[type="module"]'))
+		const href = new URL(`static/${name}.css${new URL(own.src).search}`, document.baseURI).href
+		loading.set(
+			name,
+			new Promise(resolve => {
+				const link = h('link', { rel: 'stylesheet', href, onload: resolve, onerror: resolve })
+				document.head.append(link)
+			})
+		)
+	}
+	return loading.get(name)
+}

@@ -22,6 +22,11 @@ export class ScrollKeeper {
 		this.leftEnd ||= following
 	}
 
+	// A place was chosen: new output does not move it
+	leave() {
+		this.#follow(false)
+	}
+
 	resume() {
 		if (this.leftEnd) this.toEnd()
 	}

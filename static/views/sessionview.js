@@ -1,5 +1,6 @@
+import { nameOf, projectOf } from '../list.js'
 import { spell } from '../marks.js'
-import { titleOf } from './call.js'
+import { titleOf } from './calltitle.js'
 import { Composer, dropTarget } from './composer.js'
 import { ConversationView } from './conversation.js'
 import { guard, oncePerFrame, setText, View, word } from './dom.js'
@@ -16,7 +17,10 @@ export class SessionView extends View {
 	constructor(session, { on, upload, draft }) {
 		super('session', { session, on, awaySince: 0 })
 		this.menu.onclick = () => on.showSidebar()
-		this.usage.after(menuButton(this.more, on.entries))
+		this.usage.after(menuButton(this.policy, on.policies), menuButton(this.more, on.entries))
+		this.pane.onclick = on.closePane
+		this.keep.onclick = on.keep
+		this.el.addEventListener('focusin', on.focused)
 		setText(this.greeting, `A new conversation with ${session.agent}`)
 
 		this.conversation = new ConversationView(this.log, {
@@ -63,7 +67,7 @@ export class SessionView extends View {
 		this.connection.lastChild.onclick = () => session.wire.start()
 		this.ask.onclick = () => this.showWaiting()
 		this.anew.onclick = on.startNew
-		dropTarget(this.el, files => session.closed || this.composer.add(files))
+		dropTarget(this.el, files => this.over || this.composer.add(files))
 		session.on('withdrawn', sent => this.composer.put(sent))
 
 		session.on('change', () => {
@@ -94,16 +98,42 @@ export class SessionView extends View {
 			.filter(Boolean)
 	}
 
-	showWaiting() {
+	// Focuses the next card; false after the last one, unless it may go round
+	showWaiting(round = false) {
 		const cards = this.#cards
 		const at = cards.findIndex(({ el }) => el.contains(document.activeElement))
-		const card = cards[(at + 1) % cards.length]
+		const card = cards[round ? (at + 1) % cards.length : at + 1]
 		if (card) this.scroll.visit(card.el)
 		card?.focus()
+		return Boolean(card)
+	}
+
+	// A session that was just opened shows its request as soon as it is drawn
+	visitWaiting() {
+		if (!this.showWaiting()) this.visiting = true
+	}
+
+	// To the previous or the next prompt
+	jumpTo(step) {
+		const top = this.scroller.getBoundingClientRect().top
+		const heads = [...this.log.querySelectorAll('.turn-head')].filter(one => one.firstChild)
+		const at = heads.map(one => one.getBoundingClientRect().top - top)
+		const found = step < 0 ? at.findLastIndex(one => one < 0) : at.findIndex(one => one > 40)
+		if (found < 0) return step < 0 ? (this.scroller.scrollTop = 0) : this.scroll.toEnd()
+		this.scroller.scrollTop += at[found] - 16
+		this.scroll.leave()
+		heads[found].parentElement.classList.add('visited')
+		heads[found].parentElement.onanimationend = ({ currentTarget }) => currentTarget.classList.remove('visited')
+	}
+
+	// One of several sessions on the screen
+	setPane(split) {
+		this.pane.hidden = !split
 	}
 
 	#send(message, sent = () => {}) {
 		if (this.over) return void this.#sendAnew(message, sent)
+		if (this.session.closed) return void this.#continue(message, sent)
 		sent()
 		this.session.send({ prompt: message.prompt, files: message.files })
 		this.scroll.toEnd()
@@ -117,8 +147,24 @@ export class SessionView extends View {
 		if (done) sent()
 	}
 
+	// A closed session is opened again, and continues
+	async #continue(message, sent) {
+		if (this.composer.el.inert) return
+		this.composer.el.inert = true
+		const failure = await this.on.reopen().then(
+			() => null,
+			error => error
+		)
+		this.composer.el.inert = false
+		this.refusal = failure && failure.code !== 'conflict' ? failure.message : null
+		if (this.refusal) return this.draw()
+		this.#send(message, sent)
+		this.focus()
+	}
+
+	// There is nothing to continue
 	get over() {
-		return this.session.closed || this.session.wire.status.code === 4505
+		return this.session.wire.status.code === 4505
 	}
 
 	#draw() {
@@ -140,17 +186,23 @@ export class SessionView extends View {
 	#head({ title, agent, state, running, model }, gone) {
 		setText(this.title, title || (gone ? 'Not found' : 'New session'))
 		const silent = state?.asks === false && state.permission !== 'approve-all'
+		const folder = state && projectOf({ ...state, session_id: this.session.id })
 		setText(
 			this.facts,
 			[
 				!gone && agent,
+				folder && nameOf(folder),
 				state?.model,
-				!running && word('fact', state?.agent_state),
-				word('fact', silent ? 'silent' : state?.permission)
+				!running && !this.session.closed && word('fact', state?.agent_state),
+				silent && word('fact', 'silent')
 			]
 				.filter(Boolean)
 				.join(' · ')
 		)
+		this.policy.hidden = gone || !state?.permission
+		const policy = word('permission', state?.permission) ?? ''
+		setText(this.policyName, policy)
+		this.policy.ariaLabel = `Permissions: ${policy}`
 		const { used, size, cost } = model.usage ?? {}
 		setText(
 			this.usage,
@@ -174,17 +226,29 @@ export class SessionView extends View {
 		setText(this.plan.lastChild, entries[step]?.content ?? '')
 	}
 
-	#rest({ model, state, synced, outbox, queue }, gone) {
+	#rest({ model, state, synced, outbox, queue, closed, agent }, gone) {
 		this.composer.el.hidden = this.over && this.composer.empty
-		this.composer.setPurpose(this.over ? 'Send in a new session' : null)
-		this.ended.hidden = !this.over
-		const why = gone
-			? word('stopped', 4505)
-			: (word('closed', model.closed?.reason ?? state?.close_reason) ?? 'This session was closed.')
-		setText(this.why, this.composer.el.hidden ? why : `${why} What you wrote is kept: sending it begins a new session.`)
+		this.composer.setPurpose(this.over ? 'Send in a new session' : closed ? 'Continue this session' : null)
+		this.composer.input.placeholder = spell(closed ? `Continue with ${agent}` : `Message ${agent}`)
+		this.ended.hidden = !gone && !closed
+		const until = Number.isFinite(state?.retention_secs) && state.closed_at + state.retention_secs
+		this.keep.hidden = !closed || gone || !until
+		this.anew.hidden = !gone && !this.refusal
+		const kept = until ? ` It will be deleted on ${new Date(until * 1000).toLocaleDateString()}.` : ''
+		const why = word('closed', model.closed?.reason ?? state?.close_reason) ?? 'This session was closed.'
+		setText(
+			this.why,
+			gone
+				? `${word('stopped', 4505)}${this.composer.empty ? '' : ' What you wrote is kept: sending it begins a new session.'}`
+				: `${why} ${this.refusal ? `It could not be opened again: ${this.refusal}` : `Your next message continues it.${kept}`}`
+		)
 		this.conversation.el.hidden = !synced
 		this.loading.hidden = synced || gone || performance.now() < this.loadingShownAt
 		this.empty.hidden = !synced || model.turns.length + outbox.size + queue.size > 0
+		if (this.visiting && synced && this.#cards.length) {
+			this.visiting = false
+			this.showWaiting()
+		}
 	}
 
 	#connection({ state, code, retryAt }) {

@@ -7,8 +7,21 @@ export class SettingsBar {
 		this.el = template('settings').el
 	}
 
+	// What the palette offers
+	entries() {
+		return (this.groups ?? []).flatMap(({ kind, key, name, value, choices }) =>
+			choices
+				.filter(choice => !choice.heading)
+				.map(choice => ({
+					label: `${name}: ${choice.name}`,
+					checked: choice.value === value,
+					onselect: () => this.set(kind, choice.value, key)
+				}))
+		)
+	}
+
 	update({ modes, models, configOptions }) {
-		const groups = groupsOf(modes, models, configOptions ?? [])
+		const groups = (this.groups = groupsOf(modes, models, configOptions ?? []))
 		// An open menu must not vanish under the pointer.
 		const shown = JSON.stringify(groups)
 		if (shown === this.shown) return

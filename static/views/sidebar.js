@@ -1,7 +1,11 @@
+import { nameOf } from '../list.js'
 import { spell } from '../marks.js'
 import { guard, h, setChildren, setText, template, uid, View, word } from './dom.js'
 import { ago } from './format.js'
 import { menuButton } from './menu.js'
+
+const SHOWN = 200 // rows, before "Show more"
+const SEARCH_AFTER = 250 // ms after the last key
 
 export class Sidebar extends View {
 	constructor(on) {
@@ -11,27 +15,58 @@ export class Sidebar extends View {
 			headings: {},
 			sessions: null,
 			shown: [],
-			marked: null
+			marked: null,
+			hits: [],
+			limit: SHOWN,
+			choice: { by: 'time', ...on.choice }
 		})
-		this.find.oninput = this.find.onfocus = () => this.#mark(0)
+		this.find.oninput = () => {
+			this.#mark(0)
+			this.#searchSoon()
+		}
+		this.find.onfocus = () => this.#mark(0)
 		this.find.onblur = () => this.#mark(null)
 		this.find.onkeydown = event => this.#key(event)
 		this.find.setAttribute('aria-controls', (this.list.id = uid()))
 		this.skip.onclick = on.skip
 		this.hide.onclick = on.hide
 		this.begin.onclick = () => on.open(null)
-		this.el.append(menuButton(this.settings, on.menu))
-		const { el, box } = template('with-closed')
-		box.onchange = () => on.withClosed(box.checked)
-		this.withClosed = el
+		this.palette.onclick = on.palette
+		this.board.onclick = () => on.view('board')
+		this.foot.append(menuButton(this.settings, on.menu))
+		this.search.append(menuButton(this.sort, () => this.#sorting()))
+		this.older = h('button.quiet.wide.older', { onclick: () => this.#older(), text: 'Show more' })
+		this.found = h('div.found')
 	}
 
 	focus() {
 		this.find.select()
 	}
 
-	update(sessions, current) {
-		Object.assign(this, { sessions, current })
+	update(sessions, place) {
+		Object.assign(this, { sessions, place })
+		this.#draw()
+	}
+
+	#sorting() {
+		const { by, archived } = this.choice
+		const choose = changes => {
+			this.choice = { ...this.choice, ...changes }
+			this.on.choose(this.choice)
+		}
+		return [
+			{ heading: 'Group the sessions' },
+			{ label: 'By time', checked: by !== 'project', onselect: () => choose({ by: 'time' }) },
+			{ label: 'By project', checked: by === 'project', onselect: () => choose({ by: 'project' }) },
+			{ heading: 'Show' },
+			{ label: 'Current sessions', checked: !archived, onselect: () => choose({ archived: false }) },
+			{ label: 'The archive', checked: Boolean(archived), onselect: () => choose({ archived: true }) }
+		]
+	}
+
+	#older() {
+		this.limit += SHOWN
+		if (this.sessions.length < this.limit) this.on.more()
 		this.#draw()
 	}
 
@@ -57,6 +92,7 @@ export class Sidebar extends View {
 
 	#clear() {
 		this.find.value = ''
+		this.hits = []
 		this.#mark(null)
 	}
 
@@ -66,28 +102,97 @@ export class Sidebar extends View {
 		if (index !== null) this.rows.get(this.shown[index]?.id)?.el.scrollIntoView({ block: 'nearest' })
 	}
 
-	fail(message) {
-		setText(this.note, message)
+	// What was said, in all sessions
+	#searchSoon() {
+		clearTimeout(this.searching)
+		const wanted = this.find.value.trim()
+		this.hits = []
+		if (wanted.length < 2) return
+		this.searching = setTimeout(async () => {
+			const hits = await this.on.search(wanted).catch(() => [])
+			if (this.find.value.trim() !== wanted) return
+			this.hits = hits
+			this.#draw()
+		}, SEARCH_AFTER)
 	}
 
 	#draw() {
 		if (!this.sessions) return
 		this.find.removeAttribute('aria-activedescendant')
 		const wanted = this.find.value.trim().toLowerCase()
-		const shown = this.sessions
-			.filter(({ title, agent, id }) => `${title} ${agent} ${id}`.toLowerCase().includes(wanted))
+		const all = this.sessions
+			.filter(
+				({ title, agent, id, project, archived }) =>
+					(wanted || Boolean(archived) === Boolean(this.choice.archived)) &&
+					`${title} ${agent} ${id} ${project ?? ''}`.toLowerCase().includes(wanted)
+			)
 			.sort((a, b) => b.at - a.at)
-		this.shown = shown
-		const marked = shown[this.marked ?? -1]?.id
-		const groups = Object.groupBy(shown, ({ at }) => groupOf(at))
+		const groups = Object.entries(Object.groupBy(all, one => this.#groupOf(one))).sort(
+			([a], [b]) => orderOf(a) - orderOf(b)
+		)
+		this.shown = groups.flatMap(([, rows]) => rows).slice(0, this.limit)
+		const visible = new Set(this.shown)
+		const marked = this.shown[this.marked ?? -1]?.id
 		setChildren(this.list, [
-			...Object.entries(groups).flatMap(([group, rows]) => [
-				(this.headings[group] ??= h('h2', { text: group })),
-				...rows.map(one => this.#row(one, one.id === marked))
-			]),
-			this.withClosed
+			...groups.flatMap(([group, rows]) => {
+				const drawn = rows.filter(one => visible.has(one))
+				return drawn.length ? [this.#heading(group), ...drawn.map(one => this.#row(one, one.id === marked))] : []
+			}),
+			...(wanted ? [this.#said()] : []),
+			...(all.length > this.limit || this.place.more ? [this.older] : [])
 		])
-		setText(this.note, shown.length ? '' : wanted ? 'No session matches.' : 'Your sessions will be listed here.')
+		this.#keepShown()
+		const busy = this.sessions.filter(({ state }) => state === 'running' || state === 'waiting').length
+		setText(this.busy, busy || '')
+		this.board.ariaCurrent = this.place.view === 'board' ? 'page' : 'false'
+		const none = this.choice.archived ? 'The archive is empty.' : 'Your sessions will be listed here.'
+		setText(this.note, this.shown.length || this.hits.length ? '' : wanted ? 'No session matches.' : none)
+	}
+
+	// Rows of sessions that are gone
+	#keepShown() {
+		if (this.rows.size <= this.sessions.length + SHOWN) return
+		const ids = new Set(this.sessions.map(({ id }) => id))
+		for (const id of this.rows.keys()) if (!ids.has(id)) this.rows.delete(id)
+	}
+
+	#groupOf({ state, pinned, project, at }) {
+		if (state === 'waiting') return 'Waiting for you'
+		if (pinned) return 'Pinned'
+		return this.choice.by === 'project' ? (project ?? 'No project') : groupOf(at)
+	}
+
+	#heading(group) {
+		const { headings } = this
+		headings[group] ??= h('h2', {
+			title: group.startsWith('/') ? group : null,
+			text: group.startsWith('/') ? nameOf(group) : group
+		})
+		return headings[group]
+	}
+
+	#said() {
+		const shown = JSON.stringify(this.hits)
+		if (shown !== this.saidShown) {
+			this.saidShown = shown
+			const hits = this.hits.map(({ session_id: id, title, snippet }) =>
+				h(
+					'a.hit',
+					{
+						href: `#session=${id}`,
+						onmousedown: event => event.preventDefault(),
+						onclick: event => {
+							event.preventDefault()
+							this.#open(id)
+						}
+					},
+					h('b.ellipsis', { text: title || 'Untitled' }),
+					h('span', { dir: 'auto', text: snippet })
+				)
+			)
+			this.found.replaceChildren(...(hits.length ? [h('h2', { text: 'Said in conversations' }), ...hits] : []))
+		}
+		return this.found
 	}
 
 	#row(session, marked) {
@@ -101,12 +206,13 @@ export class Sidebar extends View {
 		return row.el
 	}
 
-	#fill(row, { id, title, agent, at, state }) {
+	#fill(row, { id, title, agent, at, state, project }) {
 		row.el.dataset.state = state
 		setText(row.title, title || 'Untitled')
-		setText(row.facts, `${agent} · ${ago(at)}`)
+		const facts = [agent, this.choice.by !== 'project' && project && nameOf(project), at > 0 && ago(at)]
+		setText(row.facts, facts.filter(Boolean).join(' · '))
 		setText(row.spoken, word('state', state) ?? '')
-		row.link.ariaCurrent = id === this.current ? 'page' : 'false'
+		row.link.ariaCurrent = id === this.place.current ? 'page' : 'false'
 		row.more.ariaLabel = spell(`More for ${title || 'this session'}`)
 	}
 
@@ -123,6 +229,11 @@ export class Sidebar extends View {
 		return row
 	}
 }
+
+const TIMES = ['Waiting for you', 'Pinned', 'Today', 'Yesterday', 'This week', 'Earlier']
+
+// Projects keep the order of their newest session; sessions without one come last
+const orderOf = group => (group === 'No project' ? TIMES.length : TIMES.includes(group) ? TIMES.indexOf(group) : 2)
 
 function groupOf(at) {
 	const day = date => date.setHours(0, 0, 0, 0)

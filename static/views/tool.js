@@ -1,7 +1,8 @@
 // The body is built on opening, because there may be thousands of calls
 import { pretty } from '../normalise.js'
 import { isOpen } from './ask.js'
-import { commandOf, contentView, hasDiff, hint, locationsView, section, titleOf } from './call.js'
+import { commandOf, contentView, hasDiff, hint, locationsView, section } from './call.js'
+import { titleOf } from './calltitle.js'
 import { codeBlock } from './code.js'
 import { guard, h, icon, setChildren, setText, toggler, View, word } from './dom.js'
 import { duration } from './format.js'

@@ -4,8 +4,10 @@
 /** @type {any} */ (window).WebSocket = class {
 	onopen;
 	onmessage;
+	id;
 	constructor(url) {
-		this.id = url.match(/sessions\/([^/]*)\/ws/)[1];
+		[, this.id] = url.match(/sessions\/([^/]*)\/ws/) ?? [];
+		if (!this.id) return; // of the list, which stays as it was read
 		fake.socket = this;
 		setTimeout(() => this.onopen());
 	}

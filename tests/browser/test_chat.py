@@ -103,10 +103,10 @@ async def test_stored_sign_in_survives_a_failure_and_a_link(
     async def refuse(route: Route) -> None:
         await route.fulfill(status=503, json={"ok": False, "error": "Just a moment."})
 
-    await page.route("**/sessions", refuse)
+    await page.route("**/sessions?*", refuse)
     await page.reload()
     await expect(page.get_by_text("Just a moment.")).to_be_visible()
-    await page.unroute("**/sessions")
+    await page.unroute("**/sessions?*")
     await tab.button("Sign in").click()
     await expect(tab.composer).to_be_visible()
     kept = "localStorage['clawdforge:token']"
@@ -663,10 +663,11 @@ async def test_session_is_renamed_found_and_closed(tab: Tab, client: Client) -> 
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("heading", name="Second name")).to_be_visible()
     await client.create(meta={"title": "Another one"})
-    await page.keyboard.press("Control+k")
+    rows = page.locator(".session-row")
+    await expect(rows).to_have_count(2)  # at once, from the list's socket
+    await page.keyboard.press("Control+Shift+f")
     await expect(page.get_by_label("Find a session")).to_be_focused()
     await page.reload()
-    rows = page.locator(".session-row")
     await expect(rows).to_have_count(2)
     await page.get_by_label("Find a session").fill("another")
     await expect(rows).to_have_count(1)
@@ -676,7 +677,14 @@ async def test_session_is_renamed_found_and_closed(tab: Tab, client: Client) -> 
     await page.get_by_role("button", name="Close session").click()
     await expect(page.get_by_text("This session was closed.")).to_be_visible()
     await tab.picture("closed")
-    assert (await client.state(session_id))["state"] == "closed"
+    state = await client.state(session_id)
+    assert (state["state"], state["retention_secs"]) == ("closed", None)
+    # It stays in the list, and the next message continues it.
+    await expect(rows).to_have_count(2)
+    await tab.say("again")
+    await tab.settled(2)
+    assert (await client.state(session_id))["state"] == "idle"
+    assert tab.session_id == session_id
 
 
 async def test_raw_frames_are_listed_and_filtered(tab: Tab) -> None:

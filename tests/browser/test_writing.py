@@ -21,10 +21,11 @@ for (const name of ["sessionStorage", "localStorage"])
 """
 
 
-async def test_draft_of_closed_session_is_kept_and_can_begin_a_new_session(
+async def test_draft_of_closed_session_is_kept_and_continues_it(
     open_tab: OpenTab, client: Client
 ) -> None:
     first, second = await client.create(meta={"title": "First"}), await client.create()
+    await client.turn(first, "hello")
     tab = await open_tab(client)
     page = tab.page
     await tab.sign_in(first)
@@ -36,21 +37,24 @@ async def test_draft_of_closed_session_is_kept_and_can_begin_a_new_session(
     await expect(tab.composer).to_have_value("")
     await client.delete(f"/sessions/{first}")
     await page.reload()
-    await page.locator(".session-row").filter(has_text="half a thought").locator("a").click()
-    await expect(tab.shown.locator(".ended")).to_be_visible()
+    await page.locator(".session-row").filter(has_text="First").locator("a").click()
+    await expect(tab.shown.locator(".ended")).to_contain_text("Your next message continues it")
     await expect(tab.composer).to_have_value("half a thought")
     await expect(chips).to_have_count(1)
     await tab.picture("closed-with-a-draft")
     await tab.axe("closed with a draft")
+    # It is deleted in a day, unless the user keeps it.
+    await tab.shown.get_by_role("button", name="Keep it").click()
+    await expect(tab.shown.locator(".ended")).not_to_contain_text("deleted")
+    assert (await client.state(first))["retention_secs"] is None
     await tab.composer.press("Enter")
     await expect(tab.answer("half a thought")).to_be_visible()
-    assert tab.session_id not in (first, second)
-    await page.go_back()
-    await expect(tab.shown.locator(".ended")).to_be_visible()
-    await expect(tab.shown.locator(".composer")).to_be_hidden()
+    assert tab.session_id == first
+    await expect(tab.turns).to_have_count(2)
+    await expect(tab.shown.locator(".ended")).to_be_hidden()
 
 
-async def test_prompt_refused_by_closed_session_can_be_edited_and_sent_elsewhere(
+async def test_prompt_refused_by_closed_session_can_be_edited_and_sent_again(
     open_tab: OpenTab, client: Client
 ) -> None:
     session_id = await client.create()
@@ -70,8 +74,9 @@ async def test_prompt_refused_by_closed_session_can_be_edited_and_sent_elsewhere
     await tab.button("Edit").click()
     await expect(tab.composer).to_have_value("sent too late")
     await expect(refused).to_have_count(0)
-    await tab.button("Send in a new session").click()
+    await tab.button("Continue this session").click()
     await expect(tab.answer("echo: sent too late")).to_be_visible()
+    assert tab.session_id == session_id
 
 
 async def test_withdrawn_prompt_returns_to_the_composer(tab: Tab, tmp_path: Path) -> None:
@@ -150,35 +155,57 @@ async def test_enter_inserts_a_line_on_a_phone(open_tab: OpenTab, client: Client
     await expect(tab.answer("echo: one")).to_be_visible()
 
 
-async def test_sessions_are_found_and_opened_with_the_keyboard(
+async def test_sessions_commands_and_words_are_found_with_the_keyboard(
     open_tab: OpenTab, client: Client
 ) -> None:
     for title in ("Parser, old", "Lexer", "Parser, new"):
-        await client.create(meta={"title": title})
+        session_id = await client.create(meta={"title": title})
+    await client.turn(session_id, "the quick brown marmot")
     tab = await open_tab(client)
     page = tab.page
     await tab.sign_in()
-    find = page.get_by_label("Find a session")
-    marked = page.locator(".session-row.marked")
+    options = page.get_by_role("option")
+    chosen = page.locator("[role=option][aria-selected=true]")
     await page.keyboard.press("Control+k")
+    await expect(page.get_by_role("dialog")).to_be_visible()
     await page.keyboard.type("parser")
-    await expect(page.locator(".session-row")).to_have_count(2)
-    await expect(marked).to_have_count(1)
-    first = await marked.inner_text()
+    await expect(options).to_have_count(2)
+    first = await chosen.inner_text()
     await page.keyboard.press("ArrowDown")
-    await expect(marked).not_to_have_text(first, use_inner_text=True)
-    await tab.axe("find")
-    await tab.picture("find")
+    await expect(chosen).not_to_have_text(first, use_inner_text=True)
+    await tab.axe("palette")
+    await tab.picture("palette")
     await page.keyboard.press("ArrowUp")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("heading", name=first.splitlines()[0], level=1)).to_be_visible()
-    await expect(find).to_have_value("")
-    await expect(page.locator(".session-row")).to_have_count(3)
+    # What was said in any session, and commands of the page and of this session.
     await page.keyboard.press("Control+k")
+    await page.keyboard.type("brown marmot")
+    await expect(options.filter(has_text="the quick brown marmot").first).to_be_visible()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="Parser, new", level=1)).to_be_visible()
+    await page.keyboard.press("Control+k")
+    await page.keyboard.type("deny everything")
+    await page.keyboard.press("Enter")
+    await expect(tab.button("Permissions: Deny everything")).to_be_visible()
+    assert (await client.state(session_id))["permission"] == "deny-all"
+    await page.keyboard.press("Control+k")
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    await expect(tab.composer).to_be_focused()
+    # The list has a filter of its own.
+    find = page.get_by_label("Find a session")
+    marked = page.locator(".session-row.marked")
+    await page.keyboard.press("Control+Shift+f")
     await page.keyboard.type("lex")
+    await expect(marked).to_have_text(re.compile("Lexer"))
     await page.keyboard.press("Escape")
     await expect(find).to_have_value("")
     await expect(tab.composer).to_be_focused()
+    await page.keyboard.press("Control+/")
+    await expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    await tab.axe("help")
+    await page.keyboard.press("Escape")
 
 
 async def test_typing_focuses_the_composer_and_number_keys_answer(

@@ -28,12 +28,16 @@ from ..responses import error_response
 STATIC = installation.STATIC_FOLDER
 MODULES = installation.NODE_MODULES
 BUILT = BuiltPage(MODULES / ".page")
-LIBRARIES = ("marked", "dompurify", "@highlightjs/cdn-assets", "diff", "ansi-sequence-parser")
+LIBRARIES = (
+    *("marked", "dompurify", "@highlightjs/cdn-assets", "diff", "ansi-sequence-parser"),
+    *("@fontsource-variable/geist", "@fontsource-variable/geist-mono"),
+)
 MERMAID = "@mermaid-js/tiny/dist/mermaid.tiny.js"
 LIBRARY_FILES = {
     "swagger-ui-dist/swagger-ui-bundle.js",
     "swagger-ui-dist/swagger-ui.css",
     "katex/dist/katex.mjs",
+    "uqr/dist/index.mjs",
     MERMAID,
 }
 PAGE_FILES = {"/": "index.html", "/docs": "docs.html"}

@@ -1,0 +1,153 @@
+// What a person can do with one session from the list, a menu or the palette
+import { isArchived, isPinned } from './list.js'
+import { textOf } from './transcript.js'
+import { ask, toast } from './views/dialogs.js'
+import { word } from './views/dom.js'
+
+export const POLICIES = ['ask', 'approve-reads', 'approve-all', 'deny-all']
+
+/** @param {Props} app */
+export function sessionActions(app) {
+	const stateOf = id => app.list.states.get(id) ?? app.open.get(id)?.session.state ?? {}
+
+	async function attempt(action) {
+		try {
+			return await action()
+		} catch (error) {
+			toast(error.message)
+		}
+	}
+
+	async function change(id, changes) {
+		const state = await app.api.change(id, changes)
+		app.list.hear(state)
+		app.open.get(id)?.session.hear(state)
+	}
+
+	async function rename({ id, title = '' }) {
+		const name = await ask({ title: 'Rename the session', input: title, action: 'Rename' })
+		if (name) attempt(() => change(id, { meta: { title: name } }))
+	}
+
+	const pin = (id, pinned) => attempt(() => change(id, { meta: { pinned: pinned || null } }))
+
+	async function archive(id, archived) {
+		await attempt(async () => {
+			if (archived && stateOf(id).state !== 'closed') await app.api.close(id)
+			await change(id, { meta: { archived: archived || null } })
+			await app.list.look(id)
+		})
+		if (archived && app.current === id) app.go(null)
+	}
+
+	async function close({ id, title }) {
+		const text = `${title ? `“${title}”: ` : ''}the agent is stopped. Your next message continues the conversation.`
+		if (await ask({ title: 'Close this session?', text, action: 'Close session', danger: true }))
+			attempt(async () => {
+				await app.api.close(id)
+				await app.list.look(id)
+			})
+	}
+
+	async function purge({ id, title }) {
+		const text = `${title ? `“${title}”: ` : ''}the conversation, its files and its snapshots are deleted on the server. Nobody can bring them back.`
+		if (!(await ask({ title: 'Delete for good?', text, action: 'Delete for good', danger: true }))) return
+		attempt(async () => {
+			await app.api.purge(id)
+			app.drop(id)
+		})
+	}
+
+	const unread = id =>
+		attempt(async () => {
+			const head = (stateOf(id).head ?? 1) - 1
+			const { unread } = await app.api.read(id, Math.max(0, head))
+			app.list.hear({ session_id: id, unread })
+			if (app.current === id) app.go(null)
+		})
+
+	async function download(id, format) {
+		await attempt(async () => {
+			const response = await app.api.fetch('GET', `/sessions/${id}/export?format=${format}`)
+			if (!response?.ok) throw new Error('The conversation could not be exported.')
+			const named = /filename="?([^";]+)/.exec(response.headers.get('Content-Disposition') ?? '')
+			save(await response.blob(), named?.[1] ?? `conversation.${format}`)
+		})
+	}
+
+	async function share({ id }) {
+		const made = await attempt(() => app.api.call('POST', `/sessions/${id}/shares`, { label: 'From the page' }))
+		if (!made) return
+		const { showLink } = await app.load(() => import('./views/phone.js'))
+		showLink({
+			title: 'Anyone with this link can read along',
+			text: 'It shows this conversation, and nothing else. Revoke it in this menu.',
+			link: made.url
+		})
+	}
+
+	const revoke = id =>
+		attempt(async () => {
+			const { shares } = await app.api.call('GET', `/sessions/${id}/shares`)
+			for (const { share_id: one } of shares) await app.api.call('DELETE', `/sessions/${id}/shares/${one}`)
+			toast(shares.length ? 'The links no longer work.' : 'There are no links.')
+		})
+
+	async function phone({ id }) {
+		const { showPhone } = await app.load(() => import('./views/phone.js'))
+		showPhone(id, app.api.token)
+	}
+
+	const keep = id => attempt(() => change(id, { retention_secs: null }))
+
+	const policies = id =>
+		POLICIES.map(name => ({
+			label: word('permission', name),
+			detail: word('policy', name),
+			checked: stateOf(id).permission === name,
+			onselect: () => attempt(() => change(id, { permission: name }))
+		}))
+
+	// The entries of a session's menu
+	function entries({ id, title }) {
+		const state = stateOf(id)
+		const closed = state.state === 'closed'
+		const archived = isArchived(state)
+		const beside = app.wide() && app.current && app.current !== id
+		return [
+			{ label: 'Rename…', icon: 'pencil', onselect: () => rename({ id, title }) },
+			isPinned(state)
+				? { label: 'Unpin', icon: 'pin', onselect: () => pin(id, false) }
+				: { label: 'Pin', icon: 'pin', onselect: () => pin(id, true) },
+			archived
+				? { label: 'Take out of the archive', icon: 'archive', onselect: () => archive(id, false) }
+				: { label: 'Archive', icon: 'archive', onselect: () => archive(id, true) },
+			{ label: 'Mark as unread', icon: 'dot', onselect: () => unread(id) },
+			beside && { label: 'Open beside this one', icon: 'columns', onselect: () => app.goBeside(id) },
+			{ label: 'Open on a phone…', icon: 'phone', onselect: () => phone({ id }) },
+			{ label: 'Share a link to read…', icon: 'globe', onselect: () => share({ id }) },
+			{ label: 'Revoke all links', icon: 'close', onselect: () => revoke(id) },
+			{ label: 'Save as Markdown', icon: 'down', onselect: () => download(id, 'markdown') },
+			{ label: 'Save as HTML', icon: 'down', onselect: () => download(id, 'html') },
+			state.retention_secs != null && {
+				label: 'Keep until I delete it',
+				icon: 'clock',
+				onselect: () => keep(id)
+			},
+			{ label: 'Close session…', icon: 'stop', disabled: closed, onselect: () => close({ id, title }) },
+			{ label: 'Delete for good…', icon: 'trash', danger: true, onselect: () => purge({ id, title }) }
+		].filter(Boolean)
+	}
+
+	return { entries, policies, change, attempt, keep, phone, archive, pin }
+}
+
+export function save(blob, name) {
+	const link = document.createElement('a')
+	link.href = URL.createObjectURL(blob)
+	link.download = name
+	link.click()
+	setTimeout(() => URL.revokeObjectURL(link.href), 60_000)
+}
+
+export const lastAnswer = ({ turns }) => textOf(turns.at(-1)?.items.findLast(({ kind }) => kind === 'message')?.parts)

@@ -1,0 +1,191 @@
+// Mission control: what runs, what waits for a person, and what has finished
+import { nameOf } from '../list.js'
+import { record, records, string } from '../normalise.js'
+import { titleOfRequest } from './calltitle.js'
+import { deadline } from './deadline.js'
+import { toast } from './dialogs.js'
+import { guard, h, icon, setChildren, setText } from './dom.js'
+import { ago, compact, duration, money, plural } from './format.js'
+import { PanelPage } from './panel.js'
+
+const FINISHED = 12
+const GROUPS = [
+	['waiting', 'Waiting for you'],
+	['running', 'Working'],
+	['finished', 'Finished, not read yet']
+]
+
+export class Panel extends PanelPage {
+	constructor(app) {
+		super(app, 'Board')
+		this.tiles = new Map()
+		this.headings = {}
+		const fresh = h('button.secondary', { onclick: () => app.go(null) }, icon('plus'), 'New session')
+		this.el.firstElementChild.append(fresh)
+		this.grid = h('div.board')
+		this.none = h(
+			'div.empty',
+			{},
+			h('h2', { text: 'Nothing runs, and nothing waits for you' }),
+			h('p.hint', {
+				text: 'Sessions appear here while their agents work, with the requests that you can answer at once.'
+			})
+		)
+		this.body.append(this.none, this.grid)
+		setInterval(() => this.el.isConnected && !this.el.hidden && this.#tick(), 1000)
+	}
+
+	update() {
+		const { rows, list } = this.app
+		const shown = GROUPS.flatMap(([state, name]) => {
+			const some = rows.filter(row => row.state === state && !row.archived).sort((a, b) => b.at - a.at)
+			const kept = state === 'finished' ? some.slice(0, FINISHED) : some
+			return kept.length
+				? [this.#heading(name, some.length), ...kept.map(row => this.#tile(row, list.states.get(row.id) ?? {}))]
+				: []
+		})
+		setChildren(this.grid, shown)
+		this.none.hidden = shown.length > 0
+	}
+
+	#heading(name, count) {
+		const heading = (this.headings[name] ??= h('h2', {}, h('span', { text: name }), h('small')))
+		setText(heading.lastChild, String(count))
+		return heading
+	}
+
+	#tile(row, state) {
+		const { id, title, agent, project, state: status } = row
+		const asks = records(state.pending_permissions)
+		const questions = records(state.pending_elicitations)
+		const shown = JSON.stringify([
+			row.title,
+			status,
+			asks.map(one => one.request_id),
+			questions.length,
+			state.queued?.length,
+			state.turn_index
+		])
+		const tile = this.tiles.get(id)
+		if (tile?.shown === shown) return tile.el
+		const time = h('small.tile-time')
+		const el = h(
+			'article.tile',
+			{ 'data-state': status, label: title || 'Untitled' },
+			h(
+				'header',
+				{},
+				h('span.dot'),
+				h('a.ellipsis.grow', {
+					href: `#session=${id}`,
+					onclick: event => this.#open(event, id),
+					text: title || 'Untitled',
+					dir: 'auto'
+				}),
+				time
+			),
+			h('p.hint', { text: [agent, project && nameOf(project), facts(state)].filter(Boolean).join(' · ') }),
+			asks.map(one => guard(() => this.#ask(id, one))),
+			questions.length > 0 &&
+				h('p.tile-ask', {}, icon('info'), h('span.grow', { text: `${agent} asks you: ${words(questions[0])}` })),
+			h(
+				'footer.chips',
+				{},
+				(questions.length > 0 || status !== 'waiting') &&
+					h('button.secondary', { onclick: () => this.app.go(id) }, questions.length ? 'Answer' : 'Open'),
+				status === 'running' &&
+					h('button.quiet', { onclick: event => this.#stop(event.currentTarget, id) }, icon('stop'), 'Stop')
+			)
+		)
+		this.tiles.set(id, { el, shown, time, state, row })
+		if (tile?.el.contains(document.activeElement)) queueMicrotask(() => el.querySelector('button, a')?.focus())
+		this.#tick()
+		return el
+	}
+
+	#open(event, id) {
+		if (event.ctrlKey || event.metaKey || event.shiftKey) return
+		event.preventDefault()
+		this.app.go(id)
+	}
+
+	#ask(id, { request_id: requestId, request, expires_at: expiresAt }) {
+		const call = record(record(request).toolCall)
+		const options = records(record(request).options).filter(one => typeof one.optionId === 'string')
+		const send = async (option, button) => {
+			const box = button.closest('.tile-ask')
+			for (const one of box.querySelectorAll('button')) one.disabled = true
+			try {
+				await this.app.api.answer(id, requestId, option)
+			} catch (error) {
+				if (error.status !== 404) toast(error.message)
+				for (const one of box.querySelectorAll('button')) one.disabled = false
+			}
+		}
+		const rejects = options.some(({ kind }) => /^reject/.test(kind))
+		const command = string(record(call.rawInput).command)
+		return h(
+			'div.tile-ask',
+			{},
+			h('p', {}, icon('shield'), h('b', { text: titleOfRequest(request) || 'Permission' })),
+			command && command !== call.title && h('pre', { tabIndex: 0, text: command.slice(0, 2000) }),
+			h('small.tile-deadline', { 'data-at': expiresAt }),
+			h(
+				'div.chips',
+				{},
+				options.map(({ optionId, name, kind }) =>
+					h(
+						`button.${kind === 'allow_once' ? 'primary' : 'secondary'}`,
+						{ onclick: event => send(optionId, event.currentTarget), label: `${name}: ${titleOfRequest(request)}` },
+						icon(/^allow/.test(kind) ? 'check' : 'close'),
+						h('span', { text: name })
+					)
+				),
+				!rejects &&
+					h('button.secondary', { onclick: event => send(null, event.currentTarget) }, icon('close'), 'Do not allow'),
+				h('button.quiet', { onclick: () => this.app.go(id) }, 'Details')
+			)
+		)
+	}
+
+	async #stop(button, id) {
+		button.disabled = true
+		await this.app.actions.attempt(() => this.app.api.call('POST', `/sessions/${id}/cancel`))
+		button.disabled = false
+	}
+
+	#tick() {
+		const now = Date.now()
+		for (const { time, state, row, el } of this.tiles.values()) {
+			if (!el.isConnected) continue
+			const since = now / 1000 - (state.last_turn_at ?? row.at)
+			setText(
+				time,
+				row.state === 'finished'
+					? ago(row.at)
+					: since > 0 && since < 1e6
+						? duration(Math.max(1, Math.floor(since)) * 1000)
+						: ''
+			)
+			for (const one of el.querySelectorAll('.tile-deadline')) {
+				const due = deadline(Number(one.dataset.at), now)
+				setText(one, due?.words ?? '')
+				one.dataset.urgent = String(due?.urgent ?? false)
+			}
+		}
+	}
+}
+
+const words = ({ request }) => (typeof request?.message === 'string' ? request.message.slice(0, 200) : 'a question')
+
+function facts({ turn_count: turns, queued, usage }) {
+	const tokens = (usage?.input_tokens ?? 0) + (usage?.output_tokens ?? 0)
+	return [
+		turns > 0 && plural(turns, 'turn'),
+		queued?.length > 0 && `${queued.length} queued`,
+		tokens > 0 && `${compact(tokens)} tokens`,
+		money(usage?.cost)
+	]
+		.filter(Boolean)
+		.join(' · ')
+}

@@ -1,0 +1,16 @@
+import { duration } from './format.js'
+
+const URGENT = 60_000 // ms
+const SOON = 86_400_000
+
+/** How long a request still waits, and when to say so again; null without a deadline. */
+export function deadline(expiresAt, now = Date.now()) {
+	if (!Number.isFinite(expiresAt)) return null
+	const left = expiresAt - now
+	if (left <= 0) return { words: 'The time for an answer is over', urgent: true, again: 0 }
+	if (left > SOON)
+		return { words: `Waits until ${new Date(expiresAt).toLocaleDateString()}`, urgent: false, again: 3_600_000 }
+	const step = left > 120_000 ? 60_000 : 1000
+	const shown = Math.ceil(left / step) * step
+	return { words: `Waits ${duration(shown)} for an answer`, urgent: left < URGENT, again: left % step || step }
+}

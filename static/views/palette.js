@@ -1,0 +1,150 @@
+// Ctrl K: sessions, commands, settings, and everything that was said, from one field
+import { nameOf } from '../list.js'
+import { h, icon, setText, styles, uid } from './dom.js'
+import { ago } from './format.js'
+
+const SEARCH_AFTER = 200 // ms after the last key
+const SESSIONS = 8
+const SESSIONS_FOUND = 20
+const COMMANDS = 12
+const HITS = 12
+
+/** @param {Props} app */
+export async function openPalette(app, commands) {
+	await styles('panels')
+	if (document.querySelector('dialog[open]')) return
+	const list = h('ul.palette-list', { id: uid(), role: 'listbox', label: 'Results' })
+	const field = h('input.palette-field', {
+		type: 'text',
+		role: 'combobox',
+		placeholder: 'Find a session, a command, or anything that was said',
+		label: 'Find or do anything',
+		'aria-controls': list.id,
+		'aria-expanded': 'true',
+		autocomplete: 'off',
+		spellcheck: 'false',
+		dir: 'auto'
+	})
+	const note = h('p.hint.palette-note', { role: 'status' })
+	const el = h(
+		'dialog.palette',
+		{ label: 'Find or do anything' },
+		h('div.palette-head', {}, icon('search'), field),
+		list,
+		note
+	)
+	let options = []
+	let marked = 0
+	let hits = []
+	let timer
+
+	const words = () => field.value.trim().toLowerCase().split(/\s+/).filter(Boolean)
+	const matches = (text, wanted) => wanted.every(word => text.toLowerCase().includes(word))
+
+	function draw() {
+		const wanted = words()
+		const found = app.rows
+			.filter(({ title, agent, project, id }) => matches(`${title} ${agent} ${project ?? ''} ${id}`, wanted))
+			.sort((a, b) => Number(b.state === 'waiting') - Number(a.state === 'waiting') || b.at - a.at)
+			.slice(0, wanted.length ? SESSIONS_FOUND : SESSIONS)
+		const chosen = commands.filter(({ label, disabled }) => !disabled && matches(label, wanted))
+		const sections = [
+			['Sessions', found.map(sessionOption)],
+			['Commands', (wanted.length ? chosen : chosen.slice(0, COMMANDS)).map(commandOption)],
+			['Said in conversations', hits.map(hitOption)]
+		].filter(([, some]) => some.length)
+		if (wanted.length && chosen.length && !found.some(({ title }) => matches(title, wanted)))
+			sections.sort(([a]) => (a === 'Commands' ? -1 : 1))
+		options = sections.flatMap(([, some]) => some)
+		list.replaceChildren(
+			...sections.flatMap(([name, some]) => [h('li.palette-heading', { role: 'presentation', text: name }), ...some])
+		)
+		setText(note, options.length ? '' : 'Nothing is called that, and nobody said it.')
+		mark(0)
+	}
+
+	const option = (onselect, ...parts) =>
+		h(
+			'li',
+			{
+				role: 'option',
+				id: uid(),
+				onpointermove: event => mark(options.indexOf(event.currentTarget)),
+				onclick: () => choose(onselect)
+			},
+			...parts
+		)
+
+	const sessionOption = ({ id, title, agent, project, at, state }) =>
+		option(
+			() => app.go(id),
+			h('span.dot', { 'data-of': state }),
+			h('span.ellipsis.grow', { text: title || 'Untitled', dir: 'auto' }),
+			h('small', { text: [agent, project && nameOf(project), at > 0 && ago(at)].filter(Boolean).join(' · ') })
+		)
+	const commandOption = ({ label, detail, keys, icon: name, checked, onselect }) =>
+		option(
+			onselect,
+			icon(checked ? 'check' : (name ?? 'move')),
+			h('span.ellipsis.grow', { text: label }),
+			keys ? h('kbd', { text: keys }) : h('small.ellipsis', { text: detail && detail.length < 60 ? detail : '' })
+		)
+	const hitOption = ({ session_id: id, title, snippet }) =>
+		option(
+			() => app.go(id),
+			icon('list'),
+			h(
+				'span.palette-hit.grow',
+				{},
+				h('b.ellipsis', { text: title || 'Untitled' }),
+				h('span.ellipsis', { text: snippet, dir: 'auto' })
+			)
+		)
+
+	function mark(index) {
+		marked = Math.max(0, Math.min(options.length - 1, index))
+		for (const [at, one] of options.entries()) one.ariaSelected = String(at === marked)
+		const one = options[marked]
+		if (one) field.setAttribute('aria-activedescendant', one.id)
+		else field.removeAttribute('aria-activedescendant')
+		one?.scrollIntoView({ block: 'nearest' })
+	}
+
+	function choose(onselect) {
+		el.close()
+		onselect()
+	}
+
+	field.oninput = () => {
+		hits = []
+		draw()
+		clearTimeout(timer)
+		const wanted = field.value.trim()
+		if (wanted.length < 2) return
+		timer = setTimeout(async () => {
+			const found = await app.api.search(wanted, HITS).catch(() => [])
+			if (field.value.trim() !== wanted) return
+			hits = found
+			const at = marked
+			draw()
+			mark(at)
+		}, SEARCH_AFTER)
+	}
+	el.onkeydown = event => {
+		if (event.isComposing || event.keyCode === 229) return
+		const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 8, PageUp: -8 }[event.key]
+		if (step) mark(Math.abs(step) === 1 ? (marked + step + options.length) % options.length : marked + step)
+		else if (event.key === 'Enter') options[marked]?.click()
+		else return
+		event.preventDefault()
+	}
+	el.onclick = event => event.target === el && el.close()
+	el.onclose = () => {
+		clearTimeout(timer)
+		el.remove()
+	}
+	document.body.append(el)
+	draw()
+	el.showModal()
+	field.focus()
+}

@@ -1,0 +1,11 @@
+// The theme that a person chose; without a choice, that of the system
+export function applyTheme(name) {
+	const chosen = name === 'light' || name === 'dark' ? name : null
+	document.documentElement.style.colorScheme = chosen ?? ''
+	for (const one of /** @type {NodeListOf<HTMLElement>} */ (
+		document.querySelectorAll('[media*="prefers-color-scheme"], [data-scheme-of]')
+	)) {
+		const own = (one.dataset.schemeOf ??= /dark/.test(one.getAttribute('media')) ? 'dark' : 'light')
+		one.setAttribute('media', !chosen ? `(prefers-color-scheme: ${own})` : chosen === own ? 'all' : 'not all')
+	}
+}
