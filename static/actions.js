@@ -1,4 +1,4 @@
-// What a person can do with one session from the list, a menu or the palette
+// The actions on one session, for menus and the palette
 import { isArchived, isPinned } from './list.js'
 import { textOf } from './transcript.js'
 import { ask, toast } from './views/dialogs.js'

@@ -1,4 +1,4 @@
-// What the pages beside the conversations have in common: a bar, a heading, a column
+// The common parts of the pages beside the conversations: a bar, a heading, a column
 import { h, icon } from './dom.js'
 
 export class PanelPage {

@@ -53,7 +53,7 @@ export async function showLink({ title, text, link, more = [] }) {
 	}
 }
 
-// The sign-in is left out unless the person asks for it: whoever scans the code would have it
+// The code contains the sign-in only on request: everybody who scans it could use it
 export async function showPhone(id, token) {
 	const base = new URL(`#session=${id}`, document.baseURI).href
 	const box = h('input', { type: 'checkbox' })

@@ -7,7 +7,7 @@ export class SettingsBar {
 		this.el = template('settings').el
 	}
 
-	// What the palette offers
+	// The choices for the palette
 	entries() {
 		return (this.groups ?? []).flatMap(({ kind, key, name, value, choices }) =>
 			choices

@@ -102,7 +102,7 @@ export class Sidebar extends View {
 		if (index !== null) this.rows.get(this.shown[index]?.id)?.el.scrollIntoView({ block: 'nearest' })
 	}
 
-	// What was said, in all sessions
+	// The full-text search
 	#searchSoon() {
 		clearTimeout(this.searching)
 		const wanted = this.find.value.trim()
@@ -149,7 +149,7 @@ export class Sidebar extends View {
 		setText(this.note, this.shown.length || this.hits.length ? '' : wanted ? 'No session matches.' : none)
 	}
 
-	// Rows of sessions that are gone
+	// Rows of deleted sessions
 	#keepShown() {
 		if (this.rows.size <= this.sessions.length + SHOWN) return
 		const ids = new Set(this.sessions.map(({ id }) => id))

@@ -144,8 +144,8 @@ async def test_conversation_of_5000_entries_opens_in_a_second(
 
 async def test_first_view_is_small_and_conversations_load_after_it(tab: Tab) -> None:
     """Bytes on the wire, with the page itself, its font and its libraries."""
-    loaded = """["resource", "navigation"].flatMap((kind) => performance.getEntriesByType(kind)).map(
-        ({ name, encodedBodySize }) => [new URL(name).pathname, encodedBodySize])"""
+    loaded = """["resource", "navigation"].flatMap((kind) => performance.getEntriesByType(kind))
+        .map(({ name, encodedBodySize }) => [new URL(name).pathname, encodedBodySize])"""
     await expect(tab.button("Agent: mock")).to_be_visible()
     await tab.page.evaluate("document.fonts.ready")
     first = dict(await tab.page.evaluate(loaded))

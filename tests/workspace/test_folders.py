@@ -36,7 +36,7 @@ async def test_folders_in_workspace_roots_are_listed(serve: Serve, tmp_path: Pat
             {"path": f"{root}/App two", "repository": False},
         ],
     }
-    # What is listed can be a session's folder.
+    # A listed folder can be a session's folder.
     session = await client.create(cwd=reply["folders"][0]["path"])
     assert (await client.state(session))["cwd"] == f"{root}/app"
     for path in (tmp_path, tmp_path / "outside", root / "link", root / "none", "x", f"{root}/.."):

@@ -27,7 +27,7 @@ class FoldersQuery(msgspec.Struct, frozen=True):
     ] = None
 
 
-class FolderEntry(msgspec.Struct, kw_only=True):
+class ProjectFolder(msgspec.Struct, kw_only=True):
     """A folder that can be a session's `cwd`."""
 
     path: str
@@ -38,7 +38,7 @@ class FolderList(msgspec.Struct, kw_only=True):
     """The folders, by name."""
 
     roots: Annotated[list[str], doc("The workspace roots; empty if `cwd` cannot be chosen.")]
-    folders: list[FolderEntry]
+    folders: list[ProjectFolder]
     truncated: Annotated[bool, doc("Whether there are more folders than are listed.")]
 
 
@@ -68,32 +68,33 @@ async def list_folders(request: web.Request, query: FoldersQuery) -> FolderList:
     return FolderList(roots=roots, folders=found[:MAX_FOLDERS], truncated=len(found) > MAX_FOLDERS)
 
 
-def _folders_in(folder: Path) -> list[FolderEntry]:
+def _folders_in(folder: Path) -> list[ProjectFolder]:
     """List at most one folder more than a response may have.
 
     Raises:
         Error: ``not_found``; the folder cannot be read.
     """
-    paths: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                    paths.append(entry.path)
+            paths = [
+                entry.path
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            ]
     except OSError:
         raise not_found("folder") from None
     paths.sort(key=lambda path: path.casefold())
-    return _entries([path for path in paths if _is_text(path)][: MAX_FOLDERS + 1])
+    return _entries([path for path in paths if _is_readable_name(path)][: MAX_FOLDERS + 1])
 
 
-def _entries(paths: list[str]) -> list[FolderEntry]:
+def _entries(paths: list[str]) -> list[ProjectFolder]:
     return [
-        FolderEntry(path=path, repository=os.path.lexists(os.path.join(path, ".git")))  # noqa: PTH118
+        ProjectFolder(path=path, repository=os.path.lexists(os.path.join(path, ".git")))  # noqa: PTH118
         for path in paths
     ]
 
 
-def _is_text(path: str) -> bool:
+def _is_readable_name(path: str) -> bool:
     """Return whether JSON can carry the path: a name may be any bytes."""
     try:
         path.encode()
