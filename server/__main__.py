@@ -12,15 +12,15 @@ from pathlib import Path
 if not __package__:  # started by its path, so `sys.path` begins with this folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-NAME = __package__ or Path(__file__).resolve().parent.name
+ENTRY_PACKAGE = __package__ or Path(__file__).resolve().parent.name
 
 
 def start_program() -> int:
     """Run the command; an editor that starts ``connect`` does not wait for the server's modules."""
     if sys.argv[1:2] == ["connect"]:
-        connect = importlib.import_module(f"{NAME}.connect.command")
+        connect = importlib.import_module(f"{ENTRY_PACKAGE}.connect.command")
         return int(connect.run_connect(sys.argv[2:]))
-    return int(importlib.import_module(f"{NAME}.command_line").main())
+    return int(importlib.import_module(f"{ENTRY_PACKAGE}.command_line").main())
 
 
 if __name__ == "__main__":

@@ -113,6 +113,13 @@ function signIn(message, token) {
 }
 
 function signOut(message) {
+	const { push } = storage.preferences()
+	const { api } = app
+	// The service worker must not keep the sign-in
+	if (push) {
+		storage.savePreferences({ push: null })
+		import('./push.js').then(({ unsubscribe }) => unsubscribe(api, push)).catch(() => {})
+	}
 	storage.saveToken(null, false)
 	signIn(message)
 }
@@ -632,6 +639,7 @@ function settingsMenu() {
 			icon: 'bell',
 			onselect: toggleNotify
 		},
+		{ label: 'Notifications and quiet hours…', icon: 'clock', onselect: showNotices },
 		{ heading: 'Appearance' },
 		...Object.entries(themes).map(([name, label]) => ({
 			label,
@@ -646,10 +654,22 @@ function settingsMenu() {
 	]
 }
 
+async function showNotices() {
+	const { showNotices: shown } = await load(() => import('./views/notices.js'))
+	shown(app)
+}
+
 async function toggleNotify() {
 	const notify = !storage.preferences().notify && (await globalThis.Notification?.requestPermission()) === 'granted'
 	storage.savePreferences({ notify })
-	toast(notify ? 'You will be notified when an agent waits for you or has finished.' : 'Notifications are off.')
+	const refused = !notify && globalThis.Notification?.permission === 'denied'
+	toast(
+		notify
+			? 'You will be notified when an agent waits for you or has finished.'
+			: refused
+				? 'The browser does not allow notifications of this page.'
+				: 'Notifications are off.'
+	)
 }
 
 document.addEventListener('keydown', event => {
@@ -703,6 +723,7 @@ window.addEventListener('popstate', () => (fragment().has('token') ? begin() : r
 window.addEventListener('beforeprint', () => open.get(app.current)?.view.conversation.whole())
 for (const name of ['dragover', 'drop']) window.addEventListener(name, event => event.preventDefault())
 
+guard(() => navigator.serviceWorker?.addEventListener('message', ({ data }) => shell && 'go' in data && go(data.go)))
 applyTheme(storage.preferences().theme)
 if (tabs) tabs.onmessage = ({ data }) => hand(data)
 begin()

@@ -22,17 +22,17 @@ export class Attention {
 
 	notify(title, body, onclick) {
 		if (document.visibilityState === 'visible' && document.hasFocus()) return
+		const words = { body: spell(body).slice(0, MAX_BODY), tag: title, icon: iconAddress() }
 		try {
-			const note = new Notification(spell(title), {
-				body: spell(body).slice(0, MAX_BODY),
-				tag: title,
-				icon: iconAddress()
-			})
+			const note = new Notification(spell(title), words)
 			note.onclick = () => {
 				window.focus()
 				onclick()
 				note.close()
 			}
-		} catch {}
+		} catch {
+			// Android shows only those of a service worker
+			navigator.serviceWorker?.ready.then(worker => worker.showNotification(spell(title), words)).catch(() => {})
+		}
 	}
 }

@@ -100,7 +100,7 @@ export async function chooseFolder(app, { project, worktree, recent }) {
 		list.ariaBusy = 'false'
 	}
 
-	el.onclick = event => event.target === el && el.close('')
+	el.addEventListener('click', event => event.target === el && el.close(''))
 	document.body.append(el)
 	repositories = new Set(worktree && project ? [project] : [])
 	await show(project)

@@ -56,7 +56,7 @@ export async function showHelp() {
 			)
 		)
 	)
-	el.onclick = event => event.target === el && el.close()
+	el.addEventListener('click', event => event.target === el && el.close())
 	el.onclose = () => el.remove()
 	document.body.append(el)
 	el.showModal()

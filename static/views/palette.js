@@ -138,7 +138,7 @@ export async function openPalette(app, commands) {
 		else return
 		event.preventDefault()
 	}
-	el.onclick = event => event.target === el && el.close()
+	el.addEventListener('click', event => event.target === el && el.close())
 	el.onclose = () => {
 		clearTimeout(timer)
 		el.remove()

@@ -43,7 +43,7 @@ export async function showLink({ title, text, link, more = [] }) {
 		more,
 		h('div.copy-row', {}, field, copy)
 	)
-	el.onclick = event => event.target === el && el.close()
+	el.addEventListener('click', event => event.target === el && el.close())
 	el.onclose = () => el.remove()
 	document.body.append(el)
 	el.showModal()

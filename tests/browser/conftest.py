@@ -15,6 +15,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, async_playwright, expect
 
+from server.hosts import host_rule
+
 from ..support.harness import MOCKS, TIMEOUT_SECS, Client, LocalServer, local_server, mock_agent
 from .scenes import PLAYS
 from .tab import DESKTOP, WATCH, Tab
@@ -66,7 +68,8 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loca
     folder = tmp_path_factory.mktemp("browser")
     (folder / "plays.json").write_text(json.dumps(PLAYS))
     agents = {**MOCKS, "claude": mock_agent(f"--plays={folder / 'plays.json'}")}
-    async with local_server(folder / "data", agents=agents) as started:
+    push_hosts = (host_rule("127.0.0.1"),)
+    async with local_server(folder / "data", agents=agents, push_hosts=push_hosts) as started:
         yield started
 
 

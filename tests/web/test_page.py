@@ -174,6 +174,7 @@ async def test_every_file_has_its_content_type(
         ".css": ("text/css",),
         ".html": ("text/html",),
         ".svg": ("image/svg+xml",),
+        ".png": ("image/png",),
         ".webmanifest": ("application/manifest+json",),
     }
     found = (path for path in (ROOT / "static").rglob("*") if path.is_file())

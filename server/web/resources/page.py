@@ -43,6 +43,7 @@ LIBRARY_FILES = {
 PAGE_FILES = {"/": "index.html", "/docs": "docs.html"}
 
 # The frame that draws diagrams. Its origin is opaque, so even its own files are cross-origin.
+SERVICE_WORKER = "sw.js"
 FRAME = "diagram.html"
 FRAME_FILES = {f"/static/{FRAME}", f"/lib/{MERMAID}"}
 FRAME_POLICY = "; ".join(
@@ -163,6 +164,8 @@ async def _send_file(
         hdrs.VARY: hdrs.ACCEPT_ENCODING,
         hdrs.CONTENT_TYPE: TYPES.guess_type(file.name)[0] or "application/octet-stream",
     }
+    if path == SERVICE_WORKER:  # for the whole page, also below a path
+        headers["Service-Worker-Allowed"] = "../"
     if request.path in FRAME_FILES:
         headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     if path == FRAME:
