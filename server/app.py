@@ -137,7 +137,7 @@ class _Server:
         stack.enter_context(self._data_dir.locked())
         queries, writer = await self._start_storage(stack)
         tokens = await self._load_tokens(queries, writer)
-        tokens.second_app_refusal = self._app[SANDBOX].refusal
+        await tokens.connect_sandbox(self._app[SANDBOX])
         backend = await self._start_backend(stack, writer, tokens)
         parts = self._settings, queries, writer, self._metrics, backend, self._clock
         sessions = SessionRegistry(*parts, accounts=tokens.accounts)

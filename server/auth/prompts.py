@@ -76,7 +76,7 @@ async def send_prompt_with_files(
     paths = await files.paths(session.row.app_name, file_tokens)
     if file_tokens:
         files.note_use(session.row.n, file_tokens)
-    paths = await files.attach(session.id, paths)
+    paths = await files.attach(session.row.app_name, session.id, paths)
     return await send_prompt(
         credential,
         session,

@@ -13,10 +13,11 @@ import msgspec
 
 from ..accounts.limits import NO_BUDGET, NO_LIMITS, AppLimits, Budget
 from ..codec import dumps
+from ..sandbox.demands import SandboxDemand
 from ..validation import Environ, check_environ
 from .scopes import ALL_SCOPES, Scope
 
-EMPTY: tuple[Any, ...] = ({}, NO_LIMITS, NO_BUDGET)
+EMPTY: tuple[Any, ...] = ({}, NO_LIMITS, NO_BUDGET, SandboxDemand())
 """Values that set nothing."""
 
 
@@ -32,6 +33,7 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     )
     limits: AppLimits | msgspec.UnsetType | None = msgspec.UNSET
     budget: Budget | msgspec.UnsetType | None = msgspec.UNSET
+    sandbox: SandboxDemand | msgspec.UnsetType | None = msgspec.UNSET
 
     __repr__ = object.__repr__  # the values are secrets
 
@@ -78,7 +80,7 @@ class TokenOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         view: dict[str, Any] = {"env": sorted(self.env)} if self.env else {}
         if isinstance(self.scopes, list):
             view["scopes"] = [scope for scope in ALL_SCOPES if scope in self.scopes]
-        for name in ("limits", "budget"):
+        for name in ("limits", "budget", "sandbox"):
             if value := getattr(self, name):
                 view[name] = msgspec.to_builtins(value)
         return view

@@ -19,6 +19,8 @@ from ..accounts.accounts import Accounts
 from ..config import MAX_SECRET_LENGTH
 from ..errors import Error, ErrorCode, bad_request, not_found
 from ..origins import address_of, is_in_networks, network_of
+from ..sandbox.demands import SandboxDemand, StricterSandboxes
+from ..sandbox.sandbox import Sandbox
 from ..storage import statements
 from ..storage.outbox import delete_outbox_of
 from ..storage.queries import Queries
@@ -62,6 +64,7 @@ class TokenRegistry:
         on_revoke: called with the app's name as soon as a token is revoked.
         on_reading_ended: called with the app's name when its token loses the scope ``read``.
         on_changed: tells the other nodes of a cluster that tokens have changed.
+        sandboxes: of apps that have one of their own; None until :meth:`connect_sandbox`.
         second_app_refusal: why there must not be a second app; None if there may.
     """
 
@@ -77,6 +80,7 @@ class TokenRegistry:
     ) -> None:
         self.accounts = accounts or Accounts(clock=clock)
         self.tickets = TicketRegistry(max_tickets_per_app)
+        self.sandboxes: StricterSandboxes | None = None
         self.second_app_refusal: str | None = None
         self.shares = ShareRegistry(queries, writer, max_shares_per_session, clock)
         self.on_revoke: Callable[[str], None] = lambda name: None
@@ -169,14 +173,30 @@ class TokenRegistry:
 
         Raises:
             DatabaseError: the database cannot be read.
+            Error: ``bad_request`` or ``not_supported``; the sandbox cannot be used.
         """
         if options.budget:
             await self.accounts.load(name)
+        if options.sandbox and self.sandboxes is not None:
+            await asyncio.to_thread(self.sandboxes.prepare, options.sandbox)
 
     def _apply(self, name: str, options: TokenOptions) -> None:
         """Let options take effect."""
         self._options[name] = options
         self.accounts.set(name, options.limits or None, options.budget or None)
+
+    async def connect_sandbox(self, sandbox: Sandbox) -> None:
+        """Let the sandboxes that tokens demand take effect. No agent may be started before."""
+        self.sandboxes = sandbox.stricter
+        self.second_app_refusal = sandbox.refusal
+        for options in self._options.values():
+            if options.sandbox:
+                await asyncio.to_thread(self.sandboxes.prepare_stored, options.sandbox)
+        self.sandboxes.demand_of = self._sandbox_of
+
+    def _sandbox_of(self, app_name: str) -> SandboxDemand | None:
+        options = self._options.get(app_name)
+        return (options.sandbox if options is not None else None) or None
 
     def environ_of(self, app_name: str) -> Mapping[str, str]:
         """Return the variables that the agents and runs of an app get."""

@@ -19,10 +19,12 @@ from typing import Any, Protocol, TextIO
 from urllib.parse import quote
 
 import aiohttp
+import msgspec
 
 from .. import COMMAND
 from ..agents.catalog import AcpxError
 from ..agents.process.environ import agent_environ
+from ..auth.token_options import TokenOptions
 from ..auth.tokens import TokenRegistry
 from ..backends import make_backend
 from ..config import Settings
@@ -37,6 +39,7 @@ from ..storage.import_v02 import upgrade
 from ..storage.queries import Queries
 from ..storage.schema import SchemaError
 from ..storage.writer import DatabaseWriter
+from ..validation import in_words
 from ..web import control_socket
 from ..web.request_values import from_texts
 from ..web.resources.tokens import CreateToken
@@ -55,10 +58,20 @@ class CommandError(Exception):
 class AdminApi(Protocol):
     """The changes that commands can make. Each raises ``Error`` or :class:`CommandError`."""
 
-    async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
-        """Create an app's token, and return it. Only its hash is stored."""
+    async def add_token(
+        self, name: str, ip_cidrs: Sequence[str], options: Mapping[str, Any]
+    ) -> str:
+        """Create an app's token, and return it. Only its hash is stored.
 
-    async def revoke_token(self, name: str) -> None: ...
+        Args:
+            options: fields of the request, such as ``limits``.
+        """
+
+    async def change_token(self, name: str, options: Mapping[str, Any]) -> None:
+        """Replace the fields of a token that *options* has; None removes one."""
+
+    async def revoke_token(self, name: str, *, close_sessions: bool) -> int:
+        """Revoke a token. Returns the number of sessions that were closed."""
 
     async def close_session(self, session_id: str) -> bool:
         """Close a session. Returns False if it was closed already."""
@@ -70,12 +83,19 @@ class RunningServer:
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
 
-    async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
-        body = {"name": name, "ip_cidrs": list(ip_cidrs)}
+    async def add_token(
+        self, name: str, ip_cidrs: Sequence[str], options: Mapping[str, Any]
+    ) -> str:
+        body = {"name": name, "ip_cidrs": list(ip_cidrs), **options}
         return str((await self._call("POST", "/admin/tokens", json=body))["token"])
 
-    async def revoke_token(self, name: str) -> None:
-        await self._call("DELETE", f"/admin/tokens/{quote(name, safe='')}")
+    async def change_token(self, name: str, options: Mapping[str, Any]) -> None:
+        await self._call("PATCH", f"/admin/tokens/{quote(name, safe='')}", json=dict(options))
+
+    async def revoke_token(self, name: str, *, close_sessions: bool) -> int:
+        query = {"close_sessions": "true"} if close_sessions else {}
+        path = f"/admin/tokens/{quote(name, safe='')}"
+        return int((await self._call("DELETE", path, params=query)).get("closed_sessions", 0))
 
     async def close_session(self, session_id: str) -> bool:
         reply = await self._call("DELETE", f"/admin/sessions/{quote(session_id, safe='')}")
@@ -99,15 +119,33 @@ class StoppedServer:
         self._tokens = tokens
         self._sessions = sessions
 
-    async def add_token(self, name: str, ip_cidrs: Sequence[str]) -> str:
-        body = from_texts({"name": name}, CreateToken)  # the same check as in the REST call
-        return (await self._tokens.create(body.name, ip_cidrs))[1]
+    async def add_token(
+        self, name: str, ip_cidrs: Sequence[str], options: Mapping[str, Any]
+    ) -> str:
+        name = from_texts({"name": name}, CreateToken).name  # the same checks as in the REST call
+        return (await self._tokens.create(name, ip_cidrs, _token_options(options)))[1]
 
-    async def revoke_token(self, name: str) -> None:
+    async def change_token(self, name: str, options: Mapping[str, Any]) -> None:
+        await self._tokens.change(name, _token_options(options))
+
+    async def revoke_token(self, name: str, *, close_sessions: bool) -> int:
         await self._tokens.revoke(name)
+        return await self._sessions.listing.close_all(name, "admin") if close_sessions else 0
 
     async def close_session(self, session_id: str) -> bool:
         return await self._sessions.close_by_id(session_id, "admin")
+
+
+def _token_options(options: Mapping[str, Any]) -> TokenOptions:
+    """Check options as the REST call does.
+
+    Raises:
+        CommandError: an option is invalid.
+    """
+    try:
+        return msgspec.convert(options, TokenOptions)
+    except msgspec.ValidationError as error:
+        raise CommandError(in_words(error)) from None
 
 
 @contextlib.asynccontextmanager
@@ -189,7 +227,7 @@ async def _open_stopped(settings: Settings, environ: Mapping[str, str]) -> Async
         sandbox = await asyncio.to_thread(
             make_sandbox, settings, environ, agent_environ(environ, settings.agent_env)
         )
-        tokens.second_app_refusal = sandbox.refusal
+        await tokens.connect_sandbox(sandbox)
         # No agent is started, so Node need not be installed.
         backend = make_backend(settings, environ, writer, sandbox=sandbox, node="node")
         sessions = SessionRegistry(settings, queries, writer, metrics, backend)

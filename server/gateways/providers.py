@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-NAME = r"[A-Za-z0-9._@:/-]{1,256}"
+MODEL_NAME = r"[A-Za-z0-9._@:/-]{1,256}"
 """The name of a model in a path. It cannot leave the endpoint: ``..`` is refused before."""
 OAUTH_BETA = "oauth-2025-04-20"
 """The beta header that Anthropic requires with the token of a subscription."""
@@ -97,7 +97,7 @@ def _patterns(*texts: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
     found = []
     for text in texts:
         method, path = text.split(" ", 1)
-        found.append((method, re.compile(path.replace("NAME", NAME))))
+        found.append((method, re.compile(path.replace("NAME", MODEL_NAME))))
     return tuple(found)
 
 

@@ -104,9 +104,8 @@ class ClaudeProgram:
         cwd = folder.path / WORK
         spec = AgentSpec(run.id, CLAUDE, str(cwd), None, None, "", owner=run.request.app_name)
         try:
-            plan = await asyncio.to_thread(
-                self._sandbox.plan, spec, {name: environ[name] for name in own}, [folder.path]
-            )
+            sandbox, chosen = self._sandbox.of(spec.owner), {name: environ[name] for name in own}
+            plan = await asyncio.to_thread(sandbox.plan, spec, chosen, [folder.path])
         except FolderError as error:
             raise misplaced(str(error)) from None
         program = await self._programs.start(

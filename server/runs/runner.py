@@ -194,7 +194,7 @@ class Runner:
     ) -> RunResult:
         """Execute the run with copies of its files, and delete what its sandbox leaves."""
         folders = self._backend.sandbox.folders
-        if not self._backend.sandbox.is_on:
+        if not self._backend.sandbox.of(run.request.app_name).is_on:
             return await execute()
         try:
             await asyncio.to_thread(folders.create, run.id)

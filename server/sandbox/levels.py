@@ -57,6 +57,11 @@ class Mechanism:
         return self.abi >= (SCOPES_SINCE if self.level == "bwrap" else UNIX_SINCE)
 
     @property
+    def limits_tcp(self) -> bool:
+        """Whether the ports to which programs connect can be limited."""
+        return self.abi >= TCP_SINCE
+
+    @property
     def seccomp(self) -> bytes:
         """The filter of the level."""
         has_namespaces = self.level == "bwrap"

@@ -12,6 +12,7 @@ from typing import Any
 from .. import COMMAND
 from ..data_dir import DataDir
 from . import paths, program_files, restrict
+from .demands import StricterSandboxes
 from .environment import GivenEnvironment
 from .homes import SandboxFolders
 from .levels import BWRAP_OPTIONS, Level, Mechanism
@@ -39,6 +40,9 @@ class Sandbox:
         environ: the environment of the agents, with the keys of the operator.
         given: what programs get of it.
         folders: the homes, temporary folders and files of the sessions.
+        policy: what the operator permits.
+        stricter: the sandboxes of apps that have one of their own.
+        failure: why no program can be started; None if programs can.
     """
 
     def __init__(
@@ -52,16 +56,22 @@ class Sandbox:
         self.mechanism = mechanism
         self.folders = SandboxFolders(data_dir)
         self._data_dir = data_dir
-        self._policy = policy or SandboxPolicy()
+        self.policy = policy or SandboxPolicy()
         self.environ = environ
         self.given = GivenEnvironment(environ)
         self.user_home = self.given.user_home
         data = {data_dir.path, Path(os.path.realpath(data_dir.path))}
         self._hidden = [*data, *(Path(os.path.abspath(file)) for file in secret_files)]  # noqa: PTH100
+        self.stricter = StricterSandboxes(self, environ)
+        self.failure: str | None = None
 
     @property
     def level(self) -> Level:
         return self.mechanism.level
+
+    def of(self, app_name: str) -> Sandbox:
+        """The sandbox of an app's programs."""
+        return self.stricter.of(app_name)
 
     @property
     def is_on(self) -> bool:
@@ -71,7 +81,7 @@ class Sandbox:
     def open(self) -> list[str]:
         """The targets that agents can reach all the same; see :attr:`Mechanism.open`."""
         found = self.mechanism.open
-        if self.level == "landlock" and any(map(self.contains_data, self._policy.write)):
+        if self.level == "landlock" and any(map(self.contains_data, self.policy.write)):
             found = ["data folder", *found]
         return found
 
@@ -134,7 +144,7 @@ class Sandbox:
         return top, below
 
     def _split(self, cwd: Path) -> tuple[str, str]:
-        for top in (self._data_dir.path, *self._policy.roots):
+        for top in (self._data_dir.path, *self.policy.roots):
             if cwd.is_relative_to(top) and ".." not in cwd.parts:
                 below = str(cwd.relative_to(top))
                 return str(top), "" if below == "." else below
@@ -161,6 +171,8 @@ class Sandbox:
             FolderError: the working directory cannot be used.
             OSError: the session's folders cannot be created.
         """
+        if self.failure is not None:
+            raise FolderError(self.failure)
         cwd = self.locate(spec)
         directories = [self._locate(spec, folder) for folder in spec.directories]
         given = self.given
@@ -185,14 +197,14 @@ class Sandbox:
             "own": own,
             "tmp": None if self._needs_tmpfs(spec) else self._below(folders.tmp(spec.key)),
             "read": self._reads,
-            "write": [str(path) for path in self._policy.write],
+            "write": [str(path) for path in self.policy.write],
             "hidden": self._masks if self.level == "bwrap" else [],
             "devices": paths.DEVICES,
             **given.without_keys({**self._environ_of(spec), **environ}, replaced, has_home=True),
             "seccomp": self._seccomp,
             "bwrap": self._bwrap_options(spec),
             "tags": TAG_VARIABLES,
-            "tcp_ports": self._policy.tcp_ports,
+            "tcp_ports": self.policy.tcp_ports,
         }
 
     def _repository_of(self, spec: SandboxSpec) -> Iterator[list[Any]]:
@@ -228,7 +240,7 @@ class Sandbox:
     @functools.cached_property
     def _reads(self) -> list[str]:
         """The readable paths outside of the session's folders."""
-        listed = [str(path) for path in self._policy.read]
+        listed = [str(path) for path in self.policy.read]
         if self.level == "bwrap":
             system = paths.system_paths(())
             cover = paths.system_paths(self._protected)
@@ -236,7 +248,7 @@ class Sandbox:
             system = cover = [paths.PROCESSES, *paths.system_paths(self._protected)]
             listed = [part for path in listed for part in paths.parts_without(path, self._hidden)]
         programs = paths.installed_programs(self.environ, self._hidden, self.user_home)
-        for argv in self._policy.programs:
+        for argv in self.policy.programs:
             programs += program_files.program_paths(argv, self.environ.get("PATH"))
         more = set(paths.outermost([*cover, *programs, *paths.SYSTEM_INFO])) - set(cover)
         return [*system, *(path for path in more if os.path.exists(path)), *listed]  # noqa: PTH110
@@ -244,8 +256,8 @@ class Sandbox:
     @functools.cached_property
     def _masks(self) -> list[str]:
         """The paths that are hidden although they lie in a readable or writable folder."""
-        tops = [*map(Path, self._reads), *self._policy.write, *self._policy.roots]
-        granted = {*self._policy.read, *self._policy.write}
+        tops = [*map(Path, self._reads), *self.policy.write, *self.policy.roots]
+        granted = {*self.policy.read, *self.policy.write}
         found = [self._data_dir.path]  # always: its other entries must not even be listed
         found += [
             path
@@ -259,7 +271,7 @@ class Sandbox:
 
         bubblewrap creates the mount points, which must not happen in a folder of the agent.
         """
-        granted = (*self._policy.read, *self._policy.write, *self._policy.roots)
+        granted = (*self.policy.read, *self.policy.write, *self.policy.roots)
         paths = (*granted, self._data_dir.path, Path(spec.cwd))
         return any(path.is_relative_to("/tmp") for path in paths)  # noqa: S108
 
@@ -267,7 +279,7 @@ class Sandbox:
         if self.mechanism.program is None:
             return []
         options = [self.mechanism.program, *BWRAP_OPTIONS]
-        if self._policy.network in ("proxy", "none"):
+        if self.policy.network in ("proxy", "none"):
             options.append("--unshare-net")
         options += ["--proc", "/proc", "--dev", "/dev"]
         if os.geteuid() == 0:  # root may write there even without a capability

@@ -78,7 +78,12 @@ class SessionContext:
             slots.limits.changed.add(app_name)
             slots.reconsider()
 
+        def budget_exceeded(app_name: str, resets_at: int) -> None:
+            alerts.of_app(app_name, "budget_exceeded", {"resets_at": resets_at})
+
+        alerts = Alerts(clock)
         accounts.on_limits_changed.append(limits_changed)
+        accounts.on_exceeded.append(budget_exceeded)
         return cls(
             settings=settings,
             backend=backend,
@@ -95,5 +100,5 @@ class SessionContext:
             tasks=tasks,
             closing=Tasks(),
             clock=clock,
-            alerts=Alerts(clock),
+            alerts=alerts,
         )

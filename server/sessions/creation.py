@@ -183,6 +183,7 @@ class SessionCreator:
         request = draft.request
         is_plain = request.model is None and request.system is None and draft.folder is None
         is_plain = is_plain and not self._backend.environ_of(app_name)
+        is_plain = is_plain and self._backend.sandbox.of(app_name) is self._backend.sandbox
         is_plain = is_plain and not is_fork and request.options.git is None
         if is_plain and not request.options.concern_agent:
             draft.prewarmed = self._prewarmer.reserve(draft.agent, request.options.announced_modes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
@@ -48,6 +49,14 @@ class SessionListing:
             async for session in self._sessions_of(rows):
                 if not session.is_closed:
                     yield session
+
+    async def close_all(self, app_name: str, reason: str) -> int:
+        """Close the app's open sessions. Returns their number."""
+        closed = 0
+        while found := await self.sessions(app_name, include_closed=False):
+            results = await asyncio.gather(*(self._sessions.close(one, reason) for one in found))
+            closed += sum(results)
+        return closed
 
     async def page(
         self, app_name: str, wanted: SessionFilter, *, before: int | None, limit: int | None

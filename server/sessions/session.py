@@ -185,7 +185,7 @@ class Session:
             "pending_permissions": self.permissions.view(),
             "pending_elicitations": self.elicitations.pending(),
             "sockets": self.subscribers,
-            "sandbox": self._context.backend.sandbox.level,
+            "sandbox": self._context.backend.sandbox.of(row.app_name).level,
             **options_view(self._core.options, self._context.settings),
             **self.details.view(),
             "usage": self.usage.view(),

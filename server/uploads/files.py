@@ -209,10 +209,11 @@ class FileStore:
         for row in await self._queries.own_uploads(session):
             await self._delete(row)
 
-    async def attach(self, key: str, paths: Sequence[Path]) -> list[Path]:
+    async def attach(self, app_name: str, key: str, paths: Sequence[Path]) -> list[Path]:
         """Make files readable for the agent of a session.
 
         Args:
+            app_name: the session's app.
             key: the session's id.
 
         Returns:
@@ -221,7 +222,7 @@ class FileStore:
         Raises:
             Error: ``internal``; a file cannot be copied.
         """
-        if not paths or self._sandbox is None or not self._sandbox.is_on:
+        if not paths or self._sandbox is None or not self._sandbox.of(app_name).is_on:
             return list(paths)
         try:
             return await asyncio.to_thread(self._sandbox.folders.add_files, key, paths)

@@ -151,3 +151,25 @@ async def test_limits_survive_a_restart(serve: Serve) -> None:
 async def test_invalid_limits_are_refused(server: LocalServer, limits: Any) -> None:
     body = {"name": "odd", "limits": limits}
     failure(await server.admin().post("/admin/tokens", body), 400, "bad_request")
+
+
+async def test_revocation_closes_the_sessions_of_the_app_if_asked(server: LocalServer) -> None:
+    client = await server.client("leaving")
+    other = await server.client("staying")
+    kept = await other.create()
+    session, socket = await running(client)
+    idle = await client.create()
+    _, reply = await server.admin().delete("/admin/tokens/leaving?close_sessions=true")
+    assert reply["closed_sessions"] == 2
+    assert await socket.until_closed() in (4503, 4508)
+    assert (await other.state(kept))["state"] == "idle"
+    again = await server.client("leaving")
+    for one in (session, idle):
+        assert (await again.state(one))["close_reason"] == "admin"
+    entries = await again.events(session)
+    assert [entry["type"] for entry in entries[-2:]] == ["turn_end", "session_closed"]
+    _, reply = await server.admin().delete("/admin/tokens/leaving")
+    assert "closed_sessions" not in reply
+    failure(
+        await server.admin().delete("/admin/tokens/leaving?close_sessions=true"), 404, "not_found"
+    )

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from server.sessions.alerts import Alert, AlertKind
+
 from ..conftest import Serve
 from ..sessions.test_usage import reporting
 from ..support.acp_client import ResponseError
@@ -242,3 +244,32 @@ async def test_budget_of_zero_allows_nothing(server: LocalServer) -> None:
     client = await server.client("zero", budget={"usd_per_month": 0})
     reply = (await client.turn(await client.create(), "hello"))[1]
     assert (reply["code"], reply["resets_at"]) == ("budget_exceeded", next_month(time.time()))
+
+
+async def test_used_up_budget_raises_one_alert_for_each_period(server: LocalServer) -> None:
+    received: list[Alert] = []
+
+    class Receiver:
+        def wants(self, app_name: str, kind: AlertKind) -> bool:
+            return kind == "budget_exceeded"
+
+        def receive(self, alert: Alert) -> None:
+            received.append(alert)
+
+    receivers = server.services.sessions.alerts.receivers
+    receivers.append(Receiver())
+    try:
+        client = await server.client("alerted", budget={"tokens_per_day": 150})
+        session = await client.create()
+        await client.turn(session, reporting(50))
+        assert received == []
+        await client.turn(session, reporting(50))
+        failure(await client.turn(session, "more"), 402, "budget_exceeded")
+        assert [(one.app_name, one.fields) for one in received] == [
+            ("alerted", {"resets_at": next_day()})
+        ]
+        await change(server, "alerted", budget={"tokens_per_day": 1000})
+        await change(server, "alerted", budget={"tokens_per_day": 1})
+        assert len(received) == 2
+    finally:
+        receivers.pop()

@@ -174,11 +174,12 @@ class AcpxCommands:
 
     def _store_plan(self) -> None:
         """Store the plan for the launcher of the agent. acpx decides when to start it."""
+        sandbox = self._sandbox.of(self._spec.owner)
         try:
-            plan = self._sandbox.plan(self._spec, self._own_environ)
+            plan = sandbox.plan(self._spec, self._own_environ)
         except FolderError as error:
             raise misplaced(str(error)) from None
-        if not self._sandbox.is_on:
+        if not sandbox.is_on:
             # The agent uses the logins in the home of the server's user, not acpx's home.
             home = self._acpx.environ.get("HOME")
             plan["environ"] = {**({"HOME": home} if home is not None else {}), **plan["environ"]}

@@ -52,6 +52,7 @@ class HostAgent:
         load_meta: LoadMeta,
         logins: LoginStates,
     ) -> None:
+        self._handover = handover
         binding = self._binding = Binding(spec, observer, logins)
         process = self._process = AgentProcess(binding, host, handover, tasks)
         sync = self._sync = SettingsSync(binding, process, tasks, timeouts, settings)
@@ -91,7 +92,9 @@ class HostAgent:
 
     @property
     def is_outdated(self) -> bool:
-        return self._process.elicitation not in (None, self.spec.elicitation)
+        proxy = self._process.proxy
+        has_sandbox = proxy is None or self._handover.has_sandbox_of_app(proxy, self.spec)
+        return not has_sandbox or self._process.elicitation not in (None, self.spec.elicitation)
 
     def rebind(self, spec: AgentSpec, observer: AgentObserver) -> None:
         self._binding.spec, self._binding.observer = spec, observer

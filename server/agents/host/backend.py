@@ -250,7 +250,7 @@ class HostBackend:
     async def fork(self, agent: Agent, key: str, cwd: str) -> bool:
         if not (isinstance(agent, HostAgent) and await agent.fork_to(key, cwd)):
             return False
-        if self.sandbox.is_on:  # agents store conversations in their home
+        if self.sandbox.of(agent.spec.owner).is_on:  # agents store conversations in their home
             copy = self.sandbox.folders.copy_home
             try:
                 await asyncio.to_thread(copy, agent.spec.key, key)

@@ -125,6 +125,10 @@ class StdioHandover:
         if self._agents.get(agent.spec.key) is agent:
             del self._agents[agent.spec.key]
 
+    def has_sandbox_of_app(self, proxy: StdioProxy, spec: AgentSpec) -> bool:
+        """Whether a process is in the sandbox that its app has by now."""
+        return proxy.sandbox is None or proxy.sandbox is self._sandbox.of(spec.owner)
+
     def announce(self, pid: int, key: str) -> None:
         """Note that the host has started *pid* for the session of that key."""
         announcement = self._announcements.get(pid)
@@ -190,7 +194,8 @@ class StdioHandover:
                 return
             environ = {**self._environ_of(agent.spec), process_tree.AGENT_VARIABLE: value}
             try:
-                plan = await asyncio.to_thread(self._sandbox.plan, agent.spec, environ)
+                sandbox = self._sandbox.of(agent.spec.owner)
+                plan = await asyncio.to_thread(sandbox.plan, agent.spec, environ)
             except FolderError as error:
                 logger.warning("refused process %d: %s", pid, error)
                 agent.process_misplaced(str(error))
@@ -206,6 +211,7 @@ class StdioHandover:
                 incomplete=self._incomplete,
             )
             ours.pop_all()  # the proxy owns them now
+            proxy.sandbox = sandbox
             ends = [*await proxy.connect(*descriptors)]
             self.living.add(proxy.rlimit_tag, proxy.env_tag)  # the target removes it in the end
             for descriptor in ends:

@@ -21,6 +21,7 @@ from typing import Any
 
 from ...codec import dumps, parse_message, parse_rpc
 from ...errors import Error
+from ...sandbox.sandbox import Sandbox
 from .. import steering
 from ..acp_settings import SESSION_METHODS, SETTERS, STARTING_METHODS
 from ..base import Backpressure
@@ -57,6 +58,7 @@ class StdioProxy:
 
     Attributes:
         is_killed: the server killed the process.
+        sandbox: the sandbox of the process.
         ended: set when the process has ended.
         session_id: the agent's own id of the session, once it is known.
         is_prompt_held: a prompt of acpx waits until it may pass.
@@ -77,6 +79,7 @@ class StdioProxy:
         self.env_tag = env_tag
         self.rlimit_tag = rlimit_tag
         self.is_killed = False
+        self.sandbox: Sandbox | None = None
         self.ended = asyncio.Event()
         self._pidfd = os.pidfd_open(pid)
         self._handler = handler

@@ -11,6 +11,7 @@ from aiohttp import web
 from ...accounts.limits import AppLimits, Budget
 from ...auth import token_options
 from ...errors import bad_request
+from ...sandbox.demands import SandboxDemand
 from ...storage.schema import TokenRow
 from ...validation import form
 from ..context import context_of
@@ -59,6 +60,9 @@ class TokenInfo(msgspec.Struct, kw_only=True):
         AppLimits | msgspec.UnsetType, doc("The app's own limits; missing without any.")
     ] = msgspec.UNSET
     budget: Annotated[Budget | msgspec.UnsetType, doc("Missing without any.")] = msgspec.UNSET
+    sandbox: Annotated[
+        SandboxDemand | msgspec.UnsetType, doc("Missing if the server's own applies.")
+    ] = msgspec.UNSET
 
 
 class TokenChanged(TokenInfo, kw_only=True):
@@ -80,10 +84,21 @@ class TokenList(msgspec.Struct, kw_only=True):
     tokens: list[TokenInfo]
 
 
+class RevokeQuery(msgspec.Struct, frozen=True):
+    """The extent of the revocation."""
+
+    close_sessions: Annotated[bool, doc("Whether the app's open sessions are closed as well.")] = (
+        False
+    )
+
+
 class TokenRevoked(msgspec.Struct, kw_only=True):
     """The token is revoked."""
 
     name: str
+    closed_sessions: Annotated[
+        Count | msgspec.UnsetType, doc("Only with `close_sessions`: the number of sessions.")
+    ] = msgspec.UNSET
 
 
 @Endpoint(
@@ -120,8 +135,8 @@ async def list_tokens(request: web.Request) -> TokenList:
     "/admin/tokens/{name}",
     tag=Tag.OPERATOR,
     summary="Change a token",
-    description="Scopes, limits and budgets apply at once, variables from the next start of each of"
-    " the app's agents.",
+    description="Scopes, limits and budgets apply at once, a sandbox from the next prompt or run,"
+    " and variables from the next start of each of the app's agents.",
     auth="admin",
     request_example={"env": {"ANTHROPIC_API_KEY": "…"}},
     example={"ok": True, **TOKEN_EXAMPLE, "env": ["ANTHROPIC_API_KEY"]},
@@ -144,10 +159,14 @@ async def change_token(request: web.Request, body: ChangeToken) -> TokenChanged:
     auth="admin",
     example={"ok": True, "name": "my-bot"},
 )
-async def revoke_token(request: web.Request) -> TokenRevoked:
-    name = request.match_info["name"]
-    await context_of(request).tokens.revoke(name)
-    return TokenRevoked(name=name)
+async def revoke_token(request: web.Request, query: RevokeQuery) -> TokenRevoked:
+    name, context = request.match_info["name"], context_of(request)
+    await context.tokens.revoke(name)
+    if not query.close_sessions:
+        return TokenRevoked(name=name)
+    return TokenRevoked(
+        name=name, closed_sessions=await context.sessions.listing.close_all(name, "admin")
+    )
 
 
 def _fields_of(row: TokenRow) -> dict[str, Any]:
