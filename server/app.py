@@ -318,6 +318,7 @@ class _Server:
             ("metrics", context.metrics.watch_loop),
             ("checkpoints", writer.checkpointer.run),
             ("search-index", context.search.run),
+            ("webhooks", context.outbox.sender.run),
             (
                 "sweeper",
                 partial(

@@ -85,6 +85,11 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s failed", task.get_name(), exc_info=error)
 
+    def cancel(self) -> None:
+        """Cancel the tasks, without waiting for their end."""
+        for task in tuple(self._tasks):
+            task.cancel()
+
     async def finish(self, timeout: float) -> None:
         """Wait at most *timeout* seconds for the tasks to end, then cancel them."""
         if self._tasks and timeout > 0:

@@ -14,11 +14,15 @@ from ..storage import statements
 from ..storage.database import Database
 from ..storage.outbox import OutboxQueries
 from ..storage.queries import Queries
+from ..storage.schema import SessionRow
 from ..storage.writer import DatabaseWriter
 from .http_client import OutboundClient
 from .push_crypto import ServerIdentity, new_private_key, preload
 from .push_sender import PushSender
 from .subscriptions import PushSubscriptions
+from .webhook_delivery import WebhookLimits
+from .webhook_sender import WebhookSender
+from .webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +35,57 @@ class AlertOutbox:
     """Webhooks and push.
 
     Attributes:
+        webhooks: of the apps.
+        sender: sends to them. Its :meth:`WebhookSender.run` must be run as a task.
         subscriptions: push subscriptions of browsers.
         push: sends notifications to them.
         identity: the key pair by which push services recognise the server.
     """
 
     def __init__(
-        self, subscriptions: PushSubscriptions, push: PushSender, identity: ServerIdentity
+        self,
+        settings: Settings,
+        database: Database,
+        writer: DatabaseWriter,
+        identity: ServerIdentity,
+        may_read: Callable[[str], bool],
+        clock: Callable[[], float],
     ) -> None:
-        self.subscriptions = subscriptions
-        self.push = push
+        queries = OutboxQueries(database)
+        self._queries = Queries(database)
+        hook_client = OutboundClient(
+            AllowedHosts(settings.webhook_hosts),
+            "CLAWDFORGE_WEBHOOK_HOSTS",
+            settings.webhook_timeout_secs,
+        )
+        push_client = OutboundClient(
+            AllowedHosts(settings.push_hosts), "CLAWDFORGE_PUSH_HOSTS", PUSH_TIMEOUT_SECS
+        )
+        self._clients = hook_client, push_client
+        self.sender = WebhookSender(
+            queries,
+            writer,
+            hook_client,
+            WebhookLimits.of(settings),
+            may_read=may_read,
+            clock=clock,
+        )
+        self.webhooks = Webhooks(queries, writer, hook_client, self.sender, clock)
+        self.subscriptions = PushSubscriptions(
+            queries,
+            writer,
+            push_client,
+            max_per_app=settings.max_push_subscriptions_per_app,
+            clock=clock,
+        )
         self.identity = identity
-        self._clients: list[OutboundClient] = []
+        self.push = PushSender(
+            self.subscriptions,
+            push_client,
+            identity,
+            may_read=may_read,
+            ttl_secs=settings.push_ttl_secs,
+        )
 
     @classmethod
     async def start(
@@ -62,42 +105,39 @@ class AlertOutbox:
         def may_read(app_name: str) -> bool:
             return tokens.allows(app_name, "read")
 
-        queries = OutboxQueries(database)
-        push_client = OutboundClient(
-            AllowedHosts(settings.push_hosts), "CLAWDFORGE_PUSH_HOSTS", PUSH_TIMEOUT_SECS
-        )
-        subscriptions = PushSubscriptions(
-            queries,
-            writer,
-            push_client,
-            max_per_app=settings.max_push_subscriptions_per_app,
-            clock=clock,
-        )
-        await subscriptions.load()
         await asyncio.to_thread(preload)
-        identity = ServerIdentity(
-            await _stored_private_key(database, writer), _contact_address(settings)
-        )
-        push = PushSender(
-            subscriptions,
-            push_client,
-            identity,
-            may_read=may_read,
-            ttl_secs=settings.push_ttl_secs,
-        )
-        outbox = cls(subscriptions, push, identity)
-        outbox._clients.append(push_client)
+        key = await _stored_private_key(database, writer)
+        identity = ServerIdentity(key, _contact_address(settings))
+        outbox = cls(settings, database, writer, identity, may_read, clock)
+        await outbox.subscriptions.load()
+        await outbox.sender.load()
         return outbox
 
     def connect(self, sessions: SessionRegistry) -> None:
         """Receive the alerts of the sessions from now on."""
-        sessions.alerts.receivers.append(self.push)
+
+        async def head_of(session_id: str) -> int | None:
+            if (session := sessions.loaded(session_id)) is not None:
+                return session.log.head
+            row = await self._queries.session(session_id)
+            return None if row is None else await self._queries.log_head(row.n)
+
+        async def forget_requests(row: SessionRow, is_purge: bool) -> None:
+            if is_purge:
+                await self.sender.forget_requests(row.app_name, row.id)
+
+        self.sender.head_of = head_of
+        sessions.remover.steps.append(forget_requests)
+        sessions.alerts.receivers += [self.sender, self.push]
 
     def drop_app(self, app_name: str) -> None:
         """Stop everything of an app whose token is revoked. The caller deletes its rows."""
+        self.sender.drop_app(app_name)
         self.subscriptions.drop_app(app_name)
 
     async def stop(self) -> None:
+        """End all requests. Webhooks that were not delivered are repeated by the next server."""
+        self.sender.stop()
         await self.push.stop()
         for client in self._clients:
             await client.close()

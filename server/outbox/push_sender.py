@@ -157,7 +157,7 @@ class PushSender:
         else:
             self.counts["failed"] += 1
             logger.warning(
-                "the push service refused a message with status %d",
+                "the push service refused a message: status %d",
                 response.status,
                 extra={"app": row.app_name},
             )

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable, Sequence
 
+from ..auth.credential import Credential
 from ..codec import dumps, loads
 from ..errors import Error, ErrorCode, bad_request, not_found
 from ..sessions.alerts import AlertKind
@@ -61,7 +62,12 @@ class PushSubscriptions:
         return self._by_app.get(app_name, {}).get(subscription_id)
 
     async def add(
-        self, app_name: str, endpoint: str, p256dh: str, auth: str, events: Sequence[AlertKind]
+        self,
+        credential: Credential,
+        endpoint: str,
+        p256dh: str,
+        auth: str,
+        events: Sequence[AlertKind],
     ) -> SubscriptionRow:
         """Add a subscription, or change the one that has the same endpoint.
 
@@ -70,8 +76,10 @@ class PushSubscriptions:
             p256dh, auth: the browser's public key and secret, in base64url.
 
         Raises:
-            Error: ``bad_request``, or ``rate_limited`` if the app has too many subscriptions.
+            Error: ``bad_request``; ``rate_limited`` if the app has too many subscriptions;
+                ``unauthorized`` if the token was revoked meanwhile.
         """
+        app_name = credential.app_name
         try:
             url = self._client.check_url(endpoint)
             await self._client.check_addresses(url)
@@ -84,6 +92,7 @@ class PushSubscriptions:
             raise bad_request("keys.p256dh: not a public key of P-256") from None
         if len(secret) != AUTH_BYTES:
             raise bad_request(f"keys.auth: must have {AUTH_BYTES} bytes")
+        credential.check()
         known = self._known(app_name, endpoint)
         if known is None and len(self._by_app.get(app_name, {})) >= self._max_per_app:
             message = f"an app has at most {self._max_per_app} push subscriptions: delete one"

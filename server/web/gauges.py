@@ -15,7 +15,7 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
     """Register the metrics whose values the parts of the server keep themselves."""
     metrics, tokens, runner = context.metrics, context.tokens, context.runner
     sessions, sockets = context.sessions, context.sockets
-    slots = sessions.slots
+    slots, outbox = sessions.slots, context.outbox
     for name, description, read in (
         ("open_sessions", "Open sessions", lambda: sessions.quotas.open_sessions),
         ("live_agents", "Agent processes", lambda: len(slots)),
@@ -40,11 +40,26 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
             "Entries that the slowest socket has not been sent",
             lambda: sockets.replay_lag,
         ),
+        (
+            "webhook_deliveries",
+            "Deliveries that wait for the receivers of webhooks",
+            lambda: sum(queue.length for queue in outbox.sender.queues.values()),
+        ),
+        ("push_subscriptions", "Push subscriptions", lambda: len(outbox.subscriptions)),
         ("log_backlog_bytes", "Entries that are not yet durable", lambda: writer.backlog),
         ("tasks", "Asyncio tasks", lambda: len(asyncio.all_tasks())),
     ):
         metrics.add_gauge(name, description, read)
     metrics.add_counter("cpu_seconds", "CPU time of the server's process", time.process_time)
+    sent, pushed = outbox.sender.counts, outbox.push.counts
+    for name, description, count in (
+        ("webhooks_accepted", "Accepted requests of webhooks", lambda: sent["accepted"]),
+        ("webhooks_failed", "Failed requests of webhooks", lambda: sent["failed"]),
+        ("webhooks_dropped", "Events dropped for full queues", lambda: sent["dropped"]),
+        ("push_sent", "Accepted push notifications", lambda: pushed["sent"]),
+        ("push_failed", "Push notifications that were given up", lambda: pushed["failed"]),
+    ):
+        metrics.add_counter(name, description, count)
     level = sessions.backend.sandbox.level
     metrics.add_labelled_gauge(
         "sandbox", "The level of the sandbox", "level", [level], lambda: {level: 1}

@@ -55,5 +55,8 @@ SCOPE_OF_CALL: Mapping[tuple[str, str], Scope] = {
     ("GET", "/usage"): "read",
     ("POST", "/v1/chat/completions"): "prompt",
     ("GET", "/v1/models"): "prompt",
+    ("GET", "/webhook"): "manage",
+    ("PUT", "/webhook"): "manage",
+    ("DELETE", "/webhook"): "manage",
     ("GET", "/ws"): "read",
 }

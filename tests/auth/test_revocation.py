@@ -314,6 +314,7 @@ SCENARIOS: dict[tuple[str, str, Wait], Scenario] = {
     ("POST", "/files", "body"): half_a_body(
         "POST", "/files", MULTIPART, "multipart/form-data; boundary=x"
     ),
+    ("PUT", "/webhook", "body"): half_json("PUT", "/webhook"),
     ("POST", "/push/subscriptions", "body"): half_json("POST", "/push/subscriptions"),
     ("POST", "/sessions", "body"): half_json("POST", "/sessions"),
     ("PATCH", "/sessions/{session_id}", "body"): half_json("PATCH", "/sessions/{session_id}"),

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
-from server.hosts import host_rule
 from server.outbox.push_crypto import MAX_PUSH_BYTES, encrypt, from_base64url
 
 from ..support.client import failure
-from ..support.harness import Client, LocalServer, blocking, eventually, local_server, script
-from ..support.push_service import PushService, check_authorization, push_service
+from ..support.harness import Client, LocalServer, eventually, local_server, script
+from ..support.push_service import PushService, check_authorization
+from .conftest import LOCAL
 
 QUESTION = {
     "mode": "form",
@@ -24,27 +22,6 @@ QUESTION = {
 POINT = from_base64url(
     "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4"
 )
-PUSH_HOSTS = (host_rule("127.0.0.1"),)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServer]:
-    """The server of ``server`` and ``client``: it may push to this machine."""
-    data_dir = tmp_path_factory.mktemp("shared") / "data"
-    async with local_server(
-        data_dir,
-        push_contact="mailto:operator@example.org",
-        push_hosts=PUSH_HOSTS,
-        max_push_subscriptions_per_app=3,
-    ) as server:
-        blocking.deactivate()
-        yield server
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[PushService]:
-    async with push_service() as running:
-        yield running
 
 
 def test_encryption_gives_the_example_of_rfc_8291() -> None:
@@ -123,8 +100,11 @@ async def test_key_signs_the_requests_and_outlives_the_server(
     keys = set()
     subscription = ""
     for name in ("first", "second"):
-        async with local_server(tmp_path / "data", push_hosts=PUSH_HOSTS) as server:
+        async with local_server(tmp_path / "data", push_hosts=LOCAL) as server:
             client = await server.client(name)
+            if subscription:
+                (row,) = server.services.outbox.subscriptions.of("first")
+                assert row.id == subscription
             status, reply = await client.get("/push/key")
             assert status == 200
             assert len(from_base64url(reply["key"])) == 65
@@ -136,9 +116,6 @@ async def test_key_signs_the_requests_and_outlives_the_server(
             assert claims["k"] == reply["key"]
             keys.add(reply["key"])
     assert len(keys) == 1
-    async with local_server(tmp_path / "data", push_hosts=PUSH_HOSTS) as server:
-        (row,) = server.services.outbox.subscriptions.of("second")
-        assert row.id == subscription
     assert b"PRIVATE" not in (tmp_path / "data" / "clawdforge.db").read_bytes()
     assert (tmp_path / "data" / "clawdforge.db").stat().st_mode & 0o777 == 0o600
 

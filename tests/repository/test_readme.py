@@ -57,7 +57,7 @@ def section(heading: str) -> str:
 @pytest.fixture
 async def demo(spawn: Spawn) -> ServerProcess:
     """A server as `make run` starts it, except for its port and its admin token."""
-    return await spawn(AGENTS=None, DEFAULT_AGENT="demo")
+    return await spawn(AGENTS=None, DEFAULT_AGENT="demo", WEBHOOK_HOSTS="hooks.example.org")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from aiohttp import web
 from ...outbox.subscriptions import wanted_by
 from ...sessions.alerts import AlertKind
 from ...storage.outbox import SubscriptionRow
-from ..context import app_name_of, context_of
+from ..context import CREDENTIAL, app_name_of, context_of
 from ..endpoint import Endpoint, Tag
 from ..field_types import Count, UnixSeconds, doc
 
@@ -112,7 +112,7 @@ async def get_push_key(request: web.Request) -> PushKey:
 )
 async def subscribe(request: web.Request, body: Subscribe) -> Subscribed:
     row = await context_of(request).outbox.subscriptions.add(
-        app_name_of(request), body.endpoint, body.keys.p256dh, body.keys.auth, body.events
+        request[CREDENTIAL], body.endpoint, body.keys.p256dh, body.keys.auth, body.events
     )
     return Subscribed(id=row.id)
 
