@@ -136,7 +136,7 @@ class WebhookSender:
                 queue.load(DeliveryLine(*line[1:]))
 
     def set_webhook(self, webhook: WebhookRow) -> DeliveryQueue:
-        """Set the webhook of an app. What waits is sent to the new address."""
+        """Set the webhook of an app. Waiting deliveries are sent to the new address."""
         queue = self.queues.get(webhook.app_name)
         if queue is None:
             queue = self.queues[webhook.app_name] = DeliveryQueue(webhook)

@@ -12,6 +12,7 @@ from aiohttp import web
 from server.sessions.alerts import ALERT_KINDS
 
 from ..conftest import Serve
+from ..sessions.test_usage import reporting
 from ..support.client import failure
 from ..support.harness import Client, Clock, Json, LocalServer, eventually, local_server, script
 from ..support.receiver import Receiver, webhook_receiver
@@ -372,3 +373,16 @@ async def test_invalid_webhook_is_refused(client: Client, body: Json) -> None:
     response = await client.call("PUT", "/webhook", {"url": "http://127.0.0.1/x", **body})
     failure(response, 400, "bad_request")
     failure(await client.get("/webhook"), 404, "not_found")
+
+
+async def test_used_up_budget_is_reported_once(server: LocalServer, receiver: Receiver) -> None:
+    client = await server.client("thrifty", budget={"tokens_per_day": 10})
+    await receiver.register(client, events=["budget_exceeded"])
+    session = await client.create()
+    assert (await client.turn(session, reporting(100)))[0] == 200
+    failure(await client.turn(session, "more"), 402, "budget_exceeded")
+    event = await receiver.next("budget_exceeded", session_id=None, seq=None, head=None)
+    assert event["data"]["resets_at"] > 0
+    assert event["data"]["budget"]["tokens_per_day"]["remaining"] == 0
+    await until_empty(client)
+    assert len(receiver.attempts) == 1

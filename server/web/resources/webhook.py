@@ -163,6 +163,7 @@ async def set_webhook(request: web.Request, body: SetWebhook) -> WebhookSet:
     "/webhook",
     tag=Tag.NOTIFICATIONS,
     summary="Show the app's webhook",
+    failures=("not_found",),
     example={
         "ok": True,
         "url": "https://hooks.example.org/clawdforge",
@@ -212,6 +213,7 @@ async def get_webhook(request: web.Request) -> WebhookInfo:
     "/webhook",
     tag=Tag.NOTIFICATIONS,
     summary="Delete the app's webhook",
+    failures=("not_found",),
     example={"ok": True, "url": "https://hooks.example.org/clawdforge"},
 )
 async def remove_webhook(request: web.Request) -> WebhookDeleted:
