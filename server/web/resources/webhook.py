@@ -14,7 +14,7 @@ from ..context import CREDENTIAL, app_name_of, context_of
 from ..endpoint import Endpoint, Tag
 from ..field_types import Count, UnixSeconds, doc
 
-Secret = Annotated[
+WebhookSecret = Annotated[
     str,
     msgspec.Meta(max_length=512),
 ]
@@ -42,7 +42,7 @@ class SetWebhook(msgspec.Struct, frozen=True):
         doc("The events to report; by default all."),
     ] = msgspec.field(default_factory=lambda: list(ALERT_KINDS))
     secret: Annotated[
-        Secret | None,
+        WebhookSecret | None,
         doc("`whsec_` and 16 to 256 bytes in base64; by default a new one is created."),
     ] = None
 
