@@ -27,12 +27,14 @@ from .commands.doctor import add_doctor_command
 from .commands.sessions import add_session_commands
 from .commands.setup import add_setup_command
 from .commands.tokens import add_token_commands
+from .commands.unit import add_unit_command
 from .config import SettingError, Settings, load, with_env_file
 from .connect.command import connect_with
 from .connect.target import SUMMARY, add_connect_arguments
 from .data_dir import DataDir
 from .errors import StartError
 from .origins import address_of
+from .service_manager import ServiceManager
 from .tasks import CriticalTaskError, Supervisor
 from .web import control_socket
 from .web.context import CONTEXT
@@ -101,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_session_commands(commands)
     add_doctor_command(commands)
     add_backup_commands(commands)
+    add_unit_command(commands)
     # `__main__` runs this command without the others. Here it is for `--help`.
     connecting = commands.add_parser("connect", help=SUMMARY, description=sentence(SUMMARY))
     add_connect_arguments(connecting)
@@ -157,7 +160,12 @@ async def serve(
             _print_greeting(app, settings, port)
             failing = asyncio.create_task(_stop_at_failure(supervisor, stop, timer), name="failure")
             stack.callback(failing.cancel)
+            manager = ServiceManager()
+            feeding = asyncio.create_task(manager.feed_watchdog(), name="watchdog")
+            stack.callback(feeding.cancel)
+            manager.is_ready(f"listening on port {port}")
             await stop.wait()
+            manager.is_stopping()
             if supervisor.failure is None:
                 _print_status("clawdforge is stopping; running turns may finish")
             await app.shutdown()  # still listening: new requests get 503 `draining`
