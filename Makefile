@@ -92,10 +92,11 @@ image: $(DEV_STAMP) $(ACPX_BUNDLE) ## Run the Dockerfile's steps in a Debian roo
 	@$(PYTEST) exec $(BIN)/python -m pytest -m image tests/repository/image $(ARGS)
 
 .PHONY: wheels
-wheels: $(RUN_STAMP) ## Build the packages of the server and of the client in dist/
+wheels: $(RUN_STAMP) $(NODE_STAMP) ## Build the packages of the server and of the clients in dist/
 	@rm -rf dist; mkdir dist
 	@$(call quietly,Building the server,$(BIN)/python -m pip wheel --no-deps -w dist .)
 	@$(call quietly,Building the Python client,$(BIN)/python -m pip wheel --no-deps -w dist ./clients/python)
+	@$(call quietly,Building the JavaScript client,$(NODE) clients/javascript/build.mjs dist)
 
 .PHONY: audit
 audit: $(DEV_STAMP) ## Check every pinned package for known vulnerabilities (PyPI, npm)

@@ -99,10 +99,10 @@ export class Wire {
 	/**
 	 * May be called at any time.
 	 * @param {string | object[]} prompt text or ACP content blocks
-	 * @param {{id?: string, files?: string[]}} [options] files: tokens from POST /files
+	 * @param {{id?: string, files?: string[], steer?: boolean}} [options] files: tokens from POST /files
 	 */
-	prompt(prompt, { id = this.#env.uuid(), files } = {}) {
-		const frame = { type: 'prompt', id, prompt, ...(files?.length && { files }) }
+	prompt(prompt, { id = this.#env.uuid(), files, ...more } = {}) {
+		const frame = { type: 'prompt', id, prompt, ...(files?.length && { files }), ...more }
 		const text = JSON.stringify(frame)
 		const accepted = new Promise((resolve, reject) => this.#prompts.set(id, { frame, text, resolve, reject }))
 		accepted.catch(() => {})

@@ -12,11 +12,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 
-from ..support.harness import ROOT
+from server.agents.catalog import find_node
+
+from ..conftest import Spawn
+from ..support.harness import ROOT, new_client
+from .test_guides import program_of
 from .test_readme import snippet
 
+NODE = find_node()
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 
 
@@ -174,3 +180,42 @@ async def test_failed_installation_says_why_and_leaves_nothing(
     assert "a registry of npm" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (home / ".cache" / "clawdforge").iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_javascript_client_is_installed_from_its_package(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    server = await spawn(AGENTS=None, DEFAULT_AGENT="demo")
+    token = (await new_client(server.url, http)).token
+    assert token is not None
+    environ = environ_of_a_new_user(tmp_path, URL=server.url, TOKEN=token)
+    build = ROOT / "clients" / "javascript" / "build.mjs"
+    await asyncio.to_thread(run, NODE, build, tmp_path, cwd=ROOT, environ=environ)
+    [package] = tmp_path.glob("clawdforge-client-*.tgz")
+    npm = Path(NODE).parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    (tmp_path / "package.json").write_text('{"private": true, "type": "module"}')
+    await asyncio.to_thread(
+        run, NODE, npm, "install", "--offline", package, cwd=tmp_path, environ=environ
+    )
+    (tmp_path / "client.mjs").write_text(program_of("howto/javascript-client.md", "client.mjs"))
+    said = await asyncio.to_thread(
+        run, NODE, "client.mjs", "hello", "bot", cwd=tmp_path, environ=environ
+    )
+    assert "hello bot" in said
+    # The declarations are valid, and complete.
+    (tmp_path / "user.ts").write_text(
+        'import { Clawdforge, TurnError } from "clawdforge-client";\n'
+        'import { Wire } from "clawdforge-client/wire.js";\n'
+        'const forge = new Clawdforge("http://x", "cf_x");\n'
+        "const turn = (await forge.createSession()).prompt('hello');\n"
+        "const text: string = (await turn.result()).text;\n"
+        "export { text, TurnError, Wire };\n"
+    )
+    tsc = ROOT / "node_modules" / "typescript" / "bin" / "tsc"
+    options = ("--noEmit", "--strict", "--target", "es2024", "--module", "nodenext")
+    libraries = ("--lib", "esnext,dom,dom.iterable,dom.asynciterable", "--types", "")
+    await asyncio.to_thread(
+        run, NODE, tsc, *options, *libraries, "user.ts", cwd=tmp_path, environ=environ
+    )

@@ -1,0 +1,184 @@
+/**
+ * The client of clawdforge, a realtime server for coding agents, for browsers and Node >= 22.
+ *
+ *     const forge = new Clawdforge('http://127.0.0.1:8800', token);
+ *     const session = await forge.createSession();
+ *     for await (const text of session.prompt('help').text()) process.stdout.write(text);
+ *     forge.close();
+ */
+
+import { ClawdforgeError, errorOf, RunError } from './errors.js';
+import { Rest } from './rest.js';
+import { Session } from './session.js';
+
+export { ClawdforgeError, RunError, TurnError } from './errors.js';
+export { Files, Session } from './session.js';
+export { Turn, textOf } from './turn.js';
+export { Wire, WireError } from './wire.js';
+
+/** A client for one app. Closing it closes its sockets; sessions and turns go on. */
+export class Clawdforge {
+	#rest;
+	#shared;
+
+	/**
+	 * @param {string} url the server's address; a path of a site is possible
+	 * @param {string | null} token the app's token; null in a page that uses tickets
+	 * @param {ClientOptions} [options]
+	 */
+	constructor(url, token, { retrySecs = 30, giveUpSecs = 300, lingerSecs = 30, credential } = {}) {
+		this.#rest = new Rest(url, token, retrySecs);
+		this.#shared = {
+			rest: this.#rest,
+			credential: credential ?? (async () => ({ token })),
+			giveUpSecs,
+			lingerSecs,
+			wires: new Set()
+		};
+	}
+
+	/** Closes all sockets. Readers end with an error of code `closed`. */
+	close() {
+		for (const wire of [...this.#shared.wires]) wire.stop();
+	}
+
+	[Symbol.dispose]() {
+		this.close();
+	}
+
+	/**
+	 * Creates a session.
+	 * @param {Record<string, any> & {onPermission?: import('./session.js').Handlers['permission'],
+	 *   onQuestion?: import('./session.js').Handlers['question']}} [options] the fields of `POST /sessions`, and
+	 *   the handlers, with which `permission` and `elicitation` are `ask` by default
+	 */
+	async createSession({ onPermission, onQuestion, ...fields } = {}) {
+		const body = {
+			...(onPermission && { permission: 'ask' }),
+			...(onQuestion && { elicitation: 'ask' }),
+			...fields
+		};
+		const { session_id: id } = await this.#rest.call('POST', '/sessions', body);
+		return this.session(id, { onPermission, onQuestion });
+	}
+
+	/**
+	 * An existing session. This makes no call.
+	 * @param {string} id
+	 * @param {{onPermission?: import('./session.js').Handlers['permission'],
+	 *   onQuestion?: import('./session.js').Handlers['question']}} [handlers]
+	 */
+	session(id, { onPermission, onQuestion } = {}) {
+		return new Session(this.#shared, id, { permission: onPermission, question: onQuestion });
+	}
+
+	/**
+	 * The states of the app's sessions, newest first; those that are open by default.
+	 * @param {{state?: string, q?: string, fields?: string[], includeClosed?: boolean, page?: number}} [options]
+	 * @returns {AsyncGenerator<Record<string, any>, void>}
+	 */
+	async *sessions({ state, q, fields, includeClosed, page = 100 } = {}) {
+		let cursor;
+		do {
+			const params = { state, q, fields, include_closed: includeClosed || null, limit: page, cursor };
+			const reply = await this.#rest.call('GET', '/sessions', undefined, { params });
+			yield* reply.sessions;
+			cursor = reply.next_cursor;
+		} while (cursor);
+	}
+
+	search = async (q, { limit = 20 } = {}) =>
+		(await this.#rest.call('GET', '/search', undefined, { params: { q, limit } })).hits;
+	agents = async () => (await this.#rest.call('GET', '/agents')).agents;
+	/** @param {{by?: string, from?: string | number, to?: string | number}} [options] */
+	usage = async ({ by = 'day', from, to } = {}) =>
+		(await this.#rest.call('GET', '/usage', undefined, { params: { by, from, to } })).rows;
+
+	/** A new, closed session with the entries of an export (NDJSON). */
+	async importSession(ndjson) {
+		return this.session((await this.#rest.call('POST', '/sessions/import', ndjson)).session_id);
+	}
+
+	/**
+	 * Uploads a file for prompts and runs. Returns its token.
+	 * @param {Blob | string} content
+	 * @param {{name?: string, ttlSecs?: number}} [options]
+	 * @returns {Promise<string>}
+	 */
+	async upload(content, { name, ttlSecs } = {}) {
+		const form = new FormData();
+		const blob = content instanceof Blob ? content : new Blob([content]);
+		form.append('file', blob, name ?? /** @type {any} */ (content).name ?? 'file');
+		const params = { ttl_secs: ttlSecs };
+		return (await this.#rest.call('POST', '/files', form, { params })).file_token;
+	}
+
+	// Runs.
+
+	/**
+	 * Runs one prompt without a session, and waits for the answer.
+	 * @param {string} prompt
+	 * @param {Record<string, any> & {key?: string, signal?: AbortSignal}} [options] the fields of `POST /run`; key:
+	 *   a repeated call with the same key runs nothing and gets the same response
+	 * @returns {Promise<{result: any, duration_ms: number, stop_reason: string, [field: string]: any}>}
+	 */
+	run(prompt, { key, signal, ...fields } = {}) {
+		return this.#run({ prompt, ...fields }, key, signal);
+	}
+
+	#run(body, key, signal) {
+		const headers = key === undefined ? undefined : { 'Idempotency-Key': key };
+		return this.#rest.call('POST', '/run', body, { headers, repeat: key !== undefined, kind: RunError, signal });
+	}
+
+	/**
+	 * Runs one prompt. Yields the agent's updates as they arrive, and returns the result.
+	 * @param {string} prompt
+	 * @param {Record<string, any>} [fields]
+	 * @returns {AsyncGenerator<any, any>}
+	 */
+	async *runStream(prompt, fields = {}) {
+		for await (const { name, data } of this.#rest.stream('/run', { prompt, ...fields }, RunError)) {
+			if (name !== 'result') yield data;
+			else if (data.ok) return data;
+			else throw errorOf(502, data, null, RunError);
+		}
+		throw new ClawdforgeError('connection_lost', "The run's stream was cut off.", { retryable: true });
+	}
+
+	/**
+	 * Starts a run that goes on without its caller.
+	 * @param {string} prompt
+	 * @param {Record<string, any> & {key?: string}} [options]
+	 */
+	async runInBackground(prompt, { key, ...fields } = {}) {
+		return this.backgroundRun((await this.#run({ prompt, ...fields, background: true }, key)).run_id);
+	}
+
+	/** A background run by its id. This makes no call. */
+	backgroundRun(id) {
+		const path = `/run/${encodeURIComponent(id)}`;
+		const poll = async () => {
+			const reply = await this.#rest.call('GET', path, undefined, { kind: RunError });
+			return reply.status === 202 ? null : reply;
+		};
+		const result = async () => {
+			for (let wait = 100; ; wait = Math.min(wait * 2, 2000)) {
+				const found = await poll();
+				if (found) return found;
+				await new Promise(resolve => setTimeout(resolve, wait));
+			}
+		};
+		/** Ends the run, and deletes its response. */
+		const end = () => this.#rest.call('DELETE', path);
+		return { id, poll, result, end };
+	}
+}
+
+/**
+ * @typedef {object} ClientOptions
+ * @property {number} [retrySecs] how long a call that may be repeated is repeated over lost connections
+ * @property {number} [giveUpSecs] how long turns and logs wait for a server that cannot be reached
+ * @property {number} [lingerSecs] how long a session's socket stays open without a use
+ * @property {(sessionId: string) => Promise<object>} [credential] `{token}` or `{ticket}` for each connection
+ */

@@ -1,0 +1,474 @@
+import { ClawdforgeError, TurnError } from './errors.js';
+import { Feed, Turn } from './turn.js';
+import { Wire } from './wire.js';
+
+const POLICY_MS = 500; // the server answers a request by the session's policy in less time
+const MAX_ANSWERS = 3;
+
+/** A session: its turns, its log, its life. {@link Clawdforge} makes it. */
+export class Session {
+	#shared;
+	#path;
+	#handlers;
+	#wire = null;
+	#feeds = new Set();
+	#asked = new Map(); // request_id -> how often its handler was asked
+	#permission = null;
+	#lingering;
+
+	/**
+	 * @param {Shared} shared
+	 * @param {string} id
+	 * @param {Handlers} [handlers]
+	 */
+	constructor(shared, id, handlers = {}) {
+		this.id = id;
+		this.#shared = shared;
+		this.#path = `/sessions/${encodeURIComponent(id)}`;
+		this.#handlers = handlers;
+		/** The files in the session's folder, what the agent has changed there, and undo. */
+		this.files = new Files(shared.rest, this.#path);
+	}
+
+	// Turns.
+
+	/**
+	 * Sends a prompt, again after a lost connection. It never runs twice.
+	 * @param {string | object[]} prompt text or ACP content blocks
+	 * @param {{id?: string, files?: string[], steer?: boolean}} [options] id: identifies the prompt in its
+	 *   session, also over restarts of this program; files: tokens of {@link Clawdforge.upload}
+	 */
+	prompt(prompt, { id, files, steer } = {}) {
+		const feed = this.#openFeed();
+		const wire = this.#connect();
+		const sent = wire.prompt(prompt, { ...(id && { id }), files, ...(steer && { steer }) });
+		const turn = new Turn(
+			sent.id,
+			feed,
+			sent.accepted.catch(error => {
+				throw failures.get(wire) ?? error;
+			}),
+			index => this.#cancelTurn(index),
+			turn => {
+				// A prompt that has run long ago: its entries are in the log.
+				if (!id || !turn.duplicate) return null;
+				this.#closeFeed(feed);
+				return this.#follow(0, entry => entry.type === 'turn_end' && entry.turn_index === turn.index);
+			}
+		);
+		turn.accepted().then(
+			index => {
+				feed.turnIndex = index;
+			},
+			error => {
+				feed.end(error);
+				this.#closeFeed(feed);
+			}
+		);
+		return turn;
+	}
+
+	/**
+	 * Sends a prompt and waits for the end of its turn.
+	 * @param {string | object[]} prompt
+	 * @param {{retries?: number, id?: string, files?: string[], steer?: boolean}} [options] retries: how often a
+	 *   turn that has failed and may succeed is tried again, as a new turn
+	 */
+	async ask(prompt, { retries = 0, ...options } = {}) {
+		for (;;) {
+			try {
+				return await this.prompt(prompt, options).result();
+			} catch (error) {
+				if (!(error instanceof TurnError) || !error.retryable || retries <= 0) throw error;
+				retries -= 1;
+				delete options.id;
+			}
+		}
+	}
+
+	/** Cancels the running turn. False if none is running. */
+	async cancel() {
+		return (await this.#call('POST', '/cancel', {})).cancelled;
+	}
+
+	async #cancelTurn(index) {
+		const state = await this.state();
+		if (state.turn_index === index) return this.cancel();
+		if (!state.queued.some(one => one.turn_index === index)) return false;
+		await this.withdraw(index);
+		return true;
+	}
+
+	/**
+	 * Changes a queued prompt, or moves it in front of another one. Returns the queue.
+	 * @param {number} turnIndex
+	 * @param {{prompt?: string | object[], before?: number}} changes
+	 */
+	async editQueued(turnIndex, { prompt, before }) {
+		return (await this.#call('PATCH', `/queue/${turnIndex}`, { prompt, before })).queued;
+	}
+
+	/** Withdraws a queued prompt: the agent never receives it. Returns the queue. */
+	async withdraw(turnIndex) {
+		return (await this.#call('DELETE', `/queue/${turnIndex}`, undefined, { repeat: false })).queued;
+	}
+
+	// The log.
+
+	/**
+	 * Follows the log: the entries with a seq greater than `after`, each once and in order, until the session
+	 * is closed. 0 for the whole log, null for what happens from now on.
+	 * @param {number | null} [after]
+	 * @returns {AsyncGenerator<import('./turn.js').Entry, void>}
+	 */
+	async *entries(after = 0) {
+		const feed = this.#follow(after, () => false);
+		try {
+			for (let entry = await feed.next(); entry; entry = await feed.next()) yield entry;
+		} finally {
+			feed.stop();
+		}
+	}
+
+	/** The entries that are in the log now. */
+	async log(after = 0) {
+		const found = [];
+		for (;;) {
+			const page = await this.#call('GET', '/events', undefined, { params: { after, limit: 1000 } });
+			found.push(...page.entries);
+			if (!page.has_more) return found;
+			after = found.at(-1).seq;
+		}
+	}
+
+	// A socket of its own, which ends after the entry for which `isLast` is true.
+	#follow(after, isLast) {
+		const feed = new Feed();
+		let isReset = false;
+		const wire = this.#newWire(after, {
+			entry: entry => {
+				if (isReset) return;
+				feed.push(entry);
+				if (isLast(entry)) feed.stop();
+			},
+			reset: () => {
+				isReset = true;
+				feed.end(positionUnknown());
+				feed.stop();
+			},
+			ended: error => feed.end(error)
+		});
+		feed.stop = () => {
+			this.#shared.wires.delete(wire);
+			wire.stop();
+		};
+		wire.start();
+		return feed;
+	}
+
+	// Settings.
+
+	/** Before the next prompt, whose turn fails if the agent refuses. */
+	setMode = mode => this.#set({ type: 'set_mode', mode });
+	setModel = model => this.#set({ type: 'set_model', model });
+	setConfigOption = (key, value) => this.#set({ type: 'set_config_option', key, value });
+
+	async #set(frame) {
+		const wire = this.#connect();
+		const feed = this.#openFeed(); // keeps the socket open
+		try {
+			while (!wire.send(frame)) await this.#changed(wire);
+		} finally {
+			this.#closeFeed(feed);
+		}
+	}
+
+	async #changed(wire) {
+		if (wire.status.state === 'stopped' || this.#wire !== wire) throw closed();
+		await new Promise(resolve => setTimeout(resolve, 50));
+	}
+
+	/** Changes `meta`, `permission`, `elicitation`, `ttl_secs` and so on. Returns the state. */
+	async update(fields) {
+		const state = await this.#call('PATCH', '', fields);
+		this.#permission = state.permission;
+		return state;
+	}
+
+	// The agent's requests, for programs that use no handlers.
+
+	/** Answers a permission request with one of its options; null cancels it. */
+	answerPermission = (requestId, optionId) =>
+		this.#call(
+			'POST',
+			`/permissions/${encodeURIComponent(requestId)}`,
+			optionId == null ? { outcome: 'cancelled' } : { option_id: optionId }
+		);
+	/** Answers a question: action is `accept`, `decline` or `cancel`. */
+	answerQuestion = (requestId, action, content) =>
+		this.#call('POST', `/elicitations/${encodeURIComponent(requestId)}`, { action, content });
+
+	// Life.
+
+	state = () => this.#call('GET', '');
+	markRead = async seq => (await this.#call('POST', '/read', { seq }, { repeat: true })).unread;
+	reopen = () => this.#call('POST', '/reopen', {});
+	ticket = async () => (await this.#call('POST', '/ticket', {})).ticket;
+	share = (options = {}) => this.#call('POST', '/shares', options);
+	shares = async () => (await this.#call('GET', '/shares')).shares;
+	revokeShare = id => this.#call('DELETE', `/shares/${encodeURIComponent(id)}`);
+
+	/** A new session that continues from the end of a turn, by default of the last one. */
+	async fork(options = {}) {
+		return new Session(this.#shared, (await this.#call('POST', '/fork', options)).session_id, this.#handlers);
+	}
+
+	/** The session as `ndjson`, `markdown` or `html`. */
+	async export(format = 'ndjson') {
+		return (await this.#shared.rest.raw('GET', `${this.#path}/export`, undefined, { params: { format } })).text();
+	}
+
+	/** Closes the session on the server; with purge it is also deleted now. */
+	async close({ purge = false } = {}) {
+		await this.#call('DELETE', '', undefined, { params: { purge: purge || null } });
+		this.detach();
+	}
+
+	/** Closes this object's socket. The session, its turns and its agent go on. */
+	detach() {
+		this.#end(closed());
+	}
+
+	#call(method, path, body, options) {
+		return this.#shared.rest.call(method, this.#path + path, body, options);
+	}
+
+	// The socket.
+
+	#openFeed() {
+		clearTimeout(this.#lingering);
+		const feed = new Feed();
+		this.#feeds.add(feed);
+		return feed;
+	}
+
+	#closeFeed(feed) {
+		this.#feeds.delete(feed);
+		if (this.#feeds.size || this.#handlers.permission || this.#handlers.question) return;
+		clearTimeout(this.#lingering);
+		this.#lingering = setTimeout(() => this.#feeds.size || this.detach(), this.#shared.lingerSecs * 1000);
+		this.#lingering.unref?.();
+	}
+
+	#connect() {
+		if (!this.#wire) {
+			const wire = this.#newWire(null, {
+				ready: frame => {
+					this.#permission = frame.permission;
+					for (const pending of frame.pending_permissions ?? []) this.#ask(pending, 'permission');
+					for (const pending of frame.pending_elicitations ?? []) this.#ask(pending, 'question');
+				},
+				entry: entry => this.#received(entry),
+				reset: () => this.#end(positionUnknown()),
+				error: frame => this.#refused(frame),
+				ended: error => this.#wire === wire && this.#end(error)
+			});
+			this.#wire = wire;
+			wire.start();
+		}
+		return this.#wire;
+	}
+
+	#newWire(after, { ended, ...on }) {
+		const { rest, credential, giveUpSecs, wires } = this.#shared;
+		let givingUp;
+		const wire = new Wire({
+			url: `${rest.url.replace(/^http/, 'ws')}${this.#path}/ws`,
+			credential: () => credential(this.id),
+			after,
+			on: {
+				...on,
+				status: status => {
+					if (status.state === 'live' || status.state === 'stopped' || status.state === 'idle') {
+						clearTimeout(givingUp);
+						givingUp = undefined;
+					} else if (givingUp === undefined) {
+						givingUp = setTimeout(() => {
+							const why = status.reason || 'the server cannot be reached';
+							const lost = new ClawdforgeError('connection_lost', `${rest.url}: ${why}`, { retryable: true });
+							failures.set(wire, lost);
+							ended(lost);
+							wire.stop();
+						}, giveUpSecs * 1000);
+					}
+					if (status.state === 'idle' || status.state === 'stopped') wires.delete(wire);
+					if (status.state === 'stopped') {
+						const isClosed = new ClawdforgeError('session_closed', 'The session is closed.');
+						failures.set(wire, stoppedError(status) ?? isClosed);
+						ended(stoppedError(status));
+					}
+					if (status.state === 'idle') ended(closed());
+				}
+			}
+		});
+		wires.add(wire);
+		return wire;
+	}
+
+	#end(error) {
+		const wire = this.#wire;
+		this.#wire = null;
+		clearTimeout(this.#lingering);
+		for (const feed of this.#feeds) feed.end(error);
+		this.#feeds.clear();
+		this.#asked.clear();
+		wire?.stop();
+	}
+
+	#received(entry) {
+		for (const feed of this.#feeds) feed.push(entry);
+		if (entry.type === 'turn_end') {
+			// After the microtask in which a turn learns its index.
+			queueMicrotask(() => {
+				for (const feed of [...this.#feeds]) {
+					if (feed.turnIndex !== entry.turn_index) continue;
+					feed.end();
+					this.#closeFeed(feed);
+				}
+			});
+		}
+		if (entry.type === 'permission_request') this.#ask(entry, 'permission');
+		if (entry.type === 'elicitation_request') this.#ask(entry, 'question');
+		if (['permission_resolved', 'elicitation_resolved'].includes(entry.type)) this.#asked.delete(entry.request_id);
+	}
+
+	// Answers of the handlers.
+
+	async #ask(pending, kind, problem = null) {
+		const handler = this.#handlers[kind];
+		const { request_id: requestId } = pending;
+		if (!handler || (this.#asked.has(requestId) && !problem)) return;
+		const asked = { kind, pending, times: (this.#asked.get(requestId)?.times ?? 0) + 1 };
+		this.#asked.set(requestId, asked);
+		if (kind === 'permission' && this.#permission !== 'ask')
+			await new Promise(resolve => setTimeout(resolve, POLICY_MS));
+		if (!this.#asked.has(requestId)) return;
+		let answer = null;
+		try {
+			answer = asked.times > MAX_ANSWERS ? null : await handler(requestOf(pending, kind, problem));
+		} catch (error) {
+			console.error('The handler has failed; the request is cancelled.', error);
+		}
+		if (!this.#asked.has(requestId)) return; // another client was faster
+		this.#wire?.answer(requestId, kind === 'permission' ? optionOf(pending, answer) : contentOf(answer));
+	}
+
+	#refused(frame) {
+		const asked = this.#asked.get(frame.id);
+		if (asked && frame.code === 'bad_request') this.#ask(asked.pending, asked.kind, frame);
+		else if (!asked) console.warn(`clawdforge: ${frame.message} (${frame.code})`);
+	}
+}
+
+function requestOf(pending, kind, problem) {
+	const { request_id: requestId, turn_index: turnIndex, request, expires_at: expiresAt } = pending;
+	const common = { requestId, turnIndex, expiresAt, request, problem: problem?.message ?? null };
+	return kind === 'permission'
+		? { ...common, title: request.toolCall?.title ?? '', toolCall: request.toolCall, options: request.options }
+		: {
+				...common,
+				message: request.message,
+				mode: request.mode ?? 'form',
+				schema: request.requestedSchema ?? {},
+				url: request.url ?? null,
+				field: problem?.field ?? null
+			};
+}
+
+function optionOf({ request }, answer) {
+	if (typeof answer !== 'boolean') return answer ?? null;
+	const kinds = answer ? ['allow_once', 'allow_always'] : ['reject_once', 'reject_always'];
+	const found = kinds.map(kind => request.options.find(one => one.kind === kind)).find(Boolean);
+	return found?.optionId ?? null;
+}
+
+function contentOf(answer) {
+	if (answer == null) return { action: 'cancel' };
+	if (answer === false) return { action: 'decline' };
+	return answer === true ? { action: 'accept' } : { action: 'accept', content: answer };
+}
+
+/** Why a wire has ended, if that is not what its prompts report. */
+const failures = new WeakMap();
+
+const closed = () => new ClawdforgeError('closed', 'The client was closed.');
+const positionUnknown = () =>
+	new ClawdforgeError('position_unknown', "The server's log went back: read it again from its start.");
+
+// Null for the end of a closed session's log.
+function stoppedError({ code, reason }) {
+	if (code === 4508) return null;
+	const codes = { 4501: 'bad_request', 4504: 'rate_limited', 4505: 'not_found', 4507: 'not_supported' };
+	return new ClawdforgeError(codes[code] ?? 'unauthorized', reason || `Closed with ${code}.`);
+}
+
+/** The files of a session's folder. Paths are relative to it. */
+export class Files {
+	#rest;
+	#path;
+
+	/**
+	 * @param {import('./rest.js').Rest} rest
+	 * @param {string} path
+	 */
+	constructor(rest, path) {
+		this.#rest = rest;
+		this.#path = path;
+	}
+
+	#file = path => `${this.#path}/files/${path.split('/').map(encodeURIComponent).join('/')}`;
+
+	/**
+	 * `[{path, type, size, modified_at}]`
+	 * @param {{path?: string, depth?: number}} [options]
+	 */
+	list = async ({ path, depth = 1 } = {}) =>
+		(await this.#rest.call('GET', `${this.#path}/files`, undefined, { params: { path, depth } })).entries;
+	/** @returns {Promise<Blob>} */
+	read = async path => (await this.#rest.raw('GET', this.#file(path))).blob();
+	readText = async path => (await this.#rest.raw('GET', this.#file(path))).text();
+	write = (path, content) => this.#rest.call('PUT', this.#file(path), content);
+	/** The folder as a zip. @returns {Promise<Blob>} */
+	archive = async path =>
+		(await this.#rest.raw('GET', `${this.#path}/archive`, undefined, { params: { path } })).blob();
+	/** `[{path, status, additions, deletions}]` */
+	changes = async sinceTurn =>
+		(await this.#rest.call('GET', `${this.#path}/changes`, undefined, { params: { since_turn: sinceTurn } })).files;
+	/** The changes of a file or folder as a unified diff; of everything by default. */
+	diff = async (path = '', sinceTurn = null) =>
+		(
+			await this.#rest.raw('GET', `${this.#path}/changes`, undefined, { params: { path, since_turn: sinceTurn } })
+		).text();
+	/**
+	 * Restores the folder to its state before a turn, or to a snapshot.
+	 * @param {{turnIndex?: number, snapshotId?: string}} to
+	 */
+	undo = ({ turnIndex, snapshotId }) =>
+		this.#rest.call('POST', `${this.#path}/undo`, { turn_index: turnIndex, snapshot_id: snapshotId });
+	snapshots = async () => (await this.#rest.call('GET', `${this.#path}/snapshots`)).snapshots;
+}
+
+/**
+ * @typedef {object} Handlers
+ * @property {(request: any) => Promise<string | boolean | null> | string | boolean | null} [permission] returns an
+ *   option's id; true to allow once, false to reject once; null to cancel
+ * @property {(question: any) => Promise<object | boolean | null> | object | boolean | null} [question] returns the
+ *   content of a form; true to accept a link; false to decline; null to cancel
+ *
+ * @typedef {object} Shared
+ * @property {import('./rest.js').Rest} rest
+ * @property {(sessionId: string) => Promise<object>} credential
+ * @property {number} giveUpSecs
+ * @property {number} lingerSecs
+ * @property {Set<Wire>} wires
+ */
