@@ -1,4 +1,4 @@
-"""What systemd receives: a stand-in reads NOTIFY_SOCKET."""
+"""The notifications that systemd receives: a stand-in reads NOTIFY_SOCKET."""
 
 from __future__ import annotations
 
