@@ -191,7 +191,7 @@ class _Server:
         health.ready = self._supervisor.failure is None
 
     async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> None:
-        given = self._settings, self._environ, self._agent_environ
+        given = self._settings, self._environ, self._agent_environ, self._supervisor
         self._gateways = gateways = await Gateways.open(stack, *given)
         self._environ, self._agent_environ = gateways.environ, gateways.agent_environ
         self._app[SANDBOX] = gateways.sandbox

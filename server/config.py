@@ -164,6 +164,14 @@ def _contact(value: str) -> str:
     return value
 
 
+def _domains(value: str) -> tuple[str, ...]:
+    names = tuple(name.lower() for name in _names(value))
+    for name in names:
+        if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[0-9]{1,5})?", name):
+            raise ValueError(f"{name!r} is not a domain such as pypi.org or *.github.com:443")
+    return names
+
+
 def _roots(value: str) -> tuple[Path, ...]:
     return tuple(_existing_folder(part) for part in _names(value.replace(os.pathsep, ",")))
 
@@ -321,6 +329,12 @@ class Settings:
     log_level: str = _setting(_choice("debug", "info", "warning", "error"), "info")
     sync: str = _setting(_choice("normal", "full"), "normal")
     sandbox: str = _setting(_choice("auto", "bwrap", "landlock", "off"), "auto")
+    sandbox_network: str = _setting(_choice("all", "web", "proxy", "none"), "all")
+    sandbox_domains: tuple[str, ...] = _setting(_domains, ())
+    sandbox_processes: int = _setting(_int(0, 1_000_000), 256)
+    sandbox_memory_mb: int = _setting(_int(0, 2**30), 0)
+    sandbox_file_mb: int = _setting(_int(0, 2**30), 0)
+    sandbox_disk_mb: int = _setting(_int(0, 2**30), 2048)
     key_proxy: str | None = _setting(_choice("on", "off"), None)
     sandbox_read: tuple[Path, ...] = _setting(_roots, ())
     sandbox_write: tuple[Path, ...] = _setting(_roots, ())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -24,6 +25,7 @@ from ..limits import decrement
 from .metering import ResponseMeter
 from .providers import PROVIDERS, Provider, Secret, Upstream
 from .session_keys import Holder, SessionKey, SessionKeys
+from .tunnels import StopListening
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,12 @@ class KeyProxy:
     @property
     def port(self) -> int:
         return int(self.runner.addresses[0][1])
+
+    async def serve(self, listener: socket.socket) -> StopListening:
+        """Also accept connections at *listener*, which may be in another network namespace."""
+        site = web.SockSite(self.runner, listener)
+        await site.start()
+        return site.stop
 
     async def stop(self) -> None:
         if self._runner is not None:

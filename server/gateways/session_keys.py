@@ -28,6 +28,7 @@ SESSION_KEY_PREFIX = "sk-cf-"
 """Looks like a key, so that it is replaced where keys are replaced in the output of agents."""
 PROBE_TOKEN_SECS = 300.0
 """A token that belongs to no session and no run (a check of an agent) is valid for this time."""
+HTTP_PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 MAX_CONFIG_BYTES = 1 << 20
 CODEX_AUTH, CODEX_CONFIG = ".codex/auth.json", ".codex/config.toml"
 
@@ -86,14 +87,18 @@ class SessionKeys:
 
     Args:
         user_home: the home of the server's user, with the configuration of codex.
+        has_keys: whether the key proxy is on. If not, the tokens are for the other gateways.
 
     Attributes:
         url: the address of the proxy, once it listens.
+        domain_port: the port of the proxy for the allowed domains; 0 if it is off.
         find_holder: returns the session or run of a key; None if it has ended.
     """
 
-    def __init__(self, user_home: Path | None) -> None:
+    def __init__(self, user_home: Path | None, *, has_keys: bool = True) -> None:
         self.url = ""
+        self.domain_port = 0
+        self._has_keys = has_keys
         self.find_holder: FindHolder = lambda _: None
         self._user_home = user_home
         self._by_key: dict[str, SessionKey] = {}
@@ -116,7 +121,7 @@ class SessionKeys:
         """
         result = Replacement()
         key, environ, upstreams = self._key_of(spec), {**trusted, **chosen}, {}
-        for provider in PROVIDERS.values():
+        for provider in PROVIDERS.values() if self._has_keys else ():
             upstream = self._upstream_of(provider, spec, trusted, chosen)
             if upstream is not None:
                 upstreams[provider.name] = upstream
@@ -129,7 +134,12 @@ class SessionKeys:
             self._configure_codex(key, trusted, result)
         if spec.agent == "opencode":
             self._configure_opencode(key, environ, result)
-        for name in ("NO_PROXY", "no_proxy") if upstreams else ():
+        if self.domain_port:
+            address = f"http://session:{key.token}@127.0.0.1:{self.domain_port}"
+            result.environ.update(dict.fromkeys(HTTP_PROXY_VARIABLES, address))
+            result.environ["NODE_USE_ENV_PROXY"] = "1"
+            result.unset += ["ALL_PROXY", "all_proxy"]
+        for name in ("NO_PROXY", "no_proxy") if upstreams or self.domain_port else ():
             known = environ.get(name, "")
             result.environ[name] = f"{known},127.0.0.1" if known else "127.0.0.1"
         return result
@@ -252,6 +262,19 @@ class SessionKeys:
             return b""
 
     # The requests of an agent.
+
+    def token_of(self, spec: SandboxSpec) -> str:
+        """The token of a session."""
+        return self._key_of(spec).token
+
+    def knows(self, token: str) -> bool:
+        """Whether that is the token of a session, which may be starting."""
+        return _digest(token) in self._by_digest
+
+    def find_key(self, token: str) -> str | None:
+        """The key of the session with that token; None if it has ended."""
+        found = self.find(token)
+        return found[0].key if found is not None else None
 
     def find(self, token: str) -> tuple[SessionKey, Holder] | None:
         """The session of a token, if it may use the proxy; None if it has ended."""

@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from ..agents.usage import Usage
 from ..config import Settings
 from ..runs.runner import Runner
+from ..sandbox.policy import Tunnel
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.setup import make_sandbox
 from ..sessions.registry import SessionRegistry
+from ..tasks import Supervisor
+from .domain_proxy import DomainProxy
+from .domains import AllowedDomains
 from .key_proxy import KeyProxy
 from .providers import KEY_VARIABLES
 from .session_keys import Holder, SessionKeys
+from .tunnels import ServeGateway, Tunnels
 
 
 class Gateways:
@@ -22,6 +27,7 @@ class Gateways:
 
     Attributes:
         keys: the key proxy; None if it is off.
+        domains: the proxy for the allowed domains; None if it is off.
         environ: the server's environment, without the keys that the proxy inserts.
         agent_environ: the part of it for the processes that start agents.
     """
@@ -32,15 +38,23 @@ class Gateways:
         environ: Mapping[str, str],
         agent_environ: Mapping[str, str],
         sandbox: Sandbox,
+        supervisor: Supervisor,
     ) -> None:
         self.sandbox = sandbox
-        self.keys: KeyProxy | None = None
         self.environ, self.agent_environ = environ, agent_environ
-        if needs_key_proxy(settings, agent_environ):
-            tokens = SessionKeys(sandbox.user_home)
+        self.keys: KeyProxy | None = None
+        self.domains: DomainProxy | None = None
+        self._supervisor = supervisor
+        has_keys = needs_key_proxy(settings, agent_environ)
+        self._tokens = tokens = SessionKeys(sandbox.user_home, has_keys=has_keys)
+        if has_keys:
             self.keys = KeyProxy(tokens, environ)
-            sandbox.given.replace_keys = tokens.replace
             self.environ, self.agent_environ = map(_without_keys, (environ, agent_environ))
+        if settings.sandbox_network == "proxy":
+            domains = AllowedDomains(settings.sandbox_domains)
+            self.domains = DomainProxy(domains, tokens.find_key)
+        if self.keys is not None or self.domains is not None:
+            sandbox.given.replace_keys = tokens.replace
 
     @classmethod
     async def open(
@@ -49,6 +63,7 @@ class Gateways:
         settings: Settings,
         environ: Mapping[str, str],
         agent_environ: Mapping[str, str],
+        supervisor: Supervisor,
     ) -> Gateways:
         """Make the sandbox, and start the gateways. *stack* stops them.
 
@@ -60,16 +75,33 @@ class Gateways:
             OSError: a port cannot be opened.
         """
         sandbox = await asyncio.to_thread(make_sandbox, settings, environ, agent_environ)
-        gateways = cls(settings, environ, agent_environ, sandbox)
-        if gateways.keys is not None:
-            stack.push_async_callback(gateways.keys.stop)
-            await gateways.keys.start()
+        gateways = cls(settings, environ, agent_environ, sandbox, supervisor)
+        await gateways._start(stack)
         return gateways
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        served: dict[int, ServeGateway] = {}
+        if self.keys is not None:
+            stack.push_async_callback(self.keys.stop)
+            await self.keys.start()
+            served[self.keys.port] = self.keys.serve
+        if self.domains is not None:
+            stack.push_async_callback(self.domains.stop)
+            await self.domains.start()
+            served[self.domains.port] = self.domains.serve
+            self._tokens.domain_port = self.domains.port
+        addresses = self.sandbox.network.gateways
+        addresses.key_port = self.keys.port if self.keys is not None else 0
+        addresses.domain_port = self.domains.port if self.domains is not None else 0
+        if served:
+            tunnels = Tunnels(self._tokens.knows, served, self._supervisor)
+            tunnels.start()
+            stack.push_async_callback(tunnels.stop)
+            token_of = self._tokens.token_of
+            addresses.open_tunnel = lambda spec: Tunnel(tunnels.name, token_of(spec))
 
     def connect(self, sessions: SessionRegistry, runner: Runner) -> None:
         """Let the sessions and runs of the server use the gateways."""
-        if self.keys is None:
-            return
 
         def find_holder(key: str) -> Holder | None:
             session = sessions.loaded(key)
@@ -96,8 +128,9 @@ class Gateways:
             refusal = sessions.accounts.refusal(holder.owner)
             return refusal.message if refusal is not None else None
 
-        self.keys.keys.find_holder, self.keys.count_usage = find_holder, count
-        self.keys.may_spend = may_spend
+        self._tokens.find_holder = find_holder
+        if self.keys is not None:
+            self.keys.count_usage, self.keys.may_spend = count, may_spend
 
 
 def _without_keys(environ: Mapping[str, str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ import msgspec
 from ..config import SettingError
 from ..errors import Error, ErrorCode, bad_request
 from .levels import Level, Mechanism, find_mechanism
+from .network_access import NetworkAccess
 from .policy import NetworkPolicy
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def _variant(base: Sandbox, mechanism: Mechanism, network: NetworkPolicy) -> San
         made.__dict__.pop(name, None)  # they depend on the level
     made.mechanism = mechanism
     made.policy = dataclasses.replace(base.policy, network=network)
+    made.network = NetworkAccess(network, mechanism.level, base.network.gateways)
     return made
 
 

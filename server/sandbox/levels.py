@@ -61,11 +61,14 @@ class Mechanism:
         """Whether the ports to which programs connect can be limited."""
         return self.abi >= TCP_SINCE
 
-    @property
-    def seccomp(self) -> bytes:
-        """The filter of the level."""
-        has_namespaces = self.level == "bwrap"
-        filter_ = build_filter(has_namespaces=has_namespaces, unix_sockets=self.unix_sockets)
+    def seccomp(self, *, tcp_only: bool, datagrams: bool) -> bytes:
+        """The filter of the level; see :func:`build_filter`."""
+        filter_ = build_filter(
+            has_namespaces=self.level == "bwrap",
+            unix_sockets=self.unix_sockets,
+            tcp_only=tcp_only,
+            datagrams=datagrams,
+        )
         return filter_ or b""
 
     @property

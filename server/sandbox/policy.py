@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 
 NetworkPolicy = Literal["all", "web", "proxy", "none"]
 """The addresses that sandboxed programs may connect to."""
-WEB_PORTS = (80, 443)
 
 
 class SandboxSpec(Protocol):
@@ -63,6 +62,36 @@ ReplaceKeys = Callable[[SandboxSpec, Mapping[str, str], Mapping[str, str]], Repl
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxLimits:
+    """Limits of sandboxed programs; 0 for none.
+
+    Attributes:
+        processes: processes and threads of a session.
+        memory_bytes: of one process.
+        file_bytes: of one file.
+        disk_bytes: of a session's folders.
+    """
+
+    processes: int = 0
+    memory_bytes: int = 0
+    file_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tunnel:
+    """The way to the gateways for a program that has a network of its own.
+
+    Attributes:
+        socket: the name of the abstract socket at which the server takes listening sockets.
+        secret: of the program's session.
+    """
+
+    socket: str
+    secret: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxPolicy:
     """The operator's permissions for sandboxed programs, in addition to what they need.
 
@@ -71,6 +100,7 @@ class SandboxPolicy:
         programs: commands that programs may start, each with its arguments.
         roots: the folders in which clients may choose a working directory.
         network: what programs may connect to.
+        limits: what one program, and all programs of a session, may use.
     """
 
     read: tuple[Path, ...] = ()
@@ -78,14 +108,8 @@ class SandboxPolicy:
     programs: tuple[tuple[str, ...], ...] = ()
     roots: tuple[Path, ...] = ()
     network: NetworkPolicy = "all"
+    limits: SandboxLimits = SandboxLimits()
 
-    @property
-    def tcp_ports(self) -> Sequence[int] | None:
-        """The only TCP ports that programs may connect to; None for all."""
-        match self.network:
-            case "all":
-                return None
-            case "web":
-                return WEB_PORTS
-            case _:
-                return ()
+
+OpenTunnel = Callable[[SandboxSpec], Tunnel]
+"""Returns the way to the gateways for a program with a network of its own."""

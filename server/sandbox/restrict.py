@@ -17,6 +17,10 @@ step. The server makes the plan (:mod:`server.sandbox.plans`); it is a JSON obje
 ``bwrap``       the program and its first arguments (``bwrap``)
 ``tags``        variables by which processes are found, for bubblewrap's own environment
 ``tcp_ports``   the only TCP ports that the program may connect to; null for all
+``limits``      ``processes`` of the session (``bwrap``), ``memory_bytes`` of a process and
+                ``file_bytes``; 0 for none
+``tunnel``        ``{socket, secret, ports}``: see ``network.py``; null without a network of its own
+``python``      runs ``network.py``
 
 Run as a program (``python -I -S restrict.py PLAN ARGV…``) it reads the plan from a file, removes
 all ``CLAWDFORGE_`` variables and becomes ARGV.
@@ -38,12 +42,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn
 
-    from server.sandbox import program_files
+    from server.sandbox import program_files, resource_limits
 elif __package__:
-    from . import program_files
+    from . import program_files, resource_limits
 else:  # an isolated interpreter (-I) does not search the script's folder
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     import program_files
+    import resource_limits
 
     del sys.path[0]
 
@@ -177,6 +182,7 @@ def enter(plan: Mapping[str, Any], argv: Sequence[str], environ: Mapping[str, st
     reads = [*plan["read"], *program_files.program_paths(argv, os.environ.get("PATH"))]
     own = [(open_beneath(top, path), top, path, bool(rw)) for top, path, rw in plan["own"]]
     own.append((cwd, *plan["cwd"], True))
+    resource_limits.apply(plan.get("limits", {}))
     if plan["level"] == "bwrap":
         _enter_bwrap(plan, reads, own, argv, environ)
     drop_capabilities()
@@ -219,7 +225,7 @@ def _restrict_files(plan: Mapping[str, Any], reads: Iterable[str], own: Iterable
 def _scope(plan: Mapping[str, Any]) -> None:
     """Restrict signals, abstract sockets and ports, but no files, so that bwrap may mount them."""
     version = landlock_version()
-    if version >= SCOPES_SINCE:
+    if version >= (SCOPES_SINCE if plan.get("tcp_ports") is None else NETWORK_SINCE):
         _apply_ruleset(_ruleset(version, 0, plan))
 
 
@@ -314,7 +320,8 @@ def _enter_bwrap(
     with open(os.dup(file), "wb") as writer:
         writer.write(b"".join(os.fsencode(option) + b"\0" for option in options))
     os.lseek(file, 0, os.SEEK_SET)
-    for descriptor in (*descriptors, seccomp, file):
+    argv, tunnel = resource_limits.before_program(plan, argv)
+    for descriptor in (*descriptors, *tunnel, seccomp, file):
         os.set_inheritable(descriptor, True)
     _scope(plan)
     # bubblewrap itself is not restricted: a client's LD_PRELOAD must not reach it.

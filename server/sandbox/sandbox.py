@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from .demands import StricterSandboxes
 from .environment import GivenEnvironment
 from .homes import SandboxFolders
 from .levels import BWRAP_OPTIONS, Level, Mechanism
+from .network_access import GatewayAddresses, NetworkAccess
 from .policy import SandboxPolicy, SandboxSpec
 
 TAG_VARIABLES = ("AGENT_SESSION", "ACPX_HOST")
@@ -39,6 +41,7 @@ class Sandbox:
     Attributes:
         environ: the environment of the agents, with the keys of the operator.
         given: what programs get of it.
+        network: what programs may connect to.
         folders: the homes, temporary folders and files of the sessions.
         policy: what the operator permits.
         stricter: the sandboxes of apps that have one of their own.
@@ -58,6 +61,7 @@ class Sandbox:
         self._data_dir = data_dir
         self.policy = policy or SandboxPolicy()
         self.environ = environ
+        self.network = NetworkAccess(self.policy.network, mechanism.level, GatewayAddresses())
         self.given = GivenEnvironment(environ)
         self.user_home = self.given.user_home
         data = {data_dir.path, Path(os.path.realpath(data_dir.path))}
@@ -81,9 +85,17 @@ class Sandbox:
     def open(self) -> list[str]:
         """The targets that agents can reach all the same; see :attr:`Mechanism.open`."""
         found = self.mechanism.open
+        if self.network.is_closed:
+            found.remove("loopback")
         if self.level == "landlock" and any(map(self.contains_data, self.policy.write)):
             found = ["data folder", *found]
         return found
+
+    @property
+    def enforced(self) -> list[str]:
+        """The targets that agents cannot reach; see :attr:`Mechanism.enforced`."""
+        found = self.mechanism.enforced
+        return [*found, "network"] if self.network.is_closed else found
 
     @property
     def refusal(self) -> str | None:
@@ -101,7 +113,7 @@ class Sandbox:
         if not self.is_on:
             why = "CLAWDFORGE_SANDBOX=off" if self.mechanism.is_chosen else reasons
             return f"sandbox: off ({why}); agents can do what the server's user can do"
-        closed, opened = ", ".join(self.mechanism.enforced), ", ".join(self.open)
+        closed, opened = ", ".join(self.enforced), ", ".join(self.open)
         text = f"sandbox: {self.level}; closed: {closed}; open: {opened}"
         return f"{text} ({reasons})" if reasons else text
 
@@ -200,11 +212,20 @@ class Sandbox:
             "write": [str(path) for path in self.policy.write],
             "hidden": self._masks if self.level == "bwrap" else [],
             "devices": paths.DEVICES,
-            **given.without_keys({**self._environ_of(spec), **environ}, replaced, has_home=True),
+            **given.without_keys(
+                {**_own_variables(self, spec), **environ}, replaced, has_home=True
+            ),
             "seccomp": self._seccomp,
             "bwrap": self._bwrap_options(spec),
             "tags": TAG_VARIABLES,
-            "tcp_ports": self.policy.tcp_ports,
+            "tcp_ports": self.network.tcp_ports,
+            "tunnel": self.network.tunnel(spec),
+            "python": sys.executable,
+            "limits": {
+                "processes": self.policy.limits.processes,
+                "memory_bytes": self.policy.limits.memory_bytes,
+                "file_bytes": self.policy.limits.file_bytes,
+            },
         }
 
     def _repository_of(self, spec: SandboxSpec) -> Iterator[list[Any]]:
@@ -226,7 +247,7 @@ class Sandbox:
 
     @functools.cached_property
     def _seccomp(self) -> str:
-        return self.mechanism.seccomp.hex()
+        return self.mechanism.seccomp(**self.network.filter_options).hex()
 
     @functools.cached_property
     def _secrets(self) -> list[Path]:
@@ -279,7 +300,7 @@ class Sandbox:
         if self.mechanism.program is None:
             return []
         options = [self.mechanism.program, *BWRAP_OPTIONS]
-        if self.policy.network in ("proxy", "none"):
+        if self.network.is_own:
             options.append("--unshare-net")
         options += ["--proc", "/proc", "--dev", "/dev"]
         if os.geteuid() == 0:  # root may write there even without a capability
@@ -289,6 +310,8 @@ class Sandbox:
             options += ["--size", str(TMPFS_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
         return options
 
-    def _environ_of(self, spec: SandboxSpec) -> dict[str, str]:
-        tmp = "/tmp" if self.level == "bwrap" else str(self.folders.tmp(spec.key))  # noqa: S108
-        return self.given.own_variables(str(self.folders.home(spec.key)), tmp)
+
+def _own_variables(sandbox: Sandbox, spec: SandboxSpec) -> dict[str, str]:
+    folders = sandbox.folders
+    tmp = "/tmp" if sandbox.level == "bwrap" else str(folders.tmp(spec.key))  # noqa: S108
+    return sandbox.given.own_variables(str(folders.home(spec.key)), tmp)

@@ -27,7 +27,9 @@ _NAMESPACES = 0x7E020000
 """The flags of `clone` that create namespaces."""
 _NEW_TIME_NAMESPACE = 0x80
 _INET, _INET6, _NETLINK, _UNIX = 2, 10, 16, 1
-_TYPE_MASK, _DATAGRAM = 0xF, 2
+_TYPE_MASK, _STREAM, _DATAGRAM, _TCP = 0xF, 1, 2, 6
+_FAST_OPEN = 0x20000000
+"""MSG_FASTOPEN, which connects without asking Landlock."""
 _TERMINAL_INPUT, _TERMINAL_CONSOLE = 0x5412, 0x541C
 """TIOCSTI and TIOCLINUX, which type into a terminal."""
 
@@ -39,6 +41,9 @@ _NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
+    "sendto": (44, 206),
+    "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
     "unshare": (272, 97),
     "setns": (308, 268),
     "clone": (56, 220),
@@ -137,13 +142,17 @@ TAG_LIMITS = (resource.RLIMIT_MSGQUEUE, 10, resource.RLIMIT_RSS)
 Code = list[tuple[int, int, int, int]]
 
 
-def build_filter(*, has_namespaces: bool, unix_sockets: bool) -> bytes | None:
+def build_filter(
+    *, has_namespaces: bool, unix_sockets: bool, tcp_only: bool = False, datagrams: bool = True
+) -> bytes | None:
     """The filter; None if the machine's architecture is not supported.
 
     Args:
         has_namespaces: the program has process and IPC namespaces of its own, so that what
             happens there concerns no other session.
         unix_sockets: the program may create Unix sockets that have a name.
+        tcp_only: streams must be of TCP, whose ports Landlock restricts.
+        datagrams: the program may send datagrams to the Internet.
     """
     machine = platform.machine()
     architecture = _ARCHITECTURES.get(machine)
@@ -174,7 +183,12 @@ def build_filter(*, has_namespaces: bool, unix_sockets: bool) -> bytes | None:
     rule("ioctl", _fail_if(1, (_TERMINAL_INPUT, _TERMINAL_CONSOLE), EPERM))
     rule("setrlimit", _fail_if(0, TAG_LIMITS, EPERM))
     rule("prlimit64", _prlimit(own_only=not has_namespaces))
-    rule("socket", _socket(unix_sockets=unix_sockets))
+    inet = _internet(tcp_only=tcp_only, datagrams=datagrams)
+    rule("socket", _socket(inet, unix_sockets=unix_sockets))
+    if tcp_only:
+        for name, argument in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+            refused = [(_JUMP_SET, 0, 1, _FAST_OPEN), *_deny(EPERM), *_allow()]
+            rule(name, [_load_argument(argument), *refused])
     if not unix_sockets:
         # Such a pair could send to any socket that has a name.
         rule("socketpair", [_load_argument(1), (_AND, 0, 0, _TYPE_MASK), *_deny_if_a(_DATAGRAM)])
@@ -240,16 +254,37 @@ def _prlimit(*, own_only: bool) -> Code:
     ]
 
 
-def _socket(*, unix_sockets: bool) -> Code:
+def _internet(*, tcp_only: bool, datagrams: bool) -> Code:
+    """Allow Internet sockets, perhaps only those of TCP and UDP."""
+    if not tcp_only and datagrams:
+        return _allow()
+    stream: Code = [
+        _load_argument(2),
+        (_JUMP_EQUAL, 1, 0, 0),
+        (_JUMP_EQUAL, 0, 1, _TCP),
+        *_allow(),
+        *_deny(EACCES),
+    ]
+    return [
+        _load_argument(1),
+        (_AND, 0, 0, _TYPE_MASK),
+        (_JUMP_EQUAL, 0, len(stream), _STREAM),
+        *stream,
+        (_JUMP_EQUAL, 0, 1, _DATAGRAM),
+        *(_allow() if datagrams else _deny(EACCES)),
+        *_deny(EACCES),
+    ]
+
+
+def _socket(internet: Code, *, unix_sockets: bool) -> Code:
     """Allow the Internet, routing messages, and perhaps Unix sockets."""
-    families = (_INET, _INET6, *((_UNIX,) if unix_sockets else ()))
-    tests = [(_JUMP_EQUAL, len(families) - 1 - i, 0, value) for i, value in enumerate(families)]
-    *others, (op, _, _, last) = tests
+    unix = [(_JUMP_EQUAL, 0, 1, _UNIX), *_allow()] if unix_sockets else []
     return [
         _load_argument(0),
-        *others,
-        (op, 0, 1, last),
-        *_allow(),
+        (_JUMP_EQUAL, 1, 0, _INET),
+        (_JUMP_EQUAL, 0, len(internet), _INET6),
+        *internet,
+        *unix,
         (_JUMP_EQUAL, 0, 3, _NETLINK),
         _load_argument(2),
         (_JUMP_EQUAL, 0, 1, 0),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from .. import installation
-from ..config import Settings
+from ..config import SettingError, Settings
 from ..data_dir import DataDir
-from .levels import find_mechanism
-from .policy import SandboxPolicy
+from .levels import Mechanism, find_mechanism
+from .policy import NetworkPolicy, SandboxLimits, SandboxPolicy
 from .sandbox import Sandbox
 
 
@@ -25,8 +26,10 @@ def make_sandbox(
     Raises:
         SettingError: the level that the settings name does not work on this machine.
     """
+    mechanism = find_mechanism(settings.sandbox, environ)
+    check_network(settings, mechanism)
     sandbox = Sandbox(
-        find_mechanism(settings.sandbox, environ),
+        mechanism,
         DataDir(settings.data_dir),
         SandboxPolicy(
             read=settings.sandbox_read,
@@ -37,9 +40,34 @@ def make_sandbox(
                 if preset.command is not None
             ),
             roots=settings.workspace_roots,
+            network=cast("NetworkPolicy", settings.sandbox_network),
+            limits=SandboxLimits(
+                processes=settings.sandbox_processes,
+                memory_bytes=settings.sandbox_memory_mb << 20,
+                file_bytes=settings.sandbox_file_mb << 20,
+                disk_bytes=settings.sandbox_disk_mb << 20,
+            ),
         ),
         agent_environ,
         secret_files=(Path(".env"), installation.PACKAGE_FOLDER.parent / ".env"),
     )
     sandbox.prepare()
     return sandbox
+
+
+def check_network(settings: Settings, mechanism: Mechanism) -> None:
+    """Check that the network policy can be enforced.
+
+    Raises:
+        SettingError: it cannot, or domains are listed for another policy.
+    """
+    policy, name = settings.sandbox_network, "CLAWDFORGE_SANDBOX_NETWORK"
+    if bool(settings.sandbox_domains) != (policy == "proxy"):
+        raise SettingError(f"CLAWDFORGE_SANDBOX_DOMAINS: needed with {name}=proxy, and only then")
+    if policy == "all":
+        return
+    if mechanism.level == "off":
+        raise SettingError(f"{name}: {policy} needs a sandbox, and none is active")
+    needs_landlock = mechanism.level == "landlock" or policy == "web"
+    if needs_landlock and not mechanism.limits_tcp:
+        raise SettingError(f"{name}: {policy} needs Landlock of Linux 6.7 at this level")

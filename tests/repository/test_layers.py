@@ -58,7 +58,9 @@ ALONE = {
     "agents.process.spawn",
     "agents.process.supervise",
     "sandbox.attempts",
+    "sandbox.network",
     "sandbox.program_files",
+    "sandbox.resource_limits",
     "sandbox.restrict",
     *(f"agents.demo.{path.stem}" for path in (SERVER / "agents" / "demo").glob("[!_]*.py")),
     *(

@@ -79,9 +79,7 @@ async def get_health(request: web.Request) -> Health:
         live_agents=len(context.sessions.slots),
         sockets=len(context.sockets),
         uptime_secs=int(time.time() - context.started_at),
-        sandbox=SandboxInfo(
-            level=sandbox.level, enforced=sandbox.mechanism.enforced, open=sandbox.open
-        ),
+        sandbox=SandboxInfo(level=sandbox.level, enforced=sandbox.enforced, open=sandbox.open),
     )
 
 

@@ -1,0 +1,304 @@
+"""The network policies: what programs in a sandbox reach, and what they do not."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from server.config import SettingError, Settings
+from server.gateways.domains import AllowedDomains
+from server.sandbox.levels import RESTRICT, Mechanism
+from server.sandbox.setup import check_network
+from server.sandbox.trial import TrialSpec
+
+from ..conftest import Serve
+from ..support import real_agents
+from ..support.harness import LocalServer
+from ..support.sandboxes import mechanism, system_python
+
+each_level = pytest.mark.parametrize(
+    "level", ["landlock", pytest.param("bwrap", marks=pytest.mark.slow)]
+)
+CONNECT = """
+import os, socket, sys
+kind, port = sys.argv[1], int(sys.argv[2])
+if kind == "fast":
+    one = socket.socket()
+    one.sendto(b"x", 0x20000000, ("127.0.0.1", port))
+elif kind == "udp":
+    socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", port))
+elif kind == "udp6":
+    socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+elif kind == "mptcp":
+    one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    one.connect(("127.0.0.1", port))
+elif kind == "sctp":
+    socket.socket(socket.AF_INET, socket.SOCK_SEQPACKET, 132)
+else:
+    socket.create_connection(("127.0.0.1", port), timeout=5)
+"""
+
+
+async def run_in(
+    server: LocalServer, argv: Sequence[str], **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a sandbox of the server."""
+    sandbox, settings = server.services.sessions.backend.sandbox, server.services.settings
+    key = f"probe-{secrets.token_hex(4)}"
+    cwd = settings.data_dir / "workspaces" / key
+    cwd.mkdir(parents=True)
+    plan = await asyncio.to_thread(sandbox.plan, TrialSpec(key, str(cwd)), environ)
+    file = settings.data_dir / f"{key}.json"
+    file.write_text(json.dumps(plan))
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-I", "-S", str(RESTRICT), str(file), *argv],
+            env={"PATH": os.environ["PATH"], "HOME": "/nowhere"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return await asyncio.to_thread(run)
+
+
+def wheel(name: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        info = f"{name}-1.0.dist-info"
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return content.getvalue()
+
+
+def npm_package() -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        data = json.dumps({"name": "tiny", "version": "1.0.0"}).encode()
+        entry = tarfile.TarInfo("package/package.json")
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return content.getvalue()
+
+
+@pytest.fixture
+async def web_server(tmp_path: Path) -> AsyncIterator[int]:
+    """A stand-in for the web: a page, a git repository, a package index and an npm registry."""
+    repository = tmp_path / "web" / "repository.git"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path / "work")]
+    (tmp_path / "work").mkdir()
+    for command in (
+        [*git, "init", "-q"],
+        [*git, "commit", "-q", "--allow-empty", "-m", "first"],
+        ["git", "clone", "-q", "--bare", str(tmp_path / "work"), str(repository)],
+        ["git", "-C", str(repository), "update-server-info"],
+    ):
+        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        base = f"http://{request.host}"
+        match request.path:
+            case "/":
+                return web.Response(text="the page")
+            case "/simple/tiny/":
+                link = '<a href="/tiny-1.0-py3-none-any.whl">tiny-1.0-py3-none-any.whl</a>'
+                return web.Response(text=link, content_type="text/html")
+            case "/tiny-1.0-py3-none-any.whl":
+                return web.Response(body=wheel("tiny"))
+            case "/tiny":
+                found = {
+                    "name": "tiny",
+                    "dist-tags": {"latest": "1.0.0"},
+                    "versions": {
+                        "1.0.0": {
+                            "name": "tiny",
+                            "version": "1.0.0",
+                            "dist": {"tarball": f"{base}/tiny.tgz"},
+                        }
+                    },
+                }
+                return web.json_response(found)
+            case "/tiny.tgz":
+                return web.Response(body=npm_package())
+        path = tmp_path / "web" / request.path.lstrip("/")
+        return web.FileResponse(path) if path.is_file() else web.Response(status=404)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield int(runner.addresses[0][1])
+    await runner.cleanup()
+
+
+@pytest.mark.slow
+@each_level
+async def test_tools_work_through_the_proxy_and_not_past_it(
+    serve: Serve, web_server: int, level: str
+) -> None:
+    mechanism(level)
+    server = await serve(
+        sandbox=level, sandbox_network="proxy", sandbox_domains=(f"localhost:{web_server}",)
+    )
+    url = f"http://localhost:{web_server}"
+    npm = real_agents.NODE / "lib/node_modules/npm/bin/npm-cli.js"
+    pip = [system_python(), "-m", "pip", "--isolated", "--disable-pip-version-check"]
+    commands = {
+        "curl": ["curl", "-sSf", url],
+        "tunnel": ["curl", "-sSf", "--proxytunnel", url],
+        "git": ["git", "clone", "-q", f"{url}/repository.git"],
+        "npm": [str(real_agents.NODE / "bin/node"), str(npm), f"--registry={url}", "view", "tiny"],
+        "pip": [*pip, "download", "-q", "--no-deps", "--index-url", f"{url}/simple", "tiny"],
+    }
+    for name, argv in commands.items():
+        if name == "pip" and (await run_in(server, [*pip, "--version"])).returncode != 0:
+            continue
+        result = await run_in(server, argv)
+        assert result.returncode == 0, (name, result)
+    assert (await run_in(server, ["curl", "-sSf", url])).stdout == "the page"
+
+    refused = await run_in(server, ["curl", "-sSf", f"http://other.example:{web_server}"])
+    assert refused.returncode != 0
+    assert "403" in refused.stderr
+    direct = await run_in(server, ["curl", "-sSf", "--noproxy", "*", url])
+    assert direct.returncode != 0
+    await check_closed(server, web_server)
+
+
+async def check_closed(
+    server: LocalServer, port: int, kinds: str = "tcp fast udp mptcp sctp"
+) -> None:
+    is_landlock = server.services.sessions.backend.sandbox.level == "landlock"
+    for kind in kinds.split():
+        if kind in ("udp", "sctp") and not is_landlock:
+            continue  # it reaches only the sandbox itself
+        result = await run_in(server, [system_python(), "-I", "-c", CONNECT, kind, str(port)])
+        assert result.returncode != 0, kind
+
+
+@each_level
+async def test_key_proxy_is_reachable_without_a_network(
+    serve: Serve, web_server: int, level: str
+) -> None:
+    mechanism(level)
+    server = await serve(sandbox=level, sandbox_network="none", key_proxy="on")
+    sandbox = server.services.sessions.backend.sandbox
+    (port,) = sandbox.network.gateway_ports
+    argv = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"]
+    for _ in range(2):  # each sandbox has a network of its own
+        result = await run_in(server, [*argv, f"http://127.0.0.1:{port}/anthropic/v1/messages"])
+        assert result.stdout == "401", result
+    await check_closed(server, web_server)
+    assert "loopback" not in sandbox.open
+    assert "network" in sandbox.enforced
+
+
+@each_level
+async def test_web_policy_allows_only_the_ports_of_the_web(
+    serve: Serve, web_server: int, level: str
+) -> None:
+    mechanism(level)
+    server = await serve(sandbox=level, sandbox_network="web", key_proxy="on")
+    (port,) = server.services.sessions.backend.sandbox.network.gateway_ports
+    argv = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"]
+    result = await run_in(server, [*argv, f"http://127.0.0.1:{port}/anthropic/v1/messages"])
+    assert result.stdout == "401", result
+    await check_closed(server, web_server, "tcp fast mptcp sctp")
+    refused = await run_in(server, [system_python(), "-I", "-c", CONNECT, "tcp", "80"])
+    assert "ConnectionRefused" in refused.stderr  # nothing listens, but it may be asked
+
+
+def test_policy_that_cannot_be_enforced_stops_the_start() -> None:
+    for level, abi, fields in (
+        ("off", 7, {"sandbox_network": "none"}),
+        ("landlock", 3, {"sandbox_network": "none"}),
+        ("bwrap", 3, {"sandbox_network": "web"}),
+        ("bwrap", 7, {"sandbox_network": "proxy"}),
+        ("bwrap", 7, {"sandbox_domains": ("a.example",)}),
+    ):
+        found = Mechanism(level, is_chosen=True, abi=abi)  # type: ignore[arg-type]
+        with pytest.raises(SettingError, match="CLAWDFORGE_SANDBOX_"):
+            check_network(Settings(**fields), found)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "is_allowed"),
+    [
+        ("pypi.org", 443, True),
+        ("PyPI.org.", 80, True),
+        ("pypi.org", 22, False),
+        ("evil-pypi.org", 443, False),
+        ("pypi.org.evil.example", 443, False),
+        ("api.github.com", 443, True),
+        ("a.b.github.com", 443, True),
+        ("github.com", 443, False),
+        ("notgithub.com", 443, False),
+        ("registry.internal", 8443, True),
+        ("registry.internal", 443, False),
+    ],
+)
+def test_domains_are_matched_by_whole_labels(host: str, port: int, is_allowed: bool) -> None:
+    domains = AllowedDomains(["pypi.org", "*.github.com", "registry.internal:8443"])
+    assert domains.allows(host, port) == is_allowed
+
+
+def test_private_addresses_need_an_entry_with_a_port() -> None:
+    domains = AllowedDomains(["pypi.org", "*.github.com:443", "registry.internal:8443"])
+    for address in (
+        "127.0.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "::1",
+        "::ffff:127.0.0.1",
+        "0.0.0.0",
+    ):
+        assert not domains.allows_address("pypi.org", 443, address)
+        assert not domains.allows_address("a.github.com", 443, address)
+        assert domains.allows_address("registry.internal", 8443, address)
+    assert domains.allows_address("pypi.org", 443, "151.101.0.223")
+
+
+async def raw(port: int, text: str) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(text.encode())
+    status = await reader.readline()
+    writer.close()
+    return status
+
+
+async def test_proxy_requires_the_token_of_a_session(serve: Serve, web_server: int) -> None:
+    mechanism("landlock")
+    server = await serve(
+        sandbox="landlock", sandbox_network="proxy", sandbox_domains=(f"localhost:{web_server}",)
+    )
+    (port,) = server.services.sessions.backend.sandbox.network.gateway_ports
+    target = f"localhost:{web_server}"
+    for header in ("", "Proxy-Authorization: Basic eDp5\r\n", "Proxy-Authorization: Basic !!\r\n"):
+        for line in (
+            f"CONNECT {target} HTTP/1.1",
+            f"GET http://{target}/ HTTP/1.1",
+            "GET / HTTP/1.1",
+        ):
+            status = await raw(port, f"{line}\r\nHost: {target}\r\n{header}\r\n")
+            assert b" 407 " in status
