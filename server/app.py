@@ -33,8 +33,8 @@ from .search.indexer import Indexer
 from .sessions.registry import SessionRegistry
 from .storage.audit import AuditQueries
 from .storage.database import Database
+from .storage.engine import SharedEngine, join_cluster, open_database
 from .storage.growth import GrowthQueries
-from .storage.import_v02 import upgrade
 from .storage.queries import Queries
 from .storage.schema import SchemaError, SessionRow
 from .storage.usage import UsageQueries
@@ -113,8 +113,10 @@ class _Server:
         self._clock = clock
         self._supervisor = supervisor
         self._stream_keep_alive_secs = stream_keep_alive_secs
-        self._data_dir = DataDir(settings.data_dir)
+        self._data_dir = DataDir.of(settings)
         self._metrics = Metrics()
+        self._database: Database
+        self._engine: SharedEngine | None = None
 
     async def lifespan(self, app: web.Application) -> AsyncIterator[None]:
         """Run the parts of the server: aiohttp's ``cleanup_ctx``.
@@ -163,6 +165,7 @@ class _Server:
         _connect_tokens(tokens, sockets, sessions, jobs, outbox)
         health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)
         health.acpx_version = backend.versions["acpx"]
+        health.engine = self._engine
         context = self._app[CONTEXT] = ServerContext(
             self._settings,
             tokens,
@@ -199,12 +202,14 @@ class _Server:
     async def _start_storage(
         self, stack: contextlib.AsyncExitStack
     ) -> tuple[Queries, DatabaseWriter]:
-        await upgrade(self._data_dir.database)
-        database = await Database.open(self._data_dir.database, sync=self._settings.sync)
-        stack.push_async_callback(database.close)
-        writer = DatabaseWriter(database, self._metrics, self._supervisor)
+        settings, supervisor = self._settings, self._supervisor
+        database = await open_database(settings, self._data_dir.database, stack)
+        self._engine = await join_cluster(settings, database, supervisor, stack)
+        writer = DatabaseWriter(database, self._metrics, supervisor)
         writer.start()
         stack.push_async_callback(writer.stop)
+        if self._engine is not None:
+            self._engine.attach(writer, supervisor)
         self._database = database
         return Queries(database), writer
 

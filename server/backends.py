@@ -50,7 +50,7 @@ def make_backend(
     node = node or find_node()
     return make(
         node=node,
-        data_dir=DataDir(settings.data_dir),
+        data_dir=DataDir.of(settings),
         agents={FALLBACK_AGENT: demo, **settings.agents},
         environ=with_folder_of(node, agent_environ(environ, settings.agent_env)),
         start_timeout=settings.agent_start_timeout_secs,
@@ -60,5 +60,5 @@ def make_backend(
             settings.max_agent_message_bytes_per_app,
             settings.agent_message_timeout_secs,
         ),
-        sandbox=sandbox or Sandbox(OFF, DataDir(settings.data_dir)),
+        sandbox=sandbox or Sandbox(OFF, DataDir.of(settings)),
     )

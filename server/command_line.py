@@ -154,7 +154,7 @@ async def serve(
         except OSError as error:
             address = f"{settings.host}:{settings.port}"
             raise StartError(f"cannot listen on {address}: {error.strerror or error}") from None
-        async with control_socket.listening(runner, DataDir(settings.data_dir)):
+        async with control_socket.listening(runner, DataDir.of(settings)):
             _return_large_blocks_to_system()
             _tune_gc()
             _print_greeting(app, settings, port)

@@ -20,6 +20,7 @@ from dotenv import dotenv_values
 from .hosts import HostRule, host_rule
 from .mcp_servers import Presets, presets
 from .origins import Network, address_of, host_of, network_of, origin_of
+from .setting_values import existing_folder, parse_database_url, parse_node_name
 
 PREFIX = "CLAWDFORGE_"
 MAX_BODY_BYTES = 16 << 20
@@ -173,7 +174,7 @@ def _domains(value: str) -> tuple[str, ...]:
 
 
 def _roots(value: str) -> tuple[Path, ...]:
-    return tuple(_existing_folder(part) for part in _names(value.replace(os.pathsep, ",")))
+    return tuple(existing_folder(part) for part in _names(value.replace(os.pathsep, ",")))
 
 
 def _networks(value: str) -> tuple[Network, ...]:
@@ -181,16 +182,6 @@ def _networks(value: str) -> tuple[Network, ...]:
         return tuple(map(network_of, _names(value)))
     except ValueError as error:
         raise ValueError(f"must be networks such as 127.0.0.1/32, 10.0.0.0/8: {error}") from None
-
-
-def _existing_folder(name: str) -> Path:
-    try:
-        folder = Path(name).expanduser()
-        if folder.is_absolute() and folder.is_dir():
-            return folder.resolve()
-    except (OSError, RuntimeError):
-        pass  # the name is too long, or the user of `~user` does not exist
-    raise ValueError(f"{name!r} is not an existing folder with an absolute path")
 
 
 def _agents(value: str) -> Mapping[str, AgentCommand]:
@@ -328,6 +319,12 @@ class Settings:
     log_format: str = _setting(_choice("text", "json"), "text")
     log_level: str = _setting(_choice("debug", "info", "warning", "error"), "info")
     sync: str = _setting(_choice("normal", "full"), "normal")
+    cluster_url: str | None = dataclasses.field(
+        default=None, metadata={"parse": parse_database_url}, repr=False
+    )
+    shared_dir: Path | None = _setting(_path, None)
+    node_name: str | None = _setting(parse_node_name, None)
+    lease_secs: float = _setting(_seconds(1, 3600), 10)
     sandbox: str = _setting(_choice("auto", "bwrap", "landlock", "off"), "auto")
     sandbox_network: str = _setting(_choice("all", "web", "proxy", "none"), "all")
     sandbox_domains: tuple[str, ...] = _setting(_domains, ())
@@ -387,4 +384,8 @@ def load(environ: Mapping[str, str]) -> Settings:
             known[field.name] = field.metadata["parse"](value)
         except ValueError as error:
             raise SettingError(f"{name}: {error}") from None
+    if "cluster_url" in known and "shared_dir" not in known:
+        raise SettingError(
+            f"{PREFIX}SHARED_DIR: must be a folder that all nodes share, under the same path"
+        )
     return Settings(**known)

@@ -10,10 +10,12 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from . import safe_files
+from .config import Settings
 from .errors import StartError
 
 DATABASE = "clawdforge.db"
@@ -25,6 +27,11 @@ TEMPORARY_FOLDERS = ("runs", "stderr", "tmp")
 """Folders that a backup does not contain."""
 
 
+def node_name(settings: Settings) -> str:
+    """The name of this node: the machine's, unless the settings name another."""
+    return settings.node_name or socket.gethostname()
+
+
 class DataDirInUseError(StartError):
     """Another process has locked the data folder."""
 
@@ -33,26 +40,44 @@ class DataDirInUseError(StartError):
 class DataDir:
     """The data folder.
 
+    In a cluster the nodes share a folder with what belongs to sessions, and each node has one of
+    its own.
+
     Attributes:
         path: of the folder. The operator chose it, so it may lead through links.
+        local: the folder of this node; None if it has everything in *path*.
+        node: the name of this node, which its part of the shared folder has.
     """
 
     path: Path
+    local: Path | None = None
+    node: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> DataDir:
+        """The data folder that the settings name."""
+        if settings.cluster_url is None or settings.shared_dir is None:
+            return cls(settings.data_dir)
+        return cls(settings.shared_dir, settings.data_dir, node_name(settings))
+
+    def own_folder(self) -> Path:
+        """The folder that belongs to this server alone."""
+        return self.path if self.local is None else self.local
 
     @property
     def database(self) -> Path:
         """The SQLite database."""
-        return self.path / DATABASE
+        return self.own_folder() / DATABASE
 
     @property
     def search_index(self) -> Path:
         """The database of the full-text index, which can be made again."""
-        return self.path / "search.db"
+        return self.own_folder() / "search.db"
 
     @property
     def control_socket(self) -> Path:
         """The Unix socket at which a running server serves the operator's commands."""
-        return self.path / "control.sock"
+        return self.own_folder() / "control.sock"
 
     @property
     def acpx(self) -> Path:
@@ -66,13 +91,13 @@ class DataDir:
 
     @property
     def runs(self) -> Path:
-        """A folder for each ``/run`` that is running."""
-        return self.path / "runs"
+        """A folder for each ``/run`` that is running here."""
+        return self.path / "runs" / self.node
 
     @property
     def stderr(self) -> Path:
         """The end of what each session's agent wrote on its stderr."""
-        return self.path / "stderr"
+        return self.own_folder() / "stderr"
 
     @property
     def uploads(self) -> Path:
@@ -109,7 +134,8 @@ class DataDir:
         Raises:
             ValueError: the path is not in the folder.
         """
-        return self.path, *path.relative_to(self.path).parts
+        top = self.own_folder() if not path.is_relative_to(self.path) else self.path
+        return top, *path.relative_to(top).parts
 
     def check(self) -> None:
         """Check that root does not read and write for another user, through that user's links.
@@ -119,18 +145,23 @@ class DataDir:
                 it is a link.
             OSError: the folder does not exist.
         """
-        owner = self.path.stat().st_uid
-        if os.geteuid() == 0 and owner != 0:
-            raise StartError(
-                f"CLAWDFORGE_DATA_DIR: {self.path} belongs to user {owner}: run this as that user,"
-                f" `setpriv --reuid {owner} --clear-groups` for example, not as root"
-            )
+        for folder in {self.path, self.own_folder()}:
+            self._check_owner(folder)
         for name in (*CONVERSATION_FOLDERS, *FILE_FOLDERS, *TEMPORARY_FOLDERS):
             if (self.path / name).is_symlink():
                 raise StartError(
                     f"CLAWDFORGE_DATA_DIR: {self.path / name} is a link, which the server"
                     " does not follow: mount the other folder at this place, or move it here"
                 )
+
+    @staticmethod
+    def _check_owner(folder: Path) -> None:
+        owner = folder.stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            raise StartError(
+                f"CLAWDFORGE_DATA_DIR: {folder} belongs to user {owner}: run this as that user,"
+                f" `setpriv --reuid {owner} --clear-groups` for example, not as root"
+            )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -140,18 +171,22 @@ class DataDir:
             StartError: it cannot be used; :class:`DataDirInUseError` if another process has it.
         """
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in {self.path, self.own_folder()}:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.check()
-            self.path.chmod(0o700)
-            with safe_files.folder(self.path) as parent:
+            for folder in {self.path, self.own_folder()}:
+                folder.chmod(0o700)
+            with safe_files.folder(self.own_folder()) as parent:
                 lock = safe_files.open_file("lock", parent, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise StartError(f"CLAWDFORGE_DATA_DIR: {self.path}: {error.strerror}") from None
+            raise StartError(
+                f"CLAWDFORGE_DATA_DIR: {error.filename or self.own_folder()}: {error.strerror}"
+            ) from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DataDirInUseError(
-                    f"another clawdforge runs on the data folder {self.path}"
+                    f"another clawdforge runs on the data folder {self.own_folder()}"
                 ) from None
             yield

@@ -140,6 +140,18 @@ class Supervisor:
         """Run *loop* once. Tests override this to make a task fail."""
         await loop()
 
+    def fail(self, message: str) -> None:
+        """Stop the server as after the failure of a critical task.
+
+        Args:
+            message: for the operator, one line.
+        """
+        if self.failure is None:
+            self.failure = message
+            logger.critical("%s; the server stops", message)
+            self._failed.set()
+            self.on_failure()
+
     async def wait_for_failure(self) -> None:
         """Wait until a critical task has failed."""
         await self._failed.wait()

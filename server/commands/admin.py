@@ -162,7 +162,7 @@ async def open_admin_api(
     """
     if must_exist:
         await _require_database(settings)
-    data_dir = DataDir(settings.data_dir)
+    data_dir = DataDir.of(settings)
     async with contextlib.AsyncExitStack() as stack:
         deadline = time.monotonic() + WAIT_SECS
         while True:
@@ -213,7 +213,7 @@ async def _connect_to_server(data_dir: DataDir) -> AsyncIterator[AdminApi]:
 @contextlib.asynccontextmanager
 async def _open_stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[AdminApi]:
     async with contextlib.AsyncExitStack() as stack:
-        path = DataDir(settings.data_dir).database
+        path = DataDir.of(settings).database
         await upgrade(path)
         database = await Database.open(path, sync=settings.sync)
         stack.push_async_callback(database.close)
@@ -239,7 +239,7 @@ async def _open_stopped(settings: Settings, environ: Mapping[str, str]) -> Async
 @contextlib.asynccontextmanager
 async def open_for_reading(settings: Settings) -> AsyncIterator[Queries]:
     """Open the database for reading, also while a server runs."""
-    data_dir = DataDir(settings.data_dir)
+    data_dir = DataDir.of(settings)
     if await asyncio.to_thread(settings.data_dir.is_dir):
         data_dir.check()
     await _require_database(settings)
@@ -251,7 +251,7 @@ async def open_for_reading(settings: Settings) -> AsyncIterator[Queries]:
 
 
 async def _require_database(settings: Settings) -> None:
-    path = DataDir(settings.data_dir).database
+    path = DataDir.of(settings).database
     if not await asyncio.to_thread(path.is_file):
         raise CommandError(
             f"there is no database at {path}; CLAWDFORGE_DATA_DIR sets the data folder"
@@ -280,7 +280,7 @@ def execute_command(
     except (AcpxError, Error, OSError, SchemaError) as error:
         raise CommandError(str(error)) from None
     except DatabaseError as error:
-        path = DataDir(settings.data_dir).database
+        path = DataDir.of(settings).database
         raise CommandError(f"{path}: {error}: run `{COMMAND} doctor`") from None
     return 0
 

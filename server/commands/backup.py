@@ -68,7 +68,7 @@ def create_backup(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> int:
     """Create an archive. The database is a snapshot; each file is copied as it is when read."""
-    data_dir = DataDir(settings.data_dir)
+    data_dir = DataDir.of(settings)
     source, archive = data_dir.database, arguments.archive
     folders = CONVERSATION_FOLDERS if arguments.without_files else FOLDERS
     try:

@@ -90,7 +90,7 @@ async def _check_all(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
 def check_machine(settings: Settings) -> Iterator[Finding]:
     """The checks that start no process."""
     yield Finding("ok", "python", ".".join(map(str, sys.version_info[:3])))
-    data, running = _check_data_dir(DataDir(settings.data_dir))
+    data, running = _check_data_dir(DataDir.of(settings))
     yield data
     yield _check_disk(settings)
     if data.mark != "BAD":
@@ -135,7 +135,7 @@ def _check_disk(settings: Settings) -> Finding:
 
 
 def _check_database(settings: Settings) -> Finding:
-    path = DataDir(settings.data_dir).database
+    path = DataDir.of(settings).database
     if not path.is_symlink() and (not path.is_file() or path.stat().st_size == 0):
         return Finding("ok", "database", "none yet; the first start creates it")
     try:

@@ -117,7 +117,7 @@ async def print_stderr(
     async with admin.open_for_reading(settings) as queries:
         row = await _find_session(queries, arguments.session_id)
     try:
-        text = stderr.read(DataDir(settings.data_dir).stderr, row.id)
+        text = stderr.read(DataDir.of(settings).stderr, row.id)
     except FileNotFoundError:
         text = b""
     if not arguments.raw:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ..codec import dumps
 from ..errors import ErrorCode
 from ..storage.database import Database
+from ..storage.drivers.base import OF_ENDED_SERVERS
 from ..storage.rows import RunResultRow
 from ..storage.schema import Statement, columns
 from ..storage.writer import DatabaseWriter
@@ -63,7 +64,8 @@ class RunResults:
         """Store a response for the runs that an earlier server process did not finish."""
         interrupted = _interrupted()
         await self._commit(
-            "UPDATE run_results SET status = ?, body = ?, expires_at = ? WHERE status IS NULL",
+            "UPDATE run_results SET status = ?, body = ?, expires_at = ? WHERE status IS NULL"  # noqa: S608
+            f" AND {OF_ENDED_SERVERS[self._database.engine]}",
             interrupted.status,
             interrupted.body,
             self._clock() + KEPT_SECS,

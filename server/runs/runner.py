@@ -75,7 +75,7 @@ class Runner:
         self._disk = disk
         self._accounts = accounts
         self._clock = clock
-        self._data_dir = DataDir(settings.data_dir)
+        self._data_dir = DataDir.of(settings)
         self._grace = settings.cancel_grace_secs
         self._claude = ClaudeProgram(
             settings.claude_bin,
@@ -115,7 +115,7 @@ class Runner:
         """Clean up after an earlier server process: acpx records, rows and folders of its runs."""
         for run_id in await self._queries.unfinished_runs():
             await self._backend.forget(run_id)
-        await self._writer.commit([statements.end_interrupted_runs()])
+        await self._writer.commit([statements.end_interrupted_runs(self._queries.engine)])
         await asyncio.to_thread(_remove_folders, self._data_dir)
 
     async def stop(self) -> None:

@@ -64,7 +64,9 @@ class Sandbox:
         self.network = NetworkAccess(self.policy.network, mechanism.level, GatewayAddresses())
         self.given = GivenEnvironment(environ)
         self.user_home = self.given.user_home
-        data = {data_dir.path, Path(os.path.realpath(data_dir.path))}
+        data = [data_dir.path, data_dir.own_folder()]
+        data = list(dict.fromkeys([*data, *(Path(os.path.realpath(path)) for path in data)]))
+        self._data = data
         self._hidden = [*data, *(Path(os.path.abspath(file)) for file in secret_files)]  # noqa: PTH100
         self.stricter = StricterSandboxes(self, environ)
         self.failure: str | None = None
@@ -124,10 +126,10 @@ class Sandbox:
 
     def contains_data(self, folder: Path) -> bool:
         """Whether *folder* is the data folder or contains it."""
-        return any(hidden.is_relative_to(folder) for hidden in self._hidden[:2])
+        return any(hidden.is_relative_to(folder) for hidden in self._data)
 
     def is_in_data(self, folder: Path) -> bool:
-        return any(folder.is_relative_to(hidden) for hidden in self._hidden[:2])
+        return any(folder.is_relative_to(hidden) for hidden in self._data)
 
     # The working directory.
 
@@ -279,7 +281,8 @@ class Sandbox:
         """The paths that are hidden although they lie in a readable or writable folder."""
         tops = [*map(Path, self._reads), *self.policy.write, *self.policy.roots]
         granted = {*self.policy.read, *self.policy.write}
-        found = [self._data_dir.path]  # always: its other entries must not even be listed
+        # Always: their other entries must not even be listed.
+        found = [self._data_dir.path, self._data_dir.own_folder()]
         found += [
             path
             for path in self._protected
@@ -293,7 +296,7 @@ class Sandbox:
         bubblewrap creates the mount points, which must not happen in a folder of the agent.
         """
         granted = (*self.policy.read, *self.policy.write, *self.policy.roots)
-        paths = (*granted, self._data_dir.path, Path(spec.cwd))
+        paths = (*granted, self._data_dir.path, self._data_dir.own_folder(), Path(spec.cwd))
         return any(path.is_relative_to("/tmp") for path in paths)  # noqa: S108
 
     def _bwrap_options(self, spec: SandboxSpec) -> list[str]:

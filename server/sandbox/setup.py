@@ -30,7 +30,7 @@ def make_sandbox(
     check_network(settings, mechanism)
     sandbox = Sandbox(
         mechanism,
-        DataDir(settings.data_dir),
+        DataDir.of(settings),
         SandboxPolicy(
             read=settings.sandbox_read,
             write=settings.sandbox_write,

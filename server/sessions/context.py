@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ..accounts.accounts import Accounts
 from ..agents.base import Backend
 from ..config import Settings
+from ..data_dir import DataDir
 from ..limits import DiskReserve
 from ..metrics import Metrics
 from ..storage.queries import Queries
@@ -92,7 +93,7 @@ class SessionContext:
             writer=writer,
             metrics=metrics,
             slots=slots,
-            disk=DiskReserve(settings.data_dir, settings.min_free_bytes),
+            disk=DiskReserve(DataDir.of(settings).path, settings.min_free_bytes),
             quotas=SessionQuotas(settings, accounts),
             accounts=accounts,
             changes=SessionChanges(),

@@ -77,7 +77,7 @@ class SessionRegistry:
         self.slots, self.disk, self.quotas = context.slots, context.disk, context.quotas
         self.changes, self.alerts, self.logs = context.changes, context.alerts, context.logs
         self.agents = AgentSelection(backend, settings.default_agent)
-        self.workspaces = Workspaces(DataDir(settings.data_dir), settings.workspace_roots, backend)
+        self.workspaces = Workspaces(DataDir.of(settings), settings.workspace_roots, backend)
         # The cli backend keeps no process between turns.
         keeps_agents = settings.agent_backend == "host"
         self.prewarmer = Prewarmer(

@@ -114,6 +114,10 @@ class Database:
         if transaction:
             await self._driver.write(transaction)
 
+    def abandon(self) -> None:
+        """Give up the commit in progress, whose outcome then stays unknown."""
+        self._driver.abandon()
+
     async def interrupt(self) -> None:
         """Stop the query that is being executed."""
         await self._driver.interrupt()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..codec import loads
+from .drivers.base import OF_ENDED_SERVERS, Engine
 from .drivers.functions import casefold
 from .fork_queries import ForkQueries
 from .lifecycle_queries import SELECT_SESSION, LifecycleQueries
@@ -21,6 +22,10 @@ class Queries(LifecycleQueries, ForkQueries):
 
     Every method raises :class:`DatabaseError` if the database cannot be read.
     """
+
+    @property
+    def engine(self) -> Engine:
+        return self._database.engine
 
     async def session(self, session_id: str) -> SessionRow | None:
         rows = await self._database.fetch(SELECT_SESSION + "WHERE id = ?", session_id)
@@ -220,12 +225,19 @@ class Queries(LifecycleQueries, ForkQueries):
 
     async def unfinished_runs(self) -> list[str]:
         """Ids of the runs that have not ended."""
-        rows = await self._database.fetch("SELECT id FROM runs WHERE stop_reason IS NULL")
+        rows = await self._database.fetch(
+            f"SELECT id FROM runs WHERE stop_reason IS NULL AND {OF_ENDED_SERVERS[self.engine]}"
+        )
         return [row[0] for row in rows]
 
     async def prewarmed(self) -> list[str]:
         """The session ids of prewarmed agents that no session has taken over."""
-        return [row[0] for row in await self._database.fetch("SELECT id FROM prewarmed")]
+        return [
+            row[0]
+            for row in await self._database.fetch(
+                f"SELECT id FROM prewarmed WHERE {OF_ENDED_SERVERS[self.engine]}"
+            )
+        ]
 
     async def expired_files(self, before: float) -> list[FileRow]:
         rows = await self._database.fetch(

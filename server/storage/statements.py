@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .drivers.base import OF_ENDED_SERVERS, Engine
 from .drivers.translation import LOG_INSERT
 from .rows import RunRow, UsageRow
 from .schema import (
@@ -91,11 +92,11 @@ def end_run(
     )
 
 
-def end_interrupted_runs() -> Statement:
-    """End the runs that were running when the server was killed."""
+def end_interrupted_runs(engine: Engine) -> Statement:
+    """End the runs that were running when their server was killed."""
     return (
         "UPDATE runs SET stop_reason = 'error', error = 'server_restarted'"
-        " WHERE stop_reason IS NULL",
+        f" WHERE stop_reason IS NULL AND {OF_ENDED_SERVERS[engine]}",
         (),
     )
 

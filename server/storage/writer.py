@@ -19,6 +19,7 @@ from ..tasks import Supervisor, Tasks
 from . import statements
 from .checkpoints import Checkpointer, CheckpointPolicy
 from .database import Database
+from .drivers.base import FencedError
 from .schema import LogRow, Statement
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class DatabaseWriter:
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._is_over = False
+        self._is_suspended = False
         # Of the group that is being committed.
         self._committing: dict[LogBuffer, list[LogRow]] = {}
         self._committing_awaited: list[_Commit] = []
@@ -110,6 +112,21 @@ class DatabaseWriter:
     def is_over(self) -> bool:
         """Whether the writer has ended, so that nothing more will be stored."""
         return self._is_over
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether commits are refused, because another node may take over soon.
+
+        The entries of agents are kept, and committed if this node can go on.
+        """
+        return self._is_suspended
+
+    @is_suspended.setter
+    def is_suspended(self, is_suspended: bool) -> None:
+        self._is_suspended = is_suspended
+        if is_suspended:  # the group that is being committed has an unknown outcome, and waits
+            _resolve(self._awaited, not_stored())
+            self._awaited = []
 
     def _end(self) -> None:
         """Fail all waiting commits, and notify the readers of the logs."""
@@ -131,6 +148,7 @@ class DatabaseWriter:
             logger.error("database writes are failing; %d bytes are lost", self._backlog)
         if self._is_over and self._backlog:
             logger.error("the log writer has failed; %d bytes are lost", self._backlog)
+        self._database.abandon()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -162,7 +180,7 @@ class DatabaseWriter:
         Raises:
             Error: ``internal``; none of the statements was stored.
         """
-        if self._is_over:
+        if self._is_over or self._is_suspended:
             raise not_stored()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._awaited.append(_Commit(transaction, done))
@@ -198,7 +216,11 @@ class DatabaseWriter:
                 self._idle.set()
             await self._work.wait()
             self._work.clear()
-            await self._commit_group()
+            try:
+                await self._commit_group()
+            except FencedError as error:
+                self._supervisor.fail(str(error))
+                return
 
     async def _commit_group(self) -> None:
         for log in self._dirty:
@@ -240,6 +262,8 @@ class DatabaseWriter:
                 group = [one for commit in awaited for one in commit.transaction]
                 await self._database.write([*retained, *group])
                 break
+            except FencedError:
+                raise
             except DatabaseError as error:
                 if not error.is_transient:
                     logger.error("the database rejects a statement: %s", error)

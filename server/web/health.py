@@ -8,6 +8,9 @@ import os
 import shutil
 from collections.abc import Mapping
 
+from ..storage.engine import SharedEngine
+from ..storage.lease import LeaseState
+
 logger = logging.getLogger(__name__)
 
 PROBE_INTERVAL_SECS = 60.0
@@ -25,6 +28,7 @@ class HealthMonitor:
     Attributes:
         ready: whether requests are served; False while the server starts or drains.
         claude_version: the version of ``claude``; None if it is missing or reports no version.
+        engine: the database that this node shares with others; None without a cluster.
         acpx_version: the version of acpx; None until the agent backend has started.
     """
 
@@ -41,9 +45,15 @@ class HealthMonitor:
         self._every = every
         self._timeout = timeout
         self.ready = False
+        self.engine: SharedEngine | None = None
         self.claude_present = False
         self.claude_version: str | None = None
         self.acpx_version: str | None = None
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether clients may use this node; always true without a cluster."""
+        return self.engine is None or self.engine.lease.state is LeaseState.HELD
 
     async def watch(self) -> None:
         """Probe again and again; runs forever."""

@@ -39,7 +39,7 @@ class WorkspaceFiles:
 
     def __init__(self, settings: Settings, disk: DiskReserve) -> None:
         self._settings = settings
-        self._data_dir = DataDir(settings.data_dir)
+        self._data_dir = DataDir.of(settings)
         self._disk = disk
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="workspace")
         self._calls = Semaphores(CALLS_PER_APP)

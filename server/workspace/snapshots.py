@@ -30,7 +30,7 @@ class Snapshots:
     """The snapshots of all sessions, each session's in a bare git repository of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        self.data_dir = DataDir(settings.data_dir)
+        self.data_dir = DataDir.of(settings)
         self.settings = settings
         self.tasks = Tasks()
         self._workers = SnapshotWorkers()

@@ -265,7 +265,8 @@ async def test_reads_continue_on_new_connections(url: str, proxy: TcpProxy) -> N
 
 async def test_engine_restart_delays_a_commit(postgres: Postgres) -> None:
     url = postgres.new_database()
-    async with connected(url, 7) as (database, _):
+    async with connected(url, 7) as (database, driver):
+        driver.patience_secs = 60
         await database.write([insert_token("a")])
         await asyncio.to_thread(postgres.stop, signal.SIGQUIT)
         commit = asyncio.create_task(database.write([insert_token("b")]))

@@ -30,6 +30,7 @@ from server.web.sse import STREAM_KEEP_ALIVE_SECS
 from server.ws.incoming import INCOMING_LIMITS, IncomingLimits
 
 from .client import ADMIN, Client, http_session
+from .engine import engine_settings
 from .mock_agents import MOCK, MOCKS
 from .processes import ROOT
 from .sandboxes import TEST_LEVEL
@@ -96,6 +97,7 @@ async def local_server(
         "sandbox_read": (MOCK.parents[1],),
         "sandbox_write": (data_dir.parents[1],),  # tests exchange files with agents there
         "drain_secs": 0.1,  # do not wait for turns that a test left running
+        **engine_settings(data_dir),
         **settings,
     }
     blocking.deactivate()
@@ -198,6 +200,7 @@ async def start_server(
         "DATA_DIR": str(data_dir),
         "PORT": "0",
         "ADMIN_TOKEN": ADMIN,
+        **{name.upper(): str(value) for name, value in engine_settings(data_dir).items()},
         "AGENTS": json.dumps(agents),
         "DEFAULT_AGENT": "mock",
         "MIN_FREE_BYTES": "0",

@@ -6,7 +6,7 @@ and a few expressions exist once for each :data:`Engine`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from ...errors import DatabaseError
@@ -15,6 +15,13 @@ Statement = tuple[str, Sequence[Any]]
 """An SQL statement and its parameters."""
 
 Engine = Literal["sqlite", "postgresql"]
+
+OF_ENDED_SERVERS: Mapping[Engine, str] = {
+    "sqlite": "1 = 1",
+    "postgresql": "(node IS NULL OR NOT EXISTS"
+    " (SELECT 1 FROM nodes WHERE nodes.n = node AND nodes.state <> 'gone'))",
+}
+"""The condition for unfinished runs and prewarmed agents of servers that have ended."""
 
 
 class SchemaError(Exception):
@@ -45,6 +52,9 @@ class Driver(Protocol):
 
     async def interrupt(self) -> None:
         """Stop the query that is being executed."""
+
+    def abandon(self) -> None:
+        """Give up the transaction in progress if it may take long, without cancelling it."""
 
     async def checkpoint(self) -> None:
         """Do what the engine leaves to quiet moments."""

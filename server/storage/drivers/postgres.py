@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,6 @@ logger = logging.getLogger(__name__)
 READERS = 4
 """Connections for queries, and as many for :meth:`PostgresDriver.change`."""
 PATIENCE_SECS = 5.0
-"""The time for which a read or a new commit waits for an engine that is out of reach."""
 RECONNECT_SECS = 0.1
 _LOCK = 7_222_417
 """The key of the advisory lock of a migration."""
@@ -45,6 +43,8 @@ class PostgresDriver:
 
     Attributes:
         node: the number of this node, whose row every write locks; None for commands without one.
+        last_mark: the number of the last commit of the node.
+        patience_secs: the time for which a read or a new commit waits for the engine.
         unknown: commits whose answer was lost.
     """
 
@@ -56,8 +56,10 @@ class PostgresDriver:
         self._writer: asyncpg.Connection | None = None
         self._readers = Connections(url, f"{name} reader", READERS, read_only=True)
         self._others = Connections(url, name, READERS)
-        self._marks = itertools.count(1)
-        self._is_closed = False
+        self._pulse: asyncpg.Connection | None = None
+        self.last_mark = 0
+        self.patience_secs = PATIENCE_SECS
+        self._is_closed = self._is_abandoned = False
         self._lost_since: float | None = None
         self.node: int | None = None
         self.unknown = 0
@@ -88,15 +90,24 @@ class PostgresDriver:
 
     async def close(self) -> None:
         """Close all connections. A commit in progress is not cancelled in the engine."""
+        self._is_closed = True
         self.abandon()
+        if self._pulse is not None:
+            self._pulse.terminate()
         for connections in (self._readers, self._others):
             connections.close()
 
     def abandon(self) -> None:
         """Give up the commit in progress: its outcome stays unknown."""
-        self._is_closed = True
+        self._is_abandoned = True
         if self._writer is not None:
             self._writer.terminate()
+
+    def become(self, node: int) -> None:
+        """Fence all writes from now on by the row of a node. There is no commit in progress."""
+        self.node = node
+        if self._writer is not None:
+            self._writer.terminate()  # the next one has the number of the node
 
     def renew(self) -> None:
         """Replace all connections, because the engine may have lost them without a sign."""
@@ -136,21 +147,51 @@ class PostgresDriver:
         """
         return await self._fetch(self._others, sql, parameters, repeats=repeats)
 
+    async def pulse(
+        self, sql: str, parameters: Sequence[Any], *, timeout: float
+    ) -> list[tuple[Any, ...]]:
+        """Execute one statement on a connection that nothing else uses, and return its rows.
+
+        It does not wait for the disk. It may be executed, although it raises.
+
+        Args:
+            timeout: seconds, after which the connection is given up.
+
+        Raises:
+            DatabaseError: it failed, or took too long.
+        """
+        try:
+            if self._is_closed:
+                raise _closed_error()
+            async with asyncio.timeout(timeout):
+                if self._pulse is None or self._pulse.is_closed():
+                    self._pulse = await open_connection(
+                        self._url, f"{self._name} lease", is_durable=False
+                    )
+                rows = await self._pulse.fetch(numbered(sql)[0], *to_engine(parameters))
+        except (*LOST_CONNECTION, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if self._pulse is not None:
+                self._pulse.terminate()
+            raise database_error(error) from error
+        return [from_engine(row) for row in rows]
+
     async def _fetch(
         self, connections: Connections, sql: str, parameters: Sequence[Any], *, repeats: bool
     ) -> list[tuple[Any, ...]]:
         text, _ = numbered(sql)
         values = to_engine(parameters)
-        deadline = time.monotonic() + PATIENCE_SECS
+        deadline = time.monotonic() + self.patience_secs
         while True:
             is_sent = False
+            if self._is_closed:
+                raise _closed_error()
             try:
                 async with connections.use() as connection:
                     is_sent = True
                     return [from_engine(row) for row in await connection.fetch(text, *values)]
             except LOST_CONNECTION as error:
                 is_late = time.monotonic() > deadline
-                if self._is_closed or is_late or (is_sent and not repeats):
+                if is_late or (is_sent and not repeats):
                     raise database_error(error) from error
             except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
                 raise database_error(error) from error
@@ -170,7 +211,8 @@ class PostgresDriver:
         """
         fence: Statement | None = None
         if self.node is not None:
-            fence = (_FENCE, (self.node, next(self._marks)))
+            self.last_mark += 1
+            fence = (_FENCE, (self.node, self.last_mark))
         todo = engine_statements(transaction, fence)
         is_sent = is_repeated = False
         while True:
@@ -215,16 +257,17 @@ class PostgresDriver:
             DatabaseError: the engine is out of reach.
         """
         while True:
-            if self._is_closed:
-                raise DatabaseError("the database is closed", is_transient=True)
+            if self._is_abandoned:
+                raise _closed_error()
             if self._writer is not None and not self._writer.is_closed():
                 self._lost_since = None
                 return self._writer
             try:
-                self._writer = await open_connection(self._url, f"{self._name} writer")
+                name = f"{self._name} writer"
+                self._writer = await open_connection(self._url, name, node=self.node)
             except (*LOST_CONNECTION, asyncpg.PostgresError) as error:
                 self._lost_since = self._lost_since or time.monotonic()
-                is_late = time.monotonic() - self._lost_since > PATIENCE_SECS
+                is_late = time.monotonic() - self._lost_since > self.patience_secs
                 if not is_sent and is_late:
                     raise database_error(error) from error
                 await asyncio.sleep(RECONNECT_SECS)
@@ -258,6 +301,10 @@ class PostgresDriver:
     async def notify(self, channel: str, payload: str) -> None:
         """Send a notification. It may be lost."""
         await self.change("SELECT pg_notify(?, ?)", (channel, payload), repeats=True)
+
+
+def _closed_error() -> DatabaseError:
+    return DatabaseError("the database is closed", is_transient=True)
 
 
 async def _execute(connection: asyncpg.Connection, todo: Sequence[EngineStatement]) -> None:

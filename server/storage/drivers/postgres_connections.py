@@ -15,6 +15,9 @@ CONNECT_SECS = 5.0
 STATEMENTS = 1000
 """Prepared statements of a connection."""
 
+IDLE_MS = 3000
+"""A transaction that waits for us so long is rolled back: it blocks a node that takes over."""
+
 LOST_CONNECTION = (
     OSError,
     TimeoutError,
@@ -26,6 +29,7 @@ LOST_CONNECTION = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.IdleSessionTimeoutError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TargetServerAttributeNotMatched,
     asyncpg.InternalClientError,
 )
@@ -52,12 +56,23 @@ def database_error(error: Exception) -> DatabaseError:
     return DatabaseError(message, is_transient=is_transient)
 
 
-async def open_connection(url: str, name: str, *, read_only: bool = False) -> asyncpg.Connection:
+async def open_connection(
+    url: str,
+    name: str,
+    *,
+    read_only: bool = False,
+    is_durable: bool = True,
+    node: int | None = None,
+) -> asyncpg.Connection:
     """Open a connection to a server that takes writes.
 
     Its settings are ours, whatever the database's defaults are. No commit is ever cut short by a
     timeout, because a commit that waits for a standby would then be visible and yet reported as
     failed.
+
+    Args:
+        node: the number of this node, for the columns that name the node of a row.
+        is_durable: whether a commit waits for the disk, and for the standby.
     """
     connection = await asyncpg.connect(
         url,
@@ -70,16 +85,20 @@ async def open_connection(url: str, name: str, *, read_only: bool = False) -> as
             "application_name": f"clawdforge {name}",
             "statement_timeout": "0",
             "lock_timeout": "0",
-            "idle_in_transaction_session_timeout": "0",
+            "idle_in_transaction_session_timeout": str(IDLE_MS),
             "idle_session_timeout": "0",
             "default_transaction_isolation": "read committed",
             "default_transaction_read_only": "off",
             "timezone": "UTC",
             "jit": "off",
+            "clawdforge.node": "" if node is None else str(node),
         },
     )
     try:
         # A stricter setting of the operator stays.
+        if not is_durable:
+            await connection.execute("SET synchronous_commit = off")
+            return connection
         await connection.execute(
             "SELECT set_config('synchronous_commit', 'on', false)"
             " WHERE current_setting('synchronous_commit') <> 'remote_apply'"

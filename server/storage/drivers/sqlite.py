@@ -133,6 +133,9 @@ class SqliteDriver:
         with sqlite_errors():
             await self._writer.write(transaction)
 
+    def abandon(self) -> None:
+        """Do nothing: a transaction of a file is short."""
+
     async def interrupt(self) -> None:
         await self._reader.interrupt()
 

@@ -94,6 +94,7 @@ async def get_health(request: web.Request) -> Health:
 )
 async def get_readiness(request: web.Request) -> Ready:
     context = context_of(request)
-    if not context.health.ready or context.supervisor.failure is not None:
+    health = context.health
+    if not (health.ready and health.has_lease) or context.supervisor.failure is not None:
         raise draining()
     return Ready()

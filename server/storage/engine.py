@@ -1,0 +1,111 @@
+"""The database that the settings name: a file, or one in PostgreSQL that nodes share."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..config import Settings
+from ..data_dir import node_name
+from ..errors import DatabaseError, StartError
+from ..tasks import Supervisor, Tasks
+from .database import Database
+from .import_v02 import upgrade
+from .lease import Lease, LeaseState
+from .writer import DatabaseWriter
+
+if TYPE_CHECKING:
+    from .drivers.postgres import PostgresDriver
+
+
+class SharedEngine:
+    """A database in PostgreSQL, in which this server is a node.
+
+    Attributes:
+        lease: of this node. Its loops must be run as tasks.
+    """
+
+    def __init__(self, driver: PostgresDriver, lease: Lease) -> None:
+        self.driver = driver
+        self.lease = lease
+        self.tasks = Tasks()
+
+    def attach(self, writer: DatabaseWriter, supervisor: Supervisor) -> None:
+        """Let the writer refuse commits while the lease may end, and the server end with it."""
+
+        def follow(state: LeaseState) -> None:
+            writer.is_suspended = state is LeaseState.FROZEN
+            if state is LeaseState.LOST:
+                supervisor.fail("another node has taken over this node's sessions")
+
+        self.lease.followers.append(follow)
+
+
+async def open_database(
+    settings: Settings, path: Path, stack: contextlib.AsyncExitStack
+) -> Database:
+    """Open the database of the settings; *stack* closes it.
+
+    Args:
+        path: of the SQLite database, unless the settings name another.
+
+    Raises:
+        SchemaError, DatabaseError, OSError: it cannot be opened.
+        StartError: the database of the cluster cannot be used.
+    """
+    if settings.cluster_url is None:
+        await upgrade(path)
+        database = await Database.open(path, sync=settings.sync)
+    else:
+        try:
+            database = await Database.connect(settings.cluster_url, name=node_name(settings))
+        except DatabaseError as error:
+            raise StartError(f"CLAWDFORGE_CLUSTER_URL: {error}") from None
+    stack.push_async_callback(database.close)
+    return database
+
+
+async def join_cluster(
+    settings: Settings,
+    database: Database,
+    supervisor: Supervisor,
+    stack: contextlib.AsyncExitStack,
+    clock: Callable[[], float] = time.monotonic,
+) -> SharedEngine | None:
+    """Register this server as a node, and renew its lease; *stack* removes it.
+
+    Args:
+        clock: the monotonic clock of the lease.
+
+    Returns:
+        None if the database is not shared.
+
+    Raises:
+        DatabaseError: the database is out of reach.
+    """
+    if database.engine == "sqlite":
+        return None
+    from .drivers.postgres import PostgresDriver  # asyncpg is needed for a cluster only
+    from .nodes import NodeTable
+
+    driver = database.driver
+    assert isinstance(driver, PostgresDriver)
+    table = NodeTable(driver)
+    number = await table.register(node_name(settings), __version__)
+    lease = Lease(table, number, settings.lease_secs, clock)
+    await lease.beat()
+
+    async def leave() -> None:
+        with contextlib.suppress(DatabaseError):
+            await table.set_state(number, "gone")
+
+    stack.push_async_callback(leave)
+    engine = SharedEngine(driver, lease)
+    supervisor.spawn(engine.tasks, "lease", lease.run)
+    supervisor.spawn(engine.tasks, "lease-watch", lease.watch)
+    stack.push_async_callback(engine.tasks.finish, timeout=0)
+    return engine
