@@ -154,6 +154,8 @@ def _fill_folder(environ: Mapping[str, str], report: Report) -> None:
         f" npm packages, from the lock in this package, into {ROOT}"
     )
     # The name of the finished folder appears in one step, when everything is in it.
+    for left in ROOT.parent.glob(".new-*"):  # of an installation that was killed
+        shutil.rmtree(left, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=ROOT.parent))
     try:
         for name, path in _sources():
