@@ -22,6 +22,7 @@ from typing import Any
 import lifecycle
 import subscribers
 import turns
+import webhooks
 from report import Report
 from targets import AGENT, RIVALS, ROOT, BenchError, Server
 
@@ -29,7 +30,7 @@ from server.agents.catalog import ACPX_VERSION
 from server.agents.process.process_tree import end_tagged, env_tag
 
 LIMIT_SECS = {True: 180, False: 600}
-PARTS = ("latency", "bursts", "subscribers", "sockets", "replay", "lifecycle", "growth")
+PARTS = ("latency", "bursts", "subscribers", "sockets", "replay", "webhooks", "lifecycle", "growth")
 
 
 def main() -> int:
@@ -77,6 +78,8 @@ def measure(
         lifecycle.measure_open_sessions(folder, environ, report, quick=quick)
     if "growth" in parts:
         lifecycle.measure_growth(folder, report, quick=quick)
+    if "webhooks" in parts:
+        webhooks.measure_webhooks(folder, environ, report, quick=quick)
     with contextlib.ExitStack() as stack:
         server = Server(
             folder / "server",

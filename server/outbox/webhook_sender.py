@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 
@@ -95,7 +95,7 @@ class WebhookSender:
             fields = {"turn_index": alert.turn_index, **fields}
         row = DeliveryRow(
             n=0,
-            id=f"msg_{uuid.uuid4().hex}",
+            id=f"msg_{os.urandom(16).hex()}",
             app_name=alert.app_name,
             session_id=alert.session.id if alert.session is not None else "",
             event=alert.kind,

@@ -79,14 +79,12 @@ class Alerts:
     ) -> None:
         """Raise an alert about an entry that was appended to a session's log just now."""
         if self.is_wanted(row.app_name, kind):
-            self._hand_over(
-                Alert(kind, row.app_name, self._clock(), row, seq, turn_index, dict(fields))
-            )
+            self._hand_over(Alert(kind, row.app_name, self._clock(), row, seq, turn_index, fields))
 
     def of_app(self, app_name: str, kind: AlertKind, fields: Mapping[str, Any]) -> None:
         """Raise an alert that is about no session."""
         if self.is_wanted(app_name, kind):
-            self._hand_over(Alert(kind, app_name, self._clock(), None, None, None, dict(fields)))
+            self._hand_over(Alert(kind, app_name, self._clock(), None, None, None, fields))
 
     def _hand_over(self, alert: Alert) -> None:
         for receiver in self.receivers:
