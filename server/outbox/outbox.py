@@ -126,13 +126,7 @@ class AlertOutbox:
             if is_purge:
                 await self.sender.forget_requests(row.app_name, row.id)
 
-        def report_budget(app_name: str, resets_at: int) -> None:
-            budget = sessions.accounts.budget_view(app_name)
-            fields = {"resets_at": resets_at, "budget": budget}
-            sessions.alerts.of_app(app_name, "budget_exceeded", fields)
-
         self.sender.head_of = head_of
-        sessions.accounts.on_exceeded.append(report_budget)
         sessions.remover.steps.append(forget_requests)
         sessions.alerts.receivers += [self.sender, self.push]
 

@@ -80,7 +80,9 @@ class SessionContext:
             slots.reconsider()
 
         def budget_exceeded(app_name: str, resets_at: int) -> None:
-            alerts.of_app(app_name, "budget_exceeded", {"resets_at": resets_at})
+            budget = accounts.budget_view(app_name)
+            fields = {"resets_at": resets_at, "budget": budget}
+            alerts.of_app(app_name, "budget_exceeded", fields)
 
         alerts = Alerts(clock)
         accounts.on_limits_changed.append(limits_changed)
