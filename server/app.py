@@ -30,6 +30,7 @@ from .runs.runner import Runner
 from .sandbox.sandbox import Sandbox
 from .search.index import SearchIndex
 from .search.indexer import Indexer
+from .sessions.disk_watch import DiskWatch
 from .sessions.registry import SessionRegistry
 from .storage.audit import AuditQueries
 from .storage.database import Database
@@ -323,6 +324,7 @@ class _Server:
             ("metrics", context.metrics.watch_loop),
             ("checkpoints", writer.checkpointer.run),
             ("search-index", context.search.run),
+            ("disk", DiskWatch(context.sessions).run),
             ("webhooks", context.outbox.sender.run),
             (
                 "sweeper",

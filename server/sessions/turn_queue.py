@@ -60,6 +60,9 @@ class TurnQueue:
         self.steering = Steering(
             core, current, agent, ids=self._ids, accept_instead=self._accept_instead
         )
+        self.interrupt = runner.interrupt
+        self.disk_refusal: Error | None = None
+        """The error with which prompts are refused while the session's folders are too large."""
         self._accept_lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -98,6 +101,8 @@ class TurnQueue:
             if steered is None:
                 await self._core.context.disk.check()
                 self._core.check_accepts_prompts()
+                if self.disk_refusal is not None:
+                    raise self.disk_refusal
                 running = self.steering.turn if steer is not None else None
                 if steer is None or running is None:
                     if steer is not None and not steer.or_queue:

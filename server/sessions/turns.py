@@ -27,7 +27,7 @@ class CancelCause(enum.Enum):
     TIMEOUT = "timeout"
     RESTART = "restart"
     REFUSED = "refused"
-    """The app used up its budget before the agent received the prompt."""
+    """The app used up its budget before the agent received the prompt, or its disk space."""
 
 
 class TurnState(enum.Enum):

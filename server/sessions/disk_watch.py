@@ -1,0 +1,105 @@
+"""Stops the agents of sessions whose folders have become too large."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import safe_files
+from ..data_dir import DataDir
+from ..errors import payload_too_large
+from ..sandbox.disk_usage import bytes_in, size_text
+from .turns import CancelCause
+
+if TYPE_CHECKING:
+    from .registry import SessionRegistry
+    from .session import Session
+
+logger = logging.getLogger(__name__)
+
+SHARE = 50
+"""A session is measured again after this many times the duration of its last measurement."""
+MEASURE_PAUSE_SECS = 5.0
+CACHE_FOLDERS = (".cache", ".npm")
+
+
+class DiskWatch:
+    """Measures the folders of the sessions that have an agent, or that were too large.
+
+    Attributes:
+        pause: seconds between two measurements of a session, at least.
+    """
+
+    def __init__(self, sessions: SessionRegistry) -> None:
+        self.pause = min(MEASURE_PAUSE_SECS, sessions.settings.sweep_interval_secs)
+        self._sessions = sessions
+        self._limit = sessions.settings.sandbox_disk_mb << 20
+        self._data_dir = DataDir(sessions.settings.data_dir)
+        self._due: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Measure forever."""
+        while True:
+            await asyncio.sleep(self.pause)
+            await self.measure_all()
+
+    async def measure_all(self) -> None:
+        """Measure each session that is due."""
+        if not self._limit:
+            return
+        sessions = [
+            session
+            for session in tuple(self._sessions.cached.values())
+            if session.agent.is_live or session.turns.disk_refusal is not None
+        ]
+        self._due = {one.id: self._due.get(one.id, 0) for one in sessions}
+        for session in sessions:
+            if time.monotonic() >= self._due[session.id]:
+                began = time.monotonic()
+                await self._measure(session)
+                took = time.monotonic() - began
+                self._due[session.id] = time.monotonic() + SHARE * took
+
+    def _folders(self, session: Session) -> list[Path]:
+        """The folders that belong to the session. A `cwd` that a client chose does not."""
+        folders = self._sessions.backend.sandbox.folders
+        found = [folders.home(session.id), folders.tmp(session.id), folders.files(session.id)]
+        cwd = Path(session.row.cwd)
+        return [cwd, *found] if cwd.is_relative_to(self._data_dir.path) else found
+
+    async def _measure(self, session: Session) -> None:
+        folders = self._folders(session)
+        size = await asyncio.to_thread(bytes_in, folders, self._limit)
+        if size <= self._limit:
+            session.turns.disk_refusal = None
+            return
+        is_new = session.turns.disk_refusal is None
+        error = payload_too_large(
+            f"the workspace is over its {size_text(self._limit)}: undo the turn, or delete"
+            " files, and send the prompt again"
+        )
+        session.turns.disk_refusal = error
+        if is_new:
+            about = {"session": session.id, "app": session.row.app_name}
+            logger.warning("the session's folders are too large; its agent ends", extra=about)
+        turn = session.turns.current.running
+        if turn is not None and not turn.has_ended:
+            turn.refusal = error
+            session.turns.interrupt(turn, CancelCause.REFUSED, 0)
+        if session.agent.is_live:
+            await session.agent.hibernate(0)
+        else:
+            await asyncio.to_thread(self._free, session.id)
+
+    def _free(self, key: str) -> None:
+        """Delete the temporary files and the caches of a session without an agent. Blocking."""
+        folders = self._sessions.backend.sandbox.folders
+        with contextlib.suppress(OSError):
+            safe_files.empty(*self._data_dir.split(folders.tmp(key)))
+        for name in CACHE_FOLDERS:
+            with contextlib.suppress(OSError):
+                safe_files.remove(*self._data_dir.split(folders.home(key)), name)
