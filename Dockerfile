@@ -6,10 +6,10 @@ FROM ${PYTHON_IMAGE} AS builder
 WORKDIR /app
 
 # The packages before the code: a change of code does not install them again.
-COPY requirements.txt requirements-cluster.txt ./
+COPY requirements.txt requirements-cluster.txt requirements-otel.txt ./
 RUN python -m venv .venv \
     && .venv/bin/pip install --no-cache-dir --no-input --disable-pip-version-check -r requirements.txt \
-        -r requirements-cluster.txt
+        -r requirements-cluster.txt -r requirements-otel.txt
 
 # Node comes with the Python packages. acpx and the browser's libraries need none of their scripts run.
 COPY package.json package-lock.json .npmrc ./

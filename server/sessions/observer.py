@@ -8,6 +8,7 @@ from typing import Any
 
 from ..agents.agent_settings import AgentSettings
 from ..agents.base import AgentObserver, Conversation, Wanted
+from ..tracing import Tracer
 from ..validation import OptionValue
 from . import entries
 from .agent_requests import WaitingRequests
@@ -44,6 +45,18 @@ class SessionObserver(AgentObserver):
         self._runner = runner
         self._details = details
         self._usage = usage
+        if (tracer := core.context.metrics.tracer) is not None:
+            self._trace_tool_calls(tracer)
+
+    def _trace_tool_calls(self, tracer: Tracer) -> None:
+        note = self.tool_call_updated
+
+        def note_and_trace(update: Mapping[str, Any]) -> None:
+            note(update)
+            tracer.note_tool_call(self._core.id, update)
+
+        # Only with a tracer there is anything to do for an update.
+        self.tool_call_updated = note_and_trace  # type: ignore[method-assign]
 
     @property
     def wanted(self) -> Wanted:

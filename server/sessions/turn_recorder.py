@@ -8,9 +8,11 @@ from typing import Any
 
 import msgspec
 
+from ..agents.usage import Usage
 from ..codec import dumps
 from ..errors import Error
 from ..storage import statements
+from ..tracing import Tracer
 from . import entries
 from .agent_requests import WaitingRequests
 from .core import SessionCore
@@ -103,12 +105,15 @@ class TurnRecorder:
         elapsed = time.monotonic() - turn.dispatched_at if turn.dispatched_at else 0
         turn.duration_ms = int(elapsed * 1000)
         fields = entries.error_fields(error) if error is not None else None
-        self._log_end(turn, reason, fields, usage)
+        used = self._log_end(turn, reason, fields, usage)
+        if (tracer := self._core.context.metrics.tracer) is not None:
+            self._trace_end(tracer, turn, elapsed, used)
         self._measure_end(turn, elapsed, error.code if error is not None else None)
 
     def _log_end(
         self, turn: Turn, reason: str, error: dict[str, Any] | None, reported: Any
-    ) -> None:
+    ) -> Usage | None:
+        """Log ``turn_end``. Returns the usage of the turn if the agent has received its prompt."""
         row = self._core.row
         now = self._core.context.clock()
         usage, counted = (
@@ -158,6 +163,27 @@ class TurnRecorder:
             **({"usage": msgspec.to_builtins(usage)} if counted else {}),
         )
         turn.end(last_seq, reason, error)
+        return usage
+
+    def _trace_end(self, tracer: Tracer, turn: Turn, elapsed: float, usage: Any) -> None:
+        row = self._core.row
+        tracer.end_work(
+            request_id=turn.request_id or "",
+            session_id=row.id,
+            elapsed=elapsed,
+            attributes={
+                "gen_ai.agent.name": row.agent,
+                "gen_ai.request.model": row.model,
+                "gen_ai.response.finish_reasons": [turn.stop_reason or ""],
+                "clawdforge.app": row.app_name,
+                "clawdforge.turn_index": turn.index,
+                "clawdforge.queued_ms": int(1000 * (turn.dispatched_at - turn.accepted_at))
+                if turn.dispatched_at
+                else None,
+            },
+            usage=msgspec.to_builtins(usage) if usage is not None else {},
+            error=turn.error["code"] if turn.error is not None else None,
+        )
 
     def _measure_end(self, turn: Turn, elapsed: float, code: str | None) -> None:
         metrics, reason = self._core.context.metrics, turn.stop_reason or ""

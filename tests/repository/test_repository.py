@@ -56,7 +56,12 @@ def list_files() -> list[Path]:
     return [path for name in names if name and (path := ROOT / name.decode()).is_file()]
 
 
-PINNED = ("requirements.txt", "requirements-cluster.txt", "requirements-dev.txt")
+PINNED = (
+    "requirements.txt",
+    "requirements-cluster.txt",
+    "requirements-otel.txt",
+    "requirements-dev.txt",
+)
 
 
 @pytest.mark.parametrize("name", PINNED)
@@ -68,6 +73,8 @@ def test_installed_packages_are_the_pinned_ones(name: str) -> None:
 @pytest.mark.parametrize("name", PINNED)
 def test_dependencies_of_pinned_packages_are_pinned(name: str) -> None:
     pins = read_pins("requirements.txt") | read_pins(name)
+    if name == "requirements-dev.txt":  # it includes the others
+        pins |= read_pins("requirements-otel.txt")
     for package in read_pins(name):
         for text in metadata.requires(package) or []:
             needed = Requirement(text)
