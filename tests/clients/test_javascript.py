@@ -8,11 +8,14 @@ import os
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Route, async_playwright
 
 from server.agents.catalog import find_node
 
 from ..conftest import Spawn
+from ..repository.test_readme import CHROMIUM, HAS_CHROMIUM
 from ..support.harness import (
+    ROOT,
     TIMEOUT_SECS,
     Client,
     http_session,
@@ -57,3 +60,47 @@ async def test_turn_survives_a_killed_server(spawn: Spawn) -> None:
     assert found["code"] == "server_restarted"
     assert found["again"] == "echo: again"
     assert found["seqs"] == list(range(found["seqs"][0], found["seqs"][0] + len(found["seqs"])))
+
+
+IN_THE_PAGE = """async token => {
+    const { Clawdforge } = await import('/client/client.js');
+    const forge = new Clawdforge(location.origin, token);
+    const session = await forge.createSession({ agent: 'mock' });
+    const ticket = async () => ({ ticket: await session.ticket() });
+    const guest = new Clawdforge(location.origin, null, { credential: ticket });
+    const texts = [];
+    const following = (async () => {
+        for await (const entry of guest.session(session.id).entries())
+            if (entry.type === 'turn_end') return entry.stop_reason;
+    })();
+    for await (const text of session.prompt('hello').text()) texts.push(text);
+    texts.push(await following);
+    forge.close();
+    guest.close();
+    return texts;
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+async def test_client_works_in_a_browser_with_a_token_and_with_tickets(spawn: Spawn) -> None:
+    if not HAS_CHROMIUM:
+        pytest.skip(f"{CHROMIUM} is missing")
+    server = await spawn()
+    async with http_session() as http:
+        token = (await new_client(server.url, http)).token
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.getuid() == 0 else []
+        )
+        page = await browser.new_page()
+
+        async def send_file(route: Route) -> None:
+            name = route.request.url.rpartition("/")[2]
+            body = (ROOT / "clients" / "javascript" / name).read_bytes()
+            await route.fulfill(body=body, content_type="text/javascript")
+
+        await page.route("**/client/*", send_file)
+        await page.goto(server.url)
+        assert await page.evaluate(IN_THE_PAGE, token) == ["echo: hello", "end_turn"]
+        await browser.close()
