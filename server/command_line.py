@@ -23,6 +23,7 @@ from .agents.process.environ import forget
 from .app import FIRST_TOKENS, SANDBOX, build_app
 from .commands.admin import CommandError, discard_stdout, print_escaped, sentence
 from .commands.backup import add_backup_commands
+from .commands.cluster import add_cluster_commands
 from .commands.doctor import add_doctor_command
 from .commands.sessions import add_session_commands
 from .commands.setup import add_setup_command
@@ -103,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_session_commands(commands)
     add_doctor_command(commands)
     add_backup_commands(commands)
+    add_cluster_commands(commands)
     add_unit_command(commands)
     # `__main__` runs this command without the others. Here it is for `--help`.
     connecting = commands.add_parser("connect", help=SUMMARY, description=sentence(SUMMARY))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..config import Settings
@@ -15,24 +16,64 @@ from ..errors import DatabaseError, StartError
 from ..tasks import Supervisor, Tasks
 from .database import Database
 from .import_v02 import upgrade
-from .lease import Lease, LeaseState
+from .lease import LATE_SHARE, Lease, LeaseState
 from .writer import DatabaseWriter
 
 if TYPE_CHECKING:
     from .drivers.postgres import PostgresDriver
 
 
+MEASURE_SECS = 5.0
+
+
 class SharedEngine:
     """A database in PostgreSQL, in which this server is a node.
 
     Attributes:
-        lease: of this node. Its loops must be run as tasks.
+        lease: of this node.
+        name: of this node.
     """
 
-    def __init__(self, driver: PostgresDriver, lease: Lease) -> None:
+    def __init__(self, driver: PostgresDriver, lease: Lease, name: str) -> None:
         self.driver = driver
         self.lease = lease
         self.tasks = Tasks()
+        self.name = name
+        self._round_trip_ms: float | None = None
+        self._sync = "on"
+        self._standbys = self._sync_standbys = 0
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the engine has answered lately."""
+        return self.lease.age < LATE_SHARE * self.lease.secs
+
+    def describe(self) -> dict[str, Any]:
+        """The state of the engine, as the last measurement found it."""
+        return {
+            "kind": "postgresql",
+            "reachable": self.is_reachable,
+            "round_trip_ms": self._round_trip_ms,
+            "synchronous_commit": self._sync,
+            "standbys": self._standbys,
+            "synchronous_standbys": self._sync_standbys,
+        }
+
+    async def measure(self) -> None:
+        """Measure the engine again and again, until the task is cancelled."""
+        while True:
+            began = time.monotonic()
+            with contextlib.suppress(DatabaseError):
+                # A user without the role pg_monitor sees the standbys, but not what they do.
+                [(self._sync, standbys, sync)] = await self.driver.change(
+                    "SELECT current_setting('synchronous_commit'), count(*),"
+                    " count(*) FILTER (WHERE sync_state IN ('sync', 'quorum'))"
+                    " FROM pg_stat_replication",
+                    repeats=True,
+                )
+                self._standbys, self._sync_standbys = int(standbys), int(sync)
+                self._round_trip_ms = round((time.monotonic() - began) * 1000, 2)
+            await asyncio.sleep(MEASURE_SECS)
 
     def attach(self, writer: DatabaseWriter, supervisor: Supervisor) -> None:
         """Let the writer refuse commits while the lease may end, and the server end with it."""
@@ -104,8 +145,9 @@ async def join_cluster(
             await table.set_state(number, "gone")
 
     stack.push_async_callback(leave)
-    engine = SharedEngine(driver, lease)
+    engine = SharedEngine(driver, lease, node_name(settings))
     supervisor.spawn(engine.tasks, "lease", lease.run)
     supervisor.spawn(engine.tasks, "lease-watch", lease.watch)
+    supervisor.spawn(engine.tasks, "engine", engine.measure)
     stack.push_async_callback(engine.tasks.finish, timeout=0)
     return engine

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from .database import Database
+from .drivers.base import Engine
 from .schema import SessionRow, columns
 
 ROWS = 10_000
 """Rows of the log that are read at once."""
+_COMPLETE = "CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT)"
+_LAST_ROW: Mapping[Engine, str] = {
+    "sqlite": "SELECT coalesce(max(n), 0) FROM log",
+    "postgresql": f"SELECT least(coalesce(max(n), 0), {_COMPLETE} - 1) FROM log",
+}
+_GROWTH: Mapping[Engine, str] = {
+    "sqlite": "SELECT n, session FROM log WHERE n > ? ORDER BY n LIMIT ?",
+    # All rows of a transaction have its number, and only those below it are all committed.
+    "postgresql": f"SELECT n, session FROM log WHERE n > ? AND n < {_COMPLETE}"
+    " ORDER BY n FETCH FIRST (?) ROWS WITH TIES",
+}
 
 
 class GrowthQueries:
@@ -50,7 +62,7 @@ class GrowthQueries:
         return dict(rows)
 
     async def last_log_row(self) -> int:
-        rows = await self._database.fetch("SELECT coalesce(max(n), 0) FROM log")
+        rows = await self._database.fetch(_LAST_ROW[self._database.engine])
         return int(rows[0][0])
 
     async def log_heads(self) -> dict[int, int]:
@@ -69,7 +81,5 @@ class GrowthQueries:
         """
         if await self.last_log_row() < row:
             return None
-        rows = await self._database.fetch(
-            "SELECT n, session FROM log WHERE n > ? ORDER BY n LIMIT ?", row, ROWS
-        )
+        rows = await self._database.fetch(_GROWTH[self._database.engine], row, ROWS)
         return (rows[-1][0], {session for _, session in rows}) if rows else (row, set())

@@ -11,15 +11,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import asyncpg
 
 from ...errors import DatabaseError
 from .base import FencedError, Statement
-from .migrations import pending_scripts
-from .postgres_connections import LOST_CONNECTION, Connections, database_error, open_connection
+from .postgres_connections import (
+    LOST_CONNECTION,
+    Connections,
+    database_error,
+    migrate_engine,
+    open_connection,
+)
 from .translation import EngineStatement, engine_statements, from_engine, numbered, to_engine
 
 logger = logging.getLogger(__name__)
@@ -28,13 +33,17 @@ READERS = 4
 """Connections for queries, and as many for :meth:`PostgresDriver.change`."""
 PATIENCE_SECS = 5.0
 RECONNECT_SECS = 0.1
-_LOCK = 7_222_417
-"""The key of the advisory lock of a migration."""
 _FENCE = (
     "WITH f AS MATERIALIZED"
     " (SELECT n FROM nodes WHERE n = ?1 AND state <> 'gone' FOR SHARE)"
     # Without a row, n is null, which is an error: nothing of the commit is executed.
     " INSERT INTO marks (n, k) SELECT (SELECT n FROM f), CAST(?2 AS BIGINT)"
+)
+
+
+_IDENTITIES = (
+    "SELECT table_name, column_name FROM information_schema.columns"
+    " WHERE table_schema = current_schema() AND identity_generation = 'BY DEFAULT'"
 )
 
 
@@ -79,7 +88,7 @@ class PostgresDriver:
         driver = cls(url, name)
         try:
             driver._writer = await open_connection(url, f"{name} writer")
-            await _migrate(driver._writer, migrations)
+            await migrate_engine(driver._writer, migrations)
         except (*LOST_CONNECTION, asyncpg.PostgresError) as error:
             await driver.close()
             raise database_error(error) from error
@@ -272,6 +281,40 @@ class PostgresDriver:
                     raise database_error(error) from error
                 await asyncio.sleep(RECONNECT_SECS)
 
+    async def copy_in(
+        self, tables: Sequence[tuple[str, Sequence[str], Iterable[Sequence[Any]]]]
+    ) -> int:
+        """Copy rows into tables, all or none, and let their sequences continue after them.
+
+        Args:
+            tables: the name of each, its columns, and its rows.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            DatabaseError: nothing was copied.
+        """
+        count = 0
+        try:
+            connection = await self._writing(is_sent=False)
+            async with connection.transaction():
+                for table, columns, rows in tables:
+                    status = await connection.copy_records_to_table(
+                        table, records=map(to_engine, rows), columns=list(columns)
+                    )
+                    count += int(status.split()[-1])
+                for table, column in await connection.fetch(_IDENTITIES):
+                    await connection.execute(
+                        "SELECT setval(pg_get_serial_sequence($1, $2),"
+                        f" (SELECT coalesce(max({column}), 0) + 1 FROM {table}), false)",
+                        table,
+                        column,
+                    )
+        except (*LOST_CONNECTION, asyncpg.PostgresError, ValueError) as error:
+            raise database_error(error) from error
+        return count
+
     # Notifications.
 
     async def listen(
@@ -333,29 +376,3 @@ async def _is_marked(connection: asyncpg.Connection, fence: Statement) -> bool:
 
 def _is_fence(error: asyncpg.NotNullViolationError) -> bool:
     return (error.table_name, error.column_name) == ("marks", "n")
-
-
-async def _migrate(connection: asyncpg.Connection, migrations: Sequence[str]) -> None:
-    """Bring the schema up to date. One server at a time does it.
-
-    Raises:
-        SchemaError: it declares that older programs cannot use it.
-    """
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS schema_version"
-            " (one BOOLEAN PRIMARY KEY CHECK (one), version BIGINT NOT NULL,"
-            " min_version BIGINT NOT NULL)"
-        )
-        row = await connection.fetchrow("SELECT version, min_version FROM schema_version")
-        version, min_version = row if row is not None else (0, 0)
-        if version > len(migrations) >= min_version:
-            return  # a newer server has added columns that this one does not need
-        for number, script in pending_scripts(version, migrations):
-            await connection.execute(script)
-            await connection.execute(
-                "INSERT INTO schema_version (one, version, min_version) VALUES (true, $1, $1)"
-                " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
-                number,
-            )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 
 from ...errors import DatabaseError
+from .migrations import pending_scripts
 
 CONNECT_SECS = 5.0
+MIGRATION_LOCK = 7_222_417
+"""The key of the advisory lock of a migration."""
 STATEMENTS = 1000
 """Prepared statements of a connection."""
 
@@ -159,3 +162,29 @@ class Connections:
 
     def close(self) -> None:
         self.renew()
+
+
+async def migrate_engine(connection: asyncpg.Connection, migrations: Sequence[str]) -> None:
+    """Bring the schema up to date. One server at a time does it.
+
+    Raises:
+        SchemaError: it declares that older programs cannot use it.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_version"
+            " (one BOOLEAN PRIMARY KEY CHECK (one), version BIGINT NOT NULL,"
+            " min_version BIGINT NOT NULL)"
+        )
+        row = await connection.fetchrow("SELECT version, min_version FROM schema_version")
+        version, min_version = row if row is not None else (0, 0)
+        if version > len(migrations) >= min_version:
+            return  # a newer server has added columns that this one does not need
+        for number, script in pending_scripts(version, migrations):
+            await connection.execute(script)
+            await connection.execute(
+                "INSERT INTO schema_version (one, version, min_version) VALUES (true, $1, $1)"
+                " ON CONFLICT (one) DO UPDATE SET version = excluded.version",
+                number,
+            )

@@ -23,6 +23,24 @@ class SandboxInfo(msgspec.Struct, kw_only=True):
     open: list[str]
 
 
+class NodeState(msgspec.Struct, kw_only=True):
+    """A node of the cluster."""
+
+    name: str
+    state: str
+
+
+class EngineState(msgspec.Struct, kw_only=True):
+    """The database that the nodes share."""
+
+    kind: Literal["postgresql"]
+    reachable: bool
+    round_trip_ms: float | None
+    synchronous_commit: str
+    standbys: Count
+    synchronous_standbys: Count
+
+
 class Health(msgspec.Struct, kw_only=True):
     """The server's own state."""
 
@@ -36,6 +54,9 @@ class Health(msgspec.Struct, kw_only=True):
     sockets: Count
     uptime_secs: Count
     sandbox: SandboxInfo
+    node: str | msgspec.UnsetType = msgspec.UNSET
+    nodes: list[NodeState] | msgspec.UnsetType = msgspec.UNSET
+    engine: EngineState | msgspec.UnsetType = msgspec.UNSET
 
 
 class Ready(msgspec.Struct, kw_only=True):
@@ -69,7 +90,7 @@ class Ready(msgspec.Struct, kw_only=True):
 async def get_health(request: web.Request) -> Health:
     context = context_of(request)
     found, sandbox = context.health, context.sessions.backend.sandbox
-    return Health(
+    health = Health(
         version=__version__,
         claude_present=found.claude_present,
         claude_version=found.claude_version,
@@ -81,6 +102,11 @@ async def get_health(request: web.Request) -> Health:
         uptime_secs=int(time.time() - context.started_at),
         sandbox=SandboxInfo(level=sandbox.level, enforced=sandbox.enforced, open=sandbox.open),
     )
+    if (engine := found.engine) is not None:
+        health.node = engine.name
+        health.nodes = [NodeState(name=one.name, state=one.state) for one in engine.lease.nodes]
+        health.engine = EngineState(**engine.describe())
+    return health
 
 
 @Endpoint(
