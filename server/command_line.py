@@ -29,6 +29,7 @@ from .commands.sessions import add_session_commands
 from .commands.setup import add_setup_command
 from .commands.tokens import add_token_commands
 from .commands.unit import add_unit_command
+from .commands.webhooks import add_webhook_command
 from .config import SettingError, Settings, load, with_env_file
 from .connect.command import connect_with
 from .connect.target import SUMMARY, add_connect_arguments
@@ -106,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_backup_commands(commands)
     add_cluster_commands(commands)
     add_unit_command(commands)
+    add_webhook_command(commands)
     # `__main__` runs this command without the others. Here it is for `--help`.
     connecting = commands.add_parser("connect", help=SUMMARY, description=sentence(SUMMARY))
     add_connect_arguments(connecting)

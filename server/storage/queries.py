@@ -10,6 +10,7 @@ from .drivers.base import OF_ENDED_SERVERS, Engine
 from .drivers.functions import casefold
 from .fork_queries import ForkQueries
 from .lifecycle_queries import SELECT_SESSION, LifecycleQueries
+from .outbox import OutboxQueries
 from .schema import FileRow, SessionRow, SteerRow, TokenRow, TurnRow, columns
 
 SCANNED_ROWS = 500
@@ -26,6 +27,11 @@ class Queries(LifecycleQueries, ForkQueries):
     @property
     def engine(self) -> Engine:
         return self._database.engine
+
+    @property
+    def outbox(self) -> OutboxQueries:
+        """The reads of webhooks and push."""
+        return OutboxQueries(self._database)
 
     async def session(self, session_id: str) -> SessionRow | None:
         rows = await self._database.fetch(SELECT_SESSION + "WHERE id = ?", session_id)
