@@ -54,7 +54,7 @@ export function sessionActions(app) {
 		if (!(await ask({ title: 'Delete for good?', text, action: 'Delete for good', danger: true }))) return
 		attempt(async () => {
 			await app.api.purge(id)
-			app.drop(id)
+			app.forget(id)
 		})
 	}
 

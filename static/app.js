@@ -46,7 +46,7 @@ const app = {
 	rows: [],
 	go,
 	goBeside,
-	drop,
+	forget,
 	load,
 	show,
 	create,
@@ -337,17 +337,19 @@ function retire(entry) {
 	}
 }
 
-// Forgets a session; one that was deleted also leaves the screen
 function drop(id) {
 	const entry = open.get(id)
 	entry?.session.stop()
 	entry?.view.el.remove()
 	open.delete(id)
-	if ([app.current, ...app.beside].includes(id)) {
-		app.list.forget(id)
-		storage.forget(id)
-		closePane(id)
-	} else if (!entry) app.list.forget(id)
+}
+
+// A session that was deleted
+function forget(id) {
+	drop(id)
+	app.list.forget(id)
+	storage.forget(id)
+	if (onScreen(id)) closePane(id)
 }
 
 function openSession(id, state = app.list.states.get(id)) {

@@ -46,6 +46,7 @@ export class Panel extends PanelPage {
 		})
 		setChildren(this.grid, shown)
 		this.none.hidden = shown.length > 0
+		this.#tick()
 	}
 
 	#heading(name, count) {
@@ -91,7 +92,7 @@ export class Panel extends PanelPage {
 			h(
 				'footer.chips',
 				{},
-				(questions.length > 0 || status !== 'waiting') &&
+				(questions.length > 0 || status === 'running') &&
 					h('button.secondary', { onclick: () => this.app.go(id) }, questions.length ? 'Answer' : 'Open'),
 				status === 'running' &&
 					h('button.quiet', { onclick: event => this.#stop(event.currentTarget, id) }, icon('stop'), 'Stop')
@@ -99,7 +100,6 @@ export class Panel extends PanelPage {
 		)
 		this.tiles.set(id, { el, shown, time, state, row })
 		if (tile?.el.contains(document.activeElement)) queueMicrotask(() => el.querySelector('button, a')?.focus())
-		this.#tick()
 		return el
 	}
 

@@ -12,5 +12,9 @@ export function deadline(expiresAt, now = Date.now()) {
 		return { words: `Waits until ${new Date(expiresAt).toLocaleDateString()}`, urgent: false, again: 3_600_000 }
 	const step = left > 120_000 ? 60_000 : 1000
 	const shown = Math.ceil(left / step) * step
-	return { words: `Waits ${duration(shown)} for an answer`, urgent: left < URGENT, again: left % step || step }
+	return {
+		words: `${duration(shown).replace(/ 0 s$/, '')} left to answer`,
+		urgent: left < URGENT,
+		again: left % step || step
+	}
 }

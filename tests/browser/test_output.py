@@ -74,7 +74,10 @@ async def test_demo_agent_output_is_shown(tab: Tab) -> None:
     await expect(unchanged).to_be_in_viewport()
     failed = page.locator(".terminal span", has_not=page.locator("span")).first
     await expect(failed).to_have_text("1 failed")
+    await page.emulate_media(color_scheme="dark")
     await expect(failed).to_have_css("color", "rgb(240, 138, 128)")
+    await page.emulate_media(color_scheme="light")  # with a light terminal
+    await expect(failed).not_to_have_css("color", "rgb(240, 138, 128)")
     await expect(page.locator(".md h4")).to_have_text("Done")
     await expect(page.locator(".md strong")).to_have_text("one")
     await expect(page.locator(".md table td").first).to_have_text("1")

@@ -1,6 +1,5 @@
 // The parts of the views that need no page: half-written Markdown, differences of texts, scrolling.
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { Lexer } from 'marked';
 import { Screen } from '../../static/views/ansi.js';
@@ -255,13 +254,4 @@ test('the scroll position is kept while reading back and follows at the end', t 
 	assert.equal(after(1650, 100), 1800); // back near the end
 	scroller.scrollHeight -= 40; // something is folded: the browser moves up by itself
 	assert.equal(after(1760, 100), 1860);
-});
-
-test('the JavaScript and CSS of the page stay below 200 KiB', () => {
-	const root = new URL('../../static/', import.meta.url);
-	const names = readdirSync(root, { recursive: true, encoding: 'utf8' }).filter(
-		name => /\.(js|css)$/.test(name) && !/^docs\./.test(name)
-	);
-	const written = names.reduce((sum, name) => sum + readFileSync(new URL(name, root)).length, 0);
-	assert.ok(written < 200 * 1024, `${written} bytes`);
 });

@@ -1,0 +1,148 @@
+"""Projects, the board, sessions side by side, and the pages for agents and administrators."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from playwright.async_api import expect
+
+from ..support.harness import Client, LocalServer, script
+from .conftest import OpenTab
+from .tab import PHONE, Tab
+
+
+async def test_project_is_chosen_and_several_agents_are_compared(
+    tab: Tab, client: Client, projects: Path
+) -> None:
+    page = tab.page
+    await tab.button("Project: New folder").click()
+    chooser = page.get_by_role("dialog", name="Choose a project")
+    await chooser.get_by_role("button", name="code").click()
+    await chooser.get_by_role("button", name="website").click()
+    await expect(chooser.get_by_label("In its own worktree")).to_be_visible()  # it is a repository
+    await tab.axe("projects")
+    await tab.picture("projects")
+    await chooser.get_by_role("button", name="Use this folder").click()
+    await expect(tab.button("Project: website")).to_be_visible()
+    await tab.button("Agent: mock").click()
+    await page.get_by_role("menuitem", name="Ask several and compare").click()
+    await page.get_by_label("demo", exact=True).check()
+    await tab.button("Compare 2").click()
+    await tab.say("help")
+    panes = page.locator(".session:not([hidden])")
+    await expect(panes).to_have_count(2)
+    await expect(panes.locator(".facts:not(.working)")).to_have_count(2)
+    await tab.axe("side by side")
+    await tab.picture("side-by-side")
+    listed = (await client.get("/sessions"))[1]["sessions"]
+    assert sorted(one["agent"] for one in listed) == ["demo", "mock"]
+    assert {one["cwd"] for one in listed} == {str(projects / "website")}
+    assert {one["retention_secs"] for one in listed} == {None}
+    await page.reload()
+    await expect(panes).to_have_count(2)
+    await tab.button("Close this pane").first.click()
+    await expect(panes).to_have_count(1)
+    # The list by projects, and the project as a card.
+    await tab.button("Group and filter").click()
+    await page.get_by_role("menuitemradio", name="By project").click()
+    await expect(page.locator(".session-list h2")).to_have_text(["website"])
+    await tab.button("New session").click()
+    card = tab.button(re.compile("^website 2 sessions"))
+    await expect(card).to_have_attribute("aria-pressed", "true")
+
+
+async def test_board_answers_requests_and_menu_keeps_sessions(tab: Tab, client: Client) -> None:
+    page = tab.page
+    asks = await client.create(permission="ask", meta={"title": "Asks"})
+    socket = await client.connect(asks)
+    await socket.send("prompt", prompt=script({"permission": {"title": "Delete it"}}))
+    await socket.until("permission_request")
+    await tab.button("Board").click()
+    tile = page.get_by_role("article", name="Asks")
+    await expect(tile).to_contain_text("Delete it")
+    await expect(tile).to_contain_text("left to answer")
+    await tab.axe("board")
+    await tab.picture("board")
+    await tile.get_by_role("button", name="Reject once").click()
+    resolved = await socket.until("permission_resolved")
+    assert resolved["outcome"]["optionId"] == "reject_once"
+    # Another session waits: one key leads to its request, from anywhere.
+    other = await client.create(permission="ask", meta={"title": "Asks too"})
+    second = await client.connect(other)
+    await second.send("prompt", prompt=script({"permission": True}))
+    await expect(page.locator(".tile[data-state=waiting]")).to_have_text(re.compile("^Asks too"))
+    await page.keyboard.press("Control+.")
+    await expect(page.get_by_role("heading", name="Asks too", level=1)).to_be_visible()
+    await expect(page.locator(".ask-card button").first).to_be_focused()
+    await page.keyboard.press("1")
+    await second.until("turn_end")
+
+    # Pinned, archived, unread, and deleted for good.
+    rows = page.locator(".session-row")
+
+    async def choose(title: str, entry: str) -> None:
+        row = rows.filter(has_text=re.compile(f"^{title}(?! too)"))
+        await row.hover()
+        await row.get_by_role("button", name="More for").click()
+        await page.get_by_role("menuitem", name=entry).click()
+
+    await choose("Asks", "Pin")
+    await expect(page.locator(".session-list h2").first).to_have_text("Pinned")
+    assert (await client.state(asks))["meta"]["pinned"] is True
+    await choose("Asks too", "Archive")
+    await expect(rows).to_have_count(1)
+    state = await client.state(other)
+    assert (state["meta"]["archived"], state["state"]) == (True, "closed")
+    await tab.button("Group and filter").click()
+    await page.get_by_role("menuitemradio", name="The archive").click()
+    await expect(rows).to_have_text(re.compile("^Asks too"))
+    await choose("Asks too", "Delete for good")
+    await page.get_by_role("dialog").get_by_role("button", name="Delete for good").click()
+    await expect(rows).to_have_count(0)
+    assert (await client.get(f"/sessions/{other}"))[0] == 404
+
+
+async def test_agents_and_administration_on_a_phone(
+    open_tab: OpenTab, server: LocalServer, client: Client, app: str
+) -> None:
+    tab = await open_tab(client, viewport=PHONE, has_touch=True, is_mobile=True)
+    page = tab.page
+    await tab.sign_in()
+    await page.goto(f"{tab.url}/#view=agents")
+    demo = page.get_by_role("article", name="demo", exact=True)
+    await expect(demo).to_contain_text("Ready")
+    missing = page.locator("[data-installed=false]").filter(has=page.locator("code"))
+    await expect(missing.first.get_by_role("button", name="Copy")).to_be_visible()
+    await tab.button("Check again").tap()
+    await expect(page.get_by_text(re.compile(r"\d+ of \d+ agents are installed"))).to_be_visible()
+    await tab.axe("agents")
+    await tab.picture("agents")
+    await demo.get_by_role("button", name="New session with it").tap()
+    await expect(tab.button("Agent: demo")).to_be_visible()
+
+    await page.goto(f"{tab.url}/#view=admin")
+    await page.get_by_label("Admin token").fill(tab.token)  # an app's token is not enough
+    await tab.button("Continue").tap()
+    await expect(page.get_by_role("alert").filter(has_text="not the admin token")).to_be_visible()
+    await page.get_by_label("Admin token").fill(server.admin().token or "")
+    await tab.button("Continue").tap()
+    await expect(page.get_by_role("cell", name=app, exact=True)).to_be_visible()
+    await page.get_by_label("Name of the app").fill(f"{app}-new")
+    await page.get_by_label("Create and delete sessions").uncheck()
+    await tab.button("Create").tap()
+    shown = page.locator(".new-token code").first
+    await expect(shown).to_have_text(re.compile("^cf_"))
+    made = await server.client(f"{app}-checked")  # the list is that of the server
+    assert made.token
+    await tab.axe("administration")
+    await tab.picture("administration")
+    await page.get_by_role("tab", name="Usage").tap()
+    await expect(page.get_by_role("group", name="Group by")).to_be_visible()
+    await page.get_by_role("tab", name="Audit").tap()
+    await expect(page.locator(".admin-content tbody tr").first).to_be_visible()
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert await page.evaluate(overflow) == 0
+    # It is in memory only.
+    await page.reload()
+    await expect(page.get_by_label("Admin token")).to_be_visible()
