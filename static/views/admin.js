@@ -20,12 +20,7 @@ const PAGE = 200
 export class Panel extends PanelPage {
 	constructor(app) {
 		super(app, 'Administration')
-		this.leave = h(
-			'button.quiet',
-			{ hidden: '', onclick: () => this.#forget() },
-			icon('leave'),
-			'Forget the admin token'
-		)
+		this.leave = h('button.quiet', { hidden: '', onclick: () => this.#forget() }, icon('leave'), 'Forget token')
 		this.el.firstElementChild.append(this.leave)
 		this.tab = 'tokens'
 		this.#draw()

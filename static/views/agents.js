@@ -6,6 +6,9 @@ import { copyButton } from './code.js'
 import { h, icon, setText } from './dom.js'
 import { PanelPage, pill } from './panel.js'
 
+const COMMAND = /^(npm|npx|pnpm|pip|pipx|uv|uvx|curl|brew|cargo|go|apt) /
+const KNOWN = ['claude', 'codex', 'gemini', 'opencode', 'qwen', 'copilot'] // first of those to install
+
 export class Panel extends PanelPage {
 	constructor(app) {
 		super(app, 'Agents')
@@ -45,7 +48,8 @@ export class Panel extends PanelPage {
 	#draw() {
 		const agents = records(this.app.agents)
 		this.drawn = JSON.stringify(this.app.agents)
-		const rank = one => (one.login_required ? 0 : one.default ? 1 : one.installed ? 2 : 3)
+		const rank = one =>
+			one.login_required ? 0 : one.default ? 1 : one.installed ? 2 : KNOWN.includes(one.name) ? 3 : 4
 		const known = [...agents].sort((a, b) => rank(a) - rank(b))
 		const section = (title, some) =>
 			some.length ? [h('h2', { text: title }), ...some.map(one => this.#card(one))] : []
@@ -77,16 +81,19 @@ export class Panel extends PanelPage {
 				h('h3.ellipsis.grow', { text: name }),
 				state
 			),
-			!installed &&
-				install &&
-				h(
-					'div.command',
-					{},
-					h('code', { text: install, tabIndex: 0 }),
-					copyButton(() => install, 'Copy')
-				),
+			!installed && install && this.#install(install),
 			installed && h('button.quiet', { onclick: () => this.#use(name) }, icon('plus'), 'New session with it'),
 			installed && (login || records(methods).length > 0) && this.#logins(name, records(methods), login)
+		)
+	}
+
+	#install(text) {
+		if (!COMMAND.test(text)) return h('p.hint', { text: text[0].toUpperCase() + text.slice(1) })
+		return h(
+			'div.command',
+			{},
+			h('code', { text, tabIndex: 0 }),
+			copyButton(() => text, 'Copy')
 		)
 	}
 

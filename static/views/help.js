@@ -13,7 +13,7 @@ const GROUPS = {
 	],
 	'In a conversation': [
 		['Alt ↑, Alt ↓', 'Previous or next prompt'],
-		['any letter', 'Write a message'],
+		['A to Z', 'Write a message'],
 		['1 to 9', 'Choose an option of the request that has the focus'],
 		['Ctrl `', 'Raw frames of this session']
 	],

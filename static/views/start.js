@@ -160,7 +160,7 @@ export class StartView extends View {
 		const { project, worktree } = this.choice
 		const name = project?.split('/').filter(Boolean).at(-1)
 		const button = h(
-			'button.project-picker',
+			`button.project-picker${project ? '' : '.unset'}`,
 			{
 				label: `Project: ${name ? spell(name) + (worktree ? ' · worktree' : '') : 'New folder'}`,
 				title: project ? spell(project) : 'The folder in which the agent works',
