@@ -175,7 +175,8 @@ class SessionForker:
         backend, agent = self._sessions.backend, source.agent.backend_agent
         if not await backend.fork(agent, fork.id, fork.row.cwd):
             return
-        columns: dict[str, Any] = {"owes_history": 0, "has_context": 1}
+        usage = fork.usage.continue_from(source.usage)
+        columns: dict[str, Any] = {"owes_history": 0, "has_context": 1, "usage": usage}
         statement = statements.change_session(fork.row.n, **columns)
         await to_completion(self._sessions.writer.commit([statement]))
         fork.row.owes_history, fork.row.has_context = 0, 1

@@ -63,10 +63,21 @@ class SessionUsage:
             self._stored.context = ContextWindow(used, size)
         cost = cost_of(update.get("cost"))
         if isinstance(cost, Cost):
-            if replayed:
-                self._stored.agent_cost = cost
-            else:
+            if not replayed:
                 self._cost = cost
+            elif _is_of_another(cost, self._stored.agent_cost):
+                self._stored.agent_cost = cost
+            # Otherwise the difference is that of a turn that a kill of the server has ended.
+
+    def continue_from(self, source: SessionUsage) -> str:
+        """Count from what the agent of *source* has reported: it has forked its conversation.
+
+        Returns:
+            The value of the column ``usage``.
+        """
+        self._stored.agent_cost = source._stored.agent_cost
+        self._core.row.usage = dumps(msgspec.to_builtins(self._stored)).decode()
+        return self._core.row.usage
 
     def end_turn(self, turn_index: int, response: Any, at: float) -> tuple[Usage, list[Statement]]:
         """Count a turn that has ended.
@@ -117,8 +128,13 @@ class SessionUsage:
         ]
 
 
+def _is_of_another(cost: Cost, before: Cost | None) -> bool:
+    """Whether the cost is not that of the conversation that has cost *before*."""
+    return before is None or before.currency != cost.currency or before.amount > cost.amount
+
+
 def _difference(cost: Cost, before: Cost | None) -> Cost:
     """The cost since *before*. A smaller cost is that of a new conversation."""
-    if before is None or before.currency != cost.currency or before.amount > cost.amount:
+    if before is None or _is_of_another(cost, before):
         return cost
     return Cost(cost.amount - before.amount, cost.currency)
