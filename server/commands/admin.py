@@ -35,7 +35,7 @@ from ..metrics import Metrics
 from ..sandbox.setup import make_sandbox
 from ..sessions.registry import SessionRegistry
 from ..storage.database import Database
-from ..storage.import_v02 import upgrade
+from ..storage.engine import open_database
 from ..storage.queries import Queries
 from ..storage.schema import SchemaError
 from ..storage.writer import DatabaseWriter
@@ -113,9 +113,13 @@ class RunningServer:
 
 
 class StoppedServer:
-    """The data folder of a stopped server. It is locked, so that no server can start."""
+    """The data folder of a stopped server. It is locked, so that no server can start.
 
-    def __init__(self, tokens: TokenRegistry, sessions: SessionRegistry) -> None:
+    Args:
+        sessions: None in a cluster, in which other nodes may run them.
+    """
+
+    def __init__(self, tokens: TokenRegistry, sessions: SessionRegistry | None) -> None:
         self._tokens = tokens
         self._sessions = sessions
 
@@ -130,10 +134,17 @@ class StoppedServer:
 
     async def revoke_token(self, name: str, *, close_sessions: bool) -> int:
         await self._tokens.revoke(name)
-        return await self._sessions.listing.close_all(name, "admin") if close_sessions else 0
+        if not close_sessions:
+            return 0
+        return await self._known_sessions().listing.close_all(name, "admin")
 
     async def close_session(self, session_id: str) -> bool:
-        return await self._sessions.close_by_id(session_id, "admin")
+        return await self._known_sessions().close_by_id(session_id, "admin")
+
+    def _known_sessions(self) -> SessionRegistry:
+        if self._sessions is None:
+            raise CommandError("start this node first: another node may run the session")
+        return self._sessions
 
 
 def _token_options(options: Mapping[str, Any]) -> TokenOptions:
@@ -213,10 +224,7 @@ async def _connect_to_server(data_dir: DataDir) -> AsyncIterator[AdminApi]:
 @contextlib.asynccontextmanager
 async def _open_stopped(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[AdminApi]:
     async with contextlib.AsyncExitStack() as stack:
-        path = DataDir.of(settings).database
-        await upgrade(path)
-        database = await Database.open(path, sync=settings.sync)
-        stack.push_async_callback(database.close)
+        database = await open_database(settings, DataDir.of(settings).database, stack)
         queries = Queries(database)
         metrics = Metrics()
         writer = DatabaseWriter(database, metrics)
@@ -228,6 +236,9 @@ async def _open_stopped(settings: Settings, environ: Mapping[str, str]) -> Async
             make_sandbox, settings, environ, agent_environ(environ, settings.agent_env)
         )
         await tokens.connect_sandbox(sandbox)
+        if settings.cluster_url is not None:
+            yield StoppedServer(tokens, None)
+            return
         # No agent is started, so Node need not be installed.
         backend = make_backend(settings, environ, writer, sandbox=sandbox, node="node")
         sessions = SessionRegistry(settings, queries, writer, metrics, backend)
@@ -243,14 +254,18 @@ async def open_for_reading(settings: Settings) -> AsyncIterator[Queries]:
     if await asyncio.to_thread(settings.data_dir.is_dir):
         data_dir.check()
     await _require_database(settings)
-    database = await Database.open_readonly(data_dir.database)
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.cluster_url is not None:
+            database = await open_database(settings, data_dir.database, stack)
+        else:
+            database = await Database.open_readonly(data_dir.database)
+            stack.push_async_callback(database.close)
         yield Queries(database)
-    finally:
-        await database.close()
 
 
 async def _require_database(settings: Settings) -> None:
+    if settings.cluster_url is not None:
+        return
     path = DataDir.of(settings).database
     if not await asyncio.to_thread(path.is_file):
         raise CommandError(

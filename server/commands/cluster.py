@@ -12,6 +12,7 @@ from typing import Any
 from ..config import Settings
 from ..data_dir import CONVERSATION_FOLDERS, FILE_FOLDERS, DataDir, node_name
 from ..storage.database import Database
+from ..storage.statements import relocate_workspaces
 from . import admin
 
 
@@ -43,6 +44,8 @@ def import_data(
             try:
                 await asyncio.to_thread(_copy_folders, settings.data_dir, settings.shared_dir)
                 count = await copy_into(source.database, database)
+                folder = DataDir.of(settings).workspace("x").parent
+                await database.write([relocate_workspaces(str(folder))])
             finally:
                 await database.close()
         print(f"copied {count} rows of {source.database}")
