@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import socket
 import ssl
@@ -26,8 +27,8 @@ from ..origins import DEFAULT_PORTS, Address, address_of
 MAX_URL_LENGTH = 2048
 MAX_DRAINED_BYTES = 16 << 10
 """A connection is used again only if the body of its response was not longer."""
-MAX_LOOKUPS = 8
-"""Lookups of hosts at once. The system may take half a minute for one."""
+MAX_LOOKUPS = 32
+"""Hosts that are looked up at once. The system may take half a minute for one."""
 _URL = re.compile(r"https?://[!-~]+\Z", re.IGNORECASE)
 
 Lookup = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -139,6 +140,8 @@ class OutboundClient:
             raise RequestError("the connection ended, or the response is not HTTP") from None
 
     async def close(self) -> None:
+        if isinstance(self._lookup, _SystemLookup):
+            self._lookup.cancel()
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
@@ -229,16 +232,36 @@ class _SystemLookup:
     """
 
     def __init__(self) -> None:
-        self._running = asyncio.Semaphore(MAX_LOOKUPS)
+        self._threads = asyncio.Semaphore(MAX_LOOKUPS)
+        self._running: dict[str, asyncio.Task[list[Any]]] = {}
 
     async def __call__(self, host: str, port: int) -> Sequence[Address]:
         if (literal := address_of(host)) is not None:
             return [literal]
+        # Requests to a host whose lookup hangs share one thread, also if they have given up.
+        task = self._running.get(host)
+        if task is None:
+            task = self._running[host] = asyncio.create_task(self._look_up(host), name="lookup")
+            task.add_done_callback(functools.partial(self._finish, host))
+        found = await asyncio.shield(task)
+        texts = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)
+        return [address for text in texts if (address := address_of(text)) is not None]
+
+    def cancel(self) -> None:
+        """Wait for no lookup any more."""
+        for task in self._running.values():
+            task.cancel()
+
+    def _finish(self, host: str, task: asyncio.Task[list[Any]]) -> None:
+        del self._running[host]
+        if not task.cancelled():
+            task.exception()  # nobody may be waiting for it
+
+    async def _look_up(self, host: str) -> list[Any]:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[Any]] = loop.create_future()
 
         def report(found: list[Any], error: OSError | None) -> None:
-            self._running.release()  # also if the caller has given up
             if done.done():
                 return
             if error is not None:
@@ -250,7 +273,7 @@ class _SystemLookup:
             found: list[Any] = []
             failure: OSError | None = None
             try:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             except OSError as error:
                 failure = error
             except UnicodeError:
@@ -258,10 +281,9 @@ class _SystemLookup:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(report, found, failure)
 
-        await self._running.acquire()
-        threading.Thread(target=look_up, name="lookup", daemon=True).start()
-        texts = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in await done)
-        return [address for text in texts if (address := address_of(text)) is not None]
+        async with self._threads:
+            threading.Thread(target=look_up, name="lookup", daemon=True).start()
+            return await done
 
 
 def _named_host(url: URL) -> tuple[str, int]:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -178,6 +180,39 @@ async def test_unencrypted_request_to_a_public_address_is_refused() -> None:
             await client.check_addresses(url)
         with pytest.raises(RequestError, match="https"):
             await client.post(url, {}, b"{}")
+
+
+async def test_host_whose_lookup_hangs_occupies_one_thread_and_no_other_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lookups: list[str] = []
+    release = threading.Event()
+
+    def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        lookups.append(host)
+        if host == "hangs.example.org":
+            release.wait(20)
+        return [(2, 1, 6, "", ("127.0.0.1", 0))]
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response()
+
+    hosts = AllowedHosts([host_rule("*.example.org"), host_rule("127.0.0.1")])
+    client = OutboundClient(hosts, "HOSTS", 0.3)
+    async with served(answer) as port:
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        hanging = client.check_url(f"http://hangs.example.org:{port}/x")
+        requests = [client.post(hanging, {}, b"{}") for _ in range(40)]
+        failed = await asyncio.gather(*requests, return_exceptions=True)
+        assert all(isinstance(one, RequestError) for one in failed)
+        with pytest.raises(RequestError):
+            await client.post(hanging, {}, b"{}")
+        other = client.check_url(f"http://other.example.org:{port}/x")
+        assert (await client.post(other, {}, b"{}")).status == 200
+        release.set()
+        assert (await client.post(hanging, {}, b"{}")).status == 200
+        assert lookups.count("hangs.example.org") <= 2
+    await client.close()
 
 
 async def test_redirect_is_not_followed(receiver: Receiver) -> None:
