@@ -1,4 +1,4 @@
-"""Tells the build of the wheel that its dependencies are those of requirements.txt."""
+"""Tells the build of the wheel that its dependencies are those of the requirements files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
+EXTRAS = ("cluster", "otel")
+
 
 class CustomMetadataHook(MetadataHookInterface):
     def update(self, metadata: dict[str, Any]) -> None:
-        lines = (Path(self.root) / "requirements.txt").read_text("utf-8").splitlines()
+        metadata["dependencies"] = self._pins("requirements.txt")
+        metadata["optional-dependencies"] = {
+            name: self._pins(f"requirements-{name}.txt") for name in EXTRAS
+        }
+
+    def _pins(self, name: str) -> list[str]:
+        lines = (Path(self.root) / name).read_text("utf-8").splitlines()
         pins = [line.partition("#")[0].strip() for line in lines]
-        metadata["dependencies"] = [pin for pin in pins if pin]
+        return [pin for pin in pins if pin and not pin.startswith("-")]
