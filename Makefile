@@ -63,6 +63,10 @@ help: ## Show this list
 run: setup ## Install missing packages, then run the server in the foreground
 	@$(alone) exec $(BIN)/python -m server $(ARGS)
 
+.PHONY: cluster
+cluster: setup $(DEV_STAMP) ## Try three nodes: Debian's PostgreSQL in a folder, a proxy, one link (CLUSTER_PORT=8800)
+	@$(alone) exec $(BIN)/python -m tests.support.local_cluster
+
 .PHONY: setup
 setup: $(CLIENT_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Install missing packages without starting the server
 

@@ -47,6 +47,8 @@ from .web.context import CONTEXT, ServerContext
 from .web.gauges import register_gauges
 from .web.health import HealthMonitor
 from .web.middleware import add_common_headers, error_middleware
+from .web.node_link import node_middleware
+from .web.node_parts import connect_beats, enter_cluster, make_node
 from .web.request_body import BODY_READER, BodyReader
 from .web.request_spans import tracing_middleware
 from .web.resources import add_resources
@@ -81,7 +83,8 @@ async def build_app(
 
     The start of the application raises :class:`StartError` if the server cannot start.
     """
-    app = web.Application(middlewares=[error_middleware], client_max_size=MAX_BODY_BYTES)
+    middlewares = [error_middleware, *([node_middleware] if settings.cluster_url else [])]
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     app[FIRST_TOKENS] = []
     limits = app[INCOMING_LIMITS] = IncomingLimits(
         ByteBudget(settings.max_body_bytes, settings.max_body_bytes_per_app),
@@ -150,7 +153,8 @@ class _Server:
         await tokens.connect_sandbox(self._app[SANDBOX])
         backend = await self._start_backend(stack, writer, tokens)
         parts = self._settings, queries, writer, self._metrics, backend, self._clock
-        sessions = SessionRegistry(*parts, accounts=tokens.accounts)
+        cluster = make_node(self._engine, self._supervisor)
+        sessions = SessionRegistry(*parts, accounts=tokens.accounts, cluster=cluster)
         given = self._settings, self._database, writer, tokens, self._clock
         outbox = await AlertOutbox.start(*given)
         stack.push_async_callback(outbox.stop)
@@ -194,10 +198,10 @@ class _Server:
             self._stream_keep_alive_secs,
         )
         register_gauges(context, writer)
-        self._metrics.add_counter(
-            "host_restarts", "Restarts of the acpx host", lambda: backend.restarts
-        )
+        restarts = "host_restarts", "Restarts of the acpx host", lambda: backend.restarts
+        self._metrics.add_counter(*restarts)
         self._start_loops(stack, context, writer)
+        await enter_cluster(stack, self._engine, self._app, context)
         health.ready = self._supervisor.failure is None
 
     def _start_tracing(self, stack: contextlib.AsyncExitStack) -> None:
@@ -258,6 +262,7 @@ class _Server:
         settings, sandbox = self._settings, self._app[SANDBOX]
         backend = make_backend(settings, self._environ, writer, self._supervisor, sandbox=sandbox)
         backend.environ_of = tokens.environ_of
+        connect_beats(self._engine, backend)
         await backend.start()
         stack.push_async_callback(backend.stop)
         known = [info.name for info in await backend.agents()]

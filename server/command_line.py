@@ -42,6 +42,7 @@ from .web import control_socket
 from .web.context import CONTEXT
 from .web.listener import Listener
 from .web.middleware import ServerRunner
+from .web.node_link import LINK
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +159,8 @@ async def serve(
         except OSError as error:
             address = f"{settings.host}:{settings.port}"
             raise StartError(f"cannot listen on {address}: {error.strerror or error}") from None
+        if LINK in app:
+            await stack.enter_async_context(app[LINK].listening(runner))
         async with control_socket.listening(runner, DataDir.of(settings)):
             _return_large_blocks_to_system()
             _tune_gc()

@@ -29,6 +29,7 @@ from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .credential import Credential, hash_secret, unauthorized
 from .scopes import Scope
+from .shared_tickets import SharedTickets, redeem_ticket
 from .shares import ShareRegistry, is_share
 from .tickets import TICKET_PREFIX, TicketRegistry
 from .token_options import TokenOptions
@@ -59,6 +60,7 @@ class TokenRegistry:
 
     Attributes:
         tickets: the open tickets; a revocation discards those of its token.
+        shared_tickets: those of a cluster, which *tickets* has without one.
         shares: the shares; a revocation revokes those of its app.
         accounts: get the limits and the budgets of the tokens.
         on_revoke: called with the app's name as soon as a token is revoked.
@@ -81,6 +83,7 @@ class TokenRegistry:
         self.accounts = accounts or Accounts(clock=clock)
         self.tickets = TicketRegistry(max_tickets_per_app)
         self.sandboxes: StricterSandboxes | None = None
+        self.shared_tickets: SharedTickets | None = None
         self.second_app_refusal: str | None = None
         self.shares = ShareRegistry(queries, writer, max_shares_per_session, clock)
         self.on_revoke: Callable[[str], None] = lambda name: None
@@ -225,7 +228,7 @@ class TokenRegistry:
             raise unauthorized()
         return credential
 
-    def authenticate_with_ticket(
+    async def authenticate_with_ticket(
         self, secret: str, address: str | None
     ) -> tuple[Credential, str | None]:
         """Return the credential of a token, or of a ticket, which is used up.
@@ -238,8 +241,7 @@ class TokenRegistry:
         """
         if not secret.startswith(TICKET_PREFIX):
             return self.authenticate(secret, address), None
-        ticket = self.tickets.redeem(secret)
-        return ticket.credential, ticket.session_id
+        return await redeem_ticket(self, secret)
 
     def is_admin(self, token: str | None) -> bool:
         if token is None or len(token) > MAX_SECRET_LENGTH:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ..errors import Error, ErrorCode
 from ..storage.schema import Statement
 
 
-class ElsewhereError(Exception):
-    """Another node runs the session.
+class ElsewhereError(Error):
+    """Another node runs the session. A client that gets this failure may retry.
 
     Attributes:
         session_id: the session.
@@ -16,7 +17,8 @@ class ElsewhereError(Exception):
     """
 
     def __init__(self, session_id: str, owner: int) -> None:
-        super().__init__(f"session {session_id} is on node {owner}")
+        message = "another node runs the session; retry on its socket or over REST"
+        super().__init__(ErrorCode.DRAINING, message, retry_after=1)
         self.session_id = session_id
         self.owner = owner
 

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 NOTICE_BYTES = 7000
 """A notification has less than 8,000 bytes."""
 HEADS = "heads "
-LATE_BEATS = 2
-"""A node that has missed this many beats gets nothing new."""
+LATE_BEATS = 5
+"""A node that has missed this many beats, half of its lease, gets nothing new."""
 _UNFINISHED = (
     "(EXISTS (SELECT 1 FROM turns WHERE turns.session = sessions.n AND last_seq IS NULL)"
     " OR EXISTS (SELECT 1 FROM asked WHERE asked.session = sessions.n)"
@@ -67,7 +67,7 @@ class ClusterNode:
         self.number: int | None = number
         self.beat_secs = beat_secs
         self._number = number
-        self._engine = engine
+        self.engine = engine
         self.nodes: dict[int, NodeInfo] = {}
         self._tokens_digest: tuple[object, ...] = ()
         self.is_draining = False
@@ -82,14 +82,14 @@ class ClusterNode:
 
     async def claim(self, session_id: str) -> bool:
         """Become the owner of a session; see :class:`Cluster`."""
-        rows = await self._engine.fetch("SELECT owner FROM sessions WHERE id = ?", (session_id,))
+        rows = await self.engine.fetch("SELECT owner FROM sessions WHERE id = ?", (session_id,))
         if not rows:
             return False
         owner: int | None = rows[0][0]
         if owner is None and (other := self._better_node()) is not None:
             raise ElsewhereError(session_id, other)
         if owner is None:
-            claimed = await self._engine.change(
+            claimed = await self.engine.change(
                 "WITH f AS MATERIALIZED"
                 " (SELECT n FROM nodes WHERE n = ?1 AND state = 'up' FOR SHARE)"
                 " UPDATE sessions SET owner = f.n FROM f"
@@ -99,9 +99,7 @@ class ClusterNode:
             )
             if claimed:
                 return True
-            rows = await self._engine.fetch(
-                "SELECT owner FROM sessions WHERE id = ?", (session_id,)
-            )
+            rows = await self.engine.fetch("SELECT owner FROM sessions WHERE id = ?", (session_id,))
             owner = rows[0][0] if rows else None
         if owner is None:
             raise out_of_reach()
@@ -130,9 +128,17 @@ class ClusterNode:
             if one.number != self._number and one.state == "up" and not one.is_late
         ]
 
+    async def announce_draining(self) -> None:
+        """Let the other nodes send nothing new to this one."""
+        await self.engine.change(
+            "UPDATE nodes SET state = 'draining' WHERE n = ? AND state = 'up'",
+            (self._number,),
+            repeats=True,
+        )
+
     async def find_nodes(self) -> None:
         """Read which nodes there are, and end the channels to nodes that have ended."""
-        rows = await self._engine.fetch(
+        rows = await self.engine.fetch(
             "SELECT n, name, state, beat_at < clock_timestamp() - make_interval(secs => ?),"
             " slots - live FROM nodes WHERE state <> 'gone'",
             (LATE_BEATS * self.beat_secs,),
@@ -145,7 +151,7 @@ class ClusterNode:
 
         It depends on nothing but the tables, so it completes what another node has left half done.
         """
-        await self._engine.change(
+        await self.engine.change(
             "WITH f AS MATERIALIZED"  # noqa: S608
             " (SELECT n FROM nodes WHERE n = ?1 AND state <> 'gone' FOR SHARE)"
             f" UPDATE sessions SET owner = CASE WHEN {_UNFINISHED} THEN f.n END FROM f"
@@ -157,7 +163,7 @@ class ClusterNode:
 
     async def owned_sessions(self) -> list[tuple[str, bool]]:
         """The sessions that this node owns, each with whether work is left in it."""
-        rows = await self._engine.fetch(
+        rows = await self.engine.fetch(
             f"SELECT id, {_UNFINISHED} FROM sessions WHERE owner = ?",  # noqa: S608
             (self._number,),
         )
@@ -165,7 +171,7 @@ class ClusterNode:
 
     async def waiting_sessions(self) -> list[str]:
         """The sessions without an owner in which a turn waits."""
-        rows = await self._engine.fetch(
+        rows = await self.engine.fetch(
             "SELECT id FROM sessions WHERE owner IS NULL AND removed_at IS NULL"
             " AND n IN (SELECT session FROM turns WHERE last_seq IS NULL)",
             (),
@@ -184,14 +190,14 @@ class ClusterNode:
         )
 
     async def next_session_number(self) -> int:
-        rows = await self._engine.change("SELECT nextval('session_numbers')")
+        rows = await self.engine.change("SELECT nextval('session_numbers')")
         return int(rows[0][0])
 
     async def heads_of(self, numbers: Iterable[int]) -> dict[int, tuple[int | None, int]]:
         """The owner and the head of each session, by its number."""
         wanted = list(numbers)
         marks = ", ".join("?" * len(wanted))
-        rows = await self._engine.fetch(
+        rows = await self.engine.fetch(
             "SELECT n, owner, coalesce((SELECT max(last_seq) FROM log WHERE session = sessions.n),"  # noqa: S608
             f" 0) FROM sessions WHERE n IN ({marks})",
             wanted,
@@ -200,7 +206,7 @@ class ClusterNode:
 
     async def tokens_have_changed(self) -> bool:
         """Whether a token or a share was created, changed or revoked since the last call."""
-        rows = await self._engine.fetch(
+        rows = await self.engine.fetch(
             "SELECT (SELECT md5(string_agg(name || ' ' || encode(hash, 'hex') || coalesce(options,"
             " ''), ' ' ORDER BY name)) FROM tokens),"
             " (SELECT md5(string_agg(id, ' ' ORDER BY id)) FROM shares)",

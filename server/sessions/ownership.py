@@ -45,6 +45,7 @@ class SessionOwnership:
             except TimeoutError:
                 pass
             try:
+                await self._node.bus.prove_listener()
                 await self.tend()
             except (DatabaseError, Error) as error:
                 logger.warning("the cluster's tables cannot be read: %s", error)
@@ -72,6 +73,7 @@ class SessionOwnership:
     async def hand_over(self, timeout: float) -> None:
         """Release all sessions. Running turns have *timeout* seconds to end."""
         self._node.is_draining = True
+        await self._node.announce_draining()
         sessions = tuple(self._sessions.in_memory())
         await asyncio.gather(*(self._hand_over_one(session, timeout) for session in sessions))
         for session_id, _ in await self._node.owned_sessions():

@@ -79,7 +79,8 @@ class SessionRegistry:
         self.agents = AgentSelection(backend, settings.default_agent)
         self.workspaces = Workspaces(DataDir.of(settings), settings.workspace_roots, backend)
         # The cli backend keeps no process between turns.
-        keeps_agents = settings.agent_backend == "host"
+        # In a cluster, another node would end the prewarmed agents of this one.
+        keeps_agents = settings.agent_backend == "host" and cluster.number is None
         self.prewarmer = Prewarmer(
             settings.prewarmed_agents if keeps_agents else 0,
             backend=backend,

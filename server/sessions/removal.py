@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cluster.membership import ElsewhereError
 from ..codec import dumps
 from ..errors import not_found
 from ..storage import statements
@@ -48,7 +49,7 @@ class SessionRemover:
     async def resume(self) -> None:
         """Complete the deletions that were interrupted or have failed."""
         for row in await self._sessions.queries.removed_sessions():
-            if row.n in self._removing:
+            if row.n in self._removing or not await self.may_remove(row):
                 continue
             try:
                 await self._remove(row, is_purge=True)
@@ -57,6 +58,14 @@ class SessionRemover:
                     "a session cannot be deleted; the next sweep retries",
                     extra={"session": row.id, "app": row.app_name},
                 )
+
+    async def may_remove(self, row: SessionRow) -> bool:
+        """Whether this server may delete the session, because no other node of a cluster has it."""
+        try:
+            await self._sessions.cluster.claim(row.id)
+        except ElsewhereError:
+            return False
+        return True
 
     async def delete(self, row: SessionRow) -> None:
         """Delete a session that has been closed for its time, except its audit records.

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from ..cluster.membership import ElsewhereError
 from .lifetime import is_idle
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class Sweeper:
     async def run(self, *others: Callable[[], Awaitable[None]]) -> None:
         """Sweep forever, and call *others* in each round; log failures and continue."""
         while True:
-            if not self._has_started_prewarming:  # retried in the next round if the database fails
+            if (
+                not self._has_started_prewarming and self._sessions.cluster.number is None
+            ):  # retried in the next round if the database fails
                 await _log_failure(self._start_prewarming())
             await asyncio.sleep(self._sessions.settings.sweep_interval_secs)
             for sweep in (self.sweep, *others):
@@ -70,7 +73,10 @@ class Sweeper:
             await asyncio.wait(closing, timeout=self.close_timeout)
 
     async def _close_if_idle(self, session_id: str, now: float) -> None:
-        session = await self._sessions.find(session_id)
+        try:
+            session = await self._sessions.find(session_id)
+        except ElsewhereError:
+            return  # its own node closes it
         if session is None or session.is_closed or session.is_busy:
             return
         # A turn may have run since the query.
@@ -81,7 +87,8 @@ class Sweeper:
         remover, default = self._sessions.remover, self._sessions.settings.session_hard_ttl_secs
         await remover.resume()
         for row in await self._sessions.queries.expired_sessions(now, default):
-            await _log_failure(remover.delete(row), session=row.id, app=row.app_name)
+            if await remover.may_remove(row):
+                await _log_failure(remover.delete(row), session=row.id, app=row.app_name)
 
     async def _hibernate_idle(self, now: float) -> None:
         """Hibernate idle agents; some of them earlier, to free slots for prewarmed agents."""

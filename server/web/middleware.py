@@ -78,16 +78,17 @@ def _without_expect(handle: Callable[..., Any]) -> Callable[..., Awaitable[web.S
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Call the handler, and turn every exception into a response that reveals no internals."""
-    request_id = request.get(REQUEST_ID) or _new_request_id()
-    trusted = context_of(request).settings.trusted_proxies
     link = request.app.get(LINK)
-    if link is not None and (origin := link.origin_of(request)) is not None:
-        request_id = origin.request_id
+    origin = link.origin_of(request) if link is not None else None
+    known_id = request.get(REQUEST_ID) if origin is None else origin.request_id
+    request_id = known_id or _new_request_id()
+    request[REQUEST_ID] = request_id
+    trusted = context_of(request).settings.trusted_proxies
+    if origin is not None:
         request = request.clone(remote=origin.remote)
         request[FORWARDED_OPERATOR] = origin.is_operator
     elif trusted:
         request = request.clone(remote=client_address(request, trusted) or "")
-    request[REQUEST_ID] = request_id
     started_at = time.monotonic()
     connection = request.protocol if isinstance(request.protocol, BoundedRequestHandler) else None
     if connection is not None and not connection.request_started():

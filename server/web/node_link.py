@@ -132,7 +132,7 @@ class NodeLink:
     async def _exchange(self, request: web.Request, channel: NodeChannel) -> ForwardedResponse:
         """Send the request, and return the beginning of the response."""
         headers = [
-            (name, value)
+            (str(name), value)
             for name, value in request.headers.items()
             if name.lower() not in _HOP_HEADERS
         ]
@@ -181,7 +181,7 @@ class NodeLink:
             ) as response,
         ):
             found = [
-                (name, value)
+                (str(name), value)
                 for name, value in response.headers.items()
                 if name.lower() not in _HOP_HEADERS or name.lower() == "content-length"
             ]
@@ -251,7 +251,7 @@ async def node_middleware(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except ElsewhereError as error:
-        if request.content.is_eof() and request.body_exists:
+        if request.content.at_eof() and request.body_exists:
             raise out_of_reach() from None  # its body was read already
         return await link.forward(request, error.owner)
 

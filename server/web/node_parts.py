@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from ..agents.cli.backend import CliBackend
+from ..agents.host.backend import HostBackend
+from ..agents.process import supervise
+from ..auth.shared_tickets import SharedTickets
 from ..auth.tokens import TokenRegistry
+from ..cluster.membership import ALONE, Cluster
 from ..cluster.node import ClusterNode
 from ..errors import DatabaseError
 from ..sessions.followed_log import HeadReporter, LogFollower
@@ -17,6 +23,8 @@ from ..sessions.ownership import SessionOwnership
 from ..sessions.registry import SessionRegistry
 from ..sessions.remote_lists import RemoteLists
 from ..sessions.remote_session import RemoteSessions
+from ..storage.engine import SharedEngine
+from ..storage.lease import BEAT_SHARE, FREEZE_SHARE, Lease, LeaseState
 from ..tasks import Supervisor, Tasks
 from ..ws.remote_commands import CommandServer
 from .context import ServerContext
@@ -27,13 +35,37 @@ logger = logging.getLogger(__name__)
 TOKENS_CHANGED = "tokens"
 """The event that tells the other nodes that tokens or shares have changed."""
 TOKENS_POLL_SECS = 0.5
+FROZEN_CLOSE_SECS = 5.0
+
+
+def make_node(engine: SharedEngine | None, supervisor: Supervisor) -> Cluster:
+    """This server as a node of a cluster, or as a server with a database of its own."""
+    if engine is None:
+        return ALONE
+    lease = engine.lease
+    return ClusterNode(engine.driver, lease.number, supervisor, beat_secs=BEAT_SHARE * lease.secs)
+
+
+def connect_beats(engine: SharedEngine | None, backend: HostBackend | CliBackend) -> None:
+    """Let the agents of a node run only while its lease is renewed."""
+    if engine is None or not isinstance(backend, HostBackend):
+        return
+    lease = engine.lease
+    beats = backend.beats
+    beats.freeze_secs = FREEZE_SHARE * lease.secs
+
+    def beat(sent_at: float) -> None:
+        beats.send(supervise.now() - (time.monotonic() - sent_at))
+
+    lease.on_beat = beat
 
 
 class NodeParts:
     """The connections between the sessions of this node and those of the others."""
 
-    def __init__(self, node: ClusterNode, sessions: SessionRegistry) -> None:
+    def __init__(self, node: ClusterNode, sessions: SessionRegistry, lease: Lease) -> None:
         self._node = node
+        self._lease = lease
         self._sessions = sessions
         logs = sessions.logs
         self._follower = LogFollower(node, logs, sessions.queries)
@@ -44,9 +76,7 @@ class NodeParts:
         self._ownership = sessions.ownership = SessionOwnership(sessions, node)
 
     @contextlib.asynccontextmanager
-    async def running(
-        self, app: web.Application, context: ServerContext, supervisor: Supervisor
-    ) -> AsyncIterator[None]:
+    async def running(self, app: web.Application, context: ServerContext) -> AsyncIterator[None]:
         """Serve the other nodes."""
         node, tokens = self._node, context.tokens
         app[LINK] = NodeLink(node)
@@ -55,10 +85,21 @@ class NodeParts:
         async def tell() -> None:
             await node.tell_all(TOKENS_CHANGED)
 
+        tokens.shared_tickets = SharedTickets(node.engine, context.settings.max_tickets_per_app)
         tokens.on_changed = tokens.shares.on_changed = tell
         node.on_event[TOKENS_CHANGED] = lambda _: self._tokens_changed.set()
-        await node.find_nodes()
+        slots = self._sessions.slots
+        self._lease.load = lambda: (context.settings.max_live_agents, len(slots))
         tasks = Tasks()
+
+        def close_sockets(state: LeaseState) -> None:
+            if state is LeaseState.FROZEN:
+                tasks.spawn(context.sockets.close_all(FROZEN_CLOSE_SECS), "frozen-sockets")
+
+        self._lease.followers.append(close_sockets)
+        await self._lease.beat()
+        await node.find_nodes()
+        node.bus.start()
         for name, loop in (
             ("cluster-channels", node.channels.watch),
             ("cluster-heads", self._follower.watch),
@@ -66,7 +107,7 @@ class NodeParts:
             ("cluster-sessions", self._ownership.run),
             ("cluster-tokens", lambda: self._refresh_tokens(tokens)),
         ):
-            supervisor.spawn(tasks, name, loop)
+            context.supervisor.spawn(tasks, name, loop)
         try:
             yield
         finally:
@@ -87,3 +128,16 @@ class NodeParts:
                     await tokens.refresh()
             except DatabaseError as error:
                 logger.debug("the tokens cannot be read: %s", error)
+
+
+async def enter_cluster(
+    stack: contextlib.AsyncExitStack,
+    engine: SharedEngine | None,
+    app: web.Application,
+    context: ServerContext,
+) -> None:
+    """Connect this server with the other nodes, if there is a cluster; *stack* leaves it."""
+    node = context.sessions.cluster
+    if engine is not None and isinstance(node, ClusterNode):
+        parts = NodeParts(node, context.sessions, engine.lease)
+        await stack.enter_async_context(parts.running(app, context))

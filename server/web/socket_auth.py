@@ -36,7 +36,7 @@ async def authenticate_by_frame(
         timeout = context.settings.auth_timeout_secs
         auth = await receive_auth(response, limit_reached, timeout)
     check_protocol(str(auth.protocol))
-    record_credential(request, authenticate(context.tokens, auth, session_id, request.remote))
+    record_credential(request, await authenticate(context.tokens, auth, session_id, request.remote))
     return auth
 
 

@@ -153,15 +153,27 @@ class AppSocket(CommandSocket):
         }
         known = self._commands.get(session.id)
         if known is None:
-            make = RemoteCommands if isinstance(session, RemoteSession) else SessionCommands
-            known = self._commands[session.id] = make(
-                session,  # type: ignore[arg-type]  # the class that fits it
-                self._credential,
-                partial(self._send_addressed, session.id),
-                request_id=self._request_id,
-                sessions=self._sessions,
-                files=self._files,
-            )
+            send = partial(self._send_addressed, session.id)
+            if isinstance(session, RemoteSession):
+                known = RemoteCommands(
+                    session,
+                    self._credential,
+                    send,
+                    request_id=self._request_id,
+                    sessions=self._sessions,
+                    files=self._files,
+                    hold=partial(self._cursors.hold, session.id),
+                )
+            else:
+                known = SessionCommands(
+                    session,
+                    self._credential,
+                    send,
+                    request_id=self._request_id,
+                    sessions=self._sessions,
+                    files=self._files,
+                )
+            self._commands[session.id] = known
         return known
 
     def _send_addressed(self, session_id: str, message: bytes) -> None:

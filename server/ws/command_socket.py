@@ -81,7 +81,7 @@ class CommandSocket(WebSocketConnection):
             return
         try:
             if isinstance(command, protocol.AuthCommand):
-                self._authenticate_again(command)
+                await self._authenticate_again(command)
             else:
                 self.text = data
                 await self.execute(session_id, command)
@@ -91,9 +91,9 @@ class CommandSocket(WebSocketConnection):
             failure = failure_of(error, f"a command of the {self.name}")
             self.send_failure(session_id, protocol.error_frame(failure, command.id))
 
-    def _authenticate_again(self, command: protocol.AuthCommand) -> None:
+    async def _authenticate_again(self, command: protocol.AuthCommand) -> None:
         """Check the credential of a later auth frame: it must be the same one."""
         address = self._request.remote
-        credential = authenticate(self._tokens, command, self._tickets_for, address)
+        credential = await authenticate(self._tokens, command, self._tickets_for, address)
         if credential is not self._credential:
             raise Disconnect(CloseCode.REFUSED, "the credential is refused")

@@ -23,13 +23,14 @@ class SessionCursor:
         on_due: called with this object when the log has new entries.
     """
 
-    __slots__ = ("_on_due", "position", "session")
+    __slots__ = ("_on_due", "is_held", "position", "session")
 
     def __init__(
         self, session: ViewedSession, position: int, on_due: Callable[[SessionCursor], None]
     ) -> None:
         self.session = session
         self.position = position
+        self.is_held = False
         self._on_due = on_due
 
     def start(self) -> None:
@@ -117,6 +118,17 @@ class SessionCursors:
             cursor.stop()
             self._due.pop(cursor, None)
 
+    def hold(self, session_id: str, is_held: bool) -> None:
+        """Send no entries of a session for a moment, or send them again."""
+        cursor = self._cursors.get(session_id)
+        if cursor is None:
+            return
+        cursor.is_held = is_held
+        if is_held:
+            self._due.pop(cursor, None)
+        elif cursor.is_behind or cursor.is_at_end:
+            self._set_due(cursor)
+
     def clear(self) -> None:
         for session_id in tuple(self._cursors):
             self.remove(session_id)
@@ -145,12 +157,13 @@ class SessionCursors:
             if self._cursors.get(cursor.session.id) is not cursor:
                 continue  # removed or replaced during the read
             if cursor.is_behind and not is_deleted:
-                self._due[cursor] = None
+                self._set_due(cursor)
             elif is_deleted or cursor.is_at_end:
                 self.remove(cursor.session.id)
                 ended.append(cursor.session.id)
         return frames, ended
 
     def _set_due(self, cursor: SessionCursor) -> None:
-        self._due[cursor] = None
-        self._wake()
+        if not cursor.is_held:
+            self._due[cursor] = None
+            self._wake()

@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from ..auth.credential import Credential
+from ..auth.shared_tickets import redeem_ticket
 from ..auth.shares import is_share
 from ..auth.tokens import TokenRegistry
 from ..errors import CloseCode, Error, ErrorCode
@@ -92,7 +93,7 @@ def check_protocol(version: str) -> None:
         raise Disconnect(CloseCode.PROTOCOL_VERSION, f"this server speaks protocol {PROTOCOL}")
 
 
-def authenticate(
+async def authenticate(
     tokens: TokenRegistry, command: AuthCommand, session_id: str | None, address: str | None
 ) -> Credential:
     """Authenticate a client by the token or the ticket of its auth frame.
@@ -105,7 +106,7 @@ def authenticate(
     """
     try:
         if command.ticket is not None and session_id is not None:
-            return tokens.tickets.redeem(command.ticket, session_id).credential
+            return (await redeem_ticket(tokens, command.ticket, session_id))[0]
         if session_id is not None and command.token is not None and is_share(command.token):
             return tokens.shares.authenticate(command.token, session_id)
         return tokens.authenticate(command.token, address)

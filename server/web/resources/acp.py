@@ -51,7 +51,7 @@ async def acp_socket(request: web.Request) -> web.StreamResponse:
         return response
     check_origin(request, context.settings)
     offered = _subprotocols(request)
-    only_session = _authenticate_upgrade(context, request, offered)
+    only_session = await _authenticate_upgrade(context, request, offered)
     credential = request[CREDENTIAL]
     credential.require("read")
     options = read_query(request, UrlOptions)
@@ -96,7 +96,7 @@ def _subprotocols(request: web.Request) -> list[str]:
     return offered
 
 
-def _authenticate_upgrade(
+async def _authenticate_upgrade(
     context: ServerContext, request: web.Request, offered: list[str]
 ) -> str | None:
     """Authenticate the client by its header, or by the token or ticket among its subprotocols.
@@ -111,6 +111,8 @@ def _authenticate_upgrade(
     if "Authorization" in request.headers or not secrets:
         authenticate_app(request)
         return None
-    credential, only_session = context.tokens.authenticate_with_ticket(secrets[0], request.remote)
+    credential, only_session = await context.tokens.authenticate_with_ticket(
+        secrets[0], request.remote
+    )
     record_credential(request, credential)
     return only_session

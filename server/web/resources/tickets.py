@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
+from ...auth.shared_tickets import issue_ticket
 from ...auth.tickets import TICKET_SECS
 from ...sessions.session import Session
 from ..context import CREDENTIAL, context_of
@@ -30,5 +31,5 @@ class TicketCreated(msgspec.Struct, kw_only=True):
     failures=("rate_limited",),
 )
 async def create_ticket(request: web.Request, session: Session) -> TicketCreated:
-    ticket = context_of(request).tokens.tickets.issue(request[CREDENTIAL], session.id)
+    ticket = await issue_ticket(context_of(request).tokens, request[CREDENTIAL], session.id)
     return TicketCreated(ticket=ticket, expires_in=TICKET_SECS)

@@ -1,0 +1,194 @@
+"""Clients prompt through three nodes while faults happen; then the history is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from ..support.client import Client
+from ..support.harness import eventually, script
+from ..support.postgres import running_postgres
+from .nodes import LEASE_SECS, NodeCluster, running_nodes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
+
+SECS = float(os.environ.get("CLAWDFORGE_FAULTS_SECS", "30"))
+SEED = int(os.environ.get("CLAWDFORGE_FAULTS_SEED", "0")) or random.randrange(1, 1 << 30)
+SESSIONS = 6
+FAILED = (aiohttp.ClientError, AssertionError, TimeoutError, OSError)
+
+
+class History:
+    """The prompts that clients sent, and the entries that they saw.
+
+    Attributes:
+        accepted: the ids of accepted prompts, by session.
+        seen: each entry that a socket received, by session and position.
+    """
+
+    def __init__(self) -> None:
+        self.accepted: dict[str, set[str]] = {}
+        self.seen: dict[tuple[str, int], Any] = {}
+        self.faults: Counter[str] = Counter()
+        self.anomalies: list[str] = []
+
+    def see(self, session_id: str, entry: dict[str, Any]) -> None:
+        known = self.seen.setdefault((session_id, entry["seq"]), entry)
+        if known != entry:
+            self.anomalies.append(f"entry {entry['seq']} of {session_id} has changed")
+
+
+async def prompt(
+    cluster: NodeCluster, history: History, session_id: str, dice: random.Random
+) -> None:
+    """Send prompts to one session, each with an id and until it is accepted, through any node."""
+    number = 0
+    while True:
+        number += 1
+        steps = script({"repeat": {"times": dice.randint(3, 20), "steps": [{"say": "{i} "}]}})
+        prompt_id = f"p{number}"
+        while True:
+            client = dice.choice(cluster.nodes).client
+            try:
+                async with asyncio.timeout(20):
+                    status, reply = await client.post(
+                        f"/sessions/{session_id}/turn",
+                        {"prompt": steps},
+                        headers={"Idempotency-Key": prompt_id},
+                    )
+            except FAILED:
+                await asyncio.sleep(0.2)
+                continue
+            if "turn_index" in reply:
+                history.accepted.setdefault(session_id, set()).add(prompt_id)
+                break
+            if status < 500 and status != 429:
+                history.anomalies.append(f"{session_id} {prompt_id}: {status} {reply}")
+                return
+            await asyncio.sleep(0.2)
+
+
+async def follow(
+    cluster: NodeCluster, history: History, session_id: str, dice: random.Random
+) -> None:
+    """Follow one session through any node, and check that no entry is omitted or repeated."""
+    position = 0
+    while True:
+        client = dice.choice(cluster.nodes).client
+        with contextlib.suppress(*FAILED):
+            async with asyncio.timeout(10):
+                socket = await client.connect(session_id, after=position)
+            while True:
+                async with asyncio.timeout(10):
+                    frame = await socket.next()
+                if frame is None:
+                    break
+                if "seq" in frame:
+                    if frame["seq"] != position + 1:
+                        history.anomalies.append(
+                            f"{session_id}: {frame['seq']} came after {position}"
+                        )
+                    position = frame["seq"]
+                    history.see(session_id, frame)
+        await asyncio.sleep(0.2)
+
+
+async def inject(cluster: NodeCluster, history: History, dice: random.Random) -> None:
+    """Cause one fault, and end it."""
+    node = dice.choice(cluster.nodes)
+    kind = dice.choice(("kill", "pause", "freeze", "cut", "drain", "engine"))
+    history.faults[kind] += 1
+    match kind:
+        case "kill":
+            await node.server.kill()
+            await asyncio.sleep(dice.uniform(0, 1.5 * LEASE_SECS))
+        case "pause":
+            node.pause()
+            await asyncio.sleep(dice.uniform(0, 1.5 * LEASE_SECS))
+            node.resume()
+        case "freeze":
+            node.proxy.freeze()
+            await asyncio.sleep(dice.uniform(0, 1.5 * LEASE_SECS))
+            node.proxy.thaw()
+        case "cut":
+            node.proxy.cut()
+        case "drain":
+            assert await node.server.stop() in (0, 1)
+        case "engine":
+            cluster.postgres.stop(signal.SIGQUIT)
+            await asyncio.sleep(dice.uniform(0, 0.5 * LEASE_SECS))
+            cluster.postgres.start(fsync="off")
+    await restart(cluster)
+
+
+async def restart(cluster: NodeCluster) -> None:
+    """Start the nodes again that have ended."""
+    for node in cluster.nodes:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(node.server.process.wait()), 0.5)
+            await node.start()
+
+
+async def is_idle(client: Client, session_id: str) -> bool:
+    with contextlib.suppress(*FAILED):
+        status, state = await client.get(f"/sessions/{session_id}")
+        return status == 200 and state["state"] == "idle" and not state["queued"]
+    return False
+
+
+def check(log: list[dict[str, Any]], session_id: str, history: History) -> None:
+    """Check the log of one session against the history."""
+    wrong = history.anomalies.append
+    if [entry["seq"] for entry in log] != list(range(1, len(log) + 1)):
+        wrong(f"the log of {session_id} has a gap or a repeat")
+    for (seen_in, seq), entry in history.seen.items():
+        if seen_in == session_id and (seq > len(log) or log[seq - 1] != entry):
+            wrong(f"entry {seq} of {session_id} was seen and is not in the log")
+    starts = [entry for entry in log if entry["type"] == "turn_start"]
+    ends = Counter(entry["turn_index"] for entry in log if entry["type"] == "turn_end")
+    if any(ends[entry["turn_index"]] != 1 for entry in starts) or len(ends) != len(starts):
+        wrong(f"a turn of {session_id} has not one start and one end")
+    ids = Counter(entry["id"] for entry in starts)
+    if any(count > 1 for count in ids.values()):
+        wrong(f"a prompt of {session_id} ran twice")
+    for prompt_id in history.accepted.get(session_id, set()) - ids.keys():
+        wrong(f"{prompt_id} of {session_id} was accepted and has no turn")
+
+
+async def test_history_has_no_anomaly_after_faults(tmp_path: Path) -> None:
+    dice = random.Random(SEED)
+    history = History()
+    with running_postgres(fsync="off") as postgres:
+        async with running_nodes(postgres, tmp_path, 3, DRAIN_SECS="5") as cluster:
+            ids = [await dice.choice(cluster.nodes).client.create() for _ in range(SESSIONS)]
+            clients = [
+                asyncio.create_task(work(cluster, history, one, random.Random(SEED + number)))
+                for number, one in enumerate(ids)
+                for work in (prompt, follow)
+            ]
+            end = asyncio.get_running_loop().time() + SECS
+            while asyncio.get_running_loop().time() < end:
+                await asyncio.sleep(dice.uniform(0.5, 3))
+                await inject(cluster, history, dice)
+            await restart(cluster)
+            for task in clients:
+                task.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
+            client = cluster.nodes[0].client
+            for session_id in ids:
+                await eventually("it to be idle", partial(is_idle, client, session_id), 60)
+                check(await client.events(session_id), session_id, history)
+    accepted = sum(map(len, history.accepted.values()))
+    print(f"seed {SEED}: {dict(history.faults)}, {accepted} prompts, {len(history.seen)} entries")  # noqa: T201
+    assert not history.anomalies, f"seed {SEED}: {history.anomalies[:20]}"
+    assert accepted

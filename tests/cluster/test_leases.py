@@ -1,0 +1,105 @@
+"""Leases of real nodes: a node that hangs, or that does not reach the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from ..support.harness import descendants, eventually, script
+from ..support.postgres import Postgres
+from .nodes import LEASE_SECS, NodeCluster, running_nodes
+
+pytestmark = pytest.mark.slow
+
+COUNTING = script({"repeat": {"times": 400, "steps": [{"say": "{i} "}, {"sleep": 50}]}})
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[NodeCluster]:
+    async with running_nodes(postgres, tmp_path_factory.mktemp("cluster"), 2) as running:
+        yield running
+
+
+@pytest.fixture
+async def cluster(shared: NodeCluster) -> NodeCluster:
+    """The nodes, each with a lease; one that was taken over is started again."""
+    for node in shared.nodes:
+        if node.server.process.returncode is not None or node.state() == "gone":
+            await node.server.process.wait()
+            await node.start()
+    await shared.new_app()
+    return shared
+
+
+def agent_states(pid: int) -> set[str]:
+    """The states of a node's agents, as the kernel names them: T is stopped."""
+    found = set()
+    for agent in descendants(pid):
+        try:
+            if b"mock_agent.py" in Path(f"/proc/{agent}/cmdline").read_bytes():
+                stat = Path(f"/proc/{agent}/stat").read_bytes()
+                found.add(stat.rpartition(b")")[2].split()[0].decode())
+        except OSError:
+            continue
+    return found
+
+
+async def test_agents_of_a_server_that_hangs_are_stopped_and_its_turn_ends_once(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    far = await two.client.connect(session_id)
+    await far.send("prompt", prompt=COUNTING)
+    await far.until_text("3 ")
+    one.pause()
+    await eventually(
+        "the agents to stop", lambda: agent_states(one.server.pid) == {"T"}, 2 * LEASE_SECS
+    )
+    assert cluster.owner_of(session_id) == "node-1"
+    end = await far.until("turn_end")
+    assert end["error"]["code"] == "server_restarted"
+    head = end["seq"]
+    one.resume()
+    assert await asyncio.wait_for(one.server.process.wait(), 60) != 0
+    assert (await far.turn("hello"))["stop_reason"] == "end_turn"
+    log = await two.client.events(session_id)
+    assert next(entry["type"] for entry in log if entry["seq"] > head) == "turn_start"
+    assert [entry["seq"] for entry in log] == list(range(1, len(log) + 1))
+
+
+async def test_turn_survives_a_database_that_was_out_of_reach_for_less_than_the_lease(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    far = await two.client.connect(session_id)
+    await far.send("prompt", prompt=script({"say": "before"}, {"sleep": 3000}, {"say": "after"}))
+    await far.until_text("before")
+    one.proxy.freeze()
+    await asyncio.sleep(0.4 * LEASE_SECS)
+    one.proxy.thaw()
+    assert (await far.until("turn_end"))["stop_reason"] == "end_turn"
+
+
+async def test_node_that_is_cut_off_loses_its_sessions_and_closes_its_sockets(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    near = await one.client.connect(session_id)
+    far = await two.client.connect(session_id)
+    await far.send("prompt", prompt=COUNTING)
+    await far.until_text("3 ")
+    one.proxy.freeze()
+    assert await near.until_closed() == 1012
+    assert (await far.until("turn_end"))["error"]["code"] == "server_restarted"
+    one.proxy.thaw()
+    one.proxy.cut()
+    assert await asyncio.wait_for(one.server.process.wait(), 60) != 0

@@ -1,0 +1,181 @@
+"""Any node serves any session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from ..support.client import ADMIN, Client, Socket
+from ..support.harness import eventually, script
+from ..support.postgres import Postgres
+from .nodes import Node, NodeCluster, running_nodes
+
+pytestmark = pytest.mark.slow
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[NodeCluster]:
+    """Two nodes, for all tests of the module."""
+    async with running_nodes(postgres, tmp_path_factory.mktemp("cluster"), 2) as running:
+        yield running
+
+
+@pytest.fixture
+async def cluster(shared: NodeCluster) -> NodeCluster:
+    """The nodes, started again if a test has ended one; an app of its own for each test."""
+    for node in shared.nodes:
+        if node.server.process.returncode is not None:
+            await node.start()
+    await shared.new_app()
+    return shared
+
+
+async def test_any_node_serves_a_session(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    assert cluster.owner_of(session_id) == "node-1"
+    status, reply = await two.client.turn(session_id, "hello")
+    assert status == 200, reply
+    assert reply["stop_reason"] == "end_turn"
+    assert cluster.owner_of(session_id) == "node-1"
+    assert await two.client.events(session_id) == await one.client.events(session_id)
+    assert (await two.client.state(session_id)) == (await one.client.state(session_id))
+
+
+async def test_socket_on_another_node_follows_and_prompts(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    near = await one.client.connect(session_id)
+    far = await two.client.connect(session_id)
+    end = await far.turn("hello", id="p1")
+    assert end["stop_reason"] == "end_turn"
+    accepted = next(frame for frame in far.frames if frame["type"] == "accepted")
+    started = next(frame for frame in far.frames if frame["type"] == "turn_start")
+    assert far.frames.index(accepted) < far.frames.index(started)
+    await near.until("turn_end")
+    assert near.entries == far.entries == await two.client.events(session_id)
+    await near.send("prompt", prompt="hello", id="p1")  # the same prompt, on another node
+    assert (await near.until("accepted"))["duplicate"] is True
+    await near.turn("again")
+    await far.until("turn_end")
+    assert near.entries == far.entries
+
+
+async def test_permission_is_answered_on_another_node(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create(permission="ask")
+    far = await two.client.connect(session_id)
+    await far.send("prompt", prompt=script({"permission": True}, {"say": "done"}))
+    request = await far.until("permission_request")
+    option = request["request"]["options"][0]["optionId"]
+    await far.send("permission", request_id=request["request_id"], option_id=option)
+    assert (await far.until("permission_resolved"))["by"] == "client"
+    await far.until("turn_end")
+
+
+async def test_turn_is_cancelled_on_another_node(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    far = await two.client.connect(session_id)
+    await far.send("prompt", prompt=script({"say": "working"}, {"hang": True}))
+    await far.until_text("working")
+    await far.send("cancel")
+    assert (await far.until("turn_end"))["stop_reason"] == "cancelled"
+    await far.send("cancel", id="c2")
+    assert (await far.until("error"))["code"] == "not_found"
+
+
+async def test_ticket_admits_one_socket_on_any_node(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    status, reply = await one.client.post(f"/sessions/{session_id}/ticket")
+    assert status == 200, reply
+    nobody = [Client(node.server.url, None, node.client.http) for node in (one, two, two)]
+    sockets = [await client.connect(session_id, ready=False) for client in nobody]
+    await asyncio.gather(*(one.send("auth", ticket=reply["ticket"]) for one in sockets))
+    first = await asyncio.gather(*(one.next() for one in sockets))
+    assert sorted(frame["type"] for frame in first if frame) == ["bye", "bye", "ready"]
+
+
+async def test_socket_of_an_app_follows_sessions_of_all_nodes(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    ws = await two.client.http.ws_connect(f"{two.server.url}/ws", headers=two.client.headers())
+    two.client.close_later(ws)
+    socket = Socket(ws)
+    await socket.until("ready")
+    session_id = await one.client.create()
+    while (await socket.until("session"))["session"]["session_id"] != session_id:
+        pass
+    await socket.send("subscribe", session_id=session_id, after=0)
+    await socket.until("ready", session_id=session_id)
+    await socket.send("prompt", session_id=session_id, prompt="hello", id="p1")
+    await socket.until("accepted", id="p1", session_id=session_id)
+    await socket.until("turn_end", session_id=session_id)
+
+
+async def test_lists_contain_the_sessions_of_all_nodes(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    ids = [await node.client.create() for node in (one, two, one)]
+    for node in (one, two):
+        status, reply = await node.client.get("/sessions")
+        assert status == 200, reply
+        assert [state["session_id"] for state in reply["sessions"]] == ids[::-1]
+    assert [cluster.owner_of(one_id) for one_id in ids] == ["node-1", "node-2", "node-1"]
+
+
+async def test_token_and_revocation_reach_every_node(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    far = await two.client.connect(session_id)
+    status, _ = await admin_of(one).delete(f"/admin/tokens/{cluster.app}")
+    assert status == 200
+    assert await far.until_closed() == 4503
+    assert (await two.client.get("/sessions"))[0] == 401
+
+
+async def test_socket_survives_the_end_of_the_owner(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    far = await two.client.connect(session_id)
+    await far.send("prompt", prompt=script({"say": "working"}, {"hang": True}))
+    await far.until_text("working")
+    await far.send("prompt", prompt="queued", id="q1")
+    await far.until("accepted", id="q1")
+    await one.server.kill()
+    for _ in range(2):
+        end = await far.until("turn_end")
+        assert end["error"]["code"] == "server_restarted"
+        assert end["error"]["retryable"] is True
+    assert (await far.turn("and now"))["stop_reason"] == "end_turn"
+    assert [one["seq"] for one in far.entries] == list(range(1, len(far.entries) + 1))
+
+
+async def test_drain_hands_queued_turns_over_and_ends_the_running_one(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    far = await two.client.connect(session_id)
+    go_on = cluster.folder / "go-on"
+    await far.send("prompt", prompt=script({"say": "working"}, {"gate": str(go_on)}))
+    await far.until_text("working")
+    for number in range(3):
+        await far.send("prompt", prompt=script({"say": f"queued {number}"}), id=f"q{number}")
+        await far.until("accepted", id=f"q{number}")
+    stopping = asyncio.create_task(one.server.stop())
+    await eventually("the node to drain", lambda: one.state() == "draining")
+    go_on.touch()
+    assert await stopping == 0
+    ends = [await far.until("turn_end") for _ in range(4)]
+    assert [end["stop_reason"] for end in ends] == ["end_turn"] * 4
+    assert [f"queued {number}" in far.text(number + 2) for number in range(3)] == [True] * 3
+    assert cluster.owner_of(session_id) == "node-2"
+
+
+def admin_of(node: Node) -> Client:
+    return Client(node.server.url, ADMIN, node.client.http)
