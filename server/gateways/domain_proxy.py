@@ -18,6 +18,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from ..limits import decrement
+from .connections import MAX_UNKNOWN
 from .domains import AllowedDomains
 from .tunnels import StopListening
 
@@ -75,6 +76,9 @@ class DomainProxy:
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(self._tasks) - self._tunnels.total() >= MAX_UNKNOWN:
+            writer.transport.abort()
+            return
         self._tasks.add(task)
         try:
             await self._answer(reader, writer)

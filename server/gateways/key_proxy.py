@@ -7,6 +7,7 @@ endpoints that agents use are available, each only at the address that the opera
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import os
@@ -22,6 +23,7 @@ from yarl import URL
 
 from ..agents.usage import Usage
 from ..limits import decrement
+from .connections import GatewayConnection, GatewayConnections
 from .metering import ResponseMeter
 from .providers import PROVIDERS, Provider, Secret, Upstream
 from .session_keys import Holder, SessionKey, SessionKeys
@@ -81,6 +83,8 @@ class KeyProxy:
         self._client: aiohttp.ClientSession | None = None
         self._active: Counter[str] = Counter()
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
+        self._connections = GatewayConnections()
 
     @property
     def runner(self) -> web.AppRunner:
@@ -102,21 +106,34 @@ class KeyProxy:
             app, access_log=None, handler_cancellation=True, shutdown_timeout=1
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._connection, "127.0.0.1", 0)
         self.keys.url = f"http://127.0.0.1:{self.port}"
+
+    def _connection(self) -> GatewayConnection:
+        server = self.runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+        return GatewayConnection(self._connections, server, loop=loop, access_log=None)
 
     @property
     def port(self) -> int:
-        return int(self.runner.addresses[0][1])
+        assert self._listener is not None
+        return int(self._listener.sockets[0].getsockname()[1])
 
     async def serve(self, listener: socket.socket) -> StopListening:
         """Also accept connections at *listener*, which may be in another network namespace."""
-        site = web.SockSite(self.runner, listener)
-        await site.start()
-        return site.stop
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(self._connection, sock=listener)
+
+        async def stop() -> None:
+            server.close()
+
+        return stop
 
     async def stop(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
         if self._runner is not None:
             await self._runner.cleanup()
         if self._client is not None:
@@ -135,6 +152,11 @@ class KeyProxy:
                 401, "authentication_error", "the token of the session is not valid"
             )
         key, holder = found
+        if isinstance(request.protocol, GatewayConnection):
+            if not self._connections.identify(request.protocol, key.key):
+                refused = refused_response(429, "rate_limit_error", "too many connections")
+                refused.force_close()
+                return refused
         upstream = key.upstreams.get(provider.name) if provider is not None else None
         path = _path_of(request)
         endpoint = provider.endpoint(request.method, path) if provider is not None else None
