@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import lifecycle
+import proxies
 import subscribers
 import turns
 import webhooks
@@ -75,6 +76,7 @@ def measure(
         lifecycle.measure_start(folder, environ, report, quick=quick)
         lifecycle.measure_creation(folder, environ, report, quick=quick)
         lifecycle.measure_sandbox(folder, environ, report, quick=quick)
+        proxies.measure_key_proxy(report, quick=quick)
         lifecycle.measure_open_sessions(folder, environ, report, quick=quick)
     if "growth" in parts:
         lifecycle.measure_growth(folder, report, quick=quick)

@@ -152,11 +152,13 @@ class KeyProxy:
                 401, "authentication_error", "the token of the session is not valid"
             )
         key, holder = found
-        if isinstance(request.protocol, GatewayConnection):
-            if not self._connections.identify(request.protocol, key.key):
-                refused = refused_response(429, "rate_limit_error", "too many connections")
-                refused.force_close()
-                return refused
+        connection = request.protocol
+        if isinstance(connection, GatewayConnection) and not self._connections.identify(
+            connection, key.key
+        ):
+            refused = refused_response(429, "rate_limit_error", "too many connections")
+            refused.force_close()
+            return refused
         upstream = key.upstreams.get(provider.name) if provider is not None else None
         path = _path_of(request)
         endpoint = provider.endpoint(request.method, path) if provider is not None else None

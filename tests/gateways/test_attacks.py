@@ -61,14 +61,18 @@ async def send(port: int, text: str) -> bytes:
 
 SMUGGLED = {
     "two lengths": f"Content-Length: {len(BODY)}\r\nContent-Length: 0\r\n\r\n{BODY}",
-    "length and chunks": f"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SECOND}",
+    "length and chunks": (
+        f"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SECOND}"
+    ),
     "unknown coding": f"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{SECOND}",
     "chunk size": f"Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n{SECOND}",
     "folded header": f"X-Stainless-A: b\r\n x-api-key: other\r\nContent-Length: 0\r\n\r\n{SECOND}",
     "space in name": f"X-Api-Key : x\r\nContent-Length: 0\r\n\r\n{SECOND}",
     "upgrade": "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
     "method override": "X-HTTP-Method-Override: DELETE\r\nContent-Length: 0\r\n\r\n",
-    "other account": "OpenAI-Organization: other\r\nX-Goog-User-Project: x\r\nContent-Length: 0\r\n\r\n",
+    "other account": (
+        "OpenAI-Organization: other\r\nX-Goog-User-Project: x\r\nContent-Length: 0\r\n\r\n"
+    ),
     "hop by hop": "Connection: x-api-key\r\nContent-Length: 0\r\n\r\n",
     "forwarded": "X-Forwarded-Host: evil\r\nForwarded: host=evil\r\nContent-Length: 0\r\n\r\n",
 }
