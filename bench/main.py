@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import accounting
 import lifecycle
 import proxies
 import subscribers
@@ -31,7 +32,10 @@ from server.agents.catalog import ACPX_VERSION
 from server.agents.process.process_tree import end_tagged, env_tag
 
 LIMIT_SECS = {True: 180, False: 600}
-PARTS = ("latency", "bursts", "subscribers", "sockets", "replay", "webhooks", "lifecycle", "growth")
+PARTS = (
+    *("latency", "bursts", "subscribers", "sockets", "replay", "webhooks", "accounting"),
+    *("lifecycle", "growth"),
+)
 
 
 def main() -> int:
@@ -80,6 +84,8 @@ def measure(
         lifecycle.measure_open_sessions(folder, environ, report, quick=quick)
     if "growth" in parts:
         lifecycle.measure_growth(folder, report, quick=quick)
+    if "accounting" in parts:
+        accounting.measure_accounting(report, quick=quick)
     if "webhooks" in parts:
         webhooks.measure_webhooks(folder, environ, report, quick=quick)
     with contextlib.ExitStack() as stack:
