@@ -24,6 +24,9 @@ from .gateways.setup import Gateways
 from .limits import ByteBudget
 from .metrics import Metrics
 from .outbox.outbox import AlertOutbox
+from .reload.program import StartedProgram
+from .reload.reloader import Carrier, Reloader
+from .reload.state import Inherited
 from .runs.jobs import RunJobs
 from .runs.results import RunResults
 from .runs.runner import Runner
@@ -37,7 +40,7 @@ from .storage.database import Database
 from .storage.engine import SharedEngine, join_cluster, open_database
 from .storage.growth import GrowthQueries
 from .storage.queries import Queries
-from .storage.schema import SchemaError, SessionRow
+from .storage.schema import SchemaError
 from .storage.usage import UsageQueries
 from .storage.writer import DatabaseWriter
 from .tasks import Supervisor, Tasks
@@ -54,6 +57,16 @@ from .web.request_spans import tracing_middleware
 from .web.resources import add_resources
 from .web.responses import set_server_header
 from .web.sse import STREAM_KEEP_ALIVE_SECS
+from .web.waits import CONTINUED
+from .wiring.links import connect_tokens, resume_removals
+from .wiring.reloads import (
+    ReloadableConnections,
+    ReloadableStorage,
+    close_rest,
+    inherited_lock,
+    take_over_tickets,
+)
+from .wiring.running import make_reloader
 from .workspace.files import WorkspaceFiles
 from .ws.hub import Hub
 from .ws.incoming import INCOMING_LIMITS, IncomingLimits
@@ -61,6 +74,8 @@ from .ws.incoming import INCOMING_LIMITS, IncomingLimits
 SOCKETS_CLOSE_SECS = 5.0
 FIRST_TOKENS = web.AppKey("first-tokens", list[FirstTokens])
 """The tokens that the first start created, until they are shown; otherwise empty."""
+RELOADER = web.AppKey("reloader", Reloader)
+CONNECTIONS = web.AppKey("connections", ReloadableConnections)
 SANDBOX = web.AppKey("sandbox", Sandbox)
 TRACER = web.AppKey("tracer", Tracer)
 
@@ -72,6 +87,8 @@ async def build_app(
     clock: Callable[[], float] = time.time,
     supervisor: Supervisor | None = None,
     stream_keep_alive_secs: float = STREAM_KEEP_ALIVE_SECS,
+    program: StartedProgram | None = None,
+    inherited: Inherited | None = None,
 ) -> web.Application:
     """Make the application. Its parts start when the application starts.
 
@@ -80,12 +97,15 @@ async def build_app(
         clock: Unix seconds, for everything that expires.
         supervisor: of the long-lived tasks; by default a new one.
         stream_keep_alive_secs: an event stream gets a comment after this time without an event.
+        program: what this process was started with, for a reload.
+        inherited: the state of an earlier version of the server, which is continued.
 
     The start of the application raises :class:`StartError` if the server cannot start.
     """
     middlewares = [error_middleware, *([node_middleware] if settings.cluster_url else [])]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     app[FIRST_TOKENS] = []
+    app[CONTINUED] = {}
     limits = app[INCOMING_LIMITS] = IncomingLimits(
         ByteBudget(settings.max_body_bytes, settings.max_body_bytes_per_app),
         timeout=settings.body_timeout_secs,
@@ -97,7 +117,9 @@ async def build_app(
     if (tracer := open_tracer(environ)) is not None:
         app[TRACER] = tracer
         app.middlewares.append(tracing_middleware(tracer))
-    server = _Server(app, settings, environ, clock, supervisor, stream_keep_alive_secs)
+    app[RELOADER] = make_reloader(settings, program, inherited)
+    times = clock, supervisor, stream_keep_alive_secs
+    server = _Server(app, settings, environ, *times, inherited)
     app.cleanup_ctx.append(server.lifespan)
     app.on_shutdown.append(_drain)
     add_resources(app)
@@ -115,6 +137,7 @@ class _Server:
         clock: Callable[[], float],
         supervisor: Supervisor,
         stream_keep_alive_secs: float,
+        inherited: Inherited | None,
     ) -> None:
         self._app = app
         self._settings = settings
@@ -123,6 +146,7 @@ class _Server:
         self._clock = clock
         self._supervisor = supervisor
         self._stream_keep_alive_secs = stream_keep_alive_secs
+        self._inherited = inherited
         self._data_dir = DataDir.of(settings)
         self._metrics = Metrics()
         self._database: Database
@@ -147,7 +171,7 @@ class _Server:
         """Start all parts. *stack* stops them."""
         self._start_tracing(stack)
         await self._open_gateways(stack)
-        stack.enter_context(self._data_dir.locked())
+        lock = stack.enter_context(self._data_dir.locked(inherited_lock(self._inherited)))
         queries, writer = await self._start_storage(stack)
         tokens = await self._load_tokens(queries, writer)
         await tokens.connect_sandbox(self._app[SANDBOX])
@@ -159,7 +183,7 @@ class _Server:
         outbox = await AlertOutbox.start(*given)
         stack.push_async_callback(outbox.stop)
         outbox.connect(sessions)
-        await sessions.start()
+        await sessions.start(self._inherited)
         stack.push_async_callback(sessions.stop)
         runner = await self._start_runner(stack, queries, writer, backend, sessions)
         self._gateways.connect(sessions, runner)
@@ -170,13 +194,14 @@ class _Server:
         workspace = WorkspaceFiles(self._settings, sessions.disk)
         stack.callback(workspace.stop)
         search = await self._start_search(stack, queries, sessions)
-        await _resume_removals(sessions, files, search)
+        await resume_removals(sessions, files, search)
         sockets = Hub(self._settings)
-
-        _connect_tokens(tokens, sockets, sessions, jobs, outbox)
+        connect_tokens(tokens, sockets, sessions, jobs, outbox)
         health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)
         health.acpx_version = backend.versions["acpx"]
         health.engine = self._engine
+        storage = ReloadableStorage(writer, tokens, lock, lambda: health.ready)
+        reloader = self._set_carriers(stack, sockets, sessions.reloadable, backend, storage)
         context = self._app[CONTEXT] = ServerContext(
             self._settings,
             tokens,
@@ -195,6 +220,7 @@ class _Server:
             AuditQueries(self._database),
             UsageQueries(self._database),
             outbox,
+            reloader,
             self._stream_keep_alive_secs,
         )
         register_gauges(context, writer)
@@ -204,6 +230,19 @@ class _Server:
         await enter_cluster(stack, self._engine, self._app, context)
         health.ready = self._supervisor.failure is None
 
+    def _set_carriers(
+        self, stack: contextlib.AsyncExitStack, sockets: Hub, *carriers: Carrier
+    ) -> Reloader:
+        """Let the parts survive a reload. Those of an earlier version were taken over."""
+        reloader, keys = self._app[RELOADER], self._gateways.keys
+        connections = ReloadableConnections(sockets, self._gateways.check_reload)
+        self._app[CONNECTIONS] = connections
+        proxies = [keys] if keys is not None else []
+        reloader.carriers = [connections, *proxies, *carriers]
+        stack.push_async_callback(reloader.stop)
+        close_rest(self._inherited)
+        return reloader
+
     def _start_tracing(self, stack: contextlib.AsyncExitStack) -> None:
         if (tracer := self._app.get(TRACER)) is not None:
             self._metrics.tracer = tracer
@@ -211,7 +250,7 @@ class _Server:
 
     async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> None:
         given = self._settings, self._environ, self._agent_environ, self._supervisor
-        self._gateways = gateways = await Gateways.open(stack, *given)
+        self._gateways = gateways = await Gateways.open(stack, *given, self._inherited)
         self._environ, self._agent_environ = gateways.environ, gateways.agent_environ
         self._app[SANDBOX] = gateways.sandbox
 
@@ -254,13 +293,15 @@ class _Server:
         )
         if (first := await tokens.load(self._settings.admin_token)) is not None:
             self._app[FIRST_TOKENS].append(first)
+        take_over_tickets(tokens, self._inherited)
         return tokens
 
     async def _start_backend(
         self, stack: contextlib.AsyncExitStack, writer: DatabaseWriter, tokens: TokenRegistry
     ) -> AgentBackend:
         settings, sandbox = self._settings, self._app[SANDBOX]
-        backend = make_backend(settings, self._environ, writer, self._supervisor, sandbox=sandbox)
+        about = settings, self._environ, writer, self._supervisor
+        backend = make_backend(*about, sandbox=sandbox, inherited=self._inherited)
         backend.environ_of = tokens.environ_of
         connect_beats(self._engine, backend)
         await backend.start()
@@ -354,40 +395,6 @@ class _Server:
             ),
         ):
             self._supervisor.spawn(loops, name, loop)
-
-
-def _connect_tokens(
-    tokens: TokenRegistry,
-    sockets: Hub,
-    sessions: SessionRegistry,
-    jobs: RunJobs,
-    outbox: AlertOutbox,
-) -> None:
-    """Let the end of a credential end what it has begun."""
-
-    def end_app(app_name: str) -> None:
-        sockets.close_app(app_name)
-        sessions.cancel_turns(app_name)
-        jobs.stop_app(app_name)
-        outbox.drop_app(app_name)
-
-    tokens.on_revoke, tokens.on_reading_ended = end_app, sockets.end_reading
-    tokens.shares.on_revoke = sockets.close_credential
-    sessions.remover.steps.append(tokens.shares.drop_session)
-
-
-async def _resume_removals(sessions: SessionRegistry, files: FileStore, search: Indexer) -> None:
-    """Finish the removals of an earlier server process, and extend all later ones."""
-
-    async def delete_uploads(row: SessionRow, is_purge: bool) -> None:
-        if is_purge:
-            await files.delete_own(row.n)
-
-    async def forget_texts(row: SessionRow, is_purge: bool) -> None:
-        await search.forget(row.n)
-
-    sessions.remover.steps += [delete_uploads, forget_texts]
-    await sessions.remover.resume()
 
 
 async def _drain(app: web.Application) -> None:

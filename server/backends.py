@@ -15,6 +15,7 @@ from .agents.process.environ import agent_environ, with_folder_of
 from .agents.selection import FALLBACK_AGENT
 from .config import AgentCommand, Settings
 from .data_dir import DataDir
+from .reload.state import Inherited
 from .sandbox.sandbox import OFF, Sandbox
 from .tasks import Supervisor
 
@@ -31,19 +32,21 @@ def make_backend(
     *,
     sandbox: Sandbox | None = None,
     node: str | None = None,
+    inherited: Inherited | None = None,
 ) -> AgentBackend:
     """Make the agent backend that the settings name.
 
     Args:
         sandbox: restricts the agents; without one, no agent may be started.
         node: Node's executable; by default it is searched for.
+        inherited: the state of an earlier version of the server.
 
     Raises:
         AcpxError: Node is missing.
     """
     demo = AgentCommand((sys.executable, "-I", "-S", str(DEMO)))
     make = (
-        partial(HostBackend, supervisor=supervisor)
+        partial(HostBackend, supervisor=supervisor, inherited=inherited)
         if settings.agent_backend == "host"
         else CliBackend
     )

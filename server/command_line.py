@@ -12,19 +12,21 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from . import COMMAND, __version__, installation, logs
 from .agents.process import process_tree
 from .agents.process.environ import forget
-from .app import FIRST_TOKENS, SANDBOX, build_app
+from .app import CONNECTIONS, FIRST_TOKENS, RELOADER, SANDBOX, build_app
 from .commands.admin import CommandError, discard_stdout, print_escaped, sentence
 from .commands.backup import add_backup_commands
 from .commands.cluster import add_cluster_commands
 from .commands.doctor import add_doctor_command
+from .commands.reload import add_reload_command
 from .commands.sessions import add_session_commands
 from .commands.setup import add_setup_command
 from .commands.tokens import add_token_commands
@@ -36,6 +38,9 @@ from .connect.target import SUMMARY, add_connect_arguments
 from .data_dir import DataDir
 from .errors import StartError
 from .origins import address_of
+from .reload.program import StartedProgram
+from .reload.reloader import Reloader
+from .reload.state import Inherited, read_state
 from .service_manager import ServiceManager
 from .tasks import CriticalTaskError, Supervisor
 from .web import control_socket
@@ -43,6 +48,8 @@ from .web.context import CONTEXT
 from .web.listener import Listener
 from .web.middleware import ServerRunner
 from .web.node_link import LINK
+from .web.waits import continue_waits
+from .wiring.reloads import inherited_listeners
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +64,7 @@ FAILED_STOP_SECS = 60.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    arguments.program = StartedProgram.of_this_process()
     process_tree.isolate()
     environ: Mapping[str, str] = os.environ
     try:
@@ -109,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_cluster_commands(commands)
     add_unit_command(commands)
     add_webhook_command(commands)
+    add_reload_command(commands)
     # `__main__` runs this command without the others. Here it is for `--help`.
     connecting = commands.add_parser("connect", help=SUMMARY, description=sentence(SUMMARY))
     add_connect_arguments(connecting)
@@ -117,26 +126,38 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]) -> int:
+    inherited = read_state(os.environ)
     installation.ensure_packages(environ, _print_status)
-    asyncio.run(serve(settings, environ))
+    asyncio.run(serve(settings, environ, program=arguments.program, inherited=inherited))
     return 0
 
 
 async def serve(
-    settings: Settings, environ: Mapping[str, str], supervisor: Supervisor | None = None
+    settings: Settings,
+    environ: Mapping[str, str],
+    supervisor: Supervisor | None = None,
+    *,
+    program: StartedProgram | None = None,
+    inherited: Inherited | None = None,
 ) -> None:
-    """Run the server until SIGTERM or Ctrl-C.
+    """Run the server until SIGTERM or Ctrl-C; SIGHUP reloads it.
+
+    Args:
+        program: what this process was started with.
+        inherited: the state of an earlier version of the server, which is continued.
 
     Raises:
         StartError: the server cannot start.
         CriticalTaskError: the server stopped because a critical task failed.
     """
     supervisor = supervisor or Supervisor()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    app = await build_app(settings, environ=environ, supervisor=supervisor)
+    about: dict[str, Any] = {"program": program, "inherited": inherited}
+    app = await build_app(settings, environ=environ, supervisor=supervisor, **about)
+    reloader = app[RELOADER]
+    loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
     runner = ServerRunner(app, handle_signals=False, shutdown_timeout=HANDLERS_SECS)
     timer = threading.Timer(FAILED_STOP_SECS, os._exit, (1,))
     timer.daemon = True
@@ -145,32 +166,27 @@ async def serve(
         stack.push_async_callback(runner.cleanup)
         # The first tokens are shown even if the start fails after they were created.
         stack.callback(_show_tokens, app)
+        sockets = inherited_listeners(inherited)
         await runner.setup()
-        listener = Listener(
-            app[CONTEXT].sockets.unauthenticated,
-            settings.auth_timeout_secs,
-            settings.stall_timeout_secs,
-            supervisor,
-        )
-        try:
-            port = await stack.enter_async_context(
-                listener.open(runner, settings.host, settings.port)
-            )
-        except OSError as error:
-            address = f"{settings.host}:{settings.port}"
-            raise StartError(f"cannot listen on {address}: {error.strerror or error}") from None
+        times = settings.auth_timeout_secs, settings.stall_timeout_secs
+        listener = Listener(app[CONTEXT].sockets.unauthenticated, *times, supervisor)
+        opened = listener.open(runner, settings.host, settings.port, sockets.listening)
+        port = await stack.enter_async_context(_open_listener(opened, settings))
         if LINK in app:
             await stack.enter_async_context(app[LINK].listening(runner))
-        async with control_socket.listening(runner, DataDir.of(settings)):
+        data_dir, connections = DataDir.of(settings), app[CONNECTIONS]
+        async with control_socket.listening(runner, data_dir, sockets.control) as control:
+            connections.listener, connections.control = listener, control
+            await continue_waits(app, listener, sockets.waits)
+            reloader.note_ready(inherited)
             _return_large_blocks_to_system()
             _tune_gc()
             _print_greeting(app, settings, port)
             failing = asyncio.create_task(_stop_at_failure(supervisor, stop, timer), name="failure")
             stack.callback(failing.cancel)
-            manager = ServiceManager()
+            manager = _manager_of(reloader, f"listening on port {port}")
             feeding = asyncio.create_task(manager.feed_watchdog(), name="watchdog")
             stack.callback(feeding.cancel)
-            manager.is_ready(f"listening on port {port}")
             await stop.wait()
             manager.is_stopping()
             if supervisor.failure is None:
@@ -178,6 +194,28 @@ async def serve(
             await app.shutdown()  # still listening: new requests get 503 `draining`
     if supervisor.failure is not None:
         raise CriticalTaskError(supervisor.failure)
+
+
+def _manager_of(reloader: Reloader, status: str) -> ServiceManager:
+    """Report to the service manager that the server is ready, and when it is reloaded."""
+    manager = ServiceManager()
+    manager.is_ready(status)
+    reloader.on_begin = manager.is_reloading
+    reloader.on_given_up = lambda: manager.is_ready(status)
+    return manager
+
+
+@contextlib.asynccontextmanager
+async def _open_listener(
+    opened: contextlib.AbstractAsyncContextManager[int], settings: Settings
+) -> AsyncIterator[int]:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            port = await stack.enter_async_context(opened)
+        except OSError as error:
+            address = f"{settings.host}:{settings.port}"
+            raise StartError(f"cannot listen on {address}: {error.strerror or error}") from None
+        yield port
 
 
 async def _stop_at_failure(

@@ -164,8 +164,14 @@ class DataDir:
             )
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, inherited: int | None = None) -> Iterator[int]:
         """Make the folder if it is missing, and lock it for this process.
+
+        Args:
+            inherited: the descriptor of the lock that an earlier version of the server holds.
+
+        Yields:
+            The descriptor of the lock.
 
         Raises:
             StartError: it cannot be used; :class:`DataDirInUseError` if another process has it.
@@ -176,8 +182,11 @@ class DataDir:
             self.check()
             for folder in {self.path, self.own_folder()}:
                 folder.chmod(0o700)
-            with safe_files.folder(self.own_folder()) as parent:
-                lock = safe_files.open_file("lock", parent, os.O_RDWR | os.O_CREAT)
+            if inherited is None:
+                with safe_files.folder(self.own_folder()) as parent:
+                    lock = safe_files.open_file("lock", parent, os.O_RDWR | os.O_CREAT)
+            else:
+                lock = os.fdopen(inherited, "rb+")
         except OSError as error:
             raise StartError(
                 f"CLAWDFORGE_DATA_DIR: {error.filename or self.own_folder()}: {error.strerror}"
@@ -189,4 +198,4 @@ class DataDir:
                 raise DataDirInUseError(
                     f"another clawdforge runs on the data folder {self.own_folder()}"
                 ) from None
-            yield
+            yield lock.fileno()

@@ -121,7 +121,7 @@ async def spawning(folder: Path) -> AsyncIterator[Spawn]:
     below: set[int] = set()
     log = folder / "server.log"
 
-    async def start(*, wrapper: Sequence[str] = (), **variables: str) -> ServerProcess:
+    async def start(*, wrapper: Sequence[str] = (), **variables: Any) -> ServerProcess:
         process = await start_server(folder / "data", log, wrapper=wrapper, **variables)
         started.append(process)
         return process

@@ -22,7 +22,7 @@ from .support.harness import ADMIN, MOCKS, Client, Deadline, eventually, script
 
 CRITICAL = "log-writer"
 OF_THE_SERVER = {
-    *("acpx-host", "acpx-host-stdout", "acpx-host-stderr", "acpx-host-watch", "handover-accept"),
+    *("acpx-host", "acpx-host-watch", "handover-accept"),
     *(
         "accept-connections",
         "health",

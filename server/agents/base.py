@@ -19,12 +19,12 @@ from ..validation import OptionValue
 from .agent_settings import NO_SETTINGS, AgentSettings
 from .parameters import NO_PARAMETERS, AgentParameters
 from .prompt_handle import PromptHandle
+from .reloading import ReloadableBackend
 from .steering import SteerOutcome
 from .traits import AgentTraits
 
 Conversation = Literal["fresh", "kept"]
 """Whether the agent's process began a new conversation, or has kept the session's one."""
-
 
 EnvironOf = Callable[[str], Mapping[str, str]]
 """Returns the variables that the agents of an app get, by the app's name."""
@@ -265,8 +265,8 @@ class Agent(Protocol):
     def can_steer(self) -> bool:
         """Whether the agent is working on a prompt and may accept another one for its turn."""
 
-    def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> None:
-        """Add a prompt to the turn that the agent is working on.
+    def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> str | None:
+        """Add a prompt to the turn that the agent is working on. Return the id of the request.
 
         Args:
             decide: is called once, with the outcome, in the order of the agent's output.
@@ -301,7 +301,7 @@ class Agent(Protocol):
         """
 
 
-class Backend(Protocol):
+class Backend(ReloadableBackend, Protocol):
     """A way to run agents.
 
     Attributes:

@@ -31,8 +31,9 @@ class CannotSteer:
 
     can_steer = False
 
-    def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> None:
+    def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> str | None:
         decide(SteerOutcome.REFUSED)
+        return None
 
 
 def is_supported(initialized: Mapping[str, Any]) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+import msgspec
 
 from ..config import MAX_SECRET_LENGTH
 from ..errors import Error, ErrorCode
@@ -21,6 +23,15 @@ class OpenTicket:
     """A ticket that has not been redeemed; ``expires_at`` is on the registry's clock."""
 
     credential: Credential
+    session_id: str
+    expires_at: float
+
+
+class CarriedTicket(msgspec.Struct, kw_only=True):
+    """An open ticket for the next version of the server, by its hash."""
+
+    key: bytes
+    app_name: str
     session_id: str
     expires_at: float
 
@@ -90,6 +101,28 @@ class TicketRegistry:
         if session_id not in (None, found.session_id):
             raise unauthorized()
         return found
+
+    def pack(self) -> list[CarriedTicket]:
+        """Return the open tickets of tokens for the next version of the server."""
+        return [
+            CarriedTicket(
+                key=key,
+                app_name=ticket.credential.app_name,
+                session_id=ticket.session_id,
+                expires_at=ticket.expires_at,
+            )
+            for key, ticket in self._open.items()
+            if ticket.credential.session_id is None
+        ]
+
+    def take_over(
+        self, carried: Iterable[CarriedTicket], credential_of: Callable[[str], Credential | None]
+    ) -> None:
+        """Admit with the tickets of an earlier version of the server, whose clock goes on."""
+        for one in carried:
+            if (credential := credential_of(one.app_name)) is not None:
+                self._open[one.key] = OpenTicket(credential, one.session_id, one.expires_at)
+                self._hashes_of.setdefault(credential, {})[one.key] = None
 
     def discard_all(self, credential: Credential) -> None:
         """Discard the open tickets of a revoked credential."""

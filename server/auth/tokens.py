@@ -201,6 +201,10 @@ class TokenRegistry:
         options = self._options.get(app_name)
         return (options.sandbox if options is not None else None) or None
 
+    def credential_of(self, app_name: str) -> Credential | None:
+        """The credential of an app's token."""
+        return next((one for one in self._by_hash.values() if one.app_name == app_name), None)
+
     def environ_of(self, app_name: str) -> Mapping[str, str]:
         """Return the variables that the agents and runs of an app get."""
         options = self._options.get(app_name)

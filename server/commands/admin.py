@@ -101,6 +101,13 @@ class RunningServer:
         reply = await self._call("DELETE", f"/admin/sessions/{quote(session_id, safe='')}")
         return "already_closed" not in reply
 
+    async def reload(self) -> dict[str, Any]:
+        """Have the server try its next version and become it."""
+        return await self._call("POST", "/admin/reload")
+
+    async def reload_status(self) -> dict[str, Any]:
+        return await self._call("GET", "/admin/reload")
+
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             async with self._http.request(method, path, **options) as response:
@@ -180,8 +187,8 @@ async def open_admin_api(
             try:
                 stack.enter_context(data_dir.locked())
             except DataDirInUseError as error:
-                if await _is_serving(data_dir):
-                    yield await stack.enter_async_context(_connect_to_server(data_dir))
+                if await is_serving(data_dir):
+                    yield await stack.enter_async_context(connect_to_server(data_dir))
                     return
                 if time.monotonic() > deadline:
                     raise CommandError(
@@ -193,7 +200,12 @@ async def open_admin_api(
                 return
 
 
-async def _is_serving(data_dir: DataDir) -> bool:
+async def is_serving(data_dir: DataDir) -> bool:
+    """Whether a server answers at the operator's socket.
+
+    Raises:
+        CommandError: another program does.
+    """
     try:
         with control_socket.address(data_dir) as path:
             _, writer = await asyncio.open_unix_connection(path)
@@ -211,7 +223,8 @@ async def _is_serving(data_dir: DataDir) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _connect_to_server(data_dir: DataDir) -> AsyncIterator[AdminApi]:
+async def connect_to_server(data_dir: DataDir) -> AsyncIterator[RunningServer]:
+    """Connect to the operator's socket of a running server."""
     with control_socket.address(data_dir) as path:
         async with aiohttp.ClientSession(
             "http://localhost",

@@ -14,15 +14,17 @@ import os
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import aiohttp
+import msgspec
 from aiohttp import web
 from yarl import URL
 
 from ..agents.usage import Usage
 from ..limits import decrement
+from ..reload.state import Inherited, Passed
 from .connections import GatewayConnection, GatewayConnections
 from .metering import ResponseMeter
 from .providers import PROVIDERS, Provider, Secret, Upstream
@@ -61,8 +63,19 @@ CountUsage = Callable[[str, str, Usage], None]
 """Counts the tokens of a response, for a session's key and its app."""
 
 
+class CarriedKeyProxy(msgspec.Struct, kw_only=True):
+    """The proxy for the next version of the server.
+
+    Attributes:
+        listener: the descriptor of its socket.
+    """
+
+    listener: int
+    keys: list[SessionKey]
+
+
 class KeyProxy:
-    """The proxy.
+    """The proxy. It is also a ``Carrier``: agents keep its address and their tokens in a reload.
 
     Args:
         keys: the tokens of all sessions.
@@ -73,6 +86,8 @@ class KeyProxy:
         count_usage: see :data:`CountUsage`.
         requests: the number of requests that were sent on.
     """
+
+    name = "key-proxy"
 
     def __init__(self, keys: SessionKeys, environ: Mapping[str, str]) -> None:
         self.may_spend: MaySpend = lambda _: None
@@ -91,8 +106,8 @@ class KeyProxy:
         assert self._runner is not None, "the proxy is not started"
         return self._runner
 
-    async def start(self) -> None:
-        """Listen on a free port of 127.0.0.1."""
+    async def start(self, inherited: Inherited | None = None) -> None:
+        """Listen on a free port of 127.0.0.1, or at the socket of an earlier version."""
         self._client = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECS),
             auto_decompress=False,
@@ -107,7 +122,13 @@ class KeyProxy:
         )
         await self._runner.setup()
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._connection, "127.0.0.1", 0)
+        carried = inherited.part(self.name, CarriedKeyProxy) if inherited is not None else None
+        if carried is None or inherited is None:
+            self._listener = await loop.create_server(self._connection, "127.0.0.1", 0)
+        else:
+            listener = socket.socket(fileno=inherited.claim(carried.listener))
+            self.keys.take_over(carried.keys)
+            self._listener = await loop.create_server(self._connection, sock=listener)
         self.keys.url = f"http://127.0.0.1:{self.port}"
 
     def _connection(self) -> GatewayConnection:
@@ -115,6 +136,26 @@ class KeyProxy:
         assert server is not None
         loop = asyncio.get_running_loop()
         return GatewayConnection(self._connections, server, loop=loop, access_log=None)
+
+    # A reload of the server. Requests in progress end; agents send them again.
+
+    def is_settled(self) -> bool:
+        return True
+
+    async def freeze(self) -> None:
+        """Do nothing."""
+
+    def thaw(self) -> None:
+        """Do nothing."""
+
+    def pack(self, passed: Passed) -> CarriedKeyProxy | None:
+        if self._listener is None:
+            return None
+        descriptor = passed.add(self._listener.sockets[0].fileno())
+        return CarriedKeyProxy(listener=descriptor, keys=self.keys.pack())
+
+    def children(self) -> Sequence[int]:
+        return []
 
     @property
     def port(self) -> int:

@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,16 @@ class SessionKeys:
 
     def __len__(self) -> int:
         return len(self._by_key)
+
+    # A reload of the server.
+
+    def pack(self) -> list[SessionKey]:
+        return [*self._by_key.values()]
+
+    def take_over(self, keys: Iterable[SessionKey]) -> None:
+        """Accept the tokens that an earlier version of the server has given to its agents."""
+        for key in keys:
+            self._by_key[key.key] = self._by_digest[_digest(key.token)] = key
 
     # The start of an agent.
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from ..agents.usage import Usage
 from ..config import Settings
+from ..reload.program import ReloadError
+from ..reload.state import Inherited
 from ..runs.runner import Runner
 from ..sandbox.policy import Tunnel
 from ..sandbox.sandbox import Sandbox
@@ -45,6 +47,7 @@ class Gateways:
         self.keys: KeyProxy | None = None
         self.domains: DomainProxy | None = None
         self._supervisor = supervisor
+        self._tunnels: Tunnels | None = None
         has_keys = needs_key_proxy(settings, agent_environ)
         self._tokens = tokens = SessionKeys(sandbox.user_home, has_keys=has_keys)
         if has_keys:
@@ -64,11 +67,13 @@ class Gateways:
         environ: Mapping[str, str],
         agent_environ: Mapping[str, str],
         supervisor: Supervisor,
+        inherited: Inherited | None = None,
     ) -> Gateways:
         """Make the sandbox, and start the gateways. *stack* stops them.
 
         Args:
             agent_environ: the part of the server's environment that agents would get.
+            inherited: the state of an earlier version of the server.
 
         Raises:
             SettingError: the level that the settings name does not work on this machine.
@@ -76,14 +81,14 @@ class Gateways:
         """
         sandbox = await asyncio.to_thread(make_sandbox, settings, environ, agent_environ)
         gateways = cls(settings, environ, agent_environ, sandbox, supervisor)
-        await gateways._start(stack)
+        await gateways._start(stack, inherited)
         return gateways
 
-    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+    async def _start(self, stack: contextlib.AsyncExitStack, inherited: Inherited | None) -> None:
         served: dict[int, ServeGateway] = {}
         if self.keys is not None:
             stack.push_async_callback(self.keys.stop)
-            await self.keys.start()
+            await self.keys.start(inherited)
             served[self.keys.port] = self.keys.serve
         if self.domains is not None:
             stack.push_async_callback(self.domains.stop)
@@ -94,11 +99,24 @@ class Gateways:
         addresses.key_port = self.keys.port if self.keys is not None else 0
         addresses.domain_port = self.domains.port if self.domains is not None else 0
         if served:
-            tunnels = Tunnels(self._tokens.knows, served, self._supervisor)
+            tunnels = self._tunnels = Tunnels(self._tokens.knows, served, self._supervisor)
             tunnels.start()
             stack.push_async_callback(tunnels.stop)
             token_of = self._tokens.token_of
             addresses.open_tunnel = lambda spec: Tunnel(tunnels.name, token_of(spec))
+
+    def check_reload(self) -> None:
+        """Check that every agent keeps its network in a reload.
+
+        Raises:
+            ReloadError: the ports of a sandbox would be closed.
+        """
+        has_tunnels = self._tunnels is not None and self._tunnels.open_count > 0
+        if has_tunnels or self.domains is not None:
+            raise ReloadError(
+                "the network of the sandboxes would be lost: close or hibernate the sessions with"
+                " live agents, or restart the server"
+            )
 
     def connect(self, sessions: SessionRegistry, runner: Runner) -> None:
         """Let the sessions and runs of the server use the gateways."""

@@ -38,6 +38,7 @@ class Tunnels:
 
     Attributes:
         name: the name of the socket.
+        open_count: the number of sandboxes with open ports.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Tunnels:
         self._supervisor = supervisor
         self._tasks = Tasks()
         self._listener: socket.socket | None = None
+        self.open_count = 0
 
     def start(self) -> None:
         self._listener = listener = socket.socket(socket.AF_UNIX)
@@ -97,7 +99,12 @@ class Tunnels:
                     if serve is not None:
                         stack.push_async_callback(await serve(listener))
                 await asyncio.get_running_loop().sock_sendall(connection, b"+")
+            self.open_count += 1
+            stack.callback(self._note_closed)
             await _until_readable(process)
+
+    def _note_closed(self) -> None:
+        self.open_count -= 1
 
     async def _receive(self, connection: socket.socket) -> list[socket.socket]:
         """Read the secret, and receive the sockets.

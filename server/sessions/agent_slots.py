@@ -57,6 +57,7 @@ class AgentSlots:
     Attributes:
         limits: of single apps.
         app_of: returns the app of a holder.
+        is_frozen: the server is being reloaded; no slot is assigned, and no agent is evicted.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class AgentSlots:
         self._holders: set[SlotHolder] = set()
         self._evicting: set[SlotHolder] = set()
         self._waiting: FairQueue[SlotHolder] = FairQueue()
+        self.is_frozen = False
 
     def __len__(self) -> int:
         """The number of slots that are taken."""
@@ -133,6 +135,10 @@ class AgentSlots:
         self._holders.add(holder)
         return True
 
+    def take_over(self, holder: SlotHolder) -> None:
+        """Give a slot to *holder*, which had one before a reload."""
+        self._holders.add(holder)
+
     def must_wait(self, holder: SlotHolder) -> bool:
         """Whether *holder* can get a slot only after a busy agent has become idle."""
         if holder in self._holders or self._may_get_slot(
@@ -180,6 +186,8 @@ class AgentSlots:
 
         Called whenever a slot may have become free, or a holder may have become able to hibernate.
         """
+        if self.is_frozen:
+            return
         if not (self._waiting or self.limits.changed) and len(self._holders) <= self._limit:
             return
         counts = self._count_by_app()

@@ -33,6 +33,7 @@ class SessionContext:
         clock: returns unix seconds.
         alerts: hands alerts to webhooks and push.
         is_draining: the server is stopping; no prompt is accepted.
+        is_reloading: the server is about to become its next version; no turn begins.
     """
 
     settings: Settings
@@ -52,6 +53,7 @@ class SessionContext:
     clock: Callable[[], float]
     alerts: Alerts
     is_draining: bool = False
+    is_reloading: bool = False
 
     @classmethod
     def create(

@@ -12,7 +12,7 @@ from ..storage.schema import SessionRow
 from ..storage.writer import DatabaseWriter
 from .elicitation_form import check_form_content, is_form
 from .event_log import SessionLog
-from .pending_requests import PendingRequest, PendingRequests
+from .pending_requests import CarriedRequest, PendingRequest, PendingRequests
 
 Action = Literal["accept", "decline", "cancel"]
 
@@ -56,6 +56,16 @@ class Elicitations(PendingRequests[PendingElicitation]):
     def _log_outcome(self, turn_index: int, fields: bytes) -> None:
         self._log.append("elicitation_resolved", turn_index, fields)
 
+    def _restored(self, carried: CarriedRequest) -> PendingElicitation:
+        pending = PendingElicitation(
+            carried.raw_id, carried.request, carried.turn_index, carried.expires_at
+        )
+        pending.size = len(dumps(carried.request))
+        return pending
+
+    def _on_timeout(self, pending: PendingElicitation) -> Mapping[str, Any]:
+        return self.cancelled
+
     def pending(self) -> list[dict[str, Any]]:
         """The waiting questions, as clients see them."""
         return [
@@ -87,7 +97,7 @@ class Elicitations(PendingRequests[PendingElicitation]):
         can_wait = can_wait and _is_answerable(request) and _is_shallow(encoded)
         self._add(pending)
         if can_wait:
-            self._wait(pending, self.cancelled)
+            self._wait(pending)
         else:
             self._finish(pending, self.cancelled, "cancel")
 

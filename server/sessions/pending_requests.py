@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Literal, TypeVar
 
+import msgspec
+
 from ..codec import dumps
 from ..errors import not_found
 from ..storage import statements
@@ -20,6 +22,21 @@ from .event_log import SessionLog
 RequestKind = Literal["permission", "elicitation"]
 
 
+class CarriedRequest(msgspec.Struct, kw_only=True):
+    """A waiting request for the next version of the server; see :class:`PendingRequest`.
+
+    Attributes:
+        call: of a permission request.
+    """
+
+    request_id: str
+    raw_id: Any
+    request: dict[str, Any]
+    turn_index: int
+    expires_at: int
+    call: dict[str, Any] = {}
+
+
 class PendingRequest:
     """A request of the agent that has no outcome yet.
 
@@ -27,6 +44,7 @@ class PendingRequest:
         request_id: the id for clients.
         raw_id: the agent's id.
         request: the params of the agent's request.
+        call: the tool call of a permission request, with the fields that were reported before.
         expires_at: unix milliseconds.
         is_stored: the database has it, so that the next server can cancel it.
     """
@@ -37,6 +55,7 @@ class PendingRequest:
         self.request_id = str(uuid.uuid4())
         self.raw_id = raw_id
         self.request = request
+        self.call: Mapping[str, Any] = {}
         self.turn_index = turn_index
         self.expires_at = expires_at
         self.timer: asyncio.TimerHandle | None = None
@@ -93,6 +112,37 @@ class PendingRequests(ABC, Generic[Pending]):
     def _log_outcome(self, turn_index: int, fields: bytes) -> None:
         """Append the entry of an outcome to the log."""
 
+    @abstractmethod
+    def _restored(self, carried: CarriedRequest) -> Pending:
+        """Make a request of an earlier version of the server."""
+
+    @abstractmethod
+    def _on_timeout(self, pending: Pending) -> Mapping[str, Any]:
+        """The outcome of a request to which no client responds in time."""
+
+    def pack(self) -> list[CarriedRequest]:
+        """Return the waiting requests for the next version of the server."""
+        return [
+            CarriedRequest(
+                request_id=pending.request_id,
+                raw_id=pending.raw_id,
+                request=dict(pending.request),
+                turn_index=pending.turn_index,
+                expires_at=pending.expires_at,
+                call=dict(pending.call),
+            )
+            for pending in self._pending.values()
+        ]
+
+    def take_over(self, carried: Iterable[CarriedRequest]) -> None:
+        """Let clients respond to the requests of an earlier version of the server."""
+        for one in carried:
+            pending = self._restored(one)
+            pending.request_id, pending.is_stored = one.request_id, True
+            self._pending[pending.request_id] = pending
+            left = max(0.0, pending.expires_at / 1000 - time.time())
+            self._start_timer(pending, left)
+
     def cancel(self, turn_index: int | None = None) -> None:
         """Cancel the waiting requests of one turn, or all."""
         for pending in tuple(self._pending.values()):
@@ -135,12 +185,8 @@ class PendingRequests(ABC, Generic[Pending]):
         )
         self._log_request(pending.turn_index, fields)
 
-    def _wait(self, pending: Pending, on_timeout: Mapping[str, Any]) -> None:
-        """Let clients respond to a request.
-
-        Args:
-            on_timeout: the outcome if none does.
-        """
+    def _wait(self, pending: Pending) -> None:
+        """Let clients respond to a request."""
         pending.is_stored = True  # with its entry
         self._writer.add(
             [
@@ -149,8 +195,11 @@ class PendingRequests(ABC, Generic[Pending]):
                 )
             ]
         )
+        self._start_timer(pending, self._timeout())
+
+    def _start_timer(self, pending: Pending, secs: float) -> None:
         pending.timer = asyncio.get_running_loop().call_later(
-            self._timeout(), self._finish, pending, on_timeout, "timeout"
+            secs, self._finish, pending, self._on_timeout(pending), "timeout"
         )
         self.on_waiting(pending)
 

@@ -12,7 +12,7 @@ from ..errors import bad_request
 from ..storage.schema import SessionRow
 from ..storage.writer import DatabaseWriter
 from .event_log import SessionLog
-from .pending_requests import PendingRequest, PendingRequests
+from .pending_requests import CarriedRequest, PendingRequest, PendingRequests
 
 MAX_PENDING = 32
 """Requests of a session that may wait for a client. The next one is rejected."""
@@ -56,11 +56,7 @@ def check_permission(permission: str, backend: Backend, agent: str) -> None:
 
 
 class PendingPermission(PendingRequest):
-    """A permission request that has no outcome yet.
-
-    Attributes:
-        call: its tool call, with the fields that were reported before.
-    """
+    """A permission request that has no outcome yet."""
 
     def __init__(
         self,
@@ -165,6 +161,13 @@ class ToolCalls:
     def clear(self) -> None:
         self._calls.clear()
 
+    def pack(self) -> dict[str, dict[str, str]]:
+        return self._calls
+
+    def take_over(self, calls: dict[str, dict[str, str]]) -> None:
+        """Continue with the calls of an earlier version of the server."""
+        self._calls = calls
+
 
 class Permissions(PendingRequests[PendingPermission]):
     """The permission requests of one session's agent. Its length is the number that wait.
@@ -197,6 +200,13 @@ class Permissions(PendingRequests[PendingPermission]):
     def _log_outcome(self, turn_index: int, fields: bytes) -> None:
         self._log.append("permission_resolved", turn_index, fields)
 
+    def _restored(self, carried: CarriedRequest) -> PendingPermission:
+        of_turn = carried.turn_index, carried.expires_at
+        return PendingPermission(carried.raw_id, carried.request, carried.call, *of_turn)
+
+    def _on_timeout(self, pending: PendingPermission) -> Mapping[str, Any]:
+        return choose(pending.request, "reject")
+
     def pending(self) -> list[dict[str, Any]]:
         """The waiting requests, as clients see them."""
         return [pending.view() for pending in self._pending.values()]
@@ -222,7 +232,7 @@ class Permissions(PendingRequests[PendingPermission]):
             self._finish(pending, choose(pending.request, "reject"), "policy")
         elif self._row.permission == "ask":
             pending.request = shortened(pending.request, HELD_BYTES)
-            self._wait(pending, choose(pending.request, "reject"))
+            self._wait(pending)
         else:
             decided = by_policy(self._row.permission, pending.request, pending.call)
             self._finish(pending, decided, "policy")

@@ -18,6 +18,8 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from ..agents.base import GRACE_SECS, Agent, AgentObserver, AgentSpec, Backend
 from ..errors import Error
 from ..storage import statements
@@ -32,6 +34,21 @@ MAX_BUFFERED_BYTES = 1 << 20
 """An agent that sends more messages than this before its first prompt is ended."""
 
 
+class CarriedPrewarmed(msgspec.Struct, kw_only=True):
+    """A prewarmed agent for the next version of the server."""
+
+    id: str
+    agent: str
+    cwd: str
+    elicitation: tuple[str, ...]
+    messages: list[bytes]
+
+
+def _spec(key: str, agent: str, cwd: str, elicitation: tuple[str, ...]) -> AgentSpec:
+    """The specification of a prewarmed agent."""
+    return AgentSpec(key, agent, cwd, None, None, "deny-all", elicitation=elicitation)
+
+
 class PrewarmedAgent(AgentObserver):
     """An agent without a session. Its messages are buffered until a session takes it over.
 
@@ -39,6 +56,7 @@ class PrewarmedAgent(AgentObserver):
         app_name: :data:`NO_APP`.
         last_used: minus infinity, so that it is evicted before the agents of sessions.
         is_ready: the agent has opened its ACP session.
+        messages: those that a session will get.
     """
 
     app_name = NO_APP
@@ -52,7 +70,7 @@ class PrewarmedAgent(AgentObserver):
         self.is_ready = False
         self._pool = pool
         self._is_reserved = False
-        self._messages: list[bytes] = []
+        self.messages: list[bytes] = []
         self._buffered_bytes = 0
 
     # SlotHolder
@@ -79,17 +97,17 @@ class PrewarmedAgent(AgentObserver):
     def transfer_to(self, spec: AgentSpec, observer: AgentObserver) -> Agent:
         """Make *observer* the agent's observer and replay the buffered messages to it."""
         self.agent.rebind(spec, observer)
-        for message in self._messages:
+        for message in self.messages:
             observer.notification_received(message)
         return self.agent
 
     # AgentObserver
 
     def notification_received(self, message: bytes) -> None:
-        self._messages.append(message)
+        self.messages.append(message)
         self._buffered_bytes += len(message)
         if self._buffered_bytes > MAX_BUFFERED_BYTES:
-            self._messages.clear()
+            self.messages.clear()
             self._pool.drop(self, "too many messages before the first prompt")
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
@@ -154,7 +172,8 @@ class Prewarmer:
         Args:
             abandoned: ids of prewarmed agents that never became sessions.
         """
-        if abandoned:
+        known = [one.id for one in self.agents]  # of an earlier version of the server
+        if abandoned := [one for one in abandoned if one not in known]:
             self._tasks.spawn(self._delete_data(abandoned), "prewarm-clear")
         self.fill()
 
@@ -177,6 +196,35 @@ class Prewarmer:
                 self.agents.remove(prewarmed)
                 return prewarmed
         return None
+
+    # A reload of the server
+
+    def pack(self) -> list[CarriedPrewarmed]:
+        """Return the agents that are ready, for the next version of the server."""
+        return [
+            CarriedPrewarmed(
+                id=one.id,
+                agent=one.spec.agent,
+                cwd=one.spec.cwd,
+                elicitation=one.spec.elicitation,
+                messages=one.messages,
+            )
+            for one in self.agents
+            if one.is_ready
+        ]
+
+    async def take_over(self, carried: CarriedPrewarmed) -> None:
+        """Continue with an agent of an earlier version of the server."""
+        spec = _spec(carried.id, carried.agent, carried.cwd, carried.elicitation)
+        if self._count and self._backend.has_process(carried.id):
+            prewarmed = PrewarmedAgent(self, self._backend, spec)
+            self._wanted.append(carried.elicitation)
+            self._slots.take_over(prewarmed)
+            await self._backend.take_over(carried.id)
+            for message in carried.messages:
+                prewarmed.notification_received(message)
+            prewarmed.is_ready = True
+            self.agents.append(prewarmed)
 
     def fill(self) -> None:
         """Start the missing agents one after another, while slots are free.
@@ -215,9 +263,7 @@ class Prewarmer:
         wanted = Counter(self._wanted)
         wanted.subtract(one.spec.elicitation for one in self.agents)
         elicitation = max(wanted, key=lambda modes: wanted[modes])
-        spec = AgentSpec(
-            session_id, agent, str(folder), None, None, "deny-all", elicitation=elicitation
-        )
+        spec = _spec(session_id, agent, str(folder), elicitation)
         prewarmed = PrewarmedAgent(self, self._backend, spec)
         if not self._slots.try_acquire(prewarmed):
             return False

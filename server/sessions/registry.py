@@ -17,6 +17,7 @@ from ..config import Settings
 from ..data_dir import DataDir
 from ..errors import Error, ErrorCode, draining, not_found
 from ..metrics import Metrics
+from ..reload.state import Inherited
 from ..storage import statements
 from ..storage.queries import Queries
 from ..storage.schema import SessionRow
@@ -31,6 +32,7 @@ from .imports import ImportedLog
 from .listing import SessionListing
 from .ownership import SessionOwnership
 from .prewarm import Prewarmer
+from .reloadable import ReloadableSessions
 from .remote_session import RemoteSession, RemoteSessions
 from .removal import SessionRemover
 from .session import Session
@@ -51,6 +53,7 @@ class SessionRegistry:
         is_draining: the server is stopping; no new work is accepted.
         remote: the sessions of the cluster's other nodes; None without a cluster.
         ownership: likewise, what decides which sessions this node has.
+        reloadable: the sessions during a reload.
         loading: the look-ups in progress that load a session, by its id.
     """
 
@@ -103,6 +106,7 @@ class SessionRegistry:
         self._loaded: WeakValueDictionary[str, Session] = WeakValueDictionary()
         self.accounts.on_exceeded.append(partial(_refuse_unsent, self._loaded, self.accounts))
         self._cache: dict[str, Session] = {}
+        self.reloadable = ReloadableSessions(self, self._context)
         self.loading: dict[str, asyncio.Task[Session | None]] = {}
         # Ids of rows that must not be found: being created, or being deleted.
         self._hidden: set[str] = set()
@@ -139,8 +143,12 @@ class SessionRegistry:
         """The sessions in memory. One may run a turn without being cached."""
         return list(self._loaded.values())
 
-    async def start(self) -> None:
-        """Load the counters, and end the turns that an earlier server left unfinished."""
+    async def start(self, inherited: Inherited | None = None) -> None:
+        """Load the counters, and end the turns that an earlier server left unfinished.
+
+        Args:
+            inherited: the state of an earlier version of the server, which is continued.
+        """
         move = statements.relocate_workspaces(str(self.workspaces.path("")))
         if self.cluster.number is None:
             await self.writer.commit([move])
@@ -154,9 +162,8 @@ class SessionRegistry:
 
         await self._context.snapshots.start(folder_of)
         found = await self.queries.sessions_to_recover() if self.cluster.number is None else ()
-        for row in found:  # a node of a cluster finds those that it owns at each beat
-            session = await self._load(row)
-            await session.succession.recover()
+        # A node of a cluster finds those that it owns at each beat.
+        await self.reloadable.recover(inherited, found)
         await self.writer.flush()
 
     async def stop(self) -> None:
@@ -251,7 +258,7 @@ class SessionRegistry:
         self._add(session)
         return session
 
-    async def _load(self, row: SessionRow) -> Session:
+    async def load(self, row: SessionRow) -> Session:
         session = await self._from_row(row)
         self._add(session)
         return session

@@ -42,6 +42,7 @@ from .pending_requests import RequestKind
 from .permissions import check_permission
 from .prewarm import PrewarmedAgent
 from .session_agent import SessionAgent
+from .session_continuation import SessionContinuation
 from .session_settings import SessionSettings
 from .settings import Setting, SettingChange
 from .steering import SteerRequest
@@ -77,6 +78,7 @@ class Session:
         is_reopening: it is about to be open again.
         fork_lock: held while the session is being forked.
         subscribers: the number of connections that follow the log.
+        continuation: packs the session for a reload, and continues it after it.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Session:
         self._core = core = SessionCore(context, row, head, self._changed)
         self._current = current = CurrentTurn(last_turn_index)
         self._close_task: asyncio.Task[None] | None = None
+        self._closing: str | None = None
         self.is_reopening = False
         self.fork_lock = asyncio.Lock()
         self.details = SessionDetails(core)
@@ -124,6 +127,11 @@ class Session:
             runner=self._runner,
             details=self.details,
             usage=self.usage,
+        )
+        turns, usage = self.turns, self.usage
+        parts = self.agent, self.settings, requests, self._recorder, turns, usage
+        self.continuation = SessionContinuation(
+            core, current, *parts, closing=lambda: self._closing
         )
         if core.is_open:
             self.agent.create(self._observer)
@@ -313,6 +321,7 @@ class Session:
             await asyncio.shield(self._close_task)
 
     async def _close(self, reason: str) -> None:
+        self._closing = reason
         await self.turns.end_waiting(CancelCause.CANCEL)
         turn = self._current.running
         if turn is not None:
@@ -336,6 +345,7 @@ class Session:
         self._core.alert("session_closed", seq, self._recorder.last_started_index, reason=reason)
         logger.info("session closed: %s", reason, extra=self._core.log_extra())
         await self.agent.end()
+        self._closing = None
         await self.log.reach(seq)  # last: on a full disk it waits for space
 
     async def reopen(self) -> None:

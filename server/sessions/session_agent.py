@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import msgspec
+
 from ..agents.agent_settings import NO_SETTINGS, AgentSettings
 from ..agents.base import (
     GRACE_SECS,
@@ -16,6 +18,7 @@ from ..agents.base import (
     AgentState,
     Presence,
 )
+from ..agents.prompt_handle import PromptHandle
 from ..agents.traits import AgentTraits
 from ..codec import dumps, loads
 from ..errors import Error, session_closed
@@ -27,6 +30,18 @@ from .prewarm import PrewarmedAgent
 from .turns import CurrentTurn
 
 logger = logging.getLogger(__name__)
+
+
+class CarriedAgent(msgspec.Struct, kw_only=True):
+    """The agent of a session for the next version of the server.
+
+    Attributes:
+        starts: it was being started, which the next version does again.
+    """
+
+    last_used: float
+    is_prewarmed: bool
+    starts: bool
 
 
 class SessionAgent:
@@ -200,6 +215,34 @@ class SessionAgent:
             await asyncio.wait({self._starting})
         if self._start_error is not None:
             raise self._start_error
+
+    # A reload of the server
+
+    def suspend(self) -> bool:
+        """Give up a start that is in progress. Return whether there was one."""
+        was_starting, self._starting = self._starting is not None, None
+        return was_starting
+
+    def pack(self, *, starts: bool) -> CarriedAgent:
+        starts = starts or self._starting is not None
+        is_prewarmed = self._was_prewarmed and self.is_live
+        return CarriedAgent(last_used=self.last_used, is_prewarmed=is_prewarmed, starts=starts)
+
+    async def continue_process(self, carried: CarriedAgent) -> PromptHandle | None:
+        """Continue with the process that an earlier version of the server has left.
+
+        Returns:
+            The prompt that the agent works on, if any.
+        """
+        self.last_used = carried.last_used
+        backend = self._core.context.backend
+        if not backend.has_process(self.id):
+            if carried.starts:
+                self.start()
+            return None
+        self._core.context.slots.take_over(self)
+        self._was_prewarmed = carried.is_prewarmed
+        return await backend.take_over(self.id)
 
     # In use
 

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from ..agents import acp_settings
 from ..agents.agent_settings import AgentSettings
 from ..agents.base import Agent, Wanted
@@ -18,11 +20,26 @@ from ..validation import OptionValue
 from . import entries
 from .core import SessionCore
 from .session_agent import SessionAgent
-from .settings import SetConfigOption, SetMode, SetModel, Setting, SettingChange, StoredSettings
+from .settings import (
+    CarriedSetting,
+    SetConfigOption,
+    SetMode,
+    SetModel,
+    Setting,
+    SettingChange,
+    StoredSettings,
+)
 from .turns import CurrentTurn
 
 MAX_CHANGES = 16
 """The limit on the changes of one session that are requested and not made yet."""
+
+
+class CarriedSettings(msgspec.Struct, kw_only=True):
+    """The changes of settings for the next version of the server."""
+
+    changes: list[CarriedSetting]
+    restored: list[tuple[str, OptionValue]]
 
 
 class SessionSettings:
@@ -169,6 +186,18 @@ class SessionSettings:
     def _assign(self, model: str | None, stored: StoredSettings) -> None:
         row = self._core.row
         row.model, self._stored, row.settings = model, stored, stored.encode()
+
+    # A reload of the server
+
+    def pack(self) -> CarriedSettings:
+        """Return the changes that are not made yet, and the notices that are not logged yet."""
+        changes = [CarriedSetting.of(change.setting) for change in self._changes]
+        return CarriedSettings(changes=changes, restored=self._restored)
+
+    def take_over(self, carried: CarriedSettings) -> tuple[SettingChange, ...]:
+        """Make the changes that an earlier version of the server has not completed."""
+        self._restored = [*carried.restored]
+        return tuple(self.request(one.restored()) for one in carried.changes)
 
     # Reports of the agent
 

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from ..agents import acp_settings
 from ..agents.agent_settings import AgentSettings
 from ..codec import dumps, loads
@@ -37,6 +39,34 @@ class SetConfigOption:
 
 
 Setting = SetMode | SetModel | SetConfigOption
+
+
+class CarriedSetting(msgspec.Struct, kw_only=True):
+    """A request for another value, for the next version of the server.
+
+    Attributes:
+        kind: ``mode``, ``model`` or ``option``.
+        key: of an option.
+    """
+
+    kind: str
+    value: OptionValue
+    key: str = ""
+
+    @classmethod
+    def of(cls, setting: Setting) -> CarriedSetting:
+        match setting:
+            case SetMode(mode=mode):
+                return cls(kind="mode", value=mode)
+            case SetModel(model=model):
+                return cls(kind="model", value=model)
+            case SetConfigOption(key=key, value=value):
+                return cls(kind="option", key=key, value=value)
+
+    def restored(self) -> Setting:
+        if self.kind == "option":
+            return SetConfigOption(self.key, self.value)
+        return SetMode(str(self.value)) if self.kind == "mode" else SetModel(str(self.value))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,11 +7,14 @@ entry ``turn_steer`` of the running turn, or an ordinary prompt of the session.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
 
 from ..agents.base import AGENT_GONE, agent_failed
 from ..agents.steering import SteerOutcome
@@ -26,6 +29,22 @@ from .session_agent import SessionAgent
 from .turns import Acceptance, CurrentTurn, Turn
 
 logger = logging.getLogger(__name__)
+
+
+class CarriedSteer(msgspec.Struct, kw_only=True):
+    """A prompt that is being added to the running turn, for the next version of the server.
+
+    Attributes:
+        agent_request: the id of the request to the agent.
+    """
+
+    id: str
+    blocks: bytes
+    client_id: str | None
+    timeout: float | None
+    request_id: str | None
+    or_queue: bool
+    agent_request: str | None
 
 
 class NotSteeredError(Exception):
@@ -55,6 +74,7 @@ class SteeredPrompt:
 
     Attributes:
         reserved_bytes: its share of its app's limit on waiting prompts.
+        agent_request: the id of the request to the agent.
         decided: set when the agent has responded, or its process has ended.
     """
 
@@ -76,6 +96,7 @@ class SteeredPrompt:
         self.timeout = timeout
         self.request_id = request_id
         self.reserved_bytes = 0
+        self.agent_request: str | None = None
         self.decided = asyncio.Event()
         self._result: asyncio.Future[Acceptance] = asyncio.get_running_loop().create_future()
 
@@ -129,7 +150,8 @@ class Steering:
         turn = self._current.running
         if turn is None or not turn.is_sent or turn.cancel_cause is not None:
             return None
-        if not self._core.is_open or self._core.context.is_draining:
+        context = self._core.context
+        if not self._core.is_open or context.is_draining or context.is_reloading:
             return None
         return turn if self._agent.backend_agent.can_steer else None
 
@@ -161,7 +183,7 @@ class Steering:
             self._decide(prompt, SteerOutcome.REFUSED)
         else:
             decide = functools.partial(self._decide, prompt)
-            self._agent.backend_agent.steer(prompt.blocks, decide)
+            prompt.agent_request = self._agent.backend_agent.steer(prompt.blocks, decide)
 
     def _decide(self, prompt: SteeredPrompt, outcome: SteerOutcome) -> None:
         if prompt.decided.is_set():
@@ -210,6 +232,42 @@ class Steering:
         prompt.reserved_bytes = 0
         if transaction:
             context.writer.add(transaction)
+
+    # A reload of the server
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the agent has received every prompt, and has not decided one just now."""
+        return all(one.agent_request and not one.decided.is_set() for one in self._prompts)
+
+    def pack(self) -> list[CarriedSteer]:
+        return [
+            CarriedSteer(
+                id=prompt.id,
+                blocks=prompt.blocks,
+                client_id=prompt.client_id,
+                timeout=prompt.timeout,
+                request_id=prompt.request_id,
+                or_queue=prompt.request.or_queue,
+                agent_request=prompt.agent_request,
+            )
+            for prompt in self._prompts
+        ]
+
+    def take_over(self, turn: Turn, carried: Iterable[CarriedSteer]) -> None:
+        """Await the agent's responses to the prompts that an earlier version has sent it."""
+        quota, app_name = self._core.context.quotas.waiting_bytes, self._core.row.app_name
+        for one in carried:
+            request = SteerRequest(one.or_queue)
+            about = {"timeout": one.timeout, "request_id": one.request_id}
+            prompt = SteeredPrompt(turn, request, one.blocks, one.client_id, **about)  # type: ignore[arg-type]
+            prompt.id, prompt.agent_request = one.id, one.agent_request
+            with contextlib.suppress(Error):  # the limit may be smaller now
+                quota.acquire(app_name, len(one.blocks))
+                prompt.reserved_bytes = len(one.blocks)
+            self._prompts.append(prompt)
+            decide = functools.partial(self._decide, prompt)
+            self._core.context.backend.resume_steer(self._core.id, one.agent_request, decide)
 
     # The end of the turn
 

@@ -17,9 +17,10 @@ from .core import SessionCore
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .steering import NotSteeredError, SteeredPrompt, Steering, SteerRequest
+from .turn_continuation import TurnContinuation
 from .turn_recorder import TurnRecorder
 from .turn_runner import TurnRunner
-from .turns import Acceptance, CancelCause, CurrentTurn, Turn
+from .turns import Acceptance, CancelCause, CurrentTurn, Turn, TurnState
 from .waiting_turns import WaitingTurns
 
 
@@ -33,6 +34,7 @@ class TurnQueue:
         current: the turn that has the agent.
         waiting: the turns that wait.
         steering: the prompts that are being added to the running turn.
+        continuation: packs the turns for a reload, and continues them after it.
     """
 
     def __init__(
@@ -63,6 +65,9 @@ class TurnQueue:
         self.interrupt = runner.interrupt
         self.disk_refusal: Error | None = None
         """The error with which prompts are refused while the session's folders are too large."""
+        self.continuation = TurnContinuation(
+            core, current, self.waiting, self.steering, self._ids, settings, recorder, runner
+        )
         self._accept_lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -183,7 +188,7 @@ class TurnQueue:
 
     def _may_run_at_once(self) -> bool:
         context = self._core.context
-        is_open = self._core.is_open and not context.is_draining
+        is_open = self._core.is_open and not (context.is_draining or context.is_reloading)
         is_idle = self._task is None and not self._settings.is_changing
         is_idle = is_idle and not self._core.row.owes_history
         may_send = is_open and is_idle and context.slots.has_slot(self._agent)
@@ -324,6 +329,37 @@ class TurnQueue:
         turn.cancel_cause = cause
         self._recorder.end(turn)
 
+    # A reload of the server
+
+    @property
+    def _is_reloading(self) -> bool:
+        return self._core.context.is_reloading
+
+    @property
+    def is_half_done(self) -> bool:
+        """Whether a prompt is on its way to the agent."""
+        turn = self._current.turn
+        is_on_way = turn is not None and turn.handle is not None and not turn.is_sent
+        return is_on_way or self._accept_lock.locked() or not self.steering.is_settled
+
+    def suspend(self) -> None:
+        """Withdraw the current turn if the agent does not have its prompt. No turn begins."""
+        turn = self._current.turn
+        if turn is not None and not turn.is_sent:
+            turn.suspend()
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether no turn runs that the agent does not work on."""
+        turn = self._current.turn
+        is_quiet = not self._accept_lock.locked() and self.steering.is_settled
+        return is_quiet and (turn is None or turn.is_sent)
+
+    def go_on(self) -> None:
+        """Run the turns after a reload, or after one that was given up."""
+        if self._task is None and (self.waiting or self._current.turn is not None):
+            self._start_running()
+
     # Running
 
     def _start_running(self) -> None:
@@ -333,17 +369,24 @@ class TurnQueue:
         """Run the current turn and then the waiting ones."""
         slots = self._core.context.slots
         try:
-            while self._current.turn is not None or self.waiting:
+            while (self._current.turn is not None or self.waiting) and not self._is_reloading:
                 if self._current.turn is None:
                     self._current.turn = self.waiting.pop_first()
                     self._current.turn.prepare()
-                await self._runner.run(self._current.turn)
+                if not self._current.turn.has_ended:
+                    await self._runner.run(self._current.turn)
+                if self._current.turn.state is TurnState.PREPARING:  # suspended
+                    break
                 if self.steering:
                     await self.steering.settle(self._core.context.settings.cancel_grace_secs)
                 self._current.turn = None
                 if self.waiting and slots.must_yield(self._agent):
                     await self._yield_slot()
         finally:
+            turn = self._current.turn
+            if self._is_reloading and turn is not None and turn.state is TurnState.PREPARING:
+                turn.requeue()
+                self.waiting.prepend(turn)
             self._current.turn = None
             self._task = None
             self._agent.last_used = self._core.context.clock()

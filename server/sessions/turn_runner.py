@@ -11,6 +11,7 @@ from typing import Any
 from ..agents import acp_settings
 from ..agents.base import Conversation
 from ..agents.failures import agent_error
+from ..agents.prompt_handle import PromptHandle
 from ..codec import loads
 from ..errors import Error, internal
 from . import entries
@@ -88,18 +89,20 @@ class TurnRunner:
                 if failure is not None:
                     await self._end_if_stored(turn, failure)
                     return
-            if turn.cancel_cause is None and not self._core.context.slots.has_slot(self._agent):
+            if not turn.is_interrupted and not self._core.context.slots.has_slot(self._agent):
                 await self._wait_for_slot(turn)
-            if turn.cancel_cause is None and self._agent.backend_agent.is_outdated:
+            if not turn.is_interrupted and self._agent.backend_agent.is_outdated:
                 await self._agent.reload()
-            if self._core.row.owes_history and turn.cancel_cause is None:
+            if self._core.row.owes_history and not turn.is_interrupted:
                 await self._read_history(turn)
-            if turn.cancel_cause is not None or not self._may_start(turn):  # while it waited
+            if turn.is_interrupted or not self._may_start(turn):  # while it waited
                 await self._end_if_stored(turn)
                 return
             self.send(turn)
         assert turn.handle is not None
-        self._core.context.metrics.turn_wait.observe(turn.dispatched_at - turn.accepted_at)
+        if not turn.runs_since:
+            self._core.context.metrics.turn_wait.observe(turn.dispatched_at - turn.accepted_at)
+            turn.runs_since = time.monotonic()
         self._set_timeout(turn)
         error: Error | None = None
         try:
@@ -122,7 +125,8 @@ class TurnRunner:
         settings = self._core.context.settings
         limit = min(turn.timeout or settings.turn_timeout_secs, settings.turn_timeout_secs)
         grace = settings.cancel_grace_secs
-        turn.call_later(limit, lambda: self.interrupt(turn, CancelCause.TIMEOUT, grace))
+        left = max(0.0, turn.runs_since + limit - time.monotonic())
+        turn.call_later(left, lambda: self.interrupt(turn, CancelCause.TIMEOUT, grace))
 
     async def _wait_for_changes(self, turn: Turn) -> Error | None:
         """Wait for the changes of settings that were requested before *turn*.
@@ -149,7 +153,10 @@ class TurnRunner:
             raise
 
     async def _end_if_stored(self, turn: Turn, error: Error | None = None) -> None:
-        if await turn.wait_stored():
+        is_stored = await turn.wait_stored()
+        if is_stored and turn.is_suspended and not turn.is_sent and turn.cancel_cause is None:
+            turn.stop_timers()  # the next version of the server runs it
+        elif is_stored:
             self._recorder.end(turn, error=error)
         else:
             turn.stop_timers()
@@ -171,6 +178,14 @@ class TurnRunner:
                 "the agent ignores the cancel; killed", extra=self._recorder.log_extra(turn)
             )
             self._agent.kill()
+
+    def resume(self, turn: Turn, handle: PromptHandle) -> None:
+        """Continue a turn whose prompt an earlier version of the server has sent."""
+        turn.handle = handle
+        turn.interrupt = handle.cancel
+        if turn.cancel_cause is not None:  # the agent has received the cancel
+            grace = self._core.context.settings.cancel_grace_secs
+            turn.call_later(grace, lambda: self._kill_agent(turn))
 
     # Reports of the agent
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from ..agents.prompt_handle import PromptHandle
 from ..codec import loads, parse_message
 from ..errors import Error, ErrorCode
@@ -52,10 +54,29 @@ TURN_TRANSITIONS: Transitions[TurnState] = {
     TurnState.REFUSED: set(),
     # A turn that ends while it waits is started and ended at once, so the log has both entries.
     TurnState.QUEUED: {TurnState.PREPARING, TurnState.STARTED},
-    TurnState.PREPARING: {TurnState.STARTED},
+    # To QUEUED: the server is reloaded, and its next version runs the turn.
+    TurnState.PREPARING: {TurnState.STARTED, TurnState.QUEUED},
     TurnState.STARTED: {TurnState.ENDED},
     TurnState.ENDED: set(),
 }
+
+
+class CarriedTurn(msgspec.Struct, kw_only=True):
+    """What the database does not have of an unfinished turn, for the next version of the server.
+
+    Attributes:
+        changes: the positions of :attr:`Turn.changes` among the session's changes.
+    """
+
+    index: int
+    request_id: str | None
+    accepted_at: float
+    dispatched_at: float
+    first_update_at: float
+    runs_since: float
+    is_sent: bool
+    cancel_cause: CancelCause | None
+    changes: list[int]
 
 
 class Turn:
@@ -73,6 +94,8 @@ class Turn:
         dispatched_at: the time at which it was given to the agent, or began to wait for a slot;
             0.0 before that.
         first_update_at: the time of the agent's first update; 0.0 before that.
+        runs_since: the time from which its time limit counts; 0.0 before that.
+        is_suspended: the next version of the server runs it, unless the agent has its prompt.
         snapshot: takes the snapshot before the turn; None if there is none.
         handle: the prompt on its way to the agent; None until :meth:`TurnRunner.send`.
         interrupt: stops the current wait: for settings, for a slot, or for the agent.
@@ -104,6 +127,8 @@ class Turn:
         self.accepted_at = time.monotonic()
         self.dispatched_at = 0.0
         self.first_update_at = 0.0
+        self.runs_since = 0.0
+        self.is_suspended = False
         self.snapshot: asyncio.Task[None] | None = None
         self.handle: PromptHandle | None = None
         self.interrupt: Callable[[], Any] | None = None
@@ -200,6 +225,46 @@ class Turn:
     def prepare(self) -> None:
         """Make the turn the current one."""
         self._state.move_to(TurnState.PREPARING)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it must not be given to the agent any more."""
+        return self.cancel_cause is not None or self.is_suspended
+
+    def suspend(self) -> None:
+        """Withdraw the prompt from the agent, which has not received it, for a later version."""
+        self.is_suspended = True
+        if self.interrupt is not None:
+            self.interrupt()
+
+    def requeue(self) -> None:
+        """Let a suspended turn wait again, as if it had never been the current one."""
+        self._state.move_to(TurnState.QUEUED)
+        self.handle = self.snapshot = self.interrupt = None
+        self.is_suspended = False
+        self.dispatched_at = 0.0
+
+    def pack(self, changes: Sequence[SettingChange]) -> CarriedTurn:
+        """Return the state for the next version; *changes* are those that are not made yet."""
+        return CarriedTurn(
+            index=self.index,
+            request_id=self.request_id,
+            accepted_at=self.accepted_at,
+            dispatched_at=self.dispatched_at,
+            first_update_at=self.first_update_at,
+            runs_since=self.runs_since,
+            is_sent=self.is_sent,
+            cancel_cause=self.cancel_cause,
+            changes=[changes.index(one) for one in self.changes if one in changes],
+        )
+
+    def take_over(self, carried: CarriedTurn, changes: Sequence[SettingChange]) -> None:
+        """Continue a turn of an earlier version of the server."""
+        self.request_id = carried.request_id
+        self.accepted_at, self.dispatched_at = carried.accepted_at, carried.dispatched_at
+        self.first_update_at, self.runs_since = carried.first_update_at, carried.runs_since
+        self.is_sent, self.cancel_cause = carried.is_sent, carried.cancel_cause
+        self.changes = [changes[n] for n in carried.changes]
 
     def start(self, first_seq: int) -> None:
         """Note that ``turn_start`` is in the log."""

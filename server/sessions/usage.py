@@ -36,6 +36,14 @@ class _Stored(msgspec.Struct):
     agent_cost: Cost | None = None
 
 
+class CarriedUsage(msgspec.Struct, kw_only=True):
+    """What a turn has reported so far, for the next version of the server."""
+
+    context: ContextWindow | None
+    agent_cost: Cost | None
+    cost: Cost | None
+
+
 class SessionUsage:
     """Adds up what the agent reports: tokens of each turn, and the cost of its conversation."""
 
@@ -78,6 +86,15 @@ class SessionUsage:
         self._stored.agent_cost = source._stored.agent_cost
         self._core.row.usage = dumps(msgspec.to_builtins(self._stored)).decode()
         return self._core.row.usage
+
+    def pack(self) -> CarriedUsage:
+        stored = self._stored
+        return CarriedUsage(context=stored.context, agent_cost=stored.agent_cost, cost=self._cost)
+
+    def take_over(self, carried: CarriedUsage) -> None:
+        """Continue with what an earlier version of the server has been told."""
+        self._stored.context, self._stored.agent_cost = carried.context, carried.agent_cost
+        self._cost = carried.cost
 
     def end_turn(self, turn_index: int, response: Any, at: float) -> tuple[Usage, list[Statement]]:
         """Count a turn that has ended.

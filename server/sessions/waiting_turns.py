@@ -71,6 +71,11 @@ class WaitingTurns:
         self._turns.append(turn)
         self._core.changed()
 
+    def prepend(self, turn: Turn) -> None:
+        """Let *turn* run before all others."""
+        self._turns.appendleft(turn)
+        self._core.changed()
+
     def pop_first(self) -> Turn:
         return self._turns.popleft()
 

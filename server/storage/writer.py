@@ -201,6 +201,11 @@ class DatabaseWriter:
         """Whether the backlog is below its limit."""
         return self._has_capacity.is_set()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything is committed."""
+        return self._idle.is_set()
+
     async def flush(self) -> None:
         """Wait until everything that was pending is committed."""
         await self._idle.wait()

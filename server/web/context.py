@@ -18,6 +18,7 @@ from ..errors import Error, ErrorCode
 from ..limits import ByteBudget
 from ..metrics import Metrics
 from ..outbox.outbox import AlertOutbox
+from ..reload.reloader import Reloader
 from ..runs.jobs import RunJobs
 from ..runs.runner import Runner
 from ..search.indexer import Indexer
@@ -59,6 +60,7 @@ class ServerContext:
     audit: AuditQueries
     usage: UsageQueries
     outbox: AlertOutbox
+    reloader: Reloader
     stream_keep_alive_secs: float
     started_at: float = dataclasses.field(default_factory=time.time)
 

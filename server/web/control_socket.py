@@ -48,24 +48,37 @@ def address(data_dir: DataDir) -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def listening(runner: web.AppRunner, data_dir: DataDir) -> AsyncIterator[None]:
-    """Also serve requests at the operator's socket, if the file system supports sockets."""
-    listening_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+async def listening(
+    runner: web.AppRunner, data_dir: DataDir, inherited: int | None = None
+) -> AsyncIterator[int | None]:
+    """Also serve requests at the operator's socket, if the file system supports sockets.
+
+    Args:
+        inherited: the descriptor of the socket at which an earlier version of the server listens.
+
+    Yields:
+        The descriptor of the socket; None if the file system does not support sockets.
+    """
+    if inherited is None:
+        listening_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    else:
+        listening_socket = socket.socket(fileno=inherited)
     site = web.SockSite(runner, listening_socket)
     try:
-        data_dir.control_socket.unlink(missing_ok=True)  # left by a killed server
-        # Before it has a name, which an agent could replace.
-        os.fchmod(listening_socket.fileno(), 0o600)
-        with address(data_dir) as path:
-            listening_socket.bind(path)
+        if inherited is None:
+            data_dir.control_socket.unlink(missing_ok=True)  # left by a killed server
+            # Before it has a name, which an agent could replace.
+            os.fchmod(listening_socket.fileno(), 0o600)
+            with address(data_dir) as path:
+                listening_socket.bind(path)
         await site.start()
     except OSError as error:
         listening_socket.close()
         logger.warning("no operator's socket; commands need a stopped server: %s", error)
-        yield
+        yield None
         return
     try:
-        yield
+        yield listening_socket.fileno()
     finally:
         with contextlib.suppress(OSError):  # an agent may have replaced it by a folder
             data_dir.control_socket.unlink(missing_ok=True)

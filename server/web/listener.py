@@ -20,10 +20,9 @@ import contextlib
 import dataclasses
 import logging
 import os
-import select
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +34,7 @@ from ..limits import ConcurrencyLimit
 from ..tasks import Supervisor, Tasks
 from ..ws import tcp
 from ..ws.incoming import FrameScanner
+from .accepting import PAUSE_SECS, accept_connections
 from .responses import SERVER_NAME, error_response
 
 logger = logging.getLogger(__name__)
@@ -43,18 +43,11 @@ IDLE_CONNECTION_SECS = 75
 """An idle connection is closed after this time, which is longer than proxies keep theirs."""
 BACKLOG = 1024
 """Connections that may wait in the kernel to be accepted."""
-PAUSE_SECS = 0.003
-"""The pause between connections of a burst."""
-PAUSE_STEP = 100
-"""Of the first 100 connections of a burst each is followed by a pause, of the next 100 every
-second, and so on: 10,000 connections wait 2 seconds instead of 30."""
 UNAUTHENTICATED_READ_BYTES = 16 << 10
 AUTHENTICATED_READ_BYTES = 256 << 10
 """Bytes that are read from a connection at a time, before and after it has shown a credential."""
 WEBSOCKET_READ_BYTES = 32 << 10
 """Bytes that are read from a WebSocket at a time: each of its frames is scanned."""
-ACCEPT_RETRY_SECS = 1.0
-"""The delay after a failed accept. Descriptors or memory may be available again by then."""
 
 
 class Listener:
@@ -83,12 +76,21 @@ class Listener:
         self._stall_timeout = stall_timeout
         self._pause = pause
         self._connections: set[BoundedRequestHandler] = set()
+        self._listening: list[socket.socket] = []
+        self.make_connection: Callable[[], BoundedRequestHandler]
+        self._accepting = Tasks()
         # Unauthenticated connections between two requests, the one that is idle longest first.
         self._idle: dict[BoundedRequestHandler, None] = {}
 
     @contextlib.asynccontextmanager
-    async def open(self, runner: web.AppRunner, host: str, port: int) -> AsyncIterator[int]:
+    async def open(
+        self, runner: web.AppRunner, host: str, port: int, inherited: Sequence[int] = ()
+    ) -> AsyncIterator[int]:
         """Listen for *runner*, which has been set up.
+
+        Args:
+            inherited: the descriptors of the sockets at which an earlier version of the server
+                listens.
 
         Yields:
             The port, which the kernel chooses if *port* is 0.
@@ -103,23 +105,45 @@ class Listener:
         def make_connection() -> BoundedRequestHandler:
             return BoundedRequestHandler(self, handlers, loop)
 
-        # asyncio would accept the whole backlog at once, so it only binds.
-        bound = await loop.create_server(make_connection, host, port, start_serving=False)
+        self.make_connection = make_connection
         tasks = Tasks()
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(bound.close)
-            listening = [
-                stack.enter_context(socket.socket(fileno=os.dup(original.fileno())))
-                for original in bound.sockets
+            descriptors = [*inherited]
+            if not descriptors:
+                # asyncio would accept the whole backlog at once, so it only binds.
+                bound = await loop.create_server(make_connection, host, port, start_serving=False)
+                stack.callback(bound.close)
+                descriptors = [os.dup(original.fileno()) for original in bound.sockets]
+            self._listening = [
+                stack.enter_context(socket.socket(fileno=descriptor)) for descriptor in descriptors
             ]
             stack.push_async_callback(tasks.finish, 0)
-            for duplicate in listening:
-                duplicate.setblocking(False)
-                duplicate.listen(BACKLOG)
-                accept = partial(_accept, duplicate, make_connection, self._pause)
-                self._supervisor.spawn(tasks, "accept-connections", accept)
+            stack.push_async_callback(self._accepting.finish, 0)
+            for listening in self._listening:
+                listening.setblocking(False)
+                listening.listen(BACKLOG)
+            self.start_accepting()
             self._supervisor.spawn(tasks, "stalled-connections", self._abort_stalled)
-            yield bound.sockets[0].getsockname()[1]
+            yield self._listening[0].getsockname()[1]
+
+    def start_accepting(self) -> None:
+        for listening in self._listening:
+            accept = partial(accept_connections, listening, self.make_connection, self._pause)
+            self._supervisor.spawn(self._accepting, "accept-connections", accept)
+
+    async def stop_accepting(self) -> None:
+        """Leave further connections in the backlog."""
+        await self._accepting.finish(0)
+
+    @property
+    def connections(self) -> frozenset[BoundedRequestHandler]:
+        """The connections that are not WebSockets."""
+        return frozenset(self._connections)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those of the listening sockets."""
+        return [listening.fileno() for listening in self._listening]
 
     def acquire_slot(
         self, connection: BoundedRequestHandler, address: str
@@ -166,38 +190,6 @@ class Listener:
                     connection.abort()
 
 
-async def _accept(
-    listening: socket.socket, make_connection: Callable[[], asyncio.Protocol], pause: float
-) -> None:
-    """Accept connections; runs forever."""
-    loop = asyncio.get_running_loop()
-    backlog = select.poll()
-    backlog.register(listening, select.POLLIN)
-    burst = 0
-    while True:
-        try:
-            accepted, _ = await loop.sock_accept(listening)
-        except ConnectionAbortedError:
-            continue
-        except OSError as error:
-            logger.error("cannot accept connections: %s", error.strerror)
-            await asyncio.sleep(ACCEPT_RETRY_SECS)
-            continue
-        try:
-            await loop.connect_accepted_socket(make_connection, accepted)
-        except Exception:
-            logger.exception("cannot serve a connection")
-            accepted.close()
-        burst = burst + 1 if backlog.poll(0) else 0
-        if should_pause(burst):
-            await asyncio.sleep(pause)
-
-
-def should_pause(burst: int) -> bool:
-    """Return whether a pause follows the connection of that number in a burst."""
-    return burst > 0 and burst % (1 + burst // PAUSE_STEP) == 0
-
-
 @dataclasses.dataclass(slots=True)
 class _ReadLimit:
     """The bytes that may still arrive on a connection. *reached* is done when more have arrived."""
@@ -225,9 +217,20 @@ class BoundedRequestHandler(web.RequestHandler):
     Attributes:
         scanner: of the frames, once it is a WebSocket.
         on_data: called after each piece of data.
+        is_busy: a request is in progress that does not wait for an agent.
+        wait: the request that waits for a turn, if one does; see ``waits.py``.
     """
 
-    __slots__ = ("_listener", "_read_limit", "_requests", "_slot", "on_data", "scanner")
+    __slots__ = (
+        "_listener",
+        "_read_limit",
+        "_requests",
+        "_slot",
+        "is_busy",
+        "on_data",
+        "scanner",
+        "wait",
+    )
 
     def __init__(
         self, listener: Listener, handlers: web.Server, loop: asyncio.AbstractEventLoop
@@ -245,6 +248,8 @@ class BoundedRequestHandler(web.RequestHandler):
         self._requests = 0
         self._read_limit: _ReadLimit | None = None
         self.scanner = FrameScanner()
+        self.is_busy = False
+        self.wait: Any = None
         self.on_data: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -276,6 +281,15 @@ class BoundedRequestHandler(web.RequestHandler):
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
         super().set_parser(_ScannedParser(parser, self.scanner), data_received_cb)  # type: ignore[arg-type]
 
+    def stop_reading(self) -> None:
+        """Leave further data of the client in the kernel, unless a request needs it."""
+        if self.transport is not None and not self.is_busy:
+            self.transport.pause_reading()
+
+    def start_reading(self) -> None:
+        if self.transport is not None and self._read_limit is None:
+            self.transport.resume_reading()
+
     def pause_socket(self) -> None:
         """Stop reading the WebSocket, even if aiohttp's buffer has room."""
         self._pause_reading_for_buffer()
@@ -293,10 +307,12 @@ class BoundedRequestHandler(web.RequestHandler):
         self._release_slot()
         self._listener.mark_busy(self)
         self._requests += 1
+        self.is_busy = True
         return self._requests == 1
 
     def request_finished(self, *, is_authenticated: bool) -> None:
         """Record that the request is answered."""
+        self.is_busy = False
         if not is_authenticated and self.transport is not None:
             self._listener.mark_idle(self)
 

@@ -153,6 +153,12 @@ class WebSocketConnection(abc.ABC):
         if self._request.transport is not None:
             self._request.transport.abort()
 
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the socket; -1 if it is closed."""
+        found = self._transport.get_extra_info("socket")
+        return -1 if found is None or self._transport.is_closing() else int(found.fileno())
+
     def check_liveness(self, now: float, heartbeat: float, stall_timeout: float) -> None:
         """Send a heartbeat if it is due, and drop a client that is stalled or does not answer."""
         # A client that had read everything, and was sent nothing since, is not stalled.

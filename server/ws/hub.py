@@ -145,10 +145,24 @@ class Hub:
         Args:
             timeout: seconds that the connections have to close.
         """
+        if not await self.say_bye(timeout, RECONNECT_MS):
+            for connection in self.connections:
+                connection.abort()
+
+    async def say_bye(self, timeout: float, retry_ms: tuple[int, int]) -> bool:
+        """Close all connections because the server restarts.
+
+        Args:
+            timeout: seconds that the connections have to close.
+            retry_ms: clients reconnect after a random time in this range.
+
+        Returns:
+            Whether all have closed in time.
+        """
         while self._streams:
             self._streams.popitem()[0].cancel()
         for connection in self.connections:
-            retry = random.randint(*RECONNECT_MS)  # noqa: S311 - a spread, not a secret
+            retry = random.randint(*retry_ms)  # noqa: S311 - a spread, not a secret
             connection.close(
                 Disconnect(CloseCode.RESTARTING, "the server restarts", retry_after_ms=retry)
             )
@@ -156,8 +170,13 @@ class Hub:
             async with asyncio.timeout(timeout):
                 await self._all_closed.wait()
         except TimeoutError:
-            for connection in self.connections:
-                connection.abort()
+            return False
+        return True
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those of the sockets of all connections."""
+        return [one for connection in self.connections if (one := connection.descriptor) >= 0]
 
     async def heartbeat_loop(self) -> None:
         """Check the liveness of all connections, forever."""

@@ -20,6 +20,7 @@ SERVER = ROOT / "server"
 # is "root"; a package that has a name of its own in its parent ("agents.process") has its own line.
 LAYERS = (
     "root",
+    "reload",
     "storage.drivers",
     "storage",
     "cluster",
@@ -45,6 +46,7 @@ LAYERS = (
     "outbox",
     "web",
     "web.resources",
+    "wiring",
     "app",
     "commands",
     "connect",

@@ -188,13 +188,19 @@ class ServerProcess:
 
 
 async def start_server(
-    data_dir: Path, log: Path, *, wrapper: Sequence[str] = (), **variables: str | None
+    data_dir: Path,
+    log: Path,
+    *,
+    wrapper: Sequence[str] = (),
+    folder: str | Path = ROOT,
+    **variables: str | None,
 ) -> ServerProcess:
     """Start ``python -m server`` on a free port and wait until it is ready.
 
     Args:
         log: the file to which stderr is appended.
         wrapper: a program with arguments that executes the server.
+        folder: of the program, with the package ``server``.
         variables: settings, by the variable's name without the prefix; None unsets a variable.
     """
     agents = {name: {"argv": a.argv, "env": dict(a.env)} for name, a in MOCKS.items()}
@@ -218,7 +224,7 @@ async def start_server(
         process = await asyncio.create_subprocess_exec(
             *wrapper,
             *(sys.executable, "-m", "server"),
-            cwd=ROOT,
+            cwd=folder,
             env=environ,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -15,7 +15,8 @@ import pytest
 from aiohttp import web
 
 from server.limits import ConcurrencyLimit
-from server.web.listener import PAUSE_SECS, Listener, should_pause
+from server.web.accepting import PAUSE_SECS, should_pause
+from server.web.listener import Listener
 
 from ..conftest import Spawn
 from ..support.harness import eventually

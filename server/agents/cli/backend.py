@@ -22,6 +22,8 @@ from ... import installation, safe_files
 from ...codec import parse_message
 from ...config import AgentCommand
 from ...data_dir import DataDir
+from ...reload.program import ReloadError
+from ...reload.state import Passed
 from ...sandbox.sandbox import Sandbox
 from ...tasks import Tasks
 from ..agent_settings import NO_SETTINGS, AgentSettings
@@ -30,6 +32,7 @@ from ..base import (
     AgentInfo,
     AgentObserver,
     AgentSpec,
+    AgentState,
     AgentTimeouts,
     Backpressure,
     EnvironOf,
@@ -39,6 +42,7 @@ from ..base import (
 )
 from ..catalog import AcpxError, agent_infos, check_versions, launched, resolved_command
 from ..login_states import LoginStates
+from ..reloading import NothingToTakeOver
 from ..traits import AgentTraits, traits_of
 from .agent import CliAgent
 from .commands import Acpx, AcpxCommands, socket_folder
@@ -51,7 +55,7 @@ SETTING_SECS = 30.0
 """The time for a change of a setting, each of which starts a Node process."""
 
 
-class CliBackend:
+class CliBackend(NothingToTakeOver):
     """A :class:`Backend` that runs acpx's command line.
 
     Args:
@@ -100,6 +104,26 @@ class CliBackend:
         self.logins = LoginStates()
         self._query: asyncio.Task[dict[str, Any]] | None = None
         self.versions: dict[str, str] = {}
+
+    # As a carrier.
+
+    name = "cli"
+
+    def is_settled(self) -> bool:
+        return not any(agent.state is AgentState.PROMPTING for agent in self._agents)
+
+    async def freeze(self) -> None:
+        if not self.is_settled():
+            raise ReloadError("a turn runs, which the cli backend cannot keep; try again later")
+
+    def thaw(self) -> None:
+        """Do nothing."""
+
+    def pack(self, passed: Passed) -> None:
+        return None
+
+    def children(self) -> Sequence[int]:
+        return []
 
     async def start(self) -> None:
         """Create the folders and check the installed acpx.

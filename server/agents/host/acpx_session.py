@@ -14,8 +14,9 @@ from ..failures import asks_for_login, details_of, error_text, login_required, n
 from ..program_output import redact, single_line
 from .agent_process import AgentProcess
 from .binding import Binding
+from .calls import CallError, HostGoneError
 from .handover import HandoverTarget, StdioHandover
-from .process import CallError, HostGoneError, HostProcess
+from .process import HostProcess
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class AcpxSession:
             await self._host.ready()
             if self._generation == self._host.generation and not fresh:
                 return
+            await self._host.calls.wait_for(spec.key)  # of an earlier version of the server
             self._handover.register(self._target)
             self._process.failed_proxy = self._process.rejection = None
             # Without the model, which is set before the first prompt like every other setting.
@@ -100,6 +102,11 @@ class AcpxSession:
                     )
             self._generation = self._host.generation
             self._process.refusal = None
+
+    def take_over(self) -> None:
+        """Note that the host knows the session from an earlier version of the server."""
+        self._generation = self._host.generation
+        self._handover.register(self._target)
 
     def send_prompt(self, blocks: bytes) -> asyncio.Future[Any]:
         """Send a prompt to acpx. The future is done when acpx has ended the turn.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
+from ...reload.state import Inherited, Passed
 from ...tasks import Semaphores, Tasks
 from ...validation import OptionValue
 from ..agent_settings import AgentSettings
@@ -20,8 +23,23 @@ from .handover import StdioHandover
 from .process import HostProcess
 from .prompts import PromptQueue, PromptSender
 from .proxy_events import LoadMeta, ProxyEvents
+from .proxy_state import ProxyState
 from .setting_changes import SettingChanges
-from .settings_sync import SettingsSync
+from .settings_sync import SettingsSync, SyncState
+
+
+class HostAgentState(msgspec.Struct, kw_only=True):
+    """An agent with a process and a conversation, for the next version of the server.
+
+    Attributes:
+        call: the id of acpx's call for the prompt that the agent works on, if any.
+    """
+
+    proxy: ProxyState
+    elicitation: tuple[str, ...] | None
+    settings: SyncState
+    is_prompting: bool
+    call: int | None
 
 
 class HostAgent:
@@ -52,17 +70,18 @@ class HostAgent:
         load_meta: LoadMeta,
         logins: LoginStates,
     ) -> None:
-        self._handover = handover
+        self._host, self._handover = host, handover
         binding = self._binding = Binding(spec, observer, logins)
         process = self._process = AgentProcess(binding, host, handover, tasks)
         sync = self._sync = SettingsSync(binding, process, tasks, timeouts, settings)
-        queue = PromptQueue(binding, process, sync)
+        queue = self._queue = PromptQueue(binding, process, sync)
+        self._events = ProxyEvents(binding, process, sync, queue, tasks, load_meta)
         session = self._session = AcpxSession(
             host,
             handover,
             binding,
             process,
-            ProxyEvents(binding, process, sync, queue, tasks, load_meta),
+            self._events,
             starts=starts,
             closes=closes,
             timeouts=timeouts,
@@ -112,20 +131,28 @@ class HostAgent:
         is_prompting = self._process.state is AgentState.PROMPTING
         return is_prompting and self._sync.reported.steering is True
 
-    def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> None:
+    def steer(self, blocks: bytes, decide: Callable[[SteerOutcome], None]) -> str | None:
         proxy = self._process.proxy
         if proxy is None:
             decide(SteerOutcome.REFUSED)
-        else:
-            proxy.steer(blocks, lambda response: decide(outcome_of(response)))
+            return None
+        return proxy.own_requests.steer(blocks, lambda response: decide(outcome_of(response)))
+
+    def resume_steer(self, request_id: str | None, decide: Callable[[SteerOutcome], None]) -> None:
+        """Decide a prompt that an earlier version of the server has added to the turn."""
+        proxy = self._process.proxy
+        if proxy is None or not proxy.own_requests.answer_to(
+            request_id, lambda response: decide(outcome_of(response))
+        ):
+            decide(SteerOutcome.LOST)
 
     def answer_permission(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         if self._process.proxy is not None:
-            self._process.proxy.respond(raw_id, {"outcome": outcome})
+            self._process.proxy.own_requests.respond(raw_id, {"outcome": outcome})
 
     def answer_elicitation(self, raw_id: Any, outcome: Mapping[str, Any]) -> None:
         if self._process.proxy is not None:
-            self._process.proxy.respond(raw_id, outcome)
+            self._process.proxy.own_requests.respond(raw_id, outcome)
 
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         return await self._changes.change("set_mode", mode=mode)
@@ -146,3 +173,46 @@ class HostAgent:
 
     async def hibernate(self, grace: float = GRACE_SECS) -> None:
         await self._session.close(grace)
+
+    # A reload of the server.
+
+    def pause(self) -> None:
+        """Leave the agent's output in its pipes. Kill a process without a conversation."""
+        if not self._process.has_conversation:
+            self._process.kill_now()
+        elif self._process.proxy is not None:
+            self._process.proxy.pause()
+
+    def resume(self) -> None:
+        if self._process.proxy is not None:
+            self._process.proxy.resume()
+
+    def pack(self, passed: Passed) -> HostAgentState | None:
+        """Return the state for the next version; None without a process in a conversation."""
+        proxy, prompt = self._process.proxy, self._queue.current
+        if proxy is None or not self._process.has_conversation:
+            return None
+        is_prompting = self.state is AgentState.PROMPTING
+        has_sandbox = self._handover.has_sandbox_of_app(proxy, self.spec)
+        call = prompt.call if prompt is not None and is_prompting else None
+        return HostAgentState(
+            proxy=proxy.pack(passed, has_sandbox=has_sandbox),
+            elicitation=self._process.elicitation,
+            settings=self._sync.pack(),
+            is_prompting=is_prompting,
+            call=self._host.calls.id_of(call) if call is not None else None,
+        )
+
+    async def take_over(self, state: HostAgentState, inherited: Inherited) -> PromptHandle | None:
+        """Connect to the process of an earlier version of the server, which is paused.
+
+        Returns:
+            The prompt that it works on, if any.
+        """
+        proxy = await self._handover.take_over_proxy(self._events, state.proxy, inherited)
+        self._process.take_over(proxy, state.elicitation, is_prompting=state.is_prompting)
+        self._session.take_over()
+        self._sync.take_over(state.settings)
+        if not state.is_prompting:
+            return None
+        return self._sender.take_over(self._host.calls.result_of(state.call))

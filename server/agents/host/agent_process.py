@@ -136,6 +136,16 @@ class AgentProcess:
         self._move_to(AgentState.STARTING if self._calls else AgentState.STOPPED)
         return True
 
+    def take_over(
+        self, proxy: StdioProxy, elicitation: tuple[str, ...] | None, *, is_prompting: bool
+    ) -> None:
+        """Continue with a process of an earlier version of the server, which has a conversation."""
+        self.connected(proxy)
+        self.elicitation = elicitation
+        self._move_to(AgentState.READY)
+        if is_prompting:
+            self._move_to(AgentState.PROMPTING)
+
     # Ending it.
 
     @contextlib.contextmanager

@@ -21,6 +21,7 @@ from ... import safe_files
 from ...config import AgentCommand
 from ...data_dir import DataDir
 from ...errors import Error
+from ...reload.state import Inherited
 from ...sandbox.sandbox import Sandbox
 from ...tasks import Semaphores, Supervisor, Tasks
 from ..agent_settings import NO_SETTINGS, AgentSettings
@@ -42,8 +43,10 @@ from ..process.beats import Beats
 from ..program_output import secrets_in
 from ..traits import AgentTraits, traits_of
 from .agent import HostAgent
+from .calls import CallError, HostGoneError
 from .handover import StdioHandover
-from .process import CallError, HostGoneError, HostProcess
+from .process import HostProcess
+from .reloadable import ReloadableHost
 from .stderr import StderrFiles
 
 logger = logging.getLogger(__name__)
@@ -57,7 +60,7 @@ SESSIONS = "sessions"
 """The folder of records in acpx's state folder."""
 
 
-class HostBackend:
+class HostBackend(ReloadableHost):
     """The host process and the agents that it runs.
 
     Args:
@@ -70,6 +73,7 @@ class HostBackend:
         limits: on the agents' output.
         sandbox: restricts every process of an agent.
         supervisor: runs the tasks that must not fail silently.
+        inherited: the state of an earlier version of the server.
     """
 
     can_ask = True
@@ -88,7 +92,9 @@ class HostBackend:
         limits: MessageLimits,
         sandbox: Sandbox,
         supervisor: Supervisor | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
+        super().__init__(inherited)
         supervisor = supervisor or Supervisor()
         self.sandbox = sandbox
         self._data_dir = data_dir
@@ -96,7 +102,7 @@ class HostBackend:
         self._commands = agents
         self._environ = environ
         hidden = secrets_in(environ, *(command.env for command in agents.values()))
-        self.handover = StdioHandover(
+        handover = StdioHandover(
             agents,
             backpressure,
             StderrFiles(data_dir.stderr, supervisor, hidden),
@@ -104,8 +110,9 @@ class HostBackend:
             sandbox,
             limits,
             environ,
+            self.state.handover.name if self.state is not None else None,
         )
-        self._host = HostProcess(
+        host = HostProcess(
             node=node,
             state_dir=state_dir,
             config={
@@ -116,17 +123,17 @@ class HostBackend:
                 "startTimeoutMs": int(start_timeout * 1000),
             },
             environ=environ,
-            handover_socket=self.handover.name,
-            spawned=self.handover.announce,
-            ended=self.handover.forget_announced,
+            handover_socket=handover.name,
+            spawned=handover.announce,
+            ended=handover.forget_announced,
             supervisor=supervisor,
         )
+        self.connect(host, handover)
         self._starts = Semaphores(STARTS_AT_ONCE)
         self.timeouts = AgentTimeouts()
         self._closes = Semaphores(CLOSES_AT_ONCE)
         self._tasks = Tasks()
         self.logins = LoginStates()
-        self._capabilities: dict[str, Mapping[str, Any]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -160,7 +167,7 @@ class HostBackend:
             AcpxError: the host does not start, or acpx or Node has an unsupported version.
         """
         await asyncio.to_thread(self._prepare_state_dir)
-        self.handover.start()
+        await self.start_handover()
         try:
             await self._host.start()
         except BaseException:
@@ -171,6 +178,8 @@ class HostBackend:
         self._data_dir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with safe_files.folder(*self._data_dir.split(self._state_dir / SESSIONS), make=True):
             pass  # acpx would follow a link
+        if self.state is not None:
+            return  # acpx is running
         # A killed server or host may have left probes, and records that acpx was writing.
         for pattern in ("probe-*", f"{SESSIONS}/probe-*", f"{SESSIONS}/acpx-write*"):
             for path in self._state_dir.glob(pattern):
@@ -189,7 +198,7 @@ class HostBackend:
     def agent(
         self, spec: AgentSpec, observer: AgentObserver, settings: AgentSettings = NO_SETTINGS
     ) -> HostAgent:
-        return HostAgent(
+        agent = HostAgent(
             self._host,
             self.handover,
             self._tasks,
@@ -202,6 +211,8 @@ class HostBackend:
             load_meta=self._load_meta,
             logins=self.logins,
         )
+        self.all[spec.key] = agent
+        return agent
 
     async def command(self, name: str) -> tuple[list[str], Mapping[str, str]]:
         command = self._commands.get(name)
@@ -216,13 +227,13 @@ class HostBackend:
         return claude_meta(spec.parameters, spec.system, self._environ)
 
     async def capabilities(self, name: str) -> Mapping[str, Any]:
-        if name not in self._capabilities:
+        if name not in self.known_capabilities:
             probe = self._probes.get(name)
             if probe is None:
                 probe = self._probes[name] = self._tasks.spawn(self._probe(name), f"probe-{name}")
                 probe.add_done_callback(lambda _: self._probes.pop(name))
             await asyncio.wait({probe}, timeout=PROBE_SECS)
-        return self._capabilities.get(name, {})
+        return self.known_capabilities.get(name, {})
 
     async def _probe(self, name: str) -> None:
         """Start the agent, store the capabilities that it reports, and end it."""
@@ -240,7 +251,7 @@ class HostBackend:
             logger.warning("the capabilities of the agent %s are unknown: %s", name, error.message)
         finally:
             if isinstance(capabilities := agent.settings.capabilities, dict):
-                self._capabilities[name] = capabilities
+                self.known_capabilities[name] = capabilities
             await agent.hibernate()
             await self.forget(spec.key)
             with contextlib.suppress(OSError):

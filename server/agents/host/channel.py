@@ -6,15 +6,34 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast
+
+import msgspec
+
+from ...reload.state import Inherited, Passed
+from ..pipes import as_file, unsent
 
 BACKLOG_LIMIT_BYTES = 4 << 20
 """Reading stops while more than this waits to be written."""
 REST_BYTES = 1 << 20
 """The most that is read from the pipe of a process that has ended."""
 
-PauseReason = Literal["backlog", "prompt", "log", "memory"]
-"""The target does not read, a prompt must wait, the log is full, or a large message must wait."""
+PauseReason = Literal["backlog", "prompt", "log", "memory", "reload"]
+"""The target does not read, a prompt must wait, the log is full, a large message must wait, or the
+server is being reloaded."""
+
+
+class ChannelState(msgspec.Struct, kw_only=True):
+    """A channel for the next version of the server.
+
+    Attributes:
+        source, target: descriptors of the pipes.
+        unsent: what the target has not taken yet.
+    """
+
+    source: int
+    target: int
+    unsent: bytes
 
 
 class Channel(asyncio.Protocol):
@@ -24,17 +43,19 @@ class Channel(asyncio.Protocol):
 
     Args:
         on_data: called with each chunk.
+        is_paused: it does not read before :meth:`resume` is called for the reason ``reload``.
     """
 
-    def __init__(self, on_data: Callable[[bytes], None]) -> None:
+    def __init__(self, on_data: Callable[[bytes], None], *, is_paused: bool = False) -> None:
         self._on_data = on_data
-        self._pause_reasons: set[PauseReason] = set()
+        self._pause_reasons: set[PauseReason] = {"reload"} if is_paused else set()
         self._reader: asyncio.ReadTransport
         self._writer: asyncio.WriteTransport
-        self._source_fd = -1
+        self._source_fd = self._target_fd = -1
 
     async def open_target(self, target: BinaryIO, undo: contextlib.ExitStack) -> None:
         """Connect the target pipe; *undo* closes it."""
+        self._target_fd = target.fileno()
         loop = asyncio.get_running_loop()
         self._writer, _ = await loop.connect_write_pipe(lambda: self, target)
         undo.callback(self._writer.abort)
@@ -46,6 +67,24 @@ class Channel(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._reader, _ = await loop.connect_read_pipe(lambda: self, source)
         undo.callback(self._reader.close)
+
+    async def take_over(
+        self, state: ChannelState, inherited: Inherited, undo: contextlib.ExitStack
+    ) -> None:
+        """Connect the pipes of an earlier version of the server; *undo* closes them."""
+        target = undo.enter_context(as_file(inherited.claim(state.target), "wb"))
+        source = undo.enter_context(as_file(inherited.claim(state.source), "rb"))
+        await self.open_target(target, undo)
+        if state.unsent:
+            self._writer.write(state.unsent)
+        await self.open_source(source, undo)
+
+    def pack(self, passed: Passed) -> ChannelState:
+        return ChannelState(
+            source=passed.add(self._source_fd),
+            target=passed.add(self._target_fd),
+            unsent=unsent(self._writer),
+        )
 
     def write(self, line: bytes) -> None:
         """Write *line* and a line end, unless the target was closed."""
@@ -79,6 +118,11 @@ class Channel(asyncio.Protocol):
         self._writer.close()
 
     # As the protocol of the source.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        pipe = transport.get_extra_info("pipe")
+        if self._pause_reasons and pipe.fileno() == self._source_fd:
+            cast(asyncio.ReadTransport, transport).pause_reading()
 
     def data_received(self, data: bytes) -> None:
         self._on_data(data)

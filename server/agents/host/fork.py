@@ -9,7 +9,7 @@ from ...errors import Error
 from ..base import AgentState
 from .acpx_session import AcpxSession
 from .agent_process import AgentProcess
-from .process import CallError, HostGoneError
+from .calls import CallError, HostGoneError
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ async def fork_conversation(
     try:
         async with asyncio.timeout(FORK_SECS):
             params = {"cwd": cwd, "mcpServers": []}
-            response = await proxy.request("session/fork", params)
+            response = await proxy.own_requests.request("session/fork", params)
             result = response.get("result")
             forked = result.get("sessionId") if isinstance(result, dict) else None
             if not isinstance(forked, str) or not forked:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import secrets
@@ -21,8 +20,11 @@ from types import MappingProxyType
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from ...codec import dumps
 from ...config import AgentCommand
+from ...reload.state import Inherited, Passed
 from ...sandbox.sandbox import FolderError, Sandbox
 from ...tasks import Supervisor, Tasks
 from ..base import AgentSpec, Backpressure, EnvironOf, MessageLimits, no_environ
@@ -30,13 +32,30 @@ from ..process import process_tree
 from ..traits import asking_environ, traits_of
 from .incomplete_messages import IncompleteMessages
 from .proxy_handler import ProxyHandler
-from .stderr import StderrFiles
+from .proxy_state import ProxyState
+from .stderr import StderrFiles, StderrState
 from .stdio_proxy import StdioProxy
 
 logger = logging.getLogger(__name__)
 
 HANDOVER_SECS = 15.0
 HANDOVER_RETRY_SECS = 0.1
+
+
+class HandoverState(msgspec.Struct, kw_only=True):
+    """The handover for the next version of the server.
+
+    Attributes:
+        listener: the descriptor of the socket, at which processes may be waiting.
+        announced: the pids of processes that have not connected, with the keys of their sessions.
+        last_number: of the numbers by which agents are tagged.
+    """
+
+    name: str
+    listener: int
+    announced: dict[int, str]
+    last_number: int
+    stderr: list[StderrState]
 
 
 class HandoverTarget(ProxyHandler, Protocol):
@@ -63,6 +82,7 @@ class StdioHandover:
         sandbox: makes the plan by which each agent is restricted.
         limits: the limits on the agents' messages.
         environ: the environment of all agents.
+        name: of the socket that an earlier version of the server listens at.
 
     Attributes:
         name: the name of the abstract socket. A path could be too long, and would need removal.
@@ -80,8 +100,9 @@ class StdioHandover:
         sandbox: Sandbox,
         limits: MessageLimits,
         environ: Mapping[str, str] = MappingProxyType({}),
+        name: str | None = None,
     ) -> None:
-        self.name = f"clawdforge-{os.getpid()}-{secrets.token_hex(8)}"
+        self.name = name or f"clawdforge-{os.getpid()}-{secrets.token_hex(8)}"
         self.living = process_tree.LivingAgents()
         self.stderr = stderr
         self.timeout = HANDOVER_SECS
@@ -93,7 +114,7 @@ class StdioHandover:
         self._agents: WeakValueDictionary[str, HandoverTarget] = WeakValueDictionary()
         self._announced: dict[int, str] = {}
         self._announcements: dict[int, asyncio.Future[str]] = {}
-        self._numbers = itertools.count()
+        self._last_number = 0
         self._incomplete = IncompleteMessages(limits)
         self._supervisor = supervisor
         self._tasks = Tasks()
@@ -107,7 +128,7 @@ class StdioHandover:
 
     def start(self) -> None:
         """Listen, and accept connections."""
-        listener = self._listener = self._listen()
+        listener = self._listener = self._listener or self._listen()
         self._supervisor.spawn(self._accepting, "handover-accept", partial(self._accept, listener))
 
     async def stop(self) -> None:
@@ -200,16 +221,10 @@ class StdioHandover:
                 logger.warning("refused process %d: %s", pid, error)
                 agent.process_misplaced(str(error))
                 return
-            number = 1 + next(self._numbers) % process_tree.MAX_NUMBER
-            proxy = StdioProxy(
-                pid,
-                agent,
-                self._backpressure,
-                env_tag=process_tree.env_tag(process_tree.AGENT_VARIABLE, value),
-                rlimit_tag=process_tree.tag_process(pid, number),
-                owner=lambda: agent.spec.owner,
-                incomplete=self._incomplete,
-            )
+            self._last_number = 1 + self._last_number % process_tree.MAX_NUMBER
+            env_tag = process_tree.env_tag(process_tree.AGENT_VARIABLE, value)
+            rlimit_tag = process_tree.tag_process(pid, self._last_number)
+            proxy = self._new_proxy(pid, agent, env_tag, rlimit_tag)
             ours.pop_all()  # the proxy owns them now
             proxy.sandbox = sandbox
             ends = [*await proxy.connect(*descriptors)]
@@ -222,6 +237,60 @@ class StdioHandover:
             data = dumps(plan)
             sent = socket.send_fds(connection, [data], ends)
             await asyncio.get_running_loop().sock_sendall(connection, data[sent:])
+
+    def _new_proxy(
+        self,
+        pid: int,
+        agent: HandoverTarget,
+        env_tag: bytes,
+        rlimit_tag: process_tree.RlimitTag | None,
+        pidfd: int | None = None,
+    ) -> StdioProxy:
+        return StdioProxy(
+            pid,
+            agent,
+            self._backpressure,
+            env_tag=env_tag,
+            rlimit_tag=rlimit_tag,
+            owner=lambda: agent.spec.owner,
+            incomplete=self._incomplete,
+            pidfd=pidfd,
+        )
+
+    # A reload of the server.
+
+    def pack(self, passed: Passed) -> HandoverState:
+        assert self._listener is not None
+        return HandoverState(
+            name=self.name,
+            listener=passed.add(self._listener.fileno()),
+            announced=dict(self._announced),
+            last_number=self._last_number,
+            stderr=self.stderr.pack(passed),
+        )
+
+    async def take_over(self, state: HandoverState, inherited: Inherited) -> None:
+        """Take over the socket of an earlier version of the server. :meth:`start` follows."""
+        self._listener = socket.socket(fileno=inherited.claim(state.listener))
+        self._listener.setblocking(False)
+        self._announced = state.announced
+        self._last_number = state.last_number
+        await self.stderr.take_over(state.stderr, inherited)
+
+    async def take_over_proxy(
+        self, agent: HandoverTarget, state: ProxyState, inherited: Inherited
+    ) -> StdioProxy:
+        """Return the proxy of a process that an earlier version of the server has connected.
+
+        It is paused.
+        """
+        pidfd = inherited.claim(state.pidfd)
+        proxy = self._new_proxy(state.pid, agent, state.env_tag, state.rlimit_tag, pidfd)
+        # A prewarmed agent may get another sandbox with its session's app.
+        proxy.sandbox = self._sandbox.of(agent.spec.owner) if state.has_sandbox else self._sandbox
+        await proxy.take_over(state, inherited)
+        self.living.add(proxy.rlimit_tag, proxy.env_tag)
+        return proxy
 
     async def _announced_key(self, pid: int) -> str | None:
         """Wait until the host announces *pid*. Return the session's key.

@@ -38,8 +38,15 @@ function say(text) {
 }
 
 /** acpx's registry, with the server's launcher in front of every agent's command. */
-function launchedRegistry(inner, launcher) {
+function launchedRegistry(config) {
+	let inner, launcher;
+	const configure = ({ agents, launcher: program }) => {
+		inner = createAgentRegistry({ overrides: agents });
+		launcher = program;
+	};
+	configure(config);
 	return {
+		configure,
 		list: () => inner.list(),
 		inspect: name => inner.inspect(name),
 		resolve(name) {
@@ -91,7 +98,7 @@ async function tunedManager(options) {
 const operations = {
 	async init({ config }) {
 		stateDir = config.stateDir;
-		registry = launchedRegistry(createAgentRegistry({ overrides: config.agents }), config.launcher);
+		registry = launchedRegistry(config);
 		records = keepRecords(createFileSessionStore({ stateDir }), error =>
 			say(`a record was not stored: ${error.message}`)
 		);
@@ -118,6 +125,12 @@ const operations = {
 		const { version } = createRequire(import.meta.url)('acpx/package.json');
 		setTimeout(flushCompileCache, 1000).unref(); // for the next host
 		return { acpx: version, node: process.versions.node, pid: process.pid };
+	},
+
+	/** The server was reloaded, and may have other agents. */
+	configure({ config }) {
+		registry.configure(config);
+		return {};
 	},
 
 	agents({ only }) {

@@ -8,35 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import os
 import secrets
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from ... import installation
 from ...codec import dumps, parse_message
+from ...reload.state import Inherited, Passed
 from ...tasks import Supervisor, Tasks
 from ..base import agent_unavailable
 from ..catalog import AcpxError, check_versions
-from ..line_reader import LineReader
 from ..process import process_tree
 from ..process.beats import Beats
+from ..process.child import Child
+from .calls import CallError, CallsState, HostCalls, HostGoneError
+from .running_host import RunningHost, RunningHostState
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 HOST = installation.NODE_PROGRAMS / "agents" / "host" / "host.mjs"
-SUPERVISOR = HERE.parent / "process" / "supervise.py"
 COMPILED = installation.NODE_MODULES / ".cache" / "compiled"
 """Node's cache of compiled code, which makes the host start a fifth faster."""
 
-MAX_LINE_BYTES = 17 << 20
-"""A longer line of the host is skipped."""
 BOOT_SECS = 20
 STOP_SECS = 4
 BACKOFF_SECS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -45,16 +44,25 @@ WATCH_SECS = 10
 FROZEN_SECS = 20
 
 
-class CallError(Exception):
-    """A call that acpx rejected or failed, with acpx's ``code``."""
+class HostState(msgspec.Struct, kw_only=True):
+    """The host for the next version of the server.
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    Attributes:
+        pid: of the host.
+    """
+
+    running: RunningHostState
+    pid: int
+    versions: dict[str, str]
+    generation: int
+    restarts: int
+    env_value: str
+    calls: CallsState
 
 
-class HostGoneError(Exception):
-    """The end of the host before it responded."""
+class _Predecessor(NamedTuple):
+    state: HostState
+    inherited: Inherited
 
 
 class HostProcess:
@@ -100,12 +108,19 @@ class HostProcess:
         self._env_value = secrets.token_hex(8)
         self._ready = asyncio.Event()
         self._first_boot: asyncio.Future[None] | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._calls: dict[int, asyncio.Future[Any]] = {}
-        self._ids = itertools.count(1)
+        self._running: RunningHost | None = None
+        self.calls = HostCalls()
+        self._predecessor: _Predecessor | None = None
         self._supervisor = supervisor
         self._tasks = Tasks()
         self._main: asyncio.Task[None] | None = None
+
+    def take_over(self, state: HostState, inherited: Inherited) -> None:
+        """Let :meth:`start` take over the host of an earlier version of the server."""
+        self._predecessor = _Predecessor(state, inherited)
+        self._env_value = state.env_value
+        self.generation, self.restarts = state.generation, state.restarts
+        self.calls.take_over(state.calls)
 
     async def start(self) -> None:
         """Start the host and wait until it is ready.
@@ -175,17 +190,39 @@ class HostProcess:
         Raises:
             HostGoneError: the host does not run; the call was not sent.
         """
-        if self._writer is None or generation not in (None, self.generation):
+        if self._running is None or generation not in (None, self.generation):
             raise HostGoneError
-        call_id = next(self._ids)
+        call_id, result = self.calls.add(fields.get("key"))
         line = dumps({"id": call_id, "op": op, **fields})
         if raw:
             line = line[:-1] + b"".join(b",%b:%b" % (dumps(k), v) for k, v in raw.items()) + b"}"
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[call_id] = future
-        future.add_done_callback(lambda _: self._calls.pop(call_id, None))
-        self._writer.write(line + b"\n")
-        return future
+        self._running.write(line)
+        return result
+
+    # A reload of the server.
+
+    def pause(self) -> None:
+        """Leave the host's further output in its pipes."""
+        if self._running is not None:
+            self._running.pause()
+
+    def resume(self) -> None:
+        if self._running is not None:
+            self._running.resume()
+
+    def pack(self, passed: Passed) -> HostState | None:
+        """Return the state for the next version of the server; None if no host is ready."""
+        if self._running is None or self.pids is None or not self.is_ready:
+            return None
+        return HostState(
+            running=self._running.pack(passed),
+            pid=self.pids[1],
+            versions=self.versions,
+            generation=self.generation,
+            restarts=self.restarts,
+            env_value=self._env_value,
+            calls=self.calls.pack(),
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -228,59 +265,38 @@ class HostProcess:
 
     async def _run_once(self) -> None:
         """Run one host from its start until all its descendants have ended."""
-        lifeline_read, lifeline_write = os.pipe()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-I", "-S", str(SUPERVISOR), str(lifeline_read), self.beats.argument),
-                *(self._node, str(HOST)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env={**self._environ, **self._variables()},
+        host = RunningHost(self._read_line, _log_line, self.beats)
+        predecessor, self._predecessor = self._predecessor, None
+        if predecessor is None:
+            await host.start(
+                (self._node, str(HOST)),
+                environ={**self._environ, **self._variables()},
                 cwd=self._state_dir,
-                pass_fds=(lifeline_read,),
-                # The server handles Ctrl-C.
-                start_new_session=True,
-                limit=1 << 16,
             )
-        except BaseException:
-            os.close(lifeline_write)
-            raise
-        finally:
-            os.close(lifeline_read)
-        self.beats.add(lifeline_write)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._writer = process.stdin
-        stderr = self._supervisor.spawn(
-            self._tasks, "acpx-host-stderr", partial(_log_lines, process.stderr)
-        )
-        boot = self._tasks.spawn(self._boot(process), "acpx-host-boot")
+        else:
+            await host.take_over(predecessor.state.running, predecessor.inherited)
+        self._running = host
+        process = host.supervisor
+        starting = self._boot(process) if predecessor is None else self._continue(predecessor.state)
+        boot = self._tasks.spawn(starting, "acpx-host-boot")
         watch = self._supervisor.spawn(
             self._tasks, "acpx-host-watch", partial(self._watch, process)
         )
         try:
-            await self._supervisor.spawn(
-                self._tasks, "acpx-host-stdout", partial(self._read_host, process.stdout)
-            )
+            await host.stdout.ended
         finally:
             self._ready.clear()
-            self._writer = self.pids = None
-            process.stdin.close()
-            self.beats.close(lifeline_write)
-            for future in self._calls.values():
-                if not future.done():
-                    future.set_exception(HostGoneError())
+            self._running = self.pids = None
+            host.close()
+            self.calls.fail_all()
             watch.cancel()
-            cleanup = asyncio.ensure_future(self._end_host(process))
+            cleanup = asyncio.ensure_future(self._end_host(host))
             try:
                 await asyncio.shield(cleanup)
             except asyncio.CancelledError:  # the cleanup must complete all the same
                 await cleanup
                 raise
-            await asyncio.gather(stderr, boot, watch, return_exceptions=True)
+            await asyncio.gather(boot, watch, return_exceptions=True)
             self._ended()
 
     def _variables(self) -> dict[str, str]:
@@ -290,8 +306,9 @@ class HostProcess:
             process_tree.HOST_VARIABLE: self._env_value,
         }
 
-    async def _end_host(self, process: asyncio.subprocess.Process) -> None:
+    async def _end_host(self, host: RunningHost) -> None:
         """Wait for the end of the supervisor, which first kills all descendants."""
+        process = host.supervisor
         try:
             async with asyncio.timeout(5):
                 await process.wait()
@@ -306,8 +323,9 @@ class HostProcess:
                 process_tree.env_tag(process_tree.HOST_VARIABLE, self._env_value),
             )
             await asyncio.to_thread(process_tree.end_orphans)
+        await host.close_outputs()
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, process: Child) -> None:
         """Kill a host that does not respond any more, so that its callers get an error."""
         while True:
             await asyncio.sleep(WATCH_SECS)
@@ -321,7 +339,7 @@ class HostProcess:
             except HostGoneError:
                 return
 
-    async def _boot(self, process: asyncio.subprocess.Process) -> None:
+    async def _boot(self, process: Child) -> None:
         """Initialize the host. If that fails, kill it; another one is started."""
         try:
             await self._initialize(process)
@@ -332,7 +350,19 @@ class HostProcess:
                 self._first_boot.set_exception(AcpxError(f"the acpx host does not start: {error}"))
             raise
 
-    async def _initialize(self, process: asyncio.subprocess.Process) -> None:
+    async def _continue(self, state: HostState) -> None:
+        """Serve with the host of an earlier version of the server, which may have other agents."""
+        assert self._first_boot is not None
+        assert self._running is not None
+        self.versions = state.versions
+        self.pids = self._running.supervisor.pid, state.pid
+        self._ready.set()
+        if not self._first_boot.done():
+            self._first_boot.set_result(None)
+        with contextlib.suppress(HostGoneError, CallError):
+            await self.send("configure", config=self._config)
+
+    async def _initialize(self, process: Child) -> None:
         assert self._first_boot is not None
         try:
             result = await self.send("init", config=self._config)
@@ -350,49 +380,20 @@ class HostProcess:
         if not self._first_boot.done():
             self._first_boot.set_result(None)
 
-    async def _read_host(self, stdout: asyncio.StreamReader) -> None:
-        async for line in _lines(stdout):
-            try:
-                self._handle_line(line)
-            except Exception:
-                logger.exception("skipped a line of the acpx host")
+    def _read_line(self, line: bytes) -> None:
+        try:
+            self._handle_line(line)
+        except Exception:
+            logger.exception("skipped a line of the acpx host")
 
     def _handle_line(self, line: bytes) -> None:
         message = parse_message(line)
         if message is not None and message.get("event") == "spawned":
             if message["key"] is not None:
                 self._spawned(message["pid"], message["key"])
-        elif message is None or not self._complete_call(message):
+        elif message is None or not self.calls.complete(message):
             logger.warning("the acpx host wrote: %s", line[:500].decode(errors="replace"))
 
-    def _complete_call(self, message: dict[str, Any]) -> bool:
-        """Complete the call to which *message* responds. False if *message* is not a response."""
-        call_id = message.get("id")
-        if message.keys() not in ({"id", "result"}, {"id", "error"}) or type(call_id) is not int:
-            return False  # for example, a line that a library logged
-        future = self._calls.get(call_id)
-        if future is None or future.done():
-            return True
-        if error := message.get("error"):
-            future.set_exception(CallError(error["code"], error["message"]))
-        else:
-            future.set_result(message["result"])
-        return True
 
-
-async def _log_lines(stderr: asyncio.StreamReader) -> None:
-    async for line in _lines(stderr):
-        logger.info("acpx: %s", line[:1000].decode(errors="replace"))
-
-
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The lines of the stream. Of a line that is too long, only the rest is returned."""
-    lines = LineReader(MAX_LINE_BYTES)
-    while data := await stream.read(1 << 16):
-        try:
-            found = lines.feed(data)
-        except OverflowError:
-            lines = LineReader(MAX_LINE_BYTES)
-            continue
-        for line in found:
-            yield line
+def _log_line(line: bytes) -> None:
+    logger.info("acpx: %s", line[:1000].decode(errors="replace"))

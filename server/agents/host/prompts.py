@@ -16,8 +16,8 @@ from ..prompt_handle import PromptHandle, PromptState
 from .acpx_session import AcpxSession, message_of, was_disconnected
 from .agent_process import AgentProcess
 from .binding import Binding
+from .calls import CallError, HostGoneError
 from .outline import outline, parse_blocks
-from .process import CallError, HostGoneError
 from .setting_changes import SettingChanges
 from .settings_sync import SettingsSync
 
@@ -32,12 +32,14 @@ class HostPrompt(PromptHandle):
 
     Attributes:
         outline: the blocks as acpx receives them.
+        call: the result of acpx's newest call for it.
         loss: reads the last output of a process that ended during the turn.
     """
 
     def __init__(self, blocks: bytes, *, is_held: bool, cancel_sent: Callable[[], None]) -> None:
         super().__init__(blocks, is_held=is_held, cancel_sent=cancel_sent)
         self.outline = outline(blocks)
+        self.call: asyncio.Future[Any] | None = None
         self.loss: asyncio.Task[None] | None = None
 
     def mark_sent(self) -> None:
@@ -138,13 +140,27 @@ class PromptSender:
         self._tasks.spawn(self._run(prompt, call), f"prompt-{self._binding.key}")
         return prompt
 
+    def take_over(self, call: asyncio.Future[Any]) -> HostPrompt:
+        """Continue with a prompt that an earlier version of the server has sent.
+
+        Args:
+            call: the result of its call to acpx.
+        """
+        prompt = HostPrompt(b"[]", is_held=False, cancel_sent=self._cancel_sent)
+        prompt.mark_sent()
+        prompt.call = call
+        self._queue.current = prompt
+        self._tasks.spawn(self._run(prompt, call), f"prompt-{self._binding.key}")
+        return prompt
+
     def _cancel_sent(self) -> None:
         if self._process.proxy is not None:
-            self._process.proxy.cancel()
+            self._process.proxy.own_requests.cancel()
 
     def _pass_to_acpx(self, prompt: HostPrompt) -> asyncio.Future[Any]:
         self._queue.add(prompt)
-        return self._session.send_prompt(prompt.outline)
+        prompt.call = self._session.send_prompt(prompt.outline)
+        return prompt.call
 
     async def _run(self, prompt: HostPrompt, call: asyncio.Future[Any] | None) -> None:
         try:

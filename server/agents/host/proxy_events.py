@@ -158,7 +158,7 @@ class ProxyEvents:
         if self._process.elicitation:
             self._binding.observer.elicitation_requested(raw_id, params)
         elif self._process.proxy is not None:  # no client was announced that could answer
-            self._process.proxy.respond(raw_id, {"action": "cancel"})
+            self._process.proxy.own_requests.respond(raw_id, {"action": "cancel"})
 
     def session_opened(self, result: dict[str, Any] | None, error: Any) -> None:
         self._process.refusal = None if result is not None else error or {}

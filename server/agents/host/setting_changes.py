@@ -14,7 +14,7 @@ from ..base import agent_failed
 from .acpx_session import AcpxSession, message_of
 from .agent_process import AgentProcess
 from .binding import Binding
-from .process import CallError, HostGoneError
+from .calls import CallError, HostGoneError
 from .settings_sync import SettingsSync
 
 logger = logging.getLogger(__name__)

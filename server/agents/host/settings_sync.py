@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
+
+import msgspec
 
 from ...errors import Error, bad_request, internal
 from ...tasks import Tasks
@@ -21,6 +23,17 @@ from .stdio_proxy import StdioProxy
 
 MAX_TRIES = 2
 """Requests for one setting before a prompt: a request for another may have changed it back."""
+
+
+class SyncState(msgspec.Struct, kw_only=True):
+    """The settings of one agent for the next version of the server; see :class:`SettingsSync`."""
+
+    reported: dict[str, Any]
+    former: dict[str, Any]
+    initial: dict[str, Any]
+    in_force: dict[str, OptionValue]
+    restored: list[str]
+    synonyms: list[tuple[str, OptionValue, OptionValue]]
 
 
 class SettingsSync:
@@ -57,6 +70,24 @@ class SettingsSync:
         self._synonyms: dict[tuple[str, OptionValue], OptionValue] = {}
         self._mode_was_reported = False
         self._applying: asyncio.Future[Error | None] | None = None
+
+    # A reload of the server.
+
+    def pack(self) -> SyncState:
+        return SyncState(
+            reported=asdict(self.reported),
+            former=asdict(self._former),
+            initial=asdict(self._initial),
+            in_force=self._in_force,
+            restored=[*self._restored],
+            synonyms=[(*key, own) for key, own in self._synonyms.items()],
+        )
+
+    def take_over(self, state: SyncState) -> None:
+        self.reported = AgentSettings(**state.reported)
+        self._former, self._initial = AgentSettings(**state.former), AgentSettings(**state.initial)
+        self._in_force, self._restored = state.in_force, set(state.restored)
+        self._synonyms = {(setting, value): own for setting, value, own in state.synonyms}
 
     # Setting what the session wants.
 
@@ -132,7 +163,7 @@ class SettingsSync:
         self._mode_was_reported = False
         try:
             async with asyncio.timeout(self.timeouts.setting):
-                response = await proxy.request(method, step.params)
+                response = await proxy.own_requests.request(method, step.params)
         except TimeoutError:
             raise agent_failed(
                 f"{step.setting}: the agent did not answer when it was set to {step.value!r}"

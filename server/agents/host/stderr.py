@@ -10,13 +10,16 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+
+import msgspec
 
 from ... import safe_files
+from ...reload.state import Inherited, Passed
 from ...tasks import Supervisor, Tasks
+from ..pipes import as_file
 from ..program_output import KEPT_BYTES, last_output
 
 logger = logging.getLogger(__name__)
@@ -24,6 +27,40 @@ logger = logging.getLogger(__name__)
 FILE_BYTES = 256 << 10
 """The limit of a file; a larger one is cut to its newer half."""
 STDERR_END_SECS = 1.0
+STDERR_POLL_SECS = 0.005
+
+
+class StderrState(msgspec.Struct, kw_only=True):
+    """The stderr of one agent, for the next version of the server.
+
+    Attributes:
+        newest: the end of what it has written.
+    """
+
+    key: str
+    pid: int
+    descriptor: int
+    newest: bytes
+
+
+class _StderrPipe(asyncio.StreamReaderProtocol):
+    """The stderr of one agent.
+
+    Attributes:
+        left: the bytes that were read and are not stored yet.
+    """
+
+    def __init__(self, key: str, pid: int, descriptor: int, newest: bytes = b"") -> None:
+        self.key, self.pid, self.descriptor = key, pid, descriptor
+        self.reader = asyncio.StreamReader()
+        self.newest = bytearray(newest)
+        self.left = 0
+        self.transport: asyncio.ReadTransport
+        super().__init__(self.reader)
+
+    def data_received(self, data: bytes) -> None:
+        self.left += len(data)
+        super().data_received(data)
 
 
 class StderrFiles:
@@ -44,7 +81,7 @@ class StderrFiles:
         self._secrets = secrets
         self._supervisor = supervisor or Supervisor()
         self._tasks = Tasks()
-        self._running: dict[str, tuple[asyncio.Task[None], bytearray]] = {}
+        self._running: dict[str, tuple[asyncio.Task[None], _StderrPipe]] = {}
 
     async def stop(self) -> None:
         await self._tasks.finish(STDERR_END_SECS)
@@ -55,19 +92,54 @@ class StderrFiles:
         The caller passes the descriptor on and closes it.
         """
         read_end, write_end = os.pipe()
-        reader = asyncio.StreamReader()
-        pipe = cast(BinaryIO, os.fdopen(read_end, "rb", buffering=0))
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), pipe
-        )
-        newest = bytearray()
-        task = self._supervisor.spawn(
-            self._tasks, "agent-stderr", partial(self._keep, key, pid, reader, newest)
-        )
-        task.add_done_callback(lambda _: transport.close())
-        self._running[key] = task, newest
-        task.add_done_callback(lambda task: self._ended(key, task))
+        await self._read(_StderrPipe(key, pid, read_end), is_new=True)
         return write_end
+
+    async def _read(self, pipe: _StderrPipe, *, is_new: bool) -> None:
+        loop, file = asyncio.get_running_loop(), as_file(pipe.descriptor, "rb")
+        pipe.transport, _ = await loop.connect_read_pipe(lambda: pipe, file)
+        task = self._supervisor.spawn(
+            self._tasks, "agent-stderr", partial(self._keep, pipe, is_new=is_new)
+        )
+        task.add_done_callback(lambda _: pipe.transport.close())
+        self._running[pipe.key] = task, pipe
+        task.add_done_callback(lambda task: self._ended(pipe.key, task))
+
+    # A reload of the server.
+
+    @property
+    def _open(self) -> list[_StderrPipe]:
+        return [pipe for task, pipe in self._running.values() if not task.done()]
+
+    async def pause(self) -> None:
+        """Leave further output in the pipes, and store what was read."""
+        for pipe in self._open:
+            pipe.transport.pause_reading()
+        while any(pipe.left for pipe in self._open):  # noqa: ASYNC110 - for milliseconds
+            await asyncio.sleep(STDERR_POLL_SECS)
+
+    def resume(self) -> None:
+        for pipe in self._open:
+            if not pipe.transport.is_closing():
+                pipe.transport.resume_reading()
+
+    def pack(self, passed: Passed) -> list[StderrState]:
+        return [
+            StderrState(
+                key=pipe.key,
+                pid=pipe.pid,
+                descriptor=passed.add(pipe.descriptor),
+                newest=bytes(pipe.newest),
+            )
+            for pipe in self._open
+        ]
+
+    async def take_over(self, states: Iterable[StderrState], inherited: Inherited) -> None:
+        """Read the stderr of agents that an earlier version of the server has started."""
+        for state in states:
+            descriptor = inherited.claim(state.descriptor)
+            pipe = _StderrPipe(state.key, state.pid, descriptor, state.newest)
+            await self._read(pipe, is_new=False)
 
     def _ended(self, key: str, task: asyncio.Task[None]) -> None:
         if key in self._running and self._running[key][0] is task:
@@ -96,9 +168,9 @@ class StderrFiles:
         hidden = {*self._secrets, *secrets}
         if key not in self._running:
             return last_output([stdout], hidden)
-        task, newest = self._running[key]
+        task, pipe = self._running[key]
         await asyncio.wait([task], timeout=timeout)
-        return last_output([stdout, bytes(newest)], hidden)
+        return last_output([stdout, bytes(pipe.newest)], hidden)
 
     async def forget(self, key: str) -> None:
         """Delete the file of a session whose agent has ended."""
@@ -111,23 +183,21 @@ class StderrFiles:
     def _path(self, key: str) -> Path:
         return stderr_path(self._folder, key)
 
-    async def _keep(
-        self,
-        key: str,
-        pid: int,
-        reader: asyncio.StreamReader,
-        newest: bytearray,
-    ) -> None:
-        head = f"-- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} process {pid}\n".encode()
-        while data := await reader.read(1 << 16):
-            newest += data
-            del newest[:-KEPT_BYTES]
+    async def _keep(self, pipe: _StderrPipe, *, is_new: bool) -> None:
+        key, head = pipe.key, b""
+        if is_new:
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            head = f"-- {now} process {pipe.pid}\n".encode()
+        while data := await pipe.reader.read(1 << 16):
+            pipe.newest += data
+            del pipe.newest[:-KEPT_BYTES]
             logger.debug("stderr: %s", data[:1000].decode(errors="replace"), extra={"session": key})
             try:
                 await asyncio.to_thread(_append, self._path(key), head + data)
             except OSError as error:  # for example, the disk is full; the agent runs on
                 logger.warning("stderr was not stored: %s", error, extra={"session": key})
             head = b""
+            pipe.left -= len(data)
 
 
 def stderr_path(folder: Path, key: str) -> Path:

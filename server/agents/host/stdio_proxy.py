@@ -16,32 +16,31 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ...codec import dumps, parse_message, parse_rpc
 from ...errors import Error
+from ...reload.state import Inherited, Passed
 from ...sandbox.sandbox import Sandbox
-from .. import steering
-from ..acp_settings import SESSION_METHODS, SETTERS, STARTING_METHODS
+from ..acp_settings import SESSION_METHODS, STARTING_METHODS
 from ..base import Backpressure
 from ..line_reader import LineReader
 from ..process.process_tree import RlimitTag
 from ..program_output import KEPT_BYTES
 from .channel import Channel
+from .conversation import ProxiedConversation
 from .incomplete_messages import IncompleteMessages, MessageMemory
 from .outline import refusal, with_blocks, with_fields, with_preface
-from .own_requests import OnResponse, OwnRequests
+from .own_requests import OwnRequests
 from .proxy_handler import ProxyHandler
+from .proxy_state import ProxyState
 from .withheld import is_withheld
 
 logger = logging.getLogger(__name__)
 
 MAX_PROMPT_LINE_BYTES = 64 << 20
 """The limit of a line that acpx writes. acpx has the same limit."""
-
-TRACKED_METHODS = STARTING_METHODS | SETTERS
-"""The requests of acpx whose responses the handler receives, too."""
 
 
 class StdioProxy:
@@ -54,13 +53,15 @@ class StdioProxy:
         env_tag: ``NAME=value`` in the environment of the agent and its descendants.
         rlimit_tag: the return value of :func:`process_tree.tag_process`.
         owner: returns the app that the agent works for.
+        pidfd: of a process that an earlier version of the server knew; it is not read from before
+            :meth:`resume` is called.
         incomplete: counts the incomplete messages of all agents.
 
     Attributes:
         is_killed: the server killed the process.
         sandbox: the sandbox of the process.
         ended: set when the process has ended.
-        session_id: the agent's own id of the session, once it is known.
+        own_requests: the server's requests to the agent.
         is_prompt_held: a prompt of acpx waits until it may pass.
     """
 
@@ -74,6 +75,7 @@ class StdioProxy:
         rlimit_tag: RlimitTag | None,
         owner: Callable[[], str],
         incomplete: IncompleteMessages,
+        pidfd: int | None = None,
     ) -> None:
         self.pid = pid
         self.env_tag = env_tag
@@ -81,15 +83,16 @@ class StdioProxy:
         self.is_killed = False
         self.sandbox: Sandbox | None = None
         self.ended = asyncio.Event()
-        self._pidfd = os.pidfd_open(pid)
+        is_paused = pidfd is not None
+        self._pidfd = os.pidfd_open(pid) if pidfd is None else pidfd
         self._handler = handler
         self._backpressure = backpressure
         self._capacity_wait: asyncio.Task[None] | None = None
         self._is_muted = False  # a message exceeded a limit: later output is discarded
-        self._to_agent = Channel(self._acpx_wrote)
+        self._to_agent = Channel(self._acpx_wrote, is_paused=is_paused)
         self._acpx_lines = LineReader(MAX_PROMPT_LINE_BYTES)
         self._waiting_lines: deque[bytes] = deque()
-        self._to_acpx = Channel(self._agent_wrote)
+        self._to_acpx = Channel(self._agent_wrote, is_paused=is_paused)
         self._agent_lines = LineReader(incomplete.one)
         self._memory = MessageMemory(
             incomplete,
@@ -99,11 +102,8 @@ class StdioProxy:
             expired=lambda: self._refuse_output("a large message too slowly"),
         )
         self._stray_output = bytearray()
-        self._tracked_requests: dict[Any, tuple[str, Mapping[str, Any]]] = {}
-        self._own_requests = OwnRequests(self._to_agent.write)
-        self.session_id: str | None = None
-        self._is_fresh = False
-        self._is_loading = False
+        self._conversation = ProxiedConversation()
+        self.own_requests = OwnRequests(self._to_agent.write, self._conversation)
         self._prompt_id: Any = None
         self._is_prompting = False
         self.is_prompt_held = False
@@ -145,6 +145,60 @@ class StdioProxy:
             undo.pop_all()
         return agent_stdin, agent_stdout
 
+    @property
+    def session_id(self) -> str | None:
+        """The agent's own id of the session, once it is known."""
+        return self._conversation.session_id
+
+    # A reload of the server.
+
+    def pause(self) -> None:
+        """Leave all further data in the pipes."""
+        self._to_agent.pause("reload")
+        self._to_acpx.pause("reload")
+
+    def resume(self) -> None:
+        """Read on, first what the earlier version of the server had read and not handled."""
+        self._forward_waiting()
+        self._to_agent.resume("reload")
+        self._to_acpx.resume("reload")
+
+    def pack(self, passed: Passed, *, has_sandbox: bool) -> ProxyState:
+        return ProxyState(
+            pid=self.pid,
+            pidfd=passed.add(self._pidfd),
+            env_tag=self.env_tag,
+            rlimit_tag=self.rlimit_tag,
+            to_agent=self._to_agent.pack(passed),
+            to_acpx=self._to_acpx.pack(passed),
+            acpx_rest=self._acpx_lines.rest,
+            agent_rest=self._agent_lines.rest,
+            waiting_lines=[*self._waiting_lines],
+            stray_output=self.stray_output,
+            conversation=self._conversation.pack(),
+            own_requests=self.own_requests.pack(),
+            is_prompting=self._is_prompting,
+            prompt_id=self._prompt_id,
+            has_sandbox=has_sandbox,
+        )
+
+    async def take_over(self, state: ProxyState, inherited: Inherited) -> None:
+        """Connect the pipes of an earlier version of the server."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._pidfd)
+            await self._to_agent.take_over(state.to_agent, inherited, undo)
+            await self._to_acpx.take_over(state.to_acpx, inherited, undo)
+            asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
+            undo.pop_all()
+        self._acpx_lines.feed(state.acpx_rest)
+        self._agent_lines.feed(state.agent_rest)
+        self._memory.update(self._agent_lines.size)
+        self._waiting_lines.extend(state.waiting_lines)
+        self._stray_output += state.stray_output
+        self._conversation.take_over(state.conversation)
+        self.own_requests.take_over(state.own_requests)
+        self._is_prompting, self._prompt_id = state.is_prompting, state.prompt_id
+
     # From acpx to the agent.
 
     def _acpx_wrote(self, data: bytes) -> None:
@@ -171,7 +225,7 @@ class StdioProxy:
                 continue
             line = self._waiting_lines.popleft()
             if message is not None:
-                self._track_request(message)
+                self._conversation.track(message)
                 if message.get("method") in STARTING_METHODS:
                     line = self._with_parameters(line, message)
             if line:
@@ -192,8 +246,8 @@ class StdioProxy:
             return
         self._is_prompting = True
         self._prompt_id = message.get("id")
-        self._note_session_id(params)
-        fresh, self._is_fresh = self._is_fresh, False
+        self._conversation.note_id(params)
+        fresh = self._conversation.take_fresh()
         preface = self._handler.preface(blocks, fresh=fresh)
         if preface is not None:
             full = with_preface(dumps(blocks) if full is None else full, preface)
@@ -201,17 +255,6 @@ class StdioProxy:
             line = with_blocks(message, full)
         self._to_agent.write(line)  # first: the agent works while the session records the start
         self._handler.prompt_sent(fresh)
-
-    def _track_request(self, message: dict[str, Any]) -> None:
-        """Remember a request of acpx if the handler is to receive its response."""
-        method = message.get("method")
-        if method in TRACKED_METHODS:
-            params = message.get("params")
-            changes = params if method in SETTERS and isinstance(params, dict) else {}
-            self._tracked_requests[message.get("id")] = method, changes
-            if method in SESSION_METHODS:
-                self._is_loading = method == "session/load"
-                self._note_session_id(params)
 
     def _with_parameters(self, line: bytes, message: dict[str, Any]) -> bytes:
         """Return a request that opens the conversation, with the agent's parameters.
@@ -222,14 +265,9 @@ class StdioProxy:
         try:
             return with_fields(line, message, self._handler.session_fields)
         except Error as error:
-            self._tracked_requests.pop(message.get("id"), None)
-            self._is_loading = False
+            self._conversation.refuse(message)
             self._to_acpx.write(refusal(message, error))
             return b""
-
-    def _note_session_id(self, params: Any) -> None:
-        if isinstance(params, dict) and isinstance(params.get("sessionId"), str):
-            self.session_id = params["sessionId"]
 
     # From the agent to acpx.
 
@@ -278,7 +316,7 @@ class StdioProxy:
         """Report a message of the agent. Return whether acpx receives it, too."""
         method = message.get("method")
         if method is None:
-            if self._own_requests.handle(message):
+            if self.own_requests.handle(message):
                 return False
             self._handle_response(line, message)
             return True
@@ -290,7 +328,7 @@ class StdioProxy:
             else:
                 return True
             return False
-        self._handler.notification_received(line, message, replayed=self._is_loading)
+        self._handler.notification_received(line, message, replayed=self._conversation.is_loading)
         return not (method == "session/update" and is_withheld(message))
 
     def _handle_response(self, line: bytes, message: dict[str, Any]) -> None:
@@ -298,22 +336,16 @@ class StdioProxy:
         if self._is_prompting and request_id == self._prompt_id:
             self._is_prompting = False
             self._handler.response_received(line, message)
-        elif request_id in self._tracked_requests:
-            method, changes = self._tracked_requests.pop(request_id)
+        elif (request := self._conversation.request_of(request_id)) is not None:
+            method, changes = request
             result = message.get("result")
             if "error" in message or not isinstance(result, dict):
                 result = None
             if method in SESSION_METHODS:
-                self._session_opened(method, result, message.get("error"))
+                self._conversation.note_opened(method, result)
+                self._handler.session_opened(result, message.get("error"))
             elif result is not None:
                 self._handler.request_succeeded(method, changes, result)
-
-    def _session_opened(self, method: str, result: dict[str, Any] | None, error: Any) -> None:
-        self._is_loading = False
-        if result is not None:
-            self._is_fresh = method == "session/new"
-            self._note_session_id(result)
-        self._handler.session_opened(result, error)
 
     def _pause_for_log(self) -> None:
         if self._capacity_wait is None and not self.ended.is_set():
@@ -327,35 +359,6 @@ class StdioProxy:
             self._capacity_wait = None
             self._memory.message_stored()
             self._to_acpx.resume("log")
-
-    # Messages of the server.
-
-    async def request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request in the agent's session. acpx sees neither it nor the response.
-
-        Returns:
-            The agent's response.
-
-        Raises:
-            ConnectionError: the process has ended.
-        """
-        return await self._own_requests.call(method, {"sessionId": self.session_id, **params})
-
-    def steer(self, blocks: bytes, on_response: OnResponse) -> None:
-        """Ask the agent to add a prompt, JSON of its content blocks, to the running turn."""
-        params = steering.params(dumps(self.session_id), blocks)
-        self._own_requests.send(steering.METHOD, params, on_response)
-
-    def cancel(self) -> None:
-        """Ask the agent to end the running turn."""
-        params = {"sessionId": self.session_id}
-        self._to_agent.write(
-            dumps({"jsonrpc": "2.0", "method": "session/cancel", "params": params})
-        )
-
-    def respond(self, raw_id: Any, result: Mapping[str, Any]) -> None:
-        """Respond to a request of the agent."""
-        self._to_agent.write(dumps({"jsonrpc": "2.0", "id": raw_id, "result": result}))
 
     # The end of the process.
 
@@ -387,5 +390,5 @@ class StdioProxy:
             self._keep_stray(rest)
         self._memory.close()
         self.ended.set()
-        self._own_requests.end()
+        self.own_requests.end()
         self._handler.process_ended(self)

@@ -44,6 +44,7 @@ from ..field_types import (
 )
 from ..responses import RESPONSE_PIECE_BYTES, encode_json, json_response, raw_json_response
 from ..sse import SSE, STREAM_EXAMPLE, EventStream, wants_stream
+from ..waits import WaitedTurn, continued_turn, waiting_for
 
 TURN_EXAMPLE = {
     "ok": True,
@@ -184,15 +185,22 @@ async def prompt_session(
     # Bytes of a header that are not UTF-8 arrive as unpaired surrogates.
     if key is not None and re.search("[\ud800-\udfff]", key):
         raise bad_request("Idempotency-Key: must be UTF-8")
-    accepted = await _accept_prompt(request, session, body, key)
-    is_steered = accepted.is_steered if body.steer or accepted.is_steered else None
-    turn = accepted.turn
+    if (continued := continued_turn(request)) is None:
+        accepted = await _accept_prompt(request, session, body, key)
+        is_steered = accepted.is_steered if body.steer or accepted.is_steered else None
+        turn = accepted.turn
+    else:
+        found = await session.turns.continuation.turn_of(continued.turn_index)
+        assert found is not None
+        turn = found
+        is_steered = continued.is_steered
     del body  # the session has the prompt; a request that waits need not hold it as well
     request[LOGGED_TURN_INDEX] = turn.index
     if wants_stream(request):
         return await _stream_turn(request, session, turn)
-    async with waiting(request):
-        await session.wait_ended(turn)
+    with waiting_for(request, WaitedTurn(turn.index, is_steered)):
+        async with waiting(request):
+            await session.wait_ended(turn)
     return await _turn_response(request, session, turn, is_steered)
 
 

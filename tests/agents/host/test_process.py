@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from server.agents import catalog
-from server.agents.host import process
+from server.agents.host import calls, process
 from server.agents.process import supervise
 from server.errors import StartError
 
@@ -188,7 +188,7 @@ async def test_agent_of_an_abandoned_prompt_does_not_write_into_the_next_turn(
         "prompt", prompt=script({"say": "on it"}, {"gate": str(gate)}, {"say": "stray"})
     )
     await socket.until_text("on it")
-    prompts[0].set_exception(process.CallError("RUNTIME", "acpx has given up"))
+    prompts[0].set_exception(calls.CallError("RUNTIME", "acpx has given up"))
     end = await socket.until("turn_end")
     assert (end["error"]["code"], end["error"]["retryable"]) == ("agent_failed", True)
     gate.touch()
@@ -333,7 +333,7 @@ async def test_start_fails_without_acpx(
 ) -> None:
     # The host resolves acpx from the folder of its file.
     shutil.copytree(process.HERE, tmp_path / "host")
-    monkeypatch.setattr(process, "HERE", tmp_path / "host")
+    monkeypatch.setattr(process, "HOST", tmp_path / "host" / "host.mjs")
     assert "make run" in await start_error(serve)
 
 
@@ -347,7 +347,7 @@ async def test_host_loads_modules_of_acpx_without_the_bundle(
         for path in (packages / folder).iterdir():
             if path.name not in ("acpx", "dist", "bundle.mjs"):
                 (tmp_path / "node_modules" / folder / path.name).symlink_to(path)
-    monkeypatch.setattr(process, "HERE", host)
+    monkeypatch.setattr(process, "HOST", host / "host.mjs")
     client = await (await serve()).client()
     assert (await client.turn(await client.create(), "hello"))[0] == 200
 

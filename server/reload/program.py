@@ -1,0 +1,111 @@
+"""The command with which this process was started, to try its next version and to become it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from ..codec import dumps
+from .state import STATE_VARIABLE, Passed
+
+TRY_NEXT_SECS = 60.0
+"""The time for the next version to show that it can start."""
+REASON_LENGTH = 500
+
+
+class ReloadError(Exception):
+    """The server did not become its next version, and serves on. The message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StartedProgram:
+    """The command and the environment with which this process was started.
+
+    Attributes:
+        command: the interpreter and the arguments before the server's own.
+        arguments: the server's own arguments.
+        environ: without the variables of ``.env``, which the next version reads again.
+    """
+
+    command: Sequence[str]
+    arguments: Sequence[str]
+    environ: Mapping[str, str]
+
+    @classmethod
+    def of_this_process(cls) -> StartedProgram:
+        """Must be called before a variable is removed from the environment."""
+        given = len(sys.argv) - 1
+        command = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - given]]
+        return cls(command, sys.argv[1:], dict(os.environ))
+
+    async def try_next(self, running: Mapping[str, object]) -> None:
+        """Run the code that is installed now as a child, which only checks that it can start.
+
+        Args:
+            running: what the next version must agree with.
+
+        Raises:
+            ReloadError: it cannot start; the message is its own.
+        """
+        arguments = ["reload", "--check", "--running", dumps(running).decode()]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self.command,
+                *arguments,
+                env=dict(self.environ),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ReloadError(f"the new version cannot be started: {error.strerror}") from None
+        stderr = b""
+        try:
+            async with asyncio.timeout(TRY_NEXT_SECS):
+                _, stderr = await process.communicate()
+        except TimeoutError:
+            raise ReloadError(f"the new version was not ready in {TRY_NEXT_SECS:g} s") from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            raise ReloadError(_trial_failure(stderr, process.returncode))
+
+    def become_next(self, state: int, passed: Passed) -> NoReturn:
+        """Replace this process by the code that is installed now.
+
+        Args:
+            state: the descriptor of the state.
+            passed: the descriptors that the next version inherits.
+
+        Raises:
+            OSError: the interpreter cannot be executed. Everything is as before.
+        """
+        former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited; a handler is not
+        try:
+            passed.make_inheritable()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            environ = {**self.environ, STATE_VARIABLE: str(state)}
+            os.execve(self.command[0], [*self.command, *self.arguments], environ)  # noqa: S606
+        except BaseException:
+            passed.make_inheritable(inheritable=False)
+            signal.signal(signal.SIGHUP, former)
+            raise
+
+
+def _trial_failure(stderr: bytes, status: int | None) -> str:
+    """The reason that a failed trial has printed: its own message, or a traceback's last line."""
+    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
+    own = [line.removeprefix("clawdforge: ") for line in lines if line.startswith("clawdforge: ")]
+    found = own[-1] if own else lines[-1] if lines else f"it ended with status {status}"
+    return f"the new version cannot start: {found[:REASON_LENGTH]}"

@@ -1,0 +1,125 @@
+"""All sessions during a reload: suspended, packed, and continued by the next version."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..reload.state import Inherited, Passed
+from ..storage.schema import SessionRow
+from .context import SessionContext
+from .prewarm import CarriedPrewarmed
+from .session_continuation import CarriedSession
+
+if TYPE_CHECKING:
+    from .registry import SessionRegistry
+    from .session import Session
+
+logger = logging.getLogger(__name__)
+
+SUSPEND_SECS = 2.0
+"""The time for what is half done, such as a commit, before the rest is left as it is."""
+SUSPEND_POLL_SECS = 0.002
+
+
+class CarriedSessions(msgspec.Struct, kw_only=True):
+    """The sessions with a running agent or with unfinished work, for the next version."""
+
+    sessions: list[CarriedSession]
+    prewarmed: list[CarriedPrewarmed]
+
+
+class ReloadableSessions:
+    """A ``Carrier``: the sessions in memory."""
+
+    name = "sessions"
+
+    def __init__(self, registry: SessionRegistry, context: SessionContext) -> None:
+        self._registry = registry
+        self._context = context
+
+    def is_settled(self) -> bool:
+        registry = self._registry
+        is_quiet = registry.closing.is_empty and registry.snapshots.tasks.is_empty
+        return is_quiet and all(one.continuation.is_settled for one in registry.in_memory())
+
+    async def freeze(self) -> None:
+        registry = self._registry
+        self._context.is_reloading = registry.slots.is_frozen = True
+        for session in registry.in_memory():
+            session.continuation.suspend()
+        try:
+            async with asyncio.timeout(SUSPEND_SECS):
+                while not self._is_suspended():  # noqa: ASYNC110 - for milliseconds
+                    await asyncio.sleep(SUSPEND_POLL_SECS)
+        except TimeoutError:
+            logger.warning("some sessions could not be suspended; their turns begin again")
+
+    def _is_suspended(self) -> bool:
+        return all(one.continuation.is_suspended for one in self._registry.in_memory())
+
+    def thaw(self) -> None:
+        registry = self._registry
+        self._context.is_reloading = registry.slots.is_frozen = False
+        for session in registry.in_memory():
+            session.continuation.go_on()
+        registry.slots.reconsider()
+
+    def pack(self, passed: Passed) -> CarriedSessions:
+        registry = self._registry
+        needed = [one for one in registry.in_memory() if one.continuation.is_needed]
+        return CarriedSessions(
+            sessions=[session.continuation.pack() for session in needed],
+            prewarmed=registry.prewarmer.pack(),
+        )
+
+    def children(self) -> Sequence[int]:
+        return []
+
+    async def recover(self, inherited: Inherited | None, rows: Iterable[SessionRow]) -> None:
+        """Continue the sessions of an earlier version; end what others have left unfinished.
+
+        Args:
+            rows: the sessions with anything unfinished.
+        """
+        carried = await self._take_over(inherited) if inherited is not None else {}
+        for row in rows:
+            session = await self._registry.load(row)
+            if (state := carried.pop(row.id, None)) is None:
+                await session.succession.recover()
+            else:
+                await self._continue(session, state)
+        for session_id, state in carried.items():
+            stored = await self._registry.queries.session(session_id)
+            if stored is not None and stored.closed_at is None:
+                await self._continue(await self._registry.load(stored), state)
+        backend = self._registry.backend
+        backend.go_on()
+        await backend.end_unclaimed()
+
+    async def _take_over(self, inherited: Inherited) -> dict[str, CarriedSession]:
+        """Continue what an earlier version of the server has left, but for its sessions.
+
+        Returns:
+            The sessions by their ids.
+        """
+        carried = inherited.part(self.name, CarriedSessions)
+        if carried is None:
+            return {}
+        for one in carried.prewarmed:
+            await self._registry.prewarmer.take_over(one)
+        return {session.id: session for session in carried.sessions}
+
+    async def _continue(self, session: Session, carried: CarriedSession) -> None:
+        """Continue a session, and close it if the earlier version was closing it."""
+        await session.continuation.take_over(carried)
+        if carried.closing is not None:
+            closing = self._close(session, carried.closing)
+            self._registry.closing.spawn(closing, f"close-{session.id}")
+
+    async def _close(self, session: Session, reason: str) -> None:
+        await self._registry.close(session, reason)

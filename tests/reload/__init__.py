@@ -1,0 +1,1 @@
+"""Reloads: the server becomes its next version, and no turn ends."""

@@ -1,0 +1,141 @@
+"""A server process that is reloaded while agents work."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+
+from ..conftest import Spawn
+from ..support.harness import (
+    ROOT,
+    ServerProcess,
+    eventually,
+    failure,
+    new_client,
+    script,
+    texts_of,
+)
+from .following import following, reload
+
+STREAM = {"burst": {"count": 1_000_000, "text": " ", "batch": 5, "pause_ms": 10}}
+
+
+async def test_streaming_turn_and_waiting_permission_survive(
+    spawn: Spawn, http: aiohttp.ClientSession
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    streaming, asking = await client.create(), await client.create(permission="ask")
+    async with following(client, streaming, asking) as (stream, ask):
+        await stream.socket.send("prompt", prompt=script(STREAM))
+        await stream.socket.send("prompt", id="next", prompt=script({"say": "queued"}))
+        await ask.socket.send("prompt", prompt=script({"permission": True}))
+        request = await ask.until_kind("permission_request")
+        await stream.until_more()
+
+        for count in (1, 2):
+            assert (await reload(server.url, http))["reloads"] == count
+            await stream.until_more()
+        await stream.until_more()
+        assert {bye["code"] for bye in (*stream.byes, *ask.byes)} == {1012}
+        assert all(0 < bye["retry_after_ms"] <= 200 for bye in (*stream.byes, *ask.byes))
+
+        await stream.socket.send("cancel")
+        assert (await stream.until_kind("turn_end"))["stop_reason"] == "cancelled"
+        assert (await stream.until_kind("turn_end", 2))["stop_reason"] == "end_turn"
+        *numbered, last = stream.texts()
+        assert numbered == [f"{n}: " for n in range(len(numbered))]
+        assert last == "queued"
+
+        [pending] = (await client.state(asking))["pending_permissions"]
+        assert pending["request_id"] == request["request_id"]
+        option = pending["request"]["options"][0]["optionId"]
+        about = {"request_id": request["request_id"], "option_id": option}
+        await ask.socket.send("permission", **about)
+        assert (await ask.until_kind("permission_resolved"))["by"] == "client"
+        assert (await ask.until_kind("turn_end"))["stop_reason"] == "end_turn"
+        for follower in (stream, ask):
+            follower.check()
+    assert server.process.returncode is None
+
+
+async def run_command(folder: Path, data_dir: Path, *arguments: str) -> tuple[int, str]:
+    """Run ``python -m server reload`` in *folder*. Return its status, and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "server", "reload", *arguments),
+        cwd=folder,
+        env={"CLAWDFORGE_DATA_DIR": str(data_dir), "PATH": "/usr/bin:/bin"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_broken_version_leaves_the_old_one_serving(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    program, data = tmp_path / "program", tmp_path / "data"
+    shutil.copytree(ROOT / "server", program / "server")  # with the compiled code
+    (program / "node_modules").symlink_to(ROOT / "node_modules")
+    (program / "static").symlink_to(ROOT / "static")
+    settings, module = program / ".env", program / "server" / "ws" / "hub.py"
+    server: ServerProcess = await spawn(folder=program)
+    client = await new_client(server.url, http)
+    async with following(client, await client.create()) as (stream,):
+        await stream.socket.send("prompt", prompt=script(STREAM))
+        await stream.until_more()
+
+        settings.write_text("CLAWDFORGE_MAX_QUEUED_TURNS=many\n")
+        status, said = await run_command(program, data)
+        assert status != 0
+        assert "CLAWDFORGE_MAX_QUEUED_TURNS" in said
+
+        settings.write_text("CLAWDFORGE_MAX_QUEUED_TURNS=1\n")
+        source = module.read_text()
+        module.write_text(source + "\nbroken(\n")
+        server.process.send_signal(signal.SIGHUP)
+        log = tmp_path / "server.log"
+        await eventually("the reason in the log", lambda: "not reloaded" in log.read_text())
+        assert "SyntaxError" in log.read_text()
+        await stream.until_more()
+        assert not stream.byes
+
+        module.write_text(source)
+        status, said = await run_command(program, data)
+        assert (status, "took over" in said) == (0, True), said
+        await stream.until_more()
+        await stream.socket.send("prompt", id="first", prompt="hi")
+
+        async def is_queued() -> bool:
+            return bool((await client.state(stream.session_id))["queued"])
+
+        await eventually("the prompt to wait", is_queued)
+        failure(await client.turn(stream.session_id, "hi"), 429, "queue_full")
+        stream.check()
+
+
+async def test_waiting_request_gets_the_result_of_its_turn(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    session, gate = await client.create(), tmp_path / "gate"
+    steps = script({"say": "before"}, {"gate": str(gate)}, {"say": " and after"})
+    turn = asyncio.create_task(client.turn(session, steps))
+    async with following(client, session) as (stream,):
+        await stream.until(lambda entry: "before" in str(entry))
+        await reload(server.url, http)
+        gate.touch()
+        status, reply = await turn
+        assert (status, reply["turn_index"], reply["stop_reason"]) == (200, 1, "end_turn")
+        assert texts_of(reply["events"]) == "before and after"
+        await stream.until_kind("turn_end")
+        stream.check()
+    assert (await client.state(session))["turn_count"] == 1
