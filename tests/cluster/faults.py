@@ -1,4 +1,8 @@
-"""Clients prompt through three nodes while faults happen; then the history is checked."""
+"""Clients prompt through three nodes while faults happen; then the history is checked.
+
+No target of the Makefile runs it yet: ``python -m pytest -m slow -s tests/cluster/faults.py``, with
+``CLAWDFORGE_FAULTS_SECS`` and ``CLAWDFORGE_FAULTS_SEED``.
+"""
 
 from __future__ import annotations
 
