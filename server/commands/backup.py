@@ -68,6 +68,10 @@ def create_backup(
     arguments: argparse.Namespace, settings: Settings, environ: Mapping[str, str]
 ) -> int:
     """Create an archive. The database is a snapshot; each file is copied as it is when read."""
+    if settings.cluster_url is not None:
+        raise admin.CommandError(
+            "the database is in PostgreSQL: use pg_dump, and archive CLAWDFORGE_SHARED_DIR"
+        )
     data_dir = DataDir.of(settings)
     source, archive = data_dir.database, arguments.archive
     folders = CONVERSATION_FOLDERS if arguments.without_files else FOLDERS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -28,6 +29,7 @@ from ..sandbox.logins import hidden_login
 from ..sandbox.setup import make_sandbox
 from ..sandbox.trial import try_escapes
 from ..storage.drivers.sqlite_files import check_file
+from ..storage.engine import describe_engine
 from ..storage.import_v02 import statements_of
 from ..storage.schema import MIGRATIONS, SchemaError
 from . import admin
@@ -135,6 +137,13 @@ def _check_disk(settings: Settings) -> Finding:
 
 
 def _check_database(settings: Settings) -> Finding:
+    if settings.cluster_url is not None:
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:  # an event loop may run here
+            try:
+                found = thread.submit(asyncio.run, describe_engine(settings)).result()
+            except (SchemaError, DatabaseError, StartError) as error:
+                return Finding("BAD", "database", str(error), "see docs/howto/cluster.md")
+        return Finding("ok", "database", found)
     path = DataDir.of(settings).database
     if not path.is_symlink() and (not path.is_file() or path.stat().st_size == 0):
         return Finding("ok", "database", "none yet; the first start creates it")

@@ -44,6 +44,11 @@ class SharedEngine:
         self._standbys = self._sync_standbys = 0
 
     @property
+    def round_trip_secs(self) -> float:
+        """Seconds of the last measurement; 0 before the first."""
+        return (self._round_trip_ms or 0.0) / 1000
+
+    @property
     def is_reachable(self) -> bool:
         """Whether the engine has answered lately."""
         return self.lease.age < LATE_SHARE * self.lease.secs
@@ -108,6 +113,24 @@ async def open_database(
             raise StartError(f"CLAWDFORGE_CLUSTER_URL: {error}") from None
     stack.push_async_callback(database.close)
     return database
+
+
+async def describe_engine(settings: Settings) -> str:
+    """One line about the database in PostgreSQL, for the operator.
+
+    Raises:
+        SchemaError, StartError, DatabaseError: it cannot be used.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        database = await open_database(settings, settings.data_dir, stack)
+        [(version, sync, fsync, nodes)] = await database.fetch(
+            "SELECT current_setting('server_version'), current_setting('synchronous_commit'),"
+            " current_setting('fsync'), (SELECT count(*) FROM nodes WHERE state <> 'gone')"
+        )
+    return (
+        f"PostgreSQL {version}, synchronous_commit={sync}, fsync={fsync},"
+        f" {nodes} running nodes; agents on several nodes need a key that does not change"
+    )
 
 
 async def join_cluster(

@@ -50,6 +50,7 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
         ("tasks", "Asyncio tasks", lambda: len(asyncio.all_tasks())),
     ):
         metrics.add_gauge(name, description, read)
+    _register_cluster(context)
     metrics.add_counter("cpu_seconds", "CPU time of the server's process", time.process_time)
     sent, pushed = outbox.sender.counts, outbox.push.counts
     for name, description, count in (
@@ -68,3 +69,39 @@ def register_gauges(context: ServerContext, writer: DatabaseWriter) -> None:
     metrics.add_labelled_gauge(
         "agents", "Agents, and sessions without one", "state", states, sessions.figures.count_agents
     )
+
+
+def _register_cluster(context: ServerContext) -> None:
+    """Register the metrics of a node. Without a cluster they are 0."""
+    metrics, engine = context.metrics, context.health.engine
+    for name, description, read in (
+        (
+            "lease_age_seconds",
+            "Time since this node's last successful beat",
+            lambda: engine.lease.age if engine is not None else 0,
+        ),
+        (
+            "nodes",
+            "Nodes of the cluster that run",
+            lambda: len(engine.lease.nodes) if engine is not None else 0,
+        ),
+        (
+            "engine_seconds",
+            "Round trip to the database of the cluster",
+            lambda: engine.round_trip_secs if engine is not None else 0,
+        ),
+    ):
+        metrics.add_gauge(name, description, read)
+    for name, description, total in (
+        (
+            "takeovers",
+            "Nodes that this one has taken over",
+            lambda: engine.lease.takeovers if engine is not None else 0,
+        ),
+        (
+            "commits_unknown",
+            "Commits whose answer was lost, and whose outcome was looked up",
+            lambda: engine.driver.unknown if engine is not None else 0,
+        ),
+    ):
+        metrics.add_counter(name, description, total)
