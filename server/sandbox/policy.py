@@ -67,12 +67,14 @@ class SandboxLimits:
 
     Attributes:
         processes: processes and threads of a session.
+        all_processes: those of the server's user, for a level that cannot count them by session.
         memory_bytes: of one process.
         file_bytes: of one file.
         disk_bytes: of a session's folders.
     """
 
     processes: int = 0
+    all_processes: int = 0
     memory_bytes: int = 0
     file_bytes: int = 0
     disk_bytes: int = 0

@@ -17,6 +17,7 @@ def apply(limits: Mapping[str, int]) -> None:
     """Apply the limits that hold for each process, to this one and all that it starts."""
     _limit(resource.RLIMIT_FSIZE, limits.get("file_bytes", 0))
     _limit(resource.RLIMIT_DATA, limits.get("memory_bytes", 0))
+    _limit(resource.RLIMIT_NPROC, limits.get("all_processes", 0))
 
 
 def _limit(kind: int, value: int) -> None:

@@ -18,7 +18,7 @@ step. The server makes the plan (:mod:`server.sandbox.plans`); it is a JSON obje
 ``tags``        variables by which processes are found, for bubblewrap's own environment
 ``tcp_ports``   the only TCP ports that the program may connect to; null for all
 ``limits``      ``processes`` of the session (``bwrap``), ``memory_bytes`` of a process and
-                ``file_bytes``; 0 for none
+                ``file_bytes``; ``all_processes`` of the user; 0 for none
 ``tunnel``        ``{socket, secret, ports}``: see ``network.py``; null without a network of its own
 ``python``      runs ``network.py``
 

@@ -225,6 +225,7 @@ class Sandbox:
             "python": sys.executable,
             "limits": {
                 "processes": self.policy.limits.processes,
+                "all_processes": self.policy.limits.all_processes * (self.level != "bwrap"),
                 "memory_bytes": self.policy.limits.memory_bytes,
                 "file_bytes": self.policy.limits.file_bytes,
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -12,6 +13,9 @@ from ..data_dir import DataDir
 from .levels import Mechanism, find_mechanism
 from .policy import NetworkPolicy, SandboxLimits, SandboxPolicy
 from .sandbox import Sandbox
+
+OTHER_THREADS = 1024
+"""The processes and threads that the server and its user may start later."""
 
 
 def make_sandbox(
@@ -43,6 +47,7 @@ def make_sandbox(
             network=cast("NetworkPolicy", settings.sandbox_network),
             limits=SandboxLimits(
                 processes=settings.sandbox_processes,
+                all_processes=_all_processes(settings),
                 memory_bytes=settings.sandbox_memory_mb << 20,
                 file_bytes=settings.sandbox_file_mb << 20,
                 disk_bytes=settings.sandbox_disk_mb << 20,
@@ -71,3 +76,26 @@ def check_network(settings: Settings, mechanism: Mechanism) -> None:
     needs_landlock = mechanism.level == "landlock" or policy == "web"
     if needs_landlock and not mechanism.limits_tcp:
         raise SettingError(f"{name}: {policy} needs Landlock of Linux 6.7 at this level")
+
+
+def _all_processes(settings: Settings) -> int:
+    """The number of processes and threads of this user at which agents cannot start more.
+
+    It suffices for every agent and run that may be alive, and for what runs already.
+    """
+    agents = settings.max_live_agents + settings.reserved_agents + settings.prewarmed_agents
+    programs = agents + settings.max_runs + settings.reserved_runs
+    return settings.sandbox_processes and (
+        settings.sandbox_processes * programs + _threads_of_user() + OTHER_THREADS
+    )
+
+
+def _threads_of_user() -> int:
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if folder.stat().st_uid == os.getuid():
+                count += len(os.listdir(folder / "task"))  # noqa: PTH208
+        except OSError:
+            continue  # the process has ended
+    return count

@@ -26,13 +26,13 @@ count = 0
 try:
     for _ in range(100):
         if os.fork() == 0:
-            time.sleep(30)
+            os.closerange(0, 3)
+            time.sleep(3)
             os._exit(0)
         count += 1
 except BlockingIOError:
     pass
 print(count)
-os.killpg(0, 9) if os.getpgrp() == os.getpid() else None
 """
 
 
@@ -77,6 +77,21 @@ def test_limits_cannot_be_raised(tmp_path: Path, level: str) -> None:
     code = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (r.RLIM_INFINITY,) * 2)"
     result = run_limited(tmp_path, level, code, file_bytes=2 << 20)
     assert result.returncode != 0
+
+
+@pytest.mark.slow
+def test_landlock_limits_the_processes_of_the_user(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(0o755)
+    mechanism("landlock")
+
+    def count() -> int:
+        result = run_limited(tmp_path, "landlock", FORKS, all_processes=60)
+        assert result.stdout, result
+        return int(result.stdout)
+
+    assert as_user(count) < 60
 
 
 @pytest.mark.slow
