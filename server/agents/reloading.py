@@ -1,4 +1,4 @@
-"""What a backend offers to a session that continues after a reload of the server."""
+"""The part of a backend that it offers to a session that continues after a reload of the server."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Carries out a reload: tries the next version, stops all parts, packs them, and becomes it.
 
-Whatever fails before the exec leaves the server as it was.
+A failure before the exec leaves the server as it was.
 """
 
 from __future__ import annotations

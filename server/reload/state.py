@@ -48,7 +48,7 @@ class Passed:
 
 
 class _StoredState(msgspec.Struct):
-    """What the memory file contains.
+    """The content of the memory file.
 
     Attributes:
         reloads: the number of reloads of this process, with the one in progress.

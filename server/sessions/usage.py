@@ -37,7 +37,7 @@ class _Stored(msgspec.Struct):
 
 
 class CarriedUsage(msgspec.Struct, kw_only=True):
-    """What a turn has reported so far, for the next version of the server."""
+    """The usage that a turn has reported so far, for the next version of the server."""
 
     context: ContextWindow | None
     agent_cost: Cost | None
@@ -92,7 +92,7 @@ class SessionUsage:
         return CarriedUsage(context=stored.context, agent_cost=stored.agent_cost, cost=self._cost)
 
     def take_over(self, carried: CarriedUsage) -> None:
-        """Continue with what an earlier version of the server has been told."""
+        """Continue with the reports that an earlier version of the server has received."""
         self._stored.context, self._stored.agent_cost = carried.context, carried.agent_cost
         self._cost = carried.cost
 

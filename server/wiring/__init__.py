@@ -1,4 +1,4 @@
-"""What `app.py` puts together: the parts of a reload that no other package owns.
+"""Wiring of `app.py`: the parts of a reload that no other package owns.
 
 Imports every package that serves.
 """

@@ -1,4 +1,4 @@
-"""What a running server and its next version must agree on."""
+"""Settings on which a running server and its next version must agree."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def reap_others(known: Collection[int]) -> None:
     """Reap the children that the reload left to nobody, now or when they end.
 
     Args:
-        known: the pids that somebody else reaps.
+        known: the pids that another owner reaps.
     """
     for pid in supervise.children_of(os.getpid()):
         if pid not in known:
