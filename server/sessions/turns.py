@@ -62,7 +62,7 @@ TURN_TRANSITIONS: Transitions[TurnState] = {
 
 
 class CarriedTurn(msgspec.Struct, kw_only=True):
-    """The part of an unfinished turn that the database does not have, for the next version of the server.
+    """The part of an unfinished turn that the database lacks, for the next version of the server.
 
     Attributes:
         changes: the positions of :attr:`Turn.changes` among the session's changes.
