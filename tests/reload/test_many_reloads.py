@@ -1,0 +1,57 @@
+"""Many reloads while ten agents stream and others wait: no turn ends, and nothing leaks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from ..conftest import Spawn
+from ..support.harness import descendants, new_client, script
+from .following import following, reload
+from .test_reload import STREAM
+
+SESSIONS = 10
+RELOADS = int(os.environ.get("CLAWDFORGE_TEST_RELOADS", "30"))
+
+
+def descriptors_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - only their number
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+async def test_many_reloads_end_no_turn_and_leak_nothing(
+    spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    server = await spawn()
+    client = await new_client(server.url, http)
+    streams = [await client.create() for _ in range(SESSIONS)]
+    asks = [await client.create(permission="ask") for _ in range(2)]
+    pauses: list[int] = []
+    async with following(client, *streams, *asks) as followers:
+        for follower in followers[:SESSIONS]:
+            await follower.socket.send("prompt", prompt=script(STREAM))
+        for follower in followers[SESSIONS:]:
+            await follower.socket.send("prompt", prompt=script({"permission": True}))
+            await follower.until_kind("permission_request")
+        counts: list[tuple[int, int]] = []
+        for count in range(1, RELOADS + 1):
+            status = await reload(server.url, http)
+            assert status["reloads"] == count
+            pauses.append(status["pause_ms"])
+            for follower in followers[:SESSIONS]:
+                await follower.until_more()
+            counts.append((descriptors_of(server.pid), len(descendants(server.pid))))
+        for follower in followers:
+            follower.check()
+            assert not [entry for entry in follower.entries if entry["type"] == "turn_end"]
+        for session in asks:
+            assert (await client.state(session))["pending_permissions"]
+    pauses.sort()
+    print(f"{RELOADS} reloads: median pause {pauses[len(pauses) // 2]} ms, longest {pauses[-1]} ms")  # noqa: T201
+    first, last = counts[0], counts[-1]
+    assert last[0] <= first[0] + 8
+    assert last[1] <= first[1] + 2
