@@ -42,7 +42,7 @@ export class TerminalView extends View {
 		for (const { text, style } of rewritten ? runs : runs.slice(this.drawn)) {
 			const span = el.appendChild(h('span', { text }))
 			Object.assign(span.style, style)
-			if (!style.color || style.backgroundColor) continue
+			if (!style?.color || style.backgroundColor) continue
 			// Agents choose colours for a dark background
 			span.style.setProperty('--tint', style.color)
 			span.style.color = ''

@@ -68,20 +68,9 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loca
     folder = tmp_path_factory.mktemp("browser")
     (folder / "plays.json").write_text(json.dumps(PLAYS))
     agents = {**MOCKS, "claude": mock_agent(f"--plays={folder / 'plays.json'}")}
-    (folder / "code" / "website" / ".git").mkdir(parents=True)
-    async with local_server(
-        folder / "data",
-        agents=agents,
-        push_hosts=(host_rule("127.0.0.1"),),
-        workspace_roots=((folder / "code").resolve(),),
-    ) as started:
+    push_hosts = (host_rule("127.0.0.1"),)
+    async with local_server(folder / "data", agents=agents, push_hosts=push_hosts) as started:
         yield started
-
-
-@package_fixture
-async def projects(server: LocalServer) -> Path:
-    """The server's workspace root, with the repository `website`."""
-    return server.services.settings.workspace_roots[0]
 
 
 @test_fixture

@@ -7,14 +7,24 @@ from pathlib import Path
 
 from playwright.async_api import expect
 
-from ..support.harness import Client, LocalServer, script
+from ..support.harness import MOCKS, Client, LocalServer, local_server, script
 from .conftest import OpenTab
 from .tab import PHONE, Tab
 
 
 async def test_project_is_chosen_and_several_agents_are_compared(
-    tab: Tab, client: Client, projects: Path
+    open_tab: OpenTab, tmp_path: Path
 ) -> None:
+    projects = (tmp_path / "code").resolve()
+    (projects / "website" / ".git").mkdir(parents=True)
+    async with local_server(tmp_path / "data", agents=MOCKS, workspace_roots=(projects,)) as server:
+        client = await server.client("app")
+        tab = await open_tab(client)
+        await tab.sign_in()
+        await choose_and_compare(tab, client, projects)
+
+
+async def choose_and_compare(tab: Tab, client: Client, projects: Path) -> None:
     page = tab.page
     await tab.button("Project: New folder").click()
     chooser = page.get_by_role("dialog", name="Choose a project")
@@ -50,6 +60,7 @@ async def test_project_is_chosen_and_several_agents_are_compared(
     await tab.button("New session").click()
     card = tab.button(re.compile("^website 2 sessions"))
     await expect(card).to_have_attribute("aria-pressed", "true")
+    await page.goto("about:blank")  # before its server ends
 
 
 async def test_board_answers_requests_and_menu_keeps_sessions(tab: Tab, client: Client) -> None:
