@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from ..conftest import Serve
 from ..support.harness import Client, LocalServer, Socket, eventually, failure, script
+from ..support.runs import upload
 
 WAITS = script({"say": "waits"}, {"wait_for": "cancel"})
 
@@ -132,6 +134,23 @@ async def test_runs_at_once_are_limited(server: LocalServer, tmp_path: Path) -> 
     assert [status for status, _ in await asyncio.gather(first, second)] == [200, 200]
     await limit(server, "runs", runs=0)
     failure(await client.post("/run", body), 503, "pool_full")
+
+
+async def test_uploads_are_limited_in_bytes(server: LocalServer) -> None:
+    client = await server.client("disk", limits={"disk_bytes": 10})
+    await upload(client, b"12345")
+
+    async def status_of(content: bytes) -> int:
+        form = aiohttp.FormData()
+        form.add_field("file", content, filename="a.txt")
+        url = f"{client.url}/files"
+        async with client.http.post(url, data=form, headers=client.headers()) as response:
+            return response.status
+
+    assert await status_of(b"123456") == 413
+    await limit(server, "disk", disk_bytes=11)
+    assert await status_of(b"123456") == 200
+    assert await status_of(b"1") == 413
 
 
 async def test_limits_survive_a_restart(serve: Serve) -> None:
