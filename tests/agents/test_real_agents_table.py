@@ -1,4 +1,4 @@
-"""What each real agent can do, as the table of ``docs/howto/agents.md`` says.
+"""The abilities of each real agent, as the table of ``docs/howto/agents.md`` says.
 
 The tests find out by use. If the table is wrong, they print its line; with
 ``CLAWDFORGE_TEST_WRITE_DOCS=1`` they write it.
