@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from ..conftest import Spawn
-from ..support.harness import descendants, new_client, script
+from ..support.harness import descendants, eventually, new_client, script
 from .following import following, reload
 from .test_reload import STREAM
 
@@ -52,6 +52,8 @@ async def test_many_reloads_end_no_turn_and_leak_nothing(
             assert (await client.state(session))["pending_permissions"]
     pauses.sort()
     print(f"{RELOADS} reloads: median pause {pauses[len(pauses) // 2]} ms, longest {pauses[-1]} ms")  # noqa: T201
-    first, last = counts[0], counts[-1]
-    assert last[0] <= first[0] + 8
-    assert last[1] <= first[1] + 2
+    # A connection whose client is late to close it stays open for some seconds.
+    await eventually(
+        "the old connections to end", lambda: descriptors_of(server.pid) <= counts[0][0] + 4
+    )
+    assert counts[-1][1] <= counts[0][1] + 2
