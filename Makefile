@@ -132,7 +132,7 @@ bench: setup $(BENCH_STAMP) ## Compare the speed with its rivals (ARGS=--quick; 
 	@$(alone) exec $(BIN)/python bench/main.py $(ARGS)
 
 .PHONY: pictures
-pictures: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Make the README's screenshots (best with the fonts Inter and JetBrains Mono)
+pictures: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Make the README's screenshots
 	@$(PYTEST) $(BIN)/python -m pytest -m 'not image' tests/browser/test_pictures.py
 	@cp .pytest_cache/screenshots/conversation-desktop-light-top.png docs/images/page.png
 	@cp .pytest_cache/screenshots/conversation-phone-dark.png docs/images/page-phone.png

@@ -121,12 +121,35 @@ export class Panel extends PanelPage {
 			h('span.hint', { text: parts.join(' · ') || 'none' }),
 			h('span', { text: ago(at) }),
 			h(
-				'button.quiet.reject',
-				{ label: `Revoke the token of ${name}`, onclick: () => this.#revoke(name) },
-				icon('trash'),
-				'Revoke'
+				'span.chips',
+				{},
+				h(
+					'button.quiet',
+					{ label: `Change the budget of ${name}`, onclick: () => this.#budget(name, record(budget)) },
+					icon('pencil'),
+					'Budget'
+				),
+				h(
+					'button.quiet.reject',
+					{ label: `Revoke the token of ${name}`, onclick: () => this.#revoke(name) },
+					icon('trash'),
+					'Revoke'
+				)
 			)
 		]
+	}
+
+	async #budget(name, budget) {
+		const title = `Budget of ${name} per day in US dollars (0: none)`
+		const given = await ask({ title, input: String(budget.usd_per_day ?? ''), action: 'Change' })
+		if (given === null) return
+		const { usd_per_day: _, ...others } = budget
+		const amount = Number(given)
+		if (!(amount >= 0)) return toast('A budget is a number.')
+		const changed = amount > 0 ? { ...others, usd_per_day: amount } : others
+		const body = { budget: Object.keys(changed).length ? changed : null }
+		await this.#attempt(() => adminCall(this.app, 'PATCH', `/admin/tokens/${encodeURIComponent(name)}`, body))
+		this.#show('tokens')
 	}
 
 	async #revoke(name) {

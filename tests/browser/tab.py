@@ -62,8 +62,8 @@ class Tab:
         """The agent's messages with that text in them."""
         return self.shown.locator(".message").filter(has_text=text)
 
-    def button(self, name: str | re.Pattern[str]) -> Locator:
-        return self.page.get_by_role("button", name=name)
+    def button(self, name: str | re.Pattern[str], *, exact: bool = False) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=exact)
 
     @property
     def session_id(self) -> str:

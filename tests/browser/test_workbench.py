@@ -117,6 +117,7 @@ async def test_board_answers_requests_and_menu_keeps_sessions(tab: Tab, client: 
 async def test_agents_and_administration_on_a_phone(
     open_tab: OpenTab, server: LocalServer, client: Client, app: str
 ) -> None:
+    await client.create()  # for the records
     tab = await open_tab(client, viewport=PHONE, has_touch=True, is_mobile=True)
     page = tab.page
     await tab.sign_in()
@@ -144,8 +145,10 @@ async def test_agents_and_administration_on_a_phone(
     await tab.button("Create").tap()
     shown = page.locator(".new-token code").first
     await expect(shown).to_have_text(re.compile("^cf_"))
-    made = await server.client(f"{app}-checked")  # the list is that of the server
-    assert made.token
+    await tab.button(f"Change the budget of {app}-new").tap()
+    await page.get_by_role("textbox", name="Budget of").fill("2.5")
+    await tab.button("Change", exact=True).tap()
+    await expect(page.get_by_text("usd per day: 2.5")).to_be_visible()
     await tab.axe("administration")
     await tab.picture("administration")
     await page.get_by_role("tab", name="Usage").tap()
