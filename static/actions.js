@@ -2,7 +2,7 @@
 import { isArchived, isPinned } from './list.js'
 import { textOf } from './transcript.js'
 import { ask, toast } from './views/dialogs.js'
-import { word } from './views/dom.js'
+import { say, word } from './views/dom.js'
 
 export const POLICIES = ['ask', 'approve-reads', 'approve-all', 'deny-all']
 
@@ -69,7 +69,7 @@ export function sessionActions(app) {
 	async function download(id, format) {
 		await attempt(async () => {
 			const response = await app.api.fetch('GET', `/sessions/${id}/export?format=${format}`)
-			if (!response?.ok) throw new Error('The conversation could not be exported.')
+			if (!response?.ok) throw new Error(say('the'))
 			const named = /filename="?([^";]+)/.exec(response.headers.get('Content-Disposition') ?? '')
 			save(await response.blob(), named?.[1] ?? `conversation.${format}`)
 		})
@@ -80,8 +80,8 @@ export function sessionActions(app) {
 		if (!made) return
 		const { showLink } = await app.load(() => import('./views/phone.js'))
 		showLink({
-			title: 'Anyone with this link can read along',
-			text: 'It shows this conversation, and nothing else. Revoke it in this menu.',
+			title: say('anyone_with'),
+			text: say('it_shows'),
 			link: made.url
 		})
 	}

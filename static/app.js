@@ -8,7 +8,7 @@ import { promptParts, textOf } from './transcript.js'
 import { Attention } from './views/attention.js'
 import { titleOf as titleOfCall, titleOfRequest } from './views/calltitle.js'
 import { toast } from './views/dialogs.js'
-import { guard, styles, template } from './views/dom.js'
+import { guard, say, styles, template } from './views/dom.js'
 import { Sidebar } from './views/sidebar.js'
 import { signInView } from './views/signin.js'
 import { StartView } from './views/start.js'
@@ -134,7 +134,7 @@ function leave() {
 }
 
 async function enter(token, shared) {
-	const refused = () => app.api === mine && signOut('This sign-in is no longer valid.')
+	const refused = () => app.api === mine && signOut(say('this_sign'))
 	const mine = new Api(token, refused, shared)
 	const url = addressOf('/ws').replace('http', 'ws')
 	let list = null
@@ -197,7 +197,7 @@ function buildShell() {
 	veil.onclick = () => showSidebar(false)
 	main.append(start.el)
 	el.prepend(sidebar.el)
-	shell = { el, sidebar, start, main, upload }
+	shell = { el, sidebar, start, main, upload, sides: {} }
 	root.replaceChildren(el)
 }
 
@@ -206,7 +206,7 @@ async function load(part) {
 	try {
 		return await part()
 	} catch (error) {
-		toast('This part of the page could not be loaded. Reload the page.')
+		toast(say('this_part'))
 		throw error
 	}
 }
@@ -242,15 +242,24 @@ function showSidebar(on = true) {
 }
 app.showSidebar = showSidebar
 
-async function showFrames(on = shell.frames?.el.hidden ?? true) {
-	if (on && !shell.frames) {
-		const { FramesView } = await load(() => import('./views/frames.js'))
-		shell.frames = new FramesView(() => showFrames(false))
-		shell.el.append(shell.frames.el)
-	}
-	shell.frames?.show(on ? open.get(app.current)?.session : null)
-	if (!on) focusMain()
+// What stands at the right: one of these at a time
+const SIDES = {
+	frames: async close => new (await import('./views/frames.js')).FramesView(close),
+	changes: async close => new (await import('./views/changes.js')).ChangesView(app, close)
 }
+
+async function showSide(name, on = shell.sides[name]?.el.hidden ?? true) {
+	const { sides } = shell
+	if (on && !sides[name]) {
+		const [view] = await Promise.all([load(() => SIDES[name](() => showSide(name, false))), styles('panels')])
+		if (!sides[name]) shell.el.append((sides[name] = view).el)
+	}
+	for (const [one, view] of Object.entries(sides))
+		view.show((one === name ? on : on ? false : !view.el.hidden) ? open.get(app.current)?.session : null)
+	if (!on) focusMain()
+	else sides[name].focus?.()
+}
+const showFrames = () => showSide('frames')
 
 function address({ session, beside = [], view }) {
 	const given = new URLSearchParams()
@@ -309,7 +318,7 @@ async function route() {
 		one.setPane(els.length > 1)
 		one.scroll.keep()
 	}
-	if (shell.frames && !shell.frames.el.hidden) shell.frames.show(entries[0]?.session)
+	for (const side of Object.values(shell.sides)) if (!side.el.hidden) side.show(entries[0]?.session)
 	app.panels[view]?.update?.()
 	// A phone's keyboard would cover the conversation.
 	if (!entries.length || matchMedia('(hover: hover)').matches) focusMain()
@@ -369,7 +378,11 @@ function openSession(id, state = app.list.states.get(id)) {
 			keep: () => actions.keep(id),
 			focused: () => focusPane(id),
 			closePane: () => closePane(id),
-			phone: () => actions.phone(session)
+			phone: () => actions.phone(session),
+			review: () => {
+				focusPane(id)
+				showSide('changes')
+			}
 		}
 	})
 	session.on('change', attendSoon)
@@ -391,7 +404,8 @@ function focusPane(id) {
 const menuOf = session => [
 	{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },
 	...actions.entries({ id: session.id, title: session.title }),
-	{ label: 'Raw frames', detail: 'Ctrl `', icon: 'frames', onselect: () => showFrames() }
+	{ label: 'Changes and files', detail: 'Ctrl Shift E', icon: 'file', onselect: () => showSide('changes') },
+	{ label: 'Raw frames', detail: 'Ctrl `', icon: 'frames', onselect: showFrames }
 ]
 
 // Shows the new session only if the user is still at `from`
@@ -607,9 +621,9 @@ function paletteEntries() {
 	const { session, view } = open.get(app.current) ?? {}
 	return [
 		{ label: 'New session', keys: 'Ctrl Shift O', icon: 'plus', onselect: () => go(null) },
-		{ label: 'Next request that waits for you', keys: 'Ctrl .', icon: 'shield', onselect: showWaiting },
-		{ label: 'Board: running and waiting sessions', icon: 'board', onselect: () => show('board') },
-		{ label: 'Agents: install, log in, check', icon: 'spark', onselect: () => show('agents') },
+		{ label: say('next'), keys: 'Ctrl .', icon: 'shield', onselect: showWaiting },
+		{ label: say('board'), icon: 'board', onselect: () => show('board') },
+		{ label: say('agents'), icon: 'spark', onselect: () => show('agents') },
 		{ label: 'Administration', icon: 'key', onselect: () => show('admin') },
 		{ label: 'Keyboard shortcuts', keys: '?', icon: 'keyboard', onselect: showHelp },
 		...(session
@@ -617,7 +631,8 @@ function paletteEntries() {
 					...actions.entries(session),
 					...actions.policies(app.current).map(one => ({ ...one, label: `Permissions: ${one.label}`, icon: 'shield' })),
 					...view.settings.entries().map(one => ({ ...one, icon: 'gear' })),
-					{ label: 'Raw frames', keys: 'Ctrl `', icon: 'frames', onselect: () => showFrames() }
+					{ label: 'Changes and files', keys: 'Ctrl Shift E', icon: 'file', onselect: () => showSide('changes') },
+					{ label: 'Raw frames', keys: 'Ctrl `', icon: 'frames', onselect: showFrames }
 				]
 			: []),
 		...settingsMenu().filter(one => !('heading' in one))
@@ -637,11 +652,11 @@ function settingsMenu() {
 		{ label: 'Administration', icon: 'key', onselect: () => show('admin') },
 		{ label: 'Keyboard shortcuts', icon: 'keyboard', detail: '?', onselect: showHelp },
 		{
-			label: notify ? 'Do not notify me' : 'Notify me in the background',
+			label: notify ? 'Do not notify me' : say('notify_me'),
 			icon: 'bell',
 			onselect: toggleNotify
 		},
-		{ label: 'Notifications and quiet hours…', icon: 'clock', onselect: showNotices },
+		{ label: say('notifications'), icon: 'clock', onselect: showNotices },
 		{ heading: 'Appearance' },
 		...Object.entries(themes).map(([name, label]) => ({
 			label,
@@ -684,6 +699,7 @@ document.addEventListener('keydown', event => {
 	if (command && key === 'k') openPalette()
 	else if (command && shiftKey && key === 'o') go(null)
 	else if (command && shiftKey && key === 'f') showSidebar()
+	else if (command && shiftKey && key === 'e') view && showSide('changes')
 	else if (command && key === '.') showWaiting()
 	else if (ctrlKey && key === '`') view && showFrames()
 	else if (altKey && !command && (key === 'arrowup' || key === 'arrowdown')) view?.jumpTo(key === 'arrowup' ? -1 : 1)

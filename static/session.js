@@ -1,6 +1,7 @@
-// on(name, fn): 'change' (often), 'synced', 'frame', 'problem' (a sentence), 'withdrawn' ({prompt, files})
+// on(name, fn): 'change' (often), 'synced', 'frame', 'changes' (of files), 'problem' (a sentence),
+// 'withdrawn' ({prompt, files})
 import { records, titleOf } from './normalise.js'
-import { createTranscript, promptParts, reduce, seed } from './transcript.js'
+import { changesFiles, createTranscript, promptParts, reduce, seed } from './transcript.js'
 
 const FRAMES_KEPT = 500
 const MAX_TITLE = 200 // characters
@@ -22,6 +23,7 @@ export class Session {
 		this.withdrawing = new Set()
 		this.frames = []
 		this.synced = false
+		this.changed = [] // files
 		this.changes = 0 // counts changes that GET /sessions shows too
 		this.wire = new parts.Wire({
 			url: parts.url,
@@ -155,6 +157,20 @@ export class Session {
 		}, READ_BACK_AFTER)
 	}
 
+	// Which files the agent has changed, once a turn can have changed some
+	async lookAtChanges() {
+		const found = await this.#parts.api.call('GET', `/sessions/${this.id}/changes`).catch(() => null)
+		if (!found) return
+		this.changed = records(found.files)
+		this.#emit('changes')
+		this.#emit('change')
+	}
+
+	#mayHaveChanged(turns) {
+		const { api } = this.#parts
+		if (!api.shared && turns.some(({ items }) => items.some(changesFiles))) this.lookAtChanges()
+	}
+
 	look() {
 		return (this.looking ??= this.#look().finally(() => (this.looking = null)))
 	}
@@ -191,7 +207,9 @@ export class Session {
 		const sent = this.sent.get(index) ?? { prompt, files: [] }
 		this.sent.delete(index)
 		if (this.withdrawing.delete(index) && withdrawn) this.#emit('withdrawn', sent)
-		if (this.synced) this.#takeTitle().catch(() => {})
+		if (!this.synced) return
+		this.#mayHaveChanged([this.model.byIndex.get(index)])
+		this.#takeTitle().catch(() => {})
 	}
 
 	async #takeTitle() {
@@ -210,6 +228,7 @@ export class Session {
 		if (!this.synced && this.model.head >= this.state.head) {
 			this.synced = true
 			this.#emit('synced')
+			this.#mayHaveChanged(this.model.turns)
 		}
 		if (this.synced) this.#emit('change')
 	}

@@ -403,6 +403,22 @@ export function textOf(parts) {
 		.join('')
 }
 
+const LOOKS = new Set(['read', 'search', 'fetch', 'think', 'switch_mode'])
+
+export const explores = ({ kind, toolKind }) => kind === 'tool' && (toolKind === 'read' || toolKind === 'search')
+export const changesFiles = ({ kind, toolKind }) => kind === 'tool' && !LOOKS.has(toolKind)
+
+// The files that the calls of a turn report to have changed
+export function changedPaths({ items }) {
+	const paths = items
+		.filter(({ kind, status }) => kind === 'tool' && status === 'completed')
+		.flatMap(({ content, toolKind, locations }) => {
+			const diffs = content.filter(({ type }) => type === 'diff')
+			return diffs.length ? diffs : ['edit', 'delete', 'move'].includes(toolKind) ? locations : []
+		})
+	return new Set(paths.map(({ path }) => path))
+}
+
 const ATTACHED = '[Attached files]\n'
 
 export function promptText(prompt) {

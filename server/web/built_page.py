@@ -12,6 +12,9 @@ import msgspec
 # Anybody may request files: the sources are looked at once in this time.
 LOOK_EVERY_SECS = 1.0
 
+UNVERSIONED = frozenset({"sw.js", "highlight.worker.js", "docs.js"})
+"""Files with one address for all versions, which browsers ask about at each use."""
+
 # In the file names of the bundler: a hash of the content.
 _HASHED = re.compile(r"-[0-9A-Z]{8}\.\w+")
 
@@ -58,7 +61,8 @@ class BuiltPage:
 
     def find_file(self, sources: Path, name: str, version: str | None) -> Path | None:
         """Return the built file of that name, if the request asks for today's version of it."""
-        if "/" in name or (version is None and not _HASHED.search(name)):
+        is_known = name in UNVERSIONED or _HASHED.search(name)
+        if "/" in name or (version is None and not is_known):
             return None
         known = self.version(sources)
         if known is None or version not in (None, known):

@@ -73,6 +73,14 @@ try {
 		outdir: FRESH,
 		external: ['*.woff2']
 	});
+	// Served under one address whatever their version: UNVERSIONED in built_page.py.
+	await build({
+		...common,
+		bundle: false,
+		format: undefined,
+		entryPoints: ['sw.js', 'highlight.worker.js', 'docs.js'].map(name => STATIC + name),
+		outdir: FRESH
+	});
 	const outputs = Object.entries(library.metafile.outputs);
 	const built = path =>
 		outputs.find(([, { entryPoint }]) => entryPoint && `${process.cwd()}/${entryPoint}`.endsWith(path.slice(5)));

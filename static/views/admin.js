@@ -3,7 +3,7 @@ import { list, record, records } from '../normalise.js'
 import { adminCall, adminForm } from './adminsign.js'
 import { copyButton } from './code.js'
 import { ask, toast } from './dialogs.js'
-import { h, icon, setText } from './dom.js'
+import { h, icon, say, setText } from './dom.js'
 import { ago, compact, money } from './format.js'
 import { PanelPage, pill } from './panel.js'
 
@@ -11,7 +11,7 @@ const SCOPES = {
 	read: 'See sessions',
 	prompt: 'Send prompts',
 	approve: 'Answer requests',
-	manage: 'Create and delete sessions'
+	manage: say('create_and')
 }
 const TABS = { tokens: 'Tokens', usage: 'Usage', audit: 'Audit' }
 const GROUPS = { app: 'App', day: 'Day', agent: 'Agent', model: 'Model' }
@@ -42,10 +42,7 @@ export class Panel extends PanelPage {
 		this.leave.hidden = !app.adminToken
 		if (!app.adminToken) {
 			const form = adminForm(app, () => this.#draw())
-			return this.body.replaceChildren(
-				h('p.lede', { text: 'Apps, their budgets, and what happened on this server.' }),
-				form.el
-			)
+			return this.body.replaceChildren(h('p.lede', { text: say('apps_their') }), form.el)
 		}
 		this.content = h('div.admin-content', { id: 'admin-content', role: 'tabpanel', tabIndex: 0 })
 		this.tabs = Object.entries(TABS).map(([name, text]) =>
@@ -163,7 +160,7 @@ export class Panel extends PanelPage {
 		const name = h('input', {
 			required: true,
 			pattern: '[A-Za-z0-9][A-Za-z0-9._\\-]{0,63}',
-			title: 'Letters, digits, dots, dashes and underscores',
+			title: say('letters_digits'),
 			spellcheck: 'false',
 			autocomplete: 'off'
 		})
@@ -210,12 +207,7 @@ export class Panel extends PanelPage {
 				}
 			},
 			h('h2', { text: 'New token' }),
-			h(
-				'div.fields',
-				{},
-				h('label', {}, 'Name of the app', name),
-				h('label', {}, 'Budget per day in US dollars', dollars)
-			),
+			h('div.fields', {}, h('label', {}, 'Name of the app', name), h('label', {}, say('budget_per'), dollars)),
 			h(
 				'fieldset.scopes',
 				{},
@@ -259,7 +251,7 @@ export class Panel extends PanelPage {
 							money(row.cost) || '–'
 						])
 					)
-				: h('p.hint', { text: 'No tokens were used in the last 30 days.' })
+				: h('p.hint', { text: say('no_tokens') })
 		]
 	}
 

@@ -3,7 +3,7 @@ import { spell } from '../marks.js'
 import { list, records, string } from '../normalise.js'
 import { adminCall, adminForm } from './adminsign.js'
 import { copyButton } from './code.js'
-import { h, icon, setText } from './dom.js'
+import { h, icon, say, setText } from './dom.js'
 import { PanelPage, pill } from './panel.js'
 
 const COMMAND = /^(npm|npx|pnpm|pip|pipx|uv|uvx|curl|brew|cargo|go|apt) /
@@ -17,7 +17,7 @@ export class Panel extends PanelPage {
 		this.el.firstElementChild.append(this.check)
 		this.note = h('p.hint', { role: 'status' })
 		this.intro = h('p.lede', {
-			text: 'These agents run on the server. Install one with its command on the machine of the server, then check again.'
+			text: say('these_agents')
 		})
 		this.grid = h('div.agent-cards')
 		this.body.append(this.intro, this.note, this.grid)
@@ -110,8 +110,7 @@ export class Panel extends PanelPage {
 			{},
 			methods.map(one => this.#login(name, one))
 		)
-		if (!methods.length)
-			box.append(h('p.hint', { text: 'Send it a message: its answer says how to log in. Then check again.' }))
+		if (!methods.length) box.append(h('p.hint', { text: say('send_it') }))
 		return h('details', { open: required ? '' : null }, h('summary', {}, icon('key'), 'Login', icon('chevron')), box)
 	}
 

@@ -1,6 +1,6 @@
 // Takes no focus, so that no key answers by accident
 import { deadline } from './deadline.js'
-import { setText, uid, View, word } from './dom.js'
+import { say, setText, uid, View, word } from './dom.js'
 
 export const isOpen = ({ outcome, over }) => !outcome && !over
 
@@ -21,7 +21,7 @@ export class AskView extends View {
 	send(answer) {
 		const now = this.context.answer(this.request.requestId, answer)
 		this.byKey = this.card.querySelector(':focus-visible')
-		setText(this.note, now ? 'Sending your answer…' : 'Your answer will be sent when the connection is restored.')
+		setText(this.note, now ? 'Sending your answer…' : say('your_answer'))
 		this.card.disabled = true
 	}
 
@@ -36,7 +36,7 @@ export class AskView extends View {
 		if (request.refused !== this.refused) {
 			this.refused = request.refused
 			card.disabled = false
-			setText(this.note, 'Your answer was not accepted. Please answer again.')
+			setText(this.note, say('your_answer_2'))
 			this.complain?.(request.problem)
 		}
 		if (!open) {

@@ -1,4 +1,4 @@
-import { h, icon, setText } from './dom.js'
+import { h, icon, say, setText } from './dom.js'
 import { bytes } from './format.js'
 
 const INLINE = /^image\/(png|jpeg|gif|webp)$/
@@ -20,7 +20,7 @@ export class Attachments {
 			token,
 			name,
 			size,
-			...(state === 'ready' ? { state } : { state: 'failed', error: error ?? 'Not uploaded: attach it again' })
+			...(state === 'ready' ? { state } : { state: 'failed', error: error ?? say('not') })
 		}))
 	}
 

@@ -4,7 +4,7 @@ import { record, records, string } from '../normalise.js'
 import { titleOfRequest } from './calltitle.js'
 import { deadline } from './deadline.js'
 import { toast } from './dialogs.js'
-import { guard, h, icon, setChildren, setText } from './dom.js'
+import { guard, h, icon, say, setChildren, setText } from './dom.js'
 import { ago, compact, duration, money, plural } from './format.js'
 import { PanelPage } from './panel.js'
 
@@ -26,9 +26,9 @@ export class Panel extends PanelPage {
 		this.none = h(
 			'div.empty',
 			{},
-			h('h2', { text: 'Nothing runs, and nothing waits for you' }),
+			h('h2', { text: say('nothing') }),
 			h('p.hint', {
-				text: 'Sessions appear here while their agents work, with the requests that you can answer at once.'
+				text: say('sessions_appear')
 			})
 		)
 		this.body.append(this.none, this.grid)

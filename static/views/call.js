@@ -2,7 +2,7 @@ import { MAX_PATH, pretty } from '../normalise.js'
 import { codeBlock, exactBlock } from './code.js'
 import { contentBlock } from './content.js'
 import { diffView } from './diff.js'
-import { exactNodes, guard, h, icon, jsonNodes } from './dom.js'
+import { exactNodes, guard, h, icon, jsonNodes, say } from './dom.js'
 import { shortPath } from './format.js'
 import { MarkdownView } from './markdown.js'
 
@@ -20,7 +20,7 @@ export function commandOf({ input }) {
 
 export function contentView(one, cwd) {
 	if (one.type === 'diff') return diffView(one, cwd)
-	if (one.type === 'terminal') return hint('The output is in a terminal of the agent.')
+	if (one.type === 'terminal') return hint(say('the_output'))
 	if (one.type !== 'content') return contentBlock(one)
 	return one.content.type === 'text'
 		? new MarkdownView(pretty(one.content.text, MAX_TOLD)).el

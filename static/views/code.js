@@ -88,7 +88,7 @@ export function copyButton(text, label = 'Copy') {
 	const { el, words } = template('copy')
 	setText(words, label)
 	el.onclick = async () => {
-		setText(words, (await copyText(text())) ? 'Copied' : 'Failed')
+		setText(words, (await copyText(await text())) ? 'Copied' : 'Failed')
 		setTimeout(() => setText(words, label), 1500)
 	}
 	return el

@@ -1,7 +1,7 @@
 import { promptParts, promptText } from '../transcript.js'
 import { Attachments } from './attachments.js'
 import { CommandList } from './commands.js'
-import { template, View } from './dom.js'
+import { say, template, View } from './dom.js'
 
 const UNDOABLE = 50_000 // characters
 const TOUCH = globalThis.matchMedia?.('(hover: none) and (pointer: coarse)')
@@ -75,7 +75,7 @@ export class Composer extends View {
 		if (this.go.disabled) return
 		const text = this.text.trim()
 		const { blocks, files } = this.attachments.contents
-		const words = text || (blocks.length ? '' : 'Please look at the attached files.')
+		const words = text || (blocks.length ? '' : say('please_look'))
 		this.on.send({ prompt: [...(words ? [{ type: 'text', text: words }] : []), ...blocks], files })
 	}
 

@@ -1,6 +1,6 @@
 // Drawn in a sandboxed frame and shown as an image, which runs no scripts
 import { codeBlock } from './code.js'
-import { h, template, whenNear } from './dom.js'
+import { h, say, template, whenNear } from './dom.js'
 
 const MAX_LENGTH = 20_000 // characters of source
 const MAX_PICTURE = 2_000_000 // and picture
@@ -30,7 +30,7 @@ function ask(source, dark) {
 		const timer = setTimeout(() => {
 			mine.remove()
 			if (frame === mine) frame = null
-			end(reject, new Error('The time limit was reached.'))
+			end(reject, new Error(say('the_time_2')))
 		}, PATIENCE)
 		const heard = ({ source: from, data }) => {
 			if (from !== mine.contentWindow) return
@@ -69,7 +69,7 @@ export function diagramView(source) {
 			picture = h(
 				'button.drawing',
 				{
-					label: 'Diagram: show it larger or smaller',
+					label: say('diagram'),
 					'data-scheme': dark ? 'dark' : 'light',
 					onclick: () => picture.classList.toggle('full')
 				},

@@ -25,6 +25,15 @@ export function ask({ title, text, input, action, danger }) {
 	})
 }
 
+// A dialog that a click beside it closes, too
+export function popUp(el, close) {
+	close.onclick = () => el.close()
+	el.addEventListener('click', event => event.target === el && el.close())
+	el.onclose = () => el.remove()
+	document.body.append(el)
+	el.showModal()
+}
+
 export function toast(text) {
 	const one = h('p', { text, onclick: () => one.remove() })
 	document.getElementById('toasts').replaceChildren(one)

@@ -2,7 +2,7 @@ import { diffArrays } from 'diff/lib/diff/array.js'
 import { diffWordsWithSpace } from 'diff/lib/diff/word.js'
 import { spell } from '../marks.js'
 import { MAX_PATH, pretty } from '../normalise.js'
-import { exactNodes, h, setText, template } from './dom.js'
+import { exactNodes, h, say, setText, template } from './dom.js'
 import { plural } from './format.js'
 
 const CONTEXT = 3
@@ -90,17 +90,32 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 				shown.slice(0, limit).flatMap(row => rowView(row, until))
 			)
 		)
-		if (shown.length > limit)
-			body.append(
-				h('button.quiet.wide', {
-					text: `Show ${plural(shown.length - limit, 'more line')}`,
-					onclick: () => draw(limit * 5)
-				})
-			)
+		if (shown.length > limit) body.append(moreButton(shown.length - limit, () => draw(limit * 5)))
 	}
 	draw(MAX_ROWS)
 	return el
 }
+
+// Of rows that a unified diff has
+export function rowsView(rows) {
+	pairLines(rows)
+	const until = performance.now() + MARKED_TIME
+	const body = h('div.diff-body', { tabIndex: 0, role: 'group', label: 'Lines' })
+	const draw = limit => {
+		body.replaceChildren(
+			h(
+				'div.diff-rows',
+				{},
+				rows.slice(0, limit).flatMap(row => rowView(row, until))
+			),
+			rows.length > limit ? moreButton(rows.length - limit, () => draw(limit * 5)) : ''
+		)
+	}
+	draw(MAX_ROWS)
+	return body
+}
+
+const moreButton = (count, onclick) => h('button.quiet.wide', { text: `Show ${plural(count, 'more line')}`, onclick })
 
 function pairLines(rows) {
 	for (let at = 0; at < rows.length; ) {
@@ -149,5 +164,5 @@ function rowView(row, until) {
 		h('span.sign', { text: sign }),
 		h('span', {}, words)
 	)
-	return unended && sign !== ' ' ? [shown, h('div.row.gap', { text: 'No line end at the end of the file' })] : shown
+	return unended && sign !== ' ' ? [shown, h('div.row.gap', { text: say('no_line') })] : shown
 }

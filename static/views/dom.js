@@ -26,7 +26,7 @@ export function h(spec, props = {}, ...children) {
 	return node
 }
 
-const sign = text => h('span.sign-of', { title: 'An invisible character, by its code point' }, text)
+const sign = text => h('span.sign-of', { title: say('an_invisible') }, text)
 
 export function nodesOf(text, mode = TEXT) {
 	return pieces(String(text ?? ''), mode).map(piece => (typeof piece === 'string' ? piece : sign(piece.sign)))
@@ -69,6 +69,9 @@ const contentOf = id => /** @type {HTMLTemplateElement} */ (document.getElementB
 // The sentence of a table in index.html for a value of any type
 export const word = (table, value) =>
 	contentOf('words').querySelector(`[data-word=${CSS.escape(`${table}.${value}`)}]`)?.textContent
+
+// A sentence of the page itself
+export const say = name => word('say', name)
 
 /** @returns {Props} its elements, by their data-part */
 export function template(id) {

@@ -1,41 +1,16 @@
 // The chooser of a project: recent ones, and the folders in the workspace roots
 import { nameOf } from '../list.js'
-import { h, icon, setText, styles } from './dom.js'
+import { h, icon, setText, styles, template } from './dom.js'
 import { ago, plural } from './format.js'
 
 /** @param {Props} app @returns {Promise<{project: string | null, worktree: boolean} | null>} */
 export async function chooseFolder(app, { project, worktree, recent }) {
 	await styles('panels')
-	const note = h('p.hint', { role: 'status' })
-	const path = h('nav.crumbs', { label: 'Folder' })
-	const list = h('div.folder-list')
-	const box = h('input', { type: 'checkbox', checked: worktree })
-	const inWorktree = h(
-		'label.check.worktree',
-		{},
-		box,
-		h(
-			'span',
-			{},
-			'In its own worktree',
-			h('small', {
-				text: 'The agent gets a copy of the repository and a branch of its own; your files stay as they are.'
-			})
-		)
-	)
-	const use = h('button.primary', { onclick: () => el.close('yes') }, 'Use this folder')
-	const none = h('button.secondary', { onclick: () => el.close('none') }, 'A new folder')
-	const cancel = h('button.quiet', { onclick: () => el.close('') }, 'Cancel')
-	const el = h(
-		'dialog.dialog.wide-dialog',
-		{ label: 'Choose a project' },
-		h('h2', { text: 'Where should the agent work?' }),
-		path,
-		list,
-		note,
-		inWorktree,
-		h('div.chips.dialog-actions', {}, cancel, none, use)
-	)
+	const { el, path, list, note, inWorktree, box, cancel, none, use } = template('folders')
+	box.checked = worktree
+	cancel.onclick = () => el.close('')
+	none.onclick = () => el.close('none')
+	use.onclick = () => el.close('yes')
 	let current = project
 	let roots = []
 	let repositories = new Set()

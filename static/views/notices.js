@@ -1,27 +1,28 @@
 // Notifications: here, on this device, and when not to make a sound
 import { canPush, subscribe, tellWorker, unsubscribe, worker } from '../push.js'
-import { h, icon, setText, styles } from './dom.js'
+import { popUp } from './dialogs.js'
+import { say, setText, styles, template } from './dom.js'
 
 /** @param {Props} app */
 export async function showNotices(app) {
 	await styles('panels')
 	const { storage } = app
-	const note = h('p.form-note', { role: 'alert' })
+	const { el, close, note, inPage, onDevice, whyNot, from, to, probe } = template('notices')
 	const choice = () => storage.preferences()
-	const inPage = h('input', { type: 'checkbox', checked: Boolean(choice().notify) })
-	const onDevice = h('input', { type: 'checkbox', checked: Boolean(choice().push), disabled: !canPush() })
-	const quiet = choice().quiet ?? {}
-	const from = h('input', { type: 'time', value: quiet.from ?? '', label: 'Quiet from' })
-	const to = h('input', { type: 'time', value: quiet.to ?? '', label: 'Quiet until' })
-	const why = !isSecureContext
+	inPage.checked = Boolean(choice().notify)
+	onDevice.checked = Boolean(choice().push)
+	onDevice.disabled = !canPush()
+	Object.assign(from, { value: choice().quiet?.from ?? '' })
+	Object.assign(to, { value: choice().quiet?.to ?? '' })
+	whyNot.textContent = !isSecureContext
 		? 'This needs HTTPS.'
 		: canPush()
 			? 'Allow and Reject stand in the notification. This device stays signed in for that until you turn it off.'
-			: 'This browser cannot do it. On an iPhone, add the page to the home screen first.'
+			: say('this_browser')
 
 	async function allowed() {
 		if ((await globalThis.Notification?.requestPermission()) === 'granted') return true
-		setText(note, 'The browser does not allow notifications of this page. Allow them in its settings.')
+		setText(note, say('the_browser'))
 		return false
 	}
 
@@ -57,38 +58,16 @@ export async function showNotices(app) {
 		if (choice().push)
 			await tellWorker({ token: app.api.token, quiet: hours }).catch(error => setText(note, error.message))
 	}
-	const probe = h(
-		'button.secondary',
-		{
-			onclick: async () => {
-				if (!(await allowed())) return
-				try {
-					const registration = await worker()
-					const words = { body: 'This is how an agent calls you.', tag: 'try', icon: 'static/icons/icon-192.png' }
-					if (registration) await registration.showNotification('clawdforge', words)
-					else new Notification('clawdforge', words)
-				} catch (error) {
-					setText(note, `That did not work: ${error.message}`)
-				}
-			}
-		},
-		icon('bell'),
-		'Try it'
-	)
-	const row = (box, title, text) => h('label.check.notice', {}, box, h('span', {}, title, h('small', { text })))
-	const close = h('button.icon-button', { label: 'Close', onclick: () => el.close() }, icon('close'))
-	const el = h(
-		'dialog.dialog',
-		{ label: 'Notifications' },
-		h('header.panel-head', {}, h('h2.grow', { text: 'Notifications' }), close),
-		row(inPage, 'While the page is open in the background', 'When an agent waits for you, or has finished.'),
-		row(onDevice, 'On this device, also when no page is open', why),
-		h('fieldset.quiet-hours', {}, h('legend', { text: 'Quiet hours: no sound' }), from, h('span', { text: 'to' }), to),
-		note,
-		h('div.chips.dialog-actions', {}, probe)
-	)
-	el.addEventListener('click', event => event.target === el && el.close())
-	el.onclose = () => el.remove()
-	document.body.append(el)
-	el.showModal()
+	probe.onclick = async () => {
+		if (!(await allowed())) return
+		try {
+			const registration = await worker()
+			const words = { body: say('this_is'), tag: 'try', icon: 'static/icons/icon-192.png' }
+			if (registration) await registration.showNotification('clawdforge', words)
+			else new Notification('clawdforge', words)
+		} catch (error) {
+			setText(note, `That did not work: ${error.message}`)
+		}
+	}
+	popUp(el, close)
 }

@@ -1,6 +1,6 @@
 // Ctrl K: sessions, commands, settings, and everything that was said, from one field
 import { nameOf } from '../list.js'
-import { h, icon, setText, styles, uid } from './dom.js'
+import { h, icon, say, setText, styles, uid } from './dom.js'
 import { ago } from './format.js'
 
 const SEARCH_AFTER = 200 // ms after the last key
@@ -17,7 +17,7 @@ export async function openPalette(app, commands) {
 	const field = h('input.palette-field', {
 		type: 'text',
 		role: 'combobox',
-		placeholder: 'Find a session, a command, or anything that was said',
+		placeholder: say('find_a'),
 		label: 'Find or do anything',
 		'aria-controls': list.id,
 		'aria-expanded': 'true',
@@ -59,7 +59,7 @@ export async function openPalette(app, commands) {
 		list.replaceChildren(
 			...sections.flatMap(([name, some]) => [h('li.palette-heading', { role: 'presentation', text: name }), ...some])
 		)
-		setText(note, options.length ? '' : 'Nothing is called that, and nobody said it.')
+		setText(note, options.length ? '' : say('nothing_is'))
 		mark(0)
 	}
 

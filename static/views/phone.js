@@ -1,6 +1,7 @@
 // A link to copy or to scan
 import { encode } from 'uqr'
-import { copyText, h, icon, styles } from './dom.js'
+import { popUp } from './dialogs.js'
+import { copyText, h, say, styles, template } from './dom.js'
 
 const SVG = 'http://www.w3.org/2000/svg'
 
@@ -20,33 +21,17 @@ function qrCode(text) {
 /** @param {{title: string, text: string, link: string, more?: any[]}} options */
 export async function showLink({ title, text, link, more = [] }) {
 	await styles('panels')
-	const field = h('input', { value: link, label: 'Link', readonly: '', onfocus: () => field.select() })
-	const words = h('span', { text: 'Copy' })
-	const copy = h(
-		'button.primary',
-		{
-			onclick: async () => {
-				words.textContent = (await copyText(field.value)) ? 'Copied' : 'Not copied'
-			}
-		},
-		icon('copy'),
-		words
-	)
-	const code = h('div.qr-box', {}, qrCode(link))
-	const close = h('button.icon-button', { label: 'Close', onclick: () => el.close() }, icon('close'))
-	const el = h(
-		'dialog.dialog.link-dialog',
-		{ label: title },
-		h('header.panel-head', {}, h('h2.grow', { text: title }), close),
-		code,
-		h('p.hint', { text }),
-		more,
-		h('div.copy-row', {}, field, copy)
-	)
-	el.addEventListener('click', event => event.target === el && el.close())
-	el.onclose = () => el.remove()
-	document.body.append(el)
-	el.showModal()
+	const { el, close, heading, code, hint, field, copy, words, copying } = template('link')
+	el.ariaLabel = heading.textContent = title
+	hint.textContent = text
+	field.value = link
+	field.onfocus = () => field.select()
+	copy.onclick = async () => {
+		words.textContent = (await copyText(field.value)) ? 'Copied' : 'Not copied'
+	}
+	code.append(qrCode(link))
+	copying.before(...more)
+	popUp(el, close)
 	return changed => {
 		field.value = changed
 		code.replaceChildren(qrCode(changed))
@@ -61,15 +46,10 @@ export async function showPhone(id, token) {
 	box.onchange = () => change(box.checked ? `${base}&token=${token}` : base)
 	change = await showLink({
 		title: 'Continue on a phone',
-		text: 'Scan it with the camera. The phone must be able to reach this server.',
+		text: say('scan_it'),
 		link: base,
 		more: [
-			h(
-				'label.check',
-				{},
-				box,
-				h('span', {}, 'Sign the phone in, too', h('small', { text: 'Whoever scans or copies it then acts as you.' }))
-			)
+			h('label.check', {}, box, h('span', {}, 'Sign the phone in, too', h('small', { text: say('whoever_scans') })))
 		]
 	})
 }

@@ -1,7 +1,7 @@
 // A form or a link
 import { AskView } from './ask.js'
 import { hint } from './call.js'
-import { exactNodes, h, setText, word } from './dom.js'
+import { exactNodes, h, say, setText, word } from './dom.js'
 
 const LONG = 200 // characters
 
@@ -24,7 +24,7 @@ export class QuestionView extends AskView {
 		setText(this.yes, 'Open the link')
 		this.details.append(
 			h('p.asked.path-whole', {}, exactNodes(this.link || url)),
-			hint(this.link ? `It leads to ${host}` : 'This page opens only links to websites.')
+			hint(this.link ? `It leads to ${host}` : say('this_page'))
 		)
 	}
 
@@ -84,6 +84,6 @@ function fieldOf({ type, format, title, description, choices, multiple, required
 			)
 		: inputs
 	const legend = h('legend', {}, title, required && ' *', h('small', { text: description }))
-	const el = h('fieldset.field', {}, legend, kind ? rows : hint('This page cannot show such a field.'))
+	const el = h('fieldset.field', {}, legend, kind ? rows : hint(say('this_page_2')))
 	return { inputs: kind ? inputs : [], read: kind ? read : () => {}, el }
 }

@@ -1,10 +1,11 @@
 import { nameOf, projectOf } from '../list.js'
 import { spell } from '../marks.js'
+import { totals } from '../patch.js'
 import { titleOf } from './calltitle.js'
 import { Composer, dropTarget } from './composer.js'
 import { ConversationView } from './conversation.js'
 import { guard, oncePerFrame, setText, View, word } from './dom.js'
-import { compact, duration, money } from './format.js'
+import { compact, duration, money, plural } from './format.js'
 import { menuButton } from './menu.js'
 import { OutboxView } from './outbox.js'
 import { ScrollKeeper } from './scroll.js'
@@ -66,7 +67,8 @@ export class SessionView extends View {
 		this.jump.onclick = () => this.scroll.toEnd()
 		this.connection.lastChild.onclick = () => session.wire.start()
 		this.ask.onclick = () => this.showWaiting()
-		this.anew.onclick = on.startNew
+		this.fresh.onclick = on.startNew
+		this.review.onclick = on.review
 		dropTarget(this.el, files => this.over || this.composer.add(files))
 		session.on('withdrawn', sent => this.composer.put(sent))
 
@@ -212,13 +214,19 @@ export class SessionView extends View {
 		)
 	}
 
-	#dock({ model, agent, running }) {
+	#dock({ model, agent, running, changed }) {
 		const { size } = model.waiting
 		const unseen = this.#cards.find(({ seen }) => seen === false)
 		this.jump.hidden = this.scroll.following
 		this.ask.hidden = !unseen
 		if (unseen)
 			setText(this.asked, `${agent} waits for you${size > 1 ? ` (${size})` : ''}: ${titleOf(unseen.request.call)}`)
+		const { count, added, removed } = totals(changed)
+		this.review.hidden = !count
+		const [files, plus, minus] = this.reviewWords.children
+		setText(files, plural(count, 'file'))
+		setText(plus, `+${added}`)
+		setText(minus, removed ? `−${removed}` : null)
 		const entries = (running && model.turns.at(-1).plan?.entries) || []
 		const step = entries.findIndex(entry => entry.status !== 'completed')
 		this.plan.hidden = step < 0
@@ -233,14 +241,14 @@ export class SessionView extends View {
 		this.ended.hidden = !gone && !closed
 		const until = Number.isFinite(state?.retention_secs) && state.closed_at + state.retention_secs
 		this.keep.hidden = !closed || gone || !until
-		this.anew.hidden = !gone && !this.refusal
+		this.fresh.hidden = !gone && !this.refusal
 		const kept = until ? ` It will be deleted on ${new Date(until * 1000).toLocaleDateString()}.` : ''
 		const why = word('closed', model.closed?.reason ?? state?.close_reason) ?? 'This session was closed.'
 		setText(
 			this.why,
 			gone
 				? `${word('stopped', 4505)}${this.composer.empty ? '' : ' What you wrote is kept: sending it begins a new session.'}`
-				: `${why} ${this.refusal ? `It could not be opened again: ${this.refusal}` : `Your next message continues it.${kept}`}`
+				: `${why} ${this.refusal ? `It could not be reopened: ${this.refusal}` : `Your next message continues it.${kept}`}`
 		)
 		this.conversation.el.hidden = !synced
 		this.loading.hidden = synced || gone || performance.now() < this.loadingShownAt

@@ -1,6 +1,6 @@
 import { nameOf } from '../list.js'
 import { spell } from '../marks.js'
-import { guard, h, setChildren, setText, template, uid, View, word } from './dom.js'
+import { guard, h, say, setChildren, setText, template, uid, View, word } from './dom.js'
 import { ago } from './format.js'
 import { menuButton } from './menu.js'
 
@@ -145,7 +145,7 @@ export class Sidebar extends View {
 		const busy = this.sessions.filter(({ state }) => state === 'running' || state === 'waiting').length
 		setText(this.busy, busy || '')
 		this.board.ariaCurrent = this.place.view === 'board' ? 'page' : 'false'
-		const none = this.choice.archived ? 'The archive is empty.' : 'Your sessions will be listed here.'
+		const none = this.choice.archived ? 'The archive is empty.' : say('your')
 		setText(this.note, this.shown.length || this.hits.length ? '' : wanted ? 'No session matches.' : none)
 	}
 

@@ -1,6 +1,6 @@
 import { spell } from '../marks.js'
 import { Composer, dropTarget } from './composer.js'
-import { h, icon, setText, template, View, word } from './dom.js'
+import { h, icon, say, setText, template, View, word } from './dom.js'
 import { ago, plural } from './format.js'
 import { pickerButton } from './settings.js'
 
@@ -163,7 +163,7 @@ export class StartView extends View {
 			`button.project-picker${project ? '' : '.unset'}`,
 			{
 				label: `Project: ${name ? spell(name) + (worktree ? ' · worktree' : '') : 'New folder'}`,
-				title: project ? spell(project) : 'The folder in which the agent works',
+				title: project ? spell(project) : say('the_folder'),
 				onclick: async () => {
 					const chosen = await this.on.folder({ project, worktree, recent: this.recent })
 					if (chosen) this.#choose(chosen)

@@ -4,7 +4,7 @@ import { isOpen } from './ask.js'
 import { commandOf, contentView, hasDiff, hint, locationsView, section } from './call.js'
 import { titleOf } from './calltitle.js'
 import { codeBlock } from './code.js'
-import { guard, h, icon, setChildren, setText, toggler, View, word } from './dom.js'
+import { guard, h, icon, say, setChildren, setText, toggler, View, word } from './dom.js'
 import { duration } from './format.js'
 import { PermissionView } from './permission.js'
 import { TerminalView } from './terminal.js'
@@ -91,7 +91,7 @@ export class ToolView extends View {
 		if (terminal?.exit) part('exit', `Exit code ${terminal.exit}`, hint)
 		if (input !== undefined && !command && !hasDiff(item)) part('input', input, section('Input'))
 		if (output !== undefined && printed == null && !content.length) part('output', output, section('Output'))
-		if (!parts.length) part('none', 'The agent reported no more details.', hint)
+		if (!parts.length) part('none', say('the_agent'), hint)
 		setChildren(this.body, parts)
 	}
 }

@@ -1,6 +1,6 @@
 import { promptParts, textOf } from '../transcript.js'
 import { copyButton } from './code.js'
-import { guard, h, icon, setText, template, uid, View, word } from './dom.js'
+import { guard, h, icon, say, setText, template, uid, View, word } from './dom.js'
 import { compact, duration } from './format.js'
 import { MessageView, promptBubble, ThoughtView } from './messages.js'
 import { NoteView, PlanView, RawView, rawView } from './notes.js'
@@ -46,7 +46,7 @@ export class TurnView extends View {
 			this.head.append(
 				new NoteView({
 					note: 'warning',
-					title: 'The agent was restarted and does not remember the conversation above.'
+					title: say('the_agent_2')
 				}).el
 			)
 		this.head.append(promptBubble(prompt))
@@ -143,7 +143,7 @@ export class TurnView extends View {
 				h(
 					'div.grow',
 					{},
-					failure === null ? (word('error', error?.code) ?? words) : 'The agent reported an error',
+					failure === null ? (word('error', error?.code) ?? words) : say('the_agent_3'),
 					[error?.message, failure].map(text => text && h('p', { dir: 'auto', text }))
 				),
 				again

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 
 from ... import installation
 from ...errors import Error, ErrorCode, not_found
-from ..built_page import BuiltPage
+from ..built_page import UNVERSIONED, BuiltPage
 from ..context import REQUEST_ID
 from ..negotiation import accepts_coding
 from ..responses import error_response
@@ -128,7 +128,8 @@ async def static_file(request: web.Request) -> web.StreamResponse:
     path, version = request.match_info["path"], request.query.get("v")
     built = await asyncio.to_thread(BUILT.find_file, STATIC, path, version)
     if built is not None:
-        return await _send_file(request, built.parent, path, caching=FOREVER)
+        caching = REVALIDATED if path in UNVERSIONED else FOREVER
+        return await _send_file(request, built.parent, path, caching=caching)
     return await _send_file(request, STATIC, path)
 
 

@@ -1,0 +1,251 @@
+// The changes of the agent, by file and turn, and the files of the session's folder
+import { save } from '../actions.js'
+import { encodePath, parsePatch, totals } from '../patch.js'
+import { promptParts } from '../transcript.js'
+import { codeBlock, copyButton } from './code.js'
+import { ask } from './dialogs.js'
+import { rowsView } from './diff.js'
+import { h, icon, say, setText, template, View } from './dom.js'
+import { bytes, plural } from './format.js'
+import { menuButton } from './menu.js'
+
+const MAX_PREVIEW = 400_000 // bytes
+
+export class ChangesView extends View {
+	constructor(app, onclose) {
+		super('changes', { app, tab: 'changed', turn: null })
+		this.close.onclick = onclose
+		this.el.onkeydown = event => {
+			if (event.key !== 'Escape' || event.defaultPrevented) return
+			event.preventDefault()
+			onclose()
+		}
+		this.again.onclick = () => this.load()
+		for (const name of ['changed', 'files']) this[name].onclick = () => this.open(name)
+		this.tools.prepend(menuButton(this.since, () => this.#turns()))
+		this.tools.append(
+			h('span.grow'),
+			copyButton(() => this.#text(this.#address('')), 'Copy patch')
+		)
+		this.undo.onclick = () => this.#undo()
+		this.redo.onclick = () => this.#restore({ snapshot_id: this.kept })
+		this.archive.onclick = () => this.#save(`/sessions/${this.session.id}/archive`, `${this.session.id}.zip`)
+	}
+
+	show(session) {
+		this.el.hidden = !session
+		if (session === this.session) return
+		this.off?.()
+		this.session = session
+		this.off = session?.on('changes', () => this.tab === 'changed' && this.load())
+		Object.assign(this, { turn: null, kept: null })
+		this.undone.hidden = true
+		if (session) this.load()
+	}
+
+	focus() {
+		this[this.tab].focus()
+	}
+
+	open(tab) {
+		this.tab = tab
+		for (const name of ['changed', 'files']) this[name].ariaPressed = String(name === tab)
+		this.load()
+	}
+
+	#address(path) {
+		const query = new URLSearchParams()
+		if (this.turn) query.set('since_turn', String(this.turn.index))
+		if (path != null) query.set('path', path)
+		return `/sessions/${this.session.id}/changes${query.size ? `?${query}` : ''}`
+	}
+
+	async #fetch(address) {
+		const response = await this.app.api.fetch('GET', address)
+		if (response?.ok) return response
+		const { error } = (await response?.json().catch(() => null)) ?? {}
+		throw new Error(error ?? say('the_server'))
+	}
+
+	async #text(address) {
+		return (await this.#fetch(address)).text()
+	}
+
+	#save = (address, name) => this.app.actions.attempt(async () => save(await (await this.#fetch(address)).blob(), name))
+
+	#turns() {
+		const all = this.session.model.turns.filter(turn => turn.prompt && !turn.withdrawn)
+		const entry = (turn, label) => ({
+			label,
+			checked: turn === this.turn,
+			onselect: () => {
+				this.turn = turn
+				this.load()
+			}
+		})
+		return [
+			entry(null, 'The whole session'),
+			...all
+				.toReversed()
+				.slice(0, 50)
+				.map((turn, at) => entry(turn, `${at ? 'Since' : 'Only'} “${titleOfTurn(turn)}”`))
+		]
+	}
+
+	async load() {
+		const { session, tab } = this
+		const changed = tab === 'changed'
+		const mine = (this.loading = {})
+		setText(this.sinceName, this.turn ? `Since “${titleOfTurn(this.turn)}”` : 'The whole session')
+		this.tools.hidden = this.undo.hidden = !changed
+		setText(this.undoName, this.turn ? 'Undo since here' : 'Undo all')
+		this.list.ariaBusy = 'true'
+		try {
+			const rows = changed ? await this.#changes() : (await this.#entries('')).map(one => this.#entry(one))
+			if (mine !== this.loading) return
+			this.list.replaceChildren(...rows)
+			setText(this.note, rows.length ? '' : changed ? say('no_changes') : say('no_files'))
+		} catch (error) {
+			if (mine !== this.loading) return
+			this.list.replaceChildren()
+			setText(this.note, error.message)
+		}
+		if (session === this.session) this.list.ariaBusy = 'false'
+	}
+
+	async #changes() {
+		const { files } = await this.app.api.call('GET', this.#address())
+		const { added, removed } = totals(files)
+		counts(this, added, removed)
+		this.undo.disabled = !files.length || this.session.closed
+		return files.map(file => this.#file(file, files.length === 1))
+	}
+
+	#file({ path, status, additions, deletions }, open) {
+		const view = template('changed-file')
+		setText(view.status, status[0].toUpperCase())
+		view.status.title = status
+		view.el.dataset.status = status
+		setText(view.name, path)
+		view.name.title = path
+		if (additions != null) counts(view, additions, deletions)
+		const tools = h(
+			'p.chips',
+			{},
+			copyButton(() => this.#text(this.#address(path)), 'Copy patch'),
+			status !== 'deleted' && this.#download(path)
+		)
+		view.el.ontoggle = () =>
+			view.el.open && !view.body.firstChild && this.#fill(view.body, tools, () => this.#diff(path))
+		view.el.open = open
+		return view.el
+	}
+
+	#download = path =>
+		h(
+			'button.quiet',
+			{ onclick: () => this.#save(`/sessions/${this.session.id}/files/${encodePath(path)}`, path.split('/').at(-1)) },
+			icon('down'),
+			'Download'
+		)
+
+	async #fill(body, tools, build) {
+		body.append(tools)
+		try {
+			body.append(...[await build()].flat())
+		} catch (error) {
+			body.append(h('p.hint', { text: error.message }))
+		}
+	}
+
+	async #diff(path) {
+		const found = parsePatch(await this.#text(this.#address(path)))
+		const rows = found.flatMap(one => one.rows)
+		if (!rows.length) return h('p.hint', { text: found.some(one => one.binary) ? say('not_text') : say('no_lines') })
+		return rowsView(rows)
+	}
+
+	async #undo() {
+		const first = this.turn ?? this.session.model.turns.find(turn => turn.prompt && !turn.withdrawn)
+		const sure = await ask({
+			title: 'Undo these changes?',
+			text: `“${titleOfTurn(first)}”: ${say('undo')}`,
+			action: 'Undo',
+			danger: true
+		})
+		if (sure) this.#restore({ turn_index: first.index })
+	}
+
+	async #restore(body) {
+		await this.app.actions.attempt(async () => {
+			const done = await this.app.api.call('POST', `/sessions/${this.session.id}/undo`, body)
+			const left = done.not_restored.length
+			this.kept = done.snapshot_id
+			this.undone.hidden = false
+			setText(this.redo, body.snapshot_id ? 'Undo that' : 'Undo the undo')
+			setText(
+				this.undoneWords,
+				`${plural(done.restored, 'file')} restored${left ? `; ${left} not: ${done.not_restored.slice(0, 3).join(', ')}` : '.'}`
+			)
+			this.redo.focus()
+			this.session.look()
+			await this.session.lookAtChanges()
+			await this.load()
+		})
+	}
+
+	async #entries(path) {
+		const query = path ? `?path=${encodeURIComponent(path)}` : ''
+		const { entries } = await this.app.api.call('GET', `/sessions/${this.session.id}/files${query}`)
+		const order = ({ type }) => (type === 'directory' ? 0 : 1)
+		return entries.sort((a, b) => order(a) - order(b) || (a.path < b.path ? -1 : 1))
+	}
+
+	#entry({ path, type, size }) {
+		const view = template('changed-file')
+		const folder = type === 'directory'
+		view.status.append(icon(folder ? 'folder' : 'file'))
+		setText(view.name, path.split('/').at(-1))
+		view.name.title = path
+		view.stat.replaceWith(h('small', { text: folder || type === 'link' ? '' : bytes(size) }))
+		view.el.ontoggle = () => {
+			if (!view.el.open || view.body.firstChild) return
+			if (folder)
+				this.#fill(view.body, '', async () => {
+					const rows = (await this.#entries(path)).map(one => this.#entry(one))
+					return rows.length ? rows : h('p.hint', { text: 'Empty' })
+				})
+			else this.#fill(view.body, h('p.chips', {}, this.#download(path)), () => this.#preview(path, size))
+		}
+		return view.el
+	}
+
+	async #preview(path, size) {
+		if (size > MAX_PREVIEW) return h('p.hint', { text: say('too_large') })
+		const response = await this.#fetch(`/sessions/${this.session.id}/files/${encodePath(path)}?inline=true`)
+		const type = response.headers.get('Content-Type') ?? ''
+		if (/^image\/(png|jpeg|gif|webp)/.test(type)) {
+			const blob = await response.blob()
+			const reader = new FileReader()
+			await new Promise(resolve => {
+				reader.onload = resolve
+				reader.readAsDataURL(blob)
+			})
+			return h('img', { src: String(reader.result), alt: path })
+		}
+		if (!type.startsWith('text/')) return h('p.hint', { text: say('no_preview') })
+		const text = await response.text()
+		return text ? codeBlock(text, /\.(\w+)$/.exec(path)?.[1] ?? '').el : h('p.hint', { text: 'Empty' })
+	}
+}
+
+/** @param {any} view */
+function counts(view, added, removed) {
+	const { stat, plus, minus } = view
+	setText(plus, `+${added}`)
+	setText(minus, `−${removed}`)
+	minus.hidden = !removed
+	stat.ariaLabel = `${plural(added, 'line')} added, ${removed} removed`
+}
+
+const titleOfTurn = ({ prompt }) => promptParts(prompt).text.trim().split('\n')[0].slice(0, 60) || 'files'

@@ -1,0 +1,86 @@
+"""Changes of an agent, undo, and the files of a session's folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from playwright.async_api import expect
+
+from ..support.harness import Client, script
+from .conftest import OpenTab
+from .tab import PHONE, Tab
+
+OLD = "def greet(name):\n    print('hello ' + name)\n    return True\n"
+NEW = "def greet(name):\n    print(f'hello {name}')\n    return True\n\n\ngreet('you')\n"
+
+
+def edit(path: str) -> dict[str, object]:
+    call = {"toolCallId": path, "title": f"Edit {path}", "kind": "edit", "status": "completed"}
+    return {"update": {"sessionUpdate": "tool_call", **call, "locations": [{"path": path}]}}
+
+
+async def folder_of(tab: Tab, client: Client) -> Path:
+    return Path((await client.state(tab.session_id))["cwd"])
+
+
+async def test_changes_are_reviewed_undone_and_downloaded(
+    tab: Tab, client: Client, open_tab: OpenTab, tmp_path: Path
+) -> None:
+    page = tab.page
+    file = tmp_path
+    for turn, (name, text) in enumerate(
+        [("greet.py", OLD), ("greet.py", NEW), ("notes/<b>.md", "# Notes\n")], 1
+    ):
+        gate = tmp_path / str(turn)
+        await tab.say(script({"say": f"turn {turn}"}, {"gate": str(gate)}, edit(name)))
+        await expect(tab.answer(f"turn {turn}")).to_be_visible()
+        file = await folder_of(tab, client) / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        gate.touch()
+        await tab.settled(turn)
+    review = tab.button(re.compile("^2 files.*Review"))
+    await expect(review).to_contain_text("+7")
+    await review.click()
+    side = page.get_by_role("complementary", name="Changes and files")
+    files = side.locator(".file-row")
+    await expect(files).to_have_count(2)
+    await files.first.locator("summary").click()
+    await expect(files.first.locator(".row.add")).to_have_count(6)
+    await tab.axe("changes")
+    await tab.picture("changes")
+    # The changes of one turn, and the way back from it.
+    await side.get_by_role("button", name="The whole session").click()
+    await page.get_by_role("menuitemradio").nth(2).click()
+    await files.filter(has_text="greet.py").locator("summary").click()
+    await expect(files.first.locator(".row.del .changed").first).to_be_visible()
+    await side.get_by_role("button", name="Undo since here").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Undo").click()
+    await expect(side.locator(".strip")).to_contain_text("2 files restored")
+    assert file.parent.parent.joinpath("greet.py").read_text() == OLD
+    assert not file.exists()
+    await side.get_by_role("button", name="Undo the undo").click()
+    await expect(side.get_by_role("button", name="Undo that")).to_be_visible()
+    assert file.parent.parent.joinpath("greet.py").read_text() == NEW
+    # The files, with a preview.
+    await side.get_by_role("button", name="Files", exact=True).click()
+    await side.locator("summary", has_text="notes").press("Enter")
+    await tab.picture("files-open")
+    await side.locator("summary", has_text="<b>.md").click()
+    await expect(side.locator("pre")).to_have_text("# Notes")
+    async with page.expect_download() as saved:
+        await side.get_by_role("button", name="Download").click()
+    assert Path(await (await saved.value).path()).read_text() == "# Notes\n"
+    await tab.axe("files")
+    await tab.picture("files")
+    await page.keyboard.press("Control+Shift+E")
+    await expect(side).to_be_hidden()
+    await expect(tab.composer).to_be_focused()
+    phone = await open_tab(client, viewport=PHONE, color_scheme="dark")
+    await phone.sign_in(tab.session_id)
+    await phone.button(re.compile("Review$")).click()
+    await phone.shown.page.locator(".file-row summary").first.click()
+    await expect(phone.page.locator(".file-row .row.add").first).to_be_visible()
+    await phone.axe("changes on a phone")
+    await phone.picture("changes-phone")
