@@ -25,6 +25,7 @@ OF_THE_SERVER = {
     *("acpx-host", "acpx-host-watch", "handover-accept"),
     *(
         "accept-connections",
+        "disk",
         "health",
         "heartbeat",
         "metrics",
@@ -32,6 +33,7 @@ OF_THE_SERVER = {
         "search-index",
         "sweeper",
         "checkpoints",
+        "webhooks",
     ),
 }
 OF_AN_AGENT = {"agent-stderr"}

@@ -265,9 +265,10 @@ async def test_used_up_budget_raises_one_alert_for_each_period(server: LocalServ
         assert received == []
         await client.turn(session, reporting(50))
         failure(await client.turn(session, "more"), 402, "budget_exceeded")
-        assert [(one.app_name, one.fields) for one in received] == [
-            ("alerted", {"resets_at": next_day()})
-        ]
+        (alert,) = received
+        spent = {"limit": 150, "used": 150, "remaining": 0, "resets_at": next_day()}
+        assert alert.app_name == "alerted"
+        assert alert.fields == {"resets_at": next_day(), "budget": {"tokens_per_day": spent}}
         await change(server, "alerted", budget={"tokens_per_day": 1000})
         await change(server, "alerted", budget={"tokens_per_day": 1})
         assert len(received) == 2

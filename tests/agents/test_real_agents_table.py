@@ -131,13 +131,13 @@ async def test_table_shows_what_the_agent_can_do(
     abilities = (has_image, has_system, has_mcp, can_steer, forks)
     cells = ["yes" if able else "no" for able in abilities]
     name = next(name for name, one in AGENTS.items() if one is real)
-    check_row(name, f"| `{name}` | {' | '.join(cells)} | {f'`{mode}`' if mode else 'no mode'} |")
+    check_row(name, f"| {name} | {' | '.join(cells)} | {f'`{mode}`' if mode else 'no mode'} |")
 
 
 def check_row(name: str, row: str) -> None:
     """Check the row of an agent in the docs, or write it."""
     page = PAGE.read_text("utf-8")
-    found = re.search(rf"^\| `{re.escape(name)}` \| (?:yes|no|\?) \|.*$", page, re.MULTILINE)
+    found = re.search(rf"^\| {re.escape(name)} \| (?:yes|no|\?) \|.*$", page, re.MULTILINE)
     assert found is not None, f"add this line to the table: {row}"
     if os.environ.get("CLAWDFORGE_TEST_WRITE_DOCS") == "1":
         PAGE.write_text(page.replace(found[0], row), "utf-8")
