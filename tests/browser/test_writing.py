@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.async_api import FilePayload, expect
 
-from ..support.harness import Client, script
+from ..support.harness import Client, eventually, script
 from .conftest import OpenTab
 from .tab import PHONE, Tab
 
@@ -162,6 +162,11 @@ async def test_sessions_commands_and_words_are_found_with_the_keyboard(
         await client.create(meta={"title": title})
     session_id = await client.create(meta={"title": "Parser, new"})
     await client.turn(session_id, "the quick brown marmot")
+
+    async def is_indexed() -> bool:
+        return bool((await client.get("/search?q=marmot"))[1]["hits"])
+
+    await eventually("the index to have the turn", is_indexed)
     tab = await open_tab(client)
     page = tab.page
     await tab.sign_in()
