@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ FILE_FOLDERS = ("workspaces", "uploads", "files", "snapshots")
 """Folders that a backup may leave out, because they may be large."""
 TEMPORARY_FOLDERS = ("runs", "stderr", "tmp")
 """Folders that a backup does not contain."""
+ABANDONED_SECS = 86_400
+"""After this time without a change, no node of a cluster is writing a file any more."""
 
 
 def node_name(settings: Settings) -> str:
@@ -63,6 +66,25 @@ class DataDir:
     def own_folder(self) -> Path:
         """The folder that belongs to this server alone."""
         return self.path if self.local is None else self.local
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other nodes use it as well."""
+        return self.local is not None
+
+    def is_abandoned(self, path: Path) -> bool:
+        """Whether no server is writing a temporary file or folder any more. Blocking.
+
+        Only an old one is abandoned in a cluster, because another node may have just made it.
+        """
+        if not self.is_shared:
+            return True
+        try:
+            inside = tuple(path.iterdir()) if path.is_dir() and not path.is_symlink() else ()
+            newest = max(part.lstat().st_mtime for part in (path, *inside))
+        except OSError:
+            return False  # its node removes it at this moment
+        return newest < time.time() - ABANDONED_SECS
 
     @property
     def database(self) -> Path:

@@ -129,5 +129,9 @@ class RunJobs:
             job.run.stop("disconnect")
         await self._results.delete(run_id)
 
+    async def end_interrupted(self) -> None:
+        """Store a response for the runs of servers that have ended."""
+        await self._results.start()
+
     async def sweep(self) -> None:
         await self._results.sweep()

@@ -61,7 +61,7 @@ class RunResults:
         self._clock = clock
 
     async def start(self) -> None:
-        """Store a response for the runs that an earlier server process did not finish."""
+        """Store a response for the runs of servers that have ended."""
         interrupted = _interrupted()
         await self._commit(
             "UPDATE run_results SET status = ?, body = ?, expires_at = ? WHERE status IS NULL"  # noqa: S608

@@ -118,10 +118,14 @@ class Runner:
 
     async def start(self) -> None:
         """Clean up after an earlier server process: acpx records, rows and folders of its runs."""
+        await self.end_interrupted()
+        await asyncio.to_thread(_remove_folders, self._data_dir)
+
+    async def end_interrupted(self) -> None:
+        """End the runs of servers that have ended, in a cluster those that were taken over."""
         for run_id in await self._queries.unfinished_runs():
             await self._backend.forget(run_id)
         await self._writer.commit([statements.end_interrupted_runs(self._queries.engine)])
-        await asyncio.to_thread(_remove_folders, self._data_dir)
 
     async def stop(self) -> None:
         """Refuse waiting runs, give the others ``drain_secs`` to finish, then stop them."""

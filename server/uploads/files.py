@@ -89,12 +89,15 @@ class FileStore:
 
     async def start(self) -> None:
         """Count the stored files, and delete unfinished uploads of a server that was killed."""
+        # Before the rows: another node may store one in between.
+        found = await asyncio.to_thread(_abandoned_in, self._data_dir)
         rows = await self._queries.all_files()
         for row in rows:
             self._bytes_of[row.app_name] += row.size
             self._count_of[row.app_name] += 1
-        for name in await asyncio.to_thread(_list_names, self._data_dir.uploads):
-            if name not in {row.hash.hex() for row in rows}:
+        known = {row.hash.hex() for row in rows}
+        for name in found:
+            if name not in known:
                 await self._remove(self._data_dir.uploads / name)
 
     async def save(self, app_name: str, name: str, chunks: AsyncIterator[bytes]) -> Upload:
@@ -252,8 +255,11 @@ class FileStore:
         decrement(self._count_of, app_name)
 
 
-def _list_names(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+def _abandoned_in(data_dir: DataDir) -> list[str]:
+    """The names of the uploads that are not being written."""
+    folder = data_dir.uploads
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [entry.name for entry in found if data_dir.is_abandoned(entry)]
 
 
 def prepend_file_paths(

@@ -17,7 +17,7 @@ from ..auth.shared_tickets import SharedTickets
 from ..auth.tokens import TokenRegistry
 from ..cluster.membership import ALONE, Cluster
 from ..cluster.node import ClusterNode
-from ..errors import DatabaseError
+from ..errors import DatabaseError, Error
 from ..sessions.followed_log import HeadReporter, LogFollower
 from ..sessions.ownership import SessionOwnership
 from ..sessions.registry import SessionRegistry
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 TOKENS_CHANGED = "tokens"
 """The event that tells the other nodes that tokens or shares have changed."""
 TOKENS_POLL_SECS = 0.5
+RUNS_POLL_SECS = 30.0
 FROZEN_CLOSE_SECS = 5.0
 
 
@@ -72,6 +73,7 @@ class NodeParts:
         self._lists = RemoteLists(node, sessions)
         self._reporter = HeadReporter(node, sessions.loaded)
         self._tokens_changed = asyncio.Event()
+        self._has_taken_over = asyncio.Event()
         sessions.remote = RemoteSessions(node, self._follower, self._lists, sessions.queries)
         self._ownership = sessions.ownership = SessionOwnership(sessions, node)
 
@@ -97,6 +99,7 @@ class NodeParts:
                 tasks.spawn(context.sockets.close_all(FROZEN_CLOSE_SECS), "frozen-sockets")
 
         self._lease.followers.append(close_sockets)
+        self._lease.on_gone = lambda _: self._has_taken_over.set()
         await self._lease.beat()
         await node.find_nodes()
         node.bus.start()
@@ -106,6 +109,7 @@ class NodeParts:
             ("cluster-lists", self._lists.run),
             ("cluster-sessions", self._ownership.run),
             ("cluster-tokens", lambda: self._refresh_tokens(tokens)),
+            ("cluster-runs", lambda: self._end_runs(context)),
         ):
             context.supervisor.spawn(tasks, name, loop)
         try:
@@ -114,6 +118,22 @@ class NodeParts:
             await tasks.finish(0)
             for part in (self._reporter, self._lists, self._follower, node.channels, node.bus):
                 await part.stop()
+
+    async def _end_runs(self, context: ServerContext) -> None:
+        """End the runs of nodes that were taken over, forever.
+
+        Rounds without a reason find what another node has left half done.
+        """
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RUNS_POLL_SECS):
+                    await self._has_taken_over.wait()
+            self._has_taken_over.clear()
+            try:
+                await context.runner.end_interrupted()
+                await context.jobs.end_interrupted()
+            except (DatabaseError, Error) as error:
+                logger.warning("the runs of other nodes cannot be ended: %s", error)
 
     async def _refresh_tokens(self, tokens: TokenRegistry) -> None:
         """Let changes of tokens that other nodes make take effect, forever."""

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 SnapshotResult = TypeVar("SnapshotResult")
 
+UNDO_JOURNAL = "restoring"
+"""The file of an undo in progress, as the worker names it."""
 FINISH_SECS = 5.0
 """Time for the snapshots of the last turns when the server stops."""
 
@@ -41,6 +43,8 @@ class Snapshots:
     async def start(self, folder_of: Callable[[str], Awaitable[str | None]]) -> None:
         """Find git, and finish every undo that a killed server left unfinished.
 
+        In a cluster, another node may be busy with it: the session's next owner finishes it.
+
         Args:
             folder_of: returns the folder of a session, None if it does not exist.
         """
@@ -48,15 +52,26 @@ class Snapshots:
         if self._git is None:
             logger.warning("git is not installed: sessions have no snapshots and no undo")
             return
+        if self.data_dir.is_shared:
+            return
         for session_id in await asyncio.to_thread(_unfinished, self.data_dir.snapshots):
-            if (cwd := await folder_of(session_id)) is None:
-                continue
-            session = self.of(session_id, "", cwd)
-            try:
-                await session.call("recover", timeout=LONG_SECS)
-                logger.warning("an interrupted undo was finished", extra={"session": session_id})
-            except (Error, SnapshotError) as error:
-                logger.error("an undo cannot be finished: %s", error, extra={"session": session_id})
+            if (cwd := await folder_of(session_id)) is not None:
+                await self._recover(session_id, cwd)
+
+    async def take_over(self, session_id: str, cwd: str) -> None:
+        """Finish the undo that another node of the cluster left unfinished, if there is one."""
+        journal = self.data_dir.snapshots / session_id / UNDO_JOURNAL
+        shared = self.data_dir.is_shared and self._git is not None
+        if shared and await asyncio.to_thread(journal.exists):
+            await self._recover(session_id, cwd)
+
+    async def _recover(self, session_id: str, cwd: str) -> None:
+        session = self.of(session_id, "", cwd)
+        try:
+            await session.call("recover", timeout=LONG_SECS)
+            logger.warning("an interrupted undo was finished", extra={"session": session_id})
+        except (Error, SnapshotError) as error:
+            logger.error("an undo cannot be finished: %s", error, extra={"session": session_id})
 
     async def stop(self) -> None:
         """Wait for the snapshots of the last turns, and end the workers."""
@@ -172,4 +187,4 @@ def _unfinished(folder: Path) -> list[str]:
     """Return the sessions whose undo was interrupted."""
     if not folder.is_dir():
         return []
-    return [one.name for one in folder.iterdir() if (one / "restoring").exists()]
+    return [one.name for one in folder.iterdir() if (one / UNDO_JOURNAL).exists()]

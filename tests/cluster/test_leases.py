@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from ..support.harness import descendants, eventually, script
+from ..support.client import failure
+from ..support.harness import descendants, eventually, is_running, script
 from ..support.postgres import Postgres
 from .nodes import LEASE_SECS, NodeCluster, running_nodes
 
@@ -62,12 +63,14 @@ async def test_agents_of_a_server_that_hangs_are_stopped_and_its_turn_ends_once(
     await eventually(
         "the agents to stop", lambda: agent_states(one.server.pid) == {"T"}, 2 * LEASE_SECS
     )
+    agents = descendants(one.server.pid)
     assert cluster.owner_of(session_id) == "node-1"
     end = await far.until("turn_end")
     assert end["error"]["code"] == "server_restarted"
     head = end["seq"]
     one.resume()
     assert await asyncio.wait_for(one.server.process.wait(), 60) != 0
+    await eventually("the agents to be killed", lambda: not any(map(is_running, agents)))
     assert (await far.turn("hello"))["stop_reason"] == "end_turn"
     log = await two.client.events(session_id)
     assert next(entry["type"] for entry in log if entry["seq"] > head) == "turn_start"
@@ -103,3 +106,25 @@ async def test_node_that_is_cut_off_loses_its_sessions_and_closes_its_sockets(
     one.proxy.thaw()
     one.proxy.cut()
     assert await asyncio.wait_for(one.server.process.wait(), 60) != 0
+
+
+async def test_agents_continue_if_the_node_is_back_before_another_has_taken_over(
+    cluster: NodeCluster,
+) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    assert await two.server.stop() == 0
+    near = await one.client.connect(session_id)
+    await near.send("prompt", prompt=COUNTING)
+    await near.until_text("3 ")
+    one.proxy.freeze()
+    assert await near.until_closed() == 1012
+    await eventually("the agents to stop", lambda: agent_states(one.server.pid) == {"T"})
+    failure(await one.client.post(f"/sessions/{session_id}/turn", {"prompt": "x"}), 500, "internal")
+    assert (await one.client.get("/readyz"))[0] == 503
+    await asyncio.sleep(LEASE_SECS)
+    one.proxy.thaw()
+    again = await one.client.connect(session_id, after=near.entries[-1]["seq"])
+    assert (await again.until("turn_end"))["stop_reason"] == "end_turn"
+    seen = near.entries + again.entries
+    assert [entry["seq"] for entry in seen] == list(range(1, len(seen) + 1))

@@ -45,7 +45,7 @@ from ..login_states import LoginStates
 from ..reloading import NothingToTakeOver
 from ..traits import AgentTraits, traits_of
 from .agent import CliAgent
-from .commands import Acpx, AcpxCommands, socket_folder
+from .commands import Acpx, AcpxCommands, has_sockets, socket_folder
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class CliBackend(NothingToTakeOver):
         self._node = node
         self._data_dir = data_dir
         self._homes = data_dir.acpx_cli / "homes"
-        self._no_mcp = data_dir.acpx_cli / "no-mcp.json"
+        self._no_mcp = data_dir.own_folder() / "acpx-cli" / "no-mcp.json"
         self._commands = agents
         self._environ = environ
         self._start_timeout = start_timeout
@@ -139,14 +139,16 @@ class CliBackend(NothingToTakeOver):
 
     def _prepare(self) -> None:
         self._data_dir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with safe_files.folder(*self._data_dir.split(self._homes), make=True):
-            pass
+        for folder in (self._homes, self._no_mcp.parent):
+            with safe_files.folder(*self._data_dir.split(folder), make=True):
+                pass
         no_mcp = self._data_dir.split(self._no_mcp)
         safe_files.remove(*no_mcp)
         with safe_files.new_file(*no_mcp) as file:
             file.write(b'{"mcpServers": []}\n')
         for home in self._homes.iterdir():  # left by a server that was killed
-            shutil.rmtree(socket_folder(home), ignore_errors=True)
+            if not (self._data_dir.is_shared and has_sockets(home)):
+                shutil.rmtree(socket_folder(home), ignore_errors=True)
 
     async def stop(self) -> None:
         """End all agents; they have a moment to end by themselves."""

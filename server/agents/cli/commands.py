@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -221,6 +222,13 @@ class AcpxCommands:
 def socket_folder(home: Path) -> Path:
     """The temporary folder in which acpx creates the sockets of a home."""
     return Path("/tmp") / f"acpx-{hashlib.sha256(str(home).encode()).hexdigest()[:10]}"  # noqa: S108
+
+
+def has_sockets(home: Path) -> bool:
+    """Whether a process of this machine has sockets of a home, another node's too. Blocking."""
+    with contextlib.suppress(OSError):
+        return f" {socket_folder(home)}/" in Path("/proc/net/unix").read_text()
+    return False
 
 
 async def read_end(stream: asyncio.StreamReader) -> bytes:

@@ -182,7 +182,7 @@ class HostBackend(ReloadableHost):
             return  # acpx is running
         # A killed server or host may have left probes, and records that acpx was writing.
         for pattern in ("probe-*", f"{SESSIONS}/probe-*", f"{SESSIONS}/acpx-write*"):
-            for path in self._state_dir.glob(pattern):
+            for path in filter(self._data_dir.is_abandoned, self._state_dir.glob(pattern)):
                 with contextlib.suppress(OSError):
                     safe_files.remove(*self._data_dir.split(path))
 

@@ -1,0 +1,80 @@
+"""The work that a node leaves when it ends, and its end on another node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ..support.harness import eventually, script
+from ..support.postgres import Postgres
+from .nodes import LEASE_SECS, NodeCluster, running_nodes
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+async def cluster(postgres: Postgres, tmp_path: Path) -> AsyncIterator[NodeCluster]:
+    async with running_nodes(postgres, tmp_path, 2) as running:
+        yield running
+
+
+async def test_background_run_of_a_killed_node_ends(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    body = {"prompt": script({"hang": True}), "agent": "mock", "background": True}
+    status, reply = await one.client.post("/run", body)
+    assert status == 202, reply
+    path = f"/run/{reply['run_id']}"
+    await eventually("the run to begin", lambda: cluster.sql("SELECT count(*) FROM runs") == "1")
+    assert (await two.client.get(path))[0] == 202
+    await one.server.kill()
+
+    async def has_ended() -> bool:
+        return (await two.client.get(path))[0] != 202
+
+    await eventually("the run to end", has_ended, 4 * LEASE_SECS)
+    status, reply = await two.client.get(path)
+    assert (status, reply["code"], reply["retryable"]) == (502, "server_restarted", True)
+    assert cluster.sql("SELECT error FROM runs") == "server_restarted"
+
+
+async def test_undo_of_a_killed_node_is_finished_by_the_next_owner(cluster: NodeCluster) -> None:
+    one, _ = cluster.nodes
+    session_id = await one.client.create()
+    folder = cluster.folder / "shared" / "data" / "workspaces" / session_id
+
+    async def fill(text: str) -> None:
+        """Change the files during a turn."""
+        go_on, begun = f".mock-agent/go-{text}", folder / ".mock-agent" / text
+        prompt = script({"touch": f".mock-agent/{text}"}, {"gate": go_on})
+        turn = asyncio.create_task(one.client.turn(session_id, prompt))
+        await eventually("the turn to start", begun.exists)
+        for number in range(3000):
+            (folder / f"{number}").write_text(text)
+        (folder / go_on).touch()
+        assert (await turn)[0] == 200
+
+    await fill("old")
+    await fill("new")
+    undo = one.client.post(f"/sessions/{session_id}/undo", {"turn_index": 2})
+    asking = asyncio.create_task(undo)
+    journal = cluster.folder / "shared" / "data" / "snapshots" / session_id / "restoring"
+    await eventually("the undo to begin", journal.exists)
+    await eventually("files to be restored", lambda: "old" in texts(folder))
+    await one.server.kill()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert "new" in texts(folder)
+    three = await cluster.add("node-3")
+    assert journal.exists()  # node-1 may still be working
+    three.client.token = cluster.token
+    await cluster.until_owned(session_id, "")
+    status, reply = await three.client.turn(session_id, "hello")
+    assert status == 200, reply
+    assert not journal.exists()
+    assert set(texts(folder)) == {"old"}
+
+
+def texts(folder: Path) -> list[str]:
+    return [path.read_text() for path in folder.glob("[0-9]*")]
