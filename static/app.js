@@ -613,8 +613,20 @@ async function showWaiting() {
 }
 
 async function openPalette() {
-	const { openPalette: opened } = await load(() => import('./views/palette.js'))
-	opened(app, paletteEntries())
+	let typed = '' // while the palette is loaded
+	const type = event => {
+		if (event.key.length > 1 || event.ctrlKey || event.metaKey) return
+		typed += event.key
+		event.preventDefault()
+		event.stopPropagation()
+	}
+	addEventListener('keydown', type, true)
+	try {
+		const { openPalette: opened } = await load(() => import('./views/palette.js'))
+		await opened(app, paletteEntries(), () => typed)
+	} finally {
+		removeEventListener('keydown', type, true)
+	}
 }
 
 function paletteEntries() {

@@ -9,8 +9,11 @@ const SESSIONS_FOUND = 20
 const COMMANDS = 12
 const HITS = 12
 
-/** @param {Props} app */
-export async function openPalette(app, commands) {
+/**
+ * @param {Props} app
+ * @param {() => string} typed what has been typed since the palette was asked for
+ */
+export async function openPalette(app, commands, typed) {
 	await styles('panels')
 	if (document.querySelector('dialog[open]')) return
 	const list = h('ul.palette-list', { id: uid(), role: 'listbox', label: 'Results' })
@@ -144,7 +147,8 @@ export async function openPalette(app, commands) {
 		el.remove()
 	}
 	document.body.append(el)
-	draw()
 	el.showModal()
 	field.focus()
+	field.value = typed()
+	field.oninput()
 }
