@@ -1,8 +1,8 @@
 // The actions on one session, for menus and the palette
-import { isArchived, isPinned } from './list.js'
-import { textOf } from './transcript.js'
+import { isArchived, isPinned, projectOf } from './list.js'
+import { promptParts, textOf } from './transcript.js'
 import { ask, toast } from './views/dialogs.js'
-import { say, word } from './views/dom.js'
+import { copyText, say, word } from './views/dom.js'
 
 export const POLICIES = ['ask', 'approve-reads', 'approve-all', 'deny-all']
 
@@ -25,7 +25,7 @@ export function sessionActions(app) {
 	}
 
 	async function rename({ id, title = '' }) {
-		const name = await ask({ title: 'Rename the session', input: title, action: 'Rename' })
+		const name = await ask({ title: say('rename'), input: title, action: 'Rename' })
 		if (name) attempt(() => change(id, { meta: { title: name } }))
 	}
 
@@ -42,7 +42,7 @@ export function sessionActions(app) {
 
 	async function close({ id, title }) {
 		const text = `${title ? `“${title}”: ` : ''}the agent is stopped. Your next message continues the conversation.`
-		if (await ask({ title: 'Close this session?', text, action: 'Close session', danger: true }))
+		if (await ask({ title: say('close'), text, action: 'Close session', danger: true }))
 			attempt(async () => {
 				await app.api.close(id)
 				await app.list.look(id)
@@ -90,7 +90,7 @@ export function sessionActions(app) {
 		attempt(async () => {
 			const { shares } = await app.api.call('GET', `/sessions/${id}/shares`)
 			for (const { share_id: one } of shares) await app.api.call('DELETE', `/sessions/${id}/shares/${one}`)
-			toast(shares.length ? 'The links no longer work.' : 'There are no links.')
+			toast(shares.length ? 'The links no longer work.' : say('there'))
 		})
 
 	async function phone({ id }) {
@@ -120,17 +120,17 @@ export function sessionActions(app) {
 				? { label: 'Unpin', icon: 'pin', onselect: () => pin(id, false) }
 				: { label: 'Pin', icon: 'pin', onselect: () => pin(id, true) },
 			archived
-				? { label: 'Take out of the archive', icon: 'archive', onselect: () => archive(id, false) }
+				? { label: say('take_out'), icon: 'archive', onselect: () => archive(id, false) }
 				: { label: 'Archive', icon: 'archive', onselect: () => archive(id, true) },
 			{ label: 'Mark as unread', icon: 'dot', onselect: () => unread(id) },
-			beside && { label: 'Open beside this one', icon: 'columns', onselect: () => app.goBeside(id) },
+			beside && { label: say('open'), icon: 'columns', onselect: () => app.goBeside(id) },
 			{ label: 'Open on a phone…', icon: 'phone', onselect: () => phone({ id }) },
-			{ label: 'Share a link to read…', icon: 'globe', onselect: () => share({ id }) },
+			{ label: say('share_a'), icon: 'globe', onselect: () => share({ id }) },
 			{ label: 'Revoke all links', icon: 'close', onselect: () => revoke(id) },
 			{ label: 'Save as Markdown', icon: 'down', onselect: () => download(id, 'markdown') },
 			{ label: 'Save as HTML', icon: 'down', onselect: () => download(id, 'html') },
 			state.retention_secs != null && {
-				label: 'Keep until I delete it',
+				label: say('keep'),
 				icon: 'clock',
 				onselect: () => keep(id)
 			},
@@ -139,7 +139,45 @@ export function sessionActions(app) {
 		].filter(Boolean)
 	}
 
-	return { entries, policies, change, attempt, keep, phone, archive, pin }
+	// A new session with the conversation up to a turn, or to before it
+	/** @type {(session: Props, turn: Turn, how: Props) => Promise<void>} */
+	const branch = (session, { index, prompt }, { again, send, ...more }) =>
+		attempt(async () => {
+			const { agent, permission, ...state } = session.state
+			const at = again ? index - 1 : index
+			const cwd = projectOf(session.state) ?? undefined
+			const made = at
+				? await app.api.call('POST', `/sessions/${session.id}/fork`, { turn_index: at, ...more })
+				: await app.made({ agent, permission, cwd, model: (!more.agent && state.model) || undefined, ...more })
+			app.list.hear(made)
+			await app.go(made.session_id)
+			const fresh = app.open.get(made.session_id)
+			if (send) fresh.session.send({ prompt })
+			else if (again) fresh.view.composer.put({ prompt })
+		})
+
+	function turnEntries(session, turn) {
+		const retry = (name, more) => ({
+			label: name,
+			onselect: () => branch(session, turn, { again: true, send: true, ...more })
+		})
+		const copy = {
+			label: 'Copy prompt',
+			icon: 'copy',
+			onselect: () => copyText(promptParts(turn.prompt).text)
+		}
+		if (app.api.shared) return [copy]
+		return [
+			copy,
+			{ label: say('edit_and'), icon: 'pencil', onselect: () => branch(session, turn, { again: true }) },
+			{ label: 'Fork from here', icon: 'fork', onselect: () => branch(session, turn, {}) },
+			{ heading: 'Try again with' },
+			...(app.agents ?? []).filter(one => one.installed).map(({ name }) => retry(name, { agent: name })),
+			...(session.model.models?.availableModels ?? []).map(({ id, name }) => retry(name, { model: id }))
+		]
+	}
+
+	return { turnEntries, entries, policies, change, attempt, keep, phone, archive, pin }
 }
 
 export function save(blob, name) {

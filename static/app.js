@@ -50,6 +50,7 @@ const app = {
 	load,
 	show,
 	create,
+	made,
 	storage,
 	isNarrow: () => narrow.matches,
 	wide: () => wide.matches,
@@ -374,6 +375,7 @@ function openSession(id, state = app.list.states.get(id)) {
 			sendAnew: message => createLike(session, message),
 			reopen: () => session.reopen().then(reopened => app.list.hear(reopened)),
 			entries: () => menuOf(session),
+			turnEntries: actions.turnEntries,
 			policies: () => actions.policies(id),
 			keep: () => actions.keep(id),
 			focused: () => focusPane(id),
@@ -606,7 +608,7 @@ async function showWaiting() {
 	const waiting = app.rows.filter(({ state }) => state === 'waiting').sort((a, b) => a.at - b.at)
 	const at = waiting.findIndex(({ id }) => id === app.current)
 	const next = waiting[(at + 1) % waiting.length]
-	if (!next) return toast('Nothing waits for you.')
+	if (!next) return toast(say('nothing_2'))
 	if (next.id === app.current) return view.showWaiting(true)
 	await go(next.id)
 	open.get(next.id)?.view.visitWaiting()
@@ -637,7 +639,7 @@ function paletteEntries() {
 		{ label: say('board'), icon: 'board', onselect: () => show('board') },
 		{ label: say('agents'), icon: 'spark', onselect: () => show('agents') },
 		{ label: 'Administration', icon: 'key', onselect: () => show('admin') },
-		{ label: 'Keyboard shortcuts', keys: '?', icon: 'keyboard', onselect: showHelp },
+		{ label: say('keyboard'), keys: '?', icon: 'keyboard', onselect: showHelp },
 		...(session
 			? [
 					...actions.entries(session),
@@ -658,11 +660,11 @@ async function showHelp() {
 
 function settingsMenu() {
 	const { notify, theme = 'system' } = storage.preferences()
-	const themes = { system: 'Theme of the system', light: 'Light', dark: 'Dark' }
+	const themes = { system: say('theme_of'), light: 'Light', dark: 'Dark' }
 	return [
 		{ label: 'Agents', icon: 'spark', onselect: () => show('agents') },
 		{ label: 'Administration', icon: 'key', onselect: () => show('admin') },
-		{ label: 'Keyboard shortcuts', icon: 'keyboard', detail: '?', onselect: showHelp },
+		{ label: say('keyboard'), icon: 'keyboard', detail: '?', onselect: showHelp },
 		{
 			label: notify ? 'Do not notify me' : say('notify_me'),
 			icon: 'bell',
@@ -697,7 +699,7 @@ async function toggleNotify() {
 			? 'You will be notified when an agent waits for you or has finished.'
 			: refused
 				? 'The browser does not allow notifications of this page.'
-				: 'Notifications are off.'
+				: say('notifications_2')
 	)
 }
 

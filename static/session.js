@@ -93,9 +93,9 @@ export class Session {
 		return texts.filter((text, index) => text && text !== texts[index - 1])
 	}
 
-	/** @param {{id?: string, prompt: any, files?: any[]}} message */
-	send({ id, prompt, files = [] }) {
-		const sent = this.wire.prompt(prompt, { id, files })
+	/** @param {{id?: string, prompt: any, files?: any[], steer?: boolean}} message */
+	send({ id, prompt, files = [], steer }) {
+		const sent = this.wire.prompt(prompt, { id, files, ...(steer && { steer }) })
 		this.outbox.set(sent.id, { id: sent.id, prompt, files, state: 'sending' })
 		sent.accepted.catch(error => this.#rejected(sent.id, error))
 		this.#changedOutbox()
@@ -116,6 +116,20 @@ export class Session {
 	withdraw(turnIndex) {
 		this.withdrawing.add(turnIndex)
 		this.cancel(turnIndex)
+	}
+
+	// Changes or moves a prompt that waits
+	requeue(turnIndex, change) {
+		this.#tell(this.wire.send({ type: 'queue', turn_index: turnIndex, ...change }))
+		this.#readBack()
+	}
+
+	// A prompt that waits goes to the running turn
+	sendNow(turnIndex) {
+		const { prompt } = this.queue.get(turnIndex)
+		const sent = this.sent.get(turnIndex) ?? { prompt }
+		this.cancel(turnIndex)
+		this.send({ ...sent, steer: true })
 	}
 
 	set(kind, value, key) {
@@ -233,7 +247,7 @@ export class Session {
 		if (this.synced) this.#emit('change')
 	}
 
-	#accepted({ id, turn_index: index, queued, duplicate }) {
+	#accepted({ id, turn_index: index, queued, duplicate, steered }) {
 		const sent = this.outbox.get(id)
 		if (!sent) return
 		sent.state = 'accepted'
@@ -242,7 +256,7 @@ export class Session {
 			this.queue.set(index, { turn_index: index, prompt: sent.prompt })
 			this.sent.set(index, { prompt: sent.prompt, files: sent.files })
 		}
-		if (queued || duplicate) this.outbox.delete(id)
+		if (queued || duplicate || steered) this.outbox.delete(id)
 		this.#changedOutbox()
 	}
 

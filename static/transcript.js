@@ -109,6 +109,8 @@ const ENTRIES = {
 			durationMs: number(entry.duration_ms),
 			error: failure(entry.error)
 		})
+		const { cost } = record(entry.usage)
+		if (isRecord(cost)) turn.usage = { totalTokens: null, ...turn.usage, cost }
 		// The duration is 0 if the agent never received the prompt.
 		if (entry.withdrawn ?? (entry.stop_reason === 'cancelled' && entry.duration_ms === 0 && !turn.items.length))
 			turn.withdrawn = true

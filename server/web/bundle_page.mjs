@@ -15,6 +15,9 @@ const STATIC = fileURLToPath(new URL('../../static/', import.meta.url));
 const MODULES = fileURLToPath(new URL('../../node_modules/', import.meta.url));
 const FOLDER = process.argv[2];
 const FRESH = `${FOLDER}.${process.pid}`;
+// Long names of the page's own properties, which neither the browser, a library nor the protocol knows.
+const OWN_NAMES =
+	/^(adminToken|startedAt|showWaiting|turnViews|showSidebar|endedAt|byIndex|awaySince|checkWords|auditEvent|seededAt|withdrawing|chooseAgent|readTo|auditApp|loadAgents|durationMs|loadingShownAt|projectsShown|lookAtChanges|focusComposer|expiresAt|leftEnd|saidShown|closePane|agentName|turnEntries|sendNow|savePreferences|toolKind|turnIndex|requestId|saveToken|saveOutbox|saveDraft|addressOf|requeue|goBeside)$/;
 const common = {
 	bundle: true,
 	minify: true,
@@ -51,6 +54,7 @@ try {
 		entryPoints: [`${STATIC}app.js`],
 		outdir: FRESH,
 		splitting: true,
+		mangleProps: OWN_NAMES,
 		chunkNames: 'page-[name]-[hash]',
 		external: libraries.map(([name]) => name),
 		metafile: true

@@ -3,16 +3,10 @@ import { list, record, records } from '../normalise.js'
 import { adminCall, adminForm } from './adminsign.js'
 import { copyButton } from './code.js'
 import { ask, toast } from './dialogs.js'
-import { h, icon, say, setText } from './dom.js'
+import { h, icon, say, setText, template } from './dom.js'
 import { ago, compact, money } from './format.js'
 import { PanelPage, pill } from './panel.js'
 
-const SCOPES = {
-	read: 'See sessions',
-	prompt: 'Send prompts',
-	approve: 'Answer requests',
-	manage: say('create_and')
-}
 const TABS = { tokens: 'Tokens', usage: 'Usage', audit: 'Audit' }
 const GROUPS = { app: 'App', day: 'Day', agent: 'Agent', model: 'Model' }
 const PAGE = 200
@@ -142,7 +136,7 @@ export class Panel extends PanelPage {
 		if (given === null) return
 		const { usd_per_day: _, ...others } = budget
 		const amount = Number(given)
-		if (!(amount >= 0)) return toast('A budget is a number.')
+		if (!(amount >= 0)) return toast(say('a_budget'))
 		const changed = amount > 0 ? { ...others, usd_per_day: amount } : others
 		const body = { budget: Object.keys(changed).length ? changed : null }
 		await this.#attempt(() => adminCall(this.app, 'PATCH', `/admin/tokens/${encodeURIComponent(name)}`, body))
@@ -151,72 +145,44 @@ export class Panel extends PanelPage {
 
 	async #revoke(name) {
 		const text = `“${name}” is signed out everywhere at once. Its turns and runs are ended; its conversations stay.`
-		if (!(await ask({ title: 'Revoke this token?', text, action: 'Revoke', danger: true }))) return
+		if (!(await ask({ title: say('revoke'), text, action: 'Revoke', danger: true }))) return
 		await this.#attempt(() => adminCall(this.app, 'DELETE', `/admin/tokens/${encodeURIComponent(name)}`))
 		this.#show('tokens')
 	}
 
 	#newToken() {
-		const name = h('input', {
-			required: true,
-			pattern: '[A-Za-z0-9][A-Za-z0-9._\\-]{0,63}',
-			title: say('letters_digits'),
-			spellcheck: 'false',
-			autocomplete: 'off'
-		})
-		const scopes = Object.entries(SCOPES).map(([scope, text]) => [
-			scope,
-			h('input', { type: 'checkbox', checked: true }),
-			text
-		])
-		const dollars = h('input', { type: 'number', min: 0, step: 'any', placeholder: 'no limit' })
-		const result = h('div', { role: 'status' })
-		const button = h('button.primary', {}, icon('plus'), 'Create')
-		button.type = 'submit'
-		return h(
-			'form.new-token',
-			{
-				onsubmit: async event => {
-					event.preventDefault()
-					const chosen = scopes.filter(([, box]) => box.checked).map(([scope]) => scope)
-					const body = {
-						name: name.value.trim(),
-						...(chosen.length < scopes.length && { scopes: chosen }),
-						...(dollars.value && { budget: { usd_per_day: Number(dollars.value) } })
-					}
-					const made = await this.#attempt(() => adminCall(this.app, 'POST', '/admin/tokens', body))
-					if (!made) return
-					name.value = dollars.value = ''
-					const [, rows] = await this.#tokens()
-					this.content.lastElementChild.replaceWith(rows)
-					result.replaceChildren(
-						h('p.hint', { text: `The token of ${made.name}. It is shown only now.` }),
-						h(
-							'div.command',
-							{},
-							h('code', { text: made.token, tabIndex: 0 }),
-							copyButton(() => made.token, 'Copy')
-						),
-						h(
-							'div.command',
-							{},
-							h('code', { text: linkOf(made.token), tabIndex: 0 }),
-							copyButton(() => linkOf(made.token), 'Copy the sign-in link')
-						)
-					)
-				}
-			},
-			h('h2', { text: 'New token' }),
-			h('div.fields', {}, h('label', {}, 'Name of the app', name), h('label', {}, say('budget_per'), dollars)),
-			h(
-				'fieldset.scopes',
-				{},
-				h('legend', { text: 'It may' }),
-				scopes.map(([, box, text]) => h('label.check', {}, box, text))
-			),
-			button,
-			result
-		)
+		const { el, name, dollars, result, boxes } = template('new-token')
+		const scopes = [...boxes.querySelectorAll('input')].map(box => [box.name, box])
+		el.onsubmit = async event => {
+			event.preventDefault()
+			const chosen = scopes.filter(([, box]) => box.checked).map(([scope]) => scope)
+			const body = {
+				name: name.value.trim(),
+				...(chosen.length < scopes.length && { scopes: chosen }),
+				...(dollars.value && { budget: { usd_per_day: Number(dollars.value) } })
+			}
+			const made = await this.#attempt(() => adminCall(this.app, 'POST', '/admin/tokens', body))
+			if (!made) return
+			name.value = dollars.value = ''
+			const [, rows] = await this.#tokens()
+			this.content.lastElementChild.replaceWith(rows)
+			result.replaceChildren(
+				h('p.hint', { text: `The token of ${made.name}. It is shown only now.` }),
+				h(
+					'div.command',
+					{},
+					h('code', { text: made.token, tabIndex: 0 }),
+					copyButton(() => made.token, 'Copy')
+				),
+				h(
+					'div.command',
+					{},
+					h('code', { text: linkOf(made.token), tabIndex: 0 }),
+					copyButton(() => linkOf(made.token), say('copy_the'))
+				)
+			)
+		}
+		return el
 	}
 
 	async #usage() {
@@ -264,7 +230,7 @@ export class Panel extends PanelPage {
 		})
 		const event = h('input', {
 			type: 'search',
-			placeholder: 'Event, such as close',
+			placeholder: say('event'),
 			label: 'Only this event',
 			value: this.auditEvent ?? ''
 		})

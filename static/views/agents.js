@@ -82,7 +82,7 @@ export class Panel extends PanelPage {
 				state
 			),
 			!installed && install && this.#install(install),
-			installed && h('button.quiet', { onclick: () => this.#use(name) }, icon('plus'), 'New session with it'),
+			installed && h('button.quiet', { onclick: () => this.#use(name) }, icon('plus'), say('new')),
 			installed && (login || records(methods).length > 0) && this.#logins(name, records(methods), login)
 		)
 	}

@@ -12,7 +12,7 @@ const FINISHED = 12
 const GROUPS = [
 	['waiting', 'Waiting for you'],
 	['running', 'Working'],
-	['finished', 'Finished, not read yet']
+	['finished', say('finished')]
 ]
 
 export class Panel extends PanelPage {

@@ -65,10 +65,6 @@ export function askedFor(call, cwd) {
 		)
 	]
 	if (input !== undefined && !told)
-		parts.push(
-			hasDiff(call)
-				? h('details.raw', {}, h('summary', {}, icon('frames'), 'Full input of the tool'), whole())
-				: whole()
-		)
+		parts.push(hasDiff(call) ? h('details.raw', {}, h('summary', {}, icon('frames'), say('full')), whole()) : whole())
 	return parts
 }

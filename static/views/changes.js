@@ -168,7 +168,7 @@ export class ChangesView extends View {
 	async #undo() {
 		const first = this.turn ?? this.session.model.turns.find(turn => turn.prompt && !turn.withdrawn)
 		const sure = await ask({
-			title: 'Undo these changes?',
+			title: say('undo_2'),
 			text: `“${titleOfTurn(first)}”: ${say('undo')}`,
 			action: 'Undo',
 			danger: true

@@ -61,7 +61,7 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 		note: `Line ends changed: ${from} → ${to} (${plural(count, 'line')})`
 	}))
 	if (oldText == null) shown.push({ note: newText ? 'New file' : 'New file, empty' })
-	else if (oldText && !newText) shown.push({ note: 'All lines were removed' })
+	else if (oldText && !newText) shown.push({ note: say('all') })
 	else if (!ends.length && rows.every(({ sign }) => sign === ' ')) shown.push({ note: 'No difference' })
 	pairLines(rows)
 	const near = new Uint8Array(rows.length)

@@ -1,6 +1,6 @@
 // The chooser of a project: recent ones, and the folders in the workspace roots
 import { nameOf } from '../list.js'
-import { h, icon, setText, styles, template } from './dom.js'
+import { h, icon, say, setText, styles, template } from './dom.js'
 import { ago, plural } from './format.js'
 
 /** @param {Props} app @returns {Promise<{project: string | null, worktree: boolean} | null>} */
@@ -66,7 +66,7 @@ export async function chooseFolder(app, { project, worktree, recent }) {
 						? 'There are more folders than are shown.'
 						: list.childElementCount
 							? ''
-							: 'No folders in here.'
+							: say('no')
 			)
 		} catch (error) {
 			setText(note, error.message)

@@ -1,3 +1,4 @@
+import { promptParts } from '../transcript.js'
 import { h, icon } from './dom.js'
 import { promptBubble } from './messages.js'
 
@@ -12,27 +13,46 @@ export class OutboxView {
 
 	update(outbox, queue, away, closed) {
 		const shown = JSON.stringify([
-			[...queue.keys()],
+			[...queue.values()],
 			[...outbox.values()].map(({ id, state }) => [id, state]),
 			away,
 			closed
 		])
 		if (shown === this.shown) return false
 		this.shown = shown
-		this.root.replaceChildren(
-			...[...queue.values()].map((one, index) => this.#queued(one, index)),
-			...[...outbox.values()].map(one => this.#sent(one, away, closed))
+		this.root.replaceChildren(...[...outbox.values()].map(one => this.#sent(one, away, closed)))
+		const { dock } = this.on
+		const waiting = [...queue.values()]
+		const at = [...dock.querySelectorAll('button')].indexOf(document.activeElement)
+		dock.hidden = !waiting.length
+		dock.replaceChildren(
+			...waiting.map((one, index) => this.#queued(one, waiting[index - 1])),
+			waiting.length > 1
+				? h(
+						'li',
+						{},
+						button('Clear the queue', () => waiting.map(one => this.on.clear(one)))
+					)
+				: ''
 		)
+		if (at >= 0) dock.querySelectorAll('button')[at]?.focus()
 		return true
 	}
 
-	#queued({ turn_index: turn, prompt }, index) {
-		return this.#row(
-			'queued',
-			prompt,
+	#queued(one, above) {
+		const { turn_index: turn, prompt } = one
+		const { on } = this
+		const text = promptParts(prompt).text || 'files'
+		const tool = (label, name, onclick) => h('button.icon-button', { label, title: label, onclick }, icon(name))
+		return h(
+			'li.strip',
+			{ 'data-state': 'queued' },
 			icon('clock'),
-			index ? `Queued: number ${index + 1}` : 'Queued: next',
-			button('Take out', () => this.on.withdraw(turn))
+			h('span.ellipsis.grow', { text, dir: 'auto' }),
+			button('Send now', () => on.sendNow(turn)),
+			above && tool('Move up', 'up', () => on.move(turn, above.turn_index)),
+			tool('Change it', 'pencil', () => on.change(one)),
+			tool('Take out', 'close', () => on.withdraw(turn))
 		)
 	}
 

@@ -21,7 +21,7 @@ export async function openPalette(app, commands, typed) {
 		type: 'text',
 		role: 'combobox',
 		placeholder: say('find_a'),
-		label: 'Find or do anything',
+		label: say('find_or'),
 		'aria-controls': list.id,
 		'aria-expanded': 'true',
 		autocomplete: 'off',
@@ -31,7 +31,7 @@ export async function openPalette(app, commands, typed) {
 	const note = h('p.hint.palette-note', { role: 'status' })
 	const el = h(
 		'dialog.palette',
-		{ label: 'Find or do anything' },
+		{ label: say('find_or') },
 		h('div.palette-head', {}, icon('search'), field),
 		list,
 		note

@@ -11,7 +11,7 @@ function qrCode(text) {
 	svg.setAttribute('viewBox', `0 0 ${size} ${size}`)
 	svg.setAttribute('class', 'qr')
 	svg.setAttribute('role', 'img')
-	svg.setAttribute('aria-label', 'QR code of the link')
+	svg.setAttribute('aria-label', say('qr_code'))
 	const path = document.createElementNS(SVG, 'path')
 	path.setAttribute('d', data.flatMap((row, y) => row.map((dark, x) => (dark ? `M${x} ${y}h1v1h-1z` : ''))).join(''))
 	svg.append(path)
@@ -45,11 +45,9 @@ export async function showPhone(id, token) {
 	let change = _ => {}
 	box.onchange = () => change(box.checked ? `${base}&token=${token}` : base)
 	change = await showLink({
-		title: 'Continue on a phone',
+		title: say('continue'),
 		text: say('scan_it'),
 		link: base,
-		more: [
-			h('label.check', {}, box, h('span', {}, 'Sign the phone in, too', h('small', { text: say('whoever_scans') })))
-		]
+		more: [h('label.check', {}, box, h('span', {}, say('sign_the'), h('small', { text: say('whoever_scans') })))]
 	})
 }

@@ -4,7 +4,7 @@ import { totals } from '../patch.js'
 import { titleOf } from './calltitle.js'
 import { Composer, dropTarget } from './composer.js'
 import { ConversationView } from './conversation.js'
-import { guard, oncePerFrame, setText, View, word } from './dom.js'
+import { guard, oncePerFrame, say, setText, View, word } from './dom.js'
 import { compact, duration, money, plural } from './format.js'
 import { menuButton } from './menu.js'
 import { OutboxView } from './outbox.js'
@@ -35,10 +35,19 @@ export class SessionView extends View {
 			focusComposer: () => this.focus(),
 			seen: () => this.draw(),
 			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
-			edit: turn => this.composer.put(turn)
+			edit: turn => this.composer.put(turn),
+			entries: turn => on.turnEntries(session, turn)
 		})
 		this.outbox = new OutboxView(this.conversation.outbox, {
+			dock: this.waiting,
 			withdraw: turn => session.withdraw(turn),
+			clear: one => session.cancel(one.turn_index),
+			sendNow: turn => session.sendNow(turn),
+			move: (turn, before) => session.requeue(turn, { before }),
+			change: one => {
+				this.changing = one.turn_index
+				this.composer.put(one)
+			},
 			discard: one => session.discard(one),
 			resend: one => this.#send(one, () => session.discard(one)),
 			edit: one => {
@@ -137,6 +146,12 @@ export class SessionView extends View {
 		if (this.over) return void this.#sendAnew(message, sent)
 		if (this.session.closed) return void this.#continue(message, sent)
 		sent()
+		const { changing } = this
+		this.changing = null
+		if (this.session.queue.has(changing)) {
+			if (!message.files?.length) return this.session.requeue(changing, { prompt: message.prompt })
+			this.session.cancel(changing)
+		}
 		this.session.send({ prompt: message.prompt, files: message.files })
 		this.scroll.toEnd()
 	}
@@ -243,7 +258,7 @@ export class SessionView extends View {
 		this.keep.hidden = !closed || gone || !until
 		this.fresh.hidden = !gone && !this.refusal
 		const kept = until ? ` It will be deleted on ${new Date(until * 1000).toLocaleDateString()}.` : ''
-		const why = word('closed', model.closed?.reason ?? state?.close_reason) ?? 'This session was closed.'
+		const why = word('closed', model.closed?.reason ?? state?.close_reason) ?? say('this')
 		setText(
 			this.why,
 			gone

@@ -55,7 +55,7 @@ export class Sidebar extends View {
 			this.on.choose(this.choice)
 		}
 		return [
-			{ heading: 'Group the sessions' },
+			{ heading: say('group') },
 			{ label: 'By time', checked: by !== 'project', onselect: () => choose({ by: 'time' }) },
 			{ label: 'By project', checked: by === 'project', onselect: () => choose({ by: 'project' }) },
 			{ heading: 'Show' },
@@ -190,7 +190,7 @@ export class Sidebar extends View {
 					h('span', { dir: 'auto', text: snippet })
 				)
 			)
-			this.found.replaceChildren(...(hits.length ? [h('h2', { text: 'Said in conversations' }), ...hits] : []))
+			this.found.replaceChildren(...(hits.length ? [h('h2', { text: say('said_in') }), ...hits] : []))
 		}
 		return this.found
 	}

@@ -123,7 +123,7 @@ export class StartView extends View {
 				onselect: () => this.#choose({ agent: name, others: [] })
 			})),
 			usable.length > 1 && {
-				label: 'Ask several and compare…',
+				label: say('ask'),
 				icon: 'columns',
 				onselect: () => this.#several(usable)
 			},

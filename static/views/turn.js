@@ -1,7 +1,9 @@
-import { promptParts, textOf } from '../transcript.js'
+import { changedPaths, promptParts, textOf } from '../transcript.js'
+import { titleOf } from './calltitle.js'
 import { copyButton } from './code.js'
 import { guard, h, icon, say, setText, template, uid, View, word } from './dom.js'
-import { compact, duration } from './format.js'
+import { compact, duration, money, plural } from './format.js'
+import { menuButton } from './menu.js'
 import { MessageView, promptBubble, ThoughtView } from './messages.js'
 import { NoteView, PlanView, RawView, rawView } from './notes.js'
 import { QuestionView } from './question.js'
@@ -97,7 +99,9 @@ export class TurnView extends View {
 		const running = turn.status === 'running'
 		const waits = running && context.waits(turn)
 		const away = running && context.away()
-		const shown = running ? `running ${waits} ${away}` : turn.stopReason
+		const tool = running && [...turn.open].at(-1)
+		const now = tool ? `now: ${titleOf(tool)}` : 'Working'
+		const shown = running ? `running ${waits} ${away} ${now}` : turn.stopReason
 		if (shown === this.shown || (!running && context.draws(turn))) return
 		this.shown = shown
 		this.elapsed = running && !away ? h('span') : null
@@ -108,7 +112,7 @@ export class TurnView extends View {
 					'p.facts.working',
 					{ 'data-waits': String(waits) },
 					h('span.spinner'),
-					waits ? 'Waiting for you' : 'Working',
+					h('span.ellipsis', { text: waits ? 'Waiting for you' : now }),
 					this.elapsed
 				)
 			)
@@ -155,7 +159,13 @@ export class TurnView extends View {
 		this.el.classList.toggle('withdrawn', Boolean(this.turn.withdrawn))
 		const { startedAt, durationMs, usage, items } = this.turn
 		const messages = items.filter(({ kind }) => kind === 'message')
-		const words = [durationMs && duration(durationMs), usage?.totalTokens && `${compact(usage.totalTokens)} tokens`]
+		const files = changedPaths(this.turn).size
+		const words = [
+			files > 0 && `${plural(files, 'file')} changed`,
+			durationMs && duration(durationMs),
+			usage?.totalTokens && `${compact(usage.totalTokens)} tokens`,
+			money(usage?.cost)
+		]
 			.filter(Boolean)
 			.join(' · ')
 		const answer = () => messages.map(({ parts }) => textOf(parts)).join('\n\n')
@@ -163,7 +173,19 @@ export class TurnView extends View {
 			'p.facts',
 			{ title: new Date(startedAt).toLocaleString() },
 			words,
-			messages.length > 0 && copyButton(answer, 'Copy answer')
+			messages.length > 0 && copyButton(answer, 'Copy answer'),
+			this.turn.prompt && this.#more()
 		)
+	}
+
+	// There may be thousands of turns: a menu is built when it is first opened
+	#more() {
+		const more = h('button.quiet.copy', { label: say('more_for') }, icon('more'))
+		const place = h('span.menu-box', {}, more)
+		more.onclick = () => {
+			more.onclick = null
+			place.replaceWith(menuButton(more, () => this.context.entries(this.turn)))
+		}
+		return place
 	}
 }

@@ -21,8 +21,8 @@ function world({ state, outbox = [] } = {}) {
 		}
 		start() {}
 		stop() {}
-		prompt(prompt, { id = `p${(ids += 1)}`, files }) {
-			seen.sent.push({ id, prompt, files });
+		prompt(prompt, { id = `p${(ids += 1)}`, files, ...more }) {
+			seen.sent.push({ id, prompt, files, ...more });
 			const accepted = new Promise((_, reject) => (seen.reject = reject));
 			if (seen.refusal) seen.reject(seen.refusal);
 			return { id, accepted };
@@ -234,4 +234,18 @@ test('a withdrawn prompt returns only if the agent did not receive it', async ()
 		session.model.turns.map(({ withdrawn }) => Boolean(withdrawn)),
 		[false, true, false]
 	);
+});
+
+test('a queued prompt is moved, changed, and sent to the running turn', () => {
+	const { session, seen, wire } = world({ state: { queued: [{ turn_index: 2, prompt: words('later') }] } });
+	wire('ready', { head: 0, queued: [{ turn_index: 2, prompt: words('later') }] });
+	session.requeue(2, { before: 1 });
+	assert.deepEqual(seen.sent.at(-1), { type: 'queue', turn_index: 2, before: 1 });
+	session.sendNow(2);
+	const [cancel, prompt] = seen.sent.slice(-2);
+	assert.deepEqual(cancel, { cancel: 2 });
+	assert.deepEqual([prompt.prompt, prompt.steer], [words('later'), true]);
+	assert.equal(session.outbox.size, 1);
+	wire('accepted', { id: prompt.id, turn_index: 1, queued: false, steered: true });
+	assert.equal(session.outbox.size, 0);
 });

@@ -1,0 +1,65 @@
+"""Turns that are forked, sent again and queued, and the facts at their ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.async_api import expect
+
+from ..support.harness import Client, script
+from .tab import Tab
+
+
+async def test_queue_is_changed_and_a_turn_is_forked_and_tried_again(
+    tab: Tab, client: Client, tmp_path: Path
+) -> None:
+    page, gate = tab.page, tmp_path / "gate"
+    call = {"toolCallId": "t", "title": "npm test", "kind": "execute"}
+    running = {"update": {"sessionUpdate": "tool_call", **call, "status": "in_progress"}}
+    done = {"update": {"sessionUpdate": "tool_call_update", **call, "status": "completed"}}
+    edited = {"toolCallId": "e", "title": "Edit", "kind": "edit", "status": "completed"}
+    edit = {"update": {"sessionUpdate": "tool_call", **edited, "locations": [{"path": "a.py"}]}}
+    await tab.say(script({"say": "first"}, running, {"gate": str(gate)}, done, edit))
+    await expect(tab.shown.locator(".working")).to_contain_text("now: npm test")
+    for text in ("one", "two", "three"):
+        await tab.say(text)
+        await expect(page.locator("[data-state=queued]", has_text=text)).to_be_visible()
+    queue = page.get_by_role("list", name="Queue").locator("[data-state=queued]")
+    await tab.axe("queue")
+    await tab.picture("queue-dock")
+    await queue.nth(2).get_by_role("button", name="Move up").click()
+    await expect(queue).to_contain_text(["one", "three", "two"])
+    await queue.filter(has_text="three").get_by_role("button", name="Change it").click()
+    await expect(tab.composer).to_have_value("three")
+    await tab.say("third")
+    await expect(queue).to_contain_text(["one", "third", "two"])
+    await queue.filter(has_text="two").get_by_role("button", name="Take out").click()
+    await tab.composer.fill("")
+    await expect(queue).to_have_count(2)
+    gate.touch()
+    await expect(tab.answer("echo: third")).to_be_visible()
+    await expect(tab.answer("echo: two")).to_have_count(0)
+    await expect(tab.shown.locator(".facts").first).to_contain_text("1 file changed")
+
+    # A fork before the prompt, with the prompt to edit; then with another agent.
+    source = tab.session_id
+    turn = tab.turns.filter(has_text="echo: third")
+
+    async def choose(entry: str) -> None:
+        await turn.last.hover()
+        await turn.last.get_by_role("button", name="More for this turn").click()
+        await tab.picture("turn-menu")
+        await page.get_by_role("menuitem", name=entry, exact=True).click()
+
+    await choose("Edit and send in a fork")
+    await expect(tab.composer).to_have_value("third")
+    fork = tab.session_id
+    assert fork != source
+    assert (await client.state(fork))["forked_from"]["session_id"] == source
+    await tab.say("edited")
+    turn = tab.turns.filter(has_text="edited")
+    await expect(turn.locator(".facts:not(.working)")).to_be_visible()
+    await choose("demo")
+    await expect(tab.shown.get_by_role("textbox")).to_have_attribute("placeholder", "Message demo")
+    assert tab.session_id not in (source, fork)
+    await expect(tab.turns.last.locator(".bubble")).to_have_text("edited")
