@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -85,6 +87,19 @@ class RemoteSession:
         self.ready = frame
         self.ready_head = int(loads(frame)["head"])
         self._log.note_head(self.ready_head)
+
+
+@contextlib.contextmanager
+def following(session: ViewedSession) -> Iterator[None]:
+    """A block in which the log of a session of another node is read as it grows."""
+    if not isinstance(session, RemoteSession):
+        yield
+        return
+    session.subscribers += 1
+    try:
+        yield
+    finally:
+        session.subscribers -= 1
 
 
 class RemoteSessions:

@@ -23,6 +23,7 @@ from ..runs.jobs import RunJobs
 from ..runs.runner import Runner
 from ..search.indexer import Indexer
 from ..sessions.registry import SessionRegistry
+from ..sessions.remote_session import ViewedSession
 from ..sessions.session import Session
 from ..storage.audit import AuditQueries
 from ..storage.usage import UsageQueries
@@ -159,10 +160,20 @@ async def session_of(request: web.Request, *, is_shared: bool = False) -> Sessio
     Raises:
         Error: ``unauthorized``, or ``not_found`` also for another app's session.
     """
+    return await context_of(request).sessions.get(*_authenticated(request, is_shared=is_shared))
+
+
+async def viewed_session_of(request: web.Request, *, is_shared: bool = False) -> ViewedSession:
+    """As :func:`session_of`, but also a session that another node of the cluster runs."""
+    return await context_of(request).sessions.viewed(*_authenticated(request, is_shared=is_shared))
+
+
+def _authenticated(request: web.Request, *, is_shared: bool) -> tuple[str, str]:
+    """The session that the path names, and the app that asks for it."""
     session_id = request.match_info["session_id"]
     app_name = authenticate_reader(request, session_id) if is_shared else authenticate_app(request)
     request[LOGGED_SESSION_ID] = session_id
-    return await context_of(request).sessions.get(session_id, app_name)
+    return session_id, app_name
 
 
 async def stream_json(

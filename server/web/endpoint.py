@@ -28,10 +28,19 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgspec
 from aiohttp import web
 
-from .context import CREDENTIAL, authenticate_app, require_admin, session_of, waiting
+from ..sessions.remote_session import ViewedSession
+from .context import (
+    CREDENTIAL,
+    authenticate_app,
+    require_admin,
+    session_of,
+    viewed_session_of,
+    waiting,
+)
 from .request_values import read_body, read_headers, read_query
 from .responses import json_response
 from .scopes import SCOPE_OF_CALL
+from .sse import wants_stream
 
 JSON = "application/json"
 
@@ -86,6 +95,7 @@ class Endpoint:
         statuses: other statuses, with their meaning.
         handler: the decorated function. Its signature determines the attributes below.
         takes_session: whether the handler gets the session that the path names.
+        is_stream: whether that may be another node's session, if the client wants a stream.
         result: the JSON of a success; None if a success has no JSON.
     """
 
@@ -112,6 +122,7 @@ class Endpoint:
     statuses: Mapping[int, str] = dataclasses.field(default_factory=dict)
     handler: EndpointHandler = _not_declared
     takes_session: bool = False
+    is_stream: bool = False
     body: type[msgspec.Struct] | None = None
     query: type[msgspec.Struct] | None = None
     headers: type[msgspec.Struct] | None = None
@@ -125,6 +136,7 @@ class Endpoint:
             self,
             handler=handler,
             takes_session="session" in hints,
+            is_stream=hints.get("session") is ViewedSession,
             result=_struct_in(hints["return"]),
             **types,
         )
@@ -141,7 +153,8 @@ class Endpoint:
         if self.auth_in_handler:
             return arguments
         if self.takes_session:
-            arguments["session"] = await session_of(request, is_shared=self.is_shared)
+            find = viewed_session_of if self.is_stream and wants_stream(request) else session_of
+            arguments["session"] = await find(request, is_shared=self.is_shared)
         elif self.auth == "admin":
             require_admin(request)
         elif self.auth == "app":

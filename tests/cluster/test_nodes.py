@@ -155,6 +155,33 @@ async def test_socket_survives_the_end_of_the_owner(cluster: NodeCluster) -> Non
     assert [one["seq"] for one in far.entries] == list(range(1, len(far.entries) + 1))
 
 
+async def test_stream_of_events_survives_the_end_of_the_owner(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    session_id = await one.client.create()
+    headers = {**two.client.headers(), "Accept": "text/event-stream"}
+    url = f"{two.server.url}/sessions/{session_id}/events"
+    async with two.client.http.get(url, headers=headers) as response:
+        assert response.status == 200
+        prompt = {"prompt": script({"say": "working"}, {"hang": True})}
+        turn = asyncio.create_task(two.client.post(f"/sessions/{session_id}/turn", prompt))
+        positions: list[int] = []
+
+        async def until(text: bytes) -> None:
+            while text not in (line := await response.content.readline()):
+                assert line
+                if line.startswith(b"id: "):
+                    positions.append(int(line[4:]))
+
+        async with asyncio.timeout(40):
+            await until(b"working")
+            await one.server.kill()
+            await until(b"server_restarted")
+            await asyncio.gather(turn, return_exceptions=True)
+            assert (await two.client.turn(session_id, "hello"))[0] == 200
+            await until(b'"end_turn"')
+    assert positions == list(range(1, len(positions) + 1))
+
+
 async def test_drain_hands_queued_turns_over_and_ends_the_running_one(
     cluster: NodeCluster,
 ) -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 from ...agents.usage import Usage
 from ...errors import bad_request
 from ...sessions.elicitations import Action
+from ...sessions.remote_session import RemoteSession, ViewedSession, following
 from ...sessions.session import Session
 from ..context import context_of, stream_events, stream_json
 from ..endpoint import Endpoint, Tag
@@ -210,20 +211,24 @@ class EventList(msgspec.Struct, kw_only=True):
     statuses={204: "The stream of a closed session: the client has all its entries."},
 )
 async def list_events(
-    request: web.Request, session: Session, query: EventPage, headers: EventHeaders
+    request: web.Request, session: ViewedSession, query: EventPage, headers: EventHeaders
 ) -> Annotated[web.StreamResponse, EventList]:
     if wants_stream(request):
         last = headers.last_event_id or ""
         is_position = last.isdecimal() and len(last) < 20
         return await _follow_log(request, session, int(last) if is_position else query.after)
+    assert isinstance(session, Session)  # only a stream may be of another node's session
     _check_position(session, query.after)
     max_bytes = context_of(request).settings.max_events_bytes
     return await stream_json(request, _encoded_page(session, query.after, query.limit, max_bytes))
 
 
-def _check_position(session: Session, after: int) -> None:
-    if after > session.log.head:
-        raise bad_request(f"after: the newest entry is {session.log.head}")
+def _check_position(session: ViewedSession, after: int) -> None:
+    head = session.log.head
+    if isinstance(session, RemoteSession):  # this node may not have read the last entries yet
+        head = max(head, session.ready_head)
+    if after > head:
+        raise bad_request(f"after: the newest entry is {head}")
 
 
 async def _encoded_page(
@@ -250,11 +255,13 @@ async def _lines_after(session: Session, position: int) -> AsyncIterator[bytes]:
             position = batch.last
 
 
-async def _follow_log(request: web.Request, session: Session, after: int) -> web.StreamResponse:
+async def _follow_log(
+    request: web.Request, session: ViewedSession, after: int
+) -> web.StreamResponse:
     _check_position(session, after)
     if session.is_log_complete and after >= session.log.last:
         return web.Response(status=204)  # an EventSource does not reconnect after this status
-    with context_of(request).sockets.stream(session.row.app_name):
+    with context_of(request).sockets.stream(session.row.app_name), following(session):
         async with stream_events(request) as stream:
             async for batch in session.log.follow(
                 after, stream.keep_alive, idle_secs=stream.keep_alive_secs
