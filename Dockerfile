@@ -60,7 +60,7 @@ RUN apt-get update \
 # user.
 RUN useradd --uid 10001 --create-home --shell /bin/bash clawdforge \
     && install -d -o clawdforge -g clawdforge -m 0700 \
-        /data /data/acpx /data/acpx/sessions /home/clawdforge/.claude
+        /data /data/acpx /data/acpx/sessions /shared /home/clawdforge/.claude
 
 WORKDIR /app
 COPY --from=builder /app/.venv ./.venv

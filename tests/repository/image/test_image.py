@@ -214,3 +214,13 @@ def test_docker_compose_accepts_the_file(build: Build) -> None:
     project = json.loads(in_root(stage, *environ, *argv, "--format", "json"))
     sources = {one["source"] for one in project["services"]["clawdforge"]["volumes"]}
     assert {"/srv/claude", "/srv/acpx"} <= sources
+    argv[argv.index("tls")] = "cluster"
+    services = json.loads(in_root(stage, *argv, "--format", "json"))["services"]
+    nodes = [services[name] for name in ("node-1", "node-2")]
+    for node in nodes:
+        assert node["read_only"] is True
+        assert not node.get("ports")
+        assert node["environment"]["CLAWDFORGE_SHARED_DIR"] == "/shared"
+    data, shared = ([one["volumes"][i]["source"] for one in nodes] for i in (0, 1))
+    assert len(set(data)) == 2
+    assert len(set(shared)) == 1
