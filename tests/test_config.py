@@ -319,6 +319,7 @@ async def test_failed_start_is_reported_in_the_log_format(tmp_path: Path) -> Non
         assert [json.loads(line)["level"] for line in said.splitlines()] == ["critical"]
 
 
+@pytest.mark.slow
 async def test_invalid_value_in_the_env_file_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CLAWDFORGE_SYNC=perhaps\n")
     status, said, _ = await start(tmp_path, {})
@@ -346,6 +347,7 @@ def test_shown_link_can_be_opened() -> None:
     }
 
 
+@pytest.mark.slow
 async def test_unusable_address_is_named(tmp_path: Path) -> None:
     status, said, shown = await start(tmp_path, {"CLAWDFORGE_HOST": "256.256.256.256"})
     assert status == 1
@@ -354,6 +356,7 @@ async def test_unusable_address_is_named(tmp_path: Path) -> None:
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 async def test_unusable_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "clawdforge.db").mkdir()
     status, said, _ = await start(tmp_path, {"CLAWDFORGE_DATA_DIR": str(tmp_path)})
@@ -383,6 +386,7 @@ async def test_failed_start_is_reported_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 async def test_unknown_default_agent_is_named(tmp_path: Path) -> None:
     status, said, _ = await start(tmp_path, {"CLAWDFORGE_DEFAULT_AGENT": "nope"})
     assert status in (1, 2)

@@ -48,7 +48,13 @@ async def run_command(data: Path, *argv: str) -> int | None:
     return status
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, id=name, marks=[pytest.mark.slow] * (name != "backup"))
+        for name, command in COMMANDS.items()
+    ],
+)
 async def test_commands_follow_no_link_in_the_data_folder(
     tmp_path: Path, command: Sequence[str]
 ) -> None:
@@ -80,6 +86,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read() if file is not None else b""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has other users' folders")
 @pytest.mark.parametrize("command", [*COMMANDS.values(), ()], ids=[*COMMANDS, "serve"])
 async def test_root_refuses_the_data_folder_of_another_user(

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from .conftest import Spawn
 from .support.harness import Client, descendants, eventually, is_running, new_client, script
@@ -90,6 +91,7 @@ async def test_stopping_server_refuses_requests_and_leaves_no_process(
     await eventually("every process to end", lambda: not any(map(is_running, below)))
 
 
+@pytest.mark.slow
 async def test_event_stream_does_not_delay_stop(spawn: Spawn, http: aiohttp.ClientSession) -> None:
     server = await spawn()
     client = await new_client(server.url, http)
@@ -103,6 +105,7 @@ async def test_event_stream_does_not_delay_stop(spawn: Spawn, http: aiohttp.Clie
     assert rest.endswith(b"\n")
 
 
+@pytest.mark.slow
 async def test_idle_server_stops_at_once(spawn: Spawn) -> None:
     server = await spawn()
     async with asyncio.timeout(3):

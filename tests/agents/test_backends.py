@@ -332,6 +332,7 @@ async def test_session_closed_before_its_agent_is_found_starts_no_process(
     assert set(descendants(os.getpid())) <= before
 
 
+@pytest.mark.slow
 async def test_no_process_outlives_a_killed_server(
     spawn: Spawn, serve: Serve, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from playwright.async_api import Browser, expect
 
 from ..support import proxies
@@ -11,6 +12,7 @@ from ..support.harness import Client, LocalServer
 from .tab import WATCH, Tab
 
 
+@pytest.mark.slow
 async def test_page_works_under_a_path(
     browser: Browser, server: LocalServer, client: Client, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.async_api import expect
 
 from ..support.harness import ServerProcess, http_session, new_client, script, start_server
@@ -18,6 +19,7 @@ from .tab import Tab
 Json = dict[str, Any]
 
 
+@pytest.mark.slow
 async def test_reload_during_a_turn_loses_nothing(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     burst = {"burst": {"count": 200, "text": " word\n\n", "batch": 1, "pause_ms": 2}}
@@ -32,6 +34,7 @@ async def test_reload_during_a_turn_loses_nothing(tab: Tab, tmp_path: Path) -> N
     assert text.rstrip().endswith("end")
 
 
+@pytest.mark.slow
 async def test_page_reconnects_after_a_lost_connection(tab: Tab, tmp_path: Path) -> None:
     sockets: list[Any] = []
     away = False

@@ -146,6 +146,7 @@ AT_RANDOM = """async (seed) => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(20 if LONG else 1))
 async def test_random_field_types_leave_the_conversation_readable(
     open_tab: OpenTab, client: Client, attempt: int
@@ -184,6 +185,7 @@ BREAK_VIEWS = """async () => {
 }"""
 
 
+@pytest.mark.slow
 async def test_failing_view_is_replaced_by_raw_data(open_tab: OpenTab, client: Client) -> None:
     tab = await open_tab(client)
     # The sources, whose modules a test can reach.
@@ -336,6 +338,7 @@ IMAGES = """async (addresses) => {
 }"""
 
 
+@pytest.mark.slow
 async def test_images_of_other_servers_are_not_shown(tab: Tab) -> None:
     good = ["/x.png", "/a/../b.png", "data:image/png;base64,AA==", "DATA:image/svg+xml,%3Csvg/%3E"]
     bad = [

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.async_api import expect
 
 from ..support.harness import script
@@ -95,6 +96,7 @@ async def test_demo_agent_output_is_shown(tab: Tab) -> None:
     await tab.picture("everything")
 
 
+@pytest.mark.slow
 async def test_terminal_output_overwrites_earlier_text(tab: Tab, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     purpose = "Look for what is left to do"
@@ -250,6 +252,7 @@ async def test_content_security_policy_is_enforced(tab: Tab) -> None:
     await tab.page.evaluate("window.violations.length = 0")
 
 
+@pytest.mark.slow
 async def test_stop_reasons_are_shown_in_words(tab: Tab) -> None:
     failure = {"code": -32603, "message": "Internal error", "data": {"details": "no quota left"}}
     ends: dict[str, list[Json]] = {
@@ -304,6 +307,7 @@ GROW = """async (texts) => {
 }"""
 
 
+@pytest.mark.slow
 async def test_streamed_markdown_equals_markdown_rendered_at_once(tab: Tab) -> None:
     assert await tab.page.evaluate(GROW, GROWING) == []
 
@@ -423,6 +427,7 @@ LATE = """async () => {
 }"""
 
 
+@pytest.mark.slow
 async def test_output_after_the_end_of_a_turn_is_shown(tab: Tab) -> None:
     html = await tab.page.evaluate(LATE)
     assert html.strip() == '<div class="md"><p>The <strong>build</strong> is over.</p>\n</div>'
@@ -438,6 +443,7 @@ LONG_OUTPUT = """async () => {
 }"""
 
 
+@pytest.mark.slow
 async def test_long_output_shows_its_end_and_counts_the_rest(tab: Tab) -> None:
     lines, cut, has_end = await tab.page.evaluate(LONG_OUTPUT)
     assert has_end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.async_api import Page, expect
 
 from server.web.resources import endpoints
@@ -20,6 +21,7 @@ async def show(page: Page, url: str) -> None:
     await expect(page.locator(".opblock")).to_have_count(ENDPOINT_COUNT)
 
 
+@pytest.mark.slow
 async def test_rest_docs_show_every_call_and_execute_one_with_a_token(
     open_tab: OpenTab, client: Client
 ) -> None:

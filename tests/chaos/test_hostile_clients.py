@@ -31,6 +31,7 @@ async def _send(connection: socket.socket, data: bytes) -> None:
     await asyncio.get_running_loop().sock_sendall(connection, data)
 
 
+@pytest.mark.slow
 async def test_many_unauthenticated_connections(
     chaos: Scenario, spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

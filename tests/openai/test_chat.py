@@ -168,6 +168,7 @@ async def test_failure_of_a_stream_is_raised_by_the_client(chat: AsyncOpenAI) ->
             pass
 
 
+@pytest.mark.slow
 async def test_client_that_leaves_closes_a_stateless_session(
     chat: AsyncOpenAI, client: Client
 ) -> None:

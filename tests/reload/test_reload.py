@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from ..conftest import Spawn
 from ..support.harness import (
@@ -78,6 +79,7 @@ async def run_command(folder: Path, data_dir: Path, *arguments: str) -> tuple[in
     return process.returncode, output.decode()
 
 
+@pytest.mark.slow
 async def test_broken_version_leaves_the_old_one_serving(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

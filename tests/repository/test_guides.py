@@ -130,6 +130,7 @@ async def test_bots_print_the_answer_and_report_a_refused_token(
         assert "a valid token is needed" in out, (name, out)
 
 
+@pytest.mark.slow
 async def test_bot_resumes_after_a_killed_server(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

@@ -268,6 +268,7 @@ async def test_run_with_a_key_survives_its_client(
     assert (await keyed(client, "k", "another prompt"))[1]["result"] == 4
 
 
+@pytest.mark.slow
 async def test_responses_survive_a_killed_server(spawn: Spawn, http: Any, tmp_path: Path) -> None:
     claude = make_fake_claude(tmp_path)
     server = await spawn(CLAUDE_BIN=claude)

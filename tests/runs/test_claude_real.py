@@ -77,6 +77,7 @@ async def test_real_claude_returns_result(real: Real, api: StandIn) -> None:
     assert len(api.system()) > 1000  # after its own system prompt
 
 
+@pytest.mark.slow
 @installs
 async def test_real_claude_returns_a_result_that_is_valid_against_a_schema(
     real: Real, api: StandIn
@@ -129,6 +130,7 @@ async def test_real_claude_retries_twice(real: Real, api: StandIn) -> None:
     assert len(api.requests) == 3
 
 
+@pytest.mark.slow
 @installs
 async def test_real_claude_without_login_is_login_required(real: Real) -> None:
     reply = await fail(await real(ANTHROPIC_API_KEY=""), "hi")
@@ -136,6 +138,7 @@ async def test_real_claude_without_login_is_login_required(real: Real) -> None:
     assert "/login" in reply["error"]
 
 
+@pytest.mark.slow
 @installs
 async def test_real_claude_reads_attached_files_only(
     real: Real, api: StandIn, tmp_path: Path
@@ -163,6 +166,7 @@ async def test_real_claude_reads_attached_files_only(
     assert "the secret" not in json.dumps(api.requests)
 
 
+@pytest.mark.slow
 @installs
 async def test_real_claude_is_stopped_with_its_tools(
     real: Real, api: StandIn, tmp_path: Path

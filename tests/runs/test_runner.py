@@ -96,6 +96,7 @@ async def test_time_limit_of_server_applies(serve: Serve, fake_claude: str) -> N
     assert reply["stop_reason"] == "timeout"
 
 
+@pytest.mark.slow
 async def test_killed_server_leaves_no_process_or_folder_of_runs(
     spawn: Spawn, http: aiohttp.ClientSession, fake_claude: str, tmp_path: Path
 ) -> None:

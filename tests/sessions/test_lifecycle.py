@@ -255,7 +255,7 @@ STEPS = ("begun", "files", "steps")
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.parametrize("is_closed", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_interrupted_purge_is_completed_by_the_next_server(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, step: str, is_closed: bool
 ) -> None:

@@ -92,6 +92,7 @@ async def test_new_session_takes_over_a_prewarmed_agent(serve: Serve, tmp_path: 
     assert len(pids.read_text().split()) == 4
 
 
+@pytest.mark.slow
 async def test_other_request_gets_an_agent_of_its_own(serve: Serve, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -161,6 +162,7 @@ async def test_session_with_a_prewarmed_agent_is_evictable_for_a_waiting_prompt(
     assert (await socket.until("turn_end"))["stop_reason"] == "end_turn"
 
 
+@pytest.mark.slow
 async def test_ended_prewarmed_agent_is_replaced_by_the_next_sweep(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -176,6 +178,7 @@ async def test_ended_prewarmed_agent_is_replaced_by_the_next_sweep(
     assert len(pids.read_text().split()) >= 2
 
 
+@pytest.mark.slow
 async def test_prewarmed_agent_that_does_not_start_affects_no_session(serve: Serve) -> None:
     server = await serve(prewarmed_agents=3, agents=MOCKS, default_agent="mock-dies")
     client = await server.client()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from ..conftest import Serve
 from ..support.harness import Client, Json
 
@@ -81,6 +83,7 @@ async def test_session_that_cannot_be_stored_does_not_count(serve: Serve) -> Non
     await client.create()
 
 
+@pytest.mark.slow
 async def test_open_sessions_count_after_a_restart(serve: Serve) -> None:
     server = await serve(max_sessions=2)
     client = await server.client()
@@ -95,6 +98,7 @@ async def test_open_sessions_count_after_a_restart(serve: Serve) -> None:
     refused(await client.post("/sessions", {"agent": "mock"}))
 
 
+@pytest.mark.slow
 async def test_more_sessions_are_open_than_agents_run(serve: Serve) -> None:
     server = await serve(max_live_agents=1)
     client = await server.client()

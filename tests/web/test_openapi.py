@@ -160,6 +160,7 @@ async def test_responses_of_turns_and_permissions_match_their_schemas(server: Lo
     check(reply, schema_of("get", "/sessions/{session_id}/events", 200))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * FUZZ_SECS)
 async def test_fuzzed_requests_get_documented_responses(
     serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -272,6 +272,7 @@ async def test_limits_of_subscriptions(serve: Serve) -> None:
     assert (await other.until("error"))["code"] == "rate_limited"
 
 
+@pytest.mark.slow
 async def test_slow_client_delays_nobody(client: Client) -> None:
     """A socket that is not read follows a loud session, and another follows it live."""
     session = await client.create()
