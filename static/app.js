@@ -158,6 +158,7 @@ async function enter(token, shared) {
 async function loadAgents() {
 	app.agents = await app.api.agents().catch(() => app.agents)
 	shell?.start.setAgents(app.agents ?? [])
+	attendSoon()
 	return app.agents
 }
 app.loadAgents = loadAgents

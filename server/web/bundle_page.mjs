@@ -17,7 +17,7 @@ const FOLDER = process.argv[2];
 const FRESH = `${FOLDER}.${process.pid}`;
 // Long names of the page's own properties, which neither the browser, a library nor the protocol knows.
 const OWN_NAMES =
-	/^(adminToken|startedAt|showWaiting|turnViews|showSidebar|endedAt|byIndex|awaySince|checkWords|auditEvent|seededAt|withdrawing|chooseAgent|readTo|auditApp|loadAgents|durationMs|loadingShownAt|projectsShown|lookAtChanges|focusComposer|expiresAt|leftEnd|saidShown|closePane|agentName|turnEntries|sendNow|savePreferences|toolKind|turnIndex|requestId|saveToken|saveOutbox|saveDraft|addressOf|requeue|goBeside)$/;
+	/^(adminToken|startedAt|showWaiting|turnViews|showSidebar|endedAt|byIndex|awaySince|checkWords|auditEvent|seededAt|withdrawing|chooseAgent|readTo|auditApp|loadAgents|durationMs|loadingShownAt|projectsShown|lookAtChanges|focusComposer|expiresAt|leftEnd|saidShown|closePane|agentName|turnEntries|sendNow|savePreferences|toolKind|turnIndex|requestId|saveToken|saveOutbox|saveDraft|addressOf|requeue|goBeside|folded|headings|pickers|visiting|unended|nextAt|isLast|startNew|sendAnew|retryAt|visitWaiting|toggleNotify|setProjects|unsent|ticked|setRunning|setPurpose|setAgents|inHistory|isNarrow|complain|setPane|caution|explored|closeText)$/;
 const common = {
 	bundle: true,
 	minify: true,

@@ -104,7 +104,7 @@ export class Attachments {
 	}
 }
 
-async function base64(blob) {
+export async function base64(blob) {
 	const reader = new FileReader()
 	await new Promise((resolve, reject) => {
 		Object.assign(reader, { onload: resolve, onerror: reject })

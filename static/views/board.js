@@ -1,10 +1,11 @@
 // Mission control: what runs, what waits for a person, and what has finished
 import { nameOf } from '../list.js'
+import { spell } from '../marks.js'
 import { record, records, string } from '../normalise.js'
 import { titleOfRequest } from './calltitle.js'
 import { deadline } from './deadline.js'
 import { toast } from './dialogs.js'
-import { guard, h, icon, say, setChildren, setText } from './dom.js'
+import { guard, h, icon, say, setChildren, setText, template } from './dom.js'
 import { ago, compact, duration, money, plural } from './format.js'
 import { PanelPage } from './panel.js'
 
@@ -23,14 +24,7 @@ export class Panel extends PanelPage {
 		const fresh = h('button.secondary', { onclick: () => app.go(null) }, icon('plus'), 'New session')
 		this.el.firstElementChild.append(fresh)
 		this.grid = h('div.board')
-		this.none = h(
-			'div.empty',
-			{},
-			h('h2', { text: say('nothing') }),
-			h('p.hint', {
-				text: say('sessions_appear')
-			})
-		)
+		this.none = template('board-empty').el
 		this.body.append(this.none, this.grid)
 		setInterval(() => this.el.isConnected && !this.el.hidden && this.#tick(), 1000)
 	}
@@ -69,35 +63,25 @@ export class Panel extends PanelPage {
 		])
 		const tile = this.tiles.get(id)
 		if (tile?.shown === shown) return tile.el
-		const time = h('small.tile-time')
-		const el = h(
-			'article.tile',
-			{ 'data-state': status, label: title || 'Untitled' },
-			h(
-				'header',
-				{},
-				h('span.dot'),
-				h('a.ellipsis.grow', {
-					href: `#session=${id}`,
-					onclick: event => this.#open(event, id),
-					text: title || 'Untitled',
-					dir: 'auto'
-				}),
-				time
-			),
-			h('p.hint', { text: [agent, project && nameOf(project), facts(state)].filter(Boolean).join(' · ') }),
-			asks.map(one => guard(() => this.#ask(id, one))),
-			questions.length > 0 &&
-				h('p.tile-ask', {}, icon('info'), h('span.grow', { text: `${agent} asks you: ${words(questions[0])}` })),
-			h(
-				'footer.chips',
-				{},
-				(questions.length > 0 || status === 'running') &&
-					h('button.secondary', { onclick: () => this.app.go(id) }, questions.length ? 'Answer' : 'Open'),
-				status === 'running' &&
-					h('button.quiet', { onclick: event => this.#stop(event.currentTarget, id) }, icon('stop'), 'Stop')
-			)
+		const { el, link, time, note, open, stop } = template('tile')
+		el.dataset.state = status
+		el.ariaLabel = spell(title || 'Untitled')
+		link.href = `#session=${id}`
+		link.onclick = event => this.#open(event, id)
+		setText(link, title || 'Untitled')
+		setText(note, [agent, project && nameOf(project), facts(state)].filter(Boolean).join(' · '))
+		note.after(
+			...asks.map(one => guard(() => this.#ask(id, one)) ?? ''),
+			questions.length
+				? h('p.tile-ask', {}, icon('info'), h('span.grow', { text: `${agent} asks you: ${words(questions[0])}` }))
+				: ''
 		)
+		const runs = status === 'running'
+		open.hidden = !runs && !questions.length
+		setText(open, questions.length ? 'Answer' : 'Open')
+		open.onclick = () => this.app.go(id)
+		stop.hidden = !runs
+		stop.onclick = () => this.#stop(stop, id)
 		this.tiles.set(id, { el, shown, time, state, row })
 		if (tile?.el.contains(document.activeElement)) queueMicrotask(() => el.querySelector('button, a')?.focus())
 		return el

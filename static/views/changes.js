@@ -2,9 +2,10 @@
 import { save } from '../actions.js'
 import { encodePath, parsePatch, totals } from '../patch.js'
 import { promptParts } from '../transcript.js'
+import { base64 } from './attachments.js'
 import { codeBlock, copyButton } from './code.js'
 import { ask } from './dialogs.js'
-import { rowsView } from './diff.js'
+import { counts, rowsView } from './diff.js'
 import { h, icon, say, setText, template, View } from './dom.js'
 import { bytes, plural } from './format.js'
 import { menuButton } from './menu.js'
@@ -226,26 +227,12 @@ export class ChangesView extends View {
 		const type = response.headers.get('Content-Type') ?? ''
 		if (/^image\/(png|jpeg|gif|webp)/.test(type)) {
 			const blob = await response.blob()
-			const reader = new FileReader()
-			await new Promise(resolve => {
-				reader.onload = resolve
-				reader.readAsDataURL(blob)
-			})
-			return h('img', { src: String(reader.result), alt: path })
+			return h('img', { src: `data:${blob.type};base64,${await base64(blob)}`, alt: path })
 		}
 		if (!type.startsWith('text/')) return h('p.hint', { text: say('no_preview') })
 		const text = await response.text()
 		return text ? codeBlock(text, /\.(\w+)$/.exec(path)?.[1] ?? '').el : h('p.hint', { text: 'Empty' })
 	}
-}
-
-/** @param {any} view */
-function counts(view, added, removed) {
-	const { stat, plus, minus } = view
-	setText(plus, `+${added}`)
-	setText(minus, `−${removed}`)
-	minus.hidden = !removed
-	stat.ariaLabel = `${plural(added, 'line')} added, ${removed} removed`
 }
 
 const titleOfTurn = ({ prompt }) => promptParts(prompt).text.trim().split('\n')[0].slice(0, 60) || 'files'

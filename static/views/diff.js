@@ -74,10 +74,7 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	}
 	const { el, name, stat, plus, minus, body } = template('diff')
 	const [added, removed] = ['+', '-'].map(wanted => rows.filter(({ sign }) => sign === wanted).length)
-	stat.ariaLabel = `${plural(added, 'line')} added, ${removed} removed`
-	setText(plus, `+${added}`)
-	setText(minus, `−${removed}`)
-	minus.hidden = !removed
+	counts({ stat, plus, minus }, added, removed)
 	name.title = spell(path)
 	name.append(...exactNodes(pretty(cwd && path.startsWith(`${cwd}/`) ? path.slice(cwd.length + 1) : path, MAX_PATH)))
 	body.ariaLabel = spell(`Changes to ${path}`)
@@ -94,6 +91,14 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 	}
 	draw(MAX_ROWS)
 	return el
+}
+
+/** @param {any} view */
+export function counts({ stat, plus, minus }, added, removed) {
+	stat.ariaLabel = `${plural(added, 'line')} added, ${removed} removed`
+	setText(plus, `+${added}`)
+	setText(minus, `−${removed}`)
+	minus.hidden = !removed
 }
 
 // Of rows that a unified diff has

@@ -1,4 +1,4 @@
-import { changedPaths, promptParts, textOf } from '../transcript.js'
+import { changedPaths, explores, promptParts, textOf } from '../transcript.js'
 import { titleOf } from './calltitle.js'
 import { copyButton } from './code.js'
 import { guard, h, icon, say, setText, template, uid, View, word } from './dom.js'
@@ -20,6 +20,28 @@ const VIEWS = {
 }
 const CHUNK = 24
 const LIVELY = 60
+
+// Reads and searches in a row stand under one line; what fails or waits among them is shown all the same
+function place(chunk, item, el) {
+	let last = chunk.lastChild
+	if (!explores(item) || !last?.explores) chunk.append(el)
+	else {
+		if (!last.count) {
+			const { el: group, line, count } = template('group')
+			line.onclick = () => (line.ariaExpanded = String(group.classList.toggle('open')))
+			last.replaceWith(group)
+			group.append(last)
+			last = Object.assign(group, { count })
+		}
+		last.append(el)
+		setText(
+			last.count,
+			`Explored ${plural(last.children.length - 1, last.querySelector('[data-kind=read]') ? 'file' : 'place')}`
+		)
+		el = last
+	}
+	el.explores = explores(item)
+}
 
 export class TurnView extends View {
 	constructor(turn, context, later) {
@@ -62,7 +84,7 @@ export class TurnView extends View {
 				chunk?.classList.add('settled')
 				chunk = this.body.appendChild(h('div.chunk'))
 			}
-			chunk.append(this.#build(items[this.to], true))
+			place(chunk, items[this.to], this.#build(items[this.to], true))
 		}
 		return this.to >= items.length
 	}
@@ -72,11 +94,8 @@ export class TurnView extends View {
 		const first = Math.max(0, this.from - count)
 		const older = items.slice(first, this.from)
 		const live = this.context.isLast(this.turn) && items.length < LIVELY
-		const chunk = h(
-			'div.chunk.settled',
-			{},
-			older.map(item => this.#build(item, live))
-		)
+		const chunk = h('div.chunk.settled')
+		for (const item of older) place(chunk, item, this.#build(item, live))
 		if (older.length) this.body.prepend(chunk)
 		this.from = first
 	}

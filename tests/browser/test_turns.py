@@ -19,8 +19,22 @@ async def test_queue_is_changed_and_a_turn_is_forked_and_tried_again(
     done = {"update": {"sessionUpdate": "tool_call_update", **call, "status": "completed"}}
     edited = {"toolCallId": "e", "title": "Edit", "kind": "edit", "status": "completed"}
     edit = {"update": {"sessionUpdate": "tool_call", **edited, "locations": [{"path": "a.py"}]}}
-    await tab.say(script({"say": "first"}, running, {"gate": str(gate)}, done, edit))
+    reads = [
+        {
+            "update": {"sessionUpdate": "tool_call", "toolCallId": f"r{n}", "title": f"Read {n}"}
+            | {"kind": "read", "status": "failed" if n == 1 else "completed"}
+        }
+        for n in range(3)
+    ]
+    await tab.say(script({"say": "first"}, *reads, running, {"gate": str(gate)}, done, edit))
     await expect(tab.shown.locator(".working")).to_contain_text("now: npm test")
+    explored = tab.button("Explored 3 files")
+    tools = tab.shown.locator(".group > .tool:visible")
+    await expect(tools).to_contain_text(["Read 1"])  # it has failed
+    await explored.press("Enter")
+    await expect(tools).to_have_count(3)
+    await explored.press("Enter")
+    await expect(tools).to_have_count(1)
     for text in ("one", "two", "three"):
         await tab.say(text)
         await expect(page.locator("[data-state=queued]", has_text=text)).to_be_visible()
