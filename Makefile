@@ -139,7 +139,7 @@ pictures: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Make the README's screenshots
 
 .PHONY: chaos
 chaos: $(DEV_STAMP) $(ACPX_BUNDLE) $(PAGE) ## Test every guarantee under its fault, at length, and print the figures
-	@$(PYTEST) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 -m 'not image and not agents' $(ARGS) tests/chaos tests/web/test_openapi.py tests/browser/test_hostile.py
+	@$(PYTEST) CLAWDFORGE_TEST_CHAOS=long exec $(BIN)/python -m pytest --timeout 600 -m 'not image and not agents' $(ARGS) tests/chaos tests/reload tests/web/test_openapi.py tests/browser/test_hostile.py
 
 .PHONY: clean
 clean: ## Remove what was installed and the caches, never data/

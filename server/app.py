@@ -200,7 +200,7 @@ class _Server:
         health = HealthMonitor(self._settings.claude_bin, environ=self._agent_environ)
         health.acpx_version = backend.versions["acpx"]
         health.engine = self._engine
-        storage = ReloadableStorage(writer, tokens, lock, lambda: health.ready)
+        storage = ReloadableStorage(writer, tokens, lock)
         reloader = self._set_carriers(stack, sockets, sessions.reloadable, backend, storage)
         context = self._app[CONTEXT] = ServerContext(
             self._settings,
@@ -224,6 +224,7 @@ class _Server:
             self._stream_keep_alive_secs,
         )
         register_gauges(context, writer)
+        storage.is_ready = lambda: health.ready and runner.is_idle and jobs.is_idle
         restarts = "host_restarts", "Restarts of the acpx host", lambda: backend.restarts
         self._metrics.add_counter(*restarts)
         self._start_loops(stack, context, writer)

@@ -9,13 +9,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from ..agents.process.environ import agent_environ
 from ..app import build_app
 from ..backends import make_backend
 from ..config import Settings
 from ..data_dir import DataDir, DataDirInUseError
 from ..reload.state import READABLE, cannot_read
-from ..sandbox.setup import make_sandbox
+from ..sandbox.setup import Machine, make_sandbox
 from ..storage.database import Database
 from ..wiring.running import agreed_settings
 from . import admin
@@ -97,6 +99,8 @@ async def check_start(
 ) -> None:
     """Check that this version can start with these settings, and take over from a running one.
 
+    For a running server it prints what it has found: the version that takes over knows it then.
+
     Raises:
         CommandError: it cannot.
         SettingError: a level of the sandbox does not work.
@@ -110,12 +114,15 @@ async def check_start(
                 f"{name} has changed from {running[name]} to {value}, which needs a restart"
             )
     agents = agent_environ(environ, settings.agent_env)
-    sandbox = await asyncio.to_thread(make_sandbox, settings, environ, agents)
+    machine = await asyncio.to_thread(Machine.examine, settings.sandbox, environ)
+    sandbox = await asyncio.to_thread(make_sandbox, settings, environ, agents, machine)
     await build_app(settings, environ=environ)
     make_backend(settings, environ, _NoLog(), sandbox=sandbox)
     path = DataDir.of(settings).database
     if await asyncio.to_thread(path.is_file):
         await (await Database.open_readonly(path)).close()
+    if running:
+        admin.print_escaped(msgspec.json.encode(machine).decode())
 
 
 class _NoLog:

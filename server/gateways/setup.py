@@ -13,7 +13,7 @@ from ..reload.state import Inherited
 from ..runs.runner import Runner
 from ..sandbox.policy import Tunnel
 from ..sandbox.sandbox import Sandbox
-from ..sandbox.setup import make_sandbox
+from ..sandbox.setup import Machine, make_sandbox
 from ..sessions.registry import SessionRegistry
 from ..tasks import Supervisor
 from .domain_proxy import DomainProxy
@@ -79,7 +79,8 @@ class Gateways:
             SettingError: the level that the settings name does not work on this machine.
             OSError: a port cannot be opened.
         """
-        sandbox = await asyncio.to_thread(make_sandbox, settings, environ, agent_environ)
+        known = inherited.found(Machine) if inherited is not None else None
+        sandbox = await asyncio.to_thread(make_sandbox, settings, environ, agent_environ, known)
         gateways = cls(settings, environ, agent_environ, sandbox, supervisor)
         await gateways._start(stack, inherited)
         return gateways

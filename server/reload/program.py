@@ -44,11 +44,14 @@ class StartedProgram:
         command = [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - given]]
         return cls(command, sys.argv[1:], dict(os.environ))
 
-    async def try_next(self, running: Mapping[str, object]) -> None:
+    async def try_next(self, running: Mapping[str, object]) -> bytes:
         """Run the code that is installed now as a child, which only checks that it can start.
 
         Args:
             running: what the next version must agree with.
+
+        Returns:
+            What it has found, for itself when it takes over.
 
         Raises:
             ReloadError: it cannot start; the message is its own.
@@ -60,16 +63,16 @@ class StartedProgram:
                 *arguments,
                 env=dict(self.environ),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
             )
         except OSError as error:
             raise ReloadError(f"the new version cannot be started: {error.strerror}") from None
-        stderr = b""
+        stdout = stderr = b""
         try:
             async with asyncio.timeout(TRY_NEXT_SECS):
-                _, stderr = await process.communicate()
+                stdout, stderr = await process.communicate()
         except TimeoutError:
             raise ReloadError(f"the new version was not ready in {TRY_NEXT_SECS:g} s") from None
         finally:
@@ -79,6 +82,7 @@ class StartedProgram:
                 await process.wait()
         if process.returncode != 0:
             raise ReloadError(_trial_failure(stderr, process.returncode))
+        return stdout.splitlines()[-1] if stdout.strip() else b""
 
     def become_next(self, state: int, passed: Passed) -> NoReturn:
         """Replace this process by the code that is installed now.

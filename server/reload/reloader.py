@@ -82,6 +82,7 @@ class Reloader:
         self.on_given_up: Callable[[], None] = lambda: None
         self._program = program
         self._running = running
+        self._found = b""
         self._lock = asyncio.Lock()
         self._tasks = Tasks()
 
@@ -97,7 +98,7 @@ class Reloader:
         """
         if self._program is None:
             raise ReloadError("this server cannot be reloaded: restart it")
-        await self._program.try_next(self._running)
+        self._found = await self._program.try_next(self._running)
 
     def note_ready(self, inherited: Inherited | None) -> None:
         """Note that the server answers, after a reload if it has *inherited* a state."""
@@ -167,8 +168,14 @@ class Reloader:
             passed = Passed()
             parts = {one.name: part for one in frozen if (part := one.pack(passed)) is not None}
             children = [pid for one in frozen for pid in one.children()]
-            about = {"reloads": self.reloads + 1, "children": children}
-            state = write_state(parts, passed, paused_at=began, **about)  # type: ignore[arg-type]
+            state = write_state(
+                parts,
+                passed,
+                reloads=self.reloads + 1,
+                paused_at=began,
+                children=children,
+                found=self._found,
+            )
             try:
                 self._program.become_next(state, passed)
             finally:

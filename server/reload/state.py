@@ -56,6 +56,7 @@ class _StoredState(msgspec.Struct):
         descriptors: all descriptors that were passed on.
         children: the pids of all processes that the server started and the next version knows.
         parts: by the names of their owners.
+        found: what the trial of the next version has found, in JSON.
     """
 
     version: int
@@ -64,6 +65,7 @@ class _StoredState(msgspec.Struct):
     descriptors: list[int]
     children: list[int]
     parts: dict[str, msgspec.Raw]
+    found: bytes = b""
 
 
 class Inherited:
@@ -80,6 +82,7 @@ class Inherited:
         self.paused_at = stored.paused_at
         self.children = frozenset(stored.children)
         self._parts = stored.parts
+        self._found = stored.found
         self._left = set(stored.descriptors)
 
     def part(self, name: str, kind: type[Part]) -> Part | None:
@@ -95,6 +98,13 @@ class Inherited:
             return msgspec.msgpack.decode(raw, type=kind)
         except msgspec.DecodeError as error:
             raise StartError(f"the state of the earlier version is not valid: {error}") from None
+
+    def found(self, kind: type[Part]) -> Part | None:
+        """Return what the trial of this version has found; None if that cannot be read."""
+        try:
+            return msgspec.json.decode(self._found, type=kind)
+        except msgspec.DecodeError:
+            return None
 
     def claim(self, descriptor: int) -> int:
         """Take over a descriptor. Those that nobody claims are closed by :meth:`close_rest`."""
@@ -113,6 +123,7 @@ def write_state(
     reloads: int,
     paused_at: float,
     children: list[int],
+    found: bytes,
 ) -> int:
     """Write the state into a memory file. Return its descriptor, which is passed on, too.
 
@@ -123,7 +134,9 @@ def write_state(
     descriptor = os.memfd_create("clawdforge-reload")
     try:
         raw = {name: msgspec.Raw(encode(part)) for name, part in parts.items()}
-        stored = _StoredState(STATE_VERSION, reloads, paused_at, passed.numbers, children, raw)
+        stored = _StoredState(
+            STATE_VERSION, reloads, paused_at, passed.numbers, children, raw, found
+        )
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(encode(stored))
         os.lseek(descriptor, 0, os.SEEK_SET)

@@ -40,6 +40,11 @@ class RunJobs:
         self._beginning = asyncio.Lock()
         self._tasks = Tasks()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether every response is stored."""
+        return not self._jobs
+
     async def stop(self) -> None:
         """Wait until the responses of the runs, which have been stopped, are stored."""
         await self._tasks.finish(5)

@@ -112,6 +112,11 @@ class Runner:
         """The number of runs that have a slot."""
         return self._queue.held
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no run waits or has a slot."""
+        return not self._runs
+
     def owner_of(self, run_id: str) -> str | None:
         """The app of a run that has not ended; None if there is no such run."""
         return next((run.request.app_name for run in self._runs if run.id == run_id), None)

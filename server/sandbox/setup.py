@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
+
+import msgspec
 
 from .. import installation
 from ..config import SettingError, Settings
@@ -18,19 +20,44 @@ OTHER_THREADS = 1024
 """The processes and threads that the server and its user may start later."""
 
 
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox depends on, besides most settings.
+
+    Attributes:
+        setting: the name of a level, or ``auto``.
+        threads: the processes and threads of the server's user.
+    """
+
+    setting: str
+    mechanism: Mechanism
+    threads: int
+
+    @classmethod
+    def examine(cls, setting: str, environ: Mapping[str, str]) -> Self:
+        """Try which levels work. Blocking. Raises as :func:`find_mechanism` does."""
+        mechanism = find_mechanism(setting, environ)
+        return cls(setting=setting, mechanism=mechanism, threads=_threads_of_user())
+
+
 def make_sandbox(
-    settings: Settings, environ: Mapping[str, str], agent_environ: Mapping[str, str]
+    settings: Settings,
+    environ: Mapping[str, str],
+    agent_environ: Mapping[str, str],
+    known: Machine | None = None,
 ) -> Sandbox:
     """Make the sandbox that the settings name. Blocking: it tries which levels work.
 
     Args:
         environ: the environment of the server.
         agent_environ: the part of it that agents get.
+        known: what was found just now; by default the machine is examined.
 
     Raises:
         SettingError: the level that the settings name does not work on this machine.
     """
-    mechanism = find_mechanism(settings.sandbox, environ)
+    if known is None or known.setting != settings.sandbox:
+        known = Machine.examine(settings.sandbox, environ)
+    mechanism = known.mechanism
     check_network(settings, mechanism)
     sandbox = Sandbox(
         mechanism,
@@ -47,7 +74,7 @@ def make_sandbox(
             network=cast("NetworkPolicy", settings.sandbox_network),
             limits=SandboxLimits(
                 processes=settings.sandbox_processes,
-                all_processes=_all_processes(settings),
+                all_processes=_all_processes(settings, known.threads),
                 memory_bytes=settings.sandbox_memory_mb << 20,
                 file_bytes=settings.sandbox_file_mb << 20,
                 disk_bytes=settings.sandbox_disk_mb << 20,
@@ -78,7 +105,7 @@ def check_network(settings: Settings, mechanism: Mechanism) -> None:
         raise SettingError(f"{name}: {policy} needs Landlock of Linux 6.7 at this level")
 
 
-def _all_processes(settings: Settings) -> int:
+def _all_processes(settings: Settings, threads: int) -> int:
     """The number of processes and threads of this user at which agents cannot start more.
 
     It suffices for every agent and run that may be alive, and for what runs already.
@@ -86,7 +113,7 @@ def _all_processes(settings: Settings) -> int:
     agents = settings.max_live_agents + settings.reserved_agents + settings.prewarmed_agents
     programs = agents + settings.max_runs + settings.reserved_runs
     return settings.sandbox_processes and (
-        settings.sandbox_processes * programs + _threads_of_user() + OTHER_THREADS
+        settings.sandbox_processes * programs + threads + OTHER_THREADS
     )
 
 

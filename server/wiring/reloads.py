@@ -131,7 +131,9 @@ class ReloadableStorage:
 
     Args:
         lock: the descriptor of the lock.
-        is_ready: returns whether the server has started.
+
+    Attributes:
+        is_ready: returns whether the server has started, and no run would be ended.
     """
 
     name = "storage"
@@ -141,15 +143,14 @@ class ReloadableStorage:
         writer: DatabaseWriter,
         tokens: TokenRegistry,
         lock: int,
-        is_ready: Callable[[], bool],
     ) -> None:
         self._writer = writer
         self._tokens = tokens
         self._lock = lock
-        self._is_ready = is_ready
+        self.is_ready: Callable[[], bool] = lambda: False
 
     def is_settled(self) -> bool:
-        return self._is_ready()
+        return self.is_ready()
 
     async def freeze(self) -> None:
         while not self._writer.is_idle:

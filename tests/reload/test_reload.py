@@ -13,7 +13,9 @@ import pytest
 
 from ..conftest import Spawn
 from ..support.harness import (
+    ADMIN,
     ROOT,
+    Client,
     ServerProcess,
     eventually,
     failure,
@@ -21,6 +23,7 @@ from ..support.harness import (
     script,
     texts_of,
 )
+from ..support.runs import make_fake_claude, steps
 from .following import following, reload
 
 STREAM = {"burst": {"count": 1_000_000, "text": " ", "batch": 5, "pause_ms": 10}}
@@ -88,7 +91,7 @@ async def test_broken_version_leaves_the_old_one_serving(
     (program / "node_modules").symlink_to(ROOT / "node_modules")
     (program / "static").symlink_to(ROOT / "static")
     settings, module = program / ".env", program / "server" / "ws" / "hub.py"
-    server: ServerProcess = await spawn(folder=program)
+    server: ServerProcess = await spawn(folder=program, DRAIN_SECS="1")
     client = await new_client(server.url, http)
     async with following(client, await client.create()) as (stream,):
         await stream.socket.send("prompt", prompt=script(STREAM))
@@ -126,11 +129,11 @@ async def test_broken_version_leaves_the_old_one_serving(
 async def test_waiting_request_gets_the_result_of_its_turn(
     spawn: Spawn, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    server = await spawn()
+    server = await spawn(CLAUDE_BIN=make_fake_claude(tmp_path))
     client = await new_client(server.url, http)
     session, gate = await client.create(), tmp_path / "gate"
-    steps = script({"say": "before"}, {"gate": str(gate)}, {"say": " and after"})
-    turn = asyncio.create_task(client.turn(session, steps))
+    prompt = script({"say": "before"}, {"gate": str(gate)}, {"say": " and after"})
+    turn = asyncio.create_task(client.turn(session, prompt))
     async with following(client, session) as (stream,):
         await stream.until(lambda entry: "before" in str(entry))
         await reload(server.url, http)
@@ -141,3 +144,23 @@ async def test_waiting_request_gets_the_result_of_its_turn(
         await stream.until_kind("turn_end")
         stream.check()
     assert (await client.state(session))["turn_count"] == 1
+    await _check_that_reload_waits_for_run(client, tmp_path / "run")
+
+
+async def _check_that_reload_waits_for_run(client: Client, gate: Path) -> None:
+    begun = gate.with_suffix(".begun")
+    prompt = steps({"touch": str(begun)}, {"gate": str(gate)}, {"result": "4"})
+    run = asyncio.create_task(client.post("/run", {"prompt": prompt}))
+    await eventually("the run to begin", begun.exists)
+    reloading = asyncio.create_task(reload(client.url, client.http))
+    admin = Client(client.url, ADMIN, client.http)
+
+    async def is_waiting() -> bool:
+        return bool((await admin.get("/admin/reload"))[1]["reloading"])
+
+    await eventually("the reload to wait", is_waiting)
+    await client.create()  # the server refuses nothing meanwhile
+    gate.touch()
+    status, reply = await run
+    assert (status, reply["result"]) == (200, 4)
+    assert (await reloading)["reloads"] == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -13,7 +15,23 @@ from ..openapi import document
 from ..responses import raw_json_response
 from . import ENDPOINTS
 
-DOCUMENT = web.AppKey("openapi-document", bytes)
+
+class StoredDocument:
+    """The document of the endpoints. It is made once, when it is asked for: that takes 0.1 s."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._endpoints = endpoints
+        self._lock = asyncio.Lock()
+        self._made = b""
+
+    async def get(self) -> bytes:
+        async with self._lock:
+            if not self._made:
+                self._made = await asyncio.to_thread(lambda: dumps(document(self._endpoints)))
+        return self._made
+
+
+DOCUMENT = web.AppKey("openapi-document", StoredDocument)
 
 
 class OpenApiDocument(msgspec.Struct, kw_only=True):
@@ -35,8 +53,8 @@ class OpenApiDocument(msgspec.Struct, kw_only=True):
     has_ok=False,
 )
 async def get_document(request: web.Request) -> Annotated[web.Response, OpenApiDocument]:
-    return raw_json_response(request.app[DOCUMENT])
+    return raw_json_response(await request.app[DOCUMENT].get())
 
 
 def prepare_app(app: web.Application) -> None:
-    app[DOCUMENT] = dumps(document(app[ENDPOINTS]))
+    app[DOCUMENT] = StoredDocument(app[ENDPOINTS])
