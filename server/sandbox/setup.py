@@ -21,7 +21,7 @@ OTHER_THREADS = 1024
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sandbox depends on, besides most settings.
+    """The parts of a machine that a sandbox depends on.
 
     Attributes:
         setting: the name of a level, or ``auto``.
