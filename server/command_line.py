@@ -38,7 +38,7 @@ from .connect.target import SUMMARY, add_connect_arguments
 from .data_dir import DataDir
 from .errors import StartError
 from .origins import address_of
-from .reload.program import StartedProgram
+from .reload.program import STOP_SIGNALS, StartedProgram, accept_stop_signals
 from .reload.reloader import Reloader
 from .reload.state import Inherited, read_state
 from .service_manager import ServiceManager
@@ -152,11 +152,13 @@ async def serve(
     """
     supervisor = supervisor or Supervisor()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
+    accept_stop_signals()
     about: dict[str, Any] = {"program": program, "inherited": inherited}
     app = await build_app(settings, environ=environ, supervisor=supervisor, **about)
     reloader = app[RELOADER]
+    reloader.is_stopping = stop.is_set
     loop.add_signal_handler(signal.SIGHUP, reloader.on_signal)
     runner = ServerRunner(app, handle_signals=False, shutdown_timeout=HANDLERS_SECS)
     timer = threading.Timer(FAILED_STOP_SECS, os._exit, (1,))

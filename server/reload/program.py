@@ -17,6 +17,8 @@ from .state import STATE_VARIABLE, Passed
 TRY_NEXT_SECS = 60.0
 """The time for the next version to show that it can start."""
 REASON_LENGTH = 500
+STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
+"""Signals that wait from the exec until the next version handles them."""
 
 
 class ReloadError(Exception):
@@ -95,6 +97,7 @@ class StartedProgram:
             OSError: the interpreter cannot be executed. Everything is as before.
         """
         former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited; a handler is not
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             passed.make_inheritable()
             sys.stdout.flush()
@@ -104,7 +107,13 @@ class StartedProgram:
         except BaseException:
             passed.make_inheritable(inheritable=False)
             signal.signal(signal.SIGHUP, former)
+            accept_stop_signals()
             raise
+
+
+def accept_stop_signals() -> None:
+    """Receive what was sent since the exec."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _trial_failure(stderr: bytes, status: int | None) -> str:

@@ -68,6 +68,7 @@ class Reloader:
         carriers: in the order in which they are stopped.
         failure: why the last reload was given up.
         pause_ms: the pause of the last reload; None if there was none.
+        is_stopping: returns whether the server was told to stop.
         on_begin, on_given_up: called when a reload begins, and when the server serves on.
     """
 
@@ -78,6 +79,7 @@ class Reloader:
         self.reloads = reloads
         self.failure: str | None = None
         self.pause_ms: int | None = None
+        self.is_stopping: Callable[[], bool] = lambda: False
         self.on_begin: Callable[[], None] = lambda: None
         self.on_given_up: Callable[[], None] = lambda: None
         self._program = program
@@ -164,6 +166,9 @@ class Reloader:
                         await carrier.freeze()
             except TimeoutError:
                 raise ReloadError("the server could not stop its parts in time") from None
+            await asyncio.sleep(0)  # for a signal that came just now
+            if self.is_stopping():
+                raise ReloadError("the server is stopping")
             # No await from here to the exec: what was packed must not change.
             passed = Passed()
             parts = {one.name: part for one in frozen if (part := one.pack(passed)) is not None}
