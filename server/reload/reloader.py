@@ -68,7 +68,7 @@ class Reloader:
         carriers: in the order in which they are stopped.
         failure: why the last reload was given up.
         pause_ms: the pause of the last reload; None if there was none.
-        is_stopping: returns whether the server was told to stop.
+        is_stopping: returns whether the server has received SIGTERM or SIGINT.
         on_begin, on_given_up: called when a reload begins, and when the server serves on.
     """
 
