@@ -51,7 +51,8 @@ async def test_questions_steered_prompts_and_other_agents_survive(
         steer.check()
 
     async def is_hibernated() -> bool:
-        return (await client.state(idle))["agent_state"] == "hibernated"
+        return bool((await client.state(idle))["agent_state"] == "hibernated")
 
     await eventually("the idle agent to hibernate", is_hibernated)
-    assert "before" in str(await run_step(client, idle, {"history": True}))
+    texts: list[str] = await run_step(client, idle, {"history": True})
+    assert "before" in str(texts)
