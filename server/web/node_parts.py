@@ -113,6 +113,9 @@ class NodeParts:
         ):
             context.supervisor.spawn(tasks, name, loop)
         try:
+            # Before the first request: a session of this node's predecessor has an owner again.
+            await self._ownership.tend()
+            await self._sessions.writer.flush()
             yield
         finally:
             await tasks.finish(0)
