@@ -135,8 +135,9 @@ class LogFollower:
             await asyncio.sleep(HEADS_POLL_SECS)
             if not self._followed:
                 continue
+            asked = set(self._followed)  # more may follow during the query
             try:
-                found = await self._node.heads_of(list(self._followed))
+                found = await self._node.heads_of(asked)
             except DatabaseError:
                 continue
             for number, (owner, head) in found.items():
@@ -146,7 +147,7 @@ class LogFollower:
                     self.missed += 1
                     entry[1].note_head(head)
                 self._set_owner(number, owner)
-            for number in self._followed.keys() - found.keys():
+            for number in (asked & self._followed.keys()) - found.keys():
                 self._followed[number][1].mark_deleted()
 
     def _note_heads(self, heads: Sequence[tuple[int, int]]) -> None:
