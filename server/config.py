@@ -169,7 +169,7 @@ def _domains(value: str) -> tuple[str, ...]:
     names = tuple(name.lower() for name in _names(value))
     for name in names:
         if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[0-9]{1,5})?", name):
-            raise ValueError(f"{name!r} is not a domain such as pypi.org or *.github.com:443")
+            raise ValueError(f"{name!r} is not a domain such as crates.io or *.github.com:443")
     return names
 
 

@@ -9,7 +9,7 @@ DOMAIN_PORTS = (80, 443)
 
 
 class AllowedDomains:
-    """The operator's list: ``pypi.org``, ``*.github.com``, ``registry.internal:8443``.
+    """The operator's list: ``crates.io``, ``*.github.com``, ``registry.internal:8443``.
 
     An entry without a port allows the ports 80 and 443. Addresses that are not public are refused,
     whatever a name resolves to, except for an entry that names one host and one port.

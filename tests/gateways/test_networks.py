@@ -245,11 +245,11 @@ def test_policy_that_cannot_be_enforced_stops_the_start() -> None:
 @pytest.mark.parametrize(
     ("host", "port", "is_allowed"),
     [
-        ("pypi.org", 443, True),
+        ("crates.io", 443, True),
         ("PyPI.org.", 80, True),
-        ("pypi.org", 22, False),
-        ("evil-pypi.org", 443, False),
-        ("pypi.org.evil.example", 443, False),
+        ("crates.io", 22, False),
+        ("evil-crates.io", 443, False),
+        ("crates.io.evil.example", 443, False),
         ("api.github.com", 443, True),
         ("a.b.github.com", 443, True),
         ("github.com", 443, False),
@@ -259,12 +259,12 @@ def test_policy_that_cannot_be_enforced_stops_the_start() -> None:
     ],
 )
 def test_domains_are_matched_by_whole_labels(host: str, port: int, is_allowed: bool) -> None:
-    domains = AllowedDomains(["pypi.org", "*.github.com", "registry.internal:8443"])
+    domains = AllowedDomains(["crates.io", "*.github.com", "registry.internal:8443"])
     assert domains.allows(host, port) == is_allowed
 
 
 def test_private_addresses_need_an_entry_with_a_port() -> None:
-    domains = AllowedDomains(["pypi.org", "*.github.com:443", "registry.internal:8443"])
+    domains = AllowedDomains(["crates.io", "*.github.com:443", "registry.internal:8443"])
     for address in (
         "127.0.0.1",
         "10.0.0.1",
@@ -273,10 +273,10 @@ def test_private_addresses_need_an_entry_with_a_port() -> None:
         "::ffff:127.0.0.1",
         "0.0.0.0",
     ):
-        assert not domains.allows_address("pypi.org", 443, address)
+        assert not domains.allows_address("crates.io", 443, address)
         assert not domains.allows_address("a.github.com", 443, address)
         assert domains.allows_address("registry.internal", 8443, address)
-    assert domains.allows_address("pypi.org", 443, "151.101.0.223")
+    assert domains.allows_address("crates.io", 443, "151.101.0.223")
 
 
 async def raw(port: int, text: str) -> bytes:
