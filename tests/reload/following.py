@@ -100,21 +100,23 @@ async def following(client: Client, *sessions: str) -> AsyncIterator[list[Follow
         assert isinstance(result, asyncio.CancelledError), result
 
 
-async def reload(url: str, http: aiohttp.ClientSession) -> Json:
+async def reload(url: str) -> Json:
     """Reload the server, and return its status once the next version answers."""
-    admin = Client(url, ADMIN, http)
-    status, before = await admin.post("/admin/reload")
-    assert status == 200, before
-    now: Json = {}
+    # A reload closes idle connections, on which a request may just have begun.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as http:
+        admin = Client(url, ADMIN, http)
+        status, before = await admin.post("/admin/reload")
+        assert status == 200, before
+        now: Json = {}
 
-    async def is_done() -> bool:
-        nonlocal now
-        try:
-            _, now = await admin.get("/admin/reload")
-        except aiohttp.ClientError:
-            return False
-        return bool(now["failure"] or now["reloads"] > before["reloads"])
+        async def is_done() -> bool:
+            nonlocal now
+            try:
+                _, now = await admin.get("/admin/reload")
+            except aiohttp.ClientError:
+                return False
+            return bool(now["failure"] or now["reloads"] > before["reloads"])
 
-    await eventually("the next version to answer", is_done)
+        await eventually("the next version to answer", is_done)
     assert now["failure"] is None
     return now

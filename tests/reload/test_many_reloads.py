@@ -39,7 +39,7 @@ async def test_many_reloads_end_no_turn_and_leak_nothing(
             await follower.until_kind("permission_request")
         counts: list[tuple[int, int]] = []
         for count in range(1, RELOADS + 1):
-            status = await reload(server.url, http)
+            status = await reload(server.url)
             assert status["reloads"] == count
             pauses.append(status["pause_ms"])
             for follower in followers[:SESSIONS]:

@@ -43,7 +43,7 @@ async def test_streaming_turn_and_waiting_permission_survive(
         await stream.until_more()
 
         for count in (1, 2):
-            assert (await reload(server.url, http))["reloads"] == count
+            assert (await reload(server.url))["reloads"] == count
             await stream.until_more()
         await stream.until_more()
         assert {bye["code"] for bye in (*stream.byes, *ask.byes)} == {1012}
@@ -136,7 +136,7 @@ async def test_waiting_request_gets_the_result_of_its_turn(
     turn = asyncio.create_task(client.turn(session, prompt))
     async with following(client, session) as (stream,):
         await stream.until(lambda entry: "before" in str(entry))
-        await reload(server.url, http)
+        await reload(server.url)
         gate.touch()
         status, reply = await turn
         assert (status, reply["turn_index"], reply["stop_reason"]) == (200, 1, "end_turn")
@@ -152,7 +152,7 @@ async def _check_that_reload_waits_for_run(client: Client, gate: Path) -> None:
     prompt = steps({"touch": str(begun)}, {"gate": str(gate)}, {"result": "4"})
     run = asyncio.create_task(client.post("/run", {"prompt": prompt}))
     await eventually("the run to begin", begun.exists)
-    reloading = asyncio.create_task(reload(client.url, client.http))
+    reloading = asyncio.create_task(reload(client.url))
     admin = Client(client.url, ADMIN, client.http)
 
     async def is_waiting() -> bool:

@@ -56,7 +56,7 @@ async def test_failed_exec_and_signals_leave_the_server_serving(
         await stream.until_more()
 
         program.symlink_to(Path(sys.executable).resolve())
-        assert (await reload(server.url, http))["reloads"] == 1
+        assert (await reload(server.url))["reloads"] == 1
         await stream.until_more()
         byes = len(stream.byes)
         for _ in range(2):

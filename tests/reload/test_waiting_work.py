@@ -33,7 +33,7 @@ async def test_questions_steered_prompts_and_other_agents_survive(
         await steer.until(lambda entry: "hanging" in str(entry))
         await steer.socket.send("prompt", prompt=steer_as("queue"), steer=True)
         for count in (1, 2, 3):  # the idle agent hibernates in the middle of one
-            assert (await reload(server.url, http))["reloads"] == count
+            assert (await reload(server.url))["reloads"] == count
         about = {"request_id": question["request_id"], "action": "decline"}
         answered = asyncio.create_task(ask.until_kind("elicitation_resolved"))
         while not answered.done():
