@@ -29,7 +29,7 @@ async def accept_connections(
     burst = 0
     while True:
         try:
-            accepted, _ = await loop.sock_accept(listening)
+            accepted = await next_connection(listening)
         except ConnectionAbortedError:
             continue
         except OSError as error:
@@ -44,6 +44,29 @@ async def accept_connections(
         burst = burst + 1 if backlog.poll(0) else 0
         if should_pause(burst):
             await asyncio.sleep(pause)
+
+
+async def next_connection(listening: socket.socket) -> socket.socket:
+    """Accept the next connection.
+
+    A connection that arrives as the caller is cancelled stays in the queue of the kernel.
+    ``loop.sock_accept`` would accept and lose it.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            accepted, _ = listening.accept()
+        except (BlockingIOError, InterruptedError):
+            pass
+        else:
+            accepted.setblocking(False)
+            return accepted
+        readable = asyncio.Event()
+        loop.add_reader(listening, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(listening)
 
 
 def should_pause(burst: int) -> bool:
