@@ -254,7 +254,7 @@ class KeyProxy:
         except (aiohttp.ClientError, TimeoutError) as error:
             host = urlsplit(upstream.address).hostname
             logger.warning(
-                "the API of the provider %s cannot be reached at %s: %s",
+                "a request to the API of the provider %s at %s has failed: %s",
                 *(provider.name, host, type(error).__name__),
                 extra={"session": key.key, "app": holder.owner},
             )
@@ -276,15 +276,21 @@ class KeyProxy:
         meter = ResponseMeter(is_stream=is_stream)
         await passed.prepare(request)
         left = response.content_length or 0
-        async for piece in response.content.iter_any():
-            meter.feed(piece)
-            left -= len(piece)
-            if left == 0:
-                meter.complete()
-            # Before the agent can end its turn.
-            if (usage := meter.take()) is not None:
-                self.count_usage(key.key, holder.owner, usage)
-            await passed.write(piece)
+        try:
+            async for piece in response.content.iter_any():
+                meter.feed(piece)
+                left -= len(piece)
+                if left == 0:
+                    meter.complete()
+                # Before the agent can end its turn.
+                if (usage := meter.take()) is not None:
+                    self.count_usage(key.key, holder.owner, usage)
+                await passed.write(piece)
+        except (aiohttp.ClientError, TimeoutError):
+            # An error response would be a part of the body.
+            if request.transport is not None:
+                request.transport.close()
+            raise
         meter.complete()
         if (usage := meter.take()) is not None:
             self.count_usage(key.key, holder.owner, usage)

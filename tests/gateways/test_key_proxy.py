@@ -30,13 +30,17 @@ class Upstream:
 
     Attributes:
         pieces: its response, in the pieces in which it is sent.
+        length: of its response, as its header says; None for chunks.
         gate: must be set before each piece but the first is sent.
+        breaks_off: the connection ends after the first piece.
     """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.pieces: list[bytes] = [b'{"usage": {"input_tokens": 3, "output_tokens": 4}}']
         self.kind = "application/json"
+        self.length: int | None = None
+        self.breaks_off = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.ended = asyncio.Event()
@@ -48,9 +52,14 @@ class Upstream:
         if "redirect" in request.path:
             raise web.HTTPFound("http://127.0.0.1:9/elsewhere")
         response = web.StreamResponse(headers={"Content-Type": self.kind, "Set-Cookie": "a=b"})
+        response.content_length = self.length
         await response.prepare(request)
         try:
             for number, piece in enumerate(self.pieces):
+                if number and self.breaks_off:
+                    assert request.transport is not None
+                    request.transport.close()  # after what was written
+                    return response
                 if number:
                     await self.gate.wait()
                 await response.write(piece)
@@ -300,6 +309,24 @@ async def test_request_ends_when_its_agent_disconnects(setup: Setup) -> None:
     await eventually("the end of the request", setup.upstream.ended.is_set)
 
 
+@pytest.mark.parametrize("length", [None, 1000])
+async def test_response_that_breaks_off_is_not_completed(setup: Setup, length: int | None) -> None:
+    setup.upstream.pieces = [b"first", b"never sent"]
+    setup.upstream.length = length
+    setup.upstream.breaks_off = True
+    environ = setup.environ()
+    url, token = environ["ANTHROPIC_BASE_URL"] + "/v1/messages", environ["ANTHROPIC_API_KEY"]
+    async with setup.http.post(url, json=MESSAGE, headers={"x-api-key": token}) as reply:
+        assert reply.status == 200
+        read, has_broken_off = b"", False
+        try:
+            async for piece in reply.content.iter_any():
+                read += piece
+        except aiohttp.ClientPayloadError:
+            has_broken_off = True
+    assert (read, has_broken_off) == (b"first", True)
+
+
 async def test_app_that_may_not_spend_is_refused(setup: Setup) -> None:
     environ = setup.environ()
     setup.proxy.may_spend = lambda holder: f"{holder.owner} has spent its budget"
@@ -372,6 +399,25 @@ async def test_address_of_a_client_never_gets_a_key_of_the_operator(setup: Setup
     token = environ["OPENAI_API_KEY"]
     url = f"{setup.proxy.keys.url}/anthropic/v1/messages"
     assert (await setup.post(url, token))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("switch", "key"),
+    [
+        ("CLAUDE_CODE_USE_BEDROCK", "ANTHROPIC_API_KEY"),
+        ("GOOGLE_GENAI_USE_VERTEXAI", "GEMINI_API_KEY"),
+    ],
+)
+async def test_client_that_selects_another_service_gets_no_key_of_the_operator(
+    setup: Setup, switch: str, key: str
+) -> None:
+    environ = setup.environ(chosen={switch: "1"})
+    assert environ[switch] == "1"
+    assert KEY not in json.dumps(environ)
+    operators = setup.environ({switch: "1"})
+    assert operators[key] == KEY
+    changed = setup.environ({switch: "1"}, chosen={switch: "0"})
+    assert key not in changed
 
 
 async def test_key_of_a_client_is_used_at_the_operators_address(setup: Setup) -> None:
