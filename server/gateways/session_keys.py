@@ -136,7 +136,7 @@ class SessionKeys:
             if upstream is not None:
                 upstreams[provider.name] = upstream
                 self._replace_variables(provider, key, environ, result)
-            elif not any(is_set(environ.get(name, "")) for name in provider.off_if):
+            elif not _is_other_service(provider, trusted, chosen):
                 # For example an address of the client, which must not get a key of the operator.
                 _hide(provider, environ, chosen, result)
         key.upstreams = upstreams  # at once: requests are being answered meanwhile
@@ -315,6 +315,14 @@ class SessionKeys:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode(errors="replace")).digest()
+
+
+def _is_other_service(
+    provider: Provider, trusted: Mapping[str, str], chosen: Mapping[str, str]
+) -> bool:
+    """Whether the operator, not the client, has selected a service that needs the variables."""
+    is_changed = any(name in chosen for name in (*provider.off_if, *provider.bases))
+    return not is_changed and any(is_set(trusted.get(name, "")) for name in provider.off_if)
 
 
 def _hide(
