@@ -195,35 +195,36 @@ class Bus:
             was_notified = self._is_due.is_set()
             self._is_due.clear()
             try:
-                found = await self._fetch()
+                await self._take(was_notified=was_notified)
             except DatabaseError:
                 await asyncio.sleep(BUS_RETRY_SECS)
-                continue
-            self.missed += len(found) if not was_notified else 0
-            for message in found:
-                try:
-                    self.on_message(message)
-                except Exception:
-                    logger.exception("a message of another node failed")
 
-    async def _fetch(self) -> list[NodeMessage]:
-        """Return the new messages, and delete them."""
+    async def _take(self, *, was_notified: bool) -> None:
+        """Handle the new messages, and delete them afterwards.
+
+        So none is lost if the deletion fails: the rows are found again, and are not handled again.
+        """
         rows = await self._engine.fetch(
             "SELECT sender, seq, body FROM commands WHERE target = ? ORDER BY sender, seq",
             (self.number,),
         )
-        found = []
         for sender, seq, body in rows:
             if seq > self._last_from.get(sender, 0):
                 self._last_from[sender] = seq
-                found.append(NodeMessage(sender, seq, bytes(body)))
+                self.missed += not was_notified
+                self._handle(NodeMessage(sender, seq, bytes(body)))
         for sender in {row[0] for row in rows}:
             await self._engine.change(
                 "DELETE FROM commands WHERE target = ? AND sender = ? AND seq <= ?",
                 (self.number, sender, self._last_from[sender]),
                 repeats=True,
             )
-        return found
+
+    def _handle(self, message: NodeMessage) -> None:
+        try:
+            self.on_message(message)
+        except Exception:
+            logger.exception("a message of another node failed")
 
     async def _listen(self) -> None:
         """Keep a connection on which notifications arrive; look for messages after each gap."""

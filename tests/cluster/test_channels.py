@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from server.cluster.channels import WINDOW, ChannelLostError, NodeChannel
 from server.cluster.node import ClusterNode
+from server.errors import DatabaseError
 from server.storage.drivers.postgres import PostgresDriver
 
 from ..support.waiting import eventually
@@ -87,6 +89,27 @@ async def test_lost_piece_ends_the_channel(make_node: MakeNode, driver: Postgres
     channel.check()
     with pytest.raises(ChannelLostError):
         await channel.receive()
+
+
+async def test_message_that_cannot_be_deleted_is_handled_once(
+    make_node: MakeNode, driver: PostgresDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await make_node(1), await make_node(2)
+    two.channels.servers["echo"] = echo
+    change, refused = driver.change, asyncio.Event()
+
+    async def refuse_deletion(sql: str, *arguments: Any, **options: Any) -> Any:
+        if sql.startswith("DELETE FROM commands") and not refused.is_set():
+            refused.set()
+            raise DatabaseError("out of reach", is_transient=True)
+        return await change(sql, *arguments, **options)
+
+    monkeypatch.setattr(driver, "change", refuse_deletion)
+    channel = one.channels.open(2, "echo")
+    channel.send_now(b"hello")
+    channel.end()
+    assert [piece async for piece in channel] == [b"hello"]
+    assert refused.is_set()
 
 
 async def test_notification_of_everyone_reaches_each_node(make_node: MakeNode) -> None:
