@@ -96,6 +96,7 @@ class TokenRegistry:
         self._options: dict[str, TokenOptions] = {}
         self._changing = asyncio.Lock()
         self._revoking: set[str] = set()
+        self._changes = 0  # by this node
         self.on_changed = self.shares.on_changed
 
     async def load(self, admin_token: str | None) -> FirstTokens | None:
@@ -129,34 +130,43 @@ class TokenRegistry:
             app_token = (await self.create(FIRST_APP))[1]
         return FirstTokens(created, app_token) if created or app_token else None
 
-    async def load_app_tokens(self) -> None:
-        """Load the apps' tokens, and create none."""
-        for row in await self._queries.tokens():
-            await self._add(row)
-
-    async def _add(self, row: TokenRow) -> None:
-        options = TokenOptions.decode(row.options)
-        self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
+    def _add(self, row: TokenRow, options: TokenOptions) -> None:
+        """Let a token be valid from now on."""
         self._names.add(row.name)
-        await self._prepare(row.name, options)
+        self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
         self._apply(row.name, options)
 
     async def refresh(self) -> None:
         """Take over what other nodes of the cluster have created, changed and revoked."""
+        while not await self.load_app_tokens():
+            pass  # the rows that were read do not have a change of this node
+        await self.shares.refresh()
+
+    async def load_app_tokens(self) -> bool:
+        """Load the apps' tokens, and create none; False if this node changes one meanwhile."""
+        changes = self._changes
         rows = {row.hash: row for row in await self._queries.tokens()}
-        for hashed, row in rows.items():
-            known = self._by_hash.get(hashed)
-            if known is None and row.name not in self._revoking:
-                await self._add(row)
-            elif known is not None and known.row.options != row.options:
-                known.row.options = row.options
-                await self._prepare(row.name, TokenOptions.decode(row.options))
-                self._change(known, TokenOptions.decode(row.options))
-        for hashed, credential in tuple(self._by_hash.items()):
-            if hashed not in rows:
+        if self._changes != changes:
+            return False
+        for credential in tuple(self._by_hash.values()):
+            if credential.row.hash not in rows:
                 self._end(credential)
                 self._forget(credential.app_name)
-        await self.shares.refresh()
+        for row in rows.values():
+            known = self._by_hash.get(row.hash)
+            is_same = known is not None and known.row.options == row.options
+            if is_same or row.name in self._revoking:
+                continue
+            options = TokenOptions.decode(row.options)
+            await self._prepare(row.name, options, was_accepted=True)
+            if self._changes != changes:
+                return False
+            if known is None:
+                self._add(row, options)
+            else:
+                known.row.options = row.options
+                self._change(known, options)
+        return True
 
     async def find(self, app_name: str) -> Credential:
         """The credential of an app, for a request that another node has authenticated.
@@ -164,14 +174,15 @@ class TokenRegistry:
         Raises:
             Error: ``unauthorized``.
         """
-        for _ in range(2):
-            for credential in self._by_hash.values():
-                if credential.app_name == app_name:
-                    return credential
+        if self.credential_of(app_name) is None:
             await self.refresh()
-        raise unauthorized()
+        if (credential := self.credential_of(app_name)) is None:
+            raise unauthorized()
+        return credential
 
-    async def _prepare(self, name: str, options: TokenOptions) -> None:
+    async def _prepare(
+        self, name: str, options: TokenOptions, *, was_accepted: bool = False
+    ) -> None:
         """Read what options need before they can take effect.
 
         Raises:
@@ -181,7 +192,8 @@ class TokenRegistry:
         if options.budget:
             await self.accounts.load(name)
         if options.sandbox and self.sandboxes is not None:
-            await asyncio.to_thread(self.sandboxes.prepare, options.sandbox)
+            prepare = self.sandboxes.prepare_stored if was_accepted else self.sandboxes.prepare
+            await asyncio.to_thread(prepare, options.sandbox)
 
     def _apply(self, name: str, options: TokenOptions) -> None:
         """Let options take effect."""
@@ -300,8 +312,8 @@ class TokenRegistry:
         except BaseException:
             self._names.discard(name)
             raise
-        self._by_hash[row.hash] = Credential(row, scopes=options.allowed)
-        self._apply(name, options)
+        self._changes += 1
+        self._add(row, options)
         await self.on_changed()
         return row, token
 
@@ -321,6 +333,7 @@ class TokenRegistry:
             statement = statements.set_token_options(name, options.encode())
             await to_completion(self._writer.commit([statement]))
             row.options = options.encode()
+            self._changes += 1
             self._change(credential, options)
             await self.on_changed()
             return row
@@ -339,8 +352,7 @@ class TokenRegistry:
         return options is not None and scope in options.allowed
 
     def _credential_of(self, name: str) -> Credential:
-        credentials = self._by_hash.values()
-        credential = next((one for one in credentials if one.app_name == name), None)
+        credential = self.credential_of(name)
         if credential is None:
             raise not_found("token")
         return credential
@@ -354,6 +366,7 @@ class TokenRegistry:
         credential = self._credential_of(name)
         row = credential.row
         self._revoking.add(name)
+        self._changes += 1
         self._end(credential)
         deletion = [
             statements.delete_token(name),
@@ -367,6 +380,7 @@ class TokenRegistry:
             raise
         finally:
             self._revoking.discard(name)
+            self._changes += 1
         self._forget(name)
         await self.on_changed()
 

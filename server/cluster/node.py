@@ -34,7 +34,7 @@ class NodeInfo(NamedTuple):
 
     Attributes:
         state: ``up``, ``draining`` or ``gone``.
-        is_late: it has not beaten for two intervals, so nothing new is sent to it.
+        is_late: it has missed :data:`LATE_BEATS`, so nothing new is sent to it.
         free: its free slots for agents.
     """
 
@@ -69,7 +69,6 @@ class ClusterNode:
         self._number = number
         self.engine = engine
         self.nodes: dict[int, NodeInfo] = {}
-        self._tokens_digest: tuple[object, ...] = ()
         self.is_draining = False
         self.free_slots: Callable[[], int] = lambda: 1
         self.on_heads: Callable[[Sequence[tuple[int, int]]], None] = lambda heads: None
@@ -204,16 +203,15 @@ class ClusterNode:
         )
         return {number: (owner, head) for number, owner, head in rows}
 
-    async def tokens_have_changed(self) -> bool:
-        """Whether a token or a share was created, changed or revoked since the last call."""
+    async def tokens_digest(self) -> tuple[object, ...]:
+        """A value that is another one after a token or share was created, changed or revoked."""
         rows = await self.engine.fetch(
             "SELECT (SELECT md5(string_agg(name || ' ' || encode(hash, 'hex') || coalesce(options,"
             " ''), ' ' ORDER BY name)) FROM tokens),"
             " (SELECT md5(string_agg(id, ' ' ORDER BY id)) FROM shares)",
             (),
         )
-        before, self._tokens_digest = self._tokens_digest, tuple(rows[0])
-        return before != self._tokens_digest
+        return tuple(rows[0])
 
     # Notifications
 

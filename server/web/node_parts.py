@@ -140,15 +140,16 @@ class NodeParts:
 
     async def _refresh_tokens(self, tokens: TokenRegistry) -> None:
         """Let changes of tokens that other nodes make take effect, forever."""
+        known: tuple[object, ...] = ()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TOKENS_POLL_SECS):
                     await self._tokens_changed.wait()
-            was_told = self._tokens_changed.is_set()
             self._tokens_changed.clear()
             try:
-                if was_told or await self._node.tokens_have_changed():
+                if (found := await self._node.tokens_digest()) != known:
                     await tokens.refresh()
+                    known = found
             except DatabaseError as error:
                 logger.debug("the tokens cannot be read: %s", error)
 

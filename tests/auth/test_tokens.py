@@ -8,19 +8,25 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from server.accounts.accounts import Accounts
+from server.accounts.limits import Budget
 from server.auth.credential import hash_secret
+from server.auth.token_options import TokenOptions
 from server.auth.tokens import ADMIN_KEY, FirstTokens, TokenRegistry
-from server.errors import Error
+from server.errors import DatabaseError, Error, ErrorCode
 from server.metrics import Metrics
 from server.storage.database import Database
 from server.storage.queries import Queries
+from server.storage.schema import TokenRow
 from server.storage.statements import set_server_value
+from server.storage.usage import UsageQueries
 from server.storage.writer import DatabaseWriter
 
 from ..conftest import Serve, Spawn
@@ -416,3 +422,81 @@ async def test_admin_token_from_settings_is_valid_only_while_set(
     again, shown_again = await start(None)
     assert again.is_admin(shown.admin)
     assert shown_again is None
+
+
+# Tokens of other nodes.
+
+
+@pytest.fixture
+async def two_nodes(tmp_path: Path) -> AsyncIterator[tuple[TokenRegistry, TokenRegistry]]:
+    """The tokens of two nodes on one database."""
+    async with contextlib.AsyncExitStack() as stack:
+        database = await Database.open(tmp_path / "clawdforge.db")
+        stack.push_async_callback(database.close)
+        writer = DatabaseWriter(database, Metrics())
+        writer.start()
+        stack.push_async_callback(writer.stop)
+        one, two = (
+            TokenRegistry(Queries(database), writer, accounts=Accounts(UsageQueries(database)))
+            for _ in range(2)
+        )
+        await one.load("admin")
+        await two.load("admin")
+        yield one, two
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, accounts: Accounts) -> None:
+    """Let the next read of what an app has spent fail."""
+    load, failures = accounts.load, ["out of reach"]
+
+    async def fail_first(name: str) -> None:
+        if failures:
+            raise DatabaseError(failures.pop(), is_transient=True)
+        await load(name)
+
+    monkeypatch.setattr(accounts, "load", fail_first)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_options_of_another_node_take_effect_after_a_refresh_that_failed(
+    two_nodes: tuple[TokenRegistry, TokenRegistry], monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    one, two = two_nodes
+    options = TokenOptions(budget=Budget(tokens_per_day=0))
+    if is_new:
+        await one.create("shop", options=options)
+    else:
+        await one.create("shop")
+        await two.refresh()
+        await one.change("shop", options)
+    fail_once(monkeypatch, two.accounts)
+    with pytest.raises(DatabaseError):
+        await two.refresh()
+    await two.refresh()
+    with pytest.raises(Error) as refused:
+        two.accounts.check("shop")
+    assert refused.value.code is ErrorCode.BUDGET_EXCEEDED
+
+
+async def test_changes_during_a_refresh_stay(
+    two_nodes: tuple[TokenRegistry, TokenRegistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = two_nodes
+    _, revoked = await one.create("revoked")
+    queries, read = one._queries, one._queries.tokens
+    created: list[str] = []
+
+    async def read_before_the_change() -> list[TokenRow]:
+        rows = await read()
+        if not created:
+            created.append((await one.create("new"))[1])
+            await one.revoke("revoked")
+        return rows
+
+    monkeypatch.setattr(queries, "tokens", read_before_the_change)
+    await one.refresh()
+    credential = one.authenticate(created[0], None)
+    assert not credential.is_revoked
+    with pytest.raises(Error) as refused:
+        one.authenticate(revoked, None)
+    assert refused.value.code is ErrorCode.UNAUTHORIZED
