@@ -25,7 +25,7 @@ from multidict import CIMultiDict
 from ..cluster.channels import PIECE_BYTES, ChannelLostError, NodeChannel
 from ..cluster.membership import ElsewhereError
 from ..cluster.node import ClusterNode, out_of_reach
-from .context import CREDENTIAL, REQUEST_ID, context_of, waiting
+from .context import CREDENTIAL, REQUEST_ID, authenticate_app, context_of, waiting
 from .control_socket import is_operator
 
 FORWARD = "http"
@@ -247,6 +247,7 @@ async def node_middleware(request: web.Request, handler: Handler) -> web.StreamR
     if request.method == hdrs.METH_POST and request.path in PLACED:
         placed = link.node.place()
         if placed != sessions.cluster.number:
+            authenticate_app(request)  # a request of nobody is not passed on
             return await link.forward(request, placed)
     try:
         return await handler(request)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from ..support.client import ADMIN, Client, Socket
+from ..support.client import ADMIN, Client, Socket, failure
 from ..support.harness import eventually, script
 from ..support.postgres import Postgres
 from .nodes import Node, NodeCluster, running_nodes
@@ -202,6 +203,18 @@ async def test_drain_hands_queued_turns_over_and_ends_the_running_one(
     assert [end["stop_reason"] for end in ends] == ["end_turn"] * 4
     assert [f"queued {number}" in far.text(number + 2) for number in range(3)] == [True] * 3
     assert cluster.owner_of(session_id) == "node-2"
+
+
+async def test_full_node_refuses_a_session_without_a_token_by_itself(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    async with running_nodes(postgres, tmp_path, 2, MAX_LIVE_AGENTS="2") as cluster:
+        one, two = cluster.nodes
+        while cluster.owner_of(await one.client.create()) != "node-2":
+            pass
+        two.pause()
+        nobody = Client(one.server.url, None, one.client.http)
+        failure(await nobody.post("/sessions", {"agent": "mock"}), 401, "unauthorized")
 
 
 def admin_of(node: Node) -> Client:
