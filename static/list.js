@@ -21,26 +21,19 @@ export class SessionList {
 	async load() {
 		const { api } = this.#parts
 		if (api.shared) return this.#take([await api.session(api.shared)])
-		const { sessions, next_cursor: more } = await api.sessions({
-			limit: PAGE,
-			state: 'idle,running,closed',
-			fields: FIELDS
-		})
-		this.more ??= more ?? false
-		this.#take(sessions)
+		const more = await this.#page()
+		this.more ??= more
 	}
 
 	async loadMore() {
-		const { api } = this.#parts
-		const cursor = this.more
-		const { sessions, next_cursor: more } = await api.sessions({
-			limit: PAGE,
-			state: 'idle,running,closed',
-			fields: FIELDS,
-			cursor
-		})
-		this.more = more ?? false
+		this.more = await this.#page({ cursor: this.more })
+	}
+
+	async #page(from) {
+		const query = { limit: PAGE, state: 'idle,running,closed', fields: FIELDS, ...from }
+		const { sessions, next_cursor: more } = await this.#parts.api.sessions(query)
 		this.#take(sessions)
+		return more ?? false
 	}
 
 	start() {
