@@ -80,6 +80,9 @@ function markOf(token) {
 async function begin() {
 	const given = fragment()
 	const share = given.get('share')
+	// An earlier page would still take prompts
+	leave()
+	root.replaceChildren()
 	if (share) return resume(share, given.get('session'))
 	if (given.has('token')) {
 		storage.saveToken(given.get('token'))
@@ -306,8 +309,12 @@ async function route() {
 	leaveCurrent(id)
 	Object.assign(app, { current: id, beside, view })
 	showSidebar(false)
-	if (id && !SessionView) await conversations()
-	if (view && !app.panels[view]) await openPanel(view)
+	const missing = view ? !app.panels[view] && openPanel(view) : id && !SessionView && conversations()
+	if (missing) {
+		// What was shown would take a prompt for another place
+		for (const child of shell.main.children) child.hidden = true
+		await missing
+	}
 	if (app.view !== view || app.current !== id || !shell) return
 	const entries = id ? [id, ...beside].map(one => openSession(one)) : []
 	const els = entries.length ? entries.map(one => one.view.el) : [view ? app.panels[view].el : shell.start.el]
@@ -413,7 +420,8 @@ const menuOf = session => [
 
 // Shows the new session only if the user is still at `from`
 async function create(options, { prompt, files }, from = null) {
-	const [state] = await Promise.all([made(options), conversations()])
+	await conversations()
+	const state = await made(options)
 	openSession(state.session_id, { ...options, ...state }).session.send({ prompt, files })
 	if (app.current === from && !app.view) go(state.session_id)
 }
@@ -739,9 +747,8 @@ const takesKeys = target =>
 const takesText = target => target.closest?.('input, textarea, select, [contenteditable]') != null
 
 function composerOnScreen() {
-	if (app.view) return null
 	const { composer } = open.get(app.current)?.view ?? shell.start
-	return composer.el.hidden ? null : composer
+	return composer.el.checkVisibility() ? composer : null
 }
 
 function wake() {
@@ -752,7 +759,7 @@ function wake() {
 }
 document.addEventListener('visibilitychange', wake)
 for (const name of ['online', 'offline', 'pageshow']) window.addEventListener(name, wake)
-window.addEventListener('popstate', () => (fragment().has('token') ? begin() : route()))
+window.addEventListener('popstate', () => (/\b(token|share)=/.test(location.hash) ? begin() : route()))
 window.addEventListener('beforeprint', () => open.get(app.current)?.view.conversation.whole())
 for (const name of ['dragover', 'drop']) window.addEventListener(name, event => event.preventDefault())
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, ViewportSize, expect
 
 from ..support.harness import Client
-from .tab import DESKTOP, PHONE
+from .tab import DESKTOP, PHONE, Tab
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -19,6 +19,8 @@ async def test_link_of_a_share_shows_the_session_without_a_composer(
     context = await browser.new_context(viewport=viewport)
     try:
         page = await context.new_page()
+        assert client.token is not None
+        await Tab(page, client.url, client.token).sign_in()  # the link is not for this sign-in
         await page.goto(share["url"])
         await expect(page.locator(".message")).to_contain_text("echo: hello")
         await expect(page.locator("textarea:visible, .sidebar:visible")).to_have_count(0)

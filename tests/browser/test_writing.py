@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import FilePayload, expect
+import pytest
+from playwright.async_api import FilePayload, Route, expect
 
-from ..support.harness import Client, eventually, script
+from ..support.harness import Client, Deadline, eventually, script
 from .conftest import OpenTab
 from .tab import PHONE, Tab
 
@@ -141,6 +143,36 @@ async def test_drafts_survive_history_undo_sign_out_and_forbidden_storage(
     await expect(other.composer).to_have_value("")
     await other.button("New session").click()
     await expect(other.composer).to_have_value("in memory")
+
+
+@pytest.mark.parametrize(
+    ("address", "awaited"),
+    [("token={token}&session={session}", r"/sessions\?"), ("session={session}", "sessionview")],
+    ids=["signs-in", "first-conversation"],
+)
+async def test_page_takes_no_prompt_before_it_shows_the_session_of_its_address(
+    tab: Tab, client: Client, address: str, awaited: str
+) -> None:
+    session = await client.create()
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def answer_late(route: Route) -> None:
+        asked.set()
+        await answered.wait()
+        await route.continue_()
+
+    await tab.page.route(re.compile(awaited), answer_late)
+    hash_of_session = address.format(token=tab.token, session=session)
+    await tab.page.evaluate("(hash) => void (location.hash = hash)", hash_of_session)
+    async with Deadline("the held request"):
+        await asked.wait()
+    await expect(tab.page.locator("textarea:visible")).to_have_count(0)
+    answered.set()
+    await tab.say("to this session")
+    await expect(tab.answer("echo: to this session")).to_be_visible()
+    assert tab.session_id == session
+    listed = (await client.get("/sessions"))[1]["sessions"]
+    assert [one["session_id"] for one in listed] == [session]
 
 
 async def test_enter_inserts_a_line_on_a_phone(open_tab: OpenTab, client: Client) -> None:
