@@ -264,7 +264,6 @@ async function showSide(name, on = shell.sides[name]?.el.hidden ?? true) {
 	if (!on) focusMain()
 	else sides[name].focus?.()
 }
-const showFrames = () => showSide('frames')
 
 function address({ session, beside = [], view }) {
 	const given = new URLSearchParams()
@@ -414,9 +413,20 @@ function focusPane(id) {
 const menuOf = session => [
 	{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },
 	...actions.entries({ id: session.id, title: session.title }),
-	{ label: 'Changes and files', detail: 'Ctrl Shift E', icon: 'file', onselect: () => showSide('changes') },
-	{ label: 'Raw frames', detail: 'Ctrl `', icon: 'frames', onselect: showFrames }
+	...sideEntries()
 ]
+
+// For menus, which show `detail`, and for the palette, which shows `keys`
+const sideEntries = () => [
+	entryOf('Changes and files', 'file', () => showSide('changes'), 'Ctrl Shift E'),
+	entryOf('Raw frames', 'frames', () => showSide('frames'), 'Ctrl `')
+]
+const pageEntries = () => [
+	entryOf(say('agents'), 'spark', () => show('agents')),
+	entryOf('Administration', 'key', () => show('admin')),
+	entryOf(say('keyboard'), 'keyboard', showHelp, '?')
+]
+const entryOf = (label, icon, onselect, keys) => ({ label, icon, onselect, keys, detail: keys })
 
 // Shows the new session only if the user is still at `from`
 async function create(options, { prompt, files }, from = null) {
@@ -646,19 +656,16 @@ function paletteEntries() {
 		{ label: 'New session', keys: 'Ctrl Shift O', icon: 'plus', onselect: () => go(null) },
 		{ label: say('next'), keys: 'Ctrl .', icon: 'shield', onselect: showWaiting },
 		{ label: say('board'), icon: 'board', onselect: () => show('board') },
-		{ label: say('agents'), icon: 'spark', onselect: () => show('agents') },
-		{ label: 'Administration', icon: 'key', onselect: () => show('admin') },
-		{ label: say('keyboard'), keys: '?', icon: 'keyboard', onselect: showHelp },
+		...pageEntries(),
 		...(session
 			? [
 					...actions.entries(session),
 					...actions.policies(app.current).map(one => ({ ...one, label: `Permissions: ${one.label}`, icon: 'shield' })),
 					...view.settings.entries().map(one => ({ ...one, icon: 'gear' })),
-					{ label: 'Changes and files', keys: 'Ctrl Shift E', icon: 'file', onselect: () => showSide('changes') },
-					{ label: 'Raw frames', keys: 'Ctrl `', icon: 'frames', onselect: showFrames }
+					...sideEntries()
 				]
 			: []),
-		...settingsMenu().filter(one => !('heading' in one))
+		...preferenceEntries().filter(one => !('heading' in one))
 	]
 }
 
@@ -667,13 +674,12 @@ async function showHelp() {
 	shown()
 }
 
-function settingsMenu() {
+const settingsMenu = () => [...pageEntries(), ...preferenceEntries()]
+
+function preferenceEntries() {
 	const { notify, theme = 'system' } = storage.preferences()
 	const themes = { system: say('theme_of'), light: 'Light', dark: 'Dark' }
 	return [
-		{ label: 'Agents', icon: 'spark', onselect: () => show('agents') },
-		{ label: 'Administration', icon: 'key', onselect: () => show('admin') },
-		{ label: say('keyboard'), icon: 'keyboard', detail: '?', onselect: showHelp },
 		{
 			label: notify ? 'Do not notify me' : say('notify_me'),
 			icon: 'bell',
@@ -724,7 +730,7 @@ document.addEventListener('keydown', event => {
 	else if (command && shiftKey && key === 'f') showSidebar()
 	else if (command && shiftKey && key === 'e') view && showSide('changes')
 	else if (command && key === '.') showWaiting()
-	else if (ctrlKey && key === '`') view && showFrames()
+	else if (ctrlKey && key === '`') view && showSide('frames')
 	else if (altKey && !command && (key === 'arrowup' || key === 'arrowdown')) view?.jumpTo(key === 'arrowup' ? -1 : 1)
 	else if ((command && key === '/') || (event.key === '?' && !command && !altKey && !takesText(target))) showHelp()
 	else if (key === 'escape' && shell.el.classList.contains('menu-open')) showSidebar(false)

@@ -218,6 +218,10 @@ async def test_sessions_commands_and_words_are_found_with_the_keyboard(
     await expect(page.get_by_role("heading", name=first.splitlines()[0], level=1)).to_be_visible()
     # Messages of any session, and commands of the page and of this session.
     await page.keyboard.press("Control+k")
+    for command in ("administration", "keyboard", "raw frames"):
+        await page.keyboard.type(command)
+        await expect(options).to_have_count(1)
+        await page.keyboard.press("Control+a")
     await page.keyboard.type("brown marmot")
     await expect(options.filter(has_text="the quick brown marmot").first).to_be_visible()
     await page.keyboard.press("Enter")
