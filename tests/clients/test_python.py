@@ -17,12 +17,14 @@ from clawdforge_client import (
     Question,
     TurnError,
     feed,
+    rest,
     text_of,
 )
 
 from ..conftest import Spawn
 from ..support.harness import (
     Client,
+    Deadline,
     Json,
     LocalServer,
     eventually,
@@ -117,6 +119,20 @@ async def test_unreachable_server_raises_connection_lost() -> None:
         with pytest.raises(ClawdforgeError) as caught:
             await forge.session("some-id").ask("hello")
         assert caught.value.code == "connection_lost"
+        with pytest.raises(ClawdforgeError) as caught:
+            await forge.session("some-id").export()
+        assert caught.value.code == "connection_lost"
+
+
+async def test_silent_server_raises_connection_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "SILENT_SECS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts connections, and no more
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        async with Clawdforge(url, "cf_any", retry_secs=0) as forge:
+            with pytest.raises(ClawdforgeError) as caught:
+                async with Deadline("the call to give up"):
+                    await forge.session("some-id").state()
+    assert (caught.value.code, caught.value.retryable) == ("connection_lost", True)
 
 
 async def test_prompt_with_a_known_id_returns_the_earlier_turn(

@@ -11,7 +11,7 @@ class ClawdforgeError(Exception):
 
     Attributes:
         code: for programs: one of the server's error codes, or ``connection_lost``,
-            ``position_unknown``, ``timed_out`` and ``closed``, which are the client's own.
+            ``position_unknown`` and ``closed``, which are the client's own.
         message: for a person.
         retryable: whether a repeated request may succeed.
         retry_after: seconds that the server asks to wait, or None.

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 from urllib.parse import quote
 
 import aiohttp
@@ -23,12 +23,29 @@ logger = logging.getLogger("clawdforge_client")
 IDEMPOTENT = {"GET", "PUT", "DELETE", "PATCH"}
 REFUSED = {"draining"}
 """Codes of requests that the server has not carried out, and will if they are repeated."""
+SILENT_SECS = 60
+"""Time without progress after which a response has failed; a POST may take as long as its work."""
 DROPPED = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
 
 
 def backoff(attempt: int) -> float:
     """Seconds to wait before the next attempt: random, so that clients do not come at once."""
     return random.uniform(0, min(15.0, 0.25 * 2.0**attempt))  # noqa: S311
+
+
+class Options(TypedDict, total=False):
+    """The options of a call.
+
+    Attributes:
+        repeat: whether the call may be repeated after a lost connection; by default if its method
+            is idempotent.
+        kind: the class of the error if the server refuses the call.
+    """
+
+    params: Mapping[str, Any] | None
+    headers: Mapping[str, str] | None
+    repeat: bool | None
+    kind: type[ClawdforgeError]
 
 
 class Rest:
@@ -54,24 +71,14 @@ class Rest:
         method: str,
         path: str,
         body: Any = None,
-        *,
-        params: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        repeat: bool | None = None,
-        kind: type[ClawdforgeError] = ClawdforgeError,
+        **options: Unpack[Options],
     ) -> Json:
         """Make a call, and return the response's object.
-
-        Args:
-            repeat: whether the call may be repeated after a lost connection; by default if its
-                method is idempotent.
 
         Raises:
             ClawdforgeError: the server refused the call, or cannot be reached.
         """
-        status, data, _ = await self.raw(
-            method, path, body, params=params, headers=headers, repeat=repeat, kind=kind
-        )
+        status, data, _ = await self.raw(method, path, body, **options)
         found = parsed(data)
         return {**found, "status": status} if status == 202 else found
 
@@ -80,19 +87,16 @@ class Rest:
         method: str,
         path: str,
         body: Any = None,
-        *,
-        params: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        repeat: bool | None = None,
-        kind: type[ClawdforgeError] = ClawdforgeError,
+        **options: Unpack[Options],
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """Make a call, and return the status, the body and the headers of the response."""
+        repeat = options.get("repeat")
         may_repeat = method in IDEMPOTENT if repeat is None else repeat
         deadline = time.monotonic() + self.retry_secs
         attempt = 0
         while True:
             try:
-                return await self._once(method, path, body, params, headers, kind)
+                return await self._once(method, path, body, options)
             except aiohttp.ClientConnectorError as error:  # it was never sent
                 failure: ClawdforgeError = ConnectionLostError(f"{self.url}: {error}")
             except DROPPED as error:
@@ -115,42 +119,35 @@ class Rest:
         method: str,
         path: str,
         body: Any,
-        params: Mapping[str, Any] | None,
-        headers: Mapping[str, str] | None,
-        kind: type[ClawdforgeError],
+        options: Options,
     ) -> tuple[int, bytes, Mapping[str, str]]:
         async with self.http.request(
             method,
             self._address(path),
             data=encoded(body),
-            params=query(params),
-            headers={**self.headers, **(headers or {})},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=15),
+            params=query(options.get("params")),
+            headers={**self.headers, **(options.get("headers") or {})},
+            timeout=_timeout(None if method == "POST" else SILENT_SECS),
         ) as response:
-            data = await response.read()
-            if response.status >= 400:
-                raise error_of(
-                    response.status, parsed(data), response.headers.get("Retry-After"), kind
-                )
-            return response.status, data, response.headers
+            await _check(response, options.get("kind", ClawdforgeError))
+            return response.status, await response.read(), response.headers
 
     async def download(
         self, path: str, *, params: Mapping[str, Any] | None = None
     ) -> AsyncIterator[bytes]:
         """The body of a response, in pieces."""
-        async with self.http.get(
-            self._address(path),
-            params=query(params),
-            headers=self.headers,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60),
-        ) as response:
-            if response.status >= 400:
-                raise error_of(response.status, parsed(await response.read()))
-            try:
+        try:
+            async with self.http.get(
+                self._address(path),
+                params=query(params),
+                headers=self.headers,
+                timeout=_timeout(SILENT_SECS),
+            ) as response:
+                await _check(response)
                 async for piece in response.content.iter_chunked(1 << 16):
                     yield piece
-            except DROPPED as error:
-                raise ConnectionLostError(f"{path}: the download was cut off") from error
+        except DROPPED as error:
+            raise ConnectionLostError(f"{path}: {_name(error)}") from error
 
     async def stream(
         self, path: str, body: Any, *, kind: type[ClawdforgeError]
@@ -161,15 +158,9 @@ class Rest:
                 self._address(path),
                 data=encoded(body),
                 headers={**self.headers, "Accept": "text/event-stream"},
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60),
+                timeout=_timeout(SILENT_SECS),
             ) as response:
-                if response.status >= 400:
-                    raise error_of(
-                        response.status,
-                        parsed(await response.read()),
-                        response.headers.get("Retry-After"),
-                        kind,
-                    )
+                await _check(response, kind)
                 name, lines = "message", list[str]()
                 async for line in long_lines(response):
                     if not line:
@@ -182,6 +173,19 @@ class Rest:
                         lines.append(line[5:].removeprefix(" "))
         except DROPPED as error:
             raise ConnectionLostError(f"{path}: {_name(error)}") from error
+
+
+def _timeout(silent_secs: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=silent_secs)
+
+
+async def _check(
+    response: aiohttp.ClientResponse, kind: type[ClawdforgeError] = ClawdforgeError
+) -> None:
+    """Raise the error that the response describes, if it is one."""
+    if response.status >= 400:
+        retry_after = response.headers.get("Retry-After")
+        raise error_of(response.status, parsed(await response.read()), retry_after, kind)
 
 
 async def long_lines(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
