@@ -80,13 +80,14 @@ class StricterSandboxes:
                 machine cannot enforce it.
         """
         with self._lock:
-            if demand not in self._made:
+            made = self._made.get(demand)
+            if made is None or made.failure is not None:
                 self._made[demand] = self._sandbox(demand)
 
     def prepare_stored(self, demand: SandboxDemand) -> None:
-        """Make the sandbox of a demand that was accepted by an earlier server.
+        """Make the sandbox of a demand that an earlier server, or another node, has accepted.
 
-        If this machine cannot enforce it any more, it lets no agent start. Blocking.
+        If this machine cannot enforce it, it lets no agent start. Blocking.
         """
         try:
             self.prepare(self._at_least_base(demand))

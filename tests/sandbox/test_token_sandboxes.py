@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.agents.base import AgentSpec
+from server.auth.credential import hash_secret
+from server.auth.token_options import TokenOptions
 from server.sandbox.demands import SandboxDemand
+from server.storage import statements
+from server.storage.schema import TokenRow
 
 from ..conftest import Serve
 from ..support.harness import Client, LocalServer, failure, run_step
@@ -89,3 +94,25 @@ async def test_less_strict_and_impossible_demands_are_refused(
     status, reply = await client.turn(await client.create(), "hello")
     assert (status, reply["code"]) == (400, "bad_request")
     assert "sandbox" in reply["error"]
+
+
+async def test_token_of_another_node_whose_sandbox_is_impossible_here_lets_no_agent_start(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mechanism("landlock")
+    server = await serve(sandbox="landlock")
+    revoked = await server.client("revoked")
+    monkeypatch.setenv("PATH", "/nowhere")
+    tokens, stricter = server.services.tokens, server.services.sessions.backend.sandbox.stricter
+    stricter.environ = os.environ
+    options = TokenOptions(sandbox=SandboxDemand("bwrap"))
+    row = TokenRow("strict", hash_secret("cf_strict"), "[]", time.time(), options.encode())
+    writer = server.services.sessions.writer
+    await writer.commit([statements.delete_token("revoked"), statements.insert_token(row)])
+    await tokens.refresh()
+    failure(await revoked.get("/sessions"), 401, "unauthorized")
+    client = Client(server.url, "cf_strict", revoked.http)
+    status, reply = await client.turn(await client.create(), "hello")
+    assert (status, reply["code"]) == (400, "bad_request")
+    assert "sandbox" in reply["error"]
+    failure(await change(server, "strict", {"level": "bwrap"}), 400, "not_supported")
