@@ -16,6 +16,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 
+from ..descriptors import next_connection, until_readable
 from ..tasks import Supervisor, Tasks
 
 logger = logging.getLogger(__name__)
@@ -69,13 +70,12 @@ class Tunnels:
 
     async def _accept(self) -> None:
         assert self._listener is not None
-        loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(self._listener)
+            connection = await next_connection(self._listener)
             self._tasks.spawn(self._open(connection), "tunnel")
 
     async def _open(self, connection: socket.socket) -> None:
-        """ServeGateway the gateways at the sockets of one sandbox until it ends."""
+        """Serve the gateways at the sockets of one sandbox until it ends."""
         async with contextlib.AsyncExitStack() as stack:
             with connection:
                 credentials = connection.getsockopt(
@@ -101,7 +101,7 @@ class Tunnels:
                 await asyncio.get_running_loop().sock_sendall(connection, b"+")
             self.open_count += 1
             stack.callback(self._note_closed)
-            await _until_readable(process)
+            await until_readable(process)
 
     def _note_closed(self) -> None:
         self.open_count -= 1
@@ -121,15 +121,6 @@ class Tunnels:
             secret += piece
         if not self._knows(secret.decode(errors="replace").strip()):
             raise ValueError("not the secret of a session")
-        await _until_readable(connection.fileno())
+        await until_readable(connection.fileno())
         _, descriptors, _, _ = socket.recv_fds(connection, 1, MAX_LISTENERS)
         return [socket.socket(fileno=descriptor) for descriptor in descriptors]
-
-
-async def _until_readable(descriptor: int) -> None:
-    loop, readable = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(descriptor, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(descriptor)

@@ -8,6 +8,8 @@ import select
 import socket
 from collections.abc import Callable
 
+from ..descriptors import next_connection
+
 logger = logging.getLogger(__name__)
 
 PAUSE_SECS = 0.003
@@ -15,8 +17,6 @@ PAUSE_SECS = 0.003
 PAUSE_STEP = 100
 """Of the first 100 connections of a burst each is followed by a pause, of the next 100 every
 second, and so on: 10,000 connections wait 2 seconds instead of 30."""
-ACCEPT_RETRY_SECS = 1.0
-"""The delay after a failed accept. Descriptors or memory may be available again by then."""
 
 
 async def accept_connections(
@@ -28,14 +28,7 @@ async def accept_connections(
     backlog.register(listening, select.POLLIN)
     burst = 0
     while True:
-        try:
-            accepted = await next_connection(listening)
-        except ConnectionAbortedError:
-            continue
-        except OSError as error:
-            logger.error("cannot accept connections: %s", error.strerror)
-            await asyncio.sleep(ACCEPT_RETRY_SECS)
-            continue
+        accepted = await next_connection(listening)
         try:
             await loop.connect_accepted_socket(make_connection, accepted)
         except Exception:
@@ -44,29 +37,6 @@ async def accept_connections(
         burst = burst + 1 if backlog.poll(0) else 0
         if should_pause(burst):
             await asyncio.sleep(pause)
-
-
-async def next_connection(listening: socket.socket) -> socket.socket:
-    """Accept the next connection.
-
-    A connection that arrives as the caller is cancelled stays in the queue of the kernel.
-    ``loop.sock_accept`` would accept and lose it.
-    """
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            accepted, _ = listening.accept()
-        except (BlockingIOError, InterruptedError):
-            pass
-        else:
-            accepted.setblocking(False)
-            return accepted
-        readable = asyncio.Event()
-        loop.add_reader(listening, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(listening)
 
 
 def should_pause(burst: int) -> bool:

@@ -24,6 +24,7 @@ import msgspec
 
 from ...codec import dumps
 from ...config import AgentCommand
+from ...descriptors import next_connection, until_readable
 from ...reload.state import Inherited, Passed
 from ...sandbox.sandbox import FolderError, Sandbox
 from ...tasks import Supervisor, Tasks
@@ -39,7 +40,6 @@ from .stdio_proxy import StdioProxy
 logger = logging.getLogger(__name__)
 
 HANDOVER_SECS = 15.0
-HANDOVER_RETRY_SECS = 0.1
 
 
 class HandoverState(msgspec.Struct, kw_only=True):
@@ -170,20 +170,13 @@ class StdioHandover:
         return listener
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:  # for example, no descriptors are left
-                logger.error("cannot accept an agent's connection: %s", error)
-                await asyncio.sleep(HANDOVER_RETRY_SECS)
-                continue
+            connection = await next_connection(listener)
             self._tasks.spawn(self._hand_over(connection), "handover")
 
     async def _hand_over(self, connection: socket.socket) -> None:
         """Connect a proxy to the process at the other end, if the host announced it."""
         with connection:
-            connection.setblocking(False)
             credentials = connection.getsockopt(
                 socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
             )
@@ -204,7 +197,8 @@ class StdioHandover:
     async def _connect_proxy(
         self, connection: socket.socket, pid: int, agent: HandoverTarget
     ) -> None:
-        await self._until_readable(connection)
+        async with asyncio.timeout(self.timeout):
+            await until_readable(connection)
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
         # Unique to the process: ending one process of a session must not end the next one.
         value = f"{agent.spec.key}:{secrets.token_hex(4)}"
@@ -312,16 +306,6 @@ class StdioHandover:
                 return await announcement
         finally:
             del self._announcements[pid]
-
-    async def _until_readable(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(connection, readable.set)
-        try:
-            async with asyncio.timeout(self.timeout):
-                await readable.wait()
-        finally:
-            loop.remove_reader(connection)
 
     def _environ_of(self, spec: AgentSpec) -> Mapping[str, str]:
         command = self._commands.get(spec.agent)

@@ -18,7 +18,7 @@ from server.agents.host.stderr import StderrFiles
 from server.data_dir import DataDir
 from server.sandbox.policy import SandboxPolicy
 from server.sandbox.sandbox import OFF, Sandbox
-from server.tasks import Supervisor
+from server.tasks import Loop, Supervisor, Tasks
 
 from ...support.harness import eventually
 
@@ -52,6 +52,17 @@ class IgnoringTarget:
         return lambda *_, **__: None
 
 
+def new_handover(folder: Path, supervisor: Supervisor | None = None) -> StdioHandover:
+    return StdioHandover(
+        {},
+        EmptyLog(),
+        StderrFiles(folder),
+        supervisor or Supervisor(),
+        no_sandbox(folder),
+        MessageLimits(1 << 20, 1 << 20),
+    )
+
+
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -69,10 +80,7 @@ async def test_failed_handover_leaves_no_descriptor(
             raise OSError(24, "Too many open files")
 
         monkeypatch.setattr(stderr.StderrFiles, "open", full)
-    limits = MessageLimits(1 << 20, 1 << 20)
-    handover = StdioHandover(
-        {}, EmptyLog(), StderrFiles(tmp_path), Supervisor(), no_sandbox(tmp_path), limits
-    )
+    handover = new_handover(tmp_path)
     agent = IgnoringTarget()
     handover.register(agent)
     handover.start()
@@ -105,10 +113,7 @@ async def test_failed_handover_leaves_no_descriptor(
 
 
 async def test_second_connection_of_a_process_is_refused(tmp_path: Path) -> None:
-    limits = MessageLimits(1 << 20, 1 << 20)
-    handover = StdioHandover(
-        {}, EmptyLog(), StderrFiles(tmp_path), Supervisor(), no_sandbox(tmp_path), limits
-    )
+    handover = new_handover(tmp_path)
     handover.start()
     loop = asyncio.get_running_loop()
     try:
@@ -120,5 +125,37 @@ async def test_second_connection_of_a_process_is_refused(tmp_path: Path) -> None
             # The first one waits until the process is announced.
             handover.announce(os.getpid(), "an unknown key")
             assert await loop.sock_recv(first, 1) == b""
+    finally:
+        await handover.stop()
+
+
+class CancellableSupervisor(Supervisor):
+    """A supervisor that keeps the last task."""
+
+    task: asyncio.Task[None]
+
+    def spawn(self, owner: Tasks, name: str, loop: Loop, **options: Any) -> asyncio.Task[None]:
+        self.task = super().spawn(owner, name, loop, **options)
+        return self.task
+
+
+async def test_connection_that_arrives_as_accepting_ends_is_accepted_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor = CancellableSupervisor()
+    handover = new_handover(tmp_path, supervisor)
+    handover.announce(os.getpid(), "an unknown key")
+    handover.start()
+    await asyncio.sleep(0)  # it waits for a connection now
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect("\0" + handover.name)
+            # Runs right before the event loop notices the connection.
+            asyncio.get_running_loop().call_soon(supervisor.task.cancel)
+            await asyncio.wait([supervisor.task])
+            assert supervisor.task.cancelled()
+            handover.start()
+            refusal = "refused the connection"
+            await eventually("the connection to be handled", lambda: refusal in caplog.text)
     finally:
         await handover.stop()
