@@ -203,12 +203,19 @@ class ClusterNode:
         )
         return {number: (owner, head) for number, owner, head in rows}
 
-    async def tokens_digest(self) -> tuple[object, ...]:
-        """A value that is another one after a token or share was created, changed or revoked."""
+    async def digest(self) -> tuple[object, ...]:
+        """A value that is another one after a change of what each node has in memory.
+
+        That is the tokens, the shares, the webhooks and the push subscriptions of all apps.
+        """
         rows = await self.engine.fetch(
             "SELECT (SELECT md5(string_agg(name || ' ' || encode(hash, 'hex') || coalesce(options,"
             " ''), ' ' ORDER BY name)) FROM tokens),"
-            " (SELECT md5(string_agg(id, ' ' ORDER BY id)) FROM shares)",
+            " (SELECT md5(string_agg(id, ' ' ORDER BY id)) FROM shares),"
+            " (SELECT md5(string_agg(CAST(one AS TEXT), ' ' ORDER BY app_name))"
+            " FROM webhooks AS one),"
+            " (SELECT md5(string_agg(CAST(one AS TEXT), ' ' ORDER BY id))"
+            " FROM push_subscriptions AS one)",
             (),
         )
         return tuple(rows[0])

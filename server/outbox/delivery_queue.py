@@ -110,7 +110,8 @@ class DeliveryQueue:
         return line
 
     def remove(self, line: DeliveryLine, count: int, size: int) -> None:
-        """Count deliveries no longer."""
+        """Count deliveries no longer. Those of a node that was taken over were never counted."""
+        count, size = min(count, line.length), min(size, line.size)
         line.length -= count
         line.size -= size
         self.length -= count

@@ -130,6 +130,11 @@ class AlertOutbox:
         sessions.remover.steps.append(forget_requests)
         sessions.alerts.receivers += [self.sender, self.push]
 
+    async def refresh(self) -> None:
+        """Take over what other nodes of the cluster have set, added and deleted."""
+        await self.webhooks.refresh()
+        await self.subscriptions.refresh()
+
     def drop_app(self, app_name: str) -> None:
         """Stop everything of an app whose token is revoked. The caller deletes its rows."""
         self.sender.drop_app(app_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Sequence
@@ -46,13 +47,24 @@ class PushSubscriptions:
         self._max_per_app = max_per_app
         self._clock = clock
         self._by_app: dict[str, dict[str, SubscriptionRow]] = {}
+        self._changing = asyncio.Lock()
 
     def __len__(self) -> int:
         return sum(map(len, self._by_app.values()))
 
     async def load(self) -> None:
-        for row in await self._queries.subscriptions():
-            self._add(row)
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Take over what other nodes of the cluster have added, changed and deleted."""
+        async with self._changing:
+            rows = {row.id: row for row in await self._queries.subscriptions()}
+            for known in [row for app_name in self._by_app for row in self.of(app_name)]:
+                if known.id not in rows:
+                    self._drop(known)
+            for row in rows.values():
+                if self.find(row.app_name, row.id) != row:
+                    self._add(row)
 
     def of(self, app_name: str) -> Sequence[SubscriptionRow]:
         """The subscriptions of an app, the oldest first."""
@@ -92,30 +104,31 @@ class PushSubscriptions:
             raise bad_request("keys.p256dh: not a public key of P-256") from None
         if len(secret) != AUTH_BYTES:
             raise bad_request(f"keys.auth: must have {AUTH_BYTES} bytes")
-        credential.check()
-        known = self._known(app_name, endpoint)
-        if known is None and len(self._by_app.get(app_name, {})) >= self._max_per_app:
-            message = f"an app has at most {self._max_per_app} push subscriptions: delete one"
-            raise Error(ErrorCode.RATE_LIMITED, message)
-        row = SubscriptionRow(
-            id=known.id if known is not None else str(uuid.uuid4()),
-            app_name=app_name,
-            endpoint=endpoint,
-            p256dh=point,
-            auth=secret,
-            events=dumps(list(dict.fromkeys(events))).decode(),
-            created_at=known.created_at if known is not None else self._clock(),
-        )
-        self._add(row)
-        try:
-            await to_completion(self._writer.commit(stored.replace_subscription(row)))
-        except Error:
-            if known is None:
-                self._drop(row)
-            else:
-                self._add(known)
-            raise
-        return row
+        async with self._changing:
+            credential.check()
+            known = self._known(app_name, endpoint)
+            if known is None and len(self._by_app.get(app_name, {})) >= self._max_per_app:
+                message = f"an app has at most {self._max_per_app} push subscriptions: delete one"
+                raise Error(ErrorCode.RATE_LIMITED, message)
+            row = SubscriptionRow(
+                id=known.id if known is not None else str(uuid.uuid4()),
+                app_name=app_name,
+                endpoint=endpoint,
+                p256dh=point,
+                auth=secret,
+                events=dumps(list(dict.fromkeys(events))).decode(),
+                created_at=known.created_at if known is not None else self._clock(),
+            )
+            self._add(row)
+            try:
+                await to_completion(self._writer.commit(stored.replace_subscription(row)))
+            except Error:
+                if known is None:
+                    self._drop(row)
+                else:
+                    self._add(known)
+                raise
+            return row
 
     async def delete(self, app_name: str, subscription_id: str) -> None:
         """Delete a subscription of an app.
@@ -123,11 +136,12 @@ class PushSubscriptions:
         Raises:
             Error: ``not_found``.
         """
-        row = self.find(app_name, subscription_id)
-        if row is None:
-            raise not_found("push subscription")
-        self._drop(row)
-        await to_completion(self._writer.commit([stored.delete_subscription(row.id)]))
+        async with self._changing:
+            row = self.find(app_name, subscription_id)
+            if row is None:
+                raise not_found("push subscription")
+            self._drop(row)
+            await to_completion(self._writer.commit([stored.delete_subscription(row.id)]))
 
     def remove_dead(self, row: SubscriptionRow) -> None:
         """Remove a subscription that its push service does not know any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from ..auth.credential import Credential
@@ -40,6 +41,18 @@ class Webhooks:
         self._client = client
         self._sender = sender
         self._clock = clock
+        self._changing = asyncio.Lock()
+
+    async def refresh(self) -> None:
+        """Take over the webhooks that other nodes of the cluster have set and deleted."""
+        async with self._changing:
+            rows = {row.app_name: row for row in await self._queries.webhooks()}
+            for app_name in self._sender.queues.keys() - rows.keys():
+                self._sender.drop_app(app_name)
+            for row in rows.values():
+                queue = self._sender.queues.get(row.app_name)
+                if queue is None or queue.webhook != row:
+                    self._sender.set_webhook(row)
 
     async def set(
         self, credential: Credential, url: str, events: Sequence[AlertKind], secret: str | None
@@ -63,20 +76,21 @@ class Webhooks:
             key = parse_secret(secret) if secret is not None else new_secret()
         except ValueError as error:
             raise bad_request(f"secret: {error}") from None
-        credential.check()
-        before = self._sender.queues.get(credential.app_name)
-        earlier = before.webhook if before is not None else None
         names = dumps(list(dict.fromkeys(events))).decode()
-        row = WebhookRow(credential.app_name, url, names, key, self._clock())
-        queue = self._sender.set_webhook(row)
-        try:
-            await to_completion(self._writer.commit(stored.replace_webhook(row)))
-        except Error:
-            if earlier is not None:
-                self._sender.set_webhook(earlier)
-            else:
-                self._sender.drop_app(credential.app_name)
-            raise
+        async with self._changing:
+            credential.check()
+            before = self._sender.queues.get(credential.app_name)
+            earlier = before.webhook if before is not None else None
+            row = WebhookRow(credential.app_name, url, names, key, self._clock())
+            queue = self._sender.set_webhook(row)
+            try:
+                await to_completion(self._writer.commit(stored.replace_webhook(row)))
+            except Error:
+                if earlier is not None:
+                    self._sender.set_webhook(earlier)
+                else:
+                    self._sender.drop_app(credential.app_name)
+                raise
         return queue, shown_secret(key) if secret is None else None
 
     def get(self, app_name: str) -> DeliveryQueue:
@@ -108,6 +122,7 @@ class Webhooks:
         Raises:
             Error: ``not_found``.
         """
-        self.get(app_name)
-        self._sender.drop_app(app_name)
-        await to_completion(self._writer.commit(stored.delete_webhook(app_name)))
+        async with self._changing:
+            self.get(app_name)
+            self._sender.drop_app(app_name)
+            await to_completion(self._writer.commit(stored.delete_webhook(app_name)))

@@ -14,7 +14,6 @@ from ..agents.cli.backend import CliBackend
 from ..agents.host.backend import HostBackend
 from ..agents.process import supervise
 from ..auth.shared_tickets import SharedTickets
-from ..auth.tokens import TokenRegistry
 from ..cluster.membership import ALONE, Cluster
 from ..cluster.node import ClusterNode
 from ..errors import DatabaseError, Error
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 TOKENS_CHANGED = "tokens"
 """The event that tells the other nodes that tokens or shares have changed."""
-TOKENS_POLL_SECS = 0.5
+REFRESH_POLL_SECS = 0.5
 RUNS_POLL_SECS = 30.0
 FROZEN_CLOSE_SECS = 5.0
 
@@ -108,7 +107,7 @@ class NodeParts:
             ("cluster-heads", self._follower.watch),
             ("cluster-lists", self._lists.run),
             ("cluster-sessions", self._ownership.run),
-            ("cluster-tokens", lambda: self._refresh_tokens(tokens)),
+            ("cluster-refresh", lambda: self._refresh(context)),
             ("cluster-runs", lambda: self._end_runs(context)),
         ):
             context.supervisor.spawn(tasks, name, loop)
@@ -138,20 +137,21 @@ class NodeParts:
             except (DatabaseError, Error) as error:
                 logger.warning("the runs of other nodes cannot be ended: %s", error)
 
-    async def _refresh_tokens(self, tokens: TokenRegistry) -> None:
-        """Let changes of tokens that other nodes make take effect, forever."""
+    async def _refresh(self, context: ServerContext) -> None:
+        """Let what other nodes change in the tokens and the webhooks take effect, forever."""
         known: tuple[object, ...] = ()
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TOKENS_POLL_SECS):
+                async with asyncio.timeout(REFRESH_POLL_SECS):
                     await self._tokens_changed.wait()
             self._tokens_changed.clear()
             try:
-                if (found := await self._node.tokens_digest()) != known:
-                    await tokens.refresh()
+                if (found := await self._node.digest()) != known:
+                    await context.tokens.refresh()
+                    await context.outbox.refresh()
                     known = found
             except DatabaseError as error:
-                logger.debug("the tokens cannot be read: %s", error)
+                logger.debug("the changes of other nodes cannot be read: %s", error)
 
 
 async def enter_cluster(

@@ -12,6 +12,7 @@ import pytest_asyncio
 from ..support.client import ADMIN, Client, Socket, failure
 from ..support.harness import eventually, script
 from ..support.postgres import Postgres
+from ..support.push_service import Browser
 from .nodes import Node, NodeCluster, running_nodes
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,9 @@ async def shared(
     postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[NodeCluster]:
     """Two nodes, for all tests of the module."""
-    async with running_nodes(postgres, tmp_path_factory.mktemp("cluster"), 2) as running:
+    settings = {"WEBHOOK_HOSTS": "127.0.0.1", "PUSH_HOSTS": "127.0.0.1"}
+    folder = tmp_path_factory.mktemp("cluster")
+    async with running_nodes(postgres, folder, 2, **settings) as running:
         yield running
 
 
@@ -137,6 +140,29 @@ async def test_token_and_revocation_reach_every_node(cluster: NodeCluster) -> No
     assert status == 200
     assert await far.until_closed() == 4503
     assert (await two.client.get("/sessions"))[0] == 401
+
+
+async def test_webhook_and_push_subscription_reach_every_node(cluster: NodeCluster) -> None:
+    one, two = cluster.nodes
+    hook = {"url": "http://127.0.0.1:9/hook", "events": ["turn_ended"]}
+    status, reply = await one.client.call("PUT", "/webhook", hook)
+    assert status == 200, reply
+    subscription_id = await Browser("http://127.0.0.1:9/browser").subscribe(one.client)
+
+    async def found() -> tuple[int, int]:
+        _, subscriptions = await two.client.get("/push/subscriptions")
+        return (await two.client.get("/webhook"))[0], subscriptions["count"]
+
+    async def has_both() -> bool:
+        return await found() == (200, 1)
+
+    async def has_none() -> bool:
+        return await found() == (404, 0)
+
+    await eventually("the other node to know both", has_both)
+    assert (await one.client.delete("/webhook"))[0] == 200
+    assert (await one.client.delete(f"/push/subscriptions/{subscription_id}"))[0] == 200
+    await eventually("the other node to forget both", has_none)
 
 
 async def test_socket_survives_the_end_of_the_owner(cluster: NodeCluster) -> None:

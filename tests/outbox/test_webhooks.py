@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from server.outbox.delivery_queue import DeliveryQueue
 from server.sessions.alerts import ALERT_KINDS
+from server.storage.outbox import WebhookRow
 
 from ..conftest import Serve
 from ..sessions.test_usage import reporting
@@ -386,3 +388,11 @@ async def test_used_up_budget_is_reported_once(server: LocalServer, receiver: Re
     assert event["data"]["budget"]["tokens_per_day"]["remaining"] == 0
     await until_empty(client)
     assert len(receiver.attempts) == 1
+
+
+def test_deliveries_of_another_node_are_not_subtracted() -> None:
+    queue = DeliveryQueue(WebhookRow("app", "http://127.0.0.1/", "[]", b"", 0.0))
+    line = queue.append("s_1", 10)
+    for _ in range(2):
+        queue.remove(line, 1, 10)
+    assert (queue.length, queue.size) == (0, 0)
