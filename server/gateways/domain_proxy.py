@@ -28,6 +28,7 @@ MAX_HEAD_BYTES = 32 << 10
 HEAD_SECS = 30
 TUNNEL_CONNECT_SECS = 30
 TUNNEL_IDLE_SECS = 900
+"""A tunnel ends if neither side sends anything for this time."""
 MAX_TUNNELS_PER_SESSION = 64
 TUNNEL_PIECE_BYTES = 1 << 16
 
@@ -150,11 +151,11 @@ class DomainProxy:
                 to_program.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
                 to_host.write(_head_of(request, headers))
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_copy_stream(reader, to_host))
-                group.create_task(_copy_stream(upstream[0], to_program))
+            async with asyncio.timeout(TUNNEL_IDLE_SECS) as idle, asyncio.TaskGroup() as group:
+                group.create_task(_copy_stream(reader, to_host, idle))
+                group.create_task(_copy_stream(upstream[0], to_program, idle))
         except ExceptionGroup as errors:
-            _, others = errors.split((OSError, TimeoutError))
+            _, others = errors.split(OSError)
             if others is not None:
                 raise
         finally:
@@ -231,12 +232,13 @@ async def _refuse_tunnel(
     await writer.drain()
 
 
-async def _copy_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while True:
-        async with asyncio.timeout(TUNNEL_IDLE_SECS):
-            piece = await reader.read(TUNNEL_PIECE_BYTES)
-        if not piece:
-            break
+async def _copy_stream(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, idle: asyncio.Timeout
+) -> None:
+    """Copy one direction of a tunnel. Each piece postpones the end of both directions."""
+    loop = asyncio.get_running_loop()
+    while piece := await reader.read(TUNNEL_PIECE_BYTES):
+        idle.reschedule(loop.time() + TUNNEL_IDLE_SECS)
         writer.write(piece)
         await writer.drain()
     with contextlib.suppress(OSError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
+
+from ..hosts import is_public
+from ..origins import address_of
 
 DOMAIN_PORTS = (80, 443)
 
@@ -41,9 +43,5 @@ class AllowedDomains:
         """Whether a program may connect to that address of an allowed host."""
         if (host.lower().rstrip("."), port) in self._private:
             return True
-        try:
-            found = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        mapped = getattr(found, "ipv4_mapped", None)
-        return (mapped or found).is_global and not found.is_multicast
+        found = address_of(address)
+        return found is not None and is_public(found)

@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 
 from server.config import SettingError, Settings
+from server.gateways import domain_proxy
 from server.gateways.domains import AllowedDomains
 from server.sandbox.levels import RESTRICT, Mechanism
 from server.sandbox.setup import check_network
@@ -272,6 +273,9 @@ def test_private_addresses_need_an_entry_with_a_port() -> None:
         "::1",
         "::ffff:127.0.0.1",
         "0.0.0.0",
+        "64:ff9b::10.0.0.1",
+        "2002:a00:1::1",
+        "fec0::1",
     ):
         assert not domains.allows_address("crates.io", 443, address)
         assert not domains.allows_address("a.github.com", 443, address)
@@ -302,3 +306,40 @@ async def test_proxy_requires_the_token_of_a_session(serve: Serve, web_server: i
         ):
             status = await raw(port, f"{line}\r\nHost: {target}\r\n{header}\r\n")
             assert b" 407 " in status
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_tunnel_ends_once_neither_side_sends(
+    monkeypatch: pytest.MonkeyPatch, is_silent: bool
+) -> None:
+    """A download, in which the program sends nothing, may take longer than the limit."""
+    idle_secs = 0.2 if is_silent else 1.0
+    monkeypatch.setattr(domain_proxy, "TUNNEL_IDLE_SECS", idle_secs)
+    loop = asyncio.get_running_loop()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        end = loop.time() + 1.5 * idle_secs
+        while not is_silent and loop.time() < end:
+            writer.write(b".")
+            await asyncio.sleep(0.02)
+        if is_silent:
+            await reader.read()
+        writer.write(b"end")
+        writer.close()
+
+    host = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = host.sockets[0].getsockname()[1]
+    proxy = domain_proxy.DomainProxy(AllowedDomains([f"localhost:{port}"]), lambda _: "session")
+    await proxy.start()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        head = f"CONNECT localhost:{port} HTTP/1.1\r\nProxy-Authorization: Basic eDp5\r\n\r\n"
+        writer.write(head.encode())
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        async with asyncio.timeout(30):
+            received = await reader.read()
+        assert received.endswith(b"end") != is_silent
+        writer.close()
+    finally:
+        await proxy.stop()
+        host.close()
