@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..agents.usage import Usage
 from ..config import Settings
@@ -48,6 +48,7 @@ class Gateways:
         self.domains: DomainProxy | None = None
         self._supervisor = supervisor
         self._tunnels: Tunnels | None = None
+        self._has_programs: Callable[[], bool] = lambda: False
         has_keys = needs_key_proxy(settings, agent_environ)
         self._tokens = tokens = SessionKeys(sandbox.user_home, has_keys=has_keys)
         if has_keys:
@@ -113,7 +114,8 @@ class Gateways:
             ReloadError: the ports of a sandbox would be closed.
         """
         has_tunnels = self._tunnels is not None and self._tunnels.open_count > 0
-        if has_tunnels or self.domains is not None:
+        # Programs without a tunnel know the port of the domain proxy.
+        if has_tunnels or (self.domains is not None and self._has_programs()):
             raise ReloadError(
                 "the network of the sandboxes would be lost: close or hibernate the sessions with"
                 " live agents, or restart the server"
@@ -147,6 +149,7 @@ class Gateways:
             refusal = sessions.accounts.refusal(holder.owner)
             return refusal.message if refusal is not None else None
 
+        self._has_programs = lambda: len(sessions.slots) > 0 or not runner.is_idle
         self._tokens.find_holder = find_holder
         if self.keys is not None:
             self.keys.count_usage, self.keys.may_spend = count, may_spend

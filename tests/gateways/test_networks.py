@@ -20,6 +20,7 @@ from aiohttp import web
 from server.config import SettingError, Settings
 from server.gateways import domain_proxy
 from server.gateways.domains import AllowedDomains
+from server.reload.program import ReloadError
 from server.sandbox.levels import RESTRICT, Mechanism
 from server.sandbox.setup import check_network
 from server.sandbox.trial import TrialSpec
@@ -281,6 +282,22 @@ def test_private_addresses_need_an_entry_with_a_port() -> None:
         assert not domains.allows_address("a.github.com", 443, address)
         assert domains.allows_address("registry.internal", 8443, address)
     assert domains.allows_address("crates.io", 443, "151.101.0.223")
+
+
+async def test_server_with_allowed_domains_reloads_while_no_agent_runs(serve: Serve) -> None:
+    mechanism("landlock")
+    server = await serve(
+        sandbox="landlock", sandbox_network="proxy", sandbox_domains=("a.example",)
+    )
+    client = await server.client()
+    session = await client.create()
+    await client.turn(session, "hello")
+    carriers = {one.name: one for one in server.services.reloader.carriers}
+    with pytest.raises(ReloadError):
+        await carriers["listeners"].freeze()
+    assert await server.services.sessions.cached[session].agent.hibernate()
+    await carriers["listeners"].freeze()
+    carriers["listeners"].thaw()
 
 
 async def raw(port: int, text: str) -> bytes:
