@@ -80,8 +80,6 @@ class Bus:
         on_message: called with each message, in the order in which its sender sent it.
         on_notice: called with the text of each other notification.
         on_gap: called after a time in which notifications may have been lost.
-        missed: messages that were found although no notification had arrived.
-        proven_at: the loop's time at which the last proof of the listener arrived.
     """
 
     def __init__(self, engine: ClusterEngine, number: int, supervisor: Supervisor) -> None:
@@ -89,8 +87,6 @@ class Bus:
         self.on_message: Callable[[NodeMessage], None] = lambda message: None
         self.on_notice: Callable[[str], None] = lambda text: None
         self.on_gap: Callable[[], None] = lambda: None
-        self.missed = 0
-        self.proven_at = 0.0
         self._engine = engine
         self._supervisor = supervisor
         self._tasks = Tasks()
@@ -100,7 +96,6 @@ class Bus:
         self._all_sent = asyncio.Event()
         self._all_sent.set()
         self._is_due = asyncio.Event()
-        self._was_notified = False
         self._last_from: dict[int, int] = {}
         self._listener: NoticeListener | None = None
         self._proof = 0
@@ -121,11 +116,6 @@ class Bus:
         await self._tasks.finish(0)
         if self._listener is not None:
             self._listener.terminate()
-
-    @property
-    def unsent(self) -> int:
-        """The number of messages that are not stored yet."""
-        return len(self._unsent)
 
     def post(self, target: int, body: bytes) -> None:
         """Send a message to a node. Messages to the same node arrive in the order of the calls."""
@@ -192,14 +182,13 @@ class Bus:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BUS_POLL_SECS):
                     await self._is_due.wait()
-            was_notified = self._is_due.is_set()
             self._is_due.clear()
             try:
-                await self._take(was_notified=was_notified)
+                await self._take()
             except DatabaseError:
                 await asyncio.sleep(BUS_RETRY_SECS)
 
-    async def _take(self, *, was_notified: bool) -> None:
+    async def _take(self) -> None:
         """Handle the new messages, and delete them afterwards.
 
         So none is lost if the deletion fails: the rows are found again, and are not handled again.
@@ -211,7 +200,6 @@ class Bus:
         for sender, seq, body in rows:
             if seq > self._last_from.get(sender, 0):
                 self._last_from[sender] = seq
-                self.missed += not was_notified
                 self._handle(NodeMessage(sender, seq, bytes(body)))
         for sender in {row[0] for row in rows}:
             await self._engine.change(
@@ -250,6 +238,5 @@ class Bus:
             self._is_due.set()
         elif text.startswith("proof "):
             self._proof = 0
-            self.proven_at = asyncio.get_running_loop().time()
         else:
             self.on_notice(text)

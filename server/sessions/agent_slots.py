@@ -257,7 +257,7 @@ class AgentSlots:
             several = [h for h in idle if counts[self._app_of(h)] > 1 or self._app_of(h) == NO_APP]
             if not several:
                 return
-            holder = self._first_to_evict(several, counts)
+            holder = _first_to_evict(several, counts, self._app_of)
             idle.remove(holder)
             counts[self._app_of(holder)] -= 1
             self._start_eviction(holder)
@@ -273,18 +273,11 @@ class AgentSlots:
                 idle = [holder for holder in idle if self._app_of(holder) == app_name]
             if not idle:
                 return None
-            holder = self._first_to_evict(idle, counts)
+            holder = _first_to_evict(idle, counts, self._app_of)
             idle.remove(holder)
             counts[self._app_of(holder)] -= 1
             evicted.append(holder)
         return evicted
-
-    def _first_to_evict(self, idle: list[SlotHolder], counts: Counter[str]) -> SlotHolder:
-        """Prewarmed agents first, then the longest idle agent of the app that has the most."""
-        return min(
-            idle,
-            key=lambda h: (h.last_used > -math.inf, -counts[self._app_of(h)], h.last_used),
-        )
 
     def _start_eviction(self, holder: SlotHolder) -> None:
         self._evicting.add(holder)
@@ -299,3 +292,10 @@ class AgentSlots:
             if is_hibernated:  # otherwise a prompt arrived before the agent was ended
                 self._holders.discard(holder)
             self.reconsider()
+
+
+def _first_to_evict(
+    idle: list[SlotHolder], counts: Counter[str], app_of: Callable[[Any], str]
+) -> SlotHolder:
+    """Prewarmed agents first, then the longest idle agent of the app that has the most."""
+    return min(idle, key=lambda h: (h.last_used > -math.inf, -counts[app_of(h)], h.last_used))

@@ -28,7 +28,6 @@ READ_AGAIN_SECS = 0.2
 FOLLOW = "follow-heads"
 """The kind of the channels on which nodes name the sessions that they follow."""
 _CLOSED = b'{"type":"session_closed",'
-_REOPENED = b'{"type":"session_reopened",'
 
 
 class FollowedLog(LogReader):
@@ -96,7 +95,6 @@ class LogFollower:
         self._channels: dict[int, NodeChannel] = {}
         self._named: dict[int, set[str]] = {}
         self._tasks = Tasks()
-        self.missed = 0
         node.on_heads = self._note_heads
 
     def __len__(self) -> int:
@@ -143,9 +141,7 @@ class LogFollower:
             for number, (owner, head) in found.items():
                 if (entry := self._followed.get(number)) is None:
                     continue
-                if head > entry[1]._known_head:
-                    self.missed += 1
-                    entry[1].note_head(head)
+                entry[1].note_head(head)
                 self._set_owner(number, owner)
             for number in (asked & self._followed.keys()) - found.keys():
                 self._followed[number][1].mark_deleted()

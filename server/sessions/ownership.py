@@ -10,7 +10,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from ..cluster.membership import ElsewhereError
 from ..cluster.node import ClusterNode
 from ..errors import DatabaseError, Error
 from ..storage.schema import Statement
@@ -65,8 +64,8 @@ class SessionOwnership:
         """Load a session, which recovers or adopts it."""
         try:
             await self._sessions.find(session_id)
-        except (ElsewhereError, Error):
-            pass  # another node was faster
+        except Error:
+            pass  # another node was faster; otherwise the next round tries again
         except Exception:
             logger.exception("a session cannot be taken over", extra={"session": session_id})
 

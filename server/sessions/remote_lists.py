@@ -27,7 +27,7 @@ VIEWS, LIST = "session-views", "session-list"
 an app."""
 ANSWER_SECS = 2.0
 """The time after which a list is made without the answer of another node."""
-ROUND_SECS = 1.0
+ROUND_SECS = 0.2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +112,7 @@ class RemoteLists:
     async def run(self) -> None:
         """Follow the lists of the apps that clients of this node follow, on all nodes; forever."""
         while True:
-            await asyncio.sleep(ROUND_SECS / 5)
+            await asyncio.sleep(ROUND_SECS)
             apps = self._sessions.changes.followed_apps()
             wanted = {
                 (app, number)

@@ -11,7 +11,7 @@ import asyncio
 import enum
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import DatabaseError
@@ -66,7 +66,6 @@ class Lease:
         followers: called with each new state.
         on_beat: called with the time at which a successful beat was sent.
         on_gone: called with the numbers of nodes that this node has set to gone.
-        after_beat: awaited after each successful beat. It must not wait for long.
         load: returns the limit and the number of this node's agents.
     """
 
@@ -84,7 +83,6 @@ class Lease:
         self.followers: list[Callable[[LeaseState], None]] = []
         self.on_beat: Callable[[float], None] = lambda sent_at: None
         self.on_gone: Callable[[list[int]], None] = lambda numbers: None
-        self.after_beat: Callable[[], Awaitable[None]] | None = None
         self.load: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._table = table
         self._clock = clock
@@ -150,8 +148,6 @@ class Lease:
         self._has_beaten.set()
         try:
             await self._take_late_nodes()
-            if self.after_beat is not None:
-                await self.after_beat()
             if sent_at - self._last_sweep > SWEEP_SECS:
                 self._last_sweep = sent_at
                 await self._table.sweep(self.number)

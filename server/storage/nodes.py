@@ -116,16 +116,6 @@ class NodeTable:
             repeats=True,
         )
 
-    async def rows(self) -> list[tuple[int, str, str, float]]:
-        """Number, name, state and seconds since the last beat, of all nodes."""
-        rows = await self._driver.fetch(
-            "SELECT n, name, state,"
-            " CAST(extract(epoch FROM clock_timestamp() - beat_at) AS DOUBLE PRECISION)"
-            " FROM nodes ORDER BY n",
-            (),
-        )
-        return [(row[0], row[1], row[2], row[3]) for row in rows]
-
     async def sweep(self, number: int) -> None:
         """Delete the marks and the nodes that nobody needs any more."""
         await self._driver.change(

@@ -118,18 +118,6 @@ class PostgresDriver:
         if self._writer is not None:
             self._writer.terminate()  # the next one has the number of the node
 
-    def renew(self) -> None:
-        """Replace all connections, because the engine may have lost them without a sign."""
-        if self._writer is not None:
-            self._writer.terminate()
-        for connections in (self._readers, self._others):
-            connections.renew()
-
-    @property
-    def is_reachable(self) -> bool:
-        """Whether the last attempt to reach the engine succeeded."""
-        return self._lost_since is None
-
     async def checkpoint(self) -> None:
         """Do nothing: PostgreSQL checkpoints by itself."""
 

@@ -154,14 +154,11 @@ class Connections:
                 else:
                     connection.terminate()
 
-    def renew(self) -> None:
-        """End all connections; the next ones are opened when they are needed."""
+    def close(self) -> None:
+        """End all connections."""
         for connection in (*self._free, *self._used):
             connection.terminate()
         self._free.clear()
-
-    def close(self) -> None:
-        self.renew()
 
 
 async def migrate_engine(connection: asyncpg.Connection, migrations: Sequence[str]) -> None:
