@@ -25,18 +25,17 @@ export class Rest {
 	 * @returns {Promise<any>}
 	 */
 	async call(method, path, body, options) {
-		const response = await this.raw(method, path, body, options);
-		const found = await response.json().catch(() => ({}));
-		return response.status === 202 ? { ...found, status: 202 } : found;
+		return this.raw(method, path, body, { ...options, read: parsed });
 	}
 
 	/**
+	 * Makes a call, and returns what `read` returns: it is part of the call, which is repeated if it fails.
 	 * @param {string} method
 	 * @param {string} path
-	 * @param {any} [body]
-	 * @param {CallOptions} [options]
+	 * @param {any} body
+	 * @param {CallOptions & {read: (response: Response) => Promise<any>}} options
 	 */
-	async raw(method, path, body, { params, headers, repeat = IDEMPOTENT.includes(method), kind, signal } = {}) {
+	async raw(method, path, body, { read, params, headers, repeat = IDEMPOTENT.includes(method), kind, signal }) {
 		const until = Date.now() + this.retrySecs * 1000;
 		for (let attempt = 0; ; attempt += 1) {
 			let failure;
@@ -48,14 +47,13 @@ export class Rest {
 					cache: 'no-store',
 					signal
 				});
-				if (response.status < 400) return response;
+				if (response.status < 400) return await read(response);
 				const found = await response.json().catch(() => null);
 				failure = errorOf(response.status, found, response.headers.get('Retry-After'), kind);
 				if (failure.code !== 'draining') throw failure;
 			} catch (error) {
 				if (error instanceof ClawdforgeError || error.name === 'AbortError') throw error;
-				const reason = error.cause?.message ?? error.message;
-				failure = new ClawdforgeError('connection_lost', `${this.url}: ${reason}`, { retryable: true });
+				failure = lostConnection(this.url, error);
 				// A refused connection has carried nothing.
 				if (!repeat && error.cause?.code !== 'ECONNREFUSED') throw failure;
 			}
@@ -74,10 +72,10 @@ export class Rest {
 	 */
 	async *stream(path, body, kind) {
 		const headers = { Accept: 'text/event-stream' };
-		const response = await this.raw('POST', path, body, { headers, kind });
+		const stream = await this.raw('POST', path, body, { headers, kind, read: async response => response.body });
 		let name = 'message';
 		let data = [];
-		for await (const line of linesOf(response.body)) {
+		for await (const line of linesOf(stream, this.url)) {
 			if (line.startsWith('event:')) name = line.slice(6).trim();
 			else if (line.startsWith('data:')) data.push(line.slice(5).replace(/^ /, ''));
 			else if (!line) {
@@ -89,14 +87,34 @@ export class Rest {
 	}
 }
 
-/** @param {ReadableStream<Uint8Array>} stream */
-async function* linesOf(stream) {
+/** The object in a body; an empty one for anything else, such as a proxy's page. */
+async function parsed(response) {
+	const text = await response.text();
+	let found = {};
+	try {
+		found = JSON.parse(text);
+	} catch {}
+	return response.status === 202 ? { ...found, status: 202 } : found;
+}
+
+function lostConnection(url, error) {
+	const reason = error.cause?.message ?? error.message;
+	return new ClawdforgeError('connection_lost', `${url}: ${reason}`, { retryable: true });
+}
+
+/**
+ * @param {ReadableStream<Uint8Array>} stream
+ * @param {string} url for the error if the stream is cut off
+ */
+async function* linesOf(stream, url) {
 	const decoder = new TextDecoder();
 	const reader = stream.getReader();
 	let rest = '';
 	try {
 		for (;;) {
-			const { done, value } = await reader.read();
+			const { done, value } = await reader.read().catch(error => {
+				throw lostConnection(url, error);
+			});
 			if (done) return;
 			const lines = (rest + decoder.decode(value, { stream: true })).split('\n');
 			rest = lines.pop();

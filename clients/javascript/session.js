@@ -225,7 +225,7 @@ export class Session {
 
 	/** The session as `ndjson`, `markdown` or `html`. */
 	async export(format = 'ndjson') {
-		return (await this.#shared.rest.raw('GET', `${this.#path}/export`, undefined, { params: { format } })).text();
+		return this.#shared.rest.raw('GET', `${this.#path}/export`, undefined, { params: { format }, read: textOfBody });
 	}
 
 	/** Closes the session on the server; with purge it is also deleted now. */
@@ -412,6 +412,11 @@ function stoppedError({ code, reason }) {
 	return new ClawdforgeError(codes[code] ?? 'unauthorized', reason || `Closed with ${code}.`);
 }
 
+/** @param {Response} response */
+const textOfBody = response => response.text();
+/** @param {Response} response */
+const blobOfBody = response => response.blob();
+
 /** The files of a session's folder. Paths are relative to it. */
 export class Files {
 	#rest;
@@ -435,20 +440,21 @@ export class Files {
 	list = async ({ path, depth = 1 } = {}) =>
 		(await this.#rest.call('GET', `${this.#path}/files`, undefined, { params: { path, depth } })).entries;
 	/** @returns {Promise<Blob>} */
-	read = async path => (await this.#rest.raw('GET', this.#file(path))).blob();
-	readText = async path => (await this.#rest.raw('GET', this.#file(path))).text();
+	read = path => this.#rest.raw('GET', this.#file(path), undefined, { read: blobOfBody });
+	/** @returns {Promise<string>} */
+	readText = path => this.#rest.raw('GET', this.#file(path), undefined, { read: textOfBody });
 	write = (path, content) => this.#rest.call('PUT', this.#file(path), content);
 	/** The folder as a zip. @returns {Promise<Blob>} */
-	archive = async path =>
-		(await this.#rest.raw('GET', `${this.#path}/archive`, undefined, { params: { path } })).blob();
+	archive = path => this.#rest.raw('GET', `${this.#path}/archive`, undefined, { params: { path }, read: blobOfBody });
 	/** `[{path, status, additions, deletions}]` */
 	changes = async sinceTurn =>
 		(await this.#rest.call('GET', `${this.#path}/changes`, undefined, { params: { since_turn: sinceTurn } })).files;
-	/** The changes of a file or folder as a unified diff; of everything by default. */
-	diff = async (path = '', sinceTurn = null) =>
-		(
-			await this.#rest.raw('GET', `${this.#path}/changes`, undefined, { params: { path, since_turn: sinceTurn } })
-		).text();
+	/** The changes of a file or folder as a unified diff; of everything by default. @returns {Promise<string>} */
+	diff = (path = '', sinceTurn = null) =>
+		this.#rest.raw('GET', `${this.#path}/changes`, undefined, {
+			params: { path, since_turn: sinceTurn },
+			read: textOfBody
+		});
 	/**
 	 * Restores the folder to its state before a turn, or to a snapshot.
 	 * @param {{turnIndex?: number, snapshotId?: string}} to

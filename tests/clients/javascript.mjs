@@ -1,5 +1,7 @@
 // The JavaScript client against the server at URL, with the token TOKEN. pytest starts both.
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer } from 'node:http';
 import process from 'node:process';
 import { after, test } from 'node:test';
 import { Clawdforge, ClawdforgeError, TurnError, textOf } from '../../clients/javascript/client.js';
@@ -62,6 +64,35 @@ test('errors have the code of the server', async () => {
 	const nowhere = new Clawdforge('http://127.0.0.1:9', 'cf_x', { retrySecs: 0.1, giveUpSecs: 0.1 });
 	assert.equal((await failure(nowhere.agents())).code, 'connection_lost');
 	assert.equal((await failure(nowhere.session(unknown).ask('hello'))).code, 'connection_lost');
+});
+
+test('a response that was cut off is asked for again, or an error', async () => {
+	const cut = (response, begun) => response.write(begun, () => response.destroy());
+	const replies = [];
+	const server = createServer((_, response) => replies.shift()(response));
+	await once(server.listen(0, '127.0.0.1'), 'listening');
+	const client = new Clawdforge(`http://127.0.0.1:${server.address().port}`, 'cf_any');
+	const session = client.session('any');
+	try {
+		replies.push(
+			response => cut(response, '{"session_id": "a'),
+			response => response.end('{"session_id": "any"}')
+		);
+		assert.deepEqual(await session.state(), { session_id: 'any' });
+		replies.push(
+			response => cut(response, 'hel'),
+			response => response.end('hello')
+		);
+		assert.equal(await session.files.readText('a.txt'), 'hello');
+		replies.push(response => cut(response, '{"session_id": "a'));
+		assert.equal((await failure(client.createSession())).code, 'connection_lost');
+		replies.push(response => cut(response, 'data: {}\n\n'));
+		assert.equal((await failure(collect(client.runStream('hello')))).code, 'connection_lost');
+		assert.deepEqual(replies, []);
+	} finally {
+		client.close();
+		server.close();
+	}
 });
 
 test('a prompt with a known id returns the earlier turn', async () => {
