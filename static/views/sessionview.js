@@ -65,7 +65,14 @@ export class SessionView extends View {
 			controls: this.settings.el,
 			draft,
 			on: {
-				send: message => this.#send(message, () => this.composer.clear()),
+				send: message => {
+					const { changing } = this
+					const sent = () => {
+						this.changing = null
+						this.composer.clear()
+					}
+					this.#send(message, sent, changing)
+				},
 				stop: () => session.cancel(),
 				commands: () => session.model.commands ?? [],
 				history: () => session.history(),
@@ -142,12 +149,11 @@ export class SessionView extends View {
 		this.pane.hidden = !split
 	}
 
-	#send(message, sent = () => {}) {
+	// `changing` is the turn whose prompt waits and is replaced
+	#send(message, sent = () => {}, changing = null) {
 		if (this.over) return void this.#sendAnew(message, sent)
 		if (this.session.closed) return void this.#continue(message, sent)
 		sent()
-		const { changing } = this
-		this.changing = null
 		if (this.session.queue.has(changing)) {
 			if (!message.files?.length) return this.session.requeue(changing, { prompt: message.prompt })
 			this.session.cancel(changing)

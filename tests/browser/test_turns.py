@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from playwright.async_api import expect
 
 from ..support.harness import Client, script
+from .conftest import OpenTab
 from .tab import Tab
 
 
@@ -77,3 +79,28 @@ async def test_queue_is_changed_and_a_turn_is_forked_and_tried_again(
     await expect(tab.shown.get_by_role("textbox")).to_have_attribute("placeholder", "Message demo")
     assert tab.session_id not in (source, fork)
     await expect(tab.turns.last.locator(".bubble")).to_have_text("edited")
+
+
+async def test_prompt_that_is_sent_again_does_not_replace_the_one_being_changed(
+    open_tab: OpenTab, client: Client, tmp_path: Path
+) -> None:
+    session_id, gate = await client.create(), tmp_path / "gate"
+    bot = await client.connect(session_id)
+    await bot.send("prompt", prompt=script({"gate": str(gate)}))
+    await bot.send("prompt", prompt="waits")
+    refused = {"id": "late", "prompt": [{"type": "text", "text": "refused"}], "files": []}
+    outbox = json.dumps([{**refused, "state": "failed", "error": "Eight wait."}])
+    tab = await open_tab(client)
+    await tab.page.add_init_script(
+        f"sessionStorage['clawdforge:outbox:{session_id}'] ??= {json.dumps(outbox)}"
+    )
+    await tab.sign_in(session_id)
+    queue = tab.page.get_by_role("list", name="Queue").locator("[data-state=queued]")
+    await tab.button("Change it").click()
+    await expect(tab.composer).to_have_value("waits")
+    await tab.button("Send again").click()
+    await expect(queue).to_contain_text(["waits", "refused"])
+    await tab.say("changed")
+    await expect(queue).to_contain_text(["changed", "refused"])
+    gate.touch()
+    await tab.settled(3)
