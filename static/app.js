@@ -221,7 +221,7 @@ async function conversations() {
 	SessionView ??= (await load(() => import('./views/sessionview.js'))).SessionView
 }
 
-// Loads them as soon as a person does anything, which is before they are needed
+// Loads them at the first movement or key, before they are needed
 function prepare() {
 	const once = new AbortController()
 	const begin = () => {
@@ -247,7 +247,7 @@ function showSidebar(on = true) {
 }
 app.showSidebar = showSidebar
 
-// What stands at the right: one of these at a time
+// The views at the right, of which at most one is shown
 const SIDES = {
 	frames: async close => new (await import('./views/frames.js')).FramesView(close),
 	changes: async close => new (await import('./views/changes.js')).ChangesView(app, close)
@@ -338,7 +338,7 @@ async function openPanel(view) {
 	app.panels[view] ??= new module.Panel(app)
 }
 
-// What was on the screen has been read
+// Marks the session that leaves the screen as read
 function leaveCurrent(next) {
 	if (app.current && app.current !== next) markRead(open.get(app.current)?.session)
 }
@@ -605,7 +605,7 @@ function tell(entry) {
 
 const told = new Map()
 
-// The same for a session that is only in the list
+// The same for a session that is not open
 function tellOf(state) {
 	const { session_id: id, agent, meta, pending_permissions: asks, state: name } = state
 	const before = told.get(id)

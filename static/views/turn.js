@@ -21,7 +21,7 @@ const VIEWS = {
 const CHUNK = 24
 const LIVELY = 60
 
-// Reads and searches in a row stand under one line; what fails or waits among them is shown all the same
+// Folds consecutive reads and searches to one line; those that failed or wait stay visible
 function place(chunk, item, el) {
 	let last = chunk.lastChild
 	if (!explores(item) || !last?.explores) chunk.append(el)
