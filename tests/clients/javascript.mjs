@@ -71,7 +71,8 @@ test('a response that was cut off is asked for again, or an error', async () => 
 	const replies = [];
 	const server = createServer((_, response) => replies.shift()(response));
 	await once(server.listen(0, '127.0.0.1'), 'listening');
-	const client = new Clawdforge(`http://127.0.0.1:${server.address().port}`, 'cf_any');
+	const { port } = /** @type {import('node:net').AddressInfo} */ (server.address());
+	const client = new Clawdforge(`http://127.0.0.1:${port}`, 'cf_any');
 	const session = client.session('any');
 	try {
 		replies.push(
