@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -257,6 +258,18 @@ async def hibernate(server: LocalServer, session: str) -> None:
     assert await found.agent.hibernate()
 
 
+async def until_asked(
+    client: Client, session: str, turn: asyncio.Task[Any], field: str = "pending_permissions"
+) -> list[Json]:
+    """Wait until the agent asks during a turn; return that field of the session's state."""
+    asked: list[Json] = []
+    while not asked:
+        assert not turn.done(), f"the agent did not ask: {turn.result()}"
+        await asyncio.wait({turn}, timeout=0.05)
+        asked = (await client.state(session))[field]
+    return asked
+
+
 async def write(client: Client, session: str, api: StandIn, real: Real, name: str) -> None:
     """Make the agent write a file; it must request a permission first."""
     path = Path((await client.state(session))["cwd"]) / name
@@ -264,11 +277,7 @@ async def write(client: Client, session: str, api: StandIn, real: Real, name: st
     api.plan(real.writes(path))
     # Over REST, whose timeout allows for a slow start of the agent.
     turn = asyncio.create_task(client.turn(session, f"Write {name}."))
-    asked: list[Json] = []
-    while not asked:
-        assert not turn.done(), f"no permission request: {turn.result()}"
-        await asyncio.wait({turn}, timeout=0.05)
-        asked = (await client.state(session))["pending_permissions"]
+    asked = await until_asked(client, session, turn)
     assert not path.exists()
     options = {option["kind"]: option["optionId"] for option in asked[0]["request"]["options"]}
     answer = {"option_id": options["allow_once"]}
@@ -344,11 +353,7 @@ async def test_claude_asks_its_user_with_a_form_if_clients_can_show_it(
     assert (status, state["elicitation"]) == (200, "ask")
     api.plan(ASK_USER)
     turn = asyncio.create_task(client.turn(session, "Ask me."))
-    asked: list[Json] = []
-    while not asked:
-        assert not turn.done(), f"no question: {turn.result()}"
-        await asyncio.wait({turn}, timeout=0.05)
-        asked = (await client.state(session))["pending_elicitations"]
+    asked = await until_asked(client, session, turn, "pending_elicitations")
     assert "AskUserQuestion" in tools_of(api)
     request = asked[0]["request"]
     assert (request["mode"], request["message"]) == ("form", QUESTION)
@@ -382,11 +387,7 @@ async def test_agent_accepts_a_prompt_for_its_running_turn(
     api.always(Text("Done."))
     api.plan(real.writes(path))
     turn = asyncio.create_task(client.turn(session, "Write it."))
-    asked: list[Json] = []
-    while not asked:
-        assert not turn.done(), f"no permission request: {turn.result()}"
-        await asyncio.wait({turn}, timeout=0.05)
-        asked = (await client.state(session))["pending_permissions"]
+    asked = await until_asked(client, session, turn)
     assert (await client.state(session))["steering"] is True
     await socket.send("prompt", prompt="To the left.", steer=True, id="s1")
     accepted = await socket.until("accepted", id="s1")

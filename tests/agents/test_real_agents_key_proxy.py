@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from ..conftest import Serve
-from ..support import real_agents
 from ..support.anthropic_stand_in import StandIn, Text
 from ..support.harness import texts_of
 from ..support.sandboxes import mechanism
-from .test_real_agents_ask import AGENTS, Real, write_json
+from .test_real_agents_ask import AGENTS, Real, api, machine, write_json
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
+__all__ = ["api", "machine"]
 
 KEY = "sk-the-real-key-of-the-operator"
 QUIET = {"check_for_update_on_startup": False, "analytics": {"enabled": False}}
@@ -96,38 +94,6 @@ REAL = {
 @pytest.fixture(params=REAL)
 def real(request: pytest.FixtureRequest) -> Real:
     return REAL[request.param]
-
-
-@pytest.fixture
-async def api(real: Real) -> AsyncIterator[StandIn]:
-    async with real.serve_api() as running:
-        yield running
-
-
-@pytest.fixture
-def machine(tmp_path: Path, real: Real, api: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home of a user who has this agent on the PATH and no network."""
-    programs, home = tmp_path / "bin", tmp_path / "home"
-    for folder in (programs, home):
-        folder.mkdir()
-    try:
-        (programs / real.command).symlink_to(real.find())
-    except real_agents.NotInstalledError as error:
-        if os.environ.get("CLAWDFORGE_TEST_REQUIRE_ALL") == "1":
-            raise
-        pytest.skip(str(error))
-    (programs / "node").symlink_to(real_agents.NODE / "bin/node")
-    settings = {
-        "PATH": f"{programs}:/usr/bin:/bin",
-        "HOME": str(home),
-        "NO_PROXY": "127.0.0.1",
-        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9"),
-        **real.prepare(home, api),
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("IS_SANDBOX", raising=False)
-    return home
 
 
 @pytest.mark.parametrize("level", ["landlock", "bwrap"])

@@ -18,7 +18,7 @@ import pytest
 from ..conftest import Serve
 from ..support.anthropic_stand_in import Hang, Json, StandIn, Text, ToolUse
 from ..support.harness import ROOT, Client
-from .test_real_agents_ask import AGENTS, Real, api, machine, real
+from .test_real_agents_ask import AGENTS, Real, api, machine, real, until_asked
 from .test_real_agents_mcp import SECRET, STDIO
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(240)]
@@ -56,11 +56,7 @@ async def rejects_tool(client: Client, session: str, api: StandIn, real: Real) -
     api.always(Text("Done."))
     api.plan(real.writes(path))
     asking = asyncio.create_task(client.turn(session, "Write it."))
-    asked: list[Json] = []
-    while not asked:
-        assert not asking.done(), f"no permission request: {asking.result()}"
-        await asyncio.wait({asking}, timeout=0.05)
-        asked = (await client.state(session))["pending_permissions"]
+    asked = await until_asked(client, session, asking)
     options = {option["kind"]: option["optionId"] for option in asked[0]["request"]["options"]}
     url = f"/sessions/{session}/permissions/{asked[0]['request_id']}"
     assert (await client.post(url, {"option_id": options["reject_once"]}))[0] == 200

@@ -1,4 +1,4 @@
-"""A PostgreSQL server, and parts of nodes in this process."""
+"""A PostgreSQL server, clusters of server processes, and parts of nodes in this process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from server.storage.postgres_schema import POSTGRES_MIGRATIONS
 from server.tasks import Supervisor
 
 from ..support.postgres import Postgres, running_postgres
+from .nodes import NodeCluster
 
 
 @pytest.fixture(scope="package")
@@ -25,6 +26,14 @@ def postgres() -> Iterator[Postgres]:
 def url(postgres: Postgres) -> str:
     """The URL of a new, empty database."""
     return postgres.new_database()
+
+
+@pytest.fixture
+async def cluster(shared: NodeCluster) -> NodeCluster:
+    """The module's cluster: all nodes run, and each test has an app of its own."""
+    await shared.restart_ended()
+    await shared.new_app()
+    return shared
 
 
 @pytest.fixture

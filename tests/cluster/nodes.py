@@ -1,4 +1,8 @@
-"""Real nodes on one database: processes, each behind a TCP proxy to PostgreSQL."""
+"""Clusters of real server processes.
+
+All nodes of a cluster share one PostgreSQL database. Each node reaches it through a TCP proxy of
+its own, so that a test can cut off a single node.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,9 @@ class Node:
     """One node.
 
     Attributes:
-        proxy: between the node and PostgreSQL.
-        server: the running process.
-        client: of the app, through this node.
+        proxy: the TCP proxy between the node and PostgreSQL.
+        server: the server process.
+        client: a client of the app that sends its requests to this node.
     """
 
     def __init__(self, cluster: NodeCluster, name: str) -> None:
@@ -37,7 +41,7 @@ class Node:
         self.client: Client
 
     async def start(self) -> None:
-        """Start the process; again after its end."""
+        """Start the process, for the first time or after its end."""
         cluster = self._cluster
         self.server = await start_server(
             cluster.folder / self.name / "data",
@@ -90,8 +94,15 @@ class NodeCluster:
         await node.start()
         return node
 
+    async def restart_ended(self) -> None:
+        """Start the nodes again that have ended, or that other nodes have taken over."""
+        for node in self.nodes:
+            if node.server.process.returncode is not None or node.state() == "gone":
+                await node.server.process.wait()
+                await node.start()
+
     async def new_app(self) -> None:
-        """Create an app, whose clients the nodes have from now on."""
+        """Create an app. From now on ``client`` of each node belongs to it."""
         self.app = f"app-{next(self._names)}"
         admin = Client(self.nodes[0].server.url, ADMIN, self.http)
         status, reply = await admin.post("/admin/tokens", {"name": self.app})

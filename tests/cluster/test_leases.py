@@ -27,17 +27,6 @@ async def shared(
         yield running
 
 
-@pytest.fixture
-async def cluster(shared: NodeCluster) -> NodeCluster:
-    """The nodes, each with a lease; one that was taken over is started again."""
-    for node in shared.nodes:
-        if node.server.process.returncode is not None or node.state() == "gone":
-            await node.server.process.wait()
-            await node.start()
-    await shared.new_app()
-    return shared
-
-
 def agent_states(pid: int) -> set[str]:
     """The states of a node's agents, as the kernel names them: T is stopped."""
     found = set()

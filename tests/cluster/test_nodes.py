@@ -29,16 +29,6 @@ async def shared(
         yield running
 
 
-@pytest.fixture
-async def cluster(shared: NodeCluster) -> NodeCluster:
-    """The nodes, started again if a test has ended one; an app of its own for each test."""
-    for node in shared.nodes:
-        if node.server.process.returncode is not None:
-            await node.start()
-    await shared.new_app()
-    return shared
-
-
 async def test_any_node_serves_a_session(cluster: NodeCluster) -> None:
     one, two = cluster.nodes
     session_id = await one.client.create()

@@ -79,32 +79,30 @@ def test_limits_cannot_be_raised(tmp_path: Path, level: str) -> None:
     assert result.returncode != 0
 
 
+def forks_of_user(folder: Path, level: str, **limits: int) -> int:
+    """How many processes a sandboxed program of an ordinary user can start, at most 100.
+
+    The kernel does not limit the processes of root.
+    """
+    folder.chmod(0o777)
+    for parent in folder.parents[:3]:
+        parent.chmod(0o755)
+    mechanism(level)
+
+    def count() -> int:
+        result = run_limited(folder, level, FORKS, **limits)
+        assert result.stdout, result
+        return int(result.stdout)
+
+    forks: int = as_user(count)
+    return forks
+
+
 @pytest.mark.slow
 def test_landlock_limits_the_processes_of_the_user(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:3]:
-        parent.chmod(0o755)
-    mechanism("landlock")
-
-    def count() -> int:
-        result = run_limited(tmp_path, "landlock", FORKS, all_processes=60)
-        assert result.stdout, result
-        return int(result.stdout)
-
-    assert as_user(count) < 60
+    assert forks_of_user(tmp_path, "landlock", all_processes=60) < 60
 
 
 @pytest.mark.slow
-def test_processes_are_limited_for_each_sandbox(tmp_path: Path) -> None:
-    """As an ordinary user: the kernel does not limit root."""
-    tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:3]:
-        parent.chmod(0o755)
-    mechanism("bwrap")
-
-    def count() -> int:
-        result = run_limited(tmp_path, "bwrap", FORKS, processes=20)
-        assert result.stdout, result
-        return int(result.stdout)
-
-    assert 10 < as_user(count) < 20
+def test_bwrap_limits_the_processes_of_each_sandbox(tmp_path: Path) -> None:
+    assert 10 < forks_of_user(tmp_path, "bwrap", processes=20) < 20
