@@ -80,7 +80,7 @@ def test_limits_cannot_be_raised(tmp_path: Path, level: str) -> None:
 
 
 def forks_of_user(folder: Path, level: str, **limits: int) -> int:
-    """How many processes a sandboxed program of an ordinary user can start, at most 100.
+    """The number of processes that a sandboxed program of an ordinary user can start, up to 100.
 
     The kernel does not limit the processes of root.
     """
