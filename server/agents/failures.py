@@ -34,9 +34,9 @@ LOGINS: Final = {
         "set OPENAI_API_KEY, or run `codex login --with-api-key`;"
         " without a sandbox, also `codex login`"
     ),
-    "copilot": "run `copilot` and enter /login, or set GH_TOKEN",
-    "cursor": "run `cursor-agent login`, or set CURSOR_API_KEY",
-    "droid": "run `droid`, or set FACTORY_API_KEY",
+    "copilot": "run `copilot` and enter /login, or pass on GH_TOKEN (CLAWDFORGE_AGENT_ENV)",
+    "cursor": "run `cursor-agent login`, or pass on CURSOR_API_KEY (CLAWDFORGE_AGENT_ENV)",
+    "droid": "run `droid`, or pass on FACTORY_API_KEY (CLAWDFORGE_AGENT_ENV)",
     "gemini": "run `gemini`, or set GEMINI_API_KEY",
     "kilocode": "run `kilo`",
     "kimi": "run `kimi` and enter /login",

@@ -25,6 +25,7 @@ from ..backends import make_backend
 from ..config import SettingError, Settings
 from ..data_dir import DataDir, DataDirInUseError
 from ..errors import DatabaseError, StartError
+from ..gateways.withheld import withheld_names
 from ..sandbox.logins import hidden_login
 from ..sandbox.setup import make_sandbox
 from ..sandbox.trial import try_escapes
@@ -85,6 +86,8 @@ async def _check_all(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
     for finding in check_machine(settings):
         yield finding
     yield await asyncio.to_thread(_check_sandbox, settings, environ)
+    if (keys := _check_keys(settings, environ)) is not None:
+        yield keys
     async for finding in _check_agents(settings, environ):
         yield finding
 
@@ -206,6 +209,15 @@ def _check_sandbox(settings: Settings, environ: Mapping[str, str]) -> Finding:
         found = f"{found}; {len(escapes)} of {len(results)} attempts to escape succeeded"
         return Finding("BAD", "sandbox", f"{found}: {', '.join(escapes)}", "report this as a bug")
     return Finding("ok", "sandbox", f"{found}; all {len(results)} attempts to escape failed")
+
+
+def _check_keys(settings: Settings, environ: Mapping[str, str]) -> Finding | None:
+    """Name the keys in the environment that sandboxed agents do not get."""
+    names = withheld_names(agent_environ(environ, settings.agent_env), settings.agent_env)
+    if not names or settings.sandbox == "off":
+        return None
+    advice = "if an agent needs one, list it in CLAWDFORGE_AGENT_ENV: see docs/howto/agents.md"
+    return Finding("note", "keys", f"withheld from agents: {', '.join(sorted(names))}", advice)
 
 
 async def _check_agents(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 
 from ..agents.usage import Usage
@@ -22,6 +23,9 @@ from .key_proxy import KeyProxy
 from .providers import KEY_VARIABLES
 from .session_keys import Holder, SessionKeys
 from .tunnels import ServeGateway, Tunnels
+from .withheld import withheld_names
+
+logger = logging.getLogger(__name__)
 
 
 class Gateways:
@@ -43,7 +47,8 @@ class Gateways:
         supervisor: Supervisor,
     ) -> None:
         self.sandbox = sandbox
-        self.environ, self.agent_environ = environ, agent_environ
+        self.environ = environ
+        self.agent_environ = sandbox.given.passed_on if sandbox.is_on else agent_environ
         self.keys: KeyProxy | None = None
         self.domains: DomainProxy | None = None
         self._supervisor = supervisor
@@ -53,7 +58,7 @@ class Gateways:
         self._tokens = tokens = SessionKeys(sandbox.user_home, has_keys=has_keys)
         if has_keys:
             self.keys = KeyProxy(tokens, environ)
-            self.environ, self.agent_environ = map(_without_keys, (environ, agent_environ))
+            self.environ, self.agent_environ = map(_without_keys, (environ, self.agent_environ))
         if settings.sandbox_network == "proxy":
             domains = AllowedDomains(settings.sandbox_domains)
             self.domains = DomainProxy(domains, tokens.find_key)
@@ -81,7 +86,13 @@ class Gateways:
             OSError: a port cannot be opened.
         """
         known = inherited.found(Machine) if inherited is not None else None
-        sandbox = await asyncio.to_thread(make_sandbox, settings, environ, agent_environ, known)
+        withheld = withheld_names(agent_environ, settings.agent_env)
+        sandbox = await asyncio.to_thread(
+            make_sandbox, settings, environ, agent_environ, known, withheld
+        )
+        if withheld and sandbox.is_on:
+            names = ", ".join(sorted(withheld))
+            logger.info("agents do not get %s: CLAWDFORGE_AGENT_ENV passes on a variable", names)
         gateways = cls(settings, environ, agent_environ, sandbox, supervisor)
         await gateways._start(stack, inherited)
         return gateways

@@ -22,20 +22,27 @@ class GivenEnvironment:
     Attributes:
         environ: the variables, with the keys of the operator.
         user_home: the home of the server's user.
+        withheld: the names of variables that programs with a home of their own do not get.
         replace_keys: see :data:`ReplaceKeys`; None if programs get the keys themselves.
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], withheld: frozenset[str] = frozenset()) -> None:
         self.environ = environ
+        self.withheld = withheld
         self.replace_keys: ReplaceKeys | None = None
         home = environ.get("HOME", "")
         self.user_home = Path(home) if len(home) > 1 and home.startswith("/") else None
+
+    @property
+    def passed_on(self) -> dict[str, str]:
+        """The variables that sandboxed programs may get."""
+        return {name: self.environ[name] for name in self.environ.keys() - self.withheld}
 
     def own_variables(self, home: str, tmp: str) -> dict[str, str]:
         """The variables with paths in the home of the server's user, with those of a session."""
         environ = {
             name: home + value.removeprefix(str(self.user_home))
-            for name, value in self.environ.items()
+            for name, value in self.passed_on.items()
             if name not in CARRIED and self._is_in_home(value)
         }
         return {**environ, "HOME": home, "TMPDIR": tmp}
@@ -65,6 +72,8 @@ class GivenEnvironment:
             has_home: the program has a home of its own.
         """
         unset = {name for name in self.environ if name.startswith("XDG_") and has_home}
+        if has_home:
+            unset |= self.withheld
         if replaced is None:
             return {"environ": dict(environ), "unset": sorted(unset)}
         kept = {name: value for name, value in environ.items() if name not in replaced.unset}
@@ -87,6 +96,6 @@ class GivenEnvironment:
         """
         files = replaced.files if replaced is not None else {}
         if self.user_home is not None:
-            copy_logins(spec.agent, self.user_home, home, {*self.environ, *environ}, files)
+            copy_logins(spec.agent, self.user_home, home, {*self.passed_on, *environ}, files)
         for path, data in files.items():
             write_in_home(home, path, data)

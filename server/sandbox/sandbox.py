@@ -37,6 +37,7 @@ class Sandbox:
 
     Args:
         secret_files: files of the operator that no program may read, such as ``.env``.
+        withheld: the names of variables that no sandboxed program gets.
 
     Attributes:
         environ: the environment of the agents, with the keys of the operator.
@@ -55,6 +56,7 @@ class Sandbox:
         policy: SandboxPolicy | None = None,
         environ: Mapping[str, str] = MappingProxyType({}),
         secret_files: Sequence[Path] = (),
+        withheld: frozenset[str] = frozenset(),
     ) -> None:
         self.mechanism = mechanism
         self.folders = SandboxFolders(data_dir)
@@ -62,7 +64,7 @@ class Sandbox:
         self.policy = policy or SandboxPolicy()
         self.environ = environ
         self.network = NetworkAccess(self.policy.network, mechanism.level, GatewayAddresses())
-        self.given = GivenEnvironment(environ)
+        self.given = GivenEnvironment(environ, withheld)
         self.user_home = self.given.user_home
         data = [data_dir.path, data_dir.own_folder()]
         data = list(dict.fromkeys([*data, *(Path(os.path.realpath(path)) for path in data)]))
@@ -271,7 +273,8 @@ class Sandbox:
         else:
             system = cover = [paths.PROCESSES, *paths.system_paths(self._protected)]
             listed = [part for path in listed for part in paths.parts_without(path, self._hidden)]
-        programs = paths.installed_programs(self.environ, self._hidden, self.user_home)
+        environ = self.given.passed_on
+        programs = paths.installed_programs(environ, self._hidden, self.user_home)
         for argv in self.policy.programs:
             programs += program_files.program_paths(argv, self.environ.get("PATH"))
         more = set(paths.outermost([*cover, *programs, *paths.SYSTEM_INFO])) - set(cover)

@@ -44,6 +44,7 @@ def make_sandbox(
     environ: Mapping[str, str],
     agent_environ: Mapping[str, str],
     known: Machine | None = None,
+    withheld: frozenset[str] = frozenset(),
 ) -> Sandbox:
     """Make the sandbox that the settings name. Blocking: it tries which levels work.
 
@@ -51,6 +52,7 @@ def make_sandbox(
         environ: the environment of the server.
         agent_environ: the part of it that agents get.
         known: what was found just now; by default the machine is examined.
+        withheld: the names of variables that no sandboxed program gets.
 
     Raises:
         SettingError: the level that the settings name does not work on this machine.
@@ -82,6 +84,7 @@ def make_sandbox(
         ),
         agent_environ,
         secret_files=(Path(".env"), installation.PACKAGE_FOLDER.parent / ".env"),
+        withheld=withheld,
     )
     sandbox.prepare()
     return sandbox
