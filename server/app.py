@@ -64,7 +64,7 @@ from .wiring.reloads import (
     ReloadableStorage,
     close_rest,
     inherited_lock,
-    take_over_tickets,
+    restore_tickets,
 )
 from .wiring.running import make_reloader
 from .workspace.files import WorkspaceFiles
@@ -234,7 +234,7 @@ class _Server:
     def _set_carriers(
         self, stack: contextlib.AsyncExitStack, sockets: Hub, *carriers: Carrier
     ) -> Reloader:
-        """Let the parts survive a reload. Those of an earlier version were taken over."""
+        """Let the parts survive a reload. The state of an earlier version has been restored."""
         reloader, keys = self._app[RELOADER], self._gateways.keys
         connections = ReloadableConnections(sockets, self._gateways.check_reload)
         self._app[CONNECTIONS] = connections
@@ -294,7 +294,7 @@ class _Server:
         )
         if (first := await tokens.load(self._settings.admin_token)) is not None:
             self._app[FIRST_TOKENS].append(first)
-        take_over_tickets(tokens, self._inherited)
+        restore_tickets(tokens, self._inherited)
         return tokens
 
     async def _start_backend(

@@ -1,4 +1,4 @@
-"""Pipes that another version of the server can take over."""
+"""Pipes that survive a reload: their descriptors can be passed to the next version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of a backend that it offers to a session that continues after a reload of the server."""
+"""The methods of a backend that restore agents after a reload of the server."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ from .steering import SteerOutcome
 class ReloadableBackend(Protocol):
     """A backend whose agents' processes survive a reload.
 
-    The earlier version of the server leaves processes; each session takes over its own. The others
-    are ended by :meth:`end_unclaimed`.
+    The earlier version of the server leaves its agents' processes running. Each session restores
+    its own agent, and :meth:`end_unclaimed` ends the remaining processes.
     """
 
     def has_process(self, key: str) -> bool:
         """Whether the earlier version has left a process for the session of that key."""
 
-    async def take_over(self, key: str) -> PromptHandle | None:
+    async def restore(self, key: str) -> PromptHandle | None:
         """Connect the agent of that session, which :meth:`Backend.agent` has made, to its process.
 
-        The process is not read from before :meth:`go_on` is called.
+        The server does not read the process's output before :meth:`resume` is called.
 
         Returns:
             The prompt that the agent works on, if any.
         """
 
-    def resume_steer(
+    def restore_steer(
         self, key: str, request_id: str | None, decide: Callable[[SteerOutcome], None]
     ) -> None:
         """Decide a prompt that the earlier version has added to a turn; see :meth:`Agent.steer`."""
 
-    def go_on(self) -> None:
-        """Read the output of all processes that were taken over."""
+    def resume(self) -> None:
+        """Read the output of all restored agents."""
 
     async def end_unclaimed(self) -> None:
-        """End the processes that no session has taken over."""
+        """End the processes of agents that no session has restored."""
 
 
-class NothingToTakeOver:
-    """The part of a backend that was started in the ordinary way."""
+class NothingToRestore:
+    """The methods of a backend without processes of an earlier version of the server."""
 
     def has_process(self, key: str) -> bool:
         return False
 
-    async def take_over(self, key: str) -> PromptHandle | None:
+    async def restore(self, key: str) -> PromptHandle | None:
         return None
 
-    def resume_steer(
+    def restore_steer(
         self, key: str, request_id: str | None, decide: Callable[[SteerOutcome], None]
     ) -> None:
         decide(SteerOutcome.LOST)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Do nothing."""
 
     async def end_unclaimed(self) -> None:

@@ -115,7 +115,7 @@ class TicketRegistry:
             if ticket.credential.session_id is None
         ]
 
-    def take_over(
+    def restore(
         self, carried: Iterable[CarriedTicket], credential_of: Callable[[str], Credential | None]
     ) -> None:
         """Admit with the tickets of an earlier version of the server, whose clock goes on."""

@@ -127,7 +127,7 @@ class KeyProxy:
             self._listener = await loop.create_server(self._connection, "127.0.0.1", 0)
         else:
             listener = socket.socket(fileno=inherited.claim(carried.listener))
-            self.keys.take_over(carried.keys)
+            self.keys.restore(carried.keys)
             self._listener = await loop.create_server(self._connection, sock=listener)
         self.keys.url = f"http://127.0.0.1:{self.port}"
 

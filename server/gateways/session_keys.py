@@ -113,7 +113,7 @@ class SessionKeys:
     def pack(self) -> list[SessionKey]:
         return [*self._by_key.values()]
 
-    def take_over(self, keys: Iterable[SessionKey]) -> None:
+    def restore(self, keys: Iterable[SessionKey]) -> None:
         """Accept the tokens that an earlier version of the server has given to its agents."""
         for key in keys:
             self._by_key[key.key] = self._by_digest[_digest(key.token)] = key

@@ -22,7 +22,7 @@ STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 
 
 class ReloadError(Exception):
-    """The server did not become its next version, and serves on. The message is the reason."""
+    """The server did not become its next version, and continues. The message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ class StartedProgram:
             running: what the next version must agree with.
 
         Returns:
-            What it has found, for itself when it takes over.
+            What the trial has found, in JSON, for the next version when it starts.
 
         Raises:
-            ReloadError: it cannot start; the message is its own.
+            ReloadError: it cannot start; the message is the one that it printed.
         """
         arguments = ["reload", "--check", "--running", dumps(running).decode()]
         try:
@@ -94,7 +94,7 @@ class StartedProgram:
             passed: the descriptors that the next version inherits.
 
         Raises:
-            OSError: the interpreter cannot be executed. Everything is as before.
+            OSError: the interpreter cannot be executed. Nothing has changed.
         """
         former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited; a handler is not
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -112,7 +112,7 @@ class StartedProgram:
 
 
 def accept_stop_signals() -> None:
-    """Receive what was sent since the exec."""
+    """Receive the stop signals that were sent since the exec."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 

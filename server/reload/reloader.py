@@ -22,7 +22,7 @@ from .state import Inherited, Passed, write_state
 logger = logging.getLogger(__name__)
 
 GOOD_MOMENT_SECS = 10.0
-"""The longest wait, while the server serves, for a moment in which nothing is half done."""
+"""The longest wait, while the server serves, until all carriers are settled."""
 FREEZE_SECS = 5.0
 """The parts must stop within this time; otherwise the reload is given up."""
 
@@ -31,13 +31,13 @@ class Carrier(Protocol):
     """A part of the server that keeps its state during a reload.
 
     Attributes:
-        name: of its part of the state.
+        name: the name of its part of the state.
     """
 
     name: str
 
     def is_settled(self) -> bool:
-        """Whether nothing is half done that the next version would have to do again."""
+        """Whether no step is in progress that the next version would have to begin again."""
 
     async def freeze(self) -> None:
         """Stop: from now on nothing changes. Takes fractions of a second.
@@ -47,13 +47,13 @@ class Carrier(Protocol):
         """
 
     def thaw(self) -> None:
-        """Go on after a reload that was given up."""
+        """Continue after a reload that was given up."""
 
     def pack(self, passed: Passed) -> msgspec.Struct | None:
         """Return the state for the next version. Changes nothing."""
 
     def children(self) -> Sequence[int]:
-        """The pids of the processes that the next version takes over."""
+        """The pids of the child processes that the next version inherits."""
 
 
 class Reloader:
@@ -69,7 +69,8 @@ class Reloader:
         failure: why the last reload was given up.
         pause_ms: the pause of the last reload; None if there was none.
         is_stopping: returns whether the server has received SIGTERM or SIGINT.
-        on_begin, on_given_up: called when a reload begins, and when the server serves on.
+        on_begin: called when a reload begins.
+        on_given_up: called when a reload was given up, and the server continues as before.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class Reloader:
                         await carrier.freeze()
             except TimeoutError:
                 raise ReloadError("the server could not stop its parts in time") from None
-            await asyncio.sleep(0)  # for a signal that came just now
+            await asyncio.sleep(0)  # handle a signal that has just arrived
             if self.is_stopping():
                 raise ReloadError("the server is stopping")
             # No await from here to the exec: what was packed must not change.

@@ -15,7 +15,7 @@ import msgspec
 from ..errors import StartError
 
 STATE_VERSION = 1
-"""Of the state. Raise it whenever a part changes so that an earlier version cannot read it."""
+"""The version of the state's format. Raise it if an earlier version cannot read a changed part."""
 READABLE = frozenset({1})
 """The versions of the state that this code can restore."""
 STATE_VARIABLE = "CLAWDFORGE_RELOAD_STATE"
@@ -107,7 +107,7 @@ class Inherited:
             return None
 
     def claim(self, descriptor: int) -> int:
-        """Take over a descriptor. Those that nobody claims are closed by :meth:`close_rest`."""
+        """Keep *descriptor*, and return it. :meth:`close_rest` closes those that nobody claims."""
         self._left.discard(descriptor)
         return descriptor
 
@@ -177,6 +177,6 @@ def cannot_read(version: int) -> str:
     """The reason for which a state of that version is refused."""
     known = ", ".join(map(str, sorted(READABLE)))
     return (
-        f"this version takes over a state of version {known}, and the running server's has version"
+        f"this version restores a state of version {known}, but the running server's has version"
         f" {version}: restart the server instead"
     )

@@ -135,8 +135,8 @@ class AgentSlots:
         self._holders.add(holder)
         return True
 
-    def take_over(self, holder: SlotHolder) -> None:
-        """Give a slot to *holder*, which had one before a reload."""
+    def restore(self, holder: SlotHolder) -> None:
+        """Give *holder* the slot that it had before a reload."""
         self._holders.add(holder)
 
     def must_wait(self, holder: SlotHolder) -> bool:

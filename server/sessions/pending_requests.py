@@ -134,7 +134,7 @@ class PendingRequests(ABC, Generic[Pending]):
             for pending in self._pending.values()
         ]
 
-    def take_over(self, carried: Iterable[CarriedRequest]) -> None:
+    def restore(self, carried: Iterable[CarriedRequest]) -> None:
         """Let clients respond to the requests of an earlier version of the server."""
         for one in carried:
             pending = self._restored(one)

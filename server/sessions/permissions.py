@@ -164,7 +164,7 @@ class ToolCalls:
     def pack(self) -> dict[str, dict[str, str]]:
         return self._calls
 
-    def take_over(self, calls: dict[str, dict[str, str]]) -> None:
+    def restore(self, calls: dict[str, dict[str, str]]) -> None:
         """Continue with the calls of an earlier version of the server."""
         self._calls = calls
 

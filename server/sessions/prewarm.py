@@ -213,14 +213,14 @@ class Prewarmer:
             if one.is_ready
         ]
 
-    async def take_over(self, carried: CarriedPrewarmed) -> None:
-        """Continue with an agent of an earlier version of the server."""
+    async def restore(self, carried: CarriedPrewarmed) -> None:
+        """Restore a prewarmed agent of an earlier version of the server."""
         spec = _spec(carried.id, carried.agent, carried.cwd, carried.elicitation)
         if self._count and self._backend.has_process(carried.id):
             prewarmed = PrewarmedAgent(self, self._backend, spec)
             self._wanted.append(carried.elicitation)
-            self._slots.take_over(prewarmed)
-            await self._backend.take_over(carried.id)
+            self._slots.restore(prewarmed)
+            await self._backend.restore(carried.id)
             for message in carried.messages:
                 prewarmed.notification_received(message)
             prewarmed.is_ready = True

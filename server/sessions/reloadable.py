@@ -1,4 +1,4 @@
-"""All sessions during a reload: suspended, packed, and continued by the next version."""
+"""All sessions during a reload: suspended, packed, and restored by the next version."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUSPEND_SECS = 2.0
-"""The time for what is half done, such as a commit, before the rest is left as it is."""
+"""The time for unfinished steps, such as a commit. Then the sessions are packed as they are."""
 SUSPEND_POLL_SECS = 0.002
 
 
@@ -66,7 +66,7 @@ class ReloadableSessions:
         registry = self._registry
         self._context.is_reloading = registry.slots.is_frozen = False
         for session in registry.in_memory():
-            session.continuation.go_on()
+            session.continuation.resume()
         registry.slots.reconsider()
 
     def pack(self, passed: Passed) -> CarriedSessions:
@@ -86,7 +86,7 @@ class ReloadableSessions:
         Args:
             rows: the sessions with anything unfinished.
         """
-        carried = await self._take_over(inherited) if inherited is not None else {}
+        carried = await self._restore_prewarmed(inherited) if inherited is not None else {}
         for row in rows:
             session = await self._registry.load(row)
             if (state := carried.pop(row.id, None)) is None:
@@ -98,25 +98,21 @@ class ReloadableSessions:
             if stored is not None and stored.closed_at is None:
                 await self._continue(await self._registry.load(stored), state)
         backend = self._registry.backend
-        backend.go_on()
+        backend.resume()
         await backend.end_unclaimed()
 
-    async def _take_over(self, inherited: Inherited) -> dict[str, CarriedSession]:
-        """Continue what an earlier version of the server has left, but for its sessions.
-
-        Returns:
-            The sessions by their ids.
-        """
+    async def _restore_prewarmed(self, inherited: Inherited) -> dict[str, CarriedSession]:
+        """Restore the prewarmed agents. Return the packed sessions by their ids."""
         carried = inherited.part(self.name, CarriedSessions)
         if carried is None:
             return {}
         for one in carried.prewarmed:
-            await self._registry.prewarmer.take_over(one)
+            await self._registry.prewarmer.restore(one)
         return {session.id: session for session in carried.sessions}
 
     async def _continue(self, session: Session, carried: CarriedSession) -> None:
         """Continue a session, and close it if the earlier version was closing it."""
-        await session.continuation.take_over(carried)
+        await session.continuation.restore(carried)
         if carried.closing is not None:
             closing = self._close(session, carried.closing)
             self._registry.closing.spawn(closing, f"close-{session.id}")

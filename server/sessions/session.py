@@ -78,7 +78,7 @@ class Session:
         is_reopening: it is about to be open again.
         fork_lock: held while the session is being forked.
         subscribers: the number of connections that follow the log.
-        continuation: packs the session for a reload, and continues it after it.
+        continuation: packs the session for a reload, and restores it after it.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Session:
         if prewarmed is None:
             self.agent.start()
             return
-        self.agent.take_over(prewarmed, self._observer)
+        self.agent.adopt(prewarmed, self._observer)
         if not self.settings.wanted.is_empty and self._context.slots.has_slot(self.agent):
             self.agent.start_in_slot()
 

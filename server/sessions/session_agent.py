@@ -172,8 +172,8 @@ class SessionAgent:
         reported = AgentSettings.from_dict(loads(stored)) if stored else NO_SETTINGS
         self._agent = self._core.context.backend.agent(self.spec, observer, reported)
 
-    def take_over(self, prewarmed: PrewarmedAgent, observer: AgentObserver) -> None:
-        """Take over a prewarmed agent and its slot."""
+    def adopt(self, prewarmed: PrewarmedAgent, observer: AgentObserver) -> None:
+        """Use a prewarmed agent and its slot."""
         self._agent = prewarmed.transfer_to(self.spec, observer)
         self._was_prewarmed = self._agent.state.is_live
         self._core.context.slots.transfer(prewarmed, self)
@@ -228,8 +228,8 @@ class SessionAgent:
         is_prewarmed = self._was_prewarmed and self.is_live
         return CarriedAgent(last_used=self.last_used, is_prewarmed=is_prewarmed, starts=starts)
 
-    async def continue_process(self, carried: CarriedAgent) -> PromptHandle | None:
-        """Continue with the process that an earlier version of the server has left.
+    async def restore(self, carried: CarriedAgent) -> PromptHandle | None:
+        """Restore the agent with the process that an earlier version of the server has left.
 
         Returns:
             The prompt that the agent works on, if any.
@@ -240,9 +240,9 @@ class SessionAgent:
             if carried.starts:
                 self.start()
             return None
-        self._core.context.slots.take_over(self)
+        self._core.context.slots.restore(self)
         self._was_prewarmed = carried.is_prewarmed
-        return await backend.take_over(self.id)
+        return await backend.restore(self.id)
 
     # In use
 

@@ -43,7 +43,7 @@ class CarriedSession(msgspec.Struct, kw_only=True):
 
 
 class SessionContinuation:
-    """Packs one session for a reload, and continues it after it.
+    """Packs one session for a reload, and restores it in the next version of the server.
 
     Args:
         closing: returns the reason for which the session is being closed, if it is.
@@ -80,26 +80,26 @@ class SessionContinuation:
 
     @property
     def is_settled(self) -> bool:
-        """Whether no step is half done that takes fractions of a second."""
+        """Whether no short step, such as a commit, is in progress."""
         is_changing = self._settings.is_changing
         return not (self._turns.is_half_done or is_changing or self._closing() is not None)
 
     def suspend(self) -> None:
-        """Begin nothing more, and give up what the next version can begin again."""
+        """Begin nothing more, and give up the steps that the next version can begin again."""
         self._was_starting = self._agent.suspend()
         self._turns.suspend()
 
     @property
     def is_suspended(self) -> bool:
-        """Whether only the agent works."""
+        """Whether the server has finished its own steps, so that only the agent works."""
         return self._turns.is_suspended
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Continue after a reload that was given up."""
         if self._was_starting:
             self._was_starting = False
             self._agent.start()
-        self._turns.go_on()
+        self._turns.resume()
 
     @property
     def is_needed(self) -> bool:
@@ -122,22 +122,22 @@ class SessionContinuation:
             closing=self._closing(),
         )
 
-    async def take_over(self, carried: CarriedSession) -> None:
-        """Continue a session of an earlier version of the server."""
+    async def restore(self, carried: CarriedSession) -> None:
+        """Restore the session of an earlier version of the server."""
         self._current.last_sent_index = carried.last_sent
         self._recorder.last_started_index = carried.last_started
-        self._usage.take_over(carried.usage)
+        self._usage.restore(carried.usage)
         turns = await self._unfinished(carried.turns)
-        handle = await self._agent.continue_process(carried.agent)
-        self._requests.permissions.calls.take_over(carried.calls)
-        self._requests.permissions.take_over(carried.permissions)
-        self._requests.elicitations.take_over(carried.elicitations)
-        changes = self._settings.take_over(carried.settings)
-        self._turns.continuation.take_over(carried.turns, turns, handle, changes)
-        self._turns.go_on()
+        handle = await self._agent.restore(carried.agent)
+        self._requests.permissions.calls.restore(carried.calls)
+        self._requests.permissions.restore(carried.permissions)
+        self._requests.elicitations.restore(carried.elicitations)
+        changes = self._settings.restore(carried.settings)
+        self._turns.continuation.restore(carried.turns, turns, handle, changes)
+        self._turns.resume()
 
     async def _unfinished(self, carried: CarriedTurns) -> dict[int, Turn]:
-        """The turns of the session that are not over."""
+        """The turns of the session that have not ended, by their indexes."""
         n = self._core.row.n
         rows = await self._queries.unfinished_turns(n)
         current = carried.current.index if carried.current is not None else None

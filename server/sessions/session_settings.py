@@ -194,7 +194,7 @@ class SessionSettings:
         changes = [CarriedSetting.of(change.setting) for change in self._changes]
         return CarriedSettings(changes=changes, restored=self._restored)
 
-    def take_over(self, carried: CarriedSettings) -> tuple[SettingChange, ...]:
+    def restore(self, carried: CarriedSettings) -> tuple[SettingChange, ...]:
         """Make the changes that an earlier version of the server has not completed."""
         self._restored = [*carried.restored]
         return tuple(self.request(one.restored()) for one in carried.changes)

@@ -254,7 +254,7 @@ class Steering:
             for prompt in self._prompts
         ]
 
-    def take_over(self, turn: Turn, carried: Iterable[CarriedSteer]) -> None:
+    def restore(self, turn: Turn, carried: Iterable[CarriedSteer]) -> None:
         """Await the agent's responses to the prompts that an earlier version has sent it."""
         quota, app_name = self._core.context.quotas.waiting_bytes, self._core.row.app_name
         for one in carried:
@@ -267,7 +267,7 @@ class Steering:
                 prompt.reserved_bytes = len(one.blocks)
             self._prompts.append(prompt)
             decide = functools.partial(self._decide, prompt)
-            self._core.context.backend.resume_steer(self._core.id, one.agent_request, decide)
+            self._core.context.backend.restore_steer(self._core.id, one.agent_request, decide)
 
     # The end of the turn
 

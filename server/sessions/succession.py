@@ -72,7 +72,7 @@ class Succession:
     async def _take_up(self, *, continues: bool) -> None:
         core = self._core
         queries, number = core.context.queries, core.row.n
-        await core.context.snapshots.take_over(core.row.id, core.row.cwd)
+        await core.context.snapshots.finish_undo(core.row.id, core.row.cwd)
         await self._requests.recover(core.row, queries)
         waiting: list[Turn] = []
         for row in await queries.unfinished_turns(number):

@@ -1,4 +1,4 @@
-"""The unfinished turns of a session during a reload: packed, and continued by the next version."""
+"""The unfinished turns of a session during a reload: packed, and restored by the next version."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CarriedTurns(msgspec.Struct, kw_only=True):
 
 
 class TurnContinuation:
-    """Packs the turns of one session, and continues those of an earlier version of the server."""
+    """Packs the turns of one session, and restores those of an earlier version of the server."""
 
     def __init__(
         self,
@@ -76,14 +76,14 @@ class TurnContinuation:
         row = await self._core.context.queries.turn(self._core.row.n, turn_index)
         return Turn.from_row(row) if row is not None else None
 
-    def take_over(
+    def restore(
         self,
         carried: CarriedTurns,
         turns: Mapping[int, Turn],
         handle: PromptHandle | None,
         changes: Sequence[SettingChange],
     ) -> None:
-        """Continue the turns of an earlier version of the server.
+        """Restore the turns of an earlier version of the server.
 
         Args:
             turns: those turns, by their indexes.
@@ -94,7 +94,7 @@ class TurnContinuation:
             if state.index not in turns:  # it was not stored yet
                 continue
             turn = turns[state.index]
-            turn.take_over(state, changes)
+            turn.restore(state, changes)
             with contextlib.suppress(Error):  # the limit may be smaller now
                 turn.reserve(self._core.context.quotas.waiting_bytes, self._core.row.app_name)
             self._waiting.append(turn)
@@ -102,11 +102,11 @@ class TurnContinuation:
         if carried.current is None or carried.current.index not in turns:
             return
         turn = turns[carried.current.index]
-        turn.take_over(carried.current, changes)
+        turn.restore(carried.current, changes)
         self._current.turn = turn
         self._ids.add(turn.client_id, Acceptance(turn))
         if handle is not None:
-            self._runner.resume(turn, handle)
+            self._runner.restore(turn, handle)
         elif not turn.has_ended:  # the agent has ended during the reload
             self._recorder.end(turn, error=agent_failed(AGENT_GONE))
-        self._steering.take_over(turn, carried.steered)
+        self._steering.restore(turn, carried.steered)

@@ -34,7 +34,7 @@ class TurnQueue:
         current: the turn that has the agent.
         waiting: the turns that wait.
         steering: the prompts that are being added to the running turn.
-        continuation: packs the turns for a reload, and continues them after it.
+        continuation: packs the turns for a reload, and restores them after it.
     """
 
     def __init__(
@@ -350,12 +350,12 @@ class TurnQueue:
 
     @property
     def is_suspended(self) -> bool:
-        """Whether no turn runs that the agent does not work on."""
+        """Whether the agent has the prompt of the current turn, if there is one."""
         turn = self._current.turn
         is_quiet = not self._accept_lock.locked() and self.steering.is_settled
         return is_quiet and (turn is None or turn.is_sent)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Run the turns after a reload, or after one that was given up."""
         if self._task is None and (self.waiting or self._current.turn is not None):
             self._start_running()

@@ -179,7 +179,7 @@ class TurnRunner:
             )
             self._agent.kill()
 
-    def resume(self, turn: Turn, handle: PromptHandle) -> None:
+    def restore(self, turn: Turn, handle: PromptHandle) -> None:
         """Continue a turn whose prompt an earlier version of the server has sent."""
         turn.handle = handle
         turn.interrupt = handle.cancel

@@ -258,8 +258,8 @@ class Turn:
             changes=[changes.index(one) for one in self.changes if one in changes],
         )
 
-    def take_over(self, carried: CarriedTurn, changes: Sequence[SettingChange]) -> None:
-        """Continue a turn of an earlier version of the server."""
+    def restore(self, carried: CarriedTurn, changes: Sequence[SettingChange]) -> None:
+        """Restore the state of a turn of an earlier version of the server."""
         self.request_id = carried.request_id
         self.accepted_at, self.dispatched_at = carried.accepted_at, carried.dispatched_at
         self.first_update_at, self.runs_since = carried.first_update_at, carried.runs_since

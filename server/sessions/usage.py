@@ -91,7 +91,7 @@ class SessionUsage:
         stored = self._stored
         return CarriedUsage(context=stored.context, agent_cost=stored.agent_cost, cost=self._cost)
 
-    def take_over(self, carried: CarriedUsage) -> None:
+    def restore(self, carried: CarriedUsage) -> None:
         """Continue with the reports that an earlier version of the server has received."""
         self._stored.context, self._stored.agent_cost = carried.context, carried.agent_cost
         self._cost = carried.cost

@@ -24,7 +24,7 @@ REQUESTS_SECS = 0.3
 SOCKETS_SECS = 0.3
 CLOSING_SECS = 3.0
 REQUESTS_POLL_SECS = 0.002
-"""The times for short requests to end, and for sockets to close; the rest is cut."""
+"""The times, in seconds, for short requests to end and for sockets to close; others are cut."""
 
 
 class CarriedListeners(msgspec.Struct, kw_only=True):
@@ -43,7 +43,7 @@ class CarriedListeners(msgspec.Struct, kw_only=True):
 
 
 class ReloadableConnections:
-    """A ``Carrier``: the listening sockets. Connections end: clients come back and resume.
+    """A ``Carrier``: the listening sockets. Connections end, and clients reconnect.
 
     Args:
         check: raises :class:`ReloadError` if the server cannot be reloaded now.
@@ -105,7 +105,7 @@ class ReloadableConnections:
 
 
 def inherited_listeners(inherited: Inherited | None) -> CarriedListeners:
-    """The sockets that an earlier version of the server listens at, if any."""
+    """The listening sockets that an earlier version of the server has passed on, if any."""
     carried = inherited.part("listeners", CarriedListeners) if inherited is not None else None
     if carried is None or inherited is None:
         return CarriedListeners(listening=[], control=None, closing=[], waits=[])
@@ -173,14 +173,14 @@ def inherited_lock(inherited: Inherited | None) -> int | None:
 
 
 def close_rest(inherited: Inherited | None) -> None:
-    """Close what no part has taken over. The sockets to listen at were claimed before."""
+    """Close the descriptors that no part has claimed, and reap the processes that none knows."""
     if inherited is not None:
         reap_others(inherited.children)
         inherited.close_rest()
 
 
-def take_over_tickets(tokens: TokenRegistry, inherited: Inherited | None) -> None:
-    """Admit with the tickets of an earlier version of the server."""
+def restore_tickets(tokens: TokenRegistry, inherited: Inherited | None) -> None:
+    """Restore the tickets of an earlier version of the server."""
     carried = inherited.part("storage", CarriedStorage) if inherited is not None else None
     if carried is not None:
-        tokens.tickets.take_over(carried.tickets, tokens.credential_of)
+        tokens.tickets.restore(carried.tickets, tokens.credential_of)

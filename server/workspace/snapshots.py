@@ -58,7 +58,7 @@ class Snapshots:
             if (cwd := await folder_of(session_id)) is not None:
                 await self._recover(session_id, cwd)
 
-    async def take_over(self, session_id: str, cwd: str) -> None:
+    async def finish_undo(self, session_id: str, cwd: str) -> None:
         """Finish the undo that another node of the cluster left unfinished, if there is one."""
         journal = self.data_dir.snapshots / session_id / UNDO_JOURNAL
         shared = self.data_dir.is_shared and self._git is not None

@@ -42,7 +42,7 @@ from ..base import (
 )
 from ..catalog import AcpxError, agent_infos, check_versions, launched, resolved_command
 from ..login_states import LoginStates
-from ..reloading import NothingToTakeOver
+from ..reloading import NothingToRestore
 from ..traits import AgentTraits, traits_of
 from .agent import CliAgent
 from .commands import Acpx, AcpxCommands, has_sockets, socket_folder
@@ -55,7 +55,7 @@ SETTING_SECS = 30.0
 """The time for a change of a setting, each of which starts a Node process."""
 
 
-class CliBackend(NothingToTakeOver):
+class CliBackend(NothingToRestore):
     """A :class:`Backend` that runs acpx's command line.
 
     Args:

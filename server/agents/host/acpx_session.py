@@ -103,7 +103,7 @@ class AcpxSession:
             self._generation = self._host.generation
             self._process.refusal = None
 
-    def take_over(self) -> None:
+    def restore(self) -> None:
         """Note that the host knows the session from an earlier version of the server."""
         self._generation = self._host.generation
         self._handover.register(self._target)

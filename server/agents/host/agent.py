@@ -138,7 +138,7 @@ class HostAgent:
             return None
         return proxy.own_requests.steer(blocks, lambda response: decide(outcome_of(response)))
 
-    def resume_steer(self, request_id: str | None, decide: Callable[[SteerOutcome], None]) -> None:
+    def restore_steer(self, request_id: str | None, decide: Callable[[SteerOutcome], None]) -> None:
         """Decide a prompt that an earlier version of the server has added to the turn."""
         proxy = self._process.proxy
         if proxy is None or not proxy.own_requests.answer_to(
@@ -203,16 +203,16 @@ class HostAgent:
             call=self._host.calls.id_of(call) if call is not None else None,
         )
 
-    async def take_over(self, state: HostAgentState, inherited: Inherited) -> PromptHandle | None:
+    async def restore(self, state: HostAgentState, inherited: Inherited) -> PromptHandle | None:
         """Connect to the process of an earlier version of the server, which is paused.
 
         Returns:
             The prompt that it works on, if any.
         """
-        proxy = await self._handover.take_over_proxy(self._events, state.proxy, inherited)
-        self._process.take_over(proxy, state.elicitation, is_prompting=state.is_prompting)
-        self._session.take_over()
-        self._sync.take_over(state.settings)
+        proxy = await self._handover.restore_proxy(self._events, state.proxy, inherited)
+        self._process.restore(proxy, state.elicitation, is_prompting=state.is_prompting)
+        self._session.restore()
+        self._sync.restore(state.settings)
         if not state.is_prompting:
             return None
-        return self._sender.take_over(self._host.calls.result_of(state.call))
+        return self._sender.restore(self._host.calls.result_of(state.call))

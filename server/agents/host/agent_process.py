@@ -136,7 +136,7 @@ class AgentProcess:
         self._move_to(AgentState.STARTING if self._calls else AgentState.STOPPED)
         return True
 
-    def take_over(
+    def restore(
         self, proxy: StdioProxy, elicitation: tuple[str, ...] | None, *, is_prompting: bool
     ) -> None:
         """Continue with a process of an earlier version of the server, which has a conversation."""

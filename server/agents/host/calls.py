@@ -82,7 +82,7 @@ class HostCalls:
 
     # A reload of the server.
 
-    def take_over(self, state: CallsState) -> None:
+    def restore(self, state: CallsState) -> None:
         """Await the results of the calls of an earlier version of the server, too."""
         self._last = state.last
         for call_id, key in state.open.items():

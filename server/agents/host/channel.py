@@ -68,7 +68,7 @@ class Channel(asyncio.Protocol):
         self._reader, _ = await loop.connect_read_pipe(lambda: self, source)
         undo.callback(self._reader.close)
 
-    async def take_over(
+    async def restore(
         self, state: ChannelState, inherited: Inherited, undo: contextlib.ExitStack
     ) -> None:
         """Connect the pipes of an earlier version of the server; *undo* closes them."""

@@ -83,7 +83,7 @@ class ProxiedConversation:
             tracked=[(key, method, dict(own)) for key, (method, own) in self._tracked.items()],
         )
 
-    def take_over(self, state: ConversationState) -> None:
+    def restore(self, state: ConversationState) -> None:
         self.session_id = state.session_id
         self.is_fresh, self.is_loading = state.is_fresh, state.is_loading
         self._tracked = {key: (method, own) for key, method, own in state.tracked}

@@ -263,15 +263,15 @@ class StdioHandover:
             stderr=self.stderr.pack(passed),
         )
 
-    async def take_over(self, state: HandoverState, inherited: Inherited) -> None:
+    async def restore(self, state: HandoverState, inherited: Inherited) -> None:
         """Take over the socket of an earlier version of the server. :meth:`start` follows."""
         self._listener = socket.socket(fileno=inherited.claim(state.listener))
         self._listener.setblocking(False)
         self._announced = state.announced
         self._last_number = state.last_number
-        await self.stderr.take_over(state.stderr, inherited)
+        await self.stderr.restore(state.stderr, inherited)
 
-    async def take_over_proxy(
+    async def restore_proxy(
         self, agent: HandoverTarget, state: ProxyState, inherited: Inherited
     ) -> StdioProxy:
         """Return the proxy of a process that an earlier version of the server has connected.
@@ -282,7 +282,7 @@ class StdioHandover:
         proxy = self._new_proxy(state.pid, agent, state.env_tag, state.rlimit_tag, pidfd)
         # A prewarmed agent may get another sandbox with its session's app.
         proxy.sandbox = self._sandbox.of(agent.spec.owner) if state.has_sandbox else self._sandbox
-        await proxy.take_over(state, inherited)
+        await proxy.restore(state, inherited)
         self.living.add(proxy.rlimit_tag, proxy.env_tag)
         return proxy
 

@@ -133,7 +133,7 @@ class OwnRequests:
     def pack(self) -> OwnRequestsState:
         return OwnRequestsState(count=self._count, open=[*self._pending])
 
-    def take_over(self, state: OwnRequestsState) -> None:
+    def restore(self, state: OwnRequestsState) -> None:
         """Await the responses to the requests of an earlier version; see :meth:`answer_to`."""
         self._count = state.count
         self._pending = dict.fromkeys(state.open, _ignore)

@@ -115,12 +115,12 @@ class HostProcess:
         self._tasks = Tasks()
         self._main: asyncio.Task[None] | None = None
 
-    def take_over(self, state: HostState, inherited: Inherited) -> None:
-        """Let :meth:`start` take over the host of an earlier version of the server."""
+    def restore(self, state: HostState, inherited: Inherited) -> None:
+        """Let :meth:`start` restore the host of an earlier version of the server."""
         self._predecessor = _Predecessor(state, inherited)
         self._env_value = state.env_value
         self.generation, self.restarts = state.generation, state.restarts
-        self.calls.take_over(state.calls)
+        self.calls.restore(state.calls)
 
     async def start(self) -> None:
         """Start the host and wait until it is ready.
@@ -274,7 +274,7 @@ class HostProcess:
                 cwd=self._state_dir,
             )
         else:
-            await host.take_over(predecessor.state.running, predecessor.inherited)
+            await host.restore(predecessor.state.running, predecessor.inherited)
         self._running = host
         process = host.supervisor
         starting = self._boot(process) if predecessor is None else self._continue(predecessor.state)

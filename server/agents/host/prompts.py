@@ -140,7 +140,7 @@ class PromptSender:
         self._tasks.spawn(self._run(prompt, call), f"prompt-{self._binding.key}")
         return prompt
 
-    def take_over(self, call: asyncio.Future[Any]) -> HostPrompt:
+    def restore(self, call: asyncio.Future[Any]) -> HostPrompt:
         """Continue with a prompt that an earlier version of the server has sent.
 
         Args:

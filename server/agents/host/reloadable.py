@@ -1,4 +1,4 @@
-"""The agents of the host during a reload: stopped, packed, and taken over by the next version."""
+"""The agents of the host during a reload: stopped, packed, and restored by the next version."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ class ReloadableHost:
         self._left = dict(self.state.agents) if self.state is not None else {}
 
     def connect(self, host: HostProcess, handover: StdioHandover) -> None:
-        """Set the parts of the backend. They take over their state before they start."""
+        """Set the parts of the backend. They restore their state before they start."""
         self._host, self.handover = host, handover
         if self.state is not None and self.inherited is not None:
-            host.take_over(self.state.host, self.inherited)
+            host.restore(self.state.host, self.inherited)
             self.known_capabilities.update(self.state.capabilities)
 
     async def start_handover(self) -> None:
         if self.state is not None and self.inherited is not None:
-            await self.handover.take_over(self.state.handover, self.inherited)
+            await self.handover.restore(self.state.handover, self.inherited)
         self.handover.start()
 
-    # As a carrier.
+    # The methods of a carrier.
 
     def is_settled(self) -> bool:
         is_busy = any(agent.state in UNSETTLED for agent in self.all.values())
@@ -112,21 +112,21 @@ class ReloadableHost:
     def has_process(self, key: str) -> bool:
         return key in self._left
 
-    async def take_over(self, key: str) -> PromptHandle | None:
+    async def restore(self, key: str) -> PromptHandle | None:
         state, agent = self._left.pop(key, None), self.all.get(key)
         if state is None or agent is None or self.inherited is None:
             return None
-        return await agent.take_over(state, self.inherited)
+        return await agent.restore(state, self.inherited)
 
-    def resume_steer(
+    def restore_steer(
         self, key: str, request_id: str | None, decide: Callable[[SteerOutcome], None]
     ) -> None:
         if (agent := self.all.get(key)) is None:
             decide(SteerOutcome.LOST)
         else:
-            agent.resume_steer(request_id, decide)
+            agent.restore_steer(request_id, decide)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         for agent in self.all.values():
             agent.resume()
 

@@ -1,4 +1,4 @@
-"""One host process and its supervisor: how they are started, or taken over by a reload."""
+"""One host process and its supervisor: how they are started, or restored after a reload."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class RunningHost:
         self._beats.add(lifeline)
         await self._open(stdin, stdout, stderr)
 
-    async def take_over(self, state: RunningHostState, inherited: Inherited) -> None:
+    async def restore(self, state: RunningHostState, inherited: Inherited) -> None:
         """Take over a host that an earlier version of the server has started.
 
         Raises:

@@ -83,7 +83,7 @@ class SettingsSync:
             synonyms=[(*key, own) for key, own in self._synonyms.items()],
         )
 
-    def take_over(self, state: SyncState) -> None:
+    def restore(self, state: SyncState) -> None:
         self.reported = AgentSettings(**state.reported)
         self._former, self._initial = AgentSettings(**state.former), AgentSettings(**state.initial)
         self._in_force, self._restored = state.in_force, set(state.restored)

@@ -134,7 +134,7 @@ class StderrFiles:
             for pipe in self._open
         ]
 
-    async def take_over(self, states: Iterable[StderrState], inherited: Inherited) -> None:
+    async def restore(self, states: Iterable[StderrState], inherited: Inherited) -> None:
         """Read the stderr of agents that an earlier version of the server has started."""
         for state in states:
             descriptor = inherited.claim(state.descriptor)

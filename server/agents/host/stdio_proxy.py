@@ -182,12 +182,12 @@ class StdioProxy:
             has_sandbox=has_sandbox,
         )
 
-    async def take_over(self, state: ProxyState, inherited: Inherited) -> None:
+    async def restore(self, state: ProxyState, inherited: Inherited) -> None:
         """Connect the pipes of an earlier version of the server."""
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, self._pidfd)
-            await self._to_agent.take_over(state.to_agent, inherited, undo)
-            await self._to_acpx.take_over(state.to_acpx, inherited, undo)
+            await self._to_agent.restore(state.to_agent, inherited, undo)
+            await self._to_acpx.restore(state.to_acpx, inherited, undo)
             asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
             undo.pop_all()
         self._acpx_lines.feed(state.acpx_rest)
@@ -195,8 +195,8 @@ class StdioProxy:
         self._memory.update(self._agent_lines.size)
         self._waiting_lines.extend(state.waiting_lines)
         self._stray_output += state.stray_output
-        self._conversation.take_over(state.conversation)
-        self.own_requests.take_over(state.own_requests)
+        self._conversation.restore(state.conversation)
+        self.own_requests.restore(state.own_requests)
         self._is_prompting, self._prompt_id = state.is_prompting, state.prompt_id
 
     # From acpx to the agent.
