@@ -1,22 +1,22 @@
 // The operator's page: tokens, usage and the audit, with the admin token
+import { spell } from '../marks.js'
 import { list, record, records } from '../normalise.js'
 import { adminCall, adminForm } from './adminsign.js'
 import { copyButton } from './code.js'
 import { ask, toast } from './dialogs.js'
-import { h, icon, say, setText, template } from './dom.js'
-import { ago, compact, money } from './format.js'
+import { filled, h, iconButton, say, setText, template } from './dom.js'
+import { ago, compact, dotted, money } from './format.js'
 import { PanelPage, pill } from './panel.js'
 
-const TABS = { tokens: 'Tokens', usage: 'Usage', audit: 'Audit' }
-const GROUPS = { app: 'App', day: 'Day', agent: 'Agent', model: 'Model' }
 const PAGE = 200
+const KEYS = ['input_tokens', 'output_tokens', 'cached_read_tokens', 'thought_tokens']
 
 export class Panel extends PanelPage {
 	constructor(app) {
 		super(app, 'Administration')
-		this.leave = h('button.quiet', { hidden: '', onclick: () => this.#forget() }, icon('leave'), 'Forget token')
-		this.el.firstElementChild.append(this.leave)
-		this.tab = 'tokens'
+		this.leave = iconButton('quiet', 'leave', 'Forget token', () => this.#forget(), { hidden: '' })
+		this.bar.append(this.leave)
+		Object.assign(this, { tab: 'tokens', by: 'app', auditApp: '', auditEvent: '' })
 		this.#draw()
 	}
 
@@ -38,22 +38,11 @@ export class Panel extends PanelPage {
 			const form = adminForm(app, () => this.#draw())
 			return this.body.replaceChildren(h('p.lede', { text: say('apps_their') }), form.el)
 		}
-		this.content = h('div.admin-content', { id: 'admin-content', role: 'tabpanel', tabIndex: 0 })
-		this.tabs = Object.entries(TABS).map(([name, text]) =>
-			h('button.tab', {
-				role: 'tab',
-				'aria-controls': 'admin-content',
-				onclick: () => this.#show(name),
-				'data-tab': name,
-				text
-			})
-		)
-		const bar = h(
-			'div.tabs',
-			{ role: 'tablist', label: 'Administration', onkeydown: event => this.#arrow(event) },
-			this.tabs
-		)
-		this.body.replaceChildren(bar, this.content)
+		const { el, bar, content } = template('admin')
+		Object.assign(this, { content, tabs: [...bar.children] })
+		for (const one of this.tabs) one.onclick = () => this.#show(one.dataset.tab)
+		bar.onkeydown = event => this.#arrow(event)
+		this.body.replaceChildren(...el.children)
 		this.#show(this.tab)
 	}
 
@@ -70,15 +59,15 @@ export class Panel extends PanelPage {
 	async #show(name) {
 		this.tab = name
 		for (const one of this.tabs) {
-			one.ariaSelected = String(one.dataset.tab === name)
-			one.tabIndex = one.dataset.tab === name ? 0 : -1
+			const shown = one.dataset.tab === name
+			one.ariaSelected = String(shown)
+			one.tabIndex = shown ? 0 : -1
+			if (shown) this.content.ariaLabel = one.textContent
 		}
-		this.content.ariaLabel = TABS[name]
 		this.content.ariaBusy = 'true'
 		try {
-			const nodes = await { tokens: () => this.#tokens(), usage: () => this.#usage(), audit: () => this.#audit() }[
-				name
-			]()
+			const build = { tokens: () => this.#tokens(), usage: () => this.#usage(), audit: () => this.#audit() }[name]
+			const nodes = await build()
 			if (this.tab === name) this.content.replaceChildren(...nodes)
 		} catch (error) {
 			if (!this.app.adminToken) return this.#draw()
@@ -89,45 +78,27 @@ export class Panel extends PanelPage {
 
 	async #tokens() {
 		const { tokens } = await adminCall(this.app, 'GET', '/admin/tokens')
-		return [
-			this.#newToken(),
-			table(
-				['App', 'Scopes', 'Limits and budget', 'Created', ''],
-				records(tokens).map(one => this.#token(one))
-			)
-		]
+		const { el, rows } = template('admin-tokens')
+		rows.append(...records(tokens).map(one => this.#token(one)))
+		return [this.#newToken(), el]
 	}
 
-	#token({ name, scopes, limits, budget, spent, ip_cidrs: networks, env, created_at: at }) {
+	#token({ name, scopes: given, limits, budget, spent, ip_cidrs: networks, env, created_at: at }) {
 		const parts = [
 			...pairs(limits),
 			...pairs(budget),
 			...pairs(spent).map(one => `spent: ${one}`),
-			...(list(networks).length ? [`only from ${list(networks).join(', ')}`] : []),
-			...(list(env).length ? [`env: ${list(env).join(', ')}`] : [])
+			list(networks).length > 0 && `only from ${list(networks).join(', ')}`,
+			list(env).length > 0 && `env: ${list(env).join(', ')}`
 		]
-		return [
-			h('b', { text: name }),
-			h('span.chips', {}, scopes ? list(scopes).map(one => pill('', one)) : pill('', 'all')),
-			h('span.hint', { text: parts.join(' · ') || 'none' }),
-			h('span', { text: ago(at) }),
-			h(
-				'span.chips',
-				{},
-				h(
-					'button.quiet',
-					{ label: `Change the budget of ${name}`, onclick: () => this.#budget(name, record(budget)) },
-					icon('pencil'),
-					'Budget'
-				),
-				h(
-					'button.quiet.reject',
-					{ label: `Revoke the token of ${name}`, onclick: () => this.#revoke(name) },
-					icon('trash'),
-					'Revoke'
-				)
-			)
-		]
+		const texts = { name, limits: dotted(parts) || 'none', created: ago(at) }
+		const { el, scopes, change, revoke } = filled('admin-token', texts)
+		scopes.append(...(given ? list(given) : ['all']).map(one => pill('', one)))
+		change.ariaLabel = spell(`Change the budget of ${name}`)
+		change.onclick = () => this.#budget(name, record(budget))
+		revoke.ariaLabel = spell(`Revoke the token of ${name}`)
+		revoke.onclick = () => this.#revoke(name)
+		return el
 	}
 
 	async #budget(name, budget) {
@@ -138,24 +109,26 @@ export class Panel extends PanelPage {
 		const amount = Number(given)
 		if (!(amount >= 0)) return toast(say('a_budget'))
 		const changed = amount > 0 ? { ...others, usd_per_day: amount } : others
-		const body = { budget: Object.keys(changed).length ? changed : null }
-		await this.#attempt(() => adminCall(this.app, 'PATCH', `/admin/tokens/${encodeURIComponent(name)}`, body))
-		this.#show('tokens')
+		this.#change('PATCH', name, { budget: Object.keys(changed).length ? changed : null })
 	}
 
 	async #revoke(name) {
 		const text = `“${name}” is signed out everywhere at once. Its turns and runs are ended; its conversations stay.`
-		if (!(await ask({ title: say('revoke'), text, action: 'Revoke', danger: true }))) return
-		await this.#attempt(() => adminCall(this.app, 'DELETE', `/admin/tokens/${encodeURIComponent(name)}`))
+		if (await ask({ title: say('revoke'), text, action: 'Revoke', danger: true })) this.#change('DELETE', name)
+	}
+
+	/** @type {(method: string, name: string, body?: any) => Promise<void>} */
+	async #change(method, name, body) {
+		await this.#attempt(() => adminCall(this.app, method, `/admin/tokens/${encodeURIComponent(name)}`, body))
 		this.#show('tokens')
 	}
 
 	#newToken() {
 		const { el, name, dollars, result, boxes } = template('new-token')
-		const scopes = [...boxes.querySelectorAll('input')].map(box => [box.name, box])
+		const scopes = [...boxes.querySelectorAll('input')]
 		el.onsubmit = async event => {
 			event.preventDefault()
-			const chosen = scopes.filter(([, box]) => box.checked).map(([scope]) => scope)
+			const chosen = scopes.filter(box => box.checked).map(box => box.name)
 			const body = {
 				name: name.value.trim(),
 				...(chosen.length < scopes.length && { scopes: chosen }),
@@ -166,116 +139,67 @@ export class Panel extends PanelPage {
 			name.value = dollars.value = ''
 			const [, rows] = await this.#tokens()
 			this.content.lastElementChild.replaceWith(rows)
-			result.replaceChildren(
-				h('p.hint', { text: `The token of ${made.name}. It is shown only now.` }),
-				h(
-					'div.command',
-					{},
-					h('code', { text: made.token, tabIndex: 0 }),
-					copyButton(() => made.token, 'Copy')
-				),
-				h(
-					'div.command',
-					{},
-					h('code', { text: linkOf(made.token), tabIndex: 0 }),
-					copyButton(() => linkOf(made.token), say('copy_the'))
-				)
-			)
+			const texts = { words: `The token of ${made.name}. It is shown only now.`, token: made.token }
+			const secret = filled('new-secret', { ...texts, link: linkOf(made.token) })
+			secret.token.after(copyButton(() => made.token))
+			secret.link.after(copyButton(() => linkOf(made.token), say('copy_the')))
+			result.replaceChildren(...secret.el.children)
 		}
 		return el
 	}
 
 	async #usage() {
-		this.by ??= 'app'
-		const { rows } = await adminCall(this.app, 'GET', `/admin/usage?by=${this.by}`)
-		const found = records(rows)
-		const keys = ['input_tokens', 'output_tokens', 'cached_read_tokens', 'thought_tokens']
+		const { rows: given } = await adminCall(this.app, 'GET', `/admin/usage?by=${this.by}`)
+		const found = records(given)
+		const { el, choice, table, none, by, rows } = template('admin-usage')
+		for (const one of choice.children) {
+			const chosen = one.dataset.by === this.by
+			one.ariaPressed = String(chosen)
+			if (chosen) setText(by, one.textContent)
+			one.onclick = () => {
+				this.by = one.dataset.by
+				this.#show('usage')
+			}
+		}
+		table.hidden = !found.length
+		none.hidden = found.length > 0
 		const most = Math.max(1, ...found.map(total))
-		const choice = h(
-			'div.tabs.small-tabs',
-			{ role: 'group', label: 'Group by' },
-			Object.entries(GROUPS).map(([by, text]) =>
-				h('button.tab', {
-					'aria-pressed': String(by === this.by),
-					text,
-					onclick: () => {
-						this.by = by
-						this.#show('usage')
-					}
-				})
-			)
-		)
-		return [
-			choice,
-			found.length
-				? table(
-						[GROUPS[this.by], 'Tokens', 'Input', 'Output', 'From the cache', 'Thoughts', 'Cost'],
-						found.map(row => [
-							h('b', { text: row[this.by] ?? 'unknown' }),
-							h('meter', { min: 0, max: most, value: total(row), label: `${total(row)} tokens` }),
-							...keys.map(key => (row[key] > 0 ? compact(row[key]) : '–')),
-							money(row.cost) || '–'
-						])
-					)
-				: h('p.hint', { text: say('no_tokens') })
-		]
+		rows.append(...found.map(row => this.#use(row, most)))
+		return [...el.children]
+	}
+
+	#use(row, most) {
+		const counts = Object.fromEntries(KEYS.map(key => [key, row[key] > 0 ? compact(row[key]) : '–']))
+		const texts = { name: row[this.by] ?? 'unknown', cost: money(row.cost) || '–', ...counts }
+		const { el, meter } = filled('admin-use', texts)
+		Object.assign(meter, { max: most, value: total(row), ariaLabel: `${total(row)} tokens` })
+		return el
 	}
 
 	async #audit() {
-		const app = h('input', {
-			type: 'search',
-			placeholder: 'App',
-			label: 'Only of this app',
-			value: this.auditApp ?? ''
-		})
-		const event = h('input', {
-			type: 'search',
-			placeholder: say('event'),
-			label: 'Only this event',
-			value: this.auditEvent ?? ''
-		})
-		const filter = h(
-			'form.filters',
-			{
-				onsubmit: given => {
-					given.preventDefault()
-					this.auditApp = app.value.trim()
-					this.auditEvent = event.value.trim()
-					this.#show('audit')
-				}
-			},
-			app,
-			event,
-			h('button.secondary', { type: 'submit' }, 'Filter')
-		)
-		filter.lastElementChild.type = 'submit'
+		const { el, form, app, event, rows, count, more } = template('admin-audit')
+		app.value = this.auditApp
+		event.value = this.auditEvent
+		form.onsubmit = given => {
+			given.preventDefault()
+			Object.assign(this, { auditApp: app.value.trim(), auditEvent: event.value.trim() })
+			this.#show('audit')
+		}
 		const query = new URLSearchParams({ limit: String(PAGE) })
 		if (this.auditApp) query.set('app', this.auditApp)
 		if (this.auditEvent) query.set('event', this.auditEvent)
-		const body = h('tbody')
-		const more = h('button.quiet', { onclick: () => load() }, 'Show more')
 		let after = 0
 		const load = async () => {
 			query.set('after', String(after))
-			const { rows, next } = await adminCall(this.app, 'GET', `/admin/audit?${query}`)
-			body.append(...records(rows).map(auditRow))
+			const { rows: given, next } = await adminCall(this.app, 'GET', `/admin/audit?${query}`)
+			rows.append(...records(given).map(recordRow))
 			after = next
 			more.hidden = next === null
-			setText(count, body.childElementCount ? '' : 'No such records.')
+			setText(count, rows.childElementCount ? '' : 'No such records.')
 		}
-		const count = h('p.hint')
+		more.onclick = () => this.#attempt(load)
 		await load()
-		const head = ['Time', 'App', 'Event', 'Session', 'Detail'].map(text => h('th', { scope: 'col', text }))
-		return [
-			filter,
-			h(
-				'div.table',
-				{ tabIndex: 0, role: 'group', label: 'Records' },
-				h('table', {}, h('thead', {}, h('tr', {}, head)), body)
-			),
-			count,
-			more
-		]
+		return [...el.children]
 	}
 
 	async #attempt(action) {
@@ -292,44 +216,14 @@ const linkOf = token => new URL(`#token=${token}`, document.baseURI).href
 const total = row => (row.input_tokens ?? 0) + (row.output_tokens ?? 0)
 const pairs = value => Object.entries(record(value)).map(([key, one]) => `${key.replaceAll('_', ' ')}: ${one}`)
 
-const auditRow = ({ at, app, event, session_id: id, detail }) =>
-	h(
-		'tr',
-		{},
-		h('td', { text: new Date(at * 1000).toLocaleString() }),
-		h('td', { text: app }),
-		h('td', {}, pill('', event)),
-		h('td', {}, h('code', { text: String(id ?? '').slice(0, 8), title: id })),
-		h('td.hint', { text: detail ? JSON.stringify(detail).slice(0, 300) : '' })
-	)
-
-function table(heads, rows) {
-	return h(
-		'div.table',
-		{ tabIndex: 0, role: 'group', label: heads[0] },
-		h(
-			'table',
-			{},
-			h(
-				'thead',
-				{},
-				h(
-					'tr',
-					{},
-					heads.map(text => (text ? h('th', { scope: 'col', text }) : h('td')))
-				)
-			),
-			h(
-				'tbody',
-				{},
-				rows.map(cells =>
-					h(
-						'tr',
-						{},
-						cells.map(cell => h('td', {}, cell))
-					)
-				)
-			)
-		)
-	)
+function recordRow({ at, app, event, session_id: id, detail }) {
+	const { el, session } = filled('admin-record', {
+		at: new Date(at * 1000).toLocaleString(),
+		app,
+		event,
+		session: String(id ?? '').slice(0, 8),
+		detail: detail ? JSON.stringify(detail).slice(0, 300) : ''
+	})
+	if (id) session.title = spell(id)
+	return el
 }

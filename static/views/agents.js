@@ -3,7 +3,7 @@ import { spell } from '../marks.js'
 import { list, records, string } from '../normalise.js'
 import { adminCall, adminForm } from './adminsign.js'
 import { copyButton } from './code.js'
-import { h, icon, say, setText } from './dom.js'
+import { filled, h, hint, iconButton, say, setText, template } from './dom.js'
 import { PanelPage, pill } from './panel.js'
 
 const COMMAND = /^(npm|npx|pnpm|pip|pipx|uv|uvx|curl|brew|cargo|go|apt) /
@@ -13,14 +13,11 @@ export class Panel extends PanelPage {
 	constructor(app) {
 		super(app, 'Agents')
 		this.checkWords = h('span', { text: 'Check again' })
-		this.check = h('button.secondary', { onclick: () => this.#check() }, icon('refresh'), this.checkWords)
-		this.el.firstElementChild.append(this.check)
-		this.note = h('p.hint', { role: 'status' })
-		this.intro = h('p.lede', {
-			text: say('these_agents')
-		})
-		this.grid = h('div.agent-cards')
-		this.body.append(this.intro, this.note, this.grid)
+		this.check = iconButton('secondary', 'refresh', this.checkWords, () => this.#check())
+		this.bar.append(this.check)
+		const { el, note, grid } = template('agents')
+		Object.assign(this, { note, grid })
+		this.body.append(...el.children)
 		this.#draw()
 	}
 
@@ -31,15 +28,15 @@ export class Panel extends PanelPage {
 	async #check() {
 		this.check.disabled = true
 		setText(this.checkWords, 'Checking…')
-		const before = new Set(
-			list(this.app.agents)
-				.filter(one => one.installed)
-				.map(one => one.name)
-		)
+		const installed = agents => list(agents).filter(one => one.installed)
+		const before = new Set(installed(this.app.agents).map(one => one.name))
 		const agents = list(await this.app.loadAgents())
-		const fresh = agents.filter(one => one.installed && !before.has(one.name)).map(one => one.name)
-		const count = agents.filter(one => one.installed).length
-		setText(this.note, fresh.length ? `New: ${fresh.join(', ')}` : `${count} of ${agents.length} agents are installed.`)
+		const names = installed(agents).map(one => one.name)
+		const fresh = names.filter(name => !before.has(name))
+		setText(
+			this.note,
+			fresh.length ? `New: ${fresh.join(', ')}` : `${names.length} of ${agents.length} agents are installed.`
+		)
 		this.check.disabled = false
 		setText(this.checkWords, 'Check again')
 		this.#draw()
@@ -53,48 +50,35 @@ export class Panel extends PanelPage {
 		const known = [...agents].sort((a, b) => rank(a) - rank(b))
 		const section = (title, some) =>
 			some.length ? [h('h2', { text: title }), ...some.map(one => this.#card(one))] : []
-		this.grid.replaceChildren(
-			...section(
-				'Installed',
-				known.filter(one => one.installed)
-			),
-			...section(
-				'Can be installed',
-				known.filter(one => !one.installed)
-			)
-		)
+		const missing = known.filter(one => !one.installed)
+		const ready = known.filter(one => one.installed)
+		this.grid.replaceChildren(...section('Installed', ready), ...section('Can be installed', missing))
 	}
 
-	#card({ name, installed, default: first, install, auth_methods: methods, login_required: login }) {
-		const state = login
-			? pill('warn', 'Needs a login')
-			: installed
-				? pill('ok', first ? 'Ready · default' : 'Ready')
-				: pill('', 'Not installed')
-		return h(
-			'article.agent-card',
-			{ label: name, 'data-installed': String(Boolean(installed)) },
-			h(
-				'header',
-				{},
-				h('span.agent-mark', { 'aria-hidden': 'true', text: name.slice(0, 2) }),
-				h('h3.ellipsis.grow', { text: name }),
-				state
-			),
-			!installed && install && this.#install(install),
-			installed && h('button.quiet', { onclick: () => this.#use(name) }, icon('plus'), say('new')),
-			installed && (login || records(methods).length > 0) && this.#logins(name, records(methods), login)
+	#card({ name, installed, default: first, install, auth_methods: methods, login_required: required }) {
+		const isCommand = COMMAND.test(install)
+		const how = isCommand || !install ? '' : install[0].toUpperCase() + install.slice(1)
+		const card = filled('agent', { title: name, mark: name.slice(0, 2), how, install: install ?? '' })
+		const { el, title, use, login, logins, command } = card
+		el.ariaLabel = spell(name)
+		el.dataset.installed = String(Boolean(installed))
+		title.after(
+			required
+				? pill('warn', 'Needs a login')
+				: installed
+					? pill('ok', first ? 'Ready · default' : 'Ready')
+					: pill('', 'Not installed')
 		)
-	}
-
-	#install(text) {
-		if (!COMMAND.test(text)) return h('p.hint', { text: text[0].toUpperCase() + text.slice(1) })
-		return h(
-			'div.command',
-			{},
-			h('code', { text, tabIndex: 0 }),
-			copyButton(() => text, 'Copy')
-		)
+		use.hidden = !installed
+		use.onclick = () => this.#use(name)
+		card.how.hidden = installed || !how
+		command.hidden = installed || !isCommand
+		command.append(copyButton(() => install))
+		const ways = records(methods)
+		login.hidden = !installed || !(required || ways.length)
+		login.open = required
+		logins.append(...ways.map(one => this.#login(name, one)), ways.length ? '' : hint(say('send_it')))
+		return el
 	}
 
 	#use(name) {
@@ -104,36 +88,20 @@ export class Panel extends PanelPage {
 		this.app.go(null)
 	}
 
-	#logins(name, methods, required) {
-		const box = h(
-			'div.logins',
-			{},
-			methods.map(one => this.#login(name, one))
-		)
-		if (!methods.length) box.append(h('p.hint', { text: say('send_it') }))
-		return h('details', { open: required ? '' : null }, h('summary', {}, icon('key'), 'Login', icon('chevron')), box)
-	}
-
-	#login(name, method) {
-		const { id, name: title, description, type } = method
-		const vars = [...list(method.vars).map(one => (typeof one === 'string' ? one : one?.name)), method.varName].filter(
-			one => typeof one === 'string'
-		)
+	#login(name, { id, name: title, description, type, vars: given, varName, args }) {
+		const vars = [...list(given).map(one => one?.name ?? one), varName].filter(one => typeof one === 'string')
 		const words = string(title) || string(id)
-		const how =
-			type === 'env_var' || vars.length
-				? h('p.hint', {
-						text: `Set ${vars.join(', ') || 'its variable'} where the server runs, or in the app’s token.`
-					})
-				: type === 'terminal'
-					? h('p.hint', { text: `Run its login on the server: ${[name, ...list(method.args)].join(' ')}` })
-					: h(
-							'button.secondary',
-							{ onclick: event => this.#logIn(event.currentTarget, name, id, words) },
-							icon('key'),
-							`Log in: ${spell(words)}`
-						)
-		return h('div.login', {}, h('b', { text: words }), string(description) && h('p.hint', { text: description }), how)
+		const byVariable = type === 'env_var' || vars.length > 0
+		const how = byVariable
+			? `Set ${vars.join(', ') || 'its variable'} where the server runs, or in the app’s token.`
+			: type === 'terminal'
+				? `Run its login on the server: ${[name, ...list(args)].join(' ')}`
+				: ''
+		const texts = { title: words, about: string(description), how, words: `Log in: ${spell(words)}` }
+		const { el, button } = filled('login', texts)
+		button.hidden = Boolean(how)
+		button.onclick = () => this.#logIn(button, name, id, words)
+		return el
 	}
 
 	async #logIn(button, name, method, words) {

@@ -5,8 +5,8 @@ import { record, records, string } from '../normalise.js'
 import { titleOfRequest } from './calltitle.js'
 import { deadline } from './deadline.js'
 import { toast } from './dialogs.js'
-import { guard, h, icon, say, setChildren, setText, template } from './dom.js'
-import { ago, compact, duration, money, plural } from './format.js'
+import { filled, guard, h, icon, iconButton, say, setChildren, setText, template } from './dom.js'
+import { ago, compact, dotted, duration, money, plural } from './format.js'
 import { PanelPage } from './panel.js'
 
 const FINISHED = 12
@@ -21,8 +21,7 @@ export class Panel extends PanelPage {
 		super(app, 'Board')
 		this.tiles = new Map()
 		this.headings = {}
-		const fresh = h('button.secondary', { onclick: () => app.go(null) }, icon('plus'), 'New session')
-		this.el.firstElementChild.append(fresh)
+		this.bar.append(iconButton('secondary', 'plus', 'New session', () => app.go(null)))
 		this.grid = h('div.board')
 		this.none = template('board-empty').el
 		this.body.append(this.none, this.grid)
@@ -69,7 +68,7 @@ export class Panel extends PanelPage {
 		link.href = `#session=${id}`
 		link.onclick = event => this.#open(event, id)
 		setText(link, title || 'Untitled')
-		setText(note, [agent, project && nameOf(project), facts(state)].filter(Boolean).join(' · '))
+		setText(note, dotted([agent, project && nameOf(project), ...facts(state)]))
 		note.after(
 			...asks.map(one => guard(() => this.#ask(id, one)) ?? ''),
 			questions.length
@@ -96,40 +95,36 @@ export class Panel extends PanelPage {
 	#ask(id, { request_id: requestId, request, expires_at: expiresAt }) {
 		const call = record(record(request).toolCall)
 		const options = records(record(request).options).filter(one => typeof one.optionId === 'string')
-		const send = async (option, button) => {
-			const box = button.closest('.tile-ask')
-			for (const one of box.querySelectorAll('button')) one.disabled = true
+		const about = titleOfRequest(request)
+		const run = string(record(call.rawInput).command)
+		const texts = { title: about || 'Permission', command: run.slice(0, 2000) }
+		const { el, command, due, choices, deny, details } = filled('tile-ask', texts)
+		const send = async option => {
+			const all = el.querySelectorAll('button')
+			for (const one of all) one.disabled = true
 			try {
 				await this.app.api.answer(id, requestId, option)
 			} catch (error) {
 				if (error.status !== 404) toast(error.message)
-				for (const one of box.querySelectorAll('button')) one.disabled = false
+				for (const one of all) one.disabled = false
 			}
 		}
-		const rejects = options.some(({ kind }) => /^reject/.test(kind))
-		const command = string(record(call.rawInput).command)
-		return h(
-			'div.tile-ask',
-			{},
-			h('p', {}, icon('shield'), h('b', { text: titleOfRequest(request) || 'Permission' })),
-			command && command !== call.title && h('pre', { tabIndex: 0, text: command.slice(0, 2000) }),
-			h('small.tile-deadline', { 'data-at': expiresAt }),
-			h(
-				'div.chips',
-				{},
-				options.map(({ optionId, name, kind }) =>
-					h(
-						`button.${kind === 'allow_once' ? 'primary' : 'secondary'}`,
-						{ onclick: event => send(optionId, event.currentTarget), label: `${name}: ${titleOfRequest(request)}` },
-						icon(/^allow/.test(kind) ? 'check' : 'close'),
-						h('span', { text: name })
-					)
-				),
-				!rejects &&
-					h('button.secondary', { onclick: event => send(null, event.currentTarget) }, icon('close'), 'Do not allow'),
-				h('button.quiet', { onclick: () => this.app.go(id) }, 'Details')
+		command.hidden = !run || run === call.title
+		due.dataset.at = expiresAt
+		const buttons = options.map(({ optionId, name, kind }) =>
+			iconButton(
+				kind === 'allow_once' ? 'primary' : 'secondary',
+				/^allow/.test(kind) ? 'check' : 'close',
+				h('span', { text: name }),
+				() => send(optionId),
+				{ label: `${name}: ${about}` }
 			)
 		)
+		choices.prepend(...buttons)
+		deny.hidden = options.some(({ kind }) => /^reject/.test(kind))
+		deny.onclick = () => send(null)
+		details.onclick = () => this.app.go(id)
+		return el
 	}
 
 	async #stop(button, id) {
@@ -170,6 +165,4 @@ function facts({ turn_count: turns, queued, usage }) {
 		tokens > 0 && `${compact(tokens)} tokens`,
 		money(usage?.cost)
 	]
-		.filter(Boolean)
-		.join(' · ')
 }

@@ -2,7 +2,7 @@ import { MAX_PATH, pretty } from '../normalise.js'
 import { codeBlock, exactBlock } from './code.js'
 import { contentBlock } from './content.js'
 import { diffView } from './diff.js'
-import { exactNodes, guard, h, icon, jsonNodes, say } from './dom.js'
+import { exactNodes, guard, h, hint, icon, jsonNodes, say } from './dom.js'
 import { shortPath } from './format.js'
 import { MarkdownView } from './markdown.js'
 
@@ -33,8 +33,6 @@ export const locationsView = list =>
 		{},
 		list.map(({ path, line }) => h('code', { title: path, text: shortPath(path) + (line ? `:${line}` : '') }))
 	)
-
-export const hint = text => h('p.hint', { text })
 
 export const section = label => value =>
 	h('div', {}, hint(label), codeBlock(pretty(value), typeof value === 'string' ? '' : 'json').el)

@@ -1,12 +1,13 @@
 // The changes of the agent, by file and turn, and the files of the session's folder
 import { save } from '../actions.js'
+import { nameOf } from '../list.js'
 import { encodePath, parsePatch, totals } from '../patch.js'
 import { promptParts } from '../transcript.js'
 import { base64 } from './attachments.js'
 import { codeBlock, copyButton } from './code.js'
 import { ask } from './dialogs.js'
 import { counts, rowsView } from './diff.js'
-import { h, icon, say, setText, template, View } from './dom.js'
+import { h, hint, icon, iconButton, say, setText, template, View } from './dom.js'
 import { bytes, plural } from './format.js'
 import { menuButton } from './menu.js'
 
@@ -143,11 +144,8 @@ export class ChangesView extends View {
 	}
 
 	#download = path =>
-		h(
-			'button.quiet',
-			{ onclick: () => this.#save(`/sessions/${this.session.id}/files/${encodePath(path)}`, path.split('/').at(-1)) },
-			icon('down'),
-			'Download'
+		iconButton('quiet', 'down', 'Download', () =>
+			this.#save(`/sessions/${this.session.id}/files/${encodePath(path)}`, nameOf(path))
 		)
 
 	async #fill(body, tools, build) {
@@ -155,14 +153,14 @@ export class ChangesView extends View {
 		try {
 			body.append(...[await build()].flat())
 		} catch (error) {
-			body.append(h('p.hint', { text: error.message }))
+			body.append(hint(error.message))
 		}
 	}
 
 	async #diff(path) {
 		const found = parsePatch(await this.#text(this.#address(path)))
 		const rows = found.flatMap(one => one.rows)
-		if (!rows.length) return h('p.hint', { text: found.some(one => one.binary) ? say('not_text') : say('no_lines') })
+		if (!rows.length) return hint(found.some(one => one.binary) ? say('not_text') : say('no_lines'))
 		return rowsView(rows)
 	}
 
@@ -206,7 +204,7 @@ export class ChangesView extends View {
 		const view = template('changed-file')
 		const folder = type === 'directory'
 		view.status.append(icon(folder ? 'folder' : 'file'))
-		setText(view.name, path.split('/').at(-1))
+		setText(view.name, nameOf(path))
 		view.name.title = path
 		view.stat.replaceWith(h('small', { text: folder || type === 'link' ? '' : bytes(size) }))
 		view.el.ontoggle = () => {
@@ -214,7 +212,7 @@ export class ChangesView extends View {
 			if (folder)
 				this.#fill(view.body, '', async () => {
 					const rows = (await this.#entries(path)).map(one => this.#entry(one))
-					return rows.length ? rows : h('p.hint', { text: 'Empty' })
+					return rows.length ? rows : hint('Empty')
 				})
 			else this.#fill(view.body, h('p.chips', {}, this.#download(path)), () => this.#preview(path, size))
 		}
@@ -222,16 +220,16 @@ export class ChangesView extends View {
 	}
 
 	async #preview(path, size) {
-		if (size > MAX_PREVIEW) return h('p.hint', { text: say('too_large') })
+		if (size > MAX_PREVIEW) return hint(say('too_large'))
 		const response = await this.#fetch(`/sessions/${this.session.id}/files/${encodePath(path)}?inline=true`)
 		const type = response.headers.get('Content-Type') ?? ''
 		if (/^image\/(png|jpeg|gif|webp)/.test(type)) {
 			const blob = await response.blob()
 			return h('img', { src: `data:${blob.type};base64,${await base64(blob)}`, alt: path })
 		}
-		if (!type.startsWith('text/')) return h('p.hint', { text: say('no_preview') })
+		if (!type.startsWith('text/')) return hint(say('no_preview'))
 		const text = await response.text()
-		return text ? codeBlock(text, /\.(\w+)$/.exec(path)?.[1] ?? '').el : h('p.hint', { text: 'Empty' })
+		return text ? codeBlock(text, /\.(\w+)$/.exec(path)?.[1] ?? '').el : hint('Empty')
 	}
 }
 

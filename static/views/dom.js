@@ -83,6 +83,20 @@ export function template(id) {
 	return parts
 }
 
+/** @returns {Props} the same, with texts in its parts */
+export function filled(id, texts) {
+	const parts = template(id)
+	for (const name in texts) setText(parts[name], texts[name])
+	return parts
+}
+
+export const hint = text => h('p.hint', { text })
+
+// A button with an icon
+/** @type {(spec: string, name: string, words: string, onclick: any, props?: Props) => any} */
+export const iconButton = (spec, name, words, onclick, props) =>
+	h(`button.${spec}`, { onclick, ...props }, icon(name), words)
+
 /** A view of a template: the template's parts, and `fields`, are its properties. */
 export const View = /** @type {any} */ (
 	class {

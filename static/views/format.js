@@ -35,3 +35,6 @@ export const shortPath = path =>
 		.split('/')
 		.slice(-2)
 		.join('/')
+
+// The known facts, on one line
+export const dotted = facts => facts.filter(Boolean).join(' · ')

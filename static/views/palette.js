@@ -1,7 +1,7 @@
 // Ctrl K: sessions, commands, settings, and everything that was said, from one field
 import { nameOf } from '../list.js'
-import { h, icon, say, setText, styles, uid } from './dom.js'
-import { ago } from './format.js'
+import { h, icon, say, setText, styles, template, uid } from './dom.js'
+import { ago, dotted } from './format.js'
 
 const SEARCH_AFTER = 200 // ms after the last key
 const SESSIONS = 8
@@ -16,26 +16,7 @@ const HITS = 12
 export async function openPalette(app, commands, typed) {
 	await styles('panels')
 	if (document.querySelector('dialog[open]')) return
-	const list = h('ul.palette-list', { id: uid(), role: 'listbox', label: 'Results' })
-	const field = h('input.palette-field', {
-		type: 'text',
-		role: 'combobox',
-		placeholder: say('find_a'),
-		label: say('find_or'),
-		'aria-controls': list.id,
-		'aria-expanded': 'true',
-		autocomplete: 'off',
-		spellcheck: 'false',
-		dir: 'auto'
-	})
-	const note = h('p.hint.palette-note', { role: 'status' })
-	const el = h(
-		'dialog.palette',
-		{ label: say('find_or') },
-		h('div.palette-head', {}, icon('search'), field),
-		list,
-		note
-	)
+	const { el, list, field, note } = template('palette')
 	let options = []
 	let marked = 0
 	let hits = []
@@ -83,7 +64,7 @@ export async function openPalette(app, commands, typed) {
 			() => app.go(id),
 			h('span.dot', { 'data-of': state }),
 			h('span.ellipsis.grow', { text: title || 'Untitled', dir: 'auto' }),
-			h('small', { text: [agent, project && nameOf(project), at > 0 && ago(at)].filter(Boolean).join(' · ') })
+			h('small', { text: dotted([agent, project && nameOf(project), at > 0 && ago(at)]) })
 		)
 	const commandOption = ({ label, detail, keys, icon: name, checked, onselect }) =>
 		option(

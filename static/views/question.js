@@ -1,7 +1,7 @@
 // A form or a link
 import { AskView } from './ask.js'
-import { hint } from './call.js'
-import { exactNodes, h, say, setText, word } from './dom.js'
+import { exactNodes, h, hint, say, setText, word } from './dom.js'
+import { dotted } from './format.js'
 
 const LONG = 200 // characters
 
@@ -45,9 +45,7 @@ export class QuestionView extends AskView {
 
 	words({ message, outcome, done }) {
 		const told = Object.entries(outcome?.content ?? {}).map(([name, value]) => `${name}: ${[value].flat().join(', ')}`)
-		return [message, word('outcome', outcome?.action) ?? 'Not answered', ...told, done && 'Done']
-			.filter(Boolean)
-			.join(' · ')
+		return dotted([message, word('outcome', outcome?.action) ?? 'Not answered', ...told, done && 'Done'])
 	}
 }
 

@@ -5,7 +5,7 @@ import { titleOf } from './calltitle.js'
 import { Composer, dropTarget } from './composer.js'
 import { ConversationView } from './conversation.js'
 import { guard, oncePerFrame, say, setText, View, word } from './dom.js'
-import { compact, duration, money, plural } from './format.js'
+import { compact, dotted, duration, money, plural } from './format.js'
 import { menuButton } from './menu.js'
 import { OutboxView } from './outbox.js'
 import { ScrollKeeper } from './scroll.js'
@@ -210,29 +210,20 @@ export class SessionView extends View {
 		setText(this.title, title || (gone ? 'Not found' : 'New session'))
 		const silent = state?.asks === false && state.permission !== 'approve-all'
 		const folder = state && projectOf({ ...state, session_id: this.session.id })
-		setText(
-			this.facts,
-			[
-				!gone && agent,
-				folder && nameOf(folder),
-				state?.model,
-				!running && !this.session.closed && word('fact', state?.agent_state),
-				silent && word('fact', 'silent')
-			]
-				.filter(Boolean)
-				.join(' · ')
-		)
+		const facts = [
+			!gone && agent,
+			folder && nameOf(folder),
+			state?.model,
+			!running && !this.session.closed && word('fact', state?.agent_state),
+			silent && word('fact', 'silent')
+		]
+		setText(this.facts, dotted(facts))
 		this.policy.hidden = gone || !state?.permission
 		const policy = word('permission', state?.permission) ?? ''
 		setText(this.policyName, policy)
 		this.policy.ariaLabel = `Permissions: ${policy}`
 		const { used, size, cost } = model.usage ?? {}
-		setText(
-			this.usage,
-			used > 0
-				? [size > 0 ? `${compact(used)} / ${compact(size)}` : compact(used), money(cost)].filter(Boolean).join(' · ')
-				: ''
-		)
+		setText(this.usage, used > 0 ? dotted([compact(used) + (size > 0 ? ` / ${compact(size)}` : ''), money(cost)]) : '')
 	}
 
 	#dock({ model, agent, running, changed }) {

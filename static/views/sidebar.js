@@ -1,7 +1,7 @@
 import { nameOf } from '../list.js'
 import { spell } from '../marks.js'
 import { guard, h, say, setChildren, setText, template, uid, View, word } from './dom.js'
-import { ago } from './format.js'
+import { ago, dotted } from './format.js'
 import { menuButton } from './menu.js'
 
 const SHOWN = 200 // rows, before "Show more"
@@ -210,7 +210,7 @@ export class Sidebar extends View {
 		row.el.dataset.state = state
 		setText(row.title, title || 'Untitled')
 		const facts = [agent, this.choice.by !== 'project' && project && nameOf(project), at > 0 && ago(at)]
-		setText(row.facts, facts.filter(Boolean).join(' · '))
+		setText(row.facts, dotted(facts))
 		setText(row.spoken, word('state', state) ?? '')
 		row.link.ariaCurrent = id === this.place.current ? 'page' : 'false'
 		row.more.ariaLabel = spell(`More for ${title || 'this session'}`)

@@ -1,10 +1,11 @@
+import { POLICIES } from '../actions.js'
+import { nameOf } from '../list.js'
 import { spell } from '../marks.js'
 import { Composer, dropTarget } from './composer.js'
 import { h, icon, say, setText, template, View, word } from './dom.js'
 import { ago, plural } from './format.js'
 import { pickerButton } from './settings.js'
 
-const PERMISSIONS = ['ask', 'approve-reads', 'approve-all', 'deny-all']
 const FIELDS = ['model', 'system']
 const CARDS = 6 // recent projects
 
@@ -147,7 +148,7 @@ export class StartView extends View {
 	#permissions() {
 		const { permission } = this.choice
 		return pickerButton('Permission', word('permission', permission) ?? permission, () =>
-			PERMISSIONS.map(name => ({
+			POLICIES.map(name => ({
 				label: word('permission', name),
 				detail: word('policy', name),
 				checked: name === permission,
@@ -158,7 +159,7 @@ export class StartView extends View {
 
 	#project() {
 		const { project, worktree } = this.choice
-		const name = project?.split('/').filter(Boolean).at(-1)
+		const name = project && nameOf(project)
 		const button = h(
 			`button.project-picker${project ? '' : '.unset'}`,
 			{

@@ -1,10 +1,10 @@
 // The body is built on opening, because there may be thousands of calls
 import { pretty } from '../normalise.js'
 import { isOpen } from './ask.js'
-import { commandOf, contentView, hasDiff, hint, locationsView, section } from './call.js'
+import { commandOf, contentView, hasDiff, locationsView, section } from './call.js'
 import { titleOf } from './calltitle.js'
 import { codeBlock } from './code.js'
-import { guard, h, icon, say, setChildren, setText, toggler, View, word } from './dom.js'
+import { guard, h, hint, icon, say, setChildren, setText, toggler, View, word } from './dom.js'
 import { duration } from './format.js'
 import { PermissionView } from './permission.js'
 import { TerminalView } from './terminal.js'

@@ -2,7 +2,7 @@ import { changedPaths, explores, promptParts, textOf } from '../transcript.js'
 import { titleOf } from './calltitle.js'
 import { copyButton } from './code.js'
 import { guard, h, icon, say, setText, template, uid, View, word } from './dom.js'
-import { compact, duration, money, plural } from './format.js'
+import { compact, dotted, duration, money, plural } from './format.js'
 import { menuButton } from './menu.js'
 import { MessageView, promptBubble, ThoughtView } from './messages.js'
 import { NoteView, PlanView, RawView, rawView } from './notes.js'
@@ -179,14 +179,12 @@ export class TurnView extends View {
 		const { startedAt, durationMs, usage, items } = this.turn
 		const messages = items.filter(({ kind }) => kind === 'message')
 		const files = changedPaths(this.turn).size
-		const words = [
+		const words = dotted([
 			files > 0 && `${plural(files, 'file')} changed`,
 			durationMs && duration(durationMs),
 			usage?.totalTokens && `${compact(usage.totalTokens)} tokens`,
 			money(usage?.cost)
-		]
-			.filter(Boolean)
-			.join(' · ')
+		])
 		const answer = () => messages.map(({ parts }) => textOf(parts)).join('\n\n')
 		return h(
 			'p.facts',

@@ -1,0 +1,113 @@
+// The entries of the menus and of the palette
+import { app, currentEntry } from './context.js'
+import { load } from './parts.js'
+import { storage } from './storage.js'
+import { toast } from './views/dialogs.js'
+import { say } from './views/dom.js'
+import { applyTheme } from './views/theme.js'
+
+// For menus, which show `detail`, and for the palette, which shows `keys`
+const entryOf = (label, icon, onselect, keys) => ({ label, icon, onselect, keys, detail: keys })
+
+const sideEntries = () => [
+	entryOf('Changes and files', 'file', () => app.showSide('changes'), 'Ctrl Shift E'),
+	entryOf('Raw frames', 'frames', () => app.showSide('frames'), 'Ctrl `')
+]
+const pageEntries = () => [
+	entryOf(say('agents'), 'spark', () => app.show('agents')),
+	entryOf('Administration', 'key', () => app.show('admin')),
+	entryOf(say('keyboard'), 'keyboard', showHelp, '?')
+]
+
+export const menuOf = session => [
+	{ heading: `Works in ${session.state?.cwd ?? 'a folder of its own'}` },
+	...app.actions.entries({ id: session.id, title: session.title }),
+	...sideEntries()
+]
+
+export const settingsMenu = () => [...pageEntries(), ...preferenceEntries()]
+
+function preferenceEntries() {
+	const { notify, theme = 'system' } = storage.preferences()
+	const themes = { system: say('theme_of'), light: 'Light', dark: 'Dark' }
+	return [
+		{
+			label: notify ? 'Do not notify me' : say('notify_me'),
+			icon: 'bell',
+			onselect: toggleNotify
+		},
+		{ label: say('notifications'), icon: 'clock', onselect: showNotices },
+		{ heading: 'Appearance' },
+		...Object.entries(themes).map(([name, label]) => ({
+			label,
+			checked: theme === name,
+			onselect: () => {
+				storage.savePreferences({ theme: name })
+				applyTheme(name)
+			}
+		})),
+		{ heading: 'You' },
+		{ label: 'Sign out', icon: 'leave', onselect: () => app.signOut() }
+	]
+}
+
+function paletteEntries() {
+	const { session, view } = currentEntry()
+	return [
+		{ label: 'New session', keys: 'Ctrl Shift O', icon: 'plus', onselect: () => app.go(null) },
+		{ label: say('next'), keys: 'Ctrl .', icon: 'shield', onselect: app.showWaiting },
+		{ label: say('board'), icon: 'board', onselect: () => app.show('board') },
+		...pageEntries(),
+		...(session
+			? [
+					...app.actions.entries(session),
+					...app.actions
+						.policies(app.current)
+						.map(one => ({ ...one, label: `Permissions: ${one.label}`, icon: 'shield' })),
+					...view.settings.entries().map(one => ({ ...one, icon: 'gear' })),
+					...sideEntries()
+				]
+			: []),
+		...preferenceEntries().filter(one => !('heading' in one))
+	]
+}
+
+export async function openPalette() {
+	let typed = '' // while the palette is loaded
+	const type = event => {
+		if (event.key.length > 1 || event.ctrlKey || event.metaKey) return
+		typed += event.key
+		event.preventDefault()
+		event.stopPropagation()
+	}
+	addEventListener('keydown', type, true)
+	try {
+		const { openPalette: opened } = await load(() => import('./views/palette.js'))
+		await opened(app, paletteEntries(), () => typed)
+	} finally {
+		removeEventListener('keydown', type, true)
+	}
+}
+
+export async function showHelp() {
+	const { showHelp: shown } = await load(() => import('./views/help.js'))
+	shown()
+}
+
+async function showNotices() {
+	const { showNotices: shown } = await load(() => import('./views/notices.js'))
+	shown(app)
+}
+
+async function toggleNotify() {
+	const notify = !storage.preferences().notify && (await globalThis.Notification?.requestPermission()) === 'granted'
+	storage.savePreferences({ notify })
+	const refused = !notify && globalThis.Notification?.permission === 'denied'
+	toast(
+		notify
+			? 'You will be notified when an agent waits for you or has finished.'
+			: refused
+				? 'The browser does not allow notifications of this page.'
+				: say('notifications_2')
+	)
+}
