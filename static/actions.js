@@ -3,8 +3,13 @@ import { isArchived, isPinned, projectOf } from './list.js'
 import { promptParts, textOf } from './transcript.js'
 import { ask, toast } from './views/dialogs.js'
 import { copyText, say, word } from './views/dom.js'
+import { choice, entry } from './views/menu.js'
 
-export const POLICIES = ['ask', 'approve-reads', 'approve-all', 'deny-all']
+// The permission policies, of which one is chosen
+export const policyEntries = (chosen, choose) =>
+	['ask', 'approve-reads', 'approve-all', 'deny-all'].map(name =>
+		choice(word('permission', name), name === chosen, () => choose(name), word('policy', name))
+	)
 
 /** @param {Props} app */
 export function sessionActions(app) {
@@ -100,42 +105,29 @@ export function sessionActions(app) {
 
 	const keep = id => attempt(() => change(id, { retention_secs: null }))
 
-	const policies = id =>
-		POLICIES.map(name => ({
-			label: word('permission', name),
-			detail: word('policy', name),
-			checked: stateOf(id).permission === name,
-			onselect: () => attempt(() => change(id, { permission: name }))
-		}))
+	const policies = id => policyEntries(stateOf(id).permission, permission => attempt(() => change(id, { permission })))
 
 	// The entries of a session's menu
 	function entries({ id, title }) {
 		const state = stateOf(id)
 		const closed = state.state === 'closed'
 		const archived = isArchived(state)
+		const pinned = isPinned(state)
 		const beside = app.wide() && app.current && app.current !== id
 		return [
-			{ label: 'Rename…', icon: 'pencil', onselect: () => rename({ id, title }) },
-			isPinned(state)
-				? { label: 'Unpin', icon: 'pin', onselect: () => pin(id, false) }
-				: { label: 'Pin', icon: 'pin', onselect: () => pin(id, true) },
-			archived
-				? { label: say('take_out'), icon: 'archive', onselect: () => archive(id, false) }
-				: { label: 'Archive', icon: 'archive', onselect: () => archive(id, true) },
-			{ label: 'Mark as unread', icon: 'dot', onselect: () => unread(id) },
-			beside && { label: say('open'), icon: 'columns', onselect: () => app.goBeside(id) },
-			{ label: 'Open on a phone…', icon: 'phone', onselect: () => phone({ id }) },
-			{ label: say('share_a'), icon: 'globe', onselect: () => share({ id }) },
-			{ label: 'Revoke all links', icon: 'close', onselect: () => revoke(id) },
-			{ label: 'Save as Markdown', icon: 'down', onselect: () => download(id, 'markdown') },
-			{ label: 'Save as HTML', icon: 'down', onselect: () => download(id, 'html') },
-			state.retention_secs != null && {
-				label: say('keep'),
-				icon: 'clock',
-				onselect: () => keep(id)
-			},
-			{ label: 'Close session…', icon: 'stop', disabled: closed, onselect: () => close({ id, title }) },
-			{ label: 'Delete for good…', icon: 'trash', danger: true, onselect: () => purge({ id, title }) }
+			entry('Rename…', 'pencil', () => rename({ id, title })),
+			entry(pinned ? 'Unpin' : 'Pin', 'pin', () => pin(id, !pinned)),
+			entry(archived ? say('take_out') : 'Archive', 'archive', () => archive(id, !archived)),
+			entry('Mark as unread', 'dot', () => unread(id)),
+			beside && entry(say('open'), 'columns', () => app.goBeside(id)),
+			entry('Open on a phone…', 'phone', () => phone({ id })),
+			entry(say('share_a'), 'globe', () => share({ id })),
+			entry('Revoke all links', 'close', () => revoke(id)),
+			entry('Save as Markdown', 'down', () => download(id, 'markdown')),
+			entry('Save as HTML', 'down', () => download(id, 'html')),
+			state.retention_secs != null && entry(say('keep'), 'clock', () => keep(id)),
+			entry('Close session…', 'stop', () => close({ id, title }), { disabled: closed }),
+			entry('Delete for good…', 'trash', () => purge({ id, title }), { danger: true })
 		].filter(Boolean)
 	}
 
@@ -157,20 +149,13 @@ export function sessionActions(app) {
 		})
 
 	function turnEntries(session, turn) {
-		const retry = (name, more) => ({
-			label: name,
-			onselect: () => branch(session, turn, { again: true, send: true, ...more })
-		})
-		const copy = {
-			label: 'Copy prompt',
-			icon: 'copy',
-			onselect: () => copyText(promptParts(turn.prompt).text)
-		}
+		const retry = (name, more) => entry(name, '', () => branch(session, turn, { again: true, send: true, ...more }))
+		const copy = entry('Copy prompt', 'copy', () => copyText(promptParts(turn.prompt).text))
 		if (app.api.shared) return [copy]
 		return [
 			copy,
-			{ label: say('edit_and'), icon: 'pencil', onselect: () => branch(session, turn, { again: true }) },
-			{ label: 'Fork from here', icon: 'fork', onselect: () => branch(session, turn, {}) },
+			entry(say('edit_and'), 'pencil', () => branch(session, turn, { again: true })),
+			entry('Fork from here', 'fork', () => branch(session, turn, {})),
 			{ heading: 'Try again with' },
 			...(app.agents ?? []).filter(one => one.installed).map(({ name }) => retry(name, { agent: name })),
 			...(session.model.models?.availableModels ?? []).map(({ id, name }) => retry(name, { model: id }))

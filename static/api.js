@@ -29,6 +29,8 @@ export class Api {
 	purge = id => this.call('DELETE', `/sessions/${id}?purge=true`)
 	reopen = id => this.call('POST', `/sessions/${id}/reopen`)
 	read = (id, seq) => this.call('POST', `/sessions/${id}/read`, { seq })
+	files = (id, folder, levels = 1) =>
+		this.call('GET', `/sessions/${id}/files?${new URLSearchParams({ path: folder, depth: String(levels) })}`)
 	answer = (id, request, option) =>
 		this.call(
 			'POST',

@@ -4,10 +4,12 @@ import { load } from './parts.js'
 import { storage } from './storage.js'
 import { toast } from './views/dialogs.js'
 import { say } from './views/dom.js'
+import { choice, entry } from './views/menu.js'
 import { applyTheme } from './views/theme.js'
 
 // For menus, which show `detail`, and for the palette, which shows `keys`
-const entryOf = (label, icon, onselect, keys) => ({ label, icon, onselect, keys, detail: keys })
+/** @type {(label: string, icon: string, onselect: () => any, keys?: string) => Props} */
+const entryOf = (label, icon, onselect, keys) => entry(label, icon, onselect, { keys, detail: keys })
 
 const sideEntries = () => [
 	entryOf('Changes and files', 'file', () => app.showSide('changes'), 'Ctrl Shift E'),
@@ -31,32 +33,26 @@ function preferenceEntries() {
 	const { notify, theme = 'system' } = storage.preferences()
 	const themes = { system: say('theme_of'), light: 'Light', dark: 'Dark' }
 	return [
-		{
-			label: notify ? 'Do not notify me' : say('notify_me'),
-			icon: 'bell',
-			onselect: toggleNotify
-		},
-		{ label: say('notifications'), icon: 'clock', onselect: showNotices },
+		entry(notify ? 'Do not notify me' : say('notify_me'), 'bell', toggleNotify),
+		entry(say('notifications'), 'clock', showNotices),
 		{ heading: 'Appearance' },
-		...Object.entries(themes).map(([name, label]) => ({
-			label,
-			checked: theme === name,
-			onselect: () => {
+		...Object.entries(themes).map(([name, label]) =>
+			choice(label, theme === name, () => {
 				storage.savePreferences({ theme: name })
 				applyTheme(name)
-			}
-		})),
+			})
+		),
 		{ heading: 'You' },
-		{ label: 'Sign out', icon: 'leave', onselect: () => app.signOut() }
+		entry('Sign out', 'leave', () => app.signOut())
 	]
 }
 
 function paletteEntries() {
 	const { session, view } = currentEntry()
 	return [
-		{ label: 'New session', keys: 'Ctrl Shift O', icon: 'plus', onselect: () => app.go(null) },
-		{ label: say('next'), keys: 'Ctrl .', icon: 'shield', onselect: app.showWaiting },
-		{ label: say('board'), icon: 'board', onselect: () => app.show('board') },
+		entryOf('New session', 'plus', () => app.go(null), 'Ctrl Shift O'),
+		entryOf(say('next'), 'shield', app.showWaiting, 'Ctrl .'),
+		entryOf(say('board'), 'board', () => app.show('board')),
 		...pageEntries(),
 		...(session
 			? [

@@ -26,6 +26,7 @@ export function openSession(id, state = app.list.states.get(id)) {
 			turnEntries: actions.turnEntries,
 			policies: () => actions.policies(id),
 			keep: () => actions.keep(id),
+			files: (folder, levels) => api.files(id, folder, levels),
 			focused: () => focusPane(id),
 			closePane: () => app.closePane(id),
 			phone: () => actions.phone(session),

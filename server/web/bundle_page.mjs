@@ -18,6 +18,20 @@ const FRESH = `${FOLDER}.${process.pid}`;
 // Long names of the page's own properties, which neither the browser, a library nor the protocol knows.
 const OWN_NAMES =
 	/^(adminToken|startedAt|showWaiting|turnViews|showSidebar|endedAt|byIndex|awaySince|checkWords|auditEvent|seededAt|withdrawing|chooseAgent|readTo|auditApp|loadAgents|durationMs|loadingShownAt|projectsShown|lookAtChanges|focusComposer|expiresAt|leftEnd|saidShown|closePane|agentName|turnEntries|sendNow|savePreferences|toolKind|turnIndex|requestId|saveToken|saveOutbox|saveDraft|addressOf|requeue|goBeside|folded|headings|pickers|visiting|unended|nextAt|isLast|startNew|sendAnew|retryAt|visitWaiting|toggleNotify|setProjects|unsent|ticked|setRunning|setPurpose|setAgents|inHistory|isNarrow|complain|setPane|caution|explored|closeText)$/;
+// Short names for the custom properties of the stylesheets; scripts set only `--tint`.
+const shortNames = new Map();
+const shortProperties = {
+	name: 'short-properties',
+	setup: ({ onLoad }) =>
+		onLoad({ filter: /\.css$/ }, ({ path }) => ({
+			loader: 'css',
+			contents: readFileSync(path, 'utf8').replaceAll(/--(?!tint\b)[a-z][\w-]*/g, shortNameOf)
+		}))
+};
+function shortNameOf(name) {
+	if (!shortNames.has(name)) shortNames.set(name, `--${shortNames.size.toString(36)}`);
+	return shortNames.get(name);
+}
 const common = {
 	bundle: true,
 	minify: true,
@@ -75,7 +89,8 @@ try {
 		...common,
 		entryPoints: names.filter(name => /^[^/]*\.css$/.test(name)).map(name => STATIC + name),
 		outdir: FRESH,
-		external: ['*.woff2']
+		external: ['*.woff2'],
+		plugins: [shortProperties]
 	});
 	// Served under one address whatever their version: UNVERSIONED in built_page.py.
 	await build({

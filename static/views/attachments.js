@@ -33,8 +33,16 @@ export class Attachments {
 	}
 
 	put(blocks, files) {
-		for (const block of blocks) this.#show({ block, size: block.data?.length * 0.75, name: 'image', state: 'ready' })
+		for (const block of blocks) {
+			const { type, name = type, data, size = data?.length * 0.75 } = block
+			this.#show({ block, name, size, state: 'ready' })
+		}
 		for (const token of files) this.#show({ token, name: 'file', ...uploaded.get(token), state: 'ready' })
+	}
+
+	// A file of the session's folder; it is attached once
+	link(block) {
+		if (!this.items.some(({ block: other }) => other?.uri === block.uri)) this.put([block], [])
 	}
 
 	#show(item) {
@@ -47,7 +55,7 @@ export class Attachments {
 		const { file } = item
 		this.#show(item)
 		try {
-			const inline = this.items.reduce((sum, { job, size = 0 }) => sum + (job ? 0 : size), 0)
+			const inline = this.items.reduce((sum, { job, block, size = 0 }) => sum + (job || block?.uri ? 0 : size), 0)
 			if (INLINE.test(file.type) && inline <= INLINE_ALL) {
 				item.block = { type: 'image', mimeType: file.type, data: await base64(file) }
 			} else {
@@ -71,7 +79,7 @@ export class Attachments {
 		item.bar = h('progress', { max: 1, label: `Uploading ${name}` })
 		item.el.dataset.state = state
 		item.el.replaceChildren(
-			block
+			block?.type === 'image'
 				? h('img', { src: `data:${block.mimeType};base64,${block.data}`, alt: '' })
 				: icon(error ? 'alert' : 'file'),
 			h('span.ellipsis', { text: name, title: name }),

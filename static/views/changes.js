@@ -9,7 +9,7 @@ import { ask } from './dialogs.js'
 import { counts, rowsView } from './diff.js'
 import { h, hint, icon, iconButton, say, setText, template, View } from './dom.js'
 import { bytes, plural } from './format.js'
-import { menuButton } from './menu.js'
+import { choice, menuButton } from './menu.js'
 
 const MAX_PREVIEW = 400_000 // bytes
 
@@ -77,20 +77,17 @@ export class ChangesView extends View {
 
 	#turns() {
 		const all = this.session.model.turns.filter(turn => turn.prompt && !turn.withdrawn)
-		const entry = (turn, label) => ({
-			label,
-			checked: turn === this.turn,
-			onselect: () => {
+		const since = (turn, label) =>
+			choice(label, turn === this.turn, () => {
 				this.turn = turn
 				this.load()
-			}
-		})
+			})
 		return [
-			entry(null, 'The whole session'),
+			since(null, 'The whole session'),
 			...all
 				.toReversed()
 				.slice(0, 50)
-				.map((turn, at) => entry(turn, `${at ? 'Since' : 'Only'} “${titleOfTurn(turn)}”`))
+				.map((turn, at) => since(turn, `${at ? 'Since' : 'Only'} “${titleOfTurn(turn)}”`))
 		]
 	}
 
@@ -194,8 +191,7 @@ export class ChangesView extends View {
 	}
 
 	async #entries(path) {
-		const query = path ? `?path=${encodeURIComponent(path)}` : ''
-		const { entries } = await this.app.api.call('GET', `/sessions/${this.session.id}/files${query}`)
+		const { entries } = await this.app.api.files(this.session.id, path)
 		const order = ({ type }) => (type === 'directory' ? 0 : 1)
 		return entries.sort((a, b) => order(a) - order(b) || (a.path < b.path ? -1 : 1))
 	}

@@ -1,7 +1,7 @@
 import { promptParts, promptText } from '../transcript.js'
 import { Attachments } from './attachments.js'
-import { CommandList } from './commands.js'
 import { say, template, View } from './dom.js'
+import { Suggestions } from './suggestions.js'
 
 const UNDOABLE = 50_000 // characters
 const TOUCH = globalThis.matchMedia?.('(hover: none) and (pointer: coarse)')
@@ -20,15 +20,14 @@ export class Composer extends View {
 		})
 		input.enterKeyHint = TOUCH?.matches ? 'enter' : 'send'
 		this.attachments = new Attachments(this.attached, upload, () => this.#attached(), draft.read('attached'))
-		this.commands = new CommandList(
-			this.offered,
-			input,
-			() => on.commands?.() ?? [],
-			text => {
-				this.text = text
-				this.focus()
+		this.suggestions = new Suggestions(this.offered, input, {
+			commands: () => on.commands?.() ?? [],
+			paths: on.paths,
+			take: (from, text, path) => {
+				this.#insert(from, text)
+				if (path) this.attachments.link(on.link(path))
 			}
-		)
+		})
 		this.clip.onclick = () => picker.click()
 		picker.onchange = () => {
 			this.add([...picker.files])
@@ -85,7 +84,7 @@ export class Composer extends View {
 		this.edits.clear()
 		Object.assign(this, { at: null, stash: '' })
 		this.text = stash
-		this.commands.update()
+		this.suggestions.update()
 	}
 
 	put({ prompt, files = [] }) {
@@ -94,6 +93,16 @@ export class Composer extends View {
 		this.focus()
 		this.text = joined(promptText(prompt), written)
 		this.attachments.put(promptParts(prompt).others, files)
+	}
+
+	// In place of the text from there to the caret
+	#insert(from, text) {
+		const { input } = this
+		this.focus()
+		input.setSelectionRange(from, input.selectionEnd)
+		if (document.execCommand('insertText', false, text)) return
+		input.setRangeText(text, from, input.selectionEnd, 'end')
+		this.#typed()
 	}
 
 	#replace(value) {
@@ -141,13 +150,13 @@ export class Composer extends View {
 		if (this.replacing) return
 		if (this.at !== null) this.edits.set(this.at, this.text)
 		this.#changed()
-		this.commands.update()
+		this.suggestions.update()
 	}
 
 	#key(event) {
 		// An input method; WebKit marks its last key by the code.
 		if (event.isComposing || event.keyCode === 229) return event.stopPropagation()
-		if (this.commands.key(event)) return
+		if (this.suggestions.key(event)) return
 		const { key, shiftKey, altKey, ctrlKey, metaKey, repeat } = event
 		const sends = key === 'Enter' && !shiftKey && !altKey && (ctrlKey || metaKey || !TOUCH?.matches)
 		if (sends) repeat || this.send()

@@ -1,5 +1,12 @@
 import { h, icon, uid } from './dom.js'
 
+/** @type {(label: string, icon: string, onselect: () => any, more?: Props) => Props} an entry of a menu */
+export const entry = (label, icon, onselect, more) => ({ label, icon, onselect, ...more })
+
+// One of several entries, of which at most one is chosen
+/** @type {(label: string, checked: boolean, onselect: () => any, detail?: string) => Props} */
+export const choice = (label, checked, onselect, detail) => ({ label, checked, onselect, detail })
+
 export function menuButton(button, build) {
 	const id = uid()
 	const menu = h('div.menu', { id, role: 'menu', popover: '', onbeforetoggle, onkeydown })

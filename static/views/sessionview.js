@@ -1,6 +1,7 @@
 import { nameOf, projectOf } from '../list.js'
 import { spell } from '../marks.js'
 import { totals } from '../patch.js'
+import { linkTo, Paths } from '../paths.js'
 import { titleOf } from './calltitle.js'
 import { Composer, dropTarget } from './composer.js'
 import { ConversationView } from './conversation.js'
@@ -58,6 +59,8 @@ export class SessionView extends View {
 		this.draw = oncePerFrame(() => this.#draw())
 		this.scroll = this.conversation.scroll = new ScrollKeeper(this.scroller, this.column, this.draw)
 
+		this.paths = new Paths(on.files)
+		session.on('changes', () => this.paths.forget())
 		this.settings = new SettingsBar((...change) => session.set(...change))
 		this.composer = new Composer({
 			placeholder: spell(`Message ${session.agent}`),
@@ -75,6 +78,8 @@ export class SessionView extends View {
 				},
 				stop: () => session.cancel(),
 				commands: () => session.model.commands ?? [],
+				paths: typed => this.paths.find(typed),
+				link: entry => linkTo(session.state.cwd, entry),
 				history: () => session.history(),
 				change: () => this.composer && this.draw()
 			}

@@ -1,5 +1,5 @@
 import { h, icon, template } from './dom.js'
-import { menuButton } from './menu.js'
+import { choice, menuButton } from './menu.js'
 
 export class SettingsBar {
 	constructor(set) {
@@ -11,12 +11,8 @@ export class SettingsBar {
 	entries() {
 		return (this.groups ?? []).flatMap(({ kind, key, name, value, choices }) =>
 			choices
-				.filter(choice => !choice.heading)
-				.map(choice => ({
-					label: `${name}: ${choice.name}`,
-					checked: choice.value === value,
-					onselect: () => this.set(kind, choice.value, key)
-				}))
+				.filter(one => !one.heading)
+				.map(one => choice(`${name}: ${one.name}`, one.value === value, () => this.set(kind, one.value, key)))
 		)
 	}
 
@@ -30,18 +26,11 @@ export class SettingsBar {
 	}
 
 	#picker({ kind, key, name, value, choices }) {
-		const current = choices.find(choice => !choice.heading && choice.value === value)?.name
-		const entry = choice =>
-			choice.heading
-				? choice
-				: {
-						label: choice.name,
-						detail: choice.description,
-						checked: choice.value === value,
-						onselect: () => this.set(kind, choice.value, key)
-					}
+		const current = choices.find(one => !one.heading && one.value === value)?.name
+		const entryOf = one =>
+			one.heading ? one : choice(one.name, one.value === value, () => this.set(kind, one.value, key), one.description)
 		return pickerButton(name, typeof value === 'boolean' ? `${name}: ${current}` : (current ?? name), () =>
-			choices.map(entry)
+			choices.map(entryOf)
 		)
 	}
 }

@@ -2,7 +2,7 @@ import { nameOf } from '../list.js'
 import { spell } from '../marks.js'
 import { guard, h, say, setChildren, setText, template, uid, View, word } from './dom.js'
 import { ago, dotted } from './format.js'
-import { menuButton } from './menu.js'
+import { choice, menuButton } from './menu.js'
 
 const SHOWN = 200 // rows, before "Show more"
 const SEARCH_AFTER = 250 // ms after the last key
@@ -56,11 +56,11 @@ export class Sidebar extends View {
 		}
 		return [
 			{ heading: say('group') },
-			{ label: 'By time', checked: by !== 'project', onselect: () => choose({ by: 'time' }) },
-			{ label: 'By project', checked: by === 'project', onselect: () => choose({ by: 'project' }) },
+			choice('By time', by !== 'project', () => choose({ by: 'time' })),
+			choice('By project', by === 'project', () => choose({ by: 'project' })),
 			{ heading: 'Show' },
-			{ label: 'Current sessions', checked: !archived, onselect: () => choose({ archived: false }) },
-			{ label: 'The archive', checked: Boolean(archived), onselect: () => choose({ archived: true }) }
+			choice('Current sessions', !archived, () => choose({ archived: false })),
+			choice('The archive', Boolean(archived), () => choose({ archived: true }))
 		]
 	}
 

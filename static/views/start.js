@@ -1,9 +1,10 @@
-import { POLICIES } from '../actions.js'
+import { policyEntries } from '../actions.js'
 import { nameOf } from '../list.js'
 import { spell } from '../marks.js'
 import { Composer, dropTarget } from './composer.js'
 import { h, icon, say, setText, template, View, word } from './dom.js'
 import { ago, plural } from './format.js'
+import { choice, entry } from './menu.js'
 import { pickerButton } from './settings.js'
 
 const FIELDS = ['model', 'system']
@@ -117,18 +118,11 @@ export class StartView extends View {
 	#agents(usable) {
 		const { agent, others } = this.choice
 		const entries = () => [
-			...usable.map(({ name, login_required: login }) => ({
-				label: name,
-				detail: login ? 'needs a login' : '',
-				checked: name === agent,
-				onselect: () => this.#choose({ agent: name, others: [] })
-			})),
-			usable.length > 1 && {
-				label: say('ask'),
-				icon: 'columns',
-				onselect: () => this.#several(usable)
-			},
-			{ label: 'More agents…', icon: 'spark', onselect: this.on.agents }
+			...usable.map(({ name, login_required: login }) =>
+				choice(name, name === agent, () => this.#choose({ agent: name, others: [] }), login ? 'needs a login' : '')
+			),
+			usable.length > 1 && entry(say('ask'), 'columns', () => this.#several(usable)),
+			entry('More agents…', 'spark', this.on.agents)
 		]
 		const picker = pickerButton('Agent', [agent ?? 'default', ...others].join(' + '), () => entries().filter(Boolean))
 		picker.firstChild.disabled = !this.agents.length
@@ -148,12 +142,7 @@ export class StartView extends View {
 	#permissions() {
 		const { permission } = this.choice
 		return pickerButton('Permission', word('permission', permission) ?? permission, () =>
-			POLICIES.map(name => ({
-				label: word('permission', name),
-				detail: word('policy', name),
-				checked: name === permission,
-				onselect: () => this.#choose({ permission: name })
-			}))
+			policyEntries(permission, chosen => this.#choose({ permission: chosen }))
 		)
 	}
 

@@ -77,6 +77,24 @@ async def test_changes_are_reviewed_undone_and_downloaded(
     await page.keyboard.press("Control+Shift+E")
     await expect(side).to_be_hidden()
     await expect(tab.composer).to_be_focused()
+    # A file of the folder is attached by its name.
+    bot = await client.connect(tab.session_id)
+    await page.keyboard.type("see @no")
+    option = page.get_by_role("option", name="notes")
+    await expect(option.first).to_have_attribute("aria-selected", "true")
+    await page.keyboard.press("Tab")
+    await expect(tab.composer).to_have_value("see @notes/")
+    await expect(option).to_have_count(1)
+    await tab.axe("paths")
+    await tab.picture("paths")
+    await page.keyboard.press("Enter")
+    await expect(tab.composer).to_have_value("see @notes/<b>.md ")
+    await page.keyboard.press("Enter")
+    await tab.settled(4)
+    sent = (await bot.until("turn_start"))["prompt"]
+    link = {"type": "resource_link", "name": "notes/<b>.md", "size": 8}
+    uri = (file.parent.parent / "notes" / "<b>.md").as_uri()
+    assert sent == [{"type": "text", "text": "see @notes/<b>.md"}, {**link, "uri": uri}]
     phone = await open_tab(client, viewport=PHONE, color_scheme="dark")
     await phone.sign_in(tab.session_id)
     await phone.button(re.compile("Review$")).click()
