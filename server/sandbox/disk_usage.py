@@ -10,13 +10,17 @@ from pathlib import Path
 MAX_MEASURED = 2_000_000
 """More files than this are not measured."""
 BLOCK_BYTES = 512
+MAX_FULL = 4
 
 
-def bytes_in(folders: Iterable[Path], enough: int) -> int:
+def bytes_in(
+    folders: Iterable[Path], enough: int, full_bytes: int = 0, full: list[str] | None = None
+) -> int:
     """The bytes that files in *folders* occupy. Blocking. Links are not followed.
 
     Args:
         enough: the measurement may end as soon as it has found more than this.
+        full: gets the paths of the files that have the size *full_bytes*, at most MAX_FULL.
     """
     total = count = 0
     linked: set[tuple[int, int]] = set()
@@ -37,6 +41,8 @@ def bytes_in(folders: Iterable[Path], enough: int) -> int:
                 continue
             if stat.S_ISDIR(found.st_mode):
                 waiting.append(entry.path)
+            elif full is not None and found.st_size == full_bytes and len(full) < MAX_FULL:
+                full.append(entry.path)
             elif found.st_nlink > 1:
                 identity = (found.st_dev, found.st_ino)
                 if identity in linked:

@@ -1,4 +1,4 @@
-"""Stops the agents of sessions whose folders have become too large."""
+"""Watches the limits of sandboxes: stops the agents of sessions whose folders are too large."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from .. import safe_files
 from ..data_dir import DataDir
 from ..errors import payload_too_large
 from ..sandbox.disk_usage import bytes_in, size_text
+from ..sandbox.limit_signs import full_file_text
+from .limit_watch import LimitNotices, LimitWatch
 from .turns import CancelCause
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 SHARE = 50
 """A session is measured again after this many times the duration of its last measurement."""
 MEASURE_PAUSE_SECS = 5.0
+ANY_SIZE = 1 << 60
+"""More bytes than any folder has."""
 CACHE_FOLDERS = (".cache", ".npm")
 
 
@@ -32,24 +36,29 @@ class DiskWatch:
 
     Attributes:
         pause: seconds between two measurements of a session, at least.
+        limits: looks whether other limits have taken effect.
     """
 
     def __init__(self, sessions: SessionRegistry) -> None:
+        self._notices = LimitNotices()
+        self.limits = LimitWatch(sessions, self._notices)
         self.pause = min(MEASURE_PAUSE_SECS, sessions.settings.sweep_interval_secs)
         self._sessions = sessions
         self._limit = sessions.settings.sandbox_disk_mb << 20
+        self._file_bytes = sessions.settings.sandbox_file_mb << 20
         self._data_dir = DataDir(sessions.settings.data_dir)
         self._due: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Measure forever."""
+        """Measure and look forever."""
         while True:
             await asyncio.sleep(self.pause)
             await self.measure_all()
+            await self.limits.look()
 
     async def measure_all(self) -> None:
         """Measure each session that is due."""
-        if not self._limit:
+        if not (self._limit or self._file_bytes):
             return
         sessions = [
             session
@@ -73,8 +82,12 @@ class DiskWatch:
 
     async def _measure(self, session: Session) -> None:
         folders = self._folders(session)
-        size = await asyncio.to_thread(bytes_in, folders, self._limit)
-        if size <= self._limit:
+        full: list[str] = []
+        enough = self._limit or ANY_SIZE
+        size = await asyncio.to_thread(bytes_in, folders, enough, self._file_bytes, full)
+        if self._file_bytes and full:
+            self._tell_full(session, full[0])
+        if size <= enough:
             session.turns.disk_refusal = None
             return
         is_new = session.turns.disk_refusal is None
@@ -94,6 +107,13 @@ class DiskWatch:
             await session.agent.hibernate(0)
         else:
             await asyncio.to_thread(self._free, session.id)
+
+    def _tell_full(self, session: Session, path: str) -> None:
+        """Tell the users that a file has the largest size: its writer could not go on."""
+        sandbox = self._sessions.backend.sandbox.of(session.row.app_name)
+        if sandbox.is_on:
+            name = path.removeprefix(f"{session.row.cwd}/")
+            self._notices.tell(session, "file", full_file_text(name, sandbox.policy.limits))
 
     def _free(self, key: str) -> None:
         """Delete the temporary files and the caches of a session without an agent. Blocking."""

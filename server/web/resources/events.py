@@ -139,10 +139,16 @@ class ElicitationResolvedEntry(_EntryFields, kw_only=True, tag="elicitation_reso
 class NoticeEntry(_EntryFields, kw_only=True, tag="notice"):
     """An action or a finding of the server."""
 
-    notice: Literal["restored", "asks"]
+    notice: Literal["restored", "asks", "limit"]
     setting: Annotated[str, doc("Of `restored`.")] | msgspec.UnsetType = msgspec.UNSET
     value: str | bool | msgspec.UnsetType = msgspec.UNSET
     asks: Annotated[bool, doc("Of `asks`.")] | msgspec.UnsetType = msgspec.UNSET
+    limit: (
+        Annotated[Literal["processes", "memory", "file"], doc("Of `limit`.")] | msgspec.UnsetType
+    ) = msgspec.UNSET
+    text: Annotated[str, doc("Of `limit`: a sentence for the user.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
 
 
 class TurnEndEntry(_EntryFields, kw_only=True, tag="turn_end"):

@@ -1,0 +1,133 @@
+"""Tells the users of a session that a limit of its sandbox has taken effect."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, BinaryIO
+
+from .. import safe_files
+from ..agents.process.process_tree import AGENT_VARIABLE
+from ..data_dir import DataDir
+from ..sandbox.limit_signs import (
+    LimitKind,
+    ProcessUse,
+    limits_in_words,
+    reached_limits,
+    use_by_session,
+)
+from . import entries
+
+if TYPE_CHECKING:
+    from ..sandbox.sandbox import Sandbox
+    from .registry import SessionRegistry
+    from .session import Session
+
+STDERR_TAIL_BYTES = 4096
+
+
+class LimitNotices:
+    """Logs a notice when a limit takes effect, once until it does not any more."""
+
+    def __init__(self) -> None:
+        self._told: defaultdict[str, dict[LimitKind, str]] = defaultdict(dict)
+
+    def tell(self, session: Session, kind: LimitKind, text: str) -> None:
+        """Log that a limit has taken effect."""
+        told = self._told[session.id]
+        if told.get(kind) == text or session.is_log_complete or not session.log.last:
+            return
+        told[kind] = text
+        fields = entries.encode_fields(notice="limit", limit=kind, text=text)
+        session.log.append("notice", session.turns.current.entry_index(), fields)
+
+    def forget(self, session: Session, kinds: Iterable[LimitKind]) -> None:
+        """Note that limits are not reached any more."""
+        if (told := self._told.get(session.id)) is not None:
+            for kind in kinds:
+                told.pop(kind, None)
+
+    def forget_all_but(self, keys: Iterable[str]) -> None:
+        for key in self._told.keys() - set(keys):
+            del self._told[key]
+
+
+class LimitWatch:
+    """Looks at the processes and at the stderr of the sandboxed agents."""
+
+    def __init__(self, sessions: SessionRegistry, notices: LimitNotices) -> None:
+        self._sessions = sessions
+        self._notices = notices
+        data_dir = DataDir.of(sessions.settings)
+        self._folder = data_dir.split(data_dir.stderr)
+        self._live: set[str] = set()
+        self._sizes: dict[str, int] = {}
+
+    async def look(self) -> None:
+        """Look once."""
+        sandbox = self._sessions.backend.sandbox
+        limits = sandbox.policy.limits
+        cached = tuple(self._sessions.cached.values())
+        self._notices.forget_all_but(one.id for one in cached)
+        # Also an agent that has ended since the last look: its last words may be new.
+        watched = [(one, sandbox.of(one.row.app_name)) for one in cached if self._is_watched(one)]
+        watched = [(one, its) for one, its in watched if its.is_on]
+        self._live = {one.id for one in cached if one.agent.is_live}
+        self._sizes = {one.id: self._sizes[one.id] for one in cached if one.id in self._sizes}
+        if not watched or not (limits.processes or limits.memory_bytes or limits.file_bytes):
+            return
+        use, total = await asyncio.to_thread(use_by_session, AGENT_VARIABLE)
+        words = await asyncio.to_thread(self._new_words, [one.id for one, _ in watched])
+        for session, its in watched:
+            self._compare(session, its, use.get(session.id, ProcessUse()), total)
+            for kind, text in limits_in_words(
+                words.get(session.id, b""), limits, counts_processes=not _is_root()
+            ):
+                self._notices.tell(session, kind, text)
+
+    def _is_watched(self, session: Session) -> bool:
+        return session.agent.is_live or session.id in self._live
+
+    def _compare(self, session: Session, sandbox: Sandbox, use: ProcessUse, total: int) -> None:
+        reached = {
+            kind: text
+            for kind, text in reached_limits(
+                use, total, sandbox.policy.limits, per_session=sandbox.level == "bwrap"
+            )
+            if kind != "processes" or not _is_root()
+        }
+        for kind, text in reached.items():
+            self._notices.tell(session, kind, text)
+        kinds: tuple[LimitKind, ...] = ("processes", "memory")
+        self._notices.forget(session, [kind for kind in kinds if kind not in reached])
+
+    def _new_words(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """Read what agents have written to stderr since the last look. Blocking."""
+        found = {}
+        with contextlib.suppress(OSError), safe_files.folder(*self._folder) as folder:
+            for key in keys:
+                with (
+                    contextlib.suppress(OSError),
+                    safe_files.open_file(f"{key}.log", folder) as file,
+                ):
+                    found[key] = self._end_of(key, file)
+        return found
+
+    def _end_of(self, key: str, file: BinaryIO) -> bytes:
+        size, before = os.fstat(file.fileno()).st_size, self._sizes.get(key, 0)
+        is_known = key in self._sizes
+        self._sizes[key] = size
+        if size == before:
+            return b""
+        file.seek(max(size - STDERR_TAIL_BYTES, before if before < size else 0))
+        text = file.read(STDERR_TAIL_BYTES)
+        # The file begins with the words of earlier processes.
+        return text if is_known else text.rpartition(b"\n-- ")[2]
+
+
+def _is_root() -> bool:
+    """Whether the kernel limits no processes, because the server runs as root."""
+    return os.geteuid() == 0
