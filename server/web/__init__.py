@@ -1,4 +1,4 @@
 """HTTP: the listener, the middleware, bodies and responses, event streams, the OpenAPI document.
 
-Imports every package but `commands`.
+Imports every package above it.
 """

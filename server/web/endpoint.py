@@ -2,7 +2,9 @@
 
 A module of ``web/resources`` declares each call like this::
 
-    @Endpoint("GET", "/sessions", tag=Tag.SESSIONS, summary="List sessions", example={...})
+    @Endpoint(
+        "GET", "/sessions", tag=Tag.SESSIONS, scope="read", summary="List sessions", example={...}
+    )
     async def list_sessions(request: web.Request, query: SessionFilter) -> SessionList: ...
 
 ``/openapi.json`` is derived from these declarations (``openapi.py``). The types come from the
@@ -28,6 +30,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgspec
 from aiohttp import web
 
+from ..auth.scopes import Scope
 from ..sessions.remote_session import ViewedSession
 from .context import (
     CREDENTIAL,
@@ -39,7 +42,6 @@ from .context import (
 )
 from .request_values import read_body, read_headers, read_query
 from .responses import json_response
-from .scopes import SCOPE_OF_CALL
 from .sse import wants_stream
 
 JSON = "application/json"
@@ -77,6 +79,7 @@ class Endpoint:
 
     Attributes:
         auth: the token that the call needs.
+        scope: what an app's token must allow; None if the call needs no app's token.
         auth_in_handler: the handler authenticates the request itself, because the credential may
             also arrive in another way than a header; it also reads the query.
         is_shared: a share of the session may make the call, too.
@@ -104,6 +107,7 @@ class Endpoint:
     _: dataclasses.KW_ONLY
     tag: Tag
     summary: str
+    scope: Scope | None = None
     description: str = ""
     auth: Literal["app", "admin"] | None = "app"
     auth_in_handler: bool = False
@@ -127,6 +131,12 @@ class Endpoint:
     query: type[msgspec.Struct] | None = None
     headers: type[msgspec.Struct] | None = None
     result: type[msgspec.Struct] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.auth == "app") is (self.scope is None):
+            raise TypeError(
+                f"{self.method} {self.path}: calls of apps, and no others, need a scope"
+            )
 
     def __call__(self, handler: EndpointHandler) -> Endpoint:
         """Return this endpoint with *handler* and the types of its signature."""
@@ -174,8 +184,8 @@ class Endpoint:
         Raises:
             Error: ``forbidden``.
         """
-        if self.auth == "app" and (credential := request.get(CREDENTIAL)) is not None:
-            credential.require(SCOPE_OF_CALL[self.method, self.path])
+        if self.scope is not None and (credential := request.get(CREDENTIAL)) is not None:
+            credential.require(self.scope)
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         path = self.route or self.path

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import pytest
 
 from server.auth.scopes import ALL_SCOPES, Scope
+from server.web.endpoint import Endpoint, Tag
 from server.web.resources import endpoints
-from server.web.scopes import SCOPE_OF_CALL
 
 from ..support.acp_client import ResponseError
 from ..support.acp_client import connect as connect_acp
@@ -16,7 +17,7 @@ from ..support.client import Client, Json, failure
 from ..support.harness import ROOT, Deadline, LocalServer, script
 
 NAME = "limited"
-CALLS = {(one.method, one.path): one for one in endpoints() if one.auth == "app"}
+CALLS = {(one.method, one.path): one for one in endpoints() if one.scope is not None}
 
 
 @pytest.fixture
@@ -33,14 +34,20 @@ def filled(path: str, session: str) -> str:
     return re.sub(r"{\w+}", "x", path)
 
 
-def test_every_call_of_an_app_has_a_scope() -> None:
-    assert SCOPE_OF_CALL.keys() == CALLS.keys()
+@pytest.mark.parametrize(("auth", "scope"), [("app", None), ("admin", "read"), (None, "read")])
+def test_call_is_declared_with_a_scope_only_if_it_is_for_apps(
+    auth: Literal["app", "admin"] | None, scope: Scope | None
+) -> None:
+    with pytest.raises(TypeError):
+        Endpoint("GET", "/x", tag=Tag.SESSIONS, summary="X", auth=auth, scope=scope)
 
 
 def test_security_page_has_the_scope_of_every_call() -> None:
     page = (ROOT / "docs" / "explanation" / "security.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+) (/[^`]*)` \| `(\w+)` \|$", page, re.MULTILINE)
-    assert {(method, path): scope for method, path, scope in rows} == SCOPE_OF_CALL
+    assert {(method, path): scope for method, path, scope in rows} == {
+        call: endpoint.scope for call, endpoint in CALLS.items()
+    }
 
 
 @pytest.mark.parametrize("scope", ALL_SCOPES)
@@ -52,8 +59,8 @@ async def test_token_without_a_scope_is_refused_by_its_calls(
     assert (await server.admin().call("PATCH", f"/admin/tokens/{NAME}", {"scopes": others}))[
         0
     ] == 200
-    for (method, path), needed in SCOPE_OF_CALL.items():
-        if needed != scope or CALLS[method, path].auth_in_handler:
+    for (method, path), call in CALLS.items():
+        if call.scope != scope or call.auth_in_handler:
             continue
         response = await client.call(method, filled(path, session))
         assert scope in failure(response, 403, "forbidden"), path

@@ -7,13 +7,15 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
 from server.agents.catalog import find_node
+from server.web import resources
 
-from ..conftest import Spawn
+from ..conftest import Serve, Spawn
 from ..support.harness import ROOT, TIMEOUT_SECS, eventually, new_client, script
 from ..support.operator import Operator
 from ..support.proxies import free_port, program
@@ -195,3 +197,19 @@ async def test_embedded_page_connects_with_a_ticket(
         backend.terminate()
         await backend.wait()
     assert "What I can show" in out
+
+
+async def test_resource_of_the_guide_passes_its_tests(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = "howto/add-a-rest-resource.md"
+    (tmp_path / "notes.py").write_text(program_of(page, "the resource"), "utf-8")
+    monkeypatch.setattr(resources, "__path__", [*resources.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"{resources.__name__}.notes", raising=False)
+    client = await (await serve()).client()
+    tests: dict[str, Any] = {"__package__": "tests.web", "__name__": "tests.web.test_notes"}
+    exec(program_of(page, "the tests"), tests)
+    found = [test for name, test in tests.items() if name.startswith("test_")]
+    assert len(found) == 2
+    for test in found:
+        await test(client)

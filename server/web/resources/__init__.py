@@ -1,6 +1,6 @@
 """The resources of the HTTP interface, one module each. Every module of this package is served.
 
-Imports `web` and what it imports. No resource imports another.
+Imports every package above it. No resource imports another.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ CONNECTION_ID = "Acp-Connection-Id"
     "GET",
     "/acp",
     tag=Tag.WEBSOCKETS,
+    scope="read",
     summary="Open a WebSocket that speaks ACP",
     description="The Agent Client Protocol as agents speak it, one JSON-RPC message per text frame."
     " A client that cannot send a header offers the token as a subprotocol.",

@@ -44,6 +44,7 @@ class AgentList(msgspec.Struct, kw_only=True):
     "GET",
     "/agents",
     tag=Tag.SESSIONS,
+    scope="read",
     summary="List the agents",
     example={"ok": True, "agents": [{"name": "demo", "installed": True, "default": True}]},
 )

@@ -58,6 +58,7 @@ def _selected(fields: str | None) -> frozenset[str] | None:
     "GET",
     "/ws",
     tag=Tag.WEBSOCKETS,
+    scope="read",
     summary="Open a WebSocket for all sessions",
     description="The list of the app's open sessions and its changes, and the entries of the"
     " sessions that the client subscribes to. A client that cannot send a header sends a first"
@@ -116,6 +117,7 @@ async def app_socket(request: web.Request) -> web.StreamResponse:
     "GET",
     "/sessions/stream",
     tag=Tag.SESSIONS,
+    scope="read",
     summary="Follow the list of sessions",
     description="Server-sent events with the frames of `GET /ws`: `ready`, `session` and"
     " `session_gone`.",

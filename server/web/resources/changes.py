@@ -104,6 +104,7 @@ class SnapshotList(msgspec.Struct, kw_only=True):
     "GET",
     "/sessions/{session_id}/changes",
     tag=Tag.FILES,
+    scope="read",
     summary="See what the agent has changed",
     description="From snapshots before and after each turn; during a turn, so far. With `path`,"
     " the unified diff of a file or folder.",
@@ -141,6 +142,7 @@ async def get_changes(
     "POST",
     "/sessions/{session_id}/undo",
     tag=Tag.FILES,
+    scope="manage",
     summary="Undo what the agent has changed",
     description="Restores the session's folder to its state before a turn, or to a snapshot. The"
     " state that is replaced is kept as a snapshot. The agent is not told.",
@@ -186,6 +188,7 @@ async def undo_changes(request: web.Request, session: Session, body: Undo) -> Un
     "GET",
     "/sessions/{session_id}/snapshots",
     tag=Tag.FILES,
+    scope="read",
     summary="List the snapshots of a session's folder",
     waits=("work",),
     example={

@@ -30,6 +30,7 @@ class ElicitationAccepted(msgspec.Struct, kw_only=True):
     "POST",
     "/sessions/{session_id}/elicitations/{request_id}",
     tag=Tag.TURNS,
+    scope="approve",
     summary="Answer a question of the agent",
     description="The first answer wins. Content that does not match the form is `bad_request`;"
     " `field` names the field, and the question continues to wait.",

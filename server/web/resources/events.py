@@ -205,6 +205,7 @@ class EventList(msgspec.Struct, kw_only=True):
     "GET",
     "/sessions/{session_id}/events",
     tag=Tag.LOG,
+    scope="read",
     summary="Read a session's log",
     is_shared=True,
     description="The entries after `after`. With `Accept: text/event-stream` they are sent as"

@@ -67,6 +67,7 @@ class UploadedFile(msgspec.Struct, kw_only=True):
     "POST",
     "/files",
     tag=Tag.FILES,
+    scope="prompt",
     summary="Upload a file",
     description="The token can be used in `files` of a prompt, only by this app.",
     waits=("body",),

@@ -46,6 +46,7 @@ class FolderList(msgspec.Struct, kw_only=True):
     "GET",
     "/folders",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="List folders for new sessions",
     description="The workspace roots, or the folders in one of their folders. Links and hidden"
     " folders are left out.",

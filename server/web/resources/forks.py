@@ -43,6 +43,7 @@ class SessionForked(msgspec.Struct, kw_only=True):
     "POST",
     "/sessions/{session_id}/fork",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="Fork a session",
     description="The new session has the entries up to the end of a turn, and continues on its own."
     " Its first `turn_start` says what the agent knows: `context` is `kept` if the agent has forked"

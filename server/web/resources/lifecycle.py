@@ -45,6 +45,7 @@ class MarkedRead(msgspec.Struct, kw_only=True):
     "POST",
     "/sessions/{session_id}/reopen",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="Open a closed session again",
     description="The session keeps its id and its log. Its next turn says whether the agent has"
     " kept its conversation: `context` is `kept` or `lost`.",
@@ -62,6 +63,7 @@ async def reopen_session(
     "POST",
     "/sessions/{session_id}/read",
     tag=Tag.SESSIONS,
+    scope="read",
     summary="Mark entries as read",
     description="`unread` in the state counts the entries after the mark.",
     waits=("body",),

@@ -111,6 +111,7 @@ def _with_openai_errors(handler: ChatHandler) -> ChatHandler:
     "GET",
     "/v1/models",
     tag=Tag.OPENAI,
+    scope="prompt",
     summary="List the agents as models",
     auth_in_handler=True,
     has_ok=False,
@@ -135,6 +136,7 @@ async def list_models(request: web.Request) -> Annotated[web.StreamResponse, Mod
     "POST",
     "/v1/chat/completions",
     tag=Tag.OPENAI,
+    scope="prompt",
     summary="Let an agent answer a chat",
     description="`model` is an agent, or `agent/model`. The messages are the prompt of a new"
     " conversation, which ends with the response. The header `X-Session-Id`, or"

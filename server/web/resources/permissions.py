@@ -29,6 +29,7 @@ class PermissionAccepted(msgspec.Struct, kw_only=True):
     "POST",
     "/sessions/{session_id}/permissions/{request_id}",
     tag=Tag.TURNS,
+    scope="approve",
     summary="Answer a permission request",
     description="With one of the agent's options, or as cancelled. The first answer wins.",
     waits=("body",),

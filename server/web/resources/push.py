@@ -90,6 +90,7 @@ class SubscriptionList(msgspec.Struct, kw_only=True):
     "GET",
     "/push/key",
     tag=Tag.NOTIFICATIONS,
+    scope="prompt",
     summary="The server's public key for push",
     example={"ok": True, "key": KEYS["p256dh"]},
 )
@@ -101,6 +102,7 @@ async def get_push_key(request: web.Request) -> PushKey:
     "POST",
     "/push/subscriptions",
     tag=Tag.NOTIFICATIONS,
+    scope="prompt",
     summary="Notify a browser",
     description="Events of the app's sessions are pushed to the browser until the subscription is"
     " deleted, its push service has ended it (404 or 410), or the token is revoked. A subscription"
@@ -121,6 +123,7 @@ async def subscribe(request: web.Request, body: Subscribe) -> Subscribed:
     "GET",
     "/push/subscriptions",
     tag=Tag.NOTIFICATIONS,
+    scope="prompt",
     summary="List the push subscriptions",
     example={
         "ok": True,
@@ -146,6 +149,7 @@ async def list_subscriptions(request: web.Request) -> SubscriptionList:
     "DELETE",
     "/push/subscriptions/{subscription_id}",
     tag=Tag.NOTIFICATIONS,
+    scope="prompt",
     summary="Notify a browser no longer",
     example={"ok": True, "id": SUBSCRIPTION_ID},
 )

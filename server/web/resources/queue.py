@@ -43,6 +43,7 @@ def _turn_index(request: web.Request) -> int:
     "PATCH",
     "/sessions/{session_id}/queue/{turn_index}",
     tag=Tag.TURNS,
+    scope="prompt",
     summary="Change or move a queued prompt",
     description="409 if the turn is running by now. Its `id` and its `turn_index` stay.",
     waits=("body",),
@@ -64,6 +65,7 @@ async def edit_queued_turn(
     "DELETE",
     "/sessions/{session_id}/queue/{turn_index}",
     tag=Tag.TURNS,
+    scope="prompt",
     summary="Withdraw a queued prompt",
     description="The turn ends as `cancelled`, with `withdrawn` in its `turn_end`; the agent never"
     " receives the prompt. 409 if the turn is running by now.",

@@ -141,6 +141,7 @@ class RunFailure(msgspec.Struct, kw_only=True):
     "POST",
     "/run",
     tag=Tag.RUNS,
+    scope="prompt",
     summary="Run one prompt",
     description="In a claude process of its own, or in one turn of another agent. If the client"
     " disconnects, the run is stopped, unless it has an `Idempotency-Key` or runs in the"
@@ -197,6 +198,7 @@ async def run_prompt(
     "GET",
     "/run/{run_id}",
     tag=Tag.RUNS,
+    scope="prompt",
     summary="Get the response of a run",
     description="Exactly the response that the run has produced, with its status. It is kept for an"
     " hour.",
@@ -214,6 +216,7 @@ async def get_run(request: web.Request) -> Annotated[web.StreamResponse, RunResp
     "DELETE",
     "/run/{run_id}",
     tag=Tag.RUNS,
+    scope="prompt",
     summary="End a run",
     description="The run is stopped, and its response is deleted.",
     example={"ok": True, "run_id": RUN_ID_EXAMPLE},

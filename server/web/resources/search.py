@@ -47,6 +47,7 @@ class SearchHits(msgspec.Struct, kw_only=True):
     "GET",
     "/search",
     tag=Tag.SESSIONS,
+    scope="read",
     summary="Search everything that was said",
     description="Prompts and messages of the agents in all sessions of the app, also closed ones. A"
     " text can be found about a second after its turn has ended.",

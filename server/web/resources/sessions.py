@@ -255,6 +255,7 @@ class CloseQuery(msgspec.Struct, frozen=True):
     "POST",
     "/sessions",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="Create a session",
     description="The response does not wait for the agent: if it fails to start, the first turn"
     " fails.",
@@ -272,6 +273,7 @@ async def create_session(request: web.Request, body: CreateSession) -> SessionRe
     "GET",
     "/sessions",
     tag=Tag.SESSIONS,
+    scope="read",
     summary="List sessions",
     description="The newest first. With `limit` the response has a `next_cursor`, unless it is the"
     " last page. It has an `ETag`, and is compressed for a client that accepts gzip.",
@@ -316,6 +318,7 @@ async def _encoded_list(
     "GET",
     "/sessions/{session_id}",
     tag=Tag.SESSIONS,
+    scope="read",
     summary="Get a session's state",
     description="A share gets it without the paths of the server.",
     is_shared=True,
@@ -332,6 +335,7 @@ async def get_session(request: web.Request, session: Session) -> SessionResponse
     "PATCH",
     "/sessions/{session_id}",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="Change a session",
     description="A new `permission` applies to the agent's next requests; those that wait for a"
     " client continue to wait. A new `elicitation` takes effect with the next prompt.",
@@ -360,6 +364,7 @@ async def update_session(
     "DELETE",
     "/sessions/{session_id}",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="Close a session",
     description="A running turn is stopped, and the session's sockets are closed. With `purge`,"
     " the session is also deleted, with everything that belongs only to it.",

@@ -67,6 +67,7 @@ class ShareRevoked(msgspec.Struct, kw_only=True):
     "POST",
     "/sessions/{session_id}/shares",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="Share a session",
     description="Everybody who has the link can read the session's state and log, and follow it,"
     " until the share expires or is revoked. The link is shown once.",
@@ -90,6 +91,7 @@ async def create_share(request: web.Request, session: Session, body: CreateShare
     "GET",
     "/sessions/{session_id}/shares",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="List the shares of a session",
     example={"ok": True, "count": 1, "shares": [SHARE_EXAMPLE]},
 )
@@ -102,6 +104,7 @@ async def list_shares(request: web.Request, session: Session) -> ShareList:
     "DELETE",
     "/sessions/{session_id}/shares/{share_id}",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="Revoke a share",
     description="Its sockets and streams end within a second.",
     example={"ok": True, "share_id": SHARE_ID},

@@ -44,6 +44,7 @@ class SocketQuery(msgspec.Struct, frozen=True):
     "GET",
     "/sessions/{session_id}/ws",
     tag=Tag.WEBSOCKETS,
+    scope="read",
     summary="Open the session's WebSocket",
     description="The primary interface, which OpenAPI cannot describe. A client that cannot send a"
     " header sends a first frame `auth`.",

@@ -25,6 +25,7 @@ class TicketCreated(msgspec.Struct, kw_only=True):
     "POST",
     "/sessions/{session_id}/ticket",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="Create a ticket for a browser",
     description="The ticket admits one WebSocket to this session, once.",
     example={"ok": True, "ticket": "cft_…", "expires_in": 30},

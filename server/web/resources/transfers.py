@@ -38,6 +38,7 @@ class SessionImported(msgspec.Struct, kw_only=True):
     "GET",
     "/sessions/{session_id}/export",
     tag=Tag.SESSIONS,
+    scope="read",
     summary="Export a session",
     description="As a file: the log as NDJSON, after one line with `session`, `meta` and `title`;"
     " or what was said as Markdown or HTML.",
@@ -64,6 +65,7 @@ async def export_session(
     "POST",
     "/sessions/import",
     tag=Tag.SESSIONS,
+    scope="manage",
     summary="Import a session",
     description="The body is the NDJSON of an export. The new session is closed, and has the same"
     " entries. Once it is opened again, the agent receives the conversation as text.",

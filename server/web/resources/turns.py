@@ -161,6 +161,7 @@ class CancelResult(msgspec.Struct, kw_only=True):
     "POST",
     "/sessions/{session_id}/turn",
     tag=Tag.TURNS,
+    scope="prompt",
     summary="Prompt the agent and wait for the end of the turn",
     description="With `Accept: text/event-stream` the turn's log entries are sent as server-sent"
     " events, and the status is 200 however the turn ends.",
@@ -383,6 +384,7 @@ async def _wait_for_start(turn: Turn, stream: EventStream) -> None:
     "POST",
     "/sessions/{session_id}/cancel",
     tag=Tag.TURNS,
+    scope="prompt",
     summary="Cancel the running turn",
     example={"ok": True, "cancelled": True},
 )

@@ -78,6 +78,7 @@ class AppUsage(UsageSums, kw_only=True):
     "GET",
     "/usage",
     tag=Tag.SESSIONS,
+    scope="read",
     summary="Sum the app's usage",
     example={**USAGE_EXAMPLE, "budget": BUDGET_EXAMPLE},
 )

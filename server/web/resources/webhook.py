@@ -133,6 +133,7 @@ class WebhookList(msgspec.Struct, kw_only=True):
     "PUT",
     "/webhook",
     tag=Tag.NOTIFICATIONS,
+    scope="manage",
     summary="Set the app's webhook",
     description="There is one per app; another one replaces it, and gets what still waits. Each"
     " delivery is signed as in Standard Webhooks. It is repeated for a day until the receiver"
@@ -162,6 +163,7 @@ async def set_webhook(request: web.Request, body: SetWebhook) -> WebhookSet:
     "GET",
     "/webhook",
     tag=Tag.NOTIFICATIONS,
+    scope="manage",
     summary="Show the app's webhook",
     failures=("not_found",),
     example={
@@ -212,6 +214,7 @@ async def get_webhook(request: web.Request) -> WebhookInfo:
     "DELETE",
     "/webhook",
     tag=Tag.NOTIFICATIONS,
+    scope="manage",
     summary="Delete the app's webhook",
     failures=("not_found",),
     example={"ok": True, "url": "https://hooks.example.org/clawdforge"},

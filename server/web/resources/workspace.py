@@ -110,6 +110,7 @@ class WrittenFile(msgspec.Struct, kw_only=True):
     "GET",
     "/sessions/{session_id}/files",
     tag=Tag.FILES,
+    scope="read",
     summary="List a session's folder",
     waits=("response",),
     description="Links are listed and never followed. Special files are left out.",
@@ -142,6 +143,7 @@ async def _encoded_listing(listing: FolderListing) -> AsyncIterator[bytes]:
     FILE_PATH,
     route=FILE_ROUTE,
     tag=Tag.FILES,
+    scope="read",
     summary="Read a file of a session",
     description="An attachment, with `ETag`, `Range` and `If-None-Match`. Links and special files"
     " are not found.",
@@ -185,6 +187,7 @@ async def read_file(
     FILE_PATH,
     route=FILE_ROUTE,
     tag=Tag.FILES,
+    scope="prompt",
     summary="Write a file of a session",
     description="The body is the file. Missing folders are created. A reader sees the old content"
     " or the new content. `If-Match` and `If-None-Match: *` are conditions.",
@@ -221,6 +224,7 @@ async def write_file(request: web.Request, session: Session) -> WrittenFile | we
     "GET",
     "/sessions/{session_id}/archive",
     tag=Tag.FILES,
+    scope="read",
     summary="Archive a session's folder",
     description="A zip, which is made while it is sent. Links and special files are left out.",
     waits=("response",),
