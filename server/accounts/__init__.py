@@ -1,4 +1,4 @@
 """Accounts of the apps: their own limits, their budgets, and their spending so far.
 
-Imports `agents`, `storage` and the root modules.
+Imports `agents` and the root modules.
 """

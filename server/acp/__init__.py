@@ -1,4 +1,4 @@
 """The Agent Client Protocol over WebSocket: clawdforge as an agent to any ACP client.
 
-Imports `ws`, `sessions` and what they import.
+Imports `ws`, `auth`, `sessions`, `agents`, `storage` and the root modules.
 """

@@ -1,4 +1,4 @@
 """Coding agents: starting, prompting, configuring and ending them.
 
-Imports `storage` and the root modules. It knows a session only as an `AgentObserver`.
+Imports `agents.process`, `sandbox` and the root modules. A session is only an `AgentObserver` here.
 """

@@ -1,4 +1,4 @@
 """Authentication: the apps' tokens, tickets, credentials, and prompts that credentials send.
 
-Imports `uploads`, `sessions`, `storage` and the root modules.
+Imports `uploads`, `sessions`, `accounts`, `sandbox`, `storage` and the root modules.
 """

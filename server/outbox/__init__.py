@@ -1,1 +1,4 @@
-"""Webhooks and push: what an app learns without a socket."""
+"""Webhooks and push: what an app learns without a socket.
+
+Imports `auth`, `sessions`, `storage` and the root modules.
+"""

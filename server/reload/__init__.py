@@ -1,4 +1,4 @@
 """A reload: the server becomes its next version, and keeps its pid, its agents and its listeners.
 
-Imports only the root modules.
+Imports the root modules.
 """

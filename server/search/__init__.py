@@ -1,4 +1,4 @@
 """The full-text index over everything that was said in sessions, in a database of its own.
 
-Imports the root modules and `storage`. The index can be deleted; the server makes it again.
+Imports `storage`, `storage.drivers` and the root modules. A deleted index is built again.
 """

@@ -1,4 +1,4 @@
-"""The SQLite database: its schema, its connections, its queries, the import of v0.2.
+"""The database: its schema, its connections, its queries, its writer, the import of v0.2.
 
-Imports the root modules only. Everything that is stored is written through here.
+Imports `storage.drivers` and the root modules. Everything that is stored is written through here.
 """

@@ -1,4 +1,4 @@
 """Uploaded files, which a prompt names by their tokens.
 
-Imports `storage` and the root modules.
+Imports `sandbox`, `storage` and the root modules.
 """

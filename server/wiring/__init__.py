@@ -1,4 +1,4 @@
-"""Wiring of `app.py`: the parts of a reload that no other package owns.
+"""Wiring of `app.py`: connections between packages, and parts of a reload that no package owns.
 
-Imports every package that serves.
+Imports every package above it.
 """

@@ -1,4 +1,6 @@
-"""The files of a session's folder: listing, reading, writing and archives.
+"""The files of a session's folder: listing, reading, writing, archives, snapshots and worktrees.
 
 Agents may change the folder at any moment, so every path is opened folder by folder, without links.
+
+Imports `agents.process` and the root modules.
 """

@@ -1,4 +1,4 @@
 """WebSocket connections, and the session protocol on them.
 
-Imports `sessions`, `uploads`, `auth`, `storage` and the root modules.
+Imports `auth`, `uploads`, `sessions`, `cluster` and the root modules.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -115,6 +116,7 @@ def up_types() -> set[str]:
     return {str(msgspec.inspect.type_info(command).tag) for command in commands}  # type: ignore[attr-defined]
 
 
+@functools.cache
 def down_types() -> set[str]:
     """The types of the frames that the code creates, read from its calls."""
     found = set()
@@ -237,6 +239,12 @@ def test_named_make_targets_exist(path: Path) -> None:
     targets = set(re.findall(r"^\.PHONY: (\w+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make ([a-z]+)\b", path.read_text("utf-8"), re.MULTILINE))
     assert named <= targets
+
+
+def test_glossary_has_at_most_25_words() -> None:
+    page = (DOCS / "explanation" / "architecture.md").read_text("utf-8")
+    glossary = page.partition("## Glossary")[2].partition("\n## ")[0]
+    assert 20 < len(re.findall(r"^\| [a-z]", glossary, re.MULTILINE)) <= 26  # with the heading
 
 
 def test_architecture_page_shows_the_layers_in_order() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,6 +180,23 @@ def test_module_imports_only_layers_above_its_own() -> None:
             if LAYERS.index(layer_of(other)) > LAYERS.index(layer_of(name)):
                 wrong.append(f"{where(name, line)}: {layer_of(name)} imports {other}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", sorted(set(LAYERS) - {"root"}))
+def test_package_docstring_names_the_packages_that_it_imports(package: str) -> None:
+    path = SERVER / package.replace(".", "/") / "__init__.py"
+    text = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "") if path.exists() else ""
+    sentence = re.search(r"Imports (.*?)\.(?:\s|$)", text, re.DOTALL)
+    if sentence is None or sentence[1] == "every package above it":
+        return
+    named = set(re.findall(r"`([\w.]+)`", sentence[1]))
+    used = {
+        layer_of(other)
+        for name, found in graph().items()
+        for _, imported, _ in found
+        if layer_of(name) == package and (other := ours(imported))
+    }
+    assert named == used - {"root", package}
 
 
 @pytest.mark.parametrize("package", ["web.resources", "commands"])

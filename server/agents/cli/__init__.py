@@ -1,4 +1,4 @@
 """Agents through acpx's command line, one command for each prompt.
 
-Imports `agents`, `agents.process`, and the stdio proxy of `agents.host`.
+Imports `agents`, `agents.process`, `sandbox`, `reload` and the root modules.
 """

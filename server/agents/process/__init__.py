@@ -1,4 +1,4 @@
 """Processes: started under a supervisor, tagged, searched and ended.
 
-Imports the root modules only. `spawn` and `supervise` run as programs of their own.
+Imports `sandbox` and the root modules. `spawn` and `supervise` run as programs of their own.
 """
