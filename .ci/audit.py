@@ -27,7 +27,7 @@ REQUIREMENTS = (
     "requirements-otel.txt",
     "requirements-dev.txt",
 )
-NPM_FOLDERS = (".", "bench", "tests/support/real")
+NPM_FOLDERS = (".", "bench", "tests/support/real", "tests/openai/programs")
 
 
 def main() -> int:

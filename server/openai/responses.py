@@ -80,6 +80,13 @@ class Completion:
         )
 
 
+class UnknownModelError(Error):
+    """No agent has the name that a request gave as its model."""
+
+    def __init__(self, agent: str) -> None:
+        super().__init__(ErrorCode.NOT_FOUND, f"there is no agent {agent!r}: see GET /v1/models")
+
+
 def finish_reason(stop_reason: str) -> str:
     """OpenAI's name for ACP's stop reason."""
     return _FINISH_REASONS.get(stop_reason, "stop")
@@ -103,7 +110,8 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
 def error_body(error: Error) -> bytes:
     """The body of a failure."""
     kind = _ERROR_TYPES.get(error.status, "server_error")
-    code = "model_not_found" if error.code is ErrorCode.NOT_FOUND else str(error.code)
+    # OpenAI's clients have an error of their own for this code.
+    code = "model_not_found" if isinstance(error, UnknownModelError) else str(error.code)
     described = {"message": error.message, "type": kind, "param": None, "code": code}
     more = {name: error.fields[name] for name in ("resets_at",) if name in error.fields}
     return dumps({"error": {**described, **more}})

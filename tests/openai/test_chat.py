@@ -141,8 +141,9 @@ async def test_failures_have_the_shape_of_the_api(
     other = await server.client("another")
     theirs = await other.create()
     for session in (theirs, "00000000-0000-4000-8000-000000000000"):
-        with pytest.raises(openai.NotFoundError):
+        with pytest.raises(openai.NotFoundError) as absent:
             await answer(chat, user("x"), extra_headers={"X-Session-Id": session})
+        assert absent.value.code == "not_found"
     with pytest.raises(openai.BadRequestError):
         await answer(chat, user([{"type": "image_url", "image_url": {}}]))
     with pytest.raises(openai.BadRequestError):

@@ -44,8 +44,8 @@ def read_lock(folder: str = ".") -> dict[str, dict[str, Any]]:
     return packages
 
 
-# The server's packages, and the agents that the tests run for real.
-each_lock = pytest.mark.parametrize("folder", [".", "tests/support/real"])
+# The server's packages, and the agents and the clients that the tests run for real.
+each_lock = pytest.mark.parametrize("folder", [".", "tests/support/real", "tests/openai/programs"])
 
 
 def list_files() -> list[Path]:

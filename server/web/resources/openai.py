@@ -16,9 +16,9 @@ from aiohttp import web
 from ...agents import usage
 from ...auth.prompts import send_prompt
 from ...codec import parse_message
-from ...errors import Error, ErrorCode, bad_request, failure_of
+from ...errors import Error, bad_request, failure_of
 from ...openai import requests
-from ...openai.responses import DONE, Completion, error_body
+from ...openai.responses import DONE, Completion, UnknownModelError, error_body
 from ...sessions import entries
 from ...sessions.creation import SessionRequest
 from ...sessions.session import Session
@@ -198,7 +198,7 @@ async def _chat_session(
         return await sessions.get(str(named), app_name), requests.last_prompt(body)
     agent, _, model = (body.model or "").partition("/")
     if agent and agent not in {info.name for info, _ in await sessions.agents.all()}:
-        raise Error(ErrorCode.NOT_FOUND, f"there is no agent {agent!r}: see GET /v1/models")
+        raise UnknownModelError(agent)
     conversation = requests.conversation_of(body)
     session = await sessions.create(
         app_name,
