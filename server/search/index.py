@@ -86,12 +86,18 @@ class SearchIndex:
     async def close(self) -> None:
         await self._database.close()
 
-    async def progress(self, session: int | None = None) -> dict[int, Indexed]:
-        """The indexed positions of all sessions, or of one, by the sessions' numbers."""
-        rows = await self._database.fetch(
-            "SELECT session, session_id, seq FROM indexed WHERE ?1 IS NULL OR session = ?1", session
-        )
+    async def progress(self) -> dict[int, Indexed]:
+        """The indexed positions of all sessions, by the sessions' numbers."""
+        rows = await self._database.fetch("SELECT session, session_id, seq FROM indexed")
         return {row[0]: Indexed(row[1], row[2]) for row in rows}
+
+    async def progress_of(self, session: int) -> Indexed | None:
+        """The indexed position of one session; None if nothing of it is indexed."""
+        # A statement of its own: SQLite would read all rows for a condition that may be absent.
+        rows = await self._database.fetch(
+            "SELECT session_id, seq FROM indexed WHERE session = ?", session
+        )
+        return Indexed(*rows[0]) if rows else None
 
     async def add(
         self,

@@ -116,7 +116,7 @@ class Indexer:
         if row is None:
             await self._index.forget(session)
             return
-        indexed = (await self._index.progress(session)).get(session)
+        indexed = await self._index.progress_of(session)
         if indexed is not None and indexed.session_id != row.id:
             await self._index.forget(session)
             indexed = None

@@ -183,12 +183,14 @@ class SessionSnapshots:
         snapshot_id: str | None,
         last_turn: int,
         is_busy: Callable[[], bool],
+        restored: Callable[[str], None],
     ) -> dict[str, Any]:
         """Restore the folder to its state before a turn, or to a snapshot.
 
         Args:
             last_turn: the session's newest turn.
             is_busy: whether a turn runs in the folder. A later prompt waits for the undo.
+            restored: called with the ``snapshot_id``, before a waiting prompt proceeds.
 
         Returns:
             ``snapshot_id`` of the state that was replaced, the number of ``restored`` files, and
@@ -212,6 +214,7 @@ class SessionSnapshots:
                     response, _ = await self._request("undo", **fields)
                 finally:
                     self._is_undoing = False
+                restored(response["snapshot_id"])
                 self._pack_later(response)
                 return response
 

@@ -111,6 +111,17 @@ async def test_index_is_complete_after_a_restart(serve: Serve, tmp_path: Path, d
         await until_found(client, word, 2)
 
 
+async def test_position_of_one_session_is_that_of_the_list(tmp_path: Path) -> None:
+    index = await SearchIndex.open(tmp_path / "index.sqlite3")
+    try:
+        for session in (1, 2):
+            await index.add("app", session, f"id-{session}", [], seq=10 * session)
+        assert await index.progress_of(2) == (await index.progress())[2]
+        assert await index.progress_of(3) is None
+    finally:
+        await index.close()
+
+
 async def test_bad_queries_are_refused(client: Client) -> None:
     for query in ("", "?q=", "?q=a&limit=0", "?q=a&limit=101", f"?q={'x' * 1001}"):
         failure(await client.get(f"/search{query}"), 400, "bad_request")

@@ -195,6 +195,15 @@ async def test_undo_restores_the_folder_and_can_be_undone(client: Client, tmp_pa
     assert status == 200
     kinds = [one["kind"] for one in listed["snapshots"]]
     assert kinds == ["end", "end", *["undo", "restored"] * 4]
+    # The clients that watch the session see each undo.
+    notices = [one for one in await client.events(session) if one["type"] == "notice"]
+    assert [(one["notice"], one["turn_index"]) for one in notices] == [("undone", 2)] * 4
+    assert [one.get("restored_turn") for one in notices] == [2, None, None, 1]
+    assert [one["snapshot_id"] for one in notices[:2]] == [
+        reply["snapshot_id"],
+        again["snapshot_id"],
+    ]
+    assert notices[1]["restored_snapshot"] == reply["snapshot_id"]
 
 
 async def test_undo_needs_one_existing_target(client: Client, tmp_path: Path) -> None:

@@ -195,6 +195,12 @@ DOWN = [
     entry("session_reopened", 15, 2, entries.encode_fields(reason="client")),
     entry("notice", 13, 3, entries.encode_fields(notice="restored", setting="mode", value="plan")),
     entry("notice", 14, 3, entries.encode_fields(notice="asks", asks=False)),
+    entry(
+        "notice",
+        15,
+        3,
+        entries.encode_fields(notice="undone", snapshot_id="8dd3a5b1bd98a956", restored_turn=3),
+    ),
     frame(
         "ready",
         protocol=PROTOCOL,

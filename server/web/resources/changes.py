@@ -145,7 +145,7 @@ async def get_changes(
     scope="manage",
     summary="Undo what the agent has changed",
     description="Restores the session's folder to its state before a turn, or to a snapshot. The"
-    " state that is replaced is kept as a snapshot. The agent is not told.",
+    " state that is replaced is kept as a snapshot. The log gets a notice; the agent is not told.",
     waits=("body", "work"),
     request_example={"turn_index": 1},
     example={
@@ -169,13 +169,19 @@ async def undo_changes(request: web.Request, session: Session, body: Undo) -> Un
         others = (one for one in sessions.cached.values() if one.row.cwd == session.row.cwd)
         return session.is_busy or any(one.is_busy for one in others)
 
+    def restored(replaced: str) -> None:
+        index = session.turns.current.entry_index()
+        session.details.log_undo(index, replaced, body.turn_index, body.snapshot_id)
+
     async with waiting(request):
         done = await session.snapshots.undo(
             turn_index=body.turn_index,
             snapshot_id=body.snapshot_id,
             last_turn=session.turns.last_index,
             is_busy=is_busy,
+            restored=restored,
         )
+        await session.log.reach(session.log.last)
     return UndoResult(
         snapshot_id=done["snapshot_id"],
         restored=done["restored"],

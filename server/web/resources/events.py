@@ -139,7 +139,7 @@ class ElicitationResolvedEntry(_EntryFields, kw_only=True, tag="elicitation_reso
 class NoticeEntry(_EntryFields, kw_only=True, tag="notice"):
     """An action or a finding of the server."""
 
-    notice: Literal["restored", "asks", "limit"]
+    notice: Literal["restored", "asks", "limit", "undone"]
     setting: Annotated[str, doc("Of `restored`.")] | msgspec.UnsetType = msgspec.UNSET
     value: str | bool | msgspec.UnsetType = msgspec.UNSET
     asks: Annotated[bool, doc("Of `asks`.")] | msgspec.UnsetType = msgspec.UNSET
@@ -149,6 +149,15 @@ class NoticeEntry(_EntryFields, kw_only=True, tag="notice"):
     text: Annotated[str, doc("Of `limit`: a sentence for the user.")] | msgspec.UnsetType = (
         msgspec.UNSET
     )
+    snapshot_id: (
+        Annotated[str, doc("Of `undone`: the state that was replaced.")] | msgspec.UnsetType
+    ) = msgspec.UNSET
+    restored_turn: (
+        Annotated[Count, doc("Of `undone`: the folder is as before this turn.")] | msgspec.UnsetType
+    ) = msgspec.UNSET
+    restored_snapshot: (
+        Annotated[str, doc("Of `undone`: the snapshot that was restored.")] | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
 class TurnEndEntry(_EntryFields, kw_only=True, tag="turn_end"):
