@@ -32,9 +32,10 @@ from urllib.parse import SplitResult, urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from server.agents.base import AgentObserver, AgentSpec, MessageLimits  # noqa: E402
+from server.agents.base import AgentObserver, AgentSpec  # noqa: E402
 from server.agents.catalog import find_node  # noqa: E402
 from server.agents.host.backend import HostBackend  # noqa: E402
+from server.agents.output_limits import MessageLimits  # noqa: E402
 from server.config import AgentCommand  # noqa: E402
 from server.data_dir import DataDir  # noqa: E402
 

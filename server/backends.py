@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from .agents.base import Backpressure, MessageLimits
 from .agents.catalog import find_node
 from .agents.cli.backend import CliBackend
 from .agents.host.backend import HostBackend
+from .agents.output_limits import Backpressure, MessageLimits
 from .agents.process.environ import agent_environ, with_folder_of
 from .agents.selection import FALLBACK_AGENT
 from .config import AgentCommand, Settings

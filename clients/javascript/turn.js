@@ -6,7 +6,7 @@ import { ClawdforgeError, TurnError } from './errors.js';
  * @returns {string}
  */
 export function textOf(entry) {
-	const update = entry.event?.params?.update;
+	const update = entry.subagent ? undefined : entry.event?.params?.update;
 	const text = update?.sessionUpdate === 'agent_message_chunk' ? update.content?.text : '';
 	return typeof text === 'string' ? text : '';
 }

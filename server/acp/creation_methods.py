@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from ..auth.credential import Credential
 from ..errors import Error, ErrorCode
@@ -30,6 +32,7 @@ class AcpClient:
         options: of the URL and of ``initialize``; those in a later message take precedence.
         only_session: the id of the only session that the client's ticket admits to, or None.
         elicitation: the modes of ``elicitation/create`` that the client can show.
+        capabilities: others of the client that agents learn of.
         session_options: of ``initialize``, for new sessions.
         is_disconnected: the connection has ended; the client gets no more responses.
     """
@@ -38,6 +41,7 @@ class AcpClient:
     options: UrlOptions
     only_session: str | None
     elicitation: tuple[str, ...] = ()
+    capabilities: tuple[Literal["plan", "subagents"], ...] = ()
     session_options: SessionOptions = NO_OPTIONS
     is_disconnected: bool = False
 
@@ -134,7 +138,11 @@ class CreationMethods:
     ) -> SessionOptions:
         """The options of a new session; what the client can show follows its capabilities."""
         options = options_of(self._sessions, wanted, chosen)
-        return merged_options(asking_options(self._client.elicitation), options)
+        shown = asking_options(self._client.elicitation)
+        if self._client.capabilities:
+            announced = list(self._client.capabilities)
+            shown = msgspec.structs.replace(shown, client_capabilities=announced)
+        return merged_options(shown, options)
 
     # Creation
 

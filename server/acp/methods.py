@@ -147,6 +147,9 @@ class AcpMethods:
             raise JsonRpcError(jsonrpc.INVALID_REQUEST, "the connection is initialized already")
         if self._sessions.backend.can_ask:
             self.client.elicitation = params.elicitation_modes(initialize.client_capabilities)
+        if "client_capabilities" not in self._sessions.backend.unsupported_options:
+            known = initialize.client_capabilities
+            self.client.capabilities = params.further_capabilities(known)
         self.client.options = initialize.session_options.with_defaults(self.client.options)
         self._subscriptions.have_positions = initialize.session_options.positions
         self._subscriptions.updates = UpdateFilter(initialize.client_capabilities)
@@ -312,6 +315,8 @@ class AcpMethods:
     async def _cancel(self, value: Any) -> None:
         """Cancel the client's own prompts, or the running turn if there are none."""
         cancel = read_params(params.CancelParams, value)
+        if self._subscriptions.cancel_subagent(cancel.session_id):
+            return
         session = await self._session(cancel.session_id)
         subscription = self._subscriptions.get(session.id)
         own_prompts = tuple(subscription.prompts) if subscription is not None else ()

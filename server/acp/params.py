@@ -108,6 +108,16 @@ def elicitation_modes(capabilities: Mapping[str, Any] | None) -> tuple[str, ...]
     return tuple(mode for mode in ELICITATION_MODES if isinstance(announced.get(mode), dict))
 
 
+FURTHER: tuple[Literal["plan", "subagents"], ...] = "plan", "subagents"
+
+
+def further_capabilities(
+    capabilities: Mapping[str, Any] | None,
+) -> tuple[Literal["plan", "subagents"], ...]:
+    """The capabilities of a client that the agents of its new sessions learn of."""
+    return tuple(name for name in FURTHER if isinstance((capabilities or {}).get(name), dict))
+
+
 class AuthenticateParams(_Params, frozen=True, kw_only=True):
     method_id: Name
 

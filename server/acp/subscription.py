@@ -20,6 +20,7 @@ from ..sessions.turns import Turn
 from . import jsonrpc, resumption, translate
 from .jsonrpc import JsonRpcError
 from .params import NAMESPACE
+from .subagent_sessions import SubagentSessions
 from .truncate import truncate_message
 from .update_filter import UpdateFilter
 
@@ -46,6 +47,7 @@ class SessionSubscription:
         permission_requests: ids of requests to the client, by the ids of the session's permission
             requests.
         elicitation_requests: the same for the session's questions.
+        subagents: the sessions of subagents that the client knows.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class SessionSubscription:
         self._closes: list[jsonrpc.Request] = []
         self._agent_responses: dict[int, translate.AgentMessage] = {}
         self._rewriter = translate.SessionIdRewriter(session.id)
+        self.subagents = SubagentSessions(session.id)
 
     @property
     def has_more(self) -> bool:
@@ -204,6 +207,8 @@ class SessionSubscription:
         event = entries.event_of(line)
         if event is not None:
             shown = self._updates.apply(event)
+            if shown and (child := entries.subagent_session_of(line)) is not None:
+                return self._render_of_subagent(child, shown)
             return self._render_event(line, shown, replaying=replaying) if shown else []
         entry = parse_message(line)
         assert entry is not None
@@ -230,7 +235,15 @@ class SessionSubscription:
         self.own_prompt_ids.discard(entry["id"])
         return is_own
 
+    def _render_of_subagent(self, child: str, event: bytes) -> list[bytes]:
+        if not self._updates.knows_subagents:
+            return []
+        self.subagents.note(child)
+        return [self.subagents.render(event)]
+
     def _render_event(self, line: bytes, event: bytes, *, replaying: bool) -> list[bytes]:
+        if self._updates.knows_subagents:
+            event = self.subagents.render(event)
         if (rewritten := self._rewriter.rewrite(event)) is not None:
             return [rewritten]
         message = translate.AgentMessage(event)
@@ -239,6 +252,7 @@ class SessionSubscription:
             return []
         if message.method == translate.UPDATE:
             self._rewriter.learn(message)
+            self.subagents.parent_id = self._rewriter.agent_id
         elif replaying:  # only the conversation is replayed
             return []
         return [message.with_session_id(self.session.id)]
@@ -281,7 +295,7 @@ class SessionSubscription:
     def _request_permission(self, pending: dict[str, Any]) -> list[bytes]:
         """The request for a permission; none if it cannot be shortened enough for the client."""
         request_id = self._next_id()
-        params = {**pending["request"], "sessionId": self.session.id}
+        params = {**pending["request"], "sessionId": self.subagents.session_of(pending["request"])}
         if self._has_positions:
             resumption.add_request_id(params, pending["request_id"])
         message = jsonrpc.encode_request(request_id, "session/request_permission", params)
@@ -297,7 +311,7 @@ class SessionSubscription:
         request_id = self._next_id()
         # `requestId` is an id between acpx and the agent.
         params = {name: value for name, value in request.items() if name != "requestId"}
-        params["sessionId"] = self.session.id
+        params["sessionId"] = self.subagents.session_of(request)
         if self._has_positions:
             resumption.add_request_id(params, pending["request_id"])
         message = jsonrpc.encode_request(request_id, "elicitation/create", params)

@@ -86,6 +86,17 @@ class Subscriptions:
         self._on_entries()
         return subscription
 
+    def cancel_subagent(self, child: str) -> bool:
+        """Cancel the work of a subagent, by its session id. False if it is none of these sessions'.
+
+        The agent ignores it for a subagent whose work cannot be cancelled.
+        """
+        owner = next((one for one in self if child in one.subagents.ids), None)
+        if owner is None or owner.session.is_closed:
+            return False
+        owner.session.agent.backend_agent.cancel_subagent(child)
+        return True
+
     def schedule(self) -> None:
         """Have the entries after the cursors sent."""
         self._on_entries()

@@ -68,17 +68,22 @@ class SessionIdRewriter:
 
     Args:
         session_id: this server's id of the session.
+
+    Attributes:
+        agent_id: the agent's own id of it, once it is known.
     """
 
     def __init__(self, session_id: str) -> None:
         self._new_prefix = _UPDATE_PREFIX % dumps(session_id)
+        self.agent_id: str | None = None
         self._agent_prefix: bytes | None = None
 
     def learn(self, message: AgentMessage) -> None:
         """Learn the agent's own session id from a message that was parsed."""
         params = parse_message(message.part("params") or b"")
         if params is not None and isinstance(params.get("sessionId"), str):
-            self._agent_prefix = _UPDATE_PREFIX % dumps(params["sessionId"])
+            self.agent_id = params["sessionId"]
+            self._agent_prefix = _UPDATE_PREFIX % dumps(self.agent_id)
 
     def rewrite(self, message: bytes) -> bytes | None:
         """*message* with the new id, or None if it must be parsed."""

@@ -10,11 +10,18 @@ from typing import Any
 
 from ..codec import dumps, parse_message
 
-UPDATES_OF: Mapping[str, tuple[str, ...]] = {
+SESSION_UPDATES: Mapping[str, tuple[str, ...]] = {
     "notices": ("notice",),
     "compaction": ("compaction_update", "compaction_summary_chunk"),
 }
-"""The kinds of ``session/update`` that belong to a capability of the client's."""
+"""The kinds of ``session/update`` that belong to a capability of the client's for sessions."""
+SESSION_MESSAGES = "session_message", "session_message_chunk"
+"""Those for messages between an agent and a subagent."""
+CLIENT_UPDATES: Mapping[str, tuple[str, ...]] = {
+    "plan": ("plan_update", "plan_removed"),
+    "subagents": ("subagent_update", *SESSION_MESSAGES),
+}
+"""The kinds that belong to one of the client's other capabilities."""
 OPTIONS_UPDATE = "config_option_update"
 SWITCH = "boolean"
 """The type of an option that is true or false."""
@@ -25,6 +32,9 @@ class UpdateFilter:
 
     Args:
         capabilities: the client's ``clientCapabilities``.
+
+    Attributes:
+        knows_subagents: the client understands sessions of subagents.
     """
 
     def __init__(self, capabilities: Mapping[str, Any] | None) -> None:
@@ -32,10 +42,12 @@ class UpdateFilter:
         announced = session if isinstance(session, dict) else {}
         options = announced.get("configOptions")
         self._has_switches = isinstance(options, dict) and isinstance(options.get(SWITCH), dict)
+        known = {**announced, **{name: (capabilities or {}).get(name) for name in CLIENT_UPDATES}}
+        self.knows_subagents = isinstance(known["subagents"], dict)
         self._hidden = {
             kind
-            for capability, kinds in UPDATES_OF.items()
-            if not isinstance(announced.get(capability), dict)
+            for capability, kinds in {**SESSION_UPDATES, **CLIENT_UPDATES}.items()
+            if not isinstance(known.get(capability), dict)
             for kind in kinds
         }
         # A message without any of these is not parsed.

@@ -21,6 +21,7 @@ from .parameters import NO_PARAMETERS, AgentParameters
 from .prompt_handle import PromptHandle
 from .reloading import ReloadableBackend
 from .steering import SteerOutcome
+from .subagents import Subagent
 from .traits import AgentTraits
 
 Conversation = Literal["fresh", "kept"]
@@ -61,6 +62,7 @@ class AgentSpec:
         parameters: what else the agent gets when it is started, and opens its conversation.
         elicitation: the modes of ``elicitation/create`` that the session's clients can show:
             ``form``, ``url``. The agent learns them when its process starts.
+        client_capabilities: others of the session's clients: ``plan``, ``subagents``.
         repository: the git repository that *cwd* is a worktree of.
     """
 
@@ -75,6 +77,7 @@ class AgentSpec:
     parameters: AgentParameters = NO_PARAMETERS
     elicitation: tuple[str, ...] = ()
     repository: str | None = None
+    client_capabilities: tuple[str, ...] = ()
 
     @property
     def directories(self) -> tuple[str, ...]:
@@ -144,7 +147,7 @@ class AgentObserver:
     def prompt_sent(self, conversation: Conversation) -> None:
         """The prompt was written to the agent's stdin."""
 
-    def notification_received(self, message: bytes) -> None:
+    def notification_received(self, message: bytes, subagent: Subagent | None = None) -> None:
         """A notification, as the agent wrote it: one line of JSON without its end."""
 
     def response_received(self, message: bytes, response: Mapping[str, Any]) -> None:
@@ -276,6 +279,9 @@ class Agent(Protocol):
 
     def answer_elicitation(self, raw_id: Any, outcome: Mapping[str, Any]) -> None: ...
 
+    def cancel_subagent(self, session_id: str) -> None:
+        """Ask the agent to end the work of a subagent, by the id of the subagent's session."""
+
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         """Change the agent's mode.
 
@@ -356,32 +362,6 @@ class Backend(ReloadableBackend, Protocol):
 
     async def forget(self, key: str) -> None:
         """Delete acpx's record of a session that has no process any more."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class MessageLimits:
-    """Limits on what agents write, in bytes and seconds.
-
-    Attributes:
-        each: of one message. A larger one ends its agent.
-        per_app: of the incomplete messages of all agents of one app together.
-        large_secs: seconds that an agent may take to write the rest of a large message.
-    """
-
-    each: int
-    per_app: int
-    large_secs: float = 10
-
-
-class Backpressure(Protocol):
-    """The capacity of the log for messages of agents."""
-
-    @property
-    def has_capacity(self) -> bool:
-        """Whether an agent's output may be read."""
-
-    async def wait_for_capacity(self) -> None:
-        """Wait until it may."""
 
 
 AGENT_GONE = "the agent's process ended in the middle of the turn"

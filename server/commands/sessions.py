@@ -180,6 +180,8 @@ class MarkdownPage:
         """Write a log entry, or collect the message that it continues."""
         kind = entry.get("type")
         if kind == "event":
+            if "subagent" in entry:  # the conversation has its result
+                return
             self._update(_as_object(_as_object(entry["event"].get("params")).get("update")))
             return
         self.flush()

@@ -9,6 +9,7 @@ from typing import Any
 from ..agents.base import Agent, AgentObserver, AgentSpec, Backend, Wanted
 from ..agents.failures import agent_error
 from ..agents.prompt_handle import PromptHandle
+from ..agents.subagents import Subagent
 from ..agents.usage import Usage, of_acp
 from ..codec import dumps, parse_message
 from ..errors import ErrorCode
@@ -163,12 +164,14 @@ class _Collector(AgentObserver):
     def tool_call_updated(self, update: Mapping[str, Any]) -> None:
         self._calls.note(update)
 
-    def notification_received(self, message: bytes) -> None:
+    def notification_received(self, message: bytes, subagent: Subagent | None = None) -> None:
         if self._request.on_update is not None:
             self._request.on_update(message)
         if b"usage_update" in message or self._session_id is None:
             self._note(message)
         if self._size > MAX_OUTPUT_BYTES or b"agent_message_chunk" not in message:
+            return
+        if subagent is not None:  # what a subagent says is not the answer
             return
         text = _chunk_text(message)
         if text is None:

@@ -6,9 +6,10 @@ Nothing here does I/O.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ..codec import dumps
+from ..codec import dumps, loads
 from ..errors import Error
 
 
@@ -31,21 +32,42 @@ def entry(kind: str, seq: int, ts: int, turn_index: int, fields: bytes) -> bytes
 
 
 _EVENT = b',"event":'
+_SUBAGENT = b',"subagent":'
 _TURN_INDEX = b'"turn_index":'
 _EVENT_START = b'{"type":"event",'
 
 
-def event_fields(message: bytes) -> bytes:
-    """The fields of an ``event`` entry that carries the raw ACP message *message*."""
-    return b'"event":' + message
+def event_fields(message: bytes, subagent: Mapping[str, str] | None = None) -> bytes:
+    """The fields of an ``event`` entry that carries the raw ACP message *message*.
+
+    Args:
+        subagent: ``session_id``, ``tool_call_id``: the subagent that it is of.
+    """
+    if subagent is None:
+        return b'"event":' + message
+    return b'"subagent":%b,"event":%b' % (dumps(subagent), message)
 
 
 def event_of(line: bytes) -> bytes | None:
     """The raw ACP message of an ``event`` entry; None for other entries."""
     if not line.startswith(_EVENT_START):
         return None
-    # The server writes the fields before it, so the first match is not part of agent output.
+    # The server writes the fields before it, so the first match is not part of agent output. The
+    # ids of a subagent are, but a string contains no bare quote.
     return line[line.index(_EVENT) + len(_EVENT) : -1]
+
+
+def is_of_subagent(line: bytes) -> bool:
+    """Whether an ``event`` entry is of a subagent, and not of the agent itself."""
+    return line.find(_SUBAGENT, 0, line.index(_EVENT)) >= 0
+
+
+def subagent_session_of(line: bytes) -> str | None:
+    """The session of a subagent that an ``event`` entry is of, if the subagent has one."""
+    end = line.index(_EVENT)
+    start = line.find(_SUBAGENT, 0, end)
+    found = loads(line[start + len(_SUBAGENT) : end]).get("session_id") if start >= 0 else None
+    return found if isinstance(found, str) else None
 
 
 def turn_index_of(line: bytes) -> int:

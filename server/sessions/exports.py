@@ -76,7 +76,7 @@ async def _entry_lines(session: Session) -> AsyncIterator[bytes]:
 
 
 async def _all_said(session: Session) -> AsyncIterator[tuple[str, str]]:
-    """The messages, one after the other, with the titles of the tool calls."""
+    """The messages, one after the other, with the titles of the agent's own tool calls."""
     role, parts = "", [""]
     async for line in _entry_lines(session):
         for who, text in [*said(line), *_tool_calls(line)]:
@@ -92,7 +92,7 @@ async def _all_said(session: Session) -> AsyncIterator[tuple[str, str]]:
 
 def _tool_calls(line: bytes) -> list[tuple[str, str]]:
     event = entries.event_of(line)
-    if event is None or b'"tool_call"' not in event:
+    if event is None or b'"tool_call"' not in event or entries.is_of_subagent(line):
         return []
     params = (parse_message(event) or {}).get("params")
     update = params.get("update") if isinstance(params, dict) else None

@@ -77,7 +77,7 @@ async def _turn_text(log: SessionLog, turn_index: int, first: int, last: int) ->
 def said(line: bytes) -> Iterator[tuple[str, str]]:
     """The texts of the user and of the assistant in an entry, each with the role."""
     if (event := entries.event_of(line)) is not None:
-        if b'"agent_message_chunk"' not in event:
+        if b'"agent_message_chunk"' not in event or entries.is_of_subagent(line):
             return
         update = _update_of(parse_message(event))
         if update.get("sessionUpdate") == "agent_message_chunk":

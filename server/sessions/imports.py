@@ -17,7 +17,9 @@ ROW_BYTES = 256 << 10
 ROW_ENTRIES = 1024
 MAX_TIME_MS = 1 << 53
 _KIND = re.compile(r"[a-z][a-z_]{0,63}\Z")
-_OWN_EVENT = re.compile(rb'\{"type":"event","seq":\d+,"ts":\d+,"turn_index":\d+,"event":')
+_OWN_EVENT = re.compile(
+    rb'\{"type":"event","seq":\d+,"ts":\d+,"turn_index":\d+,(?:"subagent":\{[^{}]*\},)?"event":'
+)
 
 
 @dataclasses.dataclass(slots=True)
@@ -123,14 +125,23 @@ def _add_line(log: ImportedLog, line: bytes, number: int) -> None:
 
 def _checked_event(line: bytes, value: dict[str, Any], number: int) -> bytes:
     """The fields of an event, byte for byte if it is encoded as this server does."""
-    event = value.get("event")
-    if not isinstance(event, dict) or len(value) != 1:
+    event, subagent = value.pop("event", None), value.pop("subagent", None)
+    if not isinstance(event, dict) or value:
         raise bad_request(f"line {number}: event: must be an object, and the only other field")
+    if subagent is not None and not _is_subagent(subagent):
+        raise bad_request(f"line {number}: subagent: must be an object of ids")
     if (head := _OWN_EVENT.match(line)) is not None:
         raw = line.rstrip(b"\r")[head.end() : -1]
         if parse_message(raw) == event:
-            return entries.event_fields(raw)
-    return entries.event_fields(dumps(event))
+            return entries.event_fields(raw, subagent)
+    return entries.event_fields(dumps(event), subagent)
+
+
+def _is_subagent(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        name in ("session_id", "tool_call_id") and isinstance(one, str)
+        for name, one in value.items()
+    )
 
 
 def _begin_turn(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..agents.agent_settings import AgentSettings
 from ..agents.base import AgentObserver, Conversation, Wanted
+from ..agents.subagents import Subagent
 from ..tracing import Tracer
 from ..validation import OptionValue
 from . import entries
@@ -89,10 +90,11 @@ class SessionObserver(AgentObserver):
     def prompt_sent(self, conversation: Conversation) -> None:
         self._runner.prompt_sent(conversation)
 
-    def notification_received(self, message: bytes) -> None:
+    def notification_received(self, message: bytes, subagent: Subagent | None = None) -> None:
         if self._core.is_log_complete:
             return
-        self._log.append("event", self._current.entry_index(), entries.event_fields(message))
+        fields = entries.event_fields(message, subagent)
+        self._log.append("event", self._current.entry_index(), fields)
         turn = self._current.turn
         if turn is not None and not turn.first_update_at and turn.is_sent:
             turn.first_update_at = time.monotonic()

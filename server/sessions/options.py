@@ -56,6 +56,15 @@ ElicitationModes = Annotated[
         " default both.",
     ),
 ]
+ClientCapabilities = Annotated[
+    list[Literal["plan", "subagents"]],
+    msgspec.Meta(
+        max_length=2,
+        description="Capabilities of the session's clients that the agent learns of at each start,"
+        " by ACP's names. Without `plan` the agent sends `plan` updates instead of `plan_update`,"
+        " and without `subagents` it reports the work of subagents in the session itself.",
+    ),
+]
 _Tool = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _Folder = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 
@@ -94,6 +103,7 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ask_timeout_secs: AskTimeout | None = None
     elicitation: Elicitation | None = None
     elicitation_modes: ElicitationModes | None = None
+    client_capabilities: ClientCapabilities | None = None
     mcp_servers: Annotated[
         Annotated[list[McpServer | ServerName], msgspec.Meta(max_length=MAX_LISTED)] | None,
         msgspec.Meta(
@@ -163,7 +173,10 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 NO_OPTIONS = SessionOptions()
-AGENT_OPTIONS = ("mcp_servers", "allowed_tools", "max_turns", "env", "additional_directories")
+AGENT_OPTIONS = (
+    *("mcp_servers", "allowed_tools", "max_turns", "env", "additional_directories"),
+    "client_capabilities",
+)
 """The options that the agent receives when it is started or loaded."""
 
 
@@ -240,6 +253,7 @@ class OptionsInfo(msgspec.Struct, kw_only=True):
     ]
     elicitation: Literal["off", "ask"]
     elicitation_modes: list[Literal["form", "url"]]
+    client_capabilities: list[Literal["plan", "subagents"]]
     mcp_servers: list[McpServerInfo]
     allowed_tools: list[str] | None
     max_turns: int | None
@@ -252,6 +266,7 @@ INFO_EXAMPLE = {
     "ask_timeout_secs": 300,
     "elicitation": "off",
     "elicitation_modes": ["form", "url"],
+    "client_capabilities": [],
     "mcp_servers": [],
     "allowed_tools": None,
     "max_turns": None,
@@ -268,6 +283,7 @@ def options_view(options: SessionOptions, settings: Settings) -> dict[str, Any]:
         "ask_timeout_secs": ask_timeout(options, settings),
         "elicitation": options.elicitation or "off",
         "elicitation_modes": options.elicitation_modes or list(ELICITATION_MODES),
+        "client_capabilities": options.client_capabilities or [],
         "mcp_servers": [_server_view(server, settings.mcp_servers) for server in servers],
         "allowed_tools": options.allowed_tools,
         "max_turns": options.max_turns,

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from ..agents.base import GRACE_SECS, Agent, AgentObserver, AgentSpec, Backend
+from ..agents.subagents import Subagent
 from ..errors import Error
 from ..storage import statements
 from ..storage.writer import DatabaseWriter
@@ -103,7 +104,7 @@ class PrewarmedAgent(AgentObserver):
 
     # AgentObserver
 
-    def notification_received(self, message: bytes) -> None:
+    def notification_received(self, message: bytes, subagent: Subagent | None = None) -> None:
         self.messages.append(message)
         self._buffered_bytes += len(message)
         if self._buffered_bytes > MAX_BUFFERED_BYTES:

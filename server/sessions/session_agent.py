@@ -95,6 +95,7 @@ class SessionAgent:
             agent_parameters(self._core.options, self._core.context.settings.mcp_servers),
             self._core.options.announced_modes,
             git.repository if (git := self._core.options.git) and git.worktree else None,
+            tuple(sorted(self._core.options.client_capabilities or ())),
         )
 
     @property

@@ -38,6 +38,20 @@ def test_turn_index_is_read_from_the_head_of_an_entry() -> None:
 
 
 @given(st.text(), st.text())
+def test_subagent_of_an_event_is_read_back(child: str, call: str) -> None:
+    fields = entries.event_fields(CHUNK, {"session_id": child, "tool_call_id": call})
+    line = entry("event", 1, 1, fields)
+    assert entries.event_of(line) == CHUNK
+    assert entries.is_of_subagent(line)
+    assert entries.subagent_session_of(line) == child
+    assert entries.turn_index_of(line) == 1
+    message = json.dumps({"a": ',"subagent":{}', "subagent": {"session_id": "s"}}).encode()
+    other = entry("event", 2, 1, entries.event_fields(message))
+    assert not entries.is_of_subagent(other)
+    assert entries.subagent_session_of(other) is None
+
+
+@given(st.text(), st.text())
 def test_arbitrary_client_text_is_escaped(client_id: str, request_id: str) -> None:
     start = entry("turn_start", 1, 1, entries.turn_start_fields(b"[]", client_id, "new"))
     assert json.loads(start)["id"] == client_id

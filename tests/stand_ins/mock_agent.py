@@ -897,6 +897,9 @@ def steer(params: Json, request_id: Any) -> Json:
 
 
 def cancel(params: Json, _: Any) -> Json:
+    if params["sessionId"] not in sessions:  # of a subagent
+        send_update(params["sessionId"], text_chunk("agent_message_chunk", "cancelled"))
+        return {}
     if (turn := session_of(params).turn) is not None:
         turn.cancel()
     return {}

@@ -140,6 +140,8 @@ DOWN = [
     ),
     entry("event", 2, 1, entries.event_fields(CHUNK)),
     entry("event", 3, 1, entries.event_fields(ODD)),
+    entry("event", 17, 1, entries.event_fields(CHUNK, {"tool_call_id": "t1"})),
+    entry("event", 18, 1, entries.event_fields(CHUNK, {"session_id": "s"})),
     entry(
         "event",
         4,

@@ -62,6 +62,7 @@ class Entry(TypedDict, total=False):
     ts: int
     turn_index: int
     event: Json
+    subagent: Json
     prompt: list[Json]
     id: str | None
     context: Literal["new", "kept", "told", "lost"]
@@ -114,7 +115,7 @@ class RunResult:
 
 def text_of(entry: Entry | Json) -> str:
     """The text of an entry that is a piece of the agent's message, else an empty string."""
-    event = entry.get("event")
+    event = None if "subagent" in entry else entry.get("event")
     params = event.get("params") if isinstance(event, dict) else None
     update = params.get("update") if isinstance(params, dict) else None
     if not isinstance(update, dict) or update.get("sessionUpdate") != "agent_message_chunk":

@@ -20,17 +20,18 @@ from ..base import (
     AgentSpec,
     AgentState,
     AgentTimeouts,
-    Backpressure,
     agent_failed,
     agent_unavailable,
 )
 from ..failures import needs_login
 from ..line_reader import LineReader
 from ..login_states import LoginStates
+from ..output_limits import Backpressure
 from ..process.programs import Program
 from ..program_output import last_output
 from ..prompt_handle import PromptHandle, PromptState
 from ..steering import CannotSteer
+from ..subagents import WithoutSubagentSessions, subagent_of
 from .commands import ENDED, AcpxCommandError, AcpxCommands, error_in, read_end
 from .prompt import CliPrompt
 from .session import CliSession, FindCommands
@@ -39,7 +40,7 @@ from .transcript import Transcript
 logger = logging.getLogger(__name__)
 
 
-class CliAgent(CannotSteer):
+class CliAgent(CannotSteer, WithoutSubagentSessions):
     """One session's agent; see :class:`base.Agent`.
 
     Args:
@@ -295,11 +296,13 @@ class CliAgent(CannotSteer):
         self._session.is_fresh = False
 
     def notification_received(self, line: bytes, message: dict[str, Any]) -> None:
+        subagent = None
         if message["method"] == "session/update":
+            subagent = subagent_of(message.get("params"), None)
             self._session.updated(message.get("params"))
             if (info := _info_of(line, message)) is not None:
                 self.observer.info_updated(info)
-        self.observer.notification_received(line)
+        self.observer.notification_received(line, subagent)
 
     def session_opened(self, result: dict[str, Any]) -> None:
         self._session.opened(result)

@@ -34,14 +34,13 @@ from ..base import (
     AgentSpec,
     AgentState,
     AgentTimeouts,
-    Backpressure,
     EnvironOf,
-    MessageLimits,
     agent_unavailable,
     no_environ,
 )
 from ..catalog import AcpxError, agent_infos, check_versions, launched, resolved_command
 from ..login_states import LoginStates
+from ..output_limits import Backpressure, MessageLimits
 from ..reloading import NothingToRestore
 from ..traits import AgentTraits, traits_of
 from .agent import CliAgent
@@ -70,7 +69,9 @@ class CliBackend(NothingToRestore):
     """
 
     can_ask = False
-    unsupported_options = frozenset({"additional_directories", "allowed_tools", "max_turns"})
+    unsupported_options = frozenset(
+        {"additional_directories", "allowed_tools", "max_turns", "client_capabilities"}
+    )
     can_restore = False  # acpx sends the prompt as soon as it has loaded the session
     restarts = 0  # there is no host
 

@@ -154,6 +154,10 @@ class HostAgent:
         if self._process.proxy is not None:
             self._process.proxy.own_requests.respond(raw_id, outcome)
 
+    def cancel_subagent(self, session_id: str) -> None:
+        if self._process.proxy is not None:
+            self._process.proxy.own_requests.cancel(session_id)
+
     async def set_mode(self, mode: str) -> Mapping[str, Any]:
         return await self._changes.change("set_mode", mode=mode)
 

@@ -31,13 +31,12 @@ from ..base import (
     AgentObserver,
     AgentSpec,
     AgentTimeouts,
-    Backpressure,
     EnvironOf,
-    MessageLimits,
     agent_unavailable,
 )
 from ..catalog import agent_infos, launched, resolved_command
 from ..login_states import LoginStates
+from ..output_limits import Backpressure, MessageLimits
 from ..parameters import claude_meta
 from ..process.beats import Beats
 from ..program_output import secrets_in

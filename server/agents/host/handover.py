@@ -28,7 +28,8 @@ from ...descriptors import next_connection, until_readable
 from ...reload.state import Inherited, Passed
 from ...sandbox.sandbox import FolderError, Sandbox
 from ...tasks import Supervisor, Tasks
-from ..base import AgentSpec, Backpressure, EnvironOf, MessageLimits, no_environ
+from ..base import AgentSpec, EnvironOf, no_environ
+from ..output_limits import Backpressure, MessageLimits
 from ..process import process_tree
 from ..traits import asking_environ, traits_of
 from .incomplete_messages import IncompleteMessages

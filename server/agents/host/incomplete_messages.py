@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 
 from ...limits import ByteBudget, Reservation
-from ..base import MessageLimits
+from ..output_limits import MessageLimits
 
 UNCOUNTED_BYTES = 256 << 10
 """Incomplete messages up to this size are not counted."""

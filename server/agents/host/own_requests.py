@@ -83,9 +83,9 @@ class OwnRequests:
         params = steering.params(dumps(self._conversation.session_id), blocks)
         return self.send(steering.METHOD, params, on_response)
 
-    def cancel(self) -> None:
-        """Ask the agent to end the running turn."""
-        params = {"sessionId": self._conversation.session_id}
+    def cancel(self, subagent: str | None = None) -> None:
+        """Ask the agent to end the running turn, or the work of the session of a subagent."""
+        params = {"sessionId": subagent or self._conversation.session_id}
         self._write(dumps({"jsonrpc": "2.0", "method": "session/cancel", "params": params}))
 
     def respond(self, raw_id: Any, result: Mapping[str, Any]) -> None:

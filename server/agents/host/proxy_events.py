@@ -10,6 +10,7 @@ from ...errors import Error
 from ...tasks import Tasks
 from .. import acp_settings
 from ..base import AGENT_GONE, AgentSpec, agent_failed
+from ..subagents import subagent_of
 from .agent_process import AgentProcess
 from .binding import Binding
 from .client_capabilities import announced
@@ -77,7 +78,8 @@ class ProxyEvents:
     def session_fields(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         if method == "initialize":
             modes = self._process.elicitation = self.spec.elicitation
-            return {"clientCapabilities": announced(params.get("clientCapabilities"), modes)}
+            known, further = params.get("clientCapabilities"), self.spec.client_capabilities
+            return {"clientCapabilities": announced(known, modes, further)}
         try:
             fields = self.spec.parameters.request_fields(self._sync.reported.capabilities)
         except Error as error:
@@ -120,13 +122,19 @@ class ProxyEvents:
 
     def notification_received(
         self, line: bytes, message: dict[str, Any], *, replayed: bool
-    ) -> None:
+    ) -> bool:
+        subagent = None
         if message["method"] == "session/update":
-            self._note_update(message.get("params"), replayed=replayed)
+            params = message.get("params")
+            # Other agents know no such sessions, and may be careless with the id of their own one.
+            announced = "subagents" in self.spec.client_capabilities
+            subagent = subagent_of(params, self._own_id if announced else None)
+            self._note_update(params, replayed=replayed)
         elif message["method"] == "$/cancel_request" and isinstance(message.get("params"), dict):
             self._binding.observer.request_withdrawn(message["params"].get("requestId"))
         if not replayed:
-            self._binding.observer.notification_received(line)
+            self._binding.observer.notification_received(line, subagent)
+        return subagent is not None and "session_id" in subagent
 
     def _note_update(self, params: Any, *, replayed: bool) -> None:
         update = params.get("update") if isinstance(params, dict) else None
@@ -147,9 +155,13 @@ class ProxyEvents:
 
     def _is_of_child(self, params: Mapping[str, Any]) -> bool:
         """Whether an update is of a session that the agent began by itself, for a subagent."""
+        return self._own_id is not None and params.get("sessionId") not in (None, self._own_id)
+
+    @property
+    def _own_id(self) -> str | None:
+        """The agent's own id of the session."""
         proxy = self._process.proxy
-        own_id = proxy.session_id if proxy is not None else None
-        return own_id is not None and params.get("sessionId") not in (None, own_id)
+        return proxy.session_id if proxy is not None else None
 
     def permission_requested(self, raw_id: Any, params: Any) -> None:
         self._binding.observer.permission_requested(raw_id, params)

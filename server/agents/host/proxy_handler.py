@@ -56,8 +56,12 @@ class ProxyHandler(Protocol):
 
     def notification_received(
         self, line: bytes, message: dict[str, Any], *, replayed: bool
-    ) -> None:
-        """The agent sent a notification; *replayed* if session/load made it repeat an old one."""
+    ) -> bool:
+        """The agent sent a notification; *replayed* if session/load made it repeat an old one.
+
+        Returns:
+            Whether it is of the session of a subagent, which acpx does not know.
+        """
 
     def response_received(self, line: bytes, message: dict[str, Any]) -> None:
         """The agent responded to the prompt."""

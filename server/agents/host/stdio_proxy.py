@@ -24,8 +24,8 @@ from ...errors import Error
 from ...reload.state import Inherited, Passed
 from ...sandbox.sandbox import Sandbox
 from ..acp_settings import SESSION_METHODS, STARTING_METHODS
-from ..base import Backpressure
 from ..line_reader import LineReader
+from ..output_limits import Backpressure
 from ..process.process_tree import RlimitTag
 from ..program_output import KEPT_BYTES
 from .channel import Channel
@@ -328,7 +328,9 @@ class StdioProxy:
             else:
                 return True
             return False
-        self._handler.notification_received(line, message, replayed=self._conversation.is_loading)
+        replayed = self._conversation.is_loading
+        if self._handler.notification_received(line, message, replayed=replayed):
+            return False
         return not (method == "session/update" and is_withheld(message))
 
     def _handle_response(self, line: bytes, message: dict[str, Any]) -> None:

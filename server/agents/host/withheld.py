@@ -12,6 +12,11 @@ WITHHELD_UPDATES = frozenset(
         "tool_call",
         "tool_call_update",
         "plan",
+        "plan_update",
+        "plan_removed",
+        "subagent_update",
+        "session_message",
+        "session_message_chunk",
     }
 )
 """The kinds of ``session/update`` that acpx does not receive."""

@@ -254,8 +254,9 @@ async def _messages(session: Session, turn: Turn) -> AsyncIterator[dict[str, Any
 
 def _chat_message(line: bytes, turn: Turn) -> dict[str, Any] | None:
     event = entries.event_of(line)
-    is_of_turn = event is not None and entries.turn_index_of(line) == turn.index
-    return parse_message(event) if event is not None and is_of_turn else None
+    if event is None or entries.turn_index_of(line) != turn.index or entries.is_of_subagent(line):
+        return None
+    return parse_message(event)
 
 
 class _ChatAnswer:

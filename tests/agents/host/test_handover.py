@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from server.agents.base import AgentSpec, MessageLimits
+from server.agents.base import AgentSpec
 from server.agents.host import stderr
 from server.agents.host.handover import StdioHandover
 from server.agents.host.stderr import StderrFiles
+from server.agents.output_limits import MessageLimits
 from server.data_dir import DataDir
 from server.sandbox.policy import SandboxPolicy
 from server.sandbox.sandbox import OFF, Sandbox

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from server.agents.base import MessageLimits
 from server.agents.host.incomplete_messages import IncompleteMessages, MessageMemory
+from server.agents.output_limits import MessageLimits
 from tests.support.waiting import Deadline
 
 MB = 1 << 20

@@ -1,0 +1,32 @@
+"""The limits on what agents write, and the capacity of the log for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MessageLimits:
+    """Limits on what agents write, in bytes and seconds.
+
+    Attributes:
+        each: of one message. A larger one ends its agent.
+        per_app: of the incomplete messages of all agents of one app together.
+        large_secs: seconds that an agent may take to write the rest of a large message.
+    """
+
+    each: int
+    per_app: int
+    large_secs: float = 10
+
+
+class Backpressure(Protocol):
+    """The capacity of the log for messages of agents."""
+
+    @property
+    def has_capacity(self) -> bool:
+        """Whether an agent's output may be read."""
+
+    async def wait_for_capacity(self) -> None:
+        """Wait until it may."""
