@@ -167,7 +167,8 @@ async def add_common_headers(request: web.Request, response: web.StreamResponse)
     response.headers["X-Request-Id"] = request[REQUEST_ID]
     for name, value in SECURITY_HEADERS.items():
         response.headers.setdefault(name, value)
-    if request.path.startswith(("/sessions", "/admin", "/files", "/run")):
+    is_private = request.path.startswith(("/sessions", "/admin", "/files", "/run"))
+    if is_private or hdrs.AUTHORIZATION in request.headers:
         response.headers.setdefault("Cache-Control", "no-store")
 
 

@@ -12,7 +12,8 @@ from ..sessions.session import Session
 from . import protocol
 
 UNLISTED = frozenset({"head", "sockets", "unread"})
-"""Fields that change without a new frame: they change with every entry of the log."""
+"""Fields that change without a new frame: they change with every entry of the log. A change of the
+read mark, which also changes ``unread``, has a frame."""
 
 
 class ListFollower:
@@ -85,8 +86,12 @@ class ListFollower:
 
     def _changed_view(self, session: Session | ListedSession) -> dict[str, Any] | None:
         """Return the session's state, or None if the client knows it."""
-        view = self._select(session.view())
-        digest = hash(dumps({name: value for name, value in view.items() if name not in UNLISTED}))
+        state = session.view()
+        view = self._select(state)
+        listed = {name: value for name, value in view.items() if name not in UNLISTED}
+        if "unread" in view:
+            listed["unread"] = state["head"] - state["unread"]
+        digest = hash(dumps(listed))
         if self._known.get(session.id) == digest:
             return None
         self._known[session.id] = digest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+import aiohttp
 import pytest
 
 from server.auth.scopes import ALL_SCOPES, Scope
@@ -13,7 +14,7 @@ from server.web.resources import endpoints
 
 from ..support.acp_client import ResponseError
 from ..support.acp_client import connect as connect_acp
-from ..support.client import Client, Json, failure
+from ..support.client import Client, Json, Socket, failure
 from ..support.harness import ROOT, Deadline, LocalServer, script
 
 NAME = "limited"
@@ -113,8 +114,14 @@ async def test_permission_needs_the_scope_approve(server: LocalServer, client: C
 async def test_socket_needs_the_scope_read(server: LocalServer) -> None:
     writer = await with_scopes(server, "writer", "prompt", "manage")
     session = await writer.create()
-    socket = await writer.connect(session, ready=False)
-    assert await socket.until_closed() == 4500
+    stranger = Client(writer.url, None, writer.http)
+    for path in (f"/sessions/{session}/ws", "/ws"):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await writer.http.ws_connect(writer.url + path, headers=writer.headers())
+        assert refused.value.status == 403
+        socket = Socket(await stranger.http.ws_connect(stranger.url + path))
+        await socket.send("auth", token=writer.token)
+        assert await socket.until_closed() == 4500
     assert (await writer.turn(session, "hello"))[0] == 200
 
 

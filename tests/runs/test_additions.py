@@ -135,8 +135,10 @@ async def test_usage_and_session_are_added_if_asked_for(client: Client) -> None:
 # Server-sent events
 
 
-async def events_of(client: Client, prompt: str, **body: Any) -> list[tuple[str, Json]]:
-    headers = {**client.headers(), "Accept": "text/event-stream"}
+async def events_of(
+    client: Client, prompt: str, headers: dict[str, str] | None = None, **body: Any
+) -> list[tuple[str, Json]]:
+    headers = {**client.headers(), **(headers or {}), "Accept": "text/event-stream"}
     url = f"{client.url}/run"
     async with client.http.post(url, json={"prompt": prompt, **body}, headers=headers) as response:
         assert response.status == 200
@@ -266,6 +268,22 @@ async def test_run_with_a_key_survives_its_client(
     await asyncio.gather(request, return_exceptions=True)
     gate.touch()
     assert (await keyed(client, "k", "another prompt"))[1]["result"] == 4
+
+
+async def test_run_with_a_key_streams_like_any_other(client: Client, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    update = {"type": "assistant", "message": {"content": []}}
+    prompt = steps({"print": json.dumps(update)}, {"gate": str(gate)}, {"result": "4"})
+    headers = {**client.headers(), "Accept": "text/event-stream", "Idempotency-Key": "stream"}
+    body = {"prompt": prompt}
+    async with client.http.post(f"{client.url}/run", json=body, headers=headers) as response:
+        assert response.status == 200
+        assert await response.content.readuntil(b"event: update\n")  # while the run is in progress
+    repeated = asyncio.create_task(events_of(client, prompt, headers={"Idempotency-Key": "stream"}))
+    gate.touch()
+    [(name, reply)] = await repeated
+    assert (name, reply["result"]) == ("result", 4)
+    assert await keyed(client, "stream", prompt) == (200, reply)
 
 
 @pytest.mark.slow

@@ -1084,7 +1084,12 @@ async def test_every_response_has_request_id_and_failures_repeat_it(
     async with client.http.get(client.url + "/agents", headers={"Expect": "more"}) as response:
         assert (response.status, bool(response.headers["X-Request-Id"])) == (417, True)
     assert client.last_headers["Content-Type"] == "application/json; charset=utf-8"
-    assert client.last_headers["Cache-Control"] == "no-store"
+
+
+async def test_responses_to_a_token_are_not_stored_by_caches(client: Client) -> None:
+    for path in ("/sessions", "/search?q=x", "/usage", "/agents", "/v1/models", "/nothing"):
+        await client.get(path)
+        assert client.last_headers["Cache-Control"] == "no-store", path
 
 
 async def test_defect_gets_internal_without_details(

@@ -57,6 +57,16 @@ async def test_ready_lists_open_sessions_with_chosen_fields(client: Client) -> N
     }
 
 
+async def test_list_reports_read_marks(client: Client) -> None:
+    session = await client.create()
+    assert (await client.turn(session, "hello"))[0] == 200
+    socket, ready = await open_list(client, "?fields=unread")
+    [listed] = ready["sessions"]
+    await client.post(f"/sessions/{session}/read", {"seq": 2})
+    frame = await socket.until("session")
+    assert frame["session"] == {"session_id": session, "unread": listed["unread"] - 2}
+
+
 async def test_list_reports_every_change_of_a_session(client: Client) -> None:
     socket, _ = await open_list(client, "?fields=state,meta,queued,pending_permissions,turn_count")
     session = await client.create(permission="ask")

@@ -78,6 +78,7 @@ async def app_socket(request: web.Request) -> web.StreamResponse:
     has_header = bearer(request) is not None or "Authorization" in request.headers
     if has_header:
         authenticate_app(request)
+        request[CREDENTIAL].require("read")
     response = new_websocket(request)
     try:
         if has_header:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, cast
 
@@ -44,7 +45,7 @@ from ..field_types import (
     doc,
 )
 from ..responses import encode_json, error_response, raw_json_response
-from ..sse import SSE, wants_stream
+from ..sse import SSE, EventStream, wants_stream
 
 MAX_UNSENT_BYTES = 16 << 20
 """Updates that a slow client has not read. Above it the run is stopped."""
@@ -231,61 +232,104 @@ async def _run_as_job(
     request: web.Request, body: RunPrompt, key: str | None, run_request: RunRequest, render: Render
 ) -> web.StreamResponse:
     context = context_of(request)
+    is_stream = wants_stream(request) and not body.background
+    updates = UpdateQueue()
+    if is_stream:  # if the key is that of an earlier request, this one gets the result only
+        run_request = dataclasses.replace(run_request, on_update=updates.add)
     begun = await context.jobs.begin(
         run_request.app_name, key, partial(context.runner.begin, run_request), render
     )
     if body.background:
         # A repeated request gets the id again, also if the run has ended.
         return _accepted(begun.run.id if isinstance(begun, RunJob) else begun.run_id)
+    if is_stream:
+        return await _stream_job(request, begun, updates)
     if isinstance(begun, RunJob):
         async with waiting(request):
             begun = await asyncio.shield(begun.done)
-    if wants_stream(request):
-        async with stream_events(request) as stream:
-            await stream.send_named("result", begun.body)
-        return stream.response
     return _response(begun)
+
+
+async def _stream_job(
+    request: web.Request, begun: RunJob | StoredResponse, updates: UpdateQueue
+) -> web.StreamResponse:
+    """Send the updates of a run that goes on if the client leaves, and then its response."""
+    if request.transport is not None:
+        updates.on_full = request.transport.abort
+    try:
+        async with stream_events(request) as stream:
+            if isinstance(begun, RunJob):
+                await updates.send(stream, begun.done)
+                begun = begun.done.result()
+            await stream.send_named("result", begun.body)
+    finally:
+        updates.close()
+    return stream.response
 
 
 async def _stream_run(
     request: web.Request, run_request: RunRequest, render: Render
 ) -> web.StreamResponse:
     """Send the updates of a run, and then its response."""
-    updates: deque[bytes] = deque()
-    size = 0
-    arrived = asyncio.Event()
-
-    def add(update: bytes) -> None:
-        nonlocal size
-        size += len(update)
-        updates.append(update)
-        arrived.set()
-        if size > MAX_UNSENT_BYTES:
-            run.stop("disconnect")  # the client reads too slowly
-
-    run = context_of(request).runner.begin(dataclasses.replace(run_request, on_update=add))
-    run.task.add_done_callback(lambda _: arrived.set())
+    updates = UpdateQueue()
+    run = context_of(request).runner.begin(dataclasses.replace(run_request, on_update=updates.add))
+    updates.on_full = partial(run.stop, "disconnect")
     try:
         async with stream_events(request) as stream:
-            while not run.task.done() or updates:
-                arrived.clear()
-                while updates:
-                    update = updates.popleft()
-                    await stream.send_named("update", update)
-                    size -= len(update)
-                if run.task.done():
-                    break
-                try:
-                    async with asyncio.timeout(stream.keep_alive_secs):
-                        await arrived.wait()
-                except TimeoutError:
-                    await stream.keep_alive()
+            await updates.send(stream, run.task)
             error = run.task.exception()
             outcome = error if isinstance(error, Exception) else run.task.result()
             await stream.send_named("result", render(outcome).body)
     finally:
         run.stop("disconnect")
     return stream.response
+
+
+class UpdateQueue:
+    """The updates of a run that have not been sent to its client.
+
+    Attributes:
+        on_full: called if the client reads so slowly that too many wait.
+    """
+
+    def __init__(self) -> None:
+        self.on_full: Callable[[], object] = lambda: None
+        self._updates: deque[bytes] = deque()
+        self._size = 0
+        self._arrived = asyncio.Event()
+        self._is_closed = False
+
+    def add(self, update: bytes) -> None:
+        """Add an update of the run."""
+        if self._is_closed:
+            return
+        self._size += len(update)
+        self._updates.append(update)
+        self._arrived.set()
+        if self._size > MAX_UNSENT_BYTES:
+            self.on_full()
+
+    def close(self) -> None:
+        """Discard the updates that wait, and all that follow."""
+        self._is_closed = True
+        self._updates.clear()
+
+    async def send(self, stream: EventStream, done: asyncio.Future[Any]) -> None:
+        """Send updates as they arrive, until *done* is done and none is left."""
+        done.add_done_callback(lambda _: self._arrived.set())
+        while True:
+            self._arrived.clear()
+            while self._updates:
+                update = self._updates.popleft()
+                await stream.send_named("update", update)
+                self._size -= len(update)
+            if done.done():
+                return
+            try:
+                async with asyncio.timeout(stream.keep_alive_secs):
+                    await self._arrived.wait()
+            except TimeoutError:
+                await stream.keep_alive()
 
 
 def _accepted(run_id: str) -> web.Response:

@@ -65,9 +65,9 @@ async def session_socket(request: web.Request) -> web.StreamResponse:
     after = query.after
     session: Session | RemoteSession | None = None
     if bearer(request) is not None or "Authorization" in request.headers:
-        session = await context.sessions.viewed(
-            session_id, authenticate_reader(request, session_id)
-        )
+        app_name = authenticate_reader(request, session_id)
+        request[CREDENTIAL].require("read")
+        session = await context.sessions.viewed(session_id, app_name)
 
     response = new_websocket(request)
     try:
