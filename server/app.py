@@ -15,7 +15,8 @@ from .accounts.accounts import Accounts
 from .agents.catalog import AcpxError
 from .agents.logins import AgentLogins
 from .agents.process.environ import agent_environ
-from .auth.tokens import FirstTokens, TokenRegistry
+from .auth.first_tokens import FirstTokens
+from .auth.tokens import TokenRegistry
 from .backends import AgentBackend, make_backend
 from .config import MAX_BODY_BYTES, Settings
 from .data_dir import DataDir
@@ -51,7 +52,7 @@ from .web.gauges import register_gauges
 from .web.health import HealthMonitor
 from .web.middleware import add_common_headers, error_middleware
 from .web.node_link import node_middleware
-from .web.node_parts import connect_beats, enter_cluster, make_node
+from .web.node_parts import connect_beats, enter_cluster, make_node, share_accounts
 from .web.request_body import BODY_READER, BodyReader
 from .web.request_spans import tracing_middleware
 from .web.resources import add_resources
@@ -173,7 +174,7 @@ class _Server:
         await self._open_gateways(stack)
         lock = stack.enter_context(self._data_dir.locked(inherited_lock(self._inherited)))
         queries, writer = await self._start_storage(stack)
-        tokens = await self._load_tokens(queries, writer)
+        tokens = await self._load_tokens(stack, queries, writer)
         await tokens.connect_sandbox(self._app[SANDBOX])
         backend = await self._start_backend(stack, writer, tokens)
         parts = self._settings, queries, writer, self._metrics, backend, self._clock
@@ -280,8 +281,11 @@ class _Server:
 
         return Indexer(index, queries, GrowthQueries(self._database), busy)
 
-    async def _load_tokens(self, queries: Queries, writer: DatabaseWriter) -> TokenRegistry:
+    async def _load_tokens(
+        self, stack: contextlib.AsyncExitStack, queries: Queries, writer: DatabaseWriter
+    ) -> TokenRegistry:
         accounts = Accounts(UsageQueries(self._database), self._clock)
+        share_accounts(accounts, self._engine, writer, self._clock, stack)
         await accounts.start()
         limit = self._settings.max_tickets_per_app
         tokens = TokenRegistry(

@@ -2,7 +2,7 @@
 
 Spending is added at once, in memory. The database has it with the end of the turn or the
 run, in one transaction, so after a restart the sums are the same. Nothing is queried for an app
-without a budget.
+without a budget. In a cluster, what the other nodes have spent is read before a prompt or a run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ..agents.proxied_usage import ProxiedUsage
 from ..agents.usage import Cost, Usage
 from ..errors import Error, ErrorCode
+from .elsewhere import Elsewhere
 from .limits import NO_BUDGET, NO_LIMITS, AppLimits, Budget
 from .spending import (
     BUDGET_CURRENCY,
@@ -47,14 +48,18 @@ class Accounts:
     Attributes:
         on_limits_changed: called with the app's name after its limits have changed.
         proxied: the tokens that the key proxy has seen and no turn or run has counted yet.
-        on_exceeded: called with the app's name and ``resets_at`` when it has used up its budget.
+        on_exceeded: called with the app's name when it has used up its budget.
+        on_alert: called with the app's name and ``resets_at``, once in the whole cluster.
+        elsewhere: what other nodes have spent; None without a cluster.
     """
 
     def __init__(
         self, history: SpendingHistory | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self.on_limits_changed: list[Callable[[str], None]] = []
-        self.on_exceeded: list[Callable[[str, int], None]] = []
+        self.on_exceeded: list[Callable[[str], None]] = []
+        self.on_alert: list[Callable[[str, int], None]] = []
+        self.elsewhere: Elsewhere | None = None
         self.proxied = ProxiedUsage()
         self._history = history
         self._last_id = 0
@@ -69,6 +74,15 @@ class Accounts:
         if self._history is not None:
             self._last_id = await self._history.last_id()
 
+    def join(self, elsewhere: Elsewhere) -> None:
+        """Take what the other nodes of a cluster spend into account."""
+        self.elsewhere = elsewhere
+        elsewhere.update = self.update
+
+    async def stop(self) -> None:
+        if self.elsewhere is not None:
+            await self.elsewhere.stop()
+
     async def load(self, app_name: str) -> None:
         """Read what an app had spent before the server started; once for each app.
 
@@ -76,7 +90,11 @@ class Accounts:
 
         Raises:
             DatabaseError: the database cannot be read.
+            Error: ``internal``; likewise, in a cluster.
         """
+        if self.elsewhere is not None:
+            await self.elsewhere.read(app_name)
+            return
         if self._history is None or app_name in self._loaded:
             return
         since = first_of_month(day_of(self._clock())) * DAY_SECS
@@ -118,6 +136,21 @@ class Accounts:
         spending.add(day_of(at), tokens_in_budget(usage), nanos)
         if not was_exceeded:
             self._report_if_exceeded(app_name)
+        if self.elsewhere is not None and app_name in self._budgets:
+            self.elsewhere.read_soon(app_name)
+
+    async def update(self, app_name: str) -> None:
+        """Read what the other nodes of the cluster have spent, if the app has a budget.
+
+        Raises:
+            Error: ``internal``; the database is out of reach.
+        """
+        if self.elsewhere is None or app_name not in self._budgets:
+            return
+        was_exceeded = self.refusal(app_name) is not None
+        await self.elsewhere.read(app_name)
+        if not was_exceeded:
+            self._report_if_exceeded(app_name)
 
     def check(self, app_name: str) -> None:
         """Check that an app may begin a prompt, a run or a request to a provider.
@@ -153,6 +186,8 @@ class Accounts:
             return {}
         today = day_of(self._clock())
         spending = self._spending.get(app_name) or Spending()
+        if self.elsewhere is not None:
+            spending = spending.plus(self.elsewhere.spending_of(app_name))
         view: dict[str, dict[str, Any]] = {}
         if budget.usd_per_day is not None:
             used = spending.nanos_of([today])
@@ -173,7 +208,16 @@ class Accounts:
         resets_at = int(refusal.fields["resets_at"])
         logger.info("the budget is used up until %d", resets_at, extra={"app": app_name})
         for exceeded in self.on_exceeded:
-            exceeded(app_name, resets_at)
+            exceeded(app_name)
+        if self.elsewhere is None:
+            self._send_alert(app_name, resets_at)
+        elif self.on_alert:
+            budget = f"{refusal.message} {resets_at}"
+            self.elsewhere.report(app_name, budget, lambda: self._send_alert(app_name, resets_at))
+
+    def _send_alert(self, app_name: str, resets_at: int) -> None:
+        for alert in self.on_alert:
+            alert(app_name, resets_at)
 
 
 def _usd_view(limit: float, used_nanos: int, reset_day: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..agents.usage import Usage
 
@@ -29,6 +29,20 @@ class Spending:
                 del self._days[old]
         before = self._days.get(day, (0, 0))
         self._days[day] = (before[0] + tokens, before[1] + nanos)
+
+    def plus(self, other: Spending) -> Spending:
+        """The sum of two spendings."""
+        total = Spending()
+        for one in (self, other):
+            for day, (tokens, nanos) in one._days.items():
+                total.add(day, tokens, nanos)
+        return total
+
+    def replaced(self, first: int, days: Mapping[int, tuple[int, int]]) -> Spending:
+        """The spending with other values for the days from *first*."""
+        changed = Spending()
+        changed._days = {day: one for day, one in self._days.items() if day < first} | dict(days)
+        return changed
 
     def tokens_of(self, day: int) -> int:
         return self._days.get(day, (0, 0))[0]

@@ -13,7 +13,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ..accounts.accounts import Accounts
 from ..config import MAX_SECRET_LENGTH
@@ -28,6 +27,7 @@ from ..storage.schema import TokenRow
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .credential import Credential, hash_secret, unauthorized
+from .first_tokens import ADMIN_KEY, FIRST_APP, FirstTokens, store_admin_hash
 from .scopes import Scope
 from .shared_tickets import SharedTickets, redeem_ticket
 from .shares import ShareRegistry, is_share
@@ -38,21 +38,10 @@ logger = logging.getLogger(__name__)
 
 NO_TOKEN_OPTIONS = TokenOptions()
 TOKEN_PREFIX = "cf_"  # noqa: S105
-FIRST_APP = "first-app"
-ADMIN_KEY = "admin_token"
-"""The key of the admin token's hash among the stored values of the server."""
 
 
 def new_token() -> str:
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
-
-
-@dataclass(frozen=True, slots=True)
-class FirstTokens:
-    """The tokens that the first start created; None for one that was not created."""
-
-    admin: str | None
-    app: str | None
 
 
 class TokenRegistry:
@@ -123,11 +112,15 @@ class TokenRegistry:
         else:
             created = new_token()
             self._admin_hash = stored_next = hash_secret(created)
-        if stored_next != stored:
-            await self._writer.commit([statements.set_server_value(ADMIN_KEY, stored_next)])
+        if not await store_admin_hash(self._queries, self._writer, stored, stored_next):
+            return await self.load(admin_token)  # another node starts at this moment
         app_token = None
         if stored is None and not self._names:
-            app_token = (await self.create(FIRST_APP))[1]
+            try:
+                app_token = (await self.create(FIRST_APP))[1]
+            except Error as error:
+                if error.code is not ErrorCode.CONFLICT:
+                    raise
         return FirstTokens(created, app_token) if created or app_token else None
 
     def _add(self, row: TokenRow, options: TokenOptions) -> None:
@@ -298,7 +291,7 @@ class TokenRegistry:
                     f"ip_cidrs: {cidr!r} is not a network such as 10.0.0.0/8"
                 ) from None
         if name in self._names:
-            raise Error(ErrorCode.CONFLICT, f"the name {name!r} is taken")
+            raise _taken(name)
         if self._names and self.second_app_refusal is not None:
             raise Error(ErrorCode.CONFLICT, self.second_app_refusal)
         self._names.add(name)
@@ -309,8 +302,10 @@ class TokenRegistry:
         try:
             await self._prepare(name, options)
             await to_completion(self._writer.commit([statements.insert_token(row)]))
-        except BaseException:
+        except BaseException as error:
             self._names.discard(name)
+            if isinstance(error, Error) and await self._queries.has_app(name):
+                raise _taken(name) from None
             raise
         self._changes += 1
         self._add(row, options)
@@ -396,3 +391,7 @@ class TokenRegistry:
         self._names.discard(name)
         self._options.pop(name, None)
         self.accounts.set(name, None, None)
+
+
+def _taken(name: str) -> Error:
+    return Error(ErrorCode.CONFLICT, f"the name {name!r} is taken")

@@ -46,8 +46,8 @@ class Cluster(Protocol):
     async def next_session_number(self) -> int | None:
         """The number of a new session; None if the next one in this process is free."""
 
-    def ownership_of(self, session: int) -> list[Statement]:
-        """The statements that make this node the owner of a new session."""
+    def ownership_of(self, session: int, place: str) -> list[Statement]:
+        """The statements that make this node the owner of a new session, and free its place."""
 
 
 class Alone:
@@ -62,7 +62,7 @@ class Alone:
     async def next_session_number(self) -> None:
         """Nothing: this process numbers all sessions."""
 
-    def ownership_of(self, session: int) -> list[Statement]:
+    def ownership_of(self, session: int, place: str) -> list[Statement]:
         """No statements: nobody asks for the owner."""
         return []
 

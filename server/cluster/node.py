@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ..errors import Error, ErrorCode
 from ..storage.schema import Statement
+from ..storage.shared_limits import free_session
 from ..tasks import Supervisor
 from .bus import Bus, ClusterEngine
 from .channels import Channels
@@ -177,9 +178,9 @@ class ClusterNode:
         )
         return [row[0] for row in rows]
 
-    def ownership_of(self, session: int) -> list[Statement]:
-        """The statements that make this node the owner of a new session."""
-        return [self.owner_statement(session, self._number)]
+    def ownership_of(self, session: int, place: str) -> list[Statement]:
+        """The statements that make this node the owner of a new session, and free its place."""
+        return [self.owner_statement(session, self._number), free_session(place)]
 
     def owner_statement(self, session: int, owner: int | None) -> Statement:
         """The statement that gives a session of this node another owner, or none."""

@@ -152,8 +152,9 @@ async def _stored_private_key(database: Database, writer: DatabaseWriter) -> byt
     """The server's private key. It is in the database, as the subscriptions that depend on it."""
     stored = await Queries(database).server_value(IDENTITY_KEY)
     if stored is None:
-        stored = new_private_key()
-        await writer.commit([statements.set_server_value(IDENTITY_KEY, stored)])
+        await writer.commit([statements.add_server_value(IDENTITY_KEY, new_private_key())])
+        stored = await Queries(database).server_value(IDENTITY_KEY)  # another node may be faster
+        assert stored is not None
     return stored
 
 

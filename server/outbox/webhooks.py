@@ -114,6 +114,7 @@ class Webhooks:
 
     async def failures(self, app_name: str) -> list[DeliveryFailureRow]:
         """The newest failures of an app, the newest first."""
+        await self._writer.commit(())  # the last one may not be stored yet
         return await self._queries.failures(app_name)
 
     async def delete(self, app_name: str) -> None:

@@ -176,6 +176,7 @@ class Runner:
     async def _execute(self, run: Run) -> RunResult:
         await self._disk.check()
         async with self._queue.slot(run.stopped, run.request.app_name):
+            await self._accounts.update(run.request.app_name)
             self._accounts.check(run.request.app_name)  # others may have used it up meanwhile
             started_at = time.monotonic()
             agent, execute = await self._choose(run)

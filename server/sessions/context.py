@@ -88,7 +88,7 @@ class SessionContext:
 
         alerts = Alerts(clock)
         accounts.on_limits_changed.append(limits_changed)
-        accounts.on_exceeded.append(budget_exceeded)
+        accounts.on_alert.append(budget_exceeded)
         return cls(
             settings=settings,
             backend=backend,

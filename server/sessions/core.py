@@ -82,18 +82,31 @@ class SessionCore:
         """Whether ``session_closed`` is in the log, so that no entry will follow for now."""
         return self._state.current is SessionState.CLOSED
 
-    def check_accepts_prompts(self) -> None:
+    async def check_accepts_prompts(self) -> None:
         """Check that the session accepts a prompt, and count it.
 
         Raises:
-            Error: ``session_closed``, ``draining``, ``budget_exceeded`` or ``rate_limited``.
+            Error: ``session_closed``, ``draining``, ``budget_exceeded``, ``rate_limited`` or
+                ``internal``.
         """
+        context, app_name = self.context, self.row.app_name
+        await context.disk.check()
+        self._check_open()
+        if context.quotas.shared is None:
+            context.accounts.check(app_name)
+            context.quotas.check_prompt_rate(app_name)
+            return
+        await context.accounts.update(app_name)
+        context.accounts.check(app_name)
+        await context.quotas.check_shared_prompt_rate(app_name)
+        self._check_open()
+        context.accounts.check(app_name)
+
+    def _check_open(self) -> None:
         if not self.is_open:
             raise session_closed()
         if self.context.is_draining:
             raise draining()
-        self.context.accounts.check(self.row.app_name)
-        self.context.quotas.check_prompt_rate(self.row.app_name)
 
     def move_to(self, state: SessionState) -> None:
         self._state.move_to(state)

@@ -84,6 +84,7 @@ class SessionDraft:
         meta: the request's ``meta`` as JSON.
         folder: the folder that the client chose, or None.
         prewarmed: the agent that the session takes over, or None.
+        place: the name of its place in the limits of a cluster.
     """
 
     request: SessionRequest
@@ -92,6 +93,7 @@ class SessionDraft:
     folder: Path | None
     id: str = ""
     prewarmed: PrewarmedAgent | None = None
+    place: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class SessionCreator:
@@ -284,7 +286,7 @@ class SessionCreator:
                 row.id, row.app_name, "create", row.created_at, dumps(detail).decode()
             ),
         ]
-        transaction += self._cluster.ownership_of(row.n)
+        transaction += self._cluster.ownership_of(row.n, draft.place)
         if draft.prewarmed is not None:
             transaction.append(statements.delete_prewarmed(row.id))
         return transaction

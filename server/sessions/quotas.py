@@ -10,6 +10,8 @@ from ..accounts.accounts import Accounts
 from ..config import Settings
 from ..errors import Error, ErrorCode
 from ..limits import ByteQuota, TokenBucket, decrement
+from ..storage.shared_limits import SharedLimits, free_session
+from ..tasks import to_completion
 
 SESSION_RETRY_SECS = 30
 """Seconds after which a client may retry to create a session that a limit refused."""
@@ -23,6 +25,7 @@ class SessionQuotas:
 
     Attributes:
         waiting_bytes: the bytes of each app's waiting prompts.
+        shared: counts the sessions and the prompts of all nodes; None without a cluster.
     """
 
     def __init__(self, settings: Settings, accounts: Accounts) -> None:
@@ -30,6 +33,7 @@ class SessionQuotas:
             settings.max_waiting_prompt_bytes_per_app,
             "the app's waiting prompts have reached their limit; retry after some have run",
         )
+        self.shared: SharedLimits | None = None
         self._accounts = accounts
         accounts.on_limits_changed.append(self._change_prompt_rate)
         self._max_sessions = settings.max_sessions
@@ -47,24 +51,44 @@ class SessionQuotas:
         """Count the sessions that an earlier server left open, by app."""
         self._open.update(counts)
 
-    def reserve_session(self, app_name: str) -> None:
+    async def reserve_session(self, app_name: str, place: str) -> None:
         """Count one more open session.
 
+        Args:
+            place: its name in the limits of a cluster, until :meth:`free_place`.
+
         Raises:
-            Error: ``pool_full``; the limit of the server or of the app is reached.
+            Error: ``pool_full``; the limit of the server or of the app is reached. ``internal``;
+                the database of the cluster is out of reach.
         """
-        if self._open.total() >= self._max_sessions:
-            raise Error(
-                ErrorCode.POOL_FULL, "session limit reached", retry_after=SESSION_RETRY_SECS
+        limit: str | None = None
+        if self.shared is not None:
+            limit = await to_completion(
+                self.shared.take_session(
+                    place,
+                    app_name,
+                    per_app=self._max_sessions_of(app_name),
+                    total=self._max_sessions,
+                )
             )
-        own = self._accounts.limits_of(app_name).sessions
-        if self._open[app_name] >= (self._max_sessions_per_app if own is None else own):
-            raise Error(
-                ErrorCode.POOL_FULL,
-                "session limit reached for this app",
-                retry_after=SESSION_RETRY_SECS,
-            )
+        elif self._open.total() >= self._max_sessions:
+            limit = "server"
+        elif self._open[app_name] >= self._max_sessions_of(app_name):
+            limit = "app"
+        if limit is not None:
+            of_app = limit == "app"
+            message = "session limit reached for this app" if of_app else "session limit reached"
+            raise Error(ErrorCode.POOL_FULL, message, retry_after=SESSION_RETRY_SECS)
         self._open[app_name] += 1
+
+    def free_place(self, place: str) -> None:
+        """Free the place of a session, which is stored or was not opened."""
+        if self.shared is not None:
+            self.shared.add([free_session(place)])
+
+    def _max_sessions_of(self, app_name: str) -> int:
+        own = self._accounts.limits_of(app_name).sessions
+        return self._max_sessions_per_app if own is None else own
 
     def release_session(self, app_name: str) -> None:
         """Stop counting an open session."""
@@ -81,10 +105,25 @@ class SessionQuotas:
             per_minute = self._prompts_per_min_of(app_name)
             rate = self._prompt_rates[app_name] = TokenBucket(per_minute / 60, per_minute)
         if not rate.allows():
-            per_minute = self._prompts_per_min_of(app_name)
-            message = f"an app may send {per_minute} prompts a minute"
-            retry_after = math.ceil(60 / max(1, per_minute))
-            raise Error(ErrorCode.RATE_LIMITED, message, retry_after=retry_after)
+            raise self._rate_limited(app_name)
+
+    async def check_shared_prompt_rate(self, app_name: str) -> None:
+        """Count a prompt of that app on all nodes of the cluster.
+
+        Raises:
+            Error: ``rate_limited``; the app sends too many prompts. ``internal``; the database is
+                out of reach.
+        """
+        assert self.shared is not None
+        if not await self.shared.take_prompt(app_name, self._prompts_per_min_of(app_name)):
+            raise self._rate_limited(app_name)
+
+    def _rate_limited(self, app_name: str) -> Error:
+        per_minute = self._prompts_per_min_of(app_name)
+        message = f"an app may send {per_minute} prompts a minute"
+        return Error(
+            ErrorCode.RATE_LIMITED, message, retry_after=math.ceil(60 / max(1, per_minute))
+        )
 
     def _prompts_per_min_of(self, app_name: str) -> int:
         own = self._accounts.limits_of(app_name).prompts_per_min

@@ -297,7 +297,7 @@ class SessionRegistry:
         if self.is_draining:
             raise draining()
         draft = await self._creator.check(request)
-        self.quotas.reserve_session(app_name)
+        await self.quotas.reserve_session(app_name, draft.place)
         self._creator.reserve_agent(app_name, draft, is_fork=fork is not None)
         self.hide(draft.id)
         try:
@@ -313,6 +313,7 @@ class SessionRegistry:
             self._add(session)
         except BaseException:
             self.quotas.release_session(app_name)
+            self.quotas.free_place(draft.place)
             raise
         finally:
             self.unhide(draft.id)
@@ -340,10 +341,11 @@ class SessionRegistry:
         try:
             await self.disk.check()
             await self.agents.choose(session.row.agent)
-            self.quotas.reserve_session(session.row.app_name)
+            await self.quotas.reserve_session(session.row.app_name, session.id)
             try:
                 await to_completion(session.reopen())
             finally:
+                self.quotas.free_place(session.id)
                 if session.is_closed:
                     self.quotas.release_session(session.row.app_name)
         finally:
@@ -389,9 +391,7 @@ class SessionRegistry:
                 del self._cache[session_id]
 
 
-def _refuse_unsent(
-    sessions: Mapping[str, Session], accounts: Accounts, app_name: str, _: int
-) -> None:
+def _refuse_unsent(sessions: Mapping[str, Session], accounts: Accounts, app_name: str) -> None:
     """End the turns that have not begun of an app that has used up its budget."""
     refusal = accounts.refusal(app_name)
     for session in tuple(sessions.values()):

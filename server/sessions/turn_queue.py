@@ -104,8 +104,7 @@ class TurnQueue:
             steered = self.steering.find(client_id)
             is_duplicate = steered is not None
             if steered is None:
-                await self._core.context.disk.check()
-                self._core.check_accepts_prompts()
+                await self._core.check_accepts_prompts()
                 if self.disk_refusal is not None:
                     raise self.disk_refusal
                 running = self.steering.turn if steer is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ class TurnRunner:
                 await self._agent.reload()
             if self._core.row.owes_history and not turn.is_interrupted:
                 await self._read_history(turn)
+            if not turn.is_interrupted:
+                await self._update_budget()
             if turn.is_interrupted or not self._may_start(turn):  # while it waited
                 await self._end_if_stored(turn)
                 return
@@ -113,6 +116,11 @@ class TurnRunner:
             logger.exception("the turn failed unexpectedly", extra=self._recorder.log_extra(turn))
             error = internal()
         await self._end_if_stored(turn, error)
+
+    async def _update_budget(self) -> None:
+        """Learn what other nodes have spent while the turn waited."""
+        with contextlib.suppress(Error):  # the sum that was read last decides
+            await self._core.context.accounts.update(self._core.row.app_name)
 
     async def _read_history(self, turn: Turn) -> None:
         """Read the conversation that the agent does not have. A command gets none."""

@@ -17,6 +17,7 @@ from ..tasks import Supervisor, Tasks
 from .database import Database
 from .import_v02 import upgrade
 from .lease import LATE_SHARE, Lease, LeaseState
+from .shared_limits import SharedLimits
 from .writer import DatabaseWriter
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ class SharedEngine:
     Attributes:
         lease: of this node.
         name: of this node.
+        limits: that hold for all nodes together.
     """
 
     def __init__(self, driver: PostgresDriver, lease: Lease, name: str) -> None:
         self.driver = driver
         self.lease = lease
+        self.limits = SharedLimits(driver, lease.number)
         self.tasks = Tasks()
         self.name = name
         self._round_trip_ms: float | None = None
@@ -88,6 +91,7 @@ class SharedEngine:
             if state is LeaseState.LOST:
                 supervisor.fail("another node has taken over this node's sessions")
 
+        self.limits.add = writer.add
         self.lease.followers.append(follow)
 
 

@@ -71,3 +71,7 @@ class LifecycleQueries:
             session,
         )
         return [FileRow(*row) for row in rows]
+
+    async def has_app(self, name: str) -> bool:
+        """Whether an app has a token."""
+        return bool(await self._database.fetch("SELECT 1 FROM tokens WHERE name = ?", name))

@@ -38,6 +38,7 @@ _TRANSLATIONS = (
     (r"\) WITHOUT ROWID", ")"),
     (r"ON sessions \((closed_at \+ retention_secs)\)", r"ON sessions ((\1))"),
 )
+_THIS_NODE = "CAST(nullif(current_setting('clawdforge.node', true), '') AS BIGINT)"
 ADDITIONS: Mapping[int, str] = {
     11: """
     ALTER TABLE steers ADD COLUMN rowid BIGINT GENERATED ALWAYS AS IDENTITY;
@@ -101,16 +102,94 @@ ADDITIONS: Mapping[int, str] = {
         PRIMARY KEY (sender, seq)
     );
     CREATE INDEX commands_by_target ON commands (target, sender, seq);
-    """.replace("{node}", "CAST(nullif(current_setting('clawdforge.node', true), '') AS BIGINT)"),
+    """.replace("{node}", _THIS_NODE),
+    17: """
+    ALTER TABLE usage ADD COLUMN node BIGINT DEFAULT {node};
+    CREATE TABLE session_places (
+        session_id TEXT COLLATE "C" PRIMARY KEY,
+        app_name TEXT COLLATE "C" NOT NULL,
+        node BIGINT NOT NULL
+    );
+    CREATE TABLE upload_places (
+        hash BYTEA PRIMARY KEY,
+        app_name TEXT COLLATE "C" NOT NULL,
+        node BIGINT NOT NULL,
+        size BIGINT NOT NULL
+    );
+    CREATE UNLOGGED TABLE prompt_rates (
+        app_name TEXT COLLATE "C" PRIMARY KEY,
+        has_taken BOOLEAN NOT NULL,
+        remaining DOUBLE PRECISION NOT NULL,
+        at TIMESTAMPTZ NOT NULL
+    );
+    CREATE TABLE exceeded_budgets (
+        app_name TEXT COLLATE "C" PRIMARY KEY,
+        budget TEXT COLLATE "C" NOT NULL
+    );
+    CREATE FUNCTION take_session_place(
+        taker TEXT, app TEXT, taking_node BIGINT, per_app BIGINT, total BIGINT
+    ) RETURNS TEXT LANGUAGE plpgsql AS $$
+    DECLARE
+        of_all BIGINT;
+        of_app BIGINT;
+    BEGIN
+        -- Each statement after the lock sees what the holders of the lock before have committed.
+        PERFORM pg_advisory_xact_lock({lock}, 1);
+        DELETE FROM session_places WHERE node NOT IN (SELECT n FROM nodes WHERE state <> 'gone');
+        SELECT count(*), count(*) FILTER (WHERE app_name = app) INTO of_all, of_app FROM (
+            SELECT id, app_name FROM sessions WHERE closed_at IS NULL AND removed_at IS NULL
+            UNION SELECT session_id, app_name FROM session_places
+        ) AS open WHERE id <> taker;
+        IF of_all >= total THEN
+            RETURN 'server';
+        ELSIF of_app >= per_app THEN
+            RETURN 'app';
+        END IF;
+        INSERT INTO session_places VALUES (taker, app, taking_node) ON CONFLICT DO NOTHING;
+        RETURN NULL;
+    END
+    $$;
+    CREATE FUNCTION take_upload_place(
+        taker BYTEA, app TEXT, taking_node BIGINT,
+        new_size BIGINT, max_bytes BIGINT, max_count BIGINT
+    ) RETURNS TEXT LANGUAGE plpgsql AS $$
+    DECLARE
+        bytes BIGINT;
+        number BIGINT;
+    BEGIN
+        PERFORM pg_advisory_xact_lock({lock}, 2);
+        DELETE FROM upload_places WHERE node NOT IN (SELECT n FROM nodes WHERE state <> 'gone');
+        SELECT coalesce(sum(open.size), 0), count(*) INTO bytes, number FROM (
+            SELECT hash, size FROM files WHERE app_name = app
+            UNION ALL SELECT hash, size FROM upload_places AS places WHERE app_name = app
+                AND NOT EXISTS (SELECT 1 FROM files WHERE files.hash = places.hash)
+        ) AS open WHERE hash <> taker;
+        IF number >= max_count THEN
+            RETURN 'count';
+        ELSIF bytes + new_size > max_bytes THEN
+            RETURN 'bytes';
+        END IF;
+        INSERT INTO upload_places AS places VALUES (taker, app, taking_node, new_size)
+            ON CONFLICT (hash) DO UPDATE SET size = excluded.size;
+        RETURN NULL;
+    END
+    $$;
+    """.replace("{node}", _THIS_NODE).replace("{lock}", "1667458930"),
 }
 """The additions to the script of a version."""
-TABLES_OF_CLUSTER = frozenset({"nodes", "marks", "tickets", "commands", "schema_version"})
+TABLES_OF_CLUSTER = frozenset(
+    {
+        *("nodes", "marks", "tickets", "commands", "schema_version"),
+        *("session_places", "upload_places", "prompt_rates", "exceeded_budgets"),
+    }
+)
 COLUMNS_OF_CLUSTER = frozenset(
     {
         ("sessions", "owner"),
         ("steers", "rowid"),
         ("runs", "node"),
         ("run_results", "node"),
+        ("usage", "node"),
         ("prewarmed", "node"),
     }
 )

@@ -113,6 +113,14 @@ def delete_shares_of(app_name: str) -> Statement:
     return "DELETE FROM shares WHERE app_name = ?", (app_name,)
 
 
+def add_server_value(name: str, value: bytes) -> Statement:
+    """Store a value unless there is one."""
+    return (
+        "INSERT INTO server (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING",
+        (name, value),
+    )
+
+
 def set_server_value(name: str, value: bytes) -> Statement:
     return (
         "INSERT INTO server (name, value) VALUES (?, ?)"

@@ -21,6 +21,16 @@ _DAYS: Mapping[Engine, str] = {
     "sqlite": "date(at, 'unixepoch')",
     "postgresql": "to_char(to_timestamp(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
 }
+_SPENT = (
+    " sum(coalesce(input_tokens, 0) + coalesce(cached_read_tokens, 0)"
+    " + coalesce(cached_write_tokens, 0) + coalesce(output_tokens, 0)),"
+    " sum(CASE WHEN currency = 'USD' THEN cost ELSE 0 END)"
+)
+SPENT_ELSEWHERE = (
+    f"SELECT {_DAYS['postgresql']}, {_SPENT} FROM usage"
+    " WHERE app_name = ?1 AND at >= ?2 AND node IS DISTINCT FROM ?3 GROUP BY 1"
+)
+"""The sums of each day of UTC since unix seconds, without those of this node."""
 SUMMED = (
     "input_tokens",
     "output_tokens",
@@ -54,10 +64,7 @@ class UsageQueries:
             last_id: the newest row that is counted.
         """
         rows = await self._database.fetch(
-            f"SELECT {_DAYS[self._database.engine]},"
-            " sum(coalesce(input_tokens, 0) + coalesce(cached_read_tokens, 0)"
-            " + coalesce(cached_write_tokens, 0) + coalesce(output_tokens, 0)),"
-            " sum(CASE WHEN currency = 'USD' THEN cost ELSE 0 END)"
+            f"SELECT {_DAYS[self._database.engine]}, {_SPENT}"
             " FROM usage WHERE app_name = ?1 AND at >= ?2 AND id <= ?3 GROUP BY 1",
             app_name,
             since,

@@ -24,6 +24,7 @@ from ..sandbox.sandbox import Sandbox
 from ..storage import statements
 from ..storage.queries import Queries
 from ..storage.schema import FileRow
+from ..storage.shared_limits import SharedLimits, free_upload
 from ..storage.writer import DatabaseWriter
 from ..tasks import to_completion
 from .names import safe_name
@@ -38,14 +39,24 @@ TTL_RANGE = (60, 86400)
 HEADER = "[Attached files]"
 
 
+ADVANCE_BYTES = 1 << 20
+"""Bytes that an upload reserves in advance in the limits of a cluster."""
+
+
 @dataclass(slots=True)
 class Upload:
-    """A received file; ``size`` is in bytes."""
+    """A received file.
+
+    Attributes:
+        size: bytes that were received.
+        place: bytes that are reserved for it in the limits of a cluster.
+    """
 
     app_name: str
     token: str
     path: Path
     size: int
+    place: int = 0
 
 
 class FileStore:
@@ -58,6 +69,9 @@ class FileStore:
         own_limit: returns *max_bytes_per_app* for an app that has a limit of its own, or None.
         disk: the free space that uploads must leave.
         sandbox: contains the agents, which get copies of the files.
+
+    Attributes:
+        shared: counts the uploads of all nodes; None without a cluster.
     """
 
     def __init__(
@@ -74,6 +88,7 @@ class FileStore:
         sandbox: Sandbox | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.shared: SharedLimits | None = None
         self._data_dir = data_dir
         self._queries = queries
         self._writer = writer
@@ -112,16 +127,15 @@ class FileStore:
         """
         if self._disk is not None:
             await self._disk.check()
-        if self._count_of[app_name] >= self._max_count_per_app:
-            raise Error(
-                ErrorCode.RATE_LIMITED,
-                f"an app has at most {self._max_count_per_app} files: wait until some have expired",
-            )
+        if self.shared is None and self._count_of[app_name] >= self._max_count_per_app:
+            raise self._too_many()
         token = FILE_TOKEN_PREFIX + secrets.token_urlsafe(32)
         path = self._path(_token_hash(token), safe_name(name))
         upload = Upload(app_name, token, path, 0)
         self._count_of[app_name] += 1
         try:
+            if self.shared is not None:
+                await self._take_place(upload, 0)
             await asyncio.to_thread(safe_files.make_folder, *self._data_dir.split(path.parent))
             await self._write(upload, chunks)
         except OSError as error:
@@ -148,6 +162,7 @@ class FileStore:
         )
         try:
             await to_completion(self._writer.commit([statements.insert_file(row)]))
+            self._free_place(upload)
         except BaseException:
             await self.discard(upload)
             raise
@@ -155,6 +170,7 @@ class FileStore:
     async def discard(self, upload: Upload) -> None:
         """Delete an upload that was not registered."""
         self._release(upload.app_name, upload.size)
+        self._free_place(upload)
         await self._remove(upload.path.parent)
 
     async def _remove(self, path: Path) -> None:
@@ -169,6 +185,11 @@ class FileStore:
             async for chunk in chunks:
                 if self._disk is not None:
                     await self._disk.check()
+                if upload.size + len(chunk) > self._max_bytes:
+                    message = f"a file has at most {self._max_bytes} bytes"
+                    raise Error(ErrorCode.PAYLOAD_TOO_LARGE, message)
+                if self.shared is not None and upload.size + len(chunk) > upload.place:
+                    await self._take_place(upload, len(chunk))
                 self._reserve(upload, len(chunk))
                 await asyncio.to_thread(file.write, chunk)
         finally:
@@ -176,17 +197,47 @@ class FileStore:
 
     def _reserve(self, upload: Upload, more: int) -> None:
         """Add *more* bytes to the upload and to the app's total, before they are written."""
-        if upload.size + more > self._max_bytes:
-            raise Error(ErrorCode.PAYLOAD_TOO_LARGE, f"a file has at most {self._max_bytes} bytes")
-        own = self._own_limit(upload.app_name)
-        limit = self._max_bytes_per_app if own is None else own
-        if self._bytes_of[upload.app_name] + more > limit:
-            raise Error(
-                ErrorCode.PAYLOAD_TOO_LARGE,
-                f"an app's files have at most {limit} bytes together: wait until some have expired",
-            )
+        limit = self._limit_of(upload.app_name)
+        if self.shared is None and self._bytes_of[upload.app_name] + more > limit:
+            raise _too_large(limit)
         upload.size += more
         self._bytes_of[upload.app_name] += more
+
+    async def _take_place(self, upload: Upload, more: int) -> None:
+        """Reserve *more* bytes in the limits of the cluster, and some in advance if there are."""
+        assert self.shared is not None
+        limit = self._limit_of(upload.app_name)
+        for advance in (ADVANCE_BYTES, 0) if more else (0,):
+            size = upload.size + more + advance
+            refused = await to_completion(
+                self.shared.take_upload(
+                    _token_hash(upload.token),
+                    upload.app_name,
+                    size,
+                    max_bytes=limit,
+                    max_count=self._max_count_per_app,
+                )
+            )
+            if refused is None:
+                upload.place = size
+                return
+            if refused == "count":
+                raise self._too_many()
+        raise _too_large(limit)
+
+    def _free_place(self, upload: Upload) -> None:
+        if self.shared is not None:
+            self.shared.add([free_upload(_token_hash(upload.token))])
+
+    def _limit_of(self, app_name: str) -> int:
+        own = self._own_limit(app_name)
+        return self._max_bytes_per_app if own is None else own
+
+    def _too_many(self) -> Error:
+        return Error(
+            ErrorCode.RATE_LIMITED,
+            f"an app has at most {self._max_count_per_app} files: wait until some have expired",
+        )
 
     async def paths(self, app_name: str, tokens: Sequence[str]) -> list[Path]:
         """The paths of the app's files with these tokens, in the same order.
@@ -253,6 +304,11 @@ class FileStore:
     def _release(self, app_name: str, size: int) -> None:
         decrement(self._bytes_of, app_name, size)
         decrement(self._count_of, app_name)
+
+
+def _too_large(limit: int) -> Error:
+    message = f"an app's files have at most {limit} bytes together: wait until some have expired"
+    return Error(ErrorCode.PAYLOAD_TOO_LARGE, message)
 
 
 def _abandoned_in(data_dir: DataDir) -> list[str]:

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
+from ..accounts.accounts import Accounts
+from ..accounts.elsewhere import Elsewhere
 from ..agents.cli.backend import CliBackend
 from ..agents.host.backend import HostBackend
 from ..agents.process import supervise
@@ -23,7 +25,8 @@ from ..sessions.registry import SessionRegistry
 from ..sessions.remote_lists import RemoteLists
 from ..sessions.remote_session import RemoteSessions
 from ..storage.engine import SharedEngine
-from ..storage.lease import BEAT_SHARE, FREEZE_SHARE, Lease, LeaseState
+from ..storage.lease import BEAT_SHARE, FREEZE_SHARE, LeaseState
+from ..storage.writer import DatabaseWriter
 from ..tasks import Supervisor, Tasks
 from ..ws.remote_commands import CommandServer
 from .context import ServerContext
@@ -36,6 +39,19 @@ TOKENS_CHANGED = "tokens"
 REFRESH_POLL_SECS = 0.5
 RUNS_POLL_SECS = 30.0
 FROZEN_CLOSE_SECS = 5.0
+
+
+def share_accounts(
+    accounts: Accounts,
+    engine: SharedEngine | None,
+    writer: DatabaseWriter,
+    clock: Callable[[], float],
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Let the accounts of a node know what the others spend; *stack* ends it."""
+    if engine is not None:
+        accounts.join(Elsewhere(engine.limits, lambda: writer.commit(()), clock))
+        stack.push_async_callback(accounts.stop)
 
 
 def make_node(engine: SharedEngine | None, supervisor: Supervisor) -> Cluster:
@@ -63,9 +79,10 @@ def connect_beats(engine: SharedEngine | None, backend: HostBackend | CliBackend
 class NodeParts:
     """The connections between the sessions of this node and those of the others."""
 
-    def __init__(self, node: ClusterNode, sessions: SessionRegistry, lease: Lease) -> None:
+    def __init__(self, node: ClusterNode, sessions: SessionRegistry, engine: SharedEngine) -> None:
         self._node = node
-        self._lease = lease
+        self._lease = engine.lease
+        self._limits = engine.limits
         self._sessions = sessions
         logs = sessions.logs
         self._follower = LogFollower(node, logs, sessions.queries)
@@ -80,6 +97,7 @@ class NodeParts:
     async def running(self, app: web.Application, context: ServerContext) -> AsyncIterator[None]:
         """Serve the other nodes."""
         node, tokens = self._node, context.tokens
+        context.sessions.quotas.shared = context.files.shared = self._limits
         app[LINK] = NodeLink(node)
         CommandServer(node, self._sessions, tokens, context.files)
 
@@ -163,5 +181,5 @@ async def enter_cluster(
     """Connect this server with the other nodes, if there is a cluster; *stack* leaves it."""
     node = context.sessions.cluster
     if engine is not None and isinstance(node, ClusterNode):
-        parts = NodeParts(node, context.sessions, engine.lease)
+        parts = NodeParts(node, context.sessions, engine)
         await stack.enter_async_context(parts.running(app, context))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from server import safe_files
-from server.auth.tokens import FIRST_APP
+from server.auth.first_tokens import FIRST_APP
 from server.codec import dumps
 from server.errors import DatabaseError, Error
 from server.sessions.event_log import LogReader

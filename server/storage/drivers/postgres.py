@@ -66,6 +66,7 @@ class PostgresDriver:
         self._readers = Connections(url, f"{name} reader", READERS, read_only=True)
         self._others = Connections(url, name, READERS)
         self._pulse: asyncpg.Connection | None = None
+        self._pulse_lock = asyncio.Lock()
         self.last_mark = 0
         self.patience_secs = PATIENCE_SECS
         self._is_closed = self._is_abandoned = False
@@ -160,7 +161,7 @@ class PostgresDriver:
         try:
             if self._is_closed:
                 raise _closed_error()
-            async with asyncio.timeout(timeout):
+            async with self._pulse_lock, asyncio.timeout(timeout):
                 if self._pulse is None or self._pulse.is_closed():
                     self._pulse = await open_connection(
                         self._url, f"{self._name} lease", is_durable=False

@@ -128,6 +128,7 @@ class Connections:
         self._free: list[asyncpg.Connection] = []
         self._used: set[asyncpg.Connection] = set()
         self._permits = asyncio.Semaphore(limit)
+        self._is_closed = False
 
     @contextlib.asynccontextmanager
     async def use(self) -> AsyncIterator[asyncpg.Connection]:
@@ -149,13 +150,14 @@ class Connections:
                 raise
             finally:
                 self._used.discard(connection)
-                if is_whole and not connection.is_closed():
+                if is_whole and not (connection.is_closed() or self._is_closed):
                     self._free.append(connection)
                 else:
                     connection.terminate()
 
     def close(self) -> None:
-        """End all connections."""
+        """End all connections, also those that are being opened."""
+        self._is_closed = True
         for connection in (*self._free, *self._used):
             connection.terminate()
         self._free.clear()

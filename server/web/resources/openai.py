@@ -161,7 +161,9 @@ async def complete_chat(request: web.Request) -> Annotated[web.StreamResponse, C
     async with waiting(request):
         body = await read_body(request, requests.ChatRequest)
     requests.check_format(body)
-    context_of(request).sessions.accounts.check(app_name_of(request))  # before a session is made
+    accounts, app_name = context_of(request).sessions.accounts, app_name_of(request)
+    await accounts.update(app_name)
+    accounts.check(app_name)  # before a session is made
     async with contextlib.AsyncExitStack() as stack:
         session, blocks = await _chat_session(request, body, stack)
         request[LOGGED_SESSION_ID] = session.id

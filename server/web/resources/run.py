@@ -161,7 +161,12 @@ async def run_prompt(
 ) -> Annotated[web.StreamResponse, RunResponse]:
     app_name = app_name_of(request)
     context = context_of(request)
-    context.sessions.quotas.check_prompt_rate(app_name)
+    quotas, accounts = context.sessions.quotas, context.sessions.accounts
+    if quotas.shared is None:
+        quotas.check_prompt_rate(app_name)
+    else:
+        await quotas.check_shared_prompt_rate(app_name)
+        await accounts.update(app_name)
     files = await context.files.paths(app_name, body.files or [])
     request[CREDENTIAL].check()
     run_request = RunRequest(

@@ -84,8 +84,10 @@ class AppUsage(UsageSums, kw_only=True):
 )
 async def sum_usage(request: web.Request, query: UsagePeriod) -> AppUsage:
     app_name = app_name_of(request)
+    accounts = context_of(request).sessions.accounts
     rows = await _rows(request, query, query.by, app_name)
-    view = context_of(request).sessions.accounts.budget_view(app_name)
+    await accounts.update(app_name)
+    view = accounts.budget_view(app_name)
     budget = {name: BudgetPart(**part) for name, part in view.items()}
     return AppUsage(rows=rows, budget=budget or msgspec.UNSET)
 
