@@ -74,7 +74,6 @@ export function sessionActions(app) {
 	async function download(id, format) {
 		await attempt(async () => {
 			const response = await app.api.fetch('GET', `/sessions/${id}/export?format=${format}`)
-			if (!response?.ok) throw new Error(say('the'))
 			const named = /filename="?([^";]+)/.exec(response.headers.get('Content-Disposition') ?? '')
 			save(await response.blob(), named?.[1] ?? `conversation.${format}`)
 		})

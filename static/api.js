@@ -59,18 +59,18 @@ export class Api {
 	}
 
 	async call(method, path, body) {
-		const response = await this.fetch(method, path, body)
-		const answer = await response?.json().catch(() => null)
-		if (response?.ok) return answer
-		const error = new ApiError(response?.status ?? 0, answer)
-		if (error.status === 401) this.#onUnauthorized()
-		throw error
+		return (await this.fetch(method, path, body)).json().catch(() => null)
 	}
 
-	fetch(method, path, body) {
+	// The answer itself; throws if it is a refusal
+	async fetch(method, path, body) {
 		const headers = { Authorization: `Bearer ${this.token}`, 'Content-Type': 'application/json' }
-		return fetch(addressOf(path), { method, headers, body: body && JSON.stringify(body), cache: 'no-store' }).catch(
-			() => null
-		)
+		/** @type {RequestInit} */
+		const sent = { method, headers, body: body && JSON.stringify(body), cache: 'no-store' }
+		const response = await fetch(addressOf(path), sent).catch(() => null)
+		if (response?.ok) return response
+		const error = new ApiError(response?.status ?? 0, await response?.json().catch(() => null))
+		if (error.status === 401) this.#onUnauthorized()
+		throw error
 	}
 }

@@ -1,5 +1,5 @@
 // State that the modules of the page share: the sign-in, the open sessions, and the place that is shown
-import { addressOf } from './api.js'
+import { Api, addressOf } from './api.js'
 import { storage } from './storage.js'
 
 const narrow = matchMedia('(max-width: 760px)')
@@ -20,6 +20,7 @@ export const app = {
 	rows: [],
 	storage,
 	addressOf,
+	callAdmin: (...call) => new Api(app.adminToken, () => (app.adminToken = null)).call(...call),
 	isNarrow: () => narrow.matches,
 	wide: () => wide.matches
 }

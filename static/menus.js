@@ -2,7 +2,6 @@
 import { app, currentEntry } from './context.js'
 import { load } from './parts.js'
 import { storage } from './storage.js'
-import { toast } from './views/dialogs.js'
 import { say } from './views/dom.js'
 import { choice, entry } from './views/menu.js'
 import { applyTheme } from './views/theme.js'
@@ -30,11 +29,10 @@ export const menuOf = session => [
 export const settingsMenu = () => [...pageEntries(), ...preferenceEntries()]
 
 function preferenceEntries() {
-	const { notify, theme = 'system' } = storage.preferences()
+	const { theme = 'system' } = storage.preferences()
 	const themes = { system: say('theme_of'), light: 'Light', dark: 'Dark' }
 	return [
-		entry(notify ? 'Do not notify me' : say('notify_me'), 'bell', toggleNotify),
-		entry(say('notifications'), 'clock', showNotices),
+		entry(say('notifications'), 'bell', showNotices),
 		{ heading: 'Appearance' },
 		...Object.entries(themes).map(([name, label]) =>
 			choice(label, theme === name, () => {
@@ -93,17 +91,4 @@ export async function showHelp() {
 async function showNotices() {
 	const { showNotices: shown } = await load(() => import('./views/notices.js'))
 	shown(app)
-}
-
-async function toggleNotify() {
-	const notify = !storage.preferences().notify && (await globalThis.Notification?.requestPermission()) === 'granted'
-	storage.savePreferences({ notify })
-	const refused = !notify && globalThis.Notification?.permission === 'denied'
-	toast(
-		notify
-			? 'You will be notified when an agent waits for you or has finished.'
-			: refused
-				? 'The browser does not allow notifications of this page.'
-				: say('notifications_2')
-	)
 }

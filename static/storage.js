@@ -65,7 +65,7 @@ export const storage = {
 		if (part === 'draft' && (kept === null || kept.length < MAX_KEPT)) write(KEPT, `draft:${id}`, kept)
 	},
 	forget(id) {
-		for (const part of ['draft', 'attached', 'outbox', 'choices']) write(TAB, `${part}:${id}`, null)
+		for (const part of ['draft', 'attached', 'outbox', 'choices', 'comments']) write(TAB, `${part}:${id}`, null)
 		write(KEPT, `draft:${id}`, null)
 	},
 	outbox(id) {

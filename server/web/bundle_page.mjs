@@ -17,7 +17,7 @@ const FOLDER = process.argv[2];
 const FRESH = `${FOLDER}.${process.pid}`;
 // Long names of the page's own properties, which neither the browser, a library nor the protocol knows.
 const OWN_NAMES =
-	/^(adminToken|startedAt|showWaiting|turnViews|showSidebar|endedAt|byIndex|awaySince|checkWords|auditEvent|seededAt|withdrawing|chooseAgent|readTo|auditApp|loadAgents|durationMs|loadingShownAt|projectsShown|lookAtChanges|focusComposer|expiresAt|leftEnd|saidShown|closePane|agentName|turnEntries|sendNow|savePreferences|toolKind|turnIndex|requestId|saveToken|saveOutbox|saveDraft|addressOf|requeue|goBeside|folded|headings|pickers|visiting|unended|nextAt|isLast|startNew|sendAnew|retryAt|visitWaiting|toggleNotify|setProjects|unsent|ticked|setRunning|setPurpose|setAgents|inHistory|isNarrow|complain|setPane|caution|explored|closeText)$/;
+	/^(adminToken|startedAt|showWaiting|turnViews|showSidebar|endedAt|byIndex|awaySince|checkWords|auditEvent|seededAt|withdrawing|chooseAgent|readTo|auditApp|loadAgents|durationMs|loadingShownAt|projectsShown|lookAtChanges|focusComposer|expiresAt|leftEnd|saidShown|closePane|agentName|turnEntries|sendNow|savePreferences|toolKind|turnIndex|requestId|saveToken|saveOutbox|saveDraft|addressOf|requeue|goBeside|folded|headings|pickers|visiting|unended|nextAt|isLast|startNew|sendAnew|retryAt|visitWaiting|toggleNotify|setProjects|unsent|ticked|setRunning|setPurpose|setAgents|inHistory|isNarrow|complain|setPane|caution|explored|closeText|composer|suggestions|outbox|synced|abandoned|stash|toEnd|hear|callAdmin|showSide|menuOf|stale|opened|shell|beside|forget)$/;
 // Short names for the custom properties of the stylesheets; scripts set only `--tint`.
 const shortNames = new Map();
 const shortProperties = {
@@ -69,7 +69,7 @@ try {
 		outdir: FRESH,
 		splitting: true,
 		mangleProps: OWN_NAMES,
-		chunkNames: 'page-[name]-[hash]',
+		chunkNames: 'p-[hash]',
 		external: libraries.map(([name]) => name),
 		metafile: true
 	});

@@ -1,7 +1,7 @@
 // The operator's page: tokens, usage and the audit, with the admin token
 import { spell } from '../marks.js'
 import { list, record, records } from '../normalise.js'
-import { adminCall, adminForm } from './adminsign.js'
+import { adminForm } from './adminsign.js'
 import { copyButton } from './code.js'
 import { ask, toast } from './dialogs.js'
 import { filled, h, iconButton, say, setText, template } from './dom.js'
@@ -77,7 +77,7 @@ export class Panel extends PanelPage {
 	}
 
 	async #tokens() {
-		const { tokens } = await adminCall(this.app, 'GET', '/admin/tokens')
+		const { tokens } = await this.app.callAdmin('GET', '/admin/tokens')
 		const { el, rows } = template('admin-tokens')
 		rows.append(...records(tokens).map(one => this.#token(one)))
 		return [this.#newToken(), el]
@@ -119,7 +119,7 @@ export class Panel extends PanelPage {
 
 	/** @type {(method: string, name: string, body?: any) => Promise<void>} */
 	async #change(method, name, body) {
-		await this.#attempt(() => adminCall(this.app, method, `/admin/tokens/${encodeURIComponent(name)}`, body))
+		await this.#attempt(() => this.app.callAdmin(method, `/admin/tokens/${encodeURIComponent(name)}`, body))
 		this.#show('tokens')
 	}
 
@@ -134,7 +134,7 @@ export class Panel extends PanelPage {
 				...(chosen.length < scopes.length && { scopes: chosen }),
 				...(dollars.value && { budget: { usd_per_day: Number(dollars.value) } })
 			}
-			const made = await this.#attempt(() => adminCall(this.app, 'POST', '/admin/tokens', body))
+			const made = await this.#attempt(() => this.app.callAdmin('POST', '/admin/tokens', body))
 			if (!made) return
 			name.value = dollars.value = ''
 			const [, rows] = await this.#tokens()
@@ -149,7 +149,7 @@ export class Panel extends PanelPage {
 	}
 
 	async #usage() {
-		const { rows: given } = await adminCall(this.app, 'GET', `/admin/usage?by=${this.by}`)
+		const { rows: given } = await this.app.callAdmin('GET', `/admin/usage?by=${this.by}`)
 		const found = records(given)
 		const { el, choice, table, none, by, rows } = template('admin-usage')
 		for (const one of choice.children) {
@@ -191,7 +191,7 @@ export class Panel extends PanelPage {
 		let after = 0
 		const load = async () => {
 			query.set('after', String(after))
-			const { rows: given, next } = await adminCall(this.app, 'GET', `/admin/audit?${query}`)
+			const { rows: given, next } = await this.app.callAdmin('GET', `/admin/audit?${query}`)
 			rows.append(...records(given).map(recordRow))
 			after = next
 			more.hidden = next === null

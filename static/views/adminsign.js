@@ -1,23 +1,5 @@
-// Calls of the operator, with the admin token. It stays in memory: an app's sign-in never has its rights.
-import { say, setText, template } from './dom.js'
-
-/** @param {Props} app */
-export async function adminCall(app, method, path, body = null) {
-	const { addressOf } = app
-	const response = await fetch(addressOf(path), {
-		method,
-		headers: { Authorization: `Bearer ${app.adminToken}`, 'Content-Type': 'application/json' },
-		body: body && JSON.stringify(body),
-		cache: 'no-store'
-	}).catch(() => null)
-	const answer = await response?.json().catch(() => null)
-	if (response?.ok) return answer
-	if (response?.status === 401) app.adminToken = null
-	throw Object.assign(new Error(answer?.error ?? say('the_server')), {
-		status: response?.status,
-		code: answer?.code
-	})
-}
+// Asks for the admin token, which stays in memory: an app's sign-in never has its rights
+import { setText, template } from './dom.js'
 
 /** A form that asks for the admin token, and calls `done` when the server has accepted it. */
 export function adminForm(app, done) {
@@ -27,7 +9,7 @@ export function adminForm(app, done) {
 		button.disabled = true
 		app.adminToken = input.value.trim()
 		try {
-			await adminCall(app, 'GET', '/admin/tokens')
+			await app.callAdmin('GET', '/admin/tokens')
 			input.value = ''
 			setText(note, '')
 			done()

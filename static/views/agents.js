@@ -1,7 +1,7 @@
 // The agents of the server: what is installed, what to run, and how to log in
 import { spell } from '../marks.js'
 import { list, records, string } from '../normalise.js'
-import { adminCall, adminForm } from './adminsign.js'
+import { adminForm } from './adminsign.js'
 import { copyButton } from './code.js'
 import { filled, h, hint, iconButton, say, setText, template } from './dom.js'
 import { PanelPage, pill } from './panel.js'
@@ -118,7 +118,7 @@ export class Panel extends PanelPage {
 		button.disabled = true
 		setText(this.note, `Logging in to ${name}…`)
 		try {
-			await adminCall(this.app, 'POST', `/admin/agents/${encodeURIComponent(name)}/authenticate`, { method_id: method })
+			await this.app.callAdmin('POST', `/admin/agents/${encodeURIComponent(name)}/authenticate`, { method_id: method })
 			setText(this.note, `${name} is logged in.`)
 			await this.app.loadAgents()
 			this.#draw()

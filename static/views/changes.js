@@ -5,10 +5,11 @@ import { encodePath, parsePatch, totals } from '../patch.js'
 import { promptParts } from '../transcript.js'
 import { base64 } from './attachments.js'
 import { codeBlock, copyButton } from './code.js'
+import { Comments, showCount } from './comments.js'
 import { ask } from './dialogs.js'
 import { counts, rowsView } from './diff.js'
 import { h, hint, icon, iconButton, say, setText, template, View } from './dom.js'
-import { bytes, plural } from './format.js'
+import { bytes, languageOf, plural } from './format.js'
 import { choice, menuButton } from './menu.js'
 
 const MAX_PREVIEW = 400_000 // bytes
@@ -30,6 +31,11 @@ export class ChangesView extends View {
 			copyButton(() => this.#text(this.#address('')), 'Copy patch')
 		)
 		this.undo.onclick = () => this.#undo()
+		this.send.onclick = () => this.#sendComments()
+		this.list.onkeydown = ({ key, ctrlKey, metaKey }) => {
+			if (key === 'Enter' && (ctrlKey || metaKey)) this.#sendComments()
+		}
+		this.list.addEventListener('focusout', () => setTimeout(() => this.stale && this.load()))
 		this.redo.onclick = () => this.#restore({ snapshot_id: this.kept })
 		this.archive.onclick = () => this.#save(`/sessions/${this.session.id}/archive`, `${this.session.id}.zip`)
 	}
@@ -40,7 +46,8 @@ export class ChangesView extends View {
 		this.off?.()
 		this.session = session
 		this.off = session?.on('changes', () => this.tab === 'changed' && this.load())
-		Object.assign(this, { turn: null, kept: null })
+		Object.assign(this, { turn: null, kept: null, opened: new Set() })
+		this.#takeComments()
 		this.undone.hidden = true
 		if (session) this.load()
 	}
@@ -55,6 +62,26 @@ export class ChangesView extends View {
 		this.load()
 	}
 
+	#takeComments() {
+		const { session, app } = this
+		const count = () => showCount(this.send, this.sendWords, this.comments.written.length)
+		this.comments = new Comments(session && app.storage.draft(session.id, 'comments'), items => {
+			app.storage.saveDraft(session.id, items, 'comments')
+			count()
+		})
+		count()
+	}
+
+	#sendComments() {
+		const { comments, session } = this
+		const text = comments.prompt
+		if (!text) return
+		this.app.open.get(session.id).view.send({ prompt: [{ type: 'text', text }] }, () => {
+			comments.clear()
+			this.load()
+		})
+	}
+
 	#address(path) {
 		const query = new URLSearchParams()
 		if (this.turn) query.set('since_turn', String(this.turn.index))
@@ -62,12 +89,7 @@ export class ChangesView extends View {
 		return `/sessions/${this.session.id}/changes${query.size ? `?${query}` : ''}`
 	}
 
-	async #fetch(address) {
-		const response = await this.app.api.fetch('GET', address)
-		if (response?.ok) return response
-		const { error } = (await response?.json().catch(() => null)) ?? {}
-		throw new Error(error ?? say('the_server'))
-	}
+	#fetch = address => this.app.api.fetch('GET', address)
 
 	async #text(address) {
 		return (await this.#fetch(address)).text()
@@ -102,7 +124,9 @@ export class ChangesView extends View {
 		try {
 			const rows = changed ? await this.#changes() : (await this.#entries('')).map(one => this.#entry(one))
 			if (mine !== this.loading) return
-			this.list.replaceChildren(...rows)
+			// A comment that is being written stays where it is
+			this.stale = this.list.querySelector('textarea:focus') !== null
+			if (!this.stale) this.list.replaceChildren(...rows)
 			setText(this.note, rows.length ? '' : changed ? say('no_changes') : say('no_files'))
 		} catch (error) {
 			if (mine !== this.loading) return
@@ -134,9 +158,11 @@ export class ChangesView extends View {
 			copyButton(() => this.#text(this.#address(path)), 'Copy patch'),
 			status !== 'deleted' && this.#download(path)
 		)
-		view.el.ontoggle = () =>
-			view.el.open && !view.body.firstChild && this.#fill(view.body, tools, () => this.#diff(path))
-		view.el.open = open
+		view.el.ontoggle = () => {
+			this.opened[view.el.open ? 'add' : 'delete'](path)
+			if (view.el.open && !view.body.firstChild) this.#fill(view.body, tools, () => this.#diff(path))
+		}
+		view.el.open = open || this.opened.has(path)
 		return view.el
 	}
 
@@ -158,7 +184,7 @@ export class ChangesView extends View {
 		const found = parsePatch(await this.#text(this.#address(path)))
 		const rows = found.flatMap(one => one.rows)
 		if (!rows.length) return hint(found.some(one => one.binary) ? say('not_text') : say('no_lines'))
-		return rowsView(rows)
+		return rowsView(rows, path, this.comments.of(path))
 	}
 
 	async #undo() {
@@ -225,7 +251,7 @@ export class ChangesView extends View {
 		}
 		if (!type.startsWith('text/')) return hint(say('no_preview'))
 		const text = await response.text()
-		return text ? codeBlock(text, /\.(\w+)$/.exec(path)?.[1] ?? '').el : hint('Empty')
+		return text ? codeBlock(text, languageOf(path)).el : hint('Empty')
 	}
 }
 

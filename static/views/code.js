@@ -2,7 +2,7 @@ import { spell } from '../marks.js'
 import { codeNodes, copyText, exactNodes, h, setText, template, whenNear } from './dom.js'
 import { plural } from './format.js'
 
-const MAX_COLOURED = 60_000 // characters
+export const MAX_COLOURED = 60_000 // characters
 const LIVE_COLOURED = 12_000 // while the text grows
 const LIVE_EVERY = 400 // ms
 const MAX_EXACT = 10_000 // characters shown at once
@@ -12,7 +12,8 @@ let asked = 0
 const waiting = new Map()
 const shown = new WeakMap()
 
-async function paint(code) {
+/** @returns {Promise<[string | null, string][] | null>} parts of the text with their classes */
+export function tokensOf(text, language) {
 	if (!worker) {
 		worker = new Worker(new URL('static/highlight.worker.js', document.baseURI), { type: 'module' })
 		worker.onmessage = ({ data: { id, tokens } }) => {
@@ -20,10 +21,14 @@ async function paint(code) {
 			waiting.delete(id)
 		}
 	}
-	const { text, language } = shown.get(code)
 	const id = (asked += 1)
 	worker.postMessage({ id, code: text, language })
-	const tokens = await new Promise(resolve => waiting.set(id, resolve))
+	return new Promise(resolve => waiting.set(id, resolve))
+}
+
+async function paint(code) {
+	const { text, language } = shown.get(code)
+	const tokens = await tokensOf(text, language)
 	const now = shown.get(code).text
 	if (!tokens || !now.startsWith(text)) return
 	const nodes = tokens.flatMap(([name, part]) =>

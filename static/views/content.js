@@ -1,7 +1,7 @@
 import { block as checked, pretty } from '../normalise.js'
 import { codeBlock } from './code.js'
 import { h, icon, template } from './dom.js'
-import { bytes, shortPath } from './format.js'
+import { bytes, languageOf, shortPath } from './format.js'
 
 const MAX_RESOURCE = 1_000_000 // characters
 
@@ -18,7 +18,7 @@ export function contentBlock(given) {
 					'details.raw',
 					{},
 					h('summary', {}, icon('file'), label),
-					codeBlock(pretty(resource.text, MAX_RESOURCE), /\.(\w+)$/.exec(label)?.[1]).el
+					codeBlock(pretty(resource.text, MAX_RESOURCE), languageOf(label)).el
 				)
 	}
 	if (type === 'image' || type === 'audio') {

@@ -2,8 +2,10 @@ import { diffArrays } from 'diff/lib/diff/array.js'
 import { diffWordsWithSpace } from 'diff/lib/diff/word.js'
 import { spell } from '../marks.js'
 import { MAX_PATH, pretty } from '../normalise.js'
-import { exactNodes, h, say, setText, template } from './dom.js'
-import { plural } from './format.js'
+import { MAX_COLOURED, tokensOf } from './code.js'
+import { moveByKeys } from './comments.js'
+import { exactNodes, h, say, setText, template, whenNear } from './dom.js'
+import { languageOf, plural } from './format.js'
 
 const CONTEXT = 3
 const MAX_ROWS = 400 // at first
@@ -90,6 +92,7 @@ export function diffView({ path = '', oldText, newText }, cwd) {
 		if (shown.length > limit) body.append(moreButton(shown.length - limit, () => draw(limit * 5)))
 	}
 	draw(MAX_ROWS)
+	whenNear(body, () => paint(rows, path))
 	return el
 }
 
@@ -102,7 +105,7 @@ export function counts({ stat, plus, minus }, added, removed) {
 }
 
 // Of rows that a unified diff has
-export function rowsView(rows) {
+export function rowsView(rows, path, comments) {
 	pairLines(rows)
 	const until = performance.now() + MARKED_TIME
 	const body = h('div.diff-body', { tabIndex: 0, role: 'group', label: 'Lines' })
@@ -111,13 +114,70 @@ export function rowsView(rows) {
 			h(
 				'div.diff-rows',
 				{},
-				rows.slice(0, limit).flatMap(row => rowView(row, until))
+				rows.slice(0, limit).flatMap(row => rowView(row, until, comments))
 			),
 			rows.length > limit ? moreButton(rows.length - limit, () => draw(limit * 5)) : ''
 		)
+		moveByKeys(body)
 	}
 	draw(MAX_ROWS)
+	whenNear(body, () => paint(rows, path))
 	return body
+}
+
+// Colours both sides, if they are short enough
+async function paint(rows, path) {
+	const language = languageOf(path)
+	for (const other of ['+', '-']) {
+		const side = rows.filter(({ sign }) => sign && sign !== other)
+		const text = side.map(row => row.text).join('\n')
+		if (!language || text.length > MAX_COLOURED) return
+		const lines = linesOfTokens((await tokensOf(text, language)) ?? [])
+		for (const [index, row] of side.entries()) {
+			row.tokens = lines[index]
+			const { cell } = row
+			if (cell) cell.replaceWith(cellOf(row))
+		}
+	}
+}
+
+function linesOfTokens(tokens) {
+	const lines = [[]]
+	for (const [name, text] of tokens)
+		for (const [index, part] of text.split('\n').entries()) {
+			if (index) lines.push([])
+			if (part) lines.at(-1).push([name, part])
+		}
+	return lines
+}
+
+// With the colours of the language, and marks on what changed within the line
+/** @type {(row: Props, until?: number) => Element} */
+function cellOf(row, until) {
+	const { text, tokens } = row
+	row.marked ??= marks(/** @type {any} */ (row), until)
+	const known = tokens?.map(([, part]) => part).join('') === text
+	row.cell = h('span', {}, text ? overlay(row.marked, known ? tokens : [[null, text]]).map(wordView) : ' ')
+	return row.cell
+}
+
+const wordView = ([part, name, changed]) =>
+	name || changed ? h('span', { class: [name, changed && 'changed'].filter(Boolean).join(' '), text: part }) : part
+
+/** @returns {any[][]} [text, class of its colour, whether it changed] */
+export function overlay(marked, tokens) {
+	const parts = []
+	let [at, used] = [0, 0]
+	for (const [text, changed] of marked)
+		for (let left = text; left; ) {
+			const [name, whole] = tokens[at]
+			const part = whole.slice(used, used + left.length)
+			parts.push([part, name, changed])
+			left = left.slice(part.length)
+			used += part.length
+			if (used === whole.length) [at, used] = [at + 1, 0]
+		}
+	return parts
 }
 
 const moreButton = (count, onclick) => h('button.quiet.wide', { text: `Show ${plural(count, 'more line')}`, onclick })
@@ -149,8 +209,9 @@ export function marks({ sign, text, pair }, until = Infinity) {
 	return mine.map(({ value, added, removed }) => [value, Boolean(added || removed)])
 }
 
-function rowView(row, until) {
-	const { sign, text, line, note, folded, unended } = row
+/** @type {(row: Props, until?: number, comments?: Props) => any} */
+function rowView(row, until, comments) {
+	const { sign, line, note, folded, unended } = row
 	if (note) return h('div.row.gap', { text: note })
 	if (folded)
 		return h('button.row.gap', {
@@ -159,15 +220,8 @@ function rowView(row, until) {
 				currentTarget.replaceWith(...folded.slice(0, MAX_ROWS * 5).flatMap(one => rowView(one)))
 		})
 	const name = { '+': '.add', '-': '.del' }[sign] ?? ''
-	const words = text
-		? marks(row, until).map(([part, changed]) => (changed ? h('span.changed', { text: part }) : part))
-		: ' '
-	const shown = h(
-		`div.row${name}`,
-		{},
-		h('span.no', { 'data-no': line }),
-		h('span.sign', { text: sign }),
-		h('span', {}, words)
-	)
-	return unended && sign !== ' ' ? [shown, h('div.row.gap', { text: say('no_line') })] : shown
+	const number = comments ? comments.number(row) : h('span.no', { 'data-no': line })
+	const shown = h(`div.row${name}`, {}, number, h('span.sign', { text: sign }), cellOf(row, until))
+	const end = unended && sign !== ' ' && h('div.row.gap', { text: say('no_line') })
+	return [shown, comments?.box(row), end].filter(Boolean)
 }

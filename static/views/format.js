@@ -30,6 +30,8 @@ export function money(cost) {
 
 export const plural = (count, one) => `${count} ${one}${count === 1 ? '' : 's'}`
 
+export const languageOf = path => /\.(\w+)$/.exec(path)?.[1] ?? ''
+
 export const shortPath = path =>
 	String(path ?? '')
 		.split('/')

@@ -35,7 +35,7 @@ export class SessionView extends View {
 			away: () => session.wire.status.state === 'stopped' || !this.connection.hidden,
 			focusComposer: () => this.focus(),
 			seen: () => this.draw(),
-			retry: ({ stopReason, prompt }) => this.#send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
+			retry: ({ stopReason, prompt }) => this.send({ prompt: stopReason === 'error' ? prompt : 'Continue.' }),
 			edit: turn => this.composer.put(turn),
 			entries: turn => on.turnEntries(session, turn)
 		})
@@ -50,7 +50,7 @@ export class SessionView extends View {
 				this.composer.put(one)
 			},
 			discard: one => session.discard(one),
-			resend: one => this.#send(one, () => session.discard(one)),
+			resend: one => this.send(one, () => session.discard(one)),
 			edit: one => {
 				this.composer.put(one)
 				session.discard(one)
@@ -74,7 +74,7 @@ export class SessionView extends View {
 						this.changing = null
 						this.composer.clear()
 					}
-					this.#send(message, sent, changing)
+					this.send(message, sent, changing)
 				},
 				stop: () => session.cancel(),
 				commands: () => session.model.commands ?? [],
@@ -155,7 +155,7 @@ export class SessionView extends View {
 	}
 
 	// `changing` is the turn whose prompt waits and is replaced
-	#send(message, sent = () => {}, changing = null) {
+	send(message, sent = () => {}, changing = null) {
 		if (this.over) return void this.#sendAnew(message, sent)
 		if (this.session.closed) return void this.#continue(message, sent)
 		sent()
@@ -186,7 +186,7 @@ export class SessionView extends View {
 		this.composer.el.inert = false
 		this.refusal = failure && failure.code !== 'conflict' ? failure.message : null
 		if (this.refusal) return this.draw()
-		this.#send(message, sent)
+		this.send(message, sent)
 		this.focus()
 	}
 

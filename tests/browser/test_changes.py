@@ -52,9 +52,10 @@ async def test_changes_are_reviewed_undone_and_downloaded(
     await tab.picture("changes")
     # The changes of one turn, and the way back from it.
     await side.get_by_role("button", name="The whole session").click()
-    await page.get_by_role("menuitemradio").nth(2).click()
-    await files.filter(has_text="greet.py").locator("summary").click()
+    await page.get_by_role("menuitemradio").nth(2).press("Enter")
     await expect(files.first.locator(".row.del .changed").first).to_be_visible()
+    await expect(files.first.locator(".row .hljs-keyword").first).to_have_text("def")
+    await expect(files.first.locator(".row.del .hljs-string.changed").first).to_be_visible()
     await side.get_by_role("button", name="Undo since here").click()
     await page.get_by_role("dialog").get_by_role("button", name="Undo").click()
     await expect(side.locator(".strip")).to_contain_text("2 files restored")
@@ -63,6 +64,27 @@ async def test_changes_are_reviewed_undone_and_downloaded(
     await side.get_by_role("button", name="Undo the undo").click()
     await expect(side.get_by_role("button", name="Undo that")).to_be_visible()
     assert file.parent.parent.joinpath("greet.py").read_text() == NEW
+    # Comments on lines go back as one prompt, and survive a reload of the page.
+    await side.get_by_role("button", name="Comment on line 2").last.press("Enter")
+    await page.keyboard.type("Use a logger.")
+    await page.keyboard.press("Escape")
+    await page.keyboard.press("ArrowDown")
+    await page.keyboard.press("Enter")
+    await page.keyboard.type("Why?")
+    await tab.axe("comments")
+    await tab.picture("comments")
+    await page.reload()
+    await review.click()
+    await expect(side.get_by_role("button", name="Send 2 comments")).to_be_visible()
+    await files.first.locator("summary").click()
+    await side.get_by_label("Comment on line 3").locator("visible=true").last.press("Control+Enter")
+    await tab.settled(4)
+    await expect(tab.turns.last.locator(".bubble")).to_have_text(
+        "greet.py, line 2:\n> +     print(f'hello {name}')\nUse a logger.\n\n"
+        "greet.py, line 3:\n>       return True\nWhy?",
+        use_inner_text=True,
+    )
+    await expect(side.locator(".comment")).to_have_count(0)
     # The files, with a preview.
     await side.get_by_role("button", name="Files", exact=True).click()
     await side.locator("summary", has_text="notes").press("Enter")
@@ -90,7 +112,7 @@ async def test_changes_are_reviewed_undone_and_downloaded(
     await page.keyboard.press("Enter")
     await expect(tab.composer).to_have_value("see @notes/<b>.md ")
     await page.keyboard.press("Enter")
-    await tab.settled(4)
+    await tab.settled(5)
     sent = (await bot.until("turn_start"))["prompt"]
     link = {"type": "resource_link", "name": "notes/<b>.md", "size": 8}
     uri = (file.parent.parent / "notes" / "<b>.md").as_uri()

@@ -414,7 +414,9 @@ async def test_background_session_notifies_when_it_waits(
     await page.add_init_script(NOTIFICATIONS)
     await tab.sign_in()
     await tab.button("Settings").click()
-    await page.get_by_role("menuitem", name="Notify me").click()
+    await page.get_by_role("menuitem", name="Notifications").click()
+    await page.get_by_label("While the page is open").check()
+    await page.keyboard.press("Escape")
     gate = tmp_path / "gate"
     name = {"update": {"sessionUpdate": "session_info_update", "title": "Named by its agent"}}
     ask = {"permission": {"title": "Delete everything"}}
