@@ -361,11 +361,12 @@ class _Server:
             max_bytes=self._settings.max_upload_bytes,
             max_bytes_per_app=self._settings.max_upload_bytes_per_app,
             max_count_per_app=self._settings.max_uploads_per_app,
-            own_limit=lambda app_name: sessions.accounts.limits_of(app_name).disk_bytes,
+            own_limit=sessions.app_disk.room_for_uploads,
             disk=sessions.disk,
             sandbox=sessions.backend.sandbox,
             clock=self._clock,
         )
+        sessions.app_disk.uploads = files.bytes_of
         await files.start()
         return files
 

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -285,6 +285,9 @@ class DiskReserve:
 
     Attributes:
         free_bytes: returns the number of free bytes.
+        app_limit: returns the limit of an app that has its own, else None.
+        check_app: checks that limit for an app that needs so many bytes.
+        note_app: counts bytes that a client has written.
     """
 
     def __init__(self, folder: Path, minimum: int) -> None:
@@ -292,13 +295,21 @@ class DiskReserve:
         self._measured_at = -DISK_SECS
         self._is_low = False
         self.free_bytes: Callable[[], int] = lambda: _free_bytes(folder)
+        self.app_limit: Callable[[str], int | None] = lambda app_name: None
+        self.check_app: Callable[[str, int], Awaitable[None]]
+        self.note_app: Callable[[str, int], None] = lambda app_name, size: None
 
-    async def check(self) -> None:
-        """Refuse new work while less than the minimum is free.
+    async def check(self, app_name: str | None = None, more: int = 0) -> None:
+        """Refuse new work while less than the minimum is free, or while its app has no space.
+
+        Args:
+            more: the bytes that the app needs.
 
         Raises:
-            Error: ``internal``, retryable, as with a full disk.
+            Error: ``internal``, retryable, as with a full disk; or ``payload_too_large``.
         """
+        if app_name is not None and self.app_limit(app_name) is not None:
+            await self.check_app(app_name, more)
         if not self._minimum:
             return
         if time.monotonic() - self._measured_at >= DISK_SECS:

@@ -41,7 +41,10 @@ class AppLimits(
     ] = None
     disk_bytes: Annotated[
         Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | None,
-        _meta("Bytes of its uploads; `CLAWDFORGE_MAX_UPLOAD_BYTES_PER_APP` otherwise."),
+        _meta(
+            "Bytes of its uploads, and of its sessions' folders, snapshots and logs beyond 256 KiB"
+            " each. Otherwise only uploads are limited: `CLAWDFORGE_MAX_UPLOAD_BYTES_PER_APP`."
+        ),
     ] = None
 
 

@@ -174,7 +174,7 @@ class Runner:
                 logger.info("run %s failed: %s: %s", run.id, error.code, error.message[:300])
 
     async def _execute(self, run: Run) -> RunResult:
-        await self._disk.check()
+        await self._disk.check(run.request.app_name)
         async with self._queue.slot(run.stopped, run.request.app_name):
             await self._accounts.update(run.request.app_name)
             self._accounts.check(run.request.app_name)  # others may have used it up meanwhile

@@ -18,6 +18,7 @@ from ..tasks import Tasks
 from ..workspace.snapshots import Snapshots
 from .agent_slots import AgentSlots
 from .alerts import Alerts
+from .app_disk import AppDisk
 from .changes import SessionChanges
 from .event_log import EventLogs
 from .quotas import SessionQuotas
@@ -44,6 +45,7 @@ class SessionContext:
     metrics: Metrics
     slots: AgentSlots
     disk: DiskReserve
+    app_disk: AppDisk
     quotas: SessionQuotas
     accounts: Accounts
     changes: SessionChanges
@@ -86,6 +88,10 @@ class SessionContext:
             fields = {"resets_at": resets_at, "budget": budget}
             alerts.of_app(app_name, "budget_exceeded", fields)
 
+        data_dir = DataDir.of(settings)
+        disk = DiskReserve(data_dir.path, settings.min_free_bytes)
+        app_disk = AppDisk(data_dir, accounts, queries, backend.sandbox.folders)
+        app_disk.connect(disk)
         alerts = Alerts(clock)
         accounts.on_limits_changed.append(limits_changed)
         accounts.on_alert.append(budget_exceeded)
@@ -97,7 +103,8 @@ class SessionContext:
             writer=writer,
             metrics=metrics,
             slots=slots,
-            disk=DiskReserve(DataDir.of(settings).path, settings.min_free_bytes),
+            disk=disk,
+            app_disk=app_disk,
             quotas=SessionQuotas(settings, accounts),
             accounts=accounts,
             changes=SessionChanges(),

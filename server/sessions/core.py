@@ -90,7 +90,7 @@ class SessionCore:
                 ``internal``.
         """
         context, app_name = self.context, self.row.app_name
-        await context.disk.check()
+        await context.disk.check(app_name)
         self._check_open()
         if context.quotas.shared is None:
             context.accounts.check(app_name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import safe_files
 from ..data_dir import DataDir
-from ..errors import payload_too_large
+from ..errors import Error, payload_too_large
 from ..sandbox.disk_usage import bytes_in, size_text
 from ..sandbox.limit_signs import full_file_text
 from .limit_watch import LimitNotices, LimitWatch
@@ -57,7 +57,8 @@ class DiskWatch:
             await self.limits.look()
 
     async def measure_all(self) -> None:
-        """Measure each session that is due."""
+        """Measure each session that is due, and each app that has a limit of its own."""
+        await self._measure_apps()
         if not (self._limit or self._file_bytes):
             return
         sessions = [
@@ -72,6 +73,19 @@ class DiskWatch:
                 await self._measure(session)
                 took = time.monotonic() - began
                 self._due[session.id] = time.monotonic() + SHARE * took
+
+    async def _measure_apps(self) -> None:
+        """End the agents of the apps that are over their own limit. Their prompts are refused."""
+        live = [one for one in tuple(self._sessions.cached.values()) if one.agent.is_live]
+        disk = self._sessions.app_disk
+        for app_name in {one.row.app_name for one in live}:
+            if disk.limit_of(app_name) is None or not (error := await disk.refusal(app_name)):
+                continue
+            logger.warning("the app is over its disk space", extra={"app": app_name})
+            for session in live:
+                if session.row.app_name == app_name and session.agent.is_live:
+                    _refuse_running(session, error)
+                    await session.agent.hibernate(0)
 
     def _folders(self, session: Session) -> list[Path]:
         """The folders that belong to the session. A `cwd` that a client chose does not."""
@@ -99,10 +113,7 @@ class DiskWatch:
         if is_new:
             about = {"session": session.id, "app": session.row.app_name}
             logger.warning("the session's folders are too large; its agent ends", extra=about)
-        turn = session.turns.current.running
-        if turn is not None and not turn.has_ended:
-            turn.refusal = error
-            session.turns.interrupt(turn, CancelCause.REFUSED, 0)
+        _refuse_running(session, error)
         if session.agent.is_live:
             await session.agent.hibernate(0)
         else:
@@ -123,3 +134,11 @@ class DiskWatch:
         for name in CACHE_FOLDERS:
             with contextlib.suppress(OSError):
                 safe_files.remove(*self._data_dir.split(folders.home(key)), name)
+
+
+def _refuse_running(session: Session, error: Error) -> None:
+    """End the running turn with *error*, if there is one."""
+    turn = session.turns.current.running
+    if turn is not None and not turn.has_ended:
+        turn.refusal = error
+        session.turns.interrupt(turn, CancelCause.REFUSED, 0)

@@ -115,6 +115,7 @@ class SessionForker:
         """
         if self._sessions.is_draining:
             raise draining()
+        await self._sessions.disk.check(source.row.app_name)
         async with source.fork_lock:  # meanwhile the source is not deleted
             if source.row.removed_at is not None or self._sessions.loaded(source.id) is not source:
                 raise not_found()

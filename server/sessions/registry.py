@@ -78,6 +78,7 @@ class SessionRegistry:
         self.metrics, self.backend, self.clock = metrics, backend, clock
         self.tasks, self.closing, self.snapshots = context.tasks, context.closing, context.snapshots
         self.slots, self.disk, self.quotas = context.slots, context.disk, context.quotas
+        self.app_disk = context.app_disk
         self.changes, self.alerts, self.logs = context.changes, context.alerts, context.logs
         self.agents = AgentSelection(backend, settings.default_agent)
         self.workspaces = Workspaces(DataDir.of(settings), settings.workspace_roots, backend)

@@ -118,7 +118,7 @@ class WaitingTurns:
 
     async def _replace_prompt(self, turn: Turn, blocks: bytes) -> None:
         context, app_name = self._core.context, self._core.row.app_name
-        await context.disk.check()
+        await context.disk.check(app_name)
         self.get(turn.index)
         added = len(blocks) - turn.reserved_bytes
         quota = context.quotas.waiting_bytes

@@ -12,13 +12,14 @@ from .fork_queries import ForkQueries
 from .lifecycle_queries import SELECT_SESSION, LifecycleQueries
 from .outbox import OutboxQueries
 from .schema import FileRow, SessionRow, SteerRow, TokenRow, TurnRow, columns
+from .space_queries import SpaceQueries
 
 SCANNED_ROWS = 500
 """Rows that are read at once to find titles."""
 _TURN = f"SELECT {columns(TurnRow)} FROM turns "
 
 
-class Queries(LifecycleQueries, ForkQueries):
+class Queries(LifecycleQueries, ForkQueries, SpaceQueries):
     """The reads of the database. Times are unix seconds; *session* is a number, *session_id* an id.
 
     Every method raises :class:`DatabaseError` if the database cannot be read.

@@ -115,6 +115,10 @@ class FileStore:
             if name not in known:
                 await self._remove(self._data_dir.uploads / name)
 
+    def bytes_of(self, app_name: str) -> int:
+        """The total size of an app's files."""
+        return self._bytes_of[app_name]
+
     async def save(self, app_name: str, name: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Write an upload to disk. Its token is not valid until :meth:`register`.
 
@@ -126,7 +130,7 @@ class FileStore:
                 ``internal`` if the file cannot be written.
         """
         if self._disk is not None:
-            await self._disk.check()
+            await self._disk.check(app_name)
         if self.shared is None and self._count_of[app_name] >= self._max_count_per_app:
             raise self._too_many()
         token = FILE_TOKEN_PREFIX + secrets.token_urlsafe(32)

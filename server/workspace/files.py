@@ -98,7 +98,7 @@ class WorkspaceFiles:
                 or ``internal`` if the disk is full.
         """
         limit = self._settings.max_file_bytes
-        await self._disk.check()
+        await self._disk.check(app_name)
         draft = await to_completion(self._call(app_name, FileDraft, self._folder(cwd), path))
         try:
             size = 0
@@ -106,10 +106,12 @@ class WorkspaceFiles:
                 size += len(chunk)
                 if size > limit:
                     raise payload_too_large(f"a file has at most {limit} bytes")
-                await self._disk.check()
+                await self._disk.check(app_name, size)
                 await self._call(app_name, draft.write, chunk)
             async with lock or contextlib.nullcontext():
-                return await to_completion(self._call(app_name, draft.commit, may_write))
+                status = await to_completion(self._call(app_name, draft.commit, may_write))
+            self._disk.note_app(app_name, size)
+            return status
         except OSError as error:
             raise _not_written(error) from None
         finally:

@@ -9,6 +9,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from server.sessions import app_disk
+from server.sessions.disk_watch import DiskWatch
+
 from ..conftest import Serve
 from ..support.harness import Client, LocalServer, Socket, eventually, failure, script
 from ..support.runs import upload
@@ -151,6 +154,49 @@ async def test_uploads_are_limited_in_bytes(server: LocalServer) -> None:
     await limit(server, "disk", disk_bytes=11)
     assert await status_of(b"123456") == 200
     assert await status_of(b"1") == 413
+
+
+async def test_disk_space_counts_folders_logs_and_uploads(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FRESH_SECS", "REST_SHARE"):  # each check measures
+        monkeypatch.setattr(app_disk, name, 0)
+    client = await server.client("full", limits={"disk_bytes": 5 << 19})
+    other = await server.client("roomy")
+    session = await client.create()
+    folder = Path((await client.state(session))["cwd"])
+    path = f"/sessions/{session}/files/large"
+    assert (await client.call("PUT", path, bytes(1 << 20)))[0] == 200
+    assert (await client.call("PUT", f"{path}1", bytes(1 << 20)))[0] == 200
+    failure(await client.call("PUT", f"{path}2", bytes(1 << 20)), 413, "payload_too_large")
+    token = await upload(client, bytes(1 << 18))
+    turn = await client.turn(session, "fits", files=[token])
+    assert turn[0] == 200, turn
+
+    # The files of an agent count as well: its turn ends, and nothing more is accepted.
+    socket = await client.connect(session, after=0)
+    await socket.send("prompt", prompt=WAITS)
+    await socket.until_text("waits")
+    watch = DiskWatch(server.services.sessions)
+    await watch.measure_all()
+    (folder / "larger").write_bytes(bytes(2 << 20))
+    await watch.measure_all()
+    end = await socket.until("turn_end", turn_index=2)
+    assert (end["stop_reason"], end["error"]["code"]) == ("error", "payload_too_large")
+    run = {"prompt": "hello", "agent": "mock"}
+    failure(await client.turn(session, "again"), 413, "payload_too_large")
+    failure(await client.post(f"/sessions/{session}/fork"), 413, "payload_too_large")
+    failure(await client.post("/run", run), 413, "payload_too_large")
+    assert (await other.post("/run", run))[0] == 200
+
+    # A log counts, too.
+    (folder / "larger").write_bytes(b"")
+    assert (await client.turn(session, "again"))[0] == 200
+    says = script(*[{"say": "x" * 60_000}] * 15)
+    assert (await client.turn(session, says))[0] == 200
+    failure(await client.turn(session, "again"), 413, "payload_too_large")
+    await client.delete(f"/sessions/{session}?purge=true")
+    assert (await client.turn(await client.create(), "again"))[0] == 200
 
 
 async def test_limits_survive_a_restart(serve: Serve) -> None:

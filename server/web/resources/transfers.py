@@ -80,6 +80,7 @@ async def import_session(
     settings = context.settings
     limit = min(settings.max_import_bytes, settings.max_body_bytes_per_app)
     async with waiting(request), request.app[BODY_READER].reserve(request, limit) as body:
+        await context.sessions.disk.check(app_name_of(request), len(body))
         log = await asyncio.to_thread(parse_export, bytes(body))
     sessions = context.sessions
     agent, permission = header_text(log.header, "agent"), header_text(log.header, "permission")

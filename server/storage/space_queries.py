@@ -1,0 +1,21 @@
+"""The SQL queries about the space that the sessions of an app occupy."""
+
+from __future__ import annotations
+
+from .database import Database
+
+
+class SpaceQueries:
+    """A part of :class:`Queries`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def session_sizes(self, app_name: str) -> list[tuple[str, str, int]]:
+        """The id and the folder of each of an app's sessions, and the bytes of its own log."""
+        rows = await self._database.fetch(
+            "SELECT id, cwd, coalesce((SELECT sum(length(body)) FROM log"
+            "  WHERE log.session = sessions.n), 0) FROM sessions WHERE app_name = ?",
+            app_name,
+        )
+        return [(row[0], row[1], int(row[2])) for row in rows]
