@@ -173,6 +173,108 @@ def share_memory(targets: Targets) -> None:
     assert call("shmget", targets["shared_memory_key"], 0, 0) == targets["shared_memory_id"]
 
 
+def other_processes() -> list[int]:
+    """The processes outside of this sandbox that `/proc` shows: those of other sessions of Unix."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.getsid(int(name)) != os.getsid(0):
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def any_process(function: Callable[[int], object]) -> None:
+    """Carry out *function* with another process. Raises OSError if that fails with all of them."""
+    for pid in other_processes():
+        try:
+            function(pid)
+        except OSError:
+            continue
+        return
+    raise OSError("refused")
+
+
+@attempt
+def read_any_environment(targets: Targets) -> None:
+    any_process(lambda pid: read_start(f"/proc/{pid}/environ"))
+
+
+@attempt
+def read_any_memory(targets: Targets) -> None:
+    any_process(lambda pid: os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY)))
+
+
+@attempt
+def read_any_descriptor(targets: Targets) -> None:
+    any_process(lambda pid: [os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1, 2)])
+
+
+@attempt
+def signal_any_process(targets: Targets) -> None:
+    any_process(lambda pid: os.kill(pid, 0))
+
+
+@attempt
+def connect_listed_abstract_socket(targets: Targets) -> None:
+    with open("/proc/net/unix", errors="replace") as file:
+        names = [line.split()[-1][1:] for line in file if " @" in line]
+    wanted = tuple(targets.get("socket_names", [targets["abstract_socket"][:-1]]))
+    for name in filter(lambda name: name.startswith(wanted), names):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+            with socket.socket(socket.AF_UNIX, kind) as one:
+                one.settimeout(1)
+                try:
+                    return one.connect("\0" + name)
+                except OSError:
+                    continue
+    raise OSError("refused")
+
+
+@attempt
+def read_through_exchanged_link(targets: Targets) -> None:
+    with open("mine", "w"):
+        pass
+    if (child := os.fork()) == 0:
+        while True:
+            for target in ("mine", targets["other_file"]):
+                os.symlink(target, "next")
+                os.rename("next", "exchanged")
+    try:
+        for _ in range(2000):
+            try:
+                assert not read_start("exchanged")
+            except OSError:
+                continue
+    except AssertionError:
+        return  # it has read the other file
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    raise OSError("refused")
+
+
+@attempt
+def keep_privileges(targets: Targets) -> None:
+    status = read_all("/proc/self/status").decode()
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    kept = [name for name in ("CapEff", "CapPrm", "CapInh", "CapAmb") if int(fields[name], 16)]
+    assert kept or not int(fields["NoNewPrivs"]) or int(fields["Seccomp"]) != 2
+
+
+@attempt
+def set_up_io_ring(targets: Targets) -> None:
+    call("syscall", 425, 1, ctypes.create_string_buffer(120))
+
+
+@attempt
+def mount_file_system(targets: Targets) -> None:
+    os.makedirs("mounted", exist_ok=True)
+    call("mount", b"none", b"mounted", b"tmpfs", 0, None)
+    call("umount", b"mounted")
+
+
 def make_attempts(targets: Targets, attempts: dict[str, Attempt]) -> dict[str, str | None]:
     """Run *attempts*, and return why each one failed; None for one that succeeded."""
     results: dict[str, str | None] = {}

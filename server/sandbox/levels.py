@@ -61,13 +61,14 @@ class Mechanism:
         """Whether the ports to which programs connect can be limited."""
         return self.abi >= TCP_SINCE
 
-    def seccomp(self, *, tcp_only: bool, datagrams: bool) -> bytes:
+    def seccomp(self, *, tcp_only: bool, datagrams: bool, servers: bool) -> bytes:
         """The filter of the level; see :func:`build_filter`."""
         filter_ = build_filter(
             has_namespaces=self.level == "bwrap",
             unix_sockets=self.unix_sockets,
             tcp_only=tcp_only,
             datagrams=datagrams,
+            servers=servers,
         )
         return filter_ or b""
 

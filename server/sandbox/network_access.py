@@ -58,7 +58,8 @@ class NetworkAccess:
     def filter_options(self) -> dict[str, bool]:
         """The options of the filter of system calls."""
         is_restricted = self._policy != "all" and not self.is_own
-        return {"tcp_only": is_restricted, "datagrams": self.is_own or not self.is_closed}
+        is_open = self.is_own or not self.is_closed
+        return {"tcp_only": is_restricted, "datagrams": is_open, "servers": is_open}
 
     def tunnel(self, spec: SandboxSpec) -> Mapping[str, Any] | None:
         """The part ``tunnel`` of a plan: how a program in a namespace reaches the gateways."""

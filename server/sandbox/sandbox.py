@@ -91,6 +91,8 @@ class Sandbox:
         found = self.mechanism.open
         if self.network.is_closed:
             found.remove("loopback")
+            if self.level == "landlock" and self.network.gateway_ports:
+                found.append("ports of the gateways")
         if self.level == "landlock" and any(map(self.contains_data, self.policy.write)):
             found = ["data folder", *found]
         return found

@@ -11,7 +11,7 @@ import errno
 import platform
 import resource
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 EPERM, ENOSYS, EACCES = errno.EPERM, errno.ENOSYS, errno.EACCES
 UNSUPPORTED_FAMILY = errno.EAFNOSUPPORT
@@ -92,6 +92,7 @@ _NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "ioctl": (16, 29),
     "socket": (41, 198),
     "socketpair": (53, 199),
+    "listen": (50, 201),
     "shmget": (29, 194),
     "shmat": (30, 196),
     "shmctl": (31, 195),
@@ -136,6 +137,8 @@ _OTHER_PROCESS_FIRST = (
 )
 """Calls whose first argument is a process, 0 for the caller."""
 _OTHER_PROCESS_SECOND = ("setpriority", "ioprio_set")
+_MESSAGE_FLAGS = (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3))
+"""The calls that send a message, and the argument with its flags."""
 TAG_LIMITS = (resource.RLIMIT_MSGQUEUE, 10, resource.RLIMIT_RSS)
 """The resource limits that tag the processes of an agent; 10 is RLIMIT_LOCKS."""
 
@@ -143,7 +146,12 @@ Code = list[tuple[int, int, int, int]]
 
 
 def build_filter(
-    *, has_namespaces: bool, unix_sockets: bool, tcp_only: bool = False, datagrams: bool = True
+    *,
+    has_namespaces: bool,
+    unix_sockets: bool,
+    tcp_only: bool = False,
+    datagrams: bool = True,
+    servers: bool = True,
 ) -> bytes | None:
     """The filter; None if the machine's architecture is not supported.
 
@@ -153,6 +161,7 @@ def build_filter(
         unix_sockets: the program may create Unix sockets that have a name.
         tcp_only: streams must be of TCP, whose ports Landlock restricts.
         datagrams: the program may send datagrams to the Internet.
+        servers: others may connect to the program.
     """
     machine = platform.machine()
     architecture = _ARCHITECTURES.get(machine)
@@ -173,7 +182,7 @@ def build_filter(
         if number is not None:
             code.extend([(_JUMP_EQUAL, 0, len(body), number), *body])
 
-    for name in _FORBIDDEN_CALLS:
+    for name in (*_FORBIDDEN_CALLS, *(() if servers else ("listen",))):
         rule(name, _deny(EPERM))
     for name in _MISSING:
         rule(name, _deny(ENOSYS))
@@ -185,22 +194,24 @@ def build_filter(
     rule("prlimit64", _prlimit(own_only=not has_namespaces))
     inet = _internet(tcp_only=tcp_only, datagrams=datagrams)
     rule("socket", _socket(inet, unix_sockets=unix_sockets))
-    if tcp_only:
-        for name, argument in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
-            refused = [(_JUMP_SET, 0, 1, _FAST_OPEN), *_deny(EPERM), *_allow()]
-            rule(name, [_load_argument(argument), *refused])
+    for name, argument in _MESSAGE_FLAGS if tcp_only else ():
+        refused = [(_JUMP_SET, 0, 1, _FAST_OPEN), *_deny(EPERM), *_allow()]
+        rule(name, [_load_argument(argument), *refused])
     if not unix_sockets:
         # Such a pair could send to any socket that has a name.
         rule("socketpair", [_load_argument(1), (_AND, 0, 0, _TYPE_MASK), *_deny_if_a(_DATAGRAM)])
-    if not has_namespaces:
-        for name in _SHARED_OBJECTS:
-            rule(name, _deny(EACCES))
-        for name in _OTHER_PROCESS_FIRST:
-            rule(name, _fail_unless_zero(0))
-        rule("setpriority", _own_only())
-        rule("ioprio_set", _own_only(process=1))
+    for name, body in () if has_namespaces else _rules_about_others():
+        rule(name, body)
     code += _allow()
     return b"".join(_INSTRUCTION.pack(op, yes, no, value) for op, yes, no, value in code)
+
+
+def _rules_about_others() -> Iterator[tuple[str, Code]]:
+    """Refuse objects that all processes share, and settings of other processes."""
+    yield from ((name, _deny(EACCES)) for name in _SHARED_OBJECTS)
+    yield from ((name, _fail_unless_zero(0)) for name in _OTHER_PROCESS_FIRST)
+    yield "setpriority", _own_only()
+    yield "ioprio_set", _own_only(process=1)
 
 
 def _load_argument(argument: int, *, high: bool = False) -> tuple[int, int, int, int]:

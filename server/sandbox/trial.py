@@ -93,6 +93,7 @@ def targets_of(
             **stack.enter_context(_sockets(data)),
             **stack.enter_context(_process(environ, python)),
             **stack.enter_context(_shared_memory()),
+            **stack.enter_context(_terminal()),
         }
 
 
@@ -113,6 +114,7 @@ def run_attempts(
             text=True,
             timeout=TRIAL_SECS,
             check=False,
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired:
         raise OSError(f"the attempts took over {TRIAL_SECS} s") from None
@@ -192,6 +194,20 @@ def _process(environ: Mapping[str, str], python: str) -> Iterator[dict[str, Any]
     finally:
         process.kill()
         process.communicate()
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[dict[str, Any]]:
+    controller, terminal = os.openpty()
+    try:
+        # A namespace has other terminals under the same names.
+        yield {
+            "terminal": os.ttyname(terminal),
+            "terminal_device": os.fstat(terminal).st_dev,
+        }
+    finally:
+        os.close(controller)
+        os.close(terminal)
 
 
 @contextlib.contextmanager

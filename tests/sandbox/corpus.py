@@ -4,6 +4,8 @@ Runs inside a sandbox, like the short form (``server/sandbox/attempts.py``), whi
 prints the results in the same way. An attempt that succeeds changes nothing but the targets that
 were made for it: outside of them it opens a file for writing, and writes nothing.
 
+With ``--list`` it prints the table: what is attempted, and at which levels that must fail.
+
 With ``--then``, further arguments name a program that this one becomes at the end; the results are
 then written to ``results.json`` in the working directory.
 """
@@ -11,6 +13,7 @@ then written to ``results.json`` in the working directory.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +23,7 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,9 +53,12 @@ OPEN = {
         "change_mode_of_other_file",
         "change_times_of_other_file",
         "watch_other_folder",
+        "open_terminal_of_other",
     },
 }
 """The attempts that succeed at a level; docs/explanation/security.md lists them."""
+PERHAPS = {"landlock": {"label_other_file"}}
+"""The attempts that succeed at a level if the file system can carry them out."""
 
 
 def attempt(function: Attempt) -> Attempt:
@@ -363,11 +370,6 @@ def request_key(targets: Targets) -> None:
 
 
 @attempt
-def set_up_io_ring(targets: Targets) -> None:
-    system_call(425, 425, 1, ctypes.create_string_buffer(120))
-
-
-@attempt
 def load_bpf(targets: Targets) -> None:
     system_call(321, 280, 0, struct.pack("IIIII", 2, 4, 4, 1, 0) + bytes(100), 120)
 
@@ -438,13 +440,6 @@ def clone_with_structure(targets: Targets) -> None:
 def enter_namespace(targets: Targets) -> None:
     descriptor = os.open("/proc/self/ns/uts", os.O_RDONLY)
     call("setns", descriptor, 0)
-
-
-@attempt
-def mount_file_system(targets: Targets) -> None:
-    os.makedirs("mounted", exist_ok=True)
-    call("mount", b"none", b"mounted", b"tmpfs", 0, None)
-    call("umount", b"mounted")
 
 
 @attempt
@@ -614,7 +609,411 @@ def connect_loopback(targets: Targets) -> None:
     socket.create_connection(("127.0.0.1", targets["tcp_port"]), 2).close()
 
 
+REFUSALS = (errno.EPERM, errno.EACCES, errno.ENOSYS)
+
+
+def reach(x86_64: int, aarch64: int, *arguments: Any) -> None:
+    """Call the kernel with arguments that it rejects. Raises OSError if it does not see them."""
+    try:
+        system_call(x86_64, aarch64, *arguments)
+    except OSError as error:
+        if error.errno in REFUSALS:
+            raise
+
+
+def first_of(paths: list[str], flags: int = os.O_RDONLY) -> None:
+    """Open one of the files. Raises OSError if none can be opened."""
+    for path in paths:
+        try:
+            return os.close(os.open(path, flags | os.O_NONBLOCK))
+        except OSError:
+            continue
+    raise OSError("refused")
+
+
+# More about files.
+
+
+@attempt
+def read_by_program_in_memory(targets: Targets) -> None:
+    descriptor = os.memfd_create("program", 0)
+    os.write(descriptor, Path("/bin/cat").read_bytes())
+    path = f"/proc/self/fd/{descriptor}"
+    argv = [path, targets["database"]]
+    subprocess.run(argv, check=True, pass_fds=[descriptor], stdout=subprocess.DEVNULL)
+
+
+@attempt
+def read_by_script_interpreter(targets: Targets) -> None:
+    subprocess.run(["/bin/sh", "-c", 'read x < "$0"', targets["operator_file"]], check=True)
+
+
+@attempt
+def reopen_path_descriptor(targets: Targets) -> None:
+    descriptor = os.open(targets["other_file"], os.O_PATH)
+    Path(f"/proc/self/fd/{descriptor}").read_bytes()
+
+
+@attempt
+def link_path_descriptor(targets: Targets) -> None:
+    descriptor = os.open(targets["other_file"], os.O_PATH)
+    os.link(f"/proc/self/fd/{descriptor}", "linked", follow_symlinks=True)
+    Path("linked").read_bytes()
+
+
+@attempt
+def read_after_change_of_folder(targets: Targets) -> None:
+    before = os.open(".", os.O_PATH)
+    try:
+        os.chdir(Path(targets["other_file"]).parent)
+        Path("notes").read_bytes()
+    finally:
+        os.fchdir(before)
+
+
+@attempt
+def exchange_with_other_file(targets: Targets) -> None:
+    Path("own").touch()
+    other = os.fsencode(targets["other_file"])
+    system_call(316, 276, -100, b"own", -100, other, 2)
+
+
+@attempt
+def link_own_file_into_other_workspace(targets: Targets) -> None:
+    Path("bait").touch()
+    os.link("bait", Path(targets["other_file"]).with_name("bait"))
+
+
+@attempt
+def create_pipe_in_other_workspace(targets: Targets) -> None:
+    os.mkfifo(Path(targets["other_file"]).with_name("pipe"))
+
+
+@attempt
+def label_other_file(targets: Targets) -> None:
+    os.setxattr(targets["other_file"], "user.label", b"x")
+
+
+@attempt
+def listen_in_data_folder(targets: Targets) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(Path(targets["data"], "planted.sock")))
+
+
+@attempt
+def replace_control_socket(targets: Targets) -> None:
+    Path(targets["unix_socket"]).rename(targets["unix_socket"] + ".old")
+
+
+@attempt
+def plant_program_on_path(targets: Targets) -> None:
+    for folder in [*os.environ.get("PATH", "").split(":"), str(Path(sys.executable).parent)]:
+        try:
+            Path(folder, "planted-by-an-agent").touch()
+        except OSError:
+            continue
+        return Path(folder, "planted-by-an-agent").unlink()
+    raise OSError("refused")
+
+
+@attempt
+def plant_module_of_python(targets: Targets) -> None:
+    planted = Path(os.__file__).with_name("planted_by_an_agent.py")
+    planted.touch()
+    planted.unlink()
+
+
+@attempt
+def read_kernel_image(targets: Targets) -> None:
+    first_of(["/proc/kcore", "/dev/port"])
+
+
+@attempt
+def open_other_device(targets: Targets) -> None:
+    names = (
+        "kvm",
+        "fuse",
+        "net/tun",
+        "userfaultfd",
+        "vhost-net",
+        "loop-control",
+        "uinput",
+        "snapshot",
+    )
+    first_of([f"/dev/{name}" for name in names], os.O_RDWR)
+
+
+@attempt
+def read_kernel_traces(targets: Targets) -> None:
+    paths = ("/sys/kernel/tracing", "/sys/kernel/debug", "/sys/fs/bpf", "/sys/fs/pstore")
+    assert any(os.listdir(path) for path in paths if os.access(path, os.R_OK))
+
+
+def open_terminal(targets: Targets) -> int:
+    descriptor = os.open(targets["terminal"], os.O_RDWR | os.O_NOCTTY)
+    assert os.fstat(descriptor).st_dev == targets["terminal_device"]
+    return descriptor
+
+
+@attempt
+def open_terminal_of_other(targets: Targets) -> None:
+    os.close(open_terminal(targets))
+
+
+@attempt
+def type_into_terminal_of_other(targets: Targets) -> None:
+    fcntl.ioctl(open_terminal(targets), 0x5412, b"x")
+
+
+@attempt
+def paste_into_terminal(targets: Targets) -> None:
+    _, terminal = os.openpty()
+    try:
+        fcntl.ioctl(terminal, 0x541C, b"\3")
+    except OSError as error:
+        if error.errno in REFUSALS:
+            raise
+
+
+# More about other processes.
+
+
+@attempt
+def read_descriptor_of_process(targets: Targets) -> None:
+    os.close(os.open(f"/proc/{targets['pid']}/fd/1", os.O_WRONLY | os.O_NONBLOCK))
+    assert targets["marker"] in Path(f"/proc/{targets['pid']}/cmdline").read_text()
+
+
+@attempt
+def read_other_details_of_process(targets: Targets) -> None:
+    for name in ("io", "auxv", "syscall", "stack", "personality", "smaps_rollup"):
+        try:
+            assert Path(f"/proc/{targets['pid']}/{name}").read_bytes()
+        except (OSError, AssertionError):
+            continue
+        assert targets["marker"] in Path(f"/proc/{targets['pid']}/cmdline").read_text()
+        return
+    raise OSError("refused")
+
+
+@attempt
+def read_environment_of_thread(targets: Targets) -> None:
+    pid = targets["pid"]
+    assert targets["secret"] in Path(f"/proc/{pid}/task/{pid}/environ").read_text()
+
+
+@attempt
+def read_root_of_any_process(targets: Targets) -> None:
+    paths = [f"/proc/{pid}/{folder}" for pid in os.listdir("/proc") for folder in ("root", "cwd")]
+    first_of([path + targets["database"] for path in paths])
+
+
+@attempt
+def change_settings_of_process(targets: Targets) -> None:
+    pid = targets["pid"]
+    names = ("autogroup", "coredump_filter", "timerslack_ns", "comm", "clear_refs", "oom_adj")
+    first_of([f"/proc/{pid}/{name}" for name in names], os.O_WRONLY)
+    assert targets["marker"] in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+@attempt
+def seize_process(targets: Targets) -> None:
+    system_call(101, 117, 0x4206, targets["pid"], 0, 0)
+
+
+@attempt
+def write_process_memory(targets: Targets) -> None:
+    buffer = ctypes.create_string_buffer(8)
+    own = struct.pack("QQ", ctypes.addressof(buffer), 8)
+    try:
+        system_call(311, 271, targets["pid"], own, 1, struct.pack("QQ", 4096, 8), 1, 0)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+
+
+@attempt
+def compare_kernel_objects(targets: Targets) -> None:
+    system_call(312, 272, os.getpid(), targets["pid"], 0, 0, 0)
+
+
+@attempt
+def read_list_of_locks(targets: Targets) -> None:
+    head, size = ctypes.c_void_p(), ctypes.c_size_t()
+    system_call(274, 100, targets["pid"], ctypes.byref(head), ctypes.byref(size))
+
+
+@attempt
+def advise_on_process_memory(targets: Targets) -> None:
+    descriptor = os.pidfd_open(targets["pid"])
+    reach(440, 440, descriptor, struct.pack("QQ", 4096, 4096), 1, 20, 0)
+
+
+@attempt
+def move_process_memory(targets: Targets) -> None:
+    system_call(256, 238, targets["pid"], 64, bytes(8), bytes(8))
+
+
+@attempt
+def share_core_with_process(targets: Targets) -> None:
+    system_call(157, 167, 62, 2, targets["pid"], 0, 0)
+
+
+@attempt
+def schedule_process(targets: Targets) -> None:
+    attributes = struct.pack("IIQiIQQQ", 48, 5, 0, 0, 0, 0, 0, 0)
+    system_call(314, 274, targets["pid"], attributes, 0)
+
+
+@attempt
+def queue_signal_to_process(targets: Targets) -> None:
+    system_call(129, 138, targets["pid"], 0, struct.pack("iii", 0, 0, -1) + bytes(116))
+
+
+@attempt
+def queue_signal_to_thread(targets: Targets) -> None:
+    pid = targets["pid"]
+    system_call(297, 240, pid, pid, 0, struct.pack("iii", 0, 0, -1) + bytes(116))
+
+
+@attempt
+def signal_thread_alone(targets: Targets) -> None:
+    system_call(200, 130, targets["pid"], 0)
+
+
+@attempt
+def enter_namespaces_of_process(targets: Targets) -> None:
+    system_call(308, 268, os.pidfd_open(targets["pid"]), 0x00020000)
+
+
+@attempt
+def raise_own_limits(targets: Targets) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard != resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard + 1, hard + 1))
+
+
+# More about the kernel.
+
+
+@attempt
+def create_other_namespace(targets: Targets) -> None:
+    for flag in (0x40000000, 0x08000000, 0x04000000, 0x02000000, 0x00000080):
+        try:
+            return in_child(lambda flag=flag: call("unshare", flag))  # type: ignore[misc]
+        except OSError:
+            continue
+    raise OSError("refused")
+
+
+@attempt
+def open_new_file_system(targets: Targets) -> None:
+    system_call(430, 430, b"tmpfs", 0)
+
+
+@attempt
+def change_root_of_mounts(targets: Targets) -> None:
+    reach(155, 41, b".", b".")
+
+
+@attempt
+def change_mount(targets: Targets) -> None:
+    reach(442, 442, -100, b"/", 0, bytes(32), 32)
+
+
+@attempt
+def watch_whole_file_system(targets: Targets) -> None:
+    system_call(300, 262, 0, 0)
+
+
+@attempt
+def read_kernel_messages(targets: Targets) -> None:
+    system_call(103, 116, 3, ctypes.create_string_buffer(64), 64)
+
+
+@attempt
+def restart_machine(targets: Targets) -> None:
+    reach(169, 142, 0, 0, 0, 0)
+
+
+@attempt
+def change_clock(targets: Targets) -> None:
+    reach(227, 112, 0, struct.pack("qq", -1, -1))
+
+
+@attempt
+def change_host_name(targets: Targets) -> None:
+    reach(170, 161, b"", -1)
+
+
+@attempt
+def account_processes(targets: Targets) -> None:
+    reach(163, 89, b"/nowhere")
+
+
+@attempt
+def swap_on_file(targets: Targets) -> None:
+    reach(167, 224, b"/nowhere", 0)
+
+
+@attempt
+def change_quota(targets: Targets) -> None:
+    reach(179, 60, 0x00800001, b"/nowhere", 0, 0)
+
+
+@attempt
+def load_kernel(targets: Targets) -> None:
+    reach(246, 104, 0, 99, 0, 0)
+
+
+# More about sockets.
+
+
+@attempt
+def use_rare_sockets(targets: Targets) -> None:
+    """AX.25, PF_KEY, RDS, CAN, TIPC, Bluetooth, PPPoX, NFC, SMC, QIPCRTR, XDP, MCTP."""
+    for family in (3, 15, 21, 29, 30, 31, 24, 39, 43, 42, 44, 45):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
+            try:
+                return os.close(system_call(41, 198, family, kind, 0))
+            except OSError:
+                continue
+    raise OSError("refused")
+
+
+@attempt
+def send_raw_packets(targets: Targets) -> None:
+    socket.socket(socket.AF_INET, socket.SOCK_RAW, 255).close()
+
+
+@attempt
+def use_other_kernel_interfaces(targets: Targets) -> None:
+    """Of netlink: the sockets of others, the firewall, IPsec, the audit, generic ones."""
+    for protocol in (4, 12, 6, 9, 16):
+        try:
+            return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol).close()
+        except OSError:
+            continue
+    raise OSError("refused")
+
+
+@attempt
+def signal_by_socket_owner(targets: Targets) -> None:
+    ours, other = socket.socketpair()
+    fcntl.ioctl(ours, 0x8901, struct.pack("i", targets["pid"]))
+    fcntl.fcntl(ours, 10, signal.SIGTERM)
+    fcntl.fcntl(ours, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    other.send(b"x")
+    assert targets["is_gentle"] is None  # the victim shows whether it received the signal
+
+
 def main() -> None:
+    if sys.argv[1:] == ["--list"]:
+        for name in ATTEMPTS:
+            closed = [level for level, names in OPEN.items() if name not in names]
+            row = f"{name.replace('_', ' '):45} fails with {' and '.join(closed) or 'neither'}"
+            sys.stdout.write(f"{row}\n")
+        return
     results = run(json.loads(sys.argv[1]), ATTEMPTS)
     if "--then" not in sys.argv:
         sys.stdout.write(json.dumps(results))

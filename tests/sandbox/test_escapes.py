@@ -23,14 +23,16 @@ from ..support.harness import MOCK, eventually
 from ..support.sandboxes import LEVELS, as_user, mechanism, plain_environ, system_python
 
 CORPUS = Path(__file__).with_name("corpus.py")
-KNOWN = runpy.run_path(str(CORPUS))["OPEN"]
+CORPUS_NAMES = runpy.run_path(str(CORPUS))
+KNOWN, PERHAPS = CORPUS_NAMES["OPEN"], CORPUS_NAMES["PERHAPS"]
 each_level = pytest.mark.parametrize("level", LEVELS)
 
 
 def escapes(found: Mechanism, script: Path = CORPUS) -> list[str]:
     """The attempts that succeed."""
     results = try_escapes(found, plain_environ(), script, system_python())
-    return sorted(name for name, reason in results.items() if reason is None)
+    perhaps = PERHAPS.get(found.level, ())
+    return sorted(name for name, why in results.items() if why is None and name not in perhaps)
 
 
 @pytest.fixture
@@ -38,7 +40,8 @@ def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """The targets of the attempts, made before the server starts and removed after its end."""
     data = DataDir(tmp_path / "victim")
     with targets_of(data, tmp_path / "operator", os.environ, sys.executable) as found:
-        yield {**found, "own_home": str(data.homes / "own"), "own_upload": found["upload"]}
+        own = {"own_home": str(data.homes / "own"), "own_upload": found["upload"]}
+        yield {**found, **own, "socket_names": ["clawdforge", "acpx"]}
 
 
 @each_level
@@ -54,7 +57,7 @@ def test_attempts_to_escape_of_an_ordinary_user_fail(level: str) -> None:
 
 
 def test_attempts_to_escape_fail_under_restrictions_of_a_container() -> None:
-    """No capabilities, no new privileges, and a filter that refuses namespaces."""
+    """No capabilities, no new privileges, and what Docker's default filter refuses."""
     mechanism("landlock")
 
     def try_auto() -> list[object]:
@@ -70,7 +73,7 @@ def test_attempts_succeed_without_a_sandbox() -> None:
     off = Mechanism("off", is_chosen=True, abi=0)
     found = as_user(lambda: escapes(off, Path(attempts.__file__)))
     # A machine may forbid namespaces to ordinary users.
-    assert len(found) >= 19
+    assert len(found) >= 25
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,8 @@ async def test_agent_of_a_session_cannot_escape(
     assert (await client.turn(session, "hello"))[0] == 200
     state = await client.state(session)
     results = json.loads(Path(state["cwd"], "results.json").read_text())
-    assert {name for name, reason in results.items() if reason is None} <= KNOWN[level]
+    escaped = {name for name, reason in results.items() if reason is None}
+    assert escaped <= KNOWN[level] | PERHAPS.get(level, set())
     assert state["sandbox"] == level
 
 
