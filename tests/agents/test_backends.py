@@ -285,6 +285,10 @@ async def test_acpxrc_file_in_the_workspace_has_no_effect(serve: Serve, tmp_path
     assert json.loads(outcome)["permission"]["optionId"] == "reject_once"
     assert json.loads(report)["session"]["params"]["mcpServers"] == []
     assert not (tmp_path / "intruder").exists()
+    # It is not even opened: a link would show the start of a file of the server in acpx's error.
+    (work / ".acpxrc.json").unlink()
+    os.mkfifo(work / ".acpxrc.json")
+    assert (await client.turn(session, "hello"))[0] == 200
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ... import safe_files
+from ... import installation, safe_files
 from ...codec import dumps, parse_message
 from ...data_dir import DataDir
 from ...sandbox.levels import RESTRICT
@@ -26,6 +26,9 @@ from ..process import process_tree
 from ..process.programs import Program, Programs
 from ..program_output import KEPT_BYTES, MIN_SECRET, last_output, redact, secrets_in, single_line
 
+WITHOUT_PROJECT_CONFIG = (
+    installation.NODE_PROGRAMS / "agents" / "cli" / "without_project_config.mjs"
+)
 FOREVER_SECS = 2**31 // 1000
 """acpx's longest timeout. The server ends turns; acpx must not."""
 ALL_MCP_SERVERS = {"mcpCapabilities": {"http": True, "sse": True}}
@@ -133,9 +136,9 @@ class AcpxCommands:
     ) -> Program:
         """Start a command; close it when it is no longer needed."""
         argv = [
-            *(self._acpx.node, self._acpx.script, "--format", "json", "--json-strict"),
+            *(self._acpx.node, "--import", WITHOUT_PROJECT_CONFIG.as_uri(), self._acpx.script),
+            *("--format", "json", "--json-strict"),
             *("--cwd", self._spec.cwd, "--agent", self._agent),
-            # The options also override a workspace's `.acpxrc.json`.
             *(POLICIES[self._spec.permission], "--non-interactive-permissions", "deny"),
             *("--mcp-config", str(self._mcp_config), "--auth-policy", "skip"),
             *("--timeout", str(FOREVER_SECS), "--ttl", "0"),
