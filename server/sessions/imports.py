@@ -78,6 +78,8 @@ def parse_export(data: bytes) -> ImportedLog:
     header = _parsed_object(first, 1)
     if "seq" in header:
         raise bad_request("line 1: the header of an export has no seq")
+    if "session" not in header:
+        raise bad_request("line 1: not the header of an export: session is missing")
     log = ImportedLog(header)
     for number, line in enumerate(rest, 2):
         _add_line(log, line, number)

@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 
 from ..auth.credential import unauthorized
 from ..errors import Error, ErrorCode, bad_request, failure_of, internal, payload_too_large
+from ..openai.responses import error_body
 from .context import CREDENTIAL, LOGGED_SESSION_ID, LOGGED_TURN_INDEX, REQUEST_ID, context_of
 from .control_socket import FORWARDED_OPERATOR
 from .listener import BoundedRequestHandler
@@ -32,6 +33,8 @@ AUTHENTICATED_DISCARD_BYTES = 32 << 20
 DISCARD_SECS = 2.0
 """The bytes of an unread body that are discarded after the response, and the time for it."""
 UNLOGGED_PATHS = frozenset({"/healthz", "/readyz"})
+OPENAI_PATHS = "/v1/"
+"""The paths of OpenAI's API, whose failures have another shape."""
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -96,7 +99,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     response = await _respond(request, handler, request_id)
     credential = request.get(CREDENTIAL)
     if credential is not None and credential.is_revoked and not response.prepared:
-        response = error_response(unauthorized(), request_id)
+        response = _failure_response(request, unauthorized(), request_id)
     _log_access(request, response, started_at)
     if not request.content.is_eof() and response.status != 101:
         await _discard_body(request, response)
@@ -111,7 +114,7 @@ async def _respond(request: web.Request, handler: Handler, request_id: str) -> w
         _check_headers(request)
         return await handler(request)
     except web.HTTPException as error:
-        response = error_response(_from_http_exception(error), request_id)
+        response = _failure_response(request, _from_http_exception(error), request_id)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
@@ -120,7 +123,14 @@ async def _respond(request: web.Request, handler: Handler, request_id: str) -> w
             logger.info("client disconnected: %r", error, extra={"request_id": request_id})
             error = bad_request("the request ended early")
         failure = failure_of(error, "the request", request_id=request_id)
-        return error_response(failure, request_id)
+        return _failure_response(request, failure, request_id)
+
+
+def _failure_response(request: web.Request, error: Error, request_id: str) -> web.Response:
+    response = error_response(error, request_id)
+    if request.path.startswith(OPENAI_PATHS):
+        response.body = error_body(error)
+    return response
 
 
 def _log_access(request: web.Request, response: web.StreamResponse, started_at: float) -> None:

@@ -161,6 +161,17 @@ async def test_failures_have_the_shape_of_the_api(
             await stranger.models.list()
 
 
+async def test_calls_that_the_server_does_not_have_fail_in_the_shape_of_the_api(
+    chat: AsyncOpenAI, client: Client
+) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        await chat.embeddings.create(model="mock", input="hello")
+    assert (missing.value.code, missing.value.type) == ("not_found", "invalid_request_error")
+    status, reply = await client.get("/v1/chat/completions")
+    assert (status, reply["error"]["code"]) == (405, "method_not_allowed")
+    assert set(reply) == {"error"}
+
+
 async def test_failure_of_a_stream_is_raised_by_the_client(chat: AsyncOpenAI) -> None:
     prompt = script({"say": "one"}, {"error": {"code": -32603, "message": "broken"}})
     stream = await answer(chat, user(prompt), stream=True)

@@ -189,6 +189,20 @@ async def test_setting_made_during_hibernation_is_in_force_at_the_next_prompt(
     assert json.loads(socket.text(2))["session"]["mode"] == "code"
 
 
+async def test_setting_that_a_hibernated_agent_refuses_is_a_bad_request(
+    server: LocalServer, client: Client
+) -> None:
+    session = await client.create("resets")
+    await client.turn(session, "hello")
+    await hibernate(server, client, session)
+    socket = await client.connect(session)
+    await socket.send("set_mode", mode="no-such")
+    assert (await socket.until("error"))["code"] == "bad_request"
+    await socket.send("set_mode", mode="code")
+    await socket.turn(REPORT)
+    assert json.loads(socket.text(2))["session"]["mode"] == "code"
+
+
 async def test_settings_are_in_force_after_server_was_killed(
     spawn: Spawn, http: aiohttp.ClientSession
 ) -> None:

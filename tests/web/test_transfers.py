@@ -120,6 +120,8 @@ START = entry(1, "turn_start", prompt=[], id=None, context="new")
         b"\n",
         b"[]",
         b"not json",
+        b"{}",
+        b'{"ok":false,"error":"the server is stopping","code":"draining"}',
         entry(1),
         HEADER + entry(2),
         HEADER + entry(1) + entry(3),

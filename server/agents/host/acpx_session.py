@@ -161,11 +161,15 @@ class AcpxSession:
             refusal is not None or "does not support session/resume" in str(error)
         )
 
-    def did_not_start(self, error: CallError) -> bool:
-        """Whether a call failed because the agent, which had to start first, did not start."""
+    def did_not_start(self, error: CallError, *, has_refused: bool) -> bool:
+        """Whether a call failed because the agent, which had to start first, did not start.
+
+        Args:
+            has_refused: the agent responded with an error, after which acpx may have ended it.
+        """
         return (
             error.code in ("AGENT_STARTUP_FAILED", "AUTH_REQUIRED")
-            or self._process.failed_proxy is not None
+            or (self._process.failed_proxy is not None and not has_refused)
             or needs_login(self._process.refusal)
         )
 

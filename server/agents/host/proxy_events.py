@@ -185,3 +185,7 @@ class ProxyEvents:
         if method == "initialize":
             self._binding.logins.note_methods(self.spec.agent, result)
         self._sync.request_succeeded(method, params, result)
+
+    def request_refused(self, method: str) -> None:
+        if method != "initialize":
+            self._sync.has_refused = True

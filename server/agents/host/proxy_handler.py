@@ -85,5 +85,8 @@ class ProxyHandler(Protocol):
     ) -> None:
         """The agent carried out ``initialize``, or a request of acpx that changes a setting."""
 
+    def request_refused(self, method: str) -> None:
+        """The agent responded to such a request with an error."""
+
     def process_ended(self, proxy: StdioProxy) -> None:
         """The process has ended. All that it wrote before was reported."""

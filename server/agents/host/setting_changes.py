@@ -101,7 +101,7 @@ class SettingChanges:
                     )
                 await self._unanswered
             except CallError as error:
-                if self._session.did_not_start(error):
+                if self._session.did_not_start(error, has_refused=self._sync.has_refused):
                     raise await self._session.start_error(error) from None
                 raise bad_request(f"the agent refused: {message_of(error)}") from None
             except HostGoneError:

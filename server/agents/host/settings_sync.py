@@ -45,6 +45,7 @@ class SettingsSync:
         reported: the settings that the agent reported last.
         acpx_changes: held while acpx carries out a change that a client asked for.
         results: the agent's results of acpx's requests, by their methods.
+        has_refused: the agent has responded to such a request with an error.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class SettingsSync:
         self.reported = reported
         self.acpx_changes = asyncio.Lock()
         self.results: dict[str, dict[str, Any]] = {}
+        self.has_refused = False
         self._binding = binding
         self._process = process
         self._tasks = tasks
@@ -202,6 +204,7 @@ class SettingsSync:
     def acpx_change_begins(self) -> None:
         """acpx is about to send the agent a request that changes a setting."""
         self.results.clear()
+        self.has_refused = False
         self._mode_was_reported = False
 
     def session_opened(self, result: Mapping[str, Any]) -> None:

@@ -348,6 +348,8 @@ class StdioProxy:
                 self._handler.session_opened(result, message.get("error"))
             elif result is not None:
                 self._handler.request_succeeded(method, changes, result)
+            else:
+                self._handler.request_refused(method)
 
     def _pause_for_log(self) -> None:
         if self._capacity_wait is None and not self.ended.is_set():
