@@ -17,7 +17,7 @@ from ..agents.selection import AgentSelection
 from ..cluster.membership import Cluster
 from ..codec import dumps
 from ..config import Settings
-from ..errors import Error, ErrorCode, bad_request, not_stored
+from ..errors import Error, ErrorCode, bad_request, not_stored, not_supported
 from ..limits import DiskReserve
 from ..storage import statements
 from ..storage.schema import SessionRow, Statement
@@ -173,9 +173,9 @@ class SessionCreator:
 
     def _check_backend(self, request: SessionRequest) -> None:
         if request.permission == "ask" and not self._backend.can_ask:
-            raise bad_request('permission: "ask" is not supported by the cli backend')
+            raise not_supported('permission: "ask" is not supported by the cli backend')
         if (request.mode or request.config_options) and not self._backend.can_restore:
-            raise bad_request("mode, config_options: not supported by the cli backend")
+            raise not_supported("mode, config_options: not supported by the cli backend")
 
     def reserve_agent(self, app_name: str, draft: SessionDraft, *, is_fork: bool) -> None:
         """Assign an id to the draft, and a prewarmed agent if one is ready that fits.

@@ -8,7 +8,7 @@ from typing import Any
 from ..agents.agent_settings import bounded
 from ..agents.base import Backend
 from ..codec import dumps
-from ..errors import bad_request
+from ..errors import bad_request, not_supported
 from ..storage.schema import SessionRow
 from ..storage.writer import DatabaseWriter
 from .event_log import SessionLog
@@ -47,10 +47,10 @@ def check_permission(permission: str, backend: Backend, agent: str) -> None:
     """Check that sessions with that agent can have the policy *permission*.
 
     Raises:
-        Error: ``bad_request``.
+        Error: ``not_supported`` or ``bad_request``.
     """
     if permission == "ask" and not backend.can_ask:
-        raise bad_request('permission: "ask" is not supported by the cli backend')
+        raise not_supported('permission: "ask" is not supported by the cli backend')
     if permission == "deny-all" and backend.traits(agent).never_asks:
         raise bad_request(f"permission: the agent {agent!r} does not ask, so nothing can be denied")
 

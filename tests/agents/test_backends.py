@@ -255,8 +255,10 @@ async def test_acp_session_requests_no_permission_and_can_be_loaded(serve: Serve
         await acp.new_session(_meta={"clawdforge": {"permission": "ask"}})
     assert refused.value.code == -32602
     status, reply = await client.post("/sessions", {"agent": "mock", "permission": "ask"})
-    assert (status, reply["code"]) == (400, "bad_request")
+    assert (status, reply["code"]) == (400, "not_supported")
     assert reply["error"].startswith("permission")
+    status, reply = await client.post("/sessions", {"agent": "mock", "mode": "code"})
+    assert (status, reply["code"]) == (400, "not_supported")
 
 
 async def test_acpxrc_file_in_the_workspace_has_no_effect(serve: Serve, tmp_path: Path) -> None:
