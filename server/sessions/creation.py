@@ -84,6 +84,7 @@ class SessionDraft:
         meta: the request's ``meta`` as JSON.
         folder: the folder that the client chose, or None.
         prewarmed: the agent that the session takes over, or None.
+        is_noted: the database has its id, among those of the prewarmed agents.
         place: the name of its place in the limits of a cluster.
     """
 
@@ -93,6 +94,7 @@ class SessionDraft:
     folder: Path | None
     id: str = ""
     prewarmed: PrewarmedAgent | None = None
+    is_noted: bool = False
     place: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -211,13 +213,21 @@ class SessionCreator:
             elif draft.folder is not None:
                 folder = draft.folder
             else:
+                git = draft.request.options.git
+                copy_files = fork.copy_files if fork is not None else None
+                if git is not None or copy_files is not None:
+                    # The next server deletes the files if this one is killed before the row exists.
+                    await self._writer.commit([statements.insert_prewarmed(draft.id)])
+                    draft.is_noted = True
                 made_folder = True
                 folder = await self._workspaces.create(draft.id)
-                if (git := draft.request.options.git) is not None:
+                if git is not None:
                     has_worktree = True
                     await self._worktrees.add(
                         app_name, draft.id, folder, git.repository, git.branch
                     )
+                if copy_files is not None:
+                    await copy_files(draft.id, folder)
             number = await self._cluster.next_session_number()
             self.last_number = self.last_number + 1 if number is None else number
             row = self._row(app_name, draft, folder)
@@ -235,6 +245,9 @@ class SessionCreator:
                     await self._workspaces.delete(draft.id)
             if has_worktree:
                 await self._remove_worktree(app_name, draft.id, draft.request.options)
+            if draft.is_noted:
+                end = self._prewarmer.delete_data([draft.id])
+                self._tasks.spawn(end, f"delete-files-{draft.id}")
             if isinstance(error, OSError):
                 logger.error("a session's folder cannot be made: %s", error.strerror)
                 raise not_stored() from None
@@ -287,6 +300,6 @@ class SessionCreator:
             ),
         ]
         transaction += self._cluster.ownership_of(row.n, draft.place)
-        if draft.prewarmed is not None:
+        if draft.prewarmed is not None or draft.is_noted:
             transaction.append(statements.delete_prewarmed(row.id))
         return transaction

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -39,6 +42,7 @@ class ForkPoint:
         turn_count: the number of turns that the fork has.
         last_turn_index: the greatest index of them.
         is_head: no turn of the session has begun after it.
+        copy_files: gives the fork with that id the files that the source had, before it is stored.
     """
 
     source: SessionRow
@@ -47,6 +51,7 @@ class ForkPoint:
     turn_count: int
     last_turn_index: int
     is_head: bool
+    copy_files: Callable[[str, Path], Awaitable[None]]
 
     def apply_to(self, row: SessionRow) -> None:
         """Set the columns of the fork's row."""
@@ -121,7 +126,6 @@ class SessionForker:
                 raise not_found()
             point = await self._point(source, turn_index)
             fork = await self._sessions.create(source.row.app_name, request, point)
-            await self._copy_files(source, fork, point)
             if point.is_head and fork.row.agent == source.row.agent:
                 await self._fork_conversation(source, fork)
         if fork.row.owes_history:
@@ -150,17 +154,19 @@ class SessionForker:
         count = await queries.count_turns(number, end)
         last = await queries.last_turn_index(number, end)
         is_head = not source.is_busy and count == source.row.turn_count
-        return ForkPoint(source.row, turn.turn_index, end, count, last, is_head)
+        files_of = partial(self._copy_files, source, None if is_head else turn.turn_index)
+        return ForkPoint(source.row, turn.turn_index, end, count, last, is_head, files_of)
 
-    async def _copy_files(self, source: Session, fork: Session, point: ForkPoint) -> None:
-        """Give a folder that is the fork's own the files that the source had after the turn."""
-        if not self._sessions.workspaces.is_own(fork.id, fork.row.cwd):
-            return
-        turn_index = None if point.is_head else point.turn_index
+    async def _copy_files(
+        self, source: Session, turn_index: int | None, fork_id: str, folder: Path
+    ) -> None:
+        """Give a fork's own folder the files that the source had after the turn, or has now."""
+        snapshots, app_name = self._sessions.snapshots, source.row.app_name
+        target = snapshots.of(fork_id, app_name, str(folder))
         try:
-            await self._sessions.snapshots.copy(source.snapshots, fork.snapshots, turn_index)
+            await snapshots.copy(source.snapshots, target, turn_index)
         except (Error, SnapshotError) as error:
-            about = {"session": fork.id, "app": fork.row.app_name}
+            about = {"session": fork_id, "app": app_name}
             logger.warning("the files of a fork cannot be copied: %s", error, extra=about)
 
     async def _fork_conversation(self, source: Session, fork: Session) -> None:

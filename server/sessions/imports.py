@@ -38,6 +38,8 @@ class ImportedLog:
     turns: dict[int, TurnRow] = dataclasses.field(default_factory=dict)
     last_ts: int = 0
 
+    copy_files = None
+
     @property
     def position(self) -> int:
         return len(self.lines)

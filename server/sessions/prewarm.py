@@ -171,11 +171,11 @@ class Prewarmer:
         """Start the agents, and delete the data of those that an earlier server left.
 
         Args:
-            abandoned: ids of prewarmed agents that never became sessions.
+            abandoned: ids of prewarmed agents, and of forks, that never became sessions.
         """
         known = [one.id for one in self.agents]  # of an earlier version of the server
         if abandoned := [one for one in abandoned if one not in known]:
-            self._tasks.spawn(self._delete_data(abandoned), "prewarm-clear")
+            self._tasks.spawn(self.delete_data(abandoned), "prewarm-clear")
         self.fill()
 
     def reserve(self, agent: str, elicitation: tuple[str, ...]) -> PrewarmedAgent | None:
@@ -294,9 +294,11 @@ class Prewarmer:
             self.agents.remove(prewarmed)
         await prewarmed.agent.hibernate(grace)
         self._slots.release(prewarmed)
-        await self._delete_data([prewarmed.id])
+        await self.delete_data([prewarmed.id])
 
-    async def _delete_data(self, ids: list[str]) -> None:
+    async def delete_data(self, ids: list[str]) -> None:
+        """Delete the data of prewarmed agents, or of forks, that have not become sessions."""
         for session_id in ids:
             await self._workspaces.delete_agent_data(session_id)
+            await self._workspaces.delete_snapshots(session_id)
             await self._writer.commit([statements.delete_prewarmed(session_id)])

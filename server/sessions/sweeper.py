@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ class Sweeper:
         self.close_timeout = 5.0
         self._sessions = sessions
         self._has_started_prewarming = False
+        self._made_at = time.time()
 
     async def run(self, *others: Callable[[], Awaitable[None]]) -> None:
         """Sweep forever, and call *others* in each round; log failures and continue."""
@@ -54,8 +56,17 @@ class Sweeper:
         sessions.prewarmer.fill()
 
     async def _start_prewarming(self) -> None:
-        self._sessions.prewarmer.start(await self._sessions.queries.prewarmed())
+        prewarmed = await self._sessions.queries.prewarmed()
+        self._sessions.prewarmer.start(prewarmed)
         self._has_started_prewarming = True
+        await self._remove_empty_folders(set(prewarmed))
+
+    async def _remove_empty_folders(self, prewarmed: set[str]) -> None:
+        """Remove the folders of the sessions that a killed server was about to store."""
+        workspaces = self._sessions.workspaces
+        found = await asyncio.to_thread(workspaces.found)
+        unknown = set(found) - await self._sessions.queries.all_session_ids() - prewarmed
+        await asyncio.to_thread(workspaces.remove_empty, unknown, self._made_at)
 
     async def _close_idle(self, now: float) -> None:
         """Close the sessions that have been idle for their time.

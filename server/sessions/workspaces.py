@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -55,6 +56,25 @@ class Workspaces:
             OSError: part of the folder cannot be deleted.
         """
         await asyncio.to_thread(safe_files.remove, *self._data_dir.split(self.path(session_id)))
+
+    async def delete_snapshots(self, session_id: str) -> None:
+        """Delete the snapshots of what did not become a session."""
+        path = self._data_dir.snapshots / session_id
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(safe_files.remove, *self._data_dir.split(path))
+
+    def found(self) -> list[str]:
+        """The names of the folders of sessions. Blocking."""
+        folder = self.path("")
+        return [one.name for one in folder.iterdir()] if folder.is_dir() else []
+
+    def remove_empty(self, names: Iterable[str], before: float) -> None:
+        """Remove the folders that are empty and were made before a time. Blocking."""
+        for name in names:
+            path = self.path(name)
+            with contextlib.suppress(OSError):
+                if path.lstat().st_mtime < before:
+                    path.rmdir()
 
     async def check(self, path: str, field: str = "cwd") -> Path:
         """Resolve a folder that a client chose for a session.

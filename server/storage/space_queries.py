@@ -1,4 +1,4 @@
-"""The SQL queries about the space that the sessions of an app occupy."""
+"""The SQL queries about the space that sessions occupy, and whose it is."""
 
 from __future__ import annotations
 
@@ -19,3 +19,7 @@ class SpaceQueries:
             app_name,
         )
         return [(row[0], row[1], int(row[2])) for row in rows]
+
+    async def all_session_ids(self) -> set[str]:
+        """The ids of all sessions, also of those that are being deleted."""
+        return {row[0] for row in await self._database.fetch("SELECT id FROM sessions")}
