@@ -49,6 +49,7 @@ class DomainProxy:
         self._find_session = find_session
         self._tunnels: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unknown: dict[asyncio.Task[None], asyncio.WriteTransport] = {}
         self._servers: list[asyncio.Server] = []
         self.port = 0
 
@@ -77,16 +78,17 @@ class DomainProxy:
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if len(self._tasks) - self._tunnels.total() >= MAX_UNKNOWN:
-            writer.transport.abort()
-            return
+        if len(self._unknown) >= MAX_UNKNOWN:  # silent ones must not lock other sessions out
+            self._unknown.pop(next(iter(self._unknown))).abort()
         self._tasks.add(task)
+        self._unknown[task] = writer.transport
         try:
             await self._answer(reader, writer)
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             pass  # the program has disconnected, or sent no request
         finally:
             self._tasks.discard(task)
+            self._unknown.pop(task, None)
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -98,6 +100,9 @@ class DomainProxy:
             challenge = 'Proxy-Authenticate: Basic realm="sandbox"'
             await _refuse_tunnel(writer, 407, "Proxy Authentication Required", challenge)
             return
+        task = asyncio.current_task()
+        assert task is not None
+        self._unknown.pop(task, None)
         target = _tunnel_target(*request) if request is not None else None
         if request is None or target is None:
             await _refuse_tunnel(writer, 400, "Bad Request")

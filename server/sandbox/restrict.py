@@ -309,7 +309,8 @@ def _enter_bwrap(
     arguments = list(plan["bwrap"])
     for _, options in sorted(mounts, key=lambda mount: mount[0].count("/") * (mount[0] != "/")):
         arguments += options
-    for path in ("/", *filter(os.path.isdir, plan["hidden"])):
+    # Folders in memory without a limit.
+    for path in ("/", "/dev", *filter(os.path.isdir, plan["hidden"])):
         arguments += ["--remount-ro", path]
     arguments += ["--chdir", os.path.normpath(os.path.join(*plan["cwd"]))]
     arguments += ["--seccomp", str(seccomp), "--clearenv"]

@@ -22,7 +22,7 @@ from .policy import SandboxPolicy, SandboxSpec
 
 TAG_VARIABLES = ("AGENT_SESSION", "ACPX_HOST")
 TMPFS_BYTES = 1 << 30
-"""The size of a `/tmp` in memory."""
+"""The size of `/dev/shm`, and of a `/tmp` in memory."""
 
 
 class FolderError(Exception):
@@ -312,6 +312,7 @@ class Sandbox:
         if self.network.is_own:
             options.append("--unshare-net")
         options += ["--proc", "/proc", "--dev", "/dev"]
+        options += ["--size", str(TMPFS_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
         if os.geteuid() == 0:  # root may write there even without a capability
             for path in paths.KERNEL_SETTINGS:
                 options += ["--ro-bind-try", path, path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from aiohttp import web
 
 from server.config import SettingError, Settings
 from server.gateways import domain_proxy
+from server.gateways.connections import MAX_UNKNOWN
 from server.gateways.domains import AllowedDomains
 from server.reload.program import ReloadError
 from server.sandbox.levels import RESTRICT, Mechanism
@@ -326,6 +328,24 @@ async def test_proxy_requires_the_token_of_a_session(serve: Serve, web_server: i
         ):
             status = await raw(port, f"{line}\r\nHost: {target}\r\n{header}\r\n")
             assert b" 407 " in status
+
+
+async def test_silent_connections_do_not_lock_others_out_of_the_allowed_domains() -> None:
+    proxy = domain_proxy.DomainProxy(AllowedDomains([]), lambda _: "session")
+    await proxy.start()
+    head = "CONNECT other.example:443 HTTP/1.1\r\nProxy-Authorization: Basic eDp5\r\n\r\n"
+    silent: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    try:
+        while len(silent) < MAX_UNKNOWN + 20:
+            silent.append(await asyncio.open_connection("127.0.0.1", proxy.port))
+        assert b" 403 " in await raw(proxy.port, head)
+        for reader, _ in silent[:20]:  # the oldest ones
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+    finally:
+        for _, writer in silent:
+            writer.close()
+        await proxy.stop()
 
 
 @pytest.mark.parametrize("is_silent", [False, True])

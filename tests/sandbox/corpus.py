@@ -744,6 +744,19 @@ def open_other_device(targets: Targets) -> None:
 
 
 @attempt
+def write_device_folder(targets: Targets) -> None:
+    os.close(os.open("/dev/planted", os.O_WRONLY | os.O_CREAT))
+    Path("/dev/planted").unlink()
+
+
+@attempt
+def fill_memory_with_files(targets: Targets) -> None:
+    os.close(os.open("/dev/shm/planted", os.O_WRONLY | os.O_CREAT))
+    Path("/dev/shm/planted").unlink()
+    assert os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize > 1 << 30
+
+
+@attempt
 def read_kernel_traces(targets: Targets) -> None:
     paths = ("/sys/kernel/tracing", "/sys/kernel/debug", "/sys/fs/bpf", "/sys/fs/pstore")
     assert any(os.listdir(path) for path in paths if os.access(path, os.R_OK))
