@@ -9,6 +9,7 @@ import { closePane, go, goBeside, route, show, showSide, showSidebar, showWaitin
 import { load } from './parts.js'
 import { forget, made } from './sessions.js'
 import { storage } from './storage.js'
+import './trusted.js' // takes the name of the policy before anything else can
 import { guard } from './views/dom.js'
 import { applyTheme } from './views/theme.js'
 

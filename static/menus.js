@@ -1,6 +1,6 @@
 // The entries of the menus and of the palette
 import { app, currentEntry } from './context.js'
-import { load } from './parts.js'
+import { load, popups } from './parts.js'
 import { storage } from './storage.js'
 import { say } from './views/dom.js'
 import { choice, entry } from './views/menu.js'
@@ -83,12 +83,5 @@ export async function openPalette() {
 	}
 }
 
-export async function showHelp() {
-	const { showHelp: shown } = await load(() => import('./views/help.js'))
-	shown()
-}
-
-async function showNotices() {
-	const { showNotices: shown } = await load(() => import('./views/notices.js'))
-	shown(app)
-}
+export const showHelp = async () => (await popups()).showHelp()
+const showNotices = async () => (await popups()).showNotices(app)

@@ -25,6 +25,8 @@ export async function load(part) {
 	}
 }
 
+export const popups = () => load(() => import('./views/popups.js'))
+
 export let SessionView = null
 
 // The views of a conversation: a first visit shows its start page without them

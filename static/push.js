@@ -1,5 +1,6 @@
 // Web Push, and the service worker that shows its notifications. No DOM
-const SCRIPT = () => new URL('static/sw.js', document.baseURI).href
+import { trusted } from './trusted.js'
+
 const SCOPE = () => new URL('.', document.baseURI).pathname
 
 export const canPush = () => isSecureContext && 'serviceWorker' in navigator && 'PushManager' in globalThis
@@ -7,7 +8,7 @@ export const canPush = () => isSecureContext && 'serviceWorker' in navigator && 
 /** The registration of the service worker, or null in a browser without one. */
 export async function worker() {
 	if (!isSecureContext || !('serviceWorker' in navigator)) return null
-	await navigator.serviceWorker.register(SCRIPT(), { scope: SCOPE() })
+	await navigator.serviceWorker.register(trusted.createScriptURL('static/sw.js'), { scope: SCOPE() })
 	return navigator.serviceWorker.ready
 }
 

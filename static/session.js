@@ -173,9 +173,16 @@ export class Session {
 
 	// Which files the agent has changed, once a turn can have changed some
 	async lookAtChanges() {
-		const found = await this.#parts.api.call('GET', `/sessions/${this.id}/changes`).catch(() => null)
-		if (!found) return
-		this.changed = records(found.files)
+		const turn = this.model.turns.at(-1)
+		const look = since => this.#parts.api.call('GET', `/sessions/${this.id}/changes${since}`).catch(() => null)
+		const [all, last] = await Promise.all([look(''), turn && look(`?since_turn=${turn.index}`)])
+		if (!all) return
+		this.changed = records(all.files)
+		// Also files that no call of the turn has named
+		if (last && turn === this.model.turns.at(-1)) {
+			turn.files = records(last.files).length
+			this.model.dirty.add(turn)
+		}
 		this.#emit('changes')
 		this.#emit('change')
 	}

@@ -3,7 +3,7 @@ import { attend } from './attend.js'
 import { app, draftOf } from './context.js'
 import { openPalette, settingsMenu } from './menus.js'
 import { focusMain } from './navigation.js'
-import { load } from './parts.js'
+import { popups } from './parts.js'
 import { compare, create } from './sessions.js'
 import { storage } from './storage.js'
 import { toast } from './views/dialogs.js'
@@ -43,8 +43,8 @@ export function buildShell(shared) {
 			save: choice => storage.savePreferences({ start: choice }),
 			menu: app.showSidebar,
 			agents: () => app.show('agents'),
-			several: async (...given) => (await load(() => import('./views/several.js'))).chooseAgents(...given),
-			folder: async choice => (await load(() => import('./views/folders.js'))).chooseFolder(app, choice)
+			several: async (...given) => (await popups()).chooseAgents(...given),
+			folder: async choice => (await popups()).chooseFolder(app, choice)
 		},
 		upload,
 		choice: storage.preferences().start,

@@ -199,6 +199,12 @@ const ENTRIES = {
 		const { notice, setting, value } = entry
 		if (notice === 'restored' && typeof setting === 'string' && typeof value === 'string')
 			add(model, entry, 'note', { note: 'mode', title: `The server set ${setting} to ${value} again`, text: '' })
+		else if (notice === 'undone')
+			add(model, entry, 'note', {
+				note: 'undone',
+				title: entry.restored_turn ? `Files restored to before turn ${entry.restored_turn}` : 'Files restored',
+				text: ''
+			})
 		// The header shows whether the agent asks.
 		else if (notice !== 'asks') addRaw(model, entry, 'notice', entry)
 	}

@@ -1,4 +1,5 @@
 import { spell } from '../marks.js'
+import { trusted } from '../trusted.js'
 import { codeNodes, copyText, exactNodes, h, setText, template, whenNear } from './dom.js'
 import { plural } from './format.js'
 
@@ -15,7 +16,7 @@ const shown = new WeakMap()
 /** @returns {Promise<[string | null, string][] | null>} parts of the text with their classes */
 export function tokensOf(text, language) {
 	if (!worker) {
-		worker = new Worker(new URL('static/highlight.worker.js', document.baseURI), { type: 'module' })
+		worker = new Worker(trusted.createScriptURL('static/highlight.worker.js'), { type: 'module' })
 		worker.onmessage = ({ data: { id, tokens } }) => {
 			waiting.get(id)(tokens)
 			waiting.delete(id)

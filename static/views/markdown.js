@@ -2,6 +2,7 @@
 import DOMPurify from 'dompurify'
 import { Lexer, Parser, Renderer } from 'marked'
 import { CODE, PROSE, spell } from '../marks.js'
+import { trusted } from '../trusted.js'
 import { codeBlock } from './code.js'
 import { safeImage } from './content.js'
 import { diagramView } from './diagram.js'
@@ -21,7 +22,8 @@ const ALLOWED = {
 	ALLOWED_ATTR: ['href', 'src', 'alt', 'title', 'align', 'start', 'open'],
 	ALLOW_DATA_ATTR: false,
 	ALLOW_ARIA_ATTR: false,
-	RETURN_DOM_FRAGMENT: true
+	RETURN_DOM_FRAGMENT: true,
+	TRUSTED_TYPES_POLICY: trusted
 }
 
 const ALERTS = { note: 'info', tip: 'spark', important: 'alert', warning: 'alert', caution: 'shield' }

@@ -1,4 +1,5 @@
 import DOMPurify from 'dompurify'
+import { trusted } from '../trusted.js'
 import { h } from './dom.js'
 
 const MAX_LENGTH = 4000
@@ -7,7 +8,8 @@ const SAFE = {
 	USE_PROFILES: { mathMl: true },
 	FORBID_ATTR: ['style', 'class', 'href', 'id'],
 	FORBID_CONTENTS: ['annotation'],
-	RETURN_DOM_FRAGMENT: true
+	RETURN_DOM_FRAGMENT: true,
+	TRUSTED_TYPES_POLICY: trusted
 }
 
 let katex = null

@@ -120,7 +120,7 @@ export class TurnView extends View {
 		const away = running && context.away()
 		const tool = running && [...turn.open].at(-1)
 		const now = tool ? `now: ${titleOf(tool)}` : 'Working'
-		const shown = running ? `running ${waits} ${away} ${now}` : turn.stopReason
+		const shown = running ? `running ${waits} ${away} ${now}` : `${turn.stopReason} ${turn.files}`
 		if (shown === this.shown || (!running && context.draws(turn))) return
 		this.shown = shown
 		this.elapsed = running && !away ? h('span') : null
@@ -178,7 +178,7 @@ export class TurnView extends View {
 		this.el.classList.toggle('withdrawn', Boolean(this.turn.withdrawn))
 		const { startedAt, durationMs, usage, items } = this.turn
 		const messages = items.filter(({ kind }) => kind === 'message')
-		const files = changedPaths(this.turn).size
+		const files = this.turn.files ?? changedPaths(this.turn).size
 		const words = dotted([
 			files > 0 && `${plural(files, 'file')} changed`,
 			durationMs && duration(durationMs),

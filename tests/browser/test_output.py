@@ -241,14 +241,26 @@ async def test_agent_output_is_never_executed(tab: Tab) -> None:
 async def test_content_security_policy_is_enforced(tab: Tab) -> None:
     run = """() => {
         const script = document.createElement("script");
-        script.textContent = "window.pwned = 1";
         document.body.append(script);
-        document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='window.pwned = 2'>");
+        const parsed = document.createRange();
+        for (const attempt of [
+            () => (script.textContent = "window.pwned = 1"),
+            () => document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='pwned = 2'>"),
+            () => parsed.createContextualFragment("<b>"),
+            () => new Worker("static/sw.js"),
+            () => trustedTypes.createPolicy("other", {}),
+            () => trustedTypes.createPolicy("clawdforge", {}),
+        ]) {
+            try {
+                attempt();
+                window.pwned = attempt.toString();
+            } catch {}
+        }
         return new Promise((done) => setTimeout(done, 200));
     }"""
     await tab.page.evaluate(run)
     assert await tab.page.evaluate("window.pwned") is None
-    assert len(await tab.page.evaluate("window.violations")) >= 2
+    assert len(await tab.page.evaluate("window.violations")) >= 6
     await tab.page.evaluate("window.violations.length = 0")
 
 

@@ -11,7 +11,7 @@ const words = text => [{ type: 'text', text }];
  */
 function world({ state, outbox = [] } = {}) {
 	/** @type {Props} */
-	const seen = { problems: [], synced: 0, updates: [], looks: 0, sent: [], saved: outbox };
+	const seen = { problems: [], synced: 0, updates: [], looks: 0, sent: [], saved: outbox, changes: {} };
 	let on;
 	let ids = 0;
 	class Wire {
@@ -37,6 +37,7 @@ function world({ state, outbox = [] } = {}) {
 		}
 	}
 	const api = {
+		call: async (_, path) => ({ files: seen.changes[path] ?? [] }),
 		update: async (_, meta) => {
 			seen.updates.push(meta);
 			return { meta };
@@ -248,4 +249,18 @@ test('a queued prompt is moved, changed, and sent to the running turn', () => {
 	assert.equal(session.outbox.size, 1);
 	wire('accepted', { id: prompt.id, turn_index: 1, queued: false, steered: true });
 	assert.equal(session.outbox.size, 0);
+});
+
+test('the newest turn counts the files that changed, also those that no call has named', async () => {
+	const { session, seen, put, update, wire } = world({ state: { head: 0 } });
+	wire('ready', { head: 0 });
+	const file = path => ({ path, status: 'added', additions: null, deletions: null });
+	seen.changes['/sessions/s/changes'] = [file('old.md'), file('logo.png'), file('a.py')];
+	seen.changes['/sessions/s/changes?since_turn=1'] = [file('logo.png'), file('a.py')];
+	put('turn_start', { prompt: words('draw') });
+	update({ sessionUpdate: 'tool_call', toolCallId: 'c', title: 'run', kind: 'execute', status: 'completed' });
+	put('turn_end', { stop_reason: 'end_turn', duration_ms: 5 });
+	await settle();
+	assert.equal(session.changed.length, 3);
+	assert.equal(session.model.turns[0].files, 2);
 });

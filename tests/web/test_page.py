@@ -59,6 +59,8 @@ async def test_page_policy_allows_only_own_origin(
         policy = directives(response.headers["Content-Security-Policy"])
     assert policy["default-src"] == ["'none'"]
     assert policy["base-uri"] == policy["form-action"] == policy["frame-ancestors"] == ["'none'"]
+    assert policy.pop("require-trusted-types-for") == ["'script'"]
+    assert policy.pop("trusted-types") == ["clawdforge"]
     for name, values in policy.items():
         for value in values:
             assert "unsafe" not in value, name
@@ -139,7 +141,8 @@ async def test_docs_page_has_same_policy_and_no_inline_code(
         assert (response.status, response.content_type) == (200, "text/html")
         policy = response.headers["Content-Security-Policy"]
     async with http.get(server.url + "/") as response:
-        plain = re.sub(r" 'sha256-[^']*'", "", response.headers["Content-Security-Policy"])
+        whole = response.headers["Content-Security-Policy"]
+    plain = re.sub(r" 'sha256-[^']*'|; (require-)?trusted-types[^;]*", "", whole)
     assert policy == plain
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
     for path in re.findall(r'(?:href|src)="([^"]*)"', page):

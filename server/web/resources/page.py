@@ -46,6 +46,7 @@ PAGE_FILES = {"/": "index.html", "/docs": "docs.html"}
 SERVICE_WORKER = "sw.js"
 FRAME = "diagram.html"
 FRAME_FILES = {f"/static/{FRAME}", f"/lib/{MERMAID}"}
+TRUSTED_TYPES = ("require-trusted-types-for 'script'", "trusted-types clawdforge")
 FRAME_POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -77,7 +78,11 @@ routes = web.RouteTableDef()
 
 
 def content_security_policy(page: bytes) -> str:
-    """Return the policy of a page: only own files, and no inline script but its import map."""
+    """Return the policy of a page: only own files, and no inline script but its import map.
+
+    The page with the import map also requires Trusted Types (``static/trusted.js``).
+    Swagger UI, which ``/docs`` shows, writes markup itself.
+    """
     hashes = "".join(f" {_csp_source(found)}" for found in _IMPORT_MAP.findall(page))
     return "; ".join(
         [
@@ -93,6 +98,7 @@ def content_security_policy(page: bytes) -> str:
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
+            *(TRUSTED_TYPES if hashes else ()),
         ]
     )
 
