@@ -210,7 +210,7 @@ class AcpMethods:
 
         Other clients of the session may show more of them.
         """
-        announced, modes = session.agent.spec.elicitation, set(self.client.elicitation)
+        announced, modes = session.options.announced_modes, set(self.client.elicitation)
         is_subscribed = self._subscriptions.get(session.id) is not None
         if session.subscribers > is_subscribed:
             modes |= set(announced)

@@ -11,7 +11,9 @@ The objects of a session, in the order in which they use each other (each knows 
 ``waiting_turns``     the turns that wait for earlier ones
 ``client_ids``        finds prompts by the ids that clients gave them
 ``steering``          prompts that are added to the running turn
-``turn_queue``        acceptance, and one turn after the other
+``turn_loop``         runs one turn after the other
+``turn_continuation`` the turns during a reload
+``turn_queue``        accepts prompts, finds and cancels turns
 ``succession``        the work of an earlier server, and for a later one
 ``details``           ``meta`` with the title, the times, and what was read
 ``observer``          the reports of the agent
@@ -32,6 +34,7 @@ from ..storage.schema import SessionRow
 from ..tasks import to_completion
 from . import entries
 from .agent_requests import WaitingRequests
+from .agent_spec import agent_spec, system_delivery
 from .context import SessionContext
 from .core import SessionCore, SessionState
 from .details import SessionDetails
@@ -141,6 +144,10 @@ class Session:
         return self.row.id
 
     @property
+    def options(self) -> SessionOptions:
+        return self._core.options
+
+    @property
     def is_closed(self) -> bool:
         """Whether its close has begun. The log may not have ``session_closed`` yet."""
         return not self._core.is_open
@@ -178,7 +185,7 @@ class Session:
             "agent": row.agent,
             "model": row.model,
             "system": row.system,
-            "system_delivery": self.agent.system_delivery,
+            "system_delivery": system_delivery(self._core),
             "permission": row.permission,
             "cwd": row.cwd,
             "created_at": int(row.created_at),
@@ -302,7 +309,7 @@ class Session:
             setattr(row, name, value)
         core.options = options
         if columns.keys() & {"permission", "options"} and core.is_open:
-            self.agent.backend_agent.rebind(self.agent.spec, self._observer)
+            self.agent.backend_agent.rebind(agent_spec(core), self._observer)
             self.settings.log_asks()
         self._changed()
 

@@ -14,18 +14,16 @@ from ..agents.base import (
     URGENT_GRACE_SECS,
     Agent,
     AgentObserver,
-    AgentSpec,
     AgentState,
     Presence,
 )
 from ..agents.prompt_handle import PromptHandle
-from ..agents.traits import AgentTraits
 from ..codec import dumps, loads
 from ..errors import Error, session_closed
 from ..storage import statements
 from .agent_requests import WaitingRequests
+from .agent_spec import agent_spec
 from .core import SessionCore
-from .options import agent_parameters
 from .prewarm import PrewarmedAgent
 from .turns import CurrentTurn
 
@@ -77,42 +75,6 @@ class SessionAgent:
     def app_name(self) -> str:
         """The app that the slot is counted for."""
         return self._core.row.app_name
-
-    @property
-    def spec(self) -> AgentSpec:
-        """The agent that the session was created for."""
-        row = self._core.row
-        preface = row.system if self.system_delivery == "prompt" else None
-        return AgentSpec(
-            row.id,
-            row.agent,
-            row.cwd,
-            row.model,
-            row.system,
-            row.permission,
-            preface,
-            row.app_name,
-            agent_parameters(self._core.options, self._core.context.settings.mcp_servers),
-            self._core.options.announced_modes,
-            git.repository if (git := self._core.options.git) and git.worktree else None,
-            tuple(sorted(self._core.options.client_capabilities or ())),
-        )
-
-    @property
-    def traits(self) -> AgentTraits:
-        return self._core.context.backend.traits(self._core.row.agent)
-
-    @property
-    def system_delivery(self) -> str | None:
-        """The way in which the agent gets the system prompt; None without one.
-
-        Returns:
-            ``agent`` if it takes the system prompt at its start, ``prompt`` if the server puts it
-            in front of the first prompt.
-        """
-        if self._core.row.system is None:
-            return None
-        return "agent" if self.traits.takes_system else "prompt"
 
     @property
     def is_live(self) -> bool:
@@ -171,11 +133,11 @@ class SessionAgent:
         self._start_error = None
         stored = self._core.row.agent_state
         reported = AgentSettings.from_dict(loads(stored)) if stored else NO_SETTINGS
-        self._agent = self._core.context.backend.agent(self.spec, observer, reported)
+        self._agent = self._core.context.backend.agent(agent_spec(self._core), observer, reported)
 
     def adopt(self, prewarmed: PrewarmedAgent, observer: AgentObserver) -> None:
         """Use a prewarmed agent and its slot."""
-        self._agent = prewarmed.transfer_to(self.spec, observer)
+        self._agent = prewarmed.transfer_to(agent_spec(self._core), observer)
         self._was_prewarmed = self._agent.state.is_live
         self._core.context.slots.transfer(prewarmed, self)
         self.store_reported()

@@ -81,25 +81,25 @@ class SessionContinuation:
     @property
     def is_settled(self) -> bool:
         """Whether no short step, such as a commit, is in progress."""
-        is_changing = self._settings.is_changing
-        return not (self._turns.is_half_done or is_changing or self._closing() is not None)
+        is_half_done = self._turns.continuation.is_half_done or self._settings.is_changing
+        return not (is_half_done or self._closing() is not None)
 
     def suspend(self) -> None:
         """Begin nothing more, and give up the steps that the next version can begin again."""
         self._was_starting = self._agent.suspend()
-        self._turns.suspend()
+        self._turns.continuation.suspend()
 
     @property
     def is_suspended(self) -> bool:
         """Whether the server has finished its own steps, so that only the agent works."""
-        return self._turns.is_suspended
+        return self._turns.continuation.is_suspended
 
     def resume(self) -> None:
         """Continue after a reload that was given up."""
         if self._was_starting:
             self._was_starting = False
             self._agent.start()
-        self._turns.resume()
+        self._turns.continuation.resume()
 
     @property
     def is_needed(self) -> bool:
@@ -134,7 +134,7 @@ class SessionContinuation:
         self._requests.elicitations.restore(carried.elicitations)
         changes = self._settings.restore(carried.settings)
         self._turns.continuation.restore(carried.turns, turns, handle, changes)
-        self._turns.resume()
+        self._turns.continuation.resume()
 
     async def _unfinished(self, carried: CarriedTurns) -> dict[int, Turn]:
         """The turns of the session that have not ended, by their indexes."""

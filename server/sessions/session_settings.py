@@ -18,6 +18,7 @@ from ..storage import statements
 from ..tasks import to_completion
 from ..validation import OptionValue
 from . import entries
+from .agent_spec import agent_traits
 from .core import SessionCore
 from .session_agent import SessionAgent
 from .settings import (
@@ -65,7 +66,7 @@ class SessionSettings:
         If no client has set a mode, every policy except ``approve-all`` needs the mode in which the
         agent asks for permission.
         """
-        traits, permission = self._agent.traits, self._core.row.permission
+        traits, permission = agent_traits(self._core), self._core.row.permission
         model, stored = self._stored.resolve_options(self._core.row.model, self._agent.reported)
         must_ask = permission != APPROVE_ALL and self._core.context.backend.can_restore
         asking_mode = traits.asking_mode if must_ask else None
@@ -98,7 +99,7 @@ class SessionSettings:
         mode = self.mode
         if mode is not None and mode == self._stored.asked_in:
             return True
-        return self._agent.traits.asks(mode, self._core.row.permission)
+        return agent_traits(self._core).asks(mode, self._core.row.permission)
 
     def view(self) -> dict[str, Any]:
         """The settings and what the agent offers, in ACP's shapes."""
@@ -234,15 +235,15 @@ class SessionSettings:
             if acp_settings.current(before, name) != value:
                 continue  # the wanted value was not in force before
             if name == "mode" and isinstance(now, str) and self._bypasses_policy(now):
-                now = self._agent.traits.asking_mode or value
+                now = agent_traits(self._core).asking_mode or value
             model, stored = stored.with_value(model, name, now, after)
         self._adopt(model, stored)
         self.log_asks()
 
     def _bypasses_policy(self, mode: str) -> bool:
         """Whether the session needs the agent to ask, and it does not ask in *mode*."""
-        permission = self._core.row.permission
-        return permission != APPROVE_ALL and self._agent.traits.asks(mode, permission) is False
+        traits, permission = agent_traits(self._core), self._core.row.permission
+        return permission != APPROVE_ALL and traits.asks(mode, permission) is False
 
     # Notices in the log
 
@@ -258,7 +259,7 @@ class SessionSettings:
         if self._core.is_log_complete or self._core.row.permission == APPROVE_ALL:
             return
         asks = self.asks
-        if not (self._core.log.last or self._agent.traits.never_asks):
+        if not (self._core.log.last or agent_traits(self._core).never_asks):
             return  # the start of the first turn logs it
         if asks is None or asks == self._stored.asks_told:
             return

@@ -1,4 +1,4 @@
-"""The queue of a session's turns: accepts prompts, and runs one turn at a time."""
+"""The queue of a session's turns: accepts prompts, finds and cancels turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 
-from ..agents.base import URGENT_GRACE_SECS
 from ..errors import Error
 from ..storage import statements
 from ..storage.schema import SteerRow
@@ -18,14 +17,15 @@ from .session_agent import SessionAgent
 from .session_settings import SessionSettings
 from .steering import NotSteeredError, SteeredPrompt, Steering, SteerRequest
 from .turn_continuation import TurnContinuation
+from .turn_loop import TurnLoop
 from .turn_recorder import TurnRecorder
 from .turn_runner import TurnRunner
-from .turns import Acceptance, CancelCause, CurrentTurn, Turn, TurnState
+from .turns import Acceptance, CancelCause, CurrentTurn, Turn
 from .waiting_turns import WaitingTurns
 
 
 class TurnQueue:
-    """Accepts the prompts of a session and runs its turns. Its length is the number that wait.
+    """Accepts the prompts of a session, and cancels its turns. Its length is the number that wait.
 
     Args:
         last_turn_index: the index of the newest accepted turn; 0 if there is none.
@@ -34,7 +34,7 @@ class TurnQueue:
         current: the turn that has the agent.
         waiting: the turns that wait.
         steering: the prompts that are being added to the running turn.
-        continuation: packs the turns for a reload, and restores them after it.
+        continuation: suspends and packs the turns for a reload, and restores them after it.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class TurnQueue:
         self.current = self._current = current
         self._agent = agent
         self._settings = settings
-        self._requests = requests
         self._recorder = recorder
         self._runner = runner
         self._next_index = last_turn_index + 1
@@ -65,11 +64,21 @@ class TurnQueue:
         self.interrupt = runner.interrupt
         self.disk_refusal: Error | None = None
         """The error with which prompts are refused while the session's folders are too large."""
-        self.continuation = TurnContinuation(
-            core, current, self.waiting, self.steering, self._ids, settings, recorder, runner
-        )
         self._accept_lock = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        turns = current, self.waiting, self.steering
+        self._loop = TurnLoop(
+            core, *turns, agent=agent, settings=settings, requests=requests, runner=runner
+        )
+        self.continuation = TurnContinuation(
+            core,
+            *turns,
+            ids=self._ids,
+            settings=settings,
+            recorder=recorder,
+            runner=runner,
+            loop=self._loop,
+            is_accepting=self._accept_lock.locked,
+        )
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -104,26 +113,35 @@ class TurnQueue:
             steered = self.steering.find(client_id)
             is_duplicate = steered is not None
             if steered is None:
-                await self._core.check_accepts_prompts()
-                if self.disk_refusal is not None:
-                    raise self.disk_refusal
+                await self._check_accepts_prompts()
                 running = self.steering.turn if steer is not None else None
                 if steer is None or running is None:
                     if steer is not None and not steer.or_queue:
                         raise NotSteeredError
                     turn = Turn(self._next_index, client_id, blocks, timeout, request_id)
-                    self.waiting.check_capacity()
-                    self._core.context.slots.check_own_limit(self._agent)
-                    turn.reserve(self._core.context.quotas.waiting_bytes, self._core.row.app_name)
+                    self._reserve_capacity(turn)
                     return await self._accept_turn(turn)
                 steered = SteeredPrompt(
                     running, steer, blocks, client_id, timeout=timeout, request_id=request_id
                 )
                 await self.steering.begin(steered)
+        # The lock is released: the agent may take long to respond to a steered prompt.
         if steer is not None:
             steer.placed.set()
         acceptance = await steered.wait()
         return acceptance._replace(is_duplicate=True) if is_duplicate else acceptance
+
+    async def _check_accepts_prompts(self) -> None:
+        """Check everything that can refuse a prompt, whether it becomes a turn or is steered."""
+        await self._core.check_accepts_prompts()
+        if self.disk_refusal is not None:
+            raise self.disk_refusal
+
+    def _reserve_capacity(self, turn: Turn) -> None:
+        """Check the limits on waiting turns and on agents, and reserve the prompt's bytes."""
+        self.waiting.check_capacity()
+        self._core.context.slots.check_own_limit(self._agent)
+        turn.reserve(self._core.context.quotas.waiting_bytes, self._core.row.app_name)
 
     async def _accept_turn(
         self, turn: Turn, *, steered: SteeredPrompt | None = None, error: Error | None = None
@@ -188,7 +206,7 @@ class TurnQueue:
     def _may_run_at_once(self) -> bool:
         context = self._core.context
         is_open = self._core.is_open and not (context.is_draining or context.is_reloading)
-        is_idle = self._task is None and not self._settings.is_changing
+        is_idle = not (self._loop.is_running or self._settings.is_changing)
         is_idle = is_idle and not self._core.row.owes_history
         may_send = is_open and is_idle and context.slots.has_slot(self._agent)
         return may_send and not self._agent.backend_agent.is_outdated
@@ -207,7 +225,7 @@ class TurnQueue:
         turn.withdraw(CancelCause.CANCEL)
         turn.refuse()
         if self._current.turn is turn:
-            self._start_running()
+            self._loop.start()
 
     def _accept_stored(self, turn: Turn, *, is_queued: bool) -> None:
         """Queue a turn that has been stored, or let its prompt reach the agent."""
@@ -218,8 +236,7 @@ class TurnQueue:
             turn.withdraw(cause)
             self._end_waiting(cause)
         self._runner.admit(turn)
-        if self._task is None and (not is_queued or self.waiting):
-            self._start_running()
+        self._loop.start()
 
     def _ending_cause(self) -> CancelCause | None:
         """The reason for which the session runs no more turns; None if it does."""
@@ -317,8 +334,7 @@ class TurnQueue:
                 turn.reserve(self._core.context.quotas.waiting_bytes, self._core.row.app_name)
             self._ids.add(turn.client_id, Acceptance(turn))
             self.waiting.append(turn)
-        if self.waiting and self._task is None:
-            self._start_running()
+        self._loop.start()
 
     def _end_waiting(self, cause: CancelCause) -> None:
         while self.waiting:
@@ -327,72 +343,3 @@ class TurnQueue:
     def _end(self, turn: Turn, cause: CancelCause) -> None:
         turn.cancel_cause = cause
         self._recorder.end(turn)
-
-    # A reload of the server
-
-    @property
-    def _is_reloading(self) -> bool:
-        return self._core.context.is_reloading
-
-    @property
-    def is_half_done(self) -> bool:
-        """Whether a prompt is on its way to the agent."""
-        turn = self._current.turn
-        is_on_way = turn is not None and turn.handle is not None and not turn.is_sent
-        return is_on_way or self._accept_lock.locked() or not self.steering.is_settled
-
-    def suspend(self) -> None:
-        """Withdraw the current turn if the agent does not have its prompt. No turn begins."""
-        turn = self._current.turn
-        if turn is not None and not turn.is_sent:
-            turn.suspend()
-
-    @property
-    def is_suspended(self) -> bool:
-        """Whether the agent has the prompt of the current turn, if there is one."""
-        turn = self._current.turn
-        is_quiet = not self._accept_lock.locked() and self.steering.is_settled
-        return is_quiet and (turn is None or turn.is_sent)
-
-    def resume(self) -> None:
-        """Run the turns after a reload, or after one that was given up."""
-        if self._task is None and (self.waiting or self._current.turn is not None):
-            self._start_running()
-
-    # Running
-
-    def _start_running(self) -> None:
-        self._task = self._core.context.tasks.spawn(self._run(), f"turns-{self._core.id}")
-
-    async def _run(self) -> None:
-        """Run the current turn and then the waiting ones."""
-        slots = self._core.context.slots
-        try:
-            while (self._current.turn is not None or self.waiting) and not self._is_reloading:
-                if self._current.turn is None:
-                    self._current.turn = self.waiting.pop_first()
-                    self._current.turn.prepare()
-                if not self._current.turn.has_ended:
-                    await self._runner.run(self._current.turn)
-                if self._current.turn.state is TurnState.PREPARING:  # suspended
-                    break
-                if self.steering:
-                    await self.steering.settle(self._core.context.settings.cancel_grace_secs)
-                self._current.turn = None
-                if self.waiting and slots.must_yield(self._agent):
-                    await self._yield_slot()
-        finally:
-            turn = self._current.turn
-            if self._is_reloading and turn is not None and turn.state is TurnState.PREPARING:
-                turn.requeue()
-                self.waiting.prepend(turn)
-            self._current.turn = None
-            self._task = None
-            self._agent.last_used = self._core.context.clock()
-            self._agent.release_unused_slot()
-            slots.reconsider()
-
-    async def _yield_slot(self) -> None:
-        """End the agent between two turns, so that an app with fewer agents gets its slot."""
-        if not (self._requests or self._settings.is_changing):
-            await self._agent.end(URGENT_GRACE_SECS)

@@ -18,7 +18,7 @@ from .agent_requests import WaitingRequests
 from .core import SessionCore
 from .session_agent import SessionAgent
 from .session_settings import SessionSettings
-from .turns import Turn
+from .turns import Turn, resolve_end
 from .usage import SessionUsage
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class TurnRecorder:
         turn.stop_timers()
         if turn.is_sent:
             self._core.snapshots.after_turn(turn.index)
-        reason, error = turn.resolve_end(stop_reason, error)
+        reason, error = resolve_end(turn, stop_reason, error)
         self._requests.cancel(turn.index)
         if not turn.has_started:
             self.start(turn, "kept" if self._core.row.has_context else "new")

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from ..agents.prompt_handle import PromptHandle
 from ..codec import loads, parse_message
 from ..errors import Error, ErrorCode
@@ -59,24 +57,6 @@ TURN_TRANSITIONS: Transitions[TurnState] = {
     TurnState.STARTED: {TurnState.ENDED},
     TurnState.ENDED: set(),
 }
-
-
-class CarriedTurn(msgspec.Struct, kw_only=True):
-    """The part of an unfinished turn that the database lacks, for the next version of the server.
-
-    Attributes:
-        changes: the positions of :attr:`Turn.changes` among the session's changes.
-    """
-
-    index: int
-    request_id: str | None
-    accepted_at: float
-    dispatched_at: float
-    first_update_at: float
-    runs_since: float
-    is_sent: bool
-    cancel_cause: CancelCause | None
-    changes: list[int]
 
 
 class Turn:
@@ -244,28 +224,6 @@ class Turn:
         self.is_suspended = False
         self.dispatched_at = 0.0
 
-    def pack(self, changes: Sequence[SettingChange]) -> CarriedTurn:
-        """Return the state for the next version; *changes* are those that are not made yet."""
-        return CarriedTurn(
-            index=self.index,
-            request_id=self.request_id,
-            accepted_at=self.accepted_at,
-            dispatched_at=self.dispatched_at,
-            first_update_at=self.first_update_at,
-            runs_since=self.runs_since,
-            is_sent=self.is_sent,
-            cancel_cause=self.cancel_cause,
-            changes=[changes.index(one) for one in self.changes if one in changes],
-        )
-
-    def restore(self, carried: CarriedTurn, changes: Sequence[SettingChange]) -> None:
-        """Restore the state of a turn of an earlier version of the server."""
-        self.request_id = carried.request_id
-        self.accepted_at, self.dispatched_at = carried.accepted_at, carried.dispatched_at
-        self.first_update_at, self.runs_since = carried.first_update_at, carried.runs_since
-        self.is_sent, self.cancel_cause = carried.is_sent, carried.cancel_cause
-        self.changes = [changes[n] for n in carried.changes]
-
     def start(self, first_seq: int) -> None:
         """Note that ``turn_start`` is in the log."""
         self._state.move_to(TurnState.STARTED)
@@ -319,29 +277,6 @@ class Turn:
         for timer in self._timers:
             timer.cancel()
 
-    def resolve_end(self, stop_reason: str | None, error: Error | None) -> tuple[str, Error | None]:
-        """Return the turn's stop reason and error.
-
-        Args:
-            stop_reason: of the agent's response; None if there is none.
-            error: the reason for which there is none.
-        """
-        if self.cancel_cause is CancelCause.CANCEL:
-            return "cancelled", None
-        if self.cancel_cause is CancelCause.REFUSED and self.refusal is not None:
-            return "error", self.refusal
-        if self.cancel_cause is CancelCause.TIMEOUT:
-            return "error", Error(ErrorCode.AGENT_TIMEOUT, "the turn reached its time limit")
-        if self.cancel_cause is CancelCause.RESTART and stop_reason in (None, "cancelled"):
-            return "error", Error(
-                ErrorCode.SERVER_RESTARTED,
-                "the server restarted during the turn; send the prompt again",
-            )
-        if stop_reason is None:
-            message = "the agent ended the turn without a response"
-            return "error", error or Error(ErrorCode.AGENT_FAILED, message)
-        return stop_reason, None
-
 
 class Acceptance(NamedTuple):
     """The turn of an accepted prompt.
@@ -386,6 +321,32 @@ class CurrentTurn:
         if turn is not None and turn.first_seq is not None:
             return turn.index
         return self.last_sent_index
+
+
+def resolve_end(
+    turn: Turn, stop_reason: str | None, error: Error | None
+) -> tuple[str, Error | None]:
+    """Return the stop reason and the error that clients receive at the end of *turn*.
+
+    Args:
+        stop_reason: of the agent's response; None if there is none.
+        error: the reason for which there is none.
+    """
+    if turn.cancel_cause is CancelCause.CANCEL:
+        return "cancelled", None
+    if turn.cancel_cause is CancelCause.REFUSED and turn.refusal is not None:
+        return "error", turn.refusal
+    if turn.cancel_cause is CancelCause.TIMEOUT:
+        return "error", Error(ErrorCode.AGENT_TIMEOUT, "the turn reached its time limit")
+    if turn.cancel_cause is CancelCause.RESTART and stop_reason in (None, "cancelled"):
+        return "error", Error(
+            ErrorCode.SERVER_RESTARTED,
+            "the server restarted during the turn; send the prompt again",
+        )
+    if stop_reason is None:
+        message = "the agent ended the turn without a response"
+        return "error", error or Error(ErrorCode.AGENT_FAILED, message)
+    return stop_reason, None
 
 
 def _preview_of(blocks: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from server.errors import Error
-from server.sessions.turns import CancelCause, CurrentTurn, Turn, TurnState
+from server.sessions.turns import CancelCause, CurrentTurn, Turn, TurnState, resolve_end
 from server.states import IllegalTransitionError
 from server.storage.schema import TurnRow
 
@@ -79,7 +79,7 @@ async def test_end_of_a_turn_depends_on_its_cancel_cause(
 ) -> None:
     turn = new_turn()
     turn.cancel_cause = cause
-    reason, error = turn.resolve_end(stop_reason, None)
+    reason, error = resolve_end(turn, stop_reason, None)
     assert (reason, error.code if isinstance(error, Error) else None) == expected
 
 
