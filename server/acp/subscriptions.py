@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterator
 from ..errors import Error, ErrorCode
 from ..sessions.session import Session
 from ..ws import framing
-from ..ws.connection import WRITE_BYTES
 from ..ws.outbox import Outbox
+from ..ws.paced_writer import WRITE_BYTES
 from . import jsonrpc
 from .subscription import SessionSubscription
 from .update_filter import UpdateFilter

@@ -16,10 +16,10 @@ from ..sessions.session import Session
 from ..uploads.files import FileStore
 from . import framing, protocol
 from .command_socket import CommandSocket
-from .connection import WRITE_BYTES
 from .cursors import SessionCursors
 from .list_follower import ListFollower
-from .remote_commands import RemoteCommands
+from .paced_writer import WRITE_BYTES
+from .remote_commands import RemoteCommands, commands_for
 from .session_commands import SessionCommands, ready_of
 
 
@@ -153,27 +153,15 @@ class AppSocket(CommandSocket):
         }
         known = self._commands.get(session.id)
         if known is None:
-            send = partial(self._send_addressed, session.id)
-            if isinstance(session, RemoteSession):
-                known = RemoteCommands(
-                    session,
-                    self._credential,
-                    send,
-                    request_id=self._request_id,
-                    sessions=self._sessions,
-                    files=self._files,
-                    hold=partial(self._cursors.hold, session.id),
-                )
-            else:
-                known = SessionCommands(
-                    session,
-                    self._credential,
-                    send,
-                    request_id=self._request_id,
-                    sessions=self._sessions,
-                    files=self._files,
-                )
-            self._commands[session.id] = known
+            known = self._commands[session.id] = commands_for(
+                session,
+                self._credential,
+                partial(self._send_addressed, session.id),
+                request_id=self._request_id,
+                sessions=self._sessions,
+                files=self._files,
+                hold=partial(self._cursors.hold, session.id),
+            )
         return known
 
     def _send_addressed(self, session_id: str, message: bytes) -> None:

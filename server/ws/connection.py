@@ -21,17 +21,16 @@ from aiohttp import WSMsgType, web
 
 from ..errors import CloseCode, failure_of
 from ..limits import TokenBucket
-from . import framing, tcp
+from . import framing
 from .disconnect import Disconnect
 from .incoming import IncomingMessages, track_incoming
 from .liveness import Liveness
 from .outbox import Outbox
+from .paced_writer import WRITE_BYTES, PacedWriter
 from .upgrade import TOO_BIG, is_too_big
 
 logger = logging.getLogger(__name__)
 
-WRITE_BYTES = 256 << 10
-"""Bytes that are given to the transport at once; further entries stay in the log."""
 BURST_SECS = 10
 """A client may send the messages of this many seconds at once."""
 CLOSE_TIMEOUT_SECS = 3.0
@@ -47,7 +46,7 @@ class WebSocketConnection(abc.ABC):
         messages_per_sec: how many messages the client may send.
 
     Attributes:
-        is_backpressured: the client reads slowly; the writer waits for it.
+        output: the bytes to the client.
         liveness: the client's signs of life.
     """
 
@@ -60,13 +59,11 @@ class WebSocketConnection(abc.ABC):
         name: str,
         messages_per_sec: float,
     ) -> None:
-        assert request.transport is not None
         self.app_name = app_name
         self.name = name
-        self.is_backpressured = False
+        self.output = PacedWriter(request)
         self._request = request
         self._response = response
-        self._transport: asyncio.WriteTransport = request.transport
         self._rate = TokenBucket(messages_per_sec, BURST_SECS * messages_per_sec)
         self._outbox = Outbox()
         self._incoming: IncomingMessages | None = None
@@ -80,10 +77,7 @@ class WebSocketConnection(abc.ABC):
         self._read_timeout: asyncio.Timeout | None = None
         self._is_heartbeat_due = False
         self._pong: bytes | None = None
-        self._written = 0
-        self._clock: Callable[[], float] = time.monotonic
-        self._last_write = self._clock()
-        self.liveness = Liveness(self._last_write)
+        self.liveness = Liveness(self.output.last_write)
 
     # Implemented by subclasses
 
@@ -153,27 +147,21 @@ class WebSocketConnection(abc.ABC):
         if self._request.transport is not None:
             self._request.transport.abort()
 
-    @property
-    def descriptor(self) -> int:
-        """The descriptor of the socket; -1 if it is closed."""
-        found = self._transport.get_extra_info("socket")
-        return -1 if found is None or self._transport.is_closing() else int(found.fileno())
-
     def check_liveness(self, now: float, heartbeat: float, stall_timeout: float) -> None:
         """Send a heartbeat if it is due, and drop a client that is stalled or does not answer."""
         # A client that had read everything, and was sent nothing since, is not stalled.
-        has_read_all = self.liveness.bytes_read == self._written
-        unread = 0 if has_read_all else tcp.unread_bytes(self._transport)
-        if self.liveness.is_stalled(now, self._written, unread, stall_timeout):
+        written = self.output.written
+        unread = 0 if self.liveness.bytes_read == written else self.output.unread_bytes()
+        if self.liveness.is_stalled(now, written, unread, stall_timeout):
             logger.info("%s: connection stalled; aborted", self.name)
             self.close(Disconnect(CloseCode.STALLED, "the client reads nothing"))
             self.abort()
             return
         if self._incoming is not None:
             self._incoming.check_timeouts(now)
-        if self.is_backpressured:
+        if self.output.is_backpressured:
             return
-        if self.liveness.is_silent(now, self._last_write, heartbeat, stall_timeout):
+        if self.liveness.is_silent(now, self.output.last_write, heartbeat, stall_timeout):
             self.close(Disconnect(CloseCode.NO_PONG, "no pong"))
         if self.liveness.is_heartbeat_due(now, heartbeat):
             self._is_heartbeat_due = True
@@ -191,11 +179,8 @@ class WebSocketConnection(abc.ABC):
             clock: returns monotonic seconds.
             close_timeout: seconds that the closing handshake may take.
         """
-        self._clock = clock
-        self._last_write = clock()
-        self.liveness = Liveness(self._last_write)
-        tcp.limit_kernel_buffer(self._transport)
-        self._transport.set_write_buffer_limits(high=WRITE_BYTES)
+        self.output.start(clock)
+        self.liveness = Liveness(self.output.last_write)
         self._incoming = track_incoming(self._request, self.app_name, self.close)
         self.on_open()
         writer = self._writer = asyncio.create_task(self._write_loop(), name=self.name)
@@ -230,7 +215,7 @@ class WebSocketConnection(abc.ABC):
         except Exception as error:  # noqa: BLE001 - failure_of logs it
             self._disconnect = Disconnect.from_error(failure_of(error, self.name))
             with contextlib.suppress(ConnectionError):
-                self._write(b"".join(self.closing_frames(self._disconnect)))
+                self.output.write(b"".join(self.closing_frames(self._disconnect)))
         if self._read_timeout is not None:
             self._read_timeout.reschedule(0)
 
@@ -245,50 +230,20 @@ class WebSocketConnection(abc.ABC):
                 self._is_heartbeat_due = False
                 frames += [*self.heartbeat_frames(), framing.ping_frame()]
             elif frames:
-                self._last_write = self._clock()
+                self.output.note_data()
             if self._pong is not None:
                 frames.append(framing.pong_frame(self._pong))
                 self._pong = None
             disconnect = self._disconnect = self._disconnect or self.final_close()
             if disconnect is not None:
                 frames += self.closing_frames(disconnect)
-            await self._write_in_pieces(b"".join(frames))
-            await self._drain(WRITE_BYTES if disconnect is None else 0)
+            await self.output.write_in_pieces(b"".join(frames))
+            await self.output.drain(WRITE_BYTES if disconnect is None else 0)
             self._outbox.note_written()
             if disconnect is not None:
                 return True
             if not self._outbox and not self.has_more():
                 return False
-
-    async def _write_in_pieces(self, data: bytes) -> None:
-        """Write *data*, of which one entry may be megabytes, at the client's pace."""
-        view = memoryview(data)
-        while len(view) > 2 * WRITE_BYTES:
-            self._write(view[:WRITE_BYTES])
-            view = view[WRITE_BYTES:]
-            await self._drain(WRITE_BYTES)
-        self._write(view)
-
-    def _write(self, data: bytes | memoryview) -> None:
-        if self._transport.is_closing():
-            raise ConnectionResetError
-        self._written += len(data)
-        self._transport.write(data)
-
-    async def _drain(self, limit: int) -> None:
-        """Wait until the transport's buffer has at most about *limit* bytes."""
-        if self._transport.is_closing():
-            raise ConnectionResetError
-        if self._transport.get_write_buffer_size() <= limit:
-            await asyncio.sleep(0)  # the transport is not paused: only let other tasks run
-            return
-        self._transport.set_write_buffer_limits(high=limit)
-        self.is_backpressured = True
-        try:
-            await self._request.writer.drain()
-        finally:
-            self.is_backpressured = False
-            self._last_write = self._clock()
 
     # The reader
 
@@ -297,7 +252,7 @@ class WebSocketConnection(abc.ABC):
             message = await self._unless_writer_ends(self._response.receive())
             if message is None:
                 return
-            self.liveness.last_heard = self._clock()
+            self.liveness.last_heard = self.output.clock()
             if not self._rate.allows():
                 self.close(Disconnect(CloseCode.RATE_LIMIT, "too many frames", retry_after_ms=1000))
                 await asyncio.wait({self._writer})

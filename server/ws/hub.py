@@ -175,8 +175,10 @@ class Hub:
 
     @property
     def descriptors(self) -> list[int]:
-        """Those of the sockets of all connections."""
-        return [one for connection in self.connections if (one := connection.descriptor) >= 0]
+        """The descriptors of the sockets of all connections."""
+        return [
+            one for connection in self.connections if (one := connection.output.descriptor) >= 0
+        ]
 
     async def heartbeat_loop(self) -> None:
         """Check the liveness of all connections, forever."""

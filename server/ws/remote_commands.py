@@ -150,6 +150,32 @@ class RemoteCommands:
                 self._done.set_exception(ChannelLostError())
 
 
+def commands_for(
+    session: Session | RemoteSession,
+    credential: Credential,
+    send: Callable[[bytes], None],
+    *,
+    request_id: str,
+    sessions: SessionRegistry,
+    files: FileStore,
+    hold: Callable[[bool], None],
+) -> SessionCommands | RemoteCommands:
+    """Return the object that executes a client's commands, on the node that runs *session*."""
+    if isinstance(session, RemoteSession):
+        return RemoteCommands(
+            session,
+            credential,
+            send,
+            request_id=request_id,
+            sessions=sessions,
+            files=files,
+            hold=hold,
+        )
+    return SessionCommands(
+        session, credential, send, request_id=request_id, sessions=sessions, files=files
+    )
+
+
 class CommandServer:
     """Executes the commands that clients of other nodes send for sessions of this node."""
 

@@ -21,10 +21,10 @@ from ..sessions.session import Session
 from ..uploads.files import FileStore
 from . import framing, protocol
 from .command_socket import CommandSocket
-from .connection import WRITE_BYTES
 from .disconnect import Disconnect
-from .remote_commands import RemoteCommands
-from .session_commands import SessionCommands, ready_of
+from .paced_writer import WRITE_BYTES
+from .remote_commands import RemoteCommands, commands_for
+from .session_commands import ready_of
 
 
 class SessionSocket(CommandSocket):
@@ -62,21 +62,15 @@ class SessionSocket(CommandSocket):
         self._cursor = head if cursor is None else cursor
         self._is_send_scheduled = False
         self._is_held = False
-        client = credential, self.send
-        self._commands: SessionCommands | RemoteCommands
-        if isinstance(session, RemoteSession):
-            self._commands = RemoteCommands(
-                session,
-                *client,
-                request_id=request_id,
-                sessions=sessions,
-                files=files,
-                hold=self._hold,
-            )
-        else:
-            self._commands = SessionCommands(
-                session, *client, request_id=request_id, sessions=sessions, files=files
-            )
+        self._commands = commands_for(
+            session,
+            credential,
+            self.send,
+            request_id=request_id,
+            sessions=sessions,
+            files=files,
+            hold=self._hold,
+        )
 
     @property
     def lag(self) -> int:
@@ -114,9 +108,9 @@ class SessionSocket(CommandSocket):
         if batches is None or len(batches) > 1 or (batches and len(batches[0].body) > WRITE_BYTES):
             self.schedule_write()
         elif batches:
-            self._write(framing.batch_frames(batches[0]))
+            self.output.write(framing.batch_frames(batches[0]))
             self._cursor = batches[0].last
-            self._last_write = self._clock()
+            self.output.note_data()
 
     def _can_write_now(self) -> bool:
         """Whether the writer waits, and the transport's buffer is empty."""
@@ -124,8 +118,7 @@ class SessionSocket(CommandSocket):
             self._is_idle
             and not self._is_held
             and not self.session.is_log_complete  # the writer must close the connection
-            and not self._transport.is_closing()
-            and not self._transport.get_write_buffer_size()
+            and self.output.is_empty
         )
 
     def _hold(self, is_held: bool) -> None:

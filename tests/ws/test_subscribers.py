@@ -115,7 +115,7 @@ async def test_slow_acp_client_gets_everything_and_a_stalled_one_is_dropped(
 
 
 def draining(server: LocalServer) -> int:
-    return sum(one.is_backpressured for one in subscribers(server))
+    return sum(one.output.is_backpressured for one in subscribers(server))
 
 
 async def is_idle(client: Client, session: str, turns: int) -> bool:
